@@ -1,0 +1,97 @@
+"""python -m data_prep DATASET --out DIR: the command line of `data_prep.prepare`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from data_prep import prepare
+from data_prep.progress import shown_progress
+from fastwi.cli import run_command
+from fastwi.errors import UserError
+from fastwi.version import __version__
+
+_DESCRIPTION = """\
+Write a dataset as train.beton, test.beton and card.json into a directory.
+
+The .beton files are FFCV's: uint8 RGB images, raw or JPEG, and an integer label each. They are replaced only when
+complete. Exit codes: 0 ok, 1 the run failed, 2 bad input or use, 130 interrupted, 143 terminated."""
+
+_HELP = {
+    "cifar10": "CIFAR-10: 50,000 + 10,000 images of 32 x 32, 10 classes; downloaded, or from --source",
+    "cifar100": "CIFAR-100: likewise, 100 classes",
+    "svhn": "SVHN, cropped digits: 73,257 + 26,032 images of 32 x 32; downloaded, or from --source",
+    "cinic10": "CINIC-10: 90,000 + 90,000 images of 32 x 32; from --source, an image folder or a zip of it",
+    "folder": "an image folder, or a zip of one: [prefix/]train/<class>/*.png or *.jpg, test/<class>/...",
+    "digits": "scikit-learn's digits: 1,437 + 360 images, 8 x 8 repeated to 16 x 16; needs no download",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m data_prep",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fastwi {__version__}")
+    datasets = parser.add_subparsers(dest="dataset", metavar="DATASET", required=True)
+    for dataset, text in _HELP.items():
+        command = datasets.add_parser(dataset, help=text, description=text, allow_abbrev=False)
+        command.add_argument("--out", required=True, metavar="DIR", help="directory to write; made if missing")
+        command.add_argument("--name", help="the dataset's name in card.json")
+        command.add_argument(
+            "--writer",
+            choices=("auto", "ffcv", "raw"),
+            default="auto",
+            help="FFCV, the project's own, or FFCV where it is installed (auto); the files are the same",
+        )
+        if dataset in ("folder", "cinic10"):
+            command.add_argument("--source", required=True, metavar="PATH", help="the folder or the zip")
+            command.add_argument("--size", type=int, metavar="N", help="resize every image to N x N pixels")
+            command.add_argument("--with-valid", action="store_true", help="add valid/ to the training images")
+            command.add_argument(
+                "--write-mode",
+                choices=("raw", "jpeg", "smart"),
+                default="raw",
+                help="pixels; or, for sets larger than memory, smart: JPEG files as they are, other images raw, so "
+                "that nothing is lost; jpeg: others encoded as JPEGs",
+            )
+            command.add_argument("--keep-size", action="store_true", help="store images of several sizes as they are")
+        elif dataset != "digits":
+            command.add_argument(
+                "--source",
+                metavar="PATH",
+                help="a local copy, as torchvision lays it out, or a CIFAR .tar.gz",
+            )
+    return parser
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = vars(_parser().parse_args(arguments))
+    dataset, out = options.pop("dataset"), options.pop("out")
+    with shown_progress() as report:
+        directory = prepare(dataset, out, report=report, **options)
+    from fastwi.data.card import read_card
+
+    card = read_card(directory)
+    height, width, _ = card.image_shape
+    counts = " + ".join(f"{count:,} {split}" for split, count in card.counts.items())
+    sizes = f"{height} x {width}" if card.sizes == "one" else "several sizes"
+    kind = "" if card.encoding == "raw" else f" ({card.encoding})"
+    print(f"{directory}: {card.name}, {counts} images of {sizes}{kind}, {len(card.classes)} classes")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code. `arguments`: None takes those of the process."""
+    return run_command(lambda: _run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

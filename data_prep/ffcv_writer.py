@@ -1,0 +1,104 @@
+"""FFCV's DatasetWriter with one worker, in this process. Importing FFCV takes seconds, import it late."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import queue
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.dataset import Split
+from fastwi.beton.writer import IMAGE_FIELD, LABEL_FIELD, page_size_for
+
+_REPORT_EVERY = 500  # images
+
+
+@contextlib.contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """Importing FFCV sets torch's threads to 1."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+with _torch_threads_kept():
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.memory_allocator import MemoryAllocator
+    from ffcv.writer import DatasetWriter
+
+
+class _InlineWriter(DatasetWriter):
+    """FFCV's writer, its one worker's job done here and not in a process of its own.
+
+    FFCV waits for ever for a worker that died, on a full disk say. Here the worker's exception arrives.
+    """
+
+    def _write_common(
+        self,
+        num_samples: int,
+        queue_content: Any,
+        work_fn: Callable[..., None],
+        extra_worker_args: tuple[Any, ...],
+    ) -> None:
+        self.num_samples = num_samples
+        self.prepare()
+        try:
+            work: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            for chunk in [*queue_content, None]:
+                work.put(chunk)
+            allocations: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            work_fn(
+                work,
+                self.metadata_sm,
+                self.metadata_type,
+                self.fields,
+                MemoryAllocator(self.fname, self.data_region_start, self.page_size),
+                multiprocessing.Value(ctypes.c_uint64, 0),
+                allocations,
+                *extra_worker_args,
+            )
+            self.finalize(allocations.get())
+        except BaseException as error:
+            # The worker's frame holds an array over the shared memory, which could not be closed under it.
+            traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            self.metadata_sm.close()
+            self.metadata_sm.unlink()
+
+
+class _Samples:
+    """A split as FFCV asks for it: a length, and (image, label) by index."""
+
+    def __init__(self, split: Split, progress: Callable[[int], None]) -> None:
+        self._split = split
+        self._progress = progress
+
+    def __len__(self) -> int:
+        return len(self._split.labels_N)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if (index + 1) % _REPORT_EVERY == 0 or index + 1 == len(self):
+            self._progress(index + 1)
+        return self._split.images_NHWC[index], int(self._split.labels_N[index])
+
+
+def write_with_ffcv(path: str | os.PathLike[str], split: Split, progress: Callable[[int], None]) -> None:
+    """Write a split as a raw .beton file at `path`, in place; an OSError comes out as it is.
+
+    `progress` is called with the number of images done.
+    """
+    writer = _InlineWriter(
+        os.fspath(Path(path)),
+        {IMAGE_FIELD: RGBImageField(write_mode="raw"), LABEL_FIELD: IntField()},
+        page_size=page_size_for(split.images_NHWC[0].nbytes),
+        num_workers=1,
+    )
+    writer.from_indexed_dataset(_Samples(split, progress))

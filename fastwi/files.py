@@ -1,0 +1,70 @@
+"""Files that are either whole or absent: written beside their final name, flushed, then renamed."""
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from fastwi.errors import UserError
+
+
+def _say(error: OSError, path: Path) -> UserError:
+    """The one line for an operating-system error met while writing `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{path}: no space left on the device; free some or write elsewhere")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"{path}: not writable ({os.strerror(error.errno)}); choose another directory")
+    return UserError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
+
+    Whatever goes wrong inside the block (an exception, Ctrl-C) removes the temporary file and leaves any
+    earlier `path` as it was. A kill -9 leaves at most the hidden temporary file, never a half `path`.
+    Raises UserError, in one line, where the operating system refuses to write.
+    """
+    final = Path(path)
+    temporary: Path | None = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0600 would lock out a group's other members
+        os.replace(temporary, final)
+    except OSError as error:
+        raise _say(error, final) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_open(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """`open(path, mode)` for writing a whole file, with the promise of `atomic_path`."""
+    with atomic_path(path) as temporary, open(temporary, mode) as stream:
+        yield stream
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text`, atomically."""
+    with atomic_open(path, "w") as stream:
+        stream.write(text)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_open(path, "w") as stream:
+        json.dump(value, stream, indent=2, sort_keys=False)
+        stream.write("\n")

@@ -1,0 +1,219 @@
+"""Both writers, and what a write that fails or is stopped leaves behind."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from prepared import card_values, check_prepared, digits, snapshot, some_digits, two_splits, write_zip
+
+import data_prep
+import data_prep.write
+from data_prep import prepare
+from data_prep.dataset import Dataset, Split, silent
+from data_prep.write import channel_statistics, write_dataset
+from fastwi.errors import UserError
+
+ROOT = Path(data_prep.__file__).parents[1]
+has_ffcv = importlib.util.find_spec("ffcv") is not None
+needs_ffcv = [pytest.mark.ffcv, pytest.mark.skipif(not has_ffcv, reason="FFCV is not installed")]
+both_writers = pytest.mark.parametrize("writer", ["raw", pytest.param("ffcv", marks=needs_ffcv)])
+
+
+def small_dataset() -> Dataset:
+    classes = tuple(f"class{label}" for label in range(10))
+    return Dataset("small", classes, some_digits(3), some_digits(2, skip=10), "made for a test")
+
+
+def test_statistics_are_exact_and_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (37, 5, 6, 3), dtype=np.uint8)
+    pixels = images_NHWC.reshape(-1, 3).astype(np.float64) / 255
+    expected = channel_statistics(images_NHWC)
+    np.testing.assert_allclose(expected[0], pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(expected[1], pixels.std(axis=0), rtol=1e-12)
+    monkeypatch.setattr(data_prep.write, "_STATISTICS_BLOCK", 10)
+    assert channel_statistics(images_NHWC[::-1]) == expected
+    assert channel_statistics(np.full((4, 2, 2, 3), 255, np.uint8)) == ((1, 1, 1), (0, 0, 0))
+
+
+@pytest.mark.ffcv
+@pytest.mark.skipif(not has_ffcv, reason="FFCV is not installed")
+def test_both_writers_write_the_same_files(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        write_dataset(small_dataset(), data_prep.write.make_directory(tmp_path / "ffcv"), "ffcv", silent)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    write_dataset(small_dataset(), data_prep.write.make_directory(tmp_path / "raw"), "raw", silent)
+    for name in ("train.beton", "test.beton"):
+        assert (tmp_path / "ffcv" / name).read_bytes() == (tmp_path / "raw" / name).read_bytes()
+    cards = [card_values(tmp_path / writer) for writer in ("ffcv", "raw")]
+    assert [card.pop("writer") for card in cards] == ["ffcv 1.0.2", f"fastwi {data_prep.write.__version__}"]
+    assert cards[0] == cards[1]
+
+
+@both_writers
+def test_earlier_files_are_replaced(tmp_path: Path, writer: str) -> None:
+    first = small_dataset()
+    write_dataset(first, tmp_path, writer, silent)
+    check_prepared(tmp_path, first.train, first.test)
+    second = Dataset("small", first.classes, first.test, first.train, "the other way round")
+    write_dataset(second, tmp_path, writer, silent)
+    check_prepared(tmp_path, first.test, first.train)
+
+
+@both_writers
+def test_progress_counts_up_to_all(tmp_path: Path, writer: str) -> None:
+    seen: list[tuple[str, int, int]] = []
+    source = write_zip(tmp_path / "s.zip", two_splits()[2])
+    prepare("folder", tmp_path / "out", source, writer=writer, report=lambda *said: seen.append(said))
+    assert seen == [
+        ("read train", 30, 30),
+        ("read test", 20, 20),
+        ("write train.beton", 30, 30),
+        ("write test.beton", 20, 20),
+    ]
+
+
+def test_auto_is_ffcv_only_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    write_dataset(small_dataset(), tmp_path, "auto", silent)
+    assert card_values(tmp_path)["writer"].startswith("fastwi ")
+
+
+def test_an_ffcv_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "data_prep.ffcv_writer", None)
+    write_dataset(small_dataset(), tmp_path, "auto", silent)
+    assert card_values(tmp_path)["writer"].startswith("fastwi ")
+    with pytest.raises(UserError, match=r"ffcv: cannot be imported .*fastwi\.doctor.*--writer raw"):
+        write_dataset(small_dataset(), tmp_path, "ffcv", silent)
+
+
+def test_an_unknown_writer(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="writer pickle: choose one of auto, ffcv, raw"):
+        write_dataset(small_dataset(), tmp_path, "pickle", silent)
+
+
+def test_splits_of_two_sizes(tmp_path: Path) -> None:
+    good = small_dataset()
+    cropped = Split(good.test.images_NHWC[:, 1:], good.test.labels_N)
+    with pytest.raises(UserError, match=r"training images are \(16, 16, 3\), test images \(15, 16, 3\)"):
+        write_dataset(Dataset("small", good.classes, good.train, cropped, "x"), tmp_path, "raw", silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_bytes_lost_on_the_way_to_the_disk_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    write_dataset(small_dataset(), tmp_path, "raw", silent)
+    before = snapshot(tmp_path)
+
+    def lossy(path: Path, split: Split, progress: object) -> None:
+        whole = before["train.beton"]
+        changed = whole[:-24] if damage == "cut" else whole[: 1 << 21] + b"\7" + whole[(1 << 21) + 1 :]
+        path.write_bytes(changed)
+
+    monkeypatch.setattr(data_prep.write, "_write_raw", lossy)
+    with pytest.raises(UserError, match=r"train\.beton: does not read back as it was written; check the disk"):
+        write_dataset(small_dataset(), tmp_path, "raw", silent)
+    assert snapshot(tmp_path) == before
+
+
+def test_out_that_cannot_be_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=r"cannot be made .*; choose another --out"):
+            prepare("digits", out)
+
+
+def run_python(program: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+# The command, standing still once the test split is being written: the training split is complete by then.
+STANDS_STILL = """
+import contextlib, sys, time
+import data_prep.__main__ as command
+
+def report(stage, done, total):
+    if stage == "write test.beton":
+        print("writing", flush=True)
+        time.sleep(600)
+
+command.shown_progress = lambda: contextlib.nullcontext(report)
+sys.exit(command.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("writer", "number", "code", "said"),
+    [
+        ("raw", signal.SIGINT, 130, "fastwi: interrupted\n"),
+        ("raw", signal.SIGTERM, 143, "fastwi: terminated\n"),
+        ("raw", signal.SIGKILL, -9, ""),
+        pytest.param("ffcv", signal.SIGINT, 130, "fastwi: interrupted\n", marks=needs_ffcv),
+    ],
+)
+def test_a_stopped_write_leaves_the_earlier_dataset(
+    tmp_path: Path, writer: str, number: int, code: int, said: str
+) -> None:
+    write_dataset(small_dataset(), tmp_path, "raw", silent)
+    before = snapshot(tmp_path)
+    arguments = ["digits", "--out", str(tmp_path), "--writer", writer]
+    with run_python(STANDS_STILL, *arguments) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "writing\n"
+        running.send_signal(number)
+        _, err = running.communicate(timeout=300)
+    assert (running.returncode, err) == (code, said)
+    after = snapshot(tmp_path)
+    left = after.keys() - before.keys()
+    if number == signal.SIGKILL:  # nothing can tidy up after that; what is left is hidden
+        assert len(left) == 2
+        assert all(name.startswith(".") and name.endswith(".tmp") for name in left)
+    else:
+        assert not left
+    assert {name: after[name] for name in before} == before
+
+
+@both_writers
+def test_a_full_disk_is_one_line(tmp_path: Path, writer: str) -> None:
+    # A limit on the size of files stops the write as a full disk does: in the midst of the training split.
+    program = (
+        "import resource, sys\n"
+        "from data_prep.__main__ import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    write_dataset(small_dataset(), tmp_path, "raw", silent)
+    before = snapshot(tmp_path)
+    shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    with run_python(program, "digits", "--out", str(tmp_path), "--writer", writer) as running:
+        out, err = running.communicate(timeout=300)
+    assert (running.returncode, out) == (2, "")
+    errors = [line for line in err.splitlines() if line.startswith("fastwi: ")]
+    assert errors == [f"fastwi: error: {tmp_path / 'train.beton'}: cannot be written (File too large)"]
+    assert "Traceback" not in err
+    assert snapshot(tmp_path) == before
+    if os.path.isdir("/dev/shm"):
+        assert {name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("psm_")} == set()
+
+
+def test_digits_through_auto(tmp_path: Path) -> None:
+    prepare("digits", tmp_path)
+    check_prepared(tmp_path, digits().train, digits().test)
