@@ -1,0 +1,201 @@
+"""The configuration of one run: frozen dataclasses, one a section, that every other module reads.
+
+Each field says its help and unit in its metadata, and its bounds or choices where it has any; `--help`, the
+strict reader (`fastwi.config.read`) and the documentation are generated from them. A field's default is what
+the paper says, where it says it (Iyer et al. 2024, Appendix A), else the value that `paper.md`'s open options
+are defaulted to.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field with its help text, unit, inclusive bounds and choices."""
+    metadata = {"help": text, "unit": unit, "low": low, "high": high, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run writes."""
+
+    name: str = option("", "name of the run's directory; empty: the config file's name and a short hash")
+    directory: str = option("runs", "directory that holds the runs")
+    tensorboard: bool = option(
+        False,
+        "write TensorBoard event files too, into the run's directory; needs fastwi[tensorboard]; not for sweeps",
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The dataset: a directory that `python -m data_prep` wrote."""
+
+    path: str = option("data/cifar10", "directory with train.beton, test.beton and card.json")
+    train_images: int = option(0, "train on this many images, drawn evenly over classes; 0: all", low=0)
+    test_images: int = option(0, "evaluate on this many test images, likewise; 0: all", low=0)
+    streaming: str = option(
+        "auto",
+        "images all in memory, or decoded from the disk as they are needed; auto: in memory where they are raw, of "
+        "one size and take at most half of what is free",
+        choices=("auto", "resident", "streamed"),
+    )
+    decoder: str = option(
+        "auto",
+        "who decodes JPEGs: reference (Pillow) or ffcv (its Loader), whose pixels differ; auto: reference",
+        choices=("auto", "ffcv", "reference"),
+    )
+    image_size: int = option(
+        0,
+        "side to which images of another size are cropped (centered square) and resized; 0: the size that card.json "
+        "names, the first training image's",
+        unit="pixels",
+        low=0,
+        high=4096,
+    )
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation (paper, Appendix A): random crop after constant padding, then horizontal flip."""
+
+    padding: int = option(4, "constant 0 added on each side before the random crop", unit="pixels", low=0, high=64)
+    flip: float = option(0.5, "probability of a horizontal flip", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    name: str = option(
+        "resnet20", "name in the model registry, or your own: package.module:attribute or path/to/file.py:attribute"
+    )
+    width: float = option(1.0, "multiplier of the network's channels; not for your own", low=0.0625, high=64)
+    weights: str = option(
+        "",
+        "state dict (.pt, .safetensors) or checkpoint of one network that every parent starts from, with zero "
+        "momentum; empty: drawn from seeds.init",
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """SGD with momentum and weight decay."""
+
+    batch_size: int = option(128, "images of a step", unit="images", low=1)
+    learning_rate: float = option(0.1, "initial learning rate l", low=0.0)
+    momentum: float = option(0.9, "momentum", low=0.0, high=0.999999)
+    weight_decay: float = option(1e-4, "L2 penalty, on every parameter", low=0.0)
+    nesterov: bool = option(False, "Nesterov's form of momentum")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the global epoch (paper, Appendix A)."""
+
+    drop_epochs: tuple[int, ...] = option((80, 120), "epochs at which the rate is multiplied", unit="epochs", low=1)
+    drop_factor: float = option(0.1, "factor of each drop", low=0.0, high=1.0)
+    warmup_iterations: int = option(
+        0, "linear warm-up: the rate at iteration i < t is (i / t) * l", unit="iterations", low=0
+    )
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Parent, children, average (paper, Figure 1)."""
+
+    k: int = option(10, "epochs that the parent trains before cloning", unit="epochs", low=0)
+    s: int = option(10, "epochs that each child trains before averaging", unit="epochs", low=0)
+    after: int = option(10, "epochs that the average trains on", unit="epochs", low=0)
+    children: int = option(2, "children of the parent", low=2, high=4096)
+    weights: tuple[float, ...] = option(
+        (), "weights of the average, one a child, summing to 1; empty: the plain mean"
+    )
+    batch_norm: str = option(
+        "average",
+        "statistics that the average trains on with: the children's averaged, or recomputed on training data",
+        choices=("average", "recompute"),
+    )
+    momentum: str = option(
+        "reset",
+        "momentum that the average starts with: zero, the children's averaged, or the first child's",
+        choices=("reset", "average", "keep"),
+    )
+    continue_children: bool = option(
+        False, "train the children on as well, to compare the average with what they would have become"
+    )
+    children_rate_factor: float = option(
+        1.0,
+        "learning rate of children that are trained on (continue_children), as a factor; 0.1: as if it dropped there",
+        low=0.0,
+        high=1.0,
+    )
+    recompute_images: int = option(
+        0, "training images over which batch-norm statistics are recomputed; 0: all", unit="images", low=0
+    )
+
+
+@dataclass(frozen=True)
+class SeedConfig:
+    """All randomness of a run. Draws are pure functions of (seed, stream, epoch)."""
+
+    init: int = option(0, "seed of the parent's initial weights", low=0, high=2**63 - 1)
+    parent_noise: int = option(0, "noise seed of the parent", low=0, high=2**63 - 1)
+    child_noise: tuple[int, ...] = option(
+        (), "noise seeds, one a child, all different; empty: 1, 2, ... n", low=0, high=2**63 - 1
+    )
+    average_noise: int = option(1000, "noise seed of the average's further training", low=0, high=2**63 - 1)
+    statistics_noise: int = option(
+        1000, "noise seed of the images that batch-norm statistics are recomputed on", low=0, high=2**63 - 1
+    )
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How steps are computed; results agree to float tolerance whatever is chosen here."""
+
+    name: str = option(
+        "auto",
+        "engine that trains the members: one after the other, as branches of one captured step, as one batched "
+        "network; auto: the fastest that python -m fastwi.tune measured here, loop where it has not",
+        choices=("auto", "loop", "graph", "stacked"),
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda where there is one")
+    precision: str = option(
+        "auto",
+        "activations and convolutions; auto: bf16 where the device computes in it, else fp32",
+        choices=("auto", "bf16", "fp16", "fp32"),
+    )
+    deterministic: bool = option(False, "kernels that give the same bits every time, on a GPU too, where slower")
+    backend: str = option(
+        "auto",
+        "fused: this project's CPU kernels; compile: torch.compile; eager; auto: the fastest available",
+        choices=("auto", "fused", "compile", "eager"),
+    )
+    threads: int = option(0, "CPU threads; 0: all of this process's cores", low=0, high=4096)
+    evaluation_batch: int = option(500, "images of an evaluation step", unit="images", low=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run's whole configuration."""
+
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    experiment: ExperimentConfig = dataclasses.field(default_factory=ExperimentConfig)
+    seeds: SeedConfig = dataclasses.field(default_factory=SeedConfig)
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)

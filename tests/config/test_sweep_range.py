@@ -1,0 +1,92 @@
+"""Ranges are exact and hold both ends, or say why not."""
+
+import itertools
+import random
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastwi.config.sweeprange import MOST_VALUES, expand_range
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("1..4", [1, 2, 3, 4]),
+        ("3..3", [3]),
+        ("-2..1", [-2, -1, 0, 1]),
+        ("  0 .. 10   step 5 ", [0, 5, 10]),
+        ("0.05..0.2 step 0.05", [0.05, 0.1, 0.15, 0.2]),
+        ("0..1 step 0.25", [0.0, 0.25, 0.5, 0.75, 1.0]),
+        ("1e-4..3e-4 step 1e-4", [1e-4, 2e-4, 3e-4]),
+        ("1.0..2.0 step 1", [1.0, 2.0]),
+    ],
+)
+def test_accepted(text: str, numbers: list[float]) -> None:
+    found = expand_range(text)
+    assert found == numbers
+    assert [type(each) for each in found] == [type(each) for each in numbers]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1..", "'1..' is not a range; write one as 1..4 or 0..10 step 2"),
+        ("1...4", "'1...4' is not a range; "),
+        ("a..b", "'a..b' is not a range; "),
+        ("1..4 by 2", "'1..4 by 2' is not a range; "),
+        ("01..4", "'01..4' is not a range; "),
+        ("1..\u0664", "'1..\u0664' is not a range; "),
+        ("1..4" + " " * 200, "'1..4 "),
+        ("1..1e9999", "'1..1e9999' is not a range; "),
+        ("0.5..2.5", "'0.5..2.5' needs a step; write one as 0.05..0.2 step 0.05"),
+        ("1..4 step 0", "'1..4 step 0' has a step that is not above 0; give one that is"),
+        ("4..1 step -1", "'4..1 step -1' has a step that is not above 0; give one that is"),
+        ("4..1", "'4..1' ends before it starts; write the smaller end first, or a list"),
+        ("0..10 step 3", "'0..10 step 3' does not arrive at its end; end it at 9 or 12, or change the step"),
+        ("0..1 step 0.3", "'0..1 step 0.3' does not arrive at its end; end it at 0.9 or 1.2, or change the step"),
+        (f"1..{MOST_VALUES + 1}", f"'1..{MOST_VALUES + 1}' has too many values; give at most 1,000,000"),
+        ("0..9e999 step 1e-999", "'0..9e999 step 1e-999' has too many values; "),
+    ],
+)
+def test_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=r"; ") as caught:
+        expand_range(text)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_longest_range_has_all_its_values() -> None:
+    assert expand_range(f"1..{MOST_VALUES}") == list(range(1, MOST_VALUES + 1))
+
+
+def test_beyond_floating_point_is_infinite_and_left_to_the_checkers() -> None:
+    assert expand_range("0..1e400 step 1e400") == [0.0, float("inf")]
+
+
+def test_values_are_those_that_their_decimals_spell(seed: int) -> None:
+    draw = random.Random(seed)
+    for _ in range(200):
+        places = draw.randint(1, 12)
+        unit = Decimal(1).scaleb(-places)
+        first, step, count = draw.randint(-999, 999) * unit, draw.randint(1, 999) * unit, draw.randint(1, 40)
+        spelled = [first + index * step for index in range(count)]
+        found = expand_range(f"{first:f}..{spelled[-1]:f} step {step:f}")
+        assert found == [float(f"{each:f}") for each in spelled]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from("0123456789..-+eE step"), max_size=14))
+def test_whatever_the_text_numbers_or_a_line_come_out(text: str) -> None:
+    message = ""
+    try:
+        numbers = expand_range(text)
+    except ValueError as refusal:
+        message = str(refusal)
+    if message:
+        assert message.isprintable()
+        assert "; " in message
+    else:
+        assert 1 <= len(numbers) <= MOST_VALUES
+        assert all(earlier <= later for earlier, later in itertools.pairwise(numbers))
