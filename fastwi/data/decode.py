@@ -1,0 +1,85 @@
+"""One stored image to pixels of the dataset's size: the reference decoder, and the crop and resize of all decoders.
+
+The reference is Pillow's libjpeg-turbo with its accurate inverse DCT and smooth upsampling. It gives the pixels that
+`python -m data_prep` stores in a raw beton, so a JPEG set and a raw set from the same files train the same.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from fastwi.errors import BetonError
+
+MODES = ("L", "RGB", "CMYK")  # of JPEGs, in Pillow's words; all become RGB
+
+
+def decode_jpeg(data: bytes, height: int, width: int) -> np.ndarray:
+    """The pixels of a JPEG file: uint8 [height, width, 3]. EXIF orientation is not applied, as in data_prep.
+
+    Raises:
+        BetonError: the data is no JPEG, damaged, or of another size. The message leaves out which image it is.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            _check_header(image, height, width)
+            return np.asarray(image.convert("RGB"))
+    except BetonError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BetonError("is no JPEG") from None
+    except Exception as error:  # Pillow raises many kinds: OSError, SyntaxError, struct.error, ...
+        raise BetonError(f"is a damaged JPEG ({error})") from error
+
+
+def check_jpeg(data: bytes, height: int, width: int) -> None:
+    """Look at a JPEG's header only. Raises BetonError as `decode_jpeg` does."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            _check_header(image, height, width)
+    except BetonError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BetonError("is no JPEG") from None
+    except Exception as error:
+        raise BetonError(f"is a damaged JPEG ({error})") from error
+
+
+def _check_header(image: Image.Image, height: int, width: int) -> None:
+    if image.size != (width, height):
+        raise BetonError(
+            f"is a JPEG of {image.height} x {image.width} pixels, not {height} x {width} as the file says"
+        )
+    if image.mode not in MODES:
+        raise BetonError(f"is a JPEG of mode {image.mode}, not one of {', '.join(MODES)}")
+
+
+def center_crop(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the largest centered box whose aspect ratio is the target's.
+
+    One side stays whole; the other is the nearest whole number of pixels (halves up), at least 1. An odd pixel that
+    is left over is cut off at the bottom or right.
+    """
+    if width * to_height > height * to_width:
+        cropped = max(1, (2 * height * to_width + to_height) // (2 * to_height))
+        return 0, (width - cropped) // 2, height, cropped
+    cropped = max(1, (2 * width * to_height + to_width) // (2 * to_width))
+    return (height - cropped) // 2, 0, cropped, width
+
+
+def fit(pixels_HWC: np.ndarray, to_height: int, to_width: int) -> np.ndarray:
+    """`pixels_HWC` (uint8, RGB) as [to_height, to_width, 3]; untouched where it has that size.
+
+    Else `center_crop`, then Pillow's bilinear resize: every output pixel is the mean of the crop under a triangle
+    as wide as 2 output pixels (2 input pixels where the image grows), along rows, then along columns, rounded to 8
+    bits after each. So shrinking averages over all that an output pixel covers, and growing is ordinary bilinear.
+    """
+    height, width = pixels_HWC.shape[:2]
+    if (height, width) == (to_height, to_width):
+        return pixels_HWC
+    top, left, height, width = center_crop(height, width, to_height, to_width)
+    crop_HWC = pixels_HWC[top : top + height, left : left + width]
+    if (height, width) == (to_height, to_width):
+        return crop_HWC
+    image = Image.fromarray(np.ascontiguousarray(crop_HWC))
+    return np.asarray(image.resize((to_width, to_height), Image.Resampling.BILINEAR))

@@ -1,0 +1,87 @@
+"""SGD noise: batch order and augmentation draws as pure functions of (noise seed, stream, epoch).
+
+Draws come from NumPy's Philox, a counter-based generator. Its 128-bit key is (noise seed, stream and epoch), so
+no two streams, epochs or seeds share draws, and nothing depends on what was drawn before. The draws are made
+on the host, and so are the same on every device and under every engine. They are computed from the generator's raw
+64-bit words, which NumPy keeps the same for ever; what its Generator makes of them may change between versions.
+
+Draw i of an epoch belongs to the i-th position of the epoch's order, not to image i.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+_EPOCH_BITS = 48
+
+
+class Stream(IntEnum):
+    """What a sequence of draws is for. The numbers are part of every result: never renumber them."""
+
+    ORDER = 0
+    CROP = 1
+    FLIP = 2
+    INIT = 3
+    STATISTICS_ORDER = 4
+    STATISTICS_CROP = 5
+    STATISTICS_FLIP = 6
+    SUBSET = 7
+
+
+def raw_words(seed: int, stream: Stream, epoch: int, count: int) -> NDArray[np.uint64]:
+    """The first `count` words of one (seed, stream, epoch), uniform on 0 .. 2^64 - 1.
+
+    Raises ValueError where seed or epoch is out of range.
+    """
+    if not 0 <= seed < 2**64 or not 0 <= epoch < 2**_EPOCH_BITS:
+        raise ValueError(f"seed {seed} must be in [0, 2^64) and epoch {epoch} in [0, 2^{_EPOCH_BITS})")
+    key = np.array([seed, (int(stream) << _EPOCH_BITS) | epoch], dtype=np.uint64)
+    return np.asarray(np.random.Philox(key=key).random_raw(count), dtype=np.uint64)
+
+
+def permutation(seed: int, stream: Stream, epoch: int, count: int) -> NDArray[np.int64]:
+    """A uniform permutation of 0 .. count - 1: the ranks of as many words (ties, 1 in 10^10, keep their order)."""
+    return np.argsort(raw_words(seed, stream, epoch, count), kind="stable").astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One epoch's draws for N images: `order_N` int64, `offset_N2` int64 (top, left; pixels), `flip_N` bool."""
+
+    order_N: NDArray[np.int64]
+    offset_N2: NDArray[np.int64]
+    flip_N: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The SGD noise of one trajectory. `statistics` selects streams apart from training's.
+
+    They serve the recomputation of batch-norm statistics, whose draws must not be those of a training epoch.
+    """
+
+    seed: int
+    statistics: bool = False
+
+    def draws(self, epoch: int, images: int, padding: int, flip_probability: float) -> Draws:
+        """Draws of global epoch `epoch` for `images` images.
+
+        Offsets are uniform on 0 .. 2 * padding, flips have probability `flip_probability` (paper, Appendix A).
+        """
+        streams = (
+            (Stream.STATISTICS_ORDER, Stream.STATISTICS_CROP, Stream.STATISTICS_FLIP)
+            if self.statistics
+            else (Stream.ORDER, Stream.CROP, Stream.FLIP)
+        )
+        order, crop, flip = streams
+        # The high 32 bits scaled to 0 .. 2 * padding: uneven by less than one part in 10^7.
+        high = raw_words(self.seed, crop, epoch, 2 * images) >> np.uint64(32)
+        offset = (high * np.uint64(2 * padding + 1)) >> np.uint64(32)
+        uniform = (raw_words(self.seed, flip, epoch, images) >> np.uint64(11)) * 2.0**-53
+        return Draws(
+            order_N=permutation(self.seed, order, epoch, images),
+            offset_N2=offset.astype(np.int64).reshape(images, 2),
+            flip_N=uniform < flip_probability,
+        )

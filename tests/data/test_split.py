@@ -1,0 +1,186 @@
+"""open_split: which kind of dataset, of which size, with which identity; and what it refuses."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stored_samples import random_stored, write_stored
+
+import fastwi.data.split
+from fastwi.beton import StoredBeton, content_sha256, stored_sha256, write_beton
+from fastwi.beton.format import JPEG, RAW
+from fastwi.config.schema import Config, DataConfig
+from fastwi.config.write import config_hash
+from fastwi.data.batches import Dataset, whole_images
+from fastwi.data.card import Card, card_from_json, read_card
+from fastwi.data.decode import fit
+from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.data.split import fits_memory, free_host_bytes, open_split
+from fastwi.data.streamed import StreamedDataset
+from fastwi.errors import UserError
+from fastwi.experiment.plan import result_digest
+
+CPU = torch.device("cpu")
+
+
+def various_set(directory: Path, seed: int) -> Path:
+    """A dataset of JPEGs and raw images of several sizes, 20 x 20 the first of them."""
+    directory.mkdir()
+    digests, counts = {}, {}
+    for number, split in enumerate(("train", "test")):
+        images, labels_N = random_stored(seed + number, 40, sides=(5, 30))
+        first, _ = random_stored(seed + number, 1, sides=(20, 20))
+        write_stored(directory / f"{split}.beton", [*first, *images[1:]], labels_N)
+        digests[split] = stored_sha256(StoredBeton(directory / f"{split}.beton"))
+        counts[split] = tuple(np.bincount(labels_N, minlength=10).tolist())
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
+    classes = tuple("abcdefghij")
+    card = Card(
+        "various", classes, (20, 20, 3), dict.fromkeys(digests, 40), counts, mean, std, "made for a test", digests,
+        "a test", "mixed", "various",
+    )  # fmt: skip
+    (directory / "card.json").write_text(json.dumps(card.to_json()))
+    return directory
+
+
+def opened(path: Path, split: str = "train", **options: object) -> Dataset:
+    return open_split(DataConfig(path=str(path), **options), split, CPU)[0]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_raw_sets_are_resident_unless_memory_is_short(
+    digits_directory: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    expected, card = load_split(digits_directory, split, CPU)
+    assert open_split(DataConfig(path=str(digits_directory)), split, CPU)[1] == card
+    kinds = {"auto": ResidentDataset, "resident": ResidentDataset, "streamed": StreamedDataset}
+    for free, auto in ((free_host_bytes, ResidentDataset), (lambda: 1 << 10, StreamedDataset)):
+        monkeypatch.setattr(fastwi.data.split, "free_host_bytes", free)
+        for streaming, kind in (kinds | {"auto": auto}).items():
+            dataset = opened(digits_directory, split, streaming=streaming)
+            assert type(dataset) is kind
+            assert torch.equal(whole_images(dataset), expected.images_NHWC)
+            assert torch.equal(dataset.labels_N, expected.labels_N)
+            assert torch.equal(dataset.table_C256, expected.table_C256)
+            assert dataset.classes == expected.classes
+
+
+def test_half_of_the_free_memory_is_the_share(digits_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beton = StoredBeton(digits_directory / "test.beton")
+    needed = 360 * 16 * 16 * 3
+    for free, fits in ((2 * needed, True), (2 * needed - 1, False)):
+        monkeypatch.setattr(fastwi.data.split, "free_host_bytes", lambda free=free: free)
+        assert fits_memory(beton, CPU) is fits
+
+
+def test_free_memory_is_some_of_the_machines() -> None:
+    assert 1 << 20 < free_host_bytes() <= 1 << 62
+
+
+def test_a_subset_is_the_same_either_way(digits_directory: Path) -> None:
+    resident = opened(digits_directory, train_images=123)
+    stream = opened(digits_directory, train_images=123, streaming="streamed")
+    assert type(stream) is StreamedDataset
+    assert torch.equal(whole_images(stream), whole_images(resident))
+    assert torch.equal(stream.labels_N, resident.labels_N)
+    with pytest.raises(UserError, match=r"data\.train_images: 100000 asked for"):
+        opened(digits_directory, train_images=100_000, streaming="streamed")
+
+
+def test_several_sizes_take_the_cards_or_the_asked_one(tmp_path: Path, seed: int) -> None:
+    path = various_set(tmp_path / "various", seed)
+    for size, shape in ((0, (20, 20, 3)), (11, (11, 11, 3))):
+        stream = opened(path, image_size=size)
+        assert type(stream) is StreamedDataset
+        assert stream.image_shape == shape
+        resident = opened(path, image_size=size, streaming="resident")
+        assert type(resident) is ResidentDataset
+        assert torch.equal(whole_images(stream), resident.images_NHWC)
+
+
+def test_a_raw_set_can_be_resized(digits_directory: Path) -> None:
+    before = opened(digits_directory, "test")
+    expected_NHWC = np.stack([fit(image.numpy(), 9, 9) for image in whole_images(before)])
+    for streaming in ("auto", "resident", "streamed"):
+        dataset = opened(digits_directory, "test", image_size=9, streaming=streaming)
+        np.testing.assert_array_equal(whole_images(dataset).numpy(), expected_NHWC)
+    assert type(opened(digits_directory, "test", image_size=16)) is ResidentDataset
+
+
+def test_root_is_what_a_relative_path_is_relative_to(digits_directory: Path) -> None:
+    data = DataConfig(path=digits_directory.name)
+    assert len(open_split(data, "test", CPU, digits_directory.parent)[0]) == 360
+    with pytest.raises(UserError, match="no dataset here"):
+        open_split(data, "test", CPU, digits_directory)
+
+
+def test_cards_and_betons_that_disagree(digits_directory: Path, tmp_path: Path, seed: int) -> None:
+    path = Path(shutil.copytree(digits_directory, tmp_path / "digits"))
+    train = StoredBeton(path / "train.beton")
+    zeros_NHWC = np.zeros((len(train), 8, 16, 3), np.uint8)
+    write_beton(path / "train.beton", zeros_NHWC, train.labels_N)
+    with pytest.raises(UserError, match=r"train\.beton: image 0 is 8 x 16, but card\.json says 16 x 16"):
+        opened(path)
+    write_beton(path / "train.beton", zeros_NHWC[:9].repeat(2, axis=1), train.labels_N[:9])
+    with pytest.raises(UserError, match=r"train\.beton: 9 images, but card\.json says 1437"):
+        opened(path)
+    various = various_set(tmp_path / "various", seed)
+    card = json.loads((various / "card.json").read_text())
+    (various / "card.json").write_text(json.dumps({**card, "sizes": "one"}))
+    with pytest.raises(UserError, match=r"train\.beton: image \d+ is \d+ x \d+, but card\.json says 20 x 20"):
+        opened(various)
+    (various / "card.json").write_text(json.dumps({**card, "encoding": "raw"}))
+    with pytest.raises(UserError, match=r"train\.beton: holds JPEGs, but card\.json says raw"):
+        opened(various)
+
+
+def test_an_ffcv_that_cannot_be_imported(digits_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "fastwi.data.ffcv_loader", None)
+    with pytest.raises(
+        UserError, match=r"data\.decoder: ffcv cannot be imported .*fastwi\.doctor.*data\.decoder: auto"
+    ):
+        opened(digits_directory, streaming="streamed", decoder="ffcv")
+
+
+def test_only_what_changes_pixels_changes_the_identity(digits_directory: Path, tmp_path: Path, seed: int) -> None:
+    raw = read_card(digits_directory)
+    various = read_card(various_set(tmp_path / "various", seed))
+
+    def identity(card: Card, **options: object) -> tuple[str, str]:
+        config = dataclasses.replace(Config(), data=DataConfig(**options))
+        digest = result_digest(card, config)
+        return digest, config_hash(config, digest)
+
+    for card in (raw, various):
+        plain = identity(card)
+        assert identity(card, streaming="streamed") == identity(card, streaming="resident") == plain
+        assert identity(card, decoder="reference") == plain
+        sizes = [identity(card, image_size=size) for size in (8, 9)]
+        assert len({plain[0], sizes[0][0], sizes[1][0]}) == len({plain[1], sizes[0][1], sizes[1][1]}) == 3
+    assert identity(raw, decoder="ffcv") == identity(raw)
+    assert identity(various, decoder="ffcv")[0] != identity(various)[0]
+    assert identity(various, decoder="ffcv")[1] != identity(various)[1]
+    # The size that the images have anyway is no other content.
+    assert identity(raw, image_size=16)[0] == identity(raw)[0]
+
+
+def test_cards_of_raw_sets_say_no_more_than_they_did(digits_directory: Path, tmp_path: Path, seed: int) -> None:
+    raw = json.loads(json.dumps(read_card(digits_directory).to_json()))
+    assert not {"encoding", "sizes"} & raw.keys()
+    various = read_card(various_set(tmp_path / "various", seed))
+    assert (various.encoding, various.sizes) == ("mixed", "various")
+    assert card_from_json(json.loads(json.dumps(various.to_json()))) == various
+    for name, value in (("encoding", "png"), ("sizes", "two"), ("sizes", 3)):
+        with pytest.raises(ValueError, match=name):
+            card_from_json({**raw, name: value})
+
+
+def test_the_sample_is_as_mixed_as_it_says(tmp_path: Path, seed: int) -> None:
+    beton = StoredBeton(various_set(tmp_path / "various", seed) / "train.beton")
+    assert {*beton.modes_N.tolist()} == {RAW, JPEG}
+    assert beton.one_size is None
+    assert content_sha256(np.zeros((1, 1, 1, 3), np.uint8), np.zeros(1, np.int64)) != stored_sha256(beton)
