@@ -1,0 +1,72 @@
+"""The names that `model.name` takes, apart from the models so that checking a name needs no torch."""
+
+import hashlib
+import importlib.util
+import re
+from pathlib import Path
+
+from fastwi.config.wording import did_you_mean, show
+
+MODEL_NAMES: tuple[str, ...] = (
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
+    "resnet20_gn", "resnet32_gn", "resnet44_gn", "resnet56_gn", "resnet110_gn",
+    "resnet18", "vgg11", "vgg13", "vgg16", "wrn16_4", "wrn28_10", "convnet",
+)  # fmt: skip
+"""The model registry's names, in its order. Every one of them has a width."""
+
+_IDENTIFIERS = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+_MODULE = re.compile(_IDENTIFIERS)
+
+
+def is_own(name: str) -> bool:
+    """Whether `name` means a network of the user's own: only those names hold a colon."""
+    return ":" in name
+
+
+def split_own(name: str) -> tuple[str, str] | None:
+    """('package.module' or 'path/to/file.py', 'attribute'), or None where `name` is of neither form."""
+    place, _, attribute = name.rpartition(":")
+    is_place = _MODULE.fullmatch(place) or (place.endswith(".py") and place != ".py")
+    return (place, attribute) if is_place and _MODULE.fullmatch(attribute) else None
+
+
+def source_digest(name: str) -> str:
+    """SHA-256 of the file that the user's own network `name` comes from; empty for a registry's name.
+
+    So that results of an edited network are not taken for the earlier one's. What that file imports is not in it.
+    Empty too where the file is not found: building the network says why.
+    """
+    own = split_own(name) if is_own(name) else None
+    if own is None:
+        return ""
+    try:
+        if own[0].endswith(".py"):
+            path = Path(own[0]).expanduser()
+        else:
+            spec = importlib.util.find_spec(own[0])
+            path = Path(spec.origin if spec and spec.origin else "")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ImportError, ValueError):
+        return ""
+
+
+def model_problem(name: str, width: float = 1.0) -> str | None:
+    """What is wrong with `model.name` and `model.width` as far as their text tells, in one line; or None.
+
+    `path/to/file.py:attribute` ends with .py before the colon and is a path; all else is a module's dotted name.
+    """
+    if not is_own(name):
+        return None if name in MODEL_NAMES else f"model.name: {show(name)} is no known model; {_hint(name)}"
+    if split_own(name) is None:
+        return (
+            f"model.name: {show(name)} is not of the form package.module:attribute or path/to/file.py:attribute; "
+            "write it so"
+        )
+    if width != 1:
+        return f"model.width: {width:g} for {show(name)}, which has no width; leave it out, or build it in there"
+    return None
+
+
+def _hint(name: str) -> str:
+    hint = did_you_mean(name, MODEL_NAMES)
+    return hint if hint.startswith("did") else f"{hint}, or your own as package.module:attribute"

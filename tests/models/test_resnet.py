@@ -1,0 +1,112 @@
+"""The CIFAR ResNets of He et al. 2016, above all ResNet20, which must stay what it was to the bit."""
+
+import hashlib
+
+import pytest
+import torch
+from torch import nn
+
+from fastwi.models.layers import GroupNorm
+from fastwi.models.registry import build_model
+from fastwi.models.resnet import Block, cifar_resnet, resnet20
+
+
+def test_parameters_and_layers():
+    network = resnet20(10)
+    assert sum(p.numel() for p in network.parameters()) == 269_722
+    assert sum(p.numel() for p in resnet20(100).parameters()) == 269_722 + 90 * 65
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) + 1 == 20
+    assert all(c.bias is None and c.kernel_size == (3, 3) for c in convolutions)
+    assert [c.out_channels for c in convolutions] == [16] * 7 + [32] * 6 + [64] * 6
+    assert [i for i, c in enumerate(convolutions) if c.stride == (2, 2)] == [7, 13]
+
+
+# SHA-256 of all names, shapes and values of the state dict, taken when ResNet20 was the only network there was.
+GOLDEN = {
+    (0, 10): "8794942d924a0affc35fa8c2ea0935dc6793b3063bd135ba950888789968c7dd",
+    (12345, 7): "293515d912650c74700caac95fd013c6eed5826a96c5f662a43d6d14632397e6",
+}
+GOLDEN_NAMES = "7a217dfe387899aa0be991aa18fd66ef7d3ac0ac0d45c3f5b263bba9f47a3e19"  # names and shapes, 10 classes
+
+
+@pytest.mark.parametrize(("torch_seed", "classes"), GOLDEN)
+@pytest.mark.parametrize("build", [resnet20, lambda classes: build_model("resnet20", classes, 1.0)])
+def test_resnet20_and_its_initial_weights_never_change(torch_seed, classes, build):
+    """Runs of old are found and continued by these names; their parents are drawn from these weights.
+
+    Values to the bit: torch promises no such thing between its versions, so a new torch may change them (and all
+    other seeds' results); names and shapes are ours alone.
+    """
+    torch.manual_seed(torch_seed)
+    state = build(classes).state_dict()
+    told = "\n".join(f"{name} {tuple(value.shape)}" for name, value in state.items())
+    if classes == 10:
+        assert hashlib.sha256(told.encode()).hexdigest() == GOLDEN_NAMES
+    found = hashlib.sha256()
+    for name, value in state.items():
+        found.update(name.encode() + b"\0" + str(tuple(value.shape)).encode() + value.contiguous().numpy().tobytes())
+    assert found.hexdigest() == GOLDEN[torch_seed, classes]
+
+
+@pytest.mark.parametrize(("channels_in", "channels_out", "stride"), [(16, 16, 1), (16, 32, 2), (3, 8, 2)])
+def test_shortcut(seed, channels_in, channels_out, stride):
+    """With its last batch norm at zero, a block is its shortcut: subsampled, zero channels on both sides."""
+    torch.manual_seed(seed)
+    block = Block(channels_in, channels_out, stride)
+    assert {name.split(".")[0] for name, _ in block.named_parameters()} == {"conv1", "bn1", "conv2", "bn2"}
+    nn.init.zeros_(block.bn2.weight)
+    x_NCHW = torch.rand(2, channels_in, 8, 8)
+    y_NCHW = block(x_NCHW)
+    before = (channels_out - channels_in) // 2
+    expected = torch.zeros(2, channels_out, 8 // stride, 8 // stride)
+    expected[:, before : before + channels_in] = x_NCHW[:, :, ::stride, ::stride]
+    assert torch.equal(y_NCHW, expected)
+
+
+def test_initial_weights_are_he_normal(seed):
+    torch.manual_seed(seed)
+    weight = resnet20(10).blocks[-1].conv2.weight
+    assert abs(weight.std().item() * (64 * 9 / 2) ** 0.5 - 1) < 0.05
+    assert abs(weight.mean().item()) < 6 * weight.std().item() / weight.numel() ** 0.5
+
+
+def test_depths():
+    with pytest.raises(ValueError, match="6 n \\+ 2 layers, not 21"):
+        cifar_resnet(21)
+    with pytest.raises(ValueError, match="not 2"):
+        cifar_resnet(2)
+
+
+def test_group_norm_variant_is_the_same_network_with_other_norms():
+    """Same names and parameters in the same order, and nothing that runs along."""
+    with torch.device("meta"):
+        plain, grouped = build_model("resnet32", 10), build_model("resnet32_gn", 10)
+    assert {n: p.shape for n, p in grouped.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
+    assert not list(grouped.buffers())
+    norms = [m for m in grouped.modules() if isinstance(m, nn.GroupNorm)]
+    assert len(norms) == 31
+    assert {norm.num_groups for norm in norms} == {8}
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in grouped.modules())
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(16, 8), (12, 4), (7, 1), (1, 1)])
+def test_group_norm_is_its_equation(seed, channels, groups):
+    """Wu & He 2018, equation 1: (x - mean) / sqrt(var + eps) over each image's group; in bf16 to its rounding."""
+    torch.manual_seed(seed)
+    norm = GroupNorm(channels)
+    assert norm.num_groups == groups
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x_NCHW = torch.randn(3, channels, 5, 4, dtype=torch.float64) * 2 + 1
+    for dtype, eps in ((torch.float32, 2.0**-24), (torch.bfloat16, 2.0**-8)):
+        rounded = x_NCHW.to(dtype)
+        groups_NGD = rounded.double().view(3, groups, -1)
+        mean, var = groups_NGD.mean(2, keepdim=True), groups_NGD.var(2, correction=0, keepdim=True)
+        scaled = ((groups_NGD - mean) / torch.sqrt(var + norm.eps)).view_as(x_NCHW)
+        expected = scaled * norm.weight.double()[:, None, None] + norm.bias.double()[:, None, None]
+        with torch.no_grad():
+            found = norm(rounded)
+        assert found.dtype == dtype
+        bound = eps * (8 * scaled.abs().max() * norm.weight.abs().max() + 2 * norm.bias.abs().max() + 1)
+        assert (found.double() - expected).abs().max() <= bound

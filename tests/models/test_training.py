@@ -1,0 +1,147 @@
+"""The networks under the loop engine: the shallow member of each family, narrow, on a few real digits."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.data.noise import Noise
+from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.engine.fuse import fuse_batch_norm
+from fastwi.engine.loop import LoopEngine
+from fastwi.kernels.batch_norm import FusedBatchNorm2d
+from fastwi.kernels.cpu import library
+from fastwi.models.registry import build_model
+from fastwi.population import Layout, Population
+
+IMAGES, BATCH = 48, 16
+WITH_BATCH_NORM = ("resnet20", "resnet18", "vgg11", "wrn16_4")
+WITHOUT = ("resnet20_gn", "convnet")
+WIDTHS = {
+    "resnet20": 0.5, "resnet20_gn": 0.5, "resnet18": 0.125, "vgg11": 0.125, "wrn16_4": 0.125, "convnet": 0.5,
+}  # fmt: skip
+LEARNING = {
+    "resnet20": (48, 16, 0.05, 6), "resnet18": (48, 16, 0.05, 6), "vgg11": (48, 16, 0.05, 6),
+    "wrn16_4": (48, 16, 0.1, 8), "resnet20_gn": (48, 16, 0.05, 8), "convnet": (96, 8, 0.01, 12),
+}  # fmt: skip
+"""Images, batch, rate, epochs; without a norm the ConvNet wants small rates and many steps."""
+OPTIMIZER = OptimizerConfig(batch_size=BATCH, learning_rate=0.05)
+needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
+
+
+@pytest.fixture(scope="module")
+def data(digits_directory) -> ResidentDataset:
+    return load_split(digits_directory, "train", torch.device("cpu"), IMAGES)[0]
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(name, 10, WIDTHS[name])
+
+
+def make_engine(
+    name: str, backend: str = "eager", precision: str = "fp32", optimizer: OptimizerConfig = OPTIMIZER
+) -> LoopEngine:
+    config = EngineConfig(device="cpu", precision=precision, backend=backend)
+    augmentation = AugmentConfig(padding=0, flip=0.0)
+    return LoopEngine(build(name), config, optimizer, ScheduleConfig(drop_epochs=()), augmentation)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_the_loss_falls(seed, digits_directory, name):
+    """From about ln 10 in the first epoch to well below it: each family learns the digits it is shown."""
+    images, batch, rate, epochs = LEARNING[name]
+    shown = load_split(digits_directory, "train", torch.device("cpu"), images)[0]
+    engine = make_engine(name, optimizer=OptimizerConfig(batch_size=batch, learning_rate=rate))
+    population = Population.from_modules([build(name, seed)])
+    losses = [engine.train_epoch(population, shown, [Noise(seed)], epoch)[0] for epoch in range(epochs)]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.9 * losses[0], losses
+    assert torch.isfinite(population.weights_MP).all()
+
+
+def one_step(name: str, backend: str, seed: int, data: ResidentDataset, precision: str = "fp32") -> Population:
+    """One step from the seed's weights; what was trained minus where it began. Momentum is then the gradient."""
+    few = ResidentDataset(data.images_NHWC[:BATCH], data.labels_N[:BATCH], data.table_C256, data.classes)
+    start = Population.from_modules([build(name, seed)])
+    population = start.clone_rows([0])
+    make_engine(name, backend, precision).train_epoch(population, few, [Noise(seed)], 0)
+    assert torch.equal(population.counters_MB, start.counters_MB + 1)
+    return Population(
+        start.layout, population.weights_MP - start.weights_MP, population.momentum_MP,
+        population.statistics_MQ - start.statistics_MQ, population.counters_MB,
+    )  # fmt: skip
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", WITH_BATCH_NORM)
+def test_fused_equals_eager(seed, data, name):
+    """In parts of the way travelled.
+
+    Rounding flips a ReLU's mask in up to every second start, and the gradient with it: one start of forty must be
+    without. Statistics are of the forward pass, which is continuous there, and hold at every start.
+    """
+    errors = []
+    for start in range(40):
+        eager, fused = (one_step(name, backend, seed + start, data) for backend in ("eager", "fused"))
+        matrices = [(getattr(eager, n), getattr(fused, n)) for n in ("statistics_MQ", "weights_MP", "momentum_MP")]
+        errors.append([float((found - exact).norm() / exact.norm()) for exact, found in matrices])
+        assert errors[-1][0] <= 3e-5, errors
+        if max(errors[-1]) <= 1e-4:
+            break
+    assert min(max(start) for start in errors) <= 1e-4, errors
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "norms", "with_relu"),
+    [("resnet20", 19, 19), ("resnet18", 20, 17), ("vgg11", 8, 8), ("wrn16_4", 13, 13)],
+)
+def test_every_batch_norm_is_fused(name, norms, with_relu):
+    """With the ReLU behind it. ResNet18's three shortcuts end in a sum, which the block's other norm takes."""
+    fused = fuse_batch_norm(build(name))
+    assert fused is not None
+    found = [m for m in fused.modules() if isinstance(m, FusedBatchNorm2d)]
+    assert (len(found), sum(m.relu for m in found)) == (norms, with_relu)
+    assert not any(type(m) is nn.BatchNorm2d for m in fused.modules())
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_nothing_but_weights(seed, data, name, tmp_path):
+    """A network without statistics has no column of them (Q = 0), and all that is done with populations works."""
+    population = Population.from_modules([build(name, seed), build(name, seed + 1)])
+    assert (population.layout.Q, population.layout.B) == (0, 0)
+    assert fuse_batch_norm(build(name)) is None
+    engine, noises = make_engine(name), [Noise(1), Noise(2)]
+    engine.train_epoch(population, data, noises, 0)
+
+    average = population.combine(torch.tensor([[0.5, 0.5]]))
+    mean_P = population.weights_MP.double().mean(0)
+    torch.testing.assert_close(average.weights_MP[0].double(), mean_P, rtol=1e-6, atol=1e-7)
+    line = population.clone_rows([0, 1])
+    line.lerp_rows_([(0, 1)], 0.5)
+    torch.testing.assert_close(line.weights_MP[0], average.weights_MP[0], rtol=1e-6, atol=1e-7)
+    assert torch.equal(line.weights_MP[1], population.weights_MP[1])
+
+    fresh = engine.recompute_statistics(average, data, [Noise(3)], 1)
+    assert torch.equal(fresh.weights_MP, average.weights_MP)  # there is nothing to recompute
+    scores, again = (engine.evaluate(p, data) for p in (average, fresh))
+    assert np.isfinite(scores.loss_M).all()
+    assert np.array_equal(scores.loss_M, again.loss_M)
+
+    population.save(tmp_path / "two.safetensors")
+    loaded = Population.load(tmp_path / "two.safetensors", Layout.of(build(name)))
+    assert torch.equal(loaded.weights_MP, population.weights_MP)
+    for both in (loaded, population):
+        engine.train_epoch(both, data, noises, 1)
+    assert torch.equal(loaded.weights_MP, population.weights_MP)
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_bf16_follows_fp32(seed, data, name):
+    """Without batch norm too, low precision moves the weights almost as float32 does."""
+    moves = [one_step(name, "eager", seed, data, precision).weights_MP[0] for precision in ("fp32", "bf16")]
+    assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.95
+    assert not torch.equal(*moves)
