@@ -1,0 +1,256 @@
+"""Which columns of a population's rows hold which tensor of the network.
+
+Symbols: P float32 columns of weights, Q float32 columns of statistics (batch-norm means and variances), B
+int64 columns of counters (num_batches_tracked). Spans of P and Q start on 16 bytes; the padding between them
+is zero.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fastwi.errors import UserError
+
+FLOATS_PER_SPAN_START = 4  # 16 bytes, one vector load
+
+
+@dataclass(frozen=True)
+class Span:
+    """The place of one tensor in a row: `offset` and `strides` in elements, `shape` as the module has it."""
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
+
+    def view(self, row_P: Tensor) -> Tensor:
+        """The tensor inside a row [P] (or inside every row of [M, P]: the view is then [M, *shape]).
+
+        No copy is made. The last dimension of `row_P` must be contiguous.
+        """
+        return row_P.as_strided(
+            (*row_P.shape[:-1], *self.shape),
+            (*row_P.stride()[:-1], *self.strides),
+            row_P.storage_offset() + self.offset,
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The spans of one architecture, in the module's named_parameters and named_buffers order.
+
+    `keys` lists every key of the module's state dict, in its order, with the name of the span that holds it:
+    tied tensors have one span and several keys. Two layouts are equal where all names, shapes, strides,
+    offsets and ties are.
+    """
+
+    parameters: tuple[Span, ...]
+    statistics: tuple[Span, ...]
+    counters: tuple[Span, ...]
+    keys: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Layout":
+        """The layout of `module`'s float32 parameters and its persistent float32 and int64 buffers.
+
+        Weights of Conv2d and ConvTranspose2d are stored channels-last, everything else contiguously. A tensor
+        under two names is stored once. Non-persistent buffers are left out, as they are from a state dict:
+        each module keeps its own. Works on the meta device.
+
+        Raises UserError for other dtypes, lazy parameters, extra state and parameters that overlap in memory
+        without being the same tensor.
+        """
+        named_parameters, named_buffers = dict(module.named_parameters()), dict(module.named_buffers())
+        for name, parameter in named_parameters.items():
+            _check_parameter(name, parameter)
+        _refuse_overlap(named_parameters)
+        name_of = {id(tensor): name for name, tensor in (named_parameters | named_buffers).items()}
+        keys = []
+        for key, tensor in module.state_dict(keep_vars=True).items():
+            if id(tensor) not in name_of:
+                raise UserError(
+                    f"state dict entry {key!r} is neither a parameter nor a buffer; a population holds "
+                    "tensors alone: drop get_extra_state or the state-dict hook that adds it"
+                )
+            keys.append((key, name_of[id(tensor)]))
+        persistent = {name for _, name in keys}
+        for name in named_parameters:
+            if name not in persistent:
+                raise UserError(f"parameter {name!r} is missing from the module's state dict; a hook removed it")
+        conv_weights = {
+            id(part.weight) for part in module.modules() if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d))
+        }
+        statistics, counters = [], []
+        for name, buffer in named_buffers.items():
+            if name not in persistent:
+                continue
+            if buffer.dtype == torch.float32:
+                statistics.append((name, buffer.shape, False))
+            elif buffer.dtype == torch.int64:
+                counters.append((name, buffer.shape, False))
+            else:
+                raise UserError(
+                    f"buffer {name!r} has dtype {buffer.dtype}; a population holds float32 and int64 "
+                    "buffers: convert it, or register it with persistent=False"
+                )
+        parameters = [(name, p.shape, id(p) in conv_weights) for name, p in named_parameters.items()]
+        return cls._pack(parameters, statistics, counters, keys)
+
+    @classmethod
+    def _pack(
+        cls,
+        parameters: Iterable[tuple[str, Sequence[int], bool]],
+        statistics: Iterable[tuple[str, Sequence[int], bool]],
+        counters: Iterable[tuple[str, Sequence[int], bool]],
+        keys: Iterable[tuple[str, str]],
+    ) -> "Layout":
+        """Place (name, shape, channels_last) triples one after another."""
+        return cls(
+            _spans(parameters, FLOATS_PER_SPAN_START),
+            _spans(statistics, FLOATS_PER_SPAN_START),
+            _spans(counters, 1),
+            tuple((str(key), str(name)) for key, name in keys),
+        )
+
+    @functools.cached_property
+    def buffers(self) -> tuple[Span, ...]:
+        """Statistics and counters together, in the module's named_buffers order."""
+        by_name = {span.name: span for span in (*self.statistics, *self.counters)}
+        ordered = dict.fromkeys(name for _, name in self.keys if name in by_name)
+        return tuple(by_name[name] for name in ordered)
+
+    @functools.cached_property
+    def P(self) -> int:
+        """Columns of weights and of momentum, padding included: a multiple of 4."""
+        return _columns(self.parameters, FLOATS_PER_SPAN_START)
+
+    @functools.cached_property
+    def Q(self) -> int:
+        """Columns of statistics, padding included: a multiple of 4."""
+        return _columns(self.statistics, FLOATS_PER_SPAN_START)
+
+    @functools.cached_property
+    def B(self) -> int:
+        """Columns of counters."""
+        return _columns(self.counters, 1)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of all names, shapes, strides, offsets and ties; stable over machines."""
+        groups = (self.parameters, self.statistics, self.counters)
+        told = [[[s.name, s.shape, s.strides, s.offset] for s in group] for group in groups]
+        return hashlib.sha256(json.dumps([*told, self.keys], ensure_ascii=True).encode()).hexdigest()
+
+    def difference(self, other: "Layout") -> str | None:
+        """The first difference in words, or None where there is none.
+
+        `self` is the old layout and `other` the new one.
+        """
+        kinds = ("parameter", "statistic", "counter")
+        groups = (self.parameters, self.statistics, self.counters)
+        others = (other.parameters, other.statistics, other.counters)
+        for kind, old_spans, new_spans in zip(kinds, groups, others, strict=True):
+            old, new = {s.name: s for s in old_spans}, {s.name: s for s in new_spans}
+            for name in [*old, *(name for name in new if name not in old)]:
+                if name not in new:
+                    return f"{kind} {name!r} of shape {old[name].shape} is in the old layout only"
+                if name not in old:
+                    return f"{kind} {name!r} of shape {new[name].shape} is in the new layout only"
+                if old[name].shape != new[name].shape:
+                    return f"{kind} {name!r} has old shape {old[name].shape} and new shape {new[name].shape}"
+                if old[name].strides != new[name].strides:
+                    return f"{kind} {name!r} has old strides {old[name].strides} and new {new[name].strides}"
+            if old_spans != new_spans:
+                return f"the {kind}s are the same but in another order"
+        if self.keys != other.keys:
+            changed = sorted(set(self.keys) ^ set(other.keys))
+            return f"state dict key {changed[0][0]!r} is tied otherwise" if changed else "the keys are reordered"
+        return None
+
+    def to_json(self) -> str:
+        """The layout as text for a file's metadata; `from_json` reads it back."""
+        groups = {"parameters": self.parameters, "statistics": self.statistics, "counters": self.counters}
+        told: dict[str, Any] = {
+            kind: [[s.name, s.shape, s.strides != _strides(s.shape, False)] for s in spans]
+            for kind, spans in groups.items()
+        }
+        return json.dumps({**told, "keys": self.keys, "fingerprint": self.fingerprint}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Layout":
+        """The layout that `to_json` wrote. Raises ValueError where the text is not one, or was changed."""
+        try:
+            told = json.loads(text)
+            layout = cls._pack(told["parameters"], told["statistics"], told["counters"], told["keys"])
+            fingerprint = told["fingerprint"]
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise ValueError(f"not a layout ({type(error).__name__}: {error})") from error
+        if layout.fingerprint != fingerprint:
+            raise ValueError("the layout does not match its own fingerprint")
+        return layout
+
+
+def _strides(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """Dense strides in elements: contiguous, or channels-last for [O, I, height, width]."""
+    if channels_last:
+        _, inner, height, width = shape
+        return (height * width * inner, 1, width * inner, inner)
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _spans(tensors: Iterable[tuple[str, Sequence[int], bool]], align: int) -> tuple[Span, ...]:
+    """Spans for (name, shape, channels_last) triples, each start a multiple of `align` elements."""
+    spans: list[Span] = []
+    for name, sizes, channels_last in tensors:
+        shape = tuple(int(size) for size in sizes)
+        spans.append(Span(str(name), shape, _strides(shape, channels_last), _columns(spans, align)))
+    return tuple(spans)
+
+
+def _columns(spans: Sequence[Span], align: int) -> int:
+    """Columns that `spans` take, rounded up to a multiple of `align`."""
+    end = spans[-1].offset + spans[-1].numel if spans else 0
+    return -(-end // align) * align
+
+
+def _check_parameter(name: str, parameter: Tensor) -> None:
+    """Raise UserError for a parameter that a float32 matrix can't hold."""
+    if is_lazy(parameter):
+        raise UserError(f"parameter {name!r} has no shape yet; run one batch through the module first")
+    if parameter.dtype != torch.float32:
+        raise UserError(
+            f"parameter {name!r} has dtype {parameter.dtype}; a population holds float32 weights: "
+            "convert the module with .float() (bf16 is a matter of the engine's precision)"
+        )
+
+
+def _refuse_overlap(named: Mapping[str, Tensor]) -> None:
+    """Raise UserError where two different parameters share memory: a population would silently untie them."""
+    ranges = []
+    for name, tensor in named.items():
+        if tensor.numel() and not tensor.is_meta:
+            start = tensor.data_ptr()
+            steps = zip(tensor.shape, tensor.stride(), strict=True)
+            reach = 1 + sum((size - 1) * stride for size, stride in steps)
+            ranges.append((start, start + reach * tensor.element_size(), name))
+    ranges.sort()
+    for (_, end, first), (start, _, second) in itertools.pairwise(ranges):
+        if start < end:
+            raise UserError(
+                f"parameters {first!r} and {second!r} share memory but are two tensors; "
+                "tie them by assigning the same nn.Parameter to both"
+            )

@@ -1,0 +1,119 @@
+"""Averages of members: interpolation in place and weighted sums, with every treatment of momentum."""
+
+import pytest
+import torch
+from small_networks import SmallNet, trained
+
+from fastwi.population import Population
+from fastwi.population.population import MOMENTUM_TREATMENTS
+
+
+@pytest.fixture
+def made() -> Population:
+    """Five members that differ in weights, momentum, statistics and counters."""
+    population = Population.from_modules([trained(SmallNet(), 70 + m) for m in range(5)])
+    for m in range(5):
+        for view in population.momentum(m).values():
+            view.normal_()
+    population.counters_MB[:, 0] = torch.tensor([50, 40, 30, 20, 10])
+    return population
+
+
+def close(mine: torch.Tensor, exact: torch.Tensor) -> None:
+    torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", MOMENTUM_TREATMENTS)
+def test_lerp_rows_interpolates_weights_and_statistics(made, momentum):
+    old = made.clone_rows(range(5))
+    made.lerp_rows_([(0, 1), (3, 2)], [0.3, 1.5], momentum=momentum)
+    for row, (a, b, alpha) in {0: (0, 1, 0.3), 3: (3, 2, 1.5)}.items():
+        for new, before in ((made.weights_MP, old.weights_MP), (made.statistics_MQ, old.statistics_MQ)):
+            close(new[row], (1 - alpha) * before[a].double() + alpha * before[b].double())
+        mixed = (1 - alpha) * old.momentum_MP[a].double() + alpha * old.momentum_MP[b].double()
+        expected = {"reset": 0 * mixed, "average": mixed, "keep": old.momentum_MP[a].double()}
+        close(made.momentum_MP[row], expected[momentum])
+        assert torch.equal(made.counters_MB[row], torch.maximum(old.counters_MB[a], old.counters_MB[b]))
+    for mine, before in zip(made._matrices(), old._matrices(), strict=True):
+        assert torch.equal(mine[[1, 2, 4]], before[[1, 2, 4]])
+
+
+@pytest.mark.parametrize("momentum", MOMENTUM_TREATMENTS)
+def test_the_ends_of_the_line_are_the_members_themselves(made, momentum):
+    old = made.clone_rows(range(5))
+    made.lerp_rows_([(1, 0), (2, 3)], [0.0, 1.0], momentum=momentum)
+    for row, source in ((1, 1), (2, 3)):
+        assert torch.equal(made.weights_MP[row], old.weights_MP[source])
+        assert torch.equal(made.statistics_MQ[row], old.statistics_MQ[source])
+        assert torch.equal(made.counters_MB[row], old.counters_MB[source])
+        expected = torch.zeros_like(old.momentum_MP[0]) if momentum == "reset" else old.momentum_MP[source]
+        assert torch.equal(made.momentum_MP[row], expected)
+    assert not torch.equal(made.weights_MP[2], old.weights_MP[2])
+
+
+def test_a_ring_of_overlapping_pairs_reads_the_old_members(made):
+    old = made.clone_rows(range(5))
+    made.lerp_rows_([(m, (m + 1) % 5) for m in range(5)], 0.5, momentum="average")
+    for m in range(5):
+        for new, before in zip(made._matrices()[:3], old._matrices()[:3], strict=True):
+            close(new[m], (before[m].double() + before[(m + 1) % 5].double()) / 2)
+        assert made.counters_MB[m] == max(old.counters_MB[m], old.counters_MB[(m + 1) % 5])
+
+
+def test_lerp_rows_into_other_rows_and_from_another_population(made):
+    other = Population.from_modules([trained(SmallNet(), 90 + m) for m in range(3)])
+    old = made.clone_rows(range(5))
+    made.lerp_rows_([(0, 2), (1, 1)], 0.25, into=[4, 0], other=other)
+    for row, a, b in ((4, 0, 2), (0, 1, 1)):
+        close(made.weights_MP[row], 0.75 * old.weights_MP[a].double() + 0.25 * other.weights_MP[b].double())
+        assert made.counters_MB[row] == max(old.counters_MB[a], other.counters_MB[b])
+    made.lerp_rows_([])
+    with pytest.raises(ValueError, match="different layouts"):
+        made.lerp_rows_([(0, 0)], other=Population.from_modules([SmallNet(6)]))
+    with pytest.raises(ValueError, match="momentum treatment 'none' is none of reset, average, keep"):
+        made.lerp_rows_([(0, 1)], momentum="none")
+
+
+@pytest.mark.parametrize("momentum", MOMENTUM_TREATMENTS)
+def test_combine_matches_float64(made, momentum):
+    torch.manual_seed(0)
+    weights_LM = torch.randn(4, 5)
+    weights_LM[1, 0] = weights_LM[2, :3] = 0
+    averages = made.combine(weights_LM, momentum=momentum)
+    assert averages.members == 4
+    exact_LM = weights_LM.double()
+    close(averages.weights_MP, exact_LM @ made.weights_MP.double())
+    close(averages.statistics_MQ, exact_LM @ made.statistics_MQ.double())
+    mixed_LP = exact_LM @ made.momentum_MP.double()
+    kept_LP = made.momentum_MP[[0, 1, 3, 0]].double()
+    close(averages.momentum_MP, {"reset": 0 * mixed_LP, "average": mixed_LP, "keep": kept_LP}[momentum])
+    for row in range(4):
+        assert averages.counters_MB[row] == made.counters_MB[weights_LM[row] != 0].max()
+
+
+def test_a_line_of_alphas_has_its_members_at_the_ends(made):
+    alphas = torch.linspace(0, 1, 25)
+    weights_LM = torch.zeros(25, 5)
+    weights_LM[:, 1], weights_LM[:, 3] = 1 - alphas, alphas
+    line = made.combine(weights_LM, momentum="keep")
+    assert torch.equal(line.weights_MP[0], made.weights_MP[1])
+    assert torch.equal(line.weights_MP[24], made.weights_MP[3])
+    assert torch.equal(line.momentum_MP[24], made.momentum_MP[3])
+    assert line.counters_MB[0] == made.counters_MB[1]
+    middle = made.clone_rows([1, 3])
+    middle.lerp_rows_([(0, 1)], 0.5)
+    torch.testing.assert_close(line.weights_MP[12], middle.weights_MP[0])
+
+
+def test_weights_that_are_all_zero_give_zeros(made):
+    nothing = made.combine(torch.zeros(1, 5), momentum="keep")
+    assert not any(matrix.any() for matrix in nothing._matrices())
+
+
+def test_a_diverged_member_of_weight_zero_takes_no_part(made):
+    for matrix in made._matrices()[:3]:
+        matrix[2] = float("nan")
+    averages = made.combine(torch.tensor([[0.5, 0.5, 0, 0, 0], [0, 0, 1, 0, 0]]), momentum="average")
+    assert torch.isfinite(averages.weights_MP[0]).all()
+    assert torch.isfinite(averages.momentum_MP[0]).all()
+    assert torch.isnan(averages.weights_MP[1]).all()

@@ -1,0 +1,154 @@
+"""Which columns hold which tensor, and what a population refuses to hold."""
+
+import json
+
+import pytest
+import torch
+import torchvision
+from small_networks import SmallNet, TiedNet, trained
+from torch import nn
+
+from fastwi.errors import UserError
+from fastwi.population import Layout
+
+
+def test_spans_follow_the_modules_order_and_start_on_16_bytes():
+    network = SmallNet()
+    layout = Layout.of(network)
+    assert [span.name for span in layout.parameters] == [name for name, _ in network.named_parameters()]
+    assert [span.shape for span in layout.parameters] == [tuple(p.shape) for p in network.parameters()]
+    assert [span.name for span in layout.buffers] == [
+        name for name in dict(network.named_buffers()) if name != "mean"
+    ]
+    assert [span.name for span in layout.counters] == ["norm.num_batches_tracked"]
+    for spans, columns in ((layout.parameters, layout.P), (layout.statistics, layout.Q)):
+        assert all(span.offset % 4 == 0 for span in spans)
+        assert columns % 4 == 0
+        ends = [span.offset + span.numel for span in spans]
+        assert all(0 <= start.offset - end < 4 for start, end in zip(spans[1:], ends, strict=False))
+        assert 0 <= columns - ends[-1] < 4
+
+
+def test_views_lie_in_the_row_with_the_strides_of_channels_last():
+    layout = Layout.of(SmallNet())
+    row_P = torch.arange(layout.P, dtype=torch.float32)
+    for span in layout.parameters:
+        view = span.view(row_P)
+        assert view.shape == span.shape
+        assert view.untyped_storage().data_ptr() == row_P.untyped_storage().data_ptr()
+        assert sorted(view.flatten().tolist()) == list(range(span.offset, span.offset + span.numel))
+        if span.name in ("stem.weight", "depthwise.weight"):
+            outputs, inputs, height, width = span.shape
+            stored = row_P[span.offset : span.offset + span.numel].view(outputs, height, width, inputs)
+            assert torch.equal(view, stored.permute(0, 3, 1, 2))
+            assert view.is_contiguous(memory_format=torch.channels_last)
+        else:
+            assert view.is_contiguous()
+
+
+def test_a_matrix_gives_the_view_of_every_member():
+    layout = Layout.of(SmallNet())
+    x_MP = torch.randn(3, layout.P)
+    for span in layout.parameters:
+        stacked = span.view(x_MP[1:])
+        assert stacked.shape == (2, *span.shape)
+        assert torch.equal(stacked[1], span.view(x_MP[2]))
+
+
+def test_a_resnet18_fits_without_overlap():
+    network = torchvision.models.resnet18()
+    layout = Layout.of(network)
+    taken = torch.zeros(layout.P, dtype=torch.int32)
+    for span in layout.parameters:
+        span.view(taken).add_(1)
+    assert taken.max() == 1
+    assert taken.sum() == sum(p.numel() for p in network.parameters())
+    assert [key for key, _ in layout.keys] == list(network.state_dict())
+
+
+def test_tied_tensors_have_one_span_and_two_keys():
+    layout = Layout.of(TiedNet())
+    assert [span.name for span in layout.parameters].count("encoder.weight") == 1
+    assert "decoder.weight" not in [span.name for span in layout.parameters]
+    assert dict(layout.keys)["decoder.weight"] == "encoder.weight"
+    assert dict(layout.keys)["again.running_mean"] == "norm.running_mean"
+    assert layout != Layout.of(TiedNet(tied=False))
+
+
+def test_the_fingerprint_is_stable_and_tells_layouts_apart():
+    assert Layout.of(nn.Linear(2, 3)).fingerprint == GOLDEN
+    different = [SmallNet(), SmallNet(6), TiedNet(), TiedNet(tied=False), nn.Linear(2, 3), nn.Linear(3, 2)]
+    assert len({Layout.of(network).fingerprint for network in different}) == len(different)
+    assert Layout.of(trained(SmallNet(), 1)) == Layout.of(trained(SmallNet(), 2))
+    with torch.device("meta"):
+        assert Layout.of(SmallNet()) == Layout.of(trained(SmallNet(), 1))
+
+
+GOLDEN = "edf88a6447fb19e8127f385291e1cef85588a6af7661832f001c757f14a9c6c3"
+
+
+@pytest.mark.parametrize(
+    "network", [SmallNet(), TiedNet(), nn.Linear(2, 3), nn.ReLU()], ids=lambda n: type(n).__name__
+)
+def test_json_round_trip(network):
+    layout = Layout.of(network)
+    assert Layout.from_json(layout.to_json()) == layout
+
+
+def test_changed_json_is_refused():
+    text = Layout.of(SmallNet()).to_json()
+    for bad in ("", "[]", "3", text[:-5], text.replace("stem", "stam", 1), text.replace("97", "98", 1)):
+        with pytest.raises(ValueError, match="layout"):
+            Layout.from_json(bad)
+    told = json.loads(text)
+    told["parameters"].reverse()
+    with pytest.raises(ValueError, match="fingerprint"):
+        Layout.from_json(json.dumps(told))
+
+
+def test_differences_are_named():
+    small = Layout.of(SmallNet())
+    assert small.difference(Layout.of(SmallNet())) is None
+    words = small.difference(Layout.of(SmallNet(6)))
+    assert words == "parameter 'stem.weight' has old shape (5, 3, 3, 3) and new shape (6, 3, 3, 3)"
+    tied = Layout.of(TiedNet()).difference(Layout.of(TiedNet(tied=False)))
+    assert tied == "parameter 'decoder.weight' of shape (6, 6) is in the new layout only"
+    swapped = Layout.of(nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)}))
+    other_way = Layout.of(nn.ModuleDict({"b": nn.Linear(1, 1), "a": nn.Linear(1, 1)}))
+    assert swapped.difference(other_way) == "the parameters are the same but in another order"
+
+
+def with_buffer(dtype: torch.dtype) -> nn.Module:
+    network = nn.Linear(2, 2)
+    network.register_buffer("mask", torch.ones(2, dtype=dtype))
+    return network
+
+
+def with_shared_memory() -> nn.Module:
+    network = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    network[1].weight.data = network[0].weight.data
+    return network
+
+
+class WithExtraState(nn.Linear):
+    def get_extra_state(self):
+        return {"temperature": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (nn.Linear(2, 2).half(), r"'weight' has dtype torch.float16; .* \.float\(\)"),
+        (nn.Linear(2, 2).double(), "'weight' has dtype torch.float64"),
+        (nn.LazyLinear(2), "'weight' has no shape yet"),
+        (with_buffer(torch.bool), r"'mask' has dtype torch.bool; .*persistent=False"),
+        (with_buffer(torch.float16), "'mask' has dtype torch.float16"),
+        (with_shared_memory(), "'0.weight' and '1.weight' share memory"),
+        (WithExtraState(2, 2), "'_extra_state' is neither a parameter nor a buffer"),
+    ],
+    ids=["half", "double", "lazy", "bool buffer", "half buffer", "shared memory", "extra state"],
+)
+def test_what_a_population_cannot_hold_is_refused_in_one_line(network, message):
+    with pytest.raises(UserError, match=message) as refusal:
+        Layout.of(network)
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,172 @@
+"""Members as rows: views, clones, averages, and the way back into modules."""
+
+import pytest
+import torch
+import torchvision
+from small_networks import SmallNet, TiedNet, trained
+
+from fastwi.errors import UserError
+from fastwi.population import Layout, Population
+
+
+def population(members: int = 4, seed: int = 0) -> Population:
+    """Members that all differ, with momentum and counters that differ as well."""
+    made = Population.from_modules([trained(SmallNet(), seed * 1000 + m) for m in range(members)])
+    generator = torch.Generator().manual_seed(seed)
+    for m in range(members):
+        for view in made.momentum(m).values():
+            view.copy_(torch.randn(view.shape, generator=generator))
+    assert len({row.sum().item() for row in made.weights_MP}) == members
+    return made
+
+
+def padding(made: Population) -> torch.Tensor:
+    """All values of all matrices that lie in no span."""
+    layout, found = made.layout, []
+    groups = ((layout.parameters, made.weights_MP), (layout.parameters, made.momentum_MP))
+    for spans, matrix in (*groups, (layout.statistics, made.statistics_MQ)):
+        free = torch.ones(matrix.shape[1], dtype=torch.bool)
+        for span in spans:
+            free[span.offset : span.offset + span.numel] = False
+        found.append(matrix[:, free].flatten())
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("build", [SmallNet, TiedNet, torchvision.models.resnet18])
+def test_modules_survive_the_round_trip_to_the_bit(build):
+    networks = [trained(build(), seed) for seed in (1, 2)]
+    made = Population.from_modules(networks)
+    assert not torch.equal(made.weights_MP[0], made.weights_MP[1])
+    fresh = build()
+    for m, network in enumerate(networks):
+        made.write_to(m, fresh)
+        for (key, mine), theirs in zip(fresh.state_dict().items(), network.state_dict().values(), strict=True):
+            assert torch.equal(mine, theirs), key
+        state = made.state_dict(m)
+        assert list(state) == list(network.state_dict())
+        assert all(tensor.is_contiguous() for tensor in state.values())
+        build().load_state_dict(state)
+        for key, tensor in network.state_dict().items():
+            assert torch.equal(state[key], tensor), key
+    assert not made.momentum_MP.any()
+
+
+def test_views_write_to_their_row_alone_and_padding_stays_zero():
+    made = population()
+    before = made.weights_MP.clone()
+    for view in (*made.parameters(2).values(), *made.momentum(2).values()):
+        view.fill_(7.0)
+    for view in made.buffers(2).values():
+        view.fill_(7)
+    assert torch.equal(made.weights_MP[[0, 1, 3]], before[[0, 1, 3]])
+    assert (made.weights_MP[2] == 7).sum() == sum(span.numel for span in made.layout.parameters)
+    assert len(padding(made)) > 0
+    assert not padding(made).any()
+
+
+def test_views_run_the_network_as_the_module_does():
+    networks = [trained(SmallNet(), seed).eval() for seed in (3, 4)]
+    made = Population.from_modules(networks)
+    images_NCHW = torch.randn(2, 3, 8, 8)
+    shell = SmallNet().eval()
+    for m, network in enumerate(networks):
+        logits_NK = torch.func.functional_call(shell, made.parameters(m) | made.buffers(m), (images_NCHW,))
+        torch.testing.assert_close(logits_NK, network(images_NCHW), rtol=1e-5, atol=1e-4)
+
+
+def test_buffers_come_in_the_modules_order():
+    assert list(population().buffers(0)) == [
+        "norm.running_mean",
+        "norm.running_var",
+        "norm.num_batches_tracked",
+    ]
+
+
+def test_load_state_dict_converts_and_zeroes_momentum():
+    made = population()
+    state = {
+        key: tensor.double() if tensor.is_floating_point() else tensor
+        for key, tensor in trained(SmallNet(), 9).state_dict().items()
+    }
+    made.load_state_dict(1, state)
+    for key, tensor in made.state_dict(1).items():
+        assert torch.equal(tensor, state[key].to(tensor.dtype))
+    assert not made.momentum_MP[1].any()
+    assert made.momentum_MP[0].any()
+
+
+def test_state_dicts_of_other_networks_are_refused():
+    made = population()
+    before = made.weights_MP.clone()
+    state = made.state_dict(0)
+    with pytest.raises(ValueError, match=r"lacks 'stem\.weight' of shape \(5, 3, 3, 3\)"):
+        made.load_state_dict(1, {key: state[key] for key in state if key != "stem.weight"})
+    with pytest.raises(ValueError, match="has 'extra', which"):
+        made.load_state_dict(1, {**state, "extra": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"'head\.bias' is torch.float32 \(3,\).*\(97,\)"):
+        made.load_state_dict(1, {**state, "head.bias": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"'norm\.num_batches_tracked' is torch.float32"):
+        made.load_state_dict(1, {**state, "norm.num_batches_tracked": torch.tensor(1.0)})
+    assert torch.equal(made.weights_MP, before)
+
+
+def test_modules_that_differ_are_refused():
+    with pytest.raises(ValueError, match=r"'stem\.weight' has old shape \(5, 3, 3, 3\) and new shape \(6,"):
+        Population.from_modules([SmallNet(), SmallNet(6)])
+    with pytest.raises(ValueError, match=r"stem\.weight"):
+        population().write_to(0, SmallNet(6))
+    other_constant = SmallNet()
+    other_constant.mean[0] = 0.5
+    with pytest.raises(UserError, match="non-persistent buffer 'mean' of module 1"):
+        Population.from_modules([SmallNet(), other_constant])
+    with pytest.raises(ValueError, match="at least one module"):
+        Population.from_modules([])
+
+
+def test_clones_are_copies_with_momentum():
+    parent = population(2)
+    children = parent.clone_rows([1] * 5 + [0])
+    assert children.members == 6
+    for mine, theirs in zip(children._matrices(), parent._matrices(), strict=True):
+        assert torch.equal(mine, theirs[[1, 1, 1, 1, 1, 0]])
+    children.parameters(0)["scale"].fill_(99.0)
+    assert parent.parameters(1)["scale"] != 99
+    assert children.parameters(1)["scale"] != 99
+    for rows in ([2], [-1]):
+        with pytest.raises(ValueError, match=f"rows names row {rows[0]}"):
+            parent.clone_rows(rows)
+
+
+def test_select_shares_memory_and_copy_row_does_not():
+    made = population()
+    evens = made.select(slice(0, 4, 2))
+    assert evens.members == 2
+    evens.parameters(1)["scale"].fill_(42.0)
+    assert made.parameters(2)["scale"] == 42
+    other = population(2, seed=5)
+    made.copy_row_(3, 1, other)
+    for mine, theirs in zip(made._matrices(), other._matrices(), strict=True):
+        assert torch.equal(mine[3], theirs[1])
+    made.copy_row_(0, 3)
+    assert torch.equal(made.momentum_MP[0], other.momentum_MP[1])
+    with pytest.raises(ValueError, match=r"stem\.weight"):
+        made.copy_row_(0, 0, Population.from_modules([SmallNet(6)]))
+
+
+def test_to_keeps_a_population_that_is_there_already():
+    made = population(1)
+    assert made.to("cpu") is made
+    moved = made.to("meta")
+    assert moved.device.type == "meta"
+    assert moved.weights_MP.shape == made.weights_MP.shape
+
+
+def test_matrices_that_do_not_fit_are_refused():
+    layout = Layout.of(SmallNet())
+    with pytest.raises(ValueError, match="at least 1 member"):
+        Population.zeros(layout, 0)
+    made = Population.zeros(layout, 2)
+    with pytest.raises(ValueError, match=r"counters_MB is torch\.int64"):
+        Population(layout, made.weights_MP, made.momentum_MP, made.statistics_MQ, made.counters_MB[:1])
+    with pytest.raises(ValueError, match=r"momentum_MP is torch\.float64"):
+        Population(layout, made.weights_MP, made.momentum_MP.double(), made.statistics_MQ, made.counters_MB)
