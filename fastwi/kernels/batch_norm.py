@@ -1,0 +1,185 @@
+"""Batch norm fused with the residual sum and ReLU, on a CPU, each pass reading every activation once.
+
+Training (Ioffe & Szegedy 2015), over the R = N * H * W values of each channel:
+
+    y = act(weight * (x - mean) / sqrt(var + eps) + bias + residual),   act = ReLU or identity
+    g = dy where y > 0
+    dbias = sum g;   dweight = sum g * (x - mean) * inv;   dresidual = g
+    dx = weight * inv * (g - dbias / R - (x - mean) * inv * dweight / R),   inv = 1 / sqrt(var + eps)
+
+Statistics come from one pass (sum and sum of squares; float32 over 128 rows, float64 beyond). Stock kernels take
+two or three passes, or a Welford update an element, and are bound by arithmetic instead of memory.
+
+Shapes: N images, C channels, H height, W width. Activations are bf16 or fp32, in torch.channels_last order.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastwi.kernels.cpu import library
+
+_SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+_LANES = 64  # of cpu.cpp
+
+
+def supported(x_NCHW: Tensor, residual_NCHW: Tensor | None = None) -> bool:
+    """Whether the kernels take these activations: CPU, bf16 or fp32, channels that divide 64 or that 64 divides."""
+    channels = x_NCHW.shape[1] if x_NCHW.dim() == 4 else 0
+    if channels == 0 or (_LANES % channels and channels % _LANES) or x_NCHW.numel() % _LANES:
+        return False
+    if x_NCHW.device.type != "cpu" or x_NCHW.dtype not in _SUFFIX or x_NCHW.numel() < 2 * channels:
+        return False
+    if residual_NCHW is not None and (residual_NCHW.shape, residual_NCHW.dtype) != (x_NCHW.shape, x_NCHW.dtype):
+        return False
+    return library() is not None
+
+
+def batch_norm_reference(
+    x_NCHW: Tensor,
+    residual_NCHW: Tensor | None,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    running_mean_C: Tensor,
+    running_var_C: Tensor,
+    training: bool,
+    factor: float,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """The same in torch's own functions, for any device and dtype. Updates the running statistics in place."""
+    y = functional.batch_norm(x_NCHW, running_mean_C, running_var_C, weight_C, bias_C, training, factor, eps)
+    if residual_NCHW is not None:
+        y = y + residual_NCHW
+    return functional.relu(y) if relu else y
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _tiles(channels: int) -> Tensor:
+    kernels = library()
+    assert kernels is not None
+    return torch.empty(kernels.work_floats(channels), dtype=torch.float32)
+
+
+def _work(channels: int) -> Tensor:
+    kernels = library()
+    assert kernels is not None
+    return torch.empty(kernels.work_doubles(channels), dtype=torch.float64)
+
+
+class _Training(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight_C: Tensor,
+        bias_C: Tensor,
+        running_mean_C: Tensor,
+        running_var_C: Tensor,
+        factor: float,
+        eps: float,
+        relu: bool,
+        users: int,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        x = _channels_last(x)
+        residual = None if residual is None else _channels_last(residual)
+        N, C, H, W = x.shape
+        y, mean_C, inv_C = torch.empty_like(x), torch.empty_like(weight_C), torch.empty_like(weight_C)
+        work, tiles = _work(C), _tiles(C)
+        getattr(library(), f"forward_train_{_SUFFIX[x.dtype]}")(
+            x.data_ptr(), _address(residual), y.data_ptr(), relu, weight_C.data_ptr(), bias_C.data_ptr(),
+            mean_C.data_ptr(), inv_C.data_ptr(), running_mean_C.data_ptr(), running_var_C.data_ptr(),
+            factor, eps, work.data_ptr(), tiles.data_ptr(), N * H * W, C, torch.get_num_threads(),
+        )  # fmt: skip
+        ctx.has_residual, ctx.relu = residual is not None, relu
+        # Without a residual x tells where the ReLU passed, and y need not be read again.
+        ctx.save_for_backward(x, y if relu and ctx.has_residual else None, weight_C, bias_C, mean_C, inv_C)
+        # One handle a user: autograd would otherwise sum the two gradients in a pass of its own.
+        return (y, y.detach()) if users == 2 else y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        x, y, weight_C, bias_C, mean_C, inv_C = ctx.saved_tensors
+        dy = _channels_last(gradients[0])
+        dy2 = _channels_last(gradients[1]) if len(gradients) == 2 else None
+        N, C, H, W = x.shape
+        dx, dweight_C, dbias_C = torch.empty_like(x), torch.empty_like(weight_C), torch.empty_like(weight_C)
+        # With one user and without a ReLU the residual's gradient is dy itself.
+        keep = dy2 is not None or (ctx.has_residual and ctx.relu)
+        g = torch.empty_like(x) if keep else None
+        work, tiles = _work(C), _tiles(C)
+        getattr(library(), f"backward_{_SUFFIX[x.dtype]}")(
+            dy.data_ptr(), _address(dy2), _address(y), x.data_ptr(), _address(g), dx.data_ptr(), ctx.relu,
+            weight_C.data_ptr(), bias_C.data_ptr(), mean_C.data_ptr(), inv_C.data_ptr(),
+            dweight_C.data_ptr(), dbias_C.data_ptr(), work.data_ptr(), tiles.data_ptr(),
+            N * H * W, C, torch.get_num_threads(),
+        )  # fmt: skip
+        dresidual = (dy if g is None else g) if ctx.has_residual else None
+        return dx, dresidual, dweight_C, dbias_C, None, None, None, None, None, None
+
+
+def _evaluation(x: Tensor, residual: Tensor | None, scale_C: Tensor, shift_C: Tensor, relu: bool) -> Tensor:
+    x = _channels_last(x)
+    residual = None if residual is None else _channels_last(residual)
+    N, C, H, W = x.shape
+    y, tiles = torch.empty_like(x), _tiles(C)
+    getattr(library(), f"forward_eval_{_SUFFIX[x.dtype]}")(
+        x.data_ptr(), _address(residual), y.data_ptr(), relu, scale_C.data_ptr(), shift_C.data_ptr(),
+        tiles.data_ptr(), N * H * W, C, torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+class FusedBatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d with the residual sum and ReLU that followed it. State and settings are the original's.
+
+    With `users` = 2 the output is a pair of handles on the same activation, one for each of its two users.
+    """
+
+    def __init__(self, original: nn.BatchNorm2d, relu: bool) -> None:
+        super().__init__(original.num_features, original.eps, original.momentum)
+        self.weight, self.bias = original.weight, original.bias
+        self.running_mean, self.running_var = original.running_mean, original.running_var
+        self.num_batches_tracked = original.num_batches_tracked
+        self.relu, self.users = relu, 1
+
+    def forward(  # type: ignore[override]
+        self, x_NCHW: Tensor, residual_NCHW: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """act(batch_norm(x) + residual); running statistics are updated in place in training mode."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        factor = self.momentum
+        if self.training:
+            self.num_batches_tracked.add_(1)
+            if factor is None:  # cumulative average, as nn.BatchNorm2d defines it
+                factor = 1.0 / float(self.num_batches_tracked)
+        arguments = (self.weight, self.bias, self.running_mean, self.running_var)
+        # The kernels read float32 parameters; a network cast whole to bf16 has others.
+        fused = self.weight.dtype == torch.float32 and supported(x_NCHW, residual_NCHW)
+        if fused and self.training:
+            both: Tensor | tuple[Tensor, Tensor] = _Training.apply(
+                x_NCHW, residual_NCHW, *arguments, factor, self.eps, self.relu, self.users
+            )
+            return both
+        differentiable = torch.is_grad_enabled() and (x_NCHW.requires_grad or self.weight.requires_grad)
+        if fused and not differentiable:
+            scale_C = self.weight * torch.rsqrt(self.running_var + self.eps)
+            shift_C = self.bias - self.running_mean * scale_C
+            y = _evaluation(x_NCHW, residual_NCHW, scale_C, shift_C, self.relu)
+        else:
+            y = batch_norm_reference(
+                x_NCHW, residual_NCHW, *arguments, self.training, factor or 0.0, self.eps, self.relu
+            )
+        return (y, y) if self.users == 2 else y

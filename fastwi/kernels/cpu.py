@@ -1,0 +1,94 @@
+"""Builds and loads `cpu.cpp`, once a machine, with the C++ compiler that torch.compile needs too.
+
+The library has no Python or torch headers in it, so it compiles in about two seconds. It is kept in the user's
+cache directory under a hash of source, flags, compiler and processor. It links against the OpenMP runtime by the name
+that torch has loaded it under, so that both share one pool of threads.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from fastwi.files import atomic_path
+
+_SOURCE = Path(__file__).with_name("cpu.cpp")
+_FLAGS = (
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+    "-std=c++17",
+)
+
+
+def compiler() -> str | None:
+    """The C++ compiler's path, or None: $CXX, else g++, else c++."""
+    for name in (os.environ.get("CXX"), "g++", "c++"):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    return None
+
+
+def _processor() -> str:
+    """What -march=native sees: a cache directory on a network disk can be shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _cached(command: str) -> Path:
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
+    text = "\0".join([_SOURCE.read_text(), *_FLAGS, version, _processor()])
+    name = hashlib.sha256(text.encode()).hexdigest()[:20]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "fastwi" / f"cpu-{name}.so"
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The loaded kernels, or None where there is no compiler or it cannot build them (macOS's lacks OpenMP).
+
+    Callers fall back on the torch references beside each kernel.
+    """
+    command = compiler()
+    if command is None:
+        return None
+    try:
+        path = _cached(command)
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                built = [command, *_FLAGS, "-o", str(temporary), str(_SOURCE)]
+                subprocess.run(built, capture_output=True, check=True, timeout=300)
+        loaded = ctypes.CDLL(str(path))
+    except Exception:  # whatever stops the build or the load, the references do the same work, slower
+        return None
+    pointer, integer, long, double = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
+    for suffix in ("bf16", "fp32"):
+        tail = [pointer, pointer, long, long, integer]  # work, tiles, R, C, threads
+        getattr(loaded, f"forward_train_{suffix}").argtypes = (
+            [pointer] * 3 + [integer] + [pointer] * 6 + [double, double, *tail]
+        )
+        getattr(loaded, f"forward_eval_{suffix}").argtypes = [pointer] * 3 + [integer] + [pointer] * 2 + tail[1:]
+        getattr(loaded, f"backward_{suffix}").argtypes = [pointer] * 6 + [integer] + [pointer] * 6 + tail
+        getattr(loaded, f"augment_{suffix}").argtypes = [pointer] * 6 + [long] * 5 + [integer]
+        for name in ("forward_train", "forward_eval", "backward", "augment"):
+            getattr(loaded, f"{name}_{suffix}").restype = None
+    for name in ("shortcut_forward", "shortcut_backward"):
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = [pointer] * 2 + [long] * 8 + [integer], None
+    for name in ("work_doubles", "work_floats"):
+        function = getattr(loaded, name)  # kept by the library object; subscripts would make a new one a call
+        function.argtypes, function.restype = [long], long
+    return loaded

@@ -1,0 +1,310 @@
+"""Differentiable layers of M networks at once, on activations [M, N, H, W, C]: Triton on a GPU, torch elsewhere.
+
+Two ways to build a network, with the same results to rounding:
+
+    y = stacked_conv(x, w, ...);  z = stacked_batch_norm(y, residual, ...)
+    y, moments = stacked_conv(x, w, ..., statistics=True)                     # statistics for no pass of their own
+    y2, moments2 = stacked_norm_conv(y, norm, w2, ..., moments=moments)       # conv(act(batch_norm(y)))
+    z = stacked_batch_norm(y2, residual, ..., moments=moments2)
+
+In the second, act(batch_norm(y)) is never stored: the next convolution makes it while it reads y, and so does the
+backward. Bytes a value of y, for bf16 and as many values in as out: convolution and batch norm 28 (forward 4 + 6,
+backward 8 + 10); the fused chain 20 (forward 4; input gradient 6, batch norm's 6, weight gradient 4).
+
+The equations are in fastwi.kernels.stacked_conv_triton and stacked_norm_triton.
+
+Shapes: M members, N images, H W height and width, C channels (I in, O out), T tiles. Weights are [M, O, KH, KW, I],
+views of the population's rows as they lie there: each member's values dense, the member stride any.
+"""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastwi.kernels import stacked_conv_reference, stacked_norm_reference
+from fastwi.kernels.interpolate import STORAGE_DTYPES, has_triton
+from fastwi.kernels.stacked_geometry import Geometry
+
+
+def _conv(x: Tensor) -> ModuleType:
+    """The module whose `forward` and `input_gradient` serve x."""
+    if has_triton(x.device) and x.dtype in STORAGE_DTYPES:
+        from fastwi.kernels import stacked_conv_triton
+
+        return stacked_conv_triton
+    return stacked_conv_reference
+
+
+def _conv_weight(x: Tensor) -> ModuleType:
+    """The module whose `weight_gradient` serves x."""
+    if has_triton(x.device) and x.dtype in STORAGE_DTYPES:
+        from fastwi.kernels import stacked_conv_weight_triton
+
+        return stacked_conv_weight_triton
+    return stacked_conv_reference
+
+
+def _norm(x: Tensor) -> ModuleType:
+    """The module of batch norm that serves x."""
+    if has_triton(x.device) and x.dtype in STORAGE_DTYPES:
+        from fastwi.kernels import stacked_norm_triton
+
+        return stacked_norm_triton
+    return stacked_norm_reference
+
+
+def _wide(parameter: Tensor) -> Tensor:
+    """As it is in float32 and float64, else a float32 copy."""
+    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm of M networks, and the ReLU behind it.
+
+    Weight, bias and running statistics are [M, C] in float32 with dense channels, the member strides any: views of
+    the population's rows. Weight and bias may be in 16 bits too. `factor` is the weight of a batch's statistics in
+    the running ones: a number, or float32 [M].
+
+    Raises ValueError for shapes or strides other than these.
+    """
+
+    weight_MC: Tensor
+    bias_MC: Tensor
+    running_mean_MC: Tensor
+    running_var_MC: Tensor
+    training: bool = True
+    factor: float | Tensor = 0.1
+    eps: float = 1e-5
+    relu: bool = True
+
+    def __post_init__(self) -> None:
+        tensors = (self.weight_MC, self.bias_MC, self.running_mean_MC, self.running_var_MC)
+        if len({tuple(tensor.shape) for tensor in tensors}) > 1 or any(tensor.stride(-1) != 1 for tensor in tensors):
+            told = ", ".join(f"{tuple(tensor.shape)} with strides {tensor.stride()}" for tensor in tensors)
+            raise ValueError(f"weight, bias, running mean and variance need one shape and dense channels, not {told}")
+
+    def settle(self, x_MNHWC: Tensor, moments_MT3C: Tensor | None) -> Tensor:
+        """stats [M, 4, C] for x: mean, inv, scale and shift. In training this updates the running statistics."""
+        if (x_MNHWC.shape[0], x_MNHWC.shape[-1]) != self.weight_MC.shape:
+            raise ValueError(
+                f"activations {tuple(x_MNHWC.shape)} don't go with a norm of {tuple(self.weight_MC.shape)}"
+            )
+        rows = x_MNHWC[0, ..., 0].numel()
+        if self.training and rows < 2:
+            raise ValueError(f"batch norm in training needs 2 values a channel or more, not {rows}")
+        module = _norm(x_MNHWC)
+        if self.training and moments_MT3C is None:
+            moments_MT3C = module.moments(x_MNHWC)
+        stats_M4C: Tensor = module.settle(
+            moments_MT3C if self.training else None,
+            _wide(self.weight_MC), _wide(self.bias_MC), self.running_mean_MC, self.running_var_MC,
+            self.factor, self.eps,
+        )  # fmt: skip
+        return stats_M4C
+
+
+def _weight_gradient(
+    ctx: Any, x: Tensor, dy: Tensor, geometry: Geometry, stats: Tensor | None, relu: bool
+) -> Tensor | None:
+    """The weight's gradient for autograd, in the weight's dtype; or None where it was written to `ctx.into`."""
+    dw: Tensor = _conv_weight(x).weight_gradient(x, dy, geometry, stats, relu, ctx.into)
+    return None if ctx.into is not None else dw.to(ctx.weight_dtype)
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry, statistics: bool, into: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        x = x.contiguous()
+        y, moments = _conv(x).forward(x, weight, geometry, None, False, statistics)
+        ctx.geometry, ctx.into, ctx.weight_dtype = geometry, into, weight.dtype
+        ctx.save_for_backward(x, weight)
+        ctx.set_materialize_grads(False)
+        if moments is not None:
+            ctx.mark_non_differentiable(moments)
+        return y, moments
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        if gradients[0] is None:
+            return (None,) * 5
+        x, weight = ctx.saved_tensors
+        dy, dx, dw = gradients[0].contiguous(), None, None
+        if ctx.needs_input_grad[0]:
+            dx, _ = _conv(x).input_gradient(dy, weight, ctx.geometry, None, None, False)
+        if ctx.needs_input_grad[1]:
+            dw = _weight_gradient(ctx, x, dy, ctx.geometry, None, False)
+        return dx, dw, None, None, None
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight_MC: Tensor,
+        bias_MC: Tensor,
+        norm: Norm,
+        moments: Tensor | None,
+        users: int,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+        stats = norm.settle(x, moments)
+        z: Tensor = _norm(x).apply(x, residual, stats, norm.relu)
+        ctx.relu, ctx.training, ctx.has_residual = norm.relu, norm.training, residual is not None
+        # Without a residual x tells where the ReLU passed, and z need not be kept.
+        ctx.save_for_backward(x, z if norm.relu and ctx.has_residual else None, stats)
+        ctx.set_materialize_grads(False)
+        # One handle a user: autograd would otherwise sum the two gradients in a pass of its own.
+        return (z, z.detach()) if users == 2 else z
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        x, z, stats = ctx.saved_tensors
+        dz, dz2, *_ = *(g.contiguous() for g in gradients if g is not None), None, None
+        if dz is None:
+            return (None,) * 7
+        module = _norm(x)
+        # With one user, g is dz itself without a ReLU, and with one but no residual it is quickly made again from dz.
+        keep = dz2 is not None or (ctx.has_residual and ctx.relu)
+        sums, g = module.gradient_sums(dz, dz2, x, z, stats, ctx.relu, keep)
+        made: Tensor = module.parameter_gradients(sums)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = module.input_gradient(g if keep else dz, x, stats, made, ctx.relu and not keep, ctx.training)
+        dresidual = (g if keep else dz) if ctx.needs_input_grad[1] else None
+        return dx, dresidual, made[:, 1], made[:, 0], None, None, None
+
+
+class _NormConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_MC: Tensor,
+        bias_MC: Tensor,
+        weight: Tensor,
+        norm: Norm,
+        geometry: Geometry,
+        moments: Tensor | None,
+        statistics: bool,
+        into: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        x = x.contiguous()
+        stats = norm.settle(x, moments)
+        y, moments_out = _conv(x).forward(x, weight, geometry, stats, norm.relu, statistics)
+        ctx.geometry, ctx.relu, ctx.training = geometry, norm.relu, norm.training
+        ctx.into, ctx.weight_dtype = into, weight.dtype
+        ctx.save_for_backward(x, weight, stats)
+        ctx.set_materialize_grads(False)
+        if moments_out is not None:
+            ctx.mark_non_differentiable(moments_out)
+        return y, moments_out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        if gradients[0] is None:
+            return (None,) * 9
+        x, weight, stats = ctx.saved_tensors
+        dy, dx, dw, made = gradients[0].contiguous(), None, None, (None, None)
+        if any(ctx.needs_input_grad[:3]):
+            g, sums = _conv(x).input_gradient(dy, weight, ctx.geometry, x, stats, ctx.relu)
+            made = _norm(x).parameter_gradients(sums)
+            dx = _norm(x).input_gradient(g, x, stats, made, False, ctx.training)
+            made = made.unbind(1)
+        if ctx.needs_input_grad[3]:
+            dw = _weight_gradient(ctx, x, dy, ctx.geometry, stats, ctx.relu)
+        return dx, made[1], made[0], dw, None, None, None, None, None
+
+
+def stacked_conv(
+    x_MNHWI: Tensor,
+    weight_MOHWI: Tensor,
+    stride: int,
+    padding: int,
+    statistics: bool = False,
+    into: Tensor | None = None,
+) -> Any:
+    """y [M, N, OH, OW, O] in x's dtype: each member's images under its own weights, without a bias.
+
+    Weights are float32, or x's dtype. With `statistics`: (y, moments [M, T, 3, O]), what `stacked_batch_norm` and
+    `stacked_norm_conv` need of y, without gradient. With `into`, float32 of the weights' shape, the backward writes
+    the weights' gradient there, unrounded, and gives autograd none.
+
+    Raises ValueError for shapes that don't fit together.
+    """
+    geometry = Geometry.of(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
+    y, moments = _Conv.apply(x_MNHWI, weight_MOHWI, geometry, statistics, _checked(into, geometry, x_MNHWI))
+    return (y, moments) if statistics else y
+
+
+def stacked_batch_norm(
+    x_MNHWC: Tensor,
+    residual_MNHWC: Tensor | None,
+    weight_MC: Tensor,
+    bias_MC: Tensor,
+    running_mean_MC: Tensor,
+    running_var_MC: Tensor,
+    training: bool,
+    factor: float | Tensor,
+    eps: float,
+    relu: bool,
+    moments: Tensor | None = None,
+    users: int = 1,
+) -> Any:
+    """z = act(batch_norm(x) + residual) in x's dtype; in training the running statistics are updated in place.
+
+    `moments` are x's, where the convolution made them. With `users` = 2 the output is a pair of handles on the same
+    activation, one for each of its two users, whose gradients are then summed on the way. See `Norm`.
+
+    Raises ValueError in training on fewer than 2 values a channel, and for shapes that don't fit together.
+    """
+    if residual_MNHWC is not None and residual_MNHWC.shape != x_MNHWC.shape:
+        raise ValueError(f"a residual of shape {tuple(residual_MNHWC.shape)} for activations {tuple(x_MNHWC.shape)}")
+    norm = Norm(weight_MC, bias_MC, running_mean_MC, running_var_MC, training, factor, eps, relu)
+    return _BatchNorm.apply(x_MNHWC, residual_MNHWC, weight_MC, bias_MC, norm, moments, users)
+
+
+def stacked_norm_conv(
+    x_MNHWI: Tensor,
+    norm: Norm,
+    weight_MOHWI: Tensor,
+    stride: int,
+    padding: int,
+    moments: Tensor | None = None,
+    statistics: bool = False,
+    into: Tensor | None = None,
+) -> Any:
+    """conv(act(batch_norm(x))), without storing what batch norm makes; arguments and results as in `stacked_conv`.
+
+    `moments` are x's, where the convolution that made x made them; else they take a pass over x.
+    """
+    geometry = Geometry.of(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
+    y, moments_out = _NormConv.apply(
+        x_MNHWI, norm.weight_MC, norm.bias_MC, weight_MOHWI, norm, geometry, moments, statistics,
+        _checked(into, geometry, x_MNHWI),
+    )  # fmt: skip
+    return (y, moments_out) if statistics else y
+
+
+def _checked(into: Tensor | None, geometry: Geometry, x: Tensor) -> Tensor | None:
+    """`into`. Raises ValueError where it is not what gradients can be written to."""
+    if into is None:
+        return None
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if tuple(into.shape) != geometry.weight_shape or into.dtype != dtype or not into[0].is_contiguous():
+        raise ValueError(
+            f"gradients go into {dtype} of shape {geometry.weight_shape} with dense members, not into {into.dtype} "
+            f"of shape {tuple(into.shape)} and strides {into.stride()}"
+        )
+    return into

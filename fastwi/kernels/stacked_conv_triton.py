@@ -1,0 +1,307 @@
+"""The Triton kernels of M networks' convolutions at once: forward and input gradient, as implicit matrix products.
+
+    y[m, n, p, q, o]  = sum over kh, kw, i of a[m, n, p s + kh - pad, q s + kw - pad, i] w[m, o, kh, kw, i]
+    dx[m, n, h, w, i] = sum over kh, kw, o of dy[m, n, p, q, o] w[m, o, kh, kw, i],   p s + kh - pad = h, q alike
+
+a is x, or with batch norm and ReLU in the prologue act(x scale[m, i] + shift[m, i]), and 0 outside the image either
+way. Sums are in float32; inputs are rounded to the activations' dtype first, as a product of that dtype does.
+
+Memory traffic in bytes a value of y, for bf16 and as many values in as out: forward 4 (x read, y written), with
+statistics still 4; input gradient 4 (dy read, dx written), with the prologue's backward 6 (x read too). Taps of a
+3 x 3 kernel read x nine times, from caches. Weights add 2 K CO / 256 bytes a row, from the second-level cache.
+
+Every program owns its outputs and partial sums go to a buffer, so results are the same each time, and the same for a
+member whatever the others are.
+
+Symbols: those of fastwi.kernels.stacked_geometry. C channels, T tiles.
+"""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastwi.kernels.stacked_geometry import Geometry, product_tile
+
+# The interpreter multiplies the bits of bf16 as integers, and rounds to bf16 towards zero.
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+MEAN, INVERSE, SCALE, SHIFT = (tl.constexpr(row) for row in range(4))  # rows of stats_M4C
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """float32 to DTYPE, to the nearest, ties to even."""
+    if INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(DTYPE)
+
+
+@triton.jit
+def operand(w, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Weights in the activations' dtype; as they are where they have it, so that copies can run ahead."""
+    if w.dtype != DTYPE:
+        w = rounded(w.to(tl.float32), DTYPE)
+    return w
+
+
+@triton.jit
+def product(a, b, sums, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """sums + a @ b in float32."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision=PRECISION)
+
+
+@triton.jit
+def patches(  # type: ignore[no-untyped-def]
+    x_NHWI,  # one member's
+    stats_4I,  # one member's: mean, inverse deviation, scale, shift; or None: no prologue
+    image_R, top_R, left_R, inside_R,  # of each row's patch; top and left may lie outside the image
+    k_start,
+    H: tl.constexpr, W: tl.constexpr, CI: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Columns k_start .. k_start + BLOCK_K of the rows' patches, [R, BLOCK_K], in x's dtype: k = (kh, kw, i)."""
+    if CI % BLOCK_K == 0:  # one tap, so each row has one place
+        tap = k_start // CI
+        channel_K = k_start % CI + tl.arange(0, BLOCK_K)
+        h = top_R[:, None] + tap // KW
+        w = left_R[:, None] + tap % KW
+        inside = inside_R[:, None]
+    else:
+        k = k_start + tl.arange(0, BLOCK_K)
+        channel_K = k % CI
+        tap_K = k // CI
+        h = top_R[:, None] + (tap_K // KW)[None, :]
+        w = left_R[:, None] + (tap_K % KW)[None, :]
+        inside = inside_R[:, None] & (k < KH * KW * CI)[None, :]
+    inside = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    at = ((image_R[:, None] * H + h) * W + w) * CI + channel_K[None, :]
+    x = tl.load(x_NHWI + at, mask=inside, other=0.0)
+    if stats_4I is not None:
+        scale_K = tl.load(stats_4I + SCALE * CI + channel_K)
+        shift_K = tl.load(stats_4I + SHIFT * CI + channel_K)
+        a = x.to(tl.float32) * scale_K[None, :] + shift_K[None, :]
+        if RELU:
+            a = tl.where(a < 0.0, 0.0, a)  # keeps NaN, as torch does
+        x = rounded(tl.where(inside, a, 0.0), x.dtype)
+    return x
+
+
+@triton.jit
+def store_moments(y, inside_R, moments_3C, channel_C, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Number, sum, and sum of squares about the tile's own mean, of each channel of a tile y [R, C] in float32."""
+    count = tl.sum(inside_R.to(tl.float32), 0)
+    total_C = tl.sum(tl.where(inside_R[:, None], y, 0.0), 0)
+    apart = tl.where(inside_R[:, None], y - (total_C / count)[None, :], 0.0)
+    squares_C = tl.sum(apart * apart, 0)
+    exists_C = channel_C < C
+    tl.store(moments_3C + channel_C, total_C * 0.0 + count, mask=exists_C)
+    tl.store(moments_3C + C + channel_C, total_C, mask=exists_C)
+    tl.store(moments_3C + 2 * C + channel_C, squares_C, mask=exists_C)
+
+
+@triton.jit
+def forward_kernel(  # type: ignore[no-untyped-def]
+    x_MNHWI, w_MOK, y_MRO,
+    stats_M4I,  # None: no prologue
+    moments_MT3O,  # None: no statistics
+    member_stride,  # of the weights, in elements
+    R,
+    H: tl.constexpr, W: tl.constexpr, CI: tl.constexpr, CO: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+    RELU: tl.constexpr, ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of y: rows x channels out, of one member. Grid: tiles of rows, tiles of channels, members."""
+    tile, member = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    row_R = tile * BLOCK_R + tl.arange(0, BLOCK_R)
+    out_O = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    inside_R = row_R < R
+    image_R = row_R // (OH * OW)
+    x_NHWI = x_MNHWI + member * (R // (OH * OW) * (H * W * CI))
+    w_OK = tl.multiple_of(w_MOK + member * member_stride, ALIGNED)
+    stats_4I = None
+    if stats_M4I is not None:
+        stats_4I = stats_M4I + member * (4 * CI)
+    top_R = row_R // OW % OH * STRIDE - PADDING
+    left_R = row_R % OW * STRIDE - PADDING
+    sums = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
+    for k_start in range(0, KH * KW * CI, BLOCK_K):
+        a = patches(
+            x_NHWI, stats_4I, image_R, top_R, left_R, inside_R, k_start, H, W, CI, KH, KW, RELU, BLOCK_K
+        )  # fmt: skip
+        k = k_start + tl.arange(0, BLOCK_K)
+        exists = (k < KH * KW * CI)[:, None] & (out_O < CO)[None, :]
+        w = tl.load(w_OK + out_O[None, :] * (KH * KW * CI) + k[:, None], mask=exists, other=0.0)
+        sums = product(a, operand(w, x_MNHWI.dtype.element_ty), sums, PRECISION)
+    y = rounded(sums, y_MRO.dtype.element_ty)
+    at = member * R * CO + row_R[:, None] * CO + out_O[None, :]
+    tl.store(y_MRO + at, y, mask=inside_R[:, None] & (out_O < CO)[None, :])
+    if moments_MT3O is not None:
+        place = member * tl.num_programs(0) + tile
+        store_moments(y.to(tl.float32), inside_R, moments_MT3O + place * (3 * CO), out_O, CO)
+
+
+@triton.jit
+def input_gradient_kernel(  # type: ignore[no-untyped-def]
+    dy_MNPQO, w_MOK, dx_MNHWI,
+    x_MNHWI, stats_M4I, sums_MT2I,  # None: no prologue
+    member_stride,  # of the weights, in elements
+    N,
+    H: tl.constexpr, W: tl.constexpr, CI: tl.constexpr, CO: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+    RELU: tl.constexpr, ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of dx. Grid: tiles of rows times phases, tiles of channels, members.
+
+    Only every STRIDE-th tap reaches a place, and which ones depends on its phase (h % STRIDE, w % STRIDE). A program
+    has places of one phase, and goes through their taps alone.
+
+    After a prologue a = act(xhat weight + bias) this stores g = da where a > 0 instead of da, and partial sums over
+    the tile of g and of g xhat: the gradients of bias and weight.
+    """
+    pid, member = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    PLACES_H: tl.constexpr = (H + STRIDE - 1) // STRIDE
+    PLACES_W: tl.constexpr = (W + STRIDE - 1) // STRIDE
+    if STRIDE == 1:
+        phase_h, phase_w = 0, 0
+    else:
+        phase_h, phase_w = pid % (STRIDE * STRIDE) // STRIDE, pid % STRIDE
+    row_R = pid // (STRIDE * STRIDE) * BLOCK_R + tl.arange(0, BLOCK_R)
+    image_R = row_R // (PLACES_H * PLACES_W)
+    place_h_R = row_R // PLACES_W % PLACES_H
+    place_w_R = row_R % PLACES_W
+    h_R = place_h_R * STRIDE + phase_h
+    w_R = place_w_R * STRIDE + phase_w
+    inside_R = (row_R < N * PLACES_H * PLACES_W) & (h_R < H) & (w_R < W)
+    in_I = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
+
+    # The phase's taps are first, first + STRIDE, ...; tap number j of a place reads output row p_R - j.
+    first_h, first_w = (phase_h + PADDING) % STRIDE, (phase_w + PADDING) % STRIDE
+    taps_h, taps_w = (KH - first_h + STRIDE - 1) // STRIDE, (KW - first_w + STRIDE - 1) // STRIDE
+    p_R = place_h_R + (phase_h + PADDING) // STRIDE
+    q_R = place_w_R + (phase_w + PADDING) // STRIDE
+
+    dy_NPQO = dy_MNPQO + member * (N * OH * OW * CO)
+    w_OK = tl.multiple_of(w_MOK + member * member_stride, ALIGNED)
+    sums = tl.zeros((BLOCK_R, BLOCK_I), tl.float32)
+    for k_start in range(0, taps_h * taps_w * CO, BLOCK_K):
+        if CO % BLOCK_K == 0:
+            tap = k_start // CO
+            out_K = k_start % CO + tl.arange(0, BLOCK_K)
+            tap_h, tap_w = tap // taps_w, tap % taps_w
+            p, q = p_R[:, None] - tap_h, q_R[:, None] - tap_w
+            reached = inside_R[:, None]
+            at_K = out_K * (KH * KW * CI) + ((first_h + tap_h * STRIDE) * KW + first_w + tap_w * STRIDE) * CI
+            exists = (in_I < CI)[None, :]
+        else:
+            k = k_start + tl.arange(0, BLOCK_K)
+            out_K, tap_K = k % CO, k // CO
+            tap_h_K, tap_w_K = tap_K // taps_w, tap_K % taps_w
+            p, q = p_R[:, None] - tap_h_K[None, :], q_R[:, None] - tap_w_K[None, :]
+            exists_K = k < taps_h * taps_w * CO
+            reached = inside_R[:, None] & exists_K[None, :]
+            at_K = out_K * (KH * KW * CI) + ((first_h + tap_h_K * STRIDE) * KW + first_w + tap_w_K * STRIDE) * CI
+            exists = exists_K[:, None] & (in_I < CI)[None, :]
+        reached = reached & (p >= 0) & (p < OH) & (q >= 0) & (q < OW)
+        dy = tl.load(
+            dy_NPQO + ((image_R[:, None] * OH + p) * OW + q) * CO + out_K[None, :], mask=reached, other=0.0
+        )  # fmt: skip
+        w = tl.load(w_OK + at_K[:, None] + in_I[None, :], mask=exists, other=0.0)
+        sums = product(dy, operand(w, dy_MNPQO.dtype.element_ty), sums, PRECISION)
+
+    exists = inside_R[:, None] & (in_I < CI)[None, :]
+    at = member * (N * H * W * CI) + ((image_R * H + h_R) * W + w_R)[:, None] * CI + in_I[None, :]
+    if stats_M4I is not None:
+        x = tl.load(x_MNHWI + at, mask=exists, other=0.0).to(tl.float32)
+        stats_I = stats_M4I + member * (4 * CI) + in_I
+        mean_I = tl.load(stats_I + MEAN * CI, mask=in_I < CI, other=0.0)
+        inverse_I = tl.load(stats_I + INVERSE * CI, mask=in_I < CI, other=0.0)
+        if RELU:
+            scale_I = tl.load(stats_I + SCALE * CI, mask=in_I < CI, other=0.0)
+            shift_I = tl.load(stats_I + SHIFT * CI, mask=in_I < CI, other=0.0)
+            sums = tl.where(x * scale_I[None, :] + shift_I[None, :] > 0.0, sums, 0.0)
+        g = tl.where(exists, rounded(sums, dx_MNHWI.dtype.element_ty).to(tl.float32), 0.0)
+        place = sums_MT2I + (member * tl.num_programs(0) + pid) * (2 * CI) + in_I
+        tl.store(place, tl.sum(g, 0), mask=in_I < CI)
+        tl.store(place + CI, tl.sum(g * ((x - mean_I[None, :]) * inverse_I[None, :]), 0), mask=in_I < CI)
+    tl.store(dx_MNHWI + at, rounded(sums, dx_MNHWI.dtype.element_ty), mask=exists)
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Launches inside go to `device`."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def dense_rows(weight_MOHWI: Tensor) -> Tensor:
+    """The weights with each member's values in one dense stretch, as a population's rows have them."""
+    return weight_MOHWI if weight_MOHWI[0].is_contiguous() else weight_MOHWI.contiguous()
+
+
+def alignment(weight_MOHWI: Tensor) -> int:
+    """Bytes, 16 at most, that every member's first weight is aligned to."""
+    starts = weight_MOHWI.data_ptr() | (weight_MOHWI.stride(0) * weight_MOHWI.element_size())
+    return min(16, starts & -starts) if starts else 16
+
+
+def precision(dtype: torch.dtype) -> str:
+    """float32 products are exact; those of 16-bit inputs always are."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def forward(
+    x_MNHWI: Tensor, weight_MOHWI: Tensor, geometry: Geometry, stats_M4I: Tensor | None, relu: bool, statistics: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y [M, N, OH, OW, CO] in x's dtype and, where asked for, the moments [M, T, 3, CO] of its tiles in float32.
+
+    x is contiguous. stats_M4I (float32) puts batch norm in the prologue, `relu` ReLU after it.
+    """
+    g, weight = geometry, dense_rows(weight_MOHWI)
+    tile = product_tile(g.CI, g.CO, g.KH * g.KW, x_MNHWI.element_size())
+    grid = (-(-g.R // tile.rows), -(-g.CO // tile.columns), g.M)
+    y = x_MNHWI.new_empty(g.y_shape)
+    moments = x_MNHWI.new_empty((g.M, grid[0], 3, g.CO), dtype=torch.float32) if statistics else None
+    with on(x_MNHWI.device):
+        forward_kernel[grid](
+            x_MNHWI, weight, y, stats_M4I, moments, weight.stride(0), g.R,
+            g.H, g.W, g.CI, g.CO, g.OH, g.OW, g.KH, g.KW, g.stride, g.padding,
+            relu, alignment(weight), precision(y.dtype), tile.rows, tile.columns, tile.depth,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        )  # fmt: skip
+    return y, moments
+
+
+def input_gradient(
+    dy_MNPQO: Tensor,
+    weight_MOHWI: Tensor,
+    geometry: Geometry,
+    x_MNHWI: Tensor | None,
+    stats_M4I: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """dx [M, N, H, W, CI] in dy's dtype, and None.
+
+    With stats_M4I and x, those of the prologue: g, the gradient of the batch norm's output, and the partial sums
+    [M, T, 2, CI] of g and of g xhat in float32. dy and x are contiguous.
+    """
+    g, weight = geometry, dense_rows(weight_MOHWI)
+    tile = product_tile(g.CO, g.CI, g.KH * g.KW, dy_MNPQO.element_size())
+    places = g.N * -(-g.H // g.stride) * -(-g.W // g.stride)
+    grid = (-(-places // tile.rows) * g.stride**2, -(-g.CI // tile.columns), g.M)
+    dx = dy_MNPQO.new_empty(g.x_shape)
+    sums = None if stats_M4I is None else dx.new_empty((g.M, grid[0], 2, g.CI), dtype=torch.float32)
+    with on(dx.device):
+        input_gradient_kernel[grid](
+            dy_MNPQO, weight, dx, x_MNHWI, stats_M4I, sums, weight.stride(0), g.N,
+            g.H, g.W, g.CI, g.CO, g.OH, g.OW, g.KH, g.KW, g.stride, g.padding,
+            relu, alignment(weight), precision(dx.dtype), tile.rows, tile.columns, tile.depth,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        )  # fmt: skip
+    return dx, sums

@@ -1,0 +1,163 @@
+"""Interpolation of rows, by torch and by the Triton kernel, against float64."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from interpolation_checks import assert_interpolated
+from torch import Tensor
+
+from fastwi.kernels.interpolate import interpolate_rows_
+from fastwi.kernels.interpolate_reference import interpolate_reference, interpolate_rows_reference
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def rows(seed: int, members: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random rows that all differ."""
+    generator = torch.Generator().manual_seed(seed)
+    x_MP = torch.randn(members, columns, generator=generator)
+    assert len(torch.unique(x_MP[:, 0])) == members
+    return x_MP.to(device, dtype)
+
+
+def check_rows(x_MP: Tensor, a_L: Sequence[int], b_L: Sequence[int], alpha_L: Sequence[float], c_L=None) -> None:
+    """Interpolate a copy and hold every row to float64; rows that are no destination stay to the bit."""
+    before = x_MP.clone()
+    interpolate_rows_(x_MP, a_L, b_L, alpha_L, c_L)
+    destinations = list(a_L if c_L is None else c_L)
+    alpha_L1 = torch.tensor(alpha_L, dtype=torch.float32, device=x_MP.device)[:, None]
+    assert_interpolated(x_MP[destinations], before[list(a_L)], before[list(b_L)], alpha_L1)
+    others = [row for row in range(len(x_MP)) if row not in destinations]
+    assert torch.equal(x_MP[others], before[others])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [1, 3, 1023, 1025, 4096, 4100])
+@pytest.mark.parametrize("pairs", [1, 2, 5])
+def test_rows_of_odd_sizes(device, dtype, columns, pairs):
+    x_MP = rows(columns * pairs, 2 * pairs + 1, columns, dtype, device)
+    alphas = np.random.default_rng(columns).uniform(-1.5, 2.5, pairs).astype(np.float32).tolist()
+    shuffled = np.random.default_rng(pairs).permutation(2 * pairs + 1)
+    check_rows(x_MP, shuffled[:pairs].tolist(), shuffled[pairs : 2 * pairs].tolist(), alphas)
+
+
+def test_rows_of_a_resnet20(device):
+    check_rows(rows(5, 6, 271098, torch.float32, device), [0, 2, 4], [1, 3, 5], [0.5, 0.25, 0.75])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
+def test_evenly_spaced_rows_match_the_reference(device, order):
+    x_MP = rows(6, 12, 1025, torch.float32, device)
+    before, alphas = x_MP.clone(), [0.5, -0.25, 1.25, 0.1]
+    a_L, b_L = [3 * pair for pair in order], [3 * pair + 2 for pair in order]
+    interpolate_rows_(x_MP, a_L, b_L, alphas)
+    expected = interpolate_rows_reference(before, a_L, b_L, alphas)
+    torch.testing.assert_close(x_MP, expected, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(x_MP[0], before[0])
+    assert torch.equal(x_MP[1], before[1])
+
+
+# Triton's interpreter computes inf - inf with NumPy, which warns; the kernel's select then discards it.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ends_are_exact_whatever_the_other_end_holds(device, dtype):
+    x_MP = rows(7, 4, 1025, dtype, device)
+    x_MP[1, ::2], x_MP[2, ::3] = float("nan"), float("inf")
+    before = x_MP.clone()
+    interpolate_rows_(x_MP, [0, 2], [1, 3], [0.0, 1.0])
+    assert torch.equal(x_MP[0], before[0])
+    assert torch.equal(x_MP[2], before[3])
+    assert not torch.equal(before[2], before[3])
+
+
+def test_a_diverged_member_spoils_the_inside_of_the_line(device):
+    x_MP = rows(8, 2, 100, torch.float32, device)
+    x_MP[1, 7] = float("nan")
+    interpolate_rows_(x_MP, [0], [1], 0.5)
+    assert torch.isnan(x_MP[0]).nonzero().flatten().tolist() == [7]
+
+
+def test_a_swap_reads_before_it_writes(device):
+    x_MP = rows(9, 2, 5000, torch.float32, device)
+    before = x_MP.clone()
+    check_rows(x_MP, [0, 1], [1, 0], [0.25, 0.25])
+    in_turn = before.clone()
+    in_turn[0] = interpolate_reference(in_turn[0], in_turn[1], torch.tensor(0.25))
+    in_turn[1] = interpolate_reference(in_turn[1], in_turn[0], torch.tensor(0.25))
+    assert not torch.allclose(x_MP, in_turn, atol=1e-3)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_overlapping_rows_are_as_if_all_reads_came_first(device, data):
+    members = data.draw(st.integers(1, 6))
+    destinations = data.draw(st.lists(st.integers(0, members - 1), unique=True, min_size=1))
+    row = st.lists(st.integers(0, members - 1), min_size=len(destinations), max_size=len(destinations))
+    weight = st.floats(-2, 3, width=32)
+    a_L, b_L = data.draw(row), data.draw(row)
+    alphas = data.draw(st.lists(weight, min_size=len(destinations), max_size=len(destinations)))
+    seed, columns = data.draw(st.integers(0, 2**31)), data.draw(st.sampled_from([1, 7, 33]))
+    check_rows(rows(seed, members, columns, torch.float32, device), a_L, b_L, alphas, destinations)
+
+
+def test_views_that_share_memory_overlap_too(device):
+    x_MP = rows(10, 6, 1025, torch.float32, device)
+    before = x_MP.clone()
+    first, last = x_MP[:4], x_MP[2:]
+    # Row 2 of `first` is row 0 of `last`: pair 1 overwrites what pair 0 reads.
+    interpolate_rows_(first, [0, 2], [0, 3], [0.5, 0.5], other_NP=last)
+    expected = interpolate_rows_reference(before[:4], [0, 2], [0, 3], [0.5, 0.5], other_NP=before[2:])
+    torch.testing.assert_close(first, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_of_another_matrix_and_rows_with_gaps(device):
+    a_MP = rows(11, 3, 1025, torch.float32, device)
+    b_NP = rows(12, 8, 1025, torch.float32, device)[::2]
+    before = a_MP.clone()
+    interpolate_rows_(a_MP, [2, 0], [3, 1], [0.3, 0.6], other_NP=b_NP)
+    alpha_L1 = torch.tensor([0.3, 0.6], device=device)[:, None]
+    assert_interpolated(a_MP[[2, 0]], before[[2, 0]], b_NP[[3, 1]], alpha_L1)
+
+
+def test_empty_calls_do_nothing(device):
+    x_MP = rows(13, 2, 5, torch.float32, device)
+    before = x_MP.clone()
+    interpolate_rows_(x_MP, [], [], 0.5)
+    interpolate_rows_(x_MP[:, :0], [0], [1], 0.5)
+    assert torch.equal(x_MP, before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0, 1], [1, 0], 0.5, [1, 1]), "row 1 is the destination of 2 pairs"),
+        (([0], [3], 0.5), "b names row 3; there are rows 0 to 2"),
+        (([-1], [0], 0.5), "a names row -1"),
+        (([0, 1], [2], 0.5), "2, 1 and 2 rows"),
+        (([0, 1], [1, 2], [0.5]), "alpha has shape"),
+        (([0], [1], float("nan")), "alpha must be finite"),
+        (([0.5], [1], 0.5), "row numbers"),
+    ],
+)
+def test_bad_rows_are_refused(arguments, message):
+    x_MP = rows(14, 3, 5, torch.float32, torch.device("cpu"))
+    before = x_MP.clone()
+    with pytest.raises(ValueError, match=message):
+        interpolate_rows_(x_MP, *arguments)
+    assert torch.equal(x_MP, before)
+
+
+def test_bad_matrices_are_refused():
+    x_MP = torch.randn(3, 8)
+    with pytest.raises(ValueError, match="float32, bfloat16 or float16"):
+        interpolate_rows_(x_MP.double(), [0], [1], 0.5)
+    with pytest.raises(ValueError, match="contiguous rows"):
+        interpolate_rows_(x_MP.T, [0], [1], 0.5)
+    with pytest.raises(ValueError, match="overlap"):
+        interpolate_rows_(torch.randn(8).expand(3, 8), [0], [1], 0.5)
+    with pytest.raises(ValueError, match="one dtype, width and device"):
+        interpolate_rows_(x_MP, [0], [1], 0.5, other_NP=torch.randn(3, 9))
