@@ -1,0 +1,1 @@
+"""Engines: training steps and evaluation of the members of a population."""

@@ -1,0 +1,134 @@
+"""What the `graph` and `stacked` engines share: programs of B members, through which populations are passed.
+
+Shapes: M members of a population, B members of a program.
+"""
+
+import abc
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.data.batches import Dataset
+from fastwi.data.noise import Noise
+from fastwi.data.resident import ResidentDataset, require_resident
+from fastwi.engine.base import Engine, Report, require_noises
+from fastwi.engine.program import Gradients, Program, State
+from fastwi.engine.schedule import learning_rate
+from fastwi.population import Layout, Population
+
+PROGRAMS_KEPT = 4  # each holds the activations of its members
+SHARE_OF_MEMORY = 0.6  # of the device's free memory, for one program
+MEMBERS_ON_CPU = 4
+MOST_MEMBERS = 256
+
+
+class ProgramEngine(Engine):
+    """Trains B members at a time by a `Program`, which is captured as a CUDA graph on a GPU.
+
+    A population of M members passes through in portions of at most `members_at_once`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        augmentation: AugmentConfig,
+    ) -> None:
+        super().__init__(model, config, optimizer, schedule, augmentation)
+        self._programs: OrderedDict[Hashable, tuple[Program, ResidentDataset]] = OrderedDict()
+        if self.device.type == "cuda" and not config.deterministic:
+            torch.backends.cudnn.benchmark = True  # chosen in the warm-up, frozen into the graph
+
+    @property
+    def members_at_once(self) -> int:  # type: ignore[override]
+        """As many as a GPU's memory holds; found out at the first epoch."""
+        return MOST_MEMBERS if self.device.type == "cuda" else MEMBERS_ON_CPU
+
+    @abc.abstractmethod
+    def _make_gradients(self, state: State) -> Gradients:
+        """What computes the gradients of `state`'s members."""
+
+    def train_epoch(
+        self,
+        population: Population,
+        dataset: Dataset,
+        noises: Sequence[Noise],
+        epoch: int,
+        report: Report | None = None,
+    ) -> list[float]:
+        """See `Engine.train_epoch`."""
+        require_noises(population, noises)
+        dataset = require_resident(dataset, "engine.name: graph and stacked")
+        self._model.train()
+        steps = self.iterations(dataset)
+        rates = [learning_rate(epoch * steps + i, steps, self._optimizer, self._schedule) for i in range(steps)]
+        losses: list[float] = []
+        at_once = self._portion(population, dataset)
+        for first in range(0, population.members, at_once):
+            rows = slice(first, first + at_once)
+            part = population.select(rows)
+            program = self._program(part.layout, part.members, dataset)
+            draws = self._stacked_draws(noises[rows], epoch, dataset)
+            program.load(part, *draws, torch.tensor(rates, device=self.device))
+            for _ in range(steps):
+                program.step()
+                if report:
+                    report(part.members * self._optimizer.batch_size)
+            losses += program.store(part)
+        return losses
+
+    def _stacked_draws(
+        self, noises: Sequence[Noise], epoch: int, dataset: ResidentDataset
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The members' draws of an epoch on the device: order [M, D], offset [M, D, 2], flip [M, D]."""
+        draws = [self._draws(noise, epoch, dataset) for noise in noises]
+        return (
+            torch.from_numpy(np.stack([d.order_N for d in draws])).to(self.device),
+            torch.from_numpy(np.stack([d.offset_N2 for d in draws])).to(self.device),
+            torch.from_numpy(np.stack([d.flip_N for d in draws])).to(self.device),
+        )
+
+    def _portion(self, population: Population, dataset: ResidentDataset) -> int:
+        """How many members one program takes: even portions of what memory holds."""
+        most = min(population.members, self.members_at_once)
+        if self.device.type == "cuda" and most > 1:
+            most = min(most, self._room(population.layout, dataset))
+        portions = -(-population.members // most)
+        return -(-population.members // portions)
+
+    def _room(self, layout: Layout, dataset: ResidentDataset) -> int:
+        """Members that fit into free memory, from what a step of one takes."""
+        program = self._new_program(layout, 1, dataset)
+        program.step()
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        program.step()
+        torch.cuda.synchronize(self.device)
+        taken = torch.cuda.max_memory_allocated(self.device) - before + 16 * layout.P
+        free = torch.cuda.mem_get_info(self.device)[0]
+        return max(1, int(SHARE_OF_MEMORY * free / max(1, taken)))
+
+    def _program(self, layout: Layout, members: int, dataset: ResidentDataset) -> Program:
+        """The program for so many members, made at first use. It holds the dataset, whose address is in the key."""
+        key = (members, id(dataset), self._optimizer, self._augment)
+        if key not in self._programs:
+            program = self._new_program(layout, members, dataset)
+            if self.device.type == "cuda":
+                program.capture()
+            self._programs[key] = (program, dataset)
+            while len(self._programs) > PROGRAMS_KEPT:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
+        return self._programs[key][0]
+
+    def _new_program(self, layout: Layout, members: int, dataset: ResidentDataset) -> Program:
+        return Program(
+            layout, members, dataset, self.dtype, self._optimizer, self._augment, self._make_gradients
+        )  # fmt: skip

@@ -1,0 +1,90 @@
+"""What the configuration's `auto` means on this machine."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastwi.config.schema import EngineConfig
+from fastwi.engine.fuse import fuse_batch_norm
+from fastwi.errors import ConfigError
+from fastwi.kernels.cpu import compiler, library
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Device, dtype of activations and backend of a run, and the network that is run: rewritten where fused."""
+
+    device: torch.device
+    dtype: torch.dtype
+    backend: str  # fused | compile | eager
+    network: nn.Module
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of `engine.device`. Raises ConfigError where this machine lacks it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(f"engine.device: {name} is not on this machine ({count} CUDA devices); use auto or cpu")
+    return device
+
+
+def resolve_dtype(config: EngineConfig) -> torch.dtype:
+    """What activations and convolutions are computed in. Raises ConfigError as `resolve_device` does.
+
+    auto precision: bf16 on a CUDA device that computes in it and on a CPU with bf16 instructions (AMX or
+    AVX512-BF16; without them bf16 convolutions are slower than fp32), else fp32.
+    """
+    if config.precision == "auto":
+        on_cuda = resolve_device(config.device).type == "cuda"
+        quick = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else _cpu_has_bf16()
+        return torch.bfloat16 if quick else torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
+
+
+def make_deterministic() -> None:
+    """Have torch choose kernels that give the same bits every time, for this process (engine.deterministic)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+
+
+def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """torch.compile for fixed shapes. On a GPU Inductor is told to keep channels-last for narrow convolutions too."""
+    options: dict[str, Any] | None = {"force_layout_optimization": True} if device.type == "cuda" else None
+    made: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
+    return made
+
+
+def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
+    """Choose device, precision and backend.
+
+    auto backend: fused on a CPU where the kernels build and the network can be rewritten, else torch.compile where
+    it can work (a compiler or a GPU), else eager.
+    """
+    device, dtype = resolve_device(config.device), resolve_dtype(config)
+    may_fuse = config.backend in ("auto", "fused") and device.type == "cpu" and library() is not None
+    fused = fuse_batch_norm(model) if may_fuse else None
+    if config.backend == "fused" and fused is None:
+        raise ConfigError(
+            "engine.backend: fused needs a CPU, a C++ compiler with OpenMP and a network with batch norm that "
+            "torch.fx can trace; use auto"
+        )
+    if config.backend != "auto":
+        backend = config.backend
+    elif fused is not None:
+        backend = "fused"
+    else:
+        backend = "compile" if device.type == "cuda" or compiler() else "eager"
+    return Resolved(device, dtype, backend, model if fused is None else fused)
+
+
+def _cpu_has_bf16() -> bool:
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

@@ -1,0 +1,66 @@
+"""The `graph` engine: the whole step of B members as one captured CUDA graph, each member a branch of its own.
+
+A small network's step is bound by launches; a replayed graph has one launch, and branches fill the device where one
+network's kernels leave it idle.
+
+Shapes: B members, N images of a batch, K classes, C H W of an image.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastwi.engine.captured import ProgramEngine
+from fastwi.engine.program import State
+
+BRANCHES = 8  # streams; more members than that share them
+
+
+class GraphEngine(ProgramEngine):
+    """Trains members as parallel branches of one captured step. Without a GPU it is `loop` on static buffers."""
+
+    name = "graph"
+
+    def _make_gradients(self, state: State) -> "Branches":
+        return Branches(state, self._forward, self._low)
+
+
+class Branches:
+    """Forward and backward of each member, on the streams of the device in turn."""
+
+    def __init__(self, state: State, forward: Callable[..., Tensor], low: frozenset[str]) -> None:
+        members, spans = state.members, state.members.layout.parameters
+        self._forward, self._device = forward, members.device
+        self._leaves: list[dict[str, Tensor]] = []
+        self._gradients: list[list[Tensor]] = []
+        for b in range(members.members):
+            rows = (state.low_BP[b], members.weights_MP[b])
+            self._leaves.append({s.name: s.view(rows[s.name not in low]).detach().requires_grad_() for s in spans})
+            self._gradients.append([span.view(state.gradient_BP[b]) for span in spans])
+        self._buffers = [members.buffers(b) for b in range(members.members)]
+        on_gpu = self._device.type == "cuda" and members.members > 1
+        self._streams = [torch.cuda.Stream(self._device) for _ in range(BRANCHES)] if on_gpu else []
+
+    def __call__(self, x_BNHWC: Tensor, labels_BN: Tensor, scale_B: Tensor | None) -> Tensor:
+        """See `fastwi.engine.program.Gradients`."""
+        losses: list[Tensor] = []
+        for stream in self._streams:
+            stream.wait_stream(torch.cuda.current_stream())
+        for b, leaves in enumerate(self._leaves):
+            with self._on_stream(b):
+                logits_NK = self._forward({**leaves, **self._buffers[b]}, x_BNHWC[b].permute(0, 3, 1, 2))
+                loss = functional.cross_entropy(logits_NK, labels_BN[b])
+                scaled = loss if scale_B is None else loss * scale_B[b]
+                torch._foreach_copy_(self._gradients[b], torch.autograd.grad(scaled, list(leaves.values())))
+                losses.append(loss.detach())
+        for stream in self._streams:
+            torch.cuda.current_stream().wait_stream(stream)
+        return torch.stack(losses)
+
+    def _on_stream(self, b: int) -> contextlib.AbstractContextManager[object]:
+        if not self._streams:
+            return contextlib.nullcontext()
+        return torch.cuda.stream(self._streams[b % len(self._streams)])

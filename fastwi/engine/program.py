@@ -1,0 +1,165 @@
+"""One training step of B members on buffers that stay where they are, so that it can be captured as a CUDA graph.
+
+The step reads all that changes from the device: the place in the epoch, the rate table, the draws. Nothing in it
+waits for the device or depends on a Python number that changes. Where there is no GPU the same function simply runs.
+
+Shapes: B members, N images of a batch, S steps of an epoch, K classes, P parameters, D images of a dataset, C H W of
+an image.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastwi.config.schema import AugmentConfig, OptimizerConfig
+from fastwi.data.resident import ResidentDataset
+from fastwi.engine.scaling import LossScale
+from fastwi.kernels.augment_many import augment_many
+from fastwi.kernels.sgd import sgd_
+from fastwi.population import Layout, Population
+
+WARMUP_STEPS = 3  # before a capture: kernels are compiled and chosen, and memory is allocated
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """B members as a program computes with them. `low_BP` holds the weights in the activations' dtype.
+
+    `low_BP` is `weights_MP` itself in fp32.
+    """
+
+    members: Population
+    gradient_BP: Tensor
+    low_BP: Tensor
+
+
+class Gradients(Protocol):
+    """How the gradients of B members are computed: what tells `graph` and `stacked` apart."""
+
+    def __call__(self, x_BNHWC: Tensor, labels_BN: Tensor, scale_B: Tensor | None) -> Tensor:
+        """Write the gradients of `scale_B` times each member's mean loss to the state; return the losses [B]."""
+
+
+class Program:
+    """Trains B members through an epoch. Made for one dataset's shapes and one set of settings."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        members: int,
+        dataset: ResidentDataset,
+        dtype: torch.dtype,
+        optimizer: OptimizerConfig,
+        augmentation: AugmentConfig,
+        gradients: Callable[[State], Gradients],
+    ) -> None:
+        """`gradients` is handed the state whose rows it reads and writes."""
+        device = dataset.labels_N.device
+        self._dataset, self._optimizer, self._augment = dataset, optimizer, augmentation
+        self.steps = len(dataset) // optimizer.batch_size
+        images = self.steps * optimizer.batch_size
+        population = Population.zeros(layout, members, device)
+        weights = population.weights_MP
+        low = weights if dtype == torch.float32 else torch.zeros_like(weights, dtype=dtype)
+        self.state = State(population, torch.zeros_like(weights), low)
+        self._table = dataset.table_C256.to(dtype)
+        self._order = torch.zeros(members, images, dtype=torch.int64, device=device)
+        self._labels = torch.zeros_like(self._order)
+        self._offset = torch.zeros(members, images, 2, dtype=torch.int64, device=device)
+        self._flip = torch.zeros(members, images, dtype=torch.bool, device=device)
+        self._rates_S = torch.zeros(self.steps, device=device)
+        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._first = torch.zeros(1, dtype=torch.int64, device=device)
+        self._in_batch = torch.arange(optimizer.batch_size, device=device)
+        self._losses_B = torch.zeros(members, dtype=torch.float64, device=device)
+        self._scale = LossScale(members, device) if dtype == torch.float16 else None
+        self._gradients = gradients(self.state)
+        self._replay: Callable[[], None] = self._run
+
+    def load(self, population: Population, order: Tensor, offset: Tensor, flip: Tensor, rates_S: Tensor) -> None:
+        """Start an epoch with the B rows of `population`, their draws [B, images] and the rates of the steps."""
+        for mine, theirs in zip(_matrices(self.state.members), _matrices(population), strict=True):
+            mine.copy_(theirs)
+        if self.state.low_BP is not self.state.members.weights_MP:
+            self.state.low_BP.copy_(self.state.members.weights_MP)
+        images = self._order.shape[1]
+        self._order.copy_(order[:, :images])
+        self._labels.copy_(self._dataset.labels_N[self._order])
+        self._offset.copy_(offset[:, :images])
+        self._flip.copy_(flip[:, :images])
+        self._rates_S.copy_(rates_S)
+        for zeroed in (self._step, self._first, self._losses_B):
+            zeroed.zero_()
+        if self._scale is not None:
+            self._scale.restart()
+
+    def step(self) -> None:
+        """The next step of the epoch. Asynchronous on a GPU."""
+        self._replay()
+
+    def store(self, population: Population) -> list[float]:
+        """Hand the members back after the epoch; returns each one's mean loss (nats)."""
+        for mine, theirs in zip(_matrices(self.state.members), _matrices(population), strict=True):
+            theirs.copy_(mine)
+        return (self._losses_B / max(1, self.steps)).tolist()
+
+    def capture(self) -> None:
+        """Record the step as one CUDA graph. The members' values are lost: load afterwards.
+
+        Random weights, not zeros, run through the warm-up: they choose the kernels that training will run.
+        """
+        for matrix in _matrices(self.state.members)[:1]:
+            matrix.normal_(std=0.05)
+        self.state.low_BP.copy_(self.state.members.weights_MP)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP_STEPS):
+                self._first.zero_()
+                self._step.zero_()
+                self._run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._first.zero_()
+        self._step.zero_()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._run()
+        self._replay = graph.replay
+
+    def _run(self) -> None:
+        count, optimizer = self._optimizer.batch_size, self._optimizer
+        x_BNHWC = augment_many(
+            self._dataset.images_NHWC,
+            self._order,
+            self._offset if self._augment.padding else None,
+            self._flip if self._augment.flip else None,
+            self._table,
+            self._augment.padding,
+            self._first,
+            count,
+        )
+        labels_BN = self._labels.index_select(1, self._first + self._in_batch)
+        scale_B = None if self._scale is None else self._scale.scale_M.clone()
+        self._losses_B += self._gradients(x_BNHWC, labels_BN, scale_B).double()
+        state, low = self.state, self.state.low_BP
+        skip_B = None if self._scale is None else self._scale.unscale_(state.gradient_BP)
+        sgd_(
+            state.members.weights_MP,
+            state.gradient_BP,
+            state.members.momentum_MP,
+            self._rates_S.index_select(0, self._step).expand(len(low)),
+            momentum=optimizer.momentum,
+            weight_decay=optimizer.weight_decay,
+            nesterov=optimizer.nesterov,
+            low_MP=None if low is state.members.weights_MP else low,
+            skip_M=skip_B,
+        )
+        self._first += count
+        self._step += 1
+
+
+def _matrices(population: Population) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return population.weights_MP, population.momentum_MP, population.statistics_MQ, population.counters_MB

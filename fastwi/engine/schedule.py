@@ -1,0 +1,15 @@
+"""The learning rate over the global iteration (paper, Appendix A)."""
+
+from fastwi.config.schema import OptimizerConfig, ScheduleConfig
+
+
+def learning_rate(iteration: int, per_epoch: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
+    """The rate of global iteration `iteration`, counted from 0 at initialisation.
+
+    During warm-up over t iterations it is (i / t) * l; after, l times the drop factor for each drop epoch passed.
+    """
+    rate = optimizer.learning_rate
+    if iteration < schedule.warmup_iterations:
+        return rate * iteration / schedule.warmup_iterations
+    epoch = iteration // per_epoch
+    return rate * schedule.drop_factor ** sum(epoch >= drop for drop in schedule.drop_epochs)

@@ -1,0 +1,238 @@
+"""Every engine against float64 and `loop`, for networks of different kinds; members alone and among others."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from trained_networks import (
+    AUGMENT,
+    BATCH,
+    IMAGES,
+    NETWORKS,
+    OPTIMIZER,
+    SCHEDULE,
+    STEPS,
+    TooClose,
+    build,
+    draw_data,
+    draw_momentum,
+    engine_config,
+    train_exactly,
+)
+
+from fastwi.config.schema import OptimizerConfig
+from fastwi.data.noise import Noise
+from fastwi.engine.base import Engine
+from fastwi.engine.choose import ENGINES
+from fastwi.engine.loop import LoopEngine
+from fastwi.engine.program import State
+from fastwi.kernels import augment_many, sgd, stacked
+from fastwi.population import Population
+
+EPS = torch.finfo(torch.float32).eps
+EPOCH = 1  # the rate has dropped by then
+BATCHED = [name for name in ENGINES if name != "loop"]
+FP32_ERROR = 300 * EPS  # of a tensor's way over 5 steps: sums of some 400 terms, carried through 5 steps
+
+
+def make(name: str, network: str, precision: str = "fp32", optimizer: OptimizerConfig = OPTIMIZER) -> Engine:
+    return ENGINES[name](build(network, 0), engine_config(precision), optimizer, SCHEDULE, AUGMENT)
+
+
+def starts(network: str, seed: int, members: int) -> Population:
+    population = Population.from_modules([build(network, seed + m) for m in range(members)])
+    draw_momentum(population, seed)
+    return population
+
+
+def clear_start(network: str, seed: int, members: int, optimizer: OptimizerConfig) -> tuple[Any, ...]:
+    """A start state, data and noises with the exact result of an epoch, where no ReLU is near its kink."""
+    for attempt in range(seed, seed + 1000):
+        population, data = starts(network, attempt, members), draw_data(attempt)
+        noises = [Noise(attempt + m) for m in range(members)]
+        try:
+            exact = [
+                train_exactly(build(network, 0), population, m, data, noise, EPOCH, optimizer)
+                for m, noise in enumerate(noises)
+            ]
+        except TooClose:
+            continue
+        return population, data, noises, exact
+    raise AssertionError("no start without a ReLU near its kink")
+
+
+def assert_near(found: Tensor, exact: Tensor, before: Tensor | float, name: str) -> None:
+    """Within FP32_ERROR of the largest change, beside the rounding of the value itself in each step."""
+    allowed = FP32_ERROR * (exact - before).abs().max() + STEPS * EPS * exact.abs().max()
+    assert (found.double() - exact).abs().max() <= allowed, name
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_five_steps_equal_float64(seed, engine, network, nesterov):
+    optimizer = OptimizerConfig(BATCH, 0.05, 0.9, 1e-3, nesterov)
+    population, data, noises, exact = clear_start(network, seed, 3, optimizer)
+    before = population.clone_rows(range(3))
+    seen: list[int] = []
+    losses = make(engine, network, optimizer=optimizer).train_epoch(population, data, noises, EPOCH, seen.append)
+    assert sum(seen) == 3 * STEPS * BATCH
+    for m, (trained, momentum, loss) in enumerate(exact):
+        assert losses[m] == pytest.approx(loss, rel=FP32_ERROR)
+        state = trained.state_dict()
+        for name, value in population.parameters(m).items():
+            assert_near(value, state[name], before.parameters(m)[name], name)
+            assert_near(population.momentum(m)[name], momentum[name], 0.0, name)
+        for name, value in population.buffers(m).items():
+            assert_near(value, state[name], before.buffers(m)[name], name)
+    assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("engine", BATCHED)
+def test_gradients_and_logits_equal_loops(seed, engine, network):
+    """The first step's, of one state: closer than five steps can be."""
+    population, data, noises, _ = clear_start(network, seed, 3, OPTIMIZER)
+    both = []
+    for name in ("loop", engine):
+        trained = population.clone_rows(range(3))
+        made = make(name, network)
+        trained.momentum_MP.zero_()
+        program_data = draw_data(seed, BATCH)  # one step
+        made.train_epoch(trained, program_data, noises, EPOCH)
+        both.append((trained.momentum_MP, made.evaluate(population, data)))
+    (loops, loops_scores), (found, scores) = both
+    assert (found - loops).abs().max() <= 1e-5 * loops.abs().max()
+    np.testing.assert_allclose(scores.loss_M, loops_scores.loss_M, rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_member_does_not_depend_on_its_neighbours(seed, engine, network, precision):
+    population, data, noises, _ = clear_start(network, seed, 3, OPTIMIZER)
+    together = population.clone_rows(range(3))
+    made = make(engine, network, precision)
+    losses = made.train_epoch(together, data, noises, EPOCH)
+    for m in range(3):
+        alone = population.clone_rows([m])
+        assert made.train_epoch(alone, data, [noises[m]], EPOCH) == pytest.approx([losses[m]], rel=NEAR[precision])
+        assert (alone.weights_MP[0] - together.weights_MP[m]).abs().max() <= NEAR[precision]
+
+
+# Batched kernels may sum in another order where there are fewer members; no more than that.
+NEAR = {"fp32": 1e-4, "bf16": 2e-2}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_only_noise_tells_siblings_apart(seed, engine):
+    population = starts("residual", seed, 1).clone_rows([0, 0, 0])
+    data = draw_data(seed)
+    make(engine, "residual").train_epoch(population, data, [Noise(1), Noise(2), Noise(1)], 0)
+    torch.testing.assert_close(population.weights_MP[0], population.weights_MP[2], rtol=0, atol=1e-6)
+    for matrix in (population.weights_MP, population.momentum_MP, population.statistics_MQ):
+        assert (matrix[0] - matrix[1]).abs().max() > 1e-3 * matrix[0].abs().max()
+
+
+@pytest.mark.parametrize("engine", BATCHED)
+def test_portions_and_reused_programs(seed, engine, monkeypatch):
+    """More members than a program takes, twice: the second epoch runs on buffers that the first has used."""
+    data, noises = draw_data(seed), [Noise(seed + m) for m in range(5)]
+    whole, parts = (starts("residual", seed, 5) for _ in range(2))
+    one, other = make(engine, "residual"), make(engine, "residual")
+    monkeypatch.setattr(type(one), "members_at_once", 5)
+    first = [one.train_epoch(whole, data, noises, epoch) for epoch in range(2)]
+    monkeypatch.setattr(type(one), "members_at_once", 2)
+    second = [other.train_epoch(parts, data, noises, epoch) for epoch in range(2)]
+    np.testing.assert_allclose(first, second, rtol=1e-3)
+    assert torch.equal(whole.counters_MB, parts.counters_MB)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_settings_share_the_engine_and_not_the_rates(seed, engine):
+    data, population = draw_data(seed), starts("residual", seed, 2)
+    noises = [Noise(1), Noise(2)]
+    made = make(engine, "residual")
+    made.train_epoch(population.clone_rows([0, 1]), data, noises, 0)
+    other = OptimizerConfig(BATCH, 0.01, 0.5, 0.0)
+    changed, expected = population.clone_rows([0, 1]), population.clone_rows([0, 1])
+    made.with_settings(other, SCHEDULE, AUGMENT).train_epoch(changed, data, noises, 0)
+    make(engine, "residual", optimizer=other).train_epoch(expected, data, noises, 0)
+    assert torch.equal(changed.weights_MP, expected.weights_MP)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_without_momentum(seed, engine):
+    optimizer = OptimizerConfig(BATCH, 0.05, 0.0, 1e-3)
+    population, data, noises, exact = clear_start("residual", seed, 1, optimizer)
+    make(engine, "residual", optimizer=optimizer).train_epoch(population, data, noises, EPOCH)
+    for name, value in population.parameters(0).items():
+        assert_near(value, exact[0][0].state_dict()[name], 0.0, name)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_padding_stays_zero(seed, engine):
+    population, data = starts("mixed", seed, 2), draw_data(seed)
+    make(engine, "mixed").train_epoch(population, data, [Noise(1), Noise(2)], 0)
+    for matrix, spans in (
+        (population.weights_MP, population.layout.parameters),
+        (population.momentum_MP, population.layout.parameters),
+        (population.statistics_MQ, population.layout.statistics),
+    ):
+        used = torch.zeros(matrix.shape[1], dtype=torch.bool)
+        for span in spans:
+            used[span.offset : span.offset + span.numel] = True
+        assert not matrix[:, ~used].any()
+
+
+@pytest.mark.parametrize("engine", BATCHED)
+def test_one_noise_a_member(engine):
+    with pytest.raises(ValueError, match="2 members need as many noises, got 1"):
+        make(engine, "mixed").train_epoch(starts("mixed", 0, 2), draw_data(0), [Noise(0)], 0)
+
+
+def test_programs_read_all_that_changes_from_buffers(seed):
+    """What a CUDA graph would freeze: the step must find its rate, place and draws anew each time it is run."""
+    for name in BATCHED:
+        made = make(name, "residual")
+        data, population = draw_data(seed), starts("residual", seed, 2)
+        made.train_epoch(population, data, [Noise(1), Noise(2)], 0)
+        ((program, _),) = made._programs.values()  # type: ignore[attr-defined]
+        assert isinstance(program.state, State)
+        places = {name: value.data_ptr() for name, value in vars(program).items() if isinstance(value, Tensor)}
+        made.train_epoch(population, data, [Noise(3), Noise(4)], 4)
+        ((again, _),) = made._programs.values()  # type: ignore[attr-defined]
+        assert again is program
+        assert places == {n: value.data_ptr() for n, value in vars(program).items() if isinstance(value, Tensor)}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_triton_kernels_in_place(seed, precision, monkeypatch):
+    """The whole step of `stacked` by its Triton kernels, interpreted where there is no GPU."""
+    pytest.importorskip("triton")
+    population, _, noises, _ = clear_start("residual", seed, 2, OPTIMIZER)
+    data = draw_data(seed, 2 * BATCH)
+    results = []
+    for kernels in (False, True):
+        for module in (augment_many, sgd, stacked):
+            monkeypatch.setattr(module, "has_triton", lambda device, answer=kernels: answer)
+        trained = population.clone_rows([0, 1])
+        losses = make("stacked", "residual", precision).train_epoch(trained, data, noises, EPOCH)
+        results.append((trained, losses))
+    (expected, expected_losses), (found, losses) = results
+    np.testing.assert_allclose(losses, expected_losses, rtol=NEAR[precision])
+    for name in ("weights_MP", "momentum_MP", "statistics_MQ"):
+        way = getattr(expected, name) - getattr(population, name)
+        error = getattr(found, name) - getattr(expected, name)
+        assert error.norm() <= SHARE[precision] * way.norm(), name
+    assert torch.equal(found.counters_MB, expected.counters_MB)
+
+
+SHARE = {"fp32": 1e-4, "bf16": 0.1}  # of the way: two steps of roundings in another order
+
+
+def test_loop_is_the_reference():
+    assert ENGINES["loop"] is LoopEngine
+    assert IMAGES % BATCH

@@ -1,0 +1,94 @@
+"""fp16 with its loss scale, and deterministic kernels."""
+
+import pytest
+import torch
+from trained_networks import AUGMENT, OPTIMIZER, SCHEDULE, build, draw_data, engine_config
+
+from fastwi.config.schema import EngineConfig
+from fastwi.data.noise import Noise
+from fastwi.engine.choose import ENGINES
+from fastwi.engine.scaling import GROWTH_INTERVAL, START, LossScale
+from fastwi.population import Population
+
+CPU = torch.device("cpu")
+
+
+def make(engine: str, precision: str):
+    return ENGINES[engine](build("residual", 0), engine_config(precision), OPTIMIZER, SCHEDULE, AUGMENT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_fp16_follows_fp32(seed, engine):
+    """Weights stay float32; after an epoch they moved almost as in float32, and did move."""
+    start, data = Population.from_modules([build("residual", seed), build("residual", seed + 1)]), draw_data(seed)
+    moved = []
+    for precision in ("fp32", "fp16"):
+        population = start.clone_rows([0, 1])
+        losses = make(engine, precision).train_epoch(population, data, [Noise(3), Noise(4)], 0)
+        assert population.weights_MP.dtype == torch.float32
+        moved.append(population.weights_MP - start.weights_MP)
+        assert all(0 < loss < 10 for loss in losses)
+    assert moved[0].norm() > 0
+    for m in range(2):
+        assert torch.nn.functional.cosine_similarity(moved[0][m], moved[1][m], dim=0) > 0.95
+    assert not torch.equal(moved[0], moved[1])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_that_overflows_is_skipped(seed, engine, monkeypatch):
+    """With a scale that no gradient survives, nothing but statistics changes, and the loss is still told."""
+    import fastwi.engine.scaling as scaling
+
+    monkeypatch.setattr(scaling, "START", 1e30)
+    start, data = Population.from_modules([build("residual", seed)]), draw_data(seed)
+    start.momentum_MP.copy_(start.weights_MP)
+    population = start.clone_rows([0])
+    (loss,) = make(engine, "fp16").train_epoch(population, data, [Noise(3)], 1)
+    assert 0 < loss < 10
+    assert torch.equal(population.weights_MP, start.weights_MP)
+    assert torch.equal(population.momentum_MP, start.momentum_MP)
+    assert not torch.equal(population.statistics_MQ, start.statistics_MQ)
+
+
+def test_scale_of_each_member():
+    scale = LossScale(3, CPU)
+    gradient_MP = torch.full((3, 4), 2 * START)
+    gradient_MP[1, 2], gradient_MP[2, 0] = float("inf"), float("nan")
+    assert scale.unscale_(gradient_MP).tolist() == [False, True, True]
+    assert gradient_MP[0].tolist() == [2.0] * 4
+    assert scale.scale_M.tolist() == [START, START / 2, START / 2]
+    for _ in range(GROWTH_INTERVAL - 1):
+        scale.unscale_(torch.ones(3, 4))
+    assert scale.scale_M.tolist() == [2 * START, START / 2, START / 2]
+    scale.unscale_(torch.ones(3, 4))
+    assert scale.scale_M.tolist() == [2 * START, START, START]
+    scale.restart()
+    assert scale.scale_M.tolist() == [START] * 3
+
+
+def test_an_epoch_in_fp16_is_a_function_of_its_start(seed):
+    """The scale starts anew, so that a resumed run equals an uninterrupted one."""
+    data, start = draw_data(seed), Population.from_modules([build("residual", seed)])
+    engine = make("loop", "fp16")
+    engine.train_epoch(start, data, [Noise(1)], 0)
+    first, second = start.clone_rows([0]), start.clone_rows([0])
+    engine.train_epoch(first, data, [Noise(1)], 1)
+    make("loop", "fp16").train_epoch(second, data, [Noise(1)], 1)
+    assert torch.equal(first.weights_MP, second.weights_MP)
+
+
+def test_deterministic_kernels(seed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    data, start = draw_data(seed), Population.from_modules([build("residual", seed)])
+    config = EngineConfig(device="cpu", precision="fp32", backend="eager", deterministic=True)
+    try:
+        results = []
+        for _ in range(2):
+            engine = ENGINES["loop"](build("residual", 0), config, OPTIMIZER, SCHEDULE, AUGMENT)
+            assert torch.are_deterministic_algorithms_enabled()
+            population = start.clone_rows([0])
+            engine.train_epoch(population, data, [Noise(1)], 0)
+            results.append(population.weights_MP)
+        assert torch.equal(*results)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,0 +1,173 @@
+"""Networks that use different parts of the engines, and training of them in float64, to compare engines with.
+
+A ReLU whose input is within rounding of 0 may be open in one engine and closed in another, and from there on they
+differ by more than rounding. So comparisons start from states where no such input occurs in the reference. Nor has a
+network here a bias or scale that a norm behind it takes away: its gradient would be nothing but rounding.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.data.noise import Noise
+from fastwi.data.resident import ResidentDataset, normalisation_table
+from fastwi.engine.schedule import learning_rate
+from fastwi.kernels.augment import augment_reference
+from fastwi.models.resnet import Block
+from fastwi.population import Population
+
+BATCH, STEPS, SIZE, CLASSES, PADDING = 6, 5, 8, 10, 2
+IMAGES = BATCH * STEPS + 2  # two are left out of every epoch
+OPTIMIZER = OptimizerConfig(batch_size=BATCH, learning_rate=0.05, momentum=0.9, weight_decay=1e-3)
+SCHEDULE = ScheduleConfig(drop_epochs=(1,), drop_factor=0.2, warmup_iterations=3)
+AUGMENT = AugmentConfig(padding=PADDING, flip=0.5)
+CLEARANCE = 2e-5  # of the reference's ReLU inputs from 0: some 100 roundings of float32
+
+
+class Residual(nn.Module):
+    """The layers of a CIFAR ResNet: batch norm, residual sums, an option-A shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4)
+        self.blocks = nn.Sequential(Block(4, 4, 1), Block(4, 8, 2))
+        self.linear = nn.Linear(8, CLASSES)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = self.blocks(functional.relu(self.bn(self.conv(x_NCHW))))
+        return self.linear(torch.mean(x_NCHW, dim=(2, 3)))
+
+
+class Mixed(nn.Module):
+    """Layers without a rule of their own: pooling, group norm, strides that differ, biases, a scale, flattening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2)
+        self.norm, self.grouped = nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.bn, self.plain = nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 1, stride=(2, 1))
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.linear = nn.Linear(32, CLASSES, bias=False)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = self.bn(self.pool(functional.silu(self.conv(x_NCHW))))
+        x_NCHW = self.grouped(self.norm(x_NCHW)) * self.scale
+        x_NCHW = torch.tanh(self.plain(x_NCHW))
+        return self.linear(x_NCHW.reshape(x_NCHW.size(0), -1))
+
+
+class Untraceable(nn.Module):
+    """Control flow that depends on a shape's value, in Python: torch.fx stops at it, torch.func.vmap does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.linear = (
+            nn.Conv2d(3, 4, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(4),
+            nn.Linear(4, CLASSES),
+        )
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if len(x_NCHW.shape) != 4:
+            raise ValueError("images, please")
+        return self.linear(functional.silu(self.bn(self.conv(x_NCHW))).mean((2, 3)))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"residual": Residual, "mixed": Mixed, "untraceable": Untraceable}
+
+
+def build(name: str, seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = NETWORKS[name]()
+        for module in network.modules():  # not all ones and zeros, so that a mix-up of members shows
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                if module.affine:
+                    nn.init.uniform_(module.weight, 0.5, 1.5)
+                    nn.init.normal_(module.bias, std=0.3)
+        return network
+
+
+def draw_data(seed: int, images: int = IMAGES) -> ResidentDataset:
+    draw = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (images, SIZE, SIZE, 3), dtype=torch.uint8, generator=draw)
+    labels = torch.randint(0, CLASSES, (images,), generator=draw)
+    return ResidentDataset(pixels, labels, normalisation_table((0.4, 0.5, 0.6), (0.2, 0.3, 0.25)), CLASSES)
+
+
+def draw_momentum(population: Population, seed: int) -> None:
+    """Momentum as after some training, in the columns that weights have: padding stays zero."""
+    draw = torch.Generator().manual_seed(seed)
+    for m in range(population.members):
+        for view in population.momentum(m).values():
+            view.copy_(torch.randn(view.shape, generator=draw) * 0.01)
+
+
+def batches(data: ResidentDataset, noise: Noise, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    draws = noise.draws(epoch, len(data), PADDING, AUGMENT.flip)
+    order, offset, flip = (torch.from_numpy(x) for x in (draws.order_N, draws.offset_N2, draws.flip_N))
+    for step in range(STEPS):
+        at = slice(step * BATCH, (step + 1) * BATCH)
+        table = data.table_C256.double()
+        yield (
+            augment_reference(data.images_NHWC, order[at], offset[at], flip[at], table, PADDING),
+            data.labels_N[order[at]],
+        )
+
+
+def train_exactly(
+    network: nn.Module, population: Population, m: int, data: ResidentDataset, noise: Noise, epoch: int,
+    optimizer: OptimizerConfig = OPTIMIZER,
+) -> tuple[nn.Module, dict[str, Tensor], float]:  # fmt: skip
+    """Member m trained through an epoch in float64: the network, its momentum and its mean loss.
+
+    Raises TooClose where a ReLU's input comes near 0.
+    """
+    population.write_to(m, network)
+    network = network.double().train()
+    momentum = {name: value.double() for name, value in population.momentum(m).items()}
+    losses = []
+    for step, (x_NCHW, labels_N) in enumerate(batches(data, noise, epoch)):
+        with watched_relus():
+            loss = functional.cross_entropy(network(x_NCHW), labels_N)
+        names, values = zip(*network.named_parameters(), strict=True)
+        rate = learning_rate(epoch * STEPS + step, STEPS, optimizer, SCHEDULE)
+        with torch.no_grad():
+            for name, value, gradient in zip(names, values, torch.autograd.grad(loss, values), strict=True):
+                gradient = gradient + optimizer.weight_decay * value
+                momentum[name] = optimizer.momentum * momentum[name] + gradient
+                nesterov = gradient + optimizer.momentum * momentum[name]
+                value -= rate * (nesterov if optimizer.nesterov else momentum[name])
+        losses.append(loss.item())
+    return network, momentum, sum(losses) / STEPS
+
+
+class TooClose(Exception):
+    """A ReLU's input is so close to 0 that rounding may turn it over."""
+
+
+@contextlib.contextmanager
+def watched_relus() -> Iterator[None]:
+    """Within the block functional.relu raises TooClose."""
+    original = functional.relu
+
+    def watched(x: Tensor, inplace: bool = False) -> Tensor:
+        if x.detach().abs().min() < CLEARANCE:
+            raise TooClose
+        return original(x, inplace)
+
+    functional.relu = watched
+    try:
+        yield
+    finally:
+        functional.relu = original
+
+
+def engine_config(precision: str = "fp32", backend: str = "eager") -> EngineConfig:
+    return EngineConfig(device="cpu", precision=precision, backend=backend, evaluation_batch=8)
