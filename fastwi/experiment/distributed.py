@@ -1,0 +1,105 @@
+"""The `ray` executor: long-lived Ray actors do a sweep's jobs, on this machine or on a cluster's.
+
+Each actor keeps its datasets and compiled networks. Actors read and write states through the store's directory, which
+every machine must see under the same path; the sweep's process alone writes the index. Where `RAY_ADDRESS` names a
+cluster it is used, else Ray starts on this machine. Where actors run, on which nodes and (parts of) GPUs, is Ray's
+business. An actor that dies is replaced by a new one, which begins its job again.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fastwi.errors import UserError
+from fastwi.experiment.worker import Job, Outcome, Worker
+
+_DEATHS = 3
+"""Workers that one job may take with it before it counts as failed."""
+
+
+class RayExecutor:
+    """Hands jobs to actors, one at a time each."""
+
+    def __init__(self, store: Path, workers: int, gpus_per_worker: float) -> None:
+        """`workers` = 0: as many as the cluster's GPUs allow, or one where it has none.
+
+        Raises UserError where Ray is not installed or the cluster lacks what is asked for.
+        """
+        try:
+            import ray
+        except ImportError:
+            raise UserError(
+                "sweep.executor: ray is not installed; pip install 'fastwi[ray]', or take local"
+            ) from None
+        self._ray = ray
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, include_dashboard=False)
+        have = ray.cluster_resources()
+        gpus = have.get("GPU", 0.0)
+        share = gpus_per_worker if gpus else 0.0
+        if share > gpus:
+            raise UserError(f"sweep.gpus_per_worker: {share:g}, but the cluster has {gpus:g} GPUs; give less")
+        count = workers or (int(gpus / share) if share else 1)
+        cpus = max(1, int(have.get("CPU", 1)) // count)
+        if count > have.get("CPU", 1) or count * share > gpus:
+            raise UserError(
+                f"sweep.workers: {count} with a CPU and {share:g} GPUs each, but the cluster has "
+                f"{have.get('CPU', 0):g} CPUs and {gpus:g} GPUs; give fewer"
+            )
+        # Ray gives an actor as many threads as CPUs. It is not asked to restart actors: calls to one that is
+        # restarting fail at once, while calls to a new one wait for it.
+        self._actor = ray.remote(_Actor).options(num_cpus=cpus, num_gpus=share)
+        self._place = (str(store.resolve()), os.getcwd())
+        self._idle: list[Any] = [self._actor.remote(*self._place) for _ in range(count)]
+        self._running: dict[Any, tuple[Any, Job]] = {}
+        self._deaths: dict[Job, int] = {}
+
+    def free(self) -> int:
+        """Actors without a job."""
+        return len(self._idle)
+
+    def submit(self, job: Job) -> None:
+        """Give `job` to an idle actor."""
+        actor = self._idle.pop(0)
+        self._running[actor.run.remote(job)] = (actor, job)
+
+    def busy(self) -> bool:
+        """Whether an actor has a job."""
+        return bool(self._running)
+
+    def wait(self) -> tuple[Job, Outcome | Exception]:
+        """The next job to end. One whose actor died is begun again, up to a few times."""
+        while True:
+            (ready, *_), _ = self._ray.wait(list(self._running), num_returns=1)
+            actor, job = self._running.pop(ready)
+            try:
+                result: Outcome | Exception = self._ray.get(ready)
+            except self._ray.exceptions.RayActorError as death:
+                actor = self._actor.remote(*self._place)
+                self._deaths[job] = self._deaths.get(job, 0) + 1
+                if self._deaths[job] < _DEATHS:
+                    self._running[actor.run.remote(job)] = (actor, job)
+                    continue
+                result = death
+            self._deaths.pop(job, None)
+            self._idle.append(actor)
+            return job, result
+
+    def close(self) -> None:
+        """Let the actors go."""
+        for actor in (*self._idle, *(actor for actor, _ in self._running.values())):
+            self._ray.kill(actor)
+
+
+class _Actor:
+    """A worker in a process of its own."""
+
+    def __init__(self, store: str, root: str) -> None:
+        self._worker = Worker(Path(store), Path(root))
+
+    def run(self, job: Job) -> Outcome | Exception:
+        """The outcome, or the exception that it met: Ray would wrap one that is raised."""
+        try:
+            return self._worker.run(job)
+        except Exception as error:
+            return error

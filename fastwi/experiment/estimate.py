@@ -1,0 +1,44 @@
+"""How fast this configuration runs on this machine, measured on a few of its own steps."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from fastwi.config.schema import Config
+from fastwi.data.batches import Dataset
+from fastwi.data.noise import Noise
+from fastwi.engine.base import Engine
+from fastwi.experiment.protocol import build_network
+from fastwi.population import Population
+
+_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Images a second, trained and passed forward."""
+
+    trained_per_s: float
+    evaluated_per_s: float
+
+
+def measure_rates(engine: Engine, config: Config, train: Dataset, test: Dataset) -> Rates:
+    """Time a few training steps and evaluations of a scratch network, after as many to warm up."""
+    population = Population.from_modules([build_network(config, train.classes)], device=engine.device)
+    few_train = _spread(train, _STEPS * config.optimizer.batch_size)
+    few_test = _spread(test, 4 * config.engine.evaluation_batch)
+    rates = []
+    for _ in range(2):  # the first round compiles and fills caches
+        begun = time.perf_counter()
+        engine.train_epoch(population, few_train, [Noise(0)], 0)
+        middle = time.perf_counter()
+        engine.evaluate(population, few_test)
+        rates.append((len(few_train) / (middle - begun), len(few_test) / (time.perf_counter() - middle)))
+    return Rates(*rates[-1])
+
+
+def _spread(dataset: Dataset, images: int) -> Dataset:
+    """`images` images from all over the dataset: it may be sorted by class, and one class is learnt at once."""
+    chosen = torch.linspace(0, len(dataset) - 1, min(images, len(dataset)), device=dataset.labels_N.device).long()
+    return dataset.part(chosen)

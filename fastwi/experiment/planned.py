@@ -1,0 +1,121 @@
+"""A sweep planned on the datasets that are there, and a finished one opened for analyses."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from fastwi.config.schema import Config, DataConfig
+from fastwi.config.sweep import SweepSpec
+from fastwi.data.card import Card, read_card
+from fastwi.errors import UserError
+from fastwi.experiment.plan import check_batch, result_digest
+from fastwi.experiment.planner import Dataset, PointStates, plan_tree
+from fastwi.experiment.points import Point, points
+from fastwi.experiment.tree import Average, Initial, MeasurementKey, Tree
+
+if TYPE_CHECKING:
+    from fastwi.experiment.store import Measurement
+    from fastwi.population import Population
+
+
+@dataclass(frozen=True)
+class PlannedSweep:
+    """A sweep's points, the tree that they make, and each point's place in it."""
+
+    spec: SweepSpec
+    points: list[Point]
+    tree: Tree
+    places: list[PointStates]
+    dataset_of: Callable[[Config], Dataset]
+
+
+def plan_sweep(spec: SweepSpec, some: Sequence[Point] | None = None) -> PlannedSweep:
+    """Plan `some` points of a sweep (default: all). Reads the datasets' cards, not their images.
+
+    Raises UserError where a dataset is not there or is smaller than a batch.
+    """
+    from fastwi.engine.device import resolve_dtype
+
+    cards: dict[str, Card] = {}
+    datasets: dict[tuple[DataConfig, str, str], Dataset] = {}
+
+    def dataset_of(config: Config) -> Dataset:
+        data = config.data
+        key = (data, config.model.name, config.model.weights)
+        if key not in datasets:
+            if data.path not in cards:
+                cards[data.path] = read_card(Path(data.path))
+            card = cards[data.path]
+            counts = [
+                min(asked or card.counts[split], card.counts[split])
+                for split, asked in (("train", data.train_images), ("test", data.test_images))
+            ]
+            datasets[key] = Dataset(result_digest(card, config), *counts)
+        check_batch(config, datasets[key].train_images)
+        return datasets[key]
+
+    every = list(points(spec) if some is None else some)
+    dtype = str(resolve_dtype(spec.base.engine)).removeprefix("torch.")
+    tree, places = plan_tree(every, dataset_of, dtype, spec.options.measure, spec.options.keep)
+    return PlannedSweep(spec, every, tree, places, dataset_of)
+
+
+class OpenedSweep:
+    """A sweep and its store, for analyses: which points are measured, and any state as a population.
+
+    A context manager. Nothing is trained: a state that the store does not have is refused.
+    """
+
+    def __init__(self, spec: SweepSpec) -> None:
+        """Raises UserError where the store or a dataset is not there."""
+        from fastwi.experiment.store import Store
+        from fastwi.experiment.worker import Worker
+
+        self.planned = plan_sweep(spec)
+        self.store = Store.open(spec.options.store, create=False)
+        self.worker = Worker(self.store.directory, Path.cwd())
+        self.measured: dict[MeasurementKey, Measurement] = self.store.measurements(
+            self.planned.tree.measurement_keys()
+        )
+        self._stored = self.store.states(epoch.key for epoch in self.planned.tree.epochs())
+
+    def __enter__(self) -> "OpenedSweep":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.store.close()
+
+    def has(self, keys: Sequence[str]) -> bool:
+        """Whether all the states `keys` are stored, or can be made of stored ones."""
+        return all(source in self._stored for key in keys for source in self.planned.tree.sources(key))
+
+    def states(self, keys: Sequence[str]) -> "Population":
+        """The states `keys` as the members of one population, in their order.
+
+        An average has its children's batch-norm statistics, averaged. Raises UserError for a state that the store
+        does not have, and DamagedState for one that is damaged.
+        """
+        from fastwi.experiment.worker import Job
+        from fastwi.population import Population
+
+        tree = self.planned.tree
+        missing = [key for key in keys if not self.has([key])]
+        if missing:
+            state = tree.states[missing[0]]
+            raise UserError(
+                f"{self.store.directory}: lacks {len(missing)} states, the first at epoch {state.epoch}; "
+                "run the sweep (with sweep.keep: all where every epoch is asked for)"
+            )
+        made: dict[str, Initial | Average] = {}
+        for key in keys:
+            made |= tree.made_of(key)
+        files = {source: self.store.state_file(source) for key in keys for source in tree.sources(key)}
+        job = Job((), made, files, frozenset())
+        return Population.stack([self.worker.state(key, self._config(key), job, False) for key in keys])
+
+    def _config(self, key: str) -> Config:
+        return self.planned.tree.states[key].config

@@ -1,0 +1,98 @@
+"""The points of a sweep: one for each combination of axis values, parent, tuple of children and alpha.
+
+A point is a whole configuration: `python -m fastwi.train` with it gives the point's results alone, to the bit.
+
+Seeds: parent p is drawn from initialisation seed p and trains under noise p. Its children have noise seeds of its
+own, p * 1,000,000 + 1, + 2, ...; the average of its tuple t trains on under p * 1,000,000 + 500,000 + t. So no two
+networks of a sweep share noise over the same epochs, and the same child means the same in every sweep.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fastwi.config.read import config_from_mapping
+from fastwi.config.schema import Config
+from fastwi.config.sweep import Scalar, SweepSpec
+from fastwi.config.write import to_mapping
+from fastwi.errors import ConfigError
+
+SEEDS_A_PARENT = 1_000_000
+AVERAGE_SEEDS = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One cell of the sweep for one parent, tuple and alpha.
+
+    `values`: one a sweep axis, in the axes' order. `parent`: its initialisation seed. `tuple_index` counts the
+    parent's tuples from 0. `alpha` is None for the plain mean. `config` is that of the same point run alone.
+    """
+
+    values: tuple[Scalar | tuple[Scalar, ...], ...]
+    parent: int
+    tuple_index: int
+    alpha: float | None
+    config: Config
+
+
+def child_tuples(spec: SweepSpec) -> list[tuple[int, ...]]:
+    """The tuples of children that are averaged, as child numbers from 1."""
+    options = spec.options
+    numbers = range(1, options.children + 1)
+    if options.tuples == "all":
+        return list(itertools.combinations(numbers, options.tuple_size))
+    size = options.tuple_size
+    return [tuple(numbers[first : first + size]) for first in range(0, options.children, size)]
+
+
+def points(spec: SweepSpec) -> Iterator[Point]:
+    """Every point: axes outermost, in their order, then parents, tuples, alphas.
+
+    Raises ConfigError, naming the axis values, where a combination is one that no run could follow.
+    """
+    options = spec.options
+    tuples = child_tuples(spec)
+    alphas: tuple[float | None, ...] = options.alphas or (None,)
+    for values in itertools.product(*(axis.values for axis in spec.axes)):
+        config = _at(spec, values)
+        for parent in options.parents:
+            first = parent * SEEDS_A_PARENT
+            for index, numbers in enumerate(tuples):
+                seeds = dataclasses.replace(
+                    config.seeds,
+                    init=parent,
+                    parent_noise=parent,
+                    child_noise=tuple(first + number for number in numbers),
+                    average_noise=first + AVERAGE_SEEDS + index,
+                )
+                for alpha in alphas:
+                    weights = () if alpha is None else (1.0 - alpha, alpha)
+                    experiment = dataclasses.replace(config.experiment, weights=weights, children=len(numbers))
+                    whole = dataclasses.replace(config, seeds=seeds, experiment=experiment)
+                    yield Point(values, parent, index, alpha, whole)
+
+
+def shard_of(every: Sequence[Point], number: int, count: int) -> list[Point]:
+    """The points of shard `number` (from 1) of `count`, of all points `every`; each is in one shard.
+
+    Tuples of one parent stay together where they can: they share its path.
+    """
+    units = sorted({(point.parent, point.tuple_index) for point in every})
+    first, last = (len(units) * edge // count for edge in (number - 1, number))
+    mine = set(units[first:last])
+    return [point for point in every if (point.parent, point.tuple_index) in mine]
+
+
+def _at(spec: SweepSpec, values: tuple[Scalar | tuple[Scalar, ...], ...]) -> Config:
+    """The base configuration with the axes at `values`, checked as a whole."""
+    mapping = to_mapping(spec.base)
+    for axis, value in zip(spec.axes, values, strict=True):
+        section, _, name = axis.path.partition(".")
+        mapping[section][name] = value
+    try:
+        return config_from_mapping(mapping)
+    except ConfigError as error:
+        where = ", ".join(f"{axis.path} = {value}" for axis, value in zip(spec.axes, values, strict=True))
+        raise ConfigError("\n".join(f"axes at {where}: {line}" for line in str(error).splitlines())) from None

@@ -1,0 +1,39 @@
+"""The store: trained states and measurements on disk, shared by any number of sweeps and processes at once.
+
+One directory:
+
+    store.json                      format and version
+    index.sqlite                    the truth: measurements, states that are there, claims, attempts
+    states/ab/<key>.safetensors     a population of one member; the index knows its size and SHA-256
+    metrics.parquet                 all measurements, for reading elsewhere and to make a lost index again
+    owners/<id>.lock                held (flock) by a live process that claims work
+    damaged/                        what was found damaged; `gc` removes it
+
+Nothing of a state or a measurement is used before its checksum is checked.
+"""
+
+from fastwi.experiment.store.collect import Freed
+from fastwi.experiment.store.owner import Owner
+from fastwi.experiment.store.rebuilding import Rebuilt, rebuild
+from fastwi.experiment.store.records import DamagedIndex, DamagedState, Measurement, StateFile
+from fastwi.experiment.store.states import read_state, write_state
+from fastwi.experiment.store.store import Store
+from fastwi.experiment.store.usage import Sizes
+from fastwi.experiment.store.verify import Damage, Verification
+
+__all__ = [
+    "Damage",
+    "DamagedIndex",
+    "DamagedState",
+    "Freed",
+    "Measurement",
+    "Owner",
+    "Rebuilt",
+    "Sizes",
+    "StateFile",
+    "Store",
+    "Verification",
+    "read_state",
+    "rebuild",
+    "write_state",
+]

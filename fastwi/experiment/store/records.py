@@ -1,0 +1,76 @@
+"""What the store keeps, as values, and the errors that name what is damaged."""
+
+import struct
+from dataclasses import dataclass
+
+from fastwi.errors import CheckpointError, UserError
+from fastwi.experiment.tree import MeasurementKey
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What was measured of one state under one treatment of its batch-norm statistics.
+
+    Attributes:
+        state: key of the state.
+        treatment: of its batch-norm statistics: "own", or the name of their recomputation.
+        epoch: epochs done.
+        train_loss: mean over the epoch's training batches, where the measurement ends an epoch of training.
+        learning_rate: at the epoch's end; likewise.
+        test_loss: mean over the test images.
+        test_accuracy: in %.
+        seconds: that the work took. The one value that may differ when the same work is done again.
+    """
+
+    state: str
+    treatment: str
+    epoch: int
+    train_loss: float | None
+    learning_rate: float | None
+    test_loss: float
+    test_accuracy: float
+    seconds: float
+
+    @property
+    def key(self) -> MeasurementKey:
+        """What it is filed under."""
+        return self.state, self.treatment
+
+    def result(self) -> tuple[int | bytes | None, ...]:
+        """All that must come out the same when it is measured again, as bits: NaN equals NaN, 0.0 is not -0.0."""
+        floats = (self.train_loss, self.learning_rate, self.test_loss, self.test_accuracy)
+        return (self.epoch, *map(float_bytes, floats))
+
+
+@dataclass(frozen=True, slots=True)
+class StateFile:
+    """What the index knows of a state's file: its size in bytes and its SHA-256 in hexadecimal."""
+
+    key: str
+    bytes: int
+    sha256: str
+
+
+class DamagedState(CheckpointError):
+    """A state's file that is missing or is not what was stored. `key` names the state."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+    def __reduce__(self) -> tuple[type["DamagedState"], tuple[str, str]]:
+        return type(self), (str(self), self.key)  # from a worker to its driver with the key
+
+
+class DamagedIndex(UserError):
+    """index.sqlite is damaged, or lost."""
+
+
+def float_bytes(value: float | None) -> bytes | None:
+    """The 8 bytes of a float64, little-endian. SQLite would make NULL of a NaN."""
+    return None if value is None else struct.pack("<d", value)
+
+
+def bytes_float(value: bytes | None) -> float | None:
+    """The inverse of `float_bytes`."""
+    return None if value is None else float(struct.unpack("<d", value)[0])

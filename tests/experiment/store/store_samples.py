@@ -1,0 +1,83 @@
+"""States and measurements of real small networks for the store's tests, and what to compare them by.
+
+torch is imported where it is used: processes that only claim and commit start faster without it.
+"""
+
+import hashlib
+import math
+import random
+import shutil
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastwi.experiment.store import Measurement, Store
+
+if TYPE_CHECKING:
+    from fastwi.population import Population
+
+
+def key_of(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()[:40]
+
+
+def network(number: int) -> "Population":
+    """A population of one that differs by `number`."""
+    import torch
+    from torch import nn
+
+    from fastwi.population import Population
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number)
+        made = Population.from_modules([nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))])
+    made.momentum_MP.copy_(made.weights_MP * 0.5)
+    return made
+
+
+def bits(value: int) -> float:
+    return struct.unpack("<d", struct.pack("<Q", value))[0]
+
+
+SPECIAL = [math.inf, -math.inf, 0.0, -0.0, 5e-324, 2.2e-308, bits(0x7FF8000000000001), bits(0xFFF8DEADBEEF0001),
+           bits(0x7FF0000000000001), 1 / 3]  # fmt: skip
+
+
+def measurement(number: int, treatment: str = "own", draw: random.Random | None = None) -> Measurement:
+    """With special values, or with random bits where `draw` is given."""
+    if draw is None:
+        floats = [SPECIAL[(number + place) % len(SPECIAL)] for place in range(5)]
+    else:
+        floats = [bits(draw.getrandbits(64)) for _ in range(5)]
+    train_loss, rate = (None, None) if treatment != "own" else floats[:2]
+    return Measurement(key_of(number), treatment, number % 7, train_loss, rate, *floats[2:])
+
+
+def exact(m: Measurement) -> tuple:
+    return m.key, m.result(), struct.pack("<d", m.seconds)
+
+
+def fill(store: Store, numbers: range, draw: random.Random | None = None) -> None:
+    """Each number: a state and two measurements, claimed and committed."""
+    with store.owner() as owner:
+        for number in numbers:
+            tasks = owner.claim([(key_of(number), "own"), (key_of(number), "recomputed")])
+            file = store.write_state(key_of(number), network(number))
+            rows = [measurement(number, treatment, draw) for _, treatment in tasks]
+            assert store.commit(rows, [file], tasks) == []
+
+
+def contents(store: Store) -> dict[str, object]:
+    """All values of a store, states to the bit."""
+    states = {}
+    for key in store.states():
+        loaded = store.load_state(key)
+        matrices = (loaded.weights_MP, loaded.momentum_MP, loaded.statistics_MQ, loaded.counters_MB)
+        states[key] = [matrix.numpy().tobytes() for matrix in matrices]
+    rows = sorted(exact(m) for m in store.measurements().values())
+    return {"states": states, "measurements": rows, "attempts": store.attempts()}
+
+
+def copy_of(store: Path, target: Path) -> Path:
+    """A copy as a killed machine would leave it: with the log where there is one."""
+    return Path(shutil.copytree(store, target))

@@ -1,0 +1,278 @@
+"""`python -m fastwi.store`: what it shows and returns; and the places where no store can be."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from store_samples import SPECIAL, contents, exact, fill, key_of, measurement
+
+from fastwi.errors import UserError
+from fastwi.experiment.store import DamagedIndex, Measurement, Store
+from fastwi.experiment.store.filesystem import network_type
+from fastwi.store import main
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+def told(capsys, status: int, *argv: str) -> str:
+    assert main(list(argv)) == status
+    return capsys.readouterr().out
+
+
+def refused(capsys, *argv: str) -> str:
+    assert main(list(argv)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fastwi: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_ls(store, capsys):
+    fill(store, range(8))
+    with store.owner() as owner:
+        owner.claim([("aa", "own"), ("bb", "own")])
+        owner.pin([key_of(1)])
+        text = told(capsys, 0, "ls", str(store.directory))
+        listing = json.loads(told(capsys, 0, "ls", str(store.directory), "--json"))
+    assert "8 states" in text
+    assert "16 measurements" in text
+    assert f"{os.getpid()}: 2 claims, 1 states pinned" in text
+    assert listing["claims"] == 2
+    assert listing["attempts"] == 18
+    first, second = listing["groups"][:2]  # numbers 0 and 7 are at epoch 0
+    assert (first["epoch"], first["treatment"], first["measurements"], first["states"]) == (0, "own", 2, 2)
+    assert (second["epoch"], second["treatment"], second["trained"], second["states"]) == (0, "recomputed", 0, 0)
+
+
+def test_du_adds_up(store, capsys):
+    fill(store, range(3))
+    store.export()
+    store.close()
+    (store.directory / "damaged").mkdir()
+    (store.directory / "damaged" / "x").write_bytes(bytes(5))
+    (store.directory / ".metrics.parquet.x.tmp").write_bytes(bytes(7))
+    sizes = json.loads(told(capsys, 0, "du", str(store.directory), "--json"))["bytes"]
+    assert sizes.pop("total") == sum(sizes.values())
+    assert (sizes["damaged"], sizes["temporary"]) == (5, 7)
+    assert sizes["index"] >= store.places.index.stat().st_size
+    assert sizes["other"] == store.places.card.stat().st_size  # the locks are empty
+    assert sizes["states"] == sum(path.stat().st_size for path in store.places.states.rglob("*.safetensors"))
+    assert sizes["metrics"] == store.places.metrics.stat().st_size
+    assert "states" in told(capsys, 0, "du", str(store.directory))
+
+
+def test_verify_and_its_repair(store, capsys):
+    fill(store, range(3))
+    assert "3 states" in told(capsys, 0, "verify", str(store.directory))
+    store.places.state(key_of(1)).write_bytes(b"x")
+    lines = told(capsys, 1, "verify", str(store.directory)).splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{store.places.state(key_of(1))}: 1 bytes, not ")
+    assert "verify --repair" in lines[0]
+    assert "1 damaged" in lines[1]
+    assert json.loads(told(capsys, 1, "verify", str(store.directory), "--json"))["damage"][0]["mend"]
+    assert "trains it again" in told(capsys, 1, "verify", str(store.directory), "--repair")
+    assert "all whole" in told(capsys, 0, "verify", str(store.directory))
+    assert "damaged/ 1 B" in told(capsys, 0, "gc", str(store.directory))
+
+
+def test_a_broken_index_names_rebuild_and_rebuild_mends_it(store, capsys):
+    fill(store, range(3))
+    store.export()
+    held = contents(store)["measurements"]
+    store.close()
+    store.places.index.write_bytes(b"no database" * 1000)
+    lines = told(capsys, 1, "verify", str(store.directory)).splitlines()
+    assert f"python -m fastwi.store rebuild {store.directory}" in lines[0]
+    assert len(lines) == 2
+    for action in ("ls", "du", "gc"):
+        assert f"python -m fastwi.store rebuild {store.directory}" in refused(capsys, action, str(store.directory))
+    assert "6 measurements, 3 states" in told(capsys, 0, "rebuild", str(store.directory))
+    assert contents(store)["measurements"] == held
+
+
+def test_bad_use(store, tmp_path, capsys, monkeypatch):
+    for argv in ([], ["look"], ["ls", "--repair"], ["ls", "a", "b"]):
+        with pytest.raises(SystemExit) as end:
+            main(argv)
+        assert end.value.code == 2
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert "index.sqlite" not in refused(capsys, "ls", "absent")
+    assert not (tmp_path / "absent").exists()
+    assert "store: 0 states" in told(capsys, 0, "ls")  # ./store
+
+
+def test_places_that_are_no_store(store, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    for name, word in (("file", "a file, not a directory"), ("full", "thesis.tex")):
+        with pytest.raises(UserError, match=word):
+            Store.open(tmp_path / name)
+        assert word in refused(capsys, "verify", str(tmp_path / name))
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="file"):
+        Store.open(tmp_path / "file" / "below")
+    store.close()
+    store.places.card.write_text('{"format": "fastwi.store", "version": 2}')
+    assert "version 2, this fastwi reads 1" in refused(capsys, "ls", str(store.directory))
+    for text in ("{}", "[]", "", '{"format": "other", "version": 1}'):
+        store.places.card.write_text(text)
+        assert "rebuild" in refused(capsys, "ls", str(store.directory))
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(store):
+    fill(store, range(3))
+    held = contents(store)
+    with store.database.reading() as connection:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(UserError, match="no space left"):
+        store.commit([Measurement(f"{n:x}" * 40, "own", 1, *SPECIAL[:5]) for n in range(999)], [], [])
+    assert contents(store) == held
+    store.close()
+    store.commit([measurement(9)], [], [])
+    assert store.verify() == []
+
+
+LIMITED = """
+import sys
+sys.path.insert(0, {tests!r})
+from store_samples import *
+import resource
+from fastwi.cli import run_command
+def body():
+    store = Store.open({directory!r})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+    for number in range(1000):
+        rows = [measurement(number * 20 + n) for n in range(20)]
+        store.commit(rows, [], [])
+        print(number, flush=True)
+sys.exit(run_command(body))
+"""
+
+
+def test_files_that_the_system_will_not_grow(store):
+    """A limit on file sizes stands in for a quota: SQLite calls it an I/O error."""
+    store.close()
+    script = LIMITED.format(tests=str(Path(__file__).parent), directory=str(store.directory))
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("fastwi: error: ")
+    assert ended.stderr.count("\n") == 1
+    committed = len(ended.stdout.split())
+    assert 0 < committed < 1000
+    assert len(store.measurements()) == 20 * committed
+    assert store.verify() == []
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="needs to become another user")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["to read only", "hidden", "new"])
+def test_a_directory_of_another_user_is_refused_in_one_line(kind):
+    with tempfile.TemporaryDirectory() as name:  # tmp_path lies in a directory that others may not enter
+        directory = Path(name, "store")
+        with Store.open(directory) as store:
+            fill(store, range(1))
+        directory.chmod(0o700 if kind == "hidden" else 0o755)
+        directory.parent.chmod(0o755)
+        before = sorted(directory.iterdir())
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.setuid(65534)
+            message = "nothing was refused"
+            try:
+                Store.open(Path(name, "another") if kind == "new" else directory)
+            except UserError as error:
+                message = str(error)
+            except BaseException as error:
+                message = repr(error)
+            os.write(writer, message.encode())
+            os._exit(0)
+        os.close(writer)
+        os.waitpid(child, 0)
+        with os.fdopen(reader) as stream:
+            message = stream.read()
+        assert message.startswith(name)
+        assert "ermission denied" in message
+        assert "\n" not in message
+        assert sorted(directory.iterdir()) == before
+
+
+def test_a_busy_index_is_one_line(store, monkeypatch):
+    store.close()
+    monkeypatch.setattr("fastwi.experiment.store.database.BUSY_SECONDS", 0.05)
+    store.states()
+    blocker = sqlite3.connect(store.places.index, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(UserError, match="busy") as refusal:
+        store.commit([measurement(1)], [], [])
+    assert not isinstance(refusal.value, DamagedIndex)
+    blocker.close()
+    store.commit([measurement(1)], [], [])
+
+
+MOUNTS = r"""22 1 254:0 / / rw - ext4 /dev/vda rw
+30 22 0:5 / /home rw,relatime shared:7 - nfs4 server:/home rw
+31 30 0:6 / /home/me/local rw - xfs /dev/sdb rw
+32 22 0:7 / /my\040disk rw - cifs //server/share rw
+33 22 0:8 / /data rw - ext4 /dev/sdc rw
+34 22 0:9 / /data rw master:1 - fuse.sshfs me@server: rw
+35 22 0:9 / /host rw - 9p share rw
+a line that is none
+"""
+
+
+@pytest.mark.parametrize(
+    ("directory", "kind"),
+    [("/tmp/s", None), ("/home/me/s", "nfs4"), ("/home", "nfs4"), ("/homer", None), ("/home/me/local/s", None),
+     ("/my disk/s", "cifs"), ("/data/s", "fuse.sshfs"), ("/host/a/b", "9p")],
+)  # fmt: skip
+def test_network_file_systems_are_known_by_their_mounts(directory, kind):
+    assert network_type(Path(directory), MOUNTS) == kind
+
+
+def test_over_a_network_the_rollback_journal_is_used_and_stays(store, monkeypatch, tmp_path):
+    def mode(opened: Store) -> str:
+        with opened.database.reading() as connection:
+            return connection.execute("PRAGMA journal_mode").fetchone()[0]
+
+    fill(store, range(2))
+    held = contents(store)
+    assert mode(store) == "wal"
+    monkeypatch.setattr("fastwi.experiment.store.database.network_type", lambda _: "nfs4")
+    with pytest.raises(UserError, match="nfs4; end the processes there"):
+        Store.open(store.directory)
+    store.close()
+    assert mode(store) == "delete"
+    assert contents(store) == held
+    with Store.open(tmp_path / "new") as new:
+        assert mode(new) == "delete"
+        fill(new, range(2))
+        assert [exact(m) for m in new.measurements().values()] == [exact(m) for m in store.measurements().values()]
+    monkeypatch.undo()
+    store.close()
+    assert mode(store) == "delete"
+
+
+def test_help_needs_neither_torch_nor_polars():
+    code = (
+        "import sys, fastwi.store\n"
+        "try: fastwi.store.main(['--help'])\n"
+        "finally: assert not {'torch', 'polars'} & sys.modules.keys()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    assert "rebuild" in ended.stdout

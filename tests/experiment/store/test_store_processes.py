@@ -1,0 +1,248 @@
+"""Several processes at one store: no task is given twice, no row is lost, and the dead hold nothing."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from store_samples import contents, fill, key_of, measurement, network
+
+from fastwi.experiment.store import Store, rebuild
+
+SPAWN = multiprocessing.get_context("spawn")
+HUNG = 600  # seconds; no machine is so slow
+TASKS = [(key_of(number), "own") for number in range(60)]
+
+
+def hammer(directory: Path, seed: int, given: "multiprocessing.Queue") -> None:
+    """Claim a few tasks at a time and commit or release them, until all are measured."""
+    draw, mine = random.Random(seed), []
+    with Store.open(directory) as store, store.owner() as owner:
+        while len(store.measurements()) < len(TASKS):
+            tasks = owner.claim(draw.sample(TASKS, draw.randint(1, 6)))
+            if draw.random() < 0.2:
+                owner.release(tasks)
+                continue
+            mine += tasks
+            rows = [measurement(TASKS.index(task)) for task in tasks]
+            assert store.commit(rows, [], tasks) == []
+    given.put(mine)
+
+
+def test_no_task_is_given_twice_and_no_row_is_lost(tmp_path, seed):
+    given = SPAWN.Queue()
+    # None makes the store beforehand: they race for that too.
+    workers = [SPAWN.Process(target=hammer, args=(tmp_path / "s", seed + n, given)) for n in range(3)]
+    for worker in workers:
+        worker.start()
+    lists = [given.get(timeout=HUNG) for _ in workers]
+    for worker in workers:
+        worker.join(HUNG)
+        assert worker.exitcode == 0
+    assert sorted(task for tasks in lists for task in tasks) == sorted(TASKS)
+    with Store.open(tmp_path / "s", create=False) as store:
+        assert set(store.measurements()) == set(TASKS)
+        assert store.claims() == {}
+        assert store.verify() == []
+        assert all(count >= 1 for count in store.attempts().values())
+
+
+HOLDER = """
+import sys
+sys.path.insert(0, {tests!r})
+from store_samples import *
+store = Store.open({directory!r})
+owner = store.owner()
+owner.claim([("aa", "own"), ("bb", "own")])
+owner.pin([key_of(0)])
+store.commit([measurement(50)], [], [])
+(store.places.states / "aa").mkdir(parents=True)
+(store.places.states / "aa" / ".aa.safetensors.x1.tmp").write_bytes(b"half")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process with claims, a pin and an unfinished file; killed at the end if not before."""
+    with Store.open(tmp_path / "s") as store:
+        fill(store, range(2))
+    script = HOLDER.format(tests=str(Path(__file__).parent), directory=str(tmp_path / "s"))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_kill_9_frees_what_a_process_held(holder, tmp_path):
+    with Store.open(tmp_path / "s") as store, store.owner() as owner:
+        tasks = [("aa", "own"), ("bb", "own")]
+        unfinished = store.places.states / "aa" / ".aa.safetensors.x1.tmp"
+        assert owner.claim(tasks) == []
+        assert store.drop_states([key_of(0), key_of(1)]) == {key_of(1)}
+        store.write_state("bb", network(3))
+        store.gc()
+        assert unfinished.exists()
+        assert store.places.state("bb").exists()  # claimed: it may be committed yet
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        assert owner.claim(tasks[:1]) == tasks[:1]
+        assert store.gc().claims == 2  # the pin and bb
+        assert unfinished.exists()  # of a state that a live owner, this one, has claimed
+        assert not store.places.state("bb").exists()
+        owner.release(tasks[:1])
+        assert store.gc().temporary == 4
+        assert not unfinished.exists()
+        assert store.drop_states([key_of(0)]) == {key_of(0)}
+        assert measurement(50).key in store.measurements()  # was committed before the kill
+        assert store.attempts()["aa", "own"] == 2
+        assert [path.stem for path in store.places.owners.iterdir()] == [owner.id]
+        assert store.verify() == []
+
+
+def test_gc_leaves_alone_what_is_being_written(tmp_path):
+    with Store.open(tmp_path / "s") as store:
+        store.places.states.mkdir()
+        unfinished = store.places.states / ".aa.safetensors.x1.tmp"
+
+        class Slow:
+            members = 1
+
+            def save(self, path: Path) -> None:
+                unfinished.write_bytes(b"half")
+                store.gc()
+                assert unfinished.exists()
+                path.parent.mkdir()
+                unfinished.rename(path)
+
+        store.write_state("aa", Slow())
+        unfinished.write_bytes(b"left")
+        assert store.gc().temporary == 4
+
+
+def test_claims(tmp_path):
+    with Store.open(tmp_path / "s") as store, Store.open(tmp_path / "s") as other:
+        a, b, c = tasks = [("aa", "own"), ("bb", "own"), ("cc", "recomputed")]
+        with store.owner() as mine, other.owner() as theirs:
+            assert mine.claim([b, a, b]) == [b, a]
+            assert mine.claim(tasks) == [c]
+            assert theirs.claim(tasks) == []
+            mine.release([b])
+            theirs.release([a])  # not theirs to release
+            assert theirs.claim(tasks) == [b]
+            row = measurement(1)
+            assert theirs.claim([row.key]) == [row.key]
+            other.commit([row], [], [row.key])
+            assert theirs.claim([row.key]) == []
+            assert mine.claim([row.key], again=[row.key]) == [row.key]
+            assert theirs.claim([row.key], again=[row.key]) == []
+            assert store.attempts() == {a: 1, b: 2, c: 1, row.key: 2}
+        with pytest.raises(RuntimeError, match="closed"):
+            mine.claim(tasks)
+        with other.owner() as third:
+            assert third.claim(tasks) == tasks
+        assert not list(store.places.owners.iterdir())
+
+
+def test_pins_hold_for_others_only(tmp_path):
+    with Store.open(tmp_path / "s") as store, Store.open(tmp_path / "s") as other:
+        fill(store, range(3))
+        keys = [key_of(n) for n in range(3)]
+        with store.owner() as mine, other.owner() as theirs:
+            mine.pin(keys)
+            mine.pin(keys)
+            theirs.pin(keys[:1])
+            assert other.drop_states(keys) == set()
+            assert store.drop_states(keys) == set(keys[1:])
+            theirs.unpin(keys)
+            assert store.drop_states(keys) == {keys[0]}
+        assert contents(store)["states"] == {}
+
+
+def test_states_that_are_kept_outlive_every_process(tmp_path):
+    with Store.open(tmp_path / "s") as store:
+        fill(store, range(2))
+        store.keep([key_of(0), key_of(0), "absent"])
+        store.keep([key_of(0)])
+        store.gc()
+        with store.owner() as owner:
+            owner.pin([key_of(0)])
+            assert store.drop_states([key_of(0), key_of(1)]) == {key_of(1)}
+    rebuild(tmp_path / "s")
+    with Store.open(tmp_path / "s") as store:
+        assert store.drop_states([key_of(0)]) == set()
+        store.load_state(key_of(0))
+
+
+def test_a_clock_set_back_changes_nothing(tmp_path, monkeypatch):
+    """Files of the future and of long ago alike: what is live is asked of locks, not of times."""
+    with Store.open(tmp_path / "s") as store, Store.open(tmp_path / "s") as other, store.owner() as owner:
+        owner.claim([("aa", "own")])
+        for moment in (0, time.time() + 1e6):
+            monkeypatch.setattr(time, "time", lambda moment=moment: moment)
+            os.utime(store.places.owner(owner.id), (moment, moment))
+            other.gc()
+            with other.owner() as second:
+                assert second.claim([("aa", "own")]) == []
+
+
+WRITER = """
+import sys
+sys.path.insert(0, {tests!r})
+from store_samples import *
+from fastwi.files import atomic_path
+class Fake:
+    members = 1
+    def save(self, path):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(bytes(100))
+store = Store.open({directory!r})
+with store.database.reading() as connection:
+    connection.execute("PRAGMA wal_autocheckpoint = 30")  # many generations of the log in little time
+with store.owner() as owner:
+    number = {first}
+    while True:
+        task = (key_of(number), "own")
+        assert owner.claim([task]) == [task]
+        file = store.write_state(key_of(number), Fake())
+        store.commit([measurement(number)], [file], [task])
+        print(number, flush=True)
+        if number % 5 == 0:
+            store.drop_states([key_of(number - 1), key_of(number - 2)])
+        if number % 23 == 0:
+            store.gc()
+        number += 1
+"""
+
+
+def test_kill_9_at_any_moment_loses_nothing_that_was_committed(tmp_path, seed):
+    draw, done = random.Random(seed), 0
+    for _ in range(5):
+        script = WRITER.format(tests=str(Path(__file__).parent), directory=str(tmp_path / "s"), first=done)
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(draw.uniform(0, 0.4))
+        process.kill()
+        process.wait()
+        tail = process.stdout.read().split()
+        process.stdout.close()
+        done = max(done, int(tail[-1]) if tail else 0)
+        with Store.open(tmp_path / "s", create=False) as store:
+            assert store.verify() == []
+            found = store.measurements()
+            assert {key_of(number) for number in range(done + 1)} <= {state for state, _ in found}
+            done = len(found)  # the one that was committed but not told of, too
+            assert set(found) == {(key_of(number), "own") for number in range(done)}
+    with Store.open(tmp_path / "s") as store:
+        store.gc()
+        stored = {path.stem for path in store.places.states.rglob("*") if path.is_file()}
+        assert stored == store.states()
+        assert store.claims() == {}
+        assert not list(store.places.owners.iterdir())

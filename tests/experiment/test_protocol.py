@@ -1,0 +1,278 @@
+"""The Figure 1 protocol in one process: what is trained on what, and that a stopped run goes on to the bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastwi.config.read import config_from_mapping
+from fastwi.config.schema import Config
+from fastwi.data.noise import Noise
+from fastwi.data.resident import load_split
+from fastwi.engine.loop import LoopEngine
+from fastwi.errors import CheckpointError
+from fastwi.experiment.paths import RunPaths
+from fastwi.experiment.plan import plan
+from fastwi.experiment.protocol import Figure1Run, build_network, diverged
+from fastwi.population import Population
+
+CPU = torch.device("cpu")
+SMALL = {
+    "data": {"train_images": 100, "test_images": 50},
+    "augment": {"padding": 2, "flip": 0.0},
+    "optimizer": {"batch_size": 50, "learning_rate": 0.05},
+    "schedule": {"drop_epochs": []},
+    "experiment": {"k": 2, "s": 1, "after": 1},
+    "engine": {"device": "cpu", "precision": "fp32"},
+}
+
+
+def config_of(**experiment) -> Config:
+    return config_from_mapping({**SMALL, "experiment": {**SMALL["experiment"], **experiment}})
+
+
+class Stopped(Exception):
+    """Raised by the listener in place of a power cut."""
+
+
+class Listener:
+    def __init__(self, stop_after: int = -1) -> None:
+        self.stop_after, self.new, self.caught_up = stop_after, 0, 0
+
+    def images(self, trained, evaluated):
+        pass
+
+    def step_done(self, step, rows):
+        if not rows:
+            self.caught_up += 1
+            return
+        self.new += 1
+        if self.new == self.stop_after:
+            raise Stopped
+
+
+@pytest.fixture(scope="module")
+def splits(digits_directory):
+    return [load_split(digits_directory, split, CPU, n)[0] for split, n in (("train", 100), ("test", 50))]
+
+
+def start(config: Config, splits, directory: Path, listener: Listener | None = None, identity: str = "id"):
+    engine = LoopEngine(
+        build_network(config, 10), config.engine, config.optimizer, config.schedule, config.augment
+    )  # fmt: skip
+    directory.mkdir(exist_ok=True)
+    return Figure1Run(config, *splits, engine, RunPaths(directory), identity, listener or Listener())
+
+
+def tensors(paths: RunPaths, name: str) -> Population:
+    return Population.load(paths.checkpoint(name))
+
+
+@pytest.fixture(scope="module")
+def whole(splits, tmp_path_factory):
+    """An uninterrupted run: its directory and rows."""
+    directory = tmp_path_factory.mktemp("whole")
+    return RunPaths(directory), start(config_of(), splits, directory).run()
+
+
+def test_rows(whole):
+    paths, rows = whole
+    assert [json.loads(line) for line in paths.metrics.read_text().splitlines()] == rows
+    names = ["average", "child 1", "child 2"]
+    assert [(r["stage"], r["epoch"], r["network"], r["batch_norm"]) for r in rows] == [
+        ("parent", 1, "parent", "own"), ("parent", 2, "parent", "own"),
+        ("children", 3, "child 1", "own"), ("children", 3, "child 2", "own"),
+        *(("interpolation", 3, name, treatment) for treatment in ("own", "recomputed") for name in names),
+        ("after", 4, "average", "own"),
+    ]  # fmt: skip
+    for row in rows:
+        assert 0 <= row["test_accuracy_%"] <= 100
+        assert row["test_loss"] > 0
+        assert ("train_loss" in row) == ("learning_rate" in row) == (row["stage"] != "interpolation")
+    losses = {
+        r["network"]: r["test_loss"] for r in rows if r["stage"] == "interpolation" and r["batch_norm"] == "own"
+    }
+    assert len(set(losses.values())) == 3
+    children = {r["network"]: r["test_loss"] for r in rows if r["stage"] == "children"}
+    assert all(losses[name] == loss for name, loss in children.items())
+
+
+def test_networks(whole):
+    """The average is the children's mean, and both grew out of the parent under noise of their own."""
+    paths, _ = whole
+    parent, children, average = (tensors(paths, name) for name in ("parent", "children", "average"))
+    assert (parent.members, children.members, average.members) == (1, 2, 1)
+    assert not torch.equal(children.weights_MP[0], children.weights_MP[1])
+    torch.testing.assert_close(average.weights_MP[0], children.weights_MP.double().mean(0).float())
+    torch.testing.assert_close(average.statistics_MQ[0], children.statistics_MQ.double().mean(0).float())
+    assert not average.momentum_MP.any()
+    assert children.momentum_MP.any(dim=1).all()
+    assert not list(paths.directory.glob("state-0000[0-4]*"))
+    final = tensors(paths, "final")
+    assert not torch.equal(final.weights_MP, average.weights_MP)
+
+
+def test_children_are_the_parent_trained_on(whole, splits):
+    paths, _ = whole
+    config = config_of()
+    engine = LoopEngine(
+        build_network(config, 10), config.engine, config.optimizer, config.schedule, config.augment
+    )  # fmt: skip
+    population = Population.from_modules([build_network(config, 10)])
+    for epoch in range(2):
+        engine.train_epoch(population, splits[0], [Noise(0)], epoch)
+    assert torch.equal(population.weights_MP, tensors(paths, "parent").weights_MP)
+    engine.train_epoch(population, splits[0], [Noise(2)], 2)
+    children = tensors(paths, "children")
+    assert torch.equal(population.weights_MP[0], children.weights_MP[1])
+    assert torch.equal(population.momentum_MP[0], children.momentum_MP[1])
+
+
+def test_stopped_after_every_step(whole, splits, tmp_path):
+    paths, rows = whole
+    resumed, count = RunPaths(tmp_path), len(plan(config_of().experiment))
+    for done in range(count):
+        listener = Listener(stop_after=1)
+        with pytest.raises(Stopped):
+            start(config_of(), splits, tmp_path, listener).run()
+        assert listener.caught_up == done
+        assert json.loads(resumed.progress.read_text())["steps_done"] == done + 1
+    listener = Listener()
+    assert start(config_of(), splits, tmp_path, listener).run() == rows
+    assert (listener.new, listener.caught_up) == (0, count)
+    assert resumed.metrics.read_bytes() == paths.metrics.read_bytes()
+    for name in ("parent", "children", "average", "final"):
+        found, expected = load_file(resumed.checkpoint(name)), load_file(paths.checkpoint(name))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+
+
+def test_without_epochs_of_children_the_average_is_the_parent(splits, tmp_path):
+    rows = start(config_of(k=1, s=0, after=0), splits, tmp_path).run()
+    paths = RunPaths(tmp_path)
+    parent = tensors(paths, "parent").weights_MP
+    torch.testing.assert_close(tensors(paths, "average").weights_MP, parent, rtol=1e-6, atol=0)
+    own = [r["test_loss"] for r in rows if r["stage"] == "interpolation" and r["batch_norm"] == "own"]
+    assert own == pytest.approx([own[0]] * 3, rel=1e-5)
+
+
+def test_options_of_the_average(splits, tmp_path):
+    config = config_of(
+        k=0, s=1, after=1, weights=[0.25, 0.75], batch_norm="recompute", momentum="keep", continue_children=True
+    )  # fmt: skip
+    rows = start(config, splits, tmp_path).run()
+    paths = RunPaths(tmp_path)
+    children, average = tensors(paths, "children"), tensors(paths, "average")
+    expected = 0.25 * children.weights_MP[0] + 0.75 * children.weights_MP[1]
+    torch.testing.assert_close(average.weights_MP[0], expected, rtol=1e-5, atol=1e-7)
+    assert torch.equal(average.momentum_MP[0], children.momentum_MP[0])
+    mean = 0.25 * children.statistics_MQ[0] + 0.75 * children.statistics_MQ[1]
+    assert not torch.allclose(average.statistics_MQ[0], mean, rtol=1e-3)
+    assert [r["network"] for r in rows if r["stage"] == "after"] == ["average", "child 1", "child 2"]
+    assert tensors(paths, "final").members == 3
+
+
+def stopped_run(splits, directory: Path) -> RunPaths:
+    with pytest.raises(Stopped):
+        start(config_of(), splits, directory, Listener(stop_after=1)).run()
+    return RunPaths(directory)
+
+
+def test_another_identity_is_refused(splits, tmp_path):
+    stopped_run(splits, tmp_path)
+    with pytest.raises(CheckpointError, match="another configuration or dataset"):
+        start(config_of(), splits, tmp_path, identity="other").run()
+
+
+@pytest.mark.parametrize("name", ["state", "progress", "metrics"])
+def test_damaged_files_are_refused(splits, tmp_path, name):
+    paths = stopped_run(splits, tmp_path)
+    path = {"state": paths.state(1), "progress": paths.progress, "metrics": paths.metrics}[name]
+    for damaged in (path.read_bytes()[: path.stat().st_size // 2], b"", b"\xff\xfe{}"):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError) as caught:
+            start(config_of(), splits, tmp_path).run()
+        assert path.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+    path.unlink()
+    if name != "progress":  # without it the run begins anew
+        with pytest.raises(CheckpointError):
+            start(config_of(), splits, tmp_path).run()
+
+
+def test_initialisation_is_a_function_of_its_seed():
+    config = config_of()
+    torch.manual_seed(1)
+    first = build_network(config, 10).state_dict()
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), drawn)  # the global generator is left alone
+    again = build_network(config, 10).state_dict()
+    other = build_network(config_from_mapping({**SMALL, "seeds": {"init": 1}}), 10).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["conv.weight"], other["conv.weight"])
+
+
+class Spoiled:
+    """An engine under which one network's loss is not a number in one epoch."""
+
+    def __init__(self, engine, noise: int, epoch: int) -> None:
+        self._engine, self._at = engine, (noise, epoch)
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def with_settings(self, *settings):
+        return Spoiled(self._engine.with_settings(*settings), *self._at)
+
+    def train_epoch(self, population, train, noises, epoch, report):
+        losses = self._engine.train_epoch(population, train, noises, epoch, report)
+        for m, noise in enumerate(noises):
+            if (noise.seed, epoch) == self._at:
+                losses[m] = float("nan")
+                population.weights_MP[m] = float("nan")
+        return losses
+
+
+def spoiled_run(config: Config, splits, directory: Path, noise: int, epoch: int, listener: Listener | None = None):
+    run = start(config, splits, directory, listener)
+    run._engine = Spoiled(run._engine, noise, epoch)
+    return run
+
+
+def told(rows) -> list[tuple]:
+    return [(row["stage"], row["epoch"], row["network"], row["batch_norm"]) for row in rows]
+
+
+def test_a_child_that_diverges_stops_and_the_others_go_on(splits, tmp_path):
+    config = config_of(k=1, s=3, children=3)
+    whole = start(config, splits, tmp_path / "whole").run()
+    rows = spoiled_run(config, splits, tmp_path / "spoiled", 2, 2).run()
+    assert [row["network"] for row in diverged(rows)] == ["child 2"]
+    assert diverged(rows)[0]["epoch"] == 3
+    expected = [row for row in whole if row["stage"] in ("parent", "children")]
+    expected = [row for row in expected if row["network"] != "child 2" or row["epoch"] < 3]
+    assert [row for row in rows if row not in diverged(rows)] == expected
+    # Stopped in the middle, it goes on as if it had not been.
+    with pytest.raises(Stopped):
+        spoiled_run(config, splits, tmp_path / "again", 2, 2, Listener(stop_after=3)).run()
+    again = start(config, splits, tmp_path / "again").run()
+    assert told(again) == told(rows)
+    assert [r for r in again if r not in diverged(again)] == expected
+
+
+def test_children_go_on_without_an_average_that_diverges(splits, tmp_path):
+    config = config_of(k=1, s=1, after=3, continue_children=True)
+    whole = start(config, splits, tmp_path / "whole").run()
+    rows = spoiled_run(config, splits, tmp_path / "spoiled", config.seeds.average_noise, 3).run()
+    assert [(row["network"], row["epoch"]) for row in diverged(rows)] == [("average", 4)]
+    expected = [row for row in whole if row["network"] != "average" or row["epoch"] < 4]
+    assert [row for row in rows if row not in diverged(rows)] == expected
+
+
+def test_nothing_comes_of_a_parent_that_diverges(splits, tmp_path):
+    rows = spoiled_run(config_of(k=2), splits, tmp_path / "spoiled", 0, 0).run()
+    assert told(rows) == [("parent", 1, "parent", "own")]
+    assert diverged(rows) == rows

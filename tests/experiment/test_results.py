@@ -1,0 +1,239 @@
+"""A sweep's results: a point's rows against a real run's, the table against one made by plain loops."""
+
+import json
+import math
+import random
+from dataclasses import replace
+
+import polars
+import pytest
+import torch
+from drawn_measurements import DATASET, dataset_of, drawn, planned, spec_of
+
+from fastwi.config.read import config_from_mapping
+from fastwi.config.sweep import SweepOptions, SweepSpec
+from fastwi.config.write import config_hash
+from fastwi.data.resident import load_split
+from fastwi.engine.loop import LoopEngine
+from fastwi.errors import UserError
+from fastwi.experiment.paths import RunPaths
+from fastwi.experiment.points import child_tuples
+from fastwi.experiment.protocol import Figure1Run, build_network
+from fastwi.experiment.results import (
+    COLUMNS,
+    UNITS,
+    missing_measurements,
+    point_rows,
+    result_frame,
+    write_results,
+)
+from fastwi.experiment.store import Measurement
+from fastwi.experiment.tree import OWN
+
+CPU = torch.device("cpu")
+
+
+class Silent:
+    def images(self, trained, evaluated):
+        pass
+
+    def step_done(self, step, rows):
+        pass
+
+
+def state_of(row, place, s):
+    """The state that a row of metrics.jsonl measures, from its names alone; `s` as configured."""
+    epoch, network = row["epoch"], row["network"]
+    if row["stage"] == "interpolation":
+        return place.average if network == "average" else place.ends[int(network[6:]) - 1]
+    if network == "parent":
+        return place.parent[epoch - 1]
+    if network == "average":
+        return place.after[epoch - len(place.parent) - s - 1]
+    return place.children[int(network[6:]) - 1][epoch - len(place.parent) - 1]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "options"),
+    [
+        ({"k": 2, "s": 1, "after": 1, "continue_children": True}, {"alphas": (0.25,)}),
+        ({"k": 1, "s": 0, "after": 1}, {"parents": (3,)}),
+        ({"k": 0, "s": 1, "after": 0}, {}),
+        ({"k": 0, "s": 0, "after": 1}, {"measure": ("own",)}),
+    ],
+)
+def test_point_rows_are_a_real_runs_rows(digits_directory, tmp_path, experiment, options):
+    base = config_from_mapping({
+        "data": {"train_images": 20, "test_images": 20}, "augment": {"padding": 2, "flip": 0.0},
+        "optimizer": {"batch_size": 10, "learning_rate": 0.05}, "schedule": {"drop_epochs": []},
+        "experiment": experiment, "engine": {"device": "cpu", "precision": "fp32", "backend": "eager", "threads": 1},
+    })  # fmt: skip
+    spec = SweepSpec(base, (), SweepOptions(**options))
+    (point,), (place,), tree = planned(spec)
+    train, test = (load_split(digits_directory, split, CPU, n)[0] for split, n in (("train", 20), ("test", 20)))
+    config = point.config
+    engine = LoopEngine(
+        build_network(config, 10), config.engine, config.optimizer, config.schedule, config.augment
+    )  # fmt: skip
+    rows = Figure1Run(config, train, test, engine, RunPaths(tmp_path), "id", Silent()).run()
+    if "measure" in options:
+        rows = [row for row in rows if row["batch_norm"] == "own"]
+    measurements = {}
+    for row in rows:
+        treatment = OWN if row["batch_norm"] == "own" else place.recomputed
+        key = (state_of(row, place, config.experiment.s), treatment)
+        # An end of s = 0 is measured as the parent's last epoch, and so on: never twice with another result.
+        measurements.setdefault(
+            key, Measurement(*key, row["epoch"], row.get("train_loss"), row.get("learning_rate"), row["test_loss"],
+                             row["test_accuracy_%"], 1.0)
+        )  # fmt: skip
+    assert measurements.keys() == {*tree.probes, *((epoch.key, OWN) for epoch in tree.epochs())}
+    found = point_rows(point, place, measurements)
+    assert found == rows
+    assert [list(row) for row in found] == [list(row) for row in rows]
+    assert len(found) >= 3
+
+
+SPECS = {
+    "plain": spec_of({"experiment.k": (0, 1, 3), "experiment.s": (1, 2)}, parents=(0, 5), children=4),
+    "s0": spec_of({"experiment.s": (0, 2), "experiment.k": (2, 0)}, children=4),
+    "axes": spec_of(
+        {"optimizer.learning_rate": (0.1, 0.05), "experiment.s": (3, 1), "schedule.drop_epochs": ((3,), (80, 120))},
+        {"continue_children": True}, parents=(1, 2), children=3, tuples="all", alphas=(0.0, 0.5),
+    ),
+    "after": spec_of(
+        {"experiment.after": (0, 1, 3), "augment.padding": (0, 2)}, children=6, tuple_size=3, measure=("own",)
+    ),
+}  # fmt: skip
+
+
+def plain_table(spec, every, places, measurements):
+    """By (state, treatment, metric): every column's value where all points that share it agree, else None."""
+    others = [(i, axis.path) for i, axis in enumerate(spec.axes) if axis.path not in ("experiment.k", "experiment.s")]
+    seen = {}
+
+    def see(state, treatment, **facts):
+        if (state, treatment) in measurements:
+            for name, value in facts.items():
+                seen.setdefault((state, treatment), {}).setdefault(name, set()).add(value)
+
+    for point, place in zip(every, places, strict=True):
+        e, seeds = point.config.experiment, point.config.seeds
+        common = {path: point.values[i] for i, path in others} | {"parent_seed": point.parent}
+        none = {"k": None, "s": None, "alpha": None, "pair": None, "child": None, "point": None}
+        parent = {"network": "parent", "noise": point.parent}
+        for i, state in enumerate(place.parent):
+            see(state, OWN, **(common | none | parent | {"stage": "parent", "epoch": i + 1}))
+        for number, states, end in zip(
+            child_tuples(spec)[point.tuple_index], place.children, place.ends, strict=True
+        ):  # fmt: skip
+            child = {"network": "child", "child": number, "noise": point.parent * 1_000_000 + number, "k": e.k}
+            for i, state in enumerate(states):
+                see(state, OWN, **(common | none | child | {"stage": "children", "epoch": e.k + i + 1}))
+            at = {"k": e.k, "s": e.s, "stage": "interpolation", "epoch": e.k + e.s}
+            who = child if e.s else parent
+            if place.recomputed:
+                see(end, place.recomputed, **(common | none | who | at))
+            if e.s == e.k == 0:
+                see(end, OWN, **(common | none | who | at))
+        average = {
+            "network": "average", "k": e.k, "s": e.s, "alpha": point.alpha, "pair": point.tuple_index, "child": None,
+            "point": config_hash(point.config, DATASET.digest),
+        }  # fmt: skip
+        at = {"stage": "interpolation", "epoch": e.k + e.s, "noise": None}
+        for treatment in (OWN, place.recomputed):
+            see(place.average, treatment, **(common | average | at))
+        for i, state in enumerate(place.after):
+            after = {"stage": "after", "epoch": e.k + e.s + i + 1, "noise": seeds.average_noise}
+            see(state, OWN, **(common | average | after))
+    table = {}
+    for (state, treatment), facts in seen.items():
+        row = {name: values.pop() if len(values) == 1 else None for name, values in facts.items()}
+        row |= {"state": state, "batch_norm": "own" if treatment == OWN else "recomputed"}
+        for metric, unit in UNITS.items():
+            value = getattr(measurements[state, treatment], metric)
+            if value is not None:
+                table[state, row["batch_norm"], metric] = row | {"metric": metric, "unit": unit, "value": value}
+    return table
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("partly", [False, True])
+def test_frame(name, partly, seed):
+    spec = SPECS[name]
+    every, places, tree = planned(spec)
+    measurements = drawn(tree, seed)
+    assert missing_measurements(places, measurements) == 0
+    if partly:
+        lost = random.Random(seed).sample(sorted(measurements), len(measurements) // 3)
+        for key in lost:
+            del measurements[key]
+        assert missing_measurements(places, measurements) == len(lost)
+    frame = result_frame(spec, every, places, measurements, dataset_of)
+    others = [axis.path for axis in spec.axes if axis.path not in ("experiment.k", "experiment.s")]
+    assert frame.columns == [*others, *COLUMNS]
+    assert frame.height == sum(
+        getattr(measurement, metric) is not None for measurement in measurements.values() for metric in UNITS
+    )
+    expected = plain_table(spec, every, places, measurements)
+    found = {}
+    for row in frame.iter_rows(named=True):
+        row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        found[row["state"], row["batch_norm"], row["metric"]] = row
+    assert len(found) == frame.height
+    assert found == expected
+
+
+def test_frame_keeps_the_order_of_points_and_metrics(seed):
+    spec = SPECS["plain"]
+    every, places, tree = planned(spec)
+    frame = result_frame(spec, every, places, drawn(tree, seed), dataset_of)
+    first = places[0]
+    states = list(dict.fromkeys(frame["state"]))
+    assert states[: len(first.parent) + 3] == [
+        *first.parent,
+        first.children[0][0],
+        first.children[1][0],
+        first.average,
+    ]
+    assert frame["metric"][:4].to_list() == list(UNITS)
+    assert frame["parent_seed"].unique(maintain_order=True).to_list() == [0, 5]
+
+
+def test_a_diverged_network_stays_in_the_table(seed):
+    spec = SPECS["plain"]
+    every, places, tree = planned(spec)
+    measurements = drawn(tree, seed)
+    key = (places[0].after[0], OWN)
+    measurements[key] = replace(measurements[key], test_loss=math.nan)
+    frame = result_frame(spec, every, places, measurements, dataset_of)
+    rows = frame.filter(state=key[0], metric="test_loss")
+    assert rows.height == 1
+    assert math.isnan(rows["value"].item())
+
+
+def test_nothing_measured_gives_an_empty_table():
+    spec = SPECS["axes"]
+    every, places, tree = planned(spec)
+    empty = result_frame(spec, every, places, {}, dataset_of)
+    full = result_frame(spec, every, places, drawn(tree, 0), dataset_of)
+    assert empty.height == 0
+    assert empty.schema == full.schema
+    assert missing_measurements(places, {}) == len(tree.probes) + sum(1 for _ in tree.epochs())
+
+
+def test_file(tmp_path, seed):
+    spec = SPECS["axes"]
+    every, places, tree = planned(spec)
+    frame = result_frame(spec, every, places, drawn(tree, seed), dataset_of)
+    path = tmp_path / "sweep" / "results.parquet"
+    write_results(frame, path)
+    assert polars.read_parquet(path).equals(frame)
+    assert [each.name for each in path.parent.iterdir()] == ["results.parquet"]
+    described = json.loads(polars.read_parquet_metadata(path)["fastwi.columns"])
+    assert list(described) == frame.columns
+    assert described["epoch"] == {"unit": "epochs", "help": COLUMNS["epoch"][1]}
+    assert described["optimizer.learning_rate"]["help"].startswith("initial learning rate")
+    with pytest.raises(UserError, match=r"results\.parquet.*cannot be written") as caught:
+        write_results(frame, path / "results.parquet")  # a file where the directory should be
+    assert "\n" not in str(caught.value)
