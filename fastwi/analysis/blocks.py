@@ -1,0 +1,141 @@
+"""One block of layers at a time along the line between two networks, the rest standing still.
+
+Adilova, Andriushchenko, Kamp, Fischer, Jaggi, Layer-wise Linear Mode Connectivity, ICLR 2024, section 3: replace a
+block of A by (1 - alpha) A + alpha B and measure. Blocks with a barrier are what the barrier of the whole line
+comes from; each block alone may well have none where the whole has one.
+
+Shapes: D = 2 directions, G blocks, L places on the line.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastwi.analysis.evaluator import (
+    AVERAGED,
+    MEMORY_BYTES,
+    Evaluator,
+    Measurement,
+    Recomputation,
+    Splits,
+    Values,
+    check_rows,
+    combine_each,
+    measure,
+)
+from fastwi.errors import UserError
+from fastwi.population import Layout, Population, Span
+
+
+@dataclass(frozen=True)
+class Block:
+    """The parameters and statistics of one block."""
+
+    name: str
+    parameters: tuple[Span, ...]
+    statistics: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class BlocksResult(Measurement):
+    """Loss (nats) and error (%) by split and treatment, float64 [2, G, L]: direction, block, alpha.
+
+    Direction 0 has the rest at A and the block on its way from A to B; direction 1 has A and B exchanged. So alpha
+    0 is the whole of A (of B), and alpha 1 is it with the other's block.
+    """
+
+    blocks: tuple[str, ...]
+    alphas_L: Values
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each treatment, direction, block and alpha, units in the names."""
+        return [
+            {"rest": "AB"[d], "block": name, "alpha": float(alpha), "batch_norm": treatment,
+             **self.columns(treatment, d, g, place)}
+            for treatment in next(iter(self.loss.values()))
+            for d in range(2)
+            for g, name in enumerate(self.blocks)
+            for place, alpha in enumerate(self.alphas_L)
+        ]  # fmt: skip
+
+
+def blocks_of(layout: Layout, groups: Mapping[str, Sequence[str]] | None = None) -> tuple[Block, ...]:
+    """The blocks of an architecture, in order.
+
+    Without `groups`, one for each top-level child with parameters, and one for each of the network's own parameters.
+    groups: blocks by name, each a list of prefixes: "blocks.0" takes blocks.0.conv1.weight, and not blocks.01.
+    Parameters in no group never move. A block's statistics (batch norm's) are those under the same prefixes.
+    Raises UserError for a prefix that no parameter has, and for no group.
+    """
+    if groups is None:
+        groups = {name: [name] for name in dict.fromkeys(span.name.split(".")[0] for span in layout.parameters)}
+    if not groups:
+        raise UserError("groups name no block; give a dict of block names and parameter prefixes, or None")
+    for name, prefixes in groups.items():
+        if isinstance(prefixes, str) or not prefixes:
+            raise UserError(f"block {name!r} has {prefixes!r}; give a list of parameter prefixes")
+        for prefix in prefixes:
+            if not _under(layout.parameters, [prefix]):
+                raise UserError(
+                    f"block {name!r}: no parameter is called {prefix!r} or starts with {prefix + '.'!r}; "
+                    f"the first is {layout.parameters[0].name!r}"
+                )
+    return tuple(
+        Block(name, _under(layout.parameters, prefixes), _under(layout.statistics, prefixes))
+        for name, prefixes in groups.items()
+    )
+
+
+def evaluate_blocks(
+    evaluator: Evaluator,
+    population: Population,
+    splits: Splits,
+    alphas: ArrayLike,
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    ends: tuple[int, int] = (0, 1),
+    treatments: Sequence[str] = (AVERAGED,),
+    recomputation: Recomputation | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+) -> BlocksResult:
+    """Move one block at a time to each of `alphas` between members A = ends[0] and B = ends[1], and evaluate.
+
+    groups: see `blocks_of`. Treatments are those of `evaluate_line` without "own": averaged statistics move with
+    their block and stay with the rest; recomputed ones are of the mixed network's own weights. Raises UserError for
+    bad input.
+    """
+    alphas_L = np.array(alphas, dtype=np.float64)
+    if alphas_L.ndim != 1 or not len(alphas_L) or not np.isfinite(alphas_L).all():
+        raise UserError(f"alphas are of shape {alphas_L.shape}; give a sequence of one or more finite numbers")
+    check_rows(population, ends)
+    blocks = blocks_of(population.layout, groups)
+    pair = population.clone_rows(ends).to(evaluator.device)
+    places = [(d, g, place) for d in range(2) for g in range(len(blocks)) for place in range(len(alphas_L))]
+
+    def build(first: int, last: int) -> Population:
+        chosen = places[first:last]
+        mixed = pair.clone_rows([d for d, _, _ in chosen])
+        to_b_R = np.array([1 - alphas_L[place] if d else alphas_L[place] for d, _, place in chosen])
+        moved = combine_each(pair, np.stack([1 - to_b_R, to_b_R], axis=1))
+        for row, (_, g, _) in enumerate(chosen):
+            for spans, into_MP, from_MP in (
+                (blocks[g].parameters, mixed.weights_MP, moved.weights_MP),
+                (blocks[g].statistics, mixed.statistics_MQ, moved.statistics_MQ),
+            ):
+                for span in spans:
+                    span.view(into_MP[row]).copy_(span.view(from_MP[row]))
+        return mixed
+
+    # `moved` lives beside `mixed`: half the networks at a time.
+    found = measure(
+        evaluator, len(places), build, splits, treatments, recomputation, memory_bytes // 2
+    ).reshape(2, len(blocks), len(alphas_L))  # fmt: skip
+    return BlocksResult(found.loss, found.error, tuple(block.name for block in blocks), alphas_L)
+
+
+def _under(spans: Sequence[Span], prefixes: Sequence[str]) -> tuple[Span, ...]:
+    """The spans that are called as one of `prefixes`, or lie under it."""
+    return tuple(s for s in spans if any(s.name == prefix or s.name.startswith(f"{prefix}.") for prefix in prefixes))

@@ -1,0 +1,156 @@
+"""How far networks are from each other: in weights, and as functions.
+
+Shapes: C networks (children), N images, K classes, P parameters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastwi.analysis.evaluator import Evaluator, Values, check_rows
+from fastwi.data.resident import ResidentDataset
+from fastwi.errors import UserError
+from fastwi.population import Population
+
+_COLUMNS = 2**16  # of weights that are in float64 at one time
+
+
+@dataclass(frozen=True)
+class WeightDistances:
+    """Distances of C networks' parameters, float64; batch-norm statistics have no part in them.
+
+    l2_CC: L2 distance of each two. displacement_C: L2 norm of each one's way from the parent; cosine_CC: of the
+    angle between two such ways, NaN for one of length 0. The last two are None where no parent was given.
+    """
+
+    members: tuple[int, ...]
+    l2_CC: Values
+    displacement_C: Values | None
+    cosine_CC: Values | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each pair, units in the names; None where there is no such number."""
+        told = []
+        for i, j in _pairs(len(self.members)):
+            row: dict[str, Any] = {"a": self.members[i], "b": self.members[j], "distance_l2": float(self.l2_CC[i, j])}
+            if self.displacement_C is not None and self.cosine_CC is not None:
+                cosine = float(self.cosine_CC[i, j])
+                row["displacement_a_l2"] = float(self.displacement_C[i])
+                row["displacement_b_l2"] = float(self.displacement_C[j])
+                row["displacement_cosine"] = cosine if np.isfinite(cosine) else None
+            told.append(row)
+        return told
+
+
+@dataclass(frozen=True)
+class FunctionDistances:
+    """Distances of C networks' outputs on one dataset, float64 [C, C] each; zero on the diagonal.
+
+    disagreement_CC: % of images whose predicted class differs (Fort, Hu, Lakshminarayanan 2019, Deep Ensembles: A
+    Loss Landscape Perspective, section 3). kl_CC: mean over images of KL(p_i || p_j), nats; not symmetric. l2_CC:
+    mean over images of ||p_i - p_j||_2, at most the square root of 2; p are the softmax outputs.
+    """
+
+    members: tuple[int, ...]
+    disagreement_CC: Values
+    kl_CC: Values
+    l2_CC: Values
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each pair a, b, units in the names; KL in both directions."""
+        return [
+            {
+                "a": self.members[i],
+                "b": self.members[j],
+                "disagreement_%": float(self.disagreement_CC[i, j]),
+                "kl_ab_nats": float(self.kl_CC[i, j]),
+                "kl_ba_nats": float(self.kl_CC[j, i]),
+                "probability_l2": float(self.l2_CC[i, j]),
+            }
+            for i, j in _pairs(len(self.members))
+        ]
+
+
+@torch.no_grad()
+def weight_distances(
+    population: Population, members: Sequence[int] | None = None, parent: int | None = None
+) -> WeightDistances:
+    """Distances between `members` (None: all but the parent), and of their displacements from member `parent`.
+
+    All sums are in float64: one pass over the columns, some at a time, as one matrix product for all pairs. Raises
+    UserError for a number that no member has.
+    """
+    chosen = _chosen(population, members, parent)
+    check_rows(population, chosen if parent is None else [*chosen, parent])
+    count = len(chosen)
+    weights_MP = population.weights_MP
+    gram_CC = torch.zeros(count, count, dtype=torch.float64, device=population.device)
+    origin = parent if parent is not None else chosen[0]
+    for first in range(0, population.layout.P, _COLUMNS):
+        columns = slice(first, first + _COLUMNS)
+        # As differences from one of them, lest most digits cancel: siblings are much nearer than long.
+        d_CP = weights_MP[chosen, columns].double() - weights_MP[origin, columns].double()
+        gram_CC += d_CP @ d_CP.T
+    norm2_C = gram_CC.diagonal()
+    scale_CC = norm2_C[:, None] + norm2_C
+    distance2_CC = scale_CC - 2 * gram_CC
+    # Where two are far nearer to each other than to the origin digits cancel after all: those pairs one by one.
+    near = torch.nonzero(((distance2_CC <= 1e-6 * scale_CC) & (scale_CC > 0)).triu(1)).tolist()
+    for i, j in near:
+        apart_P = weights_MP[chosen[i]].double() - weights_MP[chosen[j]].double()
+        distance2_CC[i, j] = distance2_CC[j, i] = apart_P @ apart_P
+    l2_CC = distance2_CC.fill_diagonal_(0.0).sqrt().cpu().numpy()
+    if parent is None:
+        return WeightDistances(tuple(chosen), l2_CC, None, None)
+    norm_C = norm2_C.sqrt()
+    cosine_CC = (gram_CC / (norm_C[:, None] * norm_C)).clamp(-1, 1)
+    return WeightDistances(tuple(chosen), l2_CC, norm_C.cpu().numpy(), cosine_CC.cpu().numpy())
+
+
+@torch.no_grad()
+def function_distances(
+    evaluator: Evaluator, population: Population, dataset: ResidentDataset, members: Sequence[int] | None = None
+) -> FunctionDistances:
+    """Distances between the outputs of `members` (None: all) on `dataset`, each with its own statistics.
+
+    Every network sees every image once, all pairs are compared batch by batch: outputs are never held whole.
+    Sums are in float64. A diverged network's KL and L2 are NaN. Raises UserError for bad input.
+    """
+    chosen = _chosen(population, members, None)
+    check_rows(population, chosen)
+    count = len(chosen)
+    different_CC, kl_CC, l2_CC = torch.zeros(3, count, count, dtype=torch.float64, device=evaluator.device)
+    for _, logits_CNK in evaluator.batches(population, chosen, dataset):
+        log_CNK = logits_CNK.double().log_softmax(dim=2)
+        p_CNK, class_CN = log_CNK.exp(), logits_CNK.argmax(dim=2)
+        # KL(p_i || p_j) = <p_i, log p_i> - <p_i, log p_j>: one matrix product for all pairs.
+        cross_CC = p_CNK.flatten(1) @ log_CNK.flatten(1).T
+        kl_CC += cross_CC.diagonal()[:, None] - cross_CC
+        for i in range(count):
+            different_CC[i] += (class_CN != class_CN[i]).sum(dim=1)
+            l2_CC[i] += torch.linalg.vector_norm(p_CNK - p_CNK[i], dim=2).sum(dim=1)
+    disagreement_CC = 100 * different_CC / len(dataset)
+    return FunctionDistances(
+        tuple(chosen), disagreement_CC.cpu().numpy(), _mean(kl_CC, len(dataset)), _mean(l2_CC, len(dataset))
+    )
+
+
+def _mean(total_CC: Tensor, images: int) -> Values:
+    found: Values = (total_CC / images).cpu().numpy()
+    return found
+
+
+def _chosen(population: Population, members: Sequence[int] | None, parent: int | None) -> list[int]:
+    """`members`, or all but the parent. Raises UserError where there is none."""
+    chosen = [m for m in range(population.members) if m != parent] if members is None else list(members)
+    if not chosen:
+        raise UserError("no member is left to compare; give members, or a population of more than the parent")
+    return chosen
+
+
+def _pairs(count: int) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(count) for j in range(i + 1, count)]

@@ -1,0 +1,309 @@
+"""Loss and error of any networks: what every analysis measures with. Nothing here trains.
+
+Shapes: M members, L networks measured, N images, K classes, H W C of an image, Q columns of statistics.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from fastwi.config.schema import AugmentConfig, Config, EngineConfig, OptimizerConfig
+from fastwi.data.noise import Noise
+from fastwi.data.resident import ResidentDataset, normalisation_table
+from fastwi.engine.base import Report, Scores
+from fastwi.engine.choose import build_engine
+from fastwi.engine.device import resolve_device
+from fastwi.errors import UserError
+from fastwi.population import Layout, Population
+
+Values = NDArray[np.float64]
+Table = dict[str, dict[str, Values]]  # by split, then by treatment of batch-norm statistics
+Splits = Mapping[str, ResidentDataset]
+
+OWN, AVERAGED, RECOMPUTED = "own", "averaged", "recomputed"
+_NOISE, _ENGINE, _AUGMENT = Noise(0), EngineConfig(), AugmentConfig()  # frozen: safe as defaults
+MEMORY_BYTES = 256 * 2**20  # of networks made for a measurement and alive at one time
+
+
+@dataclass(frozen=True)
+class Recomputation:
+    """What batch-norm statistics are recomputed on: augmented images of `dataset`, drawn by `noise`.
+
+    images: how many, in whole batches (0: all). epoch: whose draws (an experiment draws anew for each epoch). The
+    same draws serve every network of a measurement.
+    """
+
+    dataset: ResidentDataset
+    noise: Noise = _NOISE
+    images: int = 0
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Mean cross-entropy (nats) and error (% of images) of L networks, float64 [L] each.
+
+    By split, then by treatment of batch-norm statistics. NaN where a network is not defined: see `measure`.
+    """
+
+    loss: Table
+    error: Table
+
+    def columns(self, treatment: str, *at: int) -> dict[str, float | None]:
+        """The values at one place as a table has them, units in the names; None where not finite."""
+        told: dict[str, float | None] = {}
+        for split in self.loss:
+            told[f"{split}_loss_nats"] = _finite(self.loss[split][treatment][at])
+            told[f"{split}_error_%"] = _finite(self.error[split][treatment][at])
+        return told
+
+    def reshape(self, *shape: int) -> "Measurement":
+        """The same with every [L] as an array of `shape`."""
+
+        def reshaped(table: Table) -> Table:
+            return {s: {t: values_L.reshape(shape) for t, values_L in found.items()} for s, found in table.items()}
+
+        return Measurement(reshaped(self.loss), reshaped(self.error))
+
+
+class Evaluator:
+    """Evaluates populations of one architecture, which may be anyone's nn.Module from images to logits [N, K].
+
+    `model` gives the architecture; it is copied, and neither its weights nor its mode or device change. It gets
+    images [N, C, H, W] in channels-last order. `engine` picks device, precision and backend. `batch_size` and
+    `augment` matter to recomputed statistics alone. `report` hears of every few images evaluated.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        engine: EngineConfig = _ENGINE,
+        batch_size: int = 128,
+        augment: AugmentConfig = _AUGMENT,
+        report: Report | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+        # In evaluation mode: a traced network keeps the mode-dependent branches that it was traced in.
+        network = copy.deepcopy(model).eval()
+        self.layout = Layout.of(network)
+        config = Config(engine=engine, optimizer=OptimizerConfig(batch_size=batch_size), augment=augment)
+        self._engine = build_engine(config, network)
+        self.device = self._engine.device
+        self._report = report
+        self._normalises = any(name.endswith("running_var") for name in _names(self.layout))
+
+    def scores(self, population: Population, dataset: ResidentDataset) -> Scores:
+        """Loss (nats) and accuracy (%) of every member with its own statistics, float64 [M] each.
+
+        Raises UserError for a population of another architecture, a dataset on another device or without
+        images, and labels that the network has no output for.
+        """
+        population = self._take(population)
+        self._check(dataset)
+        try:
+            return self._engine.evaluate(population, dataset, self._report)
+        except IndexError as error:
+            if "out of bounds" not in str(error):
+                raise
+            raise UserError(
+                f"labels run to {int(dataset.labels_N.max())}, but the network has fewer outputs"
+            ) from None
+
+    def recompute(
+        self,
+        population: Population,
+        dataset: ResidentDataset,
+        noise: Noise = _NOISE,
+        images: int = 0,
+        epoch: int = 0,
+    ) -> Population:
+        """A copy of `population` with statistics of its own weights, all members on the same draws of `noise`.
+
+        See `Engine.recompute_statistics`; `images` is rounded down to whole batches, 0 takes all. Layers that
+        draw themselves (dropout) draw the same for each member, and leave torch's generator as it was.
+        """
+        if images < 0:
+            raise UserError(f"images is {images}; give 0 for all, or a positive number")
+        self._check(dataset)
+        result = self._take(population).clone_rows(range(population.members))
+        if not self._normalises:
+            return result
+        devices = [self.device] if self.device.type == "cuda" else []
+        for m in range(result.members):
+            with torch.random.fork_rng(devices):
+                torch.manual_seed(noise.seed)
+                row = result.select(slice(m, m + 1))
+                fresh = self._engine.recompute_statistics(row, dataset, [noise], epoch, images, self._report)
+            result.copy_row_(m, 0, fresh)
+        return result
+
+    def logits(self, population: Population, m: int, dataset: ResidentDataset) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (positions int64 [N], logits float32 [N, K]) of member m, as `Engine.logits` does."""
+        self._check(dataset)
+        return self._engine.logits(self._take(population), m, dataset)
+
+    def logits_NK(self, population: Population, m: int, dataset: ResidentDataset) -> Tensor:
+        """Member m's logits on the whole dataset in its order, float32 [N, K], with its own statistics."""
+        return torch.cat([logits_NK for _, logits_NK in self.logits(population, m, dataset)])
+
+    def probabilities(self, population: Population, m: int, dataset: ResidentDataset) -> Tensor:
+        """Softmax of `logits_NK`, computed in float64: [N, K]."""
+        return self.logits_NK(population, m, dataset).double().softmax(dim=1)
+
+    @torch.no_grad()
+    def batches(
+        self, population: Population, rows: Sequence[int], dataset: ResidentDataset
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (positions int64 [N], logits float32 [M, N, K] of members `rows`), one evaluation batch at a time."""
+        population = self._take(population)
+        for steps in zip(*(self.logits(population, m, dataset) for m in rows), strict=True):
+            yield steps[0][0], torch.stack([logits_NK for _, logits_NK in steps])
+
+    def _take(self, population: Population) -> Population:
+        """The population on this evaluator's device."""
+        if population.layout != self.layout:
+            difference = self.layout.difference(population.layout)
+            raise UserError(f"the population is of another architecture than the evaluator's model: {difference}")
+        return population.to(self.device)
+
+    def _check(self, dataset: ResidentDataset) -> None:
+        if not len(dataset):
+            raise UserError("the dataset has no images; nothing can be measured on it")
+        if dataset.images_NHWC.device != torch.empty(0, device=self.device).device:
+            place = dataset.images_NHWC.device
+            raise UserError(f"the dataset is on {place} and the evaluator on {self.device}; load it there")
+
+
+def dataset_from_arrays(
+    images_NHWC: ArrayLike | Tensor,
+    labels_N: ArrayLike | Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: str | torch.device = "auto",
+) -> ResidentDataset:
+    """A dataset of the caller's own arrays.
+
+    images uint8 [N, H, W, C]; labels integers [N], 0 or more; mean and std of each channel in 0..1: the network
+    gets (v / 255 - mean) / std. mean 0 and std 1 hand on v / 255. Raises UserError for anything else.
+    """
+    images, labels = torch.as_tensor(images_NHWC), torch.as_tensor(labels_N)
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise UserError(f"images are {images.dtype} {tuple(images.shape)}; give uint8 of shape [N, H, W, C]")
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise UserError(f"labels are {labels.dtype} {tuple(labels.shape)}; give {len(images)} integers")
+    if not len(labels) or int(labels.min()) < 0:
+        raise UserError("labels must be there, and 0 or more: each is the number of a class")
+    channels = images.shape[3]
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels or not all(math.isfinite(value) for value in values):
+            raise UserError(f"{name} is {list(values)}; give {channels} finite numbers, one a channel")
+    place = device if isinstance(device, torch.device) else resolve_device(device)
+    return ResidentDataset(
+        images_NHWC=images.to(place).contiguous(),
+        labels_N=labels.to(place, torch.int64),
+        table_C256=normalisation_table(tuple(mean), tuple(std)).to(place),
+        classes=int(labels.max()) + 1,
+    )
+
+
+def combine_each(population: Population, weights_LM: NDArray[np.float64]) -> Population:
+    """`population.combine`, one row at a time; weights float64 [L, M], rounded to float32.
+
+    A matrix product rounds otherwise for another number of rows. A row at a time, a network at one alpha is the
+    same to the bit whatever is measured beside it, and however little memory there is.
+    """
+    result = Population.zeros(population.layout, len(weights_LM), population.device)
+    for place, weights_M in enumerate(weights_LM):
+        weights_1M = torch.from_numpy(weights_M[None]).float()
+        result.copy_row_(place, 0, population.combine(weights_1M))
+    return result
+
+
+def measure(
+    evaluator: Evaluator,
+    count: int,
+    build: Callable[[int, int], Population],
+    splits: Splits,
+    treatments: Sequence[str],
+    recomputation: Recomputation | None,
+    memory_bytes: int = MEMORY_BYTES,
+) -> Measurement:
+    """Loss and error of `count` networks on every split, under each of `treatments` (averaged, recomputed).
+
+    `build(first, last)` makes networks first .. last - 1 with averaged statistics; no more are alive at a time
+    than `memory_bytes` hold, and at least one. Where averaging gave a negative variance, which extrapolation
+    can, the network has no averaged statistics: its values are NaN under that treatment. Clamping the variance
+    would measure another network. Without batch norm both treatments are the same.
+    """
+    check_treatments(treatments, recomputation, (AVERAGED, RECOMPUTED))
+    if not splits:
+        raise UserError("no split is given to measure on; give a dict of names and datasets")
+    layout = evaluator.layout
+    # Weights and momentum; twice, for recomputed copies.
+    step = max(1, memory_bytes // (2 * (8 * layout.P + 4 * layout.Q + 8 * layout.B)))
+    measurement = Measurement(*({s: {t: np.full(count, np.nan) for t in treatments} for s in splits} for _ in "le"))
+    for first in range(0, count, step):
+        last = min(first + step, count)
+        built = build(first, last)
+        for treatment in treatments:
+            places = np.arange(first, last)
+            if treatment == RECOMPUTED:
+                assert recomputation is not None
+                members = evaluator.recompute(
+                    built, recomputation.dataset, recomputation.noise, recomputation.images, recomputation.epoch
+                )
+            else:
+                keep = ~_negative_variance(built)
+                if not keep.any():
+                    continue
+                places = places[keep]
+                members = built if keep.all() else built.clone_rows(np.flatnonzero(keep).tolist())
+            for split, dataset in splits.items():
+                scores = evaluator.scores(members, dataset)
+                measurement.loss[split][treatment][places] = scores.loss_M
+                measurement.error[split][treatment][places] = 100 - scores.accuracy_M
+    return measurement
+
+
+def check_treatments(treatments: Sequence[str], recomputation: Recomputation | None, known: Sequence[str]) -> None:
+    """Raise UserError for no treatment, one that is not `known` or there twice, and one that lacks its images."""
+    if isinstance(treatments, str) or not treatments or len(set(treatments)) != len(treatments):
+        raise UserError(
+            f"treatments are {treatments!r}; give a tuple of one or more of {', '.join(known)}, each once"
+        )
+    for treatment in treatments:
+        if treatment not in known:
+            raise UserError(f"batch-norm treatment {treatment!r} is none of {', '.join(known)}")
+    if RECOMPUTED in treatments and recomputation is None:
+        raise UserError("recomputed statistics need training images; give recomputation=Recomputation(dataset)")
+
+
+def check_rows(population: Population, rows: Sequence[int]) -> None:
+    """Raise UserError unless every one of `rows` is a member's number."""
+    for row in rows:
+        if not 0 <= row < population.members:
+            raise UserError(f"member {row} is not in a population of {population.members}, numbered from 0")
+
+
+def _negative_variance(population: Population) -> NDArray[np.bool_]:
+    """Whether any batch norm's variance is below zero, bool [M]."""
+    negative_M = torch.zeros(population.members, dtype=torch.bool, device=population.device)
+    for span in population.layout.statistics:
+        if span.name.endswith("running_var"):
+            negative_M |= (span.view(population.statistics_MQ) < 0).flatten(1).any(dim=1)
+    return negative_M.cpu().numpy()
+
+
+def _names(layout: Layout) -> list[str]:
+    return [span.name for span in layout.statistics]
+
+
+def _finite(value: np.float64) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,181 @@
+"""The evaluator on anyone's modules and arrays: it changes neither, and says what it cannot take."""
+
+import numpy as np
+import pytest
+import torch
+from analytic_networks import PLAIN, Bowl, closed_form, constant_images, population_of
+from torch import nn
+from torch.nn import functional
+
+import fastwi
+from fastwi.analysis import Evaluator, dataset_from_arrays, evaluate_line
+from fastwi.config.schema import AugmentConfig
+from fastwi.data.noise import Noise
+from fastwi.errors import UserError
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
+
+
+class Mlp(nn.Module):
+    """A user's own network without batch norm, for images of 4 x 5 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(60, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x.flatten(1))))
+
+
+class Dropping(nn.Module):
+    """Dropout before batch norm, as a layer or as a function whose mode tracing would freeze."""
+
+    def __init__(self, as_layer: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Linear(16, 3)
+        self.drop = nn.Dropout(0.5) if as_layer else None
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = self.drop(x) if self.drop else functional.dropout(x, 0.5, self.training)
+        return self.linear(self.norm(x).relu().mean((2, 3)))
+
+
+def seeded(kind, seed, *arguments):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return kind(*arguments)
+
+
+@pytest.fixture
+def arrays(seed):
+    images = np.random.default_rng(seed).integers(0, 256, (30, 4, 5, 3), dtype=np.uint8)
+    return images, np.arange(30) % 3
+
+
+def test_scores_and_probabilities_of_a_users_own_networks(seed, arrays):
+    images, labels = arrays
+    networks = [seeded(Mlp, seed + m) for m in range(3)]
+    evaluator = Evaluator(networks[0], PLAIN)
+    population = fastwi.Population.from_modules(networks)
+    dataset = dataset_from_arrays(images, labels, MEAN, STD, "cpu")
+    scores = evaluator.scores(population, dataset)
+    x = torch.from_numpy(((images / 255 - MEAN) / STD).transpose(0, 3, 1, 2).copy())
+    for m, network in enumerate(networks):
+        logits = network.double()(x).detach()
+        assert scores.loss_M[m] == pytest.approx(
+            float(functional.cross_entropy(logits, torch.tensor(labels))), rel=1e-5
+        )
+        assert scores.accuracy_M[m] == pytest.approx(100 * float((logits.argmax(1).numpy() == labels).mean()))
+        torch.testing.assert_close(evaluator.logits_NK(population, m, dataset).double(), logits, rtol=1e-5, atol=1e-5)
+        expected = logits.softmax(1)
+        torch.testing.assert_close(evaluator.probabilities(population, m, dataset), expected, rtol=1e-5, atol=1e-6)
+    line = evaluate_line(evaluator, population, {"own data": dataset}, [0, 1], ends=(2, 1))
+    assert line.loss["own data"]["averaged"].tolist() == [scores.loss_M[2], scores.loss_M[1]]
+
+
+def test_without_batch_norm_nothing_is_recomputed(seed, arrays):
+    dataset = dataset_from_arrays(*arrays, MEAN, STD, "cpu")
+    population = fastwi.Population.from_modules([seeded(Mlp, seed)])
+    again = Evaluator(seeded(Mlp, 0), PLAIN).recompute(population, dataset)
+    assert torch.equal(again.weights_MP, population.weights_MP)
+    assert again.weights_MP.data_ptr() != population.weights_MP.data_ptr()
+
+
+def test_the_given_model_stays_as_it_was(seed, arrays):
+    dataset = dataset_from_arrays(*arrays, MEAN, STD, "cpu")
+    model = seeded(Dropping, seed, True).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    population = fastwi.Population.from_modules([model])
+    evaluator = Evaluator(model, PLAIN, batch_size=10)
+    evaluator.scores(evaluator.recompute(population, dataset), dataset)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(population.buffers(0)["norm.running_mean"], before["norm.running_mean"])
+
+
+@pytest.mark.parametrize("as_layer", [True, False])
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_evaluation_never_drops(seed, arrays, as_layer, backend):
+    dataset = dataset_from_arrays(*arrays, MEAN, STD, "cpu")
+    model = seeded(Dropping, seed, as_layer).train()
+    engine = type(PLAIN)(device="cpu", precision="fp32", backend=backend, evaluation_batch=7)
+    found = Evaluator(model, engine).logits_NK(fastwi.Population.from_modules([model]), 0, dataset)
+    x = dataset.table_C256[torch.arange(3), dataset.images_NHWC.long()].permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, model.eval()(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_every_member_is_recomputed_on_the_same_draws(seed, arrays):
+    dataset = dataset_from_arrays(*arrays, MEAN, STD, "cpu")
+    model = seeded(Dropping, seed, True)
+    population = fastwi.Population.from_modules([model]).clone_rows([0, 0])
+    evaluator = Evaluator(model, PLAIN, batch_size=10, augment=AugmentConfig(padding=1))
+    generator_before = torch.get_rng_state()
+    first = evaluator.recompute(population, dataset, Noise(seed), images=20)
+    assert torch.equal(torch.get_rng_state(), generator_before)
+    assert torch.equal(first.statistics_MQ[0], first.statistics_MQ[1])
+    assert first.counters_MB.tolist() == [[2], [2]]
+    torch.rand(1)  # what others draw has no part in it
+    assert torch.equal(
+        evaluator.recompute(population, dataset, Noise(seed), images=20).statistics_MQ, first.statistics_MQ
+    )
+    other = evaluator.recompute(population, dataset, Noise(seed + 1), images=20)
+    assert not torch.equal(first.statistics_MQ[0], other.statistics_MQ[0])
+
+
+def test_arrays_become_a_dataset(arrays):
+    images, labels = arrays
+    dataset = dataset_from_arrays(torch.from_numpy(images), labels.tolist(), MEAN, STD, "cpu")
+    assert np.array_equal(dataset.images_NHWC.numpy(), images)
+    assert dataset.labels_N.dtype == torch.int64
+    assert dataset.classes == 3
+    assert dataset.table_C256[1, 128].item() == pytest.approx((128 / 255 - 0.5) / 0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images_NHWC": np.zeros((30, 4, 5, 3), np.float32)}, "uint8"),
+        ({"images_NHWC": np.zeros((30, 4, 5), np.uint8)}, "N, H, W, C"),
+        ({"labels_N": np.zeros(29, np.int64)}, "30 integers"),
+        ({"labels_N": np.zeros(30)}, "integers"),
+        ({"labels_N": np.full(30, -1)}, "0 or more"),
+        ({"mean": [0.0]}, "3 finite"),
+        ({"std": [1.0, 1.0, float("nan")]}, "3 finite"),
+    ],
+)
+def test_arrays_that_are_no_dataset(arrays, change, words):
+    images, labels = arrays
+    given = {"images_NHWC": images, "labels_N": labels, "mean": MEAN, "std": STD, **change}
+    with pytest.raises(UserError, match=words) as caught:
+        dataset_from_arrays(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_input_gets_one_line(seed, arrays):
+    images, labels = arrays
+    dataset = dataset_from_arrays(images, labels, MEAN, STD, "cpu")
+    mlp = fastwi.Population.from_modules([seeded(Mlp, seed)])
+    evaluator, bowl = population_of(Bowl, [0.5])
+    too_many = dataset_from_arrays(images, labels + 1, MEAN, STD, "cpu")
+    empty = type(dataset)(dataset.images_NHWC[:0], dataset.labels_N[:0], dataset.table_C256, 3)
+    cases = [
+        (lambda: evaluator.scores(mlp, constant_images()), "another architecture"),
+        (lambda: Evaluator(Mlp(), PLAIN).scores(mlp, too_many), "labels run to 3"),
+        (lambda: evaluator.scores(bowl, empty), "no images"),
+        (lambda: evaluator.recompute(bowl, constant_images(), images=-1), "images is -1"),
+        (lambda: Evaluator(Mlp(), PLAIN, batch_size=0), "batch_size"),
+    ]
+    for call, words in cases:
+        with pytest.raises(UserError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_images_are_reported():
+    seen: list[int] = []
+    evaluator, population = population_of(Bowl, [0.5], [0.6])
+    evaluator = Evaluator(Bowl([0.5]), PLAIN, report=seen.append)
+    scores = evaluator.scores(population, constant_images())
+    assert sum(seen) == 2 * len(constant_images())
+    assert scores.loss_M.tolist() == pytest.approx([closed_form(0.25)[0], closed_form(0.36)[0]], rel=1e-5)
