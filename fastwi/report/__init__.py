@@ -1,0 +1,1 @@
+"""Tables, figures and progress made of measurements."""

@@ -1,0 +1,353 @@
+"""The paper's five claims, each judged on what a sweep and its studies measured.
+
+One function a claim (Iyer, Dziugaite, Rolnick, Linear Weight Interpolation Leads to Transient Performance Gains,
+TMLR 2024). Its docstring says the estimand: what number is estimated, over which pairs, under which treatment of
+batch-norm statistics. Every estimate has its 95 % bootstrap interval over parents (`fastwi.analysis.statistics`). A
+finding is confirmed where its whole interval lies on the claimed side, refuted where all of it lies on the other
+side, else not settled; with one parent nothing can be concluded.
+
+Claims are about the middle of the line: where a sweep has several alpha, rows of 0.5 count (`middle`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars
+
+from fastwi.analysis.statistics import Estimate, mean_estimate, spearman, verdict
+from fastwi.report.sweep import OVER, TREATMENTS, cells, variant_text
+
+CONFIRMED, REFUTED, NOT_SETTLED, NOT_MEASURED = "confirmed", "refuted", "not settled", "not measured"
+_MIDDLE = 0.5
+_LEARNING_RATE = "optimizer.learning_rate"
+_RELATED_NEEDED = 2
+_DISTANCES = {
+    "distance_l2": "children's distance (L2)",
+    "relative_distance": "children's distance relative to the parent's norm",
+}
+_ALL_PAIRS = "all pairs"
+
+TITLES = {
+    1: "Test accuracy shoots up at interpolation: the average beats both children.",
+    2: "The gain is transient: within a few epochs of further training it is gone.",
+    3: "Two quantities govern the gain.",
+    4: "The gain is tied to linear mode connectivity.",
+    5: "Gains and losses fall almost wholly on hard examples (by EL2N score); easy ones stay flat.",
+}
+"""The claims, by number."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One estimate that a claim rests on.
+
+    `what` in words; `unit` of the estimate; `verdict` of this finding alone, empty where it is shown for context and
+    decides nothing.
+    """
+
+    what: str
+    estimate: Estimate
+    unit: str
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with its verdict, what it rests on, and what must be said beside it.
+
+    `estimand` says in words what was estimated; `studies` are the studies that would have to be run, empty where all
+    that the claim needs is there; `details` are findings of single cells.
+    """
+
+    number: int
+    verdict: str
+    findings: tuple[Finding, ...]
+    estimand: str
+    notes: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
+    details: tuple[Finding, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The claim itself."""
+        return TITLES[self.number]
+
+
+def judge(gains: polars.DataFrame, studies: Mapping[str, Mapping[str, polars.DataFrame]]) -> list[Claim]:
+    """All claims for one sweep: `gains` as in gains.parquet, `studies` by name their frames by name."""
+    connectivity, importance = studies.get("connectivity", {}), studies.get("importance", {})
+    return [
+        claim_1(gains),
+        claim_2(gains),
+        claim_3(gains, studies.get("governance", {}).get("correlations")),
+        claim_4(connectivity.get("barrier")),
+        claim_5(importance.get("split_gains"), importance.get("split_changes")),
+    ]
+
+
+def claim_1(gains: polars.DataFrame) -> Claim:
+    """Claim 1: the average beats both children.
+
+    Estimand, for each treatment of batch-norm statistics: the mean over parents of test accuracy of the average less
+    that of the best child at interpolation, both under that treatment, in percentage points, each parent's mean over
+    all its pairs in all cells. Claimed: above 0 under every treatment that was measured. `details`: the same by cell.
+    """
+    frame = middle(gains)
+    findings, details = [], []
+    for treatment in TREATMENTS:
+        for over, words in OVER.items():
+            estimate = _mean(frame, f"gain_{over}_{treatment}_points")
+            if estimate is not None:
+                decides = verdict(estimate) if over == "best" else ""
+                findings.append(Finding(f"gain over {words}, {treatment} statistics", estimate, "points", decides))
+    for cell in cells(frame):
+        where = ", ".join(filter(None, (variant_text(cell.variant), f"k = {cell.k}, s = {cell.s}")))
+        for treatment in TREATMENTS:
+            estimate = cell.gains.get((treatment, "best"))
+            if estimate is not None:
+                details.append(Finding(f"{where}; {treatment} statistics", estimate, "points", verdict(estimate)))
+    return Claim(
+        1,
+        _all_of(findings),
+        tuple(findings),
+        "Test accuracy of the average less that of its best child at interpolation, both under the same batch-norm "
+        "statistics, over all cells; above 0 under every treatment confirms.",
+        _counts(details),
+        details=tuple(details),
+    )
+
+
+def claim_2(gains: polars.DataFrame) -> Claim:
+    """Claim 2: within a few epochs of further training the gain is gone.
+
+    Two estimands, own statistics, over all cells, in percentage points, each parent's mean over its pairs: test
+    accuracy of the average after its last further epoch, (a) less that of the average at interpolation, claimed
+    below 0: it is lost; (b) less that of the best child at interpolation, claimed below 0: nothing is left of it.
+    Confirmed where both are, refuted where one is. `details`: (a) and (b) after each further epoch.
+    """
+    frame = middle(gains)
+    against = {"average": "the average at interpolation", "best": "the best child at interpolation"}
+    findings, details = [], []
+    most = int(frame["after_%"].list.len().max() or 0)  # type: ignore[arg-type]
+    for name, words in against.items():
+        column = polars.col(f"after_vs_{name}_points")
+        last = _mean(frame.with_columns(column.list.last().alias("last")), "last")
+        if last is not None:
+            decides = verdict(last, 0, "below")
+            findings.append(Finding(f"accuracy after the last further epoch less {words}", last, "points", decides))
+        for epoch in range(1, most + 1):
+            there = _mean(frame.with_columns(column.list.get(epoch - 1, null_on_oob=True).alias("there")), "there")
+            if there is not None:
+                decides = verdict(there, 0, "below")
+                details.append(Finding(f"+{epoch} epoch{'s' * (epoch > 1)}, less {words}", there, "points", decides))
+    notes = ["Own statistics throughout: further epochs are measured with those alone."] if findings else []
+    if findings:
+        notes.append(f"The average was trained on for {most} epoch{'s' * (most > 1)}.")
+    return Claim(
+        2,
+        _both(findings),
+        tuple(findings),
+        "Test accuracy of the average after its last further epoch, less that of the average and less that of the "
+        "best child at interpolation. Both below 0 confirms that the gain is gone; one above 0 refutes it.",
+        tuple(notes),
+        details=tuple(details),
+    )
+
+
+def claim_3(gains: polars.DataFrame, correlations: polars.DataFrame | None) -> Claim:
+    """Claim 3: two quantities govern the gain.
+
+    Estimand: Spearman's rank correlation, over all pairs, of the gain over the best child (own statistics) with k, s,
+    the learning rate and the children's distance. A quantity is related where the interval excludes 0, whichever
+    sign; confirmed where at least two are. Never refuted: a rank correlation near 0 does not exclude a relation that
+    rises and falls. `correlations` is the frame of the study governance; without it k, s and the learning rate (where
+    it is an axis) are correlated here, and the distance is not measured.
+    """
+    found = _of_axes(middle(gains)) if correlations is None else _of_governance(correlations)
+    findings = tuple(
+        Finding(f"gain and {what}", estimate, "rank correlation", _related(estimate)) for what, estimate in found
+    )
+    related = sum(finding.verdict == CONFIRMED for finding in findings)
+    decided = CONFIRMED if related >= _RELATED_NEEDED else NOT_SETTLED
+    undefined = [f.what.removeprefix("gain and ") for f in findings if f.estimate.value is None]
+    notes = [f"{name} does not vary in this sweep: make it an axis to test it." for name in undefined]
+    return Claim(
+        3,
+        decided if findings else NOT_MEASURED,
+        findings,
+        "Spearman's rank correlation over all pairs of the gain over the best child (own statistics) with each "
+        "quantity. An interval that excludes 0 shows a relation; two such quantities confirm. Never refuted: a "
+        "relation that rises and falls has a rank correlation near 0.",
+        tuple(notes),
+        () if correlations is not None else ("governance",),
+    )
+
+
+def claim_4(barrier: polars.DataFrame | None) -> Claim:
+    """Claim 4: the gain is tied to linear mode connectivity.
+
+    Estimand, for each treatment of batch norm: Spearman's rank correlation over all pairs, on test images, of the
+    error barrier (largest error on the line less the mean of its ends': Frankle et al. 2020) with the gain at the
+    middle over the better end. Claimed: below 0 under every treatment (the lower the barrier, the larger the gain).
+    Beside it the mean barrier in points. `barrier` is the frame of the study connectivity.
+    """
+    estimand = (
+        "Spearman's rank correlation over all pairs, on test images, of the error barrier between the children with "
+        "the gain at the middle of the line over the better child. Below 0 (a lower barrier, a larger gain) under "
+        "every treatment confirms."
+    )
+    if barrier is None:
+        return Claim(4, NOT_MEASURED, (), estimand, studies=("connectivity",))
+    findings = []
+    test = barrier.filter(polars.col("split") == "test")
+    for treatment in test["batch_norm"].unique(maintain_order=True).to_list():
+        rows = test.filter(polars.col("batch_norm") == treatment)
+        found = _rank(rows, "barrier_error_points", "gain_best_points")
+        if found is not None:
+            decides = verdict(found, 0, "below")
+            words = f"error barrier and gain over the best child, {treatment} statistics"
+            findings.append(Finding(words, found, "rank correlation", decides))
+        height = _mean(rows, "barrier_error_points")
+        if height is not None:
+            findings.append(Finding(f"error barrier on test images, {treatment} statistics", height, "points"))
+    note = (
+        "Both have the error at the middle in them: where the barrier is there, they are related by definition too."
+    )
+    return Claim(4, _all_of(findings), tuple(findings), estimand, (note,) if findings else ())
+
+
+def claim_5(split_gains: polars.DataFrame | None, split_changes: polars.DataFrame | None) -> Claim:
+    """Claim 5: gains and losses fall on the hard splits.
+
+    Estimands, each the hardest split less the easiest, pair by pair, in percentage points of training accuracy:
+    (a) for each treatment of batch norm, the gain of the average over the children's mean, claimed above 0; (b) where
+    the average was trained on, its change from interpolation to the last further epoch (own statistics), claimed
+    below 0. Confirmed where all are, refuted where all of (a) or (b) is. Beside them gain and change of the easiest
+    split, which the claim has flat. The frames are those of the study importance.
+    """
+    estimand = (
+        "Hardest split less easiest, in points of training accuracy: the gain of the average over the children's "
+        "mean (above 0 claimed), and its change from interpolation to the last further epoch (below 0 claimed)."
+    )
+    if split_gains is None:
+        return Claim(5, NOT_MEASURED, (), estimand, studies=("importance",))
+    gained, lost = [], []
+    for treatment in split_gains["batch_norm"].unique(maintain_order=True).to_list():
+        rows = split_gains.filter(polars.col("batch_norm") == treatment)
+        gained += _contrast(rows, "gain_mean_points", "gain", f", {treatment} statistics", "above")
+    if split_changes is not None and split_changes.height:
+        # Each pair's own last epoch: further epochs may be an axis of the sweep.
+        pair = split_changes.columns[: split_changes.columns.index("epochs_after")]
+        last = split_changes.filter(polars.col("epochs_after") == polars.col("epochs_after").max().over(pair))
+        lost = _contrast(last, "change_points", "change with further training", "", "below")
+    parts = [_all_of(part) for part in (gained, lost) if part]
+    decided = REFUTED if REFUTED in parts else parts[0] if len(set(parts)) == 1 else NOT_SETTLED
+    return Claim(5, decided if parts else NOT_MEASURED, (*gained, *lost), estimand)
+
+
+def middle(frame: polars.DataFrame) -> polars.DataFrame:
+    """The rows of plain means and of alpha = 0.5; all rows where there are none of these."""
+    if "alpha" not in frame.columns:
+        return frame
+    chosen = frame.filter(polars.col("alpha").is_null() | (polars.col("alpha") == _MIDDLE))
+    return chosen if chosen.height else frame
+
+
+def _contrast(rows: polars.DataFrame, column: str, what: str, tail: str, claim: str) -> list[Finding]:
+    """The hardest split less the easiest, pair by pair, and the easiest split's own."""
+    rows = middle(rows)
+    if not rows.height:
+        return []
+    splits = rows["split"].to_list()
+    easy, hard = min(splits), max(splits)
+    pair = rows.columns[: rows.columns.index("pair") + 1]
+    sides = [rows.filter(polars.col("split") == split).select(*pair, column) for split in (hard, easy)]
+    both = sides[0].join(sides[1], on=pair, how="inner", nulls_equal=True, suffix=" easy")
+    difference = _mean(both.with_columns((polars.col(column) - polars.col(f"{column} easy")).alias("less")), "less")
+    own = _mean(sides[1], column)
+    if difference is None or own is None:
+        return []
+    return [
+        Finding(f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}", difference, "points",
+                verdict(difference, 0, claim)),
+        Finding(f"{what}, split {easy} (easiest){tail}", own, "points"),
+    ]  # fmt: skip
+
+
+def _of_governance(correlations: polars.DataFrame) -> list[tuple[str, Estimate]]:
+    """The wanted rows of the study's frame, as estimates."""
+    rows = correlations.filter(
+        polars.col("gain") == "gain_best_own_points", polars.col("scope") == _ALL_PAIRS
+    ).to_dicts()
+    wanted = {"k": "k", "s": "s", "learning_rate": "learning rate", **_DISTANCES}
+    return [(wanted[row["quantity"]], _row_estimate(row)) for row in rows if row["quantity"] in wanted]
+
+
+def _row_estimate(row: Mapping[str, Any]) -> Estimate:
+    return Estimate(
+        row["spearman"], row["low"], row["high"], row["n_parents"], row["n_pairs"], 0.95, row["note"] or ""
+    )
+
+
+def _of_axes(frame: polars.DataFrame) -> list[tuple[str, Estimate]]:
+    wanted = {"k": "k", "s": "s", _LEARNING_RATE: "learning rate"}
+    found = []
+    for column, words in wanted.items():
+        if column in frame.columns:
+            estimate = _rank(frame, column, "gain_best_own_points")
+            if estimate is not None:
+                found.append((words, estimate))
+    return found
+
+
+def _related(estimate: Estimate) -> str:
+    """Confirmed where the interval excludes 0, on either side."""
+    return CONFIRMED if verdict(estimate) in (CONFIRMED, REFUTED) else NOT_SETTLED
+
+
+def _finite(frame: polars.DataFrame, *columns: str) -> polars.DataFrame:
+    """The rows where all of `columns` are measured and finite."""
+    return frame.drop_nulls(columns).filter(*(polars.col(name).cast(polars.Float64).is_finite() for name in columns))
+
+
+def _mean(frame: polars.DataFrame, column: str) -> Estimate | None:
+    """The mean over parents; None where nothing is measured."""
+    if column not in frame.columns:
+        return None
+    there = _finite(frame, column)
+    return mean_estimate(there[column].to_numpy(), there["parent_seed"].to_list()) if there.height else None
+
+
+def _rank(frame: polars.DataFrame, x: str, y: str) -> Estimate | None:
+    """The rank correlation; None for less than two pairs, which have no order."""
+    there = _finite(frame, x, y)
+    if there.height < 2:
+        return None
+    return spearman(there[x].to_numpy(), there[y].to_numpy(), there["parent_seed"].to_list())
+
+
+def _decisive(findings: Sequence[Finding]) -> list[str]:
+    return [finding.verdict for finding in findings if finding.verdict]
+
+
+def _all_of(findings: Sequence[Finding]) -> str:
+    """The verdict that all deciding findings share; not settled where they differ."""
+    found = set(_decisive(findings))
+    return NOT_MEASURED if not found else found.pop() if len(found) == 1 else NOT_SETTLED
+
+
+def _both(findings: Sequence[Finding]) -> str:
+    """Confirmed where every finding is, refuted where any is."""
+    return REFUTED if REFUTED in _decisive(findings) else _all_of(findings)
+
+
+def _counts(details: Sequence[Finding]) -> tuple[str, ...]:
+    """How many cells came out how, under each treatment."""
+    notes = []
+    for treatment in TREATMENTS:
+        found = [f.verdict for f in details if f.what.endswith(f"; {treatment} statistics")]
+        if found:
+            parts = ", ".join(f"{found.count(name)} {name}" for name in (CONFIRMED, REFUTED, NOT_SETTLED))
+            notes.append(f"Cell by cell, {treatment} statistics: {parts}.")
+    return tuple(notes)

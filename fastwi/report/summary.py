@@ -1,0 +1,99 @@
+"""The summary of one run: who was how good at interpolation, and what became of the gain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table as RichTable
+
+Row = dict[str, Any]
+ACCURACY = "test_accuracy_%"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of strings."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown."""
+        lines = [f"**{self.title}**", "", "| " + " | ".join(self.columns) + " |"]
+        lines.append("|" + "---|" * len(self.columns))
+        lines.extend("| " + " | ".join(row) + " |" for row in self.rows)
+        return "\n".join(lines) + "\n"
+
+
+def rich_table(table: Table) -> RichTable:
+    """The table for a terminal."""
+    shown = RichTable(title=table.title, title_justify="left")
+    for column in table.columns:
+        shown.add_column(column, justify="right")
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown
+
+
+def gain(rows: Sequence[Row], treatment: str) -> tuple[float, float]:
+    """Gain in test accuracy of the average over (the best child, the children's mean), in percentage points.
+
+    `treatment` of batch-norm statistics ("own" or "recomputed") is the same for the average and the children.
+    """
+    at = {r["network"]: r[ACCURACY] for r in _interpolation(rows) if r["batch_norm"] == treatment}
+    children = [value for name, value in at.items() if name != "average"]
+    return at["average"] - max(children), at["average"] - sum(children) / len(children)
+
+
+def _interpolation(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["stage"] == "interpolation"]
+
+
+def interpolation_table(rows: Sequence[Row]) -> Table:
+    """Every network at interpolation under both treatments of batch norm, with the gain."""
+    body = []
+    for treatment in ("own", "recomputed"):
+        best, _ = gain(rows, treatment)
+        for row in _interpolation(rows):
+            if row["batch_norm"] == treatment:
+                shown = f"{best:+.2f}" if row["network"] == "average" else ""
+                body.append((row["network"], treatment, f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}", shown))
+    columns: tuple[str, ...] = ("network", "statistics", "test loss", "test acc. (%)", "gain")
+    return Table(
+        "At interpolation; gain over the best child under the same batch-norm statistics, in points",
+        columns,
+        tuple(body),
+    )
+
+
+def after_table(rows: Sequence[Row]) -> Table:
+    """The average's further epochs, with differences in test accuracy in percentage points.
+
+    They are taken to the average at interpolation, to the best child there, and, where the children were trained on
+    too, to the best of them at the same epoch. All with networks' own batch-norm statistics.
+    """
+    start = {r["network"]: r[ACCURACY] for r in _interpolation(rows) if r["batch_norm"] == "own"}
+    best_child = max(value for name, value in start.items() if name != "average")
+    first = _interpolation(rows)[0]["epoch"]
+    after = [row for row in rows if row["stage"] == "after"]
+    continued = any(row["network"] != "average" for row in after)
+    body = []
+    for row in after:
+        if row["network"] != "average":
+            continue
+        accuracy = row[ACCURACY]
+        against = [accuracy - start["average"], accuracy - best_child]
+        if continued:
+            against.append(
+                accuracy - max(r[ACCURACY] for r in after if r["epoch"] == row["epoch"] and r["network"] != "average")
+            )
+        body.append(
+            (
+                f"+{row['epoch'] - first}", f"{row['train_loss']:.4f}", f"{row['test_loss']:.4f}", f"{accuracy:.2f}",
+                *(f"{difference:+.2f}" for difference in against),
+            )
+        )  # fmt: skip
+    columns: tuple[str, ...] = ("epoch", "train loss", "test loss", "test acc. (%)", "vs average", "vs best child")
+    columns += ("vs child trained on",) if continued else ()
+    return Table("The average trained on; differences to interpolation, in points", columns, tuple(body))

@@ -1,0 +1,208 @@
+"""Verdicts that are known by hand, and estimates held to plain Python."""
+
+import numpy as np
+import polars
+import pytest
+from drawn_results import barrier_frame, gains_frame, parents_mean, rank_correlation, split_frames
+
+from fastwi.analysis.statistics import NOTHING
+from fastwi.report import claims
+from fastwi.report.claims import CONFIRMED, NOT_MEASURED, NOT_SETTLED, REFUTED, TITLES, judge
+
+CLOSE = 1e-9  # of numbers below 100, in sums of some tens of terms: float64 is good for 1e-12
+
+
+def generator(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(3.0, CONFIRMED), (-3.0, REFUTED)])
+def test_claim_1_by_hand(seed, gain, expected):
+    found = claims.claim_1(gains_frame(generator(seed), gain=gain))
+    assert found.verdict == expected
+    assert {f.verdict for f in found.details} == {expected}
+    assert len(found.details) == 3 * 2
+    assert any(f"3 {expected}" in note for note in found.notes)
+
+
+def test_claim_1_is_not_settled_where_parents_or_treatments_differ(seed):
+    frame = gains_frame(generator(seed), gain=5.0)
+    sign = polars.when(polars.col("parent_seed") % 2 == 0).then(1).otherwise(-1)
+    both_ways = frame.with_columns(polars.col("gain_best_own_points", "gain_best_recomputed_points") * sign)
+    assert claims.claim_1(both_ways).verdict == NOT_SETTLED
+    one_treatment = frame.with_columns(-polars.col("gain_best_recomputed_points"))
+    found = claims.claim_1(one_treatment)
+    assert found.verdict == NOT_SETTLED
+    assert sorted(f.verdict for f in found.findings if f.verdict) == [CONFIRMED, REFUTED]
+
+
+def test_claim_1_estimates(seed):
+    rng = generator(seed)
+    frame = gains_frame(rng, gain=rng.uniform(-1, 1))
+    found = claims.claim_1(frame)
+    expected = {}
+    for treatment in ("own", "recomputed"):
+        pairs = zip(frame[f"average_{treatment}_%"], frame[f"children_{treatment}_%"].to_list(), strict=True)
+        expected[f"gain over the best child, {treatment} statistics"] = [a - max(c) for a, c in pairs]
+    for finding in found.findings:
+        assert (finding.estimate.n_parents, finding.estimate.n_pairs, finding.unit) == (6, frame.height, "points")
+        if finding.what in expected:
+            assert finding.estimate.value == pytest.approx(parents_mean(frame, expected.pop(finding.what)), abs=CLOSE)
+    assert not expected
+
+
+def test_only_the_middle_of_the_line_counts(seed):
+    frame = gains_frame(generator(seed), gain=3.0, alphas=(0.25, 0.5))
+    frame = frame.with_columns(
+        polars.when(polars.col("alpha") == 0.25).then(-50.0).otherwise(polars.col(name)).alias(name)
+        for name in ("gain_best_own_points", "gain_best_recomputed_points")
+    )
+    found = claims.claim_1(frame)
+    assert found.verdict == CONFIRMED
+    assert found.findings[0].estimate.n_pairs == frame.height // 2
+
+
+@pytest.mark.parametrize(
+    ("gain", "after", "expected"),
+    [
+        (4.0, (-2.0, -8.0), CONFIRMED),  # below the average and below the best child
+        (4.0, (-8.0, -2.0), REFUTED),  # the last epoch decides: 2 points above the best child
+        (4.0, (1.0, 2.0), REFUTED),  # no loss at all
+        (0.0, (-1.0, 0.0), NOT_SETTLED),
+    ],
+)
+def test_claim_2_by_hand(seed, gain, after, expected):
+    frame = gains_frame(generator(seed), gain=gain, after=after, spread=0.5 if expected != NOT_SETTLED else 1.0)
+    if expected == NOT_SETTLED:
+        sign = polars.when(polars.col("parent_seed") % 2 == 0).then(1.0).otherwise(-1.0)
+        frame = frame.with_columns(
+            polars.concat_list(sign, sign).alias(name) for name in ("after_vs_average_points", "after_vs_best_points")
+        )
+    found = claims.claim_2(frame)
+    assert found.verdict == expected
+    assert len(found.findings) == 2
+    assert len(found.details) == 2 * 2
+
+
+def test_claim_2_estimates(seed):
+    frame = gains_frame(generator(seed), gain=1.0, after=(-1.0, 0.5, -2.0))
+    found = claims.claim_2(frame)
+    later = frame["after_%"].to_list()
+    best = [max(c) for c in frame["children_own_%"].to_list()]
+    less_average = [a[-1] - b for a, b in zip(later, frame["average_own_%"], strict=True)]
+    less_best = [a[-1] - b for a, b in zip(later, best, strict=True)]
+    first = [a[0] - b for a, b in zip(later, frame["average_own_%"], strict=True)]
+    for finding, values in zip((*found.findings, found.details[0]), (less_average, less_best, first), strict=True):
+        assert finding.estimate.value == pytest.approx(parents_mean(frame, values), abs=CLOSE)
+
+
+def test_claim_2_without_further_epochs(seed):
+    assert claims.claim_2(gains_frame(generator(seed))).verdict == NOT_MEASURED
+
+
+@pytest.mark.parametrize(
+    ("gain", "expected"), [(lambda k, s: 3.0 * k + 5.0 * s, CONFIRMED), (lambda k, s: 3.0 * k, NOT_SETTLED)]
+)
+def test_claim_3_by_hand(seed, gain, expected):
+    """Two quantities or one; k and s are not crossed with s where only k may matter."""
+    cells = ((1, 2), (4, 2), (4, 8)) if expected == CONFIRMED else ((1, 2), (4, 2))
+    frame = gains_frame(generator(seed), gain=gain, cells=cells)
+    found = claims.claim_3(frame, None)
+    assert found.verdict == expected
+    assert found.studies == ("governance",)
+    for finding in found.findings:
+        x = frame[finding.what.removeprefix("gain and ")].to_list()
+        if finding.estimate.value is not None:
+            assert finding.estimate.value == pytest.approx(
+                rank_correlation(x, frame["gain_best_own_points"].to_list()), abs=CLOSE
+            )
+    if expected == NOT_SETTLED:
+        assert any("s does not vary" in note for note in found.notes)
+
+
+def test_claim_3_takes_the_rows_of_governance(seed):
+    rows = [
+        {"gain": gain, "quantity": quantity, "scope": scope, "spearman": value, "low": value - 0.1,
+         "high": value + 0.1, "n_parents": 7, "n_pairs": 21, "note": ""}
+        for gain in ("gain_best_own_points", "gain_mean_own_points")
+        for quantity, value in (("k", 0.5), ("distance_l2", -0.6), ("s", 0.05), ("kl_nats", 0.9))
+        for scope in ("all pairs", "within cells")
+    ]  # fmt: skip
+    found = claims.claim_3(gains_frame(generator(seed)), polars.DataFrame(rows))
+    assert found.verdict == CONFIRMED
+    assert {f.what: f.verdict for f in found.findings} == {
+        "gain and k": CONFIRMED, "gain and s": NOT_SETTLED, "gain and children's distance (L2)": CONFIRMED,
+    }  # fmt: skip
+    assert found.studies == ()
+    assert {f.estimate.n_parents for f in found.findings} == {7}
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(-1.0, CONFIRMED), (1.0, REFUTED)])
+def test_claim_4_by_hand(seed, slope, expected):
+    frame = barrier_frame(generator(seed), slope)
+    found = claims.claim_4(frame)
+    assert found.verdict == expected
+    rows = frame.filter(polars.col("split") == "test", polars.col("batch_norm") == "averaged")
+    barriers, gains = rows["barrier_error_points"].to_list(), rows["gain_best_points"].to_list()
+    correlation, height = found.findings[0].estimate, found.findings[1].estimate
+    assert correlation.value == pytest.approx(rank_correlation(barriers, gains), abs=CLOSE)
+    assert height.value == pytest.approx(parents_mean(rows, barriers), abs=CLOSE)
+    assert (correlation.n_parents, correlation.n_pairs) == (6, rows.height)
+
+
+@pytest.mark.parametrize(
+    ("hard", "easy", "lost", "expected"),
+    [(8.0, 0.0, 1.0, CONFIRMED), (0.0, 8.0, 1.0, REFUTED), (8.0, 0.0, -1.0, REFUTED)],
+)
+def test_claim_5_by_hand(seed, hard, easy, lost, expected):
+    gains, changes = split_frames(generator(seed), hard, easy, lost)
+    found = claims.claim_5(gains, changes)
+    assert found.verdict == expected
+    sides = [
+        gains.filter(polars.col("split") == split, polars.col("batch_norm") == "own") for split in (4, 1)
+    ]  # rows are in one order
+    difference = [a - b for a, b in zip(*(side["gain_mean_points"] for side in sides), strict=True)]
+    assert found.findings[0].estimate.value == pytest.approx(parents_mean(sides[0], difference), abs=CLOSE)
+    last = [
+        changes.filter(polars.col("split") == split, polars.col("epochs_after") == 2)["change_points"]
+        for split in (4, 1)
+    ]
+    expected_change = parents_mean(sides[0], [a - b for a, b in zip(*last, strict=True)])
+    assert found.findings[-2].estimate.value == pytest.approx(expected_change, abs=CLOSE)
+
+
+def test_claim_5_without_further_epochs(seed):
+    gains, changes = split_frames(generator(seed), 8.0, 0.0, 1.0)
+    assert claims.claim_5(gains, changes.clear()).verdict == CONFIRMED
+
+
+def test_one_parent_concludes_nothing(seed):
+    rng = generator(seed)
+    frame = gains_frame(rng, parents=1, gain=9.0, after=(-20.0,))
+    splits, changes = split_frames(rng, 8.0, 0.0, 1.0, parents=1)
+    found = judge(
+        frame,
+        {"connectivity": {"barrier": barrier_frame(rng, -1.0, parents=1)},
+         "importance": {"split_gains": splits, "split_changes": changes}},
+    )  # fmt: skip
+    assert {claim.verdict for claim in found} == {NOT_SETTLED}
+    for claim in found:
+        assert claim.findings
+        assert all(NOTHING in finding.estimate.note for finding in claim.findings)
+        assert all(finding.estimate.low is None for finding in claim.findings)
+
+
+def test_nothing_measured(seed):
+    found = judge(gains_frame(generator(seed), after=(1.0,)).clear(), {})
+    assert [claim.number for claim in found] == list(TITLES)
+    assert {claim.verdict for claim in found} == {NOT_MEASURED}
+    assert [claim.studies for claim in found[2:]] == [("governance",), ("connectivity",), ("importance",)]
+
+
+def test_what_is_not_finite_is_left_out(seed):
+    frame = barrier_frame(generator(seed), -1.0)
+    damaged = frame.with_columns(
+        polars.when(polars.col("pair") == 0).then(float("nan")).otherwise(polars.col("gain_best_points"))
+        .alias("gain_best_points")
+    )  # fmt: skip
+    assert claims.claim_4(damaged).findings[0].estimate.n_pairs == 6 * 3

@@ -1,0 +1,322 @@
+"""`python -m fastwi.report` on a real sweep of digits: one page that needs nothing else, and says what is missing."""
+
+import base64
+import json
+import re
+import shlex
+import shutil
+from html import unescape
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import polars
+import pytest
+import torch
+
+from fastwi.analyze import STUDIES
+from fastwi.config.analysisfile import read_analysis_request
+from fastwi.files import write_json
+from fastwi.report.__main__ import main
+from fastwi.report.claims import TITLES
+from fastwi.sweep import main as sweep
+
+SWEEP = """
+data: {{path: {data}, train_images: 100, test_images: 50}}
+augment: {{padding: 2, flip: 0.0}}
+optimizer: {{batch_size: 50, learning_rate: 0.05}}
+schedule: {{drop_epochs: []}}
+model: {{width: 4}}
+experiment: {{k: 1, s: 1, after: 1, recompute_images: 100}}
+engine: {{device: cpu, precision: fp32, threads: 1}}
+axes:
+  experiment.k: [1, 2]
+sweep: {{store: {here}/store, directory: {here}/sweeps, parents: [0, 1]}}
+"""
+HOSTILE = "\"><script>alert('x')</script>&{{ 7 * 7 }}"
+VOID = {"meta", "link", "br", "img"}
+
+
+class Page(HTMLParser):
+    """Elements, ids and references of a page; raises where tags do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
+
+
+@pytest.fixture(scope="module")
+def results(digits_directory, tmp_path_factory) -> Path:
+    """A directory with a store and one tiny sweep, trained once. Tests must not write to it."""
+    here = tmp_path_factory.mktemp("report")
+    (here / "grid.yaml").write_text(SWEEP.format(data=digits_directory, here=here))
+    threads = torch.get_num_threads()
+    assert sweep(["--config", str(here / "grid.yaml")]) == 0
+    torch.set_num_threads(threads)
+    return here
+
+
+@pytest.fixture
+def copied(results, tmp_path) -> Path:
+    """A copy of the sweep's results directory."""
+    shutil.copytree(results / "sweeps" / "grid", tmp_path / "grid")
+    return tmp_path / "grid"
+
+
+def page_of(target: Path, *more: str) -> tuple[str, Page]:
+    assert main([str(target), *more]) == 0
+    html = (target / "report.html").read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def refused(capsys, argv: list[str]) -> str:
+    capsys.readouterr()
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("fastwi: error: ")
+    return line
+
+
+def add_figure(directory: Path, stem: str) -> None:
+    """An SVG and a PNG of matplotlib's, with clip paths, markers and glyphs, which all are found by id."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3, 2))
+    axis = figure.subplots()
+    axis.plot([0, 1, 2], [3, 1, 2], marker="o", label="average")
+    axis.imshow([[1, 2], [3, 4]], extent=(0, 1, 1, 2), aspect="auto")
+    axis.legend()
+    for ending in ("png", "svg"):
+        figure.savefig(directory / f"{stem}.{ending}")
+
+
+def self_contained(html: str, page: Page) -> None:
+    assert not [
+        tag for tag, _ in page.elements if tag in ("script", "iframe", "object", "embed", "base", "foreignobject")
+    ]
+    for name in ("src", "href", "xlink:href", "action", "srcset", "poster", "data"):
+        assert all(value.startswith(("#", "data:")) for value in page.values(name))
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    styles = " ".join(re.findall(r"<style>(.*?)</style>", html, re.S) + page.values("style"))
+    assert "@import" not in styles
+    for attribute in (value for _, attributes in page.elements for value in attributes.values() if value):
+        assert not re.search(r"url\(\s*['\"]?(?!#)", attribute)
+    assert not re.search(r"url\(\s*['\"]?(?!#)", styles)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    targets = [value[1:] for value in page.values("href") if value.startswith("#")]
+    targets += re.findall(r"url\(#([^)]+)\)", html)
+    assert set(targets) <= set(ids)
+
+
+def test_the_page_of_a_sweep(copied):
+    add_figure(copied, "heatmap")
+    add_figure(copied, "curves")
+    html, page = page_of(copied)
+    self_contained(html, page)
+    for number, title in TITLES.items():
+        assert f"{number}. {title}" in page.text
+    assert "width=device-width" in html
+    assert "prefers-color-scheme: dark" in html
+    svgs = [attributes for tag, attributes in page.elements if tag == "svg" and attributes.get("role") == "img"]
+    assert len(svgs) == 2
+    assert all(attributes["aria-label"] for attributes in svgs)
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert all(attributes["alt"] for attributes in images)
+    tables = [tag for tag, _ in page.elements if tag == "table"]
+    assert len(tables) == len([tag for tag, _ in page.elements if tag == "caption"]) > 5
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_every_claim_has_its_n(copied):
+    html, _ = page_of(copied)
+    for number in TITLES:
+        article = re.search(rf'<article class="claim" id="sweep-1-claim-{number}">(.*?)</article>', html, re.S)
+        assert article is not None
+        rows = re.findall(r'<tr role="row">(.*?)</tr>', article[1], re.S)
+        assert len(rows) == (0 if number > 3 else len(rows) or -1)
+        for row in rows:
+            assert re.search(r"n = 2 parents, \d+ pairs?", row)
+        assert ("not measured" in article[1]) == (number > 3)
+
+
+def test_one_parent(copied):
+    frame = polars.read_parquet(copied / "gains.parquet").filter(polars.col("parent_seed") == 0)
+    frame.write_parquet(copied / "gains.parquet")
+    html, page = page_of(copied)
+    assert "n = 1: nothing can be concluded" in page.text
+    assert "1 of the sweep's 2 parents are measured" in page.text
+    assert not re.search(r'class="badge (confirmed|refuted)"', html)
+
+
+def test_numbers_are_those_of_the_files(copied, capsys):
+    assert main([str(copied), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    frame = polars.read_parquet(copied / "gains.parquet")
+    first = said["sweeps"][0]["claims"][0]["findings"][0]
+    by_parent = frame.group_by("parent_seed").agg(polars.col("gain_best_own_points").mean())
+    assert first["value"] == pytest.approx(by_parent["gain_best_own_points"].mean(), abs=1e-12)
+    assert (first["n_parents"], first["n_pairs"]) == (2, 4)
+    assert said["sweeps"][0]["not_run"] == list(STUDIES)
+    html = (copied / "report.html").read_text()
+    assert said["bytes"] == (copied / "report.html").stat().st_size
+    assert f"{first['value']:+.2f}" in html
+    uri = re.search(r'download="grid-gains.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', html)
+    assert uri is not None
+    rows = polars.read_csv(base64.b64decode(uri[1]))
+    assert rows["gain_best_own_points"].to_list() == frame["gain_best_own_points"].to_list()
+    assert [json.loads(text) for text in rows["after_%"]] == frame["after_%"].to_list()
+
+
+def test_missing_studies_are_named_with_commands(copied):
+    _, page = page_of(copied)
+    for name in STUDIES:
+        command = f"python -m fastwi.analyze {name} --config {copied / 'sweep.yaml'}"
+        assert command in page.text
+        words = shlex.split(command)[3:]
+        assert read_analysis_request(words, STUDIES).name == name
+
+
+def test_the_command_of_a_study_has_its_options(results, copied):
+    """A manifest's options come back from the shown command."""
+    home = copied / "analyses" / "governance"
+    options = {"alphas": 3, "low": -0.5, "cells": ["1,1", "2,1"], "treatments": ["recomputed"], "pairs": 1}
+    rows = [
+        {"gain": "gain_best_own_points", "quantity": quantity, "scope": scope, "spearman": 0.5, "low": None,
+         "high": None, "n_parents": 2, "n_pairs": 4, "note": "n = 2: too few"}
+        for quantity in ("k", "relative_distance")
+        for scope in ("all pairs", "within cells")
+    ]  # fmt: skip
+    home.mkdir(parents=True)
+    polars.DataFrame(rows, schema_overrides={"low": polars.Float64, "high": polars.Float64}).write_parquet(
+        home / "correlations.parquet"
+    )
+    write_json(home / "manifest.json", {"options": options, "rows": {"correlations": 4}})
+    html, page = page_of(copied)
+    self_contained(html, page)
+    assert "children's distance relative to the parent's norm" in page.text
+    (shown,) = {unescape(text) for text in re.findall(r"python -m fastwi.analyze governance [^<\n]*", html)}
+    found = read_analysis_request(shlex.split(shown)[3:], STUDIES).options
+    for name, value in options.items():
+        assert getattr(found, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_a_half_written_study_counts_as_not_run(copied):
+    (copied / "analyses" / "connectivity").mkdir(parents=True)
+    (copied / "analyses" / "connectivity" / "barrier.parquet").write_bytes(b"half")
+    _, page = page_of(copied)
+    assert "The study connectivity was not run." in page.text
+
+
+def test_a_store_and_several_targets(results, copied, tmp_path, capsys):
+    out = tmp_path / "pages" / "all.html"
+    targets = [str(results / "store"), str(copied), str(results / "sweeps" / "grid")]
+    assert main([*targets, "--out", str(out)]) == 0
+    html = out.read_text()
+    page = Page(html)
+    self_contained(html, page)
+    assert [value for value in page.values("id") if re.fullmatch(r"sweep-\d+", value)] == ["sweep-1", "sweep-2"]
+    assert "2 sweeps" in capsys.readouterr().out
+
+
+def test_hostile_names_are_text(copied, tmp_path):
+    """From a directory's name, a manifest and a data frame."""
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["dataset"]["name"] = manifest["device"]["cpu"] = HOSTILE
+    write_json(copied / "manifest.json", manifest)
+    text = (copied / "sweep.yaml").read_text()
+    assert '  name: "grid"' in text
+    (copied / "sweep.yaml").write_text(text.replace('  name: "grid"', '  name: ""'))
+    frame = polars.read_parquet(copied / "gains.parquet")
+    frame = frame.insert_column(0, polars.Series("model.name", [HOSTILE] * frame.height))
+    frame.write_parquet(copied / "gains.parquet")
+    hostile = copied.rename(tmp_path / HOSTILE.replace("/", "|"))
+    html, page = page_of(hostile)
+    self_contained(html, page)
+    assert "<script" not in html
+    assert HOSTILE in page.text
+    assert hostile.name in page.text
+
+
+def test_hostile_figures_are_cleaned(copied):
+    (copied / "heatmap.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" onload="alert(1)">'
+        '<script>alert(1)</script><style>@import url(http://x.example/)</style><defs><path id="p" d="M0 0"/></defs>'
+        '<foreignObject><b>x</b></foreignObject><image xlink:href="http://x.example/a.png"/><use xlink:href="#p"/>'
+        '<g clip-path="url(#p)" fill="url(http://x.example/#q)"/><a href="javascript:alert(1)"><text>kept</text></a>'
+        "</svg>"
+    )
+    html, page = page_of(copied)
+    self_contained(html, page)
+    assert "x.example" not in html
+    assert "javascript" not in html
+    assert "kept" in page.text
+
+
+@pytest.mark.parametrize("name", ["gains.parquet", "sweep.yaml", "manifest.json", "heatmap.png", "heatmap.svg"])
+@pytest.mark.parametrize("content", [b"", b"PAR1\xff\x00damaged: [", None], ids=["empty", "damaged", "cut"])
+def test_damaged_files_are_one_line(copied, capsys, name, content):
+    add_figure(copied, "heatmap")
+    if name == "sweep.yaml" and content is None:
+        pytest.skip("half a sweep file is a shorter sweep file")
+    path = copied / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert name in refused(capsys, [str(copied)])
+    assert not (copied / "report.html").exists()
+
+
+def test_bad_targets_are_one_line(results, tmp_path, capsys):
+    assert "no such directory" in refused(capsys, [str(tmp_path / "nowhere")])
+    assert "no gains.parquet" in refused(capsys, [str(tmp_path)])
+    assert "no such directory" in refused(capsys, [str(results / "grid.yaml")])
+    target = results / "sweeps" / "grid"
+    assert "is a directory" in refused(capsys, [str(target), "--out", str(tmp_path)])
+    (tmp_path / "file").write_text("")
+    assert "file" in refused(capsys, [str(target), "--out", str(tmp_path / "file" / "x.html")])
+    shutil.copytree(results / "store" / "sweeps", tmp_path / "store" / "sweeps")
+    path = tmp_path / "store" / "sweeps" / "grid.yaml"
+    path.write_text(path.read_text().replace(str(results / "sweeps"), str(tmp_path / "moved")))
+    assert "its results are not at" in refused(capsys, [str(tmp_path / "store")])
+
+
+def test_the_old_page_stays_where_a_new_one_fails(copied, monkeypatch, capsys):
+    page_of(copied)
+    before = (copied / "report.html").read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert "no space left" in refused(capsys, [str(copied)])
+    monkeypatch.undo()
+    assert (copied / "report.html").read_bytes() == before
+    assert not [path for path in copied.iterdir() if path.suffix == ".tmp"]
+
+
+def test_help_and_use(capsys):
+    assert main(["--help"]) == 0
+    assert "TARGET" in capsys.readouterr().out
+    assert main([]) == 2

@@ -1,0 +1,109 @@
+"""`run.tensorboard`: one point a measurement, the same as metrics.jsonl, however often a run was stopped."""
+
+import importlib.util
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastwi.train
+from fastwi.experiment.protocol import Figure1Run
+from fastwi.train import main
+
+pytest.importorskip("tensorboard")
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def arguments(data: Path, runs: Path, *more: str) -> list[str]:
+    pairs = {
+        "data.path": data, "data.train_images": 100, "data.test_images": 50, "model.width": 0.25,
+        "run.directory": runs, "run.name": "r", "optimizer.batch_size": 50, "experiment.k": 1, "experiment.s": 1,
+        "experiment.after": 1, "engine.device": "cpu", "engine.precision": "fp32", "engine.backend": "eager",
+        "engine.threads": 1,
+    }  # fmt: skip
+    return [f"--{key}={value}" for key, value in pairs.items()] + list(more)
+
+
+def points(directory: Path) -> Counter:
+    """(scalar, epoch, value in float32) of every event in the directory's files, one count each."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    found = Counter()
+    for path in (directory / "tensorboard").iterdir():
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found[value.tag, event.step, value.simple_value] += 1
+    return found
+
+
+def expected(directory: Path) -> Counter:
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    scalars = {
+        (f"{column}/{row['network']}/{row['batch_norm']}", row["epoch"], float(torch.tensor(value)))
+        for row in rows
+        for column, value in row.items()
+        if column not in ("stage", "epoch", "network", "batch_norm")
+    }
+    return Counter(scalars)
+
+
+def test_off_by_default(digits_directory, tmp_path):
+    assert main(arguments(digits_directory, tmp_path)) == 0
+    assert not (tmp_path / "r" / "tensorboard").exists()
+    # Turned on for a run that is finished: nothing is trained, and all is there.
+    assert main(arguments(digits_directory, tmp_path, "--run.tensorboard=true")) == 0
+    assert points(tmp_path / "r") == expected(tmp_path / "r")
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_run_that_is_stopped(digits_directory, tmp_path, monkeypatch, stop, where):
+    """Before or after the step's points were written, the run that goes on has each point once."""
+    argv = arguments(digits_directory, tmp_path, "--run.tensorboard=true")
+    steps = []
+
+    class Stopped(Figure1Run):
+        def _save(self, state, step):
+            super()._save(state, step)
+            steps.append(step)
+            if where == "before" and len(steps) == stop:
+                raise KeyboardInterrupt
+
+        def _do(self, step, state):
+            if where == "after" and len(steps) == stop:
+                raise KeyboardInterrupt
+            return super()._do(step, state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fastwi.experiment.protocol.Figure1Run", Stopped)
+        assert main(argv) == 130
+    assert main(argv) == 0
+    found = points(tmp_path / "r")
+    assert found == expected(tmp_path / "r")
+    # Four columns of each epoch trained, two of a test at interpolation; there the children's own are their last.
+    assert len(found) == 4 * (1 + 2 + 1) + 2 * (3 * 2 - 2)
+    assert "test_accuracy_%/child 1/recomputed" in {tag for tag, _, _ in found}
+    assert len(list((tmp_path / "r" / "tensorboard").iterdir())) == 1
+
+
+def test_without_the_package(digits_directory, tmp_path, monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else real(name)
+    )
+    assert fastwi.train.main(arguments(digits_directory, tmp_path, "--run.tensorboard=true")) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        "fastwi: error: run.tensorboard: tensorboard is not installed; pip install 'fastwi[tensorboard]', "
+        "or leave it false\n"
+    )
+    assert list(tmp_path.iterdir()) == []
