@@ -1,0 +1,45 @@
+"""High-throughput linear weight interpolation: train a parent, clone it, average the children, find out why.
+
+The names below are imported on first use, so that `import fastwi` and every `--help` stay free of torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastwi.version import __version__
+
+if TYPE_CHECKING:
+    from fastwi.api import average, interpolate_, load_state_dict, save_state_dict
+    from fastwi.population import Layout, Population
+
+__all__ = [
+    "Layout",
+    "Population",
+    "__version__",
+    "average",
+    "interpolate_",
+    "load_state_dict",
+    "save_state_dict",
+]
+
+_HOMES = {
+    "Layout": "fastwi.population",
+    "Population": "fastwi.population",
+    "average": "fastwi.api",
+    "interpolate_": "fastwi.api",
+    "load_state_dict": "fastwi.api",
+    "save_state_dict": "fastwi.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public name from its home on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastwi' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _HOMES.keys())

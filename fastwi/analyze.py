@@ -1,0 +1,163 @@
+"""`python -m fastwi.analyze NAME --config SWEEP.yaml`: answer one question for a finished sweep. Nothing is trained.
+
+A study measures (`fastwi.analysis.studies`), its presentation says and draws what came out (`fastwi.report.studies`).
+Both modules have the study's name, and are imported when it is asked for.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastwi.cli import run_command
+from fastwi.config.analysisfile import AnalysisRequest, analysis_to_yaml, read_analysis_request, study_lines
+from fastwi.data.card import read_card
+from fastwi.files import atomic_path, write_json, write_text
+
+if TYPE_CHECKING:
+    import polars
+
+    from fastwi.experiment.planned import OpenedSweep
+    from fastwi.report.summary import Table
+
+STUDIES = {
+    "connectivity": "the barrier and the errors on the line between the children, beside the gain",
+    "importance": "the importance-score splits of the training images on which averaging gains and loses",
+    "governance": "what goes with the gain: k, s, learning rate, the children's distance, the barrier",
+    "blocks": "what each block of layers does when it alone is interpolated",
+    "plane": "the loss over the plane through parent, A and B",
+    "controls": "what else could explain the gain: control comparisons",
+}
+"""The studies by name, each with what it answers. The name is that of the modules and of their function."""
+
+_DESCRIPTION = (
+    "Answers one question for a finished sweep from its stored states and measurements, and writes tables, figures "
+    "and the data to analyses/NAME in the sweep's directory. Nothing is trained."
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 bad input or states that are not there, 130 interrupted."""
+    return run_command(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
+    request = read_analysis_request(argv, STUDIES, description=_DESCRIPTION)
+    if request.list_only:
+        print(json.dumps(STUDIES) if request.json else "\n".join(study_lines(STUDIES)))
+        return 0
+    if request.print_config:
+        print(analysis_to_yaml(request), end="")
+        return 0
+    return _analyze(request)
+
+
+def _analyze(request: AnalysisRequest) -> int:
+    # torch takes seconds to import: bad input is refused before.
+    from fastwi.experiment.planned import OpenedSweep
+    from fastwi.report.study_progress import StudyProgress
+
+    study = getattr(import_module(f"fastwi.analysis.studies.{request.name}"), request.name)
+    presentation = import_module(f"fastwi.report.studies.{request.name}")
+    with OpenedSweep(request.spec) as opened:
+        if request.dry_run:
+            return _show_plan(request, opened)
+        begun = time.monotonic()
+        with StudyProgress(request.name) as progress:
+            frames: dict[str, polars.DataFrame] = study(opened, request.options, progress.tell)
+        tables: list[Table] = presentation.tables(frames)
+        # An old manifest must not stand for a mixture of old and new files.
+        (request.directory / "manifest.json").unlink(missing_ok=True)
+        columns = getattr(import_module(study.__module__), "COLUMNS", {})
+        for name, frame in frames.items():
+            _write_frame(frame, request.directory / name, columns)
+        title = _title(request)
+        write_text(request.directory / "summary.md", _summary(request, title, tables))
+        presentation.draw(frames, request.directory / "figure.png", f"{title}: {request.name}")
+        write_json(request.directory / "manifest.json", _manifest(request, opened, frames, time.monotonic() - begun))
+    return _show(request, frames, tables)
+
+
+def _write_frame(frame: "polars.DataFrame", stem: Path, columns: dict[str, tuple[str, str]]) -> None:
+    """The frame as Parquet, with unit and meaning of its columns in the metadata, and as CSV, lists as JSON."""
+    import polars
+
+    from fastwi.experiment.results import write_results
+
+    write_results(frame, stem.with_suffix(".parquet"), columns)
+    flat = frame.with_columns(
+        polars.Series(name, [None if v is None else json.dumps(v.to_list()) for v in frame[name]], polars.String)
+        for name, kind in frame.schema.items()
+        if kind == polars.List
+    )
+    with atomic_path(stem.with_suffix(".csv")) as temporary:
+        flat.write_csv(temporary)
+
+
+def _title(request: AnalysisRequest) -> str:
+    base = request.spec.base
+    return f"{request.sweep}: {base.model.name} on {read_card(Path(base.data.path)).name}"
+
+
+def _summary(request: AnalysisRequest, title: str, tables: "list[Table]") -> str:
+    """The study's tables with what they rest on."""
+    lines = [f"# {title}: {request.name}", "", f"{STUDIES[request.name].capitalize()}.", ""]
+    lines += [f"- {key}: {json.dumps(value)}" for key, value in asdict(request.options).items()]
+    for table in tables:
+        lines += ["", table.markdown().rstrip("\n")]
+    lines += ["", "Intervals (95 %) are over parents, each counted once: children of one parent share its past."]
+    return "\n".join(lines) + "\n"
+
+
+def _manifest(
+    request: AnalysisRequest, opened: "OpenedSweep", frames: "dict[str, polars.DataFrame]", seconds: float
+) -> dict[str, Any]:
+    """What the study was made with; its presence says that all other files are whole and belong together."""
+    from fastwi.report.manifest import manifest
+
+    config = opened.planned.points[0].config
+    identity = hashlib.sha256(f"{request.name}\n{analysis_to_yaml(request)}".encode()).hexdigest()[:12]
+    about = manifest(read_card(Path(config.data.path)), opened.worker.engine(config).resolved, identity)
+    return {
+        "study": request.name, "sweep": request.sweep, "options": asdict(request.options),
+        "rows": {name: frame.height for name, frame in frames.items()}, "seconds": round(seconds, 3), **about,
+    }  # fmt: skip
+
+
+def _show(request: AnalysisRequest, frames: "dict[str, polars.DataFrame]", tables: "list[Table]") -> int:
+    from rich.console import Console
+
+    from fastwi.report.summary import rich_table
+
+    if request.json:
+        rows = {name: frame.height for name, frame in frames.items()}
+        print(json.dumps({"study": request.name, "directory": str(request.directory), "rows": rows}))
+        return 0
+    for table in tables:
+        Console().print(rich_table(table))
+    files = [f"{name}.parquet" for name in frames]
+    print(f"{request.directory}: {', '.join(files)} (and .csv), summary.md, figure.png, .pdf and .svg, manifest.json")
+    return 0
+
+
+def _show_plan(request: AnalysisRequest, opened: "OpenedSweep") -> int:
+    """What the study would start from, and where it would write."""
+    places = opened.planned.places
+    kept = sum(opened.has(place.ends) for place in places)
+    if request.json:
+        print(json.dumps({"study": request.name, "directory": str(request.directory), "points": len(places),
+                          "points_with_states": kept, "options": asdict(request.options)}))  # fmt: skip
+        return 0
+    print(analysis_to_yaml(request))
+    print(f"# {request.name}: {STUDIES[request.name]}")
+    print(f"# {len(places):,} points, of {kept:,} the children's states are in {opened.store.directory}; "
+          f"would write to {request.directory}")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Interpolate and average networks: modules, populations, state dicts or lists of tensors.
+
+One treatment for all forms: floating-point tensors (weights, and batch-norm statistics with them) are
+averaged, integer tensors (num_batches_tracked) become the maximum over the networks whose weight is not zero,
+and tensors that a network ties stay tied and are averaged once. Whether averaged statistics are the right
+ones is the caller's choice.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast, overload
+
+import torch
+from torch import Tensor, nn
+
+from fastwi.kernels.interpolate_lists import lerp_lists_
+from fastwi.population import Population, state_file
+
+Network = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
+Place = tuple[int, tuple[int, ...], tuple[int, ...]]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@overload
+def interpolate_(
+    a: Population,
+    b: Population | None = None,
+    alpha: float | Sequence[float] | Tensor = 0.5,
+    *,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    momentum: str = "reset",
+) -> None: ...
+
+
+@overload
+def interpolate_(a: Network, b: Network, alpha: float = 0.5) -> None: ...
+
+
+@torch.no_grad()
+def interpolate_(
+    a: Population | Network,
+    b: Population | Network | None = None,
+    alpha: float | Sequence[float] | Tensor = 0.5,
+    *,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    momentum: str = "reset",
+) -> None:
+    """Overwrite `a` with (1 - alpha) a + alpha b, without a copy of either.
+
+    Two modules, two state dicts or two lists of tensors of the same shapes, or populations: `pairs` lists
+    (row of a, row of b); without `b` both count in `a`, and without `pairs` member m of `b` goes with member
+    m of `a`. alpha: any finite number, for populations also one a pair; 0 leaves a as it is to the bit and 1
+    gives b to the bit. `momentum` is what a population's interpolated rows start with (see
+    `Population.lerp_rows_`).
+
+    Raises ValueError naming the first tensor that is missing, too many or of another shape or dtype.
+    """
+    if isinstance(a, Population):
+        if b is not None and not isinstance(b, Population):
+            raise ValueError(f"a population can be interpolated with a population, not with a {type(b).__name__}")
+        if pairs is None:
+            if b is None or b.members != a.members:
+                raise ValueError("give pairs=[(row of a, row of b), ...] or two populations of as many members")
+            pairs = [(m, m) for m in range(a.members)]
+        a.lerp_rows_(pairs, alpha, other=b, momentum=momentum)
+        return
+    if pairs is not None or b is None or isinstance(b, Population):
+        raise ValueError("rows and pairs are for populations; two networks are needed otherwise")
+    weight = float(cast(float, alpha))
+    pairs_by_name = _distinct(_matched([_named(a), _named(b)]))
+    floats = {name: both for name, both in pairs_by_name.items() if both[0].is_floating_point()}
+    lerp_lists_([mine for mine, _ in floats.values()], [theirs for _, theirs in floats.values()], weight)
+    for name, (mine, theirs) in pairs_by_name.items():
+        if name not in floats:
+            mine.copy_(_largest([mine, theirs], [1.0 - weight, weight]))
+
+
+@overload
+def average(
+    networks: Population, weights: Sequence[float] | None = None, *, rows: Sequence[int] | None = None
+) -> Population: ...
+
+
+@overload
+def average(networks: Sequence[ModuleT], weights: Sequence[float] | None = None) -> ModuleT: ...
+
+
+@overload
+def average(
+    networks: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None
+) -> dict[str, Tensor]: ...
+
+
+@torch.no_grad()
+def average(
+    networks: Population | Sequence[Any],
+    weights: Sequence[float] | None = None,
+    *,
+    rows: Sequence[int] | None = None,
+) -> Any:
+    """The sum of weight x network, as something new of the same kind; the networks stay as they are.
+
+    networks: modules (the result is a copy of the first with the average in it), state dicts (a new dict) or
+    a population (one member, its momentum zero; `rows` picks the members, all by default). weights: one a
+    network, any finite values, used as they are; the plain mean where left out. Summed in float32, or in
+    float64 where that is the dtype.
+
+    Raises ValueError naming the first tensor that is missing, too many or of another shape or dtype.
+    """
+    if isinstance(networks, Population):
+        chosen = list(range(networks.members)) if rows is None else list(rows)
+        weights_LM = torch.zeros(1, networks.members, dtype=torch.float64)
+        for row, weight in zip(chosen, _weights(weights, len(chosen)), strict=True):
+            if not 0 <= row < networks.members:
+                raise ValueError(f"rows names row {row}; there are rows 0 to {networks.members - 1}")
+            weights_LM[0, row] += weight
+        return networks.combine(weights_LM.float())
+    if rows is not None:
+        raise ValueError("rows is for populations; pass the chosen networks themselves")
+    shares = _weights(weights, len(networks))
+    tensors = _matched([_named(network) for network in networks])
+    means: dict[tuple[Place, ...], Tensor] = {}  # by place in memory, so that tied tensors stay tied
+    result = {}
+    for name, group in tensors.items():
+        tie = tuple(_place(tensor) for tensor in group)
+        if tie not in means:
+            means[tie] = _mean(group, shares) if group[0].is_floating_point() else _largest(group, shares)
+        result[name] = means[tie]
+    if not isinstance(networks[0], nn.Module):
+        return result
+    module = copy.deepcopy(networks[0])
+    for name, tensor in _named(module).items():
+        tensor.copy_(result[name])
+    return module
+
+
+def load_state_dict(path: str | os.PathLike[str], member: int | None = None) -> dict[str, Tensor]:
+    """Read a state dict from a file: torch's (.pt, read without running code), safetensors, or a fastwi checkpoint's.
+
+    Tensors are on the CPU, in the file's dtypes. Wrappers such as {"state_dict": ...} and the prefixes `module.` and
+    `_orig_mod.` that all names have are taken off. `member` picks from a population of several.
+
+    Raises CheckpointError, in one line, for a file that is missing, damaged, or holds anything but tensors by name.
+    """
+    return state_file.read_state_file(path, member).tensors
+
+
+def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write a state dict, whole or not at all: as safetensors, or with torch.save where `path` ends in .pt or .pth.
+
+    Raises UserError for another ending, for what is no tensor, and where the disk is full or not writable.
+    """
+    state_file.save_state_dict(state, path)
+
+
+def _named(network: Network) -> dict[str, Tensor]:
+    """The live tensors of a network by state-dict key, or by place in a list."""
+    if isinstance(network, nn.Module):
+        named: Mapping[str, Any] = network.state_dict(keep_vars=True)
+    elif isinstance(network, Mapping):
+        named = network
+    elif isinstance(network, Sequence):
+        named = {f"[{place}]": tensor for place, tensor in enumerate(network)}
+    else:
+        raise ValueError(f"a network is a module, a state dict or a list of tensors, not a {type(network).__name__}")
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name!r} is a {type(tensor).__name__}, not a tensor; take it out of the state dict")
+    return dict(named)
+
+
+def _matched(networks: Sequence[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
+    """The networks' tensors side by side, in the first one's order."""
+    first = networks[0]
+    for place, network in enumerate(networks[1:], start=1):
+        for name in [*first, *(name for name in network if name not in first)]:
+            if name not in network or name not in first:
+                lacks, has = (place, 0) if name in first else (0, place)
+                raise ValueError(f"network {lacks} lacks {name!r}, which network {has} has")
+            mine, theirs = first[name], network[name]
+            if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+                raise ValueError(
+                    f"{name!r} is {mine.dtype} {tuple(mine.shape)} in network 0 and "
+                    f"{theirs.dtype} {tuple(theirs.shape)} in network {place}"
+                )
+    return {name: [network[name] for network in networks] for name in first}
+
+
+def _distinct(pairs: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """`pairs` with each tensor that network 0 ties listed once: interpolating it twice would be wrong."""
+    seen: dict[Place, tuple[str, int]] = {}
+    distinct = {}
+    for name, (mine, theirs) in pairs.items():
+        place = _place(mine)
+        if mine.numel() and place in seen:
+            tied_to, their_place = seen[place]
+            if theirs.data_ptr() != their_place:
+                raise ValueError(f"network 0 ties {tied_to!r} and {name!r}, network 1 does not")
+            continue
+        seen[place] = (name, theirs.data_ptr())
+        distinct[name] = [mine, theirs]
+    return distinct
+
+
+def _place(tensor: Tensor) -> Place:
+    """Where a tensor's elements are: the same for two tensors that are one."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
+def _weights(weights: Sequence[float] | None, networks: int) -> list[float]:
+    """One finite weight a network; 1 / n each where left out."""
+    if networks == 0:
+        raise ValueError("an average needs at least one network")
+    shares = [1.0 / networks] * networks if weights is None else [float(weight) for weight in weights]
+    if len(shares) != networks or not all(math.isfinite(share) for share in shares):
+        raise ValueError(f"{len(shares)} weights for {networks} networks; it takes one finite number each")
+    return shares
+
+
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """The weighted sum, in float32 or wider, in the dtype and memory format of the first."""
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    total = torch.zeros_like(tensors[0], dtype=wide, requires_grad=False)
+    for tensor, share in zip(tensors, shares, strict=True):
+        if share != 0.0:
+            total.add_(tensor.to(total.device, wide), alpha=share)
+    return total.to(tensors[0].dtype)
+
+
+def _largest(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """The element-wise maximum over the tensors whose share is not zero (zeros where there is none)."""
+    taking_part = [tensor for tensor, share in zip(tensors, shares, strict=True) if share != 0.0]
+    if not taking_part:
+        return torch.zeros_like(tensors[0])
+    largest = taking_part[0].clone()
+    for tensor in taking_part[1:]:
+        torch.maximum(largest, tensor.to(largest.device), out=largest)
+    return largest

@@ -1,0 +1,141 @@
+"""What every command's entry point shares: errors to one line and an exit code, signals to a clean end.
+
+Exit codes: 0 ok; 1 the run failed (a traceback says where); 2 bad configuration or use; 130 Ctrl-C;
+143 SIGTERM; 141 whoever read the output went away. A command may return others of its own (3: a sweep
+partly done).
+"""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TextIO
+
+from fastwi.errors import UserError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
+
+
+class ShowAndExit(Exception):
+    """Not an error: `text` (help, version) is all that was asked for. Printed to stdout, exit code 0."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where it arrived. A KeyboardInterrupt: what tidies up after Ctrl-C does so here too."""
+
+
+def run_command(body: Callable[[], int]) -> int:
+    """Run a command's body and return its exit code; print what is to be said about how it ended.
+
+    Args:
+        body: the command; parses its arguments, works, returns its exit code.
+
+    Returns:
+        The body's exit code, or one of those that this module's docstring lists. A UserError prints
+        `fastwi: error: ...` to stderr, once for each line of its message; an unexpected exception prints its
+        traceback; SystemExit passes through.
+    """
+    with _sigterm_as_interrupt():
+        try:
+            try:
+                status = body()
+            except ShowAndExit as shown:
+                print(shown.text)
+                status = 0
+            return status if _flush_stdout() else EXIT_FAILED
+        except UserError as error:
+            _say_error(str(error))
+            return EXIT_USAGE
+        except Terminated:
+            print("fastwi: terminated", file=sys.stderr)
+            return EXIT_TERMINATED
+        except KeyboardInterrupt:
+            print("fastwi: interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:
+            # A pipe to a worker process breaks with the same exception, and that is no quiet end.
+            if _silence_broken(sys.stdout) | _silence_broken(sys.stderr):
+                return EXIT_BROKEN_PIPE
+            traceback.print_exc()
+            return EXIT_FAILED
+        except Exception:
+            traceback.print_exc()
+            return EXIT_FAILED
+
+
+def _say_error(message: str) -> None:
+    for line in message.splitlines() or [""]:
+        print(f"fastwi: error: {line}", file=sys.stderr)
+
+
+def _flush_stdout() -> bool:
+    """Flush what was printed, here and not at the interpreter's exit, where a full disk ends in code 120."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout.fileno())
+        _say_error(f"standard output: cannot be written ({error.strerror or error}); redirect it elsewhere")
+        return False
+    return True
+
+
+def _silence_broken(stream: TextIO) -> bool:
+    """Whether nobody reads `stream` any more; if so, let what is still buffered vanish without a message."""
+    try:
+        stream.flush()
+        broken = _reader_is_gone(stream)  # an unbuffered stream (python -u) has nothing left to flush
+    except BrokenPipeError:
+        broken = True
+    if broken:
+        _discard(stream.fileno())
+    return broken
+
+
+def _reader_is_gone(stream: TextIO) -> bool:
+    if not hasattr(select, "poll"):
+        return False
+    try:
+        descriptor = stream.fileno()
+    except OSError:  # a stream that is no file, as under a test's capture
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)  # errors and hang-ups are reported unasked
+    return bool(poll.poll(0))
+
+
+def _discard(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _raise_terminated(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Within the block SIGTERM raises Terminated. Only the main thread may set handlers; others do not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous if previous is not None else signal.SIG_DFL)

@@ -1,0 +1,116 @@
+"""`python -m fastwi.convert export|import`: a member of a checkpoint as an ordinary state dict, and back."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from fastwi.cli import run_command
+from fastwi.errors import UserError
+from fastwi.models.names import model_problem
+from fastwi.version import __version__
+
+_EPILOG = "Exit codes: 0 ok; 2 bad use, or a file that cannot be read, used or written; 130 Ctrl-C."
+_EXPORT = """\
+Write one member of a checkpoint (a run's checkpoints/*.safetensors, a store's state) as an ordinary state dict, for
+network.load_state_dict(fastwi.load_state_dict(FILE)), or torch.load(FILE) of a .pt file."""
+_IMPORT = """\
+Write ordinary state dicts as the members of one checkpoint, in their order. FILE: what torch.save wrote (read with
+weights_only=True), or safetensors. Wrappers such as {'state_dict': ...} and the prefixes module. and _orig_mod. are
+taken off, and that is said."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 bad use or input, 130 interrupted."""
+    return run_command(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    return _export(arguments) if arguments.action == "export" else _import(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Exchange networks with other programs: fastwi checkpoints from and to ordinary state dicts."
+    parser = argparse.ArgumentParser(
+        "python -m fastwi.convert", description=description, epilog=_EPILOG, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    out = actions.add_parser(
+        "export",
+        help="a checkpoint's member to a state dict",
+        description=_EXPORT,
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    out.add_argument("checkpoint", metavar="CHECKPOINT", help="the population to take a member from")
+    out.add_argument("--out", required=True, metavar="FILE", help="what to write: .safetensors, .pt or .pth")
+    out.add_argument("--member", type=int, metavar="M", help="which member, from 0; needed where there are several")
+    out.add_argument(
+        "--optimizer",
+        action="store_true",
+        help="include momentum by parameter name: {'state_dict': ..., 'momentum': ...} in a .pt file, tensors called "
+        "momentum.NAME in a .safetensors file; for torch.optim.SGD: "
+        "optimizer.state[parameter]['momentum_buffer'] = momentum[name]",
+    )
+    into = actions.add_parser(
+        "import", help="state dicts to one checkpoint", description=_IMPORT, epilog=_EPILOG, allow_abbrev=False
+    )
+    into.add_argument("files", nargs="+", metavar="FILE", help="a state dict, one a member")
+    into.add_argument("--out", required=True, metavar="CHECKPOINT", help="the checkpoint to write: .safetensors")
+    into.add_argument(
+        "--model", required=True, metavar="NAME", help="a name of model.name, or your own package.module:attribute"
+    )
+    into.add_argument("--classes", required=True, type=int, metavar="K", help="classes of the network")
+    into.add_argument("--width", type=float, default=1.0, help="multiplier of channels, as model.width; default: 1")
+    for action in (out, into):
+        action.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return parser
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    # torch takes seconds to import, and help needs none of it.
+    from fastwi.population.state_file import read_member, save_state_dict
+
+    if arguments.member is not None and arguments.member < 0:
+        raise UserError(f"--member: {arguments.member} is no member; they count from 0")
+    population = read_member(arguments.checkpoint, arguments.member)
+    momentum = population.momentum(0) if arguments.optimizer else None
+    save_state_dict(population.state_dict(0), arguments.out, momentum)
+    member = arguments.member or 0
+    _say(arguments, f"member {member} of {arguments.checkpoint}", member=member)
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    problem = model_problem(arguments.model, arguments.width)
+    if problem is not None:
+        raise UserError(problem.replace("model.name", "--model").replace("model.width", "--width"))
+    if arguments.classes < 1:
+        raise UserError(f"--classes: {arguments.classes}; give at least 1")
+    if Path(arguments.out).suffix != ".safetensors":
+        raise UserError(f"--out: {arguments.out} does not end in .safetensors; call it so")
+
+    from fastwi.models.registry import build_model
+    from fastwi.population import Layout, Population
+    from fastwi.population.state_file import read_state_file
+
+    layout = Layout.of(build_model(arguments.model, arguments.classes, arguments.width))
+    population = Population.zeros(layout, len(arguments.files))
+    for m, file in enumerate(arguments.files):
+        source = read_state_file(file)
+        for note in source.notes:
+            print(f"fastwi: {file}: {note}", file=sys.stderr)
+        source.copy_into(population, m)
+    population.save(arguments.out)
+    _say(arguments, f"{population.members} members of {arguments.model}", members=population.members)
+    return 0
+
+
+def _say(arguments: argparse.Namespace, what: str, **facts: int) -> None:
+    print(json.dumps({"file": arguments.out, **facts}) if arguments.json else f"{arguments.out}: {what}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""`python -m fastwi.tune`: measure which engine is the fastest on this device, for `engine.name: auto`.
+
+Trains scratch networks on random images, a few seconds for each engine and number of members, and keeps the table in
+the user's cache directory. Takes under two minutes: what the time does not suffice for is left out, and said.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastwi.cli import run_command
+from fastwi.config.read import Request, read_request
+from fastwi.config.schema import Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastwi.engine.base import Engine
+
+_DESCRIPTION = (
+    "Measure the images/s of each engine on this device, for the network, batch and precision of the configuration; "
+    "engine.name: auto then takes the fastest."
+)
+BUDGET_S = 105.0  # of two minutes; imports take the rest
+LEAST_S, STEPS = 1.0, 8  # a measurement runs rounds of so many steps for at least so long
+MEMBERS = {"cpu": (1, 2, 4), "cuda": (1, 4, 16, 64, 256)}
+IMAGE_SIZE, CLASSES = 32, 10
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One engine at one number of members: images/s, or why there are none."""
+
+    engine: str
+    members: int
+    images_per_s: float | None
+    why: str = ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 done, 2 bad configuration or use, 130 interrupted."""
+    return run_command(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
+    request = read_request(argv, "fastwi.tune", _DESCRIPTION)
+    from fastwi.engine.device import resolve_device, resolve_dtype
+    from fastwi.engine.table import entry_key, table_path, write_speeds
+    from fastwi.report.study_progress import StudyProgress
+
+    config = request.config
+    device, dtype = resolve_device(config.engine.device), resolve_dtype(config.engine)
+    key = entry_key(config, device, dtype)
+    if request.dry_run:
+        print(key)
+        return 0
+    found: list[Tried] = []
+    with StudyProgress("tuning") as progress:
+        for tried, spent in measure(config, device):
+            found.append(tried)
+            progress.tell(round(spent), round(BUDGET_S))
+    speeds: dict[str, dict[int, float]] = {}
+    for tried in found:
+        if tried.images_per_s is not None:
+            speeds.setdefault(tried.engine, {})[tried.members] = tried.images_per_s
+    write_speeds(key, speeds)
+    _show(request, key, found, str(table_path()))
+    return 0
+
+
+def measure(config: Config, device: "torch.device", budget_s: float = BUDGET_S) -> Iterator[tuple[Tried, float]]:
+    """Try every engine at every number of members; yields each result and the seconds spent so far.
+
+    An engine that fails on this device is left out with its error's first line, and not tried with more members.
+    """
+    from fastwi.engine.choose import ENGINES
+
+    begun, failed = time.monotonic(), set()
+    for members in MEMBERS[device.type]:
+        for name, kind in ENGINES.items():
+            spent = time.monotonic() - begun
+            if name in failed:
+                continue
+            if spent > budget_s:
+                yield Tried(name, members, None, "no time left"), spent
+                continue
+            try:
+                speed = _speed(kind, config, device, members)
+            except Exception as error:  # whatever stops an engine here is a reason not to choose it
+                failed.add(name)
+                why = (str(error).splitlines() or [repr(error)])[0][:200]
+                yield Tried(name, members, None, why), spent
+            else:
+                yield Tried(name, members, speed), time.monotonic() - begun
+
+
+def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members: int) -> float:
+    """Images/s of training, after a round that compiles and fills caches."""
+    import torch
+
+    from fastwi.data.noise import Noise
+    from fastwi.data.resident import ResidentDataset, normalisation_table
+    from fastwi.experiment.protocol import build_network
+    from fastwi.population import Population
+
+    images = STEPS * config.optimizer.batch_size
+    draw = torch.Generator().manual_seed(0)
+    shape = (images, IMAGE_SIZE, IMAGE_SIZE, 3)
+    dataset = ResidentDataset(
+        images_NHWC=torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw).to(device),
+        labels_N=torch.randint(0, CLASSES, (images,), generator=draw).to(device),
+        table_C256=normalisation_table((0.5,) * 3, (0.25,) * 3).to(device),
+        classes=CLASSES,
+    )
+    network = build_network(config, CLASSES)
+    engine = kind(network, config.engine, config.optimizer, config.schedule, config.augment)
+    population = Population.from_modules([network], device=device).clone_rows([0] * members)
+    noises = [Noise(m) for m in range(members)]
+    engine.train_epoch(population, dataset, noises, 0)
+    rounds, begun = 0, time.monotonic()
+    while rounds == 0 or time.monotonic() - begun < LEAST_S:
+        engine.train_epoch(population, dataset, noises, rounds)  # its losses are read, so the device is done
+        rounds += 1
+    return rounds * members * images / (time.monotonic() - begun)
+
+
+def _show(request: Request, key: str, found: list[Tried], path: str) -> None:
+    if request.json:
+        rows = [dataclasses.asdict(tried) for tried in found]
+        print(json.dumps({"key": key, "table": path, "measured": rows}, indent=1))
+        return
+    print(key)
+    print(f"{'engine':<10}{'members':>8}  images/s")
+    for tried in found:
+        said = tried.why if tried.images_per_s is None else f"{tried.images_per_s:,.0f}"
+        print(f"{tried.engine:<10}{tried.members:>8}  {said}")
+    measured = [tried for tried in found if tried.images_per_s is not None]
+    if measured:
+        best = max(measured, key=lambda tried: tried.images_per_s or 0.0)
+        print(f"engine.name: auto takes {best.engine} here; kept in {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
