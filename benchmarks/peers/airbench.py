@@ -1,0 +1,48 @@
+"""airbench's CifarLoader (PyPI `airbench`) in front of the best stock loop's step. One network.
+
+The loader augments a whole epoch at once, in float16, before the first batch. It crops from reflected borders and
+knows CIFAR-10's mean and deviation only; neither changes what it costs. Its device is a GPU by default, but anything
+that torch.device takes will do, so it is measured on a CPU too.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.stock import compiled_step
+from benchmarks.task import Contestant, Task, Unavailable
+
+
+class AirbenchBatches:
+    """Batches of (x [N, C, H, W] in the task's dtype, channels-last; labels int64 [N]) of the task's images."""
+
+    def __init__(self, task: Task) -> None:
+        benchmark = torch.backends.cudnn.benchmark
+        try:
+            from airbench import CifarLoader  # type: ignore[import-not-found, import-untyped]
+        except ImportError:
+            raise Unavailable("airbench is not installed (pip install airbench)") from None
+        finally:
+            torch.backends.cudnn.benchmark = benchmark  # importing airbench turns it on
+        self._dtype = task.dtype
+        with tempfile.TemporaryDirectory() as folder:
+            # The file that it would make of torchvision's CIFAR-10, after a download.
+            images, labels = task.dataset.images_NHWC.cpu(), task.dataset.labels_N.cpu()
+            torch.save({"images": images, "labels": labels, "classes": []}, Path(folder) / "train.pt")
+            augmentation = {"flip": True, "translate": task.config.augment.padding}
+            self._loader = CifarLoader(folder, True, task.batch, augmentation, gpu=task.device)
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch."""
+        for x_NCHW, labels_N in self._loader:
+            yield x_NCHW.to(self._dtype, memory_format=torch.channels_last), labels_N
+
+
+def airbench(task: Task, members: int) -> Contestant:
+    """`members` is 1."""
+    batches = AirbenchBatches(task)
+    step = compiled_step(task)
+    return Contestant(lambda: step.epoch(batches.epoch()), task.steps * task.batch)

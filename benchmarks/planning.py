@@ -1,0 +1,112 @@
+"""`python -m benchmarks.planning`: how long a large sweep takes to plan, and in how much memory.
+
+Plans a k x s grid of at least `--trajectories` trajectories in fresh processes: points, tree, what is left to do on
+an empty store, and the agenda. Memory is the peak of the process, the interpreter and all imports included; planning
+needs no torch. Target: 10,000 trajectories in under 2 s and 200 MB.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.options import parse
+from benchmarks.output import print_machine, print_table, write_results
+from fastwi.cli import run_command
+
+_STAGES = ("points_s", "tree_s", "what_is_left_s", "agenda_s", "all_s")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    return run_command(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
+    parser.add_argument("--trajectories", type=int, default=10_000, help="at least so many (default 10000)")
+    parser.add_argument("--rounds", type=int, default=5, help="fresh processes (default 5)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/planning.json"))
+    arguments = parse(parser, argv, {"trajectories": 1_000, "rounds": 1})
+    context = multiprocessing.get_context("spawn")
+    rounds = []
+    for _ in range(arguments.rounds):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=measure, args=(arguments.trajectories, theirs))
+        process.start()
+        rounds.append(ours.recv())
+        process.join()
+    rows = []
+    for stage in _STAGES:
+        seconds = sorted(found[stage] for found in rounds)
+        rows.append(
+            (
+                stage.removesuffix("_s").replace("_", " "),
+                f"{statistics.median(seconds):.2f}",
+                f"{seconds[0]:.2f} - {seconds[-1]:.2f}",
+            )
+        )
+    first = rounds[0]
+    memory = max(found["peak_MB"] for found in rounds)
+    title = (
+        f"Planning {first['trajectories']:,} trajectories: {first['points']:,} points, {first['epochs']:,} epochs, "
+        f"{first['probes']:,} networks to measure; at most {memory:.0f} MB"
+    )
+    print_table(title, ("stage", "median s", "range s"), rows)
+    import torch
+
+    from benchmarks.machine import describe_machine
+
+    machine = describe_machine(torch.device("cpu"))
+    print_machine(machine)
+    write_results(arguments.out, "planning", machine, {"rounds": arguments.rounds}, rounds)
+    print(json.dumps({"out": str(arguments.out)}))
+    return 0
+
+
+def measure(least: int, pipe: Any) -> None:
+    """In a fresh process: plan, and send seconds a stage, counts and the peak memory (MB, 10^6 bytes)."""
+    from fastwi.config.schema import Config
+    from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
+    from fastwi.experiment.agenda import Agenda
+    from fastwi.experiment.planner import Dataset, plan_tree, unfinished
+    from fastwi.experiment.points import points
+    from fastwi.experiment.tree import Epoch
+
+    axes = (Axis("experiment.k", (1, 2, 4, 8, 16)), Axis("experiment.s", (1, 2, 4)))
+    children = 64  # 32 pairs: a parent has 1 + 5 x 64 + 15 x 32 = 801 trajectories
+    parents = -(-least // (1 + 5 * children + 15 * children // 2))
+    spec = SweepSpec(Config(), axes, SweepOptions(parents=tuple(range(parents)), children=children))
+    data = Dataset("0" * 128, 50_000, 10_000)
+    times = [time.perf_counter()]
+    every = list(points(spec))
+    times.append(time.perf_counter())
+    tree, _ = plan_tree(every, lambda _: data, "bf16", spec.options.measure, spec.options.keep)
+    times.append(time.perf_counter())
+    todo = unfinished(tree, set(), set())
+    times.append(time.perf_counter())
+    agenda = Agenda(tree, todo, set())
+    times.append(time.perf_counter())
+    seconds = [after - before for before, after in itertools.pairwise(times)]
+    begun = {
+        (epoch.before, epoch.noise)
+        for epoch in tree.epochs()
+        for before in [tree.states[epoch.before]]
+        if not isinstance(before, Epoch) or before.noise != epoch.noise
+    }
+    assert len(agenda) == len(todo.tasks)
+    pipe.send(
+        dict(zip(_STAGES, [*seconds, times[-1] - times[0]], strict=True))
+        | {"trajectories": len(begun), "points": len(every), "epochs": len(todo.epochs), "probes": len(todo.probes),
+           "peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

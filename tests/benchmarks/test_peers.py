@@ -1,0 +1,117 @@
+"""The population peers of the throughput benchmark train each member as it would be trained alone, in float64."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from benchmarks.peers.grouped import GroupedPopulation
+from benchmarks.peers.streams import StreamsPopulation
+from benchmarks.peers.vmap import VmapPopulation
+from benchmarks.task import StockBatches, Task, Unavailable
+from fastwi.config.schema import Config, OptimizerConfig
+from fastwi.data.resident import ResidentDataset, normalisation_table
+from fastwi.models.registry import build_model
+from fastwi.models.resnet import ResNet
+
+MEMBERS, CLASSES, BATCH, STEPS = 3, 7, 4, 2
+PEERS = {
+    "vmap": lambda task, networks: VmapPopulation(task, networks, compiled=False),
+    "grouped": lambda task, networks: GroupedPopulation(task, networks, compiled=False),
+    "grouped, channels-last": lambda task, networks: GroupedPopulation(task, networks, False, channels_last=True),
+    "streams": lambda task, networks: StreamsPopulation(task, networks, compiled=False),
+}
+
+
+def small_task(seed, dtype=torch.float64):
+    draw = np.random.default_rng(seed)
+    images = torch.from_numpy(draw.integers(0, 256, (BATCH * STEPS, 8, 8, 3), dtype=np.uint8))
+    labels = torch.from_numpy(draw.integers(0, CLASSES, BATCH * STEPS))
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+    dataset = ResidentDataset(images, labels, normalisation_table(mean, std), CLASSES)
+    config = Config(optimizer=OptimizerConfig(batch_size=BATCH, weight_decay=0.01))
+    return Task(config, dataset, mean, std, torch.device("cpu"), dtype, workers=0)
+
+
+def random_networks(seed):
+    """Members that have nothing in common but their architecture, statistics included."""
+    torch.manual_seed(seed)
+    networks = [ResNet(1, CLASSES, 0.25).double() for _ in range(MEMBERS)]
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            if "bn" in name and tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5)
+    return networks
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_two_steps_equal_those_of_separate_networks(peer, seed):
+    task, networks = small_task(seed), random_networks(seed)
+    alone = copy.deepcopy(networks)
+    population = PEERS[peer](task, networks)
+    batches = list(StockBatches(task, MEMBERS, compiled=False).epoch())
+    assert len(batches) == STEPS
+    for x_MNCHW, labels_MN in batches:
+        population.step(x_MNCHW, labels_MN)
+    before = copy.deepcopy(alone)
+    for m, network in enumerate(alone):
+        network.train()
+        kind = task.config.optimizer
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=kind.learning_rate, momentum=kind.momentum, weight_decay=kind.weight_decay
+        )
+        for x_MNCHW, labels_MN in batches:
+            optimizer.zero_grad()
+            functional.cross_entropy(network(x_MNCHW[m]), labels_MN[m]).backward()
+            optimizer.step()
+        found, wanted = population.state_dict(m), network.state_dict()
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            # Two steps in float64: rounding, amplified by batch norms over as few as 4 x 2 x 2 values.
+            torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-8, msg=name)
+            if name.endswith("weight"):
+                assert not torch.equal(tensor, before[m].state_dict()[name])
+
+
+def test_members_are_given_batches_of_their_own(seed):
+    task = small_task(seed)
+    for x_MNCHW, labels_MN in StockBatches(task, MEMBERS, compiled=False).epoch():
+        assert x_MNCHW.shape == (MEMBERS, BATCH, 3, 8, 8)
+        assert x_MNCHW[0].is_contiguous(memory_format=torch.channels_last)
+        assert labels_MN.shape == (MEMBERS, BATCH)
+        assert len({tuple(x.flatten().tolist()) for x in x_MNCHW}) == MEMBERS
+
+
+def test_an_epoch_hands_out_every_image_once_to_each_member(seed):
+    task = small_task(seed)
+    labels = torch.cat([labels_MN for _, labels_MN in StockBatches(task, MEMBERS, compiled=False).epoch()], dim=1)
+    for labels_D in labels:
+        assert torch.equal(labels_D.sort().values, task.dataset.labels_N.sort().values)
+
+
+@pytest.mark.parametrize("name", ["resnet20_gn", "convnet"])
+def test_grouped_declines_what_it_was_not_written_for(name, seed):
+    networks = [build_model(name, CLASSES) for _ in range(2)]
+    with pytest.raises(Unavailable, match="CIFAR ResNets"):
+        GroupedPopulation(small_task(seed), networks, compiled=False)
+
+
+@pytest.mark.parametrize("peer", ["vmap", "streams"])
+def test_bf16_losses_are_those_of_float32_to_its_rounding(peer, seed):
+    """The casts that stand in for autocast reach every layer, and keep batch norm's weights in float32."""
+    networks = [network.float() for network in random_networks(seed)]
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        task = small_task(seed, dtype)
+        population = PEERS[peer](task, copy.deepcopy(networks))
+        for x_MNCHW, labels_MN in StockBatches(task, MEMBERS, compiled=False).epoch():
+            assert x_MNCHW.dtype == dtype
+            population.step(x_MNCHW, labels_MN)
+        found[dtype] = population.state_dict(0)
+    assert all(tensor.dtype == found[torch.float32][name].dtype for name, tensor in found[torch.bfloat16].items())
+    # The running mean of the first layer after two steps: sums of 27 products of 8-bit mantissas, over 256 places.
+    first = "bn.running_mean"
+    scale = found[torch.float32][first].abs().max() + 1
+    assert (found[torch.bfloat16][first] - found[torch.float32][first]).abs().max() < 0.05 * scale
