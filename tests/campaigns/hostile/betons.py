@@ -1,0 +1,173 @@
+"""Damaged .beton files and cards. What is accepted is compared with a second, plain reading of the bytes."""
+
+import io
+import json
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data_prep.dataset import Split
+from data_prep.digits import load_digits
+from data_prep.write import write_dataset
+from fastwi.beton import Beton, content_sha256, read_beton, write_beton
+from fastwi.beton.format import JPEG, RAW
+from fastwi.beton.stored_writer import StoredImage, write_stored_stream
+from fastwi.beton.stream import StoredBeton
+from fastwi.data.card import read_card
+from fastwi.data.decode import decode_jpeg
+from fastwi.data.resident import load_split
+from hostile.mutate import TEXTS, damaged, damaged_text
+from hostile.target import Finding, odd_file, refused
+
+_HEADER, _FIELD, _RECORD, _ALLOCATION = 24, 1041, 24, 24  # bytes
+_VARIANTS = ((12, 16, 16, 4096), (1, 16, 16, 1024), (3, 8, 5, 128), (40, 4, 4, 64))  # images, height, width, page
+
+
+class Betons:
+    """`read_beton` and `load_split` on files of real digits."""
+
+    @staticmethod
+    def make_corpus(directory: Path) -> None:
+        digits = load_digits("digits")
+        _write_stored(directory / f"{len(_VARIANTS)}.beton", digits.train)
+        for number, (images, height, width, page) in enumerate(_VARIANTS):
+            part = digits.train.images_NHWC[:images, :height, :width]
+            write_beton(directory / f"{number}.beton", part, digits.train.labels_N[:images], page_size=page)
+        small = [Split(split.images_NHWC[:40], split.labels_N[:40]) for split in (digits.train, digits.test)]
+        dataset = type(digits)("digits", digits.classes, small[0], small[1], digits.source)
+        (directory / "set").mkdir()
+        write_dataset(dataset, directory / "set", "raw", lambda *_: None)
+        for name in ("train", "test"):  # the writer's pages of 2 MiB are mostly zeros
+            beton = read_beton(directory / "set" / f"{name}.beton")
+            write_beton(directory / "set" / f"{name}.beton", beton.images_NHWC, beton.labels_N, page_size=4096)
+
+    def __init__(self, corpus: Path) -> None:
+        self._files = [(corpus / f"{number}.beton").read_bytes() for number in range(len(_VARIANTS) + 1)]
+        self._train = (corpus / "set" / "train.beton").read_bytes()
+        self._card = (corpus / "set" / "card.json").read_text()
+
+    def attempt(self, draw: random.Random, work: Path) -> bool:
+        if draw.random() < 0.15:
+            return self._directory(draw, work)
+        path = work / "a.beton"
+        if draw.random() < 0.01:
+            odd_file(draw, path, work.parent.parent / "outside")
+        else:
+            data = draw.choice(self._files)
+            path.write_bytes(damaged(draw, data, _places(data), self._files))
+        if draw.random() < 0.4:
+            return _streamed(path)
+        found: list[Beton] = []
+        if refused(lambda: found.append(read_beton(path))):
+            return False
+        _compare(path.read_bytes(), found[0])
+        return True
+
+    def _directory(self, draw: random.Random, work: Path) -> bool:
+        """A dataset directory whose card, or whose beton, or both are damaged."""
+        what = draw.randrange(3)
+        text = _damaged_card(draw, self._card) if what != 1 else self._card
+        (work / "card.json").write_bytes(text.encode(errors="surrogatepass"))
+        data = damaged(draw, self._train, _places(self._train), self._files) if what != 0 else self._train
+        (work / "train.beton").write_bytes(data)
+        images = draw.choice((0, 0, 7, 41))
+        if refused(lambda: load_split(work, "train", torch.device("cpu"), images)):
+            return False
+        card, beton = read_card(work), read_beton(work / "train.beton")
+        if card.sha256["train"] != content_sha256(beton.images_NHWC, beton.labels_N):
+            raise Finding("a dataset was accepted that is not what its card says")
+        if card.image_shape != beton.images_NHWC.shape[1:]:
+            raise Finding(f"images of {beton.images_NHWC.shape[1:]} were accepted under a card of {card.image_shape}")
+        return True
+
+
+def _write_stored(path: Path, split: Split) -> None:
+    """Raw images and JPEGs of several sizes in one file."""
+    images = []
+    for place in range(8):
+        image_HWC = split.images_NHWC[place, : 16 - place]
+        pixels = image_HWC.tobytes()
+        if place % 2:
+            buffer = io.BytesIO()
+            Image.fromarray(image_HWC).save(buffer, "JPEG")
+            pixels = buffer.getvalue()
+        images.append(StoredImage(JPEG if place % 2 else RAW, 16 - place, 16, pixels))
+    with path.open("wb") as stream:
+        write_stored_stream(stream, images, split.labels_N[:8], 2048)
+
+
+def _streamed(path: Path) -> bool:
+    """Open a file as streaming does, and decode every image that it will give."""
+    opened: list[StoredBeton] = []
+    if refused(lambda: opened.append(StoredBeton(path))):
+        return False
+    beton, whole = opened[0], True
+    for n in range(len(beton)):
+        height, width = beton.size(n)
+        data = beton.read(n)
+        if beton.modes_N[n] == JPEG:
+            decoded: list[np.ndarray] = []
+            if refused(lambda data=data, to=decoded, h=height, w=width: to.append(decode_jpeg(data, h, w))):
+                whole = False
+            elif decoded[0].shape != (height, width, 3) or decoded[0].dtype != np.uint8:
+                raise Finding(f"image {n} was decoded to {decoded[0].dtype}{decoded[0].shape}")
+        elif len(data) != height * width * 3:
+            raise Finding(f"image {n} has {len(data)} bytes for {height} x {width} pixels")
+    beton.close()
+    return whole
+
+
+def _places(data: bytes) -> list[tuple[int, int]]:
+    """Where the numbers are: of the header, the types of fields, the records, the allocation table."""
+    samples, table = struct.unpack_from("<QQ", data, 8)
+    places = [(0, 2), (2, 2), (4, 4), (8, 8), (16, 8), (_HEADER, 1), (_HEADER + _FIELD, 1)] * 3
+    for sample in range(samples):
+        start = _HEADER + 2 * _FIELD + sample * _RECORD
+        places += [(start, 1), (start + 1, 2), (start + 3, 2), (start + 5, 8)]
+        places += [(table + sample * _ALLOCATION + 8 * part, 8) for part in range(3)]
+    return places
+
+
+def _compare(data: bytes, beton: Beton) -> None:
+    """Read the records one by one, as the format says, and compare."""
+    _, fields, _, samples, _ = struct.unpack_from("<HHIQQ", data)
+    if fields != 2:
+        return  # FFCV's other fields; their sizes are the reader's knowledge
+    image_first = data[_HEADER] == 2
+    start = _HEADER + fields * _FIELD
+    for sample in range(samples):
+        record = start + sample * _RECORD
+        mode, width, height, place = struct.unpack_from("<BHHQ", data, record + (0 if image_first else 8))
+        (label,) = struct.unpack_from("<q", data, record + (16 if image_first else 0))
+        size = width * height * 3
+        pixels = data[place : place + size]
+        if mode != 1 or len(pixels) != size or beton.images_NHWC[sample].tobytes() != pixels:
+            raise Finding(f"image {sample} is not the file's")
+        if beton.images_NHWC.shape[1:3] != (height, width) or beton.labels_N[sample] != label:
+            raise Finding(f"size or label of image {sample} is not the file's")
+    if len(beton.images_NHWC) != samples or beton.labels_N.dtype != np.int64:
+        raise Finding("another number of images")
+
+
+def _damaged_card(draw: random.Random, text: str) -> str:
+    if draw.random() < 0.5:
+        return damaged_text(draw, text, ("[]", "{}", "-1", '"x"', "1e999", "NaN", "true", ","))
+    value: Any = json.loads(text)
+    for _ in range(draw.randrange(1, 3)):
+        holder = value
+        while True:
+            key = draw.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
+            if isinstance(holder[key], (dict, list)) and holder[key] and draw.random() < 0.7:
+                holder = holder[key]
+                continue
+            holder[key] = draw.choice((
+                None, True, -1, 0, 2**70, 10**400, 1e308, float("nan"), float("inf"), [], {}, [[]], draw.choice(TEXTS), "x" * 10**5,
+                [draw.choice(TEXTS)] * 3, [0.5] * 3, [16, 16, 3], [10**9, 10**9, 3], [4] * 10,
+            ))  # fmt: skip
+            break
+    return json.dumps(value)

@@ -1,0 +1,140 @@
+"""Damaged and hostile configurations and command lines, through the commands that read them."""
+
+import random
+from pathlib import Path
+
+import fastwi.analyze
+import fastwi.sweep
+import fastwi.train
+from fastwi.config.keys import KEYS
+from fastwi.config.read import config_from_yaml
+from fastwi.config.schema import Config
+from fastwi.config.sweepfile import sweep_from_yaml
+from fastwi.config.sweeplayers import ALL_OPTIONS
+from fastwi.config.sweepwrite import sweep_to_yaml
+from fastwi.config.write import to_yaml
+from hostile.mutate import TEXTS, damaged, damaged_text
+from hostile.target import Finding, command, odd_file
+
+_SHIPPED = Path(__file__).parents[3] / "configs"
+_WORDS = (*KEYS, *ALL_OPTIONS, *{key.split(".")[0] + ":" for key in KEYS}, "base: ", "axes:", "sweep:", "analysis:")
+_ANALYSES = ("connectivity", "importance", "governance", "controls", "blocks", "plane", "x", "")
+_MAINS = {"train": fastwi.train.main, "sweep": fastwi.sweep.main, "analyze": fastwi.analyze.main}
+
+
+class Configs:
+    """`fastwi.train`, `fastwi.sweep` and `fastwi.analyze` with `--print-config`."""
+
+    @staticmethod
+    def make_corpus(directory: Path) -> None:
+        for path in _SHIPPED.glob("*.yaml"):
+            (directory / path.name).write_text(path.read_text())
+        (directory / "complete.yaml").write_text(to_yaml(Config()))
+        whole = sweep_from_yaml((_SHIPPED / "digits_k_s_grid.yaml").read_text(), directory=_SHIPPED)
+        (directory / "complete_sweep.yaml").write_text(sweep_to_yaml(whole))
+
+    def __init__(self, corpus: Path) -> None:
+        self._texts = {path.name: path.read_text() for path in sorted(corpus.glob("*.yaml"))}
+
+    def attempt(self, draw: random.Random, work: Path) -> bool:
+        name = draw.choice(list(self._texts))
+        for other, text in self._texts.items():
+            if other != name and f"base: {other}" in self._texts[name]:
+                if draw.random() < 0.2:
+                    text = damaged_text(draw, text, _WORDS)
+                (work / other).write_bytes(text.encode(errors="surrogatepass"))
+        path = work / name
+        self._write(draw, path)
+        argv = [f"--config={path}"] if draw.random() < 0.97 else []
+        argv += self._flags(draw)
+        draw.shuffle(argv)
+        kind = draw.choice(list(_MAINS))
+        if kind == "analyze":
+            argv.insert(0, draw.choice(_ANALYSES))
+        code, shown = command(_MAINS[kind], [*argv, "--print-config"])
+        if code == 0 and "Carries out" not in shown and "--help" not in argv and "-h" not in argv:
+            _read_back(kind, shown)
+        return code == 0
+
+    def _write(self, draw: random.Random, path: Path) -> None:
+        text, kind = self._texts[path.name], draw.random()
+        if kind < 0.01:
+            odd_file(draw, path, path.parents[2] / "outside")
+        elif kind < 0.15:
+            path.write_bytes(damaged(draw, text.encode(), (), [other.encode() for other in self._texts.values()]))
+        elif kind < 0.19:
+            path.write_bytes(_bomb(draw, text))
+        elif kind < 0.85:
+            path.write_bytes(damaged_text(draw, text, _WORDS).encode(errors="surrogatepass"))
+        else:
+            path.write_text(text)
+
+    def _flags(self, draw: random.Random) -> list[str]:
+        flags = []
+        for _ in range(draw.choice((0, 0, 0, 1, 1, 2, 4))):
+            name = draw.choice(
+                (draw.choice(list(KEYS)), draw.choice(list(ALL_OPTIONS)), f"axes.{draw.choice(list(KEYS))}")
+            )
+            # No argument holds a NUL; bytes that are no UTF-8 arrive as such surrogates.
+            value = (
+                draw.choice((*TEXTS, "1", "0.5", "1,2", "[1, 2]", "1..4", "a", "true", "0", "digits"))
+                .replace("\0", "")
+                .replace("\ud800", "\udc80")
+            )
+            flags.append(
+                f"--{name}={value}" if draw.random() < 0.95 else draw.choice((value, f"--{value}", f"-{name}"))
+            )
+        return flags
+
+
+def _read_back(kind: str, shown: str) -> None:
+    """What was printed must be the configuration itself: read again, it prints the same."""
+    if kind == "train":
+        again = to_yaml(config_from_yaml(shown))
+    elif kind == "sweep":
+        again = sweep_to_yaml(sweep_from_yaml(shown))
+    else:
+        sweep_from_yaml(shown)
+        return
+    if again != shown:
+        raise Finding(f"read back it is another configuration:\n{shown[:2000]}")
+
+
+def _bomb(draw: random.Random, text: str) -> bytes:
+    """Small files that would be large, deep or endless, and other encodings."""
+    deep, wide = draw.choice((50, 900, 5000, 100_000)), draw.choice((10, 300, draw.choice((3000, 60_000))))
+    aliases = "\n".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10) if n else '1'}]" for n in range(draw.choice((5, 9, 30)))
+    )
+    key = draw.choice(list(KEYS))
+    section, name = key.split(".")
+    seeds = draw.choice(
+        (f"0..{10 ** draw.randrange(1, 20)}", "0.." + "9" * 90, f"0..1 step 1e-{draw.randrange(1, 400)}")
+    )
+    return draw.choice(
+        (
+            aliases,
+            f"{aliases}\naxes: {{{key}: *a4}}",
+            f"{aliases}\nsweep: {{parents: *a4}}",
+            f"{section}:\n  {name}: " + "[" * deep + "]" * draw.choice((0, deep)),
+            f"{section}:\n  {name}: " + "{a: " * deep + "}" * draw.choice((0, deep)),
+            f"{section}:\n  {name}: " + "- " * deep,
+            "\n".join(" " * min(n, 2000) + "a:" for n in range(min(deep, 3000))),
+            f"{section}:\n  {name}: " + "9" * wide,
+            f"{section}:\n  {name}: " + "x" * wide * 10,
+            f"{section}:\n  {name}: [" + "1, " * wide + "1]",
+            f"{section}:\n  {name}: [" + ", ".join(map(str, range(wide))) + "]",
+            f"axes:\n  {key}: {seeds}",
+            f"sweep:\n  parents: {seeds}\n  alphas: {seeds}",
+            f"sweep:\n  children: {10 ** draw.randrange(20)}\n  tuples: all\n  tuple_size: {draw.randrange(10**6)}",
+            f"base: {draw.choice(('.', '..', '/', '/dev/zero', '/etc/passwd', path_to_self(), 'a' * 5000, '/proc/self/mem'))}",
+            *(text.encode(code).decode("latin-1") for code in ("utf-16", "utf-32", "utf-7")),
+            text + "#" * (1 << 20),
+            "\n" * wide + text,
+        )
+    ).encode("latin-1", "replace")  # fmt: skip
+
+
+def path_to_self() -> str:
+    """A base that leads round in a circle."""
+    return "digits.yaml"

@@ -1,0 +1,99 @@
+"""What a try may not do: write outside of its directory, start programs, open connections, unpickle, take all memory."""
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hostile.target import Finding
+
+MEMORY = 4 << 30  # bytes beyond what the process has once all is imported
+MOST_GROWTH = 1 << 30  # bytes of resident memory that one try may add to the most there ever was
+MOST_SECONDS = 10.0  # of processor time, a try
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_FORBIDDEN = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "socket.connect", "socket.bind",
+              "socket.getaddrinfo", "urllib.", "pickle.find_class", "pty.", "ftplib.", "http.")  # fmt: skip
+_PATHS = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.link": 2, "os.symlink": 2, "os.truncate": 1,
+          "os.chmod": 1, "os.chown": 1, "os.utime": 1, "os.mkfifo": 1, "sqlite3.connect": 1}  # fmt: skip
+
+
+class Guard:
+    """Watches this process (audit events, PEP 578) and the files around the working directory.
+
+    Libraries that open files in native code raise no audit events: for them there is the tree of canaries.
+    """
+
+    def __init__(self, box: Path) -> None:
+        self._box = box
+        self._work = box / "work"
+        self._allowed = os.path.realpath(self._work) + os.sep
+        self._watching = False
+        self._broken: list[str] = []
+        self._canaries = self._look()
+        sys.addaudithook(self._hear)
+
+    @staticmethod
+    def limit_memory() -> None:
+        """Bound the address space, so that a blow-up is a MemoryError here and no swapping machine."""
+        with open("/proc/self/statm") as stream:
+            size = int(stream.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
+
+    def __enter__(self) -> "Guard":
+        self._broken.clear()
+        self._resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._begun = time.process_time()
+        self._watching = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watching = False
+
+    def check(self) -> None:
+        """Raise Finding for what was done since the block began."""
+        if self._broken:
+            raise Finding("; ".join(self._broken[:5]))
+        seconds = time.process_time() - self._begun
+        if seconds > MOST_SECONDS:
+            raise Finding(f"took {seconds:.1f} s")
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._resident) << 10
+        if grown > MOST_GROWTH:
+            raise Finding(f"took {grown / 2**30:.1f} GiB of memory")
+        if self._look() != self._canaries:
+            raise Finding("files outside of the working directory changed")
+
+    def _look(self) -> list[tuple[str, int, int]]:
+        found = []
+        for folder, folders, names in os.walk(self._box):
+            if Path(folder) == self._box:
+                folders.remove("work")
+            for name in [*folders, *names]:
+                path = os.path.join(folder, name)
+                status = os.lstat(path)
+                found.append((path, status.st_size, status.st_mtime_ns))
+        return sorted(found)
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self._watching:
+            return
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(flags, int) and flags & _WRITING:
+                self._check_path(event, path)
+        elif event in _PATHS:
+            for path in arguments[1:2] if event == "os.symlink" else arguments[: _PATHS[event]]:
+                self._check_path(event, path)
+        elif event.startswith(_FORBIDDEN):
+            self._broken.append(f"{event} {arguments!r:.200}")
+
+    def _check_path(self, event: str, path: Any) -> None:
+        if isinstance(path, int) or path in ("/dev/null", b"/dev/null", ":memory:"):
+            return
+        folder, name = os.path.split(os.fsdecode(path))
+        # The name itself is not followed: a link is removed or replaced as such. An open follows it.
+        real = os.path.realpath(path) if event == "open" else os.path.join(os.path.realpath(folder), name)
+        if not os.fsdecode(real).startswith(self._allowed):
+            self._broken.append(f"{event} {path!r:.200}")

@@ -1,0 +1,365 @@
+"""Hostile sources for `python -m data_prep`: folders, zip archives, images, CIFAR's pickles, SVHN's .mat files."""
+
+import hashlib
+import io
+import os
+import pickle
+import random
+import shutil
+import struct
+import tarfile
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+from PIL import Image
+from torchvision.datasets import CIFAR10, SVHN
+
+from data_prep.__main__ import main
+from data_prep.digits import load_digits
+from fastwi.beton import content_sha256, read_beton
+from fastwi.data.card import read_card
+from hostile.checkpoints import Malicious
+from hostile.mutate import TEXTS, damaged, number
+from hostile.target import Finding, command, odd_file
+
+_NAMES = (
+    "../../outside/escaped.png", "/outside.png", "..", "train/../../x.png", "train/0/../../../x.png", "C:\\x.png", "\\\\host\\x.png",
+    "train/0/" + "x" * 300 + ".png", "train//0/a.png", "train/0/a\n.png", "train/0/\x1b[2J.png", "train/new\nline/a.png", "./train/0/a.png",
+    "train/0/\u202egnp.a.png", "train/0", "train", "train/0/", "/", "", "train/0/deep/a.png", "train/0/a.txt", "a/b/train/0/a.png",
+    "other/train/0/a.png", "__MACOSX/x.png", "train/.hidden/a.png", "train/0/é.png", "test/9/a.png", "con.png", "train/0/a\0b.png",
+)  # fmt: skip
+_BATCHES = (
+    "data_batch_1",
+    "data_batch_2",
+    "data_batch_3",
+    "data_batch_4",
+    "data_batch_5",
+    "test_batch",
+    "batches.meta",
+)
+_PYTHON, _ARCHIVE = CIFAR10.base_folder, CIFAR10.filename
+
+
+class Sources:
+    """The command itself, in a directory of its own."""
+
+    @staticmethod
+    def make_corpus(directory: Path) -> None:
+        digits = load_digits("digits")
+        images_NHWC, labels_N = digits.train.images_NHWC, digits.train.labels_N
+        for split in ("train", "test"):
+            for label in range(2):
+                folder = directory / "folder" / split / str(label)
+                folder.mkdir(parents=True)
+                for place, image_HWC in enumerate(images_NHWC[labels_N == label][: 2 if split == "train" else 1]):
+                    Image.fromarray(image_HWC).save(folder / f"{place}.{'jpg' if place else 'png'}")
+        (directory / "cifar").mkdir()
+        large_NHWC = images_NHWC[:12].repeat(2, axis=1).repeat(2, axis=2)
+        for place, name in enumerate(_BATCHES[:-1]):
+            data = large_NHWC[2 * place : 2 * place + 2].transpose(0, 3, 1, 2).reshape(-1, 3072).copy()
+            batch = {"data": data, "labels": labels_N[2 * place : 2 * place + 2].tolist(), "batch_label": name}
+            (directory / "cifar" / name).write_bytes(pickle.dumps(batch, 2))
+        meta = {"label_names": [str(label) for label in range(10)]}
+        (directory / "cifar" / _BATCHES[-1]).write_bytes(pickle.dumps(meta, 2))
+        for name in ("train", "test"):
+            columns = {"X": large_NHWC.transpose(1, 2, 3, 0), "y": labels_N[:12, None].astype(np.uint8)}
+            buffer = io.BytesIO()
+            scipy.io.savemat(buffer, columns)
+            (directory / f"{name}_32x32.mat").write_bytes(buffer.getvalue())
+
+    def __init__(self, corpus: Path) -> None:
+        self._folder = corpus / "folder"
+        self._images = {path.relative_to(self._folder).as_posix(): path.read_bytes()
+                        for path in sorted(self._folder.rglob("*.[pj]*"))}  # fmt: skip
+        self._cifar = {name: (corpus / "cifar" / name).read_bytes() for name in _BATCHES}
+        self._svhn = {f"{name}_32x32.mat": (corpus / f"{name}_32x32.mat").read_bytes() for name in ("train", "test")}
+
+    def attempt(self, draw: random.Random, work: Path) -> bool:
+        kind = draw.random()
+        source, out = work / "source", work / "out"
+        dataset = "folder"
+        if kind < 0.35:
+            source = work / draw.choice(("source.zip", "source"))
+            self._zip(draw, source)
+        elif kind < 0.75:
+            self._tree(draw, source, work.parent.parent / "outside")
+        elif kind < 0.93:
+            dataset = "cifar10"
+            source = self._cifar_source(draw, work)
+        else:
+            dataset = "svhn"
+            self._svhn_source(draw, source)
+        argv = [dataset, f"--source={source}", f"--out={out}", "--writer=raw"]
+        if dataset == "folder" and draw.random() < 0.3:
+            side = draw.choice((1, 8, 16, 16, 0, -1, 10**9, "x", 4096 if draw.random() < 0.05 else 64))
+            argv.append(f"--size={side}")
+        if draw.random() < 0.1:
+            argv.append(f"--name={draw.choice(TEXTS)}")
+        code, _ = command(main, argv)
+        if (work / "EXECUTED").exists():
+            raise Finding("a pickle was executed")
+        left = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+        if code != 0 and left:
+            raise Finding(f"refused, and yet {left} were written")
+        if code == 0:
+            self._check_written(out, left)
+        return code == 0
+
+    def _check_written(self, out: Path, left: list[str]) -> None:
+        """The directory holds a dataset, and nothing else."""
+        if left != ["card.json", "test.beton", "train.beton"]:
+            raise Finding(f"wrote {left}")
+        card = read_card(out)
+        for split in ("train", "test"):
+            beton = read_beton(out / f"{split}.beton")
+            if content_sha256(beton.images_NHWC, beton.labels_N) != card.sha256[split]:
+                raise Finding(f"{split}.beton is not what the card says")
+            if not 0 <= beton.labels_N.min() <= beton.labels_N.max() < len(card.classes):
+                raise Finding(f"{split}.beton has labels beyond the classes")
+
+    def _zip(self, draw: random.Random, path: Path) -> None:
+        members = dict(self._images)
+        if draw.random() < 0.5:
+            name = draw.choice(list(members))
+            members[name] = _image(draw, members[name])
+        if draw.random() < 0.3:
+            members = {f"prefix/{name}": data for name, data in members.items()}
+        hostile = [draw.choice(_NAMES) for _ in range(draw.choice((0, 0, 1, 1, 3)))]
+        with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+            warnings.simplefilter("ignore")  # a name that occurs twice is what is wanted
+            for name in [*members, *hostile]:
+                info = zipfile.ZipInfo("placeholder")
+                info.filename = name  # as it is: the constructor would cut at NUL
+                info.compress_type = draw.choice((zipfile.ZIP_STORED, *[zipfile.ZIP_DEFLATED] * 3,
+                                                  draw.choice((zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))))  # fmt: skip
+                if draw.random() < 0.03:
+                    info.external_attr = 0o120777 << 16  # a symbolic link
+                data = members.get(name, b"../../outside/canary.txt")
+                archive.writestr(info, data if draw.random() < 0.99 else bytes(draw.choice((10**6, 40 * 10**6))))
+        data = path.read_bytes()
+        choice = draw.random()
+        if choice < 0.5:
+            data = damaged(draw, data, _zip_numbers(data), list(self._images.values()))
+        elif choice < 0.6:
+            data = _lying_sizes(draw, data)
+        path.write_bytes(data)
+
+    def _tree(self, draw: random.Random, source: Path, outside: Path) -> None:
+        shutil.copytree(self._folder, source)
+        for _ in range(draw.choice((1, 1, 2))):
+            files = sorted(path for path in source.rglob("*.[pj]*") if path.is_file() and not path.is_symlink())
+            if not files:
+                return
+            path, kind = draw.choice(files), draw.random()
+            if kind < 0.75:
+                path.write_bytes(_image(draw, path.read_bytes()))
+            elif kind < 0.85:
+                path.unlink()
+                odd_file(draw, path, outside)
+            elif kind < 0.95:
+                name = draw.choice(_NAMES).replace("..", "dots").replace("\0", "").strip("/") or "x"
+                target = source / name
+                if len(target.name) < 256:
+                    try:
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        target.write_bytes(path.read_bytes())
+                    except OSError:
+                        pass  # a file stands where a folder would
+                with_bytes = os.fsencode(path.parent) + b"/\xff\xfe.png"
+                if draw.random() < 0.2:
+                    with open(with_bytes, "wb") as stream:
+                        stream.write(path.read_bytes())
+            else:
+                shutil.rmtree(path.parent)
+                if draw.random() < 0.5:
+                    path.parent.symlink_to(draw.choice((outside, source, "..", path.parent.name)))
+
+    def _cifar_source(self, draw: random.Random, work: Path) -> Path:
+        """Batches with right checksums, so that they are looked into, or with wrong ones, or an archive."""
+        files = dict(self._cifar)
+        kind = draw.random()
+        for name in draw.sample(_BATCHES, 1 if kind < 0.8 else 2):
+            files[name] = _batch(draw, work, files[name], list(self._cifar.values()))
+        sums = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
+        if draw.random() < 0.15:
+            sums[draw.choice(_BATCHES)] = "0" * 32
+        # The official checksums, replaced: else nothing but the official files would be looked into.
+        CIFAR10.train_list = [[name, sums[name]] for name in _BATCHES[:5]]
+        CIFAR10.test_list = [["test_batch", sums["test_batch"]]]
+        CIFAR10.meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+        source = work / "source"
+        if draw.random() < 0.5:
+            (source / _PYTHON).mkdir(parents=True)
+            for name, data in files.items():
+                (source / _PYTHON / name).write_bytes(data)
+            if draw.random() < 0.1:
+                path = source / _PYTHON / draw.choice(_BATCHES)
+                path.unlink()
+                odd_file(draw, path, work.parent.parent / "outside")
+            return source
+        source.mkdir()
+        archive = source / _ARCHIVE
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+            for name, data in files.items():
+                info = tarfile.TarInfo(f"{_PYTHON}/{name}")
+                info.size = len(data)
+                if draw.random() < 0.05:
+                    info.type = draw.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE))
+                    info.linkname = draw.choice(("../../../outside/canary.txt", "/etc/passwd", name))
+                tar.addfile(info, io.BytesIO(data))
+            if draw.random() < 0.3:
+                info = tarfile.TarInfo(draw.choice(("../../../outside/escaped", "/tmp/escaped", "x")))
+                info.size = 3
+                tar.addfile(info, io.BytesIO(b"bad"))
+        data = buffer.getvalue()
+        if draw.random() < 0.4:
+            data = damaged(draw, data)
+        archive.write_bytes(data)
+        CIFAR10.tgz_md5 = hashlib.md5(data).hexdigest() if draw.random() < 0.9 else "0" * 32
+        return draw.choice((archive, source))
+
+    def _svhn_source(self, draw: random.Random, source: Path) -> None:
+        """Damaged files; their checksums are those of the whole ones, so that none of them may be looked into."""
+        source.mkdir()
+        whole = draw.random() < 0.1
+        SVHN.split_list = {name: ["none", f"{name}_32x32.mat", hashlib.md5(self._svhn[f"{name}_32x32.mat"]).hexdigest()]
+                           for name in ("train", "test")}  # fmt: skip
+        for name, data in self._svhn.items():
+            (source / name).write_bytes(data if whole else damaged(draw, data))
+        if draw.random() < 0.05:
+            path = source / "train_32x32.mat"
+            path.unlink()
+            odd_file(draw, path, source.parents[2] / "outside")
+
+
+def _batch(draw: random.Random, work: Path, data: bytes, others: list[bytes]) -> bytes:
+    """A CIFAR batch that is damaged, or another pickle."""
+    kind = draw.random()
+    if kind < 0.4:
+        return damaged(draw, data, (), others)
+    if kind < 0.6:
+        return pickle.dumps(draw.choice((Malicious(work / "EXECUTED"), {"data": Malicious(work / "EXECUTED"), "labels": [1]})),
+                            draw.randrange(6))  # fmt: skip
+    array = np.zeros((2, 3072), np.uint8)
+    odd: Any = draw.choice((
+        {}, [], None, 5, "x", {"data": array}, {"data": array, "labels": [1, 2, 3]}, {"data": array, "labels": "ab"},
+        {"data": array, "labels": [2**70, 1]}, {"data": array, "labels": [-1, 10]}, {"data": array[:, :5], "labels": [1, 2]},
+        {"data": array.astype(np.float64), "labels": [1, 2]}, {"data": array.astype(object), "labels": [1, 2]},
+        {"data": np.asfortranarray(array), "labels": [1, 2]}, {"data": b"x" * 6144, "labels": [1, 2]}, {"label_names": ["a"] * 10},
+        {"label_names": draw.choice(TEXTS)}, {"label_names": [draw.choice(TEXTS)] * 10}, {"label_names": [1] * 10},
+        {"data": array, "labels": np.array([1, 2])}, {b"data": array, b"labels": [1, 2]}, {"data": array, "labels": []},
+    ))  # fmt: skip
+    if kind < 0.9:
+        return pickle.dumps(odd, draw.randrange(5))
+    return draw.choice(_PICKLES)
+
+
+# Pickles that name a size, an index or a depth that no memory has, and ones that call what they find.
+_PICKLES = (
+    b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.", b"\x80\x04\x96" + struct.pack("<Q", 2**40) + b"x.",
+    b"\x80\x02]r" + struct.pack("<I", 2**32 - 1) + b".", b"\x80\x02]j\xff\xff\xff\xff.", b"\x80\x04\x95" + b"\xff" * 8 + b".",
+    b"(" * 10**5 + b"l.", b"]" * 10**5 + b"a" * (10**5 - 1) + b".", b"I" + b"9" * 10**4 + b"\n.", b"L" + b"9" * 10**6 + b"L\n.", b"\x8b\xff\xff\xff\x7f1.",
+    b"cos\nsystem\n(S'touch EXECUTED'\ntR.", b"(S'touch EXECUTED'\nios\nsystem\n.", b"cbuiltins\neval\n(S'1'\ntR.", b"\x80\x02\x82\x01.",
+    b"Pabc\n.", b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.", b"cnumpy\nfromfile\n(S'/etc/passwd'\ntR.", b".", b"", b"\x80\xff.",
+    b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I99999999999\ntS'b'\ntR.", b"0.", b"2.", b"t.", b"R.", b"b.", b"N}b.", b"u.", b"s.", b"a.",
+    b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI63\ntb.", b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR.", b"c_codecs\nencode\n(I1\nI2\ntR.",
+)  # fmt: skip
+
+
+def _image(draw: random.Random, data: bytes) -> bytes:
+    kind = draw.random()
+    if kind < 0.55:
+        return damaged(draw, data, [(16, 4), (20, 4), (24, 1), (25, 1), (26, 1)])
+    if kind < 0.8:
+        return _png(draw)
+    if kind < 0.9:
+        buffer = io.BytesIO()
+        mode = draw.choice(("1", "L", "LA", "P", "RGBA", "RGB", "I", "I;16", "CMYK"))
+        try:
+            Image.new(mode, draw.choice(((1, 1), (16, 16), (16, 15), (2000, 1)))).save(
+                buffer, draw.choice(("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"))
+            )
+        except (OSError, ValueError):
+            return b""  # a mode that the format cannot hold
+        return buffer.getvalue()
+    return draw.choice((b"", b"%!PS-Adobe\n", b"GIF89a", b"<svg/>", b"\xff\xd8\xff" * 100, b"\x89PNG\r\n\x1a\n"))
+
+
+def _png(draw: random.Random) -> bytes:
+    """A PNG of right checksums whose header lies, or whose pixels unpack to far more than they are."""
+    sides = [draw.choice((16, 16, 0, 1, 5000, 30_000, 2**31 - 1, number(draw, 4))) for _ in range(2)]
+    header = struct.pack(
+        ">IIBBBBB",
+        *sides,
+        draw.choice((8, 8, 1, 16, 3)),
+        draw.choice((2, 2, 0, 3, 6, 7)),
+        0,
+        0,
+        draw.choice((0, 0, 1)),
+    )
+    pixels = bytes(draw.choice((0, 16 * 49, 10**6, 50 * 10**6 if draw.random() < 0.1 else 10**5)))
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(pixels, 1)), (b"IEND", b"")]
+    extra = draw.choice(
+        (
+            b"tEXt",
+            b"zTXt",
+            b"iCCP",
+            b"PLTE",
+            b"tRNS",
+            b"acTL",
+            b"fcTL",
+            b"eXIf",
+            b"gAMA",
+            b"pHYs",
+            b"IDAT",
+            b"\0\0\0\0",
+        )
+    )
+    if draw.random() < 0.6:
+        content = draw.choice(
+            (
+                b"",
+                b"\0" * 7,
+                b"k\0\0" + zlib.compress(bytes(10**6)),
+                draw.randbytes(40),
+                b"MM\0*" + draw.randbytes(30),
+            )
+        )
+        chunks.insert(draw.randrange(4), (extra, content))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
+
+
+def _zip_numbers(data: bytes) -> list[tuple[int, int]]:
+    """The numbers of local headers, the central directory and its end."""
+    places = []
+    for magic, parts in (
+        (b"PK\3\4", ((6, 2), (8, 2), (14, 4), (18, 4), (22, 4), (26, 2), (28, 2))),
+        (b"PK\1\2", ((8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2), (32, 2), (42, 4))),
+        (b"PK\5\6", ((4, 2), (8, 2), (10, 2), (12, 4), (16, 4), (20, 2))),
+    ):
+        start = data.find(magic)
+        while start >= 0:
+            places += [(start + offset, size) for offset, size in parts]
+            start = data.find(magic, start + 4)
+    return places
+
+
+def _lying_sizes(draw: random.Random, data: bytes) -> bytes:
+    """An archive whose directory claims other unpacked sizes than its files have."""
+    found = bytearray(data)
+    start = found.find(b"PK\1\2")
+    while start >= 0:
+        if draw.random() < 0.5:
+            size = draw.choice((0, 1, 100, 2**28, 2**28 + 1, 2**31, 2**32 - 2))
+            found[start + 24 : start + 28] = struct.pack("<I", size)
+        start = found.find(b"PK\1\2", start + 4)
+    return bytes(found)

@@ -1,0 +1,221 @@
+"""Damaged stores. A store never gives a value that was not stored: it names the damage, or the value is right."""
+
+import hashlib
+import random
+import shutil
+import sqlite3
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import fastwi.store
+from fastwi.errors import UserError
+from fastwi.experiment.store import Measurement, Store
+from fastwi.population import Population
+from hostile.mutate import TEXTS, damaged
+from hostile.target import Finding, command, odd_file, refused
+
+_MATRICES = ("weights_MP", "momentum_MP", "statistics_MQ", "counters_MB")
+_ACTIONS = (
+    ["ls"],
+    ["ls", "--json"],
+    ["du"],
+    ["verify"],
+    ["verify", "--json"],
+    ["gc"],
+    ["verify", "--repair"],
+    ["rebuild"],
+)
+_INDEX = ("index.sqlite", "index.sqlite-wal")
+
+
+def key_of(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()[:40]
+
+
+def _fill(store: Store, numbers: range) -> None:
+    for number in numbers:
+        torch.manual_seed(number)
+        population = Population.from_modules([nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))])
+        states = [store.write_state(key_of(number), population)] if number < 4 or number > 30 else []
+        rows = [
+            Measurement(key_of(number), treatment, number % 7, number / 3, 0.1, number / 7, 50.0, 0.5)
+            for treatment in ("own", "recomputed")
+        ]
+        store.commit(rows, states, [])
+
+
+Held = tuple[dict[tuple[str, str], object], dict[str, bytes]]
+
+
+def _held(store: Store) -> Held:
+    """All measurements as bits, all states as bytes."""
+    states = {}
+    for key in store.states():
+        loaded = store.load_state(key)
+        states[key] = b"".join(getattr(loaded, name).numpy().tobytes() for name in _MATRICES)
+    return {key: m.result() for key, m in store.measurements().items()}, states
+
+
+class Stores:
+    """Every action of `fastwi.store`, and what the store gives to a sweep."""
+
+    @staticmethod
+    def make_corpus(directory: Path) -> None:
+        with Store.open(directory / "closed") as store:
+            _fill(store, range(30))
+            store.keep([key_of(0)])
+            store.export()
+        # As a killed process leaves it: the last transactions in the log, claims and a pin without a live owner.
+        shutil.copytree(directory / "closed", directory / "live")
+        with Store.open(directory / "live") as store, store.owner() as owner:
+            _fill(store, range(31, 34))
+            owner.claim([(key_of(n), "own") for n in range(40, 44)])
+            owner.pin([key_of(1)])
+            shutil.copytree(directory / "live", directory / "killed")
+        shutil.rmtree(directory / "live")
+
+    def __init__(self, corpus: Path) -> None:
+        self._stores = [corpus / "closed", corpus / "killed"]
+        with Store.open(shutil.copytree(corpus / "killed", corpus / "read")) as store:
+            self._measurements, self._states = _held(store)
+        shutil.rmtree(corpus / "read")
+
+    def attempt(self, draw: random.Random, work: Path) -> bool:
+        directory = Path(shutil.copytree(draw.choice(self._stores), work / "store"))
+        for _ in range(1 + min(int(draw.expovariate(1.0)), 4)):
+            self._damage(draw, directory, work.parent.parent / "outside")
+        accepted = True
+        for action in draw.sample(_ACTIONS, draw.randrange(1, 4)):
+            codes = (0, 1, 2) if action[0] == "verify" else (0, 2)
+            code, _ = command(fastwi.store.main, [*action, str(directory)], codes)
+            accepted = accepted and code == 0
+            if action == ["rebuild"] and code == 0:
+                self._is_whole(directory)
+        return self._values_are_right(directory) and accepted
+
+    def _is_whole(self, directory: Path) -> None:
+        """A rebuilt store has no damage, and takes new work."""
+        code, shown = command(fastwi.store.main, ["verify", str(directory)], (0, 1, 2))
+        if code != 0:
+            raise Finding(f"damaged after its rebuilding:\n{shown}")
+        with Store.open(directory) as store, store.owner() as owner:
+            tasks = owner.claim([(key_of(99), "own")])
+            store.commit([Measurement(key_of(99), "own", 1, 0.5, 0.1, 0.5, 50.0, 0.5)], [], tasks)
+            with store.database.writing() as connection:  # not to be taken for a wrong value below
+                connection.execute("DELETE FROM measurements WHERE state = ?", (key_of(99),))
+
+    def _values_are_right(self, directory: Path) -> bool:
+        """Whatever the store gives is what was stored; whether it gives all that it says it has."""
+        try:
+            with Store.open(directory, create=False) as store:
+                for key, m in store.measurements().items():
+                    if self._measurements.get(key) != m.result():
+                        raise Finding(f"measurement {key} is not what was stored")
+                for key in sorted(store.states()):
+                    found: list[Population] = []
+                    if refused(lambda key=key, found=found: found.append(store.load_state(key))):
+                        continue
+                    if b"".join(getattr(found[0], name).numpy().tobytes() for name in _MATRICES) != self._states.get(
+                        key
+                    ):
+                        raise Finding(f"state {key} is not what was stored")
+        except UserError:
+            return False
+        return True
+
+    def _damage(self, draw: random.Random, directory: Path, outside: Path) -> None:
+        files = sorted(path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+        if not files:
+            return
+        preferred = [path for path in files if path.name in _INDEX]
+        path = draw.choice(preferred if preferred and draw.random() < 0.4 else files)
+        data, kind = path.read_bytes(), draw.random()
+        other = draw.choice([each for each in files if "states" not in each.parts] or [path])
+        if kind < 0.55:
+            path.write_bytes(damaged(draw, data, _numbers(path, data), [other.read_bytes()]))
+        elif kind < 0.65:
+            path.unlink()
+        elif kind < 0.75:
+            path.unlink()
+            odd_file(draw, path, outside)
+        elif kind < 0.80:
+            # Not one state in the place of another: without the index nothing could tell them apart.
+            path.write_bytes(other.read_bytes())
+        elif kind < 0.85:
+            path.unlink()
+            _foreign(draw, path)
+        elif kind < 0.92:
+            stray = directory / draw.choice(("states", "states/ab", "owners", "damaged", ".", "sweeps"))
+            stray.mkdir(parents=True, exist_ok=True)
+            name = draw.choice(
+                (f"{key_of(5)}.safetensors", ".x.tmp", "x.lock", "index.rebuilt.sqlite", "kept.lock", "é\n\x1b")
+            )
+            if not (stray / name).exists() and not (stray / name).is_symlink():
+                odd_file(draw, stray / name, outside)
+        else:
+            _sql(draw, directory / "index.sqlite")
+
+
+def _numbers(path: Path, data: bytes) -> list[tuple[int, int]]:
+    """Sizes and places within SQLite's header, Parquet's footer and a checkpoint's header."""
+    if path.name == "index.sqlite":
+        return [
+            (16, 2),
+            (18, 1),
+            (19, 1),
+            (20, 1),
+            (28, 4),
+            (32, 4),
+            (36, 4),
+            (44, 4),
+            (56, 4),
+            (100, 1),
+            (103, 2),
+            (105, 2),
+        ]
+    if path.suffix == ".parquet":
+        return [(len(data) - 8, 4)]
+    return [(0, 8)] if len(data) > 8 else []
+
+
+def _foreign(draw: random.Random, path: Path) -> None:
+    """Another program's database, or a store's of another day."""
+    connection = sqlite3.connect(path)
+    table = draw.choice(("measurements", "tallies", "states", "other"))
+    connection.execute(f"CREATE TABLE {table} (a TEXT, b BLOB)")
+    connection.execute(f"INSERT INTO {table} VALUES (?, ?)", ("x", draw.randbytes(20)))
+    if draw.random() < 0.5:
+        connection.execute("PRAGMA user_version = 7")
+    connection.commit()
+    connection.close()
+
+
+def _sql(draw: random.Random, index: Path) -> None:
+    """A change made through SQLite itself: structure whole, content not."""
+    statements = (
+        "UPDATE measurements SET epoch = 99",
+        "UPDATE measurements SET test_loss = 'text' WHERE epoch = 3",
+        "UPDATE states SET bytes = 9223372036854775807",
+        "UPDATE states SET key = '../../../outside/canary'",
+        "UPDATE states SET sha256 = x'00ff'",
+        "DELETE FROM measurements WHERE epoch = 2",
+        "UPDATE claims SET owner = '../../outside/canary'",
+        "UPDATE notes SET value = ?",
+        "UPDATE measurements SET crc = -1",
+        "DROP TABLE pins",
+        "CREATE TABLE more (a)",
+        "CREATE VIEW v AS SELECT * FROM measurements",
+        "CREATE TRIGGER t AFTER INSERT ON claims BEGIN DELETE FROM measurements; END",
+        "PRAGMA user_version = 3",
+        "VACUUM",
+    )
+    try:
+        connection = sqlite3.connect(index, isolation_level=None)
+        statement = draw.choice(statements)
+        text = draw.choice(TEXTS).encode(errors="replace").decode()
+        connection.execute(statement, (text,) if "?" in statement else ())
+        connection.close()
+    except sqlite3.Error:
+        pass  # damaged before

@@ -1,0 +1,67 @@
+"""What all tests share: their random inputs, and the settings of what they run on.
+
+Inputs are random, and fixed by the sources: anyone who tests the same sources tests the same inputs, and every change
+to them draws new ones. `python -m pytest --fresh 100` runs each test that takes a seed 100 times, on fresh inputs.
+
+Where there is no GPU, Triton kernels are interpreted. That must be said before triton is imported.
+"""
+
+import functools
+import hashlib
+import os
+import secrets
+import signal
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# A busy machine may take seconds over one example; how long one takes is no property under test.
+hypothesis.settings.register_profile("fastwi", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("fastwi")
+
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell's background jobs ignore Ctrl-C, and the commands under test would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fresh", type=int, default=0, metavar="N", help="run each test that takes a seed N times, on fresh inputs"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    times = metafunc.config.getoption("--fresh")
+    if times and "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", [secrets.randbits(32) for _ in range(times)])
+
+
+@functools.cache
+def _digest_of_sources() -> bytes:
+    top, digest = Path(__file__).parent.parent, hashlib.sha256()
+    for package in ("fastwi", "data_prep", "tests"):
+        for path in sorted((top / package).rglob("*")):
+            if path.suffix in (".py", ".cpp", ".j2"):
+                digest.update(path.relative_to(top).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.digest()
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed for a test's inputs; pytest shows it where the test fails."""
+    text = _digest_of_sources() + request.node.nodeid.encode()
+    drawn = int.from_bytes(hashlib.sha256(text).digest()[:4], "little")
+    print(f"seed {drawn}")
+    return drawn
+
+
+@pytest.fixture(scope="session")
+def digits_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits, prepared once. Tests must not write to it."""
+    from data_prep import prepare
+
+    return prepare("digits", tmp_path_factory.mktemp("data") / "digits", writer="raw")

@@ -1,0 +1,49 @@
+"""Planned sweeps with measurements that are drawn, not trained: what frames and tables are made of, quickly."""
+
+import math
+import random
+
+from fastwi.config.read import config_from_mapping
+from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
+from fastwi.experiment.planner import Dataset, plan_tree
+from fastwi.experiment.points import points
+from fastwi.experiment.store import Measurement
+from fastwi.experiment.tree import OWN
+
+DATASET = Dataset("0123456789abcdef", train_images=100, test_images=50)
+
+
+def dataset_of(config):
+    return DATASET
+
+
+def spec_of(axes: dict, experiment: dict | None = None, **options) -> SweepSpec:
+    """A sweep over `axes`, by dotted name, of a tiny base configuration."""
+    base = config_from_mapping({
+        "optimizer": {"batch_size": 50}, "experiment": {"k": 2, "s": 1, "after": 2, **(experiment or {})},
+    })  # fmt: skip
+    return SweepSpec(base, tuple(Axis(path, tuple(values)) for path, values in axes.items()), SweepOptions(**options))
+
+
+def planned(spec: SweepSpec):
+    """Points, their places, and the tree."""
+    every = list(points(spec))
+    tree, places = plan_tree(every, dataset_of, "fp32", spec.options.measure, spec.options.keep)
+    return every, places, tree
+
+
+def drawn(tree, seed: int) -> dict:
+    """A measurement of each epoch and probe; accuracies of a later epoch are higher, mostly."""
+    found = {}
+    for epoch in tree.epochs():
+        draw = random.Random(f"{seed} {epoch.key}")
+        found[epoch.key, OWN] = Measurement(
+            epoch.key, OWN, epoch.epoch, draw.uniform(0, 2), 0.1 / epoch.epoch, draw.uniform(0, 2),
+            100 * (1 - math.exp(-epoch.epoch / 8)) + draw.uniform(-1, 0), 1.0,
+        )  # fmt: skip
+    for probe in tree.probes.values():
+        draw = random.Random(f"{seed} {probe.key}")
+        epoch = tree.states[probe.state].epoch
+        accuracy = 100 * (1 - math.exp(-epoch / 8)) + draw.uniform(-1, 1)
+        found[probe.key] = Measurement(*probe.key, epoch, None, None, draw.uniform(0, 2), accuracy, 1.0)
+    return found

@@ -1,0 +1,49 @@
+"""Small networks for the tests of populations and of the public functions."""
+
+import torch
+from torch import Tensor, nn
+
+
+class SmallNet(nn.Module):
+    """Convolutions (one grouped), batch norm, odd widths, a non-persistent buffer and 97 outputs."""
+
+    def __init__(self, channels: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.depthwise = nn.Conv2d(channels, channels, (3, 1), groups=channels, bias=False)
+        self.head = nn.Linear(channels, 97)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("mean", torch.tensor([0.1, 0.2, 0.3]), persistent=False)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Logits [N, 97]."""
+        centred_NCHW = images_NCHW - self.mean[:, None, None]
+        x_NCHW = self.depthwise(self.norm(self.stem(centred_NCHW)).relu())
+        return self.head(x_NCHW.mean(dim=(2, 3))) * self.scale
+
+
+class TiedNet(nn.Module):
+    """An encoder and a decoder that share one weight, and one batch norm under two names."""
+
+    def __init__(self, tied: bool = True) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(6, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.decoder = nn.Linear(6, 6)
+        self.again = self.norm if tied else nn.BatchNorm1d(6)
+        if tied:
+            self.decoder.weight = self.encoder.weight
+
+
+def trained(network: nn.Module, seed: int) -> nn.Module:
+    """`network` with every parameter and buffer drawn anew from `seed`, so that no two are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        for name, buffer in network.named_buffers():
+            if name in network.state_dict():
+                drawn = torch.rand(buffer.shape, generator=generator) * 100 + 1
+                buffer.copy_(drawn.to(buffer.dtype))
+    return network

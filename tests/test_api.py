@@ -1,0 +1,185 @@
+"""The public functions on every form of network, and the lazy front door."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchvision
+from small_networks import SmallNet, TiedNet, trained
+
+import fastwi
+from fastwi import Population
+
+
+def exact_mix(a: torch.Tensor, b: torch.Tensor, alpha: float) -> torch.Tensor:
+    if a.is_floating_point():
+        return (1 - alpha) * a.double() + alpha * b.double()
+    return torch.maximum(a, b).double()
+
+
+def assert_mixed(states: list[dict[str, torch.Tensor]], alpha: float) -> None:
+    """states: the result, a and b."""
+    result, a, b = states
+    assert list(result) == list(a)
+    for key, value in result.items():
+        assert value.dtype == a[key].dtype
+        torch.testing.assert_close(value.double(), exact_mix(a[key], b[key], alpha), rtol=1e-5, atol=1e-5)
+        assert not torch.equal(a[key], b[key]), f"{key} does not differ, so this shows nothing"
+
+
+def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.detach().clone() for key, value in state.items()}
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.1, -0.5, 1.5])
+@pytest.mark.parametrize("build", [SmallNet, TiedNet, torchvision.models.resnet18])
+def test_modules_are_interpolated_in_place(build, alpha):
+    a, b = trained(build(), 1), trained(build(), 2)
+    old_a, old_b = copied(a.state_dict()), copied(b.state_dict())
+    addresses = [parameter.data_ptr() for parameter in a.parameters()]
+    fastwi.interpolate_(a, b, alpha)
+    assert_mixed([a.state_dict(), old_a, old_b], alpha)
+    assert addresses == [parameter.data_ptr() for parameter in a.parameters()]
+    assert all(parameter.requires_grad for parameter in a.parameters())
+    assert all(torch.equal(value, old_b[key]) for key, value in b.state_dict().items())
+
+
+def test_the_ends_are_exact():
+    a, b = trained(SmallNet(), 1), trained(SmallNet(), 2)
+    old_a = copied(a.state_dict())
+    fastwi.interpolate_(a, b, 0.0)
+    assert all(torch.equal(value, old_a[key]) for key, value in a.state_dict().items())
+    fastwi.interpolate_(a, b, 1.0)
+    assert all(torch.equal(value, b.state_dict()[key]) for key, value in a.state_dict().items())
+
+
+def test_a_module_and_a_state_dict_and_lists():
+    a, b = trained(SmallNet(), 1), trained(SmallNet(), 2)
+    old_a = copied(a.state_dict())
+    fastwi.interpolate_(a, b.state_dict(), 0.25)
+    assert_mixed([a.state_dict(), old_a, b.state_dict()], 0.25)
+    mine, theirs = [torch.zeros(3), torch.tensor([1, 5])], [torch.ones(3), torch.tensor([2, 4])]
+    fastwi.interpolate_(mine, theirs, 0.25)
+    assert mine[0].tolist() == [0.25] * 3
+    assert mine[1].tolist() == [2, 5]
+
+
+def test_populations_agree_with_modules():
+    networks = [trained(SmallNet(), seed) for seed in range(4)]
+    population = Population.from_modules(networks)
+    fastwi.interpolate_(population, pairs=[(0, 1), (2, 3)], alpha=[0.25, 0.75])
+    fastwi.interpolate_(networks[0], networks[1], 0.25)
+    fastwi.interpolate_(networks[2], networks[3], 0.75)
+    for m, network in enumerate(networks):
+        for key, value in population.state_dict(m).items():
+            torch.testing.assert_close(value, network.state_dict()[key], rtol=1e-6, atol=1e-6)
+
+
+def test_two_populations_go_member_by_member():
+    a, b = (Population.from_modules([trained(SmallNet(), seed + m) for m in range(3)]) for seed in (0, 10))
+    old = a.clone_rows(range(3))
+    fastwi.interpolate_(a, b, 0.5)
+    torch.testing.assert_close(a.weights_MP, (old.weights_MP + b.weights_MP) / 2)
+    assert not torch.equal(old.weights_MP, b.weights_MP)
+    with pytest.raises(ValueError, match="pairs="):
+        fastwi.interpolate_(a, b.clone_rows([0]), 0.5)
+    with pytest.raises(ValueError, match="pairs="):
+        fastwi.interpolate_(a, alpha=0.5)
+    with pytest.raises(ValueError, match="not with a SmallNet"):
+        fastwi.interpolate_(a, SmallNet(), 0.5)
+
+
+def test_a_network_tied_to_itself_in_one_place_only_is_refused():
+    with pytest.raises(ValueError, match=r"network 0 ties 'encoder\.weight' and 'decoder\.weight', network 1"):
+        fastwi.interpolate_(TiedNet(), TiedNet(tied=False), 0.5)
+
+
+@pytest.mark.parametrize("call", [fastwi.interpolate_, lambda a, b: fastwi.average([a, b])])
+def test_the_first_difference_is_named(call):
+    state = SmallNet().state_dict()
+    without = {key: value for key, value in state.items() if key != "norm.weight"}
+    with pytest.raises(ValueError, match=r"network 1 lacks 'norm\.weight', which network 0 has"):
+        call(state, without)
+    with pytest.raises(ValueError, match=r"network 0 lacks 'norm\.weight', which network 1 has"):
+        call(without, state)
+    with pytest.raises(ValueError, match=r"'stem\.weight' is .*\(5, 3, 3, 3\) in network 0 and .*\(6, 3, 3, 3\)"):
+        call(state, SmallNet(6).state_dict())
+    with pytest.raises(ValueError, match=r"'scale' is torch\.float32 \(\) .* torch\.float64 \(\)"):
+        call(state, {**state, "scale": state["scale"].double()})
+    with pytest.raises(ValueError, match="'note' is a str, not a tensor"):
+        call({"note": "text"}, {"note": "text"})
+
+
+@pytest.mark.parametrize("weights", [None, [0.2, 0.3, 0.5], [2.0, -1.5, 0.25]])
+@pytest.mark.parametrize("form", ["modules", "state dicts", "population"])
+def test_averages_of_three(form, weights):
+    networks = [trained(TiedNet(), seed) for seed in (5, 6, 7)]
+    states = [copied(network.state_dict()) for network in networks]
+    if form == "modules":
+        module = fastwi.average(networks, weights)
+        assert module is not networks[0]
+        assert module.decoder.weight is module.encoder.weight
+        result = module.state_dict()
+    elif form == "state dicts":
+        result = fastwi.average([network.state_dict() for network in networks], weights)
+        assert result["decoder.weight"] is result["encoder.weight"]
+    else:
+        result = fastwi.average(Population.from_modules(networks), weights).state_dict(0)
+    shares = weights or [1 / 3] * 3
+    for key, value in result.items():
+        group = [state[key] for state in states]
+        if value.is_floating_point():
+            exact = sum(share * tensor.double() for share, tensor in zip(shares, group, strict=True))
+            torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-4)
+        else:
+            assert torch.equal(value, torch.stack(group).amax(0))
+    for network, state in zip(networks, states, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_chosen_rows_of_a_population():
+    population = Population.from_modules([trained(SmallNet(), seed) for seed in range(4)])
+    mean = fastwi.average(population, rows=[1, 3])
+    torch.testing.assert_close(mean.weights_MP[0], (population.weights_MP[1] + population.weights_MP[3]) / 2)
+    with pytest.raises(ValueError, match="row 4; there are rows 0 to 3"):
+        fastwi.average(population, rows=[4])
+
+
+def test_half_precision_is_summed_in_float32():
+    values = [torch.tensor([1.0 + m], dtype=torch.bfloat16) for m in range(200)]
+    result = fastwi.average([{"w": value} for value in values])["w"]
+    assert result.dtype == torch.bfloat16
+    assert result.item() == 100.5
+    narrow = torch.zeros(1, dtype=torch.bfloat16)
+    for value in values:
+        narrow += value / 200
+    assert narrow.item() != 100.5
+
+
+def test_a_network_of_weight_zero_takes_no_part():
+    a, b, diverged = (trained(SmallNet(), seed) for seed in (1, 2, 3))
+    for parameter in diverged.parameters():
+        parameter.data.fill_(float("nan"))
+    diverged.norm.num_batches_tracked.fill_(10**9)
+    mean = fastwi.average([a, b, diverged], [0.5, 0.5, 0.0])
+    assert all(torch.isfinite(parameter).all() for parameter in mean.parameters())
+    assert mean.norm.num_batches_tracked < 10**9
+
+
+def test_bad_weights_are_refused():
+    with pytest.raises(ValueError, match="1 weights for 2 networks"):
+        fastwi.average([SmallNet(), SmallNet()], [1.0])
+    with pytest.raises(ValueError, match="finite"):
+        fastwi.average([SmallNet(), SmallNet()], [float("nan"), 1.0])
+    with pytest.raises(ValueError, match="at least one network"):
+        fastwi.average([])
+
+
+def test_importing_fastwi_does_not_import_torch():
+    code = "import sys, fastwi; print(fastwi.__version__, 'torch' in sys.modules); fastwi.Layout; fastwi.average"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [fastwi.__version__, "False"]
+    assert set(fastwi.__all__) <= set(dir(fastwi))
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = fastwi.absent

@@ -1,0 +1,32 @@
+"""The campaigns of tests/campaigns, short and with fixed seeds: CI sees that they run and find nothing."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+CAMPAIGNS = Path(__file__).parent / "campaigns"
+
+
+def campaign(name: str, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(CAMPAIGNS / name), *options], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_hostile_inputs(tmp_path):
+    said = campaign("fuzz.py", "--inputs", "1500", "--seed", "20240501", "--findings", str(tmp_path))
+    rows = re.findall(r"^(\w+) +([\d,]+) +([\d,]+) +([\d,]+) +(\d+)$", said, re.MULTILINE)
+    tried = {name: [int(number.replace(",", "")) for number in numbers] for name, *numbers in rows}
+    assert set(tried) == {"betons", "checkpoints", "configs", "stores", "sources"}
+    for wanted, refused, accepted, findings in tried.values():
+        # Both outcomes occur in each: inputs that are all refused, or all taken, would test little.
+        assert refused + accepted == wanted
+        assert min(refused, accepted) > 0
+        assert findings == 0
+
+
+def test_faults():
+    assert "7 faults injected, 0 lost or wrong results" in campaign("faults.py", "--faults", "7", "--seed", "5")

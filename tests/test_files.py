@@ -1,0 +1,123 @@
+"""Files are whole or absent, whatever goes wrong while they are written."""
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastwi.files
+from fastwi.errors import UserError
+from fastwi.files import atomic_open, atomic_path, write_json
+
+ROOT = Path(fastwi.files.__file__).parents[1]
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    final = tmp_path / "new" / "a.bin"
+    with atomic_path(final) as temporary:
+        assert temporary.parent == final.parent
+        temporary.write_bytes(b"content")
+        assert not final.exists()
+    assert final.read_bytes() == b"content"
+    assert list(final.parent.iterdir()) == [final]
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    previous = os.umask(0o027)
+    try:
+        with atomic_open(tmp_path / "a.bin") as stream:
+            stream.write(b"x")
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), KeyboardInterrupt()])
+def test_whatever_is_raised_leaves_the_earlier_file(tmp_path: Path, error: BaseException) -> None:
+    final = tmp_path / "a.bin"
+    final.write_bytes(b"earlier")
+
+    def fail_half_way() -> None:
+        with atomic_open(final) as stream:
+            stream.write(b"half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail_half_way()
+    assert final.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "no space left on the device; free some"),
+        (errno.EDQUOT, "no space left on the device; free some"),
+        (errno.EROFS, "not writable (Read-only file system); choose another directory"),
+        (errno.EIO, "cannot be written (Input/output error)"),
+    ],
+)
+def test_the_systems_refusals_are_one_line(tmp_path: Path, number: int, said: str) -> None:
+    final = tmp_path / "a.bin"
+    with pytest.raises(UserError) as caught, atomic_path(final):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value).startswith(f"{final}: {said}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"a\.bin: cannot be written"),
+        atomic_path(tmp_path / "file" / "a.bin"),
+    ):
+        pytest.fail("the block must not run")
+
+
+def test_a_directory_where_the_file_should_be(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").mkdir()
+    with pytest.raises(UserError, match="cannot be written"), atomic_open(tmp_path / "a.bin") as stream:
+        stream.write(b"x")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.bin"]
+
+
+def test_json_is_indented_and_keeps_its_order(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5], "a": {"c": None}}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == value
+    assert text.startswith('{\n  "b": [')
+    assert text.endswith("}\n")
+
+
+def test_what_is_not_json_leaves_the_earlier_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", 1)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", [1, 2, object()])
+    assert (tmp_path / "a.json").read_text() == "1\n"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
+
+
+def test_a_kill_leaves_the_earlier_file(tmp_path: Path) -> None:
+    final = tmp_path / "a.bin"
+    final.write_bytes(b"earlier")
+    program = (
+        "import os, signal, sys\n"
+        "from fastwi.files import atomic_open\n"
+        "with atomic_open(sys.argv[1]) as stream:\n"
+        "    stream.write(b'half')\n"
+        "    stream.flush()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(final)], cwd=ROOT, check=False)
+    assert killed.returncode == -9
+    assert final.read_bytes() == b"earlier"
+    left = [path.name for path in tmp_path.iterdir() if path != final]
+    assert len(left) == 1
+    assert left[0].startswith(".a.bin.")
+    assert left[0].endswith(".tmp")

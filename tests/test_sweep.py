@@ -1,0 +1,419 @@
+"""`python -m fastwi.sweep`: equal to fastwi.train point by point, each epoch once, whatever is killed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars
+import pytest
+import torch
+
+from fastwi.config.sweepfile import read_sweep_request
+from fastwi.config.write import to_yaml
+from fastwi.experiment.planned import plan_sweep
+from fastwi.experiment.planner import naive_epochs
+from fastwi.experiment.points import points
+from fastwi.experiment.results import point_rows
+from fastwi.experiment.store import Store
+from fastwi.sweep import main
+from fastwi.train import main as train
+
+KILLS = int(os.environ.get("FASTWI_KILLS", "3"))
+"""How often a sweep is killed; a campaign sets more."""
+
+HUNG = 1200  # seconds; no machine is so slow
+
+SWEEP = """
+data: {{path: {data}, train_images: 100, test_images: 50}}
+augment: {{padding: 2, flip: 0.0}}
+optimizer: {{batch_size: 50, learning_rate: 0.05}}
+schedule: {{drop_epochs: []}}
+experiment: {{after: 1, recompute_images: 100}}
+engine: {{device: cpu, precision: fp32, threads: 1}}
+axes:
+  experiment.k: [1, 2]
+  experiment.s: [1, 2]
+sweep: {{store: {here}/store, directory: {here}/sweeps, children: 4}}
+"""
+EPOCHS = 2 + 2 * 4 * 2 + 4 * 2  # of the parent, the children, the averages
+PROBES = 8 + 8 + 16  # averages with own and recomputed statistics, children with recomputed ones
+
+
+def sweep_file(directory: Path, data: Path, text: str = SWEEP) -> list[str]:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "grid.yaml"
+    path.write_text(text.format(data=data, here=directory))
+    return ["--config", str(path)]
+
+
+def results(directory: Path) -> polars.DataFrame:
+    return polars.read_parquet(directory / "sweeps" / "grid" / "results.parquet")
+
+
+def attempts(directory: Path) -> dict[tuple[str, str], int]:
+    with Store.open(directory / "store", create=False) as store:
+        return store.attempts()
+
+
+def tree_is_done(directory: Path) -> None:
+    """The store holds every epoch and every probe of the grid once, by its measurements."""
+    with Store.open(directory / "store", create=False) as store:
+        found = store.measurements().values()
+        assert not list(store.verify())
+    assert sum(m.train_loss is not None for m in found) == EPOCHS
+    assert sum(m.train_loss is None for m in found) == PROBES
+
+
+def refused(capsys, argv: list[str]) -> str:
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("fastwi: error: ")
+    return line
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def whole(digits_directory, tmp_path_factory) -> Path:
+    """A sweep that nobody disturbed. Tests must not write to it."""
+    directory = tmp_path_factory.mktemp("sweep")
+    threads = torch.get_num_threads()
+    assert main(sweep_file(directory, digits_directory)) == 0
+    torch.set_num_threads(threads)
+    return directory
+
+
+@pytest.fixture
+def copied(whole, digits_directory, tmp_path) -> Path:
+    shutil.copytree(whole, tmp_path / "copy")
+    sweep_file(tmp_path / "copy", digits_directory)
+    return tmp_path / "copy"
+
+
+def same_results(found: Path, expected: Path) -> None:
+    assert results(found).equals(results(expected), null_equal=True)
+
+
+def command(argv: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastwi.sweep", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_each_point_equals_the_same_point_run_alone(whole, digits_directory, tmp_path):
+    tree_is_done(whole)
+    assert set(attempts(whole).values()) == {1}
+    request = read_sweep_request(sweep_file(tmp_path, digits_directory))
+    every = list(points(request.spec))
+    assert len(every) == 8
+    assert naive_epochs(every) == 8 + 4 * (1 + 2) + 2 * 2 * (1 + 2) * 2
+    frame = results(whole)
+    for point in every:
+        path = tmp_path / "point.yaml"
+        path.write_text(to_yaml(point.config))
+        runs = f"{point.config.experiment.k}-{point.config.experiment.s}-{point.tuple_index}"
+        assert train(["--config", str(path), "--run.directory", str(tmp_path), "--run.name", runs]) == 0
+        rows = [json.loads(line) for line in (tmp_path / runs / "metrics.jsonl").read_text().splitlines()]
+        assert len(rows) == point.config.experiment.k + 2 * point.config.experiment.s + 6 + 1
+        for row in rows:
+            found = of_row(frame, point, row)
+            expected = {key: row[key] for key in ("train_loss", "learning_rate", "test_loss") if key in row}
+            expected["test_accuracy"] = row["test_accuracy_%"]
+            values = dict(zip(found["metric"], found["value"], strict=True))
+            assert {name: values.get(name) for name in expected} == expected
+
+
+OPTIONS = {
+    "experiment.batch_norm": "recompute", "experiment.momentum": "keep", "experiment.continue_children": "true",
+    "experiment.children_rate_factor": "0.1", "sweep.alphas": "[0.25]", "sweep.children": "2",
+}  # fmt: skip
+
+
+def test_a_point_with_every_option_equals_the_same_point_run_alone(digits_directory, tmp_path):
+    argv = sweep_file(tmp_path, digits_directory)
+    argv += ["--axes.experiment.k", "[1]", "--axes.experiment.s", "[1]"]
+    argv += [f"--{name}={value}" for name, value in OPTIONS.items()]
+    assert main(argv) == 0
+    planned = plan_sweep(read_sweep_request(argv).spec)
+    (point,), (place,) = planned.points, planned.places
+    with Store.open(tmp_path / "store", create=False) as store:
+        found = point_rows(point, place, store.measurements())
+    (tmp_path / "point.yaml").write_text(to_yaml(point.config))
+    config = ["--config", str(tmp_path / "point.yaml"), "--run.directory", str(tmp_path), "--run.name", "alone"]
+    assert train(config) == 0
+    assert found == [json.loads(line) for line in (tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()]
+    assert len({row["learning_rate"] for row in found if row["stage"] == "after"}) == 2
+
+
+def of_row(frame: polars.DataFrame, point, row: dict) -> polars.DataFrame:
+    """The table's rows for one row of a run's metrics."""
+    e, column = point.config.experiment, polars.col
+    network = row["network"].split()[0]
+    stage = row["stage"]
+    if stage == "interpolation" and network == "child" and row["batch_norm"] == "own":
+        stage = "children"  # once in the table: as what it was measured to be after its last epoch
+    keys = {"stage": stage, "epoch": row["epoch"], "network": network, "batch_norm": row["batch_norm"]}
+    if network == "child":
+        keys["noise"] = point.config.seeds.child_noise[int(row["network"].split()[1]) - 1]
+    if stage != "parent":
+        keys["k"] = e.k
+    if stage in ("interpolation", "after"):
+        keys["s"] = e.s
+    if network == "average":
+        keys["pair"] = point.tuple_index
+    return frame.filter(*(column(name) == value for name, value in keys.items()))
+
+
+def test_files(whole):
+    directory = whole / "sweeps" / "grid"
+    names = {path.name for path in directory.iterdir()}
+    assert {"results.parquet", "summary.md", "heatmap.png", "heatmap.pdf", "curves.png", "curves.pdf", "sweep.yaml",
+            "manifest.json"} <= names  # fmt: skip
+    again = read_sweep_request(["--config", str(directory / "sweep.yaml")])
+    assert again.spec.axes[0].values == (1, 2)
+    with Store.open(whole / "store", create=False) as store:
+        assert polars.read_parquet(whole / "store" / "metrics.parquet").height == len(store.measurements())
+        kept = 2 + 16 + 8  # stops: each k; each child at each s; the end of each average
+        assert len(store.states()) == kept
+
+
+def test_a_finished_sweep_trains_nothing(copied, digits_directory, capsys):
+    before = attempts(copied)
+    assert main(["--config", str(copied / "grid.yaml"), "--json"]) == 0
+    assert attempts(copied) == before
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["directory"] == str(copied / "sweeps" / "grid")
+    assert shown["missing"] == 0
+
+
+def test_another_parent_trains_only_what_is_its_own(copied, whole):
+    before = attempts(copied)
+    assert main(["--config", str(copied / "grid.yaml"), "--sweep.parents", "[0, 3]"]) == 0
+    after = attempts(copied)
+    assert len(after) == 2 * len(before)
+    assert set(after.values()) == {1}
+    own = results(copied).filter(polars.col("parent_seed") == 0)
+    assert own.equals(results(whole), null_equal=True)
+
+
+def test_a_k_between_is_trained_from_the_state_before(copied):
+    """States between stops are gone, so epoch 2 of ... nothing: k = 3 goes on from k = 2."""
+    before = attempts(copied)
+    assert main(["--config", str(copied / "grid.yaml"), "--axes.experiment.k", "[1, 2, 3]"]) == 0
+    new = {name: count - before.get(name, 0) for name, count in attempts(copied).items()}
+    with Store.open(copied / "store", create=False) as store:
+        epochs = [name for name, m in store.measurements().items() if m.train_loss is not None]
+    assert sum(new[name] for name in epochs) == 1 + 8 + 4
+    assert all(count == 0 for name, count in new.items() if name in before)
+
+
+def test_dry_run(copied, digits_directory, tmp_path, capsys):
+    argv = sweep_file(tmp_path / "new", digits_directory)
+    assert main([*argv, "--dry-run", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["points"], shown["epochs"], shown["naive_epochs"]) == (8, EPOCHS, 44)
+    assert (shown["epochs_left"], shown["networks_to_measure"]) == (EPOCHS, PROBES)
+    assert shown["seconds"] > 0
+    assert shown["bytes"] > 20 * 2_000_000
+    assert main([*argv, "--dry-run"]) == 0
+    assert "26 epochs in the tree, 44" in capsys.readouterr().out
+    assert not (tmp_path / "new" / "store").exists()
+    assert main(["--config", str(copied / "grid.yaml"), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["epochs_left"] == 0
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["one state", "all states"])
+def test_damaged_states_are_named_and_trained_again(copied, whole, capsys, seed, everything):
+    draw = random.Random(seed)
+    files = sorted((copied / "store" / "states").rglob("*.safetensors"))
+    for path in files if everything else [draw.choice(files)]:
+        content = bytearray(path.read_bytes())
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+    with Store.open(copied / "store", create=False) as store:
+        damage = list(store.verify(repair=True))
+    assert len(damage) == (len(files) if everything else 1)
+    assert main(["--config", str(copied / "grid.yaml")]) == 0
+    capsys.readouterr()
+    same_results(copied, whole)
+    tree_is_done(copied)
+
+
+def test_a_state_found_damaged_on_the_way_is_trained_again(copied, whole, capsys):
+    """k = 2's state is needed for new children, and it is damaged."""
+    (path,) = [p for p in (copied / "store" / "states").rglob("*") if p.stem == parent_state(whole, 2)]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert main(["--config", str(copied / "grid.yaml"), "--sweep.children", "6"]) == 0
+    said = capsys.readouterr().err
+    assert path.name in said
+    assert attempts(copied)[parent_state(whole, 2), "own"] == 2
+    assert results(copied).filter(polars.col("pair") == 0).equals(results(whole).filter(polars.col("pair") == 0))
+
+
+def parent_state(directory: Path, epoch: int) -> str:
+    found = results(directory).filter(polars.col("stage") == "parent", polars.col("epoch") == epoch)
+    return found["state"][0]
+
+
+def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
+    """kill -9, wherever the sweep is; it ends with the same results, and only what was in progress is begun again."""
+    draw, kills = random.Random(seed), 0
+    argv = sweep_file(tmp_path, digits_directory)
+    begun = time.monotonic()
+    once = command(["--help"])
+    once.communicate()
+    for _ in range(KILLS):
+        process = command(argv)
+        done = _measured(tmp_path)
+        deadline = time.monotonic() + HUNG
+        if draw.random() < 0.9:  # else while it imports
+            while process.poll() is None and _measured(tmp_path) == done and time.monotonic() < deadline:
+                time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills > 0
+    last = command(argv)
+    out, err = last.communicate(timeout=HUNG)
+    assert last.returncode == 0, out + err
+    same_results(tmp_path, whole)
+    tree_is_done(tmp_path)
+    counts = attempts(tmp_path)
+    assert len(counts) == EPOCHS + PROBES
+    # A killed process had at most one job of up to 4 networks in progress.
+    assert sum(counts.values()) - len(counts) <= 4 * kills
+    print(f"{kills} kills, {sum(counts.values()) - len(counts)} tasks begun again, {time.monotonic() - begun:.0f} s")
+
+
+def _measured(directory: Path) -> int:
+    """Measurements in the store so far; 0 where there is none."""
+    if not (directory / "store" / "store.json").exists():
+        return 0
+    try:
+        with Store.open(directory / "store", create=False) as store:
+            return len(store.measurements())
+    except Exception:  # the store is being made
+        return 0
+
+
+def test_two_processes_on_one_store(digits_directory, tmp_path, whole):
+    argv = sweep_file(tmp_path, digits_directory)
+    both = [command(argv), command(argv)]
+    for process in both:
+        out, err = process.communicate(timeout=HUNG)
+        assert process.returncode == 0, out + err
+    same_results(tmp_path, whole)
+    tree_is_done(tmp_path)
+    assert set(attempts(tmp_path).values()) == {1}
+
+
+def test_shards(digits_directory, tmp_path, whole, capsys):
+    """Two halves, one after the other; the second finds the parent's epochs done."""
+    argv = sweep_file(tmp_path, digits_directory)
+    assert main([*argv, "--shard", "1/2"]) == 0
+    half = attempts(tmp_path)
+    assert len(half) == 2 + 8 + 4 + PROBES // 2
+    capsys.readouterr()
+    assert main([*argv, "--shard", "2/2"]) == 0
+    same_results(tmp_path, whole)
+    assert set(attempts(tmp_path).values()) == {1}
+
+
+def test_a_network_that_diverges_is_named_and_the_others_go_on(digits_directory, tmp_path, capsys):
+    argv = sweep_file(tmp_path, digits_directory)
+    argv += [
+        "--axes.optimizer.learning_rate",
+        "[0.05, 1.0e+30]",
+        "--sweep.children",
+        "2",
+        "--axes.experiment.k",
+        "[1]",
+    ]
+    assert main(argv) == 3
+    said = capsys.readouterr().err
+    assert "diverged: its training loss is nan in epoch 1" in said
+    with Store.open(tmp_path / "store", create=False) as store:
+        epochs = [m for m in store.measurements().values() if m.train_loss is not None]
+    assert sum(m.train_loss == m.train_loss for m in epochs) == 1 + 2 * 2 + 2
+    assert len(epochs) == 1 + 2 * 2 + 2 + 1
+    before = attempts(tmp_path)
+    assert main(argv) == 3  # and nothing is begun again
+    assert attempts(tmp_path) == before
+
+
+def test_refusals(digits_directory, tmp_path, capsys):
+    argv = sweep_file(tmp_path, digits_directory)
+    assert "experiment.kk" in refused(capsys, [*argv, "--experiment.kk", "3"])
+    assert "no dataset here" in refused(capsys, [*argv, "--data.path", str(tmp_path / "nowhere")])
+    assert "optimizer.batch_size: 2000" in refused(
+        capsys, [*argv, "--optimizer.batch_size", "2000", "--data.train_images", "0"]
+    )
+    (tmp_path / "file").write_text("")
+    assert "file" in refused(capsys, [*argv, "--sweep.store", str(tmp_path / "file")])
+    assert not (tmp_path / "sweeps").exists()
+
+
+def test_what_one_sweep_keeps_another_does_not_drop(copied):
+    """The state at k = 1 is a stop of the first sweep and an epoch on the way for the second."""
+    argv = ["--config", str(copied / "grid.yaml"), "--sweep.name", "other", "--axes.experiment.k", "[2]"]
+    assert main([*argv, "--axes.experiment.s", "[2, 3]"]) == 0
+    with Store.open(copied / "store", create=False) as store:
+        states = store.states()
+    first = results(copied)
+    for stage, kept in (("parent", 2), ("children", 16), ("after", 8)):
+        chosen = first.filter(polars.col("stage") == stage)["state"].unique()
+        assert len(states & set(chosen)) == kept
+
+
+@pytest.mark.ray
+def test_ray_with_two_workers_one_killed_midway(digits_directory, tmp_path, whole):
+    pytest.importorskip("ray")
+    argv = sweep_file(tmp_path, digits_directory)
+    process = command([*argv, "--sweep.executor", "ray", "--sweep.workers", "2", "--sweep.population", "1"])
+    deadline, killed = time.monotonic() + HUNG, []
+    while process.poll() is None and not killed and time.monotonic() < deadline:
+        time.sleep(0.05)
+        if _measured(tmp_path) >= 4:  # of 58: both workers are at it
+            killed = _actors(process.pid)[:1]
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=HUNG)
+    assert process.returncode == 0, out + err
+    assert killed
+    same_results(tmp_path, whole)
+    tree_is_done(tmp_path)
+    assert set(attempts(tmp_path).values()) == {1}  # a worker's death is the executor's business
+
+
+def _actors(driver: int) -> list[int]:
+    """Processes of Ray actors below `driver`."""
+    parents, actors = {}, []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if (path / "cmdline").read_bytes().startswith(b"ray::_Actor"):
+                actors.append(int(path.name))
+        except OSError:
+            continue
+
+    def below(pid: int) -> bool:
+        return pid == driver or (pid in parents and below(parents[pid]))
+
+    return [pid for pid in actors if below(pid)]

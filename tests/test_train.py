@@ -1,0 +1,216 @@
+"""`python -m fastwi.train`: its files, its refusals, and a run that is killed at any moment goes on to the bit."""
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from data_prep import prepare
+from fastwi.data.card import read_card
+from fastwi.train import main
+
+FILES = ["config.yaml", "figure.png", "manifest.json", "metrics.jsonl", "progress.json", "summary.md"]
+
+
+def arguments(data: Path, runs: Path, *more: str, batch: int = 50) -> list[str]:
+    pairs = {
+        "data.path": data, "data.train_images": 300, "data.test_images": 100, "run.directory": runs, "run.name": "r",
+        "optimizer.batch_size": batch, "experiment.k": 2, "experiment.s": 1, "experiment.after": 1,
+        "engine.device": "cpu", "engine.precision": "fp32", "engine.threads": 1,
+    }  # fmt: skip
+    return [f"--{key}={value}" for key, value in pairs.items()] + list(more)
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def whole(digits_directory, tmp_path_factory) -> Path:
+    """An uninterrupted run. Tests must not write to it."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert main(arguments(digits_directory, runs)) == 0
+    return runs / "r"
+
+
+@pytest.fixture
+def copied(whole, tmp_path) -> Path:
+    shutil.copytree(whole, tmp_path / "runs" / "r")
+    return tmp_path / "runs"
+
+
+def rows_of(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def refused(capsys, argv: list[str]) -> str:
+    """The one line that the command says as it refuses."""
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("fastwi: error: ")
+    return lines[0]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_files_and_rows(whole):
+    assert all((whole / name).stat().st_size > 0 for name in FILES)
+    checkpoints = sorted(path.stem for path in (whole / "checkpoints").iterdir())
+    assert checkpoints == ["average", "children", "final", "parent"]
+    rows = rows_of(whole)
+    assert [r["stage"] for r in rows] == ["parent"] * 2 + ["children"] * 2 + ["interpolation"] * 6 + ["after"]
+    at = [(r["batch_norm"], r["network"]) for r in rows if r["stage"] == "interpolation"]
+    assert at == [(b, n) for b in ("own", "recomputed") for n in ("average", "child 1", "child 2")]
+    assert len({r["test_loss"] for r in rows if r["stage"] == "interpolation"}) == 6
+
+
+def test_finished_run_is_not_trained_again(digits_directory, copied, capsys):
+    before = contents(copied / "r" / "checkpoints")
+    assert main(arguments(digits_directory, copied, "--json")) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["directory"] == str(copied / "r")
+    assert shown["metrics"] == rows_of(copied / "r")
+    assert contents(copied / "r" / "checkpoints") == before
+
+
+def test_dry_run_trains_nothing(digits_directory, tmp_path, capsys):
+    assert main(arguments(digits_directory, tmp_path / "runs", "--dry-run", "--json")) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [s["stage"] for s in shown["steps"]] == ["parent", "parent", "children", "interpolation", "after"]
+    assert [s["trained"] for s in shown["steps"]] == [300, 300, 600, 0, 300]
+    assert shown["config"]["experiment"]["k"] == 2
+    assert shown["seconds"] > 0
+    assert main(arguments(digits_directory, tmp_path / "runs", "--dry-run")) == 0
+    assert "1,500 images trained" in capsys.readouterr().out.replace("\n", " ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_changed_configuration_is_refused(digits_directory, copied, capsys):
+    before = contents(copied)
+    said = refused(capsys, arguments(digits_directory, copied, "--optimizer.learning_rate=0.05"))
+    assert "another configuration or dataset" in said
+    assert contents(copied) == before
+
+
+def test_replaced_dataset_is_refused(digits_directory, copied, tmp_path, capsys):
+    """The same configuration and path, other images."""
+    data = Path(shutil.copytree(digits_directory, tmp_path / "digits"))
+    assert main(arguments(data, copied)) == 0  # a dataset that only moved is the same
+    capsys.readouterr()
+    folder = tmp_path / "folder"
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 30), ("test", 10)):
+        for label in range(10):
+            (folder / part / str(label)).mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=generator)
+                Image.fromarray(pixels.numpy()).save(folder / part / str(label) / f"{i}.png")
+    shutil.rmtree(data)
+    prepare("folder", data, folder, writer="raw")
+    assert read_card(data).sha256 != read_card(digits_directory).sha256
+    assert "another configuration or dataset" in refused(capsys, arguments(data, copied))
+
+
+def test_missing_dataset(tmp_path, capsys):
+    said = refused(capsys, arguments(tmp_path / "nowhere", tmp_path / "runs"))
+    assert "no dataset here" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_batch_larger_than_the_dataset(digits_directory, tmp_path, capsys):
+    assert "optimizer.batch_size: 301" in refused(capsys, arguments(digits_directory, tmp_path / "runs", batch=301))
+
+
+def test_damaged_state(digits_directory, copied, capsys):
+    (state,) = (copied / "r").glob("state-*.safetensors")
+    state.write_bytes(state.read_bytes()[:-100])
+    assert state.name in refused(capsys, arguments(digits_directory, copied))
+
+
+def test_a_run_is_trained_by_one_process(digits_directory, copied, capsys):
+    with open(copied / "r" / ".lock", "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert "another process trains this run" in refused(capsys, arguments(digits_directory, copied))
+    assert main(arguments(digits_directory, copied)) == 0
+
+
+def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
+    """kill -9 four times, wherever the run is; then it ends with the bytes of a run that nobody killed."""
+    moments, kills = random.Random(seed), 0
+    command = [sys.executable, "-m", "fastwi.train", *arguments(digits_directory, tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    directory = tmp_path / "r"
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+        before = _progress(directory)
+        deadline = time.monotonic() + 600
+        if moments.random() < 0.8:  # else while it imports
+            while process.poll() is None and _progress(directory) == before and time.monotonic() < deadline:
+                time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills > 0
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert (directory / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    for name in ("parent", "children", "average", "final"):
+        found, expected = (load_file(d / "checkpoints" / f"{name}.safetensors") for d in (directory, whole))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+
+
+def _progress(directory: Path) -> bytes:
+    """What progress.json holds; it is replaced whole, so a read never sees half of it."""
+    path = directory / "progress.json"
+    return path.read_bytes() if path.exists() else b""
+
+
+def test_divergence_is_named(digits_directory, tmp_path, capsys):
+    argv = arguments(digits_directory, tmp_path, "--optimizer.learning_rate=1e30")
+    for _ in range(2):  # the second run finds it so
+        assert main(argv) == 1
+        assert "error: parent diverged in epoch 1: its training loss is" in capsys.readouterr().err
+    rows = rows_of(tmp_path / "r")
+    assert [(row["network"], row["epoch"]) for row in rows] == [("parent", 1)]
+    assert not (tmp_path / "r" / "summary.md").exists()
+
+
+def test_streamed_images_give_the_same_results(digits_directory, whole, tmp_path):
+    assert main(arguments(digits_directory, tmp_path, "--data.streaming=streamed")) == 0
+    assert rows_of(tmp_path / "r") == rows_of(whole)
+
+
+@pytest.mark.parametrize("engine", ["graph", "stacked"])
+def test_captured_steps_need_resident_images(digits_directory, tmp_path, capsys, engine):
+    argv = arguments(digits_directory, tmp_path, "--data.streaming=streamed", f"--engine.name={engine}")
+    assert "set data.streaming: resident" in refused(capsys, argv)
+
+
+@pytest.mark.parametrize("engine", ["graph", "stacked"])
+def test_every_engine_serves_the_command(digits_directory, tmp_path, engine):
+    argv = arguments(
+        digits_directory, tmp_path, f"--engine.name={engine}", "--model.name=convnet", "--model.width=0.0625"
+    )
+    assert main(argv) == 0
+    assert all(row["test_accuracy_%"] >= 0 for row in rows_of(tmp_path / "r"))

@@ -1,0 +1,111 @@
+"""`python -m fastwi.tune`: what it measures is what `engine.name: auto` takes; a damaged table is no table."""
+
+import json
+
+import pytest
+import torch
+
+from fastwi import tune
+from fastwi.config.read import config_from_mapping
+from fastwi.engine.choose import ENGINES, build_engine, engine_name
+from fastwi.engine.loop import LoopEngine
+from fastwi.engine.table import entry_key, fastest, read_speeds, table_path, write_speeds
+from fastwi.experiment.protocol import build_network
+
+CPU = torch.device("cpu")
+CONFIG = config_from_mapping(
+    {
+        "model": {"name": "convnet", "width": 0.0625},
+        "optimizer": {"batch_size": 4},
+        "engine": {"device": "cpu", "precision": "fp32", "backend": "eager", "threads": 1},
+    }
+)
+KEY = entry_key(CONFIG, CPU, torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tune, "LEAST_S", 0.0)
+    monkeypatch.setattr(tune, "STEPS", 1)
+    monkeypatch.setattr(tune, "MEMBERS", {"cpu": (1, 2)})
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def flags() -> list[str]:
+    return [
+        "--model.name=convnet", "--model.width=0.0625", "--optimizer.batch_size=4", "--engine.device=cpu",
+        "--engine.precision=fp32", "--engine.backend=eager", "--engine.threads=1",
+    ]  # fmt: skip
+
+
+def test_auto_takes_the_fastest(capsys):
+    assert tune.main([*flags(), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {(row["engine"], row["members"]) for row in told["measured"]} == {(e, m) for e in ENGINES for m in (1, 2)}
+    assert all(row["images_per_s"] > 0 for row in told["measured"])
+    assert told["key"] == KEY
+    speeds = read_speeds(KEY)
+    best = max(told["measured"], key=lambda row: row["images_per_s"])
+    assert fastest(speeds) == (best["engine"], best["members"])
+    assert engine_name(CONFIG) == best["engine"]
+    assert type(build_engine(CONFIG, build_network(CONFIG, 10))) is ENGINES[best["engine"]]
+
+
+def test_table_for_people(capsys):
+    assert tune.main(flags()) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ENGINES)
+    assert f"kept in {table_path()}" in out
+
+
+def test_auto_is_loop_where_nothing_was_measured():
+    assert engine_name(CONFIG) == "loop"
+    assert isinstance(build_engine(CONFIG, build_network(CONFIG, 10)), LoopEngine)
+
+
+def test_entries_are_kept_apart():
+    write_speeds("one", {"loop": {1: 10.0}})
+    write_speeds("other", {"stacked": {4: 20.0}, "loop": {4: 30.0, 1: 5.0}})
+    assert read_speeds("one") == {"loop": {1: 10.0}}
+    assert fastest(read_speeds("other")) == ("loop", 4)
+    assert fastest(read_speeds("neither")) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"k": 1}', '{"k": {"loop": 3}}', '{"k": {"loop": {"one": 3}}}', "null"]
+)
+def test_a_damaged_table_is_no_table(text):
+    table_path().parent.mkdir(parents=True)
+    table_path().write_text(text)
+    assert engine_name(CONFIG) == "loop"
+    write_speeds(KEY, {"loop": {1: 1.0}})
+    assert fastest(read_speeds(KEY)) == ("loop", 1)
+
+
+def test_an_engine_that_this_fastwi_lacks_is_not_taken():
+    write_speeds(KEY, {"warp": {1: 1e9}})
+    assert engine_name(CONFIG) == "loop"
+
+
+def test_what_fails_is_left_out_and_said(monkeypatch):
+    def fails(*_arguments):
+        raise RuntimeError("no such kernel\nmore")
+
+    monkeypatch.setattr(LoopEngine, "train_epoch", fails)
+    found = [tried for tried, _ in tune.measure(CONFIG, CPU)]
+    (failed,) = (tried for tried in found if tried.engine == "loop")
+    assert (failed.images_per_s, failed.why) == (None, "no such kernel")
+
+
+def test_without_time_nothing_more_is_measured():
+    found = [tried for tried, _ in tune.measure(CONFIG, CPU, budget_s=-1.0)]
+    assert {tried.why for tried in found} == {"no time left"}
+
+
+def test_dry_run_measures_nothing(capsys):
+    assert tune.main([*flags(), "--dry-run"]) == 0
+    assert capsys.readouterr().out.strip() == KEY
+    assert not table_path().exists()
