@@ -12,15 +12,20 @@ from fastwi.config.schema import EngineConfig
 from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.errors import ConfigError
 from fastwi.kernels.cpu import compiler, library
+from fastwi.kernels.pointwise import sample_first
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Device, dtype of activations and backend of a run, and the network that is run: rewritten where fused."""
+    """Device, dtype of activations and backend of a run, and the network that is run.
+
+    `model` is the network that was handed over, safe for the device; `network` is the same, rewritten where fused.
+    """
 
     device: torch.device
     dtype: torch.dtype
     backend: str  # fused | compile | eager
+    model: nn.Module
     network: nn.Module
 
 
@@ -69,6 +74,8 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     it can work (a compiler or a GPU), else eager.
     """
     device, dtype = resolve_device(config.device), resolve_dtype(config)
+    if device.type == "cpu":
+        model = sample_first(model)
     may_fuse = config.backend in ("auto", "fused") and device.type == "cpu" and library() is not None
     fused = fuse_batch_norm(model) if may_fuse else None
     if config.backend == "fused" and fused is None:
@@ -82,7 +89,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
         backend = "fused"
     else:
         backend = "compile" if device.type == "cuda" or compiler() else "eager"
-    return Resolved(device, dtype, backend, model if fused is None else fused)
+    return Resolved(device, dtype, backend, model, model if fused is None else fused)
 
 
 def _cpu_has_bf16() -> bool:

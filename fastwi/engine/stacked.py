@@ -47,7 +47,7 @@ class StackedEngine(ProgramEngine):
         augmentation: AugmentConfig,
     ) -> None:
         super().__init__(model, config, optimizer, schedule, augmentation)
-        network = StackedNetwork.of(model)
+        network = StackedNetwork.of(self.resolved.model)
         whole = norms_in_float32(self._model, self.dtype)  # used where the network cannot be traced
         self._norms = batch_norms((whole if network is None else network.traced).modules())
         if network is None and any(norm.momentum is None for norm in self._norms):

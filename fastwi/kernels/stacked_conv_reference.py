@@ -66,12 +66,14 @@ def weight_gradient(
     """dw [M, CO, KH, KW, CI] in float32 (float64 for such inputs), written to `out_MOHWI` where it is given."""
     wide = norm.wide(x_MNHWI)
     a_MNHWI = x_MNHWI if stats_M4I is None else norm.apply(x_MNHWI, None, stats_M4I, relu)
-    shape = (geometry.CO, geometry.CI, geometry.KH, geometry.KW)
+    shape, stride = (geometry.CO, geometry.CI, geometry.KH, geometry.KW), geometry.stride
+    if (geometry.KH, geometry.KW, geometry.padding) == (1, 1, 0):  # see fastwi.kernels.pointwise
+        a_MNHWI, stride = a_MNHWI[:, :, ::stride, ::stride], 1
     dw_MOIHW = torch.stack(
         [
             conv2d_weight(
                 a_NHWI.to(wide).permute(0, 3, 1, 2), shape, dy_NPQO.to(wide).permute(0, 3, 1, 2),
-                geometry.stride, geometry.padding,
+                stride, geometry.padding,
             )
             for a_NHWI, dy_NPQO in zip(a_MNHWI, dy_MNPQO, strict=True)
         ]
