@@ -18,14 +18,16 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """y [M, N, OH, OW, CO] in x's dtype and, where asked for, its moments [M, 1, 3, CO]."""
     a_MNHWI = x_MNHWI if stats_M4I is None else norm.apply(x_MNHWI, None, stats_M4I, relu)
-    weight_MOIHW = weight_MOHWI.to(x_MNHWI.dtype).permute(0, 1, 4, 2, 3)
+    # Not in bf16 itself: on a CPU without instructions for it torch rounds every partial sum.
+    wide = norm.wide(x_MNHWI)
+    weight_MOIHW = weight_MOHWI.to(x_MNHWI.dtype).to(wide).permute(0, 1, 4, 2, 3)
     y_MNHWO = torch.stack(
         [
-            functional.conv2d(a_NHWI.permute(0, 3, 1, 2), w_OIHW, None, geometry.stride, geometry.padding)
+            functional.conv2d(a_NHWI.to(wide).permute(0, 3, 1, 2), w_OIHW, None, geometry.stride, geometry.padding)
             for a_NHWI, w_OIHW in zip(a_MNHWI, weight_MOIHW, strict=True)
         ]
     ).permute(0, 1, 3, 4, 2)
-    y_MNHWO = y_MNHWO.contiguous()
+    y_MNHWO = y_MNHWO.to(x_MNHWI.dtype).contiguous()
     return y_MNHWO, norm.moments(y_MNHWO) if statistics else None
 
 
@@ -39,14 +41,17 @@ def input_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """dx [M, N, H, W, CI] in dy's dtype, and None; with a prologue, g and the sums [M, 1, 2, CI] of g and g xhat."""
     _, N, H, W, CI = geometry.x_shape
-    weight_MOIHW = weight_MOHWI.to(dy_MNPQO.dtype).permute(0, 1, 4, 2, 3)
+    wide = norm.wide(dy_MNPQO)
+    weight_MOIHW = weight_MOHWI.to(dy_MNPQO.dtype).to(wide).permute(0, 1, 4, 2, 3)
     dx_MNIHW = torch.stack(
         [
-            conv2d_input((N, CI, H, W), w_OIHW, dy_NPQO.permute(0, 3, 1, 2), geometry.stride, geometry.padding)
+            conv2d_input(
+                (N, CI, H, W), w_OIHW, dy_NPQO.to(wide).permute(0, 3, 1, 2), geometry.stride, geometry.padding
+            )
             for dy_NPQO, w_OIHW in zip(dy_MNPQO, weight_MOIHW, strict=True)
         ]
     )
-    dx_MNHWI = dx_MNIHW.permute(0, 1, 3, 4, 2).contiguous()
+    dx_MNHWI = dx_MNIHW.to(dy_MNPQO.dtype).permute(0, 1, 3, 4, 2).contiguous()
     if stats_M4I is None:
         return dx_MNHWI, None
     assert x_MNHWI is not None

@@ -213,7 +213,7 @@ def test_triton_kernels_in_place(seed, precision, monkeypatch):
     """The whole step of `stacked` by its Triton kernels, interpreted where there is no GPU."""
     pytest.importorskip("triton")
     population, _, noises, _ = clear_start("residual", seed, 2, OPTIMIZER)
-    data = draw_data(seed, 2 * BATCH)
+    data = draw_data(seed, STEPS_IN_PLACE[precision] * BATCH)
     results = []
     for kernels in (False, True):
         for module in (augment_many, sgd, stacked):
@@ -230,7 +230,10 @@ def test_triton_kernels_in_place(seed, precision, monkeypatch):
     assert torch.equal(found.counters_MB, expected.counters_MB)
 
 
-SHARE = {"fp32": 1e-4, "bf16": 0.1}  # of the way: two steps of roundings in another order
+# In bf16 a second step would carry the first one's roundings through ReLUs that they turn over. Measured over 30 inputs:
+# at most 0.008 of the way in the first step, and 0.14 in two.
+STEPS_IN_PLACE = {"fp32": 2, "bf16": 1}
+SHARE = {"fp32": 1e-4, "bf16": 0.03}  # of the way: roundings in another order
 
 
 def test_loop_is_the_reference():
