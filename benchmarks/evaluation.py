@@ -6,6 +6,9 @@
     too; fewer casts, less exact
 (c) fastwi: `fastwi.analysis.evaluate_line`, averaged statistics
 
+Where the device does not compute in bf16 (`engine.precision: auto`) all compute in float32: (a) without autocast, and
+without (b).
+
 All evaluate the same networks on the same resident images of the train and the test split, in the same batches,
 and sum the loss and count the errors of each split and alpha. Before anything is timed, all are held to each other.
 
@@ -68,6 +71,8 @@ class Task:
     alphas: tuple[float, ...]
     batch: int
     device: torch.device
+    dtype: torch.dtype
+    """What activations and convolutions are computed in."""
     pieces: int
     """Rounds that the line is divided among; 1: every round is the whole line."""
 
@@ -123,7 +128,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     rounds = task.pieces if task.pieces > 1 else options.rounds
     # Compiled, and allocated, in the verification.
     image_HWC = task.splits["train"].images_NHWC.shape[1:]
-    floors = floors_of(task.network, image_HWC, task.batch, task.device, torch.bfloat16, training=False)
+    floors = floors_of(task.network, image_HWC, task.batch, task.device, task.dtype, training=False)
     timings = interleave(runs | dict(floors.runs), rounds, task.device, prepare | floors.prepare(), warmups=0)
     report(task, {name: timings[name] for name in runs}, rounds, floors, timings, options.out)
     return 0
@@ -147,17 +152,18 @@ def make_task(data: str, images: int, alphas: int, batch: int, device: torch.dev
     engine.train_epoch(parent, few, [Noise(0)], 0)
     pair = parent.clone_rows([0, 0])
     engine.train_epoch(pair, few, [Noise(1), Noise(2)], 1)
-    return Task(network, pair, splits, tuple(np.linspace(0, 1, alphas).tolist()), batch, device, pieces)
+    return Task(network, pair, splits, tuple(np.linspace(0, 1, alphas).tolist()), batch, device, engine.dtype, pieces)
 
 
 def line_up(task: Task) -> dict[str, Line]:
     """All contestants. The same code runs with glibc's allocator settings and with those that fastwi makes."""
-    autocast, low = stock(task, low=False), stock(task, low=True)
-    fastwi = fastwi_line(task)
-    contestants = {AUTOCAST: autocast, LOW: low, FASTWI: fastwi, f"{FASTWI}, again": fastwi}
+    stocks = {AUTOCAST: stock(task, low=False)}
+    if task.dtype == torch.bfloat16:
+        stocks[LOW] = stock(task, low=True)
     if task.device.type == "cpu":
-        contestants |= {AUTOCAST + STATIC: autocast, LOW + STATIC: low}
-    return dict(sorted(contestants.items()))
+        stocks |= {name + STATIC: line for name, line in stocks.items()}
+    fastwi = fastwi_line(task)
+    return dict(sorted((stocks | {FASTWI: fastwi, f"{FASTWI}, again": fastwi}).items()))
 
 
 def stock(task: Task, low: bool) -> Line:
@@ -166,13 +172,13 @@ def stock(task: Task, low: bool) -> Line:
     if low:
         network = network.to(torch.bfloat16)
     a, b = (task.pair.state_dict(m) for m in (0, 1))
-    tables = {name: split.table_C256.to(torch.bfloat16) for name, split in task.splits.items()}
-    device_type = task.device.type
+    tables = {name: split.table_C256.to(task.dtype) for name, split in task.splits.items()}
+    device_type, autocast = task.device.type, task.dtype == torch.bfloat16 and not low
 
     @torch.compile(dynamic=False)
     def step(images_NHWC: Tensor, labels_N: Tensor, order_N: Tensor, table_C256: Tensor) -> Tensor:
         x_NCHW = augment_reference(images_NHWC, order_N, None, None, table_C256, 0)
-        with torch.autocast(device_type, torch.bfloat16, enabled=not low):
+        with torch.autocast(device_type, torch.bfloat16, enabled=autocast):
             logits_NK = network(x_NCHW).float()
         labels_N = labels_N[order_N]
         loss = functional.cross_entropy(logits_NK, labels_N, reduction="sum")
@@ -198,9 +204,7 @@ def stock(task: Task, low: bool) -> Line:
 
 def fastwi_line(task: Task) -> Line:
     """(c)."""
-    engine = dataclasses.replace(
-        Config().engine, device=str(task.device), precision="bf16", evaluation_batch=task.batch
-    )
+    engine = dataclasses.replace(Config().engine, device=str(task.device), evaluation_batch=task.batch)
     evaluator = Evaluator(task.network, engine)
 
     def line(alphas: Sequence[float]) -> np.ndarray:
@@ -212,14 +216,15 @@ def fastwi_line(task: Task) -> Line:
 
 
 def verify(contestants: dict[str, Line], task: Task) -> None:
-    """Run all once, on the first piece. UserError where two of the losses or errors differ by more than bf16 rounds.
+    """Run all once, on the first piece. UserError where two of the losses or errors differ by more than rounding.
 
     The network whose weights and statistics are bf16 throughout is run too, but held to nothing: it is less exact.
     """
     found = {name: line(task.piece(0)) for name, line in contestants.items()}
     exact = {name: scores for name, scores in found.items() if not name.startswith(LOW)}
     # bf16 has 8 bits: a logit may be off by some per cent, and an image near a boundary falls on either side.
-    for place, unit, bound in ((0, "nats", 0.02), (1, "%", 1.5)):
+    nats, percent = (0.02, 1.5) if task.dtype == torch.bfloat16 else (1e-4, 0.5)
+    for place, unit, bound in ((0, "nats", nats), (1, "%", percent)):
         for (one, a), (other, b) in itertools.combinations(exact.items(), 2):
             off = float(np.abs(a[..., place] - b[..., place]).max())
             if not off <= bound:
@@ -265,10 +270,13 @@ def report(
     columns += [f"% of {name} floor" for name in bounds]
     counts = " + ".join(f"{len(split):,} {name}" for name, split in task.splits.items())
     each = f"of {len(task.alphas) // task.pieces} alphas, the line once in all" if whole else "of the whole line"
-    title = f"{len(task.alphas)} alphas x ({counts}) images, batch {task.batch}, {rounds} interleaved rounds {each}"
+    dtype = str(task.dtype).removeprefix("torch.")
+    title = f"{len(task.alphas)} alphas x ({counts}) images, batch {task.batch}, {dtype}, "
+    title += f"{rounds} interleaved rounds {each}"
     print_table(title, columns, rows)
     if out:
         settings = {
+            "dtype": dtype,
             "alphas": len(task.alphas),
             "images": {name: len(split) for name, split in task.splits.items()},
             "batch": task.batch,

@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         "--model", required=True, metavar="NAME", help="a name of model.name, or your own package.module:attribute"
     )
     into.add_argument("--classes", required=True, type=int, metavar="K", help="classes of the network")
+    into.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the images, for a network of your own that asks for it",
+    )
     into.add_argument("--width", type=float, default=1.0, help="multiplier of channels, as model.width; default: 1")
     for action in (out, into):
         action.add_argument("--json", action="store_true", help="one JSON object instead of text")
@@ -89,6 +95,8 @@ def _import(arguments: argparse.Namespace) -> int:
         raise UserError(problem.replace("model.name", "--model").replace("model.width", "--width"))
     if arguments.classes < 1:
         raise UserError(f"--classes: {arguments.classes}; give at least 1")
+    if arguments.image_size is not None and arguments.image_size < 1:
+        raise UserError(f"--image-size: {arguments.image_size}; give at least 1")
     if Path(arguments.out).suffix != ".safetensors":
         raise UserError(f"--out: {arguments.out} does not end in .safetensors; call it so")
 
@@ -96,7 +104,8 @@ def _import(arguments: argparse.Namespace) -> int:
     from fastwi.population import Layout, Population
     from fastwi.population.state_file import read_state_file
 
-    layout = Layout.of(build_model(arguments.model, arguments.classes, arguments.width))
+    image_size = None if arguments.image_size is None else (arguments.image_size,) * 2
+    layout = Layout.of(build_model(arguments.model, arguments.classes, arguments.width, image_size))
     population = Population.zeros(layout, len(arguments.files))
     for m, file in enumerate(arguments.files):
         source = read_state_file(file)

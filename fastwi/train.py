@@ -59,7 +59,7 @@ def _train(request: Request) -> int:
     train, card = open_split(config.data, "train", device)
     test, _ = open_split(config.data, "test", device)
     check_batch(config, len(train))
-    model = build_network(config, train.classes)
+    model = build_network(config, train.classes, train.image_shape[:2])
     engine = build_engine(config, model)
     identity = config_hash(config, result_digest(card, config))
     paths = RunPaths(_directory(request, identity))

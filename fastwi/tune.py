@@ -116,7 +116,7 @@ def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members
         table_C256=normalisation_table((0.5,) * 3, (0.25,) * 3).to(device),
         classes=CLASSES,
     )
-    network = build_network(config, CLASSES)
+    network = build_network(config, CLASSES, (IMAGE_SIZE, IMAGE_SIZE))
     engine = kind(network, config.engine, config.optimizer, config.schedule, config.augment)
     population = Population.from_modules([network], device=device).clone_rows([0] * members)
     noises = [Noise(m) for m in range(members)]

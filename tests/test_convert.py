@@ -144,6 +144,21 @@ def test_import_of_ones_own_network(tmp_path, capsys, monkeypatch):
     assert torch.equal(Population.load("p.safetensors").state_dict(0)["linear.weight"], network.linear.weight)
 
 
+def test_import_of_a_network_that_is_built_for_a_size(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "def net(classes, image_size):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size[0] * image_size[1], classes))\n"
+    )
+    torch.save(build_model("net.py:net", 7, image_size=(8, 8)).state_dict(), "a.pt")
+    argv = ["import", "a.pt", "--out", "p.safetensors", "--model", "net.py:net", "--classes", "7"]
+    assert "missing a required argument: 'image_size'" in refused(capsys, *argv)
+    assert "--image-size: 0; give at least 1" in refused(capsys, *argv, "--image-size", "0")
+    run(*argv, "--image-size", "8")
+    assert Population.load("p.safetensors").layout.P >= 3 * 8 * 8 * 7
+
+
 def test_refusals(seed, tmp_path, capsys):
     members = networks(seed, 2)
     several, state, out = tmp_path / "p.safetensors", tmp_path / "s.pt", tmp_path / "out.pt"

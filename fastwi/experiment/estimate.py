@@ -25,7 +25,8 @@ class Rates:
 
 def measure_rates(engine: Engine, config: Config, train: Dataset, test: Dataset) -> Rates:
     """Time a few training steps and evaluations of a scratch network, after as many to warm up."""
-    population = Population.from_modules([build_network(config, train.classes)], device=engine.device)
+    network = build_network(config, train.classes, train.image_shape[:2])
+    population = Population.from_modules([network], device=engine.device)
     few_train = _spread(train, _STEPS * config.optimizer.batch_size)
     few_test = _spread(test, 4 * config.engine.evaluation_batch)
     rates = []

@@ -52,15 +52,19 @@ class _State:
     seconds: float = 0.0
 
 
-def build_network(config: Config, classes: int, root: Path = _HERE) -> nn.Module:
+def build_network(
+    config: Config, classes: int, image_size: tuple[int, int] | None = None, root: Path = _HERE
+) -> nn.Module:
     """The parent at initialisation: a pure function of `seeds.init`, drawn on the CPU, or what `model.weights` holds.
 
-    A relative path of weights is relative to `root`. Raises CheckpointError where they are of another network.
+    image_size: (height, width) in pixels of the images to come, where they are known; the user's own network is tried
+    on that size, and built for it if it asks. A relative path of weights is relative to `root`. Raises ConfigError
+    where the network cannot be built, and CheckpointError where the weights are of another network.
     """
     seed = int(raw_words(config.seeds.init, Stream.INIT, 0, 1)[0]) >> 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_model(config.model.name, classes, config.model.width)
+        network = build_model(config.model.name, classes, config.model.width, image_size)
     if config.model.weights:
         population = Population.from_modules([network])
         read_state_file(root / config.model.weights).copy_into(population, 0)
@@ -203,7 +207,7 @@ class Figure1Run:
         population.save(self._paths.checkpoint(name))
 
     def _start(self) -> _State:
-        network = build_network(self._config, self._train.classes)
+        network = build_network(self._config, self._train.classes, self._train.image_shape[:2])
         return _State(0, Population.from_modules([network], device=self._engine.device))
 
     def _save(self, state: _State, step: Step) -> None:
@@ -249,7 +253,9 @@ class Figure1Run:
         if not progress:
             return None
         path = self._paths.state(progress["steps_done"])
-        layout = Population.from_modules([build_network(self._config, self._train.classes)]).layout
+        layout = Population.from_modules(
+            [build_network(self._config, self._train.classes, self._train.image_shape[:2])]
+        ).layout
         population = Population.load(path, layout, self._engine.device)
         try:
             lines = self._paths.metrics.read_text().splitlines()

@@ -135,17 +135,24 @@ class Worker:
 
     def engine(self, config: Config) -> Engine:
         """An engine for `config`; the compiled network is shared by all that differ in settings only."""
-        kind = (config.model, config.engine, self.splits(config)[0].classes)
+        images = self._images(config)
+        kind = (config.model, config.engine, *images)
         if kind not in self._engines:
-            self._engines[kind] = build_engine(config, build_network(config, kind[-1], self._root))
+            self._engines[kind] = build_engine(config, build_network(config, *images, self._root))
         return self._engines[kind].with_settings(config.optimizer, config.schedule, config.augment)
 
     def layout(self, config: Config) -> Layout:
         """The layout of `config`'s network."""
-        kind = (config.model, self.splits(config)[0].classes)
+        images = self._images(config)
+        kind = (config.model, *images)
         if kind not in self._layouts:
-            self._layouts[kind] = Layout.of(build_network(config, kind[-1], self._root))
+            self._layouts[kind] = Layout.of(build_network(config, *images, self._root))
         return self._layouts[kind]
+
+    def _images(self, config: Config) -> tuple[int, tuple[int, int]]:
+        """What a network is built for: the number of classes, and (height, width) of the images."""
+        train, _ = self.splits(config)
+        return train.classes, train.image_shape[:2]
 
     def state_bytes(self, config: Config) -> int:
         """Bytes of one stored network of `config`: weights, momentum, batch-norm statistics, counters."""
@@ -163,7 +170,7 @@ class Worker:
             return read_state(self._store, job.files[key], self.layout(config), device)
         state = job.states[key]
         if isinstance(state, Initial):
-            network = build_network(state.config, self.splits(config)[0].classes, self._root)
+            network = build_network(state.config, *self._images(config), self._root)
             return Population.from_modules([network], device=device)
         children = Population.stack([self.state(child, state.config, job, trains) for child in state.children])
         average = average_of(children, state.config)

@@ -1,8 +1,8 @@
 """The user's own network: `package.module:attribute`, or `path/to/file.py:attribute` from the working directory.
 
 The attribute is a function or a class. It is called with `classes=K` or `num_classes=K` if its signature takes one
-of them (`**options` take num_classes, as torchvision's do), else with nothing, and returns an nn.Module from images
-[N, 3, H, W] to logits [N, K].
+of them (`**options` take num_classes, as torchvision's do), with `image_size=(H, W)` if it takes that, and returns an
+nn.Module from images [N, 3, H, W] to logits [N, K].
 
 Shapes: N images, H height, W width, K classes.
 """
@@ -53,7 +53,7 @@ def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None
     with torch.random.fork_rng(devices=[]):
         module = _from_file(name, own[0]) if own[0].endswith(".py") else _from_module(name, own[0])
         builder = _attribute(name, module, own[1])
-    network = _call(name, builder, classes)
+    network = _call(name, builder, classes, image_size)
     _try(name, network, classes, image_size)
     return network
 
@@ -113,7 +113,7 @@ def _attribute(name: str, module: ModuleType, dotted: str) -> Callable[..., Any]
     return found
 
 
-def _call(name: str, builder: Callable[..., Any], classes: int) -> nn.Module:
+def _call(name: str, builder: Callable[..., Any], classes: int, image_size: tuple[int, int] | None) -> nn.Module:
     try:
         signature = inspect.signature(builder)
     except (TypeError, ValueError):  # some built-in callables have none
@@ -122,11 +122,13 @@ def _call(name: str, builder: Callable[..., Any], classes: int) -> nn.Module:
     taken = [p.name for p in signature.parameters.values() if p.kind in by_name]
     options = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
     keyword = "classes" if "classes" in taken else "num_classes" if "num_classes" in taken or options else None
-    arguments = {} if keyword is None else {keyword: classes}
+    arguments: dict[str, Any] = {} if keyword is None else {keyword: classes}
+    if image_size is not None and "image_size" in taken:
+        arguments["image_size"] = image_size
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise _refusal(name, f"{error}; only classes or num_classes is given: give the rest defaults") from None
+        raise _refusal(name, f"{error}; only {_given(image_size)} given: give the rest defaults") from None
     try:
         network = builder(**arguments)
     except Exception as error:  # whatever the user's code raises
@@ -134,6 +136,10 @@ def _call(name: str, builder: Callable[..., Any], classes: int) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise _refusal(name, f"returns {_type(network)}, no torch.nn.Module; return the network")
     return network
+
+
+def _given(image_size: tuple[int, int] | None) -> str:
+    return "classes or num_classes is" if image_size is None else "classes or num_classes, and image_size, are"
 
 
 @torch.no_grad()

@@ -230,8 +230,8 @@ def test_triton_kernels_in_place(seed, precision, monkeypatch):
     assert torch.equal(found.counters_MB, expected.counters_MB)
 
 
-# In bf16 a second step would carry the first one's roundings through ReLUs that they turn over. Measured over 30 inputs:
-# at most 0.008 of the way in the first step, and 0.14 in two.
+# In bf16 a second step would carry the first one's roundings through ReLUs that they turn over. Measured over 30
+# inputs: at most 0.008 of the way in the first step, and 0.14 in two.
 STEPS_IN_PLACE = {"fp32": 2, "bf16": 1}
 SHARE = {"fp32": 1e-4, "bf16": 0.03}  # of the way: roundings in another order
 

@@ -74,7 +74,7 @@ def test_the_parent_starts_there(seed, digits_directory, tmp_path):
     fastwi.save_state_dict(torch.nn.DataParallel(expected).state_dict(), tmp_path / "x.pt")
     Population.from_modules([expected]).save(tmp_path / "x.safetensors")
     for name in ("x.pt", "x.safetensors"):
-        found = build_network(config_of(digits_directory, name), 10, tmp_path).state_dict()
+        found = build_network(config_of(digits_directory, name), 10, root=tmp_path).state_dict()
         assert all(torch.equal(found[key], value) for key, value in expected.state_dict().items())
     with pytest.raises(CheckpointError, match=r"x\.pt: 'conv\.weight' is"):
         build_network(config_of(digits_directory, tmp_path / "x.pt", width=0.5), 10)

@@ -12,6 +12,7 @@ from fastwi.config.check import check_config
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config, ModelConfig
 from fastwi.config.write import config_hash
+from fastwi.data.resident import load_split
 from fastwi.errors import ConfigError
 from fastwi.experiment.protocol import build_network
 from fastwi.models.names import source_digest
@@ -70,6 +71,9 @@ def tuple_of(classes):
     class Pair(Net):
         def forward(self, x): return super().forward(x), x
     return Pair(classes)
+def of_size(classes, image_size):
+    height, width = image_size
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * height * width, classes))
 """
 
 
@@ -108,6 +112,18 @@ def test_the_number_of_classes_is_given(package, place, attribute):
 
 def test_a_callable_without_classes_is_called_without(package):
     assert build_model("own_networks.nets:of_ten", 10)(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_the_size_of_the_images_is_given_where_it_is_asked_for(package, digits_directory):
+    name = "own_networks.nets:of_size"
+    assert build_model(name, 7, image_size=(12, 20))[1].in_features == 3 * 12 * 20
+    config = config_from_mapping({"model": {"name": name}})
+    train = load_split(digits_directory, "train", torch.device("cpu"))[0]
+    assert build_network(config, train.classes, train.image_shape[:2])[1].in_features == 3 * 16 * 16
+    with pytest.raises(
+        ConfigError, match="missing a required argument: 'image_size'; only classes or num_classes is given"
+    ):
+        build_model(name, 7)
 
 
 def test_a_factory_of_torchvision():

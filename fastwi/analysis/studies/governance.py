@@ -175,7 +175,7 @@ def _quantities(
     networks = opened.states([*place.ends, clone, place.average])
     members = list(range(count))
     pairs = list(itertools.combinations(members, 2))
-    evaluator = _evaluator(evaluators, config, train.classes)
+    evaluator = _evaluator(evaluators, config, train)
     weights = weight_distances(networks, members, parent=count)
     assert weights.displacement_C is not None
     assert weights.cosine_CC is not None
@@ -217,12 +217,12 @@ def _quantities(
     return found
 
 
-def _evaluator(evaluators: dict[tuple[object, ...], Evaluator], config: Config, classes: int) -> Evaluator:
+def _evaluator(evaluators: dict[tuple[object, ...], Evaluator], config: Config, train: ResidentDataset) -> Evaluator:
     """One for each network and augmentation: compiling takes longer than measuring."""
     kind = (config.model, config.engine, config.augment, config.optimizer.batch_size)
     if kind not in evaluators:
         evaluators[kind] = Evaluator(
-            build_network(config, classes), config.engine, config.optimizer.batch_size,
+            build_network(config, train.classes, train.image_shape[:2]), config.engine, config.optimizer.batch_size,
             config.augment,
         )  # fmt: skip
     return evaluators[kind]

@@ -150,8 +150,8 @@ class Bench:
         )
         splits = dict(zip(SPLITS, worker.resident_splits(dataclasses.replace(config, data=data)), strict=True))
         evaluator = Evaluator(
-            build_network(config, trained.classes), config.engine, config.optimizer.batch_size, config.augment,
-            self._passed,
+            build_network(config, trained.classes, trained.image_shape[:2]), config.engine,
+            config.optimizer.batch_size, config.augment, self._passed,
         )  # fmt: skip
         images = config.experiment.recompute_images
         return Measuring(evaluator, splits, Recomputation(trained, Noise(config.seeds.statistics_noise), images))
