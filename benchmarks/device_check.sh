@@ -122,7 +122,7 @@ if [ $gpu = yes ]; then
   step gpu-tests 75 "${pytest[@]}" -m gpu
   # Not interpreted: tests/conftest.py asks for the interpreter only where there is no GPU.
   unset TRITON_INTERPRET
-  step kernel-tests 90 "${pytest[@]}" tests/kernels
+  step kernel-tests 150 "${pytest[@]}" tests/kernels
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
   if [ -n "$sanitizer" ]; then
     # Without torch's cache of memory every tensor is an allocation of its own, whose ends can be overrun.

@@ -114,7 +114,7 @@ def peak_bytes(device: Any) -> int:
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)  # what captured steps use is reserved, and not allocated
     # Not getrusage's figure, where the system has a better one: that is inherited from the process that started this
     # one, and cannot be set back.
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -124,14 +124,17 @@ def bytes_now(device: Any) -> int:
     """Memory in use now; 0 on a CPU where the system does not say."""
     import torch
 
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else _status("VmRSS")
 
 
 def forget_peak(device: Any) -> None:
     """Begin to measure the peak anew."""
     import torch
 
+    from fastwi.engine.device import free_memory
+
     if device.type == "cuda":
+        free_memory(device)
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:

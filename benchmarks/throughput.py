@@ -37,6 +37,7 @@ from benchmarks.task import Contestant, Task, Unavailable, make_task
 from benchmarks.timing import Timing, interleave
 from fastwi.cli import run_command
 from fastwi.engine import allocator
+from fastwi.engine.device import free_memory
 
 Builder = Callable[[Task, int], Contestant]
 AGAIN = "again"
@@ -154,6 +155,7 @@ def measure(
     `serial` keeps the contestants that train one network from one M to the next. Whoever is not built and compiled
     by the deadline (of time.monotonic) is left out; fastwi's engines are built first.
     """
+    free_memory(task.device)  # of the engines for fewer members
     rows: dict[str, Row] = {}
     contestants: dict[str, Contestant] = {}
     short = task.shortened(max(least, -(-task.steps // M)))

@@ -97,6 +97,7 @@ class Evaluator:
         self._engine = build_engine(config, network)
         self.device = self._engine.device
         self._report = report
+        self._outputs: int | None = None
         self._normalises = any(name.endswith("running_var") for name in _names(self.layout))
 
     def scores(self, population: Population, dataset: ResidentDataset) -> Scores:
@@ -107,14 +108,13 @@ class Evaluator:
         """
         population = self._take(population)
         self._check(dataset)
-        try:
-            return self._engine.evaluate(population, dataset, self._report)
-        except IndexError as error:
-            if "out of bounds" not in str(error):
-                raise
-            raise UserError(
-                f"labels run to {int(dataset.labels_N.max())}, but the network has fewer outputs"
-            ) from None
+        if self._outputs is None and population.members:
+            _, logits_NK = next(self._engine.logits(population, 0, dataset))
+            self._outputs = logits_NK.shape[1]
+        # Before they are used: on a GPU a label too large is no exception, but the end of the process.
+        if self._outputs is not None and int(dataset.labels_N.max()) >= self._outputs:
+            raise UserError(f"labels run to {int(dataset.labels_N.max())}, but the network has fewer outputs")
+        return self._engine.evaluate(population, dataset, self._report)
 
     def recompute(
         self,

@@ -59,6 +59,8 @@ class Engine(abc.ABC):
         self._evaluation_batch = config.evaluation_batch
         if config.deterministic:
             make_deterministic()
+        if self.device.type == "cuda" and self.dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as it is in the Triton kernels
         if self.device.type == "cpu":
             keep_freed_memory()
             if config.threads:

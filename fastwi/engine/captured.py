@@ -16,6 +16,7 @@ from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, require_resident
 from fastwi.engine.base import Engine, Report, require_noises
+from fastwi.engine.device import free_memory
 from fastwi.engine.program import Gradients, Program, State
 from fastwi.engine.schedule import learning_rate
 from fastwi.population import Layout, Population
@@ -29,7 +30,8 @@ MOST_MEMBERS = 256
 class ProgramEngine(Engine):
     """Trains B members at a time by a `Program`, which is captured as a CUDA graph on a GPU.
 
-    A population of M members passes through in portions of at most `members_at_once`.
+    A population of M members passes through in portions of at most `members_at_once`, in one program whose last
+    rows idle where a portion is smaller.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ProgramEngine(Engine):
     ) -> None:
         super().__init__(model, config, optimizer, schedule, augmentation)
         self._programs: OrderedDict[Hashable, tuple[Program, ResidentDataset]] = OrderedDict()
+        self._rooms: dict[Hashable, int] = {}
         if self.device.type == "cuda" and not config.deterministic:
             torch.backends.cudnn.benchmark = True  # chosen in the warm-up, frozen into the graph
 
@@ -70,10 +73,10 @@ class ProgramEngine(Engine):
         rates = [learning_rate(epoch * steps + i, steps, self._optimizer, self._schedule) for i in range(steps)]
         losses: list[float] = []
         at_once = self._portion(population, dataset)
+        program = self._program(population.layout, at_once, dataset)
         for first in range(0, population.members, at_once):
             rows = slice(first, first + at_once)
             part = population.select(rows)
-            program = self._program(part.layout, part.members, dataset)
             draws = self._stacked_draws(noises[rows], epoch, dataset)
             program.load(part, *draws, torch.tensor(rates, device=self.device))
             for _ in range(steps):
@@ -103,22 +106,40 @@ class ProgramEngine(Engine):
         return -(-population.members // portions)
 
     def _room(self, layout: Layout, dataset: ResidentDataset) -> int:
-        """Members that fit into free memory, from what a step of one takes."""
-        program = self._new_program(layout, 1, dataset)
-        program.step()
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        program.step()
-        torch.cuda.synchronize(self.device)
-        taken = torch.cuda.max_memory_allocated(self.device) - before + 16 * layout.P
-        free = torch.cuda.mem_get_info(self.device)[0]
-        return max(1, int(SHARE_OF_MEMORY * free / max(1, taken)))
+        """Members that fit into free memory, from what a step of one takes. Measured once, with no program about."""
+        kind = self._kind(dataset)
+        if kind not in self._rooms:
+            self._programs.clear()
+            free_memory(self.device)
+            program = self._new_program(layout, 1, dataset)
+            program.step()
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            program.restart()  # an epoch may have one step only
+            program.step()
+            torch.cuda.synchronize(self.device)
+            taken = torch.cuda.max_memory_allocated(self.device) - before + 16 * layout.P
+            del program
+            free_memory(self.device)
+            free = torch.cuda.mem_get_info(self.device)[0]
+            self._rooms[kind] = max(1, int(SHARE_OF_MEMORY * free / max(1, taken)))
+        return self._rooms[kind]
+
+    def _kind(self, dataset: ResidentDataset) -> Hashable:
+        """What decides how much memory a member's step takes."""
+        return len(dataset), dataset.image_shape, self._optimizer.batch_size
 
     def _program(self, layout: Layout, members: int, dataset: ResidentDataset) -> Program:
-        """The program for so many members, made at first use. It holds the dataset, whose address is in the key."""
+        """The program for so many members, made at first use. It holds the dataset, whose address is in the key.
+
+        Earlier programs make room: together they have no more members than fit into memory.
+        """
         key = (members, id(dataset), self._optimizer, self._augment)
         if key not in self._programs:
+            room = self._rooms.get(self._kind(dataset))
+            while room and self._programs and members + sum(p.members for p, _ in self._programs.values()) > room:
+                self._programs.popitem(last=False)
             program = self._new_program(layout, members, dataset)
             if self.device.type == "cuda":
                 program.capture()

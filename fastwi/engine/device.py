@@ -1,5 +1,6 @@
 """What the configuration's `auto` means on this machine."""
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,13 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give a GPU's memory that nothing uses back. Engines and programs refer to themselves, so they are collected."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:

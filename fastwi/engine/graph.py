@@ -10,11 +10,14 @@ import contextlib
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.engine.base import batch_norms
 from fastwi.engine.captured import ProgramEngine
 from fastwi.engine.program import State
+from fastwi.errors import ConfigError
 
 BRANCHES = 8  # streams; more members than that share them
 
@@ -23,6 +26,19 @@ class GraphEngine(ProgramEngine):
     """Trains members as parallel branches of one captured step. Without a GPU it is `loop` on static buffers."""
 
     name = "graph"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        augmentation: AugmentConfig,
+    ) -> None:
+        super().__init__(model, config, optimizer, schedule, augmentation)
+        # torch reads the count of batches on the host for it, which no captured step may.
+        if self.device.type == "cuda" and any(norm.momentum is None for norm in batch_norms(self._model.modules())):
+            raise ConfigError("engine.name: graph captures no batch norm with momentum None; use loop or stacked")
 
     def _make_gradients(self, state: State) -> "Branches":
         return Branches(state, self._forward, self._low)
@@ -48,7 +64,7 @@ class Branches:
         """See `fastwi.engine.program.Gradients`."""
         losses: list[Tensor] = []
         for stream in self._streams:
-            stream.wait_stream(torch.cuda.current_stream())
+            stream.wait_stream(torch.cuda.current_stream(self._device))
         for b, leaves in enumerate(self._leaves):
             with self._on_stream(b):
                 logits_NK = self._forward({**leaves, **self._buffers[b]}, x_BNHWC[b].permute(0, 3, 1, 2))
@@ -57,7 +73,7 @@ class Branches:
                 torch._foreach_copy_(self._gradients[b], torch.autograd.grad(scaled, list(leaves.values())))
                 losses.append(loss.detach())
         for stream in self._streams:
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream(self._device).wait_stream(stream)
         return torch.stack(losses)
 
     def _on_stream(self, b: int) -> contextlib.AbstractContextManager[object]:

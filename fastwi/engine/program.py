@@ -63,9 +63,10 @@ class Program:
         images = self.steps * optimizer.batch_size
         population = Population.zeros(layout, members, device)
         weights = population.weights_MP
-        low = weights if dtype == torch.float32 else torch.zeros_like(weights, dtype=dtype)
+        low = weights if dtype == torch.float32 else _aligned_rows(weights, dtype)
         self.state = State(population, torch.zeros_like(weights), low)
         self._table = dataset.table_C256.to(dtype)
+        self.members = members
         self._order = torch.zeros(members, images, dtype=torch.int64, device=device)
         self._labels = torch.zeros_like(self._order)
         self._offset = torch.zeros(members, images, 2, dtype=torch.int64, device=device)
@@ -80,17 +81,24 @@ class Program:
         self._replay: Callable[[], None] = self._run
 
     def load(self, population: Population, order: Tensor, offset: Tensor, flip: Tensor, rates_S: Tensor) -> None:
-        """Start an epoch with the B rows of `population`, their draws [B, images] and the rates of the steps."""
+        """Start an epoch with the rows of `population`, their draws [M, images] and the rates of the steps.
+
+        M may be less than B: the last rows then go on with what they hold, and nobody reads them.
+        """
+        M, images = population.members, self._order.shape[1]
         for mine, theirs in zip(_matrices(self.state.members), _matrices(population), strict=True):
-            mine.copy_(theirs)
+            mine[:M].copy_(theirs)
         if self.state.low_BP is not self.state.members.weights_MP:
             self.state.low_BP.copy_(self.state.members.weights_MP)
-        images = self._order.shape[1]
-        self._order.copy_(order[:, :images])
+        self._order[:M].copy_(order[:, :images])
         self._labels.copy_(self._dataset.labels_N[self._order])
-        self._offset.copy_(offset[:, :images])
-        self._flip.copy_(flip[:, :images])
+        self._offset[:M].copy_(offset[:, :images])
+        self._flip[:M].copy_(flip[:, :images])
         self._rates_S.copy_(rates_S)
+        self.restart()
+
+    def restart(self) -> None:
+        """Go back to the first step of the epoch; weights stay as they are."""
         for zeroed in (self._step, self._first, self._losses_B):
             zeroed.zero_()
         if self._scale is not None:
@@ -102,31 +110,31 @@ class Program:
 
     def store(self, population: Population) -> list[float]:
         """Hand the members back after the epoch; returns each one's mean loss (nats)."""
+        M = population.members
         for mine, theirs in zip(_matrices(self.state.members), _matrices(population), strict=True):
-            theirs.copy_(mine)
-        return (self._losses_B / max(1, self.steps)).tolist()
+            theirs.copy_(mine[:M])
+        return (self._losses_B[:M] / max(1, self.steps)).tolist()
 
     def capture(self) -> None:
         """Record the step as one CUDA graph. The members' values are lost: load afterwards.
 
         Random weights, not zeros, run through the warm-up: they choose the kernels that training will run.
         """
-        for matrix in _matrices(self.state.members)[:1]:
-            matrix.normal_(std=0.05)
+        self.state.members.weights_MP.normal_(std=0.05)
         self.state.low_BP.copy_(self.state.members.weights_MP)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUP_STEPS):
-                self._first.zero_()
-                self._step.zero_()
+        # Streams and captures are the current device's, which need not be this program's.
+        with torch.cuda.device(self.state.members.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARMUP_STEPS):
+                    self.restart()
+                    self._run()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.restart()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
                 self._run()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._first.zero_()
-        self._step.zero_()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._run()
         self._replay = graph.replay
 
     def _run(self) -> None:
@@ -159,6 +167,14 @@ class Program:
         )
         self._first += count
         self._step += 1
+
+
+def _aligned_rows(matrix_BP: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros like `matrix_BP` whose rows all start at a multiple of 16 bytes, as the first does: compiled code expects
+    of the other members what it saw of that one."""
+    B, P = matrix_BP.shape
+    step = 16 // dtype.itemsize
+    return torch.zeros(B, -(-P // step) * step, dtype=dtype, device=matrix_BP.device)[:, :P]
 
 
 def _matrices(population: Population) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,6 +10,8 @@ memory. Symbols: M (and N) rows of P columns, L pairs.
 
 import functools
 import importlib.util
+import os
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -128,8 +130,10 @@ def pair_alphas(alpha: float | Sequence[float] | Tensor, pairs: int) -> NDArray[
 
 @functools.cache
 def has_triton(device: torch.device) -> bool:
-    """Whether the Triton kernels run on `device`."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    """Whether the Triton kernels run on `device`: Triton builds its launcher with a C compiler."""
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    built = any(shutil.which(compiler) for compiler in compilers if compiler)
+    return device.type == "cuda" and built and importlib.util.find_spec("triton") is not None
 
 
 def _check_matrices(x_MP: Tensor, source_NP: Tensor) -> None:

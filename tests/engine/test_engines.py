@@ -1,5 +1,6 @@
 """Every engine against float64 and `loop`, for networks of different kinds; members alone and among others."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,50 @@ def test_portions_and_reused_programs(seed, engine, monkeypatch):
     second = [other.train_epoch(parts, data, noises, epoch) for epoch in range(2)]
     np.testing.assert_allclose(first, second, rtol=1e-3)
     assert torch.equal(whole.counters_MB, parts.counters_MB)
+
+
+def test_one_program_serves_all_portions(seed):
+    made = make("stacked", "residual")
+    made.train_epoch(starts("residual", seed, 5), draw_data(seed), [Noise(m) for m in range(5)], 0)
+    assert [program.members for program, _ in made._programs.values()] == [3]  # type: ignore[attr-defined]
+
+
+def test_programs_make_room_for_each_other(seed):
+    """What a GPU's memory holds bounds the members of all programs together."""
+    made, data = make("graph", "residual"), draw_data(seed)
+    made._rooms[made._kind(data)] = 6  # type: ignore[attr-defined]
+    for members in (1, 2, 3, 4):
+        made.train_epoch(starts("residual", seed, members), data, [Noise(m) for m in range(members)], 0)
+    held = [program.members for program, _ in made._programs.values()]  # type: ignore[attr-defined]
+    assert held == [4]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("engine", BATCHED)
+def test_captured_steps_equal_loop(seed, engine, precision):
+    """Two epochs on a GPU, the second on the graph that the first has captured."""
+    cuda = torch.device("cuda")
+    population, data, noises, _ = clear_start("residual", seed, 3, OPTIMIZER)
+    data = dataclasses.replace(
+        data,
+        images_NHWC=data.images_NHWC.to(cuda),
+        labels_N=data.labels_N.to(cuda),
+        table_C256=data.table_C256.to(cuda),
+    )
+    config = dataclasses.replace(engine_config(precision), device="cuda")
+    trained = []
+    for name in ("loop", engine):
+        members = population.clone_rows([0, 1, 2]).to(cuda)
+        made = ENGINES[name](build("residual", 0), config, OPTIMIZER, SCHEDULE, AUGMENT)
+        losses = [made.train_epoch(members, data, noises, epoch) for epoch in range(2)]
+        trained.append((members.weights_MP.cpu(), losses))
+    (expected, expected_losses), (found, losses) = trained
+    np.testing.assert_allclose(losses, expected_losses, rtol=NEAR[precision])
+    way = expected - population.weights_MP
+    assert way.norm() > 0
+    assert (found - expected).norm() <= {"fp32": 1e-2, "bf16": 0.5}[precision] * way.norm()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

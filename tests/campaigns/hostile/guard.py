@@ -82,18 +82,18 @@ class Guard:
         if event == "open":
             path, _, flags = arguments
             if isinstance(flags, int) and flags & _WRITING:
-                self._check_path(event, path)
+                self._check_path(path, follows=not flags & os.O_NOFOLLOW)
         elif event in _PATHS:
             for path in arguments[1:2] if event == "os.symlink" else arguments[: _PATHS[event]]:
-                self._check_path(event, path)
+                self._check_path(path, follows=False, event=event)
         elif event.startswith(_FORBIDDEN):
             self._broken.append(f"{event} {arguments!r:.200}")
 
-    def _check_path(self, event: str, path: Any) -> None:
+    def _check_path(self, path: Any, follows: bool, event: str = "open") -> None:
         if isinstance(path, int) or path in ("/dev/null", b"/dev/null", ":memory:"):
             return
         folder, name = os.path.split(os.fsdecode(path))
-        # The name itself is not followed: a link is removed or replaced as such. An open follows it.
-        real = os.path.realpath(path) if event == "open" else os.path.join(os.path.realpath(folder), name)
+        # Only an open follows the name itself, unless it is told not to: a link is removed or replaced as such.
+        real = os.path.realpath(path) if follows else os.path.join(os.path.realpath(folder), name)
         if not os.fsdecode(real).startswith(self._allowed):
             self._broken.append(f"{event} {path!r:.200}")
