@@ -30,11 +30,12 @@ from fastwi.experiment.store.rows import (
     Row,
     Table,
     is_whole,
+    sealed,
     state_of,
     state_row,
 )
 from fastwi.experiment.store.states import damage_of, hash_file
-from fastwi.experiment.store.table import export, read_table
+from fastwi.experiment.store.table import EXPORTED, export, read_table
 from fastwi.experiment.store.usage import files_under
 from fastwi.experiment.store.wal import damage_in_wal
 
@@ -89,12 +90,14 @@ def _rebuild(places: StorePlaces) -> Rebuilt:
                 damaged_table += 1
             else:
                 measurements.setdefault(row[:2], row)
-        tables[NOTES.name].clear()  # of the exported file, which is written anew
         damaged_states = _check_files(places, states)
         for key in [key for key in measurements if key[0] in damaged_states]:
             del measurements[key]
         if damaged_table:
             _move_away(places, places.metrics)
+        # The new index vouches for what it has read: if the export that follows is cut off, that is no damage.
+        exported = sealed(EXPORTED, hash_file(places.metrics)) if places.metrics.exists() else None
+        tables[NOTES.name] = {exported[:1]: exported} if exported else {}
         _replace_index(places, folder / "new.sqlite", tables)
     try:
         check_directory(places, create=False)

@@ -150,6 +150,27 @@ def test_rebuilding_can_be_cut_off_before_its_last_step(killed, tmp_path, monkey
     assert values(copy) == killed[1]
 
 
+@pytest.mark.parametrize("table", ["whole", "damaged"])
+def test_rebuilding_can_be_cut_off_before_the_export(closed, tmp_path, monkeypatch, table):
+    """What is left of metrics.parquet is no damage then; it is exported anew in its time."""
+    copy = copy_of(closed[0], tmp_path / "store")
+    if table == "damaged":
+        (copy / "metrics.parquet").write_bytes(b"PAR1")
+
+    def killed_here(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastwi.experiment.store.rebuilding.export", killed_here)
+    with pytest.raises(KeyboardInterrupt):
+        rebuild(copy)
+    monkeypatch.undo()
+    with Store.open(copy) as store:
+        assert store.verify() == []
+        assert contents(store) == closed[1]
+    rebuild(copy)
+    assert values(copy) == values(closed[0])
+
+
 def test_rebuilding_needs_the_store_for_itself(closed, tmp_path):
     copy = copy_of(closed[0], tmp_path / "store")
     with Store.open(copy) as store:
