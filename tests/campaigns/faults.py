@@ -77,7 +77,7 @@ class Faults:
             print(f"WRONG: {self.wrong[-1]}", flush=True)
 
     def _again(self, job: Job, directory: Path) -> None:
-        check_whole(job, directory)
+        _check_whole(job, directory)
         check_same(job, directory, run(job.main, job.argv, directory))
 
     def _killed(self, job: Job, number: int) -> None:
@@ -89,8 +89,7 @@ class Faults:
                 fault = Fault(number, seconds=self._draw.uniform(0, 1.1 * job.seconds))
             ended = run(job.main, job.argv, directory, fault)
             _check_said(ended, (0, -number, 143 if number == signal.SIGTERM else -number))
-            if not _half_rebuilt(directory):
-                check_whole(job, directory)
+            _check_whole(job, directory)
         self._again(job, directory)
 
     def _full(self, job: Job) -> None:
@@ -189,10 +188,11 @@ def _reaping(child: int, body: Callable[[], Ended]) -> Ended:
         os.waitpid(child, 0)
 
 
-def _half_rebuilt(directory: Path) -> bool:
-    """A rebuilding that was cut off in its last step; the store says so, and to start it again."""
+def _check_whole(job: Job, directory: Path) -> None:
+    """Nothing is half written, but where a rebuilding was cut off in its last step: the store says to start it again."""
     store = directory / "store"
-    return (store / "index.rebuilt.sqlite").exists() or (store.exists() and not (store / "index.sqlite").exists())
+    if not (store / "index.rebuilt.sqlite").exists() and (not store.exists() or (store / "index.sqlite").exists()):
+        check_whole(job, directory)
 
 
 def _check_said(ended: Ended, statuses: tuple[int, ...]) -> None:
