@@ -6,6 +6,7 @@ partly done).
 """
 
 import contextlib
+import io
 import os
 import select
 import signal
@@ -48,6 +49,7 @@ def run_command(body: Callable[[], int]) -> int:
         `fastwi: error: ...` to stderr, once for each line of its message; an unexpected exception prints its
         traceback; SystemExit passes through.
     """
+    _print_anything()
     with _sigterm_as_interrupt():
         try:
             try:
@@ -74,6 +76,12 @@ def run_command(body: Callable[[], int]) -> int:
         except Exception:
             traceback.print_exc()
             return EXIT_FAILED
+
+
+def _print_anything() -> None:
+    """Names may hold characters that standard output's encoding lacks: escape them, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _say_error(message: str) -> None:

@@ -147,3 +147,16 @@ def test_a_full_disk_behind_stdout_is_said() -> None:
     assert ended.stderr == (
         "fastwi: error: standard output: cannot be written (No space left on device); redirect it elsewhere\n"
     )
+
+
+def test_what_the_encoding_lacks_is_escaped() -> None:
+    command = program(r"print('a\ud800b \u2013')" + "\nreturn 0")
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment() | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "a\\ud800b \\u2013\n", "")

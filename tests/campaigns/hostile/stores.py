@@ -1,5 +1,6 @@
 """Damaged stores. A store never gives a value that was not stored: it names the damage, or the value is right."""
 
+import contextlib
 import hashlib
 import random
 import shutil
@@ -182,14 +183,15 @@ def _numbers(path: Path, data: bytes) -> list[tuple[int, int]]:
 
 def _foreign(draw: random.Random, path: Path) -> None:
     """Another program's database, or a store's of another day."""
-    connection = sqlite3.connect(path)
     table = draw.choice(("measurements", "tallies", "states", "other"))
-    connection.execute(f"CREATE TABLE {table} (a TEXT, b BLOB)")
-    connection.execute(f"INSERT INTO {table} VALUES (?, ?)", ("x", draw.randbytes(20)))
-    if draw.random() < 0.5:
-        connection.execute("PRAGMA user_version = 7")
-    connection.commit()
-    connection.close()
+    data, version = draw.randbytes(20), draw.random() < 0.5
+    # SQLite refuses to write beside some of the store's own logs: then it stays what it was.
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"CREATE TABLE {table} (a TEXT, b BLOB)")
+        connection.execute(f"INSERT INTO {table} VALUES (?, ?)", ("x", data))
+        if version:
+            connection.execute("PRAGMA user_version = 7")
+        connection.commit()
 
 
 def _sql(draw: random.Random, index: Path) -> None:
