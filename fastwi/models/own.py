@@ -153,7 +153,8 @@ def _try(name: str, network: nn.Module, classes: int, image_size: tuple[int, int
         except Exception as error:  # whatever the user's code raises
             if image_size is None:  # it may be made for another size
                 continue
-            raise _refusal(name, f"fails on images of {height} x {width} pixels: {_reason(error)}") from error
+            problem = f"fails on images of {height} x {width} pixels (take image_size to build it for them)"
+            raise _refusal(name, f"{problem}: {_reason(error)}") from error
         if isinstance(found, Tensor) and found.shape == (2, classes):
             return
         got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else _type(found)

@@ -224,7 +224,9 @@ def test_a_size_that_it_cannot_take(package):
     with pytest.raises(ConfigError) as caught:
         build_model("own_networks.nets:Fixed", 7, image_size=(17, 17))
     assert re.search(
-        r"Fixed': fails on images of 17 x 17 pixels: RuntimeError: .*\(nets.py line 35\)$", str(caught.value)
+        r"Fixed': fails on images of 17 x 17 pixels \(take image_size to build it for them\): RuntimeError: .*"
+        r"\(nets.py line 35\)$",
+        str(caught.value),
     )
     with pytest.raises(ConfigError, match=r"gives shape \(8, 7\) for 2 images of 32 x 32 pixels and 7 classes"):
         build_model("own_networks.nets:Fixed", 7, image_size=(32, 32))
