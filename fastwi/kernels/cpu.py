@@ -1,4 +1,4 @@
-"""Builds and loads `cpu.cpp`, once a machine, with the C++ compiler that torch.compile needs too.
+"""Builds and loads `cpu.cpp` and `winograd.cpp`, once a machine, with the C++ compiler that torch.compile needs too.
 
 The library has no Python or torch headers in it, so it compiles in about two seconds. It is kept in the user's
 cache directory under a hash of source, flags, compiler and processor. It links against the OpenMP runtime by the name
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastwi.files import atomic_path
 
-_SOURCE = Path(__file__).with_name("cpu.cpp")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp"))
 _FLAGS = (
     "-O3",
     "-march=native",
@@ -50,7 +50,7 @@ def _processor() -> str:
 
 def _cached(command: str) -> Path:
     version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
-    text = "\0".join([_SOURCE.read_text(), *_FLAGS, version, _processor()])
+    text = "\0".join([*(source.read_text() for source in _SOURCES), *_FLAGS, version, _processor()])
     name = hashlib.sha256(text.encode()).hexdigest()[:20]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "fastwi" / f"cpu-{name}.so"
@@ -69,7 +69,7 @@ def library() -> ctypes.CDLL | None:
         path = _cached(command)
         if not path.exists():
             with atomic_path(path) as temporary:
-                built = [command, *_FLAGS, "-o", str(temporary), str(_SOURCE)]
+                built = [command, *_FLAGS, "-o", str(temporary), *map(str, _SOURCES)]
                 subprocess.run(built, capture_output=True, check=True, timeout=300)
         loaded = ctypes.CDLL(str(path))
     except Exception:  # whatever stops the build or the load, the references do the same work, slower
@@ -88,6 +88,10 @@ def library() -> ctypes.CDLL | None:
     for name in ("shortcut_forward", "shortcut_backward"):
         function = getattr(loaded, name)
         function.argtypes, function.restype = [pointer] * 2 + [long] * 8 + [integer], None
+    loaded.winograd_convolve.argtypes = [pointer] * 3 + [long] * 5 + [integer, pointer, integer]
+    loaded.winograd_weight_gradient.argtypes = [pointer] * 3 + [long] * 5 + [pointer, integer]
+    loaded.winograd_convolve.restype = loaded.winograd_weight_gradient.restype = None
+    loaded.winograd_floats.argtypes, loaded.winograd_floats.restype = [long, long, integer], long
     for name in ("work_doubles", "work_floats"):
         function = getattr(loaded, name)  # kept by the library object; subscripts would make a new one a call
         function.argtypes, function.restype = [long], long
