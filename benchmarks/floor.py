@@ -10,7 +10,8 @@ Evaluation writes each once and reads it once, and once more where a residual br
 2.5 times. Code that keeps activations in a cache from one pass to the next can exceed such a floor.
 
 Convolutions alone: on a CPU arithmetic binds first. The bound is the time of the network's convolutions, in training
-with both gradients, each layer in the faster of PyTorch's two orders, on random numbers, nothing else.
+with both gradients, each layer in the fastest of PyTorch's two orders and, where it applies, fastwi's kernel, on
+random numbers, nothing else.
 
 Shapes: N images of a batch, C channels, H W of an image.
 """
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from benchmarks.machine import GIGA, CopyTask
 from benchmarks.timing import Timing
 from fastwi.engine import allocator
+from fastwi.kernels.winograd import WinogradConv2d, supported, use_winograd_
 
 PASSES = {
     "eager": 22,
@@ -45,6 +47,8 @@ EVALUATION_PASSES = 2.5
 
 _COPY = "copy"
 _ORDERS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+_WINOGRAD = "winograd"
+_WAYS = (*_ORDERS, _WINOGRAD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Floors:
         floors = {"memory": self._memory_floor(timings, passes)}
         seconds = 0.0
         for shape, count in self.shapes.items():
-            took = [timings[_name(shape, order)].median_s for order in _ORDERS if _name(shape, order) in timings]
+            took = [timings[_name(shape, way)].median_s for way in _WAYS if _name(shape, way) in timings]
             if not took:
                 return floors
             seconds += count * min(took)
@@ -127,6 +131,9 @@ def floors_of(
         for shape in shapes:
             for order, layout in _ORDERS.items():
                 runs[_name(shape, order)] = convolution_run(shape, batch, dtype, layout, training)
+            own = winograd_run(shape, batch, dtype, training)
+            if own is not None:
+                runs[_name(shape, _WINOGRAD)] = own
     return Floors(copying, outputs, shapes, batch, dtype, training, runs)
 
 
@@ -179,6 +186,31 @@ def convolution_run(
     return run
 
 
+def winograd_run(
+    shape: ConvolutionShape, batch: int, dtype: torch.dtype, training: bool
+) -> Callable[[], object] | None:
+    """As `convolution_run`, by fastwi's kernel; None where it does not take the convolution."""
+    layer = nn.Conv2d(
+        shape.channels_in,
+        shape.channels_out,
+        shape.kernel,
+        shape.stride,
+        shape.padding,
+        groups=shape.groups,
+        bias=False,
+    )
+    use_winograd_(layer)
+    x_NCHW = torch.randn(batch, shape.channels_in, shape.height, shape.width)
+    x_NCHW = x_NCHW.to(dtype, memory_format=torch.channels_last)
+    if not isinstance(layer, WinogradConv2d) or not supported(x_NCHW, layer.weight):
+        return None
+    if not training:
+        return torch.no_grad()(functools.partial(layer, x_NCHW))
+    leaves = [layer.weight] if shape.first else [x_NCHW.requires_grad_(), layer.weight]
+    gradient_NCHW = torch.randn_like(layer(x_NCHW))
+    return lambda: torch.autograd.grad(layer(x_NCHW), leaves, gradient_NCHW)
+
+
 def _pair(value: Any) -> tuple[int, int]:
     """A layer's setting for height and width. Padding by a word ("same") is in none of the networks."""
     first, second = value
@@ -190,5 +222,5 @@ def _warm(run: Callable[[], object]) -> None:
     run()
 
 
-def _name(shape: ConvolutionShape, order: str) -> str:
-    return f"{shape}, {order}"
+def _name(shape: ConvolutionShape, way: str) -> str:
+    return f"{shape}, {way}"

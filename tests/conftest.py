@@ -45,7 +45,7 @@ def _digest_of_sources() -> bytes:
     top, digest = Path(__file__).parent.parent, hashlib.sha256()
     for package in ("fastwi", "data_prep", "tests"):
         for path in sorted((top / package).rglob("*")):
-            if path.suffix in (".py", ".cpp", ".j2"):
+            if path.suffix in (".py", ".cpp", ".h", ".j2"):
                 digest.update(path.relative_to(top).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.digest()
 

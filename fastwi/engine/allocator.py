@@ -2,15 +2,19 @@
 
 glibc hands each large block back to the system when it is freed, and the next step faults it in anew, page by page:
 about 22,000 faults a step of ResNet20 at batch 128. With these settings the heap keeps what a step needs, and
-steps after the first reuse the same memory: static buffers, without a word of it in the model's code.
+steps after the first reuse the same memory: static buffers, without a word of it in the model's code. The heap grows
+into pages of 2 MiB where the system has them on request: passes over activations then miss the TLB less often.
 """
 
 import ctypes
+import functools
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 # Where glibc's own settings end up in a process that frees blocks of a few MiB: the threshold above which blocks are
 # mapped one by one grows to the largest block freed, 32 MiB at most, and the trim threshold is kept at twice it.
 _DEFAULT_MMAP_MAX, _SETTLED_THRESHOLD = 65536, 32 * 2**20
+
+_AHEAD, _HUGE_PAGE, _MADV_HUGEPAGE = 2**30, 2 * 2**20, 14
 
 
 def _mallopt(settings: dict[int, int]) -> bool:
@@ -23,7 +27,24 @@ def _mallopt(settings: dict[int, int]) -> bool:
 
 def keep_freed_memory() -> bool:
     """Let the heap grow and stay. Returns whether this C library has the settings (glibc has)."""
-    return _mallopt({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 * 2**20})
+    kept = _mallopt({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 * 2**20})
+    if kept:
+        _ask_for_huge_pages()
+    return kept
+
+
+@functools.cache
+def _ask_for_huge_pages() -> None:
+    """Have the next GiB of the heap backed by huge pages as it is touched. Once a process; best effort."""
+    c = ctypes.CDLL(None)
+    c.malloc.argtypes, c.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    c.free.argtypes, c.free.restype = [ctypes.c_void_p], None
+    c.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    start = c.malloc(_AHEAD)
+    if start:
+        aligned = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+        c.madvise(aligned, _AHEAD - (aligned - start) - _HUGE_PAGE, _MADV_HUGEPAGE)
+        c.free(start)  # below the trim threshold: the heap keeps the addresses
 
 
 def restore_defaults() -> bool:

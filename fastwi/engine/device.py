@@ -14,6 +14,7 @@ from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.errors import ConfigError
 from fastwi.kernels.cpu import compiler, library
 from fastwi.kernels.pointwise import sample_first
+from fastwi.kernels.winograd import use_winograd_
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
         model = sample_first(model)
     may_fuse = config.backend in ("auto", "fused") and device.type == "cpu" and library() is not None
     fused = fuse_batch_norm(model) if may_fuse else None
+    if fused is not None:
+        use_winograd_(fused)
     if config.backend == "fused" and fused is None:
         raise ConfigError(
             "engine.backend: fused needs a CPU, a C++ compiler with OpenMP and a network with batch norm that "

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.shortcut import shortcut
-from fastwi.kernels.winograd import use_winograd_
 
 _RELU = (functional.relu, torch.relu)
 _ADD = (operator.add, torch.add)
@@ -69,7 +68,6 @@ def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
     names, names_before = ({name for name, _ in m.named_parameters()} for m in (traced, module))
     if fused == 0 or names != names_before:
         return None
-    use_winograd_(traced)
     traced.graph.lint()
     traced.recompile()
     return traced

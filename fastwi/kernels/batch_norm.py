@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastwi.kernels.cpu import library
+from fastwi.kernels.cpu import library, scratch
 
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 _LANES = 64  # of cpu.cpp
@@ -64,16 +64,13 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _tiles(channels: int) -> Tensor:
+def _work(channels: int) -> tuple[int, int]:
+    """Addresses of a call's work space: for sums in float64, and for coefficients in float32."""
     kernels = library()
     assert kernels is not None
-    return torch.empty(kernels.work_floats(channels), dtype=torch.float32)
-
-
-def _work(channels: int) -> Tensor:
-    kernels = library()
-    assert kernels is not None
-    return torch.empty(kernels.work_doubles(channels), dtype=torch.float64)
+    doubles = kernels.work_doubles(channels)
+    sums = scratch(2 * doubles + kernels.work_floats(channels))
+    return sums, sums + 8 * doubles
 
 
 class _Training(torch.autograd.Function):
@@ -95,11 +92,11 @@ class _Training(torch.autograd.Function):
         residual = None if residual is None else _channels_last(residual)
         N, C, H, W = x.shape
         y, mean_C, inv_C = torch.empty_like(x), torch.empty_like(weight_C), torch.empty_like(weight_C)
-        work, tiles = _work(C), _tiles(C)
+        work, tiles = _work(C)
         getattr(library(), f"forward_train_{_SUFFIX[x.dtype]}")(
             x.data_ptr(), _address(residual), y.data_ptr(), relu, weight_C.data_ptr(), bias_C.data_ptr(),
             mean_C.data_ptr(), inv_C.data_ptr(), running_mean_C.data_ptr(), running_var_C.data_ptr(),
-            factor, eps, work.data_ptr(), tiles.data_ptr(), N * H * W, C, torch.get_num_threads(),
+            factor, eps, work, tiles, N * H * W, C, torch.get_num_threads(),
         )  # fmt: skip
         ctx.has_residual, ctx.relu = residual is not None, relu
         # Without a residual x tells where the ReLU passed, and y need not be read again.
@@ -117,11 +114,11 @@ class _Training(torch.autograd.Function):
         # With one user and without a ReLU the residual's gradient is dy itself.
         keep = dy2 is not None or (ctx.has_residual and ctx.relu)
         g = torch.empty_like(x) if keep else None
-        work, tiles = _work(C), _tiles(C)
+        work, tiles = _work(C)
         getattr(library(), f"backward_{_SUFFIX[x.dtype]}")(
             dy.data_ptr(), _address(dy2), _address(y), x.data_ptr(), _address(g), dx.data_ptr(), ctx.relu,
             weight_C.data_ptr(), bias_C.data_ptr(), mean_C.data_ptr(), inv_C.data_ptr(),
-            dweight_C.data_ptr(), dbias_C.data_ptr(), work.data_ptr(), tiles.data_ptr(),
+            dweight_C.data_ptr(), dbias_C.data_ptr(), work, tiles,
             N * H * W, C, torch.get_num_threads(),
         )  # fmt: skip
         dresidual = (dy if g is None else g) if ctx.has_residual else None
@@ -132,10 +129,10 @@ def _evaluation(x: Tensor, residual: Tensor | None, scale_C: Tensor, shift_C: Te
     x = _channels_last(x)
     residual = None if residual is None else _channels_last(residual)
     N, C, H, W = x.shape
-    y, tiles = torch.empty_like(x), _tiles(C)
+    y = torch.empty_like(x)
     getattr(library(), f"forward_eval_{_SUFFIX[x.dtype]}")(
         x.data_ptr(), _address(residual), y.data_ptr(), relu, scale_C.data_ptr(), shift_C.data_ptr(),
-        tiles.data_ptr(), N * H * W, C, torch.get_num_threads(),
+        _work(C)[1], N * H * W, C, torch.get_num_threads(),
     )  # fmt: skip
     return y
 

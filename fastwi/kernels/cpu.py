@@ -12,11 +12,15 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 from pathlib import Path
+
+import torch
 
 from fastwi.files import atomic_path
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp"))
+_HEADERS = (Path(__file__).with_name("products.h"),)
 _FLAGS = (
     "-O3",
     "-march=native",
@@ -50,7 +54,7 @@ def _processor() -> str:
 
 def _cached(command: str) -> Path:
     version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
-    text = "\0".join([*(source.read_text() for source in _SOURCES), *_FLAGS, version, _processor()])
+    text = "\0".join([*(source.read_text() for source in _SOURCES + _HEADERS), *_FLAGS, version, _processor()])
     name = hashlib.sha256(text.encode()).hexdigest()[:20]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "fastwi" / f"cpu-{name}.so"
@@ -88,11 +92,22 @@ def library() -> ctypes.CDLL | None:
     for name in ("shortcut_forward", "shortcut_backward"):
         function = getattr(loaded, name)
         function.argtypes, function.restype = [pointer] * 2 + [long] * 8 + [integer], None
-    loaded.winograd_convolve.argtypes = [pointer] * 3 + [long] * 5 + [integer, pointer, integer]
+    loaded.winograd_convolve.argtypes = [pointer] * 4 + [long] * 5 + [integer, pointer, integer]
     loaded.winograd_weight_gradient.argtypes = [pointer] * 3 + [long] * 5 + [pointer, integer]
     loaded.winograd_convolve.restype = loaded.winograd_weight_gradient.restype = None
-    loaded.winograd_floats.argtypes, loaded.winograd_floats.restype = [long, long, integer], long
+    loaded.winograd_floats.argtypes, loaded.winograd_floats.restype = [long] * 4 + [integer], long
     for name in ("work_doubles", "work_floats"):
         function = getattr(loaded, name)  # kept by the library object; subscripts would make a new one a call
         function.argtypes, function.restype = [long], long
     return loaded
+
+
+_kept = threading.local()
+
+
+def scratch(floats: int) -> int:
+    """The address of as many float32 values of work space for one call of a kernel. Each thread keeps its own."""
+    space: torch.Tensor | None = getattr(_kept, "space", None)
+    if space is None or space.numel() < floats:
+        _kept.space = space = torch.empty(floats, dtype=torch.float32)
+    return space.data_ptr()

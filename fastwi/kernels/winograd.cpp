@@ -12,30 +12,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "products.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 12, GRADIENT_ROWS = 8;
-#elif defined(__AVX__)
-constexpr int LANES = 8, ROWS = 6, GRADIENT_ROWS = 6;
-#else
-constexpr int LANES = 4, ROWS = 6, GRADIENT_ROWS = 6;
-#endif
-// The sums of a product live in registers: without this, gcc reads operands from memory again and again.
-#if defined(__x86_64__)
-#define IN_REGISTER(v) asm("" : "+x"(v))
-#else
-#define IN_REGISTER(v)
-#endif
-
-typedef float vec __attribute__((vector_size(LANES * 4), may_alias));
-typedef float unaligned_vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-
-constexpr int64_t POSITIONS = 36, TAPS = 9, MOST_CHANNELS = 512, LINE = 16;  // floats of a cache line
-const float ZEROS[MOST_CHANNELS] = {0};
-
-inline vec load(const float *p) { return *reinterpret_cast<const unaligned_vec *>(p); }
-inline void store(float *p, vec v) { *reinterpret_cast<unaligned_vec *>(p) = v; }
+constexpr int64_t POSITIONS = 36, TAPS = 9, LINE = 16;  // floats of a cache line
 
 // One dimension of each transform.
 inline void input_1d(const vec d[6], vec t[6]) {  // B^T
@@ -79,95 +60,102 @@ inline void taps_1d(const vec u[6], vec g[3]) {  // G^T
     g[2] = sum + sum2 * (1 / 6.0f) + u[5];
 }
 
-struct Tiles {
+// Activations are walked in strips: a row of tiles, 4 rows of the image. The rows above and below a strip, and the columns
+// beside it, are zeros where the image ends.
+struct Strips {
     int64_t N, H, W, down, across, count;
-    Tiles(int64_t N, int64_t H, int64_t W)
-        : N(N), H(H), W(W), down((H + 3) / 4), across((W + 3) / 4), count(N * down * across) {}
-    // Where the `side` x `side` values from row 4 * i - before, column 4 * j - before of tile (n, i, j) lie in x[N, H, W, C].
-    template <int side, int before>
-    void pointers(const float *x, int64_t C, int64_t tile, const float **at) const {
-        const int64_t n = tile / (down * across), in_image = tile % (down * across);
-        const int64_t top = in_image / across * 4 - before, left = in_image % across * 4 - before;
-        for (int i = 0; i < side; ++i)
-            for (int j = 0; j < side; ++j) {
-                const int64_t h = top + i, w = left + j;
-                const bool inside = h >= 0 && h < H && w >= 0 && w < W;
-                at[i * side + j] = inside ? x + ((n * H + h) * W + w) * C : ZEROS;
-            }
+    Strips(int64_t N, int64_t H, int64_t W)
+        : N(N), H(H), W(W), down((H + 3) / 4), across((W + 3) / 4), count(N * down) {}
+    int64_t columns(int around) const { return 4 * across + around; }
+    // Strips of a block: some 24 tiles, or 12 where their channels would outgrow the second cache.
+    int64_t block(int64_t channels) const {
+        const int64_t tiles = channels < 128 ? 24 : 12;
+        return across < tiles ? tiles / across : 1;
+    }
+    // Rows `from`, from + 1, ... of a strip of x[N, H, W, C]; `outside` for those that are not in the image.
+    template <int COUNT>
+    void rows(const float *x, int64_t C, int64_t strip, int from, const float *outside, const float **at) const {
+        const int64_t n = strip / down, top = strip % down * 4 + from;
+        for (int i = 0; i < COUNT; ++i) {
+            const int64_t h = top + i;
+            at[i] = h >= 0 && h < H ? x + (n * H + h) * W * C : outside;
+        }
     }
 };
 
-// A block of transformed tiles [36, tiles, C]; the line between positions keeps them out of each other's cache sets.
-inline int64_t block_tiles(int64_t C, int64_t K) { return C + K <= 128 ? 24 : 12; }
-inline int64_t between(int64_t tiles, int64_t C) { return tiles * C + LINE; }
+typedef void Transform(const vec *, vec *);
 
-template <int FROM, void (*transform)(const vec *, vec *)>
-inline void transform_tile(const float *const *at, float *out, int64_t step, int64_t C) {
-    for (int64_t c = 0; c < C; c += LANES) {
-        vec half[6][FROM];
-        for (int j = 0; j < FROM; ++j) {
-            vec in[FROM], column[6];
-            for (int i = 0; i < FROM; ++i) in[i] = load(at[i * FROM + j] + c);
-            transform(in, column);
-            for (int i = 0; i < 6; ++i) half[i][j] = column[i];
-        }
-        for (int i = 0; i < 6; ++i) {
-            vec row[6];
-            transform(half[i], row);
-            for (int j = 0; j < 6; ++j) store(out + (i * 6 + j) * step + c, row[j]);
-        }
+// Asks for part `p` of `parts` of the rows of `size` strips, to be in the cache when the transforms come to them: they are
+// bound by memory, the products are not. Asking for what lies behind the last row is harmless.
+template <int WRITE>
+__attribute__((always_inline)) inline void fetch(const float *x, int64_t C, const Strips &strips, int64_t strip, int64_t size, int64_t p, int64_t parts) {
+    const float *start = x + (strip / strips.down * strips.H + strip % strips.down * 4) * strips.W * C;
+    const int64_t floats = size * 4 * strips.W * C;
+    for (int64_t f = floats * p / parts; f < floats * (p + 1) / parts; f += LINE) __builtin_prefetch(start + f, WRITE, 2);
+}
+
+// Both transforms of a strip, down its columns and then along the rows of each tile, for the rows FIRST ... of the 6 x 6
+// positions: out[position, tile, C], positions `step` apart. `half` holds what lies between; its columns outside the image
+// are zeros already. FROM values make 6: 6 of the input, from the column before the tile (SIDE = 1), or 4 of the gradient.
+template <int FROM, int SIDE, Transform transform, int FIRST, int ROWS_OUT>
+inline void transform_strip(const float *x, int64_t C, const Strips &strips, int64_t strip, const float *outside,
+                            float *half, float *out, int64_t step) {
+    const float *at[FROM];
+    strips.rows<FROM>(x, C, strip, -SIDE, outside, at);
+    const int64_t length = strips.columns(2 * SIDE) * C;
+    for (int64_t f = 0; f < strips.W * C; f += LANES) {
+        vec in[FROM], column[6];
+        for (int i = 0; i < FROM; ++i) in[i] = load(at[i] + f);
+        transform(in, column);
+        for (int i = 0; i < ROWS_OUT; ++i) store(half + i * length + SIDE * C + f, column[FIRST + i]);
+    }
+    for (int64_t t = 0; t < strips.across; ++t)
+        for (int64_t c = 0; c < C; c += LANES)
+            for (int i = 0; i < ROWS_OUT; ++i) {
+                const float *from = half + i * length + t * 4 * C + c;
+                vec in[FROM], row[6];
+                for (int j = 0; j < FROM; ++j) in[j] = load(from + j * C);
+                transform(in, row);
+                for (int j = 0; j < 6; ++j) store(out + (i * 6 + j) * step + t * C + c, row[j]);
+            }
+}
+
+// `bias`: a row of it, [W, K].
+void output_strip(const float *products, int64_t step, const Strips &strips, int64_t strip, const float *bias, float *half,
+                  float *y, int64_t K) {
+    const int64_t length = strips.columns(0) * K, n = strip / strips.down, top = strip % strips.down * 4;
+    for (int64_t t = 0; t < strips.across; ++t)
+        for (int64_t k = 0; k < K; k += LANES)
+            for (int i = 0; i < 6; ++i) {
+                vec in[6], row[4];
+                for (int j = 0; j < 6; ++j) in[j] = load(products + (i * 6 + j) * step + t * K + k);
+                output_1d(in, row);
+                for (int j = 0; j < 4; ++j) store(half + i * length + (t * 4 + j) * K + k, row[j]);
+            }
+    const int64_t rows = strips.H - top < 4 ? strips.H - top : 4, width = strips.W * K;
+    float *out = y + (n * strips.H + top) * width;
+    for (int64_t f = 0; f < width; f += LANES) {
+        vec in[6], column[4];
+        for (int i = 0; i < 6; ++i) in[i] = load(half + i * length + f);
+        output_1d(in, column);
+        const vec added = load(bias + f);
+        store(out + f, column[0] + added);
+        if (rows > 1) store(out + width + f, column[1] + added);
+        if (rows > 2) store(out + 2 * width + f, column[2] + added);
+        if (rows > 3) store(out + 3 * width + f, column[3] + added);
     }
 }
 
-void output_tile(const float *products, int64_t step, const Tiles &tiles, int64_t tile, float *y, int64_t K) {
-    const int64_t n = tile / (tiles.down * tiles.across), in_image = tile % (tiles.down * tiles.across);
-    const int64_t top = in_image / tiles.across * 4, left = in_image % tiles.across * 4;
-    const int64_t height = tiles.H - top < 4 ? tiles.H - top : 4, width = tiles.W - left < 4 ? tiles.W - left : 4;
-    float *corner = y + ((n * tiles.H + top) * tiles.W + left) * K;
-    for (int64_t k = 0; k < K; k += LANES) {
-        vec half[4][6];
-        for (int j = 0; j < 6; ++j) {
-            vec in[6], column[4];
-            for (int i = 0; i < 6; ++i) in[i] = load(products + (i * 6 + j) * step + k);
-            output_1d(in, column);
-            for (int i = 0; i < 4; ++i) half[i][j] = column[i];
-        }
-        for (int64_t i = 0; i < height; ++i) {
-            vec row[4];
-            output_1d(half[i], row);
-            for (int64_t j = 0; j < width; ++j) store(corner + (i * tiles.W + j) * K + k, row[j]);
-        }
-    }
-}
+// Positions are `step` floats apart; the line between them keeps them out of each other's cache sets.
+inline int64_t step_of(int64_t tiles, int64_t C) { return tiles * C + LINE; }
+inline int64_t rounded(int64_t tiles) { return (tiles + ROWS - 1) / ROWS * ROWS; }  // products take whole groups of rows
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// sum[R, COLUMNS * LANES] (+)= a[R, depth] b[depth, COLUMNS * LANES], where element (r, i) of a lies at r * row + i * along.
-template <int R, int COLUMNS>
-inline void product(const float *__restrict a, int64_t row, int64_t along, const float *__restrict b, int64_t b_step,
-                    float *__restrict sum, int64_t sum_step, int64_t depth, bool add) {
-    vec held[R][COLUMNS];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int j = 0; j < COLUMNS; ++j) held[r][j] = add ? load(sum + r * sum_step + j * LANES) : vec{};
-    for (int64_t i = 0; i < depth; ++i) {
-        vec columns[COLUMNS];
-#pragma GCC unroll 4
-        for (int j = 0; j < COLUMNS; ++j) {
-            columns[j] = load(b + i * b_step + j * LANES);
-            IN_REGISTER(columns[j]);
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            vec one = a[r * row + i * along] - vec{};
-            IN_REGISTER(one);
-#pragma GCC unroll 4
-            for (int j = 0; j < COLUMNS; ++j) held[r][j] += one * columns[j];
-        }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int j = 0; j < COLUMNS; ++j) store(sum + r * sum_step + j * LANES, held[r][j]);
+// Floats that one thread needs: rows of zeros and of the bias, two strips halfway through their transforms, all positions of
+// a block.
+inline int64_t scratch_floats(const Strips &strips, int64_t C, int64_t K) {
+    const int64_t tiles = rounded(strips.block(C + K) * strips.across);
+    return (2 * strips.W + 12 * strips.columns(2)) * larger(C, K) + (POSITIONS + 1) * (step_of(tiles, C) + step_of(tiles, K));
 }
 
 // U[36, K / width, C, width] = G g G^T of w[K, C, 3, 3]; flipped: of the kernels that the input gradient convolves with,
@@ -194,80 +182,106 @@ void transform_kernels(const float *w, float *U, int64_t C, int64_t K, int64_t w
         }
 }
 
+// The products of position p are written where the input of position p - 1 lay: a block takes half the room in the cache.
 template <int COLUMNS>
-void convolve(const float *x, const float *w, float *y, const Tiles &tiles, int64_t C, int64_t K, bool flipped, float *work,
+void convolve(const float *x, const float *w, const float *bias_K, float *y, const Strips &strips, int64_t C, int64_t K, bool flipped, float *work,
               int threads) {
     constexpr int64_t width = COLUMNS * LANES;
-    const int64_t size = block_tiles(C, K), in_step = between(size, C), out_step = between(size, K);
-    const int64_t blocks = (tiles.count + size - 1) / size;
+    const int64_t size = strips.block(C + K), step = step_of(rounded(size * strips.across), larger(C, K));
+    const int64_t blocks = (strips.count + size - 1) / size, each = scratch_floats(strips, C, K);
     float *U = work, *scratch = work + POSITIONS * C * K;
     transform_kernels(w, U, C, K, width, flipped, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
-        float *in = scratch + part * POSITIONS * (in_step + out_step), *out = in + POSITIONS * in_step;
+        float *zeros = scratch + part * each, *half = zeros + strips.W * C, *bias = half + 6 * strips.columns(2) * C;
+        float *half_out = bias + strips.W * K, *out = half_out + 6 * strips.columns(0) * K, *in = out + step;
+        std::memset(zeros, 0, (half_out - zeros) * sizeof(float));
+        for (int64_t w = 0; bias_K && w < strips.W; ++w) std::memcpy(bias + w * K, bias_K, K * sizeof(float));
         for (int64_t block = blocks * part / threads; block < blocks * (part + 1) / threads; ++block) {
-            const int64_t first = block * size, count = tiles.count - first < size ? tiles.count - first : size;
-            const float *at[36];
-            for (int64_t t = 0; t < count; ++t) {
-                tiles.pointers<6, 1>(x, C, first + t, at);
-                transform_tile<6, input_1d>(at, in + t * C, in_step, C);
-            }
-            for (int64_t t = count; t % ROWS; ++t)  // rows that the products take with them
-                for (int64_t p = 0; p < POSITIONS; ++p) std::memset(in + p * in_step + t * C, 0, C * sizeof(float));
-            for (int64_t p = 0; p < POSITIONS; ++p)
+            const int64_t first = block * size, last = first + size < strips.count ? first + size : strips.count;
+            const int64_t count = (last - first) * strips.across;
+            for (int64_t strip = first; strip < last; ++strip)
+                transform_strip<6, 1, input_1d, 0, 6>(x, C, strips, strip, zeros, half,
+                                                      in + (strip - first) * strips.across * C, step);
+            for (int64_t p = 0; p < POSITIONS; ++p) {
+                fetch<0>(x, C, strips, first + size, size, p, POSITIONS);
+                fetch<1>(y, K, strips, first, size, p, POSITIONS);
+                std::memset(in + p * step + count * C, 0, (rounded(count) - count) * C * sizeof(float));
                 for (int64_t k = 0; k < K; k += width)
                     for (int64_t t = 0; t < count; t += ROWS)
-                        product<ROWS, COLUMNS>(in + p * in_step + t * C, C, 1, U + p * C * K + k * C, width,
-                                               out + p * out_step + t * K + k, K, C, false);
-            for (int64_t t = 0; t < count; ++t) output_tile(out + t * K, out_step, tiles, first + t, y, K);
-        }
-    }
-}
-
-// products[C, K] (+)= in[tiles, C]^T out[tiles, K]
-template <int COLUMNS>
-void outer_products(const float *in, const float *out, float *products, int64_t C, int64_t K, int64_t count, bool add) {
-    const int64_t groups = (C + GRADIENT_ROWS - 1) / GRADIENT_ROWS;
-    for (int64_t k = 0; k < K; k += COLUMNS * LANES)
-        for (int64_t group = 0; group < groups; ++group) {
-            const int64_t c = C * group / groups, rows = C * (group + 1) / groups - c;
-            float *sum = products + c * K + k;
-#define PRODUCT(R) product<R, COLUMNS>(in + c, 1, C, out + k, K, sum, K, count, add)
-            if (rows == 8) PRODUCT(8);
-            else if (rows == 6) PRODUCT(6);
-            else PRODUCT(5);  // multiples of 16 channels cut into groups of at most 6 have no other
-#undef PRODUCT
-        }
-}
-
-inline int64_t chunks_of(int64_t C, int64_t K) { return C * K <= 1024 ? 16 : 8; }  // a chunk has sums [36, C, K]
-
-template <int COLUMNS>
-void weight_gradient(const float *x, const float *dy, float *dw, const Tiles &tiles, int64_t C, int64_t K, float *work,
-                     int threads) {
-    const int64_t size = block_tiles(C, K), in_step = between(size, C), out_step = between(size, K);
-    const int64_t blocks = (tiles.count + size - 1) / size, most = chunks_of(C, K), chunks = blocks < most ? blocks : most;
-    float *sums = work, *scratch = work + most * POSITIONS * C * K;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; ++part) {
-        float *in = scratch + part * POSITIONS * (in_step + out_step), *out = in + POSITIONS * in_step;
-        for (int64_t chunk = chunks * part / threads; chunk < chunks * (part + 1) / threads; ++chunk) {
-            const int64_t start = blocks * chunk / chunks, stop = blocks * (chunk + 1) / chunks;
-            for (int64_t block = start; block < stop; ++block) {
-                const int64_t first = block * size, count = tiles.count - first < size ? tiles.count - first : size;
-                const float *at[36];
-                for (int64_t t = 0; t < count; ++t) {
-                    tiles.pointers<6, 1>(x, C, first + t, at);
-                    transform_tile<6, input_1d>(at, in + t * C, in_step, C);
-                    tiles.pointers<4, 0>(dy, K, first + t, at);
-                    transform_tile<4, gradient_1d>(at, out + t * K, out_step, K);
-                }
-                for (int64_t p = 0; p < POSITIONS; ++p)
-                    outer_products<COLUMNS>(in + p * in_step, out + p * out_step, sums + (chunk * POSITIONS + p) * C * K,
-                                            C, K, count, block > start);
+                        product<ROWS, COLUMNS>(in + p * step + t * C, C, 1, U + p * C * K + k * C, width,
+                                               out + p * step + t * K + k, K, C, false);
             }
+            for (int64_t strip = first; strip < last; ++strip)
+                output_strip(out + (strip - first) * strips.across * K, step, strips, strip, bias, half_out, y, K);
         }
     }
+}
+
+// The sums [36, C, K] of a chunk of strips are taken for all positions at once or, where they would outgrow the second cache,
+// for one row of 6 positions after the other. Few chunks: their sums must be added. Chunks times rows can run in parallel.
+inline bool by_rows(int64_t C, int64_t K) { return C * K > 1024; }
+inline int64_t chunks_of(int64_t C, int64_t K) { return by_rows(C, K) ? 2 : 8; }
+
+struct Gradient {
+    const float *x, *dy;
+    int64_t C, K;
+    const Strips &strips;
+};
+
+// The sums over the strips start ... stop, for ROWS_OUT of the 6 rows of positions.
+template <int COLUMNS, int FIRST, int ROWS_OUT>
+void sum_products(const Gradient &g, int64_t start, int64_t stop, float *scratch, float *sums) {
+    const Strips &strips = g.strips;
+    const int64_t C = g.C, K = g.K, size = strips.block(C + K), tiles = rounded(size * strips.across);
+    const int64_t in_step = step_of(tiles, C), out_step = step_of(tiles, K);
+    float *zeros = scratch, *half = zeros + strips.W * larger(C, K), *half_out = half + 6 * strips.columns(2) * C;
+    float *in = half_out + 6 * strips.columns(0) * K, *out = in + ROWS_OUT * 6 * in_step;
+    std::memset(zeros, 0, (in - zeros) * sizeof(float));
+    for (int64_t first = start; first < stop; first += size) {
+        const int64_t last = first + size < stop ? first + size : stop;
+        for (int64_t strip = first; strip < last; ++strip) {
+            const int64_t tile = (strip - first) * strips.across;
+            transform_strip<6, 1, input_1d, FIRST, ROWS_OUT>(g.x, C, strips, strip, zeros, half, in + tile * C, in_step);
+            transform_strip<4, 0, gradient_1d, FIRST, ROWS_OUT>(g.dy, K, strips, strip, zeros, half_out, out + tile * K,
+                                                                out_step);
+        }
+        for (int p = 0; p < ROWS_OUT * 6; ++p) {
+            fetch<0>(g.x, C, strips, first + size, size, p, ROWS_OUT * 6);
+            fetch<0>(g.dy, K, strips, first + size, size, p, ROWS_OUT * 6);
+            outer_products<COLUMNS>(in + p * in_step, out + p * out_step, sums + (FIRST * 6 + p) * C * K, C, K,
+                                    (last - first) * strips.across, first > start);
+        }
+    }
+}
+
+template <int COLUMNS>
+void sum_row(int row, const Gradient &g, int64_t start, int64_t stop, float *scratch, float *sums) {
+    if (row == 0) sum_products<COLUMNS, 0, 1>(g, start, stop, scratch, sums);
+    else if (row == 1) sum_products<COLUMNS, 1, 1>(g, start, stop, scratch, sums);
+    else if (row == 2) sum_products<COLUMNS, 2, 1>(g, start, stop, scratch, sums);
+    else if (row == 3) sum_products<COLUMNS, 3, 1>(g, start, stop, scratch, sums);
+    else if (row == 4) sum_products<COLUMNS, 4, 1>(g, start, stop, scratch, sums);
+    else sum_products<COLUMNS, 5, 1>(g, start, stop, scratch, sums);
+}
+
+template <int COLUMNS>
+void weight_gradient(const float *x, const float *dy, float *dw, const Strips &strips, int64_t C, int64_t K, float *work,
+                     int threads) {
+    const int64_t most = chunks_of(C, K), chunks = strips.count < most ? strips.count : most;
+    const int64_t each = scratch_floats(strips, C, K);
+    float *sums = work, *scratch = work + most * POSITIONS * C * K;
+    const Gradient gradient = {x, dy, C, K, strips};
+    const int64_t rows = by_rows(C, K) ? 6 : 1, tasks = chunks * rows;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; ++part)
+        for (int64_t task = tasks * part / threads; task < tasks * (part + 1) / threads; ++task) {
+            const int64_t chunk = task / rows;
+            const int64_t start = strips.count * chunk / chunks, stop = strips.count * (chunk + 1) / chunks;
+            float *own = scratch + part * each, *to = sums + chunk * POSITIONS * C * K;
+            if (rows == 1) sum_products<COLUMNS, 0, 6>(gradient, start, stop, own, to);
+            else sum_row<COLUMNS>(static_cast<int>(task % rows), gradient, start, stop, own, to);
+        }
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t c = 0; c < C; ++c)
         for (int64_t k = 0; k < K; k += LANES) {
@@ -293,24 +307,23 @@ void weight_gradient(const float *x, const float *dy, float *dw, const Tiles &ti
 
 }  // namespace
 
-// x[N, H, W, C] and w[K, C, 3, 3] to y[N, H, W, K]; flipped: w is [C, K, 3, 3] and y the gradient of its input from x.
-extern "C" void winograd_convolve(const float *x, const float *w, float *y, int64_t N, int64_t H, int64_t W, int64_t C,
+// x[N, H, W, C] and w[K, C, 3, 3] to y[N, H, W, K], with bias[K] where there is one; flipped: w is [C, K, 3, 3] and y the gradient of its input from x.
+extern "C" void winograd_convolve(const float *x, const float *w, const float *bias, float *y, int64_t N, int64_t H, int64_t W, int64_t C,
                                   int64_t K, int flipped, float *work, int threads) {
-    const Tiles tiles(N, H, W);
-    if (K % (2 * LANES) == 0) convolve<2>(x, w, y, tiles, C, K, flipped, work, threads);
-    else convolve<1>(x, w, y, tiles, C, K, flipped, work, threads);
+    const Strips strips(N, H, W);
+    if (K % (2 * LANES) == 0) convolve<2>(x, w, bias, y, strips, C, K, flipped, work, threads);
+    else convolve<1>(x, w, bias, y, strips, C, K, flipped, work, threads);
 }
 
 // dw[K, C, 3, 3] of x[N, H, W, C] and dy[N, H, W, K].
 extern "C" void winograd_weight_gradient(const float *x, const float *dy, float *dw, int64_t N, int64_t H, int64_t W,
                                          int64_t C, int64_t K, float *work, int threads) {
-    const Tiles tiles(N, H, W);
-    if (K % (2 * LANES) == 0) weight_gradient<2>(x, dy, dw, tiles, C, K, work, threads);
-    else weight_gradient<1>(x, dy, dw, tiles, C, K, work, threads);
+    const Strips strips(N, H, W);
+    if (K % (2 * LANES) == 0) weight_gradient<2>(x, dy, dw, strips, C, K, work, threads);
+    else weight_gradient<1>(x, dy, dw, strips, C, K, work, threads);
 }
 
 // Floats of work space that either call needs.
-extern "C" int64_t winograd_floats(int64_t C, int64_t K, int threads) {
-    const int64_t size = block_tiles(C, K);
-    return POSITIONS * (chunks_of(C, K) * C * K + threads * (between(size, C) + between(size, K)));
+extern "C" int64_t winograd_floats(int64_t H, int64_t W, int64_t C, int64_t K, int threads) {
+    return POSITIONS * chunks_of(C, K) * C * K + threads * scratch_floats(Strips(1, H, W), C, K);
 }

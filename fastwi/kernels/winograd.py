@@ -1,6 +1,6 @@
 """3 x 3 convolutions in float32 on a CPU with a quarter of the products: Winograd's F(4 x 4, 3 x 3).
 
-    y[n, k, h, w] = sum over c, i, j of weight[k, c, i, j] x[n, c, h + i - 1, w + j - 1]
+    y[n, k, h, w] = bias[k] + sum over c, i, j of weight[k, c, i, j] x[n, c, h + i - 1, w + j - 1]
 
 by Lavin & Gray 2016 (section 4; points 0, 1, -1, 2, -2): forward, input gradient and weight gradient. What is stored
 and summed is float32 throughout. The transforms cost accuracy: against float64 the error is some 2e-6 of the output's
@@ -15,76 +15,88 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastwi.kernels.cpu import library
+from fastwi.kernels.cpu import library, scratch
 
 _STEP = 16  # channels are multiples of it
-_MOST_PRODUCTS = 128 * 128  # C * K: above, the transformed kernels (36 C K floats) outgrow the caches
 _TILE = 4  # of winograd.cpp
 
 
-def supported(x_NCHW: Tensor, weight_KC33: Tensor) -> bool:
+def supported(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None = None) -> bool:
     """Whether the kernels take this convolution, and gain by it: where tiles of 4 x 4 fill the image well enough."""
-    if x_NCHW.dim() != 4 or x_NCHW.device.type != "cpu" or {x_NCHW.dtype, weight_KC33.dtype} != {torch.float32}:
+    tensors = [t for t in (x_NCHW, weight_KC33, bias_K) if t is not None]
+    if x_NCHW.dim() != 4 or any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
         return False
     K, C, *kernel = weight_KC33.shape
     _, channels, H, W = x_NCHW.shape
-    if kernel != [3, 3] or C != channels or C % _STEP or K % _STEP or C * K > _MOST_PRODUCTS or x_NCHW.numel() == 0:
+    if kernel != [3, 3] or channels != C or C % _STEP or K % _STEP or x_NCHW.numel() == 0:
         return False
     tiles = -(-H // _TILE) * -(-W // _TILE)
     return 2 * tiles * 36 <= H * W * 9 and library() is not None
 
 
-def convolve_reference(x_NCHW: Tensor, weight_KC33: Tensor) -> Tensor:
+def convolve_reference(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None = None) -> Tensor:
     """The same in torch's own functions, for any device and dtype."""
-    return functional.conv2d(x_NCHW, weight_KC33, padding=1)
+    return functional.conv2d(x_NCHW, weight_KC33, bias_K, padding=1)
 
 
-def _work(C: int, K: int) -> Tensor:
-    return torch.empty(library().winograd_floats(C, K, torch.get_num_threads()))  # type: ignore[union-attr]
+def _work(H: int, W: int, C: int, K: int) -> int:
+    return scratch(library().winograd_floats(H, W, C, K, torch.get_num_threads()))  # type: ignore[union-attr]
 
 
-def _convolve(x: Tensor, weight: Tensor, channels: int, flipped: bool) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, flipped: bool) -> Tensor:
     N, C, H, W = x.shape
     y = torch.empty((N, channels, H, W), memory_format=torch.channels_last)
-    work = _work(C, channels)
     library().winograd_convolve(  # type: ignore[union-attr]
-        x.data_ptr(), weight.data_ptr(), y.data_ptr(), N, H, W, C, channels, flipped, work.data_ptr(),
-        torch.get_num_threads(),
+        x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
+        N, H, W, C, channels, flipped, _work(H, W, C, channels), torch.get_num_threads(),
     )  # fmt: skip
     return y
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x, weight = x.contiguous(memory_format=torch.channels_last), weight.contiguous()
         ctx.save_for_backward(x, weight)
-        return _convolve(x, weight, weight.shape[0], flipped=False)
+        bias = None if bias is None else bias.contiguous()
+        return _convolve(x, weight, bias, weight.shape[0], flipped=False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         (N, C, H, W), K = x.shape, weight.shape[0]
-        dx = _convolve(dy, weight, C, flipped=True) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return dx, None
-        dweight, work = torch.empty_like(weight), _work(C, K)
-        library().winograd_weight_gradient(  # type: ignore[union-attr]
-            x.data_ptr(), dy.data_ptr(), dweight.data_ptr(), N, H, W, C, K, work.data_ptr(), torch.get_num_threads()
-        )
-        return dx, dweight
+        dx = dweight = dbias = None
+        if ctx.needs_input_grad[0]:
+            dx = _convolve(dy, weight, None, C, flipped=True)
+        if ctx.needs_input_grad[1]:
+            dweight = torch.empty_like(weight)
+            library().winograd_weight_gradient(  # type: ignore[union-attr]
+                x.data_ptr(),
+                dy.data_ptr(),
+                dweight.data_ptr(),
+                N,
+                H,
+                W,
+                C,
+                K,
+                _work(H, W, C, K),
+                torch.get_num_threads(),
+            )
+        if ctx.needs_input_grad[2]:
+            dbias = dy.sum((0, 2, 3))
+        return dx, dweight, dbias
 
 
 class WinogradConv2d(nn.Conv2d):
-    """An nn.Conv2d with kernel 3 x 3, stride 1, padding 1 and no bias, by Winograd's algorithm where it is `supported`."""
+    """An nn.Conv2d of kernel 3 x 3, stride 1, padding 1: by Winograd's algorithm where that is `supported`."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """As nn.Conv2d: [N, C, H, W] to [N, K, H, W]."""
-        if not supported(x_NCHW, self.weight):
+        if not supported(x_NCHW, self.weight, self.bias):
             return super().forward(x_NCHW)
-        y: Tensor = _Convolution.apply(x_NCHW, self.weight)
+        y: Tensor = _Convolution.apply(x_NCHW, self.weight, self.bias)
         return y
 
 
@@ -103,5 +115,4 @@ def _is_eligible(module: nn.Module) -> bool:
         and module.padding in ((1, 1), "same")
         and module.padding_mode == "zeros"
         and module.groups == 1
-        and module.bias is None
     )

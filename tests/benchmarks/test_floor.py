@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.floor import EVALUATION_PASSES, PASSES, convolution_run, convolutions, floors_of
+from benchmarks.floor import EVALUATION_PASSES, PASSES, convolution_run, convolutions, floors_of, winograd_run
 from benchmarks.timing import Timing
+from fastwi.kernels.cpu import library
 from fastwi.models.registry import build_model
 
 IMAGE = torch.Size([32, 32, 3])
@@ -53,3 +54,24 @@ def test_what_is_timed_is_the_convolution(seed):
             assert y_NCHW.is_contiguous(memory_format=layout)
             assert not y_NCHW.requires_grad
             convolution_run(shape, 3, torch.float32, layout, training=True)()
+
+
+@pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
+def test_fastwis_own_convolution_is_a_way_too():
+    shapes, _ = convolutions(build_model("resnet20", 10), IMAGE)
+    runs = {shape: winograd_run(shape, 2, torch.float32, training=False) for shape in shapes}
+    assert {(s.channels_in, s.channels_out, s.stride) for s, run in runs.items() if run is not None} == {
+        (16, 16, (1, 1)),
+        (32, 32, (1, 1)),
+        (64, 64, (1, 1)),
+    }
+    for shape, run in runs.items():
+        if run is not None:
+            assert run().shape == (2, shape.channels_out, shape.height, shape.width)
+            dx, dweight = winograd_run(shape, 2, torch.float32, training=True)()
+            assert dx.shape == (2, shape.channels_in, shape.height, shape.width)
+            assert dweight.shape == (shape.channels_out, shape.channels_in, 3, 3)
+            assert winograd_run(shape, 2, torch.bfloat16, training=True) is None
+    floors = floors_of(build_model("resnet20", 10), IMAGE, 2, torch.device("cpu"), torch.float32, True)
+    every = {name: Timing((0.5 if not name.endswith("winograd") else 0.1,)) for name in floors.runs}
+    assert floors.images_per_s(every)["convolutions"] == pytest.approx(2 / (16 * 0.1 + 3 * 0.5))

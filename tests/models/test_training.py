@@ -8,10 +8,12 @@ from torch import nn
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.engine.device import resolve
 from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.engine.loop import LoopEngine
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.cpu import library
+from fastwi.kernels.winograd import WinogradConv2d
 from fastwi.models.registry import build_model
 from fastwi.population import Layout, Population
 
@@ -106,6 +108,18 @@ def test_every_batch_norm_is_fused(name, norms, with_relu):
     found = [m for m in fused.modules() if isinstance(m, FusedBatchNorm2d)]
     assert (len(found), sum(m.relu for m in found)) == (norms, with_relu)
     assert not any(type(m) is nn.BatchNorm2d for m in fused.modules())
+
+
+@needs_kernels
+@pytest.mark.parametrize(("name", "count"), [("resnet20", 16), ("resnet18", 13), ("vgg11", 7), ("wrn16_4", 10)])
+def test_every_3_x_3_convolution_of_stride_1_is_winograds(name, count):
+    """But the first, of the images' three channels, which the kernel itself leaves to torch."""
+    network = build(name)
+    resolved = resolve(EngineConfig(device="cpu", precision="fp32"), network)
+    assert resolved.backend == "fused"
+    found = [m for m in resolved.network.modules() if isinstance(m, WinogradConv2d) and m.in_channels > 3]
+    assert len(found) == count
+    assert not any(isinstance(m, WinogradConv2d) for m in network.modules())
 
 
 @pytest.mark.parametrize("name", WITHOUT)

@@ -1,0 +1,205 @@
+"""Winograd's convolutions against float64: forward and both gradients, each element within its own bound.
+
+Shapes: N images, C and K channels in and out, H height, W width.
+"""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastwi.kernels.cpu import library
+from fastwi.kernels.winograd import WinogradConv2d, convolve_reference, supported, use_winograd_
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
+
+UNIT = torch.finfo(torch.float32).eps / 2  # of one float32 operation, in parts of its result
+# A value goes through three transforms of two dimensions, some 6 operations each, and sums whose errors average out.
+OPERATIONS = 3 * 2 * 6
+B_T = [
+    [4, 0, -5, 0, 1, 0],
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
+G = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]  # / 24
+A_T = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+SHAPES = [  # N, C, K, H, W
+    (3, 16, 16, 32, 32),
+    (2, 32, 64, 16, 16),  # sums of all positions at once up to 1,024 products, by rows above
+    (5, 64, 64, 8, 8),
+    (2, 16, 48, 7, 11),  # edges that tiles overhang
+    (1, 48, 16, 6, 4),
+    (1, 16, 32, 4, 130),  # more tiles in a row than a block has
+    (7, 80, 144, 4, 4),
+    (1, 16, 16, 3, 12),  # lower than a tile
+]
+
+
+def draw(seed: int, N: int, C: int, K: int, H: int, W: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and the gradient of the output."""
+    generator = torch.Generator().manual_seed(seed)
+    x, dy = (torch.randn(N, channels, H, W, generator=generator) for channels in (C, K))
+    weight = torch.randn(K, C, 3, 3, generator=generator) / (9 * C) ** 0.5
+    return x.relu(), weight, dy
+
+
+def results(convolve, x: Tensor, weight: Tensor, dy: Tensor) -> list[Tensor]:
+    """y, dx and dweight."""
+    x, weight = (t.clone().requires_grad_() for t in (x, weight))
+    y = convolve(x, weight)
+    return [y.detach(), *torch.autograd.grad(y, (x, weight), dy)]
+
+
+def terms(x: Tensor, weight: Tensor, dy: Tensor) -> list[Tensor]:
+    """For each of y, dx and dweight, the sum of the magnitudes of all terms that Winograd's algorithm makes it of."""
+    B, g, A = (torch.tensor(m, dtype=torch.float64).abs() for m in (B_T, G, A_T))
+    g = g / 24
+
+    def tiles(t: Tensor, side: int, before: int) -> Tensor:  # [N, channels, tiles, side, side]
+        _, _, H, W = t.shape
+        down, across = -(-H // 4), -(-W // 4)
+        around = side - 4 - before
+        padded = functional.pad(t.double().abs(), (before, 4 * across - W + around, before, 4 * down - H + around))
+        cut = padded.unfold(2, side, 4).unfold(3, side, 4)
+        return cut.flatten(2, 3)
+
+    def whole(tiled: Tensor, like: Tensor) -> Tensor:
+        N, channels, H, W = like.shape
+        down, across = -(-H // 4), -(-W // 4)
+        rows = tiled.unflatten(2, (down, across)).permute(0, 1, 2, 4, 3, 5).reshape(N, channels, 4 * down, 4 * across)
+        return rows[:, :, :H, :W]
+
+    def convolved(t: Tensor, w: Tensor, like: Tensor) -> Tensor:
+        inputs = torch.einsum("ai,nctij,bj->nctab", B, tiles(t, 6, 1), B)
+        kernels = torch.einsum("ai,kcij,bj->kcab", g, w.double().abs(), g)
+        products = torch.einsum("nctab,kcab->nktab", inputs, kernels)
+        return whole(torch.einsum("ia,nktab,jb->nktij", A, products, A), like)
+
+    inputs = torch.einsum("ai,nctij,bj->nctab", B, tiles(x, 6, 1), B)
+    outputs = torch.einsum("ia,nktij,jb->nktab", A, tiles(dy, 4, 0), A)
+    sums = torch.einsum("nctab,nktab->kcab", inputs, outputs)
+    dweight = torch.einsum("ai,kcab,bj->kcij", g, sums, g)
+    return [convolved(x, weight, dy), convolved(dy, weight.transpose(0, 1).flip(2, 3), x), dweight]
+
+
+def ours(C: int, K: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The module's convolution as a function of x and weight."""
+    convolution = nn.Conv2d(C, K, 3, padding=1, bias=False)
+    use_winograd_(convolution)
+    assert type(convolution) is WinogradConv2d
+    return lambda x, weight: torch.func.functional_call(convolution, {"weight": weight}, (x,))
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_against_float64(seed, shape, threads):
+    x, weight, dy = draw(seed, *shape)
+    assert supported(x, weight)
+    torch.set_num_threads(threads)
+    found = results(ours(*shape[1:3]), x, weight, dy)
+    exact = results(convolve_reference, x.double(), weight.double(), dy.double())
+    for name, f, e, magnitude in zip(("y", "dx", "dweight"), found, exact, terms(x, weight, dy), strict=True):
+        assert f.shape == e.shape
+        error = (f.double() - e).abs()
+        assert (error <= UNIT * OPERATIONS * magnitude).all(), f"{name}: {error.max():.1e}"
+        # What Winograd's terms allow could still be of no use as a convolution.
+        assert error.norm() <= 1e-5 * e.norm(), f"{name}: {error.norm() / e.norm():.1e}"
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_results_do_not_depend_on_the_number_of_threads(seed, shape):
+    x, weight, dy = draw(seed, *shape)
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        found.append(results(ours(*shape[1:3]), x, weight, dy))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_images_do_not_mix(seed):
+    """An image's output and input gradient are the same alone and among others."""
+    x, weight, dy = draw(seed, 5, 16, 32, 8, 12)
+    y, dx, _ = results(ours(16, 32), x, weight, dy)
+    for n in range(5):
+        y1, dx1, _ = results(ours(16, 32), x[n : n + 1], weight, dy[n : n + 1])
+        assert torch.equal(y[n : n + 1], y1)
+        assert torch.equal(dx[n : n + 1], dx1)
+        assert not torch.equal(y1, y[(n + 1) % 5][None])
+
+
+def test_bias(seed):
+    x, weight, dy = draw(seed, 3, 16, 48, 9, 8)
+    bias = torch.randn(48, generator=torch.Generator().manual_seed(seed + 1)).requires_grad_()
+    convolution = nn.Conv2d(16, 48, 3, padding=1)
+    use_winograd_(convolution)
+    y = torch.func.functional_call(convolution, {"weight": weight, "bias": bias}, (x,))
+    plain = ours(16, 48)(x, weight)
+    assert torch.allclose(y, plain + bias[:, None, None], rtol=1e-6, atol=1e-6)
+    (dbias,) = torch.autograd.grad(y, (bias,), dy)
+    assert torch.allclose(dbias.double(), dy.double().sum((0, 2, 3)), rtol=1e-5, atol=1e-5)
+
+
+def test_what_gets_no_gradient_is_not_computed(seed):
+    x, _, dy = draw(seed, 2, 16, 16, 8, 8)
+    convolution = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+    use_winograd_(convolution)
+    y = convolution(x)
+    assert y.requires_grad
+    (dweight,) = torch.autograd.grad(y, (convolution.weight,), dy)
+    assert dweight.abs().sum() > 0
+    convolution.requires_grad_(False)
+    (dx,) = torch.autograd.grad(convolution(x.requires_grad_()), (x,), dy)
+    assert dx.abs().sum() > 0
+    assert not convolution(x.detach()).requires_grad
+
+
+def test_what_is_replaced():
+    kept = nn.ModuleList(
+        [
+            nn.Conv2d(16, 16, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(16, 16, 3, bias=False),
+            nn.Conv2d(16, 16, 3, padding=1, dilation=2, bias=False),
+            nn.Conv2d(16, 16, 3, padding=1, groups=2, bias=False),
+            nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular", bias=False),
+            nn.Conv2d(16, 16, 1, bias=False),
+        ]
+    )
+    before = [type(m) for m in kept]
+    use_winograd_(kept)
+    assert [type(m) for m in kept] == before
+    replaced = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=p) for p in (1, (1, 1), "same"))
+    use_winograd_(replaced)
+    assert all(type(m) is WinogradConv2d for m in replaced)
+    weight = torch.randn(16, 16, 3, 3)
+    assert supported(torch.randn(1, 16, 8, 8), weight)
+    assert not supported(torch.randn(1, 16, 2, 2), weight)  # a tile of 4 x 4 would be three quarters empty
+    assert not supported(torch.randn(1, 16, 8, 8, dtype=torch.bfloat16), weight.bfloat16())
+    assert not supported(torch.randn(1, 16, 8, 8, dtype=torch.float64), weight.double())
+    assert not supported(torch.randn(1, 8, 8, 8), torch.randn(16, 8, 3, 3))
+    assert not supported(torch.randn(0, 16, 8, 8), weight)
+
+
+@pytest.mark.parametrize("case", ["bf16", "small", "8 channels"])
+def test_what_is_not_supported_is_what_torch_computes(seed, case):
+    torch.manual_seed(seed)
+    channels, side = 8 if case == "8 channels" else 16, 2 if case == "small" else 8
+    dtype = torch.bfloat16 if case == "bf16" else torch.float32
+    plain = nn.Conv2d(channels, 16, 3, padding=1, bias=False).to(dtype)
+    replaced = copy.deepcopy(plain)
+    use_winograd_(replaced)
+    x = torch.randn(2, channels, side, side).to(dtype)
+    assert torch.equal(replaced(x), plain(x))
