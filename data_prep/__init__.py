@@ -52,7 +52,7 @@ def prepare(
     from data_prep.digits import load_digits
     from data_prep.folder import load_folder
     from data_prep.sources import load_torchvision
-    from data_prep.write import make_directory, write_dataset
+    from data_prep.write import output_directory, write_dataset
     from fastwi.errors import UserError
 
     folder = dataset in ("folder", "cinic10")
@@ -68,28 +68,28 @@ def prepare(
     if as_stored and (size is not None or writer == "ffcv"):
         what = "size resizes what they keep" if size is not None else "writer ffcv is for raw images of one size"
         raise UserError(f"{dataset}: write-mode and keep-size are given, and {what}; leave one of them out")
-    directory = make_directory(out)  # before an hour of reading, not after it
-    own_name = "cinic10" if dataset == "cinic10" else None
-    if as_stored:
-        from data_prep.stored import write_folder
+    with output_directory(out) as directory:  # before an hour of reading, not after it
+        own_name = "cinic10" if dataset == "cinic10" else None
+        if as_stored:
+            from data_prep.stored import write_folder
 
-        write_folder(
-            source,
-            directory,
-            name=name or own_name,
-            with_valid=with_valid,
-            write_mode=write_mode,
-            keep_size=keep_size,
-            report=report,
-        )
+            write_folder(
+                source,
+                directory,
+                name=name or own_name,
+                with_valid=with_valid,
+                write_mode=write_mode,
+                keep_size=keep_size,
+                report=report,
+            )
+            return directory
+        if folder:
+            loaded = load_folder(source, name=name or own_name, size=size, with_valid=with_valid, report=report)
+        elif dataset == "digits":
+            if source is not None:
+                raise UserError("digits: come with scikit-learn; leave the source out")
+            loaded = load_digits(name or dataset)
+        else:
+            loaded = load_torchvision(dataset, source, directory, name or dataset)
+        write_dataset(loaded, directory, writer, report)
         return directory
-    if folder:
-        loaded = load_folder(source, name=name or own_name, size=size, with_valid=with_valid, report=report)
-    elif dataset == "digits":
-        if source is not None:
-            raise UserError("digits: come with scikit-learn; leave the source out")
-        loaded = load_digits(name or dataset)
-    else:
-        loaded = load_torchvision(dataset, source, directory, name or dataset)
-    write_dataset(loaded, directory, writer, report)
-    return directory

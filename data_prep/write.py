@@ -4,7 +4,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +24,27 @@ _STATISTICS_BLOCK = 512  # images counted at a time
 SplitWriter = Callable[[Path, Split, Callable[[int], None]], None]
 
 
-def make_directory(out: str | os.PathLike[str]) -> Path:
-    """Make the directory `out` unless it exists. Raises UserError if it cannot be written into."""
+@contextlib.contextmanager
+def output_directory(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """The directory `out`, made unless it exists. Raises UserError if it cannot be written into.
+
+    Where the block fails, a directory that was made for it and is empty is removed.
+    """
     directory = Path(out)
+    new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory}: cannot be made ({error.strerror or error}); choose another --out") from error
     if not os.access(directory, os.W_OK | os.X_OK):
         raise UserError(f"{directory}: not writable; choose another --out")
-    return directory
+    try:
+        yield directory
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # something is in it
+                directory.rmdir()
+        raise
 
 
 def write_dataset(dataset: Dataset, directory: Path, writer: str, report: Report) -> Card:

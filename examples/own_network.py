@@ -54,4 +54,6 @@ def main(folder: str, *more: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(f"use: python {sys.argv[0]} FOLDER [--experiment.k 20 ...]")
     sys.exit(main(*sys.argv[1:]))

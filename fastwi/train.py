@@ -47,7 +47,7 @@ def _train(request: Request) -> int:
     from fastwi.data.split import open_split
     from fastwi.engine.choose import build_engine
     from fastwi.engine.device import resolve_device
-    from fastwi.experiment.protocol import Figure1Run, build_network, diverged
+    from fastwi.experiment.protocol import Figure1Run, diverged, network_for
     from fastwi.report.manifest import manifest
     from fastwi.report.progress import RunProgress
     from fastwi.report.tensorboard import TensorBoard, require_tensorboard
@@ -59,7 +59,7 @@ def _train(request: Request) -> int:
     train, card = open_split(config.data, "train", device)
     test, _ = open_split(config.data, "test", device)
     check_batch(config, len(train))
-    model = build_network(config, train.classes, train.image_shape[:2])
+    model = network_for(config, train)
     engine = build_engine(config, model)
     identity = config_hash(config, result_digest(card, config))
     paths = RunPaths(_directory(request, identity))
@@ -71,7 +71,7 @@ def _train(request: Request) -> int:
             write_json(paths.manifest, manifest(card, engine.resolved, identity))
             write_text(paths.config, to_yaml(config))
         with ExitStack() as stack:
-            listener: Listener = stack.enter_context(RunProgress(config, len(train), len(test)))
+            listener: Listener = stack.enter_context(RunProgress(config, len(train), len(test), _describe(engine)))
             if config.run.tensorboard:
                 listener = stack.enter_context(TensorBoard(paths, listener))
             rows = Figure1Run(config, train, test, engine, paths, identity, listener).run()
@@ -113,6 +113,12 @@ def _locked(paths: RunPaths) -> Iterator[None]:
         yield
 
 
+def _describe(engine: "Engine") -> str:
+    resolved = engine.resolved
+    compiles = "; the first steps compile, which can take minutes" if resolved.backend == "compile" else ""
+    return f"{resolved.backend} on {resolved.device}, {str(resolved.dtype).removeprefix('torch.')}{compiles}"
+
+
 def _show_results(request: Request, rows: "list[Row]", paths: RunPaths, what: str) -> None:
     from rich.console import Console
 
@@ -143,7 +149,7 @@ def _show_plan(request: Request, paths: RunPaths, engine: "Engine", train: "Data
     works = [work(step, config, len(train), len(test)) for step in planned]
     trained, evaluated = sum(w.trained for w in works), sum(w.evaluated for w in works)
     rates = measure_rates(engine, config, train, test)
-    seconds = trained / rates.trained_per_s + evaluated / rates.evaluated_per_s
+    seconds = trained / rates.trained_per_s + evaluated / rates.evaluated_per_s + rates.start_s
     steps = [dataclasses.asdict(step) | dataclasses.asdict(w) for step, w in zip(planned, works, strict=True)]
     if request.json:
         print(json.dumps({"directory": str(paths.directory), "config": to_mapping(config), "steps": steps,
@@ -152,7 +158,7 @@ def _show_plan(request: Request, paths: RunPaths, engine: "Engine", train: "Data
     experiment = config.experiment
     print(to_yaml(config))
     print(f"# {paths.directory}: {'goes on' if paths.progress.exists() else 'new'}")
-    print(f"# {engine.resolved.backend} on {engine.device}, {str(engine.dtype).removeprefix('torch.')}")
+    print(f"# {_describe(engine)}")
     print(f"# parent: epochs 0 to {experiment.k}; {experiment.children} children: {experiment.k} to "
           f"{experiment.k + experiment.s}; then their average: {experiment.after} more")  # fmt: skip
     print(f"# {trained:,} images trained at {rates.trained_per_s:,.0f}/s, "

@@ -86,7 +86,9 @@ def test_files_and_rows(whole):
 def test_finished_run_is_not_trained_again(digits_directory, copied, capsys):
     before = contents(copied / "r" / "checkpoints")
     assert main(arguments(digits_directory, copied, "--json")) == 0
-    shown = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    shown = json.loads(said.out)
+    assert "finished before" in said.err
     assert shown["directory"] == str(copied / "r")
     assert shown["metrics"] == rows_of(copied / "r")
     assert contents(copied / "r" / "checkpoints") == before

@@ -143,6 +143,11 @@ class Engine(abc.ABC):
         norms = batch_norms(self._model.modules())
         kept = [norm.momentum for norm in norms]
         batch = self._optimizer.batch_size
+        steps = max(1, min(images or len(dataset), len(dataset)) // batch)
+        if not norms:  # nothing to recompute; progress is told of what is saved
+            if report:
+                report(population.members * steps * min(batch, len(dataset)))
+            return result
         self._model.train()
         try:
             for norm in norms:
@@ -151,7 +156,6 @@ class Engine(abc.ABC):
             for m, noise in enumerate(noises):
                 state = self._working_copy(result, m)
                 draws = self._draws(Noise(noise.seed, statistics=True), epoch, dataset)
-                steps = max(1, min(images or len(dataset), len(dataset)) // batch)
                 with torch.no_grad():
                     for x_NCHW, labels_N in self._batches(dataset, draws, steps):
                         self._call(state, x_NCHW)

@@ -1,6 +1,7 @@
 """What the configuration's `auto` means on this machine."""
 
 import gc
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ def free_memory(device: torch.device) -> None:
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """torch.compile for fixed shapes. On a GPU Inductor is told to keep channels-last for narrow convolutions too."""
+    # It warns of a CUDA toolkit that it does not need; whatever fails is raised.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     options: dict[str, Any] | None = {"force_layout_optimization": True} if device.type == "cuda" else None
     made: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
     return made

@@ -96,6 +96,10 @@ class StackedEngine(ProgramEngine):
         batch, padding = self._optimizer.batch_size, self._augment.padding
         steps = max(1, min(images or len(dataset), len(dataset)) // batch)
         count = min(batch, len(dataset))
+        if not self._norms:  # nothing to recompute; progress is told of what is saved
+            if report:
+                report(result.members * steps * count)
+            return result
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         table = dataset.table_C256.to(self.dtype)
         try:

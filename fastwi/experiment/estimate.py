@@ -9,7 +9,7 @@ from fastwi.config.schema import Config
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine
-from fastwi.experiment.protocol import build_network
+from fastwi.experiment.protocol import network_for
 from fastwi.population import Population
 
 _STEPS = 8
@@ -17,26 +17,29 @@ _STEPS = 8
 
 @dataclass(frozen=True)
 class Rates:
-    """Images a second, trained and passed forward."""
+    """Images a second, trained and passed forward, and the seconds that the first steps take longer: compilation."""
 
     trained_per_s: float
     evaluated_per_s: float
+    start_s: float
 
 
 def measure_rates(engine: Engine, config: Config, train: Dataset, test: Dataset) -> Rates:
     """Time a few training steps and evaluations of a scratch network, after as many to warm up."""
-    network = build_network(config, train.classes, train.image_shape[:2])
+    network = network_for(config, train)
     population = Population.from_modules([network], device=engine.device)
     few_train = _spread(train, _STEPS * config.optimizer.batch_size)
     few_test = _spread(test, 4 * config.engine.evaluation_batch)
-    rates = []
+    rates, seconds = [], []
     for _ in range(2):  # the first round compiles and fills caches
         begun = time.perf_counter()
         engine.train_epoch(population, few_train, [Noise(0)], 0)
         middle = time.perf_counter()
         engine.evaluate(population, few_test)
-        rates.append((len(few_train) / (middle - begun), len(few_test) / (time.perf_counter() - middle)))
-    return Rates(*rates[-1])
+        ended = time.perf_counter()
+        rates.append((len(few_train) / (middle - begun), len(few_test) / (ended - middle)))
+        seconds.append(ended - begun)
+    return Rates(*rates[-1], start_s=max(0.0, seconds[0] - seconds[1]))
 
 
 def _spread(dataset: Dataset, images: int) -> Dataset:

@@ -72,6 +72,11 @@ def build_network(
     return network
 
 
+def network_for(config: Config, dataset: Dataset, root: Path = _HERE) -> nn.Module:
+    """`build_network` for the classes and the size of the images of `dataset`."""
+    return build_network(config, dataset.classes, dataset.image_shape[:2], root)
+
+
 def average_of(children: Population, config: Config) -> Population:
     """The average of the children [1, P], weighted and with momentum as `config.experiment` says."""
     M = children.members
@@ -207,7 +212,7 @@ class Figure1Run:
         population.save(self._paths.checkpoint(name))
 
     def _start(self) -> _State:
-        network = build_network(self._config, self._train.classes, self._train.image_shape[:2])
+        network = network_for(self._config, self._train)
         return _State(0, Population.from_modules([network], device=self._engine.device))
 
     def _save(self, state: _State, step: Step) -> None:
@@ -253,9 +258,7 @@ class Figure1Run:
         if not progress:
             return None
         path = self._paths.state(progress["steps_done"])
-        layout = Population.from_modules(
-            [build_network(self._config, self._train.classes, self._train.image_shape[:2])]
-        ).layout
+        layout = Population.from_modules([network_for(self._config, self._train)]).layout
         population = Population.load(path, layout, self._engine.device)
         try:
             lines = self._paths.metrics.read_text().splitlines()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from fastwi.config.schema import Config
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
@@ -18,7 +20,7 @@ from fastwi.engine.base import Engine
 from fastwi.engine.choose import build_engine
 from fastwi.engine.device import resolve_device
 from fastwi.engine.schedule import learning_rate
-from fastwi.experiment.protocol import average_of, build_network
+from fastwi.experiment.protocol import average_of, network_for
 from fastwi.experiment.store import Measurement, StateFile, read_state, write_state
 from fastwi.experiment.tree import OWN, Average, Epoch, Initial, Probe, Task, measurement_key
 from fastwi.population import Layout, Population
@@ -138,7 +140,7 @@ class Worker:
         images = self._images(config)
         kind = (config.model, config.engine, *images)
         if kind not in self._engines:
-            self._engines[kind] = build_engine(config, build_network(config, *images, self._root))
+            self._engines[kind] = build_engine(config, self._network(config))
         return self._engines[kind].with_settings(config.optimizer, config.schedule, config.augment)
 
     def layout(self, config: Config) -> Layout:
@@ -146,8 +148,11 @@ class Worker:
         images = self._images(config)
         kind = (config.model, *images)
         if kind not in self._layouts:
-            self._layouts[kind] = Layout.of(build_network(config, *images, self._root))
+            self._layouts[kind] = Layout.of(self._network(config))
         return self._layouts[kind]
+
+    def _network(self, config: Config) -> nn.Module:
+        return network_for(config, self.splits(config)[0], self._root)
 
     def _images(self, config: Config) -> tuple[int, tuple[int, int]]:
         """What a network is built for: the number of classes, and (height, width) of the images."""
@@ -170,8 +175,7 @@ class Worker:
             return read_state(self._store, job.files[key], self.layout(config), device)
         state = job.states[key]
         if isinstance(state, Initial):
-            network = build_network(state.config, *self._images(config), self._root)
-            return Population.from_modules([network], device=device)
+            return Population.from_modules([self._network(state.config)], device=device)
         children = Population.stack([self.state(child, state.config, job, trains) for child in state.children])
         average = average_of(children, state.config)
         experiment = state.config.experiment

@@ -68,5 +68,6 @@ def model_problem(name: str, width: float = 1.0) -> str | None:
 
 
 def _hint(name: str) -> str:
-    hint = did_you_mean(name, MODEL_NAMES)
-    return hint if hint.startswith("did") else f"{hint}, or your own as package.module:attribute"
+    hint, valid = did_you_mean(name, MODEL_NAMES), f"valid: {', '.join(MODEL_NAMES)}"
+    guess = f"{hint} " if hint.startswith("did") else ""
+    return f"{guess}{valid}, or your own as package.module:attribute"

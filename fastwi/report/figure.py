@@ -27,6 +27,7 @@ def draw_run(rows: Sequence[Row], path: Path, title: str) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     names = list(dict.fromkeys(r["network"] for r in rows))
@@ -53,6 +54,7 @@ def draw_run(rows: Sequence[Row], path: Path, title: str) -> None:
         for epoch in (*cloned[-1:], *marks):
             axis.axvline(epoch, color="0.6", lw=0.8, ls="--", zorder=0)
         axis.set_xlabel("epochs since initialisation")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylabel(label)
         axis.grid(alpha=0.25)
     handles, labels = axes[0].get_legend_handles_labels()

@@ -51,17 +51,21 @@ class LiveProgress:
 
 
 class RunProgress(LiveProgress):
-    """A `Listener` that shows how far a run is."""
+    """A `Listener` that shows how far a run is, and with the first images what they are computed by: `backend`."""
 
-    def __init__(self, config: Config, train_images: int, test_images: int) -> None:
+    def __init__(self, config: Config, train_images: int, test_images: int, backend: str) -> None:
         costs = {step: work(step, config, train_images, test_images) for step in plan(config.experiment)}
         self._cost = {step: w.trained + EVALUATION_COST * w.evaluated for step, w in costs.items()}
         self._total, self._done, self._here = sum(self._cost.values()), 0.0, 0.0
         self._resumed, self._begun = 0.0, time.monotonic()
-        super().__init__("starting", self._total)
+        self._unsaid: str | None = backend
+        super().__init__(f"starting: {backend}", self._total)
 
     def images(self, trained: int, evaluated: int) -> None:
         """Advance within the step in progress."""
+        if self._unsaid:
+            self._print(self._unsaid)
+            self._unsaid = None
         self._here += trained + EVALUATION_COST * evaluated
         self._bar.update(self._task, completed=self._done + self._here)
 
@@ -72,6 +76,8 @@ class RunProgress(LiveProgress):
         if not rows:
             self._resumed += self._cost[step]
             self._bar.update(self._task, completed=self._done)
+            if self._resumed >= self._total:
+                self._print("finished before; its results are shown again, whatever engine.* says now")
             return
         spent = time.monotonic() - self._begun
         rate = (self._done - self._resumed) / max(spent, 1e-9)

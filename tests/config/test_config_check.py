@@ -6,6 +6,7 @@ from fastwi.config.check import check_config
 from fastwi.config.read import config_from_mapping, read_request
 from fastwi.config.schema import Config
 from fastwi.errors import ConfigError
+from fastwi.models.names import MODEL_NAMES
 
 IMPOSSIBLE = [
     ({"experiment": {"weights": [1.0]}}, "experiment.weights: 1 for 2 children; give 2, or none"),
@@ -39,7 +40,11 @@ IMPOSSIBLE = [
         {"data": {"train_images": 200}, "experiment": {"recompute_images": 201}},
         "experiment.recompute_images: 201 is more than data.train_images, 200; lower it, or give 0 for all",
     ),
-    ({"model": {"name": "ResNet-20"}}, "model.name: 'ResNet-20' is no known model; did you mean resnet20?"),
+    (
+        {"model": {"name": "ResNet-20"}},
+        "model.name: 'ResNet-20' is no known model; did you mean resnet20? valid: "
+        f"{', '.join(MODEL_NAMES)}, or your own as package.module:attribute",
+    ),
     ({"engine": {"device": "gpu"}}, "engine.device: 'gpu' is none of auto, cpu, cuda, cuda:N; give one"),
     (
         {"engine": {"device": "cuda:01"}},

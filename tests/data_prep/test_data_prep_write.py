@@ -46,12 +46,14 @@ def test_statistics_are_exact_and_do_not_depend_on_blocks(monkeypatch: pytest.Mo
 def test_both_writers_write_the_same_files(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
+    for writer in ("ffcv", "raw"):
+        (tmp_path / writer).mkdir()
     try:
-        write_dataset(small_dataset(), data_prep.write.make_directory(tmp_path / "ffcv"), "ffcv", silent)
+        write_dataset(small_dataset(), tmp_path / "ffcv", "ffcv", silent)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-    write_dataset(small_dataset(), data_prep.write.make_directory(tmp_path / "raw"), "raw", silent)
+    write_dataset(small_dataset(), tmp_path / "raw", "raw", silent)
     for name in ("train.beton", "test.beton"):
         assert (tmp_path / "ffcv" / name).read_bytes() == (tmp_path / "raw" / name).read_bytes()
     cards = [card_values(tmp_path / writer) for writer in ("ffcv", "raw")]
@@ -217,3 +219,21 @@ def test_a_full_disk_is_one_line(tmp_path: Path, writer: str) -> None:
 def test_digits_through_auto(tmp_path: Path) -> None:
     prepare("digits", tmp_path)
     check_prepared(tmp_path, digits().train, digits().test)
+
+
+def fail_after_a_download(directory: Path) -> None:
+    (directory / "download").write_text("kept")
+    raise UserError("no images")
+
+
+def test_a_directory_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(UserError), data_prep.write.output_directory(tmp_path / "a" / "new"):
+        raise UserError("no images")
+    assert not (tmp_path / "a" / "new").exists()
+    (tmp_path / "old").mkdir()
+    with pytest.raises(UserError), data_prep.write.output_directory(tmp_path / "old"):
+        raise UserError("no images")
+    assert (tmp_path / "old").exists(), "it was there before"
+    with pytest.raises(UserError), data_prep.write.output_directory(tmp_path / "filled") as directory:
+        fail_after_a_download(directory)
+    assert (tmp_path / "filled" / "download").exists()

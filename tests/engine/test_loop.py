@@ -20,6 +20,7 @@ from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.schedule import learning_rate
+from fastwi.engine.stacked import StackedEngine
 from fastwi.kernels.augment import augment_reference
 from fastwi.kernels.cpu import library
 from fastwi.population import Population
@@ -278,6 +279,25 @@ def test_recomputed_statistics_are_those_of_update_bn(seed, data, backend, image
     engine.train_epoch(population, data, noises, 1)
     other.train_epoch(again, data, noises, 1)
     assert_equal(population, again)
+
+
+@pytest.mark.parametrize("engine_class", [LoopEngine, StackedEngine])
+def test_without_batch_norm_nothing_is_recomputed(seed, data, engine_class):
+    """And progress comes to as many images as with it."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    config = EngineConfig(device="cpu", precision="fp32", backend="eager")
+    told = []
+    for model in (network, build(seed)):
+        engine = engine_class(model, config, OPTIMIZER, SCHEDULE, AUGMENT)
+        population = Population.from_modules([model, model])
+        reports: list[int] = []
+        fresh = engine.recompute_statistics(population, data, [Noise(1), Noise(2)], 0, 0, reports.append)
+        told.append(sum(reports))
+        if model is network:
+            assert_equal(fresh, population)
+            assert fresh.weights_MP.data_ptr() != population.weights_MP.data_ptr()
+    assert told[0] == told[1] > 0
 
 
 def test_rate_is_of_the_global_epoch(seed, data):

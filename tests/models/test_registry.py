@@ -13,6 +13,8 @@ from fastwi.models.names import MODEL_NAMES
 from fastwi.models.registry import _BUILDERS, build_model
 from fastwi.models.wide_resnet import WideResNet
 
+NAMES = f"{', '.join(MODEL_NAMES)}, or your own as package.module:attribute"
+
 # Parameters at 10 classes. CIFAR ResNets: He et al. 2016, table 6 (0.27, 0.46, 0.66, 0.85, 1.7 M), to the parameter
 # as akamaster's pytorch_resnet_cifar10 has them; ResNet18 and VGG: kuangliu's pytorch-cifar; WRN-28-10: Zagoruyko &
 # Komodakis 2016 (36.5 M). The ConvNet is this project's own and added up here.
@@ -136,8 +138,8 @@ def test_initial_activations_keep_their_scale(seed, name):
 @pytest.mark.parametrize(
     ("name", "width", "message"),
     [
-        ("resnet33", 1.0, "model.name: 'resnet33' is no known model; did you mean resnet32?"),
-        ("VGG-16", 1.0, "model.name: 'VGG-16' is no known model; did you mean vgg16?"),
+        ("resnet33", 1.0, "model.name: 'resnet33' is no known model; did you mean resnet32? valid: " + NAMES),
+        ("VGG-16", 1.0, "model.name: 'VGG-16' is no known model; did you mean vgg16? valid: " + NAMES),
         ("a:b", 2.0, "model.width: 2 for 'a:b', which has no width; leave it out, or build it in there"),
         (
             "no form:x",

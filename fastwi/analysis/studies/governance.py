@@ -31,7 +31,7 @@ from fastwi.config.schema import Config
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
 from fastwi.experiment.planned import OpenedSweep
-from fastwi.experiment.protocol import build_network
+from fastwi.experiment.protocol import network_for
 from fastwi.experiment.results import treatments
 from fastwi.experiment.tree import OWN
 from fastwi.population import Population
@@ -222,7 +222,7 @@ def _evaluator(evaluators: dict[tuple[object, ...], Evaluator], config: Config, 
     kind = (config.model, config.engine, config.augment, config.optimizer.batch_size)
     if kind not in evaluators:
         evaluators[kind] = Evaluator(
-            build_network(config, train.classes, train.image_shape[:2]), config.engine, config.optimizer.batch_size,
+            network_for(config, train), config.engine, config.optimizer.batch_size,
             config.augment,
         )  # fmt: skip
     return evaluators[kind]

@@ -139,7 +139,7 @@ class Bench:
     def _build(self, config: Config) -> Measuring:
         from fastwi.analysis.evaluator import Evaluator, Recomputation
         from fastwi.data.noise import Noise
-        from fastwi.experiment.protocol import build_network
+        from fastwi.experiment.protocol import network_for
 
         worker, options = self._opened.worker, self._options
         trained, _ = worker.resident_splits(config)
@@ -150,7 +150,7 @@ class Bench:
         )
         splits = dict(zip(SPLITS, worker.resident_splits(dataclasses.replace(config, data=data)), strict=True))
         evaluator = Evaluator(
-            build_network(config, trained.classes, trained.image_shape[:2]), config.engine,
+            network_for(config, trained), config.engine,
             config.optimizer.batch_size, config.augment, self._passed,
         )  # fmt: skip
         images = config.experiment.recompute_images
