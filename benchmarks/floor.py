@@ -40,15 +40,16 @@ PASSES = {
 }
 """Times that a convolution's output, or its gradient, passes through memory in a training step, by scheme."""
 
+ORDERS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+"""PyTorch's two orders of an activation."""
+
 SCHEME = "both gradients in one kernel"
 """The scheme whose floor percentages are taken of."""
 
 EVALUATION_PASSES = 2.5
 
 _COPY = "copy"
-_ORDERS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 _WINOGRAD = "winograd"
-_WAYS = (*_ORDERS, _WINOGRAD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,9 @@ class Floors:
         floors = {"memory": self._memory_floor(timings, passes)}
         seconds = 0.0
         for shape, count in self.shapes.items():
-            took = [timings[_name(shape, way)].median_s for way in _WAYS if _name(shape, way) in timings]
+            took = [
+                timings[_name(shape, way)].median_s for way in (*ORDERS, _WINOGRAD) if _name(shape, way) in timings
+            ]
             if not took:
                 return floors
             seconds += count * min(took)
@@ -129,7 +132,7 @@ def floors_of(
     runs: dict[str, Callable[[], object]] = {_COPY: copying.run}
     if device.type == "cpu":
         for shape in shapes:
-            for order, layout in _ORDERS.items():
+            for order, layout in ORDERS.items():
                 runs[_name(shape, order)] = convolution_run(shape, batch, dtype, layout, training)
             own = winograd_run(shape, batch, dtype, training)
             if own is not None:

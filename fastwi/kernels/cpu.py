@@ -20,7 +20,7 @@ import torch
 from fastwi.files import atomic_path
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp"))
-_HEADERS = (Path(__file__).with_name("products.h"),)
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("products.h", "transforms.h"))
 _FLAGS = (
     "-O3",
     "-march=native",

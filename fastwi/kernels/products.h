@@ -1,5 +1,4 @@
-// Small products of float32 matrices that lie in the cache, on vectors of whatever machine it is: what the convolutions of
-// winograd.cpp and patches.cpp are made of.
+// Small products of float32 matrices that lie in the cache, on vectors of whatever machine it is.
 
 #pragma once
 
@@ -27,7 +26,7 @@ typedef float unaligned_vec __attribute__((vector_size(LANES * 4), aligned(4), m
 inline vec load(const float *p) { return *reinterpret_cast<const unaligned_vec *>(p); }
 inline void store(float *p, vec v) { *reinterpret_cast<unaligned_vec *>(p) = v; }
 
-// sum[R, COLUMNS * LANES] (+)= a[R, depth] b[depth, COLUMNS * LANES], where element (r, i) of a lies at r * row + i * along.
+// sum[R, COLUMNS * LANES] (+)= a[R, depth] b[depth, COLUMNS * LANES]; element (r, i) of a lies at r * row + i * along.
 template <int R, int COLUMNS>
 inline void product(const float *__restrict a, int64_t row, int64_t along, const float *__restrict b, int64_t b_step,
                     float *__restrict sum, int64_t sum_step, int64_t depth, bool add) {

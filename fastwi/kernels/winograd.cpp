@@ -13,55 +13,14 @@
 #include <cstring>
 
 #include "products.h"
+#include "transforms.h"
 
 namespace {
 
 constexpr int64_t POSITIONS = 36, TAPS = 9, LINE = 16;  // floats of a cache line
 
-// One dimension of each transform.
-inline void input_1d(const vec d[6], vec t[6]) {  // B^T
-    const vec even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1], near = d[4] - d[2], far = 2 * (d[3] - d[1]);
-    t[0] = 4 * d[0] - 5 * d[2] + d[4];
-    t[1] = even + odd;
-    t[2] = even - odd;
-    t[3] = near + far;
-    t[4] = near - far;
-    t[5] = 4 * d[1] - 5 * d[3] + d[5];
-}
-inline void output_1d(const vec m[6], vec y[4]) {  // A^T
-    const vec sum = m[1] + m[2], difference = m[1] - m[2], sum2 = m[3] + m[4], difference2 = m[3] - m[4];
-    y[0] = m[0] + sum + sum2;
-    y[1] = difference + 2 * difference2;
-    y[2] = sum + 4 * sum2;
-    y[3] = difference + 8 * difference2 + m[5];
-}
-inline void gradient_1d(const vec y[4], vec m[6]) {  // A
-    const vec even = y[0] + y[2], odd = y[1] + y[3], even2 = y[0] + 4 * y[2], odd2 = 2 * y[1] + 8 * y[3];
-    m[0] = y[0];
-    m[1] = even + odd;
-    m[2] = even - odd;
-    m[3] = even2 + odd2;
-    m[4] = even2 - odd2;
-    m[5] = y[3];
-}
-inline void kernel_1d(const vec g[3], vec u[6]) {  // G
-    const vec even = g[0] + g[2], even2 = g[0] * (1 / 24.0f) + g[2] * (1 / 6.0f), odd2 = g[1] * (1 / 12.0f);
-    u[0] = g[0] * 0.25f;
-    u[1] = (even + g[1]) * (-1 / 6.0f);
-    u[2] = (even - g[1]) * (-1 / 6.0f);
-    u[3] = even2 + odd2;
-    u[4] = even2 - odd2;
-    u[5] = g[2];
-}
-inline void taps_1d(const vec u[6], vec g[3]) {  // G^T
-    const vec sum = (u[1] + u[2]) * (-1 / 6.0f), sum2 = u[3] + u[4];
-    g[0] = u[0] * 0.25f + sum + sum2 * (1 / 24.0f);
-    g[1] = (u[2] - u[1]) * (1 / 6.0f) + (u[3] - u[4]) * (1 / 12.0f);
-    g[2] = sum + sum2 * (1 / 6.0f) + u[5];
-}
-
-// Activations are walked in strips: a row of tiles, 4 rows of the image. The rows above and below a strip, and the columns
-// beside it, are zeros where the image ends.
+// Activations are walked in strips: a row of tiles, 4 rows of the image. The rows above and below a strip, and the
+// columns beside it, are zeros where the image ends.
 struct Strips {
     int64_t N, H, W, down, across, count;
     Strips(int64_t N, int64_t H, int64_t W)
@@ -85,18 +44,22 @@ struct Strips {
 
 typedef void Transform(const vec *, vec *);
 
-// Asks for part `p` of `parts` of the rows of `size` strips, to be in the cache when the transforms come to them: they are
-// bound by memory, the products are not. Asking for what lies behind the last row is harmless.
+// Asks for part `p` of `parts` of the rows of `size` strips, to be in the cache when the transforms come to them: those
+// are bound by memory, products are not. Asking for what lies behind the last row is harmless. Always inline: gcc
+// takes a call that does nothing else for one without effect, and drops it.
 template <int WRITE>
-__attribute__((always_inline)) inline void fetch(const float *x, int64_t C, const Strips &strips, int64_t strip, int64_t size, int64_t p, int64_t parts) {
+__attribute__((always_inline)) inline void fetch(const float *x, int64_t C, const Strips &strips, int64_t strip,
+                                                 int64_t size, int64_t p, int64_t parts) {
     const float *start = x + (strip / strips.down * strips.H + strip % strips.down * 4) * strips.W * C;
     const int64_t floats = size * 4 * strips.W * C;
-    for (int64_t f = floats * p / parts; f < floats * (p + 1) / parts; f += LINE) __builtin_prefetch(start + f, WRITE, 2);
+    const int64_t stop = floats * (p + 1) / parts;
+    for (int64_t f = floats * p / parts; f < stop; f += LINE) __builtin_prefetch(start + f, WRITE, 2);
 }
 
-// Both transforms of a strip, down its columns and then along the rows of each tile, for the rows FIRST ... of the 6 x 6
-// positions: out[position, tile, C], positions `step` apart. `half` holds what lies between; its columns outside the image
-// are zeros already. FROM values make 6: 6 of the input, from the column before the tile (SIDE = 1), or 4 of the gradient.
+// Both transforms of a strip, down its columns and then along the rows of each tile, for the rows FIRST ... of the 6 x
+// 6 positions: out[position, tile, C], positions `step` apart. `half` holds what lies between; its columns outside the
+// image are zeros already. FROM values make 6: 6 of the input, from the column before the tile (SIDE = 1), or 4 of the
+// gradient.
 template <int FROM, int SIDE, Transform transform, int FIRST, int ROWS_OUT>
 inline void transform_strip(const float *x, int64_t C, const Strips &strips, int64_t strip, const float *outside,
                             float *half, float *out, int64_t step) {
@@ -121,8 +84,8 @@ inline void transform_strip(const float *x, int64_t C, const Strips &strips, int
 }
 
 // `bias`: a row of it, [W, K].
-void output_strip(const float *products, int64_t step, const Strips &strips, int64_t strip, const float *bias, float *half,
-                  float *y, int64_t K) {
+void output_strip(const float *products, int64_t step, const Strips &strips, int64_t strip, const float *bias,
+                  float *half, float *y, int64_t K) {
     const int64_t length = strips.columns(0) * K, n = strip / strips.down, top = strip % strips.down * 4;
     for (int64_t t = 0; t < strips.across; ++t)
         for (int64_t k = 0; k < K; k += LANES)
@@ -148,18 +111,19 @@ void output_strip(const float *products, int64_t step, const Strips &strips, int
 
 // Positions are `step` floats apart; the line between them keeps them out of each other's cache sets.
 inline int64_t step_of(int64_t tiles, int64_t C) { return tiles * C + LINE; }
-inline int64_t rounded(int64_t tiles) { return (tiles + ROWS - 1) / ROWS * ROWS; }  // products take whole groups of rows
+inline int64_t rounded(int64_t tiles) { return (tiles + ROWS - 1) / ROWS * ROWS; }  // products take groups of rows
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Floats that one thread needs: rows of zeros and of the bias, two strips halfway through their transforms, all positions of
-// a block.
+// Floats that one thread needs: rows of zeros and of the bias, two strips halfway through their transforms, all
+// positions of a block.
 inline int64_t scratch_floats(const Strips &strips, int64_t C, int64_t K) {
     const int64_t tiles = rounded(strips.block(C + K) * strips.across);
-    return (2 * strips.W + 12 * strips.columns(2)) * larger(C, K) + (POSITIONS + 1) * (step_of(tiles, C) + step_of(tiles, K));
+    const int64_t rows = 2 * strips.W + 12 * strips.columns(2);
+    return rows * larger(C, K) + (POSITIONS + 1) * (step_of(tiles, C) + step_of(tiles, K));
 }
 
-// U[36, K / width, C, width] = G g G^T of w[K, C, 3, 3]; flipped: of the kernels that the input gradient convolves with,
-// where C and K are those of that convolution and w is [C, K, 3, 3].
+// U[36, K / width, C, width] = G g G^T of w[K, C, 3, 3]; flipped: of the kernels that the input gradient convolves
+// with, where C and K are those of that convolution and w is [C, K, 3, 3].
 void transform_kernels(const float *w, float *U, int64_t C, int64_t K, int64_t width, bool flipped, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t c = 0; c < C; ++c)
@@ -168,8 +132,10 @@ void transform_kernels(const float *w, float *U, int64_t C, int64_t K, int64_t w
             for (int j = 0; j < 3; ++j) {
                 vec taps[3], column[6];
                 for (int i = 0; i < 3; ++i)
-                    for (int l = 0; l < LANES; ++l)
-                        taps[i][l] = flipped ? w[(c * K + k + l) * TAPS + 8 - (i * 3 + j)] : w[((k + l) * C + c) * TAPS + i * 3 + j];
+                    for (int l = 0; l < LANES; ++l) {
+                        const int tap = i * 3 + j;
+                        taps[i][l] = flipped ? w[(c * K + k + l) * TAPS + 8 - tap] : w[((k + l) * C + c) * TAPS + tap];
+                    }
                 kernel_1d(taps, column);
                 for (int i = 0; i < 6; ++i) half[i][j] = column[i];
             }
@@ -182,10 +148,10 @@ void transform_kernels(const float *w, float *U, int64_t C, int64_t K, int64_t w
         }
 }
 
-// The products of position p are written where the input of position p - 1 lay: a block takes half the room in the cache.
+// The products of position p are written where the input of position p - 1 lay: a block takes half the room.
 template <int COLUMNS>
-void convolve(const float *x, const float *w, const float *bias_K, float *y, const Strips &strips, int64_t C, int64_t K, bool flipped, float *work,
-              int threads) {
+void convolve(const float *x, const float *w, const float *bias_K, float *y, const Strips &strips, int64_t C, int64_t K,
+              bool flipped, float *work, int threads) {
     constexpr int64_t width = COLUMNS * LANES;
     const int64_t size = strips.block(C + K), step = step_of(rounded(size * strips.across), larger(C, K));
     const int64_t blocks = (strips.count + size - 1) / size, each = scratch_floats(strips, C, K);
@@ -218,8 +184,9 @@ void convolve(const float *x, const float *w, const float *bias_K, float *y, con
     }
 }
 
-// The sums [36, C, K] of a chunk of strips are taken for all positions at once or, where they would outgrow the second cache,
-// for one row of 6 positions after the other. Few chunks: their sums must be added. Chunks times rows can run in parallel.
+// The sums [36, C, K] of a chunk of strips are taken for all positions at once or, where they would outgrow the second
+// cache, for one row of 6 positions after the other. Few chunks: their sums must be added. Chunks times rows can run in
+// parallel.
 inline bool by_rows(int64_t C, int64_t K) { return C * K > 1024; }
 inline int64_t chunks_of(int64_t C, int64_t K) { return by_rows(C, K) ? 2 : 8; }
 
@@ -242,7 +209,8 @@ void sum_products(const Gradient &g, int64_t start, int64_t stop, float *scratch
         const int64_t last = first + size < stop ? first + size : stop;
         for (int64_t strip = first; strip < last; ++strip) {
             const int64_t tile = (strip - first) * strips.across;
-            transform_strip<6, 1, input_1d, FIRST, ROWS_OUT>(g.x, C, strips, strip, zeros, half, in + tile * C, in_step);
+            transform_strip<6, 1, input_1d, FIRST, ROWS_OUT>(g.x, C, strips, strip, zeros, half, in + tile * C,
+                                                             in_step);
             transform_strip<4, 0, gradient_1d, FIRST, ROWS_OUT>(g.dy, K, strips, strip, zeros, half_out, out + tile * K,
                                                                 out_step);
         }
@@ -266,8 +234,8 @@ void sum_row(int row, const Gradient &g, int64_t start, int64_t stop, float *scr
 }
 
 template <int COLUMNS>
-void weight_gradient(const float *x, const float *dy, float *dw, const Strips &strips, int64_t C, int64_t K, float *work,
-                     int threads) {
+void weight_gradient(const float *x, const float *dy, float *dw, const Strips &strips, int64_t C, int64_t K,
+                     float *work, int threads) {
     const int64_t most = chunks_of(C, K), chunks = strips.count < most ? strips.count : most;
     const int64_t each = scratch_floats(strips, C, K);
     float *sums = work, *scratch = work + most * POSITIONS * C * K;
@@ -307,9 +275,10 @@ void weight_gradient(const float *x, const float *dy, float *dw, const Strips &s
 
 }  // namespace
 
-// x[N, H, W, C] and w[K, C, 3, 3] to y[N, H, W, K], with bias[K] where there is one; flipped: w is [C, K, 3, 3] and y the gradient of its input from x.
-extern "C" void winograd_convolve(const float *x, const float *w, const float *bias, float *y, int64_t N, int64_t H, int64_t W, int64_t C,
-                                  int64_t K, int flipped, float *work, int threads) {
+// x[N, H, W, C] and w[K, C, 3, 3] to y[N, H, W, K], with bias[K] where there is one; flipped: w is [C, K, 3, 3], and y
+// the gradient of its input where x is that of its output.
+extern "C" void winograd_convolve(const float *x, const float *w, const float *bias, float *y, int64_t N, int64_t H,
+                                  int64_t W, int64_t C, int64_t K, int flipped, float *work, int threads) {
     const Strips strips(N, H, W);
     if (K % (2 * LANES) == 0) convolve<2>(x, w, bias, y, strips, C, K, flipped, work, threads);
     else convolve<1>(x, w, bias, y, strips, C, K, flipped, work, threads);
