@@ -65,7 +65,8 @@ def report(
     shapes: Mapping[ConvolutionShape, int], timings: Mapping[str, Timing], gflops: float, options: dict[str, Any]
 ) -> None:
     """Print the table; write it and a chart where a directory is given."""
-    rows, measurements, bars = [], [], {}
+    rows, measurements = [], []
+    bars: dict[str, tuple[float, float, float]] = {}
     for shape, count in shapes.items():
         ways = [way for way in (*ORDERS, WINOGRAD, AGAIN) if _key(shape, way, True) in timings]
         best = min(timings[_key(shape, way, True)].median_s for way in ways if way in ORDERS)
@@ -83,7 +84,8 @@ def report(
             })  # fmt: skip
             name = f"fastwi {shape}" if way == WINOGRAD else f"{shape}, {way}"
             if way != AGAIN:
-                bars[name] = (1e3 * step.median_s, *(1e3 * quartile for quartile in step.quartiles_s))
+                first, third = step.quartiles_s
+                bars[name] = (1e3 * step.median_s, 1e3 * first, 1e3 * third)
     title = (
         f"Convolutions of {options['model']}, batch {options['batch']}, float32, {options['rounds']} interleaved "
         f"rounds; matrix product {gflops:.0f} GFLOP/s"
