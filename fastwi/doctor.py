@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastwi.cli import run_command
-from fastwi.kernels.cpu import compiler
+from fastwi.kernels.compiler import compiler
 from fastwi.version import __version__
 
 LOWEST_TORCH = (2, 11)

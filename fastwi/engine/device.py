@@ -13,7 +13,8 @@ from torch import nn
 from fastwi.config.schema import EngineConfig
 from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.errors import ConfigError
-from fastwi.kernels.cpu import compiler, library
+from fastwi.kernels.compiler import compiler
+from fastwi.kernels.cpu import library
 from fastwi.kernels.pointwise import sample_first
 from fastwi.kernels.winograd import use_winograd_
 

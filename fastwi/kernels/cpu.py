@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 
 from fastwi.files import atomic_path
+from fastwi.kernels.compiler import compiler
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp"))
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("products.h", "transforms.h"))
@@ -31,15 +31,6 @@ _FLAGS = (
     "-fPIC",
     "-std=c++17",
 )
-
-
-def compiler() -> str | None:
-    """The C++ compiler's path, or None: $CXX, else g++, else c++."""
-    for name in (os.environ.get("CXX"), "g++", "c++"):
-        found = shutil.which(name) if name else None
-        if found:
-            return found
-    return None
 
 
 def _processor() -> str:

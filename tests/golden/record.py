@@ -32,7 +32,8 @@ from fastwi.engine.schedule import learning_rate
 from fastwi.experiment.protocol import build_network
 from fastwi.files import write_text
 from fastwi.kernels.augment import augment_reference
-from fastwi.kernels.cpu import compiler, library
+from fastwi.kernels.compiler import compiler
+from fastwi.kernels.cpu import library
 from fastwi.models.names import MODEL_NAMES
 from fastwi.population import Population
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,7 +145,11 @@ def check_plain(places: StorePlaces) -> None:
     """
     locks = (places.index_lock, places.writing_lock, places.metrics_lock)
     for path in (places.card, *places.index_files, places.rebuilt_index, places.metrics, *locks):
-        if path.is_symlink() or (path.exists() and not path.is_file()):
+        try:  # one look at each: another process's SQLite makes and removes its journal meanwhile
+            plain = stat.S_ISREG(path.lstat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if not plain:
             raise UserError(f"{path}: not a regular file; remove it, then {rebuild_line(places)}")
     for path in (places.states, places.owners, places.damaged):
         if os.path.lexists(path) and not path.is_dir():

@@ -13,6 +13,7 @@ import pytest
 from store_samples import contents, fill, key_of, measurement, network
 
 from fastwi.experiment.store import Store, rebuild
+from fastwi.experiment.store.places import StorePlaces, check_plain
 
 SPAWN = multiprocessing.get_context("spawn")
 HUNG = 600  # seconds; no machine is so slow
@@ -125,6 +126,26 @@ def test_gc_leaves_alone_what_is_being_written(tmp_path):
         store.write_state("aa", Slow())
         unfinished.write_bytes(b"left")
         assert store.gc().temporary == 4
+
+
+def test_files_that_come_and_go_are_no_fault(tmp_path):
+    """SQLite of another process makes and removes its journal while this one looks whether the files are plain."""
+    places = StorePlaces(tmp_path)
+    journal = places.index_files[-1]
+    others = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"while True: open({str(journal)!r}, 'w').close(); __import__('os').unlink({str(journal)!r})",
+        ]
+    )
+    try:
+        ended = time.monotonic() + 1
+        while time.monotonic() < ended:
+            check_plain(places)
+    finally:
+        others.kill()
+        others.wait()
 
 
 def test_claims(tmp_path):
