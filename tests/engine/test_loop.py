@@ -202,16 +202,21 @@ def test_the_model_gives_the_architecture_only(seed, data):
 
 @needs_kernels
 def test_bf16_follows_fp32(seed, data):
-    """Weights stay float32; after an epoch they moved almost as in float32, and did move."""
-    start = Population.from_modules([build(seed)])
+    """Weights stay float32; after an epoch they moved almost as in float32, and did move.
+
+    Roundings that turn over a ReLU take a start in a hundred further away: so it is the median of five.
+    """
+    start = Population.from_modules([build(seed + m) for m in range(5)])
     moved = []
     for backend, precision in (("eager", "fp32"), ("eager", "bf16"), ("fused", "bf16")):
-        population = start.clone_rows([0])
-        make_engine(backend, precision).train_epoch(population, data, [Noise(3)], 0)
-        moved.append(population.weights_MP[0] - start.weights_MP[0])
-    assert moved[0].norm() > 0
+        population = start.clone_rows(range(5))
+        make_engine(backend, precision).train_epoch(population, data, [Noise(seed + m) for m in range(5)], 0)
+        moved.append(population.weights_MP - start.weights_MP)
+    assert (moved[0].norm(dim=1) > 0).all()
     for other in moved[1:]:
-        assert functional.cosine_similarity(other, moved[0], dim=0) > 0.98
+        apart_M = 1 - functional.cosine_similarity(other, moved[0], dim=1)
+        assert apart_M.median() < 0.01
+        assert apart_M.max() < 0.5
 
 
 def test_compiled_equals_eager(seed, data):

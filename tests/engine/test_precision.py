@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from trained_networks import AUGMENT, OPTIMIZER, SCHEDULE, build, draw_data, engine_config
+from torch.nn import functional
+from trained_networks import AUGMENT, BATCH, OPTIMIZER, SCHEDULE, build, draw_data, engine_config
 
 from fastwi.config.schema import EngineConfig
 from fastwi.data.noise import Noise
@@ -19,19 +20,25 @@ def make(engine: str, precision: str):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_fp16_follows_fp32(seed, engine):
-    """Weights stay float32; after an epoch they moved almost as in float32, and did move."""
-    start, data = Population.from_modules([build("residual", seed), build("residual", seed + 1)]), draw_data(seed)
+    """Weights stay float32; after a step they moved almost as in float32, and did move.
+
+    Rounding turns over a ReLU of one start in ten, and part of the gradient with it: so it is the median of 15.
+    """
+    members = 15
+    start = Population.from_modules([build("residual", seed + m) for m in range(members)])
+    data, noises = draw_data(seed, BATCH), [Noise(seed + m) for m in range(members)]
     moved = []
     for precision in ("fp32", "fp16"):
-        population = start.clone_rows([0, 1])
-        losses = make(engine, precision).train_epoch(population, data, [Noise(3), Noise(4)], 0)
+        population = start.clone_rows(range(members))
+        losses = make(engine, precision).train_epoch(population, data, noises, 1)  # of epoch 0 the first rate is 0
         assert population.weights_MP.dtype == torch.float32
         moved.append(population.weights_MP - start.weights_MP)
         assert all(0 < loss < 10 for loss in losses)
-    assert moved[0].norm() > 0
-    for m in range(2):
-        assert torch.nn.functional.cosine_similarity(moved[0][m], moved[1][m], dim=0) > 0.95
-    assert not torch.equal(moved[0], moved[1])
+    assert (moved[0].norm(dim=1) > 0).all()
+    apart_M = 1 - functional.cosine_similarity(*moved, dim=1)
+    assert apart_M.median() < 1e-3
+    assert apart_M.max() < 0.5
+    assert not torch.equal(*moved)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
