@@ -50,6 +50,7 @@ def run_command(body: Callable[[], int]) -> int:
         traceback; SystemExit passes through.
     """
     _print_anything()
+    _let_waiting_threads_sleep()
     with _sigterm_as_interrupt():
         try:
             try:
@@ -82,6 +83,17 @@ def _print_anything() -> None:
     """Names may hold characters that standard output's encoding lacks: escape them, as standard error does."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _let_waiting_threads_sleep() -> None:
+    """Have a thread of torch's that waits for another one spin for some 30 us and then sleep, before torch is loaded.
+
+    libgomp's default is to spin for milliseconds. On cores that other work has too, whoever spins then takes the core
+    from the very thread that it waits for: training beside one busy process was 1.7 x slower (benchmarks/NOTES.md).
+    What the user set stays.
+    """
+    if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def _say_error(message: str) -> None:

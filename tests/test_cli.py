@@ -160,3 +160,17 @@ def test_what_the_encoding_lacks_is_escaped() -> None:
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "a\\ud800b \\u2013\n", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(given: dict[str, str], spins: str | None) -> None:
+    mine = {name: value for name, value in environment().items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    body = "import torch\nprint(os.environ.get('GOMP_SPINCOUNT'))\nreturn 0"
+    ended = subprocess.run(
+        program(body), env=mine | given | {"OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == str(spins)
+    if "GOMP_SPINCOUNT" in ended.stderr and spins is not None:  # torch's OpenMP is libgomp: it has read it
+        assert f"GOMP_SPINCOUNT = '{spins}'" in ended.stderr
