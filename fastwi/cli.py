@@ -25,6 +25,8 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 EXIT_TERMINATED = 143
 
+SPINS = "1000"  # GOMP_SPINCOUNT, some 30 us: see _let_waiting_threads_sleep
+
 
 class ShowAndExit(Exception):
     """Not an error: `text` (help, version) is all that was asked for. Printed to stdout, exit code 0."""
@@ -86,14 +88,14 @@ def _print_anything() -> None:
 
 
 def _let_waiting_threads_sleep() -> None:
-    """Have a thread of torch's that waits for another one spin for some 30 us and then sleep, before torch is loaded.
+    """Have a thread of torch's that waits for another one spin briefly and then sleep; read when torch is loaded.
 
     libgomp's default is to spin for milliseconds. On cores that other work has too, whoever spins then takes the core
-    from the very thread that it waits for: training beside one busy process was 1.7 x slower (benchmarks/NOTES.md).
+    from the very thread that it waits for: training beside one busy process was 1.7 x slower (benchmarks.busy).
     What the user set stays.
     """
     if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def _say_error(message: str) -> None:
