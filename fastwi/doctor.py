@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ _PACKAGES = {
     "yaml": "pyyaml",
     "safetensors": "safetensors",
     "sklearn": "scikit-learn",
+    "joblib": "joblib",
     "PIL": "pillow",
     "rich": "rich",
     "matplotlib": "matplotlib",
@@ -130,6 +132,9 @@ def _compiler() -> Finding:
     path = compiler()
     if path is None:
         return Finding("C++ compiler", "none; CPU training is slower", "apt-get install g++")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        found = f"{path}, but no Python.h; networks without batch norm train uncompiled on a CPU"
+        return Finding("C++ compiler", found, "apt-get install python3-dev")
     return Finding("C++ compiler", path)
 
 

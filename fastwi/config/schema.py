@@ -182,7 +182,7 @@ class EngineConfig:
         "fused: this project's CPU kernels; compile: torch.compile; eager; auto: the fastest available",
         choices=("auto", "fused", "compile", "eager"),
     )
-    threads: int = option(0, "CPU threads; 0: all of this process's cores", low=0, high=4096)
+    threads: int = option(0, "CPU threads; 0: all cores that this process may use", low=0, high=4096)
     evaluation_batch: int = option(500, "images of an evaluation step", unit="images", low=1)
 
 

@@ -4,7 +4,6 @@ Shapes: N images of a chunk, H W of the dataset's images.
 """
 
 import contextlib
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -38,10 +37,10 @@ class Decoder(Protocol):
 
 
 def processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processors that this process may use: its affinity's, within its control group's (a container's) quota."""
+    import joblib  # here, since it takes a while and most runs never ask
+
+    return int(joblib.cpu_count())
 
 
 class PooledDecoder:

@@ -18,7 +18,7 @@ from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, S
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Draws, Noise
 from fastwi.engine.allocator import keep_freed_memory
-from fastwi.engine.device import compiled, make_deterministic, resolve
+from fastwi.engine.device import compiled, cpu_threads, make_deterministic, resolve
 from fastwi.kernels.augment import augment
 from fastwi.population import Population
 
@@ -63,8 +63,8 @@ class Engine(abc.ABC):
             torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as it is in the Triton kernels
         if self.device.type == "cpu":
             keep_freed_memory()
-            if config.threads:
-                torch.set_num_threads(config.threads)
+            if config.threads or cpu_threads(config) < torch.get_num_threads():
+                torch.set_num_threads(cpu_threads(config))
         self._model = self.resolved.network.to(self.device)
         self._forward: Callable[..., Tensor] = self._call
         if self.resolved.backend == "compile":

@@ -3,14 +3,17 @@
 import gc
 import logging
 import os
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from fastwi.config.schema import EngineConfig
+from fastwi.data.pool import processors
 from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.errors import ConfigError
 from fastwi.kernels.compiler import compiler
@@ -57,6 +60,11 @@ def resolve_dtype(config: EngineConfig) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
 
 
+def cpu_threads(config: EngineConfig) -> int:
+    """Threads of `engine.threads`; 0: torch's own number, which knows nothing of a container's quota, within that."""
+    return config.threads or min(torch.get_num_threads(), processors())
+
+
 def make_deterministic() -> None:
     """Have torch choose kernels that give the same bits every time, for this process (engine.deterministic)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
@@ -84,7 +92,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     """Choose device, precision and backend.
 
     auto backend: fused on a CPU where the kernels build and the network can be rewritten, else torch.compile where
-    it can work (a compiler or a GPU), else eager.
+    it can work (a GPU, or a compiler and Python's headers), else eager.
     """
     device, dtype = resolve_device(config.device), resolve_dtype(config)
     if device.type == "cpu":
@@ -95,7 +103,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
         use_winograd_(fused)
     if config.backend == "fused" and fused is None:
         raise ConfigError(
-            "engine.backend: fused needs a CPU, a C++ compiler with OpenMP and a network with batch norm that "
+            "engine.backend: fused needs a CPU, GNU's C++ compiler with OpenMP and a network with batch norm that "
             "torch.fx can trace; use auto"
         )
     if config.backend != "auto":
@@ -103,8 +111,12 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     elif fused is not None:
         backend = "fused"
     else:
-        backend = "compile" if device.type == "cuda" or compiler() else "eager"
+        backend = "compile" if device.type == "cuda" or _inductor_can_build() else "eager"
     return Resolved(device, dtype, backend, model, model if fused is None else fused)
+
+
+def _inductor_can_build() -> bool:
+    return compiler() is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 def _cpu_has_bf16() -> bool:

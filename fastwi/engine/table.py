@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fastwi.config.schema import Config
+from fastwi.engine.device import cpu_threads
 from fastwi.files import write_json
 from fastwi.version import __version__
 
@@ -31,7 +32,7 @@ def entry_key(config: Config, device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cuda":
         place = torch.cuda.get_device_name(device)
     else:
-        threads = config.engine.threads or torch.get_num_threads()
+        threads = cpu_threads(config.engine)
         place = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads} threads"
     network = f"{config.model.name} x {config.model.width:g}, batch {config.optimizer.batch_size}"
     precision = str(dtype).removeprefix("torch.")

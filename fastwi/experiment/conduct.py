@@ -183,7 +183,7 @@ class _Run:
             if differ:
                 self._listener.told(
                     f"{len(differ)} measurements differ from those of an earlier training of the same epoch (another "
-                    "machine or version); the earlier ones are kept"
+                    "machine, version or number of threads); the earlier ones are kept"
                 )
             epochs = sum(isinstance(task, Epoch) for task in job.tasks)
             self._conducted.trained += epochs

@@ -101,5 +101,7 @@ class _Actor:
         """The outcome, or the exception that it met: Ray would wrap one that is raised."""
         try:
             return self._worker.run(job)
-        except Exception as error:
+        except UserError as error:
             return error
+        except Exception as error:  # its class need not survive the way (torch.compile's hold frames); its words do
+            return RuntimeError(f"{type(error).__name__}: {error}")

@@ -25,7 +25,7 @@ class _Shortcut(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         N, C, H, W = x.shape
         shape = (N, before + C + after, -(-H // stride), -(-W // stride))
-        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         ctx.geometry = (N, H, W, C, stride, before, shape[1], x.element_size())
         library().shortcut_forward(  # type: ignore[union-attr]
             x.data_ptr(), y.data_ptr(), *ctx.geometry, torch.get_num_threads()
@@ -36,7 +36,7 @@ class _Shortcut(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         N, H, W, C = ctx.geometry[:4]
-        dx = torch.empty((N, C, H, W), dtype=dy.dtype, memory_format=torch.channels_last)
+        dx = torch.empty((N, C, H, W), dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
         library().shortcut_backward(  # type: ignore[union-attr]
             dy.data_ptr(), dx.data_ptr(), *ctx.geometry, torch.get_num_threads()
         )

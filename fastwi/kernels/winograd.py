@@ -45,7 +45,7 @@ def _work(H: int, W: int, C: int, K: int) -> int:
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, flipped: bool) -> Tensor:
     N, C, H, W = x.shape
-    y = torch.empty((N, channels, H, W), memory_format=torch.channels_last)
+    y = torch.empty((N, channels, H, W), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     library().winograd_convolve(  # type: ignore[union-attr]
         x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
         N, H, W, C, channels, flipped, _work(H, W, C, channels), torch.get_num_threads(),

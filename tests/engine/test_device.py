@@ -1,0 +1,55 @@
+"""What `auto` means for threads and backends, on machines unlike this one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastwi.engine.device
+from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.data.pool import processors
+from fastwi.engine.device import cpu_threads, resolve
+from fastwi.engine.loop import LoopEngine
+from fastwi.models.registry import build_model
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def train_with(threads: int) -> int:
+    """The threads that an engine of `engine.threads: threads` leaves torch with."""
+    torch.set_num_threads(3)
+    config = EngineConfig(device="cpu", precision="fp32", backend="eager", threads=threads)
+    LoopEngine(build_model("resnet20", 4, 0.25), config, OptimizerConfig(), ScheduleConfig(), AugmentConfig())
+    assert cpu_threads(config) == torch.get_num_threads()
+    return torch.get_num_threads()
+
+
+@pytest.mark.parametrize(("allowed", "asked", "taken"), [(2, 0, 2), (64, 0, 3), (2, 5, 5)])
+def test_threads_keep_to_a_containers_quota(monkeypatch, allowed, asked, taken):
+    monkeypatch.setattr(fastwi.engine.device, "processors", lambda: allowed)
+    assert train_with(asked) == taken
+
+
+def test_processors_are_limited(monkeypatch):
+    assert processors() >= 1
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # joblib's own limit stands in for a control group's
+    assert processors() == 1
+
+
+@pytest.mark.parametrize(
+    ("compiler", "headers", "backend"),
+    [("/usr/bin/g++", True, "compile"), ("/usr/bin/g++", False, "eager"), (None, True, "eager")],
+)
+def test_compiled_only_where_that_can_work(monkeypatch, tmp_path: Path, compiler, headers, backend):
+    if headers:
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(fastwi.engine.device, "compiler", lambda: compiler)
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    without_batch_norm = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    assert resolve(EngineConfig(device="cpu"), without_batch_norm).backend == backend
