@@ -2,7 +2,7 @@
 # What a machine can do, in at most 8 minutes and from a bare checkout: GPU tests, memory checks, all benchmarks in
 # their short form. Nothing is installed, nothing is downloaded, FFCV is not needed:
 #
-#     bash benchmarks/device_check.sh [OUTPUT DIRECTORY]        (default: benchmarks/results)
+#     bash benchmarks/device_check.sh [OUTPUT DIRECTORY]        (default: benchmarks/results/device_check)
 #
 # PYTHON names the interpreter (default: .venv/bin/python, else python3), DATA a dataset directory (default:
 # data/cifar10, else any other in data/, else scikit-learn's digits). Modules that the interpreter lacks are taken from
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.." || exit 1
 scale=${SCALE:-1}
 budget=$((480 * scale)) # seconds in all
 reserve=5               # of them for the summary
-out=${1:-benchmarks/results}
+out=${1:-benchmarks/results/device_check}
 mkdir -p "$out" || exit 1
 out=$(cd "$out" && pwd)
 temporary=$(mktemp -d) || exit 1

@@ -32,7 +32,7 @@ def _main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
     parser.add_argument("--trajectories", type=int, default=10_000, help="at least so many (default 10000)")
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes (default 5)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/planning.json"))
+    parser.add_argument("--out", type=Path, help="file for the rounds, as JSON")
     arguments = parse(parser, argv, {"trajectories": 1_000, "rounds": 1})
     context = multiprocessing.get_context("spawn")
     rounds = []
@@ -65,8 +65,9 @@ def _main(argv: list[str]) -> int:
 
     machine = describe_machine(torch.device("cpu"))
     print_machine(machine)
-    write_results(arguments.out, "planning", machine, {"rounds": arguments.rounds}, rounds)
-    print(json.dumps({"out": str(arguments.out)}))
+    if arguments.out:
+        write_results(arguments.out, "planning", machine, {"rounds": arguments.rounds}, rounds)
+        print(json.dumps({"out": str(arguments.out)}))
     return 0
 
 

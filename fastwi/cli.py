@@ -91,7 +91,7 @@ def _let_waiting_threads_sleep() -> None:
     """Have a thread of torch's that waits for another one spin briefly and then sleep; read when torch is loaded.
 
     libgomp's default is to spin for milliseconds. On cores that other work has too, whoever spins then takes the core
-    from the very thread that it waits for: training beside one busy process was 1.7 x slower (benchmarks.busy).
+    from the very thread that it waits for: training beside one busy process took 1.55 x as long (benchmarks.busy).
     What the user set stays.
     """
     if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
