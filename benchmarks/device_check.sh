@@ -118,16 +118,26 @@ fi
 echo "data: $data"
 
 pytest=("$python" -m pytest -p no:cacheprovider)
+to=(--device "$device" --out "$out")
 if [ $gpu = yes ]; then
-  step gpu-tests 75 "${pytest[@]}" -m gpu
   # Not interpreted: tests/conftest.py asks for the interpreter only where there is no GPU.
   unset TRITON_INTERPRET
-  step kernel-tests 150 "${pytest[@]}" tests/kernels
+  # By file, so that a module that is missing elsewhere costs nothing here.
+  mapfile -t with_gpu < <(grep -rl --include='test_*.py' '^@pytest.mark.gpu' tests)
+  step gpu-tests 60 "${pytest[@]}" -m gpu "${with_gpu[@]}"
+  # Most of their time goes into compiling some 300 variants of kernels.
+  several=()
+  "$python" -c 'import xdist' 2>/dev/null && several=(--numprocesses 8)
+  step kernel-tests 110 "${pytest[@]}" "${several[@]+"${several[@]}"}" tests/kernels
+  step throughput-16 140 "$python" -m benchmarks.throughput --short --minutes 1.8 --data "$data" --device "$device" \
+    --members 16 --contestants stacked,graph,loop,again,stock-graphs,vmap,grouped-nhwc --out "$out/members-16"
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
   if [ -n "$sanitizer" ]; then
     # Without torch's cache of memory every tensor is an allocation of its own, whose ends can be overrun.
-    step memcheck 45 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool memcheck --error-exitcode 9 \
-      "${pytest[@]}" -x tests/kernels/test_interpolate_lists.py
+    memcheck=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool memcheck --report-api-errors no
+      --error-exitcode 9 "${pytest[@]}" -x)
+    step memcheck 30 "${memcheck[@]}" tests/kernels/test_interpolate_lists.py
+    step memcheck-convolutions 30 "${memcheck[@]}" tests/kernels/test_stacked_conv.py -k "several_chunks or diverged"
   else
     leave_out memcheck "compute-sanitizer is not on this machine"
   fi
@@ -137,12 +147,14 @@ else
   done
 fi
 
-to=(--device "$device" --out "$out")
+# A GPU has been busy with M = 16; and one more network is only what it adds once all branches of a step are taken.
+one=() many=()
+[ $gpu = yes ] && one=(--members 1) many=(--members 8,32)
 step interpolation 30 "$python" -m benchmarks.interpolation --short "${to[@]}"
+step throughput 180 "$python" -m benchmarks.throughput --short --minutes 1.5 "${one[@]+"${one[@]}"}" --data "$data" "${to[@]}"
+step memory 90 "$python" -m benchmarks.memory --short "${many[@]+"${many[@]}"}" --data "$data" "${to[@]}"
 step loading 75 "$python" -m benchmarks.loading --short --data "$data" "${to[@]}"
 step evaluation 75 "$python" -m benchmarks.evaluation --short --data "$data" "${to[@]}"
-step throughput 180 "$python" -m benchmarks.throughput --short --minutes 1.5 --data "$data" "${to[@]}"
-step memory 90 "$python" -m benchmarks.memory --short --data "$data" "${to[@]}"
 step planning 20 "$python" -m benchmarks.planning --short --out "$out/planning.json"
 
 echo

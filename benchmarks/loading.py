@@ -83,7 +83,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             contestant.close()
     bandwidth = copy.bandwidth_gbps(timings.pop("copy"))
     report(task, contestants, problems, timings, bandwidth, options.out)
-    return 0
+    return 1 if any(problem.startswith("failed") for problem in problems.values()) else 0
 
 
 def build(task: Task, chosen: Sequence[str]) -> tuple[dict[str, Contestant], dict[str, str]]:
@@ -98,6 +98,8 @@ def build(task: Task, chosen: Sequence[str]) -> tuple[dict[str, Contestant], dic
             contestants[name] = contestant
         except Unavailable as problem:
             problems[name] = str(problem)
+        except Exception as problem:  # one contestant's failure must not cost the others' figures
+            problems[name] = f"failed: {type(problem).__name__}: {problem}".splitlines()[0]
     return contestants, problems
 
 

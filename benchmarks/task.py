@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,7 +95,7 @@ class Task:
 def make_task(
     data: str, device: str, batch: int, steps: int, workers: int, model: str = "resnet20", width: float = 1.0
 ) -> Task:
-    """A random subset of the training images, as many as a round trains on. UserError where there are too few."""
+    """A random subset of the training images, as many as a round trains on; of a small set all, again and again."""
     chosen_device = pick_device(device)
     config = Config()
     config = dataclasses.replace(
@@ -106,9 +107,7 @@ def make_task(
     dataset, card = load_split(data, "train", chosen_device)
     # Drawn at random: files are often sorted by class, and a network that sees one class alone soon computes with
     # subnormal numbers, at a fifth of the speed.
-    chosen = permutation(0, Stream.SUBSET, 0, len(dataset))[: batch * steps]
-    if len(chosen) < batch * steps:
-        raise UserError(f"{data}: {len(dataset)} images are fewer than {steps} batches of {batch}; give --batches")
+    chosen = np.resize(permutation(0, Stream.SUBSET, 0, len(dataset)), batch * steps)
     at = torch.from_numpy(chosen).to(chosen_device)
     subset = dataclasses.replace(dataset, images_NHWC=dataset.images_NHWC[at], labels_N=dataset.labels_N[at])
     dtype = resolve_dtype(config.engine)

@@ -5,6 +5,7 @@ Shapes: M members, N images of a batch, K classes, P parameters, C H W of an ima
 
 import abc
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -60,7 +61,9 @@ class Engine(abc.ABC):
         if config.deterministic:
             make_deterministic()
         if self.device.type == "cuda" and self.dtype == torch.float32:
-            torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as it is in the Triton kernels
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch 2.9 and on prefer another name, which older ones lack
+                torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as it is in the Triton kernels
         if self.device.type == "cpu":
             keep_freed_memory()
             if config.threads or cpu_threads(config) < torch.get_num_threads():

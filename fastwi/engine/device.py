@@ -18,6 +18,7 @@ from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.errors import ConfigError
 from fastwi.kernels.compiler import compiler
 from fastwi.kernels.cpu import library
+from fastwi.kernels.interpolate import has_triton
 from fastwi.kernels.pointwise import sample_first
 from fastwi.kernels.winograd import use_winograd_
 
@@ -83,6 +84,8 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
     """torch.compile for fixed shapes. On a GPU Inductor is told to keep channels-last for narrow convolutions too."""
     # It warns of a CUDA toolkit that it does not need; whatever fails is raised.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # Each network, mode and batch size is a version of one function; past the limit of 8 torch goes on uncompiled.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     options: dict[str, Any] | None = {"force_layout_optimization": True} if device.type == "cuda" else None
     made: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
     return made
@@ -92,7 +95,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     """Choose device, precision and backend.
 
     auto backend: fused on a CPU where the kernels build and the network can be rewritten, else torch.compile where
-    it can work (a GPU, or a compiler and Python's headers), else eager.
+    it can work (a C compiler for Triton, or one for C++ and Python's headers), else eager.
     """
     device, dtype = resolve_device(config.device), resolve_dtype(config)
     if device.type == "cpu":
@@ -111,11 +114,13 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     elif fused is not None:
         backend = "fused"
     else:
-        backend = "compile" if device.type == "cuda" or _inductor_can_build() else "eager"
+        backend = "compile" if _inductor_can_build(device) else "eager"
     return Resolved(device, dtype, backend, model, model if fused is None else fused)
 
 
-def _inductor_can_build() -> bool:
+def _inductor_can_build(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return has_triton(device)
     return compiler() is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 

@@ -136,7 +136,8 @@ def product_tile(channels_in: int, channels_out: int, taps: int, itemsize: int) 
     """
     if itemsize > 2:
         tile = product_tile(channels_in, channels_out, taps, 2)
-        return replace(tile, rows=min(128, tile.rows), stages=1)
+        # In float32 products are multiply-adds of its own: deeper tiles would not fit the registers.
+        return replace(tile, rows=min(128, tile.rows), depth=min(32, tile.depth), stages=1)
     if taps > 1 and (channels_in, channels_out) in _PRODUCTS:
         return _PRODUCTS[channels_in, channels_out]
     whole = [depth for depth in (64, 32, 16) if channels_in % depth == 0]

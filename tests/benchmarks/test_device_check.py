@@ -49,7 +49,10 @@ def test_gpu_steps_run_where_there_is_a_gpu(tmp_path):
     check(tmp_path, no_gpu=0)
     assert "-m gpu" in (tmp_path / "out" / "gpu-tests.log").read_text()
     assert "tests/kernels" in (tmp_path / "out" / "kernel-tests.log").read_text()
-    assert "--device cuda" in (tmp_path / "out" / "throughput.log").read_text()
+    for name, members in (("throughput", "1"), ("throughput-16", "16"), ("memory", "8,32")):
+        ran = (tmp_path / "out" / f"{name}.log").read_text()
+        assert "--device cuda" in ran
+        assert f"--members {members} " in ran
 
 
 def test_no_time_left_is_a_failure(tmp_path):

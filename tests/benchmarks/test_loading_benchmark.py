@@ -83,3 +83,31 @@ def test_a_gpu_is_left_to_others(task):
 
     with pytest.raises(Unavailable, match="cupy"):
         FFCVBatches(dataclasses.replace(task, device=torch.device("cuda")))
+
+
+def test_a_small_set_is_taken_again_and_again(digits_directory):
+    task = make_task(str(digits_directory), "cpu", 500, 4, 1)
+    whole = make_task(str(digits_directory), "cpu", 1437, 1, 1)
+    assert len(task.dataset) == 2000
+    assert torch.equal(task.dataset.images_NHWC[:1437], whole.dataset.images_NHWC)
+    assert torch.equal(task.dataset.images_NHWC[1437:], whole.dataset.images_NHWC[:563])
+
+
+def test_one_failure_costs_no_others_figures(tmp_path, digits_directory, capsys, monkeypatch):
+    def broken(_task):
+        raise RuntimeError("no such\nluck")
+
+    monkeypatch.setitem(loading.CONTESTANTS, "dataloader", ("the usual loader", broken))
+    arguments = [
+        f"--data={digits_directory}",
+        f"--out={tmp_path}",
+        "--device=cpu",
+        "--contestants=augment,dataloader",
+    ]
+    assert loading.main([*arguments, "--batch=8", "--batches=2", "--rounds=2", "--workers=0"]) == 1
+    assert "the usual loader: failed: RuntimeError: no such\n" in capsys.readouterr().out
+    found = {m["contestant"]: m for m in json.loads((tmp_path / "loading-cpu.json").read_text())["measurements"]}
+    assert found["fastwi resident"]["images_per_s_median"] > 0
+    assert found["the usual loader"] == {
+        "contestant": "the usual loader", "not_measured": "failed: RuntimeError: no such",
+    }  # fmt: skip

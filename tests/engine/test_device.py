@@ -53,3 +53,11 @@ def test_compiled_only_where_that_can_work(monkeypatch, tmp_path: Path, compiler
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     without_batch_norm = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     assert resolve(EngineConfig(device="cpu"), without_batch_norm).backend == backend
+
+
+@pytest.mark.parametrize(("launcher", "backend"), [(True, "compile"), (False, "eager")])
+def test_a_gpu_needs_a_compiler_too(monkeypatch, launcher, backend):
+    """Triton builds its launchers with a C compiler, which slim images lack."""
+    monkeypatch.setattr(fastwi.engine.device, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(fastwi.engine.device, "has_triton", lambda _: launcher)
+    assert resolve(EngineConfig(precision="fp32"), nn.Linear(2, 2)).backend == backend
