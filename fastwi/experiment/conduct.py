@@ -4,7 +4,6 @@ Any number of processes may carry out the same tree, or trees that share epochs,
 before it is trained, and whoever dies loses its claims. What is done is never done again.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -110,9 +109,9 @@ class _Run:
 
     def _left(self) -> tuple[Todo, set[MeasurementKey], set[str]]:
         measured = self._store.measurements(self._names)
-        diverged = [m.state for m in measured.values() if _has_diverged(m)]
+        diverged = [m.state for m in measured.values() if m.diverged]
         for m in measured.values():
-            if _has_diverged(m):
+            if m.diverged:
                 self._conducted.failed[m.key] = _divergence(m)
         stored = self._store.states(self._wanted)
         return unfinished(self._tree, measured.keys(), stored, diverged), set(measured), stored
@@ -207,7 +206,7 @@ class _Run:
 
     def _stop_diverged(self, measurements: Iterable[Measurement]) -> None:
         """Let go what would come of networks whose loss is no number. All others go on."""
-        diverged = {m.state: m for m in measurements if _has_diverged(m)}
+        diverged = {m.state: m for m in measurements if m.diverged}
         for m in diverged.values():
             self._conducted.failed[m.key] = _divergence(m)
             self._listener.told(_divergence(m))
@@ -226,10 +225,6 @@ class _Run:
 
     def _drop(self, idle: list[str]) -> None:
         self._store.drop_states([key for key in idle if key not in self._tree.stops])
-
-
-def _has_diverged(measurement: Measurement) -> bool:
-    return measurement.train_loss is not None and not math.isfinite(measurement.train_loss)
 
 
 def _divergence(measurement: Measurement) -> str:

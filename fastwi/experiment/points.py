@@ -4,7 +4,8 @@ A point is a whole configuration: `python -m fastwi.train` with it gives the poi
 
 Seeds: parent p is drawn from initialisation seed p and trains under noise p. Its children have noise seeds of its
 own, p * 1,000,000 + 1, + 2, ...; the average of its tuple t trains on under p * 1,000,000 + 500,000 + t. So no two
-networks of a sweep share noise over the same epochs, and the same child means the same in every sweep.
+networks of one parent share noise over the same epochs, and the same child means the same in every sweep. Parent
+p > 0 has the noise of parent 0's child p: in epochs that both train, networks of unlike weights see the same batches.
 """
 
 import dataclasses

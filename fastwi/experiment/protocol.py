@@ -228,7 +228,7 @@ class Figure1Run:
             stream.writelines(json.dumps(row) + "\n" for row in state.rows)
         progress = {
             "identity": self._identity, "steps_done": state.done, "steps": len(self._steps),
-            "rows": len(state.rows), "seconds": round(state.seconds, 3),
+            "rows": len(state.rows), "seconds": round(state.seconds, 3), "precision": self._precision(),
         }  # fmt: skip
         write_json(self._paths.progress, progress)
         for stale in self._paths.directory.glob("state-*.safetensors"):
@@ -251,7 +251,17 @@ class Figure1Run:
                 f"{path.parent}: holds a run of another configuration or dataset; give another run.name, "
                 "or delete the directory"
             )
+        begun = found.get("precision", self._precision())
+        if begun != self._precision() and found["steps_done"] < found.get("steps", 0):
+            raise CheckpointError(
+                f"{path.parent}: was begun in {begun}, and engine.precision: auto is {self._precision()} on this "
+                "machine; go on where it was begun, or give another run.name"
+            )
         return dict(found)
+
+    def _precision(self) -> str:
+        """What activations are computed in: `auto` is resolved by the machine, so the identity does not tell."""
+        return str(self._engine.dtype).removeprefix("torch.")
 
     def _load(self) -> _State | None:
         progress = self._progress()

@@ -16,17 +16,20 @@ from typing import Any
 import polars
 
 from fastwi.analysis.statistics import Estimate, mean_estimate, spearman, verdict
+from fastwi.analysis.studies.governance import SCOPES
+from fastwi.report.studies.importance import ALMOST, hard_less_easy
 from fastwi.report.sweep import OVER, TREATMENTS, cells, variant_text
 
 CONFIRMED, REFUTED, NOT_SETTLED, NOT_MEASURED = "confirmed", "refuted", "not settled", "not measured"
 _MIDDLE = 0.5
 _LEARNING_RATE = "optimizer.learning_rate"
 _RELATED_NEEDED = 2
+_SETTINGS = {"k": "k", "s": "s", "learning_rate": "learning rate"}
 _DISTANCES = {
-    "distance_l2": "children's distance (L2)",
-    "relative_distance": "children's distance relative to the parent's norm",
+    "distance_l2": "children's distance (L2), within cells",
+    "relative_distance": "children's distance relative to the parent's norm, within cells",
 }
-_ALL_PAIRS = "all pairs"
+_ALL_PAIRS, _WITHIN_CELLS = SCOPES
 
 TITLES = {
     1: "Test accuracy shoots up at interpolation: the average beats both children.",
@@ -124,7 +127,9 @@ def claim_2(gains: polars.DataFrame) -> Claim:
     Two estimands, own statistics, over all cells, in percentage points, each parent's mean over its pairs: test
     accuracy of the average after its last further epoch, (a) less that of the average at interpolation, claimed
     below 0: it is lost; (b) less that of the best child at interpolation, claimed below 0: nothing is left of it.
-    Confirmed where both are, refuted where one is. `details`: (a) and (b) after each further epoch.
+    Confirmed where both are. Never refuted: where training itself still gains, accuracy rises though what averaging
+    gave is lost; only children that were trained on to the same epoch could tell. `details`: (a) and (b) after each
+    further epoch.
     """
     frame = middle(gains)
     against = {"average": "the average at interpolation", "best": "the best child at interpolation"}
@@ -134,22 +139,23 @@ def claim_2(gains: polars.DataFrame) -> Claim:
         column = polars.col(f"after_vs_{name}_points")
         last = _mean(frame.with_columns(column.list.last().alias("last")), "last")
         if last is not None:
-            decides = verdict(last, 0, "below")
+            decides = _confirmed_or_open(last, "below")
             findings.append(Finding(f"accuracy after the last further epoch less {words}", last, "points", decides))
         for epoch in range(1, most + 1):
             there = _mean(frame.with_columns(column.list.get(epoch - 1, null_on_oob=True).alias("there")), "there")
             if there is not None:
-                decides = verdict(there, 0, "below")
+                decides = _confirmed_or_open(there, "below")
                 details.append(Finding(f"+{epoch} epoch{'s' * (epoch > 1)}, less {words}", there, "points", decides))
     notes = ["Own statistics throughout: further epochs are measured with those alone."] if findings else []
     if findings:
         notes.append(f"The average was trained on for {most} epoch{'s' * (most > 1)}.")
     return Claim(
         2,
-        _both(findings),
+        _all_of(findings),
         tuple(findings),
         "Test accuracy of the average after its last further epoch, less that of the average and less that of the "
-        "best child at interpolation. Both below 0 confirms that the gain is gone; one above 0 refutes it.",
+        "best child at interpolation. Both below 0 confirms that the gain is gone. Never refuted: while training "
+        "itself still gains, accuracy rises whether or not what averaging gave is kept.",
         tuple(notes),
         details=tuple(details),
     )
@@ -158,9 +164,10 @@ def claim_2(gains: polars.DataFrame) -> Claim:
 def claim_3(gains: polars.DataFrame, correlations: polars.DataFrame | None) -> Claim:
     """Claim 3: two quantities govern the gain.
 
-    Estimand: Spearman's rank correlation, over all pairs, of the gain over the best child (own statistics) with k, s,
-    the learning rate and the children's distance. A quantity is related where the interval excludes 0, whichever
-    sign; confirmed where at least two are. Never refuted: a rank correlation near 0 does not exclude a relation that
+    Estimand: Spearman's rank correlation of the gain over the best child (own statistics) with k, s and the learning
+    rate over all pairs, and with the children's distance within cells, since it grows with k, s and the rate. A
+    quantity is related where the interval excludes 0, whichever sign; confirmed where at least two are. The two
+    measures of distance count as one. Never refuted: a rank correlation near 0 does not exclude a relation that
     rises and falls. `correlations` is the frame of the study governance; without it k, s and the learning rate (where
     it is an axis) are correlated here, and the distance is not measured.
     """
@@ -168,16 +175,17 @@ def claim_3(gains: polars.DataFrame, correlations: polars.DataFrame | None) -> C
     findings = tuple(
         Finding(f"gain and {what}", estimate, "rank correlation", _related(estimate)) for what, estimate in found
     )
-    related = sum(finding.verdict == CONFIRMED for finding in findings)
-    decided = CONFIRMED if related >= _RELATED_NEEDED else NOT_SETTLED
+    related = {finding.what.split("distance")[0] for finding in findings if finding.verdict == CONFIRMED}
+    decided = CONFIRMED if len(related) >= _RELATED_NEEDED else NOT_SETTLED
     undefined = [f.what.removeprefix("gain and ") for f in findings if f.estimate.value is None]
     notes = [f"{name} does not vary in this sweep: make it an axis to test it." for name in undefined]
     return Claim(
         3,
         decided if findings else NOT_MEASURED,
         findings,
-        "Spearman's rank correlation over all pairs of the gain over the best child (own statistics) with each "
-        "quantity. An interval that excludes 0 shows a relation; two such quantities confirm. Never refuted: a "
+        "Spearman's rank correlation of the gain over the best child (own statistics) with k, s and the learning "
+        "rate over all pairs, and with the children's distance within cells. An interval that excludes 0 shows a "
+        "relation; two such quantities confirm, of which one may be a distance. Never refuted: a "
         "relation that rises and falls has a rank correlation near 0.",
         tuple(notes),
         () if correlations is not None else ("governance",),
@@ -188,14 +196,16 @@ def claim_4(barrier: polars.DataFrame | None) -> Claim:
     """Claim 4: the gain is tied to linear mode connectivity.
 
     Estimand, for each treatment of batch norm: Spearman's rank correlation over all pairs, on test images, of the
-    error barrier (largest error on the line less the mean of its ends': Frankle et al. 2020) with the gain at the
-    middle over the better end. Claimed: below 0 under every treatment (the lower the barrier, the larger the gain).
-    Beside it the mean barrier in points. `barrier` is the frame of the study connectivity.
+    error barrier over the line between the ends' errors with the gain at the middle over the ends' mean. Claimed:
+    below 0 under every treatment (the lower the barrier, the larger the gain). Not Frankle's barrier (over the ends'
+    mean) and the gain over the better end: both have the ends' own difference in them, so that they are related where
+    there is no barrier at all. Beside it the mean of either barrier in points. `barrier` is the frame of the study
+    connectivity.
     """
     estimand = (
-        "Spearman's rank correlation over all pairs, on test images, of the error barrier between the children with "
-        "the gain at the middle of the line over the better child. Below 0 (a lower barrier, a larger gain) under "
-        "every treatment confirms."
+        "Spearman's rank correlation over all pairs, on test images, of the error barrier between the children (over "
+        "the line between their errors) with the gain at the middle over their mean. Below 0 (a lower barrier, a "
+        "larger gain) under every treatment confirms."
     )
     if barrier is None:
         return Claim(4, NOT_MEASURED, (), estimand, studies=("connectivity",))
@@ -203,14 +213,16 @@ def claim_4(barrier: polars.DataFrame | None) -> Claim:
     test = barrier.filter(polars.col("split") == "test")
     for treatment in test["batch_norm"].unique(maintain_order=True).to_list():
         rows = test.filter(polars.col("batch_norm") == treatment)
-        found = _rank(rows, "barrier_error_points", "gain_best_points")
+        found = _rank(rows, "barrier_error_linear_points", "gain_mean_points")
         if found is not None:
             decides = verdict(found, 0, "below")
-            words = f"error barrier and gain over the best child, {treatment} statistics"
+            words = f"error barrier and gain over the children's mean, {treatment} statistics"
             findings.append(Finding(words, found, "rank correlation", decides))
-        height = _mean(rows, "barrier_error_points")
-        if height is not None:
-            findings.append(Finding(f"error barrier on test images, {treatment} statistics", height, "points"))
+        for column, over in (("barrier_error_linear_points", "the line"), ("barrier_error_points", "the ends' mean")):
+            height = _mean(rows, column)
+            if height is not None:
+                words = f"error barrier over {over}, on test images, {treatment} statistics"
+                findings.append(Finding(words, height, "points"))
     note = (
         "Both have the error at the middle in them: where the barrier is there, they are related by definition too."
     )
@@ -218,17 +230,20 @@ def claim_4(barrier: polars.DataFrame | None) -> Claim:
 
 
 def claim_5(split_gains: polars.DataFrame | None, split_changes: polars.DataFrame | None) -> Claim:
-    """Claim 5: gains and losses fall on the hard splits.
+    """Claim 5: gains and losses fall almost wholly on the hard splits.
 
-    Estimands, each the hardest split less the easiest, pair by pair, in percentage points of training accuracy:
-    (a) for each treatment of batch norm, the gain of the average over the children's mean, claimed above 0; (b) where
-    the average was trained on, its change from interpolation to the last further epoch (own statistics), claimed
-    below 0. Confirmed where all are, refuted where all of (a) or (b) is. Beside them gain and change of the easiest
-    split, which the claim has flat. The frames are those of the study importance.
+    Estimands in percentage points of training accuracy, pair by pair: (a) for each treatment of batch norm, the gain
+    of the average over the children's mean, claimed above 0; (b) where the average was trained on, its change from
+    interpolation to the last further epoch (own statistics), claimed below 0. Of either the mean over all splits, and
+    that of the harder half of them less 9 times that of the easier half, which is on the claimed side where over 90 %
+    of the whole falls on the harder half. Confirmed where all are, refuted where one is. Beside them hardest less
+    easiest split, and the easiest split, which the claim has flat. The frames are those of the study importance.
     """
     estimand = (
-        "Hardest split less easiest, in points of training accuracy: the gain of the average over the children's "
-        "mean (above 0 claimed), and its change from interpolation to the last further epoch (below 0 claimed)."
+        "In points of training accuracy, the gain of the average over the children's mean (above 0 claimed), and its "
+        "change from interpolation to the last further epoch (below 0 claimed): over all splits, and on the harder "
+        f"half of them less {ALMOST} times that on the easier half, which says that over "
+        f"{100 * ALMOST // (ALMOST + 1)} % of it is there."
     )
     if split_gains is None:
         return Claim(5, NOT_MEASURED, (), estimand, studies=("importance",))
@@ -241,9 +256,8 @@ def claim_5(split_gains: polars.DataFrame | None, split_changes: polars.DataFram
         pair = split_changes.columns[: split_changes.columns.index("epochs_after")]
         last = split_changes.filter(polars.col("epochs_after") == polars.col("epochs_after").max().over(pair))
         lost = _contrast(last, "change_points", "change with further training", "", "below")
-    parts = [_all_of(part) for part in (gained, lost) if part]
-    decided = REFUTED if REFUTED in parts else parts[0] if len(set(parts)) == 1 else NOT_SETTLED
-    return Claim(5, decided if parts else NOT_MEASURED, (*gained, *lost), estimand)
+    findings = (*gained, *lost)
+    return Claim(5, _both(findings), findings, estimand)
 
 
 def middle(frame: polars.DataFrame) -> polars.DataFrame:
@@ -255,7 +269,7 @@ def middle(frame: polars.DataFrame) -> polars.DataFrame:
 
 
 def _contrast(rows: polars.DataFrame, column: str, what: str, tail: str, claim: str) -> list[Finding]:
-    """The hardest split less the easiest, pair by pair, and the easiest split's own."""
+    """What the whole and the hard half have of it, which decide; the hardest split less the easiest; the easiest."""
     rows = middle(rows)
     if not rows.height:
         return []
@@ -264,24 +278,29 @@ def _contrast(rows: polars.DataFrame, column: str, what: str, tail: str, claim: 
     pair = rows.columns[: rows.columns.index("pair") + 1]
     sides = [rows.filter(polars.col("split") == split).select(*pair, column) for split in (hard, easy)]
     both = sides[0].join(sides[1], on=pair, how="inner", nulls_equal=True, suffix=" easy")
+    there = _finite(rows, column)
+    of_pairs = there.group_by(pair, maintain_order=True).agg(polars.col(column).mean())
+    whole, share = _mean(of_pairs, column), hard_less_easy(there, column, ALMOST)
     difference = _mean(both.with_columns((polars.col(column) - polars.col(f"{column} easy")).alias("less")), "less")
     own = _mean(sides[1], column)
-    if difference is None or own is None:
+    if whole is None or share is None or difference is None or own is None:
         return []
     return [
-        Finding(f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}", difference, "points",
-                verdict(difference, 0, claim)),
+        Finding(f"{what}, all splits{tail}", whole, "points", verdict(whole, 0, claim)),
+        Finding(f"{what}, harder half of the splits less {ALMOST} times easier half{tail}", share, "points",
+                verdict(share, 0, claim)),
+        Finding(f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}", difference, "points"),
         Finding(f"{what}, split {easy} (easiest){tail}", own, "points"),
     ]  # fmt: skip
 
 
 def _of_governance(correlations: polars.DataFrame) -> list[tuple[str, Estimate]]:
     """The wanted rows of the study's frame, as estimates."""
-    rows = correlations.filter(
-        polars.col("gain") == "gain_best_own_points", polars.col("scope") == _ALL_PAIRS
-    ).to_dicts()
-    wanted = {"k": "k", "s": "s", "learning_rate": "learning rate", **_DISTANCES}
-    return [(wanted[row["quantity"]], _row_estimate(row)) for row in rows if row["quantity"] in wanted]
+    rows = correlations.filter(polars.col("gain") == "gain_best_own_points").to_dicts()
+    wanted = {(name, _ALL_PAIRS): words for name, words in _SETTINGS.items()}
+    wanted |= {(name, _WITHIN_CELLS): words for name, words in _DISTANCES.items()}
+    at = [(row["quantity"], row["scope"]) for row in rows]
+    return [(wanted[place], _row_estimate(row)) for place, row in zip(at, rows, strict=True) if place in wanted]
 
 
 def _row_estimate(row: Mapping[str, Any]) -> Estimate:
@@ -291,7 +310,7 @@ def _row_estimate(row: Mapping[str, Any]) -> Estimate:
 
 
 def _of_axes(frame: polars.DataFrame) -> list[tuple[str, Estimate]]:
-    wanted = {"k": "k", "s": "s", _LEARNING_RATE: "learning rate"}
+    wanted = {"k": "k", "s": "s", _LEARNING_RATE: _SETTINGS["learning_rate"]}
     found = []
     for column, words in wanted.items():
         if column in frame.columns:
@@ -304,6 +323,12 @@ def _of_axes(frame: polars.DataFrame) -> list[tuple[str, Estimate]]:
 def _related(estimate: Estimate) -> str:
     """Confirmed where the interval excludes 0, on either side."""
     return CONFIRMED if verdict(estimate) in (CONFIRMED, REFUTED) else NOT_SETTLED
+
+
+def _confirmed_or_open(estimate: Estimate, claim: str) -> str:
+    """The verdict of a claim that data of this kind cannot refute."""
+    found = verdict(estimate, 0, claim)
+    return NOT_SETTLED if found == REFUTED else found
 
 
 def _finite(frame: polars.DataFrame, *columns: str) -> polars.DataFrame:

@@ -83,15 +83,14 @@ def after_table(rows: Sequence[Row]) -> Table:
         if row["network"] != "average":
             continue
         accuracy = row[ACCURACY]
-        against = [accuracy - start["average"], accuracy - best_child]
+        against: list[float | None] = [accuracy - start["average"], accuracy - best_child]
         if continued:
-            against.append(
-                accuracy - max(r[ACCURACY] for r in after if r["epoch"] == row["epoch"] and r["network"] != "average")
-            )
+            children = [r[ACCURACY] for r in after if r["epoch"] == row["epoch"] and r["network"] != "average"]
+            against.append(accuracy - max(children) if children else None)  # none where all of them diverged
         body.append(
             (
                 f"+{row['epoch'] - first}", f"{row['train_loss']:.4f}", f"{row['test_loss']:.4f}", f"{accuracy:.2f}",
-                *(f"{difference:+.2f}" for difference in against),
+                *("" if difference is None else f"{difference:+.2f}" for difference in against),
             )
         )  # fmt: skip
     columns: tuple[str, ...] = ("epoch", "train loss", "test loss", "test acc. (%)", "vs average", "vs best child")

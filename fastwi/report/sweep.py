@@ -105,7 +105,7 @@ def gains(
         at = [_at_interpolation(place, treatment, measurements) for treatment in treatments(place)]
         if at[0][0] is None:
             continue
-        after = [found.test_accuracy if (found := measurements.get((state, OWN))) else None for state in place.after]
+        after = [_accuracy(measurements.get((state, OWN))) for state in place.after]
         average, best = at[0][0], max(at[0][1])
         e = point.config.experiment
         values = [axis_value(path, point.values[i]) for path, i in axes.items()]
@@ -117,6 +117,11 @@ def gains(
             )
         )  # fmt: skip
     return polars.DataFrame(rows, schema=columns, orient="row")
+
+
+def _accuracy(found: "Measurement | None") -> float | None:
+    """Test accuracy in %; None where nothing was measured, or the network diverged in that very epoch."""
+    return None if found is None or found.diverged else found.test_accuracy
 
 
 def cells(frame: polars.DataFrame) -> list[Cell]:

@@ -276,3 +276,18 @@ def test_nothing_comes_of_a_parent_that_diverges(splits, tmp_path):
     rows = spoiled_run(config_of(k=2), splits, tmp_path / "spoiled", 0, 0).run()
     assert told(rows) == [("parent", 1, "parent", "own")]
     assert diverged(rows) == rows
+
+
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(splits, tmp_path):
+    """`auto` is the machine's choice, and a shared disk may have another machine go on."""
+    stopped_run(splits, tmp_path)
+
+    def elsewhere() -> Figure1Run:
+        run = start(config_of(), splits, tmp_path)
+        run._engine.dtype = torch.bfloat16
+        return run
+
+    with pytest.raises(CheckpointError, match=r"was begun in float32, and engine\.precision: auto is bfloat16"):
+        elsewhere().run()
+    rows = start(config_of(), splits, tmp_path).run()
+    assert elsewhere().run() == rows  # what is finished is shown anywhere

@@ -61,9 +61,10 @@ def barrier_frame(
                     barrier = rng.uniform(0, 20)
                     rows.append({
                         "k": 1, "s": 1, "parent_seed": parent, "pair": pair, "split": split, "batch_norm": treatment,
-                        "barrier_error_points": barrier,
+                        "barrier_error_linear_points": barrier,
+                        "barrier_error_points": barrier + rng.uniform(0, 3),
                         # On the training images the relation is the other way round: they must not count.
-                        "gain_best_points": (slope if split == "test" else -slope) * barrier
+                        "gain_mean_points": (slope if split == "test" else -slope) * barrier
                         + spread * rng.uniform(-1, 1),
                     })  # fmt: skip
     return polars.DataFrame(rows)

@@ -1,5 +1,6 @@
 """Gains, cells and tables of a sweep, against one run's own summary and against plain loops."""
 
+import dataclasses
 import json
 import re
 from statistics import fmean
@@ -91,6 +92,19 @@ def test_cells(sweep):
         for treatment, share in cell.wins.items():
             wins = sum(gain(rows, treatment)[0] > 0 for _, rows in runs)
             assert share == pytest.approx(100 * wins / len(runs))
+
+
+def test_an_average_that_diverges_has_no_accuracy(seed):
+    """Where its loss is no number the accuracy is that of a constant, and no loss of a gain."""
+    every, places, tree = planned(SPECS["grid"])
+    measurements = drawn(tree, seed)
+    key = (places[0].after[-1], OWN)
+    measurements[key] = dataclasses.replace(measurements[key], train_loss=float("nan"))
+    row, *others = gains(SPECS["grid"], every, places, measurements).iter_rows(named=True)
+    for name in ("after_%", "after_vs_average_points", "after_vs_best_points"):
+        assert row[name][-1] is None
+        assert None not in row[name][:-1]
+        assert all(None not in other[name] for other in others)
 
 
 def numbers(text):

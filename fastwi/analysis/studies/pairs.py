@@ -11,7 +11,7 @@ from fastwi.config.analysis import AnalysisOptions, chosen_cells
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.errors import UserError
-from fastwi.experiment.planner import PointStates
+from fastwi.experiment.planner import PointStates, lost_with
 from fastwi.experiment.results import axis_types, axis_value, other_axes
 
 if TYPE_CHECKING:
@@ -61,16 +61,19 @@ class Pair:
 def pairs_of(opened: "OpenedSweep", options: AnalysisOptions) -> list[Pair]:
     """The pairs of the cells asked for, each once, in the sweep's order; cells that were asked for in that order.
 
-    Raises UserError for a sweep whose tuples are not pairs.
+    Left out are pairs one of which diverged. Raises UserError for a sweep whose tuples are not pairs.
     """
     spec, planned = opened.planned.spec, opened.planned
     if spec.options.tuple_size != 2:
         raise UserError(f"sweep.tuple_size: {spec.options.tuple_size}; this study is of pairs; sweep tuples of 2")
     wanted, axes = chosen_cells(options), other_axes(spec)
+    lost = lost_with(planned.tree, [m.state for m in opened.measured.values() if m.diverged])
     found: dict[tuple[Any, ...], Pair] = {}
     for point, place in zip(planned.points, planned.places, strict=True):
         e = point.config.experiment
         if (wanted and (e.k, e.s) not in wanted) or (options.pairs and point.tuple_index >= options.pairs):
+            continue
+        if not lost.isdisjoint(place.ends):
             continue
         # Points that differ in alpha have one line, and so one pair.
         head = {path: _plain(axis_value(path, point.values[i])) for path, i in axes.items()}

@@ -1,5 +1,6 @@
 """What the store keeps, as values, and the errors that name what is damaged."""
 
+import math
 import struct
 from dataclasses import dataclass
 
@@ -30,6 +31,11 @@ class Measurement:
     test_loss: float
     test_accuracy: float
     seconds: float
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the network's training loss ceased to be a number in the epoch that this ends."""
+        return self.train_loss is not None and not math.isfinite(self.train_loss)
 
     @property
     def key(self) -> MeasurementKey:

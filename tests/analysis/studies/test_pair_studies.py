@@ -1,5 +1,6 @@
 """connectivity, blocks, plane: each number against the stored networks interpolated and evaluated by hand."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from finished_sweeps import close, contents, mixed, pair, plainly, stored, train
 
 from fastwi.analysis.studies.blocks import blocks
 from fastwi.analysis.studies.connectivity import connectivity, line_places
+from fastwi.analysis.studies.pairs import pairs_of
 from fastwi.analysis.studies.plane import plane
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.data.resident import load_split
 from fastwi.errors import UserError
 from fastwi.experiment.planned import OpenedSweep
+from fastwi.experiment.tree import OWN
 from fastwi.report.studies import blocks as blocks_report
 from fastwi.report.studies import connectivity as connectivity_report
 from fastwi.report.studies import plane as plane_report
@@ -293,3 +296,19 @@ def test_figures_of_one_cell(sweep_file, tmp_path):
         for table in report.tables(frames):
             assert table.rows
             assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_pairs_of_a_child_that_diverged_are_left_out(sweep_file):
+    with OpenedSweep(read_sweep_request(["--config", str(sweep_file)]).spec) as opened:
+        every = pairs_of(opened, AnalysisOptions())
+        shortest = min(every, key=lambda pair: pair.config.experiment.s)
+        key = (shortest.place.ends[1], OWN)
+        opened.measured[key] = dataclasses.replace(opened.measured[key], train_loss=float("inf"))
+        left = pairs_of(opened, AnalysisOptions())
+    # Gone with the pair are those of the same child trained on: nothing is made of it.
+    gone = [pair for pair in every if pair not in left]
+    assert shortest in gone
+    assert {(pair.head["k"], pair.head["parent_seed"], pair.head["pair"]) for pair in gone} == {
+        (shortest.head["k"], shortest.head["parent_seed"], shortest.head["pair"])
+    }
+    assert len(gone) == len({pair.cell for pair in every})
