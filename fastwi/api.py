@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastwi.kernels.interpolate_lists import lerp_lists_
 from fastwi.population import Population, state_file
+from fastwi.population.layout import first_overlap
 
 Network = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
 Place = tuple[int, tuple[int, ...], tuple[int, ...]]
@@ -201,6 +202,11 @@ def _distinct(pairs: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
             continue
         seen[place] = (name, theirs.data_ptr())
         distinct[name] = [mine, theirs]
+    overlap = first_overlap({name: mine for name, (mine, _) in distinct.items()})
+    if overlap:
+        raise ValueError(
+            f"network 0's {overlap[0]!r} and {overlap[1]!r} share a part of their memory; copy one of them"
+        )
     return distinct
 
 

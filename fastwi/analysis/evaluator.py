@@ -204,6 +204,8 @@ def dataset_from_arrays(
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels or not all(math.isfinite(value) for value in values):
             raise UserError(f"{name} is {list(values)}; give {channels} finite numbers, one a channel")
+    if min(std) <= 0:
+        raise UserError(f"std is {list(std)}; give numbers above 0")
     place = device if isinstance(device, torch.device) else resolve_device(device)
     return ResidentDataset(
         images_NHWC=images.to(place).contiguous(),

@@ -28,6 +28,8 @@ class Stream(IntEnum):
     STATISTICS_CROP = 5
     STATISTICS_FLIP = 6
     SUBSET = 7
+    LAYERS = 8
+    STATISTICS_LAYERS = 9
 
 
 def raw_words(seed: int, stream: Stream, epoch: int, count: int) -> NDArray[np.uint64]:
@@ -64,6 +66,11 @@ class Noise:
 
     seed: int
     statistics: bool = False
+
+    def layers_seed(self, epoch: int) -> int:
+        """The seed of torch's generator for layers that draw themselves (dropout), in global epoch `epoch`."""
+        stream = Stream.STATISTICS_LAYERS if self.statistics else Stream.LAYERS
+        return int(raw_words(self.seed, stream, epoch, 1)[0] >> np.uint64(1))
 
     def draws(self, epoch: int, images: int, padding: int, flip_probability: float) -> Draws:
         """Draws of global epoch `epoch` for `images` images.

@@ -4,6 +4,7 @@ Shapes: M members, N images of a batch, K classes, P parameters, C H W of an ima
 """
 
 import abc
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -73,6 +74,9 @@ class Engine(abc.ABC):
         if self.resolved.backend == "compile":
             self._forward = compiled(self._call, self.device)
         self._low = low_precision_names(model)
+        if self.dtype != torch.float32:
+            # Its shortcut for evaluation takes biases to have the weights' dtype, and gives no number where not.
+            torch.backends.mha.set_fastpath_enabled(False)
 
     @abc.abstractmethod
     def train_epoch(
@@ -155,11 +159,12 @@ class Engine(abc.ABC):
         try:
             for norm in norms:
                 norm.momentum = None
-            reset_statistics(result)
+            reset_statistics(result, self._model)
             for m, noise in enumerate(noises):
                 state = self._working_copy(result, m)
-                draws = self._draws(Noise(noise.seed, statistics=True), epoch, dataset)
-                with torch.no_grad():
+                own = Noise(noise.seed, statistics=True)
+                draws = self._draws(own, epoch, dataset)
+                with torch.no_grad(), self._layers_draw(own, epoch):
                     for x_NCHW, labels_N in self._batches(dataset, draws, steps):
                         self._call(state, x_NCHW)
                         if report:
@@ -181,6 +186,13 @@ class Engine(abc.ABC):
         """Logits [N, K] in float32."""
         logits_NK: Tensor = torch.func.functional_call(self._model, state, (x_NCHW,))
         return logits_NK.float()
+
+    @contextlib.contextmanager
+    def _layers_draw(self, noise: Noise, epoch: int) -> Iterator[None]:
+        """Within the block layers that draw themselves (dropout) draw by the noise; torch's own state stays."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(noise.layers_seed(epoch))
+            yield
 
     def _draws(self, noise: Noise, epoch: int, dataset: Dataset) -> Draws:
         return noise.draws(epoch, len(dataset), self._augment.padding, self._augment.flip)
@@ -219,14 +231,22 @@ def batch_norms(modules: Iterable[nn.Module]) -> list[nn.modules.batchnorm._Batc
     return [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def reset_statistics(population: Population) -> None:
-    """Batch norm's running statistics and counters as before the first batch, of every member, in place."""
+def reset_statistics(population: Population, model: nn.Module) -> None:
+    """The running statistics and counters of `model`'s batch norms as before the first batch, of all members.
+
+    In place. Other layers' buffers stay, whatever their names (frozen batch norms, instance norms).
+    """
+    start = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+    values = {
+        f"{name}.{own}".removeprefix("."): value
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for own, value in start.items()
+    }
     for m in range(population.members):
         for name, buffer in population.buffers(m).items():
-            if name.endswith(("running_mean", "num_batches_tracked")):
-                buffer.zero_()
-            elif name.endswith("running_var"):
-                buffer.fill_(1)
+            if name in values:
+                buffer.fill_(values[name])
 
 
 def require_noises(population: Population, noises: Sequence[Noise]) -> None:

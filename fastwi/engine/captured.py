@@ -19,6 +19,7 @@ from fastwi.engine.base import Engine, Report, require_noises
 from fastwi.engine.device import free_memory
 from fastwi.engine.program import Gradients, Program, State
 from fastwi.engine.schedule import learning_rate
+from fastwi.errors import ConfigError
 from fastwi.population import Layout, Population
 
 PROGRAMS_KEPT = 4  # each holds the activations of its members
@@ -43,6 +44,10 @@ class ProgramEngine(Engine):
         augmentation: AugmentConfig,
     ) -> None:
         super().__init__(model, config, optimizer, schedule, augmentation)
+        if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
+            raise ConfigError(
+                f"engine.name: {self.name} has one generator for all members, so dropout would tie them; use loop"
+            )
         self._programs: OrderedDict[Hashable, tuple[Program, ResidentDataset]] = OrderedDict()
         self._rooms: dict[Hashable, int] = {}
         if self.device.type == "cuda" and not config.deterministic:

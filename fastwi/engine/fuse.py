@@ -18,20 +18,68 @@ from fastwi.kernels.shortcut import shortcut
 
 _RELU = (functional.relu, torch.relu)
 _ADD = (operator.add, torch.add)
+_IN_PLACE = (
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.setitem,
+)  # fmt: skip
 _PAD = (functional.pad, torch._C._nn.pad)
 
 
 def trace(module: nn.Module) -> fx.GraphModule | None:
     """A traced copy of `module` under the same names; None where fx cannot trace it.
 
-    None too where the trace depends on the mode: it has either what training does or what evaluation does, for ever.
+    None too where the trace is not what the network does: where it depends on the mode, on draws or on what an
+    earlier call left; where a value was worked out once and is now a constant; where the class has a `train` of its
+    own or hooks on the whole; where an activation is changed in place that something else reads.
     """
+    own_train = any(type(each).train is not nn.Module.train for each in module.modules())
+    if own_train or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    evaluated, trained = copy.deepcopy(module).eval(), copy.deepcopy(module).train()
+    before = torch.get_rng_state()
     try:
-        in_evaluation = fx.symbolic_trace(copy.deepcopy(module).eval())
-        traced = fx.symbolic_trace(copy.deepcopy(module).train())
+        codes = [_traced(each).code for each in (evaluated, trained)]
+        traced = _traced(trained)
     except Exception:  # fx raises whatever the traced code raises
         return None
-    return traced if traced.code == in_evaluation.code else None
+    drew = not torch.equal(before, torch.get_rng_state())
+    torch.set_rng_state(before)
+    if drew or codes != [traced.code] * 2:
+        return None
+    names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    constants = any(node.op == "get_attr" and node.target not in names for node in traced.graph.nodes)
+    return None if constants or _changed_in_place(traced) else traced
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # else a buffer's value at the time is what the graph has
+
+
+def _traced(module: nn.Module) -> fx.GraphModule:
+    tracer = _Tracer()
+    graph = tracer.trace(module)
+    return fx.GraphModule(tracer.root, graph)
+
+
+def _changed_in_place(traced: fx.GraphModule) -> bool:
+    """Whether an activation with several readers is changed in place by one of them."""
+    for node in traced.graph.nodes:
+        first = node.args[0] if node.args else None
+        if not isinstance(first, fx.Node) or len(first.users) < 2:
+            continue
+        target = node.target
+        if node.op == "call_module":
+            in_place = bool(getattr(traced.get_submodule(str(target)), "inplace", False))
+        elif node.op == "call_method":
+            in_place = str(target).endswith("_") and not str(target).endswith("__")
+        elif node.op == "call_function":
+            name = getattr(target, "__name__", "")
+            in_place = target in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+            in_place = in_place or bool(node.kwargs.get("inplace")) or node.args[1:2] == (True,)
+        else:
+            in_place = False
+        if in_place:
+            return True
+    return False
 
 
 def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
@@ -52,6 +100,8 @@ def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
             continue
         original = traced.get_submodule(node.target)
         if type(original) is not nn.BatchNorm2d or not original.affine or not original.track_running_stats:
+            continue
+        if original._forward_hooks or original._forward_pre_hooks:
             continue
         if calls[id(original)] > 1:  # what follows one call need not follow the other
             continue

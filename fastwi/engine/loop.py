@@ -36,7 +36,11 @@ class LoopEngine(Engine):
     ) -> list[float]:
         """See `Engine.train_epoch`."""
         require_noises(population, noises)
-        return [self._train_member(population, m, dataset, noise, epoch, report) for m, noise in enumerate(noises)]
+        losses = []
+        for m, noise in enumerate(noises):
+            with self._layers_draw(noise, epoch):
+                losses.append(self._train_member(population, m, dataset, noise, epoch, report))
+        return losses
 
     def _train_member(
         self,

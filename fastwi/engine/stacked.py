@@ -105,7 +105,7 @@ class StackedEngine(ProgramEngine):
         try:
             for rows in self._portions(result):
                 part = result.select(rows)
-                reset_statistics(part)
+                reset_statistics(part, self.resolved.model)
                 tensors = self._tensors(part)
                 draws = self._stacked_draws([Noise(n.seed, statistics=True) for n in noises[rows]], epoch, dataset)
                 for step in range(steps):

@@ -32,6 +32,8 @@ def supported(x_NCHW: Tensor, residual_NCHW: Tensor | None = None) -> bool:
         return False
     if x_NCHW.device.type != "cpu" or x_NCHW.dtype not in _SUFFIX or x_NCHW.numel() < 2 * channels:
         return False
+    if residual_NCHW is not None and not isinstance(residual_NCHW, Tensor):  # a size or a number that a network adds
+        return False
     if residual_NCHW is not None and (residual_NCHW.shape, residual_NCHW.dtype) != (x_NCHW.shape, x_NCHW.dtype):
         return False
     return library() is not None

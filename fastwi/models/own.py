@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastwi.config.wording import show
 from fastwi.errors import ConfigError
@@ -55,6 +56,7 @@ def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None
         builder = _attribute(name, module, own[1])
     network = _call(name, builder, classes, image_size)
     _try(name, network, classes, image_size)
+    _try_to_train(name, network, image_size)
     return network
 
 
@@ -164,6 +166,45 @@ def _try(name: str, network: nn.Module, classes: int, image_size: tuple[int, int
         )
     if wrong is not None:
         raise _refusal(name, wrong)
+
+
+def _try_to_train(name: str, network: nn.Module, image_size: tuple[int, int] | None) -> None:
+    """Raise ConfigError where a training step of `network` would fail, or leave out or lose a part of it."""
+    parameters = dict(network.named_parameters())
+    if not parameters:
+        raise _refusal(name, "has no parameters to train")
+    if any(is_lazy(each) for each in (*network.parameters(), *network.buffers())):
+        raise _refusal(name, "has lazy layers, whose sizes are not known before they run; give the sizes")
+    frozen = next((each for each, parameter in parameters.items() if not parameter.requires_grad), None)
+    if frozen is not None:
+        raise _refusal(name, f"parameter {frozen} asks for no gradient, and all are trained; make it a buffer")
+    for height, width in TRIED_SIZES if image_size is None else (image_size,):
+        images = torch.linspace(-1, 1, 2 * 3 * height * width).view(2, 3, height, width)
+        plain, handed = copy.deepcopy(network).train(), copy.deepcopy(network).train()
+        buffers = {each: buffer.clone() for each, buffer in handed.named_buffers()}
+        leaves = {each: parameter.detach().clone().requires_grad_() for each, parameter in parameters.items()}
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                plain(images)
+                torch.manual_seed(0)
+                logits = torch.func.functional_call(handed, {**leaves, **buffers}, (images,))
+                if not isinstance(logits, Tensor):
+                    raise _refusal(name, f"gives {_type(logits)} in training mode; return the logits alone")
+                found = torch.autograd.grad(logits.sum(), list(leaves.values()), allow_unused=True)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            if image_size is None:  # it may be made for another size
+                continue
+            raise _refusal(name, f"fails when it is trained: {_reason(error)}") from error
+        unused = next((each for each, gradient in zip(leaves, found, strict=True) if gradient is None), None)
+        if unused is not None:
+            raise _refusal(name, f"parameter {unused} has no part in the logits; remove it")
+        for each, buffer in plain.named_buffers():
+            if not torch.equal(buffer, buffers[each]):
+                raise _refusal(name, f"assigns its buffer {each} anew; change it in place (mul_, add_, copy_)")
+        return
 
 
 def _refusal(name: str, problem: str) -> ConfigError:

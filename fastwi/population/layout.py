@@ -77,7 +77,13 @@ class Layout:
         named_parameters, named_buffers = dict(module.named_parameters()), dict(module.named_buffers())
         for name, parameter in named_parameters.items():
             _check_parameter(name, parameter)
-        _refuse_overlap(named_parameters)
+        overlap = first_overlap(named_parameters)
+        if overlap:  # a population would silently untie them
+            first, second = overlap
+            raise UserError(
+                f"parameters {first!r} and {second!r} share memory but are two tensors; "
+                "tie them by assigning the same nn.Parameter to both"
+            )
         name_of = {id(tensor): name for name, tensor in (named_parameters | named_buffers).items()}
         keys = []
         for key, tensor in module.state_dict(keep_vars=True).items():
@@ -238,8 +244,8 @@ def _check_parameter(name: str, parameter: Tensor) -> None:
         )
 
 
-def _refuse_overlap(named: Mapping[str, Tensor]) -> None:
-    """Raise UserError where two different parameters share memory: a population would silently untie them."""
+def first_overlap(named: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """The names of two tensors whose ranges of memory overlap, if there are any."""
     ranges = []
     for name, tensor in named.items():
         if tensor.numel() and not tensor.is_meta:
@@ -250,7 +256,5 @@ def _refuse_overlap(named: Mapping[str, Tensor]) -> None:
     ranges.sort()
     for (_, end, first), (start, _, second) in itertools.pairwise(ranges):
         if start < end:
-            raise UserError(
-                f"parameters {first!r} and {second!r} share memory but are two tensors; "
-                "tie them by assigning the same nn.Parameter to both"
-            )
+            return first, second
+    return None

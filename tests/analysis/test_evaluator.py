@@ -142,6 +142,8 @@ def test_arrays_become_a_dataset(arrays):
         ({"labels_N": np.full(30, -1)}, "0 or more"),
         ({"mean": [0.0]}, "3 finite"),
         ({"std": [1.0, 1.0, float("nan")]}, "3 finite"),
+        ({"std": [1.0, 0.0, 1.0]}, "above 0"),
+        ({"std": [1.0, -1.0, 1.0]}, "above 0"),
     ],
 )
 def test_arrays_that_are_no_dataset(arrays, change, words):

@@ -294,3 +294,124 @@ def test_the_option_a_shortcut_becomes_one_call() -> None:
     assert fused is not None
     targets = [node.target for node in fused.graph.nodes if node.op == "call_function"]  # type: ignore[union-attr]
     assert targets.count(shortcut) == 2
+
+
+class Small(nn.Module):
+    """A batch norm behind a convolution; what its kinds do around them no trace tells, or only one with care."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
+        self.register_buffer("shift", torch.rand(16, 1, 1))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.around(self.norm(self.conv(x))).mean((2, 3))
+
+    def around(self, y: Tensor) -> Tensor:
+        return y
+
+
+class WithBuffer(Small):
+    def around(self, y: Tensor) -> Tensor:
+        return y * torch.exp(self.shift) + self.shift
+
+
+class WithSize(Small):
+    def around(self, y: Tensor) -> Tensor:
+        return functional.relu(y + y.size(1))
+
+
+class Drawing(Small):
+    def around(self, y: Tensor) -> Tensor:
+        return y + torch.randn(16, 1, 1)
+
+
+class Counting(Small):
+    def around(self, y: Tensor) -> Tensor:
+        self.calls += 1
+        return y * self.calls
+
+
+class Constant(Small):
+    def around(self, y: Tensor) -> Tensor:
+        return y + torch.ones(16, 1, 1) * 2
+
+
+class InPlace(Small):
+    def around(self, y: Tensor) -> Tensor:
+        return self.relu(y) + y
+
+
+class InPlaceMethod(Small):
+    def around(self, y: Tensor) -> Tensor:
+        return y.mul_(2) + y
+
+
+class InPlaceOperator(Small):
+    def around(self, y: Tensor) -> Tensor:
+        z = y
+        z += 1
+        return z * y
+
+
+class InPlaceFunction(Small):
+    def around(self, y: Tensor) -> Tensor:
+        return functional.relu(y, inplace=True) * y
+
+
+class OwnTrain(Small):
+    def train(self, mode: bool = True) -> "OwnTrain":
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+
+def hooked(on_norm: bool) -> nn.Module:
+    net = Small()
+    (net.norm if on_norm else net).register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    return net
+
+
+@pytest.mark.parametrize("kind", [WithBuffer, WithSize])
+def test_buffers_and_sizes_are_those_of_the_call(seed, kind):
+    torch.manual_seed(seed)
+    network = kind()
+    fused = fuse_batch_norm(network)
+    assert fused is not None
+    state = {name: value.clone() for name, value in (*network.named_parameters(), *network.named_buffers())}
+    state["shift"] = torch.rand(16, 1, 1)
+    x = torch.randn(2, 3, 8, 8)
+    for training in (True, False):
+        states = [{name: value.clone() for name, value in state.items()} for _ in range(2)]
+        y, z = (
+            torch.func.functional_call(each.train(training), own, (x,))
+            for each, own in zip((network, fused), states, strict=True)
+        )
+        torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-5)
+        for name, value in states[0].items():
+            torch.testing.assert_close(value, states[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", [Drawing, Counting, Constant, InPlace, InPlaceMethod, InPlaceOperator, InPlaceFunction, OwnTrain]
+)
+def test_what_a_trace_would_freeze_or_lose_is_left_alone(kind):
+    assert fuse_batch_norm(kind()) is None
+
+
+def test_tracing_draws_nothing():
+    state = torch.get_rng_state()
+    assert fuse_batch_norm(Drawing()) is None
+    torch.set_rng_state(state)
+    Drawing()  # its own weights
+    expected = torch.get_rng_state()
+    torch.set_rng_state(state)
+    network = Drawing()
+    fuse_batch_norm(network)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+@pytest.mark.parametrize("on_norm", [True, False])
+def test_hooks_are_kept(on_norm):
+    assert fuse_batch_norm(hooked(on_norm)) is None

@@ -18,9 +18,11 @@ from torch.nn import functional
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.engine.choose import ENGINES
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.schedule import learning_rate
 from fastwi.engine.stacked import StackedEngine
+from fastwi.errors import ConfigError
 from fastwi.kernels.augment import augment_reference
 from fastwi.kernels.cpu import library
 from fastwi.population import Population
@@ -318,3 +320,66 @@ def test_rate_is_of_the_global_epoch(seed, data):
     assert rates[0] == 0
     assert rates[3] == 0.05
     assert rates[-1] == pytest.approx(0.01)
+
+
+class Dropping(SmallResidual):
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return super().forward(functional.dropout(x_NCHW, 0.3, self.training))
+
+
+@pytest.mark.parametrize("images", [0, 64])
+def test_layers_that_draw_themselves_draw_by_the_noise(seed, data, images):
+    """Alone or among others, after whatever else was drawn: a member's dropout is its noise's business."""
+    config = EngineConfig(device="cpu", precision="fp32", backend="auto", evaluation_batch=32)
+    engine = LoopEngine(Dropping(), config, OPTIMIZER, SCHEDULE, AUGMENT)
+    start = Population.from_modules([build(seed)])
+    both, alone = start.clone_rows([0, 0]), start.clone_rows([0])
+    engine.train_epoch(both, data, [Noise(seed), Noise(seed + 1)], 0)
+    torch.manual_seed(seed)
+    state = torch.get_rng_state()
+    engine.train_epoch(alone, data, [Noise(seed + 1)], 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_equal(alone, both.clone_rows([1]))
+    assert not torch.equal(both.weights_MP[0], both.weights_MP[1])
+    recomputed = engine.recompute_statistics(both, data, [Noise(7), Noise(8)], 1, images)
+    again = engine.recompute_statistics(alone, data, [Noise(8)], 1, images)
+    assert torch.equal(recomputed.statistics_MQ[1], again.statistics_MQ[0])
+    with engine._layers_draw(Noise(seed), 0):
+        first = torch.rand(5)
+    with engine._layers_draw(Noise(seed), 1):
+        assert not torch.equal(torch.rand(5), first)  # another epoch has other masks
+
+
+@pytest.mark.parametrize("name", ["graph", "stacked"])
+def test_engines_of_one_generator_refuse_dropout(name):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.1), nn.Flatten(), nn.Linear(3600, 10))
+    with pytest.raises(ConfigError, match=f"engine.name: {name} has one generator for all members"):
+        ENGINES[name](model, EngineConfig(device="cpu"), OPTIMIZER, SCHEDULE, AUGMENT)
+
+
+class HalfFrozen(SmallResidual):
+    """One batch norm's statistics are buffers of a module that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed = nn.Module()
+        for name, value in (("running_mean", 0.5), ("running_var", 3.0)):
+            self.fixed.register_buffer(name, torch.full((16,), value))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y = self.conv(x_NCHW)
+        y = functional.batch_norm(y, self.fixed.running_mean, self.fixed.running_var)
+        return self.linear(self.relu(self.norm(y)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["loop", "stacked"])
+def test_only_batch_norms_are_recomputed(seed, data, name):
+    torch.manual_seed(seed)
+    network = HalfFrozen()
+    config = EngineConfig(device="cpu", precision="fp32", backend="eager", evaluation_batch=32)
+    engine = ENGINES[name](network, config, OPTIMIZER, SCHEDULE, AUGMENT)
+    before = Population.from_modules([network])
+    after = engine.recompute_statistics(before, data, [Noise(seed)], 0)
+    for buffer in ("running_mean", "running_var"):
+        assert torch.equal(after.buffers(0)[f"fixed.{buffer}"], before.buffers(0)[f"fixed.{buffer}"])
+        assert not torch.equal(after.buffers(0)[f"norm.{buffer}"], before.buffers(0)[f"norm.{buffer}"])

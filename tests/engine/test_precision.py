@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 from trained_networks import AUGMENT, BATCH, OPTIMIZER, SCHEDULE, build, draw_data, engine_config
 
 from fastwi.config.schema import EngineConfig
 from fastwi.data.noise import Noise
+from fastwi.data.resident import load_split
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.scaling import GROWTH_INTERVAL, START, LossScale
 from fastwi.population import Population
@@ -99,3 +101,31 @@ def test_deterministic_kernels(seed, monkeypatch):
         assert torch.equal(*results)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+class Attending(nn.Module):
+    """One encoder layer of a transformer over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(48, 4, 32, dropout=0.0, batch_first=True)
+        self.linear = nn.Linear(48, 10)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.linear(self.encoder(x_NCHW.permute(0, 2, 3, 1).flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_attention_evaluates_in_low_precision(seed, digits_directory, precision):
+    """torch's shortcut for evaluating it gave no numbers for weights and biases of two dtypes."""
+    torch.manual_seed(seed)
+    network = Attending()
+    data = load_split(digits_directory, "test", torch.device("cpu"), 50)[0]
+    population = Population.from_modules([network])
+    found = []
+    for each in ("fp32", precision):
+        config = EngineConfig(device="cpu", precision=each, backend="eager", evaluation_batch=50)
+        engine = ENGINES["loop"](network, config, OPTIMIZER, SCHEDULE, AUGMENT)
+        found += [logits_NK for _, logits_NK in engine.logits(population, 0, data)]
+    assert found[1].isfinite().all()
+    assert (found[1] - found[0]).norm() < 0.05 * found[0].norm()

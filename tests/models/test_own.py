@@ -159,7 +159,7 @@ def test_a_file_is_read_anew(package):
     path.write_text("from own_networks.nets import Net\ndef net(classes): return Net(classes)\n")
     assert isinstance(build_model(f"{path}:net", 3).linear, nn.Linear)
     path.write_text(
-        "from torch import nn\ndef net(classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))\n"
+        "from torch import nn\ndef net(classes): return nn.Sequential(nn.Flatten(), nn.Linear(3072, classes))\n"
     )
     assert isinstance(build_model(f"{path}:net", 3), nn.Sequential)
 
@@ -278,3 +278,81 @@ def test_source_digest_follows_the_file(tmp_path, monkeypatch):
     path.write_text("def net(): return 1\n")
     assert source_digest(f"{path}:net") not in (first, "")
     assert source_digest("resnet20") == source_digest(f"{tmp_path}/none.py:net") == source_digest("no_such:net") == ""
+
+
+UNTRAINABLE = {
+    "Bare": "has no parameters to train",
+    "Lazy": "has lazy layers, whose sizes are not known before they run; give the sizes",
+    "Frozen": "parameter more.bias asks for no gradient, and all are trained; make it a buffer",
+    "Two": "gives a value of type tuple in training mode; return the logits alone",
+    "Failing": "fails when it is trained: RuntimeError: not today (untrainable.py line 32)",
+    "Unused": "parameter more.weight has no part in the logits; remove it",
+    "Assigning": "assigns its buffer seen anew; change it in place (mul_, add_, copy_)",
+}
+UNTRAINABLE_NETS = """
+import torch
+from torch import nn
+class Good(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.more = nn.Linear(3, classes)
+        self.register_buffer("seen", torch.zeros(3))
+    def forward(self, x):
+        return self.more(nn.functional.dropout(x.mean((2, 3)), 0.5, self.training) + 0 * self.seen)
+class Bare(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.classes = classes
+    def forward(self, x):
+        return x.mean((1, 2, 3))[:, None].expand(-1, self.classes)
+class Lazy(Good):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.more = nn.LazyLinear(classes)
+class Frozen(Good):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.more.bias.requires_grad_(False)
+class Two(Good):
+    def forward(self, x):
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+class Failing(Good):
+    def forward(self, x):
+        if self.training:
+            raise RuntimeError("not today")
+        return super().forward(x)
+class Unused(Good):
+    def forward(self, x):
+        return x.mean((2, 3))[:, :1] * self.more.bias
+class Assigning(Good):
+    def forward(self, x):
+        if self.training:
+            self.seen = 0.9 * self.seen + 0.1 * x.mean((0, 2, 3)) + torch.rand(3)
+        return super().forward(x)
+class InPlace(Good):
+    def forward(self, x):
+        if self.training:
+            self.seen.mul_(0.9).add_(0.1 * x.mean((0, 2, 3)) + torch.rand(3))
+        return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize("image_size", [None, (12, 20)])
+def test_what_cannot_be_trained_is_refused(tmp_path, image_size):
+    path = tmp_path / "untrainable.py"
+    path.write_text(UNTRAINABLE_NETS)
+    for attribute, message in UNTRAINABLE.items():
+        if (attribute, image_size) == ("Failing", None):
+            continue  # it may be made for a size that is not tried
+        with pytest.raises(ConfigError) as caught:
+            build_model(f"{path}:{attribute}", 4, image_size=image_size)
+        assert str(caught.value).endswith(message), attribute
+    for attribute in ("Good", "InPlace"):
+        state = torch.get_rng_state()
+        network = build_model(f"{path}:{attribute}", 4, image_size=image_size)
+        assert network.training
+        assert not network.seen.any()
+        torch.set_rng_state(state)
+        drawn = getattr(sys.modules[type(network).__module__], attribute)(4).more.weight
+        assert torch.equal(network.more.weight, drawn)  # the trial drew nothing
