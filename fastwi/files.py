@@ -3,9 +3,10 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,8 +64,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         stream.write(text)
 
 
+def plain_json(value: Any) -> Any:
+    """`value` with numbers that JSON has not as strings: "NaN", "Infinity", "-Infinity"; tuples become lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {name: plain_json(each) for name, each in value.items()}
+    return [plain_json(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON that every reader takes: see `plain_json`."""
+    return json.dumps(plain_json(value), indent=indent, allow_nan=False)
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    with atomic_open(path, "w") as stream:
-        json.dump(value, stream, indent=2, sort_keys=False)
-        stream.write("\n")
+    write_text(path, to_json(value, indent=2) + "\n")

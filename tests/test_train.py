@@ -148,6 +148,13 @@ def test_damaged_state(digits_directory, copied, capsys):
     assert state.name in refused(capsys, arguments(digits_directory, copied))
 
 
+def test_an_edited_accuracy_is_not_shown(digits_directory, copied, capsys):
+    path = copied / "r" / "metrics.jsonl"
+    *lines, last = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, json.dumps({**json.loads(last), "test_accuracy_%": 60.0})]) + "\n")
+    assert str(path) in refused(capsys, arguments(digits_directory, copied))
+
+
 def test_a_run_is_trained_by_one_process(digits_directory, copied, capsys):
     with open(copied / "r" / ".lock", "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

@@ -4,7 +4,6 @@ A run is a pure function of its configuration and dataset. After each step every
 is on disk; a run that is killed goes on from there and ends with the same numbers to the bit on that machine.
 """
 
-import json
 import math
 import time
 from dataclasses import dataclass, field
@@ -22,12 +21,11 @@ from fastwi.engine.schedule import learning_rate
 from fastwi.errors import CheckpointError
 from fastwi.experiment.paths import RunPaths
 from fastwi.experiment.plan import Stage, Step, child_seeds, networks, plan, rates_after
-from fastwi.files import atomic_open, write_json
+from fastwi.experiment.progress import Row, check_state, read_progress, read_rows, write_progress
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 from fastwi.population.state_file import read_state_file
 
-Row = dict[str, Any]
 _HERE = Path()
 OWN, RECOMPUTED = "own", "recomputed"
 
@@ -224,40 +222,31 @@ class Figure1Run:
             self._keep("parent", state.population)
         if last:
             self._keep("final", state.population)
-        with atomic_open(self._paths.metrics, "w") as stream:
-            stream.writelines(json.dumps(row) + "\n" for row in state.rows)
-        progress = {
+        told = {
             "identity": self._identity, "steps_done": state.done, "steps": len(self._steps),
-            "rows": len(state.rows), "seconds": round(state.seconds, 3), "precision": self._precision(),
+            "seconds": round(state.seconds, 3), "precision": self._precision(),
         }  # fmt: skip
-        write_json(self._paths.progress, progress)
+        write_progress(self._paths, state.rows, told)
         for stale in self._paths.directory.glob("state-*.safetensors"):
             if stale != self._paths.state(state.done):
                 stale.unlink(missing_ok=True)
 
     def _progress(self) -> dict[str, Any]:
-        if not self._paths.progress.exists():
+        found, directory = read_progress(self._paths), self._paths.directory
+        if not found:
             return {}
-        path = self._paths.progress
-        try:
-            found = json.loads(path.read_text())
-            whole = isinstance(found["steps_done"], int) and isinstance(found["rows"], int)
-        except (OSError, ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            raise CheckpointError(f"{path}: is damaged; delete {path.parent} to start this run again")
-        if found.get("identity") != self._identity:
+        if found["identity"] != self._identity:
             raise CheckpointError(
-                f"{path.parent}: holds a run of another configuration or dataset; give another run.name, "
+                f"{directory}: holds a run of another configuration or dataset; give another run.name, "
                 "or delete the directory"
             )
-        begun = found.get("precision", self._precision())
-        if begun != self._precision() and found["steps_done"] < found.get("steps", 0):
+        begun = found["precision"]
+        if begun != self._precision() and found["steps_done"] < found["steps"]:
             raise CheckpointError(
-                f"{path.parent}: was begun in {begun}, and engine.precision: auto is {self._precision()} on this "
+                f"{directory}: was begun in {begun}, and engine.precision: auto is {self._precision()} on this "
                 "machine; go on where it was begun, or give another run.name"
             )
-        return dict(found)
+        return found
 
     def _precision(self) -> str:
         """What activations are computed in: `auto` is resolved by the machine, so the identity does not tell."""
@@ -267,18 +256,11 @@ class Figure1Run:
         progress = self._progress()
         if not progress:
             return None
-        path = self._paths.state(progress["steps_done"])
+        rows = read_rows(self._paths, progress)
+        check_state(self._paths, progress)
         layout = Population.from_modules([network_for(self._config, self._train)]).layout
-        population = Population.load(path, layout, self._engine.device)
-        try:
-            lines = self._paths.metrics.read_text().splitlines()
-            rows = [json.loads(line) for line in lines[: progress["rows"]]]
-        except (OSError, ValueError):
-            rows = []
-        if len(rows) != progress["rows"]:
-            path = self._paths.metrics
-            raise CheckpointError(f"{path}: is damaged; delete {path.parent} to start this run again")
-        return _State(progress["steps_done"], population, rows, progress.get("seconds", 0.0))
+        population = Population.load(self._paths.state(progress["steps_done"]), layout, self._engine.device)
+        return _State(progress["steps_done"], population, rows, progress["seconds"])
 
 
 def diverged(rows: list[Row]) -> list[Row]:

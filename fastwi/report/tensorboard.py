@@ -5,7 +5,6 @@ that none is missing and none is there twice wherever the earlier one was stoppe
 """
 
 import importlib.util
-import json
 from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fastwi.errors import ConfigError
 from fastwi.experiment.paths import RunPaths
 from fastwi.experiment.plan import Step
+from fastwi.experiment.progress import Row, read_progress, read_rows
 from fastwi.experiment.protocol import Listener
-from fastwi.report.summary import Row
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -75,7 +74,7 @@ class TensorBoard:
         for stale in directory.glob("events.out.tfevents.*"):
             stale.unlink(missing_ok=True)
         self._writer = SummaryWriter(str(directory))
-        self._write(json.loads(line) for line in self._paths.metrics.read_text().splitlines())
+        self._write(read_rows(self._paths, read_progress(self._paths)))
 
     def _write(self, rows: Iterable[Row]) -> None:
         for row in rows:

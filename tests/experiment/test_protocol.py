@@ -1,6 +1,8 @@
 """The Figure 1 protocol in one process: what is trained on what, and that a stopped run goes on to the bit."""
 
+import contextlib
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,50 @@ def test_damaged_files_are_refused(splits, tmp_path, name):
     if name != "progress":  # without it the run begins anew
         with pytest.raises(CheckpointError):
             start(config_of(), splits, tmp_path).run()
+
+
+def test_a_file_that_was_changed_is_refused(splits, tmp_path, seed):
+    """One bit, an edited number, lines that are missing or in another order: nothing of it becomes a result."""
+    draw = random.Random(seed)
+    with pytest.raises(Stopped):
+        start(config_of(), splits, tmp_path, Listener(stop_after=4)).run()
+    paths = RunPaths(tmp_path)
+    lines = paths.metrics.read_bytes().splitlines(keepends=True)
+    row = {**json.loads(lines[0]), "test_accuracy_%": 99.5}
+    changed = [
+        (paths.metrics, (json.dumps(row) + "\n").encode() + b"".join(lines[1:])),
+        (paths.metrics, b"".join([*lines[1:], lines[0]])),
+        (paths.metrics, b"".join(lines[1:])),
+        (paths.metrics, b"".join([lines[0], *lines])),
+        (paths.progress, json.dumps({**json.loads(paths.progress.read_bytes()), "steps_done": 1}).encode()),
+    ]
+    for path in (paths.metrics, paths.progress, paths.state(4)):
+        for _ in range(20):
+            content = bytearray(path.read_bytes())
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            changed.append((path, bytes(content)))
+    for path, content in changed:
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        try:
+            run = start(config_of(), splits, tmp_path, Listener(stop_after=1))
+            with contextlib.suppress(ValueError):
+                if path == paths.progress and json.loads(content) == json.loads(whole):
+                    continue  # a blank has become another
+            with pytest.raises(CheckpointError) as caught:
+                run.run()
+            assert path.name in str(caught.value)
+            assert "\n" not in str(caught.value)
+        finally:
+            path.write_bytes(whole)
+
+
+def test_rows_that_a_killed_process_left_are_written_again(whole, splits, tmp_path):
+    paths = stopped_run(splits, tmp_path)
+    with paths.metrics.open("a") as stream:
+        stream.write('{"stage": "parent", "epoch": 2, "network": "parent"}\n')
+    start(config_of(), splits, tmp_path).run()
+    assert paths.metrics.read_bytes() == whole[0].metrics.read_bytes()
 
 
 def test_initialisation_is_a_function_of_its_seed():

@@ -1,0 +1,62 @@
+"""Files that say themselves whether they are whole: JSON with its own checksum, and the SHA-256 of other files in it.
+
+A flipped bit, an edited number or a line that is missing is found where the file is read, and never shown as a result.
+Where a number is changed on purpose the file that was measured is another file: make it again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastwi.errors import CheckpointError
+from fastwi.files import plain_json, write_json
+
+CHECKSUM = "checksum"
+"""The key under which a sealed file has the SHA-256 of all its other values."""
+
+_PIECE = 1 << 20  # bytes
+
+
+def write_sealed(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+    """Write `value` as JSON with a checksum of it, atomically. Numbers that are not finite become strings."""
+    written: dict[str, Any] = plain_json(dict(value))
+    write_json(path, {**written, CHECKSUM: _checksum(written)})
+
+
+def read_sealed(path: Path, fix: str) -> dict[str, Any]:
+    """What `write_sealed` wrote. `fix` says in the error how the file is made again.
+
+    Raises CheckpointError, in one line, where the file cannot be read or is not as it was written.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); {fix}") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path}: is damaged (not JSON); {fix}") from None
+    if not isinstance(found, dict) or CHECKSUM not in found:
+        raise CheckpointError(f"{path}: is damaged, or of an earlier fastwi (no checksum); {fix}")
+    if found.pop(CHECKSUM) != _checksum(found):
+        raise CheckpointError(f"{path}: is damaged or was changed (checksum); {fix}")
+    return found
+
+
+def sha256_of(content: bytes) -> str:
+    """The SHA-256 of `content` in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal. Raises OSError where it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return sha256_of(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
