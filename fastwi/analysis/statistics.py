@@ -20,7 +20,7 @@ Shapes: n pairs (rows of the data), G parents, R resamples.
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ from scipy import stats
 from fastwi.errors import UserError
 
 NOTHING = "n = 1: nothing can be concluded"
+FEWEST = 5
+"""Parents that an interval needs. Below, an estimate is its points and n, and every verdict is not settled."""
+CONFIRMED, REFUTED, NOT_SETTLED = "confirmed", "refuted", "not settled"
 METHODS = ("percentile", "t")
 CLAIMS = ("above", "below")
 _RESAMPLES = 9999
@@ -49,6 +52,7 @@ class Estimate:
         n_pairs: rows of the data, several a parent.
         confidence: level of the interval, in 0..1.
         note: one sentence on what must be said beside the numbers, or empty.
+        points: each parent's own value, where the value is a mean of such.
     """
 
     value: float | None
@@ -58,11 +62,17 @@ class Estimate:
     n_pairs: int
     confidence: float
     note: str = ""
+    points: tuple[float, ...] = ()
 
     @property
     def conclusive(self) -> bool:
         """Whether there is an interval at all; without one nothing can be concluded."""
         return self.low is not None and self.high is not None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether there is an interval and 0 is outside of it."""
+        return verdict(self) != NOT_SETTLED
 
     def __str__(self) -> str:
         counted = f"n = {self.n_parents} parents, {self.n_pairs} pairs"
@@ -102,9 +112,12 @@ def mean_estimate(
             mean_G[g] = mine[0]
     value = float(mean_G[0]) if mean_G.min() == mean_G.max() else float(mean_G.mean())
     _check(confidence, resamples, seed)
-    if method == "t" and count > 1:
+    points = tuple(float(mean) for mean in mean_G)
+    if count < FEWEST:
+        return Estimate(value, None, None, count, len(values_n), confidence, _too_few(count), points)
+    if method == "t":
         half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * mean_G.std(ddof=1) / math.sqrt(count))
-        return Estimate(value, value - half, value + half, count, len(values_n), confidence)
+        return Estimate(value, value - half, value + half, count, len(values_n), confidence, "", points)
 
     def means(weights_RG: Float64) -> Float64:
         return weights_RG @ mean_G / count
@@ -112,7 +125,7 @@ def mean_estimate(
     most = 1.0 - 2.0 ** (1 - count)
     few = f"n = {count}: few; such an interval holds the mean in at most {100 * most:.4g} % of cases"
     note = few if most < confidence else ""
-    return _estimate(value, means, count, len(values_n), confidence, resamples, seed, note)
+    return replace(_estimate(value, means, count, len(values_n), confidence, resamples, seed, note), points=points)
 
 
 def paired_difference(
@@ -138,9 +151,8 @@ def spearman(
 ) -> Estimate:
     """Spearman's rank correlation of x and y [n] over all pairs, in -1 .. 1, ties at their mean rank.
 
-    It is undefined (value None) where x or y is constant. There is no interval for fewer parents than could show
-    anything: G of them are in one order by chance in 1 of G! cases, so 95 % takes 5. Resamples in which it is
-    undefined are left out; where they are more than 1 in 10 there is no interval either.
+    It is undefined (value None) where x or y is constant. Resamples in which it is undefined are left out; where they
+    are more than 1 in 10 there is no interval.
     Raises UserError as `mean_estimate` does.
     """
     (x_n, y_n), parent_n, count = _columns({"x": x, "y": y}, parents)
@@ -179,6 +191,11 @@ def kendall(
     return _correlation(value, correlations, count, len(x_n), confidence, resamples, seed)
 
 
+def verdict_text(found: str, parents: int) -> str:
+    """A verdict as tables show it: 'not settled (n = 2)' where there were too few parents to settle anything."""
+    return f"{found} (n = {parents})" if found == NOT_SETTLED and parents < FEWEST else found
+
+
 def verdict(estimate: Estimate, threshold: float = 0.0, claim: str = "above") -> str:
     """'confirmed', 'refuted' or 'not settled': whether the value is above (or below) `threshold`.
 
@@ -189,11 +206,11 @@ def verdict(estimate: Estimate, threshold: float = 0.0, claim: str = "above") ->
     if claim not in CLAIMS:
         raise UserError(f"claim: {claim!r} is none of {', '.join(CLAIMS)}")
     if estimate.low is None or estimate.high is None:
-        return "not settled"
+        return NOT_SETTLED
     above, below = estimate.low > threshold, estimate.high < threshold
     if claim == "below":
         above, below = below, above
-    return "confirmed" if above else "refuted" if below else "not settled"
+    return CONFIRMED if above else REFUTED if below else NOT_SETTLED
 
 
 def _columns(columns: dict[str, ArrayLike], parents: Sequence[Any] | NDArray[Any]) -> tuple[list[Float64], Any, int]:
@@ -237,11 +254,10 @@ def _correlation(
 ) -> Estimate:
     """`_estimate` of a rank correlation, where it is defined and there are parents enough."""
     _check(confidence, resamples, seed)
-    by_chance = math.factorial(parents) if parents < 20 else math.inf
     if value is None:
         note = "undefined: x or y is the same for all pairs" + (f"; {NOTHING}" if parents == 1 else "")
-    elif parents > 1 and 1.0 / by_chance > (1.0 - confidence) / 2.0:
-        note = f"n = {parents}: too few; as many are in one order by chance in 1 of {by_chance} cases, so no interval"
+    elif parents < FEWEST:
+        note = _too_few(parents)
     else:
         return _estimate(value, statistic, parents, pairs, confidence, resamples, seed)
     return Estimate(value, None, None, parents, pairs, confidence, note)
@@ -262,9 +278,6 @@ def _estimate(
 
     def without(note: str) -> Estimate:
         return Estimate(value, None, None, parents, pairs, confidence, note)
-
-    if parents == 1:
-        return without(NOTHING)
 
     def of_drawn(drawn_RG: NDArray[np.int64], axis: int = -1) -> Float64:
         drawn = np.atleast_2d(np.moveaxis(drawn_RG, axis, -1)).astype(np.int64)
@@ -288,6 +301,10 @@ def _estimate(
     scale = 8 * np.finfo(np.float64).eps * max(abs(low), abs(high), abs(value))
     low, high = (value if abs(end - value) <= scale else end for end in (low, high))
     return Estimate(value, low, high, parents, pairs, confidence, note)
+
+
+def _too_few(parents: int) -> str:
+    return NOTHING if parents == 1 else f"n = {parents}: too few parents for an interval, which needs {FEWEST}"
 
 
 def _expanded_tail(parents: int, confidence: float) -> float:

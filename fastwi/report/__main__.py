@@ -53,7 +53,7 @@ def _report(targets: list[Path], out: Path, as_json: bool, argv: list[str]) -> i
         return 0
     for sweep in sweeps:
         for view in sweep.claims:
-            print(f"{sweep.name}: claim {view.claim.number}: {view.claim.verdict}")
+            print(f"{sweep.name}: claim {view.claim.number}: {view.claim.verdict_text}")
     print(f"{out}: {len(sweeps)} sweep{'s' * (len(sweeps) != 1)}, {out.stat().st_size / 2**20:.1f} MiB")
     return 0
 

@@ -4,7 +4,7 @@ One function a claim (Iyer, Dziugaite, Rolnick, Linear Weight Interpolation Lead
 TMLR 2024). Its docstring says the estimand: what number is estimated, over which pairs, under which treatment of
 batch-norm statistics. Every estimate has its 95 % bootstrap interval over parents (`fastwi.analysis.statistics`). A
 finding is confirmed where its whole interval lies on the claimed side, refuted where all of it lies on the other
-side, else not settled; with one parent nothing can be concluded.
+side, else not settled; below 5 parents there is no interval, and all is not settled.
 
 Claims are about the middle of the line: where a sweep has several alpha, rows of 0.5 count (`middle`).
 """
@@ -15,12 +15,21 @@ from typing import Any
 
 import polars
 
-from fastwi.analysis.statistics import Estimate, mean_estimate, spearman, verdict
+from fastwi.analysis.statistics import (
+    CONFIRMED,
+    NOT_SETTLED,
+    REFUTED,
+    Estimate,
+    mean_estimate,
+    spearman,
+    verdict,
+    verdict_text,
+)
 from fastwi.analysis.studies.governance import SCOPES
 from fastwi.report.studies.importance import ALMOST, hard_less_easy
 from fastwi.report.sweep import OVER, TREATMENTS, cells, variant_text
 
-CONFIRMED, REFUTED, NOT_SETTLED, NOT_MEASURED = "confirmed", "refuted", "not settled", "not measured"
+NOT_MEASURED = "not measured"
 _MIDDLE = 0.5
 _LEARNING_RATE = "optimizer.learning_rate"
 _RELATED_NEEDED = 2
@@ -54,6 +63,11 @@ class Finding:
     unit: str
     verdict: str = ""
 
+    @property
+    def verdict_text(self) -> str:
+        """The verdict, with n where that was too small to settle anything."""
+        return verdict_text(self.verdict, self.estimate.n_parents)
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -75,6 +89,12 @@ class Claim:
     def title(self) -> str:
         """The claim itself."""
         return TITLES[self.number]
+
+    @property
+    def verdict_text(self) -> str:
+        """The verdict, with the fewest parents of what decides it where they were too few to settle anything."""
+        fewest = min((f.estimate.n_parents for f in self.findings if f.verdict), default=0)
+        return verdict_text(self.verdict, fewest)
 
 
 def judge(gains: polars.DataFrame, studies: Mapping[str, Mapping[str, polars.DataFrame]]) -> list[Claim]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastwi.analysis.statistics import Estimate
+from fastwi.analysis.statistics import FEWEST, Estimate
 from fastwi.files import atomic_path
 from fastwi.report.sweep import OVER, TREATMENTS, Cell, variant_text
 
@@ -68,9 +68,11 @@ def _draw(
     colours = colormaps["RdBu"]
     beside, width, height = size
     down = -(-len(panels) // beside)
+    any_interval = any(e.conclusive for cell in found for (_, o), e in cell.gains.items() if o == over)
+    told = "bold: the interval excludes 0" if any_interval else f"no intervals: these need {FEWEST} parents"
     heading = (
-        f"{title}\nGain of the average over {OVER[over]} [95 % over parents]; n = parents (pairs)\n"
-        "bold: the interval excludes 0"
+        f"{title}\nGain of the average over {OVER[over]}{' [95 % over parents]' * any_interval}; "
+        f"n = parents (pairs)\n{told}"
     )
     # A narrow map would cut its own heading off.
     figure = Figure(
@@ -113,11 +115,10 @@ def _draw(
 
 def _annotate(axis: Any, x: int, y: int, estimate: Estimate, dark: bool) -> None:
     """Mean, interval, n: on three lines, in white where the cell is dark."""
-    settled = estimate.low is not None and estimate.high is not None and (estimate.low > 0 or estimate.high < 0)
     colour = "white" if dark else "black"
     interval = f"[{estimate.low:+.2f}, {estimate.high:+.2f}]" if estimate.conclusive else "no interval"
     axis.text(x, y + 0.24, f"{estimate.value:+.2f}", ha="center", va="center", fontsize=8, color=colour,
-              weight="bold" if settled else "normal")  # fmt: skip
+              weight="bold" if estimate.excludes_zero else "normal")  # fmt: skip
     axis.text(x, y - 0.05, interval, ha="center", va="center", fontsize=6, color=colour)
     axis.text(x, y - 0.31, f"n = {estimate.n_parents} ({estimate.n_pairs})", ha="center", va="center", fontsize=6,
               color=colour)  # fmt: skip

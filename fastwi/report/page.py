@@ -13,7 +13,7 @@ import polars
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fastwi.analysis.statistics import NOTHING, Estimate
+from fastwi.analysis.statistics import FEWEST, NOTHING, Estimate
 from fastwi.errors import UserError
 from fastwi.files import atomic_open
 from fastwi.report.claims import TITLES, Claim, Finding, judge
@@ -73,7 +73,8 @@ class StudyView:
 
 @dataclass(frozen=True)
 class FindingView:
-    """A finding in words; `mark` are the ends and the middle of its bar in 0..100, or None."""
+    """A finding in words. In 0..100: `mark` has the ends and the middle of its bar, or is None; `points` are the
+    parents' own values, where there is no interval."""
 
     what: str
     value: str
@@ -81,8 +82,10 @@ class FindingView:
     counted: str
     unit: str
     verdict: str
+    verdict_text: str
     note: str
     mark: tuple[float, float, float, float] | None  # low, value, high, zero
+    points: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def page_html(sweeps: Sequence[SweepView], command: str) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(
-        sweeps=sweeps, titles=TITLES, command=command, version=__version__, nothing=NOTHING
+        sweeps=sweeps, titles=TITLES, command=command, version=__version__, nothing=NOTHING, fewest=FEWEST
     )
 
 
@@ -228,17 +231,19 @@ def _finding_views(findings: Sequence[Finding]) -> list[FindingView]:
     spans: dict[str, tuple[float, float]] = {}
     for f in findings:
         low, high = spans.get(f.unit, (0.0, 0.0))
-        ends = [v for v in (f.estimate.low, f.estimate.value, f.estimate.high) if v is not None]
+        ends = [v for v in (f.estimate.low, f.estimate.value, f.estimate.high, *_points(f.estimate)) if v is not None]
         spans[f.unit] = (min([low, *ends]), max([high, *ends]))
     return [_finding_view(f, *spans[f.unit]) for f in findings]
 
 
 def _finding_view(finding: Finding, low: float, high: float) -> FindingView:
     e, signed = finding.estimate, "{:+.2f}".format
-    mark = None
+    mark, points = None, tuple[float, ...]()
     if e.value is not None and high > low:
         ends = (e.value if e.low is None else e.low, e.value, e.value if e.high is None else e.high, 0.0)
-        mark = tuple(round(4 + 92 * (v - low) / (high - low), 2) for v in ends)
+        mark, points = (
+            tuple(round(4 + 92 * (v - low) / (high - low), 2) for v in values) for values in (ends, _points(e))
+        )
     return FindingView(
         finding.what,
         "undefined" if e.value is None else signed(e.value),
@@ -246,9 +251,16 @@ def _finding_view(finding: Finding, low: float, high: float) -> FindingView:
         _counted(e),
         finding.unit,
         finding.verdict,
+        finding.verdict_text,
         e.note,
         mark,  # type: ignore[arg-type]
+        points,
     )
+
+
+def _points(estimate: Estimate) -> tuple[float, ...]:
+    """What is drawn of an estimate without an interval."""
+    return () if estimate.conclusive else estimate.points
 
 
 def _counted(estimate: Estimate) -> str:

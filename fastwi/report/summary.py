@@ -1,5 +1,6 @@
 """The summary of one run: who was how good at interpolation, and what became of the gain."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,9 @@ from rich.table import Table as RichTable
 
 Row = dict[str, Any]
 ACCURACY = "test_accuracy_%"
+LEVEL = " [95 %]"
+"""What headings say of intervals."""
+_INTERVAL = re.compile(r"\d \[[-+]")
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,13 @@ class Table:
         lines.append("|" + "---|" * len(self.columns))
         lines.extend("| " + " | ".join(row) + " |" for row in self.rows)
         return "\n".join(lines) + "\n"
+
+
+def estimates_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of estimates. Its headings promise intervals, by `LEVEL`, only where a cell has one."""
+    if not any(_INTERVAL.search(cell) for row in rows for cell in row):
+        title, columns = (title.replace(LEVEL, ""), [column.replace(LEVEL, "") for column in columns])
+    return Table(title, tuple(columns), tuple(tuple(row) for row in rows))
 
 
 def rich_table(table: Table) -> RichTable:

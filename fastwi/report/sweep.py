@@ -17,7 +17,7 @@ from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point
 from fastwi.experiment.results import RECOMPUTED, axis_types, axis_value, other_axes, treatments
 from fastwi.experiment.tree import OWN, MeasurementKey
-from fastwi.report.summary import Table
+from fastwi.report.summary import Table, estimates_table
 
 if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
@@ -153,7 +153,7 @@ def cells(frame: polars.DataFrame) -> list[Cell]:
 def cell_table(found: Sequence[Cell], over: str = "best") -> Table:
     """One row a cell: the mean gain `over` the best child or the children's mean, under each treatment.
 
-    Beside it the share of pairs whose average beats every child. A cell of one parent has no interval and says so.
+    Beside it the share of pairs whose average beats every child. A cell of few parents has no interval, but its n.
     """
     measured = [name for name in TREATMENTS if any((name, over) in cell.gains for cell in found)]
     columns = [*_head(found), "parents", "pairs"]
@@ -166,7 +166,7 @@ def cell_table(found: Sequence[Cell], over: str = "best") -> Table:
             row.append(_show(cell.gains.get((name, over)), cell))
             row.append(f"{cell.wins[name]:.0f}" if name in cell.wins else "")
         body.append(tuple(row))
-    return Table(f"Gain of the average over {OVER[over]} at interpolation, in points", tuple(columns), tuple(body))
+    return estimates_table(f"Gain of the average over {OVER[over]} at interpolation, in points", columns, body)
 
 
 def after_table(found: Sequence[Cell], against: str = "best") -> Table:
@@ -187,10 +187,10 @@ def after_table(found: Sequence[Cell], against: str = "best") -> Table:
             row.append(_show(_estimate(there, column.columns[1]), cell))
         body.append(tuple(row))
     what = {"average": "the average", "best": "the best child"}[against]
-    return Table(
+    return estimates_table(
         f"The average trained on: accuracy less that of {what} at interpolation, own statistics, in points [95 %]",
         (*_head(found), "parents", "pairs", *(f"+{epoch}" for epoch in epochs)),
-        tuple(body),
+        body,
     )
 
 
@@ -271,7 +271,7 @@ def _values(cell: Cell, found: Sequence[Cell]) -> list[str]:
 
 
 def _show(estimate: Estimate | None, cell: Cell) -> str:
-    """A mean with its interval; with its n where that is 1 or not the cell's own."""
+    """A mean with its interval; with its n where there is none, or where that is not the cell's own."""
     if estimate is None or estimate.value is None:
         return ""
     counted = estimate.n_parents == cell.parents and estimate.n_pairs == cell.pairs

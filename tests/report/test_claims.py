@@ -207,6 +207,31 @@ def test_claim_5_without_further_epochs(seed):
     assert claims.claim_5(gains, changes.clear()).verdict == CONFIRMED
 
 
+@pytest.mark.parametrize("parents", [2, 4])
+def test_few_parents_settle_nothing(seed, parents):
+    """Whatever they say. The verdict itself has the n."""
+    rng = generator(seed)
+    frame = gains_frame(rng, parents=parents, gain=lambda k, s: 9.0 + 3 * k + 5 * s, after=(-60.0,))
+    splits, changes = split_frames(rng, 8.0, -1.4, 1.0, parents=parents)
+    found = judge(
+        frame,
+        {"connectivity": {"barrier": barrier_frame(rng, -1.0, parents=parents)},
+         "importance": {"split_gains": splits, "split_changes": changes}},
+    )  # fmt: skip
+    assert {claim.verdict_text for claim in found} == {f"not settled (n = {parents})"}
+    for finding in (finding for claim in found for finding in (*claim.findings, *claim.details)):
+        assert finding.verdict_text in ("", f"not settled (n = {parents})")
+        assert finding.estimate.low is None
+
+
+def test_the_n_beside_a_verdict_is_the_fewest(seed):
+    frame = gains_frame(generator(seed), gain=5.0)
+    few = polars.when(polars.col("parent_seed") < 103).then(polars.col("gain_best_recomputed_points"))
+    found = claims.claim_1(frame.with_columns(few))
+    assert [f.verdict_text for f in found.findings if f.verdict] == [CONFIRMED, "not settled (n = 3)"]
+    assert found.verdict_text == "not settled (n = 3)"
+
+
 def test_one_parent_concludes_nothing(seed):
     rng = generator(seed)
     frame = gains_frame(rng, parents=1, gain=9.0, after=(-20.0,))

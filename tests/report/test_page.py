@@ -163,6 +163,11 @@ def test_every_claim_has_its_n(copied):
         assert len(rows) == (0 if number > 3 else len(rows) or -1)
         for row in rows:
             assert re.search(r"n = 2 parents, \d+ pairs?", row)
+            assert not re.search(r"\[[-+]\d", row)
+        if number < 4:
+            assert set(re.findall(r'class="badge ([^"]+)">([^<]+)<', article[1])) == {
+                ("not-settled", "not settled (n = 2)")
+            }
         assert ("not measured" in article[1]) == (number > 3)
 
 

@@ -14,6 +14,7 @@ from fastwi.report import curves, heatmap
 from fastwi.report.sweep import cells, gains
 
 GRID = spec_of({"experiment.k": (0, 1, 3), "experiment.s": (2, 1)}, parents=(0, 5), children=4)
+FIVE = spec_of({"experiment.k": (0, 1, 3), "experiment.s": (2, 1)}, parents=(0, 5, 6, 7, 8), children=4)
 
 
 @pytest.fixture
@@ -39,12 +40,12 @@ def made(spec, seed):
 
 
 def test_heatmap(figures, tmp_path, seed):
-    every, places, measurements = made(GRID, seed)
+    every, places, measurements = made(FIVE, seed)
     del measurements[places[0].average, OWN]  # one pair less at k = 0, s = 2
     for place, point in zip(places, every, strict=True):
         if (point.config.experiment.k, point.config.experiment.s) == (1, 1):
             measurements.pop((place.average, OWN), None)
-    found = cells(gains(GRID, every, places, measurements))
+    found = cells(gains(FIVE, every, places, measurements))
     assert heatmap.draw_heatmap(found, tmp_path / "heatmap.png", "A sweep") == [tmp_path / "heatmap.png"]
     own, recomputed = panels(figures["heatmap.png"])
     assert own.get_title().startswith("own")
@@ -60,12 +61,23 @@ def test_heatmap(figures, tmp_path, seed):
             e = cell.gains[treatment, "best"]
             drawn_value = image.get_array()[[0, 1, 3].index(cell.k), cell.s - 1]
             assert drawn_value == e.value
-            assert {f"{e.value:+.2f}", f"[{e.low:+.2f}, {e.high:+.2f}]", f"n = 2 ({cell.pairs})"} <= set(texts)
+            assert {f"{e.value:+.2f}", f"[{e.low:+.2f}, {e.high:+.2f}]", f"n = 5 ({cell.pairs})"} <= set(texts)
         assert texts.count("not\nmeasured") == 1
         assert np.isnan(np.ma.filled(image.get_array(), np.nan)).sum() == 1
     bold = [text.get_text() for text in own.texts if text.get_weight() == "bold"]
     estimates = [cell.gains["own", "best"] for cell in found]
     assert sorted(bold) == sorted(f"{e.value:+.2f}" for e in estimates if e.low > 0 or e.high < 0)
+
+
+def test_heatmap_of_few_parents_has_no_interval_and_nothing_bold(figures, tmp_path, seed):
+    """Also where both parents gain the same: an interval of no width would exclude 0."""
+    frame = gains(GRID, *made(GRID, seed)).with_columns(gain_best_own_points=2.5)
+    heatmap.draw_heatmap(cells(frame), tmp_path / "heatmap.png", "A sweep")
+    own, _ = panels(figures["heatmap.png"])
+    assert [text.get_text() for text in own.texts if text.get_weight() == "bold"] == []
+    assert [text.get_text() for text in own.texts].count("+2.50") == 6
+    assert "n = 2 (4)" in [text.get_text() for text in own.texts]
+    assert not any("[" in text.get_text() for text in (*own.texts, figures["heatmap.png"]._suptitle))
 
 
 def test_heatmap_over_the_mean(figures, tmp_path, seed):

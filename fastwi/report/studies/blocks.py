@@ -13,6 +13,7 @@ from fastwi.report.studies.cells import (
     TREATMENT_COLOURS,
     cell_names,
     counted,
+    draw_spread,
     estimate_of,
     estimate_table,
     groups,
@@ -45,7 +46,7 @@ def tables(frames: Mapping[str, polars.DataFrame]) -> list[Table]:
 
 
 def draw(frames: Mapping[str, polars.DataFrame], path: Path, title: str) -> None:
-    """Draw a bar for each block, with its interval over parents: test loss change left, test error change right.
+    """Draw a bar for each block, with its interval or its parents: test loss change left, test error change right.
 
     One row of panels a cell; of many, the last ones are drawn, and the title says so. Writes PNG (`path`), PDF and
     SVG; raises UserError where that fails.
@@ -83,8 +84,7 @@ def _bars(axis: Any, rows: polars.DataFrame, column: str) -> None:
         x = np.arange(len(blocks)) + (t - (len(treatments) - 1) / 2) * width
         axis.bar(x, values, width, color=TREATMENT_COLOURS.get(treatment, "0.3"), label=f"{treatment} statistics")
         for place, e in zip(x, found, strict=True):
-            if e is not None and e.low is not None and e.high is not None:
-                axis.plot([place, place], [e.low, e.high], color="0.2", lw=1.0)
+            draw_spread(axis, e, place, "0.2")
     axis.axhline(0, color="0.4", lw=0.8)
     axis.set_xticks(range(len(blocks)), blocks, rotation=40, ha="right", fontsize=7)
     axis.tick_params(axis="y", labelsize=7)

@@ -6,7 +6,7 @@ from typing import Any
 import polars
 
 from fastwi.analysis.statistics import NOTHING, Estimate, mean_estimate
-from fastwi.report.summary import Table
+from fastwi.report.summary import Table, estimates_table
 from fastwi.report.sweep import value_text, variant_text
 
 TREATMENT_COLOURS = {"averaged": "tab:blue", "recomputed": "tab:orange"}
@@ -43,7 +43,7 @@ def counted(rows: polars.DataFrame) -> tuple[int, int]:
 
 
 def shown(estimate: Estimate | None, parents: int, digits: int = 2) -> str:
-    """A mean with its interval; with its n where that is 1, or not `parents`."""
+    """A mean with its interval; with its n where there is none, or where that is not `parents`."""
     if estimate is None or estimate.value is None:
         return "not defined"
     n = f" (n = {estimate.n_parents})" if estimate.n_parents != parents or not estimate.conclusive else ""
@@ -62,7 +62,22 @@ def titled(
     """
     said = [NOTHING] if parents == 1 else []
     end = "".join(f". {note}" for note in dict.fromkeys([*said, *notes]) if note)
-    return Table(title + end, tuple(columns), tuple(tuple(row) for row in body))
+    return estimates_table(title + end, columns, body)
+
+
+def draw_spread(axis: Any, estimate: Estimate | None, at: float, colour: str, across: bool = False) -> None:
+    """What an estimate rests on, at the place `at`: its interval as a line, or without one a dot for each parent.
+
+    across: along x, with `at` on y.
+    """
+    if estimate is None:
+        return
+    values: Sequence[float] = estimate.points
+    style: dict[str, Any] = {"ls": "", "marker": "o", "ms": 2.2, "alpha": 0.8}
+    if estimate.low is not None and estimate.high is not None:
+        values, style = (estimate.low, estimate.high), {"lw": 1.2}
+    places = [at] * len(values)
+    axis.plot(*((values, places) if across else (places, values)), color=colour, zorder=4, **style)
 
 
 def estimate_table(

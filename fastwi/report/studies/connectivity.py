@@ -11,6 +11,7 @@ from fastwi.report.heatmap import K_LABEL, save_figure
 from fastwi.report.studies.cells import (
     TREATMENT_COLOURS,
     cell_names,
+    draw_spread,
     estimate_of,
     estimate_table,
     groups,
@@ -125,16 +126,14 @@ def _against_k(figure: Any, barrier: polars.DataFrame) -> None:
         lines = list(groups(test.filter(polars.col("batch_norm") == treatment), others))
         colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(lines)))
         for i, ((values, rows), colour) in enumerate(zip(lines, colours, strict=True)):
-            found = [(k, estimate_of(own, column)) for (k,), own in groups(rows, ["k"])]
-            points = sorted((k, e.value, e.low, e.high) for k, e in found if e is not None and e.value is not None)
-            ks = [k for k, *_ in points]
+            found = [(k, estimate_of(own, column)) for (k,), own in groups(rows.sort("k"), ["k"])]
+            shown = [(k, e) for k, e in found if e is not None and e.value is not None]
+            ks = [k for k, _ in shown]
             variant = variant_of([*others[:-1], "k", "s"], values[:-1])
-            axis.plot(ks, [v for _, v, *_ in points], color=colour, marker="o", ms=3.5, lw=1.3,
+            axis.plot(ks, [e.value for _, e in shown], color=colour, marker="o", ms=3.5, lw=1.3,
                       label=f"s = {values[-1]}" + (f", {variant}" if variant else ""))  # fmt: skip
-            for k, _, low, high in points:
-                if low is not None and high is not None:
-                    x = k + 0.03 * (i - (len(lines) - 1) / 2)  # apart, so that each interval is seen
-                    axis.plot([x, x], [low, high], color=colour, lw=1.0)
+            for k, e in shown:
+                draw_spread(axis, e, k + 0.03 * (i - (len(lines) - 1) / 2), colour)  # apart, so that each is seen
         axis.axhline(0, color="0.6", lw=0.8, zorder=0)
         axis.set_xlabel(K_LABEL, fontsize=8)
         axis.set_title(f"{label}\n{treatment} statistics", fontsize=8)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import polars
 
-from fastwi.analysis.statistics import Estimate, mean_estimate, verdict
+from fastwi.analysis.statistics import Estimate, mean_estimate, verdict, verdict_text
 from fastwi.analysis.studies.controls import AFTER_AXES
 from fastwi.report.heatmap import save_figure
-from fastwi.report.studies.cells import cell_names, groups, shown, titled
+from fastwi.report.studies.cells import cell_names, draw_spread, groups, shown, titled
 from fastwi.report.summary import Table
 from fastwi.report.sweep import value_text
 
@@ -67,7 +67,7 @@ def tables(frames: Mapping[str, polars.DataFrame]) -> list[Table]:
         most = max(most, estimate.n_parents)
         body.append([
             effect.label, effect.batch_norm, shown(estimate, estimate.n_parents), str(estimate.n_parents),
-            str(estimate.n_pairs), verdict(estimate),
+            str(estimate.n_pairs), verdict_text(verdict(estimate), estimate.n_parents),
         ])  # fmt: skip
     columns = ("average against", "batch norm", "effect", "parents", "pairs", "average is better")
     found = [titled(f"{title}, all cells together", columns, body, most, notes), _by_cell(frame, title)]
@@ -115,8 +115,7 @@ def draw(frames: Mapping[str, polars.DataFrame], path: Path, title: str) -> None
         here = [effect for effect in found if effect.batch_norm == treatment]
         for effect in here:
             y, estimate = labels.index(effect.label) + offset, effect.estimate
-            if estimate.low is not None and estimate.high is not None:
-                axis.plot([estimate.low, estimate.high], [y, y], color=_COLOURS[treatment], lw=1.6)
+            draw_spread(axis, estimate, y, _COLOURS[treatment], across=True)
             axis.plot([estimate.value or 0.0], [y], marker="o", ls="", markersize=4.5, color=_COLOURS[treatment],
                       label=f"{treatment} batch-norm statistics" if effect is here[0] else None,
                       markerfacecolor=_COLOURS[treatment] if estimate.conclusive else "white")  # fmt: skip
@@ -131,7 +130,7 @@ def draw(frames: Mapping[str, polars.DataFrame], path: Path, title: str) -> None
     axis.grid(axis="x", alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     figure.suptitle(f"{title}\nEffects paired within pairs, all cells together [95 % over parents]; n = parents "
-                    "(pairs); hollow: no interval", fontsize=9)  # fmt: skip
+                    "(pairs); hollow: no interval, and dots: each parent", fontsize=9)  # fmt: skip
     save_figure(figure, path)
 
 

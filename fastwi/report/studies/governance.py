@@ -7,7 +7,7 @@ from typing import Any
 
 import polars
 
-from fastwi.analysis.statistics import Estimate, verdict
+from fastwi.analysis.statistics import CONFIRMED, REFUTED, Estimate, verdict, verdict_text
 from fastwi.analysis.studies.governance import GAINS, QUANTITIES, SCOPES
 from fastwi.report.heatmap import save_figure
 from fastwi.report.studies.cells import titled
@@ -118,7 +118,8 @@ def _shown(estimate: Estimate) -> str:
 def _sided(estimate: Estimate) -> str:
     """Whether there is a correlation, and of which sign."""
     found = verdict(estimate)
-    return {"confirmed": "confirmed, rising", "refuted": "confirmed, falling"}.get(found, found)
+    signed = {CONFIRMED: f"{CONFIRMED}, rising", REFUTED: f"{CONFIRMED}, falling"}
+    return signed.get(found) or verdict_text(found, estimate.n_parents)
 
 
 def _wrapped(text: str, width: int = 30) -> str:

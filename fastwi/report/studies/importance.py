@@ -9,11 +9,20 @@ import numpy as np
 import polars
 from scipy import stats
 
-from fastwi.analysis.statistics import Estimate, mean_estimate, verdict
+from fastwi.analysis.statistics import (
+    CONFIRMED,
+    NOT_SETTLED,
+    REFUTED,
+    Estimate,
+    mean_estimate,
+    verdict,
+    verdict_text,
+)
 from fastwi.report.heatmap import save_figure
 from fastwi.report.studies.cells import (
     cell_names,
     counted,
+    draw_spread,
     estimate_of,
     estimate_table,
     groups,
@@ -151,7 +160,7 @@ def _claims(gains: polars.DataFrame, changes: polars.DataFrame) -> Table:
             body.append([
                 f"the {what} {text}", shown(whole, parents), f"{shown(estimate, parents)} ({contrast})",
                 shown(easiest, parents), str(parents), str(estimate.n_pairs),
-                _both(verdict(whole, claim=claim), verdict(estimate, claim=claim)),
+                verdict_text(_both(verdict(whole, claim=claim), verdict(estimate, claim=claim)), parents),
             ])  # fmt: skip
     columns = ("claim", "all splits, points [95 %]", "contrast, points [95 %]", "easiest split, points [95 %]",
                "parents", "pairs", "verdict")  # fmt: skip
@@ -164,7 +173,7 @@ def _claims(gains: polars.DataFrame, changes: polars.DataFrame) -> Table:
 def _both(first: str, second: str) -> str:
     """The verdict on a claim that needs two things."""
     found = {first, second}
-    return "refuted" if "refuted" in found else "confirmed" if found == {"confirmed"} else "not settled"
+    return REFUTED if REFUTED in found else CONFIRMED if found == {CONFIRMED} else NOT_SETTLED
 
 
 def _scores(frame: polars.DataFrame) -> Table:
@@ -237,21 +246,22 @@ def _mean_over_parents(values: Sequence[tuple[int, float]]) -> float:
 
 def _bars(axis: Any, gains: polars.DataFrame, splits: Sequence[int]) -> None:
     treatments = gains["batch_norm"].unique(maintain_order=True).to_list()
-    width = 0.8 / len(treatments)
+    width, shown = 0.8 / len(treatments), list[Estimate | None]()
     for t, treatment in enumerate(treatments):
         chosen = gains.filter(polars.col("batch_norm") == treatment)
         found = [estimate_of(chosen.filter(polars.col("split") == split), "gain_mean_points") for split in splits]
+        shown += found
         x = np.arange(len(splits)) + (t - (len(treatments) - 1) / 2) * width
         values = [math.nan if e is None or e.value is None else e.value for e in found]
         axis.bar(x, values, width, color=_BARS.get(treatment, "0.4"), label=treatment, alpha=0.75)
         for place, e in zip(x, found, strict=True):
-            if e is not None and e.low is not None and e.high is not None:
-                axis.plot([place, place], [e.low, e.high], color="0.15", lw=1.2)
+            draw_spread(axis, e, place, "0.15")
     axis.axhline(0, color="0.4", lw=0.8)
     axis.set_xticks(range(len(splits)), [str(split) for split in splits])
     axis.set_xlabel("split", fontsize=8)
     axis.set_ylabel("points", fontsize=8)
-    axis.set_title("Gain over the children's mean\n[95 % over parents], by batch norm", fontsize=8)
+    spread = "[95 % over parents]" if any(e is not None and e.conclusive for e in shown) else "dots: each parent"
+    axis.set_title(f"Gain over the children's mean\n{spread}, by batch norm", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(axis="y", alpha=0.25)
     axis.legend(fontsize=7)

@@ -256,15 +256,16 @@ def test_a_plane_needs_three_networks(sweep_file):
         run(plane, sweep_file, ("--axes.experiment.s", "0"))
 
 
-def test_tables_have_intervals_over_parents(lines):
+def test_tables_count_parents_and_have_no_interval_of_two(lines):
     tables = {table.title.partition(",")[0]: table for table in connectivity_report.tables(lines)}
     table = tables["Loss barrier over the mean of the ends' losses"]
-    assert "n = 2: few" in table.title
+    assert "n = 2: too few parents" in table.title
+    assert "[" not in table.title
     assert table.columns[:4] == ("k", "s", "parents", "pairs")
     values = lines["barrier"].filter(s=2, split="test", batch_norm="recomputed")["barrier_loss_nats"]
     cell = table.rows[1][table.columns.index("test, recomputed")]
     assert table.rows[1][:4] == ("1", "2", "2", "2")
-    assert cell.startswith(f"{values.mean():+.4f} [")
+    assert cell == f"{values.mean():+.4f} (n = 2)"
     one = {name: frame.filter(parent_seed=0) for name, frame in lines.items()}
     for table in connectivity_report.tables(one):
         assert "n = 1: nothing can be concluded" in table.title

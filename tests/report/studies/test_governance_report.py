@@ -26,9 +26,9 @@ def test_tables(frames):
         assert set(column(table, "parents")) == {"2"}
         assert set(column(table, "pairs")) == {"8"}
         verdicts = [i for i, name in enumerate(table.columns) if name == "correlates"]
-        assert {row[i] for row in table.rows for i in verdicts} == {"not settled"}
+        assert {row[i] for row in table.rows for i in verdicts} == {"not settled (n = 2)"}
         strengths = [0.0 if cell == "undefined" else abs(float(cell.split()[0])) for cell in
-                     column(table, "all pairs [95 %]")]  # fmt: skip
+                     column(table, "all pairs")]  # fmt: skip
         assert strengths == sorted(strengths, reverse=True)
     words = column(found[0], "quantity")
     assert QUANTITIES["error_barrier_recomputed_points"] not in words  # it was not asked for

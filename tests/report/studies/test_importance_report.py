@@ -57,15 +57,27 @@ def test_verdicts(hard, easy, more, almost_all, seed):
 
 
 def test_noise_settles_nothing(seed):
-    claims = tables(gains(0.0, 0.0, 1, seed))[0]
+    claims = tables(gains(0.0, 0.0, 8, seed))[0]
     assert set(column(claims, "verdict")) == {"not settled"}
+
+
+@pytest.mark.parametrize("parents", [1, 2, 4])
+def test_few_parents_settle_nothing(parents, seed):
+    found = tables(gains(4.0, 0.1, parents, seed))
+    assert set(column(found[0], "verdict")) == {f"not settled (n = {parents})"}
+    for table in found[:-1]:
+        assert not any("[" in text for row in (table.columns, *table.rows) for text in row)
+
+
+def test_one_parent_is_said(seed):
+    claims = tables(gains(0.0, 0.0, 1, seed))[0]
     assert "n = 1: nothing can be concluded" in claims.title
 
 
 def test_tables_of_a_real_sweep(frames):
     found = tables(frames)
     claims, over_mean, *_ = found
-    assert "n = 2: few" in claims.title
+    assert "n = 2: too few parents" in claims.title
     assert set(column(claims, "pairs")) == {"8"}
     assert len(over_mean.rows) == 4 * 2
     expected = frames["split_gains"].filter(k=2, s=2, batch_norm="own", split=4)["gain_mean_points"].mean()
@@ -87,7 +99,7 @@ def test_one_parent_and_states_that_are_not_stored(digits_directory, tmp_path_fa
         frames = importance(opened, AnalysisOptions(), lambda done, total: None)
     found = tables(frames)
     assert "n = 1: nothing can be concluded" in found[0].title
-    assert set(column(found[0], "verdict")) == {"not settled"}
+    assert set(column(found[0], "verdict")) == {"not settled (n = 1)"}
     assert found[-1].rows == (("2", "2", "child", "2 of 4"),)
     draw(frames, tmp_path / "figure.png", "tiny: importance")
     check_figure(tmp_path / "figure.png")
