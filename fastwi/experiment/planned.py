@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from fastwi.population import Population
 
 
+_PRECISIONS = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32"}
+"""A dtype as `engine.precision` says it: states are the same whether a sweep says `auto` or what auto comes to."""
+
+
 @dataclass(frozen=True)
 class PlannedSweep:
     """A sweep's points, the tree that they make, and each point's place in it."""
@@ -57,8 +61,8 @@ def plan_sweep(spec: SweepSpec, some: Sequence[Point] | None = None) -> PlannedS
         return datasets[key]
 
     every = list(points(spec) if some is None else some)
-    dtype = str(resolve_dtype(spec.base.engine)).removeprefix("torch.")
-    tree, places = plan_tree(every, dataset_of, dtype, spec.options.measure, spec.options.keep)
+    precision = _PRECISIONS[str(resolve_dtype(spec.base.engine))]
+    tree, places = plan_tree(every, dataset_of, precision, spec.options.measure, spec.options.keep)
     return PlannedSweep(spec, every, tree, places, dataset_of)
 
 

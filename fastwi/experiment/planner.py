@@ -17,7 +17,7 @@ from fastwi.experiment.plan import rates_after
 from fastwi.experiment.points import Point
 from fastwi.experiment.tree import OWN, Average, Epoch, Initial, MeasurementKey, Probe, Task, Tree
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Raise it when the same key would name another result: a default or the meaning of a setting changed."""
 
 _IN_OTHER_WORDS = frozenset({"optimizer.learning_rate", "model.weights"})
@@ -79,7 +79,7 @@ def plan_tree(
     """The tree of all `points`, and each point's place in it.
 
     `dataset_of` says what a configuration's data is; `precision` is what engine.precision: auto means on the devices
-    in use; `measure` and `keep` are the sweep's options.
+    in use, in the configuration's words; `measure` and `keep` are the sweep's options.
     """
     planner = _Planner(dataset_of, precision, "recomputed" in measure, keep == "all")
     return planner.tree, [planner.add(point) for point in points]
@@ -143,7 +143,7 @@ class _Planner:
         experiment, seeds = config.experiment, config.seeds
         context = self._context(config)
         k, end = experiment.k, experiment.k + experiment.s
-        start = _digest("initial", context, seeds.init)
+        start = _digest("initial", self._untrained(config), seeds.init)
         if start not in tree.states:
             tree.states[start] = Initial(start, config)
         parent = self._path(start, 0, k, seeds.parent_noise, config, context)
@@ -184,7 +184,7 @@ class _Planner:
         weights = experiment.weights or (1 / len(ends),) * len(ends)
         treatment: list[object] = [experiment.momentum, experiment.batch_norm]
         if experiment.batch_norm == "recompute":
-            treatment += [context, config.seeds.statistics_noise, experiment.recompute_images]
+            treatment += [context, config.seeds.statistics_noise, self._recomputed_batches(config)]
         key = _digest("average", ends, weights, treatment)
         if key not in self.tree.states:
             self.tree.states[key] = Average(key, ends, weights, experiment.k + experiment.s, config)
@@ -196,30 +196,42 @@ class _Planner:
         wanted = [(average, OWN), *((end, OWN) for end in ends if isinstance(self.tree.states[end], Initial))]
         treatment = ""
         if self._recomputed:
-            treatment = "recomputed-" + _digest(context, noise, images, epoch)[:12]
+            treatment = "recomputed-" + _digest(context, noise, self._recomputed_batches(config), epoch)[:12]
             wanted += [(state, treatment) for state in (average, *ends)]
         for key in wanted:
             if key not in self.tree.probes:
                 self.tree.probes[key] = Probe(*key, epoch, noise, images, config)
         return treatment
 
+    def _recomputed_batches(self, config: Config) -> int:
+        """The batches that statistics are recomputed on, as the engine counts them."""
+        every = self._dataset_of(config).train_images
+        return max(1, min(config.experiment.recompute_images or every, every) // config.optimizer.batch_size)
+
+    def _untrained(self, config: Config) -> str:
+        """A digest of what decides a parent before its first epoch and its measurement, beside its seed."""
+        sections = (config.model, config.data, config.engine.precision)
+        if sections not in self._contexts:
+            dataset = self._dataset_of(config)
+            self._contexts[sections] = _digest(
+                "untrained", KEY_VERSION, _settings(config, "model"), self._precision_of(config), dataset.digest,
+                dataset.test_images,
+            )  # fmt: skip
+        return self._contexts[sections]
+
     def _context(self, config: Config) -> str:
         """A digest of what decides any epoch beside its start, noise and learning rates."""
         sections = (config.model, config.augment, config.optimizer, config.data, config.engine.precision)
         if sections not in self._contexts:
             dataset = self._dataset_of(config)
-            keys = [*section_keys("model"), *section_keys("augment"), *section_keys("optimizer")]
-            # A default adds nothing: a key that the schema gains later leaves older states' names as they were.
-            decides = {
-                key.path: value_of(config, key)
-                for key in keys
-                if key.path not in _IN_OTHER_WORDS and value_of(config, key) != key.default
-            }
-            precision = self._precision if config.engine.precision == "auto" else config.engine.precision
             self._contexts[sections] = _digest(
-                "context", KEY_VERSION, decides, precision, dataset.digest, dataset.train_images, dataset.test_images
-            )
+                "context", KEY_VERSION, _settings(config, "model", "augment", "optimizer"),
+                self._precision_of(config), dataset.digest, dataset.train_images, dataset.test_images,
+            )  # fmt: skip
         return self._contexts[sections]
+
+    def _precision_of(self, config: Config) -> str:
+        return self._precision if config.engine.precision == "auto" else config.engine.precision
 
     def _alike(self, config: Config, context: str, epoch: int) -> str:
         """A digest of the context, the epoch (from 0) and its learning rates."""
@@ -231,6 +243,15 @@ class _Planner:
         if first < warm:
             rates += [config.optimizer.learning_rate, warm]
         return _digest(context, epoch, rates)
+
+
+def _settings(config: Config, *sections: str) -> dict[str, object]:
+    """The settings of `sections` that differ from their defaults.
+
+    A default adds nothing: a key that the schema gains later leaves older states' names as they were.
+    """
+    keys = [key for section in sections for key in section_keys(section) if key.path not in _IN_OTHER_WORDS]
+    return {key.path: value_of(config, key) for key in keys if value_of(config, key) != key.default}
 
 
 def _digest(*parts: object) -> str:

@@ -1,0 +1,239 @@
+"""The promise of names, key by key: another number has another name, and the same numbers keep theirs.
+
+For every key of the schema two tiny runs that differ in it alone. What each name stands for is compared to the bit: a
+state with its momentum and statistics, and every measurement. A key that is added to the schema has to be put into
+`CASES`, or the first test fails.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_networks import trained
+from tiny_runs import NETWORK, TEST_IMAGES, TRAIN_IMAGES, Place, Settings, TinyRun, tiny_run, write_digits
+
+import fastwi
+from fastwi.config.keys import KEYS
+from fastwi.config.schema import EngineConfig
+from fastwi.engine.device import resolve_dtype
+from fastwi.kernels.cpu import library
+from fastwi.models.registry import build_model
+
+OTHER, NONE, ROUNDING = "another number", "no number", "rounding alone"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A key's other value, and what it must do to numbers and names, where the settings `given` hold.
+
+    `effect`: OTHER where some number of some row changes, NONE where none does, ROUNDING where they agree to float
+    tolerance, which is the same result. `renamed`: a run whose numbers stay has another identity nevertheless, as
+    that is of the settings as written.
+    """
+
+    value: Any
+    effect: str = OTHER
+    given: Settings = dataclasses.field(default_factory=dict)
+    renamed: bool = False
+
+
+RECOMPUTE = {"experiment.batch_norm": "recompute", "experiment.recompute_images": 10}
+FROM_THE_START = {"experiment.k": 0, "experiment.s": 0}
+GO_ON = {"experiment.continue_children": True}
+UNEQUAL = {"experiment.weights": (0.25, 0.75)}
+KEEP = {"experiment.momentum": "keep"}
+
+CASES: dict[str, list[Case]] = {
+    "run.name": [Case("other", NONE)],
+    "run.directory": [Case("other", NONE)],
+    "run.tensorboard": [Case(True, NONE)],
+    "data.path": [Case("COPY", NONE), Case("TURNED"), Case("RELABELLED"), Case("RELABELLED", given=FROM_THE_START)],
+    "data.train_images": [Case(18), Case(TRAIN_IMAGES, NONE, renamed=True)],
+    "data.test_images": [Case(15), Case(15, given=FROM_THE_START), Case(TEST_IMAGES, NONE, renamed=True)],
+    "data.streaming": [Case("resident", NONE), Case("streamed", NONE)],
+    "data.decoder": [Case("reference", NONE)],  # JPEGs have a test of their own
+    "data.image_size": [Case(8), Case(8, given=FROM_THE_START), Case(16, NONE, renamed=True)],
+    "augment.padding": [Case(2), Case(2, given=FROM_THE_START)],
+    "augment.flip": [Case(0.0), Case(0.0, given=FROM_THE_START)],
+    "model.name": [Case("OTHER"), Case("OTHER", given=FROM_THE_START)],
+    "model.width": [
+        Case(0.125, given={"model.name": "convnet", "model.width": 0.0625, **FROM_THE_START}),
+    ],
+    "model.weights": [
+        Case("WEIGHTS"), Case("WEIGHTS", given=FROM_THE_START), Case("SAME", NONE, {"model.weights": "WEIGHTS"}),
+        Case("OTHERS", given={"model.weights": "WEIGHTS"}),
+    ],
+    "optimizer.batch_size": [Case(8), Case(8, given=FROM_THE_START)],
+    "optimizer.learning_rate": [Case(0.07), Case(0.07, given={"schedule.warmup_iterations": 2})],
+    "optimizer.momentum": [Case(0.8)],
+    "optimizer.weight_decay": [Case(0.01)],
+    "optimizer.nesterov": [Case(True)],
+    "schedule.drop_epochs": [Case((1,)), Case((1, 2)), Case((2, 50), NONE, renamed=True)],
+    "schedule.drop_factor": [Case(0.25), Case(0.25, NONE, {"schedule.drop_epochs": ()}, renamed=True)],
+    "schedule.warmup_iterations": [
+        Case(3), Case(9), Case(4, given={"schedule.warmup_iterations": 3}),
+        Case(20, given={"schedule.warmup_iterations": 10}),
+    ],
+    "experiment.k": [Case(2), Case(0), Case(0, given={"experiment.s": 0})],
+    "experiment.s": [Case(2), Case(0)],
+    "experiment.after": [Case(2), Case(0)],
+    "experiment.children": [Case(3), Case(3, given=FROM_THE_START)],
+    "experiment.weights": [
+        Case((0.25, 0.75)), Case((0.75, 0.25), given=UNEQUAL), Case((0.5, 0.5), NONE, renamed=True),
+        Case((1.0, 0.0)), Case((-0.5, 1.5)),
+    ],
+    "experiment.batch_norm": [Case("recompute"), Case("recompute", given=FROM_THE_START)],
+    "experiment.momentum": [
+        Case("average"), Case("keep"), Case("keep", given={"experiment.momentum": "average"}),
+        Case("keep", given=RECOMPUTE), Case("average", given={"experiment.s": 0}),
+    ],
+    "experiment.continue_children": [Case(True)],
+    "experiment.children_rate_factor": [Case(0.1, given=GO_ON), Case(0.0, given=GO_ON)],
+    "experiment.recompute_images": [
+        Case(6), Case(12, given=RECOMPUTE), Case(12, given={**RECOMPUTE, **FROM_THE_START}),
+        Case(12, given={"experiment.after": 0}), Case(TRAIN_IMAGES, NONE, renamed=True),
+        Case(17, NONE, {"experiment.recompute_images": 12}, renamed=True),
+        Case(17, NONE, {**RECOMPUTE, "experiment.recompute_images": 12}, renamed=True),
+    ],
+    "seeds.init": [Case(5), Case(5, given=FROM_THE_START)],
+    "seeds.parent_noise": [Case(5)],
+    "seeds.child_noise": [
+        Case((1, 3)), Case((3, 2)), Case((1, 2), NONE), Case((2, 1), given=UNEQUAL), Case((2, 1), given=KEEP),
+        Case((3, 1, 2), given={"experiment.children": 3}),
+    ],
+    "seeds.average_noise": [Case(5)],
+    "seeds.statistics_noise": [
+        Case(5), Case(5, given=RECOMPUTE), Case(5, given={**RECOMPUTE, **FROM_THE_START}),
+        Case(5, given={**RECOMPUTE, "experiment.momentum": "average"}),
+    ],
+    "engine.name": [Case("stacked", ROUNDING)],
+    "engine.device": [Case("auto", ROUNDING)],
+    "engine.precision": [Case("bf16"), Case("bf16", given=FROM_THE_START), Case("fp16")],
+    "engine.deterministic": [Case(True, ROUNDING)],
+    "engine.backend": [Case("fused", ROUNDING)],
+    "engine.threads": [Case(2, ROUNDING)],
+    "engine.evaluation_batch": [Case(7, ROUNDING)],
+}  # fmt: skip
+
+
+class Runs:
+    """The runs of this module, each done once, and what every name has stood for so far."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._known: dict[tuple[str, ...], tuple[object, ...]] = {}
+        self._done: dict[str, TinyRun] = {}
+        copied = write_digits(place / "digits"), write_digits(place / "moved" / "copy")
+        self._files = {
+            "COPY": copied[1], "TURNED": write_digits(place / "turned", turn=True),
+            "RELABELLED": write_digits(place / "relabelled", relabel=True),
+        }  # fmt: skip
+        for name, text in (("tiny.py", NETWORK), ("other.py", NETWORK.replace(".relu()", ".tanh()"))):
+            (place / name).write_text(text)
+        self._files["OTHER"] = f"{place / 'other.py'}:Tiny"
+        self.base: dict[str, Any] = {
+            "data.path": copied[0], "model.name": f"{place / 'tiny.py'}:Tiny", "augment.padding": 1,
+            "optimizer.batch_size": 6, "schedule.drop_epochs": (2,), "schedule.drop_factor": 0.5,
+            "experiment.k": 1, "experiment.s": 1, "experiment.after": 1, "engine.device": "cpu",
+            "engine.precision": "fp32", "engine.backend": "eager", "engine.threads": 1,
+        }  # fmt: skip
+        for name, seed, file in (("WEIGHTS", 1, "a.pt"), ("SAME", 1, "b.safetensors"), ("OTHERS", 2, "c.pt")):
+            self._files[name] = place / file
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                network = build_model(self.base["model.name"], 10)
+            fastwi.save_state_dict(trained(network, seed).state_dict(), place / file)
+
+    def run(self, given: Settings, exact: bool = True) -> TinyRun:
+        """The run of the base with the settings `given`.
+
+        Where it is `exact`, no name in it may have stood for another number in any run before it.
+        """
+        settings = {**self.base, **given}
+        for path, value in settings.items():
+            value = self._files.get(value, value) if isinstance(value, str) else value
+            settings[path] = str(value) if isinstance(value, Path) else value
+        text = json.dumps(settings)
+        if text not in self._done:
+            self._done[text] = tiny_run(settings)
+        run = self._done[text]
+        if exact:
+            self.check(run)
+        return run
+
+    def check(self, run: TinyRun) -> None:
+        for place, named in run.found.items():
+            known = self._known.setdefault(named.name, named.numbers)
+            assert known == named.numbers, f"{place}: one name for two results: {known} and {named.numbers}"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("names"))
+
+
+def changed_places(one: TinyRun, other: TinyRun, of: Callable[[TinyRun], dict[Place, Any]]) -> set[Place]:
+    """Where two runs differ; not where only one of them has a network."""
+    first, second = of(one), of(other)
+    return {place for place in first.keys() & second.keys() if first[place] != second[place]}
+
+
+def check_pair(one: TinyRun, other: TinyRun) -> None:
+    """Wherever a number differs the name differs, and nowhere else; and so with the runs' own names."""
+    renamed, altered = (changed_places(one, other, of) for of in (lambda r: r.names, lambda r: r.numbers))
+    assert altered <= renamed, f"other numbers under the same name: {sorted(map(str, altered - renamed))}"
+    assert renamed <= altered, f"other names of the same numbers: {sorted(map(str, renamed - altered))}"
+    if one.numbers != other.numbers:
+        assert one.identity != other.identity
+
+
+def test_every_key_of_the_schema_is_here() -> None:
+    assert list(CASES) == list(KEYS)
+    assert all(CASES.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "case"),
+    [pytest.param(path, case, id=f"{path}-{i}") for path, cases in CASES.items() for i, case in enumerate(cases)],
+)
+def test_another_number_has_another_name_and_the_same_keeps_its(path: str, case: Case, runs: Runs) -> None:
+    if case.value == "fused" and library() is None:
+        pytest.skip("this machine has no compiler for the fused kernels")
+    one = runs.run(case.given)
+    other = runs.run({**case.given, path: case.value}, exact=case.effect != ROUNDING)
+    if case.effect == ROUNDING:
+        for place, numbers in one.numbers.items():
+            assert other.numbers[place][1:] == pytest.approx(numbers[1:], rel=1e-3, abs=1e-3)
+        assert one.names == other.names
+        assert one.identity == other.identity
+        return
+    check_pair(one, other)
+    assert (one.numbers != other.numbers) == (case.effect == OTHER)
+    if case.effect == NONE:
+        assert (one.identity != other.identity) == case.renamed
+
+
+def test_an_edited_network_has_other_names(runs: Runs, tmp_path: Path) -> None:
+    source = tmp_path / "edited.py"
+
+    def run_of(text: str) -> TinyRun:
+        source.write_text(text)
+        run = tiny_run({**runs.base, "data.path": str(runs.base["data.path"]), "model.name": f"{source}:Tiny"})
+        runs.check(run)
+        return run
+
+    one, other = run_of(NETWORK), run_of(NETWORK.replace(".relu()", ".sigmoid()"))
+    check_pair(one, other)
+    assert one.numbers != other.numbers
+
+
+def test_precision_is_named_by_what_auto_means(runs: Runs) -> None:
+    meant = str(resolve_dtype(EngineConfig(device="cpu"))).removeprefix("torch.")
+    precision = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[meant]
+    auto, said = (runs.run({"engine.precision": each}) for each in ("auto", precision))
+    assert auto.names == said.names
+    assert auto.numbers == said.numbers

@@ -1,0 +1,185 @@
+"""Runs of a fraction of a second, every name in them beside what it names.
+
+A run is planned as a sweep of one point is and done by a `Worker`, one task after the other, in a store of its own: a
+name that is wrong can't find another run's results there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.dataset import Dataset, Split, silent
+from data_prep.digits import load_digits
+from data_prep.write import write_dataset
+from fastwi.config.read import config_from_mapping
+from fastwi.config.schema import Config
+from fastwi.config.sweep import SweepSpec
+from fastwi.config.write import config_hash
+from fastwi.experiment.plan import child_seeds
+from fastwi.experiment.planned import plan_sweep
+from fastwi.experiment.points import Point
+from fastwi.experiment.store import StateFile
+from fastwi.experiment.tree import OWN, Epoch, Initial, Probe, Tree
+from fastwi.experiment.worker import Job, Worker
+from fastwi.population import Population
+
+TRAIN_IMAGES, TEST_IMAGES = 24, 20
+
+NETWORK = """
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, classes)
+    def forward(self, x):
+        return self.linear(self.norm(self.conv(x)).relu().mean((2, 3)))
+"""
+
+Place = tuple[object, ...]
+"""Where in a run: ("child", 1, 2) is the first child after its second epoch, (..., "recomputed") a probe of it."""
+
+Settings = Mapping[str, Any]
+"""Values by the dotted names of their keys."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A state or a measurement: its name, and all the numbers that the name stands for.
+
+    `content`: every bit of the network, as it is trained on: weights, momentum, statistics, counters. `rows`: what
+    was measured.
+    """
+
+    name: tuple[str, ...]
+    content: str
+    rows: tuple[float | None, ...]
+
+    @property
+    def numbers(self) -> tuple[object, ...]:
+        """What must be equal wherever the name is."""
+        return self.content, *self.rows
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyRun:
+    """A run's states and measurements by their place, and the name that `python -m fastwi.train` gives the run."""
+
+    config: Config
+    identity: str
+    found: dict[Place, Named]
+
+    @property
+    def names(self) -> dict[Place, tuple[str, ...]]:
+        """The names alone."""
+        return {place: named.name for place, named in self.found.items()}
+
+    @property
+    def numbers(self) -> dict[Place, tuple[object, ...]]:
+        """The numbers alone."""
+        return {place: named.numbers for place, named in self.found.items()}
+
+
+def write_digits(directory: Path, turn: bool = False, relabel: bool = False, scale: int = 1) -> Path:
+    """A few digits as a dataset; `turn` changes pixels alone, `relabel` labels alone, `scale` the images' size."""
+    digits = load_digits("digits")
+
+    def few(split: Split, count: int) -> Split:
+        images_NHWC, labels_N = split.images_NHWC[:count], split.labels_N[:count]
+        if turn:
+            images_NHWC = images_NHWC.copy()
+            images_NHWC[0] = images_NHWC[0, ::-1]
+        if relabel:
+            labels_N = labels_N.copy()
+            labels_N[:2] = labels_N[1::-1]
+        return Split(images_NHWC.repeat(scale, axis=1).repeat(scale, axis=2), labels_N)
+
+    chosen = Dataset(
+        digits.name, digits.classes, few(digits.train, TRAIN_IMAGES), few(digits.test, TEST_IMAGES), digits.source
+    )
+    directory.mkdir(parents=True)
+    write_dataset(chosen, directory, "raw", silent)
+    return directory
+
+
+def config_of(settings: Settings) -> Config:
+    """The checked configuration with these settings."""
+    mapping: dict[str, dict[str, Any]] = {}
+    for path, value in settings.items():
+        section, _, name = path.partition(".")
+        mapping.setdefault(section, {})[name] = value
+    return config_from_mapping(mapping)
+
+
+def tiny_run(settings: Settings) -> TinyRun:
+    """Do the whole run of these settings."""
+    asked = config_of(settings)
+    # As a sweep's points have it: every child's noise spelled out.
+    config = dataclasses.replace(asked, seeds=dataclasses.replace(asked.seeds, child_noise=child_seeds(asked)))
+    planned = plan_sweep(SweepSpec(config), [Point((), config.seeds.init, 0, None, config)])
+    tree, (place,) = planned.tree, planned.places
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            states, probes = _do(tree, Worker(Path(directory), Path.cwd()))
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+    where: dict[Place, str] = {("initial",): next(key for key, s in tree.states.items() if isinstance(s, Initial))}
+    where |= {("parent", i): key for i, key in enumerate(place.parent)}
+    where |= {("child", c, i): key for c, keys in enumerate(place.children) for i, key in enumerate(keys)}
+    where |= {("average",): place.average} | {("after", i): key for i, key in enumerate(place.after)}
+    ends: dict[Place, str] = {("average",): place.average} | {("end", c): key for c, key in enumerate(place.ends)}
+    found = {at: Named((key,), *states[key]) for at, key in where.items()}
+    for (key, treatment), rows in probes.items():
+        kind = OWN if treatment == OWN else "recomputed"
+        named = Named((key, treatment), states[key][0], rows)
+        found |= {(*at, kind): named for at, end in ends.items() if end == key}
+    return TinyRun(asked, config_hash(asked, planned.dataset_of(config).digest), found)
+
+
+_Rows = tuple[float | None, ...]
+
+
+def _do(tree: Tree, worker: Worker) -> tuple[dict[str, tuple[str, _Rows]], dict[tuple[str, str], _Rows]]:
+    """Each state's content and measurement, each probe's measurement."""
+    files: dict[str, StateFile] = {}
+    states: dict[str, tuple[str, _Rows]] = {}
+    for key, state in tree.states.items():
+        if isinstance(state, Epoch):
+            job = Job((state,), tree.made_of(state.before), _some(files, tree.needs(state)), frozenset({key}))
+            outcome = worker.run(job)
+            (files[key],) = outcome.states
+            m = outcome.measurements[0]
+            rows = (m.train_loss, m.learning_rate, m.test_loss, m.test_accuracy)
+            states[key] = files[key].sha256, rows
+        else:
+            job = Job((), tree.made_of(key), _some(files, tree.sources(key)), frozenset())
+            # A run measures some of them only; each is a network that one could.
+            rows = _probe(tree, worker, files, Probe(key, OWN, state.epoch, 0, 0, state.config))
+            states[key] = _content(worker.state(key, state.config, job, True)), rows
+    return states, {key: _probe(tree, worker, files, probe) for key, probe in tree.probes.items()}
+
+
+def _probe(tree: Tree, worker: Worker, files: Mapping[str, StateFile], probe: Probe) -> _Rows:
+    job = Job((probe,), tree.made_of(probe.state), _some(files, tree.needs(probe)), frozenset())
+    m = worker.run(job).measurements[0]
+    return m.test_loss, m.test_accuracy
+
+
+def _some(files: Mapping[str, StateFile], keys: tuple[str, ...]) -> dict[str, StateFile]:
+    return {key: files[key] for key in keys}
+
+
+def _content(population: Population) -> str:
+    digest = hashlib.sha256(json.dumps([population.members, population.layout.P]).encode())
+    for tensor in (population.weights_MP, population.momentum_MP, population.statistics_MQ, population.counters_MB):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
