@@ -21,6 +21,7 @@ from benchmarks.options import names, numbers, parse
 from benchmarks.output import plot_lines, print_machine, print_table, write_results
 from fastwi.cli import run_command
 from fastwi.errors import UserError
+from fastwi.files import to_json
 
 MB = 1e6
 TARGET_MB = 12
@@ -105,7 +106,7 @@ def child(options: argparse.Namespace) -> int:
     matrices = (population.weights_MP, population.momentum_MP, population.statistics_MQ, population.counters_MB)
     held = sum(matrix.element_size() * matrix.shape[1] for matrix in matrices)
     told = {"peak_bytes": peak_bytes(task.device), "between_epochs_bytes": before, "population_bytes_a_member": held}
-    print(json.dumps(told | {"device": str(torch.device(task.device).type)}))
+    print(to_json(told | {"device": str(torch.device(task.device).type)}))
     return 0
 
 

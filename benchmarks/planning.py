@@ -7,7 +7,6 @@ needs no torch. Target: 10,000 trajectories in under 2 s and 200 MB.
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import resource
 import statistics
@@ -19,6 +18,7 @@ from typing import Any
 from benchmarks.options import parse
 from benchmarks.output import print_machine, print_table, write_results
 from fastwi.cli import run_command
+from fastwi.files import to_json
 
 _STAGES = ("points_s", "tree_s", "what_is_left_s", "agenda_s", "all_s")
 
@@ -67,7 +67,7 @@ def _main(argv: list[str]) -> int:
     print_machine(machine)
     if arguments.out:
         write_results(arguments.out, "planning", machine, {"rounds": arguments.rounds}, rounds)
-        print(json.dumps({"out": str(arguments.out)}))
+        print(to_json({"out": str(arguments.out)}))
     return 0
 
 

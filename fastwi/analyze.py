@@ -5,7 +5,6 @@ Both modules have the study's name, and are imported when it is asked for.
 """
 
 import hashlib
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastwi.cli import run_command
 from fastwi.config.analysisfile import AnalysisRequest, analysis_to_yaml, read_analysis_request, study_lines
 from fastwi.data.card import read_card
-from fastwi.files import atomic_path, write_json, write_text
+from fastwi.files import atomic_path, to_json, write_json, write_text
 
 if TYPE_CHECKING:
     import polars
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     request = read_analysis_request(argv, STUDIES, description=_DESCRIPTION)
     if request.list_only:
-        print(json.dumps(STUDIES) if request.json else "\n".join(study_lines(STUDIES)))
+        print(to_json(STUDIES) if request.json else "\n".join(study_lines(STUDIES)))
         return 0
     if request.print_config:
         print(analysis_to_yaml(request), end="")
@@ -90,7 +89,7 @@ def _write_frame(frame: "polars.DataFrame", stem: Path, columns: dict[str, tuple
 
     write_results(frame, stem.with_suffix(".parquet"), columns)
     flat = frame.with_columns(
-        polars.Series(name, [None if v is None else json.dumps(v.to_list()) for v in frame[name]], polars.String)
+        polars.Series(name, [None if v is None else to_json(v.to_list()) for v in frame[name]], polars.String)
         for name, kind in frame.schema.items()
         if kind == polars.List
     )
@@ -106,7 +105,7 @@ def _title(request: AnalysisRequest) -> str:
 def _summary(request: AnalysisRequest, title: str, tables: "list[Table]") -> str:
     """The study's tables with what they rest on."""
     lines = [f"# {title}: {request.name}", "", f"{STUDIES[request.name].capitalize()}.", ""]
-    lines += [f"- {key}: {json.dumps(value)}" for key, value in asdict(request.options).items()]
+    lines += [f"- {key}: {to_json(value)}" for key, value in asdict(request.options).items()]
     for table in tables:
         lines += ["", table.markdown().rstrip("\n")]
     lines += ["", "Intervals (95 %) are over parents, each counted once: children of one parent share its past."]
@@ -135,7 +134,7 @@ def _show(request: AnalysisRequest, frames: "dict[str, polars.DataFrame]", table
 
     if request.json:
         rows = {name: frame.height for name, frame in frames.items()}
-        print(json.dumps({"study": request.name, "directory": str(request.directory), "rows": rows}))
+        print(to_json({"study": request.name, "directory": str(request.directory), "rows": rows}))
         return 0
     for table in tables:
         Console().print(rich_table(table))
@@ -149,7 +148,7 @@ def _show_plan(request: AnalysisRequest, opened: "OpenedSweep") -> int:
     places = opened.planned.places
     kept = sum(opened.has(place.ends) for place in places)
     if request.json:
-        print(json.dumps({"study": request.name, "directory": str(request.directory), "points": len(places),
+        print(to_json({"study": request.name, "directory": str(request.directory), "points": len(places),
                           "points_with_states": kept, "options": asdict(request.options)}))  # fmt: skip
         return 0
     print(analysis_to_yaml(request))

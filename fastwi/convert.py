@@ -1,12 +1,12 @@
 """`python -m fastwi.convert export|import`: a member of a checkpoint as an ordinary state dict, and back."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from fastwi.cli import run_command
 from fastwi.errors import UserError
+from fastwi.files import to_json
 from fastwi.models.names import model_problem
 from fastwi.version import __version__
 
@@ -118,7 +118,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _say(arguments: argparse.Namespace, what: str, **facts: int) -> None:
-    print(json.dumps({"file": arguments.out, **facts}) if arguments.json else f"{arguments.out}: {what}")
+    print(to_json({"file": arguments.out, **facts}) if arguments.json else f"{arguments.out}: {what}")
 
 
 if __name__ == "__main__":

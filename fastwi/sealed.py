@@ -1,7 +1,6 @@
 """Files that say themselves whether they are whole: JSON with its own checksum, and the SHA-256 of other files in it.
 
-A flipped bit, an edited number or a line that is missing is found where the file is read, and never shown as a result.
-Where a number is changed on purpose the file that was measured is another file: make it again.
+A flipped bit, an edited number or a missing line is found where the file is read, and is never shown as a result.
 """
 
 import hashlib

@@ -15,6 +15,7 @@ from fastwi.experiment.store.rebuilding import rebuild
 from fastwi.experiment.store.records import DamagedIndex
 from fastwi.experiment.store.store import Store
 from fastwi.experiment.store.verify import Verification, damage_of_error, examine
+from fastwi.files import plain_json
 from fastwi.version import __version__
 
 _ACTIONS = {
@@ -181,7 +182,7 @@ def _rebuild(arguments: argparse.Namespace) -> int:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, default=str))
+    print(json.dumps(plain_json(value), default=str, allow_nan=False))
 
 
 def _size(count: int) -> str:

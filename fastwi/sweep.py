@@ -5,7 +5,6 @@ in several processes at once.
 """
 
 import hashlib
-import json
 import sys
 import time
 from contextlib import ExitStack
@@ -20,10 +19,10 @@ from fastwi.config.sweepfile import SweepRequest, read_sweep_request, sweep_name
 from fastwi.config.sweepwrite import sweep_to_yaml
 from fastwi.data.card import read_card
 from fastwi.experiment.planned import PlannedSweep, plan_sweep
-from fastwi.experiment.planner import naive_epochs, unfinished
+from fastwi.experiment.planner import naive_epochs, stopped_states, unfinished, without_lost
 from fastwi.experiment.points import points, shard_of
-from fastwi.experiment.tree import OWN, Epoch, Task
-from fastwi.files import write_json, write_text
+from fastwi.experiment.tree import OWN, Epoch, MeasurementKey, Task
+from fastwi.files import to_json, write_json, write_text
 from fastwi.report.progress import EVALUATION_COST, clock
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
     spec = request.spec
     directory = Path(spec.options.directory) / spec.options.name
     config = planned.points[0].config
-    measured = store.measurements(planned.tree.measurement_keys())
+    measured = without_lost(planned.tree, store.measurements(planned.tree.measurement_keys()))
     missing = missing_measurements(planned.places, measured)
     frame = result_frame(spec, planned.points, planned.places, measured, planned.dataset_of)
     every_gain = gains(spec, planned.points, planned.places, measured)
@@ -148,7 +147,7 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
         draw_heatmap(found, directory / "heatmap.png", title)
         draw_curves(spec, planned.points, planned.places, measured, directory / "curves.png", title)
     if request.json:
-        print(json.dumps({"directory": str(directory), "points": len(planned.points),
+        print(to_json({"directory": str(directory), "points": len(planned.points),
                           "measurements": len(measured), "missing": missing}))  # fmt: skip
         return missing
     if found:
@@ -165,12 +164,13 @@ def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -
 
     tree, options = planned.tree, request.spec.options
     epochs = list(tree.epochs())
-    measured, stored = set(), set()
+    measured, stored, diverged = set[MeasurementKey](), set[str](), list[str]()
     if (Path(options.store) / "store.json").exists():
         with Store.open(options.store, create=False) as store:
-            measured = set(store.measurements(planned.tree.measurement_keys()))
+            found = store.measurements(planned.tree.measurement_keys())
+            measured, diverged = set(found), stopped_states(tree, found.values())
             stored = store.states(epoch.key for epoch in epochs)
-    todo = unfinished(tree, measured, stored)
+    todo = unfinished(tree, measured, stored, diverged)
     naive = naive_epochs(planned.points)
     costs: dict[tuple[object, ...], float] = {}  # in trained images, by what decides the speed
     examples: dict[tuple[object, ...], Config] = {}
@@ -186,7 +186,7 @@ def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -
     size = sum(worker.state_bytes(epoch.config) for epoch in epochs if epoch.key in tree.stops)
     lines = _tree_lines(planned)
     if request.json:
-        print(json.dumps({
+        print(to_json({
             "points": len(planned.points), "epochs": len(epochs), "naive_epochs": naive,
             "epochs_left": len(todo.epochs), "networks_to_measure": len(todo.probes), "seconds": seconds,
             "bytes": size, "tree": lines,

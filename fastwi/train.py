@@ -5,7 +5,6 @@ A run reads from top to bottom in `_train`. The same command goes on with a run 
 
 import dataclasses
 import fcntl
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ from fastwi.config.write import config_hash, to_mapping, to_yaml
 from fastwi.errors import UserError
 from fastwi.experiment.paths import RunPaths
 from fastwi.experiment.plan import check_batch, plan, result_digest, work
-from fastwi.files import write_json, write_text
+from fastwi.files import to_json, write_json, write_text
 
 if TYPE_CHECKING:
     from fastwi.data.batches import Dataset
@@ -47,7 +46,7 @@ def _train(request: Request) -> int:
     from fastwi.data.split import open_split
     from fastwi.engine.choose import build_engine
     from fastwi.engine.device import resolve_device
-    from fastwi.experiment.protocol import Figure1Run, diverged, network_for
+    from fastwi.experiment.protocol import Figure1Run, diverged, divergence, network_for
     from fastwi.report.manifest import manifest
     from fastwi.report.progress import RunProgress
     from fastwi.report.tensorboard import TensorBoard, require_tensorboard
@@ -79,8 +78,8 @@ def _train(request: Request) -> int:
             _show_results(request, rows, paths, f"{config.model.name} on {card.name}")
     for row in diverged(rows):
         print(
-            f"fastwi: error: {row['network']} diverged in epoch {row['epoch']}: its training loss is "
-            f"{row['train_loss']}; lower optimizer.learning_rate, or give schedule.warmup_iterations",
+            f"fastwi: error: {row['network']} diverged in epoch {row['epoch']}: {divergence(row)}; "
+            "lower optimizer.learning_rate, or give schedule.warmup_iterations",
             file=sys.stderr,
         )
     return EXIT_FAILED if diverged(rows) else 0
@@ -131,7 +130,7 @@ def _show_results(request: Request, rows: "list[Row]", paths: RunPaths, what: st
     write_text(paths.table, f"# {title}\n\n" + "\n".join(table.markdown() for table in tables))
     draw_run(rows, paths.figure, title)
     if request.json:
-        print(json.dumps({"directory": str(paths.directory), "metrics": rows}))
+        print(to_json({"directory": str(paths.directory), "metrics": rows}))
         return
     console = Console()
     for table in tables:
@@ -152,7 +151,7 @@ def _show_plan(request: Request, paths: RunPaths, engine: "Engine", train: "Data
     seconds = trained / rates.trained_per_s + evaluated / rates.evaluated_per_s + rates.start_s
     steps = [dataclasses.asdict(step) | dataclasses.asdict(w) for step, w in zip(planned, works, strict=True)]
     if request.json:
-        print(json.dumps({"directory": str(paths.directory), "config": to_mapping(config), "steps": steps,
+        print(to_json({"directory": str(paths.directory), "config": to_mapping(config), "steps": steps,
                           "seconds": seconds}))  # fmt: skip
         return 0
     experiment = config.experiment

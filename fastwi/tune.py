@@ -5,7 +5,6 @@ the user's cache directory. Takes under two minutes: what the time does not suff
 """
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from fastwi.cli import run_command
 from fastwi.config.read import Request, read_request
 from fastwi.config.schema import Config
+from fastwi.files import to_json
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +133,7 @@ def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members
 def _show(request: Request, key: str, found: list[Tried], path: str) -> None:
     if request.json:
         rows = [dataclasses.asdict(tried) for tried in found]
-        print(json.dumps({"key": key, "table": path, "measured": rows}, indent=1))
+        print(to_json({"key": key, "table": path, "measured": rows}, indent=1))
         return
     print(key)
     print(f"{'engine':<10}{'members':>8}  images/s")

@@ -358,6 +358,17 @@ def test_a_network_that_diverges_is_named_and_the_others_go_on(digits_directory,
     assert attempts(tmp_path) == before
 
 
+def test_divergence_seen_on_test_images_alone(digits_directory, tmp_path, capsys):
+    argv = sweep_file(tmp_path, digits_directory)
+    argv += ["--optimizer.learning_rate", "3000", "--sweep.children", "2", "--axes.experiment.k", "[1]"]
+    assert main([*argv, "--json"]) == 3
+    said = capsys.readouterr()
+    assert "diverged: its test loss is nan in epoch 1" in said.err
+    json.loads(said.out, parse_constant=pytest.fail)
+    with Store.open(tmp_path / "store", create=False) as store:
+        assert len(store.measurements()) == 1
+
+
 def test_refusals(digits_directory, tmp_path, capsys):
     argv = sweep_file(tmp_path, digits_directory)
     assert "experiment.kk" in refused(capsys, [*argv, "--experiment.kk", "3"])

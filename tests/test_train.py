@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import random
 import shutil
@@ -203,6 +204,18 @@ def test_divergence_is_named(digits_directory, tmp_path, capsys):
     rows = rows_of(tmp_path / "r")
     assert [(row["network"], row["epoch"]) for row in rows] == [("parent", 1)]
     assert not (tmp_path / "r" / "summary.md").exists()
+
+
+def test_divergence_seen_on_test_images_alone(digits_directory, tmp_path, capsys):
+    """At this rate the training loss is a number still; the results are JSON for every reader."""
+    argv = arguments(digits_directory, tmp_path, "--optimizer.learning_rate=3000", "--model.width=0.25")
+    for _ in range(2):
+        assert main(argv) == 1
+        assert "error: parent diverged in epoch 1: its test loss is nan" in capsys.readouterr().err
+    (line,) = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(line, parse_constant=pytest.fail)
+    assert math.isfinite(row["train_loss"])
+    assert row["test_loss"] == "NaN"
 
 
 def test_streamed_images_give_the_same_results(digits_directory, whole, tmp_path):

@@ -4,6 +4,7 @@ Any number of processes may carry out the same tree, or trees that share epochs,
 before it is trained, and whoever dies loses its claims. What is done is never done again.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,9 @@ from typing import Protocol
 
 from fastwi.errors import UserError
 from fastwi.experiment.agenda import Agenda
-from fastwi.experiment.planner import Todo, lost_with, unfinished
+from fastwi.experiment.planner import Todo, is_lost, lost_with, stopped_states, unfinished
 from fastwi.experiment.store import DamagedState, Measurement, Owner, Store
-from fastwi.experiment.tree import Average, Epoch, Initial, MeasurementKey, Task, Tree, measurement_key, start_of
+from fastwi.experiment.tree import OWN, Average, Epoch, Initial, MeasurementKey, Task, Tree, measurement_key, start_of
 from fastwi.experiment.worker import Job, Outcome
 
 _POLL_S = 0.5  # how often another process's work is looked at while there is nothing to do but wait for it
@@ -109,7 +110,7 @@ class _Run:
 
     def _left(self) -> tuple[Todo, set[MeasurementKey], set[str]]:
         measured = self._store.measurements(self._names)
-        diverged = [m.state for m in measured.values() if m.diverged]
+        diverged = stopped_states(self._tree, measured.values())
         for m in measured.values():
             if m.diverged:
                 self._conducted.failed[m.key] = _divergence(m)
@@ -205,12 +206,14 @@ class _Run:
             self._listener.told(f"{len(job.tasks)} tasks failed, and {len(lost)} cannot be done: {reason}")
 
     def _stop_diverged(self, measurements: Iterable[Measurement]) -> None:
-        """Let go what would come of networks whose loss is no number. All others go on."""
-        diverged = {m.state: m for m in measurements if m.diverged}
-        for m in diverged.values():
+        """Let go what would come of networks that diverged. All others go on."""
+        diverged = [m for m in measurements if m.diverged]
+        for m in diverged:
             self._conducted.failed[m.key] = _divergence(m)
             self._listener.told(_divergence(m))
-        self._let_go([state for state in map(self._tree.states.get, diverged) if isinstance(state, Epoch)])
+        if diverged:
+            lost = lost_with(self._tree, stopped_states(self._tree, diverged))
+            self._remove(lambda task: is_lost(self._tree, lost, measurement_key(task)))
 
     def _let_go(self, tasks: Sequence[Task]) -> list[Task]:
         """Take off the agenda what of `tasks` is on it and all that cannot be done without them; returns that."""
@@ -218,7 +221,11 @@ class _Run:
             return []
         chosen = set(tasks)
         lost = lost_with(self._tree, [task.key for task in tasks if isinstance(task, Epoch)])
-        gone = self._agenda.remove(lambda task: task in chosen or start_of(task) in lost)
+        return self._remove(lambda task: task in chosen or is_lost(self._tree, lost, measurement_key(task)))
+
+    def _remove(self, unwanted: Callable[[Task], bool]) -> list[Task]:
+        """Take all `unwanted` tasks off the agenda, and drop the states that only they needed; returns them."""
+        gone = self._agenda.remove(unwanted)
         needs = {key for task in gone for key in self._tree.needs(task)}
         self._drop([key for key in needs if not self._agenda.needed(key)])
         return gone
@@ -228,10 +235,15 @@ class _Run:
 
 
 def _divergence(measurement: Measurement) -> str:
-    return (
-        f"the network {measurement.state} diverged: its training loss is {measurement.train_loss} in epoch "
-        f"{measurement.epoch}, at learning rate {measurement.learning_rate:g}; nothing is made of it"
-    )
+    trained = measurement.learning_rate is not None
+    if trained and not math.isfinite(measurement.train_loss or 0.0):
+        loss = f"training loss is {measurement.train_loss}"
+    else:
+        treatment = "" if measurement.treatment == OWN else " with recomputed batch-norm statistics"
+        loss = f"test loss{treatment} is {measurement.test_loss}"
+    rate = f", at learning rate {measurement.learning_rate:g}" if trained else ""
+    where = f"in epoch {measurement.epoch}{rate}"
+    return f"the network {measurement.state} diverged: its {loss} {where}; nothing is made of it"
 
 
 class LocalExecutor:

@@ -11,7 +11,7 @@ from fastwi.config.sweep import SweepSpec
 from fastwi.data.card import Card, read_card
 from fastwi.errors import UserError
 from fastwi.experiment.plan import check_batch, result_digest
-from fastwi.experiment.planner import Dataset, PointStates, plan_tree
+from fastwi.experiment.planner import Dataset, PointStates, plan_tree, without_lost
 from fastwi.experiment.points import Point, points
 from fastwi.experiment.tree import Average, Initial, MeasurementKey, Tree
 
@@ -80,9 +80,8 @@ class OpenedSweep:
         self.planned = plan_sweep(spec)
         self.store = Store.open(spec.options.store, create=False)
         self.worker = Worker(self.store.directory, Path.cwd())
-        self.measured: dict[MeasurementKey, Measurement] = self.store.measurements(
-            self.planned.tree.measurement_keys()
-        )
+        found = self.store.measurements(self.planned.tree.measurement_keys())
+        self.measured: dict[MeasurementKey, Measurement] = without_lost(self.planned.tree, found)
         self._stored = self.store.states(epoch.key for epoch in self.planned.tree.epochs())
 
     def __enter__(self) -> "OpenedSweep":

@@ -6,8 +6,9 @@ Nothing here imports torch, and everything is linear in the number of epochs and
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastwi.config.keys import section_keys
 from fastwi.config.schema import Config
@@ -16,6 +17,9 @@ from fastwi.engine.schedule import learning_rate
 from fastwi.experiment.plan import rates_after
 from fastwi.experiment.points import Point
 from fastwi.experiment.tree import OWN, Average, Epoch, Initial, MeasurementKey, Probe, Task, Tree
+
+if TYPE_CHECKING:
+    from fastwi.experiment.store import Measurement
 
 KEY_VERSION = 2
 """Raise it when the same key would name another result: a default or the meaning of a setting changed."""
@@ -94,7 +98,9 @@ def unfinished(
     What comes of the states `diverged` is not left: there is nothing to learn from it.
     """
     lost = lost_with(tree, diverged)
-    probes = tuple(p for key, p in tree.probes.items() if key not in measured and p.state not in lost)
+    probes = tuple(
+        probe for key, probe in tree.probes.items() if key not in measured and not is_lost(tree, lost, key)
+    )
     needed = {source for probe in probes for source in tree.needs(probe)}
     epochs = []
     for state in reversed(tree.states.values()):  # later epochs first: they say which earlier states they need
@@ -106,6 +112,22 @@ def unfinished(
     return Todo(tuple(reversed(epochs)), probes)
 
 
+def stopped_states(tree: Tree, measurements: "Iterable[Measurement]") -> list[str]:
+    """The states of `tree` of which nothing is made, because they diverged.
+
+    An average is judged with the batch-norm statistics that it would be trained on with. Other measurements beside
+    an epoch's own (of an initial network, or with recomputed statistics) stop nothing.
+    """
+
+    def stops(m: "Measurement") -> bool:
+        state = tree.states.get(m.state)
+        if isinstance(state, Average):
+            return (m.treatment == OWN) == (state.config.experiment.batch_norm == "average")
+        return isinstance(state, Epoch) and m.treatment == OWN
+
+    return [m.state for m in measurements if m.diverged and stops(m)]
+
+
 def lost_with(tree: Tree, diverged: Collection[str]) -> set[str]:
     """The states `diverged` of `tree` and all that are made of them."""
     lost = set(diverged)
@@ -115,6 +137,24 @@ def lost_with(tree: Tree, diverged: Collection[str]) -> set[str]:
             if (isinstance(state, Epoch) and state.before in lost) or not lost.isdisjoint(made_of):
                 lost.add(state.key)
     return lost
+
+
+def is_lost(tree: Tree, lost: Collection[str], measurement: MeasurementKey) -> bool:
+    """Whether a measurement is of a network made of one of the states `lost`, or of such an epoch made otherwise.
+
+    What diverged has measurements of its own: an epoch the one that it ends with, an average all.
+    """
+    key, treatment = measurement
+    state = tree.states[key]
+    if isinstance(state, Epoch):
+        return state.before in lost or (treatment != OWN and key in lost)
+    return isinstance(state, Average) and any(child in lost for child in state.children)
+
+
+def without_lost(tree: Tree, measured: "Mapping[MeasurementKey, Measurement]") -> "dict[MeasurementKey, Measurement]":
+    """The measurements that count: an average may have been trained on before it was found to have diverged."""
+    lost = lost_with(tree, stopped_states(tree, measured.values()))
+    return {key: m for key, m in measured.items() if not is_lost(tree, lost, key)}
 
 
 def naive_epochs(points: Iterable[Point]) -> int:

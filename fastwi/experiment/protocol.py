@@ -6,10 +6,12 @@ is on disk; a run that is killed goes on from there and ends with the same numbe
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -103,8 +105,8 @@ class Figure1Run:
     def run(self) -> list[Row]:
         """Do, or go on with, every step; returns all measurements.
 
-        A network whose training loss is not finite is trained no further; the others go on as far as they can without
-        it: to the end of their span, but to no average that it would be part of. See `diverged`.
+        A network that diverged is trained no further; the others go on as far as they can without it: to the end of
+        their span, but to no average that it would be part of. See `diverged`.
 
         Raises CheckpointError where the directory holds another run's state or a damaged one.
         """
@@ -148,7 +150,7 @@ class Figure1Run:
             )  # fmt: skip
             rates += [self._rate(step.epoch, optimizer)] * len(names[rows])
         scores = self._score(state.population)
-        going = [m for m, loss in enumerate(losses) if math.isfinite(loss)]
+        going = [m for m, loss in enumerate(losses) if math.isfinite(loss) and math.isfinite(scores.loss_M[m])]
         if 0 < len(going) < len(names):
             state.population = state.population.clone_rows(going)
         return [
@@ -175,24 +177,37 @@ class Figure1Run:
         self._keep("children", children)
         if experiment.batch_norm == "recompute":
             both.statistics_MQ[0], both.counters_MB[0] = fresh.statistics_MQ[0], fresh.counters_MB[0]
-        state.population = both if experiment.continue_children else both.select(slice(0, 1))
         self._keep("average", both.select(slice(0, 1)))
-        return [
+        rows = [
             _row(step.stage, step.epoch, name, treatment, scores, m)
             for treatment, scores in ((OWN, own), (RECOMPUTED, recomputed))
             for m, name in enumerate(names)
         ]
+        state.population = both if experiment.continue_children else both.select(slice(0, 1))
+        if experiment.continue_children and "average" in self._stopped(rows):
+            state.population = children
+        return rows
 
     def _alive(self, step: Step, rows: list[Row]) -> tuple[str, ...]:
         """The networks that take part in `step`; none where one that it is made of has diverged."""
-        stopped = {row["network"] for row in diverged(rows)}
+        stopped = self._stopped(rows)
         averaged = step.stage in (Stage.INTERPOLATION, Stage.AFTER)
         if "parent" in stopped or (averaged and any(r["stage"] == Stage.CHILDREN.value for r in diverged(rows))):
             return ()
         return tuple(name for name in networks(step, self._config) if name not in stopped)
 
+    def _stopped(self, rows: list[Row]) -> set[str]:
+        """The networks that are trained no further. At interpolation: the average, as it would be trained on."""
+        trained_on = RECOMPUTED if self._config.experiment.batch_norm == "recompute" else OWN
+        return {
+            row["network"]
+            for row in diverged(rows)
+            if row["stage"] != Stage.INTERPOLATION.value
+            or (row["network"] == "average" and row["batch_norm"] == trained_on)
+        }
+
     def _score(self, population: Population) -> Scores:
-        return self._engine.evaluate(population, self._test, lambda n: self._listener.images(0, n))
+        return test_scores(self._engine, population, self._test, lambda n: self._listener.images(0, n))
 
     def _noise(self, name: str) -> Noise:
         seeds = self._config.seeds
@@ -263,9 +278,29 @@ class Figure1Run:
         return _State(progress["steps_done"], population, rows, progress["seconds"])
 
 
+def test_scores(engine: Engine, population: Population, test: Dataset, report: Callable[[int], None]) -> Scores:
+    """Loss and accuracy of every member on the test images.
+
+    A member with a weight or batch-norm statistic that is not finite has diverged, and its loss is NaN whatever came
+    out: a ReLU, or a variance that is infinite, can hide it.
+    """
+    scores = engine.evaluate(population, test, report)
+    return Scores(np.where(population.finite_M(), scores.loss_M, np.nan), scores.accuracy_M)
+
+
 def diverged(rows: list[Row]) -> list[Row]:
-    """The measurements at which a network's training loss was not finite: the last one of each such network."""
-    return [row for row in rows if not math.isfinite(row.get("train_loss", 0.0))]
+    """The measurements at which a network's loss, in training or on the test images, was not finite."""
+    return [row for row in rows if divergence(row)]
+
+
+def divergence(row: Row) -> str:
+    """Which loss of a measurement is not finite, in words; empty where the network has not diverged."""
+    if not math.isfinite(row.get("train_loss", 0.0)):
+        return f"its training loss is {row['train_loss']}"
+    if math.isfinite(row["test_loss"]):
+        return ""
+    treatment = " with recomputed batch-norm statistics" if row["batch_norm"] == RECOMPUTED else ""
+    return f"its test loss{treatment} is {row['test_loss']}"
 
 
 def _row(stage: Stage, epoch: int, network: str, treatment: str, scores: Scores, m: int, **more: float) -> Row:

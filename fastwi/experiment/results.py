@@ -4,7 +4,6 @@ A point's rows are those that `python -m fastwi.train` writes for it. The table 
 many points share it. Its columns are described in `COLUMNS`, which also goes into the file.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from fastwi.experiment.plan import Stage
 from fastwi.experiment.planner import Dataset, PointStates
 from fastwi.experiment.points import Point, child_tuples
 from fastwi.experiment.tree import OWN, MeasurementKey
-from fastwi.files import atomic_path
+from fastwi.files import atomic_path, to_json
 
 if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
@@ -176,7 +175,7 @@ def write_results(
             continue
         described[name] = {"unit": unit, "help": text}
     with atomic_path(path) as temporary:
-        frame.write_parquet(temporary, metadata={"fastwi.columns": json.dumps(described)})
+        frame.write_parquet(temporary, metadata={"fastwi.columns": to_json(described)})
 
 
 def _row(stage: Stage, epoch: int, network: str, state: str, treatment: str, found: "Measurement") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fastwi.engine.base import Engine
 from fastwi.engine.choose import build_engine
 from fastwi.engine.device import resolve_device
 from fastwi.engine.schedule import learning_rate
-from fastwi.experiment.protocol import average_of, network_for
+from fastwi.experiment.protocol import average_of, network_for, test_scores
 from fastwi.experiment.store import Measurement, StateFile, read_state, write_state
 from fastwi.experiment.tree import OWN, Average, Epoch, Initial, Probe, Task, measurement_key
 from fastwi.population import Layout, Population
@@ -82,7 +82,7 @@ class Worker:
         number = epochs[0].epoch - 1
         noises = [Noise(epoch.noise) for epoch in epochs]
         losses = engine.train_epoch(population, train, noises, number, lambda n: tell(n, 0))
-        scores = engine.evaluate(population, test, lambda n: tell(0, n))
+        scores = test_scores(engine, population, test, lambda n: tell(0, n))
         per_epoch = engine.iterations(train)
         rate = learning_rate(number * per_epoch, per_epoch, config.optimizer, config.schedule)
         files = tuple(
@@ -110,7 +110,7 @@ class Worker:
             population = engine.recompute_statistics(
                 population, train, noises, first.epoch, first.images, lambda n: tell(0, n)
             )
-        scores = engine.evaluate(population, test, lambda n: tell(0, n))
+        scores = test_scores(engine, population, test, lambda n: tell(0, n))
         seconds = (time.perf_counter() - begun) / len(probes)
         rows = tuple(
             Measurement(

@@ -180,6 +180,12 @@ class Population:
             return self
         return Population(self.layout, *(matrix.to(device) for matrix in self._matrices()))
 
+    def finite_M(self) -> list[bool]:
+        """Whether all of a member's weights and statistics are finite, one a member."""
+        rows = ((self.weights_MP[m], self.statistics_MQ[m]) for m in range(self.members))
+        found = [torch.isfinite(weights_P).all() & torch.isfinite(each_Q).all() for weights_P, each_Q in rows]
+        return torch.stack(found).tolist() if found else []
+
     def combine(self, weights_LM: Tensor, momentum: str = "reset") -> "Population":
         """L weighted averages as a new population: row l is sum over m of weights_LM[l, m] x member m.
 

@@ -1,13 +1,13 @@
 """`python -m fastwi.report TARGET ...`: one self-contained HTML page of finished sweeps and their studies."""
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from fastwi.cli import run_command
+from fastwi.files import to_json
 from fastwi.version import __version__
 
 _DESCRIPTION = (
@@ -49,7 +49,7 @@ def _report(targets: list[Path], out: Path, as_json: bool, argv: list[str]) -> i
     html = page_html(sweeps, shlex.join(["python", "-m", "fastwi.report", *argv]))
     write_page(html, out)
     if as_json:
-        print(json.dumps({"file": str(out), "bytes": out.stat().st_size, "sweeps": [_said(s) for s in sweeps]}))
+        print(to_json({"file": str(out), "bytes": out.stat().st_size, "sweeps": [_said(s) for s in sweeps]}))
         return 0
     for sweep in sweeps:
         for view in sweep.claims:

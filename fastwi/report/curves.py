@@ -97,7 +97,7 @@ def _gather(
 
     def curve(parent: int, first: int, keys: Sequence[MeasurementKey]) -> _Line:
         found = [measurements.get(key) for key in keys]
-        accuracies = [float("nan") if each is None else each.test_accuracy for each in found]
+        accuracies = [float("nan") if each is None or each.diverged else each.test_accuracy for each in found]
         return _Line(parent, list(range(first, first + len(keys))), accuracies)
 
     for point, place in chosen:

@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from xml.etree import ElementTree
 import polars
 
 from fastwi.errors import UserError
+from fastwi.files import to_json
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _HREFS = ("href", f"{{{_XLINK}}}href")
@@ -36,7 +36,7 @@ def csv_uri(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def frame_csv_uri(frame: polars.DataFrame) -> str:
     """A frame as a CSV data: URI, lists as JSON."""
-    rows = ([json.dumps(v) if isinstance(v, list) else v for v in row] for row in frame.iter_rows())
+    rows = ([to_json(v) if isinstance(v, list) else v for v in row] for row in frame.iter_rows())
     return csv_uri(frame.columns, rows)
 
 

@@ -1,5 +1,6 @@
 """The summary of one run: who was how good at interpolation, and what became of the gain."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,12 +48,16 @@ def rich_table(table: Table) -> RichTable:
     return shown
 
 
-def gain(rows: Sequence[Row], treatment: str) -> tuple[float, float]:
+def gain(rows: Sequence[Row], treatment: str) -> tuple[float, float] | None:
     """Gain in test accuracy of the average over (the best child, the children's mean), in percentage points.
 
-    `treatment` of batch-norm statistics ("own" or "recomputed") is the same for the average and the children.
+    `treatment` of batch-norm statistics ("own" or "recomputed") is the same for the average and the children. None
+    where one of them diverged.
     """
-    at = {r["network"]: r[ACCURACY] for r in _interpolation(rows) if r["batch_norm"] == treatment}
+    chosen = [r for r in _interpolation(rows) if r["batch_norm"] == treatment]
+    if not all(math.isfinite(r["test_loss"]) for r in chosen):
+        return None
+    at = {r["network"]: r[ACCURACY] for r in chosen}
     children = [value for name, value in at.items() if name != "average"]
     return at["average"] - max(children), at["average"] - sum(children) / len(children)
 
@@ -65,10 +70,11 @@ def interpolation_table(rows: Sequence[Row]) -> Table:
     """Every network at interpolation under both treatments of batch norm, with the gain."""
     body = []
     for treatment in ("own", "recomputed"):
-        best, _ = gain(rows, treatment)
+        found = gain(rows, treatment)
+        best = "none: diverged" if found is None else f"{found[0]:+.2f}"
         for row in _interpolation(rows):
             if row["batch_norm"] == treatment:
-                shown = f"{best:+.2f}" if row["network"] == "average" else ""
+                shown = best if row["network"] == "average" else ""
                 body.append((row["network"], treatment, f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}", shown))
     columns: tuple[str, ...] = ("network", "statistics", "test loss", "test acc. (%)", "gain")
     return Table(
@@ -84,8 +90,12 @@ def after_table(rows: Sequence[Row]) -> Table:
     They are taken to the average at interpolation, to the best child there, and, where the children were trained on
     too, to the best of them at the same epoch. All with networks' own batch-norm statistics.
     """
-    start = {r["network"]: r[ACCURACY] for r in _interpolation(rows) if r["batch_norm"] == "own"}
-    best_child = max(value for name, value in start.items() if name != "average")
+    start = {
+        r["network"]: r[ACCURACY]
+        for r in _interpolation(rows)
+        if r["batch_norm"] == "own" and math.isfinite(r["test_loss"])
+    }
+    best_child = max((value for name, value in start.items() if name != "average"), default=None)
     first = _interpolation(rows)[0]["epoch"]
     after = [row for row in rows if row["stage"] == "after"]
     continued = any(row["network"] != "average" for row in after)
@@ -94,10 +104,12 @@ def after_table(rows: Sequence[Row]) -> Table:
         if row["network"] != "average":
             continue
         accuracy = row[ACCURACY]
-        against: list[float | None] = [accuracy - start["average"], accuracy - best_child]
+        others = [start.get("average"), best_child]
         if continued:
-            children = [r[ACCURACY] for r in after if r["epoch"] == row["epoch"] and r["network"] != "average"]
-            against.append(accuracy - max(children) if children else None)  # none where all of them diverged
+            beside = [r for r in after if r["epoch"] == row["epoch"] and r["network"] != "average"]
+            others.append(max((r[ACCURACY] for r in beside if math.isfinite(r["test_loss"])), default=None))
+        # None where what it would be taken to diverged.
+        against = [None if other is None else accuracy - other for other in others]
         body.append(
             (
                 f"+{row['epoch'] - first}", f"{row['train_loss']:.4f}", f"{row['test_loss']:.4f}", f"{accuracy:.2f}",

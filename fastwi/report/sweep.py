@@ -46,7 +46,7 @@ GAIN_COLUMNS = {
     "after_vs_average_points": ("points", "that less the average's at interpolation, own statistics"),
     "after_vs_best_points": ("points", "that less the best child's at interpolation, own statistics"),
 }
-"""Unit and meaning of the columns of `gains`. Null: not measured (yet)."""
+"""Unit and meaning of the columns of `gains`. Null: not measured (yet), or a network of these diverged."""
 
 _MOST_EPOCHS = 8  # columns of a table of further epochs
 _ROUND_EPOCHS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
@@ -86,6 +86,8 @@ def gains(
 ) -> polars.DataFrame:
     """One row a point (cell, parent, tuple, alpha) whose average and children are measured at interpolation.
 
+    Left out are points whose average, or a child, diverged under every treatment of batch norm.
+
     Columns: the axes beside k and s, by dotted name, then `GAIN_COLUMNS`.
     """
     axes = other_axes(spec)
@@ -103,17 +105,18 @@ def gains(
     rows: list[tuple[Any, ...]] = []
     for point, place in zip(points, places, strict=True):
         at = [_at_interpolation(place, treatment, measurements) for treatment in treatments(place)]
-        if at[0][0] is None:
+        there = all((state, OWN) in measurements for state in (place.average, *place.ends))
+        if not there or all(each is _NO_GAIN for each in at):
             continue
         after = [_accuracy(measurements.get((state, OWN))) for state in place.after]
-        average, best = at[0][0], max(at[0][1])
+        average, best = (None, None) if at[0] is _NO_GAIN else (at[0][0], max(at[0][1]))
         e = point.config.experiment
         values = [axis_value(path, point.values[i]) for path, i in axes.items()]
         rows.append(
             (
                 *values, e.k, e.s, point.alpha, point.parent, point.tuple_index,
-                *at[0], *(at[1] if len(at) > 1 else _NOT_MEASURED),
-                after, *([None if a is None else a - base for a in after] for base in (average, best)),
+                *at[0], *(at[1] if len(at) > 1 else _NO_GAIN),
+                after, *([_difference(accuracy, base) for accuracy in after] for base in (average, best)),
             )
         )  # fmt: skip
     return polars.DataFrame(rows, schema=columns, orient="row")
@@ -122,6 +125,10 @@ def gains(
 def _accuracy(found: "Measurement | None") -> float | None:
     """Test accuracy in %; None where nothing was measured, or the network diverged in that very epoch."""
     return None if found is None or found.diverged else found.test_accuracy
+
+
+def _difference(accuracy: float | None, base: float | None) -> float | None:
+    return None if accuracy is None or base is None else accuracy - base
 
 
 def cells(frame: polars.DataFrame) -> list[Cell]:
@@ -236,19 +243,19 @@ def variant_text(variant: Iterable[tuple[str, Any]]) -> str:
     return ", ".join(f"{name} = {value_text(value)}" for name, value in variant)
 
 
-_NOT_MEASURED = (None, None, None, None)
+_NO_GAIN = (None, None, None, None)
 
 
 def _at_interpolation(
     place: PointStates, treatment: str, measurements: "Mapping[MeasurementKey, Measurement]"
 ) -> tuple[Any, ...]:
-    """Accuracies of average and children, gains over best and mean; None throughout where one is missing."""
+    """Accuracies of average and children, gains over best and mean; all None where one is missing or diverged."""
     accuracies = []
     for state in (place.average, *place.ends):
-        found = measurements.get((state, treatment))
-        if found is None:
-            return _NOT_MEASURED
-        accuracies.append(found.test_accuracy)
+        accuracy = _accuracy(measurements.get((state, treatment)))
+        if accuracy is None:
+            return _NO_GAIN
+        accuracies.append(accuracy)
     average, *children = accuracies
     return average, children, average - max(children), average - sum(children) / len(children)
 

@@ -1,6 +1,7 @@
 """The tree of a sweep: what is shared, what names a state, what is left to do, in which order."""
 
 import dataclasses
+import math
 import random
 
 import pytest
@@ -11,8 +12,17 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.config.write import to_mapping
 from fastwi.experiment.agenda import Agenda
-from fastwi.experiment.planner import Dataset, lost_with, naive_epochs, plan_tree, unfinished
+from fastwi.experiment.planner import (
+    Dataset,
+    lost_with,
+    naive_epochs,
+    plan_tree,
+    stopped_states,
+    unfinished,
+    without_lost,
+)
 from fastwi.experiment.points import Point, points
+from fastwi.experiment.store import Measurement
 from fastwi.experiment.tree import OWN, Average, Epoch, Initial, Probe, measurement_key
 
 DATASET = Dataset("digest", 1000, 100)
@@ -285,6 +295,35 @@ def test_what_comes_of_a_diverged_network_is_not_left():
     assert {epoch.key for epoch in epochs} - {epoch.key for epoch in todo.epochs} == {child, *places[0].after}
     assert {p.state for p in tree.probes.values()} - {p.state for p in todo.probes} == {child, places[0].average}
     assert lost_with(tree, [child]) == lost
+
+
+def measurement(key, **values) -> Measurement:
+    return Measurement(*key, **{"epoch": 1, "train_loss": None, "learning_rate": None, "test_loss": 1.0,
+                                "test_accuracy": 50.0, "seconds": 0.0, **values})  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_norm", ["average", "recompute"])
+def test_an_average_that_diverged_is_measured_and_not_trained_on(batch_norm):
+    tree, places = grown(
+        sweep({}, {"children": 2}, experiment={"batch_norm": batch_norm, "after": 1, "k": 1, "s": 1})
+    )
+    place = places[0]
+    own, recomputed = (place.average, OWN), (place.average, place.recomputed)
+    stops, other = (own, recomputed) if batch_norm == "average" else (recomputed, own)
+    assert stopped_states(tree, [measurement(other, test_loss=math.nan)]) == []
+    assert stopped_states(tree, [measurement((place.ends[0], place.recomputed), test_loss=math.nan)]) == []
+    found = {stops: measurement(stops, test_loss=math.inf)}
+    stopped = stopped_states(tree, found.values())
+    assert stopped == [place.average]
+    todo = unfinished(tree, {stops}, set(), stopped)
+    assert {epoch.key for epoch in tree.epochs()} - {epoch.key for epoch in todo.epochs} == set(place.after)
+    assert other in {probe.key for probe in todo.probes}
+    # What was trained of it before it was measured counts for nothing.
+    trained_on = {(place.after[0], OWN): measurement((place.after[0], OWN), train_loss=1.0)}
+    child = {(place.ends[0], OWN): measurement((place.ends[0], OWN), train_loss=1.0)}
+    assert without_lost(tree, found | trained_on | child) == found | child
+    lost = {(place.ends[0], OWN): measurement((place.ends[0], OWN), train_loss=1.0, test_loss=math.nan)}
+    assert without_lost(tree, found | lost) == lost
 
 
 def test_agenda_without_what_hangs_on_a_failure():

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,9 +17,10 @@ from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split
 from fastwi.engine.loop import LoopEngine
 from fastwi.errors import CheckpointError
+from fastwi.experiment import protocol
 from fastwi.experiment.paths import RunPaths
 from fastwi.experiment.plan import plan
-from fastwi.experiment.protocol import Figure1Run, build_network, diverged
+from fastwi.experiment.protocol import Figure1Run, build_network, diverged, divergence
 from fastwi.population import Population
 
 CPU = torch.device("cpu")
@@ -322,6 +325,87 @@ def test_nothing_comes_of_a_parent_that_diverges(splits, tmp_path):
     rows = spoiled_run(config_of(k=2), splits, tmp_path / "spoiled", 0, 0).run()
     assert told(rows) == [("parent", 1, "parent", "own")]
     assert diverged(rows) == rows
+
+
+class Blind:
+    """An engine that evaluates as it is told: `losses` by (evaluation, member); every other loss is its own."""
+
+    def __init__(self, engine, losses: dict[tuple[int, int], float], evaluations: list[int] | None = None) -> None:
+        self._engine, self._losses = engine, losses
+        self._evaluations = [] if evaluations is None else evaluations
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def with_settings(self, *settings):
+        return Blind(self._engine.with_settings(*settings), self._losses, self._evaluations)
+
+    def evaluate(self, population, test, report):
+        scores = self._engine.evaluate(population, test, report)
+        for (evaluation, m), loss in self._losses.items():
+            if evaluation == len(self._evaluations):
+                scores.loss_M[m] = loss
+        self._evaluations.append(population.members)
+        return scores
+
+
+def blind_run(config: Config, splits, directory: Path, losses: dict, listener: Listener | None = None):
+    run = start(config, splits, directory, listener)
+    run._engine = Blind(run._engine, losses)
+    return run
+
+
+def strictly(line: str) -> dict:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def test_a_child_whose_test_loss_is_not_finite_has_diverged(splits, tmp_path):
+    rows = blind_run(config_of(k=1), splits, tmp_path, {(1, 1): math.nan}).run()
+    assert [row["stage"] for row in rows] == ["parent", "children", "children"]  # nothing is averaged
+    assert [row["network"] for row in diverged(rows)] == ["child 2"]
+    assert divergence(diverged(rows)[0]) == "its test loss is nan"
+    lines = RunPaths(tmp_path).metrics.read_text().splitlines()
+    assert [strictly(line)["test_loss"] for line in lines[:-1]] == [row["test_loss"] for row in rows[:-1]]
+    assert strictly(lines[-1])["test_loss"] == "NaN"
+    again = start(config_of(k=1), splits, tmp_path).run()  # which trains nothing
+    assert again[:-1] == rows[:-1]
+    assert math.isnan(again[-1]["test_loss"])
+
+
+@pytest.mark.parametrize("where", ["weights_MP", "statistics_MQ"])
+def test_a_network_that_is_not_finite_has_no_test_loss(splits, where):
+    population = Population.from_modules([build_network(config_of(), 10)] * 3)
+    getattr(population, where)[1, -1] = math.inf
+    config = config_of()
+    engine = LoopEngine(
+        build_network(config, 10), config.engine, config.optimizer, config.schedule, config.augment
+    )  # fmt: skip
+    scores = protocol.test_scores(Blind(engine, {(0, 1): 1.0}), population, splits[1], lambda n: None)
+    assert np.isnan(scores.loss_M).tolist() == [False, True, False]
+    assert population.finite_M() == [True, False, True]
+
+
+@pytest.mark.parametrize("trained_on", ["average", "recompute"])
+@pytest.mark.parametrize("treatment", [0, 1])
+@pytest.mark.parametrize("continued", [False, True])
+def test_an_average_that_diverges_is_not_trained_on(splits, tmp_path, trained_on, treatment, continued):
+    """With the statistics that it would be trained on with; under the other treatment it is reported, and goes on."""
+    config = config_of(k=1, after=2, batch_norm=trained_on, continue_children=continued)
+    whole = start(config, splits, tmp_path / "whole").run()
+    losses = {(2 + treatment, 0): math.inf}
+    rows = blind_run(config, splits, tmp_path / "blind", losses).run()
+    (row,) = diverged(rows)
+    assert (row["network"], row["batch_norm"]) == ("average", ("own", "recomputed")[treatment])
+    stops = (trained_on == "recompute") == (treatment == 1)
+    expected = [r for r in whole if r["stage"] != "after" or r["network"] != "average" or not stops]
+    assert told(rows) == told(expected)
+    assert [r for r in rows if r["stage"] == "after"] == [r for r in expected if r["stage"] == "after"]
+    with pytest.raises(Stopped):
+        blind_run(config, splits, tmp_path / "again", losses, Listener(stop_after=3)).run()
+    assert start(config, splits, tmp_path / "again").run() == rows
 
 
 def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(splits, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from statistics import fmean
 
@@ -107,6 +108,23 @@ def test_an_average_that_diverges_has_no_accuracy(seed):
         assert row[name][-1] is None
         assert None not in row[name][:-1]
         assert all(None not in other[name] for other in others)
+
+
+def test_what_diverged_at_interpolation_gives_no_gain(seed):
+    every, places, tree = planned(SPECS["grid"])
+    measurements = drawn(tree, seed)
+    for key in ((places[0].average, OWN), (places[1].ends[0], places[1].recomputed)):
+        measurements[key] = dataclasses.replace(measurements[key], test_loss=math.inf)
+    first, second, *others = gains(SPECS["grid"], every, places, measurements).iter_rows(named=True)
+    assert first["gain_best_own_points"] is first["average_own_%"] is first["children_own_%"] is None
+    assert set(first["after_vs_average_points"]) == set(first["after_vs_best_points"]) == {None}
+    assert first["gain_best_recomputed_points"] is not None
+    assert second["gain_mean_recomputed_points"] is None
+    assert second["gain_mean_own_points"] is not None
+    assert all(None not in row.values() for row in others if row["alpha"] is not None)
+    key = (places[0].average, places[0].recomputed)
+    measurements[key] = dataclasses.replace(measurements[key], test_loss=math.nan)
+    assert gains(SPECS["grid"], every, places, measurements).height == len(every) - 1
 
 
 def numbers(text):

@@ -11,7 +11,7 @@ from fastwi.config.analysis import AnalysisOptions, chosen_cells
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.errors import UserError
-from fastwi.experiment.planner import PointStates, lost_with
+from fastwi.experiment.planner import PointStates, lost_with, stopped_states
 from fastwi.experiment.results import axis_types, axis_value, other_axes
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def pairs_of(opened: "OpenedSweep", options: AnalysisOptions) -> list[Pair]:
     if spec.options.tuple_size != 2:
         raise UserError(f"sweep.tuple_size: {spec.options.tuple_size}; this study is of pairs; sweep tuples of 2")
     wanted, axes = chosen_cells(options), other_axes(spec)
-    lost = lost_with(planned.tree, [m.state for m in opened.measured.values() if m.diverged])
+    lost = lost_with(planned.tree, stopped_states(planned.tree, opened.measured.values()))
     found: dict[tuple[Any, ...], Pair] = {}
     for point, place in zip(planned.points, planned.places, strict=True):
         e = point.config.experiment

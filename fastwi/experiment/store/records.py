@@ -34,8 +34,8 @@ class Measurement:
 
     @property
     def diverged(self) -> bool:
-        """Whether the network's training loss ceased to be a number in the epoch that this ends."""
-        return self.train_loss is not None and not math.isfinite(self.train_loss)
+        """Whether a loss, in the epoch of training that this ends or on the test images, is not finite."""
+        return not (math.isfinite(self.train_loss or 0.0) and math.isfinite(self.test_loss))
 
     @property
     def key(self) -> MeasurementKey:
