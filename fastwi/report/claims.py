@@ -2,9 +2,9 @@
 
 One function a claim (Iyer, Dziugaite, Rolnick, Linear Weight Interpolation Leads to Transient Performance Gains,
 TMLR 2024). Its docstring says the estimand: what number is estimated, over which pairs, under which treatment of
-batch-norm statistics. Every estimate has its 95 % bootstrap interval over parents (`fastwi.analysis.statistics`). A
+batch-norm statistics. Every estimate has its 95 % interval over parents (`fastwi.analysis.statistics`). A
 finding is confirmed where its whole interval lies on the claimed side, refuted where all of it lies on the other
-side, else not settled; below 5 parents there is no interval, and all is not settled.
+side, else not settled. Below 5 parents, and where all are equal, there is no interval and all is not settled.
 
 Claims are about the middle of the line: where a sweep has several alpha, rows of 0.5 count (`middle`).
 """
