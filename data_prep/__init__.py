@@ -4,6 +4,8 @@ A dataset directory holds train.beton, test.beton and card.json (`fastwi.data.ca
 """
 
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.dataset import Report, silent
@@ -11,6 +13,11 @@ from data_prep.dataset import Report, silent
 __all__ = ["DATASETS", "prepare"]
 
 DATASETS = ("cifar10", "cifar100", "svhn", "cinic10", "folder", "digits")
+
+
+def _warn(line: str) -> None:
+    """What `prepare` does with a warning unless its caller says otherwise."""
+    warnings.warn(line, stacklevel=4)
 
 
 def prepare(
@@ -23,12 +30,16 @@ def prepare(
     with_valid: bool = False,
     write_mode: str = "raw",
     keep_size: bool = False,
+    background: str | None = None,
     writer: str = "auto",
     report: Report = silent,
+    warn: Callable[[str], None] = _warn,
 ) -> Path:
     """Write a dataset into the directory `out` and return that directory.
 
-    Both splits are complete on disk before earlier files in `out` are replaced; card.json comes last.
+    Images are taken as a viewer shows them, turned as their EXIF data say, or refused. The card's source says what
+    was done to pixels. Both splits are complete on disk before earlier files in `out` are replaced; card.json comes
+    last.
 
     Args:
         dataset: one of DATASETS.
@@ -41,9 +52,13 @@ def prepare(
         write_mode: "raw" pixels; folder and cinic10 also: "smart": JPEG files as they are and others raw, so that
             nothing is lost; "jpeg": others encoded as JPEGs. Such sets are streamed from the disk (`data.streaming`).
         keep_size: store images of several sizes as they are (folder and cinic10 only).
+        background: a colour, such as white or #808080, that images with transparent pixels are laid on (folder and
+            cinic10 only); None: they are refused.
         writer: "ffcv", "raw" (the project's own) or "auto": FFCV where it is installed. The files they write
             are the same.
         report: called with (stage, done, total) as images are read and written.
+        warn: called with one line for each thing that a user should know of, such as colour profiles, which are not
+            applied; by default a UserWarning.
 
     Raises:
         UserError: the source is missing or damaged, the arguments do not go together, the disk is full, ...
@@ -58,8 +73,8 @@ def prepare(
     folder = dataset in ("folder", "cinic10")
     if dataset not in DATASETS:
         raise UserError(f"{dataset}: no such dataset; choose one of {', '.join(DATASETS)}")
-    if not folder and (size is not None or with_valid):
-        raise UserError(f"{dataset}: size and with-valid are for folder and cinic10; leave them out")
+    if not folder and (size is not None or with_valid or background is not None):
+        raise UserError(f"{dataset}: size, with-valid and background are for folder and cinic10; leave them out")
     if write_mode not in ("raw", "jpeg", "smart"):
         raise UserError(f"write-mode {write_mode}: choose one of raw, jpeg, smart")
     as_stored = write_mode != "raw" or keep_size
@@ -80,11 +95,21 @@ def prepare(
                 with_valid=with_valid,
                 write_mode=write_mode,
                 keep_size=keep_size,
+                background=background,
                 report=report,
+                warn=warn,
             )
             return directory
         if folder:
-            loaded = load_folder(source, name=name or own_name, size=size, with_valid=with_valid, report=report)
+            loaded = load_folder(
+                source,
+                name=name or own_name,
+                size=size,
+                with_valid=with_valid,
+                background=background,
+                report=report,
+                warn=warn,
+            )
         elif dataset == "digits":
             if source is not None:
                 raise UserError("digits: come with scikit-learn; leave the source out")

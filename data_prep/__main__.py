@@ -8,7 +8,7 @@ from typing import NoReturn
 from data_prep import prepare
 from data_prep.progress import shown_progress
 from fastwi.cli import run_command
-from fastwi.errors import UserError
+from fastwi.errors import UserError, printable
 from fastwi.version import __version__
 
 _DESCRIPTION = """\
@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
                 help="pixels; or, for sets larger than memory, smart: JPEG files as they are, other images raw, so "
                 "that nothing is lost; jpeg: others encoded as JPEGs",
             )
+            command.add_argument(
+                "--background",
+                metavar="COLOUR",
+                help="lay images with transparent pixels on this colour: white, #808080; without it they are refused",
+            )
             command.add_argument("--keep-size", action="store_true", help="store images of several sizes as they are")
         elif dataset != "digits":
             command.add_argument(
@@ -75,8 +80,11 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: Sequence[str] | None) -> int:
     options = vars(_parser().parse_args(arguments))
     dataset, out = options.pop("dataset"), options.pop("out")
+    warnings: list[str] = []
     with shown_progress() as report:
-        directory = prepare(dataset, out, report=report, **options)
+        directory = prepare(dataset, out, report=report, warn=warnings.append, **options)
+    for line in warnings:
+        print(f"fastwi: warning: {printable(line)}", file=sys.stderr)
     from fastwi.data.card import read_card
 
     card = read_card(directory)

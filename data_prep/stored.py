@@ -7,15 +7,17 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from data_prep.damage import ImageError
 from data_prep.dataset import Report
-from data_prep.decode import ImageError, decode_rgb
+from data_prep.decode import DecodedImage, background_colour, decode_image
 from data_prep.folder import SplitFiles, list_splits
+from data_prep.notes import Notes, Warn
 from data_prep.trees import Tree, open_tree
 from data_prep.write import count_intensities, statistics_of_counts
 from fastwi.beton import StoredBeton, stored_sha256
@@ -53,25 +55,28 @@ class _Looked:
 class _Source:
     """Reads the images of a folder one at a time, as they are to be stored."""
 
-    def __init__(self, tree: Tree, source: Path, write_mode: str) -> None:
-        self._tree, self._source, self._write_mode = tree, source, write_mode
+    def __init__(self, tree: Tree, source: Path, write_mode: str, background: tuple[int, int, int] | None) -> None:
+        self._tree, self._source, self._write_mode, self._background = tree, source, write_mode, background
 
-    def image(self, path: str) -> tuple[StoredImage, np.ndarray]:
-        """An image as stored, and the pixels that it decodes to, uint8 [H, W, 3]."""
+    def image(self, path: str) -> tuple[StoredImage, DecodedImage]:
+        """An image as stored, and what it decodes to."""
         data = self._tree.read(path)
         try:
-            pixels_HWC = decode_rgb(data, None)
-            height, width = pixels_HWC.shape[:2]
+            image = decode_image(data, None, self._background)
+            height, width = image.pixels_HWC.shape[:2]
             if max(height, width) > MAX_SIDE or height * width > MAX_JPEG_PIXELS:
                 raise ImageError(f"has {height} x {width} pixels, too many")
-            if self._write_mode != "raw" and data.startswith(b"\xff\xd8"):
-                return StoredImage(JPEG, height, width, data), decode_jpeg(data, height, width)
-            if self._write_mode != "jpeg":
-                return StoredImage(RAW, height, width, pixels_HWC.tobytes()), pixels_HWC
-            data = _encoded(pixels_HWC)
-            return StoredImage(JPEG, height, width, data), decode_jpeg(data, height, width)
-        except (ImageError, BetonError) as error:
+            # Decoders of betons ignore EXIF's orientation: a JPEG that has one is stored as the pixels it shows.
+            keeps_file = image.jpeg and not image.turned and self._write_mode != "raw"
+            if not keeps_file and self._write_mode != "jpeg":
+                return StoredImage(RAW, height, width, image.pixels_HWC.tobytes()), image
+            data = data if keeps_file else _encoded(image.pixels_HWC)
+            decoded = replace(image, pixels_HWC=decode_jpeg(data, height, width))
+            return StoredImage(JPEG, height, width, data), decoded
+        except BetonError as error:
             raise UserError(f"{self._source}: {path}: {error}; replace or remove it") from error
+        except ImageError as error:
+            raise UserError(f"{self._source}: {path}: {error}; {error.fix}") from error
 
     def again(self, path: str, mode: int, height: int, width: int) -> StoredImage:
         """An image that `image` has seen. A JPEG file is not decoded again: the digest shows if it has changed."""
@@ -88,7 +93,9 @@ def write_folder(
     with_valid: bool,
     write_mode: str,
     keep_size: bool,
+    background: str | None,
     report: Report,
+    warn: Warn,
 ) -> Card:
     """Write the image folder `source` into `directory` as betons and a card, and return the card.
 
@@ -102,7 +109,9 @@ def write_folder(
         write_mode: "smart": JPEG files as they are, others raw, so that nothing is lost; "jpeg": others encoded as
             JPEGs of quality 95; "raw": all decoded.
         keep_size: images may be of several sizes.
+        background: the colour that images with transparent pixels are laid on; None: they are refused.
         report: called as images are read and written.
+        warn: called at the end with a line for each thing that a user should know of.
 
     Raises:
         UserError: another layout, a bad image, several sizes without `keep_size`, a full disk, ...
@@ -111,9 +120,10 @@ def write_folder(
         raise UserError("no source: pass --source, an image folder or a zip of one")
     source = Path(source)
     with open_tree(source) as tree, contextlib.ExitStack() as stack:
-        base, classes, files = list_splits(tree, source, with_valid)
-        images = _Source(tree, source, write_mode)
-        looked = {split: _look(images, files[split], f"read {split}", report) for split in SPLITS}
+        notes = Notes(background)
+        base, classes, files = list_splits(tree, source, with_valid, notes)
+        images = _Source(tree, source, write_mode, background_colour(background))
+        looked = {split: _look(images, split, files[split], report, notes) for split in SPLITS}
         if not keep_size:
             _check_one_size(source, looked)
         digests = {}
@@ -128,9 +138,12 @@ def write_folder(
         said += ["valid added to train"] if with_valid else []
         said += {"raw": [], "smart": ["JPEG files as they are"], "jpeg": [f"as JPEG, quality {QUALITY}"]}[write_mode]
         said += ["sizes kept"] if keep_size else []
+        said += notes.said()
         card = _card(name or base or source.stem, classes, looked, digests, ", ".join(said))
         (directory / CARD_FILE).unlink(missing_ok=True)
     write_json(directory / CARD_FILE, card.to_json())
+    for line in notes.warnings():
+        warn(f"{source}: {line}")
     return card
 
 
@@ -140,18 +153,19 @@ def _encoded(pixels_HWC: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _look(images: _Source, files: SplitFiles, stage: str, report: Report) -> _Looked:
+def _look(images: _Source, split: str, files: SplitFiles, report: Report, notes: Notes) -> _Looked:
     digest = StoredDigest(len(files))
     counts_CV = np.zeros((3, 256), np.int64)
     kinds_N3, largest = np.zeros((len(files), 3), np.int64), 0
     for n, (path, _) in enumerate(files):
-        stored, pixels_HWC = images.image(path)
+        stored, image = images.image(path)
+        notes.seen(split, path, image)
         digest.update(stored.mode, stored.height, stored.width, stored.data)
-        count_intensities(counts_CV, pixels_HWC)
+        count_intensities(counts_CV, image.pixels_HWC)
         kinds_N3[n] = stored.mode, stored.height, stored.width
         largest = max(largest, len(stored.data))
         if (n + 1) % _REPORT_EVERY == 0 or n + 1 == len(files):
-            report(stage, n + 1, len(files))
+            report(f"read {split}", n + 1, len(files))
     labels_N = np.array([label for _, label in files], np.int64)
     return _Looked(labels_N, kinds_N3, largest, digest.finish(labels_N), counts_CV)
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,13 @@ MAX_FILE_BYTES = 1 << 28
 
 
 class Tree(Protocol):
-    """Files under one root. Paths are relative to it, with `/` between parts; the root itself is ''."""
+    """Files under one root. Paths are relative to it, with `/` between parts; the root itself is ''.
+
+    `hidden`: paths of what `entries` left out because it is hidden, those of folders with a `/` at the end. Not of
+    what file managers leave behind.
+    """
+
+    hidden: set[str]
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
         """The names of the folders and of the files in `folder`, each sorted; hidden ones are left out."""
@@ -57,9 +64,20 @@ def read_file(path: Path) -> bytes | None:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); see to its permissions") from error
 
 
-def _hidden(name: str) -> bool:
-    """What file managers leave behind: .DS_Store, __MACOSX, Thumbs.db, ..."""
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+def _left_behind(name: str) -> bool:
+    """What file managers leave behind."""
+    return name.startswith("._") or name in (".DS_Store", "__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def _shown(
+    folder: str, folders: Iterable[str], files: Iterable[str], hidden: set[str]
+) -> tuple[list[str], list[str]]:
+    """The names that are not hidden, sorted; paths of the others are added to `hidden`."""
+    kept = [[name for name in names if not _left_behind(name)] for names in (folders, files)]
+    for names, ending in zip(kept, ("/", ""), strict=True):
+        hidden |= {join(folder, name) + ending for name in names if name.startswith(".")}
+    shown_folders, shown_files = (sorted(name for name in names if not name.startswith(".")) for names in kept)
+    return shown_folders, shown_files
 
 
 def _check_size(where: str, size: int) -> None:
@@ -70,6 +88,7 @@ def _check_size(where: str, size: int) -> None:
 class _FolderTree:
     def __init__(self, root: Path) -> None:
         self._root = root
+        self.hidden: set[str] = set()
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
         folders: list[str] = []
@@ -77,17 +96,16 @@ class _FolderTree:
         try:
             with os.scandir(self._root / folder) as entries:
                 for entry in entries:
-                    if _hidden(entry.name):
-                        continue
                     if entry.is_dir():
                         folders.append(entry.name)
                     elif entry.is_file():
                         files.append(entry.name)
-                    else:  # a named pipe would wait for ever, a broken link has nothing to read
+                    elif not entry.name.startswith("."):
+                        # A named pipe would wait for ever, a broken link has nothing to read.
                         raise UserError(f"{entry.path}: neither a file nor a folder; remove it")
         except OSError as error:
             raise UserError(f"{self._root / folder}: cannot be read ({error.strerror or error})") from error
-        return sorted(folders), sorted(files)
+        return _shown(folder, folders, files, self.hidden)
 
     def read(self, path: str) -> bytes:
         content = read_file(self._root / path)
@@ -102,13 +120,18 @@ class _ZipTree:
         self._archive = archive
         self._files: dict[str, dict[str, zipfile.ZipInfo]] = {}
         self._folders: dict[str, set[str]] = {}
+        self.hidden: set[str] = set()
         for info in archive.infolist():
             self._add(info)
 
     def _add(self, info: zipfile.ZipInfo) -> None:
-        *folders, name = info.filename.split("/")
-        if ".." in (*folders, name) or info.filename.startswith("/") or "" in folders:
+        # Some programs for Windows write its own separators, others begin every name with ./
+        written = info.filename.replace("\\", "/")
+        *folders, name = written.split("/")
+        if ".." in (*folders, name) or "" in folders:
             raise UserError(f"{self._source}: entry {info.filename!r} does not lie within the archive; repack it")
+        folders = [folder for folder in folders if folder != "."]
+        name = "" if name == "." else name
         parent = ""
         for folder in folders:
             self._folders.setdefault(parent, set()).add(folder)
@@ -121,8 +144,11 @@ class _ZipTree:
         entries[name] = info
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        folders, files = self._folders.get(folder, ()), self._files.get(folder, ())
-        return sorted(n for n in folders if not _hidden(n)), sorted(n for n in files if not _hidden(n))
+        folders, files = self._folders.get(folder, set()), self._files.get(folder, {})
+        for name, info in files.items():
+            if stat.S_ISLNK(info.external_attr >> 16):  # its content is the path that it leads to
+                raise UserError(f"{self._source}: {join(folder, name)}: is a link; pack what it leads to")
+        return _shown(folder, folders, files, self.hidden)
 
     def read(self, path: str) -> bytes:
         folder, _, name = path.rpartition("/")

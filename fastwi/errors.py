@@ -15,7 +15,7 @@ class UserError(Exception):
 
     @staticmethod
     def _plain(message: str) -> str:
-        return _printable(message)
+        return printable(message)
 
 
 class BetonError(UserError):
@@ -27,14 +27,15 @@ class ConfigError(UserError):
 
     @staticmethod
     def _plain(message: str) -> str:
-        return "\n".join(map(_printable, message.split("\n")))
+        return "\n".join(map(printable, message.split("\n")))
 
 
 class CheckpointError(UserError):
     """A checkpoint that is damaged or belongs to another model, layout or run."""
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
+    """A line of a message as a terminal may show it; see `UserError`."""
     if len(line) > _LONGEST_LINE:
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     if line.isprintable():

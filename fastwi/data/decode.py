@@ -15,7 +15,8 @@ MODES = ("L", "RGB", "CMYK")  # of JPEGs, in Pillow's words; all become RGB
 
 
 def decode_jpeg(data: bytes, height: int, width: int) -> np.ndarray:
-    """The pixels of a JPEG file: uint8 [height, width, 3]. EXIF orientation is not applied, as in data_prep.
+    """The pixels of a JPEG file: uint8 [height, width, 3]. EXIF orientation is not applied:
+    data_prep stores a JPEG that has one as the pixels that it shows.
 
     Raises:
         BetonError: the data is no JPEG, damaged, or of another size. The message leaves out which image it is.

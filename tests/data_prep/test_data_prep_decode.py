@@ -1,46 +1,150 @@
 """Encoded images to RGB pixels."""
 
-import io
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from prepared import digits
+from encoded import chunk, deep_png, encoded, exif, picture, png_of_chunks
+from PIL import Image, ImageCms
 
-from data_prep.decode import ImageError, decode_rgb
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
+from data_prep.damage import ImageError
+from data_prep.decode import background_colour, decode_image
+from fastwi.errors import UserError
 
 
-def picture() -> Image.Image:
-    """A real digit, one half of it coloured."""
-    pixels_HWC = digits().train.images_NHWC[0].copy()
-    pixels_HWC[:, 8:, 1] //= 2
-    return Image.fromarray(pixels_HWC)
+def decode_rgb(data: bytes, size: int | None) -> np.ndarray:
+    return decode_image(data, size).pixels_HWC
 
 
 def test_rgb_comes_out_as_it_is() -> None:
     np.testing.assert_array_equal(decode_rgb(encoded(picture()), None), np.asarray(picture()))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])  # those with alpha are opaque
 def test_other_modes_become_rgb(mode: str) -> None:
     image = picture().convert(mode)
     np.testing.assert_array_equal(decode_rgb(encoded(image), None), np.asarray(image.convert("RGB")))
 
 
-def test_a_transparent_palette(recwarn: pytest.WarningsRecorder) -> None:
-    image = picture().quantize(8)
-    data = encoded(image, transparency=bytes([0, 128] + [255] * 6))
-    np.testing.assert_array_equal(decode_rgb(data, None), np.asarray(image.convert("RGB")))
-    assert len(recwarn) == 0
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_images_are_turned_as_their_exif_data_say(kind: str, orientation: int) -> None:
+    options = {} if kind == "PNG" else {"quality": 95, "subsampling": 0}
+    upright = decode_image(encoded(picture(), kind, **options))
+    turned = decode_image(encoded(picture(), kind, exif=exif(orientation), **options))
+    assert turned.turned == (orientation != 1)
+    pixels_HWC = upright.pixels_HWC
+    # EXIF 2.32, 4.6.4: which corner of the scene the first row and the first column of the file are at.
+    expected_HWC = {
+        1: pixels_HWC,
+        2: pixels_HWC[:, ::-1],
+        3: pixels_HWC[::-1, ::-1],
+        4: pixels_HWC[::-1],
+        5: pixels_HWC.transpose(1, 0, 2),
+        6: pixels_HWC[::-1].transpose(1, 0, 2),
+        7: pixels_HWC[::-1, ::-1].transpose(1, 0, 2),
+        8: pixels_HWC[:, ::-1].transpose(1, 0, 2),
+    }[orientation]
+    np.testing.assert_array_equal(turned.pixels_HWC, expected_HWC)
+
+
+def test_odd_exif_data_turn_nothing() -> None:
+    for data in (exif(0), exif(9), b"Exif\0\0no TIFF", exif(6)[:-20]):
+        decoded = decode_image(encoded(picture(), exif=data))
+        assert not decoded.turned
+        np.testing.assert_array_equal(decoded.pixels_HWC, np.asarray(picture()))
+
+
+def transparent(kind: str) -> bytes:
+    """A picture whose first row is transparent."""
+    if kind in ("RGBA", "LA"):
+        image = picture().convert(kind)
+        alpha = np.full((16, 16), 255, np.uint8)
+        alpha[0] = 0
+        image.putalpha(Image.fromarray(alpha))
+        return encoded(image)
+    if kind == "P":
+        return encoded(picture().quantize(8), transparency=bytes([0, 128] + [255] * 6))
+    pixels_HWC = np.maximum(np.asarray(picture()), 1)
+    pixels_HWC[0] = 0  # and no other pixel is, by what tRNS says of the colour 0
+    image = Image.fromarray(pixels_HWC) if kind == "RGB" else Image.fromarray(pixels_HWC[..., 0])
+    return encoded(image, transparency=(0, 0, 0) if kind == "RGB" else 0)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "RGB", "L"])
+def test_transparent_pixels_are_refused_or_laid_on_a_colour(kind: str) -> None:
+    data = transparent(kind)
+    with pytest.raises(ImageError, match="transparent") as caught:
+        decode_image(data)
+    assert "--background" in caught.value.fix
+    white, green = (decode_image(data, None, colour) for colour in ((255, 255, 255), (0, 200, 0)))
+    assert white.flattened
+    assert green.flattened
+    if kind == "P":
+        assert (white.pixels_HWC.astype(int) - green.pixels_HWC >= 0).all()
+        assert (white.pixels_HWC != green.pixels_HWC).any()
+    else:
+        assert (white.pixels_HWC[0] == 255).all()
+        assert (green.pixels_HWC[0] == (0, 200, 0)).all()
+        np.testing.assert_array_equal(white.pixels_HWC[1:], green.pixels_HWC[1:])
+
+
+def test_colours_of_a_background() -> None:
+    assert background_colour(None) is None
+    assert background_colour("white") == (255, 255, 255)
+    assert background_colour("#ff8000") == (255, 128, 0)
+    with pytest.raises(UserError, match="background paper"):
+        background_colour("paper")
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_a_channel_are_refused(colour: int, channels: int) -> None:
+    values = np.random.default_rng(colour).integers(0, 1 << 16, (9, 7, channels), dtype=np.uint16)
+    with pytest.raises(ImageError, match="16 bits"):
+        decode_image(deep_png(values, colour))
+
+
+def test_few_bits_a_grey_are_scaled() -> None:
+    rows = zlib.compress(bytes([0, 0b00011011]))
+    header = (b"IHDR", struct.pack(">IIBBBBB", 4, 1, 2, 0, 0, 0, 0))
+    decoded = decode_image(png_of_chunks(header, (b"IDAT", rows), (b"IEND", b"")))
+    np.testing.assert_array_equal(decoded.pixels_HWC[0, :, 0], (0, 85, 170, 255))
+    with pytest.raises(ImageError, match="transparent grey of 2 bits"):
+        decode_image(png_of_chunks(header, (b"tRNS", b"\0\0"), (b"IDAT", rows), (b"IEND", b"")))
+
+
+def test_animations_are_refused() -> None:
+    other = Image.fromarray(255 - np.asarray(picture()))
+    with pytest.raises(ImageError, match="animated"):
+        decode_image(encoded(picture(), save_all=True, append_images=[other]))
+
+
+def test_the_first_picture_of_a_camera_is_the_one_that_it_shows() -> None:
+    data = encoded(picture(), "MPO", save_all=True, append_images=[picture().rotate(90)])
+    np.testing.assert_array_equal(decode_rgb(data, None), decode_rgb(encoded(picture(), "JPEG"), None))
+
+
+def test_inks_and_profiles_are_counted() -> None:
+    assert decode_image(encoded(picture().convert("CMYK"), "JPEG")).cmyk
+    assert not decode_image(encoded(picture(), "JPEG")).cmyk
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    for kind in ("PNG", "JPEG"):
+        assert not decode_image(encoded(picture(), kind)).profile
+        assert not decode_image(encoded(picture(), kind, icc_profile=srgb)).profile
+        assert decode_image(encoded(picture(), kind, icc_profile=lab)).profile
+    plain = encoded(picture())
+    for gamma, other in ((45455, False), (100000, True)):
+        with_gamma = plain[:33] + chunk(b"gAMA", struct.pack(">I", gamma)) + plain[33:]
+        assert decode_image(with_gamma).profile == other
+
+
+def test_interlaced_pngs_are_ordinary() -> None:
+    """Adam7 by hand: of a picture of 1 x 1 pixels the first pass is all."""
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 1)
+    data = png_of_chunks((b"IHDR", header), (b"IDAT", zlib.compress(b"\0abc")), (b"IEND", b""))
+    np.testing.assert_array_equal(decode_rgb(data, None), np.frombuffer(b"abc", np.uint8).reshape(1, 1, 3))
 
 
 def test_jpeg_is_close() -> None:
@@ -80,10 +184,6 @@ def test_another_format_is_refused() -> None:
 def test_more_pixels_than_any_dataset_has(side: int) -> None:
     """A file of a few kilobytes that would take a gigabyte; Pillow warns of the second and refuses the third."""
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b""))
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        for name, content in chunks
-    )
+    data = png_of_chunks((b"IHDR", header), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b""))
     with pytest.raises(ImageError, match=r"too many|exceeds limit"):
         decode_rgb(data, 16)

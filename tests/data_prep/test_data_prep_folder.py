@@ -145,7 +145,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         ({"train/class0/0000.png": b""}, "train/class0/0000.png: neither a PNG nor a JPEG image; replace"),
         ({"train/class5/0016.png": b"GIF89a" + bytes(99)}, "train/class5/0016.png: neither a PNG nor a JPEG"),
         ({"test/class9/0019.png": "cut"}, "test/class9/0019.png: damaged image ("),
-        ({"test/class9/0019.png": "grey16"}, "test/class9/0019.png: has pixels of mode I;16"),
+        ({"test/class9/0019.png": "grey16"}, "test/class9/0019.png: has 16 bits a channel"),
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "zip"])
