@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastwi.cli import run_command
+from fastwi.engine.precision import cpu_precision, processor
 from fastwi.kernels.compiler import compiler
 from fastwi.version import __version__
 
@@ -63,6 +64,7 @@ def examine() -> Iterator[Finding]:
     yield from _torch()
     yield _packages()
     yield _compiler()
+    yield _precision()
     yield _ffcv()
     yield _cores()
     yield _memory()
@@ -80,7 +82,7 @@ def _python() -> Finding:
 
 
 def _torch() -> Iterator[Finding]:
-    """torch and torchvision, then the GPU, Triton and bf16."""
+    """torch and torchvision, then the GPU and Triton."""
     mend = f"pip install 'torch>={LOWEST_TORCH[0]}.{LOWEST_TORCH[1]}' torchvision"
     try:
         import torch
@@ -99,7 +101,6 @@ def _torch() -> Iterator[Finding]:
     triton = importlib.util.find_spec("triton") is not None
     yield Finding("Triton", "installed" if triton else "none; GPU kernels fall back to torch")
     yield Finding("torch threads", str(torch.get_num_threads()))
-    yield Finding("CPU bf16", "in hardware" if _cpu_computes_bf16() else "none; fp32 is used")
 
 
 def _torchvision() -> Finding:
@@ -112,13 +113,9 @@ def _torchvision() -> Finding:
     return Finding("torchvision", torchvision.__version__)
 
 
-def _cpu_computes_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself, from the flags that Linux lists."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(errors="replace").split())
-    except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+def _precision() -> Finding:
+    choice = cpu_precision(processor())
+    return Finding("CPU precision", f"auto is {choice.precision}: {choice.reason}")
 
 
 def _packages() -> Finding:

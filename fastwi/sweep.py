@@ -26,6 +26,7 @@ from fastwi.files import to_json, write_json, write_text
 from fastwi.report.progress import EVALUATION_COST, clock
 
 if TYPE_CHECKING:
+    from fastwi.engine.precision import Choice
     from fastwi.experiment.conduct import Executor
     from fastwi.experiment.store import Store
     from fastwi.experiment.worker import Worker
@@ -49,6 +50,7 @@ def _main(argv: list[str]) -> int:
 
 def _sweep(request: SweepRequest) -> int:
     # torch takes seconds to import: bad sweep files are refused before.
+    from fastwi.experiment.begun import note_precision
     from fastwi.experiment.conduct import conduct
     from fastwi.experiment.store import Store
     from fastwi.experiment.worker import Worker
@@ -64,12 +66,16 @@ def _sweep(request: SweepRequest) -> int:
     mine = planned if request.shard is None else plan_sweep(request.spec, shard_of(every, *request.shard))
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(options.store))
+        if planned.auto:
+            note_precision(store.directory, planned.auto)
         progress = SweepProgress(partial(_cost, planned))
         executor = _executor(request, worker, progress, stack)
         stack.enter_context(progress)
+        if planned.auto:
+            progress.told(_auto_line(planned.auto))
         begun = time.monotonic()
         try:
-            members = _members(request, every[0].config, worker)
+            members = _members(request, planned.points[0].config, worker)
             conducted = conduct(mine.tree, store, executor, progress, members)
         finally:
             store.export()
@@ -83,6 +89,10 @@ def _sweep(request: SweepRequest) -> int:
             print(f"fastwi: {len(conducted.failed)} tasks not done: {reason}", file=sys.stderr)
         return EXIT_PARTLY
     return EXIT_PARTLY if missing and request.shard is None else 0
+
+
+def _auto_line(auto: "Choice") -> str:
+    return f"engine.precision: auto is {auto.precision}: {auto.reason}"
 
 
 def _cost(planned: PlannedSweep, task: Task) -> float:
@@ -193,7 +203,7 @@ def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -
         }))  # fmt: skip
         return 0
     print(sweep_to_yaml(request.spec))
-    for line in lines:
+    for line in lines + ([_auto_line(planned.auto)] if planned.auto else []):
         print(f"# {line}")
     print(f"# {len(planned.points):,} points; {len(epochs):,} epochs in the tree, {naive:,} if each point were run "
           f"alone: {naive / max(1, len(epochs)):.1f} times as many")  # fmt: skip

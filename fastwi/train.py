@@ -46,6 +46,7 @@ def _train(request: Request) -> int:
     from fastwi.data.split import open_split
     from fastwi.engine.choose import build_engine
     from fastwi.engine.device import resolve_device
+    from fastwi.experiment.begun import engine_of_run
     from fastwi.experiment.protocol import Figure1Run, diverged, divergence, network_for
     from fastwi.report.manifest import manifest
     from fastwi.report.progress import RunProgress
@@ -59,18 +60,20 @@ def _train(request: Request) -> int:
     test, _ = open_split(config.data, "test", device)
     check_batch(config, len(train))
     model = network_for(config, train)
-    engine = build_engine(config, model)
     identity = config_hash(config, result_digest(card, config))
     paths = RunPaths(_directory(request, identity))
+    begun = engine_of_run(config.engine, paths)
+    engine = build_engine(dataclasses.replace(config, engine=begun), model)
+    said = _describe(engine, begun != config.engine)
     if request.dry_run:
-        return _show_plan(request, paths, engine, train, test)
+        return _show_plan(request, paths, engine, train, test, said)
 
     with _locked(paths):
         if not paths.progress.exists():
             write_json(paths.manifest, manifest(card, engine.resolved, identity))
             write_text(paths.config, to_yaml(config))
         with ExitStack() as stack:
-            listener: Listener = stack.enter_context(RunProgress(config, len(train), len(test), _describe(engine)))
+            listener: Listener = stack.enter_context(RunProgress(config, len(train), len(test), said))
             if config.run.tensorboard:
                 listener = stack.enter_context(TensorBoard(paths, listener))
             rows = Figure1Run(config, train, test, engine, paths, identity, listener).run()
@@ -112,10 +115,11 @@ def _locked(paths: RunPaths) -> Iterator[None]:
         yield
 
 
-def _describe(engine: "Engine") -> str:
+def _describe(engine: "Engine", begun: bool) -> str:
     resolved = engine.resolved
     compiles = "; the first steps compile, which can take minutes" if resolved.backend == "compile" else ""
-    return f"{resolved.backend} on {resolved.device}, {str(resolved.dtype).removeprefix('torch.')}{compiles}"
+    why = f" (auto: {resolved.why})" if resolved.why else " (the run was begun in it)" if begun else ""
+    return f"{resolved.backend} on {resolved.device}, {str(resolved.dtype).removeprefix('torch.')}{why}{compiles}"
 
 
 def _show_results(request: Request, rows: "list[Row]", paths: RunPaths, what: str) -> None:
@@ -138,7 +142,9 @@ def _show_results(request: Request, rows: "list[Row]", paths: RunPaths, what: st
     print(f"{paths.directory}: metrics.jsonl, summary.md, figure.png, checkpoints/")
 
 
-def _show_plan(request: Request, paths: RunPaths, engine: "Engine", train: "Dataset", test: "Dataset") -> int:
+def _show_plan(
+    request: Request, paths: RunPaths, engine: "Engine", train: "Dataset", test: "Dataset", said: str
+) -> int:
     """The resolved configuration and the plan, with a time measured on a few steps of this very run."""
     from fastwi.experiment.estimate import measure_rates
     from fastwi.report.progress import clock
@@ -157,7 +163,7 @@ def _show_plan(request: Request, paths: RunPaths, engine: "Engine", train: "Data
     experiment = config.experiment
     print(to_yaml(config))
     print(f"# {paths.directory}: {'goes on' if paths.progress.exists() else 'new'}")
-    print(f"# {_describe(engine)}")
+    print(f"# {said}")
     print(f"# parent: epochs 0 to {experiment.k}; {experiment.children} children: {experiment.k} to "
           f"{experiment.k + experiment.s}; then their average: {experiment.after} more")  # fmt: skip
     print(f"# {trained:,} images trained at {rates.trained_per_s:,.0f}/s, "

@@ -34,7 +34,7 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
         "torch",
         "CUDA device",
         "Triton",
-        "CPU bf16",
+        "CPU precision",
         "FFCV",
         "CPU cores",
         "free memory",

@@ -173,7 +173,8 @@ class EngineConfig:
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda where there is one")
     precision: str = option(
         "auto",
-        "activations and convolutions; auto: bf16 where the device computes in it, else fp32",
+        "activations and convolutions; auto: what was measured faster on such a processor; a run or store goes on "
+        "in what it was begun in",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     deterministic: bool = option(False, "kernels that give the same bits every time, on a GPU too, where slower")

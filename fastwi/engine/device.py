@@ -15,6 +15,7 @@ from torch import nn
 from fastwi.config.schema import EngineConfig
 from fastwi.data.pool import processors
 from fastwi.engine.fuse import fuse_batch_norm
+from fastwi.engine.precision import Choice, auto_precision
 from fastwi.errors import ConfigError
 from fastwi.kernels.compiler import compiler
 from fastwi.kernels.cpu import library
@@ -22,12 +23,15 @@ from fastwi.kernels.interpolate import has_triton
 from fastwi.kernels.pointwise import sample_first
 from fastwi.kernels.winograd import use_winograd_
 
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
 
 @dataclass(frozen=True)
 class Resolved:
     """Device, dtype of activations and backend of a run, and the network that is run.
 
     `model` is the network that was handed over, safe for the device; `network` is the same, rewritten where fused.
+    `why` says why engine.precision: auto is this dtype; it is empty where the configuration names one.
     """
 
     device: torch.device
@@ -35,6 +39,7 @@ class Resolved:
     backend: str  # fused | compile | eager
     model: nn.Module
     network: nn.Module
+    why: str = ""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -49,16 +54,15 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(config: EngineConfig) -> torch.dtype:
-    """What activations and convolutions are computed in. Raises ConfigError as `resolve_device` does.
+    """What activations and convolutions are computed in. Raises ConfigError as `resolve_device` does."""
+    return _DTYPES[resolve_precision(config).precision]
 
-    auto precision: bf16 on a CUDA device that computes in it and on a CPU with bf16 instructions (AMX or
-    AVX512-BF16; without them bf16 convolutions are slower than fp32), else fp32.
-    """
-    if config.precision == "auto":
-        on_cuda = resolve_device(config.device).type == "cuda"
-        quick = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else _cpu_has_bf16()
-        return torch.bfloat16 if quick else torch.float32
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
+
+def resolve_precision(config: EngineConfig) -> Choice:
+    """The precision, auto resolved (see `fastwi.engine.precision`). Raises ConfigError as `resolve_device` does."""
+    if config.precision != "auto":
+        return Choice(config.precision, "")
+    return auto_precision(resolve_device(config.device))
 
 
 def cpu_threads(config: EngineConfig) -> int:
@@ -97,7 +101,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     auto backend: fused on a CPU where the kernels build and the network can be rewritten, else torch.compile where
     it can work (a C compiler for Triton, or one for C++ and Python's headers), else eager.
     """
-    device, dtype = resolve_device(config.device), resolve_dtype(config)
+    device, choice = resolve_device(config.device), resolve_precision(config)
     if device.type == "cpu":
         model = sample_first(model)
     may_fuse = config.backend in ("auto", "fused") and device.type == "cpu" and library() is not None
@@ -115,15 +119,11 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
         backend = "fused"
     else:
         backend = "compile" if _inductor_can_build(device) else "eager"
-    return Resolved(device, dtype, backend, model, model if fused is None else fused)
+    network = model if fused is None else fused
+    return Resolved(device, _DTYPES[choice.precision], backend, model, network, choice.reason)
 
 
 def _inductor_can_build(device: torch.device) -> bool:
     if device.type == "cuda":
         return has_triton(device)
     return compiler() is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
-
-
-def _cpu_has_bf16() -> bool:
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

@@ -1,7 +1,7 @@
 """A sweep planned on the datasets that are there, and a finished one opened for analyses."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -16,23 +16,25 @@ from fastwi.experiment.points import Point, points
 from fastwi.experiment.tree import Average, Initial, MeasurementKey, Tree
 
 if TYPE_CHECKING:
+    from fastwi.engine.precision import Choice
     from fastwi.experiment.store import Measurement
     from fastwi.population import Population
 
 
-_PRECISIONS = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32"}
-"""A dtype as `engine.precision` says it: states are the same whether a sweep says `auto` or what auto comes to."""
-
-
 @dataclass(frozen=True)
 class PlannedSweep:
-    """A sweep's points, the tree that they make, and each point's place in it."""
+    """A sweep's points, the tree that they make, and each point's place in it.
+
+    The points' configurations name a precision; `auto` is what engine.precision: auto stood for, None where no point
+    had it.
+    """
 
     spec: SweepSpec
     points: list[Point]
     tree: Tree
     places: list[PointStates]
     dataset_of: Callable[[Config], Dataset]
+    auto: "Choice | None"
 
 
 def plan_sweep(spec: SweepSpec, some: Sequence[Point] | None = None) -> PlannedSweep:
@@ -40,7 +42,7 @@ def plan_sweep(spec: SweepSpec, some: Sequence[Point] | None = None) -> PlannedS
 
     Raises UserError where a dataset is not there or is smaller than a batch.
     """
-    from fastwi.engine.device import resolve_dtype
+    from fastwi.experiment.begun import precision_of_store
 
     cards: dict[str, Card] = {}
     datasets: dict[tuple[DataConfig, str, str], Dataset] = {}
@@ -61,9 +63,21 @@ def plan_sweep(spec: SweepSpec, some: Sequence[Point] | None = None) -> PlannedS
         return datasets[key]
 
     every = list(points(spec) if some is None else some)
-    precision = _PRECISIONS[str(resolve_dtype(spec.base.engine))]
+    auto = None
+    if any(point.config.engine.precision == "auto" for point in every):
+        auto = precision_of_store(Path(spec.options.store), spec.base.engine)
+        every = [_in_precision(point, auto.precision) for point in every]
+    precision = auto.precision if auto else spec.base.engine.precision
     tree, places = plan_tree(every, dataset_of, precision, spec.options.measure, spec.options.keep)
-    return PlannedSweep(spec, every, tree, places, dataset_of)
+    return PlannedSweep(spec, every, tree, places, dataset_of, auto)
+
+
+def _in_precision(point: Point, precision: str) -> Point:
+    """`point` with engine.precision: auto as `precision`: no worker decides for itself."""
+    config = point.config
+    if config.engine.precision != "auto":
+        return point
+    return replace(point, config=replace(config, engine=replace(config.engine, precision=precision)))
 
 
 class OpenedSweep:

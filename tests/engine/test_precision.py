@@ -1,4 +1,4 @@
-"""fp16 with its loss scale, and deterministic kernels."""
+"""What auto is, fp16 with its loss scale, and deterministic kernels."""
 
 import pytest
 import torch
@@ -6,10 +6,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from trained_networks import AUGMENT, BATCH, OPTIMIZER, SCHEDULE, build, draw_data, engine_config
 
+import fastwi.doctor
 from fastwi.config.schema import EngineConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split
 from fastwi.engine.choose import ENGINES
+from fastwi.engine.device import resolve_dtype
+from fastwi.engine.precision import auto_precision
 from fastwi.engine.scaling import GROWTH_INTERVAL, START, LossScale
 from fastwi.population import Population
 
@@ -132,3 +135,37 @@ def test_attention_evaluates_in_low_precision(seed, digits_directory, precision)
         found += [logits_NK for _, logits_NK in engine.logits(population, 0, data)]
     assert found[1].isfinite().all()
     assert (found[1] - found[0]).norm() < 0.05 * found[0].norm()
+
+
+AVX2, AVX512_BF16 = {"avx2", "fma"}, {"avx2", "fma", "avx512f", "avx512_bf16"}
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "precision"),
+    [
+        ("GenuineIntel", 6, AVX512_BF16 | {"amx_tile", "amx_bf16"}, "bf16"),
+        ("GenuineIntel", 6, AVX512_BF16, "fp32"),  # measured: 0.55 x of fp32
+        ("GenuineIntel", 6, AVX512_BF16 | {"amx_tile", "amx_fp16"}, "fp32"),
+        ("AuthenticAMD", 26, AVX512_BF16, "bf16"),
+        ("AuthenticAMD", 25, AVX512_BF16, "fp32"),  # not measured
+        ("SomebodyElse", 26, AVX512_BF16, "fp32"),
+        ("AuthenticAMD", 23, AVX2, "fp32"),
+        ("AuthenticAMD", 26, AVX2, "fp32"),
+    ],
+)
+def test_auto_is_what_was_measured_on_such_a_processor(monkeypatch, tmp_path, vendor, family, flags, precision):
+    text = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {' '.join(sorted(flags))}\n\n"
+    (tmp_path / "cpuinfo").write_text(2 * text)
+    monkeypatch.setattr("fastwi.engine.precision._CPUINFO", tmp_path / "cpuinfo")
+    choice = auto_precision(CPU)
+    assert (choice.precision, bool(choice.reason)) == (precision, True)
+    assert resolve_dtype(EngineConfig(device="cpu")) == {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    assert choice.reason in fastwi.doctor._precision().found
+
+
+@pytest.mark.parametrize("text", [None, "", "flags\n", "cpu family: many\nFeatures : fp asimd bf16\n"])
+def test_a_processor_that_does_not_say_what_it_is_computes_in_fp32(monkeypatch, tmp_path, text):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr("fastwi.engine.precision._CPUINFO", tmp_path / "cpuinfo")
+    assert auto_precision(CPU).precision == "fp32"
