@@ -2,8 +2,8 @@
 
 Convolutions, batch norm with its residual sum and ReLU, linear layers, sums and means have rules of their own, on
 activations [M, N, H, W, C]. A batch norm between two convolutions is never stored: its statistics come from the first
-convolution's epilogue, and the second one applies it while it reads. Every other operation is mapped over members by
-torch.func.vmap, on [M, N, C, H, W], so a network needs no kernel of its own to train as a population.
+convolution's epilogue, and the second one applies it while it reads. Every other operation is applied to each member
+(see `fastwi.engine.members`), on [M, N, C, H, W], so a network needs no kernel of its own to train as a population.
 
 Shapes: M members, N images of a batch, C channels, H height, W width, F features, K classes.
 """
@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from fastwi.engine.fuse import fuse_batch_norm, trace
+from fastwi.engine.members import Apply, by_vmap, one_by_one
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.shortcut import shortcut
 from fastwi.kernels.stacked import Norm, stacked_batch_norm, stacked_conv, stacked_norm_conv
@@ -51,10 +52,15 @@ Value = Any  # Images, a tensor [M, ...], or what an fx graph has besides: numbe
 
 
 class StackedNetwork:
-    """M networks of one architecture as one function of stacked tensors. Holds no weights."""
+    """M networks of one architecture as one function of stacked tensors. Holds no weights.
 
-    def __init__(self, traced: fx.GraphModule) -> None:
-        self.traced = traced
+    With `exact` a member's result is the same bit for bit whatever M is: what has no kernel that sees to it is run
+    for one member after the other.
+    """
+
+    def __init__(self, traced: fx.GraphModule, exact: bool) -> None:
+        self.traced, self._exact = traced, exact
+        self._apply: Apply = one_by_one if exact else by_vmap
         self._modules = dict(traced.named_modules())
         self._last_use = _last_uses(traced.graph)
         convolutions = {n for n in traced.graph.nodes if _is_convolution(n, self._modules)}
@@ -64,10 +70,10 @@ class StackedNetwork:
         self._left = {n for n in norms if len(n.args) == 1 and len(n.users) == 1 and set(n.users) <= convolutions}
 
     @classmethod
-    def of(cls, model: nn.Module) -> "StackedNetwork | None":
+    def of(cls, model: nn.Module, exact: bool) -> "StackedNetwork | None":
         """The stacked form of `model`; None where torch.fx cannot trace it (see `trace`)."""
         traced = fuse_batch_norm(model) or trace(model)
-        return None if traced is None else cls(traced)
+        return None if traced is None else cls(traced, exact)
 
     def __call__(self, tensors: Tensors, x_MNHWC: Tensor, training: bool) -> Tensor:
         """Logits [M, N, K] in float32. Running statistics in `tensors` are updated in place where `training`."""
@@ -92,8 +98,8 @@ class StackedNetwork:
         if node.op == "call_module":
             return self._call_module(node, args, kwargs, tensors, training)
         if node.op == "call_method":
-            return _mapped(lambda x, *rest, **more: getattr(x, str(node.target))(*rest, **more), args, kwargs)
-        return _call_function(node.target, args, kwargs)
+            return self._mapped(lambda x, *rest, **more: getattr(x, str(node.target))(*rest, **more), args, kwargs)
+        return self._call_function(node.target, args, kwargs)
 
     def _call_module(self, node: fx.Node, args: Any, kwargs: Any, tensors: Tensors, training: bool) -> Value:
         name = str(node.target)
@@ -105,18 +111,73 @@ class StackedNetwork:
                 return Pending(args[0], norm)
             return _batch_norm(args[0], args[1] if len(args) > 1 else None, norm, getattr(module, "users", 1))
         if _has_rule(module) and isinstance(args[0], (Images, Pending)):
-            return _convolution(module, own, args[0], training and node in self._measured)
-        if type(module) is nn.Linear and isinstance(args[0], Tensor) and args[0].dim() == 3:
+            return self._convolution(module, own, args[0], training and node in self._measured)
+        if type(module) is nn.Linear and not self._exact and isinstance(args[0], Tensor) and args[0].dim() == 3:
             return _linear(own, args[0])
         if isinstance(module, nn.ReLU) and isinstance(args[0], Images):
             return Images(functional.relu(args[0].x_MNHWC))
         module.train(training)
-        dense = dense_buffers(own)
-        result = _mapped(
-            lambda state, *rest: torch.func.functional_call(module, state, rest, kwargs), (dense, *args), {}
+        state = own if self._exact else dense_buffers(own)
+        result = self._mapped(
+            lambda state, *rest: torch.func.functional_call(module, state, rest, kwargs), (state, *args), {}
         )
-        write_back(dense, own)
+        write_back(state, own)
         return _in_dtype_of(args[0], result)
+
+    def _call_function(self, target: Any, args: Any, kwargs: Any) -> Value:
+        """A function of the graph; sums, ReLU, means and the option-A shortcut stay in [M, N, H, W, C]."""
+        first = args[0] if args else None
+        if target is operator.getitem and isinstance(first, tuple):  # one of an activation's two handles
+            return first[args[1]]
+        if not kwargs and isinstance(first, Images):
+            if target in (functional.relu, torch.relu) and len(args) == 1:
+                return Images(functional.relu(first.x_MNHWC))
+            if target in (operator.add, torch.add) and len(args) == 2 and isinstance(args[1], Images):
+                return Images(first.x_MNHWC + args[1].x_MNHWC)
+            if target is shortcut:
+                _, stride, before, after = args
+                return Images(functional.pad(first.x_MNHWC[:, :, ::stride, ::stride], (before, after)))
+        if target is torch.mean and isinstance(first, Images) and kwargs == {"dim": (2, 3)} and len(args) == 1:
+            # [M, N, C] from float32 sums, as torch's own mean makes them; H and W are at 2 and 3 here too.
+            return first.x_MNHWC.mean(dim=(2, 3)) if not self._exact else self._apply(_mean, first.x_MNHWC)
+        return self._mapped(target, args, kwargs)
+
+    def _convolution(self, module: nn.Module, own: Tensors, x: Images | Pending, measured: bool) -> Images:
+        assert isinstance(module, nn.Conv2d)
+        weight_MOHWI = own["weight"].permute(0, 1, 3, 4, 2)
+        place = (int(module.stride[0]), int(module.padding[0]))
+        measured = measured and module.bias is None
+        if isinstance(x, Pending):
+            made = stacked_norm_conv(x.x.x_MNHWC, x.norm, weight_MOHWI, *place, x.x.moments, measured)
+        else:
+            made = stacked_conv(x.x_MNHWC, weight_MOHWI, *place, measured)
+        if measured:
+            return Images(*made)
+        if module.bias is None:
+            return Images(made)
+        if self._exact:  # the bias's gradient is a sum
+            return Images(self._apply(lambda y, bias: y + bias.to(y.dtype), made, own["bias"]))
+        return Images(made + own["bias"][:, None, None, None, :].to(made.dtype))
+
+    def _mapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Value:
+        """`function` of each member's arguments: the rule of everything that has none of its own."""
+        flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Images))
+        tensors = [leaf.x_MNCHW if isinstance(leaf, Images) else leaf for leaf in flat]
+        if not any(isinstance(leaf, Tensor) for leaf in tensors):
+            return function(*args, **kwargs)
+
+        plain: list[Any] = []  # a shape, a dtype: the same for every member, and nothing that vmap could hand out
+
+        def of_member(*leaves: Any) -> Any:
+            own_args, own_kwargs = pytree.tree_unflatten(list(leaves), spec)
+            result = function(*own_args, **own_kwargs)
+            if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
+                return result
+            plain.append(result)
+            return next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+        result = self._apply(of_member, *tensors)
+        return plain[-1] if plain else pytree.tree_map(_as_images, result)
 
 
 def dense_buffers(tensors: Tensors) -> dict[str, Tensor]:
@@ -125,29 +186,10 @@ def dense_buffers(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def write_back(dense: Tensors, tensors: Tensors) -> None:
-    """Copy what `dense_buffers` has copied to where it came from."""
+    """Copy what `dense_buffers` copied back to where it came from."""
     for name, value in tensors.items():
         if dense[name] is not value:
             value.copy_(dense[name])
-
-
-def _call_function(target: Any, args: Any, kwargs: Any) -> Value:
-    """A function of the graph; sums, ReLU, means and the option-A shortcut stay in [M, N, H, W, C]."""
-    first = args[0] if args else None
-    if target is operator.getitem and isinstance(first, tuple):  # one of an activation's two handles
-        return first[args[1]]
-    if not kwargs and isinstance(first, Images):
-        if target in (functional.relu, torch.relu) and len(args) == 1:
-            return Images(functional.relu(first.x_MNHWC))
-        if target in (operator.add, torch.add) and len(args) == 2 and isinstance(args[1], Images):
-            return Images(first.x_MNHWC + args[1].x_MNHWC)
-        if target is shortcut:
-            _, stride, before, after = args
-            return Images(functional.pad(first.x_MNHWC[:, :, ::stride, ::stride], (before, after)))
-    if target is torch.mean and isinstance(first, Images) and kwargs == {"dim": (2, 3)} and len(args) == 1:
-        # [M, N, C] from float32 sums, as torch's own mean makes them; H and W are at 2 and 3 here too.
-        return first.x_MNHWC.mean(dim=(2, 3))
-    return _mapped(target, args, kwargs)
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -164,20 +206,6 @@ def _has_rule(module: nn.Module) -> bool:
     plain = module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
     square = module.stride[0] == module.stride[1] and not isinstance(module.padding, str)
     return plain and square and module.padding[0] == module.padding[1]
-
-
-def _convolution(module: nn.Module, own: Tensors, x: Images | Pending, measured: bool) -> Images:
-    assert isinstance(module, nn.Conv2d)
-    weight_MOHWI = own["weight"].permute(0, 1, 3, 4, 2)
-    place = (int(module.stride[0]), int(module.padding[0]))
-    measured = measured and module.bias is None
-    if isinstance(x, Pending):
-        made = stacked_norm_conv(x.x.x_MNHWC, x.norm, weight_MOHWI, *place, x.x.moments, measured)
-    else:
-        made = stacked_conv(x.x_MNHWC, weight_MOHWI, *place, measured)
-    if measured:
-        return Images(*made)
-    return Images(made if module.bias is None else made + own["bias"][:, None, None, None, :].to(made.dtype))
 
 
 def _norm(module: nn.Module, own: Tensors, training: bool) -> Norm:
@@ -215,26 +243,8 @@ def _linear(own: Tensors, x_MNF: Tensor) -> Tensor:
     return torch.baddbmm(own["bias"][:, None, :], x_MNF, weight_MFK)
 
 
-def _mapped(function: Callable[..., Any], args: Any, kwargs: Any) -> Value:
-    """`function` of each member's arguments, by vmap: the rule of everything that has none of its own."""
-    flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Images))
-    tensors = [leaf.x_MNCHW if isinstance(leaf, Images) else leaf for leaf in flat]
-    at = [0 if isinstance(leaf, Tensor) else None for leaf in tensors]
-    if not any(place == 0 for place in at):
-        return function(*args, **kwargs)
-
-    plain: list[Any] = []  # a shape, a dtype: the same for every member, and nothing that vmap could hand out
-
-    def of_member(*leaves: Any) -> Any:
-        own_args, own_kwargs = pytree.tree_unflatten(list(leaves), spec)
-        result = function(*own_args, **own_kwargs)
-        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
-            return result
-        plain.append(result)
-        return next(leaf for leaf in leaves if isinstance(leaf, Tensor))
-
-    result = torch.func.vmap(of_member, tuple(at))(*tensors)
-    return plain[-1] if plain else pytree.tree_map(_as_images, result)
+def _mean(x_NHWC: Tensor) -> Tensor:
+    return x_NHWC.mean(dim=(1, 2))
 
 
 def _in_dtype_of(x: Value, result: Value) -> Value:

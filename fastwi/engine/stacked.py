@@ -3,10 +3,14 @@
 Where torch.fx can trace the network its layers are batched one by one (`fastwi.engine.stack`), convolutions and batch
 norm by Triton kernels. Where it cannot, the whole network is mapped over members with torch.func.vmap, and compiled.
 
+A member's numbers are the same bit for bit whatever its neighbours are, on a CPU, and on a GPU with
+engine.deterministic: there whatever has no kernel of its own is run for one member after the other.
+
 Shapes: M, B members, N images of a batch, K classes, C H W of an image.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +25,7 @@ from fastwi.data.resident import require_resident
 from fastwi.engine.base import Report, Scores, batch_norms, reset_statistics
 from fastwi.engine.captured import ProgramEngine
 from fastwi.engine.device import compiled
+from fastwi.engine.members import by_vmap, one_by_one
 from fastwi.engine.program import State
 from fastwi.engine.stack import StackedNetwork, Tensors, dense_buffers, write_back
 from fastwi.errors import ConfigError
@@ -47,17 +52,21 @@ class StackedEngine(ProgramEngine):
         augmentation: AugmentConfig,
     ) -> None:
         super().__init__(model, config, optimizer, schedule, augmentation)
-        network = StackedNetwork.of(self.resolved.model)
+        self._exact = self._must_be_exact(config)
+        network = StackedNetwork.of(self.resolved.model, self._exact)
         whole = norms_in_float32(self._model, self.dtype)  # used where the network cannot be traced
         self._norms = batch_norms((whole if network is None else network.traced).modules())
         if network is None and any(norm.momentum is None for norm in self._norms):
             raise ConfigError("engine.name: stacked maps no batch norm with momentum None over members; use loop")
-        self._stacked_forward: Forward = mapped_network(whole) if network is None else network
-        if network is None and self.resolved.backend == "compile":
-            self._stacked_forward = compiled(self._stacked_forward, self.device)
+        compiler = functools.partial(compiled, device=self.device) if self.resolved.backend == "compile" else None
+        self._stacked_forward: Forward = network or mapped_network(whole, self._exact, compiler)
+
+    def _must_be_exact(self, config: EngineConfig) -> bool:
+        """Whether a member's numbers may not depend on how many there are. It costs nothing on a CPU."""
+        return self.device.type == "cpu" or config.deterministic
 
     def _make_gradients(self, state: State) -> "Stacked":
-        return Stacked(state, self._stacked_forward, self._low)
+        return Stacked(state, self._stacked_forward, self._low, self._exact)
 
     @torch.no_grad()
     def evaluate(self, population: Population, dataset: Dataset, report: Report | None = None) -> Scores:
@@ -69,10 +78,10 @@ class StackedEngine(ProgramEngine):
             tensors, members = self._tensors(population.select(rows)), len(total_M2[rows])
             for order in torch.arange(len(dataset), device=self.device).split(self._evaluation_batch):
                 x_NHWC = augment(dataset.images_NHWC, order, None, None, table, 0).permute(0, 2, 3, 1)
-                x_MNHWC = x_NHWC.expand(members, *x_NHWC.shape).contiguous()
+                x_MNHWC = torch.stack([x_NHWC] * members)
                 logits_MNK = self._stacked_forward(tensors, x_MNHWC, False)
                 labels_MN = dataset.labels_N[order].expand(members, -1)
-                total_M2[rows, 0] += len(order) * cross_entropy(logits_MNK, labels_MN).double()
+                total_M2[rows, 0] += len(order) * cross_entropy(logits_MNK, labels_MN, self._exact).double()
                 total_M2[rows, 1] += (logits_MNK.argmax(2) == labels_MN).sum(1).double()
                 if report:
                     report(members * len(order))
@@ -139,10 +148,10 @@ class StackedEngine(ProgramEngine):
 class Stacked:
     """Forward and backward of all members in one pass."""
 
-    def __init__(self, state: State, forward: Forward, low: frozenset[str]) -> None:
+    def __init__(self, state: State, forward: Forward, low: frozenset[str], exact: bool) -> None:
         members, layout = state.members, state.members.layout
         rows = (state.low_BP, members.weights_MP)
-        self._forward = forward
+        self._forward, self._exact = forward, exact
         self._leaves = {
             span.name: span.view(rows[span.name not in low]).detach().requires_grad_() for span in layout.parameters
         }
@@ -152,34 +161,41 @@ class Stacked:
     def __call__(self, x_BNHWC: Tensor, labels_BN: Tensor, scale_B: Tensor | None) -> Tensor:
         """See `fastwi.engine.program.Gradients`."""
         logits_BNK = self._forward({**self._leaves, **self._buffers}, x_BNHWC, True)
-        losses_B = cross_entropy(logits_BNK, labels_BN)
+        losses_B = cross_entropy(logits_BNK, labels_BN, self._exact)
         scaled_B = losses_B if scale_B is None else losses_B * scale_B
         leaves = list(self._leaves.values())
         torch._foreach_copy_(self._gradients, torch.autograd.grad(scaled_B.sum(), leaves))
         return losses_B.detach()
 
 
-def cross_entropy(logits_MNK: Tensor, labels_MN: Tensor) -> Tensor:
-    """Each member's mean over its images, [M] (nats)."""
+def cross_entropy(logits_MNK: Tensor, labels_MN: Tensor, exact: bool) -> Tensor:
+    """Each member's mean over its images, [M] (nats). `exact`: see `StackedNetwork`."""
+    if exact:
+        means: Tensor = one_by_one(functional.cross_entropy, logits_MNK, labels_MN)
+        return means
     losses = functional.cross_entropy(logits_MNK.flatten(0, 1), labels_MN.flatten(), reduction="none")
     return losses.view(labels_MN.shape).mean(1)
 
 
-def mapped_network(model: nn.Module) -> Forward:
-    """The whole network mapped over members, for what torch.fx cannot trace. Exact, with batch norm's buffers."""
+def mapped_network(model: nn.Module, exact: bool, compiler: Callable[[Any], Any] | None = None) -> Forward:
+    """The whole network applied to each member, for what torch.fx cannot trace, with batch norm's buffers.
+
+    `exact`: see `StackedNetwork`. A `compiler` is handed one member's network then, and all members' at once else.
+    """
+
+    def of_member(state: dict[str, Tensor], x_NCHW: Tensor) -> Any:
+        return torch.func.functional_call(model, state, (x_NCHW,))
+
+    one = compiler(of_member) if compiler and exact else of_member
 
     def forward(tensors: Tensors, x_MNHWC: Tensor, training: bool) -> Tensor:
         model.train(training)
-
-        def of_member(state: dict[str, Tensor], x_NCHW: Tensor) -> Any:
-            return torch.func.functional_call(model, state, (x_NCHW,))
-
-        dense = dense_buffers(tensors)
-        logits_MNK: Tensor = torch.func.vmap(of_member)(dense, x_MNHWC.permute(0, 1, 4, 2, 3))
-        write_back(dense, tensors)
+        state = tensors if exact else dense_buffers(tensors)
+        logits_MNK: Tensor = (one_by_one if exact else by_vmap)(one, state, x_MNHWC.permute(0, 1, 4, 2, 3))
+        write_back(state, tensors)
         return logits_MNK.float()
 
-    return forward
+    return compiler(forward) if compiler and not exact else forward
 
 
 def norms_in_float32(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -1,15 +1,14 @@
 """Batch norms of M networks in torch's own functions: what the Triton kernels are held to.
 
 The functions have the kernels' names and arguments (fastwi.kernels.stacked_norm_triton states the equations), and
-take any device and floating dtype. They compute in float32, or in float64 for such inputs, and round once.
+take any device and floating dtype. They compute in float32, or in float64 for such inputs, and round once. Sums are
+taken of one member at a time: torch sums [M, ...] in another order for another M.
 
 Shapes: M members, N images, H W height and width, C channels. stats_M4C: mean, inv, scale and shift.
 """
 
 import torch
 from torch import Tensor
-
-_ALL = (1, 2, 3)  # images and places
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -22,13 +21,18 @@ def _rows(stats_M4C: Tensor) -> tuple[Tensor, ...]:
     return stats_M4C[:, None, None, None].unbind(-2)
 
 
+def _sums(x_MNHWC: Tensor) -> Tensor:
+    """[M, C], over images and places."""
+    return torch.stack([x_NHWC.sum((0, 1, 2)) for x_NHWC in x_MNHWC])
+
+
 def moments(x_MNHWC: Tensor) -> Tensor:
     """[M, 1, 3, C]: number, sum, and squares about the mean, of all rows as one tile."""
     x = x_MNHWC.to(wide(x_MNHWC))
-    apart = x - x.mean(_ALL, keepdim=True)
-    total_MC = x.sum(_ALL)
-    count_MC = torch.full_like(total_MC, x[0, ..., 0].numel())
-    return torch.stack([count_MC, total_MC, apart.square().sum(_ALL)], 1)[:, None]
+    total_MC = _sums(x)
+    count = x[0, ..., 0].numel()
+    apart = x - (total_MC / count)[:, None, None, None]
+    return torch.stack([torch.full_like(total_MC, count), total_MC, _sums(apart.square())], 1)[:, None]
 
 
 def settle(
@@ -86,7 +90,7 @@ def gradient_sums(
         g = torch.where((x_MNHWC * scale + shift if z_MNHWC is None else z_MNHWC) > 0, g, 0)
     if keep:
         g = g.to(x_MNHWC.dtype)
-    sums_M2C = torch.stack([g.sum(_ALL, dtype=wide(g)), (g * ((x_MNHWC - mean) * inverse)).sum(_ALL)], 1)
+    sums_M2C = torch.stack([_sums(g.to(wide(g))), _sums(g * ((x_MNHWC - mean) * inverse))], 1)
     return sums_M2C[:, None], g if keep else None
 
 

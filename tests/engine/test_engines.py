@@ -26,12 +26,23 @@ from trained_networks import (
 from fastwi.config.schema import OptimizerConfig
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine
-from fastwi.engine.choose import ENGINES
+from fastwi.engine.choose import ENGINES as CHOICES
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.program import State
+from fastwi.engine.stacked import StackedEngine
 from fastwi.kernels import augment_many, sgd, stacked
+from fastwi.models.registry import build_model
 from fastwi.population import Population
 
+
+class VmappedEngine(StackedEngine):
+    """`stacked` as it runs on a GPU without engine.deterministic: with vmap and batched matrix products."""
+
+    def _must_be_exact(self, config):
+        return False
+
+
+ENGINES = {**CHOICES, "vmapped": VmappedEngine}
 EPS = torch.finfo(torch.float32).eps
 EPOCH = 1  # the rate has dropped by then
 BATCHED = [name for name in ENGINES if name != "loop"]
@@ -110,20 +121,47 @@ def test_gradients_and_logits_equal_loops(seed, engine, network):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("network", [*NETWORKS, "resnet20_gn", "wrn16_4"])
+@pytest.mark.parametrize("engine", CHOICES)
+def test_a_member_is_the_same_bit_for_bit_alone_and_among_others(seed, engine, network, precision):
+    """The built-in ones are of one channel in places, where a batched sum takes another path."""
+    if network in NETWORKS:
+        population, data, made = starts(network, seed, 4), draw_data(seed), make(engine, network, precision)
+    else:
+        networks = [build_model(network, 10, width=0.0625) for _ in range(4)]
+        population, data = Population.from_modules(networks), draw_data(seed, 2 * BATCH)
+        made = CHOICES[engine](networks[0], engine_config(precision), OPTIMIZER, SCHEDULE, AUGMENT)
+    noises = [Noise(seed + m) for m in range(4)]
+
+    def results(rows: list[int]) -> list[tuple[Any, ...]]:
+        """Of each of `rows` handed over together: what it is trained to, and what is measured of it."""
+        own, trained = [noises[m] for m in rows], population.clone_rows(rows)
+        losses = made.train_epoch(trained, data, own, EPOCH)
+        recomputed = made.recompute_statistics(trained, data, own, EPOCH)
+        scores = made.evaluate(recomputed, data)
+        return [
+            (losses[m], scores.loss_M[m], *(matrix[m].tolist() for matrix in recomputed._matrices()))
+            for m in range(len(rows))
+        ]
+
+    alone = [results([m])[0] for m in range(4)]
+    for members in (2, 3, 4):
+        assert results(list(range(members))) == alone[:members], members
+
+
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_member_does_not_depend_on_its_neighbours(seed, engine, network, precision):
+def test_a_member_hardly_depends_on_its_neighbours_where_members_are_batched(seed, network):
     population, data, noises, _ = clear_start(network, seed, 3, OPTIMIZER)
     together = population.clone_rows(range(3))
-    made = make(engine, network, precision)
+    made = make("vmapped", network)
     losses = made.train_epoch(together, data, noises, EPOCH)
     for m in range(3):
         alone = population.clone_rows([m])
-        assert made.train_epoch(alone, data, [noises[m]], EPOCH) == pytest.approx([losses[m]], rel=NEAR[precision])
-        assert (alone.weights_MP[0] - together.weights_MP[m]).abs().max() <= NEAR[precision]
+        assert made.train_epoch(alone, data, [noises[m]], EPOCH) == pytest.approx([losses[m]], rel=NEAR["fp32"])
+        assert (alone.weights_MP[0] - together.weights_MP[m]).abs().max() <= NEAR["fp32"]
 
 
-# Batched kernels may sum in another order where there are fewer members; no more than that.
+# Roundings in another order; no more than that.
 NEAR = {"fp32": 1e-4, "bf16": 2e-2}
 
 

@@ -77,7 +77,27 @@ class Untraceable(nn.Module):
         return self.linear(functional.silu(self.bn(self.conv(x_NCHW))).mean((2, 3)))
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"residual": Residual, "mixed": Mixed, "untraceable": Untraceable}
+class InPlace(nn.Module):
+    """Activations that are changed in place: by a module, an operator and a method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU6(inplace=True)
+        self.shift, self.linear = nn.Parameter(torch.zeros(4, 1, 1)), nn.Linear(4, CLASSES)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = self.act(self.conv(x_NCHW))
+        x_NCHW = x_NCHW * 2
+        x_NCHW += self.shift
+        return self.linear(x_NCHW.mean((2, 3)).sigmoid_())
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "residual": Residual,
+    "mixed": Mixed,
+    "untraceable": Untraceable,
+    "in place": InPlace,
+}
 
 
 def build(name: str, seed: int) -> nn.Module:
