@@ -252,26 +252,20 @@ class _Planner:
         """A digest of what decides a parent before its first epoch and its measurement, beside its seed."""
         sections = (config.model, config.data, config.engine.precision)
         if sections not in self._contexts:
-            dataset = self._dataset_of(config)
+            dataset, settings = self._dataset_of(config), _settings(config, "model")
+            precision = self._precision if config.engine.precision == "auto" else config.engine.precision
             self._contexts[sections] = _digest(
-                "untrained", KEY_VERSION, _settings(config, "model"), self._precision_of(config), dataset.digest,
-                dataset.test_images,
-            )  # fmt: skip
+                "untrained", KEY_VERSION, settings, precision, dataset.digest, dataset.test_images
+            )
         return self._contexts[sections]
 
     def _context(self, config: Config) -> str:
         """A digest of what decides any epoch beside its start, noise and learning rates."""
         sections = (config.model, config.augment, config.optimizer, config.data, config.engine.precision)
         if sections not in self._contexts:
-            dataset = self._dataset_of(config)
-            self._contexts[sections] = _digest(
-                "context", KEY_VERSION, _settings(config, "model", "augment", "optimizer"),
-                self._precision_of(config), dataset.digest, dataset.train_images, dataset.test_images,
-            )  # fmt: skip
+            settings, images = _settings(config, "augment", "optimizer"), self._dataset_of(config).train_images
+            self._contexts[sections] = _digest("context", self._untrained(config), settings, images)
         return self._contexts[sections]
-
-    def _precision_of(self, config: Config) -> str:
-        return self._precision if config.engine.precision == "auto" else config.engine.precision
 
     def _alike(self, config: Config, context: str, epoch: int) -> str:
         """A digest of the context, the epoch (from 0) and its learning rates."""
