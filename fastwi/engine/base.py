@@ -22,6 +22,7 @@ from fastwi.data.noise import Draws, Noise
 from fastwi.engine.allocator import keep_freed_memory
 from fastwi.engine.device import compiled, cpu_threads, make_deterministic, resolve
 from fastwi.kernels.augment import augment
+from fastwi.models.generators import seeded
 from fastwi.population import Population
 
 Report = Callable[[int], None]  # called with the number of images done since the last call
@@ -189,9 +190,8 @@ class Engine(abc.ABC):
 
     @contextlib.contextmanager
     def _layers_draw(self, noise: Noise, epoch: int) -> Iterator[None]:
-        """Within the block layers that draw themselves (dropout) draw by the noise; torch's own state stays."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(noise.layers_seed(epoch))
+        """Within the block layers that draw themselves (dropout) draw by the noise. Generators stay as they were."""
+        with seeded(noise.layers_seed(epoch), self.device):
             yield
 
     def _draws(self, noise: Noise, epoch: int, dataset: Dataset) -> Draws:

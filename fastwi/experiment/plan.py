@@ -7,7 +7,7 @@ from enum import Enum
 from fastwi.config.schema import Config, ExperimentConfig, OptimizerConfig
 from fastwi.data.card import Card
 from fastwi.errors import UserError
-from fastwi.models.names import source_digest
+from fastwi.models.source import source_digest
 
 
 class Stage(str, Enum):

@@ -24,6 +24,7 @@ from fastwi.errors import CheckpointError
 from fastwi.experiment.paths import RunPaths
 from fastwi.experiment.plan import Stage, Step, child_seeds, networks, plan, rates_after
 from fastwi.experiment.progress import Row, check_state, read_progress, read_rows, write_progress
+from fastwi.models.generators import seeded
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 from fastwi.population.state_file import read_state_file
@@ -62,8 +63,7 @@ def build_network(
     where the network cannot be built, and CheckpointError where the weights are of another network.
     """
     seed = int(raw_words(config.seeds.init, Stream.INIT, 0, 1)[0]) >> 1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = build_model(config.model.name, classes, config.model.width, image_size)
     if config.model.weights:
         population = Population.from_modules([network])

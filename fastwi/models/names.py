@@ -1,9 +1,6 @@
 """The names that `model.name` takes, apart from the models so that checking a name needs no torch."""
 
-import hashlib
-import importlib.util
 import re
-from pathlib import Path
 
 from fastwi.config.wording import did_you_mean, show
 
@@ -28,26 +25,6 @@ def split_own(name: str) -> tuple[str, str] | None:
     place, _, attribute = name.rpartition(":")
     is_place = _MODULE.fullmatch(place) or (place.endswith(".py") and place != ".py")
     return (place, attribute) if is_place and _MODULE.fullmatch(attribute) else None
-
-
-def source_digest(name: str) -> str:
-    """SHA-256 of the file that the user's own network `name` comes from; empty for a registry's name.
-
-    So that results of an edited network are not taken for the earlier one's. What that file imports is not in it.
-    Empty too where the file is not found: building the network says why.
-    """
-    own = split_own(name) if is_own(name) else None
-    if own is None:
-        return ""
-    try:
-        if own[0].endswith(".py"):
-            path = Path(own[0]).expanduser()
-        else:
-            spec = importlib.util.find_spec(own[0])
-            path = Path(spec.origin if spec and spec.origin else "")
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, ImportError, ValueError):
-        return ""
 
 
 def model_problem(name: str, width: float = 1.0) -> str | None:

@@ -4,60 +4,133 @@ The attribute is a function or a class. It is called with `classes=K` or `num_cl
 of them (`**options` take num_classes, as torchvision's do), with `image_size=(H, W)` if it takes that, and returns an
 nn.Module from images [N, 3, H, W] to logits [N, K].
 
-Shapes: N images, H height, W width, K classes.
+Its results are named by all that it is made of (`fastwi.models.source`). What is executed is what was hashed, and a
+file that it uses beside that is refused.
 """
 
-import copy
-import difflib
-import hashlib
 import importlib
-import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
-import traceback
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 
 from fastwi.config.wording import show
 from fastwi.errors import ConfigError
+from fastwi.models import generators, load
 from fastwi.models.names import split_own
+from fastwi.models.refusal import hint, reason, refusal, type_of
+from fastwi.models.source import LISTED, Source, source_of
+from fastwi.models.trial import try_network
+from fastwi.models.watch import watching
 
-TRIED_SIZES = ((32, 32), (16, 16), (64, 64))
-"""Image sizes (height, width) in pixels that a network is tried on where the size of the images is not known."""
-
-_MOST_LISTED = 8
-_LONGEST_REASON = 200
+Builder = Callable[..., Any]
 
 
 def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None) -> nn.Module:
-    """Build the user's own network `name` and try it, in evaluation mode, on two black images.
+    """Build the user's own network `name` twice, and try it.
 
-    Importing the module draws nothing from torch's CPU generator, so that the first network built and a later one
-    have the same initial weights from the same seed.
+    It draws from the global generators of torch, NumPy and random as one building does. Importing its modules draws
+    nothing from them: within, they are seeded with 0.
 
-    image_size: (height, width) in pixels. Without it `TRIED_SIZES` stand in: the network is refused if it takes one
-    of them and gives logits of the right shape for none.
+    image_size: (height, width) in pixels. Without it several stand in: the network is refused if it takes one of
+    them and gives logits of the right shape for none.
 
     Raises ConfigError, in one line, for a wrong module or attribute, one that is not callable, fails, or returns
-    no network, and for logits of another shape than [N, K].
+    no network; for what `fastwi.models.trial` refuses; for files that its results would not be named by.
     """
     own = split_own(name)
     if own is None:
         raise ConfigError(f"model.name: {show(name)} is not package.module:attribute or path/to/file.py:attribute")
-    with torch.random.fork_rng(devices=[]):
-        module = _from_file(name, own[0]) if own[0].endswith(".py") else _from_module(name, own[0])
-        builder = _attribute(name, module, own[1])
-    network = _call(name, builder, classes, image_size)
-    _try(name, network, classes, image_size)
-    _try_to_train(name, network, image_size)
-    return network
+    place, attribute = own
+    source = source_of(name)
+    entry = _entry(place)
+    try:
+        with watching() as watch, load.executing(source, place):
+
+            def call(builder: Builder) -> nn.Module:
+                with watch.every_call():
+                    return _call(name, builder, classes, image_size)
+
+            first, second = _built_twice(name, place, attribute, source, call)
+            with watch.every_call():
+                try_network(name, second, first, classes, image_size)
+        _require_named(name, place, source, watch.files())
+    except ConfigError:
+        load.set_current(None, entry)
+        raise
+    return second
+
+
+def require_source(name: str, digest: str) -> None:
+    """Raise ConfigError where the network that this process built last under `name` has another source.
+
+    `digest` is what `fastwi.models.source.source_digest` gave when the work was planned.
+    """
+    own = split_own(name)
+    built = load.current_digest(_entry(own[0])) if own is not None else ""
+    if built != digest:
+        raise refusal(
+            name, f"its source changed since this was begun: {digest[:12]} then, {built[:12]} now; start it again"
+        )
+
+
+def _entry(place: str) -> str:
+    return load.file_module(place) if place.endswith(".py") else place
+
+
+def _built_twice(
+    name: str, place: str, attribute: str, source: Source | None, call: Callable[[Builder], nn.Module]
+) -> tuple[nn.Module, nn.Module]:
+    """Two networks from the same draws. Where files are executed, they are executed for each of them."""
+    entry = _entry(place)
+    fresh = source is None or not load.is_current(source, entry)
+    if fresh and source is not None:
+        taken = load.taken_name(source)
+        if taken is not None:
+            raise refusal(name, f"its module {taken} has the name of an installed one, which is in use; rename it")
+        load.forget(source)
+    before = generators.states()
+    builder = _builder(name, place, attribute, source)
+    first = call(builder)
+    if fresh and source is not None:
+        executed = load.forget(source)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # some registers take a name once, or warn
+                builder = _builder(name, place, attribute, source)
+        except ConfigError:
+            sys.modules.update(executed)
+        load.set_current(source, entry)
+    generators.restore(before)
+    return first, call(builder)
+
+
+def _builder(name: str, place: str, attribute: str, source: Source | None) -> Builder:
+    with generators.seeded(0):
+        module = _from_file(name, place, source) if place.endswith(".py") else _from_module(name, place)
+        return _attribute(name, module, attribute)
+
+
+def _require_named(name: str, place: str, source: Source | None, used: set[Path]) -> None:
+    """Raise ConfigError for a file that the network used and its results are not named by."""
+    unnamed = sorted(path for path in used if source is None or path not in source.by_path)
+    if not unnamed:
+        return
+    entry = Path(place).expanduser().resolve() if place.endswith(".py") else None
+    if entry is None and source is not None and place in source.files:
+        entry = source.files[place].path
+    where = "in a file of your own that builds it" if entry is None else f"in {entry.name}"
+    path = str(unnamed[0]) if entry is None else os.path.relpath(unnamed[0], entry.parent)
+    raise refusal(
+        name, f'uses {unnamed[0].name}, which its results would not be named by; write {LISTED} = ["{path}"] {where}'
+    )
 
 
 def _from_module(name: str, dotted: str) -> ModuleType:
@@ -68,36 +141,27 @@ def _from_module(name: str, dotted: str) -> ModuleType:
             importlib.import_module(".".join(parts[:depth]))
         except ModuleNotFoundError as error:
             if error.name != ".".join(parts[:depth]):  # the module is there, and imports another that is not
-                raise _refusal(name, f"importing it failed: {_reason(error)}") from error
+                raise refusal(name, f"importing it failed: {reason(error)}") from error
             where = getattr(sys.modules[parent], "__path__", []) if parent else None
             siblings = [found.name for found in pkgutil.iter_modules(where)]
-            hint = _hint(parts[depth - 1], siblings, f"{parent}." if parent else "", listed=bool(parent))
-            if not parent and not hint:
-                hint = "; install it, add its directory to PYTHONPATH, or name its file"
-            raise _refusal(name, f"there is no module {'.'.join(parts[:depth])}{hint}") from None
+            known = hint(parts[depth - 1], siblings, f"{parent}." if parent else "", listed=bool(parent))
+            if not parent and not known:
+                known = "; install it, add its directory to PYTHONPATH, or name its file"
+            raise refusal(name, f"there is no module {'.'.join(parts[:depth])}{known}") from None
         except (Exception, SystemExit) as error:  # whatever the user's code raises; scripts exit
-            raise _refusal(name, f"importing it failed: {_reason(error)}") from error
+            raise refusal(name, f"importing it failed: {reason(error)}") from error
     return sys.modules[dotted]
 
 
-def _from_file(name: str, place: str) -> ModuleType:
+def _from_file(name: str, place: str, source: Source | None) -> ModuleType:
     path = Path(place).expanduser().resolve()
-    if not path.is_file():
+    if not path.is_file() or source is None:
         files = [found.name for found in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise _refusal(name, f"there is no file {place}{_hint(path.name, files)}")
-    # Run anew each time, as a script is: a file that was edited between two runs of a session is read again.
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    spec = importlib.util.spec_from_file_location(f"fastwi_own_{path.stem}_{digest}", path)
-    if spec is None or spec.loader is None:
-        raise _refusal(name, f"{place} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look there
+        raise refusal(name, f"there is no file {place}{hint(path.name, files)}")
     try:
-        spec.loader.exec_module(module)
+        return load.load_file(place, source)
     except (Exception, SystemExit) as error:  # whatever the user's code raises; scripts exit
-        del sys.modules[spec.name]
-        raise _refusal(name, f"importing it failed: {_reason(error)}") from error
-    return module
+        raise refusal(name, f"importing it failed: {reason(error)}") from error
 
 
 def _attribute(name: str, module: ModuleType, dotted: str) -> Callable[..., Any]:
@@ -106,12 +170,12 @@ def _attribute(name: str, module: ModuleType, dotted: str) -> Callable[..., Any]
         if not hasattr(found, part):
             public = [n for n in vars(found) if not n.startswith("_") and callable(getattr(found, n, None))]
             what = f"{found.__name__} " if inspect.isclass(found) else ""
-            raise _refusal(name, f"{what}has no attribute {part}{_hint(part, public, listed=True)}")
+            raise refusal(name, f"{what}has no attribute {part}{hint(part, public, listed=True)}")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
-        raise _refusal(name, "is a network already; name the class or a function that builds it")
+        raise refusal(name, "is a network already; name the class or a function that builds it")
     if not callable(found):
-        raise _refusal(name, f"is of type {type(found).__name__}; name a function or class that builds the network")
+        raise refusal(name, f"is of type {type(found).__name__}; name a function or class that builds the network")
     return found
 
 
@@ -130,109 +194,15 @@ def _call(name: str, builder: Callable[..., Any], classes: int, image_size: tupl
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise _refusal(name, f"{error}; only {_given(image_size)} given: give the rest defaults") from None
+        raise refusal(name, f"{error}; only {_given(image_size)} given: give the rest defaults") from None
     try:
         network = builder(**arguments)
     except Exception as error:  # whatever the user's code raises
-        raise _refusal(name, f"building it failed: {_reason(error)}") from error
+        raise refusal(name, f"building it failed: {reason(error)}") from error
     if not isinstance(network, nn.Module):
-        raise _refusal(name, f"returns {_type(network)}, no torch.nn.Module; return the network")
+        raise refusal(name, f"returns {type_of(network)}, no torch.nn.Module; return the network")
     return network
 
 
 def _given(image_size: tuple[int, int] | None) -> str:
     return "classes or num_classes is" if image_size is None else "classes or num_classes, and image_size, are"
-
-
-@torch.no_grad()
-def _try(name: str, network: nn.Module, classes: int, image_size: tuple[int, int] | None) -> None:
-    """Raise ConfigError where `network` gives no logits [2, K]. A copy runs: no buffer and no draw is changed."""
-    wrong = None
-    for height, width in TRIED_SIZES if image_size is None else (image_size,):
-        try:
-            with torch.random.fork_rng(devices=[]):
-                found = copy.deepcopy(network).eval()(torch.zeros(2, 3, height, width))
-        except Exception as error:  # whatever the user's code raises
-            if image_size is None:  # it may be made for another size
-                continue
-            problem = f"fails on images of {height} x {width} pixels (take image_size to build it for them)"
-            raise _refusal(name, f"{problem}: {_reason(error)}") from error
-        if isinstance(found, Tensor) and found.shape == (2, classes):
-            return
-        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else _type(found)
-        wrong = wrong or (
-            f"gives {got} for 2 images of {height} x {width} pixels and {classes} classes; return logits of shape "
-            f"(2, {classes}), and take the number of classes as classes or num_classes"
-        )
-    if wrong is not None:
-        raise _refusal(name, wrong)
-
-
-def _try_to_train(name: str, network: nn.Module, image_size: tuple[int, int] | None) -> None:
-    """Raise ConfigError where a training step of `network` would fail, or leave out or lose a part of it."""
-    parameters = dict(network.named_parameters())
-    if not parameters:
-        raise _refusal(name, "has no parameters to train")
-    if any(is_lazy(each) for each in (*network.parameters(), *network.buffers())):
-        raise _refusal(name, "has lazy layers, whose sizes are not known before they run; give the sizes")
-    frozen = next((each for each, parameter in parameters.items() if not parameter.requires_grad), None)
-    if frozen is not None:
-        raise _refusal(name, f"parameter {frozen} asks for no gradient, and all are trained; make it a buffer")
-    for height, width in TRIED_SIZES if image_size is None else (image_size,):
-        images = torch.linspace(-1, 1, 2 * 3 * height * width).view(2, 3, height, width)
-        plain, handed = copy.deepcopy(network).train(), copy.deepcopy(network).train()
-        buffers = {each: buffer.clone() for each, buffer in handed.named_buffers()}
-        leaves = {each: parameter.detach().clone().requires_grad_() for each, parameter in parameters.items()}
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                plain(images)
-                torch.manual_seed(0)
-                logits = torch.func.functional_call(handed, {**leaves, **buffers}, (images,))
-                if not isinstance(logits, Tensor):
-                    raise _refusal(name, f"gives {_type(logits)} in training mode; return the logits alone")
-                found = torch.autograd.grad(logits.sum(), list(leaves.values()), allow_unused=True)
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever the user's code raises
-            if image_size is None:  # it may be made for another size
-                continue
-            raise _refusal(name, f"fails when it is trained: {_reason(error)}") from error
-        unused = next((each for each, gradient in zip(leaves, found, strict=True) if gradient is None), None)
-        if unused is not None:
-            raise _refusal(name, f"parameter {unused} has no part in the logits; remove it")
-        for each, buffer in plain.named_buffers():
-            if not torch.equal(buffer, buffers[each]):
-                raise _refusal(name, f"assigns its buffer {each} anew; change it in place (mul_, add_, copy_)")
-        return
-
-
-def _refusal(name: str, problem: str) -> ConfigError:
-    return ConfigError(f"model.name: {show(name)}: {problem}")
-
-
-def _type(value: object) -> str:
-    return "None" if value is None else f"a value of type {type(value).__name__}"
-
-
-def _reason(error: BaseException) -> str:
-    """The error in one line, with the last line of code that it came through."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."
-    # import machinery has frames of its own, of no use to the reader
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
-    last = frames[-1] if frames and frames[-1].filename != __file__ else None
-    place = f" ({Path(last.filename).name} line {last.lineno})" if last else ""
-    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
-
-
-def _hint(wrong: str, names: Iterable[str], prefix: str = "", listed: bool = False) -> str:
-    """'; did you mean ...?' with the nearest name, else a few of them where `listed`, else nothing."""
-    known = sorted(set(names))
-    lower = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(wrong.lower(), lower, n=1)
-    if near:
-        return f"; did you mean {prefix}{lower[near[0]]}?"
-    if not known or not listed:
-        return ""
-    return f"; it has {', '.join(known[:_MOST_LISTED])}{', ...' if len(known) > _MOST_LISTED else ''}"

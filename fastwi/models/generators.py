@@ -1,0 +1,67 @@
+"""The global generators that a network may draw from: torch's, NumPy's and that of Python's module random."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+States = dict[str, Any]
+_ATTRIBUTE = "fastwi_draws"
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Within the block all three draw by `seed`, from 0 to 2^64 - 1; afterwards they go on where they were."""
+    before = states()
+    with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        # Unlike seeds: NumPy's and random's algorithm is the same one, and would give the same numbers.
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32, 1])
+        random.seed(f"fastwi {seed}")
+        try:
+            yield
+        finally:
+            restore(before)
+
+
+def states() -> States:
+    """The states of the three generators (on the CPU)."""
+    return {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "random": random.getstate()}
+
+
+def restore(before: States) -> None:
+    """Have the generators go on from `before`, which `states` gave."""
+    torch.set_rng_state(before["torch"])
+    np.random.set_state(before["numpy"])
+    random.setstate(before["random"])
+
+
+def drawn_from(before: States) -> frozenset[str]:
+    """The generators that are no longer where they were `before`: torch, numpy, random."""
+    now = states()
+    same = {
+        "torch": torch.equal(now["torch"], before["torch"]),
+        "numpy": all(map(np.array_equal, now["numpy"], before["numpy"])),
+        "random": now["random"] == before["random"],
+    }
+    return frozenset(name for name, equal in same.items() if not equal)
+
+
+def note_draws(network: nn.Module, drawn: frozenset[str]) -> None:
+    """Have `draws_of` know that a forward pass of `network` draws from the generators `drawn`."""
+    setattr(network, _ATTRIBUTE, drawn)
+
+
+def draws_of(network: nn.Module) -> frozenset[str]:
+    """The generators that a forward pass of `network` draws from, as far as it was tried."""
+    drawn: frozenset[str] = getattr(network, _ATTRIBUTE, frozenset())
+    return drawn
+
+
+def draws_in_python(network: nn.Module) -> bool:
+    """Whether a forward pass draws numbers that compiled or traced code would freeze."""
+    return bool(draws_of(network) - {"torch"})

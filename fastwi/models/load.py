@@ -1,0 +1,145 @@
+"""Executes the files of a user's network as they were hashed, not what Python cached of them on disk or in memory."""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+
+from fastwi.models.source import Source, SourceFile, is_local
+
+_executed: dict[str, str] = {}  # SHA-256 of the file that sys.modules has under a name
+_entries: dict[str, str] = {}  # the digest of all that was executed for a network, by its place
+
+
+class _HashedLoader(SourceFileLoader):
+    """Compiles what was hashed. Python's own loader takes older bytecode of a file with the same size and second."""
+
+    def __init__(self, name: str, path: str, file: SourceFile) -> None:
+        super().__init__(name, path)
+        self._file = file
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the module."""
+        assert self._file.code is not None
+        _executed[fullname] = self._file.sha256
+        code: CodeType = self.source_to_code(self._file.code, self.path)
+        return code
+
+
+class _Finder:
+    """Finds modules where Python does, and has those of a network loaded as they were hashed."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See importlib.abc.MetaPathFinder."""
+        for finder in sys.meta_path:
+            search = None if finder is self else getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = search(name, path, target) if search is not None else None
+            if spec is None:
+                continue
+            if spec.has_location and spec.origin is not None:
+                file = self._source.by_path.get(Path(spec.origin).resolve())
+                if file is not None and file.code is not None:
+                    spec.loader = _HashedLoader(name, spec.origin, file)
+            return spec
+        return None
+
+
+@contextlib.contextmanager
+def executing(source: Source | None, place: str) -> Iterator[None]:
+    """Within the block imports execute the files of `source` as they were hashed.
+
+    The folder of a file is searched too, last. `sys.path` is afterwards what it was.
+    """
+    if source is None:
+        yield
+        return
+    finder, path = _Finder(source), list(sys.path)
+    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    if place.endswith(".py"):
+        sys.path.append(str(Path(place).expanduser().resolve().parent))
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)  # type: ignore[arg-type]
+        sys.path[:] = path
+
+
+def file_module(place: str) -> str:
+    """The name that the module of the file `place` has in this process."""
+    path = Path(place).expanduser().resolve()
+    return f"fastwi_own_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
+def load_file(place: str, source: Source) -> ModuleType:
+    """The module of the file `place`, executed unless it was already. Raises what its code raises."""
+    name, path = file_module(place), Path(place).expanduser().resolve()
+    if name in sys.modules:
+        return sys.modules[name]
+    loader = _HashedLoader(name, str(path), source.by_path[path])
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look there
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def is_current(source: Source, place: str) -> bool:
+    """Whether what sys.modules has of the network was executed as it is now in its files."""
+    return _entries.get(place) == source.digest and all(
+        _executed.get(name) == source.by_path[path].sha256 for name, path in _loaded(source).items()
+    )
+
+
+def set_current(source: Source | None, place: str) -> None:
+    """Say that the network's files were executed as `source` has them; None: that they were not."""
+    if source is None:
+        _entries.pop(place, None)
+    else:
+        _entries[place] = source.digest
+
+
+def current_digest(place: str) -> str:
+    """The digest of the source that the network was last built from in this process; empty where it was not."""
+    return _entries.get(place, "")
+
+
+def taken_name(source: Source) -> str | None:
+    """A module of the network whose name an installed module has in this process already; or None."""
+    for name, file in source.files.items():
+        other = getattr(sys.modules.get(name), "__file__", None)
+        if other is not None and Path(other).resolve() != file.path and not is_local(other):
+            return name
+    return None
+
+
+def forget(source: Source) -> dict[str, ModuleType]:
+    """Take the network's modules, and others of their names, out of sys.modules; returns them."""
+    names = set(_loaded(source)) | (set(source.files) & set(sys.modules))
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def _loaded(source: Source) -> dict[str, Path]:
+    found = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name != "__main__" and isinstance(file, str) and os.path.basename(file) in source.file_names:
+            path = Path(file).resolve()
+            if path in source.by_path:
+                found[name] = path
+    return found

@@ -1,0 +1,123 @@
+"""Which files of the user's a piece of code uses: those whose code runs, and those that are opened to be read.
+
+What native code opens by itself is not seen, except by safetensors' functions and as libraries to be loaded.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import linecache
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+from fastwi.models.source import is_local
+
+_SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/")
+_CACHES = ("torchinductor_", ".triton", "torch_extensions")  # what compilers made of code that is watched itself
+_HERE = os.path.dirname(__file__) + os.sep
+
+
+class Watch:
+    """The files used so far."""
+
+    def __init__(self) -> None:
+        self._ran: set[str] = set()
+        self._read: set[str] = set()
+        self._written: set[str] = set()
+        self._thread = threading.get_ident()
+
+    def files(self) -> set[Path]:
+        """The local files, resolved. Those written before they were read are left out: they follow from the code."""
+        found = {os.path.realpath(each) for each in self._ran | self._read if is_local(each)}
+        found -= {os.path.realpath(each) for each in self._written}
+        found.discard(os.path.realpath(sys.executable))  # platform reads it
+        return {Path(each) for each in found if not any(part in each for part in _CACHES)}
+
+    @contextlib.contextmanager
+    def every_call(self) -> Iterator[None]:
+        """Within the block every function that is called counts. Imports would take several times as long."""
+        before = sys.getprofile()
+        sys.setprofile(self._profile)
+        try:
+            yield
+        finally:
+            sys.setprofile(before)
+
+    def _profile(self, frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call":
+            self._ran.add(frame.f_code.co_filename)
+            if frame.f_code.co_name == "load_file" and frame.f_globals.get("__name__") == "safetensors.torch":
+                self._read.add(os.fspath(frame.f_locals["filename"]))
+
+    def heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """See sys.addaudithook."""
+        if threading.get_ident() != self._thread:
+            return
+        if event == "exec" and isinstance(arguments[0], CodeType):
+            self._ran.add(arguments[0].co_filename)
+        elif event in ("open", "ctypes.dlopen") and isinstance(arguments[0], (str, bytes)):
+            path = os.path.abspath(os.fsdecode(arguments[0]))
+            if path.startswith(_SYSTEM):
+                return
+            if event == "open" and arguments[2] & os.O_ACCMODE != os.O_RDONLY:
+                if arguments[2] & os.O_TRUNC:
+                    self._written.add(path)
+            elif path not in self._read and not _of_no_interest():
+                self._read.add(_source_of_bytecode(path))
+
+
+_active: Watch | None = None
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watch]:
+    """Watch what this thread does within the block."""
+    global _active
+    _add_hook()
+    before, _active = _active, Watch()
+    try:
+        yield _active
+    finally:
+        _active = before
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if _active is not None:
+        _active.heard(event, arguments)
+
+
+def _of_no_interest() -> bool:
+    """Whether a file is opened by an installed module that is being imported, or for its lines to be shown."""
+    frame: FrameType | None = sys._getframe(3)  # behind this one, `heard` and `_hook`
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == linecache.__file__:  # lines to show in a traceback
+            return True
+        if code.co_filename.startswith(_HERE) or _of_the_user(code.co_filename):
+            return False
+        if code.co_name == "<module>" and not code.co_filename.startswith("<"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@functools.lru_cache(maxsize=4096)
+def _of_the_user(file: str) -> bool:
+    return is_local(file)
+
+
+def _source_of_bytecode(path: str) -> str:
+    try:
+        return importlib.util.source_from_cache(path) if path.endswith(".pyc") else path
+    except ValueError:
+        return path
+
+
+@functools.cache
+def _add_hook() -> None:
+    sys.addaudithook(_hook)  # there is no way to take it off
