@@ -31,6 +31,7 @@ def try_network(
     give no logits [N, K], probabilities instead, or other outputs each time; and those of which a part would not be
     trained. What the network draws from is noted on it (`fastwi.models.generators.draws_of`).
     """
+    _require_same_weights(name, network, again)
     drawn = _try(name, network, again, classes, image_size)
     drawn |= _try_to_train(name, network, again, image_size)
     if drawn:
@@ -84,7 +85,6 @@ def _try_to_train(
     frozen = next((each for each, parameter in parameters.items() if not parameter.requires_grad), None)
     if frozen is not None:
         raise refusal(name, f"parameter {frozen} asks for no gradient, and all are trained; make it a buffer")
-    _require_same_weights(name, network, again)
     for height, width in TRIED_SIZES if image_size is None else (image_size,):
         images = _images(height, width)
         plain, handed, other = (copy.deepcopy(each).train() for each in (network, network, again))
@@ -129,7 +129,7 @@ def _images(height: int, width: int) -> Tensor:
 def _require_same_weights(name: str, network: nn.Module, again: nn.Module) -> None:
     one, two = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (network, again))
     for each, tensor in one.items():
-        if each not in two or not _alike(tensor, two[each]):
+        if not is_lazy(tensor) and (each not in two or not _alike(tensor, two[each])):
             raise refusal(name, f"{each} is another each time that it is built; {_UNSEEDED}")
 
 
@@ -152,10 +152,10 @@ def _refuse_probabilities(name: str, network: nn.Module, images: Tensor) -> None
     of one whose last layer starts at zero are constant; so it is also tried with random ones.
     """
     sums, inside = [], False
-    for scale in (0.0, *_SCALES):
+    for seed, scale in enumerate((0.0, *_SCALES)):
         changed = copy.deepcopy(network)
         try:
-            with generators.seeded(1):
+            with generators.seeded(seed):
                 for parameter in changed.parameters():
                     parameter.add_(torch.randn_like(parameter), alpha=scale)
                 outputs_NK = changed(images)

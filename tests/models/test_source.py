@@ -1,0 +1,255 @@
+"""What a network of the user's own is named by: all the code that it reaches. It uses nothing else."""
+
+import os
+import sys
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastwi.errors import ConfigError
+from fastwi.models import own
+from fastwi.models.own import require_source
+from fastwi.models.registry import build_model
+from fastwi.models.source import source_digest, source_of
+
+HEAD = "from pathlib import Path\nimport torch\nfrom torch import nn\n"
+NET = """
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.linear = nn.Linear(3, classes)
+    def forward(self, x):
+        return scale() * self.linear(x.mean((2, 3)))
+"""
+
+
+def scale(number: int) -> str:
+    return f"def scale():\n    return {number}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, on the path; modules imported by the test are forgotten."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def logits(name: str) -> torch.Tensor:
+    torch.manual_seed(3)
+    return build_model(name, 4)(torch.ones(1, 3, 8, 8)).detach()
+
+
+# How the network comes to `scale`: the file that has it, and the other files.
+REACHED = {
+    "import": ("h1_blk.py", {"h1_net.py": HEAD + "from h1_blk import scale\n" + NET}),
+    "in a function": (
+        "h1_blk.py",
+        {"h1_net.py": HEAD + "def scale():\n    import h1_blk as b\n    return b.scale()\n" + NET},
+    ),
+    "through another": (
+        "h1_deep.py",
+        {"h1_net.py": HEAD + "from h1_blk import scale\n" + NET, "h1_blk.py": "from h1_deep import *\n"},
+    ),
+    "relative": (
+        "h1_pkg/parts/blk.py",
+        {
+            "h1_pkg/__init__.py": "", "h1_pkg/parts/__init__.py": "",
+            "h1_pkg/net.py": HEAD + "from .parts import blk\nscale = blk.scale\n" + NET,
+            "h1_net.py": "from h1_pkg.net import Net\n",
+        },
+    ),
+    "of a parent": (
+        "h1_pkg/__init__.py",
+        {"h1_pkg/net.py": HEAD + "from . import scale\n" + NET, "h1_net.py": "from h1_pkg.net import Net\n"},
+    ),
+    "folders alone": (
+        "h1_space/deep/blk.py", {"h1_net.py": HEAD + "from h1_space.deep.blk import scale\n" + NET},
+    ),
+    "by its text": (
+        "h1_blk.py",
+        {"h1_net.py": HEAD + "import importlib\nscale = importlib.import_module('h1_blk').scale\n" + NET},
+    ),
+    "listed": (
+        "h1_plug_a.py",
+        {
+            "h1_net.py": HEAD + "import importlib\nfastwi_files = ['h1_plug_a.py']\n"
+            "scale = importlib.import_module('h1_plug_' + 'a').scale\n" + NET
+        },
+    ),
+    "data": (
+        "h1_scale.txt",
+        {
+            "h1_net.py": HEAD + "fastwi_files = ('h1_scale.txt',)\n"
+            "def scale():\n    return int(Path('h1_scale.txt').read_text().split()[-1])\n" + NET
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["h1_net.py:Net", "h1_net:Net"])
+@pytest.mark.parametrize("reached", REACHED)
+def test_an_edit_anywhere_is_another_network_and_what_is_built_is_what_is_named(folder, reached, form):
+    """Edited twice within a second, to files of one size: Python's own cache would not see it."""
+    place, others = REACHED[reached]
+    write(folder, others)
+    found = {}
+    for number in (1, 2, 3, 1):
+        write(folder, {place: scale(number)})
+        os.utime(folder / place, (1e9, 1e9))
+        digest, value = source_digest(form), logits(form)
+        require_source(form, digest)
+        assert torch.equal(value, found.setdefault(digest, (number, value))[1])
+        assert found[digest][0] == number
+    values = [value for _, value in sorted(found.values())]
+    assert len(values) == 3
+    assert torch.allclose(values[1], 2 * values[0])
+    assert torch.allclose(values[2], 3 * values[0])
+
+
+def test_two_networks_that_share_a_file(folder):
+    """Building one after an edit must not leave the other with the old code under the new digest."""
+    for net in ("h1_one", "h1_two"):
+        write(folder, {f"{net}.py": HEAD + "from h1_mid import scale\n" + NET})
+    write(folder, {"h1_mid.py": "from h1_blk import scale\n"})
+    seen = []
+    for number in (1, 2, 1):
+        write(folder, {"h1_blk.py": scale(number)})
+        seen.append([logits(f"{net}:Net") for net in ("h1_one", "h1_two.py")])
+    assert torch.equal(seen[0][0], seen[2][0])
+    assert torch.allclose(2 * seen[0][0], seen[1][0])
+    assert torch.allclose(2 * seen[0][1], seen[1][1])
+
+
+def test_the_name_is_of_content_alone(tmp_path, monkeypatch):
+    """Not of where the files lie, nor of what was imported before."""
+    place, others = REACHED["relative"]
+    digests = set()
+    for home in ("a", "b"):
+        write(tmp_path / home, {**others, place: scale(1)})
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(tmp_path / home)
+            for form in ("h1_net:Net", "h1_pkg.net:Net"):
+                digests.add((form, source_digest(form)))
+    assert len(digests) == 2
+    assert not any(name.startswith("h1_") for name in sys.modules)  # nothing was executed
+
+
+def test_installed_packages_count_by_version(tmp_path, monkeypatch):
+    """Editable installs and a checkout's own metadata install nothing: such modules are the user's."""
+    digests = []
+    for version, code, record in (
+        ("1", "x = 1", True), ("1", "x = 2", True), ("2", "x = 2", True), ("2", "x = 3", False),
+        ("2", "x = 4", False),
+    ):  # fmt: skip
+        home = tmp_path / f"{len(digests)}"
+        write(home, {"h1_installed/__init__.py": code, "h1_installed/more.py": code})
+        about = home / ("h1_installed.dist-info" if record else "h1_installed.egg-info")
+        text = f"Metadata-Version: 2.1\nName: h1_installed\nVersion: {version}\n"
+        write(about, {"METADATA" if record else "PKG-INFO": text, "top_level.txt": "h1_installed\n"})
+        if record:
+            write(about, {"RECORD": "h1_installed/__init__.py,,\n"})
+        net = home / "net.py"
+        net.write_text("import h1_installed.more\nimport json, torch.nn\n")
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(home)
+            source = source_of(f"{net}:Net")
+        assert set(source.files) == ({"net.py"} if record else {"net.py", "h1_installed", "h1_installed.more"})
+        assert source.packages == {
+            "torch": version_of("torch"),
+            **({"h1_installed": version} if record else {}),
+        }
+        digests.append(source.digest)
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
+
+
+def test_a_network_of_an_installed_package():
+    source = source_of("torchvision.models:resnet18")
+    assert not source.files
+    assert set(source.packages) == {"torchvision"}
+    assert source_of("resnet20") is source_of("collections:OrderedDict") is None
+
+
+UNNAMED = {
+    "computed": ("import importlib\nscale = importlib.import_module('h1_' + 'blk').scale\n", "h1_blk.py"),
+    "executed": ("exec(Path('h1_blk.py').read_text())\n", "h1_blk.py"),
+    "by a path": ("import sys\nsys.path.insert(0, 'other')\nfrom h1_far import scale\n", "h1_far.py"),
+    "read as it is built": ("DATA = Path('h1_data.txt').read_text()\nscale = lambda: int(DATA)\n", "h1_data.txt"),
+    "read as it runs": ("def scale():\n    return int(Path('h1_data.txt').read_text())\n", "h1_data.txt"),
+    "by NumPy": ("import numpy\nscale = lambda: float(numpy.load('h1_data.npy'))\n", "h1_data.npy"),
+    "by torch": ("scale = lambda: torch.load('h1_data.pt')\n", "h1_data.pt"),
+    "by safetensors": (
+        "from safetensors.torch import load_file\nscale = lambda: load_file('h1_data.st')['x']\n", "h1_data.st",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["h1_net.py:Net", "h1_net:Net"])
+@pytest.mark.parametrize("how", UNNAMED)
+def test_what_the_name_would_not_cover_is_refused(folder, how, form):
+    """Each time, and also where the process imported it before; the line says what to write, and that helps."""
+    import numpy as np
+    from safetensors.torch import save_file
+
+    code, file = UNNAMED[how]
+    text = HEAD + code + NET
+    write(folder, {"h1_net.py": text, "h1_blk.py": scale(2), "other/h1_far.py": scale(2), "h1_data.txt": "2"})
+    np.save("h1_data.npy", 2.0)
+    torch.save(torch.tensor(2.0), "h1_data.pt")
+    save_file({"x": torch.tensor(2.0)}, "h1_data.st")
+    for _ in range(2):
+        with pytest.raises(ConfigError) as caught:
+            build_model(form, 4)
+        said = str(caught.value)
+        assert f"uses {file}" in said
+        assert "\n" not in said
+    mend = said.partition("write ")[2].partition(" in h1_net.py")[0]
+    write(folder, {"h1_net.py": text + mend + "\n"})
+    assert logits(form).shape == (1, 4)
+
+
+def test_what_is_written_first_and_read_then_is_code(folder):
+    code = "Path('h1_made.txt').write_text('2')\nscale = lambda: int(Path('h1_made.txt').read_text())\n"
+    write(folder, {"h1_net.py": HEAD + code + NET})
+    assert logits("h1_net.py:Net").shape == (1, 4)
+
+
+def test_a_file_beside_the_networks_is_found_from_anywhere(folder, monkeypatch):
+    write(folder, {"nets/h1_net.py": HEAD + "from h1_blk import scale\n" + NET, "nets/h1_blk.py": scale(2)})
+    path = list(sys.path)
+    assert logits("nets/h1_net.py:Net").shape == (1, 4)
+    assert "h1_blk" in source_of("nets/h1_net.py:Net").files
+    assert sys.path == path
+
+
+def test_an_edit_between_plan_and_building_is_refused(folder):
+    write(folder, {"h1_net.py": HEAD + "from h1_blk import scale\n" + NET, "h1_blk.py": scale(1)})
+    planned = source_digest("h1_net.py:Net")
+    write(folder, {"h1_blk.py": scale(2)})
+    build_model("h1_net.py:Net", 4)
+    with pytest.raises(ConfigError) as caught:
+        require_source("h1_net.py:Net", planned)
+    for digest in (planned, source_digest("h1_net.py:Net")):
+        assert digest[:12] in str(caught.value)
+    require_source("resnet20", source_digest("resnet20"))
+
+
+def test_modules_that_register_themselves_once_are_executed_once(folder, monkeypatch):
+    """Some registers refuse a name twice; the second execution, which only compares, is then left out."""
+    monkeypatch.setattr(own, "h1_register", set(), raising=False)
+    code = "from fastwi.models import own\nassert 'net' not in own.h1_register\nown.h1_register.add('net')\n"
+    write(folder, {"h1_net.py": HEAD + code + scale(2) + NET})
+    assert torch.equal(logits("h1_net.py:Net"), logits("h1_net.py:Net"))

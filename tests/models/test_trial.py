@@ -1,0 +1,182 @@
+"""What a network of the user's own draws from is seeded; what differs each time, or is no logits, is refused."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from fastwi.config.read import config_from_mapping
+from fastwi.errors import ConfigError
+from fastwi.experiment.protocol import build_network
+from fastwi.models.generators import draws_of, seeded
+from fastwi.models.registry import build_model
+
+NETS = """
+import random, time, os
+import numpy as np
+import torch
+from torch import nn
+
+AT_IMPORT = np.random.standard_normal() + random.random() + float(torch.randn(()))
+OF_ITS_OWN = np.random.default_rng()
+ONCE = OF_ITS_OWN.standard_normal()
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.linear = nn.Linear(3, classes)
+        self.start()
+    def start(self):
+        pass
+    def noise(self):
+        return 0
+    def forward(self, x):
+        return self.linear(x.mean((2, 3))) + self.noise()
+
+def starting(value, **more):
+    def start(self):
+        with torch.no_grad():
+            self.linear.weight.fill_(value())
+    return type("Started", (Net,), {"start": start})
+
+def noisy(value, evaluates=False):
+    def noise(self):
+        return value() if self.training or evaluates else 0
+    return type("Noisy", (Net,), {"noise": noise})
+
+Numpy = starting(np.random.standard_normal)
+Random = starting(random.random)
+Imported = starting(lambda: AT_IMPORT)
+OwnGenerator = starting(lambda: OF_ITS_OWN.standard_normal())
+OwnAtImport = starting(lambda: ONCE)
+Clock = starting(lambda: time.time_ns() % 1_000_000)
+System = starting(lambda: os.urandom(1)[0] + os.urandom(1)[0] / 256)
+Attribute = type("Attribute", (Net,), {
+    "start": lambda self: setattr(self, "order", OF_ITS_OWN.standard_normal()), "noise": lambda self: self.order})
+
+NumpyForward = noisy(np.random.standard_normal)
+RandomForward = noisy(random.random)
+TorchForward = noisy(lambda: torch.randn(()))
+Evaluating = noisy(random.random, True)
+OwnForward = noisy(lambda: OF_ITS_OWN.standard_normal())
+ClockEvaluating = noisy(lambda: time.time_ns() % 1000, True)
+
+class Softmax(Net):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+class SoftmaxTested(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits if self.training else logits.softmax(1)
+class SoftmaxTrained(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits.softmax(1) if self.training else logits
+class Sigmoid(Net):
+    def forward(self, x):
+        return super().forward(x).sigmoid()
+class LogSoftmax(Net):
+    def forward(self, x):
+        return super().forward(x).log_softmax(1)
+class Uniform(Net):
+    "Logits that start as if they were probabilities."
+    def start(self):
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, 1 / len(self.linear.bias))
+class Zero(Net):
+    def start(self):
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+class Tanh(Net):
+    def forward(self, x):
+        return super().forward(x).tanh()
+class Rectified(Net):
+    def forward(self, x):
+        return super().forward(x).relu()
+"""
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "h1_nets.py"
+    path.write_text(NETS)
+    return path.name
+
+
+def weights(name: str, seed: int) -> torch.Tensor:
+    return build_network(config_from_mapping({"model": {"name": name}, "seeds": {"init": seed}}), 4).linear.weight
+
+
+@pytest.mark.parametrize("attribute", ["Numpy", "Random"])
+def test_initial_draws_follow_from_the_seed(nets, attribute, seed):
+    """Whatever the generators' states, which stay as they were."""
+    name = f"{nets}:{attribute}"
+    drawn = []
+    for init in (0, 0, 1):
+        np.random.seed(seed % 1000 + len(drawn))
+        random.seed(seed + len(drawn))
+        before = np.random.get_state()[1].tolist(), random.getstate()
+        drawn.append(weights(name, init))
+        assert (np.random.get_state()[1].tolist(), random.getstate()) == before
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_draws_at_import_are_the_same_in_each_process(nets, tmp_path):
+    name = f"{nets}:Imported"
+    first = weights(name, 0)
+    (tmp_path / "h1_nets.py").write_text(NETS + "# executed again\n")
+    np.random.seed(1)
+    random.seed(1)
+    assert torch.equal(weights(name, 0), first)
+
+
+def test_the_generators_are_seeded_apart(seed):
+    """NumPy's and random's algorithm is the same: from the same words they would draw the same numbers."""
+    with seeded(seed):
+        assert np.random.random() != random.random()
+        first = np.random.random(3), random.random()
+    with seeded(seed + 2**32):
+        assert np.random.random() != random.random()
+        other = np.random.random(3), random.random()
+    assert not any(map(np.array_equal, first, other))
+
+
+REFUSED = {
+    "OwnGenerator": ("linear.weight", "global generators"), "OwnAtImport": ("linear.weight", "global generators"),
+    "Clock": ("linear.weight", "global generators"), "System": ("linear.weight", "global generators"),
+    "Attribute": ("outputs", "global generators"), "OwnForward": ("training mode", "global generators"),
+    "ClockEvaluating": ("evaluation mode", "global generators"), "Softmax": ("softmax", "logits"),
+    "SoftmaxTested": ("softmax", "logits"), "SoftmaxTrained": ("softmax", "logits"), "Sigmoid": ("sigmoid", "logits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attribute", REFUSED)
+def test_what_is_refused(nets, attribute):
+    with pytest.raises(ConfigError) as caught:
+        build_model(f"{nets}:{attribute}", 4)
+    assert "\n" not in str(caught.value)
+    for word in (attribute, *REFUSED[attribute]):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("attribute", ["LogSoftmax", "Uniform", "Zero", "Tanh", "Rectified", "Net"])
+def test_logits_of_any_kind_are_taken(nets, attribute, classes):
+    """The logarithms of probabilities are logits: log-softmax leaves them as they are."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        build_model(f"{nets}:{attribute}", classes)
+
+
+def test_what_a_network_draws_from_is_known(nets):
+    found = {
+        attribute: draws_of(build_model(f"{nets}:{attribute}", 4))
+        for attribute in ("Net", "NumpyForward", "RandomForward", "TorchForward", "Evaluating")
+    }
+    assert found == {
+        "Net": set(), "NumpyForward": {"numpy"}, "RandomForward": {"random"}, "TorchForward": {"torch"},
+        "Evaluating": {"random"},
+    }  # fmt: skip
