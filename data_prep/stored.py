@@ -19,10 +19,11 @@ from data_prep.decode import DecodedImage, background_colour, decode_image
 from data_prep.folder import SplitFiles, list_splits
 from data_prep.notes import Notes, Warn
 from data_prep.trees import Tree, open_tree
-from data_prep.write import count_intensities, statistics_of_counts
+from data_prep.write import count_intensities, statistics_of_counts, write_digests
 from fastwi.beton import StoredBeton, stored_sha256
 from fastwi.beton.digest import StoredDigest, every_image_sha256
 from fastwi.beton.format import JPEG, MAX_SIDE, RAW
+from fastwi.beton.image_digests import ImageDigests, image_digest
 from fastwi.beton.stored_writer import StoredImage, write_stored_stream
 from fastwi.beton.stream import MAX_JPEG_PIXELS
 from fastwi.data.card import CARD_FILE, SPLITS, Card, beton_path
@@ -44,6 +45,7 @@ class _Looked:
     kinds_N3: np.ndarray  # mode, height, width of each image
     largest: int  # bytes of an image as stored
     sha256: str  # of StoredDigest
+    digests: ImageDigests
     counts_CV: np.ndarray  # of intensities of each channel
 
     @property
@@ -134,6 +136,7 @@ def write_folder(
                 temporary, images, files[split], looked[split], _progress(report, f"write {final.name}", files[split])
             )
             digests[split] = _check_written(temporary, final, looked[split].sha256)
+            write_digests(stack, directory, split, looked[split].digests)
         said = [f"image folder {source.name}"]
         said += ["valid added to train"] if with_valid else []
         said += {"raw": [], "smart": ["JPEG files as they are"], "jpeg": [f"as JPEG, quality {QUALITY}"]}[write_mode]
@@ -157,17 +160,20 @@ def _look(images: _Source, split: str, files: SplitFiles, report: Report, notes:
     digest = StoredDigest(len(files))
     counts_CV = np.zeros((3, 256), np.int64)
     kinds_N3, largest = np.zeros((len(files), 3), np.int64), 0
-    for n, (path, _) in enumerate(files):
+    each: list[bytes] = []
+    for n, (path, label) in enumerate(files):
         stored, image = images.image(path)
         notes.seen(split, path, image)
         digest.update(stored.mode, stored.height, stored.width, stored.data)
+        each.append(image_digest(stored.mode, stored.height, stored.width, label, stored.data))
         count_intensities(counts_CV, image.pixels_HWC)
         kinds_N3[n] = stored.mode, stored.height, stored.width
         largest = max(largest, len(stored.data))
         if (n + 1) % _REPORT_EVERY == 0 or n + 1 == len(files):
             report(f"read {split}", n + 1, len(files))
     labels_N = np.array([label for _, label in files], np.int64)
-    return _Looked(labels_N, kinds_N3, largest, digest.finish(labels_N), counts_CV)
+    digests = ImageDigests.of(each, labels_N)
+    return _Looked(labels_N, kinds_N3, largest, digest.finish(labels_N), digests, counts_CV)
 
 
 def _check_one_size(source: Path, looked: dict[str, _Looked]) -> None:
@@ -228,6 +234,7 @@ def _card(
         std=std,
         source=source,
         sha256=digests,
+        digests_sha256={split: found.digests.sha256 for split, found in looked.items()},
         writer=f"fastwi {__version__}",
         encoding="mixed" if len(modes) > 1 else "jpeg" if modes == {JPEG} else "raw",
         sizes="one" if len(sizes) == 1 else "various",

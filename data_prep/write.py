@@ -1,6 +1,7 @@
-"""A dataset in memory to train.beton, test.beton and card.json: all of them, or what was there before."""
+"""A dataset in memory to its betons, their image digests and card.json: all of them, or what was there before."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -11,8 +12,10 @@ import numpy as np
 
 from data_prep.dataset import Dataset, Report, Split
 from fastwi.beton import content_sha256, read_beton
+from fastwi.beton.format import RAW
+from fastwi.beton.image_digests import ImageDigests, image_digest
 from fastwi.beton.writer import write_stream
-from fastwi.data.card import CARD_FILE, SPLITS, Card, beton_path
+from fastwi.data.card import CARD_FILE, SPLITS, Card, beton_path, digests_path
 from fastwi.errors import BetonError, UserError
 from fastwi.files import atomic_path, write_json
 from fastwi.version import __version__
@@ -61,16 +64,27 @@ def write_dataset(dataset: Dataset, directory: Path, writer: str, report: Report
     if shapes[0] != shapes[1]:
         raise UserError(f"{dataset.name}: training images are {shapes[0]}, test images {shapes[1]}")
     written_by, write_split = _choose_writer(writer)
-    card = _card(dataset, splits, written_by)
+    digests = {name: _digests(split) for name, split in splits.items()}
+    card = _card(dataset, splits, digests, written_by)
     with contextlib.ExitStack() as stack:
         for name in SPLITS:
             final = beton_path(directory, name)
             temporary = stack.enter_context(atomic_path(final))
             write_split(temporary, splits[name], _progress(report, f"write {final.name}", card.counts[name]))
             _check_written(temporary, final, card.sha256[name])
+            write_digests(stack, directory, name, digests[name])
         (directory / CARD_FILE).unlink(missing_ok=True)
     write_json(directory / CARD_FILE, card.to_json())
     return card
+
+
+def write_digests(stack: contextlib.ExitStack, directory: Path, split: str, digests: ImageDigests) -> None:
+    """Write the digests of a split's images; they replace earlier ones when `stack` is left without an error."""
+    final = digests_path(directory, split)
+    temporary = stack.enter_context(atomic_path(final))
+    temporary.write_bytes(digests.to_bytes())
+    if hashlib.sha256(temporary.read_bytes()).hexdigest() != digests.sha256:
+        raise UserError(f"{final}: does not read back as it was written; check the disk and its free space")
 
 
 def channel_statistics(images_NHWC: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -99,7 +113,16 @@ def statistics_of_counts(counts_CV: np.ndarray) -> tuple[tuple[float, ...], tupl
     return tuple(mean_C.tolist()), tuple(np.sqrt(variance_C).tolist())
 
 
-def _card(dataset: Dataset, splits: dict[str, Split], written_by: str) -> Card:
+def _digests(split: Split) -> ImageDigests:
+    height, width = split.images_NHWC.shape[1:3]
+    every = zip(split.images_NHWC, split.labels_N.tolist(), strict=True)
+    digests = (image_digest(RAW, height, width, label, image_HWC.tobytes()) for image_HWC, label in every)
+    return ImageDigests.of(digests, split.labels_N)
+
+
+def _card(
+    dataset: Dataset, splits: dict[str, Split], digests: dict[str, ImageDigests], written_by: str
+) -> Card:
     mean, std = channel_statistics(dataset.train.images_NHWC)
     height, width, channels = dataset.train.images_NHWC.shape[1:]
     class_counts = {
@@ -116,6 +139,7 @@ def _card(dataset: Dataset, splits: dict[str, Split], written_by: str) -> Card:
         std=std,
         source=dataset.source,
         sha256={name: content_sha256(split.images_NHWC, split.labels_N) for name, split in splits.items()},
+        digests_sha256={name: each.sha256 for name, each in digests.items()},
         writer=written_by,
     )
 

@@ -43,7 +43,7 @@ def _main(argv: list[str]) -> int:
 
 def _train(request: Request) -> int:
     # torch takes seconds to import: bad configurations are refused before.
-    from fastwi.data.split import open_split
+    from fastwi.data.split import open_splits
     from fastwi.engine.choose import build_engine
     from fastwi.engine.device import resolve_device
     from fastwi.experiment.begun import engine_of_run
@@ -56,8 +56,7 @@ def _train(request: Request) -> int:
     if config.run.tensorboard:
         require_tensorboard()
     device = resolve_device(config.engine.device)
-    train, card = open_split(config.data, "train", device)
-    test, _ = open_split(config.data, "test", device)
+    train, test, card = open_splits(config.data, device)
     check_batch(config, len(train))
     model = network_for(config, train)
     identity = config_hash(config, result_digest(card, config))

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from fastwi.beton.format import JPEG, RAW
+from fastwi.beton.image_digests import ImageDigests, image_digest
 from fastwi.beton.stored_writer import StoredImage, write_stored_stream
 
 
@@ -48,3 +49,12 @@ def write_stored(path: Path, images: list[StoredImage], labels_N: np.ndarray, la
     with open(path, "wb") as stream:
         write_stored_stream(stream, images, labels_N, largest or max(len(image.data) for image in images))
     return path
+
+
+def write_digests(path: Path, images: list[StoredImage], labels_N: np.ndarray) -> ImageDigests:
+    """The digests of the images that `write_stored` writes."""
+    every = zip(images, labels_N.tolist(), strict=True)
+    named = (image_digest(image.mode, image.height, image.width, label, image.data) for image, label in every)
+    digests = ImageDigests.of(named, labels_N)
+    path.write_bytes(digests.to_bytes())
+    return digests

@@ -1,5 +1,9 @@
-"""The card of a dataset directory: what its two .beton files hold. Written last, it vouches for them."""
+"""The card of a dataset directory: what its two .beton files hold. Written last, it vouches for them.
 
+card.json has a checksum of itself, `card_sha256`: what it says decides results, so a changed word must not pass.
+"""
+
+import hashlib
 import json
 import os
 import re
@@ -11,10 +15,11 @@ from fastwi.errors import UserError
 
 CARD_FILE = "card.json"
 SPLITS = ("train", "test")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENCODINGS = ("raw", "jpeg", "mixed")
 SIZES = ("one", "various")
 _OPTIONAL = {"encoding": "raw", "sizes": "one"}
+_CHECKSUM = "card_sha256"
 # Directories by these names are most likely meant to hold the dataset of that name.
 _KNOWN = ("cifar10", "cifar100", "svhn", "cinic10", "digits")
 
@@ -32,6 +37,7 @@ class Card:
         mean, std: of each channel over all pixels of the training images, in 0..1 (population deviation).
         source: where the images came from and what was done to them, in words.
         sha256: of each split's content, `fastwi.beton.stored_sha256` (for raw images of one size `content_sha256`).
+        digests_sha256: of each split's file of image digests (`fastwi.beton.image_digests`), SHA-256.
         writer: what wrote the .beton files.
         encoding: how the images are stored: raw, jpeg, or mixed. Left out of card.json where raw.
         sizes: "one", or "various". Left out of card.json where one.
@@ -46,6 +52,7 @@ class Card:
     std: tuple[float, ...]
     source: str
     sha256: dict[str, str]
+    digests_sha256: dict[str, str]
     writer: str
     encoding: str = "raw"
     sizes: str = "one"
@@ -65,14 +72,22 @@ class Card:
             _need(len(counts) == len(self.classes), f"class_counts.{split}", "not one count a class")
             _need(min(counts) >= 0 and self.counts[split] > 0, f"counts.{split}", "not positive")
             _need(sum(counts) == self.counts[split], f"counts.{split}", "not the sum over classes")
-            digits = bool(re.fullmatch("[0-9a-f]{64}", self.sha256[split]))
-            _need(digits, f"sha256.{split}", "not 64 hexadecimal digits")
+            for name, digests in (("sha256", self.sha256), ("digests_sha256", self.digests_sha256)):
+                digits = bool(re.fullmatch("[0-9a-f]{64}", digests[split]))
+                _need(digits, f"{name}.{split}", "not 64 hexadecimal digits")
 
     def to_json(self) -> dict[str, Any]:
         """The card as it stands in card.json."""
         value = {"format_version": FORMAT_VERSION, **asdict(self)}
-        # A default adds nothing: cards of raw sets are those that earlier versions wrote and read.
-        return {key: item for key, item in value.items() if item != _OPTIONAL.get(key)}
+        # A default adds nothing.
+        return with_checksum({key: item for key, item in value.items() if item != _OPTIONAL.get(key)})
+
+
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """The content of a card.json with the checksum of all the rest of it, a wrong one replaced."""
+    rest = {key: item for key, item in value.items() if key != _CHECKSUM}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return {**rest, _CHECKSUM: hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def beton_path(directory: str | os.PathLike[str], split: str) -> Path:
@@ -80,16 +95,21 @@ def beton_path(directory: str | os.PathLike[str], split: str) -> Path:
     return Path(directory) / f"{split}.beton"
 
 
+def digests_path(directory: str | os.PathLike[str], split: str) -> Path:
+    """Where the digests of the images of the split ("train" or "test") are."""
+    return Path(directory) / f"{split}.digests"
+
+
 def read_card(directory: str | os.PathLike[str]) -> Card:
     """Read and check `directory`/card.json.
 
     Raises:
-        UserError: there is none, or it is damaged or of another version.
+        UserError: there is none, or it is damaged, changed or of another version.
     """
     directory = Path(directory)
     path = directory / CARD_FILE
     dataset = directory.name if directory.name in _KNOWN else "DATASET"
-    mend = f"write it with `python -m data_prep {dataset} --out {directory}`"
+    mend = f"write the dataset with `python -m data_prep {dataset} --out {directory}`"
     try:
         value = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -100,20 +120,24 @@ def read_card(directory: str | os.PathLike[str]) -> Card:
         raise UserError(f"{path}: is not JSON ({str(error).splitlines()[0]}); {mend}") from error
     try:
         return card_from_json(value)
+    except RecursionError as error:
+        raise UserError(f"{path}: is not a card (nested too deep); {mend}") from error
     except ValueError as error:
         raise UserError(f"{path}: {error}; {mend}") from error
 
 
 def card_from_json(value: Any) -> Card:
-    """The card that `Card.to_json` made `value` from. Raises ValueError where it is none."""
+    """The card that `Card.to_json` made `value` from. Raises ValueError where it is none, or was changed."""
     if not isinstance(value, dict):
         raise ValueError("is not a card (no JSON object)")
     version = value.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise ValueError(f"has format version {version!r:.60}, this program reads {FORMAT_VERSION}")
+    if with_checksum(value) != value:
+        raise ValueError(f"does not match its checksum ({_CHECKSUM}): it was changed since it was written")
     value = {**_OPTIONAL, **value}
-    _need_keys("", value, ("format_version", *(field.name for field in fields(Card))))
-    for key in ("counts", "class_counts", "sha256"):
+    _need_keys("", value, ("format_version", *(field.name for field in fields(Card)), _CHECKSUM))
+    for key in ("counts", "class_counts", "sha256", "digests_sha256"):
         if not isinstance(value[key], dict):
             raise ValueError(f"{key} is no JSON object")
         _need_keys(f"{key}.", value[key], SPLITS)
@@ -128,6 +152,9 @@ def card_from_json(value: Any) -> Card:
         std=_list("std", value["std"], float, 3),
         source=_one("source", value["source"], str),
         sha256={split: _one(f"sha256.{split}", value["sha256"][split], str) for split in SPLITS},
+        digests_sha256={
+            split: _one(f"digests_sha256.{split}", value["digests_sha256"][split], str) for split in SPLITS
+        },
         writer=_one("writer", value["writer"], str),
         encoding=_one("encoding", value["encoding"], str),
         sizes=_one("sizes", value["sizes"], str),

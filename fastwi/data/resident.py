@@ -63,14 +63,15 @@ def normalisation_table(mean: tuple[float, ...], std: tuple[float, ...]) -> Tens
 
 
 def load_split(
-    directory: str | Path, split: str, device: torch.device, images: int = 0
+    directory: str | Path, split: str, device: torch.device, images: int = 0, card: Card | None = None
 ) -> tuple[ResidentDataset, Card]:
     """Read `split` ("train" or "test") of the dataset in `directory` onto `device`, with the dataset's card.
 
-    `images` > 0 keeps that many images, evenly over classes, the same ones every time.
+    `images` > 0 keeps that many images, evenly over classes, the same ones every time. `card`: the dataset's, where
+    it is read already.
     Raises UserError where the card or the beton is missing, damaged, or they disagree with each other.
     """
-    card = read_card(Path(directory))
+    card = card or read_card(Path(directory))
     path = Path(directory) / f"{split}.beton"
     beton = read_beton(path)
     images_NHWC, labels_N = beton.images_NHWC, beton.labels_N

@@ -8,13 +8,21 @@ import torch
 from fastwi.beton.stream import StoredBeton
 from fastwi.config.schema import DataConfig
 from fastwi.data.batches import Dataset, whole_images
-from fastwi.data.card import Card, beton_path, read_card
+from fastwi.data.card import SPLITS, Card, beton_path, read_card
+from fastwi.data.identity import target_size
 from fastwi.data.resident import ResidentDataset, check_split, chosen_images, load_split, normalisation_table
 from fastwi.data.streamed import StreamedDataset, open_decoder
 from fastwi.errors import UserError
 
 SHARE = 0.5
 """Of the free memory, for both the host and the device: a raw split that takes more is streamed (streaming: auto)."""
+
+
+def open_splits(data: DataConfig, device: torch.device, root: str | Path = "") -> tuple[Dataset, Dataset, Card]:
+    """Training and test images of the dataset at `data.path` (`open_split`), and the one card that both are held to."""
+    card = read_card(Path(root) / data.path)
+    train, test = (_open_under(card, data, split, device, root) for split in SPLITS)
+    return train, test, card
 
 
 def open_split(data: DataConfig, split: str, device: torch.device, root: str | Path = "") -> tuple[Dataset, Card]:
@@ -26,18 +34,23 @@ def open_split(data: DataConfig, split: str, device: torch.device, root: str | P
     Raises:
         UserError: the card or the beton is missing, damaged, or they disagree; the decoder is not there.
     """
+    card = read_card(Path(root) / data.path)
+    return _open_under(card, data, split, device, root), card
+
+
+def _open_under(card: Card, data: DataConfig, split: str, device: torch.device, root: str | Path) -> Dataset:
+    """`open_split` where the card is read already: once a dataset, or one that is replaced would be mixed."""
     directory = Path(root) / data.path
     path = beton_path(directory, split)
     images: int = getattr(data, f"{split}_images")
-    card = read_card(directory)
     beton = StoredBeton(path)
     check_split(path, beton.labels_N, card, split)
     _check_sizes(beton, card)
-    height, width = (data.image_size, data.image_size) if data.image_size else card.image_shape[:2]
+    height, width = target_size(card, data)
     plain = beton.all_raw and beton.one_size == (height, width)
     if plain and (data.streaming == "resident" or (data.streaming == "auto" and fits_memory(beton, device))):
         beton.close()
-        return load_split(directory, split, device, images)
+        return load_split(directory, split, device, images, card)[0]
     kept_N = np.arange(len(beton))
     if images:
         kept_N = chosen_images(path, beton.labels_N, split, images)
@@ -49,9 +62,7 @@ def open_split(data: DataConfig, split: str, device: torch.device, root: str | P
         classes=len(card.classes),
         image_shape=(height, width, 3),
     )
-    if data.streaming != "resident":
-        return streamed, card
-    return _resident(streamed, path), card
+    return streamed if data.streaming != "resident" else _resident(streamed, path)
 
 
 def fits_memory(beton: StoredBeton, device: torch.device) -> bool:

@@ -6,6 +6,7 @@ from enum import Enum
 
 from fastwi.config.schema import Config, ExperimentConfig, OptimizerConfig
 from fastwi.data.card import Card
+from fastwi.data.identity import data_contents
 from fastwi.errors import UserError
 from fastwi.models.source import source_digest
 
@@ -65,18 +66,16 @@ def rates_after(config: Config) -> OptimizerConfig:
 
 
 def result_digest(card: Card, config: Config) -> str:
-    """What decides a result beside the configuration: the content of the files that it names.
+    """What decides a result beside the configuration: the content of the files that it names, a line each.
 
-    The pixels of both splits, the source of a user's network, the tensors of `model.weights`. Raises CheckpointError
-    where these cannot be read.
+    The dataset and what decodes it (`fastwi.data.identity.data_contents`), the source of a user's network, the
+    tensors of `model.weights`. Raises CheckpointError where these cannot be read.
     """
-    pixels = card.sha256["train"] + card.sha256["test"]
-    size = config.data.image_size
-    if size and (size, size) != card.image_shape[:2]:
-        pixels += f" {size} x {size}"
-    if config.data.decoder == "ffcv" and card.encoding != "raw":
-        pixels += " decoded by ffcv"
-    return pixels + source_digest(config.model.name) + weights_digest(config.model.weights)
+    contents = data_contents(card, config.data) | {
+        "network": source_digest(config.model.name),
+        "weights": weights_digest(config.model.weights),
+    }
+    return "\n".join(f"{name}: {content}" for name, content in contents.items() if content)
 
 
 def weights_digest(path: str) -> str:
@@ -85,7 +84,7 @@ def weights_digest(path: str) -> str:
         return ""
     from fastwi.population.state_file import read_state_file  # imports torch
 
-    return " weights " + read_state_file(path).digest
+    return read_state_file(path).digest
 
 
 def check_batch(config: Config, train_images: int) -> None:

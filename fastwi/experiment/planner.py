@@ -32,10 +32,10 @@ _DIGITS = 32  # 128 bits: no two of any number of trajectories ever meet
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset is: a digest of its images and labels, and how many images training and testing use.
+    """What a dataset is: what names its content, and how many images training and testing use.
 
-    The digest also has the source of a network that is the user's own and the weights that parents start from
-    (`fastwi.experiment.plan.result_digest`).
+    `digest`: `fastwi.experiment.plan.result_digest`, which also has the source of a network that is the user's own
+    and the weights that parents start from.
     """
 
     digest: str

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastwi.data.card import Card, beton_path, card_from_json, read_card
+from fastwi.data.card import Card, beton_path, card_from_json, digests_path, read_card, with_checksum
 from fastwi.errors import UserError
 
 
@@ -23,6 +23,7 @@ def make_card() -> Card:
         std=(0.125, 0.5, 0.0),
         source="drawn",
         sha256={"train": "0" * 64, "test": "f" * 64},
+        digests_sha256={"train": "1" * 64, "test": "e" * 64},
         writer="hand",
     )
 
@@ -35,6 +36,7 @@ def test_through_json_and_back(tmp_path: Path) -> None:
 
 def test_paths_of_the_splits() -> None:
     assert beton_path("data/x", "test") == Path("data/x/test.beton")
+    assert digests_path("data/x", "test") == Path("data/x/test.digests")
 
 
 @pytest.mark.parametrize(("directory", "dataset"), [("cifar10", "cifar10"), ("mine", "DATASET")])
@@ -44,7 +46,7 @@ def test_no_card(tmp_path: Path, directory: str, dataset: str) -> None:
     place = tmp_path / directory
     assert str(caught.value) == (
         f"{place}: no dataset here (card.json is missing); "
-        f"write it with `python -m data_prep {dataset} --out {place}`"
+        f"write the dataset with `python -m data_prep {dataset} --out {place}`"
     )
 
 
@@ -92,8 +94,8 @@ def removing(*keys: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (removing("format_version"), "has format version None, this program reads 1"),
-        (setting("format_version", 2), "has format version 2, this program reads 1"),
+        (removing("format_version"), "has format version None, this program reads 2"),
+        (setting("format_version", 1), "has format version 1, this program reads 2"),
         (removing("mean"), "mean is missing"),
         (removing("counts", "test"), "counts.test is missing"),
         (setting("colour", 1), "colour is unknown"),
@@ -115,6 +117,7 @@ def removing(*keys: str) -> Callable[[dict[str, Any]], None]:
         (setting("std", [0.5, 0.5, float("nan")]), "std is not three of 0..1"),
         (setting("std", [0.5, "x", 0.5]), "std is 'x', not float"),
         (setting("sha256", "test", "F" * 64), "sha256.test is not 64 hexadecimal digits"),
+        (setting("digests_sha256", "test", "e" * 63), "digests_sha256.test is not 64 hexadecimal digits"),
         (setting("name", None), "name is None, not str"),
         (setting("source", ""), "source is '', not str"),
     ],
@@ -122,10 +125,41 @@ def removing(*keys: str) -> Callable[[dict[str, Any]], None]:
 def test_what_is_wrong_is_said(tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str) -> None:
     value = json.loads(json.dumps(make_card().to_json()))
     change(value)
-    (tmp_path / "card.json").write_text(json.dumps(value))
+    (tmp_path / "card.json").write_text(json.dumps(with_checksum(value)))
     with pytest.raises(UserError) as caught:
         read_card(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'card.json'}: {said}; write it with `python -m data_prep")
+    expected = f"{tmp_path / 'card.json'}: {said}; write the dataset with `python -m data_prep"
+    assert str(caught.value).startswith(expected)
+
+
+def test_every_bit_of_a_card_is_checked(tmp_path: Path) -> None:
+    """A card with a bit flipped is refused, or says the same: white space and the case of an exponent are free."""
+    path = tmp_path / "card.json"
+    written = json.dumps(make_card().to_json(), indent=2).encode()
+    refused = 0
+    for place in range(len(written)):
+        changed = bytearray(written)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            assert read_card(tmp_path) == make_card()
+        except UserError as error:
+            assert "card.json: " in str(error)
+            assert "python -m data_prep" in str(error)
+            refused += 1
+    assert refused > 0.8 * len(written)
+
+
+@pytest.mark.parametrize(
+    "change", [setting("std", 0, 0.25), setting("mean", 2, 5e-324), setting("name", "x"), removing("card_sha256")]
+)
+def test_a_card_that_was_changed_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    value = json.loads(json.dumps(make_card().to_json()))
+    change(value)
+    (tmp_path / "card.json").write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"card\.json: .*checksum.*python -m data_prep") as caught:
+        read_card(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_any_value_anywhere_is_a_card_or_refused() -> None:
@@ -135,12 +169,14 @@ def test_any_value_anywhere_is_a_card_or_refused() -> None:
     for key in whole:
         for value in odd:
             changed = copy.deepcopy(whole) | {key: value}
-            try:
+            with pytest.raises(ValueError, match=r"checksum|version"):
                 card_from_json(changed)
+            try:
+                card_from_json(with_checksum(changed))
             except ValueError:
                 refused += 1
-    # Only texts may be another text: name, source, writer.
-    assert refused == len(whole) * len(odd) - 3
+    # Only texts may be another text: name, source, writer; and the checksum is put right.
+    assert refused == len(whole) * len(odd) - 3 - len(odd)
 
 
 @pytest.mark.parametrize("value", [None, [], "card", 1])

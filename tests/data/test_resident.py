@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastwi.beton import read_beton, write_beton
+from fastwi.data.card import with_checksum
 from fastwi.data.resident import even_subset, load_split, normalisation_table
 from fastwi.errors import UserError
 
@@ -123,7 +124,7 @@ def test_labels_out_of_range(digits_copy):
     for counts in card["class_counts"].values():
         last = counts.pop()
         counts[-1] += last
-    (digits_copy / "card.json").write_text(json.dumps(card))
+    (digits_copy / "card.json").write_text(json.dumps(with_checksum(card)))
     with pytest.raises(UserError, match=r"train\.beton: labels outside 0 \.\. 8"):
         load_split(digits_copy, "train", CPU)
 

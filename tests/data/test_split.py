@@ -1,14 +1,16 @@
 """open_split: which kind of dataset, of which size, with which identity; and what it refuses."""
 
 import dataclasses
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL.features
 import pytest
 import torch
-from stored_samples import random_stored, write_stored
+from stored_samples import random_stored, write_digests, write_stored
 
 import fastwi.data.split
 from fastwi.beton import StoredBeton, content_sha256, stored_sha256, write_beton
@@ -16,7 +18,7 @@ from fastwi.beton.format import JPEG, RAW
 from fastwi.config.schema import Config, DataConfig
 from fastwi.config.write import config_hash
 from fastwi.data.batches import Dataset, whole_images
-from fastwi.data.card import Card, card_from_json, read_card
+from fastwi.data.card import Card, card_from_json, read_card, with_checksum
 from fastwi.data.decode import fit
 from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.data.split import fits_memory, free_host_bytes, open_split
@@ -30,18 +32,20 @@ CPU = torch.device("cpu")
 def various_set(directory: Path, seed: int) -> Path:
     """A dataset of JPEGs and raw images of several sizes, 20 x 20 the first of them."""
     directory.mkdir()
-    digests, counts = {}, {}
+    contents, digests, counts = {}, {}, {}
     for number, split in enumerate(("train", "test")):
         images, labels_N = random_stored(seed + number, 40, sides=(5, 30))
         first, _ = random_stored(seed + number, 1, sides=(20, 20))
-        write_stored(directory / f"{split}.beton", [*first, *images[1:]], labels_N)
-        digests[split] = stored_sha256(StoredBeton(directory / f"{split}.beton"))
+        images = [*first, *images[1:]]
+        write_stored(directory / f"{split}.beton", images, labels_N)
+        contents[split] = stored_sha256(StoredBeton(directory / f"{split}.beton"))
+        digests[split] = write_digests(directory / f"{split}.digests", images, labels_N).sha256
         counts[split] = tuple(np.bincount(labels_N, minlength=10).tolist())
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
     classes = tuple("abcdefghij")
     card = Card(
-        "various", classes, (20, 20, 3), dict.fromkeys(digests, 40), counts, mean, std, "made for a test", digests,
-        "a test", "mixed", "various",
+        "various", classes, (20, 20, 3), dict.fromkeys(digests, 40), counts, mean, std, "made for a test", contents,
+        digests, "a test", "mixed", "various",
     )  # fmt: skip
     (directory / "card.json").write_text(json.dumps(card.to_json()))
     return directory
@@ -130,10 +134,10 @@ def test_cards_and_betons_that_disagree(digits_directory: Path, tmp_path: Path, 
         opened(path)
     various = various_set(tmp_path / "various", seed)
     card = json.loads((various / "card.json").read_text())
-    (various / "card.json").write_text(json.dumps({**card, "sizes": "one"}))
+    (various / "card.json").write_text(json.dumps(with_checksum({**card, "sizes": "one"})))
     with pytest.raises(UserError, match=r"train\.beton: image \d+ is \d+ x \d+, but card\.json says 20 x 20"):
         opened(various)
-    (various / "card.json").write_text(json.dumps({**card, "encoding": "raw"}))
+    (various / "card.json").write_text(json.dumps(with_checksum({**card, "encoding": "raw"})))
     with pytest.raises(UserError, match=r"train\.beton: holds JPEGs, but card\.json says raw"):
         opened(various)
 
@@ -168,6 +172,56 @@ def test_only_what_changes_pixels_changes_the_identity(digits_directory: Path, t
     assert identity(raw, image_size=16)[0] == identity(raw)[0]
 
 
+def test_whatever_is_read_of_a_dataset_is_in_its_identity(digits_directory: Path, tmp_path: Path, seed: int) -> None:
+    raw = read_card(digits_directory)
+    nearest = (float(np.nextafter(raw.std[0], 1)), *raw.std[1:])
+    changed = [
+        dataclasses.replace(raw, sha256=raw.sha256 | {"test": "0" * 64}),
+        dataclasses.replace(raw, sha256=raw.sha256 | {"train": "0" * 64}),
+        dataclasses.replace(raw, mean=nearest),
+        dataclasses.replace(raw, std=nearest),
+        dataclasses.replace(raw, image_shape=(8, 32, 3)),
+        dataclasses.replace(raw, classes=(*raw.classes, "one more"), class_counts={
+            split: (*counts, 0) for split, counts in raw.class_counts.items()
+        }),
+    ]  # fmt: skip
+    assert len({result_digest(card, Config()) for card in (raw, *changed)}) == 1 + len(changed)
+    # What is only said of it names nothing.
+    said = dataclasses.replace(raw, name="other", source="other", writer="other")
+    assert result_digest(said, Config()) == result_digest(raw, Config())
+
+
+def test_versions_count_where_the_library_is_at_work(
+    digits_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    raw, various = read_card(digits_directory), read_card(various_set(tmp_path / "various", seed))
+    one_size = dataclasses.replace(various, sizes="one")
+    asked = {
+        "raw": (raw, DataConfig()), "resized": (raw, DataConfig(image_size=9)), "various": (various, DataConfig()),
+        "jpeg": (one_size, DataConfig()), "ffcv": (one_size, DataConfig(decoder="ffcv")),
+    }  # fmt: skip
+
+    def named() -> dict[str, str]:
+        configs = {name: (card, dataclasses.replace(Config(), data=data)) for name, (card, data) in asked.items()}
+        return {name: result_digest(card, config) for name, (card, config) in configs.items()}
+
+    def changed(before: dict[str, str]) -> set[str]:
+        after = named()
+        return {name for name in asked if after[name] != before[name]}
+
+    before = named()
+    with monkeypatch.context() as patch:
+        patch.setattr(PIL, "__version__", "0.0")
+        assert changed(before) == {"resized", "various", "jpeg"}
+    with monkeypatch.context() as patch:
+        patch.setattr(PIL.features, "version_feature", lambda _: "0.0")
+        assert changed(before) == {"various", "jpeg"}
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", lambda _: "0.0")
+        assert changed(before) == {"ffcv"}
+    assert changed(before) == set()
+
+
 def test_cards_of_raw_sets_say_no_more_than_they_did(digits_directory: Path, tmp_path: Path, seed: int) -> None:
     raw = json.loads(json.dumps(read_card(digits_directory).to_json()))
     assert not {"encoding", "sizes"} & raw.keys()
@@ -176,7 +230,7 @@ def test_cards_of_raw_sets_say_no_more_than_they_did(digits_directory: Path, tmp
     assert card_from_json(json.loads(json.dumps(various.to_json()))) == various
     for name, value in (("encoding", "png"), ("sizes", "two"), ("sizes", 3)):
         with pytest.raises(ValueError, match=name):
-            card_from_json({**raw, name: value})
+            card_from_json(with_checksum({**raw, name: value}))
 
 
 def test_the_sample_is_as_mixed_as_it_says(tmp_path: Path, seed: int) -> None:

@@ -107,6 +107,7 @@ def test_one_size_kept_raw_is_the_plain_set(tmp_path: Path, seed: int) -> None:
     kept, plain = (json.loads((tmp_path / name / "card.json").read_text()) for name in ("kept", "plain"))
     assert kept.pop("source") == "image folder s.zip, sizes kept"
     assert plain.pop("source") == "image folder s.zip"
+    assert kept.pop("card_sha256") != plain.pop("card_sha256")
     assert kept == plain
     assert (tmp_path / "kept" / "train.beton").read_bytes() == (tmp_path / "plain" / "train.beton").read_bytes()
     assert len(read_beton(tmp_path / "kept" / "test.beton").labels_N) == 8

@@ -18,7 +18,7 @@ from fastwi.beton import Beton, content_sha256, read_beton, write_beton
 from fastwi.beton.format import JPEG, RAW
 from fastwi.beton.stored_writer import StoredImage, write_stored_stream
 from fastwi.beton.stream import StoredBeton
-from fastwi.data.card import read_card
+from fastwi.data.card import read_card, with_checksum
 from fastwi.data.decode import decode_jpeg
 from fastwi.data.resident import load_split
 from hostile.mutate import TEXTS, damaged, damaged_text
@@ -170,4 +170,5 @@ def _damaged_card(draw: random.Random, text: str) -> str:
                 [draw.choice(TEXTS)] * 3, [0.5] * 3, [16, 16, 3], [10**9, 10**9, 3], [4] * 10,
             ))  # fmt: skip
             break
-    return json.dumps(value)
+    # Mostly with a right checksum: what is behind it is to be met too.
+    return json.dumps(with_checksum(value) if isinstance(value, dict) and draw.random() < 0.8 else value)

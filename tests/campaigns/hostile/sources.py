@@ -112,7 +112,7 @@ class Sources:
 
     def _check_written(self, out: Path, left: list[str]) -> None:
         """The directory holds a dataset, and nothing else."""
-        if left != ["card.json", "test.beton", "train.beton"]:
+        if left != ["card.json", "test.beton", "test.digests", "train.beton", "train.digests"]:
             raise Finding(f"wrote {left}")
         card = read_card(out)
         for split in ("train", "test"):
