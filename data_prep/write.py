@@ -120,9 +120,7 @@ def _digests(split: Split) -> ImageDigests:
     return ImageDigests.of(digests, split.labels_N)
 
 
-def _card(
-    dataset: Dataset, splits: dict[str, Split], digests: dict[str, ImageDigests], written_by: str
-) -> Card:
+def _card(dataset: Dataset, splits: dict[str, Split], digests: dict[str, ImageDigests], written_by: str) -> Card:
     mean, std = channel_statistics(dataset.train.images_NHWC)
     height, width, channels = dataset.train.images_NHWC.shape[1:]
     class_counts = {

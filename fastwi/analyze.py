@@ -120,7 +120,7 @@ def _manifest(
 
     config = opened.planned.points[0].config
     identity = hashlib.sha256(f"{request.name}\n{analysis_to_yaml(request)}".encode()).hexdigest()[:12]
-    about = manifest(read_card(Path(config.data.path)), opened.worker.engine(config).resolved, identity)
+    about = manifest(opened.worker.card(config), opened.worker.engine(config).resolved, identity)
     return {
         "study": request.name, "sweep": request.sweep, "options": asdict(request.options),
         "rows": {name: frame.height for name, frame in frames.items()}, "seconds": round(seconds, 3), **about,

@@ -17,7 +17,6 @@ from fastwi.cli import run_command
 from fastwi.config.schema import Config
 from fastwi.config.sweepfile import SweepRequest, read_sweep_request, sweep_name
 from fastwi.config.sweepwrite import sweep_to_yaml
-from fastwi.data.card import read_card
 from fastwi.experiment.planned import PlannedSweep, plan_sweep
 from fastwi.experiment.planner import naive_epochs, stopped_states, unfinished, without_lost
 from fastwi.experiment.points import points, shard_of
@@ -61,6 +60,7 @@ def _sweep(request: SweepRequest) -> int:
     every = list(points(request.spec))
     worker = Worker(Path(options.store), Path.cwd())
     planned = plan_sweep(request.spec, every)
+    worker.expect(planned.tree.contents)
     if request.dry_run:
         return _show_plan(request, planned, worker)
     mine = planned if request.shard is None else plan_sweep(request.spec, shard_of(every, *request.shard))
@@ -150,7 +150,7 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
     write_text(directory / "sweep.yaml", resolved)
     write_text(directory / "summary.md", summary_markdown(spec, found, len(planned.points), missing))
     identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
-    card = read_card(Path(config.data.path))
+    card = worker.card(config)
     write_json(directory / "manifest.json", manifest(card, worker.engine(config).resolved, identity))
     if found:
         title = f"{directory.name}: {config.model.name} on {card.name}"

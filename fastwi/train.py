@@ -16,7 +16,7 @@ from fastwi.config.read import Request, read_request
 from fastwi.config.write import config_hash, to_mapping, to_yaml
 from fastwi.errors import UserError
 from fastwi.experiment.paths import RunPaths
-from fastwi.experiment.plan import check_batch, plan, result_digest, work
+from fastwi.experiment.plan import check_batch, check_contents, network_contents, plan, result_digest, work
 from fastwi.files import to_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def _train(request: Request) -> int:
     from fastwi.engine.device import resolve_device
     from fastwi.experiment.begun import engine_of_run
     from fastwi.experiment.protocol import Figure1Run, diverged, divergence, network_for
+    from fastwi.population import Population
     from fastwi.report.manifest import manifest
     from fastwi.report.progress import RunProgress
     from fastwi.report.tensorboard import TensorBoard, require_tensorboard
@@ -58,8 +59,11 @@ def _train(request: Request) -> int:
     device = resolve_device(config.engine.device)
     train, test, card = open_splits(config.data, device)
     check_batch(config, len(train))
+    contents = result_digest(card, config)
     model = network_for(config, train)
-    identity = config_hash(config, result_digest(card, config))
+    check_contents(contents, network_contents(config), config)  # what was replaced meanwhile has another name
+    start = Population.from_modules([model], device=device)
+    identity = config_hash(config, contents)
     paths = RunPaths(_directory(request, identity))
     begun = engine_of_run(config.engine, paths)
     engine = build_engine(dataclasses.replace(config, engine=begun), model)
@@ -75,7 +79,7 @@ def _train(request: Request) -> int:
             listener: Listener = stack.enter_context(RunProgress(config, len(train), len(test), said))
             if config.run.tensorboard:
                 listener = stack.enter_context(TensorBoard(paths, listener))
-            rows = Figure1Run(config, train, test, engine, paths, identity, listener).run()
+            rows = Figure1Run(config, train, test, engine, paths, identity, listener, start).run()
         if any(row["stage"] == "interpolation" for row in rows):
             _show_results(request, rows, paths, f"{config.model.name} on {card.name}")
     for row in diverged(rows):

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import torch
 
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.config.write import to_yaml
+from fastwi.data.card import with_checksum
 from fastwi.experiment.planned import plan_sweep
 from fastwi.experiment.planner import naive_epochs
 from fastwi.experiment.points import points
@@ -101,6 +103,26 @@ def copied(whole, digits_directory, tmp_path) -> Path:
     shutil.copytree(whole, tmp_path / "copy")
     sweep_file(tmp_path / "copy", digits_directory)
     return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_a_changed_normalisation_is_refused_or_named(copied, digits_directory, tmp_path, capsys, key):
+    """One bit of the card between two runs of a sweep: refused; with a right checksum it is another dataset."""
+    data = Path(shutil.copytree(digits_directory, tmp_path / "digits"))
+    argv = sweep_file(copied, data)
+    planned = plan_sweep(read_sweep_request(argv).spec)
+    with Store.open(copied / "store", create=False) as store:
+        assert len(store.measurements(planned.tree.measurement_keys())) == EPOCHS + PROBES
+    card = json.loads((data / "card.json").read_text())
+    (bits,) = struct.unpack("<Q", struct.pack("<d", card[key][0]))
+    card[key][0] = struct.unpack("<d", struct.pack("<Q", bits ^ 1))[0]
+    (data / "card.json").write_text(json.dumps(card))
+    assert "card.json" in refused(capsys, argv)
+    (data / "card.json").write_text(json.dumps(with_checksum(card)))
+    other = plan_sweep(read_sweep_request(argv).spec)
+    assert not set(planned.tree.states) & set(other.tree.states)
+    with Store.open(copied / "store", create=False) as store:
+        assert not store.measurements(other.tree.measurement_keys())
 
 
 def same_results(found: Path, expected: Path) -> None:

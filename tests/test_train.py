@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -17,8 +18,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import fastwi
 from data_prep import prepare
-from fastwi.data.card import read_card
+from fastwi.config.read import config_from_mapping
+from fastwi.data.card import read_card, with_checksum
 from fastwi.train import main
 
 FILES = ["config.yaml", "figure.png", "manifest.json", "metrics.jsonl", "progress.json", "summary.md"]
@@ -131,6 +134,39 @@ def test_replaced_dataset_is_refused(digits_directory, copied, tmp_path, capsys)
     prepare("folder", data, folder, writer="raw")
     assert read_card(data).sha256 != read_card(digits_directory).sha256
     assert "another configuration or dataset" in refused(capsys, arguments(data, copied))
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_a_changed_normalisation_is_refused_or_named(digits_directory, copied, tmp_path, capsys, key):
+    data = Path(shutil.copytree(digits_directory, tmp_path / "digits"))
+    before = contents(copied)
+    card = json.loads((data / "card.json").read_text())
+    (bits,) = struct.unpack("<Q", struct.pack("<d", card[key][0]))
+    card[key][0] = struct.unpack("<d", struct.pack("<Q", bits ^ 1 << 50))[0]
+    (data / "card.json").write_text(json.dumps(card))
+    assert "card.json" in refused(capsys, arguments(data, copied))
+    (data / "card.json").write_text(json.dumps(with_checksum(card)))
+    assert "another configuration or dataset" in refused(capsys, arguments(data, copied))
+    assert contents(copied) == before
+
+
+def test_weights_replaced_while_a_run_begins_are_refused(digits_directory, tmp_path, capsys, monkeypatch):
+    import fastwi.experiment.protocol as protocol
+
+    build, weights = protocol.network_for, tmp_path / "x.pt"
+    networks = [
+        protocol.build_network(config_from_mapping({"seeds": {"init": i}}), 10).state_dict() for i in range(2)
+    ]
+    fastwi.save_state_dict(networks[0], weights)
+
+    def replaced_before(*given):
+        fastwi.save_state_dict(networks[1], weights)
+        return build(*given)
+
+    monkeypatch.setattr(protocol, "network_for", replaced_before)
+    said = refused(capsys, arguments(digits_directory, tmp_path / "runs", f"--model.weights={weights}"))
+    assert f"{weights}: changed" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_missing_dataset(tmp_path, capsys):

@@ -1,8 +1,8 @@
 """The file beside a .beton that has a digest of each of its images, so that a streamed one is checked as it is read.
 
-One record an image, in the order of the .beton, and nothing else: its label, and BLAKE2b (16 bytes) over mode, height,
-width, number of stored bytes and label (little-endian int64 each), then the bytes as they are stored. BLAKE2b, since
-its speed needs no special instructions of the processor.
+One record an image, in the order of the .beton, and nothing else: its label, and BLAKE2b (16 bytes) over mode,
+height, width, number of stored bytes and label (little-endian int64 each), then the bytes as they are stored.
+BLAKE2b, since its speed needs no special instructions of the processor.
 """
 
 import hashlib

@@ -19,7 +19,7 @@ SHARE = 0.5
 
 
 def open_splits(data: DataConfig, device: torch.device, root: str | Path = "") -> tuple[Dataset, Dataset, Card]:
-    """Training and test images of the dataset at `data.path` (`open_split`), and the one card that both are held to."""
+    """Training and test images of the dataset at `data.path` (`open_split`), and the card that both are held to."""
     card = read_card(Path(root) / data.path)
     train, test = (_open_under(card, data, split, device, root) for split in SPLITS)
     return train, test, card

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from fastwi.errors import UserError
 from fastwi.experiment.agenda import Agenda
+from fastwi.experiment.plan import contents_key
 from fastwi.experiment.planner import Todo, is_lost, lost_with, stopped_states, unfinished
 from fastwi.experiment.store import DamagedState, Measurement, Owner, Store
 from fastwi.experiment.tree import OWN, Average, Epoch, Initial, MeasurementKey, Task, Tree, measurement_key, start_of
@@ -174,7 +175,9 @@ class _Run:
             for task in tasks
             if isinstance(task, Epoch) and (task.key in self._tree.stops or self._agenda.needed(task.key))
         )
-        return Job(tuple(tasks), states, files, write)
+        keys = {contents_key(each.config) for each in (*tasks, *states.values())}
+        contents = {key: self._tree.contents[key] for key in keys}
+        return Job(tuple(tasks), states, files, write, contents)
 
     def _file(self, job: Job, outcome: Outcome | Exception) -> None:
         names = [measurement_key(task) for task in job.tasks]

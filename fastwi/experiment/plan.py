@@ -1,14 +1,18 @@
 """The Figure 1 protocol as a list of steps (paper, section 'Protocol'): parent, children, average, train on."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
-from fastwi.config.schema import Config, ExperimentConfig, OptimizerConfig
+from fastwi.config.schema import Config, DataConfig, ExperimentConfig, ModelConfig, OptimizerConfig
 from fastwi.data.card import Card
 from fastwi.data.identity import data_contents
 from fastwi.errors import UserError
 from fastwi.models.source import source_digest
+
+_HERE = Path()
 
 
 class Stage(str, Enum):
@@ -71,11 +75,34 @@ def result_digest(card: Card, config: Config) -> str:
     The dataset and what decodes it (`fastwi.data.identity.data_contents`), the source of a user's network, the
     tensors of `model.weights`. Raises CheckpointError where these cannot be read.
     """
-    contents = data_contents(card, config.data) | {
-        "network": source_digest(config.model.name),
-        "weights": weights_digest(config.model.weights),
-    }
+    contents = data_contents(card, config.data) | network_contents(config)
     return "\n".join(f"{name}: {content}" for name, content in contents.items() if content)
+
+
+def contents_key(config: Config) -> tuple[DataConfig, ModelConfig]:
+    """Equal for configurations whose files are the same (`result_digest`), however many images they take."""
+    return dataclasses.replace(config.data, train_images=0, test_images=0, streaming="auto"), config.model
+
+
+def network_contents(config: Config, root: Path = _HERE) -> dict[str, str]:
+    """Name -> content of the files that a network is made of; a relative path of weights is relative to `root`."""
+    weights = config.model.weights
+    return {
+        "network": source_digest(config.model.name),
+        "weights": weights_digest(str(root / weights) if weights else ""),
+    }
+
+
+def check_contents(planned: str, found: Mapping[str, str], config: Config) -> None:
+    """Raise UserError where something of `found` is not what `planned` (`result_digest`) says: it was replaced."""
+    lines = dict(line.split(": ", 1) for line in planned.splitlines())
+    for name, content in found.items():
+        if lines.get(name, "") != content:
+            path = {"network": config.model.name, "weights": config.model.weights}.get(name, config.data.path)
+            raise UserError(
+                f"{path}: changed since this command read it first ({name}: {lines.get(name) or 'none'}, now "
+                f"{content or 'none'}); leave it alone while it is in use, and start again"
+            )
 
 
 def weights_digest(path: str) -> str:

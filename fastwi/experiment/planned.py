@@ -94,6 +94,7 @@ class OpenedSweep:
         self.planned = plan_sweep(spec)
         self.store = Store.open(spec.options.store, create=False)
         self.worker = Worker(self.store.directory, Path.cwd())
+        self.worker.expect(self.planned.tree.contents)
         found = self.store.measurements(self.planned.tree.measurement_keys())
         self.measured: dict[MeasurementKey, Measurement] = without_lost(self.planned.tree, found)
         self._stored = self.store.states(epoch.key for epoch in self.planned.tree.epochs())
@@ -131,7 +132,7 @@ class OpenedSweep:
         for key in keys:
             made |= tree.made_of(key)
         files = {source: self.store.state_file(source) for key in keys for source in tree.sources(key)}
-        job = Job((), made, files, frozenset())
+        job = Job((), made, files, frozenset(), tree.contents)
         return Population.stack([self.worker.state(key, self._config(key), job, False) for key in keys])
 
     def _config(self, key: str) -> Config:

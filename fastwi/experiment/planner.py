@@ -14,7 +14,7 @@ from fastwi.config.keys import section_keys
 from fastwi.config.schema import Config
 from fastwi.config.write import value_of
 from fastwi.engine.schedule import learning_rate
-from fastwi.experiment.plan import rates_after
+from fastwi.experiment.plan import contents_key, rates_after
 from fastwi.experiment.points import Point
 from fastwi.experiment.tree import OWN, Average, Epoch, Initial, MeasurementKey, Probe, Task, Tree
 
@@ -253,6 +253,7 @@ class _Planner:
         sections = (config.model, config.data, config.engine.precision)
         if sections not in self._contexts:
             dataset, settings = self._dataset_of(config), _settings(config, "model")
+            self.tree.contents[contents_key(config)] = dataset.digest
             precision = self._precision if config.engine.precision == "auto" else config.engine.precision
             self._contexts[sections] = _digest(
                 "untrained", KEY_VERSION, settings, precision, dataset.digest, dataset.test_images

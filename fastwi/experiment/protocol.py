@@ -96,10 +96,15 @@ class Figure1Run:
         paths: RunPaths,
         identity: str,
         listener: Listener,
+        start: Population | None = None,
     ) -> None:
-        """`identity` names all that decides the result; a state saved under another one is refused."""
+        """`identity` names all that decides the result; a state saved under another one is refused.
+
+        `start`: the parent at initialisation, where it is built already.
+        """
         self._config, self._train, self._test = config, train, test
         self._engine, self._paths, self._identity, self._listener = engine, paths, identity, listener
+        self._start_from = start
         self._steps = plan(config.experiment)
 
     def run(self) -> list[Row]:
@@ -225,8 +230,10 @@ class Figure1Run:
         population.save(self._paths.checkpoint(name))
 
     def _start(self) -> _State:
-        network = network_for(self._config, self._train)
-        return _State(0, Population.from_modules([network], device=self._engine.device))
+        start = self._start_from
+        if start is None:
+            start = Population.from_modules([network_for(self._config, self._train)], device=self._engine.device)
+        return _State(0, start)
 
     def _save(self, state: _State, step: Step) -> None:
         """Networks, measurements, then the progress file that names them: a kill in between loses this step only."""

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from fastwi.config.schema import Config
+from fastwi.config.schema import Config, DataConfig, ModelConfig
 
 OWN = "own"
 
@@ -86,6 +86,7 @@ class Probe:
 State: TypeAlias = Initial | Epoch | Average
 Task: TypeAlias = Epoch | Probe
 MeasurementKey: TypeAlias = tuple[str, str]
+Contents: TypeAlias = dict[tuple[DataConfig, ModelConfig], str]  # `fastwi.experiment.plan.result_digest`
 
 
 def measurement_key(task: Task) -> MeasurementKey:
@@ -102,12 +103,14 @@ def start_of(task: Task) -> str:
 class Tree:
     """States by key (each after those that it is made of), probes by key, and the states worth keeping.
 
-    An `Epoch` is measured with its OWN statistics as part of its training and has no probe for that.
+    An `Epoch` is measured with its OWN statistics as part of its training and has no probe for that. `contents`:
+    what was planned on, by `fastwi.experiment.plan.contents_key`.
     """
 
     states: dict[str, State] = field(default_factory=dict)
     probes: dict[MeasurementKey, Probe] = field(default_factory=dict)
     stops: set[str] = field(default_factory=set)
+    contents: Contents = field(default_factory=dict)
 
     def epochs(self) -> Iterator[Epoch]:
         """Every epoch, each after the one before it."""

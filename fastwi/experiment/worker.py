@@ -13,16 +13,19 @@ from torch import nn
 
 from fastwi.config.schema import Config
 from fastwi.data.batches import Dataset
+from fastwi.data.card import Card
+from fastwi.data.identity import data_contents
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, require_resident
-from fastwi.data.split import open_split
+from fastwi.data.split import open_splits
 from fastwi.engine.base import Engine
 from fastwi.engine.choose import build_engine
 from fastwi.engine.device import resolve_device
 from fastwi.engine.schedule import learning_rate
+from fastwi.experiment.plan import check_contents, contents_key, network_contents
 from fastwi.experiment.protocol import average_of, network_for, test_scores
 from fastwi.experiment.store import Measurement, StateFile, read_state, write_state
-from fastwi.experiment.tree import OWN, Average, Epoch, Initial, Probe, Task, measurement_key
+from fastwi.experiment.tree import OWN, Average, Contents, Epoch, Initial, Probe, Task, measurement_key
 from fastwi.population import Layout, Population
 
 Report = Callable[[int, int], None]  # images trained, images passed forward, since the last call
@@ -33,13 +36,15 @@ class Job:
     """Tasks alike, and all that is needed to do them.
 
     `states`: the initial networks and averages that they start from or are made of; `files`: the stored states;
-    `write`: keys of the states that come out and are to be stored.
+    `write`: keys of the states that come out and are to be stored; `contents`: what the datasets and networks were
+    when the tasks were named (`fastwi.experiment.plan.result_digest`).
     """
 
     tasks: tuple[Task, ...]
     states: Mapping[str, Initial | Average]
     files: Mapping[str, StateFile]
     write: frozenset[str]
+    contents: Contents
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,22 @@ class Worker:
     def __init__(self, store: Path, root: Path) -> None:
         """`root` is what a relative `data.path` or `model.weights` is relative to."""
         self._store, self._root = store, root
-        self._splits: dict[tuple[object, ...], tuple[Dataset, Dataset]] = {}
+        self._contents: Contents = {}
+        self._splits: dict[tuple[object, ...], tuple[Dataset, Dataset, Card]] = {}
         self._engines: dict[tuple[object, ...], Engine] = {}
         self._layouts: dict[tuple[object, ...], Layout] = {}
+
+    def expect(self, contents: Contents) -> None:
+        """Refuse, from now on, every dataset and network that is not what `contents` says."""
+        self._contents.update(contents)
 
     def run(self, job: Job, report: Report | None = None) -> Outcome:
         """Do all tasks of `job`.
 
-        Raises DamagedState where a stored state is damaged or gone, and UserError where files cannot be written.
+        Raises DamagedState where a stored state is damaged or gone, and UserError where files cannot be written, or
+        a dataset, a network's source or its weights are not those that the tasks are named by.
         """
+        self.expect(job.contents)
         tell = report or (lambda _trained, _evaluated: None)
         first = job.tasks[0]
         epochs = [task for task in job.tasks if isinstance(task, Epoch)]
@@ -122,13 +134,24 @@ class Worker:
         return Outcome(rows, ())
 
     def splits(self, config: Config) -> tuple[Dataset, Dataset]:
-        """Training and test images of `config`, loaded once."""
-        if (config.data, config.engine) not in self._splits:
+        """Training and test images of `config`, loaded once. Raises UserError where they are not what is expected."""
+        kind = (config.data, config.engine)
+        if kind not in self._splits:
             device = resolve_device(config.engine.device)
-            train, _ = open_split(config.data, "train", device, self._root)
-            test, _ = open_split(config.data, "test", device, self._root)
-            self._splits[config.data, config.engine] = train, test
-        return self._splits[config.data, config.engine]
+            self._splits[kind] = open_splits(config.data, device, self._root)
+        train, test, card = self._splits[kind]
+        self._hold(config, data_contents(card, config.data))
+        return train, test
+
+    def card(self, config: Config) -> Card:
+        """The card of the dataset that `splits` has loaded."""
+        self.splits(config)
+        return self._splits[config.data, config.engine][2]
+
+    def _hold(self, config: Config, found: Mapping[str, str]) -> None:
+        planned = self._contents.get(contents_key(config))
+        if planned is not None:
+            check_contents(planned, found, config)
 
     def resident_splits(self, config: Config) -> tuple[ResidentDataset, ResidentDataset]:
         """The same for analyses, which take images at random. Raises UserError where they are streamed."""
@@ -140,7 +163,7 @@ class Worker:
         images = self._images(config)
         kind = (config.model, config.engine, *images)
         if kind not in self._engines:
-            self._engines[kind] = build_engine(config, self._network(config))
+            self._engines[kind] = build_engine(config, self.network(config))
         return self._engines[kind].with_settings(config.optimizer, config.schedule, config.augment)
 
     def layout(self, config: Config) -> Layout:
@@ -148,11 +171,15 @@ class Worker:
         images = self._images(config)
         kind = (config.model, *images)
         if kind not in self._layouts:
-            self._layouts[kind] = Layout.of(self._network(config))
+            self._layouts[kind] = Layout.of(self.network(config))
         return self._layouts[kind]
 
-    def _network(self, config: Config) -> nn.Module:
-        return network_for(config, self.splits(config)[0], self._root)
+    def network(self, config: Config) -> nn.Module:
+        """The parent of `config` at initialisation. Raises UserError where its files are not what is expected."""
+        network = network_for(config, self.splits(config)[0], self._root)
+        # After they are read: what was replaced before shows, and what is replaced later was not used.
+        self._hold(config, network_contents(config, self._root))
+        return network
 
     def _images(self, config: Config) -> tuple[int, tuple[int, int]]:
         """What a network is built for: the number of classes, and (height, width) of the images."""
@@ -175,7 +202,7 @@ class Worker:
             return read_state(self._store, job.files[key], self.layout(config), device)
         state = job.states[key]
         if isinstance(state, Initial):
-            return Population.from_modules([self._network(state.config)], device=device)
+            return Population.from_modules([self.network(state.config)], device=device)
         children = Population.stack([self.state(child, state.config, job, trains) for child in state.children])
         average = average_of(children, state.config)
         experiment = state.config.experiment

@@ -142,11 +142,11 @@ def test_every_bit_of_a_card_is_checked(tmp_path: Path) -> None:
         changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
         try:
-            assert read_card(tmp_path) == make_card()
-        except UserError as error:
-            assert "card.json: " in str(error)
-            assert "python -m data_prep" in str(error)
+            found = read_card(tmp_path)
+        except UserError:
             refused += 1
+        else:
+            assert found == make_card()
     assert refused > 0.8 * len(written)
 
 

@@ -31,9 +31,9 @@ from fastwi.config.schema import Config
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
 from fastwi.experiment.planned import OpenedSweep
-from fastwi.experiment.protocol import network_for
 from fastwi.experiment.results import treatments
 from fastwi.experiment.tree import OWN
+from fastwi.experiment.worker import Worker
 from fastwi.population import Population
 
 GAINS = tuple(f"gain_{over}_{treatment}_points" for treatment in (OWN, RECOMPUTED) for over in ("best", "mean"))
@@ -175,7 +175,7 @@ def _quantities(
     networks = opened.states([*place.ends, clone, place.average])
     members = list(range(count))
     pairs = list(itertools.combinations(members, 2))
-    evaluator = _evaluator(evaluators, config, train)
+    evaluator = _evaluator(evaluators, config, opened.worker)
     weights = weight_distances(networks, members, parent=count)
     assert weights.displacement_C is not None
     assert weights.cosine_CC is not None
@@ -217,12 +217,12 @@ def _quantities(
     return found
 
 
-def _evaluator(evaluators: dict[tuple[object, ...], Evaluator], config: Config, train: ResidentDataset) -> Evaluator:
+def _evaluator(evaluators: dict[tuple[object, ...], Evaluator], config: Config, worker: Worker) -> Evaluator:
     """One for each network and augmentation: compiling takes longer than measuring."""
     kind = (config.model, config.engine, config.augment, config.optimizer.batch_size)
     if kind not in evaluators:
         evaluators[kind] = Evaluator(
-            network_for(config, train), config.engine, config.optimizer.batch_size,
+            worker.network(config), config.engine, config.optimizer.batch_size,
             config.augment,
         )  # fmt: skip
     return evaluators[kind]

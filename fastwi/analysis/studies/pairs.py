@@ -142,7 +142,6 @@ class Bench:
     def _build(self, config: Config) -> Measuring:
         from fastwi.analysis.evaluator import Evaluator, Recomputation
         from fastwi.data.noise import Noise
-        from fastwi.experiment.protocol import network_for
 
         worker, options = self._opened.worker, self._options
         trained, _ = worker.resident_splits(config)
@@ -153,7 +152,7 @@ class Bench:
         )
         splits = dict(zip(SPLITS, worker.resident_splits(dataclasses.replace(config, data=data)), strict=True))
         evaluator = Evaluator(
-            network_for(config, trained), config.engine,
+            worker.network(config), config.engine,
             config.optimizer.batch_size, config.augment, self._passed,
         )  # fmt: skip
         images = config.experiment.recompute_images

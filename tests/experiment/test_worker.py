@@ -1,0 +1,191 @@
+"""A worker trains what was planned or nothing: what is replaced after the plan is refused when it is read."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastwi
+from data_prep.dataset import Dataset, Split, silent
+from data_prep.digits import load_digits
+from data_prep.write import write_dataset
+from fastwi.config.read import config_from_mapping
+from fastwi.config.schema import Config
+from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
+from fastwi.errors import UserError
+from fastwi.experiment.conduct import LocalExecutor, conduct
+from fastwi.experiment.planned import OpenedSweep, PlannedSweep, plan_sweep
+from fastwi.experiment.store import Measurement, Store
+from fastwi.experiment.tree import MeasurementKey
+from fastwi.experiment.worker import Job, Outcome, Worker
+from fastwi.models.registry import build_model
+
+NETWORK = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 10))
+"""
+Place = tuple[Path, Config]
+
+
+class Silent:
+    """A listener that hears all and says nothing."""
+
+    def planned(self, todo: object) -> None: ...
+
+    def done(self, tasks: object, measurements: object, elsewhere: bool) -> None: ...
+
+    def told(self, message: str) -> None: ...
+
+
+def write_digits(directory: Path, change: Callable[[Split], Split] = lambda split: split) -> None:
+    digits = load_digits("digits")
+    train = Split(digits.train.images_NHWC[:60], digits.train.labels_N[:60])
+    test = Split(digits.test.images_NHWC[:20], digits.test.labels_N[:20])
+    write_dataset(Dataset("digits", digits.classes, change(train), change(test), "digits"), directory, "raw", silent)
+
+
+def one_pixel(split: Split) -> Split:
+    images_NHWC = split.images_NHWC.copy()
+    images_NHWC[7, 3, 3, 1] ^= 1
+    return Split(images_NHWC, split.labels_N)
+
+
+def one_label(split: Split) -> Split:
+    labels_N = np.concatenate([split.labels_N[:-1], (split.labels_N[-1:] + 1) % 10])
+    return Split(split.images_NHWC, labels_N)
+
+
+def write_network(directory: Path, source: str = NETWORK) -> None:
+    (directory / "net.py").write_text(source)
+
+
+def write_weights(directory: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    name = f"{directory / 'net.py'}:Net"
+    fastwi.save_state_dict(build_model(name, 10, 1.0, (16, 16)).state_dict(), directory / "parent.pt")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A directory with a dataset, a network's source and weights, and a configuration of all three."""
+    write_digits(tmp_path / "data")
+    write_network(tmp_path)
+    write_weights(tmp_path, seed=0)
+    config = config_from_mapping({
+        "data": {"path": str(tmp_path / "data")},
+        "model": {"name": f"{tmp_path / 'net.py'}:Net", "weights": str(tmp_path / "parent.pt")},
+        "optimizer": {"batch_size": 20}, "augment": {"padding": 1}, "schedule": {"drop_epochs": []},
+        "experiment": {"k": 1, "s": 1, "after": 0, "recompute_images": 20},
+        "engine": {"device": "cpu", "precision": "fp32", "backend": "eager", "threads": 1},
+    })  # fmt: skip
+    return tmp_path, config
+
+
+def planned(place: Place) -> PlannedSweep:
+    directory, config = place
+    return plan_sweep(SweepSpec(config, (Axis("seeds.init", (0, 1)),), SweepOptions(store=str(directory / "store"))))
+
+
+def carried_out(
+    place: Place, sweep: PlannedSweep, run: Callable[[Job], Outcome] | None = None
+) -> dict[MeasurementKey, Measurement]:
+    """All that is measured once the sweep is carried out, one network at a time."""
+    with Store.open(place[0] / "store") as store:
+        run = run or Worker(store.directory, Path.cwd()).run
+        conduct(sweep.tree, store, LocalExecutor(run), Silent(), 1)
+        return store.measurements()
+
+
+def stored(place: Place) -> int:
+    with Store.open(place[0] / "store") as store:
+        return len(store.measurements()) + len(list((place[0] / "store").rglob("*.safetensors")))
+
+
+REPLACED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "pixel": (lambda there: write_digits(there / "data", one_pixel), "data: changed.*train images"),
+    "label": (lambda there: write_digits(there / "data", one_label), "data: changed.*train images"),
+    "network": (lambda there: write_network(there, NETWORK.replace("ReLU", "GELU")), "net.py:Net: changed.*network"),
+    "weights": (lambda there: write_weights(there, seed=1), "parent.pt: changed.*weights"),
+}
+
+
+@pytest.mark.parametrize("what", REPLACED)
+def test_what_is_replaced_after_the_plan_is_refused(place: Place, what: str) -> None:
+    sweep = planned(place)
+    replace, said = REPLACED[what]
+    replace(place[0])
+    with pytest.raises(UserError, match=said) as caught:
+        carried_out(place, sweep)
+    assert "\n" not in str(caught.value)
+    assert stored(place) == 0
+
+
+@pytest.mark.parametrize("what", ["network", "weights"])
+def test_what_is_read_again_is_checked_again(place: Place, what: str) -> None:
+    """The second parent is built of the files as they are then."""
+    sweep = planned(place)
+    worker, jobs = Worker(place[0] / "store", Path.cwd()), 0
+
+    def run(job: Job) -> Outcome:
+        nonlocal jobs
+        jobs += 1
+        if jobs == 2:
+            REPLACED[what][0](place[0])
+        return worker.run(job)
+
+    with pytest.raises(UserError, match=rf"changed.*{what}"):
+        carried_out(place, sweep, run)
+    assert 0 < stored(place) < 4
+
+
+def test_a_dataset_that_is_in_memory_may_be_replaced(place: Place, tmp_path: Path) -> None:
+    sweep = planned(place)
+    expected = carried_out(place, sweep)
+    shutil.rmtree(place[0] / "store")
+    worker = Worker(place[0] / "store", Path.cwd())
+
+    def run(job: Job) -> Outcome:
+        outcome = worker.run(job)
+        write_digits(place[0] / "data", one_pixel)
+        return outcome
+
+    found = carried_out(place, sweep, run)
+    assert {key: (m.train_loss, m.test_loss) for key, m in found.items()} == {
+        key: (m.train_loss, m.test_loss) for key, m in expected.items()
+    }
+
+
+def test_analyses_are_held_to_what_was_planned(place: Place) -> None:
+    carried_out(place, planned(place))
+    spec = planned(place).spec
+    with OpenedSweep(spec) as opened:
+        write_digits(place[0] / "data", one_pixel)
+        with pytest.raises(UserError, match=r"data: changed.*train images"):
+            opened.worker.splits(place[1])
+    write_digits(place[0] / "data")
+    with OpenedSweep(spec) as opened:
+        write_weights(place[0], seed=1)
+        with pytest.raises(UserError, match=r"parent\.pt: changed.*weights"):
+            opened.worker.network(place[1])
+
+
+def test_both_splits_are_of_one_card(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset that is replaced between its splits is refused, though each goes with the card of its moment."""
+    import fastwi.data.split as module
+
+    load = module.load_split
+
+    def replaced_after(*arguments: object) -> object:
+        found = load(*arguments)
+        write_digits(place[0] / "data", one_pixel)
+        return found
+
+    monkeypatch.setattr(module, "load_split", replaced_after)
+    with pytest.raises(UserError, match=r"test\.beton: not the images and labels"):
+        module.open_splits(place[1].data, torch.device("cpu"))
