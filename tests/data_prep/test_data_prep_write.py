@@ -58,6 +58,7 @@ def test_both_writers_write_the_same_files(tmp_path: Path) -> None:
         assert (tmp_path / "ffcv" / name).read_bytes() == (tmp_path / "raw" / name).read_bytes()
     cards = [card_values(tmp_path / writer) for writer in ("ffcv", "raw")]
     assert [card.pop("writer") for card in cards] == ["ffcv 1.0.2", f"fastwi {data_prep.write.__version__}"]
+    assert len({card.pop("card_sha256") for card in cards}) == 2
     assert cards[0] == cards[1]
 
 
