@@ -1,7 +1,7 @@
 """What all tests share: their random inputs, and the settings of what they run on.
 
-Inputs are random, and fixed by the test's name: an edit elsewhere changes no input. `python -m pytest --fresh 100` runs
-each test that takes a seed 100 times, on fresh inputs.
+Inputs are random, and fixed by the test's name: an edit elsewhere changes no input. `python -m pytest --fresh 100`
+runs each test that takes a seed 100 times, on fresh inputs.
 
 Where there is no GPU, Triton kernels are interpreted. That must be said before triton is imported.
 """

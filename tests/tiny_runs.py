@@ -154,14 +154,16 @@ def _do(tree: Tree, worker: Worker) -> tuple[dict[str, tuple[str, _Rows]], dict[
     states: dict[str, tuple[str, _Rows]] = {}
     for key, state in tree.states.items():
         if isinstance(state, Epoch):
-            job = Job((state,), tree.made_of(state.before), _some(files, tree.needs(state)), frozenset({key}))
+            job = Job(
+                (state,), tree.made_of(state.before), _some(files, tree.needs(state)), frozenset({key}), tree.contents
+            )
             outcome = worker.run(job)
             (files[key],) = outcome.states
             m = outcome.measurements[0]
             rows = (m.train_loss, m.learning_rate, m.test_loss, m.test_accuracy)
             states[key] = files[key].sha256, rows
         else:
-            job = Job((), tree.made_of(key), _some(files, tree.sources(key)), frozenset())
+            job = Job((), tree.made_of(key), _some(files, tree.sources(key)), frozenset(), tree.contents)
             # A run measures some of them only; each is a network that one could.
             rows = _probe(tree, worker, files, Probe(key, OWN, state.epoch, 0, 0, state.config))
             states[key] = _content(worker.state(key, state.config, job, True)), rows
@@ -169,7 +171,7 @@ def _do(tree: Tree, worker: Worker) -> tuple[dict[str, tuple[str, _Rows]], dict[
 
 
 def _probe(tree: Tree, worker: Worker, files: Mapping[str, StateFile], probe: Probe) -> _Rows:
-    job = Job((probe,), tree.made_of(probe.state), _some(files, tree.needs(probe)), frozenset())
+    job = Job((probe,), tree.made_of(probe.state), _some(files, tree.needs(probe)), frozenset(), tree.contents)
     m = worker.run(job).measurements[0]
     return m.test_loss, m.test_accuracy
 
