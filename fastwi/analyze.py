@@ -7,6 +7,7 @@ Both modules have the study's name, and are imported when it is asked for.
 import hashlib
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -68,6 +69,8 @@ def _analyze(request: AnalysisRequest) -> int:
         begun = time.monotonic()
         with StudyProgress(request.name) as progress:
             frames: dict[str, polars.DataFrame] = study(opened, request.options, progress.tell)
+        for cell in opened.left_out:
+            print(f"fastwi: left out, diverged: {cell}", file=sys.stderr)
         tables: list[Table] = presentation.tables(frames)
         # An old manifest must not stand for a mixture of old and new files.
         (request.directory / "manifest.json").unlink(missing_ok=True)
@@ -75,7 +78,7 @@ def _analyze(request: AnalysisRequest) -> int:
         for name, frame in frames.items():
             _write_frame(frame, request.directory / name, columns)
         title = _title(request)
-        write_text(request.directory / "summary.md", _summary(request, title, tables))
+        write_text(request.directory / "summary.md", _summary(request, title, tables, opened.left_out))
         presentation.draw(frames, request.directory / "figure.png", f"{title}: {request.name}")
         write_json(request.directory / "manifest.json", _manifest(request, opened, frames, time.monotonic() - begun))
     return _show(request, frames, tables)
@@ -102,10 +105,11 @@ def _title(request: AnalysisRequest) -> str:
     return f"{request.sweep}: {base.model.name} on {read_card(Path(base.data.path)).name}"
 
 
-def _summary(request: AnalysisRequest, title: str, tables: "list[Table]") -> str:
+def _summary(request: AnalysisRequest, title: str, tables: "list[Table]", left_out: Sequence[str]) -> str:
     """The study's tables with what they rest on."""
     lines = [f"# {title}: {request.name}", "", f"{STUDIES[request.name].capitalize()}.", ""]
     lines += [f"- {key}: {to_json(value)}" for key, value in asdict(request.options).items()]
+    lines += [f"- left out, diverged: {cell}" for cell in left_out]
     for table in tables:
         lines += ["", table.markdown().rstrip("\n")]
     lines += ["", "Intervals (95 %) are over parents, each counted once: children of one parent share its past."]
@@ -123,7 +127,8 @@ def _manifest(
     about = manifest(opened.worker.card(config), opened.worker.engine(config).resolved, identity)
     return {
         "study": request.name, "sweep": request.sweep, "options": asdict(request.options),
-        "rows": {name: frame.height for name, frame in frames.items()}, "seconds": round(seconds, 3), **about,
+        "rows": {name: frame.height for name, frame in frames.items()}, "left_out_diverged": opened.left_out,
+        "seconds": round(seconds, 3), **about,
     }  # fmt: skip
 
 

@@ -246,7 +246,8 @@ def _divergence(measurement: Measurement) -> str:
         loss = f"test loss{treatment} is {measurement.test_loss}"
     rate = f", at learning rate {measurement.learning_rate:g}" if trained else ""
     where = f"in epoch {measurement.epoch}{rate}"
-    return f"the network {measurement.state} diverged: its {loss} {where}; nothing is made of it"
+    so = "nothing is made of it" if trained else "no gain is taken of it"
+    return f"the network {measurement.state} diverged: its {loss} {where}; {so}"
 
 
 class LocalExecutor:

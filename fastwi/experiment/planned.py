@@ -1,5 +1,6 @@
 """A sweep planned on the datasets that are there, and a finished one opened for analyses."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from fastwi.config.schema import Config, DataConfig
 from fastwi.config.sweep import SweepSpec
+from fastwi.config.sweepaxes import show_value
 from fastwi.data.card import Card, read_card
 from fastwi.errors import UserError
 from fastwi.experiment.plan import check_batch, result_digest
-from fastwi.experiment.planner import Dataset, PointStates, plan_tree, without_lost
+from fastwi.experiment.planner import Dataset, PointStates, lost_with, plan_tree, stopped_states, without_lost
 from fastwi.experiment.points import Point, points
 from fastwi.experiment.tree import Average, Initial, MeasurementKey, Tree
 
@@ -97,6 +99,8 @@ class OpenedSweep:
         self.worker.expect(self.planned.tree.contents)
         found = self.store.measurements(self.planned.tree.measurement_keys())
         self.measured: dict[MeasurementKey, Measurement] = without_lost(self.planned.tree, found)
+        self.left_out: tuple[str, ...] = ()
+        """The cells of which a study left out pairs that diverged, in words."""
         self._stored = self.store.states(epoch.key for epoch in self.planned.tree.epochs())
 
     def __enter__(self) -> "OpenedSweep":
@@ -106,6 +110,33 @@ class OpenedSweep:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.store.close()
+
+    def lost(self) -> set[str]:
+        """The states that diverged, and those that would be made of them."""
+        tree = self.planned.tree
+        return lost_with(tree, stopped_states(tree, self.measured.values()))
+
+    def leave_out(self, diverged: Sequence[Point], chosen: Sequence[Point]) -> None:
+        """Note that of the points `chosen` the points `diverged` take no part in a study.
+
+        Raises UserError where they are all.
+        """
+        cells, names = Counter(map(self._cell, chosen)), Counter(map(self._cell, diverged))
+        self.left_out = tuple(f"{count} of {cells[name]} at {name}" for name, count in names.items())
+        if diverged and len(diverged) == len(chosen):
+            raise UserError(
+                f"analysis: all {len(chosen)} pairs of these cells diverged ({next(iter(names))}); sweep a lower "
+                "optimizer.learning_rate, or name other analysis.cells"
+            )
+
+    def _cell(self, point: Point) -> str:
+        """The point's cell in words."""
+        axes = zip(self.planned.spec.axes, point.values, strict=True)
+        named = [(axis.path.removeprefix("experiment."), value) for axis, value in axes]
+        e = point.config.experiment
+        named = [("k", e.k), ("s", e.s), *((name, value) for name, value in named if name not in ("k", "s"))]
+        named += [] if point.alpha is None else [("alpha", point.alpha)]
+        return ", ".join(f"{name} = {show_value(value)}" for name, value in named)
 
     def has(self, keys: Sequence[str]) -> bool:
         """Whether all the states `keys` are stored, or can be made of stored ones."""

@@ -20,7 +20,7 @@ from fastwi.errors import UserError
 from fastwi.experiment.planned import OpenedSweep
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point, child_tuples
-from fastwi.experiment.results import axis_types, axis_value, other_axes
+from fastwi.experiment.results import axis_types, axis_value, other_axes, treatments
 from fastwi.experiment.tree import OWN, Epoch, Tree
 from fastwi.population import Population
 
@@ -99,8 +99,8 @@ def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[ChosenPa
 
     Of a sweep's alphas only the plain mean, 1/2, is chosen where it is among them. Cells are in the order of
     `options.cells`; without, the largest k and s come first. Left out are pairs whose average or children are not
-    measured at interpolation, as those of a child that diverged. Raises UserError for a cell that the sweep has not,
-    and where nothing is left.
+    measured at interpolation; and, noted in `opened.left_out`, those of which one diverged, under whichever
+    treatment of batch norm. Raises UserError for a cell that the sweep has not, and where nothing is left.
     """
     every = all_pairs(opened)
     there = sorted({(pair.k, pair.s) for pair in every}, reverse=True)
@@ -113,15 +113,27 @@ def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[ChosenPa
     chosen = [
         pair
         for pair in every
-        if (pair.k, pair.s) in order
-        and (not options.pairs or pair.point.tuple_index < options.pairs)
+        if (pair.k, pair.s) in order and (not options.pairs or pair.point.tuple_index < options.pairs)
+    ]
+    chosen = [pair for pair in chosen if pair.point.alpha in (None, 0.5)] or chosen
+    lost = opened.lost()
+    diverged = [pair for pair in chosen if _diverged(opened, pair, lost)]
+    opened.leave_out([pair.point for pair in diverged], [pair.point for pair in chosen])
+    chosen = [
+        pair
+        for pair in chosen
+        if pair not in diverged
         and all((state, OWN) in opened.measured for state in (pair.place.average, *pair.place.ends))
     ]
-    plain = [pair for pair in chosen if pair.point.alpha in (None, 0.5)]
-    chosen = plain or chosen
     if not chosen:
         raise UserError("analysis: no pair of these cells is measured yet; run python -m fastwi.sweep first")
     return sorted(chosen, key=lambda pair: order.index((pair.k, pair.s)))
+
+
+def _diverged(opened: OpenedSweep, pair: ChosenPair, lost: set[str]) -> bool:
+    states = (pair.place.average, *pair.place.ends)
+    found = (opened.measured.get((state, name)) for state in states for name in treatments(pair.place))
+    return not lost.isdisjoint(states) or any(m is not None and m.diverged for m in found)
 
 
 def by_variant(pairs: Sequence[ChosenPair]) -> dict[tuple[tuple[str, Any], ...], list[ChosenPair]]:

@@ -143,7 +143,7 @@ class _Index:
 
     `longest`: by schedule and a child's first state, the longest path of that child at its own rates. `siblings`:
     points that differ on one axis only. `all_alphas`: points that differ in alpha only. `same`: points whose children
-    start from one state under the same noise, whatever the axes are.
+    start from one state under the same noise, whatever the axes are. `lost`: the states that diverged.
     """
 
     def __init__(self, opened: OpenedSweep) -> None:
@@ -151,6 +151,7 @@ class _Index:
         self.siblings: dict[tuple[Any, ...], list[ChosenPair]] = {}
         self.all_alphas: dict[tuple[Any, ...], list[ChosenPair]] = {}
         self.same: dict[tuple[Any, ...], list[ChosenPair]] = {}
+        self.lost = opened.lost()
         for pair in all_pairs(opened):
             place = pair.place
             for whole in place.children:
@@ -193,7 +194,7 @@ class _Index:
 
 def _accuracy(opened: OpenedSweep, key: MeasurementKey) -> float | None:
     found = opened.measured.get(key)
-    return None if found is None else found.test_accuracy
+    return None if found is None or found.diverged else found.test_accuracy
 
 
 def _children(opened: OpenedSweep, pair: ChosenPair) -> Iterator[_Row]:
@@ -218,7 +219,8 @@ def _trajectory(opened: OpenedSweep, index: _Index, pair: ChosenPair, again: boo
     """Averages along each child's own trajectory to C s epochs, where the tree has it whole for all children."""
     length = len(pair.place.ends) * pair.s
     paths = [path[:length] for path in index.paths(pair)]
-    if not pair.s or any(len(path) < length or not opened.has(path) for path in paths):
+    whole = all(len(path) == length and index.lost.isdisjoint(path) and opened.has(path) for path in paths)
+    if not pair.s or not whole:
         return
     test, engine = opened.worker.resident_splits(pair.config)[1], opened.worker.engine(pair.config)
     lasts = range(2, length + 1)

@@ -212,13 +212,13 @@ def _plan(
     images, positions = part_of(
         opened.worker.resident_splits(pairs[0].config)[0], options.train_images, "analysis.train_images"
     )
-    again = RECOMPUTED in options.treatments
+    again, lost = RECOMPUTED in options.treatments, opened.lost()
     return _Plan(
         variant,
         epoch,
         tuple(path[epoch - 1] for path in paths.values()),
         tuple(along) if whole else (),
-        [(pair, list(_networks(opened, pair, again))) for pair in pairs],
+        [(pair, list(_networks(opened, pair, again, lost))) for pair in pairs],
         images,
         positions,
     )
@@ -226,12 +226,12 @@ def _plan(
 
 def _is_sound(opened: OpenedSweep, path: tuple[str, ...]) -> bool:
     """Whether a parent is trained to its end and has not diverged: n counts those only."""
-    losses = [found.train_loss if (found := opened.measured.get((state, OWN))) else None for state in path]
-    return all(loss is not None and math.isfinite(loss) for loss in losses)
+    found = [opened.measured.get((state, OWN)) for state in path]
+    return all(m is not None and not m.diverged for m in found)
 
 
-def _networks(opened: OpenedSweep, pair: ChosenPair, again: bool) -> Iterable[_Network]:
-    """The pair's networks in order; of those between stops, the ones that are stored."""
+def _networks(opened: OpenedSweep, pair: ChosenPair, again: bool, lost: set[str]) -> Iterable[_Network]:
+    """The pair's networks in order, without those that diverged; of those between stops, the ones that are stored."""
     place, k, end = pair.place, pair.k, pair.k + pair.s
     clone = clone_state(opened.planned.tree, place)
     treatments: tuple[int | None, ...] = (None, end) if again else (None,)
@@ -239,7 +239,7 @@ def _networks(opened: OpenedSweep, pair: ChosenPair, again: bool) -> Iterable[_N
         yield _Network("parent", None, "parent", k, clone, draws)
     for number, path in zip(pair.numbers, place.children, strict=True):
         for epoch, state in enumerate(path, k + 1):
-            if epoch != end and opened.has([state]):
+            if epoch != end and state not in lost and opened.has([state]):
                 stage = "children" if epoch < end else "after"
                 yield _Network("child", number, stage, epoch, state, None)
     for draws in treatments:
@@ -247,7 +247,7 @@ def _networks(opened: OpenedSweep, pair: ChosenPair, again: bool) -> Iterable[_N
             yield _Network("child", number, "interpolation", end, state, draws)
         yield _Network("average", None, "interpolation", end, place.average, draws)
     for epoch, state in enumerate(place.after, end + 1):
-        if opened.has([state]) or epoch == end + len(place.after):
+        if state not in lost and (opened.has([state]) or epoch == end + len(place.after)):
             yield _Network("average", None, "after", epoch, state, None)
 
 

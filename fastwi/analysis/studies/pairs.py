@@ -11,7 +11,8 @@ from fastwi.config.analysis import AnalysisOptions, chosen_cells
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.errors import UserError
-from fastwi.experiment.planner import PointStates, lost_with, stopped_states
+from fastwi.experiment.planner import PointStates
+from fastwi.experiment.points import Point
 from fastwi.experiment.results import axis_types, axis_value, other_axes
 
 if TYPE_CHECKING:
@@ -61,25 +62,32 @@ class Pair:
 def pairs_of(opened: "OpenedSweep", options: AnalysisOptions) -> list[Pair]:
     """The pairs of the cells asked for, each once, in the sweep's order; cells that were asked for in that order.
 
-    Left out are pairs one of which diverged. Raises UserError for a sweep whose tuples are not pairs.
+    Left out, and noted in `opened.left_out`, are pairs one of which diverged. Raises UserError for a sweep whose
+    tuples are not pairs, and where nothing is left.
     """
     spec, planned = opened.planned.spec, opened.planned
     if spec.options.tuple_size != 2:
         raise UserError(f"sweep.tuple_size: {spec.options.tuple_size}; this study is of pairs; sweep tuples of 2")
     wanted, axes = chosen_cells(options), other_axes(spec)
-    lost = lost_with(planned.tree, stopped_states(planned.tree, opened.measured.values()))
+    lost = opened.lost()
+    chosen, diverged = list[Point](), list[Point]()
     found: dict[tuple[Any, ...], Pair] = {}
     for point, place in zip(planned.points, planned.places, strict=True):
         e = point.config.experiment
         if (wanted and (e.k, e.s) not in wanted) or (options.pairs and point.tuple_index >= options.pairs):
             continue
+        chosen.append(point)
         if not lost.isdisjoint(place.ends):
+            diverged.append(point)
             continue
         # Points that differ in alpha have one line, and so one pair.
         head = {path: _plain(axis_value(path, point.values[i])) for path, i in axes.items()}
         head |= {"k": e.k, "s": e.s, "parent_seed": point.parent, "pair": point.tuple_index}
         found.setdefault((point.values, point.parent, point.tuple_index), Pair(head, point.config, place))
+    opened.leave_out(diverged, chosen)
     pairs = list(found.values())
+    if not pairs:
+        raise UserError("analysis.cells: the sweep has no pair of these cells; name others")
     return sorted(pairs, key=lambda pair: wanted.index(pair.cell)) if wanted else pairs
 
 
