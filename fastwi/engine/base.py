@@ -22,7 +22,7 @@ from fastwi.data.noise import Draws, Noise
 from fastwi.engine.allocator import keep_freed_memory
 from fastwi.engine.device import compiled, cpu_threads, make_deterministic, resolve
 from fastwi.kernels.augment import augment
-from fastwi.models.generators import seeded
+from fastwi.models.generators import draws_of, seeded
 from fastwi.population import Population
 
 Report = Callable[[int], None]  # called with the number of images done since the last call
@@ -75,6 +75,7 @@ class Engine(abc.ABC):
         if self.resolved.backend == "compile":
             self._forward = compiled(self._call, self.device)
         self._low = low_precision_names(model)
+        self._draws_itself = bool(draws_of(model))
         if self.dtype != torch.float32:
             # Its shortcut for evaluation takes biases to have the weights' dtype, and gives no number where not.
             torch.backends.mha.set_fastpath_enabled(False)
@@ -131,7 +132,11 @@ class Engine(abc.ABC):
         everything = torch.arange(len(dataset), device=self.device)
         order = everything.split(self._evaluation_batch)
         for at, (images, chosen) in zip(order, dataset.chunks(everything, self._evaluation_batch), strict=True):
-            yield at, self._forward(state, augment(images, chosen, None, None, table, 0))
+            x_NCHW = augment(images, chosen, None, None, table, 0)
+            # What a network draws while it is tested is the same for every one of them.
+            with seeded(int(at[0]), self.device) if self._draws_itself else contextlib.nullcontext():
+                logits_NK = self._forward(state, x_NCHW)
+            yield at, logits_NK
 
     def recompute_statistics(
         self,

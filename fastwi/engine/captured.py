@@ -20,6 +20,7 @@ from fastwi.engine.device import free_memory
 from fastwi.engine.program import Gradients, Program, State
 from fastwi.engine.schedule import learning_rate
 from fastwi.errors import ConfigError
+from fastwi.models.generators import draws_of
 from fastwi.population import Layout, Population
 
 PROGRAMS_KEPT = 4  # each holds the activations of its members
@@ -44,9 +45,11 @@ class ProgramEngine(Engine):
         augmentation: AugmentConfig,
     ) -> None:
         super().__init__(model, config, optimizer, schedule, augmentation)
-        if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
+        drops = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
+        if drops or draws_of(model):
             raise ConfigError(
-                f"engine.name: {self.name} has one generator for all members, so dropout would tie them; use loop"
+                f"engine.name: {self.name} has one generator for all members, so dropout and other draws in the "
+                "network would tie them; use loop"
             )
         self._programs: OrderedDict[Hashable, tuple[Program, ResidentDataset]] = OrderedDict()
         self._rooms: dict[Hashable, int] = {}

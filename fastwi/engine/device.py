@@ -22,6 +22,7 @@ from fastwi.kernels.cpu import library
 from fastwi.kernels.interpolate import has_triton
 from fastwi.kernels.pointwise import sample_first
 from fastwi.kernels.winograd import use_winograd_
+from fastwi.models.generators import draws_in_python
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -99,12 +100,19 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     """Choose device, precision and backend.
 
     auto backend: fused on a CPU where the kernels build and the network can be rewritten, else torch.compile where
-    it can work (a C compiler for Triton, or one for C++ and Python's headers), else eager.
+    it can work (a C compiler for Triton, or one for C++ and Python's headers), else eager. Eager too where a network
+    draws from NumPy or random, which compiled code does once.
     """
     device, choice = resolve_device(config.device), resolve_precision(config)
     if device.type == "cpu":
         model = sample_first(model)
-    may_fuse = config.backend in ("auto", "fused") and device.type == "cpu" and library() is not None
+    frozen = draws_in_python(model)
+    if frozen and config.backend in ("compile", "fused"):
+        raise ConfigError(
+            f"engine.backend: {config.backend} would draw once what the network draws from NumPy or random in each "
+            "step; use eager"
+        )
+    may_fuse = not frozen and config.backend in ("auto", "fused") and device.type == "cpu" and library() is not None
     fused = fuse_batch_norm(model) if may_fuse else None
     if fused is not None:
         use_winograd_(fused)
@@ -118,7 +126,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     elif fused is not None:
         backend = "fused"
     else:
-        backend = "compile" if _inductor_can_build(device) else "eager"
+        backend = "compile" if _inductor_can_build(device) and not frozen else "eager"
     network = model if fused is None else fused
     return Resolved(device, _DTYPES[choice.precision], backend, model, network, choice.reason)
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.shortcut import shortcut
+from fastwi.models import generators
 
 _RELU = (functional.relu, torch.relu)
 _ADD = (operator.add, torch.add)
@@ -35,14 +36,15 @@ def trace(module: nn.Module) -> fx.GraphModule | None:
     if own_train or module._forward_hooks or module._forward_pre_hooks:
         return None
     evaluated, trained = copy.deepcopy(module).eval(), copy.deepcopy(module).train()
-    before = torch.get_rng_state()
+    before = generators.states()
     try:
         codes = [_traced(each).code for each in (evaluated, trained)]
         traced = _traced(trained)
+        drew = generators.drawn_from(before)
     except Exception:  # fx raises whatever the traced code raises
         return None
-    drew = not torch.equal(before, torch.get_rng_state())
-    torch.set_rng_state(before)
+    finally:
+        generators.restore(before)
     if drew or codes != [traced.code] * 2:
         return None
     names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
