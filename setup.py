@@ -1,5 +1,8 @@
-"""Kept so that `pip install .` works with every installer; all metadata is in pyproject.toml."""
+"""What pyproject.toml has no words for: configs/ is installed within fastwi. All other metadata is there."""
 
-from setuptools import setup
+from setuptools import find_namespace_packages, setup
 
-setup()
+setup(
+    packages=[*find_namespace_packages(include=["fastwi*", "data_prep*"]), "fastwi.configs"],
+    package_dir={"fastwi.configs": "configs"},
+)

@@ -1,4 +1,4 @@
-"""python -m data_prep DATASET --out DIR: the command line of `data_prep.prepare`."""
+"""`fastwi data-prep DATASET --out DIR`, or `python -m data_prep ...`: the command line of `data_prep.prepare`."""
 
 import argparse
 import sys
@@ -32,9 +32,9 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m data_prep",
+        prog=program,
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -77,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    options = vars(_parser().parse_args(arguments))
+def _run(arguments: Sequence[str] | None, program: str) -> int:
+    options = vars(_parser(program).parse_args(arguments))
     dataset, out = options.pop("dataset"), options.pop("out")
     warnings: list[str] = []
     with shown_progress() as report:
@@ -96,9 +96,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m data_prep") -> int:
     """Run the command and return its exit code. `arguments`: None takes those of the process."""
-    return run_command(lambda: _run(arguments))
+    return run_command(lambda: _run(arguments, program))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """High-throughput linear weight interpolation: train a parent, clone it, average the children, find out why.
 
-The names below are imported on first use, so that `import fastwi` and every `--help` stay free of torch.
+The names below and the modules of the package (`fastwi.train`, `fastwi.analysis`, ...) are imported on first use, so
+that `import fastwi` and every `--help` stay free of torch.
 """
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from fastwi.version import __version__
@@ -33,7 +35,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public name from its home on first use (PEP 562)."""
+    """Import the public name from its home, or the module, on first use (PEP 562)."""
+    if name in _modules():
+        return importlib.import_module(f"fastwi.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'fastwi' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -42,4 +46,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(globals().keys() | _HOMES.keys())
+    return sorted(globals().keys() | _HOMES.keys() | _modules())
+
+
+def _modules() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}

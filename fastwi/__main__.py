@@ -1,7 +1,12 @@
-"""`fastwi COMMAND ...`: the commands under one name. `python -m fastwi.COMMAND ...` is the same."""
+"""`fastwi COMMAND ...`: the commands under one name. `python -m fastwi.COMMAND ...` is the same.
+
+(For data-prep, which is a package of its own, `python -m data_prep ...`.)
+"""
 
 import importlib
+import importlib.util
 import sys
+from pathlib import Path
 
 from fastwi.cli import EXIT_USAGE, run_command
 from fastwi.config.wording import did_you_mean
@@ -9,6 +14,7 @@ from fastwi.errors import UserError
 from fastwi.version import __version__
 
 COMMANDS = {
+    "data-prep": "datasets and image folders as the .beton files that all others read",
     "train": "one run: train a parent, its children, their average",
     "sweep": "a grid of runs as one tree of trajectories",
     "analyze": "the paper's questions on a finished sweep",
@@ -24,9 +30,24 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point: hand the rest of the arguments to the command that the first one names."""
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] in COMMANDS:
+        if words[0] == "data-prep":
+            return data_prep(words[1:])
         module = importlib.import_module(f"fastwi.{words[0]}" + (".__main__" if words[0] == "report" else ""))
         return int(module.main(words[1:]))
     return run_command(lambda: _show(words))
+
+
+def data_prep(argv: list[str] | None = None) -> int:
+    """`fastwi data-prep`: `python -m data_prep`, but never another package of that name."""
+    if "data_prep" not in sys.modules:
+        # It lies beside fastwi. By its name alone one in the user's directory would be found first.
+        directory = Path(__file__).resolve().parents[1] / "data_prep"
+        spec = importlib.util.spec_from_file_location("data_prep", directory / "__init__.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["data_prep"] = package = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(package)
+    return int(importlib.import_module("data_prep.__main__").main(argv, "fastwi data-prep"))
 
 
 def _show(words: list[str]) -> int:
@@ -37,8 +58,8 @@ def _show(words: list[str]) -> int:
         raise UserError(f"fastwi: {words[0]!r} is no command; {did_you_mean(words[0], COMMANDS)}")
     print("usage: fastwi COMMAND ...\n")
     for name, what in COMMANDS.items():
-        print(f"  {name:<8} {what}")
-    print("\nfastwi COMMAND --help says more. python -m data_prep writes datasets.")
+        print(f"  {name:<9} {what}")
+    print("\nfastwi COMMAND --help says more.")
     return 0 if words else EXIT_USAGE
 
 

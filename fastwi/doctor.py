@@ -63,6 +63,7 @@ def examine() -> Iterator[Finding]:
     yield _python()
     yield from _torch()
     yield _packages()
+    yield _simplejpeg()
     yield _compiler()
     yield _precision()
     yield _ffcv()
@@ -123,6 +124,14 @@ def _packages() -> Finding:
     if lacking:
         return Finding("packages", f"{', '.join(lacking)} missing", f"pip install {' '.join(lacking)}", needed=True)
     return Finding("packages", f"all {len(_PACKAGES)} there")
+
+
+def _simplejpeg() -> Finding:
+    """Not built for every platform; data_prep does without it, and says so."""
+    if importlib.util.find_spec("simplejpeg") is None:
+        found = "none; data_prep cannot check JPEGs for damage that Pillow passes over"
+        return Finding("simplejpeg", found, "pip install simplejpeg")
+    return Finding("simplejpeg", "installed")
 
 
 def _compiler() -> Finding:

@@ -115,5 +115,5 @@ def test_the_packages_are_those_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split("[<>=]", requirement)[0] for requirement in project["dependencies"]}
     looked_for = {pip.split("==")[0] for pip in fastwi.doctor._PACKAGES.values()}
-    assert looked_for | {"torch", "torchvision"} == declared
+    assert looked_for | {"torch", "torchvision", "simplejpeg"} == declared
     assert project["optional-dependencies"]["ffcv"] == [fastwi.doctor.FFCV_PIP.split()[-1]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastwi.config import commandline
 from fastwi.config.analysis import AnalysisOptions, analysis_problems
-from fastwi.config.helptext import WIDTH, key_lines, switch_lines
+from fastwi.config.helptext import WIDTH, key_lines, shipped_lines, switch_lines
 from fastwi.config.keys import section_title
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepfile import SWEEP_FLAGS, default_name, read_arguments
@@ -21,6 +21,7 @@ _FLAGS = """
       the study, the first word
   --config FILE
       the sweep file that the sweep was carried out with, or the sweep.yaml beside its results
+{shipped}
   --analysis.option VALUE
       override an option of the file's section analysis (below)
   --section.key VALUE, --axes.section.key VALUES, --sweep.option VALUE
@@ -118,7 +119,7 @@ def analysis_help_text(command: str, description: str, studies: Mapping[str, str
     lines += ["", *textwrap.wrap(description, WIDTH)] if description else []
     lines += ["", "The studies:", *study_lines(studies)]
     lines += ["", "A flag wins over the sweep file, the file over its base, the base over the defaults."]
-    lines += [*_FLAGS.rstrip().splitlines(), *switch_lines()]
+    lines += [*_FLAGS.format(shipped="\n".join(shipped_lines())).rstrip().splitlines(), *switch_lines()]
     lines += ["", f"analysis: {section_title(AnalysisOptions)}", *key_lines(ANALYSIS_OPTIONS.values())]
     return "\n".join(lines)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from fastwi.cli import ShowAndExit
 from fastwi.config.keys import KEYS
+from fastwi.config.shipped import config_path
 from fastwi.config.values import Given
 from fastwi.config.wording import nearest, show
+from fastwi.errors import ConfigError
 from fastwi.version import __version__
 
 SWITCHES = {
@@ -92,7 +94,10 @@ def _keep(found: Arguments, name: str, value: str) -> None:
         found.switches.add(name)
     elif name == "config":
         if value:
-            found.config_file = Path(value)
+            try:
+                found.config_file = config_path(value)
+            except ConfigError as error:
+                found.problems.append(f"--config: {error}")
         else:
             found.problems.append("--config: an empty file name; give a YAML file, or leave --config out")
     else:

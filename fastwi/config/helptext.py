@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from fastwi.config.commandline import SWITCHES
 from fastwi.config.keys import SECTIONS, Key, Scalar, section_keys, section_title
+from fastwi.config.shipped import PREFIX, shipped_names
 
 WIDTH = 100
 _METAVARS = {bool: "BOOL", int: "INT", float: "FLOAT", str: "TEXT"}
@@ -18,11 +19,17 @@ def help_text(command: str, description: str) -> str:
     if description:
         lines += ["", *textwrap.wrap(description, WIDTH)]
     lines += ["", "A flag wins over the config file, the file over the defaults."]
-    lines += ["", "  --config FILE", "      YAML file with the sections and keys below"]
+    lines += ["", "  --config FILE", "      YAML file with the sections and keys below", *shipped_lines()]
     lines += switch_lines()
     for section, kind in SECTIONS.items():
         lines += ["", f"{section}: {section_title(kind)}", *key_lines(section_keys(section))]
     return "\n".join(lines)
+
+
+def shipped_lines() -> list[str]:
+    """What else may stand after `--config`."""
+    text = f"or one that comes with fastwi, from anywhere: {PREFIX} and {', '.join(shipped_names())}"
+    return textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 def switch_lines() -> list[str]:

@@ -3,7 +3,7 @@
 import textwrap
 
 from fastwi.config.commandline import SWITCHES
-from fastwi.config.helptext import WIDTH, key_lines, switch_lines
+from fastwi.config.helptext import WIDTH, key_lines, shipped_lines, switch_lines
 from fastwi.config.keys import section_title
 from fastwi.config.sweep import SweepOptions
 from fastwi.config.sweeplayers import LONGEST_CHAIN, OPTIONS
@@ -11,6 +11,7 @@ from fastwi.config.sweeplayers import LONGEST_CHAIN, OPTIONS
 _FLAGS = """
   --config FILE
       sweep file: a config file's sections, and base, axes and sweep (below)
+{shipped}
   --section.key VALUE
       override a value of the base; python -m fastwi.train --help lists the keys
   --axes.section.key VALUES
@@ -22,7 +23,7 @@ _FLAGS = """
 """
 
 SAMPLE = """\
-base: fig1.yaml          # a config or sweep file, relative to this one, whose values come first
+base: fig1.yaml          # a config or sweep file, relative to this one, or fastwi:NAME; its values come first
 experiment:
   after: 10              # sections, as in a config file
 axes:                    # keys of the configuration, each with the values that it takes in turn
@@ -53,7 +54,7 @@ def sweep_help_text(command: str, description: str) -> str:
     if description:
         lines += ["", *textwrap.wrap(description, WIDTH)]
     lines += ["", "A flag wins over the sweep file, the file over its base, the base over the defaults."]
-    lines += [*_FLAGS.rstrip().splitlines(), *switch_lines()]
+    lines += [*_FLAGS.format(shipped="\n".join(shipped_lines())).rstrip().splitlines(), *switch_lines()]
     lines += ["", "A sweep file:", *(f"  {line}" for line in SAMPLE.splitlines())]
     lines += ["", *textwrap.wrap(" ".join(_RULES.split()), WIDTH)]
     lines += ["", f"sweep: {section_title(SweepOptions)}", *key_lines(OPTIONS.values())]

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.keys import KEYS, SECTIONS, SWEEP_NAMES, Key, keys_of, unknown_section
+from fastwi.config.shipped import config_path
 from fastwi.config.sweep import SweepOptions
 from fastwi.config.sweepaxes import GivenAxis, axes_from_yaml
 from fastwi.config.sweeprange import expand_range, is_range
 from fastwi.config.values import Given
 from fastwi.config.wording import show, show_path
 from fastwi.config.yamlfile import compose, named_nodes, plain_value, read_text, root_mapping, section_values
+from fastwi.errors import ConfigError
 
 OPTIONS: dict[str, Key] = keys_of("sweep", SweepOptions)
 """Every option of a sweep by its dotted name, `sweep.children`."""
@@ -113,7 +115,11 @@ def _base_layers(layer: Layer, directory: Path, chain: list[str], problems: list
     """The layers that `layer` is based on, the root first. `chain`: the files that led here."""
     bases: list[Layer] = []
     while layer.base is not None:
-        path = directory / str(layer.base.value)
+        try:
+            path = config_path(str(layer.base.value), directory)
+        except ConfigError as error:
+            problems.append(f"{layer.base.origin}{error}")
+            break
         real = os.path.realpath(path)
         if real in chain:
             problems.append(f"{layer.base.origin}{show_path(path)} leads round in a circle; remove one of its bases")
