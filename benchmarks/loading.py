@@ -2,7 +2,8 @@
 
 augment          fastwi's resident images: gather, crop, flip and normalise by its kernel; AGAIN is the same once more
 augment-many     the same for 8 networks at once, each with its own draws
-streamed         fastwi's images in a raw beton on the disk, decoded by threads, then by the same kernel
+streamed         fastwi's images in a raw beton on the disk, decoded by threads, then by the same kernel;
+                 -unchecked: not held to their digests, -jpeg: in a beton of JPEGs (quality 95)
 torch-compiled   fastwi's torch reference of the kernel, compiled; torch-eager: not compiled
 ffcv             FFCV's Loader with its own crop and flip, then normalised by torch
 dataloader       DataLoader workers and torchvision transforms on PIL images; float32
@@ -14,13 +15,16 @@ bytes that must move: a pixel of uint8 in, a value of the task's dtype out.
 
 import argparse
 import functools
+import io
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.machine import GIGA, CopyTask, describe_machine
@@ -31,7 +35,9 @@ from benchmarks.peers.ffcv import FFCVBatches
 from benchmarks.peers.usual import close_loader, data_loader
 from benchmarks.task import Contestant, StockBatches, Task, Unavailable, make_task
 from benchmarks.timing import Timing, interleave
-from fastwi.beton import write_beton
+from fastwi.beton.format import JPEG, RAW
+from fastwi.beton.image_digests import ImageDigests, image_digest
+from fastwi.beton.stored_writer import StoredImage, write_stored_stream
 from fastwi.beton.stream import StoredBeton
 from fastwi.cli import run_command
 from fastwi.data.batches import Dataset
@@ -128,17 +134,23 @@ def _resident(task: Task) -> Contestant:
     return Contestant(lambda: _augmented(task, task.dataset, epochs), task.images, static_memory=True)
 
 
-def _streamed(task: Task) -> Contestant:
+def _streamed(task: Task, jpeg: bool, checked: bool) -> Contestant:
     folder = tempfile.TemporaryDirectory()
     path = Path(folder.name) / "train.beton"
-    images, labels = task.dataset.images_NHWC, task.dataset.labels_N
-    write_beton(path, images.cpu().numpy(), labels.cpu().numpy())
+    images_NHWC, labels_N = task.dataset.images_NHWC.cpu().numpy(), task.dataset.labels_N.cpu().numpy()
+    height, width, channels = images_NHWC.shape[1:]
+    data = [_encoded(image_HWC) if jpeg else image_HWC.tobytes() for image_HWC in images_NHWC]
+    images = [StoredImage(JPEG if jpeg else RAW, height, width, each) for each in data]
+    with path.open("wb") as stream:
+        write_stored_stream(stream, images, labels_N, max(map(len, data)))
     beton = StoredBeton(path)
-    file_N = torch.arange(len(images)).numpy()
-    height, width, channels = images.shape[1:]
+    if checked:
+        named = zip(images, labels_N.tolist(), strict=True)
+        digests = (image_digest(each.mode, height, width, label, each.data) for each, label in named)
+        beton.hold_to(ImageDigests.of(digests, labels_N))
     dataset = StreamedDataset(
-        open_decoder(beton, "auto"), file_N, labels, task.dataset.table_C256, task.dataset.classes,
-        (height, width, channels),
+        open_decoder(beton, "auto"), np.arange(len(images)), task.dataset.labels_N, task.dataset.table_C256,
+        task.dataset.classes, (height, width, channels),
     )  # fmt: skip
     epochs = iter(range(2**40))
 
@@ -147,6 +159,12 @@ def _streamed(task: Task) -> Contestant:
         folder.cleanup()
 
     return Contestant(lambda: _augmented(task, dataset, epochs), task.images, static_memory=True, close=close)
+
+
+def _encoded(image_HWC: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image_HWC).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
 
 
 def _many(task: Task) -> Contestant:
@@ -198,7 +216,16 @@ CONTESTANTS: dict[str, tuple[str, Builder]] = {
     "augment": ("fastwi resident", _resident),
     AGAIN: ("fastwi resident, again", _resident),
     "augment-many": (f"fastwi resident, {MANY} networks", _many),
-    "streamed": ("fastwi streamed, raw beton", _streamed),
+    "streamed": ("fastwi streamed, raw beton", functools.partial(_streamed, jpeg=False, checked=True)),
+    "streamed-unchecked": (
+        "fastwi streamed, raw beton, unchecked",
+        functools.partial(_streamed, jpeg=False, checked=False),
+    ),
+    "streamed-jpeg": ("fastwi streamed, JPEGs", functools.partial(_streamed, jpeg=True, checked=True)),
+    "streamed-jpeg-unchecked": (
+        "fastwi streamed, JPEGs, unchecked",
+        functools.partial(_streamed, jpeg=True, checked=False),
+    ),
     "torch-compiled": ("torch, compiled", functools.partial(_torch, compiled=True)),
     "torch-eager": ("torch, eager", functools.partial(_torch, compiled=False)),
     "ffcv": ("FFCV Loader", _ffcv),

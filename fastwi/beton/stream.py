@@ -1,7 +1,8 @@
 """Open a .beton file of raw images, JPEGs or both, of any sizes, and read its images one at a time.
 
 Images are read with pread, not through a memory map: a file that is cut short while it is mapped kills the process
-(SIGBUS), where a short read is an error with a name. Places and sizes are checked when the file is opened.
+(SIGBUS), where a short read is an error with a name. Places and sizes are checked when the file is opened, and each
+image when it is read, where its digest is known (`fastwi.beton.image_digests`).
 """
 
 import os
@@ -22,6 +23,7 @@ from fastwi.beton.checks import (
     refuse,
 )
 from fastwi.beton.format import JPEG, RAW
+from fastwi.beton.image_digests import ImageDigests, image_digest
 from fastwi.errors import BetonError
 
 MAX_JPEG_PIXELS = 1 << 26
@@ -51,6 +53,7 @@ class StoredBeton:
             BetonError: the file does not exist, is cut short, foreign, inconsistent or of a kind not supported.
         """
         self.path = Path(path)
+        self._digests: ImageDigests | None = None
         self.descriptor = open_file(self.path)
         self._finalizer = weakref.finalize(self, os.close, self.descriptor)
         try:
@@ -94,11 +97,32 @@ class StoredBeton:
         """Height and width of image n."""
         return int(self.heights_N[n]), int(self.widths_N[n])
 
+    def hold_to(self, digests: ImageDigests) -> None:
+        """Refuse, from now on, every image that is not the one of its digest.
+
+        Raises:
+            BetonError: the labels, which are read already, are not those of `digests`.
+        """
+        if not np.array_equal(self.labels_N, digests.labels_N):
+            refuse(self.path, "not the labels that the dataset was written with; write the dataset again")
+        self._digests = digests
+
+    def check(self, n: int, stored: bytes | bytearray | memoryview) -> None:
+        """Raise BetonError unless `stored` are the bytes of image n, where its digest is known."""
+        if self._digests is None:
+            return
+        found = image_digest(int(self.modes_N[n]), *self.size(n), int(self.labels_N[n]), stored)
+        if found != self._digests[n]:
+            refuse(
+                self.path, f"image {n} is not the one that the dataset was written with (BLAKE2b); write the dataset "
+                "again with python -m data_prep, and check the disk"
+            )  # fmt: skip
+
     def read(self, n: int) -> bytes:
         """The bytes of image n as they are stored: pixels [H, W, 3], or a JPEG.
 
         Raises:
-            BetonError: the file has been cut short since it was opened, or the disk fails.
+            BetonError: the file has been cut short since it was opened, the image changed, or the disk fails.
         """
         stored = bytearray(int(self.sizes_N[n]))
         self.read_into(n, memoryview(stored))
@@ -117,6 +141,7 @@ class StoredBeton:
             if count == 0:
                 damaged(self.path, f"ends before image {n} does")
             done += count
+        self.check(n, target)
 
     def close(self) -> None:
         """Close the file. Nobody may be reading; doing it twice is no error."""

@@ -4,6 +4,9 @@ JPEGs come out of FFCV otherwise than from the reference: it asks libjpeg-turbo 
 every image differs, by one intensity of 256 in the mean. So it is chosen by `data.decoder: ffcv`, never by what is
 installed. Raw images come out the same.
 
+Each image is read a second time, and that is checked against its digest: FFCV maps the same file, so the bytes are
+the same.
+
 What FFCV 1.0.2 does that must be mended here: it ignores what its JPEG decoder returns, sets torch's threads, waits
 for ever for a thread that failed, or for a queue that nobody empties, and leaks what a broken-off loop has started.
 Importing it takes seconds, and compiling the pipeline takes some more.
@@ -110,7 +113,7 @@ class LoaderDecoder:
             raise UserError(
                 f"{beton.path}: has fields of one name, which FFCV cannot tell apart; set data.decoder: auto"
             )
-        self._checked_N = beton.modes_N == RAW
+        self._seen_N = np.zeros(len(beton), bool)
         self._row_bytes = int((beton.heights_N * beton.widths_N).max()) * 3 + 1
         self._lock = threading.Lock()
         pipelines: dict[str, Any] = dict.fromkeys(names)
@@ -137,16 +140,21 @@ class LoaderDecoder:
     def _pixels(self, n: int, row: np.ndarray) -> np.ndarray:
         """The pixels of image n, uint8 [H, W, 3], where FFCV has put them."""
         height, width = self._beton.size(n)
-        if not self._checked_N[n]:
-            # FFCV scales a JPEG of another size to the one that the file says, or leaves pixels unwritten.
-            try:
-                check_jpeg(self._beton.read(n), height, width)
-            except BetonError as error:
-                raise bad_image(self._beton, n, str(error)) from error
-            self._checked_N[n] = True
+        pixels = row[: height * width * 3]
+        if self._beton.modes_N[n] == RAW:
+            self._beton.check(n, pixels.data)
+        else:
+            stored = self._beton.read(n)
+            if not self._seen_N[n]:
+                # FFCV scales a JPEG of another size to the one that the file says, or leaves pixels unwritten.
+                try:
+                    check_jpeg(stored, height, width)
+                except BetonError as error:
+                    raise bad_image(self._beton, n, str(error)) from error
+                self._seen_N[n] = True
         if row[-1]:
             raise bad_image(self._beton, n, "is damaged, or a JPEG of a kind that FFCV cannot decode")
-        return row[: height * width * 3].reshape(height, width, 3)
+        return pixels.reshape(height, width, 3)
 
     def _blocks(self, at_N: np.ndarray, block: int) -> Iterator[np.ndarray]:
         """Rows of `block` images after the other, each valid until the next is asked for."""

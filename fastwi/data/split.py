@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastwi.beton.image_digests import ImageDigests
 from fastwi.beton.stream import StoredBeton
 from fastwi.config.schema import DataConfig
 from fastwi.data.batches import Dataset, whole_images
-from fastwi.data.card import SPLITS, Card, beton_path, read_card
+from fastwi.data.card import SPLITS, Card, beton_path, digests_path, read_card
 from fastwi.data.identity import target_size
 from fastwi.data.resident import ResidentDataset, check_split, chosen_images, load_split, normalisation_table
 from fastwi.data.streamed import StreamedDataset, open_decoder
@@ -51,6 +52,8 @@ def _open_under(card: Card, data: DataConfig, split: str, device: torch.device, 
     if plain and (data.streaming == "resident" or (data.streaming == "auto" and fits_memory(beton, device))):
         beton.close()
         return load_split(directory, split, device, images, card)[0]
+    # Labels here, each image when it is read: the whole of a resident set is held to the card in `load_split`.
+    beton.hold_to(ImageDigests.read(digests_path(directory, split), card.digests_sha256[split]))
     kept_N = np.arange(len(beton))
     if images:
         kept_N = chosen_images(path, beton.labels_N, split, images)

@@ -12,7 +12,7 @@ from benchmarks.task import Unavailable, make_task
 
 
 def test_a_small_run_writes_its_results(tmp_path, digits_directory, capsys):
-    contestants = "augment,again,augment-many,streamed,torch-eager,dataloader"
+    contestants = "augment,again,augment-many,streamed,streamed-jpeg,streamed-jpeg-unchecked,torch-eager,dataloader"
     arguments = [f"--data={digits_directory}", f"--out={tmp_path}", "--device=cpu", f"--contestants={contestants}"]
     arguments += ["--batch=8", "--batches=3", "--rounds=2", "--workers=0"]
     assert loading.main(arguments) == 0

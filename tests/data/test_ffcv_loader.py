@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stored_samples import jpeg_of, random_stored, smooth_image, write_stored
+from stored_samples import jpeg_of, random_stored, smooth_image, write_digests, write_stored
 
 from fastwi.beton.format import JPEG, RAW
 from fastwi.beton.stored_writer import StoredImage
@@ -30,13 +30,14 @@ from PIL import Image
 torch.set_num_threads(2)
 
 from fastwi.beton import StoredBeton
+from fastwi.beton.image_digests import ImageDigests
 from fastwi.data.pool import PooledDecoder
 from fastwi.data.streamed import open_decoder
 from fastwi.errors import BetonError
 
 seed, folder, tests, good = int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 generator = np.random.default_rng(seed)
-found = {"raw equal": [], "mean": [], "most": [], "seconds to leave": [], "damaged": [], "equal": []}
+found = {"raw equal": [], "mean": [], "most": [], "seconds to leave": [], "damaged": [], "flipped": [], "equal": []}
 
 def epoch(decoder, at_N, size, side):
     return torch.cat(list(decoder.chunks(at_N, size, side, side, False))).int()
@@ -71,6 +72,21 @@ for n in range(good, len(beton)):
     except BetonError as error:
         found["damaged"].append(str(error))
 found["threads left"] = threading.active_count() - before
+
+# One bit of a JPEG and one of pixels, each otherwise decoded without a word, where digests are known.
+digests = ImageDigests.read(folder + "/mixed.digests", sys.argv[5])
+for n in (good - 1, good - 2):
+    data = bytearray(open(folder + "/mixed.beton", "rb").read())
+    data[int(beton._pointers_N[n] + beton.sizes_N[n] // 2)] ^= 4
+    open(folder + "/flipped.beton", "wb").write(data)
+    changed = StoredBeton(folder + "/flipped.beton")
+    changed.hold_to(digests)
+    decoder = open_decoder(changed, "ffcv")
+    epoch(decoder, np.array([0, 1]), 2, 8)
+    try:
+        epoch(decoder, np.array([0, n, 1]), 2, 8)
+    except BetonError as error:
+        found["flipped"].append(str(error))
 
 # FFCV as the writer.
 from ffcv.fields import IntField, RGBImageField
@@ -115,9 +131,12 @@ def test_ffcv_as_decoder_and_as_writer(tmp_path: Path, seed: int) -> None:
     jpeg, other = (jpeg_of(smooth_image(generator, height, 12)) for height in (12, 6))
     cmyk = jpeg_of(smooth_image(generator, 12, 12), "CMYK")
     images += [StoredImage(JPEG, 12, 12, data) for data in (jpeg[:-20], b"no image", other, cmyk)]
-    path = write_stored(tmp_path / "mixed.beton", images, np.zeros(len(images), np.int64))
+    labels_N = np.zeros(len(images), np.int64)
+    path = write_stored(tmp_path / "mixed.beton", images, labels_N)
+    digests = write_digests(tmp_path / "mixed.digests", images, labels_N)
 
-    command = [sys.executable, "-c", PROGRAM, str(seed), str(tmp_path), str(Path(__file__).parents[1]), str(GOOD)]
+    arguments = [str(seed), str(tmp_path), str(Path(__file__).parents[1]), str(GOOD), digests.sha256]
+    command = [sys.executable, "-c", PROGRAM, *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
@@ -138,6 +157,8 @@ def test_ffcv_as_decoder_and_as_writer(tmp_path: Path, seed: int) -> None:
     assert four_colours.startswith(
         f"{path}: image {GOOD + 3} is damaged, or a JPEG of a kind that FFCV cannot decode"
     )
+    for n, said in zip((GOOD - 1, GOOD - 2), found["flipped"], strict=True):
+        assert said.startswith(f"{tmp_path}/flipped.beton: image {n} is not the one")
     assert (found["raw"], found["jpg"], found["proportion"]) == ([RAW], [JPEG], [JPEG, RAW])
     assert len(found["equal"]) == 120
     assert all(found["equal"])

@@ -13,7 +13,7 @@ import torch
 from stored_samples import random_stored, write_digests, write_stored
 
 import fastwi.data.split
-from fastwi.beton import StoredBeton, content_sha256, stored_sha256, write_beton
+from fastwi.beton import StoredBeton, content_sha256, read_beton, stored_sha256, write_beton
 from fastwi.beton.format import JPEG, RAW
 from fastwi.config.schema import Config, DataConfig
 from fastwi.config.write import config_hash
@@ -23,7 +23,7 @@ from fastwi.data.decode import fit
 from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.data.split import fits_memory, free_host_bytes, open_split
 from fastwi.data.streamed import StreamedDataset
-from fastwi.errors import UserError
+from fastwi.errors import BetonError, UserError
 from fastwi.experiment.plan import result_digest
 
 CPU = torch.device("cpu")
@@ -140,6 +140,90 @@ def test_cards_and_betons_that_disagree(digits_directory: Path, tmp_path: Path, 
     (various / "card.json").write_text(json.dumps(with_checksum({**card, "encoding": "raw"})))
     with pytest.raises(UserError, match=r"train\.beton: holds JPEGs, but card\.json says raw"):
         opened(various)
+
+
+def flipped(path: Path, place: int, bit: int) -> None:
+    """Flip one bit of a file, where it lies."""
+    with open(path, "r+b") as stream:
+        stream.seek(place)
+        (byte,) = stream.read(1)
+        stream.seek(place)
+        stream.write(bytes([byte ^ 1 << bit]))
+
+
+def used_places(path: Path) -> np.ndarray:
+    """Every byte of a beton but the empty rest of its pages."""
+    beton, size = StoredBeton(path), path.stat().st_size
+    used = np.zeros(size, bool)
+    used[: 24 + 2 * 1041 + 24 * len(beton)] = used[size - 24 * len(beton) :] = True
+    for start, stored in zip(beton._pointers_N, beton.sizes_N, strict=True):
+        used[start : start + stored] = True
+    beton.close()
+    return np.flatnonzero(used)
+
+
+@pytest.mark.parametrize("streaming", ["streamed", "resident"])
+def test_a_flipped_bit_of_a_stored_image_is_refused(tmp_path: Path, seed: int, streaming: str) -> None:
+    """Of a JPEG that decodes as well as before, of pixels, of a number: nothing of a streamed set is believed."""
+    generator = np.random.default_rng(seed)
+    path = various_set(tmp_path / "various", seed)
+    expected, labels_N = whole_images(opened(path)), opened(path).labels_N
+    beton = StoredBeton(path / "train.beton")
+    places = [int(beton._pointers_N[n] + beton.sizes_N[n] // 2) for n in range(len(beton))]
+    for n, place in enumerate(places):
+        flipped(path / "train.beton", place, bit := int(generator.integers(8)))
+        with pytest.raises(BetonError, match=rf"train\.beton: image {n} is not the one .* data_prep") as caught:
+            whole_images(opened(path, streaming=streaming))
+        assert "\n" not in str(caught.value)
+        flipped(path / "train.beton", place, bit)
+    refused = 0
+    for place in generator.choice(used_places(path / "train.beton"), 80).tolist():
+        flipped(path / "train.beton", place, bit := int(generator.integers(8)))
+        try:
+            dataset = opened(path, streaming=streaming)
+            assert torch.equal(whole_images(dataset), expected)
+            assert torch.equal(dataset.labels_N, labels_N)
+        except UserError:
+            refused += 1
+        flipped(path / "train.beton", place, bit)
+    assert refused > 40  # names of fields, and the order of records in the table, are free
+
+
+def test_digests_that_are_missing_or_others_are_refused(digits_directory: Path, tmp_path: Path, seed: int) -> None:
+    path = Path(shutil.copytree(digits_directory, tmp_path / "digits"))
+    whole = (path / "train.digests").read_bytes()
+    generator = np.random.default_rng(seed)
+    changed = bytearray(whole)
+    changed[int(generator.integers(len(whole)))] ^= 1 << int(generator.integers(8))
+    for content in (bytes(changed), whole[:-1], whole[:-24], b"", (path / "test.digests").read_bytes()):
+        (path / "train.digests").write_bytes(content)
+        with pytest.raises(UserError, match=r"train\.digests: not the digests .*card\.json.* data_prep") as caught:
+            opened(path, streaming="streamed")
+        assert "\n" not in str(caught.value)
+    (path / "train.digests").unlink()
+    with pytest.raises(UserError, match=r"train\.digests: .* missing.* data_prep"):
+        opened(path, streaming="streamed")
+    # All of a resident set is held to the card itself.
+    assert type(opened(path)) is ResidentDataset
+
+
+def test_labels_of_a_streamed_set_are_checked_when_it_is_opened(digits_directory: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(digits_directory, tmp_path / "digits"))
+    train = read_beton(path / "train.beton")
+    train.labels_N[9] = (train.labels_N[9] + 1) % 10
+    write_beton(path / "train.beton", train.images_NHWC, train.labels_N)
+    with pytest.raises(BetonError, match=r"train\.beton: not the labels"):
+        opened(path, streaming="streamed")
+
+
+def test_an_image_that_changes_between_two_epochs_is_refused(tmp_path: Path, seed: int) -> None:
+    path = various_set(tmp_path / "various", seed)
+    dataset = opened(path)
+    whole_images(dataset)
+    beton = StoredBeton(path / "train.beton")
+    flipped(path / "train.beton", int(beton._pointers_N[11] + beton.sizes_N[11] - 3), 0)
+    with pytest.raises(BetonError, match=r"train\.beton: image 11 is not the one"):
+        whole_images(dataset)
 
 
 def test_an_ffcv_that_cannot_be_imported(digits_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
