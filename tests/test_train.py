@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import fastwi
 from data_prep import prepare
+from fastwi.beton import StoredBeton
 from fastwi.config.read import config_from_mapping
 from fastwi.data.card import read_card, with_checksum
 from fastwi.train import main
@@ -148,6 +149,27 @@ def test_a_changed_normalisation_is_refused_or_named(digits_directory, copied, t
     (data / "card.json").write_text(json.dumps(with_checksum(card)))
     assert "another configuration or dataset" in refused(capsys, arguments(data, copied))
     assert contents(copied) == before
+
+
+def test_a_flipped_bit_of_a_streamed_image_is_refused(tmp_path, capsys):
+    """A bit of a JPEG's data that decodes as well as before: the run stops at the image."""
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 6), ("test", 5)):
+        for label in range(10):
+            (tmp_path / "folder" / part / str(label)).mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=generator)
+                Image.fromarray(pixels.numpy()).save(tmp_path / "folder" / part / str(label) / f"{i}.png")
+    data = prepare("folder", tmp_path / "data", tmp_path / "folder", write_mode="jpeg")
+    beton = StoredBeton(data / "train.beton")
+    content = bytearray((data / "train.beton").read_bytes())
+    content[content.index(beton.read(41)) + int(beton.sizes_N[41]) - 20] ^= 1
+    (data / "train.beton").write_bytes(content)
+    argv = [each for each in arguments(data, tmp_path / "runs", batch=20) if "_images=" not in each]
+    assert main(argv) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert f"{data / 'train.beton'}: image 41 is not the one" in line
+    assert not list((tmp_path / "runs").rglob("metrics.jsonl"))
 
 
 def test_weights_replaced_while_a_run_begins_are_refused(digits_directory, tmp_path, capsys, monkeypatch):
