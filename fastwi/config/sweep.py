@@ -17,7 +17,9 @@ class SweepOptions:
     name: str = option("", "name of the sweep's directory; empty: the sweep file's name")
     directory: str = option("sweeps", "directory that holds the sweeps' results")
     store: str = option("store", "directory of the store: trained states and measurements, shared by sweeps")
-    parents: tuple[int, ...] = option((0,), "initialisation seeds, one a parent", low=0, high=2**31 - 1)
+    parents: tuple[int, ...] = option(
+        (0,), "initialisation seeds, one a parent; intervals and verdicts need 5", low=0, high=2**31 - 1
+    )
     children: int = option(2, "children of each parent at each k", low=2, high=100_000)
     tuple_size: int = option(2, "children that are averaged together", low=2, high=4096)
     tuples: str = option(

@@ -33,7 +33,7 @@ axes:                    # keys of the configuration, each with the values that 
   augment.flip: 0..0.5 step 0.25
   schedule.drop_epochs: [[80, 120], [100]]    # a key that takes a list: a list of lists
 sweep:                   # the sweep's options
-  parents: 0..3
+  parents: 0..4           # initialisation seeds; intervals and verdicts need 5
   children: 8
 """
 """A sweep file that shows every form."""
