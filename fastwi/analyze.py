@@ -107,12 +107,14 @@ def _title(request: AnalysisRequest) -> str:
 
 def _summary(request: AnalysisRequest, title: str, tables: "list[Table]", left_out: Sequence[str]) -> str:
     """The study's tables with what they rest on."""
+    from fastwi.report.summary import OVER_PARENTS
+
     lines = [f"# {title}: {request.name}", "", f"{STUDIES[request.name].capitalize()}.", ""]
     lines += [f"- {key}: {to_json(value)}" for key, value in asdict(request.options).items()]
     lines += [f"- left out, diverged: {cell}" for cell in left_out]
     for table in tables:
         lines += ["", table.markdown().rstrip("\n")]
-    lines += ["", "Intervals (95 %) are over parents, each counted once: children of one parent share its past."]
+    lines += ["", OVER_PARENTS]
     return "\n".join(lines) + "\n"
 
 

@@ -69,11 +69,9 @@ def _draw(
     beside, width, height = size
     down = -(-len(panels) // beside)
     any_interval = any(e.conclusive for cell in found for (_, o), e in cell.gains.items() if o == over)
-    told = (
-        "bold: the interval excludes 0"
-        if any_interval
-        else f"no intervals: these need {FEWEST} parents, not all equal"
-    )
+    told = "bold: the interval excludes 0"
+    if not any_interval:
+        told = f"no intervals: these need {FEWEST} parents, not all equal"
     heading = (
         f"{title}\nGain of the average over {OVER[over]}{' [95 % over parents]' * any_interval}; "
         f"n = parents (pairs)\n{told}"

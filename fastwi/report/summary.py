@@ -10,6 +10,10 @@ from rich.table import Table as RichTable
 
 Row = dict[str, Any]
 ACCURACY = "test_accuracy_%"
+OVER_PARENTS = (
+    "Each parent counts once: children of one parent share its past. Intervals (95 %) are over parents, and need 5."
+)
+"""What summaries say below their tables."""
 LEVEL = " [95 %]"
 """What headings say of intervals."""
 _INTERVAL = re.compile(r"\d \[[-+]")

@@ -17,7 +17,7 @@ from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point
 from fastwi.experiment.results import RECOMPUTED, axis_types, axis_value, other_axes, treatments
 from fastwi.experiment.tree import OWN, MeasurementKey
-from fastwi.report.summary import Table, estimates_table
+from fastwi.report.summary import OVER_PARENTS, Table, estimates_table
 
 if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
@@ -225,7 +225,7 @@ def summary_markdown(spec: SweepSpec, found: Sequence[Cell], planned: int, missi
         tables += [after_table(found), after_table(found, "average")]
     for table in tables:
         lines += ["", table.markdown().rstrip("\n")]
-    lines += ["", "Intervals are over parents, each counted once: children of one parent share its past."]
+    lines += ["", OVER_PARENTS]
     notes = dict.fromkeys(e.note for cell in found for e in cell.gains.values() if e.note)
     lines += [f"{note}." for note in notes]
     return "\n".join(lines) + "\n"

@@ -233,7 +233,7 @@ def test_the_sample_in_the_help_is_read(directory: Path) -> None:
     (directory / "fig1.yaml").write_text("experiment: {k: 7}")
     request = read("--config", str(directory / "sample.yaml"))
     assert axes(request)["augment.flip"] == (0.0, 0.25, 0.5)
-    assert count_points(request.spec) == 4 * 4 * 5 * 3 * 2 * 4 * 4
+    assert count_points(request.spec) == 4 * 4 * 5 * 3 * 2 * 5 * 4
     with pytest.raises(ShowAndExit) as shown:
         read("--help")
     assert all(f"  {line}\n" in shown.value.text for line in SAMPLE.splitlines())
