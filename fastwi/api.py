@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast, overload
 import torch
 from torch import Tensor, nn
 
+from fastwi.kernels.combine import weighted_sum
 from fastwi.kernels.interpolate_lists import lerp_lists_
 from fastwi.population import Population, state_file
 from fastwi.population.layout import first_overlap
@@ -105,8 +106,8 @@ def average(
 
     networks: modules (the result is a copy of the first with the average in it), state dicts (a new dict) or
     a population (one member, its momentum zero; `rows` picks the members, all by default). weights: one a
-    network, any finite values, used as they are; the plain mean where left out. Summed in float32, or in
-    float64 where that is the dtype.
+    network, any finite values, used as they are; the plain mean where left out. Summed in float64 and rounded once,
+    so that the result is the same on every machine.
 
     Raises ValueError naming the first tensor that is missing, too many or of another shape or dtype.
     """
@@ -117,7 +118,7 @@ def average(
             if not 0 <= row < networks.members:
                 raise ValueError(f"rows names row {row}; there are rows 0 to {networks.members - 1}")
             weights_LM[0, row] += weight
-        return networks.combine(weights_LM.float())
+        return networks.combine(weights_LM)
     if rows is not None:
         raise ValueError("rows is for populations; pass the chosen networks themselves")
     shares = _weights(weights, len(networks))
@@ -127,7 +128,7 @@ def average(
     for name, group in tensors.items():
         tie = tuple(_place(tensor) for tensor in group)
         if tie not in means:
-            means[tie] = _mean(group, shares) if group[0].is_floating_point() else _largest(group, shares)
+            means[tie] = weighted_sum(group, shares) if group[0].is_floating_point() else _largest(group, shares)
         result[name] = means[tie]
     if not isinstance(networks[0], nn.Module):
         return result
@@ -223,16 +224,6 @@ def _weights(weights: Sequence[float] | None, networks: int) -> list[float]:
     if len(shares) != networks or not all(math.isfinite(share) for share in shares):
         raise ValueError(f"{len(shares)} weights for {networks} networks; it takes one finite number each")
     return shares
-
-
-def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """The weighted sum, in float32 or wider, in the dtype and memory format of the first."""
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
-    total = torch.zeros_like(tensors[0], dtype=wide, requires_grad=False)
-    for tensor, share in zip(tensors, shares, strict=True):
-        if share != 0.0:
-            total.add_(tensor.to(total.device, wide), alpha=share)
-    return total.to(tensors[0].dtype)
 
 
 def _largest(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

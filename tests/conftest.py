@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 import signal
+from importlib import metadata
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +23,10 @@ hypothesis.settings.load_profile("fastwi")
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# The sources' own packages are what the commands under test import too, installed or not.
+_PATHS = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))
+os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _PATHS if path)
+
 # A shell's background jobs ignore Ctrl-C, and the commands under test would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,6 +36,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fresh", type=int, default=0, metavar="N", help="run each test that takes a seed N times, on fresh inputs"
     )
+
+
+def pytest_configure() -> None:
+    """Triton 3.6 (torch 2.11) interprets no loop with NumPy 2.4, which a hundred failures would say less clearly."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and _version("triton") < (3, 7) and _version("numpy") >= (2, 4):
+        raise pytest.UsageError(
+            "Triton before 3.7 interprets kernels with NumPy before 2.4 only: pip install 'numpy<2.4'"
+        )
+
+
+def _version(package: str) -> tuple[int, ...]:
+    """(major, minor); of a package that is not installed, one that is past all bounds."""
+    try:
+        return tuple(int(part) for part in metadata.version(package).split(".")[:2])
+    except metadata.PackageNotFoundError:
+        return (999, 0)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -146,7 +146,7 @@ def test_chosen_rows_of_a_population():
         fastwi.average(population, rows=[4])
 
 
-def test_half_precision_is_summed_in_float32():
+def test_half_precision_is_not_summed_in_itself():
     values = [torch.tensor([1.0 + m], dtype=torch.bfloat16) for m in range(200)]
     result = fastwi.average([{"w": value} for value in values])["w"]
     assert result.dtype == torch.bfloat16

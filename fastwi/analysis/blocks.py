@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from fastwi.analysis.evaluator import (
@@ -23,7 +24,6 @@ from fastwi.analysis.evaluator import (
     Splits,
     Values,
     check_rows,
-    combine_each,
     measure,
 )
 from fastwi.errors import UserError
@@ -119,7 +119,7 @@ def evaluate_blocks(
         chosen = places[first:last]
         mixed = pair.clone_rows([d for d, _, _ in chosen])
         to_b_R = np.array([1 - alphas_L[place] if d else alphas_L[place] for d, _, place in chosen])
-        moved = combine_each(pair, np.stack([1 - to_b_R, to_b_R], axis=1))
+        moved = pair.combine(torch.from_numpy(np.stack([1 - to_b_R, to_b_R], axis=1)))
         for row, (_, g, _) in enumerate(chosen):
             for spans, into_MP, from_MP in (
                 (blocks[g].parameters, mixed.weights_MP, moved.weights_MP),

@@ -215,19 +215,6 @@ def dataset_from_arrays(
     )
 
 
-def combine_each(population: Population, weights_LM: NDArray[np.float64]) -> Population:
-    """`population.combine`, one row at a time; weights float64 [L, M], rounded to float32.
-
-    A matrix product rounds otherwise for another number of rows. A row at a time, a network at one alpha is the
-    same to the bit whatever is measured beside it, and however little memory there is.
-    """
-    result = Population.zeros(population.layout, len(weights_LM), population.device)
-    for place, weights_M in enumerate(weights_LM):
-        weights_1M = torch.from_numpy(weights_M[None]).float()
-        result.copy_row_(place, 0, population.combine(weights_1M))
-    return result
-
-
 def measure(
     evaluator: Evaluator,
     count: int,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from fastwi.analysis.evaluator import (
@@ -22,7 +23,6 @@ from fastwi.analysis.evaluator import (
     Values,
     check_rows,
     check_treatments,
-    combine_each,
     measure,
 )
 from fastwi.errors import UserError
@@ -85,7 +85,7 @@ def evaluate_line(
     def evaluate(alphas_L: Values, treatments: Sequence[str]) -> Measurement:
         weights_L2 = np.stack([1 - alphas_L, alphas_L], axis=1)
         return measure(
-            evaluator, len(alphas_L), lambda first, last: combine_each(pair, weights_L2[first:last]),
+            evaluator, len(alphas_L), lambda first, last: pair.combine(torch.from_numpy(weights_L2[first:last])),
             splits, treatments, recomputation, memory_bytes,
         )  # fmt: skip
 

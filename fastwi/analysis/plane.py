@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from fastwi.analysis.evaluator import (
     AVERAGED,
@@ -25,7 +26,6 @@ from fastwi.analysis.evaluator import (
     Splits,
     Values,
     check_rows,
-    combine_each,
     measure,
 )
 from fastwi.errors import UserError
@@ -138,7 +138,7 @@ def evaluate_plane(
     weights_L3 = plane.weights_L3(x_YX.ravel(), y_YX.ravel())
     three = population.clone_rows(members).to(evaluator.device)
     found = measure(
-        evaluator, len(weights_L3), lambda first, last: combine_each(three, weights_L3[first:last]),
+        evaluator, len(weights_L3), lambda first, last: three.combine(torch.from_numpy(weights_L3[first:last])),
         splits, treatments, recomputation, memory_bytes,
     ).reshape(len(y_Y), len(x_X))  # fmt: skip
     return PlaneResult(found.loss, found.error, x_X, y_Y, plane.points_32)

@@ -41,4 +41,4 @@ def ema_weights(states: int, decay: float) -> Float64:
 
 def trajectory_averages(trajectory: Population, weights_LT: Float64) -> Population:
     """The L averages of the members of `trajectory`, batch-norm statistics averaged with the same weights."""
-    return trajectory.combine(torch.from_numpy(np.asarray(weights_LT, dtype=np.float64)).float())
+    return trajectory.combine(torch.from_numpy(np.asarray(weights_LT, dtype=np.float64)))

@@ -80,7 +80,7 @@ def network_for(config: Config, dataset: Dataset, root: Path = _HERE) -> nn.Modu
 def average_of(children: Population, config: Config) -> Population:
     """The average of the children [1, P], weighted and with momentum as `config.experiment` says."""
     M = children.members
-    weights_1M = torch.tensor([config.experiment.weights or [1 / M] * M], dtype=torch.float32)
+    weights_1M = torch.tensor([config.experiment.weights or [1 / M] * M], dtype=torch.float64)
     return children.combine(weights_1M, momentum=config.experiment.momentum)
 
 

@@ -189,11 +189,11 @@ class Population:
     def combine(self, weights_LM: Tensor, momentum: str = "reset") -> "Population":
         """L weighted averages as a new population: row l is sum over m of weights_LM[l, m] x member m.
 
-        weights_LM: float32 [L, M], any finite values; rows need not sum to 1. Weights and statistics are
-        summed in float32; counters are the maximum over the members that take part (weight not zero). A
-        member of weight zero takes no part even where it has diverged. `momentum`: "reset" to zero, the same
-        "average", or "keep" that of the first member that takes part. Negative weights can make a variance
-        negative: recompute statistics then.
+        weights_LM: float32 or float64 [L, M], any finite values; rows need not sum to 1. Weights and statistics are
+        summed in float64 and rounded once, the same on every machine (see `fastwi.kernels.combine`); counters are the
+        maximum over the members that take part (weight not zero). A member of weight zero takes no part even where it
+        has diverged. `momentum`: "reset" to zero, the same "average", or "keep" that of the first member that takes
+        part. Negative weights can make a variance negative: recompute statistics then.
         """
         _require_treatment(momentum)
         weights_LM = weights_LM.to(self.device)

@@ -38,7 +38,9 @@ def plane(opened: "OpenedSweep", options: AnalysisOptions, tell: Tell) -> dict[s
     Raises UserError where the sweep has no pairs, where parent, A and B span no plane (s = 0), or where their states
     are not in the store.
     """
-    from fastwi.analysis.evaluator import combine_each, measure
+    import torch
+
+    from fastwi.analysis.evaluator import measure
     from fastwi.analysis.plane import evaluate_plane
 
     pair = _pair(pairs_of(opened, options), options)
@@ -47,13 +49,14 @@ def plane(opened: "OpenedSweep", options: AnalysisOptions, tell: Tell) -> dict[s
     bench = Bench(opened, options, tell)
     bench.expect([(pair.config, options.alphas**2 + len(POINTS))], [_SPLIT])
     measuring, three = bench.of(pair.config), opened.states(keys)
+    weights_43 = torch.from_numpy(_WEIGHTS_43)
     splits = {_SPLIT: measuring.splits[_SPLIT]}
     found = evaluate_plane(
         measuring.evaluator, three, splits, points=(options.alphas, options.alphas), treatments=options.treatments,
         recomputation=measuring.recomputation,
     )  # fmt: skip
     at = measure(
-        measuring.evaluator, len(POINTS), lambda first, last: combine_each(three, _WEIGHTS_43[first:last]), splits,
+        measuring.evaluator, len(POINTS), lambda first, last: three.combine(weights_43[first:last]), splits,
         options.treatments, measuring.recomputation,
     )  # fmt: skip
     bench.finish()
