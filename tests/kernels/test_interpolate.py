@@ -49,6 +49,20 @@ def test_rows_of_a_resnet20(device):
     check_rows(rows(5, 6, 271098, torch.float32, device), [0, 2, 4], [1, 3, 5], [0.5, 0.25, 0.75])
 
 
+@pytest.mark.parametrize("alpha", [0.5, 0.3, -0.25, 0.9])
+def test_a_pair_is_the_same_bit_for_bit_alone_and_among_others(seed, device, alpha):
+    """Others make it one of many evenly spaced rows, or one of a list; its last columns lie elsewhere in vectors."""
+    x_MP = rows(seed, 64, 1003, torch.float32, device)
+    spaced, listed = x_MP.clone(), x_MP.clone()
+    interpolate_rows_(spaced, range(0, 64, 2), range(1, 64, 2), alpha)
+    interpolate_rows_(listed, [0, 20, 62], [1, 21, 63], [alpha, 1.5, alpha])
+    for row in (0, 62):
+        alone = x_MP[[row, row + 1]]
+        interpolate_rows_(alone, [0], [1], alpha)
+        assert torch.equal(alone[0], spaced[row])
+        assert torch.equal(alone[0], listed[row])
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
 def test_evenly_spaced_rows_match_the_reference(device, order):
     x_MP = rows(6, 12, 1025, torch.float32, device)
