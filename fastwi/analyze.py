@@ -63,7 +63,7 @@ def _analyze(request: AnalysisRequest) -> int:
 
     study = getattr(import_module(f"fastwi.analysis.studies.{request.name}"), request.name)
     presentation = import_module(f"fastwi.report.studies.{request.name}")
-    with OpenedSweep(request.spec) as opened:
+    with OpenedSweep(request.spec, Path(request.spec.options.directory, request.sweep)) as opened:
         if request.dry_run:
             return _show_plan(request, opened)
         begun = time.monotonic()
@@ -126,7 +126,9 @@ def _manifest(
 
     config = opened.planned.points[0].config
     identity = hashlib.sha256(f"{request.name}\n{analysis_to_yaml(request)}".encode()).hexdigest()[:12]
-    about = manifest(opened.worker.card(config), opened.worker.engine(config).resolved, identity)
+    about = manifest(
+        opened.worker.card(config), opened.worker.engine(config).resolved, identity, opened.planned.networks
+    )
     return {
         "study": request.name, "sweep": request.sweep, "options": asdict(request.options),
         "rows": {name: frame.height for name, frame in frames.items()}, "left_out_diverged": opened.left_out,

@@ -151,7 +151,9 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
     write_text(directory / "summary.md", summary_markdown(spec, found, len(planned.points), missing))
     identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
     card = worker.card(config)
-    write_json(directory / "manifest.json", manifest(card, worker.engine(config).resolved, identity))
+    write_json(
+        directory / "manifest.json", manifest(card, worker.engine(config).resolved, identity, planned.networks)
+    )
     if found:
         title = f"{directory.name}: {config.model.name} on {card.name}"
         draw_heatmap(found, directory / "heatmap.png", title)

@@ -15,6 +15,7 @@ from fastwi.cli import EXIT_FAILED, run_command
 from fastwi.config.read import Request, read_request
 from fastwi.config.write import config_hash, to_mapping, to_yaml
 from fastwi.errors import UserError
+from fastwi.experiment.networks import sources_of
 from fastwi.experiment.paths import RunPaths
 from fastwi.experiment.plan import check_batch, check_contents, network_contents, plan, result_digest, work
 from fastwi.files import to_json, write_json, write_text
@@ -59,9 +60,11 @@ def _train(request: Request) -> int:
     device = resolve_device(config.engine.device)
     train, test, card = open_splits(config.data, device)
     check_batch(config, len(train))
-    contents = result_digest(card, config)
+    contents, networks = result_digest(card, config), sources_of([config.model.name])
     model = network_for(config, train)
-    check_contents(contents, network_contents(config), config)  # what was replaced meanwhile has another name
+    check_contents(
+        contents, network_contents(config, built=True), config
+    )  # what was replaced meanwhile has another name
     start = Population.from_modules([model], device=device)
     identity = config_hash(config, contents)
     paths = RunPaths(_directory(request, identity))
@@ -73,7 +76,7 @@ def _train(request: Request) -> int:
 
     with _locked(paths):
         if not paths.progress.exists():
-            write_json(paths.manifest, manifest(card, engine.resolved, identity))
+            write_json(paths.manifest, manifest(card, engine.resolved, identity, networks))
             write_text(paths.config, to_yaml(config))
         with ExitStack() as stack:
             listener: Listener = stack.enter_context(RunProgress(config, len(train), len(test), said))

@@ -10,6 +10,7 @@ from fastwi.config.schema import Config, DataConfig, ExperimentConfig, ModelConf
 from fastwi.data.card import Card
 from fastwi.data.identity import data_contents
 from fastwi.errors import UserError
+from fastwi.models.load import built_digest
 from fastwi.models.source import source_digest
 
 _HERE = Path()
@@ -84,11 +85,14 @@ def contents_key(config: Config) -> tuple[DataConfig, ModelConfig]:
     return dataclasses.replace(config.data, train_images=0, test_images=0, streaming="auto"), config.model
 
 
-def network_contents(config: Config, root: Path = _HERE) -> dict[str, str]:
-    """Name -> content of the files that a network is made of; a relative path of weights is relative to `root`."""
+def network_contents(config: Config, root: Path = _HERE, built: bool = False) -> dict[str, str]:
+    """Name -> content of the files that a network is made of; a relative path of weights is relative to `root`.
+
+    `built`: of the source that this process built the network from last, which may be edited by now.
+    """
     weights = config.model.weights
     return {
-        "network": source_digest(config.model.name),
+        "network": (built_digest if built else source_digest)(config.model.name),
         "weights": weights_digest(str(root / weights) if weights else ""),
     }
 

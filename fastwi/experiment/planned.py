@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastwi.config.schema import Config, DataConfig
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepaxes import show_value
 from fastwi.data.card import Card, read_card
 from fastwi.errors import UserError
+from fastwi.experiment.networks import source_change, sources_of
 from fastwi.experiment.plan import check_batch, result_digest
 from fastwi.experiment.planner import Dataset, PointStates, lost_with, plan_tree, stopped_states, without_lost
 from fastwi.experiment.points import Point, points
@@ -28,7 +29,7 @@ class PlannedSweep:
     """A sweep's points, the tree that they make, and each point's place in it.
 
     The points' configurations name a precision; `auto` is what engine.precision: auto stood for, None where no point
-    had it.
+    had it. `networks`: the sources of the user's own (`fastwi.experiment.networks.sources_of`).
     """
 
     spec: SweepSpec
@@ -37,6 +38,7 @@ class PlannedSweep:
     places: list[PointStates]
     dataset_of: Callable[[Config], Dataset]
     auto: "Choice | None"
+    networks: dict[str, dict[str, Any]]
 
 
 def plan_sweep(spec: SweepSpec, some: Sequence[Point] | None = None) -> PlannedSweep:
@@ -71,7 +73,8 @@ def plan_sweep(spec: SweepSpec, some: Sequence[Point] | None = None) -> PlannedS
         every = [_in_precision(point, auto.precision) for point in every]
     precision = auto.precision if auto else spec.base.engine.precision
     tree, places = plan_tree(every, dataset_of, precision, spec.options.measure, spec.options.keep)
-    return PlannedSweep(spec, every, tree, places, dataset_of, auto)
+    networks = sources_of(point.config.model.name for point in every)
+    return PlannedSweep(spec, every, tree, places, dataset_of, auto, networks)
 
 
 def _in_precision(point: Point, precision: str) -> Point:
@@ -88,12 +91,19 @@ class OpenedSweep:
     A context manager. Nothing is trained: a state that the store does not have is refused.
     """
 
-    def __init__(self, spec: SweepSpec) -> None:
-        """Raises UserError where the store or a dataset is not there."""
+    def __init__(self, spec: SweepSpec, results: Path | None = None) -> None:
+        """Raises UserError where the store or a dataset is not there.
+
+        results: the sweep's directory. A user's network whose source made other results than these is refused too.
+        """
         from fastwi.experiment.store import Store
         from fastwi.experiment.worker import Worker
 
         self.planned = plan_sweep(spec)
+        names = {point.config.model.name for point in self.planned.points}
+        change = source_change(results / "manifest.json", names) if results is not None else None
+        if change is not None:
+            raise UserError(f"{results}: {change}; bring the source back, or run the sweep again")
         self.store = Store.open(spec.options.store, create=False)
         self.worker = Worker(self.store.directory, Path.cwd())
         self.worker.expect(self.planned.tree.contents)

@@ -21,6 +21,7 @@ from fastwi.data.noise import Noise, Stream, raw_words
 from fastwi.engine.base import Engine, Scores
 from fastwi.engine.schedule import learning_rate
 from fastwi.errors import CheckpointError
+from fastwi.experiment.networks import source_change
 from fastwi.experiment.paths import RunPaths
 from fastwi.experiment.plan import Stage, Step, child_seeds, networks, plan, rates_after
 from fastwi.experiment.progress import Row, check_state, read_progress, read_rows, write_progress
@@ -258,9 +259,10 @@ class Figure1Run:
         if not found:
             return {}
         if found["identity"] != self._identity:
+            change = source_change(self._paths.manifest, [self._config.model.name])
+            what = "another configuration or dataset" if change is None else f"another network: {change}"
             raise CheckpointError(
-                f"{directory}: holds a run of another configuration or dataset; give another run.name, "
-                "or delete the directory"
+                f"{directory}: holds a run of {what}; give another run.name, or delete the directory"
             )
         begun = found["precision"]
         if begun != self._precision() and found["steps_done"] < found["steps"]:

@@ -178,7 +178,7 @@ class Worker:
         """The parent of `config` at initialisation. Raises UserError where its files are not what is expected."""
         network = network_for(config, self.splits(config)[0], self._root)
         # After they are read: what was replaced before shows, and what is replaced later was not used.
-        self._hold(config, network_contents(config, self._root))
+        self._hold(config, network_contents(config, self._root, built=True))
         return network
 
     def _images(self, config: Config) -> tuple[int, tuple[int, int]]:

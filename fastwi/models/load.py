@@ -11,6 +11,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
+from fastwi.models.names import is_own, split_own
 from fastwi.models.source import Source, SourceFile, is_local
 
 _executed: dict[str, str] = {}  # SHA-256 of the file that sys.modules has under a name
@@ -75,15 +76,17 @@ def executing(source: Source | None, place: str) -> Iterator[None]:
         sys.path[:] = path
 
 
-def file_module(place: str) -> str:
-    """The name that the module of the file `place` has in this process."""
+def entry_name(place: str) -> str:
+    """The name that the module at `place`, a file or a dotted name, has in this process."""
+    if not place.endswith(".py"):
+        return place
     path = Path(place).expanduser().resolve()
     return f"fastwi_own_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def load_file(place: str, source: Source) -> ModuleType:
     """The module of the file `place`, executed unless it was already. Raises what its code raises."""
-    name, path = file_module(place), Path(place).expanduser().resolve()
+    name, path = entry_name(place), Path(place).expanduser().resolve()
     if name in sys.modules:
         return sys.modules[name]
     loader = _HashedLoader(name, str(path), source.by_path[path])
@@ -114,9 +117,10 @@ def set_current(source: Source | None, place: str) -> None:
         _entries[place] = source.digest
 
 
-def current_digest(place: str) -> str:
-    """The digest of the source that the network was last built from in this process; empty where it was not."""
-    return _entries.get(place, "")
+def built_digest(name: str) -> str:
+    """The digest of the source that `name` was last built from in this process; empty for a registry's name."""
+    own = split_own(name) if is_own(name) else None
+    return "" if own is None else _entries.get(entry_name(own[0]), "")
 
 
 def taken_name(source: Source) -> str | None:

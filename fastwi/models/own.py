@@ -50,7 +50,7 @@ def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None
         raise ConfigError(f"model.name: {show(name)} is not package.module:attribute or path/to/file.py:attribute")
     place, attribute = own
     source = source_of(name)
-    entry = _entry(place)
+    entry = load.entry_name(place)
     try:
         with watching() as watch, load.executing(source, place):
 
@@ -68,28 +68,11 @@ def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None
     return second
 
 
-def require_source(name: str, digest: str) -> None:
-    """Raise ConfigError where the network that this process built last under `name` has another source.
-
-    `digest` is what `fastwi.models.source.source_digest` gave when the work was planned.
-    """
-    own = split_own(name)
-    built = load.current_digest(_entry(own[0])) if own is not None else ""
-    if built != digest:
-        raise refusal(
-            name, f"its source changed since this was begun: {digest[:12]} then, {built[:12]} now; start it again"
-        )
-
-
-def _entry(place: str) -> str:
-    return load.file_module(place) if place.endswith(".py") else place
-
-
 def _built_twice(
     name: str, place: str, attribute: str, source: Source | None, call: Callable[[Builder], nn.Module]
 ) -> tuple[nn.Module, nn.Module]:
     """Two networks from the same draws. Where files are executed, they are executed for each of them."""
-    entry = _entry(place)
+    entry = load.entry_name(place)
     fresh = source is None or not load.is_current(source, entry)
     if fresh and source is not None:
         taken = load.taken_name(source)

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from fastwi.data.card import Card
 from fastwi.engine.device import Resolved
+from fastwi.experiment.networks import KEY
 from fastwi.version import __version__
 
 
@@ -37,8 +39,10 @@ def commit() -> str | None:
     return run[0].strip() + ("+changes" if run[1].strip() else "")
 
 
-def manifest(card: Card, resolved: Resolved, identity: str) -> dict[str, Any]:
-    """The manifest of a run as plain values."""
+def manifest(
+    card: Card, resolved: Resolved, identity: str, networks: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The manifest of a run as plain values; `networks`: the sources of the user's own (`experiment.networks`)."""
     device: dict[str, Any] = {"type": resolved.device.type, "cpu": cpu_name(), "threads": torch.get_num_threads()}
     if resolved.device.type == "cuda":
         device["gpu"] = torch.cuda.get_device_name(resolved.device)
@@ -54,4 +58,5 @@ def manifest(card: Card, resolved: Resolved, identity: str) -> dict[str, Any]:
         "precision": str(resolved.dtype).removeprefix("torch."),
         "backend": resolved.backend,
         "dataset": {"name": card.name, "sha256": dict(card.sha256), "source": card.source},
+        **({KEY: networks} if networks else {}),
     }  # fmt: skip

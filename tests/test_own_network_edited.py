@@ -1,0 +1,128 @@
+"""A user's network that is edited between two commands: no result of one version is taken for the other's."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastwi.analyze import main as analyze
+from fastwi.experiment.store import Store
+from fastwi.models.source import source_digest
+from fastwi.sweep import main as sweep
+from fastwi.train import main as train
+
+NET = """
+from torch import nn
+from h1_block import WIDTH
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, classes)
+    def forward(self, x):
+        return WIDTH * self.linear(self.conv(x).relu().mean((2, 3)))
+"""
+SWEEP = """
+data: {{path: {data}, train_images: 60, test_images: 30}}
+augment: {{padding: 0, flip: 0.0}}
+model: {{name: "net.py:Net"}}
+optimizer: {{batch_size: 20, learning_rate: 0.05}}
+schedule: {{drop_epochs: []}}
+experiment: {{k: 1, s: 1, after: 0, recompute_images: 20}}
+engine: {{device: cpu, precision: fp32, backend: eager, threads: 1}}
+axes: {{experiment.s: [1]}}
+sweep: {{store: store, directory: sweeps, children: 2, measure: [own]}}
+analysis: {{alphas: 3, pairs: 1}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digits_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "grid.yaml").write_text(SWEEP.format(data=digits_directory))
+    edit(tmp_path, 1)
+    before, threads = set(sys.modules), torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - before:
+        if name.startswith(("h1_", "fastwi_own_")):
+            del sys.modules[name]
+
+
+def edit(folder: Path, width: int) -> str:
+    """Edit what the network imports; returns its digest."""
+    (folder / "h1_block.py").write_text(f"WIDTH = {width}\n")
+    return source_digest("net.py:Net")
+
+
+def run(folder: Path, *more: str) -> int:
+    text = (folder / "grid.yaml").read_text().partition("axes:")[0]
+    (folder / "run.yaml").write_text(text + "run: {directory: runs}\n")
+    return train(["--config", "run.yaml", *more])
+
+
+def losses(directory: Path) -> list[float]:
+    return [json.loads(line)["test_loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def refused(capsys) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastwi: error: ")
+    return line
+
+
+def test_a_run_of_an_edited_network_is_another_run(folder, capsys):
+    assert run(folder) == 0
+    edit(folder, 2)
+    capsys.readouterr()
+    assert run(folder) == 0
+    assert "finished before" not in capsys.readouterr().err
+    first, second = (losses(path) for path in (folder / "runs").iterdir())
+    assert len(first) == len(second)
+    assert not set(first) & set(second)
+    edit(folder, 1)
+    assert run(folder) == 0
+    assert "finished before" in capsys.readouterr().err
+
+
+def test_a_directory_with_another_networks_run_is_refused_by_name(folder, capsys):
+    assert run(folder, "--run.name=r") == 0
+    kept = losses(folder / "runs/r")
+    first, second = source_digest("net.py:Net"), edit(folder, 2)
+    capsys.readouterr()
+    assert run(folder, "--run.name=r") == 2
+    said = refused(capsys)
+    for word in ("net.py:Net", "h1_block", first[:12], second[:12], "run.name"):
+        assert word in said
+    assert losses(folder / "runs/r") == kept
+
+
+def test_a_sweep_and_its_analyses(folder, capsys):
+    config = ["--config", "grid.yaml"]
+    first = source_digest("net.py:Net")
+    assert sweep(config) == 0
+    with Store.open("store", create=False) as store:
+        measured = set(store.measurements())
+    assert analyze(["connectivity", *config]) == 0
+    about = json.loads(Path("sweeps/grid/manifest.json").read_text())["networks"]["net.py:Net"]
+    assert about["digest"] == first
+    assert set(about["made_of"]) == {"net.py", "h1_block", "package torch"}
+
+    second = edit(folder, 2)
+    capsys.readouterr()
+    for argv in (["connectivity", *config], ["connectivity", *config, "--dry-run"]):
+        assert analyze(argv) == 2
+        said = refused(capsys)
+        for word in ("net.py:Net", "h1_block", first[:12], second[:12]):
+            assert word in said
+
+    assert sweep(config) == 0
+    with Store.open("store", create=False) as store:
+        both = set(store.measurements())
+    assert len(both) == 2 * len(measured)
+    assert analyze(["connectivity", *config]) == 0
+    edit(folder, 1)
+    assert analyze(["connectivity", *config]) == 2
