@@ -111,7 +111,7 @@ def _read(directory: Path, studies: Iterable[str]) -> Finished:
         # A study writes its manifest last: without one, what is there may be half of it.
         if (home / "manifest.json").exists():
             about = _json(home / "manifest.json")
-            frames = {path.stem: _parquet(path) for path in sorted(home.glob("*.parquet"))}
+            frames = _now({path.stem: _parquet(path) for path in sorted(home.glob("*.parquet"))})
             rows = about.get("rows")
             lost = [frame for frame in rows if frame not in frames] if isinstance(rows, dict) else []
             if lost:
@@ -120,6 +120,15 @@ def _read(directory: Path, studies: Iterable[str]) -> Finished:
             found[name] = Study(name, home, frames, options if isinstance(options, dict) else {}, about)
     name = spec.options.name or directory.resolve().name
     return Finished(name, directory, spec, _text(directory / "sweep.yaml"), gains, manifest, found)
+
+
+def _now(frames: dict[str, polars.DataFrame]) -> dict[str, polars.DataFrame]:
+    """A study's frames, with the intervals of this version where they are stored: an older one made others."""
+    from fastwi.analysis.studies.governance import GAINS, QUANTITIES, correlations
+
+    if "correlations" in frames and "pairs" in frames and {*GAINS, *QUANTITIES} <= set(frames["pairs"].columns):
+        frames["correlations"] = correlations(frames["pairs"])
+    return frames
 
 
 def _spec(path: Path) -> SweepSpec:

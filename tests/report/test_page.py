@@ -10,10 +10,12 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import polars
 import pytest
 import torch
 
+from fastwi.analysis.studies.governance import GAINS, QUANTITIES, correlations
 from fastwi.analyze import STUDIES
 from fastwi.config.analysisfile import read_analysis_request
 from fastwi.files import write_json
@@ -177,6 +179,7 @@ def test_one_parent(copied):
     html, page = page_of(copied)
     assert "n = 1: nothing can be concluded" in page.text
     assert "1 of the sweep's 2 parents are measured" in page.text
+    assert html.count('class="point"') > 0  # the parent's own value
     assert not re.search(r'class="badge (confirmed|refuted)"', html)
 
 
@@ -230,6 +233,28 @@ def test_the_command_of_a_study_has_its_options(results, copied):
     found = read_analysis_request(shlex.split(shown)[3:], STUDIES).options
     for name, value in options.items():
         assert getattr(found, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_correlations_of_an_older_version_get_the_intervals_of_this_one(copied, capsys, seed):
+    home = copied / "analyses" / "governance"
+    home.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    columns = {name: rng.normal(size=24) for name in (*GAINS, *QUANTITIES)}
+    cell = {"k": np.tile([1, 2], 12), "s": 1, "alpha": None, "parent_seed": np.repeat(np.arange(6), 4), "pair": 0}
+    pairs = polars.DataFrame(cell | {name: values for name, values in columns.items() if name not in cell})
+    pairs = pairs.with_columns(polars.col("alpha").cast(polars.Float64))
+    pairs.write_parquet(home / "pairs.parquet")
+    now = correlations(pairs)
+    now.with_columns(low=polars.col("spearman"), high=polars.col("spearman")).write_parquet(
+        home / "correlations.parquet"
+    )
+    write_json(home / "manifest.json", {"rows": {"correlations": now.height, "pairs": 24}})
+    assert main([str(copied), "--json"]) == 0
+    (sweep,) = json.loads(capsys.readouterr().out.splitlines()[-1])["sweeps"]
+    (found,) = (finding for finding in sweep["claims"][2]["findings"] if finding["what"] == "gain and k")
+    (row,) = now.filter(gain=GAINS[0], quantity="k", scope="all pairs").rows(named=True)
+    assert (found["low"], found["high"]) == (row["low"], row["high"])
+    assert row["high"] - row["low"] > 0.1
 
 
 def test_a_half_written_study_counts_as_not_run(copied):

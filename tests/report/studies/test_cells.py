@@ -1,0 +1,29 @@
+"""What figures of studies draw of an estimate."""
+
+import pytest
+from matplotlib.figure import Figure
+
+from fastwi.analysis.statistics import mean_estimate
+from fastwi.report.studies.cells import draw_spread, shown, titled
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_an_interval_is_a_line_and_few_parents_are_dots(across):
+    axis = Figure().subplots()
+    values = [1.0, 2.0, 4.0, 8.0, 16.0]
+    five, four, equal = (mean_estimate(v, range(len(v))) for v in (values, values[:4], [3.0] * 6))
+    for place, estimate in enumerate((five, four, equal, None)):
+        draw_spread(axis, estimate, float(place), "red", across)
+    drawn = [(line.get_ydata(), line.get_xdata())[:: -1 if across else 1] for line in axis.lines]
+    assert [list(along) for along, _ in drawn] == [[five.low, five.high], values[:4], [3.0] * 6]
+    assert [list(at) for _, at in drawn] == [[0.0] * 2, [1.0] * 4, [2.0] * 6]
+    assert [line.get_linestyle() == "None" for line in axis.lines] == [False, True, True]
+
+
+def test_headings_promise_intervals_where_there_are_some():
+    values = [1.0, 2.0, 4.0, 8.0, 16.0]
+    for count, some in ((5, True), (4, False)):
+        estimate = mean_estimate(values[:count], range(count))
+        table = titled("Gain [95 %]", ("k", "own [95 %]"), [["[3]", shown(estimate, count)]], count, [estimate.note])
+        assert ("[95 %]" in table.title, "[95 %]" in table.columns[1]) == (some, some)
+        assert ("n = 4: too few" in table.title) == (not some)
