@@ -57,9 +57,12 @@ def background_colour(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
     try:
-        red, green, blue, *_ = ImageColor.getrgb(text)
+        colour: tuple[int, ...] = ImageColor.getrgb(text)
     except ValueError:
-        raise UserError(f"background {text}: not a colour; give a name such as white, or #rrggbb") from None
+        colour = ()
+    if len(colour) != 3:  # a fourth number is an alpha
+        raise UserError(f"background {text}: not a colour; give a name such as white, or #rrggbb")
+    red, green, blue = colour
     return red, green, blue
 
 

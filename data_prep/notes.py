@@ -54,7 +54,7 @@ class Notes:
     def left_out(self, paths: Sequence[str]) -> None:
         """Warn of hidden files and folders, if there are any."""
         if paths:
-            self.add(f"{len(paths):,} hidden files or folders are left out (such as {paths[0]})")
+            self.add(f"hidden files and folders left out: {len(paths):,} (such as {paths[0]})")
 
     def said(self) -> list[str]:
         """What was done to pixels, for the card's source."""

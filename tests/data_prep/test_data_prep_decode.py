@@ -94,8 +94,9 @@ def test_colours_of_a_background() -> None:
     assert background_colour(None) is None
     assert background_colour("white") == (255, 255, 255)
     assert background_colour("#ff8000") == (255, 128, 0)
-    with pytest.raises(UserError, match="background paper"):
-        background_colour("paper")
+    for wrong in ("paper", "#ffffff80", ""):
+        with pytest.raises(UserError, match=f"background {wrong}: "):
+            background_colour(wrong)
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])

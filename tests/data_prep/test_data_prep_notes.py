@@ -103,7 +103,8 @@ def test_hidden_images_and_classes_are_told_of(tmp_path: Path) -> None:
     files |= {"train/.gitkeep": b"", ".git/a.png": b"", "train/class0/.DS_Store": b""}
     [line] = told(tmp_path, files)
     check_prepared(tmp_path / "out", train, test)
-    assert "2 hidden" in line
+    assert "hidden" in line
+    assert ": 2 (such as test/.cache/)" in line
     lines: list[str] = []
     prepare("folder", tmp_path / "b", write_folder(tmp_path / "f", files), warn=lines.append)
     check_prepared(tmp_path / "b", train, test)
