@@ -7,8 +7,7 @@ BLAKE2b, since its speed needs no special instructions of the processor.
 
 import hashlib
 import os
-import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +17,18 @@ from fastwi.errors import BetonError
 
 RECORD = np.dtype([("label", "<i8"), ("digest", "V16")])
 _BYTES = 16
-_NUMBERS = struct.Struct("<5q")
+_NUMBERS = 5 * 8  # bytes of the numbers that go before those that are stored
+
+Stored = bytes | bytearray | memoryview
 
 
-def image_digest(mode: int, height: int, width: int, label: int, stored: bytes | bytearray | memoryview) -> bytes:
+def image_digest(mode: int, height: int, width: int, label: int, stored: Stored) -> bytes:
     """The 16 bytes that name an image as it is stored, with its label."""
-    digest = hashlib.blake2b(_NUMBERS.pack(mode, height, width, len(stored), label), digest_size=_BYTES)
+    return _digest(np.array([mode, height, width, len(stored), label], "<i8").tobytes(), stored)
+
+
+def _digest(numbers: bytes, stored: Stored) -> bytes:
+    digest = hashlib.blake2b(numbers, digest_size=_BYTES)
     digest.update(stored)
     return digest.digest()
 
@@ -69,6 +74,22 @@ class ImageDigests:
     def __getitem__(self, n: int) -> bytes:
         """The digest of image n."""
         return self.digests[n * _BYTES : (n + 1) * _BYTES]
+
+    def checker(
+        self, modes_N: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray, sizes_N: np.ndarray
+    ) -> Callable[[int, Stored], bool]:
+        """A function of n and stored bytes: whether these are image n, of the mode and sizes given (int64 each).
+
+        All that can be done beforehand is: it is called for every image that is streamed.
+        """
+        columns = (modes_N, heights_N, widths_N, sizes_N, self.labels_N)
+        numbers, digests = np.stack(columns, axis=1).astype("<i8").tobytes(), self.digests
+
+        def check(n: int, stored: Stored) -> bool:
+            found = _digest(numbers[n * _NUMBERS : (n + 1) * _NUMBERS], stored)
+            return found == digests[n * _BYTES : (n + 1) * _BYTES]
+
+        return check
 
     def to_bytes(self) -> bytes:
         """The content of the file."""

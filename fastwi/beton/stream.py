@@ -7,6 +7,7 @@ image when it is read, where its digest is known (`fastwi.beton.image_digests`).
 
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from fastwi.beton.checks import (
     refuse,
 )
 from fastwi.beton.format import JPEG, RAW
-from fastwi.beton.image_digests import ImageDigests, image_digest
+from fastwi.beton.image_digests import ImageDigests, Stored
 from fastwi.errors import BetonError
 
 MAX_JPEG_PIXELS = 1 << 26
@@ -53,7 +54,7 @@ class StoredBeton:
             BetonError: the file does not exist, is cut short, foreign, inconsistent or of a kind not supported.
         """
         self.path = Path(path)
-        self._digests: ImageDigests | None = None
+        self._is_image: Callable[[int, Stored], bool] | None = None
         self.descriptor = open_file(self.path)
         self._finalizer = weakref.finalize(self, os.close, self.descriptor)
         try:
@@ -105,14 +106,11 @@ class StoredBeton:
         """
         if not np.array_equal(self.labels_N, digests.labels_N):
             refuse(self.path, "not the labels that the dataset was written with; write the dataset again")
-        self._digests = digests
+        self._is_image = digests.checker(self.modes_N, self.heights_N, self.widths_N, self.sizes_N)
 
-    def check(self, n: int, stored: bytes | bytearray | memoryview) -> None:
+    def check(self, n: int, stored: Stored) -> None:
         """Raise BetonError unless `stored` are the bytes of image n, where its digest is known."""
-        if self._digests is None:
-            return
-        found = image_digest(int(self.modes_N[n]), *self.size(n), int(self.labels_N[n]), stored)
-        if found != self._digests[n]:
+        if self._is_image is not None and not self._is_image(n, stored):
             refuse(
                 self.path, f"image {n} is not the one that the dataset was written with (BLAKE2b); write the dataset "
                 "again with python -m data_prep, and check the disk"

@@ -18,9 +18,12 @@ from fastwi.beton import Beton, content_sha256, read_beton, write_beton
 from fastwi.beton.format import JPEG, RAW
 from fastwi.beton.stored_writer import StoredImage, write_stored_stream
 from fastwi.beton.stream import StoredBeton
+from fastwi.config.schema import DataConfig
+from fastwi.data.batches import pixel_sha256
 from fastwi.data.card import read_card, with_checksum
 from fastwi.data.decode import decode_jpeg
 from fastwi.data.resident import load_split
+from fastwi.data.split import open_split
 from hostile.mutate import TEXTS, damaged, damaged_text
 from hostile.target import Finding, odd_file, refused
 
@@ -49,6 +52,7 @@ class Betons:
     def __init__(self, corpus: Path) -> None:
         self._files = [(corpus / f"{number}.beton").read_bytes() for number in range(len(_VARIANTS) + 1)]
         self._train = (corpus / "set" / "train.beton").read_bytes()
+        self._digests = (corpus / "set" / "train.digests").read_bytes()
         self._card = (corpus / "set" / "card.json").read_text()
 
     def attempt(self, draw: random.Random, work: Path) -> bool:
@@ -69,13 +73,17 @@ class Betons:
         return True
 
     def _directory(self, draw: random.Random, work: Path) -> bool:
-        """A dataset directory whose card, or whose beton, or both are damaged."""
-        what = draw.randrange(3)
-        text = _damaged_card(draw, self._card) if what != 1 else self._card
+        """A dataset directory whose card, beton or image digests, or all of them, are damaged; resident or streamed."""
+        what = draw.randrange(4)
+        text = _damaged_card(draw, self._card) if what in (0, 2) else self._card
         (work / "card.json").write_bytes(text.encode(errors="surrogatepass"))
-        data = damaged(draw, self._train, _places(self._train), self._files) if what != 0 else self._train
+        data = damaged(draw, self._train, _places(self._train), self._files) if what in (1, 2) else self._train
         (work / "train.beton").write_bytes(data)
-        images = draw.choice((0, 0, 7, 41))
+        digests = damaged(draw, self._digests, [(0, 8), (8, 16)], self._files) if what > 1 else self._digests
+        (work / "train.digests").write_bytes(digests)
+        images = draw.choice((0, 0, 7, 40, 41))
+        if draw.random() < 0.5:
+            return self._streamed_set(work, images)
         if refused(lambda: load_split(work, "train", torch.device("cpu"), images)):
             return False
         card, beton = read_card(work), read_beton(work / "train.beton")
@@ -83,6 +91,18 @@ class Betons:
             raise Finding("a dataset was accepted that is not what its card says")
         if card.image_shape != beton.images_NHWC.shape[1:]:
             raise Finding(f"images of {beton.images_NHWC.shape[1:]} were accepted under a card of {card.image_shape}")
+        return True
+
+    def _streamed_set(self, work: Path, images: int) -> bool:
+        data, sha256 = DataConfig(str(work), train_images=images, streaming="streamed"), [""]
+
+        def stream() -> None:
+            sha256[0] = pixel_sha256(open_split(data, "train", torch.device("cpu"))[0])
+
+        if refused(stream):
+            return False
+        if not images and read_card(work).sha256["train"] != sha256[0]:
+            raise Finding("a streamed dataset was accepted that is not what its card says")
         return True
 
 
