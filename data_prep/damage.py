@@ -1,8 +1,8 @@
 """Damage, depth and frames of PNG and JPEG files that Pillow decodes without a word.
 
 JPEG has no checksums. A decoder sees what leads it astray: codes that do not exist, data left over or missing at the
-end. No decoder sees damage that leaves a valid JPEG of another picture: most bursts of noise are found, but few
-single flipped bits. PNG has checksums, and all damage is found.
+end. No decoder sees damage that leaves a valid JPEG of another picture, as most single flipped bits do. PNG has
+checksums, and all damage is found.
 """
 
 import zlib
