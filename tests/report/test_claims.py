@@ -232,6 +232,21 @@ def test_the_n_beside_a_verdict_is_the_fewest(seed):
     assert found.verdict_text == "not settled (n = 3)"
 
 
+def test_parents_that_are_all_equal_confirm_nothing(seed):
+    """Of 6 parents with one gain the interval would have no width; 6 equal values are no certainty."""
+    frame = gains_frame(generator(seed), gain=5.0).with_columns(
+        gain_best_own_points=2.5, gain_best_recomputed_points=2.5
+    )
+    found = claims.claim_1(frame)
+    assert (found.verdict, found.verdict_text) == (NOT_SETTLED, NOT_SETTLED)
+    for finding in (*(f for f in found.findings if f.verdict), *found.details):
+        assert (finding.verdict, finding.estimate.low) == (NOT_SETTLED, None)
+        assert "all 6 parents have the same value" in finding.estimate.note
+    # One step of a test set of 1,000 images apart, they are parents like others.
+    stepped = frame.with_columns(polars.col("^gain_best.*$") + 0.1 * (polars.col("parent_seed") == 101))
+    assert claims.claim_1(stepped).verdict == CONFIRMED
+
+
 def test_one_parent_concludes_nothing(seed):
     rng = generator(seed)
     frame = gains_frame(rng, parents=1, gain=9.0, after=(-20.0,))

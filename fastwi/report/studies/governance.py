@@ -11,7 +11,7 @@ from fastwi.analysis.statistics import CONFIRMED, REFUTED, Estimate, verdict, ve
 from fastwi.analysis.studies.governance import GAINS, QUANTITIES, SCOPES
 from fastwi.report.heatmap import save_figure
 from fastwi.report.studies.cells import titled
-from fastwi.report.summary import Table
+from fastwi.report.summary import LEVEL, Table
 
 _WORDS = {
     "gain_best_own_points": "the best child, own statistics",
@@ -94,8 +94,9 @@ def draw(frames: Mapping[str, polars.DataFrame], path: Path, title: str) -> None
                 for i, s in enumerate(ss)]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 12), fontsize=8)
     parents = pairs["parent_seed"].n_unique()
+    level = LEVEL if correlations["low"].count() else ""
     figure.suptitle(
-        f"{title}\nGain of the average over {_WORDS[gain]}; above each panel its rank correlation [95 %]; "
+        f"{title}\nGain of the average over {_WORDS[gain]}; above each panel its rank correlation{level}; "
         f"n = {parents} parents, {pairs.height} pairs", fontsize=10,
     )  # fmt: skip
     save_figure(figure, path)
