@@ -13,6 +13,29 @@ demo: $(VENV)/installed
 test: lint chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# What depends on the versions of torch, Triton and NumPy, and on the processor's instructions.
+SENSITIVE := tests/kernels tests/engine tests/population tests/analysis tests/models
+FLOOR := $(VENV)-floor
+
+# On the oldest torch that pyproject.toml allows. Its Triton interprets kernels with NumPy before 2.4 only.
+.PHONY: test-floor
+test-floor: $(FLOOR)/installed
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest --numprocesses 2 --dist loadfile $(SENSITIVE)
+
+$(FLOOR)/installed: pyproject.toml setup.py Makefile
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip
+	$(FLOOR)/bin/python -m pip install --quiet torch==2.11.0 'numpy<2.4' pytest pytest-xdist hypothesis --editable .
+	touch $@
+
+# As on a processor with AVX2 alone, and on one with none of it, where MKL, oneDNN and torch choose other kernels.
+.PHONY: test-settings
+test-settings: $(VENV)/installed
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 \
+	  $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(SENSITIVE)
+	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=SSE41 \
+	  $(BIN)/python -m pytest $(SENSITIVE)
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,4 +80,4 @@ chromium:
 	fi
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(FLOOR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
