@@ -76,9 +76,21 @@ def run_command(body: Callable[[], int]) -> int:
                 return EXIT_BROKEN_PIPE
             traceback.print_exc()
             return EXIT_FAILED
-        except Exception:
-            traceback.print_exc()
+        except Exception as error:
+            if not _is_memory(error):
+                traceback.print_exc()
+                return EXIT_FAILED
+            _say_error(
+                f"not enough memory ({' '.join(str(error).split())[:200]}); lower optimizer.batch_size, "
+                "engine.evaluation_batch, data.image_size or model.width"
+            )
             return EXIT_FAILED
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether Python or torch could not have the memory that it asked for."""
+    allocator = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _print_anything() -> None:

@@ -48,6 +48,7 @@ def _train(request: Request) -> int:
     from fastwi.engine.choose import build_engine
     from fastwi.engine.device import resolve_device
     from fastwi.experiment.begun import engine_of_run
+    from fastwi.experiment.estimate import check_memory
     from fastwi.experiment.protocol import Figure1Run, diverged, divergence, network_for
     from fastwi.population import Population
     from fastwi.report.manifest import manifest
@@ -62,6 +63,7 @@ def _train(request: Request) -> int:
     check_batch(config, len(train))
     contents, networks = result_digest(card, config), sources_of([config.model.name])
     model = network_for(config, train)
+    check_memory(config, model, device)
     check_contents(
         contents, network_contents(config, built=True), config
     )  # what was replaced meanwhile has another name

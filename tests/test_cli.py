@@ -64,6 +64,20 @@ def test_an_unexpected_error_shows_its_traceback(capsys: pytest.CaptureFixture[s
     assert err.endswith("RuntimeError: odd\n")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("that many"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    assert raising(error) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastwi: error: not enough memory (")
+    assert "optimizer.batch_size" in line
+
+
 def test_a_broken_pipe_elsewhere_is_no_quiet_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert raising(BrokenPipeError("worker")) == 1
     assert capsys.readouterr().err.endswith("BrokenPipeError: worker\n")

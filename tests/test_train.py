@@ -201,6 +201,12 @@ def test_batch_larger_than_the_dataset(digits_directory, tmp_path, capsys):
     assert "optimizer.batch_size: 301" in refused(capsys, arguments(digits_directory, tmp_path / "runs", batch=301))
 
 
+def test_networks_that_do_not_fit_the_memory(digits_directory, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastwi.experiment.estimate.free_host_bytes", lambda: 100 << 20)
+    argv = arguments(digits_directory, tmp_path / "runs", "--experiment.children=400", "--dry-run")
+    assert "experiment.children: 400 networks" in refused(capsys, argv)
+
+
 def test_damaged_state(digits_directory, copied, capsys):
     (state,) = (copied / "r").glob("state-*.safetensors")
     state.write_bytes(state.read_bytes()[:-100])

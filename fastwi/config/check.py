@@ -11,6 +11,9 @@ from fastwi.config.wording import show
 from fastwi.errors import ConfigError
 from fastwi.models.names import model_problem
 
+MOST_EPOCHS = 1_000_000
+"""Of all networks of a run together. Steps, measurements and progress are lists as long."""
+
 WEIGHT_SUM_TOLERANCE = 1e-6
 LONGEST_RUN_NAME = 100  # characters; with hash and suffixes it stays below a file system's 255
 
@@ -59,6 +62,14 @@ def _experiment_problems(config: Config) -> list[str]:
     if experiment.k + experiment.s + experiment.after < 1:
         problems.append("experiment: k, s and after are all 0, so nothing is trained; make one at least 1")
     children = experiment.children
+    trained_on = 1 + children * experiment.continue_children
+    shares = {"k": experiment.k, "s": experiment.s * children, "after": experiment.after * trained_on}
+    if sum(shares.values()) > MOST_EPOCHS:
+        most = max(shares, key=lambda name: shares[name])
+        problems.append(
+            f"experiment.{most}: {getattr(experiment, most):,}; that makes {sum(shares.values()):,} epochs of all"
+            f" networks together, and {MOST_EPOCHS:,} is the most that can be planned; lower it"
+        )
     if experiment.weights:
         count, total = len(experiment.weights), math.fsum(experiment.weights)
         if count != children:

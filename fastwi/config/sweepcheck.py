@@ -14,7 +14,9 @@ from fastwi.config.sweepaxes import show_value
 from fastwi.config.wording import show
 from fastwi.errors import ConfigError
 
-MOST_POINTS = 10_000_000
+MOST_POINTS = 1_000_000
+"""Each takes about 0.8 KB."""
+
 MOST_TUPLES = 500_000
 """Tuples of a parent must be fewer: a parent has 1,000,000 noise seeds, half of them for its tuples' averages.
 

@@ -14,12 +14,16 @@ from fastwi.config.keys import section_keys
 from fastwi.config.schema import Config
 from fastwi.config.write import value_of
 from fastwi.engine.schedule import learning_rate
+from fastwi.errors import UserError
 from fastwi.experiment.plan import contents_key, rates_after
 from fastwi.experiment.points import Point
 from fastwi.experiment.tree import OWN, Average, Epoch, Initial, MeasurementKey, Probe, Task, Tree
 
 if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
+
+MOST_STATES = 500_000
+"""Of a tree. Each takes about 0.8 KB."""
 
 KEY_VERSION = 2
 """Raise it when the same key would name another result: a default or the meaning of a setting changed."""
@@ -208,6 +212,13 @@ class _Planner:
         for epoch in range(len(rates), last):
             rates.append(self._alike(config, context, epoch))
         known = self._paths.setdefault((start, noise, id(rates)), [])
+        planned = len(self.tree.states) + max(0, last - first - len(known))
+        if planned > MOST_STATES:
+            raise UserError(
+                f"sweep: its tree has {planned:,} epochs and averages or more (at experiment.k = "
+                f"{config.experiment.k:,}, s = {config.experiment.s:,}), and {MOST_STATES:,} is the most that can be "
+                "planned; make k, s, after, sweep.parents or sweep.children smaller"
+            )
         key = known[-1] if known else start
         for epoch in range(first + len(known), last):
             alike = rates[epoch]

@@ -288,3 +288,20 @@ def test_deep_nesting_is_refused_before_it_costs_time(text):
     with pytest.raises(ConfigError, match="nested too deeply"):
         config_from_yaml(text)
     assert time.process_time() - begun < 20  # PyYAML by itself takes minutes: its time grows with the square
+
+
+@pytest.mark.parametrize(
+    ("experiment", "named"),
+    [
+        ({"k": 2_000_000_000}, r"experiment\.k: 2,000,000,000; .*2,000,000,030 epochs"),
+        ({"s": 400_000, "children": 3}, r"experiment\.s: 400,000; .*1,200,020 epochs"),
+        ({"after": 600_000, "continue_children": True}, r"experiment\.after: 600,000; .*1,800,030 epochs"),
+        ({"k": 10**6, "s": 0, "after": 1}, r"experiment\.k: 1,000,000; .*1,000,001 epochs"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_by_its_key(experiment, named):
+    begun = time.process_time()
+    with pytest.raises(ConfigError, match=named):
+        config_from_mapping({"experiment": experiment})
+    assert time.process_time() - begun < 5
+    config_from_mapping({"experiment": {"k": 10**6 - 1, "s": 0, "after": 1}})

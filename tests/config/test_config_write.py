@@ -48,6 +48,8 @@ def mappings(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
     drawn["experiment"]["weights"] = draw(st.sampled_from([[], weights]))
     if not drawn["experiment"]["continue_children"]:
         drawn["experiment"]["children_rate_factor"] = 1.0
+    for name in ("k", "s", "after"):  # of all networks together there are at most a million epochs
+        drawn["experiment"][name] %= 60_000
     drawn["experiment"]["k"] += 1 if drawn["experiment"]["k"] == 0 else 0
     noise = st.lists(scalars(KEYS["seeds.child_noise"]), min_size=children, max_size=children, unique=True)
     drawn["seeds"]["child_noise"] = draw(st.one_of(st.just([]), noise))

@@ -179,10 +179,10 @@ def test_every_config_file_is_a_sweep_file_or_a_base(file: Path, tmp_path: Path)
 
 
 def test_written_out_it_reads_back(directory: Path) -> None:
-    spec = read("--config", str(directory / "full.yaml"), "--sweep.parents", "5..40").spec
+    spec = read("--config", str(directory / "full.yaml"), "--sweep.parents", "5..14").spec
     text = sweep_to_yaml(spec)
     assert text.isascii()
-    assert "  parents: 5..40\n" in text
+    assert "  parents: 5..14\n" in text
     assert "  augment.flip: [0.05, 0.1, 0.15, 0.2]\n" in text
     assert "  # children of each parent at each k [default 2; from 2 to 100000]\n  children: 8\n" in text
     assert sweep_from_yaml(text) == spec

@@ -179,12 +179,12 @@ IN_FILE = [
     (
         "sweep: {parents: 0..99999, children: 100}\naxes: {experiment.k: [1, 2, 3]}",
         None,
-        "sweep: 15,000,000 points (3 cells, 100,000 parents, 50 tuples); make it at most 10,000,000",
+        "sweep: 15,000,000 points (3 cells, 100,000 parents, 50 tuples); make it at most 1,000,000",
     ),
     (
         "sweep: {parents: 0..99999, children: 100, alphas: [0, 1, 2]}",
         None,
-        "sweep: 15,000,000 points (1 cells, 100,000 parents, 50 tuples, 3 alphas); make it at most 10,000,000",
+        "sweep: 15,000,000 points (1 cells, 100,000 parents, 50 tuples, 3 alphas); make it at most 1,000,000",
     ),
     (
         "axes:\n  experiment.k: [0, 1]\n  experiment.s: [0, 1]\n  experiment.after: [0, 1]",

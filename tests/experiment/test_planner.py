@@ -11,6 +11,8 @@ from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.config.write import to_mapping
+from fastwi.errors import UserError
+from fastwi.experiment import planner
 from fastwi.experiment.agenda import Agenda
 from fastwi.experiment.planner import (
     Dataset,
@@ -324,6 +326,17 @@ def test_an_average_that_diverged_is_measured_and_not_trained_on(batch_norm):
     assert without_lost(tree, found | trained_on | child) == found | child
     lost = {(place.ends[0], OWN): measurement((place.ends[0], OWN), train_loss=1.0, test_loss=math.nan)}
     assert without_lost(tree, found | lost) == lost
+
+
+@pytest.mark.parametrize(
+    ("axes", "options"),
+    [({"experiment.k": [3, 60]}, {}), ({}, {"parents": tuple(range(20))}), ({}, {"children": 30, "tuples": "all"})],
+)
+def test_a_tree_too_large_is_refused_before_it_grows(monkeypatch, axes, options):
+    monkeypatch.setattr(planner, "MOST_STATES", 50)
+    with pytest.raises(UserError, match=r"sweep: its tree has \d+ epochs .*experiment\.k = \d+.*50 is the most"):
+        grown(sweep(axes, options))
+    assert len(grown(sweep({}, {"parents": (0, 1, 2)}))[0].states) <= 50
 
 
 def test_agenda_without_what_hangs_on_a_failure():

@@ -55,7 +55,7 @@ def test_the_others_go_on(opened, study):
 def test_where_all_diverged_it_is_said(opened, study):
     diverge(opened, ends(opened, 0)[0], train_loss=math.nan)
     diverge(opened, ends(opened, 1)[1], test_loss=math.nan)
-    with pytest.raises(UserError, match="all 2 pairs of these cells diverged .k = 1, s = 1."):
+    with pytest.raises(UserError, match=r"all 2 pairs of these cells diverged \(k = 1, s = 1\)"):
         run(study, opened)
 
 
