@@ -30,3 +30,10 @@ def test_hostile_inputs(tmp_path):
 
 def test_faults():
     assert "7 faults injected, 0 lost or wrong results" in campaign("faults.py", "--faults", "7", "--seed", "5")
+
+
+def test_flipped_bits():
+    said = campaign("flips.py", "--flips", "30", "--seed", "7")
+    assert "30 bits flipped, 0 wrong results" in said
+    kinds = set(re.findall(r"^(\S.*?)  +(?:train|sweep|analyze|report|convert)", said, re.MULTILINE))
+    assert {"card", "beton, raw", "beton, JPEG", "run: metrics.jsonl", "store: index.sqlite", "config file"} <= kinds

@@ -23,9 +23,10 @@ from fastwi.config.sweep import SweepSpec
 from fastwi.config.write import config_hash
 from fastwi.experiment.plan import child_seeds
 from fastwi.experiment.planned import plan_sweep
+from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point
 from fastwi.experiment.store import StateFile
-from fastwi.experiment.tree import OWN, Epoch, Initial, Probe, Tree
+from fastwi.experiment.tree import OWN, Average, Epoch, Initial, Probe, Tree
 from fastwi.experiment.worker import Job, Worker
 from fastwi.population import Population
 
@@ -118,12 +119,37 @@ def config_of(settings: Settings) -> Config:
     return config_from_mapping(mapping)
 
 
+def point_of(config: Config) -> Point:
+    """The run as the point of a sweep: every child's noise spelled out."""
+    seeds = dataclasses.replace(config.seeds, child_noise=child_seeds(config))
+    return Point((), config.seeds.init, 0, None, dataclasses.replace(config, seeds=seeds))
+
+
+def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
+    """The names of a point's states and measurements in a tree that may hold others too."""
+    first = place.average
+    while not isinstance(tree.states[first], Initial):
+        state = tree.states[first]
+        first = state.children[0] if isinstance(state, Average) else state.before
+    found: dict[Place, tuple[str, ...]] = {("initial",): (first,), ("average",): (place.average,)}
+    found |= {("parent", i): (key,) for i, key in enumerate(place.parent)}
+    found |= {("child", c, i): (key,) for c, keys in enumerate(place.children) for i, key in enumerate(keys)}
+    found |= {("after", i): (key,) for i, key in enumerate(place.after)}
+    ends: list[tuple[Place, str]] = [(("average",), place.average)]
+    ends += [(("end", c), key) for c, key in enumerate(place.ends)]
+    for at, key in ends:
+        found |= {
+            (*at, kind): (key, treatment)
+            for kind, treatment in (("own", OWN), ("recomputed", place.recomputed))
+            if (key, treatment) in tree.probes
+        }
+    return found
+
+
 def tiny_run(settings: Settings) -> TinyRun:
     """Do the whole run of these settings."""
-    asked = config_of(settings)
-    # As a sweep's points have it: every child's noise spelled out.
-    config = dataclasses.replace(asked, seeds=dataclasses.replace(asked.seeds, child_noise=child_seeds(asked)))
-    planned = plan_sweep(SweepSpec(config), [Point((), config.seeds.init, 0, None, config)])
+    config = config_of(settings)
+    planned = plan_sweep(SweepSpec(config), [point_of(config)])
     tree, (place,) = planned.tree, planned.places
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
@@ -132,17 +158,11 @@ def tiny_run(settings: Settings) -> TinyRun:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
-    where: dict[Place, str] = {("initial",): next(key for key, s in tree.states.items() if isinstance(s, Initial))}
-    where |= {("parent", i): key for i, key in enumerate(place.parent)}
-    where |= {("child", c, i): key for c, keys in enumerate(place.children) for i, key in enumerate(keys)}
-    where |= {("average",): place.average} | {("after", i): key for i, key in enumerate(place.after)}
-    ends: dict[Place, str] = {("average",): place.average} | {("end", c): key for c, key in enumerate(place.ends)}
-    found = {at: Named((key,), *states[key]) for at, key in where.items()}
-    for (key, treatment), rows in probes.items():
-        kind = OWN if treatment == OWN else "recomputed"
-        named = Named((key, treatment), states[key][0], rows)
-        found |= {(*at, kind): named for at, end in ends.items() if end == key}
-    return TinyRun(asked, config_hash(asked, planned.dataset_of(config).digest), found)
+    found: dict[Place, Named] = {}
+    for at, name in names_in(tree, place).items():
+        content, rows = states[name[0]]
+        found[at] = Named(name, content, probes[name[0], name[1]] if len(name) == 2 else rows)
+    return TinyRun(config, config_hash(config, planned.dataset_of(config).digest), found)
 
 
 _Rows = tuple[float | None, ...]

@@ -11,6 +11,7 @@ import yaml
 from fastwi.config.helptext import facts
 from fastwi.config.keys import KEYS, SECTIONS, Key, Scalar, Value, section_keys, section_title
 from fastwi.config.schema import Config
+from fastwi.models.names import placeless
 
 HASH_VERSION = 1
 """Raise it when a default or a key's meaning changes: the same hash must not name another experiment."""
@@ -74,8 +75,9 @@ def config_hash(config: Config, dataset_digest: str | None = None) -> str:
 
     Args:
         config: a checked configuration, as the user wrote it: `auto` is not resolved.
-        dataset_digest: what the data is, and the weights started from. Where it is given it stands for `data.path`
-            and `model.weights`, so that files that moved keep their hash; without it the paths count.
+        dataset_digest: what the data is, the weights started from and the source of a network of the user's own.
+            Where it is given it stands for `data.path`, `model.weights` and the directory in `model.name`, so that
+            files that moved keep their hash; without it the paths count.
     """
     decides: dict[str, Any] = {}
     for key in KEYS.values():
@@ -86,6 +88,8 @@ def config_hash(config: Config, dataset_digest: str | None = None) -> str:
             decides[key.path] = _plain(value)
     if dataset_digest is not None:
         decides.pop("model.weights", None)
+        if "model.name" in decides:
+            decides["model.name"] = placeless(config.model.name)
         decides["data.path"] = {"digest": dataset_digest}
     text = json.dumps([HASH_VERSION, decides], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:HASH_DIGITS]

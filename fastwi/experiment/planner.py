@@ -18,6 +18,7 @@ from fastwi.errors import UserError
 from fastwi.experiment.plan import contents_key, rates_after
 from fastwi.experiment.points import Point
 from fastwi.experiment.tree import OWN, Average, Epoch, Initial, MeasurementKey, Probe, Task, Tree
+from fastwi.models.names import placeless
 
 if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
@@ -297,7 +298,12 @@ def _settings(config: Config, *sections: str) -> dict[str, object]:
     A default adds nothing: a key that the schema gains later leaves older states' names as they were.
     """
     keys = [key for section in sections for key in section_keys(section) if key.path not in _IN_OTHER_WORDS]
-    return {key.path: value_of(config, key) for key in keys if value_of(config, key) != key.default}
+    found: dict[str, object] = {
+        key.path: value_of(config, key) for key in keys if value_of(config, key) != key.default
+    }
+    if "model.name" in found:
+        found["model.name"] = placeless(config.model.name)  # what is there is in `Dataset.digest`
+    return found
 
 
 def _digest(*parts: object) -> str:

@@ -1,6 +1,7 @@
 """The names that `model.name` takes, apart from the models so that checking a name needs no torch."""
 
 import re
+from pathlib import Path
 
 from fastwi.config.wording import did_you_mean, show
 
@@ -25,6 +26,12 @@ def split_own(name: str) -> tuple[str, str] | None:
     place, _, attribute = name.rpartition(":")
     is_place = _MODULE.fullmatch(place) or (place.endswith(".py") and place != ".py")
     return (place, attribute) if is_place and _MODULE.fullmatch(attribute) else None
+
+
+def placeless(name: str) -> str:
+    """`name` without the directories of a file: beside a digest of the source they name nothing."""
+    own = split_own(name) if is_own(name) else None
+    return f"{Path(own[0]).name}:{own[1]}" if own is not None and own[0].endswith(".py") else name
 
 
 def model_problem(name: str, width: float = 1.0) -> str | None:

@@ -123,7 +123,8 @@ def _excerpt(found: Any, expected: Any) -> str:
 
 def _names(line: str, flip: Flip) -> bool:
     """Whether a line names the file, its directory, or (of a configuration) what is wrong in it."""
-    return flip.file.name in line or f"{flip.file.parent}" in line or flip.kind == "config file"
+    directory = str(flip.file.parent)
+    return flip.file.name in line or (directory != "." and directory in line) or flip.kind == "config file"
 
 
 def _table(counted: Counter[tuple[str, str, str]]) -> str:

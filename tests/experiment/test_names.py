@@ -14,12 +14,26 @@ from typing import Any
 import pytest
 import torch
 from small_networks import trained
-from tiny_runs import NETWORK, TEST_IMAGES, TRAIN_IMAGES, Place, Settings, TinyRun, tiny_run, write_digits
+from tiny_runs import (
+    NETWORK,
+    TEST_IMAGES,
+    TRAIN_IMAGES,
+    Place,
+    Settings,
+    TinyRun,
+    config_of,
+    names_in,
+    point_of,
+    tiny_run,
+    write_digits,
+)
 
 import fastwi
 from fastwi.config.keys import KEYS
 from fastwi.config.schema import EngineConfig
+from fastwi.config.sweep import SweepSpec
 from fastwi.engine.device import resolve_dtype
+from fastwi.experiment.planned import plan_sweep
 from fastwi.kernels.cpu import library
 from fastwi.models.registry import build_model
 
@@ -43,6 +57,7 @@ class Case:
 
 RECOMPUTE = {"experiment.batch_norm": "recompute", "experiment.recompute_images": 10}
 FROM_THE_START = {"experiment.k": 0, "experiment.s": 0}
+RECOMPUTED_THERE = {**RECOMPUTE, **FROM_THE_START}
 GO_ON = {"experiment.continue_children": True}
 UNEQUAL = {"experiment.weights": (0.25, 0.75)}
 KEEP = {"experiment.momentum": "keep"}
@@ -57,9 +72,9 @@ CASES: dict[str, list[Case]] = {
     "data.streaming": [Case("resident", NONE), Case("streamed", NONE)],
     "data.decoder": [Case("reference", NONE)],  # JPEGs have a test of their own
     "data.image_size": [Case(8), Case(8, given=FROM_THE_START), Case(16, NONE, renamed=True)],
-    "augment.padding": [Case(2), Case(2, given=FROM_THE_START)],
-    "augment.flip": [Case(0.0), Case(0.0, given=FROM_THE_START)],
-    "model.name": [Case("OTHER"), Case("OTHER", given=FROM_THE_START)],
+    "augment.padding": [Case(2), Case(2, given=FROM_THE_START), Case(2, given=RECOMPUTED_THERE)],
+    "augment.flip": [Case(0.0), Case(0.0, given=FROM_THE_START), Case(0.0, given=RECOMPUTED_THERE)],
+    "model.name": [Case("OTHER"), Case("OTHER", given=FROM_THE_START), Case("ELSEWHERE", NONE)],
     "model.width": [
         Case(0.125, given={"model.name": "convnet", "model.width": 0.0625, **FROM_THE_START}),
     ],
@@ -67,7 +82,7 @@ CASES: dict[str, list[Case]] = {
         Case("WEIGHTS"), Case("WEIGHTS", given=FROM_THE_START), Case("SAME", NONE, {"model.weights": "WEIGHTS"}),
         Case("OTHERS", given={"model.weights": "WEIGHTS"}),
     ],
-    "optimizer.batch_size": [Case(8), Case(8, given=FROM_THE_START)],
+    "optimizer.batch_size": [Case(8), Case(8, given=FROM_THE_START), Case(8, given=RECOMPUTED_THERE)],
     "optimizer.learning_rate": [Case(0.07), Case(0.07, given={"schedule.warmup_iterations": 2})],
     "optimizer.momentum": [Case(0.8)],
     "optimizer.weight_decay": [Case(0.01)],
@@ -94,7 +109,7 @@ CASES: dict[str, list[Case]] = {
     "experiment.continue_children": [Case(True)],
     "experiment.children_rate_factor": [Case(0.1, given=GO_ON), Case(0.0, given=GO_ON)],
     "experiment.recompute_images": [
-        Case(6), Case(12, given=RECOMPUTE), Case(12, given={**RECOMPUTE, **FROM_THE_START}),
+        Case(6), Case(12, given=RECOMPUTE), Case(12, given=RECOMPUTED_THERE),
         Case(12, given={"experiment.after": 0}), Case(TRAIN_IMAGES, NONE, renamed=True),
         Case(17, NONE, {"experiment.recompute_images": 12}, renamed=True),
         Case(17, NONE, {**RECOMPUTE, "experiment.recompute_images": 12}, renamed=True),
@@ -107,7 +122,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "seeds.average_noise": [Case(5)],
     "seeds.statistics_noise": [
-        Case(5), Case(5, given=RECOMPUTE), Case(5, given={**RECOMPUTE, **FROM_THE_START}),
+        Case(5), Case(5, given=RECOMPUTE), Case(5, given=RECOMPUTED_THERE),
         Case(5, given={**RECOMPUTE, "experiment.momentum": "average"}),
     ],
     "engine.name": [Case("stacked", ROUNDING)],
@@ -132,9 +147,10 @@ class Runs:
             "COPY": copied[1], "TURNED": write_digits(place / "turned", turn=True),
             "RELABELLED": write_digits(place / "relabelled", relabel=True),
         }  # fmt: skip
-        for name, text in (("tiny.py", NETWORK), ("other.py", NETWORK.replace(".relu()", ".tanh()"))):
+        other = NETWORK.replace(".relu()", ".tanh()")
+        for name, text in (("tiny.py", NETWORK), ("other.py", other), ("moved/tiny.py", NETWORK)):
             (place / name).write_text(text)
-        self._files["OTHER"] = f"{place / 'other.py'}:Tiny"
+        self._files |= {"OTHER": f"{place / 'other.py'}:Tiny", "ELSEWHERE": f"{place / 'moved/tiny.py'}:Tiny"}
         self.base: dict[str, Any] = {
             "data.path": copied[0], "model.name": f"{place / 'tiny.py'}:Tiny", "augment.padding": 1,
             "optimizer.batch_size": 6, "schedule.drop_epochs": (2,), "schedule.drop_factor": 0.5,
@@ -148,15 +164,20 @@ class Runs:
                 network = build_model(self.base["model.name"], 10)
             fastwi.save_state_dict(trained(network, seed).state_dict(), place / file)
 
+    def settings(self, given: Settings) -> dict[str, Any]:
+        """Those of the base and those `given`."""
+        settings = {**self.base, **given}
+        for path, value in settings.items():
+            value = self._files.get(value, value) if isinstance(value, str) else value
+            settings[path] = str(value) if isinstance(value, Path) else value
+        return settings
+
     def run(self, given: Settings, exact: bool = True) -> TinyRun:
         """The run of the base with the settings `given`.
 
         Where it is `exact`, no name in it may have stood for another number in any run before it.
         """
-        settings = {**self.base, **given}
-        for path, value in settings.items():
-            value = self._files.get(value, value) if isinstance(value, str) else value
-            settings[path] = str(value) if isinstance(value, Path) else value
+        settings = self.settings(given)
         text = json.dumps(settings)
         if text not in self._done:
             self._done[text] = tiny_run(settings)
@@ -217,16 +238,41 @@ def test_another_number_has_another_name_and_the_same_keeps_its(path: str, case:
         assert (one.identity != other.identity) == case.renamed
 
 
-def test_an_edited_network_has_other_names(runs: Runs, tmp_path: Path) -> None:
-    source = tmp_path / "edited.py"
+def test_names_are_the_same_alone_and_among_others(runs: Runs) -> None:
+    """All points of this module in one tree: what is looked up for one must not be another's."""
+    cases = [(path, case) for path, cases in CASES.items() for case in cases]
+    configs = [config_of(runs.settings({**case.given, path: case.value})) for path, case in cases]
+    together = plan_sweep(SweepSpec(configs[0]), [point_of(config) for config in configs])
+    for config, place in zip(configs, together.places, strict=True):
+        alone = plan_sweep(SweepSpec(config), [point_of(config)])
+        assert names_in(together.tree, place) == names_in(alone.tree, alone.places[0])
+    alike: dict[str, set[object]] = {}
+    for epoch in together.tree.epochs():
+        data = together.dataset_of(epoch.config)
+        network = epoch.config.model.width, epoch.config.engine.precision, data, epoch.epoch
+        alike.setdefault(epoch.alike, set()).add(network)
+    assert {len(networks) for networks in alike.values()} == {1}, "one population of networks that are not alike"
 
-    def run_of(text: str) -> TinyRun:
-        source.write_text(text)
-        run = tiny_run({**runs.base, "data.path": str(runs.base["data.path"]), "model.name": f"{source}:Tiny"})
+
+@pytest.mark.parametrize("file", ["edited.py", "helper.py"])
+def test_an_edited_network_has_other_names(file: str, runs: Runs, tmp_path: Path) -> None:
+    """Edited itself, or what it imports."""
+    texts = {
+        "edited.py": "from helper import between\n" + NETWORK.replace("self.norm(", "between(self.norm, "),
+        "helper.py": "def between(norm, x):\n    return norm(x.relu())\n",
+    }
+
+    def run_of() -> TinyRun:
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text)
+        model = f"{tmp_path / 'edited.py'}:Tiny"
+        run = tiny_run({**runs.base, "data.path": str(runs.base["data.path"]), "model.name": model})
         runs.check(run)
         return run
 
-    one, other = run_of(NETWORK), run_of(NETWORK.replace(".relu()", ".sigmoid()"))
+    one = run_of()
+    texts[file] = texts[file].replace("relu()", "sigmoid()")
+    other = run_of()
     check_pair(one, other)
     assert one.numbers != other.numbers
 
