@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from data_prep.dataset import Dataset, Split, silent
 from data_prep.digits import load_digits
@@ -21,6 +22,7 @@ from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.write import config_hash
+from fastwi.data.card import CARD_FILE
 from fastwi.experiment.plan import child_seeds
 from fastwi.experiment.planned import plan_sweep
 from fastwi.experiment.planner import PointStates
@@ -28,6 +30,7 @@ from fastwi.experiment.points import Point
 from fastwi.experiment.store import StateFile
 from fastwi.experiment.tree import OWN, Average, Epoch, Initial, Probe, Tree
 from fastwi.experiment.worker import Job, Worker
+from fastwi.files import write_json
 from fastwi.population import Population
 
 TRAIN_IMAGES, TEST_IMAGES = 24, 20
@@ -43,6 +46,16 @@ class Tiny(nn.Module):
     def forward(self, x):
         return self.linear(self.norm(self.conv(x)).relu().mean((2, 3)))
 """
+
+
+def tiny_network(classes: int, width: float) -> nn.Module:
+    """A network of the registry's kind, with batch norm, and as small as `NETWORK`."""
+    channels = round(64 * width)
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3, stride=2, bias=False), nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(channels, classes),
+    )  # fmt: skip
+
 
 Place = tuple[object, ...]
 """Where in a run: ("child", 1, 2) is the first child after its second epoch, (..., "recomputed") a probe of it."""
@@ -88,8 +101,8 @@ class TinyRun:
         return {place: named.numbers for place, named in self.found.items()}
 
 
-def write_digits(directory: Path, turn: bool = False, relabel: bool = False, scale: int = 1) -> Path:
-    """A few digits as a dataset; `turn` changes pixels alone, `relabel` labels alone, `scale` the images' size."""
+def write_digits(directory: Path, turn: bool = False, relabel: bool = False, normalise: bool = False) -> Path:
+    """A few digits as a dataset; `turn` changes pixels alone, `relabel` labels, `normalise` the deviation in the card."""
     digits = load_digits("digits")
 
     def few(split: Split, count: int) -> Split:
@@ -100,13 +113,15 @@ def write_digits(directory: Path, turn: bool = False, relabel: bool = False, sca
         if relabel:
             labels_N = labels_N.copy()
             labels_N[:2] = labels_N[1::-1]
-        return Split(images_NHWC.repeat(scale, axis=1).repeat(scale, axis=2), labels_N)
+        return Split(images_NHWC, labels_N)
 
     chosen = Dataset(
         digits.name, digits.classes, few(digits.train, TRAIN_IMAGES), few(digits.test, TEST_IMAGES), digits.source
     )
     directory.mkdir(parents=True)
-    write_dataset(chosen, directory, "raw", silent)
+    card = write_dataset(chosen, directory, "raw", silent)
+    if normalise:
+        write_json(directory / CARD_FILE, dataclasses.replace(card, std=(0.4, *card.std[1:])).to_json())
     return directory
 
 

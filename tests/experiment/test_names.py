@@ -7,7 +7,7 @@ state with its momentum and statistics, and every measurement. A key that is add
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tiny_runs import (
     config_of,
     names_in,
     point_of,
+    tiny_network,
     tiny_run,
     write_digits,
 )
@@ -35,7 +36,7 @@ from fastwi.config.sweep import SweepSpec
 from fastwi.engine.device import resolve_dtype
 from fastwi.experiment.planned import plan_sweep
 from fastwi.kernels.cpu import library
-from fastwi.models.registry import build_model
+from fastwi.models.registry import _BUILDERS, build_model
 
 OTHER, NONE, ROUNDING = "another number", "no number", "rounding alone"
 
@@ -58,6 +59,7 @@ class Case:
 RECOMPUTE = {"experiment.batch_norm": "recompute", "experiment.recompute_images": 10}
 FROM_THE_START = {"experiment.k": 0, "experiment.s": 0}
 RECOMPUTED_THERE = {**RECOMPUTE, **FROM_THE_START}
+OWN_NETWORK = {"model.name": "TINY", "model.width": 1.0}
 GO_ON = {"experiment.continue_children": True}
 UNEQUAL = {"experiment.weights": (0.25, 0.75)}
 KEEP = {"experiment.momentum": "keep"}
@@ -66,7 +68,10 @@ CASES: dict[str, list[Case]] = {
     "run.name": [Case("other", NONE)],
     "run.directory": [Case("other", NONE)],
     "run.tensorboard": [Case(True, NONE)],
-    "data.path": [Case("COPY", NONE), Case("TURNED"), Case("RELABELLED"), Case("RELABELLED", given=FROM_THE_START)],
+    "data.path": [
+        Case("COPY", NONE), Case("TURNED"), Case("RELABELLED"), Case("RELABELLED", given=FROM_THE_START),
+        Case("SCALED"), Case("SCALED", given=FROM_THE_START),
+    ],
     "data.train_images": [Case(18), Case(TRAIN_IMAGES, NONE, renamed=True)],
     "data.test_images": [Case(15), Case(15, given=FROM_THE_START), Case(TEST_IMAGES, NONE, renamed=True)],
     "data.streaming": [Case("resident", NONE), Case("streamed", NONE)],
@@ -74,10 +79,11 @@ CASES: dict[str, list[Case]] = {
     "data.image_size": [Case(8), Case(8, given=FROM_THE_START), Case(16, NONE, renamed=True)],
     "augment.padding": [Case(2), Case(2, given=FROM_THE_START), Case(2, given=RECOMPUTED_THERE)],
     "augment.flip": [Case(0.0), Case(0.0, given=FROM_THE_START), Case(0.0, given=RECOMPUTED_THERE)],
-    "model.name": [Case("OTHER"), Case("OTHER", given=FROM_THE_START), Case("ELSEWHERE", NONE)],
-    "model.width": [
-        Case(0.125, given={"model.name": "convnet", "model.width": 0.0625, **FROM_THE_START}),
+    "model.name": [
+        Case("TINY", given={"model.width": 1.0}), Case("OTHER", given={**OWN_NETWORK, **FROM_THE_START}),
+        Case("ELSEWHERE", NONE, OWN_NETWORK),
     ],
+    "model.width": [Case(0.125), Case(0.125, given=FROM_THE_START)],
     "model.weights": [
         Case("WEIGHTS"), Case("WEIGHTS", given=FROM_THE_START), Case("SAME", NONE, {"model.weights": "WEIGHTS"}),
         Case("OTHERS", given={"model.weights": "WEIGHTS"}),
@@ -146,13 +152,15 @@ class Runs:
         self._files = {
             "COPY": copied[1], "TURNED": write_digits(place / "turned", turn=True),
             "RELABELLED": write_digits(place / "relabelled", relabel=True),
+            "SCALED": write_digits(place / "scaled", normalise=True),
         }  # fmt: skip
         other = NETWORK.replace(".relu()", ".tanh()")
         for name, text in (("tiny.py", NETWORK), ("other.py", other), ("moved/tiny.py", NETWORK)):
             (place / name).write_text(text)
-        self._files |= {"OTHER": f"{place / 'other.py'}:Tiny", "ELSEWHERE": f"{place / 'moved/tiny.py'}:Tiny"}
+        for name, file in (("TINY", "tiny.py"), ("OTHER", "other.py"), ("ELSEWHERE", "moved/tiny.py")):
+            self._files[name] = f"{place / file}:Tiny"
         self.base: dict[str, Any] = {
-            "data.path": copied[0], "model.name": f"{place / 'tiny.py'}:Tiny", "augment.padding": 1,
+            "data.path": copied[0], "model.name": "convnet", "model.width": 0.0625, "augment.padding": 1,
             "optimizer.batch_size": 6, "schedule.drop_epochs": (2,), "schedule.drop_factor": 0.5,
             "experiment.k": 1, "experiment.s": 1, "experiment.after": 1, "engine.device": "cpu",
             "engine.precision": "fp32", "engine.backend": "eager", "engine.threads": 1,
@@ -161,7 +169,7 @@ class Runs:
             self._files[name] = place / file
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                network = build_model(self.base["model.name"], 10)
+                network = build_model(self.base["model.name"], 10, self.base["model.width"])
             fastwi.save_state_dict(trained(network, seed).state_dict(), place / file)
 
     def settings(self, given: Settings) -> dict[str, Any]:
@@ -193,8 +201,10 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("names"))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_BUILDERS, "convnet", tiny_network)  # those of the registry take longer to build than to train
+        yield Runs(tmp_path_factory.mktemp("names"))
 
 
 def changed_places(one: TinyRun, other: TinyRun, of: Callable[[TinyRun], dict[Place, Any]]) -> set[Place]:
@@ -266,7 +276,7 @@ def test_an_edited_network_has_other_names(file: str, runs: Runs, tmp_path: Path
         for name, text in texts.items():
             (tmp_path / name).write_text(text)
         model = f"{tmp_path / 'edited.py'}:Tiny"
-        run = tiny_run({**runs.base, "data.path": str(runs.base["data.path"]), "model.name": model})
+        run = tiny_run(runs.settings({"model.name": model, "model.width": 1.0}))
         runs.check(run)
         return run
 
