@@ -1,6 +1,7 @@
 """Datasets to .beton files: `python -m data_prep DATASET --out DIR`, or `data_prep.prepare`.
 
-A dataset directory holds train.beton, test.beton and card.json (`fastwi.data.card`).
+A dataset directory holds train.beton, test.beton, train.digests and test.digests (`fastwi.beton.image_digests`) and
+card.json (`fastwi.data.card`).
 """
 
 import os

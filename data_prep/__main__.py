@@ -12,7 +12,7 @@ from fastwi.errors import UserError, printable
 from fastwi.version import __version__
 
 _DESCRIPTION = """\
-Write a dataset as train.beton, test.beton and card.json into a directory.
+Write a dataset as train.beton, test.beton, a digest of each image and card.json into a directory.
 
 The .beton files are FFCV's: uint8 RGB images, raw or JPEG, and an integer label each. They are replaced only when
 complete. Exit codes: 0 ok, 1 the run failed, 2 bad input or use, 130 interrupted, 143 terminated."""

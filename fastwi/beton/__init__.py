@@ -1,8 +1,9 @@
 """FFCV's .beton files in NumPy alone: readers, writers and a digest of the content.
 
 One RGB image and one integer label a sample. `read_beton` and `write_beton` are for raw uint8 pixels of one size,
-whole; `StoredBeton` and `fastwi.beton.stored_writer` for JPEGs and images of any sizes, one at a time. FFCV reads
-what is written here and the other way round; `fastwi.beton.format` describes the bytes.
+whole; `StoredBeton` and `fastwi.beton.stored_writer` for JPEGs and images of any sizes, one at a time, which
+`fastwi.beton.image_digests` names each. FFCV reads what is written here and the other way round;
+`fastwi.beton.format` describes the bytes.
 """
 
 from fastwi.beton.digest import content_sha256, stored_sha256

@@ -1,5 +1,7 @@
 """A worker trains what was planned or nothing: what is replaced after the plan is refused when it is read."""
 
+import dataclasses
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +14,13 @@ import fastwi
 from data_prep.dataset import Dataset, Split, silent
 from data_prep.digits import load_digits
 from data_prep.write import write_dataset
+from fastwi.beton import StoredBeton
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.errors import UserError
 from fastwi.experiment.conduct import LocalExecutor, conduct
+from fastwi.experiment.distributed import _Actor
 from fastwi.experiment.planned import OpenedSweep, PlannedSweep, plan_sweep
 from fastwi.experiment.store import Measurement, Store
 from fastwi.experiment.tree import MeasurementKey
@@ -102,6 +106,19 @@ def carried_out(
         return store.measurements()
 
 
+def by_actor(place: Place) -> Callable[[Job], Outcome]:
+    """As Ray has a job done: the job and its answer are pickled on their way."""
+    actor = _Actor(str(place[0] / "store"), str(Path.cwd()))
+
+    def run(job: Job) -> Outcome:
+        answer = pickle.loads(pickle.dumps(actor.run(pickle.loads(pickle.dumps(job)))))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return run
+
+
 def stored(place: Place) -> int:
     with Store.open(place[0] / "store") as store:
         return len(store.measurements()) + len(list((place[0] / "store").rglob("*.safetensors")))
@@ -115,14 +132,33 @@ REPLACED: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.parametrize("where", ["local", "actor"])
 @pytest.mark.parametrize("what", REPLACED)
-def test_what_is_replaced_after_the_plan_is_refused(place: Place, what: str) -> None:
+def test_what_is_replaced_after_the_plan_is_refused(place: Place, what: str, where: str) -> None:
     sweep = planned(place)
     replace, said = REPLACED[what]
     replace(place[0])
     with pytest.raises(UserError, match=said) as caught:
-        carried_out(place, sweep)
+        carried_out(place, sweep, by_actor(place) if where == "actor" else None)
     assert "\n" not in str(caught.value)
+    assert stored(place) == 0
+
+
+@pytest.mark.parametrize("place_in_file", ["image", "card"])
+def test_a_flipped_bit_of_a_streamed_set_is_refused(place: Place, place_in_file: str) -> None:
+    directory, config = place
+    place = directory, dataclasses.replace(config, data=dataclasses.replace(config.data, streaming="streamed"))
+    sweep = planned(place)
+    path = directory / "data" / ("train.beton" if place_in_file == "image" else "card.json")
+    content = bytearray(path.read_bytes())
+    if place_in_file == "image":
+        at, said = content.index(StoredBeton(path).read(17)) + 100, r"train\.beton: image 17 is not the one"
+    else:
+        at, said = content.index(b"std") + 12, r"card\.json: "
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        carried_out(place, sweep)
     assert stored(place) == 0
 
 
