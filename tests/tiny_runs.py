@@ -102,7 +102,7 @@ class TinyRun:
 
 
 def write_digits(directory: Path, turn: bool = False, relabel: bool = False, normalise: bool = False) -> Path:
-    """A few digits as a dataset; `turn` changes pixels alone, `relabel` labels, `normalise` the deviation in the card."""
+    """A few digits as a dataset; `turn` changes pixels alone, `relabel` labels, `normalise` the card."""
     digits = load_digits("digits")
 
     def few(split: Split, count: int) -> Split:
