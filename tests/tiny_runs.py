@@ -101,26 +101,27 @@ class TinyRun:
         return {place: named.numbers for place, named in self.found.items()}
 
 
-def write_digits(directory: Path, turn: bool = False, relabel: bool = False, normalise: bool = False) -> Path:
-    """A few digits as a dataset; `turn` changes pixels alone, `relabel` labels, `normalise` the card."""
+def write_digits(directory: Path, change: str = "") -> Path:
+    """A few digits as a dataset; `change` one thing alone: pixels, labels, classes (one more), or the card's std."""
     digits = load_digits("digits")
 
     def few(split: Split, count: int) -> Split:
         images_NHWC, labels_N = split.images_NHWC[:count], split.labels_N[:count]
-        if turn:
+        if change == "pixels":
             images_NHWC = images_NHWC.copy()
             images_NHWC[0] = images_NHWC[0, ::-1]
-        if relabel:
+        if change == "labels":
             labels_N = labels_N.copy()
             labels_N[:2] = labels_N[1::-1]
         return Split(images_NHWC, labels_N)
 
+    classes = (*digits.classes, "ten") if change == "classes" else digits.classes
     chosen = Dataset(
-        digits.name, digits.classes, few(digits.train, TRAIN_IMAGES), few(digits.test, TEST_IMAGES), digits.source
+        digits.name, classes, few(digits.train, TRAIN_IMAGES), few(digits.test, TEST_IMAGES), digits.source
     )
     directory.mkdir(parents=True)
     card = write_dataset(chosen, directory, "raw", silent)
-    if normalise:
+    if change == "std":
         write_json(directory / CARD_FILE, dataclasses.replace(card, std=(0.4, *card.std[1:])).to_json())
     return directory
 

@@ -69,8 +69,9 @@ CASES: dict[str, list[Case]] = {
     "run.directory": [Case("other", NONE)],
     "run.tensorboard": [Case(True, NONE)],
     "data.path": [
-        Case("COPY", NONE), Case("TURNED"), Case("RELABELLED"), Case("RELABELLED", given=FROM_THE_START),
-        Case("SCALED"), Case("SCALED", given=FROM_THE_START),
+        Case("COPY", NONE),
+        *(Case(change) for change in ("PIXELS", "LABELS", "CLASSES", "STD")),
+        *(Case(change, given=FROM_THE_START) for change in ("PIXELS", "LABELS", "CLASSES", "STD")),
     ],
     "data.train_images": [Case(18), Case(TRAIN_IMAGES, NONE, renamed=True)],
     "data.test_images": [Case(15), Case(15, given=FROM_THE_START), Case(TEST_IMAGES, NONE, renamed=True)],
@@ -149,11 +150,9 @@ class Runs:
         self._known: dict[tuple[str, ...], tuple[object, ...]] = {}
         self._done: dict[str, TinyRun] = {}
         copied = write_digits(place / "digits"), write_digits(place / "moved" / "copy")
-        self._files = {
-            "COPY": copied[1], "TURNED": write_digits(place / "turned", turn=True),
-            "RELABELLED": write_digits(place / "relabelled", relabel=True),
-            "SCALED": write_digits(place / "scaled", normalise=True),
-        }  # fmt: skip
+        self._files: dict[str, Path | str] = {"COPY": copied[1]}
+        for change in ("pixels", "labels", "classes", "std"):
+            self._files[change.upper()] = write_digits(place / change, change)
         other = NETWORK.replace(".relu()", ".tanh()")
         for name, text in (("tiny.py", NETWORK), ("other.py", other), ("moved/tiny.py", NETWORK)):
             (place / name).write_text(text)
