@@ -18,10 +18,11 @@ from fastwi.config.schema import Config
 from fastwi.config.sweepfile import SweepRequest, read_sweep_request, sweep_name
 from fastwi.config.sweepwrite import sweep_to_yaml
 from fastwi.experiment.planned import PlannedSweep, plan_sweep
-from fastwi.experiment.planner import naive_epochs, stopped_states, unfinished, without_lost
+from fastwi.experiment.planner import Todo, naive_epochs, stopped_states, unfinished, without_lost
 from fastwi.experiment.points import points, shard_of
 from fastwi.experiment.tree import OWN, Epoch, MeasurementKey, Task
 from fastwi.files import to_json, write_json, write_text
+from fastwi.models.names import is_own
 from fastwi.report.progress import EVALUATION_COST, clock
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def _sweep(request: SweepRequest) -> int:
     if request.dry_run:
         return _show_plan(request, planned, worker)
     mine = planned if request.shard is None else plan_sweep(request.spec, shard_of(every, *request.shard))
+    if options.executor == "local":  # other executors' workers try them, on the devices that they have
+        _try_networks(mine, worker)
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(options.store))
         if planned.auto:
@@ -169,20 +172,35 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
     return missing
 
 
+def _left(planned: PlannedSweep) -> Todo:
+    """What the store lacks; all where there is no store yet."""
+    from fastwi.experiment.store import Store
+
+    tree, directory = planned.tree, Path(planned.spec.options.store)
+    measured, stored, diverged = set[MeasurementKey](), set[str](), list[str]()
+    if (directory / "store.json").exists():
+        with Store.open(directory, create=False) as store:
+            found = store.measurements(tree.measurement_keys())
+            measured, diverged = set(found), stopped_states(tree, found.values())
+            stored = store.states(epoch.key for epoch in tree.epochs())
+    return unfinished(tree, measured, stored, diverged)
+
+
+def _try_networks(planned: PlannedSweep, worker: "Worker") -> None:
+    """Try the user's own networks that are about to be trained. Raises ConfigError where one fails."""
+    configs = (epoch.config for epoch in _left(planned).epochs)
+    kinds = {(c.model, c.engine, c.optimizer.batch_size, c.data): c for c in configs if is_own(c.model.name)}
+    for config in kinds.values():
+        worker.tried_engine(config)
+
+
 def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -> int:
     """The tree, what it saves, and time and disk, measured on a few steps of this very sweep."""
     from fastwi.experiment.estimate import measure_rates
-    from fastwi.experiment.store import Store
 
-    tree, options = planned.tree, request.spec.options
+    tree = planned.tree
     epochs = list(tree.epochs())
-    measured, stored, diverged = set[MeasurementKey](), set[str](), list[str]()
-    if (Path(options.store) / "store.json").exists():
-        with Store.open(options.store, create=False) as store:
-            found = store.measurements(planned.tree.measurement_keys())
-            measured, diverged = set(found), stopped_states(tree, found.values())
-            stored = store.states(epoch.key for epoch in epochs)
-    todo = unfinished(tree, measured, stored, diverged)
+    todo = _left(planned)
     naive = naive_epochs(planned.points)
     costs: dict[tuple[object, ...], float] = {}  # in trained images, by what decides the speed
     examples: dict[tuple[object, ...], Config] = {}
@@ -191,7 +209,7 @@ def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -
         costs[kind] = costs.get(kind, 0.0) + _cost(planned, task)
         examples.setdefault(kind, task.config)
     seconds = sum(
-        cost / measure_rates(worker.engine(config), config, *worker.splits(config)).trained_per_s
+        cost / measure_rates(worker.tried_engine(config), config, *worker.splits(config)).trained_per_s
         for (kind, cost) in costs.items()
         for config in [examples[kind]]
     )

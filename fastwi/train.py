@@ -47,6 +47,7 @@ def _train(request: Request) -> int:
     from fastwi.data.split import open_splits
     from fastwi.engine.choose import build_engine
     from fastwi.engine.device import resolve_device
+    from fastwi.engine.trial import try_training
     from fastwi.experiment.begun import engine_of_run
     from fastwi.experiment.estimate import check_memory
     from fastwi.experiment.protocol import Figure1Run, diverged, divergence, network_for
@@ -72,6 +73,8 @@ def _train(request: Request) -> int:
     paths = RunPaths(_directory(request, identity))
     begun = engine_of_run(config.engine, paths)
     engine = build_engine(dataclasses.replace(config, engine=begun), model)
+    if not paths.progress.exists():
+        try_training(engine, config, model, train, test)
     said = _describe(engine, begun != config.engine)
     if request.dry_run:
         return _show_plan(request, paths, engine, train, test, said)

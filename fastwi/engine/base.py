@@ -20,6 +20,7 @@ from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, S
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Draws, Noise
 from fastwi.engine.allocator import keep_freed_memory
+from fastwi.engine.autocast import needs_autocast
 from fastwi.engine.device import compiled, cpu_threads, make_deterministic, resolve
 from fastwi.kernels.augment import augment
 from fastwi.models.generators import draws_of, seeded
@@ -74,8 +75,9 @@ class Engine(abc.ABC):
         self._forward: Callable[..., Tensor] = self._call
         if self.resolved.backend == "compile":
             self._forward = compiled(self._call, self.device)
-        self._low = low_precision_names(model)
         self._draws_itself = bool(draws_of(model))
+        self._autocast = self.dtype != torch.float32 and needs_autocast(model)
+        self._low = frozenset() if self._autocast else low_precision_names(model)
         if self.dtype != torch.float32:
             # Its shortcut for evaluation takes biases to have the weights' dtype, and gives no number where not.
             torch.backends.mha.set_fastpath_enabled(False)
@@ -180,6 +182,23 @@ class Engine(abc.ABC):
                 norm.momentum = momentum
         return result
 
+    def plain_pass(self, population: Population, dataset: Dataset) -> None:
+        """Forward and backward of member 0 on one batch of `dataset`, then in evaluation mode; not compiled.
+
+        Nothing comes of it: it raises what the network raises.
+        """
+        noise = Noise(0)
+        state = self._working_copy(population, 0)
+        leaves = [state[name].detach().requires_grad_() for name in population.parameters(0)]
+        state |= dict(zip(population.parameters(0), leaves, strict=True))
+        self._model.train()
+        with self._layers_draw(noise, 0):
+            for x_NCHW, labels_N in self._batches(dataset, self._draws(noise, 0, dataset), 1):
+                loss = functional.cross_entropy(self._call(state, x_NCHW), labels_N)
+                torch.autograd.grad(loss, leaves)
+                self._model.eval()
+                self._call(state, x_NCHW)
+
     def _working_copy(self, population: Population, m: int) -> dict[str, Tensor]:
         """Member m's tensors by name, without gradients. Buffers are the member's own, written in training mode."""
         parameters = {
@@ -190,7 +209,11 @@ class Engine(abc.ABC):
 
     def _call(self, state: dict[str, Tensor], x_NCHW: Tensor) -> Tensor:
         """Logits [N, K] in float32."""
-        logits_NK: Tensor = torch.func.functional_call(self._model, state, (x_NCHW,))
+        if not self._autocast:
+            logits_NK: Tensor = torch.func.functional_call(self._model, state, (x_NCHW,))
+            return logits_NK.float()
+        with torch.autocast(self.device.type, self.dtype):
+            logits_NK = torch.func.functional_call(self._model, state, (x_NCHW,))
         return logits_NK.float()
 
     @contextlib.contextmanager

@@ -114,7 +114,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
         )
     may_fuse = not frozen and config.backend in ("auto", "fused") and device.type == "cpu" and library() is not None
     fused = fuse_batch_norm(model) if may_fuse else None
-    if fused is not None:
+    if fused is not None and choice.precision == "fp32":
         use_winograd_(fused)
     if config.backend == "fused" and fused is None:
         raise ConfigError(

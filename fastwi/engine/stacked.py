@@ -22,7 +22,7 @@ from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, S
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.data.resident import require_resident
-from fastwi.engine.base import Report, Scores, batch_norms, reset_statistics
+from fastwi.engine.base import Report, Scores, batch_norms, low_precision_names, reset_statistics
 from fastwi.engine.captured import ProgramEngine
 from fastwi.engine.device import compiled
 from fastwi.engine.members import by_vmap, one_by_one
@@ -52,6 +52,7 @@ class StackedEngine(ProgramEngine):
         augmentation: AugmentConfig,
     ) -> None:
         super().__init__(model, config, optimizer, schedule, augmentation)
+        self._low = low_precision_names(model)  # its rules cast no operands, as autocast does
         self._exact = self._must_be_exact(config)
         network = StackedNetwork.of(self.resolved.model, self._exact)
         whole = norms_in_float32(self._model, self.dtype)  # used where the network cannot be traced

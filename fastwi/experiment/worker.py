@@ -22,6 +22,7 @@ from fastwi.engine.base import Engine
 from fastwi.engine.choose import build_engine
 from fastwi.engine.device import resolve_device
 from fastwi.engine.schedule import learning_rate
+from fastwi.engine.trial import try_training
 from fastwi.experiment.plan import check_contents, contents_key, network_contents
 from fastwi.experiment.protocol import average_of, network_for, test_scores
 from fastwi.experiment.store import Measurement, StateFile, read_state, write_state
@@ -65,6 +66,7 @@ class Worker:
         self._splits: dict[tuple[object, ...], tuple[Dataset, Dataset, Card]] = {}
         self._engines: dict[tuple[object, ...], Engine] = {}
         self._layouts: dict[tuple[object, ...], Layout] = {}
+        self._tried: set[tuple[object, ...]] = set()
 
     def expect(self, contents: Contents) -> None:
         """Refuse, from now on, every dataset and network that is not what `contents` says."""
@@ -89,7 +91,7 @@ class Worker:
     def _train(self, epochs: list[Epoch], job: Job, tell: Report, begun: float) -> Outcome:
         config = epochs[0].config
         train, test = self.splits(config)
-        engine = self.engine(config)
+        engine = self.tried_engine(config)
         population = Population.stack([self.state(epoch.before, config, job, True) for epoch in epochs])
         number = epochs[0].epoch - 1
         noises = [Noise(epoch.noise) for epoch in epochs]
@@ -165,6 +167,15 @@ class Worker:
         if kind not in self._engines:
             self._engines[kind] = build_engine(config, self.network(config))
         return self._engines[kind].with_settings(config.optimizer, config.schedule, config.augment)
+
+    def tried_engine(self, config: Config) -> Engine:
+        """`engine`, once a network of the user's own has been tried by it. Raises ConfigError where it fails."""
+        engine = self.engine(config)
+        kind = (config.model, config.engine, config.optimizer.batch_size, config.data)
+        if kind not in self._tried:
+            try_training(engine, config, self.network(config), *self.splits(config))
+            self._tried.add(kind)
+        return engine
 
     def layout(self, config: Config) -> Layout:
         """The layout of `config`'s network."""

@@ -1,0 +1,93 @@
+"""One training step and one evaluation of a user's network, as the run will do them, before anything is stored.
+
+A network is tried in float32 on the CPU when it is built. Other precisions, devices and compilers refuse other
+things: those end here, in one line that names the layer, and not in a traceback when a run is under way.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from fastwi.config.schema import Config
+from fastwi.config.wording import show
+from fastwi.data.batches import Dataset
+from fastwi.data.noise import Noise
+from fastwi.engine.base import Engine
+from fastwi.errors import ConfigError
+from fastwi.models.names import is_own
+from fastwi.population import Population
+
+_LONGEST_REASON = 200
+
+
+def try_training(engine: Engine, config: Config, network: nn.Module, train: Dataset, test: Dataset) -> None:
+    """Train a copy of `network` for one step and evaluate it on one batch, where it is the user's own.
+
+    Raises ConfigError, in one line, where either fails.
+    """
+    if not is_own(config.model.name):
+        return
+    population = Population.from_modules([network], device=engine.device)
+    batch = _first(train, config.optimizer.batch_size)
+    try:
+        engine.train_epoch(population, batch, [Noise(0)], 0)
+        engine.evaluate(population, _first(test, config.engine.evaluation_batch))
+    except ConfigError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise _refusal(config, f"needs more memory than {engine.device} has; lower optimizer.batch_size") from error
+    except Exception as error:  # whatever the network, torch and its compilers raise
+        raise _refusal(config, _where(engine, population, batch, error)) from error
+
+
+def _first(dataset: Dataset, images: int) -> Dataset:
+    return dataset.part(torch.arange(min(images, len(dataset)), device=dataset.labels_N.device))
+
+
+def _refusal(config: Config, problem: str) -> ConfigError:
+    return ConfigError(f"model.name: {show(config.model.name)}: {problem}")
+
+
+def _where(engine: Engine, population: Population, batch: Dataset, error: Exception) -> str:
+    """Where it failed and what helps: what the network does without compilers and other engines tells."""
+    resolved, running = engine.resolved, list[str]()
+    how = f"fails in {str(engine.dtype).removeprefix('torch.')} on {engine.device}"
+    try:
+        with _watched(resolved.network, running):
+            engine.plain_pass(population, batch)
+    except Exception as again:  # whatever the network raises
+        layer = f"in layer {running[-1]}" if running and running[-1] else "in its forward" if running else "backward"
+        fix = "; give engine.precision fp32" if engine.dtype != torch.float32 else ""
+        return f"{how}, {layer}: {_reason(again)}{fix}"
+    if engine.name != "loop":
+        return f"{how} by engine.name {engine.name}: {_reason(error)}; give engine.name loop or engine.precision fp32"
+    return f"{how} by engine.backend {resolved.backend}: {_reason(error)}; give engine.backend eager"
+
+
+@contextmanager
+def _watched(model: nn.Module, running: list[str]) -> Iterator[None]:
+    """Within the block `running` holds the paths of the modules that are being called, outermost first."""
+    paths = {id(module): path for path, module in model.named_modules()}
+
+    def enter(module: nn.Module, _: object) -> None:
+        if id(module) in paths:
+            running.append(paths[id(module)])
+
+    def leave(module: nn.Module, _: object, __: object) -> None:
+        if id(module) in paths:
+            running.pop()
+
+    hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:_LONGEST_REASON]}{'...' if len(text) > _LONGEST_REASON else ''}"

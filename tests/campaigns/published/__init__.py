@@ -1,0 +1,1 @@
+"""Networks that were written elsewhere, each as a user would hand it to fastwi."""
