@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 States = dict[str, Any]
+GENERATORS = frozenset({"torch", "numpy", "random"})
 _ATTRIBUTE = "fastwi_draws"
 
 

@@ -31,6 +31,7 @@ from fastwi.models.trial import try_network
 from fastwi.models.watch import watching
 
 Builder = Callable[..., Any]
+_ANOTHER_SEED = 0x5EED
 
 
 def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None) -> nn.Module:
@@ -92,7 +93,21 @@ def _built_twice(
             sys.modules.update(executed)
         load.set_current(source, entry)
     generators.restore(before)
-    return first, call(builder)
+    second = call(builder)
+    if fresh:
+        _require_seeded(name, lambda: call(builder))
+    return first, second
+
+
+def _require_seeded(name: str, build: Callable[[], nn.Module]) -> None:
+    """Raise ConfigError where a building leaves generators where the last one did, though it began elsewhere."""
+    after = generators.states()
+    with generators.seeded(_ANOTHER_SEED):
+        build()
+        itself = generators.GENERATORS - generators.drawn_from(after)
+    if itself:
+        which = " and ".join(sorted(itself))
+        raise refusal(name, f"seeds {which} itself, so that all parents start alike; remove that: seeds.init decides")
 
 
 def _builder(name: str, place: str, attribute: str, source: Source | None) -> Builder:

@@ -55,6 +55,14 @@ System = starting(lambda: os.urandom(1)[0] + os.urandom(1)[0] / 256)
 Attribute = type("Attribute", (Net,), {
     "start": lambda self: setattr(self, "order", OF_ITS_OWN.standard_normal()), "noise": lambda self: self.order})
 
+def seeding(seed):
+    def start(self):
+        seed(5)
+        self.linear.reset_parameters()
+    return type("Seeding", (Net,), {"start": start})
+SeedsTorch, SeedsNumpy, SeedsRandom = map(seeding, (torch.manual_seed, np.random.seed, random.seed))
+Pretrained = starting(lambda: 0.5)
+
 NumpyForward = noisy(np.random.standard_normal)
 RandomForward = noisy(random.random)
 TorchForward = noisy(lambda: torch.randn(()))
@@ -150,6 +158,8 @@ REFUSED = {
     "Attribute": ("outputs", "global generators"), "OwnForward": ("training mode", "global generators"),
     "ClockEvaluating": ("evaluation mode", "global generators"), "Softmax": ("softmax", "logits"),
     "SoftmaxTested": ("softmax", "logits"), "SoftmaxTrained": ("softmax", "logits"), "Sigmoid": ("sigmoid", "logits"),
+    "SeedsTorch": ("seeds torch itself", "seeds.init"), "SeedsNumpy": ("seeds numpy itself", "seeds.init"),
+    "SeedsRandom": ("seeds random itself", "seeds.init"),
 }  # fmt: skip
 
 
@@ -163,7 +173,7 @@ def test_what_is_refused(nets, attribute):
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-@pytest.mark.parametrize("attribute", ["LogSoftmax", "Uniform", "Zero", "Tanh", "Rectified", "Net"])
+@pytest.mark.parametrize("attribute", ["Pretrained", "LogSoftmax", "Uniform", "Zero", "Tanh", "Rectified", "Net"])
 def test_logits_of_any_kind_are_taken(nets, attribute, classes):
     """The logarithms of probabilities are logits: log-softmax leaves them as they are."""
     for seed in range(5):
