@@ -27,6 +27,7 @@ LISTED = "fastwi_files"
 """A module's list of further files that its network is made of, relative to it: `fastwi_files = ["table.json"]`."""
 
 _BY_VERSION = ("fastwi", "torch")  # wherever they lie
+_BESIDE_FASTWI = os.path.realpath(Path(__file__).parents[2])
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,8 @@ def _packages(top: str, spec: ModuleSpec) -> dict[str, str]:
         return {top: "built in"}
     first = Path(places[0])
     root = first.parent.parent if first.name.startswith("__init__.") else first.parent
+    if top == "data_prep" and os.path.realpath(root) == _BESIDE_FASTWI:  # comes with fastwi, from a checkout too
+        return {"fastwi": __version__}
     found = _distributions(top, os.path.realpath(root))
     if not found and top in _BY_VERSION:
         return {top: importlib.metadata.version(top)}
@@ -269,8 +272,9 @@ def _site_folders() -> tuple[str, ...]:
 
 @functools.cache
 def _library_folders() -> tuple[str, ...]:
-    """The standard library's, fastwi's and torch's folders."""
+    """The standard library's, fastwi's (with data_prep) and torch's folders."""
     found = [*map(sysconfig.get_path, ("stdlib", "platstdlib")), str(Path(__file__).parents[1])]
+    found.append(os.path.join(_BESIDE_FASTWI, "data_prep"))
     torch = _find("torch", None, [])
     found += torch.submodule_search_locations or [] if torch is not None else []
     return tuple({os.path.realpath(folder) for folder in found})

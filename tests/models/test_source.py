@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import data_prep  # noqa: F401
 from fastwi.errors import ConfigError
 from fastwi.models import own
 from fastwi.models.load import built_digest
 from fastwi.models.registry import build_model
 from fastwi.models.source import source_digest, source_of
+from fastwi.version import __version__
 
 HEAD = "from pathlib import Path\nimport torch\nfrom torch import nn\n"
 NET = """
@@ -174,6 +176,17 @@ def test_installed_packages_count_by_version(tmp_path, monkeypatch):
         digests.append(source.digest)
     assert digests[0] == digests[1]
     assert len(set(digests)) == 4
+
+
+def test_data_prep_is_a_part_of_fastwi(folder):
+    """An example writes its dataset and holds its network: the other is no code of the network's."""
+    write(folder, {"own_net.py": HEAD + "from data_prep import prepare\n" + scale(2) + NET})
+    source = source_of("own_net.py:Net")
+    assert list(source.files) == ["own_net.py"]
+    assert source.packages["fastwi"] == __version__
+    loaded = sys.modules["data_prep"]
+    logits("own_net.py:Net")
+    assert sys.modules["data_prep"] is loaded
 
 
 def test_a_network_of_an_installed_package():
