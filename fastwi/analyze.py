@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from fastwi.cli import run_command
 from fastwi.config.analysisfile import AnalysisRequest, analysis_to_yaml, read_analysis_request, study_lines
 from fastwi.data.card import read_card
-from fastwi.files import atomic_path, to_json, write_json, write_text
+from fastwi.files import atomic_path, to_json, write_text
+from fastwi.sealed import MANIFEST, seal_directory
 
 if TYPE_CHECKING:
     import polars
@@ -73,14 +74,14 @@ def _analyze(request: AnalysisRequest) -> int:
             print(f"fastwi: left out, diverged: {cell}", file=sys.stderr)
         tables: list[Table] = presentation.tables(frames)
         # An old manifest must not stand for a mixture of old and new files.
-        (request.directory / "manifest.json").unlink(missing_ok=True)
+        (request.directory / MANIFEST).unlink(missing_ok=True)
         columns = getattr(import_module(study.__module__), "COLUMNS", {})
         for name, frame in frames.items():
             _write_frame(frame, request.directory / name, columns)
         title = _title(request)
         write_text(request.directory / "summary.md", _summary(request, title, tables, opened.left_out))
         presentation.draw(frames, request.directory / "figure.png", f"{title}: {request.name}")
-        write_json(request.directory / "manifest.json", _manifest(request, opened, frames, time.monotonic() - begun))
+        seal_directory(request.directory, _manifest(request, opened, frames, time.monotonic() - begun))
     return _show(request, frames, tables)
 
 

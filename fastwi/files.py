@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
@@ -62,6 +63,22 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text`, atomically."""
     with atomic_open(path, "w") as stream:
         stream.write(text)
+
+
+@contextlib.contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Make `directory` where it is not there, and hold it within the block: other processes wait here.
+
+    Raises UserError where it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        stream = open(directory / ".lock", "w")  # noqa: SIM115 - held open for as long as the block lasts
+    except OSError as error:
+        raise _say(error, directory) from error
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def plain_json(value: Any) -> Any:

@@ -16,6 +16,10 @@ from fastwi.files import plain_json, write_json
 CHECKSUM = "checksum"
 """The key under which a sealed file has the SHA-256 of all its other values."""
 
+MANIFEST = "manifest.json"
+_FILES = "files"
+_READ_AGAIN = (".parquet", ".png", ".svg", ".yaml")
+_SEAL = "\n# SHA-256 of all lines above: "
 _PIECE = 1 << 20  # bytes
 
 
@@ -41,6 +45,54 @@ def read_sealed(path: Path, fix: str) -> dict[str, Any]:
     if found.pop(CHECKSUM) != _checksum(found):
         raise CheckpointError(f"{path}: is damaged or was changed (checksum); {fix}")
     return found
+
+
+def seal_directory(directory: Path, about: Mapping[str, Any]) -> None:
+    """Write manifest.json: `about`, and the SHA-256 of every file of the directory that is read again.
+
+    Write it last, and remove an old one first: its presence says that all other files belong together.
+    """
+    kept = {name: value for name, value in about.items() if name not in (_FILES, CHECKSUM)}
+    names = sorted(path.name for path in directory.iterdir() if path.suffix in _READ_AGAIN and path.is_file())
+    write_sealed(directory / MANIFEST, {**kept, _FILES: {name: file_sha256(directory / name) for name in names}})
+
+
+def open_directory(directory: Path, fix: str) -> dict[str, Any]:
+    """What `seal_directory` was told, once every file is seen to be the one that was there.
+
+    Raises CheckpointError, naming the file, where one is missing or is not as it was.
+    """
+    found = read_sealed(directory / MANIFEST, fix)
+    files = found.pop(_FILES, None)
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{directory / MANIFEST}: lists no files; {fix}")
+    for name, digest in files.items():
+        path = directory / name
+        try:
+            whole = file_sha256(path) == digest
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); {fix}") from None
+        if not whole:
+            raise CheckpointError(f"{path}: is damaged or was changed (checksum); {fix}")
+    return found
+
+
+def sealed_yaml(text: str) -> str:
+    """`text`, which ends a line, with a comment at its end that holds the SHA-256 of all before it."""
+    return f"{text}{_SEAL}{sha256_of(text.encode())}\n"
+
+
+def yaml_damage(text: str) -> str:
+    """What is wrong with a text that has the seal of `sealed_yaml`; empty: nothing, or it has none."""
+    body, seal, digest = text.rpartition(_SEAL)
+    if not seal or digest.strip() == sha256_of(body.encode()):
+        return ""
+    return "is damaged or was changed (checksum)"
+
+
+def is_sealed(text: str) -> bool:
+    """Whether a text has the seal of `sealed_yaml`, whole or not."""
+    return _SEAL in text
 
 
 def sha256_of(content: bytes) -> str:

@@ -21,9 +21,10 @@ from fastwi.experiment.planned import PlannedSweep, plan_sweep
 from fastwi.experiment.planner import Todo, naive_epochs, stopped_states, unfinished, without_lost
 from fastwi.experiment.points import points, shard_of
 from fastwi.experiment.tree import OWN, Epoch, MeasurementKey, Task
-from fastwi.files import to_json, write_json, write_text
+from fastwi.files import locked_directory, to_json, write_text
 from fastwi.models.names import is_own
 from fastwi.report.progress import EVALUATION_COST, clock
+from fastwi.sealed import MANIFEST, seal_directory, sealed_yaml
 
 if TYPE_CHECKING:
     from fastwi.engine.precision import Choice
@@ -86,7 +87,7 @@ def _sweep(request: SweepRequest) -> int:
                       f"{clock(time.monotonic() - begun)}")  # fmt: skip
         missing = _show_results(request, planned, store, worker)
         # For `python -m fastwi.report STORE`: which sweeps the store was made for.
-        write_text(store.directory / "sweeps" / f"{options.name}.yaml", sweep_to_yaml(request.spec))
+        write_text(store.directory / "sweeps" / f"{options.name}.yaml", sealed_yaml(sweep_to_yaml(request.spec)))
     if conducted.failed:
         for reason in sorted(set(conducted.failed.values())):
             print(f"fastwi: {len(conducted.failed)} tasks not done: {reason}", file=sys.stderr)
@@ -147,20 +148,21 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
     frame = result_frame(spec, planned.points, planned.places, measured, planned.dataset_of)
     every_gain = gains(spec, planned.points, planned.places, measured)
     found = cells(every_gain)
-    write_results(frame, directory / "results.parquet")
-    write_results(every_gain, directory / "gains.parquet", GAIN_COLUMNS)
     resolved = sweep_to_yaml(spec)
-    write_text(directory / "sweep.yaml", resolved)
-    write_text(directory / "summary.md", summary_markdown(spec, found, len(planned.points), missing))
     identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
     card = worker.card(config)
-    write_json(
-        directory / "manifest.json", manifest(card, worker.engine(config).resolved, identity, planned.networks)
-    )
-    if found:
-        title = f"{directory.name}: {config.model.name} on {card.name}"
-        draw_heatmap(found, directory / "heatmap.png", title)
-        draw_curves(spec, planned.points, planned.places, measured, directory / "curves.png", title)
+    # One process at a time: the manifest has the checksums of all other files.
+    with locked_directory(directory):
+        (directory / MANIFEST).unlink(missing_ok=True)
+        write_results(frame, directory / "results.parquet")
+        write_results(every_gain, directory / "gains.parquet", GAIN_COLUMNS)
+        write_text(directory / "sweep.yaml", sealed_yaml(resolved))
+        write_text(directory / "summary.md", summary_markdown(spec, found, len(planned.points), missing))
+        if found:
+            title = f"{directory.name}: {config.model.name} on {card.name}"
+            draw_heatmap(found, directory / "heatmap.png", title)
+            draw_curves(spec, planned.points, planned.places, measured, directory / "curves.png", title)
+        seal_directory(directory, manifest(card, worker.engine(config).resolved, identity, planned.networks))
     if request.json:
         print(to_json({"directory": str(directory), "points": len(planned.points),
                           "measurements": len(measured), "missing": missing}))  # fmt: skip

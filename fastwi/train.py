@@ -18,7 +18,8 @@ from fastwi.errors import UserError
 from fastwi.experiment.networks import sources_of
 from fastwi.experiment.paths import RunPaths
 from fastwi.experiment.plan import check_batch, check_contents, network_contents, plan, result_digest, work
-from fastwi.files import to_json, write_json, write_text
+from fastwi.files import to_json, write_text
+from fastwi.sealed import sealed_yaml, write_sealed
 
 if TYPE_CHECKING:
     from fastwi.data.batches import Dataset
@@ -81,8 +82,8 @@ def _train(request: Request) -> int:
 
     with _locked(paths):
         if not paths.progress.exists():
-            write_json(paths.manifest, manifest(card, engine.resolved, identity, networks))
-            write_text(paths.config, to_yaml(config))
+            write_sealed(paths.manifest, manifest(card, engine.resolved, identity, networks))
+            write_text(paths.config, sealed_yaml(to_yaml(config)))
         with ExitStack() as stack:
             listener: Listener = stack.enter_context(RunProgress(config, len(train), len(test), said))
             if config.run.tensorboard:

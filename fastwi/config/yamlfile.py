@@ -14,6 +14,7 @@ import yaml
 from fastwi.config.keys import KEYS, SECTIONS, Key, unknown_key, unknown_section
 from fastwi.config.values import Given, number_from_text
 from fastwi.config.wording import nearest, show, show_path
+from fastwi.sealed import yaml_damage
 
 LARGEST_FILE = 1 << 20  # bytes; a configuration has a few thousand
 _DEEPEST = 32  # lists and mappings within each other; PyYAML's time grows with the square
@@ -152,7 +153,9 @@ def read_text(path: Path) -> tuple[str, str]:
             raw = stream.read(LARGEST_FILE + 1)
         if len(raw) > LARGEST_FILE:
             return "", "larger than 1 MiB; a configuration is a few lines of YAML"
-        return raw.decode("utf-8-sig"), ""
+        text = raw.decode("utf-8-sig")
+        problem = yaml_damage(text)
+        return ("", f"{problem}; where you changed it, remove its last line") if problem else (text, "")
     except FileNotFoundError:
         return "", f"no such config file; {_other_files(path)}"
     except UnicodeDecodeError:

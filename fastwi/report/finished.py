@@ -13,6 +13,7 @@ from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepfile import sweep_from_yaml
 from fastwi.errors import ConfigError, UserError
+from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
 
 _GAIN_COLUMNS = ("k", "s", "alpha", "parent_seed", "pair", "gain_best_own_points", "after_%")
 
@@ -30,7 +31,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Finished:
-    """A sweep's results. `yaml` is its sweep.yaml; `manifest` is empty where there is none."""
+    """A sweep's results. `yaml` is its sweep.yaml."""
 
     name: str
     directory: Path
@@ -99,27 +100,27 @@ def _directories(target: Path) -> list[Path]:
 
 
 def _read(directory: Path, studies: Iterable[str]) -> Finished:
+    about = open_directory(directory, "run the sweep again")
     spec = _spec(directory / "sweep.yaml")
     gains = _parquet(directory / "gains.parquet")
     lacking = [name for name in _GAIN_COLUMNS if name not in gains.columns]
     if lacking:
         raise UserError(f"{directory / 'gains.parquet'}: lacks the column {lacking[0]}; run the sweep again")
-    manifest = _json(directory / "manifest.json") if (directory / "manifest.json").exists() else {}
     found = {}
     for name in studies:
         home = directory / "analyses" / name
         # A study writes its manifest last: without one, what is there may be half of it.
-        if (home / "manifest.json").exists():
-            about = _json(home / "manifest.json")
+        if (home / MANIFEST).exists():
+            study = open_directory(home, f"run python -m fastwi.analyze {name} again")
             frames = _now({path.stem: _parquet(path) for path in sorted(home.glob("*.parquet"))})
-            rows = about.get("rows")
+            rows = study.get("rows")
             lost = [frame for frame in rows if frame not in frames] if isinstance(rows, dict) else []
             if lost:
                 raise UserError(f"{home}: lacks {lost[0]}.parquet; run python -m fastwi.analyze {name} again")
-            options = about.get("options")
-            found[name] = Study(name, home, frames, options if isinstance(options, dict) else {}, about)
+            options = study.get("options")
+            found[name] = Study(name, home, frames, options if isinstance(options, dict) else {}, study)
     name = spec.options.name or directory.resolve().name
-    return Finished(name, directory, spec, _text(directory / "sweep.yaml"), gains, manifest, found)
+    return Finished(name, directory, spec, _text(directory / "sweep.yaml"), gains, about, found)
 
 
 def _now(frames: dict[str, polars.DataFrame]) -> dict[str, polars.DataFrame]:
@@ -133,7 +134,11 @@ def _now(frames: dict[str, polars.DataFrame]) -> dict[str, polars.DataFrame]:
 
 def _spec(path: Path) -> SweepSpec:
     try:
-        return sweep_from_yaml(_text(path), str(path), path.parent)
+        text = _text(path)
+        problem = yaml_damage(text) if is_sealed(text) else "is damaged, or of an earlier fastwi (no checksum)"
+        if problem:
+            raise UserError(f"{path}: {problem}; run the sweep again")
+        return sweep_from_yaml(text, str(path), path.parent)
     except ConfigError as error:
         first, *more = str(error).replace(f"{path}: ", "").splitlines()
         rest = f" (and {len(more)} more)" if more else ""
@@ -146,16 +151,6 @@ def _text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise UserError(f"{path}: cannot be read ({said}); run the sweep again") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(_text(path))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: damaged, not a JSON object; run the command that wrote it again")
-    return found
 
 
 def _parquet(path: Path) -> polars.DataFrame:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 import re
 import shlex
 import shutil
@@ -18,9 +19,9 @@ import torch
 from fastwi.analysis.studies.governance import GAINS, QUANTITIES, correlations
 from fastwi.analyze import STUDIES
 from fastwi.config.analysisfile import read_analysis_request
-from fastwi.files import write_json
 from fastwi.report.__main__ import main
 from fastwi.report.claims import TITLES
+from fastwi.sealed import seal_directory, sealed_yaml
 from fastwi.sweep import main as sweep
 
 SWEEP = """
@@ -87,6 +88,11 @@ def copied(results, tmp_path) -> Path:
     return tmp_path / "grid"
 
 
+def sealed_again(directory: Path) -> None:
+    """Have the files as they are now be the sweep's."""
+    seal_directory(directory, json.loads((directory / "manifest.json").read_text()))
+
+
 def page_of(target: Path, *more: str) -> tuple[str, Page]:
     assert main([str(target), *more]) == 0
     html = (target / "report.html").read_text(encoding="utf-8")
@@ -114,6 +120,8 @@ def add_figure(directory: Path, stem: str) -> None:
     axis.legend()
     for ending in ("png", "svg"):
         figure.savefig(directory / f"{stem}.{ending}")
+    if (directory / "manifest.json").exists():
+        sealed_again(directory)
 
 
 def self_contained(html: str, page: Page) -> None:
@@ -176,6 +184,7 @@ def test_every_claim_has_its_n(copied):
 def test_one_parent(copied):
     frame = polars.read_parquet(copied / "gains.parquet").filter(polars.col("parent_seed") == 0)
     frame.write_parquet(copied / "gains.parquet")
+    sealed_again(copied)
     html, page = page_of(copied)
     assert "n = 1: nothing can be concluded" in page.text
     assert "1 of the sweep's 2 parents are measured" in page.text
@@ -225,7 +234,7 @@ def test_the_command_of_a_study_has_its_options(results, copied):
     polars.DataFrame(rows, schema_overrides={"low": polars.Float64, "high": polars.Float64}).write_parquet(
         home / "correlations.parquet"
     )
-    write_json(home / "manifest.json", {"options": options, "rows": {"correlations": 4}})
+    seal_directory(home, {"options": options, "rows": {"correlations": 4}})
     html, page = page_of(copied)
     self_contained(html, page)
     assert "children's distance relative to the parent's norm" in page.text
@@ -248,7 +257,7 @@ def test_correlations_of_an_older_version_get_the_intervals_of_this_one(copied, 
     now.with_columns(low=polars.col("spearman"), high=polars.col("spearman")).write_parquet(
         home / "correlations.parquet"
     )
-    write_json(home / "manifest.json", {"rows": {"correlations": now.height, "pairs": 24}})
+    seal_directory(home, {"rows": {"correlations": now.height, "pairs": 24}})
     assert main([str(copied), "--json"]) == 0
     (sweep,) = json.loads(capsys.readouterr().out.splitlines()[-1])["sweeps"]
     (found,) = (finding for finding in sweep["claims"][2]["findings"] if finding["what"] == "gain and k")
@@ -279,13 +288,13 @@ def test_hostile_names_are_text(copied, tmp_path):
     """From a directory's name, a manifest and a data frame."""
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest["dataset"]["name"] = manifest["device"]["cpu"] = HOSTILE
-    write_json(copied / "manifest.json", manifest)
-    text = (copied / "sweep.yaml").read_text()
+    text = (copied / "sweep.yaml").read_text().rpartition("\n#")[0]
     assert '  name: "grid"' in text
-    (copied / "sweep.yaml").write_text(text.replace('  name: "grid"', '  name: ""'))
+    (copied / "sweep.yaml").write_text(sealed_yaml(text.replace('  name: "grid"', '  name: ""')))
     frame = polars.read_parquet(copied / "gains.parquet")
     frame = frame.insert_column(0, polars.Series("model.name", [HOSTILE] * frame.height))
     frame.write_parquet(copied / "gains.parquet")
+    seal_directory(copied, manifest)
     hostile = copied.rename(tmp_path / HOSTILE.replace("/", "|"))
     html, page = page_of(hostile)
     self_contained(html, page)
@@ -302,6 +311,7 @@ def test_hostile_figures_are_cleaned(copied):
         '<g clip-path="url(#p)" fill="url(http://x.example/#q)"/><a href="javascript:alert(1)"><text>kept</text></a>'
         "</svg>"
     )
+    sealed_again(copied)
     html, page = page_of(copied)
     self_contained(html, page)
     assert "x.example" not in html
@@ -309,12 +319,55 @@ def test_hostile_figures_are_cleaned(copied):
     assert "kept" in page.text
 
 
+@pytest.mark.parametrize("name", ["gains.parquet", "results.parquet", "sweep.yaml", "manifest.json", "heatmap.svg"])
+def test_a_flipped_bit_is_not_shown(copied, capsys, seed, name):
+    draw = random.Random(seed)
+    add_figure(copied, "heatmap")
+    path = copied / name
+    whole = path.read_bytes()
+    for _ in range(20):
+        content = bytearray(whole)
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        if name == "manifest.json" and content.split() == whole.split():
+            continue
+        path.write_bytes(content)
+        assert name in refused(capsys, [str(copied)])
+    path.unlink()
+    assert name in refused(capsys, [str(copied)])
+    path.write_bytes(whole)
+    assert main([str(copied)]) == 0
+
+
+@pytest.mark.parametrize("name", ["frame.parquet", "figure.svg", "manifest.json"])
+def test_a_flipped_bit_of_a_study_is_not_shown(copied, capsys, seed, name):
+    draw = random.Random(seed)
+    home = copied / "analyses" / "connectivity"
+    home.mkdir(parents=True)
+    polars.DataFrame({"a": [1.0] * 50}).write_parquet(home / "frame.parquet")
+    (home / "figure.svg").write_text("<svg>" + "x" * 100 + "</svg>")
+    seal_directory(home, {"options": {"alphas": 3}, "rows": {"frame": 50}})
+    content = bytearray((home / name).read_bytes())
+    place = draw.choice([i for i, byte in enumerate(content) if not bytes([byte]).isspace()])
+    content[place] ^= 1 << draw.randrange(8)
+    (home / name).write_bytes(content)
+    said = refused(capsys, [str(copied)])
+    assert str(home / name) in said
+    assert "connectivity again" in said
+
+
+def test_a_flipped_bit_of_a_sweep_noted_in_the_store_is_refused(results, tmp_path, capsys, seed):
+    store = Path(shutil.copytree(results / "store", tmp_path / "store"))
+    path = store / "sweeps" / "grid.yaml"
+    content = bytearray(path.read_bytes())
+    content[random.Random(seed).randrange(len(content) - 200)] ^= 1
+    path.write_bytes(content)
+    assert str(path) in refused(capsys, [str(store)])
+
+
 @pytest.mark.parametrize("name", ["gains.parquet", "sweep.yaml", "manifest.json", "heatmap.png", "heatmap.svg"])
 @pytest.mark.parametrize("content", [b"", b"PAR1\xff\x00damaged: [", None], ids=["empty", "damaged", "cut"])
 def test_damaged_files_are_one_line(copied, capsys, name, content):
     add_figure(copied, "heatmap")
-    if name == "sweep.yaml" and content is None:
-        pytest.skip("half a sweep file is a shorter sweep file")
     path = copied / name
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
@@ -332,7 +385,8 @@ def test_bad_targets_are_one_line(results, tmp_path, capsys):
     assert "file" in refused(capsys, [str(target), "--out", str(tmp_path / "file" / "x.html")])
     shutil.copytree(results / "store" / "sweeps", tmp_path / "store" / "sweeps")
     path = tmp_path / "store" / "sweeps" / "grid.yaml"
-    path.write_text(path.read_text().replace(str(results / "sweeps"), str(tmp_path / "moved")))
+    text = path.read_text().rpartition("\n#")[0].replace(str(results / "sweeps"), str(tmp_path / "moved"))
+    path.write_text(sealed_yaml(text))
     assert "its results are not at" in refused(capsys, [str(tmp_path / "store")])
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from drawn_results import gains_frame
 
-from fastwi.files import write_json
 from fastwi.report.__main__ import main
 from fastwi.report.heatmap import draw_heatmap
 from fastwi.report.sweep import cells
+from fastwi.sealed import seal_directory, sealed_yaml
 
 WIDTHS = [360, 1200]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -48,10 +48,7 @@ def results(tmp_path, seed) -> Path:
     """A results directory with a figure as SVG and one as PNG alone."""
     frame = gains_frame(np.random.default_rng(seed), gain=1.0, after=(-2.0, -3.0), cells=((1, 2), (4, 8)))
     frame.write_parquet(tmp_path / "gains.parquet")
-    (tmp_path / "sweep.yaml").write_text(SWEEP)
-    write_json(
-        tmp_path / "manifest.json", {"dataset": {"name": "digits", "sha256": {"train": "0123456789abcdef" * 4}}}
-    )
+    (tmp_path / "sweep.yaml").write_text(sealed_yaml(SWEEP))
     draw_heatmap(cells(frame), tmp_path / "heatmap.png", "digits")
     draw_heatmap(cells(frame), tmp_path / "curves.png", "digits", "mean")
     (tmp_path / "curves.svg").unlink(missing_ok=True)
@@ -61,6 +58,7 @@ def results(tmp_path, seed) -> Path:
         figure = Figure(figsize=(4, 3))
         figure.subplots().plot([0, 1, 2], [3, 1, 2], marker="o")
         figure.savefig(tmp_path / "heatmap.svg")
+    seal_directory(tmp_path, {"dataset": {"name": "digits", "sha256": {"train": "0123456789abcdef" * 4}}})
     return tmp_path
 
 
