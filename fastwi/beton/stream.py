@@ -5,6 +5,7 @@ Images are read with pread, not through a memory map: a file that is cut short w
 image when it is read, where its digest is known (`fastwi.beton.image_digests`).
 """
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable
@@ -122,9 +123,16 @@ class StoredBeton:
         Raises:
             BetonError: the file has been cut short since it was opened, the image changed, or the disk fails.
         """
-        stored = bytearray(int(self.sizes_N[n]))
-        self.read_into(n, memoryview(stored))
-        return bytes(stored)
+        size, stored = int(self.sizes_N[n]), b""
+        if self._finalizer.alive:
+            with contextlib.suppress(OSError):  # `read_into` meets it again, and says which image it was
+                stored = os.pread(self.descriptor, size, int(self._pointers_N[n]))
+        if len(stored) == size:
+            self.check(n, stored)
+            return stored
+        in_parts = bytearray(size)
+        self.read_into(n, memoryview(in_parts))
+        return bytes(in_parts)
 
     def read_into(self, n: int, target: memoryview) -> None:
         """`read` into the `sizes_N[n]` bytes of `target`, without a copy between."""
