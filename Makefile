@@ -13,16 +13,18 @@ demo: $(VENV)/installed
 test: lint chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# What depends on the versions of torch, Triton and NumPy, and on the processor's instructions.
+# What depends on the versions of torch, Triton and NumPy, and on the processor's instructions. Each with a cache of its
+# own of compiled code: torch was seen to run what it had compiled for other instructions.
 SENSITIVE := tests/kernels tests/engine tests/population tests/analysis tests/models
 FLOOR := $(VENV)-floor
 
 # On the oldest torch that pyproject.toml allows. Its Triton interprets kernels with NumPy before 2.4 only.
 .PHONY: test-floor
 test-floor: $(FLOOR)/installed
-	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest --numprocesses 2 --dist loadfile $(SENSITIVE)
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(FLOOR)/inductor \
+	  $(FLOOR)/bin/python -m pytest --numprocesses 2 --dist loadfile $(SENSITIVE)
 
-$(FLOOR)/installed: pyproject.toml setup.py Makefile
+$(FLOOR)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(FLOOR)
 	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip
 	$(FLOOR)/bin/python -m pip install --quiet torch==2.11.0 'numpy<2.4' pytest pytest-xdist hypothesis --editable .
@@ -32,8 +34,10 @@ $(FLOOR)/installed: pyproject.toml setup.py Makefile
 .PHONY: test-settings
 test-settings: $(VENV)/installed
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 \
+	  TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(VENV)/inductor-avx2 \
 	  $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(SENSITIVE)
 	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=SSE41 \
+	  TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(VENV)/inductor-default \
 	  $(BIN)/python -m pytest $(SENSITIVE)
 
 lint: $(VENV)/installed

@@ -91,6 +91,11 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # Each network, mode and batch size is a version of one function; past the limit of 8 torch goes on uncompiled.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    capability = os.environ.get("ATEN_CPU_CAPABILITY")
+    if capability:  # torch's cache does not tell code for these instructions from other code: wrong results, crashes
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{default_cache_dir()}-{capability}")
     options: dict[str, Any] | None = {"force_layout_optimization": True} if device.type == "cuda" else None
     made: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
     return made

@@ -1,5 +1,6 @@
 """What `auto` means for threads and backends, on machines unlike this one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 import fastwi.engine.device
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.pool import processors
-from fastwi.engine.device import cpu_threads, resolve
+from fastwi.engine.device import compiled, cpu_threads, resolve
 from fastwi.engine.loop import LoopEngine
 from fastwi.models.registry import build_model
 
@@ -61,3 +62,17 @@ def test_a_gpu_needs_a_compiler_too(monkeypatch, launcher, backend):
     monkeypatch.setattr(fastwi.engine.device, "resolve_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(fastwi.engine.device, "has_triton", lambda _: launcher)
     assert resolve(EngineConfig(precision="fp32"), nn.Linear(2, 2)).backend == backend
+
+
+def test_code_for_other_instructions_is_not_taken_from_the_cache(monkeypatch):
+    """Measured with torch 2.14: after a run under ATEN_CPU_CAPABILITY=avx2 one without it crashed."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is restored
+    places = set()
+    for capability in ("avx2", "default"):
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+        compiled(torch.sin, torch.device("cpu"))
+        places.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        compiled(torch.sin, torch.device("cpu"))  # the user's own choice stands, as this one does
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] in places
+    assert len(places) == 2
