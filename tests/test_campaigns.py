@@ -1,9 +1,12 @@
 """The campaigns of tests/campaigns, short and with fixed seeds: CI sees that they run and find nothing."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 CAMPAIGNS = Path(__file__).parent / "campaigns"
 
@@ -37,3 +40,11 @@ def test_flipped_bits():
     assert "30 bits flipped, 0 wrong results" in said
     kinds = set(re.findall(r"^(\S.*?)  +(?:train|sweep|analyze|report|convert)", said, re.MULTILINE))
     assert {"card", "beton, raw", "beton, JPEG", "run: metrics.jsonl", "store: index.sqlite", "config file"} <= kinds
+
+
+def test_published_networks():
+    """A transformer of torchvision's, with dropout, trains in bf16, and a run in two pieces equals one in one."""
+    pytest.importorskip("torchvision", reason="its networks", exc_type=ImportError)
+    said = campaign("networks.py", "torchvision VisionTransformer, 4 layers", "--one", "--precisions", "bf16")
+    found = json.loads(said.splitlines()[-1])
+    assert (found["bf16"], found["parameters"]) == ("trains", 148_170)

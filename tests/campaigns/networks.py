@@ -96,7 +96,7 @@ def outcome(name: str, data: Path, runs: Path, precision: str, backend: str) -> 
     return "trains" if whole == pieces else "FINDING: a resumed run differs"
 
 
-def one(label: str, backend: str) -> dict[str, Any]:
+def one(label: str, backend: str, precisions: list[str]) -> dict[str, Any]:
     """All that is asked of one network, in this process."""
     code, size = NETWORKS[label]
     begun = time.perf_counter()
@@ -106,7 +106,7 @@ def one(label: str, backend: str) -> dict[str, Any]:
         (here / "network.py").write_text(code)
         name = f"{here / 'network.py'}:build"
         found: dict[str, Any] = {"network": label, "size": size, "backend": backend}
-        for precision in PRECISIONS:
+        for precision in precisions:
             found[precision] = outcome(name, data, here / precision, precision, backend)
         with contextlib.suppress(Exception):
             config = config_from_mapping(settings(name, data, here, "fp32", backend))
@@ -133,18 +133,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="networks; default: all")
     parser.add_argument("--backend", default="eager", help="engine.backend")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="engine.precision")
     parser.add_argument("--results", type=Path, default=Path("networks.jsonl"), help="a line of JSON a network")
     parser.add_argument("--table", type=Path, help="also write the table, in Markdown, here")
     parser.add_argument("--one", action="store_true", help="do one network in this process and print its line")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(one(options.names[0], options.backend)))
+        print(json.dumps(one(options.names[0], options.backend, options.precisions)))
         return 0
     done = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
     for label in options.names or NETWORKS:
         if any((each["network"], each["backend"]) == (label, options.backend) for each in done):
             continue
         command = [sys.executable, __file__, label, "--one", "--backend", options.backend]
+        command += ["--precisions", *options.precisions]
         run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         said = run.stdout.strip().splitlines()
         failed = {"network": label, "size": NETWORKS[label][1], "backend": options.backend,
