@@ -10,6 +10,7 @@ import torch
 from fastwi.analyze import main as analyze
 from fastwi.experiment.store import Store
 from fastwi.models.source import source_digest
+from fastwi.report.__main__ import main as report
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 
@@ -123,6 +124,12 @@ def test_a_sweep_and_its_analyses(folder, capsys):
     with Store.open("store", create=False) as store:
         both = set(store.measurements())
     assert len(both) == 2 * len(measured)
+    capsys.readouterr()
+    assert report(["sweeps/grid"]) == 2  # its study is of the first network
+    said = refused(capsys)
+    assert "analyses/connectivity" in said
+    assert "fastwi.analyze connectivity" in said
     assert analyze(["connectivity", *config]) == 0
+    assert report(["sweeps/grid"]) == 0
     edit(folder, 1)
     assert analyze(["connectivity", *config]) == 2

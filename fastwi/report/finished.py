@@ -13,6 +13,7 @@ from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepfile import sweep_from_yaml
 from fastwi.errors import ConfigError, UserError
+from fastwi.experiment.networks import KEY as NETWORKS
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
 
 _GAIN_COLUMNS = ("k", "s", "alpha", "parent_seed", "pair", "gain_best_own_points", "after_%")
@@ -117,6 +118,11 @@ def _read(directory: Path, studies: Iterable[str]) -> Finished:
             lost = [frame for frame in rows if frame not in frames] if isinstance(rows, dict) else []
             if lost:
                 raise UserError(f"{home}: lacks {lost[0]}.parquet; run python -m fastwi.analyze {name} again")
+            if about and NETWORKS in study and study[NETWORKS] != about.get(NETWORKS):
+                raise UserError(
+                    f"{home}: is of another source of the network than the sweep's results; run python -m "
+                    f"fastwi.analyze {name} again"
+                )
             options = study.get("options")
             found[name] = Study(name, home, frames, options if isinstance(options, dict) else {}, study)
     name = spec.options.name or directory.resolve().name
