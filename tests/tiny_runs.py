@@ -102,12 +102,15 @@ class TinyRun:
 
 
 def write_digits(directory: Path, change: str = "") -> Path:
-    """A few digits as a dataset; `change` one thing alone: pixels, labels, classes (one more), or the card's std."""
+    """A few digits as a dataset; `change` one thing alone.
+
+    That is: train pixels, test pixels, labels, classes (one more), mean or std (in the card).
+    """
     digits = load_digits("digits")
 
-    def few(split: Split, count: int) -> Split:
+    def few(split: Split, count: int, name: str) -> Split:
         images_NHWC, labels_N = split.images_NHWC[:count], split.labels_N[:count]
-        if change == "pixels":
+        if change == f"{name} pixels":
             images_NHWC = images_NHWC.copy()
             images_NHWC[0] = images_NHWC[0, ::-1]
         if change == "labels":
@@ -117,12 +120,17 @@ def write_digits(directory: Path, change: str = "") -> Path:
 
     classes = (*digits.classes, "ten") if change == "classes" else digits.classes
     chosen = Dataset(
-        digits.name, classes, few(digits.train, TRAIN_IMAGES), few(digits.test, TEST_IMAGES), digits.source
+        digits.name,
+        classes,
+        few(digits.train, TRAIN_IMAGES, "train"),
+        few(digits.test, TEST_IMAGES, "test"),
+        digits.source,
     )
     directory.mkdir(parents=True)
     card = write_dataset(chosen, directory, "raw", silent)
-    if change == "std":
-        write_json(directory / CARD_FILE, dataclasses.replace(card, std=(0.4, *card.std[1:])).to_json())
+    if change in ("mean", "std"):
+        changed = {change: (0.4, *getattr(card, change)[1:])}
+        write_json(directory / CARD_FILE, dataclasses.replace(card, **changed).to_json())
     return directory
 
 
