@@ -211,8 +211,13 @@ class Layout:
 
 
 def _strides(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
-    """Dense strides in elements: contiguous, or channels-last for [O, I, height, width]."""
-    if channels_last:
+    """Dense strides in elements: contiguous, or channels-last for [O, I, height, width].
+
+    With one input channel (depthwise convolutions) both orders are the same in memory. Contiguous strides are given
+    then: by channels-last ones torch chooses a kernel that returns garbage for the gradient of a bf16 weight on an
+    image of one pixel.
+    """
+    if channels_last and shape[1] != 1:
         _, inner, height, width = shape
         return (height * width * inner, 1, width * inner, inner)
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

@@ -152,3 +152,20 @@ def test_what_a_population_cannot_hold_is_refused_in_one_line(network, message):
     with pytest.raises(UserError, match=message) as refusal:
         Layout.of(network)
     assert "\n" not in str(refusal.value)
+
+
+def test_depthwise_weights_have_right_gradients_on_one_pixel(seed):
+    # By channels-last strides torch's bf16 kernel returned garbage for the taps that see padding alone.
+    torch.manual_seed(seed)
+    module = nn.Conv2d(24, 24, 3, stride=2, padding=1, groups=24, bias=False)
+    span = Layout.of(module).parameters[0]
+    assert span.strides == (9, 9, 3, 1)
+    x_NCHW = torch.randn(8, 24, 1, 1).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    row_P = torch.randn(span.numel)
+    for _ in range(20):
+        weight = span.view(row_P).to(torch.bfloat16).requires_grad_()
+        found = nn.functional.conv2d(x_NCHW, weight, stride=2, padding=1, groups=24)
+        (gradient,) = torch.autograd.grad(found.float().sum(), [weight])
+        assert (gradient.flatten(1)[:, [0, 1, 2, 3, 5, 6, 7, 8]] == 0).all()
+        expected = x_NCHW.double().sum((0, 2, 3))
+        torch.testing.assert_close(gradient[:, 0, 1, 1].double(), expected, rtol=0.02, atol=0.05)
