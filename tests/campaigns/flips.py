@@ -71,9 +71,11 @@ class Flips:
         """One flip in a file of a kind."""
         file = self._draw.choice(job.files(kind))
         data = bytearray((job.start / file).read_bytes())
-        byte = self._draw.randrange(len(data))
-        if self._draw.random() < 0.4:
-            byte = self._draw.choice((byte % min(_ENDS, len(data)), len(data) - 1 - byte % min(_ENDS, len(data))))
+        end = self._draw.randrange(min(_ENDS, len(data)))
+        used = [at for at, value in enumerate(data) if value] or [0]  # most of a beton is padding
+        byte = self._draw.choice(
+            (self._draw.randrange(len(data)), end, len(data) - 1 - end, *self._draw.choices(used, k=2))
+        )
         flip = Flip(job.name, kind, file, byte, self._draw.randrange(8))
         directory = self._place / "t"
         shutil.copytree(job.start, directory)
