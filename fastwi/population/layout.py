@@ -217,9 +217,10 @@ def _strides(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
     then: by channels-last ones torch chooses a kernel that returns garbage for the gradient of a bf16 weight on an
     image of one pixel.
     """
-    if channels_last and shape[1] != 1:
+    if channels_last:
         _, inner, height, width = shape
-        return (height * width * inner, 1, width * inner, inner)
+        if inner != 1:
+            return (height * width * inner, 1, width * inner, inner)
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastwi.files import atomic_path
+from fastwi.report.heatmap import save_figure
 from fastwi.report.summary import ACCURACY, Row
 
 _PANELS = ((ACCURACY, "test accuracy (%)"), ("test_loss", "test loss (nats)"), ("train_loss", "train loss (nats)"))
@@ -61,9 +61,7 @@ def draw_run(rows: Sequence[Row], path: Path, title: str) -> None:
     axes[0].legend(handles[:8], labels[:8], fontsize=8, loc="lower right")
     figure.suptitle(title, fontsize=11)
     try:
-        for target in (path, path.with_suffix(".pdf")):
-            with atomic_path(target) as temporary:
-                figure.savefig(temporary, format=target.suffix[1:], dpi=130)
+        save_figure(figure, path, dpi=130, kinds=("png", "pdf"))
     finally:
         pyplot.close(figure)
 

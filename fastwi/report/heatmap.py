@@ -50,11 +50,18 @@ def draw_heatmap(found: Sequence[Cell], path: Path, title: str, over: str = "bes
     return paths
 
 
-def save_figure(figure: Any, path: Path, dpi: int = _DPI) -> None:
-    """Write a figure to `path` (PNG), with a PDF and an SVG beside it, each whole or not at all."""
-    for target in (path, path.with_suffix(".pdf"), path.with_suffix(".svg")):
-        with atomic_path(target) as temporary:
-            figure.savefig(temporary, format=target.suffix[1:], dpi=dpi)
+def save_figure(figure: Any, path: Path, dpi: int = _DPI, kinds: Sequence[str] = ("png", "pdf", "svg")) -> None:
+    """Write a figure in each of `kinds`, beside `path` by its ending, whole or not at all.
+
+    The same figure gives the same bytes: no dates are written.
+    """
+    from matplotlib import rc_context
+
+    dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    with rc_context({"svg.hashsalt": "fastwi"}):
+        for kind in kinds:
+            with atomic_path(path.with_suffix(f".{kind}")) as temporary:
+                figure.savefig(temporary, format=kind, dpi=dpi, metadata=dates.get(kind))
 
 
 def _draw(

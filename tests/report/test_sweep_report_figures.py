@@ -6,6 +6,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 from drawn_measurements import drawn, planned, spec_of
+from matplotlib import pyplot
 from matplotlib.colors import SymLogNorm
 
 from fastwi.errors import UserError
@@ -184,3 +185,12 @@ def test_nothing_measured_draws_no_map(tmp_path):
     spec = spec_of({})
     every, places, _ = planned(spec)
     assert curves.draw_curves(spec, every, places, {}, tmp_path / "c.png", "A sweep") == [tmp_path / "c.png"]
+
+
+def test_a_figure_file_has_no_date(tmp_path):
+    figure, axis = pyplot.subplots()
+    axis.plot([1, 2])
+    heatmap.save_figure(figure, tmp_path / "figure.png")
+    pyplot.close(figure)
+    assert b"Date" not in (tmp_path / "figure.pdf").read_bytes()
+    assert b"<dc:date>" not in (tmp_path / "figure.svg").read_bytes()
