@@ -22,10 +22,10 @@ def test_parameters_and_layers():
     assert [i for i, c in enumerate(convolutions) if c.stride == (2, 2)] == [7, 13]
 
 
-# SHA-256 of all names, shapes and values of the state dict, taken when ResNet20 was the only network there was.
+# Of all values of the state dict, in float64: their norm, and their sum weighted by cos(0), cos(1), cos(2) ...
 GOLDEN = {
-    (0, 10): "8794942d924a0affc35fa8c2ea0935dc6793b3063bd135ba950888789968c7dd",
-    (12345, 7): "293515d912650c74700caac95fd013c6eed5826a96c5f662a43d6d14632397e6",
+    (0, 10): (51.29855471870109, 38.39466015871509),
+    (12345, 7): (51.27706692313243, 0.8151605603915684),
 }
 GOLDEN_NAMES = "7a217dfe387899aa0be991aa18fd66ef7d3ac0ac0d45c3f5b263bba9f47a3e19"  # names and shapes, 10 classes
 
@@ -35,18 +35,17 @@ GOLDEN_NAMES = "7a217dfe387899aa0be991aa18fd66ef7d3ac0ac0d45c3f5b263bba9f47a3e19
 def test_resnet20_and_its_initial_weights_never_change(torch_seed, classes, build):
     """Runs of old are found and continued by these names; their parents are drawn from these weights.
 
-    Values to the bit: torch promises no such thing between its versions, so a new torch may change them (and all
-    other seeds' results); names and shapes are ours alone.
+    Values to rounding: torch draws by approximations of log and cos that depend on the processor (without AVX2 values
+    differ in their last digits), and promises nothing between its versions.
     """
     torch.manual_seed(torch_seed)
     state = build(classes).state_dict()
     told = "\n".join(f"{name} {tuple(value.shape)}" for name, value in state.items())
     if classes == 10:
         assert hashlib.sha256(told.encode()).hexdigest() == GOLDEN_NAMES
-    found = hashlib.sha256()
-    for name, value in state.items():
-        found.update(name.encode() + b"\0" + str(tuple(value.shape)).encode() + value.contiguous().numpy().tobytes())
-    assert found.hexdigest() == GOLDEN[torch_seed, classes]
+    values = torch.cat([value.double().flatten() for value in state.values()])
+    found = (float(values.norm()), float(values @ torch.cos(torch.arange(len(values), dtype=torch.float64))))
+    assert found == pytest.approx(GOLDEN[torch_seed, classes], abs=1e-4)
 
 
 @pytest.mark.parametrize(("channels_in", "channels_out", "stride"), [(16, 16, 1), (16, 32, 2), (3, 8, 2)])
