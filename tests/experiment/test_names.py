@@ -130,7 +130,6 @@ CASES: dict[str, list[Case]] = {
     "seeds.parent_noise": [Case(5)],
     "seeds.child_noise": [
         Case((1, 3)), Case((3, 2)), Case((1, 2), NONE), Case((2, 1), given=UNEQUAL), Case((2, 1), given=KEEP),
-        Case((3, 1, 2), given={"experiment.children": 3}),
     ],
     "seeds.average_noise": [Case(5)],
     "seeds.statistics_noise": [
