@@ -1,29 +1,34 @@
-"""The nodes of a tree of trajectories: states of networks, named by all that decides them.
+"""A tree of trajectories: states of networks, named by all that decides them, and what is measured of them.
 
-A state is a network at some moment: its weights, momentum and batch-norm statistics. There are three kinds, and
-only epochs' are ever stored; the others are made anew in milliseconds wherever they are needed:
+A state is a network at some moment: its weights, momentum and batch-norm statistics. There are three kinds:
 
 - `Initial`: a freshly drawn parent;
 - `Average`: the weighted mean of children;
-- `Epoch`: what one epoch of training makes of the state before it. An epoch is the tree's edge and its unit of work.
+- `Epoch`: what one epoch of training makes of the state before it.
 
 Keys are hex digests of what decides the state and what is measured of it: the start, the network, optimizer,
 augmentation, dataset, precision, noise, epoch and the learning rates of that epoch. Not: devices, engines, threads,
 names or places of files. Two points of a sweep that agree up to an epoch share its key, so the epoch is trained once.
 
-A tree holds one object a key, so objects are compared by identity.
+A tree has millions of epochs, so it is columns of numbers: a state is its number, `node`, which counts from 0 in the
+order in which states are added, each after those that it is made of. A task is a number too: that of the epoch to be
+trained, or the number of states plus that of the probe to be made. `state` and `probe` give them as objects.
 """
 
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from fastwi.config.schema import Config, DataConfig, ModelConfig
 
 OWN = "own"
 
+MeasurementKey: TypeAlias = tuple[str, str]
+Contents: TypeAlias = dict[tuple[DataConfig, ModelConfig], str]  # `fastwi.experiment.planner.result_digest`
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, slots=True)
 class Initial:
     """A parent at initialisation, drawn from `config.seeds.init`. `epoch` counts epochs done: 0."""
 
@@ -32,23 +37,21 @@ class Initial:
     epoch: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Epoch:
     """A network's training under `noise` from the state `before` through one epoch, to the state `key`.
 
-    `epoch` counts epochs done at its end. `alike` is equal for epochs that can be trained as one population: same
-    network, optimizer, rates, augmentation, dataset and epoch. `config` is that of some point that needs the epoch.
+    `epoch` counts epochs done at its end. `config` is that of some point that needs the epoch.
     """
 
     key: str
     before: str
     epoch: int
     noise: int
-    alike: str
     config: Config
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Average:
     """The mean of the states `children`, weighted, at `epoch` epochs done.
 
@@ -62,80 +65,155 @@ class Average:
     config: Config
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Probe:
-    """A measurement of a state at `epoch`, beside those that its own training makes: test loss and accuracy.
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """Of batch-norm statistics, where a state is measured: OWN, or the name of their recomputation.
 
-    `treatment` of its batch-norm statistics is OWN, or names their recomputation: on `images` images drawn from
-    the statistics streams of `noise` at the state's epoch (0 images: all).
+    They are recomputed on `images` images (0: all) drawn from the statistics streams of `noise` at `epoch`.
     """
 
-    state: str
-    treatment: str
+    name: str
     epoch: int
     noise: int
     images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A measurement of a state beside those that its own training makes: test loss and accuracy.
+
+    `config` says what data, network and engine.
+    """
+
+    state: str
+    treatment: Treatment
     config: Config
 
     @property
-    def key(self) -> tuple[str, str]:
-        """What a measurement is filed under: the state and the treatment."""
-        return self.state, self.treatment
+    def key(self) -> MeasurementKey:
+        """What the measurement is filed under."""
+        return self.state, self.treatment.name
 
 
 State: TypeAlias = Initial | Epoch | Average
-Task: TypeAlias = Epoch | Probe
-MeasurementKey: TypeAlias = tuple[str, str]
-Contents: TypeAlias = dict[tuple[DataConfig, ModelConfig], str]  # `fastwi.experiment.plan.result_digest`
 
 
-def measurement_key(task: Task) -> MeasurementKey:
-    """What the task's measurement is filed under, and the task's name."""
-    return task.key if isinstance(task, Probe) else (task.key, OWN)
-
-
-def start_of(task: Task) -> str:
-    """Key of the state that the task trains or measures."""
-    return task.state if isinstance(task, Probe) else task.before
-
-
-@dataclass(slots=True)
 class Tree:
-    """States by key (each after those that it is made of), probes by key, and the states worth keeping.
+    """States, probes, and the states worth keeping.
 
-    An `Epoch` is measured with its OWN statistics as part of its training and has no probe for that. `contents`:
-    what was planned on, by `fastwi.experiment.plan.contents_key`.
+    An epoch is measured with its OWN statistics as part of its training and has no probe for that.
+
+    Columns by node: `keys`, `epochs` (done at the state), `before` (the node that an epoch starts from; -1 for the
+    other kinds), `noises`, `alike` (equal for epochs that can be trained as one population: same network, optimizer,
+    rates, augmentation, dataset and epoch; -1 for the other kinds), `configs`. `averages`: node to (nodes of the
+    children, weights). Columns by probe: `probe_nodes`, `probe_treatments` (a place in `treatments`),
+    `probe_configs`. `stops`: nodes. `contents`: what was planned on, by `fastwi.experiment.planner.contents_key`.
     """
 
-    states: dict[str, State] = field(default_factory=dict)
-    probes: dict[MeasurementKey, Probe] = field(default_factory=dict)
-    stops: set[str] = field(default_factory=set)
-    contents: Contents = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.nodes: dict[str, int] = {}
+        self.epochs = array("i")
+        self.before = array("i")
+        self.noises = array("Q")
+        self.alike = array("i")
+        self.configs: list[Config] = []
+        self.averages: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = {}
+        self.probe_nodes = array("i")
+        self.probe_treatments = array("i")
+        self.probe_configs: list[Config] = []
+        self.treatments: list[Treatment] = []
+        self.stops: set[int] = set()
+        self.contents: Contents = {}
+        self._probes: set[tuple[int, int]] = set()
+        self._alike: dict[str, int] = {}
+        self._treatments: dict[Treatment, int] = {}
 
-    def epochs(self) -> Iterator[Epoch]:
+    def __len__(self) -> int:
+        """States."""
+        return len(self.keys)
+
+    def add_initial(self, key: str, config: Config) -> int:
+        """The node of an initial network; added where it is not there yet, as by all that follow."""
+        return self.nodes[key] if key in self.nodes else self._add(key, 0, -1, 0, -1, config)
+
+    def add_epoch(self, key: str, before: int, epoch: int, noise: int, alike: str, config: Config) -> int:
+        """The node of an epoch that ends with `epoch` epochs done; `alike` is a digest (see the class)."""
+        if key in self.nodes:
+            return self.nodes[key]
+        return self._add(key, epoch, before, noise, self._alike.setdefault(alike, len(self._alike)), config)
+
+    def add_average(
+        self, key: str, children: tuple[int, ...], weights: tuple[float, ...], epoch: int, config: Config
+    ) -> int:
+        """The node of an average of the nodes `children`."""
+        if key in self.nodes:
+            return self.nodes[key]
+        node = self._add(key, epoch, -1, 0, -1, config)
+        self.averages[node] = (children, weights)
+        return node
+
+    def add_probe(self, node: int, treatment: Treatment, config: Config) -> None:
+        """A probe, where it is not there yet."""
+        place = self._treatments.setdefault(treatment, len(self.treatments))
+        if place == len(self.treatments):
+            self.treatments.append(treatment)
+        if (node, place) not in self._probes:
+            self._probes.add((node, place))
+            self.probe_nodes.append(node)
+            self.probe_treatments.append(place)
+            self.probe_configs.append(config)
+
+    def is_epoch(self, node: int) -> bool:
+        """Whether a state comes of training."""
+        return self.before[node] >= 0
+
+    def state(self, node: int) -> State:
+        """The state as an object."""
+        key, epoch, config = self.keys[node], self.epochs[node], self.configs[node]
+        if self.before[node] >= 0:
+            return Epoch(key, self.keys[self.before[node]], epoch, self.noises[node], config)
+        if node in self.averages:
+            children, weights = self.averages[node]
+            return Average(key, tuple(self.keys[child] for child in children), weights, epoch, config)
+        return Initial(key, config)
+
+    def probe(self, number: int) -> Probe:
+        """Probe `number` as an object."""
+        treatment = self.treatments[self.probe_treatments[number]]
+        return Probe(self.keys[self.probe_nodes[number]], treatment, self.probe_configs[number])
+
+    def epoch_nodes(self) -> Iterator[int]:
         """Every epoch, each after the one before it."""
-        return (state for state in self.states.values() if isinstance(state, Epoch))
+        return (node for node, before in enumerate(self.before) if before >= 0)
+
+    def tasks(self) -> int:
+        """States and probes: one more than the largest number of a task."""
+        return len(self.keys) + len(self.probe_nodes)
+
+    def measurement_key(self, task: int) -> MeasurementKey:
+        """What a task's measurement is filed under, and the task's name."""
+        if task < len(self.keys):
+            return self.keys[task], OWN
+        number = task - len(self.keys)
+        return self.keys[self.probe_nodes[number]], self.treatments[self.probe_treatments[number]].name
 
     def measurement_keys(self) -> list[MeasurementKey]:
         """What all measurements are filed under, those of epochs first."""
-        return [*((epoch.key, OWN) for epoch in self.epochs()), *self.probes]
+        probes = range(len(self.keys), self.tasks())
+        return [*((self.keys[node], OWN) for node in self.epoch_nodes()), *map(self.measurement_key, probes)]
 
-    def needs(self, task: Task) -> tuple[str, ...]:
-        """Keys of the stored states that `task` starts from."""
-        return self.sources(start_of(task))
+    def start_of(self, task: int) -> int:
+        """The node that a task trains or measures."""
+        return self.before[task] if task < len(self.keys) else self.probe_nodes[task - len(self.keys)]
 
-    def made_of(self, key: str) -> dict[str, Initial | Average]:
-        """The states that are not stored and that `key` is made of, itself among them."""
-        state = self.states[key]
-        if isinstance(state, Average):
-            return {key: state} | {k: s for child in state.children for k, s in self.made_of(child).items()}
-        return {} if isinstance(state, Epoch) else {key: state}
+    def sources(self, node: int) -> tuple[int, ...]:
+        """The epochs whose states are needed to have a state: itself, or what it is made of; none for an initial."""
+        if self.before[node] >= 0:
+            return (node,)
+        children = self.averages[node][0] if node in self.averages else ()
+        return tuple(dict.fromkeys(source for child in children for source in self.sources(child)))
 
-    def sources(self, key: str) -> tuple[str, ...]:
-        """Keys of the epochs whose stored states are needed to have state `key`: none for an initial one."""
-        state = self.states[key]
-        if isinstance(state, Epoch):
-            return (key,)
-        if isinstance(state, Average):
-            return tuple(source for child in state.children for source in self.sources(child))
-        return ()
+    def needs(self, task: int) -> tuple[int, ...]:
+        """The epochs whose states a task starts from."""
+        return self.sources(self.start_of(task))
