@@ -1,17 +1,22 @@
 """The `ray` executor: long-lived Ray actors do a sweep's jobs, on this machine or on a cluster's.
 
-Each actor keeps its datasets and compiled networks. Actors read and write states through the store's directory, which
-every machine must see under the same path; the sweep's process alone writes the index. Where `RAY_ADDRESS` names a
-cluster it is used, else Ray starts on this machine. Where actors run, on which nodes and (parts of) GPUs, is Ray's
+Each actor keeps its datasets, compiled networks and resident states; a job goes to the free actor that made most of
+the states that it starts from. Actors write states through the store's directory, which every machine must see under
+the same path, before their outcome is reported; the sweep's process alone writes the index. Where `RAY_ADDRESS` names
+a cluster it is used, else Ray starts on this machine. Where actors run, on which nodes and (parts of) GPUs, is Ray's
 business. An actor that dies is replaced by a new one, which begins its job again.
 """
 
+import dataclasses
 import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastwi.errors import UserError
-from fastwi.experiment.worker import Job, Outcome, Worker
+from fastwi.experiment.store import Measurement, write_states
+from fastwi.experiment.worker import Job, Outcome, Report, Worker
 
 _DEATHS = 3
 """Workers that one job may take with it before it counts as failed."""
@@ -20,8 +25,8 @@ _DEATHS = 3
 class RayExecutor:
     """Hands jobs to actors, one at a time each."""
 
-    def __init__(self, store: Path, workers: int, gpus_per_worker: float) -> None:
-        """`workers` = 0: as many as the cluster's GPUs allow, or one where it has none.
+    def __init__(self, store: Path, workers: int, gpus_per_worker: float, memory_bytes: float) -> None:
+        """`workers` = 0: as many as the cluster's GPUs allow, or one where it has none. `memory_bytes`: see `Worker`.
 
         Raises UserError where Ray is not installed or the cluster lacks what is asked for.
         """
@@ -49,18 +54,23 @@ class RayExecutor:
         # Ray gives an actor as many threads as CPUs. It is not asked to restart actors: calls to one that is
         # restarting fail at once, while calls to a new one wait for it.
         self._actor = ray.remote(_Actor).options(num_cpus=cpus, num_gpus=share)
-        self._place = (str(store.resolve()), os.getcwd())
+        self._place = (str(store.resolve()), os.getcwd(), memory_bytes)
         self._idle: list[Any] = [self._actor.remote(*self._place) for _ in range(count)]
         self._running: dict[Any, tuple[Any, Job]] = {}
+        self._reports: dict[Job, Report] = {}
         self._deaths: dict[Job, int] = {}
+        self._homes: dict[str, Any] = {}
 
     def free(self) -> int:
         """Actors without a job."""
         return len(self._idle)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, report: Report) -> None:
         """Give `job` to an idle actor."""
-        actor = self._idle.pop(0)
+        homes = Counter(self._homes.get(key) for key in job.files)
+        actor = max(self._idle, key=homes.__getitem__)
+        self._idle.remove(actor)
+        self._reports[job] = report
         self._running[actor.run.remote(job)] = (actor, job)
 
     def busy(self) -> bool:
@@ -83,7 +93,20 @@ class RayExecutor:
                 result = death
             self._deaths.pop(job, None)
             self._idle.append(actor)
+            report = self._reports.pop(job)
+            if isinstance(result, Outcome):
+                self._homes |= dict.fromkeys((file.key for file in result.files), actor)
+                report.measured(result.measurements)
             return job, result
+
+    def holds(self, key: str) -> bool:
+        """No: a job may go to another actor than the one that made it."""
+        return False
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Actors let states go as they need the memory."""
+        for key in keys:
+            self._homes.pop(key, None)
 
     def close(self) -> None:
         """Let the actors go."""
@@ -94,14 +117,23 @@ class RayExecutor:
 class _Actor:
     """A worker in a process of its own."""
 
-    def __init__(self, store: str, root: str) -> None:
-        self._worker = Worker(Path(store), Path(root))
+    def __init__(self, store: str, root: str, memory_bytes: float) -> None:
+        self._store = store
+        self._worker = Worker(Path(store), Path(root), memory_bytes)
 
     def run(self, job: Job) -> Outcome | Exception:
-        """The outcome, or the exception that it met: Ray would wrap one that is raised."""
+        """The outcome, its states on the disk, or the exception that it met: Ray would wrap one that is raised."""
         try:
-            return self._worker.run(job)
+            outcome = self._worker.run(job, self)
+            files = write_states(self._store, outcome.states)
+            return dataclasses.replace(outcome, states=(), files=tuple(files))
         except UserError as error:
             return error
         except Exception as error:  # its class need not survive the way (torch.compile's hold frames); its words do
             return RuntimeError(f"{type(error).__name__}: {error}")
+
+    def images(self, trained: int, evaluated: int) -> None:
+        """Nobody hears of it."""
+
+    def measured(self, measurements: Sequence[Measurement]) -> None:
+        """The outcome has them."""

@@ -172,11 +172,16 @@ class Tree:
         """The state as an object."""
         key, epoch, config = self.keys[node], self.epochs[node], self.configs[node]
         if self.before[node] >= 0:
-            return Epoch(key, self.keys[self.before[node]], epoch, self.noises[node], config)
+            return self.epoch(node)
         if node in self.averages:
             children, weights = self.averages[node]
             return Average(key, tuple(self.keys[child] for child in children), weights, epoch, config)
         return Initial(key, config)
+
+    def epoch(self, node: int) -> Epoch:
+        """The state, which is an epoch's, as an object."""
+        before = self.keys[self.before[node]]
+        return Epoch(self.keys[node], before, self.epochs[node], self.noises[node], self.configs[node])
 
     def probe(self, number: int) -> Probe:
         """Probe `number` as an object."""

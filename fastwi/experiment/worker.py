@@ -1,224 +1,180 @@
-"""Does tasks: loads or makes the states that they start from, trains or measures, writes the states that come out.
+"""Does jobs: gathers the states that they start from, trains or measures, hands over the states that come out.
 
-A worker holds datasets and compiled networks, and no record of what is done; it runs in the sweep's own process or
-in one of its own on any machine that sees the store's files.
+A worker holds datasets, compiled networks and resident states, and no record of what is done; it runs in the
+scheduler's own process or in one of its own on any machine that sees the store's files.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from torch import nn
+import numpy as np
 
-from fastwi.config.schema import Config
 from fastwi.data.batches import Dataset
-from fastwi.data.card import Card
-from fastwi.data.identity import data_contents
 from fastwi.data.noise import Noise
-from fastwi.data.resident import ResidentDataset, require_resident
-from fastwi.data.split import open_splits
-from fastwi.engine.base import Engine
-from fastwi.engine.choose import build_engine
-from fastwi.engine.device import resolve_device
+from fastwi.engine.base import Engine, Scores
 from fastwi.engine.schedule import learning_rate
-from fastwi.engine.trial import try_training
-from fastwi.experiment.plan import check_contents, contents_key, network_contents
-from fastwi.experiment.protocol import average_of, network_for, test_scores
-from fastwi.experiment.store import Measurement, StateFile, read_state, write_state
-from fastwi.experiment.tree import OWN, Average, Contents, Epoch, Initial, Probe, Task, measurement_key
-from fastwi.population import Layout, Population
+from fastwi.experiment.resident import ResidentStates, trained_name
+from fastwi.experiment.resources import Resources
+from fastwi.experiment.store import Measurement, StateFile
+from fastwi.experiment.tree import OWN, Average, Contents, Epoch, Initial, Probe
+from fastwi.population import Population
 
-Report = Callable[[int, int], None]  # images trained, images passed forward, since the last call
+
+class Report(Protocol):
+    """What hears of a job while it is done."""
+
+    def images(self, trained: int, evaluated: int) -> None:
+        """Images passed through networks since the last call."""
+
+    def measured(self, measurements: Sequence[Measurement]) -> None:
+        """Tasks of the job are done."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """Tasks alike, and all that is needed to do them.
 
-    `states`: the initial networks and averages that they start from or are made of; `files`: the stored states;
-    `write`: keys of the states that come out and are to be stored; `contents`: what the datasets and networks were
-    when the tasks were named (`fastwi.experiment.plan.result_digest`).
+    `chains`: for each network to be trained its epochs, as many of each; or `probes`. `states`: the initial networks
+    and averages that they start from or are made of; `files`: the stored states; `write`: keys of the states that are
+    to be handed over; `contents`: what the datasets and networks were when the tasks were named
+    (`fastwi.experiment.contents.result_digest`). After `seconds` it ends where it is. `tasks`: their numbers.
     """
 
-    tasks: tuple[Task, ...]
+    chains: tuple[tuple[Epoch, ...], ...]
+    probes: tuple[Probe, ...]
     states: Mapping[str, Initial | Average]
     files: Mapping[str, StateFile]
     write: frozenset[str]
     contents: Contents
+    seconds: float
+    tasks: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of a job: a measurement a task, and the files written."""
+    """What came of a job: a measurement a task that was done, and states to be written, or written already."""
 
     measurements: tuple[Measurement, ...]
-    states: tuple[StateFile, ...]
+    states: tuple[tuple[str, Population], ...]
+    files: tuple[StateFile, ...] = ()
 
 
 class Worker:
     """Does jobs on one device."""
 
-    def __init__(self, store: Path, root: Path) -> None:
-        """`root` is what a relative `data.path` or `model.weights` is relative to."""
-        self._store, self._root = store, root
-        self._contents: Contents = {}
-        self._splits: dict[tuple[object, ...], tuple[Dataset, Dataset, Card]] = {}
-        self._engines: dict[tuple[object, ...], Engine] = {}
-        self._layouts: dict[tuple[object, ...], Layout] = {}
-        self._tried: set[tuple[object, ...]] = set()
+    def __init__(self, store: Path, root: Path, memory_bytes: float) -> None:
+        """`root` is what a relative `data.path` or `model.weights` is relative to; `memory_bytes` bounds what stays."""
+        self.resources = Resources(root)
+        self.resident = ResidentStates(store, self.resources, memory_bytes)
 
-    def expect(self, contents: Contents) -> None:
-        """Refuse, from now on, every dataset and network that is not what `contents` says."""
-        self._contents.update(contents)
+    def run(self, job: Job, report: Report) -> Outcome:
+        """Do the tasks of `job`: all of them, or as many as its time allows.
 
-    def run(self, job: Job, report: Report | None = None) -> Outcome:
-        """Do all tasks of `job`.
-
-        Raises DamagedState where a stored state is damaged or gone, and UserError where files cannot be written, or
-        a dataset, a network's source or its weights are not those that the tasks are named by.
+        Raises DamagedState where a stored state is damaged or gone, and UserError where a dataset, a network's
+        source or its weights are not those that the tasks are named by.
         """
-        self.expect(job.contents)
-        tell = report or (lambda _trained, _evaluated: None)
-        first = job.tasks[0]
-        epochs = [task for task in job.tasks if isinstance(task, Epoch)]
-        probes = [task for task in job.tasks if isinstance(task, Probe)]
-        begun = time.perf_counter()
-        if isinstance(first, Epoch):
-            return self._train(epochs, job, tell, begun)
-        return self._probe(probes, job, tell, begun)
+        self.resources.expect(job.contents)
+        return self._train(job, report) if job.chains else self._probe(job, report)
 
-    def _train(self, epochs: list[Epoch], job: Job, tell: Report, begun: float) -> Outcome:
-        config = epochs[0].config
-        train, test = self.splits(config)
-        engine = self.tried_engine(config)
-        population = Population.stack([self.state(epoch.before, config, job, True) for epoch in epochs])
-        number = epochs[0].epoch - 1
-        noises = [Noise(epoch.noise) for epoch in epochs]
-        losses = engine.train_epoch(population, train, noises, number, lambda n: tell(n, 0))
-        scores = test_scores(engine, population, test, lambda n: tell(0, n))
-        per_epoch = engine.iterations(train)
-        rate = learning_rate(number * per_epoch, per_epoch, config.optimizer, config.schedule)
-        files = tuple(
-            write_state(self._store, epoch.key, population.select(slice(m, m + 1)))
-            for m, epoch in enumerate(epochs)
-            if epoch.key in job.write
+    def _train(self, job: Job, report: Report) -> Outcome:
+        begun, going = time.perf_counter(), job.chains
+        config = going[0][0].config
+        train, test = self.resources.splits(config)
+        engine = self.resources.tried_engine(config)
+        per_epoch, length = engine.iterations(train), len(going[0])
+        population = self.resident.gather(
+            [chain[0].before for chain in going], config, job.states, job.files, trains=True
         )
-        seconds = (time.perf_counter() - begun) / len(epochs)
-        rows = tuple(
-            Measurement(
-                epoch.key, OWN, epoch.epoch, losses[m], rate, float(scores.loss_M[m]), float(scores.accuracy_M[m]),
-                seconds,
-            )
-            for m, epoch in enumerate(epochs)
-        )  # fmt: skip
-        return Outcome(rows, files)
+        measurements: list[Measurement] = []
+        states: list[tuple[str, Population]] = []
+        for i in range(length):
+            since, epochs = time.perf_counter(), [chain[i] for chain in going]
+            number, config = epochs[0].epoch - 1, epochs[0].config
+            engine = engine.with_settings(config.optimizer, config.schedule, config.augment)
+            noises = [Noise(epoch.noise) for epoch in epochs]
+            if i + 1 < length:
+                engine.draw_ahead(noises, number + 1, train)
+            losses = engine.train_epoch(population, train, noises, number, lambda n: report.images(n, 0))
+            scores = score(engine, population, test, report)
+            rate = learning_rate(number * per_epoch, per_epoch, config.optimizer, config.schedule)
+            now = time.perf_counter()
+            rows = [
+                Measurement(
+                    epoch.key, OWN, epoch.epoch, losses[m], rate, float(scores.loss_M[m]),
+                    float(scores.accuracy_M[m]), (now - since) / len(epochs),
+                )
+                for m, epoch in enumerate(epochs)
+            ]  # fmt: skip
+            well = [m for m, row in enumerate(rows) if not row.diverged]
+            ends = not well or i + 1 == length or now - begun >= job.seconds
+            names = [epoch.key if epoch.key in job.write or (ends and i + 1 < length) else None for epoch in epochs]
+            if any(names):
+                kept = population if ends else population.clone_rows(range(population.members))
+                self.resident.hold(kept, names)
+                states += [(name, kept.select(slice(m, m + 1))) for m, name in enumerate(names) if name is not None]
+            measurements += rows
+            report.measured(rows)
+            if ends:
+                break
+            if len(well) < len(going):
+                population, going = population.clone_rows(well), tuple(going[m] for m in well)
+        return Outcome(tuple(measurements), tuple(states))
 
-    def _probe(self, probes: list[Probe], job: Job, tell: Report, begun: float) -> Outcome:
-        first, config = probes[0], probes[0].config
-        train, test = self.splits(config)
-        engine = self.engine(config)
-        population = Population.stack([self.state(probe.state, config, job, False) for probe in probes])
-        if first.treatment != OWN:
-            noises = [Noise(first.noise)] * len(probes)
+    def _probe(self, job: Job, report: Report) -> Outcome:
+        begun, probes_of = time.perf_counter(), defaultdict[str, list[Probe]](list)
+        for probe in job.probes:
+            probes_of[probe.state].append(probe)
+        keys = list(probes_of)
+        config = job.probes[0].config
+        at_once = self.resources.engine(config).members_at_once
+        population = self.resident.gather(keys, config, job.states, job.files, trains=False)
+        measurements: list[Measurement] = []
+        for first in range(0, len(keys), at_once):
+            since, part = time.perf_counter(), keys[first : first + at_once]
+            found: list[tuple[Probe, float, float]] = []
+            for treatment in dict.fromkeys(probe.treatment for key in part for probe in probes_of[key]):
+                probes = [probe for key in part for probe in probes_of[key] if probe.treatment == treatment]
+                rows = [first + part.index(probe.state) for probe in probes]
+                whole = len(rows) == len(part)
+                members = population.select(slice(first, first + len(part))) if whole else population.clone_rows(rows)
+                scores = self._measure(members, probes, job, report)
+                found += zip(probes, map(float, scores.loss_M), map(float, scores.accuracy_M), strict=True)
+            seconds = (time.perf_counter() - since) / len(found)
+            made = [
+                Measurement(*probe.key, probe.treatment.epoch, None, None, loss, accuracy, seconds)
+                for probe, loss, accuracy in found
+            ]
+            measurements += made
+            report.measured(made)
+            if time.perf_counter() - begun >= job.seconds:
+                break
+        return Outcome(tuple(measurements), ())
+
+    def _measure(self, population: Population, probes: Sequence[Probe], job: Job, report: Report) -> Scores:
+        """Scores of the members under the treatment of batch-norm statistics that `probes`, one a member, share."""
+        config, treatment = probes[0].config, probes[0].treatment
+        train, test = self.resources.splits(config)
+        engine = self.resources.engine(config)
+        if treatment.name != OWN:
+            noises = [Noise(treatment.noise)] * len(probes)
             population = engine.recompute_statistics(
-                population, train, noises, first.epoch, first.images, lambda n: tell(0, n)
+                population, train, noises, treatment.epoch, treatment.images, lambda n: report.images(0, n)
             )
-        scores = test_scores(engine, population, test, lambda n: tell(0, n))
-        seconds = (time.perf_counter() - begun) / len(probes)
-        rows = tuple(
-            Measurement(
-                *measurement_key(probe), probe.epoch, None, None, float(scores.loss_M[m]),
-                float(scores.accuracy_M[m]), seconds,
-            )
-            for m, probe in enumerate(probes)
-        )  # fmt: skip
-        return Outcome(rows, ())
+            # Averages are trained on with these very statistics.
+            names = [trained_name(probe.state, job.states) for probe in probes]
+            self.resident.hold(population, [None if n == p.state else n for n, p in zip(names, probes, strict=True)])
+        return score(engine, population, test, report)
 
-    def splits(self, config: Config) -> tuple[Dataset, Dataset]:
-        """Training and test images of `config`, loaded once. Raises UserError where they are not what is expected."""
-        kind = (config.data, config.engine)
-        if kind not in self._splits:
-            device = resolve_device(config.engine.device)
-            self._splits[kind] = open_splits(config.data, device, self._root)
-        train, test, card = self._splits[kind]
-        self._hold(config, data_contents(card, config.data))
-        return train, test
 
-    def card(self, config: Config) -> Card:
-        """The card of the dataset that `splits` has loaded."""
-        self.splits(config)
-        return self._splits[config.data, config.engine][2]
+def score(engine: Engine, population: Population, test: Dataset, report: Report) -> Scores:
+    """Loss and accuracy of every member on the test images.
 
-    def _hold(self, config: Config, found: Mapping[str, str]) -> None:
-        planned = self._contents.get(contents_key(config))
-        if planned is not None:
-            check_contents(planned, found, config)
-
-    def resident_splits(self, config: Config) -> tuple[ResidentDataset, ResidentDataset]:
-        """The same for analyses, which take images at random. Raises UserError where they are streamed."""
-        train, test = self.splits(config)
-        return require_resident(train, "an analysis"), require_resident(test, "an analysis")
-
-    def engine(self, config: Config) -> Engine:
-        """An engine for `config`; the compiled network is shared by all that differ in settings only."""
-        images = self._images(config)
-        kind = (config.model, config.engine, *images)
-        if kind not in self._engines:
-            self._engines[kind] = build_engine(config, self.network(config))
-        return self._engines[kind].with_settings(config.optimizer, config.schedule, config.augment)
-
-    def tried_engine(self, config: Config) -> Engine:
-        """`engine`, once a network of the user's own has been tried by it. Raises ConfigError where it fails."""
-        engine = self.engine(config)
-        kind = (config.model, config.engine, config.optimizer.batch_size, config.data)
-        if kind not in self._tried:
-            try_training(engine, config, self.network(config), *self.splits(config))
-            self._tried.add(kind)
-        return engine
-
-    def layout(self, config: Config) -> Layout:
-        """The layout of `config`'s network."""
-        images = self._images(config)
-        kind = (config.model, *images)
-        if kind not in self._layouts:
-            self._layouts[kind] = Layout.of(self.network(config))
-        return self._layouts[kind]
-
-    def network(self, config: Config) -> nn.Module:
-        """The parent of `config` at initialisation. Raises UserError where its files are not what is expected."""
-        network = network_for(config, self.splits(config)[0], self._root)
-        # After they are read: what was replaced before shows, and what is replaced later was not used.
-        self._hold(config, network_contents(config, self._root, built=True))
-        return network
-
-    def _images(self, config: Config) -> tuple[int, tuple[int, int]]:
-        """What a network is built for: the number of classes, and (height, width) of the images."""
-        train, _ = self.splits(config)
-        return train.classes, train.image_shape[:2]
-
-    def state_bytes(self, config: Config) -> int:
-        """Bytes of one stored network of `config`: weights, momentum, batch-norm statistics, counters."""
-        layout = self.layout(config)
-        return 8 * layout.P + 4 * layout.Q + 8 * layout.B
-
-    def state(self, key: str, config: Config, job: Job, trains: bool) -> Population:
-        """The state `key` as a population of one: read, drawn, or averaged.
-
-        What an average's batch-norm statistics are for its further training (`trains`) is the configuration's
-        business; it is measured with the children's, averaged.
-        """
-        device = resolve_device(config.engine.device)
-        if key in job.files:
-            return read_state(self._store, job.files[key], self.layout(config), device)
-        state = job.states[key]
-        if isinstance(state, Initial):
-            return Population.from_modules([self.network(state.config)], device=device)
-        children = Population.stack([self.state(child, state.config, job, trains) for child in state.children])
-        average = average_of(children, state.config)
-        experiment = state.config.experiment
-        if trains and experiment.batch_norm == "recompute":
-            noise, train = Noise(state.config.seeds.statistics_noise), self.splits(state.config)[0]
-            engine = self.engine(state.config)
-            average = engine.recompute_statistics(average, train, [noise], state.epoch, experiment.recompute_images)
-        return average
+    A member with a weight or batch-norm statistic that is not finite has diverged, and its loss is NaN whatever came
+    out: a ReLU, or a variance that is infinite, can hide it.
+    """
+    scores = engine.evaluate(population, test, lambda n: report.images(0, n))
+    return Scores(np.where(population.finite_M(), scores.loss_M, np.nan), scores.accuracy_M)

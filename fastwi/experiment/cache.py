@@ -1,0 +1,56 @@
+"""States that stay on the device between jobs, as rows of the populations that they were made in."""
+
+from collections.abc import Iterable, Sequence
+
+from fastwi.population import Population
+
+Row = tuple[Population, int]
+
+
+class StateCache:
+    """Rows by name, within a bound of memory; the least recently used go first.
+
+    Rows are never written: who trains one copies it. The rows of one population share its memory, so they go together.
+    """
+
+    def __init__(self, most_bytes: float) -> None:
+        self._most = most_bytes
+        self._rows: dict[str, Row] = {}
+        self._names: dict[int, set[str]] = {}  # by population
+        self._populations: dict[int, Population] = {}  # in the order of their last use
+        self._bytes = 0
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rows
+
+    def get(self, name: str) -> Row | None:
+        """The row called `name`, where it is there."""
+        row = self._rows.get(name)
+        if row is not None:
+            self._populations[id(row[0])] = self._populations.pop(id(row[0]))
+        return row
+
+    def put(self, population: Population, names: Sequence[str | None]) -> None:
+        """Hold the rows of `population` under `names`; those without one are not looked for."""
+        held = {name for name in names if name is not None}
+        if not held:
+            return
+        self.drop(held)
+        self._rows.update({name: (population, m) for m, name in enumerate(names) if name is not None})
+        self._names[id(population)], self._populations[id(population)] = held, population
+        self._bytes += population.nbytes
+        for oldest in list(self._populations)[:-1]:
+            if self._bytes <= self._most:
+                break
+            self.drop(list(self._names[oldest]))
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Let rows go, and the memory of populations of which none is left."""
+        for name in names:
+            row = self._rows.pop(name, None)
+            if row is not None:
+                mine = self._names[id(row[0])]
+                mine.discard(name)
+                if not mine:
+                    del self._names[id(row[0])], self._populations[id(row[0])]
+                    self._bytes -= row[0].nbytes

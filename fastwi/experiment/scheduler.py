@@ -1,0 +1,383 @@
+"""Carries a tree out: claims what is ready, hands it to an executor as jobs, has what comes back written.
+
+Any number of processes may carry out the same tree, or trees that share epochs, on one store: epochs are claimed
+before they are trained, and whoever dies loses its claims. What is done is never done again.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fastwi.errors import UserError
+from fastwi.experiment.contents import contents_key
+from fastwi.experiment.planner import Todo, stopped_states, unfinished
+from fastwi.experiment.ready import ReadyQueue
+from fastwi.experiment.store import DamagedState, Measurement, Owner, Store
+from fastwi.experiment.tree import OWN, Average, Epoch, Initial, MeasurementKey, Tree
+from fastwi.experiment.worker import Job, Outcome, Report, Worker
+from fastwi.experiment.writer import Writer
+
+_POLL_S = 0.5  # how often another process's work is looked at while there is nothing to do but wait for it
+
+
+class Executor(Protocol):
+    """Does jobs, one or several at a time."""
+
+    def free(self) -> int:
+        """Jobs that could be submitted now."""
+
+    def submit(self, job: Job, report: Report) -> None:
+        """Begin `job`, best where its states are at hand. `report` hears of it while it is done, or with its outcome."""
+
+    def busy(self) -> bool:
+        """Whether a job was submitted that `wait` has not returned."""
+
+    def wait(self) -> tuple[Job, Outcome | Exception]:
+        """A job that ended, and what came of it. The executor retries jobs whose worker died, within reason."""
+
+    def holds(self, key: str) -> bool:
+        """Whether the state `key` is at hand without its file."""
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Nothing needs the states `keys` any more."""
+
+
+class Listener(Protocol):
+    """What hears of progress. The experiment itself prints nothing."""
+
+    def planned(self, todo: Todo) -> None:
+        """What is left; called again where it grows because a state was damaged."""
+
+    def images(self, trained: int, evaluated: int) -> None:
+        """Images passed through networks since the last call."""
+
+    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
+        """Tasks are done; `elsewhere`: by another process."""
+
+    def told(self, message: str) -> None:
+        """Something that the user should know."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Networks trained, and probed, together; seconds of training between two writes of what it goes on from."""
+
+    members: int
+    probes: int
+    checkpoint_seconds: float
+
+
+@dataclass
+class Done:
+    """What one process did: epochs trained and probes made by it, tasks that could not be done (with the reason)."""
+
+    trained: int = 0
+    probed: int = 0
+    failed: dict[MeasurementKey, str] = field(default_factory=dict)
+
+
+def carry_out(tree: Tree, store: Store, executor: Executor, listener: Listener, limits: Limits) -> Done:
+    """Do all of `tree` that is not done. Returns once everything is measured or has failed.
+
+    Raises UserError where the store cannot be written.
+    """
+    done = Done()
+    with store.owner() as owner, Writer(store) as writer:
+        while True:
+            run = _Pass(tree, store, owner, writer, executor, listener, limits, done)
+            listener.planned(run.todo)
+            if run.to_the_end():
+                return done
+
+
+class _Pass:
+    """One pass over what is left. A damaged state ends it; the next one plans for what that state made necessary."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        store: Store,
+        owner: Owner,
+        writer: Writer,
+        executor: Executor,
+        listener: Listener,
+        limits: Limits,
+        done: Done,
+    ) -> None:
+        self._tree, self._store, self._owner, self._writer = tree, store, owner, writer
+        self._executor, self._listener, self._limits, self._done = executor, listener, limits, done
+        store.keep(tree.keys[node] for node in tree.stops)
+        self.todo, self._measured, stored = self._plan()
+        self._files = store.state_files(tree.keys[node] for task in self.todo.tasks for node in tree.needs(task))
+        self._queue = ReadyQueue(tree, self.todo, stored)
+        self._claimed: set[int] = set()
+        self._damaged = False
+        self._brought: set[str] = set()  # states that were given to the writer
+        if done.failed:
+            self._remove([task for task in self.todo.tasks if tree.measurement_key(task) in done.failed])
+        # What an earlier process went on from, until it was killed.
+        self._drop([node for node in map(tree.nodes.__getitem__, stored) if not self._queue.needed(node)], stored)
+
+    def _plan(self) -> tuple[Todo, set[MeasurementKey], set[str]]:
+        """What is left, what is measured, and the states that are stored.
+
+        States are pinned before they are counted on, so that no other process drops them.
+        """
+        tree = self._tree
+        names, epochs = tree.measurement_keys(), [tree.keys[node] for node in tree.epoch_nodes()]
+        pinned: Todo | None = None
+        while True:
+            measured = self._store.measurements(names)
+            for m in measured.values():
+                if m.diverged:
+                    self._done.failed[m.key] = _divergence(m)
+            stored = self._store.states(epochs)
+            todo = unfinished(tree, measured.keys(), stored, stopped_states(tree, measured.values()))
+            if todo == pinned:
+                return todo, set(measured), stored
+            self._owner.pin(self._to_pin(todo, stored))
+            pinned = todo
+
+    def _to_pin(self, todo: Todo, stored: Collection[str]) -> list[str]:
+        """The states that are there, or will be stored, and are needed: not those that training passes through."""
+        tree = self._tree
+        users = Counter(node for task in todo.tasks for node in tree.needs(task))
+        users.update(node for task in todo.probes for node in tree.needs(task))
+        return [tree.keys[node] for node, count in users.items() if count > 1 or tree.keys[node] in stored]
+
+    def to_the_end(self) -> bool:
+        """Whether all is done; False where a damaged state makes another plan necessary."""
+        blocked: list[list[int]] = []  # chains that are ready, and claimed by another process
+        while len(self._queue) or self._executor.busy():
+            while self._executor.free() and not self._damaged:
+                tasks = self._queue.take(self._limits.members, self._limits.probes, self._executor.free())
+                if not tasks:
+                    break
+                mine = self._claim(tasks, blocked)
+                if mine:
+                    job = self._job(mine)
+                    self._executor.submit(job, _Report(self._tree, job, self._listener))
+            if self._executor.busy():
+                self._file(*self._executor.wait())
+            elif self._damaged:
+                break
+            elif not self._others(blocked):
+                time.sleep(_POLL_S)
+        self._writer.flush()
+        self._note_written()
+        self._release(list(self._claimed))
+        return not self._damaged
+
+    def _claim(self, tasks: Sequence[int], blocked: list[list[int]]) -> list[list[int]]:
+        """The chains of `tasks`, each claimed as a whole; those of which another process has a part are `blocked`."""
+        chains = [self._queue.chain(task) if task < len(self._tree) else [task] for task in tasks]
+        wanted = {self._tree.measurement_key(task): task for chain in chains for task in chain}
+        wanted = {name: task for name, task in wanted.items() if task not in self._claimed}
+        given = self._owner.claim(list(wanted), [n for n in wanted if n in self._measured]) if wanted else []
+        self._claimed.update(wanted[name] for name in given)
+        mine = [chain for chain in chains if self._claimed.issuperset(chain)]
+        others = [chain for chain in chains if not self._claimed.issuperset(chain)]
+        if others:
+            blocked += others
+            self._release([task for chain in others for task in chain])
+        return mine
+
+    def _release(self, tasks: Iterable[int]) -> None:
+        held = self._claimed.intersection(tasks)
+        self._claimed -= held
+        self._owner.release([self._tree.measurement_key(task) for task in held])
+
+    def _others(self, blocked: list[list[int]]) -> bool:
+        """Look what other processes did of `blocked`, and put the rest back; whether anything is ready now."""
+        tree = self._tree
+        names = [tree.measurement_key(task) for chain in blocked for task in chain]
+        measured = self._store.measurements(names)
+        files = self._store.state_files(name[0] for name in names)
+        self._files |= files
+        done: list[int] = []
+        for chain in blocked:
+            known = [task for task in chain if tree.measurement_key(task) in measured]
+            # Up to the last state to go on from, if not to the end.
+            while known and not (
+                known[-1] >= len(tree)
+                or tree.keys[known[-1]] in files
+                or (known == chain and not self._queue.needed(known[-1]))
+            ):
+                known.pop()
+            if known == chain[: len(known)]:
+                done += known
+        # Those that are measured and lack a state that is needed must be claimed again.
+        self._measured.update(measured)
+        if done:
+            found = [measured[tree.measurement_key(task)] for task in done]
+            self._drop(self._queue.done(done), files)
+            self._listener.measured(done, found, True)
+            self._stop_diverged(found)
+        self._queue.put(chain[0] for chain in blocked)
+        blocked.clear()
+        return bool(done)
+
+    def _job(self, chains: list[list[int]]) -> Job:
+        """The job of tasks alike. Chains are cut where the first of them ends, or the settings of one change."""
+        tree, nodes = self._tree, {node for chain in chains for node in self._tree.needs(chain[0])}
+        self._note_written()
+        lacking = [tree.keys[node] for node in nodes if tree.keys[node] not in self._files]
+        if not all(map(self._executor.holds, lacking)):
+            self._writer.flush()
+            self._note_written()
+        if chains[0][0] < len(tree):
+            alike = [len({tree.alike[node] for node in column}) == 1 for column in zip(*chains, strict=False)]
+            chains = [chain[: [*alike, False].index(False)] for chain in chains]
+        states: dict[str, Initial | Average] = {}
+        made_of = [tree.start_of(chain[0]) for chain in chains]
+        while made_of:
+            state = tree.state(node := made_of.pop())
+            if not isinstance(state, Epoch):
+                states[state.key] = state
+                made_of += tree.averages[node][0] if node in tree.averages else ()
+        epochs = tuple(tuple(map(tree.epoch, chain)) for chain in chains if chain[0] < len(tree))
+        probes = tuple(tree.probe(chain[0] - len(tree)) for chain in chains if chain[0] >= len(tree))
+        trained = [node for chain in chains for node in chain if node < len(tree)]
+        last = {chain[-1] for chain in chains}
+        configs = [*(chain[0].config for chain in epochs), *(each.config for each in (*probes, *states.values()))]
+        return Job(
+            epochs,
+            probes,
+            states,
+            {key: self._files[key] for key in (tree.keys[node] for node in nodes) if key in self._files},
+            frozenset(tree.keys[n] for n in trained if n in tree.stops or (n in last and self._queue.needed(n))),
+            {key: tree.contents[key] for key in map(contents_key, configs)},
+            self._limits.checkpoint_seconds,
+            tuple(task for chain in chains for task in chain),
+        )
+
+    def _file(self, job: Job, outcome: Outcome | Exception) -> None:
+        names = {self._tree.measurement_key(task): task for task in job.tasks}
+        if isinstance(outcome, Outcome):
+            done = [names[m.key] for m in outcome.measurements]
+            self._claimed.difference_update(done)
+            self._brought.update(key for key, _ in outcome.states)
+            self._brought.update(file.key for file in outcome.files)
+            self._files |= {file.key: file for file in outcome.files}
+            self._writer.put(outcome, [m.key for m in outcome.measurements])
+            self._done.trained += sum(task < len(self._tree) for task in done)
+            self._done.probed += sum(task >= len(self._tree) for task in done)
+            self._drop(self._queue.done(done), self._files)
+            self._queue.put(task for task in job.tasks if task >= len(self._tree))  # those that are left
+            self._stop_diverged(outcome.measurements)
+            return
+        self._release(job.tasks)
+        if isinstance(outcome, DamagedState):
+            self._writer.flush()
+            self._store.mark_damaged(outcome.key)
+            self._executor.forget([outcome.key])
+            self._listener.told(f"{outcome}; it is trained again")
+            self._damaged = True
+        elif isinstance(outcome, UserError):
+            raise outcome
+        else:
+            reason = f"{type(outcome).__name__}: {outcome}".splitlines()[0]
+            lost = self._remove(job.tasks)
+            self._done.failed.update({self._tree.measurement_key(task): reason for task in lost})
+            self._listener.told(f"{len(job.tasks)} tasks failed, and {len(lost)} cannot be done: {reason}")
+
+    def _stop_diverged(self, measurements: Iterable[Measurement]) -> None:
+        """Let go what would come of networks that diverged. All others go on."""
+        diverged = [m for m in measurements if m.diverged]
+        for m in diverged:
+            self._done.failed[m.key] = _divergence(m)
+            self._listener.told(_divergence(m))
+        if diverged:
+            self._remove((), stopped_states(self._tree, diverged))
+
+    def _remove(self, tasks: Collection[int], without: Collection[int] = ()) -> list[int]:
+        """Give up `tasks`, and what needs them or the states `without`; returns all that are given up."""
+        gone, idle = self._queue.remove(tasks, without)
+        self._release(gone)
+        self._drop(idle, self._files)
+        return gone
+
+    def _drop(self, idle: Iterable[int], stored: Collection[str]) -> None:
+        """Let go of states that nothing needs any more; from the store those that do not stay there."""
+        nodes = list(idle)
+        self._executor.forget([self._tree.keys[node] for node in nodes])
+        keys = [self._tree.keys[node] for node in nodes if node not in self._tree.stops]
+        self._writer.drop([key for key in keys if key in self._brought or key in stored])
+
+    def _note_written(self) -> None:
+        files, differing = self._writer.written()
+        self._files |= {file.key: file for file in files}
+        if differing:
+            self._listener.told(
+                f"{differing} measurements differ from those of an earlier training of the same epoch (another "
+                "machine, version or number of threads); the earlier ones are kept"
+            )
+
+
+class _Report:
+    """Passes on what a worker says of a job, with the numbers of its tasks."""
+
+    def __init__(self, tree: Tree, job: Job, listener: Listener) -> None:
+        self._tasks = {tree.measurement_key(task): task for task in job.tasks}
+        self._listener = listener
+
+    def images(self, trained: int, evaluated: int) -> None:
+        """See `Report`."""
+        self._listener.images(trained, evaluated)
+
+    def measured(self, measurements: Sequence[Measurement]) -> None:
+        """See `Report`."""
+        self._listener.measured([self._tasks[m.key] for m in measurements], measurements, False)
+
+
+def _divergence(measurement: Measurement) -> str:
+    trained = measurement.learning_rate is not None
+    if trained and not math.isfinite(measurement.train_loss or 0.0):
+        loss = f"training loss is {measurement.train_loss}"
+    else:
+        treatment = "" if measurement.treatment == OWN else " with recomputed batch-norm statistics"
+        loss = f"test loss{treatment} is {measurement.test_loss}"
+    rate = f", at learning rate {measurement.learning_rate:g}" if trained else ""
+    where = f"in epoch {measurement.epoch}{rate}"
+    so = "nothing is made of it" if trained else "no gain is taken of it"
+    return f"the network {measurement.state} diverged: its {loss} {where}; {so}"
+
+
+class LocalExecutor:
+    """Does jobs in this process, one at a time, when they are waited for."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._job: tuple[Job, Report] | None = None
+
+    def free(self) -> int:
+        """One, unless a job waits."""
+        return int(self._job is None)
+
+    def submit(self, job: Job, report: Report) -> None:
+        """Keep `job` for `wait`."""
+        self._job = job, report
+
+    def busy(self) -> bool:
+        """Whether a job waits."""
+        return self._job is not None
+
+    def wait(self) -> tuple[Job, Outcome | Exception]:
+        """Do the job. Exceptions are returned; Ctrl-C and SIGTERM pass."""
+        assert self._job is not None
+        (job, report), self._job = self._job, None
+        try:
+            return job, self._worker.run(job, report)
+        except Exception as error:
+            return job, error
+
+    def holds(self, key: str) -> bool:
+        """Whether the state is resident."""
+        return key in self._worker.resident
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Let the memory of states go."""
+        self._worker.resident.forget(keys)
