@@ -11,12 +11,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fastwi.config.sweep import SweepOptions
 from fastwi.errors import UserError
 from fastwi.experiment.contents import contents_key
 from fastwi.experiment.planner import Todo, stopped_states, unfinished
 from fastwi.experiment.ready import ReadyQueue
 from fastwi.experiment.store import DamagedState, Measurement, Owner, Store
-from fastwi.experiment.tree import OWN, Average, Epoch, Initial, MeasurementKey, Tree
+from fastwi.experiment.tree import OWN, MeasurementKey, Tree
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 from fastwi.experiment.writer import Writer
 
@@ -68,6 +69,17 @@ class Limits:
     members: int
     probes: int
     checkpoint_seconds: float
+
+
+def limits_of(options: SweepOptions, state_bytes: int, members_at_once: int) -> Limits:
+    """The limits of a sweep whose networks take `state_bytes`; its engine likes `members_at_once` best.
+
+    Half of the memory is for the populations of a job: beside a network's own row there are its gradient and a copy
+    of it at the start, and an average has its children beside it. The other half is for resident states.
+    """
+    room = options.memory_GiB * 2**30 / 2 / state_bytes
+    members = max(1, min(options.population or members_at_once, int(room / 3)))
+    return Limits(members, max(1, int(room / 5)), options.checkpoint_seconds)
 
 
 @dataclass
@@ -231,13 +243,7 @@ class _Pass:
         if chains[0][0] < len(tree):
             alike = [len({tree.alike[node] for node in column}) == 1 for column in zip(*chains, strict=False)]
             chains = [chain[: [*alike, False].index(False)] for chain in chains]
-        states: dict[str, Initial | Average] = {}
-        made_of = [tree.start_of(chain[0]) for chain in chains]
-        while made_of:
-            state = tree.state(node := made_of.pop())
-            if not isinstance(state, Epoch):
-                states[state.key] = state
-                made_of += tree.averages[node][0] if node in tree.averages else ()
+        states = tree.made_of(tree.start_of(chain[0]) for chain in chains)
         epochs = tuple(tuple(map(tree.epoch, chain)) for chain in chains if chain[0] < len(tree))
         probes = tuple(tree.probe(chain[0] - len(tree)) for chain in chains if chain[0] >= len(tree))
         trained = [node for chain in chains for node in chain if node < len(tree)]

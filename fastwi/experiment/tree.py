@@ -16,7 +16,7 @@ trained, or the number of states plus that of the probe to be made. `state` and 
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -218,6 +218,18 @@ class Tree:
             return (node,)
         children = self.averages[node][0] if node in self.averages else ()
         return tuple(dict.fromkeys(source for child in children for source in self.sources(child)))
+
+    def made_of(self, nodes: Iterable[int]) -> dict[str, Initial | Average]:
+        """Those of the states `nodes` that do not come of training, and what these are made of, by key."""
+        made: dict[str, Initial | Average] = {}
+        left = list(nodes)
+        while left:
+            node = left.pop()
+            state = self.state(node)
+            if not isinstance(state, Epoch):
+                made[state.key] = state
+                left += self.averages[node][0] if node in self.averages else ()
+        return made
 
     def needs(self, task: int) -> tuple[int, ...]:
         """The epochs whose states a task starts from."""

@@ -1,22 +1,22 @@
-"""Progress of a run with time left: a live bar on a terminal, a plain line an epoch elsewhere. To stderr."""
+"""Progress with time left: a live bar on a terminal, lines elsewhere. To stderr."""
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fastwi.config.schema import Config
-from fastwi.experiment.plan import Step, plan, work
-from fastwi.report.summary import ACCURACY, Row
-
 if TYPE_CHECKING:
+    from fastwi.experiment.planner import Todo
+    from fastwi.experiment.store import Measurement
     from typing_extensions import Self
 
 # Cost of an image passed forward only, in trained images: the share that the time left is reckoned with.
 EVALUATION_COST = 0.25
+_LINE_EVERY_S = 10.0
 
 
 def clock(seconds: float) -> str:
@@ -50,42 +50,69 @@ class LiveProgress:
         self._bar.console.print(message, markup=False, highlight=False, soft_wrap=soft_wrap)
 
 
-class RunProgress(LiveProgress):
-    """A `Listener` that shows how far a run is, and with the first images what they are computed by: `backend`."""
+class TreeProgress(LiveProgress):
+    """The `Listener` of a run or a sweep: how far it is."""
 
-    def __init__(self, config: Config, train_images: int, test_images: int, backend: str) -> None:
-        costs = {step: work(step, config, train_images, test_images) for step in plan(config.experiment)}
-        self._cost = {step: w.trained + EVALUATION_COST * w.evaluated for step, w in costs.items()}
-        self._total, self._done, self._here = sum(self._cost.values()), 0.0, 0.0
-        self._resumed, self._begun = 0.0, time.monotonic()
-        self._unsaid: str | None = backend
-        super().__init__(f"starting: {backend}", self._total)
+    def __init__(
+        self,
+        cost: Callable[[int], float],
+        describe: Callable[[Sequence["Measurement"]], str] | None = None,
+        first: str | None = None,
+    ) -> None:
+        """`cost` of a task, in trained images. `describe`: measurements in words, for a line at each of them.
+
+        `first` is said before the first of them.
+        """
+        self._cost, self._describe, self._first = cost, describe, first
+        self._total = self._done = self._elsewhere = self._here = 0.0
+        self._tasks = self._tasks_done = 0
+        self._begun = time.monotonic()
+        self._last_line = -_LINE_EVERY_S
+        super().__init__("planning", 1.0)
+
+    def planned(self, todo: "Todo") -> None:
+        """Take `todo` as what is left."""
+        self._total = self._done + sum(map(self._cost, todo.tasks))
+        self._tasks = self._tasks_done + len(todo.epochs) + len(todo.probes)
+        self._bar.update(self._task, total=self._total)
+        if not self._tasks:
+            self._print("finished before; its results are shown again, whatever engine.* says now")
+            return
+        self._print(f"{len(todo.epochs):,} epochs to train, {len(todo.probes):,} networks to measure")
+        if self._first:
+            self._print(self._first)
+            self._first = None
 
     def images(self, trained: int, evaluated: int) -> None:
-        """Advance within the step in progress."""
-        if self._unsaid:
-            self._print(self._unsaid)
-            self._unsaid = None
+        """Advance within what is being measured."""
         self._here += trained + EVALUATION_COST * evaluated
         self._bar.update(self._task, completed=self._done + self._here)
 
-    def step_done(self, step: Step, rows: list[Row]) -> None:
-        """Advance past a step; a step without rows was done by an earlier process."""
-        self._done += self._cost[step]
+    def measured(self, tasks: Sequence[int], measurements: Sequence["Measurement"], elsewhere: bool) -> None:
+        """Advance past `tasks`."""
+        cost = sum(map(self._cost, tasks))
+        self._done += cost
+        self._elsewhere += cost if elsewhere else 0.0
         self._here = 0.0
-        if not rows:
-            self._resumed += self._cost[step]
-            self._bar.update(self._task, completed=self._done)
-            if self._resumed >= self._total:
-                self._print("finished before; its results are shown again, whatever engine.* says now")
-            return
+        self._tasks_done += len(tasks)
         spent = time.monotonic() - self._begun
-        rate = (self._done - self._resumed) / max(spent, 1e-9)
-        left = (self._total - self._done) / max(rate, 1e-9)
-        best = ", ".join(
-            f"{row['network']}{'*' if row['batch_norm'] == 'recomputed' else ''} {row[ACCURACY]:.2f} %"
-            for row in rows[:6]
-        )
-        description = f"epoch {rows[-1]['epoch']} {step.stage.value}"
-        self._bar.update(self._task, completed=self._done, description=description, speed=f"{rate:,.0f} images/s")
-        self._print(f"{description}: {best}  [{clock(spent)} spent, {clock(left)} left]", soft_wrap=False)
+        # What other processes do speeds a sweep up, so it counts in the time left, not in this process's speed.
+        speed = f"{(self._done - self._elsewhere) / max(spent, 1e-9):,.0f} images/s"
+        last = measurements[-1]
+        if self._describe is not None:
+            said = self._describe(measurements)
+            description, _, _ = said.partition(":")
+        else:
+            description = f"networks measured: {self._tasks_done:,} of {self._tasks:,}"
+            said = f"{description}, the last at epoch {last.epoch}: {last.test_accuracy:.2f} %"
+        self._bar.update(self._task, completed=self._done, description=description, speed=speed)
+        ended = self._done >= self._total * (1 - 1e-9)
+        if self._describe is None and time.monotonic() - self._last_line < _LINE_EVERY_S and not ended:
+            return
+        self._last_line = time.monotonic()
+        left = (self._total - self._done) * spent / max(self._done, 1e-9)
+        self._print(f"{said}  [{speed}, {clock(spent)} spent, {clock(left)} left]")
+
+    def told(self, message: str) -> None:
+        """Say it."""
+        self._print(message)

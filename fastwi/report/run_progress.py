@@ -1,0 +1,58 @@
+"""The progress of a run: as that of a sweep, with its networks by name, and its rows in metrics.jsonl."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from fastwi.experiment.planner import PlannedSweep, cost_of, without_lost
+from fastwi.experiment.results import point_rows
+from fastwi.experiment.rundir import RunDirectory
+from fastwi.experiment.store import Measurement, Store
+from fastwi.experiment.tree import MeasurementKey
+from fastwi.report.progress import TreeProgress
+from fastwi.report.summary import ACCURACY, Row
+from fastwi.report.tensorboard import TensorBoard
+
+_ROWS_EVERY_S = 5.0
+_MOST_NAMED = 6
+
+
+class RunProgress(TreeProgress):
+    """Shows how far a run is and keeps its rows up to date, in its directory and in TensorBoard."""
+
+    def __init__(
+        self, planned: PlannedSweep, store: Store, paths: RunDirectory, board: TensorBoard | None, backend: str
+    ) -> None:
+        """`backend`: what it is computed by, in words."""
+        super().__init__(partial(cost_of, planned), self._networks, backend)
+        self._planned, self._paths, self._board = planned, paths, board
+        self._measured: dict[MeasurementKey, Measurement] = store.measurements(planned.tree.measurement_keys())
+        self._written = time.monotonic()
+
+    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
+        """See `Listener`."""
+        super().measured(tasks, measurements, elsewhere)
+        self._measured |= {m.key: m for m in measurements}
+        if time.monotonic() - self._written > _ROWS_EVERY_S:
+            self.write_rows()
+
+    def write_rows(self) -> list[Row]:
+        """Write the rows of all that is measured; returns them."""
+        rows = self._rows(without_lost(self._planned.tree, self._measured))
+        self._paths.write_metrics(rows)
+        if self._board is not None:
+            self._board.write(rows)
+        self._written = time.monotonic()
+        return rows
+
+    def _rows(self, measured: dict[MeasurementKey, Measurement]) -> list[Row]:
+        return point_rows(self._planned.points[0], self._planned.places[0], measured)
+
+    def _networks(self, measurements: Sequence[Measurement]) -> str:
+        """Measurements in words, a network once."""
+        rows = self._rows({m.key: m for m in measurements})
+        shown = dict.fromkeys(
+            f"{row['network']}{'*' if row['batch_norm'] == 'recomputed' else ''} {row[ACCURACY]:.2f} %" for row in rows
+        )
+        named = ", ".join(list(shown)[:_MOST_NAMED]) + (", ..." if len(shown) > _MOST_NAMED else "")
+        return f"epoch {rows[0]['epoch']} {rows[0]['stage']}: {named}"
