@@ -51,18 +51,17 @@ def _main(argv: list[str]) -> int:
 
 def _sweep(request: SweepRequest) -> int:
     # torch takes seconds to import: bad sweep files are refused before.
-    from fastwi.experiment.begun import note_precision
-    from fastwi.experiment.conduct import conduct
+    from fastwi.experiment.scheduler import carry_out, limits_of
     from fastwi.experiment.store import Store
     from fastwi.experiment.worker import Worker
-    from fastwi.report.sweep_progress import SweepProgress
+    from fastwi.report.progress import TreeProgress
 
     options = replace(request.spec.options, name=sweep_name(request))
     request = replace(request, spec=replace(request.spec, options=options))
     every = list(points(request.spec))
-    worker = Worker(Path(options.store), Path.cwd())
+    worker = Worker(Path(options.store), Path.cwd(), options.memory_GiB * 2**30 / 2)
     planned = plan_sweep(request.spec, every)
-    worker.expect(planned.tree.contents)
+    worker.resources.expect(planned.tree.contents)
     if request.dry_run:
         return _show_plan(request, planned, worker)
     mine = planned if request.shard is None else plan_sweep(request.spec, shard_of(every, *request.shard))
@@ -72,25 +71,25 @@ def _sweep(request: SweepRequest) -> int:
         store = stack.enter_context(Store.open(options.store))
         if planned.auto:
             note_precision(store.directory, planned.auto)
-        progress = SweepProgress(partial(_cost, planned))
-        executor = _executor(request, worker, progress, stack)
-        stack.enter_context(progress)
+        executor = _executor(request, worker, stack)
+        progress = stack.enter_context(TreeProgress(partial(cost_of, mine)))
         if planned.auto:
             progress.told(_auto_line(planned.auto))
-        begun = time.monotonic()
+        begun, config = time.monotonic(), planned.points[0].config
+        resources = worker.resources
+        limits = limits_of(options, resources.state_bytes(config), resources.engine(config).members_at_once)
         try:
-            members = _members(request, planned.points[0].config, worker)
-            conducted = conduct(mine.tree, store, executor, progress, members)
+            done = carry_out(mine.tree, store, executor, progress, limits)
         finally:
             store.export()
-        progress.told(f"trained {conducted.trained} epochs, measured {conducted.probed} networks in "
+        progress.told(f"trained {done.trained} epochs, measured {done.probed} networks in "
                       f"{clock(time.monotonic() - begun)}")  # fmt: skip
         missing = _show_results(request, planned, store, worker)
         # For `python -m fastwi.report STORE`: which sweeps the store was made for.
         write_text(store.directory / "sweeps" / f"{options.name}.yaml", sealed_yaml(sweep_to_yaml(request.spec)))
-    if conducted.failed:
-        for reason in sorted(set(conducted.failed.values())):
-            print(f"fastwi: {len(conducted.failed)} tasks not done: {reason}", file=sys.stderr)
+    if done.failed:
+        for reason in sorted(set(done.failed.values())):
+            print(f"fastwi: {len(done.failed)} tasks not done: {reason}", file=sys.stderr)
         return EXIT_PARTLY
     return EXIT_PARTLY if missing and request.shard is None else 0
 
@@ -99,32 +98,16 @@ def _auto_line(auto: "Choice") -> str:
     return f"engine.precision: auto is {auto.precision}: {auto.reason}"
 
 
-def _cost(planned: PlannedSweep, task: Task) -> float:
-    """The cost of a task, in trained images."""
-    dataset = planned.dataset_of(task.config)
-    if isinstance(task, Epoch):
-        return dataset.train_images + EVALUATION_COST * dataset.test_images
-    sample = 0 if task.treatment == OWN else min(task.images or dataset.train_images, dataset.train_images)
-    return EVALUATION_COST * (dataset.test_images + sample)
-
-
-def _members(request: SweepRequest, config: Config, worker: "Worker") -> int:
-    """How many networks are trained together: what the engine is good for, within the memory bound."""
-    options = request.spec.options
-    # Beside a network's own row there are its gradient and a copy of it at the start of a job.
-    room = options.memory_GiB * 2**30 // (3 * worker.state_bytes(config))
-    return max(1, min(options.population or worker.engine(config).members_at_once, int(room)))
-
-
-def _executor(request: SweepRequest, worker: "Worker", progress: "SweepProgress", stack: ExitStack) -> "Executor":
-    from fastwi.experiment.conduct import LocalExecutor
+def _executor(request: SweepRequest, worker: "Worker", stack: ExitStack) -> "Executor":
+    from fastwi.experiment.scheduler import LocalExecutor
 
     options = request.spec.options
     if options.executor == "local":
-        return LocalExecutor(lambda job: worker.run(job, progress.images))
+        return LocalExecutor(worker)
     from fastwi.experiment.distributed import RayExecutor
 
-    executor = RayExecutor(Path(options.store), options.workers, options.gpus_per_worker)
+    memory_bytes = options.memory_GiB * 2**30 / 2
+    executor = RayExecutor(Path(options.store), options.workers, options.gpus_per_worker, memory_bytes)
     stack.callback(executor.close)
     return executor
 
@@ -150,7 +133,7 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
     found = cells(every_gain)
     resolved = sweep_to_yaml(spec)
     identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
-    card = worker.card(config)
+    card = worker.resources.card(config)
     # One process at a time: the manifest has the checksums of all other files.
     with locked_directory(directory):
         (directory / MANIFEST).unlink(missing_ok=True)
@@ -162,7 +145,7 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
             title = f"{directory.name}: {config.model.name} on {card.name}"
             draw_heatmap(found, directory / "heatmap.png", title)
             draw_curves(spec, planned.points, planned.places, measured, directory / "curves.png", title)
-        seal_directory(directory, manifest(card, worker.engine(config).resolved, identity, planned.networks))
+        seal_directory(directory, manifest(card, worker.resources.engine(config).resolved, identity, planned.networks))
     if request.json:
         print(to_json({"directory": str(directory), "points": len(planned.points),
                           "measurements": len(measured), "missing": missing}))  # fmt: skip
@@ -174,52 +157,38 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
     return missing
 
 
-def _left(planned: PlannedSweep) -> Todo:
-    """What the store lacks; all where there is no store yet."""
-    from fastwi.experiment.store import Store
-
-    tree, directory = planned.tree, Path(planned.spec.options.store)
-    measured, stored, diverged = set[MeasurementKey](), set[str](), list[str]()
-    if (directory / "store.json").exists():
-        with Store.open(directory, create=False) as store:
-            found = store.measurements(tree.measurement_keys())
-            measured, diverged = set(found), stopped_states(tree, found.values())
-            stored = store.states(epoch.key for epoch in tree.epochs())
-    return unfinished(tree, measured, stored, diverged)
-
-
 def _try_networks(planned: PlannedSweep, worker: "Worker") -> None:
     """Try the user's own networks that are about to be trained. Raises ConfigError where one fails."""
-    configs = (epoch.config for epoch in _left(planned).epochs)
+    configs = (planned.tree.configs[node] for node in left_of(planned).epochs)
     kinds = {(c.model, c.engine, c.optimizer.batch_size, c.data): c for c in configs if is_own(c.model.name)}
     for config in kinds.values():
-        worker.tried_engine(config)
+        worker.resources.tried_engine(config)
 
 
 def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -> int:
     """The tree, what it saves, and time and disk, measured on a few steps of this very sweep."""
     from fastwi.experiment.estimate import measure_rates
 
-    tree = planned.tree
-    epochs = list(tree.epochs())
-    todo = _left(planned)
-    naive = naive_epochs(planned.points)
+    tree, resources = planned.tree, worker.resources
+    todo = left_of(planned)
+    epochs, naive = sum(1 for _ in tree.epoch_nodes()), naive_epochs(planned.points)
     costs: dict[tuple[object, ...], float] = {}  # in trained images, by what decides the speed
     examples: dict[tuple[object, ...], Config] = {}
     for task in todo.tasks:
-        kind = (task.config.model, task.config.engine, task.config.optimizer.batch_size, task.config.data.path)
-        costs[kind] = costs.get(kind, 0.0) + _cost(planned, task)
-        examples.setdefault(kind, task.config)
+        config = tree.config_of(task)
+        kind = (config.model, config.engine, config.optimizer.batch_size, config.data.path)
+        costs[kind] = costs.get(kind, 0.0) + cost_of(planned, task)
+        examples.setdefault(kind, config)
     seconds = sum(
-        cost / measure_rates(worker.tried_engine(config), config, *worker.splits(config)).trained_per_s
+        cost / measure_rates(resources.tried_engine(config), resources.network(config), *resources.splits(config)).trained_per_s
         for (kind, cost) in costs.items()
         for config in [examples[kind]]
     )
-    size = sum(worker.state_bytes(epoch.config) for epoch in epochs if epoch.key in tree.stops)
+    size = sum(resources.state_bytes(tree.configs[node]) for node in tree.stops if tree.is_epoch(node))
     lines = _tree_lines(planned)
     if request.json:
         print(to_json({
-            "points": len(planned.points), "epochs": len(epochs), "naive_epochs": naive,
+            "points": len(planned.points), "epochs": epochs, "naive_epochs": naive,
             "epochs_left": len(todo.epochs), "networks_to_measure": len(todo.probes), "seconds": seconds,
             "bytes": size, "tree": lines,
         }))  # fmt: skip
@@ -227,8 +196,8 @@ def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -
     print(sweep_to_yaml(request.spec))
     for line in lines + ([_auto_line(planned.auto)] if planned.auto else []):
         print(f"# {line}")
-    print(f"# {len(planned.points):,} points; {len(epochs):,} epochs in the tree, {naive:,} if each point were run "
-          f"alone: {naive / max(1, len(epochs)):.1f} times as many")  # fmt: skip
+    print(f"# {len(planned.points):,} points; {epochs:,} epochs in the tree, {naive:,} if each point were run "
+          f"alone: {naive / max(1, epochs):.1f} times as many")  # fmt: skip
     print(f"# left: {len(todo.epochs):,} epochs to train, {len(todo.probes):,} networks to measure: about "
           f"{clock(seconds)} on one such device; the store grows to about {size / 2**20:,.0f} MiB")  # fmt: skip
     return 0
@@ -248,7 +217,7 @@ def _tree_lines(planned: PlannedSweep) -> list[str]:
     lines = []
     for name, trajectories in kinds.items():
         epochs: set[str] = set().union(*trajectories.values())
-        ends = sorted({tree.states[key].epoch for key in epochs & tree.stops})
+        ends = sorted({tree.epochs[node] for node in map(tree.nodes.__getitem__, epochs) if node in tree.stops})
         where = f", kept at epochs {_listed(ends)}" if ends else ""
         lines.append(f"{name}: {len(trajectories):,} trajectories, {len(epochs):,} epochs{where}")
     return lines
