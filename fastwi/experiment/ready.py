@@ -3,11 +3,14 @@
 from array import array
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastwi.experiment.planner import Todo
 from fastwi.experiment.tree import Tree
+
+if TYPE_CHECKING:
+    from fastwi.experiment.planner import Todo
 
 LONGEST_CHAIN = 64
 """Epochs. Other processes wait for whole chains."""
@@ -21,7 +24,7 @@ class ReadyQueue:
     A task is ready once every state that it starts from is made.
     """
 
-    def __init__(self, tree: Tree, todo: Todo, stored: Collection[str]) -> None:
+    def __init__(self, tree: Tree, todo: "Todo", stored: Collection[str]) -> None:
         self._tree = tree
         self._left = bytearray(tree.tasks())
         self._users = array("i", bytes(4 * len(tree)))  # by node: tasks left that start from it

@@ -164,6 +164,16 @@ class Tree:
             self.probe_treatments.append(place)
             self.probe_configs.append(config)
 
+    def _add(self, key: str, epoch: int, before: int, noise: int, alike: int, config: Config) -> int:
+        self.nodes[key] = node = len(self.keys)
+        self.keys.append(key)
+        self.epochs.append(epoch)
+        self.before.append(before)
+        self.noises.append(noise)
+        self.alike.append(alike)
+        self.configs.append(config)
+        return node
+
     def is_epoch(self, node: int) -> bool:
         """Whether a state comes of training."""
         return self.before[node] >= 0

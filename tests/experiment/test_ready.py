@@ -1,0 +1,123 @@
+"""The ready queue against a simple model of what is ready, on random trees."""
+
+import random
+
+import pytest
+
+from fastwi.config.schema import Config
+from fastwi.experiment.ready import LONGEST_CHAIN, ReadyQueue
+from fastwi.experiment.tree import OWN, Treatment, Tree
+
+CONFIG = Config()
+
+
+class Todo:
+    def __init__(self, tasks: list[int]) -> None:
+        self.tasks = tasks
+
+
+def random_tree(draw: random.Random) -> Tree:
+    tree = Tree()
+    nodes = [tree.add_initial(f"initial {i}", CONFIG) for i in range(2)]
+    for i in range(60):
+        before = draw.choice(nodes[-8:])
+        if draw.random() < 0.15:
+            children = tuple(draw.sample(nodes, 2))
+            epoch = max(tree.epochs[child] for child in children)
+            node = tree.add_average(f"average {i}", children, (0.5, 0.5), epoch, CONFIG)
+            tree.add_probe(node, Treatment(OWN, epoch, 0, 0), CONFIG)
+        else:
+            epoch = tree.epochs[before] + 1
+            node = tree.add_epoch(f"epoch {i}", before, epoch, i, f"alike {epoch % 3}", CONFIG)
+        if draw.random() < 0.2:
+            tree.add_probe(node, Treatment("recomputed", tree.epochs[node], 0, 0), CONFIG)
+        nodes.append(node)
+    return tree
+
+
+def tasks_of(tree: Tree) -> list[int]:
+    return [*tree.epoch_nodes(), *range(len(tree), tree.tasks())]
+
+
+def ready_by_hand(tree: Tree, left: set[int]) -> set[int]:
+    return {task for task in left if not any(source in left for source in tree.needs(task))}
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_what_is_ready_and_what_is_needed(seed: int, number: int) -> None:
+    draw = random.Random(seed)
+    tree = random_tree(draw)
+    left, given = set(tasks_of(tree)), set[int]()
+    queue = ReadyQueue(tree, Todo(sorted(left)), ())  # type: ignore[arg-type]
+    while left:
+        assert len(queue) == len(left)
+        taken = queue.take(draw.randint(1, 4), draw.randint(1, 4), draw.randint(1, 2))
+        assert taken
+        assert len({(tree.alike[t] if t < len(tree) else -1) for t in taken}) == 1
+        assert ready_by_hand(tree, left) >= set(taken)
+        assert given.isdisjoint(taken)
+        chains = [queue.chain(task) if task < len(tree) else [task] for task in taken]
+        done: list[int] = []
+        for chain in chains:
+            for before, task in zip(chain, chain[1:], strict=False):
+                assert [t for t in left if before in tree.needs(t)] == [task]
+            assert len(chain) <= LONGEST_CHAIN
+            done += chain[: draw.randint(1, len(chain))]
+        given |= set(done)
+        idle = queue.done(done)
+        before = {node for task in left for node in tree.needs(task)}
+        left -= set(done)
+        after = {node for task in left for node in tree.needs(task)}
+        assert sorted(idle) == sorted(before - after)
+        assert all(queue.needed(node) == (node in after) for node in tree.epoch_nodes())
+    assert queue.take(4, 4) == []
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_what_is_given_up_takes_along_what_is_made_of_it(seed: int, number: int) -> None:
+    draw = random.Random(seed)
+    tree = random_tree(draw)
+    left = set(tasks_of(tree))
+    queue = ReadyQueue(tree, Todo(sorted(left)), ())  # type: ignore[arg-type]
+    chosen = draw.sample(sorted(left), 2)
+    expected = set(chosen)
+    for task in sorted(left, key=lambda t: (t >= len(tree), t)):
+        if any(source in expected for source in tree.needs(task)):
+            expected.add(task)
+    gone, _ = queue.remove(chosen)
+    assert set(gone) == expected
+    assert len(queue) == len(left - expected)
+    seen: set[int] = set()
+    while taken := queue.take(3, 3):
+        assert expected.isdisjoint(taken)
+        seen |= set(taken)
+        queue.done(taken)
+    assert seen == left - expected
+
+
+def test_of_an_average_that_diverged_only_its_training_is_given_up() -> None:
+    tree = Tree()
+    start = tree.add_initial("start", CONFIG)
+    children = tuple(tree.add_epoch(f"child {n}", start, 1, n, "alike", CONFIG) for n in (1, 2))
+    average = tree.add_average("average", children, (0.5, 0.5), 1, CONFIG)
+    first = tree.add_epoch("first", average, 2, 7, "later", CONFIG)
+    second = tree.add_epoch("second", first, 3, 7, "latest", CONFIG)
+    on = tree.add_epoch("child on", children[0], 2, 1, "later", CONFIG)
+    tree.add_probe(average, Treatment(OWN, 1, 0, 0), CONFIG)
+    queue = ReadyQueue(tree, Todo(tasks_of(tree)), ())  # type: ignore[arg-type]
+    gone, _ = queue.remove((), [average])
+    assert sorted(gone) == [first, second]
+    assert len(queue) == 4
+    assert on not in gone
+
+
+def test_full_groups_come_first_and_those_added_to_last_before_others() -> None:
+    tree = Tree()
+    start = tree.add_initial("start", CONFIG)
+    early = [tree.add_epoch(f"early {n}", start, 1, n, "early", CONFIG) for n in range(3)]
+    late = [tree.add_epoch(f"late {n}", early[0], 2, n, "late", CONFIG) for n in range(2)]
+    queue = ReadyQueue(tree, Todo(tasks_of(tree)), ())  # type: ignore[arg-type]
+    assert queue.take(2, 2) == early[:2]
+    queue.done(early[:2])
+    assert queue.take(2, 2) == late  # full, and its start is at hand
+    assert queue.take(2, 2) == early[2:]
