@@ -38,7 +38,7 @@ class StateCache:
         self.drop(held)
         self._rows.update({name: (population, m) for m, name in enumerate(names) if name is not None})
         self._names[id(population)], self._populations[id(population)] = held, population
-        self._bytes += population.nbytes
+        self._bytes += _bytes(population)
         for oldest in list(self._populations)[:-1]:
             if self._bytes <= self._most:
                 break
@@ -53,4 +53,9 @@ class StateCache:
                 mine.discard(name)
                 if not mine:
                     del self._names[id(row[0])], self._populations[id(row[0])]
-                    self._bytes -= row[0].nbytes
+                    self._bytes -= _bytes(row[0])
+
+
+def _bytes(population: Population) -> int:
+    layout = population.layout
+    return population.members * (8 * layout.P + 4 * layout.Q + 8 * layout.B)

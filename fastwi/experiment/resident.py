@@ -87,10 +87,9 @@ class ResidentStates:
         """Averages of which momentum and statistics are made alike."""
         config, epoch = states[0].config, states[0].epoch
         children = dict.fromkeys(child for state in states for child in state.children)
-        place = {child: m for m, child in enumerate(children)}
         rows = self._rows({child: child for child in children}, config, made, files)
-        averages = Population.gather(list(map(rows.__getitem__, children))).averages(
-            [[place[child] for child in state.children] for state in states],
+        averages = Population.averages(
+            [[rows[child] for child in state.children] for state in states],
             [state.weights for state in states],
             config.experiment.momentum,
         )
