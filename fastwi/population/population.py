@@ -292,6 +292,12 @@ class Population:
 
         checkpoint.save(self, path)
 
+    def file_pieces(self) -> Iterator[memoryview]:
+        """The bytes that `save` writes. See `fastwi.population.checkpoint.pieces`."""
+        from fastwi.population import checkpoint
+
+        return checkpoint.pieces(self)
+
     @staticmethod
     def load(
         path: str | os.PathLike[str], layout: Layout | None = None, device: torch.device | str | None = None
