@@ -6,7 +6,7 @@ import fcntl
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -35,15 +35,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
-        os.close(descriptor)
-        temporary = Path(name)
+        beside = final.parent / f".{final.name}.{secrets.token_hex(4)}.tmp"
+        # Not by tempfile: its files are the user's alone, and no thread can ask for the umask without changing it.
+        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        temporary = beside
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0600 would lock out a group's other members
         os.replace(temporary, final)
     except OSError as error:
         raise _say(error, final) from error

@@ -3,24 +3,27 @@
 The file holds the tensors weights_MP, momentum_MP, statistics_MQ and counters_MB as they are in memory,
 checksum_M (int64 [M]: the CRC-32 of the four rows of a member, one after another) and, as metadata, the
 format, its version and the layout. Any safetensors reader can open it. Values come back to the bit, NaN
-payloads included.
+payloads included, and the same population gives the same bytes.
+
+The format is simple: 8 bytes with the length of a JSON header, the header, the tensors. It is written and read here,
+so that bytes go straight from rows to the file and from the file into rows.
 """
 
+import functools
 import json
+import math
 import os
-import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fastwi.errors import CheckpointError
-from fastwi.files import atomic_path
+from fastwi.files import atomic_open
 from fastwi.population.layout import Layout
 from fastwi.population.population import Population
 
@@ -28,7 +31,28 @@ FORMAT = "fastwi.population"
 VERSION = "1"
 _MOST_DIMENSIONS = 64  # PyTorch's own bound
 _MOST_ELEMENTS = 1 << 60
+_ITEM_BYTES = {"I64": 8, "F32": 4}
 MATRICES = ("weights_MP", "momentum_MP", "statistics_MQ", "counters_MB")
+_WRITTEN = ("checksum_M", "counters_MB", "momentum_MP", "statistics_MQ", "weights_MP")  # safetensors' own order
+
+
+class Stream(Protocol):
+    """What a file is read from, from its start to its end."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next `size` bytes; fewer only at the end."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill `buffer` with the next bytes; return how many there were."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself. `row_bytes`: the bytes of one member in each tensor, in the order of the file."""
+
+    layout: Layout
+    members: int
+    row_bytes: dict[str, int]
 
 
 def save(population: Population, path: str | os.PathLike[str]) -> None:
@@ -36,30 +60,36 @@ def save(population: Population, path: str | os.PathLike[str]) -> None:
 
     Raises UserError where the disk is full or not writable.
     """
+    with atomic_open(path) as stream:
+        for piece in pieces(population):
+            stream.write(piece)
+
+
+def pieces(population: Population) -> Iterator[memoryview]:
+    """The bytes of the population's file, one piece after another. Rows on the CPU are not copied."""
     tensors = {name: getattr(population, name).cpu().contiguous() for name in MATRICES}
     tensors["checksum_M"] = torch.tensor([_checksum(tensors, m) for m in range(population.members)])
-    metadata = {"format": FORMAT, "version": VERSION, "layout": population.layout.to_json()}
-    with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-            _order_header(temporary)
-        except SafetensorError as error:  # what the system said is left in its text only
-            code = re.search(r"os error (\d+)", str(error))
-            if code is None:
-                raise
-            raise OSError(int(code.group(1)), os.strerror(int(code.group(1)))) from error
+    metadata = {"format": FORMAT, "layout": population.layout.to_json(), "version": VERSION}
+    told: dict[str, Any] = {"__metadata__": metadata}
+    for name, (dtype, shape, offsets) in _described(population.layout, population.members, _WRITTEN).items():
+        told[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    header = json.dumps(told, separators=(",", ":")).encode()
+    header = header.ljust(-(-len(header) // 8) * 8)
+    yield memoryview(len(header).to_bytes(8, "little") + header)
+    for name in _WRITTEN:
+        yield tensors[name].numpy().data
 
 
-def _order_header(path: Path) -> None:
-    """Have the same population give the same bytes: safetensors writes metadata in an order that it draws."""
-    with path.open("r+b") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
-        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:  # else it escapes otherwise than safetensors; such names keep their order
-            stream.seek(8)
-            stream.write(text.ljust(length))
+def _described(layout: Layout, members: int, order: Sequence[str]) -> dict[str, tuple[str, list[int], list[int]]]:
+    """Type, shape and place among the file's data of each tensor, where they follow one another in `order`."""
+    columns = {"weights_MP": layout.P, "momentum_MP": layout.P, "statistics_MQ": layout.Q, "counters_MB": layout.B}
+    described, end = {}, 0
+    for name in order:
+        dtype = "I64" if name in ("checksum_M", "counters_MB") else "F32"
+        shape = [members, columns[name]] if name in columns else [members]
+        start, end = end, end + _ITEM_BYTES[dtype] * math.prod(shape)
+        described[name] = dtype, shape, [start, end]
+    return described
 
 
 def load(
@@ -70,7 +100,7 @@ def load(
     Where `layout` is given the file must have it. Raises CheckpointError, in one line, for a file that is
     missing, damaged, foreign or of another layout.
     """
-    return _read(path, layout, device, slice(None))
+    return _read(path, layout, device, None)
 
 
 def load_member(
@@ -85,61 +115,120 @@ def load_member(
     """
     if m < 0:
         raise ValueError(f"members count from 0; there is no member {m}")
-    return _read(path, layout, device, slice(m, m + 1))
+    return _read(path, layout, device, m)
 
 
 def _read(
-    path: str | os.PathLike[str], layout: Layout | None, device: torch.device | str | None, rows: slice
+    path: str | os.PathLike[str], layout: Layout | None, device: torch.device | str | None, member: int | None
 ) -> Population:
-    """The members `rows` of the file."""
+    """Member `member` of the file, or all."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; name a population that was saved")
     try:
-        # Opened by descriptor first: safetensors reports an unreadable file less clearly.
-        with path.open("rb"), safe_open(path, framework="pt") as file:
-            stored = _stored_layout(path, file.metadata() or {})
-            if layout is not None and layout != stored:
-                raise CheckpointError(
-                    f"{path}: written for another network: {stored.difference(layout)}; "
-                    "build the network that wrote it, or name another checkpoint"
-                )
-            members = _check_shapes(path, stored, file.get_slice, file.keys())
-            numbers = range(members)[rows]
-            if not numbers:
-                raise CheckpointError(f"{path}: no member {rows.start}; it has members 0 to {members - 1}")
-            population = Population.zeros(stored, len(numbers))
-            for name in MATRICES:
-                getattr(population, name).copy_(file.get_slice(name)[rows])
-            checksum_M = file.get_slice("checksum_M")[rows]
+        with path.open("rb") as stream:
+            header = read_header(stream, os.fstat(stream.fileno()).st_size, path)
+            if layout is not None:
+                require_layout(path, header.layout, layout)
+            first, members = (0, header.members) if member is None else (member, 1)
+            if first >= header.members:
+                raise CheckpointError(f"{path}: no member {first}; it has members 0 to {header.members - 1}")
+            population = empty(header.layout, members)
+            checksum_M = torch.empty(members, dtype=torch.int64)
+            for name, row_bytes in header.row_bytes.items():
+                stream.seek(first * row_bytes, os.SEEK_CUR)
+                fill(stream, checksum_M if name == "checksum_M" else getattr(population, name), path)
+                stream.seek((header.members - first - members) * row_bytes, os.SEEK_CUR)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); restore or rewrite it") from error
-    except SafetensorError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: damaged or no safetensors file ({reason}); restore or rewrite it") from error
     tensors = {name: getattr(population, name) for name in MATRICES}
-    for place, m in enumerate(numbers):
-        if _checksum(tensors, place) != int(checksum_M[place]):
-            raise CheckpointError(f"{path}: the data of member {m} is damaged (checksum); restore or rewrite it")
+    for m in range(members):
+        if _checksum(tensors, m) != int(checksum_M[m]):
+            raise CheckpointError(
+                f"{path}: the data of member {first + m} is damaged (checksum); restore or rewrite it"
+            )
     return population if device is None else population.to(device)
 
 
-def _stored_layout(path: Path, metadata: dict[str, str]) -> Layout:
-    """The layout in a file's metadata, once it is known to be a population."""
-    if metadata.get("format") != FORMAT:
+def empty(layout: Layout, members: int) -> Population:
+    """A population on the CPU whose rows, padding included, are still to be read."""
+    weights_MP, momentum_MP = torch.empty(members, layout.P), torch.empty(members, layout.P)
+    counters_MB = torch.empty(members, layout.B, dtype=torch.int64)
+    return Population(layout, weights_MP, momentum_MP, torch.empty(members, layout.Q), counters_MB)
+
+
+def fill(stream: Stream, rows: Tensor, path: Path) -> None:
+    """Read the next bytes into `rows`, contiguous and on the CPU."""
+    if stream.readinto(rows.numpy().data) != rows.numel() * rows.element_size():
+        raise CheckpointError(f"{path}: cut off while it was read; restore or rewrite it")
+
+
+def require_layout(path: Path, stored: Layout, layout: Layout) -> None:
+    """Raise CheckpointError unless what is stored is of `layout`."""
+    if layout != stored:
         raise CheckpointError(
-            f"{path}: not a population; load it with safetensors and Population.load_state_dict instead"
+            f"{path}: written for another network: {stored.difference(layout)}; "
+            "build the network that wrote it, or name another checkpoint"
         )
+
+
+def read_header(stream: Stream, size: int, path: Path) -> Header:
+    """The header of a file of `size` bytes; what follows in `stream` are the tensors.
+
+    Raises CheckpointError for anything but a population that is whole by its size.
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    try:
+        if length > size - 8:
+            raise ValueError("damaged or no safetensors file (its header is cut off); restore or rewrite it")
+        header = _parsed(stream.read(length))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    needed = 8 + length + header.members * sum(header.row_bytes.values())
+    if size != needed:
+        raise CheckpointError(f"{path}: damaged ({size} bytes, not {needed}); restore or rewrite it")
+    return header
+
+
+@functools.lru_cache(maxsize=32)  # one network's members have the same header
+def _parsed(text: bytes) -> Header:
+    """The header. Raises ValueError where it is not that of a population."""
+    try:
+        told = json.loads(text.decode())
+        metadata = told.pop("__metadata__", {})
+        is_population = metadata.get("format") == FORMAT
+        tensors = {name: (each["dtype"], each["shape"], each["data_offsets"]) for name, each in told.items()}
+        order = sorted(tensors, key=lambda name: tensors[name][2])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"damaged or no safetensors file ({error!s:.200}); restore or rewrite it") from error
+    if not is_population:
+        raise ValueError("not a population; load it with safetensors and Population.load_state_dict instead")
+    layout = _stored_layout(metadata)
+    if sorted(order) != sorted(_WRITTEN):
+        raise ValueError(f"holds {sorted(order)!s:.300} instead of {sorted(_WRITTEN)}; restore or rewrite it")
+    shape = tensors["weights_MP"][1]
+    if not isinstance(shape, list) or not shape or type(shape[0]) is not int or not 0 < shape[0] < _MOST_ELEMENTS:
+        raise ValueError(f"weights_MP has the shape {shape!s:.100}; restore or rewrite it")
+    for name, needed in _described(layout, shape[0], order).items():
+        found = tensors[name]
+        if found != needed or not all(type(number) is int for number in found[1] + found[2]):  # True == 1.0 == 1
+            raise ValueError(f"{name} is {found!s:.200} where its layout needs {needed}; restore or rewrite it")
+    row_bytes = {name: (tensors[name][2][1] - tensors[name][2][0]) // shape[0] for name in order}
+    return Header(layout, shape[0], row_bytes)
+
+
+def _stored_layout(metadata: dict[str, Any]) -> Layout:
+    """The layout in the metadata of a population."""
     if metadata.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path}: population format version {metadata.get('version')!r:.60}, this fastwi reads {VERSION}; "
+        raise ValueError(
+            f"population format version {metadata.get('version')!r:.60}, this fastwi reads {VERSION}; "
             "use the fastwi that wrote it"
         )
     try:
         layout = Layout.from_json(metadata.get("layout", ""))
         _check_layout(layout)
     except ValueError as error:
-        raise CheckpointError(f"{path}: damaged layout ({error!s:.200}); restore or rewrite it") from error
+        raise ValueError(f"damaged layout ({error!s:.200}); restore or rewrite it") from error
     return layout
 
 
@@ -155,29 +244,6 @@ def _check_layout(layout: Layout) -> None:
     missing = next((name for _, name in layout.keys if name not in names), None)
     if missing is not None or len({key for key, _ in layout.keys}) != len(layout.keys):
         raise ValueError("the keys of its state dict are not those of its tensors")
-
-
-def _check_shapes(path: Path, layout: Layout, get_slice: Callable[[str], Any], keys: list[str]) -> int:
-    """M, once the file's tensors are known to be those of `layout`."""
-    columns = {
-        "weights_MP": layout.P,
-        "momentum_MP": layout.P,
-        "statistics_MQ": layout.Q,
-        "counters_MB": layout.B,
-    }
-    dtypes = dict.fromkeys(MATRICES, "F32") | {"counters_MB": "I64", "checksum_M": "I64"}
-    if sorted(keys) != sorted(dtypes):
-        raise CheckpointError(f"{path}: holds {sorted(keys)} instead of {sorted(dtypes)}; restore or rewrite it")
-    members = next(iter(get_slice("weights_MP").get_shape()), 0)
-    for name, dtype in dtypes.items():
-        found = get_slice(name)
-        expected = [members, columns[name]] if name in columns else [members]
-        if found.get_shape() != expected or found.get_dtype() != dtype or members < 1:
-            raise CheckpointError(
-                f"{path}: {name} is {found.get_dtype()} {found.get_shape()} where its layout needs "
-                f"{dtype} {expected}; restore or rewrite it"
-            )
-    return int(members)
 
 
 def _checksum(tensors: dict[str, Tensor], m: int) -> int:

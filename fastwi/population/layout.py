@@ -189,6 +189,10 @@ class Layout:
 
     def to_json(self) -> str:
         """The layout as text for a file's metadata; `from_json` reads it back."""
+        return self._json
+
+    @functools.cached_property
+    def _json(self) -> str:
         groups = {"parameters": self.parameters, "statistics": self.statistics, "counters": self.counters}
         told: dict[str, Any] = {
             kind: [[s.name, s.shape, s.strides != _strides(s.shape, False)] for s in spans]

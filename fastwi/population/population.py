@@ -4,19 +4,22 @@ Symbols: M members; P columns of weights, Q of batch-norm statistics, B of count
 `fastwi.population.layout`).
 """
 
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastwi.errors import UserError
-from fastwi.kernels.combine import combine_rows
 from fastwi.kernels.interpolate import interpolate_rows_, pair_alphas, row_numbers
 from fastwi.population.layout import Layout, Span
 
 MOMENTUM_TREATMENTS = ("reset", "average", "keep")
+
+Member = tuple["Population", int]  # a population and a row of it
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,6 +50,27 @@ class Population:
                     f"{name} is {matrix.dtype} {tuple(matrix.shape)} on {matrix.device}; "
                     f"the layout needs {dtype} {(members, columns)} on {self.device}"
                 )
+
+    def __len__(self) -> int:
+        """M."""
+        return self.members
+
+    def __getitem__(self, rows: int | slice) -> "Population":
+        """Member `rows` as a population of 1, or the members of a slice. No copy is made: memory is shared.
+
+        Negative numbers count from the end. Raises IndexError for a member that is not there.
+        """
+        if isinstance(rows, slice):
+            return self.select(rows)
+        m = operator.index(rows)
+        if not -self.members <= m < self.members:
+            raise IndexError(f"member {m} of a population of {self.members}")
+        m %= self.members
+        return self.select(slice(m, m + 1))
+
+    def __iter__(self) -> Iterator["Population"]:
+        """Each member as a population of 1 that shares this one's memory."""
+        return (self[m] for m in range(self.members))
 
     def __repr__(self) -> str:
         return f"Population({self.members} members on {self.device}, {self.layout.P} columns of weights)"
@@ -90,9 +114,17 @@ class Population:
             raise ValueError("stack needs at least one population")
         first = populations[0]
         for other in populations[1:]:
-            first._require_same_layout(other)
+            first.require_same_layout(other)
         rows = zip(*(population._matrices() for population in populations), strict=True)
         return cls(first.layout, *(torch.cat(matrices) for matrices in rows))
+
+    @classmethod
+    def gather(cls, members: Sequence[Member]) -> "Population":
+        """Copies of (population, row) after (population, row) in fresh memory, momentum included.
+
+        Raises ValueError for none or for different layouts, IndexError for a row that is not there.
+        """
+        return cls.stack([population[row] for population, row in members])
 
     @property
     def members(self) -> int:
@@ -170,7 +202,7 @@ class Population:
     def copy_row_(self, destination: int, source: int, other: "Population | None" = None) -> None:
         """Overwrite member `destination` with member `source` of `other`, or of this population."""
         giver = self if other is None else other
-        self._require_same_layout(giver)
+        self.require_same_layout(giver)
         for mine, theirs in zip(self._matrices(), giver._matrices(), strict=True):
             mine[destination].copy_(theirs[source])
 
@@ -182,38 +214,42 @@ class Population:
 
     def finite_M(self) -> list[bool]:
         """Whether all of a member's weights and statistics are finite, one a member."""
-        rows = ((self.weights_MP[m], self.statistics_MQ[m]) for m in range(self.members))
-        found = [torch.isfinite(weights_P).all() & torch.isfinite(each_Q).all() for weights_P, each_Q in rows]
-        return torch.stack(found).tolist() if found else []
+        finite_M = torch.ones(self.members, dtype=torch.bool, device=self.device)
+        for matrix in (self.weights_MP, self.statistics_MQ):
+            if matrix.shape[1]:  # the extremes of a row are NaN where any of it is
+                finite_M &= torch.isfinite(matrix.amax(dim=1)) & torch.isfinite(matrix.amin(dim=1))
+        found: list[bool] = finite_M.tolist()
+        return found
+
+    @staticmethod
+    def averages(
+        members_of_L: Sequence[Sequence[Member]],
+        weights_of_L: Sequence[Sequence[float]],
+        momentum: str = "reset",
+        into: "Population | None" = None,
+    ) -> "Population":
+        """L weighted averages in one pass. See `fastwi.population.averages.averages`."""
+        from fastwi.population.averages import averages
+
+        return averages(members_of_L, weights_of_L, momentum, into)
 
     def combine(self, weights_LM: Tensor, momentum: str = "reset") -> "Population":
-        """L weighted averages as a new population: row l is sum over m of weights_LM[l, m] x member m.
+        """`averages` of members of this population: average l is the sum over m of weights_LM[l, m] x member m.
 
-        weights_LM: float32 or float64 [L, M], any finite values; rows need not sum to 1. Weights and statistics are
-        summed in float64 and rounded once, the same on every machine (see `fastwi.kernels.combine`); counters are the
-        maximum over the members that take part (weight not zero). A member of weight zero takes no part even where it
-        has diverged. `momentum`: "reset" to zero, the same "average", or "keep" that of the first member that takes
-        part. Negative weights can make a variance negative: recompute statistics then.
+        weights_LM: float32 or float64 [L, M], any finite values.
         """
-        _require_treatment(momentum)
-        weights_LM = weights_LM.to(self.device)
-        weights_LP = combine_rows(weights_LM, self.weights_MP)
-        takes_part_LM = weights_LM != 0
-        takes_part_L1 = takes_part_LM.any(dim=1, keepdim=True)
-        if momentum == "reset":
-            momentum_LP = torch.zeros_like(weights_LP)
-        elif momentum == "average":
-            momentum_LP = combine_rows(weights_LM, self.momentum_MP)
-        else:
-            first_L = takes_part_LM.to(torch.int8).argmax(dim=1)
-            momentum_LP = torch.where(takes_part_L1, self.momentum_MP[first_L], 0.0)
-        lowest = torch.iinfo(torch.int64).min
-        counters_LB = self.counters_MB.new_zeros(len(weights_LM), self.layout.B)
-        for column, counts_M in enumerate(self.counters_MB.T):
-            counters_LB[:, column] = torch.where(takes_part_LM, counts_M, lowest).amax(dim=1)
-        counters_LB = torch.where(takes_part_L1, counters_LB, 0)
-        statistics_LQ = combine_rows(weights_LM, self.statistics_MQ)
-        return Population(self.layout, weights_LP, momentum_LP, statistics_LQ, counters_LB)
+        if weights_LM.shape[1:] != (self.members,) or weights_LM.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"weights_LM is {weights_LM.dtype} {tuple(weights_LM.shape)}; "
+                f"it needs to be float32 or float64, with a column for each of {self.members} members"
+            )
+        weights = weights_LM.detach().cpu().double().numpy()
+        chosen_of_L = [np.flatnonzero(weights_M) if weights_M.any() else np.zeros(1, int) for weights_M in weights]
+        return self.averages(
+            [[(self, m) for m in chosen.tolist()] for chosen in chosen_of_L],
+            [weights_M[chosen].tolist() for weights_M, chosen in zip(weights, chosen_of_L, strict=True)],
+            momentum,
+        )
 
     def lerp_rows_(
         self,
@@ -231,9 +267,9 @@ class Population:
         of the two, and `momentum` is "reset" to zero, the same "average", or "keep" that of a (of b at alpha
         = 1).
         """
-        _require_treatment(momentum)
+        require_treatment(momentum)
         source = self if other is None else other
-        self._require_same_layout(source)
+        self.require_same_layout(source)
         a_L, b_L = [a for a, _ in pairs], [b for _, b in pairs]
         alphas = torch.from_numpy(pair_alphas(alpha, len(pairs)))
         c_L = a_L if into is None else list(into)
@@ -255,6 +291,12 @@ class Population:
         from fastwi.population import checkpoint
 
         checkpoint.save(self, path)
+
+    def file_pieces(self) -> Iterator[memoryview]:
+        """The bytes that `save` writes. See `fastwi.population.checkpoint.pieces`."""
+        from fastwi.population import checkpoint
+
+        return checkpoint.pieces(self)
 
     @staticmethod
     def load(
@@ -288,7 +330,7 @@ class Population:
                 view.copy_(tensors[name])
             self.momentum_MP[m].zero_()
 
-    def _require_same_layout(self, other: "Population") -> None:
+    def require_same_layout(self, other: "Population") -> None:
         """Raise ValueError unless `other` has this population's layout."""
         if other.layout != self.layout:
             raise ValueError(f"two populations of different layouts: {self.layout.difference(other.layout)}")
@@ -326,7 +368,7 @@ def _require_equal_constants(layout: Layout, first: nn.Module, module: nn.Module
             )
 
 
-def _require_treatment(momentum: str) -> None:
+def require_treatment(momentum: str) -> None:
     """Raise ValueError for an unknown treatment of momentum."""
     if momentum not in MOMENTUM_TREATMENTS:
         raise ValueError(f"momentum treatment {momentum!r} is none of {', '.join(MOMENTUM_TREATMENTS)}")

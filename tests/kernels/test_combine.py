@@ -1,37 +1,100 @@
 """Weighted sums of rows against float64, the exact mean of two, and sums that nothing beside them changes."""
 
+import random
 from fractions import Fraction
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastwi.kernels import combine
-from fastwi.kernels.combine import combine_rows, weighted_sum
+from fastwi.kernels.combine import Terms, combine_rows_, weighted_sum
+
+
+def combined(weights_LM: Tensor, x_MP: Tensor) -> Tensor:
+    """The sums of all rows of x_MP with each row of weights."""
+    rows_of_L = [[(0, m) for m in range(len(x_MP))]] * len(weights_LM)
+    result_LP = x_MP.new_empty(len(weights_LM), x_MP.shape[1])
+    combine_rows_(result_LP, [x_MP], Terms.of(rows_of_L, weights_LM.tolist()))
+    return result_LP
+
+
+def plainly(weights_LM: Tensor, x_MP: Tensor) -> Tensor:
+    """The same to the bit, by one product and one sum a term."""
+    result_LP = torch.zeros(len(weights_LM), x_MP.shape[1], dtype=torch.float64)
+    for weights_M, result_P in zip(weights_LM.double(), result_LP, strict=True):
+        for weight, x_P in zip(weights_M, x_MP, strict=True):
+            if weight != 0:
+                product_P = x_P.double() * weight
+                result_P += product_P
+    return result_LP.float()
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.contiguous().view(torch.int32)
 
 
 @pytest.mark.parametrize("columns", [1, 3, 1025, 271098])
 @pytest.mark.parametrize(("sums", "members"), [(1, 1), (3, 2), (5, 7)])
-def test_sums_match_float64(sums, members, columns):
-    torch.manual_seed(columns + sums)
+def test_sums_match_float64(seed, sums, members, columns):
+    torch.manual_seed(seed)
     weights_LM, x_MP = torch.randn(sums, members), torch.randn(members, columns)
     exact = weights_LM.double() @ x_MP.double()
     scale = weights_LM.double().abs() @ x_MP.double().abs()
-    error = (combine_rows(weights_LM, x_MP).double() - exact).abs()
-    assert (error <= torch.finfo(torch.float32).eps / 2 * exact.abs() + 1e-15 * scale).all()  # one rounding
+    found = combined(weights_LM, x_MP)
+    assert ((found.double() - exact).abs() <= torch.finfo(torch.float32).eps / 2 * exact.abs() + 1e-15 * scale).all()
+    assert torch.equal(bits(found), bits(plainly(weights_LM, x_MP)))
 
 
-@pytest.mark.parametrize("columns", [1, 7, 64, 100_003])
+@pytest.mark.parametrize("columns", [1, 15, 16, 31, 64, 100, 4096, 5001])
+def test_each_product_and_each_sum_is_rounded(seed, columns):
+    """Rows that cancel: a product that is not rounded before it is added would leave its rounding error.
+
+    Signed zeros, subnormal and infinite values too.
+    """
+    torch.manual_seed(seed)
+    x_MP = torch.randn(3, columns) * 10.0 ** torch.randint(-44, 38, (3, columns))
+    x_MP[1] = x_MP[0]
+    x_MP[:, ::5] = -0.0
+    x_MP[2, ::7] = float("inf")
+    weight = torch.rand(6, dtype=torch.float64)
+    weights_LM = torch.stack([weight, -weight, torch.zeros(6)], dim=1)
+    assert not combined(weights_LM, x_MP).any()
+    weights_LM = torch.cat([weights_LM, torch.randn(6, 3, dtype=torch.float64) * torch.tensor([1.0, 0, 1])])
+    assert torch.equal(bits(combined(weights_LM, x_MP)), bits(plainly(weights_LM, x_MP)))
+
+
+@pytest.mark.parametrize("columns", [1, 7, 64, 5001, 100_003])
 def test_a_sum_is_the_same_bit_for_bit_whatever_is_beside_it_and_in_either_order(seed, columns, monkeypatch):
     """Where there are more columns than are summed at a time too."""
     torch.manual_seed(seed)
     x_MP, alpha_L = torch.randn(2, columns), torch.rand(300, dtype=torch.float64)
     weights_L2 = torch.stack([1 - alpha_L, alpha_L], dim=1)
-    together_LP = combine_rows(weights_L2, x_MP)
+    together_LP = combined(weights_L2, x_MP)
     monkeypatch.setattr(combine, "COLUMNS", 999)
     for row in (0, 150, 299):
-        assert torch.equal(combine_rows(weights_L2[[row]], x_MP)[0], together_LP[row])
-        assert torch.equal(combine_rows(weights_L2[[row]].flip(1), x_MP.flip(0))[0], together_LP[row])
+        assert torch.equal(combined(weights_L2[[row]], x_MP)[0], together_LP[row])
+        assert torch.equal(combined(weights_L2[[row]].flip(1), x_MP.flip(0))[0], together_LP[row])
         assert torch.equal(weighted_sum(list(x_MP), weights_L2[row].tolist()), together_LP[row])
+
+
+def test_rows_of_several_matrices_into_every_other_row(seed):
+    """Of unlike strides; terms in the order given, a row twice, sums of no, one and many terms."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    matrices = [torch.randn(4, 103), torch.randn(3, 206)[:, ::1][:, 50:153], torch.randn(12, 103)[1::3]]
+    rows = [(matrix, row) for matrix, x_MP in enumerate(matrices) for row in range(len(x_MP))]
+    rows_of_L = [draw.choices(rows, k=k) for k in (0, 1, 2, 2, 9, 40)]
+    weights_of_L = [[draw.choice([0.0, 0.5, draw.gauss(0, 1)]) for _ in rows_of] for rows_of in rows_of_L]
+    backing = torch.full((12, 110), 7.0)
+    combine_rows_(backing[::2, 3:106], matrices, Terms.of(rows_of_L, weights_of_L))
+    for found_P, chosen, weights in zip(backing[::2], rows_of_L, weights_of_L, strict=True):
+        x_KP = torch.stack([torch.zeros(103), *(matrices[matrix][row] for matrix, row in chosen)])
+        expected_1P = plainly(torch.tensor([[0.0, *weights]], dtype=torch.float64), x_KP)
+        assert torch.equal(bits(found_P[3:106]), bits(expected_1P[0]))
+    assert (backing[1::2] == 7).all()
+    assert (backing[:, :3] == 7).all()
+    assert (backing[:, 106:] == 7).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -44,24 +107,33 @@ def test_the_mean_of_two_is_exact_and_rounded_once(seed, dtype):
     assert found.tolist() == [torch.tensor(float(mean), dtype=torch.float64).to(dtype).item() for mean in expected]
     if dtype != torch.float64:
         assert torch.equal(weighted_sum([a, a, a], [1 / 3] * 3), a)
+    if dtype == torch.float32:
+        assert torch.equal(combined(torch.full((1, 2), 0.5), torch.stack([a, b]))[0], found)
 
 
-def test_a_diverged_member_of_weight_zero_takes_no_part():
+def test_a_diverged_row_of_weight_zero_takes_no_part():
     x_MP = torch.randn(4, 50)
     x_MP[1], x_MP[2] = float("nan"), float("inf")
     weights_LM = torch.tensor([[0.5, 0, 0, 0.5], [1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 0]])
-    result_LP = combine_rows(weights_LM, x_MP)
+    result_LP = combined(weights_LM, x_MP)
     torch.testing.assert_close(result_LP[0], (x_MP[0] + x_MP[3]) / 2)
     assert torch.equal(result_LP[1], x_MP[0])
     assert torch.isnan(result_LP[2]).all()
     assert torch.equal(result_LP[3], torch.zeros(50))
 
 
-def test_bad_weights_are_refused():
-    with pytest.raises(ValueError, match=r"\(2, 3\).*\(4, 5\)"):
-        combine_rows(torch.ones(2, 3), torch.ones(4, 5))
-    for weights, x in ((torch.ones(2, 4).half(), torch.ones(4, 5)), (torch.ones(2, 4), torch.ones(4, 5).double())):
-        with pytest.raises(ValueError, match="float32"):
-            combine_rows(weights, x)
+def test_what_cannot_be_summed_is_refused():
+    x_MP, both = torch.ones(4, 5), Terms.of([[(0, 1), (0, 3)]], [[0.5, 0.5]])
+    for other in (torch.ones(4, 6), torch.ones(4, 5).double(), torch.ones(5, 4).T):
+        with pytest.raises(ValueError, match="needs to be float32, 5 wide"):
+            combine_rows_(torch.empty(1, 5), [other], both)
+    with pytest.raises(ValueError, match="2 rows for 1 sums"):
+        combine_rows_(torch.empty(2, 5), [x_MP], both)
+    with pytest.raises(ValueError, match="names row 3; there are rows 0 to 2"):
+        combine_rows_(torch.empty(1, 5), [x_MP[:3]], both)
+    with pytest.raises(ValueError, match="also a term"):
+        combine_rows_(x_MP[3:], [x_MP], both)
+    with pytest.raises(ValueError, match="one weight"):
+        Terms.of([[(0, 1)]], [[0.5, 0.5]])
     with pytest.raises(ValueError, match="finite"):
-        combine_rows(torch.full((1, 4), float("inf")), torch.ones(4, 5))
+        Terms.of([[(0, 1)]], [[float("inf")]])

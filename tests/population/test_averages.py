@@ -117,3 +117,45 @@ def test_a_diverged_member_of_weight_zero_takes_no_part(made):
     assert torch.isfinite(averages.weights_MP[0]).all()
     assert torch.isfinite(averages.momentum_MP[0]).all()
     assert torch.isnan(averages.weights_MP[1]).all()
+
+
+@pytest.mark.parametrize("momentum", MOMENTUM_TREATMENTS)
+def test_rows_of_several_populations_are_averaged_into_given_rows(made, momentum):
+    """As `combine` of all of them side by side; what is not written to stays."""
+    other = Population.from_modules([trained(SmallNet(), 90 + m) for m in range(3)])
+    other.momentum_MP.normal_()
+    everything = Population.stack([made, other])
+    weights_LM = torch.zeros(3, 8, dtype=torch.float64)
+    weights_LM[0, [1, 6]], weights_LM[1, [4, 5, 7]] = 0.5, torch.rand(3, dtype=torch.float64)
+    expected = everything.combine(weights_LM, momentum)
+    target = everything.clone_rows(range(8))
+    members_of_L = [[(made, 1), (other, 1)], [(made, 4), (other, 0), (made, 2), (other, 2)], [(made, 0)]]
+    weights_of_L = [[0.5, 0.5], [*weights_LM[1, 4:6].tolist(), 0.0, float(weights_LM[1, 7])], [0.0]]
+    found = Population.averages(members_of_L, weights_of_L, momentum, into=target[2:8:2])
+    for mine, theirs, before, after in zip(
+        found._matrices(), expected._matrices(), everything._matrices(), target._matrices(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+        assert torch.equal(after[2::2], theirs)
+        assert torch.equal(after[[0, 1, 3, 5, 7]], before[[0, 1, 3, 5, 7]])
+    fresh = Population.averages(members_of_L, weights_of_L, momentum)
+    assert all(map(torch.equal, fresh._matrices(), expected._matrices()))
+
+
+def test_averages_that_cannot_be_made_are_refused(made):
+    before = made.clone_rows(range(5))
+    for nothing in ([], [[]], [[(made, 0)], []]):
+        with pytest.raises(ValueError, match="at least one"):
+            Population.averages(nothing, [[1.0] * len(members) for members in nothing])
+    with pytest.raises(ValueError, match="different layouts"):
+        Population.averages([[(made, 0), (Population.from_modules([SmallNet(6)]), 0)]], [[0.5, 0.5]])
+    with pytest.raises(ValueError, match="also a term"):
+        Population.averages([[(made, 0), (made, 1)]], [[0.5, 0.5]], into=made[1])
+    with pytest.raises(ValueError, match="2 rows for 1 sums"):
+        Population.averages([[(made, 0), (made, 1)]], [[0.5, 0.5]], into=made[2:4])
+    with pytest.raises(ValueError, match="names row 5"):
+        Population.averages([[(made, 5)]], [[1.0]])
+    for weights in (torch.ones(2, 4), torch.ones(5), torch.ones(2, 5).half()):
+        with pytest.raises(ValueError, match="a column for each of 5 members"):
+            made.combine(weights)
+    assert all(map(torch.equal, made._matrices(), before._matrices()))

@@ -1,13 +1,16 @@
 """A population on disk: to the bit and back, one member alone, and every kind of damage."""
 
+import hashlib
 import json
 import os
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -76,10 +79,11 @@ def test_other_networks_and_strided_selections(tmp_path, build):
 
 
 def test_a_failed_save_leaves_the_earlier_file(saved, monkeypatch):
-    def fails(*_):
+    def fails(_: Population) -> Iterator[memoryview]:
+        yield memoryview(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastwi.population.checkpoint.save_file", fails)
+    monkeypatch.setattr("fastwi.population.checkpoint.pieces", fails)
     with pytest.raises(KeyboardInterrupt):
         Population.from_modules([SmallNet()]).save(saved)
     assert same_bits(Population.load(saved), population())
@@ -185,10 +189,72 @@ def test_a_file_that_the_system_will_not_grow_is_refused_in_one_line(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_population_gives_the_same_bytes(tmp_path):
-    for n in range(8):  # safetensors by itself orders the metadata as it draws
-        population().save(tmp_path / str(n))
-    assert len({(tmp_path / str(n)).read_bytes() for n in range(8)}) == 1
+def counted(network: nn.Module, members: int) -> Population:
+    made = Population.from_modules([network] * members)
+    for place, matrix in enumerate(made._matrices()):
+        matrix.copy_((torch.arange(matrix.numel()).reshape(matrix.shape) % 97 + place).to(matrix.dtype))
+    return made
+
+
+def test_the_bytes_of_a_file_are_those_that_safetensors_wrote_before(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5, bias=False))
+    digests = {
+        counted(network, 1): "26fc8ab921eaffaaec909738c3616eff077245f82ea985009d699c9c3bd5277a",
+        counted(network, 3): "85815c560a6accbcb0044d20d3b84a0cbc64d985602664345da7e228c113ad31",
+        counted(nn.ReLU(), 1): "e3da526457d565b687b6fac2a0f4afb94e9b9559ca92aa16467574b1d5820cd9",
+    }
+    for made, digest in digests.items():
+        made.save(tmp_path / "file")
+        content = (tmp_path / "file").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest
+        for name, tensor in safetensors.torch.load(content).items():
+            assert name == "checksum_M" or torch.equal(tensor, getattr(made, name))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told["weights_MP"]["shape"].__setitem__(0, True),
+        lambda told: told["weights_MP"]["shape"].__setitem__(0, 10**4000),
+        lambda told: told["weights_MP"].__setitem__("shape", [1.0, *told["weights_MP"]["shape"][1:]]),
+        lambda told: told["weights_MP"].__setitem__("dtype", "F64"),
+        lambda told: told["momentum_MP"].__setitem__("data_offsets", told["weights_MP"]["data_offsets"]),
+        lambda told: told["momentum_MP"].__setitem__("data_offsets", [None, "x"]),
+        lambda told: told.__setitem__("momentum_MP", []),
+        lambda told: told.__setitem__("__metadata__", []),
+        lambda told: told["__metadata__"].__setitem__("layout", {}),
+        lambda told: told["checksum_M"].__setitem__("shape", json.loads("[" * 600 + "]" * 600)),
+    ],
+)
+def test_headers_that_are_none(tmp_path, change):
+    counted(nn.Linear(2, 3), 1).save(tmp_path / "file")
+    content = (tmp_path / "file").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    told = json.loads(content[8 : 8 + length])
+    change(told)
+    header = json.dumps(told).encode()
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    assert_refused(tmp_path / "file")
+
+
+def test_tensors_in_another_order(tmp_path):
+    made = population()
+    tensors = dict(zip(MATRICES, (matrix.contiguous() for matrix in made._matrices()), strict=True))
+    made.save(tmp_path / "file")
+    with safetensors.safe_open(tmp_path / "file", framework="pt") as file:
+        metadata, tensors["checksum_M"] = file.metadata(), file.get_tensor("checksum_M")
+    told: dict[str, object] = {"__metadata__": metadata}
+    data = b""
+    for name in ("weights_MP", "counters_MB", "statistics_MQ", "checksum_M", "momentum_MP"):
+        content = tensors[name].numpy().tobytes()
+        dtype = "I64" if tensors[name].dtype == torch.int64 else "F32"
+        offsets = [len(data), len(data) + len(content)]
+        told[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": offsets}
+        data += content
+    header = json.dumps(told).encode()
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    assert same_bits(Population.load(tmp_path / "file"), made)
+    assert same_bits(Population.load_member(tmp_path / "file", 1), made.select(slice(1, 2)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Members as rows: views, clones, averages, and the way back into modules."""
 
+import random
+
 import pytest
 import torch
 import torchvision
@@ -135,6 +137,48 @@ def test_clones_are_copies_with_momentum():
     for rows in ([2], [-1]):
         with pytest.raises(ValueError, match=f"rows names row {rows[0]}"):
             parent.clone_rows(rows)
+
+
+def test_a_population_is_a_sequence_of_populations_of_one():
+    made = population()
+    assert len(made) == 4
+    for m, member in enumerate(made):
+        assert len(member) == 1
+        for index in (m, m - 4):
+            for mine, theirs in zip(made[index]._matrices(), made._matrices(), strict=True):
+                assert torch.equal(mine, theirs[m : m + 1])
+    made[-1].parameters(0)["scale"].fill_(42.0)
+    made[1:3].parameters(0)["scale"].fill_(43.0)
+    assert [float(made.parameters(m)["scale"].flatten()[0]) for m in (1, 3)] == [43, 42]
+    assert made.parameters(0)["scale"].flatten()[0] not in (42, 43)
+    for index in (4, -5):
+        with pytest.raises(IndexError, match=f"member {index} of a population of 4"):
+            made[index]
+
+
+def test_gathered_members_are_copies_with_momentum(seed):
+    givers = [population(members, seed=100 + members) for members in (1, 2, 4)]
+    draw = random.Random(seed)
+    chosen = [(giver, draw.randrange(len(giver))) for giver in draw.choices(givers, k=12)]
+    gathered = Population.gather(chosen)
+    expected = Population.stack([giver.select(slice(row, row + 1)) for giver, row in chosen])
+    assert all(map(torch.equal, gathered._matrices(), expected._matrices()))
+    gathered.weights_MP.fill_(3.0)
+    assert not any((giver.weights_MP == 3).any() for giver in givers)
+    with pytest.raises(ValueError, match="different layouts"):
+        Population.gather([(givers[0], 0), (Population.from_modules([SmallNet(6)]), 0)])
+    with pytest.raises(IndexError, match="member 2 of a population of 2"):
+        Population.gather([(givers[1], 2)])
+
+
+def test_finite_members_are_told_from_diverged_ones():
+    made = population(6)
+    assert made.finite_M() == [True] * 6
+    made.weights_MP[1, 5], made.weights_MP[2, 0] = float("nan"), float("inf")
+    made.statistics_MQ[3, 1], made.statistics_MQ[4, 2] = float("-inf"), float("nan")
+    made.momentum_MP[5] = float("nan")
+    made.weights_MP[0] = torch.finfo(torch.float32).max
+    assert made.finite_M() == [True, False, False, False, False, True]
 
 
 def test_select_shares_memory_and_copy_row_does_not():

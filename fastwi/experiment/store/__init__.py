@@ -16,7 +16,7 @@ from fastwi.experiment.store.collect import Freed
 from fastwi.experiment.store.owner import Owner
 from fastwi.experiment.store.rebuilding import Rebuilt, rebuild
 from fastwi.experiment.store.records import DamagedIndex, DamagedState, Measurement, StateFile
-from fastwi.experiment.store.states import read_state, write_state
+from fastwi.experiment.store.states import read_state, read_states, write_state, write_states
 from fastwi.experiment.store.store import Store
 from fastwi.experiment.store.usage import Sizes
 from fastwi.experiment.store.verify import Damage, Verification
@@ -34,6 +34,8 @@ __all__ = [
     "Store",
     "Verification",
     "read_state",
+    "read_states",
     "rebuild",
     "write_state",
+    "write_states",
 ]

@@ -3,11 +3,11 @@
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from fastwi.errors import UserError
 
@@ -82,7 +82,7 @@ def take(descriptor: int, path: Path, exclusive: bool, wait: bool = True) -> boo
     return True
 
 
-def open_plain(path: Path) -> IO[bytes]:
+def open_plain(path: Path) -> io.BufferedReader:
     """Open a regular file to read. OSError for anything else: a named pipe would wait, a device never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -4,38 +4,67 @@ The functions need no index, so a worker on another machine can call them: the d
 read, or commits the one that it returns.
 """
 
+import contextlib
 import hashlib
+import io
 import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastwi.errors import CheckpointError
 from fastwi.experiment.store.filesystem import locked, open_plain, sync_directory
 from fastwi.experiment.store.places import StorePlaces
 from fastwi.experiment.store.records import DamagedState, StateFile
+from fastwi.files import atomic_open
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `python -m fastwi.store ls` needs none of it
     import torch
 
     from fastwi.population import Layout, Population
 
+_WRITERS = 8  # threads; they wait for the disk, which flushes for several at once
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
 
 def write_state(directory: str | os.PathLike[str], key: str, population: "Population") -> StateFile:
     """Write a population of one member as the state `key`; return what the index is to know of it.
 
-    The index learns of it in `Store.commit`. Claim the state's task before: a file that is neither in the index
+    See `write_states`.
+    """
+    return write_states(directory, [(key, population)])[0]
+
+
+def write_states(directory: str | os.PathLike[str], states: Sequence[tuple[str, "Population"]]) -> list[StateFile]:
+    """Write populations of one member, each as the state of its key; return what the index is to know of them.
+
+    They are on the disk then, under their names. A thread may do this while others train other rows; the rows of
+    `states` must not change meanwhile.
+
+    The index learns of them in `Store.commit`. Claim the states' tasks before: a file that is neither in the index
     nor claimed by a live owner is swept away by `gc`. Raises ValueError for a population of several members, and
     UserError where the disk is full or not writable.
     """
-    if population.members != 1:
-        raise ValueError(f"a state is one network; the population has {population.members} members")
     places = StorePlaces(Path(directory))
-    path = places.state(key)
+    for _, population in states:
+        if population.members != 1:
+            raise ValueError(f"a state is one network; the population has {population.members} members")
+    folders = {places.directory, places.states, *(places.state(key).parent for key, _ in states)}
     with locked(places.writing_lock, exclusive=False):
-        population.save(path)
-        sync_directory(path.parent)
-    with open_plain(path) as stream:
-        return StateFile(key, os.fstat(stream.fileno()).st_size, _sha256_of(stream.fileno()))
+        files = _in_threads(_WRITERS, lambda state: _write(places, *state), states)
+        _in_threads(_WRITERS, sync_directory, sorted(folders))
+    return files
+
+
+def _write(places: StorePlaces, key: str, population: "Population") -> StateFile:
+    digest, size = hashlib.sha256(), 0
+    with atomic_open(places.state(key)) as stream:
+        for piece in population.file_pieces():
+            digest.update(piece)
+            size += stream.write(piece)
+    return StateFile(key, size, digest.hexdigest())
 
 
 def read_state(
@@ -46,35 +75,112 @@ def read_state(
 ) -> "Population":
     """The state whose file the index knows as `state`, as a population of one member on `device`.
 
-    Raises DamagedState where the file is missing or differs in any byte, and CheckpointError where it is of
-    another network than `layout`.
+    See `read_states`.
     """
-    from fastwi.population import Population
+    return read_states(directory, [state], layout, device)
+
+
+def read_states(
+    directory: str | os.PathLike[str],
+    states: Sequence[StateFile],
+    layout: "Layout | None" = None,
+    device: "torch.device | str | None" = None,
+) -> "Population":
+    """The states whose files the index knows as `states`, in their order, as one population on `device`.
+
+    Each file is read once, into its row, and the row is used once its bytes have the SHA-256 that the index knows:
+    the checksum within the file could add nothing.
+
+    Raises DamagedState for the first of them that is missing or differs in any byte, and CheckpointError for one
+    of another network than `layout` (default: the first one's).
+    """
+    import torch
+
+    from fastwi.population.checkpoint import empty
 
     places = StorePlaces(Path(directory))
+    population = empty(layout or _layout_of(places, states[0]), len(states))
+    rows = [(state, population.select(slice(m, m + 1))) for m, state in enumerate(states)]
+    _in_threads(torch.get_num_threads(), lambda row: _read(places, *row), rows)
+    return population if device is None else population.to(device)
+
+
+class _Hashed:
+    """A stream, and the SHA-256 of what was read of it."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream, self._digest = stream, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._digest.update(data)
+        return data
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = self._stream.readinto(buffer)
+        self._digest.update(buffer)
+        return count
+
+    def sha256(self) -> str:
+        """In hexadecimal, once the rest is read."""
+        while self.read(1 << 20):
+            pass
+        return self._digest.hexdigest()
+
+
+def _read(places: StorePlaces, state: StateFile, row: "Population") -> None:
+    """Read a state into `row`."""
+    import torch
+
+    from fastwi.population.checkpoint import fill, read_header, require_layout
+
     path = places.state(state.key)
+    with _damage_named(places, state), open_plain(path) as file:
+        stream = _Hashed(file)
+        header = read_header(stream, _checked_size(file, state), path)
+        fits = header.members == 1 and header.layout.fingerprint == row.layout.fingerprint
+        for name in header.row_bytes if fits else ():
+            fill(stream, torch.empty(1, dtype=torch.int64) if name == "checksum_M" else getattr(row, name), path)
+        if stream.sha256() != state.sha256:
+            raise CheckpointError("not the bytes that were stored (SHA-256)")
+        if header.members != 1:
+            raise CheckpointError(f"holds {header.members} members")
+    require_layout(path, header.layout, row.layout)
+
+
+def _layout_of(places: StorePlaces, state: StateFile) -> "Layout":
+    """The layout that a state's file names; its bytes are not checked yet."""
+    from fastwi.population.checkpoint import read_header
+
+    path = places.state(state.key)
+    with _damage_named(places, state), open_plain(path) as file:
+        return read_header(file, _checked_size(file, state), path).layout
+
+
+def _checked_size(file: io.BufferedReader, state: StateFile) -> int:
+    size = os.fstat(file.fileno()).st_size
+    if size != state.bytes:
+        raise CheckpointError(f"{size} bytes, not {state.bytes}")
+    return size
+
+
+@contextlib.contextmanager
+def _damage_named(places: StorePlaces, state: StateFile) -> Iterator[None]:
+    """What goes wrong within the block, as DamagedState."""
     try:
-        with open_plain(path) as stream:
-            damage = _difference(stream.fileno(), state)
-            if damage is not None:
-                raise _damaged(places, state.key, damage)
-            population = Population.load(path, None, device)
-            if not os.path.samestat(os.fstat(stream.fileno()), os.stat(path)):
-                raise _damaged(places, state.key, "replaced while it was read")
-    except OSError as error:
-        raise _damaged(places, state.key, error.strerror or str(error)) from error
-    except DamagedState:
-        raise
-    except CheckpointError as error:
-        raise _damaged(places, state.key, str(error)) from error
-    if population.members != 1:
-        raise _damaged(places, state.key, f"holds {population.members} members")
-    if layout is not None and layout != population.layout:
-        raise CheckpointError(
-            f"{path}: written for another network: {population.layout.difference(layout)}; "
-            "build the network that wrote it"
-        )
-    return population
+        yield
+    except (OSError, CheckpointError) as error:
+        # Where its bytes are others, that is the damage, whatever they then say of themselves.
+        raise _damaged(places, state.key, damage_of(places, state) or str(error)) from error
+
+
+def _in_threads(threads: int, do: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """What `do` returns for each item, by up to so many threads. Raises the first exception in the items' order."""
+    threads = min(threads, len(items))
+    if threads < 2:
+        return [do(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(do, items))
 
 
 def damage_of(places: StorePlaces, state: StateFile) -> str | None:

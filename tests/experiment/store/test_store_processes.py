@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -116,15 +117,13 @@ def test_gc_leaves_alone_what_is_being_written(tmp_path):
         class Slow:
             members = 1
 
-            def save(self, path: Path) -> None:
+            def file_pieces(self) -> Iterator[memoryview]:
                 unfinished.write_bytes(b"half")
                 store.gc()
                 assert unfinished.exists()
-                path.parent.mkdir()
-                unfinished.rename(path)
+                yield memoryview(b"whole")
 
         store.write_state("aa", Slow())
-        unfinished.write_bytes(b"left")
         assert store.gc().temporary == 4
 
 
@@ -218,12 +217,10 @@ WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
 from store_samples import *
-from fastwi.files import atomic_path
 class Fake:
     members = 1
-    def save(self, path):
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(bytes(100))
+    def file_pieces(self):
+        return [memoryview(bytes(100))]
 store = Store.open({directory!r})
 with store.database.reading() as connection:
     connection.execute("PRAGMA wal_autocheckpoint = 30")  # many generations of the log in little time

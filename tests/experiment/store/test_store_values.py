@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import polars
 import pytest
@@ -14,8 +15,19 @@ from store_samples import bits, contents, exact, fill, key_of, measurement, netw
 from torch import nn
 
 from fastwi.errors import CheckpointError
-from fastwi.experiment.store import DamagedState, Measurement, Store, read_state, rebuild, write_state
-from fastwi.population import Layout
+from fastwi.experiment.store import (
+    DamagedState,
+    Measurement,
+    StateFile,
+    Store,
+    read_state,
+    read_states,
+    rebuild,
+    write_state,
+    write_states,
+)
+from fastwi.experiment.store.states import hash_file
+from fastwi.population import Layout, Population
 
 
 @pytest.fixture
@@ -117,6 +129,48 @@ def test_states_come_back_to_the_bit_by_store_and_by_worker(store):
     with pytest.raises(CheckpointError, match="written for another network") as refusal:
         store.load_state("abc", Layout.of(nn.Linear(2, 2)))
     assert not isinstance(refusal.value, DamagedState)
+
+
+def test_many_states_at_once_are_the_same_files_as_one_by_one(store):
+    before = os.umask(0o022)
+    os.umask(before)
+    made = [(key_of(n), network(n)) for n in range(20)]
+    single = [store.write_state(*state) for state in made]
+    contents_before = [store.places.state(file.key).read_bytes() for file in single]
+    for file in single:
+        store.places.state(file.key).unlink()
+    with ThreadPoolExecutor(2) as threads:  # as a sweep's writer does
+        halves = list(threads.map(lambda part: write_states(store.directory, part), (made[:10], made[10:])))
+    assert halves[0] + halves[1] == single
+    assert os.umask(before) == before
+    assert [store.places.state(file.key).read_bytes() for file in single] == contents_before
+    assert write_states(store.directory, []) == []
+    loaded = read_states(store.directory, [*single, single[3]], made[0][1].layout)
+    for m, n in enumerate((*range(20), 3)):
+        row = loaded.select(slice(m, m + 1))
+        assert torch.equal(row.weights_MP, made[n][1].weights_MP)
+        assert torch.equal(row.momentum_MP, made[n][1].momentum_MP)
+        assert torch.equal(row.statistics_MQ, made[n][1].statistics_MQ)
+        assert torch.equal(row.counters_MB, made[n][1].counters_MB)
+
+
+def test_the_first_damaged_state_of_many_is_named(store):
+    files = [store.write_state(key_of(n), network(n)) for n in range(12)]
+    for n in (5, 8):
+        path = store.places.state(key_of(n))
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    for layout in (None, network(0).layout):
+        with pytest.raises(DamagedState) as refusal:
+            read_states(store.directory, files, layout)
+        assert refusal.value.key == key_of(5)
+    other = store.write_state("other", Population.from_modules([nn.Linear(2, 2)]))
+    with pytest.raises(CheckpointError, match="written for another network") as mismatch:
+        read_states(store.directory, [files[0], other])
+    assert not isinstance(mismatch.value, DamagedState)
+    two = store.places.state("several")
+    network(1).select([0, 0]).save(two)
+    with pytest.raises(DamagedState, match="holds 2 members"):
+        read_states(store.directory, [StateFile("several", two.stat().st_size, hash_file(two))])
 
 
 def test_only_single_networks_and_proper_keys(store):
