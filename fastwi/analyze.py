@@ -22,7 +22,7 @@ from fastwi.sealed import MANIFEST, seal_directory
 if TYPE_CHECKING:
     import polars
 
-    from fastwi.experiment.planned import OpenedSweep
+    from fastwi.experiment.opened import OpenedSweep
     from fastwi.report.summary import Table
 
 STUDIES = {
@@ -59,7 +59,7 @@ def _main(argv: list[str]) -> int:
 
 def _analyze(request: AnalysisRequest) -> int:
     # torch takes seconds to import: bad input is refused before.
-    from fastwi.experiment.planned import OpenedSweep
+    from fastwi.experiment.opened import OpenedSweep
     from fastwi.report.study_progress import StudyProgress
 
     study = getattr(import_module(f"fastwi.analysis.studies.{request.name}"), request.name)
@@ -128,7 +128,7 @@ def _manifest(
     config = opened.planned.points[0].config
     identity = hashlib.sha256(f"{request.name}\n{analysis_to_yaml(request)}".encode()).hexdigest()[:12]
     about = manifest(
-        opened.worker.card(config), opened.worker.engine(config).resolved, identity, opened.planned.networks
+        opened.resources.card(config), opened.resources.engine(config).resolved, identity, opened.planned.networks
     )
     return {
         "study": request.name, "sweep": request.sweep, "options": asdict(request.options),

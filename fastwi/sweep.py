@@ -17,21 +17,19 @@ from fastwi.cli import run_command
 from fastwi.config.schema import Config
 from fastwi.config.sweepfile import SweepRequest, read_sweep_request, sweep_name
 from fastwi.config.sweepwrite import sweep_to_yaml
-from fastwi.experiment.planned import PlannedSweep, plan_sweep
-from fastwi.experiment.planner import Todo, naive_epochs, stopped_states, unfinished, without_lost
+from fastwi.experiment.opened import PlannedSweep, plan_sweep
 from fastwi.experiment.points import points, shard_of
-from fastwi.experiment.tree import OWN, Epoch, MeasurementKey, Task
+from fastwi.experiment.todo import cost_of, left_of, naive_epochs, without_lost
 from fastwi.files import locked_directory, to_json, write_text
 from fastwi.models.names import is_own
-from fastwi.report.progress import EVALUATION_COST, clock
+from fastwi.report.progress import clock
 from fastwi.sealed import MANIFEST, seal_directory, sealed_yaml
 
 if TYPE_CHECKING:
     from fastwi.engine.precision import Choice
-    from fastwi.experiment.conduct import Executor
+    from fastwi.experiment.scheduler import Executor
     from fastwi.experiment.store import Store
     from fastwi.experiment.worker import Worker
-    from fastwi.report.sweep_progress import SweepProgress
 
 EXIT_PARTLY = 3
 
@@ -53,6 +51,7 @@ def _sweep(request: SweepRequest) -> int:
     # torch takes seconds to import: bad sweep files are refused before.
     from fastwi.experiment.scheduler import carry_out, limits_of
     from fastwi.experiment.store import Store
+    from fastwi.experiment.store.precision import note_precision
     from fastwi.experiment.worker import Worker
     from fastwi.report.progress import TreeProgress
 
@@ -127,7 +126,7 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
     directory = Path(spec.options.directory) / spec.options.name
     config = planned.points[0].config
     measured = without_lost(planned.tree, store.measurements(planned.tree.measurement_keys()))
-    missing = missing_measurements(planned.places, measured)
+    missing = missing_measurements(planned.tree, measured)
     frame = result_frame(spec, planned.points, planned.places, measured, planned.dataset_of)
     every_gain = gains(spec, planned.points, planned.places, measured)
     found = cells(every_gain)
@@ -145,7 +144,9 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
             title = f"{directory.name}: {config.model.name} on {card.name}"
             draw_heatmap(found, directory / "heatmap.png", title)
             draw_curves(spec, planned.points, planned.places, measured, directory / "curves.png", title)
-        seal_directory(directory, manifest(card, worker.resources.engine(config).resolved, identity, planned.networks))
+        seal_directory(
+            directory, manifest(card, worker.resources.engine(config).resolved, identity, planned.networks)
+        )
     if request.json:
         print(to_json({"directory": str(directory), "points": len(planned.points),
                           "measurements": len(measured), "missing": missing}))  # fmt: skip
@@ -180,7 +181,10 @@ def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -
         costs[kind] = costs.get(kind, 0.0) + cost_of(planned, task)
         examples.setdefault(kind, config)
     seconds = sum(
-        cost / measure_rates(resources.tried_engine(config), resources.network(config), *resources.splits(config)).trained_per_s
+        cost
+        / measure_rates(
+            resources.tried_engine(config), resources.network(config), *resources.splits(config)
+        ).trained_per_s
         for (kind, cost) in costs.items()
         for config in [examples[kind]]
     )

@@ -14,8 +14,9 @@ from fastwi.config.read import Request, read_request
 from fastwi.config.write import config_hash, to_mapping, to_yaml
 from fastwi.data.card import read_card
 from fastwi.experiment.contents import result_digest
-from fastwi.experiment.planner import PlannedSweep, cost_of, left_of, note_precision, plan_run
+from fastwi.experiment.opened import PlannedSweep, plan_run
 from fastwi.experiment.rundir import RunDirectory
+from fastwi.experiment.todo import cost_of, left_of
 from fastwi.files import to_json, write_text
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def _train(request: Request) -> int:
     from fastwi.experiment.estimate import check_memory
     from fastwi.experiment.scheduler import LocalExecutor, carry_out, limits_of
     from fastwi.experiment.store import Store
+    from fastwi.experiment.store.precision import note_precision
     from fastwi.experiment.worker import Worker
     from fastwi.report.manifest import manifest
     from fastwi.report.run_progress import RunProgress

@@ -9,6 +9,9 @@ from fastwi.config.schema import Config, option
 
 Scalar = bool | int | float | str
 
+KEEP = ("none", "ends", "stops", "all")
+"""Choices of sweep.keep; each keeps what the ones before it do."""
+
 
 @dataclass(frozen=True)
 class SweepOptions:
@@ -37,14 +40,26 @@ class SweepOptions:
     )
     keep: str = option(
         "stops",
-        "states that stay in the store: those at each k, each k + s and each end, or those after every epoch",
-        choices=("stops", "all"),
+        "states that stay in the store: none that nothing is left to be made of, the last of each trajectory that "
+        "nothing is trained on from, those at each k, each k + s and each end, or those after every epoch",
+        choices=KEEP,
     )
     executor: str = option("local", "who trains: this process, or Ray's actors", choices=("local", "ray"))
     workers: int = option(0, "Ray actors; 0: one a GPU, or one where there is none", low=0, high=100_000)
     gpus_per_worker: float = option(1.0, "GPUs of a Ray actor, where there are any; fractions share one", low=0.0)
     population: int = option(0, "most networks trained together; 0: as many as the engine is good for", low=0)
-    memory_GiB: float = option(4.0, "most memory for the networks trained together", unit="GiB", low=0.0)
+    memory_GiB: float = option(
+        4.0,
+        "most memory for networks: those trained together, and those held for what is made of them",
+        unit="GiB",
+        low=0.0,
+    )
+    checkpoint_seconds: float = option(
+        30.0,
+        "most seconds of training between two writes of a state that training goes on from: what a kill loses",
+        unit="s",
+        low=0.0,
+    )
 
 
 @dataclass(frozen=True)

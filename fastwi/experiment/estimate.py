@@ -1,4 +1,4 @@
-"""How fast this configuration runs on this machine, measured on a few of its own steps."""
+"""Whether this configuration fits this machine, and how fast it runs on it, measured on a few of its own steps."""
 
 import time
 from dataclasses import dataclass
@@ -12,27 +12,25 @@ from fastwi.data.noise import Noise
 from fastwi.data.split import free_host_bytes
 from fastwi.engine.base import Engine
 from fastwi.errors import UserError
-from fastwi.experiment.protocol import network_for
 from fastwi.population import Layout, Population
 
 _STEPS = 8
+_TEST_IMAGES = 2000
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Images a second, trained and passed forward, and the seconds that the first steps take longer: compilation."""
+    """Images trained a second, and the seconds that the first steps take longer: compilation."""
 
     trained_per_s: float
-    evaluated_per_s: float
     start_s: float
 
 
-def check_memory(config: Config, network: nn.Module, device: torch.device) -> None:
-    """Raise UserError where the run's networks do not fit into the memory that is free.
+def check_memory(config: Config, layout: Layout, device: torch.device) -> None:
+    """Raise UserError where a run's networks do not fit into the memory that is free.
 
     At the interpolation there are the average and its children, and a copy of them with recomputed statistics.
     """
-    layout = Layout.of(network)
     needed = 2 * (1 + config.experiment.children) * (8 * layout.P + 4 * layout.Q + 8 * layout.B)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
     if needed > free:
@@ -42,22 +40,20 @@ def check_memory(config: Config, network: nn.Module, device: torch.device) -> No
         )
 
 
-def measure_rates(engine: Engine, config: Config, train: Dataset, test: Dataset) -> Rates:
+def measure_rates(engine: Engine, network: nn.Module, train: Dataset, test: Dataset) -> Rates:
     """Time a few training steps and evaluations of a scratch network, after as many to warm up."""
-    network = network_for(config, train)
     population = Population.from_modules([network], device=engine.device)
-    few_train = _spread(train, _STEPS * config.optimizer.batch_size)
-    few_test = _spread(test, 4 * config.engine.evaluation_batch)
+    few_train = _spread(train, _STEPS * (len(train) // engine.iterations(train)))
+    few_test = _spread(test, _TEST_IMAGES)
     rates, seconds = [], []
     for _ in range(2):  # the first round compiles and fills caches
         begun = time.perf_counter()
         engine.train_epoch(population, few_train, [Noise(0)], 0)
         middle = time.perf_counter()
         engine.evaluate(population, few_test)
-        ended = time.perf_counter()
-        rates.append((len(few_train) / (middle - begun), len(few_test) / (ended - middle)))
-        seconds.append(ended - begun)
-    return Rates(*rates[-1], start_s=max(0.0, seconds[0] - seconds[1]))
+        rates.append(len(few_train) / (middle - begun))
+        seconds.append(time.perf_counter() - begun)
+    return Rates(rates[-1], start_s=max(0.0, seconds[0] - seconds[1]))
 
 
 def _spread(dataset: Dataset, images: int) -> Dataset:

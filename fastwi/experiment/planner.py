@@ -1,4 +1,4 @@
-"""From points to one tree of trajectories: content keys, shared edges, and what is still to be done.
+"""From points to one tree of trajectories: content keys, shared epochs, and what stays of them.
 
 Nothing here imports torch, and everything is linear in the number of epochs and points.
 """
@@ -6,41 +6,38 @@ Nothing here imports torch, and everything is linear in the number of epochs and
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from array import array
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 
 from fastwi.config.keys import section_keys
 from fastwi.config.schema import Config
 from fastwi.config.write import value_of
 from fastwi.engine.schedule import learning_rate
 from fastwi.errors import UserError
-from fastwi.experiment.plan import contents_key, rates_after
+from fastwi.experiment.contents import contents_key
 from fastwi.experiment.points import Point
-from fastwi.experiment.tree import OWN, Average, Epoch, Initial, MeasurementKey, Probe, Task, Tree
+from fastwi.experiment.tree import OWN, Treatment, Tree
 from fastwi.models.names import placeless
 
-if TYPE_CHECKING:
-    from fastwi.experiment.store import Measurement
-
-MOST_STATES = 500_000
-"""Of a tree. Each takes about 0.8 KB."""
+MOST_STATES = 5_000_000
+"""Of a tree. Each takes about 0.3 KB."""
 
 KEY_VERSION = 2
 """Raise it when the same key would name another result: a default or the meaning of a setting changed."""
 
 _IN_OTHER_WORDS = frozenset({"optimizer.learning_rate", "model.weights"})
-"""Keys that decide by the rate of each epoch, and by the content of the file (`Dataset.digest`)."""
+"""Keys that decide by the rate of each epoch, and by the content of the file (`DataSummary.digest`)."""
 
 _DIGITS = 32  # 128 bits: no two of any number of trajectories ever meet
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """What a dataset is: what names its content, and how many images training and testing use.
+class DataSummary:
+    """What a configuration's data is: what names its content, and how many images training and testing use.
 
-    `digest`: `fastwi.experiment.plan.result_digest`, which also has the source of a network that is the user's own
-    and the weights that parents start from.
+    `digest`: `fastwi.experiment.contents.result_digest`, which also has the source of a network that is the user's
+    own and the weights that parents start from.
     """
 
     digest: str
@@ -50,37 +47,59 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class PointStates:
-    """Where a point's results are found in the tree.
+    """Where a point's results are found in the tree: its last nodes, and by them the keys of all its states.
 
-    `parent`: states after epochs 1 .. k. `children`: for each child those after k + 1 .. k + s, and on where children
-    are trained on. `ends`: the children's states at interpolation. `after`: the average's after k + s + 1 and on.
-    `recomputed`: the treatment under which recomputed statistics are filed; empty where they are not measured.
+    `clone_node`: the parent after k epochs. `end_nodes`: the children at interpolation. `last_nodes`: the children's
+    last, which differ from those where children are trained on. `after_node`: the average's last. `recomputed`: the
+    treatment under which recomputed statistics are filed; empty where they are not measured.
     """
 
-    parent: tuple[str, ...]
-    children: tuple[tuple[str, ...], ...]
-    ends: tuple[str, ...]
-    average: str
-    after: tuple[str, ...]
+    tree: Tree = field(repr=False)
+    clone_node: int
+    end_nodes: tuple[int, ...]
+    last_nodes: tuple[int, ...]
+    average_node: int
+    after_node: int
     recomputed: str
 
-
-@dataclass(frozen=True)
-class Todo:
-    """What is left: epochs to train and probes to make, each in an order in which they can be done."""
-
-    epochs: tuple[Epoch, ...]
-    probes: tuple[Probe, ...]
+    @property
+    def clone(self) -> str:
+        """The parent where it was cloned."""
+        return self.tree.keys[self.clone_node]
 
     @property
-    def tasks(self) -> tuple[Task, ...]:
-        """All of it."""
-        return *self.epochs, *self.probes
+    def parent(self) -> tuple[str, ...]:
+        """The parent after epochs 1 .. k."""
+        return self._path(self.clone_node, 0)
+
+    @property
+    def children(self) -> tuple[tuple[str, ...], ...]:
+        """Each child after epochs k + 1 .. k + s, and on where children are trained on."""
+        k = self.tree.epochs[self.clone_node]
+        return tuple(self._path(last, k) for last in self.last_nodes)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The children at interpolation."""
+        return tuple(self.tree.keys[end] for end in self.end_nodes)
+
+    @property
+    def average(self) -> str:
+        """The average of the children."""
+        return self.tree.keys[self.average_node]
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """The average after epochs k + s + 1 and on."""
+        return self._path(self.after_node, self.tree.epochs[self.average_node])
+
+    def _path(self, last: int, first: int) -> tuple[str, ...]:
+        return tuple(self.tree.keys[node] for node in self.tree.path(last, first))
 
 
 def plan_tree(
     points: Iterable[Point],
-    dataset_of: Callable[[Config], Dataset],
+    dataset_of: Callable[[Config], DataSummary],
     precision: str,
     measure: Collection[str],
     keep: str,
@@ -90,206 +109,164 @@ def plan_tree(
     `dataset_of` says what a configuration's data is; `precision` is what engine.precision: auto means on the devices
     in use, in the configuration's words; `measure` and `keep` are the sweep's options.
     """
-    planner = _Planner(dataset_of, precision, "recomputed" in measure, keep == "all")
-    return planner.tree, [planner.add(point) for point in points]
+    planner = _Planner(dataset_of, precision, "recomputed" in measure)
+    places = [planner.add(point) for point in points]
+    planner.tree.stops = kept_states(planner.tree, places, keep)
+    return planner.tree, places
 
 
-def unfinished(
-    tree: Tree, measured: Collection[MeasurementKey], stored: Collection[str], diverged: Collection[str] = ()
-) -> Todo:
-    """What is left of `tree`, given the measurements that are there and the states that are stored.
-
-    An epoch is left where it was never measured, or where something that is left needs its state and that is gone.
-    What comes of the states `diverged` is not left: there is nothing to learn from it.
-    """
-    lost = lost_with(tree, diverged)
-    probes = tuple(
-        probe for key, probe in tree.probes.items() if key not in measured and not is_lost(tree, lost, key)
-    )
-    needed = {source for probe in probes for source in tree.needs(probe)}
-    epochs = []
-    for state in reversed(tree.states.values()):  # later epochs first: they say which earlier states they need
-        if not isinstance(state, Epoch) or state.before in lost:
-            continue
-        if (state.key, OWN) not in measured or (state.key in needed and state.key not in stored):
-            epochs.append(state)
-            needed.update(tree.needs(state))
-    return Todo(tuple(reversed(epochs)), probes)
+def kept_states(tree: Tree, places: Iterable[PointStates], keep: str) -> set[int]:
+    """The epochs whose states stay in the store under the choice `keep` of sweep.keep."""
+    if keep == "all":
+        return set(tree.epoch_nodes())
+    kept: set[int] = set()
+    if keep == "ends":
+        kept = set(tree.epoch_nodes()).difference(tree.before)
+    if keep == "stops":
+        for place in places:
+            kept.update((place.clone_node, place.after_node, *place.end_nodes, *place.last_nodes))
+    return {node for node in kept if tree.is_epoch(node)}
 
 
-def stopped_states(tree: Tree, measurements: "Iterable[Measurement]") -> list[str]:
-    """The states of `tree` of which nothing is made, because they diverged.
+@dataclass(eq=False)
+class _Cell:
+    """What all points share whose configurations differ in seeds and experiment only, and what is found for them.
 
-    An average is judged with the batch-norm statistics that it would be trained on with. Other measurements beside
-    an epoch's own (of an initial network, or with recomputed statistics) stop nothing.
+    `untrained` and `context`: digests of what decides a parent before its first epoch and its measurement, beside
+    its seed, and any epoch beside its start, noise and learning rates. `alike`: digests by epoch, so far.
     """
 
-    def stops(m: "Measurement") -> bool:
-        state = tree.states.get(m.state)
-        if isinstance(state, Average):
-            return (m.treatment == OWN) == (state.config.experiment.batch_norm == "average")
-        return isinstance(state, Epoch) and m.treatment == OWN
-
-    return [m.state for m in measurements if m.diverged and stops(m)]
-
-
-def lost_with(tree: Tree, diverged: Collection[str]) -> set[str]:
-    """The states `diverged` of `tree` and all that are made of them."""
-    lost = set(diverged)
-    if lost:
-        for state in tree.states.values():
-            made_of = state.children if isinstance(state, Average) else ()
-            if (isinstance(state, Epoch) and state.before in lost) or not lost.isdisjoint(made_of):
-                lost.add(state.key)
-    return lost
-
-
-def is_lost(tree: Tree, lost: Collection[str], measurement: MeasurementKey) -> bool:
-    """Whether a measurement is of a network made of one of the states `lost`, or of such an epoch made otherwise.
-
-    What diverged has measurements of its own: an epoch the one that it ends with, an average all.
-    """
-    key, treatment = measurement
-    state = tree.states[key]
-    if isinstance(state, Epoch):
-        return state.before in lost or (treatment != OWN and key in lost)
-    return isinstance(state, Average) and any(child in lost for child in state.children)
-
-
-def without_lost(tree: Tree, measured: "Mapping[MeasurementKey, Measurement]") -> "dict[MeasurementKey, Measurement]":
-    """The measurements that count: an average may have been trained on before it was found to have diverged."""
-    lost = lost_with(tree, stopped_states(tree, measured.values()))
-    return {key: m for key, m in measured.items() if not is_lost(tree, lost, key)}
-
-
-def naive_epochs(points: Iterable[Point]) -> int:
-    """Epochs that would be trained if every point were run alone."""
-    total = 0
-    for point in points:
-        e = point.config.experiment
-        total += e.k + e.children * e.s + e.after * (1 + e.children * e.continue_children)
-    return total
+    untrained: str
+    context: str
+    train_images: int
+    alike: list[str] = field(default_factory=list)
+    initial: dict[int, int] = field(default_factory=dict)  # by seed
+    treatments: dict[tuple[int, int, int], Treatment] = field(default_factory=dict)  # by noise, images, epoch
+    children_on: "dict[float, tuple[Config, _Cell]]" = field(default_factory=dict)  # by children_rate_factor
 
 
 class _Planner:
-    def __init__(
-        self, dataset_of: Callable[[Config], Dataset], precision: str, recomputed: bool, keep_all: bool
-    ) -> None:
+    def __init__(self, dataset_of: Callable[[Config], DataSummary], precision: str, recomputed: bool) -> None:
         self.tree = Tree()
-        self._dataset_of, self._precision = dataset_of, precision
-        self._recomputed, self._keep_all = recomputed, keep_all
-        self._contexts: dict[tuple[object, ...], str] = {}
-        self._paths: dict[tuple[object, ...], list[str]] = {}
-        self._rates: dict[tuple[object, ...], list[str]] = {}  # by epoch
+        self._dataset_of, self._precision, self._recomputed = dataset_of, precision, recomputed
+        self._cells: dict[tuple[object, ...], _Cell] = {}
+        self._last: tuple[tuple[object, ...], _Cell] | None = None
+        self._treatments: dict[str, Treatment] = {}
+        self._paths: dict[tuple[int, int, int], array[int]] = {}
 
     def add(self, point: Point) -> PointStates:
         """Put what `point` needs into the tree, where it is not there yet."""
-        config, tree = point.config, self.tree
+        config, cell = point.config, self._cell(point.config)
         experiment, seeds = config.experiment, config.seeds
-        context = self._context(config)
-        k, end = experiment.k, experiment.k + experiment.s
-        start = _digest("initial", self._untrained(config), seeds.init)
-        if start not in tree.states:
-            tree.states[start] = Initial(start, config)
-        parent = self._path(start, 0, k, seeds.parent_noise, config, context)
-        clone = parent[-1] if parent else start
-        children = tuple(self._path(clone, k, end, noise, config, context) for noise in seeds.child_noise)
-        ends = tuple(child[-1] if child else clone for child in children)
+        k, end, last = experiment.k, experiment.k + experiment.s, experiment.k + experiment.s + experiment.after
+        start = cell.initial.get(seeds.init)
+        if start is None:
+            start = self.tree.add_initial(_digest("initial", cell.untrained, seeds.init), config)
+            cell.initial[seeds.init] = start
+        clone = self._train(start, k, seeds.parent_noise, config, cell)
+        ends = lasts = tuple([self._train(clone, end, noise, config, cell) for noise in seeds.child_noise])
+        average = self._average(ends, config, cell)
         if experiment.continue_children:
-            trained_on = dataclasses.replace(config, optimizer=rates_after(config))
-            children = tuple(
-                child + self._path(last, end, end + experiment.after, noise, trained_on, context)
-                for child, last, noise in zip(children, ends, seeds.child_noise, strict=True)
-            )
-        average = self._average(ends, config, context)
-        after = self._path(average, end, end + experiment.after, seeds.average_noise, config, context)
-        tree.stops.update((clone, *ends, *after[-1:], *(child[-1] for child in children if child)))
-        return PointStates(parent, children, ends, average, after, self._probe(ends, average, end, config, context))
+            later = self._children_on(config, cell)
+            noises = zip(ends, seeds.child_noise, strict=True)
+            lasts = tuple([self._train(node, last, noise, *later) for node, noise in noises])
+        after = self._train(average, last, seeds.average_noise, config, cell)
+        recomputed = self._probe(ends, average, end, config, cell)
+        return PointStates(self.tree, clone, ends, lasts, average, after, recomputed)
 
-    def _path(self, start: str, first: int, last: int, noise: int, config: Config, context: str) -> tuple[str, ...]:
-        """Keys of the states after epochs first + 1 .. last of the trajectory from `start`; extends the tree."""
+    def _train(self, start: int, last: int, noise: int, config: Config, cell: _Cell) -> int:
+        """The node after epoch `last` of the trajectory from `start`; extends the tree."""
+        tree, first = self.tree, self.tree.epochs[start]
+        if first == last:
+            return start
+        while len(cell.alike) < last:
+            cell.alike.append(self._alike(config, cell, len(cell.alike)))
         # Trajectories whose rates differ only from some epoch on have the same keys up to there.
-        rates = self._rates.setdefault((context, config.optimizer, config.schedule), [])
-        for epoch in range(len(rates), last):
-            rates.append(self._alike(config, context, epoch))
-        known = self._paths.setdefault((start, noise, id(rates)), [])
-        planned = len(self.tree.states) + max(0, last - first - len(known))
+        known = self._paths.setdefault((start, noise, id(cell)), array("i"))
+        planned = len(tree) + max(0, last - first - len(known))
         if planned > MOST_STATES:
             raise UserError(
                 f"sweep: its tree has {planned:,} epochs and averages or more (at experiment.k = "
                 f"{config.experiment.k:,}, s = {config.experiment.s:,}), and {MOST_STATES:,} is the most that can be "
                 "planned; make k, s, after, sweep.parents or sweep.children smaller"
             )
-        key = known[-1] if known else start
+        node = known[-1] if known else start
         for epoch in range(first + len(known), last):
-            alike = rates[epoch]
-            before, key = key, _hash(f"{key} {alike} {noise}")
-            known.append(key)
-            if key not in self.tree.states:
-                self.tree.states[key] = Epoch(key, before, epoch + 1, noise, alike, config)
-                if self._keep_all:
-                    self.tree.stops.add(key)
-        return tuple(known[: last - first])
+            alike = cell.alike[epoch]
+            key = _hash(f"{tree.keys[node]} {alike} {noise}")
+            node = tree.add_epoch(key, node, epoch + 1, noise, alike, config)
+            known.append(node)
+        return known[last - first - 1]
 
-    def _average(self, ends: tuple[str, ...], config: Config, context: str) -> str:
+    def _average(self, ends: tuple[int, ...], config: Config, cell: _Cell) -> int:
         experiment = config.experiment
         weights = experiment.weights or (1 / len(ends),) * len(ends)
         treatment: list[object] = [experiment.momentum, experiment.batch_norm]
         if experiment.batch_norm == "recompute":
-            treatment += [context, config.seeds.statistics_noise, self._recomputed_batches(config)]
-        key = _digest("average", ends, weights, treatment)
-        if key not in self.tree.states:
-            self.tree.states[key] = Average(key, ends, weights, experiment.k + experiment.s, config)
-        return key
+            treatment += [cell.context, config.seeds.statistics_noise, self._recomputed_batches(config, cell)]
+        key = _digest("average", [self.tree.keys[end] for end in ends], weights, treatment)
+        return self.tree.add_average(key, ends, weights, experiment.k + experiment.s, config)
 
-    def _probe(self, ends: tuple[str, ...], average: str, epoch: int, config: Config, context: str) -> str:
+    def _probe(self, ends: tuple[int, ...], average: int, epoch: int, config: Config, cell: _Cell) -> str:
         """Probe the average and its children; returns the treatment of recomputed statistics, or ""."""
-        noise, images = config.seeds.statistics_noise, config.experiment.recompute_images
-        wanted = [(average, OWN), *((end, OWN) for end in ends if isinstance(self.tree.states[end], Initial))]
-        treatment = ""
-        if self._recomputed:
-            treatment = "recomputed-" + _digest(context, noise, self._recomputed_batches(config), epoch)[:12]
-            wanted += [(state, treatment) for state in (average, *ends)]
-        for key in wanted:
-            if key not in self.tree.probes:
-                self.tree.probes[key] = Probe(*key, epoch, noise, images, config)
-        return treatment
+        tree, noise, images = self.tree, config.seeds.statistics_noise, config.experiment.recompute_images
+        own = Treatment(OWN, epoch, 0, 0)
+        tree.add_probe(average, own, config)
+        if epoch == 0:
+            tree.add_probe(ends[0], own, config)
+        if not self._recomputed:
+            return ""
+        treatment = cell.treatments.get((noise, images, epoch))
+        if treatment is None:
+            name = "recomputed-" + _digest(cell.context, noise, self._recomputed_batches(config, cell), epoch)[:12]
+            treatment = self._treatments.setdefault(name, Treatment(name, epoch, noise, images))
+            cell.treatments[noise, images, epoch] = treatment
+        for node in (average, *ends):
+            tree.add_probe(node, treatment, config)
+        return treatment.name
 
-    def _recomputed_batches(self, config: Config) -> int:
-        """The batches that statistics are recomputed on, as the engine counts them."""
-        every = self._dataset_of(config).train_images
-        return max(1, min(config.experiment.recompute_images or every, every) // config.optimizer.batch_size)
+    def _cell(self, config: Config) -> _Cell:
+        sections = (config.model, config.data, config.engine, config.augment, config.optimizer, config.schedule)
+        # Points in a row share their sections, and objects that are the same compare as equal at once.
+        if self._last is None or sections != self._last[0]:
+            if sections not in self._cells:
+                self._cells[sections] = self._new_cell(config)
+            self._last = sections, self._cells[sections]
+        return self._last[1]
 
-    def _untrained(self, config: Config) -> str:
-        """A digest of what decides a parent before its first epoch and its measurement, beside its seed."""
-        sections = (config.model, config.data, config.engine.precision)
-        if sections not in self._contexts:
-            dataset, settings = self._dataset_of(config), _settings(config, "model")
-            self.tree.contents[contents_key(config)] = dataset.digest
-            precision = self._precision if config.engine.precision == "auto" else config.engine.precision
-            self._contexts[sections] = _digest(
-                "untrained", KEY_VERSION, settings, precision, dataset.digest, dataset.test_images
-            )
-        return self._contexts[sections]
+    def _new_cell(self, config: Config) -> _Cell:
+        dataset = self._dataset_of(config)
+        self.tree.contents[contents_key(config)] = dataset.digest
+        precision = self._precision if config.engine.precision == "auto" else config.engine.precision
+        settings = _settings(config, "model")
+        untrained = _digest("untrained", KEY_VERSION, settings, precision, dataset.digest, dataset.test_images)
+        context = _digest("context", untrained, _settings(config, "augment", "optimizer"), dataset.train_images)
+        return _Cell(untrained, context, dataset.train_images)
 
-    def _context(self, config: Config) -> str:
-        """A digest of what decides any epoch beside its start, noise and learning rates."""
-        sections = (config.model, config.augment, config.optimizer, config.data, config.engine.precision)
-        if sections not in self._contexts:
-            settings, images = _settings(config, "augment", "optimizer"), self._dataset_of(config).train_images
-            self._contexts[sections] = _digest("context", self._untrained(config), settings, images)
-        return self._contexts[sections]
+    def _children_on(self, config: Config, cell: _Cell) -> tuple[Config, _Cell]:
+        """Configuration and cell of children that are trained on after the interpolation."""
+        factor = config.experiment.children_rate_factor
+        if factor not in cell.children_on:
+            rate = config.optimizer.learning_rate * factor
+            later = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=rate))
+            cell.children_on[factor] = later, self._cell(later)
+        return cell.children_on[factor]
 
-    def _alike(self, config: Config, context: str, epoch: int) -> str:
+    def _alike(self, config: Config, cell: _Cell, epoch: int) -> str:
         """A digest of the context, the epoch (from 0) and its learning rates."""
-        per_epoch = max(1, self._dataset_of(config).train_images // config.optimizer.batch_size)
+        per_epoch = max(1, cell.train_images // config.optimizer.batch_size)
         # Past warm-up an epoch has one rate; within, the last step's, the full rate and the length decide all others.
         first, last = epoch * per_epoch, (epoch + 1) * per_epoch - 1
         warm = config.schedule.warmup_iterations
         rates: list[float] = [learning_rate(last, per_epoch, config.optimizer, config.schedule)]
         if first < warm:
             rates += [config.optimizer.learning_rate, warm]
-        return _digest(context, epoch, rates)
+        return _digest(cell.context, epoch, rates)
+
+    def _recomputed_batches(self, config: Config, cell: _Cell) -> int:
+        """The batches that statistics are recomputed on, as the engine counts them."""
+        every = cell.train_images
+        return max(1, min(config.experiment.recompute_images or every, every) // config.optimizer.batch_size)
 
 
 def _settings(config: Config, *sections: str) -> dict[str, object]:
@@ -302,7 +279,7 @@ def _settings(config: Config, *sections: str) -> dict[str, object]:
         key.path: value_of(config, key) for key in keys if value_of(config, key) != key.default
     }
     if "model.name" in found:
-        found["model.name"] = placeless(config.model.name)  # what is there is in `Dataset.digest`
+        found["model.name"] = placeless(config.model.name)  # what is there is in `DataSummary.digest`
     return found
 
 

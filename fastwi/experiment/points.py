@@ -38,6 +38,11 @@ class Point:
     config: Config
 
 
+def child_seeds(config: Config) -> tuple[int, ...]:
+    """The children's noise seeds: as configured, else 1, 2, ... n."""
+    return config.seeds.child_noise or tuple(range(1, config.experiment.children + 1))
+
+
 def child_tuples(spec: SweepSpec) -> list[tuple[int, ...]]:
     """The tuples of children that are averaged, as child numbers from 1."""
     options = spec.options
@@ -58,6 +63,9 @@ def points(spec: SweepSpec) -> Iterator[Point]:
     alphas: tuple[float | None, ...] = options.alphas or (None,)
     for values in itertools.product(*(axis.values for axis in spec.axes)):
         config = _at(spec, values)
+        weights = [() if alpha is None else (1.0 - alpha, alpha) for alpha in alphas]
+        e, size = config.experiment, options.tuple_size
+        experiments = [dataclasses.replace(e, weights=each, children=size) for each in weights]
         for parent in options.parents:
             first = parent * SEEDS_A_PARENT
             for index, numbers in enumerate(tuples):
@@ -68,9 +76,7 @@ def points(spec: SweepSpec) -> Iterator[Point]:
                     child_noise=tuple(first + number for number in numbers),
                     average_noise=first + AVERAGE_SEEDS + index,
                 )
-                for alpha in alphas:
-                    weights = () if alpha is None else (1.0 - alpha, alpha)
-                    experiment = dataclasses.replace(config.experiment, weights=weights, children=len(numbers))
+                for alpha, experiment in zip(alphas, experiments, strict=True):
                     whole = dataclasses.replace(config, seeds=seeds, experiment=experiment)
                     yield Point(values, parent, index, alpha, whole)
 

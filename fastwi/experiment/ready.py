@@ -10,7 +10,7 @@ import numpy as np
 from fastwi.experiment.tree import Tree
 
 if TYPE_CHECKING:
-    from fastwi.experiment.planner import Todo
+    from fastwi.experiment.todo import Todo
 
 LONGEST_CHAIN = 64
 """Epochs. Other processes wait for whole chains."""
@@ -93,7 +93,9 @@ class ReadyQueue:
 
     def waiting(self, node: int) -> list[int]:
         """The tasks left that start from a state, or from an average of it."""
-        return [task for task in self._waiting[self._first[node] : self._first[node + 1]].tolist() if self._left[task]]
+        return [
+            task for task in self._waiting[self._first[node] : self._first[node + 1]].tolist() if self._left[task]
+        ]
 
     def needed(self, node: int) -> bool:
         """Whether some task that is left starts from a state."""
@@ -122,7 +124,9 @@ class ReadyQueue:
             made = node in self._tree.averages  # which is measured all the same
             for source in self._tree.sources(node):
                 for task in self.waiting(source):
-                    if task not in gone and (not made or (task < len(self._tree) and self._tree.before[task] == node)):
+                    if task not in gone and (
+                        not made or (task < len(self._tree) and self._tree.before[task] == node)
+                    ):
                         gone[task] = None
                         lost += [task] if task < len(self._tree) else []
         idle = self._cross_out(list(gone))

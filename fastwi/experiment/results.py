@@ -4,8 +4,10 @@ A point's rows are those that `python -m fastwi.train` writes for it. The table 
 many points share it. Its columns are described in `COLUMNS`, which also goes into the file.
 """
 
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import polars
@@ -14,10 +16,9 @@ from fastwi.config.keys import KEYS
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.write import config_hash
-from fastwi.experiment.plan import Stage
-from fastwi.experiment.planner import Dataset, PointStates
+from fastwi.experiment.planner import DataSummary, PointStates
 from fastwi.experiment.points import Point, child_tuples
-from fastwi.experiment.tree import OWN, MeasurementKey
+from fastwi.experiment.tree import OWN, MeasurementKey, Tree
 from fastwi.files import atomic_path, to_json
 
 if TYPE_CHECKING:
@@ -65,6 +66,15 @@ _ROW_TYPES: dict[str, Any] = {
 _Owner = tuple[Any, ...]
 
 
+class Stage(str, Enum):
+    """The part of the protocol that a measurement belongs to."""
+
+    PARENT = "parent"
+    CHILDREN = "children"
+    INTERPOLATION = "interpolation"
+    AFTER = "after"
+
+
 def point_rows(
     point: Point, place: PointStates, measurements: "Mapping[MeasurementKey, Measurement]"
 ) -> list[dict[str, Any]]:
@@ -73,14 +83,14 @@ def point_rows(
     Left out are rows that have no measurement yet, and those of recomputed batch-norm statistics where the sweep
     doesn't measure them.
     """
-    experiment = point.config.experiment
+    experiment, children = point.config.experiment, place.children
     k, end = experiment.k, experiment.k + experiment.s
     names = [f"child {i + 1}" for i in range(len(place.ends))]
     wanted: list[tuple[Stage, int, str, str, str]] = []  # stage, epoch, network, state, treatment
     for i, state in enumerate(place.parent):
         wanted.append((Stage.PARENT, i + 1, "parent", state, OWN))
     for epoch in range(k, end):
-        for name, child in zip(names, place.children, strict=True):
+        for name, child in zip(names, children, strict=True):
             wanted.append((Stage.CHILDREN, epoch + 1, name, child[epoch - k], OWN))
     for treatment in treatments(place):
         for name, state in zip(["average", *names], [place.average, *place.ends], strict=True):
@@ -88,7 +98,7 @@ def point_rows(
     for i, state in enumerate(place.after):
         wanted.append((Stage.AFTER, end + i + 1, "average", state, OWN))
         if experiment.continue_children:
-            for name, child in zip(names, place.children, strict=True):
+            for name, child in zip(names, children, strict=True):
                 wanted.append((Stage.AFTER, end + i + 1, name, child[experiment.s + i], OWN))
     return [_row(*row, measurements[row[3:]]) for row in wanted if row[3:] in measurements]
 
@@ -117,14 +127,9 @@ def axis_types(spec: SweepSpec) -> dict[str, Any]:
     }
 
 
-def missing_measurements(places: Iterable[PointStates], measurements: "Mapping[MeasurementKey, Measurement]") -> int:
-    """How many of the measurements that the points need are not there."""
-    needed: set[MeasurementKey] = set()
-    for place in places:
-        for path in (place.parent, *place.children, place.after):
-            needed.update((state, OWN) for state in path)
-        needed.update((state, name) for name in treatments(place) for state in (place.average, *place.ends))
-    return sum(key not in measurements for key in needed)
+def missing_measurements(tree: Tree, measurements: "Mapping[MeasurementKey, Measurement]") -> int:
+    """How many of the measurements of `tree` are not there."""
+    return sum(key not in measurements for key in tree.measurement_keys())
 
 
 def result_frame(
@@ -132,29 +137,38 @@ def result_frame(
     points: Sequence[Point],
     places: Sequence[PointStates],
     measurements: "Mapping[MeasurementKey, Measurement]",
-    dataset_of: Callable[[Config], Dataset],
+    dataset_of: Callable[[Config], DataSummary],
 ) -> polars.DataFrame:
     """All measurements of a sweep in long form, each once (columns: the axes beside k and s, then `COLUMNS`).
 
     Measurements that are not there yet are left out (`missing_measurements` counts them). `places[i]` is where the
     results of `points[i]` are, as `plan_tree` gives it; `dataset_of` is the function that was given there.
     """
-    spans: dict[MeasurementKey, tuple[tuple[str, ...], int, _Owner]] = {}
-    axes, tuples = other_axes(spec), child_tuples(spec)
+    tree, axes, tuples = places[0].tree, other_axes(spec), child_tuples(spec)
+    # By last state and treatment: states are chained, so spans with one last state are one span.
+    spans: dict[tuple[int, str], tuple[int, _Owner]] = {}
     for point, place in zip(points, places, strict=True):
         digest = dataset_of(point.config).digest
         values = tuple(axis_value(path, point.values[i]) for path, i in axes.items())
-        for states, epoch, treatment, owner in _spans(point, place, values, tuples[point.tuple_index], digest):
-            # Keys are chained: spans with one last state are one span, so no state of theirs needs a look.
-            known = spans.get((states[-1], treatment))
-            merged = owner if known is None else _shared(known[2], owner)
-            spans[states[-1], treatment] = (states, epoch, merged)
-    owners: dict[MeasurementKey, tuple[int, _Owner]] = {}
-    for (_, treatment), (states, first, owner) in spans.items():
-        for epoch, state in enumerate(states, first):
-            seen = owners.get((state, treatment))  # a longer span may hold a shorter one
-            owners[state, treatment] = (epoch, owner if seen is None else _shared(seen[1], owner))
-    return _long(spec, owners, measurements)
+        for last, first, treatment, owner in _spans(point, place, values, tuples[point.tuple_index], digest):
+            known = spans.get((last, treatment))
+            spans[last, treatment] = first, owner if known is None else _shared(known[1], owner)
+    owners: dict[tuple[int, str], _Owner] = {}
+    for (last, treatment), (first, owner) in spans.items():
+        for node in tree.path(last, first):
+            seen = owners.get((node, treatment))  # a longer span may hold a shorter one
+            owners[node, treatment] = owner if seen is None else _shared(seen, owner)
+    return _long(spec, tree, owners, measurements)
+
+
+def divergence(row: Mapping[str, Any]) -> str:
+    """Which loss of one of `point_rows` is not finite, in words; empty where the network has not diverged."""
+    if not math.isfinite(row.get("train_loss", 0.0)):
+        return f"its training loss is {row['train_loss']}"
+    if math.isfinite(row["test_loss"]):
+        return ""
+    treatment = " with recomputed batch-norm statistics" if row["batch_norm"] == RECOMPUTED else ""
+    return f"its test loss{treatment} is {row['test_loss']}"
 
 
 def write_results(
@@ -190,29 +204,29 @@ def _row(stage: Stage, epoch: int, network: str, state: str, treatment: str, fou
 
 def _spans(
     point: Point, place: PointStates, axes: tuple[Any, ...], numbers: tuple[int, ...], digest: str
-) -> Iterator[tuple[tuple[str, ...], int, str, _Owner]]:
-    """What a point measures: states in a row, epochs done at the first of them, treatment, owner."""
-    config, seed = point.config, point.parent
+) -> Iterator[tuple[int, int, str, _Owner]]:
+    """What a point measures: the last of states in a row (a node), epochs done before the first, treatment, owner."""
+    config, seed, epochs = point.config, point.parent, place.tree.epochs
     k, s, seeds = config.experiment.k, config.experiment.s, config.seeds
     at_interpolation = Stage.INTERPOLATION.value
     parent = ("parent", None, seeds.parent_noise)
-    if place.parent:
-        yield place.parent, 1, OWN, (*axes, None, None, None, seed, None, *parent, Stage.PARENT.value, None)
-    for number, noise, states in zip(numbers, seeds.child_noise, place.children, strict=True):
-        if states:
+    if k:
+        yield place.clone_node, 0, OWN, (*axes, None, None, None, seed, None, *parent, Stage.PARENT.value, None)
+    for number, noise, last in zip(numbers, seeds.child_noise, place.last_nodes, strict=True):
+        if epochs[last] > k:
             child = ("child", number, noise)
-            yield states, k + 1, OWN, (*axes, k, None, None, seed, None, *child, Stage.CHILDREN.value, None)
+            yield last, k, OWN, (*axes, k, None, None, seed, None, *child, Stage.CHILDREN.value, None)
     name = config_hash(config, digest)
     mean = (*axes, k, s, point.alpha, seed, point.tuple_index, "average", None)
     for treatment in treatments(place):
-        yield (place.average,), k + s, treatment, (*mean, None, at_interpolation, name)
-        for number, noise, state in zip(numbers, seeds.child_noise, place.ends, strict=True):
+        yield place.average_node, k + s - 1, treatment, (*mean, None, at_interpolation, name)
+        for number, noise, end in zip(numbers, seeds.child_noise, place.end_nodes, strict=True):
             if treatment == OWN and (k or s):
                 continue  # measured after the network's last epoch
             network = ("child", number, noise) if s else parent
-            yield (state,), k + s, treatment, (*axes, k, s, None, seed, None, *network, at_interpolation, None)
-    if place.after:
-        yield place.after, k + s + 1, OWN, (*mean, seeds.average_noise, Stage.AFTER.value, name)
+            yield end, k + s - 1, treatment, (*axes, k, s, None, seed, None, *network, at_interpolation, None)
+    if epochs[place.after_node] > k + s:
+        yield place.after_node, k + s, OWN, (*mean, seeds.average_noise, Stage.AFTER.value, name)
 
 
 def _shared(first: _Owner, second: _Owner) -> _Owner:
@@ -224,7 +238,8 @@ def _shared(first: _Owner, second: _Owner) -> _Owner:
 
 def _long(
     spec: SweepSpec,
-    owners: Mapping[MeasurementKey, tuple[int, _Owner]],
+    tree: Tree,
+    owners: Mapping[tuple[int, str], _Owner],
     measurements: "Mapping[MeasurementKey, Measurement]",
 ) -> polars.DataFrame:
     """One row a metric of each measurement that is there, in columns of plain values."""
@@ -232,7 +247,8 @@ def _long(
     which: list[int] = []
     rows: dict[str, list[Any]] = {name: [] for name in _ROW_TYPES}
     columns = tuple(rows.values())
-    for (state, treatment), (epoch, owner) in owners.items():
+    for (node, treatment), owner in owners.items():
+        state, epoch = tree.keys[node], tree.epochs[node]
         found = measurements.get((state, treatment))
         if found is None:
             continue

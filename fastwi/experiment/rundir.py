@@ -11,7 +11,7 @@ from fastwi.config.schema import Config
 from fastwi.config.write import to_yaml
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.networks import source_change
-from fastwi.experiment.planner import PlannedSweep
+from fastwi.experiment.opened import PlannedSweep
 from fastwi.files import atomic_open, to_json, write_text
 from fastwi.sealed import MANIFEST, read_sealed, sealed_yaml, write_sealed
 
@@ -118,7 +118,7 @@ class RunDirectory:
         `average` has the batch-norm statistics that it is trained on with; `final` are the networks at the end.
         """
         tree, place, config = planned.tree, planned.places[0], planned.points[0].config
-        last = [*place.after[-1:], *() if place.after else (place.average,)]
+        last = list(place.after[-1:] or (place.average,))
         if config.experiment.continue_children:
             last += [child[-1] if child else end for child, end in zip(place.children, place.ends, strict=True)]
         networks = {"parent": place.parent[-1:], "children": place.ends, "average": (place.average,), "final": last}

@@ -14,9 +14,9 @@ from typing import Protocol
 from fastwi.config.sweep import SweepOptions
 from fastwi.errors import UserError
 from fastwi.experiment.contents import contents_key
-from fastwi.experiment.planner import Todo, stopped_states, unfinished
 from fastwi.experiment.ready import ReadyQueue
 from fastwi.experiment.store import DamagedState, Measurement, Owner, Store
+from fastwi.experiment.todo import Todo, stopped_states, unfinished
 from fastwi.experiment.tree import OWN, MeasurementKey, Tree
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 from fastwi.experiment.writer import Writer

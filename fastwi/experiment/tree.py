@@ -25,7 +25,7 @@ from fastwi.config.schema import Config, DataConfig, ModelConfig
 OWN = "own"
 
 MeasurementKey: TypeAlias = tuple[str, str]
-Contents: TypeAlias = dict[tuple[DataConfig, ModelConfig], str]  # `fastwi.experiment.planner.result_digest`
+Contents: TypeAlias = dict[tuple[DataConfig, ModelConfig], str]  # `fastwi.experiment.contents.result_digest`
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Tree:
     other kinds), `noises`, `alike` (equal for epochs that can be trained as one population: same network, optimizer,
     rates, augmentation, dataset and epoch; -1 for the other kinds), `configs`. `averages`: node to (nodes of the
     children, weights). Columns by probe: `probe_nodes`, `probe_treatments` (a place in `treatments`),
-    `probe_configs`. `stops`: nodes. `contents`: what was planned on, by `fastwi.experiment.planner.contents_key`.
+    `probe_configs`. `stops`: nodes. `contents`: what was planned on, by `fastwi.experiment.contents.contents_key`.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Tree:
         self.treatments: list[Treatment] = []
         self.stops: set[int] = set()
         self.contents: Contents = {}
-        self._probes: set[tuple[int, int]] = set()
+        self._probed: list[set[int]] = []  # nodes, by treatment
         self._alike: dict[str, int] = {}
         self._treatments: dict[Treatment, int] = {}
 
@@ -158,8 +158,9 @@ class Tree:
         place = self._treatments.setdefault(treatment, len(self.treatments))
         if place == len(self.treatments):
             self.treatments.append(treatment)
-        if (node, place) not in self._probes:
-            self._probes.add((node, place))
+            self._probed.append(set())
+        if node not in self._probed[place]:
+            self._probed[place].add(node)
             self.probe_nodes.append(node)
             self.probe_treatments.append(place)
             self.probe_configs.append(config)
@@ -217,6 +218,18 @@ class Tree:
         """What all measurements are filed under, those of epochs first."""
         probes = range(len(self.keys), self.tasks())
         return [*((self.keys[node], OWN) for node in self.epoch_nodes()), *map(self.measurement_key, probes)]
+
+    def config_of(self, task: int) -> Config:
+        """The configuration of some point that needs a task."""
+        return self.configs[task] if task < len(self.keys) else self.probe_configs[task - len(self.keys)]
+
+    def path(self, last: int, first: int) -> list[int]:
+        """The nodes of a trajectory up to the node `last`, from the one after `first` epochs done on."""
+        nodes = []
+        for _ in range(self.epochs[last] - first):
+            nodes.append(last)
+            last = self.before[last]
+        return nodes[::-1]
 
     def start_of(self, task: int) -> int:
         """The node that a task trains or measures."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fastwi.experiment.todo import EVALUATION_COST
+
 if TYPE_CHECKING:
-    from fastwi.experiment.planner import Todo
     from fastwi.experiment.store import Measurement
+    from fastwi.experiment.todo import Todo
     from typing_extensions import Self
 
-# Cost of an image passed forward only, in trained images: the share that the time left is reckoned with.
-EVALUATION_COST = 0.25
 _LINE_EVERY_S = 10.0
 
 

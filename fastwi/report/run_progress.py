@@ -4,10 +4,11 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from fastwi.experiment.planner import PlannedSweep, cost_of, without_lost
+from fastwi.experiment.opened import PlannedSweep
 from fastwi.experiment.results import point_rows
 from fastwi.experiment.rundir import RunDirectory
 from fastwi.experiment.store import Measurement, Store
+from fastwi.experiment.todo import cost_of, without_lost
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.report.progress import TreeProgress
 from fastwi.report.summary import ACCURACY, Row
@@ -52,7 +53,8 @@ class RunProgress(TreeProgress):
         """Measurements in words, a network once."""
         rows = self._rows({m.key: m for m in measurements})
         shown = dict.fromkeys(
-            f"{row['network']}{'*' if row['batch_norm'] == 'recomputed' else ''} {row[ACCURACY]:.2f} %" for row in rows
+            f"{row['network']}{'*' if row['batch_norm'] == 'recomputed' else ''} {row[ACCURACY]:.2f} %"
+            for row in rows
         )
         named = ", ".join(list(shown)[:_MOST_NAMED]) + (", ..." if len(shown) > _MOST_NAMED else "")
         return f"epoch {rows[0]['epoch']} {rows[0]['stage']}: {named}"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars
 
-from fastwi.analysis.studies.pairs import PAIR_COLUMNS, SPLITS, Bench, Tell, frame_of, pairs_of, require_states
+from fastwi.analysis.studies.pairs import PAIR_COLUMNS, SPLITS, Bench, Tell, frame_of, pairs_of
 from fastwi.config.analysis import AnalysisOptions
 
 if TYPE_CHECKING:
-    from fastwi.experiment.planned import OpenedSweep
+    from fastwi.experiment.opened import OpenedSweep
     from fastwi.population import Layout
 
 WHOLE = "all"
@@ -48,11 +48,11 @@ def blocks(opened: "OpenedSweep", options: AnalysisOptions, tell: Tell) -> dict[
     from fastwi.analysis.line import evaluate_line
 
     pairs = pairs_of(opened, options)
-    require_states(opened, (key for pair in pairs for key in pair.place.ends))
+    opened.require((key for pair in pairs for key in pair.place.ends))
     bench = Bench(opened, options, tell)
     ends_and_mean = 3
     bench.expect(
-        (pair.config, ends_and_mean + 2 * len(block_groups(opened.worker.layout(pair.config)))) for pair in pairs
+        (pair.config, ends_and_mean + 2 * len(block_groups(opened.resources.layout(pair.config)))) for pair in pairs
     )
     rows: list[dict[str, Any]] = []
     for pair in pairs:

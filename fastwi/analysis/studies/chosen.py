@@ -17,11 +17,11 @@ from fastwi.config.sweep import SweepSpec
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, even_subset
 from fastwi.errors import UserError
-from fastwi.experiment.planned import OpenedSweep
+from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point, child_tuples
 from fastwi.experiment.results import axis_types, axis_value, other_axes, treatments
-from fastwi.experiment.tree import OWN, Epoch, Tree
+from fastwi.experiment.tree import OWN
 from fastwi.population import Population
 
 PAIR_COLUMNS = {
@@ -144,24 +144,15 @@ def by_variant(pairs: Sequence[ChosenPair]) -> dict[tuple[tuple[str, Any], ...],
     return groups
 
 
-def clone_state(tree: Tree, place: PointStates) -> str:
-    """Key of the state that the children were cloned from: the parent after k epochs."""
-    if not place.children or not place.children[0]:
-        return place.ends[0]  # s = 0: the children are the parent still
-    first = tree.states[place.children[0][0]]
-    assert isinstance(first, Epoch)
-    return first.before
-
-
 def recomputed(opened: OpenedSweep, population: Population, config: Config, epoch: int) -> Population:
     """A copy of `population` with the batch-norm statistics that the sweep's own recomputation gives at `epoch`.
 
     So a network's accuracy is the one that the sweep measured as recomputed there, to the bit on the same machine.
     """
-    train = opened.worker.resident_splits(config)[0]
+    train = opened.resources.resident_splits(config)[0]
     noises = [Noise(config.seeds.statistics_noise)] * population.members
     images = config.experiment.recompute_images
-    return opened.worker.engine(config).recompute_statistics(population, train, noises, epoch, images)
+    return opened.resources.engine(config).recompute_statistics(population, train, noises, epoch, images)
 
 
 def part_of(dataset: ResidentDataset, images: int, option: str) -> tuple[ResidentDataset, list[int]]:

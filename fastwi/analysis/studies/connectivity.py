@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars
 
-from fastwi.analysis.studies.pairs import PAIR_COLUMNS, SPLITS, Bench, Tell, frame_of, pairs_of, require_states
+from fastwi.analysis.studies.pairs import PAIR_COLUMNS, SPLITS, Bench, Tell, frame_of, pairs_of
 from fastwi.config.analysis import AnalysisOptions
 
 if TYPE_CHECKING:
     from fastwi.analysis.evaluator import Values
     from fastwi.analysis.line import LineResult
-    from fastwi.experiment.planned import OpenedSweep
+    from fastwi.experiment.opened import OpenedSweep
 
 MIDDLE = 0.5
 _SNAP = 1e-9  # a place this near to an end or the middle is meant to be it
@@ -62,7 +62,7 @@ def connectivity(opened: "OpenedSweep", options: AnalysisOptions, tell: Tell) ->
     from fastwi.analysis.line import evaluate_line
 
     pairs = pairs_of(opened, options)
-    require_states(opened, (key for pair in pairs for key in pair.place.ends))
+    opened.require((key for pair in pairs for key in pair.place.ends))
     alphas_L, counts_L = line_places(options)
     bench = Bench(opened, options, tell)
     bench.expect((pair.config, len(alphas_L)) for pair in pairs)

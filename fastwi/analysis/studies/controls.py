@@ -33,14 +33,13 @@ from fastwi.analysis.studies.chosen import (
     ChosenPair,
     all_pairs,
     chosen_pairs,
-    clone_state,
     pair_types,
     recomputed,
 )
 from fastwi.analysis.studies.pairs import Tell
 from fastwi.analysis.trajectory import ema_weights, lawa_weights, trajectory_averages
 from fastwi.config.analysis import AnalysisOptions
-from fastwi.experiment.planned import OpenedSweep
+from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.results import treatments
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.population import Population
@@ -162,7 +161,7 @@ class _Index:
             for axis, _ in pair.variant:
                 self.siblings.setdefault(self.beside(pair, axis), []).append(pair)
             self.all_alphas.setdefault(self.beside_alpha(pair), []).append(pair)
-            clone = clone_state(opened.planned.tree, place)
+            clone = place.clone
             key = (clone, pair.k, pair.s, pair.config.seeds.child_noise, pair.point.alpha)
             self.same.setdefault(key, []).append(pair)
 
@@ -207,7 +206,7 @@ def _children(opened: OpenedSweep, pair: ChosenPair) -> Iterator[_Row]:
 
 
 def _ensemble(opened: OpenedSweep, pair: ChosenPair, again: bool) -> Iterator[_Row]:
-    test, engine = opened.worker.resident_splits(pair.config)[1], opened.worker.engine(pair.config)
+    test, engine = opened.resources.resident_splits(pair.config)[1], opened.resources.engine(pair.config)
     for treatment, networks in _treated(opened, pair, opened.states([*pair.place.ends, pair.place.average]), again):
         count = networks.members - 1
         found = ensemble_control(engine, networks.select(slice(0, count)), networks.select(slice(count, None)), test)
@@ -222,7 +221,7 @@ def _trajectory(opened: OpenedSweep, index: _Index, pair: ChosenPair, again: boo
     whole = all(len(path) == length and index.lost.isdisjoint(path) and opened.has(path) for path in paths)
     if not pair.s or not whole:
         return
-    test, engine = opened.worker.resident_splits(pair.config)[1], opened.worker.engine(pair.config)
+    test, engine = opened.resources.resident_splits(pair.config)[1], opened.resources.engine(pair.config)
     lasts = range(2, length + 1)
     weights_LT = np.stack(
         [lawa_weights(length, 1), *(lawa_weights(length, last) for last in lasts), ema_weights(length, EMA_DECAY)]
@@ -264,7 +263,7 @@ def _dropped_rate(opened: OpenedSweep, index: _Index, pair: ChosenPair) -> Itera
             mean = _mean_accuracy(opened, states)
             if mean is not None:
                 yield "dropped_rate", f"{factor:g}", epochs, OWN, average, mean
-    clone = clone_state(opened.planned.tree, pair.place)
+    clone = pair.place.clone
     same = index.same[clone, pair.k, pair.s, pair.config.seeds.child_noise, pair.point.alpha]
     seen: set[tuple[str, ...]] = set()
     for other in same:

@@ -24,16 +24,16 @@ from fastwi.analysis.barrier import barrier_between
 from fastwi.analysis.distance import function_distances, weight_distances
 from fastwi.analysis.evaluator import AVERAGED, RECOMPUTED, Evaluator, Recomputation
 from fastwi.analysis.statistics import Estimate, spearman
-from fastwi.analysis.studies.chosen import PAIR_COLUMNS, ChosenPair, chosen_pairs, clone_state, pair_types, part_of
+from fastwi.analysis.studies.chosen import PAIR_COLUMNS, ChosenPair, chosen_pairs, pair_types, part_of
 from fastwi.analysis.studies.pairs import Tell
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.schema import Config
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
-from fastwi.experiment.planned import OpenedSweep
+from fastwi.experiment.opened import OpenedSweep
+from fastwi.experiment.resources import Resources
 from fastwi.experiment.results import treatments
 from fastwi.experiment.tree import OWN
-from fastwi.experiment.worker import Worker
 from fastwi.population import Population
 
 GAINS = tuple(f"gain_{over}_{treatment}_points" for treatment in (OWN, RECOMPUTED) for over in ("best", "mean"))
@@ -168,14 +168,14 @@ def _quantities(
     evaluators: dict[tuple[object, ...], Evaluator],
 ) -> dict[str, float | None]:
     place, config = pair.place, pair.config
-    clone = clone_state(opened.planned.tree, place)
-    train, test = opened.worker.resident_splits(config)
+    clone = place.clone
+    train, test = opened.resources.resident_splits(config)
     part, _ = part_of(test, options.test_images, "analysis.test_images")
     count = len(place.ends)
     networks = opened.states([*place.ends, clone, place.average])
     members = list(range(count))
     pairs = list(itertools.combinations(members, 2))
-    evaluator = _evaluator(evaluators, config, opened.worker)
+    evaluator = _evaluator(evaluators, config, opened.resources)
     weights = weight_distances(networks, members, parent=count)
     assert weights.displacement_C is not None
     assert weights.cosine_CC is not None
@@ -217,12 +217,12 @@ def _quantities(
     return found
 
 
-def _evaluator(evaluators: dict[tuple[object, ...], Evaluator], config: Config, worker: Worker) -> Evaluator:
+def _evaluator(evaluators: dict[tuple[object, ...], Evaluator], config: Config, resources: Resources) -> Evaluator:
     """One for each network and augmentation: compiling takes longer than measuring."""
     kind = (config.model, config.engine, config.augment, config.optimizer.batch_size)
     if kind not in evaluators:
         evaluators[kind] = Evaluator(
-            worker.network(config), config.engine, config.optimizer.batch_size,
+            resources.network(config), config.engine, config.optimizer.batch_size,
             config.augment,
         )  # fmt: skip
     return evaluators[kind]

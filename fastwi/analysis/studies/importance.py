@@ -28,7 +28,6 @@ from fastwi.analysis.studies.chosen import (
     all_pairs,
     by_variant,
     chosen_pairs,
-    clone_state,
     pair_types,
     part_of,
     recomputed,
@@ -37,7 +36,7 @@ from fastwi.analysis.studies.pairs import Tell
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.data.resident import ResidentDataset
 from fastwi.errors import UserError
-from fastwi.experiment.planned import OpenedSweep
+from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.results import RECOMPUTED, axis_types
 from fastwi.experiment.tree import OWN
 
@@ -205,12 +204,13 @@ def _plan(
         epoch = next(stored, 0)
     if not epoch:
         raise UserError(
-            "analysis.score_epoch: no epoch has the states of all parents; run the sweep, with a k above 0"
+            "analysis.score_epoch: no epoch has the states of all parents; run the sweep with sweep.keep: stops, and "
+            "a k above 0"
         )
     along = [tuple(path[e] for path in paths.values()) for e in range(epoch)]
     whole = epoch > 1 and all(opened.has(states) for states in along)
     images, positions = part_of(
-        opened.worker.resident_splits(pairs[0].config)[0], options.train_images, "analysis.train_images"
+        opened.resources.resident_splits(pairs[0].config)[0], options.train_images, "analysis.train_images"
     )
     again, lost = RECOMPUTED in options.treatments, opened.lost()
     return _Plan(
@@ -233,7 +233,7 @@ def _is_sound(opened: OpenedSweep, path: tuple[str, ...]) -> bool:
 def _networks(opened: OpenedSweep, pair: ChosenPair, again: bool, lost: set[str]) -> Iterable[_Network]:
     """The pair's networks in order, without those that diverged; of those between stops, the ones that are stored."""
     place, k, end = pair.place, pair.k, pair.k + pair.s
-    clone = clone_state(opened.planned.tree, place)
+    clone = place.clone
     treatments: tuple[int | None, ...] = (None, end) if again else (None,)
     for draws in treatments:
         yield _Network("parent", None, "parent", k, clone, draws)
@@ -259,7 +259,7 @@ def _score(
     passed: Callable[[int], None],
 ) -> NDArray[np.int64]:
     """Score and split the images, and add their rows; returns the split of each, from 0."""
-    engine = opened.worker.engine(plan.networks[0][0].config)
+    engine = opened.resources.engine(plan.networks[0][0].config)
 
     def one_by_one() -> Iterable[Any]:
         for state in plan.parents:
@@ -293,7 +293,7 @@ def _score(
 def _measure(opened: OpenedSweep, plan: _Plan, splits_N: NDArray[np.int64], passed: Callable[[int], None]) -> _Scores:
     """Accuracy (%) and loss (nats) [S] of each wanted network, some networks at a time."""
     config = plan.networks[0][0].config
-    engine = opened.worker.engine(config)
+    engine = opened.resources.engine(config)
     found: _Scores = {}
     by_draws: dict[int | None, list[str]] = {}
     for state, draws in plan.wanted:

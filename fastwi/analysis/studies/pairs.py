@@ -18,7 +18,7 @@ from fastwi.experiment.results import axis_types, axis_value, other_axes
 if TYPE_CHECKING:
     from fastwi.analysis.evaluator import Evaluator, Recomputation
     from fastwi.data.resident import ResidentDataset
-    from fastwi.experiment.planned import OpenedSweep
+    from fastwi.experiment.opened import OpenedSweep
 
 Tell = Callable[[int, int], None]  # done, total
 
@@ -91,13 +91,6 @@ def pairs_of(opened: "OpenedSweep", options: AnalysisOptions) -> list[Pair]:
     return sorted(pairs, key=lambda pair: wanted.index(pair.cell)) if wanted else pairs
 
 
-def require_states(opened: "OpenedSweep", keys: Iterable[str]) -> None:
-    """Raise UserError, before anything is measured, where the store lacks one of the states."""
-    missing = [key for key in dict.fromkeys(keys) if not opened.has([key])]
-    if missing:
-        opened.states(missing)  # which says it
-
-
 def frame_of(spec: SweepSpec, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> polars.DataFrame:
     """The rows as a frame: the sweep's axes beside k and s, the columns that name a pair, then `columns`."""
     return polars.DataFrame(list(rows), schema=axis_types(spec) | _HEAD | dict(columns), orient="row")
@@ -151,16 +144,16 @@ class Bench:
         from fastwi.analysis.evaluator import Evaluator, Recomputation
         from fastwi.data.noise import Noise
 
-        worker, options = self._opened.worker, self._options
-        trained, _ = worker.resident_splits(config)
+        resources, options = self._opened.resources, self._options
+        trained, _ = resources.resident_splits(config)
         data = dataclasses.replace(
             config.data,
             train_images=options.train_images or config.data.train_images,
             test_images=options.test_images or config.data.test_images,
         )
-        splits = dict(zip(SPLITS, worker.resident_splits(dataclasses.replace(config, data=data)), strict=True))
+        splits = dict(zip(SPLITS, resources.resident_splits(dataclasses.replace(config, data=data)), strict=True))
         evaluator = Evaluator(
-            worker.network(config), config.engine,
+            resources.network(config), config.engine,
             config.optimizer.batch_size, config.augment, self._passed,
         )  # fmt: skip
         images = config.experiment.recompute_images

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars
 
-from fastwi.analysis.studies.pairs import PAIR_COLUMNS, Bench, Pair, Tell, frame_of, pairs_of, require_states
+from fastwi.analysis.studies.pairs import PAIR_COLUMNS, Bench, Pair, Tell, frame_of, pairs_of
 from fastwi.config.analysis import AnalysisOptions
 
 if TYPE_CHECKING:
-    from fastwi.experiment.planned import OpenedSweep
+    from fastwi.experiment.opened import OpenedSweep
 
 POINTS = ("parent", "A", "B", "average")
 _WEIGHTS_43 = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.5, 0.5]])  # of O, A and B
@@ -44,8 +44,8 @@ def plane(opened: "OpenedSweep", options: AnalysisOptions, tell: Tell) -> dict[s
     from fastwi.analysis.plane import evaluate_plane
 
     pair = _pair(pairs_of(opened, options), options)
-    keys = (_clone(opened, pair), *pair.place.ends)
-    require_states(opened, keys)
+    keys = (pair.place.clone, *pair.place.ends)
+    opened.require(keys)
     bench = Bench(opened, options, tell)
     bench.expect([(pair.config, options.alphas**2 + len(POINTS))], [_SPLIT])
     measuring, three = bench.of(pair.config), opened.states(keys)
@@ -79,12 +79,3 @@ def plane(opened: "OpenedSweep", options: AnalysisOptions, tell: Tell) -> dict[s
 def _pair(pairs: list[Pair], options: AnalysisOptions) -> Pair:
     """The first pair of the cell asked for first; without one, of the largest k and s."""
     return pairs[0] if options.cells else max(pairs, key=lambda pair: pair.cell)
-
-
-def _clone(opened: "OpenedSweep", pair: Pair) -> str:
-    """The key of the parent's state where it was cloned."""
-    if pair.place.parent:
-        return pair.place.parent[-1]
-    first = next((states[0] for states in pair.place.children if states), None)
-    # At k = 0 the clone is the initial network: what the children's first epoch starts from.
-    return pair.place.ends[0] if first is None else opened.planned.tree.states[first].before  # type: ignore[union-attr]

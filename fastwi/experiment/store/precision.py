@@ -1,4 +1,4 @@
-"""What a run or a store was begun in: `engine.precision: auto` keeps the meaning that it had there, on any machine.
+"""What a store was begun in: `engine.precision: auto` keeps the meaning that it had there, on any machine.
 
 The precision is in the names of states, and decides results. A machine that would choose another one for itself goes
 on in this one: every device computes in every precision, some slower.
@@ -11,21 +11,9 @@ from fastwi.config.schema import EngineConfig
 from fastwi.engine.device import resolve_precision
 from fastwi.engine.precision import Choice
 from fastwi.errors import UserError
-from fastwi.experiment.paths import RunPaths
-from fastwi.experiment.progress import read_progress
 from fastwi.sealed import read_sealed, write_sealed
 
-_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _FILE = "precision.json"
-
-
-def engine_of_run(config: EngineConfig, paths: RunPaths) -> EngineConfig:
-    """`config` with auto as what the run at `paths` was begun in; `config` itself for a new run.
-
-    Raises CheckpointError where the run's progress is damaged.
-    """
-    begun = read_progress(paths).get("precision") if config.precision == "auto" else None
-    return replace(config, precision=_NAMES[begun]) if begun in _NAMES else config
 
 
 def precision_of_store(store: Path, config: EngineConfig) -> Choice:
