@@ -1,0 +1,341 @@
+"""A run: what is trained on what, what comes of networks that diverge, and that a stopped run goes on to the bit."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastwi.config.read import config_from_mapping
+from fastwi.config.schema import Config
+from fastwi.data.noise import Noise
+from fastwi.data.resident import load_split
+from fastwi.engine.loop import LoopEngine
+from fastwi.experiment.opened import PlannedSweep, plan_run
+from fastwi.experiment.resources import Resources, build_network
+from fastwi.experiment.results import divergence, point_rows
+from fastwi.experiment.rundir import RunDirectory
+from fastwi.experiment.scheduler import Limits, LocalExecutor, carry_out
+from fastwi.experiment.store import Measurement, Store
+from fastwi.experiment.todo import without_lost
+from fastwi.experiment.worker import Worker, score
+from fastwi.population import Population
+
+CPU = torch.device("cpu")
+SMALL = {
+    "data": {"train_images": 100, "test_images": 50},
+    "augment": {"padding": 2, "flip": 0.0},
+    "optimizer": {"batch_size": 50, "learning_rate": 0.05},
+    "schedule": {"drop_epochs": []},
+    "experiment": {"k": 2, "s": 1, "after": 1},
+    "engine": {"device": "cpu", "precision": "fp32"},
+}
+
+
+class Stopped(Exception):
+    """Raised by the listener in place of a power cut."""
+
+
+class Silent:
+    """A listener that counts what is measured, and stops after so many times."""
+
+    def __init__(self, stop_after: int = -1) -> None:
+        self.stop_after, self.new = stop_after, 0
+
+    def planned(self, todo: object) -> None: ...
+
+    def images(self, trained: int, evaluated: int) -> None: ...
+
+    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
+        self.new += 1
+        if self.new == self.stop_after:
+            raise Stopped
+
+    def told(self, message: str) -> None: ...
+
+
+@pytest.fixture
+def data(digits_directory: Path) -> Path:
+    return digits_directory
+
+
+@pytest.fixture(scope="module")
+def splits(digits_directory):
+    return [load_split(digits_directory, split, CPU, n)[0] for split, n in (("train", 100), ("test", 50))]
+
+
+def config_of(data: Path, **experiment) -> Config:
+    mapping = {**SMALL, "data": {**SMALL["data"], "path": str(data)}}
+    return config_from_mapping({**mapping, "experiment": {**SMALL["experiment"], **experiment}})
+
+
+def run(config: Config, directory: Path, stop_after: int = -1, engine=None, seconds: float = 30.0, members: int = 4):
+    """Carry a run out, or go on with it; returns its rows. `engine` wraps every engine."""
+    paths = RunDirectory(directory)
+    planned = plan_run(config, paths.store)
+    worker = Worker(paths.store, Path.cwd(), 2**30)
+    if engine is not None:
+        build = worker.resources.engine
+        worker.resources.engine = lambda given: engine(build(given))
+    with Store.open(paths.store) as store:
+        carry_out(planned.tree, store, LocalExecutor(worker), Silent(stop_after), Limits(members, 8, seconds))
+        rows = rows_of(planned, store)
+        paths.write_checkpoints(planned, store, worker.resident)
+    return rows
+
+
+def rows_of(planned: PlannedSweep, store: Store) -> list[dict]:
+    measured = without_lost(planned.tree, store.measurements(planned.tree.measurement_keys()))
+    return point_rows(planned.points[0], planned.places[0], measured)
+
+
+def tensors(directory: Path, name: str) -> Population:
+    return Population.load(RunDirectory(directory).checkpoint(name))
+
+
+def diverged(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if divergence(row)]
+
+
+@pytest.fixture(scope="module")
+def whole(digits_directory, tmp_path_factory):
+    """An uninterrupted run: its directory and rows."""
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, run(config_of(digits_directory), directory)
+
+
+def test_rows(whole):
+    _, rows = whole
+    names = ["average", "child 1", "child 2"]
+    assert told(rows) == [
+        ("parent", 1, "parent", "own"), ("parent", 2, "parent", "own"),
+        ("children", 3, "child 1", "own"), ("children", 3, "child 2", "own"),
+        *(("interpolation", 3, name, treatment) for treatment in ("own", "recomputed") for name in names),
+        ("after", 4, "average", "own"),
+    ]  # fmt: skip
+    for row in rows:
+        assert 0 <= row["test_accuracy_%"] <= 100
+        assert row["test_loss"] > 0
+        assert ("train_loss" in row) == ("learning_rate" in row) == (row["stage"] != "interpolation")
+    at = [row for row in rows if row["stage"] == "interpolation" and row["batch_norm"] == "own"]
+    losses = {row["network"]: row["test_loss"] for row in at}
+    assert len(set(losses.values())) == 3
+    children = {row["network"]: row["test_loss"] for row in rows if row["stage"] == "children"}
+    assert all(losses[name] == loss for name, loss in children.items())
+
+
+def told(rows: list[dict]) -> list[tuple]:
+    return [(row["stage"], row["epoch"], row["network"], row["batch_norm"]) for row in rows]
+
+
+def test_networks(whole):
+    """The average is the children's mean, and both grew out of the parent under noise of their own."""
+    directory, _ = whole
+    parent, children, average = (tensors(directory, name) for name in ("parent", "children", "average"))
+    assert (parent.members, children.members, average.members) == (1, 2, 1)
+    assert not torch.equal(children.weights_MP[0], children.weights_MP[1])
+    torch.testing.assert_close(average.weights_MP[0], children.weights_MP.double().mean(0).float())
+    torch.testing.assert_close(average.statistics_MQ[0], children.statistics_MQ.double().mean(0).float())
+    assert not average.momentum_MP.any()
+    assert children.momentum_MP.any(dim=1).all()
+    assert not torch.equal(tensors(directory, "final").weights_MP, average.weights_MP)
+
+
+def test_children_are_the_parent_trained_on(whole, digits_directory, splits):
+    directory, _ = whole
+    config = config_of(digits_directory)
+    engine = LoopEngine(
+        build_network(config, 10), config.engine, config.optimizer, config.schedule, config.augment
+    )  # fmt: skip
+    population = Population.from_modules([build_network(config, 10)])
+    for epoch in range(2):
+        engine.train_epoch(population, splits[0], [Noise(0)], epoch)
+    assert torch.equal(population.weights_MP, tensors(directory, "parent").weights_MP)
+    engine.train_epoch(population, splits[0], [Noise(2)], 2)
+    children = tensors(directory, "children")
+    assert torch.equal(population.weights_MP[0], children.weights_MP[1])
+    assert torch.equal(population.momentum_MP[0], children.momentum_MP[1])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 30.0], ids=["every epoch", "every chain"])
+@pytest.mark.parametrize("members", [1, 4])
+def test_stopped_again_and_again(whole, digits_directory, tmp_path, seconds, members):
+    """Whatever is written when, and however many are trained together, it ends with the same numbers and bytes."""
+    expected, rows = whole
+    config = config_of(digits_directory)
+    stops = 0
+    while stops < 20:
+        try:
+            assert run(config, tmp_path, 2, seconds=seconds, members=members) == rows
+            break
+        except Stopped:
+            stops += 1
+    assert 1 < stops < 20
+    assert run(config, tmp_path, 1) == rows  # which measures nothing
+    for name in ("parent", "children", "average", "final"):
+        found = RunDirectory(tmp_path).checkpoint(name).read_bytes()
+        assert found == RunDirectory(expected).checkpoint(name).read_bytes(), name
+
+
+def test_without_epochs_of_children_the_average_is_the_parent(data, tmp_path):
+    rows = run(config_of(data, k=1, s=0, after=0), tmp_path)
+    parent = tensors(tmp_path, "parent").weights_MP
+    torch.testing.assert_close(tensors(tmp_path, "average").weights_MP, parent, rtol=1e-6, atol=0)
+    assert tensors(tmp_path, "children").members == 2
+    own = [row["test_loss"] for row in rows if row["stage"] == "interpolation" and row["batch_norm"] == "own"]
+    assert own == pytest.approx([own[0]] * 3, rel=1e-5)
+
+
+def test_options_of_the_average(data, tmp_path):
+    config = config_of(
+        data, k=0, s=1, after=1, weights=[0.25, 0.75], batch_norm="recompute", momentum="keep", continue_children=True
+    )  # fmt: skip
+    rows = run(config, tmp_path)
+    children, average = tensors(tmp_path, "children"), tensors(tmp_path, "average")
+    expected = 0.25 * children.weights_MP[0] + 0.75 * children.weights_MP[1]
+    torch.testing.assert_close(average.weights_MP[0], expected, rtol=1e-5, atol=1e-7)
+    assert torch.equal(average.momentum_MP[0], children.momentum_MP[0])
+    mean = 0.25 * children.statistics_MQ[0] + 0.75 * children.statistics_MQ[1]
+    assert not torch.allclose(average.statistics_MQ[0], mean, rtol=1e-3)
+    assert [row["network"] for row in rows if row["stage"] == "after"] == ["average", "child 1", "child 2"]
+    assert tensors(tmp_path, "final").members == 3
+    assert not RunDirectory(tmp_path).checkpoint("parent").exists()
+
+
+def test_initialisation_is_a_function_of_its_seed(data):
+    config = config_of(data)
+    torch.manual_seed(1)
+    first = build_network(config, 10).state_dict()
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), drawn)  # the global generator is left alone
+    again = build_network(config, 10).state_dict()
+    other = build_network(config_from_mapping({**SMALL, "seeds": {"init": 1}}), 10).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["conv.weight"], other["conv.weight"])
+
+
+class Spoiled:
+    """An engine under which one network's loss is not a number in one epoch."""
+
+    def __init__(self, engine, noise: int, epoch: int) -> None:
+        self._engine, self._at = engine, (noise, epoch)
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def with_settings(self, *settings):
+        return Spoiled(self._engine.with_settings(*settings), *self._at)
+
+    def train_epoch(self, population, train, noises, epoch, report):
+        losses = self._engine.train_epoch(population, train, noises, epoch, report)
+        for m, noise in enumerate(noises):
+            if (noise.seed, epoch) == self._at:
+                losses[m] = float("nan")
+                population.weights_MP[m] = float("nan")
+        return losses
+
+
+def spoiled(noise: int, epoch: int):
+    return lambda engine: Spoiled(engine, noise, epoch)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 30.0], ids=["every epoch", "every chain"])
+def test_a_child_that_diverges_stops_and_the_others_go_on(data, tmp_path, seconds):
+    config = config_of(data, k=1, s=3, children=3)
+    whole = run(config, tmp_path / "whole")
+    rows = run(config, tmp_path / "spoiled", engine=spoiled(2, 2), seconds=seconds)
+    assert [(row["network"], row["epoch"]) for row in diverged(rows)] == [("child 2", 3)]
+    expected = [row for row in whole if row["stage"] in ("parent", "children")]
+    expected = [row for row in expected if row["network"] != "child 2" or row["epoch"] < 3]
+    assert [row for row in rows if row not in diverged(rows)] == expected
+    # Stopped in the middle, it goes on as if it had not been.
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "again", 3, spoiled(2, 2), 0.0)
+    again = run(config, tmp_path / "again", engine=spoiled(2, 2))
+    assert told(again) == told(rows)
+    assert [row for row in again if row not in diverged(again)] == expected
+
+
+def test_children_go_on_without_an_average_that_diverges(data, tmp_path):
+    config = config_of(data, k=1, s=1, after=3, continue_children=True)
+    whole = run(config, tmp_path / "whole")
+    rows = run(config, tmp_path / "spoiled", engine=spoiled(config.seeds.average_noise, 3))
+    assert [(row["network"], row["epoch"]) for row in diverged(rows)] == [("average", 4)]
+    expected = [row for row in whole if row["network"] != "average" or row["epoch"] < 4]
+    assert [row for row in rows if row not in diverged(rows)] == expected
+
+
+def test_nothing_comes_of_a_parent_that_diverges(data, tmp_path):
+    rows = run(config_of(data, k=2), tmp_path, engine=spoiled(0, 0))
+    assert told(rows) == [("parent", 1, "parent", "own")]
+    assert diverged(rows) == rows
+
+
+class Blind:
+    """An engine that evaluates as it is told: `loss` in the place of each loss that `where` finds."""
+
+    def __init__(self, engine, evaluation: int, m: int, loss: float, evaluations: list[int] | None = None) -> None:
+        self._engine, self._at, self._loss = engine, (evaluation, m), loss
+        self._evaluations = [] if evaluations is None else evaluations
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def with_settings(self, *settings):
+        return Blind(self._engine.with_settings(*settings), *self._at, self._loss, self._evaluations)
+
+    def evaluate(self, population, test, report):
+        scores = self._engine.evaluate(population, test, report)
+        if len(self._evaluations) == self._at[0]:
+            scores.loss_M[self._at[1]] = self._loss
+        self._evaluations.append(population.members)
+        return scores
+
+
+def blind(evaluation: int, m: int, loss: float):
+    evaluations: list[int] = []
+    return lambda engine: Blind(engine, evaluation, m, loss, evaluations)
+
+
+def test_a_child_whose_test_loss_is_not_finite_has_diverged(data, tmp_path):
+    config = config_of(data, k=1)
+    rows = run(config, tmp_path, engine=blind(1, 1, math.nan))
+    assert [row["stage"] for row in rows] == ["parent", "children", "children"]  # nothing is averaged
+    assert [row["network"] for row in diverged(rows)] == ["child 2"]
+    assert divergence(diverged(rows)[0]) == "its test loss is nan"
+    again = run(config, tmp_path, stop_after=1)  # which trains nothing
+    assert again[:-1] == rows[:-1]
+    assert math.isnan(again[-1]["test_loss"])
+
+
+@pytest.mark.parametrize("where", ["weights_MP", "statistics_MQ"])
+def test_a_network_that_is_not_finite_has_no_test_loss(data, splits, where):
+    config = config_of(data)
+    population = Population.from_modules([build_network(config, 10)] * 3)
+    getattr(population, where)[1, -1] = math.inf
+    engine = LoopEngine(
+        build_network(config, 10), config.engine, config.optimizer, config.schedule, config.augment
+    )  # fmt: skip
+    scores = score(Blind(engine, 0, 1, 1.0), population, splits[1], Silent())
+    assert np.isnan(scores.loss_M).tolist() == [False, True, False]
+    assert population.finite_M() == [True, False, True]
+
+
+@pytest.mark.parametrize("trained_on", ["average", "recompute"])
+@pytest.mark.parametrize("treatment", [0, 1])
+@pytest.mark.parametrize("continued", [False, True])
+def test_an_average_that_diverges_is_not_trained_on(data, tmp_path, trained_on, treatment, continued):
+    """With the statistics that it would be trained on with; under the other treatment it is reported, and goes on."""
+    config = config_of(data, k=1, after=2, batch_norm=trained_on, continue_children=continued)
+    whole = run(config, tmp_path / "whole")
+    spoil = blind(2 + treatment, 0, math.inf)
+    rows = run(config, tmp_path / "blind", engine=spoil)
+    (row,) = diverged(rows)
+    assert (row["network"], row["batch_norm"]) == ("average", ("own", "recomputed")[treatment])
+    stops = (trained_on == "recompute") == (treatment == 1)
+    expected = [r for r in whole if r["stage"] != "after" or r["network"] != "average" or not stops]
+    assert told(rows) == told(expected)
+    assert [r for r in rows if r["stage"] == "after"] == [r for r in expected if r["stage"] == "after"]
