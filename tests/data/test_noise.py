@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from fastwi.data import noise
 from fastwi.data.noise import Draws, Noise, Stream, permutation, raw_words
 
 
@@ -94,6 +95,14 @@ def test_out_of_range(noise_seed, epoch):
 def test_order_is_a_permutation(seed, images):
     order_N = Noise(seed).draws(1, images, 4, 0.5).order_N
     np.testing.assert_array_equal(np.sort(order_N), np.arange(images))
+
+
+def test_equal_words_keep_their_order(seed, monkeypatch):
+    """However rare they are: what is published has them so."""
+    words = raw_words(seed, Stream.ORDER, 0, 1000) % np.uint64(100)
+    monkeypatch.setattr(noise, "raw_words", lambda *_: words)
+    expected = sorted(range(1000), key=lambda i: (words[i], i))
+    assert permutation(seed, Stream.ORDER, 0, 1000).tolist() == expected
 
 
 def assert_uniform(counts: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.engine import base
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.schedule import learning_rate
@@ -259,6 +260,34 @@ def test_evaluation_equals_a_plain_loop(seed, data, backend):
         right = (logits.argmax(1) == data.labels_N).double().mean().item()
         assert scores.accuracy_M[m] == pytest.approx(100 * right, abs=100 / IMAGES + 1e-9)
     assert scores.loss_M[0] != scores.loss_M[1]
+
+
+class Shifting(SmallResidual):
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return super().forward(x_NCHW.sub_(0.5))
+
+
+def test_members_share_what_is_read_and_not_what_they_change(seed, data, monkeypatch):
+    """Each evaluation batch is read once for members that are evaluated together, here two."""
+    monkeypatch.setattr(base, "MEMBERS_A_BATCH", 2)
+    read: list[int] = []
+    chunks = ResidentDataset.chunks
+
+    def counted(self, order_N: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images_DHWC, at_N in chunks(self, order_N, size):
+            read.append(len(at_N))
+            yield images_DHWC, at_N
+
+    monkeypatch.setattr(ResidentDataset, "chunks", counted)
+    config = EngineConfig(device="cpu", precision="bf16", backend="eager", evaluation_batch=32)
+    engine = LoopEngine(Shifting(), config, OPTIMIZER, SCHEDULE, AUGMENT)
+    population = Population.from_modules([build(seed + m) for m in range(3)])
+    scores = engine.evaluate(population, data)
+    assert sum(read) == 2 * IMAGES
+    alone = [engine.evaluate(population.clone_rows([m]), data) for m in range(3)]
+    assert scores.loss_M.tolist() == [each.loss_M[0] for each in alone]
+    assert scores.accuracy_M.tolist() == [each.accuracy_M[0] for each in alone]
+    assert len(set(scores.loss_M)) == 3
 
 
 @pytest.mark.parametrize("images", [0, 30])

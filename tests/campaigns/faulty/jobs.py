@@ -61,30 +61,31 @@ class Job:
 
 
 def make_jobs(place: Path) -> list[Job]:
-    """Every job with its undisturbed results; each is run twice, to see what of it is stable."""
+    """Every job."""
     empty, data = place / "empty", place / "with data"
     empty.mkdir()
-    prepare = _job(place, "data_prep", data_prep.__main__.main, ["digits", "--out=data", "--writer=raw"], empty)
+    prepare = make_job(place, "data_prep", data_prep.__main__.main, ["digits", "--out=data", "--writer=raw"], empty)
     shutil.copytree(prepare.end, data)
     (data / "grid.yaml").write_text(_SWEEP)
-    sweep = _job(place, "sweep", fastwi.sweep.main, ["--config=grid.yaml"], data)
+    sweep = make_job(place, "sweep", fastwi.sweep.main, ["--config=grid.yaml"], data)
     analysis = ["connectivity", "--config=grid.yaml"]
-    analyze = _job(place, "analyze", fastwi.analyze.main, analysis, sweep.end)
+    analyze = make_job(place, "analyze", fastwi.analyze.main, analysis, sweep.end)
     littered = place / "littered"
     shutil.copytree(sweep.end, littered)
     _litter(littered / "store")
     return [
         prepare,
-        _job(place, "train", fastwi.train.main, _TRAIN, data),
+        make_job(place, "train", fastwi.train.main, _TRAIN, data),
         sweep,
         analyze,
-        _job(place, "report", fastwi.report.__main__.main, ["sweeps/grid"], analyze.end),
-        _job(place, "store gc", fastwi.store.main, ["gc", "store"], littered),
-        _job(place, "store rebuild", fastwi.store.main, ["rebuild", "store"], sweep.end),
+        make_job(place, "report", fastwi.report.__main__.main, ["sweeps/grid"], analyze.end),
+        make_job(place, "store gc", fastwi.store.main, ["gc", "store"], littered),
+        make_job(place, "store rebuild", fastwi.store.main, ["rebuild", "store"], sweep.end),
     ]
 
 
-def _job(place: Path, name: str, main: Main, argv: list[str], start: Path) -> Job:
+def make_job(place: Path, name: str, main: Main, argv: list[str], start: Path) -> Job:
+    """A job with its undisturbed results; it is run twice, to see what of it is stable."""
     ends = []
     for number in range(2):
         end = place / f"{name} {number}"
@@ -135,11 +136,17 @@ def _is_index(path: str) -> bool:
 
 
 def measurements(directory: Path) -> dict[object, object]:
-    """All that the store in a run's directory has measured, as bits; nothing where there is no store."""
-    if not (directory / "store" / "index.sqlite").exists():
-        return {}
-    with Store.open(directory / "store", create=False) as store:
-        return {key: m.result() for key, m in store.measurements().items()}
+    """All that the stores in a directory have measured, as bits."""
+    found: dict[object, object] = {}
+    for place in _stores(directory):
+        with Store.open(place, create=False) as store:
+            found |= {key: m.result() for key, m in store.measurements().items()}
+    return found
+
+
+def _stores(directory: Path) -> list[Path]:
+    """Where there are stores, a run's own among them."""
+    return [path.parent for path in sorted(directory.rglob("index.sqlite"))]
 
 
 def check_whole(job: Job, directory: Path) -> None:
@@ -154,15 +161,14 @@ def check_whole(job: Job, directory: Path) -> None:
             reader(directory / path)
         except Exception as error:
             raise AssertionError(f"{path}: half-written ({error!r})") from error
-    if (directory / "store" / "index.sqlite").exists() and not (
-        directory / "store" / "index.rebuilt.sqlite"
-    ).exists():
-        known = set(job.measured.items())
-        with Store.open(directory / "store", create=False) as store:
+    for place in _stores(directory):
+        if (place / "index.rebuilt.sqlite").exists():
+            continue
+        with Store.open(place, create=False) as store:
             lines = [damage.line() for damage in store.verify()]
-        found = measurements(directory)
         assert not lines, f"the store is damaged: {lines}"
-        assert set(found.items()) <= known, "the store holds values that an undisturbed run has not"
+        known = set(job.measured.items())
+        assert set(measurements(directory).items()) <= known, "the store holds values that an undisturbed run has not"
 
 
 def check_same(job: Job, directory: Path, ended: Ended) -> None:

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -24,7 +25,9 @@ PATIENCE = 300.0  # seconds on a busy machine
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong in the child. `signal` is sent after `seconds`, or at the `write`-th thing that it writes."""
+    """What goes wrong in the child. `signal` is sent after `seconds`: of its start, or of the `write`-th thing that it
+    writes.
+    """
 
     signal: int = 0
     seconds: float = 0.0
@@ -103,7 +106,10 @@ def _count_writes(fault: Fault) -> list[int]:
         if event in _EVENTS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES):
             writes[0] += 1
             if fault.signal and writes[0] == fault.write:
-                os.kill(os.getpid(), fault.signal)
+                if fault.seconds:
+                    threading.Timer(fault.seconds, os.kill, (os.getpid(), fault.signal)).start()
+                else:
+                    os.kill(os.getpid(), fault.signal)
 
     sys.addaudithook(hear)
     return writes
