@@ -44,7 +44,7 @@ from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.engine import allocator
 from fastwi.engine.choose import build_engine
 from fastwi.errors import UserError
-from fastwi.experiment.protocol import build_network
+from fastwi.experiment.resources import build_network
 from fastwi.kernels.augment import augment_reference
 from fastwi.population import Population
 

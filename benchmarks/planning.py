@@ -73,9 +73,10 @@ def _main(argv: list[str]) -> int:
 
 def measure(least: int, pipe: Any) -> None:
     """In a fresh process: plan, and send seconds a stage, counts and the peak memory (MB, 10^6 bytes)."""
+    from fastwi.experiment.agenda import Agenda
+
     from fastwi.config.schema import Config
     from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
-    from fastwi.experiment.agenda import Agenda
     from fastwi.experiment.planner import Dataset, plan_tree, unfinished
     from fastwi.experiment.points import points
     from fastwi.experiment.tree import Epoch

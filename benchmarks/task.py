@@ -17,7 +17,7 @@ from fastwi.data.noise import Stream, permutation
 from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.engine.device import resolve_dtype
 from fastwi.errors import UserError
-from fastwi.experiment.protocol import build_network
+from fastwi.experiment.resources import build_network
 from fastwi.kernels.augment import augment_reference
 
 

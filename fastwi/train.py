@@ -155,8 +155,8 @@ def _show_plan(request: Request, planned: PlannedSweep, paths: RunDirectory, wor
     print(f"# {_describe(engine, planned)}")
     print(f"# parent: epochs 0 to {experiment.k}; {experiment.children} children: {experiment.k} to "
           f"{experiment.k + experiment.s}; then their average: {experiment.after} more")  # fmt: skip
-    print(f"# left: {trained:,} images trained at {rates.trained_per_s:,.0f}/s, {len(todo.probes)} networks measured: "
-          f"about {clock(seconds)}")  # fmt: skip
+    print(f"# left: {trained:,} images to train at {rates.trained_per_s:,.0f}/s, {len(todo.probes)} networks to "
+          f"measure: about {clock(seconds)}")  # fmt: skip
     return 0
 
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from fastwi.experiment.planned import OpenedSweep
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
-from fastwi.experiment.planned import OpenedSweep
-from fastwi.experiment.protocol import build_network
+from fastwi.experiment.resources import build_network
 from fastwi.population import Population
 
 State = dict[str, Tensor]

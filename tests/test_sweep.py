@@ -14,11 +14,11 @@ from pathlib import Path
 import polars
 import pytest
 import torch
+from fastwi.experiment.planned import plan_sweep
 
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.config.write import to_yaml
 from fastwi.data.card import with_checksum
-from fastwi.experiment.planned import plan_sweep
 from fastwi.experiment.planner import naive_epochs
 from fastwi.experiment.points import points
 from fastwi.experiment.results import point_rows

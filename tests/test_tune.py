@@ -10,7 +10,7 @@ from fastwi.config.read import config_from_mapping
 from fastwi.engine.choose import ENGINES, build_engine, engine_name
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.table import entry_key, fastest, read_speeds, table_path, write_speeds
-from fastwi.experiment.protocol import build_network
+from fastwi.experiment.resources import build_network
 
 CPU = torch.device("cpu")
 CONFIG = config_from_mapping(

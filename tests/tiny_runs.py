@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastwi.experiment.plan import child_seeds
+from fastwi.experiment.planned import plan_sweep
 from torch import nn
 
 from data_prep.dataset import Dataset, Split, silent
@@ -23,8 +25,6 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
-from fastwi.experiment.plan import child_seeds
-from fastwi.experiment.planned import plan_sweep
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point
 from fastwi.experiment.store import StateFile

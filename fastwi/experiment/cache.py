@@ -10,7 +10,7 @@ Row = tuple[Population, int]
 class StateCache:
     """Rows by name, within a bound of memory; the least recently used go first.
 
-    Rows are never written: who trains one copies it. The rows of one population share its memory, so they go together.
+    Rows are never written to: who trains one copies it. The rows of a population share its memory and go together.
     """
 
     def __init__(self, most_bytes: float) -> None:

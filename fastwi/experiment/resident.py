@@ -68,7 +68,7 @@ class ResidentStates:
                 initial[name] = state
             else:
                 experiment, noise = state.config.experiment, state.config.seeds.statistics_noise
-                how = (state.epoch, noise, experiment.recompute_images) if name != key else ()
+                how = (state.epoch, noise, experiment.recompute_images) if name != key else None
                 averages[experiment.momentum, how][name] = state
         device = resolve_device(config.engine.device)
         if stored:
@@ -78,7 +78,7 @@ class ResidentStates:
             networks = [self._resources.network(state.config) for state in initial.values()]
             rows |= self._kept(Population.from_modules(networks, device), list(initial))
         for (_, how), group in averages.items():
-            rows |= self._kept(self._averages(list(group.values()), bool(how), made, files), list(group))
+            rows |= self._kept(self._averages(list(group.values()), how is not None, made, files), list(group))
         return rows
 
     def _averages(

@@ -92,7 +92,7 @@ def point_rows(
     for epoch in range(k, end):
         for name, child in zip(names, children, strict=True):
             wanted.append((Stage.CHILDREN, epoch + 1, name, child[epoch - k], OWN))
-    for treatment in treatments(place):
+    for treatment in treatments(place) if (place.average, OWN) in measurements else ():
         for name, state in zip(["average", *names], [place.average, *place.ends], strict=True):
             wanted.append((Stage.INTERPOLATION, end, name, state, treatment))
     for i, state in enumerate(place.after):

@@ -31,7 +31,7 @@ class Executor(Protocol):
         """Jobs that could be submitted now."""
 
     def submit(self, job: Job, report: Report) -> None:
-        """Begin `job`, best where its states are at hand. `report` hears of it while it is done, or with its outcome."""
+        """Begin `job`, best where its states are at hand. `report` hears of it meanwhile, or with its outcome."""
 
     def busy(self) -> bool:
         """Whether a job was submitted that `wait` has not returned."""

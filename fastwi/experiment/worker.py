@@ -67,7 +67,7 @@ class Worker:
     """Does jobs on one device."""
 
     def __init__(self, store: Path, root: Path, memory_bytes: float) -> None:
-        """`root` is what a relative `data.path` or `model.weights` is relative to; `memory_bytes` bounds what stays."""
+        """`root`: what a relative `data.path` or `model.weights` is relative to. `memory_bytes`: of resident states."""
         self.resources = Resources(root)
         self.resident = ResidentStates(store, self.resources, memory_bytes)
 
@@ -128,7 +128,7 @@ class Worker:
         begun, probes_of = time.perf_counter(), defaultdict[str, list[Probe]](list)
         for probe in job.probes:
             probes_of[probe.state].append(probe)
-        keys = list(probes_of)
+        keys = sorted(probes_of, key=lambda key: key not in job.states)  # averages first
         config = job.probes[0].config
         at_once = self.resources.engine(config).members_at_once
         population = self.resident.gather(keys, config, job.states, job.files, trains=False)
@@ -136,7 +136,8 @@ class Worker:
         for first in range(0, len(keys), at_once):
             since, part = time.perf_counter(), keys[first : first + at_once]
             found: list[tuple[Probe, float, float]] = []
-            for treatment in dict.fromkeys(probe.treatment for key in part for probe in probes_of[key]):
+            treatments = dict.fromkeys(probe.treatment for key in part for probe in probes_of[key])
+            for treatment in sorted(treatments, key=lambda treatment: treatment.name != OWN):
                 probes = [probe for key in part for probe in probes_of[key] if probe.treatment == treatment]
                 rows = [first + part.index(probe.state) for probe in probes]
                 whole = len(rows) == len(part)

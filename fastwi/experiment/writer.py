@@ -1,4 +1,4 @@
-"""Writes what jobs bring home, behind the training: files of states, then rows, states and claims in one transaction."""
+"""Writes what jobs bring home, behind the training: files of states, then all else in one transaction."""
 
 import queue
 import threading

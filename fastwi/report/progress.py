@@ -12,9 +12,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from fastwi.experiment.todo import EVALUATION_COST
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from fastwi.experiment.store import Measurement
     from fastwi.experiment.todo import Todo
-    from typing_extensions import Self
 
 _LINE_EVERY_S = 10.0
 

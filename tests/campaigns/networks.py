@@ -27,7 +27,7 @@ from PIL import Image
 import fastwi.report.progress
 from data_prep import prepare
 from fastwi.config.read import config_from_mapping
-from fastwi.experiment.protocol import build_network
+from fastwi.experiment.resources import build_network
 from fastwi.train import main as train
 
 sys.path.insert(0, str(Path(__file__).parent))

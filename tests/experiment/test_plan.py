@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
+from fastwi.experiment.plan import Stage, Step, child_seeds, networks, plan, work
 
 from fastwi.config.schema import Config, ExperimentConfig
-from fastwi.experiment.plan import Stage, Step, child_seeds, networks, plan, work
 
 
 def make(**experiment) -> Config:

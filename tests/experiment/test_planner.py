@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+from fastwi.experiment.agenda import Agenda
 
 from fastwi.config.keys import KEYS
 from fastwi.config.read import config_from_mapping
@@ -13,7 +14,6 @@ from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.config.write import to_mapping
 from fastwi.errors import UserError
 from fastwi.experiment import planner
-from fastwi.experiment.agenda import Agenda
 from fastwi.experiment.planner import (
     Dataset,
     lost_with,

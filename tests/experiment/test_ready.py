@@ -1,5 +1,6 @@
 """The ready queue against a simple model of what is ready, on random trees."""
 
+import itertools
 import random
 
 import pytest
@@ -59,7 +60,7 @@ def test_what_is_ready_and_what_is_needed(seed: int, number: int) -> None:
         chains = [queue.chain(task) if task < len(tree) else [task] for task in taken]
         done: list[int] = []
         for chain in chains:
-            for before, task in zip(chain, chain[1:], strict=False):
+            for before, task in itertools.pairwise(chain):
                 assert [t for t in left if before in tree.needs(t)] == [task]
             assert len(chain) <= LONGEST_CHAIN
             done += chain[: draw.randint(1, len(chain))]

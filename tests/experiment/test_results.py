@@ -9,6 +9,8 @@ import polars
 import pytest
 import torch
 from drawn_measurements import DATASET, dataset_of, drawn, planned, spec_of
+from fastwi.experiment.paths import RunPaths
+from fastwi.experiment.protocol import Figure1Run, build_network
 
 from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import SweepOptions, SweepSpec
@@ -16,9 +18,7 @@ from fastwi.config.write import config_hash
 from fastwi.data.resident import load_split
 from fastwi.engine.loop import LoopEngine
 from fastwi.errors import UserError
-from fastwi.experiment.paths import RunPaths
 from fastwi.experiment.points import child_tuples
-from fastwi.experiment.protocol import Figure1Run, build_network
 from fastwi.experiment.results import (
     COLUMNS,
     UNITS,

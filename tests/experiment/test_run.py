@@ -14,7 +14,7 @@ from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split
 from fastwi.engine.loop import LoopEngine
 from fastwi.experiment.opened import PlannedSweep, plan_run
-from fastwi.experiment.resources import Resources, build_network
+from fastwi.experiment.resources import build_network
 from fastwi.experiment.results import divergence, point_rows
 from fastwi.experiment.rundir import RunDirectory
 from fastwi.experiment.scheduler import Limits, LocalExecutor, carry_out
@@ -34,7 +34,7 @@ SMALL = {
 }
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """Raised by the listener in place of a power cut."""
 
 
@@ -168,7 +168,7 @@ def test_stopped_again_and_again(whole, digits_directory, tmp_path, seconds, mem
     stops = 0
     while stops < 20:
         try:
-            assert run(config, tmp_path, 2, seconds=seconds, members=members) == rows
+            assert run(config, tmp_path, 3, seconds=seconds, members=members) == rows
             break
         except Stopped:
             stops += 1

@@ -7,6 +7,8 @@ from pathlib import Path
 import polars
 import pytest
 import torch
+from fastwi.experiment.plan import result_digest
+from fastwi.experiment.planned import plan_sweep
 from safetensors.torch import load_file
 from small_networks import trained
 
@@ -17,9 +19,7 @@ from fastwi.config.sweep import Axis, SweepSpec
 from fastwi.config.write import config_hash
 from fastwi.data.card import read_card
 from fastwi.errors import CheckpointError
-from fastwi.experiment.plan import result_digest
-from fastwi.experiment.planned import plan_sweep
-from fastwi.experiment.protocol import build_network
+from fastwi.experiment.resources import build_network
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 from fastwi.sweep import main as sweep

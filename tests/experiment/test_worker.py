@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fastwi.experiment.conduct import LocalExecutor, conduct
+from fastwi.experiment.planned import OpenedSweep, PlannedSweep, plan_sweep
 
 import fastwi
 from data_prep.dataset import Dataset, Split, silent
@@ -19,9 +21,7 @@ from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.errors import UserError
-from fastwi.experiment.conduct import LocalExecutor, conduct
 from fastwi.experiment.distributed import _Actor
-from fastwi.experiment.planned import OpenedSweep, PlannedSweep, plan_sweep
 from fastwi.experiment.store import Measurement, Store
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.experiment.worker import Job, Outcome, Worker

@@ -29,7 +29,7 @@ from fastwi.data.noise import Noise, Stream, raw_words
 from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.schedule import learning_rate
-from fastwi.experiment.protocol import build_network
+from fastwi.experiment.resources import build_network
 from fastwi.files import write_text
 from fastwi.kernels.augment import augment_reference
 from fastwi.kernels.compiler import compiler

@@ -8,7 +8,7 @@ import torch
 
 from fastwi.config.read import config_from_mapping
 from fastwi.errors import ConfigError
-from fastwi.experiment.protocol import build_network
+from fastwi.experiment.resources import build_network
 from fastwi.models.generators import draws_of, seeded
 from fastwi.models.registry import build_model
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastwi.experiment.protocol import Figure1Run
 
 import fastwi.train
-from fastwi.experiment.protocol import Figure1Run
 from fastwi.train import main
 
 pytest.importorskip("tensorboard")

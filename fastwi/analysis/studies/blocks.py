@@ -48,7 +48,7 @@ def blocks(opened: "OpenedSweep", options: AnalysisOptions, tell: Tell) -> dict[
     from fastwi.analysis.line import evaluate_line
 
     pairs = pairs_of(opened, options)
-    opened.require((key for pair in pairs for key in pair.place.ends))
+    opened.require(key for pair in pairs for key in pair.place.ends)
     bench = Bench(opened, options, tell)
     ends_and_mean = 3
     bench.expect(

@@ -62,7 +62,7 @@ def connectivity(opened: "OpenedSweep", options: AnalysisOptions, tell: Tell) ->
     from fastwi.analysis.line import evaluate_line
 
     pairs = pairs_of(opened, options)
-    opened.require((key for pair in pairs for key in pair.place.ends))
+    opened.require(key for pair in pairs for key in pair.place.ends)
     alphas_L, counts_L = line_places(options)
     bench = Bench(opened, options, tell)
     bench.expect((pair.config, len(alphas_L)) for pair in pairs)
