@@ -5,12 +5,12 @@ import random
 
 from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
-from fastwi.experiment.planner import Dataset, plan_tree
+from fastwi.experiment.planner import DataSummary, plan_tree
 from fastwi.experiment.points import points
 from fastwi.experiment.store import Measurement
 from fastwi.experiment.tree import OWN
 
-DATASET = Dataset("0123456789abcdef", train_images=100, test_images=50)
+DATASET = DataSummary("0123456789abcdef", train_images=100, test_images=50)
 
 
 def dataset_of(config):
@@ -35,15 +35,17 @@ def planned(spec: SweepSpec):
 def drawn(tree, seed: int) -> dict:
     """A measurement of each epoch and probe; accuracies of a later epoch are higher, mostly."""
     found = {}
-    for epoch in tree.epochs():
-        draw = random.Random(f"{seed} {epoch.key}")
-        found[epoch.key, OWN] = Measurement(
-            epoch.key, OWN, epoch.epoch, draw.uniform(0, 2), 0.1 / epoch.epoch, draw.uniform(0, 2),
-            100 * (1 - math.exp(-epoch.epoch / 8)) + draw.uniform(-1, 0), 1.0,
+    for node in tree.epoch_nodes():
+        key, epoch = tree.keys[node], tree.epochs[node]
+        draw = random.Random(f"{seed} {key}")
+        found[key, OWN] = Measurement(
+            key, OWN, epoch, draw.uniform(0, 2), 0.1 / epoch, draw.uniform(0, 2),
+            100 * (1 - math.exp(-epoch / 8)) + draw.uniform(-1, 0), 1.0,
         )  # fmt: skip
-    for probe in tree.probes.values():
-        draw = random.Random(f"{seed} {probe.key}")
-        epoch = tree.states[probe.state].epoch
+    for probe in range(len(tree), tree.tasks()):
+        name = tree.measurement_key(probe)
+        draw = random.Random(f"{seed} {name}")
+        epoch = tree.epochs[tree.start_of(probe)]
         accuracy = 100 * (1 - math.exp(-epoch / 8)) + draw.uniform(-1, 1)
-        found[probe.key] = Measurement(*probe.key, epoch, None, None, draw.uniform(0, 2), accuracy, 1.0)
+        found[name] = Measurement(*name, epoch, None, None, draw.uniform(0, 2), accuracy, 1.0)
     return found

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from fastwi.experiment.planned import OpenedSweep
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
+from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.resources import build_network
 from fastwi.population import Population
 
@@ -52,8 +52,8 @@ def with_recomputed_statistics(opened: OpenedSweep, state: State, epoch: int) ->
     network = build_network(config, 10)
     network.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in
                              state.items()})  # fmt: skip
-    fresh = opened.worker.engine(config).recompute_statistics(
-        Population.from_modules([network]), opened.worker.splits(config)[0], [Noise(config.seeds.statistics_noise)],
+    fresh = opened.resources.engine(config).recompute_statistics(
+        Population.from_modules([network]), opened.resources.splits(config)[0], [Noise(config.seeds.statistics_noise)],
         epoch, config.experiment.recompute_images,
     )  # fmt: skip
     return {name: tensor.double() for name, tensor in fresh.state_dict(0).items()}

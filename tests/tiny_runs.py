@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastwi.experiment.plan import child_seeds
-from fastwi.experiment.planned import plan_sweep
 from torch import nn
 
 from data_prep.dataset import Dataset, Split, silent
@@ -25,8 +23,9 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
+from fastwi.experiment.opened import plan_sweep
 from fastwi.experiment.planner import PointStates
-from fastwi.experiment.points import Point
+from fastwi.experiment.points import Point, child_seeds
 from fastwi.experiment.store import StateFile
 from fastwi.experiment.tree import OWN, Average, Epoch, Initial, Probe, Tree
 from fastwi.experiment.worker import Job, Worker

@@ -20,14 +20,14 @@ import time
 from pathlib import Path
 
 import polars
-from fastwi.experiment.planned import plan_sweep
 
 from data_prep import prepare
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.config.write import to_yaml
-from fastwi.experiment.planner import naive_epochs
+from fastwi.experiment.opened import plan_sweep
 from fastwi.experiment.results import point_rows
 from fastwi.experiment.store import Store
+from fastwi.experiment.todo import naive_epochs
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 

@@ -10,7 +10,6 @@ import numpy as np
 import PIL.features
 import pytest
 import torch
-from fastwi.experiment.plan import result_digest
 from stored_samples import random_stored, write_digests, write_stored
 
 import fastwi.data.split
@@ -25,6 +24,7 @@ from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.data.split import fits_memory, free_host_bytes, open_split
 from fastwi.data.streamed import StreamedDataset
 from fastwi.errors import BetonError, UserError
+from fastwi.experiment.contents import result_digest
 
 CPU = torch.device("cpu")
 

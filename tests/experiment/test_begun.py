@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from fastwi.experiment.planned import plan_sweep
 
 import fastwi.report.progress
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.engine.precision import Choice
+from fastwi.experiment.opened import plan_sweep
 from fastwi.experiment.store import Store
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train

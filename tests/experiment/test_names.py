@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from fastwi.experiment.planned import plan_sweep
 from small_networks import trained
 from tiny_runs import (
     NETWORK,
@@ -35,6 +34,7 @@ from fastwi.config.keys import KEYS
 from fastwi.config.schema import EngineConfig
 from fastwi.config.sweep import SweepSpec
 from fastwi.engine.device import resolve_dtype
+from fastwi.experiment.opened import plan_sweep
 from fastwi.kernels.cpu import library
 from fastwi.models.registry import _BUILDERS, build_model
 

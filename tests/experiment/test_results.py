@@ -1,4 +1,4 @@
-"""A sweep's results: a point's rows against a real run's, the table against one made by plain loops."""
+"""A sweep's results: a point's rows as the protocol orders them, the table against one made by plain loops."""
 
 import json
 import math
@@ -7,38 +7,57 @@ from dataclasses import replace
 
 import polars
 import pytest
-import torch
 from drawn_measurements import DATASET, dataset_of, drawn, planned, spec_of
 from fastwi.experiment.paths import RunPaths
 from fastwi.experiment.protocol import Figure1Run, build_network
 
-from fastwi.config.read import config_from_mapping
-from fastwi.config.sweep import SweepOptions, SweepSpec
 from fastwi.config.write import config_hash
-from fastwi.data.resident import load_split
-from fastwi.engine.loop import LoopEngine
 from fastwi.errors import UserError
 from fastwi.experiment.points import child_tuples
 from fastwi.experiment.results import (
     COLUMNS,
     UNITS,
+    divergence,
     missing_measurements,
     point_rows,
     result_frame,
     write_results,
 )
-from fastwi.experiment.store import Measurement
 from fastwi.experiment.tree import OWN
 
-CPU = torch.device("cpu")
-
-
-class Silent:
-    def images(self, trained, evaluated):
-        pass
-
-    def step_done(self, step, rows):
-        pass
+ROWS = {
+    "all of it": (
+        {"k": 2, "s": 1, "after": 1, "continue_children": True}, {"alphas": (0.25,)},
+        """
+        parent 1 parent own, parent 2 parent own,
+        children 3 child 1 own, children 3 child 2 own,
+        interpolation 3 average own, interpolation 3 child 1 own, interpolation 3 child 2 own,
+        interpolation 3 average recomputed, interpolation 3 child 1 recomputed, interpolation 3 child 2 recomputed,
+        after 4 average own, after 4 child 1 own, after 4 child 2 own
+        """,
+    ),
+    "s = 0": (
+        {"k": 1, "s": 0, "after": 1}, {"parents": (3,), "measure": ("own",)},
+        """
+        parent 1 parent own,
+        interpolation 1 average own, interpolation 1 child 1 own, interpolation 1 child 2 own, after 2 average own
+        """,
+    ),
+    "k = 0": (
+        {"k": 0, "s": 2, "after": 0}, {"measure": ("own",)},
+        """
+        children 1 child 1 own, children 1 child 2 own, children 2 child 1 own, children 2 child 2 own,
+        interpolation 2 average own, interpolation 2 child 1 own, interpolation 2 child 2 own
+        """,
+    ),
+    "k = s = 0": (
+        {"k": 0, "s": 0, "after": 2}, {"measure": ("own",)},
+        """
+        interpolation 0 average own, interpolation 0 child 1 own, interpolation 0 child 2 own,
+        after 1 average own, after 2 average own
+        """,
+    ),
+}  # fmt: skip
 
 
 def state_of(row, place, s):
@@ -53,45 +72,34 @@ def state_of(row, place, s):
     return place.children[int(network[6:]) - 1][epoch - len(place.parent) - 1]
 
 
-@pytest.mark.parametrize(
-    ("experiment", "options"),
-    [
-        ({"k": 2, "s": 1, "after": 1, "continue_children": True}, {"alphas": (0.25,)}),
-        ({"k": 1, "s": 0, "after": 1}, {"parents": (3,)}),
-        ({"k": 0, "s": 1, "after": 0}, {}),
-        ({"k": 0, "s": 0, "after": 1}, {"measure": ("own",)}),
-    ],
-)
-def test_point_rows_are_a_real_runs_rows(digits_directory, tmp_path, experiment, options):
-    base = config_from_mapping({
-        "data": {"train_images": 20, "test_images": 20}, "augment": {"padding": 2, "flip": 0.0},
-        "optimizer": {"batch_size": 10, "learning_rate": 0.05}, "schedule": {"drop_epochs": []},
-        "experiment": experiment, "engine": {"device": "cpu", "precision": "fp32", "backend": "eager", "threads": 1},
-    })  # fmt: skip
-    spec = SweepSpec(base, (), SweepOptions(**options))
-    (point,), (place,), tree = planned(spec)
-    train, test = (load_split(digits_directory, split, CPU, n)[0] for split, n in (("train", 20), ("test", 20)))
-    config = point.config
-    engine = LoopEngine(
-        build_network(config, 10), config.engine, config.optimizer, config.schedule, config.augment
-    )  # fmt: skip
-    rows = Figure1Run(config, train, test, engine, RunPaths(tmp_path), "id", Silent()).run()
-    if "measure" in options:
-        rows = [row for row in rows if row["batch_norm"] == "own"]
-    measurements = {}
+@pytest.mark.parametrize("name", ROWS)
+def test_point_rows(name, seed):
+    experiment, options, text = ROWS[name]
+    (point,), (place,), tree = planned(spec_of({}, experiment, **options))
+    measurements = drawn(tree, seed)
+    rows = point_rows(point, place, measurements)
+    told = [" ".join(map(str, (row["stage"], row["epoch"], row["network"], row["batch_norm"]))) for row in rows]
+    assert told == [each.strip() for each in text.split(",")]
     for row in rows:
-        treatment = OWN if row["batch_norm"] == "own" else place.recomputed
-        key = (state_of(row, place, config.experiment.s), treatment)
-        # An end of s = 0 is measured as the parent's last epoch, and so on: never twice with another result.
-        measurements.setdefault(
-            key, Measurement(*key, row["epoch"], row.get("train_loss"), row.get("learning_rate"), row["test_loss"],
-                             row["test_accuracy_%"], 1.0)
-        )  # fmt: skip
-    assert measurements.keys() == {*tree.probes, *((epoch.key, OWN) for epoch in tree.epochs())}
-    found = point_rows(point, place, measurements)
-    assert found == rows
-    assert [list(row) for row in found] == [list(row) for row in rows]
-    assert len(found) >= 3
+        state = state_of(row, place, point.config.experiment.s)
+        found = measurements[state, OWN if row["batch_norm"] == "own" else place.recomputed]
+        trained = {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
+        assert row == {
+            **{key: row[key] for key in ("stage", "epoch", "network", "batch_norm")},
+            **(trained if row["stage"] != "interpolation" else {}),
+            "test_loss": found.test_loss, "test_accuracy_%": found.test_accuracy,
+        }  # fmt: skip
+        assert divergence(row) == ""
+    some = dict(list(measurements.items())[::2])
+    assert 0 < len(point_rows(point, place, some)) < len(rows)
+
+
+def test_divergence_in_words():
+    well = {"batch_norm": "own", "test_loss": 1.0}
+    assert divergence(well | {"train_loss": math.nan}) == "its training loss is nan"
+    assert divergence(well | {"train_loss": 1.0, "test_loss": math.inf}) == "its test loss is inf"
+    recomputed = {"batch_norm": "recomputed", "test_loss": math.inf}
+    assert divergence(recomputed) == "its test loss with recomputed batch-norm statistics is inf"
 
 
 SPECS = {
@@ -163,12 +171,12 @@ def test_frame(name, partly, seed):
     spec = SPECS[name]
     every, places, tree = planned(spec)
     measurements = drawn(tree, seed)
-    assert missing_measurements(places, measurements) == 0
+    assert missing_measurements(tree, measurements) == 0
     if partly:
         lost = random.Random(seed).sample(sorted(measurements), len(measurements) // 3)
         for key in lost:
             del measurements[key]
-        assert missing_measurements(places, measurements) == len(lost)
+        assert missing_measurements(tree, measurements) == len(lost)
     frame = result_frame(spec, every, places, measurements, dataset_of)
     others = [axis.path for axis in spec.axes if axis.path not in ("experiment.k", "experiment.s")]
     assert frame.columns == [*others, *COLUMNS]
@@ -219,7 +227,7 @@ def test_nothing_measured_gives_an_empty_table():
     full = result_frame(spec, every, places, drawn(tree, 0), dataset_of)
     assert empty.height == 0
     assert empty.schema == full.schema
-    assert missing_measurements(places, {}) == len(tree.probes) + sum(1 for _ in tree.epochs())
+    assert missing_measurements(tree, {}) == len(tree.measurement_keys())
 
 
 def test_file(tmp_path, seed):

@@ -7,8 +7,6 @@ from pathlib import Path
 import polars
 import pytest
 import torch
-from fastwi.experiment.plan import result_digest
-from fastwi.experiment.planned import plan_sweep
 from safetensors.torch import load_file
 from small_networks import trained
 
@@ -19,6 +17,8 @@ from fastwi.config.sweep import Axis, SweepSpec
 from fastwi.config.write import config_hash
 from fastwi.data.card import read_card
 from fastwi.errors import CheckpointError
+from fastwi.experiment.contents import result_digest
+from fastwi.experiment.opened import plan_sweep
 from fastwi.experiment.resources import build_network
 from fastwi.models.registry import build_model
 from fastwi.population import Population

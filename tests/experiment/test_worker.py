@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from fastwi.experiment.conduct import LocalExecutor, conduct
-from fastwi.experiment.planned import OpenedSweep, PlannedSweep, plan_sweep
 
 import fastwi
 from data_prep.dataset import Dataset, Split, silent
@@ -22,6 +21,7 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.errors import UserError
 from fastwi.experiment.distributed import _Actor
+from fastwi.experiment.opened import OpenedSweep, PlannedSweep, plan_sweep
 from fastwi.experiment.store import Measurement, Store
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.experiment.worker import Job, Outcome, Worker
@@ -203,12 +203,12 @@ def test_analyses_are_held_to_what_was_planned(place: Place) -> None:
     with OpenedSweep(spec) as opened:
         write_digits(place[0] / "data", one_pixel)
         with pytest.raises(UserError, match=r"data: changed.*train images"):
-            opened.worker.splits(place[1])
+            opened.resources.splits(place[1])
     write_digits(place[0] / "data")
     with OpenedSweep(spec) as opened:
         write_weights(place[0], seed=1)
         with pytest.raises(UserError, match=r"parent\.pt: changed.*weights"):
-            opened.worker.network(place[1])
+            opened.resources.network(place[1])
 
 
 def test_both_splits_are_of_one_card(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_a_sweep_partly_done(seed):
     last = after_table(found).rows[-1]
     assert last[-1].endswith("(n = 5, 9 pairs)")
     assert last[-2].endswith("]")
-    text = summary_markdown(spec, found, len(every), missing_measurements(places, measurements))
+    text = summary_markdown(spec, found, len(every), missing_measurements(tree, measurements))
     assert "59 of 60 averages measured; 3 measurements are missing" in text
     assert text.startswith("# grid\n")
     assert text.count("| k | s |") == 4
@@ -213,7 +213,7 @@ def test_nothing_measured():
     frame = gains(spec, every, places, {})
     assert frame.height == 0
     assert cells(frame) == []
-    text = summary_markdown(spec, [], len(every), missing_measurements(places, {}))
+    text = summary_markdown(spec, [], len(every), missing_measurements(tree, {}))
     assert "0 of 60 averages measured" in text
     assert "|" not in text
     assert cell_table([]).rows == after_table([]).rows == ()

@@ -30,7 +30,7 @@ def test_every_control_of_the_plain_sweep(opened, frames):
     """At s = 1 the child of s = 2 is there: the trajectory at equal cost, and the children trained on."""
     frame, seen = frames["controls"], 0
     planned = opened.planned
-    test = opened.worker.splits(planned.points[0].config)[1]
+    test = opened.resources.splits(planned.points[0].config)[1]
     places = {(p.config.experiment.k, p.config.experiment.s, p.parent): place
               for p, place in zip(planned.points, planned.places, strict=True)}  # fmt: skip
     for (k, s, parent), place in places.items():

@@ -5,12 +5,12 @@ import math
 from importlib import import_module
 
 import pytest
-from fastwi.experiment.planned import OpenedSweep
 from studied_sweep import studied_sweep
 
 from fastwi.analyze import STUDIES
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.errors import UserError
+from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.tree import OWN
 
 OPTIONS = AnalysisOptions(

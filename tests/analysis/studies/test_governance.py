@@ -32,15 +32,15 @@ def frames(opened):
 
 
 def vector(opened, state):
-    names = dict(opened.worker.layout(opened.planned.points[0].config).keys).values()
-    learned = {span.name for span in opened.worker.layout(opened.planned.points[0].config).parameters}
+    names = dict(opened.resources.layout(opened.planned.points[0].config).keys).values()
+    learned = {span.name for span in opened.resources.layout(opened.planned.points[0].config).parameters}
     return np.concatenate([state[name].numpy().ravel() for name in names if name in learned])
 
 
 def test_every_pair(opened, frames):
     pairs = frames["pairs"]
     assert pairs.height == len(opened.planned.points)
-    test = opened.worker.splits(opened.planned.points[0].config)[1]
+    test = opened.resources.splits(opened.planned.points[0].config)[1]
     for point, place in zip(opened.planned.points, opened.planned.places, strict=True):
         e = point.config.experiment
         (row,) = pairs.filter(

@@ -41,7 +41,7 @@ def one(frame: polars.DataFrame, **values):
 
 
 def test_scores_are_the_mean_over_parents(opened, studied):
-    train = opened.worker.splits(opened.planned.points[0].config)[0]
+    train = opened.resources.splits(opened.planned.points[0].config)[0]
     labels = train.labels_N.numpy()
     total, events = np.zeros(IMAGES), np.zeros(IMAGES)
     learned_by_all = np.ones(IMAGES, dtype=bool)
@@ -68,7 +68,7 @@ def test_scores_are_the_mean_over_parents(opened, studied):
 
 
 def test_networks_on_splits_gains_and_changes(opened, studied):
-    train = opened.worker.splits(opened.planned.points[0].config)[0]
+    train = opened.resources.splits(opened.planned.points[0].config)[0]
     split_N = studied["scores"]["split"].to_numpy() - 1
     planned = opened.planned
     assert studied["missing"].height == 0
@@ -114,7 +114,7 @@ def test_networks_on_splits_gains_and_changes(opened, studied):
 def test_recomputed_networks_are_those_that_the_sweep_measured(opened, studied):
     """Test accuracy of the same networks equals the sweep's own probe: the draws are the same."""
     point, place = opened.planned.points[0], opened.planned.places[0]
-    test = opened.worker.splits(point.config)[1]
+    test = opened.resources.splits(point.config)[1]
     end = point.config.experiment.k + point.config.experiment.s
     mean = mean_state([state_of(opened, key) for key in place.ends])
     measured = opened.measured[place.average, place.recomputed].test_accuracy

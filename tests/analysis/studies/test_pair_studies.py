@@ -8,7 +8,6 @@ import numpy as np
 import polars
 import pytest
 import torch
-from fastwi.experiment.planned import OpenedSweep
 from finished_sweeps import close, contents, mixed, pair, plainly, stored, trained
 
 from fastwi.analysis.studies.blocks import blocks
@@ -19,6 +18,7 @@ from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.data.resident import load_split
 from fastwi.errors import UserError
+from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.tree import OWN
 from fastwi.report.studies import blocks as blocks_report
 from fastwi.report.studies import connectivity as connectivity_report

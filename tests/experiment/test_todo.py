@@ -1,0 +1,77 @@
+"""What is left of a tree: enough to finish it, and nothing that comes of a network that diverged."""
+
+import math
+import random
+
+import pytest
+from drawn_measurements import planned, spec_of
+
+from fastwi.experiment.store import Measurement
+from fastwi.experiment.todo import is_lost, lost_with, stopped_states, unfinished, without_lost
+from fastwi.experiment.tree import OWN, Tree
+
+K_AND_S = {"experiment.k": [1, 2], "experiment.s": [0, 2]}
+
+
+def tasks_of(tree: Tree) -> list[int]:
+    return [*tree.epoch_nodes(), *range(len(tree), tree.tasks())]
+
+
+def test_unfinished_is_enough_and_not_too_much(seed):
+    draw = random.Random(seed)
+    _, _, tree = planned(spec_of(K_AND_S, children=4))
+    tasks = tasks_of(tree)
+    for _ in range(100):
+        share = draw.random()
+        done = {task for task in tasks if draw.random() < share}
+        have = {node for node in tree.epoch_nodes() if node in done and draw.random() < share}
+        todo = unfinished(tree, {tree.measurement_key(task) for task in done}, {tree.keys[node] for node in have})
+        wanted = {node for task in todo.tasks for node in tree.needs(task)}
+        for epoch in todo.epochs:
+            assert epoch not in done or (epoch in wanted and epoch not in have)
+        assert done.isdisjoint(todo.probes)
+        for task in todo.tasks:  # in this order all that a task starts from is there
+            assert set(tree.needs(task)) <= have
+            done.add(task)
+            have |= {task} if task < len(tree) else set()
+        assert done == set(tasks)
+    nothing = unfinished(tree, tree.measurement_keys(), set())
+    assert len(nothing.tasks) == 0
+
+
+def test_what_comes_of_a_diverged_network_is_not_left():
+    _, places, tree = planned(spec_of({"experiment.k": [1, 2]}, {"after": 1}, children=4, parents=(0, 1)))
+    child, average, after = places[0].end_nodes[0], places[0].average_node, places[0].after_node
+    todo = unfinished(tree, {(tree.keys[child], OWN)}, {tree.keys[child]}, [child])
+    assert lost_with(tree, [child]) == {child, average, after}
+    assert lost_with(tree, []) == set()
+    gone = set(tasks_of(tree)) - set(todo.tasks)
+    assert gone - {child} == {task for task in tasks_of(tree) if is_lost(tree, {child, average, after}, task)}
+    assert {task for task in gone if task < len(tree)} == {child, after}
+    assert {tree.start_of(task) for task in gone if task >= len(tree)} == {child, average}
+
+
+def measurement(key, **values) -> Measurement:
+    return Measurement(*key, **{"epoch": 1, "train_loss": None, "learning_rate": None, "test_loss": 1.0,
+                                "test_accuracy": 50.0, "seconds": 0.0, **values})  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_norm", ["average", "recompute"])
+def test_an_average_that_diverged_is_measured_and_not_trained_on(batch_norm):
+    _, (place,), tree = planned(spec_of({}, {"batch_norm": batch_norm, "after": 1, "k": 1, "s": 1}))
+    own, recomputed = (place.average, OWN), (place.average, place.recomputed)
+    stops, other = (own, recomputed) if batch_norm == "average" else (recomputed, own)
+    assert stopped_states(tree, [measurement(other, test_loss=math.nan)]) == []
+    assert stopped_states(tree, [measurement((place.ends[0], place.recomputed), test_loss=math.nan)]) == []
+    found = {stops: measurement(stops, test_loss=math.inf)}
+    stopped = stopped_states(tree, found.values())
+    assert stopped == [place.average_node]
+    todo = unfinished(tree, {stops}, set(), stopped)
+    assert set(tree.epoch_nodes()) - set(todo.epochs) == {place.after_node}
+    assert other in {tree.measurement_key(probe) for probe in todo.probes}
+    # What was trained of it before it was measured counts for nothing.
+    trained_on = {(place.after[0], OWN): measurement((place.after[0], OWN), train_loss=1.0)}
+    child = {(place.ends[0], OWN): measurement((place.ends[0], OWN), train_loss=1.0)}
+    assert without_lost(tree, found | trained_on | child) == found | child
+    lost = {(place.ends[0], OWN): measurement((place.ends[0], OWN), train_loss=1.0, test_loss=math.nan)}
+    assert without_lost(tree, found | lost) == lost
