@@ -169,32 +169,30 @@ def _try_networks(planned: PlannedSweep, worker: "Worker") -> None:
 def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -> int:
     """The tree, what it saves, and time and disk, measured on a few steps of this very sweep."""
     from fastwi.experiment.estimate import measure_rates
+    from fastwi.report.sweep_plan import kept_bytes, kept_line, tree_lines
 
     tree, resources = planned.tree, worker.resources
     todo = left_of(planned)
     epochs, naive = sum(1 for _ in tree.epoch_nodes()), naive_epochs(planned.points)
     costs: dict[tuple[object, ...], float] = {}  # in trained images, by what decides the speed
     examples: dict[tuple[object, ...], Config] = {}
+    last: Config | None = None
     for task in todo.tasks:
         config = tree.config_of(task)
-        kind = (config.model, config.engine, config.optimizer.batch_size, config.data.path)
+        if config is not last:
+            last, kind = config, (config.model, config.engine, config.optimizer.batch_size, config.data.path)
+            examples.setdefault(kind, config)
         costs[kind] = costs.get(kind, 0.0) + cost_of(planned, task)
-        examples.setdefault(kind, config)
-    seconds = sum(
-        cost
-        / measure_rates(
-            resources.tried_engine(config), resources.network(config), *resources.splits(config)
-        ).trained_per_s
-        for (kind, cost) in costs.items()
-        for config in [examples[kind]]
-    )
-    size = sum(resources.state_bytes(tree.configs[node]) for node in tree.stops if tree.is_epoch(node))
-    lines = _tree_lines(planned)
+    seconds = 0.0
+    for kind, config in examples.items():
+        engine, network = resources.tried_engine(config), resources.network(config)
+        seconds += costs[kind] / measure_rates(engine, network, *resources.splits(config)).trained_per_s
+    sizes, keep, lines = kept_bytes(planned, resources), planned.spec.options.keep, tree_lines(planned)
     if request.json:
         print(to_json({
             "points": len(planned.points), "epochs": epochs, "naive_epochs": naive,
             "epochs_left": len(todo.epochs), "networks_to_measure": len(todo.probes), "seconds": seconds,
-            "bytes": size, "tree": lines,
+            "bytes": sizes[keep], "bytes_by_keep": sizes, "tree": lines,
         }))  # fmt: skip
         return 0
     print(sweep_to_yaml(request.spec))
@@ -203,34 +201,9 @@ def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -
     print(f"# {len(planned.points):,} points; {epochs:,} epochs in the tree, {naive:,} if each point were run "
           f"alone: {naive / max(1, epochs):.1f} times as many")  # fmt: skip
     print(f"# left: {len(todo.epochs):,} epochs to train, {len(todo.probes):,} networks to measure: about "
-          f"{clock(seconds)} on one such device; the store grows to about {size / 2**20:,.0f} MiB")  # fmt: skip
+          f"{clock(seconds)} on one such device")  # fmt: skip
+    print(f"# {kept_line(sizes, keep)}")
     return 0
-
-
-def _tree_lines(planned: PlannedSweep) -> list[str]:
-    """The tree in words, a line a kind of trajectory."""
-    tree = planned.tree
-    kinds: dict[str, dict[tuple[str, int], set[str]]] = {"parents": {}, "children": {}, "averages": {}}
-    for point, place in zip(planned.points, planned.places, strict=True):
-        seeds = point.config.seeds
-        clone = place.parent[-1] if place.parent else ""
-        kinds["parents"].setdefault((str(point.parent), 0), set()).update(place.parent)
-        for noise, keys in zip(seeds.child_noise, place.children, strict=True):
-            kinds["children"].setdefault((clone, noise), set()).update(keys)
-        kinds["averages"].setdefault((place.average, seeds.average_noise), set()).update(place.after)
-    lines = []
-    for name, trajectories in kinds.items():
-        epochs: set[str] = set().union(*trajectories.values())
-        ends = sorted({tree.epochs[node] for node in map(tree.nodes.__getitem__, epochs) if node in tree.stops})
-        where = f", kept at epochs {_listed(ends)}" if ends else ""
-        lines.append(f"{name}: {len(trajectories):,} trajectories, {len(epochs):,} epochs{where}")
-    return lines
-
-
-def _listed(numbers: list[int]) -> str:
-    if len(numbers) <= 12:
-        return ", ".join(map(str, numbers))
-    return f"{', '.join(map(str, numbers[:8]))} ... {numbers[-1]}"
 
 
 if __name__ == "__main__":

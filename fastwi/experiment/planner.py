@@ -21,7 +21,7 @@ from fastwi.experiment.tree import OWN, Treatment, Tree
 from fastwi.models.names import placeless
 
 MOST_STATES = 5_000_000
-"""Of a tree. Each takes about 0.3 KB."""
+"""Of a tree. Each takes about 0.3 KB, with its share of points and of what is planned for it."""
 
 KEY_VERSION = 2
 """Raise it when the same key would name another result: a default or the meaning of a setting changed."""
@@ -181,8 +181,10 @@ class _Planner:
             return start
         while len(cell.alike) < last:
             cell.alike.append(self._alike(config, cell, len(cell.alike)))
-        # Trajectories whose rates differ only from some epoch on have the same keys up to there.
-        known = self._paths.setdefault((start, noise, id(cell)), array("i"))
+        # Trajectories whose rates differ only from some epoch on have the same keys up to there. An average is hardly
+        # ever trained on in two points, so its trajectory is not held.
+        held = start not in tree.averages
+        known = self._paths.setdefault((start, noise, id(cell)), array("i")) if held else array("i")
         planned = len(tree) + max(0, last - first - len(known))
         if planned > MOST_STATES:
             raise UserError(

@@ -8,8 +8,6 @@ from dataclasses import replace
 import polars
 import pytest
 from drawn_measurements import DATASET, dataset_of, drawn, planned, spec_of
-from fastwi.experiment.paths import RunPaths
-from fastwi.experiment.protocol import Figure1Run, build_network
 
 from fastwi.config.write import config_hash
 from fastwi.errors import UserError

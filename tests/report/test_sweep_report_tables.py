@@ -209,7 +209,7 @@ def test_a_sweep_partly_done(seed):
 
 def test_nothing_measured():
     spec = SPECS["grid"]
-    every, places, _ = planned(spec)
+    every, places, tree = planned(spec)
     frame = gains(spec, every, places, {})
     assert frame.height == 0
     assert cells(frame) == []
