@@ -52,8 +52,8 @@ def with_recomputed_statistics(opened: OpenedSweep, state: State, epoch: int) ->
     network = build_network(config, 10)
     network.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in
                              state.items()})  # fmt: skip
+    train, noises = opened.resources.splits(config)[0], [Noise(config.seeds.statistics_noise)]
     fresh = opened.resources.engine(config).recompute_statistics(
-        Population.from_modules([network]), opened.resources.splits(config)[0], [Noise(config.seeds.statistics_noise)],
-        epoch, config.experiment.recompute_images,
-    )  # fmt: skip
+        Population.from_modules([network]), train, noises, epoch, config.experiment.recompute_images
+    )
     return {name: tensor.double() for name, tensor in fresh.state_dict(0).items()}

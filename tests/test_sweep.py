@@ -14,15 +14,15 @@ from pathlib import Path
 import polars
 import pytest
 import torch
+from fastwi.experiment.planned import plan_sweep
 
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.config.write import to_yaml
 from fastwi.data.card import with_checksum
-from fastwi.experiment.opened import plan_sweep
+from fastwi.experiment.planner import naive_epochs
 from fastwi.experiment.points import points
 from fastwi.experiment.results import point_rows
 from fastwi.experiment.store import Store
-from fastwi.experiment.todo import naive_epochs
 from fastwi.sweep import main
 from fastwi.train import main as train
 
