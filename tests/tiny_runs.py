@@ -7,8 +7,9 @@ name that is wrong can't find another run's results there.
 import dataclasses
 import hashlib
 import json
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from fastwi.data.card import CARD_FILE
 from fastwi.experiment.opened import plan_sweep
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point, child_seeds
-from fastwi.experiment.store import StateFile
-from fastwi.experiment.tree import OWN, Average, Epoch, Initial, Probe, Tree
+from fastwi.experiment.store import Measurement, StateFile, write_state
+from fastwi.experiment.tree import OWN, Epoch, Probe, Treatment, Tree
 from fastwi.experiment.worker import Job, Worker
 from fastwi.files import write_json
 from fastwi.population import Population
@@ -150,21 +151,20 @@ def point_of(config: Config) -> Point:
 
 def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
     """The names of a point's states and measurements in a tree that may hold others too."""
-    first = place.average
-    while not isinstance(tree.states[first], Initial):
-        state = tree.states[first]
-        first = state.children[0] if isinstance(state, Average) else state.before
-    found: dict[Place, tuple[str, ...]] = {("initial",): (first,), ("average",): (place.average,)}
+    parent = tree.path(place.clone_node, 0)
+    first = tree.before[parent[0]] if parent else place.clone_node
+    found: dict[Place, tuple[str, ...]] = {("initial",): (tree.keys[first],), ("average",): (place.average,)}
     found |= {("parent", i): (key,) for i, key in enumerate(place.parent)}
     found |= {("child", c, i): (key,) for c, keys in enumerate(place.children) for i, key in enumerate(keys)}
     found |= {("after", i): (key,) for i, key in enumerate(place.after)}
+    probed = {tree.probe(number).key for number in range(len(tree.probe_nodes))}
     ends: list[tuple[Place, str]] = [(("average",), place.average)]
     ends += [(("end", c), key) for c, key in enumerate(place.ends)]
     for at, key in ends:
         found |= {
             (*at, kind): (key, treatment)
             for kind, treatment in (("own", OWN), ("recomputed", place.recomputed))
-            if (key, treatment) in tree.probes
+            if (key, treatment) in probed
         }
     return found
 
@@ -177,7 +177,7 @@ def tiny_run(settings: Settings) -> TinyRun:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         with tempfile.TemporaryDirectory() as directory:
-            states, probes = _do(tree, Worker(Path(directory), Path.cwd()))
+            states, probes = _do(tree, Path(directory))
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
@@ -191,36 +191,43 @@ def tiny_run(settings: Settings) -> TinyRun:
 _Rows = tuple[float | None, ...]
 
 
-def _do(tree: Tree, worker: Worker) -> tuple[dict[str, tuple[str, _Rows]], dict[tuple[str, str], _Rows]]:
+class _Silent:
+    def images(self, trained: int, evaluated: int) -> None:
+        pass
+
+    def measured(self, measurements: Sequence[Measurement]) -> None:
+        pass
+
+
+def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict[tuple[str, str], _Rows]]:
     """Each state's content and measurement, each probe's measurement."""
+    worker = Worker(directory, Path.cwd(), 0)
     files: dict[str, StateFile] = {}
+
+    def job(start: int, epochs: tuple[Epoch, ...], probes: tuple[Probe, ...]) -> Job:
+        write = frozenset(epoch.key for epoch in epochs)
+        chains = (epochs,) if epochs else ()
+        return Job(chains, probes, tree.made_of([start]), files, write, tree.contents, math.inf, (0,))
+
+    def measure(node: int, probe: Probe) -> _Rows:
+        (m,) = worker.run(job(node, (), (probe,)), _Silent()).measurements
+        return m.test_loss, m.test_accuracy
+
     states: dict[str, tuple[str, _Rows]] = {}
-    for key, state in tree.states.items():
-        if isinstance(state, Epoch):
-            job = Job(
-                (state,), tree.made_of(state.before), _some(files, tree.needs(state)), frozenset({key}), tree.contents
-            )
-            outcome = worker.run(job)
-            (files[key],) = outcome.states
-            m = outcome.measurements[0]
-            rows = (m.train_loss, m.learning_rate, m.test_loss, m.test_accuracy)
-            states[key] = files[key].sha256, rows
+    for node, key in enumerate(tree.keys):
+        config = tree.configs[node]
+        if tree.is_epoch(node):
+            outcome = worker.run(job(tree.before[node], (tree.epoch(node),), ()), _Silent())
+            (m,), ((_, network),) = outcome.measurements, outcome.states
+            files[key] = write_state(directory, key, network)
+            rows: _Rows = (m.train_loss, m.learning_rate, m.test_loss, m.test_accuracy)
         else:
-            job = Job((), tree.made_of(key), _some(files, tree.sources(key)), frozenset(), tree.contents)
             # A run measures some of them only; each is a network that one could.
-            rows = _probe(tree, worker, files, Probe(key, OWN, state.epoch, 0, 0, state.config))
-            states[key] = _content(worker.state(key, state.config, job, True)), rows
-    return states, {key: _probe(tree, worker, files, probe) for key, probe in tree.probes.items()}
-
-
-def _probe(tree: Tree, worker: Worker, files: Mapping[str, StateFile], probe: Probe) -> _Rows:
-    job = Job((probe,), tree.made_of(probe.state), _some(files, tree.needs(probe)), frozenset(), tree.contents)
-    m = worker.run(job).measurements[0]
-    return m.test_loss, m.test_accuracy
-
-
-def _some(files: Mapping[str, StateFile], keys: tuple[str, ...]) -> dict[str, StateFile]:
-    return {key: files[key] for key in keys}
+            rows = measure(node, Probe(key, Treatment(OWN, tree.epochs[node], 0, 0), config))
+            network = worker.resident.gather([key], config, tree.made_of([node]), files, trains=True)
+        states[key] = _content(network), rows
+    probes = [tree.probe(number) for number in range(len(tree.probe_nodes))]
+    return states, {probe.key: measure(tree.nodes[probe.state], probe) for probe in probes}
 
 
 def _content(population: Population) -> str:

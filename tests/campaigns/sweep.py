@@ -81,12 +81,12 @@ def main() -> None:
         argv = arguments(here / "whole", data, options.images)
         assert sweep(argv) == 0
         planned = plan_sweep(read_sweep_request(argv).spec)
-        expected = len(list(planned.tree.epochs()))
+        expected = sum(1 for _ in planned.tree.epoch_nodes())
         trained, probes, tasks, claims = counts(here / "whole")
         print(
             f"undisturbed: {trained} epochs trained, {expected} in the tree, {naive_epochs(planned.points)} if alone"
         )
-        assert (trained, probes) == (expected, len(planned.tree.probes))
+        assert (trained, probes) == (expected, len(planned.tree.probe_nodes))
         assert tasks == claims == trained + probes
         whole = polars.read_parquet(here / "whole" / "grid" / "results.parquet")
 
@@ -95,7 +95,7 @@ def main() -> None:
         assert sweep(killed) == 0
         assert polars.read_parquet(here / "killed" / "grid" / "results.parquet").equals(whole, null_equal=True)
         trained, probes, tasks, claims = counts(here / "killed")
-        assert tasks == trained + probes == expected + len(planned.tree.probes)
+        assert tasks == trained + probes == expected + len(planned.tree.probe_nodes)
         assert claims - tasks <= 4 * kills
         print(f"killed {kills} times: the same results; {claims - tasks} tasks begun again, of {tasks}")
 

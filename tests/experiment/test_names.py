@@ -262,11 +262,12 @@ def test_names_are_the_same_alone_and_among_others(runs: Runs) -> None:
     for config, place in zip(configs, together.places, strict=True):
         alone = plan_sweep(SweepSpec(config), [point_of(config)])
         assert names_in(together.tree, place) == names_in(alone.tree, alone.places[0])
-    alike: dict[str, set[object]] = {}
-    for epoch in together.tree.epochs():
-        data = together.dataset_of(epoch.config)
-        network = epoch.config.model.width, epoch.config.engine.precision, data, epoch.epoch
-        alike.setdefault(epoch.alike, set()).add(network)
+    alike: dict[int, set[object]] = {}
+    tree = together.tree
+    for node in tree.epoch_nodes():
+        config = tree.configs[node]
+        network = config.model.width, config.engine.precision, together.dataset_of(config), tree.epochs[node]
+        alike.setdefault(tree.alike[node], set()).add(network)
     assert {len(networks) for networks in alike.values()} == {1}, "one population of networks that are not alike"
 
 

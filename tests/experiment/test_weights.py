@@ -65,7 +65,7 @@ def keys(data: Path, *weights: Path | str) -> list[set[str]]:
     found = []
     for each in weights:
         planned = plan_sweep(SweepSpec(config_of(data, each), (Axis("experiment.k", (1, 2)),)))
-        found.append(set(planned.tree.states))
+        found.append(set(planned.tree.keys))
     return found
 
 
@@ -102,7 +102,7 @@ def test_an_axis_of_weights(digits_directory, tmp_path):
     paths = [str(saved(tmp_path / f"{name}.pt", seed)) for name, seed in (("a", 1), ("b", 2), ("c", 1))]
     base = config_of(digits_directory, "")
     trees = [plan_sweep(SweepSpec(base, (Axis("model.weights", tuple(some)),))).tree for some in (paths, paths[:2])]
-    assert trees[0].states.keys() == trees[1].states.keys()
+    assert set(trees[0].keys) == set(trees[1].keys)
 
 
 def arguments(data: Path, directory: Path, weights: Path, *more: str) -> list[str]:

@@ -9,7 +9,6 @@ from scipy import stats
 from studied_networks import accuracy, logits, losses, mean_state, state_of
 from studied_sweep import files_of, studied_sweep
 
-from fastwi.analysis.studies.chosen import clone_state
 from fastwi.analysis.studies.governance import GAINS, QUANTITIES, correlations, governance
 from fastwi.config.analysis import AnalysisOptions
 
@@ -47,7 +46,7 @@ def test_every_pair(opened, frames):
             polars.col("k") == e.k, polars.col("s") == e.s, polars.col("parent_seed") == point.parent
         ).rows(named=True)
         a, b = (state_of(opened, key) for key in place.ends)
-        parent = state_of(opened, clone_state(opened.planned.tree, place))
+        parent = state_of(opened, place.clone)
         a_P, b_P, o_P = (vector(opened, state) for state in (a, b, parent))
         distance = math.sqrt(sum((x - y) ** 2 for x, y in zip(a_P, b_P, strict=True)))
         ways = [a_P - o_P, b_P - o_P]

@@ -6,7 +6,6 @@ import pytest
 from studied_networks import accuracy, logits, losses, mean_state, state_of, with_recomputed_statistics
 from studied_sweep import STOPS, files_of, studied_sweep
 
-from fastwi.analysis.studies.chosen import clone_state
 from fastwi.analysis.studies.importance import importance
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.errors import UserError
@@ -77,7 +76,7 @@ def test_networks_on_splits_gains_and_changes(opened, studied):
         pair = {"k": e.k, "s": e.s, "parent_seed": point.parent, "pair": point.tuple_index}
         ends = [state_of(opened, end) for end in place.ends]
         average, end = mean_state(ends), e.k + e.s
-        wanted = [("parent", None, e.k, state_of(opened, clone_state(planned.tree, place)))]
+        wanted = [("parent", None, e.k, state_of(opened, place.clone))]
         wanted += [("child", i + 1, end, state) for i, state in enumerate(ends)]
         wanted += [("average", None, end, average)]
         found = {}
