@@ -14,15 +14,15 @@ from pathlib import Path
 import polars
 import pytest
 import torch
-from fastwi.experiment.planned import plan_sweep
 
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.config.write import to_yaml
 from fastwi.data.card import with_checksum
-from fastwi.experiment.planner import naive_epochs
+from fastwi.experiment.opened import plan_sweep
 from fastwi.experiment.points import points
 from fastwi.experiment.results import point_rows
 from fastwi.experiment.store import Store
+from fastwi.experiment.todo import naive_epochs
 from fastwi.sweep import main
 from fastwi.train import main as train
 
@@ -120,7 +120,7 @@ def test_a_changed_normalisation_is_refused_or_named(copied, digits_directory, t
     assert "card.json" in refused(capsys, argv)
     (data / "card.json").write_text(json.dumps(with_checksum(card)))
     other = plan_sweep(read_sweep_request(argv).spec)
-    assert not set(planned.tree.states) & set(other.tree.states)
+    assert not set(planned.tree.keys) & set(other.tree.keys)
     with Store.open(copied / "store", create=False) as store:
         assert not store.measurements(other.tree.measurement_keys())
 

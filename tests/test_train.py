@@ -23,9 +23,11 @@ from data_prep import prepare
 from fastwi.beton import StoredBeton
 from fastwi.config.read import config_from_mapping
 from fastwi.data.card import read_card, with_checksum
+from fastwi.experiment.store import Store
+from fastwi.store import main as store
 from fastwi.train import main
 
-FILES = ["config.yaml", "figure.png", "manifest.json", "metrics.jsonl", "progress.json", "summary.md"]
+FILES = ["config.yaml", "figure.png", "manifest.json", "metrics.jsonl", "summary.md"]
 
 
 def arguments(data: Path, runs: Path, *more: str, batch: int = 50) -> list[str]:
@@ -102,12 +104,11 @@ def test_finished_run_is_not_trained_again(digits_directory, copied, capsys):
 def test_dry_run_trains_nothing(digits_directory, tmp_path, capsys):
     assert main(arguments(digits_directory, tmp_path / "runs", "--dry-run", "--json")) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert [s["stage"] for s in shown["steps"]] == ["parent", "parent", "children", "interpolation", "after"]
-    assert [s["trained"] for s in shown["steps"]] == [300, 300, 600, 0, 300]
+    assert (shown["epochs_left"], shown["networks_to_measure"], shown["images_to_train"]) == (5, 4, 1500)
     assert shown["config"]["experiment"]["k"] == 2
     assert shown["seconds"] > 0
     assert main(arguments(digits_directory, tmp_path / "runs", "--dry-run")) == 0
-    assert "1,500 images trained" in capsys.readouterr().out.replace("\n", " ")
+    assert "1,500 images to train" in capsys.readouterr().out.replace("\n", " ")
     assert not (tmp_path / "runs").exists()
 
 
@@ -173,19 +174,17 @@ def test_a_flipped_bit_of_a_streamed_image_is_refused(tmp_path, capsys):
 
 
 def test_weights_replaced_while_a_run_begins_are_refused(digits_directory, tmp_path, capsys, monkeypatch):
-    import fastwi.experiment.protocol as protocol
+    import fastwi.experiment.resources as resources
 
-    build, weights = protocol.network_for, tmp_path / "x.pt"
-    networks = [
-        protocol.build_network(config_from_mapping({"seeds": {"init": i}}), 10).state_dict() for i in range(2)
-    ]
+    build, weights = resources.build_network, tmp_path / "x.pt"
+    networks = [build(config_from_mapping({"seeds": {"init": i}}), 10).state_dict() for i in range(2)]
     fastwi.save_state_dict(networks[0], weights)
 
     def replaced_before(*given):
         fastwi.save_state_dict(networks[1], weights)
         return build(*given)
 
-    monkeypatch.setattr(protocol, "network_for", replaced_before)
+    monkeypatch.setattr(resources, "build_network", replaced_before)
     said = refused(capsys, arguments(digits_directory, tmp_path / "runs", f"--model.weights={weights}"))
     assert f"{weights}: changed" in said
     assert not (tmp_path / "runs").exists()
@@ -207,17 +206,23 @@ def test_networks_that_do_not_fit_the_memory(digits_directory, tmp_path, capsys,
     assert "experiment.children: 400 networks" in refused(capsys, argv)
 
 
-def test_damaged_state(digits_directory, copied, capsys):
-    (state,) = (copied / "r").glob("state-*.safetensors")
-    state.write_bytes(state.read_bytes()[:-100])
-    assert state.name in refused(capsys, arguments(digits_directory, copied))
+def test_a_damaged_state_is_not_shown_as_a_checkpoint(digits_directory, copied, whole, capsys):
+    shutil.rmtree(copied / "r" / "checkpoints")
+    for state in (copied / "r" / "store" / "states").rglob("*.safetensors"):
+        state.write_bytes(state.read_bytes()[:-100])
+    assert main(arguments(digits_directory, copied)) == 2
+    assert "store verify --repair" in capsys.readouterr().err
+    assert store(["verify", "--repair", str(copied / "r" / "store")]) == 1
+    assert main(arguments(digits_directory, copied)) == 0
+    assert contents(copied / "r" / "checkpoints") == contents(whole / "checkpoints")
 
 
-def test_an_edited_accuracy_is_not_shown(digits_directory, copied, capsys):
+def test_an_edited_accuracy_is_not_shown(digits_directory, copied, whole):
     path = copied / "r" / "metrics.jsonl"
     *lines, last = path.read_text().splitlines()
     path.write_text("\n".join([*lines, json.dumps({**json.loads(last), "test_accuracy_%": 60.0})]) + "\n")
-    assert str(path) in refused(capsys, arguments(digits_directory, copied))
+    assert main(arguments(digits_directory, copied)) == 0
+    assert path.read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 def test_a_run_is_trained_by_one_process(digits_directory, copied, capsys):
@@ -235,10 +240,10 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
     directory = tmp_path / "r"
     for _ in range(4):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-        before = _progress(directory)
+        before = _measured(directory)
         deadline = time.monotonic() + 600
         if moments.random() < 0.8:  # else while it imports
-            while process.poll() is None and _progress(directory) == before and time.monotonic() < deadline:
+            while process.poll() is None and _measured(directory) == before and time.monotonic() < deadline:
                 time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
@@ -254,10 +259,15 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
         assert all(torch.equal(found[key], expected[key]) for key in expected), name
 
 
-def _progress(directory: Path) -> bytes:
-    """What progress.json holds; it is replaced whole, so a read never sees half of it."""
-    path = directory / "progress.json"
-    return path.read_bytes() if path.exists() else b""
+def _measured(directory: Path) -> int:
+    """Measurements in the run's store so far; 0 where there is none."""
+    if not (directory / "store" / "store.json").exists():
+        return 0
+    try:
+        with Store.open(directory / "store", create=False) as store:
+            return len(store.measurements())
+    except Exception:  # the store is being made
+        return 0
 
 
 def test_divergence_is_named(digits_directory, tmp_path, capsys):

@@ -45,11 +45,6 @@ def build_network(
     return network
 
 
-def network_for(config: Config, dataset: Dataset, root: Path = _HERE) -> nn.Module:
-    """`build_network` for the classes and the size of the images of `dataset`."""
-    return build_network(config, dataset.classes, dataset.image_shape[:2], root)
-
-
 class Resources:
     """What jobs need beside states, on one device."""
 
@@ -118,7 +113,7 @@ class Resources:
 
     def network(self, config: Config) -> nn.Module:
         """The parent of `config` at initialisation. Raises UserError where its files are not what is expected."""
-        network = network_for(config, self.splits(config)[0], self._root)
+        network = build_network(config, *self._images(config), self._root)
         # After they are read: what was replaced before shows, and what is replaced later was not used.
         self._hold(config, network_contents(config, self._root, built=True))
         return network

@@ -62,9 +62,10 @@ class TreeProgress(LiveProgress):
     ) -> None:
         """`cost` of a task, in trained images. `describe`: measurements in words, for a line at each of them.
 
-        `first` is said before the first of them.
+        `first` is said before the first images.
         """
-        self._cost, self._describe, self._first = cost, describe, first
+        self._cost, self._describe = cost, describe
+        self._waiting = [first] if first else []  # lines that are said before the first images
         self._total = self._done = self._elsewhere = self._here = 0.0
         self._tasks = self._tasks_done = 0
         self._begun = time.monotonic()
@@ -79,18 +80,17 @@ class TreeProgress(LiveProgress):
         if not self._tasks:
             self._print("finished before; its results are shown again, whatever engine.* says now")
             return
-        self._print(f"{len(todo.epochs):,} epochs to train, {len(todo.probes):,} networks to measure")
-        if self._first:
-            self._print(self._first)
-            self._first = None
+        self._waiting.append(f"{len(todo.epochs):,} epochs to train, {len(todo.probes):,} networks to measure")
 
     def images(self, trained: int, evaluated: int) -> None:
         """Advance within what is being measured."""
+        self._say_first()
         self._here += trained + EVALUATION_COST * evaluated
         self._bar.update(self._task, completed=self._done + self._here)
 
     def measured(self, tasks: Sequence[int], measurements: Sequence["Measurement"], elsewhere: bool) -> None:
         """Advance past `tasks`."""
+        self._say_first()
         cost = sum(map(self._cost, tasks))
         self._done += cost
         self._elsewhere += cost if elsewhere else 0.0
@@ -117,3 +117,8 @@ class TreeProgress(LiveProgress):
     def told(self, message: str) -> None:
         """Say it."""
         self._print(message)
+
+    def _say_first(self) -> None:
+        for line in self._waiting:
+            self._print(line)
+        self._waiting.clear()

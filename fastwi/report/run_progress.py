@@ -40,7 +40,8 @@ class RunProgress(TreeProgress):
     def write_rows(self) -> list[Row]:
         """Write the rows of all that is measured; returns them."""
         rows = self._rows(without_lost(self._planned.tree, self._measured))
-        self._paths.write_metrics(rows)
+        if rows:
+            self._paths.write_metrics(rows)
         if self._board is not None:
             self._board.write(rows)
         self._written = time.monotonic()
@@ -52,6 +53,8 @@ class RunProgress(TreeProgress):
     def _networks(self, measurements: Sequence[Measurement]) -> str:
         """Measurements in words, a network once."""
         rows = self._rows({m.key: m for m in measurements})
+        if not rows:  # of the interpolation, and the average is measured already
+            return f"epoch {measurements[-1].epoch}: {len(measurements)} networks measured"
         shown = dict.fromkeys(
             f"{row['network']}{'*' if row['batch_norm'] == 'recomputed' else ''} {row[ACCURACY]:.2f} %"
             for row in rows
