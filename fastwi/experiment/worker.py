@@ -140,9 +140,8 @@ class Worker:
             for treatment in sorted(treatments, key=lambda treatment: treatment.name != OWN):
                 probes = [probe for key in part for probe in probes_of[key] if probe.treatment == treatment]
                 rows = [first + part.index(probe.state) for probe in probes]
-                whole = len(rows) == len(part)
-                members = population.select(slice(first, first + len(part))) if whole else population.clone_rows(rows)
-                scores = self._measure(members, probes, job, report)
+                # Copies: a network may count in its buffers while it is tested, and no treatment sees another.
+                scores = self._measure(population.clone_rows(rows), probes, job, report)
                 found += zip(probes, map(float, scores.loss_M), map(float, scores.accuracy_M), strict=True)
             seconds = (time.perf_counter() - since) / len(found)
             made = [
