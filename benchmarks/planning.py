@@ -77,7 +77,8 @@ def measure(least: int, pipe: Any) -> None:
     """In a fresh process: plan, and send seconds a stage, counts and the peak memory (MB, 10^6 bytes)."""
     from fastwi.config.schema import Config
     from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
-    from fastwi.experiment.planner import DataSummary, plan_tree
+    from fastwi.experiment.keys import DataSummary
+    from fastwi.experiment.planner import plan_tree
     from fastwi.experiment.points import points
     from fastwi.experiment.ready import ReadyQueue
     from fastwi.experiment.todo import unfinished

@@ -22,7 +22,7 @@ from fastwi.sealed import MANIFEST, seal_directory
 if TYPE_CHECKING:
     import polars
 
-    from fastwi.experiment.opened import OpenedSweep
+    from fastwi.analysis.studies.opened import OpenedSweep
     from fastwi.report.summary import Table
 
 STUDIES = {
@@ -59,7 +59,7 @@ def _main(argv: list[str]) -> int:
 
 def _analyze(request: AnalysisRequest) -> int:
     # torch takes seconds to import: bad input is refused before.
-    from fastwi.experiment.opened import OpenedSweep
+    from fastwi.analysis.studies.opened import OpenedSweep
     from fastwi.report.study_progress import StudyProgress
 
     study = getattr(import_module(f"fastwi.analysis.studies.{request.name}"), request.name)
@@ -89,9 +89,9 @@ def _write_frame(frame: "polars.DataFrame", stem: Path, columns: dict[str, tuple
     """The frame as Parquet, with unit and meaning of its columns in the metadata, and as CSV, lists as JSON."""
     import polars
 
-    from fastwi.experiment.results import write_results
+    from fastwi.report.frames import write_frame
 
-    write_results(frame, stem.with_suffix(".parquet"), columns)
+    write_frame(frame, stem.with_suffix(".parquet"), columns)
     flat = frame.with_columns(
         polars.Series(name, [None if v is None else to_json(v.to_list()) for v in frame[name]], polars.String)
         for name, kind in frame.schema.items()

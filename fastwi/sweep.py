@@ -17,7 +17,7 @@ from fastwi.cli import run_command
 from fastwi.config.schema import Config
 from fastwi.config.sweepfile import SweepRequest, read_sweep_request, sweep_name
 from fastwi.config.sweepwrite import sweep_to_yaml
-from fastwi.experiment.opened import PlannedSweep, plan_sweep
+from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.points import points, shard_of
 from fastwi.experiment.todo import cost_of, left_of, naive_epochs, without_lost
 from fastwi.files import locked_directory, to_json, write_text
@@ -115,8 +115,9 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
     """Write tables and figures of all that is measured, by whichever process; returns how much is missing."""
     from rich.console import Console
 
-    from fastwi.experiment.results import missing_measurements, result_frame, write_results
+    from fastwi.experiment.results import COLUMNS, missing_measurements, result_frame
     from fastwi.report.curves import draw_curves
+    from fastwi.report.frames import write_frame
     from fastwi.report.heatmap import draw_heatmap
     from fastwi.report.manifest import manifest
     from fastwi.report.summary import rich_table
@@ -136,8 +137,8 @@ def _show_results(request: SweepRequest, planned: PlannedSweep, store: "Store", 
     # One process at a time: the manifest has the checksums of all other files.
     with locked_directory(directory):
         (directory / MANIFEST).unlink(missing_ok=True)
-        write_results(frame, directory / "results.parquet")
-        write_results(every_gain, directory / "gains.parquet", GAIN_COLUMNS)
+        write_frame(frame, directory / "results.parquet", COLUMNS)
+        write_frame(every_gain, directory / "gains.parquet", GAIN_COLUMNS)
         write_text(directory / "sweep.yaml", sealed_yaml(resolved))
         write_text(directory / "summary.md", summary_markdown(spec, found, len(planned.points), missing))
         if found:

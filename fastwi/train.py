@@ -14,7 +14,7 @@ from fastwi.config.read import Request, read_request
 from fastwi.config.write import config_hash, to_mapping, to_yaml
 from fastwi.data.card import read_card
 from fastwi.experiment.contents import result_digest
-from fastwi.experiment.opened import PlannedSweep, plan_run
+from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.experiment.rundir import RunDirectory
 from fastwi.experiment.todo import cost_of, left_of
 from fastwi.files import to_json, write_text

@@ -5,7 +5,8 @@ import random
 
 from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
-from fastwi.experiment.planner import DataSummary, plan_tree
+from fastwi.experiment.keys import DataSummary
+from fastwi.experiment.planner import plan_tree
 from fastwi.experiment.points import points
 from fastwi.experiment.store import Measurement
 from fastwi.experiment.tree import OWN

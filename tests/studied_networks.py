@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
-from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.resources import build_network
 from fastwi.population import Population
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.config.sweepfile import read_sweep_request
-from fastwi.experiment.opened import OpenedSweep
 from fastwi.sweep import main
 
 TEXT = """

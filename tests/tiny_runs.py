@@ -24,8 +24,7 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
-from fastwi.experiment.opened import plan_sweep
-from fastwi.experiment.planner import PointStates
+from fastwi.experiment.planner import PointStates, plan_sweep
 from fastwi.experiment.points import Point, child_seeds
 from fastwi.experiment.store import Measurement, StateFile, write_state
 from fastwi.experiment.tree import OWN, Epoch, Probe, Treatment, Tree

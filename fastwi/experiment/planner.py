@@ -1,48 +1,30 @@
-"""From points to one tree of trajectories: content keys, shared epochs, and what stays of them.
+"""From points to one tree of trajectories: shared epochs, each point's place among them, what stays of them.
 
 Nothing here imports torch, and everything is linear in the number of epochs and points.
 """
 
-import dataclasses
-import hashlib
-import json
+import functools
 from array import array
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fastwi.config.keys import section_keys
-from fastwi.config.schema import Config
-from fastwi.config.write import value_of
-from fastwi.engine.schedule import learning_rate
+from fastwi.config.schema import Config, DataConfig, EngineConfig
+from fastwi.config.sweep import SweepOptions, SweepSpec
+from fastwi.data.card import Card, read_card
 from fastwi.errors import UserError
-from fastwi.experiment.contents import contents_key
-from fastwi.experiment.points import Point
+from fastwi.experiment.contents import contents_key, result_digest
+from fastwi.experiment.keys import DataSummary, Namer, epoch_key
+from fastwi.experiment.networks import sources_of
+from fastwi.experiment.points import Point, child_seeds, points
 from fastwi.experiment.tree import OWN, Treatment, Tree
-from fastwi.models.names import placeless
+
+if TYPE_CHECKING:
+    from fastwi.engine.precision import Choice
 
 MOST_STATES = 5_000_000
-"""Of a tree. Each takes about 0.3 KB, with its share of points and of what is planned for it."""
-
-KEY_VERSION = 2
-"""Raise it when the same key would name another result: a default or the meaning of a setting changed."""
-
-_IN_OTHER_WORDS = frozenset({"optimizer.learning_rate", "model.weights"})
-"""Keys that decide by the rate of each epoch, and by the content of the file (`DataSummary.digest`)."""
-
-_DIGITS = 32  # 128 bits: no two of any number of trajectories ever meet
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """What a configuration's data is: what names its content, and how many images training and testing use.
-
-    `digest`: `fastwi.experiment.contents.result_digest`, which also has the source of a network that is the user's
-    own and the weights that parents start from.
-    """
-
-    digest: str
-    train_images: int
-    test_images: int
+"""Of a tree. Each takes about 0.4 KB, with its share of points and of what is planned for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +79,85 @@ class PointStates:
         return tuple(self.tree.keys[node] for node in self.tree.path(last, first))
 
 
+@dataclass(frozen=True)
+class PlannedSweep:
+    """A sweep's points, the tree that they make, and each point's place in it.
+
+    The points' configurations name a precision; `auto` is what engine.precision: auto stood for, None where no point
+    had it. `networks`: the sources of the user's own (`fastwi.experiment.networks.sources_of`).
+    """
+
+    spec: SweepSpec
+    points: list[Point]
+    tree: Tree
+    places: list[PointStates]
+    dataset_of: Callable[[Config], DataSummary]
+    auto: "Choice | None"
+    networks: dict[str, dict[str, Any]]
+
+
+def plan_run(config: Config, store: Path) -> PlannedSweep:
+    """Plan a run as a sweep of one point, on a store of its own."""
+    seeds = replace(config.seeds, child_noise=child_seeds(config))
+    point = Point((), config.seeds.init, 0, None, replace(config, seeds=seeds))
+    return plan_sweep(SweepSpec(config, options=SweepOptions(store=str(store))), [point])
+
+
+def plan_sweep(spec: SweepSpec, some: Iterable[Point] | None = None) -> PlannedSweep:
+    """Plan `some` points of a sweep (default: all). Reads the datasets' cards, not their images.
+
+    Raises UserError where a dataset is not there or is smaller than a batch.
+    """
+    from fastwi.experiment.store.precision import precision_of_store
+
+    cards: dict[str, Card] = {}
+    datasets: dict[tuple[DataConfig, str, str], DataSummary] = {}
+
+    def dataset_of(config: Config) -> DataSummary:
+        data = config.data
+        key = (data, config.model.name, config.model.weights)
+        if key not in datasets:
+            if data.path not in cards:
+                cards[data.path] = read_card(Path(data.path))
+            card = cards[data.path]
+            counts = [
+                min(asked or card.counts[split], card.counts[split])
+                for split, asked in (("train", data.train_images), ("test", data.test_images))
+            ]
+            datasets[key] = DataSummary(result_digest(card, config), *counts)
+        _check_batch(config, datasets[key].train_images)
+        return datasets[key]
+
+    every = list(points(spec) if some is None else some)
+    auto = None
+    if any(point.config.engine.precision == "auto" for point in every):
+        auto = precision_of_store(Path(spec.options.store), spec.base.engine)
+        every = _in_precision(every, auto.precision)
+    precision = auto.precision if auto else spec.base.engine.precision
+    tree, places = plan_tree(every, dataset_of, precision, spec.options.measure, spec.options.keep)
+    networks = sources_of({point.config.model.name for point in every})
+    return PlannedSweep(spec, every, tree, places, dataset_of, auto, networks)
+
+
+def _in_precision(every: Iterable[Point], precision: str) -> list[Point]:
+    """The points with engine.precision: auto as `precision`: no worker decides for itself."""
+
+    @functools.cache
+    def resolved(engine: EngineConfig) -> EngineConfig:
+        return replace(engine, precision=precision) if engine.precision == "auto" else engine
+
+    return [replace(point, config=replace(point.config, engine=resolved(point.config.engine))) for point in every]
+
+
+def _check_batch(config: Config, train_images: int) -> None:
+    """Raise UserError where not even one batch can be made of the training images."""
+    if train_images < config.optimizer.batch_size:
+        raise UserError(
+            f"optimizer.batch_size: {config.optimizer.batch_size} is more than the {train_images} training "
+            "images; give a smaller one"
+        )
+
+
 def plan_tree(
     points: Iterable[Point],
     dataset_of: Callable[[Config], DataSummary],
@@ -128,63 +189,43 @@ def kept_states(tree: Tree, places: Iterable[PointStates], keep: str) -> set[int
     return {node for node in kept if tree.is_epoch(node)}
 
 
-@dataclass(eq=False)
-class _Cell:
-    """What all points share whose configurations differ in seeds and experiment only, and what is found for them.
-
-    `untrained` and `context`: digests of what decides a parent before its first epoch and its measurement, beside
-    its seed, and any epoch beside its start, noise and learning rates. `alike`: digests by epoch, so far.
-    """
-
-    untrained: str
-    context: str
-    train_images: int
-    alike: list[str] = field(default_factory=list)
-    initial: dict[int, int] = field(default_factory=dict)  # by seed
-    treatments: dict[tuple[int, int, int], Treatment] = field(default_factory=dict)  # by noise, images, epoch
-    children_on: "dict[float, tuple[Config, _Cell]]" = field(default_factory=dict)  # by children_rate_factor
-
-
 class _Planner:
     def __init__(self, dataset_of: Callable[[Config], DataSummary], precision: str, recomputed: bool) -> None:
         self.tree = Tree()
         self._dataset_of, self._precision, self._recomputed = dataset_of, precision, recomputed
-        self._cells: dict[tuple[object, ...], _Cell] = {}
-        self._last: tuple[tuple[object, ...], _Cell] | None = None
+        self._namers: dict[tuple[object, ...], Namer] = {}
+        self._last: tuple[tuple[object, ...], Namer] | None = None
+        self._trajectories: dict[tuple[int, int, Namer], array[int]] = {}
         self._treatments: dict[str, Treatment] = {}
-        self._paths: dict[tuple[int, int, int], array[int]] = {}
+        self._initial = functools.cache(Namer.initial)
+        self._treatment = functools.cache(self._new_treatment)
+        self._children_on = functools.cache(self._new_children_on)
 
     def add(self, point: Point) -> PointStates:
         """Put what `point` needs into the tree, where it is not there yet."""
-        config, cell = point.config, self._cell(point.config)
+        config, namer, tree = point.config, self._namer(point.config), self.tree
         experiment, seeds = config.experiment, config.seeds
         k, end, last = experiment.k, experiment.k + experiment.s, experiment.k + experiment.s + experiment.after
-        start = cell.initial.get(seeds.init)
-        if start is None:
-            start = self.tree.add_initial(_digest("initial", cell.untrained, seeds.init), config)
-            cell.initial[seeds.init] = start
-        clone = self._train(start, k, seeds.parent_noise, config, cell)
-        ends = lasts = tuple([self._train(clone, end, noise, config, cell) for noise in seeds.child_noise])
-        average = self._average(ends, config, cell)
+        start = tree.add_initial(self._initial(namer, seeds.init), config)
+        clone = self._train(start, k, seeds.parent_noise, config, namer)
+        ends = lasts = tuple([self._train(clone, end, noise, config, namer) for noise in seeds.child_noise])
+        weights = experiment.weights or (1 / len(ends),) * len(ends)
+        key = namer.average([tree.keys[node] for node in ends], weights, config)
+        average = tree.add_average(key, ends, weights, end, config)
         if experiment.continue_children:
-            later = self._children_on(config, cell)
-            noises = zip(ends, seeds.child_noise, strict=True)
-            lasts = tuple([self._train(node, last, noise, *later) for node, noise in noises])
-        after = self._train(average, last, seeds.average_noise, config, cell)
-        recomputed = self._probe(ends, average, end, config, cell)
-        return PointStates(self.tree, clone, ends, lasts, average, after, recomputed)
+            later, noises = self._children_on(namer, experiment.children_rate_factor), seeds.child_noise
+            lasts = tuple([self._train(node, last, noise, *later) for node, noise in zip(ends, noises, strict=True)])
+        after = self._train(average, last, seeds.average_noise, config, namer)
+        return PointStates(tree, clone, ends, lasts, average, after, self._probe(ends, average, end, config, namer))
 
-    def _train(self, start: int, last: int, noise: int, config: Config, cell: _Cell) -> int:
+    def _train(self, start: int, last: int, noise: int, config: Config, namer: Namer) -> int:
         """The node after epoch `last` of the trajectory from `start`; extends the tree."""
         tree, first = self.tree, self.tree.epochs[start]
         if first == last:
             return start
-        while len(cell.alike) < last:
-            cell.alike.append(self._alike(config, cell, len(cell.alike)))
-        # Trajectories whose rates differ only from some epoch on have the same keys up to there. An average is hardly
-        # ever trained on in two points, so its trajectory is not held.
+        # An average is hardly ever trained on in two points, so its trajectory is not held.
         held = start not in tree.averages
-        known = self._paths.setdefault((start, noise, id(cell)), array("i")) if held else array("i")
+        known = self._trajectories.setdefault((start, noise, namer), array("i")) if held else array("i")
         planned = len(tree) + max(0, last - first - len(known))
         if planned > MOST_STATES:
             raise UserError(
@@ -192,103 +233,43 @@ class _Planner:
                 f"{config.experiment.k:,}, s = {config.experiment.s:,}), and {MOST_STATES:,} is the most that can be "
                 "planned; make k, s, after, sweep.parents or sweep.children smaller"
             )
-        node = known[-1] if known else start
+        node, alike = known[-1] if known else start, namer.alike(last)
         for epoch in range(first + len(known), last):
-            alike = cell.alike[epoch]
-            key = _hash(f"{tree.keys[node]} {alike} {noise}")
-            node = tree.add_epoch(key, node, epoch + 1, noise, alike, config)
+            key = epoch_key(tree.keys[node], alike[epoch], noise)
+            node = tree.add_epoch(key, node, epoch + 1, noise, alike[epoch], config)
             known.append(node)
         return known[last - first - 1]
 
-    def _average(self, ends: tuple[int, ...], config: Config, cell: _Cell) -> int:
-        experiment = config.experiment
-        weights = experiment.weights or (1 / len(ends),) * len(ends)
-        treatment: list[object] = [experiment.momentum, experiment.batch_norm]
-        if experiment.batch_norm == "recompute":
-            treatment += [cell.context, config.seeds.statistics_noise, self._recomputed_batches(config, cell)]
-        key = _digest("average", [self.tree.keys[end] for end in ends], weights, treatment)
-        return self.tree.add_average(key, ends, weights, experiment.k + experiment.s, config)
-
-    def _probe(self, ends: tuple[int, ...], average: int, epoch: int, config: Config, cell: _Cell) -> str:
+    def _probe(self, ends: tuple[int, ...], average: int, epoch: int, config: Config, namer: Namer) -> str:
         """Probe the average and its children; returns the treatment of recomputed statistics, or ""."""
-        tree, noise, images = self.tree, config.seeds.statistics_noise, config.experiment.recompute_images
         own = Treatment(OWN, epoch, 0, 0)
-        tree.add_probe(average, own, config)
-        if epoch == 0:
-            tree.add_probe(ends[0], own, config)
+        for node in (average, *ends):
+            if not self.tree.is_epoch(node):
+                self.tree.add_probe(node, own, config)
         if not self._recomputed:
             return ""
-        treatment = cell.treatments.get((noise, images, epoch))
-        if treatment is None:
-            name = "recomputed-" + _digest(cell.context, noise, self._recomputed_batches(config, cell), epoch)[:12]
-            treatment = self._treatments.setdefault(name, Treatment(name, epoch, noise, images))
-            cell.treatments[noise, images, epoch] = treatment
+        treatment = self._treatment(namer, config.seeds.statistics_noise, config.experiment.recompute_images, epoch)
         for node in (average, *ends):
-            tree.add_probe(node, treatment, config)
+            self.tree.add_probe(node, treatment, config)
         return treatment.name
 
-    def _cell(self, config: Config) -> _Cell:
+    def _new_treatment(self, namer: Namer, noise: int, images: int, epoch: int) -> Treatment:
+        name = namer.recomputed(noise, images, epoch)
+        return self._treatments.setdefault(name, Treatment(name, epoch, noise, images))
+
+    def _new_children_on(self, namer: Namer, factor: float) -> tuple[Config, Namer]:
+        """How children are trained on after the interpolation."""
+        optimizer = namer.config.optimizer
+        later = replace(namer.config, optimizer=replace(optimizer, learning_rate=optimizer.learning_rate * factor))
+        return later, self._namer(later)
+
+    def _namer(self, config: Config) -> Namer:
         sections = (config.model, config.data, config.engine, config.augment, config.optimizer, config.schedule)
         # Points in a row share their sections, and objects that are the same compare as equal at once.
         if self._last is None or sections != self._last[0]:
-            if sections not in self._cells:
-                self._cells[sections] = self._new_cell(config)
-            self._last = sections, self._cells[sections]
+            if sections not in self._namers:
+                dataset = self._dataset_of(config)
+                self.tree.contents[contents_key(config)] = dataset.digest
+                self._namers[sections] = Namer(config, dataset, self._precision)
+            self._last = sections, self._namers[sections]
         return self._last[1]
-
-    def _new_cell(self, config: Config) -> _Cell:
-        dataset = self._dataset_of(config)
-        self.tree.contents[contents_key(config)] = dataset.digest
-        precision = self._precision if config.engine.precision == "auto" else config.engine.precision
-        settings = _settings(config, "model")
-        untrained = _digest("untrained", KEY_VERSION, settings, precision, dataset.digest, dataset.test_images)
-        context = _digest("context", untrained, _settings(config, "augment", "optimizer"), dataset.train_images)
-        return _Cell(untrained, context, dataset.train_images)
-
-    def _children_on(self, config: Config, cell: _Cell) -> tuple[Config, _Cell]:
-        """Configuration and cell of children that are trained on after the interpolation."""
-        factor = config.experiment.children_rate_factor
-        if factor not in cell.children_on:
-            rate = config.optimizer.learning_rate * factor
-            later = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=rate))
-            cell.children_on[factor] = later, self._cell(later)
-        return cell.children_on[factor]
-
-    def _alike(self, config: Config, cell: _Cell, epoch: int) -> str:
-        """A digest of the context, the epoch (from 0) and its learning rates."""
-        per_epoch = max(1, cell.train_images // config.optimizer.batch_size)
-        # Past warm-up an epoch has one rate; within, the last step's, the full rate and the length decide all others.
-        first, last = epoch * per_epoch, (epoch + 1) * per_epoch - 1
-        warm = config.schedule.warmup_iterations
-        rates: list[float] = [learning_rate(last, per_epoch, config.optimizer, config.schedule)]
-        if first < warm:
-            rates += [config.optimizer.learning_rate, warm]
-        return _digest(cell.context, epoch, rates)
-
-    def _recomputed_batches(self, config: Config, cell: _Cell) -> int:
-        """The batches that statistics are recomputed on, as the engine counts them."""
-        every = cell.train_images
-        return max(1, min(config.experiment.recompute_images or every, every) // config.optimizer.batch_size)
-
-
-def _settings(config: Config, *sections: str) -> dict[str, object]:
-    """The settings of `sections` that differ from their defaults.
-
-    A default adds nothing: a key that the schema gains later leaves older states' names as they were.
-    """
-    keys = [key for section in sections for key in section_keys(section) if key.path not in _IN_OTHER_WORDS]
-    found: dict[str, object] = {
-        key.path: value_of(config, key) for key in keys if value_of(config, key) != key.default
-    }
-    if "model.name" in found:
-        found["model.name"] = placeless(config.model.name)  # what is there is in `DataSummary.digest`
-    return found
-
-
-def _digest(*parts: object) -> str:
-    """A stable hex digest of plain values."""
-    return _hash(json.dumps(parts, sort_keys=True, separators=(",", ":")))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:_DIGITS]

@@ -5,9 +5,7 @@ many points share it. Its columns are described in `COLUMNS`, which also goes in
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import polars
@@ -16,10 +14,10 @@ from fastwi.config.keys import KEYS
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.write import config_hash
-from fastwi.experiment.planner import DataSummary, PointStates
+from fastwi.experiment.keys import DataSummary
+from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point, child_tuples
 from fastwi.experiment.tree import OWN, MeasurementKey, Tree
-from fastwi.files import atomic_path, to_json
 
 if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
@@ -52,27 +50,13 @@ COLUMNS = {
 where a measurement serves several of an axis's values."""
 
 _TYPES = {bool: polars.Boolean, int: polars.Int64, float: polars.Float64, str: polars.String}
-_OWNER_TYPES: dict[str, Any] = {
-    "k": polars.Int64, "s": polars.Int64, "alpha": polars.Float64, "parent_seed": polars.Int64,
-    "pair": polars.Int64, "network": polars.String, "child": polars.Int64, "noise": polars.Int64,
-    "stage": polars.String, "point": polars.String,
-}  # fmt: skip
-_ROW_TYPES: dict[str, Any] = {
-    "epoch": polars.Int64, "batch_norm": polars.String, "metric": polars.String, "unit": polars.String,
-    "value": polars.Float64, "state": polars.String,
+_SPAN_TYPES: dict[str, Any] = {
+    "k": polars.Int64, "s": polars.Int64, "alpha": polars.Float64, "parent_seed": polars.Int64, "pair": polars.Int64,
+    "network": polars.String, "child": polars.Int64, "noise": polars.Int64, "stage": polars.String,
+    "point": polars.String, "last": polars.Int64, "first": polars.Int64, "treatment": polars.String,
 }  # fmt: skip
 
-# What a stretch of states is in the table: values of the axes, then those of _OWNER_TYPES.
-_Owner = tuple[Any, ...]
-
-
-class Stage(str, Enum):
-    """The part of the protocol that a measurement belongs to."""
-
-    PARENT = "parent"
-    CHILDREN = "children"
-    INTERPOLATION = "interpolation"
-    AFTER = "after"
+_Row = tuple[str, int, str, str, str]  # stage, epochs done, network, state, treatment
 
 
 def point_rows(
@@ -83,24 +67,26 @@ def point_rows(
     Left out are rows that have no measurement yet, and those of recomputed batch-norm statistics where the sweep
     doesn't measure them.
     """
-    experiment, children = point.config.experiment, place.children
-    k, end = experiment.k, experiment.k + experiment.s
-    names = [f"child {i + 1}" for i in range(len(place.ends))]
-    wanted: list[tuple[Stage, int, str, str, str]] = []  # stage, epoch, network, state, treatment
-    for i, state in enumerate(place.parent):
-        wanted.append((Stage.PARENT, i + 1, "parent", state, OWN))
-    for epoch in range(k, end):
-        for name, child in zip(names, children, strict=True):
-            wanted.append((Stage.CHILDREN, epoch + 1, name, child[epoch - k], OWN))
-    for treatment in treatments(place) if (place.average, OWN) in measurements else ():
-        for name, state in zip(["average", *names], [place.average, *place.ends], strict=True):
-            wanted.append((Stage.INTERPOLATION, end, name, state, treatment))
-    for i, state in enumerate(place.after):
-        wanted.append((Stage.AFTER, end + i + 1, "average", state, OWN))
-        if experiment.continue_children:
-            for name, child in zip(names, children, strict=True):
-                wanted.append((Stage.AFTER, end + i + 1, name, child[experiment.s + i], OWN))
+    e = point.config.experiment
+    end, children = e.k + e.s, {f"child {i}": states for i, states in enumerate(place.children, 1)}
+    later = {"average": place.after, **{name: states[e.s :] for name, states in children.items()}}
+    at_end = dict(zip(["average", *children], [place.average, *place.ends], strict=True))
+    wanted: list[_Row] = [("parent", i, "parent", state, OWN) for i, state in enumerate(place.parent, 1)]
+    for i in range(e.s):
+        wanted += [("children", e.k + i + 1, name, states[i], OWN) for name, states in children.items()]
+    for treatment in treatments(place):
+        wanted += [("interpolation", end, name, state, treatment) for name, state in at_end.items()]
+    for i in range(e.after):
+        wanted += [("after", end + i + 1, name, states[i], OWN) for name, states in later.items() if states]
     return [_row(*row, measurements[row[3:]]) for row in wanted if row[3:] in measurements]
+
+
+def _row(stage: str, epoch: int, network: str, state: str, treatment: str, found: "Measurement") -> dict[str, Any]:
+    batch_norm = OWN if treatment == OWN else RECOMPUTED
+    row: dict[str, Any] = {"stage": stage, "epoch": epoch, "network": network, "batch_norm": batch_norm}
+    if stage != "interpolation":
+        row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
+    return row | {"test_loss": found.test_loss, "test_accuracy_%": found.test_accuracy}
 
 
 def treatments(place: PointStates) -> tuple[str, ...]:
@@ -145,20 +131,37 @@ def result_frame(
     results of `points[i]` are, as `plan_tree` gives it; `dataset_of` is the function that was given there.
     """
     tree, axes, tuples = places[0].tree, other_axes(spec), child_tuples(spec)
-    # By last state and treatment: states are chained, so spans with one last state are one span.
-    spans: dict[tuple[int, str], tuple[int, _Owner]] = {}
-    for point, place in zip(points, places, strict=True):
-        digest = dataset_of(point.config).digest
-        values = tuple(axis_value(path, point.values[i]) for path, i in axes.items())
-        for last, first, treatment, owner in _spans(point, place, values, tuples[point.tuple_index], digest):
-            known = spans.get((last, treatment))
-            spans[last, treatment] = first, owner if known is None else _shared(known[1], owner)
-    owners: dict[tuple[int, str], _Owner] = {}
-    for (last, treatment), (first, owner) in spans.items():
-        for node in tree.path(last, first):
-            seen = owners.get((node, treatment))  # a longer span may hold a shorter one
-            owners[node, treatment] = owner if seen is None else _shared(seen, owner)
-    return _long(spec, tree, owners, measurements)
+    # Values of axes by their place on the axis: polars compares numbers.
+    numbers = {path: {value: n for n, value in enumerate(spec.axes[i].values)} for path, i in axes.items()}
+    spans = [
+        (*(numbers[path][point.values[i]] for path, i in axes.items()), *span)
+        for point, place in zip(points, places, strict=True)
+        for span in _spans(point, place, tuples[point.tuple_index], dataset_of(point.config).digest)
+    ]
+    frame = polars.DataFrame(spans, schema=dict.fromkeys(axes, polars.Int64) | _SPAN_TYPES, orient="row")
+    # States are chained: spans with one last state are one span, and a longer one may hold a shorter.
+    frame = _shared(frame, "last", "first", "treatment")
+    nodes = [tree.path(*span) for span in frame.select("last", "first").iter_rows()]
+    frame = frame.with_columns(polars.Series("node", nodes, polars.List(polars.Int64))).drop("last", "first")
+    frame = _shared(frame.explode("node"), "node", "treatment")
+    states = [tree.keys[node] for node in frame["node"]]
+    found = [measurements.get(name) for name in zip(states, frame["treatment"], strict=True)]
+    own = polars.col("treatment") == OWN
+    frame = frame.with_columns(
+        polars.Series("state", states, polars.String),
+        polars.Series("epoch", [tree.epochs[node] for node in frame["node"]], polars.Int64),
+        polars.when(own).then(polars.lit(OWN)).otherwise(polars.lit(RECOMPUTED)).alias("batch_norm"),
+        *(polars.Series(name, [m and getattr(m, name) for m in found], polars.Float64) for name in UNITS),
+        *(
+            polars.Series(path, [axis_value(path, each) for each in spec.axes[i].values], kind).gather(frame[path])
+            for (path, i), kind in zip(axes.items(), axis_types(spec).values(), strict=True)
+        ),
+    )
+    kept = [name for name in (*axes, *COLUMNS) if name in frame.columns]
+    long = frame.select(*kept, *UNITS).with_row_index("row")
+    long = long.unpivot(UNITS, index=["row", *kept], variable_name="metric").drop_nulls("value")  # NaN stays
+    long = long.with_columns(polars.col("metric").replace_strict(UNITS).alias("unit"))
+    return long.sort("row", maintain_order=True).select(*axes, *COLUMNS)
 
 
 def divergence(row: Mapping[str, Any]) -> str:
@@ -171,96 +174,31 @@ def divergence(row: Mapping[str, Any]) -> str:
     return f"its test loss{treatment} is {row['test_loss']}"
 
 
-def write_results(
-    frame: polars.DataFrame, path: str | os.PathLike[str], columns: Mapping[str, tuple[str, str]] = COLUMNS
-) -> None:
-    """Write a table of results as Parquet, atomically; unit and meaning of its `columns` go into the file's metadata.
-
-    They are there under "fastwi.columns", as JSON: {column: {"unit": ..., "help": ...}}, axes included.
-    Raises UserError where the file cannot be written.
-    """
-    described: dict[str, dict[str, str]] = {}
-    for name in frame.columns:
-        if name in columns:
-            unit, text = columns[name]
-        elif name in KEYS:
-            unit, text = KEYS[name].unit, KEYS[name].help
-        else:
-            continue
-        described[name] = {"unit": unit, "help": text}
-    with atomic_path(path) as temporary:
-        frame.write_parquet(temporary, metadata={"fastwi.columns": to_json(described)})
-
-
-def _row(stage: Stage, epoch: int, network: str, state: str, treatment: str, found: "Measurement") -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "stage": stage.value, "epoch": epoch, "network": network,
-        "batch_norm": OWN if treatment == OWN else RECOMPUTED,
-    }  # fmt: skip
-    if stage is not Stage.INTERPOLATION:
-        row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
-    return row | {"test_loss": found.test_loss, "test_accuracy_%": found.test_accuracy}
-
-
-def _spans(
-    point: Point, place: PointStates, axes: tuple[Any, ...], numbers: tuple[int, ...], digest: str
-) -> Iterator[tuple[int, int, str, _Owner]]:
-    """What a point measures: the last of states in a row (a node), epochs done before the first, treatment, owner."""
+def _spans(point: Point, place: PointStates, numbers: tuple[int, ...], digest: str) -> Iterator[tuple[Any, ...]]:
+    """What a point measures, as `_SPAN_TYPES`: states in a row up to the node `last`, after `first` epochs."""
     config, seed, epochs = point.config, point.parent, place.tree.epochs
     k, s, seeds = config.experiment.k, config.experiment.s, config.seeds
-    at_interpolation = Stage.INTERPOLATION.value
-    parent = ("parent", None, seeds.parent_noise)
+    parent, at_end = ("parent", None, seeds.parent_noise), "interpolation"
     if k:
-        yield place.clone_node, 0, OWN, (*axes, None, None, None, seed, None, *parent, Stage.PARENT.value, None)
+        yield None, None, None, seed, None, *parent, "parent", None, place.clone_node, 0, OWN
     for number, noise, last in zip(numbers, seeds.child_noise, place.last_nodes, strict=True):
         if epochs[last] > k:
-            child = ("child", number, noise)
-            yield last, k, OWN, (*axes, k, None, None, seed, None, *child, Stage.CHILDREN.value, None)
+            yield k, None, None, seed, None, "child", number, noise, "children", None, last, k, OWN
     name = config_hash(config, digest)
-    mean = (*axes, k, s, point.alpha, seed, point.tuple_index, "average", None)
+    mean = (k, s, point.alpha, seed, point.tuple_index, "average", None)
     for treatment in treatments(place):
-        yield place.average_node, k + s - 1, treatment, (*mean, None, at_interpolation, name)
+        yield *mean, None, at_end, name, place.average_node, k + s - 1, treatment
         for number, noise, end in zip(numbers, seeds.child_noise, place.end_nodes, strict=True):
-            if treatment == OWN and (k or s):
-                continue  # measured after the network's last epoch
-            network = ("child", number, noise) if s else parent
-            yield end, k + s - 1, treatment, (*axes, k, s, None, seed, None, *network, at_interpolation, None)
+            if treatment != OWN or not (k or s):  # else it is measured after the network's last epoch
+                network = ("child", number, noise) if s else parent
+                yield k, s, None, seed, None, *network, at_end, None, end, k + s - 1, treatment
     if epochs[place.after_node] > k + s:
-        yield place.after_node, k + s, OWN, (*mean, seeds.average_noise, Stage.AFTER.value, name)
+        yield *mean, seeds.average_noise, "after", name, place.after_node, k + s, OWN
 
 
-def _shared(first: _Owner, second: _Owner) -> _Owner:
-    """The owner of what two owners share: null where they differ."""
-    if first == second:
-        return first
-    return tuple(a if a == b else None for a, b in zip(first, second, strict=True))
-
-
-def _long(
-    spec: SweepSpec,
-    tree: Tree,
-    owners: Mapping[tuple[int, str], _Owner],
-    measurements: "Mapping[MeasurementKey, Measurement]",
-) -> polars.DataFrame:
-    """One row a metric of each measurement that is there, in columns of plain values."""
-    numbers: dict[_Owner, int] = {}
-    which: list[int] = []
-    rows: dict[str, list[Any]] = {name: [] for name in _ROW_TYPES}
-    columns = tuple(rows.values())
-    for (node, treatment), owner in owners.items():
-        state, epoch = tree.keys[node], tree.epochs[node]
-        found = measurements.get((state, treatment))
-        if found is None:
-            continue
-        number = numbers.setdefault(owner, len(numbers))
-        batch_norm = OWN if treatment == OWN else RECOMPUTED
-        for metric, unit in UNITS.items():
-            value = getattr(found, metric)
-            if value is not None:  # NaN is a measurement: of a network that diverged
-                which.append(number)
-                for column, each in zip(columns, (epoch, batch_norm, metric, unit, value, state), strict=True):
-                    column.append(each)
-    types = axis_types(spec)
-    owned = polars.DataFrame(list(numbers), schema=types | _OWNER_TYPES, orient="row")
-    long = polars.concat([owned[which], polars.DataFrame(rows, schema=_ROW_TYPES)], how="horizontal")
-    return long.select(*types, *COLUMNS)
+def _shared(frame: polars.DataFrame, *keys: str) -> polars.DataFrame:
+    """A row for each combination of `keys`, in order, with what all of its rows share; null where they differ."""
+    others = [polars.col(name) for name in frame.columns if name not in keys]
+    return frame.group_by(keys, maintain_order=True).agg(
+        polars.when(c.n_unique() == 1).then(c.first()) for c in others
+    )

@@ -11,7 +11,7 @@ from fastwi.config.schema import Config
 from fastwi.config.write import to_yaml
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.networks import source_change
-from fastwi.experiment.opened import PlannedSweep
+from fastwi.experiment.planner import PlannedSweep
 from fastwi.files import atomic_open, to_json, write_text
 from fastwi.sealed import MANIFEST, read_sealed, sealed_yaml, write_sealed
 

@@ -10,7 +10,7 @@ from fastwi.experiment.points import Point
 from fastwi.experiment.tree import OWN, MeasurementKey, Tree
 
 if TYPE_CHECKING:
-    from fastwi.experiment.opened import PlannedSweep
+    from fastwi.experiment.planner import PlannedSweep
     from fastwi.experiment.store import Measurement
 
 

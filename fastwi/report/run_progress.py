@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from fastwi.experiment.opened import PlannedSweep
+from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.results import point_rows
 from fastwi.experiment.rundir import RunDirectory
 from fastwi.experiment.store import Measurement, Store

@@ -4,8 +4,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from fastwi.config.sweep import KEEP
-from fastwi.experiment.opened import PlannedSweep
-from fastwi.experiment.planner import kept_states
+from fastwi.experiment.planner import PlannedSweep, kept_states
 
 if TYPE_CHECKING:
     from fastwi.experiment.resources import Resources

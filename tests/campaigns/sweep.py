@@ -24,7 +24,7 @@ import polars
 from data_prep import prepare
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.config.write import to_yaml
-from fastwi.experiment.opened import plan_sweep
+from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.results import point_rows
 from fastwi.experiment.store import Store
 from fastwi.experiment.todo import naive_epochs

@@ -8,7 +8,7 @@ import pytest
 import fastwi.report.progress
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.engine.precision import Choice
-from fastwi.experiment.opened import plan_sweep
+from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import Store
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train

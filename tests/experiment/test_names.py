@@ -34,7 +34,7 @@ from fastwi.config.keys import KEYS
 from fastwi.config.schema import EngineConfig
 from fastwi.config.sweep import SweepSpec
 from fastwi.engine.device import resolve_dtype
-from fastwi.experiment.opened import plan_sweep
+from fastwi.experiment.planner import plan_sweep
 from fastwi.kernels.cpu import library
 from fastwi.models.registry import _BUILDERS, build_model
 

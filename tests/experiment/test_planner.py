@@ -12,7 +12,8 @@ from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.config.write import to_mapping
 from fastwi.errors import UserError
 from fastwi.experiment import planner
-from fastwi.experiment.planner import DataSummary, PointStates, kept_states, plan_tree
+from fastwi.experiment.keys import DataSummary
+from fastwi.experiment.planner import PointStates, kept_states, plan_tree
 from fastwi.experiment.points import Point, points
 from fastwi.experiment.todo import naive_epochs
 from fastwi.experiment.tree import OWN, Average, Epoch, Tree

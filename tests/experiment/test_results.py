@@ -19,9 +19,9 @@ from fastwi.experiment.results import (
     missing_measurements,
     point_rows,
     result_frame,
-    write_results,
 )
 from fastwi.experiment.tree import OWN
+from fastwi.report.frames import write_frame
 
 ROWS = {
     "all of it": (
@@ -233,7 +233,7 @@ def test_file(tmp_path, seed):
     every, places, tree = planned(spec)
     frame = result_frame(spec, every, places, drawn(tree, seed), dataset_of)
     path = tmp_path / "sweep" / "results.parquet"
-    write_results(frame, path)
+    write_frame(frame, path, COLUMNS)
     assert polars.read_parquet(path).equals(frame)
     assert [each.name for each in path.parent.iterdir()] == ["results.parquet"]
     described = json.loads(polars.read_parquet_metadata(path)["fastwi.columns"])
@@ -241,5 +241,5 @@ def test_file(tmp_path, seed):
     assert described["epoch"] == {"unit": "epochs", "help": COLUMNS["epoch"][1]}
     assert described["optimizer.learning_rate"]["help"].startswith("initial learning rate")
     with pytest.raises(UserError, match=r"results\.parquet.*cannot be written") as caught:
-        write_results(frame, path / "results.parquet")  # a file where the directory should be
+        write_frame(frame, path / "results.parquet", COLUMNS)  # a file where the directory should be
     assert "\n" not in str(caught.value)

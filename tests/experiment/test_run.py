@@ -13,7 +13,7 @@ from fastwi.config.schema import Config
 from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split
 from fastwi.engine.loop import LoopEngine
-from fastwi.experiment.opened import PlannedSweep, plan_run
+from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.experiment.resources import build_network
 from fastwi.experiment.results import divergence, point_rows
 from fastwi.experiment.rundir import RunDirectory

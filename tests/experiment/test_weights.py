@@ -18,7 +18,7 @@ from fastwi.config.write import config_hash
 from fastwi.data.card import read_card
 from fastwi.errors import CheckpointError
 from fastwi.experiment.contents import result_digest
-from fastwi.experiment.opened import plan_sweep
+from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.resources import build_network
 from fastwi.models.registry import build_model
 from fastwi.population import Population

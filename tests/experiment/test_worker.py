@@ -15,13 +15,14 @@ import fastwi
 from data_prep.dataset import Dataset, Split, silent
 from data_prep.digits import load_digits
 from data_prep.write import write_dataset
+from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.beton import StoredBeton
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.errors import UserError
 from fastwi.experiment.distributed import _Actor
-from fastwi.experiment.opened import OpenedSweep, PlannedSweep, plan_sweep
+from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.store import Measurement, Store
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.experiment.worker import Job, Outcome, Worker

@@ -12,8 +12,9 @@ from drawn_measurements import drawn, planned, spec_of
 
 from fastwi.analysis.statistics import mean_estimate
 from fastwi.config.keys import KEYS
-from fastwi.experiment.results import missing_measurements, point_rows, write_results
+from fastwi.experiment.results import missing_measurements, point_rows
 from fastwi.experiment.tree import OWN
+from fastwi.report.frames import write_frame
 from fastwi.report.summary import gain
 from fastwi.report.sweep import GAIN_COLUMNS, after_table, cell_table, cells, gains, summary_markdown
 
@@ -223,7 +224,7 @@ def test_gains_file_says_what_its_columns_are(tmp_path, seed):
     spec = SPECS["axes"]
     every, places, tree = planned(spec)
     frame = gains(spec, every, places, drawn(tree, seed))
-    write_results(frame, tmp_path / "gains.parquet", GAIN_COLUMNS)
+    write_frame(frame, tmp_path / "gains.parquet", GAIN_COLUMNS)
     assert polars.read_parquet(tmp_path / "gains.parquet").equals(frame)
     described = json.loads(polars.read_parquet_metadata(tmp_path / "gains.parquet")["fastwi.columns"])
     assert list(described) == frame.columns

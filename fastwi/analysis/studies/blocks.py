@@ -13,7 +13,7 @@ from fastwi.analysis.studies.pairs import PAIR_COLUMNS, SPLITS, Bench, Tell, fra
 from fastwi.config.analysis import AnalysisOptions
 
 if TYPE_CHECKING:
-    from fastwi.experiment.opened import OpenedSweep
+    from fastwi.analysis.studies.opened import OpenedSweep
     from fastwi.population import Layout
 
 WHOLE = "all"

@@ -11,13 +11,13 @@ from typing import Any
 
 import polars
 
+from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.config.analysis import AnalysisOptions, chosen_cells
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, even_subset
 from fastwi.errors import UserError
-from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point, child_tuples
 from fastwi.experiment.results import axis_types, axis_value, other_axes, treatments

@@ -20,7 +20,7 @@ from fastwi.config.analysis import AnalysisOptions
 if TYPE_CHECKING:
     from fastwi.analysis.evaluator import Values
     from fastwi.analysis.line import LineResult
-    from fastwi.experiment.opened import OpenedSweep
+    from fastwi.analysis.studies.opened import OpenedSweep
 
 MIDDLE = 0.5
 _SNAP = 1e-9  # a place this near to an end or the middle is meant to be it

@@ -36,10 +36,10 @@ from fastwi.analysis.studies.chosen import (
     pair_types,
     recomputed,
 )
+from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.analysis.studies.pairs import Tell
 from fastwi.analysis.trajectory import ema_weights, lawa_weights, trajectory_averages
 from fastwi.config.analysis import AnalysisOptions
-from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.results import treatments
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.population import Population

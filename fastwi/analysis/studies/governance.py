@@ -25,12 +25,12 @@ from fastwi.analysis.distance import function_distances, weight_distances
 from fastwi.analysis.evaluator import AVERAGED, RECOMPUTED, Evaluator, Recomputation
 from fastwi.analysis.statistics import Estimate, spearman
 from fastwi.analysis.studies.chosen import PAIR_COLUMNS, ChosenPair, chosen_pairs, pair_types, part_of
+from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.analysis.studies.pairs import Tell
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.schema import Config
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
-from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.results import treatments
 from fastwi.experiment.tree import OWN

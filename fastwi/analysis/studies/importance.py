@@ -32,11 +32,11 @@ from fastwi.analysis.studies.chosen import (
     part_of,
     recomputed,
 )
+from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.analysis.studies.pairs import Tell
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.data.resident import ResidentDataset
 from fastwi.errors import UserError
-from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.results import RECOMPUTED, axis_types
 from fastwi.experiment.tree import OWN
 

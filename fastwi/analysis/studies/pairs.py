@@ -17,8 +17,8 @@ from fastwi.experiment.results import axis_types, axis_value, other_axes
 
 if TYPE_CHECKING:
     from fastwi.analysis.evaluator import Evaluator, Recomputation
+    from fastwi.analysis.studies.opened import OpenedSweep
     from fastwi.data.resident import ResidentDataset
-    from fastwi.experiment.opened import OpenedSweep
 
 Tell = Callable[[int, int], None]  # done, total
 

@@ -13,7 +13,7 @@ from fastwi.analysis.studies.pairs import PAIR_COLUMNS, Bench, Pair, Tell, frame
 from fastwi.config.analysis import AnalysisOptions
 
 if TYPE_CHECKING:
-    from fastwi.experiment.opened import OpenedSweep
+    from fastwi.analysis.studies.opened import OpenedSweep
 
 POINTS = ("parent", "A", "B", "average")
 _WEIGHTS_43 = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.5, 0.5]])  # of O, A and B

@@ -7,10 +7,10 @@ from importlib import import_module
 import pytest
 from studied_sweep import studied_sweep
 
+from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.analyze import STUDIES
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.errors import UserError
-from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.tree import OWN
 
 OPTIONS = AnalysisOptions(

@@ -12,13 +12,13 @@ from finished_sweeps import close, contents, mixed, pair, plainly, stored, train
 
 from fastwi.analysis.studies.blocks import blocks
 from fastwi.analysis.studies.connectivity import connectivity, line_places
+from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.analysis.studies.pairs import pairs_of
 from fastwi.analysis.studies.plane import plane
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.data.resident import load_split
 from fastwi.errors import UserError
-from fastwi.experiment.opened import OpenedSweep
 from fastwi.experiment.tree import OWN
 from fastwi.report.studies import blocks as blocks_report
 from fastwi.report.studies import connectivity as connectivity_report

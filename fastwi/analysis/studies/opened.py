@@ -1,108 +1,23 @@
-"""A sweep planned on the datasets that are there, and a finished one opened for analyses."""
+"""A finished sweep opened for studies: which points are measured, and any state as a population."""
 
-import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fastwi.config.schema import Config, DataConfig, EngineConfig
-from fastwi.config.sweep import KEEP, SweepOptions, SweepSpec
+from fastwi.config.sweep import KEEP, SweepSpec
 from fastwi.config.sweepaxes import show_value
-from fastwi.data.card import Card, read_card
 from fastwi.errors import UserError
-from fastwi.experiment.contents import result_digest
-from fastwi.experiment.networks import source_change, sources_of
-from fastwi.experiment.planner import DataSummary, PointStates, kept_states, plan_tree
-from fastwi.experiment.points import Point, child_seeds, points
+from fastwi.experiment.networks import source_change
+from fastwi.experiment.planner import kept_states, plan_sweep
+from fastwi.experiment.points import Point
 from fastwi.experiment.todo import lost_with, stopped_states, without_lost
-from fastwi.experiment.tree import MeasurementKey, Tree
+from fastwi.experiment.tree import MeasurementKey
 
 if TYPE_CHECKING:
-    from fastwi.engine.precision import Choice
     from fastwi.experiment.store import Measurement
     from fastwi.population import Population
-
-
-@dataclass(frozen=True)
-class PlannedSweep:
-    """A sweep's points, the tree that they make, and each point's place in it.
-
-    The points' configurations name a precision; `auto` is what engine.precision: auto stood for, None where no point
-    had it. `networks`: the sources of the user's own (`fastwi.experiment.networks.sources_of`).
-    """
-
-    spec: SweepSpec
-    points: list[Point]
-    tree: Tree
-    places: list[PointStates]
-    dataset_of: Callable[[Config], DataSummary]
-    auto: "Choice | None"
-    networks: dict[str, dict[str, Any]]
-
-
-def plan_run(config: Config, store: Path) -> PlannedSweep:
-    """Plan a run as a sweep of one point, on a store of its own."""
-    seeds = replace(config.seeds, child_noise=child_seeds(config))
-    point = Point((), config.seeds.init, 0, None, replace(config, seeds=seeds))
-    return plan_sweep(SweepSpec(config, options=SweepOptions(store=str(store))), [point])
-
-
-def plan_sweep(spec: SweepSpec, some: Iterable[Point] | None = None) -> PlannedSweep:
-    """Plan `some` points of a sweep (default: all). Reads the datasets' cards, not their images.
-
-    Raises UserError where a dataset is not there or is smaller than a batch.
-    """
-    from fastwi.experiment.store.precision import precision_of_store
-
-    cards: dict[str, Card] = {}
-    datasets: dict[tuple[DataConfig, str, str], DataSummary] = {}
-
-    def dataset_of(config: Config) -> DataSummary:
-        data = config.data
-        key = (data, config.model.name, config.model.weights)
-        if key not in datasets:
-            if data.path not in cards:
-                cards[data.path] = read_card(Path(data.path))
-            card = cards[data.path]
-            counts = [
-                min(asked or card.counts[split], card.counts[split])
-                for split, asked in (("train", data.train_images), ("test", data.test_images))
-            ]
-            datasets[key] = DataSummary(result_digest(card, config), *counts)
-        _check_batch(config, datasets[key].train_images)
-        return datasets[key]
-
-    every = list(points(spec) if some is None else some)
-    auto = None
-    if any(point.config.engine.precision == "auto" for point in every):
-        auto = precision_of_store(Path(spec.options.store), spec.base.engine)
-        every = _in_precision(every, auto.precision)
-    precision = auto.precision if auto else spec.base.engine.precision
-    tree, places = plan_tree(every, dataset_of, precision, spec.options.measure, spec.options.keep)
-    networks = sources_of({point.config.model.name for point in every})
-    return PlannedSweep(spec, every, tree, places, dataset_of, auto, networks)
-
-
-def _in_precision(every: Iterable[Point], precision: str) -> list[Point]:
-    """The points with engine.precision: auto as `precision`: no worker decides for itself."""
-
-    @functools.cache
-    def resolved(engine: EngineConfig) -> EngineConfig:
-        return replace(engine, precision=precision) if engine.precision == "auto" else engine
-
-    return [replace(point, config=replace(point.config, engine=resolved(point.config.engine))) for point in every]
-
-
-def _check_batch(config: Config, train_images: int) -> None:
-    """Raise UserError where not even one batch can be made of the training images."""
-    if train_images < config.optimizer.batch_size:
-        raise UserError(
-            f"optimizer.batch_size: {config.optimizer.batch_size} is more than the {train_images} training "
-            "images; give a smaller one"
-        )
 
 
 class OpenedSweep:

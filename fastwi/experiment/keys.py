@@ -1,0 +1,113 @@
+"""What names states and treatments: digests of all that decides them (`fastwi.experiment.tree`)."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastwi.config.keys import section_keys
+from fastwi.config.schema import Config
+from fastwi.config.write import value_of
+from fastwi.engine.schedule import learning_rate
+from fastwi.models.names import placeless
+
+KEY_VERSION = 2
+"""Raise it when the same key would name another result: a default or the meaning of a setting changed."""
+
+_IN_OTHER_WORDS = frozenset({"optimizer.learning_rate", "model.weights"})
+"""Keys that decide by the rate of each epoch, and by the content of the file (`DataSummary.digest`)."""
+
+_DIGITS = 32  # 128 bits: no two of any number of trajectories ever meet
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What a configuration's data is: what names its content, and how many images training and testing use.
+
+    `digest`: `fastwi.experiment.contents.result_digest`, which also has the source of a network that is the user's
+    own and the weights that parents start from.
+    """
+
+    digest: str
+    train_images: int
+    test_images: int
+
+
+class Namer:
+    """Gives the keys of all configurations that differ in `seeds` and `experiment` only."""
+
+    def __init__(self, config: Config, data: DataSummary, precision: str) -> None:
+        """`precision` is what engine.precision: auto means."""
+        self.config, self._images = config, data.train_images
+        self._per_epoch = max(1, data.train_images // config.optimizer.batch_size)
+        precision = precision if config.engine.precision == "auto" else config.engine.precision
+        # What decides a parent before its first epoch and its measurement, beside its seed.
+        self._untrained = _digest(
+            "untrained", KEY_VERSION, _settings(config, "model"), precision, data.digest, data.test_images
+        )
+        # What decides any epoch beside its start, noise and learning rates.
+        self._context = _digest("context", self._untrained, _settings(config, "augment", "optimizer"), self._images)
+        self._alike: list[str] = []
+
+    def initial(self, seed: int) -> str:
+        """The key of a parent at initialisation."""
+        return _digest("initial", self._untrained, seed)
+
+    def alike(self, last: int) -> list[str]:
+        """For each of at least `last` epochs from initialisation a digest of the context, the epoch and its rates."""
+        for epoch in range(len(self._alike), last):
+            self._alike.append(_digest(self._context, epoch, self._rates(epoch)))
+        return self._alike
+
+    def _rates(self, epoch: int) -> list[float]:
+        # Past warm-up an epoch has one rate; within, the last step's, the full rate and the length decide all others.
+        optimizer, schedule = self.config.optimizer, self.config.schedule
+        first, last = epoch * self._per_epoch, (epoch + 1) * self._per_epoch - 1
+        rate = learning_rate(last, self._per_epoch, optimizer, schedule)
+        warm = schedule.warmup_iterations
+        return [rate, optimizer.learning_rate, warm] if first < warm else [rate]
+
+    def average(self, children: Sequence[str], weights: Sequence[float], config: Config) -> str:
+        """The key of the average of the states `children`, as a configuration treats averages."""
+        experiment = config.experiment
+        treatment: list[object] = [experiment.momentum, experiment.batch_norm]
+        if experiment.batch_norm == "recompute":
+            noise = config.seeds.statistics_noise
+            treatment += [self._context, noise, self._batches(experiment.recompute_images)]
+        return _digest("average", children, weights, treatment)
+
+    def recomputed(self, noise: int, images: int, epoch: int) -> str:
+        """The name of batch-norm statistics' recomputation on `images` images (0: all) at `epoch`."""
+        return "recomputed-" + _digest(self._context, noise, self._batches(images), epoch)[:12]
+
+    def _batches(self, images: int) -> int:
+        """The batches that statistics are recomputed on, as the engine counts them."""
+        return max(1, min(images or self._images, self._images) // self.config.optimizer.batch_size)
+
+
+def epoch_key(before: str, alike: str, noise: int) -> str:
+    """The key of the state that an epoch makes of the state `before`."""
+    return _hash(f"{before} {alike} {noise}")
+
+
+def _settings(config: Config, *sections: str) -> dict[str, object]:
+    """The settings of `sections` that differ from their defaults.
+
+    A default adds nothing: a key that the schema gains later leaves older states' names as they were.
+    """
+    keys = [key for section in sections for key in section_keys(section) if key.path not in _IN_OTHER_WORDS]
+    found: dict[str, object] = {
+        key.path: value_of(config, key) for key in keys if value_of(config, key) != key.default
+    }
+    if "model.name" in found:
+        found["model.name"] = placeless(config.model.name)  # what is there is in `DataSummary.digest`
+    return found
+
+
+def _digest(*parts: object) -> str:
+    """A stable hex digest of plain values."""
+    return _hash(json.dumps(parts, sort_keys=True, separators=(",", ":")))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:_DIGITS]
