@@ -185,9 +185,9 @@ def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -
             examples.setdefault(kind, config)
         costs[kind] = costs.get(kind, 0.0) + cost_of(planned, task)
     seconds = 0.0
-    for kind, config in examples.items():
+    for each, config in examples.items():
         engine, network = resources.tried_engine(config), resources.network(config)
-        seconds += costs[kind] / measure_rates(engine, network, *resources.splits(config)).trained_per_s
+        seconds += costs[each] / measure_rates(engine, network, *resources.splits(config)).trained_per_s
     sizes, keep, lines = kept_bytes(planned, resources), planned.spec.options.keep, tree_lines(planned)
     if request.json:
         print(to_json({

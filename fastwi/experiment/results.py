@@ -159,7 +159,7 @@ def result_frame(
     )
     kept = [name for name in (*axes, *COLUMNS) if name in frame.columns]
     long = frame.select(*kept, *UNITS).with_row_index("row")
-    long = long.unpivot(UNITS, index=["row", *kept], variable_name="metric").drop_nulls("value")  # NaN stays
+    long = long.unpivot(list(UNITS), index=["row", *kept], variable_name="metric").drop_nulls("value")  # NaN stays
     long = long.with_columns(polars.col("metric").replace_strict(UNITS).alias("unit"))
     return long.sort("row", maintain_order=True).select(*axes, *COLUMNS)
 
