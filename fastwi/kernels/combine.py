@@ -1,20 +1,25 @@
-"""Weighted sums of networks: n-way averages, and the networks at many places on a line.
+"""Copies and weighted sums of rows: n-way averages, and the networks at many places on a line.
 
-Summed in float64, member by member, and rounded once. A matrix product would be quicker, but its library chooses how
-to sum by the processor and by the number of rows. Here a sum is the same bit for bit on every machine, beside any
-other, and of two networks in either order; the mean of two is the exact mean, rounded.
+Sums are made in float64, member by member, and rounded once. A matrix product would be quicker, but its library
+chooses how to sum by the processor and by the number of rows. Here a sum is the same bit for bit on every machine,
+beside any other, and of two networks in either order; the mean of two is the exact mean, rounded.
+
+All sums are one pass: of `combine.cpp` on a CPU, of a Triton kernel on a GPU. Where neither can be built, torch sums
+row after row. All three give the same bits.
 
 Symbols: L sums of T terms in all; P columns.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fastwi.kernels.cpu import library
+from fastwi.kernels.interpolate import has_triton
 
 COLUMNS = 1 << 20  # at a time: 8 MB in float64
 
@@ -33,21 +38,41 @@ class Terms:
     weight_T: NDArray[np.float64]
 
     @classmethod
-    def of(cls, rows_of_L: Sequence[Sequence[tuple[int, int]]], weights_of_L: Sequence[Sequence[float]]) -> "Terms":
-        """Sum l has the rows (matrix, row) rows_of_L[l]; those of weight zero take no part.
+    def of(
+        cls, counts_L: Sequence[int], rows_T2: NDArray[np.int64], weights_of_L: Sequence[Sequence[float]]
+    ) -> "Terms":
+        """Sum l has the next counts_L[l] of the rows (matrix, row); those of weight zero take no part.
 
         Raises ValueError unless there is one weight a row, and all are finite.
         """
-        counts = [len(rows) for rows in rows_of_L]
-        if counts != [len(weights) for weights in weights_of_L]:
+        if list(counts_L) != list(map(len, weights_of_L)):
             raise ValueError("every sum needs one weight for each of its rows")
-        rows_T2 = np.array([row for rows in rows_of_L for row in rows], dtype=np.int64).reshape(-1, 2)
         weight_T = np.array([weight for weights in weights_of_L for weight in weights], dtype=np.float64)
         if not np.isfinite(weight_T).all():
             raise ValueError("weights must be finite")
         taken = weight_T != 0
-        sum_T = np.repeat(np.arange(len(counts)), counts)[taken]
-        return cls(len(counts), sum_T, rows_T2[taken, 0], rows_T2[taken, 1], weight_T[taken])
+        sum_T = np.repeat(np.arange(len(counts_L)), counts_L)[taken]
+        matrix_T, row_T = rows_T2[taken].T
+        return cls(len(counts_L), sum_T, matrix_T, row_T, weight_T[taken])
+
+
+@torch.no_grad()
+def copy_rows_(
+    result_LP: Tensor, matrices: Sequence[Tensor], matrix_L: NDArray[np.int64], row_L: NDArray[np.int64]
+) -> None:
+    """Overwrite row l of `result_LP` with row row_L[l] of matrices[matrix_L[l]].
+
+    All have one dtype, P columns, contiguous rows, one device. Raises ValueError as `combine_rows_` does.
+    """
+    result_at_L, row_at_L = _checked_addresses(result_LP, matrices, matrix_L, row_L, len(row_L))
+    if result_LP.device.type == "cpu" and (kernels := library()) is not None:
+        row_bytes = result_LP.shape[1] * result_LP.element_size()
+        kernels.copy_rows(
+            result_at_L.ctypes.data, row_at_L.ctypes.data, len(row_at_L), row_bytes, torch.get_num_threads()
+        )
+        return
+    views = [matrix.unbind(0) for matrix in matrices]
+    torch._foreach_copy_(list(result_LP.unbind(0)), [views[m][row] for m, row in zip(matrix_L, row_L, strict=True)])
 
 
 @torch.no_grad()
@@ -55,17 +80,36 @@ def combine_rows_(result_LP: Tensor, matrices: Sequence[Tensor], terms: Terms) -
     """Overwrite row l of `result_LP` with sum l of `terms` over rows of `matrices`.
 
     All are float32 with P columns, rows contiguous, on one device. A row that is in no term is not read. Raises
-    ValueError for other matrices, for rows that are not there, and where a row of the result is in a term.
+    ValueError for other matrices, for rows that are not there, and where a row of the result is also read.
     """
-    _check(result_LP, matrices, terms)
+    if result_LP.dtype != torch.float32:
+        raise ValueError(f"sums are float32, not {result_LP.dtype}")
+    result_at_L, row_at_T = _checked_addresses(result_LP, matrices, terms.matrix_T, terms.row_T, terms.sums)
+    L, P = result_LP.shape
+    if not L or not P:
+        return
+    starts = np.searchsorted(terms.sum_T, np.arange(L + 1))
+    if has_triton(result_LP.device):
+        from fastwi.kernels.combine_triton import launch
+
+        launch(result_at_L, row_at_T, terms.weight_T, starts, P, result_LP.device)
+    elif result_LP.device.type == "cpu" and (kernels := library()) is not None:
+        arrays = (result_at_L, row_at_T, terms.weight_T, starts)
+        kernels.combine_rows(*(array.ctypes.data for array in arrays), L, P, torch.get_num_threads())
+    else:
+        combine_reference_(result_LP, matrices, terms)
+
+
+def combine_reference_(result_LP: Tensor, matrices: Sequence[Tensor], terms: Terms) -> None:
+    """`combine_rows_` in torch's own functions, unchecked."""
+    result_LP.zero_()
+    views = [matrix.unbind(0) for matrix in matrices]
     starts = np.searchsorted(terms.sum_T, np.arange(terms.sums + 1))
     for result_P, first, last in zip(result_LP, starts[:-1], starts[1:], strict=True):
-        rows = [matrices[terms.matrix_T[t]][terms.row_T[t]] for t in range(first, last)]
-        for start in range(0, len(result_P), COLUMNS):
+        rows = [views[terms.matrix_T[t]][terms.row_T[t]] for t in range(first, last)]
+        for start in range(0, len(result_P) if rows else 0, COLUMNS):
             columns = slice(start, start + COLUMNS)
-            views = [row[columns] for row in rows]
-            weights = terms.weight_T[first:last].tolist()
-            result_P[columns] = weighted_sum(views, weights) if views else 0.0
+            result_P[columns] = weighted_sum([row[columns] for row in rows], terms.weight_T[first:last].tolist())
 
 
 @torch.no_grad()
@@ -79,28 +123,27 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total.to(tensors[0].dtype)
 
 
-def _addresses(matrices: Sequence[Tensor], matrix_T: NDArray[np.int64], row_T: NDArray[np.int64]) -> NDArray[Any]:
-    """The address in memory of each row."""
-    bases = np.array([matrix.data_ptr() for matrix in matrices])
-    strides = np.array([matrix.stride(0) * matrix.element_size() for matrix in matrices])
-    return bases[matrix_T] + row_T * strides[matrix_T]
-
-
-def _check(result_LP: Tensor, matrices: Sequence[Tensor], terms: Terms) -> None:
-    """Raise ValueError unless `combine_rows_` takes these."""
+def _checked_addresses(
+    result_LP: Tensor, matrices: Sequence[Tensor], matrix_T: NDArray[np.int64], row_T: NDArray[np.int64], rows: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The addresses in memory of the rows of the result and of each term. Raises ValueError where they don't fit."""
     for matrix in (result_LP, *matrices):
         same = matrix.device == result_LP.device and matrix.shape[1:] == result_LP.shape[1:] and matrix.ndim == 2
-        if not same or matrix.dtype != torch.float32 or (matrix.shape[1] > 1 and matrix.stride(1) != 1):
+        if not same or matrix.dtype != result_LP.dtype or (matrix.shape[1] > 1 and matrix.stride(1) != 1):
             raise ValueError(
-                f"a matrix is {matrix.dtype} {tuple(matrix.shape)} on {matrix.device}, strides {matrix.stride()}; "
-                f"it needs to be float32, {result_LP.shape[1]} wide, on {result_LP.device}, its rows contiguous"
+                f"a matrix is {matrix.dtype} {tuple(matrix.shape)} on {matrix.device}, strides {matrix.stride()}; it "
+                f"must be {result_LP.dtype}, {result_LP.shape[1]} wide, on {result_LP.device}, its rows contiguous"
             )
-    if len(result_LP) != terms.sums:
-        raise ValueError(f"the result has {len(result_LP)} rows for {terms.sums} sums; it needs one for each")
-    members = np.array([len(matrix) for matrix in matrices])
-    outside = (terms.row_T < 0) | (terms.row_T >= members[terms.matrix_T])
+    if len(result_LP) != rows:
+        raise ValueError(f"there are {len(result_LP)} rows for {rows} results; there needs to be one for each")
+    members = np.array(list(map(len, matrices)))
+    outside = (row_T < 0) | (row_T >= members[matrix_T])
     if outside.any():
-        raise ValueError(f"a sum names row {terms.row_T[outside][0]}; there are rows 0 to {members.min() - 1}")
-    results = _addresses([result_LP], np.zeros(terms.sums, dtype=np.int64), np.arange(terms.sums))
-    if result_LP.shape[1] and np.isin(results, _addresses(matrices, terms.matrix_T, terms.row_T)).any():
-        raise ValueError("a row of the result is also a term of a sum; write the sums to other rows")
+        raise ValueError(f"row {row_T[outside][0]} is named; there are rows 0 to {members[matrix_T][outside][0] - 1}")
+    result_at = result_LP.data_ptr() + np.arange(rows) * (result_LP.stride(0) * result_LP.element_size())
+    bases = np.array([matrix.data_ptr() for matrix in matrices])
+    strides = np.array([matrix.stride(0) * matrix.element_size() for matrix in matrices])
+    row_at = bases[matrix_T] + row_T * strides[matrix_T]
+    if result_LP.shape[1] and not set(result_at.tolist()).isdisjoint(row_at.tolist()):
+        raise ValueError("a row is both read and written; write the results to other rows")
+    return result_at, row_at

@@ -1,4 +1,4 @@
-"""Builds and loads `cpu.cpp` and `winograd.cpp`, once a machine, with GNU's C++ compiler.
+"""Builds and loads the `.cpp` files beside it, once a machine, with GNU's C++ compiler.
 
 The library has no Python or torch headers in it, so it compiles in a few seconds. It is kept in the user's
 cache directory under a hash of source, flags, compiler and processor; where that directory cannot be used, the
@@ -22,7 +22,7 @@ from fastwi.errors import UserError
 from fastwi.files import atomic_path
 from fastwi.kernels.compiler import compilers
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp", "combine.cpp"))
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("products.h", "transforms.h"))
 _FLAGS = (
     "-O3",
@@ -110,6 +110,8 @@ def library() -> ctypes.CDLL | None:
         function.argtypes, function.restype = [pointer] * 2 + [long] * 8 + [integer], None
     loaded.winograd_convolve.argtypes = [pointer] * 4 + [long] * 5 + [integer, pointer, integer]
     loaded.winograd_weight_gradient.argtypes = [pointer] * 3 + [long] * 5 + [pointer, integer]
+    loaded.copy_rows.argtypes, loaded.copy_rows.restype = [pointer] * 2 + [long] * 2 + [integer], None
+    loaded.combine_rows.argtypes, loaded.combine_rows.restype = [pointer] * 4 + [long] * 2 + [integer], None
     loaded.winograd_convolve.restype = loaded.winograd_weight_gradient.restype = None
     loaded.winograd_floats.argtypes, loaded.winograd_floats.restype = [long] * 4 + [integer], long
     for name in ("work_doubles", "work_floats"):

@@ -118,13 +118,12 @@ class Population:
         rows = zip(*(population._matrices() for population in populations), strict=True)
         return cls(first.layout, *(torch.cat(matrices) for matrices in rows))
 
-    @classmethod
-    def gather(cls, members: Sequence[Member]) -> "Population":
-        """Copies of (population, row) after (population, row) in fresh memory, momentum included.
+    @staticmethod
+    def gather(members_L: Sequence[Member], into: "Population | None" = None) -> "Population":
+        """Copies of rows of any populations. See `fastwi.population.rows.gather`."""
+        from fastwi.population.rows import gather
 
-        Raises ValueError for none or for different layouts, IndexError for a row that is not there.
-        """
-        return cls.stack([population[row] for population, row in members])
+        return gather(members_L, into)
 
     @property
     def members(self) -> int:
@@ -225,11 +224,11 @@ class Population:
     def averages(
         members_of_L: Sequence[Sequence[Member]],
         weights_of_L: Sequence[Sequence[float]],
-        momentum: str = "reset",
+        momentum: str | None = "reset",
         into: "Population | None" = None,
     ) -> "Population":
-        """L weighted averages in one pass. See `fastwi.population.averages.averages`."""
-        from fastwi.population.averages import averages
+        """L weighted averages of rows of any populations in one pass. See `fastwi.population.rows.averages`."""
+        from fastwi.population.rows import averages
 
         return averages(members_of_L, weights_of_L, momentum, into)
 

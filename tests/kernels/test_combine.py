@@ -1,22 +1,50 @@
 """Weighted sums of rows against float64, the exact mean of two, and sums that nothing beside them changes."""
 
 import random
+from collections.abc import Callable
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fastwi.kernels import combine
-from fastwi.kernels.combine import Terms, combine_rows_, weighted_sum
+from fastwi.kernels.combine import Terms, combine_rows_, copy_rows_, weighted_sum
+from fastwi.kernels.cpu import library
 
 
-def combined(weights_LM: Tensor, x_MP: Tensor) -> Tensor:
-    """The sums of all rows of x_MP with each row of weights."""
-    rows_of_L = [[(0, m) for m in range(len(x_MP))]] * len(weights_LM)
-    result_LP = x_MP.new_empty(len(weights_LM), x_MP.shape[1])
-    combine_rows_(result_LP, [x_MP], Terms.of(rows_of_L, weights_LM.tolist()))
-    return result_LP
+@pytest.fixture(params=["reference", "cpu", "triton"])
+def device(request, monkeypatch) -> torch.device:
+    """The device to test on, with dispatch sent down one of the three paths."""
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    if request.param == "cpu" and library() is None:
+        pytest.skip("no GNU C++ compiler with OpenMP")
+    monkeypatch.setattr(combine, "has_triton", lambda device: request.param == "triton")
+    if request.param == "reference":
+        monkeypatch.setattr(combine, "library", lambda: None)
+    gpu = request.param == "triton" and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def terms(rows_of_L: list[list[tuple[int, int]]], weights_of_L: list[list[float]]) -> Terms:
+    """Sum l has the rows (matrix, row) rows_of_L[l]."""
+    rows_T2 = np.array([row for rows in rows_of_L for row in rows], dtype=np.int64).reshape(-1, 2)
+    return Terms.of(list(map(len, rows_of_L)), rows_T2, weights_of_L)
+
+
+@pytest.fixture
+def combined(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """The sums of all rows of x_MP with each row of weights, by one of the three paths."""
+
+    def combine_all(weights_LM: Tensor, x_MP: Tensor) -> Tensor:
+        rows_of_L = [[(0, m) for m in range(len(x_MP))]] * len(weights_LM)
+        result_LP = torch.full((len(weights_LM), x_MP.shape[1]), 7.0, device=device)
+        combine_rows_(result_LP, [x_MP.to(device)], terms(rows_of_L, weights_LM.tolist()))
+        return result_LP.cpu()
+
+    return combine_all
 
 
 def plainly(weights_LM: Tensor, x_MP: Tensor) -> Tensor:
@@ -36,7 +64,7 @@ def bits(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("columns", [1, 3, 1025, 271098])
 @pytest.mark.parametrize(("sums", "members"), [(1, 1), (3, 2), (5, 7)])
-def test_sums_match_float64(seed, sums, members, columns):
+def test_sums_match_float64(seed, combined, sums, members, columns):
     torch.manual_seed(seed)
     weights_LM, x_MP = torch.randn(sums, members), torch.randn(members, columns)
     exact = weights_LM.double() @ x_MP.double()
@@ -47,7 +75,7 @@ def test_sums_match_float64(seed, sums, members, columns):
 
 
 @pytest.mark.parametrize("columns", [1, 15, 16, 31, 64, 100, 4096, 5001])
-def test_each_product_and_each_sum_is_rounded(seed, columns):
+def test_each_product_and_each_sum_is_rounded(seed, combined, columns):
     """Rows that cancel: a product that is not rounded before it is added would leave its rounding error.
 
     Signed zeros, subnormal and infinite values too.
@@ -65,36 +93,57 @@ def test_each_product_and_each_sum_is_rounded(seed, columns):
 
 
 @pytest.mark.parametrize("columns", [1, 7, 64, 5001, 100_003])
-def test_a_sum_is_the_same_bit_for_bit_whatever_is_beside_it_and_in_either_order(seed, columns, monkeypatch):
+def test_a_sum_is_the_same_bit_for_bit_whatever_is_beside_it_and_in_either_order(
+    seed, combined, columns, monkeypatch
+):
     """Where there are more columns than are summed at a time too."""
     torch.manual_seed(seed)
-    x_MP, alpha_L = torch.randn(2, columns), torch.rand(300, dtype=torch.float64)
+    x_MP, alpha_L = torch.randn(2, columns), torch.rand(12, dtype=torch.float64)
     weights_L2 = torch.stack([1 - alpha_L, alpha_L], dim=1)
     together_LP = combined(weights_L2, x_MP)
     monkeypatch.setattr(combine, "COLUMNS", 999)
-    for row in (0, 150, 299):
+    for row in (0, 5, 11):
         assert torch.equal(combined(weights_L2[[row]], x_MP)[0], together_LP[row])
         assert torch.equal(combined(weights_L2[[row]].flip(1), x_MP.flip(0))[0], together_LP[row])
         assert torch.equal(weighted_sum(list(x_MP), weights_L2[row].tolist()), together_LP[row])
 
 
-def test_rows_of_several_matrices_into_every_other_row(seed):
+def test_rows_of_several_matrices_into_every_other_row(seed, device):
     """Of unlike strides; terms in the order given, a row twice, sums of no, one and many terms."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
-    matrices = [torch.randn(4, 103), torch.randn(3, 206)[:, ::1][:, 50:153], torch.randn(12, 103)[1::3]]
+    matrices = [torch.randn(4, 103, device=device), torch.randn(3, 206, device=device)[:, 50:153]]
+    matrices.append(torch.randn(12, 103, device=device)[1::3])
     rows = [(matrix, row) for matrix, x_MP in enumerate(matrices) for row in range(len(x_MP))]
     rows_of_L = [draw.choices(rows, k=k) for k in (0, 1, 2, 2, 9, 40)]
     weights_of_L = [[draw.choice([0.0, 0.5, draw.gauss(0, 1)]) for _ in rows_of] for rows_of in rows_of_L]
-    backing = torch.full((12, 110), 7.0)
-    combine_rows_(backing[::2, 3:106], matrices, Terms.of(rows_of_L, weights_of_L))
+    backing = torch.full((12, 110), 7.0, device=device)
+    combine_rows_(backing[::2, 3:106], matrices, terms(rows_of_L, weights_of_L))
+    backing = backing.cpu()
     for found_P, chosen, weights in zip(backing[::2], rows_of_L, weights_of_L, strict=True):
-        x_KP = torch.stack([torch.zeros(103), *(matrices[matrix][row] for matrix, row in chosen)])
+        x_KP = torch.stack([torch.zeros(103), *(matrices[matrix][row].cpu() for matrix, row in chosen)])
         expected_1P = plainly(torch.tensor([[0.0, *weights]], dtype=torch.float64), x_KP)
         assert torch.equal(bits(found_P[3:106]), bits(expected_1P[0]))
     assert (backing[1::2] == 7).all()
     assert (backing[:, :3] == 7).all()
     assert (backing[:, 106:] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_rows_of_several_matrices_are_copied_to_the_bit(seed, device, dtype):
+    torch.manual_seed(seed)
+    made = [torch.randn(4, 40_001), torch.randn(9, 80_002)[1::3, 7:40_008]]
+    made[0][2, :2] = torch.tensor([-0.0, float("nan")])
+    matrices = [matrix.to(device, dtype) if dtype == torch.int64 else matrix.to(device) for matrix in made]
+    matrix_L, row_L = np.array([1, 0, 0, 1, 1]), np.array([2, 2, 3, 0, 2])
+    backing = torch.full((10, 40_005), 7, device=device, dtype=dtype)
+    copy_rows_(backing[::2, 2:40_003], matrices, matrix_L, row_L)
+    for copy, matrix, row in zip(backing[::2], matrix_L, row_L, strict=True):
+        assert torch.equal(bits(copy[2:40_003]), bits(matrices[matrix][row]))
+    assert (backing[1::2] == 7).all()
+    assert (backing[:, [0, 1, 40_003, 40_004]] == 7).all()
+    with pytest.raises(ValueError, match="both read and written"):
+        copy_rows_(matrices[0][1:3], matrices, matrix_L[:2], row_L[:2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -107,11 +156,9 @@ def test_the_mean_of_two_is_exact_and_rounded_once(seed, dtype):
     assert found.tolist() == [torch.tensor(float(mean), dtype=torch.float64).to(dtype).item() for mean in expected]
     if dtype != torch.float64:
         assert torch.equal(weighted_sum([a, a, a], [1 / 3] * 3), a)
-    if dtype == torch.float32:
-        assert torch.equal(combined(torch.full((1, 2), 0.5), torch.stack([a, b]))[0], found)
 
 
-def test_a_diverged_row_of_weight_zero_takes_no_part():
+def test_a_diverged_row_of_weight_zero_takes_no_part(combined):
     x_MP = torch.randn(4, 50)
     x_MP[1], x_MP[2] = float("nan"), float("inf")
     weights_LM = torch.tensor([[0.5, 0, 0, 0.5], [1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 0]])
@@ -123,17 +170,19 @@ def test_a_diverged_row_of_weight_zero_takes_no_part():
 
 
 def test_what_cannot_be_summed_is_refused():
-    x_MP, both = torch.ones(4, 5), Terms.of([[(0, 1), (0, 3)]], [[0.5, 0.5]])
+    x_MP, both = torch.ones(4, 5), terms([[(0, 1), (0, 3)]], [[0.5, 0.5]])
+    with pytest.raises(ValueError, match="sums are float32, not"):
+        combine_rows_(torch.empty(1, 5).double(), [x_MP.double()], both)
     for other in (torch.ones(4, 6), torch.ones(4, 5).double(), torch.ones(5, 4).T):
-        with pytest.raises(ValueError, match="needs to be float32, 5 wide"):
+        with pytest.raises(ValueError, match=r"must be torch\.float32, 5 wide"):
             combine_rows_(torch.empty(1, 5), [other], both)
-    with pytest.raises(ValueError, match="2 rows for 1 sums"):
+    with pytest.raises(ValueError, match="2 rows for 1 results"):
         combine_rows_(torch.empty(2, 5), [x_MP], both)
-    with pytest.raises(ValueError, match="names row 3; there are rows 0 to 2"):
+    with pytest.raises(ValueError, match="row 3 is named; there are rows 0 to 2"):
         combine_rows_(torch.empty(1, 5), [x_MP[:3]], both)
-    with pytest.raises(ValueError, match="also a term"):
+    with pytest.raises(ValueError, match="both read and written"):
         combine_rows_(x_MP[3:], [x_MP], both)
     with pytest.raises(ValueError, match="one weight"):
-        Terms.of([[(0, 1)]], [[0.5, 0.5]])
+        terms([[(0, 1)]], [[0.5, 0.5]])
     with pytest.raises(ValueError, match="finite"):
-        Terms.of([[(0, 1)]], [[float("inf")]])
+        terms([[(0, 1)]], [[float("inf")]])

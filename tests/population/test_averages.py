@@ -3,6 +3,7 @@
 import pytest
 import torch
 from small_networks import SmallNet, trained
+from torch import nn
 
 from fastwi.population import Population
 from fastwi.population.population import MOMENTUM_TREATMENTS
@@ -138,8 +139,21 @@ def test_rows_of_several_populations_are_averaged_into_given_rows(made, momentum
         assert torch.equal(mine, theirs)
         assert torch.equal(after[2::2], theirs)
         assert torch.equal(after[[0, 1, 3, 5, 7]], before[[0, 1, 3, 5, 7]])
+    target.momentum_MP.fill_(5.0)
+    Population.averages(members_of_L, weights_of_L, None, into=target[2:8:2])
+    assert torch.equal(target.weights_MP[2::2], expected.weights_MP)
+    assert (target.momentum_MP == 5).all()
     fresh = Population.averages(members_of_L, weights_of_L, momentum)
     assert all(map(torch.equal, fresh._matrices(), expected._matrices()))
+
+
+def test_networks_without_statistics_and_counters_are_averaged():
+    made = Population.from_modules([nn.Linear(5, 3) for _ in range(2)])
+    found = Population.averages([[(made, 0), (made, 1)]] * 2, [[0.5, 0.5], [0.0, 1.0]])
+    close(found.weights_MP[0], made.weights_MP.double().mean(0))
+    assert torch.equal(found.weights_MP[1], made.weights_MP[1])
+    assert made.finite_M() == [True, True]
+    assert torch.equal(Population.gather([(made, 1)]).weights_MP, made.weights_MP[1:])
 
 
 def test_averages_that_cannot_be_made_are_refused(made):
@@ -149,11 +163,11 @@ def test_averages_that_cannot_be_made_are_refused(made):
             Population.averages(nothing, [[1.0] * len(members) for members in nothing])
     with pytest.raises(ValueError, match="different layouts"):
         Population.averages([[(made, 0), (Population.from_modules([SmallNet(6)]), 0)]], [[0.5, 0.5]])
-    with pytest.raises(ValueError, match="also a term"):
+    with pytest.raises(ValueError, match="both read and written"):
         Population.averages([[(made, 0), (made, 1)]], [[0.5, 0.5]], into=made[1])
-    with pytest.raises(ValueError, match="2 rows for 1 sums"):
+    with pytest.raises(ValueError, match="2 rows for 1 results"):
         Population.averages([[(made, 0), (made, 1)]], [[0.5, 0.5]], into=made[2:4])
-    with pytest.raises(ValueError, match="names row 5"):
+    with pytest.raises(ValueError, match="row 5 is named"):
         Population.averages([[(made, 5)]], [[1.0]])
     for weights in (torch.ones(2, 4), torch.ones(5), torch.ones(2, 5).half()):
         with pytest.raises(ValueError, match="a column for each of 5 members"):

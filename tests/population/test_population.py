@@ -163,12 +163,21 @@ def test_gathered_members_are_copies_with_momentum(seed):
     gathered = Population.gather(chosen)
     expected = Population.stack([giver.select(slice(row, row + 1)) for giver, row in chosen])
     assert all(map(torch.equal, gathered._matrices(), expected._matrices()))
+    target = Population.zeros(expected.layout, 14)
+    Population.gather(chosen, into=target[1:13])
+    assert all(map(torch.equal, target[1:13]._matrices(), expected._matrices()))
+    assert not any(matrix[[0, 13]].any() for matrix in target._matrices())
     gathered.weights_MP.fill_(3.0)
     assert not any((giver.weights_MP == 3).any() for giver in givers)
     with pytest.raises(ValueError, match="different layouts"):
         Population.gather([(givers[0], 0), (Population.from_modules([SmallNet(6)]), 0)])
-    with pytest.raises(IndexError, match="member 2 of a population of 2"):
-        Population.gather([(givers[1], 2)])
+    for row in (2, -1):
+        with pytest.raises(ValueError, match=f"row {row} is named; there are rows 0 to 1"):
+            Population.gather([(givers[1], row)])
+    with pytest.raises(ValueError, match="both read and written"):
+        Population.gather([(givers[1], 1)], into=givers[1][1])
+    with pytest.raises(ValueError, match="at least one"):
+        Population.gather([])
 
 
 def test_finite_members_are_told_from_diverged_ones():

@@ -74,7 +74,7 @@ class Owner:
             given = [
                 task for task in tasks if claims.get(task) not in live and (task not in measured or task in again)
             ]
-            connection.executemany(CLAIMS.deletion, given)  # those of the dead
+            connection.executemany(CLAIMS.deletion, [task for task in given if task in claims])  # those of the dead
             connection.executemany(CLAIMS.insertion, [sealed(*task, self.id) for task in given])
             last = connection.execute("SELECT coalesce(max(number), 0) FROM attempts").fetchone()[0]
             attempts = (sealed(last + 1 + n, *task, self.id) for n, task in enumerate(given))
@@ -95,11 +95,7 @@ class Owner:
         Pin first, then ask the store which are there.
         """
         self._check()
-        keys = list(dict.fromkeys(keys))
-        with self._database.writing() as connection:
-            for key in keys:
-                connection.execute(PINS.deletion, (key, self.id))
-                connection.execute(PINS.insertion, sealed(key, self.id))
+        add_pins(self._database, keys, self.id)
 
     def unpin(self, keys: Iterable[str]) -> None:
         """Let go of states that were pinned."""
@@ -133,6 +129,13 @@ class Owner:
             raise RuntimeError("an owner belongs to the process that made it; make another in this one")
         if self._descriptor is None:
             raise RuntimeError("this owner is closed")
+
+
+def add_pins(database: Database, keys: Iterable[str], owner: str) -> None:
+    """Have `owner` pin states, those that it has pinned already among them."""
+    rows = (sealed(key, owner) for key in sorted(set(keys)))
+    with database.writing() as connection:
+        connection.executemany(f"{PINS.insertion} ON CONFLICT DO NOTHING", rows)
 
 
 def live_owners(places: StorePlaces, owners: Iterable[str]) -> set[str]:

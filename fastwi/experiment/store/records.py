@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.tree import MeasurementKey
 
+_FLOAT64 = struct.Struct("<d")
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -74,9 +76,12 @@ class DamagedIndex(UserError):
 
 def float_bytes(value: float | None) -> bytes | None:
     """The 8 bytes of a float64, little-endian. SQLite would make NULL of a NaN."""
-    return None if value is None else struct.pack("<d", value)
+    return None if value is None else _FLOAT64.pack(value)
 
 
 def bytes_float(value: bytes | None) -> float | None:
     """The inverse of `float_bytes`."""
-    return None if value is None else float(struct.unpack("<d", value)[0])
+    if value is None:
+        return None
+    found: float = _FLOAT64.unpack(value)[0]
+    return found

@@ -1,15 +1,17 @@
 """States leave the store: dropped, or found damaged.
 
 A state's row goes first and its file after it, so that a crash leaves a file without a row and not the reverse. The
-file goes within a transaction of its own that looks again: whoever trains the state anew claims it before the file is
-written.
+file loses its name within a transaction of its own that looks again: whoever trains the state again claims it before
+the file is written.
 """
 
+import contextlib
 import os
 import sqlite3
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 
 from fastwi.errors import CheckpointError
 from fastwi.experiment.store.database import Database
@@ -49,19 +51,27 @@ def unlink_unwanted(database: Database, keys: Sequence[str]) -> int:
         with database.writing() as connection:
             wanted = wanted_states(connection, database.places, (), batch)
             wanted.update(row[0] for row in rows_of_keys(connection, database.places, STATES, ((k,) for k in batch)))
-            for key in batch:
-                if key in wanted:
-                    continue
-                path = database.places.state(key)
-                try:
-                    size = path.stat().st_size
-                    path.unlink()
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    raise refusal(error, path) from error
+            moved = [_renamed(database.places, key) for key in batch if key not in wanted]
+        # A rename is quick, and nobody waits for the rest. What a kill leaves is an unfinished file to `gc`.
+        for path in filter(None, moved):
+            with contextlib.suppress(FileNotFoundError):  # `gc` of another process was here
+                size = path.stat().st_size
+                path.unlink()
                 freed += size
     return freed
+
+
+def _renamed(places: StorePlaces, key: str) -> Path | None:
+    """The file of a state under an unfinished file's name, where there was one."""
+    path = places.state(key)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        os.replace(path, unfinished)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise refusal(error, path) from error
+    return unfinished
 
 
 def wanted_states(

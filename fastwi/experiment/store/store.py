@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fastwi.experiment.store.collect import Freed, collect
 from fastwi.experiment.store.database import Database
 from fastwi.experiment.store.filesystem import refusal
-from fastwi.experiment.store.owner import KEPT, Owner
+from fastwi.experiment.store.owner import KEPT, Owner, add_pins
 from fastwi.experiment.store.places import StorePlaces, check_directory
 from fastwi.experiment.store.records import DamagedState, Measurement, StateFile
 from fastwi.experiment.store.removal import drop_states, mark_damaged
@@ -18,11 +18,9 @@ from fastwi.experiment.store.rows import (
     ATTEMPTS,
     CLAIMS,
     MEASUREMENTS,
-    PINS,
     STATES,
     measurement_of,
     measurement_row,
-    sealed,
     state_of,
     state_row,
 )
@@ -83,7 +81,7 @@ class Store:
 
     def measurements(self, keys: Iterable[MeasurementKey] | None = None) -> dict[MeasurementKey, Measurement]:
         """Those of the measurements `keys` (default: all) that are there, each checked."""
-        with self.database.reading() as connection:
+        with self.database.snapshot() as connection:
             if keys is None:
                 rows = all_rows(connection, self.places, MEASUREMENTS)
             else:
@@ -92,12 +90,16 @@ class Store:
 
     def states(self, keys: Iterable[str] | None = None) -> set[str]:
         """Those of the states `keys` (default: all) that the index has."""
-        with self.database.reading() as connection:
+        return set(self.state_files(keys))
+
+    def state_files(self, keys: Iterable[str] | None = None) -> dict[str, StateFile]:
+        """What the index knows of those of the states `keys` (default: all) that it has."""
+        with self.database.snapshot() as connection:
             if keys is None:
                 rows = all_rows(connection, self.places, STATES)
             else:
                 rows = rows_of_keys(connection, self.places, STATES, ((key,) for key in keys))
-            return {row[0] for row in rows}
+            return {row[0]: state_of(row) for row in rows}
 
     def state_files(self, keys: Iterable[str]) -> dict[str, StateFile]:
         """What the index knows of those of the states `keys` that it has."""
@@ -107,10 +109,10 @@ class Store:
 
     def state_file(self, key: str) -> StateFile:
         """What the index knows of the state `key`. Raises DamagedState where it does not have it."""
-        with self.database.reading() as connection:
-            for row in rows_of_keys(connection, self.places, STATES, [(key,)]):
-                return state_of(row)
-        raise absent(self.places, key)
+        files = self.state_files([key])
+        if key not in files:
+            raise absent(self.places, key)
+        return files[key]
 
     def write_state(self, key: str, population: "Population") -> StateFile:
         """Write a state's file; `commit` what it returns. See `fastwi.experiment.store.states.write_state`."""
@@ -145,7 +147,8 @@ class Store:
         fresh: dict[MeasurementKey, Measurement] = {}
         conflicts: dict[MeasurementKey, None] = {}
         for m in measurements:
-            if fresh.setdefault(m.key, m).result() != m.result():
+            first = fresh.setdefault(m.key, m)
+            if first is not m and first.result() != m.result():
                 conflicts[m.key] = None
         files = {file.key: file for file in states}
         tasks = list(tasks)
@@ -162,10 +165,7 @@ class Store:
 
     def keep(self, keys: Iterable[str]) -> None:
         """Have the states `keys`, there already or not, survive every `drop_states`, of other sweeps too."""
-        with self.database.writing() as connection:
-            rows = [sealed(key, KEPT) for key in dict.fromkeys(keys)]
-            there = {row[0] for row in rows_of_keys(connection, self.places, PINS, (row[:2] for row in rows))}
-            connection.executemany(PINS.insertion, [row for row in rows if row[0] not in there])
+        add_pins(self.database, keys, KEPT)
 
     def drop_states(self, keys: Iterable[str]) -> set[str]:
         """Remove states, but none that are kept or that another live owner has pinned or claimed; return those gone.

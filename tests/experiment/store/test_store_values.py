@@ -7,6 +7,7 @@ import pickle
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import polars
 import pytest
@@ -26,6 +27,8 @@ from fastwi.experiment.store import (
     write_state,
     write_states,
 )
+from fastwi.experiment.store.database import Database
+from fastwi.experiment.store.removal import unlink_unwanted
 from fastwi.experiment.store.states import hash_file
 from fastwi.population import Layout, Population
 
@@ -73,6 +76,11 @@ def test_chosen_keys_only(store):
     assert store.states([key_of(1), "zz"]) == {key_of(1)}
     assert store.states() == {key_of(n) for n in range(6)}
     assert store.measurements([]) == {}
+    assert store.measurements([wanted[2]]).keys() == {wanted[2]}  # looked up, where the table is scanned for many
+    many = [*wanted, *((f"{n:08x}", "own") for n in range(1000))]
+    assert set(store.measurements(many)) == {wanted[0], wanted[2]}
+    assert store.state_files([key_of(1), "zz"]) == {key_of(1): store.state_file(key_of(1))}
+    assert store.state_files() == {key_of(n): store.state_file(key_of(n)) for n in range(6)}
 
 
 def test_a_hundred_thousand_measurements(store):
@@ -238,6 +246,41 @@ def test_states_go_and_measurements_stay(store):
     assert not store.places.state(key_of(0)).exists()
     assert store.measurements().keys() == rows
     assert store.verify() == []
+
+
+def test_a_state_that_is_written_again_while_it_is_dropped_stays(store, monkeypatch):
+    fill(store, range(2))
+    before = contents(store)
+
+    def meanwhile(database: Database, keys: list[str]) -> int:
+        with Store.open(store.directory) as other, other.owner() as owner:
+            task = (key_of(0), "own")
+            assert owner.claim([task], again=[task]) == [task]
+            other.commit([], [other.write_state(key_of(0), network(0))], [task])
+        return unlink_unwanted(database, keys)
+
+    monkeypatch.setattr("fastwi.experiment.store.removal.unlink_unwanted", meanwhile)
+    assert store.drop_states([key_of(0)]) == {key_of(0)}
+    before["attempts"][key_of(0), "own"] = 2
+    assert contents(store) == before
+    assert store.verify() == []
+
+
+def test_a_drop_that_is_cut_off_leaves_files_to_gc(store, monkeypatch):
+    fill(store, range(2))
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.drop_states([key_of(0)])
+    monkeypatch.undo()
+    assert store.verify() == []
+    store.commit([], [store.write_state(key_of(0), network(0))], [])
+    before = contents(store)
+    assert store.gc().temporary == store.state_file(key_of(0)).bytes
+    assert contents(store) == before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
