@@ -19,10 +19,10 @@ from fastwi.config.sweepfile import SweepRequest, read_sweep_request, sweep_name
 from fastwi.config.sweepwrite import sweep_to_yaml
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.points import points, shard_of
-from fastwi.experiment.todo import cost_of, left_of, naive_epochs, without_lost
+from fastwi.experiment.todo import left_of, without_lost
 from fastwi.files import locked_directory, to_json, write_text
 from fastwi.models.names import is_own
-from fastwi.report.progress import clock
+from fastwi.report.progress import clock, cost_of
 from fastwi.sealed import MANIFEST, seal_directory, sealed_yaml
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _try_networks(planned: PlannedSweep, worker: "Worker") -> None:
 def _show_plan(request: SweepRequest, planned: PlannedSweep, worker: "Worker") -> int:
     """The tree, what it saves, and time and disk, measured on a few steps of this very sweep."""
     from fastwi.experiment.estimate import measure_rates
-    from fastwi.report.sweep_plan import kept_bytes, kept_line, tree_lines
+    from fastwi.report.sweep_plan import kept_bytes, kept_line, naive_epochs, tree_lines
 
     tree, resources = planned.tree, worker.resources
     todo = left_of(planned)

@@ -16,7 +16,7 @@ from fastwi.data.card import read_card
 from fastwi.experiment.contents import result_digest
 from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.experiment.rundir import RunDirectory
-from fastwi.experiment.todo import cost_of, left_of
+from fastwi.experiment.todo import left_of
 from fastwi.files import to_json, write_text
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _show_results(request: Request, rows: "list[Row]", paths: RunDirectory, what
 def _show_plan(request: Request, planned: PlannedSweep, paths: RunDirectory, worker: "Worker") -> int:
     """The resolved configuration and what is left, with a time measured on a few steps of this very run."""
     from fastwi.experiment.estimate import measure_rates
-    from fastwi.report.progress import clock
+    from fastwi.report.progress import clock, cost_of
 
     config, resources = planned.points[0].config, worker.resources
     todo, experiment = left_of(planned), config.experiment

@@ -18,11 +18,11 @@ import torch
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.config.write import to_yaml
 from fastwi.data.card import with_checksum
-from fastwi.experiment.opened import plan_sweep
+from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.points import points
 from fastwi.experiment.results import point_rows
 from fastwi.experiment.store import Store
-from fastwi.experiment.todo import naive_epochs
+from fastwi.report.sweep_plan import naive_epochs
 from fastwi.sweep import main
 from fastwi.train import main as train
 

@@ -25,7 +25,7 @@ from fastwi.config.sweep import SweepSpec
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
 from fastwi.experiment.planner import PointStates, plan_sweep
-from fastwi.experiment.points import Point, child_seeds
+from fastwi.experiment.points import Point
 from fastwi.experiment.store import Measurement, StateFile, write_state
 from fastwi.experiment.tree import OWN, Epoch, Probe, Treatment, Tree
 from fastwi.experiment.worker import Job, Worker
@@ -144,7 +144,8 @@ def config_of(settings: Settings) -> Config:
 
 def point_of(config: Config) -> Point:
     """The run as the point of a sweep: every child's noise spelled out."""
-    seeds = dataclasses.replace(config.seeds, child_noise=child_seeds(config))
+    noise = config.seeds.child_noise or tuple(range(1, config.experiment.children + 1))
+    seeds = dataclasses.replace(config.seeds, child_noise=noise)
     return Point((), config.seeds.init, 0, None, dataclasses.replace(config, seeds=seeds))
 
 

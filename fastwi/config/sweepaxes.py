@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
 from fastwi.config.keys import KEYS, SECTIONS, Key, Scalar, Value
+from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweeprange import expand_range, is_range
 from fastwi.config.values import Given, StrictChecker
 from fastwi.config.wording import did_you_mean, show
@@ -160,6 +162,17 @@ def _checked(key: Key, elements: Iterator[Given], origin: str, problems: list[st
     if not values and not refused:
         problems.append(f"{origin}axes.{key.path}: is empty; {_example(key)}, or remove the axis")
     return tuple(values)
+
+
+def other_axes(spec: SweepSpec) -> dict[str, int]:
+    """The axes beside k and s: dotted name to index among the sweep's axes."""
+    return {axis.path: i for i, axis in enumerate(spec.axes) if axis.path not in ("experiment.k", "experiment.s")}
+
+
+def axis_value(path: str, value: Any) -> Any:
+    """An axis value in its key's own type: 0 is 0.0 where the key is a float."""
+    key = KEYS[path]
+    return tuple(key.scalar(each) for each in value) if key.many else key.scalar(value)
 
 
 def show_value(value: Value) -> str:

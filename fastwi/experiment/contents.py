@@ -34,11 +34,12 @@ def network_contents(config: Config, root: Path = _HERE, built: bool = False) ->
 
     `built`: of the source that this process built the network from last, which may be edited by now.
     """
-    weights = config.model.weights
-    return {
-        "network": (built_digest if built else source_digest)(config.model.name),
-        "weights": weights_digest(str(root / weights) if weights else ""),
-    }
+    weights = ""
+    if config.model.weights:
+        from fastwi.population.state_file import read_state_file  # imports torch
+
+        weights = read_state_file(root / config.model.weights).digest
+    return {"network": (built_digest if built else source_digest)(config.model.name), "weights": weights}
 
 
 def check_contents(planned: str, found: Mapping[str, str], config: Config) -> None:
@@ -51,12 +52,3 @@ def check_contents(planned: str, found: Mapping[str, str], config: Config) -> No
                 f"{path}: changed since this command read it first ({name}: {lines.get(name) or 'none'}, now "
                 f"{content or 'none'}); leave it alone while it is in use, and start again"
             )
-
-
-def weights_digest(path: str) -> str:
-    """What names the state dict in the file `path`, by its tensors; empty where there is no path."""
-    if not path:
-        return ""
-    from fastwi.population.state_file import read_state_file  # imports torch
-
-    return read_state_file(path).digest

@@ -17,7 +17,7 @@ from fastwi.errors import UserError
 from fastwi.experiment.contents import contents_key, result_digest
 from fastwi.experiment.keys import DataSummary, Namer, epoch_key
 from fastwi.experiment.networks import sources_of
-from fastwi.experiment.points import Point, child_seeds, points
+from fastwi.experiment.points import Point, points
 from fastwi.experiment.tree import OWN, Treatment, Tree
 
 if TYPE_CHECKING:
@@ -97,9 +97,10 @@ class PlannedSweep:
 
 
 def plan_run(config: Config, store: Path) -> PlannedSweep:
-    """Plan a run as a sweep of one point, on a store of its own."""
-    seeds = replace(config.seeds, child_noise=child_seeds(config))
-    point = Point((), config.seeds.init, 0, None, replace(config, seeds=seeds))
+    """Plan a run as a sweep of one point, on a store of its own. Its children have noise 1, 2, ... if not told."""
+    noise = config.seeds.child_noise or tuple(range(1, config.experiment.children + 1))
+    whole = replace(config, seeds=replace(config.seeds, child_noise=noise))
+    point = Point((), config.seeds.init, 0, None, whole)
     return plan_sweep(SweepSpec(config, options=SweepOptions(store=str(store))), [point])
 
 
@@ -125,7 +126,11 @@ def plan_sweep(spec: SweepSpec, some: Iterable[Point] | None = None) -> PlannedS
                 for split, asked in (("train", data.train_images), ("test", data.test_images))
             ]
             datasets[key] = DataSummary(result_digest(card, config), *counts)
-        _check_batch(config, datasets[key].train_images)
+        if datasets[key].train_images < config.optimizer.batch_size:
+            raise UserError(
+                f"optimizer.batch_size: {config.optimizer.batch_size} is more than the "
+                f"{datasets[key].train_images} training images; give a smaller one"
+            )
         return datasets[key]
 
     every = list(points(spec) if some is None else some)
@@ -147,15 +152,6 @@ def _in_precision(every: Iterable[Point], precision: str) -> list[Point]:
         return replace(engine, precision=precision) if engine.precision == "auto" else engine
 
     return [replace(point, config=replace(point.config, engine=resolved(point.config.engine))) for point in every]
-
-
-def _check_batch(config: Config, train_images: int) -> None:
-    """Raise UserError where not even one batch can be made of the training images."""
-    if train_images < config.optimizer.batch_size:
-        raise UserError(
-            f"optimizer.batch_size: {config.optimizer.batch_size} is more than the {train_images} training "
-            "images; give a smaller one"
-        )
 
 
 def plan_tree(

@@ -38,11 +38,6 @@ class Point:
     config: Config
 
 
-def child_seeds(config: Config) -> tuple[int, ...]:
-    """The children's noise seeds: as configured, else 1, 2, ... n."""
-    return config.seeds.child_noise or tuple(range(1, config.experiment.children + 1))
-
-
 def child_tuples(spec: SweepSpec) -> list[tuple[int, ...]]:
     """The tuples of children that are averaged, as child numbers from 1."""
     options = spec.options

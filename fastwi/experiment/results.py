@@ -13,6 +13,7 @@ import polars
 from fastwi.config.keys import KEYS
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
+from fastwi.config.sweepaxes import axis_value, other_axes
 from fastwi.config.write import config_hash
 from fastwi.experiment.keys import DataSummary
 from fastwi.experiment.planner import PointStates
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
 
 RECOMPUTED = "recomputed"
-K_AXIS, S_AXIS = "experiment.k", "experiment.s"
 
 UNITS = {"train_loss": "nats", "learning_rate": "1", "test_loss": "nats", "test_accuracy": "%"}
 """The metrics, in the table's order, and their units."""
@@ -92,17 +92,6 @@ def _row(stage: str, epoch: int, network: str, state: str, treatment: str, found
 def treatments(place: PointStates) -> tuple[str, ...]:
     """The treatments of batch-norm statistics that are measured at a point's interpolation, own first."""
     return (OWN, place.recomputed) if place.recomputed else (OWN,)
-
-
-def other_axes(spec: SweepSpec) -> dict[str, int]:
-    """The axes beside k and s: dotted name to index among the sweep's axes."""
-    return {axis.path: i for i, axis in enumerate(spec.axes) if axis.path not in (K_AXIS, S_AXIS)}
-
-
-def axis_value(path: str, value: Any) -> Any:
-    """An axis value in its key's own type: 0 is 0.0 where the key is a float."""
-    key = KEYS[path]
-    return tuple(key.scalar(each) for each in value) if key.many else key.scalar(value)
 
 
 def axis_types(spec: SweepSpec) -> dict[str, Any]:

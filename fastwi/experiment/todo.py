@@ -6,16 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastwi.experiment.points import Point
 from fastwi.experiment.tree import OWN, MeasurementKey, Tree
 
 if TYPE_CHECKING:
     from fastwi.experiment.planner import PlannedSweep
     from fastwi.experiment.store import Measurement
-
-
-EVALUATION_COST = 0.25
-"""Of an image passed forward only, in trained images: the share that the time left is reckoned with."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +38,10 @@ def unfinished(
     needed = bytearray(len(tree))
     probes = array("i")
     for task in range(len(tree), tree.tasks()):
-        if tree.measurement_key(task) not in measured and not is_lost(tree, lost, task):
+        (key, treatment), node = tree.measurement_key(task), tree.start_of(task)
+        if (key, treatment) not in measured and not (lost and is_lost(tree, lost, node, treatment == OWN)):
             probes.append(task)
-            needed[tree.start_of(task)] = True
+            needed[node] = True
     epochs = array("i")
     for node in reversed(range(len(tree))):  # later states first: they say which earlier ones they need
         before, key = tree.before[node], tree.keys[node]
@@ -97,15 +93,11 @@ def lost_with(tree: Tree, nodes: Collection[int]) -> set[int]:
     return lost
 
 
-def is_lost(tree: Tree, lost: Collection[int], task: int) -> bool:
-    """Whether a task is of a network made of one of the states `lost`, or of such an epoch made otherwise.
+def is_lost(tree: Tree, lost: Collection[int], node: int, own: bool) -> bool:
+    """Whether a measurement is of a network made of one of the states `lost`, or of such an epoch made otherwise.
 
     What diverged has measurements of its own: an epoch the one that it ends with, an average all.
     """
-    return bool(lost) and _is_lost(tree, lost, task if task < len(tree) else tree.start_of(task), task < len(tree))
-
-
-def _is_lost(tree: Tree, lost: Collection[int], node: int, own: bool) -> bool:
     if node in tree.averages:
         return any(child in lost for child in tree.averages[node][0])
     return tree.is_epoch(node) and (tree.before[node] in lost or (not own and node in lost))
@@ -114,24 +106,4 @@ def _is_lost(tree: Tree, lost: Collection[int], node: int, own: bool) -> bool:
 def without_lost(tree: Tree, measured: "Mapping[MeasurementKey, Measurement]") -> "dict[MeasurementKey, Measurement]":
     """The measurements that count: an average may have been trained on before it was found to have diverged."""
     lost = lost_with(tree, stopped_states(tree, measured.values()))
-    return {key: m for key, m in measured.items() if not _is_lost(tree, lost, tree.nodes[key[0]], key[1] == OWN)}
-
-
-def cost_of(planned: "PlannedSweep", task: int) -> float:
-    """The cost of a task, in trained images."""
-    tree = planned.tree
-    dataset = planned.dataset_of(tree.config_of(task))
-    if task < len(tree):
-        return dataset.train_images + EVALUATION_COST * dataset.test_images
-    treatment = tree.treatments[tree.probe_treatments[task - len(tree)]]
-    sample = 0 if treatment.name == OWN else min(treatment.images or dataset.train_images, dataset.train_images)
-    return EVALUATION_COST * (dataset.test_images + sample)
-
-
-def naive_epochs(points: Iterable[Point]) -> int:
-    """Epochs that would be trained if every point were run alone."""
-    total = 0
-    for point in points:
-        e = point.config.experiment
-        total += e.k + e.children * e.s + e.after * (1 + e.children * e.continue_children)
-    return total
+    return {key: m for key, m in measured.items() if not is_lost(tree, lost, tree.nodes[key[0]], key[1] == OWN)}

@@ -9,15 +9,31 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fastwi.experiment.todo import EVALUATION_COST
+from fastwi.experiment.tree import OWN
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from fastwi.experiment.planner import PlannedSweep
     from fastwi.experiment.store import Measurement
     from fastwi.experiment.todo import Todo
 
 _LINE_EVERY_S = 10.0
+
+
+EVALUATION_COST = 0.25
+"""Of an image passed forward only, in trained images: the share that the time left is reckoned with."""
+
+
+def cost_of(planned: "PlannedSweep", task: int) -> float:
+    """The cost of a task, in trained images."""
+    tree = planned.tree
+    dataset = planned.dataset_of(tree.config_of(task))
+    if task < len(tree):
+        return dataset.train_images + EVALUATION_COST * dataset.test_images
+    treatment = tree.treatments[tree.probe_treatments[task - len(tree)]]
+    sample = 0 if treatment.name == OWN else min(treatment.images or dataset.train_images, dataset.train_images)
+    return EVALUATION_COST * (dataset.test_images + sample)
 
 
 def clock(seconds: float) -> str:

@@ -8,9 +8,9 @@ from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.results import point_rows
 from fastwi.experiment.rundir import RunDirectory
 from fastwi.experiment.store import Measurement, Store
-from fastwi.experiment.todo import cost_of, without_lost
+from fastwi.experiment.todo import without_lost
 from fastwi.experiment.tree import MeasurementKey
-from fastwi.report.progress import TreeProgress
+from fastwi.report.progress import TreeProgress, cost_of
 from fastwi.report.summary import ACCURACY, Row
 from fastwi.report.tensorboard import TensorBoard
 

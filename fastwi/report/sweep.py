@@ -12,10 +12,11 @@ import polars
 
 from fastwi.analysis.statistics import Estimate, mean_estimate
 from fastwi.config.sweep import SweepSpec
+from fastwi.config.sweepaxes import axis_value, other_axes
 from fastwi.config.wording import show
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point
-from fastwi.experiment.results import RECOMPUTED, axis_types, axis_value, other_axes, treatments
+from fastwi.experiment.results import RECOMPUTED, axis_types, treatments
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.report.summary import OVER_PARENTS, Table, estimates_table
 

@@ -1,15 +1,26 @@
 """A planned sweep in words: its trajectories, and the disk that its states take."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fastwi.config.sweep import KEEP
 from fastwi.experiment.planner import PlannedSweep, kept_states
+from fastwi.experiment.points import Point
 
 if TYPE_CHECKING:
     from fastwi.experiment.resources import Resources
 
 _MOST_NAMED = 12
+
+
+def naive_epochs(points: Iterable[Point]) -> int:
+    """Epochs that would be trained if every point were run alone."""
+    total = 0
+    for point in points:
+        e = point.config.experiment
+        total += e.k + e.children * e.s + e.after * (1 + e.children * e.continue_children)
+    return total
 
 
 def tree_lines(planned: PlannedSweep) -> list[str]:

@@ -27,7 +27,7 @@ from fastwi.config.write import to_yaml
 from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.results import point_rows
 from fastwi.experiment.store import Store
-from fastwi.experiment.todo import naive_epochs
+from fastwi.report.sweep_plan import naive_epochs
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 

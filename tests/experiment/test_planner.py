@@ -15,8 +15,8 @@ from fastwi.experiment import planner
 from fastwi.experiment.keys import DataSummary
 from fastwi.experiment.planner import PointStates, kept_states, plan_tree
 from fastwi.experiment.points import Point, points
-from fastwi.experiment.todo import naive_epochs
 from fastwi.experiment.tree import OWN, Average, Epoch, Tree
+from fastwi.report.sweep_plan import naive_epochs
 
 DATASET = DataSummary("digest", 1000, 100)
 

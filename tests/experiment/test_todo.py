@@ -46,7 +46,14 @@ def test_what_comes_of_a_diverged_network_is_not_left():
     assert lost_with(tree, [child]) == {child, average, after}
     assert lost_with(tree, []) == set()
     gone = set(tasks_of(tree)) - set(todo.tasks)
-    assert gone - {child} == {task for task in tasks_of(tree) if is_lost(tree, {child, average, after}, task)}
+    lost = {child, average, after}
+    assert gone - {child} == {
+        task
+        for task in tasks_of(tree)
+        if is_lost(
+            tree, lost, task if task < len(tree) else tree.start_of(task), tree.measurement_key(task)[1] == OWN
+        )
+    }
     assert {task for task in gone if task < len(tree)} == {child, after}
     assert {tree.start_of(task) for task in gone if task >= len(tree)} == {child, average}
 

@@ -10,10 +10,11 @@ import polars
 from fastwi.config.analysis import AnalysisOptions, chosen_cells
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
+from fastwi.config.sweepaxes import axis_value, other_axes
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point
-from fastwi.experiment.results import axis_types, axis_value, other_axes
+from fastwi.experiment.results import axis_types
 
 if TYPE_CHECKING:
     from fastwi.analysis.evaluator import Evaluator, Recomputation

@@ -1,15 +1,16 @@
 """A run, and all sweeps of a store, go on in the precision that they were begun in, on any machine."""
 
-import json
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-import fastwi.report.progress
+from fastwi.config.schema import Config, DataConfig, ExperimentConfig, SeedConfig
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.engine.precision import Choice
-from fastwi.experiment.planner import plan_sweep
+from fastwi.experiment.planner import plan_run, plan_sweep
 from fastwi.experiment.store import Store
+from fastwi.report.run_progress import RunProgress
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 
@@ -39,17 +40,11 @@ def run(directory: Path, data: Path, *more: str) -> int:
     return train([f"--{key}={value}" for key, value in pairs.items()] + list(more))
 
 
-def results(directory: Path) -> tuple[str, str]:
-    progress = json.loads((directory / "progress.json").read_text())
-    return (directory / "metrics.jsonl").read_text(), progress["precision"]
+class Cut(RunProgress):
+    """Stops the run at its first measurement."""
 
-
-def cut_after_one_step(monkeypatch) -> None:
-    class Cut(fastwi.report.progress.RunProgress):
-        def step_done(self, step, rows):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("fastwi.report.progress.RunProgress", Cut)
+    def measured(self, tasks, measurements, elsewhere):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(("here", "there", "dtype"), [("fp32", "bf16", "float32"), ("bf16", "fp32", "bfloat16")])
@@ -59,15 +54,37 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(
     assert run(tmp_path / "whole", digits_directory, f"--engine.precision={here}") == 0
     machine(monkeypatch, here)
     with monkeypatch.context() as cut:
-        cut_after_one_step(cut)
+        cut.setattr("fastwi.report.run_progress.RunProgress", Cut)
         assert run(tmp_path / "two", digits_directory) == 130
     machine(monkeypatch, there)
     capfd.readouterr()
     assert run(tmp_path / "two", digits_directory, "--dry-run") == 0
-    assert f"{dtype} (the run was begun in it)" in capfd.readouterr().out
+    assert f"{dtype} (auto: the store was begun in it)" in capfd.readouterr().out
     assert run(tmp_path / "two", digits_directory) == 0
-    assert f"{dtype} (the run was begun in it)" in capfd.readouterr().err
-    assert results(tmp_path / "two" / "r") == (results(tmp_path / "whole" / "r")[0], dtype)
+    rows = [(tmp_path / name / "r" / "metrics.jsonl").read_text() for name in ("whole", "two")]
+    assert rows[0] == rows[1]
+
+
+def test_a_run_is_planned_as_a_sweep_of_one_point(digits_directory, tmp_path, monkeypatch):
+    machine(monkeypatch, "bf16")
+    config = Config(
+        data=DataConfig(path=str(digits_directory)), experiment=ExperimentConfig(k=1, s=2, children=3),
+        seeds=SeedConfig(init=7, parent_noise=8),
+    )  # fmt: skip
+    planned = plan_run(config, tmp_path / "store")
+    (point,) = planned.points
+    seeds = dataclasses.replace(config.seeds, child_noise=(1, 2, 3))
+    engine = dataclasses.replace(config.engine, precision="bf16")
+    assert point.config == dataclasses.replace(config, seeds=seeds, engine=engine)
+    assert (point.parent, planned.spec.options.store) == (7, str(tmp_path / "store"))
+    assert planned.auto == Choice("bf16", "it was measured")
+    named = dataclasses.replace(config, seeds=dataclasses.replace(seeds, child_noise=(9, 4, 2)), engine=engine)
+    again = plan_run(named, tmp_path / "store")
+    assert again.points[0].config == named
+    assert again.auto is None
+    shared = {planned.tree.keys[node] for node in planned.tree.path(planned.places[0].clone_node, 0)}
+    assert shared <= set(again.tree.keys)
+    assert again.places[0].average != planned.places[0].average
 
 
 def sweep_file(directory: Path, data: Path) -> list[str]:
