@@ -97,7 +97,7 @@ def test_nothing_is_trained_and_missing_states_are_refused(sweep_file, tmp_path,
     with Store.open(tmp_path / "store", create=False) as store:
         attempts = store.attempts()
     line = refused(capsys, [*argv, "--axes.experiment.s", "[1, 7]"])
-    assert "lacks 4 states, the first at epoch 8; run the sweep (with sweep.keep: all" in line
+    assert line.endswith("lacks 4 states, the first at epoch 8; run the sweep")
     for path in (tmp_path / "store" / "states").rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
     assert ".safetensors" in refused(capsys, argv)
