@@ -77,8 +77,9 @@ class ResidentStates:
         if initial:
             networks = [self._resources.network(state.config) for state in initial.values()]
             rows |= self._kept(Population.from_modules(networks, device), list(initial))
-        for (_, how), group in averages.items():
-            rows |= self._kept(self._averages(list(group.values()), how is not None, made, files), list(group))
+        for (_, settings), group in averages.items():
+            made_now = self._averages(list(group.values()), settings is not None, made, files)
+            rows |= self._kept(made_now, list(group))
         return rows
 
     def _averages(

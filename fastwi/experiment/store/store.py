@@ -101,12 +101,6 @@ class Store:
                 rows = rows_of_keys(connection, self.places, STATES, ((key,) for key in keys))
             return {row[0]: state_of(row) for row in rows}
 
-    def state_files(self, keys: Iterable[str]) -> dict[str, StateFile]:
-        """What the index knows of those of the states `keys` that it has."""
-        with self.database.reading() as connection:
-            rows = rows_of_keys(connection, self.places, STATES, ((key,) for key in keys))
-            return {row[0]: state_of(row) for row in rows}
-
     def state_file(self, key: str) -> StateFile:
         """What the index knows of the state `key`. Raises DamagedState where it does not have it."""
         files = self.state_files([key])
