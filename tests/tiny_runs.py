@@ -100,33 +100,31 @@ class TinyRun:
         return {place: named.numbers for place, named in self.found.items()}
 
 
+def few_digits(train_images: int, test_images: int) -> Dataset:
+    """The first digits of each split, in memory of their own."""
+    digits = load_digits("digits")
+    train, test = (
+        Split(split.images_NHWC[:count].copy(), split.labels_N[:count].copy())
+        for split, count in ((digits.train, train_images), (digits.test, test_images))
+    )
+    return dataclasses.replace(digits, train=train, test=test)
+
+
 def write_digits(directory: Path, change: str = "") -> Path:
     """A few digits as a dataset; `change` one thing alone.
 
     That is: train pixels, test pixels, labels, classes (one more), mean or std (in the card).
     """
-    digits = load_digits("digits")
-
-    def few(split: Split, count: int, name: str) -> Split:
-        images_NHWC, labels_N = split.images_NHWC[:count], split.labels_N[:count]
+    digits = few_digits(TRAIN_IMAGES, TEST_IMAGES)
+    for name, split in (("train", digits.train), ("test", digits.test)):
         if change == f"{name} pixels":
-            images_NHWC = images_NHWC.copy()
-            images_NHWC[0] = images_NHWC[0, ::-1]
+            split.images_NHWC[0] = split.images_NHWC[0, ::-1].copy()
         if change == "labels":
-            labels_N = labels_N.copy()
-            labels_N[:2] = labels_N[1::-1]
-        return Split(images_NHWC, labels_N)
-
-    classes = (*digits.classes, "ten") if change == "classes" else digits.classes
-    chosen = Dataset(
-        digits.name,
-        classes,
-        few(digits.train, TRAIN_IMAGES, "train"),
-        few(digits.test, TEST_IMAGES, "test"),
-        digits.source,
-    )
+            split.labels_N[:2] = split.labels_N[1::-1].copy()
+    if change == "classes":
+        digits = dataclasses.replace(digits, classes=(*digits.classes, "ten"))
     directory.mkdir(parents=True)
-    card = write_dataset(chosen, directory, "raw", silent)
+    card = write_dataset(digits, directory, "raw", silent)
     if change in ("mean", "std"):
         changed = {change: (0.4, *getattr(card, change)[1:])}
         write_json(directory / CARD_FILE, dataclasses.replace(card, **changed).to_json())
@@ -192,11 +190,9 @@ _Rows = tuple[float | None, ...]
 
 
 class _Silent:
-    def images(self, trained: int, evaluated: int) -> None:
-        pass
+    def images(self, trained: int, evaluated: int) -> None: ...
 
-    def measured(self, measurements: Sequence[Measurement]) -> None:
-        pass
+    def measured(self, measurements: Sequence[Measurement]) -> None: ...
 
 
 def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict[tuple[str, str], _Rows]]:

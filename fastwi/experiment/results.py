@@ -74,7 +74,7 @@ def point_rows(
     wanted: list[_Row] = [("parent", i, "parent", state, OWN) for i, state in enumerate(place.parent, 1)]
     for i in range(e.s):
         wanted += [("children", e.k + i + 1, name, states[i], OWN) for name, states in children.items()]
-    for treatment in treatments(place):
+    for treatment in treatments(place) if (place.average, OWN) in measurements else ():
         wanted += [("interpolation", end, name, state, treatment) for name, state in at_end.items()]
     for i in range(e.after):
         wanted += [("after", end + i + 1, name, states[i], OWN) for name, states in later.items() if states]

@@ -21,6 +21,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from fastwi.models.names import is_own, split_own
+from fastwi.sealed import file_sha256
 from fastwi.version import __version__
 
 LISTED = "fastwi_files"
@@ -158,7 +159,7 @@ class _Closure:
         self._seen.add(name)
         try:
             if path.suffix != ".py":  # data and compiled code
-                self.files[name] = SourceFile(path, _sha256(path))
+                self.files[name] = SourceFile(path, file_sha256(path))
                 return
             code = path.read_bytes()
         except OSError:
@@ -282,11 +283,3 @@ def _library_folders() -> tuple[str, ...]:
 
 def _within(path: str, folder: str) -> bool:
     return path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -27,10 +27,10 @@ class Unpicklable(Exception):
     ],
 )
 def test_answers_survive_the_way(tmp_path, monkeypatch, met, words):
-    def run(_job):
+    def run(_job, _report):
         raise met
 
-    actor = _Actor(str(tmp_path), str(tmp_path))
+    actor = _Actor(str(tmp_path), str(tmp_path), 0)
     monkeypatch.setattr(actor._worker, "run", run)
     answer = pickle.loads(pickle.dumps(actor.run(None)))
     assert f"{type(answer).__name__}: {answer}" == words

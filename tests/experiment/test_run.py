@@ -1,12 +1,12 @@
 """A run: what is trained on what, what comes of networks that diverge, and that a stopped run goes on to the bit."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from listeners import Silent, Stopped
 
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
@@ -18,7 +18,7 @@ from fastwi.experiment.resources import build_network
 from fastwi.experiment.results import divergence, point_rows
 from fastwi.experiment.rundir import RunDirectory
 from fastwi.experiment.scheduler import Limits, LocalExecutor, carry_out
-from fastwi.experiment.store import Measurement, Store
+from fastwi.experiment.store import Store
 from fastwi.experiment.todo import without_lost
 from fastwi.experiment.worker import Worker, score
 from fastwi.population import Population
@@ -32,28 +32,6 @@ SMALL = {
     "experiment": {"k": 2, "s": 1, "after": 1},
     "engine": {"device": "cpu", "precision": "fp32"},
 }
-
-
-class Stopped(KeyboardInterrupt):
-    """Raised by the listener in place of a power cut."""
-
-
-class Silent:
-    """A listener that counts what is measured, and stops after so many times."""
-
-    def __init__(self, stop_after: int = -1) -> None:
-        self.stop_after, self.new = stop_after, 0
-
-    def planned(self, todo: object) -> None: ...
-
-    def images(self, trained: int, evaluated: int) -> None: ...
-
-    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
-        self.new += 1
-        if self.new == self.stop_after:
-            raise Stopped
-
-    def told(self, message: str) -> None: ...
 
 
 @pytest.fixture

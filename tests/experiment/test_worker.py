@@ -9,23 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastwi.experiment.conduct import LocalExecutor, conduct
+from listeners import Silent
+from tiny_runs import few_digits
 
 import fastwi
-from data_prep.dataset import Dataset, Split, silent
-from data_prep.digits import load_digits
+from data_prep.dataset import Split, silent
 from data_prep.write import write_dataset
 from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.beton import StoredBeton
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
-from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
+from fastwi.config.sweep import SweepOptions, SweepSpec
 from fastwi.errors import UserError
 from fastwi.experiment.distributed import _Actor
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
+from fastwi.experiment.scheduler import Limits, LocalExecutor, carry_out
 from fastwi.experiment.store import Measurement, Store
 from fastwi.experiment.tree import MeasurementKey
-from fastwi.experiment.worker import Job, Outcome, Worker
+from fastwi.experiment.worker import Job, Outcome, Report, Worker
 from fastwi.models.registry import build_model
 
 NETWORK = """
@@ -38,21 +39,13 @@ class Net(nn.Sequential):
 Place = tuple[Path, Config]
 
 
-class Silent:
-    """A listener that hears all and says nothing."""
-
-    def planned(self, todo: object) -> None: ...
-
-    def done(self, tasks: object, measurements: object, elsewhere: bool) -> None: ...
-
-    def told(self, message: str) -> None: ...
+Do = Callable[[Job, Report], Outcome]
 
 
 def write_digits(directory: Path, change: Callable[[Split], Split] = lambda split: split) -> None:
-    digits = load_digits("digits")
-    train = Split(digits.train.images_NHWC[:60], digits.train.labels_N[:60])
-    test = Split(digits.test.images_NHWC[:20], digits.test.labels_N[:20])
-    write_dataset(Dataset("digits", digits.classes, change(train), change(test), "digits"), directory, "raw", silent)
+    digits = few_digits(60, 20)
+    changed = dataclasses.replace(digits, train=change(digits.train), test=change(digits.test))
+    write_dataset(changed, directory, "raw", silent)
 
 
 def one_pixel(split: Split) -> Split:
@@ -94,27 +87,31 @@ def place(tmp_path: Path) -> Place:
 
 def planned(place: Place) -> PlannedSweep:
     directory, config = place
-    return plan_sweep(SweepSpec(config, (Axis("seeds.init", (0, 1)),), SweepOptions(store=str(directory / "store"))))
+    return plan_sweep(SweepSpec(config, (), SweepOptions(store=str(directory / "store"), parents=(0, 1))))
 
 
 def carried_out(
-    place: Place, sweep: PlannedSweep, run: Callable[[Job], Outcome] | None = None
+    place: Place, sweep: PlannedSweep, do: Callable[[Worker], Do] | None = None
 ) -> dict[MeasurementKey, Measurement]:
-    """All that is measured once the sweep is carried out, one network at a time."""
+    """All that is measured once the sweep is carried out, one network at a time, each job by what `do` makes."""
     with Store.open(place[0] / "store") as store:
-        run = run or Worker(store.directory, Path.cwd()).run
-        conduct(sweep.tree, store, LocalExecutor(run), Silent(), 1)
+        worker = Worker(store.directory, Path.cwd(), 2**30)
+        if do is not None:
+            worker.run = do(worker)
+        carry_out(sweep.tree, store, LocalExecutor(worker), Silent(), Limits(1, 1, 30.0))
         return store.measurements()
 
 
-def by_actor(place: Place) -> Callable[[Job], Outcome]:
+def by_actor(worker: Worker) -> Do:
     """As Ray has a job done: the job and its answer are pickled on their way."""
-    actor = _Actor(str(place[0] / "store"), str(Path.cwd()))
+    store = worker.resident._store
+    actor = _Actor(str(store), str(Path.cwd()), 2**30)
 
-    def run(job: Job) -> Outcome:
+    def run(job: Job, report: Report) -> Outcome:
         answer = pickle.loads(pickle.dumps(actor.run(pickle.loads(pickle.dumps(job)))))
         if isinstance(answer, Exception):
             raise answer
+        report.measured(answer.measurements)
         return answer
 
     return run
@@ -140,7 +137,7 @@ def test_what_is_replaced_after_the_plan_is_refused(place: Place, what: str, whe
     replace, said = REPLACED[what]
     replace(place[0])
     with pytest.raises(UserError, match=said) as caught:
-        carried_out(place, sweep, by_actor(place) if where == "actor" else None)
+        carried_out(place, sweep, by_actor if where == "actor" else None)
     assert "\n" not in str(caught.value)
     assert stored(place) == 0
 
@@ -166,36 +163,46 @@ def test_a_flipped_bit_of_a_streamed_set_is_refused(place: Place, place_in_file:
 @pytest.mark.parametrize("what", ["network", "weights"])
 def test_what_is_read_again_is_checked_again(place: Place, what: str) -> None:
     """The second parent is built of the files as they are then."""
-    sweep = planned(place)
-    worker, jobs = Worker(place[0] / "store", Path.cwd()), 0
+    sweep, jobs = planned(place), list[Job]()
 
-    def run(job: Job) -> Outcome:
-        nonlocal jobs
-        jobs += 1
-        if jobs == 2:
-            REPLACED[what][0](place[0])
-        return worker.run(job)
+    def replacing(worker: Worker) -> Do:
+        run = worker.run
+
+        def do(job: Job, report: Report) -> Outcome:
+            jobs.append(job)
+            if len(jobs) == 2:
+                REPLACED[what][0](place[0])
+            return run(job, report)
+
+        return do
 
     with pytest.raises(UserError, match=rf"changed.*{what}"):
-        carried_out(place, sweep, run)
-    assert 0 < stored(place) < 4
+        carried_out(place, sweep, replacing)
+    with Store.open(place[0] / "store") as store:
+        found = {state for state, _ in store.measurements()}
+    first, second = sweep.places
+    assert set(first.parent) <= found
+    assert found.isdisjoint((*second.parent, *second.ends))
 
 
-def test_a_dataset_that_is_in_memory_may_be_replaced(place: Place, tmp_path: Path) -> None:
+def test_a_dataset_that_is_in_memory_may_be_replaced(place: Place) -> None:
     sweep = planned(place)
     expected = carried_out(place, sweep)
     shutil.rmtree(place[0] / "store")
-    worker = Worker(place[0] / "store", Path.cwd())
 
-    def run(job: Job) -> Outcome:
-        outcome = worker.run(job)
-        write_digits(place[0] / "data", one_pixel)
-        return outcome
+    def replacing(worker: Worker) -> Do:
+        run = worker.run
 
-    found = carried_out(place, sweep, run)
-    assert {key: (m.train_loss, m.test_loss) for key, m in found.items()} == {
-        key: (m.train_loss, m.test_loss) for key, m in expected.items()
-    }
+        def do(job: Job, report: Report) -> Outcome:
+            outcome = run(job, report)
+            write_digits(place[0] / "data", one_pixel)
+            return outcome
+
+        return do
+
+    found = carried_out(place, sweep, replacing)
+    assert {key: m.result() for key, m in found.items()} == {key: m.result() for key, m in expected.items()}
+    assert found
 
 
 def test_analyses_are_held_to_what_was_planned(place: Place) -> None:

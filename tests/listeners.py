@@ -1,0 +1,36 @@
+"""Listeners for tests of what is carried out: silent, counting, and stopping at a chosen moment."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from fastwi.experiment.store import Measurement
+from fastwi.experiment.todo import Todo
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised by the listener in place of a power cut."""
+
+
+class Silent:
+    """A listener that notes what it hears, and stops at the report of a measurement number `stop_after`.
+
+    `here` and `elsewhere`: how often each task was measured, by this process and by others. `lines`: what was told.
+    """
+
+    def __init__(self, stop_after: int = -1) -> None:
+        self._stop_after, self._reports = stop_after, 0
+        self.here, self.elsewhere = Counter[int](), Counter[int]()
+        self.lines: list[str] = []
+
+    def planned(self, todo: Todo) -> None: ...
+
+    def images(self, trained: int, evaluated: int) -> None: ...
+
+    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
+        (self.elsewhere if elsewhere else self.here).update(tasks)
+        self._reports += 1
+        if self._reports == self._stop_after:
+            raise Stopped
+
+    def told(self, message: str) -> None:
+        self.lines.append(message)
