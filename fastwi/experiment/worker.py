@@ -67,7 +67,7 @@ class Worker:
     """Does jobs on one device."""
 
     def __init__(self, store: Path, root: Path, memory_bytes: float) -> None:
-        """`root`: what relative `data.path` and `model.weights` are relative to. `memory_bytes`: of resident states."""
+        """`root`: of a relative `data.path` or `model.weights`. `memory_bytes`: of resident states."""
         self.resources = Resources(root)
         self.resident = ResidentStates(store, self.resources, memory_bytes)
 
