@@ -1,28 +1,31 @@
 """`python -m fastwi.train --config FILE`: train a parent, clone it, average the children, train on.
 
 A run is a sweep of one point, with a store of its own in the run's directory; it reads from top to bottom in
-`_train`. The same command goes on with a run that was interrupted.
+`open_run` and `carry_out_run`, which `fastwi.run` calls too. The same command goes on with an interrupted run.
 """
 
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastwi.cli import EXIT_FAILED, run_command
 from fastwi.config.read import Request, read_request
-from fastwi.config.write import config_hash, to_mapping, to_yaml
-from fastwi.data.card import read_card
+from fastwi.config.schema import Config
+from fastwi.config.write import config_hash, to_yaml
+from fastwi.data.card import Card, read_card
 from fastwi.experiment.contents import result_digest
 from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.experiment.rundir import RunDirectory
 from fastwi.experiment.todo import left_of
-from fastwi.files import to_json, write_text
+from fastwi.files import to_json
 
 if TYPE_CHECKING:
-    from fastwi.engine.base import Engine
     from fastwi.experiment.worker import Worker
     from fastwi.report.summary import Row
+
+NAMELESS = "run"  # what a run is called after where neither run.name nor a file gives a name
 
 _DESCRIPTION = "Train a parent, clone it into children, average their weights, and train the average on."
 
@@ -37,127 +40,106 @@ def _main(argv: list[str]) -> int:
     if request.print_config:
         print(to_yaml(request.config), end="")
         return 0
-    return _train(request)
+    run = open_run(request.config, request.config_file.stem if request.config_file else NAMELESS)
+    if request.dry_run:
+        from fastwi.report.run_plan import run_plan
+
+        plan = run_plan(run.planned, run.paths, run.worker.resources)
+        print(to_json(plan.values) if request.json else "\n".join(plan.lines))
+        return 0
+    return _show(request, run, carry_out_run(run))
 
 
-def _train(request: Request) -> int:
+@dataclass(frozen=True)
+class Run:
+    """A run that may begin or go on: what names it, where its files are, what it consists of and who does it."""
+
+    identity: str
+    card: Card
+    paths: RunDirectory
+    planned: PlannedSweep
+    worker: "Worker"
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """The rows of metrics.jsonl; a line for each network that diverged, and for each reason of tasks not done."""
+
+    rows: "list[Row]"
+    problems: list[str]
+
+
+def open_run(config: Config, stem: str) -> Run:
+    """Plan the run, and check that it can be done here and that its directory holds no other. Nothing is written.
+
+    Without run.name it is called after `stem` and what decides its result. Raises UserError.
+    """
     # torch takes seconds to import: bad configurations are refused before.
     from fastwi.experiment.estimate import check_memory
-    from fastwi.experiment.scheduler import LocalExecutor, carry_out, limits_of
-    from fastwi.experiment.store import Store
-    from fastwi.experiment.store.precision import note_precision
-    from fastwi.experiment.worker import Worker
-    from fastwi.report.manifest import manifest
-    from fastwi.report.run_progress import RunProgress
-    from fastwi.report.tensorboard import TensorBoard, require_tensorboard
+    from fastwi.experiment.execution import worker_of
+    from fastwi.report.tensorboard import require_tensorboard
 
-    if request.config.run.tensorboard:
+    if config.run.tensorboard:
         require_tensorboard()
-    card = read_card(Path(request.config.data.path))
-    identity = config_hash(request.config, result_digest(card, request.config))
-    paths = _directory(request, identity)
-    planned = plan_run(request.config, paths.store)
-    config, options = planned.points[0].config, planned.spec.options
-    worker = Worker(paths.store, Path.cwd(), options.memory_GiB * 2**30 / 2)
-    worker.resources.expect(planned.tree.contents)
+    card = read_card(Path(config.data.path))
+    identity = config_hash(config, result_digest(card, config))
+    paths = RunDirectory(Path(config.run.directory) / (config.run.name or f"{stem}-{identity}"))
+    planned = plan_run(config, paths.store)
+    config = planned.points[0].config
+    worker = worker_of(planned)
     check_memory(config, worker.resources.layout(config), worker.resources.engine(config).device)
     paths.check(identity, config)
     if left_of(planned).epochs:
         worker.resources.tried_engine(config)
-    engine = worker.resources.engine(config)
-    if request.dry_run:
-        return _show_plan(request, planned, paths, worker)
+    return Run(identity, card, paths, planned, worker)
 
+
+def carry_out_run(run: Run, quiet: bool = False) -> RunResults:
+    """Do what is left of the run, and write its files. `quiet`: no progress is shown.
+
+    Raises UserError where another process does it, or a file cannot be written.
+    """
+    from fastwi.experiment.execution import carry_out_planned, open_store
+    from fastwi.report.manifest import manifest
+    from fastwi.report.run_files import diverged_lines, write_report
+    from fastwi.report.run_plan import describe
+    from fastwi.report.run_progress import RunProgress
+    from fastwi.report.tensorboard import TensorBoard
+
+    planned, paths, worker = run.planned, run.paths, run.worker
+    config = planned.points[0].config
+    engine = worker.resources.engine(config)
     with paths.held(), ExitStack() as stack:
-        paths.begin(manifest(card, engine.resolved, identity, planned.networks), request.config)
-        store = stack.enter_context(Store.open(paths.store))
-        if planned.auto:
-            note_precision(store.directory, planned.auto)
+        paths.begin(manifest(run.card, engine.resolved, run.identity, planned.networks), planned.spec.base)
+        store = stack.enter_context(open_store(planned))
         board = stack.enter_context(TensorBoard(paths.tensorboard)) if config.run.tensorboard else None
-        progress = stack.enter_context(RunProgress(planned, store, paths, board, _describe(engine, planned)))
-        limits = limits_of(options, worker.resources.state_bytes(config), engine.members_at_once)
+        progress = stack.enter_context(RunProgress(planned, store, paths, board, describe(engine, planned), quiet))
         try:
-            carry_out(planned.tree, store, LocalExecutor(worker), progress, limits)
+            done = carry_out_planned(planned, worker, store, progress)
         finally:
-            store.export()
             rows = progress.write_rows()
         paths.write_checkpoints(planned, store, worker.resident)
-        if any(row["stage"] == "interpolation" for row in rows):
-            _show_results(request, rows, paths, f"{config.model.name} on {card.name}")
-    return _show_diverged(rows)
+        write_report(rows, paths, config, run.card)
+    return RunResults(rows, diverged_lines(rows) + done.failures())
 
 
-def _directory(request: Request, identity: str) -> RunDirectory:
-    """`runs/<name>`; a run without a name is called after its config file and what decides its result."""
-    run = request.config.run
-    stem = request.config_file.stem if request.config_file else "run"
-    return RunDirectory(Path(run.directory) / (run.name or f"{stem}-{identity}"))
-
-
-def _describe(engine: "Engine", planned: PlannedSweep) -> str:
-    resolved = engine.resolved
-    compiles = "; the first steps compile, which can take minutes" if resolved.backend == "compile" else ""
-    why = f" (auto: {planned.auto.reason})" if planned.auto else ""
-    return f"{resolved.backend} on {resolved.device}, {str(resolved.dtype).removeprefix('torch.')}{why}{compiles}"
-
-
-def _show_diverged(rows: "list[Row]") -> int:
-    from fastwi.experiment.results import divergence
-
-    diverged = [row for row in rows if divergence(row)]
-    for row in diverged:
-        print(
-            f"fastwi: error: {row['network']} diverged in epoch {row['epoch']}: {divergence(row)}; "
-            "lower optimizer.learning_rate, or give schedule.warmup_iterations",
-            file=sys.stderr,
-        )
-    return EXIT_FAILED if diverged else 0
-
-
-def _show_results(request: Request, rows: "list[Row]", paths: RunDirectory, what: str) -> None:
+def _show(request: Request, run: Run, found: RunResults) -> int:
     from rich.console import Console
 
-    from fastwi.report.figure import draw_run
-    from fastwi.report.summary import after_table, interpolation_table, rich_table
+    from fastwi.report.run_files import run_tables
+    from fastwi.report.summary import rich_table
 
-    experiment = request.config.experiment
-    title = f"{what}: k = {experiment.k}, s = {experiment.s}, {experiment.children} children"
-    tables = [interpolation_table(rows)] + ([after_table(rows)] if experiment.after else [])
-    write_text(paths.table, f"# {title}\n\n" + "\n".join(table.markdown() for table in tables))
-    draw_run(rows, paths.figure, title)
-    if request.json:
-        print(to_json({"directory": str(paths.directory), "metrics": rows}))
-        return
-    console = Console()
-    for table in tables:
-        console.print(rich_table(table))
-    print(f"{paths.directory}: metrics.jsonl, summary.md, figure.png, checkpoints/, store/")
-
-
-def _show_plan(request: Request, planned: PlannedSweep, paths: RunDirectory, worker: "Worker") -> int:
-    """The resolved configuration and what is left, with a time measured on a few steps of this very run."""
-    from fastwi.experiment.estimate import measure_rates
-    from fastwi.report.progress import clock, cost_of
-
-    config, resources = planned.points[0].config, worker.resources
-    todo, experiment = left_of(planned), config.experiment
-    engine = resources.tried_engine(config)
-    rates = measure_rates(engine, resources.network(config), *resources.splits(config))
-    seconds = sum(cost_of(planned, task) for task in todo.tasks) / rates.trained_per_s + rates.start_s
-    trained = len(todo.epochs) * planned.dataset_of(config).train_images
-    if request.json:
-        print(to_json({"directory": str(paths.directory), "config": to_mapping(config), "seconds": seconds,
-                       "epochs_left": len(todo.epochs), "networks_to_measure": len(todo.probes),
-                       "images_to_train": trained}))  # fmt: skip
-        return 0
-    print(to_yaml(request.config))
-    print(f"# {paths.directory}: {'goes on' if paths.manifest.exists() else 'new'}")
-    print(f"# {_describe(engine, planned)}")
-    print(f"# parent: epochs 0 to {experiment.k}; {experiment.children} children: {experiment.k} to "
-          f"{experiment.k + experiment.s}; then their average: {experiment.after} more")  # fmt: skip
-    print(f"# left: {trained:,} images to train at {rates.trained_per_s:,.0f}/s, {len(todo.probes)} networks to "
-          f"measure: about {clock(seconds)}")  # fmt: skip
-    return 0
+    tables = run_tables(found.rows, run.planned.points[0].config)
+    if tables and request.json:
+        print(to_json({"directory": str(run.paths.directory), "metrics": found.rows}))
+    elif tables:
+        console = Console()
+        for table in tables:
+            console.print(rich_table(table))
+        print(f"{run.paths.directory}: metrics.jsonl, summary.md, figure.png, checkpoints/, store/")
+    for line in found.problems:
+        print(f"fastwi: error: {line}", file=sys.stderr)
+    return EXIT_FAILED if found.problems else 0
 
 
 if __name__ == "__main__":

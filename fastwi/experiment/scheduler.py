@@ -84,11 +84,20 @@ def limits_of(options: SweepOptions, state_bytes: int, members_at_once: int) -> 
 
 @dataclass
 class Done:
-    """What one process did: epochs trained and probes made by it, tasks that could not be done (with the reason)."""
+    """What one process did: epochs trained and probes made by it.
+
+    `failed`: tasks that could not be done, with the reason. `diverged`: the measurements that show it, in words.
+    """
 
     trained: int = 0
     probed: int = 0
     failed: dict[MeasurementKey, str] = field(default_factory=dict)
+    diverged: dict[MeasurementKey, str] = field(default_factory=dict)
+
+    def failures(self) -> list[str]:
+        """What could not be done, a line for each reason."""
+        reasons = Counter(self.failed.values())
+        return [f"{count:,} tasks not done: {reason}" for reason, count in sorted(reasons.items())]
 
 
 def carry_out(tree: Tree, store: Store, executor: Executor, listener: Listener, limits: Limits) -> Done:
@@ -145,7 +154,7 @@ class _Pass:
             measured = self._store.measurements(names)
             for m in measured.values():
                 if m.diverged:
-                    self._done.failed[m.key] = _divergence(m)
+                    self._done.diverged[m.key] = _divergence(m)
             stored = self._store.states(epochs)
             todo = unfinished(tree, measured.keys(), stored, stopped_states(tree, measured.values()))
             if todo == pinned:
@@ -294,7 +303,7 @@ class _Pass:
         """Let go what would come of networks that diverged. All others go on."""
         diverged = [m for m in measurements if m.diverged]
         for m in diverged:
-            self._done.failed[m.key] = _divergence(m)
+            self._done.diverged[m.key] = _divergence(m)
             self._listener.told(_divergence(m))
         if diverged:
             self._remove((), stopped_states(self._tree, diverged))

@@ -1,8 +1,9 @@
-"""Progress with time left: a live bar on a terminal, lines elsewhere. To stderr."""
+"""Progress with time left: a live bar on a terminal or in a notebook, lines elsewhere. To stderr."""
 
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -44,14 +45,17 @@ def clock(seconds: float) -> str:
 
 
 class LiveProgress:
-    """A bar with time left on a terminal, and lines that are printed above it or, elsewhere, alone. To stderr."""
+    """A bar with time left on a terminal or in a notebook, and lines above it or, elsewhere, alone. To stderr."""
 
-    def __init__(self, description: str, total: float | None, speed: bool = True) -> None:
-        console = Console(file=sys.stderr)
+    def __init__(self, description: str, total: float | None, speed: bool = True, quiet: bool = False) -> None:
+        """`quiet`: nothing is shown."""
+        console = Console(file=sys.stderr, quiet=quiet)
+        # Without ipywidgets a notebook shows lines, as a file does.
+        live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
         fields = (TextColumn("{task.fields[speed]}"),) if speed else ()
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
                    *fields, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bar = Progress(*columns, console=console, disable=quiet or not live)
         self._task = self._bar.add_task(description, total=total, speed="")
 
     def __enter__(self) -> "Self":
@@ -75,10 +79,11 @@ class TreeProgress(LiveProgress):
         cost: Callable[[int], float],
         describe: Callable[[Sequence["Measurement"]], str] | None = None,
         first: str | None = None,
+        quiet: bool = False,
     ) -> None:
         """`cost` of a task, in trained images. `describe`: measurements in words, for a line at each of them.
 
-        `first` is said before the first images.
+        `first` is said before the first images. `quiet`: nothing is said.
         """
         self._cost, self._describe = cost, describe
         self._waiting = [first] if first else []  # lines that are said before the first images
@@ -86,7 +91,7 @@ class TreeProgress(LiveProgress):
         self._tasks = self._tasks_done = 0
         self._begun = time.monotonic()
         self._last_line = -_LINE_EVERY_S
-        super().__init__("planning", 1.0)
+        super().__init__("planning", 1.0, quiet=quiet)
 
     def planned(self, todo: "Todo") -> None:
         """Take `todo` as what is left."""

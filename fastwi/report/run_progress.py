@@ -22,10 +22,16 @@ class RunProgress(TreeProgress):
     """Shows how far a run is and keeps its rows up to date, in its directory and in TensorBoard."""
 
     def __init__(
-        self, planned: PlannedSweep, store: Store, paths: RunDirectory, board: TensorBoard | None, backend: str
+        self,
+        planned: PlannedSweep,
+        store: Store,
+        paths: RunDirectory,
+        board: TensorBoard | None,
+        backend: str,
+        quiet: bool = False,
     ) -> None:
-        """`backend`: what it is computed by, in words."""
-        super().__init__(partial(cost_of, planned), self._networks, backend)
+        """`backend`: what it is computed by, in words. `quiet`: nothing is shown."""
+        super().__init__(partial(cost_of, planned), self._networks, backend, quiet)
         self._planned, self._paths, self._board = planned, paths, board
         self._measured: dict[MeasurementKey, Measurement] = store.measurements(planned.tree.measurement_keys())
         self._written = time.monotonic()

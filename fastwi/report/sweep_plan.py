@@ -1,17 +1,76 @@
-"""A planned sweep in words: its trajectories, and the disk that its states take."""
+"""A planned sweep in words: its trajectories, what is left of them, and the time and the disk that they take."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
+from fastwi.config.schema import Config
 from fastwi.config.sweep import KEEP
+from fastwi.config.sweepwrite import sweep_to_yaml
+from fastwi.engine.precision import Choice
+from fastwi.experiment.estimate import measure_rates
 from fastwi.experiment.planner import PlannedSweep, kept_states
 from fastwi.experiment.points import Point
-
-if TYPE_CHECKING:
-    from fastwi.experiment.resources import Resources
+from fastwi.experiment.resources import Resources
+from fastwi.experiment.todo import Todo, left_of
+from fastwi.report.progress import clock, cost_of
 
 _MOST_NAMED = 12
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `--dry-run` says: `values` for programs, `lines` for a reader."""
+
+    values: dict[str, Any]
+    lines: list[str]
+
+
+def sweep_plan(planned: PlannedSweep, resources: Resources) -> Plan:
+    """The tree, what it saves, and time and disk, measured on a few steps of this very sweep."""
+    todo, tree = left_of(planned), tree_lines(planned)
+    epochs, naive = sum(1 for _ in planned.tree.epoch_nodes()), naive_epochs(planned.points)
+    seconds, keep = _seconds(planned, todo, resources), planned.spec.options.keep
+    sizes = kept_bytes(planned, resources)
+    values = {
+        "points": len(planned.points), "epochs": epochs, "naive_epochs": naive, "epochs_left": len(todo.epochs),
+        "networks_to_measure": len(todo.probes), "seconds": seconds, "bytes": sizes[keep], "bytes_by_keep": sizes,
+        "tree": tree,
+    }  # fmt: skip
+    lines = [
+        *tree,
+        *([auto_line(planned.auto)] if planned.auto else []),
+        f"{len(planned.points):,} points; {epochs:,} epochs in the tree, {naive:,} if each point were run alone: "
+        f"{naive / max(1, epochs):.1f} times as many",
+        f"left: {len(todo.epochs):,} epochs to train, {len(todo.probes):,} networks to measure: about "
+        f"{clock(seconds)} on one such device",
+        kept_line(sizes, keep),
+    ]
+    return Plan(values, [sweep_to_yaml(planned.spec), *(f"# {line}" for line in lines)])
+
+
+def auto_line(auto: Choice) -> str:
+    """What engine.precision: auto is, and why."""
+    return f"engine.precision: auto is {auto.precision}: {auto.reason}"
+
+
+def _seconds(planned: PlannedSweep, todo: Todo, resources: Resources) -> float:
+    costs: dict[tuple[object, ...], float] = defaultdict(float)  # in trained images, by what decides the speed
+    examples: dict[tuple[object, ...], Config] = {}
+    last: Config | None = None
+    kind: tuple[object, ...] = ()
+    for task in todo.tasks:
+        config = planned.tree.config_of(task)
+        if config is not last:
+            last, kind = config, (config.model, config.engine, config.optimizer.batch_size, config.data.path)
+            examples.setdefault(kind, config)
+        costs[kind] += cost_of(planned, task)
+    seconds = 0.0
+    for kind, config in examples.items():
+        engine, network = resources.tried_engine(config), resources.network(config)
+        seconds += costs[kind] / measure_rates(engine, network, *resources.splits(config)).trained_per_s
+    return seconds
 
 
 def naive_epochs(points: Iterable[Point]) -> int:
@@ -43,7 +102,7 @@ def tree_lines(planned: PlannedSweep) -> list[str]:
     return lines
 
 
-def kept_bytes(planned: PlannedSweep, resources: "Resources") -> dict[str, int]:
+def kept_bytes(planned: PlannedSweep, resources: Resources) -> dict[str, int]:
     """What the sweep's states take in the store at its end, by choice of sweep.keep."""
     tree = planned.tree
     network = {alike: node for node, alike in enumerate(tree.alike)}
