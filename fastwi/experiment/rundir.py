@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastwi.experiment.resident import ResidentStates
     from fastwi.experiment.store import Store
 
-_EARLIER = "progress.json"  # of runs up to version 1
+_EARLIER = "progress.json"  # of runs before they had stores
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class RunDirectory:
         """Raise CheckpointError where the directory has another run than the one of `identity`."""
         if (self.directory / _EARLIER).exists():
             raise CheckpointError(
-                f"{self.directory}: holds a run of fastwi 1, which this version does not go on with; "
+                f"{self.directory}: holds a run of an earlier fastwi, which this one does not go on with; "
                 "give another run.name, or use the version that began it"
             )
         if not self.manifest.exists():
