@@ -40,8 +40,8 @@ class SweepOptions:
     )
     keep: str = option(
         "stops",
-        "states that stay in the store: none that nothing is left to be made of, the last of each trajectory that "
-        "nothing is trained on from, those at each k, each k + s and each end, or those after every epoch",
+        "states that stay in the store. none: no state; ends: the last of each child and average; stops: those at "
+        "each k and k + s too; all: those after every epoch",
         choices=KEEP,
     )
     executor: str = option("local", "who trains: this process, or Ray's actors", choices=("local", "ray"))
