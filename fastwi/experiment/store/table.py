@@ -5,6 +5,7 @@ sorted by state and treatment. `crc` is that of the index's row, so each row vou
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastwi.files import atomic_path
 
 EXPORTED = "metrics.parquet"  # the note that holds the SHA-256 of the file that is there
 NEXT = "metrics.parquet next"  # of the file that is about to take its place
+_BATCH = 50_000  # rows made into columns at a time: as Python's objects they take several times the memory
 _FLOATS = tuple(name for name, kind in MEASUREMENTS.columns.items() if kind.startswith("BLOB"))
 
 
@@ -31,7 +33,7 @@ def export(database: Database) -> None:
         atomic_path(places.metrics) as temporary,
     ):
         with database.reading() as connection:
-            _write(temporary, list(all_rows(connection, places, MEASUREMENTS)))
+            _write(temporary, all_rows(connection, places, MEASUREMENTS))
         # Noted before the file is in place: a crash in between must not look like damage.
         _note(database, NEXT, hash_file(temporary))
     _note(database, EXPORTED, None)
@@ -60,16 +62,18 @@ def table_damage(database: Database) -> str | None:
     return None if found in (notes[EXPORTED], notes.get(NEXT)) else "not the bytes that were exported (SHA-256)"
 
 
-def _write(path: Path, rows: list[Row]) -> None:
+def _write(path: Path, rows: Iterator[Row]) -> None:
     import polars
 
     types: dict[str, Any] = {name: polars.Float64() for name in _FLOATS}
     types = {name: types.get(name, polars.Int64()) for name in MEASUREMENTS.columns}
     types |= {"state": polars.String(), "treatment": polars.String(), "crc": polars.UInt32()}
-    columns: dict[str, Any] = {}
-    for name, values in zip(types, zip(*rows, strict=True) if rows else [()] * len(types), strict=True):
-        columns[name] = [bytes_float(value) for value in values] if name in _FLOATS else list(values)
-    polars.DataFrame(columns, schema=types).write_parquet(path)
+    frames = [polars.DataFrame(schema=types)]
+    while batch := list(islice(rows, _BATCH)):
+        columns: dict[str, Any] = dict(zip(types, zip(*batch, strict=True), strict=True))
+        columns |= {name: [bytes_float(value) for value in columns[name]] for name in _FLOATS}
+        frames.append(polars.DataFrame(columns, schema=types))
+    polars.concat(frames).write_parquet(path)
 
 
 def read_table(places: StorePlaces) -> Iterator[Row | None]:
