@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from fastwi.experiment.store import Measurement
 from fastwi.experiment.todo import Todo
+from fastwi.report.run_progress import RunProgress
 
 
 class Stopped(KeyboardInterrupt):
@@ -34,3 +35,21 @@ class Silent:
 
     def told(self, message: str) -> None:
         self.lines.append(message)
+
+
+def stopping(report: int, shown: bool = False) -> type[RunProgress]:
+    """A run's progress that ends the run, as Ctrl-C does, at a report of measurements; `shown`: after it is shown."""
+
+    class Stopping(RunProgress):
+        _reports = 0
+
+        def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
+            self._reports += 1
+            if shown:
+                super().measured(tasks, measurements, elsewhere)
+            if self._reports == report:
+                raise KeyboardInterrupt
+            if not shown:
+                super().measured(tasks, measurements, elsewhere)
+
+    return Stopping

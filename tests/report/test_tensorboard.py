@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastwi.experiment.protocol import Figure1Run
+from listeners import stopping
 
 import fastwi.train
 from fastwi.train import main
@@ -64,27 +64,15 @@ def test_off_by_default(digits_directory, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
-@pytest.mark.parametrize("where", ["before", "after"])
-def test_a_run_that_is_stopped(digits_directory, tmp_path, monkeypatch, stop, where):
-    """Before or after the step's points were written, the run that goes on has each point once."""
+@pytest.mark.parametrize("shown", [False, True], ids=["before", "after"])
+def test_a_run_that_is_stopped(digits_directory, tmp_path, monkeypatch, stop, shown):
+    """Before or after its points were written, and these before the store had them: each is there once in the end."""
     argv = arguments(digits_directory, tmp_path, "--run.tensorboard=true")
-    steps = []
-
-    class Stopped(Figure1Run):
-        def _save(self, state, step):
-            super()._save(state, step)
-            steps.append(step)
-            if where == "before" and len(steps) == stop:
-                raise KeyboardInterrupt
-
-        def _do(self, step, state):
-            if where == "after" and len(steps) == stop:
-                raise KeyboardInterrupt
-            return super()._do(step, state)
-
     with monkeypatch.context() as patched:
-        patched.setattr("fastwi.experiment.protocol.Figure1Run", Stopped)
+        patched.setattr("fastwi.report.run_progress._ROWS_EVERY_S", -1.0)
+        patched.setattr("fastwi.report.run_progress.RunProgress", stopping(stop, shown))
         assert main(argv) == 130
+    assert bool(points(tmp_path / "r")) == (shown or stop > 1)
     assert main(argv) == 0
     found = points(tmp_path / "r")
     assert found == expected(tmp_path / "r")

@@ -4,13 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from listeners import stopping
 
 from fastwi.config.schema import Config, DataConfig, ExperimentConfig, SeedConfig
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.engine.precision import Choice
 from fastwi.experiment.planner import plan_run, plan_sweep
 from fastwi.experiment.store import Store
-from fastwi.report.run_progress import RunProgress
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 
@@ -40,13 +40,6 @@ def run(directory: Path, data: Path, *more: str) -> int:
     return train([f"--{key}={value}" for key, value in pairs.items()] + list(more))
 
 
-class Cut(RunProgress):
-    """Stops the run at its first measurement."""
-
-    def measured(self, tasks, measurements, elsewhere):
-        raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(("here", "there", "dtype"), [("fp32", "bf16", "float32"), ("bf16", "fp32", "bfloat16")])
 def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(
     digits_directory, tmp_path, monkeypatch, capfd, here, there, dtype
@@ -54,8 +47,10 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(
     assert run(tmp_path / "whole", digits_directory, f"--engine.precision={here}") == 0
     machine(monkeypatch, here)
     with monkeypatch.context() as cut:
-        cut.setattr("fastwi.report.run_progress.RunProgress", Cut)
+        cut.setattr("fastwi.report.run_progress.RunProgress", stopping(2))
         assert run(tmp_path / "two", digits_directory) == 130
+    with Store.open(tmp_path / "two" / "r" / "store", create=False) as store:
+        assert [m.epoch for m in store.measurements().values()] == [1]  # the parent's
     machine(monkeypatch, there)
     capfd.readouterr()
     assert run(tmp_path / "two", digits_directory, "--dry-run") == 0
