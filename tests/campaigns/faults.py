@@ -28,6 +28,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": 
 
 from faulty.jobs import Job, check_same, check_whole, contents, copied, make_jobs
 from faulty.process import Ended, Fault, run
+from faulty.progress import shown
 
 from data_prep import prepare
 from fastwi.experiment.store import Store
@@ -135,7 +136,7 @@ class Faults:
         """Another dataset under the same name, or another file under the same card, after a run that was cut off."""
         directory = copied(job, self._place / "t")
         run(job.main, job.argv, directory, Fault(signal.SIGKILL, write=self._draw.randrange(1, job.writes + 1)))
-        began = (directory / "runs" / "r" / "progress.json").exists()
+        began = (directory / "runs" / "r" / "manifest.json").exists()
         shutil.copytree(directory / "data", directory / "kept")
         whole_set = self._draw.random() < 0.5
         _other_dataset(directory / "data", whole_set)
@@ -266,19 +267,10 @@ def main() -> int:
         print(f"undisturbed runs made in {time.monotonic() - begun:.0f} s", flush=True)
         kinds = [kind for kind, weight in _WEIGHTS.items() for _ in range(weight)]
         draw = random.Random(seed + 1)
-        shown = begun = time.monotonic()
-        for number in range(options.faults):
+        for number in shown(options.faults, "faults"):
             # Each kind once first, however few there are.
             kind = list(_WEIGHTS)[number] if number < len(_WEIGHTS) else draw.choice(kinds)
             faults.inject(options.kind or kind)
-            if time.monotonic() - shown > 20:
-                shown = time.monotonic()
-                left = (shown - begun) / (number + 1) * (options.faults - number - 1)
-                print(
-                    f"{number + 1} of {options.faults} faults, about {left / 60:.0f} min left",
-                    file=sys.stderr,
-                    flush=True,
-                )
     names = sorted({name for _, name in faults.injected})
     print(f"{'fault':<18}" + "".join(f"{name:>15}" for name in names))
     for kind in _WEIGHTS:

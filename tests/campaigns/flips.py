@@ -30,8 +30,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"}
+sys.path.append(str(Path(__file__).parents[1]))  # what tests share
 
 from faulty.process import Ended, run
+from faulty.progress import shown
 from flipped.jobs import Job, make_jobs, reported_numbers
 from flipped.numbers import reported
 
@@ -101,19 +103,16 @@ def _judged(job: Job, flip: Flip, ended: Ended, found: dict[str, Any]) -> tuple[
         if not any(_names(line, flip) for line in lines):
             return WRONG, f"exit code {ended.status}, and no line names the file: {ended.said[-500:]}"
         return REFUSED, ""
-    if found["numbers"] != job.expected["numbers"]:
+    if found != job.expected:
         return ANOTHER, ""
     return (AGAIN if _AGAIN.search(ended.said) else SAME), ""
 
 
 def _contradicted(found: dict[str, Any], expected: dict[str, Any]) -> str:
     """What has the same name and another value; empty where there is nothing."""
-    if found["name"] != expected["name"] and "shown" in found["numbers"]:
-        return ""  # a run has one name for all its numbers
-    numbers, before = found["numbers"], expected["numbers"]
-    for name in numbers.keys() & before.keys():
-        if numbers[name] != before[name]:
-            return f"{name} is {_excerpt(numbers[name], before[name])}"
+    for name in found.keys() & expected.keys():
+        if found[name] != expected[name]:
+            return f"{name} is {_excerpt(found[name], expected[name])}"
     return ""
 
 
@@ -132,11 +131,11 @@ def _names(line: str, flip: Flip) -> bool:
 def _table(counted: Counter[tuple[str, str, str]]) -> str:
     """Flips by kind of file and command, one column an outcome."""
     rows = sorted({(kind, job) for kind, job, _ in counted})
-    lines = [f"{'file':<26}{'command':<24}" + "".join(f"{name:>14}" for name in OUTCOMES)]
+    lines = [f"{'file':<32}{'command':<24}" + "".join(f"{name:>14}" for name in OUTCOMES)]
     for kind, job in rows:
-        lines.append(f"{kind:<26}{job:<24}" + "".join(f"{counted[kind, job, name] or '-':>14}" for name in OUTCOMES))
+        lines.append(f"{kind:<32}{job:<24}" + "".join(f"{counted[kind, job, name] or '-':>14}" for name in OUTCOMES))
     totals = [sum(count for (_, _, outcome), count in counted.items() if outcome == name) for name in OUTCOMES]
-    return "\n".join([*lines, f"{'all':<50}" + "".join(f"{total:>14}" for total in totals)])
+    return "\n".join([*lines, f"{'all':<56}" + "".join(f"{total:>14}" for total in totals)])
 
 
 def main() -> int:
@@ -158,17 +157,8 @@ def main() -> int:
         seen: set[str] = set()
         # Each kind once first, however few flips there are.
         pairs.sort(key=lambda pair: pair[1] in seen or seen.add(pair[1]) is not None)
-        shown = begun = time.monotonic()
-        for number in range(options.flips):
+        for number in shown(options.flips, "flips"):
             flips.flip(*pairs[number % len(pairs)])
-            if time.monotonic() - shown > 20:
-                shown = time.monotonic()
-                left = (shown - begun) / (number + 1) * (options.flips - number - 1)
-                print(
-                    f"{number + 1} of {options.flips} flips, about {left / 60:.0f} min left",
-                    file=sys.stderr,
-                    flush=True,
-                )
     print(_table(flips.counted))
     print(f"{flips.counted.total()} bits flipped, {len(flips.wrong)} wrong results")
     return 1 if flips.wrong else 0

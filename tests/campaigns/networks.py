@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,15 +24,14 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+from published.list import NETWORKS
 
-import fastwi.report.progress
 from data_prep import prepare
 from fastwi.config.read import config_from_mapping
 from fastwi.experiment.resources import build_network
+from fastwi.experiment.store import Measurement
+from fastwi.report.run_progress import RunProgress
 from fastwi.train import main as train
-
-sys.path.insert(0, str(Path(__file__).parent))
-from published.list import NETWORKS
 
 IMAGES = {"train": 128, "test": 64}
 CLASSES = 10
@@ -64,14 +64,14 @@ def settings(name: str, data: Path, runs: Path, precision: str, backend: str) ->
     }  # fmt: skip
 
 
-class Cut(fastwi.report.progress.RunProgress):
-    """A listener that ends the process's run once the children are done."""
+class Cut(RunProgress):
+    """A run's progress that ends the run, as Ctrl-C does, once the children are done."""
 
-    def step_done(self, step: Any, rows: Any) -> None:
-        """Raise KeyboardInterrupt there."""
-        super().step_done(step, rows)
-        if rows and step.stage.value == "children":
+    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
+        """Raise KeyboardInterrupt where the average is measured: it is not trained."""
+        if measurements[0].train_loss is None:
             raise KeyboardInterrupt
+        super().measured(tasks, measurements, elsewhere)
 
 
 def outcome(name: str, data: Path, runs: Path, precision: str, backend: str) -> str:
@@ -87,7 +87,7 @@ def outcome(name: str, data: Path, runs: Path, precision: str, backend: str) -> 
             lines = [line for line in said.getvalue().splitlines() if line.startswith("fastwi: error:")]
             clean = len(lines) == 1 and not (runs / "whole").exists()
             return f"refused: {lines[0]}" if clean else f"FINDING: {said.getvalue()[-300:]}"
-        with mock.patch("fastwi.report.progress.RunProgress", Cut):
+        with mock.patch("fastwi.report.run_progress.RunProgress", Cut):
             codes = [code, train([*pairs, "--run.name=pieces"])]
         codes.append(train([*pairs, "--run.name=pieces"]))
     if codes != [0, 130, 0]:

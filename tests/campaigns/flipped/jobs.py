@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from faulty.process import Fault, Main, run
 from PIL import Image
+from tiny_runs import NETWORK, few_digits
 
 import data_prep.__main__
 import fastwi
@@ -20,8 +21,7 @@ import fastwi.convert
 import fastwi.report.__main__
 import fastwi.sweep
 import fastwi.train
-from data_prep.dataset import Dataset, Split, silent
-from data_prep.digits import load_digits
+from data_prep.dataset import silent
 from data_prep.write import write_dataset
 from fastwi.models.registry import build_model
 from flipped.numbers import (
@@ -37,17 +37,6 @@ from flipped.numbers import (
 
 TRAIN_IMAGES, TEST_IMAGES = 40, 30
 
-_NETWORK = """\
-from torch import nn
-
-class Tiny(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4)
-        self.linear = nn.Linear(4, classes)
-    def forward(self, x):
-        return self.linear(self.norm(self.conv(x)).relu().mean((2, 3)))
-"""
 _SETTINGS = """\
 data: {{path: {data}, train_images: 36, test_images: 0}}
 augment: {{padding: 1, flip: 0.5}}
@@ -100,16 +89,17 @@ _JPEG = {
 }  # fmt: skip
 _SOURCE = {"network's source": ("net.py",)}
 _RUN = {
-    "run: state": ("runs/*/state-*.safetensors",), "run: checkpoints": ("runs/*/checkpoints/*",),
-    "run: metrics.jsonl": ("runs/*/metrics.jsonl",), "run: progress.json": ("runs/*/progress.json",),
+    "run: checkpoints": ("runs/*/checkpoints/*",), "run: metrics.jsonl": ("runs/*/metrics.jsonl",),
     "run: config.yaml": ("runs/*/config.yaml",), "run: manifest.json": ("runs/*/manifest.json",),
     "run: summary.md": ("runs/*/summary.md",),
 }  # fmt: skip
-_STORE = {
-    "store: index.sqlite": ("store/index.sqlite*",), "store: metrics.parquet": ("store/*.parquet",),
-    "store: states": ("store/states/**/*.safetensors",), "store: store.json": ("store/store.json",),
-    "store: sweeps": ("store/sweeps/*",),
+_STORE_FILES = {
+    "index.sqlite": "index.sqlite*", "metrics.parquet": "*.parquet", "states": "states/**/*.safetensors",
+    "store.json": "store.json",
 }  # fmt: skip
+_RUN |= {f"run's store: {kind}": (f"runs/*/store/{files}",) for kind, files in _STORE_FILES.items()}
+_STORE = {f"store: {kind}": (f"store/{files}",) for kind, files in _STORE_FILES.items()}
+_STORE |= {"store: sweeps": ("store/sweeps/*",)}
 _SWEEP = {
     "sweep: results.parquet": ("sweeps/*/results.parquet",), "sweep: gains.parquet": ("sweeps/*/gains.parquet",),
     "sweep: sweep.yaml": ("sweeps/*/sweep.yaml",), "sweep: manifest.json": ("sweeps/*/manifest.json",),
@@ -166,7 +156,7 @@ def _expected(job: Job, directory: Path) -> dict[str, object]:
     ended = run(reported(job.main, job.collect), job.argv, directory)
     assert ended.status == 0, f"{job.name}: {ended.said}"
     found = reported_numbers(directory)
-    assert found.get("numbers"), f"{job.name}: {ended.said}"
+    assert found, f"{job.name}: {ended.said}"
     shutil.rmtree(directory)
     return found
 
@@ -212,15 +202,11 @@ def _undrawn(main: Main) -> Main:
 
 def _write_inputs(empty: Path, place: Path) -> None:
     empty.mkdir()
-    digits = load_digits("digits")
-    few = [
-        Split(s.images_NHWC[:n], s.labels_N[:n])
-        for s, n in ((digits.train, TRAIN_IMAGES), (digits.test, TEST_IMAGES))
-    ]
+    digits = few_digits(TRAIN_IMAGES, TEST_IMAGES)
     (empty / "data").mkdir()
-    write_dataset(Dataset(digits.name, digits.classes, *few, digits.source), empty / "data", "raw", silent)
+    write_dataset(digits, empty / "data", "raw", silent)
     pictures = place / "pictures"
-    for name, split in zip(("train", "test"), few, strict=True):
+    for name, split in (("train", digits.train), ("test", digits.test)):
         for i, (image, label) in enumerate(zip(split.images_NHWC, split.labels_N, strict=True)):
             path = pictures / name / str(label) / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,7 +226,7 @@ def _write_inputs(empty: Path, place: Path) -> None:
     ]
     ended = run(data_prep.__main__.main, argv, empty)
     assert ended.status == 0, ended.said
-    (empty / "net.py").write_text(_NETWORK)
+    (empty / "net.py").write_text(NETWORK)
     network = build_model(f"{empty / 'net.py'}:Tiny", 10)
     fastwi.save_state_dict(network.state_dict(), empty / "weights.safetensors")
     (empty / "run.yaml").write_text(
@@ -261,7 +247,7 @@ def _with_final(place: Path, trained: Path) -> Path:
 def _import_all() -> None:
     """Import what the commands import late, so that a fork costs no more than its work."""
     for name in (
-        "fastwi.experiment.scheduler", "fastwi.experiment.results", "fastwi.experiment.worker",
+        "fastwi.experiment.scheduler", "fastwi.experiment.results", "fastwi.experiment.rundir", "fastwi.experiment.estimate",
         "fastwi.engine.choose", "fastwi.report.page", "fastwi.report.studies.connectivity", "fastwi.report.tensorboard",
         "fastwi.report.run_progress", "fastwi.report.study_progress", "fastwi.analysis.studies.connectivity",
         "fastwi.report.curves", "fastwi.report.figure", "fastwi.report.heatmap", "rich.console", "torch._dynamo",

@@ -1,4 +1,4 @@
-"""All numbers that a command showed or stored, as plain values, and the names that they are filed under.
+"""All numbers that a command showed or stored, as plain values, by the names that they are filed under.
 
 They are gathered in the child that ran the command: a parent that has used polars could fork no more.
 """
@@ -18,7 +18,7 @@ import polars
 from faulty.process import Main
 
 Numbers = dict[str, Any]
-"""`name`: what the result as a whole is filed under. `numbers`: each number by the name that it has of its own."""
+"""By names that say all that decides them: equal names in two directories mean equal numbers."""
 
 Collect = Callable[[Path, str], Numbers]
 
@@ -58,49 +58,49 @@ def leave_out_figures() -> None:
 
 
 def of_train(directory: Path, said: str) -> Numbers:
-    """The rows shown and stored, and the networks kept, of a run that is filed under its directory's name."""
+    """The rows shown and stored, and the table, of a run that is filed under its directory's name; and its store."""
     shown = json.loads(said)
     run = directory / shown["directory"]
     stored = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    numbers: dict[str, Any] = {"shown": shown["metrics"], "stored": stored, "table": (run / "summary.md").read_text()}
-    return {"name": run.name, "numbers": numbers}
+    numbers = {"shown": shown["metrics"], "stored": stored, "table": (run / "summary.md").read_text()}
+    return {f"{run.name}: {what}": each for what, each in numbers.items()} | _measured(run / "store")
 
 
 def of_sweep(directory: Path, _said: str) -> Numbers:
     """Each measurement in results.parquet and in the store by its state's key; gains and table under all of the keys."""
-    from fastwi.experiment.store import Store
-
-    numbers: dict[str, Any] = {}
+    numbers: Numbers = {}
     keys: set[str] = set()
-    identities = []
     for home in sorted(path.parent for path in (directory / "sweeps").glob("*/results.parquet")):
         frame = polars.read_parquet(home / "results.parquet")
         for row in frame.to_dicts():
             key = f"{row.pop('state')} {row['batch_norm']} {row['metric']}"
             keys.add(key)
             numbers[f"{home.name}: {key}"] = [row["epoch"], row["value"]]
-        identities.append(home.name)
         gains = polars.read_parquet(home / "gains.parquet").to_dicts()
         digest = hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()
         numbers[f"{home.name}: gains of {digest}"] = gains
         numbers[f"{home.name}: rows of {digest}"] = frame.to_dicts()
         numbers[f"{home.name}: table of {digest}"] = (home / "summary.md").read_text()
-    with Store.open(directory / "store", create=False) as store:
-        for (state, treatment), m in store.measurements().items():
-            numbers[f"store: {state} {treatment}"] = repr(m.result())
-    return {"name": " ".join(identities), "numbers": numbers}
+    return numbers | _measured(directory / "store")
+
+
+def _measured(directory: Path) -> Numbers:
+    """All that is measured in a store, by state and treatment."""
+    from fastwi.experiment.store import Store
+
+    with Store.open(directory, create=False) as store:
+        measurements = store.measurements()
+    return {f"store: {state} {treatment}": repr(m.result()) for (state, treatment), m in measurements.items()}
 
 
 def of_analysis(directory: Path, _said: str) -> Numbers:
     """The study's frames, filed under the identity in its manifest."""
-    numbers: dict[str, Any] = {}
-    identities = []
+    numbers: Numbers = {}
     for home in sorted(path.parent for path in (directory / "sweeps").glob("*/analyses/*/manifest.json")):
         identity = json.loads((home / "manifest.json").read_text())["identity"]
-        identities.append(identity)
         for path in sorted(home.glob("*.parquet")):
             numbers[f"{identity}: {path.stem}"] = polars.read_parquet(path).to_dicts()
-    return {"name": " ".join(identities), "numbers": numbers}
+    return numbers
 
 
 def of_report(directory: Path, said: str) -> Numbers:
@@ -108,7 +108,7 @@ def of_report(directory: Path, said: str) -> Numbers:
     shown = json.loads(said.strip().splitlines()[-1])
     page = _Page()
     page.feed((directory / shown["file"]).read_text())
-    return {"name": "report", "numbers": {"claims": shown["sweeps"], "cells": page.cells, "data": page.data}}
+    return {"claims": shown["sweeps"], "cells": page.cells, "data": page.data}
 
 
 def of_export(directory: Path, _said: str) -> Numbers:
@@ -116,10 +116,7 @@ def of_export(directory: Path, _said: str) -> Numbers:
     import torch
 
     state = torch.load(directory / "out.pt", weights_only=True)
-    return {
-        "name": "export",
-        "numbers": {name: hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for name, t in state.items()},
-    }
+    return {name: hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for name, t in state.items()}
 
 
 class _Page(html.parser.HTMLParser):
