@@ -14,6 +14,7 @@ from fastwi.experiment.tree import Average, Initial
 from fastwi.population import Population
 
 Made = Mapping[str, Initial | Average]
+Files = Mapping[str, StateFile]
 
 
 class ResidentStates:
@@ -35,9 +36,7 @@ class ResidentStates:
         """Let the memory of states go."""
         self._cache.drop([name for key in keys for name in (key, _recomputed(key))])
 
-    def gather(
-        self, keys: Sequence[str], config: Config, made: Made, files: Mapping[str, StateFile], trains: bool
-    ) -> Population:
+    def gather(self, keys: Sequence[str], config: Config, made: Made, files: Files, trains: bool) -> Population:
         """The states `keys`, of the network of `config`, as the members of one population in fresh memory.
 
         `made`: the initial networks and averages among them, and what these are made of; `files`: the stored ones.
@@ -47,14 +46,21 @@ class ResidentStates:
         Raises DamagedState for a state whose file is damaged or gone.
         """
         names = [trained_name(key, made) if trains else key for key in keys]
-        rows = self._rows(dict(zip(names, keys, strict=True)), config, made, files)
+        children = [child for state in made.values() if isinstance(state, Average) for child in state.children]
+        # All at once: what is brought may push out what is resident and has no file yet.
+        rows = {name: row for name in (*names, *children) if (row := self._cache.get(name)) is not None}
+        self._bring(dict(zip(names, keys, strict=True)), config, made, files, rows)
         return Population.gather([rows[name] for name in names])
 
-    def _rows(
-        self, keys: Mapping[str, str], config: Config, made: Made, files: Mapping[str, StateFile]
-    ) -> dict[str, Row]:
-        """Rows by name, of states by name. What is not resident is brought, and stays for a while."""
-        rows = {name: row for name in keys if (row := self._cache.get(name)) is not None}
+    def _bring(
+        self,
+        keys: Mapping[str, str],
+        config: Config,
+        made: Made,
+        files: Files,
+        rows: dict[str, Row],
+    ) -> None:
+        """Add to `rows`, by name, the states `keys` that are not there; they are resident from then on."""
         stored: list[str] = []
         initial: dict[str, Initial] = {}
         averages: dict[tuple[object, ...], dict[str, Average]] = defaultdict(dict)  # by what is done with them
@@ -73,38 +79,34 @@ class ResidentStates:
         device = resolve_device(config.engine.device)
         if stored:
             layout = self._resources.layout(config)
-            rows |= self._kept(read_states(self._store, [files[key] for key in stored], layout, device), stored)
+            self._keep(read_states(self._store, [files[key] for key in stored], layout, device), stored, rows)
         if initial:
             networks = [self._resources.network(state.config) for state in initial.values()]
-            rows |= self._kept(Population.from_modules(networks, device), list(initial))
+            self._keep(Population.from_modules(networks, device), list(initial), rows)
         for (_, settings), group in averages.items():
-            made_now = self._averages(list(group.values()), settings is not None, made, files)
-            rows |= self._kept(made_now, list(group))
-        return rows
+            states = list(group.values())
+            self._bring({child: child for state in states for child in state.children}, config, made, files, rows)
+            self._keep(self._averages(states, settings is not None, rows), list(group), rows)
 
-    def _averages(
-        self, states: Sequence[Average], recomputed: bool, made: Made, files: Mapping[str, StateFile]
-    ) -> Population:
-        """Averages of which momentum and statistics are made alike."""
-        config, epoch = states[0].config, states[0].epoch
-        children = dict.fromkeys(child for state in states for child in state.children)
-        rows = self._rows({child: child for child in children}, config, made, files)
+    def _averages(self, states: Sequence[Average], recomputed: bool, rows: Mapping[str, Row]) -> Population:
+        """Averages of which momentum and statistics are made alike; `rows` has their children."""
+        config = states[0].config
         averages = Population.averages(
             [[rows[child] for child in state.children] for state in states],
             [state.weights for state in states],
             config.experiment.momentum,
         )
-        if recomputed:
-            noises = [Noise(config.seeds.statistics_noise)] * len(states)
-            train, _ = self._resources.splits(config)
-            averages = self._resources.engine(config).recompute_statistics(
-                averages, train, noises, epoch, config.experiment.recompute_images
-            )
-        return averages
+        if not recomputed:
+            return averages
+        noises = [Noise(config.seeds.statistics_noise)] * len(states)
+        train, _ = self._resources.splits(config)
+        return self._resources.engine(config).recompute_statistics(
+            averages, train, noises, states[0].epoch, config.experiment.recompute_images
+        )
 
-    def _kept(self, population: Population, names: Sequence[str]) -> dict[str, Row]:
+    def _keep(self, population: Population, names: Sequence[str], rows: dict[str, Row]) -> None:
         self._cache.put(population, names)
-        return {name: (population, m) for m, name in enumerate(names)}
+        rows |= {name: (population, m) for m, name in enumerate(names)}
 
 
 def trained_name(key: str, made: Made) -> str:

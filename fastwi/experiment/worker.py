@@ -111,7 +111,8 @@ class Worker:
             ]  # fmt: skip
             well = [m for m, row in enumerate(rows) if not row.diverged]
             ends = not well or i + 1 == length or now - begun >= job.seconds
-            names = [epoch.key if epoch.key in job.write or (ends and i + 1 < length) else None for epoch in epochs]
+            on_the_way = bool(well) and ends and i + 1 < length  # out of time
+            names = [epoch.key if epoch.key in job.write or on_the_way else None for epoch in epochs]
             if any(names):
                 kept = population if ends else population.clone_rows(range(population.members))
                 self.resident.hold(kept, names)

@@ -49,11 +49,14 @@ def config_of(data: Path, **experiment) -> Config:
     return config_from_mapping({**mapping, "experiment": {**SMALL["experiment"], **experiment}})
 
 
-def run(config: Config, directory: Path, stop_after: int = -1, engine=None, seconds: float = 30.0, members: int = 4):
+def run(
+    config: Config, directory: Path, stop_after: int = -1, engine=None, seconds: float = 30.0, members: int = 4,
+    memory: float = 2**30,
+) -> list[dict]:  # fmt: skip
     """Carry a run out, or go on with it; returns its rows. `engine` wraps every engine."""
     paths = RunDirectory(directory)
     planned = plan_run(config, paths.store)
-    worker = Worker(paths.store, Path.cwd(), 2**30)
+    worker = Worker(paths.store, Path.cwd(), memory)
     if engine is not None:
         build = worker.resources.engine
         worker.resources.engine = lambda given: engine(build(given))
@@ -135,6 +138,18 @@ def test_children_are_the_parent_trained_on(whole, digits_directory, splits):
     children = tensors(directory, "children")
     assert torch.equal(population.weights_MP[0], children.weights_MP[1])
     assert torch.equal(population.momentum_MP[0], children.momentum_MP[1])
+
+
+@pytest.mark.parametrize("batch_norm", ["average", "recompute"])
+@pytest.mark.parametrize("members", [1, 4])
+def test_nothing_need_be_resident(data, tmp_path, batch_norm, members):
+    """Without memory for them states are read again, once they are written."""
+    config = config_of(data, children=3, after=2, batch_norm=batch_norm, continue_children=True)
+    whole = run(config, tmp_path / "whole")
+    assert run(config, tmp_path / "files", seconds=0.0, members=members, memory=0.0) == whole
+    for name in ("children", "average", "final"):
+        paths = [RunDirectory(tmp_path / each).checkpoint(name) for each in ("whole", "files")]
+        assert paths[0].read_bytes() == paths[1].read_bytes(), name
 
 
 @pytest.mark.parametrize("seconds", [0.0, 30.0], ids=["every epoch", "every chain"])
