@@ -24,8 +24,9 @@ class Writer:
         self._store = store
         self._waiting: queue.Queue[tuple[Outcome, Sequence[MeasurementKey]] | None] = queue.Queue(MOST_WAITING)
         self._lock = threading.Lock()
+        self._put = self._done = 0  # outcomes
         self._unwanted: set[str] = set()
-        self._to_drop: list[str] = []
+        self._to_drop: list[tuple[int, str]] = []  # each once so many outcomes are done
         self._written: list[StateFile] = []
         self._differing = 0
         self._error: BaseException | None = None
@@ -46,13 +47,18 @@ class Writer:
     def put(self, outcome: Outcome, claims: Sequence[MeasurementKey]) -> None:
         """Have an outcome written and `claims` ended. Raises what an earlier writing met (UserError: a full disk)."""
         self._raise()
+        self._put += 1
         self._waiting.put((outcome, claims))
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Have states removed that nothing needs, or not written where they still wait."""
+        """Have states removed that nothing needs, or not written where they still wait.
+
+        They go once all outcomes are written that were put before: these may be what made them unnecessary.
+        """
+        unwanted = list(keys)
         with self._lock:
-            self._to_drop += keys
-            self._unwanted.update(self._to_drop)
+            self._to_drop += [(self._put, key) for key in unwanted]
+            self._unwanted.update(unwanted)
 
     def written(self) -> tuple[list[StateFile], int]:
         """The states written since the last call, and how many measurements differed from earlier ones."""
@@ -79,6 +85,7 @@ class Writer:
                 if self._error is None:
                     if item is not None:
                         self._write(*item)
+                        self._done += 1
                     self._drop()
             except BaseException as error:  # raised again in the thread that trains
                 self._error = error
@@ -98,6 +105,7 @@ class Writer:
 
     def _drop(self) -> None:
         with self._lock:
-            keys, self._to_drop = self._to_drop, []
+            keys = [key for after, key in self._to_drop if after <= self._done]
+            self._to_drop = [each for each in self._to_drop if each[0] > self._done]
         if keys:
             self._store.drop_states(keys)

@@ -1,0 +1,139 @@
+"""The writer behind the training: what is written, in which order, and what is lost by nobody."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import fastwi.experiment.writer as module
+from fastwi.errors import UserError
+from fastwi.experiment.store import Measurement, StateFile, Store
+from fastwi.experiment.tree import OWN
+from fastwi.experiment.worker import Outcome
+from fastwi.experiment.writer import MOST_WAITING, Writer
+from fastwi.population import Population
+
+NETWORK = Population.from_modules([nn.Linear(2, 2)])
+
+
+def outcome(*keys: str) -> Outcome:
+    rows = [Measurement(key, OWN, 1, 0.5, 0.1, 0.5, 50.0, 1.0) for key in keys]
+    return Outcome(tuple(rows), tuple((key, NETWORK) for key in keys))
+
+
+class Slow:
+    """Writes as `write_states` does, but waits before the first time for `go`; notes what is stored each time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.go, self.begun = store, threading.Event(), threading.Event()
+        self.stored: list[set[str]] = []
+
+    def __call__(self, directory: Path, states: Sequence[tuple[str, Population]]) -> list[StateFile]:
+        self.begun.set()
+        assert self.go.wait(60)
+        self.stored.append(self._store.states())
+        return [self._store.write_state(key, population) for key, population in states]
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def slow(store: Store, monkeypatch: pytest.MonkeyPatch) -> Slow:
+    made = Slow(store)
+    monkeypatch.setattr(module, "write_states", made)
+    return made
+
+
+def test_outcomes_are_written_whole_and_in_order(store: Store, slow: Slow) -> None:
+    with store.owner() as owner, Writer(store) as writer:
+        names = owner.claim([(key, OWN) for key in ("aa", "bb", "cc")])
+        writer.put(outcome("aa", "bb"), names[:2])
+        writer.put(outcome("cc"), names[2:])
+        assert store.measurements() == {}
+        slow.go.set()
+        writer.flush()
+        assert slow.stored == [set(), {"aa", "bb"}]
+        assert (set(store.measurements()), store.states()) == (set(names), {"aa", "bb", "cc"})
+        assert store.claims() == {}
+        files, differing = writer.written()
+        assert ([file.key for file in files], differing) == (["aa", "bb", "cc"], 0)
+        assert writer.written() == ([], 0)
+
+
+def test_an_unwanted_state_is_not_written(store: Store, slow: Slow) -> None:
+    with Writer(store) as writer:
+        writer.put(outcome("aa"), ())
+        writer.put(outcome("bb", "cc"), ())
+        assert slow.begun.wait(60)
+        writer.drop(["bb"])
+        slow.go.set()
+        writer.flush()
+        assert store.states() == {"aa", "cc"}
+        assert len(store.measurements()) == 3
+        assert not store.places.state("bb").exists()
+        writer.put(outcome("bb"), ())  # trained again, because it is needed again
+        writer.flush()
+        assert store.states() == {"aa", "bb", "cc"}
+
+
+def test_a_state_goes_after_what_was_made_of_it_is_written(store: Store, slow: Slow) -> None:
+    """A kill between two outcomes leaves something to go on from."""
+    store.commit((), [store.write_state("aa", NETWORK)], ())
+    with Writer(store) as writer:
+        writer.put(outcome("another"), ())
+        writer.put(outcome("made-of-aa"), ())
+        assert slow.begun.wait(60)
+        writer.drop(["aa"])
+        slow.go.set()
+        writer.flush()
+    assert slow.stored == [{"aa"}, {"aa", "another"}]
+    assert store.states() == {"another", "made-of-aa"}
+
+
+def test_an_error_is_raised_where_the_training_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(directory: Path, states: object) -> list[StateFile]:
+        raise UserError("no space left")
+
+    monkeypatch.setattr(module, "write_states", full)
+    writer = Writer(store)
+    writer.put(outcome("aa"), ())
+    with pytest.raises(UserError, match="no space left"):
+        writer.flush()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="no space left"):
+        writer.put(outcome("bb"), ())
+    with pytest.raises(UserError, match="no space left"):
+        writer.__exit__(None, None, None)
+    assert store.measurements() == {}
+
+
+def test_what_waits_is_written_when_it_is_interrupted(store: Store, slow: Slow) -> None:
+    keys = [f"{number:02}" for number in range(MOST_WAITING)]
+
+    def interrupted() -> None:
+        with Writer(store) as writer:
+            for key in keys:
+                writer.put(outcome(key), ())
+            assert store.states() == set()
+            slow.go.set()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert store.states() == set(keys)
+
+
+def test_measurements_that_differ_are_counted(store: Store) -> None:
+    with Writer(store) as writer:
+        writer.put(outcome("aa"), ())
+        other = Measurement("aa", OWN, 1, 0.25, 0.1, 0.5, 50.0, 1.0)
+        writer.put(Outcome((other,), ()), ())
+        writer.flush()
+        assert writer.written()[1] == 1
+    assert store.measurements()["aa", OWN].train_loss == 0.5
