@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.interpolation", description=__doc__)
     parser.add_argument("--pairs", type=int, default=256, help="pairs of networks (default: 256)")
     parser.add_argument("--rounds", type=int, default=15, help="timed runs of each contestant (default: 15)")
+    parser.add_argument("--match", default="", help="only contestants with this in their names, and fastwi rows")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--out", type=Path, help="write interpolation-DEVICE.json and .png into this directory")
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = pick_device(options.device)
 
     original = random_population(2 * options.pairs, device)
-    contestants = row_contestants(original) | network_contestants(original)
+    everyone = row_contestants(original) | network_contestants(original)
+    contestants = {name: one for name, one in everyone.items() if options.match in name or name == "fastwi rows"}
     floats = verify(contestants, original)
     moved_bytes = BYTES_PER_FLOAT * floats * options.pairs
     copies = {"large": CopyTask.of(device), "same size": CopyTask.of(device, moved_bytes // 2)}
@@ -106,7 +108,7 @@ def random_population(members: int, device: torch.device) -> Population:
 
 
 def row_contestants(original: Population) -> dict[str, Contestant]:
-    """Ways to average rows of a population in place: pairs (0, 1), (2, 3) and so on, or scattered ones."""
+    """Ways to average rows of a population: pairs (0, 1), (2, 3) and so on, or scattered ones, in place or not."""
     working = original.clone_rows(range(original.members))
     a_L, b_L = list(range(0, original.members, 2)), list(range(1, original.members, 2))
     matrices = (working.weights_MP, working.statistics_MQ)
@@ -157,6 +159,16 @@ def row_contestants(original: Population) -> dict[str, Contestant]:
         fastwi_scattered,
         partial(result, scattered, scattered_a_L),
     )
+    # Into other rows than the pairs', which therefore need not be restored.
+    averages = Population.zeros(original.layout, len(a_L), original.device)
+    pairs = [[(original, a), (original, b)] for a, b in zip(a_L, b_L, strict=True)]
+    weights = [[1 - ALPHA, ALPHA]] * len(pairs)
+    for name, momentum in (("fastwi averages", None), ("fastwi averages, momentum reset", "reset")):
+        contestants[name] = Contestant(
+            lambda: None,
+            partial(Population.averages, pairs, weights, momentum, averages),
+            partial(result, averages, range(len(pairs))),
+        )
     return contestants
 
 

@@ -16,8 +16,11 @@
 namespace {
 
 constexpr int STEP = 16;            // columns whose sums are in registers
-constexpr int64_t PIECE = 32768;    // columns that a thread takes at a time
-constexpr int64_t AHEAD = 1024;     // columns between a load and what it asks for: many rows are read in turn
+constexpr int64_t PIECE = 131072;  // columns that a thread takes at a time
+// Columns between a load and what it asks for, four small pages on. The processor follows a load through one row by
+// itself, but not into the next page, nor through many rows in turn.
+constexpr int64_t AHEAD = 4096;
+constexpr int64_t PAGE = 1024;  // columns in a small page
 
 void add(double *total, const float *x, double weight) {
     __builtin_prefetch(x + AHEAD);
@@ -44,6 +47,7 @@ void combine(float *result, const float *const *rows, const double *weights, int
     };
     for (; p < last && reinterpret_cast<uintptr_t>(result + p) % 64; ++p) one();
     for (; p + STEP <= last; p += STEP) {
+        if (p % PAGE < STEP) __builtin_prefetch(result + p + AHEAD);  // for the address of its page
         double total[STEP] = {};
         int64_t t = 0;
         for (; t + 2 <= terms; t += 2) {  // a load for each of two rows: the processor follows one row a load
