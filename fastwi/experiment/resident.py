@@ -24,6 +24,7 @@ class ResidentStates:
         """`store`: its directory, for the states that are not resident."""
         self._store, self._resources = store, resources
         self._cache = StateCache(most_bytes)
+        self._scratch: Population | None = None
 
     def __contains__(self, key: str) -> bool:
         return key in self._cache
@@ -46,11 +47,30 @@ class ResidentStates:
         Raises DamagedState for a state whose file is damaged or gone.
         """
         names = [trained_name(key, made) if trains else key for key in keys]
-        children = [child for state in made.values() if isinstance(state, Average) for child in state.children]
-        # All at once: what is brought may push out what is resident and has no file yet.
-        rows = {name: row for name in (*names, *children) if (row := self._cache.get(name)) is not None}
+        rows = self._at_hand(names, made)
         self._bring(dict(zip(names, keys, strict=True)), config, made, files, rows)
         return Population.gather([rows[name] for name in names])
+
+    def gather_to_measure(self, keys: Sequence[str], config: Config, made: Made, files: Files) -> Population:
+        """As `gather`, without momentum, for use until the next call: averages that end here need no more memory."""
+        averages = [state for key in keys if isinstance(state := made.get(key), Average)]
+        if len(averages) < len(keys) or any(state.config.experiment.after for state in averages):
+            return self.gather(keys, config, made, files, trains=False)
+        children = {child: child for state in averages for child in state.children}
+        rows = self._at_hand((), made)
+        self._bring(children, config, made, files, rows)
+        like = next(iter(rows.values()))[0]
+        if self._scratch is None or len(self._scratch) < len(keys) or self._scratch.layout != like.layout:
+            self._scratch = Population.zeros(like.layout, len(keys), like.device)
+        return _average(averages, rows, momentum=None, into=self._scratch[: len(keys)])
+
+    def _at_hand(self, names: Sequence[str], made: Made) -> dict[str, Row]:
+        """The resident rows of `names`, and of what averages are made of.
+
+        All at once: what is brought may push out what is resident and has no file yet.
+        """
+        children = [child for state in made.values() if isinstance(state, Average) for child in state.children]
+        return {name: row for name in (*names, *children) if (row := self._cache.get(name)) is not None}
 
     def _bring(
         self,
@@ -91,11 +111,7 @@ class ResidentStates:
     def _averages(self, states: Sequence[Average], recomputed: bool, rows: Mapping[str, Row]) -> Population:
         """Averages of which momentum and statistics are made alike; `rows` has their children."""
         config = states[0].config
-        averages = Population.averages(
-            [[rows[child] for child in state.children] for state in states],
-            [state.weights for state in states],
-            config.experiment.momentum,
-        )
+        averages = _average(states, rows, config.experiment.momentum)
         if not recomputed:
             return averages
         noises = [Noise(config.seeds.statistics_noise)] * len(states)
@@ -107,6 +123,13 @@ class ResidentStates:
     def _keep(self, population: Population, names: Sequence[str], rows: dict[str, Row]) -> None:
         self._cache.put(population, names)
         rows |= {name: (population, m) for m, name in enumerate(names)}
+
+
+def _average(
+    states: Sequence[Average], rows: Mapping[str, Row], momentum: str | None, into: Population | None = None
+) -> Population:
+    children = [[rows[child] for child in state.children] for state in states]
+    return Population.averages(children, [state.weights for state in states], momentum, into)
 
 
 def trained_name(key: str, made: Made) -> str:
