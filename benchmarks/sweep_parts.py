@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-import fastwi.sweep
 from fastwi.engine.base import Scores
 from fastwi.engine.loop import LoopEngine
+from fastwi.sweep import main as sweep
 
 TRAIN, EVALUATE, RECOMPUTE = "train_epoch", "evaluate", "recompute_statistics"
 _REPEATS = 5  # of each kind of step, alone
@@ -162,7 +162,7 @@ def _sweep(settings: dict[str, Any], name: str, argv: Sequence[str]) -> Took:
     said = io.StringIO()
     begun, cpu = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = fastwi.sweep.main(argv)
+        code = sweep(argv)
     assert code == 0, said.getvalue()[-3000:]
     return Took(time.perf_counter() - begun, time.process_time() - cpu)
 

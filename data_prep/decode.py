@@ -11,7 +11,7 @@ from data_prep.damage import ImageError, check_jpeg_data, check_png_data
 from fastwi.errors import UserError
 
 # Of up to 8 bits a channel. Pillow shows some PNGs of 16 bits as RGB too: `check_png_data` refuses them.
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 MAX_PIXELS = 1 << 26
 """A file of a few bytes may claim any size; more pixels than this are refused before memory is taken for them."""
@@ -88,12 +88,12 @@ def decode_image(
                 raise ImageError(f"has {image.height} x {image.width} pixels, too many for an image of a dataset")
             if image.format == "PNG":
                 check_png_data(data)
-            if image.mode not in _MODES:
+            if image.mode not in MODES:
                 raise ImageError(f"has pixels of mode {image.mode}, not 8 bits a channel", "convert it to 8 bits")
             image.load()  # a PNG's EXIF data may come after its pixels
             unchecked = image.format != "PNG" and not check_jpeg_data(data)
             turn = _TURNS.get(_orientation(image))
-            rgb, flattened = _without_alpha(image, background)
+            rgb, flattened = without_alpha(image, background)
             if turn is not None:
                 rgb = rgb.transpose(turn)
     except ImageError:
@@ -126,8 +126,11 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _without_alpha(image: Image.Image, background: tuple[int, int, int] | None) -> tuple[Image.Image, bool]:
-    """The image in RGB, and whether it was laid on the background."""
+def without_alpha(image: Image.Image, background: tuple[int, int, int] | None) -> tuple[Image.Image, bool]:
+    """An image of `MODES` in RGB, and whether it was laid on the background.
+
+    Raises ImageError where it has transparent pixels and no background is given.
+    """
     if "A" not in image.mode and "transparency" not in image.info:
         return image.convert("RGB"), False
     rgba = image.convert("RGBA")

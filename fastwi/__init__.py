@@ -1,7 +1,7 @@
 """High-throughput linear weight interpolation: train a parent, clone it, average the children, find out why.
 
 The names below and the modules of the package (`fastwi.train`, `fastwi.analysis`, ...) are imported on first use, so
-that `import fastwi` and every `--help` stay free of torch.
+that `import fastwi` and every `--help` stay free of torch. `fastwi.sweep` is a module that can be called.
 """
 
 import importlib
@@ -13,23 +13,33 @@ from fastwi.version import __version__
 if TYPE_CHECKING:
     from fastwi.api import average, interpolate_, load_state_dict, save_state_dict
     from fastwi.population import Layout, Population
+    from fastwi.python.entry import run, sweep
+    from fastwi.python.load import load_network
+    from fastwi.python.results import Results
 
 __all__ = [
     "Layout",
     "Population",
+    "Results",
     "__version__",
     "average",
     "interpolate_",
+    "load_network",
     "load_state_dict",
+    "run",
     "save_state_dict",
+    "sweep",
 ]
 
 _HOMES = {
     "Layout": "fastwi.population",
     "Population": "fastwi.population",
+    "Results": "fastwi.python.results",
     "average": "fastwi.api",
     "interpolate_": "fastwi.api",
+    "load_network": "fastwi.python.load",
     "load_state_dict": "fastwi.api",
+    "run": "fastwi.python.entry",
     "save_state_dict": "fastwi.api",
 }
 

@@ -4,10 +4,9 @@
 """
 
 import importlib
-import importlib.util
 import sys
-from pathlib import Path
 
+from fastwi.beside import data_prep_module
 from fastwi.cli import EXIT_USAGE, run_command
 from fastwi.config.wording import did_you_mean
 from fastwi.errors import UserError
@@ -39,15 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def data_prep(argv: list[str] | None = None) -> int:
     """`fastwi data-prep`: `python -m data_prep`, but never another package of that name."""
-    if "data_prep" not in sys.modules:
-        # It lies beside fastwi. By its name alone one in the user's directory would be found first.
-        directory = Path(__file__).resolve().parents[1] / "data_prep"
-        spec = importlib.util.spec_from_file_location("data_prep", directory / "__init__.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["data_prep"] = package = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(package)
-    return int(importlib.import_module("data_prep.__main__").main(argv, "fastwi data-prep"))
+    return int(data_prep_module("__main__").main(argv, "fastwi data-prep"))
 
 
 def _show(words: list[str]) -> int:

@@ -1,13 +1,16 @@
 """`python -m fastwi.sweep --config FILE`: a grid as one tree of trajectories, every shared epoch trained once.
 
-A sweep reads from top to bottom in `open_sweep` and `carry_out_sweep`, which `fastwi.sweep(...)` calls too. The same
-command goes on with a sweep that was interrupted, and may run in several processes at once.
+A sweep reads from top to bottom in `open_sweep` and `carry_out_sweep`. The same command goes on with a sweep that was
+interrupted, and may run in several processes at once. From Python this module is called: `fastwi.sweep(config, ...)`
+is `fastwi.python.entry.sweep`.
 """
 
+import inspect
 import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fastwi.cli import run_command
@@ -19,6 +22,7 @@ from fastwi.experiment.points import points, shard_of
 from fastwi.experiment.todo import left_of
 from fastwi.files import to_json
 from fastwi.models.names import is_own
+from fastwi.python import entry
 from fastwi.report.progress import clock, cost_of
 
 if TYPE_CHECKING:
@@ -131,6 +135,15 @@ def _show(request: SweepRequest, sweep: Sweep, found: SweepResults) -> int:
         print(f"fastwi: {line}", file=sys.stderr)
     return EXIT_PARTLY if found.problems or (files.missing and request.shard is None) else 0
 
+
+class _Callable(ModuleType):
+    """A module that can be called: whoever imports `fastwi.sweep` binds that name to the module."""
+
+    __call__ = staticmethod(entry.sweep)
+
+
+sys.modules[__name__].__class__ = _Callable
+__signature__ = inspect.signature(entry.sweep)  # what help and notebooks show of the call
 
 if __name__ == "__main__":
     sys.exit(main())

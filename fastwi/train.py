@@ -22,6 +22,8 @@ from fastwi.experiment.todo import left_of
 from fastwi.files import to_json
 
 if TYPE_CHECKING:
+    from fastwi.experiment.store import Measurement
+    from fastwi.experiment.tree import MeasurementKey
     from fastwi.experiment.worker import Worker
     from fastwi.report.summary import Row
 
@@ -63,8 +65,9 @@ class Run:
 
 @dataclass(frozen=True)
 class RunResults:
-    """The rows of metrics.jsonl; a line for each network that diverged, and for each reason of tasks not done."""
+    """What was measured; the rows of metrics.jsonl; a line for each network that diverged, and for what failed."""
 
+    measured: "dict[MeasurementKey, Measurement]"
     rows: "list[Row]"
     problems: list[str]
 
@@ -120,7 +123,7 @@ def carry_out_run(run: Run, quiet: bool = False) -> RunResults:
             rows = progress.write_rows()
         paths.write_checkpoints(planned, store, worker.resident)
         write_report(rows, paths, config, run.card)
-    return RunResults(rows, diverged_lines(rows) + done.failures())
+    return RunResults(progress.found(), rows, diverged_lines(rows) + done.failures())
 
 
 def _show(request: Request, run: Run, found: RunResults) -> int:

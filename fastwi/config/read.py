@@ -23,12 +23,10 @@ from fastwi.config.keys import (
     Value,
     section_keys,
     section_title,
-    unknown_key,
-    unknown_section,
 )
+from fastwi.config.mapping import values_by_name
 from fastwi.config.schema import Config
 from fastwi.config.values import Given, StrictChecker
-from fastwi.config.wording import show
 from fastwi.config.yamlfile import read_config_file, values_from_yaml
 from fastwi.errors import ConfigError
 
@@ -63,7 +61,7 @@ def read_request(argv: Sequence[str], command: str, description: str = "") -> Re
     if arguments.config_file is not None:
         from_file, file_problems = read_config_file(arguments.config_file)
         problems += file_problems
-    config = _build([from_file, arguments.values], problems)
+    config = build([from_file, arguments.values], problems)
     return Request(
         config=config,
         config_file=arguments.config_file,
@@ -82,22 +80,13 @@ def config_from_mapping(mapping: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: with one line for each problem.
     """
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(f"configuration: {show(mapping)} is no mapping of sections; give one")
     problems: list[str] = []
-    given: dict[str, Given] = {}
-    for section, keys in mapping.items():
-        if section not in SECTIONS:
-            problems.append(unknown_section(str(section)))
-        elif not isinstance(keys, Mapping):
-            problems.append(f"{section}: {show(keys)} is no mapping of keys; give one")
-        else:
-            for name, value in keys.items():
-                if f"{section}.{name}" in KEYS:
-                    given[f"{section}.{name}"] = Given(value, "")
-                else:
-                    problems.append(unknown_key(section, str(name)))
-    return _build([given], problems)
+    return build([given_values(mapping, problems)], problems)
+
+
+def given_values(mapping: object, problems: list[str]) -> dict[str, Given]:
+    """The values of a run's configuration that a mapping says; problems are appended."""
+    return {path: Given(value, "") for path, value in values_by_name(mapping, problems).items()}
 
 
 def config_from_yaml(text: str, origin: str = "configuration") -> Config:
@@ -107,11 +96,14 @@ def config_from_yaml(text: str, origin: str = "configuration") -> Config:
         ConfigError: with one line for each problem.
     """
     given, problems = values_from_yaml(text, origin)
-    return _build([given], problems)
+    return build([given], problems)
 
 
-def _build(layers: list[dict[str, Given]], problems: list[str]) -> Config:
-    """Merge the layers, later ones winning, and check every one of them, overridden values included."""
+def build(layers: list[dict[str, Given]], problems: list[str]) -> Config:
+    """Merge the layers, later ones winning, and check every one of them, overridden values included.
+
+    Raises ConfigError with `problems` and one line for each further one.
+    """
     sections = merge(layers, problems, SECTIONS, KEYS)
     if problems:
         raise ConfigError("\n".join(problems))

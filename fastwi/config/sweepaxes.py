@@ -114,6 +114,23 @@ def axis_from_text(path: str, text: str, names: Iterable[str], problems: list[st
     return None if found else GivenAxis(values, "--")
 
 
+def axis_from_value(path: str, value: object, names: Iterable[str], problems: list[str]) -> GivenAxis | None:
+    """The axis that a Python value says: a list, or the text of a range; None: problems were appended."""
+    refusal = axis_problem(path, names)
+    if refusal:
+        problems.append(f"axes.{refusal}")
+        return None
+    key, found, values = KEYS[path], list[str](), tuple[Value, ...]()
+    if isinstance(value, (list, tuple)):
+        values = _checked(key, (Given(each, "") for each in value), "", found)
+    elif isinstance(value, str) and key.scalar in (int, float) and not key.many and is_range(value):
+        values = _range_values(key, value, "", found)
+    else:
+        found.append(f"axes.{path}: {show(value)} is not a list; {_example(key)}")
+    problems += found
+    return None if found else GivenAxis(values, "")
+
+
 def _values_from_node(
     key: Key, key_place: str, node: yaml.Node, origin: str, problems: list[str]
 ) -> tuple[Value, ...]:

@@ -98,15 +98,24 @@ def read_arguments(
     """
     file = arguments.config_file
     layers = [] if file is None else read_layers(file, problems)
-    flags = _flag_layer(arguments.values, problems)
-    for path in flags.values:
-        # A flag without effect would mislead; in a file such a key is fine, since fastwi.train may read it too.
+    return overridden(layers, _flag_layer(arguments.values, problems), "--", problems, default_name(file))
+
+
+def overridden(
+    layers: list[Layer], overrides: Layer, origin: str, problems: list[str], nameless: str
+) -> tuple[SweepSpec, AnalysisOptions, dict[str, str]]:
+    """The same of layers and what overrides them; `origin` stands before the overrides' names in messages.
+
+    `nameless`: the sweep's name where none is given.
+    """
+    for path in overrides.values:
+        # An override without effect would mislead; in a file such a key is fine, since fastwi.train may read it too.
         mend = set_by_sweep(path)
-        if any(path in layer.axes for layer in (*layers, flags)):
-            mend = f"is an axis of this sweep; use --axes.{path}"
+        if any(path in layer.axes for layer in (*layers, overrides)):
+            mend = f"is an axis of this sweep; use {origin}axes.{path}"
         if mend:
-            problems.append(f"--{path}: {mend}")
-    return _checked([*layers, flags], problems, default_name(file))
+            problems.append(f"{origin}{path}: {mend}")
+    return _checked([*layers, overrides], problems, nameless)
 
 
 def sweep_from_yaml(text: str, origin: str = "sweep", directory: Path = Path()) -> SweepSpec:

@@ -52,13 +52,13 @@ def read_layers(path: Path, problems: list[str]) -> list[Layer]:
         problems.append(f"{show_path(path)}: {problem}")
         return []
     layer = layer_from_yaml(text, show_path(path), problems)
-    return [*_base_layers(layer, path.parent, [os.path.realpath(path)], problems), layer]
+    return [*base_layers(layer, path.parent, [os.path.realpath(path)], problems), layer]
 
 
 def layers_from_yaml(text: str, origin: str, directory: Path, problems: list[str]) -> list[Layer]:
     """The same for YAML text; a base is looked for in `directory`."""
     layer = layer_from_yaml(text, origin, problems)
-    return [*_base_layers(layer, directory, [], problems), layer]
+    return [*base_layers(layer, directory, [], problems), layer]
 
 
 def layer_from_yaml(text: str, origin: str, problems: list[str]) -> Layer:
@@ -111,7 +111,7 @@ def expand_options(given: dict[str, Given], problems: list[str]) -> dict[str, Gi
     return expanded
 
 
-def _base_layers(layer: Layer, directory: Path, chain: list[str], problems: list[str]) -> list[Layer]:
+def base_layers(layer: Layer, directory: Path, chain: list[str], problems: list[str]) -> list[Layer]:
     """The layers that `layer` is based on, the root first. `chain`: the files that led here."""
     bases: list[Layer] = []
     while layer.base is not None:

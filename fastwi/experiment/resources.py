@@ -7,8 +7,8 @@ from torch import nn
 
 from fastwi.config.schema import Config
 from fastwi.data.batches import Dataset
-from fastwi.data.card import Card
-from fastwi.data.identity import data_contents
+from fastwi.data.card import Card, read_card
+from fastwi.data.identity import data_contents, target_size
 from fastwi.data.noise import Stream, raw_words
 from fastwi.data.resident import ResidentDataset, require_resident
 from fastwi.data.split import open_splits
@@ -120,8 +120,10 @@ class Resources:
 
     def _images(self, config: Config) -> tuple[int, tuple[int, int]]:
         """What a network is built for: the number of classes, and (height, width) of the images."""
-        train, _ = self.splits(config)
-        return train.classes, train.image_shape[:2]
+        loaded = self._splits.get((config.data, config.engine))
+        card = read_card(self._root / config.data.path) if loaded is None else loaded[2]
+        self._hold(config, data_contents(card, config.data))
+        return len(card.classes), target_size(card, config.data)
 
     def state_bytes(self, config: Config) -> int:
         """Bytes of one network of `config`: weights, momentum, batch-norm statistics, counters."""

@@ -138,6 +138,19 @@ def forget(source: Source) -> dict[str, ModuleType]:
     return {name: sys.modules.pop(name) for name in names}
 
 
+@contextlib.contextmanager
+def modules_restored() -> Iterator[None]:
+    """Within the block files of networks may be executed again; afterwards sys.modules has what it had before."""
+    before = dict(sys.modules)
+    try:
+        yield
+    finally:
+        lost = {name: module for name, module in before.items() if sys.modules.get(name) is not module}
+        sys.modules.update(lost)
+        for name in lost:  # they may be of an earlier state of their files
+            _executed.pop(name, None)
+
+
 def _loaded(source: Source) -> dict[str, Path]:
     found = {}
     for name, module in list(sys.modules.items()):

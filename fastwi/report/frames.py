@@ -1,7 +1,8 @@
 """Frames as files."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import polars
 
@@ -24,3 +25,15 @@ def write_frame(
     }
     with atomic_path(path) as temporary:
         frame.write_parquet(temporary, metadata={"fastwi.columns": to_json(described)})
+
+
+_ROW_TYPES = {
+    "stage": polars.String, "epoch": polars.Int64, "network": polars.String, "batch_norm": polars.String,
+    "train_loss": polars.Float64, "learning_rate": polars.Float64, "test_loss": polars.Float64,
+    "test_accuracy_%": polars.Float64,
+}  # fmt: skip
+
+
+def rows_frame(rows: Iterable[Mapping[str, Any]]) -> polars.DataFrame:
+    """The rows of metrics.jsonl as a frame; null where a row has no such column."""
+    return polars.DataFrame([[row.get(name) for name in _ROW_TYPES] for row in rows], schema=_ROW_TYPES, orient="row")

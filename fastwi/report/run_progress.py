@@ -43,9 +43,13 @@ class RunProgress(TreeProgress):
         if time.monotonic() - self._written > _ROWS_EVERY_S:
             self.write_rows()
 
+    def found(self) -> dict[MeasurementKey, Measurement]:
+        """The measurements that count so far."""
+        return without_lost(self._planned.tree, self._measured)
+
     def write_rows(self) -> list[Row]:
         """Write the rows of all that is measured; returns them."""
-        rows = self._rows(without_lost(self._planned.tree, self._measured))
+        rows = self._rows(self.found())
         if rows:
             self._paths.write_metrics(rows)
         if self._board is not None:

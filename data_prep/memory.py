@@ -1,0 +1,139 @@
+"""Images that a program holds, as a dataset's directory: the same files, names and checks as for every other set.
+
+Shapes: N images, H W in pixels, 3 channels.
+"""
+
+import hashlib
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_prep.damage import ImageError
+from data_prep.dataset import Dataset, Split, silent
+from data_prep.decode import MODES, without_alpha
+from data_prep.write import output_directory, write_dataset
+from fastwi.beton import content_sha256
+from fastwi.beton.format import MAX_SIDE
+from fastwi.data.card import SPLITS, read_card
+from fastwi.errors import UserError
+
+_NAME_DIGITS = 16
+
+
+def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
+    """Write two splits to a directory within `within` that is named by their content, and return it.
+
+    Nothing is written where it is there already.
+
+    Args:
+        train, test: each a pair (images uint8 [N, H, W, 3] in RGB, labels integers [N]) of arrays or tensors, or a
+            map-style dataset, such as torch's and torchvision's, whose items are (image, label): a PIL image or a
+            uint8 array [H, W, 3], and an integer. All images are of one size.
+        within: made if it does not exist.
+
+    Raises:
+        UserError: in one line, for what is neither, and where the directory cannot be written.
+    """
+    splits = {"train": _split("train", train), "test": _split("test", test)}
+    classes = _classes(train, max(int(split.labels_N.max()) for split in splits.values()))
+    sha256 = {name: content_sha256(splits[name].images_NHWC, splits[name].labels_N) for name in SPLITS}
+    content = "\n".join([*sha256.values(), *classes])
+    directory = Path(within) / hashlib.sha256(content.encode()).hexdigest()[:_NAME_DIGITS]
+    try:
+        there = read_card(directory).sha256 == sha256
+    except UserError:  # none, or a damaged one
+        there = False
+    if not there:
+        name = "arrays" if isinstance(train, tuple) else type(train).__name__
+        with output_directory(directory):
+            dataset = Dataset(name, classes, splits["train"], splits["test"], "a program's memory")
+            write_dataset(dataset, directory, "raw", silent)
+    return directory
+
+
+def _split(name: str, given: Any) -> Split:
+    if isinstance(given, tuple) and len(given) == 2:
+        images_NHWC, labels_N = map(_array, given)
+    elif hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+        images_NHWC, labels_N = _items(name, given)
+    else:
+        raise UserError(
+            f"{name}: a {type(given).__name__}; give a pair (images, labels), a map-style dataset of (image, label), "
+            "or as train alone the path of a dataset's directory"
+        )
+    problem = _image_problem(images_NHWC) or _label_problem(labels_N, len(images_NHWC))
+    if problem:
+        raise UserError(f"{name}: {problem}")
+    return Split(images_NHWC, labels_N.astype(np.int64))
+
+
+def _array(value: Any) -> np.ndarray:
+    """An array, or a tensor on any device, as an array."""
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+
+
+def _items(name: str, given: Any) -> tuple[np.ndarray, np.ndarray]:
+    """All items of a map-style dataset."""
+    images_NHWC = np.zeros((0, 0, 0, 3), np.uint8)
+    labels_N = np.zeros(len(given), np.int64)
+    for n in range(len(given)):
+        item = given[n]
+        try:
+            image, label = item
+            labels_N[n] = operator.index(label)
+            pixels_HWC = _pixels(image)
+        except (TypeError, ValueError):
+            raise UserError(f"{name}[{n}]: not a pair of an image and a whole number; give (image, label)") from None
+        except ImageError as error:
+            raise UserError(f"{name}[{n}]: {error}; convert it: image.convert('RGB')") from None
+        problem = _image_problem(pixels_HWC[None])
+        if problem:
+            raise UserError(f"{name}[{n}]: {problem}")
+        if n == 0:
+            images_NHWC = np.empty((len(given), *pixels_HWC.shape), np.uint8)
+        if pixels_HWC.shape != images_NHWC.shape[1:]:
+            sizes = [f"{height} x {width}" for height, width, _ in (pixels_HWC.shape, images_NHWC.shape[1:])]
+            raise UserError(f"{name}[{n}]: {sizes[0]} pixels, and the first image has {sizes[1]}; resize them alike")
+        images_NHWC[n] = pixels_HWC
+    return images_NHWC, labels_N
+
+
+def _pixels(image: Any) -> np.ndarray:
+    if not isinstance(image, Image.Image):
+        return _array(image)
+    if image.mode not in MODES:
+        raise ImageError(f"has pixels of mode {image.mode}, not 8 bits a channel")
+    return np.asarray(without_alpha(image, None)[0])
+
+
+def _image_problem(images_NHWC: np.ndarray) -> str:
+    shape = images_NHWC.shape
+    if images_NHWC.dtype != np.uint8:
+        return (
+            f"images are {images_NHWC.dtype}; give uint8 pixels from 0 to 255, without a transform: fastwi "
+            "augments and normalises them itself"
+        )
+    if len(shape) == 4 and shape[3] != 3 and shape[1] == 3:
+        return f"images are {list(shape)}; give [N, H, W, 3], channels last: numpy.moveaxis(images, 1, 3)"
+    if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
+        return f"images are {list(shape)}, without colours; give [N, H, W, 3]: the one channel three times"
+    if len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        return f"images are {list(shape)}; give [N, H, W, 3], at least one"
+    return f"images are {shape[1]} x {shape[2]}; a side has at most {MAX_SIDE}" if max(shape[1:3]) > MAX_SIDE else ""
+
+
+def _label_problem(labels_N: np.ndarray, images: int) -> str:
+    if labels_N.dtype.kind not in "iu" or labels_N.shape != (images,):
+        return f"labels are {labels_N.dtype} {list(labels_N.shape)}; give {images} whole numbers, one an image"
+    return f"a label is {labels_N.min()}; count classes from 0" if labels_N.min() < 0 else ""
+
+
+def _classes(train: Any, largest: int) -> tuple[str, ...]:
+    """The names that the dataset has for its classes, else their numbers."""
+    names = getattr(train, "classes", None)
+    named = tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
+    return named if all(named) and len(set(named)) == len(named) > largest else tuple(map(str, range(largest + 1)))

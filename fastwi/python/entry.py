@@ -1,0 +1,179 @@
+"""`fastwi.run` and `fastwi.sweep`: what the commands do, with networks and images that a program holds."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastwi.config.objects import ConfigLike, read_config, read_sweep
+from fastwi.config.schema import Config
+from fastwi.config.sweep import SweepSpec
+from fastwi.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from fastwi.python.results import Results
+
+_busy: ContextVar[bool] = ContextVar("_busy", default=False)
+
+
+def run(
+    config: ConfigLike | None = None,
+    *,
+    network: Callable[..., Any] | None = None,
+    train: Any = None,
+    test: Any = None,
+    directory: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> "Results":
+    """Train a parent, clone it, average the children, train on: `python -m fastwi.train`, to the bit.
+
+    A run that is done is not trained again, and one that was interrupted goes on, here or by the command.
+
+    Args:
+        config: the path of a YAML file, "fastwi:NAME" for one that comes with fastwi, a mapping of sections such as
+            {"experiment": {"k": 3}}, or a Config; None: the defaults.
+        network: a class or function of a .py file or an installed package, in place of model.name. It is called with
+            classes or num_classes, and image_size, if it takes them, and returns an nn.Module from images
+            [N, 3, H, W] to logits [N, classes].
+        train, test: images in place of data.path. Each a pair (images uint8 [N, H, W, 3], labels integers [N]) of
+            arrays or tensors, or a map-style dataset of (PIL image or uint8 array [H, W, 3], label). They are written
+            once, to a directory `datasets/<content>` beside the run's. Or train alone: the path of a dataset's
+            directory.
+        directory: the run's own, in place of run.directory and run.name.
+        overrides: values by dotted name, {"experiment.k": 3}, over those of config.
+        progress: shown on stderr, or in the notebook.
+
+    Returns:
+        The results; a network that diverged is in their `problems`, with a warning.
+
+    Raises:
+        ConfigError: a configuration or a network that cannot be run, with a line for each problem.
+        UserError: other bad input; ConfigError and CheckpointError are kinds of it.
+    """
+    given = _overrides(overrides, network, train, test, directory, "run")
+    read, file = read_config({} if config is None else config, given)
+    from fastwi.report.frames import rows_frame
+    from fastwi.report.sweep import gains
+    from fastwi.train import NAMELESS, carry_out_run, open_run
+
+    with undisturbed():
+        read = _with_images(read, train, test, read.run.directory)
+        opened = open_run(read, file.stem if file else NAMELESS)
+        found = carry_out_run(opened, quiet=not progress)
+    planned = opened.planned
+    of_pairs = gains(planned.spec, planned.points, planned.places, found.measured)
+    return _results(opened.paths.directory, found.problems, rows_frame(found.rows), of_pairs)
+
+
+def sweep(
+    config: ConfigLike | SweepSpec | None = None,
+    *,
+    network: Callable[..., Any] | None = None,
+    train: Any = None,
+    test: Any = None,
+    directory: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> "Results":
+    """Carry out a grid as one tree, every shared epoch trained once: `python -m fastwi.sweep`, to the bit.
+
+    Arguments, results and errors are those of `fastwi.run`, with these differences.
+
+    Args:
+        config: also a SweepSpec; a mapping may have the names of a sweep file, {"axes": {"experiment.k": [1, 2]},
+            "sweep": {"children": 4}}.
+        directory: that of the sweep's results, in place of sweep.directory and sweep.name. The trained states are in
+            sweep.store, which sweeps share.
+        overrides: also of sweep.* and axes.*.
+    """
+    given = _overrides(overrides, network, train, test, directory, "sweep")
+    spec, name = read_sweep({} if config is None else config, given)
+    if train is not None and any(axis.path == "data.path" for axis in spec.axes):
+        raise ConfigError("axes.data.path: train is given too; leave one of them out")
+    from fastwi.sweep import carry_out_sweep, open_sweep
+
+    with undisturbed():
+        spec = replace(spec, base=_with_images(spec.base, train, test, spec.options.directory))
+        found = carry_out_sweep(open_sweep(spec, name), quiet=not progress)
+    files = found.files
+    missing = [f"{files.missing:,} measurements are not there yet"] if files.missing else []
+    return _results(files.directory, found.problems or missing, files.frame, files.gains)
+
+
+def _overrides(
+    overrides: Mapping[str, Any] | None,
+    network: Callable[..., Any] | None,
+    train: Any,
+    test: Any,
+    directory: str | os.PathLike[str] | None,
+    section: str,
+) -> dict[str, Any]:
+    """What the other arguments say, as values by dotted name too. Raises ConfigError where they say it twice."""
+    on_disk = isinstance(train, (str, os.PathLike))
+    if (test is None) != (train is None or on_disk):
+        raise ConfigError("train, test: give both, or as train alone the path of a dataset's directory")
+    more: dict[str, Any] = {}
+    if network is not None:
+        from fastwi.models.callables import name_of
+
+        more["model.name"] = name_of(network)
+    if train is not None:
+        more["data.path"] = train if on_disk else None
+    if directory is not None:
+        path = Path(os.path.abspath(directory)) if Path(directory).name in ("", "..") else Path(directory)
+        more |= {f"{section}.directory": path.parent, f"{section}.name": path.name}
+    for name in more:
+        if overrides and name in overrides:
+            raise ConfigError(f"{name}: given as an argument of its own too; leave one of them out")
+    return {**(overrides or {}), **{name: value for name, value in more.items() if value is not None}}
+
+
+def _with_images(config: Config, train: Any, test: Any, within: str) -> Config:
+    """The configuration with images that a program holds as its dataset, written within the directory `within`."""
+    if train is None or isinstance(train, (str, os.PathLike)):
+        return config
+    from fastwi.beside import data_prep_module
+
+    path: Path = data_prep_module("memory").write_memory(train, test, Path(within) / "datasets")
+    return replace(config, data=replace(config.data, path=str(path)))
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave torch's settings, and the modules that the caller has imported, as they were.
+
+    Raises UserError where the file of a network calls this module itself, as it is imported.
+    """
+    import torch
+
+    from fastwi.models.load import modules_restored
+
+    if _busy.get():
+        raise UserError(
+            "fastwi.run or fastwi.sweep is called by a file that is imported as the network's; put the call below "
+            "if __name__ == '__main__':"
+        )
+    token, threads = _busy.set(True), torch.get_num_threads()
+    exact = torch.are_deterministic_algorithms_enabled()
+    only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        with modules_restored():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(exact, warn_only=only_warn)
+        _busy.reset(token)
+
+
+def _results(directory: Path, problems: list[str], *frames: Any) -> "Results":
+    from fastwi.python.results import Results
+
+    if problems:
+        more = f" (and {len(problems) - 1} more, in the results' problems)" if len(problems) > 1 else ""
+        warnings.warn(f"{problems[0]}{more}", stacklevel=3)
+    return Results(directory, tuple(problems), *frames)

@@ -1,0 +1,210 @@
+"""`fastwi.load_network`: any network that a run or a sweep keeps, as an nn.Module."""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastwi.config.read import config_from_yaml
+from fastwi.config.schema import Config
+from fastwi.config.sweepaxes import axis_value, other_axes, show_value
+from fastwi.config.sweepfile import sweep_from_yaml
+from fastwi.config.wording import show
+from fastwi.config.write import config_hash
+from fastwi.config.yamlfile import read_text
+from fastwi.errors import UserError
+from fastwi.experiment.networks import source_change
+from fastwi.experiment.planner import PlannedSweep, PointStates, plan_run, plan_sweep
+from fastwi.experiment.points import child_tuples
+from fastwi.experiment.resident import ResidentStates
+from fastwi.experiment.resources import Resources
+from fastwi.experiment.rundir import RunDirectory
+from fastwi.experiment.store import Store
+from fastwi.python.entry import undisturbed
+from fastwi.python.results import Results
+from fastwi.sealed import MANIFEST
+
+KINDS = ("parent", "child", "average")
+
+_MOST_LISTED = 20
+
+
+def load_network(
+    results: Results | str | os.PathLike[str],
+    parent: int | None = None,
+    child: int | None = None,
+    k: int | None = None,
+    s: int | None = None,
+    *,
+    which: str = "child",
+    pair: int | None = None,
+    alpha: float | None = None,
+    after: int = 0,
+    axes: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A network of a run or a sweep, on the CPU and in evaluation mode. Nothing is trained.
+
+    What is left out is taken where there is only one of it. The dataset must be where it was, and a network of the
+    user's own as it was: they are in the names of states. Paths are relative to the working directory, as when the
+    run began.
+
+    Args:
+        results: what `fastwi.run` or `fastwi.sweep` gave, or the directory of a run or of a sweep's results.
+        parent: its initialisation seed.
+        child: number of the child, from 1; of a sweep from 1 within its parent.
+        k, s: epochs that the parent trained before it was cloned; epochs that the child trained on.
+        which: "child" (after s epochs), "parent" (after k epochs), or "average" (of children after s epochs, with
+            their batch-norm statistics averaged).
+        pair: of an average: which tuple of children, from 0, as in a sweep's frames.
+        alpha: of an average: its place on the line A -> B.
+        after: of an average: epochs that it was trained on.
+        axes: values of a sweep's further axes, {"optimizer.learning_rate": 0.1}.
+
+    Returns:
+        A module from images [N, 3, H, W], normalised by the channel means and deviations of the dataset's card.json,
+        to logits [N, classes].
+
+    Raises:
+        UserError: in one line, for what there is not or is not kept, with what there is.
+    """
+    if which not in KINDS:
+        raise UserError(f"which: {show(which)} is not a choice; valid: {', '.join(KINDS)}")
+    given: dict[str, Any]
+    given = {"parent": parent, "k": k, "s": s, "child": child, "pair": pair, "alpha": alpha, "after": after or None}
+    for name, value in given.items():
+        if value is not None and name not in _BELONGS[which]:
+            raise UserError(f"{name}: is none of {which} networks; leave it out, or give another which")
+    with undisturbed():
+        return _load(Path(results.directory if isinstance(results, Results) else results), which, given, axes or {})
+
+
+def _load(directory: Path, which: str, given: dict[str, Any], axes: Mapping[str, Any]) -> nn.Module:
+    planned = _planned(directory)
+    found = list(_networks(planned, which))
+    unknown = [name for name in axes if name not in other_axes(planned.spec)]
+    if unknown:
+        raise UserError(f"axes: {show(unknown[0])} is no further axis; there are {_listed(other_axes(planned.spec))}")
+    # The last place of a trajectory is counted in epochs: those before it may be kept too.
+    counted = "k" if which == "parent" else "s" if which == "child" and not given["after"] else "after"
+    for name in found[0].about:
+        if name != counted or given[counted] is None:
+            found = _chosen(found, name, axes.get(name) if "." in name else given[name])
+    nodes = {epochs: node for network in found for epochs, node in network.nodes(counted).items()}
+    wanted = found[0].about.get(counted, 0) if given[counted] is None else given[counted]
+    if wanted not in nodes:
+        raise UserError(f"{counted}: there is no {show(wanted)}; there are {_listed(nodes)}")
+    return _module(directory, planned, nodes, wanted, f"{which} at {counted}")
+
+
+_BELONGS = {
+    "parent": ("parent", "k"),
+    "child": ("parent", "k", "s", "child", "after"),
+    "average": ("parent", "k", "s", "pair", "alpha", "after"),
+}
+
+
+@dataclass(frozen=True)
+class _Network:
+    """One network of a point. `about`: what tells it from others. `child`: its place among the point's children."""
+
+    about: dict[str, Any]
+    place: PointStates
+    child: int | None
+
+    def nodes(self, counted: str) -> dict[int, int]:
+        """The nodes of the part of its trajectory that is counted by k, s or after, by that."""
+        place, tree = self.place, self.place.tree
+        if counted == "k":
+            last, begun = place.clone_node, 0
+        elif self.child is None:
+            last, begun = place.after_node, tree.epochs[place.average_node]
+        elif counted == "s":
+            last, begun = place.end_nodes[self.child], tree.epochs[place.clone_node]
+        else:
+            last, begun = place.last_nodes[self.child], tree.epochs[place.average_node]
+        path = tree.path(last, begun)
+        start = tree.before[path[0]] if path else last
+        return {tree.epochs[node] - begun: node for node in (start, *path)}
+
+
+def _networks(planned: PlannedSweep, which: str) -> Iterator[_Network]:
+    """The parents, children or averages of all points."""
+    axes, tuples = other_axes(planned.spec), child_tuples(planned.spec)
+    for point, place in zip(planned.points, planned.places, strict=True):
+        e = point.config.experiment
+        about = {path: axis_value(path, point.values[i]) for path, i in axes.items()}
+        about |= {"parent": point.parent, "k": e.k}
+        if which == "parent":
+            yield _Network(about, place, None)
+        elif which == "average":
+            yield _Network(about | {"s": e.s, "pair": point.tuple_index, "alpha": point.alpha}, place, None)
+        else:
+            # A run's children are one tuple, and any sweep's first tuple has its first children.
+            numbers = tuples[point.tuple_index] if point.tuple_index else range(1, e.children + 1)
+            for i, number in enumerate(numbers):
+                yield _Network(about | {"s": e.s, "child": number}, place, i)
+
+
+def _chosen(networks: list[_Network], name: str, given: Any) -> list[_Network]:
+    """Those of `networks` of which `name` is `given`; all where nothing is given and they have one value."""
+    there = list(dict.fromkeys(network.about[name] for network in networks))
+    given = tuple(given) if isinstance(given, list) else given
+    if given is None and len(there) == 1:
+        return networks
+    if given not in there:
+        what = "which one is not said" if given is None else f"there is no {show_value(given)}"
+        raise UserError(f"{name}: {what}; there are {_listed(there)}")
+    return [network for network in networks if network.about[name] == given]
+
+
+def _planned(directory: Path) -> PlannedSweep:
+    """The run or sweep of which `directory` has the results, planned for the CPU."""
+    run = RunDirectory(directory)
+    path = run.config if run.config.exists() else directory / "sweep.yaml"
+    text, problem = read_text(path)
+    if problem:
+        raise UserError(f"{directory}: no results of a run (config.yaml) or of a sweep (sweep.yaml): {problem}")
+    if path == run.config:
+        config = _on_cpu(config_from_yaml(text, str(path)))
+        planned = plan_run(config, run.store)
+        run.check(config_hash(config, planned.dataset_of(config).digest), config)
+        return planned
+    spec = sweep_from_yaml(text, str(path), directory)
+    planned = plan_sweep(replace(spec, base=_on_cpu(spec.base)))
+    change = source_change(directory / MANIFEST, {point.config.model.name for point in planned.points})
+    if change is not None:
+        raise UserError(f"{directory}: {change}; bring the source back, or run the sweep again")
+    return planned
+
+
+def _on_cpu(config: Config) -> Config:
+    return replace(config, engine=replace(config.engine, device="cpu"))
+
+
+def _module(directory: Path, planned: PlannedSweep, nodes: Mapping[int, int], wanted: int, what: str) -> nn.Module:
+    """The network `wanted` of `nodes`, read from the store. Raises UserError where the store does not have it."""
+    tree = planned.tree
+    with Store.open(planned.spec.options.store, create=False) as store:
+        files = store.state_files({tree.keys[source] for node in nodes.values() for source in tree.sources(node)})
+    kept = [n for n, node in nodes.items() if all(tree.keys[source] in files for source in tree.sources(node))]
+    if wanted not in kept:
+        there = f"kept are {_listed(kept)}" if kept else "none is; run it again"
+        raise UserError(f"{directory}: the {what} = {wanted} is not kept; {there}")
+    node = nodes[wanted]
+    config = tree.configs[node]
+    resources = Resources(Path.cwd())
+    resources.expect(tree.contents)
+    states = ResidentStates(Path(planned.spec.options.store), resources, 0)
+    population = states.gather([tree.keys[node]], config, tree.made_of([node]), files, trains=False)
+    network = resources.network(config)
+    population.write_to(0, network)
+    return network.eval()
+
+
+def _listed(values: Iterable[Any]) -> str:
+    shown = [show_value(value) for value in itertools.islice(values, _MOST_LISTED + 1)]
+    return ", ".join(shown[:_MOST_LISTED]) + (", ..." if len(shown) > _MOST_LISTED else "") or "none"

@@ -1,0 +1,477 @@
+"""`fastwi.run`, `fastwi.sweep` and `fastwi.load_network`: the commands' results to the bit, from Python."""
+
+import inspect
+import json
+import subprocess
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import polars
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import fastwi
+from data_prep.memory import write_memory
+from fastwi.beton import read_beton
+from fastwi.config.read import config_from_mapping
+from fastwi.data.card import read_card
+from fastwi.errors import CheckpointError, ConfigError, UserError
+from fastwi.sweep import main as sweep_main
+from fastwi.train import main as train_main
+
+SETTINGS = {
+    "data.train_images": 60, "data.test_images": 30, "model.width": 0.25, "optimizer.batch_size": 20,
+    "optimizer.learning_rate": 0.05, "experiment.k": 1, "experiment.s": 2, "experiment.after": 1,
+    "engine.device": "cpu", "engine.precision": "fp32", "engine.backend": "eager", "engine.threads": 1,
+}  # fmt: skip
+GRID = {"axes": {"experiment.k": [1, 2], "experiment.s": range(1, 3)}, "sweep": {"children": 4}}
+
+
+def arguments(data: Path, *more: str) -> list[str]:
+    return [f"--{name}={value}" for name, value in {**SETTINGS, "data.path": data}.items()] + list(more)
+
+
+def rows_of(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def rows_in(frame: polars.DataFrame) -> list[dict]:
+    return [{name: value for name, value in row.items() if value is not None} for row in frame.to_dicts()]
+
+
+@pytest.fixture(autouse=True)
+def same_modules() -> Iterator[None]:
+    before, threads = set(sys.modules), torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - before:
+        if name.startswith(("fastwi_own_", "h2_")):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def ran(digits_directory, tmp_path_factory) -> fastwi.Results:
+    """A run, from Python. Tests must not write to it."""
+    directory = tmp_path_factory.mktemp("python") / "r"
+    threads = torch.get_num_threads()
+    found = fastwi.run(SETTINGS, train=digits_directory, directory=directory, progress=False)
+    assert torch.get_num_threads() == threads
+    return found
+
+
+@pytest.fixture(scope="module")
+def swept(digits_directory, tmp_path_factory) -> fastwi.Results:
+    """A sweep, from Python. Tests must not write to it."""
+    home = tmp_path_factory.mktemp("python")
+    options = {"sweep.store": home / "store", "data.path": digits_directory, "sweep.name": "g"}
+    return fastwi.sweep({**SETTINGS, **GRID}, overrides={**options, "sweep.directory": home}, progress=False)
+
+
+def test_a_run_is_that_of_the_command(ran, digits_directory, tmp_path, capfd):
+    assert train_main(arguments(digits_directory, f"--run.directory={tmp_path}", "--run.name=r")) == 0
+    assert rows_in(ran.frame) == rows_of(tmp_path / "r") == rows_of(ran.directory)
+    for name in ("parent", "children", "average", "final"):
+        files = [directory / "checkpoints" / f"{name}.safetensors" for directory in (ran.directory, tmp_path / "r")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert ran.problems == ()
+    (row,) = ran.gains.to_dicts()
+    at = {r["network"]: r["test_accuracy_%"] for r in rows_in(ran.frame) if r["stage"] == "interpolation"
+          and r["batch_norm"] == "own"}  # fmt: skip
+    assert row["gain_best_own_points"] == at["average"] - max(at["child 1"], at["child 2"])
+    capfd.readouterr()
+    again = fastwi.run(SETTINGS, train=digits_directory, directory=tmp_path / "r")  # the command's run goes on here
+    assert again.frame.equals(ran.frame, null_equal=True)
+    said = capfd.readouterr()
+    assert "finished before" in said.err
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("form", ["file", "mapping", "config"])
+def test_every_form_of_a_configuration(ran, digits_directory, tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    nested: dict[str, dict] = {"data": {"path": str(digits_directory)}}
+    for name, value in SETTINGS.items():
+        section, _, key = name.partition(".")
+        nested.setdefault(section, {})[key] = value
+    Path("mine.yaml").write_text(json.dumps(nested))
+    forms = {"file": "mine.yaml", "mapping": nested, "config": config_from_mapping(nested)}
+    overrides = {"experiment": {"s": np.int64(2)}, "run.directory": Path("here")}
+    found = fastwi.run(forms[form], overrides=overrides, progress=False)
+    assert found.frame.equals(ran.frame, null_equal=True)
+    assert found.directory.parent == Path("here")
+    assert found.directory.name.startswith("mine-" if form == "file" else "run-")
+
+
+def test_a_sweep_is_that_of_the_command(swept, digits_directory, tmp_path):
+    options = ["--axes.experiment.k=1,2", "--axes.experiment.s=[1, 2]", "--sweep.children=4", "--sweep.name=g",
+               f"--sweep.store={tmp_path / 'store'}", f"--sweep.directory={tmp_path}"]  # fmt: skip
+    flags = [flag for flag in arguments(digits_directory, *options) if "experiment.k=1" not in flag[:16]]
+    assert sweep_main([flag for flag in flags if not flag.startswith("--experiment.s")]) == 0
+    for name, frame in (("results", swept.frame), ("gains", swept.gains)):
+        expected = polars.read_parquet(tmp_path / "g" / f"{name}.parquet")
+        assert frame.equals(expected, null_equal=True)
+        assert polars.read_parquet(swept.directory / f"{name}.parquet").equals(expected, null_equal=True)
+    assert swept.problems == ()
+    assert swept.gains.height == 8
+
+
+def test_the_sweep_module_is_called_and_is_the_commands_still(swept, capsys):
+    assert isinstance(fastwi.sweep, types.ModuleType)
+    assert next(iter(inspect.signature(fastwi.sweep).parameters)) == "config"
+    assert fastwi.sweep.main(["--version"]) == 0
+    code = "import fastwi, sys; print(callable(fastwi.sweep), callable(fastwi.run), 'torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["True", "True", "False"]
+
+
+NET = """
+from torch import nn
+
+WIDTH = 4
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, WIDTH, 3, stride=2), nn.Linear(WIDTH, classes)
+    def forward(self, x):
+        return self.linear(self.conv(x).relu().mean((2, 3)))
+    @classmethod
+    def small(cls, classes):
+        return cls(classes)
+"""
+OWN = {name: value for name, value in SETTINGS.items() if name != "model.width"}
+
+
+def test_a_network_of_a_file_is_what_a_configuration_names(digits_directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("h2_net.py").write_text(NET)
+    flags = [flag for flag in arguments(digits_directory, "--run.name=command") if "width" not in flag]
+    assert train_main([*flags, "--model.name=h2_net.py:Net"]) == 0
+    import h2_net
+
+    def run(network, name: str) -> fastwi.Results:
+        return fastwi.run(OWN, network=network, train=digits_directory, directory=name, progress=False)
+
+    found = run(h2_net.Net, "python")
+    assert sys.modules["h2_net"] is h2_net
+    assert rows_in(found.frame) == rows_of(Path("runs/command"))
+    manifests = [path / "manifest.json" for path in (found.directory, Path("runs/command"))]
+    first, second = (json.loads(path.read_text()) for path in manifests)
+    assert first["identity"] == second["identity"]
+    assert run(h2_net.Net, "python").frame.equals(found.frame, null_equal=True)
+    assert run(h2_net.Net.small, "small").frame.equals(found.frame, null_equal=True)
+    loaded = fastwi.load_network(found, child=2)
+    assert type(loaded).__name__ == "Net"
+    assert not loaded.training
+    Path("h2_net.py").write_text(NET.replace("WIDTH = 4", "WIDTH = 5"))
+    assert "another network: the source of" in refusal(CheckpointError, run, h2_net.Net, "python")
+    assert "another network: the source of" in refusal(CheckpointError, fastwi.load_network, found, child=2)
+    edited = run(h2_net.Net, "edited")
+    assert fastwi.load_network(edited, child=2).linear.in_features == 5
+    assert not set(edited.frame["test_loss"]) & set(found.frame["test_loss"])
+
+
+def inputs(data: Path) -> torch.Tensor:
+    """A few test images as a network gets them."""
+    card = read_card(data)
+    pixels_NHWC = torch.from_numpy(np.array(read_beton(data / "test.beton").images_NHWC[:8])).float() / 255
+    mean_C, std_C = torch.tensor(card.mean), torch.tensor(card.std)
+    return ((pixels_NHWC - mean_C) / std_C).permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "member", "asked"),
+    [
+        ("parent", 0, {"which": "parent"}),
+        ("children", 1, {"child": 2}),
+        ("average", 0, {"which": "average"}),
+        ("final", 0, {"which": "average", "after": 1}),
+    ],
+)
+def test_loaded_networks_are_the_checkpoints(ran, digits_directory, checkpoint, member, asked):
+    network = fastwi.load_network(ran, **asked)
+    path = ran.directory / "checkpoints" / f"{checkpoint}.safetensors"
+    expected = fastwi.load_state_dict(path, member=member)
+    found = network.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    other = fastwi.load_network(str(ran.directory), which="parent", k=0)
+    other.load_state_dict(expected)
+    x_NCHW = inputs(digits_directory)
+    with torch.no_grad():
+        assert torch.equal(network(x_NCHW), other(x_NCHW))
+
+
+def test_a_sweeps_networks(swept, digits_directory):
+    """Each cell's networks are those of the cell's own run."""
+    child = fastwi.load_network(swept, parent=0, child=3, k=2, s=1)
+    average = fastwi.load_network(swept, which="average", pair=1, k=2, s=1)
+    other = fastwi.load_network(swept, parent=0, child=4, k=2, s=1)
+    mean = fastwi.average([child, other])
+    for name, value in average.state_dict().items():
+        assert torch.equal(value, mean.state_dict()[name]), name
+    assert not torch.equal(child.linear.weight, other.linear.weight)
+    torch.testing.assert_close(
+        fastwi.load_network(swept, which="parent", k=2).state_dict(),
+        fastwi.load_network(swept, child=1, k=2, s=0).state_dict(), rtol=0, atol=0,
+    )  # fmt: skip
+
+
+def refusal(error: type[Exception], call, *given, **named) -> str:
+    with pytest.raises(error) as caught:
+        call(*given, **named)
+    (line,) = str(caught.value).splitlines()
+    return line
+
+
+def test_what_is_not_there_is_refused_with_what_is(swept, ran, tmp_path):
+    def refused(**asked: object) -> str:
+        return refusal(UserError, fastwi.load_network, swept, **asked)
+
+    assert refused(child=1, s=1) == "k: which one is not said; there are 1, 2"
+    assert refused(k=1, s=1) == "child: which one is not said; there are 1, 2, 3, 4"
+    assert refused(child=5, k=1, s=1) == "child: there is no 5; there are 1, 2, 3, 4"
+    assert refused(child=1, k=1, s=9) == "s: there is no 9; there are 0, 1, 2"
+    assert refused(parent=7, child=1, k=1, s=1) == "parent: there is no 7; there are 0"
+    assert "pair: is none of child networks" in refused(pair=0, k=1, s=1)
+    assert "alpha: there is no 0.5; there are null" in refused(which="average", pair=0, k=1, s=1, alpha=0.5)
+    assert "which: 'kid' is not a choice" in refused(which="kid")
+    assert "is no further axis" in refused(child=1, k=1, s=1, axes={"experiment.k": 1})
+    said = refusal(UserError, fastwi.load_network, ran, child=1, s=1)
+    assert said == f"{ran.directory}: the child at s = 1 is not kept; kept are 0, 2"
+    said = refusal(UserError, fastwi.load_network, tmp_path / "nowhere")
+    assert "no results of a run (config.yaml) or of a sweep (sweep.yaml)" in said
+
+
+def test_another_dataset_under_the_runs_path_is_refused(ran, digits_directory, tmp_path, monkeypatch):
+    data = write_memory(*pairs(digits_directory), tmp_path)
+    found = fastwi.run(SETTINGS, train=data, directory=tmp_path / "r", progress=False)
+    card = json.loads((data / "card.json").read_text())
+    from fastwi.data.card import with_checksum
+
+    (data / "card.json").write_text(json.dumps(with_checksum({**card, "mean": [0.4, 0.4, 0.4]})))
+    assert "another configuration or dataset" in refusal(CheckpointError, fastwi.load_network, found, child=1)
+
+
+def pairs(data: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The splits of a dataset's directory."""
+    betons = [read_beton(data / f"{split}.beton") for split in ("train", "test")]
+    return [(np.array(beton.images_NHWC), np.array(beton.labels_N)) for beton in betons]
+
+
+class Items:
+    """A map-style dataset as torchvision's are."""
+
+    def __init__(self, images_NHWC: np.ndarray, labels_N: np.ndarray, classes: list[str]) -> None:
+        self._images_NHWC, self._labels_N, self.classes = images_NHWC, labels_N, classes
+
+    def __len__(self) -> int:
+        return len(self._labels_N)
+
+    def __getitem__(self, n: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self._images_NHWC[n]), int(self._labels_N[n])
+
+
+@pytest.mark.parametrize("form", ["arrays", "tensors", "items", "torch"])
+def test_images_in_memory_are_the_same_as_in_a_directory(ran, digits_directory, tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    train, test = pairs(digits_directory)
+    splits: list[object] = [train, test]
+    if form in ("tensors", "torch"):
+        tensors = [tuple(map(torch.from_numpy, split)) for split in (train, test)]
+        splits = [TensorDataset(*split) for split in tensors] if form == "torch" else list(tensors)
+    if form == "items":
+        splits = [Items(*split, [f"digit {i}" for i in range(10)]) for split in (train, test)]
+    found = fastwi.run(SETTINGS, train=splits[0], test=splits[1], progress=False)
+    assert found.frame.equals(ran.frame, null_equal=True)
+    assert found.directory.name == "run-" + json.loads((ran.directory / "manifest.json").read_text())["identity"]
+    (data,) = Path("runs/datasets").iterdir()
+    assert read_card(data).sha256 == read_card(digits_directory).sha256
+    written = (data / "train.beton").stat().st_mtime_ns
+    assert write_memory(*splits, "runs/datasets") == data
+    assert (data / "train.beton").stat().st_mtime_ns == written
+
+
+def test_a_sweep_of_images_in_memory(swept, digits_directory, tmp_path):
+    train, test = pairs(digits_directory)
+    overrides = {"sweep.store": tmp_path / "store"}
+    found = fastwi.sweep(
+        {**SETTINGS, **GRID}, train=train, test=test, directory=tmp_path / "g", overrides=overrides, progress=False
+    )
+    assert found.frame.equals(swept.frame, null_equal=True)
+    assert found.directory == tmp_path / "g"
+
+
+GREY = np.zeros((4, 5, 5), np.uint8)
+RGB = np.zeros((4, 5, 5, 3), np.uint8)
+LABELS = np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ((RGB.astype(np.float32), LABELS), "train: images are float32; give uint8 pixels"),
+        ((GREY, LABELS), "train: images are [4, 5, 5], without colours; give [N, H, W, 3]"),
+        ((np.moveaxis(RGB, 3, 1), LABELS), "train: images are [4, 3, 5, 5]; give [N, H, W, 3], channels last"),
+        ((RGB[:0], LABELS[:0]), "train: images are [0, 5, 5, 3]; give [N, H, W, 3], at least one"),
+        ((RGB, LABELS[:3]), "train: labels are int64 [3]; give 4 whole numbers, one an image"),
+        ((RGB, LABELS - 1), "train: a label is -1; count classes from 0"),
+        ((RGB, LABELS / 2), "train: labels are float64 [4]; give 4 whole numbers, one an image"),
+        (iter([]), "train: a list_iterator; give a pair (images, labels)"),
+        ([(RGB[0], 0), (RGB[0, :4], 1)], "train[1]: 4 x 5 pixels, and the first image has 5 x 5; resize them alike"),
+        ([(RGB[0], 0), RGB[0]], "train[1]: not a pair of an image and a whole number; give (image, label)"),
+        ([(RGB[0], 0.5)], "train[0]: not a pair of an image and a whole number; give (image, label)"),
+        ([(Image.new("RGBA", (5, 5)), 0)], "train[0]: has transparent pixels"),
+        ([(Image.new("I;16", (5, 5)), 0)], "train[0]: has pixels of mode I;16, not 8 bits a channel; convert it"),
+    ],
+)
+def test_images_that_are_refused(tmp_path, train, message):
+    said = refusal(UserError, fastwi.run, train=train, test=(RGB, LABELS), directory=tmp_path / "r")
+    assert said.startswith(message)
+    assert not any(tmp_path.rglob("*.beton"))
+
+
+def test_arguments_that_do_not_go_together(digits_directory, tmp_path):
+    both = "train, test: give both, or as train alone the path of a dataset's directory"
+    for given in ({"train": (RGB, LABELS)}, {"test": (RGB, LABELS)}, {"train": "a", "test": "b"}):
+        assert refusal(ConfigError, fastwi.run, **given) == both
+        assert refusal(ConfigError, fastwi.sweep, **given) == both
+    once = "data.path: given as an argument of its own too; leave one of them out"
+    assert refusal(ConfigError, fastwi.run, train=digits_directory, overrides={"data.path": "b"}) == once
+    twice = {"run.name": "b"}
+    assert refusal(ConfigError, fastwi.run, directory=tmp_path / "a", overrides=twice).startswith("run.name: given")
+    axes, images = {"axes.data.path": [str(digits_directory)]}, (RGB, LABELS)
+    assert refusal(ConfigError, fastwi.sweep, axes, train=images, test=images).startswith("axes.data.path")
+
+
+def nested() -> Callable[[int], nn.Module]:
+    def build(classes: int) -> nn.Module:
+        return nn.Linear(2, classes)
+
+    return build
+
+
+def shadowed(classes: int) -> nn.Module:
+    """Its name is bound to something else below."""
+    return nn.Linear(2, classes)
+
+
+hidden, shadowed = shadowed, nested()
+
+
+def test_networks_that_have_no_name_in_a_file():
+    assert "is a network already" in refusal(ConfigError, fastwi.run, network=nn.Linear(2, 10))
+    for network in (lambda classes: nn.Linear(2, classes), nested()):
+        assert "is a lambda, or defined within a function" in refusal(ConfigError, fastwi.run, network=network)
+    assert "something else under the name shadowed" in refusal(ConfigError, fastwi.run, network=hidden)
+    cell: dict = {"__name__": "__main__"}
+    exec("def build(classes):\n    return None\n", cell)
+    main = sys.modules["__main__"]
+    try:
+        sys.modules["__main__"] = types.ModuleType("__main__")  # as a notebook's
+        said = refusal(ConfigError, fastwi.run, network=cell["build"])
+    finally:
+        sys.modules["__main__"] = main
+    assert "build is defined in a notebook or at the prompt" in said
+    assert "write it at the top level of a .py file, and import it from there" in said
+
+
+SCRIPT = """
+import fastwi
+from torch import nn
+
+def build(classes):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes))
+
+{guard}
+    found = fastwi.run({settings!r}, network=build, train={data!r}, directory="r", progress=False)
+    print(found.directory, found.frame.height)
+"""
+
+
+@pytest.mark.parametrize("guard", ['if __name__ == "__main__":', "if True:"])
+def test_a_script_is_its_own_networks_file(digits_directory, tmp_path, guard):
+    text = SCRIPT.format(guard=guard, settings=OWN, data=str(digits_directory))
+    (tmp_path / "script.py").write_text(textwrap.dedent(text))
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    if guard == "if True:":
+        assert "put the call below if __name__ == '__main__':" in done.stderr.splitlines()[-1]
+        assert not (tmp_path / "r").exists()
+    else:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "r 12\n"
+        assert done.stderr == ""
+
+
+def test_a_run_that_diverges_gives_its_rows_and_a_warning(digits_directory, tmp_path):
+    overrides = {"optimizer.learning_rate": 1e30}
+    with pytest.warns(UserWarning, match="parent diverged in epoch 1: its training loss is"):
+        found = fastwi.run(
+            SETTINGS, train=digits_directory, directory=tmp_path / "r", overrides=overrides, progress=False
+        )
+    assert len(found.problems) == 1
+    (row,) = rows_in(found.frame)
+    assert row["network"] == "parent"
+    assert np.isnan(row["train_loss"])
+    assert found.gains.height == 0
+
+
+def test_a_sweep_with_a_network_that_diverges(digits_directory, tmp_path):
+    axes = {"axes.optimizer.learning_rate": [0.05, 1e30], "axes.experiment.s": [1]}
+    options = {"sweep.store": tmp_path / "store", "sweep.measure": ["own"]}
+    with pytest.warns(UserWarning, match="diverged: its training loss is nan in epoch 1"):
+        found = fastwi.sweep(
+            {**SETTINGS, **axes}, train=digits_directory, directory=tmp_path / "g", overrides=options, progress=False
+        )
+    assert found.gains["optimizer.learning_rate"].to_list() == [0.05]
+    network = fastwi.load_network(found, child=1, axes={"optimizer.learning_rate": 0.05})
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    said = refusal(UserError, fastwi.load_network, found, child=1, axes={"optimizer.learning_rate": 1e30})
+    assert "is not kept" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "message"),
+    [
+        ({"experiment.kk": 3}, {}, "experiment: unknown key 'kk'; did you mean k?"),
+        ({"learning_rate": 3}, {}, "'learning_rate': unknown name; did you mean optimizer.learning_rate?"),
+        ({}, {"experiment.k": "many"}, "experiment.k: 'many' is not a whole number"),
+        ({}, {"experiment": {"k": 2}, "experiment.k": 3}, "experiment.k: given twice; remove one"),
+        ("nowhere.yaml", {}, "nowhere.yaml: no such config file"),
+        ("fastwi:nothing", {}, "'fastwi:nothing': does not come with fastwi"),
+        (3, {}, "configuration: 3 is no mapping of sections; give one"),
+        ({"experiment": 3}, {}, "experiment: 3 is no mapping of keys; give one"),
+    ],
+)
+def test_configurations_that_are_refused(tmp_path, monkeypatch, config, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    for entry in (fastwi.run, fastwi.sweep):
+        assert message in refusal(ConfigError, entry, config, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "message"),
+    [
+        ({"axes": {"experiment.k": 3}}, {}, "axes.experiment.k: 3 is not a list; give its values"),
+        ({"axes": {"experiment.k": [1, 1]}}, {}, "axes.experiment.k: 1 is given twice; remove one"),
+        ({"axes": {"sweep.children": [1]}}, {}, "axes.sweep.children: an option of the sweep cannot be an axis"),
+        ({"axes": 3}, {}, "axes: 3; base is a config file's name, axes a mapping of keys"),
+        ({}, {"axes.experiment.k": [1], "experiment.k": 2}, "experiment.k: is an axis of this sweep; use axes.exp"),
+        ({}, {"seeds.init": 2}, "seeds.init: a sweep sets the seeds; use sweep.parents"),
+        ({}, {"sweep.parents": "0..x"}, "sweep.parents: '0..x' is not a range"),
+        ({}, {"analysis.alphas": 3}, "analysis.alphas: belongs to python -m fastwi.analyze; leave it out"),
+        ({}, {"base": "x.yaml"}, "base: cannot be overridden; give that file as the configuration"),
+        ({"base": "nowhere.yaml"}, {}, "base: nowhere.yaml: no such config file"),
+    ],
+)
+def test_sweeps_that_are_refused(tmp_path, monkeypatch, config, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(ConfigError, fastwi.sweep, config, overrides=overrides)
