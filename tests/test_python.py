@@ -310,6 +310,21 @@ def test_a_sweep_of_images_in_memory(swept, digits_directory, tmp_path):
     assert found.directory == tmp_path / "g"
 
 
+def test_the_documentation_does_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
+    network, script = (block.partition("```")[0] for block in text.split("```python\n")[1:])
+    Path("my_network.py").write_text(network)
+    names: dict = {}
+    exec(script, names)
+    assert names["results"].directory == Path("sweeps/first")
+    assert names["results"].gains.height == 4
+    assert names["child"](torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+    assert not torch.equal(names["child"][0].weight, names["average"][0].weight)
+    del sys.modules["my_network"]
+
+
 GREY = np.zeros((4, 5, 5), np.uint8)
 RGB = np.zeros((4, 5, 5, 3), np.uint8)
 LABELS = np.arange(4)

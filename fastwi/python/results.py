@@ -6,7 +6,7 @@ from pathlib import Path
 import polars
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     """What a run or a sweep measured, and where its files are.
 

@@ -23,18 +23,17 @@ def draw_run(rows: Sequence[Row], path: Path, title: str) -> None:
     Dashed lines stand where the parent was cloned and where the children were averaged; hollow markers are
     networks with recomputed batch-norm statistics. Raises UserError where the file cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    axes = figure.subplots(1, 3)
     names = list(dict.fromkeys(r["network"] for r in rows))
     colours = dict(
         zip(
             [n for n in names if n.startswith("child")],
-            [pyplot.get_cmap("tab10")(i % 10) for i in range(len(names))],
+            [colormaps["tab10"](i % 10) for i in range(len(names))],
             strict=False,
         )
     )
@@ -60,10 +59,7 @@ def draw_run(rows: Sequence[Row], path: Path, title: str) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].legend(handles[:8], labels[:8], fontsize=8, loc="lower right")
     figure.suptitle(title, fontsize=11)
-    try:
-        save_figure(figure, path, dpi=130, kinds=("png", "pdf"))
-    finally:
-        pyplot.close(figure)
+    save_figure(figure, path, dpi=130, kinds=("png", "pdf"))
 
 
 def _recomputed(axis: Any, rows: Sequence[Row], value: str, colours: dict[str, Any]) -> None:

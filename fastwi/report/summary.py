@@ -56,13 +56,13 @@ def gain(rows: Sequence[Row], treatment: str) -> tuple[float, float] | None:
     """Gain in test accuracy of the average over (the best child, the children's mean), in percentage points.
 
     `treatment` of batch-norm statistics ("own" or "recomputed") is the same for the average and the children. None
-    where one of them diverged.
+    where one of them diverged, or was not measured.
     """
     chosen = [r for r in _interpolation(rows) if r["batch_norm"] == treatment]
-    if not all(math.isfinite(r["test_loss"]) for r in chosen):
-        return None
     at = {r["network"]: r[ACCURACY] for r in chosen}
     children = [value for name, value in at.items() if name != "average"]
+    if "average" not in at or not children or not all(math.isfinite(r["test_loss"]) for r in chosen):
+        return None
     return at["average"] - max(children), at["average"] - sum(children) / len(children)
 
 
