@@ -29,6 +29,7 @@ from fastwi.train import main as train_main
 SETTINGS = {
     "data.train_images": 60, "data.test_images": 30, "model.width": 0.25, "optimizer.batch_size": 20,
     "optimizer.learning_rate": 0.05, "experiment.k": 1, "experiment.s": 2, "experiment.after": 1,
+    "experiment.continue_children": True, "experiment.children_rate_factor": 0.1,
     "engine.device": "cpu", "engine.precision": "fp32", "engine.backend": "eager", "engine.threads": 1,
 }  # fmt: skip
 GRID = {"axes": {"experiment.k": [1, 2], "experiment.s": range(1, 3)}, "sweep": {"children": 4}}
@@ -194,6 +195,7 @@ def inputs(data: Path) -> torch.Tensor:
         ("children", 1, {"child": 2}),
         ("average", 0, {"which": "average"}),
         ("final", 0, {"which": "average", "after": 1}),
+        ("final", 2, {"child": 2, "after": 1}),
     ],
 )
 def test_loaded_networks_are_the_checkpoints(ran, digits_directory, checkpoint, member, asked):
@@ -422,7 +424,7 @@ def test_a_script_is_its_own_networks_file(digits_directory, tmp_path, guard):
         assert not (tmp_path / "r").exists()
     else:
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "r 12\n"
+        assert done.stdout == "r 14\n"
         assert done.stderr == ""
 
 

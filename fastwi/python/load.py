@@ -28,7 +28,12 @@ from fastwi.python.entry import undisturbed
 from fastwi.python.results import Results
 from fastwi.sealed import MANIFEST
 
-KINDS = ("parent", "child", "average")
+_ARGUMENTS = {
+    "parent": ("parent", "k"),
+    "child": ("parent", "k", "s", "child", "after"),
+    "average": ("parent", "k", "s", "pair", "alpha", "after"),
+}
+"""What tells networks of a kind from each other, by `which`."""
 
 _MOST_LISTED = 20
 
@@ -61,7 +66,7 @@ def load_network(
             their batch-norm statistics averaged).
         pair: of an average: which tuple of children, from 0, as in a sweep's frames.
         alpha: of an average: its place on the line A -> B.
-        after: of an average: epochs that it was trained on.
+        after: of an average, or of a child where children are trained on: epochs after the interpolation.
         axes: values of a sweep's further axes, {"optimizer.learning_rate": 0.1}.
 
     Returns:
@@ -71,12 +76,12 @@ def load_network(
     Raises:
         UserError: in one line, for what there is not or is not kept, with what there is.
     """
-    if which not in KINDS:
-        raise UserError(f"which: {show(which)} is not a choice; valid: {', '.join(KINDS)}")
+    if which not in _ARGUMENTS:
+        raise UserError(f"which: {show(which)} is not a choice; valid: {', '.join(_ARGUMENTS)}")
     given: dict[str, Any]
     given = {"parent": parent, "k": k, "s": s, "child": child, "pair": pair, "alpha": alpha, "after": after or None}
     for name, value in given.items():
-        if value is not None and name not in _BELONGS[which]:
+        if value is not None and name not in _ARGUMENTS[which]:
             raise UserError(f"{name}: is none of {which} networks; leave it out, or give another which")
     with undisturbed():
         return _load(Path(results.directory if isinstance(results, Results) else results), which, given, axes or {})
@@ -98,13 +103,6 @@ def _load(directory: Path, which: str, given: dict[str, Any], axes: Mapping[str,
     if wanted not in nodes:
         raise UserError(f"{counted}: there is no {show(wanted)}; there are {_listed(nodes)}")
     return _module(directory, planned, nodes, wanted, f"{which} at {counted}")
-
-
-_BELONGS = {
-    "parent": ("parent", "k"),
-    "child": ("parent", "k", "s", "child", "after"),
-    "average": ("parent", "k", "s", "pair", "alpha", "after"),
-}
 
 
 @dataclass(frozen=True)
