@@ -1,7 +1,9 @@
 """`fastwi.run`, `fastwi.sweep` and `fastwi.load_network`: the commands' results to the bit, from Python."""
 
+import cProfile
 import inspect
 import json
+import pstats
 import subprocess
 import sys
 import textwrap
@@ -23,6 +25,7 @@ from fastwi.beton import read_beton
 from fastwi.config.read import config_from_mapping
 from fastwi.data.card import read_card
 from fastwi.errors import CheckpointError, ConfigError, UserError
+from fastwi.models.registry import build_model
 from fastwi.sweep import main as sweep_main
 from fastwi.train import main as train_main
 
@@ -325,6 +328,20 @@ def test_the_documentation_does_what_it_says(tmp_path, monkeypatch, capsys):
     assert names["child"](torch.zeros(2, 3, 16, 16)).shape == (2, 10)
     assert not torch.equal(names["child"][0].weight, names["average"][0].weight)
     del sys.modules["my_network"]
+
+
+def test_a_profiler_is_not_disturbed(tmp_path, monkeypatch):
+    """As under a notebook's %prun."""
+    monkeypatch.chdir(tmp_path)
+    Path("h2_net.py").write_text(NET)
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        build_model("h2_net.py:Net", 10)
+        fastwi.average([{"a": torch.zeros(2)}])
+    finally:
+        profile.disable()
+    assert any(name == "average" for _, _, name in pstats.Stats(profile).stats)  # it goes on
 
 
 GREY = np.zeros((4, 5, 5), np.uint8)

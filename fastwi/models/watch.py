@@ -41,12 +41,14 @@ class Watch:
     @contextlib.contextmanager
     def every_call(self) -> Iterator[None]:
         """Within the block every function that is called counts. Imports would take several times as long."""
-        before = sys.getprofile()
+        before: Any = sys.getprofile()
         sys.setprofile(self._profile)
         try:
             yield
         finally:
-            sys.setprofile(before)
+            sys.setprofile(before if callable(before) else None)
+            if before is not None and not callable(before):  # cProfile's, before Python 3.12
+                before.enable()
 
     def _profile(self, frame: FrameType, event: str, _argument: object) -> None:
         if event == "call":
