@@ -27,7 +27,7 @@ from fastwi.report.progress import clock, cost_of
 
 if TYPE_CHECKING:
     from fastwi.experiment.worker import Worker
-    from fastwi.report.sweep_files import SweepFiles
+    from fastwi.report.sweep_files import SweepResults
 
 EXIT_PARTLY = 3
 
@@ -61,14 +61,6 @@ class Sweep:
     worker: "Worker"
 
 
-@dataclass(frozen=True)
-class SweepResults:
-    """What was measured by any process, and written; a line for each network that diverged, and for what failed."""
-
-    files: "SweepFiles"
-    problems: list[str]
-
-
 def open_sweep(spec: SweepSpec, name: str, shard: tuple[int, int] | None = None) -> Sweep:
     """Plan the sweep called `name`, of which `shard` (i, n) is to be done: part i of n. Nothing is written.
 
@@ -84,7 +76,7 @@ def open_sweep(spec: SweepSpec, name: str, shard: tuple[int, int] | None = None)
     return Sweep(planned, part, worker_of(planned))
 
 
-def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> SweepResults:
+def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "SweepResults":
     """Do what is left of the sweep's part, and write what is measured. `quiet`: no progress is shown.
 
     Raises UserError where a network of the user's own fails, or a file cannot be written.
@@ -104,8 +96,7 @@ def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> SweepResults:
         done = carry_out_planned(part, worker, store, progress)
         progress.told(f"trained {done.trained} epochs, measured {done.probed} networks in "
                       f"{clock(time.monotonic() - begun)}")  # fmt: skip
-        files = write_sweep(planned, store, worker.resources)
-    return SweepResults(files, sorted(done.diverged.values()) + done.failures())
+        return write_sweep(planned, store, worker.resources, sorted(done.diverged.values()) + done.failures())
 
 
 def _try_networks(planned: PlannedSweep, worker: "Worker") -> None:
@@ -116,24 +107,23 @@ def _try_networks(planned: PlannedSweep, worker: "Worker") -> None:
         worker.resources.tried_engine(config)
 
 
-def _show(request: SweepRequest, sweep: Sweep, found: SweepResults) -> int:
+def _show(request: SweepRequest, sweep: Sweep, found: "SweepResults") -> int:
     from rich.console import Console
 
     from fastwi.report.summary import rich_table
     from fastwi.report.sweep import cell_table
 
-    files = found.files
     if request.json:
-        print(to_json({"directory": str(files.directory), "points": len(sweep.planned.points),
-                       "measurements": files.measured, "missing": files.missing}))  # fmt: skip
+        print(to_json({"directory": str(found.directory), "points": len(sweep.planned.points),
+                       "measurements": found.measured, "missing": found.missing}))  # fmt: skip
     else:
-        if files.cells:
-            Console().print(rich_table(cell_table(files.cells)))
-        print(f"{files.directory}: results.parquet, gains.parquet, summary.md, heatmap.png, curves.png"
-              + (f"; {files.missing:,} measurements are not there yet" if files.missing else ""))  # fmt: skip
+        if found.cells:
+            Console().print(rich_table(cell_table(found.cells)))
+        print(f"{found.directory}: results.parquet, gains.parquet, summary.md, heatmap.png, curves.png"
+              + (f"; {found.missing:,} measurements are not there yet" if found.missing else ""))  # fmt: skip
     for line in found.problems:
         print(f"fastwi: {line}", file=sys.stderr)
-    return EXIT_PARTLY if found.problems or (files.missing and request.shard is None) else 0
+    return EXIT_PARTLY if found.problems or (found.missing and request.shard is None) else 0
 
 
 class _Callable(ModuleType):

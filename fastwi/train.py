@@ -22,10 +22,8 @@ from fastwi.experiment.todo import left_of
 from fastwi.files import to_json
 
 if TYPE_CHECKING:
-    from fastwi.experiment.store import Measurement
-    from fastwi.experiment.tree import MeasurementKey
     from fastwi.experiment.worker import Worker
-    from fastwi.report.summary import Row
+    from fastwi.report.run_files import RunResults
 
 NAMELESS = "run"  # what a run is called after where neither run.name nor a file gives a name
 
@@ -63,23 +61,13 @@ class Run:
     worker: "Worker"
 
 
-@dataclass(frozen=True)
-class RunResults:
-    """What was measured; the rows of metrics.jsonl; a line for each network that diverged, and for what failed."""
-
-    measured: "dict[MeasurementKey, Measurement]"
-    rows: "list[Row]"
-    problems: list[str]
-
-
 def open_run(config: Config, stem: str) -> Run:
     """Plan the run, and check that it can be done here and that its directory holds no other. Nothing is written.
 
     Without run.name it is called after `stem` and what decides its result. Raises UserError.
     """
     # torch takes seconds to import: bad configurations are refused before.
-    from fastwi.experiment.estimate import check_memory
-    from fastwi.experiment.execution import worker_of
+    from fastwi.experiment.execution import check_memory, worker_of
     from fastwi.report.tensorboard import require_tensorboard
 
     if config.run.tensorboard:
@@ -90,21 +78,21 @@ def open_run(config: Config, stem: str) -> Run:
     planned = plan_run(config, paths.store)
     config = planned.points[0].config
     worker = worker_of(planned)
-    check_memory(config, worker.resources.layout(config), worker.resources.engine(config).device)
+    check_memory(config, worker)
     paths.check(identity, config)
     if left_of(planned).epochs:
         worker.resources.tried_engine(config)
     return Run(identity, card, paths, planned, worker)
 
 
-def carry_out_run(run: Run, quiet: bool = False) -> RunResults:
+def carry_out_run(run: Run, quiet: bool = False) -> "RunResults":
     """Do what is left of the run, and write its files. `quiet`: no progress is shown.
 
     Raises UserError where another process does it, or a file cannot be written.
     """
     from fastwi.experiment.execution import carry_out_planned, open_store
     from fastwi.report.manifest import manifest
-    from fastwi.report.run_files import diverged_lines, write_report
+    from fastwi.report.run_files import write_run
     from fastwi.report.run_plan import describe
     from fastwi.report.run_progress import RunProgress
     from fastwi.report.tensorboard import TensorBoard
@@ -120,24 +108,21 @@ def carry_out_run(run: Run, quiet: bool = False) -> RunResults:
         try:
             done = carry_out_planned(planned, worker, store, progress)
         finally:
-            rows = progress.write_rows()
+            progress.write_rows()
         paths.write_checkpoints(planned, store, worker.resident)
-        write_report(rows, paths, config, run.card)
-    return RunResults(progress.found(), rows, diverged_lines(rows) + done.failures())
+        return write_run(planned, paths, run.card, progress.found(), done.failures())
 
 
-def _show(request: Request, run: Run, found: RunResults) -> int:
+def _show(request: Request, run: Run, found: "RunResults") -> int:
     from rich.console import Console
 
-    from fastwi.report.run_files import run_tables
     from fastwi.report.summary import rich_table
 
-    tables = run_tables(found.rows, run.planned.points[0].config)
-    if tables and request.json:
+    if found.tables and request.json:
         print(to_json({"directory": str(run.paths.directory), "metrics": found.rows}))
-    elif tables:
+    elif found.tables:
         console = Console()
-        for table in tables:
+        for table in found.tables:
             console.print(rich_table(table))
         print(f"{run.paths.directory}: metrics.jsonl, summary.md, figure.png, checkpoints/, store/")
     for line in found.problems:

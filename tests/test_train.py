@@ -201,7 +201,7 @@ def test_batch_larger_than_the_dataset(digits_directory, tmp_path, capsys):
 
 
 def test_networks_that_do_not_fit_the_memory(digits_directory, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastwi.experiment.estimate.free_host_bytes", lambda: 100 << 20)
+    monkeypatch.setattr("fastwi.experiment.execution.free_host_bytes", lambda: 100 << 20)
     argv = arguments(digits_directory, tmp_path / "runs", "--experiment.children=400", "--dry-run")
     assert "experiment.children: 400 networks" in refused(capsys, argv)
 

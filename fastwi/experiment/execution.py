@@ -4,6 +4,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
+
+from fastwi.config.schema import Config
+from fastwi.data.split import free_host_bytes
+from fastwi.errors import UserError
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.scheduler import Done, Executor, Listener, LocalExecutor, carry_out, limits_of
 from fastwi.experiment.store import Store
@@ -17,6 +22,22 @@ def worker_of(planned: PlannedSweep) -> Worker:
     worker = Worker(Path(options.store), Path.cwd(), options.memory_GiB * 2**30 / 2)
     worker.resources.expect(planned.tree.contents)
     return worker
+
+
+def check_memory(config: Config, worker: Worker) -> None:
+    """Raise UserError where a run's networks do not fit into the memory that is free.
+
+    At the interpolation there are the average and its children, and a copy of them with recomputed statistics.
+    """
+    resources = worker.resources
+    device, networks = resources.engine(config).device, config.experiment.children
+    needed = 2 * (1 + networks) * resources.state_bytes(config)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
+    if needed > free:
+        raise UserError(
+            f"experiment.children: {networks:,} networks of {resources.layout(config).P:,} parameters need "
+            f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free; give fewer, or a smaller model.width"
+        )
 
 
 @contextmanager

@@ -100,9 +100,8 @@ def sweep(
     with undisturbed():
         spec = replace(spec, base=_with_images(spec.base, train, test, spec.options.directory))
         found = carry_out_sweep(open_sweep(spec, name), quiet=not progress)
-    files = found.files
-    missing = [f"{files.missing:,} measurements are not there yet"] if files.missing else []
-    return _results(files.directory, found.problems or missing, files.frame, files.gains)
+    missing = [f"{found.missing:,} measurements are not there yet"] if found.missing else []
+    return _results(found.directory, found.problems or missing, found.frame, found.gains)
 
 
 def _overrides(

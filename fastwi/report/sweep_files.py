@@ -22,10 +22,11 @@ from fastwi.sealed import MANIFEST, seal_directory, sealed_yaml
 
 
 @dataclass(frozen=True)
-class SweepFiles:
+class SweepResults:
     """What was written: the frames of results.parquet and gains.parquet, and the cells of the tables and figures.
 
-    `measured` and `missing`: how many of the sweep's measurements are there, and are not.
+    `measured` and `missing`: how many of the sweep's measurements are there, and are not. `problems`: a line for each
+    network that diverged, and for what failed.
     """
 
     directory: Path
@@ -34,9 +35,10 @@ class SweepFiles:
     cells: list[Cell]
     measured: int
     missing: int
+    problems: list[str]
 
 
-def write_sweep(planned: PlannedSweep, store: Store, resources: Resources) -> SweepFiles:
+def write_sweep(planned: PlannedSweep, store: Store, resources: Resources, problems: list[str]) -> SweepResults:
     """Write the sweep's directory, and note the sweep in its store. Raises UserError where that cannot be."""
     spec, config = planned.spec, planned.points[0].config
     directory = Path(spec.options.directory) / spec.options.name
@@ -63,4 +65,4 @@ def write_sweep(planned: PlannedSweep, store: Store, resources: Resources) -> Sw
         seal_directory(directory, about)
     # For `python -m fastwi.report STORE`: which sweeps the store was made for.
     write_text(store.directory / "sweeps" / f"{spec.options.name}.yaml", sealed_yaml(resolved))
-    return SweepFiles(directory, frame, every_gain, found, len(measured), missing)
+    return SweepResults(directory, frame, every_gain, found, len(measured), missing, problems)

@@ -9,12 +9,12 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import KEEP
 from fastwi.config.sweepwrite import sweep_to_yaml
 from fastwi.engine.precision import Choice
-from fastwi.experiment.estimate import measure_rates
 from fastwi.experiment.planner import PlannedSweep, kept_states
 from fastwi.experiment.points import Point
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.todo import Todo, left_of
 from fastwi.report.progress import clock, cost_of
+from fastwi.report.rates import measure_rates
 
 _MOST_NAMED = 12
 

@@ -1,4 +1,4 @@
-"""Whether this configuration fits this machine, and how fast it runs on it, measured on a few of its own steps."""
+"""How fast a configuration runs on this machine, measured on a few of its own steps."""
 
 import time
 from dataclasses import dataclass
@@ -6,13 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fastwi.config.schema import Config
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
-from fastwi.data.split import free_host_bytes
 from fastwi.engine.base import Engine
-from fastwi.errors import UserError
-from fastwi.population import Layout, Population
+from fastwi.population import Population
 
 _STEPS = 8
 _TEST_IMAGES = 2000
@@ -24,20 +21,6 @@ class Rates:
 
     trained_per_s: float
     start_s: float
-
-
-def check_memory(config: Config, layout: Layout, device: torch.device) -> None:
-    """Raise UserError where a run's networks do not fit into the memory that is free.
-
-    At the interpolation there are the average and its children, and a copy of them with recomputed statistics.
-    """
-    needed = 2 * (1 + config.experiment.children) * (8 * layout.P + 4 * layout.Q + 8 * layout.B)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
-    if needed > free:
-        raise UserError(
-            f"experiment.children: {config.experiment.children:,} networks of {layout.P:,} parameters need "
-            f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free; give fewer, or a smaller model.width"
-        )
 
 
 def measure_rates(engine: Engine, network: nn.Module, train: Dataset, test: Dataset) -> Rates:
