@@ -17,13 +17,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
+from fastwi.config.sweepfile import read_sweep_request, sweep_name
 from fastwi.engine.base import Scores
 from fastwi.engine.loop import LoopEngine
+from fastwi.population import Population
 from fastwi.sweep import main as sweep
 
 TRAIN, EVALUATE, RECOMPUTE = "train_epoch", "evaluate", "recompute_statistics"
@@ -76,19 +80,13 @@ def path(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def pairs(settings: dict[str, Any]) -> dict[str, Any]:
-    """(b) Averages of children just trained, then of stored ones; and those files read and hashed alone."""
+    """(b) Averages of resident children, then of stored ones; and the files of these read and hashed alone."""
     count = settings["pairs"]
     common = ["--axes.experiment.k=1", "--axes.experiment.s=1", "--experiment.after=0", "--sweep.measure=own"]
-    family = [*common, f"--sweep.children={2 * count}"]
+    family = [*common, f"--sweep.children={2 * count}", "--sweep.memory_GiB=16"]
     with _replaced(_nothing()), _heard() as calls:
         _sweep(settings, "small", [*common, "--sweep.children=4"])
-        calls.clear()
         _sweep(settings, "all", family)
-        last = max(place for place, call in enumerate(calls) if call.method == TRAIN)
-        trained, *averages = (call for call in calls[last:] if call.method == EVALUATE)
-        # Where averages are made while other children train, no time is that of the averages alone.
-        together = sum(call.members for call in averages) == count
-        resident_s = averages[-1].begun - trained.ended if together else None
         files = sorted(Path("all/store/states").rglob("*.safetensors"))
         reads = _hear_reads()
         calls.clear()
@@ -96,11 +94,44 @@ def pairs(settings: dict[str, Any]) -> dict[str, Any]:
         averages = [call for call in calls if call.method == EVALUATE]
         assert sum(call.members for call in averages) == count
         stored_s = averages[-1].begun - reads[0]
+        calls.clear()
+        resident_s = _resident(_arguments(settings, "all", [*family, "--sweep.alphas=0.75"]), calls)
     begun = time.perf_counter()
     for file in files:
         hashlib.sha256(file.read_bytes()).hexdigest()
     hashed_s = (time.perf_counter() - begun) * 2 * count / len(files)
     return {"pairs": count, "resident_s": resident_s, "stored_s": stored_s, "read_and_hash_s": hashed_s}
+
+
+def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
+    """Seconds that a worker takes to make a sweep's averages of children that are resident; None where none are."""
+    try:
+        execution: Any = import_module("fastwi.experiment.execution")
+    except ImportError:
+        return None
+    request = read_sweep_request(list(argv))
+    command: Any = import_module("fastwi.sweep")
+    sweep = command.open_sweep(request.spec, sweep_name(request))
+    tree, worker, config = sweep.planned.tree, sweep.worker, sweep.planned.points[0].config
+    children = list(dict.fromkeys(tree.keys[node] for nodes, _ in tree.averages.values() for node in nodes))
+    jobs: list[float] = []
+    run = worker.run
+
+    def noted(*arguments: Any) -> Any:
+        jobs.append(time.perf_counter())
+        return run(*arguments)
+
+    progress = import_module("fastwi.report.progress").TreeProgress(lambda _: 1.0, quiet=True)
+    with execution.open_store(sweep.planned) as store, progress:
+        worker.resident.gather(children, config, {}, store.state_files(children), trains=False)
+        worker.run = noted
+        with mock.patch.object(Population, "finite_M", lambda population: [True] * population.members):
+            execution.carry_out_planned(sweep.planned, worker, store, progress)
+    ends = [*jobs[1:], calls[-1].ended]
+    return sum(
+        max(call.begun for call in calls if begun < call.begun <= end) - begun
+        for begun, end in zip(jobs, ends, strict=True)
+    )
 
 
 def grid(settings: dict[str, Any]) -> dict[str, Any]:
@@ -149,20 +180,19 @@ def long(settings: dict[str, Any]) -> dict[str, Any]:
 PARTS = {"path": path, "pairs": pairs, "grid": grid, "long": long}
 
 
-def _sweep(settings: dict[str, Any], name: str, argv: Sequence[str]) -> Took:
-    """What it took to run the command `fastwi.sweep` with its store and results in the directory `name`."""
+def _arguments(settings: dict[str, Any], name: str, argv: Sequence[str]) -> list[str]:
+    """Of a sweep with its store and results in the directory `name`."""
     places = [f"--sweep.store={name}/store", f"--sweep.directory={name}", "--sweep.name=grid", "--engine.device=cpu"]
-    argv = [
-        *argv,
-        "--engine.name=loop",
-        f"--data.path={settings['data']}",
-        f"--engine.threads={settings['threads']}",
-        *places,
-    ]
+    engine = ["--engine.name=loop", f"--engine.threads={settings['threads']}"]
+    return [*argv, f"--data.path={settings['data']}", *engine, *places]
+
+
+def _sweep(settings: dict[str, Any], name: str, argv: Sequence[str]) -> Took:
+    """What the command `fastwi.sweep` took."""
     said = io.StringIO()
     begun, cpu = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = sweep(argv)
+        code = sweep(_arguments(settings, name, argv))
     assert code == 0, said.getvalue()[-3000:]
     return Took(time.perf_counter() - begun, time.process_time() - cpu)
 

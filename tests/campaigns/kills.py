@@ -7,19 +7,17 @@ and Ctrl-C are sent too: the command ends within `--patience` seconds.
 
 Work is counted where it is done: every call of the engine's `train_epoch` notes its members, begin and end. Lost are
 the epochs that were trained to their end before the kill and are trained again after it, and the time from the begin
-of the first of them, or of the epoch in progress, to the kill. Where the command has an option `checkpoint_seconds`
-it is set to `--checkpoint`; at most so many seconds may be lost, and two steps: a checkpoint waits for the end of the
-step in progress, and is written while the next one goes on. A step is an epoch of the networks trained together, with
-all that comes before the next one.
+of the first of them, or of the epoch in progress, to the kill. `sweep.checkpoint_seconds` is `--checkpoint`, of runs
+too; at most so many seconds may be lost, and two steps: a checkpoint waits for the end of the step in progress, and is
+written while the next one goes on. A step is an epoch of the networks trained together, with all that comes before the
+next one.
 """
 
 import argparse
-import contextlib
-import io
+import dataclasses
 import itertools
 import os
 import random
-import re
 import signal
 import statistics
 import sys
@@ -37,6 +35,7 @@ from faulty.process import Ended, Fault, Main, run
 import fastwi.sweep
 import fastwi.train
 from data_prep import prepare
+from fastwi.config.sweep import SweepOptions
 from fastwi.engine.loop import LoopEngine
 
 _COMMON = [
@@ -82,12 +81,11 @@ class Kills:
         self._draw = random.Random(seed)
         start = place / "start"
         prepare("digits", start / "data", writer="raw")
-        self._jobs, self._bounds, self._whole = dict[str, Job](), dict[str, float](), dict[str, list[Trained]]()
+        self._bound = checkpoint if _has_checkpoints() else 0.0
+        self._jobs, self._whole = dict[str, Job](), dict[str, list[Trained]]()
         for name, main, argv in (("train", fastwi.train.main, _TRAIN), ("sweep", fastwi.sweep.main, _SWEEP)):
-            flag = _checkpoint_flag(main)
-            self._bounds[name] = checkpoint if flag else 0.0
-            argv = [*_COMMON, *argv, f"--data.train_images={images}", *([f"{flag}={checkpoint:g}"] if flag else [])]
-            self._jobs[name] = make_job(place, name, _counted(main), argv, start)
+            argv = [*_COMMON, *argv, f"--data.train_images={images}"]
+            self._jobs[name] = make_job(place, name, _counted(main, checkpoint), argv, start)
             self._whole[name] = _work(place / f"{name} 1")
         self.losses: dict[tuple[str, str], list[Loss]] = {}
         self.wrong: list[str] = []
@@ -129,7 +127,7 @@ class Kills:
         after = _work(directory)
         again = _epochs(before) + _epochs(after) - _epochs(self._whole[name])
         assert again >= 0, f"{-again} epochs were never trained"
-        bound = self._bounds[name] + 2 * max(map(_longest_step, (self._whole[name], before, after)))
+        bound = self._bound + 2 * max(map(_longest_step, (self._whole[name], before, after)))
         loss = Loss(again, end - _first_lost(before, again, end), bound, end - sent)
         assert loss.seconds <= bound + self._grace, (
             f"{again} epochs and {loss.seconds:.2f} s lost, {bound:.2f} s allowed"
@@ -139,16 +137,11 @@ class Kills:
         return loss
 
 
-def _checkpoint_flag(main: Main) -> str:
-    """The command's option for the seconds between checkpoints; empty where it has none."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        main(["--help"])
-    found = re.search(r"--\S*checkpoint_seconds", said.getvalue())
-    return found.group() if found else ""
+def _has_checkpoints() -> bool:
+    return "checkpoint_seconds" in {field.name for field in dataclasses.fields(SweepOptions)}
 
 
-def _counted(main: Main) -> Main:
+def _counted(main: Main, checkpoint: float) -> Main:
     """`main`, which notes each epoch's training in a file beside the directory that it runs in."""
 
     def begin(argv: list[str]) -> int:
@@ -162,6 +155,12 @@ def _counted(main: Main) -> Main:
             os.write(log, f"{time.monotonic()}\n".encode())
             return losses
 
+        made = SweepOptions.__init__
+
+        def make(options: SweepOptions, **named: Any) -> None:  # a run has no option of its own
+            made(options, **named | ({"checkpoint_seconds": checkpoint} if _has_checkpoints() else {}))
+
+        SweepOptions.__init__ = make  # type: ignore[method-assign]
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
         LoopEngine.train_epoch = train_epoch  # type: ignore[method-assign]
         return main(argv)
