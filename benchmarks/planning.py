@@ -95,7 +95,7 @@ def measure(least: int, pipe: Any) -> None:
     times.append(time.perf_counter())
     todo = unfinished(tree, set(), set())
     times.append(time.perf_counter())
-    queue = ReadyQueue(tree, todo, set())
+    queue = ReadyQueue(tree, todo)
     times.append(time.perf_counter())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     assert len(queue) == len(todo.tasks)

@@ -19,7 +19,7 @@ class Silent:
     """
 
     def __init__(self, stop_after: int = -1) -> None:
-        self._stop_after, self._reports = stop_after, 0
+        self._stop_after, self.reports = stop_after, 0
         self.here, self.elsewhere = Counter[int](), Counter[int]()
         self.lines: list[str] = []
 
@@ -29,8 +29,8 @@ class Silent:
 
     def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
         (self.elsewhere if elsewhere else self.here).update(tasks)
-        self._reports += 1
-        if self._reports == self._stop_after:
+        self.reports += 1
+        if self.reports == self._stop_after:
             raise Stopped
 
     def told(self, message: str) -> None:

@@ -319,8 +319,8 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
     tree_is_done(tmp_path)
     counts = attempts(tmp_path)
     assert len(counts) == EPOCHS + PROBES
-    # A killed process had at most one job of up to 4 networks in progress.
-    assert sum(counts.values()) - len(counts) <= 4 * kills
+    # A kill costs what was in progress or not written yet; how much at most is `tests/campaigns/kills.py`'s.
+    assert max(counts.values()) <= 1 + kills
     print(f"{kills} kills, {sum(counts.values()) - len(counts)} tasks begun again, {time.monotonic() - begun:.0f} s")
 
 

@@ -21,10 +21,10 @@ _Group = tuple[int, int, object]  # the epoch, 0 for probes or 1 for epochs, and
 class ReadyQueue:
     """The tasks left of a tree, those that are ready in groups of which one population can do any.
 
-    A task is ready once every state that it starts from is made.
+    A task is ready once every state that it starts from is made, of those that are left to be made.
     """
 
-    def __init__(self, tree: Tree, todo: "Todo", stored: Collection[str]) -> None:
+    def __init__(self, tree: Tree, todo: "Todo") -> None:
         self._tree = tree
         self._left = bytearray(tree.tasks())
         self._users = array("i", bytes(4 * len(tree)))  # by node: tasks left that start from it
@@ -39,7 +39,7 @@ class ReadyQueue:
                 sources.append(source)
                 waiting.append(task)
                 self._users[source] += 1
-                self._missing[task] += bool(self._left[source]) or tree.keys[source] not in stored
+                self._missing[task] += self._left[source]
         # The tasks that start from a node, or from an average of it, as one stretch of a column.
         order = np.argsort(np.asarray(sources, np.int32), kind="stable")
         self._waiting = np.asarray(waiting, np.int32)[order]

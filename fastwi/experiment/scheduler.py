@@ -15,7 +15,7 @@ from fastwi.config.sweep import SweepOptions
 from fastwi.errors import UserError
 from fastwi.experiment.contents import contents_key
 from fastwi.experiment.ready import ReadyQueue
-from fastwi.experiment.store import DamagedState, Measurement, Owner, Store
+from fastwi.experiment.store import DamagedState, Measurement, Owner, StateFile, Store
 from fastwi.experiment.todo import Todo, stopped_states, unfinished
 from fastwi.experiment.tree import OWN, MeasurementKey, Tree
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
@@ -115,7 +115,7 @@ def carry_out(tree: Tree, store: Store, executor: Executor, listener: Listener, 
 
 
 class _Pass:
-    """One pass over what is left. A damaged state ends it; the next one plans for what that state made necessary."""
+    """One pass over what is left. It ends early where a state is damaged, or gone; the next one plans with that."""
 
     def __init__(
         self,
@@ -132,95 +132,92 @@ class _Pass:
         self._executor, self._listener, self._limits, self._done = executor, listener, limits, done
         store.keep(tree.keys[node] for node in tree.stops)
         self.todo, self._measured, stored = self._plan()
-        self._files = store.state_files(tree.keys[node] for task in self.todo.tasks for node in tree.needs(task))
-        self._queue = ReadyQueue(tree, self.todo, stored)
+        needs = {tree.keys[node] for task in self.todo.tasks for node in tree.needs(task)}
+        self._files = {key: stored[key] for key in needs.intersection(stored)}
+        self._queue = ReadyQueue(tree, self.todo)
         self._claimed: set[int] = set()
-        self._damaged = False
+        self._outdated = False  # another plan is necessary
         self._brought: set[str] = set()  # states that were given to the writer
         if done.failed:
             self._remove([task for task in self.todo.tasks if tree.measurement_key(task) in done.failed])
         # What an earlier process went on from, until it was killed.
         self._drop([node for node in map(tree.nodes.__getitem__, stored) if not self._queue.needed(node)], stored)
 
-    def _plan(self) -> tuple[Todo, set[MeasurementKey], set[str]]:
-        """What is left, what is measured, and the states that are stored.
-
-        States are pinned before they are counted on, so that no other process drops them.
-        """
+    def _plan(self) -> tuple[Todo, set[MeasurementKey], dict[str, StateFile]]:
+        """What is left, what is measured, and the states that are stored."""
         tree = self._tree
         names, epochs = tree.measurement_keys(), [tree.keys[node] for node in tree.epoch_nodes()]
-        pinned: Todo | None = None
         while True:
-            measured = self._store.measurements(names)
+            measured, stored, claimed = self._store.look(names, epochs)
             for m in measured.values():
                 if m.diverged:
                     self._done.diverged[m.key] = _divergence(m)
-            stored = self._store.states(epochs)
-            todo = unfinished(tree, measured.keys(), stored, stopped_states(tree, measured.values()))
-            if todo == pinned:
+            todo = unfinished(tree, measured.keys(), stored, stopped_states(tree, measured.values()), claimed)
+            # States that are there, or will be stored, are pinned, so that no other process drops them: not those
+            # that training passes through, and not those of others' tasks.
+            mine = [task for task in todo.tasks if tree.measurement_key(task) not in claimed]
+            users = Counter(node for task in mine for node in tree.needs(task))
+            users.update(node for task in mine if task >= len(tree) for node in tree.needs(task))
+            there = [tree.keys[node] for node in users if tree.keys[node] in stored]
+            self._owner.pin([*there, *(tree.keys[node] for node, count in users.items() if count > 1)])
+            if len(self._store.states(there)) == len(there):
                 return todo, set(measured), stored
-            self._owner.pin(self._to_pin(todo, stored))
-            pinned = todo
-
-    def _to_pin(self, todo: Todo, stored: Collection[str]) -> list[str]:
-        """The states that are there, or will be stored, and are needed: not those that training passes through."""
-        tree = self._tree
-        users = Counter(node for task in todo.tasks for node in tree.needs(task))
-        users.update(node for task in todo.probes for node in tree.needs(task))
-        return [tree.keys[node] for node, count in users.items() if count > 1 or tree.keys[node] in stored]
 
     def to_the_end(self) -> bool:
-        """Whether all is done; False where a damaged state makes another plan necessary."""
+        """Whether all is done; False where another plan is necessary."""
         blocked: list[list[int]] = []  # chains that are ready, and claimed by another process
         while len(self._queue) or self._executor.busy():
-            while self._executor.free() and not self._damaged:
+            while self._executor.free() and not self._outdated:
                 tasks = self._queue.take(self._limits.members, self._limits.probes, self._executor.free())
                 if not tasks:
                     break
                 mine = self._claim(tasks, blocked)
-                if mine:
+                if not self._at_hand(mine):
+                    self._outdated = True  # the process that was at these tasks is gone
+                elif mine:
                     job = self._job(mine)
                     self._executor.submit(job, _Report(self._tree, job, self._listener))
             if self._executor.busy():
                 self._file(*self._executor.wait())
-            elif self._damaged:
+            elif self._outdated:
                 break
             elif not self._others(blocked):
                 time.sleep(_POLL_S)
         self._writer.flush()
         self._note_written()
         self._release(list(self._claimed))
-        return not self._damaged
+        return not self._outdated
 
     def _claim(self, tasks: Sequence[int], blocked: list[list[int]]) -> list[list[int]]:
         """The chains of `tasks`, each claimed as a whole; those of which another process has a part are `blocked`."""
         chains = [self._queue.chain(task) if task < len(self._tree) else [task] for task in tasks]
-        wanted = {self._tree.measurement_key(task): task for chain in chains for task in chain}
-        wanted = {name: task for name, task in wanted.items() if task not in self._claimed}
-        given = self._owner.claim(list(wanted), [n for n in wanted if n in self._measured]) if wanted else []
-        self._claimed.update(wanted[name] for name in given)
-        mine = [chain for chain in chains if self._claimed.issuperset(chain)]
+        groups = [list(map(self._tree.measurement_key, chain)) for chain in chains]
+        wanted = {name: task for names, chain in zip(groups, chains, strict=True)
+                  for name, task in zip(names, chain, strict=True) if task not in self._claimed}  # fmt: skip
+        if wanted:
+            again = [name for name in wanted if name in self._measured]
+            self._claimed.update(wanted[name] for name in self._owner.claim(list(wanted), again, groups))
         others = [chain for chain in chains if not self._claimed.issuperset(chain)]
-        if others:
-            blocked += others
-            self._release([task for chain in others for task in chain])
-        return mine
+        blocked += others
+        self._release(task for chain in others for task in chain)
+        return [chain for chain in chains if self._claimed.issuperset(chain)]
 
     def _release(self, tasks: Iterable[int]) -> None:
         held = self._claimed.intersection(tasks)
         self._claimed -= held
-        self._owner.release([self._tree.measurement_key(task) for task in held])
+        if held:
+            self._owner.release([self._tree.measurement_key(task) for task in held])
 
     def _others(self, blocked: list[list[int]]) -> bool:
         """Look what other processes did of `blocked`, and put the rest back; whether anything is ready now."""
         tree = self._tree
         names = [tree.measurement_key(task) for chain in blocked for task in chain]
-        measured = self._store.measurements(names)
-        files = self._store.state_files(name[0] for name in names)
+        measured, files, _ = self._store.look(names, {name[0] for name in names})
         self._files |= files
         done: list[int] = []
         for chain in blocked:
             known = [task for task in chain if tree.measurement_key(task) in measured]
+            news = any(tree.measurement_key(task) not in self._measured for task in known)
             # Up to the last state to go on from, if not to the end.
             while known and not (
                 known[-1] >= len(tree)
@@ -228,27 +225,32 @@ class _Pass:
                 or (known == chain and not self._queue.needed(known[-1]))
             ):
                 known.pop()
-            if known == chain[: len(known)]:
+            if known and known == chain[: len(known)]:
                 done += known
-        # Those that are measured and lack a state that is needed must be claimed again.
-        self._measured.update(measured)
+            else:  # what needs its last state may be done too; else it must be trained again
+                self._outdated |= news
         if done:
             found = [measured[tree.measurement_key(task)] for task in done]
-            self._drop(self._queue.done(done), files)
+            self._drop(self._queue.done(done), self._files)
             self._listener.measured(done, found, True)
             self._stop_diverged(found)
         self._queue.put(chain[0] for chain in blocked)
         blocked.clear()
-        return bool(done)
+        return bool(done) or self._outdated
+
+    def _at_hand(self, chains: list[list[int]]) -> bool:
+        """Whether the states that `chains` start from are held or stored."""
+        keys = {self._tree.keys[node] for chain in chains for node in self._tree.needs(chain[0])}
+        self._note_written()
+        if not all(key in self._files or self._executor.holds(key) for key in keys):
+            self._writer.flush()
+            self._note_written()
+            self._files |= self._store.state_files(keys - self._files.keys())
+        return all(key in self._files or self._executor.holds(key) for key in keys)
 
     def _job(self, chains: list[list[int]]) -> Job:
         """The job of tasks alike. Chains are cut where the first of them ends, or the settings of one change."""
         tree, nodes = self._tree, {node for chain in chains for node in self._tree.needs(chain[0])}
-        self._note_written()
-        lacking = [tree.keys[node] for node in nodes if tree.keys[node] not in self._files]
-        if not all(map(self._executor.holds, lacking)):
-            self._writer.flush()
-            self._note_written()
         if chains[0][0] < len(tree):
             alike = [len({tree.alike[node] for node in column}) == 1 for column in zip(*chains, strict=False)]
             chains = [chain[: [*alike, False].index(False)] for chain in chains]
@@ -287,10 +289,11 @@ class _Pass:
         self._release(job.tasks)
         if isinstance(outcome, DamagedState):
             self._writer.flush()
-            self._store.mark_damaged(outcome.key)
-            self._executor.forget([outcome.key])
-            self._listener.told(f"{outcome}; it is trained again")
-            self._damaged = True
+            if self._store.states([outcome.key]):  # else another process has dropped it
+                self._store.mark_damaged(outcome.key)
+                self._executor.forget([outcome.key])
+                self._listener.told(f"{outcome}; it is trained again")
+            self._outdated = True
         elif isinstance(outcome, UserError):
             raise outcome
         else:

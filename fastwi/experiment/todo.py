@@ -27,12 +27,17 @@ class Todo:
 
 
 def unfinished(
-    tree: Tree, measured: Collection[MeasurementKey], stored: Collection[str], diverged: Collection[int] = ()
+    tree: Tree,
+    measured: Collection[MeasurementKey],
+    stored: Collection[str],
+    diverged: Collection[int] = (),
+    claimed: Collection[MeasurementKey] = (),
 ) -> Todo:
     """What is left of `tree`, given the measurements that are there and the states that are stored.
 
     An epoch is left where it was never measured, or where something that is left needs its state and that is gone.
-    What comes of the states `diverged` (nodes) is not left: there is nothing to learn from it.
+    What comes of the states `diverged` (nodes) is not left: there is nothing to learn from it. Other processes are at
+    the tasks `claimed`: these are left, but whether the states that they start from are there is no matter.
     """
     lost = lost_with(tree, diverged)
     needed = bytearray(len(tree))
@@ -41,7 +46,7 @@ def unfinished(
         (key, treatment), node = tree.measurement_key(task), tree.start_of(task)
         if (key, treatment) not in measured and not (lost and is_lost(tree, lost, node, treatment == OWN)):
             probes.append(task)
-            needed[node] = True
+            needed[node] |= (key, treatment) not in claimed
     epochs = array("i")
     for node in reversed(range(len(tree))):  # later states first: they say which earlier ones they need
         before, key = tree.before[node], tree.keys[node]
@@ -50,7 +55,7 @@ def unfinished(
                 needed[child] = True
         elif before not in lost and ((key, OWN) not in measured or (needed[node] and key not in stored)):
             epochs.append(node)
-            needed[before] = True
+            needed[before] |= (key, OWN) not in claimed
     epochs.reverse()
     return Todo(epochs, probes)
 

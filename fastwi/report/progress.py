@@ -86,7 +86,7 @@ class TreeProgress(LiveProgress):
         `first` is said before the first images. `quiet`: nothing is said.
         """
         self._cost, self._describe = cost, describe
-        self._waiting = [first] if first else []  # lines that are said before the first images
+        self._waiting = {"first": first} if first else {}  # lines that are said before the first images
         self._total = self._done = self._elsewhere = self._here = 0.0
         self._tasks = self._tasks_done = 0
         self._begun = time.monotonic()
@@ -101,7 +101,7 @@ class TreeProgress(LiveProgress):
         if not self._tasks:
             self._print("finished before; its results are shown again, whatever engine.* says now")
             return
-        self._waiting.append(f"{len(todo.epochs):,} epochs to train, {len(todo.probes):,} networks to measure")
+        self._waiting["planned"] = f"{len(todo.epochs):,} epochs to train, {len(todo.probes):,} networks to measure"
 
     def images(self, trained: int, evaluated: int) -> None:
         """Advance within what is being measured."""
@@ -140,6 +140,6 @@ class TreeProgress(LiveProgress):
         self._print(message)
 
     def _say_first(self) -> None:
-        for line in self._waiting:
+        for line in self._waiting.values():
             self._print(line)
         self._waiting.clear()

@@ -49,7 +49,7 @@ def test_what_is_ready_and_what_is_needed(seed: int, number: int) -> None:
     draw = random.Random(seed)
     tree = random_tree(draw)
     left, given = set(tasks_of(tree)), set[int]()
-    queue = ReadyQueue(tree, Todo(sorted(left)), ())  # type: ignore[arg-type]
+    queue = ReadyQueue(tree, Todo(sorted(left)))  # type: ignore[arg-type]
     while left:
         assert len(queue) == len(left)
         taken = queue.take(draw.randint(1, 4), draw.randint(1, 4), draw.randint(1, 2))
@@ -79,7 +79,7 @@ def test_what_is_given_up_takes_along_what_is_made_of_it(seed: int, number: int)
     draw = random.Random(seed)
     tree = random_tree(draw)
     left = set(tasks_of(tree))
-    queue = ReadyQueue(tree, Todo(sorted(left)), ())  # type: ignore[arg-type]
+    queue = ReadyQueue(tree, Todo(sorted(left)))  # type: ignore[arg-type]
     chosen = draw.sample(sorted(left), 2)
     expected = set(chosen)
     for task in sorted(left, key=lambda t: (t >= len(tree), t)):
@@ -105,7 +105,7 @@ def test_of_an_average_that_diverged_only_its_training_is_given_up() -> None:
     second = tree.add_epoch("second", first, 3, 7, "latest", CONFIG)
     on = tree.add_epoch("child on", children[0], 2, 1, "later", CONFIG)
     tree.add_probe(average, Treatment(OWN, 1, 0, 0), CONFIG)
-    queue = ReadyQueue(tree, Todo(tasks_of(tree)), ())  # type: ignore[arg-type]
+    queue = ReadyQueue(tree, Todo(tasks_of(tree)))  # type: ignore[arg-type]
     gone, _ = queue.remove((), [average])
     assert sorted(gone) == [first, second]
     assert len(queue) == 4
@@ -117,7 +117,7 @@ def test_full_groups_come_first_and_those_added_to_last_before_others() -> None:
     start = tree.add_initial("start", CONFIG)
     early = [tree.add_epoch(f"early {n}", start, 1, n, "early", CONFIG) for n in range(3)]
     late = [tree.add_epoch(f"late {n}", early[0], 2, n, "late", CONFIG) for n in range(2)]
-    queue = ReadyQueue(tree, Todo(tasks_of(tree)), ())  # type: ignore[arg-type]
+    queue = ReadyQueue(tree, Todo(tasks_of(tree)))  # type: ignore[arg-type]
     assert queue.take(2, 2) == early[:2]
     queue.done(early[:2])
     assert queue.take(2, 2) == late  # full, and its start is at hand

@@ -6,6 +6,7 @@ owner claimed or pinned is void.
 """
 
 import contextlib
+import itertools
 import os
 import platform
 import sqlite3
@@ -54,12 +55,18 @@ class Owner:
         if getattr(self, "_descriptor", None) is not None and self._process == os.getpid():
             self._unlock()
 
-    def claim(self, tasks: Sequence[MeasurementKey], again: Collection[MeasurementKey] = ()) -> list[MeasurementKey]:
+    def claim(
+        self,
+        tasks: Sequence[MeasurementKey],
+        again: Collection[MeasurementKey] = (),
+        groups: Iterable[Collection[MeasurementKey]] = (),
+    ) -> list[MeasurementKey]:
         """Take those of `tasks` that nobody live has and that are not measured yet; in one transaction.
 
         Args:
             tasks: (state, treatment); they come back in this order.
             again: tasks that are given though they are measured, because their state is needed once more.
+            groups: of tasks, each is given as a whole or not at all; what this owner has already counts as given.
 
         Returns:
             The tasks that are this owner's now and were not before. Each is logged as an attempt.
@@ -67,13 +74,18 @@ class Owner:
         self._check()
         tasks = list(dict.fromkeys((state, treatment) for state, treatment in tasks))
         again = {(state, treatment) for state, treatment in again}
+        whole = [set(group) for group in groups]
         with self._database.writing() as connection:
-            claims = {row[:2]: row[2] for row in rows_of_keys(connection, self._places, CLAIMS, tasks)}
+            asked = {*tasks, *itertools.chain(*whole)}
+            claims = {row[:2]: row[2] for row in rows_of_keys(connection, self._places, CLAIMS, asked)}
             measured = {row[:2] for row in rows_of_keys(connection, self._places, MEASUREMENTS, tasks)}
             live = live_owners(self._places, set(claims.values()))
             given = [
                 task for task in tasks if claims.get(task) not in live and (task not in measured or task in again)
             ]
+            have = {*given, *(task for task, owner in claims.items() if owner == self.id)}
+            refused = {task for group in whole if not group <= have for task in group}
+            given = [task for task in given if task not in refused]
             connection.executemany(CLAIMS.deletion, [task for task in given if task in claims])  # those of the dead
             connection.executemany(CLAIMS.insertion, [sealed(*task, self.id) for task in given])
             last = connection.execute("SELECT coalesce(max(number), 0) FROM attempts").fetchone()[0]
@@ -96,13 +108,6 @@ class Owner:
         """
         self._check()
         add_pins(self._database, keys, self.id)
-
-    def unpin(self, keys: Iterable[str]) -> None:
-        """Let go of states that were pinned."""
-        self._check()
-        keys = list(keys)
-        with self._database.writing() as connection:
-            connection.executemany(PINS.deletion, [(key, self.id) for key in keys])
 
     def close(self) -> None:
         """Release every claim and pin, and the lock. Nothing happens the second time."""

@@ -26,7 +26,10 @@ _BATCH = 500  # files a transaction; others wait for that long
 
 
 def drop_states(database: Database, keys: Iterable[str], own: Collection[str]) -> set[str]:
-    """Remove states that no live owner but those of `own` has pinned or claimed; return those that went."""
+    """Remove states that no live owner but those of `own` has pinned or claimed; return those that went.
+
+    Those that stay lose the pins of `own`: of the owners that need a state, the last to drop it removes it.
+    """
     source, dropped = iter(dict.fromkeys(keys)), set()
     while batch := list(islice(source, _BATCH)):
         with database.writing() as connection:
@@ -36,7 +39,7 @@ def drop_states(database: Database, keys: Iterable[str], own: Collection[str]) -
             connection.executemany(STATES.deletion, [(key,) for key in gone])
             for owner in own:
                 connection.executemany(
-                    "DELETE FROM pins WHERE state = ? AND owner = ?", [(key, owner) for key in gone]
+                    "DELETE FROM pins WHERE state = ? AND owner = ?", [(key, owner) for key in batch]
                 )
         unlink_unwanted(database, gone)
         dropped.update(gone)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fastwi.experiment.store.collect import Freed, collect
 from fastwi.experiment.store.database import Database
 from fastwi.experiment.store.filesystem import refusal
-from fastwi.experiment.store.owner import KEPT, Owner, add_pins
+from fastwi.experiment.store.owner import KEPT, Owner, add_pins, live_owners
 from fastwi.experiment.store.places import StorePlaces, check_directory
 from fastwi.experiment.store.records import DamagedState, Measurement, StateFile
 from fastwi.experiment.store.removal import drop_states, mark_damaged
@@ -108,6 +108,22 @@ class Store:
             raise absent(self.places, key)
         return files[key]
 
+    def look(
+        self, tasks: Iterable[MeasurementKey], keys: Iterable[str]
+    ) -> tuple[dict[MeasurementKey, Measurement], dict[str, StateFile], set[MeasurementKey]]:
+        """The measurements of `tasks`, the files of the states `keys`, and what others are at, all of one moment.
+
+        That is: all tasks that live owners have claimed which were not made by this `Store`.
+        """
+        with self.database.snapshot() as connection:
+            measured = rows_of_keys(connection, self.places, MEASUREMENTS, tasks)
+            found = {row[:2]: measurement_of(row) for row in measured}
+            stored = rows_of_keys(connection, self.places, STATES, ((key,) for key in keys))
+            files = {row[0]: state_of(row) for row in stored}
+            claims = {row[:2]: row[2] for row in all_rows(connection, self.places, CLAIMS)}
+        others = live_owners(self.places, {*claims.values()} - {owner.id for owner in self._owners})
+        return found, files, {task for task, owner in claims.items() if owner in others}
+
     def write_state(self, key: str, population: "Population") -> StateFile:
         """Write a state's file; `commit` what it returns. See `fastwi.experiment.store.states.write_state`."""
         return write_state(self.directory, key, population)
@@ -164,7 +180,7 @@ class Store:
     def drop_states(self, keys: Iterable[str]) -> set[str]:
         """Remove states, but none that are kept or that another live owner has pinned or claimed; return those gone.
 
-        Another: not made by this `Store`. Measurements stay.
+        Another: not made by this `Store`, whose owners' pins on `keys` end. Measurements stay.
         """
         return drop_states(self.database, keys, {owner.id for owner in self._owners})
 

@@ -164,6 +164,13 @@ def test_claims(tmp_path):
             assert mine.claim([row.key], again=[row.key]) == [row.key]
             assert theirs.claim([row.key], again=[row.key]) == []
             assert store.attempts() == {a: 1, b: 2, c: 1, row.key: 2}
+            assert store.look([row.key, a], []) == ({row.key: row}, {}, {b})
+            assert other.look([a], ["aa"]) == ({}, {}, {a, c, row.key})
+            # All of a group or none; what is had already counts.
+            d, e, f = [("dd", "own"), ("ee", "own"), ("ff", "own")]
+            assert mine.claim([d, b, e], groups=[[d, b], [e]]) == [e]
+            assert mine.claim([d, f], groups=[[d, e, f]]) == [d, f]
+            assert store.attempts()[d] == 1
         with pytest.raises(RuntimeError, match="closed"):
             mine.claim(tasks)
         with other.owner() as third:
@@ -178,11 +185,11 @@ def test_pins_hold_for_others_only(tmp_path):
         with store.owner() as mine, other.owner() as theirs:
             mine.pin(keys)
             mine.pin(keys)
-            theirs.pin(keys[:1])
-            assert other.drop_states(keys) == set()
+            theirs.pin(keys[:2])
+            # The last of two to drop a state removes it.
+            assert store.drop_states(keys[:1]) == set()
+            assert other.drop_states(keys) == {keys[0]}
             assert store.drop_states(keys) == set(keys[1:])
-            theirs.unpin(keys)
-            assert store.drop_states(keys) == {keys[0]}
         assert contents(store)["states"] == {}
 
 

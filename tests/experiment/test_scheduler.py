@@ -1,0 +1,278 @@
+"""The scheduler: several processes on one store, limits of time and memory, what is damaged and what fails."""
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from listeners import Silent, Stopped
+from small_networks import trained
+from tiny_runs import few_digits, tiny_network
+
+import fastwi
+import fastwi.experiment.ready as ready
+import fastwi.experiment.scheduler as scheduler
+from data_prep.dataset import silent
+from data_prep.write import write_dataset
+from fastwi.config.read import config_from_mapping
+from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
+from fastwi.experiment.planner import PlannedSweep, plan_sweep
+from fastwi.experiment.scheduler import Done, Limits, LocalExecutor, carry_out, limits_of
+from fastwi.experiment.store import Store
+from fastwi.experiment.tree import OWN
+from fastwi.experiment.worker import Job, Outcome, Report, Worker
+from fastwi.models.registry import _BUILDERS
+
+WIDTH = 0.0625
+EPOCH_BY_EPOCH, IN_CHAINS = Limits(1, 1, 0.0), Limits(4, 8, 60.0)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a dataset and weights; for as long as there is one, "convnet" is a tiny network.
+
+    Parents start from the weights: two threads can't draw from global generators at the same time.
+    """
+    here = tmp_path_factory.mktemp("inputs")
+    (here / "data").mkdir()
+    write_dataset(few_digits(40, 20), here / "data", "raw", silent)
+    fastwi.save_state_dict(trained(tiny_network(10, WIDTH), 0).state_dict(), here / "parent.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_BUILDERS, "convnet", tiny_network)
+        yield here
+
+
+def planned(inputs: Path, store: Path, **options: object) -> PlannedSweep:
+    """Two parents, cloned after 1 and 3 epochs into two children of 1 and 4; their averages are trained on."""
+    base = config_from_mapping({
+        "data": {"path": str(inputs / "data")},
+        "model": {"name": "convnet", "width": WIDTH, "weights": str(inputs / "parent.pt")},
+        "optimizer": {"batch_size": 20}, "augment": {"padding": 1}, "schedule": {"drop_epochs": []},
+        "experiment": {"after": 1, "recompute_images": 20},
+        "engine": {"device": "cpu", "precision": "fp32", "backend": "eager", "threads": 1},
+    })  # fmt: skip
+    axes = (Axis("experiment.k", (1, 3)), Axis("experiment.s", (1, 4)))
+    return plan_sweep(SweepSpec(base, axes, SweepOptions(store=str(store), parents=(0, 1), **options)))  # type: ignore
+
+
+Do = Callable[[Job, Report], Outcome]
+
+
+def carried_out(
+    sweep: PlannedSweep, limits: Limits, listener: Silent | None = None, do: Callable[[Do], Do] | None = None
+) -> Done:
+    """Carry a sweep out by a worker of its own; `do` makes of its `run` the one that is used."""
+    store = Path(sweep.spec.options.store)
+    worker = Worker(store, Path.cwd(), 2**30)
+    if do is not None:
+        worker.run = do(worker.run)  # type: ignore[method-assign]
+    with Store.open(store) as opened:
+        return carry_out(sweep.tree, opened, LocalExecutor(worker), listener or Silent(), limits)
+
+
+def measured(sweep: PlannedSweep) -> dict[object, object]:
+    with Store.open(sweep.spec.options.store, create=False) as store:
+        return {name: m.result() for name, m in store.measurements().items()}
+
+
+def attempts(sweep: PlannedSweep) -> dict[object, int]:
+    with Store.open(sweep.spec.options.store, create=False) as store:
+        return dict(store.attempts())
+
+
+def states(sweep: PlannedSweep) -> set[str]:
+    with Store.open(sweep.spec.options.store, create=False) as store:
+        assert {path.stem for path in (store.directory / "states").rglob("*.safetensors")} == store.states()
+        return store.states()
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[object, object]:
+    """The results of an undisturbed sweep."""
+    sweep = planned(inputs, tmp_path_factory.mktemp("whole") / "store")
+    done = carried_out(sweep, IN_CHAINS)
+    found = measured(sweep)
+    assert set(found) == set(sweep.tree.measurement_keys())
+    assert (done.trained, done.probed) == (len(list(sweep.tree.epoch_nodes())), len(sweep.tree.probe_nodes))
+    assert set(attempts(sweep).values()) == {1}
+    return found
+
+
+def names_of(sweep: PlannedSweep, tasks: Counter[int]) -> Counter[object]:
+    return Counter({sweep.tree.measurement_key(task): count for task, count in tasks.items()})
+
+
+@pytest.mark.parametrize("others", [EPOCH_BY_EPOCH, IN_CHAINS], ids=["epoch by epoch", "in chains"])
+@pytest.mark.parametrize("mine", [Limits(1, 1, 60.0), IN_CHAINS], ids=["one by one", "together"])
+@pytest.mark.parametrize("after", [1, 5])
+def test_two_carry_out_one_sweep(
+    inputs: Path, tmp_path: Path, whole, mine: Limits, others: Limits, after: int
+) -> None:
+    """The other one begins while the first is under way; each task is done by one of them, once."""
+    sweep = planned(inputs, tmp_path / "store", keep="none")
+    begin = threading.Event()
+
+    class Calling(Silent):
+        def measured(self, *what) -> None:  # type: ignore[no-untyped-def]
+            super().measured(*what)
+            if self.reports == after:
+                begin.set()
+
+    first, second, failures = Calling(), Silent(), []
+
+    def other() -> None:
+        try:
+            begin.wait(60)
+            carried_out(sweep, others, second)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    carried_out(sweep, mine, first)
+    thread.join()
+    assert failures == []
+    assert measured(sweep) == whole
+    assert names_of(sweep, first.here) + names_of(sweep, second.here) == Counter(dict.fromkeys(whole, 1))
+    assert set(attempts(sweep).values()) == {1}
+    assert states(sweep) == set()
+
+
+def while_waiting(monkeypatch: pytest.MonkeyPatch, *others: Callable[[], object]) -> None:
+    """Have other processes do something, one after the other, each time that a scheduler waits for them."""
+    left = list(others)
+    monkeypatch.setattr(scheduler.time, "sleep", lambda _: left.pop(0)())
+
+
+def test_another_process_does_all_meanwhile(inputs, tmp_path, whole, monkeypatch) -> None:
+    """And removes what it has no more use for: nothing is made again to go on from."""
+    sweep = planned(inputs, tmp_path / "store", keep="none")
+    monkeypatch.setattr(ready, "LONGEST_CHAIN", 2)
+    with Store.open(sweep.spec.options.store) as store, store.owner() as owner:
+        owner.claim(sweep.tree.measurement_keys())
+
+        def do_all() -> None:
+            owner.close()
+            carried_out(sweep, EPOCH_BY_EPOCH)
+
+        while_waiting(monkeypatch, do_all)
+        listener = Silent()
+        done = carried_out(sweep, IN_CHAINS, listener)
+    assert (done.trained, done.probed, sum(listener.here.values())) == (0, 0, 0)
+    assert measured(sweep) == whole
+    assert set(attempts(sweep).values()) == {2}
+    assert states(sweep) == set()
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["states stored", "states gone"])
+def test_another_process_dies(inputs, tmp_path, whole, monkeypatch, gone) -> None:
+    """What it was at is done, with the states that it began from or without them."""
+    sweep = planned(inputs, tmp_path / "store", keep="none")
+    with pytest.raises(Stopped):
+        carried_out(sweep, EPOCH_BY_EPOCH, Silent(30))
+    with Store.open(sweep.spec.options.store) as store, store.owner() as owner:
+        assert 0 < len(store.measurements()) < len(whole)
+        assert not gone or store.drop_states(store.states())
+        left = owner.claim(sweep.tree.measurement_keys())
+        assert len(left) + len(store.measurements()) == len(whole)
+        while_waiting(monkeypatch, owner.close)
+        listener = Silent()
+        carried_out(sweep, IN_CHAINS, listener)
+    assert measured(sweep) == whole
+    assert names_of(sweep, listener.here).keys() >= set(left)
+    assert (len(listener.here) > len(left)) == gone
+    assert listener.lines == []
+    assert states(sweep) == set()
+
+
+def test_nothing_is_claimed_of_a_chain_that_another_process_has_a_part_of(
+    inputs, tmp_path, whole, monkeypatch
+) -> None:
+    sweep = planned(inputs, tmp_path / "store")
+    child = [(key, OWN) for key in sweep.places[-1].children[0]]
+    with Store.open(sweep.spec.options.store) as store, store.owner() as owner:
+        owner.claim(child[1:2])
+        while_waiting(monkeypatch, lambda: None, lambda: None, owner.close)
+        carried_out(sweep, IN_CHAINS)
+    assert measured(sweep) == whole
+    counts = attempts(sweep)
+    assert [counts.pop(name) for name in child] == [1, 2, 1, 1]
+    assert set(counts.values()) == {1}
+
+
+def test_without_time_a_stop_loses_the_job_in_progress_alone(inputs, tmp_path, whole) -> None:
+    for stop in (1, 2, 7, 20):
+        sweep, listener = planned(inputs, tmp_path / f"{stop}"), Silent(stop)
+        with pytest.raises(Stopped):
+            carried_out(sweep, EPOCH_BY_EPOCH, listener)
+        *kept, _ = listener.here  # one a job, in order
+        assert set(measured(sweep)) == {sweep.tree.measurement_key(task) for task in kept}
+        carried_out(sweep, EPOCH_BY_EPOCH)
+        assert measured(sweep) == whole
+        again = [count for count in attempts(sweep).values() if count > 1]
+        assert len(again) <= 4  # the rest of its chain was claimed too
+
+
+def test_a_damaged_state_is_made_again(inputs, tmp_path, whole) -> None:
+    sweep = planned(inputs, tmp_path / "store", keep="none")
+    with pytest.raises(Stopped):
+        carried_out(sweep, EPOCH_BY_EPOCH, Silent(30))
+    before = measured(sweep)
+    paths = list((tmp_path / "store" / "states").rglob("*.safetensors"))
+    for path in paths:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    listener = Silent()
+    done = carried_out(sweep, IN_CHAINS, listener)
+    assert measured(sweep) == whole
+    assert listener.lines
+    assert all(re.search(r"SHA-256.*; it is trained again$", line) for line in listener.lines)
+    assert done.failed == {}
+    assert done.trained + done.probed > len(whole) - len(before)
+    assert states(sweep) == set()
+
+
+@pytest.mark.parametrize("limits", [Limits(1, 1, 60.0), IN_CHAINS], ids=["one by one", "together"])
+def test_a_job_that_fails_takes_along_what_needs_it_and_nothing_else(inputs, tmp_path, whole, limits) -> None:
+    sweep = planned(inputs, tmp_path / "store", keep="none")
+    tree, bad = sweep.tree, sweep.places[-1].children[0][1]
+    failed: list[int] = []
+
+    def failing(run: Do) -> Do:
+        def do(job: Job, report: Report) -> Outcome:
+            if any(epoch.key == bad for chain in job.chains for epoch in chain):
+                failed.extend(job.tasks)
+                raise RuntimeError("no luck\nwith this")
+            return run(job, report)
+
+        return do
+
+    listener = Silent()
+    done = carried_out(sweep, limits, listener, failing)
+    lost = set(failed)
+    for task in [*tree.epoch_nodes(), *range(len(tree), tree.tasks())]:
+        if any(source in lost for source in tree.needs(task)):
+            lost.add(task)
+    assert set(done.failed) == {tree.measurement_key(task) for task in lost}
+    assert set(done.failed.values()) == {"RuntimeError: no luck"}
+    assert done.failures() == [f"{len(lost)} tasks not done: RuntimeError: no luck"]
+    assert measured(sweep) == {name: found for name, found in whole.items() if name not in done.failed}
+    assert listener.lines == [f"{len(failed)} tasks failed, and {len(lost)} cannot be done: RuntimeError: no luck"]
+    with Store.open(sweep.spec.options.store) as store:
+        assert store.claims() == {}
+    assert carried_out(sweep, limits).failed == {}
+    assert measured(sweep) == whole
+
+
+def test_limits_are_what_the_memory_holds() -> None:
+    def limits(**options: object) -> Limits:
+        return limits_of(SweepOptions(checkpoint_seconds=7.0, **options), 2**20, 32)  # type: ignore[arg-type]
+
+    assert limits(memory_GiB=4.0) == Limits(32, 409, 7.0)  # 2048 rows: what the engine likes, and a fifth of them
+    assert limits(memory_GiB=4.0, population=100) == Limits(100, 409, 7.0)
+    assert limits(memory_GiB=0.125) == Limits(21, 12, 7.0)  # 64 rows
+    assert limits(memory_GiB=0.125, population=100) == Limits(21, 12, 7.0)
+    assert limits(memory_GiB=0.0) == Limits(1, 1, 7.0)
