@@ -155,7 +155,7 @@ class _Pass:
             todo = unfinished(tree, measured.keys(), stored, stopped_states(tree, measured.values()), claimed)
             # States that are there, or will be stored, are pinned, so that no other process drops them: not those
             # that training passes through, and not those of others' tasks.
-            mine = [task for task in todo.tasks if tree.measurement_key(task) not in claimed]
+            mine = [task for task in todo.tasks if not claimed or tree.measurement_key(task) not in claimed]
             users = Counter(node for task in mine for node in tree.needs(task))
             users.update(node for task in mine if task >= len(tree) for node in tree.needs(task))
             there = [tree.keys[node] for node in users if tree.keys[node] in stored]
