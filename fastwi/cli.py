@@ -64,12 +64,8 @@ def run_command(body: Callable[[], int]) -> int:
         except UserError as error:
             _say_error(str(error))
             return EXIT_USAGE
-        except Terminated:
-            print("fastwi: terminated", file=sys.stderr)
-            return EXIT_TERMINATED
-        except KeyboardInterrupt:
-            print("fastwi: interrupted", file=sys.stderr)
-            return EXIT_INTERRUPTED
+        except KeyboardInterrupt as interrupt:
+            return _interrupted(interrupt)
         except BrokenPipeError:
             # A pipe to a worker process breaks with the same exception, and that is no quiet end.
             if _silence_broken(sys.stdout) | _silence_broken(sys.stderr):
@@ -77,6 +73,9 @@ def run_command(body: Callable[[], int]) -> int:
             traceback.print_exc()
             return EXIT_FAILED
         except Exception as error:
+            behind = _interrupt_behind(error)
+            if behind is not None:
+                return _interrupted(behind)
             if not _is_memory(error):
                 traceback.print_exc()
                 return EXIT_FAILED
@@ -85,6 +84,19 @@ def run_command(body: Callable[[], int]) -> int:
                 "engine.evaluation_batch, data.image_size or model.width"
             )
             return EXIT_FAILED
+
+
+def _interrupted(interrupt: BaseException) -> int:
+    terminated = isinstance(interrupt, Terminated)
+    print(f"fastwi: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+    return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+
+
+def _interrupt_behind(error: BaseException | None) -> BaseException | None:
+    """Ctrl-C or SIGTERM where `error` was raised on its way out: by code that tidies up what was only begun."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 def _is_memory(error: Exception) -> bool:

@@ -29,9 +29,16 @@ def environment(unbuffered: bool = False) -> dict[str, str]:
     return kept | ({"PYTHONUNBUFFERED": "1"} if unbuffered else {})
 
 
-def raising(error: BaseException) -> int:
+def raising(error: BaseException, after: BaseException | None = None) -> int:
+    """The exit code of a command that raises `error`, on the way out of `after`."""
+
     def body() -> int:
-        raise error
+        if after is None:
+            raise error
+        try:
+            raise after
+        finally:
+            raise error
 
     return run_command(body)
 
@@ -88,6 +95,12 @@ def test_interrupts_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "fastwi: interrupted\n"
     assert raising(Terminated()) == 143
     assert capsys.readouterr().err == "fastwi: terminated\n"
+    assert raising(AttributeError("of a figure begun only"), Terminated()) == 143
+    assert capsys.readouterr().err == "fastwi: terminated\n"
+    assert raising(AttributeError("of a figure begun only"), KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "fastwi: interrupted\n"
+    assert raising(AttributeError("odd"), ValueError("odder")) == 1
+    assert "odder" in capsys.readouterr().err
 
 
 def test_system_exit_passes_through() -> None:

@@ -58,18 +58,19 @@ class Database:
     def snapshot(self) -> Iterator[sqlite3.Connection]:
         """As `reading`; all that is read within the block is of one moment."""
         with self.reading() as connection:
-            connection.execute("BEGIN")
-            try:
+            try:  # from before the BEGIN: Ctrl-C may strike right after it, and other threads go on writing
+                connection.execute("BEGIN")
                 yield connection
             finally:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all of the block is committed at its end, or nothing of it."""
         with self.reading() as connection:
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:

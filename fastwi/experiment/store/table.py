@@ -5,6 +5,7 @@ sorted by state and treatment. `crc` is that of the index's row, so each row vou
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ def _write(path: Path, rows: Iterator[Row]) -> None:
     polars.concat(frames).write_parquet(path)
 
 
+def _read(path: Path) -> list[tuple[Any, ...]]:
+    import polars
+
+    # Eager, by the file's own bytes: a damaged one is an exception here and nothing later.
+    return polars.read_parquet(path, columns=list(MEASUREMENTS.columns), use_statistics=False).rows()
+
+
 def read_table(places: StorePlaces) -> Iterator[Row | None]:
     """The rows of metrics.parquet as those of the index; None for each that is damaged.
 
@@ -86,9 +94,9 @@ def read_table(places: StorePlaces) -> Iterator[Row | None]:
     if not places.metrics.exists():
         return
     try:
-        # Eager, by the file's own bytes: a damaged one is an exception here and nothing later.
-        frame = polars.read_parquet(places.metrics, columns=list(MEASUREMENTS.columns), use_statistics=False)
-        rows = frame.rows()
+        # In a thread: Ctrl-C and SIGTERM, raised in the main one, would be a panic to polars, and look like damage.
+        with ThreadPoolExecutor(1) as pool:
+            rows = pool.submit(_read, places.metrics).result()
     except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError, ValueError):
         yield None
         return

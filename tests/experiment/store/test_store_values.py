@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import random
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ from fastwi.experiment.store import (
 from fastwi.experiment.store.database import Database
 from fastwi.experiment.store.removal import unlink_unwanted
 from fastwi.experiment.store.states import hash_file
+from fastwi.experiment.store.table import read_table
 from fastwi.population import Layout, Population
 
 
@@ -281,6 +283,51 @@ def test_a_drop_that_is_cut_off_leaves_files_to_gc(store, monkeypatch):
     before = contents(store)
     assert store.gc().temporary == store.state_file(key_of(0)).bytes
     assert contents(store) == before
+
+
+class InterruptedAfterBegin:
+    """A connection whose BEGIN is followed by Ctrl-C at once."""
+
+    def __init__(self, connection):
+        self._connection = connection
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def execute(self, statement, *values):
+        result = self._connection.execute(statement, *values)
+        if statement.startswith("BEGIN"):
+            raise KeyboardInterrupt
+        return result
+
+
+@pytest.mark.parametrize("use", [lambda s: s.states(), lambda s: s.commit([], [], [])], ids=["read", "write"])
+def test_ctrl_c_leaves_no_transaction_open(store, monkeypatch, use):
+    """What waits to be written by another thread is written then."""
+    opened = store.database._open()
+    with monkeypatch.context() as patch:
+        patch.setattr(store.database, "_open", lambda: InterruptedAfterBegin(opened))
+        with pytest.raises(KeyboardInterrupt):
+            use(store)
+    store.commit([measurement(1)], [], [])
+    assert set(store.measurements()) == {measurement(1).key}
+
+
+def test_ctrl_c_is_no_damage_of_the_table(store, monkeypatch):
+    def read_parquet(*_, **__):
+        try:
+            signal.raise_signal(signal.SIGINT)
+            for _ in range(100):  # where the main thread would see it
+                time.sleep(0)
+        except KeyboardInterrupt as error:
+            raise polars.exceptions.PanicException from error
+        return polars.DataFrame()
+
+    store.commit([measurement(1)], [], [])
+    store.export()
+    monkeypatch.setattr(polars, "read_parquet", read_parquet)
+    with pytest.raises(KeyboardInterrupt):
+        list(read_table(store.places))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
