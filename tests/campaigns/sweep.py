@@ -3,7 +3,7 @@
 1. An undisturbed sweep; epochs counted from its measurements against the tree's.
 2. Every one of its 36 points run alone through fastwi.train; every number equal to the bit.
 3. The sweep again in a fresh store, killed (-9) at `--kills` random moments; the same results, and tasks begun twice
-   counted: at most the 4 networks in progress at each kill.
+   counted. `kills.py` holds what a kill costs to its bound in time.
 
 Too long for the suite; `--images` training images make it shorter than the whole set would.
 """
@@ -96,7 +96,6 @@ def main() -> None:
         assert polars.read_parquet(here / "killed" / "grid" / "results.parquet").equals(whole, null_equal=True)
         trained, probes, tasks, claims = counts(here / "killed")
         assert tasks == trained + probes == expected + len(planned.tree.probe_nodes)
-        assert claims - tasks <= 4 * kills
         print(f"killed {kills} times: the same results; {claims - tasks} tasks begun again, of {tasks}")
 
         with Store.open(here / "whole" / "store", create=False) as store:
