@@ -78,14 +78,14 @@ def _main(arguments: Sequence[str]) -> int:
                 "data": str(data),
                 **{name: getattr(options, name) for name in (*short, "threads")},
             }
-            rows_s = rows_alone(options.pairs) if part == "pairs" else (lambda: 0.0)
+            rows = rows_alone(options.pairs) if part == "pairs" else dict
             rounds: Rounds = {name: [] for name in trees}
             draw, order = random.Random(0), list(trees)
             for _ in range(options.rounds):
                 draw.shuffle(order)
                 for name in order:
                     found = measure(trees[name], Path(place) / "box", settings)
-                    rounds[name].append(found | {"rows_s": rows_s()})
+                    rounds[name].append(found | rows())
             tables.append(_TABLES[part](rounds))
             measured += [{"part": part, "what": name, **found} for name, every in rounds.items() for found in every]
     _show(options, measured, tables)
@@ -105,8 +105,8 @@ def measure(tree: Path, box: Path, settings: Found) -> Found:
     return found
 
 
-def rows_alone(pairs: int) -> Callable[[], float]:
-    """A function that averages rows of ResNet20s in place as `benchmarks.interpolation` does: median s of 5."""
+def rows_alone(pairs: int) -> Callable[[], Found]:
+    """A function that averages rows of ResNet20s in place as `benchmarks.interpolation` does: medians of 5, in s."""
     import torch
 
     from benchmarks.interpolation import ALPHA, random_population
@@ -115,14 +115,15 @@ def rows_alone(pairs: int) -> Callable[[], float]:
     population = random_population(2 * pairs, torch.device("cpu"))
     a_L, b_L = list(range(0, 2 * pairs, 2)), list(range(1, 2 * pairs, 2))
 
-    def run() -> float:
-        seconds = []
+    def run() -> Found:
+        took = []
         for _ in range(5):
-            begun = time.perf_counter()
+            begun, cpu = time.perf_counter(), time.process_time()
             for x_MP in (population.weights_MP, population.statistics_MQ):
                 interpolate_rows_(x_MP, a_L, b_L, ALPHA)
-            seconds.append(time.perf_counter() - begun)
-        return median(seconds)
+            took.append((time.perf_counter() - begun, time.process_time() - cpu))
+        wall_s, cpu_s = map(median, zip(*took, strict=True))
+        return {"rows_s": wall_s, "rows_cpu_s": cpu_s}
 
     return run
 

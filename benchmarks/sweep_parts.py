@@ -94,18 +94,21 @@ def pairs(settings: dict[str, Any]) -> dict[str, Any]:
         _sweep(settings, "all", [*family, "--sweep.alphas=0.25"])
         averages = [call for call in calls if call.method == EVALUATE]
         assert sum(call.members for call in averages) == count
-        stored_s = averages[-1].begun - reads[0]
+        stored = Took(averages[-1].begun - reads[0].wall, averages[-1].cpu_s - reads[0].cpu)
         calls.clear()
-        resident_s = _resident(_arguments(settings, "all", [*family, "--sweep.alphas=0.75"]), calls)
-    begun = time.perf_counter()
+        resident = _resident(_arguments(settings, "all", [*family, "--sweep.alphas=0.75"]), calls)
+    begun = _now()
     for file in files:
         hashlib.sha256(file.read_bytes()).hexdigest()
-    hashed_s = (time.perf_counter() - begun) * 2 * count / len(files)
-    return {"pairs": count, "resident_s": resident_s, "stored_s": stored_s, "read_and_hash_s": hashed_s}
+    ended, each = _now(), 2 * count / len(files)
+    return {"pairs": count, "resident_s": resident and resident.wall, "resident_cpu_s": resident and resident.cpu,
+            "stored_s": stored.wall, "stored_cpu_s": stored.cpu,
+            "read_and_hash_s": (ended.wall - begun.wall) * each,
+            "read_and_hash_cpu_s": (ended.cpu - begun.cpu) * each}  # fmt: skip
 
 
-def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
-    """Seconds that a worker takes to make a sweep's averages of children that are resident; None where none are."""
+def _resident(argv: Sequence[str], calls: list[Call]) -> Took | None:
+    """What a worker takes to make a sweep's averages of children that are resident; None where none are."""
     try:
         execution: Any = import_module("fastwi.experiment.execution")
     except ImportError:
@@ -115,11 +118,11 @@ def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
     sweep = command.open_sweep(request.spec, sweep_name(request))
     tree, worker, config = sweep.planned.tree, sweep.worker, sweep.planned.points[0].config
     children = list(dict.fromkeys(tree.keys[node] for nodes, _ in tree.averages.values() for node in nodes))
-    jobs: list[float] = []
+    jobs: list[Took] = []
     run = worker.run
 
     def noted(*arguments: Any) -> Any:
-        jobs.append(time.perf_counter())
+        jobs.append(_now())
         return run(*arguments)
 
     progress = import_module("fastwi.report.progress").TreeProgress(lambda _: 1.0, quiet=True)
@@ -128,10 +131,11 @@ def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
         worker.run = noted
         with mock.patch.object(Population, "finite_M", lambda population: [True] * population.members):
             execution.carry_out_planned(sweep.planned, worker, store, progress)
-    ends = [*jobs[1:], calls[-1].ended]
-    return sum(
-        max(call.begun for call in calls if begun < call.begun <= end) - begun
-        for begun, end in zip(jobs, ends, strict=True)
+    ends = [*(job.wall for job in jobs[1:]), calls[-1].ended]
+    last = [max((c for c in calls if c.ended <= end), key=lambda c: c.ended) for end in ends]
+    return Took(
+        sum(call.begun - job.wall for job, call in zip(jobs, last, strict=True)),
+        sum(call.cpu_s - job.cpu for job, call in zip(jobs, last, strict=True)),
     )
 
 
@@ -193,11 +197,12 @@ def _arguments(settings: dict[str, Any], name: str, argv: Sequence[str]) -> list
 def _sweep(settings: dict[str, Any], name: str, argv: Sequence[str]) -> Took:
     """What the command `fastwi.sweep` took."""
     said = io.StringIO()
-    begun, cpu = time.perf_counter(), time.process_time()
+    begun = _now()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = sweep(_arguments(settings, name, argv))
     assert code == 0, said.getvalue()[-3000:]
-    return Took(time.perf_counter() - begun, time.process_time() - cpu)
+    ended = _now()
+    return Took(ended.wall - begun.wall, ended.cpu - begun.cpu)
 
 
 def _epochs(calls: Sequence[Call]) -> int:
@@ -261,13 +266,17 @@ def _heard(kept: dict[str, Callable[[], object]] | None = None) -> Iterator[list
         yield calls
 
 
-def _hear_reads() -> list[float]:
+def _now() -> Took:
+    return Took(time.perf_counter(), time.process_time())
+
+
+def _hear_reads() -> list[Took]:
     """When states' files are opened, from now on."""
-    reads: list[float] = []
+    reads: list[Took] = []
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and str(arguments[0]).endswith(".safetensors"):
-            reads.append(time.perf_counter())
+            reads.append(_now())
 
     sys.addaudithook(hear)
     return reads

@@ -138,13 +138,13 @@ def _is_index(path: str) -> bool:
 def measurements(directory: Path) -> dict[object, object]:
     """All that the stores in a directory have measured, as bits."""
     found: dict[object, object] = {}
-    for place in _stores(directory):
+    for place in stores(directory):
         with Store.open(place, create=False) as store:
             found |= {key: m.result() for key, m in store.measurements().items()}
     return found
 
 
-def _stores(directory: Path) -> list[Path]:
+def stores(directory: Path) -> list[Path]:
     """Where there are stores, a run's own among them. Not what a rebuilding has left."""
     found = (path.parent for path in sorted(directory.rglob("index.sqlite")))
     return [place for place in found if not place.name.endswith(".tmp")]
@@ -162,7 +162,7 @@ def check_whole(job: Job, directory: Path) -> None:
             reader(directory / path)
         except Exception as error:
             raise AssertionError(f"{path}: half-written ({error!r})") from error
-    for place in _stores(directory):
+    for place in stores(directory):
         if (place / "index.rebuilt.sqlite").exists():
             continue
         with Store.open(place, create=False) as store:
