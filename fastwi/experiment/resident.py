@@ -47,30 +47,34 @@ class ResidentStates:
         Raises DamagedState for a state whose file is damaged or gone.
         """
         names = [trained_name(key, made) if trains else key for key in keys]
-        rows = self._at_hand(names, made)
+        rows = self.at_hand(keys, made) | self.at_hand(names, {})
         self._bring(dict(zip(names, keys, strict=True)), config, made, files, rows)
         return Population.gather([rows[name] for name in names])
 
-    def gather_to_measure(self, keys: Sequence[str], config: Config, made: Made, files: Files) -> Population:
-        """As `gather`, without momentum, for use until the next call: averages that end here need no more memory."""
+    def at_hand(self, keys: Sequence[str], made: Made) -> dict[str, Row]:
+        """The rows of the states `keys`, and of what averages among them are made of, that are resident.
+
+        Whoever brings others meanwhile may push them out, and they need not have files yet: hold on to them.
+        """
+        names = (*keys, *_children_of(keys, made))
+        return {name: row for name in names if (row := self._cache.get(name)) is not None}
+
+    def gather_to_measure(
+        self, keys: Sequence[str], config: Config, made: Made, files: Files, rows: dict[str, Row]
+    ) -> Population:
+        """As `gather`, without momentum, for use until the next call: averages that end here need no more memory.
+
+        `rows`: of `at_hand`, for these states and those that follow; what is brought is added.
+        """
         averages = [state for key in keys if isinstance(state := made.get(key), Average)]
         if len(averages) < len(keys) or any(state.config.experiment.after for state in averages):
-            return self.gather(keys, config, made, files, trains=False)
-        children = {child: child for state in averages for child in state.children}
-        rows = self._at_hand((), made)
-        self._bring(children, config, made, files, rows)
+            self._bring({key: key for key in keys}, config, made, files, rows)
+            return Population.gather([rows[key] for key in keys])
+        self._bring({child: child for child in _children_of(keys, made)}, config, made, files, rows)
         like = next(iter(rows.values()))[0]
         if self._scratch is None or len(self._scratch) < len(keys) or self._scratch.layout != like.layout:
             self._scratch = Population.zeros(like.layout, len(keys), like.device)
         return _average(averages, rows, momentum=None, into=self._scratch[: len(keys)])
-
-    def _at_hand(self, names: Sequence[str], made: Made) -> dict[str, Row]:
-        """The resident rows of `names`, and of what averages are made of.
-
-        All at once: what is brought may push out what is resident and has no file yet.
-        """
-        children = [child for state in made.values() if isinstance(state, Average) for child in state.children]
-        return {name: row for name in (*names, *children) if (row := self._cache.get(name)) is not None}
 
     def _bring(
         self,
@@ -130,6 +134,12 @@ def _average(
 ) -> Population:
     children = [[rows[child] for child in state.children] for state in states]
     return Population.averages(children, [state.weights for state in states], momentum, into)
+
+
+def _children_of(keys: Sequence[str], made: Made) -> list[str]:
+    """What the averages among `keys` are made of."""
+    averages = [state for key in keys if isinstance(state := made.get(key), Average)]
+    return list(dict.fromkeys(child for state in averages for child in state.children))
 
 
 def trained_name(key: str, made: Made) -> str:

@@ -132,17 +132,18 @@ class Worker:
         keys = sorted(probes_of, key=lambda key: key not in job.states)  # averages first
         config = job.probes[0].config
         at_once = self.resources.engine(config).members_at_once
+        rows = self.resident.at_hand(keys, job.states)
         measurements: list[Measurement] = []
         for first in range(0, len(keys), at_once):
             since, part = time.perf_counter(), keys[first : first + at_once]
-            population = self.resident.gather_to_measure(part, config, job.states, job.files)
+            population = self.resident.gather_to_measure(part, config, job.states, job.files, rows)
             found: list[tuple[Probe, float, float]] = []
             treatments = dict.fromkeys(probe.treatment for key in part for probe in probes_of[key])
             # Own statistics last: a network may count in its buffers while it is tested, and the others are copies.
             for treatment in sorted(treatments, key=lambda treatment: treatment.name == OWN):
                 probes = [probe for key in part for probe in probes_of[key] if probe.treatment == treatment]
-                rows = [part.index(probe.state) for probe in probes]
-                members = population if len(rows) == len(part) else population.clone_rows(rows)
+                places = [part.index(probe.state) for probe in probes]
+                members = population if len(places) == len(part) else population.clone_rows(places)
                 scores = self._measure(members, probes, job, report)
                 found += zip(probes, map(float, scores.loss_M), map(float, scores.accuracy_M), strict=True)
             seconds = (time.perf_counter() - since) / len(found)
