@@ -47,7 +47,7 @@ class ResidentStates:
         Raises DamagedState for a state whose file is damaged or gone.
         """
         names = [trained_name(key, made) if trains else key for key in keys]
-        rows = self._at_hand(names, made)
+        rows = self._at_hand([*names, *_children_of(keys, made)])
         self._bring(dict(zip(names, keys, strict=True)), config, made, files, rows)
         return Population.gather([rows[name] for name in names])
 
@@ -56,21 +56,20 @@ class ResidentStates:
         averages = [state for key in keys if isinstance(state := made.get(key), Average)]
         if len(averages) < len(keys) or any(state.config.experiment.after for state in averages):
             return self.gather(keys, config, made, files, trains=False)
-        children = {child: child for state in averages for child in state.children}
-        rows = self._at_hand((), made)
-        self._bring(children, config, made, files, rows)
+        children = _children_of(keys, made)
+        rows = self._at_hand(children)
+        self._bring({child: child for child in children}, config, made, files, rows)
         like = next(iter(rows.values()))[0]
         if self._scratch is None or len(self._scratch) < len(keys) or self._scratch.layout != like.layout:
             self._scratch = Population.zeros(like.layout, len(keys), like.device)
         return _average(averages, rows, momentum=None, into=self._scratch[: len(keys)])
 
-    def _at_hand(self, names: Sequence[str], made: Made) -> dict[str, Row]:
-        """The resident rows of `names`, and of what averages are made of.
+    def _at_hand(self, names: Iterable[str]) -> dict[str, Row]:
+        """The rows of `names` that are resident.
 
         All at once: what is brought may push out what is resident and has no file yet.
         """
-        children = [child for state in made.values() if isinstance(state, Average) for child in state.children]
-        return {name: row for name in (*names, *children) if (row := self._cache.get(name)) is not None}
+        return {name: row for name in names if (row := self._cache.get(name)) is not None}
 
     def _bring(
         self,
@@ -130,6 +129,12 @@ def _average(
 ) -> Population:
     children = [[rows[child] for child in state.children] for state in states]
     return Population.averages(children, [state.weights for state in states], momentum, into)
+
+
+def _children_of(keys: Sequence[str], made: Made) -> list[str]:
+    """What the averages among `keys` are made of."""
+    averages = [state for key in keys if isinstance(state := made.get(key), Average)]
+    return list(dict.fromkeys(child for state in averages for child in state.children))
 
 
 def trained_name(key: str, made: Made) -> str:
