@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks.options import names, parse
 from benchmarks.output import print_machine, print_table, write_results
-from fastwi.cli import run_command
+from fastwi.cli import SPINS, run_command
 from fastwi.files import to_json
 
 HERE, BEFORE = "this commit", "before"
@@ -99,7 +99,7 @@ def measure(tree: Path, box: Path, settings: Found) -> Found:
         part = Path(__file__).with_name("sweep_parts.py")
         subprocess.run(
             [sys.executable, "-c", _RUN, str(part), "settings.json", "result.json"], cwd=place, check=True,
-            env={**os.environ, "PYTHONPATH": str(tree)},
+            env={"GOMP_SPINCOUNT": SPINS, **os.environ, "PYTHONPATH": str(tree)},  # torch is there before the command
         )  # fmt: skip
         found: Found = json.loads((Path(place) / "result.json").read_text())
     return found
