@@ -32,6 +32,7 @@ from fastwi.sweep import main as sweep
 
 TRAIN, EVALUATE, RECOMPUTE = "train_epoch", "evaluate", "recompute_statistics"
 _REPEATS = 5  # of each kind of step, alone
+_LOOK_S = 0.25
 _TINY = """
 from torch import nn
 
@@ -50,7 +51,10 @@ class Took:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an engine's method, in seconds of the performance counter; `cpu_s` of the process so far."""
+    """One call of an engine's method, in seconds of the performance counter.
+
+    `cpu_s`: of the process until then, or until a little before: the clock is slow to read.
+    """
 
     method: str
     members: int
@@ -94,21 +98,24 @@ def pairs(settings: dict[str, Any]) -> dict[str, Any]:
         _sweep(settings, "all", [*family, "--sweep.alphas=0.25"])
         averages = [call for call in calls if call.method == EVALUATE]
         assert sum(call.members for call in averages) == count
-        stored = Took(averages[-1].begun - reads[0].wall, averages[-1].cpu_s - reads[0].cpu)
+        stored_s = averages[-1].begun - reads[0]
         calls.clear()
-        resident = _resident(_arguments(settings, "all", [*family, "--sweep.alphas=0.75"]), calls)
-    begun = _now()
+        alphas = "--sweep.alphas=0.3,0.4,0.6,0.7,0.8,0.9"  # some jobs
+        a_pair_s = _resident(_arguments(settings, "all", [*family, alphas]), calls)
+    begun = time.perf_counter()
     for file in files:
         hashlib.sha256(file.read_bytes()).hexdigest()
-    ended, each = _now(), 2 * count / len(files)
-    return {"pairs": count, "resident_s": resident and resident.wall, "resident_cpu_s": resident and resident.cpu,
-            "stored_s": stored.wall, "stored_cpu_s": stored.cpu,
-            "read_and_hash_s": (ended.wall - begun.wall) * each,
-            "read_and_hash_cpu_s": (ended.cpu - begun.cpu) * each}  # fmt: skip
+    hashed_s = (time.perf_counter() - begun) * 2 * count / len(files)
+    return {
+        "pairs": count,
+        "resident_s": a_pair_s and count * a_pair_s,
+        "stored_s": stored_s,
+        "read_and_hash_s": hashed_s,
+    }
 
 
-def _resident(argv: Sequence[str], calls: list[Call]) -> Took | None:
-    """What a worker takes to make a sweep's averages of children that are resident; None where none are."""
+def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
+    """Seconds a pair that a worker takes to average children that are resident, of its jobs the median; or None."""
     try:
         execution: Any = import_module("fastwi.experiment.execution")
     except ImportError:
@@ -118,11 +125,11 @@ def _resident(argv: Sequence[str], calls: list[Call]) -> Took | None:
     sweep = command.open_sweep(request.spec, sweep_name(request))
     tree, worker, config = sweep.planned.tree, sweep.worker, sweep.planned.points[0].config
     children = list(dict.fromkeys(tree.keys[node] for nodes, _ in tree.averages.values() for node in nodes))
-    jobs: list[Took] = []
+    jobs: list[float] = []
     run = worker.run
 
     def noted(*arguments: Any) -> Any:
-        jobs.append(_now())
+        jobs.append(time.perf_counter())
         return run(*arguments)
 
     progress = import_module("fastwi.report.progress").TreeProgress(lambda _: 1.0, quiet=True)
@@ -131,12 +138,11 @@ def _resident(argv: Sequence[str], calls: list[Call]) -> Took | None:
         worker.run = noted
         with mock.patch.object(Population, "finite_M", lambda population: [True] * population.members):
             execution.carry_out_planned(sweep.planned, worker, store, progress)
-    ends = [*(job.wall for job in jobs[1:]), calls[-1].ended]
-    last = [max((c for c in calls if c.ended <= end), key=lambda c: c.ended) for end in ends]
-    return Took(
-        sum(call.begun - job.wall for job, call in zip(jobs, last, strict=True)),
-        sum(call.cpu_s - job.cpu for job, call in zip(jobs, last, strict=True)),
-    )
+    seconds = []
+    for begun, end in zip(jobs, [*jobs[1:], time.perf_counter()], strict=True):
+        mine = [call for call in calls if begun < call.begun < end]
+        seconds.append((mine[-1].begun - begun) / sum(call.members for call in mine))
+    return statistics.median(seconds)
 
 
 def grid(settings: dict[str, Any]) -> dict[str, Any]:
@@ -248,6 +254,7 @@ def _heard(kept: dict[str, Callable[[], object]] | None = None) -> Iterator[list
     That is made on a copy of the population's first member alone.
     """
     calls: list[Call] = []
+    looked = _now()
 
     def noted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(engine: Any, population: Any, *arguments: Any, **named: Any) -> Any:
@@ -255,9 +262,13 @@ def _heard(kept: dict[str, Callable[[], object]] | None = None) -> Iterator[list
                 one = population.clone_rows([0])
                 own = tuple(value[:1] if isinstance(value, list) else value for value in arguments)
                 kept[name] = lambda: method(engine, one, *own, **named)
+            nonlocal looked
             begun = time.perf_counter()
             result = method(engine, population, *arguments, **named)
-            calls.append(Call(name, population.members, begun, time.perf_counter(), time.process_time()))
+            ended = time.perf_counter()
+            if ended - looked.wall > _LOOK_S:
+                looked = _now()
+            calls.append(Call(name, population.members, begun, ended, looked.cpu))
             return result
 
         return call
@@ -270,13 +281,13 @@ def _now() -> Took:
     return Took(time.perf_counter(), time.process_time())
 
 
-def _hear_reads() -> list[Took]:
+def _hear_reads() -> list[float]:
     """When states' files are opened, from now on."""
-    reads: list[Took] = []
+    reads: list[float] = []
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and str(arguments[0]).endswith(".safetensors"):
-            reads.append(_now())
+            reads.append(time.perf_counter())
 
     sys.addaudithook(hear)
     return reads

@@ -20,8 +20,11 @@ from fastwi.engine.schedule import learning_rate
 from fastwi.experiment.resident import ResidentStates, trained_name
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.store import Measurement, StateFile
-from fastwi.experiment.tree import OWN, Average, Contents, Epoch, Initial, Probe
+from fastwi.experiment.tree import OWN, Average, Contents, Epoch, Initial, Probe, Treatment
 from fastwi.population import Population
+
+_GATHERED = 16
+"""Networks made at once to be measured: with fewer each takes longer, more of them leave the processor's cache."""
 
 
 class Report(Protocol):
@@ -131,12 +134,17 @@ class Worker:
             probes_of[probe.state].append(probe)
         keys = sorted(probes_of, key=lambda key: key not in job.states)  # averages first
         config = job.probes[0].config
+        splits, engines = self.resources.splits(config), dict[Treatment, Engine]()
         at_once = self.resources.engine(config).members_at_once
+        gathered = max(1, _GATHERED // at_once) * at_once
         rows = self.resident.at_hand(keys, job.states)
         measurements: list[Measurement] = []
         for first in range(0, len(keys), at_once):
             since, part = time.perf_counter(), keys[first : first + at_once]
-            population = self.resident.gather_to_measure(part, config, job.states, job.files, rows)
+            if first % gathered == 0:
+                together = keys[first : first + gathered]
+                portion = self.resident.gather_to_measure(together, config, job.states, job.files, rows)
+            population = portion[first % gathered :][: len(part)]
             found: list[tuple[Probe, float, float]] = []
             treatments = dict.fromkeys(probe.treatment for key in part for probe in probes_of[key])
             # Own statistics last: a network may count in its buffers while it is tested, and the others are copies.
@@ -144,7 +152,9 @@ class Worker:
                 probes = [probe for key in part for probe in probes_of[key] if probe.treatment == treatment]
                 places = [part.index(probe.state) for probe in probes]
                 members = population if len(places) == len(part) else population.clone_rows(places)
-                scores = self._measure(members, probes, job, report)
+                if treatment not in engines:
+                    engines[treatment] = self.resources.engine(probes[0].config)
+                scores = self._measure(members, probes, engines[treatment], splits, job, report)
                 found += zip(probes, map(float, scores.loss_M), map(float, scores.accuracy_M), strict=True)
             seconds = (time.perf_counter() - since) / len(found)
             made = [
@@ -157,11 +167,17 @@ class Worker:
                 break
         return Outcome(tuple(measurements), ())
 
-    def _measure(self, population: Population, probes: Sequence[Probe], job: Job, report: Report) -> Scores:
+    def _measure(
+        self,
+        population: Population,
+        probes: Sequence[Probe],
+        engine: Engine,
+        splits: tuple[Dataset, Dataset],
+        job: Job,
+        report: Report,
+    ) -> Scores:
         """Scores of the members under the treatment of batch-norm statistics that `probes`, one a member, share."""
-        config, treatment = probes[0].config, probes[0].treatment
-        train, test = self.resources.splits(config)
-        engine = self.resources.engine(config)
+        treatment, (train, test) = probes[0].treatment, splits
         if treatment.name != OWN:
             noises = [Noise(treatment.noise)] * len(probes)
             population = engine.recompute_statistics(
