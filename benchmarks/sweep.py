@@ -183,16 +183,19 @@ def _long_table(rounds: Rounds) -> Table:
     rows = []
     for name, every in rounds.items():
         tenth = every[0]["epochs"] / 10
-        first = [tenth / found["tenths_s"][0] for found in every]
-        last = [tenth / (found["tenths_s"][9] - found["tenths_s"][8]) for found in every]
-        ratio = [b / a for a, b in zip(first, last, strict=True)]
-        cpu = [
-            every_tenth[0] / (every_tenth[9] - every_tenth[8]) for every_tenth in (f["tenths_cpu_s"] for f in every)
-        ]
-        rows.append((name, _spread(first), _spread(last), _spread(ratio, 2), _spread(cpu, 2)))
+        first, last = zip(*(_ends(found["tenths_s"]) for found in every), strict=True)
+        cpu = [a / b for a, b in (_ends(found["tenths_cpu_s"]) for found in every)]
+        ratio = [a / b for a, b in zip(first, last, strict=True)]
+        rates = ([tenth / seconds for seconds in end] for end in (first, last))
+        rows.append((name, *map(_spread, rates), _spread(ratio, 2), _spread(cpu, 2)))
     epochs = next(iter(rounds.values()))[0]["epochs"]
     title = f"(d) {epochs:,} epochs of tiny networks; target: the last tenth at 0.8 of the first"
     return title, ("", "epochs/s, first tenth", "last tenth", "last of first", "in processor time"), rows
+
+
+def _ends(tenths: Sequence[float]) -> tuple[float, float]:
+    """Seconds of the first and of the last tenth. The last two of a short sweep may end with one call."""
+    return tenths[0], max(tenths[9] - tenths[8], 1e-9)
 
 
 _TABLES = dict(zip(_PARTS, (_path_table, _pairs_table, _grid_table, _long_table), strict=True))
