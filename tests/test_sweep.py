@@ -14,6 +14,7 @@ from pathlib import Path
 import polars
 import pytest
 import torch
+from begun_stores import measured_so_far
 
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.config.write import to_yaml
@@ -302,10 +303,10 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
     once.communicate()
     for _ in range(KILLS):
         process = command(argv)
-        done = _measured(tmp_path)
+        done = measured_so_far(tmp_path)
         deadline = time.monotonic() + HUNG
         if draw.random() < 0.9:  # else while it imports
-            while process.poll() is None and _measured(tmp_path) == done and time.monotonic() < deadline:
+            while process.poll() is None and measured_so_far(tmp_path) == done and time.monotonic() < deadline:
                 time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
@@ -322,17 +323,6 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
     # A kill costs what was in progress or not written yet; how much at most is `tests/campaigns/kills.py`'s.
     assert max(counts.values()) <= 1 + kills
     print(f"{kills} kills, {sum(counts.values()) - len(counts)} tasks begun again, {time.monotonic() - begun:.0f} s")
-
-
-def _measured(directory: Path) -> int:
-    """Measurements in the store so far; 0 where there is none."""
-    if not (directory / "store" / "store.json").exists():
-        return 0
-    try:
-        with Store.open(directory / "store", create=False) as store:
-            return len(store.measurements())
-    except Exception:  # the store is being made
-        return 0
 
 
 def test_two_processes_on_one_store(digits_directory, tmp_path, whole):
@@ -423,7 +413,7 @@ def test_ray_with_two_workers_one_killed_midway(digits_directory, tmp_path, whol
     deadline, killed = time.monotonic() + HUNG, []
     while process.poll() is None and not killed and time.monotonic() < deadline:
         time.sleep(0.05)
-        if _measured(tmp_path) >= 4:  # of 58: both workers are at it
+        if measured_so_far(tmp_path) >= 4:  # of 58: both workers are at it
             killed = _actors(process.pid)[:1]
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)

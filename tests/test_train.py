@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from begun_stores import measured_so_far
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -23,7 +24,6 @@ from data_prep import prepare
 from fastwi.beton import StoredBeton
 from fastwi.config.read import config_from_mapping
 from fastwi.data.card import read_card, with_checksum
-from fastwi.experiment.store import Store
 from fastwi.store import main as store
 from fastwi.train import main
 
@@ -240,10 +240,10 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
     directory = tmp_path / "r"
     for _ in range(4):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-        before = _measured(directory)
+        before = measured_so_far(directory)
         deadline = time.monotonic() + 600
         if moments.random() < 0.8:  # else while it imports
-            while process.poll() is None and _measured(directory) == before and time.monotonic() < deadline:
+            while process.poll() is None and measured_so_far(directory) == before and time.monotonic() < deadline:
                 time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
@@ -257,17 +257,6 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
         found, expected = (load_file(d / "checkpoints" / f"{name}.safetensors") for d in (directory, whole))
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected), name
-
-
-def _measured(directory: Path) -> int:
-    """Measurements in the run's store so far; 0 where there is none."""
-    if not (directory / "store" / "store.json").exists():
-        return 0
-    try:
-        with Store.open(directory / "store", create=False) as store:
-            return len(store.measurements())
-    except Exception:  # the store is being made
-        return 0
 
 
 def test_divergence_is_named(digits_directory, tmp_path, capsys):

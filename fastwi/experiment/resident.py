@@ -47,7 +47,7 @@ class ResidentStates:
         Raises DamagedState for a state whose file is damaged or gone.
         """
         names = [trained_name(key, made) if trains else key for key in keys]
-        rows = self.at_hand(keys, made) | self.at_hand(names, {})
+        rows = self.at_hand([*names, *_children_of(keys, made)], {})
         self._bring(dict(zip(names, keys, strict=True)), config, made, files, rows)
         return Population.gather([rows[name] for name in names])
 

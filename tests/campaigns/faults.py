@@ -26,6 +26,7 @@ from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"}
 
+from faulty.begin import printed_seed, workplace
 from faulty.jobs import Job, check_same, check_whole, contents, copied, make_jobs
 from faulty.process import Ended, Fault, run
 from faulty.progress import shown
@@ -257,13 +258,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--kind", choices=tuple(_WEIGHTS), help="faults of this kind alone")
     options = parser.parse_args()
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}", flush=True)
+    seed = printed_seed(options.seed)
     begun = time.monotonic()
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as place:
-        prepare("digits", Path(place) / "warm", writer="raw")  # imports what the commands import late
-        faults = Faults(Path(place), seed)
+    with workplace() as place:
+        prepare("digits", place / "warm", writer="raw")  # imports what the commands import late
+        faults = Faults(place, seed)
         print(f"undisturbed runs made in {time.monotonic() - begun:.0f} s", flush=True)
         kinds = [kind for kind, weight in _WEIGHTS.items() for _ in range(weight)]
         draw = random.Random(seed + 1)

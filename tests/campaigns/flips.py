@@ -22,7 +22,6 @@ import random
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"}
 sys.path.append(str(Path(__file__).parents[1]))  # what tests share
 
+from faulty.begin import printed_seed, workplace
 from faulty.process import Ended, run
 from faulty.progress import shown
 from flipped.jobs import Job, make_jobs, reported_numbers
@@ -145,12 +145,10 @@ def main() -> int:
     parser.add_argument("--only", default="", help="commands with this in their name alone, such as sweep")
     parser.add_argument("--kind", default="", help="files of kinds with this in their name alone, such as card")
     options = parser.parse_args()
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}", flush=True)
+    seed = printed_seed(options.seed)
     begun = time.monotonic()
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as place:
-        flips = Flips(Path(place), seed, options.only)
+    with workplace() as place:
+        flips = Flips(place, seed, options.only)
         print(f"whole runs made in {time.monotonic() - begun:.0f} s", flush=True)
         pairs = [(job, kind) for job, kind in flips.pairs if options.kind in kind]
         random.Random(seed).shuffle(pairs)

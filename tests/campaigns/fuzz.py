@@ -12,7 +12,6 @@ printed, each with a report; `--seed S --target T --only N` tries one again. Exi
 import argparse
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,8 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from faulty.begin import printed_seed, workplace
 
 TARGETS = {"betons": 0.45, "checkpoints": 0.34, "configs": 0.15, "stores": 0.02, "sources": 0.04}
 MOST_SILENCE = 40.0  # seconds that one input may take on a busy machine before it counts as a hang
@@ -177,18 +178,15 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="try this one input, by its number")
     parser.add_argument("--findings", type=Path, help="directory for failing inputs (default: a new one)")
     options = parser.parse_args()
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
+    seed = printed_seed(options.seed)
     shares = TARGETS if options.target == "all" else {options.target: 1.0}
     counts = {name: max(1, round(options.inputs * share)) for name, share in shares.items()}
     if options.only is not None:
         counts = dict.fromkeys(shares, 1)
     findings = options.findings or Path(tempfile.mkdtemp(prefix="fuzz-findings-"))
-    # Memory is faster than a disk, and a store's commits wait for the disk.
-    memory = Path("/dev/shm")
-    print(f"seed {seed}", flush=True)
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as place:
-        campaign = Campaign(seed, counts, Path(place), findings, options.only or 0)
+    with workplace() as place:
+        campaign = Campaign(seed, counts, place, findings, options.only or 0)
         campaign.run()
     print(f"{'target':<12}{'inputs':>9}{'refused':>9}{'accepted':>10}{'findings':>10}")
     bad, tried = 0, 0

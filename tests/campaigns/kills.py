@@ -21,7 +21,6 @@ import random
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,10 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"}
 
+from faulty.begin import printed_seed, workplace
 from faulty.jobs import Job, check_same, check_whole, copied, make_job, stores
 from faulty.process import Ended, Fault, Main, run
+from faulty.progress import shown
 
 import fastwi.report.manifest
 import fastwi.sweep
@@ -226,12 +227,10 @@ def main() -> int:
     parser.add_argument("--grace", type=float, default=0.0, help="seconds allowed beyond all bounds (default 0)")
     parser.add_argument("--seed", type=int, default=None)
     options = parser.parse_args()
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}", flush=True)
+    seed = printed_seed(options.seed)
     begun = time.monotonic()
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as place:
-        kills = Kills(Path(place), options.images, options.checkpoint, options.patience, options.grace, seed)
+    with workplace() as place:
+        kills = Kills(place, options.images, options.checkpoint, options.patience, options.grace, seed)
         print(f"undisturbed runs made in {time.monotonic() - begun:.0f} s", flush=True)
         todo: list[tuple[str, signal.Signals, bool]] = []
         for name in ("train", "sweep"):
@@ -241,9 +240,8 @@ def main() -> int:
                 (signal.SIGINT, options.signals),
             ):
                 todo += [(name, number, number == signal.SIGKILL and i % 2 == 1) for i in range(count)]
-        for done, (name, number, write) in enumerate(todo, 1):
-            kills.kill(name, number, write)
-            print(f"{done} of {len(todo)}", file=sys.stderr, flush=True)
+        for place_in_line in shown(len(todo), "kills"):
+            kills.kill(*todo[place_in_line])
     print(_table(kills.losses))
     print(f"{len(todo)} times killed, {len(kills.wrong)} times more lost than allowed, or wrong results")
     return 1 if kills.wrong else 0
