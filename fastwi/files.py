@@ -20,7 +20,8 @@ def _say(error: OSError, path: Path) -> UserError:
         return UserError(f"{path}: no space left on the device; free some or write elsewhere")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"{path}: not writable ({os.strerror(error.errno)}); choose another directory")
-    return UserError(f"{path}: cannot be written ({error.strerror or error})")
+    fix = "; choose another directory" if error.errno in (errno.EEXIST, errno.ENOTDIR) else ""
+    return UserError(f"{path}: cannot be written ({error.strerror or error}){fix}")
 
 
 @contextlib.contextmanager
@@ -64,10 +65,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked_directory(directory: Path) -> Iterator[None]:
+def locked_directory(directory: Path, busy: str = "") -> Iterator[None]:
     """Make `directory` where it is not there, and hold it within the block: other processes wait here.
 
-    Raises UserError where it cannot be written.
+    With `busy` they do not wait: UserError says that. Raises UserError where the directory cannot be written, too.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,10 @@ def locked_directory(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise _say(error, directory) from error
     with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise UserError(f"{directory}: {busy}") from None
         yield
 
 

@@ -17,9 +17,9 @@ from fastwi.config.write import config_hash, to_yaml
 from fastwi.data.card import Card, read_card
 from fastwi.experiment.contents import result_digest
 from fastwi.experiment.planner import PlannedSweep, plan_run
-from fastwi.experiment.rundir import RunDirectory
 from fastwi.experiment.todo import left_of
 from fastwi.files import to_json
+from fastwi.report.run_files import RunDirectory
 
 if TYPE_CHECKING:
     from fastwi.experiment.worker import Worker
@@ -100,8 +100,8 @@ def carry_out_run(run: Run, quiet: bool = False) -> "RunResults":
     planned, paths, worker = run.planned, run.paths, run.worker
     config = planned.points[0].config
     engine = worker.resources.engine(config)
-    with paths.held(), ExitStack() as stack:
-        paths.begin(manifest(run.card, engine.resolved, run.identity, planned.networks), planned.spec.base)
+    about = manifest(run.card, engine.resolved, run.identity, planned.networks)
+    with paths.begun(about, planned.spec.base), ExitStack() as stack:
         store = stack.enter_context(open_store(planned))
         board = stack.enter_context(TensorBoard(paths.tensorboard)) if config.run.tensorboard else None
         progress = stack.enter_context(RunProgress(planned, store, paths, board, describe(engine, planned), quiet))

@@ -22,10 +22,10 @@ from fastwi.experiment.planner import PlannedSweep, PointStates, plan_run, plan_
 from fastwi.experiment.points import child_tuples
 from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources
-from fastwi.experiment.rundir import RunDirectory
 from fastwi.experiment.store import Store
 from fastwi.python.entry import undisturbed
 from fastwi.python.results import Results
+from fastwi.report.run_files import RunDirectory
 from fastwi.sealed import MANIFEST
 
 _ARGUMENTS = {

@@ -4,10 +4,10 @@ from fastwi.config.write import to_mapping, to_yaml
 from fastwi.engine.base import Engine
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.resources import Resources
-from fastwi.experiment.rundir import RunDirectory
 from fastwi.experiment.todo import left_of
 from fastwi.report.progress import clock, cost_of
 from fastwi.report.rates import measure_rates
+from fastwi.report.run_files import RunDirectory
 from fastwi.report.sweep_plan import Plan
 
 

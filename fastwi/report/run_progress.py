@@ -6,11 +6,12 @@ from functools import partial
 
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.results import point_rows
-from fastwi.experiment.rundir import RunDirectory
 from fastwi.experiment.store import Measurement, Store
 from fastwi.experiment.todo import without_lost
 from fastwi.experiment.tree import MeasurementKey
+from fastwi.files import to_json, write_text
 from fastwi.report.progress import TreeProgress, cost_of
+from fastwi.report.run_files import RunDirectory
 from fastwi.report.summary import ACCURACY, Row
 from fastwi.report.tensorboard import TensorBoard
 
@@ -51,7 +52,7 @@ class RunProgress(TreeProgress):
         """Write the rows of all that is measured; returns them."""
         rows = self._rows(self.found())
         if rows:
-            self._paths.write_metrics(rows)
+            write_text(self._paths.metrics, "".join(f"{to_json(row)}\n" for row in rows))
         if self._board is not None:
             self._board.write(rows)
         self._written = time.monotonic()

@@ -7,7 +7,7 @@ import pytest
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.errors import CheckpointError, UserError
-from fastwi.experiment.rundir import RunDirectory
+from fastwi.report.run_files import RunDirectory
 from fastwi.sealed import read_sealed, write_sealed
 from fastwi.train import main
 
@@ -43,12 +43,13 @@ def test_a_run_of_an_earlier_fastwi_is_refused_in_one_line(tmp_path, digits_dire
 def test_a_directory_is_of_the_run_that_it_was_begun_as(tmp_path):
     paths, config = RunDirectory(tmp_path / "r"), config_from_mapping({"experiment": {"k": 3}})
     paths.check("first", config)  # there is none yet
-    with paths.held():
-        paths.begin({"identity": "first"}, config)
+    with paths.begun({"identity": "first"}, config):
         before = contents(tmp_path)
-        paths.begin({"identity": "second"}, Config())  # it goes on
-        with pytest.raises(UserError, match="another process trains this run"), paths.held():
+        second = paths.begun({"identity": "second"}, Config())
+        with pytest.raises(UserError, match="another process trains this run"), second:
             pass
+    with paths.begun({"identity": "second"}, Config()):  # it goes on
+        pass
     assert contents(tmp_path) == before
     assert read_sealed(paths.manifest, "") == {"identity": "first"}
     paths.check("first", config)
