@@ -9,6 +9,9 @@ from fastwi.config.schema import Config, option
 
 Scalar = bool | int | float | str
 
+RECOMPUTED = "recomputed"
+"""Of batch-norm statistics at evaluation: on training images, for every network alike. Else they are its own."""
+
 KEEP = ("none", "ends", "stops", "all")
 """Choices of sweep.keep; each keeps what the ones before it do."""
 
@@ -34,9 +37,9 @@ class SweepOptions:
         (), "places on the line A -> B, for pairs: the weight of the second child; empty: the plain mean"
     )
     measure: tuple[str, ...] = option(
-        ("own", "recomputed"),
+        ("own", RECOMPUTED),
         "batch-norm treatments that are measured at interpolation",
-        choices=("own", "recomputed"),
+        choices=("own", RECOMPUTED),
     )
     keep: str = option(
         "stops",

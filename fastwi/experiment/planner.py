@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastwi.config.schema import Config, DataConfig, EngineConfig
-from fastwi.config.sweep import SweepOptions, SweepSpec
+from fastwi.config.sweep import RECOMPUTED, SweepOptions, SweepSpec
 from fastwi.data.card import Card, read_card
 from fastwi.errors import UserError
 from fastwi.experiment.contents import contents_key, result_digest
@@ -74,6 +74,11 @@ class PointStates:
     def after(self) -> tuple[str, ...]:
         """The average after epochs k + s + 1 and on."""
         return self._path(self.after_node, self.tree.epochs[self.average_node])
+
+    @property
+    def treatments(self) -> tuple[str, ...]:
+        """The treatments of batch-norm statistics that are measured at the interpolation, own first."""
+        return (OWN, self.recomputed) if self.recomputed else (OWN,)
 
     def _path(self, last: int, first: int) -> tuple[str, ...]:
         return tuple(self.tree.keys[node] for node in self.tree.path(last, first))
@@ -166,7 +171,7 @@ def plan_tree(
     `dataset_of` says what a configuration's data is; `precision` is what engine.precision: auto means on the devices
     in use, in the configuration's words; `measure` and `keep` are the sweep's options.
     """
-    planner = _Planner(dataset_of, precision, "recomputed" in measure)
+    planner = _Planner(dataset_of, precision, RECOMPUTED in measure)
     places = [planner.add(point) for point in points]
     planner.tree.stops = kept_states(planner.tree, places, keep)
     return planner.tree, places

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastwi.report.heatmap import save_figure
-from fastwi.report.summary import ACCURACY, Row
+from fastwi.report.rows import ACCURACY, Row
 
 _PANELS = ((ACCURACY, "test accuracy (%)"), ("test_loss", "test loss (nats)"), ("train_loss", "train loss (nats)"))
 

@@ -12,10 +12,10 @@ from fastwi.data.card import Card
 from fastwi.errors import CheckpointError
 from fastwi.experiment.networks import source_change
 from fastwi.experiment.planner import PlannedSweep
-from fastwi.experiment.results import divergence, point_rows
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.files import locked_directory, write_text
-from fastwi.report.summary import Row, Table, after_table, interpolation_table
+from fastwi.report.rows import Row, divergence, point_rows
+from fastwi.report.summary import Table, after_table, interpolation_table
 from fastwi.sealed import MANIFEST, read_sealed, sealed_yaml, write_sealed
 
 if TYPE_CHECKING:

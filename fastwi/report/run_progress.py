@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from fastwi.experiment.planner import PlannedSweep
-from fastwi.experiment.results import point_rows
 from fastwi.experiment.store import Measurement, Store
 from fastwi.experiment.todo import without_lost
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.files import to_json, write_text
 from fastwi.report.progress import TreeProgress, cost_of
+from fastwi.report.rows import ACCURACY, Row, point_rows
 from fastwi.report.run_files import RunDirectory
-from fastwi.report.summary import ACCURACY, Row
 from fastwi.report.tensorboard import TensorBoard
 
 _ROWS_EVERY_S = 5.0

@@ -4,12 +4,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.table import Table as RichTable
 
-Row = dict[str, Any]
-ACCURACY = "test_accuracy_%"
+from fastwi.report.rows import ACCURACY, Row
+
 OVER_PARENTS = (
     "Each parent counts once: children of one parent share its past. Intervals (95 %) are over parents, and need 5."
 )

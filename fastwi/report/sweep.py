@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import polars
 
+from fastwi.analysis.columns import PAIR_COLUMNS, pair_types
 from fastwi.analysis.statistics import Estimate, mean_estimate
-from fastwi.config.sweep import SweepSpec
+from fastwi.config.sweep import RECOMPUTED, SweepSpec
 from fastwi.config.sweepaxes import axis_value, other_axes
 from fastwi.config.wording import show
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point
-from fastwi.experiment.results import RECOMPUTED, axis_types, treatments
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.report.summary import OVER_PARENTS, Table, estimates_table
 
@@ -28,11 +28,7 @@ OVER = {"best": "the best child", "mean": "the children's mean"}
 """What gains are taken over, in words."""
 
 GAIN_COLUMNS = {
-    "k": ("epochs", "epochs that the parent trained before cloning"),
-    "s": ("epochs", "epochs that each child trained before averaging"),
-    "alpha": ("1", "weight of the second child in the average; null: the plain mean"),
-    "parent_seed": ("", "initialisation seed of the parent"),
-    "pair": ("", "which tuple of the parent's children was averaged, from 0"),
+    **PAIR_COLUMNS,
     **{
         name: description
         for treatment in TREATMENTS
@@ -92,10 +88,7 @@ def gains(
     Columns: the axes beside k and s, by dotted name, then `GAIN_COLUMNS`.
     """
     axes = other_axes(spec)
-    columns: dict[str, Any] = axis_types(spec) | {
-        "k": polars.Int64, "s": polars.Int64, "alpha": polars.Float64, "parent_seed": polars.Int64,
-        "pair": polars.Int64,
-    }  # fmt: skip
+    columns = pair_types(spec)
     for name in TREATMENTS:
         columns[f"average_{name}_%"] = polars.Float64
         columns[f"children_{name}_%"] = polars.List(polars.Float64)
@@ -105,7 +98,7 @@ def gains(
     )
     rows: list[tuple[Any, ...]] = []
     for point, place in zip(points, places, strict=True):
-        at = [_at_interpolation(place, treatment, measurements) for treatment in treatments(place)]
+        at = [_at_interpolation(place, treatment, measurements) for treatment in place.treatments]
         there = all((state, OWN) in measurements for state in (place.average, *place.ends))
         if not there or all(each is _NO_GAIN for each in at):
             continue

@@ -9,12 +9,11 @@ import polars
 from fastwi.config.sweepwrite import sweep_to_yaml
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.resources import Resources
-from fastwi.experiment.results import COLUMNS, missing_measurements, result_frame
 from fastwi.experiment.store import Store
 from fastwi.experiment.todo import without_lost
 from fastwi.files import locked_directory, write_text
 from fastwi.report.curves import draw_curves
-from fastwi.report.frames import write_frame
+from fastwi.report.frames import COLUMNS, result_frame, write_frame
 from fastwi.report.heatmap import draw_heatmap
 from fastwi.report.manifest import manifest
 from fastwi.report.sweep import GAIN_COLUMNS, Cell, cells, gains, summary_markdown
@@ -42,8 +41,9 @@ def write_sweep(planned: PlannedSweep, store: Store, resources: Resources, probl
     """Write the sweep's directory, and note the sweep in its store. Raises UserError where that cannot be."""
     spec, config = planned.spec, planned.points[0].config
     directory = Path(spec.options.directory) / spec.options.name
-    measured = without_lost(planned.tree, store.measurements(planned.tree.measurement_keys()))
-    missing = missing_measurements(planned.tree, measured)
+    wanted = planned.tree.measurement_keys()
+    measured = without_lost(planned.tree, store.measurements(wanted))
+    missing = len(wanted) - len(measured)
     frame = result_frame(spec, planned.points, planned.places, measured, planned.dataset_of)
     every_gain = gains(spec, planned.points, planned.places, measured)
     found = cells(every_gain)

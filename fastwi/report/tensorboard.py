@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fastwi.errors import ConfigError
-from fastwi.report.summary import Row
+from fastwi.report.rows import Row
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -15,12 +15,12 @@ from fastwi.data.resident import load_split
 from fastwi.engine.loop import LoopEngine
 from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.experiment.resources import build_network
-from fastwi.experiment.results import divergence, point_rows
 from fastwi.experiment.scheduler import Limits, LocalExecutor, carry_out
 from fastwi.experiment.store import Store
 from fastwi.experiment.todo import without_lost
 from fastwi.experiment.worker import Worker, score
 from fastwi.population import Population
+from fastwi.report.rows import divergence, point_rows
 from fastwi.report.run_files import RunDirectory
 
 CPU = torch.device("cpu")

@@ -9,28 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import polars
-
+from fastwi.analysis.columns import PAIR_COLUMNS
 from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.config.analysis import AnalysisOptions, chosen_cells
 from fastwi.config.schema import Config
-from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepaxes import axis_value, other_axes
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, even_subset
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point, child_tuples
-from fastwi.experiment.results import axis_types, treatments
 from fastwi.experiment.tree import OWN
 from fastwi.population import Population
 
-PAIR_COLUMNS = {
-    "k": ("epochs", "epochs that the parent trained before cloning"),
-    "s": ("epochs", "epochs that each child trained before averaging"),
-    "alpha": ("1", "weight of the second child in the average; null: the plain mean"),
-    "parent_seed": ("", "initialisation seed of the parent"),
-    "pair": ("", "which tuple of the parent's children was averaged, from 0"),
+STUDY_COLUMNS = {
+    **PAIR_COLUMNS,
     "batch_norm": ("", "batch-norm statistics: own (the average's: its children's averaged), or recomputed"),
 }
 """Unit and meaning of the columns that these studies share. Before them stand the sweep's axes beside k and s."""
@@ -70,14 +63,6 @@ class ChosenPair:
             **dict(self.variant), "k": self.k, "s": self.s, "alpha": self.point.alpha,
             "parent_seed": self.point.parent, "pair": self.point.tuple_index,
         }  # fmt: skip
-
-
-def pair_types(spec: SweepSpec) -> dict[str, Any]:
-    """The polars types of `ChosenPair.columns`."""
-    return axis_types(spec) | {
-        "k": polars.Int64, "s": polars.Int64, "alpha": polars.Float64, "parent_seed": polars.Int64,
-        "pair": polars.Int64,
-    }  # fmt: skip
 
 
 def all_pairs(opened: OpenedSweep) -> list[ChosenPair]:
@@ -133,7 +118,7 @@ def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[ChosenPa
 
 def _diverged(opened: OpenedSweep, pair: ChosenPair, lost: set[str]) -> bool:
     states = (pair.place.average, *pair.place.ends)
-    found = (opened.measured.get((state, name)) for state in states for name in treatments(pair.place))
+    found = (opened.measured.get((state, name)) for state in states for name in pair.place.treatments)
     return not lost.isdisjoint(states) or any(m is not None and m.diverged for m in found)
 
 

@@ -26,21 +26,20 @@ from typing import Any
 import numpy as np
 import polars
 
+from fastwi.analysis.columns import pair_types
 from fastwi.analysis.ensemble import ensemble_control
 from fastwi.analysis.evaluator import RECOMPUTED
 from fastwi.analysis.studies.chosen import (
-    PAIR_COLUMNS,
+    STUDY_COLUMNS,
     ChosenPair,
     all_pairs,
     chosen_pairs,
-    pair_types,
     recomputed,
 )
 from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.analysis.studies.pairs import Tell
 from fastwi.analysis.trajectory import ema_weights, lawa_weights, trajectory_averages
 from fastwi.config.analysis import AnalysisOptions
-from fastwi.experiment.results import treatments
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.population import Population
 
@@ -63,7 +62,7 @@ ADD = {
 }
 """What to write into the sweep file for controls that a sweep lacks."""
 
-COLUMNS = PAIR_COLUMNS | {
+COLUMNS = STUDY_COLUMNS | {
     "control": ("", "what the average is compared with"),
     "value": ("", "value of the axis, alpha, learning rate or decay; null where there is none"),
     "epochs": ("epochs", "epochs averaged over, or trained; null where there is no such number"),
@@ -197,7 +196,7 @@ def _accuracy(opened: OpenedSweep, key: MeasurementKey) -> float | None:
 
 
 def _children(opened: OpenedSweep, pair: ChosenPair) -> Iterator[_Row]:
-    for name, treatment in zip((OWN, RECOMPUTED), treatments(pair.place), strict=False):
+    for name, treatment in zip((OWN, RECOMPUTED), pair.place.treatments, strict=False):
         average, *children = (_accuracy(opened, (s, treatment)) for s in (pair.place.average, *pair.place.ends))
         there = [accuracy for accuracy in children if accuracy is not None]
         if average is not None and len(there) == len(children):
@@ -292,9 +291,7 @@ def _alphas(opened: OpenedSweep, index: _Index, pair: ChosenPair) -> Iterator[_R
     if pair.point.alpha != 0.5:
         return
     for other in index.all_alphas[index.beside_alpha(pair)]:
-        for name, mine, theirs in zip(
-            (OWN, RECOMPUTED), treatments(pair.place), treatments(other.place), strict=False
-        ):
+        for name, mine, theirs in zip((OWN, RECOMPUTED), pair.place.treatments, other.place.treatments, strict=False):
             average = _accuracy(opened, (pair.place.average, mine))
             accuracy = _accuracy(opened, (other.place.average, theirs))
             if other.point.alpha != 0.5 and average is not None and accuracy is not None:

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from fastwi.analysis.barrier import barrier_between
+from fastwi.analysis.columns import pair_types
 from fastwi.analysis.distance import function_distances, weight_distances
 from fastwi.analysis.evaluator import AVERAGED, RECOMPUTED, Evaluator, Recomputation
 from fastwi.analysis.statistics import Estimate, spearman
-from fastwi.analysis.studies.chosen import PAIR_COLUMNS, ChosenPair, chosen_pairs, pair_types, part_of
+from fastwi.analysis.studies.chosen import STUDY_COLUMNS, ChosenPair, chosen_pairs, part_of
 from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.analysis.studies.pairs import Tell
 from fastwi.config.analysis import AnalysisOptions
@@ -32,7 +33,6 @@ from fastwi.config.schema import Config
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
 from fastwi.experiment.resources import Resources
-from fastwi.experiment.results import treatments
 from fastwi.experiment.tree import OWN
 from fastwi.population import Population
 
@@ -60,13 +60,13 @@ QUANTITIES = {
 }
 """What the gain is compared with, by column of the frame, in words."""
 
-COLUMNS = PAIR_COLUMNS | {
+COLUMNS = STUDY_COLUMNS | {
     **{
         f"gain_{over}_{treatment}_points": ("points", f"accuracy of the average less {text}, {treatment} statistics")
         for treatment in (OWN, RECOMPUTED)
         for over, text in (("best", "the best child's"), ("mean", "the children's mean"))
     },
-    **{name: ("", text) for name, text in QUANTITIES.items() if name not in PAIR_COLUMNS},
+    **{name: ("", text) for name, text in QUANTITIES.items() if name not in STUDY_COLUMNS},
     "gain": ("", "which gain"),
     "quantity": ("", "what it is correlated with"),
     "scope": ("", "over all pairs, or within cells: after the mean of each cell was subtracted"),
@@ -152,7 +152,7 @@ def _spearman(x_n: Any, y_n: Any, parents: list[int]) -> Estimate:
 
 def _gains(opened: OpenedSweep, pair: ChosenPair) -> dict[str, float | None]:
     found: dict[str, float | None] = dict.fromkeys(GAINS)
-    for name, treatment in zip((OWN, RECOMPUTED), treatments(pair.place), strict=False):
+    for name, treatment in zip((OWN, RECOMPUTED), pair.place.treatments, strict=False):
         keys = [(state, treatment) for state in (pair.place.average, *pair.place.ends)]
         if all(key in opened.measured for key in keys):
             average, *children = (opened.measured[key].test_accuracy for key in keys)

@@ -19,25 +19,25 @@ import numpy as np
 import polars
 from numpy.typing import NDArray
 
+from fastwi.analysis.columns import axis_types, pair_types
 from fastwi.analysis.el2n import el2n_scores
 from fastwi.analysis.forgetting import forgetting_events
 from fastwi.analysis.splits import equal_splits, split_scores
 from fastwi.analysis.studies.chosen import (
-    PAIR_COLUMNS,
+    STUDY_COLUMNS,
     ChosenPair,
     all_pairs,
     by_variant,
     chosen_pairs,
-    pair_types,
     part_of,
     recomputed,
 )
 from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.analysis.studies.pairs import Tell
 from fastwi.config.analysis import AnalysisOptions
+from fastwi.config.sweep import RECOMPUTED
 from fastwi.data.resident import ResidentDataset
 from fastwi.errors import UserError
-from fastwi.experiment.results import RECOMPUTED, axis_types
 from fastwi.experiment.tree import OWN
 
 _TOGETHER = 8  # networks in memory at one time
@@ -63,7 +63,7 @@ _MISSING_TYPES: dict[str, Any] = {
     "network": polars.String, "epochs": polars.Int64, "epochs_not_stored": polars.Int64,
 }  # fmt: skip
 
-COLUMNS = PAIR_COLUMNS | {
+COLUMNS = STUDY_COLUMNS | {
     "example": ("", "place of the image among the sweep's training images, from 0"),
     "label": ("", "its class"),
     "el2n": ("1", "EL2N score, the mean over parents: 0 to the square root of 2"),

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars
 
+from fastwi.analysis.columns import axis_types
 from fastwi.config.analysis import AnalysisOptions, chosen_cells
 from fastwi.config.schema import Config
-from fastwi.config.sweep import SweepSpec
+from fastwi.config.sweep import RECOMPUTED, SweepSpec
 from fastwi.config.sweepaxes import axis_value, other_axes
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.points import Point
-from fastwi.experiment.results import axis_types
 
 if TYPE_CHECKING:
     from fastwi.analysis.evaluator import Evaluator, Recomputation
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 Tell = Callable[[int, int], None]  # done, total
 
 SPLITS = ("train", "test")
-RECOMPUTED = "recomputed"
 
 PAIR_COLUMNS = {
     "k": ("epochs", "epochs that the parent trained before cloning"),

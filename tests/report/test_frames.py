@@ -12,16 +12,9 @@ from drawn_measurements import DATASET, dataset_of, drawn, planned, spec_of
 from fastwi.config.write import config_hash
 from fastwi.errors import UserError
 from fastwi.experiment.points import child_tuples
-from fastwi.experiment.results import (
-    COLUMNS,
-    UNITS,
-    divergence,
-    missing_measurements,
-    point_rows,
-    result_frame,
-)
 from fastwi.experiment.tree import OWN
-from fastwi.report.frames import write_frame
+from fastwi.report.frames import COLUMNS, UNITS, result_frame, write_frame
+from fastwi.report.rows import divergence, point_rows
 
 ROWS = {
     "all of it": (
@@ -169,12 +162,10 @@ def test_frame(name, partly, seed):
     spec = SPECS[name]
     every, places, tree = planned(spec)
     measurements = drawn(tree, seed)
-    assert missing_measurements(tree, measurements) == 0
     if partly:
         lost = random.Random(seed).sample(sorted(measurements), len(measurements) // 3)
         for key in lost:
             del measurements[key]
-        assert missing_measurements(tree, measurements) == len(lost)
     frame = result_frame(spec, every, places, measurements, dataset_of)
     others = [axis.path for axis in spec.axes if axis.path not in ("experiment.k", "experiment.s")]
     assert frame.columns == [*others, *COLUMNS]
@@ -225,7 +216,6 @@ def test_nothing_measured_gives_an_empty_table():
     full = result_frame(spec, every, places, drawn(tree, 0), dataset_of)
     assert empty.height == 0
     assert empty.schema == full.schema
-    assert missing_measurements(tree, {}) == len(tree.measurement_keys())
 
 
 def test_file(tmp_path, seed):
