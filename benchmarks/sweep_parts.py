@@ -63,6 +63,15 @@ class Call:
     cpu_s: float
 
 
+class _Silent:
+    """Hears of progress, and says nothing."""
+
+    def planned(self, *_: Any) -> None:
+        pass
+
+    images = measured = told = planned
+
+
 def main() -> None:
     """Measure one part."""
     settings = json.loads(Path(sys.argv[1]).read_text())
@@ -132,12 +141,12 @@ def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
         jobs.append(time.perf_counter())
         return run(*arguments)
 
-    progress = import_module("fastwi.report.progress").TreeProgress(lambda _: 1.0, quiet=True)
-    with execution.open_store(sweep.planned) as store, progress:
+    stored: Any = import_module("fastwi.experiment.store")
+    with stored.Store.open(sweep.planned.spec.options.store) as store:
         worker.resident.gather(children, config, {}, store.state_files(children), trains=False)
         worker.run = noted
         with mock.patch.object(Population, "finite_M", lambda population: [True] * population.members):
-            execution.carry_out_planned(sweep.planned, worker, store, progress)
+            execution.carry_out_planned(sweep.planned, worker, store, _Silent())
     seconds = []
     for begun, end in zip(jobs, [*jobs[1:], time.perf_counter()], strict=True):
         mine = [call for call in calls if begun < call.begun < end]

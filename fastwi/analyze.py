@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastwi.cli import run_command
+from fastwi.cli import command
 from fastwi.config.analysisfile import AnalysisRequest, analysis_to_yaml, read_analysis_request, study_lines
 from fastwi.data.card import read_card
 from fastwi.files import atomic_path, to_json, write_text
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import polars
 
     from fastwi.analysis.studies.opened import OpenedSweep
-    from fastwi.report.summary import Table
+    from fastwi.report.summary import Summary, Table
 
 STUDIES = {
     "connectivity": "the barrier and the errors on the line between the children, beside the gain",
@@ -41,18 +41,12 @@ _DESCRIPTION = (
 )
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad input or states that are not there, 130 interrupted."""
-    return run_command(lambda: _main(sys.argv[1:] if argv is None else argv))
-
-
-def _main(argv: list[str]) -> int:
     request = read_analysis_request(argv, STUDIES, description=_DESCRIPTION)
     if request.list_only:
         print(to_json(STUDIES) if request.json else "\n".join(study_lines(STUDIES)))
-        return 0
-    if request.print_config:
-        print(analysis_to_yaml(request), end="")
         return 0
     return _analyze(request)
 
@@ -66,7 +60,8 @@ def _analyze(request: AnalysisRequest) -> int:
     presentation = import_module(f"fastwi.report.studies.{request.name}")
     with OpenedSweep(request.spec, Path(request.spec.options.directory, request.sweep)) as opened:
         if request.dry_run:
-            return _show_plan(request, opened)
+            _plan(request, opened).show(request.json)
+            return 0
         begun = time.monotonic()
         with StudyProgress(request.name) as progress:
             frames: dict[str, polars.DataFrame] = study(opened, request.options, progress.tell)
@@ -79,10 +74,11 @@ def _analyze(request: AnalysisRequest) -> int:
         for name, frame in frames.items():
             _write_frame(frame, request.directory / name, columns)
         title = _title(request)
-        write_text(request.directory / "summary.md", _summary(request, title, tables, opened.left_out))
+        write_text(request.directory / "summary.md", _markdown(request, title, tables, opened.left_out))
         presentation.draw(frames, request.directory / "figure.png", f"{title}: {request.name}")
         seal_directory(request.directory, _manifest(request, opened, frames, time.monotonic() - begun))
-    return _show(request, frames, tables)
+    _summary(request, frames, tables).show(request.json)
+    return 0
 
 
 def _write_frame(frame: "polars.DataFrame", stem: Path, columns: dict[str, tuple[str, str]]) -> None:
@@ -106,7 +102,7 @@ def _title(request: AnalysisRequest) -> str:
     return f"{request.sweep}: {base.model.name} on {read_card(Path(base.data.path)).name}"
 
 
-def _summary(request: AnalysisRequest, title: str, tables: "list[Table]", left_out: Sequence[str]) -> str:
+def _markdown(request: AnalysisRequest, title: str, tables: "list[Table]", left_out: Sequence[str]) -> str:
     """The study's tables with what they rest on."""
     from fastwi.report.summary import OVER_PARENTS
 
@@ -137,35 +133,31 @@ def _manifest(
     }  # fmt: skip
 
 
-def _show(request: AnalysisRequest, frames: "dict[str, polars.DataFrame]", tables: "list[Table]") -> int:
-    from rich.console import Console
+def _summary(request: AnalysisRequest, frames: "dict[str, polars.DataFrame]", tables: "list[Table]") -> "Summary":
+    from fastwi.report.summary import Summary
 
-    from fastwi.report.summary import rich_table
-
-    if request.json:
-        rows = {name: frame.height for name, frame in frames.items()}
-        print(to_json({"study": request.name, "directory": str(request.directory), "rows": rows}))
-        return 0
-    for table in tables:
-        Console().print(rich_table(table))
-    files = [f"{name}.parquet" for name in frames]
-    print(f"{request.directory}: {', '.join(files)} (and .csv), summary.md, figure.png, .pdf and .svg, manifest.json")
-    return 0
+    rows = {name: frame.height for name, frame in frames.items()}
+    values = {"study": request.name, "directory": str(request.directory), "rows": rows}
+    files = ", ".join(f"{name}.parquet" for name in frames)
+    line = f"{request.directory}: {files} (and .csv), summary.md, figure.png, .pdf and .svg, manifest.json"
+    return Summary(values, [line], tables)
 
 
-def _show_plan(request: AnalysisRequest, opened: "OpenedSweep") -> int:
+def _plan(request: AnalysisRequest, opened: "OpenedSweep") -> "Summary":
     """What the study would start from, and where it would write."""
+    from fastwi.report.summary import Summary
+
     places = opened.planned.places
     kept = sum(opened.has(place.ends) for place in places)
-    if request.json:
-        print(to_json({"study": request.name, "directory": str(request.directory), "points": len(places),
-                          "points_with_states": kept, "options": asdict(request.options)}))  # fmt: skip
-        return 0
-    print(analysis_to_yaml(request))
-    print(f"# {request.name}: {STUDIES[request.name]}")
-    print(f"# {len(places):,} points, of {kept:,} the children's states are in {opened.store.directory}; "
-          f"would write to {request.directory}")  # fmt: skip
-    return 0
+    values = {"study": request.name, "directory": str(request.directory), "points": len(places),
+              "points_with_states": kept, "options": asdict(request.options)}  # fmt: skip
+    lines = [
+        analysis_to_yaml(request),
+        f"# {request.name}: {STUDIES[request.name]}",
+        f"# {len(places):,} points, of {kept:,} the children's states are in {opened.store.directory}; "
+        f"would write to {request.directory}",
+    ]
+    return Summary(values, lines)
 
 
 if __name__ == "__main__":

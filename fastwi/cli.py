@@ -1,11 +1,11 @@
 """What every command's entry point shares: errors to one line and an exit code, signals to a clean end.
 
 Exit codes: 0 ok; 1 the run failed (a traceback says where); 2 bad configuration or use; 130 Ctrl-C;
-143 SIGTERM; 141 whoever read the output went away. A command may return others of its own (3: a sweep
-partly done).
+143 SIGTERM; 141 whoever read the output went away; 3 a sweep is partly done.
 """
 
 import contextlib
+import functools
 import io
 import os
 import select
@@ -21,6 +21,7 @@ from fastwi.errors import UserError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_PARTLY = 3
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 EXIT_TERMINATED = 143
@@ -38,6 +39,19 @@ class ShowAndExit(Exception):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where it arrived. A KeyboardInterrupt: what tidies up after Ctrl-C does so here too."""
+
+
+def command(body: Callable[[list[str]], int]) -> Callable[..., int]:
+    """A command's entry point made of its body: called without arguments, it takes those of the process.
+
+    It prints what is to be said, and returns the exit code, as `run_command` does.
+    """
+
+    @functools.wraps(body)
+    def main(argv: list[str] | None = None) -> int:
+        return run_command(lambda: body(sys.argv[1:] if argv is None else argv))
+
+    return main
 
 
 def run_command(body: Callable[[], int]) -> int:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastwi.cli import run_command
+from fastwi.cli import command
 from fastwi.errors import UserError
 from fastwi.files import to_json
 from fastwi.models.names import model_problem
@@ -20,12 +20,9 @@ weights_only=True), or safetensors. Wrappers such as {'state_dict': ...} and the
 taken off, and that is said."""
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad use or input, 130 interrupted."""
-    return run_command(lambda: _main(sys.argv[1:] if argv is None else argv))
-
-
-def _main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     return _export(arguments) if arguments.action == "export" else _import(arguments)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from fastwi.cli import EXIT_FAILED, run_command
+from fastwi.cli import EXIT_FAILED, command
 from fastwi.config.sweep import SweepOptions
 from fastwi.experiment.store.listing import Listing, list_store
 from fastwi.experiment.store.rebuilding import rebuild
@@ -31,12 +31,9 @@ _EPILOG = (
 )
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Entry point."""
-    return run_command(lambda: _main(sys.argv[1:] if argv is None else argv))
-
-
-def _main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.action == "rebuild":
         return _rebuild(arguments)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastwi.cli import run_command
+from fastwi.cli import command
 from fastwi.config.read import Request, read_request
 from fastwi.config.schema import Config
 from fastwi.files import to_json
@@ -41,12 +41,9 @@ class Tried:
     why: str = ""
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 2 bad configuration or use, 130 interrupted."""
-    return run_command(lambda: _main(sys.argv[1:] if argv is None else argv))
-
-
-def _main(argv: list[str]) -> int:
     request = read_request(argv, "fastwi.tune", _DESCRIPTION)
     from fastwi.engine.device import resolve_device, resolve_dtype
     from fastwi.engine.table import entry_key, table_path, write_speeds

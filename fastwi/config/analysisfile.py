@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastwi.cli import ShowAndExit
 from fastwi.config import commandline
 from fastwi.config.analysis import AnalysisOptions, analysis_problems
 from fastwi.config.helptext import WIDTH, key_lines, shipped_lines, switch_lines
@@ -45,7 +46,6 @@ class AnalysisRequest:
     sweep: str
     list_only: bool
     dry_run: bool
-    print_config: bool
     json: bool
 
     @property
@@ -70,7 +70,7 @@ def read_analysis_request(
 
     Raises:
         ConfigError: with one line for each problem found, in the command line, the files and the values.
-        ShowAndExit: `--help` or `--version` stands in `argv`.
+        ShowAndExit: `--help`, `--version` or `--print-config` stands in `argv`.
     """
     commandline.answer(argv, lambda: analysis_help_text(command, description, studies))
     words = [word for word in argv if word != "--list"]
@@ -90,7 +90,7 @@ def read_analysis_request(
         problems.append(f"{origins.get(line.partition(':')[0], '')}{line}")
     if problems:
         raise ConfigError("\n".join(problems))
-    return AnalysisRequest(
+    request = AnalysisRequest(
         name=name,
         spec=spec,
         options=options,
@@ -98,9 +98,11 @@ def read_analysis_request(
         sweep=spec.options.name or default_name(arguments.config_file),
         list_only=list_only,
         dry_run="dry-run" in arguments.switches,
-        print_config="print-config" in arguments.switches,
         json="json" in arguments.switches,
     )
+    if "print-config" in arguments.switches and not list_only:
+        raise ShowAndExit(analysis_to_yaml(request).removesuffix("\n"))
+    return request
 
 
 def analysis_to_yaml(request: AnalysisRequest) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import fastargs
 
+from fastwi.cli import ShowAndExit
 from fastwi.config import commandline
 from fastwi.config.check import check_config
 from fastwi.config.helptext import help_text
@@ -27,6 +28,7 @@ from fastwi.config.keys import (
 from fastwi.config.mapping import values_by_name
 from fastwi.config.schema import Config
 from fastwi.config.values import Given, StrictChecker
+from fastwi.config.write import to_yaml
 from fastwi.config.yamlfile import read_config_file, values_from_yaml
 from fastwi.errors import ConfigError
 
@@ -38,7 +40,6 @@ class Request:
     config: Config
     config_file: Path | None
     dry_run: bool
-    print_config: bool
     json: bool
 
 
@@ -52,7 +53,7 @@ def read_request(argv: Sequence[str], command: str, description: str = "") -> Re
 
     Raises:
         ConfigError: with one line for each problem found, in the command line, the file and the values.
-        ShowAndExit: `--help` or `--version` stands in `argv`.
+        ShowAndExit: `--help`, `--version` or `--print-config` stands in `argv`.
     """
     commandline.answer(argv, lambda: help_text(command, description))
     arguments = commandline.parse(argv)
@@ -62,11 +63,12 @@ def read_request(argv: Sequence[str], command: str, description: str = "") -> Re
         from_file, file_problems = read_config_file(arguments.config_file)
         problems += file_problems
     config = build([from_file, arguments.values], problems)
+    if "print-config" in arguments.switches:
+        raise ShowAndExit(to_yaml(config).removesuffix("\n"))
     return Request(
         config=config,
         config_file=arguments.config_file,
         dry_run="dry-run" in arguments.switches,
-        print_config="print-config" in arguments.switches,
         json="json" in arguments.switches,
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastwi.cli import ShowAndExit
 from fastwi.config import commandline
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.keys import KEYS, SECTIONS
@@ -29,6 +30,7 @@ from fastwi.config.sweeplayers import (
     layers_from_yaml,
     read_layers,
 )
+from fastwi.config.sweepwrite import sweep_to_yaml
 from fastwi.config.values import Given
 from fastwi.config.wording import show
 from fastwi.errors import ConfigError
@@ -47,7 +49,6 @@ class SweepRequest:
     spec: SweepSpec
     config_file: Path | None
     dry_run: bool
-    print_config: bool
     json: bool
     shard: tuple[int, int] | None
 
@@ -64,7 +65,7 @@ def read_sweep_request(
 
     Raises:
         ConfigError: with one line for each problem found, in the command line, the files and the values.
-        ShowAndExit: `--help` or `--version` stands in `argv`.
+        ShowAndExit: `--help`, `--version` or `--print-config` stands in `argv`.
     """
     commandline.answer(argv, lambda: sweep_help_text(command, description))
     foreign = [path for path in ANALYSIS_OPTIONS if any(word.partition("=")[0] == f"--{path}" for word in argv)]
@@ -75,11 +76,12 @@ def read_sweep_request(
             problems.append(f"--{path}: belongs to python -m fastwi.analyze; leave it out here")
     shard = _shard(arguments.values.pop("shard", None), problems)
     spec, _, _ = read_arguments(arguments, problems)
+    if "print-config" in arguments.switches:
+        raise ShowAndExit(sweep_to_yaml(spec).removesuffix("\n"))
     return SweepRequest(
         spec=spec,
         config_file=arguments.config_file,
         dry_run="dry-run" in arguments.switches,
-        print_config="print-config" in arguments.switches,
         json="json" in arguments.switches,
         shard=shard,
     )

@@ -1,7 +1,6 @@
 """Carries out what is planned, a run as a sweep: on the store and with the executor that its options name."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -10,56 +9,55 @@ from fastwi.config.schema import Config
 from fastwi.data.split import free_host_bytes
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PlannedSweep
+from fastwi.experiment.resources import Resources
 from fastwi.experiment.scheduler import Done, Executor, Listener, LocalExecutor, carry_out, limits_of
 from fastwi.experiment.store import Store
 from fastwi.experiment.store.precision import note_precision
+from fastwi.experiment.todo import left_of
 from fastwi.experiment.worker import Worker
 
 
-def worker_of(planned: PlannedSweep) -> Worker:
-    """A worker on this device that refuses all datasets and networks but those that were planned on."""
+def worker_for(planned: PlannedSweep, part: PlannedSweep) -> Worker:
+    """A worker on this device that refuses all datasets and networks but those that were planned on.
+
+    What is left of `part` is tried, where it is this worker that will do it: its images are opened, and networks of
+    the user's own make a step. Raises UserError where that fails, or where networks do not fit into the memory.
+    """
     options = planned.spec.options
     worker = Worker(Path(options.store), Path.cwd(), options.memory_GiB * 2**30 / 2)
     worker.resources.expect(planned.tree.contents)
+    if options.executor == "local":
+        configs = map(part.tree.configs.__getitem__, left_of(part).epochs)
+        for config in {(c.model, c.engine, c.optimizer.batch_size, c.data): c for c in configs}.values():
+            _check_memory(config, worker.resources)
+            worker.resources.tried_engine(config)
     return worker
 
 
-def check_memory(config: Config, worker: Worker) -> None:
-    """Raise UserError where a run's networks do not fit into the memory that is free.
-
-    At the interpolation there are the average and its children, and a copy of them with recomputed statistics.
-    """
-    resources = worker.resources
+def _check_memory(config: Config, resources: Resources) -> None:
+    """At the interpolation there are an average and its children, and a copy of them with recomputed statistics."""
     device, networks = resources.engine(config).device, config.experiment.children
     needed = 2 * (1 + networks) * resources.state_bytes(config)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
     if needed > free:
         raise UserError(
             f"experiment.children: {networks:,} networks of {resources.layout(config).P:,} parameters need "
-            f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free; give fewer, or a smaller model.width"
+            f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free; average fewer (of a sweep: "
+            "sweep.tuple_size), or give a smaller model.width"
         )
 
 
-@contextmanager
-def open_store(planned: PlannedSweep) -> Iterator[Store]:
-    """The sweep's store, made where it is not there; its metrics.parquet is written at the end.
-
-    Raises UserError where it cannot be written.
-    """
-    with Store.open(planned.spec.options.store) as store:
-        if planned.auto:
-            note_precision(store.directory, planned.auto)
-        try:
-            yield store
-        finally:
-            store.export()
-
-
 def carry_out_planned(planned: PlannedSweep, worker: Worker, store: Store, listener: Listener) -> Done:
-    """Do all that the store lacks. `worker` does it, unless the options name another executor."""
+    """Do all that the store lacks, and export what is measured. `worker` does it, or the executor of the options.
+
+    Raises UserError where the store cannot be written, or was begun in another precision.
+    """
     options, resources, config = planned.spec.options, worker.resources, planned.points[0].config
+    if planned.auto:
+        note_precision(store.directory, planned.auto)
     limits = limits_of(options, resources.state_bytes(config), resources.engine(config).members_at_once)
     with ExitStack() as stack:
+        stack.callback(store.export)
         executor: Executor = LocalExecutor(worker)
         if options.executor == "ray":
             from fastwi.experiment.distributed import RayExecutor

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -59,15 +59,15 @@ def run(
     read, file = read_config({} if config is None else config, given)
     from fastwi.report.frames import rows_frame
     from fastwi.report.sweep import gains
-    from fastwi.train import NAMELESS, carry_out_run, open_run
+    from fastwi.train import carry_out_run, open_run
 
     with undisturbed():
         read = _with_images(read, train, test, read.run.directory)
-        opened = open_run(read, file.stem if file else NAMELESS)
+        opened = open_run(read, file)
         found = carry_out_run(opened, quiet=not progress)
     planned = opened.planned
     of_pairs = gains(planned.spec, planned.points, planned.places, found.measured)
-    return _results(opened.paths.directory, found.problems, rows_frame(found.rows), of_pairs)
+    return _results(opened.paths.directory, found.summary.problems, rows_frame(found.rows), of_pairs)
 
 
 def sweep(
@@ -101,7 +101,7 @@ def sweep(
         spec = replace(spec, base=_with_images(spec.base, train, test, spec.options.directory))
         found = carry_out_sweep(open_sweep(spec, name), quiet=not progress)
     missing = [f"{found.missing:,} measurements are not there yet"] if found.missing else []
-    return _results(found.directory, found.problems or missing, found.frame, found.gains)
+    return _results(found.directory, found.summary.problems or missing, found.frame, found.gains)
 
 
 def _overrides(
@@ -169,7 +169,7 @@ def undisturbed() -> Iterator[None]:
         _busy.reset(token)
 
 
-def _results(directory: Path, problems: list[str], *frames: Any) -> "Results":
+def _results(directory: Path, problems: Sequence[str], *frames: Any) -> "Results":
     from fastwi.python.results import Results
 
     if problems:

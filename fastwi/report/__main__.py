@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastwi.cli import run_command
+from fastwi.cli import command
 from fastwi.files import to_json
 from fastwi.version import __version__
 
@@ -17,12 +17,9 @@ _DESCRIPTION = (
 _EPILOG = "Exit codes: 0 ok; 1 failed; 2 bad use, or results that are missing or damaged; 130 Ctrl-C."
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    return run_command(lambda: _main(sys.argv[1:] if argv is None else argv))
-
-
-def _main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "python -m fastwi.report", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False
     )

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -35,6 +36,12 @@ def cost_of(planned: "PlannedSweep", task: int) -> float:
     treatment = tree.treatments[tree.probe_treatments[task - len(tree)]]
     sample = 0 if treatment.name == OWN else min(treatment.images or dataset.train_images, dataset.train_images)
     return EVALUATION_COST * (dataset.test_images + sample)
+
+
+def auto_line(planned: "PlannedSweep") -> str:
+    """What engine.precision: auto is, and why; empty where no point has it."""
+    auto = planned.auto
+    return f"engine.precision: auto is {auto.precision}: {auto.reason}" if auto else ""
 
 
 def clock(seconds: float) -> str:
@@ -76,16 +83,17 @@ class TreeProgress(LiveProgress):
 
     def __init__(
         self,
-        cost: Callable[[int], float],
+        planned: "PlannedSweep",
         describe: Callable[[Sequence["Measurement"]], str] | None = None,
-        first: str | None = None,
+        first: str = "",
         quiet: bool = False,
     ) -> None:
-        """`cost` of a task, in trained images. `describe`: measurements in words, for a line at each of them.
+        """`describe`: measurements in words, for a line at each of them. `quiet`: nothing is said.
 
-        `first` is said before the first images. `quiet`: nothing is said.
+        `first` is said before the first images; without it, what engine.precision: auto is.
         """
-        self._cost, self._describe = cost, describe
+        self._cost, self._describe = partial(cost_of, planned), describe
+        first = first or auto_line(planned)
         self._waiting = {"first": first} if first else {}  # lines that are said before the first images
         self._total = self._done = self._elsewhere = self._here = 0.0
         self._tasks = self._tasks_done = 0

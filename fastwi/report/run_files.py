@@ -15,7 +15,7 @@ from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.files import locked_directory, write_text
 from fastwi.report.rows import Row, divergence, point_rows
-from fastwi.report.summary import Table, after_table, interpolation_table
+from fastwi.report.summary import Summary, Table, after_table, interpolation_table
 from fastwi.sealed import MANIFEST, read_sealed, sealed_yaml, write_sealed
 
 if TYPE_CHECKING:
@@ -91,15 +91,11 @@ class RunDirectory:
 
 @dataclass(frozen=True)
 class RunResults:
-    """What was measured, as rows and tables; a line for each network that diverged, and for what failed.
-
-    `rows`: those of metrics.jsonl. `tables`: none where the run did not come to an average.
-    """
+    """What was measured, also as the rows of metrics.jsonl; and what is said of it, and of networks that diverged."""
 
     measured: "dict[MeasurementKey, Measurement]"
     rows: list[Row]
-    tables: list[Table]
-    problems: list[str]
+    summary: Summary
 
 
 def write_run(
@@ -114,16 +110,18 @@ def write_run(
 
     (point,), (place,) = planned.points, planned.places
     rows, e = point_rows(point, place, measured), point.config.experiment
-    tables: list[Table] = []
+    lines, tables = list[str](), list[Table]()
     if any(row["network"] == "average" for row in rows):
         tables = [interpolation_table(rows)] + ([after_table(rows)] if e.after else [])
         title = f"{point.config.model.name} on {card.name}: k = {e.k}, s = {e.s}, {e.children} children"
         write_text(paths.table, f"# {title}\n\n" + "\n".join(table.markdown() for table in tables))
         draw_run(rows, paths.figure, title)
+        lines = [f"{paths.directory}: metrics.jsonl, summary.md, figure.png, checkpoints/, store/"]
     diverged = [
         f"{row['network']} diverged in epoch {row['epoch']}: {divergence(row)}; lower optimizer.learning_rate, or "
         "give schedule.warmup_iterations"
         for row in rows
         if divergence(row)
     ]
-    return RunResults(measured, rows, tables, [*diverged, *failures])
+    values = {"directory": str(paths.directory), "metrics": rows}
+    return RunResults(measured, rows, Summary(values, lines, tables, [*diverged, *failures]))

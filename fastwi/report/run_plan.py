@@ -8,7 +8,7 @@ from fastwi.experiment.todo import left_of
 from fastwi.report.progress import clock, cost_of
 from fastwi.report.rates import measure_rates
 from fastwi.report.run_files import RunDirectory
-from fastwi.report.sweep_plan import Plan
+from fastwi.report.summary import Summary
 
 
 def describe(engine: Engine, planned: PlannedSweep) -> str:
@@ -19,7 +19,7 @@ def describe(engine: Engine, planned: PlannedSweep) -> str:
     return f"{resolved.backend} on {resolved.device}, {str(resolved.dtype).removeprefix('torch.')}{why}{compiles}"
 
 
-def run_plan(planned: PlannedSweep, paths: RunDirectory, resources: Resources) -> Plan:
+def run_plan(planned: PlannedSweep, paths: RunDirectory, resources: Resources) -> Summary:
     """What is left of a run, with a time measured on a few of its own steps."""
     given, config = planned.spec.base, planned.points[0].config
     todo, experiment = left_of(planned), config.experiment
@@ -40,4 +40,4 @@ def run_plan(planned: PlannedSweep, paths: RunDirectory, resources: Resources) -
         f"# left: {trained:,} images to train at {rates.trained_per_s:,.0f}/s, {len(todo.probes)} networks to "
         f"measure: about {clock(seconds)}",
     ]
-    return Plan(values, lines)
+    return Summary(values, lines)

@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Sequence
-from functools import partial
+from types import TracebackType
 
+from fastwi.engine.base import Engine
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.store import Measurement, Store
 from fastwi.experiment.todo import without_lost
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.files import to_json, write_text
-from fastwi.report.progress import TreeProgress, cost_of
+from fastwi.report.progress import TreeProgress
 from fastwi.report.rows import ACCURACY, Row, point_rows
 from fastwi.report.run_files import RunDirectory
+from fastwi.report.run_plan import describe
 from fastwi.report.tensorboard import TensorBoard
 
 _ROWS_EVERY_S = 5.0
@@ -26,15 +28,23 @@ class RunProgress(TreeProgress):
         planned: PlannedSweep,
         store: Store,
         paths: RunDirectory,
-        board: TensorBoard | None,
-        backend: str,
+        engine: Engine,
         quiet: bool = False,
     ) -> None:
-        """`backend`: what it is computed by, in words. `quiet`: nothing is shown."""
-        super().__init__(partial(cost_of, planned), self._networks, backend, quiet)
-        self._planned, self._paths, self._board = planned, paths, board
+        """`quiet`: nothing is shown."""
+        super().__init__(planned, self._networks, describe(engine, planned), quiet)
+        self._planned, self._paths = planned, paths
+        self._board = TensorBoard(paths.tensorboard) if planned.points[0].config.run.tensorboard else None
         self._measured: dict[MeasurementKey, Measurement] = store.measurements(planned.tree.measurement_keys())
         self._written = time.monotonic()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self.write_rows()
+        if self._board is not None:
+            self._board.close()
 
     def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
         """See `Listener`."""
@@ -47,15 +57,14 @@ class RunProgress(TreeProgress):
         """The measurements that count so far."""
         return without_lost(self._planned.tree, self._measured)
 
-    def write_rows(self) -> list[Row]:
-        """Write the rows of all that is measured; returns them."""
+    def write_rows(self) -> None:
+        """Write the rows of all that is measured."""
         rows = self._rows(self.found())
         if rows:
             write_text(self._paths.metrics, "".join(f"{to_json(row)}\n" for row in rows))
         if self._board is not None:
             self._board.write(rows)
         self._written = time.monotonic()
-        return rows
 
     def _rows(self, measured: dict[MeasurementKey, Measurement]) -> list[Row]:
         return point_rows(self._planned.points[0], self._planned.places[0], measured)

@@ -2,11 +2,15 @@
 
 import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from rich.console import Console
 from rich.table import Table as RichTable
 
+from fastwi.files import to_json
 from fastwi.report.rows import ACCURACY, Row
 
 OVER_PARENTS = (
@@ -41,8 +45,33 @@ def estimates_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[
     return Table(title, tuple(columns), tuple(tuple(row) for row in rows))
 
 
-def rich_table(table: Table) -> RichTable:
-    """The table for a terminal."""
+@dataclass(frozen=True)
+class Summary:
+    """What a command says of what it did, or would do: `values` for programs, `lines` and `tables` for a reader.
+
+    `problems`: a line for each thing that went wrong.
+    """
+
+    values: Mapping[str, Any]
+    lines: Sequence[str]
+    tables: Sequence[Table] = ()
+    problems: Sequence[str] = ()
+
+    def show(self, as_json: bool) -> None:
+        """Print the values as one JSON object, or the tables and then the lines. Problems go to stderr."""
+        if as_json:
+            print(to_json(self.values))
+        else:
+            console = Console()
+            for table in self.tables:
+                console.print(_rich_table(table))
+            for line in self.lines:
+                print(line)
+        for problem in self.problems:
+            print(f"fastwi: error: {problem}", file=sys.stderr)
+
+
+def _rich_table(table: Table) -> RichTable:
     shown = RichTable(title=table.title, title_justify="left")
     for column in table.columns:
         shown.add_column(column, justify="right")

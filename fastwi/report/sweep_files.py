@@ -16,29 +16,30 @@ from fastwi.report.curves import draw_curves
 from fastwi.report.frames import COLUMNS, result_frame, write_frame
 from fastwi.report.heatmap import draw_heatmap
 from fastwi.report.manifest import manifest
-from fastwi.report.sweep import GAIN_COLUMNS, Cell, cells, gains, summary_markdown
+from fastwi.report.summary import Summary
+from fastwi.report.sweep import GAIN_COLUMNS, cell_table, cells, gains, summary_markdown
 from fastwi.sealed import MANIFEST, seal_directory, sealed_yaml
 
 
 @dataclass(frozen=True)
 class SweepResults:
-    """What was written: the frames of results.parquet and gains.parquet, and the cells of the tables and figures.
+    """What was written: the frames of results.parquet and gains.parquet; and what is said of them.
 
-    `measured` and `missing`: how many of the sweep's measurements are there, and are not. `problems`: a line for each
-    network that diverged, and for what failed.
+    `missing`: how many of the sweep's measurements are not there.
     """
 
     directory: Path
     frame: polars.DataFrame
     gains: polars.DataFrame
-    cells: list[Cell]
-    measured: int
     missing: int
-    problems: list[str]
+    summary: Summary
 
 
 def write_sweep(planned: PlannedSweep, store: Store, resources: Resources, problems: list[str]) -> SweepResults:
-    """Write the sweep's directory, and note the sweep in its store. Raises UserError where that cannot be."""
+    """Write the sweep's directory, and note the sweep in its store. Raises UserError where that cannot be.
+
+    `problems`: a line for each network that diverged, and for what failed.
+    """
     spec, config = planned.spec, planned.points[0].config
     directory = Path(spec.options.directory) / spec.options.name
     wanted = planned.tree.measurement_keys()
@@ -65,4 +66,13 @@ def write_sweep(planned: PlannedSweep, store: Store, resources: Resources, probl
         seal_directory(directory, about)
     # For `python -m fastwi.report STORE`: which sweeps the store was made for.
     write_text(store.directory / "sweeps" / f"{spec.options.name}.yaml", sealed_yaml(resolved))
-    return SweepResults(directory, frame, every_gain, found, len(measured), missing, problems)
+    values = {
+        "directory": str(directory),
+        "points": len(planned.points),
+        "measurements": len(measured),
+        "missing": missing,
+    }
+    line = f"{directory}: results.parquet, gains.parquet, summary.md, heatmap.png, curves.png"
+    line += f"; {missing:,} measurements are not there yet" if missing else ""
+    summary = Summary(values, [line], [cell_table(found)] if found else [], problems)
+    return SweepResults(directory, frame, every_gain, missing, summary)

@@ -2,32 +2,22 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
 from fastwi.config.schema import Config
 from fastwi.config.sweep import KEEP
 from fastwi.config.sweepwrite import sweep_to_yaml
-from fastwi.engine.precision import Choice
 from fastwi.experiment.planner import PlannedSweep, kept_states
 from fastwi.experiment.points import Point
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.todo import Todo, left_of
-from fastwi.report.progress import clock, cost_of
+from fastwi.report.progress import auto_line, clock, cost_of
 from fastwi.report.rates import measure_rates
+from fastwi.report.summary import Summary
 
 _MOST_NAMED = 12
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What `--dry-run` says: `values` for programs, `lines` for a reader."""
-
-    values: dict[str, Any]
-    lines: list[str]
-
-
-def sweep_plan(planned: PlannedSweep, resources: Resources) -> Plan:
+def sweep_plan(planned: PlannedSweep, resources: Resources) -> Summary:
     """The tree, what it saves, and time and disk, measured on a few steps of this very sweep."""
     todo, tree = left_of(planned), tree_lines(planned)
     epochs, naive = sum(1 for _ in planned.tree.epoch_nodes()), naive_epochs(planned.points)
@@ -40,19 +30,14 @@ def sweep_plan(planned: PlannedSweep, resources: Resources) -> Plan:
     }  # fmt: skip
     lines = [
         *tree,
-        *([auto_line(planned.auto)] if planned.auto else []),
+        *([auto_line(planned)] if planned.auto else []),
         f"{len(planned.points):,} points; {epochs:,} epochs in the tree, {naive:,} if each point were run alone: "
         f"{naive / max(1, epochs):.1f} times as many",
         f"left: {len(todo.epochs):,} epochs to train, {len(todo.probes):,} networks to measure: about "
         f"{clock(seconds)} on one such device",
         kept_line(sizes, keep),
     ]
-    return Plan(values, [sweep_to_yaml(planned.spec), *(f"# {line}" for line in lines)])
-
-
-def auto_line(auto: Choice) -> str:
-    """What engine.precision: auto is, and why."""
-    return f"engine.precision: auto is {auto.precision}: {auto.reason}"
+    return Summary(values, [sweep_to_yaml(planned.spec), *(f"# {line}" for line in lines)])
 
 
 def _seconds(planned: PlannedSweep, todo: Todo, resources: Resources) -> float:

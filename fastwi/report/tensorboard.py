@@ -7,14 +7,10 @@ that none is missing and none is there twice wherever the earlier one was stoppe
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastwi.errors import ConfigError
 from fastwi.report.rows import Row
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _NO_SCALARS = ("stage", "epoch", "network", "batch_norm")
 
@@ -44,12 +40,8 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(directory))
         self._written: set[tuple[str, int]] = set()
 
-    def __enter__(self) -> "Self":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Write what is left, and close the file."""
         self._writer.close()
 
     def write(self, rows: Iterable[Row]) -> None:

@@ -24,20 +24,18 @@ def test_nothing_given_is_the_defaults() -> None:
     request = read_request([], "fastwi.train")
     assert request.config == Config()
     assert request.config_file is None
-    assert (request.dry_run, request.print_config, request.json) == (False, False, False)
+    assert (request.dry_run, request.json) == (False, False)
 
 
 def test_switches_and_file_reach_the_request(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("experiment: {k: 4}")
-    request = read_request(["--json", "--dry-run", f"--config={file}", "--print-config"], "fastwi.train")
-    assert (request.config_file, request.dry_run, request.print_config, request.json) == (
-        file,
-        True,
-        True,
-        True,
-    )
+    request = read_request(["--json", "--dry-run", f"--config={file}"], "fastwi.train")
+    assert (request.config_file, request.dry_run, request.json) == (file, True, True)
     assert request.config.experiment.k == 4
+    with pytest.raises(ShowAndExit) as shown:
+        read_request(["--json", "--dry-run", f"--config={file}", "--print-config"], "fastwi.train")
+    assert config_from_yaml(shown.value.text) == request.config
 
 
 def test_flag_wins_over_file_and_file_over_default(tmp_path: Path) -> None:

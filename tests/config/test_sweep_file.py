@@ -85,7 +85,7 @@ def test_every_form_of_a_file(directory: Path) -> None:
     )
     assert count_points(request.spec) == 4 * 4 * 3 * 4 * 3 * 2 * 2 * 2 * 4 * 4 * 5
     assert request.config_file == directory / "full.yaml"
-    assert (request.dry_run, request.print_config, request.json, request.shard) == (False, False, False, None)
+    assert (request.dry_run, request.json, request.shard) == (False, False, None)
 
 
 def test_nothing_given_is_one_cell_of_the_defaults() -> None:
@@ -96,8 +96,8 @@ def test_nothing_given_is_one_cell_of_the_defaults() -> None:
 
 
 def test_switches_and_shard() -> None:
-    request = read("--json", "--dry-run", "--shard", "2/4", "--print-config")
-    assert (request.dry_run, request.print_config, request.json, request.shard) == (True, True, True, (2, 4))
+    request = read("--json", "--dry-run", "--shard", "2/4")
+    assert (request.dry_run, request.json, request.shard) == (True, True, (2, 4))
     assert read("--shard=1/1").shard == (1, 1)
 
 
