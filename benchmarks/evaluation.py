@@ -42,9 +42,8 @@ from fastwi.config.schema import Config
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.engine import allocator
-from fastwi.engine.choose import build_engine
+from fastwi.engine.choose import build_engine, build_network
 from fastwi.errors import UserError
-from fastwi.experiment.resources import build_network
 from fastwi.kernels.augment import augment_reference
 from fastwi.population import Population
 

@@ -75,23 +75,25 @@ def _main(argv: list[str]) -> int:
 
 def measure(least: int, pipe: Any) -> None:
     """In a fresh process: plan, and send seconds a stage, counts and the peak memory (MB, 10^6 bytes)."""
-    from fastwi.config.schema import Config
+    from fastwi.config.schema import Config, EngineConfig
     from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
-    from fastwi.experiment.keys import DataSummary
-    from fastwi.experiment.planner import plan_tree
-    from fastwi.experiment.points import points
+    from fastwi.config.sweeppoints import points
+    from fastwi.experiment.inputs import Inputs
+    from fastwi.experiment.planner import plan_sweep
     from fastwi.experiment.ready import ReadyQueue
     from fastwi.experiment.todo import unfinished
 
     axes = (Axis("experiment.k", (1, 2, 4, 8, 16)), Axis("experiment.s", (1, 2, 4)))
     children = 64  # 32 pairs: a parent has 1 + 5 x 64 + 15 x 32 = 801 trajectories
     parents = -(-least // (1 + 5 * children + 15 * children // 2))
-    spec = SweepSpec(Config(), axes, SweepOptions(parents=tuple(range(parents)), children=children))
-    data = DataSummary("0" * 128, 50_000, 10_000)
+    base = Config(engine=EngineConfig(precision="bf16"))
+    options = SweepOptions(parents=tuple(range(parents)), children=children)
+    spec = SweepSpec(base, axes, options)
+    inputs = Inputs("0" * 128, {"train": 50_000, "test": 10_000})
     times = [time.perf_counter()]
     every = list(points(spec))
     times.append(time.perf_counter())
-    tree, _places = plan_tree(every, lambda _: data, "bf16", spec.options.measure, spec.options.keep)
+    tree = plan_sweep(spec, every, lambda _: inputs).tree
     times.append(time.perf_counter())
     todo = unfinished(tree, set(), set())
     times.append(time.perf_counter())

@@ -15,9 +15,9 @@ from benchmarks.machine import pick_device
 from fastwi.config.schema import Config
 from fastwi.data.noise import Stream, permutation
 from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.engine.choose import build_network
 from fastwi.engine.device import resolve_dtype
 from fastwi.errors import UserError
-from fastwi.experiment.resources import build_network
 from fastwi.kernels.augment import augment_reference
 
 

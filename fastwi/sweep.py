@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from fastwi.cli import EXIT_PARTLY, command
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepfile import read_sweep_request, sweep_name
+from fastwi.config.sweeppoints import points, shard_of
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
-from fastwi.experiment.points import points, shard_of
 from fastwi.python import entry
 from fastwi.report.progress import TreeProgress
 

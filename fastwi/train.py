@@ -14,7 +14,7 @@ from fastwi.config.read import read_request
 from fastwi.config.schema import Config
 from fastwi.config.write import config_hash
 from fastwi.data.card import Card, read_card
-from fastwi.experiment.contents import result_digest
+from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.report.run_files import RunDirectory, RunResults, write_run
 
@@ -62,7 +62,7 @@ def open_run(config: Config, file: Path | None) -> Run:
     if config.run.tensorboard:
         require_tensorboard()
     card = read_card(Path(config.data.path))
-    identity = config_hash(config, result_digest(card, config))
+    identity = config_hash(config, Inputs.of(card, config).digest)
     name = config.run.name or f"{file.stem if file else 'run'}-{identity}"
     paths = RunDirectory(Path(config.run.directory, name))
     paths.check(identity, config)

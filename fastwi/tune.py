@@ -101,8 +101,8 @@ def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members
 
     from fastwi.data.noise import Noise
     from fastwi.data.resident import ResidentDataset, normalisation_table
+    from fastwi.engine.choose import build_network
     from fastwi.engine.device import free_memory
-    from fastwi.experiment.resources import build_network
     from fastwi.population import Population
 
     free_memory(device)  # of the engine before

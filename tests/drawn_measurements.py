@@ -5,32 +5,31 @@ import random
 
 from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
-from fastwi.experiment.keys import DataSummary
-from fastwi.experiment.planner import plan_tree
-from fastwi.experiment.points import points
+from fastwi.experiment.inputs import Inputs
+from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import Measurement
 from fastwi.experiment.tree import OWN
 
-DATASET = DataSummary("0123456789abcdef", train_images=100, test_images=50)
+INPUTS = Inputs("0123456789abcdef", {"train": 100, "test": 50})
 
 
-def dataset_of(config):
-    return DATASET
+def inputs_of(config):
+    return INPUTS
 
 
 def spec_of(axes: dict, experiment: dict | None = None, **options) -> SweepSpec:
     """A sweep over `axes`, by dotted name, of a tiny base configuration."""
     base = config_from_mapping({
-        "optimizer": {"batch_size": 50}, "experiment": {"k": 2, "s": 1, "after": 2, **(experiment or {})},
+        "optimizer": {"batch_size": 50}, "engine": {"precision": "fp32"},
+        "experiment": {"k": 2, "s": 1, "after": 2, **(experiment or {})},
     })  # fmt: skip
     return SweepSpec(base, tuple(Axis(path, tuple(values)) for path, values in axes.items()), SweepOptions(**options))
 
 
 def planned(spec: SweepSpec):
     """Points, their places, and the tree."""
-    every = list(points(spec))
-    tree, places = plan_tree(every, dataset_of, "fp32", spec.options.measure, spec.options.keep)
-    return every, places, tree
+    found = plan_sweep(spec, inputs_of=inputs_of)
+    return found.points, found.places, found.tree
 
 
 def drawn(tree, seed: int) -> dict:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
-from fastwi.experiment.resources import build_network
+from fastwi.engine.choose import build_network
 from fastwi.population import Population
 
 State = dict[str, Tensor]

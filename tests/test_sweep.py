@@ -17,10 +17,10 @@ import torch
 from begun_stores import measured_so_far
 
 from fastwi.config.sweepfile import read_sweep_request
+from fastwi.config.sweeppoints import points
 from fastwi.config.write import to_yaml
 from fastwi.data.card import with_checksum
 from fastwi.experiment.planner import plan_sweep
-from fastwi.experiment.points import points
 from fastwi.experiment.store import Store
 from fastwi.report.rows import point_rows
 from fastwi.report.sweep_plan import naive_epochs

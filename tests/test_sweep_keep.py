@@ -10,7 +10,7 @@ import torch
 from fastwi.analyze import main as analyze
 from fastwi.config.sweep import KEEP
 from fastwi.config.sweepfile import read_sweep_request
-from fastwi.experiment.planner import kept_states, plan_sweep
+from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import Store
 from fastwi.sweep import main
 
@@ -58,7 +58,7 @@ def frame(argv: list[str]) -> polars.DataFrame:
 def test_what_stays(sweeps, keep, capsys):
     argv = sweeps[keep]
     planned = plan_sweep(read_sweep_request(argv).spec)
-    kept = {planned.tree.keys[node] for node in kept_states(planned.tree, planned.places, keep)}
+    kept = {planned.tree.keys[node] for node in planned.kept(keep)}
     assert len(kept) == KEPT[keep]
     with Store.open(planned.spec.options.store, create=False) as store:
         assert store.states() == kept

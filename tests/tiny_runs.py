@@ -22,10 +22,10 @@ from data_prep.write import write_dataset
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
+from fastwi.config.sweeppoints import Point
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
 from fastwi.experiment.planner import PointStates, plan_sweep
-from fastwi.experiment.points import Point
 from fastwi.experiment.store import Measurement, StateFile, write_state
 from fastwi.experiment.tree import OWN, Epoch, Probe, Treatment, Tree
 from fastwi.experiment.worker import Job, Worker
@@ -183,7 +183,7 @@ def tiny_run(settings: Settings) -> TinyRun:
     for at, name in names_in(tree, place).items():
         content, rows = states[name[0]]
         found[at] = Named(name, content, probes[name[0], name[1]] if len(name) == 2 else rows)
-    return TinyRun(config, config_hash(config, planned.dataset_of(config).digest), found)
+    return TinyRun(config, config_hash(config, planned.inputs_of(config).digest), found)
 
 
 _Rows = tuple[float | None, ...]
@@ -203,7 +203,7 @@ def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict
     def job(start: int, epochs: tuple[Epoch, ...], probes: tuple[Probe, ...]) -> Job:
         write = frozenset(epoch.key for epoch in epochs)
         chains = (epochs,) if epochs else ()
-        return Job(chains, probes, tree.made_of([start]), files, write, tree.contents, math.inf, (0,))
+        return Job(chains, probes, tree.made_of([start]), files, write, tree.inputs, math.inf, (0,))
 
     def measure(node: int, probe: Probe) -> _Rows:
         (m,) = worker.run(job(node, (), (probe,)), _Silent()).measurements

@@ -228,9 +228,8 @@ def measure(
     check_treatments(treatments, recomputation, (AVERAGED, RECOMPUTED))
     if not splits:
         raise UserError("no split is given to measure on; give a dict of names and datasets")
-    layout = evaluator.layout
     # Weights and momentum; twice, for recomputed copies.
-    step = max(1, memory_bytes // (2 * (8 * layout.P + 4 * layout.Q + 8 * layout.B)))
+    step = max(1, memory_bytes // (2 * evaluator.layout.row_bytes))
     measurement = Measurement(*({s: {t: np.full(count, np.nan) for t in treatments} for s in splits} for _ in "le"))
     for first in range(0, count, step):
         last = min(first + step, count)

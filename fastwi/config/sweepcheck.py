@@ -21,7 +21,7 @@ MOST_TUPLES = 500_000
 """Tuples of a parent must be fewer: a parent has 1,000,000 noise seeds, half of them for its tuples' averages.
 
 Its children have the other half, which the bound of sweep.children keeps to; that of sweep.parents keeps the
-seeds below 2^63 (`fastwi.experiment.points`).
+seeds below 2^63 (`fastwi.config.sweeppoints`).
 """
 
 MOST_CELLS = 10_000
@@ -141,7 +141,7 @@ def cell_problems(base: Config, axes: Sequence[Axis], origins: Mapping[str, str]
         try:
             check_config(cell_config(base, axes, values))
         except ConfigError as error:
-            where = ", ".join(f"{axis.path} = {show_value(value)}" for axis, value in zip(axes, values, strict=True))
+            where = cell_name(axes, values)
             for line in str(error).splitlines():
                 found.setdefault(line, where)
                 counts[line] += 1
@@ -166,6 +166,11 @@ def cell_config(base: Config, axes: Sequence[Axis], values: Sequence[Value]) -> 
         sections.setdefault(section, {})[name] = value
     changed = {section: dataclasses.replace(getattr(base, section), **keys) for section, keys in sections.items()}
     return dataclasses.replace(base, **changed)
+
+
+def cell_name(axes: Sequence[Axis], values: Sequence[Value]) -> str:
+    """Where a cell is, in words."""
+    return ", ".join(f"{axis.path} = {show_value(value)}" for axis, value in zip(axes, values, strict=True))
 
 
 def _checked_cells(axes: Sequence[Axis]) -> Iterator[tuple[Value, ...]]:

@@ -19,7 +19,7 @@ HASH_VERSION = 1
 HASH_DIGITS = 12
 
 # What cannot change a result. run: where it is written. data.streaming: where images wait. data.decoder: it changes
-# the pixels of JPEGs only, and then the dataset's digest (`experiment.contents.result_digest`). engine: how it is
+# the pixels of JPEGs only, and then the dataset's digest (`experiment.inputs`). engine: how it is
 # computed; engines, backends, thread counts and devices agree to float tolerance, which is what this project calls
 # the same result. Precision is no member: bf16 and fp32 round differently by far more than that.
 _NO_RESULT = frozenset(

@@ -17,19 +17,16 @@ from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine
 from fastwi.errors import ConfigError
-from fastwi.models.names import is_own
 from fastwi.population import Population
 
 _LONGEST_REASON = 200
 
 
 def try_training(engine: Engine, config: Config, network: nn.Module, train: Dataset, test: Dataset) -> None:
-    """Train a copy of `network` for one step and evaluate it on one batch, where it is the user's own.
+    """Train a copy of `network` for one step and evaluate it on one batch.
 
     Raises ConfigError, in one line, where either fails.
     """
-    if not is_own(config.model.name):
-        return
     population = Population.from_modules([network], device=engine.device)
     batch = _first(train, config.optimizer.batch_size)
     try:

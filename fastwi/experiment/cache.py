@@ -57,5 +57,4 @@ class StateCache:
 
 
 def _bytes(population: Population) -> int:
-    layout = population.layout
-    return population.members * (8 * layout.P + 4 * layout.Q + 8 * layout.B)
+    return population.members * population.layout.row_bytes

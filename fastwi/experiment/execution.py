@@ -25,7 +25,7 @@ def worker_for(planned: PlannedSweep, part: PlannedSweep) -> Worker:
     """
     options = planned.spec.options
     worker = Worker(Path(options.store), Path.cwd(), options.memory_GiB * 2**30 / 2)
-    worker.resources.expect(planned.tree.contents)
+    worker.resources.expect(planned.tree.inputs)
     if options.executor == "local":
         configs = map(part.tree.configs.__getitem__, left_of(part).epochs)
         for config in {(c.model, c.engine, c.optimizer.batch_size, c.data): c for c in configs}.values():
@@ -37,7 +37,7 @@ def worker_for(planned: PlannedSweep, part: PlannedSweep) -> Worker:
 def _check_memory(config: Config, resources: Resources) -> None:
     """At the interpolation there are an average and its children, and a copy of them with recomputed statistics."""
     device, networks = resources.engine(config).device, config.experiment.children
-    needed = 2 * (1 + networks) * resources.state_bytes(config)
+    needed = 2 * (1 + networks) * resources.layout(config).row_bytes
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
     if needed > free:
         raise UserError(
@@ -55,7 +55,8 @@ def carry_out_planned(planned: PlannedSweep, worker: Worker, store: Store, liste
     options, resources, config = planned.spec.options, worker.resources, planned.points[0].config
     if planned.auto:
         note_precision(store.directory, planned.auto)
-    limits = limits_of(options, resources.state_bytes(config), resources.engine(config).members_at_once)
+    engine = resources.engine(config)
+    limits = limits_of(options, resources.layout(config).row_bytes, engine.members_at_once)
     with ExitStack() as stack:
         stack.callback(store.export)
         executor: Executor = LocalExecutor(worker)

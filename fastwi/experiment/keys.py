@@ -3,47 +3,42 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from fastwi.config.keys import section_keys
 from fastwi.config.schema import Config
 from fastwi.config.write import value_of
 from fastwi.engine.schedule import learning_rate
+from fastwi.errors import UserError
+from fastwi.experiment.inputs import Inputs
+from fastwi.experiment.tree import Treatment
 from fastwi.models.names import placeless
 
 KEY_VERSION = 2
 """Raise it when the same key would name another result: a default or the meaning of a setting changed."""
 
 _IN_OTHER_WORDS = frozenset({"optimizer.learning_rate", "model.weights"})
-"""Keys that decide by the rate of each epoch, and by the content of the file (`DataSummary.digest`)."""
+"""Keys that decide by the rate of each epoch, and by the content of the file (`Inputs.digest`)."""
 
 _DIGITS = 32  # 128 bits: no two of any number of trajectories ever meet
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """What a configuration's data is: what names its content, and how many images training and testing use.
-
-    `digest`: `fastwi.experiment.contents.result_digest`, which also has the source of a network that is the user's
-    own and the weights that parents start from.
-    """
-
-    digest: str
-    train_images: int
-    test_images: int
+_to_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class Namer:
     """Gives the keys of all configurations that differ in `seeds` and `experiment` only."""
 
-    def __init__(self, config: Config, data: DataSummary, precision: str) -> None:
-        """`precision` is what engine.precision: auto means."""
-        self.config, self._images = config, data.train_images
-        self._per_epoch = max(1, data.train_images // config.optimizer.batch_size)
-        precision = precision if config.engine.precision == "auto" else config.engine.precision
+    def __init__(self, config: Config, inputs: Inputs) -> None:
+        """Raises UserError where there are fewer training images than a batch has."""
+        assert config.engine.precision != "auto"
+        self.config, self._images = config, inputs.images("train", config.data)
+        batch, test_images = config.optimizer.batch_size, inputs.images("test", config.data)
+        if self._images < batch:
+            raise UserError(
+                f"optimizer.batch_size: {batch} is more than the {self._images} training images; give a smaller one"
+            )
+        self._per_epoch = self._images // batch
         # What decides a parent before its first epoch and its measurement, beside its seed.
         self._untrained = _digest(
-            "untrained", KEY_VERSION, _settings(config, "model"), precision, data.digest, data.test_images
+            "untrained", KEY_VERSION, _settings(config, "model"), config.engine.precision, inputs.digest, test_images
         )
         # What decides any epoch beside its start, noise and learning rates.
         self._context = _digest("context", self._untrained, _settings(config, "augment", "optimizer"), self._images)
@@ -76,9 +71,11 @@ class Namer:
             treatment += [self._context, noise, self._batches(experiment.recompute_images)]
         return _digest("average", children, weights, treatment)
 
-    def recomputed(self, noise: int, images: int, epoch: int) -> str:
-        """The name of batch-norm statistics' recomputation on `images` images (0: all) at `epoch`."""
-        return "recomputed-" + _digest(self._context, noise, self._batches(images), epoch)[:12]
+    def recomputed(self, noise: int, images: int, epoch: int) -> Treatment:
+        """Batch-norm statistics recomputed at `epoch` on the whole batches of `images` images (0: all)."""
+        batches = self._batches(images)
+        name = "recomputed-" + _digest(self._context, noise, batches, epoch)[:12]
+        return Treatment(name, epoch, noise, batches * self.config.optimizer.batch_size)
 
     def _batches(self, images: int) -> int:
         """The batches that statistics are recomputed on, as the engine counts them."""
@@ -100,13 +97,13 @@ def _settings(config: Config, *sections: str) -> dict[str, object]:
         key.path: value_of(config, key) for key in keys if value_of(config, key) != key.default
     }
     if "model.name" in found:
-        found["model.name"] = placeless(config.model.name)  # what is there is in `DataSummary.digest`
+        found["model.name"] = placeless(config.model.name)  # what is there is in `Inputs.digest`
     return found
 
 
 def _digest(*parts: object) -> str:
     """A stable hex digest of plain values."""
-    return _hash(json.dumps(parts, sort_keys=True, separators=(",", ":")))
+    return _hash(_to_json(parts))
 
 
 def _hash(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from fastwi.config.sweep import SweepOptions
 from fastwi.errors import UserError
-from fastwi.experiment.contents import contents_key
+from fastwi.experiment.inputs import inputs_key
 from fastwi.experiment.ready import ReadyQueue
 from fastwi.experiment.store import DamagedState, Measurement, Owner, StateFile, Store
 from fastwi.experiment.todo import Todo, stopped_states, unfinished
@@ -266,7 +266,7 @@ class _Pass:
             states,
             {key: self._files[key] for key in (tree.keys[node] for node in nodes) if key in self._files},
             frozenset(tree.keys[n] for n in trained if n in tree.stops or (n in last and self._queue.needed(n))),
-            {key: tree.contents[key] for key in map(contents_key, configs)},
+            {key: tree.inputs[key] for key in map(inputs_key, configs)},
             self._limits.checkpoint_seconds,
             tuple(task for chain in chains for task in chain),
         )

@@ -20,12 +20,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from fastwi.config.schema import Config, DataConfig, ModelConfig
+from fastwi.config.schema import Config
+from fastwi.experiment.inputs import Inputs, InputsKey
 
 OWN = "own"
 
 MeasurementKey: TypeAlias = tuple[str, str]
-Contents: TypeAlias = dict[tuple[DataConfig, ModelConfig], str]  # `fastwi.experiment.contents.result_digest`
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Tree:
     other kinds), `noises`, `alike` (equal for epochs that can be trained as one population: same network, optimizer,
     rates, augmentation, dataset and epoch; -1 for the other kinds), `configs`. `averages`: node to (nodes of the
     children, weights). Columns by probe: `probe_nodes`, `probe_treatments` (a place in `treatments`),
-    `probe_configs`. `stops`: nodes. `contents`: what was planned on, by `fastwi.experiment.contents.contents_key`.
+    `probe_configs`. `stops`: nodes. `inputs`: what was planned on.
     """
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class Tree:
         self.probe_configs: list[Config] = []
         self.treatments: list[Treatment] = []
         self.stops: set[int] = set()
-        self.contents: Contents = {}
+        self.inputs: dict[InputsKey, Inputs] = {}
         self._probed: list[set[int]] = []  # nodes, by treatment
         self._alike: dict[str, int] = {}
         self._treatments: dict[Treatment, int] = {}

@@ -17,10 +17,11 @@ from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine, Scores
 from fastwi.engine.schedule import learning_rate
+from fastwi.experiment.inputs import Inputs, InputsKey
 from fastwi.experiment.resident import ResidentStates, trained_name
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.store import Measurement, StateFile
-from fastwi.experiment.tree import OWN, Average, Contents, Epoch, Initial, Probe, Treatment
+from fastwi.experiment.tree import OWN, Average, Epoch, Initial, Probe, Treatment
 from fastwi.population import Population
 
 _GATHERED = 16
@@ -43,8 +44,8 @@ class Job:
 
     `chains`: for each network to be trained its epochs, as many of each; or `probes`. `states`: the initial networks
     and averages that they start from or are made of; `files`: the stored states; `write`: keys of the states that are
-    to be handed over; `contents`: what the datasets and networks were when the tasks were named
-    (`fastwi.experiment.contents.result_digest`). After `seconds` it ends where it is. `tasks`: their numbers.
+    to be handed over; `inputs`: what the datasets and networks were when the tasks were named. After
+    `seconds` it ends where it is. `tasks`: their numbers.
     """
 
     chains: tuple[tuple[Epoch, ...], ...]
@@ -52,7 +53,7 @@ class Job:
     states: Mapping[str, Initial | Average]
     files: Mapping[str, StateFile]
     write: frozenset[str]
-    contents: Contents
+    inputs: Mapping[InputsKey, Inputs]
     seconds: float
     tasks: tuple[int, ...]
 
@@ -80,7 +81,7 @@ class Worker:
         Raises DamagedState where a stored state is damaged or gone, and UserError where a dataset, a network's
         source or its weights are not those that the tasks are named by.
         """
-        self.resources.expect(job.contents)
+        self.resources.expect(job.inputs)
         return self._train(job, report) if job.chains else self._probe(job, report)
 
     def _train(self, job: Job, report: Report) -> Outcome:

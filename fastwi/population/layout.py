@@ -154,6 +154,11 @@ class Layout:
         """Columns of counters."""
         return _columns(self.counters, 1)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a member: weights, momentum, statistics and counters."""
+        return 8 * self.P + 4 * self.Q + 8 * self.B
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of all names, shapes, strides, offsets and ties; stable over machines."""

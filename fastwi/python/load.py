@@ -13,16 +13,16 @@ from fastwi.config.read import config_from_yaml
 from fastwi.config.schema import Config
 from fastwi.config.sweepaxes import axis_value, other_axes, show_value
 from fastwi.config.sweepfile import sweep_from_yaml
+from fastwi.config.sweeppoints import child_tuples
 from fastwi.config.wording import show
 from fastwi.config.write import config_hash
 from fastwi.config.yamlfile import read_text
 from fastwi.errors import UserError
-from fastwi.experiment.networks import source_change
 from fastwi.experiment.planner import PlannedSweep, PointStates, plan_run, plan_sweep
-from fastwi.experiment.points import child_tuples
 from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.store import Store
+from fastwi.models.changes import network_change
 from fastwi.python.entry import undisturbed
 from fastwi.python.results import Results
 from fastwi.report.run_files import RunDirectory
@@ -169,11 +169,11 @@ def _planned(directory: Path) -> PlannedSweep:
     if path == run.config:
         config = _on_cpu(config_from_yaml(text, str(path)))
         planned = plan_run(config, run.store)
-        run.check(config_hash(config, planned.dataset_of(config).digest), config)
+        run.check(config_hash(config, planned.inputs_of(config).digest), config)
         return planned
     spec = sweep_from_yaml(text, str(path), directory)
     planned = plan_sweep(replace(spec, base=_on_cpu(spec.base)))
-    change = source_change(directory / MANIFEST, {point.config.model.name for point in planned.points})
+    change = network_change(directory / MANIFEST, planned.networks)
     if change is not None:
         raise UserError(f"{directory}: {change}; bring the source back, or run the sweep again")
     return planned
@@ -195,7 +195,7 @@ def _module(directory: Path, planned: PlannedSweep, nodes: Mapping[int, int], wa
     node = nodes[wanted]
     config = tree.configs[node]
     resources = Resources(Path.cwd())
-    resources.expect(tree.contents)
+    resources.expect(tree.inputs)
     states = ResidentStates(Path(planned.spec.options.store), resources, 0)
     population = states.gather([tree.keys[node]], config, tree.made_of([node]), files, trains=False)
     network = resources.network(config)

@@ -9,8 +9,8 @@ import numpy as np
 
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepaxes import axis_value, other_axes
+from fastwi.config.sweeppoints import Point
 from fastwi.experiment.planner import PointStates
-from fastwi.experiment.points import Point
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.report.heatmap import save_figure
 from fastwi.report.sweep import variant_text

@@ -13,7 +13,7 @@ from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepfile import sweep_from_yaml
 from fastwi.errors import ConfigError, UserError
-from fastwi.experiment.networks import KEY as NETWORKS
+from fastwi.models.changes import NETWORKS
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
 
 _GAIN_COLUMNS = ("k", "s", "alpha", "parent_seed", "pair", "gain_best_own_points", "after_%")

@@ -15,10 +15,10 @@ from fastwi.config.keys import KEYS
 from fastwi.config.schema import Config
 from fastwi.config.sweep import RECOMPUTED, SweepSpec
 from fastwi.config.sweepaxes import axis_value, other_axes
+from fastwi.config.sweeppoints import Point, child_tuples
 from fastwi.config.write import config_hash
-from fastwi.experiment.keys import DataSummary
+from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PointStates
-from fastwi.experiment.points import Point, child_tuples
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.files import atomic_path, to_json
 
@@ -89,12 +89,12 @@ def result_frame(
     points: Sequence[Point],
     places: Sequence[PointStates],
     measurements: "Mapping[MeasurementKey, Measurement]",
-    dataset_of: Callable[[Config], DataSummary],
+    inputs_of: Callable[[Config], Inputs],
 ) -> polars.DataFrame:
     """All measurements of a sweep in long form, each once (columns: the axes beside k and s, then `COLUMNS`).
 
     Measurements that are not there yet are left out. `places[i]` is where the
-    results of `points[i]` are, as `plan_tree` gives it; `dataset_of` is the function that was given there.
+    results of `points[i]` are; `inputs_of` says what configurations were planned on.
     """
     tree, axes, tuples = places[0].tree, other_axes(spec), child_tuples(spec)
     # Values of axes by their place on the axis: polars compares numbers.
@@ -102,7 +102,7 @@ def result_frame(
     spans = [
         (*(numbers[path][point.values[i]] for path, i in axes.items()), *span)
         for point, place in zip(points, places, strict=True)
-        for span in _spans(point, place, tuples[point.tuple_index], dataset_of(point.config).digest)
+        for span in _spans(point, place, tuples[point.tuple_index], inputs_of(point.config).digest)
     ]
     frame = polars.DataFrame(spans, schema=dict.fromkeys(axes, polars.Int64) | _SPAN_TYPES, orient="row")
     # States are chained: spans with one last state are one span, and a longer one may hold a shorter.

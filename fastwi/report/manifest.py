@@ -2,7 +2,6 @@
 
 import platform
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from fastwi.data.card import Card
 from fastwi.engine.device import Resolved
-from fastwi.experiment.networks import KEY
+from fastwi.models.changes import NETWORKS, Networks
 from fastwi.version import __version__
 
 
@@ -39,10 +38,8 @@ def commit() -> str | None:
     return run[0].strip() + ("+changes" if run[1].strip() else "")
 
 
-def manifest(
-    card: Card, resolved: Resolved, identity: str, networks: Mapping[str, Mapping[str, Any]] | None = None
-) -> dict[str, Any]:
-    """The manifest of a run as plain values; `networks`: the sources of the user's own (`experiment.networks`)."""
+def manifest(card: Card, resolved: Resolved, identity: str, networks: Networks) -> dict[str, Any]:
+    """The manifest of a run as plain values; `networks`: the users' own."""
     device: dict[str, Any] = {"type": resolved.device.type, "cpu": cpu_name(), "threads": torch.get_num_threads()}
     if resolved.device.type == "cuda":
         device["gpu"] = torch.cuda.get_device_name(resolved.device)
@@ -58,5 +55,5 @@ def manifest(
         "precision": str(resolved.dtype).removeprefix("torch."),
         "backend": resolved.backend,
         "dataset": {"name": card.name, "sha256": dict(card.sha256), "source": card.source},
-        **({KEY: networks} if networks else {}),
+        **({NETWORKS: networks} if networks else {}),
     }  # fmt: skip

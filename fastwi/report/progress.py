@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fastwi.experiment.tree import OWN
-
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -30,12 +28,12 @@ EVALUATION_COST = 0.25
 def cost_of(planned: "PlannedSweep", task: int) -> float:
     """The cost of a task, in trained images."""
     tree = planned.tree
-    dataset = planned.dataset_of(tree.config_of(task))
+    config = tree.config_of(task)
+    inputs = planned.inputs_of(config)
+    tested = EVALUATION_COST * inputs.images("test", config.data)
     if task < len(tree):
-        return dataset.train_images + EVALUATION_COST * dataset.test_images
-    treatment = tree.treatments[tree.probe_treatments[task - len(tree)]]
-    sample = 0 if treatment.name == OWN else min(treatment.images or dataset.train_images, dataset.train_images)
-    return EVALUATION_COST * (dataset.test_images + sample)
+        return inputs.images("train", config.data) + tested
+    return tested + EVALUATION_COST * tree.treatments[tree.probe_treatments[task - len(tree)]].images
 
 
 def auto_line(planned: "PlannedSweep") -> str:

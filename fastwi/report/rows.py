@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastwi.config.sweep import RECOMPUTED
+from fastwi.config.sweeppoints import Point
 from fastwi.experiment.planner import PointStates
-from fastwi.experiment.points import Point
 from fastwi.experiment.tree import OWN, MeasurementKey
 
 if TYPE_CHECKING:

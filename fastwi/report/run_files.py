@@ -10,10 +10,10 @@ from fastwi.config.schema import Config
 from fastwi.config.write import to_yaml
 from fastwi.data.card import Card
 from fastwi.errors import CheckpointError
-from fastwi.experiment.networks import source_change
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.files import locked_directory, write_text
+from fastwi.models.changes import network_change, networks_of
 from fastwi.report.rows import Row, divergence, point_rows
 from fastwi.report.summary import Summary, Table, after_table, interpolation_table
 from fastwi.sealed import MANIFEST, read_sealed, sealed_yaml, write_sealed
@@ -49,7 +49,7 @@ class RunDirectory:
             return
         found = read_sealed(self.manifest, f"delete {self.directory} to start this run again")
         if found.get("identity") != identity:
-            change = source_change(self.manifest, [config.model.name])
+            change = network_change(self.manifest, networks_of([config.model.name]))
             what = "another configuration or dataset" if change is None else f"another network: {change}"
             raise CheckpointError(
                 f"{self.directory}: holds a run of {what}; give another run.name, or delete the directory"

@@ -26,7 +26,7 @@ def run_plan(planned: PlannedSweep, paths: RunDirectory, resources: Resources) -
     engine = resources.tried_engine(config)
     rates = measure_rates(engine, resources.network(config), *resources.splits(config))
     seconds = sum(cost_of(planned, task) for task in todo.tasks) / rates.trained_per_s + rates.start_s
-    trained = len(todo.epochs) * planned.dataset_of(config).train_images
+    trained = len(todo.epochs) * planned.inputs_of(config).images("train", config.data)
     values = {
         "directory": str(paths.directory), "config": to_mapping(config), "seconds": seconds,
         "epochs_left": len(todo.epochs), "networks_to_measure": len(todo.probes), "images_to_train": trained,

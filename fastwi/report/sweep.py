@@ -14,9 +14,9 @@ from fastwi.analysis.columns import PAIR_COLUMNS, pair_types
 from fastwi.analysis.statistics import Estimate, mean_estimate
 from fastwi.config.sweep import RECOMPUTED, SweepSpec
 from fastwi.config.sweepaxes import axis_value, other_axes
+from fastwi.config.sweeppoints import Point
 from fastwi.config.wording import show
 from fastwi.experiment.planner import PointStates
-from fastwi.experiment.points import Point
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.report.summary import OVER_PARENTS, Table, estimates_table
 

@@ -45,7 +45,7 @@ def write_sweep(planned: PlannedSweep, store: Store, resources: Resources, probl
     wanted = planned.tree.measurement_keys()
     measured = without_lost(planned.tree, store.measurements(wanted))
     missing = len(wanted) - len(measured)
-    frame = result_frame(spec, planned.points, planned.places, measured, planned.dataset_of)
+    frame = result_frame(spec, planned.points, planned.places, measured, planned.inputs_of)
     every_gain = gains(spec, planned.points, planned.places, measured)
     found = cells(every_gain)
     resolved = sweep_to_yaml(spec)

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from fastwi.config.schema import Config
 from fastwi.config.sweep import KEEP
+from fastwi.config.sweeppoints import Point
 from fastwi.config.sweepwrite import sweep_to_yaml
-from fastwi.experiment.planner import PlannedSweep, kept_states
-from fastwi.experiment.points import Point
+from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.todo import Todo, left_of
 from fastwi.report.progress import auto_line, clock, cost_of
@@ -93,8 +93,8 @@ def kept_bytes(planned: PlannedSweep, resources: Resources) -> dict[str, int]:
     network = {alike: node for node, alike in enumerate(tree.alike)}
     found = {}
     for keep in KEEP:
-        counts = Counter(tree.alike[node] for node in kept_states(tree, planned.places, keep))
-        sizes = (count * resources.state_bytes(tree.configs[network[alike]]) for alike, count in counts.items())
+        counts = Counter(tree.alike[node] for node in planned.kept(keep))
+        sizes = (count * resources.layout(tree.configs[network[alike]]).row_bytes for alike, count in counts.items())
         found[keep] = sum(sizes)
     return found
 

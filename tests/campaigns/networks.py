@@ -28,7 +28,7 @@ from published.list import NETWORKS
 
 from data_prep import prepare
 from fastwi.config.read import config_from_mapping
-from fastwi.experiment.resources import build_network
+from fastwi.engine.choose import build_network
 from fastwi.experiment.store import Measurement
 from fastwi.report.run_progress import RunProgress
 from fastwi.train import main as train

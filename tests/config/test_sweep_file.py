@@ -16,9 +16,9 @@ from fastwi.config.sweepcheck import check_sweep, count_points
 from fastwi.config.sweepfile import SweepRequest, read_sweep_request, sweep_from_yaml, sweep_name
 from fastwi.config.sweephelp import SAMPLE
 from fastwi.config.sweeplayers import OPTIONS
+from fastwi.config.sweeppoints import AVERAGE_SEEDS, SEEDS_A_PARENT, child_tuples, points
 from fastwi.config.sweepwrite import sweep_to_yaml
 from fastwi.errors import ConfigError
-from fastwi.experiment.points import AVERAGE_SEEDS, SEEDS_A_PARENT, child_tuples, points
 from fastwi.version import __version__
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -24,7 +24,7 @@ from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.data.split import fits_memory, free_host_bytes, open_split
 from fastwi.data.streamed import StreamedDataset
 from fastwi.errors import BetonError, UserError
-from fastwi.experiment.contents import result_digest
+from fastwi.experiment.inputs import Inputs
 
 CPU = torch.device("cpu")
 
@@ -240,7 +240,7 @@ def test_only_what_changes_pixels_changes_the_identity(digits_directory: Path, t
 
     def identity(card: Card, **options: object) -> tuple[str, str]:
         config = dataclasses.replace(Config(), data=DataConfig(**options))
-        digest = result_digest(card, config)
+        digest = Inputs.of(card, config).digest
         return digest, config_hash(config, digest)
 
     for card in (raw, various):
@@ -269,10 +269,10 @@ def test_whatever_is_read_of_a_dataset_is_in_its_identity(digits_directory: Path
             split: (*counts, 0) for split, counts in raw.class_counts.items()
         }),
     ]  # fmt: skip
-    assert len({result_digest(card, Config()) for card in (raw, *changed)}) == 1 + len(changed)
+    assert len({Inputs.of(card, Config()).digest for card in (raw, *changed)}) == 1 + len(changed)
     # What is only said of it names nothing.
     said = dataclasses.replace(raw, name="other", source="other", writer="other")
-    assert result_digest(said, Config()) == result_digest(raw, Config())
+    assert Inputs.of(said, Config()).digest == Inputs.of(raw, Config()).digest
 
 
 def test_versions_count_where_the_library_is_at_work(
@@ -287,7 +287,7 @@ def test_versions_count_where_the_library_is_at_work(
 
     def named() -> dict[str, str]:
         configs = {name: (card, dataclasses.replace(Config(), data=data)) for name, (card, data) in asked.items()}
-        return {name: result_digest(card, config) for name, (card, config) in configs.items()}
+        return {name: Inputs.of(card, config).digest for name, (card, config) in configs.items()}
 
     def changed(before: dict[str, str]) -> set[str]:
         after = named()

@@ -266,7 +266,9 @@ def test_names_are_the_same_alone_and_among_others(runs: Runs) -> None:
     tree = together.tree
     for node in tree.epoch_nodes():
         config = tree.configs[node]
-        network = config.model.width, config.engine.precision, together.dataset_of(config), tree.epochs[node]
+        inputs = together.inputs_of(config)
+        images = [inputs.images(split, config.data) for split in ("train", "test")]
+        network = config.model.width, config.engine.precision, inputs.digest, *images, tree.epochs[node]
         alike.setdefault(tree.alike[node], set()).add(network)
     assert {len(networks) for networks in alike.values()} == {1}, "one population of networks that are not alike"
 

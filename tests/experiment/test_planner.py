@@ -7,25 +7,17 @@ import pytest
 
 from fastwi.config.keys import KEYS
 from fastwi.config.read import config_from_mapping
-from fastwi.config.schema import Config
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
+from fastwi.config.sweeppoints import Point, points
 from fastwi.config.write import to_mapping
 from fastwi.errors import UserError
 from fastwi.experiment import planner
-from fastwi.experiment.keys import DataSummary
-from fastwi.experiment.planner import PointStates, kept_states, plan_tree
-from fastwi.experiment.points import Point, points
+from fastwi.experiment.inputs import Inputs
+from fastwi.experiment.planner import PlannedSweep, PointStates, plan_sweep
 from fastwi.experiment.tree import OWN, Average, Epoch, Tree
 from fastwi.report.sweep_plan import naive_epochs
 
-DATASET = DataSummary("digest", 1000, 100)
-
-
-def dataset_of(config: Config) -> DataSummary:
-    data = config.data
-    return dataclasses.replace(
-        DATASET, train_images=data.train_images or 1000, test_images=data.test_images or 100
-    )  # fmt: skip
+INPUTS = Inputs("digest", {"train": 1000, "test": 100})
 
 
 def sweep(axes: dict, options: dict | None = None, **sections) -> SweepSpec:
@@ -35,8 +27,16 @@ def sweep(axes: dict, options: dict | None = None, **sections) -> SweepSpec:
     )
 
 
-def grown(spec: SweepSpec, precision: str = "bf16") -> tuple[Tree, list[PointStates]]:
-    return plan_tree(points(spec), dataset_of, precision, spec.options.measure, spec.options.keep)
+def planned(spec: SweepSpec, precision: str = "bf16") -> PlannedSweep:
+    if spec.base.engine.precision == "auto":
+        engine = dataclasses.replace(spec.base.engine, precision=precision)
+        spec = dataclasses.replace(spec, base=dataclasses.replace(spec.base, engine=engine))
+    return plan_sweep(spec, inputs_of=lambda _: INPUTS)
+
+
+def grown(spec: SweepSpec) -> tuple[Tree, list[PointStates]]:
+    found = planned(spec)
+    return found.tree, found.places
 
 
 def epochs_of(tree: Tree) -> list[Epoch]:
@@ -44,7 +44,7 @@ def epochs_of(tree: Tree) -> list[Epoch]:
 
 
 def epoch_keys(spec: SweepSpec, **more) -> set[str]:
-    return {epoch.key for epoch in epochs_of(grown(spec, **more)[0])}
+    return {epoch.key for epoch in epochs_of(planned(spec, **more).tree)}
 
 
 GRID = {"experiment.k": [2, 4, 6], "experiment.s": [1, 2, 4], "experiment.after": [2]}
@@ -140,7 +140,7 @@ def test_places_and_states():
 
 # What decides nothing of an epoch: where things are written, how they are computed, and what the protocol does with
 # networks afterwards or to whom; that is in the tree's shape. Data, in the size that networks see, and weights are
-# named by their content (DATASET).
+# named by their content (INPUTS).
 NOT_IN_KEYS = {
     "run.tensorboard", "model.weights", "data.streaming", "data.decoder", "data.image_size", "engine.deterministic",
     "run.name", "run.directory", "data.path", "engine.name", "engine.device", "engine.backend", "engine.threads",
@@ -212,8 +212,8 @@ def test_more_parents_and_children_leave_keys_alone():
 
 
 def kept_epochs(spec: SweepSpec, keep: str) -> list[int]:
-    tree, places = grown(spec)
-    return sorted(tree.epochs[node] for node in kept_states(tree, places, keep))
+    found = planned(spec)
+    return sorted(found.tree.epochs[node] for node in found.kept(keep))
 
 
 def test_stops():
@@ -229,8 +229,8 @@ def test_stops():
 
 def test_ends_are_what_nothing_is_trained_on_from():
     spec = sweep(GRID, {"children": 2})
-    tree, places = grown(spec)
-    ends = kept_states(tree, places, "ends")
+    found = planned(spec)
+    tree, ends = found.tree, found.kept("ends")
     # Of two children the last at each k, and each average's last.
     assert sorted(tree.epochs[node] for node in ends) == sorted(
         [k + 4 for k in (2, 4, 6) for _ in range(2)] + [k + s + 2 for k in (2, 4, 6) for s in (1, 2, 4)]

@@ -12,9 +12,9 @@ from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split
+from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.experiment.planner import PlannedSweep, plan_run
-from fastwi.experiment.resources import build_network
 from fastwi.experiment.scheduler import Limits, LocalExecutor, carry_out
 from fastwi.experiment.store import Store
 from fastwi.experiment.todo import without_lost

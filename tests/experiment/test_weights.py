@@ -16,10 +16,10 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import Axis, SweepSpec
 from fastwi.config.write import config_hash
 from fastwi.data.card import read_card
+from fastwi.engine.choose import build_network
 from fastwi.errors import CheckpointError
-from fastwi.experiment.contents import result_digest
+from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import plan_sweep
-from fastwi.experiment.resources import build_network
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 from fastwi.sweep import main as sweep
@@ -57,7 +57,7 @@ def config_of(data: Path, weights: Path | str, **model) -> Config:
 
 def identity(data: Path, weights: Path | str) -> str:
     config = config_of(data, weights)
-    return config_hash(config, result_digest(read_card(data), config))
+    return config_hash(config, Inputs.of(read_card(data), config).digest)
 
 
 def keys(data: Path, *weights: Path | str) -> list[set[str]]:

@@ -27,9 +27,9 @@ from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.data.noise import Noise, Stream, raw_words
 from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.schedule import learning_rate
-from fastwi.experiment.resources import build_network
 from fastwi.files import write_text
 from fastwi.kernels.augment import augment_reference
 from fastwi.kernels.compiler import compiler

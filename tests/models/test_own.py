@@ -13,8 +13,8 @@ from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config, ModelConfig
 from fastwi.config.write import config_hash
 from fastwi.data.resident import load_split
+from fastwi.engine.choose import build_network
 from fastwi.errors import ConfigError
-from fastwi.experiment.resources import build_network
 from fastwi.models.own import build_own
 from fastwi.models.registry import build_model
 from fastwi.models.source import source_digest

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fastwi.config.read import config_from_mapping
+from fastwi.engine.choose import build_network
 from fastwi.errors import ConfigError
-from fastwi.experiment.resources import build_network
 from fastwi.models.generators import draws_of, seeded
 from fastwi.models.registry import build_model
 

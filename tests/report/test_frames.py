@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import polars
 import pytest
-from drawn_measurements import DATASET, dataset_of, drawn, planned, spec_of
+from drawn_measurements import INPUTS, drawn, inputs_of, planned, spec_of
 
+from fastwi.config.sweeppoints import child_tuples
 from fastwi.config.write import config_hash
 from fastwi.errors import UserError
-from fastwi.experiment.points import child_tuples
 from fastwi.experiment.tree import OWN
 from fastwi.report.frames import COLUMNS, UNITS, result_frame, write_frame
 from fastwi.report.rows import divergence, point_rows
@@ -137,7 +137,7 @@ def plain_table(spec, every, places, measurements):
                 see(end, OWN, **(common | none | who | at))
         average = {
             "network": "average", "k": e.k, "s": e.s, "alpha": point.alpha, "pair": point.tuple_index, "child": None,
-            "point": config_hash(point.config, DATASET.digest),
+            "point": config_hash(point.config, INPUTS.digest),
         }  # fmt: skip
         at = {"stage": "interpolation", "epoch": e.k + e.s, "noise": None}
         for treatment in (OWN, place.recomputed):
@@ -166,7 +166,7 @@ def test_frame(name, partly, seed):
         lost = random.Random(seed).sample(sorted(measurements), len(measurements) // 3)
         for key in lost:
             del measurements[key]
-    frame = result_frame(spec, every, places, measurements, dataset_of)
+    frame = result_frame(spec, every, places, measurements, inputs_of)
     others = [axis.path for axis in spec.axes if axis.path not in ("experiment.k", "experiment.s")]
     assert frame.columns == [*others, *COLUMNS]
     assert frame.height == sum(
@@ -184,7 +184,7 @@ def test_frame(name, partly, seed):
 def test_frame_keeps_the_order_of_points_and_metrics(seed):
     spec = SPECS["plain"]
     every, places, tree = planned(spec)
-    frame = result_frame(spec, every, places, drawn(tree, seed), dataset_of)
+    frame = result_frame(spec, every, places, drawn(tree, seed), inputs_of)
     first = places[0]
     states = list(dict.fromkeys(frame["state"]))
     assert states[: len(first.parent) + 3] == [
@@ -203,7 +203,7 @@ def test_a_diverged_network_stays_in_the_table(seed):
     measurements = drawn(tree, seed)
     key = (places[0].after[0], OWN)
     measurements[key] = replace(measurements[key], test_loss=math.nan)
-    frame = result_frame(spec, every, places, measurements, dataset_of)
+    frame = result_frame(spec, every, places, measurements, inputs_of)
     rows = frame.filter(state=key[0], metric="test_loss")
     assert rows.height == 1
     assert math.isnan(rows["value"].item())
@@ -212,8 +212,8 @@ def test_a_diverged_network_stays_in_the_table(seed):
 def test_nothing_measured_gives_an_empty_table():
     spec = SPECS["axes"]
     every, places, tree = planned(spec)
-    empty = result_frame(spec, every, places, {}, dataset_of)
-    full = result_frame(spec, every, places, drawn(tree, 0), dataset_of)
+    empty = result_frame(spec, every, places, {}, inputs_of)
+    full = result_frame(spec, every, places, drawn(tree, 0), inputs_of)
     assert empty.height == 0
     assert empty.schema == full.schema
 
@@ -221,7 +221,7 @@ def test_nothing_measured_gives_an_empty_table():
 def test_file(tmp_path, seed):
     spec = SPECS["axes"]
     every, places, tree = planned(spec)
-    frame = result_frame(spec, every, places, drawn(tree, seed), dataset_of)
+    frame = result_frame(spec, every, places, drawn(tree, seed), inputs_of)
     path = tmp_path / "sweep" / "results.parquet"
     write_frame(frame, path, COLUMNS)
     assert polars.read_parquet(path).equals(frame)

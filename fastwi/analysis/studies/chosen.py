@@ -14,11 +14,11 @@ from fastwi.analysis.studies.opened import OpenedSweep
 from fastwi.config.analysis import AnalysisOptions, chosen_cells
 from fastwi.config.schema import Config
 from fastwi.config.sweepaxes import axis_value, other_axes
+from fastwi.config.sweeppoints import Point, child_tuples
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, even_subset
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PointStates
-from fastwi.experiment.points import Point, child_tuples
 from fastwi.experiment.tree import OWN
 from fastwi.population import Population
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from fastwi.config.sweep import KEEP, SweepSpec
 from fastwi.config.sweepaxes import show_value
+from fastwi.config.sweeppoints import Point
 from fastwi.errors import UserError
-from fastwi.experiment.networks import source_change
-from fastwi.experiment.planner import kept_states, plan_sweep
-from fastwi.experiment.points import Point
+from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.todo import lost_with, stopped_states, without_lost
 from fastwi.experiment.tree import MeasurementKey
+from fastwi.models.changes import network_change
+from fastwi.sealed import MANIFEST
 
 if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
@@ -36,14 +37,13 @@ class OpenedSweep:
         from fastwi.experiment.store import Store
 
         self.planned = plan_sweep(spec)
-        names = {point.config.model.name for point in self.planned.points}
-        change = source_change(results / "manifest.json", names) if results is not None else None
-        if change is not None:
+        change = results and network_change(results / MANIFEST, self.planned.networks)
+        if change:
             raise UserError(f"{results}: {change}; bring the source back, or run the sweep again")
         self.store = Store.open(spec.options.store, create=False)
         self.resources = Resources(Path.cwd())
         tree = self.planned.tree
-        self.resources.expect(tree.contents)
+        self.resources.expect(tree.inputs)
         self.measured: dict[MeasurementKey, Measurement]
         self.measured = without_lost(tree, self.store.measurements(tree.measurement_keys()))
         self.left_out: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ class OpenedSweep:
         if not missing:
             return
         planned = self.planned
-        enough = [keep for keep in KEEP if missing.keys() <= kept_states(planned.tree, planned.places, keep)]
+        enough = [keep for keep in KEEP if missing.keys() <= planned.kept(keep)]
         again = "" if planned.spec.options.keep in enough else f" with sweep.keep: {enough[0]}"
         raise UserError(
             f"{self.store.directory}: lacks {len(missing)} states, the first at epoch "

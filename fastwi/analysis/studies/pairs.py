@@ -12,9 +12,9 @@ from fastwi.config.analysis import AnalysisOptions, chosen_cells
 from fastwi.config.schema import Config
 from fastwi.config.sweep import RECOMPUTED, SweepSpec
 from fastwi.config.sweepaxes import axis_value, other_axes
+from fastwi.config.sweeppoints import Point
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PointStates
-from fastwi.experiment.points import Point
 
 if TYPE_CHECKING:
     from fastwi.analysis.evaluator import Evaluator, Recomputation
@@ -165,11 +165,11 @@ class Bench:
 
     def _images(self, config: Config, splits: Sequence[str]) -> int:
         """Images that measuring one network takes; refuses more than there are."""
-        there = self._opened.planned.dataset_of(config)
+        inputs = self._opened.planned.inputs_of(config)
         images = 0
         for split in splits:
             asked = getattr(self._options, f"{split}_images")
-            most = there.train_images if split == "train" else there.test_images
+            most = inputs.images(split, config.data)
             if asked > most:
                 raise UserError(
                     f"analysis.{split}_images: {asked} is more than the sweep's {most}; lower it, or give 0"
@@ -177,7 +177,7 @@ class Bench:
             images += asked or most
         recomputed = RECOMPUTED in self._options.treatments
         return images * len(self._options.treatments) + recomputed * (
-            config.experiment.recompute_images or there.train_images
+            config.experiment.recompute_images or inputs.images("train", config.data)
         )
 
 

@@ -13,10 +13,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fastwi.config.read import config_from_mapping
+from fastwi.config.check import check_config
 from fastwi.config.schema import Config
 from fastwi.config.sweep import Scalar, SweepSpec
-from fastwi.config.write import to_mapping
+from fastwi.config.sweepcheck import cell_config, cell_name
 from fastwi.errors import ConfigError
 
 SEEDS_A_PARENT = 1_000_000
@@ -57,7 +57,12 @@ def points(spec: SweepSpec) -> Iterator[Point]:
     tuples = child_tuples(spec)
     alphas: tuple[float | None, ...] = options.alphas or (None,)
     for values in itertools.product(*(axis.values for axis in spec.axes)):
-        config = _at(spec, values)
+        config = cell_config(spec.base, spec.axes, values)
+        try:
+            check_config(config)
+        except ConfigError as error:  # cells of a large grid are not checked before (`sweepcheck.MOST_CELLS`)
+            where = cell_name(spec.axes, values)
+            raise ConfigError("\n".join(f"axes at {where}: {line}" for line in str(error).splitlines())) from None
         weights = [() if alpha is None else (1.0 - alpha, alpha) for alpha in alphas]
         e, size = config.experiment, options.tuple_size
         experiments = [dataclasses.replace(e, weights=each, children=size) for each in weights]
@@ -85,16 +90,3 @@ def shard_of(every: Sequence[Point], number: int, count: int) -> list[Point]:
     first, last = (len(units) * edge // count for edge in (number - 1, number))
     mine = set(units[first:last])
     return [point for point in every if (point.parent, point.tuple_index) in mine]
-
-
-def _at(spec: SweepSpec, values: tuple[Scalar | tuple[Scalar, ...], ...]) -> Config:
-    """The base configuration with the axes at `values`, checked as a whole."""
-    mapping = to_mapping(spec.base)
-    for axis, value in zip(spec.axes, values, strict=True):
-        section, _, name = axis.path.partition(".")
-        mapping[section][name] = value
-    try:
-        return config_from_mapping(mapping)
-    except ConfigError as error:
-        where = ", ".join(f"{axis.path} = {value}" for axis, value in zip(spec.axes, values, strict=True))
-        raise ConfigError("\n".join(f"axes at {where}: {line}" for line in str(error).splitlines())) from None

@@ -1,0 +1,47 @@
+"""Which sources of users' networks made the results in a directory: said in its manifest, and compared."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fastwi.models.source import source_of
+
+Networks: TypeAlias = dict[str, dict[str, Any]]
+
+NETWORKS = "networks"
+"""Where a manifest has `networks_of`."""
+
+_MOST_NAMED = 4
+
+
+def networks_of(names: Iterable[str]) -> Networks:
+    """For each of `names` that is a user's own: its digest, and what went into that, by file and package."""
+    found = {name: source for name in sorted(set(names)) if (source := source_of(name)) is not None}
+    return {name: {"digest": source.digest, "made_of": source.parts()} for name, source in found.items()}
+
+
+def network_change(manifest: Path, networks: Networks) -> str | None:
+    """How the first of `networks` that differs does so from what made the results that `manifest` tells of; or None.
+
+    None too where there is no manifest, or it does not say.
+    """
+    try:
+        told = json.loads(manifest.read_text())[NETWORKS]
+        made = {name: (about["digest"], dict(about["made_of"])) for name, about in told.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    for name, now in networks.items():
+        digest, parts = made.get(name, (now["digest"], {}))
+        if digest != now["digest"]:
+            was, made_of = f"{str(digest)[:12]} when they were made", _changed(parts, now["made_of"])
+            return f"the source of {name} was {was}, and is {now['digest'][:12]} (changed: {made_of})"
+    return None
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    changed = []
+    for name in sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
+        versions = name.startswith("package ") and name in before and name in now
+        changed.append(f"{name} {before[name]}, now {now[name]}" if versions else name)
+    return ", ".join(changed[:_MOST_NAMED]) + (", ..." if len(changed) > _MOST_NAMED else "")
