@@ -132,8 +132,8 @@ def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
     request = read_sweep_request(list(argv))
     command: Any = import_module("fastwi.sweep")
     sweep = command.open_sweep(request.spec, sweep_name(request))
-    tree, worker, config = sweep.planned.tree, sweep.worker, sweep.planned.points[0].config
-    children = list(dict.fromkeys(tree.keys[node] for nodes, _ in tree.averages.values() for node in nodes))
+    tree, worker = sweep.planned.tree, sweep.worker
+    children = list(dict.fromkeys(node for nodes, _ in tree.averages.values() for node in nodes))
     jobs: list[float] = []
     run = worker.run
 
@@ -143,7 +143,8 @@ def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
 
     stored: Any = import_module("fastwi.experiment.store")
     with stored.Store.open(sweep.planned.spec.options.store) as store:
-        worker.resident.gather(children, config, {}, store.state_files(children), trains=False)
+        files = store.state_files(tree.keys[child] for child in children)
+        worker.resident.gather(children, files, trains=False)
         worker.run = noted
         with mock.patch.object(Population, "finite_M", lambda population: [True] * population.members):
             execution.carry_out_planned(sweep.planned, worker, store, _Silent())

@@ -56,7 +56,7 @@ def open_sweep(spec: SweepSpec, name: str, shard: tuple[int, int] | None = None)
     every = list(points(spec))
     planned = plan_sweep(spec, every)
     part = planned if shard is None else plan_sweep(spec, shard_of(every, *shard))
-    return Sweep(planned, part, worker_for(planned, part))
+    return Sweep(planned, part, worker_for(part))
 
 
 def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "SweepResults":

@@ -67,7 +67,7 @@ def open_run(config: Config, file: Path | None) -> Run:
     paths = RunDirectory(Path(config.run.directory, name))
     paths.check(identity, config)
     planned = plan_run(config, paths.store)
-    return Run(identity, card, paths, planned, worker_for(planned, planned))
+    return Run(identity, card, paths, planned, worker_for(planned))
 
 
 def carry_out_run(run: Run, quiet: bool = False) -> RunResults:

@@ -15,20 +15,20 @@ class Stopped(KeyboardInterrupt):
 class Silent:
     """A listener that notes what it hears, and stops at the report of a measurement number `stop_after`.
 
-    `here` and `elsewhere`: how often each task was measured, by this process and by others. `lines`: what was told.
+    `here`: how often each task was measured. `lines`: what was told.
     """
 
     def __init__(self, stop_after: int = -1) -> None:
         self._stop_after, self.reports = stop_after, 0
-        self.here, self.elsewhere = Counter[int](), Counter[int]()
+        self.here = Counter[int]()
         self.lines: list[str] = []
 
     def planned(self, todo: Todo) -> None: ...
 
     def images(self, trained: int, evaluated: int) -> None: ...
 
-    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
-        (self.elsewhere if elsewhere else self.here).update(tasks)
+    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement]) -> None:
+        self.here.update(tasks)
         self.reports += 1
         if self.reports == self._stop_after:
             raise Stopped
@@ -43,13 +43,13 @@ def stopping(report: int, shown: bool = False) -> type[RunProgress]:
     class Stopping(RunProgress):
         _reports = 0
 
-        def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
+        def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement]) -> None:
             self._reports += 1
             if shown:
-                super().measured(tasks, measurements, elsewhere)
+                super().measured(tasks, measurements)
             if self._reports == report:
                 raise KeyboardInterrupt
             if not shown:
-                super().measured(tasks, measurements, elsewhere)
+                super().measured(tasks, measurements)
 
     return Stopping

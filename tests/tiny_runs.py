@@ -27,8 +27,8 @@ from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
 from fastwi.experiment.planner import PointStates, plan_sweep
 from fastwi.experiment.store import Measurement, StateFile, write_state
-from fastwi.experiment.tree import OWN, Epoch, Probe, Treatment, Tree
-from fastwi.experiment.worker import Job, Worker
+from fastwi.experiment.tree import OWN, Tree
+from fastwi.experiment.worker import Job, Outcome, Worker, score
 from fastwi.files import write_json
 from fastwi.population import Population
 
@@ -155,7 +155,7 @@ def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
     found |= {("parent", i): (key,) for i, key in enumerate(place.parent)}
     found |= {("child", c, i): (key,) for c, keys in enumerate(place.children) for i, key in enumerate(keys)}
     found |= {("after", i): (key,) for i, key in enumerate(place.after)}
-    probed = {tree.probe(number).key for number in range(len(tree.probe_nodes))}
+    probed = set(map(tree.measurement_key, range(len(tree), tree.tasks())))
     ends: list[tuple[Place, str]] = [(("average",), place.average)]
     ends += [(("end", c), key) for c, key in enumerate(place.ends)]
     for at, key in ends:
@@ -192,38 +192,36 @@ _Rows = tuple[float | None, ...]
 class _Silent:
     def images(self, trained: int, evaluated: int) -> None: ...
 
-    def measured(self, measurements: Sequence[Measurement]) -> None: ...
+    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement]) -> None: ...
 
 
 def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict[tuple[str, str], _Rows]]:
     """Each state's content and measurement, each probe's measurement."""
-    worker = Worker(directory, Path.cwd(), 0)
+    worker, silent = Worker(tree, directory, Path.cwd(), 0), _Silent()
     files: dict[str, StateFile] = {}
 
-    def job(start: int, epochs: tuple[Epoch, ...], probes: tuple[Probe, ...]) -> Job:
-        write = frozenset(epoch.key for epoch in epochs)
-        chains = (epochs,) if epochs else ()
-        return Job(chains, probes, tree.made_of([start]), files, write, tree.inputs, math.inf, (0,))
-
-    def measure(node: int, probe: Probe) -> _Rows:
-        (m,) = worker.run(job(node, (), (probe,)), _Silent()).measurements
-        return m.test_loss, m.test_accuracy
+    def outcome(task: int) -> Outcome:
+        return worker.run(Job(((task,),), files, frozenset([task]), math.inf), silent)
 
     states: dict[str, tuple[str, _Rows]] = {}
     for node, key in enumerate(tree.keys):
-        config = tree.configs[node]
         if tree.is_epoch(node):
-            outcome = worker.run(job(tree.before[node], (tree.epoch(node),), ()), _Silent())
-            (m,), ((_, network),) = outcome.measurements, outcome.states
+            trained = outcome(node)
+            (m,), ((_, network),) = trained.measurements, trained.states
             files[key] = write_state(directory, key, network)
             rows: _Rows = (m.train_loss, m.learning_rate, m.test_loss, m.test_accuracy)
         else:
             # A run measures some of them only; each is a network that one could.
-            rows = measure(node, Probe(key, Treatment(OWN, tree.epochs[node], 0, 0), config))
-            network = worker.resident.gather([key], config, tree.made_of([node]), files, trains=True)
+            engine, (_, test) = (
+                worker.resources.engine(tree.configs[node]),
+                worker.resources.splits(tree.configs[node]),
+            )
+            scores = score(engine, worker.resident.gather([node], files, trains=False), test, silent)
+            rows = (float(scores.loss_M[0]), float(scores.accuracy_M[0]))
+            network = worker.resident.gather([node], files, trains=True)
         states[key] = _content(network), rows
-    probes = [tree.probe(number) for number in range(len(tree.probe_nodes))]
-    return states, {probe.key: measure(tree.nodes[probe.state], probe) for probe in probes}
+    probes = [m for task in range(len(tree), tree.tasks()) for m in outcome(task).measurements]
+    return states, {m.key: (m.test_loss, m.test_accuracy) for m in probes}
 
 
 def _content(population: Population) -> str:

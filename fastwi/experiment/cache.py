@@ -1,6 +1,6 @@
 """States that stay on the device between jobs, as rows of the populations that they were made in."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from fastwi.population import Population
 
@@ -15,22 +15,22 @@ class StateCache:
 
     def __init__(self, most_bytes: float) -> None:
         self._most = most_bytes
-        self._rows: dict[str, Row] = {}
-        self._names: dict[int, set[str]] = {}  # by population
+        self._rows: dict[Hashable, Row] = {}
+        self._names: dict[int, set[Hashable]] = {}  # by population
         self._populations: dict[int, Population] = {}  # in the order of their last use
         self._bytes = 0
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: Hashable) -> bool:
         return name in self._rows
 
-    def get(self, name: str) -> Row | None:
+    def get(self, name: Hashable) -> Row | None:
         """The row called `name`, where it is there."""
         row = self._rows.get(name)
         if row is not None:
             self._populations[id(row[0])] = self._populations.pop(id(row[0]))
         return row
 
-    def put(self, population: Population, names: Sequence[str | None]) -> None:
+    def put(self, population: Population, names: Sequence[Hashable | None]) -> None:
         """Hold the rows of `population` under `names`; those without one are not looked for."""
         held = {name for name in names if name is not None}
         if not held:
@@ -44,7 +44,7 @@ class StateCache:
                 break
             self.drop(list(self._names[oldest]))
 
-    def drop(self, names: Iterable[str]) -> None:
+    def drop(self, names: Iterable[Hashable]) -> None:
         """Let rows go, and the memory of populations of which none is left."""
         for name in names:
             row = self._rows.pop(name, None)

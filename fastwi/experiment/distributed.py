@@ -1,10 +1,10 @@
 """The `ray` executor: long-lived Ray actors do a sweep's jobs, on this machine or on a cluster's.
 
-Each actor keeps its datasets, compiled networks and resident states; a job goes to the free actor that made most of
-the states that it starts from. Actors write states through the store's directory, which every machine must see under
-the same path, before their outcome is reported; the sweep's process alone writes the index. Where `RAY_ADDRESS` names
-a cluster it is used, else Ray starts on this machine. Where actors run, on which nodes and (parts of) GPUs, is Ray's
-business. An actor that dies is replaced by a new one, which begins its job again.
+Each actor gets the tree once, and keeps its datasets, compiled networks and resident states; a job goes to the free
+actor that made most of the states that it starts from. Actors write states through the store's directory, which every
+machine must see under the same path, before their outcome is reported; the sweep's process alone writes the index.
+Where `RAY_ADDRESS` names a cluster it is used, else Ray starts on this machine. Where actors run, on which nodes and
+(parts of) GPUs, is Ray's business. An actor that dies is replaced by a new one, which begins its job again.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from typing import Any
 
 from fastwi.errors import UserError
 from fastwi.experiment.store import Measurement, write_states
+from fastwi.experiment.tree import Tree
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 
 _DEATHS = 3
@@ -25,7 +26,7 @@ _DEATHS = 3
 class RayExecutor:
     """Hands jobs to actors, one at a time each."""
 
-    def __init__(self, store: Path, workers: int, gpus_per_worker: float, memory_bytes: float) -> None:
+    def __init__(self, tree: Tree, store: Path, workers: int, gpus_per_worker: float, memory_bytes: float) -> None:
         """`workers` = 0: as many as the cluster's GPUs allow, or one where it has none. `memory_bytes`: see `Worker`.
 
         Raises UserError where Ray is not installed or the cluster lacks what is asked for.
@@ -54,7 +55,7 @@ class RayExecutor:
         # Ray gives an actor as many threads as CPUs. It is not asked to restart actors: calls to one that is
         # restarting fail at once, while calls to a new one wait for it.
         self._actor = ray.remote(_Actor).options(num_cpus=cpus, num_gpus=share)
-        self._place = (str(store.resolve()), os.getcwd(), memory_bytes)
+        self.tree, self._place = tree, (ray.put(tree), str(store.resolve()), os.getcwd(), memory_bytes)
         self._idle: list[Any] = [self._actor.remote(*self._place) for _ in range(count)]
         self._running: dict[Any, tuple[Any, Job]] = {}
         self._reports: dict[Job, Report] = {}
@@ -67,7 +68,7 @@ class RayExecutor:
 
     def submit(self, job: Job, report: Report) -> None:
         """Give `job` to an idle actor."""
-        homes = Counter(self._homes.get(key) for key in job.files)
+        homes = Counter(map(self._homes.get, job.files))
         actor = max(self._idle, key=homes.__getitem__)
         self._idle.remove(actor)
         self._reports[job] = report
@@ -96,17 +97,17 @@ class RayExecutor:
             report = self._reports.pop(job)
             if isinstance(result, Outcome):
                 self._homes |= dict.fromkeys((file.key for file in result.files), actor)
-                report.measured(result.measurements)
+                report.measured(result.tasks, result.measurements)
             return job, result
 
-    def holds(self, key: str) -> bool:
+    def holds(self, node: int) -> bool:
         """No: a job may go to another actor than the one that made it."""
         return False
 
-    def forget(self, keys: Iterable[str]) -> None:
+    def forget(self, nodes: Iterable[int]) -> None:
         """Actors let states go as they need the memory."""
-        for key in keys:
-            self._homes.pop(key, None)
+        for node in nodes:
+            self._homes.pop(self.tree.keys[node], None)
 
     def close(self) -> None:
         """Let the actors go."""
@@ -117,9 +118,9 @@ class RayExecutor:
 class _Actor:
     """A worker in a process of its own."""
 
-    def __init__(self, store: str, root: str, memory_bytes: float) -> None:
+    def __init__(self, tree: Tree, store: str, root: str, memory_bytes: float) -> None:
         self._store = store
-        self._worker = Worker(Path(store), Path(root), memory_bytes)
+        self._worker = Worker(tree, Path(store), Path(root), memory_bytes)
 
     def run(self, job: Job) -> Outcome | Exception:
         """The outcome, its states on the disk, or the exception that it met: Ray would wrap one that is raised."""
@@ -135,5 +136,5 @@ class _Actor:
     def images(self, trained: int, evaluated: int) -> None:
         """Nobody hears of it."""
 
-    def measured(self, measurements: Sequence[Measurement]) -> None:
+    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement]) -> None:
         """The outcome has them."""

@@ -17,17 +17,16 @@ from fastwi.experiment.todo import left_of
 from fastwi.experiment.worker import Worker
 
 
-def worker_for(planned: PlannedSweep, part: PlannedSweep) -> Worker:
+def worker_for(planned: PlannedSweep) -> Worker:
     """A worker on this device that refuses all datasets and networks but those that were planned on.
 
-    What is left of `part` is tried, where it is this worker that will do it: its images are opened, and networks of
+    What is left is tried, where it is this worker that will do it: its images are opened, and networks of
     the user's own make a step. Raises UserError where that fails, or where networks do not fit into the memory.
     """
     options = planned.spec.options
-    worker = Worker(Path(options.store), Path.cwd(), options.memory_GiB * 2**30 / 2)
-    worker.resources.expect(planned.tree.inputs)
+    worker = Worker(planned.tree, Path(options.store), Path.cwd(), options.memory_GiB * 2**30 / 2)
     if options.executor == "local":
-        configs = map(part.tree.configs.__getitem__, left_of(part).epochs)
+        configs = map(planned.tree.configs.__getitem__, left_of(planned).epochs)
         for config in {(c.model, c.engine, c.optimizer.batch_size, c.data): c for c in configs}.values():
             _check_memory(config, worker.resources)
             worker.resources.tried_engine(config)
@@ -64,6 +63,7 @@ def carry_out_planned(planned: PlannedSweep, worker: Worker, store: Store, liste
             from fastwi.experiment.distributed import RayExecutor
 
             memory_bytes = options.memory_GiB * 2**30 / 2
-            executor = RayExecutor(Path(options.store), options.workers, options.gpus_per_worker, memory_bytes)
+            store_path, tree = Path(options.store), planned.tree
+            executor = RayExecutor(tree, store_path, options.workers, options.gpus_per_worker, memory_bytes)
             stack.callback(executor.close)
-        return carry_out(planned.tree, store, executor, listener, limits)
+        return carry_out(store, executor, listener, limits)

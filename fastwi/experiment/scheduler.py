@@ -4,6 +4,7 @@ Any number of processes may carry out the same tree, or trees that share epochs,
 before they are trained, and whoever dies loses its claims. What is done is never done again.
 """
 
+import itertools
 import math
 import time
 from collections import Counter
@@ -13,7 +14,6 @@ from typing import Protocol
 
 from fastwi.config.sweep import SweepOptions
 from fastwi.errors import UserError
-from fastwi.experiment.inputs import inputs_key
 from fastwi.experiment.ready import ReadyQueue
 from fastwi.experiment.store import DamagedState, Measurement, Owner, StateFile, Store
 from fastwi.experiment.todo import Todo, stopped_states, unfinished
@@ -25,7 +25,9 @@ _POLL_S = 0.5  # how often another process's work is looked at while there is no
 
 
 class Executor(Protocol):
-    """Does jobs, one or several at a time."""
+    """Does jobs of one tree, one or several at a time."""
+
+    tree: Tree
 
     def free(self) -> int:
         """Jobs that could be submitted now."""
@@ -39,24 +41,18 @@ class Executor(Protocol):
     def wait(self) -> tuple[Job, Outcome | Exception]:
         """A job that ended, and what came of it. The executor retries jobs whose worker died, within reason."""
 
-    def holds(self, key: str) -> bool:
-        """Whether the state `key` is at hand without its file."""
+    def holds(self, node: int) -> bool:
+        """Whether a state is at hand without its file."""
 
-    def forget(self, keys: Iterable[str]) -> None:
-        """Nothing needs the states `keys` any more."""
+    def forget(self, nodes: Iterable[int]) -> None:
+        """Nothing needs the states `nodes` any more."""
 
 
-class Listener(Protocol):
+class Listener(Report, Protocol):
     """What hears of progress. The experiment itself prints nothing."""
 
     def planned(self, todo: Todo) -> None:
-        """What is left; called again where it grows because a state was damaged."""
-
-    def images(self, trained: int, evaluated: int) -> None:
-        """Images passed through networks since the last call."""
-
-    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
-        """Tasks are done; `elsewhere`: by another process."""
+        """What is left; called again where a state was damaged, and where another process did some of it."""
 
     def told(self, message: str) -> None:
         """Something that the user should know."""
@@ -100,15 +96,15 @@ class Done:
         return [f"{count:,} tasks not done: {reason}" for reason, count in sorted(reasons.items())]
 
 
-def carry_out(tree: Tree, store: Store, executor: Executor, listener: Listener, limits: Limits) -> Done:
-    """Do all of `tree` that is not done. Returns once everything is measured or has failed.
+def carry_out(store: Store, executor: Executor, listener: Listener, limits: Limits) -> Done:
+    """Do all of the executor's tree that is not done. Returns once everything is measured or has failed.
 
     Raises UserError where the store cannot be written.
     """
     done = Done()
     with store.owner() as owner, Writer(store) as writer:
         while True:
-            run = _Pass(tree, store, owner, writer, executor, listener, limits, done)
+            run = _Pass(store, owner, writer, executor, listener, limits, done)
             listener.planned(run.todo)
             if run.to_the_end():
                 return done
@@ -119,7 +115,6 @@ class _Pass:
 
     def __init__(
         self,
-        tree: Tree,
         store: Store,
         owner: Owner,
         writer: Writer,
@@ -128,7 +123,8 @@ class _Pass:
         limits: Limits,
         done: Done,
     ) -> None:
-        self._tree, self._store, self._owner, self._writer = tree, store, owner, writer
+        self._tree = tree = executor.tree
+        self._store, self._owner, self._writer = store, owner, writer
         self._executor, self._listener, self._limits, self._done = executor, listener, limits, done
         store.keep(tree.keys[node] for node in tree.stops)
         self.todo, self._measured, stored = self._plan()
@@ -171,25 +167,25 @@ class _Pass:
                 tasks = self._queue.take(self._limits.members, self._limits.probes, self._executor.free())
                 if not tasks:
                     break
-                mine = self._claim(tasks, blocked)
+                mine, others = self._claim(tasks)
+                blocked += others
                 if not self._at_hand(mine):
                     self._outdated = True  # the process that was at these tasks is gone
                 elif mine:
-                    job = self._job(mine)
-                    self._executor.submit(job, _Report(self._tree, job, self._listener))
+                    self._executor.submit(self._job(mine), self._listener)
             if self._executor.busy():
                 self._file(*self._executor.wait())
-            elif self._outdated:
+            elif self._outdated or self._news(blocked):
                 break
-            elif not self._others(blocked):
+            else:
                 time.sleep(_POLL_S)
         self._writer.flush()
         self._note_written()
-        self._release(list(self._claimed))
-        return not self._outdated
+        self._release(self._claimed)
+        return not len(self._queue)
 
-    def _claim(self, tasks: Sequence[int], blocked: list[list[int]]) -> list[list[int]]:
-        """The chains of `tasks`, each claimed as a whole; those of which another process has a part are `blocked`."""
+    def _claim(self, tasks: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+        """The chains of `tasks` that are claimed now, as wholes, and those of which another process has a part."""
         chains = [self._queue.chain(task) if task < len(self._tree) else [task] for task in tasks]
         groups = [list(map(self._tree.measurement_key, chain)) for chain in chains]
         wanted = {name: task for names, chain in zip(groups, chains, strict=True)
@@ -198,9 +194,8 @@ class _Pass:
             again = [name for name in wanted if name in self._measured]
             self._claimed.update(wanted[name] for name in self._owner.claim(list(wanted), again, groups))
         others = [chain for chain in chains if not self._claimed.issuperset(chain)]
-        blocked += others
         self._release(task for chain in others for task in chain)
-        return [chain for chain in chains if self._claimed.issuperset(chain)]
+        return [chain for chain in chains if chain not in others], others
 
     def _release(self, tasks: Iterable[int]) -> None:
         held = self._claimed.intersection(tasks)
@@ -208,90 +203,59 @@ class _Pass:
         if held:
             self._owner.release([self._tree.measurement_key(task) for task in held])
 
-    def _others(self, blocked: list[list[int]]) -> bool:
-        """Look what other processes did of `blocked`, and put the rest back; whether anything is ready now."""
-        tree = self._tree
-        names = [tree.measurement_key(task) for chain in blocked for task in chain]
-        measured, files, _ = self._store.look(names, {name[0] for name in names})
-        self._files |= files
-        done: list[int] = []
-        for chain in blocked:
-            known = [task for task in chain if tree.measurement_key(task) in measured]
-            news = any(tree.measurement_key(task) not in self._measured for task in known)
-            # Up to the last state to go on from, if not to the end.
-            while known and not (
-                known[-1] >= len(tree)
-                or tree.keys[known[-1]] in files
-                or (known == chain and not self._queue.needed(known[-1]))
-            ):
-                known.pop()
-            if known and known == chain[: len(known)]:
-                done += known
-            else:  # what needs its last state may be done too; else it must be trained again
-                self._outdated |= news
-        if done:
-            found = [measured[tree.measurement_key(task)] for task in done]
-            self._drop(self._queue.done(done), self._files)
-            self._listener.measured(done, found, True)
-            self._stop_diverged(found)
-        self._queue.put(chain[0] for chain in blocked)
-        blocked.clear()
-        return bool(done) or self._outdated
+    def _news(self, blocked: Sequence[Sequence[int]]) -> bool:
+        """Whether other processes have done something of a chain, or let it go."""
+        named = [list(map(self._tree.measurement_key, chain)) for chain in blocked]
+        measured, _, claimed = self._store.look(itertools.chain(*named), ())
+        return any(claimed.isdisjoint(names) for names in named) or not self._measured.issuperset(measured)
 
     def _at_hand(self, chains: list[list[int]]) -> bool:
         """Whether the states that `chains` start from are held or stored."""
-        keys = {self._tree.keys[node] for chain in chains for node in self._tree.needs(chain[0])}
+        nodes = {node for chain in chains for node in self._tree.needs(chain[0])}
         self._note_written()
-        if not all(key in self._files or self._executor.holds(key) for key in keys):
+
+        def lacking() -> set[str]:
+            keys = {self._tree.keys[node] for node in nodes if not self._executor.holds(node)}
+            return keys - self._files.keys()
+
+        if lacking():
             self._writer.flush()
             self._note_written()
-            self._files |= self._store.state_files(keys - self._files.keys())
-        return all(key in self._files or self._executor.holds(key) for key in keys)
+            self._files |= self._store.state_files(lacking())
+        return not lacking()
 
     def _job(self, chains: list[list[int]]) -> Job:
         """The job of tasks alike. Chains are cut where the first of them ends, or the settings of one change."""
-        tree, nodes = self._tree, {node for chain in chains for node in self._tree.needs(chain[0])}
+        tree = self._tree
         if chains[0][0] < len(tree):
             alike = [len({tree.alike[node] for node in column}) == 1 for column in zip(*chains, strict=False)]
             chains = [chain[: [*alike, False].index(False)] for chain in chains]
-        states = tree.made_of(tree.start_of(chain[0]) for chain in chains)
-        epochs = tuple(tuple(map(tree.epoch, chain)) for chain in chains if chain[0] < len(tree))
-        probes = tuple(tree.probe(chain[0] - len(tree)) for chain in chains if chain[0] >= len(tree))
-        trained = [node for chain in chains for node in chain if node < len(tree)]
-        last = {chain[-1] for chain in chains}
-        configs = [*(chain[0].config for chain in epochs), *(each.config for each in (*probes, *states.values()))]
-        return Job(
-            epochs,
-            probes,
-            states,
-            {key: self._files[key] for key in (tree.keys[node] for node in nodes) if key in self._files},
-            frozenset(tree.keys[n] for n in trained if n in tree.stops or (n in last and self._queue.needed(n))),
-            {key: tree.inputs[key] for key in map(inputs_key, configs)},
-            self._limits.checkpoint_seconds,
-            tuple(task for chain in chains for task in chain),
-        )
+        starts = {tree.keys[node] for chain in chains for node in tree.needs(chain[0])}
+        write = [node for chain in chains for node in chain if node in tree.stops]
+        write += [chain[-1] for chain in chains if chain[-1] < len(tree) and self._queue.needed(chain[-1])]
+        files = {key: self._files[key] for key in starts if key in self._files}
+        return Job(tuple(map(tuple, chains)), files, frozenset(write), self._limits.checkpoint_seconds)
 
     def _file(self, job: Job, outcome: Outcome | Exception) -> None:
-        names = {self._tree.measurement_key(task): task for task in job.tasks}
         if isinstance(outcome, Outcome):
-            done = [names[m.key] for m in outcome.measurements]
+            done, measurements = outcome.tasks, outcome.measurements
             self._claimed.difference_update(done)
             self._brought.update(key for key, _ in outcome.states)
             self._brought.update(file.key for file in outcome.files)
             self._files |= {file.key: file for file in outcome.files}
-            self._writer.put(outcome, [m.key for m in outcome.measurements])
+            self._writer.put(outcome, [m.key for m in measurements])
             self._done.trained += sum(task < len(self._tree) for task in done)
             self._done.probed += sum(task >= len(self._tree) for task in done)
             self._drop(self._queue.done(done), self._files)
             self._queue.put(task for task in job.tasks if task >= len(self._tree))  # those that are left
-            self._stop_diverged(outcome.measurements)
+            self._stop_diverged(measurements)
             return
         self._release(job.tasks)
         if isinstance(outcome, DamagedState):
             self._writer.flush()
             if self._store.states([outcome.key]):  # else another process has dropped it
                 self._store.mark_damaged(outcome.key)
-                self._executor.forget([outcome.key])
+                self._executor.forget([self._tree.nodes[outcome.key]])
                 self._listener.told(f"{outcome}; it is trained again")
             self._outdated = True
         elif isinstance(outcome, UserError):
@@ -321,7 +285,7 @@ class _Pass:
     def _drop(self, idle: Iterable[int], stored: Collection[str]) -> None:
         """Let go of states that nothing needs any more; from the store those that do not stay there."""
         nodes = list(idle)
-        self._executor.forget([self._tree.keys[node] for node in nodes])
+        self._executor.forget(nodes)
         keys = [self._tree.keys[node] for node in nodes if node not in self._tree.stops]
         self._writer.drop([key for key in keys if key in self._brought or key in stored])
 
@@ -333,22 +297,6 @@ class _Pass:
                 f"{differing} measurements differ from those of an earlier training of the same epoch (another "
                 "machine, version or number of threads); the earlier ones are kept"
             )
-
-
-class _Report:
-    """Passes on what a worker says of a job, with the numbers of its tasks."""
-
-    def __init__(self, tree: Tree, job: Job, listener: Listener) -> None:
-        self._tasks = {tree.measurement_key(task): task for task in job.tasks}
-        self._listener = listener
-
-    def images(self, trained: int, evaluated: int) -> None:
-        """See `Report`."""
-        self._listener.images(trained, evaluated)
-
-    def measured(self, measurements: Sequence[Measurement]) -> None:
-        """See `Report`."""
-        self._listener.measured([self._tasks[m.key] for m in measurements], measurements, False)
 
 
 def _divergence(measurement: Measurement) -> str:
@@ -368,7 +316,7 @@ class LocalExecutor:
     """Does jobs in this process, one at a time, when they are waited for."""
 
     def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+        self._worker, self.tree = worker, worker.tree
         self._job: tuple[Job, Report] | None = None
 
     def free(self) -> int:
@@ -392,10 +340,10 @@ class LocalExecutor:
         except Exception as error:
             return job, error
 
-    def holds(self, key: str) -> bool:
+    def holds(self, node: int) -> bool:
         """Whether the state is resident."""
-        return key in self._worker.resident
+        return node in self._worker.resident
 
-    def forget(self, keys: Iterable[str]) -> None:
+    def forget(self, nodes: Iterable[int]) -> None:
         """Let the memory of states go."""
-        self._worker.resident.forget(keys)
+        self._worker.resident.forget(nodes)

@@ -1,10 +1,7 @@
 """A tree of trajectories: states of networks, named by all that decides them, and what is measured of them.
 
-A state is a network at some moment: its weights, momentum and batch-norm statistics. There are three kinds:
-
-- `Initial`: a freshly drawn parent;
-- `Average`: the weighted mean of children;
-- `Epoch`: what one epoch of training makes of the state before it.
+A state is a network at some moment: its weights, momentum and batch-norm statistics. There are three kinds: a freshly
+drawn parent; what one epoch of training makes of the state before it; the weighted mean of children.
 
 Keys are hex digests of what decides the state and what is measured of it: the start, the network, optimizer,
 augmentation, dataset, precision, noise, epoch and the learning rates of that epoch. Not: devices, engines, threads,
@@ -12,11 +9,12 @@ names or places of files. Two points of a sweep that agree up to an epoch share 
 
 A tree has millions of epochs, so it is columns of numbers: a state is its number, `node`, which counts from 0 in the
 order in which states are added, each after those that it is made of. A task is a number too: that of the epoch to be
-trained, or the number of states plus that of the probe to be made. `state` and `probe` give them as objects.
+trained, or the number of states plus that of the probe to be made. A probe is a measurement of a state beside the one
+that its own training ends with.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -26,43 +24,6 @@ from fastwi.experiment.inputs import Inputs, InputsKey
 OWN = "own"
 
 MeasurementKey: TypeAlias = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Initial:
-    """A parent at initialisation, drawn from `config.seeds.init`. `epoch` counts epochs done: 0."""
-
-    key: str
-    config: Config
-    epoch: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """A network's training under `noise` from the state `before` through one epoch, to the state `key`.
-
-    `epoch` counts epochs done at its end. `config` is that of some point that needs the epoch.
-    """
-
-    key: str
-    before: str
-    epoch: int
-    noise: int
-    config: Config
-
-
-@dataclass(frozen=True, slots=True)
-class Average:
-    """The mean of the states `children`, weighted, at `epoch` epochs done.
-
-    What momentum and batch-norm statistics it gets is `config.experiment`'s business.
-    """
-
-    key: str
-    children: tuple[str, ...]
-    weights: tuple[float, ...]
-    epoch: int
-    config: Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +37,6 @@ class Treatment:
     epoch: int
     noise: int
     images: int
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """A measurement of a state beside those that its own training makes: test loss and accuracy.
-
-    `config` says what data, network and engine.
-    """
-
-    state: str
-    treatment: Treatment
-    config: Config
-
-    @property
-    def key(self) -> MeasurementKey:
-        """What the measurement is filed under."""
-        return self.state, self.treatment.name
-
-
-State: TypeAlias = Initial | Epoch | Average
 
 
 class Tree:
@@ -179,26 +120,6 @@ class Tree:
         """Whether a state comes of training."""
         return self.before[node] >= 0
 
-    def state(self, node: int) -> State:
-        """The state as an object."""
-        key, epoch, config = self.keys[node], self.epochs[node], self.configs[node]
-        if self.before[node] >= 0:
-            return self.epoch(node)
-        if node in self.averages:
-            children, weights = self.averages[node]
-            return Average(key, tuple(self.keys[child] for child in children), weights, epoch, config)
-        return Initial(key, config)
-
-    def epoch(self, node: int) -> Epoch:
-        """The state, which is an epoch's, as an object."""
-        before = self.keys[self.before[node]]
-        return Epoch(self.keys[node], before, self.epochs[node], self.noises[node], self.configs[node])
-
-    def probe(self, number: int) -> Probe:
-        """Probe `number` as an object."""
-        treatment = self.treatments[self.probe_treatments[number]]
-        return Probe(self.keys[self.probe_nodes[number]], treatment, self.probe_configs[number])
-
     def epoch_nodes(self) -> Iterator[int]:
         """Every epoch, each after the one before it."""
         return (node for node, before in enumerate(self.before) if before >= 0)
@@ -207,12 +128,15 @@ class Tree:
         """States and probes: one more than the largest number of a task."""
         return len(self.keys) + len(self.probe_nodes)
 
+    def treatment_of(self, probe: int) -> Treatment:
+        """The treatment of batch-norm statistics under which the task `probe` measures."""
+        return self.treatments[self.probe_treatments[probe - len(self.keys)]]
+
     def measurement_key(self, task: int) -> MeasurementKey:
         """What a task's measurement is filed under, and the task's name."""
         if task < len(self.keys):
             return self.keys[task], OWN
-        number = task - len(self.keys)
-        return self.keys[self.probe_nodes[number]], self.treatments[self.probe_treatments[number]].name
+        return self.keys[self.probe_nodes[task - len(self.keys)]], self.treatment_of(task).name
 
     def measurement_keys(self) -> list[MeasurementKey]:
         """What all measurements are filed under, those of epochs first."""
@@ -241,18 +165,6 @@ class Tree:
             return (node,)
         children = self.averages[node][0] if node in self.averages else ()
         return tuple(dict.fromkeys(source for child in children for source in self.sources(child)))
-
-    def made_of(self, nodes: Iterable[int]) -> dict[str, Initial | Average]:
-        """Those of the states `nodes` that do not come of training, and what these are made of, by key."""
-        made: dict[str, Initial | Average] = {}
-        left = list(nodes)
-        while left:
-            node = left.pop()
-            state = self.state(node)
-            if not isinstance(state, Epoch):
-                made[state.key] = state
-                left += self.averages[node][0] if node in self.averages else ()
-        return made
 
     def needs(self, task: int) -> tuple[int, ...]:
         """The epochs whose states a task starts from."""

@@ -196,8 +196,8 @@ def _module(directory: Path, planned: PlannedSweep, nodes: Mapping[int, int], wa
     config = tree.configs[node]
     resources = Resources(Path.cwd())
     resources.expect(tree.inputs)
-    states = ResidentStates(Path(planned.spec.options.store), resources, 0)
-    population = states.gather([tree.keys[node]], config, tree.made_of([node]), files, trains=False)
+    states = ResidentStates(tree, Path(planned.spec.options.store), resources, 0)
+    population = states.gather([node], files, trains=False)
     network = resources.network(config)
     population.write_to(0, network)
     return network.eval()

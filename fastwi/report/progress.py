@@ -93,7 +93,7 @@ class TreeProgress(LiveProgress):
         self._cost, self._describe = partial(cost_of, planned), describe
         first = first or auto_line(planned)
         self._waiting = {"first": first} if first else {}  # lines that are said before the first images
-        self._total = self._done = self._elsewhere = self._here = 0.0
+        self._total = self._done = self._here = 0.0
         self._tasks = self._tasks_done = 0
         self._begun = time.monotonic()
         self._last_line = -_LINE_EVERY_S
@@ -115,17 +115,14 @@ class TreeProgress(LiveProgress):
         self._here += trained + EVALUATION_COST * evaluated
         self._bar.update(self._task, completed=self._done + self._here)
 
-    def measured(self, tasks: Sequence[int], measurements: Sequence["Measurement"], elsewhere: bool) -> None:
+    def measured(self, tasks: Sequence[int], measurements: Sequence["Measurement"]) -> None:
         """Advance past `tasks`."""
         self._say_first()
-        cost = sum(map(self._cost, tasks))
-        self._done += cost
-        self._elsewhere += cost if elsewhere else 0.0
+        self._done += sum(map(self._cost, tasks))
         self._here = 0.0
         self._tasks_done += len(tasks)
         spent = time.monotonic() - self._begun
-        # What other processes do speeds a sweep up, so it counts in the time left, not in this process's speed.
-        speed = f"{(self._done - self._elsewhere) / max(spent, 1e-9):,.0f} images/s"
+        speed = f"{self._done / max(spent, 1e-9):,.0f} images/s"
         last = measurements[-1]
         if self._describe is not None:
             said = self._describe(measurements)

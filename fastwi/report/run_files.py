@@ -85,8 +85,7 @@ class RunDirectory:
             sources = {tree.keys[source] for node in nodes for source in tree.sources(node)}
             files = store.state_files(sources)
             if nodes and len(files) == len(sources) and not self.checkpoint(name).exists():
-                keys, made_of = [tree.keys[node] for node in nodes], tree.made_of(nodes)
-                resident.gather(keys, config, made_of, files, trains=True).save(self.checkpoint(name))
+                resident.gather(nodes, files, trains=True).save(self.checkpoint(name))
 
 
 @dataclass(frozen=True)

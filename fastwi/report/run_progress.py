@@ -46,9 +46,9 @@ class RunProgress(TreeProgress):
         if self._board is not None:
             self._board.close()
 
-    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
+    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement]) -> None:
         """See `Listener`."""
-        super().measured(tasks, measurements, elsewhere)
+        super().measured(tasks, measurements)
         self._measured |= {m.key: m for m in measurements}
         if time.monotonic() - self._written > _ROWS_EVERY_S:
             self.write_rows()

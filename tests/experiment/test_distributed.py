@@ -7,6 +7,7 @@ import pytest
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.distributed import _Actor
 from fastwi.experiment.store import DamagedState
+from fastwi.experiment.tree import Tree
 
 
 class Unpicklable(Exception):
@@ -30,7 +31,7 @@ def test_answers_survive_the_way(tmp_path, monkeypatch, met, words):
     def run(_job, _report):
         raise met
 
-    actor = _Actor(str(tmp_path), str(tmp_path), 0)
+    actor = _Actor(Tree(), str(tmp_path), str(tmp_path), 0)
     monkeypatch.setattr(actor._worker, "run", run)
     answer = pickle.loads(pickle.dumps(actor.run(None)))
     assert f"{type(answer).__name__}: {answer}" == words

@@ -14,7 +14,7 @@ from fastwi.errors import UserError
 from fastwi.experiment import planner
 from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PlannedSweep, PointStates, plan_sweep
-from fastwi.experiment.tree import OWN, Average, Epoch, Tree
+from fastwi.experiment.tree import OWN, Tree
 from fastwi.report.sweep_plan import naive_epochs
 
 INPUTS = Inputs("digest", {"train": 1000, "test": 100})
@@ -39,12 +39,13 @@ def grown(spec: SweepSpec) -> tuple[Tree, list[PointStates]]:
     return found.tree, found.places
 
 
-def epochs_of(tree: Tree) -> list[Epoch]:
-    return [tree.epoch(node) for node in tree.epoch_nodes()]
+def epochs_of(tree: Tree) -> dict[str, int]:
+    """The keys of a tree's epochs, and their numbers."""
+    return {tree.keys[node]: tree.epochs[node] for node in tree.epoch_nodes()}
 
 
 def epoch_keys(spec: SweepSpec, **more) -> set[str]:
-    return {epoch.key for epoch in epochs_of(planned(spec, **more).tree)}
+    return set(epochs_of(planned(spec, **more).tree))
 
 
 GRID = {"experiment.k": [2, 4, 6], "experiment.s": [1, 2, 4], "experiment.after": [2]}
@@ -119,17 +120,16 @@ def test_places_and_states():
     for point, place in zip(points(spec), places, strict=True):
         e, seeds = point.config.experiment, point.config.seeds
         assert (len(place.parent), len(place.children), len(place.after)) == (e.k, 2, e.after)
-        average = tree.state(tree.nodes[place.average])
-        assert isinstance(average, Average)
-        assert average.children == place.ends
-        assert average.weights == (0.75, 0.25)
+        children, weights = tree.averages[tree.nodes[place.average]]
+        assert tuple(tree.keys[child] for child in children) == place.ends
+        assert weights == (0.75, 0.25)
         assert place.parent[-1:] in ((place.clone,), ())
         for noise, child, end in zip(seeds.child_noise, place.children, place.ends, strict=True):
             assert [tree.noises[tree.nodes[key]] for key in child] == [noise] * e.s
             assert end == (child[-1] if child else place.clone)
             assert not child or tree.before[tree.nodes[child[0]]] == tree.nodes[place.clone]
-        after = tree.epoch(tree.nodes[place.after[0]])
-        assert (after.before, after.epoch) == (place.average, e.k + e.s + 1)
+        after = tree.nodes[place.after[0]]
+        assert (tree.keys[tree.before[after]], tree.epochs[after]) == (place.average, e.k + e.s + 1)
         assert {(state, place.recomputed) for state in (place.average, *place.ends)} <= named
         assert (place.average, OWN) in named
     for node in range(len(tree)):
@@ -185,22 +185,21 @@ def test_a_schedule_changes_only_the_epochs_that_it_touches():
     base = sweep({"experiment.k": [6]}, schedule={"drop_epochs": [80]})
     tree, _ = grown(base)
     later = epoch_keys(sweep({"experiment.k": [6]}, schedule={"drop_epochs": [90], "drop_factor": 0.5}))
-    assert later == {epoch.key for epoch in epochs_of(tree)}
+    assert later == set(epochs_of(tree))
     earlier = epoch_keys(sweep({"experiment.k": [6]}, schedule={"drop_epochs": [4]}))
-    assert {epoch.epoch for epoch in epochs_of(tree) if epoch.key in earlier} == {1, 2, 3, 4}
+    assert {epoch for key, epoch in epochs_of(tree).items() if key in earlier} == {1, 2, 3, 4}
     # 1000 images in batches of 128 are 7 iterations an epoch: 10 of warm-up end in the second.
     warm = epoch_keys(sweep({"experiment.k": [6]}, schedule={"drop_epochs": [80], "warmup_iterations": 10}))
-    assert not warm & {epoch.key for epoch in epochs_of(tree)}  # all that follows starts elsewhere
+    assert not warm & set(epochs_of(tree))  # all that follows starts elsewhere
 
 
 def test_a_learning_rate_is_what_it_comes_to():
     """Half the rate from the start is the same as a drop by half before the first epoch that matters."""
     first = sweep({}, optimizer={"learning_rate": 0.1}, schedule={"drop_epochs": [1], "drop_factor": 0.5})
     tree, _ = grown(first)
-    epochs = epochs_of(tree)
     assert len({tree.alike[node] for node in tree.epoch_nodes()}) == 4
     second = sweep({}, optimizer={"learning_rate": 0.1}, schedule={"drop_epochs": [1, 50], "drop_factor": 0.5})
-    assert epoch_keys(second) == {epoch.key for epoch in epochs}
+    assert epoch_keys(second) == set(epochs_of(tree))
 
 
 def test_more_parents_and_children_leave_keys_alone():
@@ -223,7 +222,7 @@ def test_stops():
         k + s + after for k in (2, 4, 6) for s in (1, 2, 4) for after in (0, 2)
     }
     assert all(tree.nodes[place.parent[-1]] in tree.stops for place in places)
-    assert kept_epochs(spec, "all") == sorted(epoch.epoch for epoch in epochs_of(tree))
+    assert kept_epochs(spec, "all") == sorted(epochs_of(tree).values())
     assert kept_epochs(spec, "none") == []
 
 

@@ -10,13 +10,12 @@ import torch
 from fastwi.config.read import config_from_mapping
 from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources
-from fastwi.experiment.tree import Average
+from fastwi.experiment.tree import Tree
 from fastwi.population import Population
 from fastwi.population.layout import Layout
 
 LAYOUT = Layout.of(torch.nn.Linear(3, 2))
 ROW = 8 * LAYOUT.P + 4 * LAYOUT.Q + 8 * LAYOUT.B
-CHILDREN = ("a", "b", "c", "d")
 
 
 def child(value: float) -> Population:
@@ -28,20 +27,20 @@ def child(value: float) -> Population:
 @pytest.mark.parametrize("after", [0, 1], ids=["averages end here", "averages are trained on"])
 def test_children_without_files_are_not_lost_to_what_a_job_brings(after: int, tmp_path: Path) -> None:
     config = config_from_mapping({"experiment": {"after": after}, "engine": {"device": "cpu"}})
-    made = {
-        "first": Average("first", ("a", "b"), (0.5, 0.5), 1, config),
-        "second": Average("second", ("c", "d"), (0.5, 0.5), 1, config),
-    }
-    resident = ResidentStates(
-        tmp_path, cast(Resources, cast(Any, SimpleNamespace())), 4 * ROW
-    )  # for the children alone
-    for value, name in enumerate(CHILDREN):
+    tree, half = Tree(), (0.5, 0.5)
+    start = tree.add_initial("start", config)
+    a, b, c, d = (tree.add_epoch(name, start, 1, noise, "alike", config) for noise, name in enumerate("abcd"))
+    first, second = (tree.add_average(f"{pair}", pair, half, 1, config) for pair in ((a, b), (c, d)))
+    resources = cast(Resources, cast(Any, SimpleNamespace()))
+    resident = ResidentStates(tree, tmp_path, resources, 4 * ROW)  # for the children alone
+    children = {(node, False) for node in (a, b, c, d)}
+    for value, name in enumerate(sorted(children)):
         resident.hold(child(float(value)), [name])
-    rows = resident.at_hand(list(made), made)
-    assert rows.keys() == set(CHILDREN)
-    for name, value in (("first", 0.5), ("second", 2.5)):
-        population = resident.gather_to_measure([name], config, made, {}, rows)
+    rows = resident.at_hand([(first, False), (second, False)])
+    assert rows.keys() == children
+    for node, value in ((first, 0.5), (second, 2.5)):
+        population = resident.gather_to_measure([node], {}, rows)
         assert torch.equal(population.weights_MP, torch.full_like(population.weights_MP, value))
-        assert (name in resident) == bool(after)
+        assert (node in resident) == bool(after)
     if after:
-        assert not all(name in resident for name in CHILDREN)
+        assert not all(node in resident for node in (a, b, c, d))

@@ -56,12 +56,12 @@ def run(
     """Carry a run out, or go on with it; returns its rows. `engine` wraps every engine."""
     paths = RunDirectory(directory)
     planned = plan_run(config, paths.store)
-    worker = Worker(paths.store, Path.cwd(), memory)
+    worker = Worker(planned.tree, paths.store, Path.cwd(), memory)
     if engine is not None:
         build = worker.resources.engine
         worker.resources.engine = lambda given: engine(build(given))
     with Store.open(paths.store) as store:
-        carry_out(planned.tree, store, LocalExecutor(worker), Silent(stop_after), Limits(members, 8, seconds))
+        carry_out(store, LocalExecutor(worker), Silent(stop_after), Limits(members, 8, seconds))
         rows = rows_of(planned, store)
         paths.write_checkpoints(planned, store, worker.resident)
     return rows

@@ -65,11 +65,11 @@ def carried_out(
 ) -> Done:
     """Carry a sweep out by a worker of its own; `do` makes of its `run` the one that is used."""
     store = Path(sweep.spec.options.store)
-    worker = Worker(store, Path.cwd(), 2**30)
+    worker = Worker(sweep.tree, store, Path.cwd(), 2**30)
     if do is not None:
         worker.run = do(worker.run)  # type: ignore[method-assign]
     with Store.open(store) as opened:
-        return carry_out(sweep.tree, opened, LocalExecutor(worker), listener or Silent(), limits)
+        return carry_out(opened, LocalExecutor(worker), listener or Silent(), limits)
 
 
 def measured(sweep: PlannedSweep) -> dict[object, object]:
@@ -243,7 +243,7 @@ def test_a_job_that_fails_takes_along_what_needs_it_and_nothing_else(inputs, tmp
 
     def failing(run: Do) -> Do:
         def do(job: Job, report: Report) -> Outcome:
-            if any(epoch.key == bad for chain in job.chains for epoch in chain):
+            if tree.nodes[bad] in job.tasks:
                 failed.extend(job.tasks)
                 raise RuntimeError("no luck\nwith this")
             return run(job, report)

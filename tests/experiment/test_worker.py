@@ -95,23 +95,23 @@ def carried_out(
 ) -> dict[MeasurementKey, Measurement]:
     """All that is measured once the sweep is carried out, one network at a time, each job by what `do` makes."""
     with Store.open(place[0] / "store") as store:
-        worker = Worker(store.directory, Path.cwd(), 2**30)
+        worker = Worker(sweep.tree, store.directory, Path.cwd(), 2**30)
         if do is not None:
             worker.run = do(worker)
-        carry_out(sweep.tree, store, LocalExecutor(worker), Silent(), Limits(1, 1, 30.0))
+        carry_out(store, LocalExecutor(worker), Silent(), Limits(1, 1, 30.0))
         return store.measurements()
 
 
 def by_actor(worker: Worker) -> Do:
     """As Ray has a job done: the job and its answer are pickled on their way."""
-    store = worker.resident._store
-    actor = _Actor(str(store), str(Path.cwd()), 2**30)
+    tree = pickle.loads(pickle.dumps(worker.tree))
+    actor = _Actor(tree, str(worker.resident._store), str(Path.cwd()), 2**30)
 
     def run(job: Job, report: Report) -> Outcome:
         answer = pickle.loads(pickle.dumps(actor.run(pickle.loads(pickle.dumps(job)))))
         if isinstance(answer, Exception):
             raise answer
-        report.measured(answer.measurements)
+        report.measured(answer.tasks, answer.measurements)
         return answer
 
     return run

@@ -20,7 +20,7 @@ NETWORK = Population.from_modules([nn.Linear(2, 2)])
 
 def outcome(*keys: str) -> Outcome:
     rows = [Measurement(key, OWN, 1, 0.5, 0.1, 0.5, 50.0, 1.0) for key in keys]
-    return Outcome(tuple(rows), tuple((key, NETWORK) for key in keys))
+    return Outcome((), rows, [(key, NETWORK) for key in keys])
 
 
 class Slow:
@@ -133,7 +133,7 @@ def test_measurements_that_differ_are_counted(store: Store) -> None:
     with Writer(store) as writer:
         writer.put(outcome("aa"), ())
         other = Measurement("aa", OWN, 1, 0.25, 0.1, 0.5, 50.0, 1.0)
-        writer.put(Outcome((other,), ()), ())
+        writer.put(Outcome((), (other,)), ())
         writer.flush()
         assert writer.written()[1] == 1
     assert store.measurements()["aa", OWN].train_loss == 0.5

@@ -49,7 +49,7 @@ class OpenedSweep:
         self.left_out: tuple[str, ...] = ()
         """The cells of which a study left out pairs that diverged, in words."""
         self._stored = self.store.states(tree.keys[node] for node in tree.epoch_nodes())
-        self._resident = ResidentStates(self.store.directory, self.resources, 0)
+        self._resident = ResidentStates(tree, self.store.directory, self.resources, 0)
 
     def __enter__(self) -> "OpenedSweep":
         return self
@@ -100,7 +100,7 @@ class OpenedSweep:
         tree = self.planned.tree
         nodes = [tree.nodes[key] for key in keys]
         files = self.store.state_files({tree.keys[source] for node in nodes for source in tree.sources(node)})
-        return self._resident.gather(keys, tree.configs[nodes[0]], tree.made_of(nodes), files, trains=False)
+        return self._resident.gather(nodes, files, trains=False)
 
     def require(self, keys: Iterable[str]) -> None:
         """Raise UserError where the store lacks one of the states `keys`, or of those that it is made of."""
