@@ -22,12 +22,12 @@ from data_prep.write import write_dataset
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
-from fastwi.config.sweeppoints import Point
+from fastwi.config.sweeppoints import run_point
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
 from fastwi.experiment.planner import PointStates, plan_sweep
 from fastwi.experiment.store import Measurement, StateFile, write_state
-from fastwi.experiment.tree import OWN, Tree
+from fastwi.experiment.tree import Tree
 from fastwi.experiment.worker import Job, Outcome, Worker, score
 from fastwi.files import write_json
 from fastwi.population import Population
@@ -140,13 +140,6 @@ def config_of(settings: Settings) -> Config:
     return config_from_mapping(mapping)
 
 
-def point_of(config: Config) -> Point:
-    """The run as the point of a sweep: every child's noise spelled out."""
-    noise = config.seeds.child_noise or tuple(range(1, config.experiment.children + 1))
-    seeds = dataclasses.replace(config.seeds, child_noise=noise)
-    return Point((), config.seeds.init, 0, None, dataclasses.replace(config, seeds=seeds))
-
-
 def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
     """The names of a point's states and measurements in a tree that may hold others too."""
     parent = tree.path(place.clone_node, 0)
@@ -161,7 +154,7 @@ def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
     for at, key in ends:
         found |= {
             (*at, kind): (key, treatment)
-            for kind, treatment in (("own", OWN), ("recomputed", place.recomputed))
+            for kind, treatment in zip(("own", "recomputed"), place.treatments, strict=False)
             if (key, treatment) in probed
         }
     return found
@@ -170,7 +163,7 @@ def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
 def tiny_run(settings: Settings) -> TinyRun:
     """Do the whole run of these settings."""
     config = config_of(settings)
-    planned = plan_sweep(SweepSpec(config), [point_of(config)])
+    planned = plan_sweep(SweepSpec(config), [run_point(config)])
     tree, (place,) = planned.tree, planned.places
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:

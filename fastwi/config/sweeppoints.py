@@ -8,10 +8,10 @@ networks of one parent share noise over the same epochs, and the same child mean
 p > 0 has the noise of parent 0's child p: in epochs that both train, networks of unlike weights see the same batches.
 """
 
-import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from fastwi.config.check import check_config
 from fastwi.config.schema import Config
@@ -64,12 +64,12 @@ def points(spec: SweepSpec) -> Iterator[Point]:
             where = cell_name(spec.axes, values)
             raise ConfigError("\n".join(f"axes at {where}: {line}" for line in str(error).splitlines())) from None
         weights = [() if alpha is None else (1.0 - alpha, alpha) for alpha in alphas]
-        e, size = config.experiment, options.tuple_size
-        experiments = [dataclasses.replace(e, weights=each, children=size) for each in weights]
+        size = options.tuple_size
+        experiments = [replace(config.experiment, weights=each, children=size) for each in weights]
         for parent in options.parents:
             first = parent * SEEDS_A_PARENT
             for index, numbers in enumerate(tuples):
-                seeds = dataclasses.replace(
+                seeds = replace(
                     config.seeds,
                     init=parent,
                     parent_noise=parent,
@@ -77,8 +77,23 @@ def points(spec: SweepSpec) -> Iterator[Point]:
                     average_noise=first + AVERAGE_SEEDS + index,
                 )
                 for alpha, experiment in zip(alphas, experiments, strict=True):
-                    whole = dataclasses.replace(config, seeds=seeds, experiment=experiment)
+                    whole = replace(config, seeds=seeds, experiment=experiment)
                     yield Point(values, parent, index, alpha, whole)
+
+
+def run_point(config: Config) -> Point:
+    """A run as a point by itself. Its children have noise 1, 2, ... if not told."""
+    noise = config.seeds.child_noise or tuple(range(1, config.experiment.children + 1))
+    seeds = replace(config.seeds, child_noise=noise)
+    return Point((), config.seeds.init, 0, None, replace(config, seeds=seeds))
+
+
+def in_precision(every: Iterable[Point], precision: str) -> list[Point]:
+    """The points with `precision` for engine.precision: auto."""
+    resolved = functools.cache(  # one object for all
+        lambda engine: replace(engine, precision=precision) if engine.precision == "auto" else engine
+    )
+    return [replace(point, config=replace(point.config, engine=resolved(point.config.engine))) for point in every]
 
 
 def shard_of(every: Sequence[Point], number: int, count: int) -> list[Point]:

@@ -1,5 +1,6 @@
 """What names states and treatments: digests of all that decides them (`fastwi.experiment.tree`)."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -42,25 +43,20 @@ class Namer:
         )
         # What decides any epoch beside its start, noise and learning rates.
         self._context = _digest("context", self._untrained, _settings(config, "augment", "optimizer"), self._images)
-        self._alike: list[str] = []
+        self.alike = functools.cache(self._alike)
 
     def initial(self, seed: int) -> str:
         """The key of a parent at initialisation."""
         return _digest("initial", self._untrained, seed)
 
-    def alike(self, last: int) -> list[str]:
-        """For each of at least `last` epochs from initialisation a digest of the context, the epoch and its rates."""
-        for epoch in range(len(self._alike), last):
-            self._alike.append(_digest(self._context, epoch, self._rates(epoch)))
-        return self._alike
-
-    def _rates(self, epoch: int) -> list[float]:
+    def _alike(self, epoch: int) -> str:
+        """A digest of what decides an epoch beside its start and noise. `epoch` counts those before it."""
+        optimizer, schedule, per_epoch = self.config.optimizer, self.config.schedule, self._per_epoch
+        rates = [learning_rate((epoch + 1) * per_epoch - 1, per_epoch, optimizer, schedule)]
         # Past warm-up an epoch has one rate; within, the last step's, the full rate and the length decide all others.
-        optimizer, schedule = self.config.optimizer, self.config.schedule
-        first, last = epoch * self._per_epoch, (epoch + 1) * self._per_epoch - 1
-        rate = learning_rate(last, self._per_epoch, optimizer, schedule)
-        warm = schedule.warmup_iterations
-        return [rate, optimizer.learning_rate, warm] if first < warm else [rate]
+        if epoch * per_epoch < schedule.warmup_iterations:
+            rates += [optimizer.learning_rate, schedule.warmup_iterations]
+        return _digest(self._context, epoch, rates)
 
     def average(self, children: Sequence[str], weights: Sequence[float], config: Config) -> str:
         """The key of the average of the states `children`, as a configuration treats averages."""

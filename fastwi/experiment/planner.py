@@ -5,14 +5,14 @@ Nothing here imports torch, and everything is linear in the number of epochs and
 
 import functools
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastwi.config.schema import Config
 from fastwi.config.sweep import RECOMPUTED, SweepOptions, SweepSpec
-from fastwi.config.sweeppoints import Point, points
+from fastwi.config.sweeppoints import Point, in_precision, points, run_point
 from fastwi.data.card import read_card
 from fastwi.errors import UserError
 from fastwi.experiment.inputs import Inputs, inputs_key
@@ -32,8 +32,8 @@ class PointStates:
     """Where a point's results are found in the tree: its last nodes, and by them the keys of all its states.
 
     `clone_node`: the parent after k epochs. `end_nodes`: the children at interpolation. `last_nodes`: the children's
-    last, which differ from those where children are trained on. `after_node`: the average's last. `recomputed`: the
-    treatment under which recomputed statistics are filed; empty where they are not measured.
+    last, which differ from those where children are trained on. `after_node`: the average's last. `treatments`: of
+    batch-norm statistics, that are measured at the interpolation, by name, own first.
     """
 
     tree: Tree = field(repr=False)
@@ -42,7 +42,7 @@ class PointStates:
     last_nodes: tuple[int, ...]
     average_node: int
     after_node: int
-    recomputed: str
+    treatments: Mapping[str, Treatment]
 
     @property
     def clone(self) -> str:
@@ -75,11 +75,6 @@ class PointStates:
         """The average after epochs k + s + 1 and on."""
         return self._path(self.after_node, self.tree.epochs[self.average_node])
 
-    @property
-    def treatments(self) -> tuple[str, ...]:
-        """The treatments of batch-norm statistics that are measured at the interpolation, own first."""
-        return (OWN, self.recomputed) if self.recomputed else (OWN,)
-
     def _path(self, last: int, first: int) -> tuple[str, ...]:
         return tuple(self.tree.keys[node] for node in self.tree.path(last, first))
 
@@ -105,24 +100,20 @@ class PlannedSweep:
 
     def kept(self, keep: str) -> set[int]:
         """The epochs whose states stay in the store under the choice `keep` of sweep.keep."""
-        epochs, tree = set(self.tree.epoch_nodes()), self.tree
+        tree = self.tree
+        kept = set(tree.epoch_nodes()) if keep in ("ends", "all") else set()
         if keep == "ends":
-            return epochs.difference(tree.before)
+            kept.difference_update(tree.before)
         if keep == "stops":
-            return epochs.intersection(
-                node
-                for place in self.places
-                for node in (place.clone_node, place.after_node, *place.end_nodes, *place.last_nodes)
-            )
-        return epochs if keep == "all" else set()
+            for place in self.places:
+                nodes = (place.clone_node, place.after_node, *place.end_nodes, *place.last_nodes)
+                kept.update(filter(tree.is_epoch, nodes))
+        return kept
 
 
 def plan_run(config: Config, store: Path) -> PlannedSweep:
-    """Plan a run as a sweep of one point, on a store of its own. Its children have noise 1, 2, ... if not told."""
-    noise = config.seeds.child_noise or tuple(range(1, config.experiment.children + 1))
-    whole = replace(config, seeds=replace(config.seeds, child_noise=noise))
-    point = Point((), config.seeds.init, 0, None, whole)
-    return plan_sweep(SweepSpec(config, options=SweepOptions(store=str(store))), [point])
+    """Plan a run as a sweep of one point, on a store of its own."""
+    return plan_sweep(SweepSpec(config, options=SweepOptions(store=str(store))), [run_point(config)])
 
 
 def plan_sweep(
@@ -139,7 +130,7 @@ def plan_sweep(
         from fastwi.experiment.store.precision import precision_of_store  # imports torch
 
         auto = precision_of_store(Path(spec.options.store), spec.base.engine)
-        every = _in_precision(every, auto.precision)
+        every = in_precision(every, auto.precision)  # no worker decides for itself
     planner = _Planner(
         inputs_of or (lambda config: Inputs.of(cards(config.data.path), config)), RECOMPUTED in spec.options.measure
     )
@@ -150,14 +141,6 @@ def plan_sweep(
     return planned
 
 
-def _in_precision(every: Iterable[Point], precision: str) -> list[Point]:
-    """The points with engine.precision: auto as `precision`: no worker decides for itself."""
-    resolved = functools.cache(
-        lambda engine: replace(engine, precision=precision) if engine.precision == "auto" else engine
-    )
-    return [replace(point, config=replace(point.config, engine=resolved(point.config.engine))) for point in every]
-
-
 class _Planner:
     def __init__(self, inputs_of: Callable[[Config], Inputs], recomputed: bool) -> None:
         self.tree = Tree()
@@ -165,8 +148,9 @@ class _Planner:
         self._namers: dict[tuple[object, ...], Namer] = {}
         self._trajectories: dict[tuple[int, int, Namer], array[int]] = {}
         # Many points share these.
-        self._initial, self._treatment = functools.cache(Namer.initial), functools.cache(Namer.recomputed)
+        self._initial = functools.cache(Namer.initial)
         self._at_rate = functools.cache(self._namer_at_rate)
+        self._treatments = functools.cache(self._new_treatments)
 
     def add(self, point: Point) -> PointStates:
         """Put what `point` needs into the tree, where it is not there yet."""
@@ -184,16 +168,12 @@ class _Planner:
             begun = zip(ends, seeds.child_noise, strict=True)
             lasts = tuple([self._train(node, last, noise, later.config, later) for node, noise in begun])
         after = self._train(average, last, seeds.average_noise, config, namer)
-        for node in (average, *ends):
-            if not tree.is_epoch(node):
-                tree.add_probe(node, Treatment(OWN, end, 0, 0), config)
-        recomputed = ""
-        if self._recomputed:
-            treatment = self._treatment(namer, seeds.statistics_noise, experiment.recompute_images, end)
-            recomputed = treatment.name
+        treatments = self._treatments(namer, seeds.statistics_noise, experiment.recompute_images, end)
+        for name, treatment in treatments.items():
             for node in (average, *ends):
-                tree.add_probe(node, treatment, config)
-        return PointStates(tree, clone, ends, lasts, average, after, recomputed)
+                if name != OWN or not tree.is_epoch(node):
+                    tree.add_probe(node, treatment, config)
+        return PointStates(tree, clone, ends, lasts, average, after, treatments)
 
     def _train(self, start: int, last: int, noise: int, config: Config, namer: Namer) -> int:
         """The node after epoch `last` of the trajectory from `start`; extends the tree."""
@@ -207,10 +187,10 @@ class _Planner:
                 f"{config.experiment.k:,}, s = {config.experiment.s:,}), and {MOST_STATES:,} is the most that can be "
                 "planned; make k, s, after, sweep.parents or sweep.children smaller"
             )
-        alike = namer.alike(last)
         for epoch in range(first + len(path) - 1, last):
-            key = epoch_key(tree.keys[path[-1]], alike[epoch], noise)
-            path.append(tree.add_epoch(key, path[-1], epoch + 1, noise, alike[epoch], config))
+            alike = namer.alike(epoch)
+            key = epoch_key(tree.keys[path[-1]], alike, noise)
+            path.append(tree.add_epoch(key, path[-1], epoch + 1, noise, alike, config))
         return path[last - first]
 
     def _namer(self, config: Config) -> Namer:
@@ -222,6 +202,10 @@ class _Planner:
                 inputs[key] = self._inputs_of(config)
             namer = self._namers[sections] = Namer(config, inputs[key])
         return namer
+
+    def _new_treatments(self, namer: Namer, noise: int, images: int, epoch: int) -> Mapping[str, Treatment]:
+        recomputed = [namer.recomputed(noise, images, epoch)] if self._recomputed else []
+        return {treatment.name: treatment for treatment in (Treatment(OWN, epoch, 0, 0), *recomputed)}
 
     def _namer_at_rate(self, namer: Namer, factor: float) -> Namer:
         """Of children that are trained on after the interpolation."""

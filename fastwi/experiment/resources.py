@@ -9,7 +9,6 @@ from fastwi.config.schema import Config, DataConfig, ModelConfig
 from fastwi.data.batches import Dataset
 from fastwi.data.card import Card, read_card
 from fastwi.data.identity import data_contents, target_size
-from fastwi.data.resident import ResidentDataset, require_resident
 from fastwi.data.split import open_splits
 from fastwi.engine.base import Engine
 from fastwi.engine.choose import build_engine, build_network
@@ -23,32 +22,22 @@ from fastwi.population import Layout
 class Resources:
     """What jobs need beside states, on one device.
 
-    Raises UserError where a dataset or a network is not what is expected, whatever is asked for.
+    All methods raise UserError where the dataset, or a network's source or weights, were replaced.
     """
 
-    def __init__(self, root: Path) -> None:
-        """`root` is what a relative `data.path` or `model.weights` is relative to."""
-        self._root = root
-        self._expected: dict[InputsKey, Inputs] = {}
+    def __init__(self, inputs: Mapping[InputsKey, Inputs], root: Path) -> None:
+        """`inputs`: what was planned on. `root` is what a relative `data.path` or `model.weights` is relative to."""
+        self._inputs, self._root = inputs, root
         self._splits: dict[tuple[DataConfig, str], tuple[Dataset, Dataset, Card]] = {}
         self._layouts: dict[tuple[ModelConfig, int, tuple[int, int]], Layout] = {}
         self._engines: dict[tuple[object, ...], Engine] = {}
         self._tried: set[tuple[object, ...]] = set()
 
-    def expect(self, inputs: Mapping[InputsKey, Inputs]) -> None:
-        """Refuse, from now on, every dataset and network that is not what `inputs` says."""
-        self._expected.update(inputs)
-
-    def _check(self, config: Config, found: Mapping[str, str]) -> None:
-        inputs = self._expected.get(inputs_key(config))
-        if inputs is not None:
-            inputs.check(found, config)
-
     def card(self, config: Config) -> Card:
         """The card of the dataset: the one that it was loaded by, where it was."""
         loaded = self._splits.get((config.data, config.engine.device))
         card = read_card(self._root / config.data.path) if loaded is None else loaded[2]
-        self._check(config, data_contents(card, config.data))
+        self._inputs[inputs_key(config)].check(data_contents(card, config.data), config)
         return card
 
     def splits(self, config: Config) -> tuple[Dataset, Dataset]:
@@ -59,23 +48,18 @@ class Resources:
         self.card(config)
         return self._splits[kind][:2]
 
-    def resident_splits(self, config: Config) -> tuple[ResidentDataset, ResidentDataset]:
-        """The same for analyses, which take images at random. Raises UserError where they are streamed."""
-        train, test = self.splits(config)
-        return require_resident(train, "an analysis"), require_resident(test, "an analysis")
-
     def network(self, config: Config) -> nn.Module:
         """The parent at initialisation."""
         kind = self._architecture(config)
         network = build_network(config, *kind[1:], self._root)
         # After they are read: what was replaced before shows, and what is replaced later was not used.
-        self._check(config, network_contents(config, self._root, built=True))
+        self._inputs[inputs_key(config)].check(network_contents(config, self._root, built=True), config)
         if kind not in self._layouts:
             self._layouts[kind] = Layout.of(network)
         return network
 
     def layout(self, config: Config) -> Layout:
-        """The layout of the network; nothing is built for it where the engine is there."""
+        """The layout of the network; none is built for it where one was."""
         kind = self._architecture(config)
         if kind not in self._layouts:
             self.network(config)
@@ -101,6 +85,6 @@ class Resources:
         return engine
 
     def _architecture(self, config: Config) -> tuple[ModelConfig, int, tuple[int, int]]:
-        """What a network is built from beside its weights: with it, classes, and (height, width) of the images."""
+        """What decides a network's layout: the model, the number of classes, height and width of the images."""
         card = self.card(config)
         return config.model, len(card.classes), target_size(card, config.data)

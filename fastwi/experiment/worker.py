@@ -76,8 +76,7 @@ class Worker:
     def __init__(self, tree: Tree, store: Path, root: Path, memory_bytes: float) -> None:
         """`root`: of a relative `data.path` or `model.weights`. `memory_bytes`: of resident states."""
         self.tree = tree
-        self.resources = Resources(root)
-        self.resources.expect(tree.inputs)
+        self.resources = Resources(tree.inputs, root)
         self.resident = ResidentStates(tree, store, self.resources, memory_bytes)
 
     def run(self, job: Job, report: Report) -> Outcome:

@@ -109,11 +109,11 @@ def _gather(
             curves.children[point.parent, noise] = curve(point.parent, e.k + 1 - len(start), keys)
         keys = [(state, OWN) for state in (place.average, *place.after)]
         curves.averages[point.parent, point.tuple_index] = curve(point.parent, curves.end, keys)
-        if place.recomputed:
+        for treatment in [name for name in place.treatments if name != OWN]:
             named = [("average", place.average, point.tuple_index)]
             named += [("children", *each) for each in zip(place.ends, point.config.seeds.child_noise, strict=True)]
             for group, state, number in named:
-                found = curve(point.parent, curves.end, [(state, place.recomputed)])
+                found = curve(point.parent, curves.end, [(state, treatment)])
                 curves.recomputed[group][point.parent, number] = found
     return curves
 

@@ -23,7 +23,7 @@ from tiny_runs import (
     TinyRun,
     config_of,
     names_in,
-    point_of,
+    run_point,
     tiny_network,
     tiny_run,
     write_digits,
@@ -258,9 +258,9 @@ def test_names_are_the_same_alone_and_among_others(runs: Runs) -> None:
     """All points of this module in one tree: what is looked up for one must not be another's."""
     cases = [(path, case) for path, cases in CASES.items() for case in cases]
     configs = [config_of(runs.settings({**case.given, path: case.value})) for path, case in cases]
-    together = plan_sweep(SweepSpec(configs[0]), [point_of(config) for config in configs])
+    together = plan_sweep(SweepSpec(configs[0]), [run_point(config) for config in configs])
     for config, place in zip(configs, together.places, strict=True):
-        alone = plan_sweep(SweepSpec(config), [point_of(config)])
+        alone = plan_sweep(SweepSpec(config), [run_point(config)])
         assert names_in(together.tree, place) == names_in(alone.tree, alone.places[0])
     alike: dict[int, set[object]] = {}
     tree = together.tree

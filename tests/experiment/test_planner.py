@@ -130,7 +130,7 @@ def test_places_and_states():
             assert not child or tree.before[tree.nodes[child[0]]] == tree.nodes[place.clone]
         after = tree.nodes[place.after[0]]
         assert (tree.keys[tree.before[after]], tree.epochs[after]) == (place.average, e.k + e.s + 1)
-        assert {(state, place.recomputed) for state in (place.average, *place.ends)} <= named
+        assert {(state, [*place.treatments][1]) for state in (place.average, *place.ends)} <= named
         assert (place.average, OWN) in named
     for node in range(len(tree)):
         assert tree.before[node] < node
@@ -250,7 +250,7 @@ def test_ends_of_children_that_are_trained_on_or_not_at_all():
 def test_own_statistics_only():
     tree, places = grown(sweep(GRID, {"measure": ("own",)}))
     assert {treatment.name for treatment in tree.treatments} == {OWN}
-    assert {place.recomputed for place in places} == {""}
+    assert {(*place.treatments,) for place in places} == {(OWN,)}
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_probes_of_one_child_are_shared_by_its_pairs():
 def test_images_that_come_to_the_same_batches_are_one_treatment():
     spec = sweep({"experiment.recompute_images": [0, 1000, 500]})
     tree, places = grown(spec)
-    assert [place.recomputed == places[0].recomputed for place in places] == [True, True, False]
+    assert [place.treatments == places[0].treatments for place in places] == [True, True, False]
     names = tree.measurement_keys()
     assert len(set(names)) == len(names)
 

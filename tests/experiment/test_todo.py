@@ -66,10 +66,10 @@ def measurement(key, **values) -> Measurement:
 @pytest.mark.parametrize("batch_norm", ["average", "recompute"])
 def test_an_average_that_diverged_is_measured_and_not_trained_on(batch_norm):
     _, (place,), tree = planned(spec_of({}, {"batch_norm": batch_norm, "after": 1, "k": 1, "s": 1}))
-    own, recomputed = (place.average, OWN), (place.average, place.recomputed)
+    own, recomputed = ((place.average, name) for name in place.treatments)
     stops, other = (own, recomputed) if batch_norm == "average" else (recomputed, own)
     assert stopped_states(tree, [measurement(other, test_loss=math.nan)]) == []
-    assert stopped_states(tree, [measurement((place.ends[0], place.recomputed), test_loss=math.nan)]) == []
+    assert stopped_states(tree, [measurement((place.ends[0], recomputed[1]), test_loss=math.nan)]) == []
     found = {stops: measurement(stops, test_loss=math.inf)}
     stopped = stopped_states(tree, found.values())
     assert stopped == [place.average_node]

@@ -73,7 +73,7 @@ def test_point_rows(name, seed):
     assert told == [each.strip() for each in text.split(",")]
     for row in rows:
         state = state_of(row, place, point.config.experiment.s)
-        found = measurements[state, OWN if row["batch_norm"] == "own" else place.recomputed]
+        found = measurements[state, OWN if row["batch_norm"] == "own" else [*place.treatments][1]]
         trained = {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
         assert row == {
             **{key: row[key] for key in ("stage", "epoch", "network", "batch_norm")},
@@ -131,8 +131,8 @@ def plain_table(spec, every, places, measurements):
                 see(state, OWN, **(common | none | child | {"stage": "children", "epoch": e.k + i + 1}))
             at = {"k": e.k, "s": e.s, "stage": "interpolation", "epoch": e.k + e.s}
             who = child if e.s else parent
-            if place.recomputed:
-                see(end, place.recomputed, **(common | none | who | at))
+            for treatment in place.treatments.keys() - {OWN}:
+                see(end, treatment, **(common | none | who | at))
             if e.s == e.k == 0:
                 see(end, OWN, **(common | none | who | at))
         average = {
@@ -140,7 +140,7 @@ def plain_table(spec, every, places, measurements):
             "point": config_hash(point.config, INPUTS.digest),
         }  # fmt: skip
         at = {"stage": "interpolation", "epoch": e.k + e.s, "noise": None}
-        for treatment in (OWN, place.recomputed):
+        for treatment in place.treatments:
             see(place.average, treatment, **(common | average | at))
         for i, state in enumerate(place.after):
             after = {"stage": "after", "epoch": e.k + e.s + i + 1, "noise": seeds.average_noise}

@@ -144,7 +144,7 @@ def test_curves(figures, tmp_path, seed):
             assert y == pytest.approx(mean_over_parents(values))
         assert (list(mark.get_xdata()), mark.get_ydata()[0]) == ([k + s], average.get_ydata()[0])
         fresh = [
-            (every[i].parent, measurements[places[i].average, places[i].recomputed].test_accuracy) for i in here
+            (every[i].parent, measurements[places[i].average, [*places[i].treatments][1]].test_accuracy) for i in here
         ]  # fmt: skip
         assert axis.lines[5].get_ydata()[0] == pytest.approx(mean_over_parents(fresh))
         thin = [len(group.get_paths()) for group in axis.collections]

@@ -114,7 +114,7 @@ def test_an_average_that_diverges_has_no_accuracy(seed):
 def test_what_diverged_at_interpolation_gives_no_gain(seed):
     every, places, tree = planned(SPECS["grid"])
     measurements = drawn(tree, seed)
-    for key in ((places[0].average, OWN), (places[1].ends[0], places[1].recomputed)):
+    for key in ((places[0].average, OWN), (places[1].ends[0], [*places[1].treatments][1])):
         measurements[key] = dataclasses.replace(measurements[key], test_loss=math.inf)
     first, second, *others = gains(SPECS["grid"], every, places, measurements).iter_rows(named=True)
     assert first["gain_best_own_points"] is first["average_own_%"] is first["children_own_%"] is None
@@ -123,7 +123,7 @@ def test_what_diverged_at_interpolation_gives_no_gain(seed):
     assert second["gain_mean_recomputed_points"] is None
     assert second["gain_mean_own_points"] is not None
     assert all(None not in row.values() for row in others if row["alpha"] is not None)
-    key = (places[0].average, places[0].recomputed)
+    key = (places[0].average, [*places[0].treatments][1])
     measurements[key] = dataclasses.replace(measurements[key], test_loss=math.nan)
     assert gains(SPECS["grid"], every, places, measurements).height == len(every) - 1
 
@@ -187,7 +187,7 @@ def test_a_sweep_partly_done(seed):
     every, places, tree = planned(spec)
     measurements = drawn(tree, seed)
     del measurements[places[0].average, OWN]  # k = 0, s = 1, parent 0, its first pair
-    del measurements[places[1].average, places[1].recomputed]
+    del measurements[places[1].average, [*places[1].treatments][1]]
     del measurements[places[-1].after[1], OWN]  # k = 3, s = 2, parent 9, its second pair
     frame = gains(spec, every, places, measurements)
     assert frame.height == len(every) - 1

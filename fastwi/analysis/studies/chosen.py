@@ -135,7 +135,7 @@ def recomputed(opened: OpenedSweep, population: Population, config: Config, epoc
 
     So a network's accuracy is the one that the sweep measured as recomputed there, to the bit on the same machine.
     """
-    train = opened.resources.resident_splits(config)[0]
+    train = opened.resident_splits(config)[0]
     noises = [Noise(config.seeds.statistics_noise)] * population.members
     images = config.experiment.recompute_images
     return opened.resources.engine(config).recompute_statistics(population, train, noises, epoch, images)

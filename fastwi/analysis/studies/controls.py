@@ -205,7 +205,7 @@ def _children(opened: OpenedSweep, pair: ChosenPair) -> Iterator[_Row]:
 
 
 def _ensemble(opened: OpenedSweep, pair: ChosenPair, again: bool) -> Iterator[_Row]:
-    test, engine = opened.resources.resident_splits(pair.config)[1], opened.resources.engine(pair.config)
+    test, engine = opened.resident_splits(pair.config)[1], opened.resources.engine(pair.config)
     for treatment, networks in _treated(opened, pair, opened.states([*pair.place.ends, pair.place.average]), again):
         count = networks.members - 1
         found = ensemble_control(engine, networks.select(slice(0, count)), networks.select(slice(count, None)), test)
@@ -220,7 +220,7 @@ def _trajectory(opened: OpenedSweep, index: _Index, pair: ChosenPair, again: boo
     whole = all(len(path) == length and index.lost.isdisjoint(path) and opened.has(path) for path in paths)
     if not pair.s or not whole:
         return
-    test, engine = opened.resources.resident_splits(pair.config)[1], opened.resources.engine(pair.config)
+    test, engine = opened.resident_splits(pair.config)[1], opened.resources.engine(pair.config)
     lasts = range(2, length + 1)
     weights_LT = np.stack(
         [lawa_weights(length, 1), *(lawa_weights(length, last) for last in lasts), ema_weights(length, EMA_DECAY)]

@@ -169,7 +169,7 @@ def _quantities(
 ) -> dict[str, float | None]:
     place, config = pair.place, pair.config
     clone = place.clone
-    train, test = opened.resources.resident_splits(config)
+    train, test = opened.resident_splits(config)
     part, _ = part_of(test, options.test_images, "analysis.test_images")
     count = len(place.ends)
     networks = opened.states([*place.ends, clone, place.average])

@@ -210,7 +210,7 @@ def _plan(
     along = [tuple(path[e] for path in paths.values()) for e in range(epoch)]
     whole = epoch > 1 and all(opened.has(states) for states in along)
     images, positions = part_of(
-        opened.resources.resident_splits(pairs[0].config)[0], options.train_images, "analysis.train_images"
+        opened.resident_splits(pairs[0].config)[0], options.train_images, "analysis.train_images"
     )
     again, lost = RECOMPUTED in options.treatments, opened.lost()
     return _Plan(

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from fastwi.config.schema import Config
 from fastwi.config.sweep import KEEP, SweepSpec
 from fastwi.config.sweepaxes import show_value
 from fastwi.config.sweeppoints import Point
@@ -17,6 +18,7 @@ from fastwi.models.changes import network_change
 from fastwi.sealed import MANIFEST
 
 if TYPE_CHECKING:
+    from fastwi.data.resident import ResidentDataset
     from fastwi.experiment.store import Measurement
     from fastwi.population import Population
 
@@ -41,15 +43,21 @@ class OpenedSweep:
         if change:
             raise UserError(f"{results}: {change}; bring the source back, or run the sweep again")
         self.store = Store.open(spec.options.store, create=False)
-        self.resources = Resources(Path.cwd())
         tree = self.planned.tree
-        self.resources.expect(tree.inputs)
+        self.resources = Resources(tree.inputs, Path.cwd())
         self.measured: dict[MeasurementKey, Measurement]
         self.measured = without_lost(tree, self.store.measurements(tree.measurement_keys()))
         self.left_out: tuple[str, ...] = ()
         """The cells of which a study left out pairs that diverged, in words."""
         self._stored = self.store.states(tree.keys[node] for node in tree.epoch_nodes())
         self._resident = ResidentStates(tree, self.store.directory, self.resources, 0)
+
+    def resident_splits(self, config: Config) -> "tuple[ResidentDataset, ResidentDataset]":
+        """Training and test images, of which studies take any. Raises UserError where they are streamed."""
+        from fastwi.data.resident import require_resident
+
+        train, test = self.resources.splits(config)
+        return require_resident(train, "an analysis"), require_resident(test, "an analysis")
 
     def __enter__(self) -> "OpenedSweep":
         return self

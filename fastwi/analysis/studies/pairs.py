@@ -145,13 +145,13 @@ class Bench:
         from fastwi.data.noise import Noise
 
         resources, options = self._opened.resources, self._options
-        trained, _ = resources.resident_splits(config)
+        trained, _ = self._opened.resident_splits(config)
         data = dataclasses.replace(
             config.data,
             train_images=options.train_images or config.data.train_images,
             test_images=options.test_images or config.data.test_images,
         )
-        splits = dict(zip(SPLITS, resources.resident_splits(dataclasses.replace(config, data=data)), strict=True))
+        splits = dict(zip(SPLITS, self._opened.resident_splits(dataclasses.replace(config, data=data)), strict=True))
         evaluator = Evaluator(
             resources.network(config), config.engine,
             config.optimizer.batch_size, config.augment, self._passed,

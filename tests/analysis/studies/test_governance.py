@@ -73,7 +73,8 @@ def test_every_pair(opened, frames):
         expected["children_accuracy_%"] = 100 - (of_a + of_b) / 2
         for name, value in expected.items():
             assert row[name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
-        measured = [opened.measured[key, place.recomputed].test_accuracy for key in (place.average, *place.ends)]
+        _, recomputed = place.treatments
+        measured = [opened.measured[key, recomputed].test_accuracy for key in (place.average, *place.ends)]
         assert row["gain_best_recomputed_points"] == measured[0] - max(measured[1:])
         assert row["loss_barrier_recomputed_nats"] is not None
 

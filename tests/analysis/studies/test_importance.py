@@ -116,7 +116,7 @@ def test_recomputed_networks_are_those_that_the_sweep_measured(opened, studied):
     test = opened.resources.splits(point.config)[1]
     end = point.config.experiment.k + point.config.experiment.s
     mean = mean_state([state_of(opened, key) for key in place.ends])
-    measured = opened.measured[place.average, place.recomputed].test_accuracy
+    measured = opened.measured[place.average, [*place.treatments][1]].test_accuracy
     found = accuracy(logits(opened, with_recomputed_statistics(opened, mean, end), test), test)
     assert found == pytest.approx(measured, abs=1e-9)
 
