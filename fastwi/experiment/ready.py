@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 LONGEST_CHAIN = 64
 """Epochs. Other processes wait for whole chains."""
 
+WORTH_A_JOB = 16
+"""Probes that are made without waiting for more, or as many as a population has members."""
+
 _Group = tuple[int, int, object]  # the epoch, 0 for probes or 1 for epochs, and what is alike
 
 
@@ -54,19 +57,16 @@ class ReadyQueue:
     def take(self, members: int, probes: int, shares: int = 1) -> list[int]:
         """Ready tasks alike: up to `members` epochs or `probes` probes; a fair part where `shares` workers wait.
 
-        Of a group that fills a population the one that was added to last, whose states are likely to be at hand;
-        where there is none, of the earliest epoch, so that the others gather.
+        Of a group that is worth a job the one that was added to last: its states are likely to be at hand, and may be
+        let go then. Where there is none, of the earliest epoch, so that the others gather.
         """
         if not self._groups:
             return []
-
-        def limit(group: _Group) -> int:
-            return members if group[1] else probes
-
-        full = (group for group in reversed(self._groups) if len(self._groups[group]) >= limit(group))
+        worth = min(probes, max(members, WORTH_A_JOB)), members
+        full = (group for group in reversed(self._groups) if len(self._groups[group]) >= worth[group[1]])
         group = next(full, None) or min(self._groups, key=lambda group: group[:2])
         queue = self._groups[group]
-        count = min(limit(group), -(-len(queue) // max(1, shares)))
+        count = min(members if group[1] else probes, -(-len(queue) // max(1, shares)))
         taken = [queue.popleft() for _ in range(count)]
         if not queue:
             del self._groups[group]

@@ -66,20 +66,21 @@ class ResidentStates:
         return {name: row for name in every if (row := self._cache.get(name)) is not None}
 
     def gather_to_measure(self, nodes: Sequence[int], files: Files, rows: Rows) -> Population:
-        """As `gather`, without momentum, for use until the next call: averages that end here need no more memory.
+        """As `gather`, in memory that the next call uses again; averages that end here are not kept.
 
         `rows`: of `at_hand`, for these states and those that follow; what is brought is added.
         """
         tree = self._tree
-        if any(node not in tree.averages or tree.configs[node].experiment.after for node in nodes):
-            names = [(node, False) for node in nodes]
-            self._bring(names, files, rows)
-            return Population.gather([rows[name] for name in names])
-        self._bring(self._children(nodes), files, rows)
-        like = next(iter(rows.values()))[0]
+        end_here = all(node in tree.averages and not tree.configs[node].experiment.after for node in nodes)
+        names = self._children(nodes) if end_here else [(node, False) for node in nodes]
+        self._bring(names, files, rows)
+        like = rows[names[0]][0]
         if self._scratch is None or len(self._scratch) < len(nodes) or self._scratch.layout != like.layout:
             self._scratch = Population.zeros(like.layout, len(nodes), like.device)
-        return self._average(nodes, rows, momentum=None, into=self._scratch[: len(nodes)])
+        scratch = self._scratch[: len(nodes)]
+        if end_here:
+            return self._average(nodes, rows, momentum=None, into=scratch)
+        return Population.gather([rows[name] for name in names], scratch)
 
     def _bring(self, names: Iterable[Name], files: Files, rows: Rows) -> None:
         """Add to `rows` those of `names` that are not there; they are resident from then on."""

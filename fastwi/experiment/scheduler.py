@@ -4,6 +4,7 @@ Any number of processes may carry out the same tree, or trees that share epochs,
 before they are trained, and whoever dies loses its claims. What is done is never done again.
 """
 
+import gc
 import itertools
 import math
 import time
@@ -102,12 +103,16 @@ def carry_out(store: Store, executor: Executor, listener: Listener, limits: Limi
     Raises UserError where the store cannot be written.
     """
     done = Done()
-    with store.owner() as owner, Writer(store) as writer:
-        while True:
-            run = _Pass(store, owner, writer, executor, listener, limits, done)
-            listener.planned(run.todo)
-            if run.to_the_end():
-                return done
+    gc.freeze()  # else every full collection walks the whole tree
+    try:
+        with store.owner() as owner, Writer(store) as writer:
+            while True:
+                run = _Pass(store, owner, writer, executor, listener, limits, done)
+                listener.planned(run.todo)
+                if run.to_the_end():
+                    return done
+    finally:
+        gc.unfreeze()
 
 
 class _Pass:

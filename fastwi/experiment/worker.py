@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fastwi.config.schema import Config
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine, Scores
@@ -23,8 +24,8 @@ from fastwi.experiment.store import Measurement, StateFile
 from fastwi.experiment.tree import OWN, Tree
 from fastwi.population import Population
 
-_GATHERED = 16
-"""Networks made at once to be measured: with fewer each takes longer, more of them leave the processor's cache."""
+_GATHERED = 64
+"""Networks made at once to be measured: with fewer each takes longer."""
 
 
 class Report(Protocol):
@@ -136,37 +137,38 @@ class Worker:
     def _probe(self, job: Job, report: Report) -> Outcome:
         tree, begun = self.tree, time.perf_counter()
         probes_of = defaultdict[int, list[int]](list)
+        configs: dict[str, Config] = {}  # by treatment
         for task in job.tasks:
             probes_of[tree.start_of(task)].append(task)
+            configs.setdefault(tree.treatment_of(task).name, tree.config_of(task))
+        splits = self.resources.splits(next(iter(configs.values())))
+        engines = {name: self.resources.engine(config) for name, config in configs.items()}
         nodes = sorted(probes_of, key=tree.is_epoch)  # averages first
-        at_once = self.resources.engine(tree.config_of(job.tasks[0])).members_at_once
+        at_once = next(iter(engines.values())).members_at_once
         gathered = max(1, _GATHERED // at_once) * at_once
         rows = self.resident.at_hand([(node, False) for node in nodes])
         done: list[int] = []
         measurements: list[Measurement] = []
         for first in range(0, len(nodes), at_once):
-            since, part = time.perf_counter(), nodes[first : first + at_once]
-            if first % gathered == 0:
+            since, part, at = time.perf_counter(), nodes[first : first + at_once], first % gathered
+            if not at:
                 portion = self.resident.gather_to_measure(nodes[first : first + gathered], job.files, rows)
-            population = portion[first % gathered :][: len(part)]
-            probes = [task for node in part for task in probes_of[node]]
-            alike = defaultdict[str, list[int]](list)
-            for task in probes:
+            population = portion[at : at + len(part)]
+            alike = defaultdict[str, list[int]](list)  # probes, by treatment
+            for task in (task for node in part for task in probes_of[node]):
                 alike[tree.treatment_of(task).name].append(task)
             found: dict[int, tuple[float, float]] = {}
             # Own statistics last: a network may count in its buffers while it is tested, and the others are copies.
             for name in sorted(alike, key=lambda name: name == OWN):
-                places = [part.index(tree.start_of(task)) for task in alike[name]]
-                members = population if places == list(range(len(part))) else population.clone_rows(places)
-                scores = self._measure(members, alike[name], report)
+                measured = [tree.start_of(task) for task in alike[name]]
+                members = population if measured == part else population.clone_rows(list(map(part.index, measured)))
+                scores = self._measure(members, alike[name], engines[name], splits, report)
                 values = zip(scores.loss_M.tolist(), scores.accuracy_M.tolist(), strict=True)
-                found |= dict(zip(alike[name], values, strict=True))
-            seconds = (time.perf_counter() - since) / len(found)
+                found |= zip(alike[name], values, strict=True)
+            seconds, epoch = (time.perf_counter() - since) / len(found), tree.epochs[nodes[0]]
             made = [
-                Measurement(
-                    *tree.measurement_key(task), tree.treatment_of(task).epoch, None, None, *found[task], seconds
-                )
-                for task in found
+                Measurement(*tree.measurement_key(task), epoch, None, None, *values, seconds)
+                for task, values in found.items()
             ]
             done += found
             measurements += made
@@ -175,17 +177,23 @@ class Worker:
                 break
         return Outcome(done, measurements)
 
-    def _measure(self, population: Population, probes: Sequence[int], report: Report) -> Scores:
+    def _measure(
+        self,
+        population: Population,
+        probes: Sequence[int],
+        engine: Engine,
+        splits: tuple[Dataset, Dataset],
+        report: Report,
+    ) -> Scores:
         """Scores of the members under the treatment of batch-norm statistics that `probes`, one a member, share."""
-        tree, config, treatment = self.tree, self.tree.config_of(probes[0]), self.tree.treatment_of(probes[0])
-        engine, (train, test) = self.resources.engine(config), self.resources.splits(config)
+        treatment, (train, test) = self.tree.treatment_of(probes[0]), splits
         if treatment.name != OWN:
             noises = [Noise(treatment.noise)] * len(probes)
             population = engine.recompute_statistics(
                 population, train, noises, treatment.epoch, treatment.images, lambda n: report.images(0, n)
             )
             # Averages are trained on with these very statistics.
-            names = map(self.resident.trained_name, map(tree.start_of, probes))
+            names = map(self.resident.trained_name, map(self.tree.start_of, probes))
             self.resident.hold(population, [name if name[1] else None for name in names])
         return score(engine, population, test, report)
 

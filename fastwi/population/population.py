@@ -213,10 +213,13 @@ class Population:
 
     def finite_M(self) -> list[bool]:
         """Whether all of a member's weights and statistics are finite, one a member."""
+        matrices = [matrix for matrix in (self.weights_MP, self.statistics_MQ) if matrix.shape[1]]
+        # All that a finite sum is made of is finite. Sums are quicker than extremes, but can overflow.
+        if all(torch.isfinite(matrix.sum(dim=1)).all() for matrix in matrices):
+            return [True] * self.members
         finite_M = torch.ones(self.members, dtype=torch.bool, device=self.device)
-        for matrix in (self.weights_MP, self.statistics_MQ):
-            if matrix.shape[1]:  # the extremes of a row are NaN where any of it is
-                finite_M &= torch.isfinite(matrix.amax(dim=1)) & torch.isfinite(matrix.amin(dim=1))
+        for matrix in matrices:  # the extremes of a row are NaN where any of it is
+            finite_M &= torch.isfinite(matrix.amax(dim=1)) & torch.isfinite(matrix.amin(dim=1))
         found: list[bool] = finite_M.tolist()
         return found
 

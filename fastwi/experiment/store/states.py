@@ -5,11 +5,12 @@ read, or commits the one that it returns.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -176,11 +177,19 @@ def _damage_named(places: StorePlaces, state: StateFile) -> Iterator[None]:
 
 def _in_threads(threads: int, do: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
     """What `do` returns for each item, by up to so many threads. Raises the first exception in the items' order."""
-    threads = min(threads, len(items))
-    if threads < 2:
+    if min(threads, len(items)) < 2:
         return [do(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(do, items))
+    done = [_pool(threads).submit(do, item) for item in items]
+    wait(done)
+    return [each.result() for each in done]
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "fastwi-states")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # the threads stay with the parent
 
 
 def damage_of(places: StorePlaces, state: StateFile) -> str | None:
