@@ -187,10 +187,11 @@ class _Planner:
                 f"{config.experiment.k:,}, s = {config.experiment.s:,}), and {MOST_STATES:,} is the most that can be "
                 "planned; make k, s, after, sweep.parents or sweep.children smaller"
             )
+        node = path[-1]
         for epoch in range(first + len(path) - 1, last):
             alike = namer.alike(epoch)
-            key = epoch_key(tree.keys[path[-1]], alike, noise)
-            path.append(tree.add_epoch(key, path[-1], epoch + 1, noise, alike, config))
+            node = tree.add_epoch(epoch_key(tree.keys[node], alike, noise), node, epoch + 1, noise, alike, config)
+            path.append(node)
         return path[last - first]
 
     def _namer(self, config: Config) -> Namer:
