@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -31,6 +32,11 @@ def value_of(config: Config, key: Key) -> Value:
     """The value that `config` has for `key`."""
     value: Value = getattr(getattr(config, key.section), key.name)
     return value
+
+
+def changes(config: Config, keys: Iterable[Key]) -> dict[str, Any]:
+    """The values of `keys` that differ from their defaults, by path, as plain values that JSON takes."""
+    return {key.path: _plain(value) for key in keys if (value := value_of(config, key)) != key.default}
 
 
 def to_mapping(config: Config) -> dict[str, dict[str, Any]]:
@@ -79,13 +85,9 @@ def config_hash(config: Config, dataset_digest: str | None = None) -> str:
             Where it is given it stands for `data.path`, `model.weights` and the directory in `model.name`, so that
             files that moved keep their hash; without it the paths count.
     """
-    decides: dict[str, Any] = {}
-    for key in KEYS.values():
-        value = value_of(config, key)
-        if key.path == "seeds.child_noise" and value == tuple(range(1, config.experiment.children + 1)):
-            value = key.default
-        if key.path not in _NO_RESULT and value != key.default:
-            decides[key.path] = _plain(value)
+    decides = changes(config, (key for key in KEYS.values() if key.path not in _NO_RESULT))
+    if config.seeds.child_noise == tuple(range(1, config.experiment.children + 1)):
+        decides.pop("seeds.child_noise", None)
     if dataset_digest is not None:
         decides.pop("model.weights", None)
         if "model.name" in decides:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fastwi.config.keys import section_keys
 from fastwi.config.schema import Config
-from fastwi.config.write import value_of
+from fastwi.config.write import changes
 from fastwi.engine.schedule import learning_rate
 from fastwi.errors import UserError
 from fastwi.experiment.inputs import Inputs
@@ -84,14 +84,10 @@ def epoch_key(before: str, alike: str, noise: int) -> str:
 
 
 def _settings(config: Config, *sections: str) -> dict[str, object]:
-    """The settings of `sections` that differ from their defaults.
-
-    A default adds nothing: a key that the schema gains later leaves older states' names as they were.
-    """
-    keys = [key for section in sections for key in section_keys(section) if key.path not in _IN_OTHER_WORDS]
-    found: dict[str, object] = {
-        key.path: value_of(config, key) for key in keys if value_of(config, key) != key.default
-    }
+    """The settings of `sections` that differ from their defaults."""
+    found = changes(
+        config, (key for name in sections for key in section_keys(name) if key.path not in _IN_OTHER_WORDS)
+    )
     if "model.name" in found:
         found["model.name"] = placeless(config.model.name)  # what is there is in `Inputs.digest`
     return found
