@@ -219,6 +219,22 @@ def test_analyses_are_held_to_what_was_planned(place: Place) -> None:
             opened.resources.network(place[1])
 
 
+def test_what_jobs_need_is_loaded_and_built_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images for all precisions; a network for an engine of each, and none for the layout then."""
+    import fastwi.experiment.resources as module
+
+    built, build = [], module.build_network
+    monkeypatch.setattr(module, "build_network", lambda *given: built.append(given) or build(*given))
+    resources, config = module.Resources(planned(place).tree.inputs, Path.cwd()), place[1]
+    other = dataclasses.replace(config, engine=dataclasses.replace(config.engine, precision="bf16"))
+    slower = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.01))
+    assert [resources.engine(each).dtype for each in (config, other)] == [torch.float32, torch.bfloat16]
+    assert resources.engine(slower).resolved is resources.engine(config).resolved
+    assert resources.splits(config) == resources.splits(other)
+    assert resources.layout(config).row_bytes == 8 * (768 * 8 + 8 + 8 * 10 + 12)  # no statistics, rows of 16 bytes
+    assert len(built) == 2
+
+
 def test_both_splits_are_of_one_card(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset that is replaced between its splits is refused, though each goes with the card of its moment."""
     import fastwi.data.split as module
