@@ -72,7 +72,7 @@ def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "SweepResults":
     with Store.open(planned.spec.options.store) as store, TreeProgress(part, quiet=quiet) as progress:
         done = carry_out_planned(part, worker, store, progress)
         progress.told(f"trained {done.trained:,} epochs, measured {done.probed:,} networks")
-        return write_sweep(planned, store, worker.resources, sorted(done.diverged.values()) + done.failures())
+        return write_sweep(planned, store, worker.resources, done.failures())
 
 
 class _Callable(ModuleType):

@@ -21,7 +21,7 @@ from data_prep.digits import load_digits
 from data_prep.write import write_dataset
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
-from fastwi.config.sweep import SweepSpec
+from fastwi.config.sweep import SweepOptions, SweepSpec
 from fastwi.config.sweeppoints import run_point
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
@@ -190,7 +190,7 @@ class _Silent:
 
 def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict[tuple[str, str], _Rows]]:
     """Each state's content and measurement, each probe's measurement."""
-    worker, silent = Worker(tree, directory, Path.cwd(), 0), _Silent()
+    worker, silent = Worker(tree, SweepOptions(store=str(directory), memory_GiB=0.0), Path.cwd()), _Silent()
     files: dict[str, StateFile] = {}
 
     def outcome(task: int) -> Outcome:

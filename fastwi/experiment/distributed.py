@@ -8,12 +8,12 @@ Where `RAY_ADDRESS` names a cluster it is used, else Ray starts on this machine.
 """
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastwi.config.sweep import SweepOptions
 from fastwi.errors import UserError
 from fastwi.experiment.store import Measurement, write_states
 from fastwi.experiment.tree import Tree
@@ -26,8 +26,8 @@ _DEATHS = 3
 class RayExecutor:
     """Hands jobs to actors, one at a time each."""
 
-    def __init__(self, tree: Tree, store: Path, workers: int, gpus_per_worker: float, memory_bytes: float) -> None:
-        """`workers` = 0: as many as the cluster's GPUs allow, or one where it has none. `memory_bytes`: see `Worker`.
+    def __init__(self, tree: Tree, options: SweepOptions) -> None:
+        """Start as many actors as the options say, or with workers: 0 as the cluster's GPUs allow, or else one.
 
         Raises UserError where Ray is not installed or the cluster lacks what is asked for.
         """
@@ -42,10 +42,10 @@ class RayExecutor:
             ray.init(log_to_driver=False, include_dashboard=False)
         have = ray.cluster_resources()
         gpus = have.get("GPU", 0.0)
-        share = gpus_per_worker if gpus else 0.0
+        share = options.gpus_per_worker if gpus else 0.0
         if share > gpus:
             raise UserError(f"sweep.gpus_per_worker: {share:g}, but the cluster has {gpus:g} GPUs; give less")
-        count = workers or (int(gpus / share) if share else 1)
+        count = options.workers or (int(gpus / share) if share else 1)
         cpus = max(1, int(have.get("CPU", 1)) // count)
         if count > have.get("CPU", 1) or count * share > gpus:
             raise UserError(
@@ -55,12 +55,12 @@ class RayExecutor:
         # Ray gives an actor as many threads as CPUs. It is not asked to restart actors: calls to one that is
         # restarting fail at once, while calls to a new one wait for it.
         self._actor = ray.remote(_Actor).options(num_cpus=cpus, num_gpus=share)
-        self.tree, self._place = tree, (ray.put(tree), str(store.resolve()), os.getcwd(), memory_bytes)
+        self.tree = tree
+        options = dataclasses.replace(options, store=str(Path(options.store).resolve()))
+        self._place = ray.put(tree), options, Path.cwd()
         self._idle: list[Any] = [self._actor.remote(*self._place) for _ in range(count)]
-        self._running: dict[Any, tuple[Any, Job]] = {}
-        self._reports: dict[Job, Report] = {}
-        self._deaths: dict[Job, int] = {}
-        self._homes: dict[str, Any] = {}
+        self._running: dict[Any, tuple[Any, Job, Report, int]] = {}  # with how many actors have died of the job
+        self._homes: dict[str, Any] = {}  # the actor that made a state
 
     def free(self) -> int:
         """Actors without a job."""
@@ -71,8 +71,7 @@ class RayExecutor:
         homes = Counter(map(self._homes.get, job.files))
         actor = max(self._idle, key=homes.__getitem__)
         self._idle.remove(actor)
-        self._reports[job] = report
-        self._running[actor.run.remote(job)] = (actor, job)
+        self._running[actor.run.remote(job)] = actor, job, report, 0
 
     def busy(self) -> bool:
         """Whether an actor has a job."""
@@ -82,19 +81,15 @@ class RayExecutor:
         """The next job to end. One whose actor died is begun again, up to a few times."""
         while True:
             (ready, *_), _ = self._ray.wait(list(self._running), num_returns=1)
-            actor, job = self._running.pop(ready)
+            actor, job, report, deaths = self._running.pop(ready)
             try:
                 result: Outcome | Exception = self._ray.get(ready)
             except self._ray.exceptions.RayActorError as death:
-                actor = self._actor.remote(*self._place)
-                self._deaths[job] = self._deaths.get(job, 0) + 1
-                if self._deaths[job] < _DEATHS:
-                    self._running[actor.run.remote(job)] = (actor, job)
+                actor, result = self._actor.remote(*self._place), death
+                if deaths + 1 < _DEATHS:
+                    self._running[actor.run.remote(job)] = actor, job, report, deaths + 1
                     continue
-                result = death
-            self._deaths.pop(job, None)
             self._idle.append(actor)
-            report = self._reports.pop(job)
             if isinstance(result, Outcome):
                 self._homes |= dict.fromkeys((file.key for file in result.files), actor)
                 report.measured(result.tasks, result.measurements)
@@ -111,16 +106,16 @@ class RayExecutor:
 
     def close(self) -> None:
         """Let the actors go."""
-        for actor in (*self._idle, *(actor for actor, _ in self._running.values())):
+        for actor in (*self._idle, *(actor for actor, *_ in self._running.values())):
             self._ray.kill(actor)
 
 
 class _Actor:
     """A worker in a process of its own."""
 
-    def __init__(self, tree: Tree, store: str, root: str, memory_bytes: float) -> None:
-        self._store = store
-        self._worker = Worker(tree, Path(store), Path(root), memory_bytes)
+    def __init__(self, tree: Tree, options: SweepOptions, root: Path) -> None:
+        self._store = options.store
+        self._worker = Worker(tree, options, root)
 
     def run(self, job: Job) -> Outcome | Exception:
         """The outcome, its states on the disk, or the exception that it met: Ray would wrap one that is raised."""

@@ -1,6 +1,6 @@
 """Carries out what is planned, a run as a sweep: on the store and with the executor that its options name."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ def worker_for(planned: PlannedSweep) -> Worker:
     the user's own make a step. Raises UserError where that fails, or where networks do not fit into the memory.
     """
     options = planned.spec.options
-    worker = Worker(planned.tree, Path(options.store), Path.cwd(), options.memory_GiB * 2**30 / 2)
+    worker = Worker(planned.tree, options, Path.cwd())
     if options.executor == "local":
         configs = map(planned.tree.configs.__getitem__, left_of(planned).epochs)
         for config in {(c.model, c.engine, c.optimizer.batch_size, c.data): c for c in configs}.values():
@@ -62,8 +62,5 @@ def carry_out_planned(planned: PlannedSweep, worker: Worker, store: Store, liste
         if options.executor == "ray":
             from fastwi.experiment.distributed import RayExecutor
 
-            memory_bytes = options.memory_GiB * 2**30 / 2
-            store_path, tree = Path(options.store), planned.tree
-            executor = RayExecutor(tree, store_path, options.workers, options.gpus_per_worker, memory_bytes)
-            stack.callback(executor.close)
+            executor = stack.enter_context(closing(RayExecutor(planned.tree, options)))
         return carry_out(store, executor, listener, limits)

@@ -6,7 +6,6 @@ before they are trained, and whoever dies loses its claims. What is done is neve
 
 import gc
 import itertools
-import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -18,7 +17,7 @@ from fastwi.errors import UserError
 from fastwi.experiment.ready import ReadyQueue
 from fastwi.experiment.store import DamagedState, Measurement, Owner, StateFile, Store
 from fastwi.experiment.todo import Todo, stopped_states, unfinished
-from fastwi.experiment.tree import OWN, MeasurementKey, Tree
+from fastwi.experiment.tree import MeasurementKey, Tree
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 from fastwi.experiment.writer import Writer
 
@@ -83,13 +82,12 @@ def limits_of(options: SweepOptions, state_bytes: int, members_at_once: int) -> 
 class Done:
     """What one process did: epochs trained and probes made by it.
 
-    `failed`: tasks that could not be done, with the reason. `diverged`: the measurements that show it, in words.
+    `failed`: tasks that could not be done, with the reason.
     """
 
     trained: int = 0
     probed: int = 0
     failed: dict[MeasurementKey, str] = field(default_factory=dict)
-    diverged: dict[MeasurementKey, str] = field(default_factory=dict)
 
     def failures(self) -> list[str]:
         """What could not be done, a line for each reason."""
@@ -150,9 +148,6 @@ class _Pass:
         names, epochs = tree.measurement_keys(), [tree.keys[node] for node in tree.epoch_nodes()]
         while True:
             measured, stored, claimed = self._store.look(names, epochs)
-            for m in measured.values():
-                if m.diverged:
-                    self._done.diverged[m.key] = _divergence(m)
             todo = unfinished(tree, measured.keys(), stored, stopped_states(tree, measured.values()), claimed)
             # States that are there, or will be stored, are pinned, so that no other process drops them: not those
             # that training passes through, and not those of others' tasks.
@@ -275,8 +270,7 @@ class _Pass:
         """Let go what would come of networks that diverged. All others go on."""
         diverged = [m for m in measurements if m.diverged]
         for m in diverged:
-            self._done.diverged[m.key] = _divergence(m)
-            self._listener.told(_divergence(m))
+            self._listener.told(m.divergence())
         if diverged:
             self._remove((), stopped_states(self._tree, diverged))
 
@@ -302,19 +296,6 @@ class _Pass:
                 f"{differing} measurements differ from those of an earlier training of the same epoch (another "
                 "machine, version or number of threads); the earlier ones are kept"
             )
-
-
-def _divergence(measurement: Measurement) -> str:
-    trained = measurement.learning_rate is not None
-    if trained and not math.isfinite(measurement.train_loss or 0.0):
-        loss = f"training loss is {measurement.train_loss}"
-    else:
-        treatment = "" if measurement.treatment == OWN else " with recomputed batch-norm statistics"
-        loss = f"test loss{treatment} is {measurement.test_loss}"
-    rate = f", at learning rate {measurement.learning_rate:g}" if trained else ""
-    where = f"in epoch {measurement.epoch}{rate}"
-    so = "nothing is made of it" if trained else "no gain is taken of it"
-    return f"the network {measurement.state} diverged: its {loss} {where}; {so}"
 
 
 class LocalExecutor:

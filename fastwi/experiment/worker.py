@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from fastwi.config.schema import Config
+from fastwi.config.sweep import SweepOptions
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine, Scores
@@ -74,11 +75,11 @@ class Outcome:
 class Worker:
     """Does jobs of one tree on one device."""
 
-    def __init__(self, tree: Tree, store: Path, root: Path, memory_bytes: float) -> None:
-        """`root`: of a relative `data.path` or `model.weights`. `memory_bytes`: of resident states."""
+    def __init__(self, tree: Tree, options: SweepOptions, root: Path) -> None:
+        """`root`: of a relative `data.path` or `model.weights`. Half of the options' memory is for resident states."""
         self.tree = tree
         self.resources = Resources(tree.inputs, root)
-        self.resident = ResidentStates(tree, store, self.resources, memory_bytes)
+        self.resident = ResidentStates(tree, Path(options.store), self.resources, options.memory_GiB * 2**30 / 2)
 
     def run(self, job: Job, report: Report) -> Outcome:
         """Do the tasks of `job`: all of them, or as many as its time allows.

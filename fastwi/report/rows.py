@@ -1,6 +1,5 @@
 """The rows of a run: those of metrics.jsonl, one a measurement; of any point of a sweep too."""
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +43,3 @@ def _row(stage: str, epoch: int, network: str, state: str, treatment: str, found
     if stage != "interpolation":
         row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
     return row | {"test_loss": found.test_loss, ACCURACY: found.test_accuracy}
-
-
-def divergence(row: Mapping[str, Any]) -> str:
-    """Which loss of one of `point_rows` is not finite, in words; empty where the network has not diverged."""
-    if not math.isfinite(row.get("train_loss", 0.0)):
-        return f"its training loss is {row['train_loss']}"
-    if math.isfinite(row["test_loss"]):
-        return ""
-    treatment = " with recomputed batch-norm statistics" if row["batch_norm"] == RECOMPUTED else ""
-    return f"its test loss{treatment} is {row['test_loss']}"

@@ -11,10 +11,11 @@ from fastwi.config.write import to_yaml
 from fastwi.data.card import Card
 from fastwi.errors import CheckpointError
 from fastwi.experiment.planner import PlannedSweep
-from fastwi.experiment.tree import MeasurementKey
+from fastwi.experiment.store.records import infinite_loss
+from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.files import locked_directory, write_text
 from fastwi.models.changes import network_change, networks_of
-from fastwi.report.rows import Row, divergence, point_rows
+from fastwi.report.rows import Row, point_rows
 from fastwi.report.summary import Summary, Table, after_table, interpolation_table
 from fastwi.sealed import MANIFEST, read_sealed, sealed_yaml, write_sealed
 
@@ -117,10 +118,10 @@ def write_run(
         draw_run(rows, paths.figure, title)
         lines = [f"{paths.directory}: metrics.jsonl, summary.md, figure.png, checkpoints/, store/"]
     diverged = [
-        f"{row['network']} diverged in epoch {row['epoch']}: {divergence(row)}; lower optimizer.learning_rate, or "
-        "give schedule.warmup_iterations"
+        f"{row['network']} diverged in epoch {row['epoch']}: {loss}; lower optimizer.learning_rate, or give "
+        "schedule.warmup_iterations"
         for row in rows
-        if divergence(row)
+        if (loss := infinite_loss(row.get("train_loss"), row["test_loss"], row["batch_norm"] == OWN))
     ]
     values = {"directory": str(paths.directory), "metrics": rows}
     return RunResults(measured, rows, Summary(values, lines, tables, [*diverged, *failures]))

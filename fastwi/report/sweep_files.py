@@ -35,16 +35,17 @@ class SweepResults:
     summary: Summary
 
 
-def write_sweep(planned: PlannedSweep, store: Store, resources: Resources, problems: list[str]) -> SweepResults:
+def write_sweep(planned: PlannedSweep, store: Store, resources: Resources, failures: list[str]) -> SweepResults:
     """Write the sweep's directory, and note the sweep in its store. Raises UserError where that cannot be.
 
-    `problems`: a line for each network that diverged, and for what failed.
+    `failures`: what could not be done.
     """
     spec, config = planned.spec, planned.points[0].config
     directory = Path(spec.options.directory) / spec.options.name
     wanted = planned.tree.measurement_keys()
     measured = without_lost(planned.tree, store.measurements(wanted))
     missing = len(wanted) - len(measured)
+    problems = sorted(m.divergence() for m in measured.values() if m.diverged) + failures
     frame = result_frame(spec, planned.points, planned.places, measured, planned.inputs_of)
     every_gain = gains(spec, planned.points, planned.places, measured)
     found = cells(every_gain)

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 
+from fastwi.config.sweep import SweepOptions
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.distributed import _Actor
 from fastwi.experiment.store import DamagedState
@@ -31,7 +32,7 @@ def test_answers_survive_the_way(tmp_path, monkeypatch, met, words):
     def run(_job, _report):
         raise met
 
-    actor = _Actor(Tree(), str(tmp_path), str(tmp_path), 0)
+    actor = _Actor(Tree(), SweepOptions(store=str(tmp_path)), tmp_path)
     monkeypatch.setattr(actor._worker, "run", run)
     answer = pickle.loads(pickle.dumps(actor.run(None)))
     assert f"{type(answer).__name__}: {answer}" == words

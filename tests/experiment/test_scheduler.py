@@ -65,7 +65,7 @@ def carried_out(
 ) -> Done:
     """Carry a sweep out by a worker of its own; `do` makes of its `run` the one that is used."""
     store = Path(sweep.spec.options.store)
-    worker = Worker(sweep.tree, store, Path.cwd(), 2**30)
+    worker = Worker(sweep.tree, sweep.spec.options, Path.cwd())
     if do is not None:
         worker.run = do(worker.run)  # type: ignore[method-assign]
     with Store.open(store) as opened:

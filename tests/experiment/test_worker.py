@@ -95,7 +95,7 @@ def carried_out(
 ) -> dict[MeasurementKey, Measurement]:
     """All that is measured once the sweep is carried out, one network at a time, each job by what `do` makes."""
     with Store.open(place[0] / "store") as store:
-        worker = Worker(sweep.tree, store.directory, Path.cwd(), 2**30)
+        worker = Worker(sweep.tree, sweep.spec.options, Path.cwd())
         if do is not None:
             worker.run = do(worker)
         carry_out(store, LocalExecutor(worker), Silent(), Limits(1, 1, 30.0))
@@ -105,7 +105,7 @@ def carried_out(
 def by_actor(worker: Worker) -> Do:
     """As Ray has a job done: the job and its answer are pickled on their way."""
     tree = pickle.loads(pickle.dumps(worker.tree))
-    actor = _Actor(tree, str(worker.resident._store), str(Path.cwd()), 2**30)
+    actor = _Actor(tree, SweepOptions(store=str(worker.resident._store)), Path.cwd())
 
     def run(job: Job, report: Report) -> Outcome:
         answer = pickle.loads(pickle.dumps(actor.run(pickle.loads(pickle.dumps(job)))))

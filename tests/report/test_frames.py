@@ -12,9 +12,10 @@ from drawn_measurements import INPUTS, drawn, inputs_of, planned, spec_of
 from fastwi.config.sweeppoints import child_tuples
 from fastwi.config.write import config_hash
 from fastwi.errors import UserError
+from fastwi.experiment.store.records import infinite_loss
 from fastwi.experiment.tree import OWN
 from fastwi.report.frames import COLUMNS, UNITS, result_frame, write_frame
-from fastwi.report.rows import divergence, point_rows
+from fastwi.report.rows import point_rows
 
 ROWS = {
     "all of it": (
@@ -80,17 +81,15 @@ def test_point_rows(name, seed):
             **(trained if row["stage"] != "interpolation" else {}),
             "test_loss": found.test_loss, "test_accuracy_%": found.test_accuracy,
         }  # fmt: skip
-        assert divergence(row) == ""
     some = dict(list(measurements.items())[::2])
     assert 0 < len(point_rows(point, place, some)) < len(rows)
 
 
 def test_divergence_in_words():
-    well = {"batch_norm": "own", "test_loss": 1.0}
-    assert divergence(well | {"train_loss": math.nan}) == "its training loss is nan"
-    assert divergence(well | {"train_loss": 1.0, "test_loss": math.inf}) == "its test loss is inf"
-    recomputed = {"batch_norm": "recomputed", "test_loss": math.inf}
-    assert divergence(recomputed) == "its test loss with recomputed batch-norm statistics is inf"
+    assert infinite_loss(1.0, 1.0, True) == infinite_loss(None, 1.0, False) == ""
+    assert infinite_loss(math.nan, 1.0, True) == "its training loss is nan"
+    assert infinite_loss(1.0, math.inf, True) == "its test loss is inf"
+    assert infinite_loss(None, math.inf, False) == "its test loss with recomputed batch-norm statistics is inf"
 
 
 SPECS = {

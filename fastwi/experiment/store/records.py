@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 
 from fastwi.errors import CheckpointError, UserError
-from fastwi.experiment.tree import MeasurementKey
+from fastwi.experiment.tree import OWN, MeasurementKey
 
 _FLOAT64 = struct.Struct("<d")
 
@@ -39,6 +39,14 @@ class Measurement:
         """Whether a loss, in the epoch of training that this ends or on the test images, is not finite."""
         return not (math.isfinite(self.train_loss or 0.0) and math.isfinite(self.test_loss))
 
+    def divergence(self) -> str:
+        """What diverged, and where, in words."""
+        trained = self.learning_rate is not None
+        rate = f", at learning rate {self.learning_rate:g}" if trained else ""
+        so = "nothing is made of it" if trained else "no gain is taken of it"
+        loss = infinite_loss(self.train_loss, self.test_loss, self.treatment == OWN)
+        return f"the network {self.state} diverged: {loss} in epoch {self.epoch}{rate}; {so}"
+
     @property
     def key(self) -> MeasurementKey:
         """What it is filed under."""
@@ -57,6 +65,14 @@ class StateFile:
     key: str
     bytes: int
     sha256: str
+
+
+def infinite_loss(train_loss: float | None, test_loss: float, own_statistics: bool) -> str:
+    """Which of a network's losses is not finite, in words; empty where both are."""
+    if not math.isfinite(train_loss or 0.0):
+        return f"its training loss is {train_loss}"
+    treatment = "" if own_statistics else " with recomputed batch-norm statistics"
+    return "" if math.isfinite(test_loss) else f"its test loss{treatment} is {test_loss}"
 
 
 class DamagedState(CheckpointError):
