@@ -76,7 +76,7 @@ class Worker:
     """Does jobs of one tree on one device."""
 
     def __init__(self, tree: Tree, options: SweepOptions, root: Path) -> None:
-        """`root`: of a relative `data.path` or `model.weights`. Half of the options' memory is for resident states."""
+        """`root`: of a relative `data.path` or `model.weights`. Half of the memory is for resident states."""
         self.tree = tree
         self.resources = Resources(tree.inputs, root)
         self.resident = ResidentStates(tree, Path(options.store), self.resources, options.memory_GiB * 2**30 / 2)
