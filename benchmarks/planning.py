@@ -95,12 +95,12 @@ def measure(least: int, pipe: Any) -> None:
     times.append(time.perf_counter())
     tree = plan_sweep(spec, every, lambda _: inputs).tree
     times.append(time.perf_counter())
-    todo = unfinished(tree, set(), set())
+    left = unfinished(tree, set(), set())
     times.append(time.perf_counter())
-    queue = ReadyQueue(tree, todo)
+    queue = ReadyQueue(tree, left)
     times.append(time.perf_counter())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    assert len(queue) == len(todo.tasks)
+    assert len(queue) == len(left)
     seconds = [after - before for before, after in itertools.pairwise(times)]
     begun = {
         (before, tree.noises[node])
@@ -110,9 +110,9 @@ def measure(least: int, pipe: Any) -> None:
     }
     pipe.send(
         dict(zip(_STAGES, [*seconds, times[-1] - times[0]], strict=True))
-        | {"trajectories": len(begun), "points": len(every), "epochs": len(todo.epochs), "probes": len(todo.probes),
-           "peak_MB": peak}
-    )  # fmt: skip
+        | {"trajectories": len(begun), "points": len(every), "peak_MB": peak}
+        | dict(zip(("epochs", "probes"), tree.count(left), strict=True))
+    )
 
 
 if __name__ == "__main__":

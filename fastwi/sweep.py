@@ -70,9 +70,8 @@ def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "SweepResults":
 
     planned, part, worker = sweep.planned, sweep.part, sweep.worker
     with Store.open(planned.spec.options.store) as store, TreeProgress(part, quiet=quiet) as progress:
-        done = carry_out_planned(part, worker, store, progress)
-        progress.told(f"trained {done.trained:,} epochs, measured {done.probed:,} networks")
-        return write_sweep(planned, store, worker.resources, done.failures())
+        failures = carry_out_planned(part, worker, store, progress)
+        return write_sweep(planned, store, worker.resources, failures)
 
 
 class _Callable(ModuleType):

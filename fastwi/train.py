@@ -85,9 +85,9 @@ def carry_out_run(run: Run, quiet: bool = False) -> RunResults:
     about = manifest(run.card, engine.resolved, run.identity, planned.networks)
     with paths.begun(about, planned.spec.base), Store.open(paths.store) as store:
         with RunProgress(planned, store, paths, engine, quiet) as progress:
-            done = carry_out_planned(planned, worker, store, progress)
+            failures = carry_out_planned(planned, worker, store, progress)
         paths.write_checkpoints(planned, store, worker.resident)
-        return write_run(planned, paths, run.card, progress.found(), done.failures())
+        return write_run(planned, paths, run.card, progress.found(), failures)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def drawn(tree, seed: int) -> dict:
             key, OWN, epoch, draw.uniform(0, 2), 0.1 / epoch, draw.uniform(0, 2),
             100 * (1 - math.exp(-epoch / 8)) + draw.uniform(-1, 0), 1.0,
         )  # fmt: skip
-    for probe in range(len(tree), tree.tasks()):
+    for probe in tree.probes():
         name = tree.measurement_key(probe)
         draw = random.Random(f"{seed} {name}")
         epoch = tree.epochs[tree.start_of(probe)]

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fastwi.experiment.store import Measurement
-from fastwi.experiment.todo import Todo
 from fastwi.report.run_progress import RunProgress
 
 
@@ -23,7 +22,7 @@ class Silent:
         self.here = Counter[int]()
         self.lines: list[str] = []
 
-    def planned(self, todo: Todo) -> None: ...
+    def planned(self, left: Sequence[int]) -> None: ...
 
     def images(self, trained: int, evaluated: int) -> None: ...
 

@@ -148,7 +148,7 @@ def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
     found |= {("parent", i): (key,) for i, key in enumerate(place.parent)}
     found |= {("child", c, i): (key,) for c, keys in enumerate(place.children) for i, key in enumerate(keys)}
     found |= {("after", i): (key,) for i, key in enumerate(place.after)}
-    probed = set(map(tree.measurement_key, range(len(tree), tree.tasks())))
+    probed = set(map(tree.measurement_key, tree.probes()))
     ends: list[tuple[Place, str]] = [(("average",), place.average)]
     ends += [(("end", c), key) for c, key in enumerate(place.ends)]
     for at, key in ends:
@@ -213,7 +213,7 @@ def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict
             rows = (float(scores.loss_M[0]), float(scores.accuracy_M[0]))
             network = worker.resident.gather([node], files, trains=True)
         states[key] = _content(network), rows
-    probes = [m for task in range(len(tree), tree.tasks()) for m in outcome(task).measurements]
+    probes = [m for task in tree.probes() for m in outcome(task).measurements]
     return states, {m.key: (m.test_loss, m.test_accuracy) for m in probes}
 
 

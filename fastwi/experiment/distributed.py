@@ -55,16 +55,12 @@ class RayExecutor:
         # Ray gives an actor as many threads as CPUs. It is not asked to restart actors: calls to one that is
         # restarting fail at once, while calls to a new one wait for it.
         self._actor = ray.remote(_Actor).options(num_cpus=cpus, num_gpus=share)
-        self.tree = tree
+        self.tree, self.jobs = tree, count
         options = dataclasses.replace(options, store=str(Path(options.store).resolve()))
         self._place = ray.put(tree), options, Path.cwd()
         self._idle: list[Any] = [self._actor.remote(*self._place) for _ in range(count)]
         self._running: dict[Any, tuple[Any, Job, Report, int]] = {}  # with how many actors have died of the job
         self._homes: dict[str, Any] = {}  # the actor that made a state
-
-    def free(self) -> int:
-        """Actors without a job."""
-        return len(self._idle)
 
     def submit(self, job: Job, report: Report) -> None:
         """Give `job` to an idle actor."""
@@ -72,10 +68,6 @@ class RayExecutor:
         actor = max(self._idle, key=homes.__getitem__)
         self._idle.remove(actor)
         self._running[actor.run.remote(job)] = actor, job, report, 0
-
-    def busy(self) -> bool:
-        """Whether an actor has a job."""
-        return bool(self._running)
 
     def wait(self) -> tuple[Job, Outcome | Exception]:
         """The next job to end. One whose actor died is begun again, up to a few times."""

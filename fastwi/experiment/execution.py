@@ -1,5 +1,7 @@
 """Carries out what is planned, a run as a sweep: on the store and with the executor that its options name."""
 
+import gc
+from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from fastwi.data.split import free_host_bytes
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.resources import Resources
-from fastwi.experiment.scheduler import Done, Executor, Listener, LocalExecutor, carry_out, limits_of
+from fastwi.experiment.scheduler import Executor, Listener, LocalExecutor, carry_out, limits_of
 from fastwi.experiment.store import Store
 from fastwi.experiment.store.precision import note_precision
 from fastwi.experiment.todo import left_of
@@ -26,7 +28,8 @@ def worker_for(planned: PlannedSweep) -> Worker:
     options = planned.spec.options
     worker = Worker(planned.tree, options, Path.cwd())
     if options.executor == "local":
-        configs = map(planned.tree.configs.__getitem__, left_of(planned).epochs)
+        left = (task for task in left_of(planned) if task < len(planned.tree))
+        configs = map(planned.tree.configs.__getitem__, left)
         for config in {(c.model, c.engine, c.optimizer.batch_size, c.data): c for c in configs}.values():
             _check_memory(config, worker.resources)
             worker.resources.tried_engine(config)
@@ -46,10 +49,11 @@ def _check_memory(config: Config, resources: Resources) -> None:
         )
 
 
-def carry_out_planned(planned: PlannedSweep, worker: Worker, store: Store, listener: Listener) -> Done:
+def carry_out_planned(planned: PlannedSweep, worker: Worker, store: Store, listener: Listener) -> list[str]:
     """Do all that the store lacks, and export what is measured. `worker` does it, or the executor of the options.
 
-    Raises UserError where the store cannot be written, or was begun in another precision.
+    Returns what could not be done, a line for each reason. Raises UserError where the store cannot be written, or was
+    begun in another precision.
     """
     options, resources, config = planned.spec.options, worker.resources, planned.points[0].config
     if planned.auto:
@@ -58,9 +62,12 @@ def carry_out_planned(planned: PlannedSweep, worker: Worker, store: Store, liste
     limits = limits_of(options, resources.layout(config).row_bytes, engine.members_at_once)
     with ExitStack() as stack:
         stack.callback(store.export)
+        gc.freeze()  # else every full collection walks the whole tree
+        stack.callback(gc.unfreeze)
         executor: Executor = LocalExecutor(worker)
         if options.executor == "ray":
             from fastwi.experiment.distributed import RayExecutor
 
             executor = stack.enter_context(closing(RayExecutor(planned.tree, options)))
-        return carry_out(store, executor, listener, limits)
+        reasons = Counter(carry_out(store, executor, listener, limits).values())
+    return [f"{count:,} tasks not done: {reason}" for reason, count in sorted(reasons.items())]

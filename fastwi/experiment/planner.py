@@ -157,12 +157,12 @@ class _Planner:
         config, tree, namer = point.config, self.tree, self._namer(point.config)
         experiment, seeds = config.experiment, config.seeds
         k, end, last = experiment.k, experiment.k + experiment.s, experiment.k + experiment.s + experiment.after
-        start = tree.add_initial(self._initial(namer, seeds.init), config)
+        start = tree.add(self._initial(namer, seeds.init), config)
         clone = self._train(start, k, seeds.parent_noise, config, namer)
         ends = lasts = tuple([self._train(clone, end, noise, config, namer) for noise in seeds.child_noise])
         weights = experiment.weights or (1 / len(ends),) * len(ends)
         key = namer.average([tree.keys[node] for node in ends], weights, config)
-        average = tree.add_average(key, ends, weights, end, config)
+        average = tree.add(key, config, end, average=(ends, weights))
         if experiment.continue_children:
             later = self._at_rate(namer, experiment.children_rate_factor)
             begun = zip(ends, seeds.child_noise, strict=True)
@@ -190,7 +190,7 @@ class _Planner:
         node = path[-1]
         for epoch in range(first + len(path) - 1, last):
             alike = namer.alike(epoch)
-            node = tree.add_epoch(epoch_key(tree.keys[node], alike, noise), node, epoch + 1, noise, alike, config)
+            node = tree.add(epoch_key(tree.keys[node], alike, noise), config, epoch + 1, node, noise, alike)
             path.append(node)
         return path[last - first]
 

@@ -3,14 +3,10 @@
 from array import array
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastwi.experiment.tree import Tree
-
-if TYPE_CHECKING:
-    from fastwi.experiment.todo import Todo
 
 LONGEST_CHAIN = 64
 """Epochs. Other processes wait for whole chains."""
@@ -27,13 +23,12 @@ class ReadyQueue:
     A task is ready once every state that it starts from is made, of those that are left to be made.
     """
 
-    def __init__(self, tree: Tree, todo: "Todo") -> None:
+    def __init__(self, tree: Tree, tasks: Sequence[int]) -> None:
         self._tree = tree
-        self._left = bytearray(tree.tasks())
+        self._left = bytearray(tree.probes().stop)
         self._users = array("i", bytes(4 * len(tree)))  # by node: tasks left that start from it
-        self._missing = array("i", bytes(4 * tree.tasks()))  # by task: states that are not made yet
+        self._missing = array("i", bytes(4 * len(self._left)))  # by task: states that are not made yet
         self._groups: dict[_Group, deque[int]] = {}  # in the order in which they last gained a task
-        tasks = todo.tasks
         for task in tasks:
             self._left[task] = 1
         sources, waiting = array("i"), array("i")

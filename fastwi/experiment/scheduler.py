@@ -4,19 +4,18 @@ Any number of processes may carry out the same tree, or trees that share epochs,
 before they are trained, and whoever dies loses its claims. What is done is never done again.
 """
 
-import gc
 import itertools
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from fastwi.config.sweep import SweepOptions
 from fastwi.errors import UserError
 from fastwi.experiment.ready import ReadyQueue
 from fastwi.experiment.store import DamagedState, Measurement, Owner, StateFile, Store
-from fastwi.experiment.todo import Todo, stopped_states, unfinished
+from fastwi.experiment.todo import stopped_states, unfinished
 from fastwi.experiment.tree import MeasurementKey, Tree
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 from fastwi.experiment.writer import Writer
@@ -28,18 +27,13 @@ class Executor(Protocol):
     """Does jobs of one tree, one or several at a time."""
 
     tree: Tree
-
-    def free(self) -> int:
-        """Jobs that could be submitted now."""
+    jobs: int  # at once
 
     def submit(self, job: Job, report: Report) -> None:
         """Begin `job`, best where its states are at hand. `report` hears of it meanwhile, or with its outcome."""
 
-    def busy(self) -> bool:
-        """Whether a job was submitted that `wait` has not returned."""
-
     def wait(self) -> tuple[Job, Outcome | Exception]:
-        """A job that ended, and what came of it. The executor retries jobs whose worker died, within reason."""
+        """A job that ended, and what came of it. Jobs whose worker died are begun again, within reason."""
 
     def holds(self, node: int) -> bool:
         """Whether a state is at hand without its file."""
@@ -51,8 +45,8 @@ class Executor(Protocol):
 class Listener(Report, Protocol):
     """What hears of progress. The experiment itself prints nothing."""
 
-    def planned(self, todo: Todo) -> None:
-        """What is left; called again where a state was damaged, and where another process did some of it."""
+    def planned(self, left: Sequence[int]) -> None:
+        """The tasks that are left, ascending; again where a state was damaged, or another process did some."""
 
     def told(self, message: str) -> None:
         """Something that the user should know."""
@@ -78,39 +72,18 @@ def limits_of(options: SweepOptions, state_bytes: int, members_at_once: int) -> 
     return Limits(members, max(1, int(room / 5)), options.checkpoint_seconds)
 
 
-@dataclass
-class Done:
-    """What one process did: epochs trained and probes made by it.
-
-    `failed`: tasks that could not be done, with the reason.
-    """
-
-    trained: int = 0
-    probed: int = 0
-    failed: dict[MeasurementKey, str] = field(default_factory=dict)
-
-    def failures(self) -> list[str]:
-        """What could not be done, a line for each reason."""
-        reasons = Counter(self.failed.values())
-        return [f"{count:,} tasks not done: {reason}" for reason, count in sorted(reasons.items())]
-
-
-def carry_out(store: Store, executor: Executor, listener: Listener, limits: Limits) -> Done:
+def carry_out(store: Store, executor: Executor, listener: Listener, limits: Limits) -> dict[MeasurementKey, str]:
     """Do all of the executor's tree that is not done. Returns once everything is measured or has failed.
 
-    Raises UserError where the store cannot be written.
+    Returns the tasks that could not be done, with the reason. Raises UserError where the store cannot be written.
     """
-    done = Done()
-    gc.freeze()  # else every full collection walks the whole tree
-    try:
-        with store.owner() as owner, Writer(store) as writer:
-            while True:
-                run = _Pass(store, owner, writer, executor, listener, limits, done)
-                listener.planned(run.todo)
-                if run.to_the_end():
-                    return done
-    finally:
-        gc.unfreeze()
+    failed: dict[MeasurementKey, str] = {}
+    with store.owner() as owner, Writer(store, listener.told) as writer:
+        while True:
+            run = _Pass(store, owner, writer, executor, listener, limits, failed)
+            listener.planned(run.left)
+            if run.to_the_end():
+                return failed
 
 
 class _Pass:
@@ -124,63 +97,65 @@ class _Pass:
         executor: Executor,
         listener: Listener,
         limits: Limits,
-        done: Done,
+        failed: dict[MeasurementKey, str],
     ) -> None:
         self._tree = tree = executor.tree
         self._store, self._owner, self._writer = store, owner, writer
-        self._executor, self._listener, self._limits, self._done = executor, listener, limits, done
+        self._executor, self._listener, self._limits, self._failed = executor, listener, limits, failed
         store.keep(tree.keys[node] for node in tree.stops)
-        self.todo, self._measured, stored = self._plan()
-        needs = {tree.keys[node] for task in self.todo.tasks for node in tree.needs(task)}
-        self._files = {key: stored[key] for key in needs.intersection(stored)}
-        self._queue = ReadyQueue(tree, self.todo)
+        # `_stored`: the keys of states that are stored, or given to the writer.
+        self.left, self._measured, self._stored = self._plan()
+        self._queue = ReadyQueue(tree, self.left)
         self._claimed: set[int] = set()
+        self._running = 0  # jobs
         self._outdated = False  # another plan is necessary
-        self._brought: set[str] = set()  # states that were given to the writer
-        if done.failed:
-            self._remove([task for task in self.todo.tasks if tree.measurement_key(task) in done.failed])
+        if failed:
+            self._remove([task for task in self.left if tree.measurement_key(task) in failed])
         # What an earlier process went on from, until it was killed.
-        self._drop([node for node in map(tree.nodes.__getitem__, stored) if not self._queue.needed(node)], stored)
+        self._drop([node for node in map(tree.nodes.__getitem__, self._stored) if not self._queue.needed(node)])
 
-    def _plan(self) -> tuple[Todo, set[MeasurementKey], dict[str, StateFile]]:
+    def _plan(self) -> tuple[Sequence[int], set[MeasurementKey], set[str]]:
         """What is left, what is measured, and the states that are stored."""
         tree = self._tree
         names, epochs = tree.measurement_keys(), [tree.keys[node] for node in tree.epoch_nodes()]
         while True:
             measured, stored, claimed = self._store.look(names, epochs)
-            todo = unfinished(tree, measured.keys(), stored, stopped_states(tree, measured.values()), claimed)
+            left = unfinished(tree, measured.keys(), stored, stopped_states(tree, measured.values()), claimed)
             # States that are there, or will be stored, are pinned, so that no other process drops them: not those
             # that training passes through, and not those of others' tasks.
-            mine = [task for task in todo.tasks if not claimed or tree.measurement_key(task) not in claimed]
+            mine = [task for task in left if not claimed or tree.measurement_key(task) not in claimed]
             users = Counter(node for task in mine for node in tree.needs(task))
             users.update(node for task in mine if task >= len(tree) for node in tree.needs(task))
             there = [tree.keys[node] for node in users if tree.keys[node] in stored]
             self._owner.pin([*there, *(tree.keys[node] for node, count in users.items() if count > 1)])
             if len(self._store.states(there)) == len(there):
-                return todo, set(measured), stored
+                return left, set(measured), set(stored)
 
     def to_the_end(self) -> bool:
         """Whether all is done; False where another plan is necessary."""
         blocked: list[list[int]] = []  # chains that are ready, and claimed by another process
-        while len(self._queue) or self._executor.busy():
-            while self._executor.free() and not self._outdated:
-                tasks = self._queue.take(self._limits.members, self._limits.probes, self._executor.free())
+        while len(self._queue) or self._running:
+            while self._running < self._executor.jobs and not self._outdated:
+                shares = self._executor.jobs - self._running
+                tasks = self._queue.take(self._limits.members, self._limits.probes, shares)
                 if not tasks:
                     break
                 mine, others = self._claim(tasks)
                 blocked += others
-                if not self._at_hand(mine):
+                files = self._files(mine)
+                if files is None:
                     self._outdated = True  # the process that was at these tasks is gone
                 elif mine:
-                    self._executor.submit(self._job(mine), self._listener)
-            if self._executor.busy():
+                    self._executor.submit(self._job(mine, files), self._listener)
+                    self._running += 1
+            if self._running:
                 self._file(*self._executor.wait())
+                self._running -= 1
             elif self._outdated or self._news(blocked):
                 break
             else:
                 time.sleep(_POLL_S)
         self._writer.flush()
-        self._note_written()
         self._release(self._claimed)
         return not len(self._queue)
 
@@ -209,44 +184,34 @@ class _Pass:
         measured, _, claimed = self._store.look(itertools.chain(*named), ())
         return any(claimed.isdisjoint(names) for names in named) or not self._measured.issuperset(measured)
 
-    def _at_hand(self, chains: list[list[int]]) -> bool:
-        """Whether the states that `chains` start from are held or stored."""
-        nodes = {node for chain in chains for node in self._tree.needs(chain[0])}
-        self._note_written()
-
-        def lacking() -> set[str]:
-            keys = {self._tree.keys[node] for node in nodes if not self._executor.holds(node)}
-            return keys - self._files.keys()
-
-        if lacking():
+    def _files(self, chains: list[list[int]]) -> dict[str, StateFile] | None:
+        """The files of the states that `chains` start from and the executor lacks; None where one is not there."""
+        needs = {node for chain in chains for node in self._tree.needs(chain[0])}
+        keys = {self._tree.keys[node] for node in needs if not self._executor.holds(node)}
+        files = self._store.state_files(keys) if keys else {}
+        if len(files) < len(keys):
             self._writer.flush()
-            self._note_written()
-            self._files |= self._store.state_files(lacking())
-        return not lacking()
+            files = self._store.state_files(keys)
+        return files if len(files) == len(keys) else None
 
-    def _job(self, chains: list[list[int]]) -> Job:
+    def _job(self, chains: list[list[int]], files: Mapping[str, StateFile]) -> Job:
         """The job of tasks alike. Chains are cut where the first of them ends, or the settings of one change."""
         tree = self._tree
         if chains[0][0] < len(tree):
             alike = [len({tree.alike[node] for node in column}) == 1 for column in zip(*chains, strict=False)]
             chains = [chain[: [*alike, False].index(False)] for chain in chains]
-        starts = {tree.keys[node] for chain in chains for node in tree.needs(chain[0])}
         write = [node for chain in chains for node in chain if node in tree.stops]
         write += [chain[-1] for chain in chains if chain[-1] < len(tree) and self._queue.needed(chain[-1])]
-        files = {key: self._files[key] for key in starts if key in self._files}
         return Job(tuple(map(tuple, chains)), files, frozenset(write), self._limits.checkpoint_seconds)
 
     def _file(self, job: Job, outcome: Outcome | Exception) -> None:
         if isinstance(outcome, Outcome):
             done, measurements = outcome.tasks, outcome.measurements
             self._claimed.difference_update(done)
-            self._brought.update(key for key, _ in outcome.states)
-            self._brought.update(file.key for file in outcome.files)
-            self._files |= {file.key: file for file in outcome.files}
+            self._stored.update(key for key, _ in outcome.states)
+            self._stored.update(file.key for file in outcome.files)
             self._writer.put(outcome, [m.key for m in measurements])
-            self._done.trained += sum(task < len(self._tree) for task in done)
-            self._done.probed += sum(task >= len(self._tree) for task in done)
-            self._drop(self._queue.done(done), self._files)
+            self._drop(self._queue.done(done))
             self._queue.put(task for task in job.tasks if task >= len(self._tree))  # those that are left
             self._stop_diverged(measurements)
             return
@@ -263,7 +228,7 @@ class _Pass:
         else:
             reason = f"{type(outcome).__name__}: {outcome}".splitlines()[0]
             lost = self._remove(job.tasks)
-            self._done.failed.update({self._tree.measurement_key(task): reason for task in lost})
+            self._failed.update({self._tree.measurement_key(task): reason for task in lost})
             self._listener.told(f"{len(job.tasks)} tasks failed, and {len(lost)} cannot be done: {reason}")
 
     def _stop_diverged(self, measurements: Iterable[Measurement]) -> None:
@@ -278,49 +243,32 @@ class _Pass:
         """Give up `tasks`, and what needs them or the states `without`; returns all that are given up."""
         gone, idle = self._queue.remove(tasks, without)
         self._release(gone)
-        self._drop(idle, self._files)
+        self._drop(idle)
         return gone
 
-    def _drop(self, idle: Iterable[int], stored: Collection[str]) -> None:
+    def _drop(self, idle: Sequence[int]) -> None:
         """Let go of states that nothing needs any more; from the store those that do not stay there."""
-        nodes = list(idle)
-        self._executor.forget(nodes)
-        keys = [self._tree.keys[node] for node in nodes if node not in self._tree.stops]
-        self._writer.drop([key for key in keys if key in self._brought or key in stored])
-
-    def _note_written(self) -> None:
-        files, differing = self._writer.written()
-        self._files |= {file.key: file for file in files}
-        if differing:
-            self._listener.told(
-                f"{differing} measurements differ from those of an earlier training of the same epoch (another "
-                "machine, version or number of threads); the earlier ones are kept"
-            )
+        self._executor.forget(idle)
+        keys = {self._tree.keys[node] for node in idle if node not in self._tree.stops}
+        self._writer.drop(keys & self._stored)
 
 
 class LocalExecutor:
     """Does jobs in this process, one at a time, when they are waited for."""
 
+    jobs = 1
+
     def __init__(self, worker: Worker) -> None:
         self._worker, self.tree = worker, worker.tree
-        self._job: tuple[Job, Report] | None = None
-
-    def free(self) -> int:
-        """One, unless a job waits."""
-        return int(self._job is None)
+        self._waiting: list[tuple[Job, Report]] = []
 
     def submit(self, job: Job, report: Report) -> None:
         """Keep `job` for `wait`."""
-        self._job = job, report
-
-    def busy(self) -> bool:
-        """Whether a job waits."""
-        return self._job is not None
+        self._waiting.append((job, report))
 
     def wait(self) -> tuple[Job, Outcome | Exception]:
         """Do the job. Exceptions are returned; Ctrl-C and SIGTERM pass."""
-        assert self._job is not None
-        (job, report), self._job = self._job, None
+        job, report = self._waiting.pop()
         try:
             return job, self._worker.run(job, report)
         except Exception as error:

@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,55 +12,37 @@ if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
 
 
-@dataclass(frozen=True)
-class Todo:
-    """What is left: epochs to train (nodes) and probes to make (tasks), in an order in which they can be done."""
-
-    epochs: Sequence[int]
-    probes: Sequence[int]
-
-    @property
-    def tasks(self) -> Sequence[int]:
-        """All of it."""
-        return array("i", [*self.epochs, *self.probes])
-
-
 def unfinished(
     tree: Tree,
     measured: Collection[MeasurementKey],
     stored: Collection[str],
     diverged: Collection[int] = (),
     claimed: Collection[MeasurementKey] = (),
-) -> Todo:
-    """What is left of `tree`, given the measurements that are there and the states that are stored.
+) -> Sequence[int]:
+    """The tasks of `tree` that are left, ascending, given the measurements that are there and the stored states.
 
     An epoch is left where it was never measured, or where something that is left needs its state and that is gone.
     What comes of the states `diverged` (nodes) is not left: there is nothing to learn from it. Other processes are at
     the tasks `claimed`: these are left, but whether the states that they start from are there is no matter.
     """
-    lost = lost_with(tree, diverged)
-    needed = bytearray(len(tree))
-    probes = array("i")
-    for task in range(len(tree), tree.tasks()):
-        (key, treatment), node = tree.measurement_key(task), tree.start_of(task)
-        if (key, treatment) not in measured and not (lost and is_lost(tree, lost, node, treatment == OWN)):
-            probes.append(task)
-            needed[node] |= (key, treatment) not in claimed
-    epochs = array("i")
-    for node in reversed(range(len(tree))):  # later states first: they say which earlier ones they need
-        before, key = tree.before[node], tree.keys[node]
-        if before < 0:
-            for child in tree.averages[node][0] if needed[node] and node in tree.averages else ():
+    lost, left, needed = lost_with(tree, diverged), array("i"), bytearray(len(tree))
+    for task in reversed(range(tree.probes().stop)):  # later ones first: they say which states they need
+        start = tree.start_of(task)
+        if start < 0:  # no task: an initial network, or an average
+            for child in tree.averages[task][0] if needed[task] and task in tree.averages else ():
                 needed[child] = True
-        elif before not in lost and ((key, OWN) not in measured or (needed[node] and key not in stored)):
-            epochs.append(node)
-            needed[before] |= (key, OWN) not in claimed
-    epochs.reverse()
-    return Todo(epochs, probes)
+            continue
+        name = tree.measurement_key(task)
+        again = task < len(tree) and needed[task] and tree.keys[task] not in stored
+        if (again or name not in measured) and not (lost and is_lost(tree, lost, task)):
+            left.append(task)
+            needed[start] |= name not in claimed
+    left.reverse()
+    return left
 
 
-def left_of(planned: "PlannedSweep") -> Todo:
-    """What the sweep's store lacks; all where there is no store yet."""
+def left_of(planned: "PlannedSweep") -> Sequence[int]:
+    """The tasks that the sweep's store lacks, ascending; all where there is no store yet."""
     from fastwi.experiment.store import Store
 
     tree, directory = planned.tree, Path(planned.spec.options.store)
@@ -98,17 +79,18 @@ def lost_with(tree: Tree, nodes: Collection[int]) -> set[int]:
     return lost
 
 
-def is_lost(tree: Tree, lost: Collection[int], node: int, own: bool) -> bool:
-    """Whether a measurement is of a network made of one of the states `lost`, or of such an epoch made otherwise.
+def is_lost(tree: Tree, lost: Collection[int], task: int) -> bool:
+    """Whether a task is about what is made of the states `lost`.
 
     What diverged has measurements of its own: an epoch the one that it ends with, an average all.
     """
-    if node in tree.averages:
-        return any(child in lost for child in tree.averages[node][0])
-    return tree.is_epoch(node) and (tree.before[node] in lost or (not own and node in lost))
+    start = tree.start_of(task)
+    children = tree.averages[start][0] if task >= len(tree) and start in tree.averages else (start,)
+    return any(node in lost for node in children)
 
 
 def without_lost(tree: Tree, measured: "Mapping[MeasurementKey, Measurement]") -> "dict[MeasurementKey, Measurement]":
     """The measurements that count: an average may have been trained on before it was found to have diverged."""
     lost = lost_with(tree, stopped_states(tree, measured.values()))
-    return {key: m for key, m in measured.items() if not is_lost(tree, lost, tree.nodes[key[0]], key[1] == OWN)}
+    gone = {tree.measurement_key(task) for task in tree.tasks() if is_lost(tree, lost, task)} if lost else set()
+    return {key: m for key, m in measured.items() if key not in gone}

@@ -14,7 +14,8 @@ that its own training ends with.
 """
 
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -46,7 +47,7 @@ class Tree:
 
     Columns by node: `keys`, `epochs` (done at the state), `before` (the node that an epoch starts from; -1 for the
     other kinds), `noises`, `alike` (equal for epochs that can be trained as one population: same network, optimizer,
-    rates, augmentation, dataset and epoch; -1 for the other kinds), `configs`. `averages`: node to (nodes of the
+    rates, augmentation, dataset and epoch), `configs`. `averages`: node to (nodes of the
     children, weights). Columns by probe: `probe_nodes`, `probe_treatments` (a place in `treatments`),
     `probe_configs`. `stops`: nodes. `inputs`: what was planned on.
     """
@@ -74,24 +75,32 @@ class Tree:
         """States."""
         return len(self.keys)
 
-    def add_initial(self, key: str, config: Config) -> int:
-        """The node of an initial network; added where it is not there yet, as by all that follow."""
-        return self.nodes[key] if key in self.nodes else self._add(key, 0, -1, 0, -1, config)
-
-    def add_epoch(self, key: str, before: int, epoch: int, noise: int, alike: str, config: Config) -> int:
-        """The node of an epoch that ends with `epoch` epochs done; `alike` is a digest (see the class)."""
-        if key in self.nodes:
-            return self.nodes[key]
-        return self._add(key, epoch, before, noise, self._alike.setdefault(alike, len(self._alike)), config)
-
-    def add_average(
-        self, key: str, children: tuple[int, ...], weights: tuple[float, ...], epoch: int, config: Config
+    def add(
+        self,
+        key: str,
+        config: Config,
+        epoch: int = 0,
+        before: int = -1,
+        noise: int = 0,
+        alike: str = "",
+        average: tuple[tuple[int, ...], tuple[float, ...]] | None = None,
     ) -> int:
-        """The node of an average of the nodes `children`."""
+        """The node of a state, added where it is not there yet: of an initial network if no more is given.
+
+        An epoch of training starts from the node `before`; `alike` is a digest (see the class). `average`: the nodes
+        of children, and their weights.
+        """
         if key in self.nodes:
             return self.nodes[key]
-        node = self._add(key, epoch, -1, 0, -1, config)
-        self.averages[node] = (children, weights)
+        self.nodes[key] = node = len(self.keys)
+        self.keys.append(key)
+        self.epochs.append(epoch)
+        self.before.append(before)
+        self.noises.append(noise)
+        self.alike.append(self._alike.setdefault(alike, len(self._alike)))
+        self.configs.append(config)
+        if average is not None:
+            self.averages[node] = average
         return node
 
     def add_probe(self, node: int, treatment: Treatment, config: Config) -> None:
@@ -106,16 +115,6 @@ class Tree:
             self.probe_treatments.append(place)
             self.probe_configs.append(config)
 
-    def _add(self, key: str, epoch: int, before: int, noise: int, alike: int, config: Config) -> int:
-        self.nodes[key] = node = len(self.keys)
-        self.keys.append(key)
-        self.epochs.append(epoch)
-        self.before.append(before)
-        self.noises.append(noise)
-        self.alike.append(alike)
-        self.configs.append(config)
-        return node
-
     def is_epoch(self, node: int) -> bool:
         """Whether a state comes of training."""
         return self.before[node] >= 0
@@ -124,9 +123,18 @@ class Tree:
         """Every epoch, each after the one before it."""
         return (node for node, before in enumerate(self.before) if before >= 0)
 
-    def tasks(self) -> int:
-        """States and probes: one more than the largest number of a task."""
-        return len(self.keys) + len(self.probe_nodes)
+    def probes(self) -> range:
+        """Every probe. Its `stop` is more than any task's number."""
+        return range(len(self.keys), len(self.keys) + len(self.probe_nodes))
+
+    def tasks(self) -> list[int]:
+        """Every task, epochs first: in an order in which they can be done."""
+        return [*self.epoch_nodes(), *self.probes()]
+
+    def count(self, tasks: Sequence[int]) -> tuple[int, int]:
+        """How many of `tasks`, which ascend, are epochs, and how many are probes."""
+        epochs = bisect_left(tasks, len(self))
+        return epochs, len(tasks) - epochs
 
     def treatment_of(self, probe: int) -> Treatment:
         """The treatment of batch-norm statistics under which the task `probe` measures."""
@@ -140,8 +148,7 @@ class Tree:
 
     def measurement_keys(self) -> list[MeasurementKey]:
         """What all measurements are filed under, those of epochs first."""
-        probes = range(len(self.keys), self.tasks())
-        return [*((self.keys[node], OWN) for node in self.epoch_nodes()), *map(self.measurement_key, probes)]
+        return list(map(self.measurement_key, self.tasks()))
 
     def config_of(self, task: int) -> Config:
         """The configuration of some point that needs a task."""

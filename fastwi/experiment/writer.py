@@ -1,13 +1,12 @@
 """Writes what jobs bring home, behind the training: files of states, then all else in one transaction."""
 
-import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 
-from fastwi.experiment.store import StateFile, Store, write_states
+from fastwi.experiment.store import Store, write_states
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.experiment.worker import Outcome
 
@@ -22,12 +21,12 @@ class Writer:
     what waits is written when it is left, also by Ctrl-C and SIGTERM.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, told: Callable[[str], None]) -> None:
+        """`told` hears of measurements that came out otherwise than an earlier time."""
+        self._store, self._told = store, told
         self._thread = ThreadPoolExecutor(1, "fastwi-writer")
         self._room = threading.Semaphore(MOST_WAITING)
         self._unwanted: set[str] = set()
-        self._written: queue.SimpleQueue[tuple[list[StateFile], int]] = queue.SimpleQueue()
         self._error: BaseException | None = None
 
     def __enter__(self) -> "Writer":
@@ -56,14 +55,6 @@ class Writer:
             self._unwanted.update(unwanted)
             self._submit(partial(self._store.drop_states, unwanted))
 
-    def written(self) -> tuple[list[StateFile], int]:
-        """The states written since the last call, and how many measurements differed from earlier ones."""
-        found, differing = list[StateFile](), 0
-        while not self._written.empty():
-            files, more = self._written.get()
-            found, differing = found + files, differing + more
-        return found, differing
-
     def flush(self) -> None:
         """Wait until all is written, and forget what was unwanted."""
         self._submit(self._unwanted.clear).result()
@@ -86,4 +77,9 @@ class Writer:
     def _write(self, outcome: Outcome, claims: Sequence[MeasurementKey]) -> None:
         states = [(key, state) for key, state in outcome.states if key not in self._unwanted]
         files = [*write_states(self._store.directory, states), *outcome.files]
-        self._written.put((files, len(self._store.commit(outcome.measurements, files, claims))))
+        differing = self._store.commit(outcome.measurements, files, claims)
+        if differing:
+            self._told(
+                f"{len(differing)} measurements differ from those of an earlier training of the same epoch (another "
+                "machine, version or number of threads); the earlier ones are kept"
+            )

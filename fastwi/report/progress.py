@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from fastwi.experiment.planner import PlannedSweep
     from fastwi.experiment.store import Measurement
-    from fastwi.experiment.todo import Todo
 
 _LINE_EVERY_S = 10.0
 
@@ -90,7 +89,7 @@ class TreeProgress(LiveProgress):
 
         `first` is said before the first images; without it, what engine.precision: auto is.
         """
-        self._cost, self._describe = partial(cost_of, planned), describe
+        self._tree, self._cost, self._describe = planned.tree, partial(cost_of, planned), describe
         first = first or auto_line(planned)
         self._waiting = {"first": first} if first else {}  # lines that are said before the first images
         self._total = self._done = self._here = 0.0
@@ -99,15 +98,16 @@ class TreeProgress(LiveProgress):
         self._last_line = -_LINE_EVERY_S
         super().__init__("planning", 1.0, quiet=quiet)
 
-    def planned(self, todo: "Todo") -> None:
-        """Take `todo` as what is left."""
-        self._total = self._done + sum(map(self._cost, todo.tasks))
-        self._tasks = self._tasks_done + len(todo.epochs) + len(todo.probes)
+    def planned(self, left: Sequence[int]) -> None:
+        """Take `left` as what is left."""
+        self._total = self._done + sum(map(self._cost, left))
+        self._tasks = self._tasks_done + len(left)
         self._bar.update(self._task, total=self._total)
         if not self._tasks:
             self._print("finished before; its results are shown again, whatever engine.* says now")
             return
-        self._waiting["planned"] = f"{len(todo.epochs):,} epochs to train, {len(todo.probes):,} networks to measure"
+        epochs, probes = self._tree.count(left)
+        self._waiting["planned"] = f"{epochs:,} epochs to train, {probes:,} networks to measure"
 
     def images(self, trained: int, evaluated: int) -> None:
         """Advance within what is being measured."""

@@ -22,14 +22,15 @@ def describe(engine: Engine, planned: PlannedSweep) -> str:
 def run_plan(planned: PlannedSweep, paths: RunDirectory, resources: Resources) -> Summary:
     """What is left of a run, with a time measured on a few of its own steps."""
     given, config = planned.spec.base, planned.points[0].config
-    todo, experiment = left_of(planned), config.experiment
+    left, experiment = left_of(planned), config.experiment
+    epochs, probes = planned.tree.count(left)
     engine = resources.tried_engine(config)
     rates = measure_rates(engine, resources.network(config), *resources.splits(config))
-    seconds = sum(cost_of(planned, task) for task in todo.tasks) / rates.trained_per_s + rates.start_s
-    trained = len(todo.epochs) * planned.inputs_of(config).images("train", config.data)
+    seconds = sum(cost_of(planned, task) for task in left) / rates.trained_per_s + rates.start_s
+    trained = epochs * planned.inputs_of(config).images("train", config.data)
     values = {
         "directory": str(paths.directory), "config": to_mapping(config), "seconds": seconds,
-        "epochs_left": len(todo.epochs), "networks_to_measure": len(todo.probes), "images_to_train": trained,
+        "epochs_left": epochs, "networks_to_measure": probes, "images_to_train": trained,
     }  # fmt: skip
     lines = [
         to_yaml(given),
@@ -37,7 +38,7 @@ def run_plan(planned: PlannedSweep, paths: RunDirectory, resources: Resources) -
         f"# {describe(engine, planned)}",
         f"# parent: epochs 0 to {experiment.k}; {experiment.children} children: {experiment.k} to "
         f"{experiment.k + experiment.s}; then their average: {experiment.after} more",
-        f"# left: {trained:,} images to train at {rates.trained_per_s:,.0f}/s, {len(todo.probes)} networks to "
+        f"# left: {trained:,} images to train at {rates.trained_per_s:,.0f}/s, {probes} networks to "
         f"measure: about {clock(seconds)}",
     ]
     return Summary(values, lines)

@@ -1,7 +1,7 @@
 """A planned sweep in words: its trajectories, what is left of them, and the time and the disk that they take."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fastwi.config.schema import Config
 from fastwi.config.sweep import KEEP
@@ -9,7 +9,7 @@ from fastwi.config.sweeppoints import Point
 from fastwi.config.sweepwrite import sweep_to_yaml
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.resources import Resources
-from fastwi.experiment.todo import Todo, left_of
+from fastwi.experiment.todo import left_of
 from fastwi.report.progress import auto_line, clock, cost_of
 from fastwi.report.rates import measure_rates
 from fastwi.report.summary import Summary
@@ -19,13 +19,14 @@ _MOST_NAMED = 12
 
 def sweep_plan(planned: PlannedSweep, resources: Resources) -> Summary:
     """The tree, what it saves, and time and disk, measured on a few steps of this very sweep."""
-    todo, tree = left_of(planned), tree_lines(planned)
-    epochs, naive = sum(1 for _ in planned.tree.epoch_nodes()), naive_epochs(planned.points)
-    seconds, keep = _seconds(planned, todo, resources), planned.spec.options.keep
+    left, tree = left_of(planned), tree_lines(planned)
+    (epochs, _), naive = planned.tree.count(planned.tree.tasks()), naive_epochs(planned.points)
+    (epochs_left, probes_left), keep = planned.tree.count(left), planned.spec.options.keep
+    seconds = _seconds(planned, left, resources)
     sizes = kept_bytes(planned, resources)
     values = {
-        "points": len(planned.points), "epochs": epochs, "naive_epochs": naive, "epochs_left": len(todo.epochs),
-        "networks_to_measure": len(todo.probes), "seconds": seconds, "bytes": sizes[keep], "bytes_by_keep": sizes,
+        "points": len(planned.points), "epochs": epochs, "naive_epochs": naive, "epochs_left": epochs_left,
+        "networks_to_measure": probes_left, "seconds": seconds, "bytes": sizes[keep], "bytes_by_keep": sizes,
         "tree": tree,
     }  # fmt: skip
     lines = [
@@ -33,19 +34,19 @@ def sweep_plan(planned: PlannedSweep, resources: Resources) -> Summary:
         *([auto_line(planned)] if planned.auto else []),
         f"{len(planned.points):,} points; {epochs:,} epochs in the tree, {naive:,} if each point were run alone: "
         f"{naive / max(1, epochs):.1f} times as many",
-        f"left: {len(todo.epochs):,} epochs to train, {len(todo.probes):,} networks to measure: about "
+        f"left: {epochs_left:,} epochs to train, {probes_left:,} networks to measure: about "
         f"{clock(seconds)} on one such device",
         kept_line(sizes, keep),
     ]
     return Summary(values, [sweep_to_yaml(planned.spec), *(f"# {line}" for line in lines)])
 
 
-def _seconds(planned: PlannedSweep, todo: Todo, resources: Resources) -> float:
+def _seconds(planned: PlannedSweep, left: Sequence[int], resources: Resources) -> float:
     costs: dict[tuple[object, ...], float] = defaultdict(float)  # in trained images, by what decides the speed
     examples: dict[tuple[object, ...], Config] = {}
     last: Config | None = None
     kind: tuple[object, ...] = ()
-    for task in todo.tasks:
+    for task in left:
         config = planned.tree.config_of(task)
         if config is not last:
             last, kind = config, (config.model, config.engine, config.optimizer.batch_size, config.data.path)

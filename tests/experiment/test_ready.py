@@ -12,32 +12,23 @@ from fastwi.experiment.tree import OWN, Treatment, Tree
 CONFIG = Config()
 
 
-class Todo:
-    def __init__(self, tasks: list[int]) -> None:
-        self.tasks = tasks
-
-
 def random_tree(draw: random.Random) -> Tree:
     tree = Tree()
-    nodes = [tree.add_initial(f"initial {i}", CONFIG) for i in range(2)]
+    nodes = [tree.add(f"initial {i}", CONFIG) for i in range(2)]
     for i in range(60):
         before = draw.choice(nodes[-8:])
         if draw.random() < 0.15:
             children = tuple(draw.sample(nodes, 2))
             epoch = max(tree.epochs[child] for child in children)
-            node = tree.add_average(f"average {i}", children, (0.5, 0.5), epoch, CONFIG)
+            node = tree.add(f"average {i}", CONFIG, epoch, average=(children, (0.5, 0.5)))
             tree.add_probe(node, Treatment(OWN, epoch, 0, 0), CONFIG)
         else:
             epoch = tree.epochs[before] + 1
-            node = tree.add_epoch(f"epoch {i}", before, epoch, i, f"alike {epoch % 3}", CONFIG)
+            node = tree.add(f"epoch {i}", CONFIG, epoch, before, i, f"alike {epoch % 3}")
         if draw.random() < 0.2:
             tree.add_probe(node, Treatment("recomputed", tree.epochs[node], 0, 0), CONFIG)
         nodes.append(node)
     return tree
-
-
-def tasks_of(tree: Tree) -> list[int]:
-    return [*tree.epoch_nodes(), *range(len(tree), tree.tasks())]
 
 
 def ready_by_hand(tree: Tree, left: set[int]) -> set[int]:
@@ -48,8 +39,8 @@ def ready_by_hand(tree: Tree, left: set[int]) -> set[int]:
 def test_what_is_ready_and_what_is_needed(seed: int, number: int) -> None:
     draw = random.Random(seed)
     tree = random_tree(draw)
-    left, given = set(tasks_of(tree)), set[int]()
-    queue = ReadyQueue(tree, Todo(sorted(left)))  # type: ignore[arg-type]
+    left, given = set(tree.tasks()), set[int]()
+    queue = ReadyQueue(tree, sorted(left))
     while left:
         assert len(queue) == len(left)
         taken = queue.take(draw.randint(1, 4), draw.randint(1, 4), draw.randint(1, 2))
@@ -78,8 +69,8 @@ def test_what_is_ready_and_what_is_needed(seed: int, number: int) -> None:
 def test_what_is_given_up_takes_along_what_is_made_of_it(seed: int, number: int) -> None:
     draw = random.Random(seed)
     tree = random_tree(draw)
-    left = set(tasks_of(tree))
-    queue = ReadyQueue(tree, Todo(sorted(left)))  # type: ignore[arg-type]
+    left = set(tree.tasks())
+    queue = ReadyQueue(tree, sorted(left))
     chosen = draw.sample(sorted(left), 2)
     expected = set(chosen)
     for task in sorted(left, key=lambda t: (t >= len(tree), t)):
@@ -98,14 +89,14 @@ def test_what_is_given_up_takes_along_what_is_made_of_it(seed: int, number: int)
 
 def test_of_an_average_that_diverged_only_its_training_is_given_up() -> None:
     tree = Tree()
-    start = tree.add_initial("start", CONFIG)
-    children = tuple(tree.add_epoch(f"child {n}", start, 1, n, "alike", CONFIG) for n in (1, 2))
-    average = tree.add_average("average", children, (0.5, 0.5), 1, CONFIG)
-    first = tree.add_epoch("first", average, 2, 7, "later", CONFIG)
-    second = tree.add_epoch("second", first, 3, 7, "latest", CONFIG)
-    on = tree.add_epoch("child on", children[0], 2, 1, "later", CONFIG)
+    start = tree.add("start", CONFIG)
+    children = tuple(tree.add(f"child {n}", CONFIG, 1, start, n, "alike") for n in (1, 2))
+    average = tree.add("average", CONFIG, 1, average=(children, (0.5, 0.5)))
+    first = tree.add("first", CONFIG, 2, average, 7, "later")
+    second = tree.add("second", CONFIG, 3, first, 7, "latest")
+    on = tree.add("child on", CONFIG, 2, children[0], 1, "later")
     tree.add_probe(average, Treatment(OWN, 1, 0, 0), CONFIG)
-    queue = ReadyQueue(tree, Todo(tasks_of(tree)))  # type: ignore[arg-type]
+    queue = ReadyQueue(tree, tree.tasks())
     gone, _ = queue.remove((), [average])
     assert sorted(gone) == [first, second]
     assert len(queue) == 4
@@ -114,10 +105,10 @@ def test_of_an_average_that_diverged_only_its_training_is_given_up() -> None:
 
 def test_full_groups_come_first_and_those_added_to_last_before_others() -> None:
     tree = Tree()
-    start = tree.add_initial("start", CONFIG)
-    early = [tree.add_epoch(f"early {n}", start, 1, n, "early", CONFIG) for n in range(3)]
-    late = [tree.add_epoch(f"late {n}", early[0], 2, n, "late", CONFIG) for n in range(2)]
-    queue = ReadyQueue(tree, Todo(tasks_of(tree)))  # type: ignore[arg-type]
+    start = tree.add("start", CONFIG)
+    early = [tree.add(f"early {n}", CONFIG, 1, start, n, "early") for n in range(3)]
+    late = [tree.add(f"late {n}", CONFIG, 2, early[0], n, "late") for n in range(2)]
+    queue = ReadyQueue(tree, tree.tasks())
     assert queue.take(2, 2) == early[:2]
     queue.done(early[:2])
     assert queue.take(2, 2) == late  # full, and its start is at hand

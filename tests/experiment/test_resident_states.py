@@ -28,9 +28,9 @@ def child(value: float) -> Population:
 def test_children_without_files_are_not_lost_to_what_a_job_brings(after: int, tmp_path: Path) -> None:
     config = config_from_mapping({"experiment": {"after": after}, "engine": {"device": "cpu"}})
     tree, half = Tree(), (0.5, 0.5)
-    start = tree.add_initial("start", config)
-    a, b, c, d = (tree.add_epoch(name, start, 1, noise, "alike", config) for noise, name in enumerate("abcd"))
-    first, second = (tree.add_average(f"{pair}", pair, half, 1, config) for pair in ((a, b), (c, d)))
+    start = tree.add("start", config)
+    a, b, c, d = (tree.add(name, config, 1, start, noise, "alike") for noise, name in enumerate("abcd"))
+    first, second = (tree.add(f"{pair}", config, 1, average=(pair, half)) for pair in ((a, b), (c, d)))
     resources = cast(Resources, cast(Any, SimpleNamespace()))
     resident = ResidentStates(tree, tmp_path, resources, 4 * ROW)  # for the children alone
     children = {(node, False) for node in (a, b, c, d)}

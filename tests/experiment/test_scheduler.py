@@ -19,9 +19,9 @@ from data_prep.write import write_dataset
 from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
-from fastwi.experiment.scheduler import Done, Limits, LocalExecutor, carry_out, limits_of
+from fastwi.experiment.scheduler import Limits, LocalExecutor, carry_out, limits_of
 from fastwi.experiment.store import Store
-from fastwi.experiment.tree import OWN
+from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 from fastwi.models.registry import _BUILDERS
 
@@ -62,7 +62,7 @@ Do = Callable[[Job, Report], Outcome]
 
 def carried_out(
     sweep: PlannedSweep, limits: Limits, listener: Silent | None = None, do: Callable[[Do], Do] | None = None
-) -> Done:
+) -> dict[MeasurementKey, str]:
     """Carry a sweep out by a worker of its own; `do` makes of its `run` the one that is used."""
     store = Path(sweep.spec.options.store)
     worker = Worker(sweep.tree, sweep.spec.options, Path.cwd())
@@ -92,10 +92,9 @@ def states(sweep: PlannedSweep) -> set[str]:
 def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[object, object]:
     """The results of an undisturbed sweep."""
     sweep = planned(inputs, tmp_path_factory.mktemp("whole") / "store")
-    done = carried_out(sweep, IN_CHAINS)
+    assert carried_out(sweep, IN_CHAINS) == {}
     found = measured(sweep)
     assert set(found) == set(sweep.tree.measurement_keys())
-    assert (done.trained, done.probed) == (len(list(sweep.tree.epoch_nodes())), len(sweep.tree.probe_nodes))
     assert set(attempts(sweep).values()) == {1}
     return found
 
@@ -159,8 +158,8 @@ def test_another_process_does_all_meanwhile(inputs, tmp_path, whole, monkeypatch
 
         while_waiting(monkeypatch, do_all)
         listener = Silent()
-        done = carried_out(sweep, IN_CHAINS, listener)
-    assert (done.trained, done.probed, sum(listener.here.values())) == (0, 0, 0)
+        carried_out(sweep, IN_CHAINS, listener)
+    assert not listener.here
     assert measured(sweep) == whole
     assert set(attempts(sweep).values()) == {2}
     assert states(sweep) == set()
@@ -226,12 +225,11 @@ def test_a_damaged_state_is_made_again(inputs, tmp_path, whole) -> None:
         content[-1] ^= 1
         path.write_bytes(content)
     listener = Silent()
-    done = carried_out(sweep, IN_CHAINS, listener)
+    assert carried_out(sweep, IN_CHAINS, listener) == {}
     assert measured(sweep) == whole
     assert listener.lines
     assert all(re.search(r"SHA-256.*; it is trained again$", line) for line in listener.lines)
-    assert done.failed == {}
-    assert done.trained + done.probed > len(whole) - len(before)
+    assert sum(listener.here.values()) > len(whole) - len(before)
     assert states(sweep) == set()
 
 
@@ -251,19 +249,18 @@ def test_a_job_that_fails_takes_along_what_needs_it_and_nothing_else(inputs, tmp
         return do
 
     listener = Silent()
-    done = carried_out(sweep, limits, listener, failing)
+    gone = carried_out(sweep, limits, listener, failing)
     lost = set(failed)
-    for task in [*tree.epoch_nodes(), *range(len(tree), tree.tasks())]:
+    for task in tree.tasks():
         if any(source in lost for source in tree.needs(task)):
             lost.add(task)
-    assert set(done.failed) == {tree.measurement_key(task) for task in lost}
-    assert set(done.failed.values()) == {"RuntimeError: no luck"}
-    assert done.failures() == [f"{len(lost)} tasks not done: RuntimeError: no luck"]
-    assert measured(sweep) == {name: found for name, found in whole.items() if name not in done.failed}
+    assert set(gone) == {tree.measurement_key(task) for task in lost}
+    assert set(gone.values()) == {"RuntimeError: no luck"}
+    assert measured(sweep) == {name: found for name, found in whole.items() if name not in gone}
     assert listener.lines == [f"{len(failed)} tasks failed, and {len(lost)} cannot be done: RuntimeError: no luck"]
     with Store.open(sweep.spec.options.store) as store:
         assert store.claims() == {}
-    assert carried_out(sweep, limits).failed == {}
+    assert carried_out(sweep, limits) == {}
     assert measured(sweep) == whole
 
 

@@ -8,52 +8,42 @@ from drawn_measurements import planned, spec_of
 
 from fastwi.experiment.store import Measurement
 from fastwi.experiment.todo import is_lost, lost_with, stopped_states, unfinished, without_lost
-from fastwi.experiment.tree import OWN, Tree
+from fastwi.experiment.tree import OWN
 
 K_AND_S = {"experiment.k": [1, 2], "experiment.s": [0, 2]}
-
-
-def tasks_of(tree: Tree) -> list[int]:
-    return [*tree.epoch_nodes(), *range(len(tree), tree.tasks())]
 
 
 def test_unfinished_is_enough_and_not_too_much(seed):
     draw = random.Random(seed)
     _, _, tree = planned(spec_of(K_AND_S, children=4))
-    tasks = tasks_of(tree)
+    tasks = tree.tasks()
     for _ in range(100):
         share = draw.random()
         done = {task for task in tasks if draw.random() < share}
         have = {node for node in tree.epoch_nodes() if node in done and draw.random() < share}
-        todo = unfinished(tree, {tree.measurement_key(task) for task in done}, {tree.keys[node] for node in have})
-        wanted = {node for task in todo.tasks for node in tree.needs(task)}
-        for epoch in todo.epochs:
-            assert epoch not in done or (epoch in wanted and epoch not in have)
-        assert done.isdisjoint(todo.probes)
-        for task in todo.tasks:  # in this order all that a task starts from is there
+        left = unfinished(tree, {tree.measurement_key(task) for task in done}, {tree.keys[node] for node in have})
+        wanted = {node for task in left for node in tree.needs(task)}
+        for task in left:
+            assert task not in done or (task in wanted and task not in have)
+        assert sorted(left) == list(left)
+        for task in left:  # in this order all that a task starts from is there
             assert set(tree.needs(task)) <= have
             done.add(task)
             have |= {task} if task < len(tree) else set()
         assert done == set(tasks)
     nothing = unfinished(tree, tree.measurement_keys(), set())
-    assert len(nothing.tasks) == 0
+    assert len(nothing) == 0
 
 
 def test_what_comes_of_a_diverged_network_is_not_left():
     _, places, tree = planned(spec_of({"experiment.k": [1, 2]}, {"after": 1}, children=4, parents=(0, 1)))
     child, average, after = places[0].end_nodes[0], places[0].average_node, places[0].after_node
-    todo = unfinished(tree, {(tree.keys[child], OWN)}, {tree.keys[child]}, [child])
+    left = unfinished(tree, {(tree.keys[child], OWN)}, {tree.keys[child]}, [child])
     assert lost_with(tree, [child]) == {child, average, after}
     assert lost_with(tree, []) == set()
-    gone = set(tasks_of(tree)) - set(todo.tasks)
+    gone = set(tree.tasks()) - set(left)
     lost = {child, average, after}
-    assert gone - {child} == {
-        task
-        for task in tasks_of(tree)
-        if is_lost(
-            tree, lost, task if task < len(tree) else tree.start_of(task), tree.measurement_key(task)[1] == OWN
-        )
-    }
+    assert gone - {child} == {task for task in tree.tasks() if is_lost(tree, lost, task)}
     assert {task for task in gone if task < len(tree)} == {child, after}
     assert {tree.start_of(task) for task in gone if task >= len(tree)} == {child, average}
 
@@ -73,9 +63,9 @@ def test_an_average_that_diverged_is_measured_and_not_trained_on(batch_norm):
     found = {stops: measurement(stops, test_loss=math.inf)}
     stopped = stopped_states(tree, found.values())
     assert stopped == [place.average_node]
-    todo = unfinished(tree, {stops}, set(), stopped)
-    assert set(tree.epoch_nodes()) - set(todo.epochs) == {place.after_node}
-    assert other in {tree.measurement_key(probe) for probe in todo.probes}
+    left = unfinished(tree, {stops}, set(), stopped)
+    assert set(tree.epoch_nodes()) - set(left) == {place.after_node}
+    assert other in set(map(tree.measurement_key, left))
     # What was trained of it before it was measured counts for nothing.
     trained_on = {(place.after[0], OWN): measurement((place.after[0], OWN), train_loss=1.0)}
     child = {(place.ends[0], OWN): measurement((place.ends[0], OWN), train_loss=1.0)}
