@@ -21,13 +21,11 @@ from fastwi.report.run_files import RunDirectory, RunResults, write_run
 if TYPE_CHECKING:
     from fastwi.experiment.worker import Worker
 
-_DESCRIPTION = "Train a parent, clone it into children, average their weights, and train the average on."
-
 
 @command
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted."""
-    request = read_request(argv, "fastwi.train", _DESCRIPTION)
+    request = read_request(argv, "fastwi.train", "Train a parent, its children, and the average of these.")
     run = open_run(request.config, request.config_file)
     if request.dry_run:
         from fastwi.report.run_plan import run_plan

@@ -209,8 +209,7 @@ def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict
                 worker.resources.engine(tree.configs[node]),
                 worker.resources.splits(tree.configs[node]),
             )
-            scores = score(engine, worker.resident.gather([node], files, trains=False), test, silent)
-            rows = (float(scores.loss_M[0]), float(scores.accuracy_M[0]))
+            (rows,) = score(engine, worker.resident.gather([node], files, trains=False), test, silent)
             network = worker.resident.gather([node], files, trains=True)
         states[key] = _content(network), rows
     probes = [m for task in tree.probes() for m in outcome(task).measurements]

@@ -19,8 +19,7 @@ from fastwi.experiment.store import Measurement, write_states
 from fastwi.experiment.tree import Tree
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 
-_DEATHS = 3
-"""Workers that one job may take with it before it counts as failed."""
+_DEATHS = 3  # workers that one job may take with it before it counts as failed
 
 
 class RayExecutor:
@@ -34,9 +33,7 @@ class RayExecutor:
         try:
             import ray
         except ImportError:
-            raise UserError(
-                "sweep.executor: ray is not installed; pip install 'fastwi[ray]', or take local"
-            ) from None
+            raise UserError("sweep.executor: Ray is missing; pip install 'fastwi[ray]', or take local") from None
         self._ray = ray
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
@@ -113,8 +110,7 @@ class _Actor:
         """The outcome, its states on the disk, or the exception that it met: Ray would wrap one that is raised."""
         try:
             outcome = self._worker.run(job, self)
-            files = write_states(self._store, outcome.states)
-            return dataclasses.replace(outcome, states=(), files=tuple(files))
+            return dataclasses.replace(outcome, states=[], files=write_states(self._store, outcome.states))
         except UserError as error:
             return error
         except Exception as error:  # its class need not survive the way (torch.compile's hold frames); its words do

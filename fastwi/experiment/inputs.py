@@ -14,8 +14,6 @@ from fastwi.models.source import source_digest
 
 InputsKey: TypeAlias = tuple[str, str, int, str, str]
 
-_HERE = Path()
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -30,7 +28,7 @@ class Inputs:
     @classmethod
     def of(cls, card: Card, config: Config) -> "Inputs":
         """Read them; the dataset is what its card says. Raises CheckpointError where weights cannot be read."""
-        contents = data_contents(card, config.data) | network_contents(config)
+        contents = data_contents(card, config.data) | network_contents(config, Path())
         return cls("\n".join(f"{name}: {content}" for name, content in contents.items() if content), card.counts)
 
     def images(self, split: str, data: DataConfig) -> int:
@@ -55,7 +53,7 @@ def inputs_key(config: Config) -> InputsKey:
     return data.path, data.decoder, data.image_size, model.name, model.weights
 
 
-def network_contents(config: Config, root: Path = _HERE, built: bool = False) -> dict[str, str]:
+def network_contents(config: Config, root: Path, built: bool = False) -> dict[str, str]:
     """Name -> content of the files that a network is made of; a relative path of weights is relative to `root`.
 
     `built`: of the source that this process built the network from last, which may be edited by now.

@@ -23,8 +23,7 @@ from fastwi.models.changes import Networks, networks_of
 if TYPE_CHECKING:
     from fastwi.engine.precision import Choice
 
-MOST_STATES = 5_000_000
-"""Of a tree. Each takes about 0.4 KB, with its share of points and of what is planned for it."""
+MOST_STATES = 5_000_000  # each takes about 0.4 KB, with its share of points and of what is planned for it
 
 
 @dataclass(frozen=True, slots=True)

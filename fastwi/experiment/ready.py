@@ -24,25 +24,21 @@ class ReadyQueue:
     """
 
     def __init__(self, tree: Tree, tasks: Sequence[int]) -> None:
-        self._tree = tree
-        self._left = bytearray(tree.probes().stop)
-        self._users = array("i", bytes(4 * len(tree)))  # by node: tasks left that start from it
-        self._missing = array("i", bytes(4 * len(self._left)))  # by task: states that are not made yet
+        self._tree, self._count = tree, len(tasks)
+        self._left = np.zeros(tree.probes().stop, bool)
+        self._left[tasks] = True
         self._groups: dict[_Group, deque[int]] = {}  # in the order in which they last gained a task
+        starts, waiting = array("i"), array("i")
         for task in tasks:
-            self._left[task] = 1
-        sources, waiting = array("i"), array("i")
-        for task in tasks:
-            for source in tree.needs(task):
-                sources.append(source)
-                waiting.append(task)
-                self._users[source] += 1
-                self._missing[task] += self._left[source]
+            needs = tree.needs(task)
+            starts.extend(needs)
+            waiting.extend([task] * len(needs))
         # The tasks that start from a node, or from an average of it, as one stretch of a column.
-        order = np.argsort(np.asarray(sources, np.int32), kind="stable")
-        self._waiting = np.asarray(waiting, np.int32)[order]
-        self._first = np.searchsorted(np.asarray(sources, np.int32)[order], np.arange(len(tree) + 1))
-        self._count = len(tasks)
+        from_N, tasks_N = np.array(starts, np.int32), np.array(waiting, np.int32)
+        order = np.argsort(from_N, kind="stable")
+        self._waiting, self._first = tasks_N[order], np.searchsorted(from_N[order], np.arange(len(tree) + 1))
+        # By task: the states that are not made yet.
+        self._missing = np.bincount(tasks_N[self._left[from_N]], minlength=len(self._left))
         self.put(task for task in tasks if not self._missing[task])
 
     def __len__(self) -> int:
@@ -88,13 +84,13 @@ class ReadyQueue:
 
     def waiting(self, node: int) -> list[int]:
         """The tasks left that start from a state, or from an average of it."""
-        return [
-            task for task in self._waiting[self._first[node] : self._first[node + 1]].tolist() if self._left[task]
-        ]
+        tasks = self._waiting[self._first[node] : self._first[node + 1]]
+        found: list[int] = tasks[self._left[tasks]].tolist()
+        return found
 
     def needed(self, node: int) -> bool:
         """Whether some task that is left starts from a state."""
-        return self._users[node] > 0
+        return bool(self.waiting(node))
 
     def done(self, tasks: Sequence[int]) -> list[int]:
         """Take `tasks` off the queue, and make ready what waited for them; returns the states not needed any more."""
@@ -112,37 +108,26 @@ class ReadyQueue:
 
         Returns the tasks that were left, and the states that are not needed any more.
         """
+        tree = self._tree
         gone: dict[int, None] = dict.fromkeys(task for task in tasks if self._left[task])
-        lost = [*without, *(task for task in gone if task < len(self._tree))]
-        while lost:
-            node = lost.pop()
-            made = node in self._tree.averages  # which is measured all the same
-            for source in self._tree.sources(node):
-                for task in self.waiting(source):
-                    if task not in gone and (
-                        not made or (task < len(self._tree) and self._tree.before[task] == node)
-                    ):
-                        gone[task] = None
-                        lost += [task] if task < len(self._tree) else []
+        lost = [*without, *(task for task in gone if task < len(tree))]
+        for node in lost:  # which grows
+            average = node in tree.averages  # which is measured all the same
+            for task in (task for source in tree.sources(node) for task in self.waiting(source)):
+                if task not in gone and (not average or (task < len(tree) and tree.before[task] == node)):
+                    gone[task] = None
+                    lost += [task] if task < len(tree) else []
         idle = self._cross_out(list(gone))
-        for group, queue in list(self._groups.items()):
-            kept = deque(task for task in queue if self._left[task])
-            self._groups[group] = kept
-            if not kept:
-                del self._groups[group]
+        left = {group: deque(filter(self._left.__getitem__, queue)) for group, queue in self._groups.items()}
+        self._groups = {group: queue for group, queue in left.items() if queue}
         return list(gone), idle
 
     def _cross_out(self, tasks: Sequence[int]) -> list[int]:
-        idle = []
-        for task in tasks:
-            if self._left[task]:
-                self._left[task] = 0
-                self._count -= 1
-                for node in self._tree.needs(task):
-                    self._users[node] -= 1
-                    if not self._users[node]:
-                        idle.append(node)
-        return idle
+        """Returns the states that are not needed any more."""
+        self._count -= int(self._left[tasks].sum())
+        self._left[tasks] = False
+        starts = dict.fromkeys(node for task in tasks for node in self._tree.needs(task))
+        return [node for node in starts if not self.needed(node)]
 
     def _group(self, task: int) -> _Group:
         """Equal for tasks that one population can do."""

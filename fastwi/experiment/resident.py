@@ -1,7 +1,7 @@
 """States on the device: resident rows, and others read, drawn or averaged when a job asks for them."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fastwi.data.noise import Noise
@@ -17,8 +17,8 @@ Name = tuple[int, bool]
 Rows = dict[Name, Row]
 
 
-class ResidentStates:
-    """The states of a tree that a worker has at hand, within a bound of memory.
+class ResidentStates(StateCache):
+    """The states of a tree that a worker has at hand, within a bound of memory, and a way to those that it has not.
 
     They are named by (node, whether batch-norm statistics are recomputed): an average may be trained on with other
     statistics than those of its children, averaged.
@@ -26,20 +26,13 @@ class ResidentStates:
 
     def __init__(self, tree: Tree, store: Path, resources: Resources, most_bytes: float) -> None:
         """`store`: its directory, for the states that are not resident."""
+        super().__init__(most_bytes)
         self._tree, self._store, self._resources = tree, store, resources
-        self._cache = StateCache(most_bytes)
         self._scratch: Population | None = None
-
-    def __contains__(self, node: int) -> bool:
-        return (node, False) in self._cache
-
-    def hold(self, population: Population, names: Sequence[Name | None]) -> None:
-        """Have the rows of `population`, which nobody writes to any more, at hand under `names`."""
-        self._cache.put(population, names)
 
     def forget(self, nodes: Iterable[int]) -> None:
         """Let the memory of states go."""
-        self._cache.drop([(node, recomputed) for node in nodes for recomputed in (False, True)])
+        self.drop([(node, recomputed) for node in nodes for recomputed in (False, True)])
 
     def trained_name(self, node: int) -> Name:
         """What a state is called as training starts from it: how it is averaged is its configuration's business."""
@@ -53,34 +46,34 @@ class ResidentStates:
         (`trains`), or their children's, averaged. Raises DamagedState for a state whose file is damaged or gone.
         """
         names = [self.trained_name(node) if trains else (node, False) for node in nodes]
-        rows = self.at_hand(names)
+        rows = self._at_hand(names)
         self._bring(names, files, rows)
         return Population.gather([rows[name] for name in names])
 
-    def at_hand(self, names: Sequence[Name]) -> Rows:
+    def portions(self, nodes: Sequence[int], files: Files, size: int) -> Iterator[Population]:
+        """As `gather`, up to `size` at a time, in memory that is used again; averages that end here are not kept."""
+        tree, rows = self._tree, self._at_hand([(node, False) for node in nodes])
+        for first in range(0, len(nodes), size):
+            part = nodes[first : first + size]
+            end_here = all(node in tree.averages and not tree.configs[node].experiment.after for node in part)
+            names = self._children(part) if end_here else [(node, False) for node in part]
+            self._bring(names, files, rows)
+            like = rows[names[0]][0]
+            if self._scratch is None or len(self._scratch) < len(part) or self._scratch.layout != like.layout:
+                self._scratch = Population.zeros(like.layout, len(part), like.device)
+            scratch = self._scratch[: len(part)]
+            if end_here:
+                yield self._average(part, rows, momentum=None, into=scratch)
+            else:
+                yield Population.gather([rows[name] for name in names], scratch)
+
+    def _at_hand(self, names: Sequence[Name]) -> Rows:
         """The rows of `names`, and of what averages among them are made of, that are resident.
 
         Whoever brings others meanwhile may push them out, and they need not have files yet: hold on to them.
         """
         every = (*names, *self._children([node for node, _ in names]))
-        return {name: row for name in every if (row := self._cache.get(name)) is not None}
-
-    def gather_to_measure(self, nodes: Sequence[int], files: Files, rows: Rows) -> Population:
-        """As `gather`, in memory that the next call uses again; averages that end here are not kept.
-
-        `rows`: of `at_hand`, for these states and those that follow; what is brought is added.
-        """
-        tree = self._tree
-        end_here = all(node in tree.averages and not tree.configs[node].experiment.after for node in nodes)
-        names = self._children(nodes) if end_here else [(node, False) for node in nodes]
-        self._bring(names, files, rows)
-        like = rows[names[0]][0]
-        if self._scratch is None or len(self._scratch) < len(nodes) or self._scratch.layout != like.layout:
-            self._scratch = Population.zeros(like.layout, len(nodes), like.device)
-        scratch = self._scratch[: len(nodes)]
-        if end_here:
-            return self._average(nodes, rows, momentum=None, into=scratch)
-        return Population.gather([rows[name] for name in names], scratch)
+        return {name: row for name in every if (row := self.get(name)) is not None}
 
     def _bring(self, names: Iterable[Name], files: Files, rows: Rows) -> None:
         """Add to `rows` those of `names` that are not there; they are resident from then on."""
@@ -99,7 +92,7 @@ class ResidentStates:
         for _, made in sorted(alike.items(), key=lambda item: item[0][0]):  # averages of the others last
             nodes = [node for node, _ in made]
             population = self._made(nodes, made[0][1], files, rows)
-            self._cache.put(population, made)
+            self.put(population, made)
             rows |= {name: (population, m) for m, name in enumerate(made)}
 
     def _made(self, nodes: Sequence[int], recomputed: bool, files: Files, rows: Rows) -> Population:

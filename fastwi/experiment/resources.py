@@ -18,6 +18,8 @@ from fastwi.experiment.inputs import Inputs, InputsKey, inputs_key, network_cont
 from fastwi.models.names import is_own
 from fastwi.population import Layout
 
+Splits = tuple[Dataset, Dataset]  # training and test images
+
 
 class Resources:
     """What jobs need beside states, on one device.
@@ -40,7 +42,7 @@ class Resources:
         self._inputs[inputs_key(config)].check(data_contents(card, config.data), config)
         return card
 
-    def splits(self, config: Config) -> tuple[Dataset, Dataset]:
+    def splits(self, config: Config) -> Splits:
         """Training and test images."""
         kind = config.data, config.engine.device
         if kind not in self._splits:

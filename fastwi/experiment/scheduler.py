@@ -14,7 +14,7 @@ from typing import Protocol
 from fastwi.config.sweep import SweepOptions
 from fastwi.errors import UserError
 from fastwi.experiment.ready import ReadyQueue
-from fastwi.experiment.store import DamagedState, Measurement, Owner, StateFile, Store
+from fastwi.experiment.store import DamagedState, Owner, StateFile, Store
 from fastwi.experiment.todo import stopped_states, unfinished
 from fastwi.experiment.tree import MeasurementKey, Tree
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
@@ -79,11 +79,9 @@ def carry_out(store: Store, executor: Executor, listener: Listener, limits: Limi
     """
     failed: dict[MeasurementKey, str] = {}
     with store.owner() as owner, Writer(store, listener.told) as writer:
-        while True:
-            run = _Pass(store, owner, writer, executor, listener, limits, failed)
-            listener.planned(run.left)
-            if run.to_the_end():
-                return failed
+        while not _Pass(store, owner, writer, executor, listener, limits, failed).to_the_end():
+            pass
+    return failed
 
 
 class _Pass:
@@ -104,13 +102,14 @@ class _Pass:
         self._executor, self._listener, self._limits, self._failed = executor, listener, limits, failed
         store.keep(tree.keys[node] for node in tree.stops)
         # `_stored`: the keys of states that are stored, or given to the writer.
-        self.left, self._measured, self._stored = self._plan()
-        self._queue = ReadyQueue(tree, self.left)
+        left, self._measured, self._stored = self._plan()
+        listener.planned(left)
+        self._queue = ReadyQueue(tree, left)
         self._claimed: set[int] = set()
         self._running = 0  # jobs
         self._outdated = False  # another plan is necessary
         if failed:
-            self._remove([task for task in self.left if tree.measurement_key(task) in failed])
+            self._remove([task for task in left if tree.measurement_key(task) in failed])
         # What an earlier process went on from, until it was killed.
         self._drop([node for node in map(tree.nodes.__getitem__, self._stored) if not self._queue.needed(node)])
 
@@ -213,7 +212,11 @@ class _Pass:
             self._writer.put(outcome, [m.key for m in measurements])
             self._drop(self._queue.done(done))
             self._queue.put(task for task in job.tasks if task >= len(self._tree))  # those that are left
-            self._stop_diverged(measurements)
+            diverged = [m for m in measurements if m.diverged]
+            for m in diverged:
+                self._listener.told(m.divergence())
+            if diverged:  # let go what would come of them; all others go on
+                self._remove((), stopped_states(self._tree, diverged))
             return
         self._release(job.tasks)
         if isinstance(outcome, DamagedState):
@@ -230,14 +233,6 @@ class _Pass:
             lost = self._remove(job.tasks)
             self._failed.update({self._tree.measurement_key(task): reason for task in lost})
             self._listener.told(f"{len(job.tasks)} tasks failed, and {len(lost)} cannot be done: {reason}")
-
-    def _stop_diverged(self, measurements: Iterable[Measurement]) -> None:
-        """Let go what would come of networks that diverged. All others go on."""
-        diverged = [m for m in measurements if m.diverged]
-        for m in diverged:
-            self._listener.told(m.divergence())
-        if diverged:
-            self._remove((), stopped_states(self._tree, diverged))
 
     def _remove(self, tasks: Collection[int], without: Collection[int] = ()) -> list[int]:
         """Give up `tasks`, and what needs them or the states `without`; returns all that are given up."""
@@ -276,7 +271,7 @@ class LocalExecutor:
 
     def holds(self, node: int) -> bool:
         """Whether the state is resident."""
-        return node in self._worker.resident
+        return (node, False) in self._worker.resident
 
     def forget(self, nodes: Iterable[int]) -> None:
         """Let the memory of states go."""

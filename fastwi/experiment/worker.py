@@ -7,7 +7,7 @@ scheduler's own process or in one of its own on any machine that sees the store'
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -17,14 +17,15 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepOptions
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
-from fastwi.engine.base import Engine, Scores
+from fastwi.engine.base import Engine
 from fastwi.engine.schedule import learning_rate
 from fastwi.experiment.resident import ResidentStates
-from fastwi.experiment.resources import Resources
+from fastwi.experiment.resources import Resources, Splits
 from fastwi.experiment.store import Measurement, StateFile
 from fastwi.experiment.tree import OWN, Tree
 from fastwi.population import Population
 
+Tested = tuple[float, float]  # loss and accuracy
 _GATHERED = 64
 """Networks made at once to be measured: with fewer each takes longer."""
 
@@ -59,17 +60,17 @@ class Job:
         return [task for chain in self.chains for task in chain]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Outcome:
     """What came of a job: the tasks that were done, their measurements, and states to be written, or written already.
 
     `states`: by key, populations of one member.
     """
 
-    tasks: Sequence[int]
-    measurements: Sequence[Measurement]
-    states: Sequence[tuple[str, Population]] = ()
-    files: Sequence[StateFile] = ()
+    tasks: list[int]
+    measurements: list[Measurement]
+    states: list[tuple[str, Population]] = field(default_factory=list)
+    files: list[StateFile] = field(default_factory=list)
 
 
 class Worker:
@@ -96,9 +97,7 @@ class Worker:
         engine = self.resources.tried_engine(config)
         per_epoch = engine.iterations(train)
         population = self.resident.gather([tree.before[first] for first, *_ in going], job.files, trains=True)
-        done: list[int] = []
-        measurements: list[Measurement] = []
-        states: list[tuple[str, Population]] = []
+        outcome = Outcome([], [])
         for i in range(length):
             since, nodes = time.perf_counter(), [chain[i] for chain in going]
             number, config = tree.epochs[nodes[0]] - 1, tree.configs[nodes[0]]
@@ -111,10 +110,9 @@ class Worker:
             rate = learning_rate(number * per_epoch, per_epoch, config.optimizer, config.schedule)
             now = time.perf_counter()
             seconds = (now - since) / len(nodes)
-            found = zip(nodes, losses, scores.loss_M.tolist(), scores.accuracy_M.tolist(), strict=True)
             rows = [
-                Measurement(tree.keys[node], OWN, number + 1, loss, rate, test_loss, accuracy, seconds)
-                for node, loss, test_loss, accuracy in found
+                Measurement(tree.keys[node], OWN, number + 1, loss, rate, *tested, seconds)
+                for node, loss, tested in zip(nodes, losses, scores, strict=True)
             ]
             well = [m for m, row in enumerate(rows) if not row.diverged]
             ends = not well or i + 1 == length or now - begun >= job.seconds
@@ -122,18 +120,16 @@ class Worker:
             written = [node in job.write or on_the_way for node in nodes]
             if any(written):
                 kept = population if ends else population.clone_rows(range(population.members))
-                self.resident.hold(
-                    kept, [(node, False) if w else None for node, w in zip(nodes, written, strict=True)]
-                )
-                states += [(tree.keys[node], kept[m]) for m, node in enumerate(nodes) if written[m]]
-            done += nodes
-            measurements += rows
+                self.resident.put(kept, [(node, False) if written[m] else None for m, node in enumerate(nodes)])
+                outcome.states += [(tree.keys[node], kept[m]) for m, node in enumerate(nodes) if written[m]]
+            outcome.tasks += nodes
+            outcome.measurements += rows
             report.measured(nodes, rows)
             if ends:
                 break
             if len(well) < len(going):
                 population, going = population.clone_rows(well), tuple(going[m] for m in well)
-        return Outcome(done, measurements, states)
+        return outcome
 
     def _probe(self, job: Job, report: Report) -> Outcome:
         tree, begun = self.tree, time.perf_counter()
@@ -147,46 +143,39 @@ class Worker:
         nodes = sorted(probes_of, key=tree.is_epoch)  # averages first
         at_once = next(iter(engines.values())).members_at_once
         gathered = max(1, _GATHERED // at_once) * at_once
-        rows = self.resident.at_hand([(node, False) for node in nodes])
-        done: list[int] = []
-        measurements: list[Measurement] = []
+        portions = self.resident.portions(nodes, job.files, gathered)
+        outcome = Outcome([], [])
         for first in range(0, len(nodes), at_once):
             since, part, at = time.perf_counter(), nodes[first : first + at_once], first % gathered
             if not at:
-                portion = self.resident.gather_to_measure(nodes[first : first + gathered], job.files, rows)
+                portion = next(portions)
             population = portion[at : at + len(part)]
             alike = defaultdict[str, list[int]](list)  # probes, by treatment
             for task in (task for node in part for task in probes_of[node]):
                 alike[tree.treatment_of(task).name].append(task)
-            found: dict[int, tuple[float, float]] = {}
+            found: dict[int, Tested] = {}
             # Own statistics last: a network may count in its buffers while it is tested, and the others are copies.
             for name in sorted(alike, key=lambda name: name == OWN):
                 measured = [tree.start_of(task) for task in alike[name]]
                 members = population if measured == part else population.clone_rows(list(map(part.index, measured)))
                 scores = self._measure(members, alike[name], engines[name], splits, report)
-                values = zip(scores.loss_M.tolist(), scores.accuracy_M.tolist(), strict=True)
-                found |= zip(alike[name], values, strict=True)
+                found |= zip(alike[name], scores, strict=True)
             seconds, epoch = (time.perf_counter() - since) / len(found), tree.epochs[nodes[0]]
             made = [
-                Measurement(*tree.measurement_key(task), epoch, None, None, *values, seconds)
-                for task, values in found.items()
+                Measurement(*tree.measurement_key(task), epoch, None, None, *tested, seconds)
+                for task, tested in found.items()
             ]
-            done += found
-            measurements += made
+            outcome.tasks += found
+            outcome.measurements += made
             report.measured(list(found), made)
             if time.perf_counter() - begun >= job.seconds:
                 break
-        return Outcome(done, measurements)
+        return outcome
 
     def _measure(
-        self,
-        population: Population,
-        probes: Sequence[int],
-        engine: Engine,
-        splits: tuple[Dataset, Dataset],
-        report: Report,
-    ) -> Scores:
-        """Scores of the members under the treatment of batch-norm statistics that `probes`, one a member, share."""
+        self, population: Population, probes: Sequence[int], engine: Engine, splits: Splits, report: Report
+    ) -> list[Tested]:
+        """What `score` finds of members under the treatment of batch-norm statistics that their `probes` share."""
         treatment, (train, test) = self.tree.treatment_of(probes[0]), splits
         if treatment.name != OWN:
             noises = [Noise(treatment.noise)] * len(probes)
@@ -195,15 +184,16 @@ class Worker:
             )
             # Averages are trained on with these very statistics.
             names = map(self.resident.trained_name, map(self.tree.start_of, probes))
-            self.resident.hold(population, [name if name[1] else None for name in names])
+            self.resident.put(population, [name if name[1] else None for name in names])
         return score(engine, population, test, report)
 
 
-def score(engine: Engine, population: Population, test: Dataset, report: Report) -> Scores:
-    """Loss and accuracy of every member on the test images.
+def score(engine: Engine, population: Population, test: Dataset, report: Report) -> list[Tested]:
+    """Mean loss (nats) and accuracy (%) of every member on the test images.
 
     A member with a weight or batch-norm statistic that is not finite has diverged, and its loss is NaN whatever came
     out: a ReLU, or a variance that is infinite, can hide it.
     """
     scores = engine.evaluate(population, test, lambda n: report.images(0, n))
-    return Scores(np.where(population.finite_M(), scores.loss_M, np.nan), scores.accuracy_M)
+    losses = np.where(population.finite_M(), scores.loss_M, np.nan)
+    return list(zip(losses.tolist(), scores.accuracy_M.tolist(), strict=True))

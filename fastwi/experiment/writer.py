@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 
@@ -14,7 +15,7 @@ MOST_WAITING = 4
 """Outcomes that are not written yet. Whoever brings another one waits."""
 
 
-class Writer:
+class Writer(AbstractContextManager["Writer"]):
     """A thread that does all writing to a store while a tree is trained.
 
     Outcomes are written in order, each as a whole: a kill loses all outcomes from some moment on. A context manager;
@@ -28,9 +29,6 @@ class Writer:
         self._room = threading.Semaphore(MOST_WAITING)
         self._unwanted: set[str] = set()
         self._error: BaseException | None = None
-
-    def __enter__(self) -> "Writer":
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -35,12 +35,10 @@ def test_children_without_files_are_not_lost_to_what_a_job_brings(after: int, tm
     resident = ResidentStates(tree, tmp_path, resources, 4 * ROW)  # for the children alone
     children = {(node, False) for node in (a, b, c, d)}
     for value, name in enumerate(sorted(children)):
-        resident.hold(child(float(value)), [name])
-    rows = resident.at_hand([(first, False), (second, False)])
-    assert rows.keys() == children
-    for node, value in ((first, 0.5), (second, 2.5)):
-        population = resident.gather_to_measure([node], {}, rows)
+        resident.put(child(float(value)), [name])
+    portions = resident.portions([first, second], {}, 1)
+    for node, value, population in zip((first, second), (0.5, 2.5), portions, strict=True):
         assert torch.equal(population.weights_MP, torch.full_like(population.weights_MP, value))
-        assert (node in resident) == bool(after)
+        assert ((node, False) in resident) == bool(after)
     if after:
-        assert not all(node in resident for node in (a, b, c, d))
+        assert not all(name in resident for name in children)

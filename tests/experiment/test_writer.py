@@ -23,7 +23,7 @@ def ignored(_message: str) -> None: ...
 
 def outcome(*keys: str) -> Outcome:
     rows = [Measurement(key, OWN, 1, 0.5, 0.1, 0.5, 50.0, 1.0) for key in keys]
-    return Outcome((), rows, [(key, NETWORK) for key in keys])
+    return Outcome([], rows, [(key, NETWORK) for key in keys])
 
 
 class Slow:
@@ -134,6 +134,6 @@ def test_measurements_that_differ_are_told_of(store: Store) -> None:
     with Writer(store, lines.append) as writer:
         writer.put(outcome("aa"), ())
         other = Measurement("aa", OWN, 1, 0.25, 0.1, 0.5, 50.0, 1.0)
-        writer.put(Outcome((), (other,)), ())
+        writer.put(Outcome([], [other]), ())
     assert [line.split()[0] for line in lines] == ["1"]
     assert store.measurements()["aa", OWN].train_loss == 0.5
