@@ -24,7 +24,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class ImageSet:
     """Two splits with images of one size, and what the card says about where they came from."""
 
     name: str

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data_prep.dataset import Dataset, Split
+from data_prep.dataset import ImageSet, Split
 
 TEST_IMAGES = 360  # of 1,797
 REPEAT = 2  # each of the 8 x 8 pixels becomes 2 x 2
@@ -13,7 +13,7 @@ _SOURCE = (
 )
 
 
-def load_digits(name: str) -> Dataset:
+def load_digits(name: str) -> ImageSet:
     """1,437 training and 360 test images, 16 x 16; classes "0" to "9", in the test split as in the whole.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998, as bundled with
@@ -27,7 +27,7 @@ def load_digits(name: str) -> Dataset:
     images_NHWC = np.repeat(grey_NHW[..., None], 3, axis=3)
     labels_N = bundle.target.astype(np.int64)
     test_N = stratified_choice(labels_N, TEST_IMAGES, SPLIT_SEED)
-    return Dataset(
+    return ImageSet(
         name=name,
         classes=tuple(str(digit) for digit in range(10)),
         train=Split(images_NHWC[~test_N], labels_N[~test_N]),

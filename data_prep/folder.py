@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.damage import ImageError
-from data_prep.dataset import Dataset, Report, Split
+from data_prep.dataset import ImageSet, Report, Split
 from data_prep.decode import DecodedImage, background_colour, decode_image
 from data_prep.notes import Notes, Warn
-from data_prep.trees import Tree, join, open_tree
+from data_prep.trees import FileTree, join, open_tree
 from fastwi.errors import UserError
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
@@ -29,7 +29,7 @@ def load_folder(
     background: str | None,
     report: Report,
     warn: Warn,
-) -> Dataset:
+) -> ImageSet:
     """Read a whole image folder. Classes are in sorted order, images sorted by class and by file name.
 
     Args:
@@ -61,7 +61,7 @@ def load_folder(
     said += notes.said()
     for line in notes.warnings():
         warn(f"{source}: {line}")
-    return Dataset(
+    return ImageSet(
         name=name or base or source.stem,
         classes=classes,
         train=splits["train"],
@@ -71,7 +71,7 @@ def load_folder(
 
 
 def list_splits(
-    tree: Tree, source: Path, with_valid: bool, notes: Notes
+    tree: FileTree, source: Path, with_valid: bool, notes: Notes
 ) -> tuple[str, tuple[str, ...], dict[str, SplitFiles]]:
     """The folder that holds train/, the classes, the files of "train" and "test". Raises what `load_folder` does."""
     base = _find_base(tree, source)
@@ -91,7 +91,7 @@ def list_splits(
     return base, classes, splits
 
 
-def _find_base(tree: Tree, source: Path) -> str:
+def _find_base(tree: FileTree, source: Path) -> str:
     """The one folder, the root or right below it, that holds train/."""
     folders, _ = tree.entries("")
     if "train" in folders:
@@ -104,7 +104,7 @@ def _find_base(tree: Tree, source: Path) -> str:
     return bases[0]
 
 
-def _list_part(tree: Tree, source: Path, part: str) -> dict[str, list[str]]:
+def _list_part(tree: FileTree, source: Path, part: str) -> dict[str, list[str]]:
     """class -> paths of its images, for one of train, valid, test."""
     parent, _, name = part.rpartition("/")
     if name not in tree.entries(parent)[0]:
@@ -118,7 +118,7 @@ def _list_part(tree: Tree, source: Path, part: str) -> dict[str, list[str]]:
     return {name: _list_class(tree, source, join(part, name)) for name in classes}
 
 
-def _list_class(tree: Tree, source: Path, folder: str) -> list[str]:
+def _list_class(tree: FileTree, source: Path, folder: str) -> list[str]:
     folders, files = tree.entries(folder)
     if folders:
         raise UserError(f"{source}: {folder}/{folders[0]}/ lies too deep; move its images up into {folder}/")
@@ -130,7 +130,7 @@ def _list_class(tree: Tree, source: Path, folder: str) -> list[str]:
     return [join(folder, file) for file in files]
 
 
-def _left_out(tree: Tree, parts: list[str]) -> list[str]:
+def _left_out(tree: FileTree, parts: list[str]) -> list[str]:
     """Hidden images, and hidden folders where classes and images are."""
     paths = [path for path in tree.hidden if path.startswith(tuple(parts))]
     return sorted(path for path in paths if path.lower().endswith((*_ENDINGS, "/")))
@@ -166,7 +166,7 @@ class _Reader:
 
     def __init__(
         self,
-        tree: Tree,
+        tree: FileTree,
         source: Path,
         size: int | None,
         background: tuple[int, int, int] | None,

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.damage import ImageError
-from data_prep.dataset import Dataset, Split, silent
+from data_prep.dataset import ImageSet, Split, silent
 from data_prep.decode import MODES, without_alpha
 from data_prep.write import output_directory, write_dataset
 from fastwi.beton import content_sha256
@@ -50,7 +50,7 @@ def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
     if not there:
         name = "arrays" if isinstance(train, tuple) else type(train).__name__
         with output_directory(directory):
-            dataset = Dataset(name, classes, splits["train"], splits["test"], "a program's memory")
+            dataset = ImageSet(name, classes, splits["train"], splits["test"], "a program's memory")
             write_dataset(dataset, directory, "raw", silent)
     return directory
 

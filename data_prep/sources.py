@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.cifar import batch, names
-from data_prep.dataset import Dataset, Split
+from data_prep.dataset import ImageSet, Split
 from data_prep.trees import MAX_FILE_BYTES, read_file
 from fastwi.data.card import SPLITS
 from fastwi.errors import UserError
@@ -27,7 +27,7 @@ _CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"}
 _NETWORK_PATIENCE = 30  # seconds without an answer
 
 
-def load_torchvision(dataset: str, source: str | os.PathLike[str] | None, scratch: Path, name: str) -> Dataset:
+def load_torchvision(dataset: str, source: str | os.PathLike[str] | None, scratch: Path, name: str) -> ImageSet:
     """Read both splits of a torchvision dataset; every file must be the official one, by its checksum.
 
     Args:
@@ -54,7 +54,7 @@ def load_torchvision(dataset: str, source: str | os.PathLike[str] | None, scratc
         return read(kind, Path(temporary), name, f"torchvision {torchvision.__version__} download")
 
 
-def _cifar(kind: Any, source: Path, name: str, said: str) -> Dataset:
+def _cifar(kind: Any, source: Path, name: str, said: str) -> ImageSet:
     """Every file is read into memory once, held to its checksum, and only then looked into."""
     read = _cifar_files(kind, source)
     files = {file: _checked(kind, source, file, read(file), md5) for file, md5 in _cifar_checksums(kind).items()}
@@ -68,7 +68,7 @@ def _cifar(kind: Any, source: Path, name: str, said: str) -> Dataset:
     classes = _understood(source, meta, lambda data: names(data, kind.meta["key"]), files[meta])
     if max(int(split.labels_N.max()) for split in splits.values()) >= len(classes):
         raise UserError(f"{source}: has labels beyond its {len(classes)} classes; give another copy")
-    return Dataset(name, classes, splits["train"], splits["test"], said)
+    return ImageSet(name, classes, splits["train"], splits["test"], said)
 
 
 def _cifar_checksums(kind: Any) -> dict[str, str]:
@@ -106,7 +106,7 @@ def _unpacked(archive: Path, packed: bytes, wanted: list[str]) -> dict[str, byte
     return found
 
 
-def _svhn(kind: Any, source: Path, name: str, said: str) -> Dataset:
+def _svhn(kind: Any, source: Path, name: str, said: str) -> ImageSet:
     import scipy.io
 
     if not source.exists():
@@ -120,7 +120,7 @@ def _svhn(kind: Any, source: Path, name: str, said: str) -> Dataset:
         # Stored as HWCN, and the label of the digit 0 as 10.
         images_NHWC = np.ascontiguousarray(found["X"].transpose(3, 0, 1, 2))
         splits[split] = Split(images_NHWC, np.where(labels_N == 10, 0, labels_N))
-    return Dataset(name, tuple(str(digit) for digit in range(10)), splits["train"], splits["test"], said)
+    return ImageSet(name, tuple(str(digit) for digit in range(10)), splits["train"], splits["test"], said)
 
 
 def _understood(source: Path, file: str, read: Callable[[bytes], Any], data: bytes) -> Any:

@@ -18,7 +18,7 @@ from data_prep.dataset import Report
 from data_prep.decode import DecodedImage, background_colour, decode_image
 from data_prep.folder import SplitFiles, list_splits
 from data_prep.notes import Notes, Warn
-from data_prep.trees import Tree, open_tree
+from data_prep.trees import FileTree, open_tree
 from data_prep.write import count_intensities, statistics_of_counts, write_digests
 from fastwi.beton import StoredBeton, stored_sha256
 from fastwi.beton.digest import StoredDigest, every_image_sha256
@@ -57,7 +57,9 @@ class _Looked:
 class _Source:
     """Reads the images of a folder one at a time, as they are to be stored."""
 
-    def __init__(self, tree: Tree, source: Path, write_mode: str, background: tuple[int, int, int] | None) -> None:
+    def __init__(
+        self, tree: FileTree, source: Path, write_mode: str, background: tuple[int, int, int] | None
+    ) -> None:
         self._tree, self._source, self._write_mode, self._background = tree, source, write_mode, background
 
     def image(self, path: str) -> tuple[StoredImage, DecodedImage]:

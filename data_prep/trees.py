@@ -15,7 +15,7 @@ from fastwi.errors import UserError
 MAX_FILE_BYTES = 1 << 28
 
 
-class Tree(Protocol):
+class FileTree(Protocol):
     """Files under one root. Paths are relative to it, with `/` between parts; the root itself is ''.
 
     `hidden`: paths of what `entries` left out because it is hidden, those of folders with a `/` at the end. Not of
@@ -32,7 +32,7 @@ class Tree(Protocol):
 
 
 @contextlib.contextmanager
-def open_tree(source: Path) -> Iterator[Tree]:
+def open_tree(source: Path) -> Iterator[FileTree]:
     """The tree of a folder or of a zip archive. Raises UserError if `source` is neither."""
     if source.is_dir():
         yield _FolderTree(source)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.dataset import Dataset, Report, Split
+from data_prep.dataset import ImageSet, Report, Split
 from fastwi.beton import content_sha256, read_beton
 from fastwi.beton.format import RAW
 from fastwi.beton.image_digests import ImageDigests, image_digest
@@ -50,7 +50,7 @@ def output_directory(out: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def write_dataset(dataset: Dataset, directory: Path, writer: str, report: Report) -> Card:
+def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Report) -> Card:
     """Write both splits and the card into `directory`, and return the card.
 
     Each file is read back and compared before anything in `directory` is replaced. From then until the new
@@ -120,7 +120,7 @@ def _digests(split: Split) -> ImageDigests:
     return ImageDigests.of(digests, split.labels_N)
 
 
-def _card(dataset: Dataset, splits: dict[str, Split], digests: dict[str, ImageDigests], written_by: str) -> Card:
+def _card(dataset: ImageSet, splits: dict[str, Split], digests: dict[str, ImageDigests], written_by: str) -> Card:
     mean, std = channel_statistics(dataset.train.images_NHWC)
     height, width, channels = dataset.train.images_NHWC.shape[1:]
     class_counts = {

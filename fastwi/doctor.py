@@ -42,7 +42,7 @@ _PACKAGES = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of the table.
 
     Attributes:
@@ -58,7 +58,7 @@ class Finding:
     needed: bool = False
 
 
-def examine() -> Iterator[Finding]:
+def examine() -> Iterator[Check]:
     """Look at this machine, one finding after the other. Takes seconds: torch and FFCV are imported."""
     yield _python()
     yield from _torch()
@@ -71,92 +71,92 @@ def examine() -> Iterator[Finding]:
     yield _memory()
 
 
-def can_train(findings: Sequence[Finding]) -> bool:
+def can_train(findings: Sequence[Check]) -> bool:
     """Whether nothing that is needed is lacking."""
     return not any(finding.needed and finding.mend for finding in findings)
 
 
-def _python() -> Finding:
+def _python() -> Check:
     supported = (3, 10) <= sys.version_info[:2] < (3, 14)
     mend = "" if supported else "install Python 3.10 to 3.13"
-    return Finding("Python", platform.python_version(), mend, needed=True)
+    return Check("Python", platform.python_version(), mend, needed=True)
 
 
-def _torch() -> Iterator[Finding]:
+def _torch() -> Iterator[Check]:
     """torch and torchvision, then the GPU and Triton."""
     mend = f"pip install 'torch>={LOWEST_TORCH[0]}.{LOWEST_TORCH[1]}' torchvision"
     try:
         import torch
     except Exception as error:  # a broken installation may raise anything: OSError for a missing library, ...
-        yield Finding("torch", f"cannot be imported ({_first_line(str(error))})", mend, needed=True)
+        yield Check("torch", f"cannot be imported ({_first_line(str(error))})", mend, needed=True)
         return
     recent = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= LOWEST_TORCH
-    yield Finding("torch", torch.__version__, "" if recent else mend, needed=True)
+    yield Check("torch", torch.__version__, "" if recent else mend, needed=True)
     yield _torchvision()
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         said = [f"{device.name}, {device.total_memory / 2**30:.1f} GiB" for device in devices]
-        yield Finding("CUDA device", "; ".join(said))
+        yield Check("CUDA device", "; ".join(said))
     else:
-        yield Finding("CUDA device", "none; fastwi runs on the CPU")
+        yield Check("CUDA device", "none; fastwi runs on the CPU")
     triton = importlib.util.find_spec("triton") is not None
-    yield Finding("Triton", "installed" if triton else "none; GPU kernels fall back to torch")
-    yield Finding("torch threads", str(torch.get_num_threads()))
+    yield Check("Triton", "installed" if triton else "none; GPU kernels fall back to torch")
+    yield Check("torch threads", str(torch.get_num_threads()))
 
 
-def _torchvision() -> Finding:
+def _torchvision() -> Check:
     """Only data_prep's downloads need it. A build that does not match torch's fails to import."""
     try:
         import torchvision
     except Exception as error:
         said = f"cannot be imported ({_first_line(str(error))}); no downloads of datasets"
-        return Finding("torchvision", said, "pip install --force-reinstall torch torchvision")
-    return Finding("torchvision", torchvision.__version__)
+        return Check("torchvision", said, "pip install --force-reinstall torch torchvision")
+    return Check("torchvision", torchvision.__version__)
 
 
-def _precision() -> Finding:
+def _precision() -> Check:
     choice = cpu_precision(processor())
-    return Finding("CPU precision", f"auto is {choice.precision}: {choice.reason}")
+    return Check("CPU precision", f"auto is {choice.precision}: {choice.reason}")
 
 
-def _packages() -> Finding:
+def _packages() -> Check:
     lacking = [pip for module, pip in _PACKAGES.items() if importlib.util.find_spec(module) is None]
     if lacking:
-        return Finding("packages", f"{', '.join(lacking)} missing", f"pip install {' '.join(lacking)}", needed=True)
-    return Finding("packages", f"all {len(_PACKAGES)} there")
+        return Check("packages", f"{', '.join(lacking)} missing", f"pip install {' '.join(lacking)}", needed=True)
+    return Check("packages", f"all {len(_PACKAGES)} there")
 
 
-def _simplejpeg() -> Finding:
+def _simplejpeg() -> Check:
     """Not built for every platform; data_prep does without it, and says so."""
     if importlib.util.find_spec("simplejpeg") is None:
         found = "none; data_prep cannot check JPEGs for damage that Pillow passes over"
-        return Finding("simplejpeg", found, "pip install simplejpeg")
-    return Finding("simplejpeg", "installed")
+        return Check("simplejpeg", found, "pip install simplejpeg")
+    return Check("simplejpeg", "installed")
 
 
-def _compiler() -> Finding:
+def _compiler() -> Check:
     path = compiler()
     if path is None:
-        return Finding("C++ compiler", "none; CPU training is slower", "apt-get install g++")
+        return Check("C++ compiler", "none; CPU training is slower", "apt-get install g++")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         found = f"{path}, but no Python.h; networks without batch norm train uncompiled on a CPU"
-        return Finding("C++ compiler", found, "apt-get install python3-dev")
-    return Finding("C++ compiler", path)
+        return Check("C++ compiler", found, "apt-get install python3-dev")
+    return Check("C++ compiler", path)
 
 
-def _ffcv() -> Finding:
+def _ffcv() -> Check:
     """Tried in a process of its own: FFCV's import changes torch's threads, and may crash."""
     if importlib.util.find_spec("ffcv") is None:
-        return Finding("FFCV", "none; the project's own writer is used", _ffcv_mend())
+        return Check("FFCV", "none; the project's own writer is used", _ffcv_mend())
     command = [sys.executable, "-c", "import ffcv"]
     try:
         tried = subprocess.run(command, capture_output=True, text=True, timeout=_IMPORT_PATIENCE, check=False)
     except subprocess.TimeoutExpired:
-        return Finding("FFCV", f"its import takes over {_IMPORT_PATIENCE} seconds", _ffcv_mend())
+        return Check("FFCV", f"its import takes over {_IMPORT_PATIENCE} seconds", _ffcv_mend())
     if tried.returncode:
         said = tried.stderr.strip().splitlines()[-1:] or [f"exit code {tried.returncode}"]
-        return Finding("FFCV", f"cannot be imported ({said[0]})", _ffcv_mend())
-    return Finding("FFCV", "installed")
+        return Check("FFCV", f"cannot be imported ({said[0]})", _ffcv_mend())
+    return Check("FFCV", "installed")
 
 
 def _ffcv_mend() -> str:
@@ -174,20 +174,20 @@ def _has_ffcv_libraries() -> bool:
     return asked.returncode == 0
 
 
-def _cores() -> Finding:
+def _cores() -> Check:
     if hasattr(os, "sched_getaffinity"):
-        return Finding("CPU cores", f"{len(os.sched_getaffinity(0))} for this process, {os.cpu_count()} in all")
-    return Finding("CPU cores", str(os.cpu_count()))
+        return Check("CPU cores", f"{len(os.sched_getaffinity(0))} for this process, {os.cpu_count()} in all")
+    return Check("CPU cores", str(os.cpu_count()))
 
 
-def _memory() -> Finding:
+def _memory() -> Check:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         kibibytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
         free, total = kibibytes["MemAvailable"] / 2**20, kibibytes["MemTotal"] / 2**20
     except (OSError, KeyError, ValueError, IndexError):
-        return Finding("free memory", "not known on this system")
-    return Finding("free memory", f"{free:.1f} of {total:.1f} GiB")
+        return Check("free memory", "not known on this system")
+    return Check("free memory", f"{free:.1f} of {total:.1f} GiB")
 
 
 def _first_line(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_prep.dataset import Dataset, Split, silent
+from data_prep.dataset import ImageSet, Split, silent
 from data_prep.digits import load_digits
 from data_prep.write import write_dataset
 from fastwi.config.read import config_from_mapping
@@ -26,7 +26,7 @@ from fastwi.config.sweeppoints import run_point
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
 from fastwi.experiment.planner import PointStates, plan_sweep
-from fastwi.experiment.store import Measurement, StateFile, write_state
+from fastwi.experiment.store import Measurement, StoredState, write_state
 from fastwi.experiment.tree import Tree
 from fastwi.experiment.worker import Job, Outcome, Worker, score
 from fastwi.files import write_json
@@ -100,7 +100,7 @@ class TinyRun:
         return {place: named.numbers for place, named in self.found.items()}
 
 
-def few_digits(train_images: int, test_images: int) -> Dataset:
+def few_digits(train_images: int, test_images: int) -> ImageSet:
     """The first digits of each split, in memory of their own."""
     digits = load_digits("digits")
     train, test = (
@@ -191,7 +191,7 @@ class _Silent:
 def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict[tuple[str, str], _Rows]]:
     """Each state's content and measurement, each probe's measurement."""
     worker, silent = Worker(tree, SweepOptions(store=str(directory), memory_GiB=0.0), Path.cwd()), _Silent()
-    files: dict[str, StateFile] = {}
+    files: dict[str, StoredState] = {}
 
     def outcome(task: int) -> Outcome:
         return worker.run(Job(((task,),), files, frozenset([task]), math.inf), silent)

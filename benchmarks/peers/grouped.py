@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.task import Contestant, StockBatches, Task, Unavailable
-from fastwi.models.resnet import Block, ResNet
+from fastwi.models.resnet import BasicBlock, ResNet
 
 
 def _wide_convolution(layer: nn.Module, members: int) -> nn.Conv2d:
@@ -34,9 +34,9 @@ def _wide_norm(layer: nn.Module, members: int) -> nn.BatchNorm2d:
 
 
 class WideBlock(nn.Module):
-    """M `Block`s as one, under the same names."""
+    """M `BasicBlock`s as one, under the same names."""
 
-    def __init__(self, block: Block, members: int) -> None:
+    def __init__(self, block: BasicBlock, members: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = _wide_convolution(block.conv1, members), _wide_norm(block.bn1, members)
         self.conv2, self.bn2 = _wide_convolution(block.conv2, members), _wide_norm(block.bn2, members)

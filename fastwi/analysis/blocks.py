@@ -19,7 +19,7 @@ from fastwi.analysis.evaluator import (
     AVERAGED,
     MEMORY_BYTES,
     Evaluator,
-    Measurement,
+    LossAndError,
     Recomputation,
     Splits,
     Values,
@@ -40,7 +40,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class BlocksResult(Measurement):
+class BlocksResult(LossAndError):
     """Loss (nats) and error (%) by split and treatment, float64 [2, G, L]: direction, block, alpha.
 
     Direction 0 has the rest at A and the block on its way from A to B; direction 1 has A and B exchanged. So alpha

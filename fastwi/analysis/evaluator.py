@@ -46,7 +46,7 @@ class Recomputation:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class LossAndError:
     """Mean cross-entropy (nats) and error (% of images) of L networks, float64 [L] each.
 
     By split, then by treatment of batch-norm statistics. NaN where a network is not defined: see `measure`.
@@ -63,13 +63,13 @@ class Measurement:
             told[f"{split}_error_%"] = _finite(self.error[split][treatment][at])
         return told
 
-    def reshape(self, *shape: int) -> "Measurement":
+    def reshape(self, *shape: int) -> "LossAndError":
         """The same with every [L] as an array of `shape`."""
 
         def reshaped(table: Table) -> Table:
             return {s: {t: values_L.reshape(shape) for t, values_L in found.items()} for s, found in table.items()}
 
-        return Measurement(reshaped(self.loss), reshaped(self.error))
+        return LossAndError(reshaped(self.loss), reshaped(self.error))
 
 
 class Evaluator:
@@ -217,7 +217,7 @@ def measure(
     treatments: Sequence[str],
     recomputation: Recomputation | None,
     memory_bytes: int = MEMORY_BYTES,
-) -> Measurement:
+) -> LossAndError:
     """Loss and error of `count` networks on every split, under each of `treatments` (averaged, recomputed).
 
     `build(first, last)` makes networks first .. last - 1 with averaged statistics; no more are alive at a time
@@ -230,7 +230,7 @@ def measure(
         raise UserError("no split is given to measure on; give a dict of names and datasets")
     # Weights and momentum; twice, for recomputed copies.
     step = max(1, memory_bytes // (2 * evaluator.layout.row_bytes))
-    measurement = Measurement(*({s: {t: np.full(count, np.nan) for t in treatments} for s in splits} for _ in "le"))
+    measurement = LossAndError(*({s: {t: np.full(count, np.nan) for t in treatments} for s in splits} for _ in "le"))
     for first in range(0, count, step):
         last = min(first + step, count)
         built = build(first, last)

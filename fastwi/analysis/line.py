@@ -17,7 +17,7 @@ from fastwi.analysis.evaluator import (
     OWN,
     RECOMPUTED,
     Evaluator,
-    Measurement,
+    LossAndError,
     Recomputation,
     Splits,
     Values,
@@ -32,7 +32,7 @@ TREATMENTS = (OWN, AVERAGED, RECOMPUTED)
 
 
 @dataclass(frozen=True)
-class LineResult(Measurement):
+class LineResult(LossAndError):
     """Loss (nats) and error (%) by split and treatment, float64 [L], at alphas_L float64 [L], in their order.
 
     "own" has values at alpha 0 and 1 only, and NaN elsewhere.
@@ -82,7 +82,7 @@ def evaluate_line(
         raise UserError("own statistics are the end points'; put 0 or 1 among the alphas, or leave 'own' out")
     pair = population.clone_rows(ends).to(evaluator.device)
 
-    def evaluate(alphas_L: Values, treatments: Sequence[str]) -> Measurement:
+    def evaluate(alphas_L: Values, treatments: Sequence[str]) -> LossAndError:
         weights_L2 = np.stack([1 - alphas_L, alphas_L], axis=1)
         return measure(
             evaluator, len(alphas_L), lambda first, last: pair.combine(torch.from_numpy(weights_L2[first:last])),
@@ -90,7 +90,7 @@ def evaluate_line(
         )  # fmt: skip
 
     between = [treatment for treatment in treatments if treatment != OWN]
-    found = evaluate(alphas_L, between) if between else Measurement({s: {} for s in splits}, {s: {} for s in splits})
+    found = evaluate(alphas_L, between) if between else LossAndError({s: {} for s in splits}, {s: {} for s in splits})
     if OWN in treatments:
         # At an end point the averaged statistics are its own: what was measured is not measured again.
         measured = AVERAGED in between

@@ -21,7 +21,7 @@ from fastwi.analysis.evaluator import (
     AVERAGED,
     MEMORY_BYTES,
     Evaluator,
-    Measurement,
+    LossAndError,
     Recomputation,
     Splits,
     Values,
@@ -56,7 +56,7 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class PlaneResult(Measurement):
+class PlaneResult(LossAndError):
     """Loss (nats) and error (%) by split and treatment, float64 [Y, X], at (x_X[i], y_Y[j]).
 
     points_32: coordinates of O, A and B. All coordinates are L2 distances of weights.

@@ -22,7 +22,7 @@ from fastwi.data.noise import Draws, Noise
 from fastwi.engine.allocator import keep_freed_memory
 from fastwi.engine.autocast import needs_autocast
 from fastwi.engine.device import compiled, cpu_threads, make_deterministic, resolve
-from fastwi.engine.draws import DrawsAhead, Request
+from fastwi.engine.draws import DrawRequest, DrawsAhead
 from fastwi.kernels.augment import augment
 from fastwi.models.generators import draws_of, seeded
 from fastwi.population import Population
@@ -244,8 +244,8 @@ class Engine(abc.ABC):
         with seeded(noise.layers_seed(epoch), self.device):
             yield
 
-    def _request(self, noise: Noise, epoch: int, dataset: Dataset) -> Request:
-        return Request(noise, epoch, len(dataset), self._augment.padding, self._augment.flip)
+    def _request(self, noise: Noise, epoch: int, dataset: Dataset) -> DrawRequest:
+        return DrawRequest(noise, epoch, len(dataset), self._augment.padding, self._augment.flip)
 
     def _draws(self, noise: Noise, epoch: int, dataset: Dataset) -> Draws:
         return self._ahead.take(self._request(noise, epoch, dataset))

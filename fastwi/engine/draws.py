@@ -19,7 +19,7 @@ AHEAD_BYTES = 256 * 2**20
 _BYTES_AN_IMAGE = 8 + 16 + 1  # order, offset, flip
 
 
-class Request(NamedTuple):
+class DrawRequest(NamedTuple):
     """What decides an epoch's draws: see `Noise.draws`."""
 
     noise: Noise
@@ -44,7 +44,7 @@ class DrawsAhead:
         self._calls: deque[_Call] = deque()
         self._process = os.getpid()
 
-    def ask(self, requests: Sequence[Request]) -> None:
+    def ask(self, requests: Sequence[DrawRequest]) -> None:
         """Have a thread make these draws, in this order. One that is listed twice is kept for both."""
         self._check_process()
         while len(self._calls) > 1:
@@ -52,7 +52,7 @@ class DrawsAhead:
         if requests:
             self._calls.append(_Call(requests))
 
-    def take(self, request: Request, times: int = 1) -> Draws:
+    def take(self, request: DrawRequest, times: int = 1) -> Draws:
         """The draws of `request`, which stands for `times` of its places in the list that was asked for."""
         self._check_process()
         for call in self._calls:
@@ -62,7 +62,7 @@ class DrawsAhead:
                 return ahead.result()
         return request.draw()
 
-    def take_all(self, requests: Sequence[Request], threads: int) -> list[Draws]:
+    def take_all(self, requests: Sequence[DrawRequest], threads: int) -> list[Draws]:
         """`take` of each, by so many threads. Equal requests share their draws."""
         times = Counter(requests)
         taken: Iterator[Draws]
@@ -83,17 +83,17 @@ class DrawsAhead:
 class _Call:
     """What one call asked for. Its thread ends when all is made or memory is full; `take` starts it again."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
+    def __init__(self, requests: Sequence[DrawRequest]) -> None:
         self._left = Counter(requests)  # how often each is still to be taken
         self._waiting = deque(self._left)
-        self._begun: dict[Request, Future[Draws]] = {}
+        self._begun: dict[DrawRequest, Future[Draws]] = {}
         self._most = max(1, AHEAD_BYTES // (_BYTES_AN_IMAGE * max(1, requests[0].images)))
         self._lock = threading.Lock()
         self._running = False
         with self._lock:
             self._go_on()
 
-    def take(self, request: Request, times: int) -> Future[Draws] | None:
+    def take(self, request: DrawRequest, times: int) -> Future[Draws] | None:
         """The draws, made or being made; None where they are not, and the caller is to make them."""
         with self._lock:
             if request not in self._left:

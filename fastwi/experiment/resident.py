@@ -8,11 +8,11 @@ from fastwi.data.noise import Noise
 from fastwi.engine.device import resolve_device
 from fastwi.experiment.cache import Row, StateCache
 from fastwi.experiment.resources import Resources
-from fastwi.experiment.store import StateFile, read_states
+from fastwi.experiment.store import StoredState, read_states
 from fastwi.experiment.tree import Tree
 from fastwi.population import Population
 
-Files = Mapping[str, StateFile]
+Files = Mapping[str, StoredState]
 Name = tuple[int, bool]
 Rows = dict[Name, Row]
 

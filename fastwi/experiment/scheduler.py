@@ -14,7 +14,7 @@ from typing import Protocol
 from fastwi.config.sweep import SweepOptions
 from fastwi.errors import UserError
 from fastwi.experiment.ready import ReadyQueue
-from fastwi.experiment.store import DamagedState, Owner, StateFile, Store
+from fastwi.experiment.store import DamagedState, Owner, Store, StoredState
 from fastwi.experiment.todo import stopped_states, unfinished
 from fastwi.experiment.tree import MeasurementKey, Tree
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
@@ -183,7 +183,7 @@ class _Pass:
         measured, _, claimed = self._store.look(itertools.chain(*named), ())
         return any(claimed.isdisjoint(names) for names in named) or not self._measured.issuperset(measured)
 
-    def _files(self, chains: list[list[int]]) -> dict[str, StateFile] | None:
+    def _files(self, chains: list[list[int]]) -> dict[str, StoredState] | None:
         """The files of the states that `chains` start from and the executor lacks; None where one is not there."""
         needs = {node for chain in chains for node in self._tree.needs(chain[0])}
         keys = {self._tree.keys[node] for node in needs if not self._executor.holds(node)}
@@ -193,7 +193,7 @@ class _Pass:
             files = self._store.state_files(keys)
         return files if len(files) == len(keys) else None
 
-    def _job(self, chains: list[list[int]], files: Mapping[str, StateFile]) -> Job:
+    def _job(self, chains: list[list[int]], files: Mapping[str, StoredState]) -> Job:
         """The job of tasks alike. Chains are cut where the first of them ends, or the settings of one change."""
         tree = self._tree
         if chains[0][0] < len(tree):

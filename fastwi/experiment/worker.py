@@ -21,7 +21,7 @@ from fastwi.engine.base import Engine
 from fastwi.engine.schedule import learning_rate
 from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources, Splits
-from fastwi.experiment.store import Measurement, StateFile
+from fastwi.experiment.store import Measurement, StoredState
 from fastwi.experiment.tree import OWN, Tree
 from fastwi.population import Population
 
@@ -50,7 +50,7 @@ class Job:
     """
 
     chains: tuple[tuple[int, ...], ...]
-    files: Mapping[str, StateFile]
+    files: Mapping[str, StoredState]
     write: frozenset[int]
     seconds: float
 
@@ -70,7 +70,7 @@ class Outcome:
     tasks: list[int]
     measurements: list[Measurement]
     states: list[tuple[str, Population]] = field(default_factory=list)
-    files: list[StateFile] = field(default_factory=list)
+    files: list[StoredState] = field(default_factory=list)
 
 
 class Worker:

@@ -17,7 +17,7 @@ from fastwi.models.layers import GroupNorm, he_normal_, scaled
 Norm = Callable[[int], nn.Module]  # channels to a layer
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut without parameters: subsampled, and padded with zero channels."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, norm: Norm = nn.BatchNorm2d) -> None:
@@ -56,7 +56,7 @@ class ResNet(nn.Module):
         layers: list[nn.Module] = []
         for stage, channels_out in enumerate(widths):
             for block in range(blocks):
-                layers.append(Block(channels, channels_out, 2 if stage > 0 and block == 0 else 1, norm))
+                layers.append(BasicBlock(channels, channels_out, 2 if stage > 0 and block == 0 else 1, norm))
                 channels = channels_out
         self.blocks = nn.Sequential(*layers)
         self.linear = nn.Linear(channels, classes)

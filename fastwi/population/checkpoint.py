@@ -36,7 +36,7 @@ MATRICES = ("weights_MP", "momentum_MP", "statistics_MQ", "counters_MB")
 _WRITTEN = ("checksum_M", "counters_MB", "momentum_MP", "statistics_MQ", "weights_MP")  # safetensors' own order
 
 
-class Stream(Protocol):
+class ByteStream(Protocol):
     """What a file is read from, from its start to its end."""
 
     def read(self, size: int, /) -> bytes:
@@ -157,7 +157,7 @@ def empty(layout: Layout, members: int) -> Population:
     return Population(layout, weights_MP, momentum_MP, torch.empty(members, layout.Q), counters_MB)
 
 
-def fill(stream: Stream, rows: Tensor, path: Path) -> None:
+def fill(stream: ByteStream, rows: Tensor, path: Path) -> None:
     """Read the next bytes into `rows`, contiguous and on the CPU."""
     if stream.readinto(rows.numpy().data) != rows.numel() * rows.element_size():
         raise CheckpointError(f"{path}: cut off while it was read; restore or rewrite it")
@@ -172,7 +172,7 @@ def require_layout(path: Path, stored: Layout, layout: Layout) -> None:
         )
 
 
-def read_header(stream: Stream, size: int, path: Path) -> Header:
+def read_header(stream: ByteStream, size: int, path: Path) -> Header:
     """The header of a file of `size` bytes; what follows in `stream` are the tensors.
 
     Raises CheckpointError for anything but a population that is whole by its size.

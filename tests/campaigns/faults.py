@@ -207,13 +207,13 @@ def _check_said(ended: Ended, statuses: tuple[int, ...]) -> None:
 
 def _other_dataset(data: Path, whole_set: bool) -> None:
     """Another set of digits, complete; or its training file alone, under the card of the old one."""
-    from data_prep.dataset import Dataset, Split, silent
+    from data_prep.dataset import ImageSet, Split, silent
     from data_prep.digits import load_digits
     from data_prep.write import write_dataset
 
     digits = load_digits("digits")
     turned = Split(digits.train.images_NHWC[:, ::-1], digits.train.labels_N)
-    other = Dataset(digits.name, digits.classes, turned, digits.test, digits.source)
+    other = ImageSet(digits.name, digits.classes, turned, digits.test, digits.source)
     if whole_set:
         write_dataset(other, data, "raw", silent)
         return

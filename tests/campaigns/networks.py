@@ -67,7 +67,7 @@ def settings(name: str, data: Path, runs: Path, precision: str, backend: str) ->
 class Cut(RunProgress):
     """A run's progress that ends the run, as Ctrl-C does, once the children are done."""
 
-    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement], elsewhere: bool) -> None:
+    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement]) -> None:
         """Raise KeyboardInterrupt where the average is measured: it is not trained."""
         if measurements[0].train_loss is None:
             raise KeyboardInterrupt

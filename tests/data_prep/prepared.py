@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.dataset import Dataset, Split
+from data_prep.dataset import ImageSet, Split
 from data_prep.digits import load_digits
 from fastwi.beton import Beton, content_sha256, read_beton
 from fastwi.beton.format import RAW
@@ -19,7 +19,7 @@ from fastwi.data.card import Card, beton_path, digests_path, read_card
 
 
 @cache
-def digits() -> Dataset:
+def digits() -> ImageSet:
     """scikit-learn's digits, 16 x 16."""
     return load_digits("digits")
 

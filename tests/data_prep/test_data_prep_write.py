@@ -15,7 +15,7 @@ from prepared import card_values, check_prepared, digits, snapshot, some_digits,
 import data_prep
 import data_prep.write
 from data_prep import prepare
-from data_prep.dataset import Dataset, Split, silent
+from data_prep.dataset import ImageSet, Split, silent
 from data_prep.write import channel_statistics, write_dataset
 from fastwi.errors import UserError
 
@@ -25,9 +25,9 @@ needs_ffcv = [pytest.mark.ffcv, pytest.mark.skipif(not has_ffcv, reason="FFCV is
 both_writers = pytest.mark.parametrize("writer", ["raw", pytest.param("ffcv", marks=needs_ffcv)])
 
 
-def small_dataset() -> Dataset:
+def small_dataset() -> ImageSet:
     classes = tuple(f"class{label}" for label in range(10))
-    return Dataset("small", classes, some_digits(3), some_digits(2, skip=10), "made for a test")
+    return ImageSet("small", classes, some_digits(3), some_digits(2, skip=10), "made for a test")
 
 
 def test_statistics_are_exact_and_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_earlier_files_are_replaced(tmp_path: Path, writer: str) -> None:
     first = small_dataset()
     write_dataset(first, tmp_path, writer, silent)
     check_prepared(tmp_path, first.train, first.test)
-    second = Dataset("small", first.classes, first.test, first.train, "the other way round")
+    second = ImageSet("small", first.classes, first.test, first.train, "the other way round")
     write_dataset(second, tmp_path, writer, silent)
     check_prepared(tmp_path, first.test, first.train)
 
@@ -109,7 +109,7 @@ def test_splits_of_two_sizes(tmp_path: Path) -> None:
     good = small_dataset()
     cropped = Split(good.test.images_NHWC[:, 1:], good.test.labels_N)
     with pytest.raises(UserError, match=r"training images are \(16, 16, 3\), test images \(15, 16, 3\)"):
-        write_dataset(Dataset("small", good.classes, good.train, cropped, "x"), tmp_path, "raw", silent)
+        write_dataset(ImageSet("small", good.classes, good.train, cropped, "x"), tmp_path, "raw", silent)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,7 +17,7 @@ from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, normalisation_table
 from fastwi.engine.schedule import learning_rate
 from fastwi.kernels.augment import augment_reference
-from fastwi.models.resnet import Block
+from fastwi.models.resnet import BasicBlock
 from fastwi.population import Population
 
 BATCH, STEPS, SIZE, CLASSES, PADDING = 6, 5, 8, 10, 2
@@ -34,7 +34,7 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4)
-        self.blocks = nn.Sequential(Block(4, 4, 1), Block(4, 8, 2))
+        self.blocks = nn.Sequential(BasicBlock(4, 4, 1), BasicBlock(4, 8, 2))
         self.linear = nn.Linear(8, CLASSES)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

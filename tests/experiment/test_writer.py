@@ -9,7 +9,7 @@ from torch import nn
 
 import fastwi.experiment.writer as module
 from fastwi.errors import UserError
-from fastwi.experiment.store import Measurement, StateFile, Store
+from fastwi.experiment.store import Measurement, Store, StoredState
 from fastwi.experiment.tree import OWN
 from fastwi.experiment.worker import Outcome
 from fastwi.experiment.writer import MOST_WAITING, Writer
@@ -33,7 +33,7 @@ class Slow:
         self._store, self.go, self.begun = store, threading.Event(), threading.Event()
         self.stored: list[set[str]] = []
 
-    def __call__(self, directory: Path, states: Sequence[tuple[str, Population]]) -> list[StateFile]:
+    def __call__(self, directory: Path, states: Sequence[tuple[str, Population]]) -> list[StoredState]:
         self.begun.set()
         assert self.go.wait(60)
         self.stored.append(self._store.states())
@@ -97,7 +97,7 @@ def test_a_state_goes_after_what_was_made_of_it_is_written(store: Store, slow: S
 
 
 def test_an_error_is_raised_where_the_training_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(directory: Path, states: object) -> list[StateFile]:
+    def full(directory: Path, states: object) -> list[StoredState]:
         raise UserError("no space left")
 
     monkeypatch.setattr(module, "write_states", full)

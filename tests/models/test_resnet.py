@@ -8,7 +8,7 @@ from torch import nn
 
 from fastwi.models.layers import GroupNorm
 from fastwi.models.registry import build_model
-from fastwi.models.resnet import Block, cifar_resnet, resnet20
+from fastwi.models.resnet import BasicBlock, cifar_resnet, resnet20
 
 
 def test_parameters_and_layers():
@@ -52,7 +52,7 @@ def test_resnet20_and_its_initial_weights_never_change(torch_seed, classes, buil
 def test_shortcut(seed, channels_in, channels_out, stride):
     """With its last batch norm at zero, a block is its shortcut: subsampled, zero channels on both sides."""
     torch.manual_seed(seed)
-    block = Block(channels_in, channels_out, stride)
+    block = BasicBlock(channels_in, channels_out, stride)
     assert {name.split(".")[0] for name, _ in block.named_parameters()} == {"conv1", "bn1", "conv2", "bn2"}
     nn.init.zeros_(block.bn2.weight)
     x_NCHW = torch.rand(2, channels_in, 8, 8)

@@ -15,7 +15,7 @@ Nothing of a state or a measurement is used before its checksum is checked.
 from fastwi.experiment.store.collect import Freed
 from fastwi.experiment.store.owner import Owner
 from fastwi.experiment.store.rebuilding import Rebuilt, rebuild
-from fastwi.experiment.store.records import DamagedIndex, DamagedState, Measurement, StateFile
+from fastwi.experiment.store.records import DamagedIndex, DamagedState, Measurement, StoredState
 from fastwi.experiment.store.states import read_state, read_states, write_state, write_states
 from fastwi.experiment.store.store import Store
 from fastwi.experiment.store.usage import Sizes
@@ -30,8 +30,8 @@ __all__ = [
     "Owner",
     "Rebuilt",
     "Sizes",
-    "StateFile",
     "Store",
+    "StoredState",
     "Verification",
     "read_state",
     "read_states",

@@ -20,7 +20,7 @@ from fastwi.experiment.store.places import (
     looks_like_store,
     write_card,
 )
-from fastwi.experiment.store.records import StateFile
+from fastwi.experiment.store.records import StoredState
 from fastwi.experiment.store.removal import set_aside
 from fastwi.experiment.store.rows import (
     MEASUREMENTS,
@@ -167,7 +167,7 @@ def _check_files(places: StorePlaces, states: dict[Row, Row]) -> set[str]:
                 whole = Population.load(path).members == 1
             except CheckpointError:
                 whole = False
-            states[(key,)] = state_row(StateFile(key, path.stat().st_size, hash_file(path)))
+            states[(key,)] = state_row(StoredState(key, path.stat().st_size, hash_file(path)))
         if not whole:
             damaged.add(key)
             del states[(key,)]

@@ -59,7 +59,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
-class StateFile:
+class StoredState:
     """What the index knows of a state's file: its size in bytes and its SHA-256 in hexadecimal."""
 
     key: str

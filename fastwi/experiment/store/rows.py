@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from fastwi.experiment.store.records import Measurement, StateFile, bytes_float, float_bytes
+from fastwi.experiment.store.records import Measurement, StoredState, bytes_float, float_bytes
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -119,11 +119,11 @@ def measurement_of(row: Sequence[Any]) -> Measurement:
     return Measurement(state, sys.intern(treatment), epoch, *map(bytes_float, floats))  # type: ignore[arg-type]
 
 
-def state_row(file: StateFile) -> Row:
+def state_row(file: StoredState) -> Row:
     """A state's file as a row."""
     return sealed(file.key, int(file.bytes), file.sha256)
 
 
-def state_of(row: Sequence[Any]) -> StateFile:
+def state_of(row: Sequence[Any]) -> StoredState:
     """The inverse of `state_row`."""
-    return StateFile(*row[:3])
+    return StoredState(*row[:3])

@@ -1,6 +1,6 @@
 """States as files: written whole, and never used before their size and SHA-256 are checked.
 
-The functions need no index, so a worker on another machine can call them: the driver hands it the `StateFile` to
+The functions need no index, so a worker on another machine can call them: the driver hands it the `StoredState` to
 read, or commits the one that it returns.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from fastwi.errors import CheckpointError
 from fastwi.experiment.store.filesystem import locked, open_plain, sync_directory
 from fastwi.experiment.store.places import StorePlaces
-from fastwi.experiment.store.records import DamagedState, StateFile
+from fastwi.experiment.store.records import DamagedState, StoredState
 from fastwi.files import atomic_open
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `python -m fastwi.store ls` needs none of it
@@ -30,7 +30,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def write_state(directory: str | os.PathLike[str], key: str, population: "Population") -> StateFile:
+def write_state(directory: str | os.PathLike[str], key: str, population: "Population") -> StoredState:
     """Write a population of one member as the state `key`; return what the index is to know of it.
 
     See `write_states`.
@@ -38,7 +38,7 @@ def write_state(directory: str | os.PathLike[str], key: str, population: "Popula
     return write_states(directory, [(key, population)])[0]
 
 
-def write_states(directory: str | os.PathLike[str], states: Sequence[tuple[str, "Population"]]) -> list[StateFile]:
+def write_states(directory: str | os.PathLike[str], states: Sequence[tuple[str, "Population"]]) -> list[StoredState]:
     """Write populations of one member, each as the state of its key; return what the index is to know of them.
 
     They are on the disk then, under their names. A thread may do this while others train other rows; the rows of
@@ -59,18 +59,18 @@ def write_states(directory: str | os.PathLike[str], states: Sequence[tuple[str, 
     return files
 
 
-def _write(places: StorePlaces, key: str, population: "Population") -> StateFile:
+def _write(places: StorePlaces, key: str, population: "Population") -> StoredState:
     digest, size = hashlib.sha256(), 0
     with atomic_open(places.state(key)) as stream:
         for piece in population.file_pieces():
             digest.update(piece)
             size += stream.write(piece)
-    return StateFile(key, size, digest.hexdigest())
+    return StoredState(key, size, digest.hexdigest())
 
 
 def read_state(
     directory: str | os.PathLike[str],
-    state: StateFile,
+    state: StoredState,
     layout: "Layout | None" = None,
     device: "torch.device | str | None" = None,
 ) -> "Population":
@@ -83,7 +83,7 @@ def read_state(
 
 def read_states(
     directory: str | os.PathLike[str],
-    states: Sequence[StateFile],
+    states: Sequence[StoredState],
     layout: "Layout | None" = None,
     device: "torch.device | str | None" = None,
 ) -> "Population":
@@ -129,7 +129,7 @@ class _Hashed:
         return self._digest.hexdigest()
 
 
-def _read(places: StorePlaces, state: StateFile, row: "Population") -> None:
+def _read(places: StorePlaces, state: StoredState, row: "Population") -> None:
     """Read a state into `row`."""
     import torch
 
@@ -149,7 +149,7 @@ def _read(places: StorePlaces, state: StateFile, row: "Population") -> None:
     require_layout(path, header.layout, row.layout)
 
 
-def _layout_of(places: StorePlaces, state: StateFile) -> "Layout":
+def _layout_of(places: StorePlaces, state: StoredState) -> "Layout":
     """The layout that a state's file names; its bytes are not checked yet."""
     from fastwi.population.checkpoint import read_header
 
@@ -158,7 +158,7 @@ def _layout_of(places: StorePlaces, state: StateFile) -> "Layout":
         return read_header(file, _checked_size(file, state), path).layout
 
 
-def _checked_size(file: io.BufferedReader, state: StateFile) -> int:
+def _checked_size(file: io.BufferedReader, state: StoredState) -> int:
     size = os.fstat(file.fileno()).st_size
     if size != state.bytes:
         raise CheckpointError(f"{size} bytes, not {state.bytes}")
@@ -166,7 +166,7 @@ def _checked_size(file: io.BufferedReader, state: StateFile) -> int:
 
 
 @contextlib.contextmanager
-def _damage_named(places: StorePlaces, state: StateFile) -> Iterator[None]:
+def _damage_named(places: StorePlaces, state: StoredState) -> Iterator[None]:
     """What goes wrong within the block, as DamagedState."""
     try:
         yield
@@ -192,7 +192,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)  # the threads stay with the parent
 
 
-def damage_of(places: StorePlaces, state: StateFile) -> str | None:
+def damage_of(places: StorePlaces, state: StoredState) -> str | None:
     """What is wrong with a state's file, or None where its bytes are those that were stored."""
     try:
         with open_plain(places.state(state.key)) as stream:
@@ -214,7 +214,7 @@ def hash_file(path: Path) -> str:
         return _sha256_of(stream.fileno())
 
 
-def _difference(descriptor: int, state: StateFile) -> str | None:
+def _difference(descriptor: int, state: StoredState) -> str | None:
     size = os.fstat(descriptor).st_size
     if size != state.bytes:
         return f"{size} bytes, not {state.bytes}"

@@ -12,7 +12,7 @@ from fastwi.experiment.store.database import Database
 from fastwi.experiment.store.filesystem import refusal
 from fastwi.experiment.store.owner import KEPT, Owner, add_pins, live_owners
 from fastwi.experiment.store.places import StorePlaces, check_directory
-from fastwi.experiment.store.records import DamagedState, Measurement, StateFile
+from fastwi.experiment.store.records import DamagedState, Measurement, StoredState
 from fastwi.experiment.store.removal import drop_states, mark_damaged
 from fastwi.experiment.store.rows import (
     ATTEMPTS,
@@ -92,7 +92,7 @@ class Store:
         """Those of the states `keys` (default: all) that the index has."""
         return set(self.state_files(keys))
 
-    def state_files(self, keys: Iterable[str] | None = None) -> dict[str, StateFile]:
+    def state_files(self, keys: Iterable[str] | None = None) -> dict[str, StoredState]:
         """What the index knows of those of the states `keys` (default: all) that it has."""
         with self.database.snapshot() as connection:
             if keys is None:
@@ -101,7 +101,7 @@ class Store:
                 rows = rows_of_keys(connection, self.places, STATES, ((key,) for key in keys))
             return {row[0]: state_of(row) for row in rows}
 
-    def state_file(self, key: str) -> StateFile:
+    def state_file(self, key: str) -> StoredState:
         """What the index knows of the state `key`. Raises DamagedState where it does not have it."""
         files = self.state_files([key])
         if key not in files:
@@ -110,7 +110,7 @@ class Store:
 
     def look(
         self, tasks: Iterable[MeasurementKey], keys: Iterable[str]
-    ) -> tuple[dict[MeasurementKey, Measurement], dict[str, StateFile], set[MeasurementKey]]:
+    ) -> tuple[dict[MeasurementKey, Measurement], dict[str, StoredState], set[MeasurementKey]]:
         """The measurements of `tasks`, the files of the states `keys`, and what others are at, all of one moment.
 
         That is: all tasks that live owners have claimed which were not made by this `Store`.
@@ -124,7 +124,7 @@ class Store:
         others = live_owners(self.places, {*claims.values()} - {owner.id for owner in self._owners})
         return found, files, {task for task, owner in claims.items() if owner in others}
 
-    def write_state(self, key: str, population: "Population") -> StateFile:
+    def write_state(self, key: str, population: "Population") -> StoredState:
         """Write a state's file; `commit` what it returns. See `fastwi.experiment.store.states.write_state`."""
         return write_state(self.directory, key, population)
 
@@ -146,7 +146,7 @@ class Store:
                     raise
 
     def commit(
-        self, measurements: Iterable[Measurement], states: Iterable[StateFile], tasks: Iterable[MeasurementKey]
+        self, measurements: Iterable[Measurement], states: Iterable[StoredState], tasks: Iterable[MeasurementKey]
     ) -> list[MeasurementKey]:
         """Add measurements and states and end the claims on `tasks`, all in one transaction.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fastwi.errors import UserError
 from fastwi.experiment.store.database import Database, check_schema
 from fastwi.experiment.store.places import StorePlaces, check_directory, is_temporary, rebuild_line
-from fastwi.experiment.store.records import DamagedIndex, StateFile
+from fastwi.experiment.store.records import DamagedIndex, StoredState
 from fastwi.experiment.store.removal import mark_damaged
 from fastwi.experiment.store.rows import NOTES, STATES, TABLES, Row, Table, is_whole, key_text, state_of
 from fastwi.experiment.store.select import rows_of_keys
@@ -69,7 +69,7 @@ def examine(
     return found
 
 
-def _check_index(database: Database, repair: bool, found: Verification) -> list[StateFile]:
+def _check_index(database: Database, repair: bool, found: Verification) -> list[StoredState]:
     """The states that the index has by whole rows."""
     places, states = database.places, []
     try:
@@ -147,7 +147,7 @@ def _mend_rows(database: Database, table: Table, rows: list[Row], repair: bool) 
 
 def _check_states(
     database: Database,
-    states: list[StateFile],
+    states: list[StoredState],
     repair: bool,
     progress: Callable[[int, int], None] | None,
     found: Verification,
@@ -168,7 +168,7 @@ def _check_states(
         found.damage.append(Damage(f"{places.state(state.key)}: {damage}", mend))
 
 
-def _is_mended(database: Database, state: StateFile, found: Verification) -> bool:
+def _is_mended(database: Database, state: StoredState, found: Verification) -> bool:
     """Whether another process has dropped the state, or written it anew, since the index was read."""
     if found.structure_broken:
         return False

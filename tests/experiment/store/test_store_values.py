@@ -20,8 +20,8 @@ from fastwi.errors import CheckpointError
 from fastwi.experiment.store import (
     DamagedState,
     Measurement,
-    StateFile,
     Store,
+    StoredState,
     read_state,
     read_states,
     rebuild,
@@ -180,7 +180,7 @@ def test_the_first_damaged_state_of_many_is_named(store):
     two = store.places.state("several")
     network(1).select([0, 0]).save(two)
     with pytest.raises(DamagedState, match="holds 2 members"):
-        read_states(store.directory, [StateFile("several", two.stat().st_size, hash_file(two))])
+        read_states(store.directory, [StoredState("several", two.stat().st_size, hash_file(two))])
 
 
 def test_only_single_networks_and_proper_keys(store):
