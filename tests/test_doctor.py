@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 import fastwi.doctor
-from fastwi.doctor import Finding, can_train, examine, main
+from fastwi.doctor import Check, can_train, examine, main
 
 ROOT = Path(fastwi.doctor.__file__).parents[1]
 
 
-def by_subject(findings: list[Finding]) -> dict[str, Finding]:
+def by_subject(findings: list[Check]) -> dict[str, Check]:
     return {finding.subject: finding for finding in findings}
 
 
 def test_only_what_is_needed_and_lacking_stops_training() -> None:
-    there = Finding("a", "1.0", needed=True)
-    could = Finding("b", "none", mend="apt-get install b")
-    lacks = Finding("c", "none", mend="pip install c", needed=True)
+    there = Check("a", "1.0", needed=True)
+    could = Check("b", "none", mend="apt-get install b")
+    lacks = Check("c", "none", mend="pip install c", needed=True)
     assert can_train([there, could])
     assert not can_train([there, could, lacks])
 
@@ -45,7 +45,7 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_torch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(fastwi.doctor, "_ffcv", lambda: Finding("FFCV", "not asked"))
+    monkeypatch.setattr(fastwi.doctor, "_ffcv", lambda: Check("FFCV", "not asked"))
     assert main([]) == 1
     out = capsys.readouterr().out
     assert "LACKS  torch          cannot be imported" in out
@@ -56,7 +56,7 @@ def test_without_torch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(("version", "enough"), [("2.10.1+cpu", False), ("2.11.0", True), ("3.0.0a0", True)])
 def test_the_lowest_torch(monkeypatch: pytest.MonkeyPatch, version: str, enough: bool) -> None:
     monkeypatch.setattr("torch.__version__", version)
-    monkeypatch.setattr(fastwi.doctor, "_ffcv", lambda: Finding("FFCV", "not asked"))
+    monkeypatch.setattr(fastwi.doctor, "_ffcv", lambda: Check("FFCV", "not asked"))
     torch = by_subject(list(examine()))["torch"]
     assert (torch.found, torch.needed, torch.mend == "") == (version, True, enough)
 
@@ -64,7 +64,7 @@ def test_the_lowest_torch(monkeypatch: pytest.MonkeyPatch, version: str, enough:
 def test_missing_packages_are_named_as_pip_calls_them(monkeypatch: pytest.MonkeyPatch) -> None:
     packages = {"numpy": "numpy", "no_such_module": "no-such-package", "nor_this": "other==1.0"}
     monkeypatch.setattr(fastwi.doctor, "_PACKAGES", packages)
-    assert fastwi.doctor._packages() == Finding(
+    assert fastwi.doctor._packages() == Check(
         "packages",
         "no-such-package, other==1.0 missing",
         "pip install no-such-package other==1.0",

@@ -71,7 +71,7 @@ class Cut(RunProgress):
         """Raise KeyboardInterrupt where the average is measured: it is not trained."""
         if measurements[0].train_loss is None:
             raise KeyboardInterrupt
-        super().measured(tasks, measurements, elsewhere)
+        super().measured(tasks, measurements)
 
 
 def outcome(name: str, data: Path, runs: Path, precision: str, backend: str) -> str:
