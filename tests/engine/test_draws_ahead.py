@@ -13,15 +13,15 @@ from trained_networks import AUGMENT, OPTIMIZER, SCHEDULE, build, draw_data, eng
 from fastwi.data.noise import Draws, Noise
 from fastwi.engine import draws as draws_module
 from fastwi.engine.choose import ENGINES
-from fastwi.engine.draws import DrawsAhead, Request
+from fastwi.engine.draws import DrawRequest, DrawsAhead
 from fastwi.population import Population
 
 IMAGES = 40
 THREAD = "fastwi-draws"
 
 
-def requests(*seeds: int, epoch: int = 3) -> list[Request]:
-    return [Request(Noise(seed), epoch, IMAGES, 2, 0.5) for seed in seeds]
+def requests(*seeds: int, epoch: int = 3) -> list[DrawRequest]:
+    return [DrawRequest(Noise(seed), epoch, IMAGES, 2, 0.5) for seed in seeds]
 
 
 def finish() -> None:
@@ -31,7 +31,7 @@ def finish() -> None:
             thread.join()
 
 
-def is_that_of(found: Draws, request: Request) -> bool:
+def is_that_of(found: Draws, request: DrawRequest) -> bool:
     other = request.noise.draws(*request[1:])
     names = ("order_N", "offset_N2", "flip_N")
     return all(np.array_equal(getattr(found, name), getattr(other, name)) for name in names)
@@ -40,14 +40,14 @@ def is_that_of(found: Draws, request: Request) -> bool:
 @pytest.fixture
 def drawn(monkeypatch):
     """(name of the thread, request) of everything that is drawn."""
-    made: list[tuple[str, Request]] = []
-    original = Request.draw
+    made: list[tuple[str, DrawRequest]] = []
+    original = DrawRequest.draw
 
     def draw(self):
         made.append((threading.current_thread().name, self))
         return original(self)
 
-    monkeypatch.setattr(Request, "draw", draw)
+    monkeypatch.setattr(DrawRequest, "draw", draw)
     return made
 
 
@@ -136,14 +136,14 @@ def test_no_more_than_fits_into_memory_is_made_ahead(seed, drawn, monkeypatch):
 
 
 def test_what_fails_in_the_thread_is_drawn_in_place(seed, monkeypatch):
-    original = Request.draw
+    original = DrawRequest.draw
 
     def draw(self):
         if threading.current_thread().name == THREAD:
             raise MemoryError
         return original(self)
 
-    monkeypatch.setattr(Request, "draw", draw)
+    monkeypatch.setattr(DrawRequest, "draw", draw)
     ahead, (asked,) = DrawsAhead(), requests(seed)
     ahead.ask([asked])
     finish()
@@ -170,17 +170,17 @@ def test_equal_requests_are_drawn_once(seed, drawn):
 SLOW = """
 import atexit, os, signal, time
 from fastwi.data.noise import Noise
-from fastwi.engine.draws import DrawsAhead, Request
+from fastwi.engine.draws import DrawsAhead, DrawRequest
 
-drawn, original = [], Request.draw
+drawn, original = [], DrawRequest.draw
 
 def draw(self):
     drawn.append(self)
     time.sleep(0.05)
     return original(self)
 
-Request.draw = draw
-ahead, asked = DrawsAhead(), [Request(Noise(seed), 0, 10, 2, 0.5) for seed in range(400)]
+DrawRequest.draw = draw
+ahead, asked = DrawsAhead(), [DrawRequest(Noise(seed), 0, 10, 2, 0.5) for seed in range(400)]
 ahead.ask(asked)
 """
 
