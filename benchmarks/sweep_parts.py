@@ -177,7 +177,7 @@ def grid(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def long(settings: dict[str, Any]) -> dict[str, Any]:
-    """(e) Very many epochs of a network of 40 numbers that take no time: when each tenth of them was done."""
+    """(d) Very many epochs of a network of 40 numbers that take no time: when each tenth of them was done."""
     Path("net.py").write_text(_TINY)
     common = [
         "--model.name=net.py:tiny",

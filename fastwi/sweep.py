@@ -75,7 +75,7 @@ def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "SweepResults":
 
 
 class _Callable(ModuleType):
-    """`fastwi.sweep(config, ...)`: whoever imports this module binds that name to it, so it is what is called."""
+    """`fastwi.sweep(config, ...)`: an import of this module binds that name to it, so the module is called."""
 
     __call__ = staticmethod(entry.sweep)
 

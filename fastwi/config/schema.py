@@ -2,8 +2,7 @@
 
 Each field says its help and unit in its metadata, and its bounds or choices where it has any; `--help`, the
 strict reader (`fastwi.config.read`) and the documentation are generated from them. A field's default is what
-the paper says, where it says it (Iyer et al. 2024, Appendix A), else the value that `paper.md`'s open options
-are defaulted to.
+the paper says, where it says it (Iyer et al. 2024, Appendix A), else this project's choice.
 """
 
 import dataclasses

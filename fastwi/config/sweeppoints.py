@@ -82,7 +82,7 @@ def points(spec: SweepSpec) -> Iterator[Point]:
 
 
 def run_point(config: Config) -> Point:
-    """A run as a point by itself. Its children have noise 1, 2, ... if not told."""
+    """A run as a point by itself. Its children have noise 1, 2, ... where none is given."""
     noise = config.seeds.child_noise or tuple(range(1, config.experiment.children + 1))
     seeds = replace(config.seeds, child_noise=noise)
     return Point((), config.seeds.init, 0, None, replace(config, seeds=seeds))
@@ -99,9 +99,14 @@ def in_precision(every: Iterable[Point], precision: str) -> list[Point]:
 def shard_of(every: Sequence[Point], number: int, count: int) -> list[Point]:
     """The points of shard `number` (from 1) of `count`, of all points `every`; each is in one shard.
 
-    Tuples of one parent stay together where they can: they share its path.
+    Tuples of one parent stay together where they can: they share its path. Raises ConfigError where none is left.
     """
     units = sorted({(point.parent, point.tuple_index) for point in every})
     first, last = (len(units) * edge // count for edge in (number - 1, number))
+    if first == last:
+        raise ConfigError(
+            f"--shard: part {number} of {count} is empty: the sweep has {len(units)} tuples of children in all; "
+            f"give at most {len(units)} parts"
+        )
     mine = set(units[first:last])
     return [point for point in every if (point.parent, point.tuple_index) in mine]

@@ -1,4 +1,4 @@
-"""What decides a result beside its configuration: the content of the files that this names."""
+"""What decides a result beside its configuration: the content of the files that the configuration names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Inputs:
         return min(getattr(data, f"{split}_images") or self.counts[split], self.counts[split])
 
     def check(self, found: Mapping[str, str], config: Config) -> None:
-        """Raise UserError where one of the contents `found` is another one: its file was replaced."""
+        """Raise UserError where one of `found` (name -> content) was another one: its file was replaced."""
         planned = dict(line.split(": ", 1) for line in self.digest.splitlines())
         for name, content in found.items():
             if planned.get(name, "") != content:

@@ -31,8 +31,8 @@ class PointStates:
     """Where a point's results are found in the tree: its last nodes, and by them the keys of all its states.
 
     `clone_node`: the parent after k epochs. `end_nodes`: the children at interpolation. `last_nodes`: the children's
-    last, which differ from those where children are trained on. `after_node`: the average's last. `treatments`: of
-    batch-norm statistics, that are measured at the interpolation, by name, own first.
+    last, which differ from those where children are trained on. `after_node`: the average's last. `treatments`: those
+    of batch-norm statistics that are measured at interpolation, by name, own first.
     """
 
     tree: Tree = field(repr=False)
@@ -120,7 +120,7 @@ def plan_sweep(
 ) -> PlannedSweep:
     """Plan `some` points of a sweep (default: all).
 
-    `inputs_of` says what a configuration's files are (default: as they are, of datasets as their cards say). Raises
+    `inputs_of` says what a configuration's files are (default: what is on the disk; of datasets, their cards). Raises
     UserError where a dataset is not there or is smaller than a batch.
     """
     cards = functools.cache(read_card)

@@ -36,7 +36,7 @@ class Resources:
         self._tried: set[tuple[object, ...]] = set()
 
     def card(self, config: Config) -> Card:
-        """The card of the dataset: the one that it was loaded by, where it was."""
+        """The dataset's card: where its images are loaded, the one that they were loaded by."""
         loaded = self._splits.get((config.data, config.engine.device))
         card = read_card(self._root / config.data.path) if loaded is None else loaded[2]
         self._inputs[inputs_key(config)].check(data_contents(card, config.data), config)
@@ -61,7 +61,7 @@ class Resources:
         return network
 
     def layout(self, config: Config) -> Layout:
-        """The layout of the network; none is built for it where one was."""
+        """The layout of the network; a network is built for it only where none was before."""
         kind = self._architecture(config)
         if kind not in self._layouts:
             self.network(config)

@@ -31,7 +31,7 @@ MeasurementKey: TypeAlias = tuple[str, str]
 class Treatment:
     """Of batch-norm statistics, where a state is measured: OWN, or the name of their recomputation.
 
-    They are recomputed on `images` images (0: all) drawn from the statistics streams of `noise` at `epoch`.
+    They are recomputed on `images` images drawn from the statistics streams of `noise` at `epoch`.
     """
 
     name: str

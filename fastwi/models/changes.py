@@ -1,4 +1,4 @@
-"""Which sources of users' networks made the results in a directory: said in its manifest, and compared."""
+"""The sources of users' networks that made the results in a directory: noted in its manifest, and compared."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -22,13 +22,13 @@ def networks_of(names: Iterable[str]) -> Networks:
 
 
 def network_change(manifest: Path, networks: Networks) -> str | None:
-    """How the first of `networks` that differs does so from what made the results that `manifest` tells of; or None.
+    """In words, how the first of `networks` that differs does so from the one noted in `manifest`; or None.
 
     None too where there is no manifest, or it does not say.
     """
     try:
-        told = json.loads(manifest.read_text())[NETWORKS]
-        made = {name: (about["digest"], dict(about["made_of"])) for name, about in told.items()}
+        noted = json.loads(manifest.read_text())[NETWORKS]
+        made = {name: (about["digest"], dict(about["made_of"])) for name, about in noted.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     for name, now in networks.items():

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 10.0
 
-
 EVALUATION_COST = 0.25
-"""Of an image passed forward only, in trained images: the share that the time left is reckoned with."""
+"""Of an image that is only evaluated, in trained images: an estimate, for the time left."""
 
 
 def cost_of(planned: "PlannedSweep", task: int) -> float:
@@ -32,7 +31,7 @@ def cost_of(planned: "PlannedSweep", task: int) -> float:
     tested = EVALUATION_COST * inputs.images("test", config.data)
     if task < len(tree):
         return inputs.images("train", config.data) + tested
-    return tested + EVALUATION_COST * tree.treatments[tree.probe_treatments[task - len(tree)]].images
+    return tested + EVALUATION_COST * tree.treatment_of(task).images
 
 
 def auto_line(planned: "PlannedSweep") -> str:
@@ -71,8 +70,8 @@ class LiveProgress:
     ) -> None:
         self._bar.stop()
 
-    def _print(self, message: str, soft_wrap: bool = True) -> None:
-        self._bar.console.print(message, markup=False, highlight=False, soft_wrap=soft_wrap)
+    def _print(self, message: str) -> None:
+        self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 class TreeProgress(LiveProgress):
@@ -85,13 +84,13 @@ class TreeProgress(LiveProgress):
         first: str = "",
         quiet: bool = False,
     ) -> None:
-        """`describe`: measurements in words, for a line at each of them. `quiet`: nothing is said.
+        """`describe`: measurements in words, for a line at each of them. `quiet`: nothing is shown.
 
-        `first` is said before the first images; without it, what engine.precision: auto is.
+        `first` is shown before the first images; without it, what engine.precision: auto is.
         """
         self._tree, self._cost, self._describe = planned.tree, partial(cost_of, planned), describe
         first = first or auto_line(planned)
-        self._waiting = {"first": first} if first else {}  # lines that are said before the first images
+        self._waiting = {"first": first} if first else {}  # lines that are shown before the first images
         self._total = self._done = self._here = 0.0
         self._tasks = self._tasks_done = 0
         self._begun = time.monotonic()
@@ -139,7 +138,7 @@ class TreeProgress(LiveProgress):
         self._print(f"{said}  [{speed}, {clock(spent)} spent, {clock(left)} left]")
 
     def told(self, message: str) -> None:
-        """Say it."""
+        """Show it."""
         self._print(message)
 
     def _say_first(self) -> None:

@@ -1,4 +1,4 @@
-"""The rows of a run: those of metrics.jsonl, one a measurement; of any point of a sweep too."""
+"""The rows of a run, or of one point of a sweep, as metrics.jsonl has them: one a measurement."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

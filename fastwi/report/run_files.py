@@ -27,7 +27,7 @@ _EARLIER = "progress.json"  # of runs before they had stores
 
 
 class RunDirectory:
-    """The files of one run: the manifest, what it was begun as, and its store, from which all others are made."""
+    """The files of one run: manifest and config, which say what it is; its store; what is made from the store."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.store, self.manifest = directory, directory / "store", directory / MANIFEST
@@ -58,7 +58,7 @@ class RunDirectory:
 
     @contextmanager
     def begun(self, manifest: Mapping[str, Any], config: Config) -> Iterator[None]:
-        """Hold the directory, and note in it what the run is, where it is new.
+        """Hold the directory; where it is new, note in it what the run is.
 
         Raises UserError where another process holds it (two would only wait for each other), or where it cannot be
         written.
@@ -91,7 +91,7 @@ class RunDirectory:
 
 @dataclass(frozen=True)
 class RunResults:
-    """What was measured, also as the rows of metrics.jsonl; and what is said of it, and of networks that diverged."""
+    """What was measured, also as the rows of metrics.jsonl, and what the command prints of it."""
 
     measured: "dict[MeasurementKey, Measurement]"
     rows: list[Row]

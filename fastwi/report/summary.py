@@ -1,4 +1,4 @@
-"""The summary of one run: who was how good at interpolation, and what became of the gain."""
+"""What commands print of their results, and the tables of one run: at interpolation, and trained on."""
 
 import math
 import re

@@ -23,7 +23,7 @@ from fastwi.sealed import MANIFEST, seal_directory, sealed_yaml
 
 @dataclass(frozen=True)
 class SweepResults:
-    """What was written: the frames of results.parquet and gains.parquet; and what is said of them.
+    """What was written: the frames of results.parquet and gains.parquet, and what the command prints of them.
 
     `missing`: how many of the sweep's measurements are not there.
     """

@@ -102,8 +102,8 @@ def kept_bytes(planned: PlannedSweep, resources: Resources) -> dict[str, int]:
 
 def kept_line(sizes: dict[str, int], chosen: str) -> str:
     """The same in words; `chosen` is the sweep's own choice."""
-    told = (f"{keep} {size / 2**20:,.0f} MiB" + " (chosen)" * (keep == chosen) for keep, size in sizes.items())
-    return "states in the store at the end, by sweep.keep: " + ", ".join(told)
+    shown = (f"{keep} {size / 2**20:,.0f} MiB" + " (chosen)" * (keep == chosen) for keep, size in sizes.items())
+    return "states in the store at the end, by sweep.keep: " + ", ".join(shown)
 
 
 def _listed(numbers: list[int]) -> str:

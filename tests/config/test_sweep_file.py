@@ -1,6 +1,7 @@
 """What a sweep file and its command line say, and which layer wins."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from fastwi.config.sweepcheck import check_sweep, count_points
 from fastwi.config.sweepfile import SweepRequest, read_sweep_request, sweep_from_yaml, sweep_name
 from fastwi.config.sweephelp import SAMPLE
 from fastwi.config.sweeplayers import OPTIONS
-from fastwi.config.sweeppoints import AVERAGE_SEEDS, SEEDS_A_PARENT, child_tuples, points
+from fastwi.config.sweeppoints import AVERAGE_SEEDS, SEEDS_A_PARENT, child_tuples, points, shard_of
 from fastwi.config.sweepwrite import sweep_to_yaml
 from fastwi.errors import ConfigError
 from fastwi.version import __version__
@@ -270,6 +271,19 @@ def test_points_are_counted_as_they_are_expanded(options: SweepOptions) -> None:
     assert count_points(spec) == len(expanded)
     assert len(child_tuples(spec)) * len(options.parents) * 6 * max(1, len(options.alphas)) == len(expanded)
     assert {point.config.experiment.k for point in expanded} == {1, 2, 4}
+
+
+def test_shards_have_each_point_once_and_none_is_empty() -> None:
+    axes = (Axis("experiment.k", (1, 2)),)
+    every = list(points(SweepSpec(Config(), axes, SweepOptions(parents=(0, 4), children=6, alphas=(0.2, 0.5)))))
+    for count in range(1, 7):
+        shards = [shard_of(every, number, count) for number in range(1, count + 1)]
+        assert sorted(map(every.index, itertools.chain(*shards))) == list(range(len(every)))
+        cells = [{(point.values, point.alpha) for point in shard} for shard in shards]
+        assert all(len(found) == 4 for found in cells)
+    with pytest.raises(ConfigError, match=r"^--shard: part 1 of 7 is empty.*give at most 6 parts$"):
+        shard_of(every, 1, 7)
+    assert len(shard_of(every, 7, 7)) == len(every) // 6
 
 
 def test_noise_seeds_of_the_largest_sweep_do_not_meet() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars
 
-from fastwi.analysis.studies.pairs import PAIR_COLUMNS, SPLITS, Bench, Tell, frame_of, pairs_of
+from fastwi.analysis.studies.pairs import LINE_COLUMNS, SPLITS, Bench, Tell, frame_of, pairs_of
 from fastwi.config.analysis import AnalysisOptions
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _CHANGES = {
         "error_change_points": ("points", f"{split} error less that of the network whose rest it is, likewise"),
     }.items()
 }
-COLUMNS = PAIR_COLUMNS | _CHANGES | {
+COLUMNS = LINE_COLUMNS | _CHANGES | {
     "rest": ("", "the child that all other blocks are of: A, the pair's first, or B"),
     "block": ("", f"the block that is half A's and half B's, by its name in the network; {WHOLE}: every one"),
     "block_number": ("", f"place of the block in the network, from 0; -1: {WHOLE}"),

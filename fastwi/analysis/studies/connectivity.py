@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars
 
-from fastwi.analysis.studies.pairs import PAIR_COLUMNS, SPLITS, Bench, Tell, frame_of, pairs_of
+from fastwi.analysis.studies.pairs import LINE_COLUMNS, SPLITS, Bench, Tell, frame_of, pairs_of
 from fastwi.config.analysis import AnalysisOptions
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _BARRIERS = {
     "gain_best_nats": ("nats", "loss of the better end less that at alpha = 0.5, likewise"),
     "gain_mean_nats": ("nats", "mean of the ends' losses less that at alpha = 0.5, likewise"),
 }
-COLUMNS = PAIR_COLUMNS | _BARRIERS | {
+COLUMNS = LINE_COLUMNS | _BARRIERS | {
     "alpha": ("1", "place on the line: 0 is A, the pair's first child, 1 is B"),
     "split": ("", "images that were measured on, without augmentation: train or test"),
     "places": ("", "places on the line that the barriers are taken over, from 0 to 1"),

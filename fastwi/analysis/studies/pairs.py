@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars
 
-from fastwi.analysis.columns import axis_types
+from fastwi.analysis.columns import PAIR_COLUMNS, axis_types
 from fastwi.config.analysis import AnalysisOptions, chosen_cells
 from fastwi.config.schema import Config
 from fastwi.config.sweep import RECOMPUTED, SweepSpec
@@ -25,10 +25,8 @@ Tell = Callable[[int, int], None]  # done, total
 
 SPLITS = ("train", "test")
 
-PAIR_COLUMNS = {
-    "k": ("epochs", "epochs that the parent trained before cloning"),
-    "s": ("epochs", "epochs that each child trained before averaging"),
-    "parent_seed": ("", "initialisation seed of the parent"),
+LINE_COLUMNS = {
+    **{name: PAIR_COLUMNS[name] for name in ("k", "s", "parent_seed")},
     "pair": ("", "which pair of the parent's children, from 0"),
     "batch_norm": ("", "batch-norm statistics: the ends' averaged as the weights are, or recomputed"),
     **{

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars
 
-from fastwi.analysis.studies.pairs import PAIR_COLUMNS, Bench, Pair, Tell, frame_of, pairs_of
+from fastwi.analysis.studies.pairs import LINE_COLUMNS, Bench, Pair, Tell, frame_of, pairs_of
 from fastwi.config.analysis import AnalysisOptions
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ POINTS = ("parent", "A", "B", "average")
 _WEIGHTS_43 = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.5, 0.5]])  # of O, A and B
 _SPLIT = "test"
 
-COLUMNS = PAIR_COLUMNS | {
+COLUMNS = LINE_COLUMNS | {
     "x_l2": ("L2 distance of weights", "place along the way from the parent to A; the parent is at 0"),
     "y_l2": ("L2 distance of weights", "place across it, on B's side; the parent and A are at 0"),
     "point": ("", "which network: parent, A, B, or the average of A and B"),
