@@ -1,7 +1,7 @@
 """What every command's entry point shares: errors to one line and an exit code, signals to a clean end.
 
 Exit codes: 0 ok; 1 the run failed (a traceback says where); 2 bad configuration or use; 130 Ctrl-C;
-143 SIGTERM; 141 whoever read the output went away; 3 a sweep is partly done.
+143 SIGTERM; 141 nobody reads the output any more; 3 a sweep is partly done.
 """
 
 import contextlib
@@ -42,10 +42,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def command(body: Callable[[list[str]], int]) -> Callable[..., int]:
-    """A command's entry point made of its body: called without arguments, it takes those of the process.
-
-    It prints what is to be said, and returns the exit code, as `run_command` does.
-    """
+    """A command's entry point, made of its body by `run_command`: without arguments it takes those of the process."""
 
     @functools.wraps(body)
     def main(argv: list[str] | None = None) -> int:
@@ -128,7 +125,7 @@ def _print_anything() -> None:
 def _let_waiting_threads_sleep() -> None:
     """Have a thread of torch's that waits for another one spin briefly and then sleep; read when torch is loaded.
 
-    libgomp's default is to spin for milliseconds. On cores that other work has too, whoever spins then takes the core
+    libgomp's default is to spin for milliseconds. On cores that other work has too, a spinning thread takes the core
     from the very thread that it waits for: training beside one busy process took 1.55 x as long (benchmarks.busy).
     What the user set stays.
     """

@@ -35,7 +35,10 @@ def value_of(config: Config, key: Key) -> Value:
 
 
 def changes(config: Config, keys: Iterable[Key]) -> dict[str, Any]:
-    """The values of `keys` that differ from their defaults, by path, as plain values that JSON takes."""
+    """The values of `keys` that differ from their defaults, by path, as plain values that JSON takes.
+
+    Names of results are made of these: a key that is added later leaves the earlier names as they were.
+    """
     return {key.path: _plain(value) for key in keys if (value := value_of(config, key)) != key.default}
 
 

@@ -22,8 +22,8 @@ from fastwi.experiment.worker import Worker
 def worker_for(planned: PlannedSweep) -> Worker:
     """A worker on this device that refuses all datasets and networks but those that were planned on.
 
-    What is left is tried, where it is this worker that will do it: its images are opened, and networks of
-    the user's own make a step. Raises UserError where that fails, or where networks do not fit into the memory.
+    If this worker will do what is left, that is tried: memory is checked, images are opened, and networks of the
+    user's own make a step. Raises UserError where that fails.
     """
     options = planned.spec.options
     worker = Worker(planned.tree, options, Path.cwd())
