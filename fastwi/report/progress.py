@@ -99,12 +99,12 @@ class TreeProgress(LiveProgress):
 
     def planned(self, left: Sequence[int]) -> None:
         """Take `left` as what is left."""
+        if not left:
+            finished = "finished before; its results are shown again, whatever engine.* says now"
+            self._print("other processes did the rest" if self._tasks else finished)
         self._total = self._done + sum(map(self._cost, left))
         self._tasks = self._tasks_done + len(left)
         self._bar.update(self._task, total=self._total)
-        if not self._tasks:
-            self._print("finished before; its results are shown again, whatever engine.* says now")
-            return
         epochs, probes = self._tree.count(left)
         self._waiting["planned"] = f"{epochs:,} epochs to train, {probes:,} networks to measure"
 
