@@ -80,6 +80,8 @@ def locked_directory(directory: Path, busy: str = "") -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
             raise UserError(f"{directory}: {busy}") from None
+        except OSError as error:  # a file system without locks
+            raise _say(error, directory) from error
         yield
 
 

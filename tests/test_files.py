@@ -12,7 +12,7 @@ import pytest
 
 import fastwi.files
 from fastwi.errors import UserError
-from fastwi.files import atomic_open, atomic_path, write_json
+from fastwi.files import atomic_open, atomic_path, locked_directory, write_json
 
 ROOT = Path(fastwi.files.__file__).parents[1]
 
@@ -121,3 +121,14 @@ def test_a_kill_leaves_the_earlier_file(tmp_path: Path) -> None:
     assert len(left) == 1
     assert left[0].startswith(".a.bin.")
     assert left[0].endswith(".tmp")
+
+
+def test_a_directory_that_cannot_be_locked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system without locks."""
+
+    def none_left(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fastwi.files.fcntl, "flock", none_left)
+    with pytest.raises(UserError, match=os.strerror(errno.ENOLCK)), locked_directory(tmp_path / "made"):
+        pytest.fail("it is held")
