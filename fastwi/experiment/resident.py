@@ -100,8 +100,7 @@ class ResidentStates(StateCache):
         tree, resources, config = self._tree, self._resources, self._tree.configs[nodes[0]]
         device = resolve_device(config.engine.device)
         if tree.is_epoch(nodes[0]):
-            layout = resources.layout(config)
-            return read_states(self._store, [files[tree.keys[node]] for node in nodes], layout, device)
+            return read_states(self._store, [files[tree.keys[n]] for n in nodes], resources.layout(config), device)
         if nodes[0] not in tree.averages:
             return Population.from_modules([resources.network(tree.configs[node]) for node in nodes], device)
         self._bring(self._children(nodes), files, rows)

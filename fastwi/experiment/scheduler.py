@@ -119,6 +119,7 @@ class _Pass:
         names, epochs = tree.measurement_keys(), [tree.keys[node] for node in tree.epoch_nodes()]
         while True:
             measured, stored, claimed = self._store.look(names, epochs)
+            claimed.update(self._failed)  # nor do these need the states that they start from
             left = unfinished(tree, measured.keys(), stored, stopped_states(tree, measured.values()), claimed)
             # States that are there, or will be stored, are pinned, so that no other process drops them: not those
             # that training passes through, and not those of others' tasks.
@@ -162,8 +163,7 @@ class _Pass:
         """The chains of `tasks` that are claimed now, as wholes, and those of which another process has a part."""
         chains = [self._queue.chain(task) if task < len(self._tree) else [task] for task in tasks]
         groups = [list(map(self._tree.measurement_key, chain)) for chain in chains]
-        wanted = {name: task for names, chain in zip(groups, chains, strict=True)
-                  for name, task in zip(names, chain, strict=True) if task not in self._claimed}  # fmt: skip
+        wanted = {self._tree.measurement_key(n): n for chain in chains for n in chain if n not in self._claimed}
         if wanted:
             again = [name for name in wanted if name in self._measured]
             self._claimed.update(wanted[name] for name in self._owner.claim(list(wanted), again, groups))
@@ -207,10 +207,11 @@ class _Pass:
         if isinstance(outcome, Outcome):
             done, measurements = outcome.tasks, outcome.measurements
             self._claimed.difference_update(done)
-            self._stored.update(key for key, _ in outcome.states)
-            self._stored.update(file.key for file in outcome.files)
+            states = {*(key for key, _ in outcome.states), *(file.key for file in outcome.files)}
+            self._stored |= states
             self._writer.put(outcome, [m.key for m in measurements])
-            self._drop(self._queue.done(done))
+            made = {self._tree.nodes[key] for key in states} - self._tree.stops  # all users may be given up by now
+            self._drop([*self._queue.done(done), *(node for node in made if not self._queue.needed(node))])
             self._queue.put(task for task in job.tasks if task >= len(self._tree))  # those that are left
             diverged = [m for m in measurements if m.diverged]
             for m in diverged:

@@ -49,8 +49,7 @@ def left_of(planned: "PlannedSweep") -> Sequence[int]:
     if not (directory / "store.json").exists():
         return unfinished(tree, (), ())
     with Store.open(directory, create=False) as store:
-        measured = store.measurements(tree.measurement_keys())
-        stored = store.states(tree.keys[node] for node in tree.epoch_nodes())
+        measured, stored, _ = store.look(tree.measurement_keys(), map(tree.keys.__getitem__, tree.epoch_nodes()))
     return unfinished(tree, measured.keys(), stored, stopped_states(tree, measured.values()))
 
 

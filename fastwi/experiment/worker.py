@@ -182,9 +182,10 @@ class Worker:
             population = engine.recompute_statistics(
                 population, train, noises, treatment.epoch, treatment.images, lambda n: report.images(0, n)
             )
-            # Averages are trained on with these very statistics.
+            # Averages are trained on with these very statistics; those that end here were made without momentum.
             names = map(self.resident.trained_name, map(self.tree.start_of, probes))
-            self.resident.put(population, [name if name[1] else None for name in names])
+            going_on = [n if n[1] and self.tree.configs[n[0]].experiment.after else None for n in names]
+            self.resident.put(population, going_on)
         return score(engine, population, test, report)
 
 

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -44,16 +44,20 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield here
 
 
-def planned(inputs: Path, store: Path, **options: object) -> PlannedSweep:
+AXES = (Axis("experiment.k", (1, 3)), Axis("experiment.s", (1, 4)))
+
+
+def planned(
+    inputs: Path, store: Path, axes: tuple[Axis, ...] = AXES, experiment: Mapping[str, object] = {}, **options: object
+) -> PlannedSweep:
     """Two parents, cloned after 1 and 3 epochs into two children of 1 and 4; their averages are trained on."""
     base = config_from_mapping({
         "data": {"path": str(inputs / "data")},
         "model": {"name": "convnet", "width": WIDTH, "weights": str(inputs / "parent.pt")},
         "optimizer": {"batch_size": 20}, "augment": {"padding": 1}, "schedule": {"drop_epochs": []},
-        "experiment": {"after": 1, "recompute_images": 20},
+        "experiment": {"after": 1, "recompute_images": 20, **experiment},
         "engine": {"device": "cpu", "precision": "fp32", "backend": "eager", "threads": 1},
     })  # fmt: skip
-    axes = (Axis("experiment.k", (1, 3)), Axis("experiment.s", (1, 4)))
     return plan_sweep(SweepSpec(base, axes, SweepOptions(store=str(store), parents=(0, 1), **options)))  # type: ignore
 
 
@@ -262,6 +266,69 @@ def test_a_job_that_fails_takes_along_what_needs_it_and_nothing_else(inputs, tmp
         assert store.claims() == {}
     assert carried_out(sweep, limits) == {}
     assert measured(sweep) == whole
+
+
+def test_what_failed_has_nothing_made_again_by_another_plan(inputs, tmp_path, whole, monkeypatch) -> None:
+    sweep = planned(inputs, tmp_path / "store", keep="none")
+    tree, bad = sweep.tree, sweep.places[-1].children[0][1]
+
+    def failing(run: Do) -> Do:
+        def do(job: Job, report: Report) -> Outcome:
+            if tree.nodes[bad] in job.tasks:
+                raise RuntimeError("no luck")
+            return run(job, report)
+
+        return do
+
+    listener = Silent()
+    with Store.open(sweep.spec.options.store) as store, store.owner() as owner:
+        assert owner.claim([(sweep.places[0].average, OWN)])
+        while_waiting(monkeypatch, owner.close)
+        gone = carried_out(sweep, IN_CHAINS, listener, failing)
+    assert names_of(sweep, listener.here) == Counter(whole.keys() - gone.keys())
+    assert states(sweep) == set()
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_state_goes_whose_users_were_given_up_while_it_was_made(inputs, tmp_path, bad: int) -> None:
+    """One child of two fails while the other is trained to its end: no average is made of that."""
+    sweep = planned(inputs, tmp_path / "store", keep="none", measure=(OWN,))
+    tree, children = sweep.tree, sweep.places[-1].children
+    last, fails = (tree.nodes[children[child][-1]] for child in (1 - bad, bad))
+    worker = Worker(tree, sweep.spec.options, Path.cwd())
+    run, done = worker.run, list[int]()
+
+    def do(job: Job, report: Report) -> Outcome:
+        done.extend(job.tasks)
+        if fails in job.tasks:
+            raise RuntimeError("no luck")
+        return run(job, report)
+
+    class Several(LocalExecutor):
+        jobs = 50
+
+        def wait(self) -> tuple[Job, Outcome | Exception]:
+            self._waiting.sort(key=lambda item: (last not in item[0].tasks, fails not in item[0].tasks))
+            return super().wait()
+
+    worker.run = do  # type: ignore[method-assign]
+    with Store.open(sweep.spec.options.store) as store:
+        assert carry_out(store, Several(worker), Silent(), Limits(1, 1, 60.0))
+    assert done.index(fails) < done.index(last)
+    assert states(sweep) == set()
+
+
+@pytest.mark.parametrize("momentum", ["reset", "average", "keep"])
+def test_averages_that_some_points_train_on_and_others_do_not(inputs, tmp_path, momentum: str) -> None:
+    """They start with the momentum that they have by themselves, in whatever memory they were measured."""
+    found = []
+    for after in ((2,), (0, 2)):
+        axes = Axis("experiment.s", (1, 2)), Axis("experiment.after", after)
+        treatment = {"k": 1, "batch_norm": "recompute", "momentum": momentum}
+        sweep = planned(inputs, tmp_path / f"{len(after)}", axes, treatment)
+        assert carried_out(sweep, Limits(1, 1, 60.0)) == {}
+        found.append(measured(sweep))
+    assert found[0] == found[1]
 
 
 def test_limits_are_what_the_memory_holds() -> None:
