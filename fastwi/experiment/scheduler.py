@@ -4,7 +4,6 @@ Any number of processes may carry out the same tree, or trees that share epochs,
 before they are trained, and whoever dies loses its claims. What is done is never done again.
 """
 
-import itertools
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -85,7 +84,7 @@ def carry_out(store: Store, executor: Executor, listener: Listener, limits: Limi
 
 
 class _Pass:
-    """One pass over what is left. It ends early where a state is damaged, or gone; the next one plans with that."""
+    """One pass over what is left. It ends early where a state is damaged or gone, or another process is done."""
 
     def __init__(
         self,
@@ -178,10 +177,9 @@ class _Pass:
             self._owner.release([self._tree.measurement_key(task) for task in held])
 
     def _news(self, blocked: Sequence[Sequence[int]]) -> bool:
-        """Whether other processes have done something of a chain, or let it go."""
-        named = [list(map(self._tree.measurement_key, chain)) for chain in blocked]
-        measured, _, claimed = self._store.look(itertools.chain(*named), ())
-        return any(claimed.isdisjoint(names) for names in named) or not self._measured.issuperset(measured)
+        """Whether other processes are done with one of the chains, or have let it go."""
+        _, _, claimed = self._store.look((), ())
+        return any(claimed.isdisjoint(map(self._tree.measurement_key, chain)) for chain in blocked)
 
     def _files(self, chains: list[list[int]]) -> dict[str, StoredState] | None:
         """The files of the states that `chains` start from and the executor lacks; None where one is not there."""

@@ -6,8 +6,7 @@ DuckDB, which would also store columns, locks its file for one writing process.
 On a local disk the write-ahead log (WAL) is used: readers and a writer do not wait for each other. WAL needs shared
 memory of one machine, so where the directory is on a network file system (`fastwi.experiment.store.filesystem`) it is
 the rollback journal instead. A store that was once opened over a network stays with the journal: its file server sees
-it as local, and the two do not mix. Either way a commit is flushed to the disk (synchronous = FULL),
-but for claims in a log: a power cut ends whoever made them.
+it as local, and the two do not mix. Either way a commit is flushed to the disk (synchronous = FULL).
 
 Everybody who has the index open holds index.lock (shared). Who finds it free is alone: a log that a killed process
 left is then checked before SQLite reads it, and the index is made where there is none.
@@ -67,14 +66,9 @@ class Database:
                     connection.execute("ROLLBACK")
 
     @contextlib.contextmanager
-    def writing(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of the block is committed at its end, or nothing of it.
-
-        `durable`: it is on the disk then. What is not may be lost by a power cut, until the next one that is.
-        """
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of the block is committed at its end, or nothing of it."""
         with self.reading() as connection:
-            in_log = connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-            connection.execute(f"PRAGMA synchronous = {'NORMAL' if in_log and not durable else 'FULL'}")
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection

@@ -75,7 +75,7 @@ class Owner:
         tasks = list(dict.fromkeys((state, treatment) for state, treatment in tasks))
         again = {(state, treatment) for state, treatment in again}
         whole = [set(group) for group in groups]
-        with self._database.writing(durable=False) as connection:  # a power cut ends the owner too
+        with self._database.writing() as connection:
             asked = {*tasks, *itertools.chain(*whole)}
             claims = {row[:2]: row[2] for row in rows_of_keys(connection, self._places, CLAIMS, asked)}
             measured = {row[:2] for row in rows_of_keys(connection, self._places, MEASUREMENTS, tasks)}
@@ -97,7 +97,7 @@ class Owner:
         """Give back claims without a result. Those of others stay."""
         self._check()
         tasks = list(tasks)
-        with self._database.writing(durable=False) as connection:
+        with self._database.writing() as connection:
             for task in tasks:
                 connection.execute(f"{CLAIMS.deletion} AND owner = ?", (*task, self.id))
 
