@@ -1,7 +1,7 @@
 """`python -m fastwi.sweep --config FILE`: a grid as one tree of trajectories, every shared epoch trained once.
 
 A sweep reads from top to bottom in `open_sweep` and `carry_out_sweep`. The same command goes on with a sweep that was
-interrupted, and may run in several processes at once. The module is called from Python: see `_Callable`.
+interrupted, and may run in several processes at once. From Python the module itself is called (below).
 """
 
 import inspect
@@ -74,13 +74,8 @@ def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "SweepResults":
         return write_sweep(planned, store, worker.resources, failures)
 
 
-class _Callable(ModuleType):
-    """`fastwi.sweep(config, ...)`: an import of this module binds that name to it, so the module is called."""
-
-    __call__ = staticmethod(entry.sweep)
-
-
-sys.modules[__name__].__class__ = _Callable
+# `fastwi.sweep(config, ...)`: whoever imports this module binds that name to it, so it is what is called.
+sys.modules[__name__].__class__ = type("_Callable", (ModuleType,), {"__call__": staticmethod(entry.sweep)})
 __signature__ = inspect.signature(entry.sweep)  # what help and notebooks show of the call
 
 if __name__ == "__main__":

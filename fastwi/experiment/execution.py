@@ -28,8 +28,7 @@ def worker_for(planned: PlannedSweep) -> Worker:
     options = planned.spec.options
     worker = Worker(planned.tree, options, Path.cwd())
     if options.executor == "local":
-        left = (task for task in left_of(planned) if task < len(planned.tree))
-        configs = map(planned.tree.configs.__getitem__, left)
+        configs = (planned.tree.configs[task] for task in left_of(planned) if task < len(planned.tree))
         for config in {(c.model, c.engine, c.optimizer.batch_size, c.data): c for c in configs}.values():
             _check_memory(config, worker.resources)
             worker.resources.tried_engine(config)

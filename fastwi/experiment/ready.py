@@ -8,11 +8,8 @@ import numpy as np
 
 from fastwi.experiment.tree import Tree
 
-LONGEST_CHAIN = 64
-"""Epochs. Other processes wait for whole chains."""
-
-WORTH_A_JOB = 16
-"""Probes that are made without waiting for more, or as many as a population has members."""
+LONGEST_CHAIN = 64  # epochs; other processes wait for whole chains
+WORTH_A_JOB = 16  # probes that are made without waiting for more, or as many as a population has members
 
 _Group = tuple[int, int, object]  # the epoch, 0 for probes or 1 for epochs, and what is alike
 

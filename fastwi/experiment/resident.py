@@ -1,20 +1,66 @@
 """States on the device: resident rows, and others read, drawn or averaged when a job asks for them."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from fastwi.data.noise import Noise
 from fastwi.engine.device import resolve_device
-from fastwi.experiment.cache import Row, StateCache
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.store import StoredState, read_states
 from fastwi.experiment.tree import Tree
-from fastwi.population import Population
+from fastwi.population import Layout, Population
 
+Row = tuple[Population, int]
 Files = Mapping[str, StoredState]
 Name = tuple[int, bool]
 Rows = dict[Name, Row]
+
+
+class StateCache:
+    """Rows by name, within a bound of memory; the least recently used go first.
+
+    Rows are never written to: who trains one copies it. The rows of a population share its memory and go together.
+    """
+
+    def __init__(self, most_bytes: float) -> None:
+        self._most, self._bytes = most_bytes, 0
+        self._rows: dict[Hashable, Row] = {}
+        self._names: OrderedDict[Population, set[Hashable]] = OrderedDict()  # in the order of their last use
+
+    def __contains__(self, name: Hashable) -> bool:
+        return name in self._rows
+
+    def get(self, name: Hashable) -> Row | None:
+        """The row called `name`, where it is there."""
+        row = self._rows.get(name)
+        if row is not None:
+            self._names.move_to_end(row[0])
+        return row
+
+    def put(self, population: Population, names: Sequence[Hashable | None]) -> None:
+        """Hold the rows of `population` under `names`; those without one are not looked for."""
+        rows = {name: (population, m) for m, name in enumerate(names) if name is not None}
+        self.drop(rows)
+        if rows:
+            self._rows |= rows
+            self._names[population] = set(rows)
+            self._bytes += population.members * population.layout.row_bytes
+        while self._bytes > self._most and len(self._names) > 1:
+            self.drop(list(next(iter(self._names.values()))))
+
+    def drop(self, names: Iterable[Hashable]) -> None:
+        """Let rows go, and the memory of populations of which none is left."""
+        for name in names:
+            row = self._rows.pop(name, None)
+            if row is not None:
+                population, left = row[0], self._names[row[0]]
+                left.discard(name)
+                if not left:
+                    del self._names[population]
+                    self._bytes -= population.members * population.layout.row_bytes
 
 
 class ResidentStates(StateCache):
@@ -28,7 +74,7 @@ class ResidentStates(StateCache):
         """`store`: its directory, for the states that are not resident."""
         super().__init__(most_bytes)
         self._tree, self._store, self._resources = tree, store, resources
-        self._scratch: Population | None = None
+        self._held: dict[str, Population] = {}
 
     def forget(self, nodes: Iterable[int]) -> None:
         """Let the memory of states go."""
@@ -51,21 +97,43 @@ class ResidentStates(StateCache):
         return Population.gather([rows[name] for name in names])
 
     def portions(self, nodes: Sequence[int], files: Files, size: int) -> Iterator[Population]:
-        """As `gather`, up to `size` at a time, in memory that is used again; averages that end here are not kept."""
+        """As `gather`, up to `size` at a time, in memory that is used again; averages that end here are not kept.
+
+        Nor are stored states that one portion alone needs.
+        """
         tree, rows = self._tree, self._at_hand([(node, False) for node in nodes])
-        for first in range(0, len(nodes), size):
-            part = nodes[first : first + size]
+        parts = [nodes[first : first + size] for first in range(0, len(nodes), size)]
+        uses = Counter(name for part in parts for name in {*((node, False) for node in part), *self._children(part)})
+        for part in parts:
             end_here = all(node in tree.averages and not tree.configs[node].experiment.after for node in part)
             names = self._children(part) if end_here else [(node, False) for node in part]
+            passing = [name for name in names if tree.is_epoch(name[0]) and uses[name] == 1 and name not in rows]
+            if passing:
+                read = self._read([node for node, _ in passing], files, again=True)
+                rows |= {name: (read, m) for m, name in enumerate(passing)}
             self._bring(names, files, rows)
             like = rows[names[0]][0]
-            if self._scratch is None or len(self._scratch) < len(part) or self._scratch.layout != like.layout:
-                self._scratch = Population.zeros(like.layout, len(part), like.device)
-            scratch = self._scratch[: len(part)]
+            made = self._scratch("made", like.layout, len(part), like.device)
             if end_here:
-                yield self._average(part, rows, momentum=None, into=scratch)
+                yield self._average(part, rows, momentum=None, into=made)
             else:
-                yield Population.gather([rows[name] for name in names], scratch)
+                yield Population.gather([rows[name] for name in names], made)
+            for name in passing:
+                del rows[name]
+
+    def _scratch(self, what: str, layout: Layout, members: int, device: torch.device) -> Population:
+        """Memory that is used again by the next call."""
+        held = self._held.get(what)
+        if held is None or len(held) < members or held.layout != layout:
+            held = self._held[what] = Population.zeros(layout, members, device)
+        return held[:members]
+
+    def _read(self, nodes: Sequence[int], files: Files, again: bool = False) -> Population:
+        """Stored states; `again`: in memory that the next call uses again."""
+        config = self._tree.configs[nodes[0]]
+        layout, device = self._resources.layout(config), resolve_device(config.engine.device)
+        into = self._scratch("read", layout, len(nodes), torch.device("cpu")) if again else None
+        return read_states(self._store, [files[self._tree.keys[node]] for node in nodes], layout, device, into)
 
     def _at_hand(self, names: Sequence[Name]) -> Rows:
         """The rows of `names`, and of what averages among them are made of, that are resident.
@@ -78,18 +146,12 @@ class ResidentStates(StateCache):
     def _bring(self, names: Iterable[Name], files: Files, rows: Rows) -> None:
         """Add to `rows` those of `names` that are not there; they are resident from then on."""
         tree = self._tree
-        alike = defaultdict[tuple[bool, object], list[Name]](list)  # made in one go
-        for node, recomputed in dict.fromkeys(names):
-            if (node, recomputed) in rows:
-                continue
-            kind: tuple[bool, object] = (False, tree.is_epoch(node))
-            if node in tree.averages:
-                config, how = tree.configs[node], None
-                if recomputed:
-                    how = tree.epochs[node], config.seeds.statistics_noise, config.experiment.recompute_images
-                kind = True, (config.experiment.momentum, how)
-            alike[kind].append((node, recomputed))
-        for _, made in sorted(alike.items(), key=lambda item: item[0][0]):  # averages of the others last
+        alike = defaultdict[tuple[object, ...], list[Name]](list)  # made in one go
+        for node, recomputed in (name for name in dict.fromkeys(names) if name not in rows):
+            experiment, noise = tree.configs[node].experiment, tree.configs[node].seeds.statistics_noise
+            how = recomputed and (tree.epochs[node], noise, experiment.recompute_images)
+            alike[node in tree.averages, tree.is_epoch(node), experiment.momentum, how].append((node, recomputed))
+        for _, made in sorted(alike.items(), key=lambda item: bool(item[0][0])):  # averages of the others last
             nodes = [node for node, _ in made]
             population = self._made(nodes, made[0][1], files, rows)
             self.put(population, made)
@@ -98,11 +160,11 @@ class ResidentStates(StateCache):
     def _made(self, nodes: Sequence[int], recomputed: bool, files: Files, rows: Rows) -> Population:
         """States of one kind, read, drawn or averaged."""
         tree, resources, config = self._tree, self._resources, self._tree.configs[nodes[0]]
-        device = resolve_device(config.engine.device)
         if tree.is_epoch(nodes[0]):
-            return read_states(self._store, [files[tree.keys[n]] for n in nodes], resources.layout(config), device)
+            return self._read(nodes, files)
         if nodes[0] not in tree.averages:
-            return Population.from_modules([resources.network(tree.configs[node]) for node in nodes], device)
+            networks = [resources.network(tree.configs[node]) for node in nodes]
+            return Population.from_modules(networks, resolve_device(config.engine.device))
         self._bring(self._children(nodes), files, rows)
         averages = self._average(nodes, rows, config.experiment.momentum)
         if not recomputed:

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastwi.experiment.cache import StateCache
+from fastwi.experiment.resident import StateCache
 from fastwi.population import Population
 from fastwi.population.layout import Layout
 

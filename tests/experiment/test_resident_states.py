@@ -10,6 +10,7 @@ import torch
 from fastwi.config.read import config_from_mapping
 from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources
+from fastwi.experiment.store import Store, write_state
 from fastwi.experiment.tree import Tree
 from fastwi.population import Population
 from fastwi.population.layout import Layout
@@ -42,3 +43,24 @@ def test_children_without_files_are_not_lost_to_what_a_job_brings(after: int, tm
         assert ((node, False) in resident) == bool(after)
     if after:
         assert not all(name in resident for name in children)
+
+
+def test_stored_children_of_one_portion_alone_are_not_kept(tmp_path: Path) -> None:
+    """Each portion is made of its own children, though their memory is used again."""
+    config = config_from_mapping({"experiment": {"after": 0}, "engine": {"device": "cpu"}})
+    tree, half = Tree(), (0.5, 0.5)
+    start = tree.add("aa", config)
+    children = [tree.add(name * 2, config, 1, start, noise, "alike") for noise, name in enumerate("bcdef")]
+    pairs = [(0, 1), (2, 3), (1, 4)]  # the second child is of two portions
+    averages = [
+        tree.add(f"{n}", config, 1, average=((children[a], children[b]), half)) for n, (a, b) in enumerate(pairs)
+    ]
+    Store.open(tmp_path).close()
+    files = {
+        tree.keys[node]: write_state(tmp_path, tree.keys[node], child(float(n))) for n, node in enumerate(children)
+    }
+    resources = cast(Resources, cast(Any, SimpleNamespace(layout=lambda _: LAYOUT)))
+    resident = ResidentStates(tree, tmp_path, resources, 100 * ROW)
+    for (a, b), population in zip(pairs, resident.portions(averages, files, 1), strict=True):
+        assert torch.equal(population.weights_MP, torch.full_like(population.weights_MP, (a + b) / 2))
+    assert [(node, False) in resident for node in children] == [False, True, False, False, False]

@@ -86,8 +86,11 @@ def read_states(
     states: Sequence[StoredState],
     layout: "Layout | None" = None,
     device: "torch.device | str | None" = None,
+    into: "Population | None" = None,
 ) -> "Population":
     """The states whose files the index knows as `states`, in their order, as one population on `device`.
+
+    They are read into fresh memory, or into that of `into` (as many members, on the CPU).
 
     Each file is read once, into its row, and the row is used once its bytes have the SHA-256 that the index knows:
     the checksum within the file could add nothing.
@@ -100,7 +103,7 @@ def read_states(
     from fastwi.population.checkpoint import empty
 
     places = StorePlaces(Path(directory))
-    population = empty(layout or _layout_of(places, states[0]), len(states))
+    population = into or empty(layout or _layout_of(places, states[0]), len(states))
     rows = [(state, population.select(slice(m, m + 1))) for m, state in enumerate(states)]
     _in_threads(torch.get_num_threads(), lambda row: _read(places, *row), rows)
     return population if device is None else population.to(device)
