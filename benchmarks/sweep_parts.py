@@ -1,8 +1,9 @@
 """What `python -m benchmarks.sweep` measures, in a process of its own: sweeps by the command, seen from the engine.
 
 It runs on the fastwi that PYTHONPATH names, which may be another commit's: it uses the command's entry point and the
-methods of the `loop` engine, and nothing of how a sweep is carried out. The command runs once on a small sweep first,
-so that imports are not measured. Figures are not drawn.
+methods of the `loop` engine. Only resident pairs (`_resident`) are measured within a worker: there is no figure of
+commits without one, and the part fails with a commit whose worker gathers states by other arguments. The command runs
+once on a small sweep first, so that imports are not measured. Figures are not drawn.
 
     python sweep_parts.py SETTINGS.json RESULT.json
 """

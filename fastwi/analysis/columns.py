@@ -17,6 +17,8 @@ PAIR_COLUMNS = {
 }
 """Unit and meaning. Before them stand the sweep's axes beside k and s, by dotted name."""
 
+PAIR_TYPES: dict[str, Any] = dict.fromkeys(PAIR_COLUMNS, polars.Int64) | {"alpha": polars.Float64}
+
 _TYPES = {bool: polars.Boolean, int: polars.Int64, float: polars.Float64, str: polars.String}
 
 
@@ -27,5 +29,5 @@ def axis_types(spec: SweepSpec) -> dict[str, Any]:
 
 
 def pair_types(spec: SweepSpec) -> dict[str, Any]:
-    """Those, and the types of `PAIR_COLUMNS`."""
-    return axis_types(spec) | dict.fromkeys(PAIR_COLUMNS, polars.Int64) | {"alpha": polars.Float64}
+    """Those, and `PAIR_TYPES`."""
+    return axis_types(spec) | PAIR_TYPES

@@ -148,7 +148,7 @@ class _Pass:
                     self._executor.submit(self._job(mine, files), self._listener)
                     self._running += 1
             if self._running:
-                self._file(*self._executor.wait())
+                self._settle(*self._executor.wait())
                 self._running -= 1
             elif self._outdated or self._news(blocked):
                 break
@@ -201,7 +201,7 @@ class _Pass:
         write += [chain[-1] for chain in chains if chain[-1] < len(tree) and self._queue.needed(chain[-1])]
         return Job(tuple(map(tuple, chains)), files, frozenset(write), self._limits.checkpoint_seconds)
 
-    def _file(self, job: Job, outcome: Outcome | Exception) -> None:
+    def _settle(self, job: Job, outcome: Outcome | Exception) -> None:
         if isinstance(outcome, Outcome):
             done, measurements = outcome.tasks, outcome.measurements
             self._claimed.difference_update(done)

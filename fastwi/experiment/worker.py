@@ -151,8 +151,9 @@ class Worker:
                 portion = next(portions)
             population = portion[at : at + len(part)]
             alike = defaultdict[str, list[int]](list)  # probes, by treatment
-            for task in (task for node in part for task in probes_of[node]):
-                alike[tree.treatment_of(task).name].append(task)
+            for node in part:
+                for task in probes_of[node]:
+                    alike[tree.treatment_of(task).name].append(task)
             found: dict[int, Tested] = {}
             # Own statistics last: a network may count in its buffers while it is tested, and the others are copies.
             for name in sorted(alike, key=lambda name: name == OWN):

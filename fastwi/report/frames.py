@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars
 
-from fastwi.analysis.columns import axis_types
+from fastwi.analysis.columns import PAIR_TYPES, axis_types
 from fastwi.config.keys import KEYS
 from fastwi.config.schema import Config
 from fastwi.config.sweep import RECOMPUTED, SweepSpec
@@ -21,6 +21,7 @@ from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.files import atomic_path, to_json
+from fastwi.report.rows import ACCURACY
 
 if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
@@ -49,8 +50,7 @@ COLUMNS = {
 """Unit and meaning of each column. Before them stand the axes of the sweep other than k and s, by dotted name, null
 where a measurement serves several of an axis's values."""
 
-_SPAN_TYPES: dict[str, Any] = {
-    "k": polars.Int64, "s": polars.Int64, "alpha": polars.Float64, "parent_seed": polars.Int64, "pair": polars.Int64,
+_SPAN_TYPES = PAIR_TYPES | {
     "network": polars.String, "child": polars.Int64, "noise": polars.Int64, "stage": polars.String,
     "point": polars.String, "last": polars.Int64, "first": polars.Int64, "treatment": polars.String,
 }  # fmt: skip
@@ -58,7 +58,7 @@ _SPAN_TYPES: dict[str, Any] = {
 _ROW_TYPES = {
     "stage": polars.String, "epoch": polars.Int64, "network": polars.String, "batch_norm": polars.String,
     "train_loss": polars.Float64, "learning_rate": polars.Float64, "test_loss": polars.Float64,
-    "test_accuracy_%": polars.Float64,
+    ACCURACY: polars.Float64,
 }  # fmt: skip
 
 
@@ -93,8 +93,8 @@ def result_frame(
 ) -> polars.DataFrame:
     """All measurements of a sweep in long form, each once (columns: the axes beside k and s, then `COLUMNS`).
 
-    Measurements that are not there yet are left out. `places[i]` is where the
-    results of `points[i]` are; `inputs_of` says what configurations were planned on.
+    Measurements that are not there yet are left out. `places[i]` is where the results of `points[i]` are; `inputs_of`
+    says what configurations were planned on.
     """
     tree, axes, tuples = places[0].tree, other_axes(spec), child_tuples(spec)
     # Values of axes by their place on the axis: polars compares numbers.
