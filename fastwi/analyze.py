@@ -81,11 +81,11 @@ def _analyze(request: AnalysisRequest) -> int:
     return 0
 
 
-def _write_frame(frame: "polars.DataFrame", stem: Path, columns: dict[str, tuple[str, str]]) -> None:
+def _write_frame(frame: "polars.DataFrame", stem: Path, columns: dict[str, Any]) -> None:
     """The frame as Parquet, with unit and meaning of its columns in the metadata, and as CSV, lists as JSON."""
     import polars
 
-    from fastwi.report.frames import write_frame
+    from fastwi.report.rows import write_frame
 
     write_frame(frame, stem.with_suffix(".parquet"), columns)
     flat = frame.with_columns(

@@ -1,6 +1,10 @@
-"""The columns that name an average, in a sweep's gains and in studies: their unit, meaning and type."""
+"""The row model: a table's columns, each with its unit, meaning and type declared once.
 
-from typing import Any
+A row about an average begins with the sweep's axes beside k and s, by dotted name, and then `PAIR_COLUMNS`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import polars
 
@@ -8,26 +12,40 @@ from fastwi.config.keys import KEYS
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepaxes import other_axes
 
-PAIR_COLUMNS = {
-    "k": ("epochs", "epochs that the parent trained before cloning"),
-    "s": ("epochs", "epochs that each child trained before averaging"),
-    "alpha": ("1", "weight of the second child in the average; null: the plain mean"),
-    "parent_seed": ("", "initialisation seed of the parent"),
-    "pair": ("", "which tuple of the parent's children was averaged, from 0"),
-}
-"""Unit and meaning. Before them stand the sweep's axes beside k and s, by dotted name."""
 
-PAIR_TYPES: dict[str, Any] = dict.fromkeys(PAIR_COLUMNS, polars.Int64) | {"alpha": polars.Float64}
+class Column(NamedTuple):
+    """Unit, meaning and Polars type of a column."""
+
+    unit: str
+    help: str
+    type: Any = polars.Float64
+
+
+Columns = Mapping[str, Column]
+
+PAIR_COLUMNS: dict[str, Column] = {
+    "k": Column("epochs", "epochs that the parent trained before cloning", polars.Int64),
+    "s": Column("epochs", "epochs that each child trained before averaging", polars.Int64),
+    "alpha": Column("1", "weight of the second child in the average; null: the plain mean"),
+    "parent_seed": Column("", "initialisation seed of the parent", polars.Int64),
+    "pair": Column("", "which tuple of the parent's children was averaged, from 0", polars.Int64),
+}
+PAIR_TYPES: dict[str, Any] = {name: column.type for name, column in PAIR_COLUMNS.items()}
 
 _TYPES = {bool: polars.Boolean, int: polars.Int64, float: polars.Float64, str: polars.String}
 
 
 def axis_types(spec: SweepSpec) -> dict[str, Any]:
-    """The polars type of each axis beside k and s."""
+    """The Polars type of each axis beside k and s."""
     keys = [KEYS[path] for path in other_axes(spec)]
     return {key.path: polars.List(_TYPES[key.scalar]) if key.many else _TYPES[key.scalar] for key in keys}
 
 
+def schema(spec: SweepSpec, columns: Columns) -> dict[str, Any]:
+    """The types of a table's columns: the axes beside k and s, then `columns`."""
+    return axis_types(spec) | {name: column.type for name, column in columns.items()}
+
+
 def pair_types(spec: SweepSpec) -> dict[str, Any]:
-    """Those, and `PAIR_TYPES`."""
-    return axis_types(spec) | PAIR_TYPES
+    """The types of the axes beside k and s, and of `PAIR_COLUMNS`."""
+    return schema(spec, PAIR_COLUMNS)

@@ -57,8 +57,7 @@ def run(
     """
     given = _overrides(overrides, network, train, test, directory, "run")
     read, file = read_config({} if config is None else config, given)
-    from fastwi.report.frames import rows_frame
-    from fastwi.report.sweep import gains
+    from fastwi.report.rows import gains, rows_frame
     from fastwi.train import carry_out_run, open_run
 
     with undisturbed():

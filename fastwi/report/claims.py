@@ -26,8 +26,10 @@ from fastwi.analysis.statistics import (
     verdict_text,
 )
 from fastwi.analysis.studies.governance import SCOPES
+from fastwi.report.rows import OVER, TREATMENTS
 from fastwi.report.studies.importance import ALMOST, hard_less_easy
-from fastwi.report.sweep import OVER, TREATMENTS, cells, variant_text
+from fastwi.report.summary import variant_text
+from fastwi.report.tables import cells
 
 NOT_MEASURED = "not measured"
 _MIDDLE = 0.5

@@ -13,7 +13,7 @@ from fastwi.config.sweeppoints import Point
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.report.heatmap import save_figure
-from fastwi.report.sweep import variant_text
+from fastwi.report.summary import variant_text
 
 if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement

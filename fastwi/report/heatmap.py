@@ -9,7 +9,9 @@ import numpy as np
 
 from fastwi.analysis.statistics import FEWEST, Estimate
 from fastwi.files import atomic_path
-from fastwi.report.sweep import OVER, TREATMENTS, Cell, variant_text
+from fastwi.report.rows import OVER, TREATMENTS
+from fastwi.report.summary import variant_text
+from fastwi.report.tables import Cell
 
 K_LABEL, S_LABEL = "k: epochs of the parent", "s: epochs of each child"
 _CELL_INCHES = (0.98, 0.52)

@@ -19,8 +19,8 @@ from fastwi.files import atomic_open
 from fastwi.report.claims import TITLES, Claim, Finding, judge
 from fastwi.report.embed import csv_uri, data_uri, frame_csv_uri, inline_svg, png_bytes, png_width
 from fastwi.report.finished import Finished, Study, find_sweeps
-from fastwi.report.summary import Table
-from fastwi.report.sweep import after_table, cell_table, cells, value_text
+from fastwi.report.summary import Table, value_text
+from fastwi.report.tables import cells, sweep_tables
 from fastwi.version import __version__
 
 _MOST_CSV_ROWS = 20_000  # of a data frame in the page; a larger one stays a file
@@ -151,11 +151,6 @@ def write_page(html: str, path: Path) -> None:
 
 def _sweep_view(id: str, sweep: Finished, studies: Mapping[str, str]) -> SweepView:
     found = cells(sweep.gains)
-    tables = []
-    if found:
-        tables = [cell_table(found), cell_table(found, "mean")]
-        if any(cell.rows["after_%"].list.len().max() for cell in found):
-            tables += [after_table(found), after_table(found, "average")]
     frames = {name: study.frames for name, study in sweep.studies.items()}
     gains_csv = frame_csv_uri(sweep.gains)
     figures = []
@@ -171,7 +166,7 @@ def _sweep_view(id: str, sweep: Finished, studies: Mapping[str, str]) -> SweepVi
         sweep.name,
         _facts(sweep),
         [_claim_view(claim, sweep) for claim in judge(sweep.gains, frames)],
-        [_table(table, f"{sweep.name}-{number}") for number, table in enumerate(tables, 1)],
+        [_table(table, f"{sweep.name}-{number}") for number, table in enumerate(sweep_tables(found), 1)],
         figures,
         [_study_view(id, name, question, sweep) for name, question in studies.items()],
         _machine(sweep.manifest),
@@ -308,10 +303,8 @@ def _study_tables(study: Study) -> list[Table]:
 
 
 def _table(table: Table, file: str) -> TableView:
-    columns = list(zip(*table.rows, strict=True)) if table.rows else [()] * len(table.columns)
-    numeric = [any(column) and all(cell[:1] in "+-0123456789[" for cell in column) for column in columns]
     return TableView(
-        table.title, table.columns, table.rows, numeric, csv_uri(table.columns, table.rows), f"{file}.csv",
+        table.title, table.columns, table.rows, table.numeric, csv_uri(table.columns, table.rows), f"{file}.csv",
         len(table.rows) > _MOST_ROWS_OPEN,
     )  # fmt: skip
 

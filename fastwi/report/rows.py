@@ -1,23 +1,125 @@
-"""The rows of a run, or of one point of a sweep, as metrics.jsonl has them: one a measurement."""
+"""Measurements as rows: of a run, of all that a sweep measured, and of its averages.
 
-from collections.abc import Mapping
+A run's rows (metrics.jsonl) are `point_rows`. A sweep's table (results.parquet) has each measurement once, in long
+form, however many points share it: `result_frame`. Its averages (gains.parquet) are `gains`, a row each. The columns
+of the tables are described in `COLUMNS` and `GAIN_COLUMNS`, which also go into the files.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastwi.config.sweep import RECOMPUTED
-from fastwi.config.sweeppoints import Point
+import polars
+
+from fastwi.analysis.columns import PAIR_COLUMNS, PAIR_TYPES, Column, Columns, axis_types, schema
+from fastwi.config.keys import KEYS
+from fastwi.config.schema import Config
+from fastwi.config.sweep import RECOMPUTED, SweepSpec
+from fastwi.config.sweepaxes import axis_value, other_axes
+from fastwi.config.sweeppoints import Point, child_tuples
+from fastwi.config.write import config_hash
+from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.tree import OWN, MeasurementKey
+from fastwi.files import atomic_path, to_json
 
 if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
 
 Row = dict[str, Any]
+Measured = Mapping[MeasurementKey, "Measurement"]
+TREATMENTS = (OWN, RECOMPUTED)
+OVER = {"best": "the best child", "mean": "the children's mean"}
+"""What gains are taken over, in words."""
+UNITS = {"train_loss": "nats", "learning_rate": "1", "test_loss": "nats", "test_accuracy": "%"}
+"""The metrics, in the table's order, and their units."""
 ACCURACY = "test_accuracy_%"
 
-_Wanted = tuple[str, int, str, str, str]  # stage, epochs done, network, state, treatment
+_INT, _TEXT, _LIST = polars.Int64, polars.String, polars.List(polars.Float64)
+
+COLUMNS = {
+    "k": Column("epochs", "epochs that the parent trained before cloning; null for the parent's own epochs", _INT),
+    "s": Column(
+        "epochs", "epochs that each child trained before averaging; null for the epochs of parent and children", _INT
+    ),
+    "alpha": Column("1", "weight of the second child in the average; null: the plain mean, or no average"),
+    "parent_seed": PAIR_COLUMNS["parent_seed"],
+    "pair": Column(
+        "", "which tuple of the parent's children was averaged, from 0; null where it is no one tuple's", _INT
+    ),
+    "network": Column("", "parent, child or average; at s = 0 the children are the parent still", _TEXT),
+    "child": Column("", "number of the child, from 1 within its parent and k", _INT),
+    "noise": Column(
+        "", "noise seed that the network was trained under; null for an average not yet trained on", _INT
+    ),
+    "stage": Column("", "parent, children (also where they are trained on), interpolation or after", _TEXT),
+    "epoch": Column("epochs", "epochs done since initialisation", _INT),
+    "batch_norm": Column("", "batch-norm statistics at evaluation: own, or recomputed on training images", _TEXT),
+    "metric": Column("", "what was measured: " + ", ".join(UNITS), _TEXT),
+    "unit": Column("", "unit of value", _TEXT),
+    "value": Column("see unit", "the measurement"),
+    "point": Column(
+        "", "hash of the configuration that gives this row's point alone; null where several points share it", _TEXT
+    ),
+    "state": Column("", "key of the network's state in the store", _TEXT),
+}
+"""Of results.parquet. Before them stand the axes of the sweep other than k and s, by dotted name, null where a
+measurement serves several of an axis's values."""
+
+GAIN_COLUMNS = {
+    **PAIR_COLUMNS,
+    **{
+        name: column
+        for treatment in TREATMENTS
+        for name, column in {
+            f"average_{treatment}_%": Column(
+                "%", f"test accuracy of the average at interpolation, {treatment} statistics"
+            ),
+            f"children_{treatment}_%": Column(
+                "%", f"that of each child at interpolation, {treatment} statistics", _LIST
+            ),
+            f"gain_best_{treatment}_points": Column(
+                "points", f"average less best child, both with {treatment} statistics"
+            ),
+            f"gain_mean_{treatment}_points": Column("points", "average less the children's mean, likewise"),
+        }.items()
+    },
+    "after_%": Column("%", "test accuracy of the average after each further epoch, own statistics", _LIST),
+    "after_vs_average_points": Column("points", "that less the average's at interpolation, own statistics", _LIST),
+    "after_vs_best_points": Column("points", "that less the best child's at interpolation, own statistics", _LIST),
+}
+"""Of gains.parquet, after the axes beside k and s. Null: not measured (yet), or a network of these diverged."""
+
+_ROW_TYPES = {
+    "stage": _TEXT, "epoch": _INT, "network": _TEXT, "batch_norm": _TEXT, "train_loss": polars.Float64,
+    "learning_rate": polars.Float64, "test_loss": polars.Float64, ACCURACY: polars.Float64,
+}  # fmt: skip
+
+_SPAN_TYPES = PAIR_TYPES | {
+    **{name: COLUMNS[name].type for name in ("network", "child", "noise", "stage", "point")},
+    "last": _INT, "first": _INT, "treatment": _TEXT,
+}  # fmt: skip
 
 
-def point_rows(point: Point, place: PointStates, measurements: "Mapping[MeasurementKey, Measurement]") -> list[Row]:
+def write_frame(frame: polars.DataFrame, path: str | os.PathLike[str], columns: Columns) -> None:
+    """Write `frame` as Parquet, atomically; unit and meaning of its `columns` go into the file's metadata.
+
+    They are there under "fastwi.columns", as JSON: {column: {"unit": ..., "help": ...}}, axes of sweeps included.
+    Raises UserError where the file cannot be written.
+    """
+    about = {name: Column(KEYS[name].unit, KEYS[name].help) for name in frame.columns if name in KEYS}
+    about |= columns
+    described = {name: {"unit": about[name][0], "help": about[name][1]} for name in frame.columns if name in about}
+    with atomic_path(path) as temporary:
+        frame.write_parquet(temporary, metadata={"fastwi.columns": to_json(described)})
+
+
+def rows_frame(rows: Iterable[Row]) -> polars.DataFrame:
+    """The rows of metrics.jsonl as a frame; null where a row has no such column."""
+    return polars.DataFrame([[row.get(name) for name in _ROW_TYPES] for row in rows], schema=_ROW_TYPES, orient="row")
+
+
+def point_rows(point: Point, place: PointStates, measurements: Measured) -> list[Row]:
     """The rows that `python -m fastwi.train` writes to metrics.jsonl for `point`: same order, same keys.
 
     Left out are rows that have no measurement yet, and those of recomputed batch-norm statistics where the sweep
@@ -27,7 +129,7 @@ def point_rows(point: Point, place: PointStates, measurements: "Mapping[Measurem
     end, children = e.k + e.s, {f"child {i}": states for i, states in enumerate(place.children, 1)}
     later = {"average": place.after, **{name: states[e.s :] for name, states in children.items()}}
     at_end = dict(zip(["average", *children], [place.average, *place.ends], strict=True))
-    wanted: list[_Wanted] = [("parent", i, "parent", state, OWN) for i, state in enumerate(place.parent, 1)]
+    wanted = [("parent", i, "parent", state, OWN) for i, state in enumerate(place.parent, 1)]
     for i in range(e.s):
         wanted += [("children", e.k + i + 1, name, states[i], OWN) for name, states in children.items()]
     for treatment in place.treatments if (place.average, OWN) in measurements else ():
@@ -43,3 +145,132 @@ def _row(stage: str, epoch: int, network: str, state: str, treatment: str, found
     if stage != "interpolation":
         row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
     return row | {"test_loss": found.test_loss, ACCURACY: found.test_accuracy}
+
+
+def gains(
+    spec: SweepSpec, points: Sequence[Point], places: Sequence[PointStates], measurements: Measured
+) -> polars.DataFrame:
+    """One row a point (cell, parent, tuple, alpha) whose average and children are measured at interpolation.
+
+    Left out are points whose average, or a child, diverged under every treatment of batch norm.
+    """
+    axes = other_axes(spec)
+    rows: list[Row] = []
+    for point, place in zip(points, places, strict=True):
+        at = [_at_interpolation(place, treatment, measurements) for treatment in place.treatments]
+        there = all((state, OWN) in measurements for state in (place.average, *place.ends))
+        if not there or not any(at):
+            continue
+        after = [_accuracy(measurements, (state, OWN)) for state in place.after]
+        average, best = (at[0][0], max(at[0][1:])) if at[0] else (None, None)
+        e = point.config.experiment
+        row = {path: axis_value(path, point.values[i]) for path, i in axes.items()}
+        row |= {"k": e.k, "s": e.s, "alpha": point.alpha, "parent_seed": point.parent, "pair": point.tuple_index}
+        for treatment, accuracies in zip(TREATMENTS, at, strict=False):
+            if accuracies:
+                middle, *children = accuracies
+                row |= {
+                    f"average_{treatment}_%": middle,
+                    f"children_{treatment}_%": children,
+                    f"gain_best_{treatment}_points": middle - max(children),
+                    f"gain_mean_{treatment}_points": middle - sum(children) / len(children),
+                }
+        row["after_%"] = after
+        row["after_vs_average_points"] = [_difference(accuracy, average) for accuracy in after]
+        row["after_vs_best_points"] = [_difference(accuracy, best) for accuracy in after]
+        rows.append(row)
+    types = schema(spec, GAIN_COLUMNS)
+    return polars.DataFrame([[row.get(name) for name in types] for row in rows], schema=types, orient="row")
+
+
+def _at_interpolation(place: PointStates, treatment: str, measurements: Measured) -> list[float]:
+    """Accuracies of the average and the children; empty where one is missing or diverged."""
+    found = [_accuracy(measurements, (state, treatment)) for state in (place.average, *place.ends)]
+    accuracies = [accuracy for accuracy in found if accuracy is not None]
+    return accuracies if len(accuracies) == len(found) else []
+
+
+def _accuracy(measurements: Measured, key: MeasurementKey) -> float | None:
+    """Test accuracy in %; None where nothing was measured, or the network diverged in that very epoch."""
+    found = measurements.get(key)
+    return None if found is None or found.diverged else found.test_accuracy
+
+
+def _difference(accuracy: float | None, base: float | None) -> float | None:
+    return None if accuracy is None or base is None else accuracy - base
+
+
+def result_frame(
+    spec: SweepSpec,
+    points: Sequence[Point],
+    places: Sequence[PointStates],
+    measurements: Measured,
+    inputs_of: Callable[[Config], Inputs],
+) -> polars.DataFrame:
+    """All measurements of a sweep in long form, each once (columns: the axes beside k and s, then `COLUMNS`).
+
+    Measurements that are not there yet are left out. `places[i]` is where the results of `points[i]` are; `inputs_of`
+    says what configurations were planned on.
+    """
+    tree, axes, tuples = places[0].tree, other_axes(spec), child_tuples(spec)
+    # Values of axes by their place on the axis: polars compares numbers.
+    numbers = {path: {value: n for n, value in enumerate(spec.axes[i].values)} for path, i in axes.items()}
+    spans = [
+        (*(numbers[path][point.values[i]] for path, i in axes.items()), *span)
+        for point, place in zip(points, places, strict=True)
+        for span in _spans(point, place, tuples[point.tuple_index], inputs_of(point.config).digest)
+    ]
+    frame = polars.DataFrame(spans, schema=dict.fromkeys(axes, _INT) | _SPAN_TYPES, orient="row")
+    # States are chained: spans with one last state are one span, and a longer one may hold a shorter.
+    frame = _shared(frame, "last", "first", "treatment")
+    nodes = [tree.path(*span) for span in frame.select("last", "first").iter_rows()]
+    frame = frame.with_columns(polars.Series("node", nodes, polars.List(_INT))).drop("last", "first")
+    frame = _shared(frame.explode("node"), "node", "treatment")
+    states = [tree.keys[node] for node in frame["node"]]
+    found = [measurements.get(name) for name in zip(states, frame["treatment"], strict=True)]
+    own = polars.col("treatment") == OWN
+    frame = frame.with_columns(
+        polars.Series("state", states, _TEXT),
+        polars.Series("epoch", [tree.epochs[node] for node in frame["node"]], _INT),
+        polars.when(own).then(polars.lit(OWN)).otherwise(polars.lit(RECOMPUTED)).alias("batch_norm"),
+        *(polars.Series(name, [m and getattr(m, name) for m in found], polars.Float64) for name in UNITS),
+        *(
+            polars.Series(path, [axis_value(path, each) for each in spec.axes[i].values], kind).gather(frame[path])
+            for (path, i), kind in zip(axes.items(), axis_types(spec).values(), strict=True)
+        ),
+    )
+    kept = [name for name in (*axes, *COLUMNS) if name in frame.columns]
+    long = frame.select(*kept, *UNITS).with_row_index("row")
+    long = long.unpivot(list(UNITS), index=["row", *kept], variable_name="metric").drop_nulls("value")  # NaN stays
+    long = long.with_columns(polars.col("metric").replace_strict(UNITS).alias("unit"))
+    return long.sort("row", maintain_order=True).select(*axes, *COLUMNS)
+
+
+def _spans(point: Point, place: PointStates, numbers: tuple[int, ...], digest: str) -> Iterator[tuple[Any, ...]]:
+    """What a point measures, as `_SPAN_TYPES`: states in a row up to the node `last`, after `first` epochs."""
+    config, seed, epochs = point.config, point.parent, place.tree.epochs
+    k, s, seeds = config.experiment.k, config.experiment.s, config.seeds
+    parent, at_end = ("parent", None, seeds.parent_noise), "interpolation"
+    if k:
+        yield None, None, None, seed, None, *parent, "parent", None, place.clone_node, 0, OWN
+    for number, noise, last in zip(numbers, seeds.child_noise, place.last_nodes, strict=True):
+        if epochs[last] > k:
+            yield k, None, None, seed, None, "child", number, noise, "children", None, last, k, OWN
+    name = config_hash(config, digest)
+    mean = (k, s, point.alpha, seed, point.tuple_index, "average", None)
+    for treatment in place.treatments:
+        yield *mean, None, at_end, name, place.average_node, k + s - 1, treatment
+        for number, noise, end in zip(numbers, seeds.child_noise, place.end_nodes, strict=True):
+            if treatment != OWN or not (k or s):  # else it is measured after the network's last epoch
+                network = ("child", number, noise) if s else parent
+                yield k, s, None, seed, None, *network, at_end, None, end, k + s - 1, treatment
+    if epochs[place.after_node] > k + s:
+        yield *mean, seeds.average_noise, "after", name, place.after_node, k + s, OWN
+
+
+def _shared(frame: polars.DataFrame, *keys: str) -> polars.DataFrame:
+    """A row for each combination of `keys`, in order, with what all of its rows share; null where they differ."""
+    others = [polars.col(name) for name in frame.columns if name not in keys]
+    return frame.group_by(keys, maintain_order=True).agg(
+        polars.when(c.n_unique() == 1).then(c.first()) for c in others
+    )

@@ -15,8 +15,9 @@ from fastwi.experiment.store.records import infinite_loss
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.files import locked_directory, write_text
 from fastwi.models.changes import network_change, networks_of
-from fastwi.report.rows import Row, point_rows
-from fastwi.report.summary import Summary, Table, after_table, interpolation_table
+from fastwi.report.rows import Row, gains, point_rows
+from fastwi.report.summary import Summary, Table
+from fastwi.report.tables import run_tables
 from fastwi.sealed import MANIFEST, read_sealed, sealed_yaml, write_sealed
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def write_run(
     rows, e = point_rows(point, place, measured), point.config.experiment
     lines, tables = list[str](), list[Table]()
     if any(row["network"] == "average" for row in rows):
-        tables = [interpolation_table(rows)] + ([after_table(rows)] if e.after else [])
+        tables = run_tables(rows, gains(planned.spec, [point], [place], measured))
         title = f"{point.config.model.name} on {card.name}: k = {e.k}, s = {e.s}, {e.children} children"
         write_text(paths.table, f"# {title}\n\n" + "\n".join(table.markdown() for table in tables))
         draw_run(rows, paths.figure, title)

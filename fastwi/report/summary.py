@@ -1,17 +1,17 @@
-"""What commands print of their results, and the tables of one run: at interpolation, and trained on."""
+"""What commands print of their results: tables and lines for a reader, or one JSON object for a program."""
 
-import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
+from fastwi.config.wording import show
 from fastwi.files import to_json
-from fastwi.report.rows import ACCURACY, Row
 
 OVER_PARENTS = (
     "Each parent counts once: children of one parent share its past. Intervals (95 %) are over parents, and need 5."
@@ -20,6 +20,7 @@ OVER_PARENTS = (
 LEVEL = " [95 %]"
 """What headings say of intervals."""
 _INTERVAL = re.compile(r"\d \[[-+]")
+_NUMBER = re.compile(r"[-+]?[\d\[]")
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,31 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column whether it holds numbers: a cell that is filled begins with one."""
+        cells = [[row[i] for row in self.rows if row[i]] for i in range(len(self.columns))]
+        return [bool(column) and any(map(_NUMBER.match, column)) for column in cells]
+
     def markdown(self) -> str:
         """The table in GitHub's Markdown."""
         lines = [f"**{self.title}**", "", "| " + " | ".join(self.columns) + " |"]
         lines.append("|" + "---|" * len(self.columns))
         lines.extend("| " + " | ".join(row) + " |" for row in self.rows)
         return "\n".join(lines) + "\n"
+
+    def print(self) -> None:
+        """Print it to stdout. Headings may wrap; a cell never does: a table may be wider than the terminal."""
+        # Texts, not strings: Rich would read what is in brackets as markup.
+        shown = RichTable(title=Text(self.title), title_justify="left")
+        for i, (column, numeric) in enumerate(zip(self.columns, self.numeric, strict=True)):
+            widest = max((len(row[i]) for row in self.rows), default=0)
+            shown.add_column(Text(column), justify="right" if numeric else "left", min_width=widest)
+        for row in self.rows:
+            shown.add_row(*map(Text, row))
+        width = Console().width
+        needed = Console(width=sys.maxsize).measure(shown).minimum
+        Console(width=max(width, needed)).print(shown)
 
 
 def estimates_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -47,7 +67,7 @@ def estimates_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[
 
 @dataclass(frozen=True)
 class Summary:
-    """What a command says of what it did, or would do: `values` for programs, `lines` and `tables` for a reader.
+    """What a command did, or would do: `values` for programs, `tables` and `lines` for a reader.
 
     `problems`: a line for each thing that went wrong.
     """
@@ -62,92 +82,26 @@ class Summary:
         if as_json:
             print(to_json(self.values))
         else:
-            console = Console()
             for table in self.tables:
-                console.print(_rich_table(table))
+                table.print()
             for line in self.lines:
                 print(line)
         for problem in self.problems:
             print(f"fastwi: error: {problem}", file=sys.stderr)
 
 
-def _rich_table(table: Table) -> RichTable:
-    shown = RichTable(title=table.title, title_justify="left")
-    for column in table.columns:
-        shown.add_column(column, justify="right")
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
+def count_of(number: int, what: str) -> str:
+    """'1 pair', '1,200 pairs'."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
-def gain(rows: Sequence[Row], treatment: str) -> tuple[float, float] | None:
-    """Gain in test accuracy of the average over (the best child, the children's mean), in percentage points.
-
-    `treatment` of batch-norm statistics ("own" or "recomputed") is the same for the average and the children. None
-    where one of them diverged, or was not measured.
-    """
-    chosen = [r for r in _interpolation(rows) if r["batch_norm"] == treatment]
-    at = {r["network"]: r[ACCURACY] for r in chosen}
-    children = [value for name, value in at.items() if name != "average"]
-    if "average" not in at or not children or not all(math.isfinite(r["test_loss"]) for r in chosen):
-        return None
-    return at["average"] - max(children), at["average"] - sum(children) / len(children)
+def value_text(value: Any) -> str:
+    """An axis value as tables and figures show it."""
+    if isinstance(value, str):
+        return value
+    return f"[{', '.join(map(value_text, value))}]" if isinstance(value, list | tuple) else show(value)
 
 
-def _interpolation(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["stage"] == "interpolation"]
-
-
-def interpolation_table(rows: Sequence[Row]) -> Table:
-    """Every network at interpolation under both treatments of batch norm, with the gain."""
-    body = []
-    for treatment in ("own", "recomputed"):
-        found = gain(rows, treatment)
-        best = "none: diverged" if found is None else f"{found[0]:+.2f}"
-        for row in _interpolation(rows):
-            if row["batch_norm"] == treatment:
-                shown = best if row["network"] == "average" else ""
-                body.append((row["network"], treatment, f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}", shown))
-    columns: tuple[str, ...] = ("network", "statistics", "test loss", "test acc. (%)", "gain")
-    return Table(
-        "At interpolation; gain over the best child under the same batch-norm statistics, in points",
-        columns,
-        tuple(body),
-    )
-
-
-def after_table(rows: Sequence[Row]) -> Table:
-    """The average's further epochs, with differences in test accuracy in percentage points.
-
-    They are taken to the average at interpolation, to the best child there, and, where the children were trained on
-    too, to the best of them at the same epoch. All with networks' own batch-norm statistics.
-    """
-    start = {
-        r["network"]: r[ACCURACY]
-        for r in _interpolation(rows)
-        if r["batch_norm"] == "own" and math.isfinite(r["test_loss"])
-    }
-    best_child = max((value for name, value in start.items() if name != "average"), default=None)
-    first = _interpolation(rows)[0]["epoch"]
-    after = [row for row in rows if row["stage"] == "after"]
-    continued = any(row["network"] != "average" for row in after)
-    body = []
-    for row in after:
-        if row["network"] != "average":
-            continue
-        accuracy = row[ACCURACY]
-        others = [start.get("average"), best_child]
-        if continued:
-            beside = [r for r in after if r["epoch"] == row["epoch"] and r["network"] != "average"]
-            others.append(max((r[ACCURACY] for r in beside if math.isfinite(r["test_loss"])), default=None))
-        # None where what it would be taken to diverged.
-        against = [None if other is None else accuracy - other for other in others]
-        body.append(
-            (
-                f"+{row['epoch'] - first}", f"{row['train_loss']:.4f}", f"{row['test_loss']:.4f}", f"{accuracy:.2f}",
-                *("" if difference is None else f"{difference:+.2f}" for difference in against),
-            )
-        )  # fmt: skip
-    columns: tuple[str, ...] = ("epoch", "train loss", "test loss", "test acc. (%)", "vs average", "vs best child")
-    columns += ("vs child trained on",) if continued else ()
-    return Table("The average trained on; differences to interpolation, in points", columns, tuple(body))
+def variant_text(variant: Iterable[tuple[str, Any]]) -> str:
+    """Axes and alpha of a cell in one line: 'optimizer.learning_rate = 0.1, alpha = 0.5'."""
+    return ", ".join(f"{name} = {value_text(value)}" for name, value in variant)

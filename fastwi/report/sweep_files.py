@@ -13,11 +13,11 @@ from fastwi.experiment.store import Store
 from fastwi.experiment.todo import without_lost
 from fastwi.files import locked_directory, write_text
 from fastwi.report.curves import draw_curves
-from fastwi.report.frames import COLUMNS, result_frame, write_frame
 from fastwi.report.heatmap import draw_heatmap
 from fastwi.report.manifest import manifest
+from fastwi.report.rows import COLUMNS, GAIN_COLUMNS, gains, result_frame, write_frame
 from fastwi.report.summary import Summary
-from fastwi.report.sweep import GAIN_COLUMNS, cell_table, cells, gains, summary_markdown
+from fastwi.report.tables import cell_table, cells, summary_markdown
 from fastwi.sealed import MANIFEST, seal_directory, sealed_yaml
 
 

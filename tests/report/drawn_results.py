@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars
 
-from fastwi.report.sweep import TREATMENTS
+from fastwi.report.rows import TREATMENTS
 
 
 def gains_frame(

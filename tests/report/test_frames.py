@@ -14,8 +14,7 @@ from fastwi.config.write import config_hash
 from fastwi.errors import UserError
 from fastwi.experiment.store.records import infinite_loss
 from fastwi.experiment.tree import OWN
-from fastwi.report.frames import COLUMNS, UNITS, result_frame, write_frame
-from fastwi.report.rows import point_rows
+from fastwi.report.rows import COLUMNS, UNITS, point_rows, result_frame, write_frame
 
 ROWS = {
     "all of it": (
@@ -227,7 +226,7 @@ def test_file(tmp_path, seed):
     assert [each.name for each in path.parent.iterdir()] == ["results.parquet"]
     described = json.loads(polars.read_parquet_metadata(path)["fastwi.columns"])
     assert list(described) == frame.columns
-    assert described["epoch"] == {"unit": "epochs", "help": COLUMNS["epoch"][1]}
+    assert described["epoch"] == {"unit": "epochs", "help": COLUMNS["epoch"].help}
     assert described["optimizer.learning_rate"]["help"].startswith("initial learning rate")
     with pytest.raises(UserError, match=r"results\.parquet.*cannot be written") as caught:
         write_frame(frame, path / "results.parquet", COLUMNS)  # a file where the directory should be

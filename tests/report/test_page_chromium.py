@@ -11,7 +11,7 @@ from drawn_results import gains_frame
 
 from fastwi.report.__main__ import main
 from fastwi.report.heatmap import draw_heatmap
-from fastwi.report.sweep import cells
+from fastwi.report.tables import cells
 from fastwi.sealed import seal_directory, sealed_yaml
 
 WIDTHS = [360, 1200]

@@ -1,40 +1,74 @@
-"""The tables of a run, where networks fall away."""
+"""The tables of a run against its rows, and where networks diverge."""
 
+import dataclasses
 import math
 
-from fastwi.report.summary import after_table, gain, interpolation_table
+import pytest
+from drawn_measurements import drawn, planned, spec_of
+
+from fastwi.experiment.tree import OWN
+from fastwi.report.rows import gains, point_rows
+from fastwi.report.tables import run_tables
+
+SPEC = spec_of({}, {"continue_children": True})
 
 
-def row(stage: str, epoch: int, network: str, accuracy: float) -> dict:
-    return {
-        "stage": stage, "epoch": epoch, "network": network, "batch_norm": "own", "test_accuracy_%": accuracy,
-        "train_loss": 1.0, "test_loss": 1.0,
-    }  # fmt: skip
+def tables(measurements, every, places):
+    rows = point_rows(every[0], places[0], measurements)
+    return rows, run_tables(rows, gains(SPEC, every, places, measurements))
 
 
-def test_the_average_goes_on_where_all_continued_children_diverged():
-    rows = [
-        row("interpolation", 4, name, value) for name, value in (("average", 60), ("child 1", 50), ("child 2", 55))
+def accuracy(rows, **where):
+    (row,) = (row for row in rows if all(row[name] == value for name, value in where.items()))
+    return row["test_accuracy_%"]
+
+
+def test_numbers_are_those_of_the_rows(seed):
+    every, places, tree = planned(SPEC)
+    rows, (at, after) = tables(drawn(tree, seed), every, places)
+    assert [row[:4] for row in at.rows] == [
+        (row["network"], row["batch_norm"], f"{row['test_loss']:.4f}", f"{row['test_accuracy_%']:.2f}")
+        for row in rows
+        if row["stage"] == "interpolation"
     ]
-    rows += [row("after", 5, name, value) for name, value in (("average", 58), ("child 1", 56), ("child 2", 57))]
-    rows += [row("after", 6, "average", 61)]
-    table = after_table(rows)
-    assert table.columns[-1] == "vs child trained on"
-    assert [cells[-3:] for cells in table.rows] == [("-2.00", "+3.00", "+1.00"), ("+1.00", "+6.00", "")]
+    best = {}
+    for treatment in ("own", "recomputed"):
+        average, *children = (
+            accuracy(rows, stage="interpolation", network=name, batch_norm=treatment)
+            for name in ("average", "child 1", "child 2")
+        )
+        best[treatment] = average, max(children)
+        assert [row[4] for row in at.rows if row[1] == treatment] == [f"{average - max(children):+.2f}", "", ""]
+    for step, row in enumerate(after.rows, 1):
+        now, *children = (
+            accuracy(rows, stage="after", epoch=3 + step, network=name) for name in ("average", "child 1", "child 2")
+        )
+        less = (*best["own"], max(children))
+        assert row[0] == f"+{step}"
+        assert row[4:] == tuple(f"{now - each:+.2f}" for each in less)
 
 
-def test_no_gain_where_a_network_diverged():
-    rows = [
-        {**row("interpolation", 4, name, value), "batch_norm": treatment}
-        for treatment in ("own", "recomputed")
-        for name, value in (("average", 60), ("child 1", 50), ("child 2", 55))
-    ]
-    for place in (0, 4):
-        broken = [{**each, "test_loss": math.nan} if i == place else each for i, each in enumerate(rows)]
-        treatment, other = ("own", "recomputed") if place == 0 else ("recomputed", "own")
-        assert gain(broken, treatment) is None
-        assert gain(broken, other) == (5, 7.5)
-        shown = {cells[1]: cells[-1] for cells in interpolation_table(broken).rows if cells[0] == "average"}
-        assert shown == {treatment: "none: diverged", other: "+5.00"}
-    broken = [{**rows[0], "test_loss": math.inf}, *rows[1:], row("after", 5, "average", 58)]
-    assert [cells[-2:] for cells in after_table(broken).rows] == [("", "+3.00")]
+@pytest.mark.parametrize("treatment", ["own", "recomputed"])
+@pytest.mark.parametrize("network", ["average", "child"])
+def test_nothing_is_compared_with_what_diverged(seed, treatment, network):
+    every, places, tree = planned(SPEC)
+    measurements, (place,) = drawn(tree, seed), places
+    whole = tables(measurements, every, places)[1]
+    state = place.average if network == "average" else place.ends[0]
+    key = (state, OWN if treatment == OWN else [*place.treatments][1])
+    measurements[key] = dataclasses.replace(measurements[key], test_loss=math.nan)
+    at, after = tables(measurements, every, places)[1]
+    shown = {row[1]: row[4] for row in at.rows if row[0] == "average"}
+    assert shown[treatment] == "none: diverged"
+    other = "recomputed" if treatment == OWN else OWN
+    assert shown[other] == {row[1]: row[4] for row in whole[0].rows if row[0] == "average"}[other]
+    assert all((row[4:6] == ("", "")) == (treatment == OWN) for row in after.rows)
+
+
+def test_children_that_diverged_later_are_no_comparison(seed):
+    every, places, tree = planned(SPEC)
+    measurements, (place,) = drawn(tree, seed), places
+    for states in place.children:
+        measurements[states[-1], OWN] = dataclasses.replace(measurements[states[-1], OWN], test_loss=math.inf)
+    _, after = tables(measurements, every, places)[1]
+    assert [bool(row[6]) for row in after.rows] == [True, False]

@@ -12,7 +12,8 @@ from matplotlib.colors import SymLogNorm
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
 from fastwi.report import curves, heatmap
-from fastwi.report.sweep import cells, gains
+from fastwi.report.rows import gains
+from fastwi.report.tables import cells
 
 GRID = spec_of({"experiment.k": (0, 1, 3), "experiment.s": (2, 1)}, parents=(0, 5), children=4)
 FIVE = spec_of({"experiment.k": (0, 1, 3), "experiment.s": (2, 1)}, parents=(0, 5, 6, 7, 8), children=4)

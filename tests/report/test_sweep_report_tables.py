@@ -13,10 +13,8 @@ from drawn_measurements import drawn, planned, spec_of
 from fastwi.analysis.statistics import mean_estimate
 from fastwi.config.keys import KEYS
 from fastwi.experiment.tree import OWN
-from fastwi.report.frames import write_frame
-from fastwi.report.rows import point_rows
-from fastwi.report.summary import gain
-from fastwi.report.sweep import GAIN_COLUMNS, after_table, cell_table, cells, gains, summary_markdown
+from fastwi.report.rows import GAIN_COLUMNS, gains, point_rows, write_frame
+from fastwi.report.tables import after_table, cell_table, cells, summary_markdown
 
 SPECS = {
     "grid": spec_of(
@@ -28,6 +26,13 @@ SPECS = {
     ),
     "own": spec_of({"experiment.k": (2,)}, {"after": 0}, children=6, tuple_size=3, measure=("own",)),
 }  # fmt: skip
+
+
+def gain(rows, treatment):
+    """Of a run's rows: accuracy of the average less that of the best child, and less the children's mean."""
+    at = [r for r in rows if r["stage"] == "interpolation" and r["batch_norm"] == treatment]
+    average, *children = [r["test_accuracy_%"] for r in at]
+    return average - max(children), average - fmean(children)
 
 
 @pytest.fixture(params=SPECS)
