@@ -20,8 +20,7 @@ from benchmarks.machine import GIGA, CopyTask, describe_machine, pick_device
 from benchmarks.options import parse
 from benchmarks.output import plot_bars, print_machine, print_table, write_results
 from benchmarks.timing import Timing, interleave
-from fastwi.kernels.interpolate import interpolate_rows_
-from fastwi.kernels.interpolate_lists import lerp_lists_
+from fastwi.kernels.interpolate import interpolate_rows_, lerp_lists_
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 

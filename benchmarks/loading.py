@@ -44,8 +44,7 @@ from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.data.streamed import StreamedDataset, open_decoder
 from fastwi.engine import allocator
-from fastwi.kernels.augment import augment
-from fastwi.kernels.augment_many import augment_many
+from fastwi.kernels.augment import augment, augment_many
 
 Builder = Callable[[Task], Contestant]
 AGAIN = "again"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastwi.kernels.combine import weighted_sum
-from fastwi.kernels.interpolate_lists import lerp_lists_
+from fastwi.kernels.interpolate import lerp_lists_
 from fastwi.population import Population, state_file
 from fastwi.population.layout import first_overlap
 

@@ -19,7 +19,7 @@ from fastwi.engine.precision import Choice, auto_precision
 from fastwi.errors import ConfigError
 from fastwi.kernels.compiler import compiler
 from fastwi.kernels.cpu import library
-from fastwi.kernels.interpolate import has_triton
+from fastwi.kernels.gpu import has_triton
 from fastwi.kernels.pointwise import sample_first
 from fastwi.kernels.winograd import use_winograd_
 from fastwi.models.generators import draws_in_python

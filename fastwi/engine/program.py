@@ -17,7 +17,7 @@ from torch import Tensor
 from fastwi.config.schema import AugmentConfig, OptimizerConfig
 from fastwi.data.resident import ResidentDataset
 from fastwi.engine.scaling import LossScale
-from fastwi.kernels.augment_many import augment_many
+from fastwi.kernels.augment import augment_many
 from fastwi.kernels.sgd import sgd_
 from fastwi.population import Layout, Population
 

@@ -29,8 +29,7 @@ from fastwi.engine.members import by_vmap, one_by_one
 from fastwi.engine.program import State
 from fastwi.engine.stack import StackedNetwork, Tensors, dense_buffers, write_back
 from fastwi.errors import ConfigError
-from fastwi.kernels.augment import augment
-from fastwi.kernels.augment_many import augment_many
+from fastwi.kernels.augment import augment, augment_many
 from fastwi.population import Population
 from fastwi.population.layout import Span
 

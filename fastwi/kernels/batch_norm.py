@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastwi.kernels.cpu import library, scratch
+from fastwi.kernels.cpu import call, library, scratch
 
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 _LANES = 64  # of cpu.cpp
@@ -58,21 +58,14 @@ def batch_norm_reference(
     return functional.relu(y) if relu else y
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _work(channels: int) -> tuple[int, int]:
-    """Addresses of a call's work space: for sums in float64, and for coefficients in float32."""
-    kernels = library()
-    assert kernels is not None
-    doubles = kernels.work_doubles(channels)
-    sums = scratch(2 * doubles + kernels.work_floats(channels))
-    return sums, sums + 8 * doubles
+def _call(function: str, x: Tensor, *arguments: Any) -> None:
+    """Call the library's function for x's dtype, with work space and x's sizes at the end."""
+    N, C, H, W = x.shape
+    call(f"{function}_{_SUFFIX[x.dtype]}", *arguments, scratch(call("norm_floats", C)), N * H * W, C)
 
 
 class _Training(torch.autograd.Function):
@@ -92,18 +85,15 @@ class _Training(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         x = _channels_last(x)
         residual = None if residual is None else _channels_last(residual)
-        N, C, H, W = x.shape
         y, mean_C, inv_C = torch.empty_like(x), torch.empty_like(weight_C), torch.empty_like(weight_C)
-        work, tiles = _work(C)
-        getattr(library(), f"forward_train_{_SUFFIX[x.dtype]}")(
-            x.data_ptr(), _address(residual), y.data_ptr(), relu, weight_C.data_ptr(), bias_C.data_ptr(),
-            mean_C.data_ptr(), inv_C.data_ptr(), running_mean_C.data_ptr(), running_var_C.data_ptr(),
-            factor, eps, work, tiles, N * H * W, C, torch.get_num_threads(),
+        _call(
+            "forward_train", x, x, residual, y, relu, weight_C, bias_C, mean_C, inv_C,
+            running_mean_C, running_var_C, factor, eps,
         )  # fmt: skip
         ctx.has_residual, ctx.relu = residual is not None, relu
-        # Without a residual x tells where the ReLU passed, and y need not be read again.
+        # Without a residual x shows where the ReLU passed, and y need not be read again.
         ctx.save_for_backward(x, y if relu and ctx.has_residual else None, weight_C, bias_C, mean_C, inv_C)
-        # One handle a user: autograd would otherwise sum the two gradients in a pass of its own.
+        # One handle for each user: autograd would otherwise sum the two gradients in a pass of its own.
         return (y, y.detach()) if users == 2 else y
 
     @staticmethod
@@ -111,32 +101,15 @@ class _Training(torch.autograd.Function):
         x, y, weight_C, bias_C, mean_C, inv_C = ctx.saved_tensors
         dy = _channels_last(gradients[0])
         dy2 = _channels_last(gradients[1]) if len(gradients) == 2 else None
-        N, C, H, W = x.shape
         dx, dweight_C, dbias_C = torch.empty_like(x), torch.empty_like(weight_C), torch.empty_like(weight_C)
         # With one user and without a ReLU the residual's gradient is dy itself.
         keep = dy2 is not None or (ctx.has_residual and ctx.relu)
         g = torch.empty_like(x) if keep else None
-        work, tiles = _work(C)
-        getattr(library(), f"backward_{_SUFFIX[x.dtype]}")(
-            dy.data_ptr(), _address(dy2), _address(y), x.data_ptr(), _address(g), dx.data_ptr(), ctx.relu,
-            weight_C.data_ptr(), bias_C.data_ptr(), mean_C.data_ptr(), inv_C.data_ptr(),
-            dweight_C.data_ptr(), dbias_C.data_ptr(), work, tiles,
-            N * H * W, C, torch.get_num_threads(),
+        _call(
+            "backward", x, dy, dy2, y, x, g, dx, ctx.relu, weight_C, bias_C, mean_C, inv_C, dweight_C, dbias_C
         )  # fmt: skip
         dresidual = (dy if g is None else g) if ctx.has_residual else None
         return dx, dresidual, dweight_C, dbias_C, None, None, None, None, None, None
-
-
-def _evaluation(x: Tensor, residual: Tensor | None, scale_C: Tensor, shift_C: Tensor, relu: bool) -> Tensor:
-    x = _channels_last(x)
-    residual = None if residual is None else _channels_last(residual)
-    N, C, H, W = x.shape
-    y = torch.empty_like(x)
-    getattr(library(), f"forward_eval_{_SUFFIX[x.dtype]}")(
-        x.data_ptr(), _address(residual), y.data_ptr(), relu, scale_C.data_ptr(), shift_C.data_ptr(),
-        _work(C)[1], N * H * W, C, torch.get_num_threads(),
-    )  # fmt: skip
-    return y
 
 
 class FusedBatchNorm2d(nn.BatchNorm2d):
@@ -176,7 +149,10 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
         if fused and not differentiable:
             scale_C = self.weight * torch.rsqrt(self.running_var + self.eps)
             shift_C = self.bias - self.running_mean * scale_C
-            y = _evaluation(x_NCHW, residual_NCHW, scale_C, shift_C, self.relu)
+            x = _channels_last(x_NCHW)
+            residual = None if residual_NCHW is None else _channels_last(residual_NCHW)
+            y = torch.empty_like(x)
+            _call("forward_eval", x, x, residual, y, self.relu, scale_C, shift_C)
         else:
             y = batch_norm_reference(
                 x_NCHW, residual_NCHW, *arguments, self.training, factor or 0.0, self.eps, self.relu

@@ -1,11 +1,14 @@
 """Copies and weighted sums of rows: n-way averages, and the networks at many places on a line.
 
+    result[l, p] = sum over the terms t of sum l of weight[t] row_t[p]
+
 Sums are made in float64, member by member, and rounded once. A matrix product would be quicker, but its library
 chooses how to sum by the processor and by the number of rows. Here a sum is the same bit for bit on every machine,
 beside any other, and of two networks in either order; the mean of two is the exact mean, rounded.
 
 All sums are one pass: of `combine.cpp` on a CPU, of a Triton kernel on a GPU. Where neither can be built, torch sums
-row after row. All three give the same bits.
+row after row. In all three each product and each sum is rounded, and terms are added in their order: they give the
+same bits.
 
 Symbols: L sums of T terms in all; P columns.
 """
@@ -18,10 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastwi.kernels.cpu import library
-from fastwi.kernels.interpolate import has_triton
+from fastwi.kernels import gpu
+from fastwi.kernels.cpu import call, library
+from fastwi.kernels.gpu import tl, triton
 
-COLUMNS = 1 << 20  # at a time: 8 MB in float64
+COLUMNS = 1 << 20  # that the reference sums at a time: 8 MB in float64
+BLOCK = 2048  # columns of a program of the Triton kernel: 8 a thread, two accesses of 16 bytes a row
+WARPS = 8
+FUSED = False  # a fused multiply-add would not round the product
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,9 @@ def copy_rows_(
     All have one dtype, P columns, contiguous rows, one device. Raises ValueError as `combine_rows_` does.
     """
     result_at_L, row_at_L = _checked_addresses(result_LP, matrices, matrix_L, row_L, len(row_L))
-    if result_LP.device.type == "cpu" and (kernels := library()) is not None:
+    if result_LP.device.type == "cpu" and library() is not None:
         row_bytes = result_LP.shape[1] * result_LP.element_size()
-        kernels.copy_rows(
-            result_at_L.ctypes.data, row_at_L.ctypes.data, len(row_at_L), row_bytes, torch.get_num_threads()
-        )
+        call("copy_rows", result_at_L.ctypes.data, row_at_L.ctypes.data, len(row_at_L), row_bytes)
         return
     views = [matrix.unbind(0) for matrix in matrices]
     torch._foreach_copy_(list(result_LP.unbind(0)), [views[m][row] for m, row in zip(matrix_L, row_L, strict=True)])
@@ -89,13 +94,18 @@ def combine_rows_(result_LP: Tensor, matrices: Sequence[Tensor], terms: Terms) -
     if not L or not P:
         return
     starts = np.searchsorted(terms.sum_T, np.arange(L + 1))
-    if has_triton(result_LP.device):
-        from fastwi.kernels.combine_triton import launch
-
-        launch(result_at_L, row_at_T, terms.weight_T, starts, P, result_LP.device)
-    elif result_LP.device.type == "cpu" and (kernels := library()) is not None:
+    if gpu.has_triton(result_LP.device):
+        table = np.concatenate([result_at_L, row_at_T, starts, terms.weight_T.view(np.int64)])
+        aligned = not int(np.bitwise_or.reduce(table[: L + len(row_at_T)])) % 16
+        blocks = triton.cdiv(P, BLOCK)
+        with gpu.on(result_LP.device):
+            combine_kernel[(L * blocks,)](
+                torch.from_numpy(table).to(result_LP.device, non_blocking=True), L, len(row_at_T), P, blocks,
+                ALIGNED=aligned, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=FUSED,
+            )  # fmt: skip
+    elif result_LP.device.type == "cpu" and library() is not None:
         arrays = (result_at_L, row_at_T, terms.weight_T, starts)
-        kernels.combine_rows(*(array.ctypes.data for array in arrays), L, P, torch.get_num_threads())
+        call("combine_rows", *(array.ctypes.data for array in arrays), L, P)
     else:
         combine_reference_(result_LP, matrices, terms)
 
@@ -147,3 +157,45 @@ def _checked_addresses(
     if result_LP.shape[1] and not set(result_at.tolist()).isdisjoint(row_at.tolist()):
         raise ValueError("a row is both read and written; write the results to other rows")
     return result_at, row_at
+
+
+@triton.jit
+def _combine(  # type: ignore[no-untyped-def]
+    result, rows, weights, first, last, columns, mask, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The equation on `columns`. Without a mask all of them are there."""
+    total = tl.zeros([BLOCK], dtype=tl.float64)
+    for term in range(first, last):
+        row = tl.load(rows + term).to(tl.pointer_type(tl.float32))
+        if ALIGNED:  # lets the compiler use 16-byte loads
+            row = tl.multiple_of(row, 16)
+        weight = tl.load(weights + term).to(tl.float64, bitcast=True)
+        total += tl.load(row + columns, mask=mask).to(tl.float64) * weight
+    tl.store(result + columns, total.to(tl.float32), mask=mask)
+
+
+@triton.jit
+def combine_kernel(  # type: ignore[no-untyped-def]
+    table,  # int64: address of each result [L] and each row [T], starts [L + 1], bits of the weights [T]
+    L,
+    T,
+    P,
+    blocks,  # of a row
+    ALIGNED: tl.constexpr,  # every address is a multiple of 16 bytes
+    BLOCK: tl.constexpr,
+):
+    """One block of columns of one sum."""
+    program = tl.program_id(0)
+    number = program // blocks
+    result = tl.load(table + number).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        result = tl.multiple_of(result, 16)
+    rows, starts = table + L, table + L + T
+    weights = starts + L + 1
+    first, last = tl.load(starts + number), tl.load(starts + number + 1)
+    start = (program - number * blocks) * BLOCK
+    columns = start + tl.arange(0, BLOCK)
+    if start + BLOCK <= P:  # a mask, even of all ones, would split the 16-byte accesses
+        _combine(result, rows, weights, first, last, columns, None, ALIGNED, BLOCK)
+    else:
+        _combine(result, rows, weights, first, last, columns, columns < P, ALIGNED, BLOCK)

@@ -290,25 +290,29 @@ void augment(const uint8_t *images, const int64_t *order, const int64_t *offset,
     }
 }
 
+// Doubles at the start of the work space: sums. Coefficients in float32 follow.
+inline int64_t norm_doubles(int64_t C) { return 2 * C + CHUNKS * (C <= LANES ? 1 : C / LANES) * 2 * LANES; }
+inline float *tiles_of(double *work, int64_t C) { return reinterpret_cast<float *>(work + norm_doubles(C)); }
+
 }  // namespace
 
 #define INSTANTIATE(NAME, T)                                                                                         \
     extern "C" void forward_train_##NAME(const T *x, const T *residual, T *y, int relu, const float *weight,         \
                                          const float *bias, float *mean, float *inv, float *running_mean,            \
-                                         float *running_var, double factor, double eps, double *work, float *tiles,  \
+                                         float *running_var, double factor, double eps, double *work,                \
                                          int64_t R, int64_t C, int threads) {                                        \
         forward_train(x, residual, y, relu, weight, bias, mean, inv, running_mean, running_var, factor, eps, work,   \
-                      tiles, R, C, threads);                                                                         \
+                      tiles_of(work, C), R, C, threads);                                                             \
     }                                                                                                                \
     extern "C" void forward_eval_##NAME(const T *x, const T *residual, T *y, int relu, const float *scale,           \
-                                        const float *shift, float *tiles, int64_t R, int64_t C, int threads) {       \
-        forward_eval(x, residual, y, relu, scale, shift, tiles, R, C, threads);                                      \
+                                        const float *shift, double *work, int64_t R, int64_t C, int threads) {       \
+        forward_eval(x, residual, y, relu, scale, shift, tiles_of(work, C), R, C, threads);                          \
     }                                                                                                                \
     extern "C" void backward_##NAME(const T *dy, const T *dy2, const T *y, const T *x, T *g, T *dx, int relu,        \
                                     const float *weight, const float *bias, const float *mean, const float *inv,     \
-                                    float *dweight, float *dbias, double *work, float *tiles, int64_t R, int64_t C,  \
-                                    int threads) {                                                                   \
-        backward(dy, dy2, y, x, g, dx, relu, weight, bias, mean, inv, dweight, dbias, work, tiles, R, C, threads);              \
+                                    float *dweight, float *dbias, double *work, int64_t R, int64_t C, int threads) { \
+        backward(dy, dy2, y, x, g, dx, relu, weight, bias, mean, inv, dweight, dbias, work, tiles_of(work, C), R, C, \
+                 threads);                                                                                           \
     }                                                                                                                \
     extern "C" void augment_##NAME(const uint8_t *images, const int64_t *order, const int64_t *offset,               \
                                    const uint8_t *flip, const T *table, T *out, int64_t N, int64_t H, int64_t W,     \
@@ -355,6 +359,5 @@ extern "C" void shortcut_backward(const char *dy, char *dx, int64_t N, int64_t H
     }
 }
 
-// Numbers of doubles and floats that a call needs as work space.
-extern "C" int64_t work_doubles(int64_t C) { return 2 * C + CHUNKS * (C <= LANES ? 1 : C / LANES) * 2 * LANES; }
-extern "C" int64_t work_floats(int64_t C) { return 6 * (C <= LANES ? LANES : C); }
+// Floats of work space that a call of batch norm needs.
+extern "C" int64_t norm_floats(int64_t C, int) { return 2 * norm_doubles(C) + 6 * (C <= LANES ? LANES : C); }

@@ -1,9 +1,9 @@
-"""Builds and loads the `.cpp` files beside it, once a machine, with GNU's C++ compiler.
+"""Builds, loads and calls the `.cpp` files beside it. They are built once a machine, with GNU's C++ compiler.
 
-The library has no Python or torch headers in it, so it compiles in a few seconds. It is kept in the user's
-cache directory under a hash of source, flags, compiler and processor; where that directory cannot be used, the
-library is built for one process. It links against GNU's OpenMP runtime, by the name that torch has loaded it under,
-so that both share one pool of threads. Clang's would bring a second pool, whose waiting threads take cores from it.
+The library includes no header of Python or torch, so it compiles in a few seconds. It is kept in the user's cache
+directory under a hash of source, flags, compiler and processor; where that directory cannot be used, the library is
+built for one process. It links against GNU's OpenMP runtime, by the name that torch has loaded it under, so that both
+share one pool of threads. Clang's would bring a second pool, whose waiting threads take cores from the first.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastwi.errors import UserError
 from fastwi.files import atomic_path
@@ -24,20 +25,28 @@ from fastwi.kernels.compiler import compilers
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp", "combine.cpp"))
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("products.h", "transforms.h"))
-_FLAGS = (
-    "-O3",
-    "-march=native",
-    "-ffp-contract=fast",
-    "-fno-trapping-math",
-    "-fopenmp",
-    "-shared",
-    "-fPIC",
-    "-std=c++17",
-)
+_FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-trapping-math", "-fopenmp"]
+_FLAGS += ["-shared", "-fPIC", "-std=c++17"]
+
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "d": ctypes.c_double}
+_ARGUMENTS = {  # before the number of threads, which is the last of each
+    "forward_train_{}": "ppp i pppppp dd p ll",
+    "forward_eval_{}": "ppp i pp p ll",
+    "backward_{}": "pppppp i pppppp p ll",
+    "norm_floats": "l",
+    "augment_{}": "pppppp lllll",
+    "shortcut_forward": "pp llllllll",
+    "shortcut_backward": "pp llllllll",
+    "winograd_convolve": "pppp lllll i p",
+    "winograd_weight_gradient": "ppp lllll p",
+    "winograd_floats": "llll",
+    "copy_rows": "pp ll",
+    "combine_rows": "pppp ll",
+}
 
 
 def _processor() -> str:
-    """What -march=native sees: a cache directory on a network disk can be shared by unlike machines."""
+    """What -march=native depends on: machines of different kinds may share a cache directory on a network disk."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -73,11 +82,7 @@ def _built() -> ctypes.CDLL | None:
     path = _cached(command)
     try:
         return _build(command, path)
-    except (
-        OSError,
-        UserError,
-        subprocess.CalledProcessError,
-    ):  # no home, a full disk, or nothing there may be run
+    except (OSError, UserError, subprocess.CalledProcessError):  # no home, a full disk, or a disk without execution
         with tempfile.TemporaryDirectory() as directory:
             return _build(command, Path(directory) / path.name)
 
@@ -86,46 +91,32 @@ def _built() -> ctypes.CDLL | None:
 def library() -> ctypes.CDLL | None:
     """The loaded kernels, or None where there is no GNU compiler or it cannot build them.
 
-    Callers fall back on the torch references beside each kernel.
+    Callers then use the torch reference of each kernel.
     """
     try:
         loaded = _built()
-    except Exception:  # whatever stops the build or the load, the references do the same work, slower
+    except Exception:  # whatever prevents the build or the load: the references do the same work, slower
         return None
-    if loaded is None:
-        return None
-    pointer, integer, long, double = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
-    for suffix in ("bf16", "fp32"):
-        tail = [pointer, pointer, long, long, integer]  # work, tiles, R, C, threads
-        getattr(loaded, f"forward_train_{suffix}").argtypes = (
-            [pointer] * 3 + [integer] + [pointer] * 6 + [double, double, *tail]
-        )
-        getattr(loaded, f"forward_eval_{suffix}").argtypes = [pointer] * 3 + [integer] + [pointer] * 2 + tail[1:]
-        getattr(loaded, f"backward_{suffix}").argtypes = [pointer] * 6 + [integer] + [pointer] * 6 + tail
-        getattr(loaded, f"augment_{suffix}").argtypes = [pointer] * 6 + [long] * 5 + [integer]
-        for name in ("forward_train", "forward_eval", "backward", "augment"):
-            getattr(loaded, f"{name}_{suffix}").restype = None
-    for name in ("shortcut_forward", "shortcut_backward"):
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = [pointer] * 2 + [long] * 8 + [integer], None
-    loaded.winograd_convolve.argtypes = [pointer] * 4 + [long] * 5 + [integer, pointer, integer]
-    loaded.winograd_weight_gradient.argtypes = [pointer] * 3 + [long] * 5 + [pointer, integer]
-    loaded.copy_rows.argtypes, loaded.copy_rows.restype = [pointer] * 2 + [long] * 2 + [integer], None
-    loaded.combine_rows.argtypes, loaded.combine_rows.restype = [pointer] * 4 + [long] * 2 + [integer], None
-    loaded.winograd_convolve.restype = loaded.winograd_weight_gradient.restype = None
-    loaded.winograd_floats.argtypes, loaded.winograd_floats.restype = [long] * 4 + [integer], long
-    for name in ("work_doubles", "work_floats"):
-        function = getattr(loaded, name)  # kept by the library object; subscripts would make a new one a call
-        function.argtypes, function.restype = [long], long
+    for pattern, letters in _ARGUMENTS.items() if loaded is not None else ():
+        for suffix in ("bf16", "fp32"):
+            function = getattr(loaded, pattern.format(suffix))  # kept by the library object, with these types
+            function.argtypes = [_TYPES[letter] for letter in letters.replace(" ", "") + "i"]
+            function.restype = ctypes.c_int64
     return loaded
+
+
+def call(name: str, *arguments: Tensor | float | None) -> int:
+    """Run the library's function `name` with torch's number of threads. Tensors are passed by their address."""
+    addresses = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+    return int(getattr(library(), name)(*addresses, torch.get_num_threads()))
 
 
 _kept = threading.local()
 
 
 def scratch(floats: int) -> int:
-    """The address of as many float32 values of work space for one call of a kernel. Each thread keeps its own."""
-    space: torch.Tensor | None = getattr(_kept, "space", None)
+    """The address of as many float32 values of work space for one call of a kernel. Each thread has its own."""
+    space: Tensor | None = getattr(_kept, "space", None)
     if space is None or space.numel() < floats:
         _kept.space = space = torch.empty(floats, dtype=torch.float32, device="cpu")
     return space.data_ptr()

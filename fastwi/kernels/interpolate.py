@@ -1,17 +1,18 @@
-"""Interpolate hundreds of pairs of rows in place.
+"""Interpolate hundreds of pairs of rows or tensors in place.
 
     c = a + alpha (b - a)          where alpha < 1/2
-    c = b - (1 - alpha) (b - a)    elsewhere;  exactly a at alpha = 0 and exactly b at alpha = 1
+    c = b - (1 - alpha) (b - a)    elsewhere
+    c = a                          where alpha = 0, whatever b holds (infinities and NaN too)
+    c = b                          where alpha = 1, whatever a holds
+
 computed in float32 and rounded once to the storage dtype.
 
-On a GPU with Triton: one launch for all pairs. Elsewhere: torch.lerp on views, which runs at the speed of
-memory. Symbols: M (and N) rows of P columns, L pairs.
+On a GPU with Triton: one launch for all pairs, over a table of addresses, so that rows of one matrix and tensors of
+separate networks are the same to it. Elsewhere: torch.lerp on views, which runs at the speed of memory.
+
+Symbols: M (and N) rows of P columns, L pairs, T pairs of one launch, G programs of the launch.
 """
 
-import functools
-import importlib.util
-import os
-import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from fastwi.kernels import gpu
+from fastwi.kernels.gpu import STORAGE_DTYPES, tl, triton
+
+BLOCK = 4096  # elements of a program of the Triton kernel: 16 a thread
+WARPS = 8
+
+
+def interpolate_reference(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+    """The equation in torch's own functions, in the dtype of `a`.
+
+    a, b: any one shape and floating dtype; alpha: float32, broadcastable to them, any finite value. Computed in
+    float32 (float64 for float64 inputs) and rounded once.
+    """
+    wide = torch.promote_types(a.dtype, torch.float32)
+    a_wide, b_wide, weight = a.to(wide), b.to(wide), alpha.to(wide)
+    step = b_wide - a_wide
+    mixed = torch.where(weight < 0.5, a_wide + weight * step, b_wide - (1 - weight) * step)
+    return torch.where(weight == 0, a_wide, torch.where(weight == 1, b_wide, mixed)).to(a.dtype)
 
 
 @torch.no_grad()
@@ -62,11 +80,9 @@ def interpolate_rows_(
     read_elsewhere_L = read_elsewhere(a_at, b_at, c_at)
     delayed_rows = c_rows[read_elsewhere_L]
     delayed_HP = x_MP.new_empty((len(delayed_rows), x_MP.shape[1]))
-    if has_triton(x_MP.device):
-        from fastwi.kernels.interpolate_triton import launch
-
+    if gpu.has_triton(x_MP.device):
         c_at[read_elsewhere_L] = _addresses(delayed_HP, np.arange(len(delayed_rows)))
-        launch(a_at, b_at, c_at, np.full_like(a_at, x_MP.shape[1]), alphas, x_MP.dtype, x_MP.device)
+        _launch(a_at, b_at, c_at, np.full_like(a_at, x_MP.shape[1]), alphas, x_MP.dtype, x_MP.device)
     elif len(delayed_rows) or not _lerp_evenly_spaced_(x_MP, source_NP, a_rows, b_rows, c_rows, alphas):
         x_rows, b_views = x_MP.unbind(0), source_NP.unbind(0)
         delayed = dict(zip(delayed_rows.tolist(), delayed_HP.unbind(0), strict=True))
@@ -128,12 +144,41 @@ def pair_alphas(alpha: float | Sequence[float] | Tensor, pairs: int) -> NDArray[
     return np.broadcast_to(alphas, (pairs,)).copy()
 
 
-@functools.cache
-def has_triton(device: torch.device) -> bool:
-    """Whether the Triton kernels run on `device`: Triton builds its launcher with a C compiler."""
-    compilers = (os.environ.get("CC"), "gcc", "clang")
-    built = any(shutil.which(compiler) for compiler in compilers if compiler)
-    return device.type == "cuda" and built and importlib.util.find_spec("triton") is not None
+@torch.no_grad()
+def lerp_lists_(
+    a_tensors: Sequence[Tensor], b_tensors: Sequence[Tensor], alpha: float | Sequence[float] | Tensor
+) -> None:
+    """Overwrite each tensor of `a_tensors` with its interpolation with the same place of `b_tensors`.
+
+    What torch._foreach_lerp_ does, for tensors of any shapes: those of separate networks, say. `alpha` is one
+    number, or one a tensor. On a GPU, float32, bfloat16 and float16 tensors of equal strides take one launch
+    a dtype and device, however many they are; all others go to torch._foreach_lerp_, as everything does on a
+    CPU.
+
+    Raises ValueError where the lists differ in length, shapes, dtypes or devices, hold integers, or where a
+    tensor of `a_tensors` is there twice or is read at another place of `b_tensors`.
+    """
+    _check_lists(a_tensors, b_tensors)
+    alphas = pair_alphas(alpha, len(a_tensors))
+    a_at = np.array([a.data_ptr() for a in a_tensors], dtype=np.int64)
+    b_at = np.array([b.data_ptr() for b in b_tensors], dtype=np.int64)
+    _refuse_shared(a_at, b_at)
+    if not any(gpu.has_triton(device) for device in {a.device for a in a_tensors}):
+        lerp_views_(a_tensors, b_tensors, a_tensors, alphas.tolist())
+        return
+    fused: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    rest = []
+    for place, (a, b) in enumerate(zip(a_tensors, b_tensors, strict=True)):
+        dense_alike = a.stride() == b.stride() and (a.is_contiguous() or _is_dense(a))
+        if dense_alike and a.dtype in STORAGE_DTYPES and gpu.has_triton(a.device):
+            fused.setdefault((a.dtype, a.device), []).append(place)
+        else:
+            rest.append(place)
+    for (dtype, device), places in fused.items():
+        elements = np.array([a_tensors[place].numel() for place in places], dtype=np.int64)
+        _launch(a_at[places], b_at[places], a_at[places], elements, alphas[places], dtype, device)
+    rest_a = [a_tensors[place] for place in rest]
+    lerp_views_(rest_a, [b_tensors[place] for place in rest], rest_a, alphas[rest].tolist())
 
 
 def _check_matrices(x_MP: Tensor, source_NP: Tensor) -> None:
@@ -195,3 +240,130 @@ def _lerp_evenly_spaced_(
         views.append(matrix[int(rows[0]) : int(rows[-1]) + 1 : int(gaps[0])])
     views[0].lerp_(views[1], torch.from_numpy(alphas[order])[:, None].to(x_MP.device))
     return True
+
+
+def _check_lists(a_tensors: Sequence[Tensor], b_tensors: Sequence[Tensor]) -> None:
+    """Raise ValueError unless the lists match, place by place, in floating dtypes, shapes and devices.
+
+    Compares whole lists first: with many small tensors, looking at each in turn costs more than the work.
+    """
+    if len(a_tensors) != len(b_tensors):
+        raise ValueError(f"{len(a_tensors)} tensors a and {len(b_tensors)} tensors b; they come in pairs")
+    dtypes = [a.dtype for a in a_tensors]
+    if (
+        [a.shape for a in a_tensors] == [b.shape for b in b_tensors]
+        and dtypes == [b.dtype for b in b_tensors]
+        and [a.device for a in a_tensors] == [b.device for b in b_tensors]
+        and all(dtype.is_floating_point for dtype in set(dtypes))
+    ):
+        return
+    for place, (a, b) in enumerate(zip(a_tensors, b_tensors, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or not a.is_floating_point():
+            raise ValueError(
+                f"pair {place}: a is {a.dtype} {tuple(a.shape)} on {a.device}, "
+                f"b is {b.dtype} {tuple(b.shape)} on {b.device}; "
+                "they need one floating dtype, shape and device"
+            )
+
+
+def _refuse_shared(a_at: NDArray[np.int64], b_at: NDArray[np.int64]) -> None:
+    """Raise ValueError where a destination is there twice, or is the source of another pair."""
+    filled = np.flatnonzero(a_at)  # tensors without elements are at address 0
+    if not len(filled):
+        return
+    unsafe = read_elsewhere(a_at[filled], b_at[filled], a_at[filled])
+    if unsafe.any():
+        raise ValueError(
+            f"tensor {filled[unsafe][0]} of a is in the lists a second time; each place in memory may be "
+            "overwritten once and read by its own pair only"
+        )
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the tensor's elements fill one stretch of memory, in whatever order."""
+    ordered = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+    reach = 1
+    for stride, size in ordered:
+        if stride != reach:
+            return False
+        reach *= size
+    return True
+
+
+def _launch(
+    a_T: NDArray[np.int64],
+    b_T: NDArray[np.int64],
+    c_T: NDArray[np.int64],
+    elements_T: NDArray[np.int64],
+    alpha_T: NDArray[np.float32],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Interpolate T pairs given by address: elements_T[t] values at a_T[t] and b_T[t] into c_T[t].
+
+    The caller keeps the memory alive and sees to it that no destination is read by another task. dtype is
+    float32, bfloat16 or float16. One launch; asynchronous on a GPU.
+    """
+    programs_T = -(-elements_T // BLOCK)
+    total = int(programs_T.sum())
+    if total == 0:
+        return
+    first_T = np.cumsum(programs_T) - programs_T
+    task_G = np.repeat(np.arange(len(elements_T), dtype=np.int32), programs_T)
+    aligned = not int(np.bitwise_or.reduce(np.concatenate([a_T, b_T, c_T]))) % 16
+    table_5T = torch.from_numpy(np.stack([a_T, b_T, c_T, elements_T, first_T])).to(device, non_blocking=True)
+    with gpu.on(device):
+        interpolate_kernel[(total,)](
+            table_5T,
+            torch.from_numpy(alpha_T).to(device, non_blocking=True),
+            torch.from_numpy(task_G).to(device, non_blocking=True),
+            len(elements_T),
+            ELEMENT=getattr(tl, str(dtype).removeprefix("torch.")),
+            ALIGNED=aligned,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+            enable_fp_fusion=True,  # explicit: the default changes between Triton versions
+        )
+
+
+@triton.jit
+def _mix(a, b, alpha):  # type: ignore[no-untyped-def]
+    """The equation, in float32."""
+    step = b - a
+    mixed = tl.where(alpha < 0.5, a + alpha * step, b - (1.0 - alpha) * step)
+    return tl.where(alpha == 0.0, a, tl.where(alpha == 1.0, b, mixed))
+
+
+@triton.jit
+def interpolate_kernel(  # type: ignore[no-untyped-def]
+    table_5T,  # int64 [5, T]: address of a, of b, of c, elements, first program
+    alpha_T,  # float32 [T]
+    task_G,  # int32 [G]: the task of each program
+    tasks,
+    ELEMENT: tl.constexpr,
+    ALIGNED: tl.constexpr,  # every address is a multiple of 16 bytes
+    BLOCK: tl.constexpr,
+):
+    """One block of one task. All of a and b that it reads is read before it writes."""
+    program = tl.program_id(0)
+    task = tl.load(task_G + program)
+    a_ptr = tl.load(table_5T + task).to(tl.pointer_type(ELEMENT))
+    b_ptr = tl.load(table_5T + tasks + task).to(tl.pointer_type(ELEMENT))
+    c_ptr = tl.load(table_5T + 2 * tasks + task).to(tl.pointer_type(ELEMENT))
+    if ALIGNED:  # lets the compiler use 16-byte loads and stores
+        a_ptr = tl.multiple_of(a_ptr, 16)
+        b_ptr = tl.multiple_of(b_ptr, 16)
+        c_ptr = tl.multiple_of(c_ptr, 16)
+    elements = tl.load(table_5T + 3 * tasks + task)
+    start = (program - tl.load(table_5T + 4 * tasks + task)) * BLOCK
+    alpha = tl.load(alpha_T + task)
+    columns = start + tl.arange(0, BLOCK)
+    if start + BLOCK <= elements:  # a mask, even of all ones, would split the 16-byte accesses
+        a = tl.load(a_ptr + columns).to(tl.float32)
+        b = tl.load(b_ptr + columns).to(tl.float32)
+        tl.store(c_ptr + columns, _mix(a, b, alpha).to(ELEMENT))
+    else:
+        inside = columns < elements
+        a = tl.load(a_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(b_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+        tl.store(c_ptr + columns, _mix(a, b, alpha).to(ELEMENT), mask=inside)

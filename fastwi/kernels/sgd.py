@@ -1,27 +1,28 @@
 """SGD with momentum on all rows of [M, P] in one pass, each member at its own rate (as torch.optim.SGD defines it).
 
-    d = u g + wd w
+    d = g + wd w
     v = mu v + d
     w = w - r_m v              or, with Nesterov,    w = w - r_m (d + mu v)
 
-in float32, with v = 0 before the first step; u is the inverse of the gradients' scale. Memory moved a parameter: 20
-bytes (w, g and v read, w and v written), and 2 more for a low-precision copy of the new weights, which saves a pass
-of its own (6).
+in float32, with v = 0 before the first step. Memory moved a parameter: 20 bytes (w, g and v read, w and v written),
+and 2 more for a low-precision copy of the new weights, which saves a pass of its own (6).
 
 On a GPU with Triton: one launch, which waits for nothing and reads all that changes from the device, so that it can
 be captured in a CUDA graph. On a CPU: torch's fused SGD, row after row.
 
-Shapes: M members, P parameters of each, S steps of a rate table.
+Shapes: M members, P parameters of each.
 """
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor
 
-from fastwi.kernels.interpolate import has_triton
+from fastwi.kernels import gpu
+from fastwi.kernels.gpu import rounded, tl, triton
 
-LOW_DTYPES = (torch.bfloat16, torch.float16)
+BLOCK = 2048  # values of a program: 8 a thread, in each float32 matrix two accesses of 16 bytes
+WARPS = 8
 
 
 def sgd_reference_(
@@ -34,11 +35,9 @@ def sgd_reference_(
     nesterov: bool = False,
     low_MP: Tensor | None = None,
     skip_M: Tensor | None = None,
-    inverse_scale_M: Tensor | None = None,
 ) -> None:
     """`sgd_` in torch's own functions, in any float dtype, on any device, without waiting for it."""
-    g_MP = gradient_MP if inverse_scale_M is None else gradient_MP * inverse_scale_M[:, None]
-    v_MP = step_MP = g_MP + weight_decay * weights_MP
+    v_MP = step_MP = gradient_MP + weight_decay * weights_MP
     if momentum:
         v_MP = momentum * momentum_MP + v_MP
         step_MP = step_MP + momentum * v_MP if nesterov else v_MP
@@ -51,88 +50,166 @@ def sgd_reference_(
         low_MP.copy_(weights_MP)
 
 
+def sgd_row_(
+    weights_P: Tensor,
+    gradient_P: Tensor,
+    momentum_P: Tensor,
+    rate: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    """One step of one member by torch's fused SGD. With `momentum` 0, momentum_P is neither read nor written."""
+    torch._fused_sgd_(
+        [weights_P], [gradient_P], [momentum_P] if momentum else [], weight_decay=weight_decay, momentum=momentum,
+        lr=rate, dampening=0.0, nesterov=nesterov, maximize=False, is_first_step=False,
+    )  # fmt: skip
+
+
 @torch.no_grad()
 def sgd_(
     weights_MP: Tensor,
     gradient_MP: Tensor,
     momentum_MP: Tensor,
-    rate: Tensor,
+    rate_M: Tensor,
     *,
     momentum: float,
     weight_decay: float = 0.0,
     nesterov: bool = False,
-    step: Tensor | None = None,
     low_MP: Tensor | None = None,
     skip_M: Tensor | None = None,
-    inverse_scale: Tensor | None = None,
 ) -> None:
     """One step of every member, in place: weights and momentum change, gradients do not.
 
-    weights, gradients and momentum: float32 [M, P], rows contiguous, no memory in common. `rate`: float32 [M], or a
-    table [S, M] whose row `step`, int64 [1], is used (0 .. S - 1, not checked); it may be an expanded tensor. With
-    `momentum` 0, momentum_MP is neither read nor written.
+    weights, gradients and momentum: float32 [M, P], rows contiguous, no memory in common. rate_M: float32 [M], may be
+    an expanded tensor. With `momentum` 0, momentum_MP is neither read nor written.
 
     low_MP: bfloat16 or float16, receives every member's weights as they are after the step. skip_M: bool or integer
-    [M]; members with a nonzero entry keep weights and momentum to the bit, whatever their gradients hold.
-    inverse_scale: float32 [M], or [1] for all, by which gradients are multiplied. All tensors are on one device; in a
-    captured call, their values may change from replay to replay.
+    [M]; members with a nonzero entry keep weights and momentum to the bit, whatever their gradients hold. All tensors
+    are on one device; in a captured call, their values may change from replay to replay. Nothing is checked.
 
-    A member's result does not depend on its neighbours. Raises ValueError for wrong shapes, dtypes, strides, devices.
+    A member's result does not depend on its neighbours.
     """
-    M, P = weights_MP.shape
-    for name, x in (("weights_MP", weights_MP), ("gradient_MP", gradient_MP), ("momentum_MP", momentum_MP)):
-        _check(name, x, (torch.float32,), [(M, P)], weights_MP.device)
-    rates = [(M,)] if step is None else [(rate.shape[0], M)]
-    _check("rate", rate, (torch.float32,), rates, weights_MP.device)
-    _check("step", step, (torch.int64,), [(1,)], weights_MP.device)
-    _check("low_MP", low_MP, LOW_DTYPES, [(M, P)], weights_MP.device)
-    integers = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    _check("skip_M", skip_M, integers, [(M,)], weights_MP.device)
-    _check("inverse_scale", inverse_scale, (torch.float32,), [(M,), (1,)], weights_MP.device)
-    inverse_M = None if inverse_scale is None else inverse_scale.expand(M)
-
-    if has_triton(weights_MP.device):
-        from fastwi.kernels.sgd_triton import launch
-
-        launch(
-            weights_MP, gradient_MP, momentum_MP, rate if step is not None else rate[None], step,
-            momentum, weight_decay, nesterov, low_MP, skip_M, inverse_M,
+    if gpu.has_triton(weights_MP.device):
+        _launch(
+            weights_MP, gradient_MP, momentum_MP, rate_M, momentum, weight_decay, nesterov, low_MP, skip_M
         )  # fmt: skip
         return
-    rate_M = rate if step is None else rate.index_select(0, step)[0]
-    if weights_MP.device.type != "cpu" or inverse_M is not None:  # torch's fused SGD would rewrite the gradients
+    if weights_MP.device.type != "cpu":
         sgd_reference_(
-            weights_MP, gradient_MP, momentum_MP, rate_M, momentum, weight_decay, nesterov, low_MP, skip_M, inverse_M
+            weights_MP, gradient_MP, momentum_MP, rate_M, momentum, weight_decay, nesterov, low_MP, skip_M
         )  # fmt: skip
         return
-    skipped = [False] * M if skip_M is None else skip_M.tolist()
-    for m, (member_rate, skip) in enumerate(zip(rate_M.tolist(), skipped, strict=True)):
+    skipped = [False] * len(weights_MP) if skip_M is None else skip_M.tolist()
+    for m, (rate, skip) in enumerate(zip(rate_M.tolist(), skipped, strict=True)):
         if not skip:
-            torch._fused_sgd_(
-                [weights_MP[m]], [gradient_MP[m]], [momentum_MP[m]] if momentum else [],
-                weight_decay=weight_decay, momentum=momentum, lr=member_rate, dampening=0.0, nesterov=nesterov,
-                maximize=False, is_first_step=False,
-            )  # fmt: skip
+            sgd_row_(weights_MP[m], gradient_MP[m], momentum_MP[m], rate, momentum, weight_decay, nesterov)
     if low_MP is not None:
         low_MP.copy_(weights_MP)
 
 
-def _check(
-    name: str,
-    tensor: Tensor | None,
-    dtypes: tuple[torch.dtype, ...],
-    shapes: Sequence[tuple[int, ...]],
-    device: torch.device,
+def _launch(
+    weights_MP: Tensor,
+    gradient_MP: Tensor,
+    momentum_MP: Tensor,
+    rate_M: Tensor,
+    mu: float,
+    wd: float,
+    nesterov: bool,
+    low_MP: Tensor | None,
+    skip_M: Tensor | None,
 ) -> None:
-    """Raise ValueError unless `tensor` is absent or as it should be. Rows of [M, P] must be contiguous, and apart."""
-    if tensor is None:
+    M, P = weights_MP.shape
+    if weights_MP.numel() == 0:
         return
-    if tensor.dtype not in dtypes or tuple(tensor.shape) not in shapes or tensor.device != device:
-        raise ValueError(
-            f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; it needs to be "
-            f"{' or '.join(map(str, dtypes))} {' or '.join(map(str, shapes))} on {device}"
-        )
-    if name.endswith("_MP"):
-        M, P = tensor.shape
-        if (P > 1 and tensor.stride(1) != 1) or (M > 1 and tensor.stride(0) < P):
-            raise ValueError(f"{name} has strides {tensor.stride()}; its rows need to be contiguous and apart")
+    blocks = triton.cdiv(P, BLOCK)
+    if skip_M is not None and skip_M.dtype == torch.bool:
+        skip_M = skip_M.view(torch.uint8)
+    matrices = [weights_MP, gradient_MP, *([momentum_MP] if mu else [])]
+    with gpu.on(weights_MP.device):
+        sgd_kernel[(M * blocks,)](
+            weights_MP, gradient_MP, momentum_MP if mu else None, rate_M, skip_M, low_MP, P, blocks,
+            weights_MP.stride(0), gradient_MP.stride(0), momentum_MP.stride(0),
+            0 if low_MP is None else low_MP.stride(0), rate_M.stride(0), 0 if skip_M is None else skip_M.stride(0),
+            mu, wd, NESTEROV=nesterov, ALIGN=_row_alignment(16, *matrices),
+            LOW_ALIGN=1 if low_MP is None else _row_alignment(8, low_MP), BLOCK=BLOCK, num_warps=WARPS,
+            enable_fp_fusion=True,  # explicit: the default changes between Triton versions
+        )  # fmt: skip
+
+
+def _row_alignment(most: int, *matrices: Tensor) -> int:
+    """Bytes, at most `most`, that divide the address of every row."""
+    return math.gcd(most, *(n for x in matrices for n in (x.data_ptr(), x.stride(0) * x.element_size())))
+
+
+@triton.jit
+def _update(  # type: ignore[no-untyped-def]
+    w_ptr, g_ptr, v_ptr, low_ptr, columns, mask, rate, skipped, mu, wd, NESTEROV: tl.constexpr
+):  # fmt: skip
+    """The equation on `columns` of one row. Without a mask all of them are there."""
+    w = tl.load(w_ptr + columns, mask=mask)
+    d = tl.load(g_ptr + columns, mask=mask)
+    if v_ptr is not None:
+        v = tl.load(v_ptr + columns, mask=mask)
+    d += wd * w
+    if v_ptr is not None:
+        new_v = mu * v + d
+        d = d + mu * new_v if NESTEROV else new_v
+        if skipped is not None:
+            new_v = tl.where(skipped, v, new_v)
+        tl.store(v_ptr + columns, new_v, mask=mask)
+    new_w = w - rate * d
+    if skipped is not None:
+        new_w = tl.where(skipped, w, new_w)
+    tl.store(w_ptr + columns, new_w, mask=mask)
+    if low_ptr is not None:
+        tl.store(low_ptr + columns, rounded(new_w, low_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def sgd_kernel(  # type: ignore[no-untyped-def]
+    weights_MP,  # float32
+    gradient_MP,  # float32
+    momentum_MP,  # float32, or None where mu = 0: it is then neither read nor written
+    rate_M,  # float32
+    skip_M,  # any integer, or None: none is skipped
+    low_MP,  # bfloat16 or float16, or None
+    P,
+    blocks,  # of a row
+    weights_stride,
+    gradient_stride,
+    momentum_stride,
+    low_stride,
+    rate_stride,
+    skip_stride,
+    mu,
+    wd,
+    NESTEROV: tl.constexpr,
+    ALIGN: tl.constexpr,  # bytes that divide every row's address in the float32 matrices
+    LOW_ALIGN: tl.constexpr,  # and in low_MP
+    BLOCK: tl.constexpr,
+):
+    """One block of one member's row. Places are int64: populations pass 2^31 weights."""
+    program = tl.program_id(0)
+    number = program // blocks
+    start = (program - number * blocks) * BLOCK
+    m = number.to(tl.int64)
+    rate = tl.load(rate_M + m * rate_stride)
+    skipped = None
+    if skip_M is not None:
+        skipped = tl.load(skip_M + m * skip_stride) != 0
+
+    # The hints let the compiler move 16 bytes at a time; of low_MP 8, the same 4 values, or it would shuffle threads.
+    w_ptr = tl.multiple_of(weights_MP + m * weights_stride, ALIGN)
+    g_ptr = tl.multiple_of(gradient_MP + m * gradient_stride, ALIGN)
+    v_ptr = None
+    if momentum_MP is not None:
+        v_ptr = tl.multiple_of(momentum_MP + m * momentum_stride, ALIGN)
+    low_ptr = None
+    if low_MP is not None:
+        low_ptr = tl.multiple_of(low_MP + m * low_stride, LOW_ALIGN)
+    columns = start + tl.arange(0, BLOCK)
+    if start + BLOCK <= P:  # a mask, even of all ones, would split the 16-byte accesses
+        _update(w_ptr, g_ptr, v_ptr, low_ptr, columns, None, rate, skipped, mu, wd, NESTEROV)
+    else:
+        _update(w_ptr, g_ptr, v_ptr, low_ptr, columns, columns < P, rate, skipped, mu, wd, NESTEROV)

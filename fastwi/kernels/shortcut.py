@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastwi.kernels.cpu import library
+from fastwi.kernels.cpu import call, library
 
 
 def shortcut_reference(x_NCHW: Tensor, stride: int, before: int, after: int) -> Tensor:
@@ -27,9 +27,7 @@ class _Shortcut(torch.autograd.Function):
         shape = (N, before + C + after, -(-H // stride), -(-W // stride))
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         ctx.geometry = (N, H, W, C, stride, before, shape[1], x.element_size())
-        library().shortcut_forward(  # type: ignore[union-attr]
-            x.data_ptr(), y.data_ptr(), *ctx.geometry, torch.get_num_threads()
-        )
+        call("shortcut_forward", x, y, *ctx.geometry)
         return y
 
     @staticmethod
@@ -37,9 +35,7 @@ class _Shortcut(torch.autograd.Function):
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         N, H, W, C = ctx.geometry[:4]
         dx = torch.empty((N, C, H, W), dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
-        library().shortcut_backward(  # type: ignore[union-attr]
-            dy.data_ptr(), dx.data_ptr(), *ctx.geometry, torch.get_num_threads()
-        )
+        call("shortcut_backward", dy, dx, *ctx.geometry)
         return dx, None, None, None
 
 

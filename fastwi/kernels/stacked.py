@@ -11,50 +11,23 @@ In the second, act(batch_norm(y)) is never stored: the next convolution makes it
 backward. Bytes a value of y, for bf16 and as many values in as out: convolution and batch norm 28 (forward 4 + 6,
 backward 8 + 10); the fused chain 20 (forward 4; input gradient 6, batch norm's 6, weight gradient 4).
 
-The equations are in fastwi.kernels.stacked_conv_triton and stacked_norm_triton.
+The equations are in fastwi.kernels.stacked_conv, stacked_conv_weight and stacked_norm.
 
 Shapes: M members, N images, H W height and width, C channels (I in, O out), T tiles. Weights are [M, O, KH, KW, I],
 views of the population's rows as they lie there: each member's values dense, the member stride any.
 """
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastwi.kernels import stacked_conv_reference, stacked_norm_reference
-from fastwi.kernels.interpolate import STORAGE_DTYPES, has_triton
+from fastwi.kernels import stacked_conv as conv
+from fastwi.kernels import stacked_norm as norms
+from fastwi.kernels.stacked_conv_weight import weight_gradient
 from fastwi.kernels.stacked_geometry import Geometry
-
-
-def _conv(x: Tensor) -> ModuleType:
-    """The module whose `forward` and `input_gradient` serve x."""
-    if has_triton(x.device) and x.dtype in STORAGE_DTYPES:
-        from fastwi.kernels import stacked_conv_triton
-
-        return stacked_conv_triton
-    return stacked_conv_reference
-
-
-def _conv_weight(x: Tensor) -> ModuleType:
-    """The module whose `weight_gradient` serves x."""
-    if has_triton(x.device) and x.dtype in STORAGE_DTYPES:
-        from fastwi.kernels import stacked_conv_weight_triton
-
-        return stacked_conv_weight_triton
-    return stacked_conv_reference
-
-
-def _norm(x: Tensor) -> ModuleType:
-    """The module of batch norm that serves x."""
-    if has_triton(x.device) and x.dtype in STORAGE_DTYPES:
-        from fastwi.kernels import stacked_norm_triton
-
-        return stacked_norm_triton
-    return stacked_norm_reference
 
 
 def _wide(parameter: Tensor) -> Tensor:
@@ -85,8 +58,10 @@ class Norm:
     def __post_init__(self) -> None:
         tensors = (self.weight_MC, self.bias_MC, self.running_mean_MC, self.running_var_MC)
         if len({tuple(tensor.shape) for tensor in tensors}) > 1 or any(tensor.stride(-1) != 1 for tensor in tensors):
-            told = ", ".join(f"{tuple(tensor.shape)} with strides {tensor.stride()}" for tensor in tensors)
-            raise ValueError(f"weight, bias, running mean and variance need one shape and dense channels, not {told}")
+            shapes = ", ".join(f"{tuple(tensor.shape)} with strides {tensor.stride()}" for tensor in tensors)
+            raise ValueError(
+                f"weight, bias, running mean and variance need one shape and dense channels, not {shapes}"
+            )
 
     def settle(self, x_MNHWC: Tensor, moments_MT3C: Tensor | None) -> Tensor:
         """stats [M, 4, C] for x: mean, inv, scale and shift. In training this updates the running statistics."""
@@ -97,33 +72,23 @@ class Norm:
         rows = x_MNHWC[0, ..., 0].numel()
         if self.training and rows < 2:
             raise ValueError(f"batch norm in training needs 2 values a channel or more, not {rows}")
-        module = _norm(x_MNHWC)
         if self.training and moments_MT3C is None:
-            moments_MT3C = module.moments(x_MNHWC)
-        stats_M4C: Tensor = module.settle(
+            moments_MT3C = norms.moments(x_MNHWC)
+        return norms.settle(
             moments_MT3C if self.training else None,
             _wide(self.weight_MC), _wide(self.bias_MC), self.running_mean_MC, self.running_var_MC,
             self.factor, self.eps,
         )  # fmt: skip
-        return stats_M4C
-
-
-def _weight_gradient(
-    ctx: Any, x: Tensor, dy: Tensor, geometry: Geometry, stats: Tensor | None, relu: bool
-) -> Tensor | None:
-    """The weight's gradient for autograd, in the weight's dtype; or None where it was written to `ctx.into`."""
-    dw: Tensor = _conv_weight(x).weight_gradient(x, dy, geometry, stats, relu, ctx.into)
-    return None if ctx.into is not None else dw.to(ctx.weight_dtype)
 
 
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry, statistics: bool, into: Tensor | None
+        ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry, statistics: bool
     ) -> tuple[Tensor, Tensor | None]:
         x = x.contiguous()
-        y, moments = _conv(x).forward(x, weight, geometry, None, False, statistics)
-        ctx.geometry, ctx.into, ctx.weight_dtype = geometry, into, weight.dtype
+        y, moments = conv.forward(x, weight, geometry, None, False, statistics)
+        ctx.geometry = geometry
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
         if moments is not None:
@@ -134,14 +99,14 @@ class _Conv(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         if gradients[0] is None:
-            return (None,) * 5
+            return (None,) * 4
         x, weight = ctx.saved_tensors
         dy, dx, dw = gradients[0].contiguous(), None, None
         if ctx.needs_input_grad[0]:
-            dx, _ = _conv(x).input_gradient(dy, weight, ctx.geometry, None, None, False)
+            dx, _ = conv.input_gradient(dy, weight, ctx.geometry, None, None, False)
         if ctx.needs_input_grad[1]:
-            dw = _weight_gradient(ctx, x, dy, ctx.geometry, None, False)
-        return dx, dw, None, None, None
+            dw = weight_gradient(x, dy, ctx.geometry, None, False).to(weight.dtype)
+        return dx, dw, None, None
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -158,12 +123,12 @@ class _BatchNorm(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         x, residual = x.contiguous(), None if residual is None else residual.contiguous()
         stats = norm.settle(x, moments)
-        z: Tensor = _norm(x).apply(x, residual, stats, norm.relu)
+        z: Tensor = norms.apply(x, residual, stats, norm.relu)
         ctx.relu, ctx.training, ctx.has_residual = norm.relu, norm.training, residual is not None
-        # Without a residual x tells where the ReLU passed, and z need not be kept.
+        # Without a residual x shows where the ReLU passed, and z need not be kept.
         ctx.save_for_backward(x, z if norm.relu and ctx.has_residual else None, stats)
         ctx.set_materialize_grads(False)
-        # One handle a user: autograd would otherwise sum the two gradients in a pass of its own.
+        # One handle for each user: autograd would otherwise sum the two gradients in a pass of its own.
         return (z, z.detach()) if users == 2 else z
 
     @staticmethod
@@ -173,15 +138,15 @@ class _BatchNorm(torch.autograd.Function):
         dz, dz2, *_ = *(g.contiguous() for g in gradients if g is not None), None, None
         if dz is None:
             return (None,) * 7
-        module = _norm(x)
-        # With one user, g is dz itself without a ReLU, and with one but no residual it is quickly made again from dz.
+        # With one user, g is dz itself without a ReLU, and with a ReLU but no residual it is cheap to compute again.
         keep = dz2 is not None or (ctx.has_residual and ctx.relu)
-        sums, g = module.gradient_sums(dz, dz2, x, z, stats, ctx.relu, keep)
-        made: Tensor = module.parameter_gradients(sums)
+        sums, kept = norms.gradient_sums(dz, dz2, x, z, stats, ctx.relu, keep)
+        g = dz if kept is None else kept
+        made = norms.parameter_gradients(sums)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = module.input_gradient(g if keep else dz, x, stats, made, ctx.relu and not keep, ctx.training)
-        dresidual = (g if keep else dz) if ctx.needs_input_grad[1] else None
+            dx = norms.input_gradient(g, x, stats, made, ctx.relu and not keep, ctx.training)
+        dresidual = g if ctx.needs_input_grad[1] else None
         return dx, dresidual, made[:, 1], made[:, 0], None, None, None
 
 
@@ -197,13 +162,11 @@ class _NormConv(torch.autograd.Function):
         geometry: Geometry,
         moments: Tensor | None,
         statistics: bool,
-        into: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         x = x.contiguous()
         stats = norm.settle(x, moments)
-        y, moments_out = _conv(x).forward(x, weight, geometry, stats, norm.relu, statistics)
+        y, moments_out = conv.forward(x, weight, geometry, stats, norm.relu, statistics)
         ctx.geometry, ctx.relu, ctx.training = geometry, norm.relu, norm.training
-        ctx.into, ctx.weight_dtype = into, weight.dtype
         ctx.save_for_backward(x, weight, stats)
         ctx.set_materialize_grads(False)
         if moments_out is not None:
@@ -214,17 +177,18 @@ class _NormConv(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         if gradients[0] is None:
-            return (None,) * 9
+            return (None,) * 8
         x, weight, stats = ctx.saved_tensors
-        dy, dx, dw, made = gradients[0].contiguous(), None, None, (None, None)
+        dy, dx, dw, dbias, dweight = gradients[0].contiguous(), None, None, None, None
         if any(ctx.needs_input_grad[:3]):
-            g, sums = _conv(x).input_gradient(dy, weight, ctx.geometry, x, stats, ctx.relu)
-            made = _norm(x).parameter_gradients(sums)
-            dx = _norm(x).input_gradient(g, x, stats, made, False, ctx.training)
-            made = made.unbind(1)
+            g, sums = conv.input_gradient(dy, weight, ctx.geometry, x, stats, ctx.relu)
+            assert sums is not None
+            made = norms.parameter_gradients(sums)
+            dx = norms.input_gradient(g, x, stats, made, False, ctx.training)
+            dbias, dweight = made.unbind(1)
         if ctx.needs_input_grad[3]:
-            dw = _weight_gradient(ctx, x, dy, ctx.geometry, stats, ctx.relu)
-        return dx, made[1], made[0], dw, None, None, None, None, None
+            dw = weight_gradient(x, dy, ctx.geometry, stats, ctx.relu).to(weight.dtype)
+        return dx, dweight, dbias, dw, None, None, None, None
 
 
 def stacked_conv(
@@ -233,18 +197,16 @@ def stacked_conv(
     stride: int,
     padding: int,
     statistics: bool = False,
-    into: Tensor | None = None,
 ) -> Any:
     """y [M, N, OH, OW, O] in x's dtype: each member's images under its own weights, without a bias.
 
     Weights are float32, or x's dtype. With `statistics`: (y, moments [M, T, 3, O]), what `stacked_batch_norm` and
-    `stacked_norm_conv` need of y, without gradient. With `into`, float32 of the weights' shape, the backward writes
-    the weights' gradient there, unrounded, and gives autograd none.
+    `stacked_norm_conv` need of y, without gradient.
 
     Raises ValueError for shapes that don't fit together.
     """
     geometry = Geometry.of(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
-    y, moments = _Conv.apply(x_MNHWI, weight_MOHWI, geometry, statistics, _checked(into, geometry, x_MNHWI))
+    y, moments = _Conv.apply(x_MNHWI, weight_MOHWI, geometry, statistics)
     return (y, moments) if statistics else y
 
 
@@ -283,7 +245,6 @@ def stacked_norm_conv(
     padding: int,
     moments: Tensor | None = None,
     statistics: bool = False,
-    into: Tensor | None = None,
 ) -> Any:
     """conv(act(batch_norm(x))), without storing what batch norm makes; arguments and results as in `stacked_conv`.
 
@@ -291,20 +252,6 @@ def stacked_norm_conv(
     """
     geometry = Geometry.of(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
     y, moments_out = _NormConv.apply(
-        x_MNHWI, norm.weight_MC, norm.bias_MC, weight_MOHWI, norm, geometry, moments, statistics,
-        _checked(into, geometry, x_MNHWI),
+        x_MNHWI, norm.weight_MC, norm.bias_MC, weight_MOHWI, norm, geometry, moments, statistics
     )  # fmt: skip
     return (y, moments_out) if statistics else y
-
-
-def _checked(into: Tensor | None, geometry: Geometry, x: Tensor) -> Tensor | None:
-    """`into`. Raises ValueError where it is not what gradients can be written to."""
-    if into is None:
-        return None
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    if tuple(into.shape) != geometry.weight_shape or into.dtype != dtype or not into[0].is_contiguous():
-        raise ValueError(
-            f"gradients go into {dtype} of shape {geometry.weight_shape} with dense members, not into {into.dtype} "
-            f"of shape {tuple(into.shape)} and strides {into.stride()}"
-        )
-    return into

@@ -1,7 +1,7 @@
 """Sizes of a stacked convolution, checked once, and the tiles that its kernels cut it into.
 
-Symbols: M members, N images, H W height and width of the input, CI and CO channels in and out, KH KW of the kernel.
-R = N * OH * OW rows of the implicit matrix product, K = KH * KW * CI its depth.
+Symbols: M members, N images, H W height and width of the input, CI and CO channels in and out, KH KW of the kernel,
+OH OW height and width of the output; R = N * OH * OW rows of the implicit matrix product, K = KH * KW * CI its depth.
 """
 
 from collections.abc import Sequence
@@ -10,82 +10,57 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of one convolution of M networks. Raises ValueError where they don't fit together."""
+    """The sizes of one convolution of M networks."""
 
     M: int
     N: int
+    R: int
+    K: int
     H: int
     W: int
     CI: int
     CO: int
+    OH: int
+    OW: int
     KH: int
     KW: int
     stride: int
     padding: int
+    x_shape: tuple[int, ...]  # [M, N, H, W, CI]
+    y_shape: tuple[int, ...]  # [M, N, OH, OW, CO]
+    weight_shape: tuple[int, ...]  # [M, CO, KH, KW, CI]
 
     @classmethod
     def of(cls, x_shape: Sequence[int], weight_shape: Sequence[int], stride: int, padding: int) -> "Geometry":
-        """From the shapes of x [M, N, H, W, CI] and of the weights [M, CO, KH, KW, CI]."""
-        if (
-            len(x_shape) != 5
-            or len(weight_shape) != 5
-            or (x_shape[0], x_shape[4]) != (weight_shape[0], weight_shape[4])
-        ):
+        """From the shapes of x [M, N, H, W, CI] and of the weights [M, CO, KH, KW, CI].
+
+        Raises ValueError where they don't fit together.
+        """
+        x_shape, weight_shape = tuple(x_shape), tuple(weight_shape)
+        if [len(x_shape), len(weight_shape)] != [5, 5] or x_shape[::4] != weight_shape[::4]:
             raise ValueError(
-                f"activations have shape {tuple(x_shape)} and weights {tuple(weight_shape)}; "
+                f"activations have shape {x_shape} and weights {weight_shape}; "
                 "they need [M, N, H, W, CI] and [M, CO, KH, KW, CI]"
             )
+        if stride < 1 or padding < 0:
+            raise ValueError(f"stride is {stride} and padding {padding}; they need to be >= 1 and >= 0")
         M, N, H, W, CI = x_shape
         CO, KH, KW = weight_shape[1:4]
-        return cls(M, N, H, W, CI, CO, KH, KW, stride, padding)
-
-    def __post_init__(self) -> None:
-        if self.stride < 1 or self.padding < 0:
-            raise ValueError(f"stride {self.stride} and padding {self.padding}; they need to be >= 1 and >= 0")
-        if min(self.OH, self.OW) < 1:
-            raise ValueError(
-                f"a {self.KH} x {self.KW} kernel does not fit into {self.H} x {self.W} images with "
-                f"{self.padding} of padding"
-            )
-        if max(self.N * self.H * self.W * self.CI, self.R * self.CO) >= 2**31:
-            raise ValueError(
-                f"a member's activations of {self.N} images hold 2^31 values or more; use smaller batches"
-            )
+        OH, OW = ((side + 2 * padding - window) // stride + 1 for side, window in ((H, KH), (W, KW)))
+        if min(OH, OW) < 1:
+            raise ValueError(f"a {KH} x {KW} kernel does not fit into {H} x {W} images with {padding} of padding")
+        R, K = N * OH * OW, KH * KW * CI
+        if max(N * H * W * CI, R * CO) >= 2**31:
+            raise ValueError(f"a member's activations of {N} images hold 2^31 values or more; use smaller batches")
+        y_shape = (M, N, OH, OW, CO)
+        return cls(M, N, R, K, H, W, CI, CO, OH, OW, KH, KW, stride, padding, x_shape, y_shape, weight_shape)
 
     @property
-    def OH(self) -> int:
-        """Height of the output."""
-        return (self.H + 2 * self.padding - self.KH) // self.stride + 1
-
-    @property
-    def OW(self) -> int:
-        """Width of the output."""
-        return (self.W + 2 * self.padding - self.KW) // self.stride + 1
-
-    @property
-    def R(self) -> int:
-        """Places of the output in all images of a member."""
-        return self.N * self.OH * self.OW
-
-    @property
-    def K(self) -> int:
-        """Products that one output sums."""
-        return self.KH * self.KW * self.CI
-
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        """[M, N, H, W, CI]."""
-        return (self.M, self.N, self.H, self.W, self.CI)
-
-    @property
-    def y_shape(self) -> tuple[int, ...]:
-        """[M, N, OH, OW, CO]."""
-        return (self.M, self.N, self.OH, self.OW, self.CO)
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """[M, CO, KH, KW, CI]."""
-        return (self.M, self.CO, self.KH, self.KW, self.CI)
+    def kernel_sizes(self) -> tuple[int, ...]:
+        """H, W, CI, CO, OH, OW, KH, KW, stride and padding: constants of every kernel, in this order."""
+        return (
+            self.H, self.W, self.CI, self.CO, self.OH, self.OW, self.KH, self.KW, self.stride, self.padding,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fastwi.kernels.cpu import library, scratch
+from fastwi.kernels.cpu import call, library, scratch
 
 _STEP = 16  # channels are multiples of it
 _TILE = 4  # of winograd.cpp
@@ -34,22 +33,14 @@ def supported(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None = None)
     return 2 * tiles * 36 <= H * W * 9 and library() is not None
 
 
-def convolve_reference(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None = None) -> Tensor:
-    """The same in torch's own functions, for any device and dtype."""
-    return functional.conv2d(x_NCHW, weight_KC33, bias_K, padding=1)
-
-
 def _work(H: int, W: int, C: int, K: int) -> int:
-    return scratch(library().winograd_floats(H, W, C, K, torch.get_num_threads()))  # type: ignore[union-attr]
+    return scratch(call("winograd_floats", H, W, C, K))
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, flipped: bool) -> Tensor:
     N, C, H, W = x.shape
     y = torch.empty((N, channels, H, W), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    library().winograd_convolve(  # type: ignore[union-attr]
-        x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
-        N, H, W, C, channels, flipped, _work(H, W, C, channels), torch.get_num_threads(),
-    )  # fmt: skip
+    call("winograd_convolve", x, weight, bias, y, N, H, W, C, channels, flipped, _work(H, W, C, channels))
     return y
 
 
@@ -72,18 +63,7 @@ class _Convolution(torch.autograd.Function):
             dx = _convolve(dy, weight, None, C, flipped=True)
         if ctx.needs_input_grad[1]:
             dweight = torch.empty_like(weight)
-            library().winograd_weight_gradient(  # type: ignore[union-attr]
-                x.data_ptr(),
-                dy.data_ptr(),
-                dweight.data_ptr(),
-                N,
-                H,
-                W,
-                C,
-                K,
-                _work(H, W, C, K),
-                torch.get_num_threads(),
-            )
+            call("winograd_weight_gradient", x, dy, dweight, N, H, W, C, K, _work(H, W, C, K))
         if ctx.needs_input_grad[2]:
             dbias = dy.sum((0, 2, 3))
         return dx, dweight, dbias

@@ -30,7 +30,7 @@ from fastwi.engine.choose import ENGINES as CHOICES
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.program import State
 from fastwi.engine.stacked import StackedEngine
-from fastwi.kernels import augment_many, sgd, stacked
+from fastwi.kernels import gpu
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 
@@ -301,8 +301,7 @@ def test_triton_kernels_in_place(seed, precision, monkeypatch):
     data = draw_data(seed, STEPS_IN_PLACE[precision] * BATCH)
     results = []
     for kernels in (False, True):
-        for module in (augment_many, sgd, stacked):
-            monkeypatch.setattr(module, "has_triton", lambda device, answer=kernels: answer)
+        monkeypatch.setattr(gpu, "has_triton", lambda device, answer=kernels: answer)
         trained = population.clone_rows([0, 1])
         losses = make("stacked", "residual", precision).train_epoch(trained, data, noises, EPOCH)
         results.append((trained, losses))

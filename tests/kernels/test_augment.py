@@ -1,100 +1,167 @@
-"""Augmentation: the kernel, the torch reference and torchvision's own transforms, on the same draws."""
+"""Augmentation: the kernels and the reference against torchvision's own transforms on the same draws, to the bit."""
+
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from fastwi.data.resident import load_split, normalisation_table
-from fastwi.kernels.augment import augment, augment_reference
-from fastwi.kernels.cpu import library
+from fastwi.data.resident import normalisation_table
+from fastwi.kernels import augment as module
+from fastwi.kernels import gpu
+from fastwi.kernels.augment import augment, augment_many, augment_reference
 
-needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
-MEAN, STD = (0.49, 0.25, 0.75), (0.2, 0.1, 0.3)
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+SIZES = [  # H, W, C, padding; the last two take several blocks an image
+    (1, 1, 1, 0), (1, 1, 3, 2), (7, 5, 3, 2), (4, 11, 1, 3), (9, 3, 2, 5), (16, 16, 3, 4), (33, 31, 3, 4),
+    (41, 50, 1, 1),
+]  # fmt: skip
 
 
-def draw(seed: int, D: int, H: int, W: int, padding: int, N: int = 40) -> Inputs:
-    """Images, order, offsets and flips. The order repeats images and leaves some out."""
+@pytest.fixture(params=["cpu kernel", "torch", "triton"])
+def device(request, monkeypatch):
+    """The device to test on, with dispatch sent down one of the three paths."""
+    monkeypatch.setattr(gpu, "has_triton", lambda device: request.param == "triton")
+    if request.param == "triton":
+        pytest.importorskip("triton")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if request.param == "torch":
+        monkeypatch.setattr(module, "library", lambda: None)
+    elif module.library() is None:
+        pytest.skip("no C++ compiler with OpenMP")
+    return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `augment_many` takes, but for the place in the epoch."""
+
+    images_DHWC: Tensor
+    order_MS: Tensor
+    offset_MS2: Tensor | None
+    flip_MS: Tensor | None
+    table_C256: Tensor
+    padding: int
+
+    def many(self, first: int | None, count: int) -> Tensor:
+        place = None if first is None else torch.tensor([first], device=self.order_MS.device)
+        return augment_many(**vars(self), first=place, count=count)
+
+    def one(self, m: int, i: int) -> Tensor:
+        """Draw i of member m by RandomCrop(padding=p), RandomHorizontalFlip and a look-up, [H, W, C]."""
+        H, W, C = self.images_DHWC.shape[1:]
+        image_CHW = self.images_DHWC[self.order_MS[m, i]].permute(2, 0, 1)
+        if self.offset_MS2 is not None:
+            top, left = self.offset_MS2[m, i].tolist()
+            image_CHW = tv.crop(tv.pad(image_CHW, [self.padding], fill=0), top, left, H, W)
+        if self.flip_MS is not None and self.flip_MS[m, i]:
+            image_CHW = tv.hflip(image_CHW)
+        return torch.stack([self.table_C256[c][image_CHW[c].long()] for c in range(C)], dim=2)
+
+    def expected(self, first: int, count: int) -> Tensor:
+        """[M, N, H, W, C], image by image."""
+        rows = [[self.one(m, i) for i in range(first, first + count)] for m in range(len(self.order_MS))]
+        return torch.stack([torch.stack(row) for row in rows])
+
+
+def draw(
+    seed: int,
+    device: torch.device,
+    size: tuple[int, int, int, int] = (7, 5, 3, 2),
+    dtype: torch.dtype = torch.bfloat16,
+    members: int = 3,
+    draws: int = 9,
+) -> Task:
+    """Random images, draws and table. Draws 2 to 5 are at the ends of what offsets can be."""
+    H, W, C, padding = size
     generator = torch.Generator().manual_seed(seed)
-    images_DHWC = torch.randint(0, 256, (D, H, W, 3), dtype=torch.uint8, generator=generator)
-    order_N = torch.randint(0, D, (N,), generator=generator)
-    offset_N2 = torch.randint(0, 2 * padding + 1, (N, 2), generator=generator)
-    offset_N2[:4] = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]) * 2 * padding  # all four corners
-    return images_DHWC, order_N, offset_N2, torch.rand(N, generator=generator) < 0.5
+    offset_MS2 = torch.randint(0, 2 * padding + 1, (members, draws, 2), generator=generator)
+    offset_MS2[:, 2:6] = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]) * 2 * padding
+    return Task(
+        images_DHWC=torch.randint(0, 256, (6, H, W, C), dtype=torch.uint8, generator=generator).to(device),
+        order_MS=torch.randint(0, 6, (members, draws), generator=generator).to(device),
+        offset_MS2=offset_MS2.to(device),
+        flip_MS=(torch.rand(members, draws, generator=generator) < 0.5).to(device),
+        table_C256=torch.randn(C, 256, generator=generator).to(device, dtype),
+        padding=padding,
+    )
 
 
-def by_torchvision(inputs: Inputs, mean: tuple[float, ...], std: tuple[float, ...], padding: int) -> Tensor:
-    """RandomCrop(padding=p), RandomHorizontalFlip, ToTensor, Normalize with these draws, in float64."""
-    images_DHWC, order_N, offset_N2, flip_N = inputs
-    _, H, W, _ = images_DHWC.shape
-    done = []
-    for image, (top, left), flip in zip(images_DHWC[order_N], offset_N2.tolist(), flip_N.tolist(), strict=True):
-        x_CHW = tv.crop(tv.pad(image.permute(2, 0, 1), [padding], fill=0), top, left, H, W)
-        x_CHW = tv.hflip(x_CHW) if flip else x_CHW
-        done.append(tv.normalize(x_CHW.double() / 255, list(mean), list(std)))
-    return torch.stack(done)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_equals_torchvision(seed, device, size):
+    task = draw(seed, device, size, DTYPES[seed % 3])
+    found = task.many(2, 5)
+    assert found.dtype == task.table_C256.dtype
+    assert found.is_contiguous()
+    assert torch.equal(found, task.expected(2, 5))
 
 
-@pytest.mark.parametrize("call", [augment, augment_reference])
-@pytest.mark.parametrize(("D", "H", "W", "padding"), [(9, 16, 16, 4), (5, 32, 32, 4), (7, 5, 11, 2), (3, 13, 4, 7)])
-def test_equals_torchvision(seed, call, D, H, W, padding):
-    inputs = draw(seed, D, H, W, padding)
-    found = call(*inputs, normalisation_table(MEAN, STD), padding)
-    assert found.shape == (40, 3, H, W)
-    torch.testing.assert_close(found.double(), by_torchvision(inputs, MEAN, STD, padding), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("call", [augment, augment_reference])
-def test_equals_torchvision_on_digits(seed, digits_directory, call):
-    dataset, card = load_split(digits_directory, "train", torch.device("cpu"), 60)
-    _, order_N, offset_N2, flip_N = draw(seed, 60, 16, 16, 4, N=100)
-    inputs = (dataset.images_NHWC, order_N, offset_N2, flip_N)
-    found = call(*inputs, dataset.table_C256, 4)
-    expected = by_torchvision(inputs, tuple(card.mean), tuple(card.std), 4)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
-
-
-@needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("H", "W", "padding"), [(16, 16, 4), (7, 12, 3), (1, 1, 1), (9, 3, 0)])
-def test_kernel_equals_reference_to_the_bit(seed, dtype, H, W, padding):
-    images, order, offset, flip = draw(seed, 11, H, W, padding)
-    table = normalisation_table(MEAN, STD).to(dtype)
-    for one_offset in (offset, None):
-        for one_flip in (flip, None):
-            found = augment(images, order, one_offset, one_flip, table, padding)
-            expected = augment_reference(images, order, one_offset, one_flip, table, padding)
-            assert found.dtype == dtype
-            assert found.is_contiguous(memory_format=torch.channels_last)
-            assert torch.equal(found, expected)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("first", [None, 0, 3])
+def test_without_offsets_or_flips(seed, device, dtype, first):
+    whole = draw(seed, device, dtype=dtype)
+    for offset in (whole.offset_MS2, None):
+        for flip in (whole.flip_MS, None):
+            task = replace(whole, offset_MS2=offset, flip_MS=flip)
+            assert torch.equal(task.many(first, 4), task.expected(first or 0, 4))
 
 
 @pytest.mark.parametrize("call", [augment, augment_reference])
-def test_nothing_drawn_is_normalisation_alone(seed, call):
-    images, order, _, _ = draw(seed, 6, 8, 10, 1)
-    table = normalisation_table(MEAN, STD)
-    found = call(images, order, None, None, table, 0)
-    plain = (images[order].double() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-    torch.testing.assert_close(found.double(), plain.permute(0, 3, 1, 2), rtol=1e-6, atol=1e-6)
-    centred = call(images, order, torch.full((len(order), 2), 4), None, table, 4)  # offset = padding
-    assert torch.equal(centred, found)
+def test_one_network(seed, device, call):
+    task = draw(seed, device, (9, 12, 3, 4), torch.float32, members=1)
+    found = call(
+        task.images_DHWC, task.order_MS[0], task.offset_MS2[0], task.flip_MS[0], task.table_C256, 4
+    )  # fmt: skip
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, task.expected(0, 9)[0].permute(0, 3, 1, 2))
 
 
-@needs_kernels
-def test_any_strides_and_any_number_of_threads(seed):
-    images, order, offset, flip = draw(seed, 8, 6, 9, 2)
-    table = normalisation_table(MEAN, STD)
-    expected = augment_reference(images, order, offset, flip, table, 2)
-    doubled = torch.stack([offset, -offset], dim=2)[:, :, 0]
-    strided = images.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
-    assert not doubled.is_contiguous()
-    assert not strided.is_contiguous()
-    threads = torch.get_num_threads()
+def test_what_the_table_holds_is_normalisation(seed, device):
+    mean, std = (0.49, 0.25, 0.75), (0.2, 0.1, 0.3)
+    task = replace(draw(seed, device), table_C256=normalisation_table(mean, std).to(device))
+    found = augment(task.images_DHWC, task.order_MS[0], None, None, task.table_C256, 0)
+    plain = task.images_DHWC[task.order_MS[0]].permute(0, 3, 1, 2).double() / 255
+    torch.testing.assert_close(found.double(), tv.normalize(plain, list(mean), list(std)), rtol=1e-6, atol=1e-6)
+
+
+def test_strides_threads_and_sizes(seed, device):
+    task = draw(seed, device)
+    expected, threads = task.expected(2, 3), torch.get_num_threads()
+    strided = replace(
+        task,
+        order_MS=task.order_MS.T.contiguous().T,
+        offset_MS2=torch.stack([task.offset_MS2, -task.offset_MS2], dim=3)[..., 0],
+        flip_MS=task.flip_MS.T.contiguous().T,
+        table_C256=task.table_C256.T.contiguous().T,
+    )
+    images_DHWC = task.images_DHWC.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
     try:
-        for number in (1, 2, 3):
+        for number in (1, 3):
             torch.set_num_threads(number)
-            assert torch.equal(augment(images, order, doubled, flip, table, 2), expected)
-            assert torch.equal(augment(strided, order, offset, flip, table, 2), expected)
+            assert torch.equal(strided.many(2, 3), expected)
+            assert torch.equal(replace(strided, images_DHWC=images_DHWC).many(2, 3), expected)
     finally:
         torch.set_num_threads(threads)
+    assert task.many(None, 0).shape == (3, 0, 7, 5, 3)
+
+
+def test_reads_no_value_on_the_host():
+    """Tensors on the meta device have none: .item() and its like raise."""
+    assert draw(0, torch.device("meta")).many(0, 4).shape == (3, 4, 7, 5, 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_captured_graph_walks_through_an_epoch(seed):
+    device = torch.device("cuda")
+    task, first = draw(seed, device, (32, 32, 3, 4), draws=12), torch.tensor([0], device=device)
+    arguments = {**vars(task), "first": first, "count": 4}
+    augment_many(**arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = augment_many(**arguments)
+        first.add_(4)
+    for step in range(3):
+        graph.replay()
+        assert torch.equal(out, task.expected(4 * step, 4))

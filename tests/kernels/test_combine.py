@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastwi.kernels import combine
+from fastwi.kernels import combine, gpu
 from fastwi.kernels.combine import Terms, combine_rows_, copy_rows_, weighted_sum
 from fastwi.kernels.cpu import library
 
@@ -21,11 +21,10 @@ def device(request, monkeypatch) -> torch.device:
         pytest.importorskip("triton")
     if request.param == "cpu" and library() is None:
         pytest.skip("no GNU C++ compiler with OpenMP")
-    monkeypatch.setattr(combine, "has_triton", lambda device: request.param == "triton")
+    monkeypatch.setattr(gpu, "has_triton", lambda device: request.param == "triton")
     if request.param == "reference":
         monkeypatch.setattr(combine, "library", lambda: None)
-    gpu = request.param == "triton" and torch.cuda.is_available()
-    return torch.device("cuda" if gpu else "cpu")
+    return torch.device("cuda" if request.param == "triton" and torch.cuda.is_available() else "cpu")
 
 
 def terms(rows_of_L: list[list[tuple[int, int]]], weights_of_L: list[list[float]]) -> Terms:
@@ -159,30 +158,41 @@ def test_the_mean_of_two_is_exact_and_rounded_once(seed, dtype):
 
 
 def test_a_diverged_row_of_weight_zero_takes_no_part(combined):
+    """And negative weights do, beside it."""
     x_MP = torch.randn(4, 50)
     x_MP[1], x_MP[2] = float("nan"), float("inf")
-    weights_LM = torch.tensor([[0.5, 0, 0, 0.5], [1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 0]])
+    weights_LM = torch.tensor([[1.5, 0, 0, -0.5], [-1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 0]])
     result_LP = combined(weights_LM, x_MP)
-    torch.testing.assert_close(result_LP[0], (x_MP[0] + x_MP[3]) / 2)
-    assert torch.equal(result_LP[1], x_MP[0])
+    torch.testing.assert_close(result_LP[0], 1.5 * x_MP[0] - 0.5 * x_MP[3])
+    assert torch.equal(result_LP[1], -x_MP[0])
     assert torch.isnan(result_LP[2]).all()
     assert torch.equal(result_LP[3], torch.zeros(50))
+    one, other = weighted_sum(list(x_MP), [1.5, 0, 0, -0.5]), weighted_sum(list(x_MP), [0, 0, 0, 0])
+    assert torch.equal(torch.stack([one, other]), result_LP[[0, 3]])
 
 
-def test_what_cannot_be_summed_is_refused():
-    x_MP, both = torch.ones(4, 5), terms([[(0, 1), (0, 3)]], [[0.5, 0.5]])
-    with pytest.raises(ValueError, match="sums are float32, not"):
-        combine_rows_(torch.empty(1, 5).double(), [x_MP.double()], both)
-    for other in (torch.ones(4, 6), torch.ones(4, 5).double(), torch.ones(5, 4).T):
-        with pytest.raises(ValueError, match=r"must be torch\.float32, 5 wide"):
-            combine_rows_(torch.empty(1, 5), [other], both)
-    with pytest.raises(ValueError, match="2 rows for 1 results"):
-        combine_rows_(torch.empty(2, 5), [x_MP], both)
-    with pytest.raises(ValueError, match="row 3 is named; there are rows 0 to 2"):
-        combine_rows_(torch.empty(1, 5), [x_MP[:3]], both)
+@pytest.mark.parametrize(
+    ("results", "matrix", "rows", "message"),
+    [
+        (torch.empty(1, 5).double(), torch.ones(4, 5).double(), 4, "float32"),
+        (torch.empty(1, 5), torch.ones(4, 6), 4, "5 wide"),
+        (torch.empty(1, 5), torch.ones(4, 5).double(), 4, "float64"),
+        (torch.empty(1, 5), torch.ones(5, 4).T, 4, "strides"),
+        (torch.empty(2, 5), torch.ones(4, 5), 4, "2 rows for 1 results"),
+        (torch.empty(1, 5), torch.ones(4, 5), 3, "row 3 .* rows 0 to 2"),
+    ],
+)
+def test_what_cannot_be_summed_is_refused(results, matrix, rows, message):
+    with pytest.raises(ValueError, match=message):
+        combine_rows_(results, [matrix[:rows]], terms([[(0, 1), (0, 3)]], [[0.5, 0.5]]))
+
+
+def test_bad_weights_and_rows_in_two_places_are_refused():
+    x_MP = torch.ones(4, 5)
     with pytest.raises(ValueError, match="both read and written"):
-        combine_rows_(x_MP[3:], [x_MP], both)
+        combine_rows_(x_MP[3:], [x_MP], terms([[(0, 3)]], [[0.5]]))
     with pytest.raises(ValueError, match="one weight"):
         terms([[(0, 1)]], [[0.5, 0.5]])
-    with pytest.raises(ValueError, match="finite"):
-        terms([[(0, 1)]], [[float("inf")]])
+    for weight in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="finite"):
+            terms([[(0, 1)]], [[weight]])

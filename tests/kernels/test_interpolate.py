@@ -1,4 +1,4 @@
-"""Interpolation of rows, by torch and by the Triton kernel, against float64."""
+"""Interpolation of rows and of lists of tensors, by torch and by the Triton kernel, against float64."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from interpolation_checks import assert_interpolated
 from torch import Tensor
 
-from fastwi.kernels.interpolate import interpolate_rows_
-from fastwi.kernels.interpolate_reference import interpolate_reference, interpolate_rows_reference
+from fastwi.kernels.interpolate import interpolate_reference, interpolate_rows_, lerp_lists_
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [(3,), (), (5, 4, 3, 3), (1025,), (0, 4), (70, 60)]
 
 
 def rows(seed: int, members: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -64,15 +64,9 @@ def test_a_pair_is_the_same_bit_for_bit_alone_and_among_others(seed, device, alp
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
-def test_evenly_spaced_rows_match_the_reference(device, order):
+def test_evenly_spaced_rows(device, order):
     x_MP = rows(6, 12, 1025, torch.float32, device)
-    before, alphas = x_MP.clone(), [0.5, -0.25, 1.25, 0.1]
-    a_L, b_L = [3 * pair for pair in order], [3 * pair + 2 for pair in order]
-    interpolate_rows_(x_MP, a_L, b_L, alphas)
-    expected = interpolate_rows_reference(before, a_L, b_L, alphas)
-    torch.testing.assert_close(x_MP, expected, rtol=1e-6, atol=1e-6)
-    assert not torch.equal(x_MP[0], before[0])
-    assert torch.equal(x_MP[1], before[1])
+    check_rows(x_MP, [3 * pair for pair in order], [3 * pair + 2 for pair in order], [0.5, -0.25, 1.25, 0.1])
 
 
 # Triton's interpreter computes inf - inf with NumPy, which warns; the kernel's select then discards it.
@@ -96,13 +90,7 @@ def test_a_diverged_member_spoils_the_inside_of_the_line(device):
 
 
 def test_a_swap_reads_before_it_writes(device):
-    x_MP = rows(9, 2, 5000, torch.float32, device)
-    before = x_MP.clone()
-    check_rows(x_MP, [0, 1], [1, 0], [0.25, 0.25])
-    in_turn = before.clone()
-    in_turn[0] = interpolate_reference(in_turn[0], in_turn[1], torch.tensor(0.25))
-    in_turn[1] = interpolate_reference(in_turn[1], in_turn[0], torch.tensor(0.25))
-    assert not torch.allclose(x_MP, in_turn, atol=1e-3)
+    check_rows(rows(9, 2, 5000, torch.float32, device), [0, 1], [1, 0], [0.25, 0.25])
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -121,11 +109,9 @@ def test_overlapping_rows_are_as_if_all_reads_came_first(device, data):
 def test_views_that_share_memory_overlap_too(device):
     x_MP = rows(10, 6, 1025, torch.float32, device)
     before = x_MP.clone()
-    first, last = x_MP[:4], x_MP[2:]
-    # Row 2 of `first` is row 0 of `last`: pair 1 overwrites what pair 0 reads.
-    interpolate_rows_(first, [0, 2], [0, 3], [0.5, 0.5], other_NP=last)
-    expected = interpolate_rows_reference(before[:4], [0, 2], [0, 3], [0.5, 0.5], other_NP=before[2:])
-    torch.testing.assert_close(first, expected, rtol=1e-6, atol=1e-6)
+    # Row 2 of the first view is row 0 of the other: pair 1 overwrites what pair 0 reads.
+    interpolate_rows_(x_MP[:4], [0, 2], [0, 3], [0.5, 0.5], other_NP=x_MP[2:])
+    assert_interpolated(x_MP[[0, 2]], before[[0, 2]], before[[2, 5]], torch.tensor(0.5, device=device))
 
 
 def test_rows_of_another_matrix_and_rows_with_gaps(device):
@@ -154,6 +140,8 @@ def test_empty_calls_do_nothing(device):
         (([0, 1], [2], 0.5), "2, 1 and 2 rows"),
         (([0, 1], [1, 2], [0.5]), "alpha has shape"),
         (([0], [1], float("nan")), "alpha must be finite"),
+        (([0], [1], float("inf")), "alpha must be finite"),
+        (([0], [1], [-float("inf")]), "alpha must be finite"),
         (([0.5], [1], 0.5), "row numbers"),
     ],
 )
@@ -175,3 +163,77 @@ def test_bad_matrices_are_refused():
         interpolate_rows_(torch.randn(8).expand(3, 8), [0], [1], 0.5)
     with pytest.raises(ValueError, match="one dtype, width and device"):
         interpolate_rows_(x_MP, [0], [1], 0.5, other_NP=torch.randn(3, 9))
+
+
+def test_the_reference_is_the_equation(seed):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(40, 3, generator=generator) for _ in range(2))
+    alpha = torch.linspace(-1, 2, 40)[:, None]
+    for dtype in DTYPES:
+        low_a, low_b = a.to(dtype), b.to(dtype)
+        assert_interpolated(interpolate_reference(low_a, low_b, alpha), low_a, low_b, alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, -0.5, 1.75])
+def test_lists_of_tensors(device, alpha):
+    generator = torch.Generator().manual_seed(15)
+    a_tensors, b_tensors = (
+        [torch.randn(shape, generator=generator).to(device, dtype) for shape in SHAPES for dtype in DTYPES]
+        for _ in range(2)
+    )
+    a_tensors += [torch.randn(4, 6, device=device, dtype=torch.float64)]
+    b_tensors += [torch.randn(6, 4, device=device, dtype=torch.float64).T]
+    before = [a.clone() for a in a_tensors]
+    untouched = [b.clone() for b in b_tensors]
+    lerp_lists_(a_tensors, b_tensors, alpha)
+    for a, old, b, old_b in zip(a_tensors, before, b_tensors, untouched, strict=True):
+        assert torch.equal(b, old_b)
+        if alpha in (0.0, 1.0):
+            assert torch.equal(a, old if alpha == 0 else b)
+        elif a.numel():
+            assert_interpolated(a, old, b, torch.tensor(alpha, dtype=torch.float32, device=device))
+            assert not torch.equal(a, old)
+
+
+def test_lists_of_channels_last_tensors_and_one_alpha_each(device):
+    a, b = (torch.randn(6, 5, 3, 3, device=device).to(memory_format=torch.channels_last) for _ in range(2))
+    plain = torch.randn(6, 5, 3, 3, device=device)
+    before, plain_before = a.clone(), plain.clone()
+    lerp_lists_([a, plain], [b, before], [0.25, 0.5])
+    assert_interpolated(a, before, b, torch.tensor(0.25, device=device))
+    assert_interpolated(plain, plain_before, before, torch.tensor(0.5, device=device))
+    assert a.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_lies_in_the_gaps_of_tensors_stays(seed, device):
+    """Tensors of equal strides whose elements are not one stretch of memory."""
+    torch.manual_seed(seed)
+    a, b = (torch.randn(6, 9, device=device) for _ in range(2))
+    before = a.clone()
+    for part in ((slice(None), slice(0, 5)), (slice(0, 6, 2), slice(None)), (slice(None), slice(5, 9, 2))):
+        a.copy_(before)
+        lerp_lists_([a[part]], [b[part]], 0.25)
+        assert_interpolated(a[part], before[part], b[part], torch.tensor(0.25, device=device))
+        changed = torch.zeros_like(a, dtype=torch.bool)
+        changed[part] = True
+        assert torch.equal(a[~changed], before[~changed])
+
+
+def test_bad_lists_are_refused():
+    a, b = torch.randn(4), torch.randn(4)
+    with pytest.raises(ValueError, match="1 tensors a and 2 tensors b"):
+        lerp_lists_([a], [a, b], 0.5)
+    with pytest.raises(ValueError, match=r"pair 1: .*\(4,\).*\(5,\)"):
+        lerp_lists_([a, b], [b, torch.randn(5)], 0.5)
+    with pytest.raises(ValueError, match="floating"):
+        lerp_lists_([torch.ones(3, dtype=torch.int64)], [torch.ones(3, dtype=torch.int64)], 0.5)
+    with pytest.raises(ValueError, match="second time"):
+        lerp_lists_([a, b], [b, a], 0.5)
+    with pytest.raises(ValueError, match="second time"):
+        lerp_lists_([a, a], [b, torch.randn(4)], 0.5)
+
+
+def test_empty_lists_do_nothing(device):
+    lerp_lists_([], [], 0.5)
+    nothing = torch.zeros(0, 3, device=device)
+    lerp_lists_([nothing, nothing], [nothing, nothing], 0.5)

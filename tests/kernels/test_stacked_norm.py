@@ -14,7 +14,6 @@ from stacked_samples import (
 )
 from torch import Tensor, nn
 
-from fastwi.kernels import stacked
 from fastwi.kernels.stacked import stacked_batch_norm, stacked_conv
 
 LOW = [torch.float32, torch.bfloat16]
@@ -23,15 +22,6 @@ SHAPES = [
     (2, 5, 9, 7, 16), (1, 3, 5, 5, 64), (3, 1, 7, 9, 3), (2, 2, 3, 1, 5), (1, 2, 4, 4, 80), (2, 3, 16, 16, 32),
     (3, 2, 1, 1, 16),
 ]  # fmt: skip
-
-
-@pytest.fixture(params=["torch", "triton"])
-def path(request, monkeypatch):
-    """One of the two ways that dispatch can take."""
-    if request.param == "triton":
-        pytest.importorskip("triton")
-    monkeypatch.setattr(stacked, "has_triton", lambda device: request.param == "triton")
-    return request.param
 
 
 def run(

@@ -1,10 +1,12 @@
-"""The Triton kernels of M networks' convolutions at once: forward and input gradient, as implicit matrix products.
+"""Convolutions of M networks at once: forward and input gradient, as implicit matrix products.
 
     y[m, n, p, q, o]  = sum over kh, kw, i of a[m, n, p s + kh - pad, q s + kw - pad, i] w[m, o, kh, kw, i]
     dx[m, n, h, w, i] = sum over kh, kw, o of dy[m, n, p, q, o] w[m, o, kh, kw, i],   p s + kh - pad = h, q alike
 
 a is x, or with batch norm and ReLU in the prologue act(x scale[m, i] + shift[m, i]), and 0 outside the image either
 way. Sums are in float32; inputs are rounded to the activations' dtype first, as a product of that dtype does.
+
+By Triton on a GPU. Elsewhere by torch, member by member, in any floating dtype (sums in float64 for such inputs).
 
 Memory traffic in bytes a value of y, for bf16 and as many values in as out: forward 4 (x read, y written), with
 statistics still 4; input gradient 4 (dy read, dx written), with the prologue's backward 6 (x read too). Taps of a
@@ -13,31 +15,135 @@ statistics still 4; input gradient 4 (dy read, dx written), with the prologue's 
 Every program owns its outputs and partial sums go to a buffer, so results are the same each time, and the same for a
 member whatever the others are.
 
-Symbols: those of fastwi.kernels.stacked_geometry. C channels, T tiles.
+Symbols: those of fastwi.kernels.stacked_geometry. C channels, T tiles. stats_M4C: mean, inv, scale and shift.
 """
 
 import contextlib
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
+from fastwi.kernels import gpu, stacked_norm
+from fastwi.kernels.gpu import INTERPRETED, rounded, tl, triton
 from fastwi.kernels.stacked_geometry import Geometry, product_tile
-
-# The interpreter multiplies the bits of bf16 as integers, and rounds to bf16 towards zero.
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-MEAN, INVERSE, SCALE, SHIFT = (tl.constexpr(row) for row in range(4))  # rows of stats_M4C
+from fastwi.kernels.stacked_norm import INVERSE, MEAN, SCALE, SHIFT, load_row, store_moments, wide
 
 
-@triton.jit
-def rounded(x, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """float32 to DTYPE, to the nearest, ties to even."""
-    if INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        x = bits.to(tl.float32, bitcast=True)
-    return x.to(DTYPE)
+def exact(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Inside, float32 is float32, and the same each time: cuDNN's convolutions are in TF32 otherwise."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags
+
+
+def _operands(weight_MOHWI: Tensor, x: Tensor) -> Tensor:
+    """The weights [M, O, I, H, W], rounded to x's dtype, in the dtype to compute in.
+
+    Not in bf16 itself: on a CPU without instructions for it torch rounds every partial sum.
+    """
+    return weight_MOHWI.to(x.dtype).to(wide(x)).permute(0, 1, 4, 2, 3)
+
+
+def images(x_NHWC: Tensor) -> Tensor:
+    """[N, C, H, W] in the dtype to compute in."""
+    return x_NHWC.to(wide(x_NHWC)).permute(0, 3, 1, 2)
+
+
+def forward(
+    x_MNHWI: Tensor, weight_MOHWI: Tensor, geometry: Geometry, stats_M4I: Tensor | None, relu: bool, statistics: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y [M, N, OH, OW, CO] in x's dtype and, where asked for, the moments [M, T, 3, CO] of its tiles.
+
+    x is contiguous. stats_M4I puts batch norm in the prologue, `relu` ReLU after it.
+    """
+    g = geometry
+    if not gpu.by_triton(x_MNHWI):
+        a_MNHWI = x_MNHWI if stats_M4I is None else stacked_norm.apply(x_MNHWI, None, stats_M4I, relu)
+        with exact(x_MNHWI.device):
+            y_MNOHW = torch.stack(
+                [
+                    functional.conv2d(images(a_NHWI), w_OIHW, None, g.stride, g.padding)
+                    for a_NHWI, w_OIHW in zip(a_MNHWI, _operands(weight_MOHWI, x_MNHWI), strict=True)
+                ]
+            )
+        y_MNHWO = y_MNOHW.permute(0, 1, 3, 4, 2).to(x_MNHWI.dtype).contiguous()
+        return y_MNHWO, stacked_norm.moments(y_MNHWO) if statistics else None
+    weight = _dense_rows(weight_MOHWI)
+    tile = product_tile(g.CI, g.CO, g.KH * g.KW, x_MNHWI.element_size())
+    grid = (-(-g.R // tile.rows), -(-g.CO // tile.columns), g.M)
+    y = x_MNHWI.new_empty(g.y_shape)
+    moments = x_MNHWI.new_empty((g.M, grid[0], 3, g.CO), dtype=torch.float32) if statistics else None
+    with gpu.on(x_MNHWI.device):
+        forward_kernel[grid](
+            x_MNHWI, weight, y, stats_M4I, moments, weight.stride(0), g.R, *g.kernel_sizes,
+            relu, _alignment(weight), precision(y.dtype), tile.rows, tile.columns, tile.depth,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        )  # fmt: skip
+    return y, moments
+
+
+def input_gradient(
+    dy_MNPQO: Tensor,
+    weight_MOHWI: Tensor,
+    geometry: Geometry,
+    x_MNHWI: Tensor | None,
+    stats_M4I: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """dx [M, N, H, W, CI] in dy's dtype, and None.
+
+    With stats_M4I and x, those of the prologue: g, the gradient of the batch norm's output, and the partial sums
+    [M, T, 2, CI] of g and of g xhat. dy and x are contiguous.
+    """
+    g = geometry
+    if not gpu.by_triton(dy_MNPQO):
+        with exact(dy_MNPQO.device):
+            dx_MNIHW = torch.stack(
+                [
+                    conv2d_input((g.N, g.CI, g.H, g.W), w_OIHW, images(dy_NPQO), g.stride, g.padding)
+                    for dy_NPQO, w_OIHW in zip(dy_MNPQO, _operands(weight_MOHWI, dy_MNPQO), strict=True)
+                ]
+            )
+        dx_MNHWI = dx_MNIHW.to(dy_MNPQO.dtype).permute(0, 1, 3, 4, 2).contiguous()
+        if stats_M4I is None or x_MNHWI is None:
+            return dx_MNHWI, None
+        sums_M12I, g_MNHWI = stacked_norm.gradient_sums(dx_MNHWI, None, x_MNHWI, None, stats_M4I, relu, True)
+        assert g_MNHWI is not None
+        return g_MNHWI, sums_M12I
+    weight = _dense_rows(weight_MOHWI)
+    tile = product_tile(g.CO, g.CI, g.KH * g.KW, dy_MNPQO.element_size())
+    places = g.N * -(-g.H // g.stride) * -(-g.W // g.stride)
+    grid = (-(-places // tile.rows) * g.stride**2, -(-g.CI // tile.columns), g.M)
+    dx = dy_MNPQO.new_empty(g.x_shape)
+    sums = None if stats_M4I is None else dx.new_empty((g.M, grid[0], 2, g.CI), dtype=torch.float32)
+    with gpu.on(dx.device):
+        input_gradient_kernel[grid](
+            dy_MNPQO, weight, dx, x_MNHWI, stats_M4I, sums, weight.stride(0), g.N, *g.kernel_sizes,
+            relu, _alignment(weight), precision(dx.dtype), tile.rows, tile.columns, tile.depth,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        )  # fmt: skip
+    return dx, sums
+
+
+def _dense_rows(weight_MOHWI: Tensor) -> Tensor:
+    """The weights with each member's values in one dense stretch, as a population's rows have them."""
+    return weight_MOHWI if weight_MOHWI[0].is_contiguous() else weight_MOHWI.contiguous()
+
+
+def _alignment(weight_MOHWI: Tensor) -> int:
+    """Bytes, 16 at most, that every member's first weight is aligned to."""
+    starts = weight_MOHWI.data_ptr() | (weight_MOHWI.stride(0) * weight_MOHWI.element_size())
+    return min(16, starts & -starts) if starts else 16
+
+
+def precision(dtype: torch.dtype) -> str:
+    """float32 products are exact; those of 16-bit inputs always are."""
+    return "ieee" if dtype == torch.float32 else "tf32"
 
 
 @triton.jit
@@ -91,19 +197,6 @@ def patches(  # type: ignore[no-untyped-def]
             a = tl.where(a < 0.0, 0.0, a)  # keeps NaN, as torch does
         x = rounded(tl.where(inside, a, 0.0), x.dtype)
     return x
-
-
-@triton.jit
-def store_moments(y, inside_R, moments_3C, channel_C, C: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Number, sum, and sum of squares about the tile's own mean, of each channel of a tile y [R, C] in float32."""
-    count = tl.sum(inside_R.to(tl.float32), 0)
-    total_C = tl.sum(tl.where(inside_R[:, None], y, 0.0), 0)
-    apart = tl.where(inside_R[:, None], y - (total_C / count)[None, :], 0.0)
-    squares_C = tl.sum(apart * apart, 0)
-    exists_C = channel_C < C
-    tl.store(moments_3C + channel_C, total_C * 0.0 + count, mask=exists_C)
-    tl.store(moments_3C + C + channel_C, total_C, mask=exists_C)
-    tl.store(moments_3C + 2 * C + channel_C, squares_C, mask=exists_C)
 
 
 @triton.jit
@@ -221,87 +314,12 @@ def input_gradient_kernel(  # type: ignore[no-untyped-def]
     at = member * (N * H * W * CI) + ((image_R * H + h_R) * W + w_R)[:, None] * CI + in_I[None, :]
     if stats_M4I is not None:
         x = tl.load(x_MNHWI + at, mask=exists, other=0.0).to(tl.float32)
-        stats_I = stats_M4I + member * (4 * CI) + in_I
-        mean_I = tl.load(stats_I + MEAN * CI, mask=in_I < CI, other=0.0)
-        inverse_I = tl.load(stats_I + INVERSE * CI, mask=in_I < CI, other=0.0)
         if RELU:
-            scale_I = tl.load(stats_I + SCALE * CI, mask=in_I < CI, other=0.0)
-            shift_I = tl.load(stats_I + SHIFT * CI, mask=in_I < CI, other=0.0)
-            sums = tl.where(x * scale_I[None, :] + shift_I[None, :] > 0.0, sums, 0.0)
+            scale = load_row(stats_M4I, member, SCALE, in_I, CI)
+            sums = tl.where(x * scale + load_row(stats_M4I, member, SHIFT, in_I, CI) > 0.0, sums, 0.0)
+        xhat = (x - load_row(stats_M4I, member, MEAN, in_I, CI)) * load_row(stats_M4I, member, INVERSE, in_I, CI)
         g = tl.where(exists, rounded(sums, dx_MNHWI.dtype.element_ty).to(tl.float32), 0.0)
         place = sums_MT2I + (member * tl.num_programs(0) + pid) * (2 * CI) + in_I
         tl.store(place, tl.sum(g, 0), mask=in_I < CI)
-        tl.store(place + CI, tl.sum(g * ((x - mean_I[None, :]) * inverse_I[None, :]), 0), mask=in_I < CI)
+        tl.store(place + CI, tl.sum(g * xhat, 0), mask=in_I < CI)
     tl.store(dx_MNHWI + at, rounded(sums, dx_MNHWI.dtype.element_ty), mask=exists)
-
-
-def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Launches inside go to `device`."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def dense_rows(weight_MOHWI: Tensor) -> Tensor:
-    """The weights with each member's values in one dense stretch, as a population's rows have them."""
-    return weight_MOHWI if weight_MOHWI[0].is_contiguous() else weight_MOHWI.contiguous()
-
-
-def alignment(weight_MOHWI: Tensor) -> int:
-    """Bytes, 16 at most, that every member's first weight is aligned to."""
-    starts = weight_MOHWI.data_ptr() | (weight_MOHWI.stride(0) * weight_MOHWI.element_size())
-    return min(16, starts & -starts) if starts else 16
-
-
-def precision(dtype: torch.dtype) -> str:
-    """float32 products are exact; those of 16-bit inputs always are."""
-    return "ieee" if dtype == torch.float32 else "tf32"
-
-
-def forward(
-    x_MNHWI: Tensor, weight_MOHWI: Tensor, geometry: Geometry, stats_M4I: Tensor | None, relu: bool, statistics: bool
-) -> tuple[Tensor, Tensor | None]:
-    """y [M, N, OH, OW, CO] in x's dtype and, where asked for, the moments [M, T, 3, CO] of its tiles in float32.
-
-    x is contiguous. stats_M4I (float32) puts batch norm in the prologue, `relu` ReLU after it.
-    """
-    g, weight = geometry, dense_rows(weight_MOHWI)
-    tile = product_tile(g.CI, g.CO, g.KH * g.KW, x_MNHWI.element_size())
-    grid = (-(-g.R // tile.rows), -(-g.CO // tile.columns), g.M)
-    y = x_MNHWI.new_empty(g.y_shape)
-    moments = x_MNHWI.new_empty((g.M, grid[0], 3, g.CO), dtype=torch.float32) if statistics else None
-    with on(x_MNHWI.device):
-        forward_kernel[grid](
-            x_MNHWI, weight, y, stats_M4I, moments, weight.stride(0), g.R,
-            g.H, g.W, g.CI, g.CO, g.OH, g.OW, g.KH, g.KW, g.stride, g.padding,
-            relu, alignment(weight), precision(y.dtype), tile.rows, tile.columns, tile.depth,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-        )  # fmt: skip
-    return y, moments
-
-
-def input_gradient(
-    dy_MNPQO: Tensor,
-    weight_MOHWI: Tensor,
-    geometry: Geometry,
-    x_MNHWI: Tensor | None,
-    stats_M4I: Tensor | None,
-    relu: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """dx [M, N, H, W, CI] in dy's dtype, and None.
-
-    With stats_M4I and x, those of the prologue: g, the gradient of the batch norm's output, and the partial sums
-    [M, T, 2, CI] of g and of g xhat in float32. dy and x are contiguous.
-    """
-    g, weight = geometry, dense_rows(weight_MOHWI)
-    tile = product_tile(g.CO, g.CI, g.KH * g.KW, dy_MNPQO.element_size())
-    places = g.N * -(-g.H // g.stride) * -(-g.W // g.stride)
-    grid = (-(-places // tile.rows) * g.stride**2, -(-g.CI // tile.columns), g.M)
-    dx = dy_MNPQO.new_empty(g.x_shape)
-    sums = None if stats_M4I is None else dx.new_empty((g.M, grid[0], 2, g.CI), dtype=torch.float32)
-    with on(dx.device):
-        input_gradient_kernel[grid](
-            dy_MNPQO, weight, dx, x_MNHWI, stats_M4I, sums, weight.stride(0), g.N,
-            g.H, g.W, g.CI, g.CO, g.OH, g.OW, g.KH, g.KW, g.stride, g.padding,
-            relu, alignment(weight), precision(dx.dtype), tile.rows, tile.columns, tile.depth,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-        )  # fmt: skip
-    return dx, sums

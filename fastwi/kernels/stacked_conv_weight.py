@@ -1,10 +1,11 @@
-"""The Triton kernels of M networks' weight gradients at once.
+"""Weight gradients of the convolutions of M networks at once.
 
     dw[m, o, kh, kw, i] = sum over n, p, q of a[m, n, p s + kh - pad, q s + kw - pad, i] dy[m, n, p, q, o]
 
-with a as in fastwi.kernels.stacked_conv_triton. The sum over rows r = (n, p, q) is cut into chunks: each program sums
-one chunk in float32, for some k = (kh, kw, i) and o; a second kernel sums the chunks, in order. Chunks depend on a
-member's own shapes alone, so its gradient is the same to the bit in every population, and each time.
+with a as in fastwi.kernels.stacked_conv. By torch member by member, or by Triton on a GPU. There the sum over rows
+r = (n, p, q) is cut into chunks: each program sums one chunk in float32, for some k = (kh, kw, i) and o; a second
+kernel sums the chunks, in order. Chunks depend on a member's own shapes alone, so its gradient is the same to the bit
+in every population, and each time.
 
 Memory traffic in bytes a value of dy, for bf16 and as many values in as out: 4 (x and dy read), and for the partial
 sums 8 K / CHUNK (2.25 at 16 to 64 channels), mostly in the second-level cache. Programs of one chunk share what
@@ -14,14 +15,52 @@ Symbols: those of fastwi.kernels.stacked_geometry. S chunks, E = CO * K weights 
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
-from fastwi.kernels.stacked_conv_triton import on, patches, precision, product
+from fastwi.kernels import gpu, stacked_norm
+from fastwi.kernels.gpu import tl, triton
+from fastwi.kernels.stacked_conv import exact, images, patches, precision, product
 from fastwi.kernels.stacked_geometry import Geometry, chunk_rows, weight_tile
 
 _SUM_BLOCK = 512
+
+
+def weight_gradient(
+    x_MNHWI: Tensor, dy_MNPQO: Tensor, geometry: Geometry, stats_M4I: Tensor | None, relu: bool
+) -> Tensor:
+    """dw [M, CO, KH, KW, CI] in float32 (float64 for such inputs). x and dy are contiguous."""
+    g = geometry
+    if not gpu.by_triton(x_MNHWI):
+        a_MNHWI, stride = x_MNHWI, g.stride
+        if stats_M4I is not None:
+            a_MNHWI = stacked_norm.apply(x_MNHWI, None, stats_M4I, relu)
+        if (g.KH, g.KW, g.padding) == (1, 1, 0):  # see fastwi.kernels.pointwise
+            a_MNHWI, stride = a_MNHWI[:, :, ::stride, ::stride], 1
+        with exact(x_MNHWI.device):
+            dw_MOIHW = torch.stack(
+                [
+                    conv2d_weight(images(a_NHWI), (g.CO, g.CI, g.KH, g.KW), images(dy_NPQO), stride, g.padding)
+                    for a_NHWI, dy_NPQO in zip(a_MNHWI, dy_MNPQO, strict=True)
+                ]
+            )
+        return dw_MOIHW.permute(0, 1, 3, 4, 2).contiguous()
+    tile, chunk = weight_tile(g.CI, g.CO, g.KH * g.KW, x_MNHWI.element_size()), chunk_rows(g.CI, g.CO)
+    chunks = -(-g.R // chunk)
+    out = x_MNHWI.new_empty(g.weight_shape, dtype=torch.float32)
+    partial = out if chunks == 1 else out.new_empty((g.M, chunks, *g.weight_shape[1:]))
+    grid = (-(-g.K // tile.depth) * -(-g.CO // tile.columns), chunks, g.M)
+    with gpu.on(out.device):
+        weight_gradient_kernel[grid](
+            x_MNHWI, dy_MNPQO, partial, stats_M4I, partial.stride(0), g.CO * g.K, g.R, *g.kernel_sizes,
+            relu, precision(x_MNHWI.dtype), chunk, tile.rows, tile.columns, tile.depth,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        )  # fmt: skip
+        if chunks > 1:
+            sum_chunks_kernel[(-(-g.CO * g.K // _SUM_BLOCK), g.M)](
+                partial, out, chunks, g.CO * g.K, BLOCK=_SUM_BLOCK, num_warps=4, enable_fp_fusion=True
+            )
+    return out
 
 
 @triton.jit
@@ -65,7 +104,7 @@ def weight_gradient_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def sum_chunks_kernel(  # type: ignore[no-untyped-def]
-    partial_MSE, out_ME, member_stride, S, E, BLOCK: tl.constexpr
+    partial_MSE, out_ME, S, E, BLOCK: tl.constexpr
 ):
     """out[m, e] = sum over chunks, first to last, in float32."""
     member = tl.program_id(1).to(tl.int64)
@@ -74,37 +113,4 @@ def sum_chunks_kernel(  # type: ignore[no-untyped-def]
     total = tl.zeros((BLOCK,), tl.float32)
     for chunk in range(0, S):
         total += tl.load(partial_E + chunk * E, mask=e < E, other=0.0)
-    tl.store(out_ME + member * member_stride + e, total, mask=e < E)
-
-
-def weight_gradient(
-    x_MNHWI: Tensor,
-    dy_MNPQO: Tensor,
-    geometry: Geometry,
-    stats_M4I: Tensor | None,
-    relu: bool,
-    out_MOHWI: Tensor | None = None,
-) -> Tensor:
-    """dw [M, CO, KH, KW, CI] in float32, written to `out_MOHWI` where it is given.
-
-    x and dy are contiguous. `out_MOHWI` is float32, each member's values dense, the member stride any: a view of the
-    population's gradients.
-    """
-    g = geometry
-    tile, chunk = weight_tile(g.CI, g.CO, g.KH * g.KW, x_MNHWI.element_size()), chunk_rows(g.CI, g.CO)
-    chunks = -(-g.R // chunk)
-    out = x_MNHWI.new_empty(g.weight_shape, dtype=torch.float32) if out_MOHWI is None else out_MOHWI
-    partial = out if chunks == 1 else out.new_empty((g.M, chunks, *g.weight_shape[1:]))
-    grid = (-(-g.K // tile.depth) * -(-g.CO // tile.columns), chunks, g.M)
-    with on(out.device):
-        weight_gradient_kernel[grid](
-            x_MNHWI, dy_MNPQO, partial, stats_M4I, partial.stride(0), g.CO * g.K, g.R,
-            g.H, g.W, g.CI, g.CO, g.OH, g.OW, g.KH, g.KW, g.stride, g.padding,
-            relu, precision(x_MNHWI.dtype), chunk, tile.rows, tile.columns, tile.depth,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-        )  # fmt: skip
-        if chunks > 1:
-            sum_chunks_kernel[(-(-g.CO * g.K // _SUM_BLOCK), g.M)](
-                partial, out, out.stride(0), chunks, g.CO * g.K, BLOCK=_SUM_BLOCK, num_warps=4, enable_fp_fusion=True
-            )
-    return out
+    tl.store(out_ME + member * E + e, total, mask=e < E)

@@ -1,0 +1,74 @@
+"""Triton, and what the launches of its kernels share.
+
+Importing Triton takes 0.1 s and 80 MB. So it is imported only where there is a CUDA device, or TRITON_INTERPRET is
+set (1: kernels are interpreted on the CPU; 0: tests compile them without a device). Elsewhere the kernels are plain
+functions that nothing calls.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+if TYPE_CHECKING or (
+    importlib.util.find_spec("triton") is not None
+    and ("TRITON_INTERPRET" in os.environ or torch.cuda.device_count() > 0)  # counts without starting CUDA
+):
+    import triton
+    import triton.language as tl
+
+    _interpreted = bool(triton.knobs.runtime.interpret)
+else:
+
+    class triton:
+        """Stands for the module in decorators."""
+
+        @staticmethod
+        def jit(function: Any) -> Any:
+            """The function itself."""
+            return function
+
+    class tl:
+        """Stands for the module in annotations."""
+
+        constexpr = int
+
+    _interpreted = False
+
+# The interpreter multiplies the bits of bf16 as integers, and rounds to bf16 towards zero.
+INTERPRETED = tl.constexpr(_interpreted)
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """float32 to DTYPE, to the nearest, ties to even."""
+    if INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(DTYPE)
+
+
+@functools.cache
+def has_triton(device: torch.device) -> bool:
+    """Whether the Triton kernels run on `device`: Triton builds its launcher with a C compiler."""
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    built = any(shutil.which(compiler) for compiler in compilers if compiler)
+    return device.type == "cuda" and built and importlib.util.find_spec("triton") is not None
+
+
+def by_triton(x: Tensor) -> bool:
+    """Whether Triton kernels take x: by its device and dtype."""
+    return has_triton(x.device) and x.dtype in STORAGE_DTYPES
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Launches inside go to `device`."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
