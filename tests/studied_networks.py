@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastwi.analysis.studies.opened import OpenedSweep
+from fastwi.analysis.opened import OpenedSweep
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
 from fastwi.engine.choose import build_network

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastwi.analysis.studies.opened import OpenedSweep
+from fastwi.analysis.opened import OpenedSweep
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.sweep import main
 

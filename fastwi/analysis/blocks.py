@@ -23,6 +23,7 @@ from fastwi.analysis.evaluator import (
     Recomputation,
     Splits,
     Values,
+    check_alphas,
     check_rows,
     measure,
 )
@@ -50,16 +51,10 @@ class BlocksResult(LossAndError):
     blocks: tuple[str, ...]
     alphas_L: Values
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row for each treatment, direction, block and alpha, units in the names."""
-        return [
-            {"rest": "AB"[d], "block": name, "alpha": float(alpha), "batch_norm": treatment,
-             **self.columns(treatment, d, g, place)}
-            for treatment in next(iter(self.loss.values()))
-            for d in range(2)
-            for g, name in enumerate(self.blocks)
-            for place, alpha in enumerate(self.alphas_L)
-        ]  # fmt: skip
+    def place(self, treatment: str, *at: int) -> dict[str, Any]:
+        """Direction, block and alpha of one network."""
+        d, g, place = at
+        return {"rest": "AB"[d], "block": self.blocks[g], "alpha": float(self.alphas_L[place])}
 
 
 def blocks_of(layout: Layout, groups: Mapping[str, Sequence[str]] | None = None) -> tuple[Block, ...]:
@@ -107,13 +102,12 @@ def evaluate_blocks(
     their block and stay with the rest; recomputed ones are of the mixed network's own weights. Raises UserError for
     bad input.
     """
-    alphas_L = np.array(alphas, dtype=np.float64)
-    if alphas_L.ndim != 1 or not len(alphas_L) or not np.isfinite(alphas_L).all():
-        raise UserError(f"alphas are of shape {alphas_L.shape}; give a sequence of one or more finite numbers")
+    alphas_L = check_alphas(alphas)
     check_rows(population, ends)
     blocks = blocks_of(population.layout, groups)
     pair = population.clone_rows(ends).to(evaluator.device)
-    places = [(d, g, place) for d in range(2) for g in range(len(blocks)) for place in range(len(alphas_L))]
+    shape = 2, len(blocks), len(alphas_L)
+    places = list(np.ndindex(shape))
 
     def build(first: int, last: int) -> Population:
         chosen = places[first:last]
@@ -130,10 +124,9 @@ def evaluate_blocks(
         return mixed
 
     # `moved` lives beside `mixed`: half the networks at a time.
-    found = measure(
-        evaluator, len(places), build, splits, treatments, recomputation, memory_bytes // 2
-    ).reshape(2, len(blocks), len(alphas_L))  # fmt: skip
-    return BlocksResult(found.loss, found.error, tuple(block.name for block in blocks), alphas_L)
+    found = measure(evaluator, len(places), build, splits, treatments, recomputation, memory_bytes // 2)
+    names = tuple(block.name for block in blocks)
+    return BlocksResult(*found.arrange(lambda values_L: values_L.reshape(shape)), names, alphas_L)
 
 
 def _under(spans: Sequence[Span], prefixes: Sequence[str]) -> tuple[Span, ...]:

@@ -44,8 +44,3 @@ def axis_types(spec: SweepSpec) -> dict[str, Any]:
 def schema(spec: SweepSpec, columns: Columns) -> dict[str, Any]:
     """The types of a table's columns: the axes beside k and s, then `columns`."""
     return axis_types(spec) | {name: column.type for name, column in columns.items()}
-
-
-def pair_types(spec: SweepSpec) -> dict[str, Any]:
-    """The types of the axes beside k and s, and of `PAIR_COLUMNS`."""
-    return schema(spec, PAIR_COLUMNS)

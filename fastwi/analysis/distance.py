@@ -5,9 +5,7 @@ Shapes: C networks (children), N images, K classes, P parameters.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,19 +30,6 @@ class WeightDistances:
     displacement_C: Values | None
     cosine_CC: Values | None
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row for each pair, units in the names; None where there is no such number."""
-        told = []
-        for i, j in _pairs(len(self.members)):
-            row: dict[str, Any] = {"a": self.members[i], "b": self.members[j], "distance_l2": float(self.l2_CC[i, j])}
-            if self.displacement_C is not None and self.cosine_CC is not None:
-                cosine = float(self.cosine_CC[i, j])
-                row["displacement_a_l2"] = float(self.displacement_C[i])
-                row["displacement_b_l2"] = float(self.displacement_C[j])
-                row["displacement_cosine"] = cosine if np.isfinite(cosine) else None
-            told.append(row)
-        return told
-
 
 @dataclass(frozen=True)
 class FunctionDistances:
@@ -59,20 +44,6 @@ class FunctionDistances:
     disagreement_CC: Values
     kl_CC: Values
     l2_CC: Values
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row for each pair a, b, units in the names; KL in both directions."""
-        return [
-            {
-                "a": self.members[i],
-                "b": self.members[j],
-                "disagreement_%": float(self.disagreement_CC[i, j]),
-                "kl_ab_nats": float(self.kl_CC[i, j]),
-                "kl_ba_nats": float(self.kl_CC[j, i]),
-                "probability_l2": float(self.l2_CC[i, j]),
-            }
-            for i, j in _pairs(len(self.members))
-        ]
 
 
 @torch.no_grad()
@@ -139,6 +110,25 @@ def function_distances(
     )
 
 
+def tangent_departure(
+    evaluator: Evaluator, population: Population, dataset: ResidentDataset, children: Sequence[int], average: int
+) -> float:
+    """How far the average's outputs are from the mean of the children's, in units of the children's spread.
+
+    The mean over images of ||f(average) - mean of f(children)||_2 over the mean of ||f(child) - mean of
+    f(children)||_2, f the logits: 0 where the network is linear in its weights between the children (the tangent
+    regime of Izmailov et al. 2018, Averaging Weights Leads to Wider Optima, section 3.5). NaN or infinite where the
+    children's outputs are equal.
+    """
+    off, spread = torch.zeros(2, dtype=torch.float64, device=evaluator.device)
+    for _, logits_MNK in evaluator.batches(population, [*children, average], dataset):
+        children_CNK, average_NK = logits_MNK[:-1].double(), logits_MNK[-1].double()
+        mean_NK = children_CNK.mean(dim=0)
+        off += torch.linalg.vector_norm(average_NK - mean_NK, dim=1).sum()
+        spread += torch.linalg.vector_norm(children_CNK - mean_NK, dim=2).mean(dim=0).sum()
+    return float(off / spread)
+
+
 def _mean(total_CC: Tensor, images: int) -> Values:
     found: Values = (total_CC / images).cpu().numpy()
     return found
@@ -150,7 +140,3 @@ def _chosen(population: Population, members: Sequence[int] | None, parent: int |
     if not chosen:
         raise UserError("no member is left to compare; give members, or a population of more than the parent")
     return chosen
-
-
-def _pairs(count: int) -> list[tuple[int, int]]:
-    return [(i, j) for i in range(count) for j in range(i + 1, count)]

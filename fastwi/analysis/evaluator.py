@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +36,8 @@ MEMORY_BYTES = 256 * 2**20  # of networks made for a measurement and alive at on
 class Recomputation:
     """What batch-norm statistics are recomputed on: augmented images of `dataset`, drawn by `noise`.
 
-    images: how many, in whole batches (0: all). epoch: whose draws (an experiment draws anew for each epoch). The
-    same draws serve every network of a measurement.
+    images: how many, in whole batches (0: all). epoch: whose draws (an experiment draws again for each epoch). Every
+    network of a measurement has the same draws.
     """
 
     dataset: ResidentDataset
@@ -49,27 +50,41 @@ class Recomputation:
 class LossAndError:
     """Mean cross-entropy (nats) and error (% of images) of L networks, float64 [L] each.
 
-    By split, then by treatment of batch-norm statistics. NaN where a network is not defined: see `measure`.
+    By split, then by treatment of batch-norm statistics. NaN where a network is not defined: see `measure`. Kinds of
+    it arrange [L] otherwise, and say where each network is by `place`.
     """
 
     loss: Table
     error: Table
 
+    def place(self, treatment: str, *at: int) -> dict[str, Any] | None:
+        """The columns that name the network at one index; None: it has no row."""
+        return {"network": at[0]}
+
     def columns(self, treatment: str, *at: int) -> dict[str, float | None]:
-        """The values at one place as a table has them, units in the names; None where not finite."""
-        told: dict[str, float | None] = {}
+        """The values at one index as a table has them, units in the names; None where not finite."""
+        found: dict[str, float | None] = {}
         for split in self.loss:
-            told[f"{split}_loss_nats"] = _finite(self.loss[split][treatment][at])
-            told[f"{split}_error_%"] = _finite(self.error[split][treatment][at])
-        return told
+            found[f"{split}_loss_nats"] = finite(self.loss[split][treatment][at])
+            found[f"{split}_error_%"] = finite(self.error[split][treatment][at])
+        return found
 
-    def reshape(self, *shape: int) -> "LossAndError":
-        """The same with every [L] as an array of `shape`."""
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each treatment and network, units in the names; None where a value is not finite."""
+        return [
+            {**place, "batch_norm": treatment, **self.columns(treatment, *at)}
+            for treatment, values in next(iter(self.loss.values())).items()
+            for at in np.ndindex(values.shape)
+            if (place := self.place(treatment, *at)) is not None
+        ]
 
-        def reshaped(table: Table) -> Table:
-            return {s: {t: values_L.reshape(shape) for t, values_L in found.items()} for s, found in table.items()}
-
-        return LossAndError(reshaped(self.loss), reshaped(self.error))
+    def arrange(self, change: Callable[[Values], Values]) -> tuple[Table, Table]:
+        """Loss and error with `change` made to every array."""
+        loss, error = (
+            {split: {name: change(values) for name, values in found.items()} for split, found in table.items()}
+            for table in (self.loss, self.error)
+        )
+        return loss, error
 
 
 class Evaluator:
@@ -98,7 +113,7 @@ class Evaluator:
         self.device = self._engine.device
         self._report = report
         self._outputs: int | None = None
-        self._normalises = any(name.endswith("running_var") for name in _names(self.layout))
+        self._normalises = any(span.name.endswith("running_var") for span in self.layout.statistics)
 
     def scores(self, population: Population, dataset: ResidentDataset) -> Scores:
         """Loss (nats) and accuracy (%) of every member with its own statistics, float64 [M] each.
@@ -146,10 +161,6 @@ class Evaluator:
     def logits_NK(self, population: Population, m: int, dataset: ResidentDataset) -> Tensor:
         """Member m's logits on the whole dataset in its order, float32 [N, K], with its own statistics."""
         return torch.cat([logits_NK for _, logits_NK in self.logits(population, m, dataset)])
-
-    def probabilities(self, population: Population, m: int, dataset: ResidentDataset) -> Tensor:
-        """Softmax of `logits_NK`, computed in float64: [N, K]."""
-        return self.logits_NK(population, m, dataset).double().softmax(dim=1)
 
     @torch.no_grad()
     def batches(
@@ -254,6 +265,32 @@ def measure(
     return measurement
 
 
+def measure_mixtures(
+    evaluator: Evaluator,
+    members: Population,
+    weights_LM: Values,
+    splits: Splits,
+    treatments: Sequence[str],
+    recomputation: Recomputation | None,
+    memory_bytes: int = MEMORY_BYTES,
+) -> LossAndError:
+    """`measure` of L weighted sums of `members`, statistics summed with the same weights."""
+    here = members.to(evaluator.device)
+
+    def build(first: int, last: int) -> Population:
+        return here.combine(torch.from_numpy(weights_LM[first:last]))
+
+    return measure(evaluator, len(weights_LM), build, splits, treatments, recomputation, memory_bytes)
+
+
+def check_alphas(alphas: ArrayLike) -> Values:
+    """The places as float64 [L]. Raises UserError for none, and where one is NaN or infinite."""
+    alphas_L = np.array(alphas, dtype=np.float64)
+    if alphas_L.ndim != 1 or not len(alphas_L) or not np.isfinite(alphas_L).all():
+        raise UserError(f"alphas are of shape {alphas_L.shape}; give a sequence of one or more finite numbers")
+    return alphas_L
+
+
 def check_treatments(treatments: Sequence[str], recomputation: Recomputation | None, known: Sequence[str]) -> None:
     """Raise UserError for no treatment, one that is not `known` or there twice, and one that lacks its images."""
     if isinstance(treatments, str) or not treatments or len(set(treatments)) != len(treatments):
@@ -262,7 +299,7 @@ def check_treatments(treatments: Sequence[str], recomputation: Recomputation | N
         )
     for treatment in treatments:
         if treatment not in known:
-            raise UserError(f"batch-norm treatment {treatment!r} is none of {', '.join(known)}")
+            raise UserError(f"batch-norm treatment {treatment!r} is not one of {', '.join(known)}")
     if RECOMPUTED in treatments and recomputation is None:
         raise UserError("recomputed statistics need training images; give recomputation=Recomputation(dataset)")
 
@@ -283,9 +320,6 @@ def _negative_variance(population: Population) -> NDArray[np.bool_]:
     return negative_M.cpu().numpy()
 
 
-def _names(layout: Layout) -> list[str]:
-    return [span.name for span in layout.statistics]
-
-
-def _finite(value: np.float64) -> float | None:
+def finite(value: float) -> float | None:
+    """The value as a table has it: None where it is NaN or infinite."""
     return float(value) if math.isfinite(value) else None

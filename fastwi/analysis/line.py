@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from fastwi.analysis.evaluator import (
@@ -21,9 +20,10 @@ from fastwi.analysis.evaluator import (
     Recomputation,
     Splits,
     Values,
+    check_alphas,
     check_rows,
     check_treatments,
-    measure,
+    measure_mixtures,
 )
 from fastwi.errors import UserError
 from fastwi.population import Population
@@ -35,20 +35,15 @@ TREATMENTS = (OWN, AVERAGED, RECOMPUTED)
 class LineResult(LossAndError):
     """Loss (nats) and error (%) by split and treatment, float64 [L], at alphas_L float64 [L], in their order.
 
-    "own" has values at alpha 0 and 1 only, and NaN elsewhere.
+    "own" has values at alpha 0 and 1 only, and NaN elsewhere; `rows` has it there only.
     """
 
     alphas_L: Values
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row for each treatment and alpha; "own" at the end points only. Units are in the names."""
-        treatments = next(iter(self.loss.values()))
-        return [
-            {"alpha": float(alpha), "batch_norm": treatment, **self.columns(treatment, place)}
-            for treatment in treatments
-            for place, alpha in enumerate(self.alphas_L)
-            if treatment != OWN or alpha in (0, 1)
-        ]
+    def place(self, treatment: str, *at: int) -> dict[str, Any] | None:
+        """The alpha of one network."""
+        alpha = float(self.alphas_L[at])
+        return {"alpha": alpha} if treatment != OWN or alpha in (0, 1) else None
 
 
 def evaluate_line(
@@ -72,38 +67,27 @@ def evaluate_line(
     The networks are rows of one population, made as many at a time as `memory_bytes` hold; that number has no
     effect on the result. Raises UserError for bad input.
     """
-    alphas_L = np.array(alphas, dtype=np.float64)
-    if alphas_L.ndim != 1 or not len(alphas_L) or not np.isfinite(alphas_L).all():
-        raise UserError(f"alphas are of shape {alphas_L.shape}; give a sequence of one or more finite numbers")
+    alphas_L = check_alphas(alphas)
     check_treatments(treatments, recomputation, TREATMENTS)
     check_rows(population, ends)
     is_end_L = (alphas_L == 0) | (alphas_L == 1)
     if OWN in treatments and not is_end_L.any():
         raise UserError("own statistics are the end points'; put 0 or 1 among the alphas, or leave 'own' out")
-    pair = population.clone_rows(ends).to(evaluator.device)
+    # At an end point the averaged statistics are its own.
+    measured = [name for name in TREATMENTS[1:] if name in treatments or (name == AVERAGED and OWN in treatments)]
+    here_L = is_end_L if tuple(treatments) == (OWN,) else np.full(len(alphas_L), True)
+    weights_L2 = np.stack([1 - alphas_L, alphas_L], axis=1)[here_L]
+    pair = population.clone_rows(ends)
+    found = measure_mixtures(evaluator, pair, weights_L2, splits, measured, recomputation, memory_bytes)
 
-    def evaluate(alphas_L: Values, treatments: Sequence[str]) -> LossAndError:
-        weights_L2 = np.stack([1 - alphas_L, alphas_L], axis=1)
-        return measure(
-            evaluator, len(alphas_L), lambda first, last: pair.combine(torch.from_numpy(weights_L2[first:last])),
-            splits, treatments, recomputation, memory_bytes,
-        )  # fmt: skip
+    def arranged(found: dict[str, Values]) -> dict[str, Values]:
+        """In the caller's order, with NaN where nothing was measured."""
+        by_name = {}
+        for name in treatments:
+            values_L = np.full(len(alphas_L), np.nan)
+            values_L[here_L] = found[AVERAGED if name == OWN else name]
+            by_name[name] = np.where(is_end_L, values_L, np.nan) if name == OWN else values_L
+        return by_name
 
-    between = [treatment for treatment in treatments if treatment != OWN]
-    found = evaluate(alphas_L, between) if between else LossAndError({s: {} for s in splits}, {s: {} for s in splits})
-    if OWN in treatments:
-        # At an end point the averaged statistics are its own: what was measured is not measured again.
-        measured = AVERAGED in between
-        ends_found = found if measured else evaluate(alphas_L[is_end_L], (AVERAGED,))
-        for table, ends_table in ((found.loss, ends_found.loss), (found.error, ends_found.error)):
-            for split in splits:
-                values_L = ends_table[split][AVERAGED]
-                own_L = np.full(len(alphas_L), np.nan)
-                own_L[is_end_L] = values_L[is_end_L] if measured else values_L
-                table[split][OWN] = own_L
-    # In the caller's order.
-    loss, error = (
-        {split: {treatment: table[split][treatment] for treatment in treatments} for split in splits}
-        for table in (found.loss, found.error)
-    )
+    loss, error = ({split: arranged(table[split]) for split in splits} for table in (found.loss, found.error))
     return LineResult(loss, error, alphas_L)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from fastwi.analysis.evaluator import (
     AVERAGED,
@@ -26,7 +25,7 @@ from fastwi.analysis.evaluator import (
     Splits,
     Values,
     check_rows,
-    measure,
+    measure_mixtures,
 )
 from fastwi.errors import UserError
 from fastwi.population import Population
@@ -66,14 +65,9 @@ class PlaneResult(LossAndError):
     y_Y: Values
     points_32: Values
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row for each treatment and place, units in the names; losses and errors None where not defined."""
-        return [
-            {"x_l2": float(x), "y_l2": float(y), "batch_norm": treatment, **self.columns(treatment, j, i)}
-            for treatment in next(iter(self.loss.values()))
-            for j, y in enumerate(self.y_Y)
-            for i, x in enumerate(self.x_X)
-        ]
+    def place(self, treatment: str, *at: int) -> dict[str, Any]:
+        """The coordinates of one network."""
+        return {"x_l2": float(self.x_X[at[1]]), "y_l2": float(self.y_Y[at[0]])}
 
 
 def plane_through(population: Population, members: tuple[int, int, int] = (0, 1, 2)) -> Plane:
@@ -82,13 +76,12 @@ def plane_through(population: Population, members: tuple[int, int, int] = (0, 1,
     Raises UserError where two of them are equal or all three on one line, up to float32 rounding.
     """
     check_rows(population, members)
-    o_P, a_P, b_P = (population.weights_MP[m].double().cpu().numpy() for m in members)
+    o_P, a_P, b_P = points = [population.weights_MP[m].double().cpu().numpy() for m in members]
     # Each weight is rounded by at most half of this; closer points have no direction that means anything.
-    rounding = _EPS * sum(float(np.linalg.norm(w_P)) for w_P in (o_P, a_P, b_P))
+    rounding = _EPS * sum(float(np.linalg.norm(w_P)) for w_P in points)
     names = [f"member {m}" for m in members]
-    pairs = ((0, 1, a_P - o_P), (0, 2, b_P - o_P), (1, 2, b_P - a_P))
-    for first, second, difference_P in pairs:
-        length = float(np.linalg.norm(difference_P))
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        length = float(np.linalg.norm(points[second] - points[first]))
         if not np.isfinite(length):
             raise UserError(f"{names[first]} or {names[second]} has weights that are not finite; it spans no plane")
         if length <= rounding:
@@ -121,9 +114,8 @@ def evaluate_plane(
     """Evaluate a grid over the plane through the origin, A and B: `members`, the parent and two children, say.
 
     points: columns and rows of the grid, at least 2 each. It spans the three networks and `margin` of their extent
-    more on each side. Batch-norm statistics are summed with the weights' own weights (averaged; NaN where a
-    variance falls below zero) or recomputed: see `evaluate_line`. Raises UserError for bad input, and where the
-    three networks span no plane.
+    more on each side. Treatments are those of `evaluate_line` without "own". Raises UserError for bad input, and
+    where the three networks span no plane.
     """
     if min(points) < 2 or not 0 <= margin < np.inf:
         raise UserError(f"points are {points} and margin {margin}; give at least 2 a side, and a margin of 0 or more")
@@ -136,9 +128,6 @@ def evaluate_plane(
     x_X, y_Y = axes
     x_YX, y_YX = np.meshgrid(x_X, y_Y)
     weights_L3 = plane.weights_L3(x_YX.ravel(), y_YX.ravel())
-    three = population.clone_rows(members).to(evaluator.device)
-    found = measure(
-        evaluator, len(weights_L3), lambda first, last: three.combine(torch.from_numpy(weights_L3[first:last])),
-        splits, treatments, recomputation, memory_bytes,
-    ).reshape(len(y_Y), len(x_X))  # fmt: skip
-    return PlaneResult(found.loss, found.error, x_X, y_Y, plane.points_32)
+    three = population.clone_rows(members)
+    found = measure_mixtures(evaluator, three, weights_L3, splits, treatments, recomputation, memory_bytes)
+    return PlaneResult(*found.arrange(lambda values_L: values_L.reshape(x_YX.shape)), x_X, y_Y, plane.points_32)

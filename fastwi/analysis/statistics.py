@@ -17,13 +17,12 @@ Shapes: n pairs (rows of the data), G parents.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from fastwi.errors import UserError
 
@@ -32,6 +31,8 @@ FEWEST = 5
 """Parents that an interval needs. Below, an estimate is its points and n, and every verdict is not settled."""
 CONFIRMED, REFUTED, NOT_SETTLED = "confirmed", "refuted", "not settled"
 CLAIMS = ("above", "below")
+SCOPES = ("all pairs", "within cells")
+"""What a rank correlation is taken over; within cells: after the mean of each cell was subtracted."""
 _EQUAL = 1e-9  # relative from 1 on: differences of accuracies that are equal differ in their last digits
 _MOST_R = 1.0 - 1e-9  # of rank correlations: arctanh(1) is infinite
 Float64 = NDArray[np.float64]
@@ -104,34 +105,38 @@ def mean_estimate(values: ArrayLike, parents: Sequence[Any] | NDArray[Any], *, c
     return Estimate(value, low, high, count, len(values_n), confidence, note, points)
 
 
-def paired_difference(
-    after: ArrayLike, before: ArrayLike, parents: Sequence[Any] | NDArray[Any], **options: Any
-) -> Estimate:
-    """`mean_estimate` of after - before, pair by pair: such as an average's accuracy less its children's mean.
-
-    after, before: [n], of the same pair at the same place. `options` are those of `mean_estimate`.
-    Raises UserError as that does.
-    """
-    (after_n, before_n), _, _ = _columns({"after": after, "before": before}, parents)
-    return mean_estimate(after_n - before_n, parents, **options)
-
-
 def spearman(
     x: ArrayLike, y: ArrayLike, parents: Sequence[Any] | NDArray[Any], *, confidence: float = 0.95
 ) -> Estimate:
     """Spearman's rank correlation of x and y [n] over all pairs, in -1 .. 1, ties at their mean rank.
 
-    It is undefined (value None) where x or y is constant, and has no interval where that is so without one parent.
-    Raises UserError as `mean_estimate` does.
+    Its interval is the jackknife's over parents. It is undefined (value None) where x or y is constant, and has no
+    interval where that is so without one parent. Raises UserError as `mean_estimate` does.
     """
-    return _correlation(stats.spearmanr, x, y, parents, confidence)
+    _check(confidence)
+    (x_n, y_n), parent_n, count = _columns({"x": x, "y": y}, parents)
 
+    def estimate(
+        value: float | None, note: str = "", low: float | None = None, high: float | None = None
+    ) -> Estimate:
+        return Estimate(value, low, high, count, len(x_n), confidence, note)
 
-def kendall(
-    x: ArrayLike, y: ArrayLike, parents: Sequence[Any] | NDArray[Any], *, confidence: float = 0.95
-) -> Estimate:
-    """Kendall's tau-b of x and y [n] over all pairs, in -1 .. 1; all else as `spearman`."""
-    return _correlation(stats.kendalltau, x, y, parents, confidence)
+    value = _correlation(x_n, y_n)
+    if value is None:
+        return estimate(None, "undefined: x or y is the same for all pairs" + (f"; {NOTHING}" if count == 1 else ""))
+    if count < FEWEST:
+        return estimate(value, _too_few(count))
+    without = [_correlation(x_n[parent_n != g], y_n[parent_n != g]) for g in range(count)]
+    if None in without:
+        return estimate(value, "undefined without one of the parents: x or y is the same for all others; no interval")
+    without_G = np.array(without, dtype=np.float64)
+    if _spread(np.append(without_G, value)) == 0:
+        unseen = 1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / count)
+        note = f"all {count} parents agree: the limits are those of how many could differ unseen"
+        return estimate(value, note, value - unseen * (value + 1.0), value + unseen * (1.0 - value))
+    z, z_G = (np.arctanh(np.clip(r, -_MOST_R, _MOST_R)) for r in (value, without_G))
+    half = _quantile(count, confidence) * float(z_G.std()) * math.sqrt(count - 1)
+    return estimate(value, "", float(np.tanh(z - half)), float(np.tanh(z + half)))
 
 
 def verdict_text(found: str, parents: int) -> str:
@@ -148,7 +153,7 @@ def verdict(estimate: Estimate, threshold: float = 0.0, claim: str = "above") ->
     Raises UserError for another claim than "above" or "below".
     """
     if claim not in CLAIMS:
-        raise UserError(f"claim: {claim!r} is none of {', '.join(CLAIMS)}")
+        raise UserError(f"claim: {claim!r} is not one of {', '.join(CLAIMS)}")
     if estimate.low is None or estimate.high is None or estimate.n_parents < FEWEST:
         return NOT_SETTLED
     if estimate.low == estimate.high:
@@ -185,40 +190,6 @@ def _check(confidence: float) -> None:
         raise UserError(f"confidence: {confidence}; give a number between 0 and 1, such as 0.95")
 
 
-def _correlation(
-    correlation: Callable[..., Any],
-    x: ArrayLike,
-    y: ArrayLike,
-    parents: Sequence[Any] | NDArray[Any],
-    confidence: float,
-) -> Estimate:
-    """A rank correlation with its jackknife interval over parents."""
-    _check(confidence)
-    (x_n, y_n), parent_n, count = _columns({"x": x, "y": y}, parents)
-
-    def estimate(
-        value: float | None, note: str = "", low: float | None = None, high: float | None = None
-    ) -> Estimate:
-        return Estimate(value, low, high, count, len(x_n), confidence, note)
-
-    value = _correlation_or_none(correlation, x_n, y_n)
-    if value is None:
-        return estimate(None, "undefined: x or y is the same for all pairs" + (f"; {NOTHING}" if count == 1 else ""))
-    if count < FEWEST:
-        return estimate(value, _too_few(count))
-    without = [_correlation_or_none(correlation, x_n[parent_n != g], y_n[parent_n != g]) for g in range(count)]
-    if None in without:
-        return estimate(value, "undefined without one of the parents: x or y is the same for all others; no interval")
-    without_G = np.array(without, dtype=np.float64)
-    if _spread(np.append(without_G, value)) == 0:
-        unseen = 1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / count)
-        note = f"all {count} parents agree: the limits are those of how many could differ unseen"
-        return estimate(value, note, value - unseen * (value + 1.0), value + unseen * (1.0 - value))
-    z, z_G = (np.arctanh(np.clip(r, -_MOST_R, _MOST_R)) for r in (value, without_G))
-    half = _quantile(count, confidence) * float(z_G.std()) * math.sqrt(count - 1)
-    return estimate(value, "", float(np.tanh(z - half)), float(np.tanh(z + half)))
-
-
 def _too_few(parents: int) -> str:
     """What must be said of so few parents; empty where they are enough for an interval."""
     if parents >= FEWEST:
@@ -227,6 +198,8 @@ def _too_few(parents: int) -> str:
 
 
 def _quantile(parents: int, confidence: float) -> float:
+    from scipy import stats  # takes a second to import
+
     return float(stats.t.ppf((1.0 + confidence) / 2.0, parents - 1))
 
 
@@ -236,8 +209,10 @@ def _spread(value_G: Float64) -> float:
     return 0.0 if spread <= _EQUAL * max(1.0, float(np.abs(value_G).max())) else spread
 
 
-def _correlation_or_none(correlation: Callable[..., Any], x_n: Float64, y_n: Float64) -> float | None:
-    """A scipy correlation, or None where it is undefined (scipy would warn)."""
+def _correlation(x_n: Float64, y_n: Float64) -> float | None:
+    """Spearman's correlation, or None where it is undefined (scipy would warn)."""
+    from scipy import stats
+
     if np.ptp(x_n) == 0 or np.ptp(y_n) == 0:
         return None
-    return float(correlation(x_n, y_n).statistic)
+    return float(stats.spearmanr(x_n, y_n).statistic)

@@ -39,10 +39,10 @@ def main(argv: list[str]) -> int:
 
 def _report(targets: list[Path], out: Path, as_json: bool, argv: list[str]) -> int:
     # polars, scipy and jinja2 take a second to import: --help does without.
-    from fastwi.analyze import STUDIES
     from fastwi.report.page import SweepView, page_html, sweep_views, write_page
+    from fastwi.studies import all_studies
 
-    sweeps: list[SweepView] = sweep_views(targets, STUDIES)
+    sweeps: list[SweepView] = sweep_views(targets, all_studies())
     html = page_html(sweeps, shlex.join(["python", "-m", "fastwi.report", *argv]))
     write_page(html, out)
     if as_json:

@@ -19,15 +19,15 @@ from fastwi.analysis.statistics import (
     CONFIRMED,
     NOT_SETTLED,
     REFUTED,
+    SCOPES,
     Estimate,
     mean_estimate,
     spearman,
     verdict,
     verdict_text,
 )
-from fastwi.analysis.studies.governance import SCOPES
+from fastwi.report.estimates import ALMOST, hard_less_easy
 from fastwi.report.rows import OVER, TREATMENTS
-from fastwi.report.studies.importance import ALMOST, hard_less_easy
 from fastwi.report.summary import variant_text
 from fastwi.report.tables import cells
 

@@ -14,6 +14,7 @@ from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepfile import sweep_from_yaml
 from fastwi.errors import ConfigError, UserError
 from fastwi.models.changes import NETWORKS
+from fastwi.report import study as registered
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
 
 _GAIN_COLUMNS = ("k", "s", "alpha", "parent_seed", "pair", "gain_best_own_points", "after_%")
@@ -66,17 +67,16 @@ class Finished:
         return shlex.quote(str(self.directory / "sweep.yaml"))
 
 
-def find_sweeps(targets: Iterable[Path], studies: Iterable[str]) -> list[Finished]:
+def find_sweeps(targets: Iterable[Path], studies: Mapping[str, registered.Study]) -> list[Finished]:
     """The sweeps of `targets`, results directories or stores, each once, with those of `studies` that were run.
 
     Raises UserError for a target that is not there or is neither, and for files that are damaged.
     """
-    names = tuple(studies)
     found: dict[Path, Path] = {}
     for target in targets:
         for directory in _directories(target):
             found.setdefault(directory.resolve(), directory)
-    return [_read(directory, names) for directory in found.values()]
+    return [_read(directory, studies) for directory in found.values()]
 
 
 def _directories(target: Path) -> list[Path]:
@@ -100,7 +100,7 @@ def _directories(target: Path) -> list[Path]:
     return directories
 
 
-def _read(directory: Path, studies: Iterable[str]) -> Finished:
+def _read(directory: Path, studies: Mapping[str, registered.Study]) -> Finished:
     about = open_directory(directory, "run the sweep again")
     spec = _spec(directory / "sweep.yaml")
     gains = _parquet(directory / "gains.parquet")
@@ -108,12 +108,12 @@ def _read(directory: Path, studies: Iterable[str]) -> Finished:
     if lacking:
         raise UserError(f"{directory / 'gains.parquet'}: lacks the column {lacking[0]}; run the sweep again")
     found = {}
-    for name in studies:
+    for name, known in studies.items():
         home = directory / "analyses" / name
         # A study writes its manifest last: without one, what is there may be half of it.
         if (home / MANIFEST).exists():
             study = open_directory(home, f"run python -m fastwi.analyze {name} again")
-            frames = _now({path.stem: _parquet(path) for path in sorted(home.glob("*.parquet"))})
+            frames = known.renew({path.stem: _parquet(path) for path in sorted(home.glob("*.parquet"))})
             rows = study.get("rows")
             lost = [frame for frame in rows if frame not in frames] if isinstance(rows, dict) else []
             if lost:
@@ -127,15 +127,6 @@ def _read(directory: Path, studies: Iterable[str]) -> Finished:
             found[name] = Study(name, home, frames, options if isinstance(options, dict) else {}, study)
     name = spec.options.name or directory.resolve().name
     return Finished(name, directory, spec, _text(directory / "sweep.yaml"), gains, about, found)
-
-
-def _now(frames: dict[str, polars.DataFrame]) -> dict[str, polars.DataFrame]:
-    """A study's frames, with the intervals of this version where they are stored: an older one made others."""
-    from fastwi.analysis.studies.governance import GAINS, QUANTITIES, correlations
-
-    if "correlations" in frames and "pairs" in frames and {*GAINS, *QUANTITIES} <= set(frames["pairs"].columns):
-        frames["correlations"] = correlations(frames["pairs"])
-    return frames
 
 
 def _spec(path: Path) -> SweepSpec:

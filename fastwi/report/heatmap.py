@@ -26,7 +26,7 @@ def draw_heatmap(found: Sequence[Cell], path: Path, title: str, over: str = "bes
     """Draw the mean gain `over` the "best" child or the "mean" of children, in points, over k x s.
 
     One panel for each treatment of batch norm and each combination of other axes and alpha, with one colour scale,
-    centred at 0; all `found` (from `fastwi.report.sweep.cells`) is drawn. Each file is a PNG, `path`, with PDF
+    centred at 0; all `found` (from `fastwi.report.tables.cells`) is drawn. Each file is a PNG, `path`, with PDF
     and SVG beside it; panels beyond the first file's go to `path` with -2, -3 ... Returns the PNGs' paths; none where
     nothing is measured. Raises UserError where a file cannot be written.
     """

@@ -5,7 +5,6 @@ What a page says is gathered into plain views here; how it looks is in templates
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from markupsafe import Markup
 from fastwi.analysis.statistics import FEWEST, NOTHING, Estimate
 from fastwi.errors import UserError
 from fastwi.files import atomic_open
+from fastwi.report import study as registered
 from fastwi.report.claims import TITLES, Claim, Finding, judge
 from fastwi.report.embed import csv_uri, data_uri, frame_csv_uri, inline_svg, png_bytes, png_width
 from fastwi.report.finished import Finished, Study, find_sweeps
@@ -118,10 +118,10 @@ class SweepView:
     partial: str
 
 
-def sweep_views(targets: Iterable[Path], studies: Mapping[str, str]) -> list[SweepView]:
+def sweep_views(targets: Iterable[Path], studies: Mapping[str, registered.Study]) -> list[SweepView]:
     """Read and judge the sweeps of `targets`: results directories, or stores.
 
-    `studies`: the studies that there are, each with its question. Raises UserError, in one line, for a target that is
+    `studies`: the studies that there are. Raises UserError, in one line, for a target that is
     not there or holds no results, and for damaged files.
     """
     return [
@@ -149,7 +149,7 @@ def write_page(html: str, path: Path) -> None:
         stream.write(html.encode("utf-8", "replace"))
 
 
-def _sweep_view(id: str, sweep: Finished, studies: Mapping[str, str]) -> SweepView:
+def _sweep_view(id: str, sweep: Finished, studies: Mapping[str, registered.Study]) -> SweepView:
     found = cells(sweep.gains)
     frames = {name: study.frames for name, study in sweep.studies.items()}
     gains_csv = frame_csv_uri(sweep.gains)
@@ -168,7 +168,7 @@ def _sweep_view(id: str, sweep: Finished, studies: Mapping[str, str]) -> SweepVi
         [_claim_view(claim, sweep) for claim in judge(sweep.gains, frames)],
         [_table(table, f"{sweep.name}-{number}") for number, table in enumerate(sweep_tables(found), 1)],
         figures,
-        [_study_view(id, name, question, sweep) for name, question in studies.items()],
+        [_study_view(id, name, study, sweep) for name, study in studies.items()],
         _machine(sweep.manifest),
         sweep.yaml,
         sweep.command,
@@ -263,8 +263,8 @@ def _counted(estimate: Estimate) -> str:
     return f"n = {parents} parent{'s' * (parents != 1)}, {pairs:,} pair{'s' * (pairs != 1)}"
 
 
-def _study_view(id: str, name: str, question: str, sweep: Finished) -> StudyView:
-    command = sweep.study_command(name)
+def _study_view(id: str, name: str, known: registered.Study, sweep: Finished) -> StudyView:
+    command, question = sweep.study_command(name), known.question
     study = sweep.studies.get(name)
     if study is None:
         return StudyView(name, question, command, False)
@@ -275,7 +275,7 @@ def _study_view(id: str, name: str, question: str, sweep: Finished) -> StudyView
         question,
         command,
         True,
-        [_table(table, f"{sweep.name}-{name}-{n}") for n, table in enumerate(_study_tables(study), 1)],
+        [_table(table, f"{sweep.name}-{name}-{n}") for n, table in enumerate(_study_tables(study, known), 1)],
         [
             _figure(path, f"{id}-{name}-{n}-", f"Figure of the study {name}: {question}; {sweep.name}", csv)
             for n, path in enumerate(_numbered(study.directory, "figure"), 1)
@@ -289,17 +289,15 @@ def _study_view(id: str, name: str, question: str, sweep: Finished) -> StudyView
     )  # fmt: skip
 
 
-def _study_tables(study: Study) -> list[Table]:
+def _study_tables(study: Study, known: registered.Study) -> list[Table]:
     """The study's own tables. A frame of another version may lack what they need: that is said in one line."""
-    presentation = import_module(f"fastwi.report.studies.{study.name}")
     try:
-        tables: list[Table] = presentation.tables(study.frames)
+        return known.tables(study.frames)
     except (KeyError, polars.exceptions.PolarsError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"{study.directory}: not of this version ({reason}); run python -m fastwi.analyze {study.name} again"
         ) from error
-    return tables
 
 
 def _table(table: Table, file: str) -> TableView:

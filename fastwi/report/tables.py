@@ -13,8 +13,8 @@ import polars
 
 from fastwi.analysis.statistics import Estimate
 from fastwi.config.sweep import SweepSpec
+from fastwi.report.estimates import cell_names, estimate_of, groups
 from fastwi.report.rows import ACCURACY, OVER, TREATMENTS, Row
-from fastwi.report.studies.cells import cell_names, estimate_of, groups
 from fastwi.report.summary import OVER_PARENTS, Table, count_of, estimates_table, value_text
 
 _MOST_EPOCHS = 8  # columns of a table of further epochs

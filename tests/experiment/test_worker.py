@@ -15,7 +15,7 @@ from tiny_runs import few_digits
 import fastwi
 from data_prep.dataset import Split, silent
 from data_prep.write import write_dataset
-from fastwi.analysis.studies.opened import OpenedSweep
+from fastwi.analysis.opened import OpenedSweep
 from fastwi.beton import StoredBeton
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config

@@ -16,12 +16,12 @@ import polars
 import pytest
 import torch
 
-from fastwi.analysis.studies.governance import GAINS, QUANTITIES, correlations
-from fastwi.analyze import STUDIES
 from fastwi.config.analysisfile import read_analysis_request
 from fastwi.report.__main__ import main
 from fastwi.report.claims import TITLES
 from fastwi.sealed import seal_directory, sealed_yaml
+from fastwi.studies import all_studies
+from fastwi.studies.governance import GAINS, QUANTITIES, correlations
 from fastwi.sweep import main as sweep
 
 SWEEP = """
@@ -200,7 +200,7 @@ def test_numbers_are_those_of_the_files(copied, capsys):
     by_parent = frame.group_by("parent_seed").agg(polars.col("gain_best_own_points").mean())
     assert first["value"] == pytest.approx(by_parent["gain_best_own_points"].mean(), abs=1e-12)
     assert (first["n_parents"], first["n_pairs"]) == (2, 4)
-    assert said["sweeps"][0]["not_run"] == list(STUDIES)
+    assert said["sweeps"][0]["not_run"] == list(all_studies())
     html = (copied / "report.html").read_text()
     assert said["bytes"] == (copied / "report.html").stat().st_size
     assert f"{first['value']:+.2f}" in html
@@ -213,11 +213,11 @@ def test_numbers_are_those_of_the_files(copied, capsys):
 
 def test_missing_studies_are_named_with_commands(copied):
     _, page = page_of(copied)
-    for name in STUDIES:
+    for name in all_studies():
         command = f"python -m fastwi.analyze {name} --config {copied / 'sweep.yaml'}"
         assert command in page.text
         words = shlex.split(command)[3:]
-        assert read_analysis_request(words, STUDIES).name == name
+        assert read_analysis_request(words, dict.fromkeys(all_studies(), "")).name == name
 
 
 def test_the_command_of_a_study_has_its_options(results, copied):
@@ -239,7 +239,7 @@ def test_the_command_of_a_study_has_its_options(results, copied):
     self_contained(html, page)
     assert "children's distance relative to the parent's norm" in page.text
     (shown,) = {unescape(text) for text in re.findall(r"python -m fastwi.analyze governance [^<\n]*", html)}
-    found = read_analysis_request(shlex.split(shown)[3:], STUDIES).options
+    found = read_analysis_request(shlex.split(shown)[3:], dict.fromkeys(all_studies(), "")).options
     for name, value in options.items():
         assert getattr(found, name) == (tuple(value) if isinstance(value, list) else value)
 
@@ -261,7 +261,7 @@ def test_correlations_of_an_older_version_get_the_intervals_of_this_one(copied, 
     assert main([str(copied), "--json"]) == 0
     (sweep,) = json.loads(capsys.readouterr().out.splitlines()[-1])["sweeps"]
     (found,) = (finding for finding in sweep["claims"][2]["findings"] if finding["what"] == "gain and k")
-    (row,) = now.filter(gain=GAINS[0], quantity="k", scope="all pairs").rows(named=True)
+    (row,) = now.filter(gain="gain_best_own_points", quantity="k", scope="all pairs").rows(named=True)
     assert (found["low"], found["high"]) == (row["low"], row["high"])
     assert row["high"] - row["low"] > 0.1
 

@@ -248,8 +248,8 @@ def _import_all() -> None:
     """Import what the commands import late, so that a fork costs no more than its work."""
     for name in (
         "fastwi.experiment.scheduler", "fastwi.experiment.execution",
-        "fastwi.engine.choose", "fastwi.report.page", "fastwi.report.studies.connectivity", "fastwi.report.tensorboard",
-        "fastwi.report.run_progress", "fastwi.report.study_progress", "fastwi.analysis.studies.connectivity",
+        "fastwi.engine.choose", "fastwi.report.page", "fastwi.studies.connectivity", "fastwi.report.tensorboard",
+        "fastwi.report.run_progress", "fastwi.report.study_progress", "fastwi.analysis.line",
         "fastwi.report.curves", "fastwi.report.figure", "fastwi.report.heatmap", "rich.console", "torch._dynamo",
     ):  # fmt: skip
         importlib.import_module(name)

@@ -47,13 +47,13 @@ def leave_out_figures() -> None:
     import fastwi.report.figure
     import fastwi.report.heatmap
     import fastwi.report.manifest
-    import fastwi.report.studies.connectivity
+    import fastwi.studies.connectivity
 
     nothing: Callable[..., None] = lambda *_, **__: None  # noqa: E731
     fastwi.report.figure.draw_run = nothing
     fastwi.report.heatmap.draw_heatmap = nothing
     fastwi.report.curves.draw_curves = nothing
-    fastwi.report.studies.connectivity.draw = nothing
+    fastwi.studies.connectivity.save_figure = nothing
     fastwi.report.manifest.commit = lambda: None  # two processes a run
 
 

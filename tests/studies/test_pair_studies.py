@@ -10,19 +10,20 @@ import pytest
 import torch
 from finished_sweeps import close, contents, mixed, pair, plainly, stored, trained
 
-from fastwi.analysis.studies.blocks import blocks
-from fastwi.analysis.studies.connectivity import connectivity, line_places
-from fastwi.analysis.studies.opened import OpenedSweep
-from fastwi.analysis.studies.pairs import pairs_of
-from fastwi.analysis.studies.plane import plane
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import chosen_lines
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.sweepfile import read_sweep_request
 from fastwi.data.resident import load_split
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
-from fastwi.report.studies import blocks as blocks_report
-from fastwi.report.studies import connectivity as connectivity_report
-from fastwi.report.studies import plane as plane_report
+from fastwi.studies import blocks as blocks_report
+from fastwi.studies import connectivity as connectivity_report
+from fastwi.studies import plane as plane_report
+from fastwi.studies.blocks import measure as blocks
+from fastwi.studies.connectivity import line_places
+from fastwi.studies.connectivity import measure as connectivity
+from fastwi.studies.plane import measure as plane
 
 TREATMENTS = ("averaged", "recomputed")
 Frames = dict[str, polars.DataFrame]
@@ -290,8 +291,8 @@ def test_figures_of_one_cell(sweep_file, tmp_path):
     how = {"cells": ("1,1",), "pairs": 1, "treatments": ("averaged",), "alphas": 2}
     for study, report in ((connectivity, connectivity_report), (blocks, blocks_report), (plane, plane_report)):
         frames = run(study, sweep_file, **how)
-        path = tmp_path / study.__name__ / "figure.png"
-        report.draw(frames, path, study.__name__)
+        path = tmp_path / study.__module__.rpartition(".")[2] / "figure.png"
+        report.draw(frames, path, study.__module__.rpartition(".")[2])
         assert {each.suffix for each in path.parent.iterdir()} == {".png", ".pdf", ".svg"}
         assert all(each.stat().st_size > 1000 for each in path.parent.iterdir())
         for table in report.tables(frames):
@@ -299,17 +300,17 @@ def test_figures_of_one_cell(sweep_file, tmp_path):
             assert all(len(row) == len(table.columns) for row in table.rows)
 
 
-def test_pairs_of_a_child_that_diverged_are_left_out(sweep_file):
+def test_lines_of_a_child_that_diverged_are_left_out(sweep_file):
     with OpenedSweep(read_sweep_request(["--config", str(sweep_file)]).spec) as opened:
-        every = pairs_of(opened, AnalysisOptions())
-        shortest = min(every, key=lambda pair: pair.config.experiment.s)
+        every = chosen_lines(opened, AnalysisOptions())
+        shortest = min(every, key=lambda pair: pair.s)
         key = (shortest.place.ends[1], OWN)
         opened.measured[key] = dataclasses.replace(opened.measured[key], train_loss=float("inf"))
-        left = pairs_of(opened, AnalysisOptions())
+        left = [pair.columns() for pair in chosen_lines(opened, AnalysisOptions())]
     # Gone with the pair are those of the same child trained on: nothing is made of it.
-    gone = [pair for pair in every if pair not in left]
-    assert shortest in gone
-    assert {(pair.head["k"], pair.head["parent_seed"], pair.head["pair"]) for pair in gone} == {
-        (shortest.head["k"], shortest.head["parent_seed"], shortest.head["pair"])
+    gone = [pair for pair in every if pair.columns() not in left]
+    assert {pair.s for pair in gone} == {1, 2}
+    assert len(gone) == 2
+    assert {(pair.point.parent, pair.point.tuple_index) for pair in gone} == {
+        (shortest.point.parent, shortest.point.tuple_index)
     }
-    assert len(gone) == len({pair.cell for pair in every})

@@ -6,9 +6,10 @@ import pytest
 from studied_networks import accuracy, logits, mean_state, state_of, with_recomputed_statistics
 from studied_sweep import VARIANTS, files_of, studied_sweep
 
-from fastwi.analysis.studies.controls import ADD, EMA_DECAY, controls
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.experiment.tree import OWN
+from fastwi.studies.controls import ADD, EMA_DECAY
+from fastwi.studies.controls import measure as controls
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fastwi.analysis.statistics import mean_estimate
-from fastwi.report.studies.cells import draw_spread, shown, titled
+from fastwi.report.estimates import draw_spread, shown, titled
 
 
 @pytest.mark.parametrize("across", [False, True])

@@ -9,8 +9,9 @@ from scipy import stats
 from studied_networks import accuracy, logits, losses, mean_state, state_of
 from studied_sweep import files_of, studied_sweep
 
-from fastwi.analysis.studies.governance import GAINS, QUANTITIES, correlations, governance
 from fastwi.config.analysis import AnalysisOptions
+from fastwi.studies.governance import GAINS, QUANTITIES, correlations
+from fastwi.studies.governance import measure as governance
 
 ALPHAS = 3
 

@@ -5,9 +5,9 @@ import pytest
 from presented import check_figure, column
 from studied_sweep import VARIANTS, studied_sweep
 
-from fastwi.analysis.studies.controls import controls
 from fastwi.config.analysis import AnalysisOptions
-from fastwi.report.studies.controls import draw, effects, tables
+from fastwi.studies.controls import draw, effects, tables
+from fastwi.studies.controls import measure as controls
 
 
 @pytest.fixture(scope="module")

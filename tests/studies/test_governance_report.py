@@ -6,9 +6,9 @@ import pytest
 from presented import check_figure, column
 from studied_sweep import studied_sweep
 
-from fastwi.analysis.studies.governance import GAINS, QUANTITIES, correlations, governance
 from fastwi.config.analysis import AnalysisOptions
-from fastwi.report.studies.governance import draw, tables
+from fastwi.studies.governance import GAINS, QUANTITIES, correlations, draw, tables
+from fastwi.studies.governance import measure as governance
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_verdicts_where_there_are_parents_enough(frames, seed):
     noise = polars.Series(draw_from.normal(size=pairs.height))
     pairs = pairs.with_columns(
         gain_best_own_points=-polars.col("distance_l2"), kl_nats=noise,
-        **{gain: polars.lit(None, polars.Float64) for gain in GAINS[1:]},
+        **{gain: polars.lit(None, polars.Float64) for gain in list(GAINS)[1:]},
     )  # fmt: skip
     (table,) = tables({"correlations": correlations(pairs)})
     first = table.rows[0]

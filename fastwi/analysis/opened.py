@@ -1,11 +1,14 @@
 """A finished sweep opened for studies: which points are measured, and any state as a population."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import polars
+
+from fastwi.analysis.columns import Columns, schema
 from fastwi.config.schema import Config
 from fastwi.config.sweep import KEEP, SweepSpec
 from fastwi.config.sweepaxes import show_value
@@ -66,6 +69,11 @@ class OpenedSweep:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.store.close()
+
+    def frames(self, columns: Mapping[str, Columns], **rows: list[dict[str, Any]]) -> dict[str, polars.DataFrame]:
+        """The rows as frames by name: the sweep's axes beside k and s, then each frame's `columns`."""
+        spec = self.planned.spec
+        return {name: polars.DataFrame(rows[name], schema=schema(spec, columns[name])) for name in columns}
 
     def lost(self) -> set[str]:
         """The states that diverged, and those that would be made of them."""

@@ -2,16 +2,15 @@
 
 import dataclasses
 import math
-from importlib import import_module
 
 import pytest
 from studied_sweep import studied_sweep
 
-from fastwi.analysis.studies.opened import OpenedSweep
-from fastwi.analyze import STUDIES
+from fastwi.analysis.opened import OpenedSweep
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
+from fastwi.studies import all_studies
 
 OPTIONS = AnalysisOptions(
     alphas=2, train_images=40, test_images=20, treatments=("averaged",), cells=("1,1",), splits=2
@@ -25,8 +24,7 @@ def opened(digits_directory, tmp_path_factory):
 
 
 def run(name: str, opened: OpenedSweep):
-    study = getattr(import_module(f"fastwi.analysis.studies.{name}"), name)
-    return study(opened, OPTIONS, lambda done, total: None)
+    return all_studies()[name].measure(opened, OPTIONS, lambda done, total: None)
 
 
 def diverge(opened: OpenedSweep, state: str, **losses: float) -> None:
@@ -42,7 +40,7 @@ def ends(opened: OpenedSweep, parent: int) -> tuple[str, ...]:
     )
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", all_studies())
 def test_the_others_go_on(opened, study):
     diverge(opened, ends(opened, 0)[1], test_loss=math.inf)
     frames = run(study, opened)
@@ -51,7 +49,7 @@ def test_the_others_go_on(opened, study):
     assert opened.left_out == ("1 of 2 at k = 1, s = 1",)
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", all_studies())
 def test_where_all_diverged_it_is_said(opened, study):
     diverge(opened, ends(opened, 0)[0], train_loss=math.nan)
     diverge(opened, ends(opened, 1)[1], test_loss=math.nan)

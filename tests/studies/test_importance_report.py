@@ -6,9 +6,9 @@ import pytest
 from presented import check_figure, column
 from studied_sweep import STOPS, studied_sweep
 
-from fastwi.analysis.studies.importance import importance
 from fastwi.config.analysis import AnalysisOptions
-from fastwi.report.studies.importance import draw, hard_less_easy, tables
+from fastwi.studies.importance import draw, hard_less_easy, tables
+from fastwi.studies.importance import measure as importance
 
 
 @pytest.fixture(scope="module")

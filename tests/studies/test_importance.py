@@ -6,9 +6,9 @@ import pytest
 from studied_networks import accuracy, logits, losses, mean_state, state_of, with_recomputed_statistics
 from studied_sweep import STOPS, files_of, studied_sweep
 
-from fastwi.analysis.studies.importance import importance
 from fastwi.config.analysis import AnalysisOptions
 from fastwi.errors import UserError
+from fastwi.studies.importance import measure as importance
 
 IMAGES, SPLITS = 60, 4
 
@@ -149,7 +149,7 @@ def test_states_that_are_not_stored_are_left_out_and_counted(digits_directory, t
 def test_refusals(opened):
     for options, text in (
         (AnalysisOptions(score_epoch=3), "score_epoch: 3"),
-        (AnalysisOptions(cells=("1,7",)), "no cell 1,7"),
+        (AnalysisOptions(cells=("1,7",)), "no pair of these cells"),
         (AnalysisOptions(train_images=61), "train_images: 61"),
     ):
         with pytest.raises(UserError, match=text) as raised:

@@ -1,0 +1,142 @@
+"""The averages that a study measures: which ones, where their networks are, and how a table names them.
+
+An average is of a tuple of children of one parent, at one k, s, alpha and combination of other axes. It is called a
+pair as in the sweep's results, also where `sweep.tuple_size` is more than 2.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.config.analysis import AnalysisOptions, chosen_cells
+from fastwi.config.schema import Config
+from fastwi.config.sweepaxes import axis_value, other_axes
+from fastwi.config.sweeppoints import Point, child_tuples
+from fastwi.errors import UserError
+from fastwi.experiment.planner import PointStates
+from fastwi.experiment.tree import OWN
+
+Tell = Callable[[int, int], None]
+"""Called with how much of a study is done, and its total."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A point of the sweep and its place in the tree.
+
+    `variant`: name and value of each axis beside k and s. `numbers`: the children's numbers, from 1 within their
+    parent and k.
+    """
+
+    point: Point
+    place: PointStates
+    variant: tuple[tuple[str, Any], ...]
+    numbers: tuple[int, ...]
+
+    @property
+    def config(self) -> Config:
+        """The configuration of this point."""
+        return self.point.config
+
+    @property
+    def k(self) -> int:
+        """Epochs that the parent trained before cloning."""
+        return self.config.experiment.k
+
+    @property
+    def s(self) -> int:
+        """Epochs that each child trained before averaging."""
+        return self.config.experiment.s
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """(k, s)."""
+        return self.k, self.s
+
+    def columns(self) -> dict[str, Any]:
+        """What a row about this average begins with: axes, k, s, alpha, parent_seed, pair."""
+        return {
+            **dict(self.variant), "k": self.k, "s": self.s, "alpha": self.point.alpha,
+            "parent_seed": self.point.parent, "pair": self.point.tuple_index,
+        }  # fmt: skip
+
+
+def all_pairs(opened: OpenedSweep) -> list[Pair]:
+    """Every point of the sweep, measured or not, in the sweep's order."""
+    planned = opened.planned
+    axes, tuples = other_axes(planned.spec), child_tuples(planned.spec)
+    return [
+        Pair(
+            point,
+            place,
+            tuple((path, axis_value(path, point.values[i])) for path, i in axes.items()),
+            tuples[point.tuple_index],
+        )
+        for point, place in zip(planned.points, planned.places, strict=True)
+    ]
+
+
+def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
+    """The averages of `options.cells` (empty: all), of each parent the first `options.pairs` (0: all).
+
+    Of a sweep's alphas only the plain mean, 1/2, is chosen where it is among them. Cells are in the order of
+    `options.cells`; without, the largest k and s come first. Left out are averages that are not measured at
+    interpolation, they or their children; and, noted in `opened.left_out`, those that diverged or have a child that
+    did. Raises UserError where nothing is left.
+    """
+    chosen = _asked_for(opened, options)
+    chosen = [pair for pair in chosen if pair.point.alpha in (None, 0.5)] or chosen
+    lost = opened.lost()
+
+    def diverged(pair: Pair) -> bool:
+        states = (pair.place.average, *pair.place.ends)
+        found = (opened.measured.get((state, name)) for state in states for name in pair.place.treatments)
+        return not lost.isdisjoint(states) or any(m is not None and m.diverged for m in found)
+
+    kept = [
+        pair
+        for pair in _sound(opened, chosen, diverged)
+        if all((state, OWN) in opened.measured for state in (pair.place.average, *pair.place.ends))
+    ]
+    order = chosen_cells(options) or sorted({pair.cell for pair in kept}, reverse=True)
+    return _ordered(kept, order)
+
+
+def chosen_lines(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
+    """The pairs of `options.cells` whose line is measured, each once: points that differ in alpha have one line.
+
+    They are in the order of `options.cells`; without, in the sweep's. Left out, and noted in `opened.left_out`, are
+    those with a child that diverged. Raises UserError for a sweep whose tuples are not pairs, and where nothing is
+    left.
+    """
+    size = opened.planned.spec.options.tuple_size
+    if size != 2:
+        raise UserError(f"sweep.tuple_size: {size}; this study is of pairs; sweep tuples of 2")
+    lost = opened.lost()
+    kept = _sound(opened, _asked_for(opened, options), lambda pair: not lost.isdisjoint(pair.place.ends))
+    lines: dict[tuple[Any, ...], Pair] = {}
+    for pair in kept:
+        lines.setdefault((pair.point.values, pair.point.parent, pair.point.tuple_index), pair)
+    return _ordered(list(lines.values()), chosen_cells(options))
+
+
+def _asked_for(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
+    cells, most = chosen_cells(options), options.pairs
+    every = [pair for pair in all_pairs(opened) if not cells or pair.cell in cells]
+    return [pair for pair in every if not most or pair.point.tuple_index < most]
+
+
+def _sound(opened: OpenedSweep, chosen: list[Pair], diverged: Callable[[Pair], bool]) -> list[Pair]:
+    """Those that did not diverge; the others are noted in `opened.left_out`."""
+    kept, gone = list[Pair](), list[Pair]()
+    for pair in chosen:
+        (gone if diverged(pair) else kept).append(pair)
+    opened.leave_out([pair.point for pair in gone], [pair.point for pair in chosen])
+    return kept
+
+
+def _ordered(pairs: list[Pair], cells: "list[tuple[int, int]] | tuple[tuple[int, int], ...]") -> list[Pair]:
+    if not pairs:
+        raise UserError("analysis.cells: no pair of these cells is measured; name others, or run the sweep first")
+    return sorted(pairs, key=lambda pair: cells.index(pair.cell)) if cells else pairs

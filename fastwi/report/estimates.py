@@ -1,0 +1,178 @@
+"""Cells of a long table, means with intervals as text and in figures: what presentations of studies share."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import polars
+
+from fastwi.analysis.statistics import NOTHING, Estimate, mean_estimate
+from fastwi.report.summary import Table, count_of, estimates_table, value_text, variant_text
+
+TREATMENT_COLOURS = {"averaged": "tab:blue", "own": "tab:blue", "recomputed": "tab:orange"}
+
+
+def cell_names(frame: polars.DataFrame) -> list[str]:
+    """The columns that name a cell: the sweep's axes beside k and s, then k and s."""
+    return frame.columns[: frame.columns.index("k") + 2]
+
+
+def groups(frame: polars.DataFrame, names: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], polars.DataFrame]]:
+    """The values of the columns `names` and the rows that have them, in order of first appearance."""
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for i, row in enumerate(frame.select(names).rows()):
+        places.setdefault(tuple(tuple(v) if isinstance(v, list) else v for v in row), []).append(i)
+    for values, chosen in places.items():
+        yield values, frame[chosen]
+
+
+def distinct(frame: polars.DataFrame, name: str) -> list[Any]:
+    """The values of a column, each once, in order of first appearance."""
+    return frame[name].unique(maintain_order=True).to_list()
+
+
+def variant_of(names: Sequence[str], values: Sequence[Any]) -> str:
+    """The axes beside k and s in one line; empty where there are none."""
+    return variant_text(zip(names[:-2], values, strict=False))
+
+
+def estimate_of(rows: polars.DataFrame, column: str) -> Estimate | None:
+    """The mean over parents of each parent's mean, of the rows that have a value; None where none has."""
+    there = rows.drop_nulls(column)
+    return mean_estimate(there[column].to_numpy(), there["parent_seed"].to_list()) if there.height else None
+
+
+def mean_of(rows: polars.DataFrame, column: str) -> float:
+    """The value of `estimate_of`; NaN, a gap in a figure, where there is none."""
+    estimate = estimate_of(rows, column)
+    return float("nan") if estimate is None or estimate.value is None else estimate.value
+
+
+def counted(rows: polars.DataFrame) -> tuple[int, int]:
+    """Parents, and pairs of all of them."""
+    return rows["parent_seed"].n_unique(), rows.select("parent_seed", "pair").unique().height
+
+
+def counted_text(rows: polars.DataFrame, pairs: int = 0) -> str:
+    """The same in words. `pairs`: of all cells, where the rows are of several."""
+    parents, here = counted(rows)
+    return f"n = {count_of(parents, 'parent')}, {count_of(pairs or here, 'pair')}"
+
+
+def shown(estimate: Estimate | None, parents: int, digits: int = 2) -> str:
+    """A mean with its interval; with its n where there is none, or where that is not `parents`."""
+    if estimate is None or estimate.value is None:
+        return "not defined"
+    n = f" (n = {estimate.n_parents})" if estimate.n_parents != parents or not estimate.conclusive else ""
+    value = f"{estimate.value:+.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return f"{value}{n}"
+    return f"{value} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]{n}"
+
+
+def titled(
+    title: str, columns: Sequence[str], body: Sequence[Sequence[str]], parents: int, notes: Iterable[str] = ()
+) -> Table:
+    """A table whose title says what must be said beside it: what n = 1 lets conclude, and each of `notes` once.
+
+    parents: of the row that has most.
+    """
+    said = [NOTHING] if parents == 1 else []
+    end = "".join(f". {note}" for note in dict.fromkeys([*said, *notes]) if note)
+    return estimates_table(title + end, columns, body)
+
+
+def estimate_table(
+    frame: polars.DataFrame, title: str, names: Sequence[str], columns: Mapping[str, tuple[polars.Expr, str, int]]
+) -> Table:
+    """One row for each combination of the columns `names`, with parents and pairs.
+
+    columns: heading -> (which rows, the column that is estimated, digits).
+    """
+    body, notes, most = [], list[str](), 0
+    for values, rows in groups(frame, names):
+        parents, pairs = counted(rows)
+        most = max(most, parents)
+        cells = []
+        for chosen, column, digits in columns.values():
+            estimate = estimate_of(rows.filter(chosen), column)
+            cells.append(shown(estimate, parents, digits))
+            notes.append("" if estimate is None else estimate.note)
+        body.append([*map(value_text, values), str(parents), str(pairs), *cells])
+    return titled(title, (*names, "parents", "pairs", *columns), body, most, notes)
+
+
+def draw_spread(axis: Any, estimate: Estimate | None, at: float, colour: str, across: bool = False) -> None:
+    """What an estimate rests on, at the place `at`: its interval as a line, or without one a dot for each parent.
+
+    across: along x, with `at` on y.
+    """
+    if estimate is None:
+        return
+    values: Sequence[float] = estimate.points
+    style: dict[str, Any] = {"ls": "", "marker": "o", "ms": 2.2, "alpha": 0.8}
+    if estimate.low is not None and estimate.high is not None:
+        values, style = (estimate.low, estimate.high), {"lw": 1.2}
+    places = [at] * len(values)
+    axis.plot(*((values, places) if across else (places, values)), color=colour, zorder=4, **style)
+
+
+def spread_text(estimates: Iterable[Estimate | None]) -> str:
+    """What `draw_spread` draws of them, for a reader of the figure."""
+    found = [e for e in estimates if e is not None]
+    bars, dots = any(e.conclusive for e in found), any(e.points and not e.conclusive for e in found)
+    return "; ".join(["bars: 95 % interval over parents"] * bars + ["dots: each parent"] * dots)
+
+
+def draw_bars(axis: Any, rows: polars.DataFrame, column: str, by: str, label: str) -> list[Estimate | None]:
+    """The estimate of `column` for each value of the column `by`, a bar for each treatment of batch norm.
+
+    label: of a treatment, with {} in its place. Returns the estimates.
+    """
+    treatments, places = distinct(rows, "batch_norm"), distinct(rows, by)
+    width, every = 0.8 / len(treatments), list[Estimate | None]()
+    for t, treatment in enumerate(treatments):
+        own = rows.filter(polars.col("batch_norm") == treatment)
+        found = [estimate_of(own.filter(polars.col(by) == place), column) for place in places]
+        x = [i + (t - (len(treatments) - 1) / 2) * width for i in range(len(places))]
+        heights = [float("nan") if e is None or e.value is None else e.value for e in found]
+        colour = TREATMENT_COLOURS.get(treatment, "0.4")
+        axis.bar(x, heights, width, color=colour, alpha=0.75, label=label.format(treatment))
+        for at, estimate in zip(x, found, strict=True):
+            draw_spread(axis, estimate, at, "0.15")
+        every += found
+    axis.axhline(0, color="0.4", lw=0.8)
+    axis.set_xticks(range(len(places)), list(map(str, places)), fontsize=7)
+    return every
+
+
+def style(axis: Any, x: str = "", y: str = "", title: str = "", whole_x: bool = False) -> None:
+    """Labels, title, ticks and grid, alike in all figures of studies. `whole_x`: ticks of x at whole numbers."""
+    axis.set_xlabel(x, fontsize=8)
+    axis.set_ylabel(y, fontsize=8)
+    axis.set_title(title, fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.25)
+    if whole_x:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+ALMOST = 9  # times as much on the hard half as on the easy one, over 90 % of the whole, is almost the whole of it
+
+
+def hard_less_easy(rows: polars.DataFrame, column: str, times: int = 1) -> Estimate | None:
+    """The mean of `column` over the harder half of the splits, less `times` that over the easier half, paired.
+
+    In points. Where the whole is positive, it is above 0 where the harder half has over times / (1 + times) of the
+    whole: 9 times asks for over 90 %. Of an odd number of splits the middle one is in neither half. Pairs that lack a
+    split are left out; None where no pair has all.
+    """
+    splits = sorted(distinct(rows, "split"))
+    half = len(splits) // 2
+    split = polars.col("split")
+    weight = polars.when(split.is_in(splits[-half:])).then(1).when(split.is_in(splits[:half])).then(-times)
+    names = cell_names(rows) + (["alpha"] if rows["alpha"].null_count() < rows.height else [])
+    keys = [*names, "parent_seed", "pair", *(n for n in ("epochs_after", "batch_norm") if n in rows.columns)]
+    contrast = (polars.col(column) * weight.otherwise(0)).sum() / half
+    sums = rows.drop_nulls(column).group_by(keys, maintain_order=True).agg(contrast.alias("sum"), polars.len())
+    whole = sums.filter(polars.col("len") == len(splits))
+    return estimate_of(whole, "sum")

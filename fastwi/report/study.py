@@ -1,0 +1,55 @@
+"""What a study is: a question for a finished sweep, the tables that it writes, and what a reader sees of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars
+
+from fastwi.analysis.columns import PAIR_COLUMNS, Column, Columns
+from fastwi.analysis.measuring import SPLITS
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import Tell
+from fastwi.config.analysis import AnalysisOptions
+from fastwi.report.summary import Table
+
+Frames = Mapping[str, polars.DataFrame]
+
+_STATISTICS = Column("", "batch-norm statistics: averaged as the weights are, own, or recomputed", polars.String)
+AVERAGE_COLUMNS = {**PAIR_COLUMNS, "batch_norm": _STATISTICS}
+"""What rows about an average begin with, after the sweep's axes beside k and s."""
+LINE_COLUMNS = {name: column for name, column in AVERAGE_COLUMNS.items() if name != "alpha"}
+"""The same about two children whatever their average's alpha is."""
+MEASURED_COLUMNS = {
+    f"{split}_{name}": Column(unit, about.format(split))
+    for split in SPLITS
+    for name, unit, about in (
+        ("loss_nats", "nats", "mean cross-entropy on the {} images; null where not finite"),
+        ("error_%", "%", "share of {} images classified wrongly; null where not defined"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study. Files of `fastwi/studies` have one each, by the name `STUDY`; the file's name is the study's.
+
+    question: what it answers, in one line. options: those of the section `analysis` that change its result.
+    columns: what `measure` gives, by the name of the frame; the sweep's axes beside k and s stand before.
+    measure: computes the frames and trains nothing. It raises UserError where the sweep lacks what it needs.
+    tables, draw: from the frames alone, of this run or of an earlier one. draw(frames, path, title) writes PNG
+    (`path`), PDF and SVG. renew: frames of an earlier run as this version makes them, where that needs no states.
+    """
+
+    question: str
+    options: tuple[str, ...]
+    columns: Mapping[str, Columns]
+    measure: Callable[[OpenedSweep, AnalysisOptions, Tell], dict[str, polars.DataFrame]]
+    tables: Callable[[Frames], list[Table]]
+    draw: Callable[[Frames, Path, str], None]
+    renew: Callable[[Frames], Frames] = lambda frames: frames
+
+    def chosen(self, options: AnalysisOptions) -> dict[str, Any]:
+        """The options that change the study's result, with their values."""
+        return {name: getattr(options, name) for name in self.options}

@@ -1,0 +1,60 @@
+"""The files of a study's directory: its frames, tables and figure, and what they were made with."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars
+
+from fastwi.analysis.columns import Columns
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.config.analysisfile import AnalysisRequest, analysis_to_yaml
+from fastwi.files import atomic_path, to_json, write_text
+from fastwi.report.manifest import manifest
+from fastwi.report.rows import write_frame
+from fastwi.report.study import Frames, Study
+from fastwi.report.summary import OVER_PARENTS, Table
+from fastwi.sealed import MANIFEST, seal_directory
+
+
+def write_study(
+    request: AnalysisRequest,
+    study: Study,
+    opened: OpenedSweep,
+    frames: Frames,
+    tables: Sequence[Table],
+    seconds: float,
+) -> None:
+    """Write what a study found; its manifest last. `seconds`: that it took. Raises UserError where that fails."""
+    directory, config = request.directory, opened.planned.points[0].config
+    card = opened.resources.card(config)
+    # An old manifest must not stand for a mixture of old and new files.
+    (directory / MANIFEST).unlink(missing_ok=True)
+    for name, frame in frames.items():
+        _write_frame(frame, directory / name, study.columns[name])
+    title = f"{config.model.name} on {card.name} (sweep {request.sweep})"
+    options = study.chosen(request.options)
+    lines = [f"# {request.sweep}: {request.name}", "", f"{study.question.capitalize()}: {title}.", ""]
+    lines += [f"- {key}: {to_json(value)}" for key, value in options.items()]
+    lines += [f"- left out, diverged: {cell}" for cell in opened.left_out]
+    for table in tables:
+        lines += ["", table.markdown().rstrip("\n")]
+    write_text(directory / "summary.md", "\n".join([*lines, "", OVER_PARENTS]) + "\n")
+    study.draw(frames, directory / "figure.png", title)
+    identity = hashlib.sha256(f"{request.name}\n{analysis_to_yaml(request)}".encode()).hexdigest()[:12]
+    about = manifest(card, opened.resources.engine(config).resolved, identity, opened.planned.networks)
+    rows = {name: frame.height for name, frame in frames.items()}
+    made = {"study": request.name, "sweep": request.sweep, "options": options, "rows": rows}
+    seal_directory(directory, {**made, "left_out_diverged": opened.left_out, "seconds": round(seconds, 3), **about})
+
+
+def _write_frame(frame: polars.DataFrame, stem: Path, columns: Columns) -> None:
+    """The frame as Parquet, with unit and meaning of its columns in the metadata, and as CSV, lists as JSON."""
+    write_frame(frame, stem.with_suffix(".parquet"), columns)
+    flat = frame.with_columns(
+        polars.Series(name, [None if v is None else to_json(v.to_list()) for v in frame[name]], polars.String)
+        for name, kind in frame.schema.items()
+        if kind == polars.List
+    )
+    with atomic_path(stem.with_suffix(".csv")) as temporary:
+        flat.write_csv(temporary)

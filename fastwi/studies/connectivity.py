@@ -1,0 +1,264 @@
+"""Linear mode connectivity of siblings: error and loss on the whole line A -> B, its barriers, and the gain.
+
+Iyer, Dziugaite, Rolnick 2024 tie the gain of averaging to linear mode connectivity. With E(alpha) the error of the
+network at (1 - alpha) A + alpha B, the barrier (Frankle, Dziugaite, Roy, Carbin 2020, section 2) is
+
+    max over alpha of E(alpha)  -  (E(0) + E(1)) / 2,     linear variant:
+    max over alpha of [E(alpha) - (1 - alpha) E(0) - alpha E(1)],
+
+over evenly spaced places; likewise for the loss. The gain is that of the plain mean, alpha = 0.5.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars
+
+from fastwi import analysis
+from fastwi.analysis.columns import Column
+from fastwi.analysis.measuring import Bench
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import Tell, chosen_lines
+from fastwi.config.analysis import AnalysisOptions
+from fastwi.report.estimates import (
+    TREATMENT_COLOURS,
+    cell_names,
+    counted_text,
+    distinct,
+    draw_spread,
+    estimate_of,
+    estimate_table,
+    groups,
+    mean_of,
+    spread_text,
+    style,
+    variant_of,
+)
+from fastwi.report.heatmap import K_LABEL, save_figure
+from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
+from fastwi.report.summary import Table
+
+if TYPE_CHECKING:
+    from fastwi.analysis import LineResult
+    from fastwi.analysis.evaluator import Values
+
+MIDDLE = 0.5
+_SNAP = 1e-9  # a place this near to an end or the middle is meant to be it
+
+COLUMNS = {
+    "line": {
+        **LINE_COLUMNS,
+        "alpha": Column("1", "place on the line: 0 is A, the pair's first child, 1 is B"),
+        **MEASURED_COLUMNS,
+    },
+    "barrier": {
+        **{name: column for name, column in LINE_COLUMNS.items() if name != "batch_norm"},
+        "split": Column("", "images that were measured on, without augmentation: train or test", polars.String),
+        "batch_norm": LINE_COLUMNS["batch_norm"],
+        "barrier_error_points": Column("points", "largest error on the line less the mean of the ends' errors"),
+        "barrier_error_linear_points": Column(
+            "points", "largest excess of the error over the line between the ends' errors"
+        ),
+        "barrier_loss_nats": Column("nats", "largest loss on the line less the mean of the ends' losses"),
+        "barrier_loss_linear_nats": Column(
+            "nats", "largest excess of the loss over the line between the ends' losses"
+        ),
+        "alpha_of_largest_error": Column("1", "where on the line the error is largest"),
+        "alpha_of_largest_loss": Column("1", "where on the line the loss is largest"),
+        "gain_best_points": Column(
+            "points", "error of the better end less that at alpha = 0.5, the same statistics on both sides"
+        ),
+        "gain_mean_points": Column("points", "mean of the ends' errors less that at alpha = 0.5, likewise"),
+        "gain_best_nats": Column("nats", "loss of the better end less that at alpha = 0.5, likewise"),
+        "gain_mean_nats": Column("nats", "mean of the ends' losses less that at alpha = 0.5, likewise"),
+        "places": Column("", "places on the line that the barriers are taken over, from 0 to 1", polars.Int64),
+    },
+}
+
+
+def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[str, polars.DataFrame]:
+    """Measure the line of every chosen pair on training and test images, under each treatment of batch norm.
+
+    line: one row a pair, treatment and alpha: loss and error on train and on test.
+    barrier: one row a pair, treatment and split: the barriers over the `alphas` places from `low` to `high` that lie
+    in 0..1, and the gains at alpha = 0.5. 0, 0.5 and 1 are measured in any case; 0.5 counts for a barrier only where
+    it is one of the places.
+    """
+    pairs = chosen_lines(opened, options)
+    opened.require(key for pair in pairs for key in pair.place.ends)
+    alphas_L, counts_L = line_places(options)
+    bench = Bench(opened, options, tell)
+    bench.expect((pair.config, len(alphas_L)) for pair in pairs)
+    lines, barriers = list[dict[str, Any]](), list[dict[str, Any]]()
+    for pair in pairs:
+        line = analysis.evaluate_line(
+            bench.evaluator(pair.config), opened.states(pair.place.ends), bench.splits(pair.config), alphas_L,
+            **bench.treatments(pair),
+        )  # fmt: skip
+        lines += [{**pair.columns(), **row} for row in line.rows()]
+        barriers += [{**pair.columns(), **row} for row in barrier_rows(line, counts_L)]
+    bench.finish()
+    return opened.frames(COLUMNS, line=lines, barrier=barriers)
+
+
+def line_places(options: AnalysisOptions) -> "tuple[Values, Any]":
+    """Places on the line, float64 [L], ascending, each once; and whether each counts for a barrier, bool [L].
+
+    Those that count are the evenly spaced ones and the ends 0 and 1.
+    """
+    even = np.linspace(options.low, options.high, options.alphas)
+    for special in (0.0, MIDDLE, 1.0):
+        even[np.abs(even - special) < _SNAP] = special
+    alphas_L = np.unique(np.concatenate([even, [0.0, MIDDLE, 1.0]]))
+    return alphas_L, np.isin(alphas_L, even) | np.isin(alphas_L, [0.0, 1.0])
+
+
+def barrier_rows(line: "LineResult", counts_L: Any) -> list[dict[str, Any]]:
+    """The barriers over the places `counts_L`, bool [L], and the gains of one line: one row a split and treatment."""
+    part = analysis.LineResult(*line.arrange(lambda values_L: values_L[counts_L]), line.alphas_L[counts_L])
+    rows = []
+    for split in line.loss:
+        for treatment in line.loss[split]:
+            found = analysis.barrier_of(part, split, treatment)
+            row: dict[str, float] = {
+                "barrier_error_points": found.error, "barrier_error_linear_points": found.error_linear,
+                "barrier_loss_nats": found.loss, "barrier_loss_linear_nats": found.loss_linear,
+                "alpha_of_largest_error": found.alpha_of_error, "alpha_of_largest_loss": found.alpha_of_loss,
+            }  # fmt: skip
+            for values_L, unit in ((line.error[split][treatment], "points"), (line.loss[split][treatment], "nats")):
+                first, middle, last = (float(values_L[line.alphas_L == alpha][0]) for alpha in (0.0, MIDDLE, 1.0))
+                row[f"gain_best_{unit}"] = float(np.minimum(first, last)) - middle
+                row[f"gain_mean_{unit}"] = (first + last) / 2 - middle
+            named = {"split": split, "batch_norm": treatment, "places": found.alphas}
+            rows.append(named | {name: analysis.finite(value) for name, value in row.items()})
+    return rows
+
+
+_TABLES = {
+    "barrier_error_points": ("Error barrier over the mean of the ends' errors, in points", 2),
+    "barrier_error_linear_points": ("Error barrier over the line between the ends' errors, in points", 2),
+    "barrier_loss_nats": ("Loss barrier over the mean of the ends' losses, in nats", 4),
+    "barrier_loss_linear_nats": ("Loss barrier over the line between the ends' losses, in nats", 4),
+    "gain_best_points": ("Gain at alpha = 0.5 over the better end: its error less that of the middle, in points", 2),
+    "gain_mean_points": ("Gain at alpha = 0.5 over the mean of the ends, likewise", 2),
+}
+
+
+def tables(frames: Frames) -> list[Table]:
+    """One table a quantity, one row a cell, one column a split and treatment: means with intervals over parents."""
+    barrier = frames["barrier"]
+    kinds = list(barrier.select("split", "batch_norm").unique(maintain_order=True).rows())
+    return [
+        estimate_table(
+            barrier, f"{title} [95 %]", cell_names(barrier),
+            {
+                f"{split}, {treatment}": (
+                    (polars.col("split") == split) & (polars.col("batch_norm") == treatment), column, digits,
+                )
+                for split, treatment in kinds
+            },
+        )
+        for column, (title, digits) in _TABLES.items()
+    ]  # fmt: skip
+
+
+_BARRIERS = {"barrier_error_points": "test error barrier (points)", "barrier_loss_nats": "test loss barrier (nats)"}
+_MOST_ROWS, _MOST_COLUMNS = 8, 6  # of panels
+
+
+def draw(frames: Frames, path: Path, title: str) -> None:
+    """Draw the test error along the line of each cell, and below it the barriers against k for each s.
+
+    Of many cells a part is drawn, and the title says so.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    line = frames["line"]
+    names = cell_names(line)
+    cells = dict(groups(line, names))
+    across = sorted({values[-1] for values in cells})[:_MOST_COLUMNS]
+    down = list(dict.fromkeys(values[:-1] for values in cells))[:_MOST_ROWS]
+    drawn = sum(values[-1] in across and values[:-1] in down for values in cells)
+    width, height = max(2.9 * len(across), 7.6), 2.3 * len(down)
+    figure = Figure(figsize=(width + 0.4, height + 4.3), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[height, 3.4])
+    upper, lower = parts
+    axes = upper.subplots(len(down), len(across), squeeze=False, sharex=True)
+    for y, row in enumerate(down):
+        for x, s in enumerate(across):
+            axis, rows = axes[y, x], cells.get((*row, s))
+            if rows is None:
+                axis.set_axis_off()
+                continue
+            _draw_lines(axis, rows)
+            heading = [f"k = {row[-1]}, s = {s}; {counted_text(rows)}", variant_of(names, (*row, s))]
+            along = "place on the line: 0 is A, 1 is B" if y == len(down) - 1 else ""
+            style(axis, along, "error (%)" if x == 0 else "", "\n".join(filter(None, heading)))
+    handles = [
+        Line2D([], [], color=TREATMENT_COLOURS[t], lw=1.8, label=f"test images, mean over parents, {t} statistics")
+        for t in distinct(line, "batch_norm")
+    ]
+    handles.append(Line2D([], [], color="0.3", lw=1.2, ls="--", label="training images, mean over parents"))
+    handles.append(Line2D([], [], color="0.3", lw=0.6, alpha=0.6, label="test images, each pair"))
+    upper.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
+    _draw_barriers(lower, frames["barrier"])
+    part = f" ({drawn} of {len(cells)} cells)" if drawn < len(cells) else ""
+    figure.suptitle(f"Error on the line between two children{part}\n{title}", fontsize=10)
+    save_figure(figure, path)
+
+
+def _draw_lines(axis: Any, rows: polars.DataFrame) -> None:
+    """The lines of one cell: thin for each pair, thick for the mean over parents, dashed on training images."""
+    pairs = list(groups(rows, ["batch_norm", "parent_seed", "pair"]))
+    for (treatment, *_), one in pairs:
+        values = one.sort("alpha").select("alpha", polars.col("test_error_%").fill_null(float("nan")))
+        strength = float(np.clip(8 * rows["batch_norm"].n_unique() / len(pairs), 0.08, 0.5))
+        axis.plot(*values, color=TREATMENT_COLOURS[treatment], lw=0.6, alpha=strength)
+    for (treatment,), own in groups(rows, ["batch_norm"]):
+        places = list(groups(own.sort("alpha"), ["alpha"]))
+        for column, dashes, width in (("test_error_%", "-", 1.8), ("train_error_%", "--", 1.2)):
+            means = [mean_of(here, column) for _, here in places]
+            axis.plot(
+                [alpha for (alpha,), _ in places], means, color=TREATMENT_COLOURS[treatment], lw=width, ls=dashes
+            )
+
+
+def _draw_barriers(figure: Any, barrier: polars.DataFrame) -> None:
+    """Test error and loss barriers against k, a line for each s and combination of other axes."""
+    from matplotlib import colormaps
+
+    test = barrier.filter(polars.col("split") == "test")
+    others = [name for name in cell_names(barrier) if name != "k"]
+    panels = [(t, column, label) for t in distinct(test, "batch_norm") for column, label in _BARRIERS.items()]
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    every = []
+    for axis, (treatment, column, label) in zip(axes, panels, strict=True):
+        lines = list(groups(test.filter(polars.col("batch_norm") == treatment), others))
+        colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(lines)))
+        for i, ((values, rows), colour) in enumerate(zip(lines, colours, strict=True)):
+            found = [(k, estimate_of(here, column)) for (k,), here in groups(rows.sort("k"), ["k"])]
+            variant = variant_of([*others[:-1], "k", "s"], values[:-1])
+            axis.plot([k for k, _ in found], [mean_of(here, column) for _, here in groups(rows.sort("k"), ["k"])],
+                      color=colour, marker="o", ms=3.5, lw=1.3,
+                      label=f"s = {values[-1]}" + (f", {variant}" if variant else ""))  # fmt: skip
+            for k, estimate in found:
+                # A little apart, so that each is seen.
+                draw_spread(axis, estimate, k + 0.03 * (i - (len(lines) - 1) / 2), colour)
+                every.append(estimate)
+        axis.axhline(0, color="0.6", lw=0.8, zorder=0)
+        style(axis, K_LABEL, "", f"{label}\n{treatment} statistics", whole_x=True)
+    figure.suptitle(f"Barriers, means over parents; {spread_text(every)}", fontsize=9)
+    if len(axes[0].get_legend_handles_labels()[1]) <= 12:
+        axes[0].legend(fontsize=7)
+
+
+STUDY = Study(
+    question="the barrier and the errors on the line between the children, beside the gain",
+    options=("alphas", "low", "high", "train_images", "test_images", "treatments", "cells", "pairs"),
+    columns=COLUMNS,
+    measure=measure,
+    tables=tables,
+    draw=draw,
+)

@@ -1,0 +1,157 @@
+"""The loss over the plane through a parent and two of its children (Garipov et al. 2018, appendix A.1).
+
+Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs, NeurIPS 2018. O is the parent where it was cloned, A
+and B its children; distances in the plane are L2 distances of weights (`fastwi.analysis.plane`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars
+
+from fastwi import analysis
+from fastwi.analysis.columns import Column
+from fastwi.analysis.measuring import Bench
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import Tell, chosen_lines
+from fastwi.config.analysis import AnalysisOptions
+from fastwi.report.estimates import cell_names, distinct, style, titled, variant_of
+from fastwi.report.heatmap import save_figure
+from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
+from fastwi.report.summary import Table, value_text
+
+POINTS = {"parent": (1.0, 0.0, 0.0), "A": (0.0, 1.0, 0.0), "B": (0.0, 0.0, 1.0), "average": (0.0, 0.5, 0.5)}
+"""The networks that are shown in the plane, as weights of O, A and B."""
+
+_PLACE = {
+    "x_l2": Column("L2 distance of weights", "place along the way from the parent to A; the parent is at 0"),
+    "y_l2": Column("L2 distance of weights", "place across it, on B's side; the parent and A are at 0"),
+    **{name: column for name, column in MEASURED_COLUMNS.items() if name.startswith("test")},
+}
+COLUMNS = {
+    "plane": LINE_COLUMNS | _PLACE,
+    "points": {
+        **LINE_COLUMNS,
+        "point": Column("", "which network: parent, A, B, or the average of A and B", polars.String),
+        **_PLACE,
+    },
+}
+
+
+def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[str, polars.DataFrame]:
+    """Measure a grid of `alphas` x `alphas` networks over the plane of one pair, on the test images.
+
+    The pair is the first of the first of `cells`; of the largest k, and of its largest s, where none is given.
+    plane: one row a treatment and place: test loss and error; null where a variance is negative.
+    points: the same at the parent, A, B and the average.
+
+    Raises UserError where parent, A and B span no plane (s = 0).
+    """
+    pairs = chosen_lines(opened, options)
+    pair = pairs[0] if options.cells else max(pairs, key=lambda pair: pair.cell)
+    keys = (pair.place.clone, *pair.place.ends)
+    opened.require(keys)
+    bench = Bench(opened, options, tell)
+    bench.expect([(pair.config, options.alphas**2 + len(POINTS))], ["test"])
+    evaluator, three, how = bench.evaluator(pair.config), opened.states(keys), bench.treatments(pair)
+    splits = {"test": bench.splits(pair.config)["test"]}
+    grid = options.alphas, options.alphas
+    found = analysis.evaluate_plane(evaluator, three, splits, points=grid, **how)
+    weights_43 = np.array(list(POINTS.values()))
+    at = analysis.measure_mixtures(evaluator, three, weights_43, splits, **how)
+    bench.finish()
+    named = zip(POINTS, weights_43 @ found.points_32, strict=True)
+    places: list[dict[str, Any]] = [{"point": name, "x_l2": float(x), "y_l2": float(y)} for name, (x, y) in named]
+    return opened.frames(
+        COLUMNS,
+        plane=[{**pair.columns(), **row} for row in found.rows()],
+        points=[{**pair.columns(), **row, **places[row["network"]]} for row in at.rows()],
+    )
+
+
+def tables(frames: Frames) -> list[Table]:
+    """The networks that span the plane, and their average: one row a network and treatment. One pair: n = 1."""
+    points = frames["points"]
+    names = [*cell_names(points), "parent_seed", "pair"]
+    body = []
+    for row in points.iter_rows(named=True):
+        measured = [row["test_loss_nats"], row["test_error_%"]]
+        body.append([
+            *(value_text(row[name]) for name in names), row["point"], row["batch_norm"],
+            f"{row['x_l2']:.3f}", f"{row['y_l2']:.3f}",
+            *("not defined" if value is None else f"{value:.4f}" for value in measured),
+        ])  # fmt: skip
+    columns = (*names, "network", "batch_norm", "x (L2)", "y (L2)", "test loss (nats)", "test error (%)")
+    return [titled("The networks that span the plane, and the average of A and B", columns, body, 1)]
+
+
+_LEVELS = 24
+_ABOVE = 4.0  # times the largest loss of the four networks: what lies above would take the colours of all the rest
+_LEAST = 1e-6  # nats: a loss of exactly 0 has no logarithm
+
+
+def draw(frames: Frames, path: Path, title: str) -> None:
+    """Draw contours of the test loss over the plane, on a logarithmic scale, one panel a treatment of batch norm.
+
+    The scale ends where the loss is `_ABOVE` times the largest of the four networks; hatched: not defined.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    plane, points = frames["plane"], frames["points"]
+    treatments = distinct(plane, "batch_norm")
+    figure = Figure(figsize=(5.2 * len(treatments) + 0.4, 5.0), layout="constrained")
+    axes = figure.subplots(1, len(treatments), squeeze=False)[0]
+    notes = set[str]()
+    for axis, treatment in zip(axes, treatments, strict=True):
+        own = plane.filter(polars.col("batch_norm") == treatment).sort("y_l2", "x_l2")
+        here = points.filter(polars.col("batch_norm") == treatment)
+        x_X, y_Y = (own[name].unique().sort().to_numpy() for name in ("x_l2", "y_l2"))
+        loss_YX = own["test_loss_nats"].fill_null(float("nan")).to_numpy().reshape(len(y_Y), len(x_X)).clip(_LEAST)
+        if not np.isfinite(loss_YX).all():
+            axis.set_facecolor("0.85")
+            notes.add("grey: a batch-norm variance is negative, and the loss is not defined")
+        if np.isfinite(loss_YX).any():
+            low, most = float(np.nanmin(loss_YX)), float(np.nanmax(loss_YX))
+            named: list[float] = here["test_loss_nats"].drop_nulls().to_list()
+            high = max(min(most, _ABOVE * max(named, default=most)), 1.001 * low)
+            beyond = most > high
+            if beyond:
+                notes.add(f"the darkest colour: {high:.3g} nats or more, up to {most:.3g}")
+            image = axis.contourf(
+                x_X, y_Y, np.ma.masked_invalid(loss_YX), np.geomspace(low, high, _LEVELS), norm=LogNorm(low, high),
+                cmap="viridis_r", extend="max" if beyond else "neither",
+            )  # fmt: skip
+            bar = figure.colorbar(image, ax=axis, ticks=np.geomspace(low, high, 5), location="bottom", shrink=0.8)
+            bar.ax.xaxis.set_major_formatter("{x:.3g}")
+            bar.ax.minorticks_off()
+            bar.set_label("test loss (nats, log scale)", fontsize=8)
+        for row in here.iter_rows(named=True):
+            axis.plot(row["x_l2"], row["y_l2"], marker="*" if row["point"] == "average" else "o", ms=7, color="white",
+                      markeredgecolor="black", ls="")  # fmt: skip
+            axis.annotate(row["point"], (row["x_l2"], row["y_l2"]), xytext=(5, 5), textcoords="offset points",
+                          fontsize=8)  # fmt: skip
+        axis.set_aspect("equal")
+        style(axis, "L2 distance of weights, from the parent towards A", "L2 distance of weights, across",
+              f"{treatment} batch-norm statistics")  # fmt: skip
+        axis.grid(visible=False)
+    first = plane.row(0, named=True)
+    names = cell_names(plane)
+    lines = [
+        "Test loss over the plane through the parent and its children A and B", title,
+        f"k = {first['k']}, s = {first['s']}; parent {first['parent_seed']}, pair {first['pair']} (n = 1)",
+        variant_of(names, [first[name] for name in names]), *sorted(notes),
+    ]  # fmt: skip
+    figure.suptitle("\n".join(filter(None, lines)), fontsize=9)
+    save_figure(figure, path)
+
+
+STUDY = Study(
+    question="the loss over the plane through parent, A and B",
+    options=("alphas", "test_images", "treatments", "cells", "pairs"),
+    columns=COLUMNS,
+    measure=measure,
+    tables=tables,
+    draw=draw,
+)
