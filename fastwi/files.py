@@ -1,12 +1,14 @@
-"""Files that are either whole or absent: written beside their final name, flushed, then renamed."""
+"""Files that are whole or absent: written beside their final name, flushed, then renamed. And locks of files."""
 
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -14,13 +16,13 @@ from typing import IO, Any
 from fastwi.errors import UserError
 
 
-def _say(error: OSError, path: Path) -> UserError:
+def refusal(error: OSError, path: Path) -> UserError:
     """The one line for an operating-system error met while writing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: no space left on the device; free some or write elsewhere")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"{path}: not writable ({os.strerror(error.errno)}); choose another directory")
-    fix = "; choose another directory" if error.errno in (errno.EEXIST, errno.ENOTDIR) else ""
+    fix = "; choose another directory" if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP) else ""
     return UserError(f"{path}: cannot be written ({error.strerror or error}){fix}")
 
 
@@ -28,9 +30,8 @@ def _say(error: OSError, path: Path) -> UserError:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
 
-    Whatever goes wrong inside the block (an exception, Ctrl-C) removes the temporary file and leaves any
-    earlier `path` as it was. A kill -9 leaves at most the hidden temporary file, never a half `path`.
-    Raises UserError, in one line, where the operating system refuses to write.
+    Any exception inside the block removes the temporary file and leaves an earlier `path` as it was. A kill -9
+    leaves at most the hidden temporary file. Raises UserError where the operating system refuses to write.
     """
     final = Path(path)
     temporary: Path | None = None
@@ -45,7 +46,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(temporary, final)
     except OSError as error:
-        raise _say(error, final) from error
+        raise refusal(error, final) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -64,29 +65,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         stream.write(text)
 
 
-@contextlib.contextmanager
-def locked_directory(directory: Path, busy: str = "") -> Iterator[None]:
-    """Make `directory` where it is not there, and hold it within the block: other processes wait here.
-
-    With `busy` they do not wait: UserError says that. Raises UserError where the directory cannot be written, too.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        stream = open(directory / ".lock", "w")  # noqa: SIM115 - held open for as long as the block lasts
-    except OSError as error:
-        raise _say(error, directory) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise UserError(f"{directory}: {busy}") from None
-        except OSError as error:  # a file system without locks
-            raise _say(error, directory) from error
-        yield
-
-
 def plain_json(value: Any) -> Any:
-    """`value` with numbers that JSON has not as strings: "NaN", "Infinity", "-Infinity"; tuples become lists."""
+    """`value` with NaN and infinite numbers as strings: "NaN", "Infinity", "-Infinity"; tuples become lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
@@ -102,3 +82,70 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_text(path, to_json(value, indent=2) + "\n")
+
+
+def sync_directory(path: Path) -> None:
+    """Flush the names in a directory to the disk: the fsync of a file does not do that."""
+    with contextlib.suppress(OSError):  # some network file systems cannot
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def open_plain(path: Path) -> io.BufferedReader:
+    """Open a regular file to read. OSError for anything else: a named pipe would wait, a device never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(descriptor, "rb")
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of the lock file `path`, created if it is missing. UserError where that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A link is refused: it would have the file made elsewhere.
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise refusal(error, path) from error
+
+
+def lock(descriptor: int, path: Path, exclusive: bool, wait: bool = True) -> bool:
+    """flock an open file; False where `wait` is not set and another process has it.
+
+    The system releases the lock when the process ends, also by kill -9. UserError on a file system without locks.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES) and not wait:
+            return False
+        raise UserError(
+            f"{path}: cannot be locked ({error.strerror}); use a file system with flock (Lustre: -o flock)"
+        ) from error
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: Path, exclusive: bool, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file `path` within the block. Yields whether it is held, which it may not be without `wait`."""
+    descriptor = open_lock(path)
+    try:
+        yield lock(descriptor, path, exclusive, wait)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked_directory(directory: Path, busy: str = "") -> Iterator[None]:
+    """Create `directory` if it is missing, and hold it within the block: other processes wait here.
+
+    With `busy` they do not wait: UserError with that message. UserError too where the directory cannot be written.
+    """
+    with locked(directory / ".lock", exclusive=True, wait=not busy) as held:
+        if not held:
+            raise UserError(f"{directory}: {busy}")
+        yield

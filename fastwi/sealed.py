@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastwi.errors import CheckpointError
 from fastwi.files import plain_json, write_json
@@ -102,10 +102,15 @@ def sha256_of(content: bytes) -> str:
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file in hexadecimal. Raises OSError where it cannot be read."""
-    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
+        return stream_sha256(stream)
+
+
+def stream_sha256(stream: IO[bytes]) -> str:
+    """The SHA-256 of the rest of a stream in hexadecimal."""
+    digest = hashlib.sha256()
+    while piece := stream.read(_PIECE):
+        digest.update(piece)
     return digest.hexdigest()
 
 

@@ -1,8 +1,9 @@
-"""Stores that another process is making, looked at from outside."""
+"""Stores that another process is making, or has left, looked at from outside."""
 
 from pathlib import Path
 
 from fastwi.experiment.store import Store
+from fastwi.experiment.store.index import CLAIMS
 
 
 def measured_so_far(directory: Path) -> int:
@@ -14,3 +15,9 @@ def measured_so_far(directory: Path) -> int:
             return len(store.measurements())
     except Exception:  # the store is being made
         return 0
+
+
+def claims(store: Store) -> dict[tuple[str, str], str]:
+    """The owners of all claims, dead ones among them."""
+    with store.reading() as transaction:
+        return {row[:2]: row[2] for row in transaction.rows(CLAIMS)}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small_networks import trained
 
 from fastwi.convert import main
-from fastwi.experiment.store.states import write_state
+from fastwi.experiment.store.states import write_states
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 
@@ -70,7 +70,7 @@ def test_export(seed, tmp_path, capsys, ending):
 
 def test_export_of_a_stores_state(seed, tmp_path):
     (network,) = networks(seed, 1)
-    write_state(tmp_path, "a" * 32, Population.from_modules([network]))
+    write_states(tmp_path, [("a" * 32, Population.from_modules([network]))])
     (path,) = tmp_path.rglob("*.safetensors")
     run("export", path, "--out", tmp_path / "x.pt")
     state = torch.load(tmp_path / "x.pt", weights_only=True)

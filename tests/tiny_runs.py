@@ -26,7 +26,7 @@ from fastwi.config.sweeppoints import run_point
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
 from fastwi.experiment.planner import PointStates, plan_sweep
-from fastwi.experiment.store import Measurement, StoredState, write_state
+from fastwi.experiment.store import Measurement, StoredState, write_states
 from fastwi.experiment.tree import Tree
 from fastwi.experiment.worker import Job, Outcome, Worker, score
 from fastwi.files import write_json
@@ -201,7 +201,7 @@ def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict
         if tree.is_epoch(node):
             trained = outcome(node)
             (m,), ((_, network),) = trained.measurements, trained.states
-            files[key] = write_state(directory, key, network)
+            files[key] = write_states(directory, [(key, network)])[0]
             rows: _Rows = (m.train_loss, m.learning_rate, m.test_loss, m.test_accuracy)
         else:
             # A run measures some of them only; each is a network that one could.

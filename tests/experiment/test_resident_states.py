@@ -10,7 +10,7 @@ import torch
 from fastwi.config.read import config_from_mapping
 from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources
-from fastwi.experiment.store import Store, write_state
+from fastwi.experiment.store import Store, write_states
 from fastwi.experiment.tree import Tree
 from fastwi.population import Population
 from fastwi.population.layout import Layout
@@ -57,7 +57,8 @@ def test_stored_children_of_one_portion_alone_are_not_kept(tmp_path: Path) -> No
     ]
     Store.open(tmp_path).close()
     files = {
-        tree.keys[node]: write_state(tmp_path, tree.keys[node], child(float(n))) for n, node in enumerate(children)
+        tree.keys[node]: write_states(tmp_path, [(tree.keys[node], child(float(n)))])[0]
+        for n, node in enumerate(children)
     }
     resources = cast(Resources, cast(Any, SimpleNamespace(layout=lambda _: LAYOUT)))
     resident = ResidentStates(tree, tmp_path, resources, 100 * ROW)

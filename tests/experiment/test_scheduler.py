@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from begun_stores import claims
 from listeners import Silent, Stopped
 from small_networks import trained
 from tiny_runs import few_digits, tiny_network
@@ -263,7 +264,7 @@ def test_a_job_that_fails_takes_along_what_needs_it_and_nothing_else(inputs, tmp
     assert measured(sweep) == {name: found for name, found in whole.items() if name not in gone}
     assert listener.lines == [f"{len(failed)} tasks failed, and {len(lost)} cannot be done: RuntimeError: no luck"]
     with Store.open(sweep.spec.options.store) as store:
-        assert store.claims() == {}
+        assert claims(store) == {}
     assert carried_out(sweep, limits) == {}
     assert measured(sweep) == whole
 

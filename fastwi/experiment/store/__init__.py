@@ -3,39 +3,32 @@
 One directory:
 
     store.json                      format and version
-    index.sqlite                    the truth: measurements, states that are there, claims, attempts
+    index.sqlite                    measurements, states that are there, claims, attempts
     states/ab/<key>.safetensors     a population of one member; the index knows its size and SHA-256
-    metrics.parquet                 all measurements, for reading elsewhere and to make a lost index again
+    metrics.parquet                 all measurements, for other tools and to make a lost index again
     owners/<id>.lock                held (flock) by a live process that claims work
     damaged/                        what was found damaged; `gc` removes it
 
 Nothing of a state or a measurement is used before its checksum is checked.
 """
 
-from fastwi.experiment.store.collect import Freed
 from fastwi.experiment.store.owner import Owner
-from fastwi.experiment.store.rebuilding import Rebuilt, rebuild
+from fastwi.experiment.store.rebuilding import rebuild
 from fastwi.experiment.store.records import DamagedIndex, DamagedState, Measurement, StoredState
-from fastwi.experiment.store.states import read_state, read_states, write_state, write_states
+from fastwi.experiment.store.states import read_states, write_states
 from fastwi.experiment.store.store import Store
-from fastwi.experiment.store.usage import Sizes
 from fastwi.experiment.store.verify import Damage, Verification
 
 __all__ = [
     "Damage",
     "DamagedIndex",
     "DamagedState",
-    "Freed",
     "Measurement",
     "Owner",
-    "Rebuilt",
-    "Sizes",
     "Store",
     "StoredState",
     "Verification",
-    "read_state",
     "read_states",
     "rebuild",
-    "write_state",
     "write_states",
 ]

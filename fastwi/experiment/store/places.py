@@ -1,90 +1,45 @@
-"""Every file name of a store, in one place, and the check that a directory is a store."""
+"""Every file name of a store, and the check that a directory is a store."""
 
 import json
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from fastwi.errors import UserError
 from fastwi.files import write_json
 
-FORMAT = "fastwi.store"
-VERSION = 1
+_CARD = {"format": "fastwi.store", "version": 1}
 _KEY = re.compile("[0-9A-Za-z_-]{2,200}")
+_UNFINISHED = (".tmp", ".tmp-journal", ".tmp-wal", ".tmp-shm")  # the last three are SQLite's
+# fmt: off
+_NETWORK_TYPES = frozenset((
+    "9p", "afs", "beegfs", "ceph", "cifs", "fhgfs", "fuse", "gfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs",
+    "nfs", "nfs4", "ocfs2", "orangefs", "panfs", "prl_fs", "pvfs2", "smb3", "smbfs", "vboxsf", "virtiofs", "wekafs",
+))
+# fmt: on
 
 
-@dataclass(frozen=True, slots=True)
 class StorePlaces:
-    """The files of one store."""
+    """The files of one store, and `rebuild_line`: how its index is made again."""
 
-    directory: Path
-
-    @property
-    def card(self) -> Path:
-        """Format and version."""
-        return self.directory / "store.json"
-
-    @property
-    def index(self) -> Path:
-        """SQLite."""
-        return self.directory / "index.sqlite"
-
-    @property
-    def wal(self) -> Path:
-        """SQLite's write-ahead log. It stays behind where a process was killed."""
-        return self.directory / "index.sqlite-wal"
-
-    @property
-    def index_files(self) -> tuple[Path, ...]:
-        """The index and what SQLite may put beside it."""
-        return tuple(self.directory / f"index.sqlite{end}" for end in ("", "-wal", "-shm", "-journal"))
-
-    @property
-    def rebuilt_index(self) -> Path:
-        """A whole new index that is about to take the old one's place."""
-        return self.directory / "index.rebuilt.sqlite"
-
-    @property
-    def index_lock(self) -> Path:
-        """flock: shared by whoever has the index open, exclusive for who must be alone with it."""
-        return self.directory / "index.lock"
-
-    @property
-    def writing_lock(self) -> Path:
-        """flock: shared by whoever writes a file beside its final name, exclusive for who removes left ones."""
-        return self.directory / "writing.lock"
-
-    @property
-    def metrics(self) -> Path:
-        """All measurements, as Parquet."""
-        return self.directory / "metrics.parquet"
-
-    @property
-    def metrics_lock(self) -> Path:
-        """flock: held by the process that exports."""
-        return self.directory / "metrics.lock"
-
-    @property
-    def states(self) -> Path:
-        """Directory of the states."""
-        return self.directory / "states"
-
-    @property
-    def owners(self) -> Path:
-        """Directory of the owners' locks."""
-        return self.directory / "owners"
-
-    @property
-    def damaged(self) -> Path:
-        """Directory of files that were found damaged."""
-        return self.directory / "damaged"
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.card = directory / "store.json"
+        self.index, self.wal = directory / "index.sqlite", directory / "index.sqlite-wal"
+        # SQLite's logs stay behind where a process was killed.
+        self.index_files = (self.wal, *(directory / f"index.sqlite{end}" for end in ("-shm", "-journal", "")))
+        self.rebuilt_index = directory / "index.rebuilt.sqlite"  # complete, about to take the index's place
+        self.metrics = directory / "metrics.parquet"
+        self.states, self.owners, self.damaged = (directory / name for name in ("states", "owners", "damaged"))
+        self.index_lock = directory / "index.lock"  # of all that have the index open; exclusive for a rebuild
+        self.writing_lock = directory / "writing.lock"  # of all that write a file; exclusive for `gc`
+        self.rebuild_line = f"`python -m fastwi.store rebuild {directory}` makes it again"
 
     def state(self, key: str) -> Path:
-        """File of the state `key`. ValueError for a key that is no name of a file."""
+        """File of the state `key`. ValueError for a key that cannot be a file's name."""
         if not _KEY.fullmatch(key):
-            raise ValueError(f"{key!r} is no key of a state: 2 to 200 letters, digits, - or _")
+            raise ValueError(f"{key!r} is not a state's key: 2 to 200 letters, digits, - or _")
         return self.states / key[:2] / f"{key}.safetensors"
 
     def owner(self, owner: str) -> Path:
@@ -98,19 +53,18 @@ class StorePlaces:
             return None
         return found[1] if path.name.startswith(".") == bool(found[2]) else None
 
+    def is_unfinished(self, path: Path) -> bool:
+        """Whether `path`, within the store, is an unfinished file by its name or its directory's."""
+        parts = path.relative_to(self.directory).parts
+        return any(part.startswith(".") and part.endswith(_UNFINISHED) for part in parts)
 
-def is_temporary(path: Path) -> bool:
-    """Whether `path`, within a store, is an unfinished file by its name or its directory's."""
-    return any(part.startswith(".") and part.endswith(".tmp") for part in path.parts)
-
-
-def rebuild_line(places: StorePlaces) -> str:
-    """The command that makes the index again."""
-    return f"`python -m fastwi.store rebuild {places.directory}` makes it again"
+    def is_begun(self) -> bool:
+        """Whether, its card aside, the directory has a store's files in it."""
+        return any(path.exists() for path in (self.index, self.rebuilt_index, self.metrics, self.states))
 
 
 def check_directory(places: StorePlaces, create: bool) -> None:
-    """See that the directory is a store of this version; make a new one of an empty or missing one.
+    """Check that the directory is a store of this version; make a new one of an empty or missing one.
 
     Raises UserError, in one line, for anything else.
     """
@@ -118,21 +72,20 @@ def check_directory(places: StorePlaces, create: bool) -> None:
     try:
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory}: a file, not a directory; name another store")
-        # Looked at before the card: another process may be making the store, and writes the card first.
+        # Listed before the card is looked for: another process may be making the store, and writes the card first.
         present = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-        begun = looks_like_store(places)
+        begun = places.is_begun()
         check_plain(places)
         if places.card.is_file():
-            _check_card(places, places.card.read_bytes())
-            return
+            return _check_card(places)
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror}); name another store") from None
+    if begun:
+        raise UserError(f"{places.card}: lost; {places.rebuild_line}")
     # No more than this is there while a store is made, or where that was cut off.
     present = [name for name in present if not (name.startswith(".store.json.") and name.endswith(".tmp"))]
-    if begun:
-        raise UserError(f"{places.card}: lost; {rebuild_line(places)}")
     if present:
-        raise UserError(f"{directory}: holds other files ({present[0]}), no store; name an empty or a new directory")
+        raise UserError(f"{directory}: not a store, and not empty ({present[0]}); name an empty or a new directory")
     if not create:
         raise UserError(f"{directory}: no store there; name the directory of one")
     write_card(places)
@@ -143,38 +96,57 @@ def check_plain(places: StorePlaces) -> None:
 
     A link would have the store write elsewhere.
     """
-    locks = (places.index_lock, places.writing_lock, places.metrics_lock)
-    for path in (places.card, *places.index_files, places.rebuilt_index, places.metrics, *locks):
-        try:  # one look at each: another process's SQLite makes and removes its journal meanwhile
-            plain = stat.S_ISREG(path.lstat().st_mode)
+    files = (places.card, *places.index_files, places.rebuilt_index, places.metrics, places.index_lock)
+    for path in (*files, places.writing_lock, places.states, places.owners, places.damaged):
+        try:  # one look at each: SQLite of another process creates and removes its journal meanwhile
+            mode = path.lstat().st_mode
         except (FileNotFoundError, NotADirectoryError):
             continue
-        if not plain:
-            raise UserError(f"{path}: not a regular file; remove it, then {rebuild_line(places)}")
-    for path in (places.states, places.owners, places.damaged):
-        if os.path.lexists(path) and not path.is_dir():
-            raise UserError(f"{path}: not a directory; remove it, then {rebuild_line(places)}")
-
-
-def looks_like_store(places: StorePlaces) -> bool:
-    """Whether, its card aside, the directory has a store's files in it."""
-    return any(path.exists() for path in (places.index, places.rebuilt_index, places.metrics, places.states))
+        if path in (places.states, places.owners, places.damaged):
+            if not path.is_dir():
+                raise UserError(f"{path}: not a directory; remove it, then {places.rebuild_line}")
+        elif not stat.S_ISREG(mode):
+            raise UserError(f"{path}: not a regular file; remove it, then {places.rebuild_line}")
 
 
 def write_card(places: StorePlaces) -> None:
-    """Write store.json."""
-    write_json(places.card, {"format": FORMAT, "version": VERSION})
+    """Write store.json: format and version."""
+    write_json(places.card, _CARD)
 
 
-def _check_card(places: StorePlaces, content: bytes) -> None:
+def _check_card(places: StorePlaces) -> None:
     try:
-        card = json.loads(content)
+        card = json.loads(places.card.read_bytes())
     except ValueError:
         card = None
-    if not isinstance(card, dict) or card.get("format") != FORMAT or set(card) != {"format", "version"}:
-        raise UserError(f"{places.card}: damaged, or not of a fastwi store; {rebuild_line(places)}, if it is one")
-    if card["version"] != VERSION or isinstance(card["version"], bool):
+    if not isinstance(card, dict) or card.keys() != _CARD.keys() or card["format"] != _CARD["format"]:
+        raise UserError(f"{places.card}: damaged, or not of a fastwi store; {places.rebuild_line}, if it is one")
+    if card["version"] != _CARD["version"] or isinstance(card["version"], bool):
         raise UserError(
-            f"{places.card}: store format version {card['version']!r}, this fastwi reads {VERSION}; "
+            f"{places.card}: store format version {card['version']!r}, this fastwi reads {_CARD['version']}; "
             "use the fastwi that wrote it, or name another store"
         )
+
+
+def network_type(directory: Path, mountinfo: str | None = None) -> str | None:
+    """The file system of `directory`, such as "nfs4", where it is one that several machines may have mounted.
+
+    `mountinfo` is the text of /proc/self/mountinfo (proc(5)); where there is none the disk is taken for local.
+    """
+    if mountinfo is None:
+        try:
+            mountinfo = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+        except OSError:
+            return None
+    target = Path(os.path.realpath(directory))
+    depth, found = -1, ""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        words = before.split()
+        if len(words) < 5 or not after:
+            continue
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), words[4]))
+        # Of two mounts on one point the later hides the earlier.
+        if (target == point or point in target.parents) and len(point.parts) >= depth:
+            depth, found = len(point.parts), after.split()[0]
+    return found if found in _NETWORK_TYPES or found.startswith("fuse.") else None

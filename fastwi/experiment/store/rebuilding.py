@@ -2,182 +2,141 @@
 
 import contextlib
 import os
-import shutil
 import sqlite3
-import tempfile
-import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 from fastwi.errors import CheckpointError, UserError
-from fastwi.experiment.store.database import Database, connect, create_tables, translated
-from fastwi.experiment.store.filesystem import locked, network_type, sync_directory
+from fastwi.experiment.store.index import (
+    MEASUREMENTS,
+    STATES,
+    TABLES,
+    Index,
+    Row,
+    Table,
+    connect,
+    create_tables,
+    is_whole,
+    sealed,
+    translated,
+)
 from fastwi.experiment.store.places import (
     StorePlaces,
     check_directory,
     check_plain,
-    is_temporary,
-    looks_like_store,
+    network_type,
     write_card,
 )
 from fastwi.experiment.store.records import StoredState
-from fastwi.experiment.store.removal import set_aside
-from fastwi.experiment.store.rows import (
-    MEASUREMENTS,
-    NOTES,
-    STATES,
-    TABLES,
-    Row,
-    Table,
-    is_whole,
-    sealed,
-    state_of,
-    state_row,
-)
-from fastwi.experiment.store.states import damage_of, hash_file
-from fastwi.experiment.store.table import EXPORTED, export, read_table
-from fastwi.experiment.store.usage import files_under
-from fastwi.experiment.store.wal import damage_in_wal
+from fastwi.experiment.store.removal import files_under, set_aside
+from fastwi.experiment.store.states import damage_of
+from fastwi.experiment.store.table import export, read_table
+from fastwi.files import atomic_path, locked, sync_directory
+from fastwi.sealed import file_sha256
 
 
-@dataclass(frozen=True, slots=True)
-class Rebuilt:
-    """What the new index has, and how many rows and states were found damaged and left out."""
-
-    measurements: int
-    states: int
-    damaged_rows: int
-    damaged_states: int
-
-
-def rebuild(directory: str | os.PathLike[str]) -> Rebuilt:
-    """Make the index of a store again, and export metrics.parquet anew.
+def rebuild(directory: str | os.PathLike[str]) -> dict[str, int]:
+    """Make the index of a store again, and export metrics.parquet again.
 
     Rows whose checksum is right are taken from the old index as far as it can be read, then from metrics.parquet.
-    A state's file is held to the SHA-256 in the old index, or where that is lost to the checksums within the file;
-    a damaged one is set aside and its measurements are left out, so that it is trained again. The old index goes
-    to `damaged/`. Cut off at any moment, it can be started again.
+    A state's file is compared with the SHA-256 in the old index, or where that is lost with the checksums within the
+    file; a damaged one is set aside and its measurements are left out, so that it is trained again. The old index
+    goes to `damaged/`. Cut off at any moment, it can be started again.
 
-    Raises UserError where the directory is no store or another process has it open.
+    Returns counts: `measurements` and `states` of the new index, and `damaged_rows` and `damaged_states` left out.
+    Raises UserError where the directory is not a store or another process has it open.
     """
     places = StorePlaces(Path(directory))
     check_plain(places)
-    if not looks_like_store(places):
+    if not places.is_begun():
         check_directory(places, create=False)
     with locked(places.index_lock, exclusive=True, wait=False) as alone:
         if not alone:
             raise UserError(f"{places.directory}: other processes have the store open; end them, then rebuild")
         with translated(places):
             rebuilt = _rebuild(places)
-    database = Database(places)
+    index = Index(places)
     try:
-        export(database)
+        export(index)
     finally:
-        database.close()
+        index.close()
     return rebuilt
 
 
-def _rebuild(places: StorePlaces) -> Rebuilt:
+def _rebuild(places: StorePlaces) -> dict[str, int]:
     tables: dict[str, dict[Row, Row]] = {table.name: {} for table in TABLES}
-    # Everything is made in one folder, which `gc` removes if this is killed.
-    with tempfile.TemporaryDirectory(prefix=".rebuild.", suffix=".tmp", dir=places.directory) as name:
-        folder = Path(name)
-        damaged_rows = sum(_salvage(index, folder, tables) for index in (places.index, places.rebuilt_index))
-        measurements, states = tables[MEASUREMENTS.name], tables[STATES.name]
-        damaged_table = 0
-        for row in read_table(places):
-            if row is None:
-                damaged_table += 1
-            else:
-                measurements.setdefault(row[:2], row)
-        damaged_states = _check_files(places, states)
-        for key in [key for key in measurements if key[0] in damaged_states]:
-            del measurements[key]
-        if damaged_table:
-            _move_away(places, places.metrics)
-        # The new index vouches for what it has read: if the export that follows is cut off, that is no damage.
-        exported = sealed(EXPORTED, hash_file(places.metrics)) if places.metrics.exists() else None
-        tables[NOTES.name] = {exported[:1]: exported} if exported else {}
-        _replace_index(places, folder / "new.sqlite", tables)
+    # Where an earlier rebuild was cut off in its last step, there are both.
+    damaged_rows = sum(
+        _salvage(path, table, tables[table.name]) for path in (places.index, places.rebuilt_index) for table in TABLES
+    )
+    measurements, states = tables[MEASUREMENTS.name], tables[STATES.name]
+    whole_table = True
+    for row in read_table(places):
+        if row is None:
+            damaged_rows, whole_table = damaged_rows + 1, False
+        else:
+            measurements.setdefault(row[:2], row)
+    damaged_states = _check_files(places, states)
+    for key in [key for key in measurements if key[0] in damaged_states]:
+        del measurements[key]
+    if not whole_table:
+        set_aside(places, places.metrics)
+    _replace_index(places, tables)
     try:
         check_directory(places, create=False)
     except UserError:
         write_card(places)
-    return Rebuilt(len(measurements), len(states), damaged_rows + damaged_table, len(damaged_states))
+    return {
+        "measurements": len(measurements),
+        "states": len(states),
+        "damaged_rows": damaged_rows,
+        "damaged_states": len(damaged_states),
+    }
 
 
-def _salvage(index: Path, folder: Path, tables: dict[str, dict[Row, Row]]) -> int:
-    """Add the whole rows of an index to `tables`, from a copy of it; return how many were not whole."""
-    if not index.exists():
-        return 0
-    copy = folder / index.name
-    for end in ("", "-wal", "-journal"):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(f"{index}{end}", f"{copy}{end}")
-    log_is_damaged = damage_in_wal(Path(f"{copy}-wal")) is not None
-    damaged = _salvage_tables(copy, tables)
-    if log_is_damaged:  # it must not hide what is whole beneath it
-        for end in ("", "-wal", "-shm"):
-            Path(f"{copy}{end}").unlink(missing_ok=True)
-        shutil.copyfile(index, copy)
-        damaged += _salvage_tables(copy, tables)
-    return damaged
-
-
-def _salvage_tables(copy: Path, tables: dict[str, dict[Row, Row]]) -> int:
-    damaged = 0
-    for table in TABLES:
-        # From both ends: a broken page in the middle stops either.
-        ascending = _salvage_table(copy, table, "ASC", tables[table.name])
-        damaged += max(ascending, _salvage_table(copy, table, "DESC", tables[table.name]))
-    return damaged
-
-
-def _salvage_table(copy: Path, table: Table, order: str, rows: dict[Row, Row]) -> int:
-    damaged = 0
-    unreadable = (sqlite3.Error, UnicodeDecodeError)  # the second: an error's text that quotes damage
-    with contextlib.suppress(*unreadable), contextlib.closing(sqlite3.connect(copy)) as connection:
-        connection.text_factory = lambda text: text.decode(errors="surrogateescape")
-        keys = ", ".join(f"{name} {order}" for name in table.key)
-        for row in connection.execute(f"SELECT {table.names} FROM {table.name} ORDER BY {keys}"):
-            if is_whole(row):
-                rows.setdefault(row[: len(table.key)], row)
-            else:
-                damaged += 1
-    return damaged
+def _salvage(path: Path, table: Table, rows: dict[Row, Row]) -> int:
+    """Add the whole rows of a table of an index to `rows`; return how many were not whole."""
+    damaged = [0, 0]
+    for n, order in enumerate(("ASC", "DESC") if path.exists() else ()):  # a broken page in the middle stops either
+        unreadable = (sqlite3.Error, UnicodeDecodeError)  # the second: an error's text that quotes damage
+        with contextlib.suppress(*unreadable), contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.text_factory = lambda text: text.decode(errors="surrogateescape")
+            for row in connection.execute(table.selection(order=order)):
+                if is_whole(row):
+                    rows.setdefault(row[: table.width], row)
+                else:
+                    damaged[n] += 1
+    return max(damaged)
 
 
 def _check_files(places: StorePlaces, states: dict[Row, Row]) -> set[str]:
     """Bring `states` to what is on the disk; return the keys of damaged ones, whose files are set aside."""
     from fastwi.population import Population
 
-    there = {}
-    for path in files_under(places.states):
-        key = places.key_of(path)
-        if key is not None and not is_temporary(path):
-            there[key] = path
+    there = {places.key_of(path): path for path in files_under(places.states) if not places.is_unfinished(path)}
     for gone in [key for key in states if key[0] not in there]:
         del states[gone]
     damaged = set()
-    for key, path in sorted(there.items()):
+    for key, path in there.items():
+        if key is None:
+            continue
         if (key,) in states:
-            whole = damage_of(places, state_of(states[(key,)])) is None
+            whole = damage_of(places, StoredState(*states[key,][:3])) is None
         else:
             try:
                 whole = Population.load(path).members == 1
+                states[key,] = sealed(key, path.stat().st_size, file_sha256(path))
             except CheckpointError:
                 whole = False
-            states[(key,)] = state_row(StoredState(key, path.stat().st_size, hash_file(path)))
         if not whole:
             damaged.add(key)
-            del states[(key,)]
-            set_aside(places, key)
+            states.pop((key,), None)
+            set_aside(places, path)
     return damaged
 
 
-def _replace_index(places: StorePlaces, new: Path, tables: dict[str, dict[Row, Row]]) -> None:
+def _replace_index(places: StorePlaces, tables: dict[str, dict[Row, Row]]) -> None:
     """Write an index and put it in the old one's place: whole at every moment, under one name or the other."""
-    with contextlib.closing(connect(str(new))) as connection:
+    with atomic_path(places.rebuilt_index) as temporary, contextlib.closing(connect(temporary)) as connection:
         create_tables(connection)
         connection.execute("BEGIN IMMEDIATE")
         for table in TABLES:
@@ -185,15 +144,8 @@ def _replace_index(places: StorePlaces, new: Path, tables: dict[str, dict[Row, R
         connection.execute("COMMIT")
         if not network_type(places.directory):
             connection.execute("PRAGMA journal_mode = WAL")  # is kept in the file
-    os.replace(new, places.rebuilt_index)
     sync_directory(places.directory)
-    for path in places.index_files:
-        _move_away(places, path)
+    for path in places.index_files:  # the logs first
+        set_aside(places, path)
     os.replace(places.rebuilt_index, places.index)
     sync_directory(places.directory)
-
-
-def _move_away(places: StorePlaces, path: Path) -> None:
-    if path.exists():
-        places.damaged.mkdir(exist_ok=True)
-        os.replace(path, places.damaged / f"{path.name}.{uuid.uuid4().hex[:8]}")

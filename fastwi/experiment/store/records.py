@@ -2,6 +2,7 @@
 
 import math
 import struct
+import sys
 from dataclasses import dataclass
 
 from fastwi.errors import CheckpointError, UserError
@@ -16,7 +17,7 @@ class Measurement:
 
     Attributes:
         state: key of the state.
-        treatment: of its batch-norm statistics: "own", or the name of their recomputation.
+        treatment: "own", or the name of the recomputation of the batch-norm statistics.
         epoch: epochs done.
         train_loss: mean over the epoch's training batches, where the measurement ends an epoch of training.
         learning_rate: at the epoch's end; likewise.
@@ -52,10 +53,20 @@ class Measurement:
         """What it is filed under."""
         return self.state, self.treatment
 
-    def result(self) -> tuple[int | bytes | None, ...]:
+    def result(self) -> tuple[str | int | bytes | None, ...]:
         """All that must come out the same when it is measured again, as bits: NaN equals NaN, 0.0 is not -0.0."""
-        floats = (self.train_loss, self.learning_rate, self.test_loss, self.test_accuracy)
-        return (self.epoch, *map(float_bytes, floats))
+        return self.columns()[2:-1]
+
+    def columns(self) -> tuple[str | int | bytes | None, ...]:
+        """Every value in its order, as it is stored: a float as bytes."""
+        floats = (self.train_loss, self.learning_rate, self.test_loss, self.test_accuracy, self.seconds)
+        return (self.state, self.treatment, int(self.epoch), *map(float_bytes, floats))
+
+    @classmethod
+    def of(cls, state: str, treatment: str, epoch: int, *floats: bytes | None) -> "Measurement":
+        """The inverse of `columns`."""
+        # Of millions of measurements there are two or three treatments.
+        return cls(state, sys.intern(treatment), epoch, *map(bytes_float, floats))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +102,10 @@ class DamagedIndex(UserError):
 
 
 def float_bytes(value: float | None) -> bytes | None:
-    """The 8 bytes of a float64, little-endian. SQLite would make NULL of a NaN."""
+    """The 8 bytes of a float64, little-endian. SQLite would store a NaN as NULL."""
     return None if value is None else _FLOAT64.pack(value)
 
 
 def bytes_float(value: bytes | None) -> float | None:
     """The inverse of `float_bytes`."""
-    if value is None:
-        return None
-    found: float = _FLOAT64.unpack(value)[0]
-    return found
+    return None if value is None else float(_FLOAT64.unpack(value)[0])

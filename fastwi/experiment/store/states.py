@@ -5,20 +5,19 @@ read, or commits the one that it returns.
 """
 
 import contextlib
-import functools
 import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fastwi.errors import CheckpointError
-from fastwi.experiment.store.filesystem import locked, open_plain, sync_directory
 from fastwi.experiment.store.places import StorePlaces
 from fastwi.experiment.store.records import DamagedState, StoredState
-from fastwi.files import atomic_open
+from fastwi.files import atomic_open, locked, open_plain, sync_directory
+from fastwi.sealed import stream_sha256
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `python -m fastwi.store ls` needs none of it
     import torch
@@ -30,23 +29,15 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def write_state(directory: str | os.PathLike[str], key: str, population: "Population") -> StoredState:
-    """Write a population of one member as the state `key`; return what the index is to know of it.
-
-    See `write_states`.
-    """
-    return write_states(directory, [(key, population)])[0]
-
-
 def write_states(directory: str | os.PathLike[str], states: Sequence[tuple[str, "Population"]]) -> list[StoredState]:
     """Write populations of one member, each as the state of its key; return what the index is to know of them.
 
     They are on the disk then, under their names. A thread may do this while others train other rows; the rows of
     `states` must not change meanwhile.
 
-    The index learns of them in `Store.commit`. Claim the states' tasks before: a file that is neither in the index
-    nor claimed by a live owner is swept away by `gc`. Raises ValueError for a population of several members, and
-    UserError where the disk is full or not writable.
+    The index learns of them in `Store.commit`. Claim the states' tasks before: `gc` removes a file that is neither in
+    the index nor claimed by a live owner. Raises ValueError for a population of several members, and UserError where
+    the disk is full or not writable.
     """
     places = StorePlaces(Path(directory))
     for _, population in states:
@@ -68,19 +59,6 @@ def _write(places: StorePlaces, key: str, population: "Population") -> StoredSta
     return StoredState(key, size, digest.hexdigest())
 
 
-def read_state(
-    directory: str | os.PathLike[str],
-    state: StoredState,
-    layout: "Layout | None" = None,
-    device: "torch.device | str | None" = None,
-) -> "Population":
-    """The state whose file the index knows as `state`, as a population of one member on `device`.
-
-    See `read_states`.
-    """
-    return read_states(directory, [state], layout, device)
-
-
 def read_states(
     directory: str | os.PathLike[str],
     states: Sequence[StoredState],
@@ -92,18 +70,18 @@ def read_states(
 
     They are read into fresh memory, or into that of `into` (as many members, on the CPU).
 
-    Each file is read once, into its row, and the row is used once its bytes have the SHA-256 that the index knows:
-    the checksum within the file could add nothing.
-
     Raises DamagedState for the first of them that is missing or differs in any byte, and CheckpointError for one
     of another network than `layout` (default: the first one's).
     """
     import torch
 
-    from fastwi.population.checkpoint import empty
+    from fastwi.population.checkpoint import empty, read_header
 
     places = StorePlaces(Path(directory))
-    population = into or empty(layout or _layout_of(places, states[0]), len(states))
+    if layout is None:
+        with _opened(places, states[0]) as stream:  # its bytes are not checked yet
+            layout = read_header(stream, states[0].bytes, places.state(states[0].key)).layout
+    population = into or empty(layout, len(states))
     rows = [(state, population.select(slice(m, m + 1))) for m, state in enumerate(states)]
     _in_threads(torch.get_num_threads(), lambda row: _read(places, *row), rows)
     return population if device is None else population.to(device)
@@ -133,15 +111,15 @@ class _Hashed:
 
 
 def _read(places: StorePlaces, state: StoredState, row: "Population") -> None:
-    """Read a state into `row`."""
+    """Read a state into `row`. The file is read once, and hashed on the way."""
     import torch
 
     from fastwi.population.checkpoint import fill, read_header, require_layout
 
     path = places.state(state.key)
-    with _damage_named(places, state), open_plain(path) as file:
+    with _opened(places, state) as file:
         stream = _Hashed(file)
-        header = read_header(stream, _checked_size(file, state), path)
+        header = read_header(stream, state.bytes, path)
         fits = header.members == 1 and header.layout.fingerprint == row.layout.fingerprint
         for name in header.row_bytes if fits else ():
             fill(stream, torch.empty(1, dtype=torch.int64) if name == "checksum_M" else getattr(row, name), path)
@@ -152,89 +130,39 @@ def _read(places: StorePlaces, state: StoredState, row: "Population") -> None:
     require_layout(path, header.layout, row.layout)
 
 
-def _layout_of(places: StorePlaces, state: StoredState) -> "Layout":
-    """The layout that a state's file names; its bytes are not checked yet."""
-    from fastwi.population.checkpoint import read_header
-
-    path = places.state(state.key)
-    with _damage_named(places, state), open_plain(path) as file:
-        return read_header(file, _checked_size(file, state), path).layout
-
-
-def _checked_size(file: io.BufferedReader, state: StoredState) -> int:
-    size = os.fstat(file.fileno()).st_size
-    if size != state.bytes:
-        raise CheckpointError(f"{size} bytes, not {state.bytes}")
-    return size
-
-
 @contextlib.contextmanager
-def _damage_named(places: StorePlaces, state: StoredState) -> Iterator[None]:
-    """What goes wrong within the block, as DamagedState."""
+def _opened(places: StorePlaces, state: StoredState) -> Iterator[io.BufferedReader]:
+    """A state's file, of the right size. What goes wrong within the block is DamagedState."""
+    path = places.state(state.key)
     try:
-        yield
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != state.bytes:
+                raise CheckpointError(f"{size} bytes, not {state.bytes}")
+            yield file
     except (OSError, CheckpointError) as error:
         # Where its bytes are others, that is the damage, whatever they then say of themselves.
-        raise _damaged(places, state.key, damage_of(places, state) or str(error)) from error
+        fix = f"`python -m fastwi.store verify --repair {places.directory}` has it trained again"
+        raise DamagedState(f"{path}: {damage_of(places, state) or error}; {fix}", state.key) from error
 
 
 def _in_threads(threads: int, do: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
     """What `do` returns for each item, by up to so many threads. Raises the first exception in the items' order."""
     if min(threads, len(items)) < 2:
         return [do(item) for item in items]
-    done = [_pool(threads).submit(do, item) for item in items]
-    wait(done)
-    return [each.result() for each in done]
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "fastwi-states")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # the threads stay with the parent
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(do, items))
 
 
 def damage_of(places: StorePlaces, state: StoredState) -> str | None:
     """What is wrong with a state's file, or None where its bytes are those that were stored."""
     try:
         with open_plain(places.state(state.key)) as stream:
-            return _difference(stream.fileno(), state)
+            size = os.fstat(stream.fileno()).st_size
+            if size != state.bytes:
+                return f"{size} bytes, not {state.bytes}"
+            return None if stream_sha256(stream) == state.sha256 else "not the bytes that were stored (SHA-256)"
     except FileNotFoundError:
         return "missing"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
-
-
-def absent(places: StorePlaces, key: str) -> DamagedState:
-    """The error for a state that the index does not have."""
-    return DamagedState(f"{places.state(key)}: not in the store; train it again", key)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open_plain(path) as stream:
-        return _sha256_of(stream.fileno())
-
-
-def _difference(descriptor: int, state: StoredState) -> str | None:
-    size = os.fstat(descriptor).st_size
-    if size != state.bytes:
-        return f"{size} bytes, not {state.bytes}"
-    return None if _sha256_of(descriptor) == state.sha256 else "not the bytes that were stored (SHA-256)"
-
-
-def _sha256_of(descriptor: int) -> str:
-    digest = hashlib.sha256()
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    while chunk := os.read(descriptor, 1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _damaged(places: StorePlaces, key: str, damage: str) -> DamagedState:
-    return DamagedState(
-        f"{places.state(key)}: {damage}; `python -m fastwi.store verify --repair {places.directory}` "
-        "has it trained again",
-        key,
-    )

@@ -12,7 +12,7 @@ from torch import nn
 
 import fastwi.store
 from fastwi.errors import UserError
-from fastwi.experiment.store import Measurement, Store
+from fastwi.experiment.store import Measurement, Store, read_states, write_states
 from fastwi.population import Population
 from hostile.mutate import TEXTS, damaged
 from hostile.target import Finding, command, odd_file, refused
@@ -39,7 +39,7 @@ def _fill(store: Store, numbers: range) -> None:
     for number in numbers:
         torch.manual_seed(number)
         population = Population.from_modules([nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))])
-        states = [store.write_state(key_of(number), population)] if number < 4 or number > 30 else []
+        states = write_states(store.directory, [(key_of(number), population)]) if number < 4 or number > 30 else []
         rows = [
             Measurement(key_of(number), treatment, number % 7, number / 3, 0.1, number / 7, 50.0, 0.5)
             for treatment in ("own", "recomputed")
@@ -54,7 +54,7 @@ def _held(store: Store) -> Held:
     """All measurements as bits, all states as bytes."""
     states = {}
     for key in store.states():
-        loaded = store.load_state(key)
+        loaded = read_states(store.directory, [store.state_files()[key]])
         states[key] = b"".join(getattr(loaded, name).numpy().tobytes() for name in _MATRICES)
     return {key: m.result() for key, m in store.measurements().items()}, states
 
@@ -104,7 +104,7 @@ class Stores:
         with Store.open(directory) as store, store.owner() as owner:
             tasks = owner.claim([(key_of(99), "own")])
             store.commit([Measurement(key_of(99), "own", 1, 0.5, 0.1, 0.5, 50.0, 0.5)], [], tasks)
-            with store.database.writing() as connection:  # not to be taken for a wrong value below
+            with store.writing() as connection:  # not to be taken for a wrong value below
                 connection.execute("DELETE FROM measurements WHERE state = ?", (key_of(99),))
 
     def _values_are_right(self, directory: Path) -> bool:
@@ -116,7 +116,11 @@ class Stores:
                         raise Finding(f"measurement {key} is not what was stored")
                 for key in sorted(store.states()):
                     found: list[Population] = []
-                    if refused(lambda key=key, found=found: found.append(store.load_state(key))):
+                    if refused(
+                        lambda key=key, found=found: found.append(
+                            read_states(store.directory, [store.state_files()[key]])
+                        )
+                    ):
                         continue
                     if b"".join(getattr(found[0], name).numpy().tobytes() for name in _MATRICES) != self._states.get(
                         key

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastwi.experiment.store import Measurement, Store
+from fastwi.experiment.store import Measurement, Store, StoredState, read_states, write_states
 
 if TYPE_CHECKING:
     from fastwi.population import Population
@@ -45,16 +45,14 @@ SPECIAL = [math.inf, -math.inf, 0.0, -0.0, 5e-324, 2.2e-308, bits(0x7FF800000000
 
 def measurement(number: int, treatment: str = "own", draw: random.Random | None = None) -> Measurement:
     """With special values, or with random bits where `draw` is given."""
-    if draw is None:
-        floats = [SPECIAL[(number + place) % len(SPECIAL)] for place in range(5)]
-    else:
-        floats = [bits(draw.getrandbits(64)) for _ in range(5)]
+    floats = [SPECIAL[(number + n) % len(SPECIAL)] if draw is None else bits(draw.getrandbits(64)) for n in range(5)]
     train_loss, rate = (None, None) if treatment != "own" else floats[:2]
     return Measurement(key_of(number), treatment, number % 7, train_loss, rate, *floats[2:])
 
 
-def exact(m: Measurement) -> tuple:
-    return m.key, m.result(), struct.pack("<d", m.seconds)
+def written(store: Store, number: int) -> StoredState:
+    """The file of a state, which is not committed yet."""
+    return write_states(store.directory, [(key_of(number), network(number))])[0]
 
 
 def fill(store: Store, numbers: range, draw: random.Random | None = None) -> None:
@@ -62,22 +60,31 @@ def fill(store: Store, numbers: range, draw: random.Random | None = None) -> Non
     with store.owner() as owner:
         for number in numbers:
             tasks = owner.claim([(key_of(number), "own"), (key_of(number), "recomputed")])
-            file = store.write_state(key_of(number), network(number))
             rows = [measurement(number, treatment, draw) for _, treatment in tasks]
-            assert store.commit(rows, [file], tasks) == []
+            assert store.commit(rows, [written(store, number)], tasks) == []
 
 
-def contents(store: Store) -> dict[str, object]:
-    """All values of a store, states to the bit."""
-    states = {}
-    for key in store.states():
-        loaded = store.load_state(key)
-        matrices = (loaded.weights_MP, loaded.momentum_MP, loaded.statistics_MQ, loaded.counters_MB)
-        states[key] = [matrix.numpy().tobytes() for matrix in matrices]
-    rows = sorted(exact(m) for m in store.measurements().values())
-    return {"states": states, "measurements": rows, "attempts": store.attempts()}
+def values(population: "Population") -> list[bytes]:
+    matrices = (population.weights_MP, population.momentum_MP, population.statistics_MQ, population.counters_MB)
+    return [matrix.numpy().tobytes() for matrix in matrices]
+
+
+def contents(store: Store) -> dict[str, dict]:
+    """All values of a store, to the bit."""
+    return {
+        "states": {key: values(read_states(store.directory, [file])) for key, file in store.state_files().items()},
+        "measurements": {key: m.columns() for key, m in store.measurements().items()},
+        "attempts": store.attempts(),
+    }
 
 
 def copy_of(store: Path, target: Path) -> Path:
     """A copy as a killed machine would leave it: with the log where there is one."""
     return Path(shutil.copytree(store, target))
+
+
+def flip(path: Path, place: int, change: int = 1) -> None:
+    """Change one byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= change
+    path.write_bytes(content)

@@ -1,0 +1,290 @@
+"""index.sqlite: its tables, transactions on it, and its errors in one line.
+
+Why SQLite: several processes write at once, each in small transactions that are on the disk when they return.
+DuckDB, which would also store columns, locks its file for one writing process.
+
+On a local disk the write-ahead log (WAL) is used: readers and a writer do not wait for each other. WAL needs shared
+memory of one machine, so on a network file system the rollback journal is used instead. A store that was once opened
+over a network stays with the journal: its file server sees it as local, and the two do not mix. Either way a commit
+is flushed to the disk (synchronous = FULL).
+
+The last column of every row, `crc`, is the CRC-32 of `ascii` of the tuple of the other columns, its key among them; a
+float is an 8-byte blob. A damaged row is an error where it is read. A missing row is work that is not done yet: where
+the log of a killed process is damaged, SQLite drops the transactions from there on, and their work is done again.
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+import weakref
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from fastwi.errors import UserError
+from fastwi.experiment.store.places import StorePlaces, network_type
+from fastwi.experiment.store.records import DamagedIndex
+from fastwi.files import lock, open_lock
+
+BUSY_SECONDS = 60.0
+_SCANNED_FOR_ONE_FOUND = 4  # rows that are passed over in the time in which one is looked up by its key
+
+Row: TypeAlias = tuple[Any, ...]
+
+
+class Table(NamedTuple):
+    """A table: its columns, of which the first `width` are its key and the last is the checksum.
+
+    Columns have no types, so that SQLite stores every value as it is given.
+    """
+
+    name: str
+    width: int
+    columns: tuple[str, ...]
+
+    @property
+    def creation(self) -> str:
+        """The statement that creates it."""
+        key = ", ".join(self.columns[: self.width])
+        return f"CREATE TABLE {self.name} ({', '.join(self.columns)}, PRIMARY KEY ({key})) WITHOUT ROWID"
+
+    @property
+    def insertion(self) -> str:
+        """The statement that adds a row, in the place of one with the same key."""
+        return f"INSERT OR REPLACE INTO {self.name} VALUES ({', '.join('?' * len(self.columns))})"
+
+    @property
+    def is_key(self) -> str:
+        """The condition that a row has a key, whose values are parameters."""
+        return " AND ".join(f"{name} = ?" for name in self.columns[: self.width])
+
+    def selection(self, where: str = "true", order: str = "ASC") -> str:
+        """The statement that reads rows, in the order of the key."""
+        keys = ", ".join(f"{name} {order}" for name in self.columns[: self.width])
+        return f"SELECT {', '.join(self.columns)} FROM {self.name} WHERE {where} ORDER BY {keys}"
+
+
+def _table(name: str, width: int, columns: str) -> Table:
+    return Table(name, width, (*columns.split(), "crc"))
+
+
+FLOATS = ("train_loss", "learning_rate", "test_loss", "test_accuracy", "seconds")
+MEASUREMENTS = _table("measurements", 2, f"state treatment epoch {' '.join(FLOATS)}")
+STATES = _table("states", 1, "key bytes sha256")
+CLAIMS = _table("claims", 2, "state treatment owner")
+PINS = _table("pins", 2, "state owner")
+ATTEMPTS = _table("attempts", 1, "number state treatment owner")
+TABLES = (MEASUREMENTS, STATES, CLAIMS, PINS, ATTEMPTS)
+
+
+def sealed(*values: Any) -> Row:
+    """A row: the values and their checksum."""
+    return (*values, zlib.crc32(ascii(values).encode()))
+
+
+def is_whole(row: Row) -> bool:
+    """Whether a row's checksum is that of its other columns."""
+    return zlib.crc32(ascii(row[:-1]).encode()) == row[-1]
+
+
+class Transaction:
+    """An open transaction. All rows that it gives are checked: DamagedIndex at one whose checksum is wrong."""
+
+    def __init__(self, connection: sqlite3.Connection, places: StorePlaces) -> None:
+        self.execute, self._many, self._places = connection.execute, connection.executemany, places
+
+    def rows(self, table: Table, where: str = "true", values: Sequence[Any] = ()) -> Iterator[Row]:
+        """Every row, or those of a condition, in the order of the table's key."""
+        return self._checked(self.execute(table.selection(where), values), table)
+
+    def of(self, table: Table, keys: Iterable[Sequence[Any]]) -> Iterator[Row]:
+        """The rows of those `keys` that are there, in the order of the key; the same key twice gives one row.
+
+        `keys` may be many; of an empty table they are not looked at.
+        """
+        if self.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone() is None:
+            return iter(())
+        wanted = set(map(tuple, keys))
+        many = _SCANNED_FOR_ONE_FOUND * len(wanted)
+        (count,) = self.execute(f"SELECT count(*) FROM (SELECT 1 FROM {table.name} LIMIT {many})").fetchone()
+        if count < many:
+            found = (row for row in self.execute(table.selection()) if row[: table.width] in wanted)
+        else:
+            query = table.selection(table.is_key)
+            found = (row for key in sorted(wanted) for row in self.execute(query, key))
+        return self._checked(found, table)
+
+    def add(self, table: Table, rows: Iterable[Row]) -> None:
+        """Add rows, in the place of those with the same key."""
+        self._many(table.insertion, rows)
+
+    def delete(self, table: Table, keys: Iterable[Sequence[Any]]) -> None:
+        """Delete the rows of `keys`, where they are there."""
+        self._many(f"DELETE FROM {table.name} WHERE {table.is_key}", keys)
+
+    def _checked(self, rows: Iterable[Row], table: Table) -> Iterator[Row]:
+        for row in rows:
+            if not is_whole(row):
+                what = f"the row {row[: table.width]!a} of {table.name} is damaged (checksum)"
+                raise DamagedIndex(f"{self._places.index}: {what}; {self._places.rebuild_line}")
+            yield row
+
+
+class Index:
+    """A connection to the index, shared by the threads of one process, which take turns.
+
+    It is opened when it is first needed. Around a fork it is closed, and opened again on both sides: SQLite's locks
+    do not pass to a child. Each process that has it open holds index.lock (shared).
+    """
+
+    def __init__(self, places: StorePlaces) -> None:
+        self.places = places
+        self.lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._presence: int | None = None
+        _OPEN.add(self)
+
+    def __del__(self) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def reading(self, begin: str = "BEGIN") -> Iterator[Transaction]:
+        """A transaction: all that is read within the block is of one moment.
+
+        Raises UserError, DamagedIndex among them, for what SQLite reports.
+        """
+        with self.lock, translated(self.places):
+            connection = self._open()
+            try:  # from before the BEGIN: Ctrl-C may strike right after it, and other threads go on writing
+                connection.execute(begin)
+                yield Transaction(connection, self.places)
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:  # a full disk has rolled back already
+                    connection.execute("ROLLBACK")
+
+    def writing(self) -> contextlib.AbstractContextManager[Transaction]:
+        """A transaction that writes: all of the block is committed at its end, or nothing of it."""
+        return self.reading("BEGIN IMMEDIATE")
+
+    def close(self) -> None:
+        """Close the connection; the next use opens it again."""
+        with self.lock:
+            connection, self._connection = self._connection, None
+            presence, self._presence = self._presence, None
+            if connection is not None:
+                with contextlib.suppress(sqlite3.Error):  # a last checkpoint on a full disk: the log stays
+                    connection.close()
+            if presence is not None:
+                os.close(presence)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            path = self.places.index_lock
+            self._presence = open_lock(path)
+            try:
+                alone = lock(self._presence, path, exclusive=True, wait=False)
+                if not alone:
+                    lock(self._presence, path, exclusive=False)  # waits for a process that is alone now
+                _check_there(self.places)
+                self._connection = connect(self.places.index)
+                _prepare(self._connection, self.places, alone)
+                lock(self._presence, path, exclusive=False)
+            except BaseException:
+                self.close()
+                raise
+        return self._connection
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection with this store's settings; transactions are begun and ended by hand."""
+    connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    for setting in ("synchronous = FULL", "journal_size_limit = 0", "temp_store = MEMORY", "cell_size_check = ON"):
+        connection.execute(f"PRAGMA {setting}")
+    return connection
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Create the tables of an index, where another process has not done so."""
+    connection.execute("BEGIN IMMEDIATE")
+    if _is_empty(connection):
+        for table in TABLES:
+            connection.execute(table.creation)
+    connection.execute("COMMIT")
+
+
+def _check_there(places: StorePlaces) -> None:
+    if places.rebuilt_index.exists():
+        raise DamagedIndex(f"{places.index}: its rebuild was cut off; {places.rebuild_line}")
+    lost = not places.index.exists() or places.index.stat().st_size == 0
+    if lost and any(path.exists() for path in (places.metrics, places.states, places.wal)):
+        raise DamagedIndex(f"{places.index}: lost; {places.rebuild_line}")
+
+
+def _prepare(connection: sqlite3.Connection, places: StorePlaces, alone: bool) -> None:
+    """Set the journal mode where no other process has the index open, and create the tables of a new one."""
+    new, network = _is_empty(connection), network_type(places.directory)
+    if alone and (network or new):
+        connection.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
+    if network and connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+        raise UserError(
+            f"{places.index}: open on a machine where it is a local disk, and here it is on {network}; "
+            "end the processes there first"
+        )
+    if new:
+        create_tables(connection)
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return bool(connection.execute("SELECT count(*) = 0 FROM sqlite_master").fetchone()[0])
+
+
+@contextlib.contextmanager
+def translated(places: StorePlaces) -> Iterator[None]:
+    """What SQLite and the system report within the block, as UserError: one line that names the fix."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
+            raise  # a mistake in this package or its use, such as a value that SQLite does not have
+        raise _refusal(error, places) from error
+    except UnicodeDecodeError as error:  # of a message that quotes a damaged index
+        raise DamagedIndex(f"{places.index}: damaged (not text); {places.rebuild_line}") from error
+    except OSError as error:
+        raise UserError(f"{places.index}: {error.strerror or error}") from error
+
+
+def _refusal(error: sqlite3.Error, places: StorePlaces) -> UserError:
+    text = " ".join(str(error).split())
+    known = {
+        "is full": "no space left on the device; free some and start again: nothing is lost",
+        "readonly": f"not writable ({text}); check its permissions, or use another store",
+        "unable to open": f"not writable ({text}); check its permissions, or use another store",
+        "locked": f"kept busy by other processes for {BUSY_SECONDS:.0f} s; start again when they are done",
+        "disk I/O error": "the system could not read or write it; check the space, the quota and the disk",
+    }
+    for part, meaning in known.items():
+        if part in text:
+            return UserError(f"{places.index}: {meaning}")
+    return DamagedIndex(f"{places.index}: damaged ({text}); {places.rebuild_line}")
+
+
+_OPEN: "weakref.WeakSet[Index]" = weakref.WeakSet()
+_HELD: list[Index] = []  # between the two ends of a fork
+
+
+def _before_fork() -> None:
+    _HELD[:] = list(_OPEN)
+    for index in _HELD:
+        index.lock.acquire()  # waits for transactions of other threads
+        index.close()
+
+
+def _after_fork() -> None:
+    while _HELD:
+        _HELD.pop().lock.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
