@@ -39,11 +39,11 @@ def main(argv: list[str]) -> int:
 
 def _carry_out(request: AnalysisRequest, study: Study, opened: OpenedSweep) -> Summary:
     """Measure, and write the study's directory."""
+    from fastwi.report.progress import Progress
     from fastwi.report.study_files import write_study
-    from fastwi.report.study_progress import StudyProgress
 
     begun = time.monotonic()
-    with StudyProgress(request.name) as progress:
+    with Progress(request.name) as progress:
         frames: Frames = study.measure(opened, request.options, progress.tell)
     for cell in opened.left_out:
         print(f"fastwi: left out, diverged: {cell}", file=sys.stderr)

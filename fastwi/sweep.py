@@ -14,13 +14,13 @@ from fastwi.cli import EXIT_PARTLY, command
 from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepfile import read_sweep_request, sweep_name
 from fastwi.config.sweeppoints import points, shard_of
+from fastwi.config.sweepwrite import sweep_to_yaml
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.python import entry
-from fastwi.report.progress import TreeProgress
 
 if TYPE_CHECKING:
     from fastwi.experiment.worker import Worker
-    from fastwi.report.sweep_files import SweepResults
+    from fastwi.report.results import Results
 
 
 @command
@@ -29,9 +29,11 @@ def main(argv: list[str]) -> int:
     request = read_sweep_request(argv)
     sweep = open_sweep(request.spec, sweep_name(request), request.shard)
     if request.dry_run:
-        from fastwi.report.sweep_plan import sweep_plan
+        from fastwi.report.plan import plan
+        from fastwi.report.results import sweep_directory
 
-        sweep_plan(sweep.planned, sweep.worker.resources).show(request.json)
+        directory, yaml = sweep_directory(sweep.planned), sweep_to_yaml(sweep.planned.spec)
+        plan(sweep.planned, sweep.worker.resources, directory, yaml).show(request.json)
         return 0
     found = carry_out_sweep(sweep)
     found.summary.show(request.json)
@@ -59,17 +61,20 @@ def open_sweep(spec: SweepSpec, name: str, shard: tuple[int, int] | None = None)
     return Sweep(planned, part, worker_for(part))
 
 
-def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "SweepResults":
+def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "Results":
     """Do what is left of the sweep's part, and write what is measured. `quiet`: no progress is shown.
 
     Raises UserError where a file cannot be written.
     """
     from fastwi.experiment.execution import carry_out_planned
     from fastwi.experiment.store import Store
-    from fastwi.report.sweep_files import write_sweep
+    from fastwi.report.plan import engine_text
+    from fastwi.report.progress import TreeProgress
+    from fastwi.report.results import write_sweep
 
     planned, part, worker = sweep.planned, sweep.part, sweep.worker
-    with Store.open(planned.spec.options.store) as store, TreeProgress(part, quiet=quiet) as progress:
+    first = engine_text(worker.resources.engine(planned.points[0].config), planned)
+    with Store.open(planned.spec.options.store) as store, TreeProgress(part, first, quiet) as progress:
         failures = carry_out_planned(part, worker, store, progress)
         return write_sweep(planned, store, worker.resources, failures)
 

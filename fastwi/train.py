@@ -1,10 +1,12 @@
 """`python -m fastwi.train --config FILE`: train a parent, clone it, average the children, train on.
 
 A run is a sweep of one point, with a store of its own in the run's directory; it reads from top to bottom in
-`open_run` and `carry_out_run`, which `fastwi.run` calls too. The same command goes on with an interrupted run.
+`open_run` and `carry_out_run`, which `fastwi.run` calls too. The same command goes on with an interrupted run, and
+with a finished one whose experiment.after was raised.
 """
 
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +14,14 @@ from typing import TYPE_CHECKING
 from fastwi.cli import EXIT_FAILED, command
 from fastwi.config.read import read_request
 from fastwi.config.schema import Config
-from fastwi.config.write import config_hash
+from fastwi.config.write import config_hash, to_yaml
 from fastwi.data.card import Card, read_card
 from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PlannedSweep, plan_run
-from fastwi.report.run_files import RunDirectory, RunResults, write_run
 
 if TYPE_CHECKING:
     from fastwi.experiment.worker import Worker
+    from fastwi.report.results import Results, RunDirectory
 
 
 @command
@@ -28,9 +30,10 @@ def main(argv: list[str]) -> int:
     request = read_request(argv, "fastwi.train", "Train a parent, its children, and the average of these.")
     run = open_run(request.config, request.config_file)
     if request.dry_run:
-        from fastwi.report.run_plan import run_plan
+        from fastwi.report.plan import plan
 
-        run_plan(run.planned, run.paths, run.worker.resources).show(request.json)
+        resources = run.worker.resources
+        plan(run.planned, resources, run.paths.directory, to_yaml(request.config)).show(request.json)
         return 0
     found = carry_out_run(run).summary
     found.show(request.json)
@@ -43,7 +46,7 @@ class Run:
 
     identity: str
     card: Card
-    paths: RunDirectory
+    paths: "RunDirectory"
     planned: PlannedSweep
     worker: "Worker"
 
@@ -55,6 +58,7 @@ def open_run(config: Config, file: Path | None) -> Run:
     """
     # torch takes seconds to import: bad configurations are refused before.
     from fastwi.experiment.execution import worker_for
+    from fastwi.report.results import RunDirectory
     from fastwi.report.tensorboard import require_tensorboard
 
     if config.run.tensorboard:
@@ -63,12 +67,12 @@ def open_run(config: Config, file: Path | None) -> Run:
     identity = config_hash(config, Inputs.of(card, config).digest)
     name = config.run.name or f"{file.stem if file else 'run'}-{identity}"
     paths = RunDirectory(Path(config.run.directory, name))
-    paths.check(identity, config)
     planned = plan_run(config, paths.store)
+    paths.check(identity, planned)
     return Run(identity, card, paths, planned, worker_for(planned))
 
 
-def carry_out_run(run: Run, quiet: bool = False) -> RunResults:
+def carry_out_run(run: Run, quiet: bool = False) -> "Results":
     """Do what is left of the run, and write its files. `quiet`: no progress is shown.
 
     Raises UserError where another process does it, or a file cannot be written.
@@ -76,16 +80,21 @@ def carry_out_run(run: Run, quiet: bool = False) -> RunResults:
     from fastwi.experiment.execution import carry_out_planned
     from fastwi.experiment.store import Store
     from fastwi.report.manifest import manifest
-    from fastwi.report.run_progress import RunProgress
+    from fastwi.report.plan import engine_text
+    from fastwi.report.progress import TreeProgress
+    from fastwi.report.results import RunRecord, write_run
 
     planned, paths, worker = run.planned, run.paths, run.worker
     engine = worker.resources.engine(planned.points[0].config)
     about = manifest(run.card, engine.resolved, run.identity, planned.networks)
     with paths.begun(about, planned.spec.base), Store.open(paths.store) as store:
-        with RunProgress(planned, store, paths, engine, quiet) as progress:
+        with (
+            closing(RunRecord(planned, store, paths)) as record,
+            TreeProgress(planned, engine_text(engine, planned), quiet, record) as progress,
+        ):
             failures = carry_out_planned(planned, worker, store, progress)
         paths.write_checkpoints(planned, store, worker.resident)
-        return write_run(planned, paths, run.card, progress.found(), failures)
+        return write_run(planned, paths, store, run.card.name, failures)
 
 
 if __name__ == "__main__":

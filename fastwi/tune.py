@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     request = read_request(argv, "fastwi.tune", _DESCRIPTION)
     from fastwi.engine.device import resolve_device, resolve_dtype
     from fastwi.engine.table import entry_key, table_path, write_speeds
-    from fastwi.report.study_progress import StudyProgress
+    from fastwi.report.progress import Progress
 
     config = request.config
     device, dtype = resolve_device(config.engine.device), resolve_dtype(config.engine)
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         print(key)
         return 0
     found: list[Tried] = []
-    with StudyProgress("tuning") as progress:
+    with Progress("tuning") as progress:
         for tried, spent in measure(config, device):
             found.append(tried)
             progress.tell(round(spent), round(BUDGET_S))

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fastwi.experiment.store import Measurement
-from fastwi.report.run_progress import RunProgress
+from fastwi.report.progress import TreeProgress
 
 
 class Stopped(KeyboardInterrupt):
@@ -36,10 +36,10 @@ class Silent:
         self.lines.append(message)
 
 
-def stopping(report: int, shown: bool = False) -> type[RunProgress]:
+def stopping(report: int, shown: bool = False) -> type[TreeProgress]:
     """A run's progress that ends the run, as Ctrl-C does, at a report of measurements; `shown`: after it is shown."""
 
-    class Stopping(RunProgress):
+    class Stopping(TreeProgress):
         _reports = 0
 
         def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement]) -> None:

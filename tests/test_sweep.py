@@ -22,8 +22,8 @@ from fastwi.config.write import to_yaml
 from fastwi.data.card import with_checksum
 from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import Store
+from fastwi.report.plan import naive_epochs
 from fastwi.report.rows import point_rows
-from fastwi.report.sweep_plan import naive_epochs
 from fastwi.sweep import main
 from fastwi.train import main as train
 

@@ -22,18 +22,19 @@ from safetensors.torch import load_file
 import fastwi
 from data_prep import prepare
 from fastwi.beton import StoredBeton
-from fastwi.config.read import config_from_mapping
+from fastwi.config.read import config_from_mapping, config_from_yaml
 from fastwi.data.card import read_card, with_checksum
+from fastwi.experiment.store import Store
 from fastwi.store import main as store
 from fastwi.train import main
 
 FILES = ["config.yaml", "figure.png", "manifest.json", "metrics.jsonl", "summary.md"]
 
 
-def arguments(data: Path, runs: Path, *more: str, batch: int = 50) -> list[str]:
+def arguments(data: Path, runs: Path, *more: str, batch: int = 50, after: int = 1) -> list[str]:
     pairs = {
         "data.path": data, "data.train_images": 300, "data.test_images": 100, "run.directory": runs, "run.name": "r",
-        "optimizer.batch_size": batch, "experiment.k": 2, "experiment.s": 1, "experiment.after": 1,
+        "optimizer.batch_size": batch, "experiment.k": 2, "experiment.s": 1, "experiment.after": after,
         "engine.device": "cpu", "engine.precision": "fp32", "engine.threads": 1,
     }  # fmt: skip
     return [f"--{key}={value}" for key, value in pairs.items()] + list(more)
@@ -117,6 +118,24 @@ def test_changed_configuration_is_refused(digits_directory, copied, capsys):
     said = refused(capsys, arguments(digits_directory, copied, "--optimizer.learning_rate=0.05"))
     assert "another configuration or dataset" in said
     assert contents(copied) == before
+
+
+def test_more_epochs_for_a_finished_run(digits_directory, copied, tmp_path, capsys):
+    """Nothing is trained twice, and all files are those of a run that was as long from the beginning."""
+    assert main(arguments(digits_directory, copied, after=3)) == 0
+    assert main(arguments(digits_directory, tmp_path / "long", after=3)) == 0
+    found, expected = copied / "r", tmp_path / "long" / "r"
+    for name in ("metrics.jsonl", "summary.md", "figure.png"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes()
+    assert contents(found / "checkpoints") == contents(expected / "checkpoints")
+    with Store.open(found / "store", create=False) as done:
+        assert set(done.attempts().values()) == {1}
+    configs = [config_from_yaml((each / "config.yaml").read_text()) for each in (found, expected)]
+    assert configs[0].experiment == configs[1].experiment
+    weights = [fastwi.load_network(each, which="average").state_dict() for each in (found, expected)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    capsys.readouterr()
+    assert "another configuration" in refused(capsys, arguments(digits_directory, copied))  # and not fewer
 
 
 def test_replaced_dataset_is_refused(digits_directory, copied, tmp_path, capsys):

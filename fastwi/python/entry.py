@@ -57,16 +57,13 @@ def run(
     """
     given = _overrides(overrides, network, train, test, directory, "run")
     read, file = read_config({} if config is None else config, given)
-    from fastwi.report.rows import gains, rows_frame
     from fastwi.train import carry_out_run, open_run
 
     with undisturbed():
         read = _with_images(read, train, test, read.run.directory)
         opened = open_run(read, file)
         found = carry_out_run(opened, quiet=not progress)
-    planned = opened.planned
-    of_pairs = gains(planned.spec, planned.points, planned.places, found.measured)
-    return _results(opened.paths.directory, found.summary.problems, rows_frame(found.rows), of_pairs)
+    return _results(found.directory, found.summary.problems, found.frame, found.gains)
 
 
 def sweep(

@@ -25,7 +25,7 @@ from fastwi.experiment.store import Store
 from fastwi.models.changes import network_change
 from fastwi.python.entry import undisturbed
 from fastwi.python.results import Results
-from fastwi.report.run_files import RunDirectory
+from fastwi.report.results import RunDirectory
 from fastwi.sealed import MANIFEST
 
 _ARGUMENTS = {
@@ -169,7 +169,7 @@ def _planned(directory: Path) -> PlannedSweep:
     if path == run.config:
         config = _on_cpu(config_from_yaml(text, str(path)))
         planned = plan_run(config, run.store)
-        run.check(config_hash(config, planned.inputs_of(config).digest), config)
+        run.check(config_hash(config, planned.inputs_of(config).digest), planned)
         return planned
     spec = sweep_from_yaml(text, str(path), directory)
     planned = plan_sweep(replace(spec, base=_on_cpu(spec.base)))

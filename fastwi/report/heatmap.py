@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastwi.analysis.statistics import FEWEST, Estimate
-from fastwi.files import atomic_path
+from fastwi.report.figures import numbered, save_figure
 from fastwi.report.rows import OVER, TREATMENTS
 from fastwi.report.summary import variant_text
 from fastwi.report.tables import Cell
@@ -19,10 +19,9 @@ _LEAST_INCHES = (3.6, 2.9)  # of a panel
 _MOST_INCHES = 45.0  # height of a file: browsers and viewers scale down what is higher
 _MOST_ROWS = 6
 _SPREAD = 10.0  # where the largest gain is this many times the typical one, a linear scale would show only it
-_DPI = 130
 
 
-def draw_heatmap(found: Sequence[Cell], path: Path, title: str, over: str = "best") -> list[Path]:
+def draw_heatmap(found: Sequence[Cell], path: Path, subject: str, over: str = "best") -> list[Path]:
     """Draw the mean gain `over` the "best" child or the "mean" of children, in points, over k x s.
 
     One panel for each treatment of batch norm and each combination of other axes and alpha, with one colour scale,
@@ -44,31 +43,17 @@ def draw_heatmap(found: Sequence[Cell], path: Path, title: str, over: str = "bes
     paths = []
     for first in range(0, len(variants), rows):
         part = variants[first : first + rows]
-        name = path if first == 0 else path.with_name(f"{path.stem}-{first // rows + 1}{path.suffix}")
+        name = numbered(path, first // rows + 1)
         panels = [(variant, treatment) for variant in part for treatment in columns]
         counted = f" ({first // rows + 1} of {-(-len(variants) // rows)})" if len(variants) > rows else ""
-        _draw(found, panels, (ks, ss), _norm(means), (beside, width, height), name, title + counted, over)
+        _draw(found, panels, (ks, ss), _norm(means), (beside, width, height), name, subject + counted, over)
         paths.append(name)
     return paths
 
 
-def save_figure(figure: Any, path: Path, dpi: int = _DPI, kinds: Sequence[str] = ("png", "pdf", "svg")) -> None:
-    """Write a figure in each of `kinds`, beside `path` by its ending, whole or not at all.
-
-    The same figure gives the same bytes: no dates are written.
-    """
-    from matplotlib import rc_context
-
-    dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with rc_context({"svg.hashsalt": "fastwi"}):
-        for kind in kinds:
-            with atomic_path(path.with_suffix(f".{kind}")) as temporary:
-                figure.savefig(temporary, format=kind, dpi=dpi, metadata=dates.get(kind))
-
-
 def _draw(
     found: Sequence[Cell], panels: Sequence[tuple[Any, str]], grid: tuple[list[int], list[int]], norm: Any,
-    size: tuple[int, float, float], path: Path, title: str, over: str,
+    size: tuple[int, float, float], path: Path, subject: str, over: str,
 ) -> None:  # fmt: skip
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -78,13 +63,10 @@ def _draw(
     beside, width, height = size
     down = -(-len(panels) // beside)
     any_interval = any(e.conclusive for cell in found for (_, o), e in cell.gains.items() if o == over)
-    told = "bold: the interval excludes 0"
+    below = "mean over parents [95 % interval], n = parents (pairs); bold: the interval excludes 0"
     if not any_interval:
-        told = f"no intervals: these need {FEWEST} parents, not all equal"
-    heading = (
-        f"{title}\nGain of the average over {OVER[over]}{' [95 % over parents]' * any_interval}; "
-        f"n = parents (pairs)\n{told}"
-    )
+        below = f"mean over parents, n = parents (pairs); intervals need {FEWEST} parents, not all equal"
+    heading = f"Gain in test accuracy of the average over {OVER[over]}: {subject}\n{below}"
     # A narrow map would cut its own heading off.
     figure = Figure(
         figsize=(max(width * beside + 1.0, 0.075 * max(map(len, heading.split("\n")))), height * down + 0.8),

@@ -1,24 +1,28 @@
-"""Progress with time left: a live bar on a terminal or in a notebook, lines elsewhere. To stderr."""
+"""Progress with the time left: a live bar on a terminal or in a notebook, lines elsewhere. To stderr."""
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from fastwi.report.rows import ACCURACY, point_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from fastwi.experiment.planner import PlannedSweep
     from fastwi.experiment.store import Measurement
+    from fastwi.report.results import RunRecord
 
 _LINE_EVERY_S = 10.0
-
+_MOST_NAMED = 6
 EVALUATION_COST = 0.25
 """Of an image that is only evaluated, in trained images: an estimate, for the time left."""
 
@@ -34,12 +38,6 @@ def cost_of(planned: "PlannedSweep", task: int) -> float:
     return tested + EVALUATION_COST * tree.treatment_of(task).images
 
 
-def auto_line(planned: "PlannedSweep") -> str:
-    """What engine.precision: auto is, and why; empty where no point has it."""
-    auto = planned.auto
-    return f"engine.precision: auto is {auto.precision}: {auto.reason}" if auto else ""
-
-
 def clock(seconds: float) -> str:
     """12:34 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
@@ -47,19 +45,21 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class LiveProgress:
-    """A bar with time left on a terminal or in a notebook, and lines above it or, elsewhere, alone. To stderr."""
+class Progress:
+    """Shows how far something is. `name`: what the bar is called; `quiet`: nothing is shown."""
 
-    def __init__(self, description: str, total: float | None, speed: bool = True, quiet: bool = False) -> None:
-        """`quiet`: nothing is shown."""
+    def __init__(self, name: str, quiet: bool = False) -> None:
         console = Console(file=sys.stderr, quiet=quiet)
         # Without ipywidgets a notebook shows lines, as a file does.
         live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
-        fields = (TextColumn("{task.fields[speed]}"),) if speed else ()
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-                   *fields, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-        self._bar = Progress(*columns, console=console, disable=quiet or not live)
-        self._task = self._bar.add_task(description, total=total, speed="")
+        columns = (
+            TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self._bar = RichProgress(*columns, console=console, disable=quiet or not live)
+        self._task = self._bar.add_task(name, total=None, speed="")
+        self._name, self._begun, self._last_line = name, time.monotonic(), -_LINE_EVERY_S
+        self._ended = False
 
     def __enter__(self) -> "Self":
         self._bar.start()
@@ -70,32 +70,46 @@ class LiveProgress:
     ) -> None:
         self._bar.stop()
 
+    def tell(self, done: float, total: float, said: str = "", unit: str = "", every: bool = False) -> None:
+        """Report that `done` of `total` is done. `unit`: what is counted, where its speed is shown.
+
+        A line has `said`, or the share that is done, at most every 10 s and at the end, or with `every` each time.
+        Without `said` there are no lines on a terminal.
+        """
+        now = time.monotonic()
+        spent = now - self._begun
+        speed = f"{done / max(spent, 1e-9):,.0f} {unit}/s" if unit else ""
+        description = said.partition(":")[0] if every else said.partition(",")[0]
+        self._bar.update(self._task, completed=done, total=total, speed=speed, description=description or self._name)
+        ended = done >= total * (1 - 1e-9)
+        due = every or (now - self._last_line >= _LINE_EVERY_S and done > 0) or (ended and not self._ended)
+        self._ended = ended
+        if not due or (self._bar.console.is_terminal and not said):
+            return
+        self._last_line = now
+        left = clock((total - done) * spent / max(done, 1e-9))
+        times = ", ".join(filter(None, [speed, f"{clock(spent)} spent", f"{left} left"]))
+        self._print(f"{said or f'{self._name}: {100 * done / max(total, 1):.0f} %'}  [{times}]")
+
     def _print(self, message: str) -> None:
         self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
-class TreeProgress(LiveProgress):
-    """The `Listener` of a run or a sweep: how far it is."""
+class TreeProgress(Progress):
+    """The `Listener` of a sweep or a run.
+
+    `first` is shown before the first images. `record`: of a run, whose networks are named at each measurement, and
+    whose rows are written as they come.
+    """
 
     def __init__(
-        self,
-        planned: "PlannedSweep",
-        describe: Callable[[Sequence["Measurement"]], str] | None = None,
-        first: str = "",
-        quiet: bool = False,
+        self, planned: "PlannedSweep", first: str = "", quiet: bool = False, record: "RunRecord | None" = None
     ) -> None:
-        """`describe`: measurements in words, for a line at each of them. `quiet`: nothing is shown.
-
-        `first` is shown before the first images; without it, what engine.precision: auto is.
-        """
-        self._tree, self._cost, self._describe = planned.tree, partial(cost_of, planned), describe
-        first = first or auto_line(planned)
+        super().__init__("planning", quiet)
+        self._planned, self._cost, self._record = planned, partial(cost_of, planned), record
         self._waiting = {"first": first} if first else {}  # lines that are shown before the first images
         self._total = self._done = self._here = 0.0
         self._tasks = self._tasks_done = 0
-        self._begun = time.monotonic()
-        self._last_line = -_LINE_EVERY_S
-        super().__init__("planning", 1.0, quiet=quiet)
 
     def planned(self, left: Sequence[int]) -> None:
         """Take `left` as what is left."""
@@ -105,7 +119,7 @@ class TreeProgress(LiveProgress):
         self._total = self._done + sum(map(self._cost, left))
         self._tasks = self._tasks_done + len(left)
         self._bar.update(self._task, total=self._total)
-        epochs, probes = self._tree.count(left)
+        epochs, probes = self._planned.tree.count(left)
         self._waiting["planned"] = f"{epochs:,} epochs to train, {probes:,} networks to measure"
 
     def images(self, trained: int, evaluated: int) -> None:
@@ -114,28 +128,22 @@ class TreeProgress(LiveProgress):
         self._here += trained + EVALUATION_COST * evaluated
         self._bar.update(self._task, completed=self._done + self._here)
 
-    def measured(self, tasks: Sequence[int], measurements: Sequence["Measurement"]) -> None:
+    def measured(self, tasks: Sequence[int], measurements: "Sequence[Measurement]") -> None:
         """Advance past `tasks`."""
         self._say_first()
         self._done += sum(map(self._cost, tasks))
         self._here = 0.0
         self._tasks_done += len(tasks)
-        spent = time.monotonic() - self._begun
-        speed = f"{self._done / max(spent, 1e-9):,.0f} images/s"
         last = measurements[-1]
-        if self._describe is not None:
-            said = self._describe(measurements)
-            description, _, _ = said.partition(":")
-        else:
-            description = f"networks measured: {self._tasks_done:,} of {self._tasks:,}"
-            said = f"{description}, the last at epoch {last.epoch}: {last.test_accuracy:.2f} %"
-        self._bar.update(self._task, completed=self._done, description=description, speed=speed)
-        ended = self._done >= self._total * (1 - 1e-9)
-        if self._describe is None and time.monotonic() - self._last_line < _LINE_EVERY_S and not ended:
-            return
-        self._last_line = time.monotonic()
-        left = (self._total - self._done) * spent / max(self._done, 1e-9)
-        self._print(f"{said}  [{speed}, {clock(spent)} spent, {clock(left)} left]")
+        said = (
+            f"networks measured: {self._tasks_done:,} of {self._tasks:,}, the last at epoch {last.epoch}: "
+            f"{last.test_accuracy:.2f} %"
+        )
+        if self._record is not None:
+            said = _named(self._planned, measurements)
+        self.tell(self._done, self._total, said, "images", every=self._record is not None)
+        if self._record is not None:
+            self._record.add(measurements)
 
     def told(self, message: str) -> None:
         """Show it."""
@@ -145,3 +153,15 @@ class TreeProgress(LiveProgress):
         for line in self._waiting.values():
             self._print(line)
         self._waiting.clear()
+
+
+def _named(planned: "PlannedSweep", measurements: "Sequence[Measurement]") -> str:
+    """Measurements of a run in words, each network once."""
+    rows = point_rows(planned.points[0], planned.places[0], {m.key: m for m in measurements})
+    if not rows:  # of the interpolation, and the average is measured already
+        return f"epoch {measurements[-1].epoch}: {len(measurements)} networks measured"
+    shown = dict.fromkeys(
+        f"{row['network']}{'*' if row['batch_norm'] == 'recomputed' else ''} {row[ACCURACY]:.2f} %" for row in rows
+    )
+    named = ", ".join(list(shown)[:_MOST_NAMED]) + (", ..." if len(shown) > _MOST_NAMED else "")
+    return f"epoch {rows[0]['epoch']} {rows[0]['stage']}: {named}"

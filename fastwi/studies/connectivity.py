@@ -35,7 +35,8 @@ from fastwi.report.estimates import (
     style,
     variant_of,
 )
-from fastwi.report.heatmap import K_LABEL, save_figure
+from fastwi.report.figures import save_figure
+from fastwi.report.heatmap import K_LABEL
 from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
 from fastwi.report.summary import Table
 

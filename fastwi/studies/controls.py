@@ -47,7 +47,7 @@ from fastwi.report.estimates import (
     style,
     titled,
 )
-from fastwi.report.heatmap import save_figure
+from fastwi.report.figures import save_figure
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
 from fastwi.report.summary import Table, value_text
 

@@ -38,7 +38,7 @@ from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.sweep import RECOMPUTED
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import counted_text, distinct, groups, style, titled
-from fastwi.report.heatmap import save_figure
+from fastwi.report.figures import save_figure
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import LEVEL, Table
 

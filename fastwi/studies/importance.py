@@ -46,7 +46,7 @@ from fastwi.report.estimates import (
     titled,
     variant_of,
 )
-from fastwi.report.heatmap import save_figure
+from fastwi.report.figures import save_figure
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
 from fastwi.report.summary import Table
 

@@ -30,7 +30,7 @@ from data_prep import prepare
 from fastwi.config.read import config_from_mapping
 from fastwi.engine.choose import build_network
 from fastwi.experiment.store import Measurement
-from fastwi.report.run_progress import RunProgress
+from fastwi.report.progress import TreeProgress
 from fastwi.train import main as train
 
 IMAGES = {"train": 128, "test": 64}
@@ -64,7 +64,7 @@ def settings(name: str, data: Path, runs: Path, precision: str, backend: str) ->
     }  # fmt: skip
 
 
-class Cut(RunProgress):
+class Cut(TreeProgress):
     """A run's progress that ends the run, as Ctrl-C does, once the children are done."""
 
     def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement]) -> None:
@@ -87,7 +87,7 @@ def outcome(name: str, data: Path, runs: Path, precision: str, backend: str) -> 
             lines = [line for line in said.getvalue().splitlines() if line.startswith("fastwi: error:")]
             clean = len(lines) == 1 and not (runs / "whole").exists()
             return f"refused: {lines[0]}" if clean else f"FINDING: {said.getvalue()[-300:]}"
-        with mock.patch("fastwi.report.run_progress.RunProgress", Cut):
+        with mock.patch("fastwi.report.progress.TreeProgress", Cut):
             codes = [code, train([*pairs, "--run.name=pieces"])]
         codes.append(train([*pairs, "--run.name=pieces"]))
     if codes != [0, 130, 0]:

@@ -26,8 +26,8 @@ from fastwi.config.sweepfile import read_sweep_request
 from fastwi.config.write import to_yaml
 from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import Store
+from fastwi.report.plan import naive_epochs
 from fastwi.report.rows import point_rows
-from fastwi.report.sweep_plan import naive_epochs
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 

@@ -15,7 +15,7 @@ from fastwi.experiment import planner
 from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PlannedSweep, PointStates, plan_sweep
 from fastwi.experiment.tree import OWN, Tree
-from fastwi.report.sweep_plan import naive_epochs
+from fastwi.report.plan import naive_epochs
 
 INPUTS = Inputs("digest", {"train": 1000, "test": 100})
 

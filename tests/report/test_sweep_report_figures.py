@@ -1,5 +1,6 @@
 """Heat maps and curves: what is drawn is what was measured, and files are whole pictures."""
 
+import dataclasses
 import re
 from statistics import fmean
 
@@ -11,20 +12,22 @@ from matplotlib.colors import SymLogNorm
 
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
-from fastwi.report import curves, heatmap
+from fastwi.report import curves, figures, heatmap
 from fastwi.report.rows import gains
 from fastwi.report.tables import cells
 
+TITLE = "Test accuracy of parents, children and their averages"
+LINES = "thin: single networks; thick: means over the parents (n)"
 GRID = spec_of({"experiment.k": (0, 1, 3), "experiment.s": (2, 1)}, parents=(0, 5), children=4)
 FIVE = spec_of({"experiment.k": (0, 1, 3), "experiment.s": (2, 1)}, parents=(0, 5, 6, 7, 8), children=4)
 
 
 @pytest.fixture
-def figures(monkeypatch):
+def kept(monkeypatch):
     """Figures that would be written, by name of the file."""
     kept = {}
 
-    def keep(figure, path, dpi=0):
+    def keep(figure, path, **options):
         kept[path.name] = figure
 
     monkeypatch.setattr(heatmap, "save_figure", keep)
@@ -41,7 +44,7 @@ def made(spec, seed):
     return every, places, drawn(tree, seed)
 
 
-def test_heatmap(figures, tmp_path, seed):
+def test_heatmap(kept, tmp_path, seed):
     every, places, measurements = made(FIVE, seed)
     del measurements[places[0].average, OWN]  # one pair less at k = 0, s = 2
     for place, point in zip(places, every, strict=True):
@@ -49,7 +52,7 @@ def test_heatmap(figures, tmp_path, seed):
             measurements.pop((place.average, OWN), None)
     found = cells(gains(FIVE, every, places, measurements))
     assert heatmap.draw_heatmap(found, tmp_path / "heatmap.png", "A sweep") == [tmp_path / "heatmap.png"]
-    own, recomputed = panels(figures["heatmap.png"])
+    own, recomputed = panels(kept["heatmap.png"])
     assert own.get_title().startswith("own")
     assert recomputed.get_title().startswith("recomputed")
     for axis, treatment in ((own, "own"), (recomputed, "recomputed")):
@@ -71,34 +74,34 @@ def test_heatmap(figures, tmp_path, seed):
     assert sorted(bold) == sorted(f"{e.value:+.2f}" for e in estimates if e.low > 0 or e.high < 0)
 
 
-def test_heatmap_of_few_parents_has_no_interval_and_nothing_bold(figures, tmp_path, seed):
+def test_heatmap_of_few_parents_has_no_interval_and_nothing_bold(kept, tmp_path, seed):
     """Also where both parents gain the same: an interval of no width would exclude 0."""
     frame = gains(GRID, *made(GRID, seed)).with_columns(gain_best_own_points=2.5)
     heatmap.draw_heatmap(cells(frame), tmp_path / "heatmap.png", "A sweep")
-    own, _ = panels(figures["heatmap.png"])
+    own, _ = panels(kept["heatmap.png"])
     assert [text.get_text() for text in own.texts if text.get_weight() == "bold"] == []
     assert [text.get_text() for text in own.texts].count("+2.50") == 6
     assert "n = 2 (4)" in [text.get_text() for text in own.texts]
-    assert not any("[" in text.get_text() for text in (*own.texts, figures["heatmap.png"]._suptitle))
+    assert not any("[" in text.get_text() for text in (*own.texts, kept["heatmap.png"]._suptitle))
 
 
-def test_heatmap_over_the_mean(figures, tmp_path, seed):
+def test_heatmap_over_the_mean(kept, tmp_path, seed):
     found = cells(gains(GRID, *made(GRID, seed)))
     heatmap.draw_heatmap(found, tmp_path / "mean.png", "A sweep", over="mean")
-    image = panels(figures["mean.png"])[1].images[0].get_array()
+    image = panels(kept["mean.png"])[1].images[0].get_array()
     at = {(cell.k, cell.s): cell.gains["recomputed", "mean"].value for cell in found}
     assert image.tolist() == [[at[k, 1], at[k, 2]] for k in (0, 1, 3)]
 
 
-def test_many_combinations_go_to_several_files(figures, tmp_path, seed):
+def test_many_combinations_go_to_several_files(kept, tmp_path, seed):
     spec = spec_of({"augment.padding": tuple(range(8))}, {"after": 0}, alphas=(0.5,), measure=("own",))
     found = cells(gains(spec, *made(spec, seed)))
     paths = heatmap.draw_heatmap(found, tmp_path / "heatmap.png", "A sweep")
-    assert [path.name for path in paths] == list(figures) == ["heatmap.png", "heatmap-2.png"]
-    titles = [axis.get_title() for figure in figures.values() for axis in panels(figure)]
+    assert [path.name for path in paths] == list(kept) == ["heatmap.png", "heatmap-2.png"]
+    titles = [axis.get_title() for figure in kept.values() for axis in panels(figure)]
     assert [int(re.search(r"padding = (\d)", title)[1]) for title in titles] == list(range(8))
     assert all("alpha = 0.5" in title for title in titles)
-    assert "no interval" in [text.get_text() for text in panels(figures["heatmap.png"])[0].texts]
+    assert "no interval" in [text.get_text() for text in panels(kept["heatmap.png"])[0].texts]
 
 
 def test_a_few_huge_losses_do_not_hide_the_gains():
@@ -116,12 +119,13 @@ def mean_over_parents(pairs):
     return fmean(fmean(v for p, v in pairs if p == parent) for parent in dict.fromkeys(p for p, _ in pairs))
 
 
-def test_curves(figures, tmp_path, seed):
+def test_curves(kept, tmp_path, seed):
     every, places, measurements = made(GRID, seed)
     lost = len(every) - 1  # k = 3, s = 1, parent 5: one pair lacks an epoch
     del measurements[places[lost].after[0], OWN]
     assert curves.draw_curves(GRID, every, places, measurements, tmp_path / "c.png", "A") == [tmp_path / "c.png"]
-    axes = panels(figures["c.png"])
+    axes = panels(kept["c.png"])
+    assert axes[0].get_ylim() == axes[1].get_ylim() != axes[2].get_ylim()  # of one row alike
     titles = [f"k = {k}, s = {s}" for k in (0, 1, 3) for s in (1, 2)]
     assert [axis.get_title().split(";")[0] for axis in axes] == titles
     for axis, (k, s) in zip(axes, [(k, s) for k in (0, 1, 3) for s in (1, 2)], strict=True):
@@ -129,7 +133,8 @@ def test_curves(figures, tmp_path, seed):
         whole = [i for i in here if i != lost]
         assert axis.get_title().endswith(f"n = 2 ({len(whole)} pairs)")
         parent, children, average, mark = axis.lines[:4]
-        assert list(parent.get_xdata()) == list(range(1, k + 1))
+        past = k - max(1, (s + 2) // 4)  # the part of the parent's that is drawn
+        assert list(parent.get_xdata()) == list(range(max(past, 1), k + 1))
         assert list(children.get_xdata()) == list(range(max(k, 1), k + s + 1))
         for x, y in zip(children.get_xdata(), children.get_ydata(), strict=True):
             values = []
@@ -150,18 +155,25 @@ def test_curves(figures, tmp_path, seed):
         assert axis.lines[5].get_ydata()[0] == pytest.approx(mean_over_parents(fresh))
         thin = [len(group.get_paths()) for group in axis.collections]
         assert thin == [2 if k else 0, 2 * 4, len(here)]
-        low, high = axis.get_ylim()
-        assert low < min(average.get_ydata()) <= max(average.get_ydata()) < high
+        # Nothing is cut off, and no range is empty.
+        drawn_xy = np.concatenate([path.vertices for group in axis.collections for path in group.get_paths()])
+        drawn_xy = drawn_xy[np.isfinite(drawn_xy).all(axis=1)]
+        (low_x, low_y), (high_x, high_y) = axis.viewLim.min, axis.viewLim.max
+        assert ((drawn_xy > (low_x, low_y)) & (drawn_xy < (high_x, high_y))).all()
+        assert low_x > min(k, drawn_xy[:, 0].min()) - 0.5
+        assert high_x < drawn_xy[:, 0].max() + 0.5
         assert {line.get_xdata()[0] for line in axis.lines[6:]} == {k, k + s}
 
 
-def test_curves_of_many_cells_and_combinations(figures, tmp_path, seed):
+def test_curves_of_many_cells_and_combinations(kept, tmp_path, seed):
     spec = spec_of({"experiment.k": tuple(range(1, 10)), "augment.flip": (0, 0.5)}, {"s": 0, "after": 0})
     every, places, measurements = made(spec, seed)
     paths = curves.draw_curves(spec, every, places, measurements, tmp_path / "c.png", "A sweep")
-    assert [path.name for path in paths] == list(figures) == ["c.png", "c-2.png"]
-    for figure, flip in zip(figures.values(), ("0.0", "0.5"), strict=True):
-        assert figure.get_suptitle() == f"A sweep\naugment.flip = {flip}\n6 of 9 values of k are drawn"
+    assert [path.name for path in paths] == list(kept) == ["c.png", "c-2.png"]
+    for figure, flip in zip(kept.values(), ("0.0", "0.5"), strict=True):
+        assert (
+            figure.get_suptitle() == f"{TITLE}: A sweep\n{LINES}\naugment.flip = {flip}\n6 of 9 values of k are drawn"
+        )
         assert [axis.get_title().split(",")[0] for axis in panels(figure)] == [f"k = {k}" for k in (1, 3, 4, 6, 7, 9)]
 
 
@@ -191,7 +203,52 @@ def test_nothing_measured_draws_no_map(tmp_path):
 def test_a_figure_file_has_no_date(tmp_path):
     figure, axis = pyplot.subplots()
     axis.plot([1, 2])
-    heatmap.save_figure(figure, tmp_path / "figure.png")
+    figures.save_figure(figure, tmp_path / "figure.png")
     pyplot.close(figure)
     assert b"Date" not in (tmp_path / "figure.pdf").read_bytes()
     assert b"<dc:date>" not in (tmp_path / "figure.svg").read_bytes()
+
+
+@pytest.mark.parametrize("touching", [False, True])
+def test_bold_needs_an_interval_beyond_0(kept, tmp_path, seed, touching):
+    """An end that touches 0 settles nothing."""
+    (cell, *_) = cells(gains(FIVE, *made(FIVE, seed)))
+    estimate = dataclasses.replace(cell.gains["own", "best"], value=0.5, low=0.0 if touching else 1e-6, high=1.0)
+    drawn_cell = dataclasses.replace(cell, gains={("own", "best"): estimate})
+    heatmap.draw_heatmap([drawn_cell], tmp_path / "heatmap.png", "A sweep")
+    (own,) = panels(kept["heatmap.png"])
+    bold = [text.get_text() for text in own.texts if text.get_weight() == "bold"]
+    assert bold == ([] if touching else ["+0.50"])
+
+
+def test_a_run_is_drawn_in_three_metrics(kept, tmp_path, seed):
+    spec = spec_of({})
+    (point,), (place,), measurements = made(spec, seed)
+    curves.draw_run(point, place, measurements, tmp_path / "figure.png", "A run")
+    accuracy, test_loss, train_loss = kept["figure.png"].axes
+    for axis, metric in ((accuracy, "test_accuracy"), (test_loss, "test_loss"), (train_loss, "train_loss")):
+        parent, children, average = axis.lines[:3]
+        assert list(parent.get_ydata()) == [getattr(measurements[s, OWN], metric) for s in place.parent]
+        assert list(children.get_xdata()) == [2, 3]
+        # No loss of training belongs to an average that is not trained on yet.
+        states = place.after if metric == "train_loss" else (place.average, *place.after)
+        assert list(average.get_ydata()) == [getattr(measurements[s, OWN], metric) for s in states]
+        assert list(average.get_xdata()) == [3, 4, 5][-len(states) :]
+
+
+def test_a_figure_for_a_paper_has_no_title_and_fonts_that_are_text(tmp_path):
+    found = {}
+    for style in ("screen", "paper"):
+        figure, axis = pyplot.subplots()
+        axis.plot([1, 2], label="label of the axis")
+        axis.set_xlabel("label of the axis")
+        figure.suptitle("title of the figure")
+        figures.set_style(style)
+        figures.save_figure(figure, tmp_path / f"{style}.png")
+        found[style] = (tmp_path / f"{style}.svg").read_text()
+        pyplot.close(figure)
+    figures.set_style("screen")
+    assert ">label of the axis<" in found["paper"]
+    assert "title of the figure" not in found["paper"]
+    assert "title of the figure" in found["screen"]  # as a comment: its letters are shapes
+    assert b"/Type3" not in (tmp_path / "paper.pdf").read_bytes()

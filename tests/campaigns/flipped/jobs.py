@@ -249,8 +249,8 @@ def _import_all() -> None:
     for name in (
         "fastwi.experiment.scheduler", "fastwi.experiment.execution",
         "fastwi.engine.choose", "fastwi.report.page", "fastwi.studies.connectivity", "fastwi.report.tensorboard",
-        "fastwi.report.run_progress", "fastwi.report.study_progress", "fastwi.analysis.line",
-        "fastwi.report.curves", "fastwi.report.figure", "fastwi.report.heatmap", "rich.console", "torch._dynamo",
+        "fastwi.report.progress", "fastwi.report.results", "fastwi.report.plan", "fastwi.analysis.line",
+        "fastwi.report.curves", "fastwi.report.figures", "fastwi.report.heatmap", "rich.console", "torch._dynamo",
     ):  # fmt: skip
         importlib.import_module(name)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"

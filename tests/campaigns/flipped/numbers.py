@@ -44,15 +44,13 @@ def reported(main: Main, collect: Collect) -> Main:
 def leave_out_figures() -> None:
     """Have the commands draw nothing, in this process: no number is read from a figure, and drawing takes most time."""
     import fastwi.report.curves
-    import fastwi.report.figure
     import fastwi.report.heatmap
     import fastwi.report.manifest
     import fastwi.studies.connectivity
 
     nothing: Callable[..., None] = lambda *_, **__: None  # noqa: E731
-    fastwi.report.figure.draw_run = nothing
     fastwi.report.heatmap.draw_heatmap = nothing
-    fastwi.report.curves.draw_curves = nothing
+    fastwi.report.curves.draw_curves = fastwi.report.curves.draw_run = nothing
     fastwi.studies.connectivity.save_figure = nothing
     fastwi.report.manifest.commit = lambda: None  # two processes a run
 

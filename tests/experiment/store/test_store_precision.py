@@ -47,14 +47,15 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(
     assert run(tmp_path / "whole", digits_directory, f"--engine.precision={here}") == 0
     machine(monkeypatch, here)
     with monkeypatch.context() as cut:
-        cut.setattr("fastwi.report.run_progress.RunProgress", stopping(2))
+        cut.setattr("fastwi.report.progress.TreeProgress", stopping(2))
         assert run(tmp_path / "two", digits_directory) == 130
     with Store.open(tmp_path / "two" / "r" / "store", create=False) as store:
         assert [m.epoch for m in store.measurements().values()] == [1]  # the parent's
     machine(monkeypatch, there)
     capfd.readouterr()
     assert run(tmp_path / "two", digits_directory, "--dry-run") == 0
-    assert f"{dtype} (auto: the store was begun in it)" in capfd.readouterr().out
+    assert f"{dtype} (engine.precision: auto is" in (out := capfd.readouterr().out)
+    assert "the store was begun in it" in out
     assert run(tmp_path / "two", digits_directory) == 0
     rows = [(tmp_path / name / "r" / "metrics.jsonl").read_text() for name in ("whole", "two")]
     assert rows[0] == rows[1]

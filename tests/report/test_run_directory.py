@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from fastwi.config.read import config_from_mapping
+from fastwi.config.read import config_from_mapping, config_from_yaml
 from fastwi.config.schema import Config
 from fastwi.errors import CheckpointError, UserError
-from fastwi.report.run_files import RunDirectory
+from fastwi.experiment.planner import PlannedSweep, plan_run
+from fastwi.report.results import RunDirectory
 from fastwi.sealed import read_sealed, write_sealed
 from fastwi.train import main
 
@@ -29,7 +30,7 @@ def test_a_run_of_an_earlier_fastwi_is_refused_in_one_line(tmp_path, digits_dire
         (directory / "manifest.json").write_text("{")
     before = contents(tmp_path)
     with pytest.raises(CheckpointError, match=r"r: holds a run of an earlier fastwi.*give another run\.name"):
-        RunDirectory(directory).check("0123456789ab", Config())
+        RunDirectory(directory).check("0123456789ab", None)
     argv = [f"--data.path={digits_directory}", f"--run.directory={tmp_path}", "--run.name=r", "--engine.device=cpu"]
     for more in ([], ["--dry-run"]):
         assert main([*argv, *more]) == 2
@@ -40,21 +41,36 @@ def test_a_run_of_an_earlier_fastwi_is_refused_in_one_line(tmp_path, digits_dire
     assert contents(tmp_path) == before
 
 
-def test_a_directory_is_of_the_run_that_it_was_begun_as(tmp_path):
-    paths, config = RunDirectory(tmp_path / "r"), config_from_mapping({"experiment": {"k": 3}})
-    paths.check("first", config)  # there is none yet
+def test_a_directory_is_of_the_run_that_it_was_begun_as(tmp_path, digits_directory):
+    paths = RunDirectory(tmp_path / "r")
+
+    def planned(**experiment: int) -> tuple[Config, PlannedSweep]:
+        data = {"path": str(digits_directory)}
+        engine = {"precision": "fp32"}
+        config = config_from_mapping({"data": data, "engine": engine, "experiment": {"k": 2, "s": 1, **experiment}})
+        return config, plan_run(config, paths.store)
+
+    config, first = planned(after=1)
+    paths.check("first", first)  # there is none yet
     with paths.begun({"identity": "first"}, config):
         before = contents(tmp_path)
-        second = paths.begun({"identity": "second"}, Config())
+        second = paths.begun({"identity": "second"}, config)
         with pytest.raises(UserError, match="another process trains this run"), second:
             pass
-    with paths.begun({"identity": "second"}, Config()):  # it goes on
+    with paths.begun({"identity": "first"}, Config()):  # it goes on
         pass
     assert contents(tmp_path) == before
-    assert read_sealed(paths.manifest, "") == {"identity": "first"}
-    paths.check("first", config)
+    paths.check("first", first)
+    paths.check("longer", planned(after=2)[1])
+    for other in ({"after": 0}, {"k": 3, "after": 1}, {"s": 2, "after": 1}, {"children": 3, "after": 1}):
+        with pytest.raises(CheckpointError, match="another configuration or dataset"):
+            paths.check("other", planned(**other)[1])
+    with paths.begun({"identity": "longer"}, planned(after=2)[0]):
+        pass
+    assert read_sealed(paths.manifest, "") == {"identity": "longer"}
+    assert config_from_yaml(paths.config.read_text()).experiment.after == 2
     with pytest.raises(CheckpointError, match="another configuration or dataset"):
-        paths.check("second", config)
-    paths.manifest.write_bytes(paths.manifest.read_bytes().replace(b"first", b"fisrt"))
+        paths.check("first", first)
+    paths.manifest.write_bytes(paths.manifest.read_bytes().replace(b"longer", b"lonegr"))
     with pytest.raises(CheckpointError, match=r"manifest\.json: is damaged"):
-        paths.check("first", config)
+        paths.check("longer", first)

@@ -1,0 +1,40 @@
+"""A figure's files: on a screen with its title; for a paper without one, with fonts that stay text."""
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from fastwi.files import atomic_path
+
+DPI = 130
+STYLES = ("screen", "paper")
+_style: ContextVar[str] = ContextVar("_style", default="screen")
+
+
+def set_style(style: str) -> None:
+    """Have figures drawn from now on be for a "screen" or for a "paper": --figures of the commands."""
+    _style.set(style)
+
+
+def save_figure(figure: Any, path: Path, dpi: int = DPI, kinds: Sequence[str] = ("png", "pdf", "svg")) -> None:
+    """Write a figure in each of `kinds`, beside `path` by its ending, whole or not at all.
+
+    The same figure gives the same bytes: no dates are written. Raises UserError where a file cannot be written.
+    """
+    from matplotlib import rc_context
+
+    rc: dict[str, Any] = {"svg.hashsalt": "fastwi"}
+    if _style.get() == "paper":  # a caption says what the title does
+        figure.suptitle("")
+        rc |= {"pdf.fonttype": 42, "svg.fonttype": "none"}
+    dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    with rc_context(rc):  # type: ignore[arg-type]
+        for kind in kinds:
+            with atomic_path(path.with_suffix(f".{kind}")) as temporary:
+                figure.savefig(temporary, format=kind, dpi=dpi, metadata=dates.get(kind))
+
+
+def numbered(path: Path, number: int) -> Path:
+    """`path` for the first of several files, then `path` with -2, -3 ..."""
+    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")

@@ -1,0 +1,150 @@
+"""What --dry-run shows of a run or a sweep: its trajectories, what is left of them, the time and the disk."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastwi.config.schema import Config
+from fastwi.config.sweep import KEEP
+from fastwi.config.sweeppoints import Point
+from fastwi.config.write import to_mapping
+from fastwi.data.batches import Dataset
+from fastwi.data.noise import Noise
+from fastwi.engine.base import Engine
+from fastwi.experiment.planner import PlannedSweep
+from fastwi.experiment.resources import Resources
+from fastwi.experiment.todo import left_of
+from fastwi.population import Population
+from fastwi.report.progress import clock, cost_of
+from fastwi.report.summary import Summary
+from fastwi.sealed import MANIFEST
+
+_STEPS = 8
+_TEST_IMAGES = 2000
+_MOST_NAMED = 12
+
+
+def engine_text(engine: Engine, planned: PlannedSweep) -> str:
+    """What a run or a sweep is computed by, in words."""
+    resolved = engine.resolved
+    compiles = "; the first steps compile, which can take minutes" if resolved.backend == "compile" else ""
+    auto = planned.auto
+    why = f" (engine.precision: auto is {auto.precision}: {auto.reason})" if auto else ""
+    return f"{resolved.backend} on {resolved.device}, {str(resolved.dtype).removeprefix('torch.')}{why}{compiles}"
+
+
+def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str) -> Summary:
+    """The tree, what it saves, and time and disk, measured on a few steps of its own. `yaml`: the configuration."""
+    tree, left, lines = planned.tree, left_of(planned), tree_lines(planned)
+    (epochs, _), naive = tree.count(tree.tasks()), naive_epochs(planned.points)
+    epochs_left, probes_left = tree.count(left)
+    images = sum(
+        planned.inputs_of(config).images("train", config.data) for config in map(tree.config_of, left[:epochs_left])
+    )
+    seconds, sizes = _seconds(planned, left, resources), kept_bytes(planned, resources)
+    keep = planned.spec.options.keep
+    values = {
+        "directory": str(directory), "config": to_mapping(planned.points[0].config), "points": len(planned.points),
+        "epochs": epochs, "naive_epochs": naive, "epochs_left": epochs_left, "networks_to_measure": probes_left,
+        "images_to_train": images, "seconds": seconds, "bytes": sizes[keep], "bytes_by_keep": sizes, "tree": lines,
+    }  # fmt: skip
+    disk = (f"{name} {size / 2**20:,.0f} MiB" + " (chosen)" * (name == keep) for name, size in sizes.items())
+    shown = [
+        f"{directory}: {'goes on' if (directory / MANIFEST).exists() else 'new'}",
+        engine_text(resources.engine(planned.points[0].config), planned),
+        *lines,
+        f"{len(planned.points):,} points; {epochs:,} epochs in the tree, {naive:,} if each point were run alone: "
+        f"{naive / max(1, epochs):.1f} times as many",
+        f"left: {epochs_left:,} epochs, {images:,} images to train, {probes_left:,} networks to measure: about "
+        f"{clock(seconds)} on one such device",
+        f"states in the store at the end, by sweep.keep: {', '.join(disk)}",
+    ]
+    return Summary(values, [*(f"# {line}" for line in shown), yaml])
+
+
+def naive_epochs(points: Iterable[Point]) -> int:
+    """Epochs that would be trained if every point were run alone."""
+    total = 0
+    for point in points:
+        e = point.config.experiment
+        total += e.k + e.children * e.s + e.after * (1 + e.children * e.continue_children)
+    return total
+
+
+def tree_lines(planned: PlannedSweep) -> list[str]:
+    """The tree in words, a line a kind of trajectory."""
+    tree = planned.tree
+    # Trajectories by their last node and the epochs done before their first.
+    kinds: dict[str, set[tuple[int, int]]] = {"parents": set(), "children": set(), "averages": set()}
+    for place in planned.places:
+        kinds["parents"].add((place.clone_node, 0))
+        kinds["children"].update((last, tree.epochs[place.clone_node]) for last in place.last_nodes)
+        kinds["averages"].add((place.after_node, tree.epochs[place.average_node]))
+    lines = []
+    for name, trajectories in kinds.items():
+        paths = [path for last, first in trajectories if (path := tree.path(last, first))]
+        count = len({(tree.before[path[0]], tree.noises[path[0]]) for path in paths})
+        nodes = {node for path in paths for node in path}
+        kept = list(map(str, sorted({tree.epochs[node] for node in nodes & tree.stops})))
+        if len(kept) > _MOST_NAMED:
+            kept[8:-1] = ["..."]
+        where = f", kept at epochs {', '.join(kept)}" if kept else ""
+        lines.append(f"{name}: {count:,} trajectories, {len(nodes):,} epochs{where}")
+    return lines
+
+
+def kept_bytes(planned: PlannedSweep, resources: Resources) -> dict[str, int]:
+    """What the states take in the store at the end, by choice of sweep.keep."""
+    tree = planned.tree
+    network = {alike: node for node, alike in enumerate(tree.alike)}
+    found = {}
+    for keep in KEEP:
+        counts = Counter(tree.alike[node] for node in planned.kept(keep))
+        sizes = (count * resources.layout(tree.configs[network[alike]]).row_bytes for alike, count in counts.items())
+        found[keep] = sum(sizes)
+    return found
+
+
+def _seconds(planned: PlannedSweep, left: Sequence[int], resources: Resources) -> float:
+    costs: dict[tuple[object, ...], float] = defaultdict(float)  # in trained images, by what decides the speed
+    examples: dict[tuple[object, ...], Config] = {}
+    tasks_of: dict[int, list[int]] = defaultdict(list)  # by the configuration's identity: hashing one takes long
+    for task in left:
+        tasks_of[id(planned.tree.config_of(task))].append(task)
+    for tasks in tasks_of.values():
+        config = planned.tree.config_of(tasks[0])
+        speed = (config.model, config.engine, config.optimizer.batch_size, config.data.path)
+        examples.setdefault(speed, config)
+        costs[speed] += sum(cost_of(planned, task) for task in tasks)
+    seconds = 0.0
+    for name, config in examples.items():
+        engine, network = resources.tried_engine(config), resources.network(config)
+        trained_per_s, start_s = _measure(engine, network, *resources.splits(config))
+        seconds += costs[name] / trained_per_s + start_s
+    return seconds
+
+
+def _measure(engine: Engine, network: nn.Module, train: Dataset, test: Dataset) -> tuple[float, float]:
+    """Images trained a second, and the seconds that compilation takes: a few steps, after as many to warm up."""
+    population = Population.from_modules([network], device=engine.device)
+    few_train = _spread(train, _STEPS * (len(train) // engine.iterations(train)))
+    few_test = _spread(test, _TEST_IMAGES)
+    rates, seconds = [], []
+    for _ in range(2):  # the first round compiles and fills caches
+        begun = time.perf_counter()
+        engine.train_epoch(population, few_train, [Noise(0)], 0)
+        middle = time.perf_counter()
+        engine.evaluate(population, few_test)
+        rates.append(len(few_train) / (middle - begun))
+        seconds.append(time.perf_counter() - begun)
+    return rates[-1], max(0.0, seconds[0] - seconds[1])
+
+
+def _spread(dataset: Dataset, images: int) -> Dataset:
+    """`images` images from all over the dataset: it may be sorted by class, and one class is learnt at once."""
+    chosen = torch.linspace(0, len(dataset) - 1, min(images, len(dataset)), device=dataset.labels_N.device).long()
+    return dataset.part(chosen)
