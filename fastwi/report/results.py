@@ -17,7 +17,7 @@ import polars
 from fastwi.config.read import config_from_yaml
 from fastwi.config.schema import Config
 from fastwi.config.sweepwrite import sweep_to_yaml
-from fastwi.config.write import to_yaml
+from fastwi.config.write import config_hash, to_yaml
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.experiment.todo import without_lost
@@ -103,6 +103,7 @@ class RunDirectory:
         busy = "another process trains this run; wait for it or give another run.name"
         with locked_directory(self.directory, busy):
             if not self.manifest.exists() or self._begun_as() != manifest["identity"]:
+                self.manifest.unlink(missing_ok=True)
                 for path in self.checkpoints.glob("*"):  # of the shorter run
                     path.unlink()
                 write_text(self.config, sealed_yaml(to_yaml(config)))
@@ -137,7 +138,10 @@ class RunDirectory:
         try:
             config = config_from_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
             earlier = plan_run(config, self.store)
+            digest = earlier.inputs_of(config).digest
         except (OSError, UnicodeDecodeError, UserError):  # a dataset or a network that is gone, say
+            return False
+        if config_hash(config, digest) != self._begun_as():  # the dataset or the network is another one now
             return False
         return set(earlier.tree.measurement_keys()) <= set(planned.tree.measurement_keys())
 

@@ -6,6 +6,7 @@ import pytest
 
 from fastwi.config.read import config_from_mapping, config_from_yaml
 from fastwi.config.schema import Config
+from fastwi.config.write import config_hash
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.report.results import RunDirectory
@@ -44,33 +45,36 @@ def test_a_run_of_an_earlier_fastwi_is_refused_in_one_line(tmp_path, digits_dire
 def test_a_directory_is_of_the_run_that_it_was_begun_as(tmp_path, digits_directory):
     paths = RunDirectory(tmp_path / "r")
 
-    def planned(**experiment: int) -> tuple[Config, PlannedSweep]:
+    def planned(**experiment: int) -> tuple[str, PlannedSweep]:
         data = {"path": str(digits_directory)}
         engine = {"precision": "fp32"}
         config = config_from_mapping({"data": data, "engine": engine, "experiment": {"k": 2, "s": 1, **experiment}})
-        return config, plan_run(config, paths.store)
+        found = plan_run(config, paths.store)
+        return config_hash(config, found.inputs_of(config).digest), found
 
-    config, first = planned(after=1)
-    paths.check("first", first)  # there is none yet
-    with paths.begun({"identity": "first"}, config):
+    identity, first = planned(after=1)
+    longer_identity, longer = planned(after=2)
+    paths.check(identity, first)  # there is none yet
+    with paths.begun({"identity": identity}, first.spec.base):
         before = contents(tmp_path)
-        second = paths.begun({"identity": "second"}, config)
+        second = paths.begun({"identity": longer_identity}, longer.spec.base)
         with pytest.raises(UserError, match="another process trains this run"), second:
             pass
-    with paths.begun({"identity": "first"}, Config()):  # it goes on
+    with paths.begun({"identity": identity}, Config()):  # it goes on
         pass
     assert contents(tmp_path) == before
-    paths.check("first", first)
-    paths.check("longer", planned(after=2)[1])
+    paths.check(identity, first)
+    paths.check(longer_identity, longer)
     for other in ({"after": 0}, {"k": 3, "after": 1}, {"s": 2, "after": 1}, {"children": 3, "after": 1}):
         with pytest.raises(CheckpointError, match="another configuration or dataset"):
-            paths.check("other", planned(**other)[1])
-    with paths.begun({"identity": "longer"}, planned(after=2)[0]):
+            paths.check(*planned(**other))
+    with paths.begun({"identity": longer_identity}, longer.spec.base):
         pass
-    assert read_sealed(paths.manifest, "") == {"identity": "longer"}
+    assert read_sealed(paths.manifest, "") == {"identity": longer_identity}
     assert config_from_yaml(paths.config.read_text()).experiment.after == 2
     with pytest.raises(CheckpointError, match="another configuration or dataset"):
-        paths.check("first", first)
-    paths.manifest.write_bytes(paths.manifest.read_bytes().replace(b"longer", b"lonegr"))
+        paths.check(identity, first)
+    changed = paths.manifest.read_bytes().replace(longer_identity.encode(), longer_identity[::-1].encode())
+    paths.manifest.write_bytes(changed)
     with pytest.raises(CheckpointError, match=r"manifest\.json: is damaged"):
-        paths.check("longer", first)
+        paths.check(longer_identity, longer)
