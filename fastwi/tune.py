@@ -101,6 +101,7 @@ def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members
 
     from fastwi.data.noise import Noise
     from fastwi.data.resident import ResidentDataset, normalisation_table
+    from fastwi.engine.base import Settings
     from fastwi.engine.choose import build_network
     from fastwi.engine.device import free_memory
     from fastwi.population import Population
@@ -116,7 +117,7 @@ def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members
         classes=CLASSES,
     )
     network = build_network(config, CLASSES, (IMAGE_SIZE, IMAGE_SIZE))
-    engine = kind(network, config.engine, config.optimizer, config.schedule, config.augment)
+    engine = kind(network, Settings.of(config))
     population = Population.from_modules([network], device=device).clone_rows([0] * members)
     noises = [Noise(m) for m in range(members)]
     engine.train_epoch(population, dataset, noises, 0)

@@ -1,6 +1,6 @@
-"""What all engines share: evaluation, statistics, batches, precision. How members are trained is each one's own.
+"""What all engines share: settings, evaluation, statistics, batches. How members are trained is each one's own.
 
-Shapes: M members, N images of a batch, K classes, P parameters, C H W of an image, D images of a dataset.
+Shapes: M members, R of them in one pass, N images of a batch, K classes, C H W of an image.
 """
 
 import abc
@@ -16,20 +16,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.config.schema import AugmentConfig, Config, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Draws, Noise
 from fastwi.engine.allocator import keep_freed_memory
-from fastwi.engine.autocast import needs_autocast
 from fastwi.engine.device import compiled, cpu_threads, make_deterministic, resolve
 from fastwi.engine.draws import DrawRequest, DrawsAhead
+from fastwi.engine.mixed import low_precision_names, needs_autocast
 from fastwi.kernels.augment import augment
 from fastwi.models.generators import draws_of, seeded
-from fastwi.population import Population
+from fastwi.population import Layout, Population
 
 Report = Callable[[int], None]  # called with the number of images done since the last call
 AnyEngine = TypeVar("AnyEngine", bound="Engine")
 MEMBERS_A_BATCH = 16  # that see an evaluation batch in turn; their weights in low precision are in memory together
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sections of a configuration that engines read."""
+
+    engine: EngineConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    augment: AugmentConfig
+
+    @classmethod
+    def of(cls, config: Config) -> "Settings":
+        """Those of `config`."""
+        return cls(config.engine, config.optimizer, config.schedule, config.augment)
 
 
 @dataclass(frozen=True)
@@ -51,18 +66,10 @@ class Engine(abc.ABC):
     members_at_once: int
     """Networks that are best handed over together."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: EngineConfig,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        augmentation: AugmentConfig,
-    ) -> None:
-        self.resolved = resolve(config, model)
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        config = settings.engine
+        self.settings, self.resolved = settings, resolve(config, model)
         self.device, self.dtype = self.resolved.device, self.resolved.dtype
-        self._optimizer, self._schedule, self._augment = optimizer, schedule, augmentation
-        self._evaluation_batch = config.evaluation_batch
         if config.deterministic:
             make_deterministic()
         if self.device.type == "cuda" and self.dtype == torch.float32:
@@ -74,6 +81,7 @@ class Engine(abc.ABC):
             if config.threads or cpu_threads(config) < torch.get_num_threads():
                 torch.set_num_threads(cpu_threads(config))
         self._model = self.resolved.network.to(self.device)
+        self._norms = batch_norms(self._model.modules())
         self._forward: Callable[..., Tensor] = self._call
         if self.resolved.backend == "compile":
             self._forward = compiled(self._call, self.device)
@@ -82,7 +90,7 @@ class Engine(abc.ABC):
         self._autocast = self.dtype != torch.float32 and needs_autocast(model)
         self._low = frozenset() if self._autocast else low_precision_names(model)
         if self.dtype != torch.float32:
-            # Its shortcut for evaluation takes biases to have the weights' dtype, and gives no number where not.
+            # Its shortcut for evaluation expects biases in the weights' dtype, and gives NaN for others.
             torch.backends.mha.set_fastpath_enabled(False)
 
     @abc.abstractmethod
@@ -108,30 +116,27 @@ class Engine(abc.ABC):
         """
         self._ahead.ask([self._request(noise, epoch, dataset) for noise in noises])
 
-    def with_settings(
-        self: AnyEngine, optimizer: OptimizerConfig, schedule: ScheduleConfig, augmentation: AugmentConfig
-    ) -> AnyEngine:
-        """An engine for the same networks under other settings, which shares the compiled network with this one."""
+    def with_settings(self: AnyEngine, settings: Settings) -> AnyEngine:
+        """An engine under other settings with the same `engine` section. It shares the compiled network."""
         other = copy.copy(self)
-        other._optimizer, other._schedule, other._augment = optimizer, schedule, augmentation
+        other.settings = settings
         return other
 
     def iterations(self, dataset: Dataset) -> int:
         """Steps of an epoch. The last, incomplete batch of an epoch's order is left out."""
-        return len(dataset) // self._optimizer.batch_size
+        return len(dataset) // self.settings.optimizer.batch_size
 
+    @torch.no_grad()
     def evaluate(self, population: Population, dataset: Dataset, report: Report | None = None) -> Scores:
         """Loss and accuracy of every member on `dataset`, without augmentation, with its own statistics."""
-        total = torch.zeros((population.members, 2), dtype=torch.float64, device=self.device)
-        for first in range(0, population.members, MEMBERS_A_BATCH):
-            rows = range(first, min(first + MEMBERS_A_BATCH, population.members))
-            for m, order, logits_NK in self._logits(population, rows, dataset):
-                labels_N = dataset.labels_N[order]
-                total[m, 0] += functional.cross_entropy(logits_NK, labels_N, reduction="sum").double()
-                total[m, 1] += (logits_NK.argmax(1) == labels_N).sum().double()
-                if report:
-                    report(len(order))
-        mean_M2 = (total / len(dataset)).cpu().numpy()
+        total_M2 = torch.zeros((population.members, 2), dtype=torch.float64, device=self.device)
+        for rows, at, logits_RNK in self._all_logits(population, dataset):
+            labels_RN = dataset.labels_N[at].expand(len(logits_RNK), -1)
+            total_M2[rows, 0] += self._loss_sums(logits_RNK, labels_RN)
+            total_M2[rows, 1] += (logits_RNK.argmax(2) == labels_RN).sum(1).double()
+            if report:
+                report(labels_RN.numel())
+        mean_M2 = (total_M2 / len(dataset)).cpu().numpy()
         return Scores(loss_M=mean_M2[:, 0], accuracy_M=100 * mean_M2[:, 1])
 
     def logits(self, population: Population, m: int, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
@@ -142,6 +147,17 @@ class Engine(abc.ABC):
         for _, at, logits_NK in self._logits(population, [m], dataset):
             yield at, logits_NK
 
+    def _all_logits(self, population: Population, dataset: Dataset) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, positions [N], logits [R, N, K]) of all members on all images, in any order."""
+        for first in range(0, population.members, MEMBERS_A_BATCH):
+            rows = range(first, min(first + MEMBERS_A_BATCH, population.members))
+            for m, at, logits_NK in self._logits(population, rows, dataset):
+                yield slice(m, m + 1), at, logits_NK[None]
+
+    def _loss_sums(self, logits_RNK: Tensor, labels_RN: Tensor) -> Tensor:
+        """Each member's cross-entropy over its images, summed, float64 [R] (nats)."""
+        return functional.cross_entropy(logits_RNK[0], labels_RN[0], reduction="sum")[None].double()
+
     @torch.no_grad()
     def _logits(
         self, population: Population, rows: Sequence[int], dataset: Dataset
@@ -150,9 +166,9 @@ class Engine(abc.ABC):
         self._model.eval()
         table = dataset.table_C256.to(self.dtype)
         states = [self._working_copy(population, m) for m in rows]
-        everything = torch.arange(len(dataset), device=self.device)
-        order = everything.split(self._evaluation_batch)
-        for at, (images, chosen) in zip(order, dataset.chunks(everything, self._evaluation_batch), strict=True):
+        size, everything = self.settings.engine.evaluation_batch, torch.arange(len(dataset), device=self.device)
+        chunks = dataset.chunks(everything, size)
+        for at, (images, chosen) in zip(everything.split(size), chunks, strict=True):
             for m, state in zip(rows, states, strict=True):
                 # Each its own, since a network may change its input in place. They take 1 % of the time.
                 x_NCHW = augment(images, chosen, None, None, table, 0)
@@ -161,6 +177,7 @@ class Engine(abc.ABC):
                     logits_NK = self._forward(state, x_NCHW)
                 yield m, at, logits_NK
 
+    @torch.no_grad()
     def recompute_statistics(
         self,
         population: Population,
@@ -176,38 +193,48 @@ class Engine(abc.ABC):
         all), drawn from the noise's statistics streams at `epoch`: what torch.optim.swa_utils.update_bn computes.
         """
         result = population.clone_rows(range(population.members))
-        norms = batch_norms(self._model.modules())
-        kept = [norm.momentum for norm in norms]
-        batch = self._optimizer.batch_size
+        batch = self.settings.optimizer.batch_size
         steps = max(1, min(images or len(dataset), len(dataset)) // batch)
-        if not norms:  # nothing to recompute; progress is told of what is saved
+        if not self._norms:  # nothing to recompute; the images still count as done
             if report:
                 report(population.members * steps * min(batch, len(dataset)))
             return result
-        self._model.train()
+        reset_statistics(result, self.resolved.model)
+        momenta = [norm.momentum for norm in self._norms]
         try:
-            for norm in norms:
-                norm.momentum = None
-            reset_statistics(result, self._model)
-            for m, noise in enumerate(noises):
-                state = self._working_copy(result, m)
-                own = Noise(noise.seed, statistics=True)
-                if m == 0 or noise != noises[m - 1]:  # many averages share one noise
-                    draws = self._draws(own, epoch, dataset)
-                with torch.no_grad(), self._layers_draw(own, epoch):
-                    for x_NCHW, labels_N in self._batches(dataset, draws, steps):
-                        self._call(state, x_NCHW)
-                        if report:
-                            report(len(labels_N))
+            own = [Noise(noise.seed, statistics=True) for noise in noises]
+            self._average_statistics(result, dataset, own, epoch, steps, report or (lambda images: None))
         finally:
-            for norm, momentum in zip(norms, kept, strict=True):
+            for norm, momentum in zip(self._norms, momenta, strict=True):
                 norm.momentum = momentum
         return result
+
+    def _average_statistics(
+        self,
+        population: Population,
+        dataset: Dataset,
+        noises: Sequence[Noise],
+        epoch: int,
+        steps: int,
+        report: Report,
+    ) -> None:
+        """Replace the statistics of `population`, which were reset, by their mean over `steps` batches."""
+        self._model.train()
+        for norm in self._norms:
+            norm.momentum = None
+        for m, noise in enumerate(noises):
+            state = self._working_copy(population, m)
+            if m == 0 or noise != noises[m - 1]:  # many averages share one noise
+                draws = self._draws(noise, epoch, dataset)
+            with self._layers_draw(noise, epoch):
+                for x_NCHW, labels_N in self._batches(dataset, draws, steps):
+                    self._call(state, x_NCHW)
+                    report(len(labels_N))
 
     def plain_pass(self, population: Population, dataset: Dataset) -> None:
         """Forward and backward of member 0 on one batch of `dataset`, then in evaluation mode; not compiled.
 
-        Nothing comes of it: it raises what the network raises.
+        Its results are dropped: it raises what the network raises.
         """
         noise = Noise(0)
         state = self._working_copy(population, 0)
@@ -238,45 +265,39 @@ class Engine(abc.ABC):
             logits_NK = torch.func.functional_call(self._model, state, (x_NCHW,))
         return logits_NK.float()
 
-    @contextlib.contextmanager
-    def _layers_draw(self, noise: Noise, epoch: int) -> Iterator[None]:
+    def _layers_draw(self, noise: Noise, epoch: int) -> contextlib.AbstractContextManager[None]:
         """Within the block layers that draw themselves (dropout) draw by the noise. Generators stay as they were."""
-        with seeded(noise.layers_seed(epoch), self.device):
-            yield
+        return seeded(noise.layers_seed(epoch), self.device)
 
     def _request(self, noise: Noise, epoch: int, dataset: Dataset) -> DrawRequest:
-        return DrawRequest(noise, epoch, len(dataset), self._augment.padding, self._augment.flip)
+        return DrawRequest(noise, epoch, len(dataset), self.settings.augment.padding, self.settings.augment.flip)
 
     def _draws(self, noise: Noise, epoch: int, dataset: Dataset) -> Draws:
         return self._ahead.take(self._request(noise, epoch, dataset))
 
     def _batches(self, dataset: Dataset, draws: Draws, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `steps` augmented batches and their labels. The epoch's draws move to the device at once."""
+        padding = self.settings.augment.padding
         order = torch.from_numpy(draws.order_N).to(self.device)
-        offset = torch.from_numpy(draws.offset_N2).to(self.device) if self._augment.padding else None
-        flip = torch.from_numpy(draws.flip_N).to(self.device) if self._augment.flip else None
+        offset = torch.from_numpy(draws.offset_N2).to(self.device) if padding else None
+        flip = torch.from_numpy(draws.flip_N).to(self.device) if self.settings.augment.flip else None
         table = dataset.table_C256.to(self.dtype)
-        size = min(self._optimizer.batch_size, len(dataset))
+        size = min(self.settings.optimizer.batch_size, len(dataset))
         for step, (images, at) in enumerate(dataset.chunks(order[: steps * size], size)):
             chosen = slice(step * size, (step + 1) * size)
-            x_NCHW = augment(
-                images,
-                at,
-                None if offset is None else offset[chosen],
-                None if flip is None else flip[chosen],
-                table,
-                self._augment.padding,
-            )
+            own_offset = None if offset is None else offset[chosen]
+            own_flip = None if flip is None else flip[chosen]
+            x_NCHW = augment(images, at, own_offset, own_flip, table, padding)
             yield x_NCHW, dataset.labels_N[order[chosen]]
 
 
-def low_precision_names(model: nn.Module) -> frozenset[str]:
-    """Parameters computed with in the activations' precision; batch norm's stay float32, as under autocast."""
-    low = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
-            low.add(f"{name}.bias".removeprefix("."))
-    return frozenset(low)
+def training_leaves(layout: Layout, low: frozenset[str], weights: Tensor, low_weights: Tensor) -> dict[str, Tensor]:
+    """Parameters by name, to be differentiated: those in `low` are views of `low_weights`, others of `weights`.
+
+    Both are one row [P], or all rows [M, P].
+    """
+    rows = (weights, low_weights)
+    return {s.name: s.view(rows[s.name in low]).detach().requires_grad_() for s in layout.parameters}
 
 
 def batch_norms(modules: Iterable[nn.Module]) -> list[nn.modules.batchnorm._BatchNorm]:

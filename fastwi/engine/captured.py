@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, require_resident
-from fastwi.engine.base import Engine, Report, require_noises
+from fastwi.engine.base import Engine, Report, Settings, require_noises
 from fastwi.engine.device import free_memory
 from fastwi.engine.program import Gradients, Program, State
 from fastwi.engine.schedule import learning_rate
@@ -36,24 +35,17 @@ class ProgramEngine(Engine):
     rows idle where a portion is smaller.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: EngineConfig,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        augmentation: AugmentConfig,
-    ) -> None:
-        super().__init__(model, config, optimizer, schedule, augmentation)
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        super().__init__(model, settings)
         drops = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
         if drops or draws_of(model):
             raise ConfigError(
                 f"engine.name: {self.name} has one generator for all members, so dropout and other draws in the "
-                "network would tie them; use loop"
+                "network would be the same for all; use loop"
             )
         self._programs: OrderedDict[Hashable, tuple[Program, ResidentDataset]] = OrderedDict()
         self._rooms: dict[Hashable, int] = {}
-        if self.device.type == "cuda" and not config.deterministic:
+        if self.device.type == "cuda" and not settings.engine.deterministic:
             torch.backends.cudnn.benchmark = True  # chosen in the warm-up, frozen into the graph
 
     @property
@@ -77,8 +69,8 @@ class ProgramEngine(Engine):
         require_noises(population, noises)
         dataset = require_resident(dataset, "engine.name: graph and stacked")
         self._model.train()
-        steps = self.iterations(dataset)
-        rates = [learning_rate(epoch * steps + i, steps, self._optimizer, self._schedule) for i in range(steps)]
+        optimizer, steps = self.settings.optimizer, self.iterations(dataset)
+        rates = [learning_rate(epoch * steps + i, steps, optimizer, self.settings.schedule) for i in range(steps)]
         losses: list[float] = []
         at_once = self._portion(population, dataset)
         program = self._program(population.layout, at_once, dataset)
@@ -90,7 +82,7 @@ class ProgramEngine(Engine):
             for _ in range(steps):
                 program.step()
                 if report:
-                    report(part.members * self._optimizer.batch_size)
+                    report(part.members * optimizer.batch_size)
             losses += program.store(part)
         return losses
 
@@ -100,11 +92,11 @@ class ProgramEngine(Engine):
         """The members' draws of an epoch on the device: order [M, D], offset [M, D, 2], flip [M, D]."""
         requests = [self._request(noise, epoch, dataset) for noise in noises]
         draws = self._ahead.take_all(requests, torch.get_num_threads())
-        return (
-            torch.from_numpy(np.stack([d.order_N for d in draws])).to(self.device),
-            torch.from_numpy(np.stack([d.offset_N2 for d in draws])).to(self.device),
-            torch.from_numpy(np.stack([d.flip_N for d in draws])).to(self.device),
+        order, offset, flip = (
+            torch.from_numpy(np.stack(each)).to(self.device)
+            for each in zip(*((d.order_N, d.offset_N2, d.flip_N) for d in draws), strict=True)
         )
+        return order, offset, flip
 
     def _portion(self, population: Population, dataset: ResidentDataset) -> int:
         """How many members one program takes: even portions of what memory holds."""
@@ -115,7 +107,7 @@ class ProgramEngine(Engine):
         return -(-population.members // portions)
 
     def _room(self, layout: Layout, dataset: ResidentDataset) -> int:
-        """Members that fit into free memory, from what a step of one takes. Measured once, with no program about."""
+        """Members that fit into free memory, from what a step of one takes. Measured once, without other programs."""
         kind = self._kind(dataset)
         if kind not in self._rooms:
             self._programs.clear()
@@ -137,14 +129,14 @@ class ProgramEngine(Engine):
 
     def _kind(self, dataset: ResidentDataset) -> Hashable:
         """What decides how much memory a member's step takes."""
-        return len(dataset), dataset.image_shape, self._optimizer.batch_size
+        return len(dataset), dataset.image_shape, self.settings.optimizer.batch_size
 
     def _program(self, layout: Layout, members: int, dataset: ResidentDataset) -> Program:
         """The program for so many members, made at first use. It holds the dataset, whose address is in the key.
 
         Earlier programs make room: together they have no more members than fit into memory.
         """
-        key = (members, id(dataset), self._optimizer, self._augment)
+        key = (members, id(dataset), self.settings.optimizer, self.settings.augment)
         if key not in self._programs:
             room = self._rooms.get(self._kind(dataset))
             while room and self._programs and members + sum(p.members for p, _ in self._programs.values()) > room:
@@ -159,6 +151,4 @@ class ProgramEngine(Engine):
         return self._programs[key][0]
 
     def _new_program(self, layout: Layout, members: int, dataset: ResidentDataset) -> Program:
-        return Program(
-            layout, members, dataset, self.dtype, self._optimizer, self._augment, self._make_gradients
-        )  # fmt: skip
+        return Program(layout, members, dataset, self.dtype, self.settings, self._make_gradients)

@@ -6,7 +6,7 @@ from torch import nn
 
 from fastwi.config.schema import Config
 from fastwi.data.noise import Stream, raw_words
-from fastwi.engine.base import Engine
+from fastwi.engine.base import Engine, Settings
 from fastwi.engine.device import resolve_device, resolve_dtype
 from fastwi.engine.graph import GraphEngine
 from fastwi.engine.loop import LoopEngine
@@ -52,5 +52,4 @@ def engine_name(config: Config) -> str:
 
 def build_engine(config: Config, model: nn.Module) -> Engine:
     """The engine `engine.name` for networks of `model`'s architecture. Raises ConfigError as `resolve` does."""
-    chosen = ENGINES[engine_name(config)]
-    return chosen(model, config.engine, config.optimizer, config.schedule, config.augment)
+    return ENGINES[engine_name(config)](model, Settings.of(config))

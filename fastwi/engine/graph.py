@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
-from fastwi.engine.base import batch_norms
+from fastwi.engine.base import Settings, training_leaves
 from fastwi.engine.captured import ProgramEngine
 from fastwi.engine.program import State
 from fastwi.errors import ConfigError
@@ -27,17 +26,10 @@ class GraphEngine(ProgramEngine):
 
     name = "graph"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: EngineConfig,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        augmentation: AugmentConfig,
-    ) -> None:
-        super().__init__(model, config, optimizer, schedule, augmentation)
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        super().__init__(model, settings)
         # torch reads the count of batches on the host for it, which no captured step may.
-        if self.device.type == "cuda" and any(norm.momentum is None for norm in batch_norms(self._model.modules())):
+        if self.device.type == "cuda" and any(norm.momentum is None for norm in self._norms):
             raise ConfigError("engine.name: graph captures no batch norm with momentum None; use loop or stacked")
 
     def _make_gradients(self, state: State) -> "Branches":
@@ -48,14 +40,11 @@ class Branches:
     """Forward and backward of each member, on the streams of the device in turn."""
 
     def __init__(self, state: State, forward: Callable[..., Tensor], low: frozenset[str]) -> None:
-        members, spans = state.members, state.members.layout.parameters
+        members, layout = state.members, state.members.layout
         self._forward, self._device = forward, members.device
-        self._leaves: list[dict[str, Tensor]] = []
-        self._gradients: list[list[Tensor]] = []
-        for b in range(members.members):
-            rows = (state.low_BP[b], members.weights_MP[b])
-            self._leaves.append({s.name: s.view(rows[s.name not in low]).detach().requires_grad_() for s in spans})
-            self._gradients.append([span.view(state.gradient_BP[b]) for span in spans])
+        rows = zip(members.weights_MP, state.low_BP, strict=True)
+        self._leaves = [training_leaves(layout, low, weights_P, low_P) for weights_P, low_P in rows]
+        self._gradients = [[span.view(row_P) for span in layout.parameters] for row_P in state.gradient_BP]
         self._buffers = [members.buffers(b) for b in range(members.members)]
         on_gpu = self._device.type == "cuda" and members.members > 1
         self._streams = [torch.cuda.Stream(self._device) for _ in range(BRANCHES)] if on_gpu else []
@@ -66,7 +55,7 @@ class Branches:
         for stream in self._streams:
             stream.wait_stream(torch.cuda.current_stream(self._device))
         for b, leaves in enumerate(self._leaves):
-            with self._on_stream(b):
+            with torch.cuda.stream(self._streams[b % BRANCHES]) if self._streams else contextlib.nullcontext():
                 logits_NK = self._forward({**leaves, **self._buffers[b]}, x_BNHWC[b].permute(0, 3, 1, 2))
                 loss = functional.cross_entropy(logits_NK, labels_BN[b])
                 scaled = loss if scale_B is None else loss * scale_B[b]
@@ -75,8 +64,3 @@ class Branches:
         for stream in self._streams:
             torch.cuda.current_stream(self._device).wait_stream(stream)
         return torch.stack(losses)
-
-    def _on_stream(self, b: int) -> contextlib.AbstractContextManager[object]:
-        if not self._streams:
-            return contextlib.nullcontext()
-        return torch.cuda.stream(self._streams[b % len(self._streams)])

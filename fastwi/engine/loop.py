@@ -6,17 +6,17 @@ is ordinary training.
 Shapes: M members, N images of a batch, K classes, P parameters, C H W of an image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
-from fastwi.engine.base import Engine, Report, require_noises
-from fastwi.engine.scaling import LossScale
+from fastwi.engine.base import Engine, Report, require_noises, training_leaves
+from fastwi.engine.mixed import LossScale
 from fastwi.engine.schedule import learning_rate
+from fastwi.kernels.sgd import sgd_row_
 from fastwi.population import Population
 
 
@@ -52,50 +52,29 @@ class LoopEngine(Engine):
         report: Report | None,
     ) -> float:
         self._model.train()
-        steps = self.iterations(dataset)
+        optimizer, steps = self.settings.optimizer, self.iterations(dataset)
         weights_P, momentum_P = population.weights_MP[m], population.momentum_MP[m]
+        low_P = weights_P if self.dtype == torch.float32 else weights_P.to(self.dtype)
         gradient_P = torch.zeros_like(weights_P)
-        spans = population.layout.parameters
-        gradients = [span.view(gradient_P) for span in spans]
+        gradients = [span.view(gradient_P) for span in population.layout.parameters]
+        leaves = training_leaves(population.layout, self._low, weights_P, low_P)
+        state = {**leaves, **population.buffers(m)}
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        draws = self._draws(noise, epoch, dataset)
-        state, leaves, refresh = self._training_state(population, m)
         scale = LossScale(1, self.device) if self.dtype == torch.float16 else None
+        draws = self._draws(noise, epoch, dataset)
         for step, (x_NCHW, labels_N) in enumerate(self._batches(dataset, draws, steps)):
-            refresh()
-            logits_NK = self._forward(state, x_NCHW)
-            loss = functional.cross_entropy(logits_NK, labels_N)
+            if low_P is not weights_P:
+                low_P.copy_(weights_P)
+            loss = functional.cross_entropy(self._forward(state, x_NCHW), labels_N)
             scaled = loss if scale is None else loss * scale.scale_M[0]
-            torch._foreach_copy_(gradients, torch.autograd.grad(scaled, leaves))
-            rate = learning_rate(epoch * steps + step, steps, self._optimizer, self._schedule)
+            torch._foreach_copy_(gradients, torch.autograd.grad(scaled, list(leaves.values())))
+            rate = learning_rate(epoch * steps + step, steps, optimizer, self.settings.schedule)
             if scale is None or not scale.unscale_(gradient_P[None])[0]:
-                self._sgd(weights_P, gradient_P, momentum_P, rate)
+                sgd_row_(
+                    weights_P, gradient_P, momentum_P, rate, optimizer.momentum, optimizer.weight_decay,
+                    optimizer.nesterov,
+                )  # fmt: skip
             total += loss.detach().double()
             if report:
                 report(len(labels_N))
         return float(total) / max(1, steps)
-
-    def _sgd(self, weights_P: Tensor, gradient_P: Tensor, momentum_P: Tensor, rate: float) -> None:
-        """v = mu * v + g + wd * w;  w = w - rate * v (or with Nesterov's v), in one pass over the row."""
-        torch._fused_sgd_(
-            [weights_P], [gradient_P], [momentum_P] if self._optimizer.momentum else [],
-            weight_decay=self._optimizer.weight_decay, momentum=self._optimizer.momentum, lr=rate, dampening=0.0,
-            nesterov=self._optimizer.nesterov, maximize=False, is_first_step=False,
-        )  # fmt: skip
-
-    def _training_state(
-        self, population: Population, m: int
-    ) -> tuple[dict[str, Tensor], list[Tensor], Callable[[], None]]:
-        """Tensors for the model by name, the leaves to differentiate, and a call that renews low-precision ones."""
-        row = population.weights_MP[m]
-        low_P = row.to(self.dtype) if self.dtype != torch.float32 else row
-        leaves = {
-            span.name: span.view(low_P if span.name in self._low else row).detach().requires_grad_()
-            for span in population.layout.parameters
-        }
-
-        def refresh() -> None:
-            if low_P is not row:
-                low_P.copy_(row)
-
-        return {**leaves, **population.buffers(m)}, list(leaves.values()), refresh

@@ -4,7 +4,7 @@ A batched operation may sum in another order for another M. One after the other,
 has for one network alone, so its result is the same bit for bit whatever M is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+Tensors = Mapping[str, Tensor]  # parameters and buffers by name, [M, *shape] each
 Apply = Callable[..., Any]  # (function, *arguments): tensors are [M, ...], anything else is the same for all members
 
 
@@ -34,6 +35,18 @@ def by_vmap(function: Callable[..., Any], *arguments: Any) -> Any:
     at = pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, arguments)
     with _DenseGroupNorm():
         return torch.func.vmap(function, at)(*arguments)
+
+
+def dense_buffers(tensors: Tensors) -> dict[str, Tensor]:
+    """The tensors with buffers in dense memory: vmap's batch norm would update a copy of what is not dense."""
+    return {name: value if value.requires_grad else value.contiguous() for name, value in tensors.items()}
+
+
+def write_back(dense: Tensors, tensors: Tensors) -> None:
+    """Copy what `dense_buffers` copied back to where it came from."""
+    for name, value in tensors.items():
+        if dense[name] is not value:
+            value.copy_(dense[name])
 
 
 def _split(tensor: Tensor) -> Sequence[Tensor]:

@@ -3,20 +3,18 @@
 The step reads all that changes from the device: the place in the epoch, the rate table, the draws. Nothing in it
 waits for the device or depends on a Python number that changes. Where there is no GPU the same function simply runs.
 
-Shapes: B members, N images of a batch, S steps of an epoch, K classes, P parameters, D images of a dataset, C H W of
-an image.
+Shapes: B members, N images of a batch, S steps of an epoch, P parameters, D images of a dataset, C H W of an image.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fastwi.config.schema import AugmentConfig, OptimizerConfig
 from fastwi.data.resident import ResidentDataset
-from fastwi.engine.scaling import LossScale
+from fastwi.engine.base import Settings
+from fastwi.engine.mixed import LossScale
 from fastwi.kernels.augment import augment_many
 from fastwi.kernels.sgd import sgd_
 from fastwi.population import Layout, Population
@@ -36,11 +34,11 @@ class State:
     low_BP: Tensor
 
 
-class Gradients(Protocol):
-    """How the gradients of B members are computed: what tells `graph` and `stacked` apart."""
+Gradients = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_BNHWC, labels_BN, scale_B): write the gradients of `scale_B` times each member's mean loss to the state.
 
-    def __call__(self, x_BNHWC: Tensor, labels_BN: Tensor, scale_B: Tensor | None) -> Tensor:
-        """Write the gradients of `scale_B` times each member's mean loss to the state; return the losses [B]."""
+Returns the losses [B]. It is what tells `graph` and `stacked` apart.
+"""
 
 
 class Program:
@@ -52,15 +50,14 @@ class Program:
         members: int,
         dataset: ResidentDataset,
         dtype: torch.dtype,
-        optimizer: OptimizerConfig,
-        augmentation: AugmentConfig,
+        settings: Settings,
         gradients: Callable[[State], Gradients],
     ) -> None:
         """`gradients` is handed the state whose rows it reads and writes."""
         device = dataset.labels_N.device
-        self._dataset, self._optimizer, self._augment = dataset, optimizer, augmentation
-        self.steps = len(dataset) // optimizer.batch_size
-        images = self.steps * optimizer.batch_size
+        self._dataset, self._optimizer, self._augment = dataset, settings.optimizer, settings.augment
+        self.steps = len(dataset) // self._optimizer.batch_size
+        images = self.steps * self._optimizer.batch_size
         population = Population.zeros(layout, members, device)
         weights = population.weights_MP
         low = weights if dtype == torch.float32 else _aligned_rows(weights, dtype)
@@ -74,7 +71,7 @@ class Program:
         self._rates_S = torch.zeros(self.steps, device=device)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._first = torch.zeros(1, dtype=torch.int64, device=device)
-        self._in_batch = torch.arange(optimizer.batch_size, device=device)
+        self._in_batch = torch.arange(self._optimizer.batch_size, device=device)
         self._losses_B = torch.zeros(members, dtype=torch.float64, device=device)
         self._scale = LossScale(members, device) if dtype == torch.float16 else None
         self._gradients = gradients(self.state)
@@ -88,14 +85,18 @@ class Program:
         M, images = population.members, self._order.shape[1]
         for mine, theirs in zip(_matrices(self.state.members), _matrices(population), strict=True):
             mine[:M].copy_(theirs)
-        if self.state.low_BP is not self.state.members.weights_MP:
-            self.state.low_BP.copy_(self.state.members.weights_MP)
+        self._refresh()
         self._order[:M].copy_(order[:, :images])
         self._labels.copy_(self._dataset.labels_N[self._order])
         self._offset[:M].copy_(offset[:, :images])
         self._flip[:M].copy_(flip[:, :images])
         self._rates_S.copy_(rates_S)
         self.restart()
+
+    def _refresh(self) -> None:
+        """The weights in low precision as the weights are."""
+        if self.state.low_BP is not self.state.members.weights_MP:
+            self.state.low_BP.copy_(self.state.members.weights_MP)
 
     def restart(self) -> None:
         """Go back to the first step of the epoch; weights stay as they are."""
@@ -121,7 +122,7 @@ class Program:
         Random weights, not zeros, run through the warm-up: they choose the kernels that training will run.
         """
         self.state.members.weights_MP.normal_(std=0.05)
-        self.state.low_BP.copy_(self.state.members.weights_MP)
+        self._refresh()
         # Streams and captures are the current device's, which need not be this program's.
         with torch.cuda.device(self.state.members.device):
             stream = torch.cuda.Stream()
@@ -138,40 +139,30 @@ class Program:
         self._replay = graph.replay
 
     def _run(self) -> None:
-        count, optimizer = self._optimizer.batch_size, self._optimizer
+        count, augmentation, optimizer, state = self._optimizer.batch_size, self._augment, self._optimizer, self.state
         x_BNHWC = augment_many(
-            self._dataset.images_NHWC,
-            self._order,
-            self._offset if self._augment.padding else None,
-            self._flip if self._augment.flip else None,
-            self._table,
-            self._augment.padding,
-            self._first,
-            count,
-        )
+            self._dataset.images_NHWC, self._order, self._offset if augmentation.padding else None,
+            self._flip if augmentation.flip else None, self._table, augmentation.padding, self._first, count,
+        )  # fmt: skip
         labels_BN = self._labels.index_select(1, self._first + self._in_batch)
         scale_B = None if self._scale is None else self._scale.scale_M.clone()
         self._losses_B += self._gradients(x_BNHWC, labels_BN, scale_B).double()
-        state, low = self.state, self.state.low_BP
         skip_B = None if self._scale is None else self._scale.unscale_(state.gradient_BP)
         sgd_(
-            state.members.weights_MP,
-            state.gradient_BP,
-            state.members.momentum_MP,
-            self._rates_S.index_select(0, self._step).expand(len(low)),
-            momentum=optimizer.momentum,
-            weight_decay=optimizer.weight_decay,
-            nesterov=optimizer.nesterov,
-            low_MP=None if low is state.members.weights_MP else low,
-            skip_M=skip_B,
-        )
+            state.members.weights_MP, state.gradient_BP, state.members.momentum_MP,
+            self._rates_S.index_select(0, self._step).expand(self.members),
+            momentum=optimizer.momentum, weight_decay=optimizer.weight_decay, nesterov=optimizer.nesterov,
+            low_MP=None if state.low_BP is state.members.weights_MP else state.low_BP, skip_M=skip_B,
+        )  # fmt: skip
         self._first += count
         self._step += 1
 
 
 def _aligned_rows(matrix_BP: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros like `matrix_BP` whose rows all start at a multiple of 16 bytes, as the first does: compiled code expects
-    of the other members what it saw of that one."""
+    """Zeros like `matrix_BP` whose rows all start at a multiple of 16 bytes, as the first does.
+
+    Compiled code expects of the other members what it saw of that one.
+    """
     B, P = matrix_BP.shape
     step = 16 // dtype.itemsize
     return torch.zeros(B, -(-P // step) * step, dtype=dtype, device=matrix_BP.device)[:, :P]

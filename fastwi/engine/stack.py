@@ -19,12 +19,10 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from fastwi.engine.fuse import fuse_batch_norm, trace
-from fastwi.engine.members import Apply, by_vmap, one_by_one
+from fastwi.engine.members import Apply, Tensors, by_vmap, dense_buffers, one_by_one, write_back
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.shortcut import shortcut
 from fastwi.kernels.stacked import Norm, stacked_batch_norm, stacked_conv, stacked_norm_conv
-
-Tensors = Mapping[str, Tensor]  # parameters and buffers by name, [M, *shape] each
 
 
 @dataclass(frozen=True)
@@ -178,18 +176,6 @@ class StackedNetwork:
 
         result = self._apply(of_member, *tensors)
         return plain[-1] if plain else pytree.tree_map(_as_images, result)
-
-
-def dense_buffers(tensors: Tensors) -> dict[str, Tensor]:
-    """The tensors with buffers in dense memory: vmap's batch norm would update a copy of what is not dense."""
-    return {name: value if value.requires_grad else value.contiguous() for name, value in tensors.items()}
-
-
-def write_back(dense: Tensors, tensors: Tensors) -> None:
-    """Copy what `dense_buffers` copied back to where it came from."""
-    for name, value in tensors.items():
-        if dense[name] is not value:
-            value.copy_(dense[name])
 
 
 def _is_norm(module: nn.Module) -> bool:

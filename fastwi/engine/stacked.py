@@ -11,27 +11,26 @@ Shapes: M, B members, N images of a batch, K classes, C H W of an image.
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.data.resident import require_resident
-from fastwi.engine.base import Report, Scores, batch_norms, low_precision_names, reset_statistics
+from fastwi.engine.base import Report, Settings, batch_norms, training_leaves
 from fastwi.engine.captured import ProgramEngine
 from fastwi.engine.device import compiled
-from fastwi.engine.members import by_vmap, one_by_one
+from fastwi.engine.members import by_vmap, dense_buffers, one_by_one, write_back
+from fastwi.engine.mixed import low_precision_names
 from fastwi.engine.program import State
-from fastwi.engine.stack import StackedNetwork, Tensors, dense_buffers, write_back
+from fastwi.engine.stack import StackedNetwork, Tensors
 from fastwi.errors import ConfigError
 from fastwi.kernels.augment import augment, augment_many
 from fastwi.population import Population
-from fastwi.population.layout import Span
 
 FORWARD_MEMBERS = {"cpu": 4, "cuda": 32}
 Forward = Callable[[Tensors, Tensor, bool], Tensor]  # (tensors by name [M, ...], x_MNHWC, training) to logits_MNK
@@ -42,17 +41,10 @@ class StackedEngine(ProgramEngine):
 
     name = "stacked"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: EngineConfig,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        augmentation: AugmentConfig,
-    ) -> None:
-        super().__init__(model, config, optimizer, schedule, augmentation)
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        super().__init__(model, settings)
         self._low = low_precision_names(model)  # its rules cast no operands, as autocast does
-        self._exact = self._must_be_exact(config)
+        self._exact = self._must_be_exact()
         network = StackedNetwork.of(self.resolved.model, self._exact)
         whole = norms_in_float32(self._model, self.dtype)  # used where the network cannot be traced
         self._norms = batch_norms((whole if network is None else network.traced).modules())
@@ -61,77 +53,55 @@ class StackedEngine(ProgramEngine):
         compiler = functools.partial(compiled, device=self.device) if self.resolved.backend == "compile" else None
         self._stacked_forward: Forward = network or mapped_network(whole, self._exact, compiler)
 
-    def _must_be_exact(self, config: EngineConfig) -> bool:
+    def _must_be_exact(self) -> bool:
         """Whether a member's numbers may not depend on how many there are. It costs nothing on a CPU."""
-        return self.device.type == "cpu" or config.deterministic
+        return self.device.type == "cpu" or self.settings.engine.deterministic
 
     def _make_gradients(self, state: State) -> "Stacked":
         return Stacked(state, self._stacked_forward, self._low, self._exact)
 
-    @torch.no_grad()
-    def evaluate(self, population: Population, dataset: Dataset, report: Report | None = None) -> Scores:
-        """See `Engine.evaluate`. The members of a portion see each batch of images together."""
+    def _all_logits(self, population: Population, dataset: Dataset) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """See `Engine._all_logits`. The members of a portion see each batch of images together."""
         dataset = require_resident(dataset, "engine.name: stacked")
-        total_M2 = torch.zeros((population.members, 2), dtype=torch.float64, device=self.device)
         table = dataset.table_C256.to(self.dtype)
         for rows in self._portions(population):
-            tensors, members = self._tensors(population.select(rows)), len(total_M2[rows])
-            for order in torch.arange(len(dataset), device=self.device).split(self._evaluation_batch):
-                x_NHWC = augment(dataset.images_NHWC, order, None, None, table, 0).permute(0, 2, 3, 1)
-                x_MNHWC = torch.stack([x_NHWC] * members)
-                logits_MNK = self._stacked_forward(tensors, x_MNHWC, False)
-                labels_MN = dataset.labels_N[order].expand(members, -1)
-                total_M2[rows, 0] += len(order) * cross_entropy(logits_MNK, labels_MN, self._exact).double()
-                total_M2[rows, 1] += (logits_MNK.argmax(2) == labels_MN).sum(1).double()
-                if report:
-                    report(members * len(order))
-        mean_M2 = (total_M2 / len(dataset)).cpu().numpy()
-        return Scores(loss_M=mean_M2[:, 0], accuracy_M=100 * mean_M2[:, 1])
+            part = population.select(rows)
+            tensors = self._tensors(part)
+            for at in torch.arange(len(dataset), device=self.device).split(self.settings.engine.evaluation_batch):
+                x_NHWC = augment(dataset.images_NHWC, at, None, None, table, 0).permute(0, 2, 3, 1)
+                x_MNHWC = torch.stack([x_NHWC] * part.members)
+                yield rows, at, self._stacked_forward(tensors, x_MNHWC, False)
 
-    @torch.no_grad()
-    def recompute_statistics(
+    def _loss_sums(self, logits_RNK: Tensor, labels_RN: Tensor) -> Tensor:
+        return labels_RN.shape[1] * cross_entropy(logits_RNK, labels_RN, self._exact).double()
+
+    def _average_statistics(
         self,
         population: Population,
         dataset: Dataset,
         noises: Sequence[Noise],
         epoch: int,
-        images: int = 0,
-        report: Report | None = None,
-    ) -> Population:
-        """See `Engine.recompute_statistics`."""
-        dataset = require_resident(dataset, "engine.name: stacked")
-        result = population.clone_rows(range(population.members))
-        kept = [norm.momentum for norm in self._norms]
-        batch, padding = self._optimizer.batch_size, self._augment.padding
-        steps = max(1, min(images or len(dataset), len(dataset)) // batch)
+        steps: int,
+        report: Report,
+    ) -> None:
+        """See `Engine._average_statistics`."""
+        dataset, augmentation = require_resident(dataset, "engine.name: stacked"), self.settings.augment
+        batch = self.settings.optimizer.batch_size
         count = min(batch, len(dataset))
-        if not self._norms:  # nothing to recompute; progress is told of what is saved
-            if report:
-                report(result.members * steps * count)
-            return result
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         table = dataset.table_C256.to(self.dtype)
-        try:
-            for rows in self._portions(result):
-                part = result.select(rows)
-                reset_statistics(part, self.resolved.model)
-                tensors = self._tensors(part)
-                draws = self._stacked_draws([Noise(n.seed, statistics=True) for n in noises[rows]], epoch, dataset)
-                for step in range(steps):
-                    for norm in self._norms:
-                        norm.momentum = 1 / (step + 1)  # the plain mean over batches so far
-                    order, offset, flip = draws
-                    x_MNHWC = augment_many(
-                        dataset.images_NHWC, order, offset if padding else None, flip if self._augment.flip else None,
-                        table, padding, first.fill_(step * batch), count,
-                    )  # fmt: skip
-                    self._stacked_forward(tensors, x_MNHWC, True)
-                    if report:
-                        report(part.members * count)
-        finally:
-            for norm, momentum in zip(self._norms, kept, strict=True):
-                norm.momentum = momentum
-        return result
+        for rows in self._portions(population):
+            part = population.select(rows)
+            tensors = self._tensors(part)
+            order, offset, flip = self._stacked_draws(noises[rows], epoch, dataset)
+            draws = order, offset if augmentation.padding else None, flip if augmentation.flip else None
+            for step in range(steps):
+                for norm in self._norms:
+                    norm.momentum = 1 / (step + 1)  # the plain mean over batches so far
+                first.fill_(step * batch)
+                x_MNHWC = augment_many(dataset.images_NHWC, *draws, table, augmentation.padding, first, count)
+                self._stacked_forward(tensors, x_MNHWC, True)
+                report(part.members * count)
 
     def _portions(self, population: Population) -> list[slice]:
         """Rows that are passed forward together: few enough that their activations stay small beside training's."""
@@ -140,8 +110,8 @@ class StackedEngine(ProgramEngine):
 
     def _tensors(self, population: Population) -> dict[str, Tensor]:
         """All members' tensors by name, [M, *shape]: parameters in the activations' dtype, buffers as they are."""
-        rows = (population.weights_MP.to(self.dtype), population.weights_MP)
-        parameters = {s.name: s.view(rows[s.name not in self._low]) for s in population.layout.parameters}
+        rows = (population.weights_MP, population.weights_MP.to(self.dtype))
+        parameters = {s.name: s.view(rows[s.name in self._low]) for s in population.layout.parameters}
         return {**parameters, **buffer_views(population)}
 
 
@@ -150,12 +120,9 @@ class Stacked:
 
     def __init__(self, state: State, forward: Forward, low: frozenset[str], exact: bool) -> None:
         members, layout = state.members, state.members.layout
-        rows = (state.low_BP, members.weights_MP)
         self._forward, self._exact = forward, exact
-        self._leaves = {
-            span.name: span.view(rows[span.name not in low]).detach().requires_grad_() for span in layout.parameters
-        }
-        self._gradients = _views(layout.parameters, state.gradient_BP)
+        self._leaves = training_leaves(layout, low, members.weights_MP, state.low_BP)
+        self._gradients = [span.view(state.gradient_BP) for span in layout.parameters]
         self._buffers = buffer_views(members)
 
     def __call__(self, x_BNHWC: Tensor, labels_BN: Tensor, scale_B: Tensor | None) -> Tensor:
@@ -215,7 +182,3 @@ def buffer_views(population: Population) -> dict[str, Tensor]:
     layout = population.layout
     statistics = {span.name: span.view(population.statistics_MQ) for span in layout.statistics}
     return statistics | {span.name: span.view(population.counters_MB) for span in layout.counters}
-
-
-def _views(spans: Sequence[Span], matrix_MP: Tensor) -> list[Tensor]:
-    return [span.view(matrix_MP) for span in spans]

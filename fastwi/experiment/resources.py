@@ -10,7 +10,7 @@ from fastwi.data.batches import Dataset
 from fastwi.data.card import Card, read_card
 from fastwi.data.identity import data_contents, target_size
 from fastwi.data.split import open_splits
-from fastwi.engine.base import Engine
+from fastwi.engine.base import Engine, Settings
 from fastwi.engine.choose import build_engine, build_network
 from fastwi.engine.device import resolve_device
 from fastwi.engine.trial import try_training
@@ -72,7 +72,7 @@ class Resources:
         kind = (*self._architecture(config), config.engine)
         if kind not in self._engines:
             self._engines[kind] = build_engine(config, self.network(config))
-        return self._engines[kind].with_settings(config.optimizer, config.schedule, config.augment)
+        return self._engines[kind].with_settings(Settings.of(config))
 
     def tried_engine(self, config: Config) -> Engine:
         """`engine`, for images that are loaded, once it has tried a network of the user's own.

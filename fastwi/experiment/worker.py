@@ -17,7 +17,7 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepOptions
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
-from fastwi.engine.base import Engine
+from fastwi.engine.base import Engine, Settings
 from fastwi.engine.schedule import learning_rate
 from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources, Splits
@@ -101,7 +101,7 @@ class Worker:
         for i in range(length):
             since, nodes = time.perf_counter(), [chain[i] for chain in going]
             number, config = tree.epochs[nodes[0]] - 1, tree.configs[nodes[0]]
-            engine = engine.with_settings(config.optimizer, config.schedule, config.augment)
+            engine = engine.with_settings(Settings.of(config))
             noises = [Noise(tree.noises[node]) for node in nodes]
             if i + 1 < length:
                 engine.draw_ahead(noises, number + 1, train)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.engine.base import Settings
 from fastwi.engine.loop import LoopEngine
 from fastwi.models.resnet import resnet20
 from fastwi.population import Population
@@ -56,7 +57,7 @@ def linear(seed: int) -> nn.Module:
 def loop_engine(model: nn.Module) -> LoopEngine:
     config = EngineConfig(device="cpu", precision="fp32", backend="eager", evaluation_batch=20)
     optimizer = OptimizerConfig(batch_size=16, learning_rate=0.05)
-    return LoopEngine(model, config, optimizer, ScheduleConfig(), AugmentConfig(padding=2, flip=0.0))
+    return LoopEngine(model, Settings(config, optimizer, ScheduleConfig(), AugmentConfig(padding=2, flip=0.0)))
 
 
 def trained_resnets(directory: Path, count: int) -> tuple[LoopEngine, Population, ResidentDataset]:

@@ -22,6 +22,7 @@ from fastwi.analysis import Evaluator, LineResult, Recomputation, barrier_betwee
 from fastwi.config.schema import AugmentConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split
+from fastwi.engine.base import Settings
 from fastwi.engine.loop import LoopEngine
 from fastwi.errors import UserError
 from fastwi.kernels.augment import augment_reference
@@ -111,7 +112,7 @@ def siblings(digits_directory):
         torch.manual_seed(1)
         network = build_model("resnet20", 10)
     optimizer = OptimizerConfig(batch_size=BATCH, learning_rate=0.1)
-    engine = LoopEngine(network, PLAIN, optimizer, ScheduleConfig(), AUGMENT)
+    engine = LoopEngine(network, Settings(PLAIN, optimizer, ScheduleConfig(), AUGMENT))
     parent = Population.from_modules([network])
     engine.train_epoch(parent, train, [Noise(0)], 0)
     children = parent.clone_rows([0, 0])

@@ -10,8 +10,9 @@ from trained_networks import AUGMENT, BATCH, CLASSES, OPTIMIZER, SIZE, draw_data
 
 from fastwi.config.schema import EngineConfig, ScheduleConfig
 from fastwi.data.noise import Noise
-from fastwi.engine.autocast import needs_autocast
+from fastwi.engine.base import Settings
 from fastwi.engine.choose import ENGINES
+from fastwi.engine.mixed import needs_autocast
 from fastwi.models.names import MODEL_NAMES
 from fastwi.models.registry import build_model
 from fastwi.population import Population
@@ -27,7 +28,7 @@ def build(network: type[nn.Module], seed: int) -> nn.Module:
 def trained(network: nn.Module, seed: int, precision: str, backend: str, engine: str = "loop"):
     """How far a few steps move the weights, their mean loss, and the loss on the same images afterwards."""
     config = EngineConfig(device="cpu", precision=precision, backend=backend, evaluation_batch=2 * BATCH)
-    made = ENGINES[engine](network, config, OPTIMIZER, ScheduleConfig(drop_epochs=()), AUGMENT)
+    made = ENGINES[engine](network, Settings(config, OPTIMIZER, ScheduleConfig(drop_epochs=()), AUGMENT))
     population, data = Population.from_modules([network]), draw_data(seed)
     before = population.weights_MP.clone()
     (loss,) = made.train_epoch(population, data, [Noise(seed)], 0)

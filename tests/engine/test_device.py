@@ -10,6 +10,7 @@ from torch import nn
 import fastwi.engine.device
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.pool import processors
+from fastwi.engine.base import Settings
 from fastwi.engine.device import compiled, cpu_threads, resolve
 from fastwi.engine.loop import LoopEngine
 from fastwi.models.registry import build_model
@@ -26,7 +27,9 @@ def train_with(threads: int) -> int:
     """The threads that an engine of `engine.threads: threads` leaves torch with."""
     torch.set_num_threads(3)
     config = EngineConfig(device="cpu", precision="fp32", backend="eager", threads=threads)
-    LoopEngine(build_model("resnet20", 4, 0.25), config, OptimizerConfig(), ScheduleConfig(), AugmentConfig())
+    LoopEngine(
+        build_model("resnet20", 4, 0.25), Settings(config, OptimizerConfig(), ScheduleConfig(), AugmentConfig())
+    )
     assert cpu_threads(config) == torch.get_num_threads()
     return torch.get_num_threads()
 

@@ -9,6 +9,7 @@ import torch
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split
+from fastwi.engine.base import Settings
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.fuse import fuse_batch_norm, trace
 from fastwi.errors import ConfigError
@@ -54,7 +55,7 @@ def data(digits_directory):
 def engine(model, name="loop", backend="auto"):
     config = EngineConfig(name=name, device="cpu", precision="fp32", backend=backend, evaluation_batch=25)
     optimizer = OptimizerConfig(batch_size=20, learning_rate=0.05)
-    return ENGINES[name](model, config, optimizer, ScheduleConfig(), AugmentConfig(padding=1, flip=0.5))
+    return ENGINES[name](model, Settings(config, optimizer, ScheduleConfig(), AugmentConfig(padding=1, flip=0.5)))
 
 
 def stir() -> None:

@@ -12,6 +12,7 @@ from trained_networks import AUGMENT, OPTIMIZER, SCHEDULE, build, draw_data, eng
 
 from fastwi.data.noise import Draws, Noise
 from fastwi.engine import draws as draws_module
+from fastwi.engine.base import Settings
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.draws import DrawRequest, DrawsAhead
 from fastwi.population import Population
@@ -62,11 +63,11 @@ def test_training_is_the_same_with_draws_made_ahead(seed, drawn, name, threads, 
     for ahead in (False, True):
         drawn.clear()
         population = start.clone_rows(range(3))
-        engine = ENGINES[name](build("residual", 0), engine_config("fp32"), OPTIMIZER, SCHEDULE, AUGMENT)
+        engine = ENGINES[name](build("residual", 0), Settings(engine_config("fp32"), OPTIMIZER, SCHEDULE, AUGMENT))
         losses = []
         for epoch in (0, 1, 2):
             if ahead:
-                engine.with_settings(OPTIMIZER, SCHEDULE, AUGMENT).draw_ahead(noises, epoch + 1, data)
+                engine.with_settings(engine.settings).draw_ahead(noises, epoch + 1, data)
                 finish()
             losses += engine.train_epoch(population, data, noises, epoch)
         results.append((losses, *(matrix.tolist() for matrix in population._matrices())))

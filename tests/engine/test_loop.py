@@ -6,7 +6,7 @@ different roundings start where float64 stays clear of every ReLU's corner: `cle
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, S
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.engine import base
+from fastwi.engine.base import Settings
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.schedule import learning_rate
@@ -68,7 +69,7 @@ def make_engine(
     backend: str = "eager", precision: str = "fp32", optimizer: OptimizerConfig = OPTIMIZER
 ) -> LoopEngine:
     config = EngineConfig(device="cpu", precision=precision, backend=backend, evaluation_batch=32)
-    return LoopEngine(build(0), config, optimizer, SCHEDULE, AUGMENT)
+    return LoopEngine(build(0), Settings(config, optimizer, SCHEDULE, AUGMENT))
 
 
 def assert_equal(first: Population, second: Population) -> None:
@@ -194,7 +195,7 @@ def test_the_model_gives_the_architecture_only(seed, data):
     network = build(seed)
     before = copy.deepcopy(network.state_dict())
     config = EngineConfig(device="cpu", precision="fp32", backend="eager")
-    engine = LoopEngine(network, config, OPTIMIZER, SCHEDULE, AUGMENT)
+    engine = LoopEngine(network, Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
     population = Population.from_modules([build(seed + 1)])
     engine.train_epoch(population, data, [Noise(1)], 0)
     engine.evaluate(population, data)
@@ -280,7 +281,7 @@ def test_members_share_what_is_read_and_not_what_they_change(seed, data, monkeyp
 
     monkeypatch.setattr(ResidentDataset, "chunks", counted)
     config = EngineConfig(device="cpu", precision="bf16", backend="eager", evaluation_batch=32)
-    engine = LoopEngine(Shifting(), config, OPTIMIZER, SCHEDULE, AUGMENT)
+    engine = LoopEngine(Shifting(), Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
     population = Population.from_modules([build(seed + m) for m in range(3)])
     scores = engine.evaluate(population, data)
     assert sum(read) == 2 * IMAGES
@@ -325,7 +326,7 @@ def test_without_batch_norm_nothing_is_recomputed(seed, data, engine_class):
     config = EngineConfig(device="cpu", precision="fp32", backend="eager")
     told = []
     for model in (network, build(seed)):
-        engine = engine_class(model, config, OPTIMIZER, SCHEDULE, AUGMENT)
+        engine = engine_class(model, Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
         population = Population.from_modules([model, model])
         reports: list[int] = []
         fresh = engine.recompute_statistics(population, data, [Noise(1), Noise(2)], 0, 0, reports.append)
@@ -336,12 +337,11 @@ def test_without_batch_norm_nothing_is_recomputed(seed, data, engine_class):
     assert told[0] == told[1] > 0
 
 
-def test_rate_is_of_the_global_epoch(seed, data):
+def test_rate_is_of_the_global_epoch(seed, data, monkeypatch):
     """The rate of an epoch follows from the epoch alone, so that a child goes on in the parent's schedule."""
     rates: list[float] = []
     engine = make_engine()
-    original: Callable[..., None] = engine._sgd
-    engine._sgd = lambda *arguments: (rates.append(arguments[3]), original(*arguments))[1]  # type: ignore[method-assign]
+    monkeypatch.setattr("fastwi.engine.loop.sgd_row_", lambda *arguments: rates.append(arguments[3]))
     for epoch in (0, 1, 4):
         engine.train_epoch(Population.from_modules([build(seed)]), data, [Noise(0)], epoch)
     expected = [learning_rate(e * 5 + i, 5, OPTIMIZER, SCHEDULE) for e in (0, 1, 4) for i in range(5)]
@@ -360,7 +360,7 @@ class Dropping(SmallResidual):
 def test_layers_that_draw_themselves_draw_by_the_noise(seed, data, images):
     """Alone or among others, after whatever else was drawn: a member's dropout is its noise's business."""
     config = EngineConfig(device="cpu", precision="fp32", backend="auto", evaluation_batch=32)
-    engine = LoopEngine(Dropping(), config, OPTIMIZER, SCHEDULE, AUGMENT)
+    engine = LoopEngine(Dropping(), Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
     start = Population.from_modules([build(seed)])
     both, alone = start.clone_rows([0, 0]), start.clone_rows([0])
     engine.train_epoch(both, data, [Noise(seed), Noise(seed + 1)], 0)
@@ -383,7 +383,7 @@ def test_layers_that_draw_themselves_draw_by_the_noise(seed, data, images):
 def test_engines_of_one_generator_refuse_dropout(name):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.1), nn.Flatten(), nn.Linear(3600, 10))
     with pytest.raises(ConfigError, match=f"engine.name: {name} has one generator for all members"):
-        ENGINES[name](model, EngineConfig(device="cpu"), OPTIMIZER, SCHEDULE, AUGMENT)
+        ENGINES[name](model, Settings(EngineConfig(device="cpu"), OPTIMIZER, SCHEDULE, AUGMENT))
 
 
 class HalfFrozen(SmallResidual):
@@ -406,7 +406,7 @@ def test_only_batch_norms_are_recomputed(seed, data, name):
     torch.manual_seed(seed)
     network = HalfFrozen()
     config = EngineConfig(device="cpu", precision="fp32", backend="eager", evaluation_batch=32)
-    engine = ENGINES[name](network, config, OPTIMIZER, SCHEDULE, AUGMENT)
+    engine = ENGINES[name](network, Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
     before = Population.from_modules([network])
     after = engine.recompute_statistics(before, data, [Noise(seed)], 0)
     for buffer in ("running_mean", "running_var"):

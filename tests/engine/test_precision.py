@@ -10,17 +10,18 @@ import fastwi.doctor
 from fastwi.config.schema import EngineConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split
+from fastwi.engine.base import Settings
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.device import resolve_dtype
+from fastwi.engine.mixed import GROWTH_INTERVAL, START, LossScale
 from fastwi.engine.precision import auto_precision
-from fastwi.engine.scaling import GROWTH_INTERVAL, START, LossScale
 from fastwi.population import Population
 
 CPU = torch.device("cpu")
 
 
 def make(engine: str, precision: str):
-    return ENGINES[engine](build("residual", 0), engine_config(precision), OPTIMIZER, SCHEDULE, AUGMENT)
+    return ENGINES[engine](build("residual", 0), Settings(engine_config(precision), OPTIMIZER, SCHEDULE, AUGMENT))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -49,7 +50,7 @@ def test_fp16_follows_fp32(seed, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_step_that_overflows_is_skipped(seed, engine, monkeypatch):
     """With a scale that no gradient survives, nothing but statistics changes, and the loss is still told."""
-    import fastwi.engine.scaling as scaling
+    import fastwi.engine.mixed as scaling
 
     monkeypatch.setattr(scaling, "START", 1e30)
     start, data = Population.from_modules([build("residual", seed)]), draw_data(seed)
@@ -96,7 +97,7 @@ def test_deterministic_kernels(seed, monkeypatch):
     try:
         results = []
         for _ in range(2):
-            engine = ENGINES["loop"](build("residual", 0), config, OPTIMIZER, SCHEDULE, AUGMENT)
+            engine = ENGINES["loop"](build("residual", 0), Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
             assert torch.are_deterministic_algorithms_enabled()
             population = start.clone_rows([0])
             engine.train_epoch(population, data, [Noise(1)], 0)
@@ -131,7 +132,7 @@ def test_attention_evaluates_in_low_precision(seed, digits_directory, precision)
     found = []
     for each in ("fp32", precision):
         config = EngineConfig(device="cpu", precision=each, backend="eager", evaluation_batch=50)
-        engine = ENGINES["loop"](network, config, OPTIMIZER, SCHEDULE, AUGMENT)
+        engine = ENGINES["loop"](network, Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
         found += [logits_NK for _, logits_NK in engine.logits(population, 0, data)]
     assert found[1].isfinite().all()
     assert (found[1] - found[0]).norm() < 0.05 * found[0].norm()

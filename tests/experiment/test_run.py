@@ -12,6 +12,7 @@ from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split
+from fastwi.engine.base import Settings
 from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.experiment.planner import PlannedSweep, plan_run
@@ -128,7 +129,7 @@ def test_children_are_the_parent_trained_on(whole, digits_directory, splits):
     directory, _ = whole
     config = config_of(digits_directory)
     engine = LoopEngine(
-        build_network(config, 10), config.engine, config.optimizer, config.schedule, config.augment
+        build_network(config, 10), Settings.of(config)
     )  # fmt: skip
     population = Population.from_modules([build_network(config, 10)])
     for epoch in range(2):
@@ -310,7 +311,7 @@ def test_a_network_that_is_not_finite_has_no_test_loss(data, splits, where):
     population = Population.from_modules([build_network(config, 10)] * 3)
     getattr(population, where)[1, -1] = math.inf
     engine = LoopEngine(
-        build_network(config, 10), config.engine, config.optimizer, config.schedule, config.augment
+        build_network(config, 10), Settings.of(config)
     )  # fmt: skip
     scores = score(Blind(engine, 0, 1, 1.0), population, splits[1], Silent())
     assert [math.isnan(loss) for loss, _ in scores] == [False, True, False]

@@ -27,6 +27,7 @@ from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.data.noise import Noise, Stream, raw_words
 from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.engine.base import Settings
 from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.schedule import learning_rate
@@ -82,7 +83,7 @@ def trace(name: str, backend: str, digits: ResidentDataset, seed: int = 0, threa
     """The engine's losses, each the mean over the step's batch before the step (nats)."""
     config = configuration(name, backend, seed, threads)
     network = build_network(config, digits.classes)
-    engine = LoopEngine(network, config.engine, config.optimizer, config.schedule, config.augment)
+    engine = LoopEngine(network, Settings.of(config))
     population = Population.from_modules([network])
     losses = []
     for step in range(STEPS):

@@ -8,6 +8,7 @@ from torch import nn
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.engine.base import Settings
 from fastwi.engine.device import resolve
 from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.engine.loop import LoopEngine
@@ -48,7 +49,7 @@ def make_engine(
 ) -> LoopEngine:
     config = EngineConfig(device="cpu", precision=precision, backend=backend)
     augmentation = AugmentConfig(padding=0, flip=0.0)
-    return LoopEngine(build(name), config, optimizer, ScheduleConfig(drop_epochs=()), augmentation)
+    return LoopEngine(build(name), Settings(config, optimizer, ScheduleConfig(drop_epochs=()), augmentation))
 
 
 @pytest.mark.parametrize("name", LEARNING)
