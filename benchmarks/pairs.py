@@ -124,13 +124,12 @@ def fastwi_pairs(task: Task, test: ResidentDataset, population: Population, engi
     kind = dataclasses.replace(task.config.engine, name=engine_name)
     engine = build_engine(dataclasses.replace(task.config, engine=kind), task.network())
     pairs = [(row, row + 1) for row in range(0, population.members, 2)]
-    averages = Population.zeros(population.layout, len(pairs), task.device)
-    children = Population.stack([population, averages])
+    children = population.clone_rows([*range(population.members), *[0] * len(pairs)])
     into = list(range(population.members, children.members))
 
     def run() -> np.ndarray:
         children.lerp_rows_(pairs, 0.5, into)
-        made = children.select(slice(population.members, None))
+        made = children[population.members :]
         fresh = engine.recompute_statistics(made, task.dataset, [Noise(0)] * len(pairs), 0)
         return np.asarray(engine.evaluate(fresh, test).accuracy_M)
 

@@ -8,6 +8,5 @@ import sys
 
 import fastwi
 
-first, second, out = sys.argv[1:]
-state = fastwi.average([fastwi.load_state_dict(first), fastwi.load_state_dict(second)])
-fastwi.save_state_dict(state, out)
+*inputs, out = sys.argv[1:]
+fastwi.save_state_dict(fastwi.average(inputs), out)

@@ -11,11 +11,23 @@ from typing import TYPE_CHECKING, Any
 from fastwi.version import __version__
 
 if TYPE_CHECKING:
-    from fastwi.api import average, interpolate_, load_state_dict, save_state_dict
+    from fastwi.api import average, interpolate_
     from fastwi.population import Layout, Population
-    from fastwi.python.entry import run, sweep
+    from fastwi.population.state_file import load_state_dict, save_state_dict
+    from fastwi.python.entry import Results, run, sweep
     from fastwi.python.load import load_network
-    from fastwi.python.results import Results
+
+_HOMES = {
+    "Layout": "fastwi.population",
+    "Population": "fastwi.population",
+    "Results": "fastwi.python.entry",
+    "average": "fastwi.api",
+    "interpolate_": "fastwi.api",
+    "load_network": "fastwi.python.load",
+    "load_state_dict": "fastwi.population.state_file",
+    "run": "fastwi.python.entry",
+    "save_state_dict": "fastwi.population.state_file",
+}
 
 __all__ = [
     "Layout",
@@ -30,18 +42,6 @@ __all__ = [
     "save_state_dict",
     "sweep",
 ]
-
-_HOMES = {
-    "Layout": "fastwi.population",
-    "Population": "fastwi.population",
-    "Results": "fastwi.python.results",
-    "average": "fastwi.api",
-    "interpolate_": "fastwi.api",
-    "load_network": "fastwi.python.load",
-    "load_state_dict": "fastwi.api",
-    "run": "fastwi.python.entry",
-    "save_state_dict": "fastwi.api",
-}
 
 
 def __getattr__(name: str) -> Any:

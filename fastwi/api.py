@@ -1,9 +1,8 @@
-"""Interpolate and average networks: modules, populations, state dicts or lists of tensors.
+"""Interpolate and average networks: modules, populations, state dicts, files of state dicts or lists of tensors.
 
-One treatment for all forms: floating-point tensors (weights, and batch-norm statistics with them) are
-averaged, integer tensors (num_batches_tracked) become the maximum over the networks whose weight is not zero,
-and tensors that a network ties stay tied and are averaged once. Whether averaged statistics are the right
-ones is the caller's choice.
+Floating-point tensors (weights, and batch-norm statistics with them) are averaged, integer tensors
+(num_batches_tracked) become the maximum over the networks whose weight is not zero, and tensors that a network ties
+stay tied and are averaged once. Whether averaged statistics are the right ones is the caller's choice.
 """
 
 import copy
@@ -17,27 +16,14 @@ from torch import Tensor, nn
 
 from fastwi.kernels.combine import weighted_sum
 from fastwi.kernels.interpolate import lerp_lists_
-from fastwi.population import Population, state_file
+from fastwi.population import Population
 from fastwi.population.layout import first_overlap
+from fastwi.population.state_file import load_state_dict
 
 Network = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
+State = Mapping[str, Tensor] | str | os.PathLike[str]
 Place = tuple[int, tuple[int, ...], tuple[int, ...]]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-@overload
-def interpolate_(
-    a: Population,
-    b: Population | None = None,
-    alpha: float | Sequence[float] | Tensor = 0.5,
-    *,
-    pairs: Sequence[tuple[int, int]] | None = None,
-    momentum: str = "reset",
-) -> None: ...
-
-
-@overload
-def interpolate_(a: Network, b: Network, alpha: float = 0.5) -> None: ...
 
 
 @torch.no_grad()
@@ -54,10 +40,9 @@ def interpolate_(
     Two modules, two state dicts or two lists of tensors of the same shapes, or populations: `pairs` lists
     (row of a, row of b); without `b` both count in `a`, and without `pairs` member m of `b` goes with member
     m of `a`. alpha: any finite number, for populations also one a pair; 0 leaves a as it is to the bit and 1
-    gives b to the bit. `momentum` is what a population's interpolated rows start with (see
-    `Population.lerp_rows_`).
+    gives b to the bit. `momentum`: of a population's interpolated rows (see `Population.lerp_rows_`).
 
-    Raises ValueError naming the first tensor that is missing, too many or of another shape or dtype.
+    Raises ValueError naming the first tensor that is missing, unknown or of another shape or dtype.
     """
     if isinstance(a, Population):
         if b is not None and not isinstance(b, Population):
@@ -71,57 +56,54 @@ def interpolate_(
     if pairs is not None or b is None or isinstance(b, Population):
         raise ValueError("rows and pairs are for populations; two networks are needed otherwise")
     weight = float(cast(float, alpha))
-    pairs_by_name = _distinct(_matched([_named(a), _named(b)]))
-    floats = {name: both for name, both in pairs_by_name.items() if both[0].is_floating_point()}
-    lerp_lists_([mine for mine, _ in floats.values()], [theirs for _, theirs in floats.values()], weight)
-    for name, (mine, theirs) in pairs_by_name.items():
-        if name not in floats:
+    tensors = _distinct(_matched([_named(a), _named(b)]))
+    floats = [both for both in tensors.values() if both[0].is_floating_point()]
+    lerp_lists_([mine for mine, _ in floats], [theirs for _, theirs in floats], weight)
+    for mine, theirs in tensors.values():
+        if not mine.is_floating_point():
             mine.copy_(_largest([mine, theirs], [1.0 - weight, weight]))
 
 
 @overload
 def average(
-    networks: Population, weights: Sequence[float] | None = None, *, rows: Sequence[int] | None = None
+    network: Population, /, *, weights: Sequence[float] | None = None, rows: Sequence[int] | None = None
 ) -> Population: ...
 
 
 @overload
-def average(networks: Sequence[ModuleT], weights: Sequence[float] | None = None) -> ModuleT: ...
+def average(*networks: ModuleT | Sequence[ModuleT], weights: Sequence[float] | None = None) -> ModuleT: ...
 
 
 @overload
-def average(
-    networks: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None
-) -> dict[str, Tensor]: ...
+def average(*networks: State | Sequence[State], weights: Sequence[float] | None = None) -> dict[str, Tensor]: ...
 
 
 @torch.no_grad()
-def average(
-    networks: Population | Sequence[Any],
-    weights: Sequence[float] | None = None,
-    *,
-    rows: Sequence[int] | None = None,
-) -> Any:
+def average(*networks: Any, weights: Sequence[float] | None = None, rows: Sequence[int] | None = None) -> Any:
     """The sum of weight x network, as something new of the same kind; the networks stay as they are.
 
-    networks: modules (the result is a copy of the first with the average in it), state dicts (a new dict) or
-    a population (one member, its momentum zero; `rows` picks the members, all by default). weights: one a
-    network, any finite values, used as they are; the plain mean where left out. Summed in float64 and rounded once,
-    so that the result is the same on every machine.
+    Args:
+        networks: one by one or as one list. Modules (the result is a copy of the first with the average in it); state
+            dicts, or paths of files that `fastwi.load_state_dict` reads (a new dict); or one population (a
+            population of one member, its momentum zero).
+        weights: one a network, any finite values, used as they are; the plain mean where left out. Summed in float64
+            and rounded once, so that the result is the same on every machine.
+        rows: the members of the population to average; all where left out.
 
-    Raises ValueError naming the first tensor that is missing, too many or of another shape or dtype.
+    Raises:
+        ValueError: naming the first tensor that is missing, unknown or of another shape or dtype.
+        CheckpointError: for a file that is not a state dict.
     """
-    if isinstance(networks, Population):
-        chosen = list(range(networks.members)) if rows is None else list(rows)
-        weights_LM = torch.zeros(1, networks.members, dtype=torch.float64)
-        for row, weight in zip(chosen, _weights(weights, len(chosen)), strict=True):
-            if not 0 <= row < networks.members:
-                raise ValueError(f"rows names row {row}; there are rows 0 to {networks.members - 1}")
-            weights_LM[0, row] += weight
-        return networks.combine(weights_LM)
+    if len(networks) == 1 and isinstance(networks[0], Population):
+        population = networks[0]
+        chosen = list(range(population.members)) if rows is None else list(rows)
+        return Population.averages([[(population, row) for row in chosen]], [_weights(weights, len(chosen))])
     if rows is not None:
-        raise ValueError("rows is for populations; pass the chosen networks themselves")
+        raise ValueError("rows is for one population; pass the chosen networks themselves")
+    if len(networks) == 1 and isinstance(networks[0], Sequence) and not isinstance(networks[0], str):
+        networks = tuple(networks[0])
     shares = _weights(weights, len(networks))
+    networks = tuple(load_state_dict(each) if isinstance(each, (str, os.PathLike)) else each for each in networks)
     tensors = _matched([_named(network) for network in networks])
     means: dict[tuple[Place, ...], Tensor] = {}  # by place in memory, so that tied tensors stay tied
     result = {}
@@ -136,25 +118,6 @@ def average(
     for name, tensor in _named(module).items():
         tensor.copy_(result[name])
     return module
-
-
-def load_state_dict(path: str | os.PathLike[str], member: int | None = None) -> dict[str, Tensor]:
-    """Read a state dict from a file: torch's (.pt, read without running code), safetensors, or a fastwi checkpoint's.
-
-    Tensors are on the CPU, in the file's dtypes. Wrappers such as {"state_dict": ...} and the prefixes `module.` and
-    `_orig_mod.` that all names have are taken off. `member` picks from a population of several.
-
-    Raises CheckpointError, in one line, for a file that is missing, damaged, or holds anything but tensors by name.
-    """
-    return state_file.read_state_file(path, member).tensors
-
-
-def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write a state dict, whole or not at all: as safetensors, or with torch.save where `path` ends in .pt or .pth.
-
-    Raises UserError for another ending, for what is no tensor, and where the disk is full or not writable.
-    """
-    state_file.save_state_dict(state, path)
 
 
 def _named(network: Network) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from fastwi.cli import command
 from fastwi.errors import UserError
@@ -17,14 +18,19 @@ network.load_state_dict(fastwi.load_state_dict(FILE)), or torch.load(FILE) of a 
 _IMPORT = """\
 Write ordinary state dicts as the members of one checkpoint, in their order. FILE: what torch.save wrote (read with
 weights_only=True), or safetensors. Wrappers such as {'state_dict': ...} and the prefixes module. and _orig_mod. are
-taken off, and that is said."""
+removed, and reported."""
+_OPTIMIZER = """\
+include momentum by parameter name: {'state_dict': ..., 'momentum': ...} in a .pt file, tensors called momentum.NAME
+in a .safetensors file; for torch.optim.SGD: optimizer.state[parameter]['momentum_buffer'] = momentum[name]"""
 
 
 @command
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad use or input, 130 interrupted."""
     arguments = _parser().parse_args(argv)
-    return _export(arguments) if arguments.action == "export" else _import(arguments)
+    done, facts = _export(arguments) if arguments.action == "export" else _import(arguments)
+    print(to_json({"file": arguments.out, **facts}) if arguments.json else f"{arguments.out}: {done}")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,66 +40,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    out = actions.add_parser(
-        "export",
-        help="a checkpoint's member to a state dict",
-        description=_EXPORT,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+    common: dict[str, Any] = {"epilog": _EPILOG, "allow_abbrev": False}
+    out = actions.add_parser("export", help="a checkpoint's member to a state dict", description=_EXPORT, **common)
     out.add_argument("checkpoint", metavar="CHECKPOINT", help="the population to take a member from")
     out.add_argument("--out", required=True, metavar="FILE", help="what to write: .safetensors, .pt or .pth")
     out.add_argument("--member", type=int, metavar="M", help="which member, from 0; needed where there are several")
-    out.add_argument(
-        "--optimizer",
-        action="store_true",
-        help="include momentum by parameter name: {'state_dict': ..., 'momentum': ...} in a .pt file, tensors called "
-        "momentum.NAME in a .safetensors file; for torch.optim.SGD: "
-        "optimizer.state[parameter]['momentum_buffer'] = momentum[name]",
-    )
-    into = actions.add_parser(
-        "import", help="state dicts to one checkpoint", description=_IMPORT, epilog=_EPILOG, allow_abbrev=False
-    )
+    out.add_argument("--optimizer", action="store_true", help=_OPTIMIZER)
+    into = actions.add_parser("import", help="state dicts to one checkpoint", description=_IMPORT, **common)
     into.add_argument("files", nargs="+", metavar="FILE", help="a state dict, one a member")
     into.add_argument("--out", required=True, metavar="CHECKPOINT", help="the checkpoint to write: .safetensors")
-    into.add_argument(
-        "--model", required=True, metavar="NAME", help="a name of model.name, or your own package.module:attribute"
-    )
+    into.add_argument("--model", required=True, metavar="NAME", help="as model.name: a built-in or your own network")
     into.add_argument("--classes", required=True, type=int, metavar="K", help="classes of the network")
-    into.add_argument(
-        "--image-size",
-        type=int,
-        metavar="PIXELS",
-        help="side of the images, for a network of your own that asks for it",
-    )
+    size = "side of the images, for a network of your own that takes image_size"
+    into.add_argument("--image-size", type=int, metavar="PIXELS", help=size)
     into.add_argument("--width", type=float, default=1.0, help="multiplier of channels, as model.width; default: 1")
     for action in (out, into):
         action.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return parser
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
+    """What was done, in words and as facts."""
     # torch takes seconds to import, and help needs none of it.
     from fastwi.population.state_file import read_member, save_state_dict
 
-    if arguments.member is not None and arguments.member < 0:
-        raise UserError(f"--member: {arguments.member} is no member; they count from 0")
+    member = arguments.member or 0
+    if member < 0:
+        raise UserError(f"--member: {member} is not a member; they count from 0")
     population = read_member(arguments.checkpoint, arguments.member)
     momentum = population.momentum(0) if arguments.optimizer else None
     save_state_dict(population.state_dict(0), arguments.out, momentum)
-    member = arguments.member or 0
-    _say(arguments, f"member {member} of {arguments.checkpoint}", member=member)
-    return 0
+    return f"member {member} of {arguments.checkpoint}", {"member": member}
 
 
-def _import(arguments: argparse.Namespace) -> int:
+def _import(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
     problem = model_problem(arguments.model, arguments.width)
     if problem is not None:
         raise UserError(problem.replace("model.name", "--model").replace("model.width", "--width"))
-    if arguments.classes < 1:
-        raise UserError(f"--classes: {arguments.classes}; give at least 1")
-    if arguments.image_size is not None and arguments.image_size < 1:
-        raise UserError(f"--image-size: {arguments.image_size}; give at least 1")
+    for option, number in (("--classes", arguments.classes), ("--image-size", arguments.image_size)):
+        if number is not None and number < 1:
+            raise UserError(f"{option}: {number}; give at least 1")
     if Path(arguments.out).suffix != ".safetensors":
         raise UserError(f"--out: {arguments.out} does not end in .safetensors; call it so")
 
@@ -110,12 +96,7 @@ def _import(arguments: argparse.Namespace) -> int:
             print(f"fastwi: {file}: {note}", file=sys.stderr)
         source.copy_into(population, m)
     population.save(arguments.out)
-    _say(arguments, f"{population.members} members of {arguments.model}", members=population.members)
-    return 0
-
-
-def _say(arguments: argparse.Namespace, what: str, **facts: int) -> None:
-    print(to_json({"file": arguments.out, **facts}) if arguments.json else f"{arguments.out}: {what}")
+    return f"{population.members} members of {arguments.model}", {"members": population.members}
 
 
 if __name__ == "__main__":

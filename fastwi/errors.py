@@ -1,13 +1,13 @@
-"""The errors that a user can mend. Commands print them in one line and exit with code 2."""
+"""The errors that a user can fix. Commands print them in one line and exit with code 2."""
 
 _LONGEST_LINE = 2000  # characters
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the thing and the mend.
+    """Bad input. The message is one line that names what is wrong and how to fix it.
 
-    Names and texts within it may be a damaged file's, or somebody's who means harm: what a terminal would not print
-    is escaped (`\\n`, `\\x1b`), and the middle of an overlong line is left out.
+    Parts of a message may come from a damaged or hostile file: what a terminal would not print is escaped
+    (`\\n`, `\\x1b`), and the middle of an overlong line is left out.
     """
 
     def __init__(self, message: str) -> None:
@@ -38,6 +38,4 @@ def printable(line: str) -> str:
     """A line of a message as a terminal may show it; see `UserError`."""
     if len(line) > _LONGEST_LINE:
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
-    if line.isprintable():
-        return line
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)

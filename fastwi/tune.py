@@ -1,18 +1,17 @@
 """`python -m fastwi.tune`: measure which engine is the fastest on this device, for `engine.name: auto`.
 
-Trains scratch networks on random images, a few seconds for each engine and number of members, and keeps the table in
-the user's cache directory. Takes under two minutes: what the time does not suffice for is left out, and said.
+Trains networks on random images, a few seconds for each engine and number of members, and keeps the table in the
+user's cache directory. Takes under two minutes; what there is no time for is left out, and reported.
 """
 
-import dataclasses
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from fastwi.cli import command
-from fastwi.config.read import Request, read_request
+from fastwi.config.read import read_request
 from fastwi.config.schema import Config
 from fastwi.files import to_json
 
@@ -32,7 +31,7 @@ IMAGE_SIZE, CLASSES = 32, 10
 
 
 @dataclass(frozen=True)
-class Tried:
+class Measured:
     """One engine at one number of members: images/s, or why there are none."""
 
     engine: str
@@ -46,7 +45,7 @@ def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 2 bad configuration or use, 130 interrupted."""
     request = read_request(argv, "fastwi.tune", _DESCRIPTION)
     from fastwi.engine.device import resolve_device, resolve_dtype
-    from fastwi.engine.table import entry_key, table_path, write_speeds
+    from fastwi.engine.table import entry_key, fastest, table_path, write_speeds
     from fastwi.report.progress import Progress
 
     config = request.config
@@ -55,22 +54,31 @@ def main(argv: list[str]) -> int:
     if request.dry_run:
         print(key)
         return 0
-    found: list[Tried] = []
+    rows: list[Measured] = []
     with Progress("tuning") as progress:
-        for tried, spent in measure(config, device):
-            found.append(tried)
-            progress.tell(round(spent), round(BUDGET_S))
+        for row, spent_s in measure(config, device):
+            rows.append(row)
+            progress.tell(round(spent_s), round(BUDGET_S))
     speeds: dict[str, dict[int, float]] = {}
-    for tried in found:
-        if tried.images_per_s is not None:
-            speeds.setdefault(tried.engine, {})[tried.members] = tried.images_per_s
+    for row in rows:
+        if row.images_per_s is not None:
+            speeds.setdefault(row.engine, {})[row.members] = row.images_per_s
     write_speeds(key, speeds)
-    _show(request, key, found, str(table_path()))
+    if request.json:
+        print(to_json({"key": key, "table": str(table_path()), "measured": list(map(asdict, rows))}, indent=1))
+        return 0
+    print(key)
+    print(f"{'engine':<10}{'members':>8}  images/s")
+    for row in rows:
+        print(f"{row.engine:<10}{row.members:>8}  {row.why if row.why else f'{row.images_per_s:,.0f}'}")
+    best = fastest(speeds)
+    if best is not None:
+        print(f"engine.name: auto takes {best[0]} here; kept in {table_path()}")
     return 0
 
 
-def measure(config: Config, device: "torch.device", budget_s: float = BUDGET_S) -> Iterator[tuple[Tried, float]]:
-    """Try every engine at every number of members; yields each result and the seconds spent so far.
+def measure(config: Config, device: "torch.device", budget_s: float = BUDGET_S) -> Iterator[tuple[Measured, float]]:
+    """Measure every engine at every number of members; yields each result and the seconds spent so far.
 
     An engine that fails on this device is left out with its error's first line, and not tried with more members.
     """
@@ -79,20 +87,16 @@ def measure(config: Config, device: "torch.device", budget_s: float = BUDGET_S) 
     begun, failed = time.monotonic(), set()
     for members in MEMBERS[device.type]:
         for name, kind in ENGINES.items():
-            spent = time.monotonic() - begun
             if name in failed:
                 continue
-            if spent > budget_s:
-                yield Tried(name, members, None, "no time left"), spent
-                continue
-            try:
-                speed = _speed(kind, config, device, members)
-            except Exception as error:  # whatever stops an engine here is a reason not to choose it
-                failed.add(name)
-                why = (str(error).splitlines() or [repr(error)])[0][:200]
-                yield Tried(name, members, None, why), spent
-            else:
-                yield Tried(name, members, speed), time.monotonic() - begun
+            row = Measured(name, members, None, "no time left")
+            if time.monotonic() - begun <= budget_s:
+                try:
+                    row = Measured(name, members, _speed(kind, config, device, members))
+                except Exception as error:  # whatever stops an engine here is a reason not to choose it
+                    failed.add(name)
+                    row = Measured(name, members, None, (str(error).splitlines() or [repr(error)])[0][:200])
+            yield row, time.monotonic() - begun
 
 
 def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members: int) -> float:
@@ -126,22 +130,6 @@ def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members
         engine.train_epoch(population, dataset, noises, rounds)  # its losses are read, so the device is done
         rounds += 1
     return rounds * members * images / (time.monotonic() - begun)
-
-
-def _show(request: Request, key: str, found: list[Tried], path: str) -> None:
-    if request.json:
-        rows = [dataclasses.asdict(tried) for tried in found]
-        print(to_json({"key": key, "table": path, "measured": rows}, indent=1))
-        return
-    print(key)
-    print(f"{'engine':<10}{'members':>8}  images/s")
-    for tried in found:
-        said = tried.why if tried.images_per_s is None else f"{tried.images_per_s:,.0f}"
-        print(f"{tried.engine:<10}{tried.members:>8}  {said}")
-    measured = [tried for tried in found if tried.images_per_s is not None]
-    if measured:
-        best = max(measured, key=lambda tried: tried.images_per_s or 0.0)
-        print(f"engine.name: auto takes {best.engine} here; kept in {path}")
 
 
 if __name__ == "__main__":

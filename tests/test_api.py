@@ -117,15 +117,15 @@ def test_averages_of_three(form, weights):
     networks = [trained(TiedNet(), seed) for seed in (5, 6, 7)]
     states = [copied(network.state_dict()) for network in networks]
     if form == "modules":
-        module = fastwi.average(networks, weights)
+        module = fastwi.average(networks, weights=weights)
         assert module is not networks[0]
         assert module.decoder.weight is module.encoder.weight
         result = module.state_dict()
     elif form == "state dicts":
-        result = fastwi.average([network.state_dict() for network in networks], weights)
+        result = fastwi.average([network.state_dict() for network in networks], weights=weights)
         assert result["decoder.weight"] is result["encoder.weight"]
     else:
-        result = fastwi.average(Population.from_modules(networks), weights).state_dict(0)
+        result = fastwi.average(Population.from_modules(networks), weights=weights).state_dict(0)
     shares = weights or [1 / 3] * 3
     for key, value in result.items():
         group = [state[key] for state in states]
@@ -142,7 +142,7 @@ def test_chosen_rows_of_a_population():
     population = Population.from_modules([trained(SmallNet(), seed) for seed in range(4)])
     mean = fastwi.average(population, rows=[1, 3])
     torch.testing.assert_close(mean.weights_MP[0], (population.weights_MP[1] + population.weights_MP[3]) / 2)
-    with pytest.raises(ValueError, match="row 4; there are rows 0 to 3"):
+    with pytest.raises(ValueError, match="row 4 is named; there are rows 0 to 3"):
         fastwi.average(population, rows=[4])
 
 
@@ -162,16 +162,16 @@ def test_a_network_of_weight_zero_takes_no_part():
     for parameter in diverged.parameters():
         parameter.data.fill_(float("nan"))
     diverged.norm.num_batches_tracked.fill_(10**9)
-    mean = fastwi.average([a, b, diverged], [0.5, 0.5, 0.0])
+    mean = fastwi.average([a, b, diverged], weights=[0.5, 0.5, 0.0])
     assert all(torch.isfinite(parameter).all() for parameter in mean.parameters())
     assert mean.norm.num_batches_tracked < 10**9
 
 
 def test_bad_weights_are_refused():
     with pytest.raises(ValueError, match="1 weights for 2 networks"):
-        fastwi.average([SmallNet(), SmallNet()], [1.0])
+        fastwi.average([SmallNet(), SmallNet()], weights=[1.0])
     with pytest.raises(ValueError, match="finite"):
-        fastwi.average([SmallNet(), SmallNet()], [float("nan"), 1.0])
+        fastwi.average([SmallNet(), SmallNet()], weights=[float("nan"), 1.0])
     with pytest.raises(ValueError, match="at least one network"):
         fastwi.average([])
 

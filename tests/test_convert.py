@@ -124,8 +124,8 @@ def test_import(seed, tmp_path, capsys):
     said = capsys.readouterr()
     assert json.loads(said.out) == {"file": str(out), "members": 3}
     assert said.err.splitlines() == [
-        f"fastwi: {files[1]}: taken from 'model'; left out: epoch",
-        f"fastwi: {files[1]}: prefix 'module.' taken off",
+        f"fastwi: {files[1]}: read from 'model'; left out: epoch",
+        f"fastwi: {files[1]}: prefix 'module.' removed",
     ]
     expected = Population.from_modules(members)
     assert equal(Population.load(out), expected)
@@ -170,9 +170,9 @@ def test_refusals(seed, tmp_path, capsys):
     for argv, expected in [
         (("export", several, "--out", out), "holds 2 members"),
         (("export", several, "--member", 2, "--out", out), "no member 2; it has members 0 to 1"),
-        (("export", several, "--member", -1, "--out", out), "--member: -1 is no member"),
+        (("export", several, "--member", -1, "--out", out), "--member: -1 is not a member"),
         (("export", several, "--member", 0, "--out", tmp_path / "out.npz"), "neither .safetensors nor .pt"),
-        (("export", state, "--out", out), "no safetensors file"),
+        (("export", state, "--out", out), "not a safetensors file"),
         (("export", tmp_path / "none", "--out", out), "no such file"),
         (("export", several), "required: --out"),
         (("import", state, *into, *model), "'conv.weight' is torch.float32 (4, 3, 3, 3) in the state dict"),

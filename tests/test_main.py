@@ -30,4 +30,4 @@ def test_every_command_is_there_and_says_help(name, capsys):
 
 def test_unknown_command(capsys):
     assert main(["swep"]) == 2
-    assert capsys.readouterr().err == "fastwi: error: fastwi: 'swep' is no command; did you mean sweep?\n"
+    assert capsys.readouterr().err == "fastwi: error: fastwi: 'swep' is not a command; did you mean sweep?\n"

@@ -76,7 +76,7 @@ class ProgramEngine(Engine):
         program = self._program(population.layout, at_once, dataset)
         for first in range(0, population.members, at_once):
             rows = slice(first, first + at_once)
-            part = population.select(rows)
+            part = population[rows]
             draws = self._stacked_draws(noises[rows], epoch, dataset)
             program.load(part, *draws, torch.tensor(rates, device=self.device))
             for _ in range(steps):

@@ -65,7 +65,7 @@ class StackedEngine(ProgramEngine):
         dataset = require_resident(dataset, "engine.name: stacked")
         table = dataset.table_C256.to(self.dtype)
         for rows in self._portions(population):
-            part = population.select(rows)
+            part = population[rows]
             tensors = self._tensors(part)
             for at in torch.arange(len(dataset), device=self.device).split(self.settings.engine.evaluation_batch):
                 x_NHWC = augment(dataset.images_NHWC, at, None, None, table, 0).permute(0, 2, 3, 1)
@@ -91,7 +91,7 @@ class StackedEngine(ProgramEngine):
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         table = dataset.table_C256.to(self.dtype)
         for rows in self._portions(population):
-            part = population.select(rows)
+            part = population[rows]
             tensors = self._tensors(part)
             order, offset, flip = self._stacked_draws(noises[rows], epoch, dataset)
             draws = order, offset if augmentation.padding else None, flip if augmentation.flip else None

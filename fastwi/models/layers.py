@@ -1,12 +1,13 @@
-"""What the networks share: widths, initial weights and group norm."""
+"""What the registry's networks share: channel counts, initial weights, group norm, stages of residual blocks."""
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-GROUPS = 8
+Norm = Callable[[int], nn.Module]  # channels to a layer
 
 
 def scaled(channels: int, width: float) -> int:
@@ -15,10 +16,9 @@ def scaled(channels: int, width: float) -> int:
 
 
 def he_normal_(network: nn.Module, fan: Literal["fan_out", "fan_in"] = "fan_out") -> None:
-    """He et al. 2015 normal for every convolution's weights, zero for its biases; the rest stays.
+    """He et al. 2015 normal for the weights of convolutions, zero for their biases; the rest stays.
 
-    Fan out keeps the scale of gradients, fan in that of activations (their equations 14 and 10), which a network
-    without any norm needs: fan out shrinks them wherever channels become more.
+    Fan out keeps the scale of gradients, fan in that of activations, which a network without any norm needs.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -27,18 +27,26 @@ def he_normal_(network: nn.Module, fan: Literal["fan_out", "fan_in"] = "fan_out"
                 nn.init.zeros_(module.bias)
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group norm (Wu & He 2018) of 8 groups, or of the most that divide both 8 and the channels.
+def stages(
+    block: Callable[[int, int, int], nn.Module], channels: int, widths: Iterable[int], n: int
+) -> nn.Sequential:
+    """`n` blocks (channels in, channels out, stride) of each width; each stage but the first begins with stride 2."""
+    blocks = []
+    for stage, channels_out in enumerate(widths):
+        for i in range(n):
+            blocks.append(block(channels, channels_out, 2 if stage > 0 and i == 0 else 1))
+            channels = channels_out
+    return nn.Sequential(*blocks)
 
-    It normalises each image by itself, so it has no running statistics and nothing of it can go stale when
-    weights are averaged.
-    """
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm (Wu & He 2018) of 8 groups, or of the most that divide both 8 and the channels."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(math.gcd(GROUPS, channels), channels)
+        super().__init__(math.gcd(8, channels), channels)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """[N, C, H, W] to the same; in bf16 or fp32 as the input is, with sums in float32."""
+        """[N, C, H, W] to the same, in the dtype of the input, with sums in float32."""
         # CUDA's kernel takes no float32 weights with a bf16 input, and the engine keeps these in float32.
         weight_C, bias_C = self.weight.to(x_NCHW.dtype), self.bias.to(x_NCHW.dtype)
         return functional.group_norm(x_NCHW, self.num_groups, weight_C, bias_C, self.eps)

@@ -1,9 +1,8 @@
 """A population on disk: one safetensors file, whole or absent, of which one member can be read alone.
 
-The file holds the tensors weights_MP, momentum_MP, statistics_MQ and counters_MB as they are in memory,
-checksum_M (int64 [M]: the CRC-32 of the four rows of a member, one after another) and, as metadata, the
-format, its version and the layout. Any safetensors reader can open it. Values come back to the bit, NaN
-payloads included, and the same population gives the same bytes.
+The file holds the tensors weights_MP, momentum_MP, statistics_MQ and counters_MB as they are in memory, checksum_M
+(int64 [M]: the CRC-32 of a member's four rows, one after another) and, as metadata, the format, its version and the
+layout. Values come back to the bit, NaN payloads included, and the same population gives the same bytes.
 
 The format is simple: 8 bytes with the length of a JSON header, the header, the tensors. It is written and read here,
 so that bytes go straight from rows to the file and from the file into rows.
@@ -29,8 +28,7 @@ from fastwi.population.population import Population
 
 FORMAT = "fastwi.population"
 VERSION = "1"
-_MOST_DIMENSIONS = 64  # PyTorch's own bound
-_MOST_ELEMENTS = 1 << 60
+_MOST_MEMBERS = 1 << 60
 _ITEM_BYTES = {"I64": 8, "F32": 4}
 MATRICES = ("weights_MP", "momentum_MP", "statistics_MQ", "counters_MB")
 _WRITTEN = ("checksum_M", "counters_MB", "momentum_MP", "statistics_MQ", "weights_MP")  # safetensors' own order
@@ -48,7 +46,7 @@ class ByteStream(Protocol):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself. `row_bytes`: the bytes of one member in each tensor, in the order of the file."""
+    """What a file holds. `row_bytes`: the bytes of one member in each tensor, in the order of the file."""
 
     layout: Layout
     members: int
@@ -69,11 +67,12 @@ def pieces(population: Population) -> Iterator[memoryview]:
     """The bytes of the population's file, one piece after another. Rows on the CPU are not copied."""
     tensors = {name: getattr(population, name).cpu().contiguous() for name in MATRICES}
     tensors["checksum_M"] = torch.tensor([_checksum(tensors, m) for m in range(population.members)])
-    metadata = {"format": FORMAT, "layout": population.layout.to_json(), "version": VERSION}
-    told: dict[str, Any] = {"__metadata__": metadata}
+    content: dict[str, Any] = {
+        "__metadata__": {"format": FORMAT, "layout": population.layout.to_json(), "version": VERSION}
+    }
     for name, (dtype, shape, offsets) in _described(population.layout, population.members, _WRITTEN).items():
-        told[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-    header = json.dumps(told, separators=(",", ":")).encode()
+        content[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    header = json.dumps(content, separators=(",", ":")).encode()
     header = header.ljust(-(-len(header) // 8) * 8)
     yield memoryview(len(header).to_bytes(8, "little") + header)
     for name in _WRITTEN:
@@ -93,35 +92,16 @@ def _described(layout: Layout, members: int, order: Sequence[str]) -> dict[str, 
 
 
 def load(
-    path: str | os.PathLike[str], layout: Layout | None = None, device: torch.device | str | None = None
-) -> Population:
-    """Read the whole population at `path` into fresh memory on `device` (default: the CPU).
-
-    Where `layout` is given the file must have it. Raises CheckpointError, in one line, for a file that is
-    missing, damaged, foreign or of another layout.
-    """
-    return _read(path, layout, device, None)
-
-
-def load_member(
     path: str | os.PathLike[str],
-    m: int,
     layout: Layout | None = None,
     device: torch.device | str | None = None,
+    member: int | None = None,
 ) -> Population:
-    """Read member m alone as a population of 1; of the file's matrices only that row is read.
+    """Read the population at `path`, or its member `member` alone, into fresh memory on `device` (default: the CPU).
 
-    Raises CheckpointError as `load` does, and where the file has no member m.
+    Where `layout` is given the file must have it. Raises CheckpointError, in one line, for a file that is
+    missing, damaged, foreign, of another layout, or without that member.
     """
-    if m < 0:
-        raise ValueError(f"members count from 0; there is no member {m}")
-    return _read(path, layout, device, m)
-
-
-def _read(
-    path: str | os.PathLike[str], layout: Layout | None, device: torch.device | str | None, member: int | None
-) -> Population:
-    """Member `member` of the file, or all."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; name a population that was saved")
@@ -131,9 +111,9 @@ def _read(
             if layout is not None:
                 require_layout(path, header.layout, layout)
             first, members = (0, header.members) if member is None else (member, 1)
-            if first >= header.members:
+            if not 0 <= first < header.members:
                 raise CheckpointError(f"{path}: no member {first}; it has members 0 to {header.members - 1}")
-            population = empty(header.layout, members)
+            population = Population.empty(header.layout, members)
             checksum_M = torch.empty(members, dtype=torch.int64)
             for name, row_bytes in header.row_bytes.items():
                 stream.seek(first * row_bytes, os.SEEK_CUR)
@@ -148,13 +128,6 @@ def _read(
                 f"{path}: the data of member {first + m} is damaged (checksum); restore or rewrite it"
             )
     return population if device is None else population.to(device)
-
-
-def empty(layout: Layout, members: int) -> Population:
-    """A population on the CPU whose rows, padding included, are still to be read."""
-    weights_MP, momentum_MP = torch.empty(members, layout.P), torch.empty(members, layout.P)
-    counters_MB = torch.empty(members, layout.B, dtype=torch.int64)
-    return Population(layout, weights_MP, momentum_MP, torch.empty(members, layout.Q), counters_MB)
 
 
 def fill(stream: ByteStream, rows: Tensor, path: Path) -> None:
@@ -180,7 +153,7 @@ def read_header(stream: ByteStream, size: int, path: Path) -> Header:
     length = int.from_bytes(stream.read(8), "little")
     try:
         if length > size - 8:
-            raise ValueError("damaged or no safetensors file (its header is cut off); restore or rewrite it")
+            raise ValueError("damaged or not a safetensors file (its header is cut off); restore or rewrite it")
         header = _parsed(stream.read(length))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -194,31 +167,15 @@ def read_header(stream: ByteStream, size: int, path: Path) -> Header:
 def _parsed(text: bytes) -> Header:
     """The header. Raises ValueError where it is not that of a population."""
     try:
-        told = json.loads(text.decode())
-        metadata = told.pop("__metadata__", {})
+        content = json.loads(text.decode())
+        metadata = content.pop("__metadata__", {})
         is_population = metadata.get("format") == FORMAT
-        tensors = {name: (each["dtype"], each["shape"], each["data_offsets"]) for name, each in told.items()}
+        tensors = {name: (each["dtype"], each["shape"], each["data_offsets"]) for name, each in content.items()}
         order = sorted(tensors, key=lambda name: tensors[name][2])
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"damaged or no safetensors file ({error!s:.200}); restore or rewrite it") from error
+        raise ValueError(f"damaged or not a safetensors file ({error!s:.200}); restore or rewrite it") from error
     if not is_population:
         raise ValueError("not a population; load it with safetensors and Population.load_state_dict instead")
-    layout = _stored_layout(metadata)
-    if sorted(order) != sorted(_WRITTEN):
-        raise ValueError(f"holds {sorted(order)!s:.300} instead of {sorted(_WRITTEN)}; restore or rewrite it")
-    shape = tensors["weights_MP"][1]
-    if not isinstance(shape, list) or not shape or type(shape[0]) is not int or not 0 < shape[0] < _MOST_ELEMENTS:
-        raise ValueError(f"weights_MP has the shape {shape!s:.100}; restore or rewrite it")
-    for name, needed in _described(layout, shape[0], order).items():
-        found = tensors[name]
-        if found != needed or not all(type(number) is int for number in found[1] + found[2]):  # True == 1.0 == 1
-            raise ValueError(f"{name} is {found!s:.200} where its layout needs {needed}; restore or rewrite it")
-    row_bytes = {name: (tensors[name][2][1] - tensors[name][2][0]) // shape[0] for name in order}
-    return Header(layout, shape[0], row_bytes)
-
-
-def _stored_layout(metadata: dict[str, Any]) -> Layout:
-    """The layout in the metadata of a population."""
     if metadata.get("version") != VERSION:
         raise ValueError(
             f"population format version {metadata.get('version')!r:.60}, this fastwi reads {VERSION}; "
@@ -226,24 +183,19 @@ def _stored_layout(metadata: dict[str, Any]) -> Layout:
         )
     try:
         layout = Layout.from_json(metadata.get("layout", ""))
-        _check_layout(layout)
     except ValueError as error:
         raise ValueError(f"damaged layout ({error!s:.200}); restore or rewrite it") from error
-    return layout
-
-
-def _check_layout(layout: Layout) -> None:
-    """Raise ValueError for what no network has: a file may say anything and still match its own fingerprint."""
-    spans = (*layout.parameters, *layout.statistics, *layout.counters)
-    names = {span.name for span in spans}
-    if len(names) != len(spans):
-        raise ValueError("two of its tensors have one name")
-    for span in spans:
-        if len(span.shape) > _MOST_DIMENSIONS or any(size < 0 for size in span.shape) or span.numel > _MOST_ELEMENTS:
-            raise ValueError(f"{span.name!r:.60} has an impossible shape")
-    missing = next((name for _, name in layout.keys if name not in names), None)
-    if missing is not None or len({key for key, _ in layout.keys}) != len(layout.keys):
-        raise ValueError("the keys of its state dict are not those of its tensors")
+    if sorted(order) != sorted(_WRITTEN):
+        raise ValueError(f"holds {sorted(order)!s:.300} instead of {sorted(_WRITTEN)}; restore or rewrite it")
+    shape = tensors["weights_MP"][1]
+    if not isinstance(shape, list) or not shape or type(shape[0]) is not int or not 0 < shape[0] < _MOST_MEMBERS:
+        raise ValueError(f"weights_MP has the shape {shape!s:.100}; restore or rewrite it")
+    for name, needed in _described(layout, shape[0], order).items():
+        found = tensors[name]
+        if found != needed or not all(type(number) is int for number in found[1] + found[2]):  # True == 1.0 == 1
+            raise ValueError(f"{name} is {found!s:.200} where its layout needs {needed}; restore or rewrite it")
+    row_bytes = {name: (tensors[name][2][1] - tensors[name][2][0]) // shape[0] for name in order}
+    return Header(layout, shape[0], row_bytes)
 
 
 def _checksum(tensors: dict[str, Tensor], m: int) -> int:

@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,10 @@ from torch.nn.parameter import is_lazy
 from fastwi.errors import UserError
 
 FLOATS_PER_SPAN_START = 4  # 16 bytes, one vector load
+_MOST_DIMENSIONS = 64  # PyTorch's own bound
+_MOST_ELEMENTS = 1 << 60
+
+Tensors = Iterable[tuple[str, Sequence[int], bool]]  # name, shape, whether channels-last
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,7 @@ class Layout:
     """The spans of one architecture, in the module's named_parameters and named_buffers order.
 
     `keys` lists every key of the module's state dict, in its order, with the name of the span that holds it:
-    tied tensors have one span and several keys. Two layouts are equal where all names, shapes, strides,
-    offsets and ties are.
+    tied tensors have one span and several keys.
     """
 
     parameters: tuple[Span, ...]
@@ -76,12 +78,17 @@ class Layout:
         """
         named_parameters, named_buffers = dict(module.named_parameters()), dict(module.named_buffers())
         for name, parameter in named_parameters.items():
-            _check_parameter(name, parameter)
+            if is_lazy(parameter):
+                raise UserError(f"parameter {name!r} has no shape yet; run one batch through the module first")
+            if parameter.dtype != torch.float32:
+                raise UserError(
+                    f"parameter {name!r} has dtype {parameter.dtype}; a population holds float32 weights: "
+                    "convert the module with .float() (engine.precision makes it train in bf16)"
+                )
         overlap = first_overlap(named_parameters)
         if overlap:  # a population would silently untie them
-            first, second = overlap
             raise UserError(
-                f"parameters {first!r} and {second!r} share memory but are two tensors; "
+                f"parameters {overlap[0]!r} and {overlap[1]!r} share memory but are two tensors; "
                 "tie them by assigning the same nn.Parameter to both"
             )
         name_of = {id(tensor): name for name, tensor in (named_parameters | named_buffers).items()}
@@ -97,34 +104,25 @@ class Layout:
         for name in named_parameters:
             if name not in persistent:
                 raise UserError(f"parameter {name!r} is missing from the module's state dict; a hook removed it")
-        conv_weights = {
-            id(part.weight) for part in module.modules() if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d))
-        }
-        statistics, counters = [], []
-        for name, buffer in named_buffers.items():
-            if name not in persistent:
-                continue
-            if buffer.dtype == torch.float32:
-                statistics.append((name, buffer.shape, False))
-            elif buffer.dtype == torch.int64:
-                counters.append((name, buffer.shape, False))
-            else:
+        buffers = {name: buffer for name, buffer in named_buffers.items() if name in persistent}
+        for name, buffer in buffers.items():
+            if buffer.dtype not in (torch.float32, torch.int64):
                 raise UserError(
                     f"buffer {name!r} has dtype {buffer.dtype}; a population holds float32 and int64 "
                     "buffers: convert it, or register it with persistent=False"
                 )
+        convolutions = (nn.Conv2d, nn.ConvTranspose2d)
+        conv_weights = {id(part.weight) for part in module.modules() if isinstance(part, convolutions)}
         parameters = [(name, p.shape, id(p) in conv_weights) for name, p in named_parameters.items()]
+        statistics = [(name, b.shape, False) for name, b in buffers.items() if b.dtype == torch.float32]
+        counters = [(name, b.shape, False) for name, b in buffers.items() if b.dtype == torch.int64]
         return cls._pack(parameters, statistics, counters, keys)
 
     @classmethod
     def _pack(
-        cls,
-        parameters: Iterable[tuple[str, Sequence[int], bool]],
-        statistics: Iterable[tuple[str, Sequence[int], bool]],
-        counters: Iterable[tuple[str, Sequence[int], bool]],
-        keys: Iterable[tuple[str, str]],
+        cls, parameters: Tensors, statistics: Tensors, counters: Tensors, keys: Iterable[tuple[str, str]]
     ) -> "Layout":
-        """Place (name, shape, channels_last) triples one after another."""
+        """Place tensors one after another."""
         return cls(
             _spans(parameters, FLOATS_PER_SPAN_START),
             _spans(statistics, FLOATS_PER_SPAN_START),
@@ -159,34 +157,32 @@ class Layout:
         """Bytes of a member: weights, momentum, statistics and counters."""
         return 8 * self.P + 4 * self.Q + 8 * self.B
 
+    @property
+    def _groups(self) -> dict[str, tuple[Span, ...]]:
+        return {"parameters": self.parameters, "statistics": self.statistics, "counters": self.counters}
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of all names, shapes, strides, offsets and ties; stable over machines."""
-        groups = (self.parameters, self.statistics, self.counters)
-        told = [[[s.name, s.shape, s.strides, s.offset] for s in group] for group in groups]
-        return hashlib.sha256(json.dumps([*told, self.keys], ensure_ascii=True).encode()).hexdigest()
+        """SHA-256 (hexadecimal) of all names, shapes, strides, offsets and ties; the same on every machine."""
+        spans = [[[s.name, s.shape, s.strides, s.offset] for s in group] for group in self._groups.values()]
+        return hashlib.sha256(json.dumps([*spans, self.keys], ensure_ascii=True).encode()).hexdigest()
 
     def difference(self, other: "Layout") -> str | None:
-        """The first difference in words, or None where there is none.
-
-        `self` is the old layout and `other` the new one.
-        """
-        kinds = ("parameter", "statistic", "counter")
-        groups = (self.parameters, self.statistics, self.counters)
-        others = (other.parameters, other.statistics, other.counters)
-        for kind, old_spans, new_spans in zip(kinds, groups, others, strict=True):
+        """The first difference in words, `self` being the old layout and `other` the new one; None for none."""
+        for kind, old_spans in self._groups.items():
+            new_spans = other._groups[kind]
             old, new = {s.name: s for s in old_spans}, {s.name: s for s in new_spans}
-            for name in [*old, *(name for name in new if name not in old)]:
-                if name not in new:
-                    return f"{kind} {name!r} of shape {old[name].shape} is in the old layout only"
-                if name not in old:
-                    return f"{kind} {name!r} of shape {new[name].shape} is in the new layout only"
-                if old[name].shape != new[name].shape:
-                    return f"{kind} {name!r} has old shape {old[name].shape} and new shape {new[name].shape}"
-                if old[name].strides != new[name].strides:
-                    return f"{kind} {name!r} has old strides {old[name].strides} and new {new[name].strides}"
+            what = kind.removesuffix("s")
+            for name in dict.fromkeys((*old, *new)):
+                if name not in new or name not in old:
+                    only, shape = ("old", old[name].shape) if name in old else ("new", new[name].shape)
+                    return f"{what} {name!r} of shape {shape} is in the {only} layout only"
+                for field in ("shape", "strides"):
+                    mine, theirs = getattr(old[name], field), getattr(new[name], field)
+                    if mine != theirs:
+                        return f"{what} {name!r} has old {field} {mine} and new {field} {theirs}"
             if old_spans != new_spans:
-                return f"the {kind}s are the same but in another order"
+                return f"the {kind} are the same but in another order"
         if self.keys != other.keys:
             changed = sorted(set(self.keys) ^ set(other.keys))
             return f"state dict key {changed[0][0]!r} is tied otherwise" if changed else "the keys are reordered"
@@ -198,25 +194,38 @@ class Layout:
 
     @functools.cached_property
     def _json(self) -> str:
-        groups = {"parameters": self.parameters, "statistics": self.statistics, "counters": self.counters}
-        told: dict[str, Any] = {
+        content = {
             kind: [[s.name, s.shape, s.strides != _strides(s.shape, False)] for s in spans]
-            for kind, spans in groups.items()
+            for kind, spans in self._groups.items()
         }
-        return json.dumps({**told, "keys": self.keys, "fingerprint": self.fingerprint}, separators=(",", ":"))
+        return json.dumps({**content, "keys": self.keys, "fingerprint": self.fingerprint}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "Layout":
         """The layout that `to_json` wrote. Raises ValueError where the text is not one, or was changed."""
         try:
-            told = json.loads(text)
-            layout = cls._pack(told["parameters"], told["statistics"], told["counters"], told["keys"])
-            fingerprint = told["fingerprint"]
+            content = json.loads(text)
+            layout = cls._pack(*(content[kind] for kind in ("parameters", "statistics", "counters", "keys")))
+            fingerprint = content["fingerprint"]
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a layout ({type(error).__name__}: {error})") from error
         if layout.fingerprint != fingerprint:
             raise ValueError("the layout does not match its own fingerprint")
+        layout._require_possible()
         return layout
+
+    def _require_possible(self) -> None:
+        """Raise ValueError for what no network has: a file may say anything and still match its own fingerprint."""
+        spans = (*self.parameters, *self.statistics, *self.counters)
+        names = {span.name for span in spans}
+        if len(names) != len(spans):
+            raise ValueError("two of its tensors have one name")
+        for span in spans:
+            sizes = any(size < 0 for size in span.shape) or span.numel > _MOST_ELEMENTS
+            if sizes or len(span.shape) > _MOST_DIMENSIONS:
+                raise ValueError(f"{span.name!r:.60} has an impossible shape")
+        if not {name for _, name in self.keys} <= names or len(dict(self.keys)) != len(self.keys):
+            raise ValueError("the keys of its state dict are not those of its tensors")
 
 
 def _strides(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
@@ -233,7 +242,7 @@ def _strides(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def _spans(tensors: Iterable[tuple[str, Sequence[int], bool]], align: int) -> tuple[Span, ...]:
+def _spans(tensors: Tensors, align: int) -> tuple[Span, ...]:
     """Spans for (name, shape, channels_last) triples, each start a multiple of `align` elements."""
     spans: list[Span] = []
     for name, sizes, channels_last in tensors:
@@ -246,17 +255,6 @@ def _columns(spans: Sequence[Span], align: int) -> int:
     """Columns that `spans` take, rounded up to a multiple of `align`."""
     end = spans[-1].offset + spans[-1].numel if spans else 0
     return -(-end // align) * align
-
-
-def _check_parameter(name: str, parameter: Tensor) -> None:
-    """Raise UserError for a parameter that a float32 matrix can't hold."""
-    if is_lazy(parameter):
-        raise UserError(f"parameter {name!r} has no shape yet; run one batch through the module first")
-    if parameter.dtype != torch.float32:
-        raise UserError(
-            f"parameter {name!r} has dtype {parameter.dtype}; a population holds float32 weights: "
-            "convert the module with .float() (bf16 is a matter of the engine's precision)"
-        )
 
 
 def first_overlap(named: Mapping[str, Tensor]) -> tuple[str, str] | None:

@@ -1,7 +1,7 @@
 """A population: M networks of one architecture as the rows of four matrices.
 
-Symbols: M members; P columns of weights, Q of batch-norm statistics, B of counters (see
-`fastwi.population.layout`).
+Symbols: M members; P columns of weights, Q of batch-norm statistics, B of counters (see `fastwi.population.layout`);
+L new members, made of T rows in all.
 """
 
 import operator
@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastwi.errors import UserError
+from fastwi.kernels.combine import Terms, combine_rows_, copy_rows_
 from fastwi.kernels.interpolate import interpolate_rows_, pair_alphas, row_numbers
 from fastwi.population.layout import Layout, Span
 
@@ -24,11 +26,11 @@ Member = tuple["Population", int]  # a population and a row of it
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Population:
-    """M networks as rows. `parameters`, `buffers` and `momentum` hand out views of a row.
+    """M networks as rows. `parameters`, `buffers` and `momentum` give views of a row.
 
-    weights_MP, momentum_MP: float32 [M, P]; statistics_MQ: float32 [M, Q]; counters_MB: int64 [M, B]; one
-    device. Momentum is always there, also where nothing trains: 4 P bytes a member. All padding is zero and
-    stays so.
+    weights_MP, momentum_MP: float32 [M, P]; statistics_MQ: float32 [M, Q]; counters_MB: int64 [M, B]; all on one
+    device. Padding is zero. `len(population)`, `population[0]` and `population[1:3]` are as of a sequence of
+    populations that share this one's memory.
     """
 
     layout: Layout
@@ -38,55 +40,44 @@ class Population:
     counters_MB: Tensor
 
     def __post_init__(self) -> None:
-        members = self.weights_MP.shape[0]
-        for name, matrix, columns, dtype in (
-            ("weights_MP", self.weights_MP, self.layout.P, torch.float32),
-            ("momentum_MP", self.momentum_MP, self.layout.P, torch.float32),
-            ("statistics_MQ", self.statistics_MQ, self.layout.Q, torch.float32),
-            ("counters_MB", self.counters_MB, self.layout.B, torch.int64),
-        ):
-            if matrix.shape != (members, columns) or matrix.dtype != dtype or matrix.device != self.device:
-                raise ValueError(
-                    f"{name} is {matrix.dtype} {tuple(matrix.shape)} on {matrix.device}; "
-                    f"the layout needs {dtype} {(members, columns)} on {self.device}"
-                )
+        widths = (self.layout.P, self.layout.P, self.layout.Q, self.layout.B)
+        names = ("weights_MP", "momentum_MP", "statistics_MQ", "counters_MB")
+        for name, matrix, width in zip(names, self._matrices(), widths, strict=True):
+            needed = (self.members, width), torch.int64 if name == "counters_MB" else torch.float32, self.device
+            if (matrix.shape, matrix.dtype, matrix.device) != needed:
+                found = tuple(matrix.shape), matrix.dtype, matrix.device
+                raise ValueError(f"{name} is {found}; the layout needs {needed}")
 
     def __len__(self) -> int:
-        """M."""
         return self.members
 
     def __getitem__(self, rows: int | slice) -> "Population":
-        """Member `rows` as a population of 1, or the members of a slice. No copy is made: memory is shared.
-
-        Negative numbers count from the end. Raises IndexError for a member that is not there.
-        """
-        if isinstance(rows, slice):
-            return self.select(rows)
-        m = operator.index(rows)
-        if not -self.members <= m < self.members:
-            raise IndexError(f"member {m} of a population of {self.members}")
-        m %= self.members
-        return self.select(slice(m, m + 1))
-
-    def __iter__(self) -> Iterator["Population"]:
-        """Each member as a population of 1 that shares this one's memory."""
-        return (self[m] for m in range(self.members))
+        if not isinstance(rows, slice):
+            m = operator.index(rows)
+            if not -self.members <= m < self.members:
+                raise IndexError(f"member {m} of a population of {self.members}")
+            rows = slice(m % self.members, m % self.members + 1)
+        return Population(self.layout, *(matrix[rows] for matrix in self._matrices()))
 
     def __repr__(self) -> str:
         return f"Population({self.members} members on {self.device}, {self.layout.P} columns of weights)"
 
     @classmethod
     def zeros(cls, layout: Layout, members: int, device: torch.device | str | None = None) -> "Population":
-        """A population of zeros: weights, momentum, statistics, counters. ValueError for no members."""
+        """A population of zeros. Raises ValueError for no members."""
         if members < 1:
             raise ValueError(f"a population has at least 1 member, not {members}")
-        return cls(
-            layout,
-            torch.zeros(members, layout.P, device=device),
-            torch.zeros(members, layout.P, device=device),
-            torch.zeros(members, layout.Q, device=device),
-            torch.zeros(members, layout.B, dtype=torch.int64, device=device),
-        )
+        population = cls.empty(layout, members, device)
+        for matrix in population._matrices():
+            matrix.zero_()
+        return population
+
+    @classmethod
+    def empty(cls, layout: Layout, members: int, device: torch.device | str | None = None) -> "Population":
+        """A population in fresh memory, whose values, padding included, are still to be written."""
+        weights_MP, momentum_MP = (torch.empty(members, layout.P, device=device) for _ in range(2))
+        counters_MB = torch.empty(members, layout.B, dtype=torch.int64, device=device)
+        return cls(layout, weights_MP, momentum_MP, torch.empty(members, layout.Q, device=device), counters_MB)
 
     @classmethod
     def from_modules(cls, modules: Sequence[nn.Module], device: torch.device | str | None = None) -> "Population":
@@ -107,23 +98,76 @@ class Population:
             population._copy_in(m, _named_tensors(module))
         return population
 
-    @classmethod
-    def stack(cls, populations: Sequence["Population"]) -> "Population":
-        """The members of all, in order, in fresh memory. ValueError for none, or for different layouts."""
-        if not populations:
-            raise ValueError("stack needs at least one population")
-        first = populations[0]
-        for other in populations[1:]:
-            first.require_same_layout(other)
-        rows = zip(*(population._matrices() for population in populations), strict=True)
-        return cls(first.layout, *(torch.cat(matrices) for matrices in rows))
-
     @staticmethod
     def gather(members_L: Sequence[Member], into: "Population | None" = None) -> "Population":
-        """Copies of rows of any populations. See `fastwi.population.rows.gather`."""
-        from fastwi.population.rows import gather
+        """Copies of (population, row) after (population, row), momentum included, in fresh memory or in `into`.
 
-        return gather(members_L, into)
+        The populations have one layout and are on one device; `into` has L members, none of them among those copied.
+        Fresh memory takes a CPU several times as long as the copies themselves when it is used for the first time.
+        """
+        used, rows_L2 = _numbered(members_L)
+        made = _room(used[0], len(members_L), into)
+        for destination, *sources in zip(*(population._matrices() for population in (made, *used)), strict=True):
+            copy_rows_(destination, sources, rows_L2[:, 0], rows_L2[:, 1])
+        return made
+
+    @staticmethod
+    def averages(
+        members_of_L: Sequence[Sequence[Member]],
+        weights_of_L: Sequence[Sequence[float]],
+        momentum: str | None = "reset",
+        into: "Population | None" = None,
+    ) -> "Population":
+        """Average l is the sum over i of weights_of_L[l][i] x members_of_L[l][i], a row of any population.
+
+        The populations have one layout and are on one device. Weights: any finite values; they need not sum to 1.
+        Weights and statistics are summed in float64, in the order given, and rounded once, the same on every machine
+        (`fastwi.kernels.combine`); counters are the maximum over the members that take part (weight not zero). A
+        member of weight zero takes no part even where it has diverged. `momentum`: "reset" to zero, the same
+        "average", or "keep" that of the first member that takes part. Negative weights can make a variance negative:
+        recompute statistics then.
+
+        The averages are written to `into`, L members that none of them is made of, or to fresh memory, whose first
+        use takes a CPU several times as long. Momentum None leaves that of `into` as it is: evaluation needs none.
+        """
+        if momentum is not None or into is None:
+            momentum = momentum or "reset"
+            _require_treatment(momentum)
+        if not all(map(len, members_of_L)):
+            raise ValueError("an average needs at least one member")
+        used, rows_T2 = _numbered([member for members in members_of_L for member in members])
+        terms = Terms.of(list(map(len, members_of_L)), rows_T2, weights_of_L)
+        made = _room(used[0], len(members_of_L), into)
+        combine_rows_(made.weights_MP, [population.weights_MP for population in used], terms)
+        combine_rows_(made.statistics_MQ, [population.statistics_MQ for population in used], terms)
+        momenta = [population.momentum_MP for population in used]
+        if momentum == "average":
+            combine_rows_(made.momentum_MP, momenta, terms)
+        elif momentum is not None:
+            made.momentum_MP.zero_()
+        if momentum == "keep":
+            for row, term in zip(*np.unique(terms.sum_T, return_index=True), strict=True):
+                made.momentum_MP[row].copy_(momenta[terms.matrix_T[term]][terms.row_T[term]])
+        made.counters_MB.zero_()
+        first_row = np.cumsum([0, *map(len, used)])  # of each population in all their counters
+        rows_T = torch.from_numpy(first_row[terms.matrix_T] + terms.row_T).to(made.device)
+        counters_TB = torch.cat([population.counters_MB for population in used])[rows_T]
+        sums_TB = torch.from_numpy(terms.sum_T).to(made.device)[:, None].expand_as(counters_TB)
+        made.counters_MB.scatter_reduce_(0, sums_TB, counters_TB, "amax", include_self=False)
+        return made
+
+    def combine(self, weights_LM: Tensor, momentum: str = "reset") -> "Population":
+        """`averages` of members of this population: average l is the sum over m of weights_LM[l, m] x member m.
+
+        weights_LM: float32 or float64 [L, M], any finite values.
+        """
+        if weights_LM.shape[1:] != (self.members,) or weights_LM.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"weights_LM is {weights_LM.dtype} {tuple(weights_LM.shape)}; "
+                f"it needs to be float32 or float64, with a column for each of {self.members} members"
+            )
+        weights_of_L = weights_LM.detach().cpu().double().tolist()
+        return self.averages([[(self, m) for m in range(self.members)]] * len(weights_of_L), weights_of_L, momentum)
 
     @property
     def members(self) -> int:
@@ -161,7 +205,7 @@ class Population:
         """Overwrite member m with a state dict, and its momentum with zero: a state dict has none.
 
         Half- and double-precision values are converted. Raises ValueError naming the first key that is
-        missing, too many or of another shape.
+        missing, unknown or of another shape.
         """
         tensors = self.parameters(m) | self.buffers(m)
         names = dict(self.layout.keys)
@@ -169,7 +213,7 @@ class Population:
             if key not in state:
                 raise ValueError(f"the state dict lacks {key!r} of shape {tuple(tensors[names[key]].shape)}")
             if key not in names:
-                raise ValueError(f"the state dict has {key!r}, which the population's network has not")
+                raise ValueError(f"the state dict has {key!r}, which the population's network does not have")
             old, new = state[key], tensors[names[key]]
             if old.shape != new.shape or old.is_floating_point() != new.is_floating_point():
                 raise ValueError(
@@ -194,17 +238,6 @@ class Population:
         index = torch.from_numpy(row_numbers(rows, self.members, "rows")).to(self.device)
         return Population(self.layout, *(matrix.index_select(0, index) for matrix in self._matrices()))
 
-    def select(self, rows: slice) -> "Population":
-        """The members `rows` as a population that shares this one's memory. No copy is made."""
-        return Population(self.layout, *(matrix[rows] for matrix in self._matrices()))
-
-    def copy_row_(self, destination: int, source: int, other: "Population | None" = None) -> None:
-        """Overwrite member `destination` with member `source` of `other`, or of this population."""
-        giver = self if other is None else other
-        self.require_same_layout(giver)
-        for mine, theirs in zip(self._matrices(), giver._matrices(), strict=True):
-            mine[destination].copy_(theirs[source])
-
     def to(self, device: torch.device | str) -> "Population":
         """The population on `device`; itself where it is there already."""
         if self.device == torch.empty(0, device=device).device:
@@ -223,36 +256,6 @@ class Population:
         found: list[bool] = finite_M.tolist()
         return found
 
-    @staticmethod
-    def averages(
-        members_of_L: Sequence[Sequence[Member]],
-        weights_of_L: Sequence[Sequence[float]],
-        momentum: str | None = "reset",
-        into: "Population | None" = None,
-    ) -> "Population":
-        """L weighted averages of rows of any populations in one pass. See `fastwi.population.rows.averages`."""
-        from fastwi.population.rows import averages
-
-        return averages(members_of_L, weights_of_L, momentum, into)
-
-    def combine(self, weights_LM: Tensor, momentum: str = "reset") -> "Population":
-        """`averages` of members of this population: average l is the sum over m of weights_LM[l, m] x member m.
-
-        weights_LM: float32 or float64 [L, M], any finite values.
-        """
-        if weights_LM.shape[1:] != (self.members,) or weights_LM.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"weights_LM is {weights_LM.dtype} {tuple(weights_LM.shape)}; "
-                f"it needs to be float32 or float64, with a column for each of {self.members} members"
-            )
-        weights = weights_LM.detach().cpu().double().numpy()
-        chosen_of_L = [np.flatnonzero(weights_M) if weights_M.any() else np.zeros(1, int) for weights_M in weights]
-        return self.averages(
-            [[(self, m) for m in chosen.tolist()] for chosen in chosen_of_L],
-            [weights_M[chosen].tolist() for weights_M, chosen in zip(weights, chosen_of_L, strict=True)],
-            momentum,
-        )
-
     def lerp_rows_(
         self,
         pairs: Sequence[tuple[int, int]],
@@ -265,13 +268,12 @@ class Population:
 
         pairs: (a, b) row numbers; b counts in `other` where it is given. alpha: one number or one a pair; 0
         gives exactly a, 1 exactly b. `into` defaults to the rows a. Every read sees the members from before
-        the call (see `fastwi.kernels.interpolate`). Statistics are interpolated too, counters are the maximum
-        of the two, and `momentum` is "reset" to zero, the same "average", or "keep" that of a (of b at alpha
-        = 1).
+        the call (`fastwi.kernels.interpolate`). Statistics are interpolated too, counters are the maximum of the
+        two, and `momentum` is "reset" to zero, the same "average", or "keep" that of a (of b at alpha = 1).
         """
-        require_treatment(momentum)
+        _require_treatment(momentum)
         source = self if other is None else other
-        self.require_same_layout(source)
+        _require_same_layout(self, source)
         a_L, b_L = [a for a, _ in pairs], [b for _, b in pairs]
         alphas = torch.from_numpy(pair_alphas(alpha, len(pairs)))
         c_L = a_L if into is None else list(into)
@@ -309,18 +311,6 @@ class Population:
 
         return checkpoint.load(path, layout, device)
 
-    @staticmethod
-    def load_member(
-        path: str | os.PathLike[str],
-        m: int,
-        layout: Layout | None = None,
-        device: torch.device | str | None = None,
-    ) -> "Population":
-        """Read member m alone, as a population of 1. See `fastwi.population.checkpoint.load_member`."""
-        from fastwi.population import checkpoint
-
-        return checkpoint.load_member(path, m, layout, device)
-
     def _matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The four matrices in the order of the fields."""
         return self.weights_MP, self.momentum_MP, self.statistics_MQ, self.counters_MB
@@ -332,11 +322,6 @@ class Population:
                 view.copy_(tensors[name])
             self.momentum_MP[m].zero_()
 
-    def require_same_layout(self, other: "Population") -> None:
-        """Raise ValueError unless `other` has this population's layout."""
-        if other.layout != self.layout:
-            raise ValueError(f"two populations of different layouts: {self.layout.difference(other.layout)}")
-
 
 def _views(spans: Sequence[Span], row: Tensor) -> dict[str, Tensor]:
     """The tensors of one row by name."""
@@ -346,6 +331,32 @@ def _views(spans: Sequence[Span], row: Tensor) -> dict[str, Tensor]:
 def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The module's own parameters and buffers by name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _numbered(members_T: Sequence[Member]) -> tuple[list[Population], NDArray[np.int64]]:
+    """Each population that is named, once, and [T, 2]: each member's place among them, and its row there."""
+    places: dict[Population, int] = {}
+    rows_T2 = [(places.setdefault(population, len(places)), row) for population, row in members_T]
+    if not places:
+        raise ValueError("no members are named; at least one is needed")
+    used = list(places)
+    for population in used:
+        _require_same_layout(used[0], population)
+    return used, np.array(rows_T2, dtype=np.int64)
+
+
+def _room(like: Population, members: int, into: Population | None) -> Population:
+    """`into`, or as much fresh memory. Raises ValueError where `into` is of another layout."""
+    if into is None:
+        return Population.empty(like.layout, members, like.device)
+    _require_same_layout(into, like)
+    return into
+
+
+def _require_same_layout(mine: Population, other: Population) -> None:
+    """Raise ValueError unless both have one layout."""
+    if other.layout != mine.layout:
+        raise ValueError(f"two populations of different layouts: {mine.layout.difference(other.layout)}")
 
 
 def _require_layout(layout: Layout, module: nn.Module) -> None:
@@ -370,7 +381,7 @@ def _require_equal_constants(layout: Layout, first: nn.Module, module: nn.Module
             )
 
 
-def require_treatment(momentum: str) -> None:
+def _require_treatment(momentum: str) -> None:
     """Raise ValueError for an unknown treatment of momentum."""
     if momentum not in MOMENTUM_TREATMENTS:
-        raise ValueError(f"momentum treatment {momentum!r} is none of {', '.join(MOMENTUM_TREATMENTS)}")
+        raise ValueError(f"momentum treatment {momentum!r} is not one of {', '.join(MOMENTUM_TREATMENTS)}")

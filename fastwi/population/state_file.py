@@ -1,7 +1,6 @@
 """Ordinary state dicts on disk: read safely, unwrapped, written whole or not at all.
 
-A state dict maps the names of a module's parameters and buffers to tensors. torch's own files are read with
-weights_only=True, so that reading one never runs code from it.
+torch's own files are read with weights_only=True, so that reading one never runs code from it.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 """Keys under which training scripts file the state dict, beside optimizer, epoch and the like."""
 
 PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel, DistributedDataParallel and AveragedModel, and torch.compile, put before every name."""
+"""What DataParallel, DistributedDataParallel, AveragedModel and torch.compile put before every name."""
 
 MOMENTUM = "momentum"
 _AVERAGED = "n_averaged"  # AveragedModel's own counter, beside the network
@@ -41,8 +40,8 @@ _DEEPEST = 4  # wrappers within wrappers
 class StateFile:
     """What a file holds of one network.
 
-    `tensors`: the state dict, on the CPU. `momentum`: by parameter name, where the file has it, else empty. `notes`:
-    what was taken off to get there, one line each.
+    `tensors`: the state dict, on the CPU. `momentum`: by parameter name, where the file has it. `notes`: what was
+    removed around them, one line each.
     """
 
     path: Path
@@ -65,16 +64,18 @@ class StateFile:
     def copy_into(self, population: Population, m: int) -> None:
         """Overwrite member m of `population`, and its momentum with the file's, or with zero where it has none.
 
-        Raises CheckpointError, in one line, naming the first key that is missing, too many or of another shape.
+        Raises CheckpointError, in one line, naming the first key that is missing, unknown or of another shape.
         """
         mine, _ = _split_prefix([key for key, _ in population.layout.keys])
         try:
             population.load_state_dict(m, {mine + name: tensor for name, tensor in self.tensors.items()})
             momentum = population.momentum(m)
-            for name, tensor in ((mine + name, tensor) for name, tensor in self.momentum.items()):
-                if name not in momentum or momentum[name].shape != tensor.shape:
-                    raise ValueError(f"the momentum of {name!r} belongs to no parameter of that name and shape")
-                momentum[name].copy_(tensor)
+            for name, tensor in self.momentum.items():
+                if mine + name not in momentum or momentum[mine + name].shape != tensor.shape:
+                    raise ValueError(
+                        f"the momentum of {mine + name!r} belongs to no parameter of that name and shape"
+                    )
+                momentum[mine + name].copy_(tensor)
         except ValueError as error:
             raise CheckpointError(f"{self.path}: {error}; name the network that wrote it") from None
 
@@ -82,7 +83,7 @@ class StateFile:
 def read_state_file(path: str | os.PathLike[str], member: int | None = None) -> StateFile:
     """Read one network: from a state dict (torch's or a safetensors file) or a member of a population checkpoint.
 
-    Wrappers (`WRAPPERS`) and prefixes that all names have (`PREFIXES`) are taken off, and noted. `member` picks from
+    Wrappers (`WRAPPERS`) and prefixes that all names have (`PREFIXES`) are removed, and noted. `member` picks from
     a population of several; a state dict has none.
 
     Raises CheckpointError, in one line, for a file that is missing, damaged, holds anything but tensors by name, or
@@ -96,34 +97,43 @@ def read_state_file(path: str | os.PathLike[str], member: int | None = None) -> 
             start = stream.read(9)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); name a state dict") from None
-    if start[8:] == b"{":  # safetensors: the length of a JSON header, then the header
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") == checkpoint.FORMAT:
-                    return _of_population(path, read_member(path, member))
-                found: Mapping[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path}: damaged or no safetensors file ({reason}); write it anew") from None
-        if metadata.get("format") == _FORMAT:
-            inside = {name: tensor for name, tensor in found.items() if name.startswith(f"{MOMENTUM}.")}
-            found = {
-                "state_dict": {name: tensor for name, tensor in found.items() if name not in inside},
-                MOMENTUM: {name.removeprefix(f"{MOMENTUM}."): tensor for name, tensor in inside.items()},
-            }
-            return _unwrapped(path, found, member, quiet=True)
-    else:
-        found = _read_torch(path)
-    return _unwrapped(path, found, member)
+    if start[8:] != b"{":  # safetensors has the length of a JSON header, then the header
+        return _unwrapped(path, _read_torch(path), member)
+    try:
+        with safe_open(path, framework="pt") as file:
+            kind = (file.metadata() or {}).get("format")
+            if kind == checkpoint.FORMAT:
+                population = read_member(path, member)
+                momentum = {name: tensor.clone() for name, tensor in population.momentum(0).items()}
+                return _stripped(path, population.state_dict(0), momentum, [])
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({reason}); write it again") from None
+    if kind != _FORMAT:
+        return _unwrapped(path, found, member)
+    start_of = f"{MOMENTUM}."
+    momentum = {name.removeprefix(start_of): found.pop(name) for name in list(found) if name.startswith(start_of)}
+    return _unwrapped(path, {"state_dict": found, MOMENTUM: momentum}, member, quiet=True)
+
+
+def load_state_dict(path: str | os.PathLike[str], member: int | None = None) -> dict[str, Tensor]:
+    """The state dict in a file: torch's (.pt, read without running code), safetensors, or a fastwi checkpoint.
+
+    Tensors are on the CPU, in the file's dtypes. Wrappers such as {"state_dict": ...} and the prefixes `module.` and
+    `_orig_mod.` that all names have are removed. `member` picks from a checkpoint of several.
+
+    Raises CheckpointError, in one line, for a file that is missing, damaged, or holds anything but tensors by name.
+    """
+    return read_state_file(path, member).tensors
 
 
 def read_member(path: str | os.PathLike[str], member: int | None = None) -> Population:
     """Member `member` of a population checkpoint as a population of 1; its only one where `member` is left out.
 
-    Raises CheckpointError as `fastwi.population.checkpoint.load_member` does, and where there are several.
+    Raises CheckpointError as `fastwi.population.checkpoint.load` does, and where there are several.
     """
-    population = checkpoint.load_member(path, member or 0)
+    population = checkpoint.load(path, member=member or 0)
     if member is None:
         with safe_open(path, framework="pt") as file:
             members = file.get_slice("weights_MP").get_shape()[0]
@@ -143,7 +153,7 @@ def save_state_dict(
     Tensors are written as contiguous copies on the CPU. With `momentum` (by parameter name) a torch file holds
     {"state_dict": ..., "momentum": ...}, and a safetensors file the tensors `momentum.NAME` beside the others.
 
-    Raises UserError for another ending, for what is no tensor, and where the disk is full or not writable.
+    Raises UserError for another ending, for what is not a tensor, and where the disk is full or not writable.
     """
     path = Path(path)
     for name, value in (*state.items(), *(momentum or {}).items()):
@@ -158,11 +168,11 @@ def save_state_dict(
         metadata = {"format": "pt" if momentum is None else _FORMAT}
         clash = next((name for name in plain if momentum is not None and name.startswith(f"{MOMENTUM}.")), None)
         if clash is not None:
-            raise UserError(f"{path}: {clash!r} would be taken for momentum; write a .pt file")
+            raise UserError(f"{path}: {clash!r} would be read as momentum; write a .pt file")
         plain |= {f"{MOMENTUM}.{name}": tensor for name, tensor in _copies(momentum or {}).items()}
         data = safetensors.torch.save(plain, metadata)
     else:
-        raise UserError(f"{path}: is neither .safetensors nor {' nor '.join(_TORCH_ENDINGS)}; give such a name")
+        raise UserError(f"{path}: is neither .safetensors nor {' nor '.join(_TORCH_ENDINGS)}; give it such a name")
     with atomic_open(path) as stream:
         stream.write(data)
 
@@ -173,13 +183,8 @@ def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _of_population(path: Path, population: Population) -> StateFile:
-    momentum = {name: tensor.clone() for name, tensor in population.momentum(0).items()}
-    return _stripped(path, population.state_dict(0), momentum, [])
-
-
 def _read_torch(path: Path) -> Mapping[str, Any]:
-    """What torch.save wrote: tensors and plain containers; anything else is refused unread."""
+    """What torch.save wrote: tensors and plain containers; anything else is refused."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
@@ -193,18 +198,18 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
             ) from None
         reason = " ".join(str(error).split("\n")[0].split())[:120]
         raise CheckpointError(
-            f"{path}: no state dict that torch.save or safetensors wrote ({type(error).__name__}: {reason}); "
+            f"{path}: not a state dict that torch.save or safetensors wrote ({type(error).__name__}: {reason}); "
             "save network.state_dict() instead"
         ) from None
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(found).__name__}, no state dict; save network.state_dict()")
+        raise CheckpointError(f"{path}: holds a {type(found).__name__}, not a state dict; save network.state_dict()")
     return found
 
 
 def _unwrapped(path: Path, found: Mapping[str, Any], member: int | None, quiet: bool = False) -> StateFile:
     """`found` without wrappers and prefixes, once it is known to be a state dict."""
     if member not in (None, 0):
-        raise CheckpointError(f"{path}: is one network, without a member {member}; leave the member out")
+        raise CheckpointError(f"{path}: holds one network, without a member {member}; leave the member out")
     notes: list[str] = []
     momentum: dict[str, Tensor] = {}
     for _ in range(_DEEPEST):
@@ -218,7 +223,7 @@ def _unwrapped(path: Path, found: Mapping[str, Any], member: int | None, quiet: 
             momentum = _tensors(path, found[MOMENTUM])
             rest.remove(MOMENTUM)
         left = f"; left out: {', '.join(rest)}" if rest else ""
-        notes += [] if quiet else [f"taken from {inside[0]!r}{left}"]
+        notes += [] if quiet else [f"read from {inside[0]!r}{left}"]
         found = found[inside[0]]
     return _stripped(path, _tensors(path, found), momentum, notes)
 
@@ -234,7 +239,7 @@ def _tensors(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
                 f"{path}: {name!r} is a {type(value).__name__}, not a tensor; save network.state_dict() instead"
             )
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            raise CheckpointError(f"{path}: {name!r} is no dense tensor; save an ordinary network")
+            raise CheckpointError(f"{path}: {name!r} is not a dense tensor; save an ordinary network")
         tensors[name] = value.detach()
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor; save network.state_dict()")
@@ -249,7 +254,7 @@ def _stripped(path: Path, tensors: dict[str, Tensor], momentum: dict[str, Tensor
         tensors = {name: tensor for name, tensor in tensors.items() if name != _AVERAGED}
     prefix, names = _split_prefix(tensors)
     if prefix:
-        notes = [*notes, f"prefix {prefix!r} taken off"]
+        notes = [*notes, f"prefix {prefix!r} removed"]
         momentum = {name.removeprefix(prefix): tensor for name, tensor in momentum.items()}
     return StateFile(path, dict(zip(names, tensors.values(), strict=True)), momentum, tuple(notes))
 

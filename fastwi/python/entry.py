@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,28 @@ from fastwi.config.sweep import SweepSpec
 from fastwi.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from fastwi.python.results import Results
+    import polars
 
 _busy: ContextVar[bool] = ContextVar("_busy", default=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What a run or a sweep measured, and where its files are.
+
+    Attributes:
+        directory: the run's or the sweep's. `fastwi.load_network` takes it, or the results themselves.
+        problems: a line for each network that diverged, and for each reason why something was not done.
+        frame: a row a measurement. Of a run the columns of metrics.jsonl, null where there is none; of a sweep those
+            of results.parquet. A network that diverged has no further rows.
+        gains: a row an average and its children, as in gains.parquet: accuracies at interpolation (%), gains over the
+            best child and over the children's mean (points), lists over the epochs trained on.
+    """
+
+    directory: Path
+    problems: tuple[str, ...]
+    frame: "polars.DataFrame"
+    gains: "polars.DataFrame"
 
 
 def run(
@@ -29,10 +48,10 @@ def run(
     directory: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> "Results":
+) -> Results:
     """Train a parent, clone it, average the children, train on: `python -m fastwi.train`, to the bit.
 
-    A run that is done is not trained again, and one that was interrupted goes on, here or by the command.
+    A finished run is not trained again, and an interrupted one goes on, here or by the command.
 
     Args:
         config: the path of a YAML file, "fastwi:NAME" for one that comes with fastwi, a mapping of sections such as
@@ -42,8 +61,7 @@ def run(
             [N, 3, H, W] to logits [N, classes].
         train, test: images in place of data.path. Each a pair (images uint8 [N, H, W, 3], labels integers [N]) of
             arrays or tensors, or a map-style dataset of (PIL image or uint8 array [H, W, 3], label). They are written
-            once, to a directory `datasets/<content>` beside the run's. Or train alone: the path of a dataset's
-            directory.
+            once, to `datasets/<content>` beside the run's directory. Or train alone: a dataset's directory.
         directory: the run's own, in place of run.directory and run.name.
         overrides: values by dotted name, {"experiment.k": 3}, over those of config.
         progress: shown on stderr, or in the notebook.
@@ -75,7 +93,7 @@ def sweep(
     directory: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> "Results":
+) -> Results:
     """Carry out a grid as one tree, every shared epoch trained once: `python -m fastwi.sweep`, to the bit.
 
     Arguments, results and errors are those of `fastwi.run`, with these differences.
@@ -108,7 +126,7 @@ def _overrides(
     directory: str | os.PathLike[str] | None,
     section: str,
 ) -> dict[str, Any]:
-    """What the other arguments say, as values by dotted name too. Raises ConfigError where they say it twice."""
+    """The other arguments as values by dotted name too. Raises ConfigError where one is given twice."""
     on_disk = isinstance(train, (str, os.PathLike))
     if (test is None) != (train is None or on_disk):
         raise ConfigError("train, test: give both, or as train alone the path of a dataset's directory")
@@ -130,7 +148,7 @@ def _overrides(
 
 def _with_images(config: Config, train: Any, test: Any, within: str) -> Config:
     """The configuration with images that a program holds as its dataset, written within the directory `within`."""
-    if train is None or isinstance(train, (str, os.PathLike)):
+    if test is None:
         return config
     from fastwi.beside import data_prep_module
 
@@ -165,9 +183,7 @@ def undisturbed() -> Iterator[None]:
         _busy.reset(token)
 
 
-def _results(directory: Path, problems: Sequence[str], *frames: Any) -> "Results":
-    from fastwi.python.results import Results
-
+def _results(directory: Path, problems: Sequence[str], *frames: Any) -> Results:
     if problems:
         more = f" (and {len(problems) - 1} more, in the results' problems)" if len(problems) > 1 else ""
         warnings.warn(f"{problems[0]}{more}", stacklevel=3)

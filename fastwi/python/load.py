@@ -23,8 +23,7 @@ from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.store import Store
 from fastwi.models.changes import network_change
-from fastwi.python.entry import undisturbed
-from fastwi.python.results import Results
+from fastwi.python.entry import Results, undisturbed
 from fastwi.report.results import RunDirectory
 from fastwi.sealed import MANIFEST
 

@@ -211,7 +211,7 @@ class _Compared:
         test, engine = opened.resident_splits(config)[1], opened.resources.engine(config)
         for treatment, networks in self._treated(pair, opened.states([*pair.place.ends, pair.place.average])):
             count = networks.members - 1
-            children, average = networks.select(slice(0, count)), networks.select(slice(count, None))
+            children, average = networks[:count], networks[count:]
             found = analysis.ensemble_control(engine, children, average, test)
             accuracies = (float(scores.accuracy_M[0]) for scores in (found.average, found.ensemble))
             yield _Row("ensemble", None, None, treatment, *accuracies)

@@ -26,7 +26,7 @@ def networks(seed) -> Population:
     for m, size in ((1, 1e-2), (2, 3e-2), (3, 0)):
         for view in population.parameters(m).values():
             view += size * torch.randn(view.shape, generator=generator)
-    population.copy_row_(3, 2)
+    Population.gather([(population, 2)], into=population[3])
     population.parameters(3)["linear.bias"][4] += 1e-5
     population.statistics_MQ.uniform_(1, 2, generator=generator)
     return population

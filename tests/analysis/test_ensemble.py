@@ -83,9 +83,7 @@ def test_streamed_merged_and_by_the_definition(logits):
 def test_resnets_against_float64(digits_directory):
     engine, children, dataset = trained_resnets(digits_directory, 3)
     groups = [[2, 0], [0, 1, 2], [1]]
-    averages = Population.from_modules([resnet20(10) for _ in groups])
-    for place, group in enumerate(groups):
-        averages.copy_row_(place, 0, average(children, rows=group))
+    averages = Population.gather([(average(children, rows=group), 0) for group in groups])
     found = ensemble_control(engine, children, averages, dataset, groups)
     labels = dataset.labels_N
     p_MNK = torch.stack([logits_in_float64(resnet20(10), children, m, dataset).softmax(1) for m in range(3)])

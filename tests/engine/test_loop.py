@@ -171,14 +171,14 @@ def test_a_member_does_not_depend_on_its_neighbours(seed, data, backend, precisi
         alone, other = Population.from_modules([networks[m]]), make_engine(backend, precision)
         for epoch in range(2):
             assert other.train_epoch(alone, data, [noises[m]], epoch) == [losses[epoch][m]]
-        assert_equal(alone, together.select(slice(m, m + 1)))
+        assert_equal(alone, together[m])
 
 
 def test_only_noise_tells_siblings_apart(seed, data):
     engine = make_engine()
     population = Population.from_modules([build(seed)]).clone_rows([0, 0, 0])
     engine.train_epoch(population, data, [Noise(1), Noise(2), Noise(1)], 0)
-    assert_equal(population.select(slice(0, 1)), population.select(slice(2, 3)))
+    assert_equal(population[0], population[2])
     for matrix in (population.weights_MP, population.momentum_MP, population.statistics_MQ):
         assert (matrix[0] != matrix[1]).float().mean() > 0.5
     again = Population.from_modules([build(seed)])

@@ -8,13 +8,13 @@ from torch import nn
 
 from fastwi.models.layers import GroupNorm
 from fastwi.models.registry import build_model
-from fastwi.models.resnet import BasicBlock, cifar_resnet, resnet20
+from fastwi.models.resnet import BasicBlock, ResNet
 
 
 def test_parameters_and_layers():
-    network = resnet20(10)
+    network = ResNet(3, 10)
     assert sum(p.numel() for p in network.parameters()) == 269_722
-    assert sum(p.numel() for p in resnet20(100).parameters()) == 269_722 + 90 * 65
+    assert sum(p.numel() for p in ResNet(3, 100).parameters()) == 269_722 + 90 * 65
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) + 1 == 20
     assert all(c.bias is None and c.kernel_size == (3, 3) for c in convolutions)
@@ -31,15 +31,14 @@ GOLDEN_NAMES = "7a217dfe387899aa0be991aa18fd66ef7d3ac0ac0d45c3f5b263bba9f47a3e19
 
 
 @pytest.mark.parametrize(("torch_seed", "classes"), GOLDEN)
-@pytest.mark.parametrize("build", [resnet20, lambda classes: build_model("resnet20", classes, 1.0)])
-def test_resnet20_and_its_initial_weights_never_change(torch_seed, classes, build):
+def test_resnet20_and_its_initial_weights_never_change(torch_seed, classes):
     """Runs of old are found and continued by these names; their parents are drawn from these weights.
 
     Values to rounding: torch draws by approximations of log and cos that depend on the processor (without AVX2 values
     differ in their last digits), and promises nothing between its versions.
     """
     torch.manual_seed(torch_seed)
-    state = build(classes).state_dict()
+    state = build_model("resnet20", classes).state_dict()
     told = "\n".join(f"{name} {tuple(value.shape)}" for name, value in state.items())
     if classes == 10:
         assert hashlib.sha256(told.encode()).hexdigest() == GOLDEN_NAMES
@@ -65,16 +64,9 @@ def test_shortcut(seed, channels_in, channels_out, stride):
 
 def test_initial_weights_are_he_normal(seed):
     torch.manual_seed(seed)
-    weight = resnet20(10).blocks[-1].conv2.weight
+    weight = ResNet(3, 10).blocks[-1].conv2.weight
     assert abs(weight.std().item() * (64 * 9 / 2) ** 0.5 - 1) < 0.05
     assert abs(weight.mean().item()) < 6 * weight.std().item() / weight.numel() ** 0.5
-
-
-def test_depths():
-    with pytest.raises(ValueError, match="6 n \\+ 2 layers, not 21"):
-        cifar_resnet(21)
-    with pytest.raises(ValueError, match="not 2"):
-        cifar_resnet(2)
 
 
 def test_group_norm_variant_is_the_same_network_with_other_norms():

@@ -71,7 +71,7 @@ def test_lerp_rows_into_other_rows_and_from_another_population(made):
     made.lerp_rows_([])
     with pytest.raises(ValueError, match="different layouts"):
         made.lerp_rows_([(0, 0)], other=Population.from_modules([SmallNet(6)]))
-    with pytest.raises(ValueError, match="momentum treatment 'none' is none of reset, average, keep"):
+    with pytest.raises(ValueError, match="momentum treatment 'none' is not one of reset, average, keep"):
         made.lerp_rows_([(0, 1)], momentum="none")
 
 
@@ -125,7 +125,7 @@ def test_rows_of_several_populations_are_averaged_into_given_rows(made, momentum
     """As `combine` of all of them side by side; what is not written to stays."""
     other = Population.from_modules([trained(SmallNet(), 90 + m) for m in range(3)])
     other.momentum_MP.normal_()
-    everything = Population.stack([made, other])
+    everything = Population.gather([*((made, m) for m in range(5)), *((other, m) for m in range(3))])
     weights_LM = torch.zeros(3, 8, dtype=torch.float64)
     weights_LM[0, [1, 6]], weights_LM[1, [4, 5, 7]] = 0.5, torch.rand(3, dtype=torch.float64)
     expected = everything.combine(weights_LM, momentum)

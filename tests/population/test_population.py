@@ -161,11 +161,12 @@ def test_gathered_members_are_copies_with_momentum(seed):
     draw = random.Random(seed)
     chosen = [(giver, draw.randrange(len(giver))) for giver in draw.choices(givers, k=12)]
     gathered = Population.gather(chosen)
-    expected = Population.stack([giver.select(slice(row, row + 1)) for giver, row in chosen])
-    assert all(map(torch.equal, gathered._matrices(), expected._matrices()))
-    target = Population.zeros(expected.layout, 14)
+    for place, (giver, row) in enumerate(chosen):
+        for mine, theirs in zip(gathered._matrices(), giver._matrices(), strict=True):
+            assert torch.equal(mine[place], theirs[row])
+    target = Population.zeros(gathered.layout, 14)
     Population.gather(chosen, into=target[1:13])
-    assert all(map(torch.equal, target[1:13]._matrices(), expected._matrices()))
+    assert all(map(torch.equal, target[1:13]._matrices(), gathered._matrices()))
     assert not any(matrix[[0, 13]].any() for matrix in target._matrices())
     gathered.weights_MP.fill_(3.0)
     assert not any((giver.weights_MP == 3).any() for giver in givers)
@@ -190,22 +191,6 @@ def test_finite_members_are_told_from_diverged_ones():
     assert made.finite_M() == [True, False, False, False, False, True]
 
 
-def test_select_shares_memory_and_copy_row_does_not():
-    made = population()
-    evens = made.select(slice(0, 4, 2))
-    assert evens.members == 2
-    evens.parameters(1)["scale"].fill_(42.0)
-    assert made.parameters(2)["scale"] == 42
-    other = population(2, seed=5)
-    made.copy_row_(3, 1, other)
-    for mine, theirs in zip(made._matrices(), other._matrices(), strict=True):
-        assert torch.equal(mine[3], theirs[1])
-    made.copy_row_(0, 3)
-    assert torch.equal(made.momentum_MP[0], other.momentum_MP[1])
-    with pytest.raises(ValueError, match=r"stem\.weight"):
-        made.copy_row_(0, 0, Population.from_modules([SmallNet(6)]))
-
-
 def test_to_keeps_a_population_that_is_there_already():
     made = population(1)
     assert made.to("cpu") is made
@@ -219,7 +204,7 @@ def test_matrices_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="at least 1 member"):
         Population.zeros(layout, 0)
     made = Population.zeros(layout, 2)
-    with pytest.raises(ValueError, match=r"counters_MB is torch\.int64"):
+    with pytest.raises(ValueError, match=r"counters_MB is .*torch\.int64"):
         Population(layout, made.weights_MP, made.momentum_MP, made.statistics_MQ, made.counters_MB[:1])
-    with pytest.raises(ValueError, match=r"momentum_MP is torch\.float64"):
+    with pytest.raises(ValueError, match=r"momentum_MP is .*torch\.float64"):
         Population(layout, made.weights_MP, made.momentum_MP.double(), made.statistics_MQ, made.counters_MB)

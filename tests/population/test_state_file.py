@@ -87,7 +87,7 @@ def test_wrappers_and_prefixes(seed, tmp_path, prefix, wrapper):
     assert same(found.tensors, network.state_dict())
     told = " ".join(found.notes)
     assert (repr(prefix) in told) == (prefix != "")
-    assert (f"taken from {wrapper!r}; left out: epoch, optimizer" in told) == (wrapper is not None)
+    assert (f"read from {wrapper!r}; left out: epoch, optimizer" in told) == (wrapper is not None)
 
 
 def test_what_torch_wraps_with(seed, tmp_path):
@@ -166,12 +166,12 @@ def test_a_pickle_of_anything_else_is_refused_and_not_run(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ([torch.zeros(1)], "holds a list, no state dict"),
-        (torch.zeros(1), "holds a Tensor, no state dict"),
+        ([torch.zeros(1)], "holds a list, not a state dict"),
+        (torch.zeros(1), "holds a Tensor, not a state dict"),
         ({}, "holds no tensor"),
         ({"a": 1.0}, "'a' is a float, not a tensor"),
         ({3: torch.zeros(1)}, "3 is not the name of a tensor"),
-        ({"a": torch.eye(2).to_sparse()}, "'a' is no dense tensor"),
+        ({"a": torch.eye(2).to_sparse()}, "'a' is not a dense tensor"),
         ({"model": {"a": torch.zeros(1)}, "net": {"a": torch.ones(1)}}, "holds model and net"),
     ],
 )

@@ -75,14 +75,15 @@ def read_states(
     """
     import torch
 
-    from fastwi.population.checkpoint import empty, read_header
+    from fastwi.population import Population
+    from fastwi.population.checkpoint import read_header
 
     places = StorePlaces(Path(directory))
     if layout is None:
         with _opened(places, states[0]) as stream:  # its bytes are not checked yet
             layout = read_header(stream, states[0].bytes, places.state(states[0].key)).layout
-    population = into or empty(layout, len(states))
-    rows = [(state, population.select(slice(m, m + 1))) for m, state in enumerate(states)]
+    population = into or Population.empty(layout, len(states))
+    rows = [(state, population[m]) for m, state in enumerate(states)]
     _in_threads(torch.get_num_threads(), lambda row: _read(places, *row), rows)
     return population if device is None else population.to(device)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from data_prep.digits import load_digits
 from fastwi.population import Layout, Population
-from fastwi.population.checkpoint import MATRICES
+from fastwi.population.checkpoint import MATRICES, load
 from fastwi.population.state_file import StateFile, read_state_file, save_state_dict
 from hostile.mutate import TEXTS, damaged, damaged_text, number
 from hostile.target import Finding, odd_file, refused
@@ -41,7 +41,7 @@ class Malicious:
 
 
 class Checkpoints:
-    """`Population.load` and `load_member`."""
+    """`Population.load`, also of one member."""
 
     @staticmethod
     def make_corpus(directory: Path) -> None:
@@ -86,7 +86,7 @@ class Checkpoints:
         if draw.random() < 0.5:
             member = draw.choice((0, 0, 1, 2, 3, 10**6))
             rows = slice(member, member + 1)
-            no = refused(lambda: found.append(Population.load_member(path, member, layout)))
+            no = refused(lambda: found.append(load(path, layout, member=member)))
         else:
             rows = slice(None)
             no = refused(lambda: found.append(Population.load(path, layout)))

@@ -122,7 +122,7 @@ def test_many_states_at_once_are_the_same_files_as_one_by_one(store):
     assert write_states(store.directory, []) == []
     loaded = read_states(store.directory, [*single, single[3]], made[0][1].layout, "cpu")
     for m, n in enumerate((*range(20), 3)):
-        assert values(loaded.select(slice(m, m + 1))) == values(made[n][1])
+        assert values(loaded[m]) == values(made[n][1])
     assert store.states() == set()  # until they are committed
 
 
@@ -140,14 +140,14 @@ def test_the_first_damaged_state_of_many_is_named(store):
             read_states(store.directory, asked, layout)
         assert not isinstance(mismatch.value, DamagedState)
     two = store.places.state("several")
-    network(1).select([0, 0]).save(two)
+    network(1).clone_rows([0, 0]).save(two)
     with pytest.raises(DamagedState, match="holds 2 members"):
         read_states(store.directory, [StoredState("several", two.stat().st_size, file_sha256(two))])
 
 
 def test_only_single_networks_and_proper_keys(store):
     with pytest.raises(ValueError, match="2 members"):
-        write_states(store.directory, [("abc", network(1).select([0, 0]))])
+        write_states(store.directory, [("abc", network(1).clone_rows([0, 0]))])
     for key in ("", "a", "../x", "a/b", ".ab"):
         with pytest.raises(ValueError, match="not a state's key"):
             write_states(store.directory, [(key, network(1))])
