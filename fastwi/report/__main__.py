@@ -4,11 +4,13 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastwi.cli import command
-from fastwi.files import to_json
 from fastwi.version import __version__
+
+if TYPE_CHECKING:
+    from fastwi.report.page import SweepView
 
 _DESCRIPTION = (
     "Writes one HTML page that needs no other file and no network: every claim of the paper with its verdict, effect "
@@ -39,39 +41,43 @@ def main(argv: list[str]) -> int:
 
 def _report(targets: list[Path], out: Path, as_json: bool, argv: list[str]) -> int:
     # polars, scipy and jinja2 take a second to import: --help does without.
-    from fastwi.report.page import SweepView, page_html, sweep_views, write_page
+    from fastwi.report.page import page_html, sweep_views, write_page
+    from fastwi.report.summary import Summary, count_of
     from fastwi.studies import all_studies
 
-    sweeps: list[SweepView] = sweep_views(targets, all_studies())
-    html = page_html(sweeps, shlex.join(["python", "-m", "fastwi.report", *argv]))
+    studies = all_studies()
+    sweeps = sweep_views(targets, studies)
+    html = page_html(sweeps, studies, shlex.join(["python", "-m", "fastwi.report", *argv]))
     write_page(html, out)
-    if as_json:
-        print(to_json({"file": str(out), "bytes": out.stat().st_size, "sweeps": [_said(s) for s in sweeps]}))
-        return 0
-    for sweep in sweeps:
-        for view in sweep.claims:
-            print(f"{sweep.name}: claim {view.claim.number}: {view.claim.verdict_text}")
-    print(f"{out}: {len(sweeps)} sweep{'s' * (len(sweeps) != 1)}, {out.stat().st_size / 2**20:.1f} MiB")
+    size = out.stat().st_size
+    lines = [
+        f"{view.sweep.name}: claim {claim.number}: {claim.verdict_text}" for view in sweeps for claim in view.claims
+    ]
+    lines.append(f"{out}: {count_of(len(sweeps), 'sweep')}, {size / 2**20:.1f} MiB")
+    told = [
+        {**_told(view), "not_run": [name for name in studies if name not in view.sweep.studies]} for view in sweeps
+    ]
+    Summary({"file": str(out), "bytes": size, "sweeps": told}, lines).show(as_json)
     return 0
 
 
-def _said(sweep: Any) -> dict[str, Any]:
+def _told(view: "SweepView") -> dict[str, Any]:
     """A sweep's claims as plain values."""
     claims = []
-    for view in sweep.claims:
+    for claim in view.claims:
         findings = [
             {
-                "what": f.what, "value": f.estimate.value, "low": f.estimate.low, "high": f.estimate.high,
-                "unit": f.unit, "n_parents": f.estimate.n_parents, "n_pairs": f.estimate.n_pairs,
-                "verdict": f.verdict, "note": f.estimate.note,
+                "what": f.what, "value": e.value, "low": e.low, "high": e.high, "unit": f.unit,
+                "n_parents": e.n_parents, "n_pairs": e.n_pairs, "verdict": f.verdict, "note": e.note,
             }
-            for f in view.claim.findings
+            for f, e in ((finding, finding.estimate) for finding in claim.found.findings)
         ]  # fmt: skip
+        lacking = claim.found.lacking
+        missing = [view.sweep.study_command(lacking)] if lacking else []
         claims.append(
-            {"claim": view.claim.number, "verdict": view.claim.verdict, "findings": findings,
-             "missing": [command for _, command in view.missing]}
+            {"claim": claim.number, "verdict": claim.verdict, "findings": findings, "missing": missing}
         )  # fmt: skip
-    return {"name": sweep.name, "claims": claims, "not_run": [study.name for study in sweep.studies if not study.run]}
+    return {"name": view.sweep.name, "claims": claims}
 
 
 if __name__ == "__main__":

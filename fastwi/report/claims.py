@@ -1,16 +1,16 @@
-"""The paper's five claims, each judged on what a sweep and its studies measured.
+"""The paper's five claims, each declared once and judged on what a sweep and its studies measured.
 
-One function a claim (Iyer, Dziugaite, Rolnick, Linear Weight Interpolation Leads to Transient Performance Gains,
-TMLR 2024). Its docstring says the estimand: what number is estimated, over which pairs, under which treatment of
-batch-norm statistics. Every estimate has its 95 % interval over parents (`fastwi.analysis.statistics`). A
-finding is confirmed where its whole interval lies on the claimed side, refuted where all of it lies on the other
-side, else not settled. Below 5 parents, and where all are equal, there is no interval and all is not settled.
+A claim is its statement, what is estimated, and a function that finds the estimates in the frames (Iyer, Dziugaite,
+Rolnick, Linear Weight Interpolation Leads to Transient Performance Gains, TMLR 2024). Every estimate has its 95 %
+interval over parents (`fastwi.analysis.statistics`). A finding is confirmed where its whole interval lies on the
+claimed side, refuted where all of it lies on the other side, else not settled. Below 5 parents, and where all are
+equal, there is no interval and all is not settled.
 
 Claims are about the middle of the line: where a sweep has several alpha, rows of 0.5 count (`middle`).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars
@@ -19,37 +19,28 @@ from fastwi.analysis.statistics import (
     CONFIRMED,
     NOT_SETTLED,
     REFUTED,
-    SCOPES,
     Estimate,
     mean_estimate,
     spearman,
     verdict,
     verdict_text,
 )
-from fastwi.report.estimates import ALMOST, hard_less_easy
+from fastwi.report.estimates import ALMOST, distinct, hard_less_easy
 from fastwi.report.rows import OVER, TREATMENTS
-from fastwi.report.summary import variant_text
+from fastwi.report.summary import count_of, variant_text
 from fastwi.report.tables import cells
 
 NOT_MEASURED = "not measured"
 _MIDDLE = 0.5
-_LEARNING_RATE = "optimizer.learning_rate"
-_RELATED_NEEDED = 2
+_GAIN = "gain_best_own_points"
 _SETTINGS = {"k": "k", "s": "s", "learning_rate": "learning rate"}
 _DISTANCES = {
     "distance_l2": "children's distance (L2), within cells",
     "relative_distance": "children's distance relative to the parent's norm, within cells",
 }
-_ALL_PAIRS, _WITHIN_CELLS = SCOPES
+_RELATED_NEEDED = 2
 
-TITLES = {
-    1: "Test accuracy shoots up at interpolation: the average beats both children.",
-    2: "The gain is transient: within a few epochs of further training it is gone.",
-    3: "Two quantities govern the gain.",
-    4: "The gain is tied to linear mode connectivity.",
-    5: "Gains and losses fall almost wholly on hard examples (by EL2N score); easy ones stay flat.",
-}
-"""The claims, by number."""
+Frames = Mapping[str, polars.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -72,214 +63,60 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A claim with its verdict, what it rests on, and what must be said beside it.
+class Found:
+    """What was found for a claim. `details`: findings of single cells or epochs. `lacking`: a study to be run."""
 
-    `estimand` says in words what was estimated; `studies` are the studies that would have to be run, empty where all
-    that the claim needs is there; `details` are findings of single cells.
+    findings: Sequence[Finding] = ()
+    notes: Sequence[str] = ()
+    details: Sequence[Finding] = ()
+    lacking: str = ""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A claim as declared.
+
+    `title` is the claim; `estimand` says what is estimated, and when it is confirmed. `find` takes the sweep's gains
+    at the middle ("gains") and the studies' frames ("study/frame"). `decide` gives the verdict, of those findings
+    that have one.
     """
+
+    title: str
+    estimand: str
+    find: Callable[[Frames], Found]
+    decide: Callable[[Sequence[Finding]], str]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, judged."""
 
     number: int
     verdict: str
-    findings: tuple[Finding, ...]
-    estimand: str
-    notes: tuple[str, ...] = ()
-    studies: tuple[str, ...] = ()
-    details: tuple[Finding, ...] = ()
+    found: Found = field(repr=False)
 
     @property
-    def title(self) -> str:
-        """The claim itself."""
-        return TITLES[self.number]
+    def statement(self) -> Statement:
+        """The claim as declared."""
+        return CLAIMS[self.number]
 
     @property
     def verdict_text(self) -> str:
         """The verdict, with the fewest parents of what decides it where they were too few to settle anything."""
-        fewest = min((f.estimate.n_parents for f in self.findings if f.verdict), default=0)
+        fewest = min((f.estimate.n_parents for f in self.found.findings if f.verdict), default=0)
         return verdict_text(self.verdict, fewest)
 
 
-def judge(gains: polars.DataFrame, studies: Mapping[str, Mapping[str, polars.DataFrame]]) -> list[Claim]:
+def judge(gains: polars.DataFrame, studies: Mapping[str, Frames]) -> list[Claim]:
     """All claims for one sweep: `gains` as in gains.parquet, `studies` by name their frames by name."""
-    connectivity, importance = studies.get("connectivity", {}), studies.get("importance", {})
-    return [
-        claim_1(gains),
-        claim_2(gains),
-        claim_3(gains, studies.get("governance", {}).get("correlations")),
-        claim_4(connectivity.get("barrier")),
-        claim_5(importance.get("split_gains"), importance.get("split_changes")),
-    ]
-
-
-def claim_1(gains: polars.DataFrame) -> Claim:
-    """Claim 1: the average beats both children.
-
-    Estimand, for each treatment of batch-norm statistics: the mean over parents of test accuracy of the average less
-    that of the best child at interpolation, both under that treatment, in percentage points, each parent's mean over
-    all its pairs in all cells. Claimed: above 0 under every treatment that was measured. `details`: the same by cell.
-    """
-    frame = middle(gains)
-    findings, details = [], []
-    for treatment in TREATMENTS:
-        for over, words in OVER.items():
-            estimate = _mean(frame, f"gain_{over}_{treatment}_points")
-            if estimate is not None:
-                decides = verdict(estimate) if over == "best" else ""
-                findings.append(Finding(f"gain over {words}, {treatment} statistics", estimate, "points", decides))
-    for cell in cells(frame):
-        where = ", ".join(filter(None, (variant_text(cell.variant), f"k = {cell.k}, s = {cell.s}")))
-        for treatment in TREATMENTS:
-            estimate = cell.gains.get((treatment, "best"))
-            if estimate is not None:
-                details.append(Finding(f"{where}; {treatment} statistics", estimate, "points", verdict(estimate)))
-    return Claim(
-        1,
-        _all_of(findings),
-        tuple(findings),
-        "Test accuracy of the average less that of its best child at interpolation, both under the same batch-norm "
-        "statistics, over all cells; above 0 under every treatment confirms.",
-        _counts(details),
-        details=tuple(details),
-    )
-
-
-def claim_2(gains: polars.DataFrame) -> Claim:
-    """Claim 2: within a few epochs of further training the gain is gone.
-
-    Two estimands, own statistics, over all cells, in percentage points, each parent's mean over its pairs: test
-    accuracy of the average after its last further epoch, (a) less that of the average at interpolation, claimed
-    below 0: it is lost; (b) less that of the best child at interpolation, claimed below 0: nothing is left of it.
-    Confirmed where both are. Never refuted: where training itself still gains, accuracy rises though what averaging
-    gave is lost; only children that were trained on to the same epoch could tell. `details`: (a) and (b) after each
-    further epoch.
-    """
-    frame = middle(gains)
-    against = {"average": "the average at interpolation", "best": "the best child at interpolation"}
-    findings, details = [], []
-    most = int(frame["after_%"].list.len().max() or 0)  # type: ignore[arg-type]
-    for name, words in against.items():
-        column = polars.col(f"after_vs_{name}_points")
-        last = _mean(frame.with_columns(column.list.last().alias("last")), "last")
-        if last is not None:
-            decides = _confirmed_or_open(last, "below")
-            findings.append(Finding(f"accuracy after the last further epoch less {words}", last, "points", decides))
-        for epoch in range(1, most + 1):
-            there = _mean(frame.with_columns(column.list.get(epoch - 1, null_on_oob=True).alias("there")), "there")
-            if there is not None:
-                decides = _confirmed_or_open(there, "below")
-                details.append(Finding(f"+{epoch} epoch{'s' * (epoch > 1)}, less {words}", there, "points", decides))
-    notes = ["Own statistics throughout: further epochs are measured with those alone."] if findings else []
-    if findings:
-        notes.append(f"The average was trained on for {most} epoch{'s' * (most > 1)}.")
-    return Claim(
-        2,
-        _all_of(findings),
-        tuple(findings),
-        "Test accuracy of the average after its last further epoch, less that of the average and less that of the "
-        "best child at interpolation. Both below 0 confirms that the gain is gone. Never refuted: while training "
-        "itself still gains, accuracy rises whether or not what averaging gave is kept.",
-        tuple(notes),
-        details=tuple(details),
-    )
-
-
-def claim_3(gains: polars.DataFrame, correlations: polars.DataFrame | None) -> Claim:
-    """Claim 3: two quantities govern the gain.
-
-    Estimand: Spearman's rank correlation of the gain over the best child (own statistics) with k, s and the learning
-    rate over all pairs, and with the children's distance within cells, since it grows with k, s and the rate. A
-    quantity is related where the interval excludes 0, whichever sign; confirmed where at least two are. The two
-    measures of distance count as one. Never refuted: a rank correlation near 0 does not exclude a relation that
-    rises and falls. `correlations` is the frame of the study governance; without it k, s and the learning rate (where
-    it is an axis) are correlated here, and the distance is not measured.
-    """
-    found = _of_axes(middle(gains)) if correlations is None else _of_governance(correlations)
-    findings = tuple(
-        Finding(f"gain and {what}", estimate, "rank correlation", _related(estimate)) for what, estimate in found
-    )
-    related = {finding.what.split("distance")[0] for finding in findings if finding.verdict == CONFIRMED}
-    decided = CONFIRMED if len(related) >= _RELATED_NEEDED else NOT_SETTLED
-    undefined = [f.what.removeprefix("gain and ") for f in findings if f.estimate.value is None]
-    notes = [f"{name} does not vary in this sweep: make it an axis to test it." for name in undefined]
-    return Claim(
-        3,
-        decided if findings else NOT_MEASURED,
-        findings,
-        "Spearman's rank correlation of the gain over the best child (own statistics) with k, s and the learning "
-        "rate over all pairs, and with the children's distance within cells. An interval that excludes 0 shows a "
-        "relation; two such quantities confirm, of which one may be a distance. Never refuted: a "
-        "relation that rises and falls has a rank correlation near 0.",
-        tuple(notes),
-        () if correlations is not None else ("governance",),
-    )
-
-
-def claim_4(barrier: polars.DataFrame | None) -> Claim:
-    """Claim 4: the gain is tied to linear mode connectivity.
-
-    Estimand, for each treatment of batch norm: Spearman's rank correlation over all pairs, on test images, of the
-    error barrier over the line between the ends' errors with the gain at the middle over the ends' mean. Claimed:
-    below 0 under every treatment (the lower the barrier, the larger the gain). Not Frankle's barrier (over the ends'
-    mean) and the gain over the better end: both have the ends' own difference in them, so that they are related where
-    there is no barrier at all. Beside it the mean of either barrier in points. `barrier` is the frame of the study
-    connectivity.
-    """
-    estimand = (
-        "Spearman's rank correlation over all pairs, on test images, of the error barrier between the children (over "
-        "the line between their errors) with the gain at the middle over their mean. Below 0 (a lower barrier, a "
-        "larger gain) under every treatment confirms."
-    )
-    if barrier is None:
-        return Claim(4, NOT_MEASURED, (), estimand, studies=("connectivity",))
-    findings = []
-    test = barrier.filter(polars.col("split") == "test")
-    for treatment in test["batch_norm"].unique(maintain_order=True).to_list():
-        rows = test.filter(polars.col("batch_norm") == treatment)
-        found = _rank(rows, "barrier_error_linear_points", "gain_mean_points")
-        if found is not None:
-            decides = verdict(found, 0, "below")
-            words = f"error barrier and gain over the children's mean, {treatment} statistics"
-            findings.append(Finding(words, found, "rank correlation", decides))
-        for column, over in (("barrier_error_linear_points", "the line"), ("barrier_error_points", "the ends' mean")):
-            height = _mean(rows, column)
-            if height is not None:
-                words = f"error barrier over {over}, on test images, {treatment} statistics"
-                findings.append(Finding(words, height, "points"))
-    note = (
-        "Both have the error at the middle in them: where the barrier is there, they are related by definition too."
-    )
-    return Claim(4, _all_of(findings), tuple(findings), estimand, (note,) if findings else ())
-
-
-def claim_5(split_gains: polars.DataFrame | None, split_changes: polars.DataFrame | None) -> Claim:
-    """Claim 5: gains and losses fall almost wholly on the hard splits.
-
-    Estimands in percentage points of training accuracy, pair by pair: (a) for each treatment of batch norm, the gain
-    of the average over the children's mean, claimed above 0; (b) where the average was trained on, its change from
-    interpolation to the last further epoch (own statistics), claimed below 0. Of either the mean over all splits, and
-    that of the harder half of them less 9 times that of the easier half, which is on the claimed side where over 90 %
-    of the whole falls on the harder half. Confirmed where all are, refuted where one is. Beside them hardest less
-    easiest split, and the easiest split, which the claim has flat. The frames are those of the study importance.
-    """
-    estimand = (
-        "In points of training accuracy, the gain of the average over the children's mean (above 0 claimed), and its "
-        "change from interpolation to the last further epoch (below 0 claimed): over all splits, and on the harder "
-        f"half of them less {ALMOST} times that on the easier half, which says that over "
-        f"{100 * ALMOST // (ALMOST + 1)} % of it is there."
-    )
-    if split_gains is None:
-        return Claim(5, NOT_MEASURED, (), estimand, studies=("importance",))
-    gained, lost = [], []
-    for treatment in split_gains["batch_norm"].unique(maintain_order=True).to_list():
-        rows = split_gains.filter(polars.col("batch_norm") == treatment)
-        gained += _contrast(rows, "gain_mean_points", "gain", f", {treatment} statistics", "above")
-    if split_changes is not None and split_changes.height:
-        # Each pair's own last epoch: further epochs may be an axis of the sweep.
-        pair = split_changes.columns[: split_changes.columns.index("epochs_after")]
-        last = split_changes.filter(polars.col("epochs_after") == polars.col("epochs_after").max().over(pair))
-        lost = _contrast(last, "change_points", "change with further training", "", "below")
-    findings = (*gained, *lost)
-    return Claim(5, _both(findings), findings, estimand)
+    frames = {f"{study}/{name}": frame for study, found in studies.items() for name, frame in found.items()}
+    frames["gains"] = middle(gains)
+    claims = []
+    for number, statement in CLAIMS.items():
+        found = statement.find(frames)
+        decisive = [finding for finding in found.findings if finding.verdict]
+        claims.append(Claim(number, statement.decide(decisive) if decisive else NOT_MEASURED, found))
+    return claims
 
 
 def middle(frame: polars.DataFrame) -> polars.DataFrame:
@@ -290,80 +127,142 @@ def middle(frame: polars.DataFrame) -> polars.DataFrame:
     return chosen if chosen.height else frame
 
 
-def _contrast(rows: polars.DataFrame, column: str, what: str, tail: str, claim: str) -> list[Finding]:
+def _average_beats_both(frames: Frames) -> Found:
+    gains = frames["gains"]
+    findings = [
+        finding
+        for treatment in TREATMENTS
+        for over, words in OVER.items()
+        for finding in _mean(
+            f"gain over {words}, {treatment} statistics", gains, f"gain_{over}_{treatment}_points",
+            "above" if over == "best" else "",
+        )
+    ]  # fmt: skip
+    details, notes = list[Finding](), []
+    for cell in cells(gains):
+        where = ", ".join(filter(None, (variant_text(cell.variant), f"k = {cell.k}, s = {cell.s}")))
+        for treatment in TREATMENTS:
+            estimate = cell.gains.get((treatment, "best"))
+            if estimate is not None:
+                details.append(Finding(f"{where}; {treatment} statistics", estimate, "points", verdict(estimate)))
+    for treatment in TREATMENTS:
+        verdicts = [f.verdict for f in details if f.what.endswith(f"; {treatment} statistics")]
+        if verdicts:
+            parts = ", ".join(f"{verdicts.count(name)} {name}" for name in (CONFIRMED, REFUTED, NOT_SETTLED))
+            notes.append(f"Cell by cell, {treatment} statistics: {parts}.")
+    return Found(findings, notes, details)
+
+
+def _gain_is_transient(frames: Frames) -> Found:
+    gains, findings, details = frames["gains"], list[Finding](), list[Finding]()
+    most = int(gains["after_%"].list.len().max() or 0)  # type: ignore[arg-type]
+    for name, words in (
+        ("average", "the average at interpolation"),
+        ("best", "the best child at interpolation"),
+    ):
+        values = polars.col(f"after_vs_{name}_points").list
+        last = gains.with_columns(value=values.last())  # each pair's own: further epochs may be an axis
+        findings += _mean(f"accuracy after the last further epoch less {words}", last, "value", "below", False)
+        for epoch in range(1, most + 1):
+            there = gains.with_columns(value=values.get(epoch - 1, null_on_oob=True))
+            details += _mean(f"+{count_of(epoch, 'epoch')}, less {words}", there, "value", "below", False)
+    notes = [
+        "Own statistics throughout: further epochs are measured with those alone.",
+        f"The average was trained on for {count_of(most, 'epoch')}.",
+    ]
+    return Found(findings, notes if findings else (), details)
+
+
+def _two_quantities_govern(frames: Frames) -> Found:
+    gains, correlations = frames["gains"], frames.get("governance/correlations")
+    if correlations is None:
+        columns = {"k": "k", "s": "s", "optimizer.learning_rate": _SETTINGS["learning_rate"]}
+        found = [(words, _rank(gains, column, _GAIN)) for column, words in columns.items() if column in gains.columns]
+    else:
+        wanted = {(name, "all pairs"): words for name, words in _SETTINGS.items()}
+        wanted |= {(name, "within cells"): words for name, words in _DISTANCES.items()}
+        rows = correlations.filter(polars.col("gain") == _GAIN).to_dicts()
+        at = [(wanted.get((row["quantity"], row["scope"])), row) for row in rows]
+        found = [(words, _row_estimate(row)) for words, row in at if words is not None]
+    findings = [
+        Finding(f"gain and {words}", estimate, "rank correlation", _decided(estimate, "either"))
+        for words, estimate in found
+        if estimate is not None
+    ]
+    undefined = [f.what.removeprefix("gain and ") for f in findings if f.estimate.value is None]
+    notes = [f"{name} does not vary in this sweep: make it an axis to test it." for name in undefined]
+    return Found(findings, notes, lacking="governance" if correlations is None else "")
+
+
+def _tied_to_connectivity(frames: Frames) -> Found:
+    if "connectivity/barrier" not in frames:
+        return Found(lacking="connectivity")
+    test, findings = frames["connectivity/barrier"].filter(polars.col("split") == "test"), list[Finding]()
+    for treatment in distinct(test, "batch_norm"):
+        rows = test.filter(polars.col("batch_norm") == treatment)
+        # Not Frankle's barrier and the gain over the better end: both have the ends' own difference in them, so that
+        # they are related where there is no barrier at all.
+        estimate = _rank(rows, "barrier_error_linear_points", "gain_mean_points")
+        if estimate is not None:
+            words = f"error barrier and gain over the children's mean, {treatment} statistics"
+            findings.append(Finding(words, estimate, "rank correlation", _decided(estimate, "below")))
+        for column, over in (("barrier_error_linear_points", "the line"), ("barrier_error_points", "the ends' mean")):
+            findings += _mean(f"error barrier over {over}, on test images, {treatment} statistics", rows, column)
+    note = (
+        "Both have the error at the middle in them: where the barrier is there, they are related by definition too."
+    )
+    return Found(findings, [note] if findings else ())
+
+
+def _falls_on_hard_examples(frames: Frames) -> Found:
+    if "importance/split_gains" not in frames:
+        return Found(lacking="importance")
+    gains, changes = frames["importance/split_gains"], frames.get("importance/split_changes")
+    findings = list[Finding]()
+    for treatment in distinct(gains, "batch_norm"):
+        rows = gains.filter(polars.col("batch_norm") == treatment)
+        findings += _by_split("gain", f", {treatment} statistics", rows, "gain_mean_points", "above")
+    if changes is not None and changes.height:
+        # Each pair's own last epoch: further epochs may be an axis of the sweep.
+        pair = changes.columns[: changes.columns.index("epochs_after")]
+        last = changes.filter(polars.col("epochs_after") == polars.col("epochs_after").max().over(pair))
+        findings += _by_split("change with further training", "", last, "change_points", "below")
+    return Found(findings)
+
+
+def _by_split(what: str, tail: str, rows: polars.DataFrame, column: str, side: str) -> list[Finding]:
     """What the whole and the hard half have of it, which decide; the hardest split less the easiest; the easiest."""
     rows = middle(rows)
     if not rows.height:
         return []
-    splits = rows["split"].to_list()
-    easy, hard = min(splits), max(splits)
+    easy, hard = min(distinct(rows, "split")), max(distinct(rows, "split"))
     pair = rows.columns[: rows.columns.index("pair") + 1]
     sides = [rows.filter(polars.col("split") == split).select(*pair, column) for split in (hard, easy)]
     both = sides[0].join(sides[1], on=pair, how="inner", nulls_equal=True, suffix=" easy")
     there = _finite(rows, column)
     of_pairs = there.group_by(pair, maintain_order=True).agg(polars.col(column).mean())
-    whole, share = _mean(of_pairs, column), hard_less_easy(there, column, ALMOST)
-    difference = _mean(both.with_columns((polars.col(column) - polars.col(f"{column} easy")).alias("less")), "less")
-    own = _mean(sides[1], column)
-    if whole is None or share is None or difference is None or own is None:
+    share = hard_less_easy(there, column, ALMOST)
+    if share is None:
         return []
+    words = f"{what}, harder half of the splits less {ALMOST} times easier half{tail}"
     return [
-        Finding(f"{what}, all splits{tail}", whole, "points", verdict(whole, 0, claim)),
-        Finding(f"{what}, harder half of the splits less {ALMOST} times easier half{tail}", share, "points",
-                verdict(share, 0, claim)),
-        Finding(f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}", difference, "points"),
-        Finding(f"{what}, split {easy} (easiest){tail}", own, "points"),
+        *_mean(f"{what}, all splits{tail}", of_pairs, column, side),
+        Finding(words, share, "points", _decided(share, side)),
+        *_mean(
+            f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}",
+            both.with_columns(polars.col(column) - polars.col(f"{column} easy")), column,
+        ),
+        *_mean(f"{what}, split {easy} (easiest){tail}", sides[1], column),
     ]  # fmt: skip
 
 
-def _of_governance(correlations: polars.DataFrame) -> list[tuple[str, Estimate]]:
-    """The wanted rows of the study's frame, as estimates."""
-    rows = correlations.filter(polars.col("gain") == "gain_best_own_points").to_dicts()
-    wanted = {(name, _ALL_PAIRS): words for name, words in _SETTINGS.items()}
-    wanted |= {(name, _WITHIN_CELLS): words for name, words in _DISTANCES.items()}
-    at = [(row["quantity"], row["scope"]) for row in rows]
-    return [(wanted[place], _row_estimate(row)) for place, row in zip(at, rows, strict=True) if place in wanted]
-
-
-def _row_estimate(row: Mapping[str, Any]) -> Estimate:
-    return Estimate(
-        row["spearman"], row["low"], row["high"], row["n_parents"], row["n_pairs"], 0.95, row["note"] or ""
-    )
-
-
-def _of_axes(frame: polars.DataFrame) -> list[tuple[str, Estimate]]:
-    wanted = {"k": "k", "s": "s", _LEARNING_RATE: _SETTINGS["learning_rate"]}
-    found = []
-    for column, words in wanted.items():
-        if column in frame.columns:
-            estimate = _rank(frame, column, "gain_best_own_points")
-            if estimate is not None:
-                found.append((words, estimate))
-    return found
-
-
-def _related(estimate: Estimate) -> str:
-    """Confirmed where the interval excludes 0, on either side."""
-    return CONFIRMED if verdict(estimate) in (CONFIRMED, REFUTED) else NOT_SETTLED
-
-
-def _confirmed_or_open(estimate: Estimate, claim: str) -> str:
-    """The verdict of a claim that data of this kind cannot refute."""
-    found = verdict(estimate, 0, claim)
-    return NOT_SETTLED if found == REFUTED else found
-
-
-def _finite(frame: polars.DataFrame, *columns: str) -> polars.DataFrame:
-    """The rows where all of `columns` are measured and finite."""
-    return frame.drop_nulls(columns).filter(*(polars.col(name).cast(polars.Float64).is_finite() for name in columns))
-
-
-def _mean(frame: polars.DataFrame, column: str) -> Estimate | None:
-    """The mean over parents; None where nothing is measured."""
-    if column not in frame.columns:
-        return None
-    there = _finite(frame, column)
-    return mean_estimate(there[column].to_numpy(), there["parent_seed"].to_list()) if there.height else None
+def _mean(what: str, frame: polars.DataFrame, column: str, side: str = "", refutable: bool = True) -> list[Finding]:
+    """The mean over parents in points, as a finding; none where nothing is measured."""
+    there = _finite(frame, column) if column in frame.columns else frame.clear()
+    if not there.height:
+        return []
+    estimate = mean_estimate(there[column].to_numpy(), there["parent_seed"].to_list())
+    return [Finding(what, estimate, "points", _decided(estimate, side, refutable))]
 
 
 def _rank(frame: polars.DataFrame, x: str, y: str) -> Estimate | None:
@@ -374,27 +273,86 @@ def _rank(frame: polars.DataFrame, x: str, y: str) -> Estimate | None:
     return spearman(there[x].to_numpy(), there[y].to_numpy(), there["parent_seed"].to_list())
 
 
-def _decisive(findings: Sequence[Finding]) -> list[str]:
-    return [finding.verdict for finding in findings if finding.verdict]
+def _row_estimate(row: Mapping[str, Any]) -> Estimate:
+    """A row of the study governance."""
+    return Estimate(
+        row["spearman"], row["low"], row["high"], row["n_parents"], row["n_pairs"], 0.95, row["note"] or ""
+    )
 
 
-def _all_of(findings: Sequence[Finding]) -> str:
-    """The verdict that all deciding findings share; not settled where they differ."""
-    found = set(_decisive(findings))
-    return NOT_MEASURED if not found else found.pop() if len(found) == 1 else NOT_SETTLED
+def _finite(frame: polars.DataFrame, *columns: str) -> polars.DataFrame:
+    """The rows where all of `columns` are measured and finite."""
+    return frame.drop_nulls(columns).filter(*(polars.col(name).cast(polars.Float64).is_finite() for name in columns))
 
 
-def _both(findings: Sequence[Finding]) -> str:
+def _decided(estimate: Estimate, side: str, refutable: bool = True) -> str:
+    """The verdict on 0, for the claim that the value is `side` ("above", "below" or "either"); empty without one."""
+    if not side:
+        return ""
+    if side == "either":
+        return CONFIRMED if estimate.excludes_zero else NOT_SETTLED
+    found = verdict(estimate, 0, side)
+    return found if refutable or found != REFUTED else NOT_SETTLED
+
+
+def _all_agree(findings: Sequence[Finding]) -> str:
+    """The verdict that all findings share; not settled where they differ."""
+    found = {finding.verdict for finding in findings}
+    return found.pop() if len(found) == 1 else NOT_SETTLED
+
+
+def _all_hold(findings: Sequence[Finding]) -> str:
     """Confirmed where every finding is, refuted where any is."""
-    return REFUTED if REFUTED in _decisive(findings) else _all_of(findings)
+    return REFUTED if any(f.verdict == REFUTED for f in findings) else _all_agree(findings)
 
 
-def _counts(details: Sequence[Finding]) -> tuple[str, ...]:
-    """How many cells came out how, under each treatment."""
-    notes = []
-    for treatment in TREATMENTS:
-        found = [f.verdict for f in details if f.what.endswith(f"; {treatment} statistics")]
-        if found:
-            parts = ", ".join(f"{found.count(name)} {name}" for name in (CONFIRMED, REFUTED, NOT_SETTLED))
-            notes.append(f"Cell by cell, {treatment} statistics: {parts}.")
-    return tuple(notes)
+def _two_related(findings: Sequence[Finding]) -> str:
+    """Confirmed where two quantities are related; the measures of distance count as one."""
+    related = {finding.what.split("distance")[0] for finding in findings if finding.verdict == CONFIRMED}
+    return CONFIRMED if len(related) >= _RELATED_NEEDED else NOT_SETTLED
+
+
+CLAIMS = {
+    1: Statement(
+        "Test accuracy shoots up at interpolation: the average beats both children.",
+        "Test accuracy of the average less that of its best child at interpolation, both under the same batch-norm "
+        "statistics, over all cells; above 0 under every treatment confirms.",
+        _average_beats_both,
+        _all_agree,
+    ),
+    2: Statement(
+        "The gain is transient: within a few epochs of further training it is gone.",
+        "Test accuracy of the average after its last further epoch, less that of the average and less that of the "
+        "best child at interpolation. Both below 0 confirms that the gain is gone. Never refuted: while training "
+        "itself still gains, accuracy rises whether or not what averaging gave is kept.",
+        _gain_is_transient,
+        _all_agree,
+    ),
+    3: Statement(
+        "Two quantities govern the gain.",
+        "Spearman's rank correlation of the gain over the best child (own statistics) with k, s and the learning "
+        "rate over all pairs, and with the children's distance within cells. An interval that excludes 0 shows a "
+        "relation; two such quantities confirm, of which one may be a distance. Never refuted: a "
+        "relation that rises and falls has a rank correlation near 0.",
+        _two_quantities_govern,
+        _two_related,
+    ),
+    4: Statement(
+        "The gain is tied to linear mode connectivity.",
+        "Spearman's rank correlation over all pairs, on test images, of the error barrier between the children (over "
+        "the line between their errors) with the gain at the middle over their mean. Below 0 (a lower barrier, a "
+        "larger gain) under every treatment confirms.",
+        _tied_to_connectivity,
+        _all_agree,
+    ),
+    5: Statement(
+        "Gains and losses fall almost wholly on hard examples (by EL2N score); easy ones stay flat.",
+        "In points of training accuracy, the gain of the average over the children's mean (above 0 claimed), and its "
+        "change from interpolation to the last further epoch (below 0 claimed): over all splits, and on the harder "
+        f"half of them less {ALMOST} times that on the easier half, which says that over "
+        f"{100 * ALMOST // (ALMOST + 1)} % of it is there.",
+        _falls_on_hard_examples,
+        _all_hold,
+    ),
+}
+"""The claims, by number."""

@@ -14,21 +14,21 @@ from fastwi.config.sweep import SweepSpec
 from fastwi.config.sweepfile import sweep_from_yaml
 from fastwi.errors import ConfigError, UserError
 from fastwi.models.changes import NETWORKS
-from fastwi.report import study as registered
+from fastwi.report.study import Frames, Study
+from fastwi.report.summary import Table
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
 
 _GAIN_COLUMNS = ("k", "s", "alpha", "parent_seed", "pair", "gain_best_own_points", "after_%")
 
 
 @dataclass(frozen=True)
-class Study:
-    """A study's files. `frames` by name; `options` as its manifest says them."""
+class StudyRun:
+    """A study that was run: its frames by name and its tables; `options` as its manifest has them."""
 
-    name: str
     directory: Path
-    frames: Mapping[str, polars.DataFrame]
+    frames: Frames
+    tables: list[Table]
     options: Mapping[str, Any]
-    manifest: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Finished:
     yaml: str
     gains: polars.DataFrame
     manifest: Mapping[str, Any]
-    studies: Mapping[str, Study]
+    studies: Mapping[str, StudyRun]
 
     @property
     def command(self) -> str:
@@ -53,10 +53,9 @@ class Finished:
         words = [f"python -m fastwi.analyze {name} --config {self._config}"]
         options = self.studies[name].options if name in self.studies else {}
         for each in fields(AnalysisOptions):
-            given, default = options.get(each.name), each.default
-            if isinstance(default, tuple):
-                given = None if given is None else tuple(given)
-            if given is not None and given != default:
+            given = options.get(each.name)
+            given = tuple(given) if isinstance(given, list) else given
+            if given is not None and given != each.default:
                 text = json.dumps(list(given)) if isinstance(given, tuple) else str(given)
                 # Joined by =: a number below 0 would read as the next flag.
                 words.append(f"--analysis.{each.name}={shlex.quote(text)}")
@@ -67,7 +66,7 @@ class Finished:
         return shlex.quote(str(self.directory / "sweep.yaml"))
 
 
-def find_sweeps(targets: Iterable[Path], studies: Mapping[str, registered.Study]) -> list[Finished]:
+def find_sweeps(targets: Iterable[Path], studies: Mapping[str, Study]) -> list[Finished]:
     """The sweeps of `targets`, results directories or stores, each once, with those of `studies` that were run.
 
     Raises UserError for a target that is not there or is neither, and for files that are damaged.
@@ -88,8 +87,8 @@ def _directories(target: Path) -> list[Path]:
         raise UserError(f"{target}: holds no gains.parquet and is no store; run python -m fastwi.sweep first")
     directories = []
     for path in sorted((target / "sweeps").glob("*.yaml")):
-        spec = _spec(path)
-        directory = Path(spec.options.directory) / (spec.options.name or path.stem)
+        options = _spec(path, _text(path)).options
+        directory = Path(options.directory) / (options.name or path.stem)
         if not (directory / "gains.parquet").exists():
             raise UserError(
                 f"{path}: its results are not at {directory}; start where the sweep did, or give its directory"
@@ -100,38 +99,41 @@ def _directories(target: Path) -> list[Path]:
     return directories
 
 
-def _read(directory: Path, studies: Mapping[str, registered.Study]) -> Finished:
+def _read(directory: Path, studies: Mapping[str, Study]) -> Finished:
     about = open_directory(directory, "run the sweep again")
-    spec = _spec(directory / "sweep.yaml")
-    gains = _parquet(directory / "gains.parquet")
+    yaml = _text(directory / "sweep.yaml")
+    spec, gains = _spec(directory / "sweep.yaml", yaml), _parquet(directory / "gains.parquet")
     lacking = [name for name in _GAIN_COLUMNS if name not in gains.columns]
     if lacking:
         raise UserError(f"{directory / 'gains.parquet'}: lacks the column {lacking[0]}; run the sweep again")
-    found = {}
-    for name, known in studies.items():
-        home = directory / "analyses" / name
-        # A study writes its manifest last: without one, what is there may be half of it.
-        if (home / MANIFEST).exists():
-            study = open_directory(home, f"run python -m fastwi.analyze {name} again")
-            frames = known.renew({path.stem: _parquet(path) for path in sorted(home.glob("*.parquet"))})
-            rows = study.get("rows")
-            lost = [frame for frame in rows if frame not in frames] if isinstance(rows, dict) else []
-            if lost:
-                raise UserError(f"{home}: lacks {lost[0]}.parquet; run python -m fastwi.analyze {name} again")
-            if about and NETWORKS in study and study[NETWORKS] != about.get(NETWORKS):
-                raise UserError(
-                    f"{home}: is of another source of the network than the sweep's results; run python -m "
-                    f"fastwi.analyze {name} again"
-                )
-            options = study.get("options")
-            found[name] = Study(name, home, frames, options if isinstance(options, dict) else {}, study)
-    name = spec.options.name or directory.resolve().name
-    return Finished(name, directory, spec, _text(directory / "sweep.yaml"), gains, about, found)
+    homes = {name: directory / "analyses" / name for name in studies}
+    # A study writes its manifest last: without one, what is there may be half of it.
+    found = {
+        name: _read_study(home, studies[name], about) for name, home in homes.items() if (home / MANIFEST).exists()
+    }
+    return Finished(spec.options.name or directory.resolve().name, directory, spec, yaml, gains, about, found)
 
 
-def _spec(path: Path) -> SweepSpec:
+def _read_study(home: Path, study: Study, sweep: Mapping[str, Any]) -> StudyRun:
+    """`sweep`: the manifest of the sweep that the study is of."""
+    again = f"run python -m fastwi.analyze {home.name} again"
+    about = open_directory(home, again)
+    if NETWORKS in about and about[NETWORKS] != sweep.get(NETWORKS):
+        raise UserError(f"{home}: is of another source of the network than the sweep's results; {again}")
+    frames = {path.stem: _parquet(path) for path in sorted(home.glob("*.parquet"))}
+    for name in about.get("rows", ()):
+        if name not in frames:
+            raise UserError(f"{home}: lacks {name}.parquet; {again}")
     try:
-        text = _text(path)
+        renewed = study.renew(frames)
+        tables = study.tables(renewed)
+    except (KeyError, polars.exceptions.PolarsError) as error:  # a frame of another version lacks what they need
+        raise UserError(f"{home}: not of this version ({_line(error)}); {again}") from error
+    return StudyRun(home, renewed, tables, about.get("options", {}))
+
+
+def _spec(path: Path, text: str) -> SweepSpec:
+    try:
         problem = yaml_damage(text) if is_sealed(text) else "is damaged, or of an earlier fastwi (no checksum)"
         if problem:
             raise UserError(f"{path}: {problem}; run the sweep again")
@@ -156,5 +158,10 @@ def _parquet(path: Path) -> polars.DataFrame:
         with open(path, "rb") as stream:
             return polars.read_parquet(stream)
     except (OSError, polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: damaged or not Parquet ({reason}); run the command that wrote it again") from error
+        raise UserError(
+            f"{path}: damaged or not Parquet ({_line(error)}); run the command that wrote it again"
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]

@@ -1,8 +1,11 @@
 """One HTML page of everything that sweeps and their studies found. It needs no other file and no network.
 
-What a page says is gathered into plain views here; how it looks is in templates/page.html.j2.
+How it looks is in templates/page.html.j2, which takes sweeps, claims and tables as they are, and the functions here.
 """
 
+import base64
+import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,135 +13,104 @@ from typing import Any
 
 import polars
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from fastwi.analysis.statistics import FEWEST, NOTHING, Estimate
 from fastwi.errors import UserError
-from fastwi.files import atomic_open
-from fastwi.report import study as registered
-from fastwi.report.claims import TITLES, Claim, Finding, judge
-from fastwi.report.embed import csv_uri, data_uri, frame_csv_uri, inline_svg, png_bytes, png_width
-from fastwi.report.finished import Finished, Study, find_sweeps
-from fastwi.report.summary import Table, value_text
+from fastwi.files import atomic_open, to_json
+from fastwi.report.claims import CLAIMS, Claim, Finding, judge
+from fastwi.report.figures import DPI, numbered
+from fastwi.report.finished import Finished, find_sweeps
+from fastwi.report.study import Study
+from fastwi.report.summary import Table, count_of, value_text
 from fastwi.report.tables import cells, sweep_tables
 from fastwi.version import __version__
 
 _MOST_CSV_ROWS = 20_000  # of a data frame in the page; a larger one stays a file
-_MOST_ROWS_OPEN = 24  # a longer table is folded
-_DPI = 130  # of the PNGs, to their width in CSS pixels
-_FIGURES = {
-    "heatmap": "Heat map of the mean gain over k and s",
-    "curves": "Test accuracy over epochs of parents, children and averages",
-}
-
-
-@dataclass(frozen=True)
-class TableView:
-    """A table as the page shows it. `numeric`: for each column whether it holds numbers."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numeric: Sequence[bool]
-    csv: str
-    file: str
-    folded: bool
-
-
-@dataclass(frozen=True)
-class FigureView:
-    """A figure: `svg`, or else `png` shown; `png` to download; `width` in CSS pixels."""
-
-    label: str
-    svg: Markup | None
-    png: str
-    csv: str
-    file: str
-    width: int
-
-
-@dataclass(frozen=True)
-class StudyView:
-    """A study that was run (tables, figures, data) or was not (command alone)."""
-
-    name: str
-    question: str
-    command: str
-    run: bool
-    tables: Sequence[TableView] = ()
-    figures: Sequence[FigureView] = ()
-    data: Sequence[tuple[str, int, str, str]] = ()  # name, rows, CSV data URI or empty, path
-    options: Sequence[tuple[str, str]] = ()
-
-
-@dataclass(frozen=True)
-class FindingView:
-    """A finding in words. In 0..100: `mark` has the ends and the middle of its bar, or is None; `points` are the
-    parents' own values, where there is no interval."""
-
-    what: str
-    value: str
-    interval: str
-    counted: str
-    unit: str
-    verdict: str
-    verdict_text: str
-    note: str
-    mark: tuple[float, float, float, float] | None  # low, value, high, zero
-    points: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ClaimView:
-    """A claim with the commands that its findings come from."""
-
-    claim: Claim
-    findings: Sequence[FindingView]
-    details: Sequence[FindingView]
-    csv: str
-    commands: Sequence[str]
-    missing: Sequence[tuple[str, str]]  # study, command
+_CLAIM_STUDIES = {3: "governance", 4: "connectivity", 5: "importance"}
 
 
 @dataclass(frozen=True)
 class SweepView:
-    """All that the page says about one sweep."""
+    """A sweep and what is shown of it beside its files."""
 
-    id: str
-    name: str
-    facts: Sequence[tuple[str, str]]
-    claims: Sequence[ClaimView]
-    tables: Sequence[TableView]
-    figures: Sequence[FigureView]
-    studies: Sequence[StudyView]
-    machine: Sequence[tuple[str, str]]
-    yaml: str
-    command: str
-    gains_csv: str
-    partial: str
+    sweep: Finished
+    claims: list[Claim]
+    tables: list[Table]
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What was swept, by name."""
+        spec, gains = self.sweep.spec, self.sweep.gains
+        dataset = self.sweep.manifest.get("dataset") or {}
+        return [
+            ("network", spec.base.model.name),
+            ("dataset", str(dataset.get("name") or spec.base.data.path)),
+            *((axis.path, ", ".join(map(value_text, axis.values))) for axis in spec.axes),
+            ("parents measured (n)", f"{gains['parent_seed'].n_unique()}"),
+            ("children of each parent at each k", f"{spec.options.children}"),
+            ("averages measured", f"{gains.height:,}"),
+            ("further epochs of the average", f"{spec.base.experiment.after}"),
+        ]
+
+    @property
+    def partial(self) -> str:
+        """What is missing of the sweep, in words."""
+        planned, there = len(self.sweep.spec.options.parents), self.sweep.gains["parent_seed"].n_unique()
+        return f"{there} of the sweep's {planned} parents are measured" if there < planned else ""
+
+    def commands(self, claim: Claim) -> str:
+        """The commands that make what a claim rests on again, a line each."""
+        study = _CLAIM_STUDIES.get(claim.number, "")
+        return "\n".join([self.sweep.command, *([self.sweep.study_command(study)] * (study in self.sweep.studies))])
 
 
-def sweep_views(targets: Iterable[Path], studies: Mapping[str, registered.Study]) -> list[SweepView]:
+@dataclass(frozen=True)
+class Figure:
+    """A figure as data: URIs: `shown` as SVG where there is one, `png` to download; `width` in CSS pixels."""
+
+    shown: str
+    png: str
+    width: int
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A finding, and where it is drawn on a scale of 0 to 100.
+
+    `bar`: low, value, high and zero; None where the value is undefined. `points`: each parent's own value, where
+    there is no interval.
+    """
+
+    finding: Finding
+    bar: list[float] | None
+    points: list[float]
+
+
+def sweep_views(targets: Iterable[Path], studies: Mapping[str, Study]) -> list[SweepView]:
     """Read and judge the sweeps of `targets`: results directories, or stores.
 
-    `studies`: the studies that there are. Raises UserError, in one line, for a target that is
-    not there or holds no results, and for damaged files.
+    `studies`: the studies that there are. Raises UserError, in one line, for a target that is not there or holds no
+    results, and for damaged files.
     """
-    return [
-        _sweep_view(f"sweep-{number}", sweep, studies)
-        for number, sweep in enumerate(find_sweeps(targets, studies), 1)
-    ]
+    views = []
+    for sweep in find_sweeps(targets, studies):
+        claims = judge(sweep.gains, {name: run.frames for name, run in sweep.studies.items()})
+        views.append(SweepView(sweep, claims, sweep_tables(cells(sweep.gains))))
+    return views
 
 
-def page_html(sweeps: Sequence[SweepView], command: str) -> str:
+def page_html(sweeps: Sequence[SweepView], studies: Mapping[str, Study], command: str) -> str:
     """The page. `command` is the one that makes it again."""
     environment = Environment(
         loader=PackageLoader("fastwi.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters |= {"csv": csv_uri, "marked": marked, "counted": counted, "flat": flat}
+    environment.globals |= {"figures": figures, "interval": interval_text, "most_csv_rows": _MOST_CSV_ROWS}
     return environment.get_template("page.html.j2").render(
-        sweeps=sweeps, titles=TITLES, command=command, version=__version__, nothing=NOTHING, fewest=FEWEST
-    )
+        sweeps=sweeps, studies=studies, claims=CLAIMS, command=command, version=__version__, nothing=NOTHING,
+        fewest=FEWEST,
+    )  # fmt: skip
 
 
 def write_page(html: str, path: Path) -> None:
@@ -149,108 +121,78 @@ def write_page(html: str, path: Path) -> None:
         stream.write(html.encode("utf-8", "replace"))
 
 
-def _sweep_view(id: str, sweep: Finished, studies: Mapping[str, registered.Study]) -> SweepView:
-    found = cells(sweep.gains)
-    frames = {name: study.frames for name, study in sweep.studies.items()}
-    gains_csv = frame_csv_uri(sweep.gains)
-    figures = []
-    for stem, label in _FIGURES.items():
-        for number, path in enumerate(_numbered(sweep.directory, stem), 1):
-            figures.append(_figure(path, f"{id}-{stem}-{number}-", f"{label}; {sweep.name}", gains_csv))
-    options = sweep.spec.options
-    planned = len(options.parents)
-    there = sweep.gains["parent_seed"].n_unique()
-    partial = f"{there} of the sweep's {planned} parents are measured" if there < planned else ""
-    return SweepView(
-        id,
-        sweep.name,
-        _facts(sweep),
-        [_claim_view(claim, sweep) for claim in judge(sweep.gains, frames)],
-        [_table(table, f"{sweep.name}-{number}") for number, table in enumerate(sweep_tables(found), 1)],
-        figures,
-        [_study_view(id, name, study, sweep) for name, study in studies.items()],
-        _machine(sweep.manifest),
-        sweep.yaml,
-        sweep.command,
-        gains_csv,
-        partial,
-    )
+def figures(directory: Path, stem: str) -> list[Figure]:
+    """The figures stem.png, stem-2.png, stem-3.png ... of a directory, as far as they go.
+
+    An SVG is shown as an image: a browser runs nothing in it and fetches nothing for it.
+    """
+    found: list[Figure] = []
+    while (path := numbered(directory / f"{stem}.png", len(found) + 1)).exists():
+        content, svg = path.read_bytes(), path.with_suffix(".svg")
+        png = _data_uri(content, "image/png")
+        shown = _data_uri(svg.read_bytes(), "image/svg+xml") if svg.exists() else png
+        found.append(Figure(shown, png, round(int.from_bytes(content[16:20], "big") * 96 / DPI)))
+    return found
 
 
-def _facts(sweep: Finished) -> list[tuple[str, str]]:
-    spec, gains = sweep.spec, sweep.gains
-    dataset = sweep.manifest.get("dataset")
-    name = dataset.get("name") if isinstance(dataset, dict) else None
-    facts = [("network", spec.base.model.name), ("dataset", str(name or spec.base.data.path))]
-    facts += [(axis.path, ", ".join(map(value_text, axis.values))) for axis in spec.axes]
-    facts += [
-        ("parents measured (n)", f"{gains['parent_seed'].n_unique()}"),
-        ("children of each parent at each k", f"{spec.options.children}"),
-        ("averages measured", f"{gains.height:,}"),
-        ("further epochs of the average", f"{spec.base.experiment.after}"),
-    ]
-    return facts
+def csv_uri(data: "Table | polars.DataFrame | Sequence[Finding]") -> str:
+    """A table, a frame (lists as JSON) or findings as a CSV data: URI."""
+    rows: Iterable[Sequence[object]]
+    if isinstance(data, Table):
+        columns, rows = list(data.columns), data.rows
+    elif isinstance(data, polars.DataFrame):
+        columns = data.columns
+        rows = ([to_json(value) if isinstance(value, list) else value for value in row] for row in data.iter_rows())
+    else:
+        columns = ["what", "estimate", "low", "high", "unit", "parents", "pairs", "verdict", "note"]
+        found = [(f, f.estimate) for f in data]
+        rows = [(f.what, e.value, e.low, e.high, f.unit, e.n_parents, e.n_pairs, f.verdict, e.note) for f, e in found]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return _data_uri(text.getvalue().encode(), "text/csv;charset=utf-8")
 
 
-def _machine(manifest: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A manifest as names and values, one level of names to the other by a dot."""
+def marked(findings: Sequence[Finding]) -> list[Marked]:
+    """Findings with their places; those of one unit share a scale, which holds 0."""
+    drawn = {id(f): [f.estimate.low, f.estimate.value, f.estimate.high, *_points(f.estimate)] for f in findings}
+    ends: dict[str, list[float]] = {}
+    for f in findings:
+        ends.setdefault(f.unit, [0.0]).extend(v for v in drawn[id(f)] if v is not None)
+    found = []
+    for f in findings:
+        (low, high), e = (min(ends[f.unit]), max(ends[f.unit])), f.estimate
+        places, points = None, list[float]()
+        if e.value is not None and high > low:
+            values = [e.value if end is None else end for end in (e.low, e.value, e.high)]
+            places, points = (
+                [round(4 + 92 * (value - low) / (high - low), 2) for value in each]
+                for each in ([*values, 0.0], _points(e))
+            )
+        found.append(Marked(f, places, points))
+    return found
+
+
+def interval_text(estimate: Estimate) -> str:
+    """'[+1.00, +2.00]', or 'none'."""
+    if estimate.low is None or estimate.high is None:
+        return "none"
+    return f"[{estimate.low:+.2f}, {estimate.high:+.2f}]"
+
+
+def counted(estimate: Estimate) -> str:
+    """'n = 5 parents, 10 pairs'."""
+    return f"n = {count_of(estimate.n_parents, 'parent')}, {count_of(estimate.n_pairs, 'pair')}"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A manifest as names and values, one level of names joined to the next by a dot."""
     rows = []
-    for key, value in manifest.items():
+    for key, value in values.items():
         if isinstance(value, dict):
-            rows += _machine(value, f"{prefix}{key}.")
+            rows += flat(value, f"{prefix}{key}.")
         else:
             rows.append((prefix + key, "" if value is None else str(value)))
     return rows
-
-
-_CLAIM_STUDIES = {3: "governance", 4: "connectivity", 5: "importance"}
-
-
-def _claim_view(claim: Claim, sweep: Finished) -> ClaimView:
-    study = _CLAIM_STUDIES.get(claim.number, "")
-    commands = [sweep.command] + ([sweep.study_command(study)] if study in sweep.studies else [])
-    findings = _finding_views(claim.findings)
-    details = _finding_views(claim.details)
-    columns = ("what", "estimate", "low", "high", "unit", "parents", "pairs", "verdict", "note")
-    rows = [
-        (f.what, e.value, e.low, e.high, f.unit, e.n_parents, e.n_pairs, f.verdict, e.note)
-        for f in (*claim.findings, *claim.details)
-        for e in (f.estimate,)
-    ]
-    missing = [(name, sweep.study_command(name)) for name in claim.studies]
-    return ClaimView(claim, findings, details, csv_uri(columns, rows), commands, missing)
-
-
-def _finding_views(findings: Sequence[Finding]) -> list[FindingView]:
-    """Findings of one unit share a scale, which holds 0."""
-    spans: dict[str, tuple[float, float]] = {}
-    for f in findings:
-        low, high = spans.get(f.unit, (0.0, 0.0))
-        ends = [v for v in (f.estimate.low, f.estimate.value, f.estimate.high, *_points(f.estimate)) if v is not None]
-        spans[f.unit] = (min([low, *ends]), max([high, *ends]))
-    return [_finding_view(f, *spans[f.unit]) for f in findings]
-
-
-def _finding_view(finding: Finding, low: float, high: float) -> FindingView:
-    e, signed = finding.estimate, "{:+.2f}".format
-    mark, points = None, tuple[float, ...]()
-    if e.value is not None and high > low:
-        ends = (e.value if e.low is None else e.low, e.value, e.value if e.high is None else e.high, 0.0)
-        mark, points = (
-            tuple(round(4 + 92 * (v - low) / (high - low), 2) for v in values) for values in (ends, _points(e))
-        )
-    return FindingView(
-        finding.what,
-        "undefined" if e.value is None else signed(e.value),
-        "none" if e.low is None or e.high is None else f"[{signed(e.low)}, {signed(e.high)}]",
-        _counted(e),
-        finding.unit,
-        finding.verdict,
-        finding.verdict_text,
-        e.note,
-        mark,  # type: ignore[arg-type]
-        points,
-    )
 
 
 def _points(estimate: Estimate) -> tuple[float, ...]:
@@ -258,68 +200,5 @@ def _points(estimate: Estimate) -> tuple[float, ...]:
     return () if estimate.conclusive else estimate.points
 
 
-def _counted(estimate: Estimate) -> str:
-    parents, pairs = estimate.n_parents, estimate.n_pairs
-    return f"n = {parents} parent{'s' * (parents != 1)}, {pairs:,} pair{'s' * (pairs != 1)}"
-
-
-def _study_view(id: str, name: str, known: registered.Study, sweep: Finished) -> StudyView:
-    command, question = sweep.study_command(name), known.question
-    study = sweep.studies.get(name)
-    if study is None:
-        return StudyView(name, question, command, False)
-    main = next(iter(study.frames.values()), None)
-    csv = "" if main is None or main.height > _MOST_CSV_ROWS else frame_csv_uri(main)
-    return StudyView(
-        name,
-        question,
-        command,
-        True,
-        [_table(table, f"{sweep.name}-{name}-{n}") for n, table in enumerate(_study_tables(study, known), 1)],
-        [
-            _figure(path, f"{id}-{name}-{n}-", f"Figure of the study {name}: {question}; {sweep.name}", csv)
-            for n, path in enumerate(_numbered(study.directory, "figure"), 1)
-        ],
-        [
-            (key, frame.height, frame_csv_uri(frame) if frame.height <= _MOST_CSV_ROWS else "",
-             str(study.directory / f"{key}.csv"))
-            for key, frame in study.frames.items()
-        ],
-        [(key, str(value)) for key, value in study.options.items()],
-    )  # fmt: skip
-
-
-def _study_tables(study: Study, known: registered.Study) -> list[Table]:
-    """The study's own tables. A frame of another version may lack what they need: that is said in one line."""
-    try:
-        return known.tables(study.frames)
-    except (KeyError, polars.exceptions.PolarsError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{study.directory}: not of this version ({reason}); run python -m fastwi.analyze {study.name} again"
-        ) from error
-
-
-def _table(table: Table, file: str) -> TableView:
-    return TableView(
-        table.title, table.columns, table.rows, table.numeric, csv_uri(table.columns, table.rows), f"{file}.csv",
-        len(table.rows) > _MOST_ROWS_OPEN,
-    )  # fmt: skip
-
-
-def _figure(path: Path, prefix: str, label: str, csv: str) -> FigureView:
-    content = png_bytes(path)
-    drawn = path.with_suffix(".svg")
-    svg = Markup(inline_svg(drawn, prefix, label)) if drawn.exists() else None
-    width = round(png_width(content) * 96 / _DPI)
-    return FigureView(label, svg, data_uri(content, "image/png"), csv, prefix.rstrip("-"), width)
-
-
-def _numbered(directory: Path, stem: str) -> list[Path]:
-    """stem.png, stem-2.png, stem-3.png ... as far as they go."""
-    found = []
-    path = directory / f"{stem}.png"
-    while path.exists():
-        found.append(path)
-        path = directory / f"{stem}-{len(found) + 1}.png"
-    return found
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -6,10 +6,24 @@ import pytest
 from drawn_results import barrier_frame, gains_frame, parents_mean, rank_correlation, split_frames
 
 from fastwi.analysis.statistics import NOTHING
-from fastwi.report import claims
-from fastwi.report.claims import CONFIRMED, NOT_MEASURED, NOT_SETTLED, REFUTED, TITLES, judge
+from fastwi.report.claims import CLAIMS, CONFIRMED, NOT_MEASURED, NOT_SETTLED, REFUTED, Claim, judge, middle
 
 CLOSE = 1e-9  # of numbers below 100, in sums of some tens of terms: float64 is good for 1e-12
+
+
+STUDIES = {
+    "correlations": "governance", "barrier": "connectivity", "split_gains": "importance",
+    "split_changes": "importance",
+}  # fmt: skip
+
+
+def claim(number: int, gains: polars.DataFrame | None = None, **frames: polars.DataFrame) -> Claim:
+    """One claim, judged on these frames; what it rests on is in `found`."""
+    studies: dict = {}
+    for name, frame in frames.items():
+        studies.setdefault(STUDIES[name], {})[name] = frame
+    frame = gains_frame(generator(0)) if gains is None else gains
+    return judge(frame, studies)[number - 1]
 
 
 def generator(seed: int) -> np.random.Generator:
@@ -18,48 +32,54 @@ def generator(seed: int) -> np.random.Generator:
 
 @pytest.mark.parametrize(("gain", "expected"), [(3.0, CONFIRMED), (-3.0, REFUTED)])
 def test_claim_1_by_hand(seed, gain, expected):
-    found = claims.claim_1(gains_frame(generator(seed), gain=gain))
+    found = claim(1, gains_frame(generator(seed), gain=gain))
     assert found.verdict == expected
-    assert {f.verdict for f in found.details} == {expected}
-    assert len(found.details) == 3 * 2
-    assert any(f"3 {expected}" in note for note in found.notes)
+    assert {f.verdict for f in found.found.details} == {expected}
+    assert len(found.found.details) == 3 * 2
+    assert any(f"3 {expected}" in note for note in found.found.notes)
 
 
 def test_claim_1_is_not_settled_where_parents_or_treatments_differ(seed):
     frame = gains_frame(generator(seed), gain=5.0)
     sign = polars.when(polars.col("parent_seed") % 2 == 0).then(1).otherwise(-1)
     both_ways = frame.with_columns(polars.col("gain_best_own_points", "gain_best_recomputed_points") * sign)
-    assert claims.claim_1(both_ways).verdict == NOT_SETTLED
+    assert claim(1, both_ways).verdict == NOT_SETTLED
     one_treatment = frame.with_columns(-polars.col("gain_best_recomputed_points"))
-    found = claims.claim_1(one_treatment)
+    found = claim(1, one_treatment)
     assert found.verdict == NOT_SETTLED
-    assert sorted(f.verdict for f in found.findings if f.verdict) == [CONFIRMED, REFUTED]
+    assert sorted(f.verdict for f in found.found.findings if f.verdict) == [CONFIRMED, REFUTED]
 
 
 def test_claim_1_estimates(seed):
     rng = generator(seed)
     frame = gains_frame(rng, gain=rng.uniform(-1, 1))
-    found = claims.claim_1(frame)
+    found = claim(1, frame)
     expected = {}
     for treatment in ("own", "recomputed"):
         pairs = zip(frame[f"average_{treatment}_%"], frame[f"children_{treatment}_%"].to_list(), strict=True)
         expected[f"gain over the best child, {treatment} statistics"] = [a - max(c) for a, c in pairs]
-    for finding in found.findings:
+    for finding in found.found.findings:
         assert (finding.estimate.n_parents, finding.estimate.n_pairs, finding.unit) == (6, frame.height, "points")
         if finding.what in expected:
             assert finding.estimate.value == pytest.approx(parents_mean(frame, expected.pop(finding.what)), abs=CLOSE)
     assert not expected
 
 
+def test_the_middle_is_one_half_and_the_plain_mean(seed):
+    frame = gains_frame(generator(seed), alphas=(None, 0.25, 0.5, 0.75))
+    assert middle(frame)["alpha"].unique().sort().to_list() == [None, 0.5]
+    assert middle(frame.filter(polars.col("alpha") == 0.75))["alpha"].unique().to_list() == [0.75]
+
+
 def test_only_the_middle_of_the_line_counts(seed):
-    frame = gains_frame(generator(seed), gain=3.0, alphas=(0.25, 0.5))
+    frame = gains_frame(generator(seed), gain=3.0, alphas=(0.25, 0.5, 0.75))
     frame = frame.with_columns(
-        polars.when(polars.col("alpha") == 0.25).then(-50.0).otherwise(polars.col(name)).alias(name)
+        polars.when(polars.col("alpha") != 0.5).then(-50.0).otherwise(polars.col(name)).alias(name)
         for name in ("gain_best_own_points", "gain_best_recomputed_points")
     )
-    found = claims.claim_1(frame)
+    found = claim(1, frame)
     assert found.verdict == CONFIRMED
-    assert found.findings[0].estimate.n_pairs == frame.height // 2
+    assert found.found.findings[0].estimate.n_pairs == frame.height // 3
 
 
 @pytest.mark.parametrize(
@@ -78,26 +98,28 @@ def test_claim_2_by_hand(seed, gain, after, expected):
         frame = frame.with_columns(
             polars.concat_list(sign, sign).alias(name) for name in ("after_vs_average_points", "after_vs_best_points")
         )
-    found = claims.claim_2(frame)
+    found = claim(2, frame)
     assert found.verdict == expected
-    assert len(found.findings) == 2
-    assert len(found.details) == 2 * 2
+    assert len(found.found.findings) == 2
+    assert len(found.found.details) == 2 * 2
 
 
 def test_claim_2_estimates(seed):
     frame = gains_frame(generator(seed), gain=1.0, after=(-1.0, 0.5, -2.0))
-    found = claims.claim_2(frame)
+    found = claim(2, frame)
     later = frame["after_%"].to_list()
     best = [max(c) for c in frame["children_own_%"].to_list()]
     less_average = [a[-1] - b for a, b in zip(later, frame["average_own_%"], strict=True)]
     less_best = [a[-1] - b for a, b in zip(later, best, strict=True)]
     first = [a[0] - b for a, b in zip(later, frame["average_own_%"], strict=True)]
-    for finding, values in zip((*found.findings, found.details[0]), (less_average, less_best, first), strict=True):
+    for finding, values in zip(
+        (*found.found.findings, found.found.details[0]), (less_average, less_best, first), strict=True
+    ):
         assert finding.estimate.value == pytest.approx(parents_mean(frame, values), abs=CLOSE)
 
 
 def test_claim_2_without_further_epochs(seed):
-    assert claims.claim_2(gains_frame(generator(seed))).verdict == NOT_MEASURED
+    assert claim(2, gains_frame(generator(seed))).verdict == NOT_MEASURED
 
 
 @pytest.mark.parametrize(
@@ -107,17 +129,17 @@ def test_claim_3_by_hand(seed, gain, expected):
     """Two quantities or one; k and s are not crossed with s where only k may matter."""
     cells = ((1, 2), (4, 2), (4, 8)) if expected == CONFIRMED else ((1, 2), (4, 2))
     frame = gains_frame(generator(seed), gain=gain, cells=cells)
-    found = claims.claim_3(frame, None)
+    found = claim(3, frame)
     assert found.verdict == expected
-    assert found.studies == ("governance",)
-    for finding in found.findings:
+    assert found.found.lacking == "governance"
+    for finding in found.found.findings:
         x = frame[finding.what.removeprefix("gain and ")].to_list()
         if finding.estimate.value is not None:
             assert finding.estimate.value == pytest.approx(
                 rank_correlation(x, frame["gain_best_own_points"].to_list()), abs=CLOSE
             )
     if expected == NOT_SETTLED:
-        assert any("s does not vary" in note for note in found.notes)
+        assert any("s does not vary" in note for note in found.found.notes)
 
 
 def test_claim_3_takes_the_rows_of_governance(seed):
@@ -128,29 +150,29 @@ def test_claim_3_takes_the_rows_of_governance(seed):
         for quantity, value in (("k", 0.5), ("distance_l2", -0.6), ("s", 0.05), ("kl_nats", 0.9))
         for scope in ("all pairs", "within cells")
     ]  # fmt: skip
-    found = claims.claim_3(gains_frame(generator(seed)), polars.DataFrame(rows))
+    found = claim(3, gains_frame(generator(seed)), correlations=polars.DataFrame(rows))
     assert found.verdict == CONFIRMED
-    assert {f.what: f.verdict for f in found.findings} == {
+    assert {f.what: f.verdict for f in found.found.findings} == {
         "gain and k": CONFIRMED, "gain and s": NOT_SETTLED,
         "gain and children's distance (L2), within cells": CONFIRMED,
     }  # fmt: skip
-    assert found.studies == ()
-    assert {f.estimate.n_parents for f in found.findings} == {7}
+    assert found.found.lacking == ""
+    assert {f.estimate.n_parents for f in found.found.findings} == {7}
     # Two measures of distance are one quantity.
     distances = [{**row, "quantity": name} for row in rows[2:4] for name in ("distance_l2", "relative_distance")]
-    found = claims.claim_3(gains_frame(generator(seed)), polars.DataFrame(distances))
-    assert [f.verdict for f in found.findings] == [CONFIRMED, CONFIRMED]
+    found = claim(3, gains_frame(generator(seed)), correlations=polars.DataFrame(distances))
+    assert [f.verdict for f in found.found.findings] == [CONFIRMED, CONFIRMED]
     assert found.verdict == NOT_SETTLED
 
 
 @pytest.mark.parametrize(("slope", "expected"), [(-1.0, CONFIRMED), (1.0, REFUTED)])
 def test_claim_4_by_hand(seed, slope, expected):
     frame = barrier_frame(generator(seed), slope)
-    found = claims.claim_4(frame)
+    found = claim(4, barrier=frame)
     assert found.verdict == expected
     rows = frame.filter(polars.col("split") == "test", polars.col("batch_norm") == "averaged")
     barriers, gains = rows["barrier_error_linear_points"].to_list(), rows["gain_mean_points"].to_list()
-    correlation, height, frankle = (finding.estimate for finding in found.findings[:3])
+    correlation, height, frankle = (finding.estimate for finding in found.found.findings[:3])
     assert correlation.value == pytest.approx(rank_correlation(barriers, gains), abs=CLOSE)
     assert height.value == pytest.approx(parents_mean(rows, barriers), abs=CLOSE)
     assert frankle.value == pytest.approx(parents_mean(rows, rows["barrier_error_points"].to_list()), abs=CLOSE)
@@ -164,7 +186,7 @@ def test_claim_4_is_not_made_by_the_ends_difference(seed):
     differing = frame.with_columns(
         barrier_error_points=apart / 2, gain_best_points=polars.col("gain_mean_points") - apart / 2
     )
-    first, second = (claims.claim_4(each).findings[0] for each in (frame, differing))
+    first, second = (claim(4, barrier=each).found.findings[0] for each in (frame, differing))
     assert first == second
 
 
@@ -179,32 +201,32 @@ def test_claim_4_is_not_made_by_the_ends_difference(seed):
 )
 def test_claim_5_by_hand(seed, hard, easy, lost, expected):
     gains, changes = split_frames(generator(seed), hard, easy, lost)
-    found = claims.claim_5(gains, changes)
+    found = claim(5, split_gains=gains, split_changes=changes)
     assert found.verdict == expected
     own = gains.filter(polars.col("batch_norm") == "own")
-    assert found.findings[0].estimate.value == pytest.approx(
+    assert found.found.findings[0].estimate.value == pytest.approx(
         parents_mean(own, own["gain_mean_points"].to_list()), abs=CLOSE
     )
     sides = [
         gains.filter(polars.col("split") == split, polars.col("batch_norm") == "own") for split in (4, 1)
     ]  # rows are in one order
     difference = [a - b for a, b in zip(*(side["gain_mean_points"] for side in sides), strict=True)]
-    assert found.findings[2].estimate.value == pytest.approx(parents_mean(sides[0], difference), abs=CLOSE)
-    assert {f.estimate.n_pairs for f in found.findings} == {6 * 2}
+    assert found.found.findings[2].estimate.value == pytest.approx(parents_mean(sides[0], difference), abs=CLOSE)
+    assert {f.estimate.n_pairs for f in found.found.findings} == {6 * 2}
     quarters = [own.filter(polars.col("split") == split)["gain_mean_points"] for split in range(1, 5)]
     share = [(c + d) / 2 - 9 * (a + b) / 2 for a, b, c, d in zip(*quarters, strict=True)]
-    assert found.findings[1].estimate.value == pytest.approx(parents_mean(sides[0], share), abs=CLOSE)
+    assert found.found.findings[1].estimate.value == pytest.approx(parents_mean(sides[0], share), abs=CLOSE)
     last = [
         changes.filter(polars.col("split") == split, polars.col("epochs_after") == 2)["change_points"]
         for split in (4, 1)
     ]
     expected_change = parents_mean(sides[0], [a - b for a, b in zip(*last, strict=True)])
-    assert found.findings[-2].estimate.value == pytest.approx(expected_change, abs=CLOSE)
+    assert found.found.findings[-2].estimate.value == pytest.approx(expected_change, abs=CLOSE)
 
 
 def test_claim_5_without_further_epochs(seed):
     gains, changes = split_frames(generator(seed), 8.0, -1.4, 1.0)
-    assert claims.claim_5(gains, changes.clear()).verdict == CONFIRMED
+    assert claim(5, split_gains=gains, split_changes=changes.clear()).verdict == CONFIRMED
 
 
 @pytest.mark.parametrize("parents", [2, 4])
@@ -218,8 +240,8 @@ def test_few_parents_settle_nothing(seed, parents):
         {"connectivity": {"barrier": barrier_frame(rng, -1.0, parents=parents)},
          "importance": {"split_gains": splits, "split_changes": changes}},
     )  # fmt: skip
-    assert {claim.verdict_text for claim in found} == {f"not settled (n = {parents})"}
-    for finding in (finding for claim in found for finding in (*claim.findings, *claim.details)):
+    assert {each.verdict_text for each in found} == {f"not settled (n = {parents})"}
+    for finding in (finding for each in found for finding in (*each.found.findings, *each.found.details)):
         assert finding.verdict_text in ("", f"not settled (n = {parents})")
         assert finding.estimate.low is None
 
@@ -227,8 +249,8 @@ def test_few_parents_settle_nothing(seed, parents):
 def test_the_n_beside_a_verdict_is_the_fewest(seed):
     frame = gains_frame(generator(seed), gain=5.0)
     few = polars.when(polars.col("parent_seed") < 103).then(polars.col("gain_best_recomputed_points"))
-    found = claims.claim_1(frame.with_columns(few))
-    assert [f.verdict_text for f in found.findings if f.verdict] == [CONFIRMED, "not settled (n = 3)"]
+    found = claim(1, frame.with_columns(few))
+    assert [f.verdict_text for f in found.found.findings if f.verdict] == [CONFIRMED, "not settled (n = 3)"]
     assert found.verdict_text == "not settled (n = 3)"
 
 
@@ -237,14 +259,14 @@ def test_parents_that_are_all_equal_confirm_nothing(seed):
     frame = gains_frame(generator(seed), gain=5.0).with_columns(
         gain_best_own_points=2.5, gain_best_recomputed_points=2.5
     )
-    found = claims.claim_1(frame)
+    found = claim(1, frame)
     assert (found.verdict, found.verdict_text) == (NOT_SETTLED, NOT_SETTLED)
-    for finding in (*(f for f in found.findings if f.verdict), *found.details):
+    for finding in (*(f for f in found.found.findings if f.verdict), *found.found.details):
         assert (finding.verdict, finding.estimate.low) == (NOT_SETTLED, None)
         assert "all 6 parents have the same value" in finding.estimate.note
     # One step of a test set of 1,000 images apart, they are parents like others.
     stepped = frame.with_columns(polars.col("^gain_best.*$") + 0.1 * (polars.col("parent_seed") == 101))
-    assert claims.claim_1(stepped).verdict == CONFIRMED
+    assert claim(1, stepped).verdict == CONFIRMED
 
 
 def test_one_parent_concludes_nothing(seed):
@@ -256,18 +278,18 @@ def test_one_parent_concludes_nothing(seed):
         {"connectivity": {"barrier": barrier_frame(rng, -1.0, parents=1)},
          "importance": {"split_gains": splits, "split_changes": changes}},
     )  # fmt: skip
-    assert {claim.verdict for claim in found} == {NOT_SETTLED}
-    for claim in found:
-        assert claim.findings
-        assert all(NOTHING in finding.estimate.note for finding in claim.findings)
-        assert all(finding.estimate.low is None for finding in claim.findings)
+    assert {each.verdict for each in found} == {NOT_SETTLED}
+    for each in found:
+        assert each.found.findings
+        assert all(NOTHING in finding.estimate.note for finding in each.found.findings)
+        assert all(finding.estimate.low is None for finding in each.found.findings)
 
 
 def test_nothing_measured(seed):
     found = judge(gains_frame(generator(seed), after=(1.0,)).clear(), {})
-    assert [claim.number for claim in found] == list(TITLES)
-    assert {claim.verdict for claim in found} == {NOT_MEASURED}
-    assert [claim.studies for claim in found[2:]] == [("governance",), ("connectivity",), ("importance",)]
+    assert [each.number for each in found] == list(CLAIMS)
+    assert {each.verdict for each in found} == {NOT_MEASURED}
+    assert [each.found.lacking for each in found[2:]] == ["governance", "connectivity", "importance"]
 
 
 def test_what_is_not_finite_is_left_out(seed):
@@ -276,4 +298,48 @@ def test_what_is_not_finite_is_left_out(seed):
         polars.when(polars.col("pair") == 0).then(float("nan")).otherwise(polars.col("gain_mean_points"))
         .alias("gain_mean_points")
     )  # fmt: skip
-    assert claims.claim_4(damaged).findings[0].estimate.n_pairs == 6 * 3
+    assert claim(4, barrier=damaged).found.findings[0].estimate.n_pairs == 6 * 3
+
+
+def test_claim_3_has_a_row_for_the_learning_rate(seed):
+    frame = gains_frame(generator(seed))
+    rates = polars.Series("optimizer.learning_rate", generator(seed + 1).choice([0.1, 0.01], frame.height))
+    found = claim(3, frame.insert_column(0, rates)).found.findings
+    assert [finding.what for finding in found] == ["gain and k", "gain and s", "gain and learning rate"]
+    expected = rank_correlation(rates.to_list(), frame["gain_best_own_points"].to_list())
+    assert found[2].estimate.value == pytest.approx(expected, abs=CLOSE)
+    row = {"gain": "gain_best_own_points", "quantity": "learning_rate", "scope": "all pairs", "spearman": -0.5,
+           "low": -0.7, "high": -0.2, "n_parents": 7, "n_pairs": 21, "note": ""}  # fmt: skip
+    (found,) = claim(3, correlations=polars.DataFrame([row])).found.findings
+    assert (found.what, found.verdict) == ("gain and learning rate", CONFIRMED)
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_the_last_further_epoch_is_each_pairs_own(seed, number):
+    """Further epochs may be an axis of the sweep: half of the pairs have 1, at which their values are 100 lower."""
+    rng = generator(seed)
+    if number == 2:
+        frames = [gains_frame(rng, after=(0.0, 50.0), spread=0.1, parents=6) for _ in range(2)]
+        lists = ("after_%", "after_vs_average_points", "after_vs_best_points")
+        frames[0] = frames[0].with_columns((polars.col(name).list.head(1) - 100.0) for name in lists)
+        frame = polars.concat(frames)
+        found = claim(2, frame).found.findings[0]
+        values = [after[-1] for after in frame["after_vs_average_points"]]
+    else:
+        gains, changes = split_frames(rng, 8.0, -1.4, 1.0)
+        early = polars.col("pair") == 0
+        changes = changes.filter(~early | (polars.col("epochs_after") == 1))
+        changes = changes.with_columns(change_points=polars.col("change_points") - 100 * early.cast(polars.Float64))
+        found = claim(5, split_gains=gains, split_changes=changes).found.findings[-4]
+        last = polars.col("epochs_after") == polars.when(early).then(1).otherwise(2)
+        frame = changes.filter(last)
+        values = frame["change_points"].to_list()
+    assert found.estimate.value == pytest.approx(parents_mean(frame, values), abs=CLOSE)
+
+
+def test_pairs_that_lack_a_split_do_not_count(seed):
+    gains, changes = split_frames(generator(seed), 8.0, -1.4, 1.0)
+    lost = (polars.col("pair") == 0) & (polars.col("split") == 3)
+    found = claim(5, split_gains=gains.filter(~lost), split_changes=changes).found.findings[1]
+    assert found.what.startswith("gain, harder half")
+    assert found.estimate.n_pairs == 6
