@@ -1,22 +1,29 @@
 """`python -m fastwi.store ls|du|verify|gc|rebuild [DIR]`: look after a store of states and measurements."""
 
 import argparse
+import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from fastwi.cli import EXIT_FAILED, command
 from fastwi.config.sweep import SweepOptions
-from fastwi.experiment.store.listing import list_store, measure_sizes
-from fastwi.experiment.store.rebuilding import rebuild
-from fastwi.experiment.store.records import DamagedIndex
-from fastwi.experiment.store.store import Store
-from fastwi.experiment.store.verify import Damage, Verification, examine
-from fastwi.files import to_json
+from fastwi.experiment.store.index import ATTEMPTS, CLAIMS, MEASUREMENTS, PINS, STATES
+from fastwi.experiment.store.owner import KEPT, live_owners
+from fastwi.experiment.store.places import StorePlaces
+from fastwi.experiment.store.records import DamagedIndex, bytes_float
+from fastwi.experiment.store.repair import Verification, rebuild, verify
+from fastwi.experiment.store.store import Store, files_under
+from fastwi.experiment.tree import OWN
+from fastwi.files import open_plain, to_json
 from fastwi.version import __version__
 
+_SUMS = ("measurements", "trained", "states", "seconds")
+_LONGEST_NAME = 300  # bytes of an owner's host and process number
 _EPILOG = (
     "Exit codes: 0 ok; 1 verify found damage; 2 bad use, or a store that cannot be used; 130 Ctrl-C. "
     "Results go to stdout, everything else to stderr."
@@ -64,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ls(arguments: argparse.Namespace) -> Shown:
     with Store.open(arguments.directory, create=False) as store:
-        found = list_store(store)
+        found = listing(store)
     rows = [{name: f"{value:,}" if isinstance(value, int) else value for name, value in group.items()}
             | {"hours": f"{group['seconds'] / 3600:.2f}"} for group in found["groups"]]  # fmt: skip
     columns = [[title, *(row[name] for row in rows)] for name, title in _COLUMNS.items()] if rows else []
@@ -79,9 +86,69 @@ def _ls(arguments: argparse.Namespace) -> Shown:
     ]  # fmt: skip
 
 
+def listing(store: Store) -> dict[str, Any]:
+    """The whole store, at one moment, as plain values.
+
+    `groups`: by epoch and treatment, the measurements, those that end an epoch of training, the states measured with
+    their own statistics whose files are kept, and seconds of work. `bytes` are of all files, `state_bytes` of states.
+    `owners`: for each that is live "host process-number", its claims and its pins. `attempts`: claims so far.
+    """
+    places = store.places
+    groups: dict[tuple[int, str], dict[str, Any]] = {}
+    with store.reading() as transaction:
+        states = {row[0]: row[1] for row in transaction.rows(STATES)}
+        for state, treatment, epoch, train_loss, *_, seconds, _ in transaction.rows(MEASUREMENTS):
+            group = groups.setdefault((epoch, treatment), dict.fromkeys(_SUMS, 0))
+            group["measurements"] += 1
+            group["trained"] += train_loss is not None
+            group["states"] += treatment == OWN and state in states
+            group["seconds"] += bytes_float(seconds) or 0.0
+        claims, pins = (Counter(row[-2] for row in transaction.rows(table)) for table in (CLAIMS, PINS))
+        attempts = sum(1 for _ in transaction.rows(ATTEMPTS))
+    known = {path.stem for path in places.owners.glob("*.lock")}.union(claims, pins) - {KEPT}
+    live = sorted(live_owners(places, known))
+    return {
+        "groups": [{"epoch": e, "treatment": t} | sums for (e, t), sums in sorted(groups.items())],
+        "measurements": sum(group["measurements"] for group in groups.values()),
+        "states": len(states),
+        "state_bytes": sum(states.values()),
+        "bytes": sum(_sizes(places).values()),
+        "attempts": attempts,
+        "claims": sum(claims[owner] for owner in live),
+        "owners": [{"process": _process_of(places, o), "claims": claims[o], "pins": pins[o]} for o in live],
+    }
+
+
+def _process_of(places: StorePlaces, owner: str) -> str:
+    with contextlib.suppress(OSError), open_plain(places.owner(owner)) as stream:
+        return stream.read(_LONGEST_NAME).decode(errors="replace").strip() or owner
+    return owner
+
+
+def _sizes(places: StorePlaces) -> dict[str, int]:
+    """Bytes of files by kind. `temporary`: unfinished ones; `other`: locks, the card, what is not the store's."""
+    sizes = dict.fromkeys(("states", "index", "metrics", "damaged", "temporary", "other"), 0)
+    for path in files_under(places.directory):
+        with contextlib.suppress(FileNotFoundError):
+            sizes[_kind(places, path)] += path.stat(follow_symlinks=False).st_size
+    return sizes
+
+
+def _kind(places: StorePlaces, path: Path) -> str:
+    if places.damaged in path.parents:
+        return "damaged"
+    if places.is_unfinished(path):
+        return "temporary"
+    if path in (*places.index_files, places.rebuilt_index):
+        return "index"
+    if path == places.metrics:
+        return "metrics"
+    return "states" if places.key_of(path) is not None else "other"
+
+
 def _du(arguments: argparse.Namespace) -> Shown:
     with Store.open(arguments.directory, create=False) as store:
-        sizes = measure_sizes(store.places)
+        sizes = _sizes(store.places)
     sizes["total"] = sum(sizes.values())
     return {"bytes": sizes}, [f"{value:>20,}  {_size(value):>10}  {name}" for name, value in sizes.items()]
 
@@ -90,15 +157,13 @@ def _verify(arguments: argparse.Namespace) -> Shown:
     begun = time.monotonic()
     try:
         with Store.open(arguments.directory, create=False) as store:
-            found = examine(store, arguments.repair, _Progress())
+            found = verify(store, arguments.repair, _Progress())
     except DamagedIndex as error:
-        found = Verification(damage=[Damage.of(error)])
-    for note in found.notes:
-        print(note, file=sys.stderr)
+        found = Verification(damage=[str(error)])
     seconds = time.monotonic() - begun
     verdict = f"{len(found.damage):,} damaged" if found.damage else "all whole"
     return {"seconds": seconds} | asdict(found), [
-        *(damage.line() for damage in found.damage),
+        *found.damage,
         f"{arguments.directory}: {found.states:,} states ({_size(found.bytes)}), {found.rows:,} rows checked "
         f"in {seconds:.1f} s: {verdict}",
     ]

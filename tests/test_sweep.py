@@ -22,6 +22,7 @@ from fastwi.config.write import to_yaml
 from fastwi.data.card import with_checksum
 from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import Store
+from fastwi.experiment.store.repair import verify
 from fastwi.report.plan import naive_epochs
 from fastwi.report.rows import point_rows
 from fastwi.sweep import main
@@ -68,7 +69,7 @@ def tree_is_done(directory: Path) -> None:
     """The store holds every epoch and every probe of the grid once, by its measurements."""
     with Store.open(directory / "store", create=False) as store:
         found = store.measurements().values()
-        assert not list(store.verify())
+        assert not verify(store).damage
     assert sum(m.train_loss is not None for m in found) == EPOCHS
     assert sum(m.train_loss is None for m in found) == PROBES
 
@@ -268,7 +269,7 @@ def test_damaged_states_are_named_and_trained_again(copied, whole, capsys, seed,
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         path.write_bytes(content)
     with Store.open(copied / "store", create=False) as store:
-        damage = list(store.verify(repair=True))
+        damage = verify(store, repair=True).damage
     assert len(damage) == (len(files) if everything else 1)
     assert main(["--config", str(copied / "grid.yaml")]) == 0
     capsys.readouterr()

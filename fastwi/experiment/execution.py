@@ -15,6 +15,7 @@ from fastwi.experiment.resources import Resources
 from fastwi.experiment.scheduler import Executor, Listener, LocalExecutor, carry_out, limits_of
 from fastwi.experiment.store import Store
 from fastwi.experiment.store.precision import note_precision
+from fastwi.experiment.store.repair import export
 from fastwi.experiment.todo import left_of
 from fastwi.experiment.worker import Worker
 
@@ -60,7 +61,7 @@ def carry_out_planned(planned: PlannedSweep, worker: Worker, store: Store, liste
     engine = resources.engine(config)
     limits = limits_of(options, resources.layout(config).row_bytes, engine.members_at_once)
     with ExitStack() as stack:
-        stack.callback(store.export)
+        stack.callback(export, store)
         gc.freeze()  # else every full collection walks the whole tree
         stack.callback(gc.unfreeze)
         executor: Executor = LocalExecutor(worker)

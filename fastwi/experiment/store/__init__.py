@@ -13,22 +13,12 @@ Nothing of a state or a measurement is used before its checksum is checked.
 """
 
 from fastwi.experiment.store.owner import Owner
-from fastwi.experiment.store.rebuilding import rebuild
 from fastwi.experiment.store.records import DamagedIndex, DamagedState, Measurement, StoredState
+from fastwi.experiment.store.repair import rebuild
 from fastwi.experiment.store.states import read_states, write_states
 from fastwi.experiment.store.store import Store
-from fastwi.experiment.store.verify import Damage, Verification
 
 __all__ = [
-    "Damage",
-    "DamagedIndex",
-    "DamagedState",
-    "Measurement",
-    "Owner",
-    "Store",
-    "StoredState",
-    "Verification",
-    "read_states",
-    "rebuild",
+    "DamagedIndex", "DamagedState", "Measurement", "Owner", "Store", "StoredState", "read_states", "rebuild",
     "write_states",
-]
+]  # fmt: skip

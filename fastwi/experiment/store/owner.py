@@ -10,10 +10,8 @@ import itertools
 import os
 import platform
 import uuid
-import weakref
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from fastwi.errors import UserError
 from fastwi.experiment.store.index import ATTEMPTS, CLAIMS, MEASUREMENTS, PINS, Index, Transaction, sealed
@@ -25,7 +23,7 @@ KEPT = "kept"
 """The owner of pins that last: of the states that some sweep wants kept once it is done."""
 
 
-class Owner:
+class Owner(contextlib.AbstractContextManager["Owner"]):
     """One coordinating process. Made by `Store.owner`; a context manager, at whose end all is released.
 
     In a forked child it is closed.
@@ -38,17 +36,8 @@ class Owner:
         self._descriptor: int | None = _hold(self._path)
         _LIVE_HERE[self.id] = self
 
-    def __enter__(self) -> "Owner":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            self._unlock()
 
     def claim(
         self,
@@ -101,21 +90,16 @@ class Owner:
 
     def close(self) -> None:
         """Release every claim and pin, and the lock. Nothing happens the second time."""
-        if self._descriptor is None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
             return
         try:
             # Where the index cannot be written they are void all the same, once the lock is gone.
             with contextlib.suppress(UserError), self._index.writing() as transaction:
                 _delete_held(transaction, self.id)
         finally:
-            self._unlock()
-
-    def _unlock(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        _LIVE_HERE.pop(self.id, None)
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-        if descriptor is not None:
+            _LIVE_HERE.pop(self.id, None)
+            self._path.unlink(missing_ok=True)
             os.close(descriptor)
 
     def _check(self) -> None:
@@ -127,18 +111,6 @@ def add_pins(index: Index, keys: Iterable[str], owner: str) -> None:
     """Have `owner` pin states, those that it has pinned already among them."""
     with index.writing() as transaction:
         transaction.add(PINS, (sealed(key, owner) for key in sorted(set(keys))))
-
-
-def wanted_states(
-    transaction: Transaction, places: StorePlaces, own: Collection[str] = (), keys: Sequence[str] | None = None
-) -> set[str]:
-    """States, of `keys` if given, that live owners besides `own` have pinned, or claimed and may be writing."""
-    held: list[tuple[str, str]] = []
-    for table in (PINS, CLAIMS):
-        where = "true" if keys is None else f"state IN ({', '.join('?' * len(keys))})"
-        held += [(row[0], row[-2]) for row in transaction.rows(table, where, keys or ())]
-    live = live_owners(places, {owner for _, owner in held}.difference(own))
-    return {state for state, owner in held if owner in live}
 
 
 def live_owners(places: StorePlaces, owners: Iterable[str]) -> set[str]:
@@ -173,7 +145,7 @@ def _delete_held(transaction: Transaction, owner: str) -> int:
     )
 
 
-_LIVE_HERE: "weakref.WeakValueDictionary[str, Owner]" = weakref.WeakValueDictionary()
+_LIVE_HERE: dict[str, Owner] = {}
 
 
 def _hold(path: Path) -> int:
@@ -204,7 +176,7 @@ def _is_live(path: Path) -> bool:
 
 def _after_fork_in_child() -> None:
     """The child's copies of the descriptors would keep the locks when the owner is killed."""
-    for owner in list(_LIVE_HERE.values()):
+    for owner in _LIVE_HERE.values():
         if owner._descriptor is not None:
             os.close(owner._descriptor)
             owner._descriptor = None

@@ -62,7 +62,7 @@ def _write(places: StorePlaces, key: str, population: "Population") -> StoredSta
 def read_states(
     directory: str | os.PathLike[str],
     states: Sequence[StoredState],
-    layout: "Layout | None" = None,
+    layout: "Layout",
     device: "torch.device | str | None" = None,
     into: "Population | None" = None,
 ) -> "Population":
@@ -71,17 +71,13 @@ def read_states(
     They are read into fresh memory, or into that of `into` (as many members, on the CPU).
 
     Raises DamagedState for the first of them that is missing or differs in any byte, and CheckpointError for one
-    of another network than `layout` (default: the first one's).
+    of another network than `layout`.
     """
     import torch
 
     from fastwi.population import Population
-    from fastwi.population.checkpoint import read_header
 
     places = StorePlaces(Path(directory))
-    if layout is None:
-        with _opened(places, states[0]) as stream:  # its bytes are not checked yet
-            layout = read_header(stream, states[0].bytes, places.state(states[0].key)).layout
     population = into or Population.empty(layout, len(states))
     rows = [(state, population[m]) for m, state in enumerate(states)]
     _in_threads(torch.get_num_threads(), lambda row: _read(places, *row), rows)

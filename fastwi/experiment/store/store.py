@@ -1,22 +1,28 @@
-"""The store, as sweeps use it: what is measured, which states are there, commit, drop."""
+"""The store, as sweeps use it: what is measured, which states are there, commit, drop, collect garbage.
+
+Where a state goes, its row goes first and its file after it, so that a crash leaves a file without a row and not the
+reverse. The file goes within a transaction of its own that looks again: a process that trains the state again claims
+it before it writes the file.
+"""
 
 import os
-import weakref
-from collections.abc import Iterable
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
-from fastwi.experiment.store.index import ATTEMPTS, CLAIMS, MEASUREMENTS, STATES, Index, Transaction, sealed
-from fastwi.experiment.store.owner import KEPT, Owner, add_pins, live_owners
+from fastwi.experiment.store.index import ATTEMPTS, CLAIMS, MEASUREMENTS, PINS, STATES, Index, Transaction, sealed
+from fastwi.experiment.store.owner import KEPT, Owner, add_pins, live_owners, remove_dead
 from fastwi.experiment.store.places import StorePlaces, check_directory
 from fastwi.experiment.store.records import Measurement, StoredState
-from fastwi.experiment.store.removal import collect, drop_states, mark_damaged
-from fastwi.experiment.store.table import export
-from fastwi.experiment.store.verify import Damage, examine
+from fastwi.experiment.store.states import damage_of
 from fastwi.experiment.tree import MeasurementKey
+from fastwi.files import locked, refusal
+
+_BATCH = 100  # files a transaction; other processes wait for that long
 
 
-class Store(Index):
+class Store(Index, AbstractContextManager["Store"]):
     """A store directory. Any number of processes may have it open; its threads share one connection.
 
     Every method raises UserError, in one line, where the index is busy, full, not writable or (DamagedIndex) damaged.
@@ -25,7 +31,7 @@ class Store(Index):
 
     def __init__(self, places: StorePlaces) -> None:
         super().__init__(places)
-        self._owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+        self._owners: set[str] = set()
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], create: bool = True) -> "Store":
@@ -45,12 +51,7 @@ class Store(Index):
         """Where it is."""
         return self.places.directory
 
-    def __enter__(self) -> "Store":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def measurements(self, keys: Iterable[MeasurementKey] | None = None) -> dict[MeasurementKey, Measurement]:
@@ -77,7 +78,7 @@ class Store(Index):
         with self.reading() as transaction:
             found, files = _measurements(transaction, tasks), _state_files(transaction, keys)
             claims = {row[:2]: row[2] for row in transaction.rows(CLAIMS)}
-        others = live_owners(self.places, {*claims.values()} - {owner.id for owner in self._owners})
+        others = live_owners(self.places, {*claims.values()} - self._owners)
         return found, files, {task for task, owner in claims.items() if owner in others}
 
     def commit(
@@ -103,25 +104,10 @@ class Store(Index):
             transaction.delete(CLAIMS, tasks)
         return list(conflicts)
 
-    def keep(self, keys: Iterable[str]) -> None:
-        """Have the states `keys`, there already or not, survive every `drop_states`, of other sweeps too."""
-        add_pins(self, keys, KEPT)
-
-    def drop_states(self, keys: Iterable[str]) -> set[str]:
-        """Remove states, but none that are kept or that another live owner has pinned or claimed; return those gone.
-
-        Another: not made by this `Store`, whose owners' pins on `keys` end. Measurements stay.
-        """
-        return drop_states(self, keys, {owner.id for owner in self._owners})
-
-    def mark_damaged(self, key: str) -> bool:
-        """See `removal.mark_damaged`."""
-        return mark_damaged(self, key)
-
     def owner(self) -> Owner:
         """A new owner, to claim tasks with: `with store.owner() as owner`."""
         owner = Owner(self)
-        self._owners.add(owner)
+        self._owners.add(owner.id)
         return owner
 
     def attempts(self) -> dict[MeasurementKey, int]:
@@ -132,18 +118,81 @@ class Store(Index):
                 counts[row[1:3]] = counts.get(row[1:3], 0) + 1
         return counts
 
-    def export(self) -> Path:
-        """Write all measurements to metrics.parquet, sorted by state and treatment; return its path."""
-        export(self)
-        return self.places.metrics
+    def keep(self, keys: Iterable[str]) -> None:
+        """Have the states `keys`, there already or not, survive every `drop_states`, of other sweeps too."""
+        add_pins(self, keys, KEPT)
 
-    def verify(self, repair: bool = False) -> list[Damage]:
-        """All damage there is. See `verify.examine`."""
-        return examine(self, repair).damage
+    def drop_states(self, keys: Iterable[str]) -> set[str]:
+        """Remove states, but none that are kept or that another live owner has pinned or claimed; return those gone.
+
+        Another: not made by this `Store`, whose owners' pins on `keys` end: of the owners that need a state, the last
+        to drop it removes it. Measurements stay.
+        """
+        dropped = set[str]()
+        for batch in _batches(list(dict.fromkeys(keys))):
+            with self.writing() as transaction:
+                wanted = self._wanted(transaction, batch, self._owners)
+                gone = sorted(_state_files(transaction, batch).keys() - wanted)
+                transaction.delete(STATES, [(key,) for key in gone])
+                transaction.delete(PINS, [(key, owner) for key in batch for owner in self._owners])
+            self._unlink_unwanted(gone)
+            dropped.update(gone)
+        return dropped
+
+    def mark_damaged(self, key: str) -> bool:
+        """Forget a damaged state and its measurements under every treatment, so that it is trained again.
+
+        Its file goes to `damaged/`. A state whose file is right, because another process wrote it again, stays.
+        Returns whether it was forgotten.
+        """
+        with self.writing() as transaction:
+            if any(damage_of(self.places, file) is None for file in _state_files(transaction, [key]).values()):
+                return False
+            transaction.delete(STATES, [(key,)])
+            transaction.execute(f"DELETE FROM {MEASUREMENTS.name} WHERE state = ?", (key,))
+            # Before the commit: after it another process may write the state again.
+            set_aside(self.places, self.places.state(key))
+        return True
 
     def gc(self) -> dict[str, int]:
-        """Remove what is of no use to any process. See `removal.collect`."""
-        return collect(self)
+        """Remove unfinished files, states that the index does not have, what dead owners held, and `damaged/`.
+
+        Nothing goes that a live owner pinned or claimed. No clock is asked: a process that writes a file holds
+        writing.lock, so if that is free every unfinished file was left by a dead process.
+
+        Returns what went: `temporary`, `orphans` and `damaged` in bytes; `claims` (with pins) and `locks` as counts.
+        """
+        places, temporary = self.places, 0
+        claims, locks = remove_dead(self)
+        with locked(places.writing_lock, exclusive=True, wait=False) as alone:
+            if alone:
+                with self.reading() as transaction:
+                    wanted = self._wanted(transaction)
+                found = [path for path in files_under(places.directory) if places.is_unfinished(path)]
+                # A file system without working shared locks between machines still leaves claimed states alone.
+                temporary = sum(_unlink(path) for path in found if places.key_of(path) not in wanted)
+        keys = {places.key_of(path) for path in files_under(places.states) if not places.is_unfinished(path)}
+        orphans = self._unlink_unwanted(sorted({key for key in keys if key is not None} - self.states()))
+        damaged = sum(map(_unlink, files_under(places.damaged)))
+        return {"temporary": temporary, "orphans": orphans, "damaged": damaged, "claims": claims, "locks": locks}
+
+    def _unlink_unwanted(self, keys: Sequence[str]) -> int:
+        """Remove the files of those states that the index does not have and no live owner wants; return the bytes."""
+        freed = 0
+        for batch in _batches(keys):
+            with self.writing() as transaction:
+                wanted = self._wanted(transaction, batch) | _state_files(transaction, batch).keys()
+                freed += sum(_unlink(self.places.state(key)) for key in batch if key not in wanted)
+        return freed
+
+    def _wanted(
+        self, transaction: Transaction, keys: Sequence[str] | None = None, own: Collection[str] = ()
+    ) -> set[str]:
+        """States, of `keys` if given, that live owners besides `own` have pinned, or claimed and may be writing."""
+        where = "true" if keys is None else f"state IN ({', '.join('?' * len(keys))})"
+        held = [(row[0], row[-2]) for table in (PINS, CLAIMS) for row in transaction.rows(table, where, keys or ())]
+        live = live_owners(self.places, {owner for _, owner in held}.difference(own))
+        return {state for state, owner in held if owner in live}
 
 
 def _measurements(
@@ -156,3 +205,35 @@ def _measurements(
 def _state_files(transaction: Transaction, keys: Iterable[str] | None) -> dict[str, StoredState]:
     rows = transaction.rows(STATES) if keys is None else transaction.of(STATES, ((key,) for key in keys))
     return {row[0]: StoredState(*row[:-1]) for row in rows}
+
+
+def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH))
+
+
+def files_under(directory: Path) -> Iterator[Path]:
+    """Every file below a directory. Directories and files that vanish meanwhile are passed over."""
+    return (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
+
+
+def set_aside(places: StorePlaces, path: Path) -> None:
+    """Move a file, if it is there, to `damaged/`."""
+    try:
+        places.damaged.mkdir(exist_ok=True)
+        os.replace(path, places.damaged / f"{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise refusal(error, path) from error
+
+
+def _unlink(path: Path) -> int:
+    """Remove a file; return its bytes, 0 where another process was faster."""
+    try:
+        size = path.stat(follow_symlinks=False).st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise refusal(error, path) from error
+    return size

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import polars
@@ -18,6 +19,7 @@ import fastwi.sweep
 import fastwi.train
 from fastwi.beton import read_beton
 from fastwi.experiment.store import Store
+from fastwi.experiment.store.repair import verify
 from fastwi.population import Population
 from faulty.process import Ended, Main, run
 
@@ -165,9 +167,7 @@ def check_whole(job: Job, directory: Path) -> None:
     for place in stores(directory):
         if (place / "index.rebuilt.sqlite").exists():
             continue
-        with Store.open(place, create=False) as store:
-            lines = [damage.line() for damage in store.verify()]
-        assert not lines, f"the store is damaged: {lines}"
+        _in_child(partial(_undamaged, place))
         known = set(job.measured.items())
         assert set(measurements(directory).items()) <= known, "the store holds values that an undisturbed run has not"
 
@@ -187,15 +187,30 @@ def check_same(job: Job, directory: Path, ended: Ended) -> None:
 
 
 def _parquet(path: Path) -> None:
-    """In a process of its own: one that has used polars has threads, which a fork of it would wait for in vain."""
+    _in_child(lambda: polars.read_parquet(path))
+
+
+def _undamaged(place: Path) -> None:
+    with Store.open(place, create=False) as store:
+        damage = verify(store).damage
+    assert not damage, f"the store is damaged: {damage}"
+
+
+def _in_child(body: Callable[[], object]) -> None:
+    """Call `body` in a process of its own: one that has used polars has threads, for which its forks wait in vain."""
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            polars.read_parquet(path)
-        except BaseException:
-            os._exit(1)
+            body()
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
         os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0, "polars cannot read it"
+    os.close(writer)
+    with open(reader) as stream:
+        said = stream.read()
+    os.waitpid(child, 0)
+    assert not said, said
 
 
 def _svg(path: Path) -> None:

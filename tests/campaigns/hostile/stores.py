@@ -13,6 +13,7 @@ from torch import nn
 import fastwi.store
 from fastwi.errors import UserError
 from fastwi.experiment.store import Measurement, Store, read_states, write_states
+from fastwi.experiment.store.repair import export
 from fastwi.population import Population
 from hostile.mutate import TEXTS, damaged
 from hostile.target import Finding, command, odd_file, refused
@@ -35,6 +36,9 @@ def key_of(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()[:40]
 
 
+_NETWORK = Population.from_modules([nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))])
+
+
 def _fill(store: Store, numbers: range) -> None:
     for number in numbers:
         torch.manual_seed(number)
@@ -54,7 +58,7 @@ def _held(store: Store) -> Held:
     """All measurements as bits, all states as bytes."""
     states = {}
     for key in store.states():
-        loaded = read_states(store.directory, [store.state_files()[key]])
+        loaded = read_states(store.directory, [store.state_files()[key]], _NETWORK.layout)
         states[key] = b"".join(getattr(loaded, name).numpy().tobytes() for name in _MATRICES)
     return {key: m.result() for key, m in store.measurements().items()}, states
 
@@ -67,7 +71,7 @@ class Stores:
         with Store.open(directory / "closed") as store:
             _fill(store, range(30))
             store.keep([key_of(0)])
-            store.export()
+            export(store)
         # As a killed process leaves it: the last transactions in the log, claims and a pin without a live owner.
         shutil.copytree(directory / "closed", directory / "live")
         with Store.open(directory / "live") as store, store.owner() as owner:
@@ -118,7 +122,7 @@ class Stores:
                     found: list[Population] = []
                     if refused(
                         lambda key=key, found=found: found.append(
-                            read_states(store.directory, [store.state_files()[key]])
+                            read_states(store.directory, [store.state_files()[key]], _NETWORK.layout)
                         )
                     ):
                         continue

@@ -71,8 +71,9 @@ def values(population: "Population") -> list[bytes]:
 
 def contents(store: Store) -> dict[str, dict]:
     """All values of a store, to the bit."""
+    layout = network(0).layout
     return {
-        "states": {key: values(read_states(store.directory, [file])) for key, file in store.state_files().items()},
+        "states": {k: values(read_states(store.directory, [f], layout)) for k, f in store.state_files().items()},
         "measurements": {key: m.columns() for key, m in store.measurements().items()},
         "attempts": store.attempts(),
     }

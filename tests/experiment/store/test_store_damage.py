@@ -13,7 +13,8 @@ from store_samples import contents, copy_of, fill, flip, key_of, measurement, wr
 from fastwi.errors import UserError
 from fastwi.experiment.store import DamagedIndex, Store, rebuild
 from fastwi.experiment.store.index import MEASUREMENTS, sealed
-from fastwi.experiment.store.listing import list_store
+from fastwi.experiment.store.repair import export, verify
+from fastwi.store import listing
 
 FLIPS = 100  # for each of the two stores
 
@@ -25,7 +26,7 @@ def closed(tmp_path_factory) -> tuple[Path, dict]:
     with Store.open(directory) as store:
         fill(store, range(6))
         store.commit([measurement(n, "recomputed") for n in range(6, 150)], [], [])
-        store.export()
+        export(store)
         held = contents(store)
     return directory, held
 
@@ -58,7 +59,7 @@ def damage(directory: Path) -> list[str]:
     """The damage that is reported, in proper lines."""
     try:
         with Store.open(directory, create=False) as store:
-            lines = [each.line() for each in store.verify()]
+            lines = verify(store).damage
     except UserError as error:
         lines = [str(error)]
     assert all("\n" not in line and ";" in line for line in lines)
@@ -93,7 +94,7 @@ def test_a_flipped_byte_is_named_or_changes_no_value(kind, request, tmp_path, se
 def test_an_unharmed_store_is_whole_and_verify_changes_nothing(kind, request, tmp_path):
     source, held = request.getfixturevalue(kind)
     with Store.open(copy_of(source, tmp_path / "store")) as store:
-        assert store.verify(repair=True) == []
+        assert verify(store, repair=True).damage == []
         assert contents(store) == held
 
 
@@ -154,7 +155,7 @@ def test_rebuilding_can_be_cut_off(killed, tmp_path, monkeypatch, step, table):
     def killed_here(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"fastwi.experiment.store.rebuilding.{step}", killed_here)
+    monkeypatch.setattr(f"fastwi.experiment.store.repair.{step}", killed_here)
     with pytest.raises(KeyboardInterrupt):
         rebuild(copy)
     monkeypatch.undo()
@@ -182,8 +183,8 @@ def test_repair_has_states_trained_again_and_the_table_exported(closed, tmp_path
         store.places.state(key_of(1)).unlink()
         store.places.state(key_of(2)).write_bytes(store.places.state(key_of(3)).read_bytes())
         store.places.metrics.write_bytes(store.places.metrics.read_bytes()[:-1])
-        assert len(store.verify(repair=True)) == 3
-        assert store.verify() == []
+        assert len(verify(store, repair=True).damage) == 3
+        assert verify(store).damage == []
         assert store.states() == {key_of(n) for n in (0, 3, 4, 5)}
         assert not {key_of(n) for n in (1, 2)} & {state for state, _ in store.measurements()}
 
@@ -199,10 +200,10 @@ def test_a_row_that_was_changed_is_refused_wherever_it_is_read(closed, tmp_path,
             "measurements": store.measurements, "states": store.states, "claims": lambda: store.look((), ()),
             "pins": lambda: store.drop_states([key_of(0)]), "attempts": store.attempts,
         }  # fmt: skip
-        for use in (uses[table], lambda: list_store(store)):
+        for use in (uses[table], lambda: listing(store)):
             with pytest.raises(DamagedIndex, match=f"{table} is damaged.*store rebuild"):
                 use()
-        assert [each.line().count("rebuild") for each in store.verify()] == [1]
+        assert [line.count("rebuild") for line in verify(store).damage] == [1]
 
 
 @pytest.mark.parametrize("harm", ["a row less", "two rows exchanged"])
@@ -251,14 +252,14 @@ def test_an_index_of_an_earlier_fastwi_is_used_as_it_is(closed, tmp_path):
     with Store.open(copy) as store:
         store.commit([measurement(999)], [], [])
         assert len(store.measurements()) == len(rows) + 1
-        assert store.verify() == []
+        assert verify(store).damage == []
 
 
 def test_files_that_no_row_names_are_no_damage(closed, tmp_path):
     with Store.open(copy_of(closed[0], tmp_path / "store")) as store:
         written(store, 77)
         (store.places.states / "note.txt").write_text("mine")
-        assert store.verify() == []
+        assert verify(store).damage == []
         store.gc()
         assert (store.places.states / "note.txt").exists()
         assert contents(store) == closed[1]
@@ -290,10 +291,10 @@ def test_states_and_owners_that_are_no_plain_files(closed, tmp_path):
         os.mkfifo(store.places.owner("pipe"))
         (tmp_path / "outside").write_text("unchanged")
         store.places.owner("link").symlink_to(tmp_path / "outside")
-        lines = [each.line() for each in store.verify()]
+        lines = verify(store).damage
         assert len(lines) == 2
         assert all("not a regular file" in line for line in lines)
-        assert list_store(store)["claims"] == 0
+        assert listing(store)["claims"] == 0
         store.gc()
         assert (tmp_path / "outside").read_text() == "unchanged"
 

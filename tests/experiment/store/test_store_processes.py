@@ -16,6 +16,7 @@ from store_samples import contents, fill, key_of, measurement, network
 
 from fastwi.experiment.store import Store, rebuild, write_states
 from fastwi.experiment.store.places import StorePlaces, check_plain
+from fastwi.experiment.store.repair import verify
 
 SPAWN = multiprocessing.get_context("spawn")
 HUNG = 600  # seconds; no machine is so slow
@@ -51,7 +52,7 @@ def test_no_task_is_given_twice_and_no_row_is_lost(tmp_path, seed):
     with Store.open(tmp_path / "s", create=False) as store:
         assert set(store.measurements()) == set(TASKS)
         assert claims(store) == {}
-        assert store.verify() == []
+        assert verify(store).damage == []
         assert all(count >= 1 for count in store.attempts().values())
 
 
@@ -107,7 +108,7 @@ def test_kill_9_frees_what_a_process_held(holder, tmp_path):
         assert measurement(50).key in store.measurements()  # was committed before the kill
         assert store.attempts()["aa", "own"] == 2
         assert [path.stem for path in store.places.owners.iterdir()] == [owner.id]
-        assert store.verify() == []
+        assert verify(store).damage == []
 
 
 def test_gc_leaves_alone_what_is_being_written(tmp_path):
@@ -261,7 +262,7 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_committed(tmp_path, seed):
         process.stdout.close()
         done = max(done, int(tail[-1]) if tail else 0)
         with Store.open(tmp_path / "s", create=False) as store:
-            assert store.verify() == []
+            assert verify(store).damage == []
             found = store.measurements()
             assert {key_of(number) for number in range(done + 1)} <= {state for state, _ in found}
             done = len(found)  # the one that was committed but not told of, too

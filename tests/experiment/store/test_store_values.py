@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import polars
 import pytest
@@ -16,6 +17,7 @@ from begun_stores import claims
 from store_samples import bits, contents, fill, flip, key_of, measurement, network, values, written
 from torch import nn
 
+import fastwi.experiment.store.store as module
 from fastwi.errors import CheckpointError
 from fastwi.experiment.store import (
     DamagedState,
@@ -24,18 +26,24 @@ from fastwi.experiment.store import (
     StoredState,
     read_states,
     rebuild,
-    removal,
     write_states,
 )
-from fastwi.experiment.store.table import read_table
-from fastwi.population import Layout, Population
+from fastwi.experiment.store.repair import export, read_table, verify
+from fastwi.population import Population
 from fastwi.sealed import file_sha256
+
+LAYOUT = network(0).layout
 
 
 @pytest.fixture
 def store(tmp_path):
     with Store.open(tmp_path / "store") as opened:
         yield opened
+
+
+def exported(store: Store) -> Path:
+    export(store)
+    return store.places.metrics
 
 
 def columns(store: Store) -> list[tuple]:
@@ -48,7 +56,7 @@ def test_measurements_come_back_to_the_bit_from_the_index_and_from_parquet(store
     made += [measurement(n, "own", draw) for n in range(40, 200)]
     assert store.commit(made, [], []) == []
     assert columns(store) == sorted(m.columns() for m in made)
-    store.export()
+    export(store)
     store.close()
     store.places.index.unlink()
     rebuild(store.directory)
@@ -56,10 +64,10 @@ def test_measurements_come_back_to_the_bit_from_the_index_and_from_parquet(store
 
 
 def test_the_table_is_sorted_and_plain(store):
-    assert polars.read_parquet(store.export()).height == 0
+    assert polars.read_parquet(exported(store)).height == 0
     rows = [Measurement("bb", "own", 3, 0.5, 0.1, 1.25, 90.5, 2.0), Measurement("aa", "z", 1, None, None, 2, 3, 4)]
     store.commit(rows, [], [])
-    frame = polars.read_parquet(store.export())
+    frame = polars.read_parquet(exported(store))
     assert frame.drop("crc").rows() == [("aa", "z", 1, None, None, 2.0, 3.0, 4.0), dataclasses.astuple(rows[0])]
 
 
@@ -130,19 +138,17 @@ def test_the_first_damaged_state_of_many_is_named(store):
     files = [written(store, n) for n in range(12)]
     for n in (5, 8):
         flip(store.places.state(key_of(n)), -1)
-    for layout in (None, network(0).layout):
-        with pytest.raises(DamagedState) as refusal:
-            read_states(store.directory, files, layout)
-        assert refusal.value.key == key_of(5)
+    with pytest.raises(DamagedState) as refusal:
+        read_states(store.directory, files, LAYOUT)
+    assert refusal.value.key == key_of(5)
     (other,) = write_states(store.directory, [("other", Population.from_modules([nn.Linear(2, 2)]))])
-    for asked, layout in (([files[0], other], None), ([files[0]], Layout.of(nn.Linear(2, 2)))):
-        with pytest.raises(CheckpointError, match="written for another network") as mismatch:
-            read_states(store.directory, asked, layout)
-        assert not isinstance(mismatch.value, DamagedState)
+    with pytest.raises(CheckpointError, match="written for another network") as mismatch:
+        read_states(store.directory, [files[0], other], LAYOUT)
+    assert not isinstance(mismatch.value, DamagedState)
     two = store.places.state("several")
     network(1).clone_rows([0, 0]).save(two)
     with pytest.raises(DamagedState, match="holds 2 members"):
-        read_states(store.directory, [StoredState("several", two.stat().st_size, file_sha256(two))])
+        read_states(store.directory, [StoredState("several", two.stat().st_size, file_sha256(two))], LAYOUT)
 
 
 def test_only_single_networks_and_proper_keys(store):
@@ -166,7 +172,7 @@ def test_a_harmed_state_is_never_used_and_can_be_forgotten(store, harm, seed):
     else:
         path.unlink()
     with pytest.raises(DamagedState) as refusal:
-        read_states(store.directory, [store.state_files()[key_of(0)]])
+        read_states(store.directory, [store.state_files()[key_of(0)]], LAYOUT)
     assert str(refusal.value).startswith(f"{path}: ")
     assert "verify --repair" in str(refusal.value)
     carried = pickle.loads(pickle.dumps(refusal.value))
@@ -175,7 +181,7 @@ def test_a_harmed_state_is_never_used_and_can_be_forgotten(store, harm, seed):
     assert store.states() == {key for key, _ in store.measurements()} == {key_of(1), key_of(2)}
     assert not path.exists()
     assert len(list(store.places.damaged.glob("*"))) == (harm != "missing")
-    assert store.verify() == []
+    assert verify(store).damage == []
 
 
 def test_a_state_that_is_right_is_not_forgotten(store):
@@ -196,8 +202,8 @@ def test_a_damaged_file_is_set_aside_before_others_can_write_the_state_again(sto
         other.close()
         set_aside(*arguments)
 
-    set_aside = removal.set_aside
-    monkeypatch.setattr(removal, "set_aside", looked_at)
+    set_aside = module.set_aside
+    monkeypatch.setattr(module, "set_aside", looked_at)
     assert store.mark_damaged(key_of(0))
     assert seen == [(key_of(0),)]  # not committed yet
     assert store.states() == set()
@@ -210,7 +216,7 @@ def test_states_go_and_measurements_stay(store):
     assert store.states() == {key_of(1)}
     assert not store.places.state(key_of(0)).exists()
     assert store.measurements().keys() == rows
-    assert store.verify() == []
+    assert verify(store).damage == []
 
 
 def test_a_file_without_a_row_is_as_good_as_none(store):
@@ -219,7 +225,7 @@ def test_a_file_without_a_row_is_as_good_as_none(store):
     before = contents(store)
     written(store, 5)
     assert contents(store) == before
-    assert store.verify() == []
+    assert verify(store).damage == []
     assert store.gc()["orphans"] > 0
     assert not store.places.state(key_of(5)).exists()
     assert contents(store) == before
@@ -231,21 +237,21 @@ def test_a_state_that_is_written_again_while_it_is_removed_stays(store, monkeypa
     if removed == "gc":
         written(store, 7)
     number = 0 if removed == "drop_states" else 7
-    unlink, task = removal.unlink_unwanted, (key_of(number), "own")
+    unlink, task = Store._unlink_unwanted, (key_of(number), "own")
 
-    def meanwhile(index, keys):
+    def meanwhile(self, keys):
         with Store.open(store.directory) as other, other.owner() as owner:
             assert owner.claim([task], again=[task]) == [task]
             other.commit([], [written(other, number)], [task])
-        return unlink(index, keys)
+        return unlink(self, keys)
 
-    monkeypatch.setattr(removal, "unlink_unwanted", meanwhile)
+    monkeypatch.setattr(store, "_unlink_unwanted", lambda keys: meanwhile(store, keys))
     if removed == "gc":
         assert store.gc()["orphans"] == 0
     else:
         assert store.drop_states([key_of(0)]) == {key_of(0)}
     assert key_of(number) in contents(store)["states"]
-    assert store.verify() == []
+    assert verify(store).damage == []
 
 
 class InterruptedAfterBegin:
@@ -287,7 +293,7 @@ def test_ctrl_c_is_no_damage_of_the_table(store, monkeypatch):
         return polars.DataFrame()
 
     store.commit([measurement(1)], [], [])
-    store.export()
+    export(store)
     monkeypatch.setattr(polars, "read_parquet", read_parquet)
     with pytest.raises(KeyboardInterrupt):
         list(read_table(store.places))
@@ -313,4 +319,4 @@ def test_parent_and_forked_child_go_on_with_the_same_store(store):
         assert owner.claim([("zz", "own")]) == [("zz", "own")]
     store.commit([measurement(3)], [], [])
     assert set(store.measurements()) == {measurement(n).key for n in (1, 2, 3)}
-    assert store.verify() == []
+    assert verify(store).damage == []

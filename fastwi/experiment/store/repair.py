@@ -1,0 +1,234 @@
+"""Every byte of a store checked, and a lost or damaged index made again. And metrics.parquet.
+
+Columns of metrics.parquet: state, treatment, epoch, train_loss, learning_rate, test_loss, test_accuracy (%), seconds,
+crc. Rows are sorted by state and treatment. `crc` is that of the index's row, so each row can be checked by itself.
+"""
+
+import contextlib
+import os
+import sqlite3
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from fastwi.errors import CheckpointError, UserError
+from fastwi.experiment.store import index as _index
+from fastwi.experiment.store.index import FLOATS, MEASUREMENTS, STATES, TABLES, Index, Row, Table, is_whole, sealed
+from fastwi.experiment.store.places import StorePlaces, check_directory, check_plain, network_type, write_card
+from fastwi.experiment.store.records import StoredState, bytes_float, float_bytes
+from fastwi.experiment.store.states import damage_of
+from fastwi.experiment.store.store import Store, files_under, set_aside
+from fastwi.files import atomic_path, locked, sync_directory
+from fastwi.sealed import file_sha256
+
+_BATCH = 50_000  # rows made into columns at a time: as Python's objects they take several times the memory
+_LISTED = 20  # lines of SQLite's integrity check
+
+
+def export(index: Index) -> None:
+    """Write metrics.parquet from the index."""
+    import polars
+
+    types: dict[str, Any] = dict.fromkeys(MEASUREMENTS.columns, polars.Float64())
+    types |= {"state": polars.String(), "treatment": polars.String(), "epoch": polars.Int64(), "crc": polars.UInt32()}
+    places, frames = index.places, [polars.DataFrame(schema=types)]
+    with locked(places.writing_lock, exclusive=False), atomic_path(places.metrics) as temporary:
+        with index.reading() as transaction:
+            rows = transaction.rows(MEASUREMENTS)
+            while batch := list(islice(rows, _BATCH)):
+                columns: dict[str, Any] = dict(zip(types, zip(*batch, strict=True), strict=True))
+                columns |= {name: list(map(bytes_float, columns[name])) for name in FLOATS}
+                frames.append(polars.DataFrame(columns, schema=types))
+        polars.concat(frames).write_parquet(temporary)
+
+
+def read_table(places: StorePlaces) -> Iterator[Row | None]:
+    """The rows of metrics.parquet as those of the index; None for each that is damaged.
+
+    A file that cannot be read at all gives one None, a missing file nothing.
+    """
+    import polars
+
+    def read() -> list[Row]:
+        # Eager, from the file's own bytes: a damaged one is an exception here and nothing later.
+        return polars.read_parquet(places.metrics, columns=list(MEASUREMENTS.columns), use_statistics=False).rows()
+
+    if not places.metrics.exists():
+        return
+    try:
+        # In a thread: Ctrl-C and SIGTERM, raised in the main one, would be a panic to polars, and look like damage.
+        with ThreadPoolExecutor(1) as pool:
+            rows = pool.submit(read).result()
+    except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError, ValueError):
+        yield None
+        return
+    for state, treatment, epoch, *floats, crc in rows:
+        try:
+            row = (state, treatment, epoch, *map(float_bytes, floats), crc)
+        except (TypeError, ValueError, struct.error):  # a column of another type
+            yield None
+        else:
+            yield row if is_whole(row) else None
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was looked at, and the damage found: for each a line that says what it is and what fixes, or fixed, it."""
+
+    states: int = 0
+    rows: int = 0
+    bytes: int = 0
+    damage: list[str] = field(default_factory=list)
+
+
+def verify(store: Store, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Verification:
+    """Check the card, the index, every state's file and metrics.parquet.
+
+    With `repair`: damaged states are forgotten with their measurements, so that the next sweep trains them again; a
+    damaged metrics.parquet is exported again. A damaged index needs `rebuild` before anything else is checked.
+
+    Args:
+        progress: called with the bytes of states read and the bytes there are.
+    """
+    found, places = Verification(), store.places
+    fix = f"`python -m fastwi.store verify --repair {places.directory}`"
+    try:
+        check_directory(places, create=False)
+        with store.reading() as transaction:
+            for (line,) in transaction.execute(f"PRAGMA integrity_check({_LISTED})"):
+                if line != "ok":
+                    found.damage.append(f"{places.index}: {' '.join(line.split())}; {places.rebuild_line}")
+            found.rows = sum(1 for table in TABLES for _ in transaction.rows(table))
+        files = store.state_files()
+    except UserError as error:
+        found.damage.append(str(error))
+    if found.damage:
+        return found
+    total = sum(file.bytes for file in files.values())
+    for key, file in files.items():
+        damage = damage_of(places, file)
+        found.states += 1
+        found.bytes += file.bytes
+        if progress is not None:
+            progress(found.bytes, total)
+        # Another process may have dropped the state, or written it again, since the index was read.
+        if damage and any(damage_of(places, now) for now in store.state_files([key]).values()):
+            fixed = repair and store.mark_damaged(key)
+            done = "forgotten; the next sweep trains it again" if fixed else f"{fix} has it trained again"
+            found.damage.append(f"{places.state(key)}: {damage}; {done}")
+    damaged = sum(row is None for row in read_table(places))
+    if damaged:
+        if repair:
+            export(store)
+        done = "exported again" if repair else f"{fix} exports it again"
+        found.damage.append(f"{places.metrics}: damaged, or {damaged} of its rows are; {done}")
+    return found
+
+
+def rebuild(directory: str | os.PathLike[str]) -> dict[str, int]:
+    """Make the index of a store again, and export metrics.parquet again.
+
+    Rows whose checksum is right are taken from the old index as far as it can be read, then from metrics.parquet.
+    A state's file is compared with the SHA-256 in the old index, or where that is lost with the checksums within the
+    file; a damaged one is set aside and its measurements are left out, so that it is trained again. The old index
+    goes to `damaged/`. Cut off at any moment, it can be started again.
+
+    Returns counts: `measurements` and `states` of the new index, and `damaged_rows` and `damaged_states` left out.
+    Raises UserError where the directory is not a store or another process has it open.
+    """
+    places = StorePlaces(Path(directory))
+    check_plain(places)
+    if not places.is_begun():
+        check_directory(places, create=False)
+    with locked(places.index_lock, exclusive=True, wait=False) as alone:
+        if not alone:
+            raise UserError(f"{places.directory}: other processes have the store open; end them, then rebuild")
+        with _index.translated(places):
+            rebuilt = _rebuild(places)
+    with Store(places) as store:
+        export(store)
+    return rebuilt
+
+
+def _rebuild(places: StorePlaces) -> dict[str, int]:
+    tables: dict[str, dict[Row, Row]] = {table.name: {} for table in TABLES}
+    # Where an earlier rebuild was cut off in its last step, there are both.
+    both = (places.index, places.rebuilt_index)
+    damaged = sum(_salvage(path, table, tables[table.name]) for path in both for table in TABLES)
+    measurements, states = tables[MEASUREMENTS.name], tables[STATES.name]
+    exported = list(read_table(places))
+    for row in filter(None, exported):
+        measurements.setdefault(row[:2], row)
+    damaged_states = _check_files(places, states)
+    for key in [key for key in measurements if key[0] in damaged_states]:
+        del measurements[key]
+    if None in exported:
+        set_aside(places, places.metrics)
+    _replace_index(places, tables)
+    try:
+        check_directory(places, create=False)
+    except UserError:
+        write_card(places)
+    left_out = {"damaged_rows": damaged + exported.count(None), "damaged_states": len(damaged_states)}
+    return {"measurements": len(measurements), "states": len(states)} | left_out
+
+
+def _salvage(path: Path, table: Table, rows: dict[Row, Row]) -> int:
+    """Add the whole rows of a table of an index to `rows`; return how many were not whole."""
+    damaged = [0, 0]
+    for n, order in enumerate(("ASC", "DESC") if path.exists() else ()):  # a broken page in the middle stops either
+        unreadable = (sqlite3.Error, UnicodeDecodeError)  # the second: an error's text that quotes damage
+        with contextlib.suppress(*unreadable), contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.text_factory = lambda text: text.decode(errors="surrogateescape")
+            for row in connection.execute(table.selection(order=order)):
+                if is_whole(row):
+                    rows.setdefault(row[: table.width], row)
+                else:
+                    damaged[n] += 1
+    return max(damaged)
+
+
+def _check_files(places: StorePlaces, states: dict[Row, Row]) -> set[str]:
+    """Bring `states` to what is on the disk; return the keys of damaged ones, whose files are set aside."""
+    from fastwi.population import Population
+
+    paths = {places.key_of(path): path for path in files_under(places.states) if not places.is_unfinished(path)}
+    there = {key: path for key, path in paths.items() if key is not None}
+    for gone in [key for key in states if key[0] not in there]:
+        del states[gone]
+    damaged = set()
+    for key, path in there.items():
+        if (key,) in states:
+            whole = damage_of(places, StoredState(*states[key,][:-1])) is None
+        else:
+            try:
+                whole = Population.load(path).members == 1
+                states[key,] = sealed(key, path.stat().st_size, file_sha256(path))
+            except CheckpointError:
+                whole = False
+        if not whole:
+            damaged.add(key)
+            states.pop((key,), None)
+            set_aside(places, path)
+    return damaged
+
+
+def _replace_index(places: StorePlaces, tables: dict[str, dict[Row, Row]]) -> None:
+    """Write an index and put it in the old one's place: whole at every moment, under one name or the other."""
+    with atomic_path(places.rebuilt_index) as temporary, contextlib.closing(_index.connect(temporary)) as connection:
+        _index.create_tables(connection)
+        connection.execute("BEGIN IMMEDIATE")
+        for table in TABLES:
+            connection.executemany(table.insertion, tables[table.name].values())
+        connection.execute("COMMIT")
+        if not network_type(places.directory):
+            connection.execute("PRAGMA journal_mode = WAL")  # is kept in the file
+    sync_directory(places.directory)
+    for path in places.index_files:  # the logs first
+        set_aside(places, path)
+    os.replace(places.rebuilt_index, places.index)
+    sync_directory(places.directory)
