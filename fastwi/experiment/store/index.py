@@ -50,10 +50,9 @@ class Table(NamedTuple):
         key = ", ".join(self.columns[: self.width])
         return f"CREATE TABLE {self.name} ({', '.join(self.columns)}, PRIMARY KEY ({key})) WITHOUT ROWID"
 
-    @property
-    def insertion(self) -> str:
-        """The statement that adds a row, in the place of one with the same key."""
-        return f"INSERT OR REPLACE INTO {self.name} VALUES ({', '.join('?' * len(self.columns))})"
+    def insertion(self, or_else: str = "REPLACE") -> str:
+        """The statement that adds a row, in the place of one with the same key; with "IGNORE" that one stays."""
+        return f"INSERT OR {or_else} INTO {self.name} VALUES ({', '.join('?' * len(self.columns))})"
 
     @property
     def is_key(self) -> str:
@@ -116,9 +115,9 @@ class Transaction:
             found = (row for key in sorted(wanted) for row in self.execute(query, key))
         return self._checked(found, table)
 
-    def add(self, table: Table, rows: Iterable[Row]) -> None:
-        """Add rows, in the place of those with the same key."""
-        self._many(table.insertion, rows)
+    def add(self, table: Table, rows: Iterable[Row], or_else: str = "REPLACE") -> None:
+        """Add rows, in the place of those with the same key; with "IGNORE" those stay."""
+        self._many(table.insertion(or_else), rows)
 
     def delete(self, table: Table, keys: Iterable[Sequence[Any]]) -> None:
         """Delete the rows of `keys`, where they are there."""

@@ -99,7 +99,8 @@ class Owner(contextlib.AbstractContextManager["Owner"]):
                 _delete_held(transaction, self.id)
         finally:
             _LIVE_HERE.pop(self.id, None)
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.unlink()
             os.close(descriptor)
 
     def _check(self) -> None:
@@ -110,7 +111,7 @@ class Owner(contextlib.AbstractContextManager["Owner"]):
 def add_pins(index: Index, keys: Iterable[str], owner: str) -> None:
     """Have `owner` pin states, those that it has pinned already among them."""
     with index.writing() as transaction:
-        transaction.add(PINS, (sealed(key, owner) for key in sorted(set(keys))))
+        transaction.add(PINS, (sealed(key, owner) for key in sorted(set(keys))), "IGNORE")
 
 
 def live_owners(places: StorePlaces, owners: Iterable[str]) -> set[str]:

@@ -223,7 +223,7 @@ def _replace_index(places: StorePlaces, tables: dict[str, dict[Row, Row]]) -> No
         _index.create_tables(connection)
         connection.execute("BEGIN IMMEDIATE")
         for table in TABLES:
-            connection.executemany(table.insertion, tables[table.name].values())
+            connection.executemany(table.insertion(), tables[table.name].values())
         connection.execute("COMMIT")
         if not network_type(places.directory):
             connection.execute("PRAGMA journal_mode = WAL")  # is kept in the file

@@ -245,7 +245,7 @@ def test_an_index_of_an_earlier_fastwi_is_used_as_it_is(closed, tmp_path):
             CREATE TRIGGER measurements_insert AFTER INSERT ON measurements BEGIN
             UPDATE tallies SET count = count + 1 WHERE name = 'measurements'; END;"""
         )
-        connection.executemany(MEASUREMENTS.insertion, rows)
+        connection.executemany(MEASUREMENTS.insertion(), rows)
     connection.close()
     assert damage(copy) == []
     assert held_by(copy) == closed[1]
