@@ -130,7 +130,8 @@ if [ $gpu = yes ]; then
   "$python" -c 'import xdist' 2>/dev/null && several=(--numprocesses 8)
   step kernel-tests 110 "${pytest[@]}" "${several[@]+"${several[@]}"}" tests/kernels
   step throughput-16 140 "$python" -m benchmarks.throughput --short --minutes 1.8 --data "$data" --device "$device" \
-    --members 16 --contestants stacked,graph,loop,again,stock-graphs,vmap,grouped-nhwc --out "$out/members-16"
+    --members 16 --batches 64 --least 8 --baselines stacked,graph,loop,again,stock-graphs,vmap,grouped-nhwc \
+    --out "$out/members-16"
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
   if [ -n "$sanitizer" ]; then
     # Without torch's cache of memory every tensor is an allocation of its own, whose ends can be overrun.
@@ -149,13 +150,13 @@ fi
 
 # A GPU has been busy with M = 16; and one more network is only what it adds once all branches of a step are taken.
 one=() many=()
-[ $gpu = yes ] && one=(--members 1) many=(--members 8,32)
+[ $gpu = yes ] && one=(--members 1 --batches 64) many=(--members 8,32)
 step interpolation 30 "$python" -m benchmarks.interpolation --short "${to[@]}"
 step throughput 180 "$python" -m benchmarks.throughput --short --minutes 1.5 "${one[@]+"${one[@]}"}" --data "$data" "${to[@]}"
 step memory 90 "$python" -m benchmarks.memory --short "${many[@]+"${many[@]}"}" --data "$data" "${to[@]}"
 step loading 75 "$python" -m benchmarks.loading --short --data "$data" "${to[@]}"
 step evaluation 75 "$python" -m benchmarks.evaluation --short --data "$data" "${to[@]}"
-step planning 20 "$python" -m benchmarks.planning --short --out "$out/planning.json"
+step planning 20 "$python" -m benchmarks.planning --short --out "$out"
 
 echo
 echo "== $SECONDS s in all; results are in $out"

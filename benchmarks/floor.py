@@ -1,4 +1,4 @@
-"""The floors of training and evaluation, from what is measured in the same run: a copy's bandwidth, convolutions.
+"""Floors of training and evaluation, from runs in the same rounds: a copy's bandwidth, convolutions alone.
 
 Memory: every output of a convolution is an activation that training must write and read again. The best streaming
 scheme (batch norm and ReLU in the convolution's prologue, statistics in its epilogue, both gradients in one kernel)
@@ -6,8 +6,10 @@ moves each 8 times:
 
     images/s  <=  bandwidth / (8 * bytes of an activation * convolution outputs of an image)
 
-Evaluation writes each once and reads it once, and once more where a residual branch leaves, which is at every second:
-2.5 times. Code that keeps activations in a cache from one pass to the next can exceed such a floor.
+Other schemes: 22 times eagerly, 17 with library convolutions and fused pointwise work, 11 with batch norm fused into
+convolutions, 2 if activations stay on the chip. Evaluation writes each once and reads it once, and once more where a
+residual branch leaves, which is at every second: 2.5 times. Code that keeps activations in a cache from one pass to
+the next can exceed such a floor.
 
 Convolutions alone: on a CPU arithmetic binds first. The bound is the time of the network's convolutions, in training
 with both gradients, each layer in the fastest of PyTorch's two orders and, where it applies, fastwi's kernel, on
@@ -18,38 +20,22 @@ Shapes: N images of a batch, C channels, H W of an image.
 
 import copy
 import dataclasses
-import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import GIGA, CopyTask
-from benchmarks.timing import Timing
-from fastwi.engine import allocator
+from benchmarks.machine import free_memory, last_level_cache
+from benchmarks.runner import GIGA, Floor, Run, Timings
 from fastwi.kernels.winograd import WinogradConv2d, supported, use_winograd_
 
-PASSES = {
-    "eager": 22,
-    "library convolutions, fused pointwise": 17,
-    "batch norm fused into convolutions": 11,
-    "both gradients in one kernel": 8,
-    "on-chip, saved once and read once": 2,
-}
-"""Times that a convolution's output, or its gradient, passes through memory in a training step, by scheme."""
+PASSES, EVALUATION_PASSES = 8, 2.5
+"""Times that a convolution's output, or its gradient, passes through memory."""
 
+WINOGRAD = "fastwi winograd"
 ORDERS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 """PyTorch's two orders of an activation."""
-
-SCHEME = "both gradients in one kernel"
-"""The scheme whose floor percentages are taken of."""
-
-EVALUATION_PASSES = 2.5
-
-_COPY = "copy"
-_WINOGRAD = "winograd"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +44,9 @@ class ConvolutionShape:
 
     channels_in: int
     channels_out: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
     groups: int
     height: int
     width: int
@@ -70,74 +56,54 @@ class ConvolutionShape:
         kernel = f"{self.kernel[0]}x{self.kernel[1]}/{self.stride[0]}"
         return f"{self.channels_in}->{self.channels_out} {kernel} at {self.height}x{self.width}"
 
+    def flops(self, training: bool) -> int:
+        """Of a direct convolution of one image; in training with its gradients."""
+        outputs = self.channels_out * (self.height // self.stride[0]) * (self.width // self.stride[1])
+        products = outputs * self.channels_in // self.groups * self.kernel[0] * self.kernel[1]
+        return 2 * products * (3 - self.first if training else 1)
 
-@dataclasses.dataclass(frozen=True)
-class Floors:
-    """What to time among a benchmark's contestants, and what follows from it."""
 
-    copy: CopyTask
-    outputs: int
-    """Convolution outputs of one image."""
-    shapes: Mapping[ConvolutionShape, int]
-    """The network's convolutions, and how often each occurs."""
-    batch: int
-    dtype: torch.dtype
-    training: bool
-    runs: Mapping[str, Callable[[], object]]
+def copy_floor(device: torch.device, bytes_each: float, name: str = "memory", size_bytes: int | None = None) -> Floor:
+    """The rate at which units of `bytes_each` bytes pass at the bandwidth of a copy: bytes read and written.
 
-    def images_per_s(self, timings: Mapping[str, Timing]) -> dict[str, float]:
-        """The floors by name: "memory", and "convolutions" where they were timed."""
-        passes = PASSES[SCHEME] if self.training else EVALUATION_PASSES
-        floors = {"memory": self._memory_floor(timings, passes)}
-        seconds = 0.0
-        for shape, count in self.shapes.items():
-            took = [
-                timings[_name(shape, way)].median_s for way in (*ORDERS, _WINOGRAD) if _name(shape, way) in timings
-            ]
-            if not took:
-                return floors
-            seconds += count * min(took)
-        return floors | {"convolutions": self.batch / seconds}
+    On a CPU an ordinary copy also reads the lines that it overwrites, which is not counted: code that updates in
+    place can exceed 100 % of it. The buffers have `size_bytes`, by default twice the last-level cache (16 times on a
+    GPU, so that a launch's latency is no part of the copy), but at most a third of free memory.
+    """
+    size_bytes = size_bytes or (16 if device.type == "cuda" else 2) * last_level_cache(device)
+    source, target = torch.empty(2, max(1, min(size_bytes, free_memory(device) // 6) // 4), device=device)
+    for piece in source.split(2**22):
+        piece.normal_()
 
-    def settings(self, timings: Mapping[str, Timing]) -> dict[str, Any]:
-        """What the floors were computed from, for a JSON file."""
-        said = {
-            "copy_GB_per_s": self.copy.bandwidth_gbps(timings[_COPY]),
-            "convolution_outputs_an_image": self.outputs,
-            "floor_images_per_s": self.images_per_s(timings),
-        }
-        if self.training:
-            by_scheme = {name: self._memory_floor(timings, passes) for name, passes in PASSES.items()}
-            said["memory_floor_images_per_s_by_scheme"] = by_scheme
-        return said
+    def rate(timings: Timings) -> float:
+        return 2 * source.nbytes / median(timings[f"{name} floor"]) / bytes_each
 
-    def prepare(self) -> dict[str, Callable[[], object]]:
-        """What to do untimed before each run: run it, so that no floor is low because a cache was cold."""
-        return {name: functools.partial(_warm, run) for name, run in self.runs.items()}
-
-    def _memory_floor(self, timings: Mapping[str, Timing], passes: float) -> float:
-        element = torch.empty((), dtype=self.dtype).element_size()
-        return self.copy.bandwidth_gbps(timings[_COPY]) * GIGA / (passes * element * self.outputs)
+    return Floor(name, {f"{name} floor": lambda: target.copy_(source)}, rate)
 
 
 def floors_of(
     network: nn.Module, image_HWC: torch.Size, batch: int, device: torch.device, dtype: torch.dtype, training: bool
-) -> Floors:
-    """The floors of training or evaluating `network` on batches of such images.
+) -> tuple[dict[str, float], list[Floor]]:
+    """What an image moves at least, and the floors of training or evaluating `network` on batches of such images.
 
     Convolutions are timed on a CPU only: on a GPU the bandwidth binds.
     """
     shapes, outputs = convolutions(network, image_HWC)
-    copying = CopyTask.of(device)
-    runs: dict[str, Callable[[], object]] = {_COPY: copying.run}
+    bytes_each = (PASSES if training else EVALUATION_PASSES) * dtype.itemsize * outputs
+    floors = [copy_floor(device, bytes_each)]
     if device.type == "cpu":
-        for shape in shapes:
-            for order, layout in ORDERS.items():
-                runs[_name(shape, order)] = convolution_run(shape, batch, dtype, layout, training)
-            own = winograd_run(shape, batch, dtype, training)
-            if own is not None:
-                runs[_name(shape, _WINOGRAD)] = own
-    return Floors(copying, outputs, shapes, batch, dtype, training, runs)
+        every = {shape: ways(shape, batch, dtype, training) for shape in shapes}
+
+        def rate(timings: Timings) -> float:
+            fastest = {
+                shape: min(median(timings[f"{i}, {way}"]) for way in runs)
+                for i, (shape, runs) in enumerate(every.items())
+            }
+            return batch / sum(count * fastest[shape] for shape, count in shapes.items())
+
+        runs = {f"{i}, {way}": run for i, runs in enumerate(every.values()) for way, run in runs.items()}
+        floors.append(Floor("convolutions", runs, rate))
+    return {"GB": bytes_each / GIGA}, floors
 
 
 def convolutions(network: nn.Module, image_HWC: torch.Size) -> tuple[Counter[ConvolutionShape], int]:
@@ -147,11 +113,10 @@ def convolutions(network: nn.Module, image_HWC: torch.Size) -> tuple[Counter[Con
 
     def see(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal outputs
-        assert isinstance(layer, nn.Conv2d)
+        assert isinstance(layer, nn.Conv2d) and isinstance(layer.padding, tuple)  # noqa: PT018
         height, width = inputs[0].shape[2:]
-        kernel, stride, padding = map(_pair, (layer.kernel_size, layer.stride, layer.padding))
-        channels = (layer.in_channels, layer.out_channels)
-        shapes[ConvolutionShape(*channels, kernel, stride, padding, layer.groups, height, width, outputs == 0)] += 1
+        sizes = (layer.kernel_size, layer.stride, layer.padding, layer.groups, height, width)
+        shapes[ConvolutionShape(layer.in_channels, layer.out_channels, *sizes, outputs == 0)] += 1
         outputs += output.numel()
 
     network = copy.deepcopy(network).cpu().eval()  # an engine may have taken the original to its device
@@ -164,66 +129,32 @@ def convolutions(network: nn.Module, image_HWC: torch.Size) -> tuple[Counter[Con
     return shapes, outputs
 
 
-def convolution_run(
-    shape: ConvolutionShape, batch: int, dtype: torch.dtype, layout: torch.memory_format, training: bool
-) -> Callable[[], object]:
-    """A call that computes the convolution; in training its gradients too, the first layer's by its weights only."""
-    kernel = (shape.channels_out, shape.channels_in // shape.groups, *shape.kernel)
-    x_NCHW = torch.randn(batch, shape.channels_in, shape.height, shape.width).to(dtype, memory_format=layout)
-    weight = torch.randn(kernel).to(dtype, memory_format=layout)
+def ways(shape: ConvolutionShape, batch: int, dtype: torch.dtype, training: bool) -> dict[str, Run]:
+    """Calls that compute the convolution on random numbers, in training its gradients too, by the name of the way.
 
-    def forward() -> Tensor:
-        return torch.conv2d(x_NCHW, weight, None, shape.stride, shape.padding, 1, shape.groups)
-
-    if not training:
-        return torch.no_grad()(forward)
-    gradient_NCHW = torch.randn_like(forward())
-
-    def run() -> None:
-        forward()
-        torch.ops.aten.convolution_backward(
-            gradient_NCHW, x_NCHW, weight, None, shape.stride, shape.padding, (1, 1), False, (0, 0), shape.groups,
-            (not shape.first, True, False),
+    PyTorch in its two orders, and fastwi's kernel where it takes the convolution.
+    """
+    runs: dict[str, Run] = {}
+    for way in (*ORDERS, WINOGRAD):
+        order = ORDERS.get(way, torch.channels_last)
+        layer = nn.Conv2d(
+            shape.channels_in, shape.channels_out, shape.kernel, shape.stride, shape.padding,  # type: ignore[arg-type]
+            groups=shape.groups, bias=False,
         )  # fmt: skip
+        x_NCHW = torch.randn(batch, shape.channels_in, shape.height, shape.width).to(dtype, memory_format=order)
+        if way == WINOGRAD:
+            use_winograd_(layer)
+            if not isinstance(layer, WinogradConv2d) or not supported(x_NCHW, layer.weight):
+                continue
+        else:
+            layer = layer.to(dtype, memory_format=order)  # type: ignore[call-overload]
+        runs[way] = _run(layer, x_NCHW, shape.first, training)
+    return runs
 
-    return run
 
-
-def winograd_run(
-    shape: ConvolutionShape, batch: int, dtype: torch.dtype, training: bool
-) -> Callable[[], object] | None:
-    """As `convolution_run`, by fastwi's kernel; None where it does not take the convolution."""
-    layer = nn.Conv2d(
-        shape.channels_in,
-        shape.channels_out,
-        shape.kernel,
-        shape.stride,
-        shape.padding,
-        groups=shape.groups,
-        bias=False,
-    )
-    use_winograd_(layer)
-    x_NCHW = torch.randn(batch, shape.channels_in, shape.height, shape.width)
-    x_NCHW = x_NCHW.to(dtype, memory_format=torch.channels_last)
-    if not isinstance(layer, WinogradConv2d) or not supported(x_NCHW, layer.weight):
-        return None
+def _run(layer: nn.Conv2d, x_NCHW: Tensor, first: bool, training: bool) -> Run:
     if not training:
-        return torch.no_grad()(functools.partial(layer, x_NCHW))
-    leaves = [layer.weight] if shape.first else [x_NCHW.requires_grad_(), layer.weight]
+        return torch.no_grad()(lambda: layer(x_NCHW))
+    leaves = [layer.weight] if first else [x_NCHW.requires_grad_(), layer.weight]
     gradient_NCHW = torch.randn_like(layer(x_NCHW))
     return lambda: torch.autograd.grad(layer(x_NCHW), leaves, gradient_NCHW)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    """A layer's setting for height and width. Padding by a word ("same") is in none of the networks."""
-    first, second = value
-    return int(first), int(second)
-
-
-def _warm(run: Callable[[], object]) -> None:
-    allocator.keep_freed_memory()
-    run()
-
-
-def _name(shape: ConvolutionShape, way: str) -> str:
-    return f"{shape}, {way}"

@@ -1,8 +1,9 @@
-"""What every contestant of a benchmark is given: images, batches, a network, a device; and what a contestant is.
+"""What every case of a benchmark of training is given: images, batches, a network, a device.
 
-Shapes: M members, N images of a batch, C H W of an image, K classes.
+Shapes: M members, N images of a batch, D images of a round, C H W of an image, K classes.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,30 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import pick_device
+from benchmarks.runner import Case
 from fastwi.config.schema import Config
 from fastwi.data.noise import Stream, permutation
 from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.engine.choose import build_network
 from fastwi.engine.device import resolve_dtype
-from fastwi.errors import UserError
 from fastwi.kernels.augment import augment_reference
 
-
-class Unavailable(UserError):
-    """A contestant that cannot run here, for this network or for so many members; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Contestant:
-    """One way to do a benchmark's work: `run` is timed and takes `images` images through it."""
-
-    run: Callable[[], object]
-    images: int
-    static_memory: bool = False
-    """On a CPU, whether it runs under the allocator settings that fastwi makes, or under glibc's own."""
-    close: Callable[[], None] = lambda: None
-    """Ends its workers and removes its files."""
+Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,16 +53,26 @@ class Task:
         """Steps of a round."""
         return self.images // self.batch
 
+    @property
+    def image_HWC(self) -> torch.Size:
+        """The shape of an image."""
+        return self.dataset.images_NHWC.shape[1:]
+
     def network(self) -> nn.Module:
         """The network that all train, from one initialisation."""
         return build_network(self.config, self.dataset.classes)
 
-    def optimizer(self, tensors: Any) -> torch.optim.Optimizer:
-        """The optimizer that all use, in its fastest stock form."""
+    def networks(self, members: int) -> list[nn.Module]:
+        """Copies of it."""
+        network = self.network()
+        return [copy.deepcopy(network) for _ in range(members)]
+
+    def optimizer(self, tensors: Any, fused: bool = True) -> torch.optim.Optimizer:
+        """The optimizer that all use; `fused` is its fastest stock form."""
         kind = self.config.optimizer
         return torch.optim.SGD(
             tensors, lr=kind.learning_rate, momentum=kind.momentum, weight_decay=kind.weight_decay,
-            nesterov=kind.nesterov, fused=True,
+            nesterov=kind.nesterov, fused=fused or None,
         )  # fmt: skip
 
     def autocast(self) -> torch.autocast:
@@ -91,31 +87,40 @@ class Task:
         )
         return dataclasses.replace(self, dataset=kept)
 
+    def case(self, step: Callable[[Tensor, Tensor], object], members: int, static_memory: bool = True) -> Case:
+        """A round of steps on (images [M, N, C, H, W], labels [M, N])."""
+        batches = StockBatches(self, members)
+
+        def run() -> None:
+            for x_MNCHW, labels_MN in batches.epoch():
+                step(x_MNCHW, labels_MN)
+
+        return Case(run, members * self.images, static_memory=static_memory)
+
 
 def make_task(
-    data: str, device: str, batch: int, steps: int, workers: int, model: str = "resnet20", width: float = 1.0
-) -> Task:
-    """A random subset of the training images, as many as a round trains on; of a small set all, again and again."""
-    chosen_device = pick_device(device)
+    data: str, steps: int, batch: int = 128, device: str = "cpu", workers: int = 0, model: str = "resnet20",
+    width: float = 1.0,
+) -> Task:  # fmt: skip
+    """A random subset of the training images, as many as `steps` steps take; of a small set all, again and again."""
     config = Config()
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, name=model, width=width),
         optimizer=dataclasses.replace(config.optimizer, batch_size=batch),
-        engine=dataclasses.replace(config.engine, device=str(chosen_device)),
+        engine=dataclasses.replace(config.engine, device=device),
     )
-    dataset, card = load_split(data, "train", chosen_device)
+    on = torch.device(device)
+    dataset, card = load_split(data, "train", on)
     # Drawn at random: files are often sorted by class, and a network that sees one class alone soon computes with
     # subnormal numbers, at a fifth of the speed.
-    chosen = np.resize(permutation(0, Stream.SUBSET, 0, len(dataset)), batch * steps)
-    at = torch.from_numpy(chosen).to(chosen_device)
+    at = torch.from_numpy(np.resize(permutation(0, Stream.SUBSET, 0, len(dataset)), batch * steps)).to(on)
     subset = dataclasses.replace(dataset, images_NHWC=dataset.images_NHWC[at], labels_N=dataset.labels_N[at])
-    dtype = resolve_dtype(config.engine)
-    return Task(config, subset, tuple(card.mean), tuple(card.std), chosen_device, dtype, workers)
+    return Task(config, subset, tuple(card.mean), tuple(card.std), on, resolve_dtype(config.engine), workers)
 
 
 class StockBatches:
-    """The data side of every stock contestant: resident images, augmented by one compiled torch function.
+    """The data side of every stock case: resident images, augmented by one compiled torch function.
 
     Yields (x [M, N, C, H, W] in the task's dtype, each member's part in channels-last order; labels [M, N]), one
     step after the other; each member draws its own order, crops and flips.
@@ -126,7 +131,7 @@ class StockBatches:
         self._draw = torch.Generator().manual_seed(0)
         self._augment = torch.compile(augment_reference, dynamic=False) if compiled else augment_reference
 
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self) -> Batches:
         """The batches of one epoch. Draws move to the device at once, before the first step."""
         task, M, D = self._task, self._members, self._task.images
         padding = task.config.augment.padding

@@ -1,4 +1,4 @@
-"""The contestants of the throughput benchmark, one file each: fastwi's engines and what people use instead.
+"""The baselines of benchmarks, one file each, and fastwi's engines.
 
-Each has functions (task, members) -> Contestant that raise `benchmarks.task.Unavailable` where they cannot run.
+Those of training are functions (task, members) -> Case that raise `runner.Unavailable` where they cannot run.
 """

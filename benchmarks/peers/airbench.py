@@ -1,19 +1,17 @@
 """airbench's CifarLoader (PyPI `airbench`) in front of the best stock loop's step. One network.
 
 The loader augments a whole epoch at once, in float16, before the first batch. It crops from reflected borders and
-knows CIFAR-10's mean and deviation only; neither changes what it costs. Its device is a GPU by default, but anything
-that torch.device takes will do, so it is measured on a CPU too.
+knows CIFAR-10's mean and deviation only; neither changes what it costs. It runs on a CPU too.
 """
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from benchmarks.peers.stock import compiled_step
-from benchmarks.task import Contestant, Task, Unavailable
+from benchmarks.runner import Case, Unavailable
+from benchmarks.task import Batches, Task
 
 
 class AirbenchBatches:
@@ -35,14 +33,13 @@ class AirbenchBatches:
             augmentation = {"flip": True, "translate": task.config.augment.padding}
             self._loader = CifarLoader(folder, True, task.batch, augmentation, gpu=task.device)
 
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self) -> Batches:
         """One epoch."""
         for x_NCHW, labels_N in self._loader:
             yield x_NCHW.to(self._dtype, memory_format=torch.channels_last), labels_N
 
 
-def airbench(task: Task, members: int) -> Contestant:
+def airbench(task: Task, members: int) -> Case:
     """`members` is 1."""
-    batches = AirbenchBatches(task)
-    step = compiled_step(task)
-    return Contestant(lambda: step.epoch(batches.epoch()), task.steps * task.batch)
+    batches, step = AirbenchBatches(task), compiled_step(task)
+    return Case(lambda: step.epoch(batches.epoch()), task.images)

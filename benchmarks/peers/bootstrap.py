@@ -1,10 +1,11 @@
-"""Bootstrap intervals over parents, of many data sets at once: what fastwi's own intervals are measured against.
+"""Bootstrap intervals of 95 % over parents, which fastwi's own intervals are measured against.
 
-Shapes: D data sets, R resamples, G parents, n pairs. `weights_RG` says how often each parent is in each resample; all
-data sets share the resamples, which changes no coverage.
+Shapes: D data sets, R resamples, G parents.
 """
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,51 +16,44 @@ Interval = tuple[Float64, Float64]
 _TIED = 1e-9  # means of equal numbers differ in their last digits
 
 
-def resamples(rng: np.random.Generator, count: int, parents: int) -> Float64:
-    """weights_RG of `count` resamples of the parents."""
-    counts = [np.bincount(rng.integers(0, parents, parents), minlength=parents) for _ in range(count)]
-    return np.stack(counts).astype(np.float64)
+def bootstraps(
+    data: NDArray[Any], statistic: Callable[..., Any], rng: np.random.Generator, resamples: int
+) -> dict[str, Interval]:
+    """scipy's intervals of `statistic(data, axis)` over the last axis of `data`, by the method's name.
+
+    The widened percentile interval is as much wider as Student's t (Hesterberg 2015: expanded percentile interval).
+    Where the BCa interval is undefined, as it is of equal values, the percentile interval stands for it.
+    """
+    parents = data.shape[-1]
+    tail = float(stats.norm.sf(stats.t.isf(0.025, parents - 1) * np.sqrt(parents / (parents - 1))))
+    drawn = None
+    found: dict[str, Interval] = {}
+    for name, method, level in (
+        ("percentile", "percentile", 0.95),
+        ("widened percentile", "percentile", 1 - 2 * tail),
+        ("BCa", "BCa", 0.95),
+    ):
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            drawn = stats.bootstrap(
+                (data,), statistic, n_resamples=0 if drawn else resamples, batch=100, vectorized=True, axis=-1,
+                confidence_level=level, method=method, bootstrap_result=drawn, rng=rng,
+            )  # fmt: skip
+        low, high = (np.atleast_1d(np.asarray(end, dtype=np.float64)) for end in drawn.confidence_interval)
+        if found:
+            low, high = (
+                np.where(np.isnan(end), known, end)
+                for end, known in zip((low, high), found["percentile"], strict=True)
+            )
+        found[name] = low, high
+    return found
 
 
-def percentile(estimate_D: Float64, drawn_DR: Float64, without_DG: Float64) -> Interval:
-    """The percentile interval, 95 %. `without_DG`: the estimates without each parent."""
-    return _between(drawn_DR, 0.025)
-
-
-def widened(estimate_D: Float64, drawn_DR: Float64, without_DG: Float64) -> Interval:
-    """The percentile interval, as much wider as Student's t (Hesterberg 2015, the expanded percentile interval)."""
-    parents = without_DG.shape[1]
-    return _between(
-        drawn_DR, float(stats.norm.sf(stats.t.isf(0.025, parents - 1) * np.sqrt(parents / (parents - 1))))
-    )
-
-
-def _between(drawn_DR: Float64, tail: float) -> Interval:
-    return np.quantile(drawn_DR, tail, axis=1), np.quantile(drawn_DR, 1 - tail, axis=1)
-
-
-def bca(estimate_D: Float64, drawn_DR: Float64, without_DG: Float64) -> Interval:
-    """The bias-corrected and accelerated interval, 95 % (Efron 1987)."""
-    count = drawn_DR.shape[1]
-    estimate_D1 = estimate_D[:, None]
-    below_D = ((drawn_DR < estimate_D1 - _TIED).mean(axis=1) + (drawn_DR <= estimate_D1 + _TIED).mean(axis=1)) / 2
-    bias_D = stats.norm.ppf(np.clip(below_D, 1 / count, 1 - 1 / count))
-    apart_DG = without_DG.mean(axis=1, keepdims=True) - without_DG
-    squares_D = (apart_DG**2).sum(axis=1)
-    acceleration_D = np.divide(
-        (apart_DG**3).sum(axis=1), 6 * squares_D**1.5, out=np.zeros_like(squares_D), where=squares_D > _TIED**2
-    )
-    sorted_DR = np.sort(drawn_DR, axis=1)
-    ends = []
-    for z in stats.norm.ppf([0.025, 0.975]):
-        share_D = stats.norm.cdf(bias_D + (bias_D + z) / (1 - acceleration_D * (bias_D + z)))
-        ends.append(sorted_DR[np.arange(len(share_D)), np.round(share_D * (count - 1)).astype(int)])
-    return ends[0], ends[1]
-
-
-def bootstrap_t(mean_DG: Float64, weights_RG: Float64) -> Interval:
-    """The studentised bootstrap of a mean, 95 %; infinite where a resample of equal values has no deviation."""
+def bootstrap_t(mean_DG: Float64, rng: np.random.Generator, resamples: int) -> Interval:
+    """The studentised bootstrap of a mean; infinite where a resample of equal values has no deviation."""
     parents = mean_DG.shape[1]
+    drawn_RG = rng.integers(0, parents, (resamples, parents))
+    weights_RG = np.stack([np.bincount(drawn_G, minlength=parents) for drawn_G in drawn_RG]).astype(np.float64)
     mean_D1 = mean_DG.mean(axis=1, keepdims=True)
     centred_DG = mean_DG - mean_D1
     drawn_DR = centred_DG @ weights_RG.T / parents
@@ -68,38 +62,15 @@ def bootstrap_t(mean_DG: Float64, weights_RG: Float64) -> Interval:
     t_DR = drawn_DR / np.sqrt(np.where(none_DR, 1.0, variance_DR) / (parents - 1))
     t_DR[none_DR] = np.where(np.abs(drawn_DR) <= _TIED, 0.0, np.copysign(np.inf, drawn_DR))[none_DR]
     t_DR.sort(axis=1)
-    count = t_DR.shape[1]
-    low_D, high_D = t_DR[:, round(0.025 * (count - 1))], t_DR[:, round(0.975 * (count - 1))]
+    low_D, high_D = (t_DR[:, round(share * (resamples - 1))] for share in (0.025, 0.975))
     error_D = mean_DG.std(axis=1, ddof=1) / np.sqrt(parents)
     with np.errstate(invalid="ignore"):  # no deviation and no t: no interval
         return mean_D1[:, 0] - high_D * error_D, mean_D1[:, 0] - low_D * error_D
 
 
-METHODS: dict[str, Callable[[Float64, Float64, Float64], Interval]] = {
-    "percentile": percentile,
-    "widened percentile": widened,
-    "BCa": bca,
-}
-"""Those that need no more than resampled estimates."""
-
-
-def spearman_of(x_n: Float64, y_n: Float64, weights_Rn: Float64) -> Float64:
-    """Spearman's rank correlation [R] where pair i is there weights_Rn[r, i] times; NaN where it is undefined."""
-    a_Rn, b_Rn = (_ranks(v_n, weights_Rn) for v_n in (x_n, y_n))
-    total_R1 = weights_Rn.sum(axis=1, keepdims=True)
-    a_Rn = a_Rn - (weights_Rn * a_Rn).sum(axis=1, keepdims=True) / total_R1
-    b_Rn = b_Rn - (weights_Rn * b_Rn).sum(axis=1, keepdims=True) / total_R1
-    ab_R, aa_R, bb_R = ((weights_Rn * u * v).sum(axis=1) for u, v in ((a_Rn, b_Rn), (a_Rn, a_Rn), (b_Rn, b_Rn)))
-    square_R = aa_R * bb_R
-    return np.divide(ab_R, np.sqrt(square_R), out=np.full(len(ab_R), np.nan), where=square_R > 0)
-
-
-def _ranks(v_n: Float64, weights_Rn: Float64) -> Float64:
-    """Mid-ranks [R, n] of weighted items (of an absent one: no meaning)."""
-    order = np.argsort(v_n, kind="stable")
-    new = np.r_[True, np.diff(v_n[order]) != 0]
-    group_n = np.empty(len(v_n), dtype=np.int64)
-    group_n[order] = np.cumsum(new) - 1
-    sizes = np.add.reduceat(weights_Rn[:, order], np.flatnonzero(new), axis=1)
-    ranks: Float64 = (np.cumsum(sizes, axis=1) - sizes / 2.0 + 0.5)[:, group_n]
-    return ranks
+def rank_correlation(x_n: Float64, y_n: Float64, axis: int = -1) -> Float64:
+    """Spearman's rank correlation along the last axis; NaN where one of the two is constant."""
+    a, b = (stats.rankdata(v, axis=-1) for v in (x_n, y_n))
+    a, b = (v - v.mean(axis=-1, keepdims=True) for v in (a, b))
+    square = (a * a).sum(axis=-1) * (b * b).sum(axis=-1)
+    return np.divide((a * b).sum(axis=-1), np.sqrt(square), out=np.full_like(square, np.nan), where=square > 0)

@@ -4,14 +4,15 @@ FFCV's ToDevice and NormalizeImage need cupy, so images are normalised by torch,
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.peers.stock import compiled_step
-from benchmarks.task import Contestant, Task, Unavailable
+from benchmarks.runner import Case, Unavailable
+from benchmarks.task import Batches, Task
 from fastwi.beton import write_beton
 
 
@@ -24,7 +25,7 @@ class FFCVBatches:
     def __init__(self, task: Task) -> None:
         if task.device.type != "cpu":
             raise Unavailable("FFCV's own transforms to a GPU need cupy")
-        threads = torch.get_num_threads()
+        self._threads = torch.get_num_threads()
         try:
             from ffcv import transforms
             from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
@@ -32,10 +33,7 @@ class FFCVBatches:
         except ImportError:
             raise Unavailable("FFCV is not installed") from None
         finally:
-            torch.set_num_threads(
-                threads
-            )  # importing FFCV sets torch to one thread, its Loader to as many as workers
-        self._threads = threads
+            torch.set_num_threads(self._threads)  # its import sets one thread, its Loader as many as workers
         self._folder = tempfile.TemporaryDirectory()
         path = Path(self._folder.name) / "train.beton"
         write_beton(path, task.dataset.images_NHWC.numpy(), task.dataset.labels_N.numpy())
@@ -49,19 +47,16 @@ class FFCVBatches:
             str(path), batch_size=task.batch, num_workers=max(1, task.workers), order=OrderOption.RANDOM,
             drop_last=True, os_cache=True, pipelines={"image": image, "label": label},
         )  # fmt: skip
-        torch.set_num_threads(threads)
+        torch.set_num_threads(self._threads)
         self._normalise = normaliser(task)
+        self.close = self._folder.cleanup
 
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self) -> Batches:
         """One epoch."""
         iterator = iter(self._loader)
         torch.set_num_threads(self._threads)
         for x_NCHW, labels_N in iterator:
             yield self._normalise(x_NCHW), labels_N
-
-    def close(self) -> None:
-        """Remove the beton."""
-        self._folder.cleanup()
 
 
 def normaliser(task: Task) -> Callable[[Tensor], Tensor]:
@@ -76,8 +71,7 @@ def normaliser(task: Task) -> Callable[[Tensor], Tensor]:
     return normalise
 
 
-def ffcv(task: Task, members: int) -> Contestant:
+def ffcv(task: Task, members: int) -> Case:
     """`members` is 1."""
-    batches = FFCVBatches(task)
-    step = compiled_step(task)
-    return Contestant(lambda: step.epoch(batches.epoch()), task.steps * task.batch, close=batches.close)
+    batches, step = FFCVBatches(task), compiled_step(task)
+    return Case(lambda: step.epoch(batches.epoch()), task.images, close=batches.close)

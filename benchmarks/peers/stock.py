@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.task import Contestant, StockBatches, Task, Unavailable
+from benchmarks.runner import Case, Unavailable
+from benchmarks.task import Task
 
 
 class CompiledStep:
@@ -24,46 +25,41 @@ class CompiledStep:
 
         self._loss = torch.compile(loss, mode=mode, dynamic=False)
 
+    def step(self, x_NCHW: Tensor, labels_N: Tensor) -> None:
+        """Train on one batch."""
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        self._optimizer.zero_grad()
+        self._loss(x_NCHW, labels_N).backward()
+        self._optimizer.step()
+
     def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Train through (images [N, C, H, W], labels [N])."""
         for x_NCHW, labels_N in batches:
-            if self._graphs:
-                torch.compiler.cudagraph_mark_step_begin()
-            self._optimizer.zero_grad()
-            self._loss(x_NCHW, labels_N).backward()
-            self._optimizer.step()
+            self.step(x_NCHW, labels_N)
 
 
 @functools.lru_cache(maxsize=2)
 def compiled_step(task: Task, mode: str | None = None) -> CompiledStep:
-    """One step for all contestants of a task that differ in their data side only: it is compiled once."""
+    """One step for all cases of a task that differ in their data side only: it is compiled once."""
     return CompiledStep(task, mode)
 
 
-def _contestant(task: Task, mode: str | None, static_memory: bool) -> Contestant:
-    batches, step = StockBatches(task, 1), compiled_step(task, mode)
-    run = functools.partial(_epoch, step, batches)
-    return Contestant(run, task.steps * task.batch, static_memory)
-
-
-def _epoch(step: CompiledStep, batches: StockBatches) -> None:
-    step.epoch((x_MNCHW[0], labels_MN[0]) for x_MNCHW, labels_MN in batches.epoch())
-
-
-def stock(task: Task, members: int) -> Contestant:
+def stock(task: Task, members: int, mode: str | None = None, static_memory: bool = False) -> Case:
     """`members` is 1. On a CPU with glibc's own allocator settings."""
-    return _contestant(task, None, static_memory=False)
+    step = compiled_step(task, mode)
+    return task.case(lambda x_MNCHW, labels_MN: step.step(x_MNCHW[0], labels_MN[0]), 1, static_memory)
 
 
-def stock_static(task: Task, members: int) -> Contestant:
+def stock_static(task: Task, members: int) -> Case:
     """The same under the allocator settings that fastwi makes, which are no merit of its code."""
     if task.device.type != "cpu":
         raise Unavailable("allocator settings matter on a CPU only")
-    return _contestant(task, None, static_memory=True)
+    return stock(task, members, static_memory=True)
 
 
-def stock_graphs(task: Task, members: int) -> Contestant:
+def stock_graphs(task: Task, members: int) -> Case:
     """The same with torch.compile's CUDA graphs, without which one small network waits for its launches."""
     if task.device.type != "cuda":
         raise Unavailable("CUDA graphs need a GPU")
-    return _contestant(task, "reduce-overhead", static_memory=False)
+    return stock(task, members, "reduce-overhead")

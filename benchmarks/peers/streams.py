@@ -7,13 +7,13 @@ host's rate of launches is the limit where kernels are small.
 import contextlib
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.task import Contestant, StockBatches, Task, Unavailable
+from benchmarks.runner import Case, Unavailable
+from benchmarks.task import Task
 
 STREAMS = 16
 """More run no faster: a GPU has so many hardware queues, or some few more."""
@@ -24,8 +24,7 @@ class StreamsPopulation:
 
     def __init__(self, task: Task, networks: Sequence[nn.Module], compiled: bool) -> None:
         self._device = task.device
-        on_gpu = task.device.type == "cuda"
-        count = min(STREAMS, len(networks)) if on_gpu else 0
+        count = min(STREAMS, len(networks)) if task.device.type == "cuda" else 0
         self._streams = [torch.cuda.Stream(task.device) for _ in range(count)]
         placed = [network.to(task.device).to(memory_format=torch.channels_last) for network in networks]
         self._states = [{**dict(n.named_parameters()), **dict(n.named_buffers())} for n in placed]
@@ -42,46 +41,29 @@ class StreamsPopulation:
 
     def step(self, x_MNCHW: Tensor, labels_MN: Tensor) -> None:
         """One step of every member on its own batch. The caller's stream made the batch and waits for all members."""
-        self._fork()
-        for m, (state, leaves, optimizer) in enumerate(
-            zip(self._states, self._leaves, self._optimizers, strict=True)
-        ):
-            with self._stream(m):
-                loss = self._loss(state, x_MNCHW[m], labels_MN[m])
-                gradients = torch.autograd.grad(loss, leaves)
+        for stream in self._streams:
+            stream.wait_stream(torch.cuda.current_stream(self._device))
+        for m, (state, leaves) in enumerate(zip(self._states, self._leaves, strict=True)):
+            mine = (
+                torch.cuda.stream(self._streams[m % len(self._streams)])
+                if self._streams
+                else contextlib.nullcontext()
+            )
+            with mine:
+                gradients = torch.autograd.grad(self._loss(state, x_MNCHW[m], labels_MN[m]), leaves)
                 for leaf, gradient in zip(leaves, gradients, strict=True):
                     leaf.grad = gradient
-                optimizer.step()
-        self._join()
+                self._optimizers[m].step()
+        for stream in self._streams:
+            torch.cuda.current_stream(self._device).wait_stream(stream)
 
     def state_dict(self, m: int) -> dict[str, Tensor]:
         """Member m's parameters and buffers."""
         return {name: value.detach() for name, value in self._states[m].items()}
 
-    def _stream(self, m: int) -> contextlib.AbstractContextManager[Any]:
-        if not self._streams:
-            return contextlib.nullcontext()
-        return torch.cuda.stream(self._streams[m % len(self._streams)])
 
-    def _fork(self) -> None:
-        for stream in self._streams:
-            stream.wait_stream(torch.cuda.current_stream(self._device))
-
-    def _join(self) -> None:
-        for stream in self._streams:
-            torch.cuda.current_stream(self._device).wait_stream(stream)
-
-
-def streams(task: Task, members: int) -> Contestant:
+def streams(task: Task, members: int) -> Case:
     """Compiled."""
     if task.device.type != "cuda":
         raise Unavailable("streams need a GPU")
-    network = task.network()
-    population = StreamsPopulation(task, [copy.deepcopy(network) for _ in range(members)], compiled=True)
-    batches = StockBatches(task, members)
-
-    def epoch() -> None:
-        for x_MNCHW, labels_MN in batches.epoch():
-            population.step(x_MNCHW, labels_MN)
-
-    return Contestant(epoch, members * task.steps * task.batch)
+    return task.case(StreamsPopulation(task, task.networks(members), compiled=True).step, members)

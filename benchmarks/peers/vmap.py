@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.task import Contestant, StockBatches, Task
+from benchmarks.runner import Case
+from benchmarks.task import Task
 
 
 class VmapPopulation:
     """M networks of one architecture, trained together."""
 
     def __init__(self, task: Task, networks: Sequence[nn.Module], compiled: bool) -> None:
-        parameters, buffers = torch.func.stack_module_state([network.to(task.device) for network in networks])
-        self.parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-        self.buffers = buffers
-        self._optimizer = task.optimizer(list(self.parameters.values()))
+        parameters, self._buffers = torch.func.stack_module_state([network.to(task.device) for network in networks])
+        self._parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        self._optimizer = task.optimizer(list(self._parameters.values()))
         # Gives the architecture only. Deep copies, since functional_call swaps tensors in and out of it.
         network = copy.deepcopy(networks[0]).train()
         low: set[str] = set()
@@ -47,36 +47,17 @@ class VmapPopulation:
 
         self._losses = torch.compile(losses, dynamic=False) if compiled else losses
 
-    def step(self, x_MNCHW: Tensor, labels_MN: Tensor) -> Tensor:
-        """One step of every member on its own batch; losses [M]."""
+    def step(self, x_MNCHW: Tensor, labels_MN: Tensor) -> None:
+        """One step of every member on its own batch."""
         self._optimizer.zero_grad()
-        loss_M: Tensor = self._losses({**self.parameters, **self.buffers}, x_MNCHW, labels_MN)
-        loss_M.sum().backward()
+        self._losses({**self._parameters, **self._buffers}, x_MNCHW, labels_MN).sum().backward()
         self._optimizer.step()
-        return loss_M.detach()
 
     def state_dict(self, m: int) -> dict[str, Tensor]:
         """Member m's parameters and buffers."""
-        return {name: value[m].detach() for name, value in {**self.parameters, **self.buffers}.items()}
+        return {name: value[m].detach() for name, value in {**self._parameters, **self._buffers}.items()}
 
 
-def _contestant(task: Task, members: int, compiled: bool) -> Contestant:
-    network = task.network()
-    population = VmapPopulation(task, [copy.deepcopy(network) for _ in range(members)], compiled)
-    batches = StockBatches(task, members)
-
-    def epoch() -> None:
-        for x_MNCHW, labels_MN in batches.epoch():
-            population.step(x_MNCHW, labels_MN)
-
-    return Contestant(epoch, members * task.steps * task.batch, static_memory=True)
-
-
-def vmap_compiled(task: Task, members: int) -> Contestant:
-    """Forward, loss and their gradients under torch.compile."""
-    return _contestant(task, members, compiled=True)
-
-
-def vmap_eager(task: Task, members: int) -> Contestant:
-    """The same without the compiler."""
-    return _contestant(task, members, compiled=False)
+def vmap(task: Task, members: int, compiled: bool = True) -> Case:
+    """Forward, loss and their gradients under torch.compile, or without it."""
+    return task.case(VmapPopulation(task, task.networks(members), compiled).step, members)

@@ -10,7 +10,8 @@ from torch.nn import functional
 from benchmarks.peers.grouped import GroupedPopulation
 from benchmarks.peers.streams import StreamsPopulation
 from benchmarks.peers.vmap import VmapPopulation
-from benchmarks.task import StockBatches, Task, Unavailable
+from benchmarks.runner import Unavailable
+from benchmarks.task import StockBatches, Task
 from fastwi.config.schema import Config, OptimizerConfig
 from fastwi.data.resident import ResidentDataset, normalisation_table
 from fastwi.models.registry import build_model

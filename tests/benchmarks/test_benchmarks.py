@@ -1,0 +1,254 @@
+"""Every benchmark in a tiny run: its table, its JSON file and its plot; and every command that the documents name."""
+
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import evaluation, interpolation, loading, memory, runner
+from fastwi.errors import UserError
+from fastwi.kernels.cpu import library
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "busy": "--batch=16 --batches=1 --rounds=2 --busy=1",
+    "convolution": "--image=8 --batch=2 --rounds=2",
+    "coverage": "--parents=5,6 --datasets=20 --correlations=2 --resamples=100",
+    "evaluation": "--device=cpu --alphas=4 --pieces=2 --images=16 --batch=8 --baselines=fastwi,again,low",
+    "interpolation": "--device=cpu --pairs=2 --rounds=2",
+    "loading": "--device=cpu --batch=8 --batches=3 --rounds=2 --workers=1 --baselines=augment,again,augment-many,"
+    "streamed,streamed-jpeg,streamed-jpeg-unchecked,torch-eager,dataloader",
+    "memory": "--device=cpu --members=1,2 --rounds=1 --engines=loop --batch=8 --width=0.25",
+    "planning": "--trajectories=100 --rounds=2",
+    "sweep": "--rounds=1 --threads=1 --parents=2 --pairs=3 --images=64",
+    "throughput": "--device=cpu --members=1,2 --width=0.25 --batch=8 --batches=2 --least=1 --rounds=2 --workers=1 "
+    "--baselines=usual,stock-graphs,vmap-eager,streams,loop,again",
+}
+WITHOUT_DATA = {"convolution", "coverage", "interpolation", "planning", "sweep"}
+
+
+def run(name, directory, data):
+    """The JSON file of a tiny run."""
+    words = shlex.split(TINY[name]) + ([] if name in WITHOUT_DATA else [f"--data={data}"])
+    assert importlib.import_module(f"benchmarks.{name}").main([*words, f"--out={directory}"]) == 0
+    return json.loads((directory / f"{name}-cpu.json").read_text())
+
+
+def rows_of(told, *keys):
+    return {tuple(row[key] for key in keys): row for row in told["measurements"]}
+
+
+def check_busy(told):
+    rows = rows_of(told, "busy", "case")
+    assert set(rows) == {(f"{count} busy", way) for count in (0, 1) for way in ("default", "fastwi", "passive")}
+    assert all(row["reference_is_x"] == 1 for (_, way), row in rows.items() if way == "fastwi")
+
+
+def check_convolution(told):
+    rows = rows_of(told, "convolution", "pass", "case")
+    assert ("1 x 3->16 3x3/1 at 8x8", "step", "channels-last") in rows
+    assert ("1 x 3->16 3x3/1 at 8x8", "step", "fastwi winograd") not in rows
+    ours = ("6 x 16->16 3x3/1 at 8x8", "forward", "fastwi winograd, again") in rows
+    assert ours == (library() is not None)
+    assert sum(int(name.split()[0]) for name, each, way in rows if (each, way) == ("step", "contiguous")) == 19
+    for row in rows.values():  # 2 images a round
+        flops = 1e9 * row["GFLOP_per_s"] / row["images_per_s"]
+        if row["case"] == "contiguous" and "16->16" in row["convolution"]:
+            assert flops == pytest.approx(2 * 16 * 64 * 16 * 9 * (3 if row["pass"] == "step" else 1))
+
+
+def check_coverage(told):
+    assert len(told["measurements"]) == 2 * (6 * 5 + 8 * 4)
+    assert all(0 <= row["coverage_%"] <= 100 for row in told["measurements"])
+    methods = {"fastwi", "percentile", "widened percentile", "BCa", "bootstrap t"}
+    assert {row["method"] for row in told["measurements"] if row["statistic"] == "mean"} == methods
+
+
+def check_evaluation(told):
+    rows = rows_of(told, "case")
+    assert {case for (case,) in rows} >= {"fastwi", "fastwi, again"}
+    for row in told["measurements"]:
+        if "not_measured" not in row:  # 2 of 4 alphas, on 16 images of each split
+            assert row["images_a_round"] == 2 * 2 * 16
+            assert row["s_in_all"] == pytest.approx(sum(row["seconds"]))
+            assert len(row["seconds"]) == 2
+
+
+def check_interpolation(told):
+    rows = rows_of(told, "case")
+    assert {("fastwi rows",), ("fastwi rows, again",), ("fastwi averages",), ("AveragedModel",)} <= set(rows)
+    row = rows["torch.lerp, rows gathered",]
+    assert row["GB_per_s"] / row["pairs_per_s"] == pytest.approx(12e-9 * (269_722 + 1_376))
+
+
+def check_loading(told):
+    rows = rows_of(told, "case")
+    assert len(rows) == 8
+    for (case,), row in rows.items():
+        assert row["images_a_round"] == 3 * 8 * (loading.MANY if "networks" in case else 1)
+        bytes_each = 1e9 * row["GB_per_s"] / row["images_per_s"]
+        assert bytes_each == pytest.approx(16 * 16 * 3 * 3) or bytes_each == pytest.approx(16 * 16 * 3 * 5)
+
+
+def check_memory(told):
+    (row,) = told["measurements"]
+    assert row["engine"] == "loop"
+    assert row["peak_MB_of_2"] - row["peak_MB_of_1"] == pytest.approx(row["MB_a_member"])
+    assert min(row["peak_MB_of_1"], row["peak_MB_of_2"]) > 10
+    # Weights, momentum and statistics of a ResNet20 of a quarter of the width, with room for alignment.
+    assert 0.1 < row["population_MB_a_member"] < 0.2
+
+
+def check_planning(told):
+    for row in told["measurements"]:  # one parent: 5 k, 64 children, 3 s
+        assert (row["trajectories"], row["points"]) == (801, 480)
+        assert 10 < row["peak_MB"] < 150  # no torch
+
+
+def check_sweep(told):
+    rows = rows_of(told, "part")
+    assert {row["what"] for row in told["measurements"]} == {"this commit"}
+    # Parents to k = 20; 4 children of each k for s = 10; 10 epochs of each of their 2 averages.
+    assert rows["path",]["epochs"] == 2 * (20 + 2 * 4 * 10 + 2 * 2 * 10)
+    # k to 6; 8 children of 3 k for 4 epochs; 2 epochs of 4 averages in 9 cells.
+    assert rows["grid",]["epochs"] == 6 + 3 * 8 * 4 + 9 * 4 * 2
+    assert 0 < rows["grid",]["steps_in_it_s"] < rows["grid",]["seconds"]
+    assert rows["pairs",]["pairs"] == 3
+    assert all(rows["pairs",][key] > 0 for key in ("of_rows_%", "of_files_%"))
+
+
+def check_throughput(told):
+    rows = rows_of(told, "case", "members")
+    measured = {key for key, row in rows.items() if "not_measured" not in row}
+    of_each_m = {"vmap, eager", "fastwi loop", "fastwi loop, again"}
+    assert measured == {("usual script", 1)} | {(name, M) for name in of_each_m for M in (1, 2)}
+    assert "GPU" in rows["CUDA streams", 1]["not_measured"]
+    assert "GPU" in rows["best stock loop, CUDA graphs", 2]["not_measured"]
+    assert rows["fastwi loop", 2]["reference_is_x"] == 1
+    # Two steps of 8 images of one network a round, or one step of 8 images of each of two.
+    assert {rows[key]["images_a_round"] for key in measured} == {16}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_run(name, digits_directory, tmp_path, capsys):
+    told = run(name, tmp_path, digits_directory)
+    shown = capsys.readouterr().out
+    globals()[f"check_{name}"](told)
+    assert {"cpu", "torch", "commit", "date"} <= told["machine"].keys()
+    assert told["settings"]
+    for row in told["measurements"]:
+        if "seconds" in row and isinstance(row["seconds"], list):
+            (unit,) = (key.removesuffix("_a_round") for key in row if key.endswith("_a_round") and key[:2] != "ms")
+            rates = [row[f"{unit}_a_round"] / seconds for seconds in row["seconds"]]
+            assert row[f"{unit}_per_s"] == pytest.approx(row[f"{unit}_a_round"] / np.median(row["seconds"]))
+            assert min(rates) <= row["quartiles"][0] <= row["quartiles"][1] <= max(rates)
+            assert row["case"] in shown
+            assert f"{row[f'{unit}_per_s']:,.0f}" in shown
+    floors = [floor for each in told.get("floors", {}).values() for floor in each.values()]
+    assert all(floor > 0 for floor in floors)
+    for title, each in told["floors"].items():
+        assert title.split(",")[0] in " ".join(shown.split())
+        for key, floor in each.items():
+            short = key.removesuffix("_images_per_s").removesuffix("_pairs_per_s")
+            of = [row for row in told["measurements"] if f"of_{short}_floor_%" in row]
+            assert of
+            assert any(
+                row[f"of_{short}_floor_%"]
+                == pytest.approx(100 * row.get("images_per_s", row.get("pairs_per_s")) / floor)
+                for row in of
+            )
+    if name not in ("coverage", "planning", "sweep"):
+        assert (tmp_path / f"{name}-cpu.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (tmp_path / f"{name}-cpu.svg").read_text()
+
+
+def test_a_million_epochs_and_another_checkout(tmp_path, capsys):
+    """1,000 epochs; a copy of the sources stands for another commit."""
+    from benchmarks import sweep
+
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("fastwi", "data_prep", "configs"):
+        (other / name).symlink_to(ROOT / name)
+    assert sweep.main(["--long=1000", "--rounds=1", "--threads=1", f"--before={other}", f"--out={tmp_path}"]) == 0
+    told = json.loads((tmp_path / "sweep-cpu.json").read_text())["measurements"]
+    assert {(row["what"], row["epochs"]) for row in told} == {("this commit", 1000), ("before", 1000)}
+
+
+def commands():
+    """(module, arguments) of every `python -m benchmarks.X` in documents and in the device check."""
+    for path in [*(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.[ms][dh]")]:
+        text = path.read_text().replace("\\\n", " ")
+        for found in re.finditer(r"-m benchmarks\.(\w+)([^\n`|]*)", text):
+            words = re.sub(r'"?\$\{\w+\[@\][^ ]*', "", found[2]).replace("DIR", ".")
+            yield pytest.param(found[1], shlex.split(words.partition(" and ")[0]), id=f"{path.name}:{found[0]}")
+
+
+@pytest.mark.parametrize(("name", "arguments"), list(commands()))
+def test_commands_of_the_documents_are_accepted(name, arguments, monkeypatch):
+    def accept(*_):
+        raise SystemExit(0)
+
+    monkeypatch.setattr(runner, "Report", accept)
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"benchmarks.{name}").main(arguments)
+    assert stopped.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "named"),
+    [
+        ("throughput", ["--baselines=loop,jax"], "jax"),
+        ("throughput", ["--members=2,1"], "--members"),
+        ("throughput", ["--members=0,1"], "--members"),
+        ("loading", ["--batch=0"], "--batch"),
+        ("sweep", ["--parts=path,walk"], "walk"),
+    ],
+)
+def test_bad_options_are_refused(name, words, named, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"benchmarks.{name}").main(words)
+    assert stopped.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("memory", []), ("busy", []), ("evaluation", ["--alphas=30", "--pieces=4"])]
+)
+def test_bad_input_is_one_line(name, words, tmp_path, capsys):
+    assert importlib.import_module(f"benchmarks.{name}").main([*words, f"--data={tmp_path / 'nowhere'}"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_cases_that_disagree_are_refused():
+    exact = np.zeros((2, 2, 2))
+    found = {evaluation.FASTWI: exact, evaluation.AUTOCAST: exact + np.array([1e-5, 0.4]), evaluation.LOW: exact + 9}
+    evaluation.verify(torch.float32, 0.0, found)
+    for off in ([1e-3, 0.0], [0.0, 0.6], [np.nan, 0.0]):
+        with pytest.raises(UserError, match="differ"):
+            evaluation.verify(torch.float32, 0.0, found | {evaluation.AUTOCAST: exact + off})
+    original = interpolation.random_population(4, torch.device("cpu"))
+    restore, _, result = interpolation.row_ways(original)[interpolation.OURS]
+    with pytest.raises(UserError, match="wrong way"):
+        interpolation.verify({"wrong way": (restore, lambda: None, result)}, original)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what is in use")
+def test_a_peak_is_seen_and_forgotten():
+    import mmap
+
+    device, size = torch.device("cpu"), 64 * 2**20
+    memory.forget_peak(device)
+    before = memory.peak_bytes(device)
+    with mmap.mmap(-1, size) as block:  # not from the heap, which may hold freed memory
+        for page in range(0, size, mmap.PAGESIZE):
+            block[page] = 1
+        assert memory.peak_bytes(device) >= runner.memory_bytes("VmRSS") > 0
+    assert memory.peak_bytes(device) - before > 0.9 * size
+    memory.forget_peak(device)
+    assert memory.peak_bytes(device) - before < 0.5 * size

@@ -1,0 +1,202 @@
+"""The runner: rounds in turn, what is counted, failures of one case; floors; processes of their own."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from benchmarks import floor, runner, task
+from benchmarks.peers.airbench import AirbenchBatches
+from benchmarks.peers.ffcv import FFCVBatches, normaliser
+from benchmarks.runner import Case, Floor, Report, Unavailable
+from fastwi.kernels.cpu import library
+from fastwi.models.registry import build_model
+
+IMAGE = torch.Size([32, 32, 3])
+
+
+def test_a_table_of_known_times(tmp_path, capsys, monkeypatch):
+    """On a clock that the runs set all figures follow by hand. The first run builds, the second is a warm-up."""
+    now, prepared, closed = [0.0], [], []
+
+    def taking(*seconds):
+        rounds = iter(seconds)
+
+        def run():
+            now[0] += next(rounds)
+
+        return run
+
+    def unavailable():
+        raise Unavailable("needs a GPU")
+
+    def broken():
+        raise RuntimeError("no such\nluck")
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    fastwi = Case(taking(9, 9, 9, *[2] * 6), 4, lambda: prepared.append(1), lambda: closed.append(1))
+    cases = {"fastwi": lambda: fastwi, "other": Case(taking(9, 9, 8, 4, 2), 8), "gpu": unavailable, "base": broken}
+    bound = Floor("copy", {"copy": taking(*[0.5] * 8)}, lambda timings: 8 * timings["copy"][2])
+    report = Report("tiny", {"device": "cpu"}, tmp_path)
+    report.time("Title", "images", cases, 3, reference=["fastwi", "other"], again="fastwi", each={"GB": 0.5},
+                floors=[bound], at={"members": 3})  # fmt: skip
+    assert not report.failed  # a baseline's failure
+    assert (len(prepared), len(closed)) == (9, 2)
+    told = json.loads((tmp_path / "tiny-cpu.json").read_text())
+    found = {row.pop("case"): row for row in told["measurements"]}
+    assert found["gpu"] == {"members": 3, "not_measured": "needs a GPU"}
+    assert found["base"] == {"members": 3, "not_measured": "failed: RuntimeError: no such"}
+    assert found["other"] == {
+        "members": 3, "images_per_s": 2.0, "quartiles": [pytest.approx(8 / 6), pytest.approx(8 / 3)],
+        "ms_a_round": 4000.0, "reference_is_x": 1.0, "GB_per_s": 1.0, "of_copy_floor_%": 50.0, "images_a_round": 8,
+        "seconds": [8.0, 4.0, 2.0],
+    }  # fmt: skip
+    assert found["fastwi"] == found["fastwi, again"]
+    assert found["fastwi"]["seconds"] == [2.0, 2.0, 2.0]
+    assert told["floors"] == {"Title": {"copy_images_per_s": 4.0}}
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "gpu: needs a GPU" in shown
+    assert "Title; 3 rounds; copy floor 4 images/s; reference: fastwi" in shown
+    assert "4,000" in shown
+
+
+def test_fastwis_own_failure_is_a_failure(capsys):
+    report = Report("tiny", {"device": "cpu"}, None)
+    report.time("Title", "images", {"fastwi": lambda: 1 / 0, "other": Case(lambda: None, 1)}, 1)
+    assert report.failed
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_parts_of_a_whole_are_summed(capsys, monkeypatch):
+    rows = []
+    monkeypatch.setattr(Report, "add", lambda _self, _title, _rows, found=(): rows.extend(found))
+    monkeypatch.setattr(runner, "interleave", lambda *_: {"a": [1.0, 2.0, 6.0], "b": [2.0, 2.0, 2.0]})
+    cases = {name: Case(lambda: None, 1) for name in "ab"}
+    Report("tiny", {"device": "cpu"}, None).time("Title", "images", cases, 3, reference=["b"], sums=True)
+    assert [row["s_in_all"] for row in rows] == [9.0, 6.0]
+    assert [row["reference_is_x"] for row in rows] == [1.5, 1.0]
+
+
+def test_short_gives_way_to_what_is_given(monkeypatch):
+    told = []
+
+    @runner.benchmark(rounds=3, batches=4)
+    def main(report, rounds: int = 9, batches: int = 24, names: tuple[str, ...] = ("a", "b"), least: int = 0):
+        told.append((rounds, batches, names, least))
+
+    monkeypatch.setattr(runner, "Report", lambda *_: type("R", (), {"failed": False}))
+    for words in ([], ["--short"], ["--short", "--rounds=5"], ["--names=b", "--least=0"]):
+        assert main(words) == 0
+    assert told == [(9, 24, ("a", "b"), 0), (3, 4, ("a", "b"), 0), (5, 4, ("a", "b"), 0), (9, 24, ("b",), 0)]
+
+
+def test_processes_of_their_own(tmp_path):
+    file = tmp_path / "part.py"
+    file.write_text(
+        "import os\nfrom pathlib import Path\nfrom benchmarks.runner import Unavailable\n"
+        "def tell(a):\n    return {'a': a, 'place': os.getcwd(), 'files': os.listdir(), 'x': os.environ['X_TEST']}\n"
+        "def refuse():\n    raise Unavailable('not here')\n"
+        "def fail():\n    raise ValueError('broken')\n"
+    )
+    told = runner.fresh(str(file), "tell", {"a": 5}, directory=str(tmp_path), X_TEST="yes")
+    assert (told["a"], told["files"], told["x"]) == (5, [], "yes")
+    assert told["place"].startswith(str(tmp_path))
+    with pytest.raises(Unavailable, match="not here"):
+        runner.fresh(str(file), "refuse", {})
+    with pytest.raises(RuntimeError, match="broken"):
+        runner.fresh(str(file), "fail", {})
+
+
+def test_the_convolutions_of_resnet20():
+    network = build_model("resnet20", 10).train()
+    shapes, outputs = floor.convolutions(network, IMAGE)
+    assert outputs == 188_416
+    assert sum(shape.first for shape in shapes) == 1
+    assert sorted(shapes.values()) == [1, 1, 1, 5, 5, 6]
+    products = sum(count * shape.flops(training=False) for shape, count in shapes.items()) / 2
+    assert products + 640 == pytest.approx(40.55e6, rel=1e-3)  # the linear layer has 640
+    assert all(shape.flops(True) == shape.flops(False) * (2 if shape.first else 3) for shape in shapes)
+    assert network.training, "the network that was asked about is left as it was"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_floors_follow_from_timings(training):
+    network = build_model("resnet20", 10, 0.25)
+    image, device = torch.Size([8, 8, 3]), torch.device("cpu")
+    each, floors = floor.floors_of(network, image, 2, device, torch.bfloat16, training)
+    _, outputs = floor.convolutions(network, image)
+    assert each["GB"] == pytest.approx((8 if training else 2.5) * 2 * outputs / 1e9)
+    # One order of each layer twice as fast: the faster one counts.
+    timings = {name: [0.25 if name.endswith("channels-last") else 0.5] for each in floors for name in each.runs}
+    memory, convolutions = floors
+    copied = memory.runs["memory floor"]()  # the target, of as many bytes as the source
+    assert memory.rate(timings) == pytest.approx(2 * copied.nbytes / 0.5 / (1e9 * each["GB"]))
+    assert convolutions.rate(timings) == pytest.approx(2 / (19 * 0.25))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_timed_is_the_convolution(training):
+    shapes, _ = floor.convolutions(build_model("resnet20", 10), torch.Size([16, 16, 3]))
+    for shape in shapes:
+        ways = floor.ways(shape, 3, torch.float32, training)
+        own = (shape.channels_in, shape.stride) != (3, (1, 1)) and shape.stride == (1, 1)
+        assert set(ways) == {*floor.ORDERS, *([floor.WINOGRAD] if own and library() is not None else [])}
+        for run in ways.values():
+            result = run()
+            if training:
+                sizes = [tuple(gradient.shape) for gradient in result]
+                assert sizes[-1] == (shape.channels_out, shape.channels_in, 3, 3)
+                assert sizes[:-1] == ([] if shape.first else [(3, shape.channels_in, shape.height, shape.width)])
+            else:
+                height, width = shape.height // shape.stride[0], shape.width // shape.stride[1]
+                assert result.shape == (3, shape.channels_out, height, width)
+                assert not result.requires_grad
+
+
+@pytest.fixture
+def small(digits_directory):
+    return task.make_task(str(digits_directory), 3, 8, workers=1)
+
+
+@pytest.mark.ffcv
+def test_ffcv_hands_out_the_images(small, monkeypatch):
+    pytest.importorskip("ffcv")
+    monkeypatch.setattr(torch, "compile", lambda call=None, **_: call or (lambda given: given))
+    threads = torch.get_num_threads()
+    batches = FFCVBatches(small)
+    found = list(batches.epoch())
+    batches.close()
+    assert torch.get_num_threads() == threads
+    _check_epoch(small, found)
+
+
+def test_airbench_hands_out_the_images(small):
+    pytest.importorskip("airbench")
+    _check_epoch(small, list(AirbenchBatches(small).epoch()))
+
+
+def _check_epoch(task, found):
+    assert len(found) == 3
+    for x_NCHW, labels_N in found:
+        assert (x_NCHW.shape, x_NCHW.dtype, labels_N.shape) == ((8, 3, 16, 16), task.dtype, (8,))
+        assert x_NCHW.is_contiguous(memory_format=torch.channels_last)
+    labels = torch.cat([labels_N for _, labels_N in found])
+    assert torch.equal(labels.sort().values, task.dataset.labels_N.sort().values)
+
+
+def test_normalising_after_ffcv_is_the_table(small, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda call=None, **_: call or (lambda given: given))
+    v_256 = torch.arange(256, dtype=torch.uint8)
+    found = normaliser(small)(v_256.expand(3, 256)[None, :, None])[0, :, 0]
+    wanted = small.dataset.table_C256.to(small.dtype)
+    # One more rounding in float32 before that to bf16, which may turn it over: one unit in the last of 8 bits.
+    torch.testing.assert_close(found.float(), wanted.float(), rtol=2**-7, atol=1e-5)
+
+
+def test_a_small_set_is_taken_again_and_again(digits_directory):
+    again = task.make_task(str(digits_directory), 4, 500)
+    whole = task.make_task(str(digits_directory), 1, 1437)
+    assert len(again.dataset) == 2000
+    assert torch.equal(again.dataset.images_NHWC[:1437], whole.dataset.images_NHWC)
+    assert torch.equal(again.dataset.images_NHWC[1437:], whole.dataset.images_NHWC[:563])
