@@ -5,9 +5,9 @@ Also the pass under all per-example analyses: each network's outputs on each ima
 Shapes: M members, N images, K classes, S splits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,14 +29,6 @@ class LogitsEngine(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ExampleMetrics:
-    """What each member makes of each image: cross-entropy loss_MN (nats, float64) and correct_MN (bool)."""
-
-    loss_MN: NDArray[np.float64]
-    correct_MN: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
 class SplitScores:
     """Accuracy (%) and mean cross-entropy (nats) of each member on each split, float64 [M, S].
 
@@ -46,23 +38,6 @@ class SplitScores:
     accuracy_MS: NDArray[np.float64]
     loss_MS: NDArray[np.float64]
     images_S: NDArray[np.int64]
-
-    def rows(self, networks: Sequence[str], epoch: int) -> list[dict[str, Any]]:
-        """One row a network and split; `networks` names the members, `epoch` counts from initialisation.
-
-        Raises UserError where there is not one name a member.
-        """
-        members, splits = self.loss_MS.shape
-        if len(networks) != members:
-            raise UserError(f"networks: {len(networks)} names for {members} members; give one a member")
-        return [
-            {
-                "network": networks[m], "epoch": epoch, "split": s + 1,
-                "train_accuracy_%": float(self.accuracy_MS[m, s]), "train_loss": float(self.loss_MS[m, s]),
-            }
-            for m in range(members)
-            for s in range(splits)
-        ]  # fmt: skip
 
 
 def member_batches(
@@ -78,27 +53,14 @@ def member_batches(
         yield positions, loss_n, logits_nK.argmax(1) == labels_n
 
 
-def example_metrics(
-    engine: LogitsEngine, population: Population, dataset: ResidentDataset, members: Sequence[int] | None = None
-) -> ExampleMetrics:
-    """Loss and correctness of every image under every member (or only those in `members`), as host arrays.
-
-    They take 9 bytes an image and member: 230 MB for 512 members on 50,000 images. Where that is too much, give the
-    `members` in portions. Raises UserError for a member that is not there.
-    """
-    chosen = list(range(population.members)) if members is None else list(members)
-    for m in chosen:
-        if not 0 <= m < population.members:
-            raise UserError(f"members: no member {m}; there are members 0 to {population.members - 1}")
-    loss_MN = np.empty((len(chosen), len(dataset)))
-    correct_MN = np.empty((len(chosen), len(dataset)), dtype=np.bool_)
-    for row, m in enumerate(chosen):
-        loss_N = torch.empty(len(dataset), dtype=torch.float64, device=dataset.labels_N.device)
-        correct_N = torch.empty_like(loss_N, dtype=torch.bool)
-        for positions, loss_n, correct_n in member_batches(engine, population, m, dataset):
-            loss_N[positions], correct_N[positions] = loss_n, correct_n
-        loss_MN[row], correct_MN[row] = loss_N.cpu().numpy(), correct_N.cpu().numpy()
-    return ExampleMetrics(loss_MN, correct_MN)
+def correct_images(engine: LogitsEngine, population: Population, dataset: ResidentDataset) -> NDArray[np.bool_]:
+    """Whether each member is right about each image, bool [M, N], as a host array."""
+    correct_MN = torch.empty((population.members, len(dataset)), dtype=torch.bool, device=dataset.labels_N.device)
+    for m in range(population.members):
+        for positions, _, correct_n in member_batches(engine, population, m, dataset):
+            correct_MN[m, positions] = correct_n
+    found: NDArray[np.bool_] = correct_MN.cpu().numpy()
+    return found
 
 
 def equal_splits(scores_N: ArrayLike, splits: int = 4) -> NDArray[np.int64]:
@@ -133,14 +95,11 @@ def split_scores(
     Raises UserError for splits that do not fit the dataset.
     """
     given = np.asarray(splits_N)
-    if given.shape != (len(dataset),) or given.dtype.kind not in "iu":
+    fits = given.shape == (len(dataset),) and given.dtype.kind in "iu" and int(given.min()) >= 0
+    if not fits or len(np.unique(given)) != int(given.max()) + 1:
         raise UserError(
-            f"splits: {given.dtype} {given.shape} for a dataset of {len(dataset)} images; give one integer an image, "
-            "from scores of this very dataset"
-        )
-    if int(given.min()) < 0 or len(np.unique(given)) != int(given.max()) + 1:
-        raise UserError(
-            f"splits: numbers {np.unique(given)[:8].tolist()}; they must be 0, 1, 2 ... with none left out"
+            f"splits: {given.dtype} {given.shape} for {len(dataset)} images, or a number left out; give each image one "
+            "of 0, 1, 2 ..., from scores of this very dataset"
         )
     images_S = np.bincount(given)
     device = dataset.labels_N.device

@@ -299,8 +299,8 @@ def draw(frames: Frames, path: Path, title: str) -> None:
     handles += [Line2D([], [], ls="", marker=markers[s], color="0.35", label=f"s = {s}") for s in ss]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 12), fontsize=8)
     level, n = LEVEL if correlation["low"].count() else "", counted_text(pairs, pairs.height)
-    constant = len([name for name in QUANTITIES if name not in shown])
-    left = f"; {constant} quantities that were not measured or do not vary are left out" if constant else ""
+    constant = len(QUANTITIES) - len(shown)
+    left = f"; left out: {constant} that were not measured or do not vary" if constant else ""
     figure.suptitle(
         f"Gain of the average over {GAINS[gain]}, against what it may depend on\n{title}; {n}; "
         f"above each panel Spearman's rank correlation{level}{left}", fontsize=9,

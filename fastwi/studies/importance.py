@@ -478,6 +478,7 @@ def draw(frames: Frames, path: Path, title: str) -> None:
     bars = axes[len(numbers)]
     spread = spread_text(draw_bars(bars, gains, "gain_mean_points", "split", "{} statistics"))
     style(bars, "split", "gain (points)", f"Gain over the children's mean\n{spread}")
+    bars.margins(y=0.2)
     bars.legend(fontsize=7)
     for axis in axes[len(numbers) + 1 :]:
         axis.set_visible(False)

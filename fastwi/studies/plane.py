@@ -94,14 +94,15 @@ _LEAST = 1e-6  # nats: a loss of exactly 0 has no logarithm
 def draw(frames: Frames, path: Path, title: str) -> None:
     """Draw contours of the test loss over the plane, on a logarithmic scale, one panel a treatment of batch norm.
 
-    The scale ends where the loss is `_ABOVE` times the largest of the four networks; hatched: not defined.
+    The scale ends at `_ABOVE` times the largest loss of the four networks; the title says what lies above it.
     """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     plane, points = frames["plane"], frames["points"]
     treatments = distinct(plane, "batch_norm")
-    figure = Figure(figsize=(5.2 * len(treatments) + 0.4, 5.0), layout="constrained")
+    width, height = (float(np.ptp(plane[name].to_numpy())) for name in ("x_l2", "y_l2"))
+    figure = Figure(figsize=(5.2 * len(treatments) + 0.4, 2.6 + 4.4 * min(1.5, height / width)), layout="constrained")
     axes = figure.subplots(1, len(treatments), squeeze=False)[0]
     notes = set[str]()
     for axis, treatment in zip(axes, treatments, strict=True):

@@ -48,12 +48,6 @@ def digits(directory: Path) -> ResidentDataset:
     return load_split(directory, "train", torch.device("cpu"), IMAGES)[0]
 
 
-def linear(seed: int) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
-
-
 def loop_engine(model: nn.Module) -> LoopEngine:
     config = EngineConfig(device="cpu", precision="fp32", backend="eager", evaluation_batch=20)
     optimizer = OptimizerConfig(batch_size=16, learning_rate=0.05)

@@ -1,0 +1,212 @@
+"""EL2N, forgetting, splits and ensembles: closed forms, plain loops, and ResNets in float64."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from reference_outputs import GivenLogits, labelled, logits_in_float64, members, trained_resnets
+
+from fastwi import average
+from fastwi.analysis import el2n_scores, ensemble_control, equal_splits, forgetting_events, split_scores
+from fastwi.analysis.el2n import error_norms
+from fastwi.errors import UserError
+from fastwi.models.resnet import resnet20
+
+ULP = np.finfo(np.float64).eps
+
+
+@pytest.fixture(scope="module")
+def resnets(digits_directory):
+    """An engine, three trained networks, their images, and their logits [M, N, K] in float64."""
+    engine, population, dataset = trained_resnets(digits_directory, 3)
+    logits = [logits_in_float64(resnet20(10), population, m, dataset) for m in range(3)]
+    return engine, population, dataset, torch.stack(logits)
+
+
+def given_logits(p_MN) -> GivenLogits:
+    """Two classes, with label 0 at these probabilities. Its logits are float32."""
+    p_MN = np.array(p_MN)
+    return GivenLogits(np.log(np.stack([p_MN, 1 - p_MN], axis=-1)))
+
+
+def test_error_norms_have_their_closed_forms():
+    # K equal logits: (1 - 1/K)^2 + (K - 1)/K^2 = 1 - 1/K. Two classes: sqrt(2) (1 - p of the label).
+    for classes in (2, 3, 10, 100):
+        flat = error_norms(torch.full((1, classes), 7.0), torch.tensor([classes - 1]))
+        assert float(flat) == pytest.approx(math.sqrt(1 - 1 / classes), rel=4 * ULP)
+    sure = error_norms(torch.tensor([[1000.0, 0.0, 0.0]]).repeat(2, 1), torch.tensor([0, 1]))
+    assert sure.tolist() == [0.0, pytest.approx(math.sqrt(2), rel=ULP)]
+    p_MN = np.array([[0.5, 0.75, 1.0 - 2**-20], [0.25, 0.5, 0.5]])
+    found = el2n_scores(given_logits(p_MN), members(2), labelled([0, 0, 0], 2))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, math.sqrt(2) * (1 - p_MN).mean(axis=0), rtol=1e-6)
+
+
+def test_el2n_of_resnets_is_the_definition(resnets):
+    engine, population, dataset, logits_MNK = resnets
+    found = el2n_scores(engine, population, dataset)
+    error_MNK = logits_MNK.softmax(2).numpy() - np.eye(10)[dataset.labels_N.numpy()]
+    # The engine's forward pass is float32.
+    np.testing.assert_allclose(found, np.linalg.norm(error_MNK, axis=2).mean(0), atol=1e-4)
+    assert found.std() > 0.01
+    singles = el2n_scores(engine, (population.clone_rows([m]) for m in range(3)), dataset)
+    assert np.array_equal(singles, found)  # the same sums in the same order
+
+
+def events_by_loops(history_T: list[bool]) -> int:
+    return sum(1 for before, after in itertools.pairwise(history_T) if before and not after)
+
+
+def over(history_TMN: np.ndarray):
+    """Forgetting of a given history: label 0 at probability 0.9 where it is right, else 0.1."""
+    engines = iter([given_logits(np.where(correct_MN, 0.9, 0.1)) for correct_MN in history_TMN])
+
+    class Playing:
+        def logits(self, population, m, dataset):
+            self.engine = next(engines) if m == 0 else self.engine
+            return self.engine.logits(population, m, dataset)
+
+    _, count, images = history_TMN.shape
+    return forgetting_events(Playing(), [members(count)] * len(history_TMN), labelled([0] * images, 2))
+
+
+def test_hand_made_histories():
+    history = {
+        "000000": (0, math.inf),  # never learned
+        "111111": (0, 0.0),
+        "000111": (0, 0.0),  # learned late, never forgotten
+        "010101": (2, 2.0),
+        "101010": (3, 3.0),
+        "100000": (1, 1.0),
+    }
+    found = over(np.array([[int(c) for c in text] for text in history], dtype=bool).T[:, None, :])
+    assert found.measurements == 6
+    assert found.events_MN[0].tolist() == [events for events, _ in history.values()]
+    assert found.scores().tolist() == [score for _, score in history.values()]
+    assert equal_splits(found.scores(), 6)[0] == 5  # the example that was never learned is the hardest
+    # Two trajectories, two examples; example 1 is never learned by the second.
+    found = over(np.array([[[1, 0], [1, 0]], [[0, 1], [0, 0]], [[1, 0], [0, 0]]], dtype=bool))
+    assert found.events_MN.tolist() == [[1, 1], [1, 0]]
+    assert found.scores().tolist() == [2.0, math.inf]
+    assert found.scores(never_learned=found.measurements).tolist() == [2.0, 4.0]  # as the authors' code counts
+
+
+@settings(deadline=None, max_examples=30)
+@given(history_TMN=arrays.arrays(np.bool_, st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))))
+def test_events_are_those_of_the_definition(history_TMN):
+    found = over(history_TMN)
+    histories_MN = history_TMN.transpose(1, 2, 0).tolist()
+    assert found.events_MN.tolist() == [[events_by_loops(h) for h in histories] for histories in histories_MN]
+    assert found.learned_MN.tolist() == history_TMN.any(0).tolist()
+
+
+def test_splits_of_a_hand_made_case():
+    # ascending: positions 4 (0.1), 1, 3 (tied at 0.2), 0 (0.5), 2 (0.9), 5 (inf); 6 images in 4 splits: 2 2 1 1
+    scores = [0.5, 0.2, 0.9, 0.2, 0.1, math.inf]
+    assert equal_splits(scores, 4).tolist() == [1, 0, 2, 1, 0, 3]
+    assert equal_splits(scores, 1).tolist() == [0] * 6
+    assert equal_splits(scores, 6).tolist() == [3, 1, 4, 2, 0, 5]
+    assert np.bincount(equal_splits(np.arange(50_000.0))).tolist() == [12_500] * 4  # the paper's Figure 5
+
+
+@settings(deadline=None)
+@given(scores=st.lists(st.sampled_from([-0.0, 0.0, 0.25, 1.0, math.inf]), min_size=1, max_size=60), data=st.data())
+def test_splits_are_equal_ascending_and_stable(scores, data):
+    count = data.draw(st.integers(1, len(scores)))
+    splits_N = equal_splits(scores, count)
+    sizes = np.bincount(splits_N, minlength=count).tolist()
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=True)
+    # Python's sort is stable: images in order of (score, position) must have splits that never fall.
+    in_order = sorted(range(len(scores)), key=lambda i: (scores[i], i))
+    assert [int(splits_N[i]) for i in in_order] == sorted(splits_N.tolist())
+
+
+def test_scores_on_splits_of_given_probabilities():
+    p_MN = [[0.5] * 7, [0.9, 0.8, 0.4, 0.7, 0.2, 0.6, 0.1]]
+    engine, splits = given_logits(p_MN), [0, 1, 0, 2, 1, 0, 2]
+    found = split_scores(engine, members(2), labelled([0] * 7, 2), splits)
+    assert engine.passes == [1, 1]  # one pass over the data, whatever the number of splits
+    assert found.images_S.tolist() == [3, 2, 2]
+    losses = [-math.log(0.9 * 0.4 * 0.6) / 3, -math.log(0.8 * 0.2) / 2, -math.log(0.7 * 0.1) / 2]
+    np.testing.assert_allclose(found.loss_MS, [[math.log(2)] * 3, losses], rtol=1e-6)
+    np.testing.assert_allclose(found.accuracy_MS, [[100, 100, 100], [200 / 3, 50, 50]], rtol=1e-15)
+    # An infinite loss stays in its split.
+    engine = GivenLogits([[[0.0, 0.0], [-math.inf, 0.0], [0.0, 0.0]]])
+    found = split_scores(engine, members(1), labelled([0, 0, 0], 2), [0, 1, 2])
+    np.testing.assert_allclose(found.loss_MS, [[math.log(2), math.inf, math.log(2)]], rtol=1e-15)
+
+
+def test_scores_on_splits_of_resnets_are_those_in_float64(resnets):
+    engine, population, dataset, logits_MNK = resnets
+    splits = equal_splits(np.random.default_rng(5).random(len(dataset)), 4)
+    found, whole = split_scores(engine, population, dataset, splits), engine.evaluate(population, dataset)
+    assert found.images_S.tolist() == [26, 26, 26, 25]
+    for m in range(3):
+        loss_N = -logits_MNK[m].log_softmax(1)[torch.arange(len(dataset)), dataset.labels_N].numpy()
+        np.testing.assert_allclose(found.loss_MS[m], [loss_N[splits == s].mean() for s in range(4)], atol=2e-4)
+    np.testing.assert_allclose(found.accuracy_MS @ found.images_S / len(dataset), whole.accuracy_M, rtol=1e-13)
+    assert len(np.unique(found.loss_MS)) == found.loss_MS.size  # networks and splits do differ
+
+
+def test_an_ensemble_of_given_probabilities_and_of_sure_networks():
+    # Label 0. Image 0: 0.9 and 0.2, so 0.55 together and right; image 1: 0.6 and 0.1, so 0.35 and wrong.
+    found = ensemble_control(given_logits([[0.9, 0.6], [0.2, 0.1]]), members(2), members(1), labelled([0, 0], 2))
+    assert (found.ensemble.accuracy_M, found.children.accuracy_M.tolist()) == ([50.0], [100.0, 0.0])
+    np.testing.assert_allclose(found.ensemble.loss_M, [-math.log(0.55 * 0.35) / 2], rtol=1e-6)
+    np.testing.assert_allclose(found.children.loss_M, [-math.log(0.54) / 2, -math.log(0.02) / 2], rtol=1e-6)
+    # Mean probability of class 0: (e^-2000 + e^-3000) / 2, 0 in float64.
+    sure = GivenLogits([[[0.0, 2000.0]], [[0.0, 3000.0]]])
+    found = ensemble_control(sure, members(2), members(1), labelled([0], 2))
+    assert found.ensemble.loss_M[0] == pytest.approx(2000 + math.log(2), rel=1e-14)
+
+
+def test_an_ensemble_of_resnets_is_the_mean_of_probabilities(resnets):
+    engine, children, dataset, logits_MNK = resnets
+    middle = children.clone_rows([0])
+    middle.copy_row_(0, 0, average(children))
+    found, labels = ensemble_control(engine, children, middle, dataset), dataset.labels_N
+    mean_NK = logits_MNK.softmax(2).mean(0)
+    loss = -mean_NK[torch.arange(len(labels)), labels].log().mean()
+    assert found.ensemble.loss_M[0] == pytest.approx(float(loss), abs=1e-4)
+    unclear = (mean_NK.topk(2).values.diff().abs() < 1e-4).sum()  # these may turn in float32
+    accuracy = 100 * (mean_NK.argmax(1) == labels).double().mean()
+    assert abs(found.ensemble.accuracy_M[0] - float(accuracy)) <= 100 * float(unclear) / len(labels) + 1e-9
+    for scores, population in ((found.children, children), (found.average, middle)):
+        evaluated = engine.evaluate(population, dataset)
+        np.testing.assert_allclose(scores.loss_M, evaluated.loss_M, rtol=1e-5)  # that one sums in float32
+        np.testing.assert_allclose(scores.accuracy_M, evaluated.accuracy_M, rtol=1e-13)
+    assert found.ensemble.loss_M[0] < found.children.loss_M.mean()
+
+
+NAN = GivenLogits([[[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [math.nan, 0.0]]])
+ZEROS, THREE = GivenLogits(np.zeros((2, 3, 2))), labelled([0, 1, 0], 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: el2n_scores(ZEROS, [], THREE), "no network was given"),
+        (lambda: el2n_scores(NAN, members(2), labelled([0, 0], 2)), "network 1: its score of image 1"),
+        (lambda: forgetting_events(ZEROS, [], THREE), "none was given"),
+        (lambda: forgetting_events(ZEROS, [members(1), members(2)], THREE), "1 members, then 2"),
+        (lambda: equal_splits([0.1, math.nan], 1), "image 1 is NaN"),
+        (lambda: equal_splits([0.1, 0.2], 3), "choose 1 to 2"),
+        (lambda: equal_splits([0.1, 0.2], 0), "choose 1 to 2"),
+        (lambda: equal_splits([[0.1, 0.2]], 1), "one number an image"),
+        (lambda: split_scores(ZEROS, members(1), THREE, [0, 1]), "splits: "),
+        (lambda: split_scores(ZEROS, members(1), THREE, [0.0, 1.0, 0.0]), "splits: "),
+        (lambda: split_scores(ZEROS, members(1), THREE, [0, 2, 0]), "splits: "),
+        (lambda: split_scores(ZEROS, members(1), THREE, [-1, 0, 1]), "splits: "),
+        (lambda: ensemble_control(ZEROS, members(2), members(2), THREE), "one average"),
+    ],
+)
+def test_bad_input_is_one_line(call, words):
+    with pytest.raises(UserError, match=words) as refusal:
+        call()
+    assert "\n" not in str(refusal.value)
