@@ -98,8 +98,8 @@ def split_scores(
     fits = given.shape == (len(dataset),) and given.dtype.kind in "iu" and int(given.min()) >= 0
     if not fits or len(np.unique(given)) != int(given.max()) + 1:
         raise UserError(
-            f"splits: {given.dtype} {given.shape} for {len(dataset)} images, or a number left out; give each image one "
-            "of 0, 1, 2 ..., from scores of this very dataset"
+            f"splits: {given.dtype} {given.shape} for {len(dataset)} images, or a number left out; give each image "
+            "one of 0, 1, 2 ..., from scores of this very dataset"
         )
     images_S = np.bincount(given)
     device = dataset.labels_N.device

@@ -34,7 +34,12 @@ def write_study(
         _write_frame(frame, directory / name, study.columns[name])
     title = f"{config.model.name} on {card.name} (sweep {request.sweep})"
     options = study.chosen(request.options)
-    lines = [f"# {request.sweep}: {request.name}", "", f"{study.question.capitalize()}: {title}.", ""]
+    lines = [
+        f"# {request.sweep}: {request.name}",
+        "",
+        f"{study.question[0].upper()}{study.question[1:]}: {title}.",
+        "",
+    ]
     lines += [f"- {key}: {to_json(value)}" for key, value in options.items()]
     lines += [f"- left out, diverged: {cell}" for cell in opened.left_out]
     for table in tables:

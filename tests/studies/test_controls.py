@@ -1,30 +1,17 @@
-"""Controls against float64 networks, plain loops, and the sweep's own measurements."""
+"""controls against float64 networks, plain loops, and the sweep's own measurements."""
 
 import numpy as np
 import polars
 import pytest
-from studied_networks import accuracy, logits, mean_state, state_of, with_recomputed_statistics
-from studied_sweep import VARIANTS, files_of, studied_sweep
+from studied import accuracy, column, logits, mean_state, measured, mixed, presented, state_of, treated
 
-from fastwi.config.analysis import AnalysisOptions
 from fastwi.experiment.tree import OWN
-from fastwi.studies.controls import ADD, EMA_DECAY
-from fastwi.studies.controls import measure as controls
-
-
-@pytest.fixture(scope="module")
-def opened(digits_directory, tmp_path_factory):
-    with studied_sweep(digits_directory, tmp_path_factory) as sweep:
-        yield sweep
+from fastwi.studies.controls import ADD, EMA_DECAY, effects
 
 
 @pytest.fixture(scope="module")
 def frames(opened):
-    before, told = files_of(opened), []
-    found = controls(opened, AnalysisOptions(), lambda done, total: told.append((done, total)))
-    assert files_of(opened) == before
-    assert told[-1] == (8, 8)
-    return found
+    return measured("controls", opened)
 
 
 def test_every_control_of_the_plain_sweep(opened, frames):
@@ -40,9 +27,7 @@ def test_every_control_of_the_plain_sweep(opened, frames):
         for treatment in ("own", "recomputed"):
 
             def score(states, treatment=treatment, epoch=k + s):
-                fresh = [with_recomputed_statistics(opened, x, epoch) for x in states]
-                chosen = states if treatment == "own" else fresh
-                return [logits(opened, state, test) for state in chosen]
+                return [logits(opened, treated(opened, state, treatment, epoch), test) for state in states]
 
             both = score(ends)
             accuracies = [accuracy(each, test) for each in both]
@@ -54,10 +39,9 @@ def test_every_control_of_the_plain_sweep(opened, frames):
             if s == 1:
                 decayed = np.array([EMA_DECAY, 1]) / (1 + EMA_DECAY)
                 paths = [[state_of(opened, key) for key in path] for path in places[k, 2, parent].children]
-                for name, epochs, weights in (("child_longer", 2, [0, 1]), ("lawa", 2, [0.5, 0.5]),
-                                              ("ema", 2, list(decayed))):  # fmt: skip
-                    found = score([mean_state(path, weights) for path in paths])
-                    expected[name, epochs, treatment] = of_average, np.mean([accuracy(x, test) for x in found])
+                for name, weights in (("child_longer", [0, 1]), ("lawa", [0.5, 0.5]), ("ema", list(decayed))):
+                    found = score([mixed(*zip(weights, path, strict=True)) for path in paths])
+                    expected[name, 2, treatment] = of_average, np.mean([accuracy(x, test) for x in found])
         if s == 1:
             on = [opened.measured[path[1], OWN].test_accuracy for path in places[k, 2, parent].children]
             expected["children_on", 1, "own"] = opened.measured[place.after[0], OWN].test_accuracy, np.mean(on)
@@ -65,55 +49,95 @@ def test_every_control_of_the_plain_sweep(opened, frames):
         assert rows.height == len(expected)
         for row in rows.rows(named=True):
             average, control = expected[row["control"], row["epochs"], row["batch_norm"]]
-            assert row["average_%"] == pytest.approx(average, abs=1e-9), row
-            assert row["control_%"] == pytest.approx(control, abs=1e-9), row
+            assert (row["average_%"], row["control_%"]) == pytest.approx((average, control), abs=1e-9), row
             assert row["effect_points"] == row["average_%"] - row["control_%"]
             seen += 1
     assert seen == 4 * 6 + 4 * 13
 
 
+def test_controls_that_a_sweep_may_have(variants):
+    """A dropped rate, other alphas, and another momentum: as the sweep measured them."""
+    frames, planned = measured("controls", variants, treatments=("averaged",)), variants.planned
+    assert set(frames["controls"]["alpha"]) == {0.5}
+    momenta = next(i for i, axis in enumerate(planned.spec.axes) if axis.path == "experiment.momentum")
+    at = {
+        (point.values[momenta], point.alpha, point.parent): place
+        for point, place in zip(planned.points, planned.places, strict=True)
+    }
+
+    def accuracy_of(*keys):
+        return float(np.mean([variants.measured[key, OWN].test_accuracy for key in keys]))
+
+    for momentum in ("reset", "average"):
+        for parent in (0, 1):
+            place = at[momentum, 0.5, parent]
+            rows = frames["controls"].filter(
+                polars.col("experiment.momentum") == momentum, parent_seed=parent, batch_norm="own"
+            )
+            found = {(r["control"], r["value"], r["epochs"]): (r["average_%"], r["control_%"])
+                     for r in rows.rows(named=True)}  # fmt: skip
+            average = accuracy_of(place.average)
+            expected = {
+                ("alpha", f"{alpha:g}", None): (average, accuracy_of(at[momentum, alpha, parent].average))
+                for alpha in (0.25, 0.75)
+            }
+            on = accuracy_of(*(path[1] for path in place.children))
+            expected["dropped_rate", "0.1", 1] = average, on
+            if momentum == "reset":
+                other = accuracy_of(at["average", 0.5, parent].after[0])
+                expected["experiment.momentum", "average", 1] = accuracy_of(place.after[0]), other
+            assert {key: value for key, value in found.items() if key[1] is not None} == expected
+            assert not {name for name, _, _ in found} & {"children_on", "lawa"}  # their rate has dropped
+    rates = [variants.measured[key, OWN].learning_rate for key in place.children[0]]
+    assert rates == pytest.approx([0.05, 0.005])
+    assert {"dropped_rate", "alpha", "experiment.momentum"}.isdisjoint(frames["absent"]["control"])
+    labels = [effect.label for effect in effects(frames["controls"])]
+    for text in ("dropped learning rate (0.1 times, for 1 epoch more)", "another alpha (alpha 0.75)",
+                 "experiment.momentum: average, after 1 further epoch"):  # fmt: skip
+        assert any(text in label for label in labels), text
+
+
 def test_what_is_absent_is_said(frames):
     found = {row["control"]: row for row in frames["absent"].rows(named=True)}
     assert (found["lawa"]["pairs_without"], found["lawa"]["pairs"]) == (4, 8)
-    assert set(found) == {"lawa", "children_on", "dropped_rate", "alpha", "experiment.momentum",
-                          "experiment.batch_norm"}  # fmt: skip
+    assert set(found) == {*ADD} - {"recomputed"}
     assert all(row["add"] == ADD[name] for name, row in found.items())
 
 
-def test_controls_that_a_sweep_may_have(digits_directory, tmp_path_factory, opened):
-    """A dropped rate, other alphas, and another momentum: as the sweep measured them."""
-    with studied_sweep(digits_directory, tmp_path_factory, *VARIANTS) as sweep:
-        frames = controls(sweep, AnalysisOptions(treatments=("averaged",)), lambda done, total: None)
-        planned = sweep.planned
-        at = {
-            (point.values[planned.spec.axes.index(axis)], point.alpha, point.parent): place
-            for axis in planned.spec.axes
-            if axis.path == "experiment.momentum"
-            for point, place in zip(planned.points, planned.places, strict=True)
-        }
+def test_effects_are_means_over_parents(frames):
+    found = {(effect.label, effect.batch_norm): effect.estimate for effect in effects(frames["controls"])}
+    frame = frames["controls"].filter(control="ensemble", batch_norm="own")
+    by_parent = [frame.filter(parent_seed=parent)["effect_points"].mean() for parent in (0, 1)]
+    estimate = found["the children's ensemble", "own"]
+    assert estimate.value == pytest.approx(np.mean(by_parent), abs=1e-12)
+    assert (estimate.n_parents, estimate.n_pairs) == (2, 8)
+    lawa = [value for (label, treatment), value in found.items() if label.startswith("LAWA") and treatment == "own"]
+    assert len(lawa) == 4  # at s = 1 there is one average of the trajectory, however it is called
+    assert {(value.value, value.n_pairs) for value in lawa} == {(lawa[0].value, 4)}
 
-        def measured(*keys):
-            return float(np.mean([sweep.measured[key, OWN].test_accuracy for key in keys]))
 
-        for momentum in ("reset", "average"):
-            for parent in (0, 1):
-                place = at[momentum, 0.5, parent]
-                rows = frames["controls"].filter(
-                    polars.col("experiment.momentum") == momentum, polars.col("parent_seed") == parent,
-                    polars.col("batch_norm") == "own",
-                )  # fmt: skip
-                found = {(r["control"], r["value"], r["epochs"]): (r["average_%"], r["control_%"])
-                         for r in rows.rows(named=True)}  # fmt: skip
-                average = measured(place.average)
-                assert found["dropped_rate", "0.1", 1] == (average, measured(*(path[1] for path in place.children)))
-                other = at[momentum, 0.25, parent]
-                assert found["alpha", "0.25", None] == (average, measured(other.average))
-                key = ("experiment.momentum", "average", 1)
-                assert (key in found) == (momentum == "reset")
-                if key in found:
-                    assert found[key] == (measured(place.after[0]), measured(at["average", 0.5, parent].after[0]))
-                assert not {name for name, _, _ in found} & {"children_on", "lawa"}  # their rate has dropped
-        rates = [sweep.measured[key, OWN].learning_rate for key in place.children[0]]
-        assert rates == pytest.approx([0.05, 0.005])
-    assert {"dropped_rate", "alpha", "experiment.momentum"}.isdisjoint(frames["absent"]["control"])
-    assert set(frames["controls"]["alpha"]) == {0.5}
+def test_lawa_over_many_epochs():
+    """Over 2, 3 and 4 epochs: of two pairs of one parent."""
+    rows = [
+        {"k": 1, "s": 2, "alpha": None, "parent_seed": 0, "pair": pair, "control": "lawa", "value": None,
+         "epochs": epochs, "batch_norm": "own", "effect_points": effect}
+        for pair, by_epochs in enumerate(({2: 5.0, 3: 1.0, 4: 3.0}, {2: 4.0, 3: 6.0, 4: 2.0}))
+        for epochs, effect in by_epochs.items()
+    ]  # fmt: skip
+    found = [
+        effect.estimate.value for effect in effects(polars.DataFrame(rows, schema_overrides={"value": polars.String}))
+    ]
+    assert found == [4.5, 4.5, 2.5, 1.5]  # the last 2, half of 4, all, and the best in hindsight, for the control
+
+
+def test_tables_and_figure(frames, tmp_path):
+    (whole, by_cell, absent), drawn = presented("controls", frames, tmp_path)
+    assert "n = 2: too few parents" in whole.title
+    assert set(column(whole, "average is better")) == {"not settled (n = 2)"}
+    assert not any("[" in text for table in (whole, by_cell) for row in (table.columns, *table.rows) for text in row)
+    assert len(by_cell.rows) == 4 + 4  # each cell, own and recomputed
+    assert column(by_cell, "one child trained as long as all together").count("not in this sweep") == 4
+    said = dict(zip(column(absent, "control"), column(absent, ""), strict=True))
+    assert said["children with a dropped learning rate"] == "not in this sweep"
+    assert said["LAWA of one child at equal cost"] == "not for 4 of 8 pairs"
+    assert all(label in drawn for label in column(whole, "average against"))

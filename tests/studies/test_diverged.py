@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from studied_sweep import studied_sweep
+from studied import studied_sweep
 
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.config.analysis import AnalysisOptions

@@ -1,40 +1,26 @@
-"""Governance against float64 networks and plain loops."""
-
-import math
+"""governance against float64 networks and plain loops."""
 
 import numpy as np
 import polars
 import pytest
 from scipy import stats
-from studied_networks import accuracy, logits, losses, mean_state, state_of
-from studied_sweep import files_of, studied_sweep
+from studied import accuracy, column, logits, losses, mean_state, measured, presented, state_of
 
-from fastwi.config.analysis import AnalysisOptions
+from fastwi.studies import all_studies
 from fastwi.studies.governance import GAINS, QUANTITIES, correlations
-from fastwi.studies.governance import measure as governance
 
-ALPHAS = 3
-
-
-@pytest.fixture(scope="module")
-def opened(digits_directory, tmp_path_factory):
-    with studied_sweep(digits_directory, tmp_path_factory) as sweep:
-        yield sweep
+FIRST, *OTHERS = GAINS
 
 
 @pytest.fixture(scope="module")
 def frames(opened):
-    before, told = files_of(opened), []
-    found = governance(opened, AnalysisOptions(alphas=ALPHAS), lambda done, total: told.append((done, total)))
-    assert files_of(opened) == before
-    assert told[-1] == (8, 8)
-    return found
+    return measured("governance", opened, alphas=3)
 
 
 def vector(opened, state):
-    names = dict(opened.resources.layout(opened.planned.points[0].config).keys).values()
-    learned = {span.name for span in opened.resources.layout(opened.planned.points[0].config).parameters}
-    return np.concatenate([state[name].numpy().ravel() for name in names if name in learned])
+    layout = opened.resources.layout(opened.planned.points[0].config)
+    names = {span.name for span in layout.parameters}
+    return np.concatenate([state[name].numpy().ravel() for name in dict(layout.keys).values() if name in names])
 
 
 def test_every_pair(opened, frames):
@@ -43,40 +29,34 @@ def test_every_pair(opened, frames):
     test = opened.resources.splits(opened.planned.points[0].config)[1]
     for point, place in zip(opened.planned.points, opened.planned.places, strict=True):
         e = point.config.experiment
-        (row,) = pairs.filter(
-            polars.col("k") == e.k, polars.col("s") == e.s, polars.col("parent_seed") == point.parent
-        ).rows(named=True)
-        a, b = (state_of(opened, key) for key in place.ends)
-        parent = state_of(opened, place.clone)
+        (row,) = pairs.filter(k=e.k, s=e.s, parent_seed=point.parent).rows(named=True)
+        a, b, parent = (state_of(opened, key) for key in (*place.ends, place.clone))
         a_P, b_P, o_P = (vector(opened, state) for state in (a, b, parent))
-        distance = math.sqrt(sum((x - y) ** 2 for x, y in zip(a_P, b_P, strict=True)))
         ways = [a_P - o_P, b_P - o_P]
         norms = [np.linalg.norm(way) for way in ways]
+        a_NK, b_NK, mean_NK = (logits(opened, state, test) for state in (a, b, mean_state([a, b])))
+        of_a, middle, of_b = errors = [100 - accuracy(each, test) for each in (a_NK, mean_NK, b_NK)]
+        loss = [losses(each, test).mean() for each in (a_NK, mean_NK, b_NK)]
+        off = np.linalg.norm(mean_NK - (a_NK + b_NK) / 2, axis=1).mean()
         expected = {
             "learning_rate": 0.05,
-            "distance_l2": distance,
-            "relative_distance": distance / np.linalg.norm(o_P),
+            "distance_l2": np.linalg.norm(a_P - b_P),
+            "relative_distance": np.linalg.norm(a_P - b_P) / np.linalg.norm(o_P),
             "displacement_l2": np.mean(norms),
             "displacement_cosine": ways[0] @ ways[1] / (norms[0] * norms[1]),
+            "disagreement_%": 100 * np.mean(a_NK.argmax(1) != b_NK.argmax(1)),
+            "error_barrier_points": max(errors) - (of_a + of_b) / 2,
+            "loss_barrier_nats": max(loss) - (loss[0] + loss[2]) / 2,
+            "tangent_departure": off / (np.linalg.norm(a_NK - b_NK, axis=1) / 2).mean(),
+            "gain_mean_own_points": (of_a + of_b) / 2 - middle,
+            "gain_best_own_points": min(of_a, of_b) - middle,
+            "children_accuracy_%": 100 - (of_a + of_b) / 2,
         }
-        a_NK, b_NK, mean_NK = (logits(opened, state, test) for state in (a, b, mean_state([a, b])))
-        expected["disagreement_%"] = 100 * np.mean(a_NK.argmax(1) != b_NK.argmax(1))
-        of_a, of_b = (100 - accuracy(each, test) for each in (a_NK, b_NK))
-        errors = [of_a, 100 - accuracy(mean_NK, test), of_b]
-        loss = [losses(each, test).mean() for each in (a_NK, mean_NK, b_NK)]
-        expected["error_barrier_points"] = max(errors) - (errors[0] + errors[2]) / 2
-        expected["loss_barrier_nats"] = max(loss) - (loss[0] + loss[2]) / 2
-        middle_NK = (a_NK + b_NK) / 2
-        off = np.linalg.norm(mean_NK - middle_NK, axis=1).mean()
-        expected["tangent_departure"] = off / (np.linalg.norm(a_NK - b_NK, axis=1) / 2).mean()
-        expected["gain_mean_own_points"] = (of_a + of_b) / 2 - errors[1]
-        expected["gain_best_own_points"] = min(of_a, of_b) - errors[1]
-        expected["children_accuracy_%"] = 100 - (of_a + of_b) / 2
-        for name, value in expected.items():
-            assert row[name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=2e-3, abs=1e-4)
         _, recomputed = place.treatments
-        measured = [opened.measured[key, recomputed].test_accuracy for key in (place.average, *place.ends)]
-        assert row["gain_best_recomputed_points"] == measured[0] - max(measured[1:])
+        average, *children = (opened.measured[key, recomputed].test_accuracy for key in (place.average, *place.ends))
+        assert row["gain_best_recomputed_points"] == average - max(children)
+        assert row["gain_mean_recomputed_points"] == average - np.mean(children)
         assert row["loss_barrier_recomputed_nats"] is not None
 
 
@@ -96,30 +76,58 @@ def test_correlations_are_those_of_scipy(frames):
         else:
             assert row["spearman"] is None
         assert (row["n_parents"], row["n_pairs"], row["low"]) == (2, 8, None)  # 2 parents settle nothing
-        assert row["note"]
     assert checked > 40
-    assert set(found["gain"]) == set(GAINS)
-    assert set(found["quantity"]) == set(QUANTITIES)
+    assert (set(found["gain"]), set(found["quantity"])) == (set(GAINS), set(QUANTITIES))
+
+
+def as_ten_parents(frames, **columns) -> polars.DataFrame:
+    """The real pairs as ten parents'."""
+    copies = [frames["pairs"].with_columns(polars.col("parent_seed") + 2 * copy) for copy in range(5)]
+    return polars.concat(copies).with_columns(**columns)
 
 
 def test_intervals_over_parents_and_pairs_that_lack_a_number(frames, seed):
-    """Ten parents of which the real pairs are copies with noise: there are intervals, and n counts what is there."""
-    draw = np.random.default_rng(seed)
-    copies = []
-    for parent in range(5):
-        copy = frames["pairs"].with_columns(polars.col("parent_seed") + 2 * parent)
-        noise = polars.Series(draw.normal(size=copy.height))
-        copies.append(copy.with_columns(gain_best_own_points=polars.col("distance_l2") * 10 + noise * 1e-6))
-    pairs = polars.concat(copies)
-    lacking = pairs.with_columns(
-        polars.when(polars.col("parent_seed") == 3)
-        .then(None)
-        .otherwise(polars.col("distance_l2"))
-        .alias("distance_l2")
-    )
-    chosen = (polars.col("gain") == "gain_best_own_points") & (polars.col("quantity") == "distance_l2")
-    for frame, parents in ((pairs, 10), (lacking, 9)):
-        row = correlations(frame).filter(chosen, polars.col("scope") == "all pairs").rows(named=True)[0]
+    noise = polars.Series(np.random.default_rng(seed).normal(size=40)) * 1e-6
+    pairs = as_ten_parents(frames, gain_best_own_points=polars.col("distance_l2") * 10 + noise)
+    there = polars.when(polars.col("parent_seed") != 3).then(polars.col("distance_l2"))
+    for frame, parents in ((pairs, 10), (pairs.with_columns(there.alias("distance_l2")), 9)):
+        rows = correlations(frame).filter(gain=FIRST, quantity="distance_l2", scope="all pairs")
+        (row,) = rows.rows(named=True)
         assert (row["n_parents"], row["n_pairs"]) == (parents, 4 * parents)
-        assert row["low"] > 0.9
-        assert row["spearman"] > 0.9
+        assert 0.9 < row["low"] <= row["spearman"]
+    # Stored frames get the intervals of this version.
+    old = {"pairs": pairs, "correlations": correlations(pairs).with_columns(low=0.0)}
+    assert all_studies()["governance"].renew(old)["correlations"].equals(correlations(pairs), null_equal=True)
+
+
+def test_tables_and_figure(frames, tmp_path):
+    tables, drawn = presented("governance", frames, tmp_path)
+    assert len(tables) == len(GAINS)
+    for table in tables:
+        assert "n = 2: too few" in table.title
+        assert (set(column(table, "parents")), set(column(table, "pairs"))) == ({"2"}, {"8"})
+        verdicts = [i for i, name in enumerate(table.columns) if name == "correlates"]
+        assert {row[i] for row in table.rows for i in verdicts} == {"not settled (n = 2)"}
+        said = column(table, "all pairs")
+        strengths = [0.0 if cell == "undefined" else abs(float(cell.split()[0])) for cell in said]
+        assert strengths == sorted(strengths, reverse=True)
+    for text in ("k = 2", "s = 1", "n = 2 parents, 8 pairs", "error barrier (points)"):
+        assert text in drawn
+    # A quantity that is the same for all pairs has no panel.
+    assert "left out: 1 that" in drawn
+    assert "learning rate of" not in drawn
+
+
+def test_verdicts_where_there_are_parents_enough(frames, seed):
+    """Gains that fall with the distance and have nothing to do with the rest."""
+    pairs = as_ten_parents(
+        frames, gain_best_own_points=-polars.col("distance_l2"),
+        kl_nats=polars.Series(np.random.default_rng(seed).normal(size=40)),
+        **{gain: polars.lit(None, polars.Float64) for gain in OTHERS},
+    )  # fmt: skip
+    (table,) = all_studies()["governance"].tables({"correlations": correlations(pairs)})
+    first = table.rows[0]
+    assert first[0] == QUANTITIES["distance_l2"]
+    assert first[1] == "-1.00 [-1.00, -0.38]"  # all 10 agree; 1 - 0.025^(1 / 10) = 31 % could differ unseen
+    assert first[2] == "confirmed, falling"
+    assert first[-2:] == ("10", "40")

@@ -1,157 +1,217 @@
-"""Example importance against float64 networks and plain loops."""
+"""importance against float64 networks and plain loops; its verdicts against plain numbers."""
 
 import numpy as np
 import polars
 import pytest
-from studied_networks import accuracy, logits, losses, mean_state, state_of, with_recomputed_statistics
-from studied_sweep import STOPS, files_of, studied_sweep
+from studied import (
+    STOPS,
+    accuracy,
+    column,
+    logits,
+    losses,
+    mean_state,
+    measured,
+    presented,
+    state_of,
+    studied_sweep,
+    treated,
+)
 
-from fastwi.config.analysis import AnalysisOptions
 from fastwi.errors import UserError
-from fastwi.studies.importance import measure as importance
+from fastwi.report.estimates import hard_less_easy
+from fastwi.studies import all_studies
 
 IMAGES, SPLITS = 60, 4
 
 
 @pytest.fixture(scope="module")
-def opened(digits_directory, tmp_path_factory):
-    with studied_sweep(digits_directory, tmp_path_factory) as sweep:
-        yield sweep
-
-
-@pytest.fixture(scope="module")
-def studied(opened):
-    before, told = files_of(opened), []
-    frames = importance(opened, AnalysisOptions(splits=SPLITS), lambda done, total: told.append((done, total)))
-    assert files_of(opened) == before
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert told[-1][0] == told[-1][1]
-    return frames
-
-
-def parents(opened, epoch):
-    paths = {p.parent: place.parent for p, place in zip(opened.planned.points, opened.planned.places, strict=True)
-             if p.config.experiment.k == 2}  # fmt: skip
-    return [path[epoch - 1] for path in paths.values()]
+def frames(opened):
+    return measured("importance", opened)
 
 
 def one(frame: polars.DataFrame, **values):
     return frame.filter(*(polars.col(name).eq_missing(polars.lit(value)) for name, value in values.items()))
 
 
-def test_scores_are_the_mean_over_parents(opened, studied):
+def test_scores_are_the_mean_over_parents(opened, frames):
     train = opened.resources.splits(opened.planned.points[0].config)[0]
     labels = train.labels_N.numpy()
+    paths = {p.parent: place.parent for p, place in zip(opened.planned.points, opened.planned.places, strict=True)
+             if p.config.experiment.k == 2}  # fmt: skip
     total, events = np.zeros(IMAGES), np.zeros(IMAGES)
-    learned_by_all = np.ones(IMAGES, dtype=bool)
-    for p in range(2):
-        correct = []
-        for epoch in (1, 2):
-            logits_NK = logits(opened, state_of(opened, parents(opened, epoch)[p]), train)
-            correct.append(logits_NK.argmax(1) == labels)
-        probabilities = np.exp(logits_NK - logits_NK.max(1, keepdims=True))
-        probabilities /= probabilities.sum(1, keepdims=True)
+    for path in paths.values():
+        first_NK, last_NK = (logits(opened, state_of(opened, key), train) for key in path)
+        probabilities = np.exp(last_NK - np.logaddexp.reduce(last_NK, axis=1)[:, None])
         total += np.linalg.norm(probabilities - np.eye(10)[labels], axis=1)
-        events += np.where(correct[0] | correct[1], correct[0] & ~correct[1], 2)
-        learned_by_all &= correct[0] | correct[1]
-    scores = studied["scores"]
+        first, last = first_NK.argmax(1) == labels, last_NK.argmax(1) == labels
+        events += np.where(first | last, first & ~last, 2)
+    scores = frames["scores"]
     assert scores["example"].to_list() == list(range(IMAGES))
     assert scores["label"].to_list() == labels.tolist()
     np.testing.assert_allclose(scores["el2n"], total / 2, atol=1e-4)
     np.testing.assert_array_equal(scores["forgetting_events"], events / 2)
-    assert set(scores["score_epoch"]) == {2}
-    assert set(scores["n_parents"]) == {2}
+    assert scores.select("score_epoch", "n_parents").unique().rows() == [(2, 2)]
     ordered = scores.sort("el2n")["split"].to_list()
-    assert ordered == sorted(ordered)
-    assert scores["split"].value_counts().sort("split")["count"].to_list() == [15] * 4
+    assert ordered == [split for split in (1, 2, 3, 4) for _ in range(15)]
 
 
-def test_networks_on_splits_gains_and_changes(opened, studied):
+def test_networks_on_splits_gains_and_changes(opened, frames):
     train = opened.resources.splits(opened.planned.points[0].config)[0]
-    split_N = studied["scores"]["split"].to_numpy() - 1
+    split_N = frames["scores"]["split"].to_numpy() - 1
     planned = opened.planned
-    assert studied["missing"].height == 0
+    assert frames["missing"].height == 0
     for point, place in zip(planned.points, planned.places, strict=True):
         e = point.config.experiment
         pair = {"k": e.k, "s": e.s, "parent_seed": point.parent, "pair": point.tuple_index}
         ends = [state_of(opened, end) for end in place.ends]
-        average, end = mean_state(ends), e.k + e.s
-        wanted = [("parent", None, e.k, state_of(opened, place.clone))]
-        wanted += [("child", i + 1, end, state) for i, state in enumerate(ends)]
-        wanted += [("average", None, end, average)]
-        found = {}
-        for treatment in ("own", "recomputed"):
-            for network, child, epoch, state in wanted:
-                if treatment == "recomputed":
-                    state = with_recomputed_statistics(opened, state, end)
-                found[network, child, epoch, treatment] = logits(opened, state, train)
+        end = e.k + e.s
+        at_end = [("parent", None, e.k, state_of(opened, place.clone)), ("average", None, end, mean_state(ends))]
+        at_end += [("child", i + 1, end, state) for i, state in enumerate(ends)]
+        found = {
+            (network, child, epoch, how): logits(opened, treated(opened, state, how, end), train)
+            for how in ("own", "recomputed")
+            for network, child, epoch, state in at_end
+        }
         for i, path in enumerate(place.children):
             for epoch, key in enumerate(path, e.k + 1):
                 found["child", i + 1, epoch, "own"] = logits(opened, state_of(opened, key), train)
         found["average", None, end + 1, "own"] = logits(opened, state_of(opened, place.after[0]), train)
-        rows = one(studied["splits"], **pair)
+        rows = one(frames["splits"], **pair)
         assert rows.height == len(found) * SPLITS
-        right = {}
-        for (network, child, epoch, treatment), logits_NK in found.items():
-            mine = one(rows, network=network, child=child, epoch=epoch, batch_norm=treatment).sort("split")
-            correct = logits_NK.argmax(1) == train.labels_N.numpy()
-            right[network, child, epoch, treatment] = [100 * np.mean(correct[split_N == s]) for s in range(SPLITS)]
-            loss = [np.mean(losses(logits_NK, train)[split_N == s]) for s in range(SPLITS)]
-            np.testing.assert_allclose(mine["train_accuracy_%"], right[network, child, epoch, treatment], atol=1e-9)
-            np.testing.assert_allclose(mine["train_loss_nats"], loss, rtol=1e-3)
-        for treatment in ("own", "recomputed"):
-            gains = one(studied["split_gains"], **pair, batch_norm=treatment).sort("split")
-            children = np.array([right["child", i, end, treatment] for i in (1, 2)])
-            mean = np.array(right["average", None, end, treatment])
-            np.testing.assert_allclose(gains["gain_mean_points"], mean - children.mean(0), atol=1e-9)
-            np.testing.assert_allclose(gains["gain_best_points"], mean - children.max(0), atol=1e-9)
-        changes = one(studied["split_changes"], **pair, epochs_after=1).sort("split")
-        expected = np.subtract(right["average", None, end + 1, "own"], right["average", None, end, "own"])
+        right, loss = {}, {}
+        for (network, child, epoch, how), logits_NK in found.items():
+            mine = one(rows, network=network, child=child, epoch=epoch, batch_norm=how).sort("split")
+            correct, loss_N = logits_NK.argmax(1) == train.labels_N.numpy(), losses(logits_NK, train)
+            key = network, child, epoch, how
+            right[key] = np.array([100 * np.mean(correct[split_N == s]) for s in range(SPLITS)])
+            loss[key] = np.array([np.mean(loss_N[split_N == s]) for s in range(SPLITS)])
+            np.testing.assert_allclose(mine["train_accuracy_%"], right[key], atol=1e-9)
+            np.testing.assert_allclose(mine["train_loss_nats"], loss[key], rtol=1e-3)
+        for how in ("own", "recomputed"):
+            gains = one(frames["split_gains"], **pair, batch_norm=how).sort("split")
+            average = right["average", None, end, how]
+            children = np.array([right["child", i, end, how] for i in (1, 2)])
+            np.testing.assert_allclose(gains["gain_mean_points"], average - children.mean(0), atol=1e-9)
+            np.testing.assert_allclose(gains["gain_best_points"], average - children.max(0), atol=1e-9)
+            of_children = np.mean([loss["child", i, end, how] for i in (1, 2)], axis=0)
+            less = loss["average", None, end, how] - of_children
+            np.testing.assert_allclose(gains["gain_mean_loss_nats"], less, atol=1e-3 * of_children.max())
+        changes = one(frames["split_changes"], **pair, epochs_after=1).sort("split")
+        expected = right["average", None, end + 1, "own"] - right["average", None, end, "own"]
         np.testing.assert_allclose(changes["change_points"], expected, atol=1e-9)
 
 
-def test_recomputed_networks_are_those_that_the_sweep_measured(opened, studied):
+def test_recomputed_networks_are_those_that_the_sweep_measured(opened):
     """Test accuracy of the same networks equals the sweep's own probe: the draws are the same."""
     point, place = opened.planned.points[0], opened.planned.places[0]
     test = opened.resources.splits(point.config)[1]
-    end = point.config.experiment.k + point.config.experiment.s
     mean = mean_state([state_of(opened, key) for key in place.ends])
-    measured = opened.measured[place.average, [*place.treatments][1]].test_accuracy
-    found = accuracy(logits(opened, with_recomputed_statistics(opened, mean, end), test), test)
-    assert found == pytest.approx(measured, abs=1e-9)
+    again = treated(opened, mean, "recomputed", point.config.experiment.k + point.config.experiment.s)
+    expected = opened.measured[place.average, [*place.treatments][1]].test_accuracy
+    assert accuracy(logits(opened, again, test), test) == pytest.approx(expected, abs=1e-9)
 
 
 def test_options(opened):
-    options = AnalysisOptions(
-        splits=2, score_epoch=1, treatments=("averaged",), cells=("2,1", "1,2"), train_images=30
+    frames = measured(
+        "importance", opened, splits=2, score_epoch=1, treatments=("averaged",), cells=("2,1", "1,2"), train_images=30
     )
-    frames = importance(opened, options, lambda done, total: None)
     assert frames["scores"].height == 30
     assert set(frames["scores"]["score_epoch"]) == {1}
     assert frames["scores"]["forgetting_events"].null_count() == 30  # one measurement shows no forgetting
     assert frames["splits"].select("k", "s").unique(maintain_order=True).rows() == [(2, 1), (1, 2)]
     assert set(frames["splits"]["batch_norm"]) == {"own"}
+    for options, text in (
+        ({"score_epoch": 3}, "score_epoch: 3"),
+        ({"cells": ("1,7",)}, "no pair of these cells"),
+        ({"train_images": 61}, "train_images: 61"),
+    ):
+        with pytest.raises(UserError, match=text) as raised:
+            measured("importance", opened, **options)
+        assert "\n" not in str(raised.value)
 
 
-def test_states_that_are_not_stored_are_left_out_and_counted(digits_directory, tmp_path_factory):
-    with studied_sweep(digits_directory, tmp_path_factory, *STOPS) as opened:
-        frames = importance(opened, AnalysisOptions(), lambda done, total: None)
+def test_of_several_alphas_the_middle_is_studied(variants):
+    frames = measured("importance", variants, treatments=("averaged",), splits=2)
+    assert all(set(frames[name]["alpha"]) == {0.5} for name in ("splits", "split_gains", "split_changes"))
+
+
+def test_one_parent_and_states_that_are_not_stored(digits_directory, tmp_path_factory, tmp_path):
+    with studied_sweep(digits_directory, tmp_path_factory, *STOPS) as stops:
+        frames = measured("importance", stops)
         with pytest.raises(UserError, match="keep: all"):
-            importance(opened, AnalysisOptions(score_epoch=1), lambda done, total: None)
-    (row,) = frames["missing"].rows(named=True)
-    assert (row["network"], row["epochs"], row["epochs_not_stored"]) == ("child", 4, 2)
+            measured("importance", stops, score_epoch=1)
     children = one(frames["splits"], network="child", batch_norm="own")
     assert set(children["epoch"]) == {4}
     assert set(frames["scores"]["n_parents"]) == {1}
     assert frames["scores"]["forgetting_events"].null_count() == IMAGES
+    tables, _ = presented("importance", frames, tmp_path)
+    assert "n = 1: nothing can be concluded" in tables[0].title
+    assert tables[-1].rows == (("2", "2", "child", "2 of 4"),)
 
 
-def test_refusals(opened):
-    for options, text in (
-        (AnalysisOptions(score_epoch=3), "score_epoch: 3"),
-        (AnalysisOptions(cells=("1,7",)), "no pair of these cells"),
-        (AnalysisOptions(train_images=61), "train_images: 61"),
-    ):
-        with pytest.raises(UserError, match=text) as raised:
-            importance(opened, options, lambda done, total: None)
-        assert len(str(raised.value).splitlines()) == 1
+def test_tables_and_figure(frames, tmp_path):
+    (claims, over_mean, *_, scores), drawn = presented("importance", frames, tmp_path)
+    assert "n = 2: too few parents" in claims.title
+    assert set(column(claims, "pairs")) == {"8"}
+    expected = frames["split_gains"].filter(k=2, s=2, batch_norm="own", split=4)["gain_mean_points"].mean()
+    (row,) = (row for row in over_mean.rows if row[:3] == ("2", "2", "own"))
+    assert row[over_mean.columns.index("split 4")].startswith(f"{expected:+.2f}")
+    assert scores.rows[0][:3] == ("2", "2", "60")
+    for text in ("Split 1 (easiest): 15 images", "Split 4 (hardest): 15 images",
+                 "k = 2, s = 2; n = 2 parents, 2 pairs"):  # fmt: skip
+        assert text in drawn
+
+
+def gains(by_split: list[float], parents: int, seed: int) -> dict[str, polars.DataFrame]:
+    """Gains around the given means, a split each; drops of the same size after an epoch."""
+    draw_from = np.random.default_rng(seed)
+    rows = [
+        {"k": 1, "s": 1, "alpha": None, "parent_seed": parent, "pair": 0, "batch_norm": "own", "split": split,
+         "gain_mean_points": float(mean + draw_from.normal() * 0.01), "epochs_after": 1}
+        for parent in range(parents)
+        for split, mean in enumerate(by_split, 1)
+    ]  # fmt: skip
+    frame = polars.DataFrame(rows).with_columns(gain_best_points=polars.col("gain_mean_points") - 1)
+    changes = frame.with_columns(change_points=-polars.col("gain_mean_points"), change_loss_nats=polars.lit(0.5))
+    scores = polars.DataFrame({
+        "example": [0, 1], "label": [0, 1], "el2n": [0.1, 0.9], "split": [1, 2], "forgetting_events": [None, None],
+        "score_epoch": [1, 1], "n_parents": [2, 2],
+    })  # fmt: skip
+    return {"split_gains": frame, "split_changes": changes.drop("batch_norm"), "scores": scores,
+            "missing": polars.DataFrame({"k": [1], "s": [1]}).clear()}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("by_split", "parents", "verdicts"),
+    [
+        ([0.1, 0.1, 4.0, 4.0], 8, ["confirmed", "confirmed"]),
+        ([1.0, 1.0, 4.0, 4.0], 8, ["confirmed", "refuted"]),  # more on the hard half, but 80 %
+        ([4.0, 4.0, 1.0, 1.0], 8, ["refuted", "refuted"]),
+        ([-4.0, -4.0, -0.1, -0.1], 8, ["refuted", "refuted"]),  # there is no gain that could lie anywhere
+        ([0.1, 3.0, 4.0], 8, ["confirmed", "confirmed"]),  # the middle split is in neither half
+        ([0.0, 0.0, 0.0, 0.0], 8, ["not settled", "not settled"]),
+        ([0.1, 0.1, 4.0, 4.0], 4, ["not settled (n = 4)"] * 2),
+        ([0.1, 0.1, 4.0, 4.0], 1, ["not settled (n = 1)"] * 2),
+    ],
+)
+def test_verdicts(by_split, parents, verdicts, seed):
+    found = all_studies()["importance"].tables(gains(by_split, parents, seed))
+    assert column(found[0], "verdict") == verdicts * 2  # of the gain, and of the drop of its size
+    assert set(column(found[0], "parents")) == {str(parents)}
+    if parents < 5:
+        for table in found[:-1]:
+            assert not any("[" in text for row in (table.columns, *table.rows) for text in row)
+
+
+@pytest.mark.parametrize("by_split", [[1.0, 2.0, 4.0, 8.0], [1.0, 5.0, 9.0], [1.0, 2.0, 90.0, 4.0, 8.0]])
+def test_the_hard_half_less_the_easy_half(by_split, seed):
+    """Of 8 parents, of which one lacks a split and has no part."""
+    frame = gains(by_split, 8, seed)["split_gains"]
+    frame = frame.filter((polars.col("parent_seed") != 3) | (polars.col("split") != 1))
+    half = len(by_split) // 2
+    hard, easy = np.mean(by_split[-half:]), np.mean(by_split[:half])
+    for times in (1, 9):
+        found = hard_less_easy(frame, "gain_mean_points", times)
+        # Of 7 draws each, 0.01 apart: a deviation of sqrt(1 + 9^2) * 0.01 / sqrt(7) = 0.034
+        assert found.value == pytest.approx(hard - times * easy, abs=0.2)
+        assert (found.n_parents, found.n_pairs) == (7, 7)

@@ -1,0 +1,59 @@
+"""blocks: each number against the stored networks with one block moved by hand."""
+
+import numpy as np
+import pytest
+from studied import check, column, measured, mixed, presented, state_of
+from torch import nn
+
+from fastwi.population import Layout
+from fastwi.studies.blocks import block_groups, block_names
+
+NAMES = ["all", "conv", "bn", *(f"blocks.{i}" for i in range(9)), "linear"]
+
+
+@pytest.fixture(scope="module")
+def frames(opened):
+    return measured("blocks", opened, cells=("1,1",))
+
+
+def test_blocks_are_moved_one_at_a_time(opened, frames, seed):
+    frame = frames["blocks"]
+    assert frame.sort("block_number")["block"].unique(maintain_order=True).to_list() == NAMES
+    assert frame.height == 2 * 2 * 2 * len(NAMES)
+    places = {
+        point.parent: place
+        for point, place in zip(opened.planned.points, opened.planned.places, strict=True)
+        if (point.config.experiment.k, point.config.experiment.s) == (1, 1)
+    }
+    rows = list(frame.iter_rows(named=True))
+    wholes = [row for row in rows if row["block"] == "all"]
+    for row in [wholes[0], *(rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:5])]:
+        own, other = (
+            state_of(opened, end) for end in places[row["parent_seed"]].ends[:: 1 if row["rest"] == "A" else -1]
+        )
+        middle = mixed((0.5, own), (0.5, other))
+        inside = [name for name in own if row["block"] == "all" or f"{name}.".startswith(f"{row['block']}.")]
+        assert inside
+        loss = check(opened, row, own | {name: middle[name] for name in inside}, "test")
+        # What the row says of the network that the rest is of.
+        before = row | {
+            "test_loss_nats": row["test_loss_nats"] - row["test_loss_change_nats"],
+            "test_error_%": row["test_error_%"] - row["test_error_change_points"],
+        }
+        assert check(opened, before, own, "test") == pytest.approx(loss - row["test_loss_change_nats"], rel=2e-4)
+    assert frame["test_loss_change_nats"].n_unique() > frame.height / 2
+
+
+def test_a_block_whose_name_is_a_number_is_shown_with_its_layer():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    groups = block_groups(Layout.of(network))
+    assert block_names(groups, network) == ["0 Conv2d", "1 BatchNorm2d", "3 Linear"]
+    assert list(groups) == ["0", "1", "3"]
+
+
+def test_tables_and_figure(frames, tmp_path):
+    tables, drawn = presented("blocks", frames, tmp_path)
+    assert column(tables[0], "block") == NAMES
+    assert "n = 2: too few parents" in tables[0].title
+    for text in ("blocks.8", "dots: each parent", "k = 1, s = 1; n = 2 parents, 2 pairs"):
+        assert text in drawn

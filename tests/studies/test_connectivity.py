@@ -1,0 +1,151 @@
+"""connectivity: each number against the stored networks, interpolated and evaluated by hand."""
+
+import numpy as np
+import polars
+import pytest
+from studied import check, column, measured, mixed, presented, state_of, studied_sweep
+
+from fastwi.config.analysis import AnalysisOptions
+from fastwi.errors import UserError
+from fastwi.studies.connectivity import line_places
+
+NAMES = ("k", "s", "parent_seed", "pair")
+
+
+@pytest.fixture(scope="module")
+def frames(opened):
+    return measured("connectivity", opened, alphas=4)
+
+
+def places_of(opened):
+    """The place of each pair in the tree, by (k, s, parent)."""
+    planned = opened.planned
+    return {
+        (point.config.experiment.k, point.config.experiment.s, point.parent): place
+        for point, place in zip(planned.points, planned.places, strict=True)
+    }
+
+
+def test_the_line_is_that_of_the_stored_networks(opened, frames, seed):
+    line, places = frames["line"], places_of(opened)
+    assert line.columns[:5] == [*NAMES, "batch_norm"]
+    alphas = [0.0, 1 / 3, 0.5, 2 / 3, 1.0]
+    assert line.height == 8 * 2 * len(alphas)
+    np.testing.assert_allclose(sorted(set(line["alpha"])), alphas, rtol=0, atol=1e-15)
+    for i in np.random.default_rng(seed).permutation(line.height)[:10]:
+        row = line.row(int(i), named=True)
+        a, b = (state_of(opened, end) for end in places[row["k"], row["s"], row["parent_seed"]].ends)
+        for split in ("train", "test"):
+            check(opened, row, mixed((1 - row["alpha"], a), (row["alpha"], b)), split)
+
+
+def test_the_ends_and_the_middle_are_what_the_sweep_measured(opened, frames):
+    """To the bit; under recomputed statistics too: on the very images that the sweep recomputed them on."""
+    places, seen = places_of(opened), 0
+    for row in frames["line"].iter_rows(named=True):
+        place = places[row["k"], row["s"], row["parent_seed"]]
+        state = {0.0: place.ends[0], 0.5: place.average, 1.0: place.ends[1]}.get(row["alpha"])
+        treatment = dict(zip(("averaged", "recomputed"), place.treatments, strict=True))[row["batch_norm"]]
+        if state is not None:
+            found = opened.measured[state, treatment]
+            assert (row["test_loss_nats"], row["test_error_%"]) == (found.test_loss, 100 - found.test_accuracy)
+            seen += 1
+    assert seen == 8 * 2 * 3
+
+
+def test_barriers_and_gains_are_those_of_the_line(frames):
+    barrier = frames["barrier"]
+    assert barrier.height == 8 * 2 * 2
+    for row in barrier.iter_rows(named=True):
+        line = frames["line"].filter(**{name: row[name] for name in (*NAMES, "batch_norm")}).sort("alpha")
+        alpha = line["alpha"].to_numpy()
+        on = alpha != 0.5  # not among 4 evenly spaced places
+        assert row["places"] == 4
+        for name, unit, value in (("error_%", "points", "error"), ("loss_nats", "nats", "loss")):
+            every = line[f"{row['split']}_{name}"].to_numpy()
+            first, last, (middle,) = every[0], every[-1], every[~on]
+            expected = {
+                f"barrier_{value}_{unit}": every[on].max() - (first + last) / 2,
+                f"barrier_{value}_linear_{unit}": (every - (1 - alpha) * first - alpha * last)[on].max(),
+                f"alpha_of_largest_{value}": alpha[on][every[on].argmax()],
+                f"gain_mean_{unit}": (first + last) / 2 - middle,
+                f"gain_best_{unit}": min(first, last) - middle,
+            }
+            assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert barrier["gain_mean_nats"].n_unique() == barrier.height
+
+
+@pytest.mark.parametrize(
+    ("options", "places", "counted"),
+    [
+        ({"alphas": 5, "low": -0.5, "high": 1.5}, [-0.5, 0.0, 0.5, 1.0, 1.5], [-0.5, 0.0, 0.5, 1.0, 1.5]),
+        ({"alphas": 2, "low": 0.2, "high": 0.4}, [0.0, 0.2, 0.4, 0.5, 1.0], [0.0, 0.2, 0.4, 1.0]),
+        ({}, sorted([*np.linspace(0, 1, 30), 0.5]), list(np.linspace(0, 1, 30))),
+    ],
+)
+def test_places_on_the_line(options, places, counted):
+    alphas_L, counts_L = line_places(AnalysisOptions(**options))
+    assert alphas_L.tolist() == places
+    assert alphas_L[counts_L].tolist() == counted
+
+
+def test_cells_pairs_and_images_are_chosen(opened, pairs, variants):
+    how = {"treatments": ("averaged",), "alphas": 2}
+    line = measured("connectivity", opened, cells=("2,1", "1,2"), train_images=10, test_images=20, **how)["line"]
+    assert line.select("k", "s").unique(maintain_order=True).rows() == [(2, 1), (1, 2)]
+    assert line.height == 2 * 2 * 3
+    assert all(error % 10 == pytest.approx(0, abs=1e-9) for error in line["train_error_%"])
+    assert all(error % 5 == pytest.approx(0, abs=1e-9) for error in line["test_error_%"])
+    for most, found in ((0, {0, 1}), (1, {0})):
+        assert set(measured("connectivity", pairs, pairs=most, **how)["line"]["pair"]) == found
+    # Points that differ in alpha have one line; those that differ in another axis have each their own.
+    line = measured("connectivity", variants, **how)["line"]
+    assert line.columns[0] == "experiment.momentum"
+    assert line.height == 2 * 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "message"),
+    [
+        (("--axes.experiment.k", "1,4"), {}, "lacks 8 states, the first at epoch 5; run the sweep"),
+        (("--sweep.children", "4", "--sweep.tuple_size", "4"), {}, "sweep.tuple_size: 4"),
+        ((), {"train_images": 61}, "analysis.train_images: 61"),
+        ((), {"test_images": 51}, "analysis.test_images: 51"),
+        ((), {"cells": ("7,7",)}, "no pair of these cells"),
+    ],
+)
+def test_refusals(digits_directory, tmp_path_factory, flags, options, message):
+    with (
+        studied_sweep(digits_directory, tmp_path_factory, *flags, trains=False) as other,
+        pytest.raises(UserError) as caught,
+    ):
+        measured("connectivity", other, **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_and_figure(frames, tmp_path):
+    tables, drawn = presented("connectivity", frames, tmp_path)
+    table = next(table for table in tables if table.title.startswith("Loss barrier over the mean"))
+    assert "n = 2: too few parents" in table.title
+    assert "[" not in table.title
+    values = frames["barrier"].filter(k=1, s=2, split="test", batch_norm="recomputed")["barrier_loss_nats"]
+    assert table.columns[:4] == ("k", "s", "parents", "pairs")
+    assert table.rows[1][:4] == ("1", "2", "2", "2")
+    assert column(table, "test, recomputed")[1] == f"{values.mean():+.4f} (n = 2)"
+    # What lines, thin lines and dots are is said.
+    for text in ("test images, each pair", "training images, mean over parents", "dots: each parent"):
+        assert text in drawn
+
+
+def test_what_is_not_defined_is_said_and_drawn(frames, tmp_path):
+    holes = {
+        name: frame.with_columns(
+            polars.when(polars.col("batch_norm") == "averaged").then(None).otherwise(polars.col(column)).alias(column)
+            for column, kind in frame.schema.items()
+            if kind == polars.Float64 and column != "alpha"
+        )
+        for name, frame in frames.items()
+    }
+    tables, _ = presented("connectivity", holes, tmp_path)
+    assert "not defined" in tables[0].markdown()
