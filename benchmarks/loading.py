@@ -33,10 +33,9 @@ from benchmarks.peers.ffcv import FFCVBatches
 from benchmarks.peers.usual import close_loader, data_loader
 from benchmarks.runner import AGAIN, GIGA, Case, Report, Run, benchmark
 from benchmarks.task import StockBatches, Task, make_task
-from fastwi.beton.format import JPEG, RAW
+from fastwi.beton import StoredBeton, StoredImage, write_stored_stream
+from fastwi.beton.format import JPEG, RAW, page_size_for
 from fastwi.beton.image_digests import ImageDigests, image_digest
-from fastwi.beton.stored_writer import StoredImage, write_stored_stream
-from fastwi.beton.stream import StoredBeton
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.data.streamed import StreamedDataset, open_decoder
@@ -102,7 +101,7 @@ def _streamed(task: Task, jpeg: bool = False, checked: bool = True) -> Case:
     data = [_encoded(image_HWC) if jpeg else image_HWC.tobytes() for image_HWC in images_NHWC]
     images = [StoredImage(JPEG if jpeg else RAW, height, width, each) for each in data]
     with path.open("wb") as stream:
-        write_stored_stream(stream, images, labels_N, max(map(len, data)))
+        write_stored_stream(stream, images, labels_N, page_size_for(max(map(len, data))))
     beton = StoredBeton(path)
     if checked:
         named = zip(images, labels_N.tolist(), strict=True)

@@ -2,12 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
 from data_prep import prepare
 from data_prep.progress import shown_progress
-from fastwi.cli import run_command
+from fastwi.cli import command
 from fastwi.errors import UserError, printable
 from fastwi.version import __version__
 
@@ -77,7 +76,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: Sequence[str] | None, program: str) -> int:
+def main(arguments: list[str] | None = None, program: str = "python -m data_prep") -> int:
+    """Run the command and return its exit code. `arguments`: None takes those of the process."""
+    return command(lambda words: _run(words, program))(arguments)
+
+
+def _run(arguments: list[str], program: str) -> int:
     options = vars(_parser(program).parse_args(arguments))
     dataset, out = options.pop("dataset"), options.pop("out")
     warnings: list[str] = []
@@ -94,11 +98,6 @@ def _run(arguments: Sequence[str] | None, program: str) -> int:
     kind = "" if card.encoding == "raw" else f" ({card.encoding})"
     print(f"{directory}: {card.name}, {counts} images of {sizes}{kind}, {len(card.classes)} classes")
     return 0
-
-
-def main(arguments: Sequence[str] | None = None, program: str = "python -m data_prep") -> int:
-    """Run the command and return its exit code. `arguments`: None takes those of the process."""
-    return run_command(lambda: _run(arguments, program))
 
 
 if __name__ == "__main__":

@@ -1,34 +1,72 @@
-"""A dataset in memory, as the loaders return it and the writers take it."""
+"""A dataset as the loaders return it and the writer takes it: two splits, each read one image at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from fastwi.beton import StoredImage
 
 # Called with (stage, done, total): what is being done, and how many images of how many.
 Report = Callable[[str, int, int], None]
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """A Report that says nothing."""
+    """A Report that prints nothing."""
+
+
+class Images(Protocol):
+    """The images and labels of a split."""
+
+    @property
+    def labels_N(self) -> "np.ndarray":
+        """Integers `[N]`, indices into the classes."""
+
+    def stored(self) -> "Iterator[tuple[StoredImage, np.ndarray]]":
+        """Each image as it is to be stored, and its pixels, uint8 `[H, W, 3]`. May be called again."""
+
+    def where(self, n: int) -> str:
+        """Where image n comes from, for messages."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """`images_NHWC` uint8 `[N, H, W, 3]` RGB and `labels_N` integers `[N]`, indices into the classes."""
+    """`Images` in memory: `images_NHWC` uint8 `[N, H, W, 3]` RGB, `labels_N` integers `[N]`."""
 
     images_NHWC: "np.ndarray"
     labels_N: "np.ndarray"
 
+    def stored(self) -> "Iterator[tuple[StoredImage, np.ndarray]]":
+        """As `Images.stored` says; raw."""
+        from fastwi.beton import StoredImage
+        from fastwi.beton.format import RAW
+
+        height, width = self.images_NHWC.shape[1:3]
+        for image_HWC in self.images_NHWC:
+            yield StoredImage(RAW, height, width, image_HWC.tobytes()), image_HWC
+
+    def where(self, n: int) -> str:
+        """The number of the image."""
+        return f"image {n}"
+
+
+def _nothing() -> list[str]:
+    return []
+
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Two splits with images of one size, and what the card says about where they came from."""
+    """Two splits, and what the card says about where they came from.
+
+    keep_size: images may be of several sizes. notes: what was done to pixels, known once all images have been read.
+    """
 
     name: str
     classes: tuple[str, ...]
-    train: Split
-    test: Split
+    train: Images
+    test: Images
     source: str
+    keep_size: bool = False
+    notes: Callable[[], list[str]] = _nothing

@@ -1,16 +1,27 @@
-"""One PNG or JPEG file to RGB pixels: what a viewer shows, or a refusal."""
+"""One PNG or JPEG file to RGB pixels: what a viewer shows, or a refusal.
+
+JPEG has no checksums. A decoder sees what leads it astray: codes that do not exist, data left over or missing at the
+end. No decoder sees damage that leaves a valid JPEG of another picture, as most single flipped bits do. PNG has
+checksums, and all damage is found.
+"""
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor
 
-from data_prep.damage import ImageError, check_jpeg_data, check_png_data
+from fastwi.beton.format import MAX_SIDE
 from fastwi.errors import UserError
 
-# Of up to 8 bits a channel. Pillow shows some PNGs of 16 bits as RGB too: `check_png_data` refuses them.
+# simplejpeg is libjpeg-turbo with an error where others print a line on the terminal, and Pillow nothing.
+try:
+    import simplejpeg
+except ImportError:  # a platform that it is not built for
+    simplejpeg = None
+
+# Of up to 8 bits a channel. Pillow shows some PNGs of 16 bits as RGB too: `_check_png` refuses them.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 MAX_PIXELS = 1 << 26
@@ -27,29 +38,28 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SRGB_GAMMA = 0.45455
-_TRANSPARENT = (
-    "has transparent pixels, which have no colour of their own",
-    "pass --background with a colour to lay such images on, white for example",
-)
+
+
+class ImageError(Exception):
+    """The file is not an image that can be used; the message says why, `fix` what to do."""
+
+    def __init__(self, message: str, fix: str = "replace or remove it") -> None:
+        super().__init__(message)
+        self.fix = fix
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """`pixels_HWC` uint8 `[H, W, 3]` RGB, and what was done to get there.
+    """`pixels_HWC` uint8 `[H, W, 3]` RGB, whether the file is a JPEG, and notes of what was done to get there.
 
-    jpeg: it was no PNG. turned: as its EXIF orientation says. flattened: laid on the background, because some pixels
-    are transparent. cmyk: inks became colours by Pillow's plain formula. profile: it has a colour profile or gamma
-    other than sRGB's, which was not applied. unchecked: it is a JPEG, and could not be checked for damage that Pillow
-    passes over.
+    The notes are "turned": as its EXIF orientation says. "flattened": laid on the background, because some pixels are
+    transparent. "cmyk": inks became colours by Pillow's plain formula. "profile": it has a colour profile or gamma
+    other than sRGB's, which was not applied. "unchecked": a JPEG that was not checked for damage that Pillow accepts.
     """
 
     pixels_HWC: np.ndarray
     jpeg: bool
-    turned: bool = False
-    flattened: bool = False
-    cmyk: bool = False
-    profile: bool = False
-    unchecked: bool = False
+    notes: set[str] = field(default_factory=set)
 
 
 def background_colour(text: str | None) -> tuple[int, int, int] | None:
@@ -79,21 +89,24 @@ def decode_image(
     Raises:
         ImageError: the data is damaged, of another format, animated, transparent, or has more than 8 bits a channel.
     """
+    notes: set[str] = set()
     try:
         with warnings.catch_warnings(), io.BytesIO(data) as stream:
             # Pillow warns of many pixels and of odd EXIF data, on the terminal.
             warnings.simplefilter("ignore")
             image = Image.open(stream, formats=("PNG", "JPEG"))
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise ImageError(f"has {image.height} x {image.width} pixels, too many for an image of a dataset")
-            if image.format == "PNG":
-                check_png_data(data)
+            jpeg = image.format != "PNG"
+            if not jpeg:
+                _check_png(data)
             if image.mode not in MODES:
                 raise ImageError(f"has pixels of mode {image.mode}, not 8 bits a channel", "convert it to 8 bits")
             image.load()  # a PNG's EXIF data may come after its pixels
-            unchecked = image.format != "PNG" and not check_jpeg_data(data)
-            turn = _TURNS.get(_orientation(image))
+            if jpeg and not check_jpeg(data):
+                notes.add("unchecked")
             rgb, flattened = without_alpha(image, background)
+            turn = _TURNS.get(_orientation(image))
             if turn is not None:
                 rgb = rgb.transpose(turn)
     except ImageError:
@@ -104,15 +117,47 @@ def decode_image(
         raise ImageError(f"damaged image ({error})") from error
     if size is not None and rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-    return DecodedImage(
-        np.asarray(rgb),
-        jpeg=image.format != "PNG",
-        turned=turn is not None,
-        flattened=flattened,
-        cmyk=image.mode == "CMYK",
-        profile=_other_colours(image),
-        unchecked=unchecked,
-    )
+    found = {
+        "turned": turn is not None,
+        "flattened": flattened,
+        "cmyk": image.mode == "CMYK",
+        "profile": _other_colours(image),
+    }
+    return DecodedImage(np.asarray(rgb), jpeg, notes | {note for note, is_so in found.items() if is_so})
+
+
+def check_jpeg(data: bytes) -> bool:
+    """Raise ImageError where libjpeg-turbo would have to guess. Pillow has decoded `data` already.
+
+    False where it could not be checked: simplejpeg is not installed, or does not know the kind of subsampling.
+    """
+    if simplejpeg is None:
+        return False
+    try:
+        simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    try:
+        simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)
+    except ValueError as error:
+        raise ImageError(f"damaged image ({error})") from error
+    return True
+
+
+def _check_png(data: bytes) -> None:
+    """Compare every chunk with its checksum, and refuse what Pillow does not show as a viewer does."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        transparent, frames = "transparency" in image.info, getattr(image, "n_frames", 1)
+        image.verify()
+    if data[12:16] != b"IHDR":
+        raise ImageError("damaged image (the PNG does not begin with its header)")
+    depth, colour = data[24], data[25]
+    if depth > 8:
+        raise ImageError(f"has {depth} bits a channel, not 8", "convert it to 8 bits")
+    if transparent and colour == 0 and depth < 8:
+        raise ImageError(f"has a transparent grey of {depth} bits, which Pillow misreads", "convert it to 8 bits")
+    if frames > 1:
+        raise ImageError("is animated, of several frames", "save the frame that you want")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -138,7 +183,8 @@ def without_alpha(image: Image.Image, background: tuple[int, int, int] | None) -
     if lowest == 255:
         return rgba.convert("RGB"), False
     if background is None:
-        raise ImageError(*_TRANSPARENT)
+        fix = "pass --background with a colour to lay such images on, white for example"
+        raise ImageError("has transparent pixels, which have no colour of their own", fix)
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB"), True
 
 

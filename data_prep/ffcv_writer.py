@@ -3,19 +3,18 @@
 import contextlib
 import ctypes
 import multiprocessing
-import os
 import queue
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from data_prep.dataset import Split
-from fastwi.beton.writer import IMAGE_FIELD, LABEL_FIELD, page_size_for
-
-_REPORT_EVERY = 500  # images
+from fastwi.beton import StoredImage
+from fastwi.beton.format import IMAGE_FIELD, LABEL_FIELD
+from fastwi.beton.writer import REPORT_EVERY, ImageTooLarge
 
 
 @contextlib.contextmanager
@@ -75,30 +74,37 @@ class _InlineWriter(DatasetWriter):
 
 
 class _Samples:
-    """A split as FFCV asks for it: a length, and (image, label) by index."""
+    """Images as FFCV asks for them, in order: a length, and (image, label) by index."""
 
-    def __init__(self, split: Split, progress: Callable[[int], None]) -> None:
-        self._split = split
-        self._progress = progress
+    def __init__(
+        self, images: Iterator[StoredImage], labels_N: np.ndarray, page_size: int, progress: Callable[[int], None]
+    ) -> None:
+        self._images, self._labels_N, self._page_size, self._progress = images, labels_N, page_size, progress
 
     def __len__(self) -> int:
-        return len(self._split.labels_N)
+        return len(self._labels_N)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        if (index + 1) % _REPORT_EVERY == 0 or index + 1 == len(self):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        image = next(self._images)
+        if len(image.data) > self._page_size:
+            raise ImageTooLarge(f"image {index} does not fit a page", len(image.data))
+        if (index + 1) % REPORT_EVERY == 0 or index + 1 == len(self):
             self._progress(index + 1)
-        return self._split.images_NHWC[index], int(self._split.labels_N[index])
+        pixels_HWC = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
+        return pixels_HWC, int(self._labels_N[index])
 
 
-def write_with_ffcv(path: str | os.PathLike[str], split: Split, progress: Callable[[int], None]) -> None:
-    """Write a split as a raw .beton file at `path`, in place; an OSError comes out as it is.
+def write_with_ffcv(
+    path: Path,
+    images: Iterator[StoredImage],
+    labels_N: np.ndarray,
+    page_size: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Write raw images as a .beton file at `path`, in place; an OSError comes out as it is.
 
-    `progress` is called with the number of images done.
+    `progress` is called with the number of images done. Raises ImageTooLarge where one does not fit a page.
     """
-    writer = _InlineWriter(
-        os.fspath(Path(path)),
-        {IMAGE_FIELD: RGBImageField(write_mode="raw"), LABEL_FIELD: IntField()},
-        page_size=page_size_for(split.images_NHWC[0].nbytes),
-        num_workers=1,
-    )
-    writer.from_indexed_dataset(_Samples(split, progress))
+    fields = {IMAGE_FIELD: RGBImageField(write_mode="raw"), LABEL_FIELD: IntField()}
+    writer = _InlineWriter(str(path), fields, page_size=page_size, num_workers=1)
+    writer.from_indexed_dataset(_Samples(images, labels_N, page_size, progress))

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.damage import ImageError
 from data_prep.dataset import ImageSet, Split, silent
-from data_prep.decode import MODES, without_alpha
+from data_prep.decode import MODES, ImageError, without_alpha
 from data_prep.write import output_directory, write_dataset
 from fastwi.beton import content_sha256
-from fastwi.beton.format import MAX_SIDE
+from fastwi.beton.writer import check_arrays
 from fastwi.data.card import SPLITS, read_card
-from fastwi.errors import UserError
+from fastwi.errors import BetonError, UserError
 
 _NAME_DIGITS = 16
 
@@ -36,7 +35,7 @@ def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
         within: made if it does not exist.
 
     Raises:
-        UserError: in one line, for what is neither, and where the directory cannot be written.
+        UserError: in one line, for anything else, and where the directory cannot be written.
     """
     splits = {"train": _split("train", train), "test": _split("test", test)}
     classes = _classes(train, max(int(split.labels_N.max()) for split in splits.values()))
@@ -65,9 +64,7 @@ def _split(name: str, given: Any) -> Split:
             f"{name}: a {type(given).__name__}; give a pair (images, labels), a map-style dataset of (image, label), "
             "or as train alone the path of a dataset's directory"
         )
-    problem = _image_problem(images_NHWC) or _label_problem(labels_N, len(images_NHWC))
-    if problem:
-        raise UserError(f"{name}: {problem}")
+    _check(name, images_NHWC, labels_N)
     return Split(images_NHWC, labels_N.astype(np.int64))
 
 
@@ -90,9 +87,7 @@ def _items(name: str, given: Any) -> tuple[np.ndarray, np.ndarray]:
             raise UserError(f"{name}[{n}]: not a pair of an image and a whole number; give (image, label)") from None
         except ImageError as error:
             raise UserError(f"{name}[{n}]: {error}; convert it: image.convert('RGB')") from None
-        problem = _image_problem(pixels_HWC[None])
-        if problem:
-            raise UserError(f"{name}[{n}]: {problem}")
+        _check(f"{name}[{n}]", pixels_HWC[None], labels_N[n : n + 1])
         if n == 0:
             images_NHWC = np.empty((len(given), *pixels_HWC.shape), np.uint8)
         if pixels_HWC.shape != images_NHWC.shape[1:]:
@@ -110,26 +105,25 @@ def _pixels(image: Any) -> np.ndarray:
     return np.asarray(without_alpha(image, None)[0])
 
 
-def _image_problem(images_NHWC: np.ndarray) -> str:
+def _check(name: str, images_NHWC: np.ndarray, labels_N: np.ndarray) -> None:
+    """Refuse what a beton cannot hold, and say what is usually behind it."""
     shape = images_NHWC.shape
     if images_NHWC.dtype != np.uint8:
-        return (
-            f"images are {images_NHWC.dtype}; give uint8 pixels from 0 to 255, without a transform: fastwi "
-            "augments and normalises them itself"
-        )
-    if len(shape) == 4 and shape[3] != 3 and shape[1] == 3:
-        return f"images are {list(shape)}; give [N, H, W, 3], channels last: numpy.moveaxis(images, 1, 3)"
+        fix = "give uint8 pixels from 0 to 255, without a transform: fastwi augments and normalises them itself"
+        raise UserError(f"{name}: images are {images_NHWC.dtype}; {fix}")
+    if len(shape) == 4 and shape[1] == 3 != shape[3]:
+        fix = "give [N, H, W, 3], channels last: numpy.moveaxis(images, 1, 3)"
+        raise UserError(f"{name}: images are {list(shape)}; {fix}")
     if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
-        return f"images are {list(shape)}, without colours; give [N, H, W, 3]: the one channel three times"
-    if len(shape) != 4 or shape[3] != 3 or 0 in shape:
-        return f"images are {list(shape)}; give [N, H, W, 3], at least one"
-    return f"images are {shape[1]} x {shape[2]}; a side has at most {MAX_SIDE}" if max(shape[1:3]) > MAX_SIDE else ""
-
-
-def _label_problem(labels_N: np.ndarray, images: int) -> str:
-    if labels_N.dtype.kind not in "iu" or labels_N.shape != (images,):
-        return f"labels are {labels_N.dtype} {list(labels_N.shape)}; give {images} whole numbers, one an image"
-    return f"a label is {labels_N.min()}; count classes from 0" if labels_N.min() < 0 else ""
+        raise UserError(
+            f"{name}: images are {list(shape)}, without colours; give [N, H, W, 3]: one channel three times"
+        )
+    try:
+        check_arrays(images_NHWC, labels_N)
+    except BetonError as error:
+        raise UserError(f"{name}: {error}") from None
+    if labels_N.min() < 0:
+        raise UserError(f"{name}: a label is {labels_N.min()}; count classes from 0")
 
 
 def _classes(train: Any, largest: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A dataset in memory to its betons, their image digests and card.json: all of them, or what was there before."""
+"""A dataset to its betons, their image digests and card.json: all of them, or what was there before."""
 
 import contextlib
 import hashlib
@@ -10,21 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.dataset import ImageSet, Report, Split
-from fastwi.beton import content_sha256, read_beton
-from fastwi.beton.format import RAW
+from data_prep.dataset import Images, ImageSet, Report
+from fastwi.beton import StoredBeton, StoredImage, stored_sha256, write_stored_stream
+from fastwi.beton.format import JPEG, MAX_PAGE_SIZE, page_size_for
 from fastwi.beton.image_digests import ImageDigests, image_digest
-from fastwi.beton.writer import write_stream
+from fastwi.beton.writer import ImageTooLarge
 from fastwi.data.card import CARD_FILE, SPLITS, Card, beton_path, digests_path
 from fastwi.errors import BetonError, UserError
 from fastwi.files import atomic_path, write_json
 from fastwi.version import __version__
 
-WRITERS = ("auto", "ffcv", "raw")
-_STATISTICS_BLOCK = 512  # images counted at a time
-
-# Writes a split at a path; calls back with the number of images done.
-SplitWriter = Callable[[Path, Split, Callable[[int], None]], None]
+# Writes images and labels as a beton at a path, with pages of a size; calls back with the number of images done.
+BetonWriter = Callable[[Path, Iterator[StoredImage], np.ndarray, int, Callable[[int], None]], None]
 
 
 @contextlib.contextmanager
@@ -51,61 +48,108 @@ def output_directory(out: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Report) -> Card:
-    """Write both splits and the card into `directory`, and return the card.
+    """Write both splits and the card into `directory`, and return the card. Memory: what `dataset` takes.
 
     Each file is read back and compared before anything in `directory` is replaced. From then until the new
     card stands there is no card, so that no reader takes a mixture for a dataset.
 
+    Args:
+        dataset: what to write; each split is read once, or again from its start where an image does not fit a page.
+        directory: an existing one.
+        writer: "ffcv", "raw" (the project's own) or "auto": FFCV where it is installed.
+        report: called with (stage, done, total) as images are written.
+
     Raises:
-        UserError: the writer is not installed, the disk is full, the splits have different image sizes, ...
+        UserError: the writer is not installed, the disk is full, images have different sizes, ...
     """
-    splits = {"train": dataset.train, "test": dataset.test}
-    shapes = [split.images_NHWC.shape[1:] for split in splits.values()]
-    if shapes[0] != shapes[1]:
-        raise UserError(f"{dataset.name}: training images are {shapes[0]}, test images {shapes[1]}")
-    written_by, write_split = _choose_writer(writer)
-    digests = {name: _digests(split) for name, split in splits.items()}
-    card = _card(dataset, splits, digests, written_by)
+    written_by, write = _choose_writer(writer)
+    tallies: dict[str, _Tally] = {}
+    sha256: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        for name in SPLITS:
-            final = beton_path(directory, name)
+        for split, images in zip(SPLITS, (dataset.train, dataset.test), strict=True):
+            final = beton_path(directory, split)
             temporary = stack.enter_context(atomic_path(final))
-            write_split(temporary, splits[name], _progress(report, f"write {final.name}", card.counts[name]))
-            _check_written(temporary, final, card.sha256[name])
-            write_digests(stack, directory, name, digests[name])
+            first = tallies["train"] if tallies else None
+            tallies[split] = _write_split(write, temporary, dataset, images, first, report, f"write {final.name}")
+            digests = tallies[split].digests()
+            sha256[split] = _check_written(temporary, final, digests)
+            final = digests_path(directory, split)
+            temporary = stack.enter_context(atomic_path(final))
+            temporary.write_bytes(digests.to_bytes())
+            if hashlib.sha256(temporary.read_bytes()).hexdigest() != digests.sha256:
+                raise UserError(f"{final}: does not read back as it was written; check the disk and its free space")
+        card = _card(dataset, tallies, sha256, written_by)
         (directory / CARD_FILE).unlink(missing_ok=True)
     write_json(directory / CARD_FILE, card.to_json())
     return card
 
 
-def write_digests(stack: contextlib.ExitStack, directory: Path, split: str, digests: ImageDigests) -> None:
-    """Write the digests of a split's images; they replace earlier ones when `stack` is left without an error."""
-    final = digests_path(directory, split)
-    temporary = stack.enter_context(atomic_path(final))
-    temporary.write_bytes(digests.to_bytes())
-    if hashlib.sha256(temporary.read_bytes()).hexdigest() != digests.sha256:
-        raise UserError(f"{final}: does not read back as it was written; check the disk and its free space")
+class _Tally:
+    """What the card and the digests need of the images of a split, counted as they pass on their way to the file."""
+
+    def __init__(self, dataset: ImageSet, images: Images, first: "_Tally | None") -> None:
+        self._dataset, self._images = dataset, images
+        self._first = first or self  # the training split, whose first image decides the size
+        self.labels_N = images.labels_N
+        self.counts_CV = np.zeros((3, 256), np.int64)  # how often each intensity occurs in each channel
+        self.modes: set[int] = set()
+        self.sizes: list[tuple[int, int]] = []  # of different ones, the first image's first
+        self._digests: list[bytes] = []
+
+    def __iter__(self) -> Iterator[StoredImage]:
+        for n, (image, pixels_HWC) in enumerate(self._images.stored()):
+            size = (image.height, image.width)
+            if size not in self.sizes:
+                self.sizes.append(size)
+            if not self._dataset.keep_size and size != self._first.sizes[0]:
+                raise UserError(self._odd_size(n, size))
+            for channel, counts_V in enumerate(self.counts_CV):
+                counts_V += np.bincount(pixels_HWC[..., channel].reshape(-1), minlength=256)
+            self.modes.add(image.mode)
+            label = int(self.labels_N[n])
+            self._digests.append(image_digest(image.mode, *size, label, image.data))
+            yield image
+
+    def digests(self) -> ImageDigests:
+        return ImageDigests(self.labels_N.astype(np.int64), b"".join(self._digests))
+
+    def _odd_size(self, n: int, size: tuple[int, int]) -> str:
+        first = self._first.sizes[0]
+        return (
+            f"{self._images.where(n)} has {size[0]} x {size[1]} pixels, the first training image has "
+            f"{first[0]} x {first[1]}; pass --size N to resize all to N x N, or --keep-size"
+        )
 
 
-def channel_statistics(images_NHWC: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation of each channel of uint8 images, over all pixels, in 0..1.
+def _write_split(
+    write: BetonWriter,
+    path: Path,
+    dataset: ImageSet,
+    images: Images,
+    first: _Tally | None,
+    report: Report,
+    stage: str,
+) -> _Tally:
+    """Write a split at `path`. The largest image, which decides the size of pages, is known only once it is met."""
+    page_size = page_size_for(1)
+    total = len(images.labels_N)
+    while True:
+        tally = _Tally(dataset, images, first)
+        try:
+            write(path, iter(tally), tally.labels_N, page_size, lambda done: report(stage, done, total))
+            return tally
+        except ImageTooLarge as error:
+            page_size = page_size_for(error.needed)
+            if page_size > MAX_PAGE_SIZE:
+                raise
+            os.truncate(path, 0)
 
-    Computed from exact counts of the 256 intensities, so that neither order nor blocks matter.
+
+def channel_statistics(counts_CV: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population standard deviation of each channel, in 0..1.
+
+    `counts_CV` int64 [C, 256]: how often each intensity occurs. They are exact, so that no order of images matters.
     """
-    counts_CV = np.zeros((images_NHWC.shape[3], 256), dtype=np.int64)
-    for first in range(0, len(images_NHWC), _STATISTICS_BLOCK):
-        count_intensities(counts_CV, images_NHWC[first : first + _STATISTICS_BLOCK])
-    return statistics_of_counts(counts_CV)
-
-
-def count_intensities(counts_CV: np.ndarray, pixels: np.ndarray) -> None:
-    """Add to `counts_CV`, int64 [C, 256], how often each intensity occurs in each channel of uint8 [..., C]."""
-    for channel, counts_V in enumerate(counts_CV):
-        counts_V += np.bincount(pixels[..., channel].reshape(-1), minlength=256)
-
-
-def statistics_of_counts(counts_CV: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """`channel_statistics` of pixels whose intensities occur so often."""
     value_V = np.arange(256) / 255
     share_CV = counts_CV / counts_CV.sum(axis=1, keepdims=True)
     mean_C = share_CV @ value_V
@@ -113,39 +157,35 @@ def statistics_of_counts(counts_CV: np.ndarray) -> tuple[tuple[float, ...], tupl
     return tuple(mean_C.tolist()), tuple(np.sqrt(variance_C).tolist())
 
 
-def _digests(split: Split) -> ImageDigests:
-    height, width = split.images_NHWC.shape[1:3]
-    every = zip(split.images_NHWC, split.labels_N.tolist(), strict=True)
-    digests = (image_digest(RAW, height, width, label, image_HWC.tobytes()) for image_HWC, label in every)
-    return ImageDigests.of(digests, split.labels_N)
-
-
-def _card(dataset: ImageSet, splits: dict[str, Split], digests: dict[str, ImageDigests], written_by: str) -> Card:
-    mean, std = channel_statistics(dataset.train.images_NHWC)
-    height, width, channels = dataset.train.images_NHWC.shape[1:]
-    class_counts = {
-        name: tuple(np.bincount(split.labels_N, minlength=len(dataset.classes)).tolist())
-        for name, split in splits.items()
+def _card(dataset: ImageSet, tallies: dict[str, _Tally], sha256: dict[str, str], written_by: str) -> Card:
+    mean, std = channel_statistics(tallies["train"].counts_CV)
+    modes = set().union(*(tally.modes for tally in tallies.values()))
+    sizes = set().union(*(tally.sizes for tally in tallies.values()))
+    counts = {
+        split: np.bincount(tally.labels_N, minlength=len(dataset.classes)).tolist()
+        for split, tally in tallies.items()
     }
     return Card(
         name=dataset.name,
         classes=dataset.classes,
-        image_shape=(height, width, channels),
-        counts={name: len(split.labels_N) for name, split in splits.items()},
-        class_counts=class_counts,
+        image_shape=(*tallies["train"].sizes[0], 3),
+        counts={split: len(tally.labels_N) for split, tally in tallies.items()},
+        class_counts={split: tuple(each) for split, each in counts.items()},
         mean=mean,
         std=std,
-        source=dataset.source,
-        sha256={name: content_sha256(split.images_NHWC, split.labels_N) for name, split in splits.items()},
-        digests_sha256={name: each.sha256 for name, each in digests.items()},
+        source=", ".join([dataset.source, *dataset.notes()]),
+        sha256=sha256,
+        digests_sha256={split: tally.digests().sha256 for split, tally in tallies.items()},
         writer=written_by,
+        encoding="mixed" if len(modes) > 1 else "jpeg" if modes == {JPEG} else "raw",
+        sizes="one" if len(sizes) == 1 else "various",
     )
 
 
-def _choose_writer(writer: str) -> tuple[str, SplitWriter]:
+def _choose_writer(writer: str) -> tuple[str, BetonWriter]:
     """What the card says about the writer, and the writer itself."""
-    if writer not in WRITERS:
-        raise UserError(f"writer {writer}: choose one of {', '.join(WRITERS)}")
+    if writer not in ("auto", "ffcv", "raw"):
+        raise UserError(f"writer {writer}: choose one of auto, ffcv, raw")
     if writer == "ffcv" or (writer == "auto" and importlib.util.find_spec("ffcv") is not None):
         try:
             from data_prep.ffcv_writer import write_with_ffcv
@@ -153,29 +193,33 @@ def _choose_writer(writer: str) -> tuple[str, SplitWriter]:
             return f"ffcv {importlib.metadata.version('ffcv')}", write_with_ffcv
         except ImportError as error:
             if writer == "ffcv":
-                mend = "`python -m fastwi.doctor` says what is missing, or pass --writer raw"
-                raise UserError(f"ffcv: cannot be imported ({error}); {mend}") from error
+                fix = "`python -m fastwi.doctor` says what is missing, or pass --writer raw"
+                raise UserError(f"ffcv: cannot be imported ({error}); {fix}") from error
     return f"fastwi {__version__}", _write_raw
 
 
-def _write_raw(path: Path, split: Split, progress: Callable[[int], None]) -> None:
+def _write_raw(
+    path: Path,
+    images: Iterator[StoredImage],
+    labels_N: np.ndarray,
+    page_size: int,
+    progress: Callable[[int], None],
+) -> None:
     with open(path, "wb") as stream:
-        write_stream(stream, split.images_NHWC, split.labels_N, progress=progress)
+        write_stored_stream(stream, images, labels_N, page_size, progress)
 
 
-def _progress(report: Report, stage: str, total: int) -> Callable[[int], None]:
-    return lambda done: report(stage, done, total)
-
-
-def _check_written(temporary: Path, final: Path, sha256: str) -> None:
-    """Read the new file back: a full disk or a faulty one may lose bytes without an error."""
+def _check_written(temporary: Path, final: Path, digests: ImageDigests) -> str:
+    """Read the new file back, as a full disk or a faulty one may lose bytes without an error: its `stored_sha256`."""
     try:
-        beton = read_beton(temporary)
-        intact = content_sha256(beton.images_NHWC, beton.labels_N) == sha256
-    except BetonError:
-        intact = False
-    if not intact:
-        raise UserError(f"{final}: does not read back as it was written; check the disk and its free space")
+        beton = StoredBeton(temporary)
+        beton.hold_to(digests)
+        sha256 = stored_sha256(beton)
+        beton.close()
+    except BetonError as error:
+        fix = "check the disk and its free space"
+        raise UserError(f"{final}: does not read back as it was written; {fix}") from error
     # The long flush belongs here, where earlier files still stand whole, not between their replacements.
     with open(temporary, "rb") as stream:
         os.fsync(stream.fileno())
+    return sha256

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastwi.beton.format import JPEG, RAW
+from fastwi.beton import StoredImage, write_stored_stream
+from fastwi.beton.format import JPEG, RAW, page_size_for
 from fastwi.beton.image_digests import ImageDigests, image_digest
-from fastwi.beton.stored_writer import StoredImage, write_stored_stream
 
 
 def smooth_image(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -47,7 +47,9 @@ def random_stored(
 
 def write_stored(path: Path, images: list[StoredImage], labels_N: np.ndarray, largest: int = 0) -> Path:
     with open(path, "wb") as stream:
-        write_stored_stream(stream, images, labels_N, largest or max(len(image.data) for image in images))
+        write_stored_stream(
+            stream, images, labels_N, page_size_for(largest or max(len(image.data) for image in images))
+        )
     return path
 
 

@@ -35,9 +35,10 @@ ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 INT = 1
 RGB_IMAGE = 2
 RAW, JPEG = 1, 0  # an RGB image's modes
+IMAGE_FIELD, LABEL_FIELD = "image", "label"  # the names under which FFCV's Loader offers the fields written here
 
-# What each type of field stores in a sample's metadata record: type id -> dtype. Fields other than the image
-# and the label are stepped over, so only their size and alignment matter.
+# What each type of field stores in a sample's metadata record. Of fields other than the image and the label only
+# size and alignment matter.
 FIELD_RECORDS = {
     0: np.dtype("<f8"),  # float
     INT: np.dtype("<i8"),
@@ -59,6 +60,11 @@ def metadata_record(type_ids: list[int]) -> np.dtype:
     names = [f"f{position}" for position in range(len(type_ids))]
     formats = [FIELD_RECORDS[type_id] for type_id in type_ids]
     return np.dtype(list(zip(names, formats, strict=True)), align=True)
+
+
+def page_size_for(image_bytes: int) -> int:
+    """The page size where the largest image has `image_bytes` bytes: a power of two, PAGE_SIZE or more."""
+    return max(PAGE_SIZE, 1 << (image_bytes - 1).bit_length())
 
 
 def next_page(position: int, page_size: int) -> int:

@@ -7,7 +7,8 @@ BLAKE2b, since its speed needs no special instructions of the processor.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,20 +16,15 @@ import numpy as np
 
 from fastwi.errors import BetonError
 
-RECORD = np.dtype([("label", "<i8"), ("digest", "V16")])
 _BYTES = 16
-_NUMBERS = 5 * 8  # bytes of the numbers that go before those that are stored
+RECORD = np.dtype([("label", "<i8"), ("digest", f"V{_BYTES}")])
 
 Stored = bytes | bytearray | memoryview
 
 
 def image_digest(mode: int, height: int, width: int, label: int, stored: Stored) -> bytes:
     """The 16 bytes that name an image as it is stored, with its label."""
-    return _digest(np.array([mode, height, width, len(stored), label], "<i8").tobytes(), stored)
-
-
-def _digest(numbers: bytes, stored: Stored) -> bytes:
-    digest = hashlib.blake2b(numbers, digest_size=_BYTES)
+    digest = hashlib.blake2b(struct.pack("<5q", mode, height, width, len(stored), label), digest_size=_BYTES)
     digest.update(stored)
     return digest.digest()
 
@@ -46,7 +42,7 @@ class ImageDigests:
     @classmethod
     def of(cls, digests: Iterable[bytes], labels_N: np.ndarray) -> "ImageDigests":
         """Of images whose `image_digest` is known."""
-        return cls(labels_N.astype("<i8"), b"".join(digests))
+        return cls(labels_N, b"".join(digests))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], sha256: str) -> "ImageDigests":
@@ -57,7 +53,7 @@ class ImageDigests:
         path = Path(path)
         again = "write the dataset again with python -m data_prep"
         try:
-            if not path.is_file():  # a named pipe would wait for ever
+            if not path.is_file():  # opening a named pipe would wait for a writer
                 raise BetonError(f"{path}: the digests of the images are missing; {again}")
             data = path.read_bytes()
         except OSError as error:
@@ -67,35 +63,15 @@ class ImageDigests:
         records_N = np.frombuffer(data, RECORD)
         return cls(records_N["label"].astype(np.int64), records_N["digest"].tobytes())
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels_N)
-
     def __getitem__(self, n: int) -> bytes:
         """The digest of image n."""
         return self.digests[n * _BYTES : (n + 1) * _BYTES]
 
-    def checker(
-        self, modes_N: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray, sizes_N: np.ndarray
-    ) -> Callable[[int, Stored], bool]:
-        """A function of n and stored bytes: whether these are image n, of the mode and sizes given (int64 each).
-
-        All that can be done beforehand is: it is called for every image that is streamed.
-        """
-        columns = (modes_N, heights_N, widths_N, sizes_N, self.labels_N)
-        numbers, digests = np.stack(columns, axis=1).astype("<i8").tobytes(), self.digests
-
-        def check(n: int, stored: Stored) -> bool:
-            found = _digest(numbers[n * _NUMBERS : (n + 1) * _NUMBERS], stored)
-            return found == digests[n * _BYTES : (n + 1) * _BYTES]
-
-        return check
-
     def to_bytes(self) -> bytes:
         """The content of the file."""
-        records_N = np.zeros(len(self), RECORD)
+        records_N = np.zeros(len(self.labels_N), RECORD)
         records_N["label"] = self.labels_N
-        records_N["digest"] = np.frombuffer(self.digests, f"V{_BYTES}")
+        records_N["digest"] = np.frombuffer(self.digests, RECORD["digest"])
         return records_N.tobytes()
 
     @property

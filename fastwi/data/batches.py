@@ -6,13 +6,10 @@ Shapes: N images of a chunk or of the dataset, D images of the tensor that a chu
 from collections.abc import Iterator
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fastwi.beton.digest import ContentDigest
-
-_CHUNK = 512  # images gathered or hashed at a time
+_CHUNK = 512  # images gathered at a time
 
 
 class Dataset(Protocol):
@@ -58,21 +55,10 @@ class Dataset(Protocol):
 
 def whole_images(dataset: Dataset) -> Tensor:
     """All images of `dataset` in its order, uint8 [N, H, W, C] on its device. Raises what `Dataset.chunks` raises."""
-    images_NHWC = torch.empty((len(dataset), *dataset.image_shape), dtype=torch.uint8, device=dataset.labels_N.device)
+    device = dataset.labels_N.device
+    images_NHWC = torch.empty((len(dataset), *dataset.image_shape), dtype=torch.uint8, device=device)
     first = 0
-    for images_DHWC, at_N in dataset.chunks(_every(dataset), _CHUNK):
+    for images_DHWC, at_N in dataset.chunks(torch.arange(len(dataset), device=device), _CHUNK):
         images_NHWC[first : first + len(at_N)] = images_DHWC[at_N]
         first += len(at_N)
     return images_NHWC
-
-
-def pixel_sha256(dataset: Dataset) -> str:
-    """`fastwi.beton.content_sha256` of the images as the networks see them and the labels, chunk after chunk."""
-    digest = ContentDigest((len(dataset), *dataset.image_shape))
-    for images_DHWC, at_N in dataset.chunks(_every(dataset), _CHUNK):
-        digest.update(np.ascontiguousarray(images_DHWC[at_N].cpu().numpy()))
-    return digest.finish(dataset.labels_N.cpu().numpy())
-
-
-def _every(dataset: Dataset) -> Tensor:
-    return torch.arange(len(dataset), device=dataset.labels_N.device)

@@ -5,6 +5,8 @@ The reference is Pillow's libjpeg-turbo with its accurate inverse DCT and smooth
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
@@ -14,45 +16,39 @@ from fastwi.errors import BetonError
 MODES = ("L", "RGB", "CMYK")  # of JPEGs, in Pillow's words; all become RGB
 
 
-def decode_jpeg(data: bytes, height: int, width: int) -> np.ndarray:
+def decode_jpeg(data: bytes | bytearray, height: int, width: int) -> np.ndarray:
     """The pixels of a JPEG file: uint8 [height, width, 3]. EXIF orientation is not applied:
     data_prep stores a JPEG that has one as the pixels that it shows.
 
     Raises:
-        BetonError: the data is no JPEG, damaged, or of another size. The message leaves out which image it is.
+        BetonError: the data is not a JPEG, damaged, or of another size. The message leaves out which image it is.
     """
+    with _opened(data, height, width) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def check_jpeg(data: bytes | bytearray, height: int, width: int) -> None:
+    """Look at a JPEG's header only. Raises BetonError as `decode_jpeg` does."""
+    with _opened(data, height, width):
+        pass
+
+
+@contextmanager
+def _opened(data: bytes | bytearray, height: int, width: int) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            _check_header(image, height, width)
-            return np.asarray(image.convert("RGB"))
+            if image.size != (width, height):
+                found = f"{image.height} x {image.width} pixels, not {height} x {width} as the file says"
+                raise BetonError(f"is a JPEG of {found}")
+            if image.mode not in MODES:
+                raise BetonError(f"is a JPEG of mode {image.mode}, not one of {', '.join(MODES)}")
+            yield image
     except BetonError:
         raise
     except Image.UnidentifiedImageError:
-        raise BetonError("is no JPEG") from None
+        raise BetonError("is not a JPEG") from None
     except Exception as error:  # Pillow raises many kinds: OSError, SyntaxError, struct.error, ...
         raise BetonError(f"is a damaged JPEG ({error})") from error
-
-
-def check_jpeg(data: bytes, height: int, width: int) -> None:
-    """Look at a JPEG's header only. Raises BetonError as `decode_jpeg` does."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            _check_header(image, height, width)
-    except BetonError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise BetonError("is no JPEG") from None
-    except Exception as error:
-        raise BetonError(f"is a damaged JPEG ({error})") from error
-
-
-def _check_header(image: Image.Image, height: int, width: int) -> None:
-    if image.size != (width, height):
-        raise BetonError(
-            f"is a JPEG of {image.height} x {image.width} pixels, not {height} x {width} as the file says"
-        )
-    if image.mode not in MODES:
-        raise BetonError(f"is a JPEG of mode {image.mode}, not one of {', '.join(MODES)}")
 
 
 def center_crop(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int, int, int]:

@@ -7,9 +7,9 @@ installed. Raw images come out the same.
 Each image is read a second time, and that is checked against its digest: FFCV maps the same file, so the bytes are
 the same.
 
-What FFCV 1.0.2 does that must be mended here: it ignores what its JPEG decoder returns, sets torch's threads, waits
-for ever for a thread that failed, or for a queue that nobody empties, and leaks what a broken-off loop has started.
-Importing it takes seconds, and compiling the pipeline takes some more.
+What FFCV 1.0.2 does that is corrected here: it ignores what its JPEG decoder returns, sets torch's threads, waits
+forever for a thread that failed or for a queue that nobody empties, and leaks what a loop that is left early has
+started. Importing it takes seconds, and compiling the pipeline takes some more.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastwi.beton import StoredBeton
 from fastwi.beton.format import JPEG, RAW
-from fastwi.beton.stream import StoredBeton
 from fastwi.data.decode import check_jpeg, fit
 from fastwi.data.pool import AHEAD, bad_image, processors
 from fastwi.errors import BetonError, UserError

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastwi.beton import content_sha256, read_beton
+from fastwi.beton import StoredBeton, content_sha256
 from fastwi.data.batches import Dataset
-from fastwi.data.card import Card, read_card
+from fastwi.data.card import Card, beton_path, read_card
 from fastwi.data.noise import Stream, permutation
 from fastwi.errors import UserError
 
@@ -63,60 +63,69 @@ def normalisation_table(mean: tuple[float, ...], std: tuple[float, ...]) -> Tens
 
 
 def load_split(
-    directory: str | Path, split: str, device: torch.device, images: int = 0, card: Card | None = None
+    directory: str | Path, split: str, device: torch.device, images: int = 0
 ) -> tuple[ResidentDataset, Card]:
     """Read `split` ("train" or "test") of the dataset in `directory` onto `device`, with the dataset's card.
 
-    `images` > 0 keeps that many images, evenly over classes, the same ones every time. `card`: the dataset's, where
-    it is read already.
+    `images` > 0 keeps that many images, evenly over classes, the same ones every time.
     Raises UserError where the card or the beton is missing, damaged, or they disagree with each other.
     """
-    card = card or read_card(Path(directory))
-    path = Path(directory) / f"{split}.beton"
-    beton = read_beton(path)
-    images_NHWC, labels_N = beton.images_NHWC, beton.labels_N
-    check_split(path, labels_N, card, split)
+    card = read_card(directory)
+    return resident_split(open_beton(directory, split, card), split, card, device, images), card
+
+
+def open_beton(directory: str | Path, split: str, card: Card) -> StoredBeton:
+    """The beton of `split`, whose labels, sizes and encoding are those of its card. Raises UserError otherwise."""
+    beton = StoredBeton(beton_path(directory, split))
+    again = "write the dataset again with python -m data_prep"
+    if len(beton) != card.counts[split]:
+        raise UserError(f"{beton.path}: {len(beton)} images, but card.json says {card.counts[split]}; {again}")
+    if not 0 <= beton.labels_N.min() <= beton.labels_N.max() < len(card.classes):
+        raise UserError(f"{beton.path}: labels outside 0 .. {len(card.classes) - 1}; {again}")
+    if card.encoding == "raw" and not beton.all_raw:
+        raise UserError(f"{beton.path}: holds JPEGs, but card.json says raw; {again}")
+    height, width, _ = card.image_shape
+    odd = np.flatnonzero((beton.heights_N != height) | (beton.widths_N != width))
+    if card.sizes == "one" and len(odd):
+        found = " x ".join(str(side) for side in beton.size(int(odd[0])))
+        said = f"image {odd[0]} is {found}, but card.json says {height} x {width}"
+        raise UserError(f"{beton.path}: {said}; {again}")
+    return beton
+
+
+def resident_split(
+    beton: StoredBeton, split: str, card: Card, device: torch.device, images: int = 0
+) -> ResidentDataset:
+    """`load_split` of a beton of raw images that `open_beton` has opened; it is closed."""
+    images_NHWC, labels_N = beton.read_raw(), beton.labels_N
+    beton.close()
     # Results are filed under the card's digest: what was replaced since the card was written must not pass for it.
-    if images_NHWC.shape[1:] != card.image_shape or content_sha256(images_NHWC, labels_N) != card.sha256[split]:
+    if content_sha256(images_NHWC, labels_N) != card.sha256[split]:
         raise UserError(
-            f"{path}: not the images and labels that card.json was written for (SHA-256); "
+            f"{beton.path}: not the images and labels that card.json was written for (SHA-256); "
             "write the dataset again with python -m data_prep"
         )
-    if images:
-        kept = chosen_images(path, labels_N, split, images)
-        images_NHWC, labels_N = images_NHWC[kept], labels_N[kept]
-    dataset = ResidentDataset(
-        images_NHWC=torch.from_numpy(np.ascontiguousarray(images_NHWC)).to(device),
-        labels_N=torch.from_numpy(np.ascontiguousarray(labels_N)).to(device),
-        table_C256=normalisation_table(tuple(card.mean), tuple(card.std)).to(device),
+    kept_N = chosen_images(beton, split, images)
+    return ResidentDataset(
+        images_NHWC=torch.from_numpy(images_NHWC[kept_N] if images else images_NHWC).to(device),
+        labels_N=torch.from_numpy(labels_N[kept_N]).to(device),
+        table_C256=normalisation_table(card.mean, card.std).to(device),
         classes=len(card.classes),
     )
-    return dataset, card
 
 
 def require_resident(dataset: Dataset, who: str) -> ResidentDataset:
     """`dataset`. Raises UserError where its images do not lie on the device, as `who` needs them."""
     if not isinstance(dataset, ResidentDataset):
-        raise UserError(f"{who}: streamed images won't do; set data.streaming: resident")
+        raise UserError(f"{who}: streamed images do not serve; set data.streaming: resident")
     return dataset
 
 
-def check_split(path: Path, labels_N: NDArray[np.int64], card: Card, split: str) -> None:
-    """Raise UserError where a beton's labels are not those of its card."""
-    if len(labels_N) != card.counts[split]:
-        raise UserError(
-            f"{path}: {len(labels_N)} images, but card.json says {card.counts[split]}; "
-            "write the dataset again with python -m data_prep"
-        )
-    if len(labels_N) and not 0 <= int(labels_N.min()) <= int(labels_N.max()) < len(card.classes):
-        raise UserError(f"{path}: labels outside 0 .. {len(card.classes) - 1}; write the dataset again")
-
-
-def chosen_images(path: Path, labels_N: NDArray[np.int64], split: str, images: int) -> NDArray[np.int64]:
-    """Positions of `data.{split}_images` images (`even_subset`). Raises UserError where there are not so many."""
-    if images > len(labels_N):
-        raise UserError(f"data.{split}_images: {images} asked for, {path} has {len(labels_N)}")
-    return even_subset(labels_N, images)
+def chosen_images(beton: StoredBeton, split: str, images: int) -> NDArray[np.int64]:
+    """Positions of the `data.{split}_images` images that are used; 0: all. Raises UserError where there are fewer."""
+    if images > len(beton):
+        raise UserError(f"data.{split}_images: {images} asked for, {beton.path} has {len(beton)}")
+    return even_subset(beton.labels_N, images) if images else np.arange(len(beton))
 
 
 def even_subset(labels_N: NDArray[np.int64], images: int) -> NDArray[np.int64]:

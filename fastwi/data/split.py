@@ -5,13 +5,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastwi.beton import StoredBeton
 from fastwi.beton.image_digests import ImageDigests
-from fastwi.beton.stream import StoredBeton
 from fastwi.config.schema import DataConfig
 from fastwi.data.batches import Dataset, whole_images
-from fastwi.data.card import SPLITS, Card, beton_path, digests_path, read_card
+from fastwi.data.card import SPLITS, Card, digests_path, read_card
 from fastwi.data.identity import target_size
-from fastwi.data.resident import ResidentDataset, check_split, chosen_images, load_split, normalisation_table
+from fastwi.data.resident import (
+    ResidentDataset,
+    chosen_images,
+    normalisation_table,
+    open_beton,
+    resident_split,
+)
 from fastwi.data.streamed import StreamedDataset, open_decoder
 from fastwi.errors import UserError
 
@@ -20,43 +26,34 @@ SHARE = 0.5
 
 
 def open_splits(data: DataConfig, device: torch.device, root: str | Path = "") -> tuple[Dataset, Dataset, Card]:
-    """Training and test images of the dataset at `data.path` (`open_split`), and the card that both are held to."""
-    card = read_card(Path(root) / data.path)
-    train, test = (_open_under(card, data, split, device, root) for split in SPLITS)
+    """Training and test images of the dataset at `data.path`, relative to `root`, and its card.
+
+    Raises what `open_split` raises.
+    """
+    directory = Path(root) / data.path
+    card = read_card(directory)  # once, or a dataset that is replaced meanwhile would be mixed
+    train, test = (open_split(directory, split, card, data, device) for split in SPLITS)
     return train, test, card
 
 
-def open_split(data: DataConfig, split: str, device: torch.device, root: str | Path = "") -> tuple[Dataset, Card]:
-    """`split` ("train" or "test") of the dataset at `data.path`, relative to `root`, for `device`, and its card.
+def open_split(directory: Path, split: str, card: Card, data: DataConfig, device: torch.device) -> Dataset:
+    """`split` ("train" or "test") of the dataset in `directory`, whose card is read already, for `device`.
 
     Resident or streamed (`data.streaming`), the images are the same to the bit. A set of JPEGs, or of images of
     several sizes, is decoded when it is opened if it is asked to be resident.
 
     Raises:
-        UserError: the card or the beton is missing, damaged, or they disagree; the decoder is not there.
+        UserError: the beton is missing, damaged or disagrees with the card; the decoder is not there.
     """
-    card = read_card(Path(root) / data.path)
-    return _open_under(card, data, split, device, root), card
-
-
-def _open_under(card: Card, data: DataConfig, split: str, device: torch.device, root: str | Path) -> Dataset:
-    """`open_split` where the card is read already: once a dataset, or one that is replaced would be mixed."""
-    directory = Path(root) / data.path
-    path = beton_path(directory, split)
     images: int = getattr(data, f"{split}_images")
-    beton = StoredBeton(path)
-    check_split(path, beton.labels_N, card, split)
-    _check_sizes(beton, card)
+    beton = open_beton(directory, split, card)
     height, width = target_size(card, data)
     plain = beton.all_raw and beton.one_size == (height, width)
     if plain and (data.streaming == "resident" or (data.streaming == "auto" and fits_memory(beton, device))):
-        beton.close()
-        return load_split(directory, split, device, images, card)[0]
-    # Labels here, each image when it is read: the whole of a resident set is held to the card in `load_split`.
+        return resident_split(beton, split, card, device, images)
+    # Labels here, each image when it is read: the whole of a resident set is compared with the card.
     beton.hold_to(ImageDigests.read(digests_path(directory, split), card.digests_sha256[split]))
-    kept_N = np.arange(len(beton))
-    if images:
-        kept_N = chosen_images(path, beton.labels_N, split, images)
+    kept_N = chosen_images(beton, split, images)
     streamed = StreamedDataset(
         decoder=open_decoder(beton, data.decoder),
         file_N=kept_N,
@@ -65,7 +62,16 @@ def _open_under(card: Card, data: DataConfig, split: str, device: torch.device, 
         classes=len(card.classes),
         image_shape=(height, width, 3),
     )
-    return streamed if data.streaming != "resident" else _resident(streamed, path)
+    if data.streaming != "resident":
+        return streamed
+    try:
+        images_NHWC = whole_images(streamed)
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        gib = len(streamed) * np.prod(streamed.image_shape, dtype=np.int64) / 2**30
+        raise UserError(
+            f"{beton.path}: {gib:.1f} GiB of pixels do not fit memory; set data.streaming: streamed"
+        ) from error
+    return ResidentDataset(images_NHWC, streamed.labels_N, streamed.table_C256, streamed.classes)
 
 
 def fits_memory(beton: StoredBeton, device: torch.device) -> bool:
@@ -88,27 +94,3 @@ def free_host_bytes() -> int:
         return free if limit == "max" else min(free, int(limit))
     except OSError:
         return free
-
-
-def _check_sizes(beton: StoredBeton, card: Card) -> None:
-    """The card says whether sizes vary; where it says one, it says which."""
-    if card.sizes == "one" and beton.one_size != card.image_shape[:2]:
-        height, width = card.image_shape[:2]
-        odd = np.flatnonzero((beton.heights_N != height) | (beton.widths_N != width))[0]
-        found = " x ".join(str(side) for side in beton.size(int(odd)))
-        raise UserError(
-            f"{beton.path}: image {odd} is {found}, but card.json says {height} x {width}; "
-            "write the dataset again with python -m data_prep"
-        )
-    if card.encoding == "raw" and not beton.all_raw:
-        raise UserError(f"{beton.path}: holds JPEGs, but card.json says raw; write the dataset again")
-
-
-def _resident(streamed: StreamedDataset, path: Path) -> ResidentDataset:
-    """All images decoded once."""
-    try:
-        images_NHWC = whole_images(streamed)
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        gib = len(streamed) * np.prod(streamed.image_shape, dtype=np.int64) / 2**30
-        raise UserError(f"{path}: {gib:.1f} GiB of pixels do not fit memory; set data.streaming: streamed") from error
-    return ResidentDataset(images_NHWC, streamed.labels_N, streamed.table_C256, streamed.classes)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastwi.beton.stream import StoredBeton
+from fastwi.beton import StoredBeton
 from fastwi.data.pool import Decoder, PooledDecoder
 from fastwi.errors import UserError
 
@@ -68,6 +68,6 @@ def open_decoder(beton: StoredBeton, name: str) -> Decoder:
     try:
         from fastwi.data.ffcv_loader import LoaderDecoder
     except ImportError as error:
-        mend = "`python -m fastwi.doctor` says what is missing, or set data.decoder: auto"
-        raise UserError(f"data.decoder: ffcv cannot be imported ({error}); {mend}") from error
+        fix = "`python -m fastwi.doctor` says what is missing, or set data.decoder: auto"
+        raise UserError(f"data.decoder: ffcv cannot be imported ({error}); {fix}") from error
     return LoaderDecoder(beton)

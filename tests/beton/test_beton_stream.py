@@ -1,6 +1,5 @@
-"""StoredBeton gives back what was stored, and refuses what is damaged, without reading outside of the file."""
+"""StoredBeton gives back what was stored, without reading outside of the file."""
 
-import gc
 import hashlib
 import os
 import shutil
@@ -8,22 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from beton_samples import Poked, random_split
+from beton_samples import random_split
 from stored_samples import jpeg_of, random_stored, smooth_image, write_stored
 
-from fastwi.beton import StoredBeton, content_sha256, read_beton, stored_sha256, write_beton
-from fastwi.beton.format import ALLOCATION, HEADER, JPEG, RAW
-from fastwi.beton.stored_writer import StoredImage, write_stored_stream
+from fastwi.beton import (
+    StoredBeton,
+    StoredImage,
+    content_sha256,
+    read_beton,
+    stored_sha256,
+    write_beton,
+)
+from fastwi.beton.format import ALLOCATION, JPEG, RAW
 from fastwi.errors import BetonError
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(BetonError) as caught:
-        StoredBeton(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ")
-    assert "\n" not in message
-    return message
 
 
 def test_what_was_stored_comes_back(tmp_path: Path, seed: int) -> None:
@@ -75,98 +71,6 @@ def test_the_digest_is_the_documented_one(tmp_path: Path, seed: int) -> None:
     images[4] = StoredImage(images[4].mode, images[4].height, images[4].width, images[4].data[:-1] + last)
     changed = StoredBeton(write_stored(tmp_path / "c.beton", images, labels_N))
     assert stored_sha256(changed) != expected.hexdigest()
-
-
-def test_pages_are_full_before_the_next_begins(tmp_path: Path) -> None:
-    images = [StoredImage(JPEG, 8, 8, bytes([n]) * (900_000 + n)) for n in range(5)]
-    path = write_stored(tmp_path / "a.beton", images, np.arange(5))
-    data = path.read_bytes()
-    table = np.frombuffer(data[-5 * ALLOCATION.itemsize :], ALLOCATION)
-    page = 1 << 21
-    assert table["ptr"].tolist() == [page, page + 900_000, 2 * page, 2 * page + 900_002, 3 * page]
-    assert int(np.frombuffer(data, HEADER, 1)["alloc_table_ptr"][0]) == 4 * page
-    assert [StoredBeton(path).read(n) for n in range(5)] == [image.data for image in images]
-
-
-@pytest.mark.parametrize(
-    ("image", "said"),
-    [
-        (StoredImage(RAW, 4, 4, bytes(47)), "image 1: 47 bytes of mode 1"),
-        (StoredImage(JPEG, 4, 4, b""), "image 1: 0 bytes of mode 0"),
-        (StoredImage(7, 4, 4, bytes(48)), "image 1: 48 bytes of mode 7"),
-        (StoredImage(JPEG, 0, 4, bytes(48)), "image 1: 0 x 4 pixels"),
-        (StoredImage(JPEG, 4, 65536, bytes(48)), "image 1: 4 x 65536 pixels"),
-        (StoredImage(JPEG, 4, 4, bytes((1 << 21) + 1)), "image 1: 2097153 bytes"),
-    ],
-)
-def test_images_that_no_beton_holds(tmp_path: Path, image: StoredImage, said: str) -> None:
-    good = StoredImage(RAW, 4, 4, bytes(48))
-    with pytest.raises(BetonError, match=said), open(tmp_path / "a", "wb") as stream:
-        write_stored_stream(stream, [good, image], np.zeros(2, np.int64), 48)
-    with pytest.raises(BetonError, match="1 images for 2 labels"), open(tmp_path / "a", "wb") as stream:
-        write_stored_stream(stream, [good], np.zeros(2, np.int64), 48)
-    with pytest.raises(BetonError, match="more than 1 images for 1 labels"), open(tmp_path / "a", "wb") as stream:
-        write_stored_stream(stream, [good, good], np.zeros(1, np.int64), 48)
-
-
-@pytest.mark.parametrize(
-    ("member", "value", "said"),
-    [
-        ("mode", 9, "image 2 is encoded in an unknown way (mode 9)"),
-        ("height", 0, "says its images are 0 x 3 pixels"),
-        ("width", 4, "has no allocation of 48 bytes for image 2"),
-        ("data_ptr", 0, "has no allocation of 36 bytes for image 2"),
-        ("data_ptr", 2**64 - 1, "has no allocation of 36 bytes for image 2"),
-    ],
-)
-def test_what_is_wrong_is_said(tmp_path: Path, member: str, value: int, said: str) -> None:
-    poked = Poked(tmp_path)
-    poked.images[member][2] = value
-    assert said in refusal(poked.write())
-
-
-def test_places_outside_of_the_data_and_overlaps(tmp_path: Path) -> None:
-    poked = Poked(tmp_path)
-    poked.images["data_ptr"][1] = poked.table["ptr"][1] = 24  # inside the header
-    assert "says image 1 is at byte 24, outside of bytes" in refusal(poked.write())
-    poked = Poked(tmp_path)
-    # As a JPEG, of whatever size the table says: up to the file's end, across its neighbours.
-    poked.images["mode"][0] = JPEG
-    poked.table["size"][0] = int(poked.header["alloc_table_ptr"][0]) - int(poked.table["ptr"][0])
-    assert "says that two images overlap" in refusal(poked.write())
-    poked.table["size"][0] += 1
-    assert "has an allocation outside of its data" in refusal(poked.write())
-    poked.table["size"][0] = 0
-    assert "has no allocation for image 0" in refusal(poked.write())
-
-
-def test_a_jpeg_that_claims_to_be_huge_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
-    poked = Poked(tmp_path)
-    for member, value in (("mode", JPEG), ("height", 65535), ("width", 65535)):
-        poked.images[member][3] = value
-    assert "image 3 is a JPEG of 65535 x 65535 pixels, too many" in refusal(poked.write())
-
-
-def test_files_that_are_none(tmp_path: Path) -> None:
-    assert "does not exist; write it with `python -m data_prep`" in refusal(tmp_path / "none.beton")
-    assert "is not a regular file" in refusal(tmp_path)
-    os.mkfifo(tmp_path / "pipe")
-    assert "is not a regular file" in refusal(tmp_path / "pipe")
-    (tmp_path / "a").write_bytes(b"PK\3\4" * 1000)
-    assert "is not a .beton file of version 2" in refusal(tmp_path / "a")
-
-
-def test_every_shortened_file_is_refused_and_closed(tmp_path: Path) -> None:
-    poked = Poked(tmp_path)
-    whole = bytes(poked.data)
-    gc.collect()
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    for length in sorted({*range(0, 40), *range(len(whole) - 150, len(whole)), *range(40, len(whole) - 150, 61)}):
-        poked.data = bytearray(whole[:length])
-        refusal(poked.write())
-    gc.collect()  # pytest's records of the exceptions go in circles
-    if before:
-        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_file_cut_short_while_it_is_open(tmp_path: Path, seed: int) -> None:

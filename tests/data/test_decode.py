@@ -85,7 +85,7 @@ def test_what_is_no_jpeg_of_the_size(seed: int) -> None:
     with pytest.raises(BetonError, match="is a JPEG of 24 x 16 pixels, not 16 x 24 as the file says"):
         decode_jpeg(data, 16, 24)
     for bad in (b"", b"x" * 500, b"\x89PNG\r\n\x1a\n" + bytes(90)):
-        with pytest.raises(BetonError, match="is no JPEG"):
+        with pytest.raises(BetonError, match="is not a JPEG"):
             decode_jpeg(bad, 24, 16)
     with pytest.raises(BetonError, match="is a damaged JPEG"):
         decode_jpeg(data[:-20], 24, 16)

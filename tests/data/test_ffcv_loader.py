@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from stored_samples import jpeg_of, random_stored, smooth_image, write_digests, write_stored
 
+from fastwi.beton import StoredImage
 from fastwi.beton.format import JPEG, RAW
-from fastwi.beton.stored_writer import StoredImage
 
 pytestmark = [
     pytest.mark.ffcv,
@@ -152,7 +152,7 @@ def test_ffcv_as_decoder_and_as_writer(tmp_path: Path, seed: int) -> None:
     assert max(found["seconds to leave"]) < 10
     cut, none, wrong_size, four_colours = found["damaged"]
     assert cut.startswith(f"{path}: image {GOOD} is damaged")
-    assert none.startswith(f"{path}: image {GOOD + 1} is no JPEG")
+    assert none.startswith(f"{path}: image {GOOD + 1} is not a JPEG")
     assert wrong_size.startswith(f"{path}: image {GOOD + 2} is a JPEG of 6 x 12 pixels, not 12 x 12 as the file says")
     assert four_colours.startswith(
         f"{path}: image {GOOD + 3} is damaged, or a JPEG of a kind that FFCV cannot decode"

@@ -13,15 +13,14 @@ import torch
 from stored_samples import random_stored, write_digests, write_stored
 
 import fastwi.data.split
-from fastwi.beton import StoredBeton, content_sha256, read_beton, stored_sha256, write_beton
-from fastwi.beton.format import JPEG, RAW
+from fastwi.beton import StoredBeton, read_beton, stored_sha256, write_beton
 from fastwi.config.schema import Config, DataConfig
 from fastwi.config.write import config_hash
 from fastwi.data.batches import Dataset, whole_images
-from fastwi.data.card import Card, card_from_json, read_card, with_checksum
+from fastwi.data.card import Card, read_card, with_checksum
 from fastwi.data.decode import fit
 from fastwi.data.resident import ResidentDataset, load_split
-from fastwi.data.split import fits_memory, free_host_bytes, open_split
+from fastwi.data.split import fits_memory, free_host_bytes, open_split, open_splits
 from fastwi.data.streamed import StreamedDataset
 from fastwi.errors import BetonError, UserError
 from fastwi.experiment.inputs import Inputs
@@ -52,15 +51,14 @@ def various_set(directory: Path, seed: int) -> Path:
 
 
 def opened(path: Path, split: str = "train", **options: object) -> Dataset:
-    return open_split(DataConfig(path=str(path), **options), split, CPU)[0]
+    return open_split(path, split, read_card(path), DataConfig(path=str(path), **options), CPU)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_raw_sets_are_resident_unless_memory_is_short(
     digits_directory: Path, monkeypatch: pytest.MonkeyPatch, split: str
 ) -> None:
-    expected, card = load_split(digits_directory, split, CPU)
-    assert open_split(DataConfig(path=str(digits_directory)), split, CPU)[1] == card
+    expected, _ = load_split(digits_directory, split, CPU)
     kinds = {"auto": ResidentDataset, "resident": ResidentDataset, "streamed": StreamedDataset}
     for free, auto in ((free_host_bytes, ResidentDataset), (lambda: 1 << 10, StreamedDataset)):
         monkeypatch.setattr(fastwi.data.split, "free_host_bytes", free)
@@ -117,9 +115,9 @@ def test_a_raw_set_can_be_resized(digits_directory: Path) -> None:
 
 def test_root_is_what_a_relative_path_is_relative_to(digits_directory: Path) -> None:
     data = DataConfig(path=digits_directory.name)
-    assert len(open_split(data, "test", CPU, digits_directory.parent)[0]) == 360
+    assert len(open_splits(data, CPU, digits_directory.parent)[1]) == 360
     with pytest.raises(UserError, match="no dataset here"):
-        open_split(data, "test", CPU, digits_directory)
+        open_splits(data, CPU, digits_directory)
 
 
 def test_cards_and_betons_that_disagree(digits_directory: Path, tmp_path: Path, seed: int) -> None:
@@ -304,21 +302,3 @@ def test_versions_count_where_the_library_is_at_work(
         patch.setattr(importlib.metadata, "version", lambda _: "0.0")
         assert changed(before) == {"ffcv"}
     assert changed(before) == set()
-
-
-def test_cards_of_raw_sets_say_no_more_than_they_did(digits_directory: Path, tmp_path: Path, seed: int) -> None:
-    raw = json.loads(json.dumps(read_card(digits_directory).to_json()))
-    assert not {"encoding", "sizes"} & raw.keys()
-    various = read_card(various_set(tmp_path / "various", seed))
-    assert (various.encoding, various.sizes) == ("mixed", "various")
-    assert card_from_json(json.loads(json.dumps(various.to_json()))) == various
-    for name, value in (("encoding", "png"), ("sizes", "two"), ("sizes", 3)):
-        with pytest.raises(ValueError, match=name):
-            card_from_json(with_checksum({**raw, name: value}))
-
-
-def test_the_sample_is_as_mixed_as_it_says(tmp_path: Path, seed: int) -> None:
-    beton = StoredBeton(various_set(tmp_path / "various", seed) / "train.beton")
-    assert {*beton.modes_N.tolist()} == {RAW, JPEG}
-    assert beton.one_size is None
-    assert content_sha256(np.zeros((1, 1, 1, 3), np.uint8), np.zeros(1, np.int64)) != stored_sha256(beton)

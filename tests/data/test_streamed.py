@@ -12,10 +12,9 @@ import pytest
 import torch
 from stored_samples import jpeg_of, random_stored, smooth_image, write_stored
 
-from fastwi.beton import StoredBeton, content_sha256, write_beton
+from fastwi.beton import StoredBeton, StoredImage, write_beton
 from fastwi.beton.format import JPEG, RAW
-from fastwi.beton.stored_writer import StoredImage
-from fastwi.data.batches import Dataset, pixel_sha256, whole_images
+from fastwi.data.batches import Dataset, whole_images
 from fastwi.data.decode import decode_jpeg, fit
 from fastwi.data.noise import Noise
 from fastwi.data.pool import AHEAD, PooledDecoder
@@ -113,7 +112,6 @@ def test_jpegs_and_several_sizes(tmp_path: Path, seed: int) -> None:
     found_NHWC = torch.cat(list(batches(stream, order_N, 7)))
     np.testing.assert_array_equal(found_NHWC.numpy(), expected_NHWC[order_N.numpy()])
     np.testing.assert_array_equal(whole_images(stream).numpy(), expected_NHWC)
-    assert pixel_sha256(stream) == content_sha256(expected_NHWC, labels_N)
 
 
 def test_parts(tmp_path: Path, seed: int) -> None:
@@ -124,7 +122,6 @@ def test_parts(tmp_path: Path, seed: int) -> None:
         assert len(part) == 15
         assert torch.equal(part.labels_N, resident.labels_N[at_N][5:].flip(0))
         assert torch.equal(whole_images(part), resident.images_NHWC[at_N][5:].flip(0))
-        assert pixel_sha256(part) == pixel_sha256(resident.part(at_N[5:].flip(0)))
 
 
 @pytest.mark.parametrize("order", [[0, 60], [-1], [2**40]])
@@ -136,12 +133,13 @@ def test_positions_outside_of_the_dataset(tmp_path: Path, seed: int, order: list
         next(stream.chunks(torch.arange(4), 0))
 
 
-def decode_threads() -> int:
-    return sum(thread.name.startswith("fastwi-decode") for thread in threading.enumerate())
+def decode_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("fastwi-decode")}
 
 
 def test_iterators_may_be_open_at_once_and_share_threads(tmp_path: Path, seed: int) -> None:
     resident, stream = raw_pair(tmp_path / "a.beton", seed)
+    before = decode_threads()
     orders = [torch.randperm(60) for _ in range(20)]
     open_at_once = [stream.chunks(order_N, 8) for order_N in orders]
     for step in range(8):
@@ -149,15 +147,24 @@ def test_iterators_may_be_open_at_once_and_share_threads(tmp_path: Path, seed: i
             images_DHWC, at_N = next(chunks)
             expected = resident.images_NHWC[order_N[step * 8 : step * 8 + 8]]
             assert torch.equal(images_DHWC[at_N], expected)
-        assert decode_threads() <= 16
+        assert len(decode_threads() - before) <= 16
     assert all(next(chunks, None) is None for chunks in open_at_once)
-    assert decode_threads() == 0
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 7])
-def test_leaving_early_leaves_no_thread_behind(tmp_path: Path, seed: int, taken: int) -> None:
+def test_leaving_early_leaves_no_work_behind(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
     _, stream = raw_pair(tmp_path / "a.beton", seed)
-    before = threading.active_count()
+    read: list[int] = []
+    read_into = StoredBeton.read_into
+
+    def slow(beton: StoredBeton, n: int, target: memoryview) -> None:
+        time.sleep(0.001)
+        read_into(beton, n, target)
+        read.append(n)
+
+    monkeypatch.setattr(StoredBeton, "read_into", slow)
     chunks = stream.chunks(torch.arange(60), 8)
     for _ in range(taken):
         next(chunks)
@@ -165,10 +172,22 @@ def test_leaving_early_leaves_no_thread_behind(tmp_path: Path, seed: int, taken:
         chunks.close()  # type: ignore[attr-defined]
     else:
         del chunks
-    assert threading.active_count() == before
-    for _ in stream.chunks(torch.arange(60), 8):
-        break
-    assert decode_threads() == 0
+    done = len(read)
+    assert done <= 8 * (taken + AHEAD) if taken else done == 0
+    time.sleep(0.02)
+    assert len(read) == done
+
+
+def test_threads_end_with_the_dataset(tmp_path: Path, seed: int) -> None:
+    before = decode_threads()
+    _, stream = raw_pair(tmp_path / "a.beton", seed)
+    whole_images(stream)
+    started = decode_threads() - before
+    assert started
+    del stream
+    for thread in started:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no list of open files here")
@@ -215,19 +234,17 @@ def test_a_damaged_image_is_named_and_ends_the_iterator(tmp_path: Path, seed: in
     other = jpeg_of(smooth_image(np.random.default_rng(seed), 6, 12))
     for data, said in (
         (good[:-20], "is a damaged JPEG"),
-        (b"no image", "is no JPEG"),
+        (b"no image", "is not a JPEG"),
         (other, "is a JPEG of 6 x 12 pixels, not 12 x 12 as the file says"),
     ):
         images[17] = StoredImage(JPEG, 12, 12, data)
         path = write_stored(tmp_path / "a.beton", images, labels_N)
         stream = streamed(path, 12, 12)
-        before = threading.active_count()
         order_N = torch.arange(30)
         with pytest.raises(BetonError) as caught:
             list(stream.chunks(order_N, 4))
         assert str(caught.value).startswith(f"{path}: image 17 {said}")
-        assert str(caught.value).endswith("; write the file anew")
-        assert threading.active_count() == before
+        assert "write the file again" in str(caught.value)
         # All others are there.
         assert len(list(stream.chunks(order_N[order_N != 17], 4))) == 8
 
@@ -239,4 +256,3 @@ def test_a_file_cut_short_while_it_is_streamed(tmp_path: Path, seed: int) -> Non
     os.truncate(tmp_path / "a.beton", 100)
     with pytest.raises(BetonError, match=r"a\.beton: ends before image \d+ does"):
         list(chunks)
-    assert decode_threads() == 0

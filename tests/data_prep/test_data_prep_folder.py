@@ -88,10 +88,9 @@ def test_mixed_sizes_are_refused_and_size_mends_them(tmp_path: Path) -> None:
     train, _, files = two_splits()
     files["train/class3/0009.png"] = png(train.images_NHWC[9][:12])
     source = write_zip(tmp_path / "a.zip", files)
-    assert refusal(tmp_path, source) == (
-        f"{source}: train/class3/0009.png has 12 x 16 pixels, train/class0/0000.png has 16 x 16; "
-        "pass --size N to resize all to N x N"
-    )
+    message = refusal(tmp_path, source)
+    assert message.startswith(f"{source}: train/class3/0009.png has 12 x 16 pixels")
+    assert "--size N" in message
     prepare("folder", tmp_path / "resized", source, size=8, writer="raw")
     from fastwi.beton import read_beton
     from fastwi.data.card import read_card
@@ -109,7 +108,9 @@ def test_the_test_split_must_have_the_size_of_the_training_split(tmp_path: Path)
     _, test, files = two_splits()
     files |= image_files("test", Split(test.images_NHWC[:, 2:], test.labels_N))
     source = write_zip(tmp_path / "a.zip", files)
-    assert "test/class0/0000.png has 14 x 16 pixels, train/class0/0000.png has 16 x 16" in refusal(tmp_path, source)
+    assert "test/class0/0000.png has 14 x 16 pixels, the first training image has 16 x 16" in refusal(
+        tmp_path, source
+    )
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_what_is_neither_file_nor_folder(tmp_path: Path) -> None:
     _train, _test, files = two_splits()
     source = write_folder(tmp_path / "s", files)
     os.mkfifo(source / "train" / "class0" / "pipe.png")
-    assert "train/class0/pipe.png: neither a file nor a folder; remove it" in refusal(tmp_path, source)
+    assert "train/class0/pipe.png: is not a regular file" in refusal(tmp_path, source)
 
 
 @pytest.mark.parametrize("size", [0, -1, 5000])

@@ -14,12 +14,18 @@ from PIL import Image
 from data_prep.dataset import Split
 from data_prep.digits import load_digits
 from data_prep.write import write_dataset
-from fastwi.beton import Beton, content_sha256, read_beton, write_beton
-from fastwi.beton.format import JPEG, RAW
-from fastwi.beton.stored_writer import StoredImage, write_stored_stream
-from fastwi.beton.stream import StoredBeton
+from fastwi.beton import (
+    Beton,
+    StoredBeton,
+    StoredImage,
+    content_sha256,
+    read_beton,
+    write_beton,
+    write_stored_stream,
+)
+from fastwi.beton.format import JPEG, RAW, page_size_for
 from fastwi.config.schema import DataConfig
-from fastwi.data.batches import pixel_sha256
+from fastwi.data.batches import whole_images
 from fastwi.data.card import read_card, with_checksum
 from fastwi.data.decode import decode_jpeg
 from fastwi.data.resident import load_split
@@ -97,7 +103,8 @@ class Betons:
         data, sha256 = DataConfig(str(work), train_images=images, streaming="streamed"), [""]
 
         def stream() -> None:
-            sha256[0] = pixel_sha256(open_split(data, "train", torch.device("cpu"))[0])
+            dataset = open_split(work, "train", read_card(work), data, torch.device("cpu"))
+            sha256[0] = content_sha256(whole_images(dataset).numpy(), dataset.labels_N.numpy())
 
         if refused(stream):
             return False
@@ -118,7 +125,7 @@ def _write_stored(path: Path, split: Split) -> None:
             pixels = buffer.getvalue()
         images.append(StoredImage(JPEG if place % 2 else RAW, 16 - place, 16, pixels))
     with path.open("wb") as stream:
-        write_stored_stream(stream, images, split.labels_N[:8], 2048)
+        write_stored_stream(stream, images, split.labels_N[:8], page_size_for(2048))
 
 
 def _streamed(path: Path) -> bool:

@@ -12,7 +12,6 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.io
@@ -180,15 +179,11 @@ class Sources:
                     path.parent.symlink_to(draw.choice((outside, source, "..", path.parent.name)))
 
     def _cifar_source(self, draw: random.Random, work: Path) -> Path:
-        """Batches with right checksums, so that they are looked into, or with wrong ones, or an archive."""
+        """Damaged or malicious batches, or an archive; checksums are those of the whole ones: none may be unpickled."""
         files = dict(self._cifar)
-        kind = draw.random()
-        for name in draw.sample(_BATCHES, 1 if kind < 0.8 else 2):
-            files[name] = _batch(draw, work, files[name], list(self._cifar.values()))
         sums = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
-        if draw.random() < 0.15:
-            sums[draw.choice(_BATCHES)] = "0" * 32
-        # The official checksums, replaced: else nothing but the official files would be looked into.
+        for name in draw.sample(_BATCHES, draw.choice((0, 1, 1, 1, 2))):
+            files[name] = _batch(draw, work, files[name], list(self._cifar.values()))
         CIFAR10.train_list = [[name, sums[name]] for name in _BATCHES[:5]]
         CIFAR10.test_list = [["test_batch", sums["test_batch"]]]
         CIFAR10.meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
@@ -218,10 +213,9 @@ class Sources:
                 info.size = 3
                 tar.addfile(info, io.BytesIO(b"bad"))
         data = buffer.getvalue()
-        if draw.random() < 0.4:
-            data = damaged(draw, data)
-        archive.write_bytes(data)
-        CIFAR10.tgz_md5 = hashlib.md5(data).hexdigest() if draw.random() < 0.9 else "0" * 32
+        whole = files == self._cifar and info.isreg() and info.name.startswith(_PYTHON)
+        CIFAR10.tgz_md5 = hashlib.md5(data).hexdigest() if whole else "0" * 32
+        archive.write_bytes(damaged(draw, data) if draw.random() < 0.4 else data)
         return draw.choice((archive, source))
 
     def _svhn_source(self, draw: random.Random, source: Path) -> None:
@@ -239,37 +233,11 @@ class Sources:
 
 
 def _batch(draw: random.Random, work: Path, data: bytes, others: list[bytes]) -> bytes:
-    """A CIFAR batch that is damaged, or another pickle."""
-    kind = draw.random()
-    if kind < 0.4:
+    """A CIFAR batch that is damaged, or a pickle that runs a program."""
+    if draw.random() < 0.6:
         return damaged(draw, data, (), others)
-    if kind < 0.6:
-        return pickle.dumps(draw.choice((Malicious(work / "EXECUTED"), {"data": Malicious(work / "EXECUTED"), "labels": [1]})),
-                            draw.randrange(6))  # fmt: skip
-    array = np.zeros((2, 3072), np.uint8)
-    odd: Any = draw.choice((
-        {}, [], None, 5, "x", {"data": array}, {"data": array, "labels": [1, 2, 3]}, {"data": array, "labels": "ab"},
-        {"data": array, "labels": [2**70, 1]}, {"data": array, "labels": [-1, 10]}, {"data": array[:, :5], "labels": [1, 2]},
-        {"data": array.astype(np.float64), "labels": [1, 2]}, {"data": array.astype(object), "labels": [1, 2]},
-        {"data": np.asfortranarray(array), "labels": [1, 2]}, {"data": b"x" * 6144, "labels": [1, 2]}, {"label_names": ["a"] * 10},
-        {"label_names": draw.choice(TEXTS)}, {"label_names": [draw.choice(TEXTS)] * 10}, {"label_names": [1] * 10},
-        {"data": array, "labels": np.array([1, 2])}, {b"data": array, b"labels": [1, 2]}, {"data": array, "labels": []},
-    ))  # fmt: skip
-    if kind < 0.9:
-        return pickle.dumps(odd, draw.randrange(5))
-    return draw.choice(_PICKLES)
-
-
-# Pickles that name a size, an index or a depth that no memory has, and ones that call what they find.
-_PICKLES = (
-    b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.", b"\x80\x04\x96" + struct.pack("<Q", 2**40) + b"x.",
-    b"\x80\x02]r" + struct.pack("<I", 2**32 - 1) + b".", b"\x80\x02]j\xff\xff\xff\xff.", b"\x80\x04\x95" + b"\xff" * 8 + b".",
-    b"(" * 10**5 + b"l.", b"]" * 10**5 + b"a" * (10**5 - 1) + b".", b"I" + b"9" * 10**4 + b"\n.", b"L" + b"9" * 10**6 + b"L\n.", b"\x8b\xff\xff\xff\x7f1.",
-    b"cos\nsystem\n(S'touch EXECUTED'\ntR.", b"(S'touch EXECUTED'\nios\nsystem\n.", b"cbuiltins\neval\n(S'1'\ntR.", b"\x80\x02\x82\x01.",
-    b"Pabc\n.", b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.", b"cnumpy\nfromfile\n(S'/etc/passwd'\ntR.", b".", b"", b"\x80\xff.",
-    b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I99999999999\ntS'b'\ntR.", b"0.", b"2.", b"t.", b"R.", b"b.", b"N}b.", b"u.", b"s.", b"a.",
-    b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI63\ntb.", b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR.", b"c_codecs\nencode\n(I1\nI2\ntR.",
-)  # fmt: skip
+    malicious = Malicious(work / "EXECUTED")
+    return pickle.dumps(draw.choice((malicious, {"data": malicious, "labels": [1]})), draw.randrange(6))
 
 
 def _image(draw: random.Random, data: bytes) -> bytes:
