@@ -24,8 +24,7 @@ def main(report: Report, trajectories: int = 10_000, rounds: int = 5) -> None:
 def measure(least: int) -> dict[str, float]:
     """In a fresh process: plan; counts, seconds a stage and the peak memory (MB, 10^6 bytes)."""
     from fastwi.config.schema import Config, EngineConfig
-    from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
-    from fastwi.config.sweeppoints import points
+    from fastwi.config.sweep import Axis, SweepOptions, SweepSpec, points
     from fastwi.experiment.inputs import Inputs
     from fastwi.experiment.planner import plan_sweep
     from fastwi.experiment.ready import ReadyQueue

@@ -20,7 +20,7 @@ from unittest import mock
 
 import numpy as np
 
-from fastwi.config.sweepfile import read_sweep_request, sweep_name
+from fastwi.config.read import read_sweep_request
 from fastwi.engine.base import Scores
 from fastwi.engine.loop import LoopEngine
 from fastwi.population import Population
@@ -119,7 +119,7 @@ def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
         return None
     request = read_sweep_request(list(argv))
     command: Any = import_module("fastwi.sweep")
-    opened = command.open_sweep(request.spec, sweep_name(request))
+    opened = command.open_sweep(request.spec, request.name)
     tree, worker = opened.planned.tree, opened.worker
     children = list(dict.fromkeys(node for nodes, _ in tree.averages.values() for node in nodes))
     jobs: list[float] = []

@@ -8,7 +8,7 @@ import sys
 
 from fastwi.beside import data_prep_module
 from fastwi.cli import EXIT_USAGE, command
-from fastwi.config.wording import did_you_mean
+from fastwi.config.values import did_you_mean
 from fastwi.errors import UserError
 from fastwi.version import __version__
 

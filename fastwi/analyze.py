@@ -9,16 +9,13 @@ from pathlib import Path
 
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.cli import command
-from fastwi.config.analysisfile import AnalysisRequest, analysis_to_yaml, read_analysis_request, study_lines
+from fastwi.config.help import study_lines
+from fastwi.config.read import AnalysisRequest, read_analysis_request
+from fastwi.config.write import sweep_to_yaml
 from fastwi.files import to_json
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import Summary, Table
 from fastwi.studies import all_studies
-
-_DESCRIPTION = (
-    "Answers one question for a finished sweep from its stored states and measurements, and writes tables, figures "
-    "and the data to analyses/NAME in the sweep's directory. Nothing is trained."
-)
 
 
 @command
@@ -26,7 +23,7 @@ def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad input or states that are not there, 130 interrupted."""
     studies = all_studies()
     questions = {name: study.question for name, study in studies.items()}
-    request = read_analysis_request(argv, questions, description=_DESCRIPTION)
+    request = read_analysis_request(argv, questions)
     if request.list_only:
         print(to_json(questions) if request.json else "\n".join(study_lines(questions)))
         return 0
@@ -63,10 +60,10 @@ def _plan(request: AnalysisRequest, study: Study, opened: OpenedSweep) -> Summar
     values = {"study": request.name, "directory": str(request.directory), "points": len(places),
               "points_with_states": kept, "options": study.chosen(request.options)}  # fmt: skip
     lines = [
-        analysis_to_yaml(request),
         f"# {request.name}: {study.question}",
         f"# {len(places):,} points, of {kept:,} the children's states are in {opened.store.directory}; "
         f"would write to {request.directory}",
+        sweep_to_yaml(request.spec, request.options, changed=True),
     ]
     return Summary(values, lines)
 

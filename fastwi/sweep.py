@@ -11,10 +11,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fastwi.cli import EXIT_PARTLY, command
-from fastwi.config.sweep import SweepSpec
-from fastwi.config.sweepfile import read_sweep_request, sweep_name
-from fastwi.config.sweeppoints import points, shard_of
-from fastwi.config.sweepwrite import sweep_to_yaml
+from fastwi.config.read import read_sweep_request
+from fastwi.config.sweep import SweepSpec, points, shard_of
+from fastwi.config.write import sweep_to_yaml
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.python import entry
 
@@ -27,12 +26,12 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad input, 3 partly done, 130 interrupted."""
     request = read_sweep_request(argv)
-    sweep = open_sweep(request.spec, sweep_name(request), request.shard)
+    sweep = open_sweep(request.spec, request.name, request.shard)
     if request.dry_run:
         from fastwi.report.plan import plan
         from fastwi.report.results import sweep_directory
 
-        directory, yaml = sweep_directory(sweep.planned), sweep_to_yaml(sweep.planned.spec)
+        directory, yaml = sweep_directory(sweep.planned), sweep_to_yaml(sweep.planned.spec, changed=True)
         plan(sweep.planned, sweep.worker.resources, directory, yaml).show(request.json)
         return 0
     found = carry_out_sweep(sweep)

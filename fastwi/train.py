@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         from fastwi.report.plan import plan
 
         resources = run.worker.resources
-        plan(run.planned, resources, run.paths.directory, to_yaml(request.config)).show(request.json)
+        plan(run.planned, resources, run.paths.directory, to_yaml(request.config, changed=True)).show(request.json)
         return 0
     found = carry_out_run(run).summary
     found.show(request.json)

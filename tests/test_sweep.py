@@ -16,8 +16,8 @@ import pytest
 import torch
 from begun_stores import measured_so_far
 
-from fastwi.config.sweepfile import read_sweep_request
-from fastwi.config.sweeppoints import points
+from fastwi.config.read import read_sweep_request
+from fastwi.config.sweep import points
 from fastwi.config.write import to_yaml
 from fastwi.data.card import with_checksum
 from fastwi.experiment.planner import plan_sweep

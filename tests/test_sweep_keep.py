@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastwi.analyze import main as analyze
+from fastwi.config.read import read_sweep_request
 from fastwi.config.sweep import KEEP
-from fastwi.config.sweepfile import read_sweep_request
 from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import Store
 from fastwi.experiment.store.repair import verify

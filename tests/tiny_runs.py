@@ -21,8 +21,7 @@ from data_prep.digits import load_digits
 from data_prep.write import write_dataset
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
-from fastwi.config.sweep import SweepOptions, SweepSpec
-from fastwi.config.sweeppoints import run_point
+from fastwi.config.sweep import SweepOptions, SweepSpec, run_point
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
 from fastwi.experiment.planner import PointStates, plan_sweep

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import polars
 
-from fastwi.config.keys import KEYS
-from fastwi.config.sweep import SweepSpec
-from fastwi.config.sweepaxes import other_axes
+from fastwi.config.schema import KEYS
+from fastwi.config.sweep import SweepSpec, other_axes
 
 
 class Column(NamedTuple):

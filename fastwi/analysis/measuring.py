@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Tell
-from fastwi.config.analysis import AnalysisOptions
 from fastwi.config.schema import Config
-from fastwi.config.sweep import RECOMPUTED
+from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.data.noise import Noise
 from fastwi.errors import UserError
 

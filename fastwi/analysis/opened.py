@@ -10,9 +10,8 @@ import polars
 
 from fastwi.analysis.columns import Columns, schema
 from fastwi.config.schema import Config
-from fastwi.config.sweep import KEEP, SweepSpec
-from fastwi.config.sweepaxes import show_value
-from fastwi.config.sweeppoints import Point
+from fastwi.config.sweep import KEEP, Point, SweepSpec
+from fastwi.config.values import show
 from fastwi.errors import UserError
 from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.todo import lost_with, stopped_states, without_lost
@@ -100,7 +99,7 @@ class OpenedSweep:
         e = point.config.experiment
         named = [("k", e.k), ("s", e.s), *((name, value) for name, value in named if name not in ("k", "s"))]
         named += [] if point.alpha is None else [("alpha", point.alpha)]
-        return ", ".join(f"{name} = {show_value(value)}" for name, value in named)
+        return ", ".join(f"{name} = {show(value)}" for name, value in named)
 
     def has(self, keys: Iterable[str]) -> bool:
         """Whether all the states `keys` are stored, or can be made of stored ones."""

@@ -1,38 +1,29 @@
-"""The configuration of one run: frozen dataclasses, one a section, that every other module reads.
+"""The declaration of every key of a run: a frozen dataclass a section, a field a key.
 
-Each field says its help and unit in its metadata, and its bounds or choices where it has any; `--help`, the
-strict reader (`fastwi.config.read`) and the documentation are generated from them. A field's default is what
-the paper says, where it says it (Iyer et al. 2024, Appendix A), else this project's choice.
+Reader, command line, `--help`, YAML writer, hash, axes and columns follow from it. A default is what the paper says,
+where it says it (Iyer et al. 2024, Appendix A), else this project's choice.
 """
 
 import dataclasses
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-
-def option(
-    default: Any,
-    text: str,
-    *,
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """A dataclass field with its help text, unit, inclusive bounds and choices."""
-    metadata = {"help": text, "unit": unit, "low": low, "high": high, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
+from fastwi.config.values import Key, keys_of, option
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Where a run writes."""
 
-    name: str = option("", "name of the run's directory; empty: the config file's name and a short hash")
-    directory: str = option("runs", "directory that holds the runs")
+    name: str = option(
+        "", "name of the run's directory; empty: the config file's name and a short hash", instead="sweep.name"
+    )
+    directory: str = option("runs", "directory that holds the runs", instead="sweep.directory")
     tensorboard: bool = option(
         False,
         "write TensorBoard event files too, into the run's directory; needs fastwi[tensorboard]; not for sweeps",
+        instead="results.parquet",
     )
 
 
@@ -116,9 +107,12 @@ class ExperimentConfig:
     k: int = option(10, "epochs that the parent trains before cloning", unit="epochs", low=0)
     s: int = option(10, "epochs that each child trains before averaging", unit="epochs", low=0)
     after: int = option(10, "epochs that the average trains on", unit="epochs", low=0)
-    children: int = option(2, "children of the parent", low=2, high=4096)
+    children: int = option(2, "children of the parent", low=2, high=4096, instead="sweep.tuple_size")
     weights: tuple[float, ...] = option(
-        (), "weights of the average, one a child, summing to 1; empty: the plain mean"
+        (),
+        "weights of the average, one a child, summing to 1; empty: the plain mean",
+        instead="sweep.alphas",
+        repeats=True,
     )
     batch_norm: str = option(
         "average",
@@ -148,12 +142,18 @@ class ExperimentConfig:
 class SeedConfig:
     """All randomness of a run. Draws are pure functions of (seed, stream, epoch)."""
 
-    init: int = option(0, "seed of the parent's initial weights", low=0, high=2**63 - 1)
-    parent_noise: int = option(0, "noise seed of the parent", low=0, high=2**63 - 1)
+    init: int = option(0, "seed of the parent's initial weights", low=0, high=2**63 - 1, instead="sweep.parents")
+    parent_noise: int = option(0, "noise seed of the parent", low=0, high=2**63 - 1, instead="sweep.parents")
     child_noise: tuple[int, ...] = option(
-        (), "noise seeds, one a child, all different; empty: 1, 2, ... n", low=0, high=2**63 - 1
+        (),
+        "noise seeds, one a child, all different; empty: 1, 2, ... n",
+        low=0,
+        high=2**63 - 1,
+        instead="sweep.children",
     )
-    average_noise: int = option(1000, "noise seed of the average's further training", low=0, high=2**63 - 1)
+    average_noise: int = option(
+        1000, "noise seed of the average's further training", low=0, high=2**63 - 1, instead="sweep.parents"
+    )
     statistics_noise: int = option(
         1000, "noise seed of the images that batch-norm statistics are recomputed on", low=0, high=2**63 - 1
     )
@@ -199,3 +199,15 @@ class Config:
     experiment: ExperimentConfig = dataclasses.field(default_factory=ExperimentConfig)
     seeds: SeedConfig = dataclasses.field(default_factory=SeedConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+
+
+SECTIONS: dict[str, type] = typing.get_type_hints(Config)
+"""The dataclass of each section, in the order of `Config`."""
+
+KEYS: dict[str, Key] = {path: key for each in SECTIONS.items() for path, key in keys_of(*each).items()}
+"""Every key by its dotted name, in the same order."""
+
+
+def section_keys(section: str, keys: Mapping[str, Key] = KEYS) -> list[Key]:
+    """The keys of one section, in their order."""
+    return [key for key in keys.values() if key.section == section]

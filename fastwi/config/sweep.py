@@ -1,19 +1,33 @@
-"""A sweep: a base configuration, axes over its keys, parents, children, and how it is carried out.
+"""A sweep: a base configuration, axes over its keys, parents, children, and the points that these make.
 
-The sweep's own options are described as the configuration's are (`fastwi.config.schema`): one field, one help text.
+A point is a whole configuration: `python -m fastwi.train` with it gives the point's results alone, to the bit.
+
+Seeds: parent p is drawn from initialisation seed p and trains under noise p. Its children have noise seeds of its
+own, p * 1,000,000 + 1, + 2, ...; the average of its tuple t trains on under p * 1,000,000 + 500,000 + t. So no two
+networks of one parent share noise over the same epochs, and the same child means the same in every sweep. Parent
+p > 0 has the noise of parent 0's child p: in epochs that both train, networks of unlike weights see the same batches.
 """
 
-from dataclasses import dataclass, field
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from fastwi.config.schema import Config, option
-
-Scalar = bool | int | float | str
+from fastwi.config.schema import KEYS, SECTIONS, Config
+from fastwi.config.values import Key, Value, keys_of, option
+from fastwi.errors import ConfigError
 
 RECOMPUTED = "recomputed"
 """Of batch-norm statistics at evaluation: on training images, for every network alike. Else they are its own."""
 
 KEEP = ("none", "ends", "stops", "all")
 """Choices of sweep.keep; each keeps what the ones before it do."""
+
+SEEDS_A_PARENT = 1_000_000
+AVERAGE_SEEDS = 500_000
+"""Of a parent's seeds, the first that is an average's. So it has fewer children and fewer tuples than this."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +38,7 @@ class SweepOptions:
     directory: str = option("sweeps", "directory that holds the sweeps' results")
     store: str = option("store", "directory of the store: trained states and measurements, shared by sweeps")
     parents: tuple[int, ...] = option(
-        (0,), "initialisation seeds, one a parent; intervals and verdicts need 5", low=0, high=2**31 - 1
+        (0,), "initialisation seeds, one a parent; intervals and verdicts need 5", low=0, high=2**31 - 1, least=1
     )
     children: int = option(2, "children of each parent at each k", low=2, high=100_000)
     tuple_size: int = option(2, "children that are averaged together", low=2, high=4096)
@@ -66,11 +80,77 @@ class SweepOptions:
 
 
 @dataclass(frozen=True)
+class AnalysisOptions:
+    """The `analysis` section of a sweep file."""
+
+    alphas: int = option(
+        30, "evenly spaced places on the line A -> B, and on each side of the plane", low=2, high=10_000
+    )
+    low: float = option(0.0, "first place on the line: 0 is A; below 0 it goes on beyond A")
+    high: float = option(1.0, "last place on the line: 1 is B; above 1 it goes on beyond B")
+    train_images: int = option(
+        0,
+        "training images to measure on, drawn evenly over classes; 0: those the sweep trained on",
+        unit="images",
+        low=0,
+    )
+    test_images: int = option(0, "test images, likewise; 0: all of the sweep's", unit="images", low=0)
+    splits: int = option(4, "equal parts of the training images, by importance score", low=2, high=1000)
+    score_epoch: int = option(
+        0, "epoch at which importance scores are computed; 0: the last that all parents reached", unit="epochs", low=0
+    )
+    treatments: tuple[str, ...] = option(
+        ("averaged", "recomputed"),
+        "batch-norm statistics of interpolated networks: the ends' averaged, or recomputed on training images",
+        choices=("averaged", "recomputed"),
+        least=1,
+    )
+    cells: tuple[str, ...] = option(
+        (),
+        "cells of the sweep, each as 'k,s', such as \"8,4\"; on the command line 8,4;16,4; empty: all",
+        separator=";",
+    )
+    pairs: int = option(0, "pairs of each parent in each cell, the first ones; 0: all", low=0)
+    directory: str = option("", "directory to write analyses/NAME in; empty: that of the sweep's results")
+
+
+def axis_refusal(key: Key) -> str:
+    """Why a key cannot be an axis, and what to do instead; empty: it can."""
+    if key.instead:
+        return f"a sweep does not use it; use {key.instead}"
+    if key.section == "seeds":
+        return "use sweep.parents and sweep.children for other seeds"
+    if key.section == "engine" and key.name != "precision":
+        return "it changes no result; give it one value, in the section engine"
+    return ""
+
+
+OPTIONS: dict[str, Key] = keys_of("sweep", SweepOptions)
+"""Every option of a sweep by its dotted name, `sweep.children`."""
+
+ANALYSIS: dict[str, Key] = keys_of("analysis", AnalysisOptions)
+"""Every option of the studies of a sweep, likewise: `analysis.alphas`."""
+
+AXES: dict[str, Key] = {
+    f"axes.{path}": replace(key, section="axes", name=path, depth=key.depth + 1, default=None, least=1, repeats=False)
+    for path, key in KEYS.items()
+    if not axis_refusal(key)
+}
+"""Every axis that there can be, likewise: `axes.experiment.k`."""
+
+NAMES = KEYS | AXES | OPTIONS | ANALYSIS
+"""All that a sweep file may say, but for `base`."""
+
+ALL_SECTIONS = SECTIONS | {"sweep": SweepOptions, "analysis": AnalysisOptions}
+"""The dataclass of each section of a sweep file."""
+
+
+@dataclass(frozen=True)
 class Axis:
     """One key of the configuration, as `section.key`, and the values that it takes in turn."""
 
     path: str
-    values: tuple[Scalar | tuple[Scalar, ...], ...]
+    values: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
@@ -80,3 +160,117 @@ class SweepSpec:
     base: Config
     axes: tuple[Axis, ...] = ()
     options: SweepOptions = field(default_factory=SweepOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One cell of the sweep for one parent, tuple and alpha.
+
+    `values`: one a sweep axis, in the axes' order. `parent`: its initialisation seed. `tuple_index` counts the
+    parent's tuples from 0. `alpha` is None for the plain mean. `config` is that of the same point run alone.
+    """
+
+    values: tuple[Value, ...]
+    parent: int
+    tuple_index: int
+    alpha: float | None
+    config: Config
+
+
+def other_axes(spec: SweepSpec) -> dict[str, int]:
+    """The axes beside k and s: dotted name to index among the sweep's axes."""
+    return {axis.path: i for i, axis in enumerate(spec.axes) if axis.path not in ("experiment.k", "experiment.s")}
+
+
+def axis_value(path: str, value: Any) -> Any:
+    """An axis value in its key's own type: 0 is 0.0 where the key is a float."""
+    key = KEYS[path]
+    return tuple(key.scalar(each) for each in value) if key.many else key.scalar(value)
+
+
+def child_tuples(spec: SweepSpec) -> list[tuple[int, ...]]:
+    """The tuples of children that are averaged, as child numbers from 1."""
+    options = spec.options
+    numbers = range(1, options.children + 1)
+    if options.tuples == "all":
+        return list(itertools.combinations(numbers, options.tuple_size))
+    size = options.tuple_size
+    return [tuple(numbers[first : first + size]) for first in range(0, options.children, size)]
+
+
+def count_tuples(options: SweepOptions) -> int:
+    """Tuples of one parent's children at one cell."""
+    if options.tuples == "all":
+        return math.comb(options.children, options.tuple_size)
+    return options.children // options.tuple_size
+
+
+def count_points(spec: SweepSpec) -> int:
+    """Points of the sweep, counted and not expanded."""
+    cells, options = math.prod(len(axis.values) for axis in spec.axes), spec.options
+    return cells * len(options.parents) * count_tuples(options) * max(1, len(options.alphas))
+
+
+def cells(spec: SweepSpec) -> Iterator[tuple[tuple[Value, ...], Config]]:
+    """Every combination of axis values, the last axis fastest, and the base with these values."""
+    for values in itertools.product(*(axis.values for axis in spec.axes)):
+        sections: dict[str, dict[str, Any]] = {}
+        for axis, value in zip(spec.axes, values, strict=True):
+            section, _, name = axis.path.partition(".")
+            sections.setdefault(section, {})[name] = value
+        changed = {section: replace(getattr(spec.base, section), **keys) for section, keys in sections.items()}
+        yield values, replace(spec.base, **changed)
+
+
+def points(spec: SweepSpec) -> Iterator[Point]:
+    """Every point of a checked sweep: axes outermost, in their order, then parents, tuples, alphas."""
+    options = spec.options
+    tuples = child_tuples(spec)
+    alphas: tuple[float | None, ...] = options.alphas or (None,)
+    for values, config in cells(spec):
+        weights = [() if alpha is None else (1.0 - alpha, alpha) for alpha in alphas]
+        size = options.tuple_size
+        experiments = [replace(config.experiment, weights=each, children=size) for each in weights]
+        for parent in options.parents:
+            first = parent * SEEDS_A_PARENT
+            for index, numbers in enumerate(tuples):
+                seeds = replace(
+                    config.seeds,
+                    init=parent,
+                    parent_noise=parent,
+                    child_noise=tuple(first + number for number in numbers),
+                    average_noise=first + AVERAGE_SEEDS + index,
+                )
+                for alpha, experiment in zip(alphas, experiments, strict=True):
+                    yield Point(values, parent, index, alpha, replace(config, seeds=seeds, experiment=experiment))
+
+
+def run_point(config: Config) -> Point:
+    """A run as a point by itself. Its children have noise 1, 2, ... where none is given."""
+    noise = config.seeds.child_noise or tuple(range(1, config.experiment.children + 1))
+    seeds = replace(config.seeds, child_noise=noise)
+    return Point((), config.seeds.init, 0, None, replace(config, seeds=seeds))
+
+
+def in_precision(every: Iterable[Point], precision: str) -> list[Point]:
+    """The points with `precision` for engine.precision: auto."""
+    resolved = functools.cache(  # one object for all
+        lambda engine: replace(engine, precision=precision) if engine.precision == "auto" else engine
+    )
+    return [replace(point, config=replace(point.config, engine=resolved(point.config.engine))) for point in every]
+
+
+def shard_of(every: Sequence[Point], number: int, count: int) -> list[Point]:
+    """The points of shard `number` (from 1) of `count`, of all points `every`; each is in one shard.
+
+    Tuples of one parent stay together where they can: they share its path. Raises ConfigError where none is left.
+    """
+    units = sorted({(point.parent, point.tuple_index) for point in every})
+    first, last = (len(units) * edge // count for edge in (number - 1, number))
+    if first == last:
+        raise ConfigError(
+            f"--shard: part {number} of {count} is empty: the sweep has {len(units)} tuples of children in all; "
+            f"give at most {len(units)} parts"
+        )
+    mine = set(units[first:last])
+    return [point for point in every if (point.parent, point.tuple_index) in mine]

@@ -1,39 +1,89 @@
-"""Strict checking of one value, where fastargs's own int, bool and float checkers would let much through."""
+"""Values: how a key declares what it takes and checks it, numbers and ranges in text, and how messages show them."""
 
+import dataclasses
+import difflib
+import functools
 import math
+import os
 import re
-import unicodedata
+import textwrap
+import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Literal, TypeAlias
 
-from fastargs.validation import Checker
+from pydantic import AfterValidator, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 
-from fastwi.config.keys import SINGULAR, Key, Scalar, Value
-from fastwi.config.wording import INT64_MAX, did_you_mean, show
+Scalar: TypeAlias = bool | int | float | str
+Value: TypeAlias = Scalar | tuple[Scalar, ...]
+
+LONGEST_SHOWN = 60
+INT64_MAX = 2**63 - 1
+MOST_VALUES = 1_000_000
+"""Of a range."""
 
 # YAML 1.1 reads 010 as 8, 1:30 as 90 and 1e-4 as text. These read decimal numbers, as everybody else does.
 _WHOLE = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-_BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 _LONGEST_NUMBER = 400
+_END = r"([-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?)"
+_RANGE = re.compile(rf"\s*{_END}\s*\.\.\s*{_END}(?:\s+step\s+{_END})?\s*")
 
 
-@dataclass(frozen=True)
-class Given:
-    """A value that somebody gave, and where: what travels through fastargs to the checkers.
+def show(value: object, longest: int = LONGEST_SHOWN) -> str:
+    """A user's value in a message: one line, printable, and short."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        # Cut before repr, which is slow for megabytes.
+        return repr(value if len(value) <= longest else value[:longest] + "...")
+    if isinstance(value, int):  # Python refuses to print integers of more than 4,300 digits
+        return str(value) if abs(value) <= INT64_MAX else "a whole number beyond 64 bits"
+    if isinstance(value, float):
+        return repr(float(value))
+    if isinstance(value, (list, tuple)):
+        shown = ["[...]" if isinstance(each, (list, tuple)) else show(each) for each in value[:10]]
+        return "[" + ", ".join([*shown, "..."] if len(value) > len(shown) else shown) + "]"
+    return "a mapping" if isinstance(value, dict) else f"a value of type {type(value).__name__}"
 
-    `origin` is what a message puts before the key's name: '--', 'my.yaml line 3: ' or nothing. `text` marks
-    the command line, where every value arrives as text and is parsed by the key's type.
-    """
 
-    value: object
-    origin: str
-    text: bool = False
+def show_name(name: object, longest: int = LONGEST_SHOWN) -> str:
+    """A name or path as it is where it is printable and not too long, else quoted and escaped."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= longest else show(text, longest)
+
+
+def one_line(text: object) -> str:
+    """Another program's message as one printable line of at most 200 characters, cut between words."""
+    line = textwrap.shorten(" ".join(str(text).split()), 200, placeholder=" ...")
+    return "".join(each if each.isprintable() else "?" for each in line)
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `name` most likely means, or None. Case and `-` for `_` count for little."""
+    plain = name[:LONGEST_SHOWN].lower().replace("-", "_")
+    known = {each.lower().replace("-", "_"): each for each in sorted(names)}
+    close = difflib.get_close_matches(plain, known, n=5, cutoff=0.6)
+
+    def likeness(each: str) -> tuple[float, bool]:
+        # resnet21 is as like resnet32 as resnet20, which differs in its last letter only.
+        return difflib.SequenceMatcher(None, each, plain).ratio(), each[:-1] == plain[:-1]
+
+    return known[max(close, key=likeness)] if close else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of an 'unknown name' message: the nearest valid name, or all of them where none is near."""
+    known = sorted(names)
+    guess = nearest(name, known)
+    return f"did you mean {guess}?" if guess else "valid: " + ", ".join(known)
 
 
 def number_from_text(text: str) -> int | float | None:
     """The decimal number that `text` spells, an int where it has neither point nor exponent, else None.
 
-    Too large an exponent gives infinity, which the checkers refuse by name.
+    Too large an exponent gives infinity, which no key takes.
     """
     if len(text) > _LONGEST_NUMBER:
         return None
@@ -42,97 +92,161 @@ def number_from_text(text: str) -> int | float | None:
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
-class StrictChecker(Checker):
-    """Checks one key's value: type, finiteness, bounds, choices. A ValueError's text says what is wrong."""
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-
-    def help(self) -> str:
-        """What the value must be, in words (fastargs asks for it)."""
-        return self.key.expected
-
-    def check(self, value: object) -> Value:
-        """Return the value in its schema type; raise ValueError saying what is wrong and what to give."""
-        if not isinstance(value, Given):  # the schema's own default
-            return value  # type: ignore[return-value]
-        if self.key.many:
-            return tuple(self._scalar(each, value.text) for each in self._elements(value))
-        return self._scalar(value.value, value.text)
-
-    def _elements(self, given: Given) -> list[object]:
-        example = ", ".join(str(each) for each in self.key.default or (1, 2))  # type: ignore[union-attr]
-        if given.text:
-            text = str(given.value).strip()
-            return [part.strip() for part in text.split(",")] if text else []
-        if not isinstance(given.value, (list, tuple)):
-            raise ValueError(f"{show(given.value)} is not a list; write one, such as [{example}]")
-        return list(given.value)
-
-    def _scalar(self, value: object, text: bool) -> Scalar:
-        if self.key.scalar is not str and text:
-            value = _from_command_line(str(value), self.key.scalar)
-        typed = self._typed(value)
-        if not isinstance(typed, str) and not self._within_bounds(typed):
-            raise ValueError(f"{show(typed)} is out of range; give {self.key.expected}")
-        if self.key.choices and typed not in self.key.choices:
-            raise ValueError(f"{show(typed)} is not a choice; {self._choice_hint(str(typed))}")
-        return typed
-
-    def _within_bounds(self, number: int | float) -> bool:
-        low, high = self.key.low, self.key.high
-        return (low is None or number >= low) and (high is None or number <= high)
-
-    def _choice_hint(self, text: str) -> str:
-        hint = did_you_mean(text, self.key.choices)
-        valid = "valid: " + ", ".join(self.key.choices)
-        return valid if hint.startswith("valid") else f"{hint} {valid}"
-
-    def _typed(self, value: object) -> Scalar:
-        """The value in the key's scalar type; strict, so 3.7 is no int, true no number and 5 no text."""
-        kind = self.key.scalar
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is None:
-            raise ValueError(f"null is no value; give {self.key.expected}, or leave the key out")
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is int and is_number and isinstance(value, int):
-            if abs(value) > INT64_MAX:
-                raise ValueError(f"{show(value)}; give {self.key.expected}")
-            return int(value)
-        if kind is float and is_number:
-            return _finite(value)  # type: ignore[arg-type]
-        if kind is str and isinstance(value, str):
-            return _plain(value)
-        mend = f"give {self.key.expected}"
-        if kind is str and not isinstance(value, (list, tuple, dict)):
-            mend = "put it in quotes"
-        elif isinstance(value, str) and number_from_text(value) is not None:
-            mend += ", without quotes"
-        raise ValueError(f"{show(value)} is not {SINGULAR[kind]}; {mend}")
+def is_range(value: object) -> bool:
+    """Whether a value, found where a list of numbers belongs, is meant as a range."""
+    return isinstance(value, str) and ".." in value
 
 
-def _from_command_line(text: str, kind: type) -> object:
-    """Parse a word of the command line as far as it can be; what cannot stays text, to be refused by type."""
-    if kind is bool:
-        return _BOOLEANS.get(text.lower(), text)
-    number = number_from_text(text)
-    return text if number is None else number
+def expand_range(text: str) -> list[int] | list[float]:
+    """The numbers of a range such as `1..4` or `0.05..0.2 step 0.05`, both ends in.
 
+    They are ints where both ends and the step are whole numbers. The arithmetic is exact, on the decimals as they are
+    written: adding 0.05 in floating point would give 0.15000000000000002.
 
-def _finite(value: int | float) -> float:
-    try:
-        number = float(value)
+    Raises ValueError, saying what is wrong and what to give.
+    """
+    match = _RANGE.fullmatch(text) if len(text) <= 100 else None
+    if match is None:
+        raise ValueError(f"{show(text)} is not a range; write one as 1..4 or 0..1 step 0.25")
+    first, last, step = (Fraction(word or 1) for word in match.groups())
+    if match[3] is None and not _WHOLE.fullmatch(match[1]):
+        raise ValueError(f"{show(text)} needs a step; write one as 0.05..0.2 step 0.05")
+    if step <= 0 or last < first:
+        raise ValueError(f"{show(text)} does not go up; write the smaller end first, and a step above 0")
+    steps = (last - first) / step
+    if steps >= MOST_VALUES:
+        raise ValueError(f"{show(text)} has too many values; give at most {MOST_VALUES:,}")
+    if steps.denominator != 1:  # both ends are in, so the step or an end is mistyped
+        raise ValueError(f"{show(text)} does not arrive at its end; change the end or the step")
+    if all(word is None or _WHOLE.fullmatch(word) for word in match.groups()):
+        return list(range(int(first), int(last) + 1, int(step)))
+    unit = math.lcm(first.denominator, step.denominator)
+    start, stride = int(first * unit), int(step * unit)
+    try:  # Python's division of ints rounds once, as reading a decimal does
+        return [(start + index * stride) / unit for index in range(int(steps) + 1)]
     except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{show(number)} is not finite; give a finite number")
-    return number + 0.0  # -0.0 becomes 0.0: the same setting must have the same text and hash
+        raise ValueError(f"{show(text)} has an infinite end; give finite numbers") from None
 
 
-def _plain(value: str) -> str:
-    """Refuse text that no line of YAML, no path and no message should hold."""
-    for character in value:
-        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-            raise ValueError(f"{show(value)} holds the unprintable character {character!r}; remove it")
-    return str(value)
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What a field declares beside its type and default; bounds are inclusive.
+
+    Of a list: the `least` values that it has, whether a value `repeats`, its `separator` on the command line.
+    `instead`: what a sweep uses in place of the key.
+    """
+
+    help: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    least: int = 0
+    repeats: bool = False
+    separator: str = ","
+    instead: str = ""
+
+
+def option(default: Any, text: str, **facts: Any) -> Any:
+    """A dataclass field with its default, its help and further facts, as in `Option`."""
+    return dataclasses.field(default=default, metadata=vars(Option(help=text, **facts)))
+
+
+_WORDS = {
+    bool: ("true or false", "true or false"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("printable text, in quotes where it looks like a number", "texts"),
+}
+_PRINTABLE = r"^[^\p{Cc}\p{Zl}\p{Zp}]*$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key(Option):
+    """One key, `section.name`. `depth`: 0 for a value of the type `scalar`, 1 for a list, 2 for a list of lists."""
+
+    section: str
+    name: str
+    scalar: type
+    depth: int
+    default: Any
+
+    @property
+    def path(self) -> str:
+        """The dotted name, as on the command line."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def many(self) -> bool:
+        """Whether it takes a list."""
+        return self.depth > 0
+
+    @property
+    def limits(self) -> str:
+        """The inclusive bounds in words; empty where there are none."""
+        low, high = ("" if each is None else str(each).removesuffix(".0") for each in (self.low, self.high))
+        if low and high:
+            return f"from {low} to {high}"
+        return f"at least {low}" if low else f"at most {high}" if high else ""
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, for messages: 'a whole number, from 0 to 64'."""
+        kind = f"one of {', '.join(self.choices)}" if self.choices else _WORDS[self.scalar][self.many]
+        if self.many:
+            kind = "a list of " + "lists of " * (self.depth - 1) + kind.removeprefix("one of ")
+        return f"{kind}, {self.limits}" if self.limits else kind
+
+    @functools.cached_property
+    def _type(self) -> TypeAdapter[Any]:
+        kind: Any = Annotated[self.scalar, Field(pattern=_PRINTABLE)] if self.scalar is str else self.scalar
+        if self.scalar in (int, float):
+            high = INT64_MAX if self.high is None and self.scalar is int else self.high
+            kind = Annotated[kind, Field(ge=self.low, le=high)]
+        if self.scalar is float:  # -0.0 becomes 0.0: the same setting must have the same text and hash
+            kind = Annotated[kind, AfterValidator(lambda number: number + 0.0)]
+        kind = Literal[self.choices] if self.choices else kind
+        for level in range(self.depth):
+            least = self.least if level == self.depth - 1 else 0
+            kind = Annotated[tuple[kind, ...], Field(min_length=least), FailFast()]
+        return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+    def check(self, given: object) -> Any:
+        """The value in the key's type, lists as tuples, a range of numbers expanded.
+
+        Strict: 3.7 is no int, true no number, 5 no text. Raises ValueError: one line with the value and what to give.
+        """
+        value = _plain(given)
+        if self.depth == 1 and self.scalar in (int, float) and is_range(value):
+            value = tuple(expand_range(value))
+        try:
+            checked = self._type.validate_python(value)
+        except ValidationError as error:
+            bad = error.errors(include_url=False)[0]["input"]
+            guess = nearest(bad, self.choices) if isinstance(bad, str) else None
+            end = f"; did you mean {guess}?" if guess else ""
+            raise ValueError(f"{show(bad)} is not valid; give {self.expected}{end}") from None
+        if self.many and not self.repeats and len(set(checked)) < len(checked):
+            twice = next(each for index, each in enumerate(checked) if each in checked[:index])
+            raise ValueError(f"{show(twice)} is given twice; remove one")
+        return checked
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text; NumPy's and torch's numbers and arrays as Python's; lists and ranges as tuples."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple, range)) else value
+
+
+def keys_of(section: str, kind: type) -> dict[str, Key]:
+    """The keys of the dataclass `kind` by dotted name, in its order."""
+    found, hints = {}, typing.get_type_hints(kind)
+    for each in dataclasses.fields(kind):
+        many = typing.get_origin(hints[each.name]) is tuple
+        scalar = typing.get_args(hints[each.name])[0] if many else hints[each.name]
+        found[f"{section}.{each.name}"] = Key(
+            section=section, name=each.name, scalar=scalar, depth=int(many), default=each.default, **each.metadata
+        )
+    return found

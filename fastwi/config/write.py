@@ -1,4 +1,4 @@
-"""A Config out again: as plain data, as YAML that reads back to the same Config, as a short stable hash."""
+"""A configuration out again: as plain data, as YAML that reads back to an equal one, as a hash"""
 
 import hashlib
 import json
@@ -9,23 +9,24 @@ from typing import Any
 
 import yaml
 
-from fastwi.config.helptext import facts
-from fastwi.config.keys import KEYS, SECTIONS, Key, Scalar, Value, section_keys, section_title
-from fastwi.config.schema import Config
+from fastwi.config.schema import KEYS, SECTIONS, Config, section_keys
+from fastwi.config.sweep import ALL_SECTIONS, NAMES, AnalysisOptions, SweepSpec
+from fastwi.config.values import MOST_VALUES, Key, Value
 from fastwi.models.names import placeless
 
 HASH_VERSION = 1
 """Raise it when a default or a key's meaning changes: the same hash must not name another experiment."""
 
 HASH_DIGITS = 12
+_LONGEST_LIST = 8  # whole numbers of an option; more in a row are written as a range
 
 # What cannot change a result. run: where it is written. data.streaming: where images wait. data.decoder: it changes
-# the pixels of JPEGs only, and then the dataset's digest (`experiment.inputs`). engine: how it is
-# computed; engines, backends, thread counts and devices agree to float tolerance, which is what this project calls
-# the same result. Precision is no member: bf16 and fp32 round differently by far more than that.
-_NO_RESULT = frozenset(
-    key.path for key in KEYS.values() if key.section in ("run", "engine") and key.path != "engine.precision"
-) | {"data.streaming", "data.decoder"}
+# the pixels of JPEGs only, and then the dataset's digest (`experiment.inputs`). engine: how it is computed; all agree
+# to float tolerance, which is what this project calls the same result. bf16 and fp32 differ by far more than that.
+_NO_RESULT = {key.path for key in KEYS.values() if key.section in ("run", "engine")} - {"engine.precision"} | {
+    "data.streaming",
+    "data.decoder",
+}
 
 
 def value_of(config: Config, key: Key) -> Value:
@@ -49,44 +50,16 @@ def to_mapping(config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def to_yaml(config: Config) -> str:
-    """The complete configuration as commented YAML (ASCII); `config_from_yaml` gives an equal Config back."""
-    lines = ["# A complete fastwi configuration."]
-    lines += config_lines(config)
-    return "\n".join(lines) + "\n"
-
-
-def config_lines(config: Config) -> list[str]:
-    """Every section as lines of commented YAML."""
-    lines = []
-    for section, kind in SECTIONS.items():
-        lines += ["", f"{section}:  # {section_title(kind)}"]
-        for key in section_keys(section):
-            lines += key_lines(key, yaml_value(value_of(config, key)))
-    return lines
-
-
-def key_lines(key: Key, value: str) -> list[str]:
-    """One key with its help as a comment above it; `value` is YAML already."""
-    comment = f"{key.help} [{facts(key)}]"
-    return [
-        *textwrap.wrap(comment, 110, initial_indent="  # ", subsequent_indent="  # "),
-        f"  {key.name}: {value}",
-    ]
-
-
 def config_hash(config: Config, dataset_digest: str | None = None) -> str:
     """12 hex digits that name what decides a run's result.
 
-    Left out are `run.*` and, of `engine.*`, all but `precision`. A value equal to its default adds nothing,
-    so that a key added to the schema later leaves the hashes of older configurations as they were. Child
-    noise spelled out as 1, 2, ... n is the default.
+    A value equal to its default adds nothing. Child noise spelled out as 1, 2, ... n is the default.
 
     Args:
         config: a checked configuration, as the user wrote it: `auto` is not resolved.
         dataset_digest: what the data is, the weights started from and the source of a network of the user's own.
-            Where it is given it stands for `data.path`, `model.weights` and the directory in `model.name`, so that
-            files that moved keep their hash; without it the paths count.
+            It stands for `data.path`, `model.weights` and the directory in `model.name`, so that files that moved
+            keep their hash; without it the paths count.
     """
     decides = changes(config, (key for key in KEYS.values() if key.path not in _NO_RESULT))
     if config.seeds.child_noise == tuple(range(1, config.experiment.children + 1)):
@@ -104,20 +77,72 @@ def _plain(value: Value) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def yaml_value(value: Value) -> str:
-    """A value as YAML in one line."""
+def to_yaml(config: Config, changed: bool = False) -> str:
+    """The complete configuration as commented YAML (ASCII); `config_from_yaml` gives an equal one back.
+
+    `changed`: only the keys that differ from their defaults, without comments.
+    """
+    return "\n".join(["# A complete fastwi configuration."][changed:] + _config_lines(config, changed)) + "\n"
+
+
+def sweep_to_yaml(spec: SweepSpec, analysis: AnalysisOptions | None = None, changed: bool = False) -> str:
+    """The whole sweep likewise, the base written out, with the options of its studies where they are given."""
+    lines = ["# A complete fastwi sweep."][changed:] + _config_lines(spec.base, changed)
+    if spec.axes:
+        lines += ["", "axes:  # keys of the configuration, each with the values that it takes in turn"]
+        lines += [f"  {axis.path}: {_yaml(axis.values, ranges=True)}" for axis in spec.axes]
+    lines += _section_lines("sweep", spec.options, changed)
+    if analysis is not None:
+        lines += _section_lines("analysis", analysis, changed)
+    return "\n".join(lines) + "\n"
+
+
+def _config_lines(config: Config, changed: bool) -> list[str]:
+    return [line for section in SECTIONS for line in _section_lines(section, getattr(config, section), changed)]
+
+
+def _section_lines(section: str, values: object, changed: bool) -> list[str]:
+    lines = []
+    for key in section_keys(section, NAMES):
+        value = getattr(values, key.name)
+        if not changed:
+            comment = f"{key.help} [{facts(key)}]"
+            lines += textwrap.wrap(comment, 110, initial_indent="  # ", subsequent_indent="  # ")
+        if not changed or value != key.default:
+            lines.append(f"  {key.name}: {_yaml(value, ranges=section not in SECTIONS)}")
+    return ["", f"{section}:  # {title(section)}", *lines] if lines else []
+
+
+def _yaml(value: Any, ranges: bool = False) -> str:
+    """A value as YAML in one line; with `ranges`, many whole numbers in a row as a range."""
     if isinstance(value, tuple):
-        return "[" + ", ".join(_yaml_scalar(each) for each in value) + "]"
-    return _yaml_scalar(value)
-
-
-def _yaml_scalar(value: Scalar) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
+        first = value[0] if ranges and _LONGEST_LIST < len(value) <= MOST_VALUES else None
+        if type(first) is int and value == tuple(range(first, first + len(value))):
+            return f"{first}..{value[-1]}"
+        return "[" + ", ".join(map(_yaml, value)) + "]"
     if isinstance(value, str):
         # Quoted always: a run named 2024 or yes stays text.
         return yaml.safe_dump(value, default_style='"', width=sys.maxsize).rstrip("\n")
-    text = repr(value)
-    if "e" in text and "." not in text:
-        return text.replace("e", ".0e")  # other YAML 1.1 readers take 1e-05 for text
-    return text
+    text = _word(value) if isinstance(value, bool) else repr(value)
+    # Other YAML 1.1 readers take 1e-05 for text.
+    return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
+
+
+def title(section: str) -> str:
+    """The first line of a section's docstring (empty under `python -OO`)."""
+    return (ALL_SECTIONS[section].__doc__ or "").strip().partition("\n")[0]
+
+
+def facts(key: Key) -> str:
+    """Default, unit and bounds in one line."""
+    facts = (f"default {shown_default(key) or 'empty'}", f"in {key.unit}" if key.unit else "", key.limits)
+    return "; ".join(filter(None, facts))
+
+
+def shown_default(key: Key) -> str:
+    """The default as in the help."""
+    return ",".join(map(_word, key.default)) if key.many else _word(key.default)
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,8 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from fastwi.config.keys import section_keys
-from fastwi.config.schema import Config
+from fastwi.config.schema import Config, section_keys
 from fastwi.config.write import changes
 from fastwi.engine.schedule import learning_rate
 from fastwi.errors import UserError

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastwi.config.schema import Config
-from fastwi.config.sweep import RECOMPUTED, SweepOptions, SweepSpec
-from fastwi.config.sweeppoints import Point, in_precision, points, run_point
+from fastwi.config.sweep import RECOMPUTED, Point, SweepOptions, SweepSpec, in_precision, points, run_point
 from fastwi.data.card import read_card
 from fastwi.errors import UserError
 from fastwi.experiment.inputs import Inputs, inputs_key

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fastwi.config.wording import show
+from fastwi.config.values import show
 from fastwi.errors import ConfigError
 from fastwi.models.source import is_local
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from fastwi.config.wording import did_you_mean, show
+from fastwi.config.values import did_you_mean, show
 
 MODEL_NAMES: tuple[str, ...] = (
     "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",

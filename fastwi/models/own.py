@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from fastwi.config.wording import show
+from fastwi.config.values import show
 from fastwi.errors import ConfigError
 from fastwi.models import generators, load
 from fastwi.models.names import split_own

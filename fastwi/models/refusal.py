@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastwi.config.wording import show
+from fastwi.config.values import show
 from fastwi.errors import ConfigError
 
 _MOST_LISTED = 8

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastwi.config.objects import ConfigLike, read_config, read_sweep
+from fastwi.config.read import ConfigLike, read_config, read_sweep
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.errors import ConfigError, UserError

@@ -9,15 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from fastwi.config.read import config_from_yaml
+from fastwi.config.read import config_from_yaml, sweep_from_yaml
 from fastwi.config.schema import Config
-from fastwi.config.sweepaxes import axis_value, other_axes, show_value
-from fastwi.config.sweepfile import sweep_from_yaml
-from fastwi.config.sweeppoints import child_tuples
-from fastwi.config.wording import show
+from fastwi.config.sweep import axis_value, child_tuples, other_axes
+from fastwi.config.values import show
 from fastwi.config.write import config_hash
 from fastwi.config.yamlfile import read_text
-from fastwi.errors import UserError
+from fastwi.errors import ConfigError, UserError
 from fastwi.experiment.planner import PlannedSweep, PointStates, plan_run, plan_sweep
 from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources
@@ -153,7 +151,7 @@ def _chosen(networks: list[_Network], name: str, given: Any) -> list[_Network]:
     if given is None and len(there) == 1:
         return networks
     if given not in there:
-        what = "which one is not said" if given is None else f"there is no {show_value(given)}"
+        what = "which one is not said" if given is None else f"there is no {show(given)}"
         raise UserError(f"{name}: {what}; there are {_listed(there)}")
     return [network for network in networks if network.about[name] == given]
 
@@ -162,9 +160,12 @@ def _planned(directory: Path) -> PlannedSweep:
     """The run or sweep of which `directory` has the results, planned for the CPU."""
     run = RunDirectory(directory)
     path = run.config if run.config.exists() else directory / "sweep.yaml"
-    text, problem = read_text(path)
-    if problem:
-        raise UserError(f"{directory}: no results of a run (config.yaml) or of a sweep (sweep.yaml): {problem}")
+    try:
+        text = read_text(path)
+    except ConfigError as error:
+        raise UserError(
+            f"{directory}: no results of a run (config.yaml) or of a sweep (sweep.yaml): {error}"
+        ) from None
     if path == run.config:
         config = _on_cpu(config_from_yaml(text, str(path)))
         planned = plan_run(config, run.store)
@@ -202,5 +203,5 @@ def _module(directory: Path, planned: PlannedSweep, nodes: Mapping[int, int], wa
 
 
 def _listed(values: Iterable[Any]) -> str:
-    shown = [show_value(value) for value in itertools.islice(values, _MOST_LISTED + 1)]
+    shown = [show(value) for value in itertools.islice(values, _MOST_LISTED + 1)]
     return ", ".join(shown[:_MOST_LISTED]) + (", ..." if len(shown) > _MOST_LISTED else "") or "none"

@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastwi.config.sweep import SweepSpec
-from fastwi.config.sweepaxes import axis_value, other_axes
-from fastwi.config.sweeppoints import Point
+from fastwi.config.sweep import Point, SweepSpec, axis_value, other_axes
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.report.figures import numbered, save_figure

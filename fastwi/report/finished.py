@@ -9,9 +9,8 @@ from typing import Any
 
 import polars
 
-from fastwi.config.analysis import AnalysisOptions
-from fastwi.config.sweep import SweepSpec
-from fastwi.config.sweepfile import sweep_from_yaml
+from fastwi.config.read import sweep_from_yaml
+from fastwi.config.sweep import AnalysisOptions, SweepSpec
 from fastwi.errors import ConfigError, UserError
 from fastwi.models.changes import NETWORKS
 from fastwi.report.study import Frames, Study

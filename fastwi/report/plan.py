@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from fastwi.config.schema import Config
-from fastwi.config.sweep import KEEP
-from fastwi.config.sweeppoints import Point
+from fastwi.config.sweep import KEEP, Point
 from fastwi.config.write import to_mapping
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise

@@ -16,8 +16,7 @@ import polars
 
 from fastwi.config.read import config_from_yaml
 from fastwi.config.schema import Config
-from fastwi.config.sweepwrite import sweep_to_yaml
-from fastwi.config.write import config_hash, to_yaml
+from fastwi.config.write import config_hash, sweep_to_yaml, to_yaml
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.experiment.todo import without_lost

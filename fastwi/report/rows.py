@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Any
 import polars
 
 from fastwi.analysis.columns import PAIR_COLUMNS, PAIR_TYPES, Column, Columns, axis_types, schema
-from fastwi.config.keys import KEYS
-from fastwi.config.schema import Config
-from fastwi.config.sweep import RECOMPUTED, SweepSpec
-from fastwi.config.sweepaxes import axis_value, other_axes
-from fastwi.config.sweeppoints import Point, child_tuples
+from fastwi.config.schema import KEYS, Config
+from fastwi.config.sweep import RECOMPUTED, Point, SweepSpec, axis_value, child_tuples, other_axes
 from fastwi.config.write import config_hash
 from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PointStates

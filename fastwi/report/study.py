@@ -11,7 +11,7 @@ from fastwi.analysis.columns import PAIR_COLUMNS, Column, Columns
 from fastwi.analysis.measuring import SPLITS
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Tell
-from fastwi.config.analysis import AnalysisOptions
+from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.summary import Table
 
 Frames = Mapping[str, polars.DataFrame]

@@ -8,7 +8,8 @@ import polars
 
 from fastwi.analysis.columns import Columns
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.config.analysisfile import AnalysisRequest, analysis_to_yaml
+from fastwi.config.read import AnalysisRequest
+from fastwi.config.write import sweep_to_yaml
 from fastwi.files import atomic_path, to_json, write_text
 from fastwi.report.manifest import manifest
 from fastwi.report.rows import write_frame
@@ -46,7 +47,8 @@ def write_study(
         lines += ["", table.markdown().rstrip("\n")]
     write_text(directory / "summary.md", "\n".join([*lines, "", OVER_PARENTS]) + "\n")
     study.draw(frames, directory / "figure.png", title)
-    identity = hashlib.sha256(f"{request.name}\n{analysis_to_yaml(request)}".encode()).hexdigest()[:12]
+    resolved = sweep_to_yaml(request.spec, request.options)
+    identity = hashlib.sha256(f"{request.name}\n{resolved}".encode()).hexdigest()[:12]
     about = manifest(card, opened.resources.engine(config).resolved, identity, opened.planned.networks)
     rows = {name: frame.height for name, frame in frames.items()}
     made = {"study": request.name, "sweep": request.sweep, "options": options, "rows": rows}

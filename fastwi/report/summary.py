@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fastwi.config.wording import show
+from fastwi.config.values import show
 from fastwi.files import to_json
 
 OVER_PARENTS = (

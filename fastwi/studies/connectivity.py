@@ -20,7 +20,7 @@ from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Tell, chosen_lines
-from fastwi.config.analysis import AnalysisOptions
+from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.estimates import (
     TREATMENT_COLOURS,
     cell_names,

@@ -34,8 +34,7 @@ from fastwi.analysis.measuring import recomputed
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Tell, all_pairs, chosen_pairs
 from fastwi.analysis.statistics import Estimate, mean_estimate, verdict, verdict_text
-from fastwi.config.analysis import AnalysisOptions
-from fastwi.config.sweep import RECOMPUTED
+from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import (
     TREATMENT_COLOURS,

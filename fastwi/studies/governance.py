@@ -34,8 +34,7 @@ from fastwi.analysis.statistics import (
     verdict,
     verdict_text,
 )
-from fastwi.config.analysis import AnalysisOptions
-from fastwi.config.sweep import RECOMPUTED
+from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import counted_text, distinct, groups, style, titled
 from fastwi.report.figures import save_figure

@@ -25,8 +25,7 @@ from fastwi.analysis.measuring import part_of, recomputed
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Tell, all_pairs, chosen_pairs
 from fastwi.analysis.statistics import CONFIRMED, NOT_SETTLED, REFUTED, spearman, verdict, verdict_text
-from fastwi.config.analysis import AnalysisOptions
-from fastwi.config.sweep import RECOMPUTED
+from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import (

@@ -15,7 +15,7 @@ from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Tell, chosen_lines
-from fastwi.config.analysis import AnalysisOptions
+from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.estimates import cell_names, distinct, style, titled, variant_of
 from fastwi.report.figures import save_figure
 from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study

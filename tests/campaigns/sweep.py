@@ -22,7 +22,7 @@ from pathlib import Path
 import polars
 
 from data_prep import prepare
-from fastwi.config.sweepfile import read_sweep_request
+from fastwi.config.read import read_sweep_request
 from fastwi.config.write import to_yaml
 from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import Store

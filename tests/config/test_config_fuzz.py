@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastwi.cli import ShowAndExit
-from fastwi.config.keys import KEYS, SECTIONS
 from fastwi.config.read import Request, config_from_mapping, config_from_yaml, read_request
-from fastwi.config.schema import Config
+from fastwi.config.schema import KEYS, SECTIONS, Config
 from fastwi.errors import ConfigError
 
 LEAF = st.one_of(

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastwi.config.write
-from fastwi.config.keys import KEYS, Key
 from fastwi.config.read import config_from_mapping, config_from_yaml, read_request
-from fastwi.config.schema import Config
+from fastwi.config.schema import KEYS, Config
+from fastwi.config.values import Key
 from fastwi.config.write import config_hash, to_mapping, to_yaml, value_of
 
 GOLDEN_DEFAULT = "ede0de807492"

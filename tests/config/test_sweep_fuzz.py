@@ -7,12 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastwi.cli import ShowAndExit
-from fastwi.config.keys import KEYS
-from fastwi.config.schema import Config
-from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
-from fastwi.config.sweepfile import SweepRequest, read_sweep_request, sweep_from_yaml, sweep_name
-from fastwi.config.sweeplayers import OPTIONS
-from fastwi.config.sweepwrite import sweep_to_yaml
+from fastwi.config.read import SweepRequest, read_sweep_request, sweep_from_yaml
+from fastwi.config.schema import KEYS, Config
+from fastwi.config.sweep import OPTIONS, Axis, SweepOptions, SweepSpec
+from fastwi.config.write import sweep_to_yaml
 from fastwi.errors import ConfigError
 
 WHOLE_FILE = """base: base.yaml
@@ -123,7 +121,7 @@ def test_any_sweep_file_and_command_line(file: Path, text: str, argv: list[str])
             assert {"--help", "-h", "--version"} & set(arguments)
         else:
             assert isinstance(request, SweepRequest)
-            assert sweep_name(request)
+            assert request.name
             assert sweep_from_yaml(sweep_to_yaml(request.spec)) == request.spec
 
 

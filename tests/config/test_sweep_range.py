@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastwi.config.sweeprange import MOST_VALUES, expand_range
+from fastwi.config.values import MOST_VALUES, expand_range
 
 
 @pytest.mark.parametrize(
@@ -31,38 +31,21 @@ def test_accepted(text: str, numbers: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("1..", "'1..' is not a range; write one as 1..4 or 0..10 step 2"),
-        ("1...4", "'1...4' is not a range; "),
-        ("a..b", "'a..b' is not a range; "),
-        ("1..4 by 2", "'1..4 by 2' is not a range; "),
-        ("01..4", "'01..4' is not a range; "),
-        ("1..\u0664", "'1..\u0664' is not a range; "),
-        ("1..4" + " " * 200, "'1..4 "),
-        ("1..1e9999", "'1..1e9999' is not a range; "),
-        ("0.5..2.5", "'0.5..2.5' needs a step; write one as 0.05..0.2 step 0.05"),
-        ("1..4 step 0", "'1..4 step 0' has a step that is not above 0; give one that is"),
-        ("4..1 step -1", "'4..1 step -1' has a step that is not above 0; give one that is"),
-        ("4..1", "'4..1' ends before it starts; write the smaller end first, or a list"),
-        ("0..10 step 3", "'0..10 step 3' does not arrive at its end; end it at 9 or 12, or change the step"),
-        ("0..1 step 0.3", "'0..1 step 0.3' does not arrive at its end; end it at 0.9 or 1.2, or change the step"),
-        (f"1..{MOST_VALUES + 1}", f"'1..{MOST_VALUES + 1}' has too many values; give at most 1,000,000"),
-        ("0..9e999 step 1e-999", "'0..9e999 step 1e-999' has too many values; "),
+        "1..", "1...4", "a..b", "1..4 by 2", "01..4", "1..\u0664", "1..4" + " " * 200, "1..1e9999", "0.5..2.5",
+        "1..4 step 0", "4..1 step -1", "4..1", "0..10 step 3", "0..1 step 0.3", f"1..{MOST_VALUES + 1}",
+        "0..9e999 step 1e-999", "0..1e400 step 1e400",
     ],
-)
-def test_refused(text: str, message: str) -> None:
+)  # fmt: skip
+def test_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"; ") as caught:
         expand_range(text)
-    assert str(caught.value).startswith(message)
+    assert str(caught.value).startswith(f"'{text[:60]}")
 
 
 def test_the_longest_range_has_all_its_values() -> None:
     assert expand_range(f"1..{MOST_VALUES}") == list(range(1, MOST_VALUES + 1))
-
-
-def test_beyond_floating_point_is_infinite_and_left_to_the_checkers() -> None:
-    assert expand_range("0..1e400 step 1e400") == [0.0, float("inf")]
 
 
 def test_values_are_those_that_their_decimals_spell(seed: int) -> None:

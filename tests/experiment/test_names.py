@@ -30,8 +30,7 @@ from tiny_runs import (
 )
 
 import fastwi
-from fastwi.config.keys import KEYS
-from fastwi.config.schema import EngineConfig
+from fastwi.config.schema import KEYS, EngineConfig
 from fastwi.config.sweep import SweepSpec
 from fastwi.engine.device import resolve_dtype
 from fastwi.experiment.planner import plan_sweep

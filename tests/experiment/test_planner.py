@@ -5,10 +5,9 @@ import hashlib
 
 import pytest
 
-from fastwi.config.keys import KEYS
 from fastwi.config.read import config_from_mapping
-from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
-from fastwi.config.sweeppoints import Point, points
+from fastwi.config.schema import KEYS
+from fastwi.config.sweep import Axis, Point, SweepOptions, SweepSpec, points
 from fastwi.config.write import to_mapping
 from fastwi.errors import UserError
 from fastwi.experiment import planner

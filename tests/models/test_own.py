@@ -258,7 +258,7 @@ def test_a_width_is_for_the_registrys_networks():
 def test_the_width_of_the_configuration_is_built():
     config = config_from_mapping({"model": {"name": "convnet", "width": 2}})
     assert build_network(config, 3).linear.in_features == 256
-    with pytest.raises(ConfigError, match=r"model\.width: 0\.01 is out of range; give a number, from 0\.0625 to 64"):
+    with pytest.raises(ConfigError, match=r"model\.width: 0\.01 is not valid; give a number, from 0\.0625 to 64"):
         config_from_mapping({"model": {"width": 0.01}})
 
 

@@ -9,7 +9,7 @@ import polars
 import pytest
 from drawn_measurements import INPUTS, drawn, inputs_of, planned, spec_of
 
-from fastwi.config.sweeppoints import child_tuples
+from fastwi.config.sweep import child_tuples
 from fastwi.config.write import config_hash
 from fastwi.errors import UserError
 from fastwi.experiment.store.records import infinite_loss

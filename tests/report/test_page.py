@@ -16,7 +16,7 @@ import polars
 import pytest
 import torch
 
-from fastwi.config.analysisfile import read_analysis_request
+from fastwi.config.read import read_analysis_request
 from fastwi.report.__main__ import main
 from fastwi.report.claims import CLAIMS
 from fastwi.sealed import seal_directory, sealed_yaml

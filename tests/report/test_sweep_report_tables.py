@@ -11,7 +11,7 @@ import pytest
 from drawn_measurements import drawn, planned, spec_of
 
 from fastwi.analysis.statistics import mean_estimate
-from fastwi.config.keys import KEYS
+from fastwi.config.schema import KEYS
 from fastwi.experiment.tree import OWN
 from fastwi.report.rows import GAIN_COLUMNS, gains, point_rows, write_frame
 from fastwi.report.tables import after_table, cell_table, cells, summary_markdown

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.config.analysis import AnalysisOptions
-from fastwi.config.sweepfile import read_sweep_request
+from fastwi.config.read import read_sweep_request
+from fastwi.config.sweep import AnalysisOptions
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
 from fastwi.engine.choose import build_network

@@ -5,7 +5,7 @@ import polars
 import pytest
 from studied import check, column, measured, mixed, presented, state_of, studied_sweep
 
-from fastwi.config.analysis import AnalysisOptions
+from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
 from fastwi.studies.connectivity import line_places
 

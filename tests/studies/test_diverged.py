@@ -7,7 +7,7 @@ import pytest
 from studied import studied_sweep
 
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.config.analysis import AnalysisOptions
+from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
 from fastwi.studies import all_studies

@@ -6,18 +6,16 @@ from pathlib import Path
 import fastwi.analyze
 import fastwi.sweep
 import fastwi.train
-from fastwi.config.keys import KEYS
-from fastwi.config.read import config_from_yaml
-from fastwi.config.schema import Config
-from fastwi.config.sweepfile import sweep_from_yaml
-from fastwi.config.sweeplayers import ALL_OPTIONS
-from fastwi.config.sweepwrite import sweep_to_yaml
-from fastwi.config.write import to_yaml
+from fastwi.config.read import config_from_yaml, sweep_from_yaml
+from fastwi.config.schema import KEYS, Config
+from fastwi.config.sweep import ANALYSIS, OPTIONS
+from fastwi.config.write import sweep_to_yaml, to_yaml
 from hostile.mutate import TEXTS, damaged, damaged_text
 from hostile.target import Finding, command, odd_file
 
+_OPTIONS = (*OPTIONS, *ANALYSIS)
 _SHIPPED = Path(__file__).parents[3] / "configs"
-_WORDS = (*KEYS, *ALL_OPTIONS, *{key.split(".")[0] + ":" for key in KEYS}, "base: ", "axes:", "sweep:", "analysis:")
+_WORDS = (*KEYS, *_OPTIONS, *{key.split(".")[0] + ":" for key in KEYS}, "base: ", "axes:", "sweep:", "analysis:")
 _ANALYSES = ("connectivity", "importance", "governance", "controls", "blocks", "plane", "x", "")
 _MAINS = {"train": fastwi.train.main, "sweep": fastwi.sweep.main, "analyze": fastwi.analyze.main}
 
@@ -73,7 +71,7 @@ class Configs:
         flags = []
         for _ in range(draw.choice((0, 0, 0, 1, 1, 2, 4))):
             name = draw.choice(
-                (draw.choice(list(KEYS)), draw.choice(list(ALL_OPTIONS)), f"axes.{draw.choice(list(KEYS))}")
+                (draw.choice(list(KEYS)), draw.choice(list(_OPTIONS)), f"axes.{draw.choice(list(KEYS))}")
             )
             # No argument holds a NUL; bytes that are no UTF-8 arrive as such surrogates.
             value = (

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from listeners import stopping
 
+from fastwi.config.read import read_sweep_request
 from fastwi.config.schema import Config, DataConfig, ExperimentConfig, SeedConfig
-from fastwi.config.sweepfile import read_sweep_request
 from fastwi.engine.precision import Choice
 from fastwi.experiment.planner import plan_run, plan_sweep
 from fastwi.experiment.store import Store

@@ -1,0 +1,47 @@
+"""The points of a sweep, and its parts."""
+
+import itertools
+
+import pytest
+
+from fastwi.config.schema import Config
+from fastwi.config.sweep import # fmt: skip     AVERAGE_SEEDS, OPTIONS, SEEDS_A_PARENT, Axis, SweepOptions, SweepSpec, child_tuples, count_points, points, shard_of
+from fastwi.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SweepOptions(parents=(0, 3), children=5, tuple_size=2, tuples="all", alphas=(0.0, 0.5)),
+        SweepOptions(parents=(1,), children=9, tuple_size=3),
+        SweepOptions(children=4, tuple_size=3, tuples="all"),
+    ],
+)
+def test_points_are_counted_as_they_are_expanded(options: SweepOptions) -> None:
+    spec = SweepSpec(Config(), (Axis("experiment.k", (1, 2, 4)), Axis("schedule.drop_epochs", ((5,), ()))), options)
+    expanded = list(points(spec))
+    assert count_points(spec) == len(expanded)
+    assert len(child_tuples(spec)) * len(options.parents) * 6 * max(1, len(options.alphas)) == len(expanded)
+    assert {point.config.experiment.k for point in expanded} == {1, 2, 4}
+
+
+def test_shards_have_each_point_once_and_none_is_empty() -> None:
+    axes = (Axis("experiment.k", (1, 2)),)
+    every = list(points(SweepSpec(Config(), axes, SweepOptions(parents=(0, 4), children=6, alphas=(0.2, 0.5)))))
+    for count in range(1, 7):
+        shards = [shard_of(every, number, count) for number in range(1, count + 1)]
+        assert sorted(map(every.index, itertools.chain(*shards))) == list(range(len(every)))
+        cells = [{(point.values, point.alpha) for point in shard} for shard in shards]
+        assert all(len(found) == 4 for found in cells)
+    with pytest.raises(ConfigError, match=r"^--shard: part 1 of 7 is empty.*give at most 6 parts$"):
+        shard_of(every, 1, 7)
+    assert len(shard_of(every, 7, 7)) == len(every) // 6
+
+
+def test_noise_seeds_of_the_largest_sweep_do_not_meet() -> None:
+    """The bounds of the options are those that the points' seeds need."""
+    parents, children = OPTIONS["sweep.parents"], OPTIONS["sweep.children"]
+    assert children.high is not None
+    assert parents.high is not None
+    assert children.high < AVERAGE_SEEDS <= SEEDS_A_PARENT / 2
+    assert (parents.high + 1) * SEEDS_A_PARENT <= 2**63
