@@ -5,7 +5,18 @@ import itertools
 import pytest
 
 from fastwi.config.schema import Config
-from fastwi.config.sweep import # fmt: skip     AVERAGE_SEEDS, OPTIONS, SEEDS_A_PARENT, Axis, SweepOptions, SweepSpec, child_tuples, count_points, points, shard_of
+from fastwi.config.sweep import (
+    AVERAGE_SEEDS,
+    OPTIONS,
+    SEEDS_A_PARENT,
+    Axis,
+    SweepOptions,
+    SweepSpec,
+    child_tuples,
+    count_points,
+    points,
+    shard_of,
+)
 from fastwi.errors import ConfigError
 
 

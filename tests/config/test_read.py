@@ -11,9 +11,27 @@ import fastwi.config.read
 from fastwi.cli import ShowAndExit
 from fastwi.config.check import chosen_cells
 from fastwi.config.help import SAMPLE
-from fastwi.config.read import # fmt: skip     AnalysisRequest, SweepRequest, config_from_mapping, config_from_yaml, read_analysis_request, read_request, read_sweep_request, sweep_from_yaml
+from fastwi.config.read import (
+    AnalysisRequest,
+    SweepRequest,
+    config_from_mapping,
+    config_from_yaml,
+    read_analysis_request,
+    read_request,
+    read_sweep_request,
+    sweep_from_yaml,
+)
 from fastwi.config.schema import KEYS, Config
-from fastwi.config.sweep import # fmt: skip     ALL_SECTIONS, ANALYSIS, NAMES, OPTIONS, AnalysisOptions, SweepOptions, SweepSpec, count_points
+from fastwi.config.sweep import (
+    ALL_SECTIONS,
+    ANALYSIS,
+    NAMES,
+    OPTIONS,
+    AnalysisOptions,
+    SweepOptions,
+    SweepSpec,
+    count_points,
+)
 from fastwi.config.write import sweep_to_yaml
 from fastwi.config.yamlfile import config_path, shipped_configs
 from fastwi.version import __version__

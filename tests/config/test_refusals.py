@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from fastwi.config.check import check_config
-from fastwi.config.read import # fmt: skip     config_from_mapping, config_from_yaml, read_analysis_request, read_request, read_sweep_request, sweep_from_yaml
+from fastwi.config.read import (
+    config_from_mapping,
+    config_from_yaml,
+    read_analysis_request,
+    read_request,
+    read_sweep_request,
+    sweep_from_yaml,
+)
 from fastwi.config.schema import Config, DataConfig, OptimizerConfig
 from fastwi.errors import ConfigError
 
