@@ -1,7 +1,4 @@
-"""The name of a network that is given as a class or a function: that of the file, or the module, which has it.
-
-So its results are named by its source (`fastwi.models.source`), as those of a network that is named in a file are.
-"""
+"""The name of a network that is given as a class or a function: that of the file, or the module, which has it."""
 
 import sys
 from collections.abc import Callable
@@ -20,10 +17,8 @@ _MOVE = "write it at the top level of a .py file, and import it from there"
 def name_of(network: Callable[..., Any]) -> str:
     """`model.name` of a class or function that builds a network: `/path/to/file.py:attribute`.
 
-    Of one in a package, or in an installed module: `package.module:attribute`. What is called is what the file has
-    when the run begins, as with names in a configuration.
-
-    Raises ConfigError, in one line, for what no file has under a name of its own.
+    Of one in a package, or in an installed module: `package.module:attribute`. Raises ConfigError, in one line,
+    for what no file has under a name of its own.
     """
     module_name, attribute = getattr(network, "__module__", None), getattr(network, "__qualname__", None)
     if isinstance(network, nn.Module):
@@ -46,8 +41,6 @@ def name_of(network: Callable[..., Any]) -> str:
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if found != network:
-        raise ConfigError(
-            f"network: {Path(file).name} has something else under the name {attribute}; give what it has there"
-        )
+        raise ConfigError(f"network: {Path(file).name} has something else under the name {attribute}; give that")
     by_file = script or ("." not in dotted and file.endswith(".py") and is_local(file))
     return f"{Path(file).resolve() if by_file else dotted}:{attribute}"

@@ -1,7 +1,7 @@
 """The sources of users' networks that made the results in a directory: noted in its manifest, and compared."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +24,7 @@ def networks_of(names: Iterable[str]) -> Networks:
 def network_change(manifest: Path, networks: Networks) -> str | None:
     """In words, how the first of `networks` that differs does so from the one noted in `manifest`; or None.
 
-    None too where there is no manifest, or it does not say.
+    None too where there is no manifest, or it does not name the networks.
     """
     try:
         noted = json.loads(manifest.read_text())[NETWORKS]
@@ -33,15 +33,10 @@ def network_change(manifest: Path, networks: Networks) -> str | None:
         return None
     for name, now in networks.items():
         digest, parts = made.get(name, (now["digest"], {}))
-        if digest != now["digest"]:
-            was, made_of = f"{str(digest)[:12]} when they were made", _changed(parts, now["made_of"])
-            return f"the source of {name} was {was}, and is {now['digest'][:12]} (changed: {made_of})"
+        if digest == now["digest"]:
+            continue
+        changed = sorted(part for part in {*parts, *now["made_of"]} if parts.get(part) != now["made_of"].get(part))
+        named = ", ".join(changed[:_MOST_NAMED]) + (", ..." if len(changed) > _MOST_NAMED else "")
+        was = f"{str(digest)[:12]} when they were made"
+        return f"the source of {name} was {was}, and is {now['digest'][:12]} (changed: {named})"
     return None
-
-
-def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    changed = []
-    for name in sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
-        versions = name.startswith("package ") and name in before and name in now
-        changed.append(f"{name} {before[name]}, now {now[name]}" if versions else name)
-    return ", ".join(changed[:_MOST_NAMED]) + (", ..." if len(changed) > _MOST_NAMED else "")

@@ -11,7 +11,6 @@ from torch import nn
 
 States = dict[str, Any]
 GENERATORS = frozenset({"torch", "numpy", "random"})
-_ATTRIBUTE = "fastwi_draws"
 
 
 @contextlib.contextmanager
@@ -20,7 +19,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     before = states()
     with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
         torch.manual_seed(seed)
-        # Unlike seeds: NumPy's and random's algorithm is the same one, and would give the same numbers.
+        # Different seeds: NumPy and random have the same algorithm, and would give the same numbers.
         np.random.seed([seed & 0xFFFFFFFF, seed >> 32, 1])
         random.seed(f"fastwi {seed}")
         try:
@@ -54,13 +53,12 @@ def drawn_from(before: States) -> frozenset[str]:
 
 def note_draws(network: nn.Module, drawn: frozenset[str]) -> None:
     """Have `draws_of` know that a forward pass of `network` draws from the generators `drawn`."""
-    setattr(network, _ATTRIBUTE, drawn)
+    network.fastwi_draws = drawn  # type: ignore[assignment]
 
 
 def draws_of(network: nn.Module) -> frozenset[str]:
     """The generators that a forward pass of `network` draws from, as far as it was tried."""
-    drawn: frozenset[str] = getattr(network, _ATTRIBUTE, frozenset())
-    return drawn
+    return getattr(network, "fastwi_draws", frozenset())
 
 
 def draws_in_python(network: nn.Module) -> bool:

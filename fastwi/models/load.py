@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import importlib.util
 import os
 import sys
@@ -14,8 +13,7 @@ from types import CodeType, ModuleType
 from fastwi.models.names import is_own, split_own
 from fastwi.models.source import Source, SourceFile, is_local
 
-_executed: dict[str, str] = {}  # SHA-256 of the file that sys.modules has under a name
-_entries: dict[str, str] = {}  # the digest of all that was executed for a network, by its place
+_built: dict[str, str] = {}  # the digest of the files that a network was last built from, by its entry
 
 
 class _HashedLoader(SourceFileLoader):
@@ -23,21 +21,20 @@ class _HashedLoader(SourceFileLoader):
 
     def __init__(self, name: str, path: str, file: SourceFile) -> None:
         super().__init__(name, path)
-        self._file = file
+        self.file = file
 
     def get_code(self, fullname: str) -> CodeType:
         """The code of the module."""
-        assert self._file.code is not None
-        _executed[fullname] = self._file.sha256
-        code: CodeType = self.source_to_code(self._file.code, self.path)
+        assert self.file.code is not None
+        code: CodeType = self.source_to_code(self.file.code, self.path)
         return code
 
 
 class _Finder:
-    """Finds modules where Python does, and has those of a network loaded as they were hashed."""
+    """Finds modules where Python does, and the entry; has those of a network loaded as they were hashed."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, place: str) -> None:
+        self._source, self._place = source, place
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -46,6 +43,8 @@ class _Finder:
         for finder in sys.meta_path:
             search = None if finder is self else getattr(finder, "find_spec", None)
             spec: ModuleSpec | None = search(name, path, target) if search is not None else None
+            if spec is None and name == entry_name(self._place):
+                spec = importlib.util.spec_from_file_location(name, _file(self._place))
             if spec is None:
                 continue
             if spec.has_location and spec.origin is not None:
@@ -65,10 +64,10 @@ def executing(source: Source | None, place: str) -> Iterator[None]:
     if source is None:
         yield
         return
-    finder, path = _Finder(source), list(sys.path)
+    finder, path = _Finder(source, place), list(sys.path)
     sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
     if place.endswith(".py"):
-        sys.path.append(str(Path(place).expanduser().resolve().parent))
+        sys.path.append(str(_file(place).parent))
     try:
         yield
     finally:
@@ -80,47 +79,30 @@ def entry_name(place: str) -> str:
     """The name that the module at `place`, a file or a dotted name, has in this process."""
     if not place.endswith(".py"):
         return place
-    path = Path(place).expanduser().resolve()
+    path = _file(place)
     return f"fastwi_own_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
-def load_file(place: str, source: Source) -> ModuleType:
-    """The module of the file `place`, executed unless it was already. Raises what its code raises."""
-    name, path = entry_name(place), Path(place).expanduser().resolve()
-    if name in sys.modules:
-        return sys.modules[name]
-    loader = _HashedLoader(name, str(path), source.by_path[path])
-    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look there
-    try:
-        loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
 def is_current(source: Source, place: str) -> bool:
-    """Whether what sys.modules has of the network was executed as it is now in its files."""
-    return _entries.get(place) == source.digest and all(
-        _executed.get(name) == source.by_path[path].sha256 for name, path in _loaded(source).items()
-    )
+    """Whether what sys.modules has of the network was executed as its files are now."""
+    if _built.get(entry_name(place)) != source.digest:
+        return False
+    loaders = [getattr(module.__spec__, "loader", None) for module in _loaded(source).values()]
+    return all(isinstance(each, _HashedLoader) and each.file in source.files.values() for each in loaders)
 
 
-def set_current(source: Source | None, place: str) -> None:
-    """Say that the network's files were executed as `source` has them; None: that they were not."""
+def set_built(source: Source | None, place: str) -> None:
+    """Note that the network was built from `source`; None: that it was not built."""
     if source is None:
-        _entries.pop(place, None)
+        _built.pop(entry_name(place), None)
     else:
-        _entries[place] = source.digest
+        _built[entry_name(place)] = source.digest
 
 
 def built_digest(name: str) -> str:
     """The digest of the source that `name` was last built from in this process; empty for a registry's name."""
     own = split_own(name) if is_own(name) else None
-    return "" if own is None else _entries.get(entry_name(own[0]), "")
+    return "" if own is None else _built.get(entry_name(own[0]), "")
 
 
 def taken_name(source: Source) -> str | None:
@@ -145,18 +127,19 @@ def modules_restored() -> Iterator[None]:
     try:
         yield
     finally:
-        lost = {name: module for name, module in before.items() if sys.modules.get(name) is not module}
-        sys.modules.update(lost)
-        for name in lost:  # they may be of an earlier state of their files
-            _executed.pop(name, None)
+        sys.modules.update(before)
 
 
-def _loaded(source: Source) -> dict[str, Path]:
-    found = {}
+def _file(place: str) -> Path:
+    return Path(place).expanduser().resolve()
+
+
+def _loaded(source: Source) -> dict[str, ModuleType]:
+    """The modules in sys.modules that are of the network's files."""
+    file_names, found = {path.name for path in source.by_path}, {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if name != "__main__" and isinstance(file, str) and os.path.basename(file) in source.file_names:
-            path = Path(file).resolve()
-            if path in source.by_path:
-                found[name] = path
+        if name != "__main__" and isinstance(file, str) and os.path.basename(file) in file_names:
+            if Path(file).resolve() in source.by_path:
+                found[name] = module
     return found

@@ -1,8 +1,8 @@
 """What a network of the user's own is made of: every local file that its code reaches, and the packages it imports.
 
 Found by reading the files, not by running them, so that nothing depends on what a process imported before. The
-standard library is left out. Installed packages count by name and version, torch too: its layers and initial values
-are part of the network. So do fastwi and torch themselves where they are used from a checkout.
+standard library is left out. Installed packages count by name and version, torch too, and so do fastwi and torch
+where they are used from a checkout.
 """
 
 import ast
@@ -62,11 +62,6 @@ class Source:
         """The files by their resolved paths."""
         return {file.path: file for file in self.files.values()}
 
-    @functools.cached_property
-    def file_names(self) -> frozenset[str]:
-        """The last parts of the files' paths."""
-        return frozenset(path.name for path in self.by_path)
-
 
 def source_of(name: str) -> Source | None:
     """What the user's own network `name` is made of; None for a registry's name, or where its file is not found."""
@@ -86,10 +81,9 @@ def source_of(name: str) -> Source | None:
 
 
 def source_digest(name: str) -> str:
-    """What names the source of the user's own network `name`; empty for a registry's name.
+    """The digest of the source of the user's own network `name`; empty for a registry's name.
 
-    So that results of an edited network are not taken for the earlier one's. Empty too where the file is not found:
-    building the network says why.
+    Empty too where the file is not found: building the network reports why.
     """
     source = source_of(name)
     return "" if source is None else source.digest
@@ -199,7 +193,7 @@ def _listed(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == LISTED for target in node.targets):
             try:
                 found = ast.literal_eval(node.value)
-            except ValueError:  # not written out; what is then left out is refused when it is used
+            except ValueError:  # computed; a file that is then left out is refused when it is used
                 continue
             yield from (each for each in found if isinstance(each, str))
 

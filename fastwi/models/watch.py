@@ -26,14 +26,13 @@ class Watch:
     """The files used so far."""
 
     def __init__(self) -> None:
-        self._ran: set[str] = set()
-        self._read: set[str] = set()
+        self._used: set[str] = set()
         self._written: set[str] = set()
         self._thread = threading.get_ident()
 
     def files(self) -> set[Path]:
         """The local files, resolved. Those written before they were read are left out: they follow from the code."""
-        found = {os.path.realpath(each) for each in self._ran | self._read if is_local(each)}
+        found = {os.path.realpath(each) for each in self._used if is_local(each)}
         found -= {os.path.realpath(each) for each in self._written}
         found.discard(os.path.realpath(sys.executable))  # platform reads it
         return {Path(each) for each in found if not any(part in each for part in _CACHES)}
@@ -52,16 +51,16 @@ class Watch:
 
     def _profile(self, frame: FrameType, event: str, _argument: object) -> None:
         if event == "call":
-            self._ran.add(frame.f_code.co_filename)
+            self._used.add(frame.f_code.co_filename)
             if frame.f_code.co_name == "load_file" and frame.f_globals.get("__name__") == "safetensors.torch":
-                self._read.add(os.fspath(frame.f_locals["filename"]))
+                self._used.add(os.fspath(frame.f_locals["filename"]))
 
-    def heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         """See sys.addaudithook."""
         if threading.get_ident() != self._thread:
             return
         if event == "exec" and isinstance(arguments[0], CodeType):
-            self._ran.add(arguments[0].co_filename)
+            self._used.add(arguments[0].co_filename)
         elif event in ("open", "ctypes.dlopen") and isinstance(arguments[0], (str, bytes)):
             path = os.path.abspath(os.fsdecode(arguments[0]))
             if path.startswith(_SYSTEM):
@@ -69,8 +68,8 @@ class Watch:
             if event == "open" and arguments[2] & os.O_ACCMODE != os.O_RDONLY:
                 if arguments[2] & os.O_TRUNC:
                     self._written.add(path)
-            elif path not in self._read and not _of_no_interest():
-                self._read.add(_source_of_bytecode(path))
+            elif path not in self._used and not _is_ignored():
+                self._used.add(_source_of_bytecode(path))
 
 
 _active: Watch | None = None
@@ -88,19 +87,24 @@ def watching() -> Iterator[Watch]:
         _active = before
 
 
+@functools.cache
+def _add_hook() -> None:
+    sys.addaudithook(_hook)  # there is no way to remove it
+
+
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if _active is not None:
-        _active.heard(event, arguments)
+        _active.on_event(event, arguments)
 
 
-def _of_no_interest() -> bool:
+def _is_ignored() -> bool:
     """Whether a file is opened by an installed module that is being imported, or for its lines to be shown."""
-    frame: FrameType | None = sys._getframe(3)  # behind this one, `heard` and `_hook`
+    frame: FrameType | None = sys._getframe(3)  # behind this one, `on_event` and `_hook`
     while frame is not None:
         code = frame.f_code
         if code.co_filename == linecache.__file__:  # lines to show in a traceback
             return True
-        if code.co_filename.startswith(_HERE) or _of_the_user(code.co_filename):
+        if code.co_filename.startswith(_HERE) or is_local(code.co_filename):
             return False
         if code.co_name == "<module>" and not code.co_filename.startswith("<"):
             return True
@@ -108,18 +112,8 @@ def _of_no_interest() -> bool:
     return False
 
 
-@functools.lru_cache(maxsize=4096)
-def _of_the_user(file: str) -> bool:
-    return is_local(file)
-
-
 def _source_of_bytecode(path: str) -> str:
     try:
         return importlib.util.source_from_cache(path) if path.endswith(".pyc") else path
     except ValueError:
         return path
-
-
-@functools.cache
-def _add_hook() -> None:
-    sys.addaudithook(_hook)  # there is no way to take it off

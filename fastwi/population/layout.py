@@ -169,24 +169,15 @@ class Layout:
 
     def difference(self, other: "Layout") -> str | None:
         """The first difference in words, `self` being the old layout and `other` the new one; None for none."""
-        for kind, old_spans in self._groups.items():
-            new_spans = other._groups[kind]
-            old, new = {s.name: s for s in old_spans}, {s.name: s for s in new_spans}
-            what = kind.removesuffix("s")
-            for name in dict.fromkeys((*old, *new)):
-                if name not in new or name not in old:
-                    only, shape = ("old", old[name].shape) if name in old else ("new", new[name].shape)
-                    return f"{what} {name!r} of shape {shape} is in the {only} layout only"
-                for field in ("shape", "strides"):
-                    mine, theirs = getattr(old[name], field), getattr(new[name], field)
-                    if mine != theirs:
-                        return f"{what} {name!r} has old {field} {mine} and new {field} {theirs}"
-            if old_spans != new_spans:
-                return f"the {kind} are the same but in another order"
-        if self.keys != other.keys:
-            changed = sorted(set(self.keys) ^ set(other.keys))
-            return f"state dict key {changed[0][0]!r} is tied otherwise" if changed else "the keys are reordered"
-        return None
+        for kind, spans in self._groups.items():
+            for old, new in itertools.zip_longest(spans, other._groups[kind]):
+                if old != new:
+                    was, now = (each and f"{each.name!r} {each.shape} strides {each.strides}" for each in (old, new))
+                    return f"of the {kind}, {was} in the old layout is {now} in the new one"
+        changed = sorted(set(self.keys) ^ set(other.keys))
+        if changed:
+            return f"state dict key {changed[0][0]!r} is tied otherwise"
+        return None if self.keys == other.keys else "the keys are in another order"
 
     def to_json(self) -> str:
         """The layout as text for a file's metadata; `from_json` reads it back."""

@@ -232,14 +232,15 @@ def _tensors(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
     """`found` as a dict of dense tensors by name."""
     tensors = {}
     for name, value in found.items():
+        problem = None
         if not isinstance(name, str):
-            raise CheckpointError(f"{path}: {name!r} is not the name of a tensor; save network.state_dict() instead")
-        if not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{path}: {name!r} is a {type(value).__name__}, not a tensor; save network.state_dict() instead"
-            )
-        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            raise CheckpointError(f"{path}: {name!r} is not a dense tensor; save an ordinary network")
+            problem = "is not the name of a tensor"
+        elif not isinstance(value, Tensor):
+            problem = f"is a {type(value).__name__}, not a tensor"
+        elif value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            problem = "is not a dense tensor"
+        if problem is not None:
+            raise CheckpointError(f"{path}: {name!r} {problem}; save network.state_dict() instead")
         tensors[name] = value.detach()
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor; save network.state_dict()")
@@ -248,14 +249,13 @@ def _tensors(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 def _stripped(path: Path, tensors: dict[str, Tensor], momentum: dict[str, Tensor], notes: list[str]) -> StateFile:
     """The state file without the prefix that all names have."""
-    averaged = _AVERAGED in tensors and _split_prefix(name for name in tensors if name != _AVERAGED)[0] != ""
-    if averaged:
+    if _AVERAGED in tensors and _split_prefix(name for name in tensors if name != _AVERAGED)[0]:
         notes = [*notes, f"{_AVERAGED!r} left out"]
         tensors = {name: tensor for name, tensor in tensors.items() if name != _AVERAGED}
     prefix, names = _split_prefix(tensors)
     if prefix:
         notes = [*notes, f"prefix {prefix!r} removed"]
-        momentum = {name.removeprefix(prefix): tensor for name, tensor in momentum.items()}
+    momentum = {name.removeprefix(prefix): tensor for name, tensor in momentum.items()}
     return StateFile(path, dict(zip(names, tensors.values(), strict=True)), momentum, tuple(notes))
 
 

@@ -39,7 +39,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
-        del sys.modules[name]
+        if name.startswith(("h1_", "fastwi_own_")):
+            del sys.modules[name]
 
 
 def write(folder: Path, files: dict[str, str]) -> None:

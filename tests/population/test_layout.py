@@ -1,6 +1,7 @@
 """Which columns hold which tensor, and what a population refuses to hold."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,16 +107,32 @@ def test_changed_json_is_refused():
         Layout.from_json(json.dumps(told))
 
 
-def test_differences_are_named():
-    small = Layout.of(SmallNet())
-    assert small.difference(Layout.of(SmallNet())) is None
-    words = small.difference(Layout.of(SmallNet(6)))
-    assert words == "parameter 'stem.weight' has old shape (5, 3, 3, 3) and new shape (6, 3, 3, 3)"
-    tied = Layout.of(TiedNet()).difference(Layout.of(TiedNet(tied=False)))
-    assert tied == "parameter 'decoder.weight' of shape (6, 6) is in the new layout only"
-    swapped = Layout.of(nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)}))
-    other_way = Layout.of(nn.ModuleDict({"b": nn.Linear(1, 1), "a": nn.Linear(1, 1)}))
-    assert swapped.difference(other_way) == "the parameters are the same but in another order"
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (nn.Linear(2, 3, bias=False), nn.Linear(2, 3), ("None in the old layout is 'bias' (3,)",)),
+        (SmallNet(), SmallNet(6), ("'stem.weight' (5, 3, 3, 3)", "'stem.weight' (6, 3, 3, 3)")),
+        (TiedNet(), TiedNet(tied=False), ("'decoder.bias' (6,)", "'decoder.weight' (6, 6)")),
+        (
+            nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)}),
+            nn.ModuleDict({"b": nn.Linear(1, 1), "a": nn.Linear(1, 1)}),
+            ("'a.weight'", "'b.weight'"),
+        ),
+    ],
+)
+def test_differences_are_named(old, new, words):
+    assert Layout.of(old).difference(Layout.of(old)) is None
+    found = Layout.of(old).difference(Layout.of(new))
+    assert all(word in found for word in words), found
+
+
+def test_differences_of_keys_are_named():
+    layout = Layout.of(TiedNet())
+    untied = replace(
+        layout, keys=tuple((key, "decoder.bias" if key == "encoder.bias" else name) for key, name in layout.keys)
+    )
+    assert "'encoder.bias'" in layout.difference(untied)
+    assert "another order" in layout.difference(replace(layout, keys=layout.keys[::-1]))
 
 
 def with_buffer(dtype: torch.dtype) -> nn.Module:
