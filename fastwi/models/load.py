@@ -139,7 +139,7 @@ def _loaded(source: Source) -> dict[str, ModuleType]:
     file_names, found = {path.name for path in source.by_path}, {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if name != "__main__" and isinstance(file, str) and os.path.basename(file) in file_names:
-            if Path(file).resolve() in source.by_path:
-                found[name] = module
+        alike = name != "__main__" and isinstance(file, str) and os.path.basename(file) in file_names
+        if alike and Path(file).resolve() in source.by_path:
+            found[name] = module
     return found

@@ -117,7 +117,7 @@ def _builder(name: str, place: str, dotted: str) -> Builder:
             raise refusal(name, f"importing it failed: {reason(error)}") from error
         parent, _, last = missing.rpartition(".")
         folders = getattr(sys.modules[parent], "__path__", []) if parent else None
-        hint = _hint(last, [module.name for module in pkgutil.iter_modules(folders)])
+        hint = _hint(last, [module.name for module in pkgutil.iter_modules(folders)], f"{parent}." if parent else "")
         hint = hint or ("" if parent else "; install it, add its directory to PYTHONPATH, or name its file")
         raise refusal(name, f"there is no module {missing}{hint}") from None
     for part in dotted.split("."):
@@ -134,9 +134,9 @@ def _builder(name: str, place: str, dotted: str) -> Builder:
     return builder
 
 
-def _hint(wrong: str, names: list[str]) -> str:
+def _hint(wrong: str, names: list[str], prefix: str = "") -> str:
     near = nearest(wrong, names)
-    return f"; did you mean {near}?" if near else ""
+    return f"; did you mean {prefix}{near}?" if near else ""
 
 
 def _call(name: str, builder: Builder, classes: int, image_size: tuple[int, int] | None) -> nn.Module:

@@ -151,8 +151,8 @@ def _refuse_probabilities(name: str, network: nn.Module, images: Tensor) -> None
     """Raise ConfigError where the outputs of `network`, in its mode, lie in 0..1 whatever its weights are.
 
     Cross-entropy takes them for logits: its loss has a floor, and its gradients vanish. The logarithms of
-    probabilities are fine: log-softmax of them is themselves. A network's own weights do not show it, since the outputs
-    of one whose last layer starts at zero are constant; so it is also tried with random ones.
+    probabilities are fine: log-softmax leaves them as they are. Where the last layer starts at zero a network's own
+    weights do not show it; so it is also tried with random ones.
     """
     sums, inside = [], False
     for seed, scale in enumerate((0.0, *_SCALES)):

@@ -124,7 +124,7 @@ def test_the_size_of_the_images_is_given_where_it_is_asked_for(package, digits_d
 
 @pytest.mark.parametrize("place", ["own_networks.nets", "own_networks/nets.py"])
 def test_weights_follow_from_the_seed_alone(package, place):
-    """As of the bare class, also the first time, when importing the module seeds and draws. The trial leaves no trace."""
+    """As of the bare class, also the first time, when importing the module seeds and draws."""
     torch.manual_seed(5)
     network = build_model(f"{place}:Counting", 3)
     after = torch.randn(3)
@@ -143,7 +143,7 @@ def test_weights_follow_from_the_seed_alone(package, place):
 REFUSALS = [
     ("own_network.nets:Net", "no module own_network; did you mean own_networks?"),
     ("qzxqzx.nets:Net", "no module qzxqzx; install it, add its directory to PYTHONPATH, or name its file"),
-    ("own_networks.net:Net", "no module own_networks.net; did you mean nets?"),
+    ("own_networks.net:Net", "no module own_networks.net; did you mean own_networks.nets?"),
     ("own_networks.nets.deep:Net", "no module own_networks.nets.deep"),
     ("own_networks.nets:net", "no attribute net; did you mean Net?"),
     ("own_networks.nets:Zzz", "no attribute Zzz"),
