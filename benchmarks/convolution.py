@@ -26,13 +26,13 @@ def main(
     passes: tuple[str, ...] = ("step", "forward"),
 ) -> None:  # fmt: skip
     """Each convolution, and each pass, is a table."""
-    shapes, _ = convolutions(build_model(model, 10, width), torch.Size([image, image, 3]))
-    for shape, count in shapes.items():
+    layers, _ = convolutions(build_model(model, 10, width), torch.Size([image, image, 3]))
+    for layer, count in layers:
         for each in passes:
-            runs = ways(shape, batch, torch.float32, training=each == "step")
+            runs = ways(layer, batch, torch.float32, training=each == "step")
             cases = {way: Case(run, batch, run, static_memory=True) for way, run in runs.items()}
-            flops = shape.flops(training=each == "step")
-            name = f"{count} x {shape}"
+            flops = layer.flops(training=each == "step")
+            name = f"{count} x {layer}"
             report.time(
                 f"{name}, {each}, batch {batch}, float32", "images", cases, rounds, again=WINOGRAD,
                 reference=[WINOGRAD] if WINOGRAD in cases else [*cases], each={"GFLOP": flops / GIGA},

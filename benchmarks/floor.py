@@ -19,9 +19,8 @@ Shapes: N images of a batch, C channels, H W of an image.
 """
 
 import copy
-import dataclasses
-from collections import Counter
 from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,28 +37,22 @@ ORDERS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels
 """PyTorch's two orders of an activation."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ConvolutionShape:
-    """One convolution without its weights' values. `first`: its input is the images, which need no gradient."""
+class Convolution(NamedTuple):
+    """A layer, and what passes it. `first`: its input is the images, which need no gradient."""
 
-    channels_in: int
-    channels_out: int
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    groups: int
-    height: int
-    width: int
+    layer: nn.Conv2d
+    input_CHW: torch.Size
+    output_CHW: torch.Size
     first: bool
 
     def __str__(self) -> str:
-        kernel = f"{self.kernel[0]}x{self.kernel[1]}/{self.stride[0]}"
-        return f"{self.channels_in}->{self.channels_out} {kernel} at {self.height}x{self.width}"
+        layer, (_, H, W) = self.layer, self.input_CHW
+        kernel = f"{layer.kernel_size[0]}x{layer.kernel_size[1]}/{layer.stride[0]}"
+        return f"{layer.in_channels}->{layer.out_channels} {kernel} at {H}x{W}"
 
     def flops(self, training: bool) -> int:
         """Of a direct convolution of one image; in training with its gradients."""
-        outputs = self.channels_out * (self.height // self.stride[0]) * (self.width // self.stride[1])
-        products = outputs * self.channels_in // self.groups * self.kernel[0] * self.kernel[1]
+        products = self.output_CHW.numel() * self.layer.weight[0].numel()
         return 2 * products * (3 - self.first if training else 1)
 
 
@@ -88,48 +81,45 @@ def floors_of(
 
     Convolutions are timed on a CPU only: on a GPU the bandwidth binds.
     """
-    shapes, outputs = convolutions(network, image_HWC)
+    layers, outputs = convolutions(network, image_HWC)
     bytes_each = (PASSES if training else EVALUATION_PASSES) * dtype.itemsize * outputs
     floors = [copy_floor(device, bytes_each)]
     if device.type == "cpu":
-        every = {shape: ways(shape, batch, dtype, training) for shape in shapes}
+        every = {str(i): ways(layer, batch, dtype, training) for i, (layer, _) in enumerate(layers)}
+        runs = {f"{i}, {way}": run for i, of in every.items() for way, run in of.items()}
 
         def rate(timings: Timings) -> float:
-            fastest = {
-                shape: min(median(timings[f"{i}, {way}"]) for way in runs)
-                for i, (shape, runs) in enumerate(every.items())
-            }
-            return batch / sum(count * fastest[shape] for shape, count in shapes.items())
+            fastest = [min(median(timings[f"{i}, {way}"]) for way in of) for i, of in every.items()]
+            return batch / sum(count * seconds for (_, count), seconds in zip(layers, fastest, strict=True))
 
-        runs = {f"{i}, {way}": run for i, runs in enumerate(every.values()) for way, run in runs.items()}
         floors.append(Floor("convolutions", runs, rate))
     return {"GB": bytes_each / GIGA}, floors
 
 
-def convolutions(network: nn.Module, image_HWC: torch.Size) -> tuple[Counter[ConvolutionShape], int]:
-    """The convolutions that one image passes, with their counts, and the number of their outputs."""
-    shapes: Counter[ConvolutionShape] = Counter()
+def convolutions(network: nn.Module, image_HWC: torch.Size) -> tuple[list[tuple[Convolution, int]], int]:
+    """The convolutions that one image passes, equal ones once with their count; and the number of their outputs."""
+    found: dict[Any, tuple[Convolution, int]] = {}
     outputs = 0
 
-    def see(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def see(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal outputs
-        assert isinstance(layer, nn.Conv2d) and isinstance(layer.padding, tuple)  # noqa: PT018
-        height, width = inputs[0].shape[2:]
-        sizes = (layer.kernel_size, layer.stride, layer.padding, layer.groups, height, width)
-        shapes[ConvolutionShape(layer.in_channels, layer.out_channels, *sizes, outputs == 0)] += 1
+        seen = Convolution(layer, inputs[0].shape[1:], output.shape[1:], first=outputs == 0)
+        key = (str(layer), *seen[1:])
+        found[key] = (seen, found.get(key, (seen, 0))[1] + 1)
         outputs += output.numel()
 
     network = copy.deepcopy(network).cpu().eval()  # an engine may have taken the original to its device
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(see)
-    H, W, C = image_HWC
     with torch.no_grad():
-        network(torch.zeros(1, C, H, W))
-    return shapes, outputs
+        network(torch.zeros(1, image_HWC[2], *image_HWC[:2]))
+    for seen, _ in found.values():
+        seen.layer._forward_hooks.clear()
+    return list(found.values()), outputs
 
 
-def ways(shape: ConvolutionShape, batch: int, dtype: torch.dtype, training: bool) -> dict[str, Run]:
+def ways(convolution: Convolution, batch: int, dtype: torch.dtype, training: bool) -> dict[str, Run]:
     """Calls that compute the convolution on random numbers, in training its gradients too, by the name of the way.
 
     PyTorch in its two orders, and fastwi's kernel where it takes the convolution.
@@ -137,18 +127,15 @@ def ways(shape: ConvolutionShape, batch: int, dtype: torch.dtype, training: bool
     runs: dict[str, Run] = {}
     for way in (*ORDERS, WINOGRAD):
         order = ORDERS.get(way, torch.channels_last)
-        layer = nn.Conv2d(
-            shape.channels_in, shape.channels_out, shape.kernel, shape.stride, shape.padding,  # type: ignore[arg-type]
-            groups=shape.groups, bias=False,
-        )  # fmt: skip
-        x_NCHW = torch.randn(batch, shape.channels_in, shape.height, shape.width).to(dtype, memory_format=order)
-        if way == WINOGRAD:
+        layer = copy.deepcopy(convolution.layer)
+        x_NCHW = torch.randn(batch, *convolution.input_CHW).to(dtype, memory_format=order)
+        if way != WINOGRAD:
+            layer = layer.to(dtype, memory_format=order)  # type: ignore[call-overload]
+        else:
             use_winograd_(layer)
             if not isinstance(layer, WinogradConv2d) or not supported(x_NCHW, layer.weight):
                 continue
-        else:
-            layer = layer.to(dtype, memory_format=order)  # type: ignore[call-overload]
-        runs[way] = _run(layer, x_NCHW, shape.first, training)
+        runs[way] = _run(layer, x_NCHW, convolution.first, training)
     return runs
 
 

@@ -28,7 +28,6 @@ def describe_machine(device: torch.device) -> dict[str, str]:
     flags = set(re.search(r"flags\s*:(.*)|$", _read("/proc/cpuinfo"))[0].split())  # type: ignore[index]
     vectors = ", ".join(words for flag, words in _EXTENSIONS.items() if flag in flags)
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    installed = {distribution.name for distribution in metadata.distributions()}
     return {
         "cpu": f"{len(os.sched_getaffinity(0))} cores of {cpu_name()} ({vectors})",
         "device": "cpu" if gpu is None else f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB",
@@ -37,7 +36,7 @@ def describe_machine(device: torch.device) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": metadata.version("triton") if "triton" in installed else "absent",
+        "triton": next((d.version for d in metadata.distributions() if d.name == "triton"), "absent"),
         "fastwi": __version__,
         "commit": commit() or "none",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

@@ -13,9 +13,14 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
+import torch
+
+from benchmarks.peers import engines as peers
 from benchmarks.runner import Report, Unavailable, benchmark, fresh, memory_bytes, over_rounds
+from benchmarks.task import make_task
 from fastwi.data.card import read_card
 from fastwi.engine.choose import ENGINES
+from fastwi.engine.device import free_memory
 
 MB = 1e6
 TARGET_MB = 12
@@ -70,11 +75,8 @@ def _line(told: dict[int, dict[str, float]]) -> dict[str, float]:
 
 def train(engine: str, members: int, **settings: Any) -> dict[str, int]:
     """In a fresh process: train two epochs; the peak of the second, and the arithmetic."""
-    from benchmarks.peers import engines
-    from benchmarks.task import make_task
-
     task = make_task(steps=2, **settings)
-    case, population = engines.engine(task, members, engine)
+    case, population = peers.engine(task, members, engine)
     case.run()
     forget_peak(task.device)
     case.run()
@@ -83,27 +85,20 @@ def train(engine: str, members: int, **settings: Any) -> dict[str, int]:
     return {"peak_bytes": peak_bytes(task.device), "population_bytes_a_member": held}
 
 
-def peak_bytes(device: Any) -> int:
+def peak_bytes(device: torch.device) -> int:
     """The most memory that was in use since `forget_peak`, or since the start where that cannot be set back."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)  # what captured steps use is reserved, and not allocated
-    return memory_bytes("VmHWM")
+    # What captured steps use is reserved, and not allocated.
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else memory_bytes("VmHWM")
 
 
-def forget_peak(device: Any) -> None:
+def forget_peak(device: torch.device) -> None:
     """Begin to measure the peak again."""
-    import torch
-
-    from fastwi.engine.device import free_memory
-
     if device.type == "cuda":
         free_memory(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

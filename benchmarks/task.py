@@ -89,10 +89,10 @@ class Task:
 
     def case(self, step: Callable[[Tensor, Tensor], object], members: int, static_memory: bool = True) -> Case:
         """A round of steps on (images [M, N, C, H, W], labels [M, N])."""
-        batches = StockBatches(self, members)
+        batches = stock_batches(self, members)
 
         def run() -> None:
-            for x_MNCHW, labels_MN in batches.epoch():
+            for x_MNCHW, labels_MN in batches():
                 step(x_MNCHW, labels_MN)
 
         return Case(run, members * self.images, static_memory=static_memory)
@@ -119,31 +119,25 @@ def make_task(
     return Task(config, subset, tuple(card.mean), tuple(card.std), on, resolve_dtype(config.engine), workers)
 
 
-class StockBatches:
+def stock_batches(task: Task, members: int, compiled: bool = True) -> Callable[[], Batches]:
     """The data side of every stock case: resident images, augmented by one compiled torch function.
 
-    Yields (x [M, N, C, H, W] in the task's dtype, each member's part in channels-last order; labels [M, N]), one
-    step after the other; each member draws its own order, crops and flips.
+    Each call is an epoch: (x [M, N, C, H, W] in the task's dtype, each member's part in channels-last order; labels
+    [M, N]), one step after the other; each member draws its own order, crops and flips, all before the first step.
     """
+    draw, M, D = torch.Generator().manual_seed(0), members, task.images
+    augment = torch.compile(augment_reference, dynamic=False) if compiled else augment_reference
+    kind, table = task.config.augment, task.dataset.table_C256.to(task.dtype)
 
-    def __init__(self, task: Task, members: int, compiled: bool = True) -> None:
-        self._task, self._members = task, members
-        self._draw = torch.Generator().manual_seed(0)
-        self._augment = torch.compile(augment_reference, dynamic=False) if compiled else augment_reference
-
-    def epoch(self) -> Batches:
-        """The batches of one epoch. Draws move to the device at once, before the first step."""
-        task, M, D = self._task, self._members, self._task.images
-        padding = task.config.augment.padding
-        order_MD = torch.stack([torch.randperm(D, generator=self._draw) for _ in range(M)]).to(task.device)
-        offset_MD2 = torch.randint(0, 2 * padding + 1, (M, D, 2), generator=self._draw).to(task.device)
-        flip_MD = (torch.rand(M, D, generator=self._draw) < task.config.augment.flip).to(task.device)
-        table = task.dataset.table_C256.to(task.dtype)
+    def epoch() -> Batches:
+        order_MD = torch.stack([torch.randperm(D, generator=draw) for _ in range(M)]).to(task.device)
+        offset_MD2 = torch.randint(0, 2 * kind.padding + 1, (M, D, 2), generator=draw).to(task.device)
+        flip_MD = (torch.rand(M, D, generator=draw) < kind.flip).to(task.device)
         for first in range(0, task.steps * task.batch, task.batch):
             at = slice(first, first + task.batch)
             chosen = order_MD[:, at].flatten()
-            x_NCHW = self._augment(
-                task.dataset.images_NHWC, chosen, offset_MD2[:, at].flatten(0, 1), flip_MD[:, at].flatten(), table,
-                padding,
-            )  # fmt: skip
+            offset, flip = offset_MD2[:, at].flatten(0, 1), flip_MD[:, at].flatten()
+            x_NCHW = augment(task.dataset.images_NHWC, chosen, offset, flip, table, kind.padding)
             yield x_NCHW.unflatten(0, (M, task.batch)), task.dataset.labels_N[chosen].view(M, task.batch)
+
+    return epoch

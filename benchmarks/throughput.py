@@ -20,15 +20,15 @@ with the reason. fastwi's engines are built first, and nothing more once --minut
 
 import contextlib
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from benchmarks.floor import floors_of
-from benchmarks.peers import airbench, engines, ffcv, grouped, stock, streams, usual, vmap
+from benchmarks.peers import engines, grouped, loaders, stock, streams, vmap
 from benchmarks.runner import AGAIN, Case, Report, Unavailable, benchmark
 from benchmarks.task import Task, make_task
 from fastwi.engine.choose import ENGINES
@@ -36,20 +36,20 @@ from fastwi.engine.device import free_memory
 
 OURS = {name: f"fastwi {name}" for name in ENGINES}
 _SERIAL: dict[str, tuple[str, Callable[..., Case]]] = {
-    "usual": ("usual script", usual.usual),
+    "usual": ("usual script", stock.usual),
     "stock": ("best stock loop", stock.stock),
-    "stock-static": ("best stock loop, static memory", stock.stock_static),
-    "stock-graphs": ("best stock loop, CUDA graphs", stock.stock_graphs),
-    "ffcv": ("FFCV + stock step", ffcv.ffcv),
-    "airbench": ("airbench loader + stock step", airbench.airbench),
+    "stock-static": ("best stock loop, static memory", partial(stock.stock, static_memory=True)),
+    "stock-graphs": ("best stock loop, CUDA graphs", partial(stock.stock, mode="reduce-overhead")),
+    "ffcv": ("FFCV + stock step", partial(stock.fed, loaders.ffcv)),
+    "airbench": ("airbench loader + stock step", partial(stock.fed, loaders.airbench)),
 }
 CASES: dict[str, tuple[str, Callable[..., Case]]] = {
-    **{name: (shown, functools.partial(engines.case, name=name)) for name, shown in OURS.items()},
+    **{name: (shown, partial(engines.case, name=name)) for name, shown in OURS.items()},
     **_SERIAL,
     "vmap": ("vmap, compiled", vmap.vmap),
-    "vmap-eager": ("vmap, eager", functools.partial(vmap.vmap, compiled=False)),
+    "vmap-eager": ("vmap, eager", partial(vmap.vmap, compiled=False)),
     "grouped": ("grouped convolutions (HFTA)", grouped.grouped),
-    "grouped-nhwc": ("grouped convolutions, channels-last", functools.partial(grouped.grouped, channels_last=True)),
+    "grouped-nhwc": ("grouped convolutions, channels-last", partial(grouped.grouped, channels_last=True)),
     "streams": ("CUDA streams", streams.streams),
 }
 """By their names among --baselines: name in tables, builder."""
@@ -87,7 +87,7 @@ def main(
             free_memory(task.device)  # of the engines for fewer members
             short = task.shortened(max(least, -(-task.steps // M)))
             cases = {
-                shown: functools.partial(build, name, short, M)
+                shown: partial(build, name, short, M)
                 for name, (shown, _) in CASES.items()
                 if name in baselines and (members[0] == M or name not in _SERIAL or name.startswith("stock"))
             }

@@ -22,7 +22,7 @@ TINY = {
     "evaluation": "--device=cpu --alphas=4 --pieces=2 --images=16 --batch=8 --baselines=fastwi,again,low",
     "interpolation": "--device=cpu --pairs=2 --rounds=2",
     "loading": "--device=cpu --batch=8 --batches=3 --rounds=2 --workers=1 --baselines=augment,again,augment-many,"
-    "streamed,streamed-jpeg,streamed-jpeg-unchecked,torch-eager,dataloader",
+    "streamed,torch-eager,dataloader",
     "memory": "--device=cpu --members=1,2 --rounds=1 --engines=loop --batch=8 --width=0.25",
     "planning": "--trajectories=100 --rounds=2",
     "sweep": "--rounds=1 --threads=1 --parents=2 --pairs=3 --images=64",
@@ -63,10 +63,8 @@ def check_convolution(told):
 
 
 def check_coverage(told):
-    assert len(told["measurements"]) == 2 * (6 * 5 + 8 * 4)
+    assert len(told["measurements"]) == 2 * (6 + 8) * 4
     assert all(0 <= row["coverage_%"] <= 100 for row in told["measurements"])
-    methods = {"fastwi", "percentile", "widened percentile", "BCa", "bootstrap t"}
-    assert {row["method"] for row in told["measurements"] if row["statistic"] == "mean"} == methods
 
 
 def check_evaluation(told):
@@ -88,7 +86,7 @@ def check_interpolation(told):
 
 def check_loading(told):
     rows = rows_of(told, "case")
-    assert len(rows) == 8
+    assert len(rows) == 6
     for (case,), row in rows.items():
         assert row["images_a_round"] == 3 * 8 * (loading.MANY if "networks" in case else 1)
         bytes_each = 1e9 * row["GB_per_s"] / row["images_per_s"]

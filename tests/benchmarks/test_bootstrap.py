@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.peers.bootstrap import bootstrap_t, bootstraps, rank_correlation
+from benchmarks.peers.bootstrap import bootstraps, rank_correlation
 
 
 def test_intervals_of_a_mean(seed):
@@ -24,19 +24,6 @@ def test_intervals_of_a_mean(seed):
 def test_equal_parents_have_intervals_of_no_width():
     for low_D, high_D in bootstraps(np.full((2, 5), 3.0), np.mean, np.random.default_rng(0), 50).values():
         assert low_D.tolist() == high_D.tolist() == [3.0, 3.0]
-
-
-def test_bootstrap_t_by_hand(seed):
-    values = np.random.default_rng(seed).exponential(size=7)
-    ts = []
-    for drawn in values[np.random.default_rng(seed).integers(0, 7, (201, 7))]:
-        ts.append((drawn.mean() - values.mean()) / (drawn.std() / np.sqrt(6)))
-    ts.sort()
-    low, high = bootstrap_t(values[None, :], np.random.default_rng(seed), 201)
-    error = values.std(ddof=1) / np.sqrt(7)
-    # Of 201 resamples the 6th and the 196th are the quantiles.
-    assert low[0] == pytest.approx(values.mean() - ts[195] * error, rel=1e-9)
-    assert high[0] == pytest.approx(values.mean() - ts[5] * error, rel=1e-9)
 
 
 def test_rank_correlations_are_scipys(seed):

@@ -11,7 +11,7 @@ from benchmarks.peers.grouped import GroupedPopulation
 from benchmarks.peers.streams import StreamsPopulation
 from benchmarks.peers.vmap import VmapPopulation
 from benchmarks.runner import Unavailable
-from benchmarks.task import StockBatches, Task
+from benchmarks.task import Task, stock_batches
 from fastwi.config.schema import Config, OptimizerConfig
 from fastwi.data.resident import ResidentDataset, normalisation_table
 from fastwi.models.registry import build_model
@@ -52,7 +52,7 @@ def test_two_steps_equal_those_of_separate_networks(peer, seed):
     task, networks = small_task(seed), random_networks(seed)
     alone = copy.deepcopy(networks)
     population = PEERS[peer](task, networks)
-    batches = list(StockBatches(task, MEMBERS, compiled=False).epoch())
+    batches = list(stock_batches(task, MEMBERS, compiled=False)())
     assert len(batches) == STEPS
     for x_MNCHW, labels_MN in batches:
         population.step(x_MNCHW, labels_MN)
@@ -78,7 +78,7 @@ def test_two_steps_equal_those_of_separate_networks(peer, seed):
 
 def test_members_are_given_batches_of_their_own(seed):
     task = small_task(seed)
-    for x_MNCHW, labels_MN in StockBatches(task, MEMBERS, compiled=False).epoch():
+    for x_MNCHW, labels_MN in stock_batches(task, MEMBERS, compiled=False)():
         assert x_MNCHW.shape == (MEMBERS, BATCH, 3, 8, 8)
         assert x_MNCHW[0].is_contiguous(memory_format=torch.channels_last)
         assert labels_MN.shape == (MEMBERS, BATCH)
@@ -87,7 +87,7 @@ def test_members_are_given_batches_of_their_own(seed):
 
 def test_an_epoch_hands_out_every_image_once_to_each_member(seed):
     task = small_task(seed)
-    labels = torch.cat([labels_MN for _, labels_MN in StockBatches(task, MEMBERS, compiled=False).epoch()], dim=1)
+    labels = torch.cat([labels_MN for _, labels_MN in stock_batches(task, MEMBERS, compiled=False)()], dim=1)
     for labels_D in labels:
         assert torch.equal(labels_D.sort().values, task.dataset.labels_N.sort().values)
 
@@ -107,7 +107,7 @@ def test_bf16_losses_are_those_of_float32_to_its_rounding(peer, seed):
     for dtype in (torch.float32, torch.bfloat16):
         task = small_task(seed, dtype)
         population = PEERS[peer](task, copy.deepcopy(networks))
-        for x_MNCHW, labels_MN in StockBatches(task, MEMBERS, compiled=False).epoch():
+        for x_MNCHW, labels_MN in stock_batches(task, MEMBERS, compiled=False)():
             assert x_MNCHW.dtype == dtype
             population.step(x_MNCHW, labels_MN)
         found[dtype] = population.state_dict(0)

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from benchmarks import floor, runner, task
-from benchmarks.peers.airbench import AirbenchBatches
-from benchmarks.peers.ffcv import FFCVBatches, normaliser
+from benchmarks.peers import loaders
 from benchmarks.runner import Case, Floor, Report, Unavailable
 from fastwi.kernels.cpu import library
 from fastwi.models.registry import build_model
@@ -110,13 +109,13 @@ def test_processes_of_their_own(tmp_path):
 
 def test_the_convolutions_of_resnet20():
     network = build_model("resnet20", 10).train()
-    shapes, outputs = floor.convolutions(network, IMAGE)
+    layers, outputs = floor.convolutions(network, IMAGE)
     assert outputs == 188_416
-    assert sum(shape.first for shape in shapes) == 1
-    assert sorted(shapes.values()) == [1, 1, 1, 5, 5, 6]
-    products = sum(count * shape.flops(training=False) for shape, count in shapes.items()) / 2
+    assert [layer.first for layer, _ in layers] == [True] + [False] * 5
+    assert sorted(count for _, count in layers) == [1, 1, 1, 5, 5, 6]
+    products = sum(count * layer.flops(training=False) for layer, count in layers) / 2
     assert products + 640 == pytest.approx(40.55e6, rel=1e-3)  # the linear layer has 640
-    assert all(shape.flops(True) == shape.flops(False) * (2 if shape.first else 3) for shape in shapes)
+    assert all(layer.flops(True) == layer.flops(False) * (2 if layer.first else 3) for layer, _ in layers)
     assert network.training, "the network that was asked about is left as it was"
 
 
@@ -137,20 +136,18 @@ def test_floors_follow_from_timings(training):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_what_is_timed_is_the_convolution(training):
-    shapes, _ = floor.convolutions(build_model("resnet20", 10), torch.Size([16, 16, 3]))
-    for shape in shapes:
-        ways = floor.ways(shape, 3, torch.float32, training)
-        own = (shape.channels_in, shape.stride) != (3, (1, 1)) and shape.stride == (1, 1)
-        assert set(ways) == {*floor.ORDERS, *([floor.WINOGRAD] if own and library() is not None else [])}
+    layers, _ = floor.convolutions(build_model("resnet20", 10), torch.Size([16, 16, 3]))
+    for each, _ in layers:
+        ways = floor.ways(each, 3, torch.float32, training)
+        own = not each.first and each.layer.stride == (1, 1) and library() is not None
+        assert set(ways) == {*floor.ORDERS, *([floor.WINOGRAD] if own else [])}
+        sizes = [each.layer.weight.shape] if each.first else [(3, *each.input_CHW), each.layer.weight.shape]
         for run in ways.values():
             result = run()
             if training:
-                sizes = [tuple(gradient.shape) for gradient in result]
-                assert sizes[-1] == (shape.channels_out, shape.channels_in, 3, 3)
-                assert sizes[:-1] == ([] if shape.first else [(3, shape.channels_in, shape.height, shape.width)])
+                assert [gradient.shape for gradient in result] == sizes
             else:
-                height, width = shape.height // shape.stride[0], shape.width // shape.stride[1]
-                assert result.shape == (3, shape.channels_out, height, width)
+                assert result.shape == (3, *each.output_CHW)
                 assert not result.requires_grad
 
 
@@ -162,18 +159,19 @@ def small(digits_directory):
 @pytest.mark.ffcv
 def test_ffcv_hands_out_the_images(small, monkeypatch):
     pytest.importorskip("ffcv")
-    monkeypatch.setattr(torch, "compile", lambda call=None, **_: call or (lambda given: given))
+    monkeypatch.setattr(torch, "compile", lambda call, **_: call)
     threads = torch.get_num_threads()
-    batches = FFCVBatches(small)
-    found = list(batches.epoch())
-    batches.close()
+    epoch, close = loaders.ffcv(small)
+    found = list(epoch())
+    close()
     assert torch.get_num_threads() == threads
     _check_epoch(small, found)
 
 
 def test_airbench_hands_out_the_images(small):
     pytest.importorskip("airbench")
-    _check_epoch(small, list(AirbenchBatches(small).epoch()))
+    epoch, _ = loaders.airbench(small)
+    _check_epoch(small, list(epoch()))
 
 
 def _check_epoch(task, found):
@@ -185,10 +183,9 @@ def _check_epoch(task, found):
     assert torch.equal(labels.sort().values, task.dataset.labels_N.sort().values)
 
 
-def test_normalising_after_ffcv_is_the_table(small, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda call=None, **_: call or (lambda given: given))
+def test_normalising_after_ffcv_is_the_table(small):
     v_256 = torch.arange(256, dtype=torch.uint8)
-    found = normaliser(small)(v_256.expand(3, 256)[None, :, None])[0, :, 0]
+    found = loaders.normalised(small, v_256.expand(3, 256)[None, :, None])[0, :, 0]
     wanted = small.dataset.table_C256.to(small.dtype)
     # One more rounding in float32 before that to bf16, which may turn it over: one unit in the last of 8 bits.
     torch.testing.assert_close(found.float(), wanted.float(), rtol=2**-7, atol=1e-5)

@@ -1,0 +1,128 @@
+"""Loaders of other projects: each a function from a task to (a call that yields one epoch's batches, its end).
+
+Batches are (x [N, C, H, W], labels int64 [N]) of the task's images, x in the task's dtype and channels-last order but
+for DataLoader's, which is float32 on the CPU. An epoch must be taken to its end: FFCV's Loader, left early, leaks
+threads and aborts at exit.
+"""
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.runner import Run, Unavailable
+from benchmarks.task import Batches, Task
+from fastwi.beton import write_beton
+
+Loader = tuple[Callable[[], Batches], Run]
+
+
+def airbench(task: Task) -> Loader:
+    """airbench's CifarLoader (PyPI `airbench`).
+
+    It augments a whole epoch at once, in float16, before the first batch. It crops from reflected borders and knows
+    CIFAR-10's mean and deviation only; neither changes what it costs. It runs on a CPU too.
+    """
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        from airbench import CifarLoader  # type: ignore[import-not-found, import-untyped]
+    except ImportError:
+        raise Unavailable("airbench is not installed (pip install airbench)") from None
+    finally:
+        torch.backends.cudnn.benchmark = benchmark  # importing airbench turns it on
+    with tempfile.TemporaryDirectory() as folder:
+        # The file that it would make of torchvision's CIFAR-10, after a download.
+        images, labels = task.dataset.images_NHWC.cpu(), task.dataset.labels_N.cpu()
+        torch.save({"images": images, "labels": labels, "classes": []}, Path(folder) / "train.pt")
+        augmentation = {"flip": True, "translate": task.config.augment.padding}
+        loader = CifarLoader(folder, True, task.batch, augmentation, gpu=task.device)
+
+    def epoch() -> Batches:
+        for x_NCHW, labels_N in loader:
+            yield x_NCHW.to(task.dtype, memory_format=torch.channels_last), labels_N
+
+    return epoch, lambda: None
+
+
+def ffcv(task: Task) -> Loader:
+    """FFCV's Loader and augmentations on a CPU. Images are normalised by torch: NormalizeImage needs cupy."""
+    if task.device.type != "cpu":
+        raise Unavailable("FFCV's own transforms to a GPU need cupy")
+    threads = torch.get_num_threads()
+    try:
+        from ffcv import loader, transforms
+        from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    except ImportError:
+        raise Unavailable("FFCV is not installed") from None
+    finally:
+        torch.set_num_threads(threads)  # its import sets one thread, its Loader as many as workers
+    folder = tempfile.TemporaryDirectory()
+    path = Path(folder.name) / "train.beton"
+    write_beton(path, task.dataset.images_NHWC.numpy(), task.dataset.labels_N.numpy())
+    augment = task.config.augment
+    image = [
+        SimpleRGBImageDecoder(), transforms.RandomHorizontalFlip(augment.flip),
+        transforms.RandomTranslate(augment.padding, (0, 0, 0)), transforms.ToTensor(), transforms.ToTorchImage(),
+    ]  # fmt: skip
+    label = [IntDecoder(), transforms.ToTensor(), transforms.Squeeze()]
+    batches = loader.Loader(
+        str(path), batch_size=task.batch, num_workers=max(1, task.workers), order=loader.OrderOption.RANDOM,
+        drop_last=True, os_cache=True, pipelines={"image": image, "label": label},
+    )  # fmt: skip
+    normalise = torch.compile(functools.partial(normalised, task), dynamic=False)
+
+    def epoch() -> Batches:
+        iterator = iter(batches)
+        torch.set_num_threads(threads)
+        for x_NCHW, labels_N in iterator:
+            yield normalise(x_NCHW), labels_N
+
+    torch.set_num_threads(threads)
+    return epoch, folder.cleanup
+
+
+def normalised(task: Task, x_NCHW: Tensor) -> Tensor:
+    """uint8 [N, C, H, W] to (v / 255 - mean) / std in the task's dtype and channels-last order."""
+    mean_C11, std_C11 = (torch.tensor(of)[:, None, None] for of in (task.mean, task.std))
+    x_NCHW = x_NCHW / (255 * std_C11) - mean_C11 / std_C11
+    return x_NCHW.to(task.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def dataloader(task: Task) -> Loader:
+    """DataLoader with processes that stay; torchvision's transforms on PIL images, as on its CIFAR10."""
+    from PIL import Image
+    from torchvision import transforms
+
+    images = [Image.fromarray(image.numpy()) for image in task.dataset.images_NHWC.cpu()]
+    steps = [
+        transforms.RandomCrop(task.image_HWC[:2], padding=task.config.augment.padding),
+        transforms.RandomHorizontalFlip(task.config.augment.flip),
+        transforms.ToTensor(),
+        transforms.Normalize(task.mean, task.std),
+    ]
+    dataset: Any = list(zip(images, task.dataset.labels_N.tolist(), strict=True))
+    loader: Any = torch.utils.data.DataLoader(
+        dataset, task.batch, shuffle=True, drop_last=True, num_workers=task.workers,
+        persistent_workers=task.workers > 0, pin_memory=task.device.type == "cuda",
+        collate_fn=functools.partial(_collate, transforms.Compose(steps)),
+    )  # fmt: skip
+
+    def close() -> None:  # now, and not when the interpreter gets to it
+        if loader._iterator is not None and task.workers:
+            loader._iterator._shutdown_workers()
+
+    return lambda: iter(loader), close
+
+
+def _collate(transform: Callable[[Any], Tensor], batch: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([transform(image) for image, _ in batch]), torch.tensor([label for _, label in batch])
+
+
+def on_device(task: Task, batches: Batches) -> Iterator[tuple[Tensor, ...]]:
+    """Batches on the task's device."""
+    for batch in batches:
+        yield tuple(tensor.to(task.device, non_blocking=True) for tensor in batch)
