@@ -28,7 +28,7 @@ from benchmarks.task import Task, make_task, stock_batches
 from fastwi.config.schema import DataConfig
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
-from fastwi.data.split import open_split
+from fastwi.data.split import open_splits
 from fastwi.kernels.augment import augment, augment_many
 
 MANY, RESIDENT = 8, "fastwi resident"
@@ -73,7 +73,7 @@ def _augmented(task: Task, dataset: Dataset) -> Case:
 
 
 def _streamed(task: Task, data: str) -> Case:
-    dataset, _ = open_split(DataConfig(data, streaming="streamed"), "train", task.device)
+    dataset = open_splits(DataConfig(data, streaming="streamed"), task.device)[0]
     return _augmented(task, dataset.part(torch.arange(task.images, device=task.device) % len(dataset)))
 
 
