@@ -52,10 +52,6 @@ class Split:
         return f"image {n}"
 
 
-def _nothing() -> list[str]:
-    return []
-
-
 @dataclass(frozen=True)
 class ImageSet:
     """Two splits, and what the card says about where they came from.
@@ -69,4 +65,4 @@ class ImageSet:
     test: Images
     source: str
     keep_size: bool = False
-    notes: Callable[[], list[str]] = _nothing
+    notes: Callable[[], list[str]] = list

@@ -67,24 +67,19 @@ def background_colour(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
     try:
-        colour: tuple[int, ...] = ImageColor.getrgb(text)
-    except ValueError:
-        colour = ()
-    if len(colour) != 3:  # a fourth number is an alpha
-        raise UserError(f"background {text}: not a colour; give a name such as white, or #rrggbb")
-    red, green, blue = colour
-    return red, green, blue
+        red, green, blue = ImageColor.getrgb(text)
+        return red, green, blue
+    except ValueError:  # not a colour, or one with an alpha
+        raise UserError(f"background {text}: not a colour; give a name such as white, or #rrggbb") from None
 
 
 def decode_image(
     data: bytes, size: int | None = None, background: tuple[int, int, int] | None = None
 ) -> DecodedImage:
-    """The pixels of an encoded image, turned as its EXIF orientation says.
+    """The pixels of a PNG or JPEG file, turned as its EXIF orientation says.
 
-    Args:
-        data: the content of a PNG or JPEG file.
-        size: resize to size x size pixels (bilinear over the area that a pixel covers); None: leave as it is.
-        background: the colour that images with transparent pixels are laid on; None: they are refused.
+    size: resize to size x size pixels (bilinear over the area that a pixel covers). background: the colour that
+    images with transparent pixels are laid on; without one they are refused.
 
     Raises:
         ImageError: the data is damaged, of another format, animated, transparent, or has more than 8 bits a channel.

@@ -16,8 +16,7 @@ _SOURCE = (
 def load_digits(name: str) -> ImageSet:
     """1,437 training and 360 test images, 16 x 16; classes "0" to "9", in the test split as in the whole.
 
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998, as bundled with
-    scikit-learn.
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
     """
     import sklearn.datasets
 
@@ -39,8 +38,7 @@ def load_digits(name: str) -> ImageSet:
 def stratified_choice(labels_N: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Choose `count` of N samples, each class by its share (largest remainders): bool `[N]`.
 
-    Within a class the samples with the smallest draws are chosen. The draws are Philox's raw 64-bit output,
-    which no NumPy version may change, unlike `Generator.permutation`.
+    Within a class those with the smallest draws, Philox's raw words, which no version of NumPy may change.
     """
     draws_N = np.random.Philox(key=seed).random_raw(len(labels_N))
     sizes_K = np.bincount(labels_N)

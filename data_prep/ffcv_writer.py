@@ -1,6 +1,5 @@
 """FFCV's DatasetWriter with one worker, in this process. Importing FFCV takes seconds, import it late."""
 
-import contextlib
 import ctypes
 import multiprocessing
 import queue
@@ -10,34 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fastwi.beton import StoredImage
 from fastwi.beton.format import IMAGE_FIELD, LABEL_FIELD
 from fastwi.beton.writer import REPORT_EVERY, ImageTooLarge
+from fastwi.data.ffcv_loader import torch_threads_kept
 
-
-@contextlib.contextmanager
-def _torch_threads_kept() -> Iterator[None]:
-    """Importing FFCV sets torch's threads to 1."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-with _torch_threads_kept():
+with torch_threads_kept():
     from ffcv.fields import IntField, RGBImageField
     from ffcv.memory_allocator import MemoryAllocator
     from ffcv.writer import DatasetWriter
 
 
 class _InlineWriter(DatasetWriter):
-    """FFCV's writer, its one worker's job done here and not in a process of its own.
-
-    FFCV waits for ever for a worker that died, on a full disk say. Here the worker's exception arrives.
-    """
+    """FFCV's writer, its one worker's job done here: FFCV waits forever for a worker process that died."""
 
     def _write_common(
         self,
@@ -101,10 +86,7 @@ def write_with_ffcv(
     page_size: int,
     progress: Callable[[int], None],
 ) -> None:
-    """Write raw images as a .beton file at `path`, in place; an OSError comes out as it is.
-
-    `progress` is called with the number of images done. Raises ImageTooLarge where one does not fit a page.
-    """
+    """`fastwi.beton.write_stored_stream` of raw images, to a file."""
     fields = {IMAGE_FIELD: RGBImageField(write_mode="raw"), LABEL_FIELD: IntField()}
     writer = _InlineWriter(str(path), fields, page_size=page_size, num_workers=1)
     writer.from_indexed_dataset(_Samples(images, labels_N, page_size, progress))

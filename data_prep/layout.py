@@ -1,4 +1,4 @@
-"""Which images of a folder belong to which split and class: [prefix/]train/<class>/*.png and so on."""
+"""Which images of a folder belong to which split and class."""
 
 import unicodedata
 from dataclasses import dataclass, field
@@ -17,8 +17,7 @@ class Layout:
     """What a source holds.
 
     base: the folder with train/, '' for the root. classes: their names, sorted. files: "train" and "test" -> (path,
-    label) of each image, by class and by name; those of valid/ come after those of train/. warnings: one line for
-    each thing that a user should know of.
+    label) of each image, by class and by name. warnings: what a user should know of, a line each.
     """
 
     base: str
@@ -28,10 +27,14 @@ class Layout:
 
 
 def read_layout(tree: FileTree, source: Path, with_valid: bool) -> Layout:
-    """The layout of `tree`. Raises UserError, which names `source`, where it is another one."""
+    """The layout of `tree`; with_valid adds the images of valid/ to those of train/.
+
+    Raises UserError, which names `source`, where it is not `LAYOUT`.
+    """
     finder = _Finder(tree, source)
     base = finder.base()
-    names = ["train", "test"] + (["valid"] if with_valid else [])
+    finder.hidden.clear()  # those beside the splits do not matter
+    names = ["train", "test", *(["valid"] if with_valid else [])]
     parts = {name: finder.part(join(base, name)) for name in names}
     layout = Layout(base, tuple(parts["train"]), {"train": [], "test": []})
     _check_names(source, layout)
@@ -41,8 +44,7 @@ def read_layout(tree: FileTree, source: Path, with_valid: bool) -> Layout:
         layout.files["test" if name == "test" else "train"] += files
     hidden = sorted(path for path in finder.hidden if path.lower().endswith((*_ENDINGS, "/")))
     if hidden:
-        line = f"hidden files and folders left out: {len(hidden):,} (such as {hidden[0]})"
-        layout.warnings.append(line)
+        layout.warnings.append(f"hidden files and folders left out: {len(hidden):,} (such as {hidden[0]})")
     return layout
 
 
@@ -56,11 +58,10 @@ class _Finder:
 
     def base(self) -> str:
         """The one folder, the root or right below it, that holds train/."""
-        if "train/" in self._tree.names(""):
-            return ""
         folders, _ = self._entries("")
-        bases = [folder for folder in folders if "train/" in self._tree.names(folder)]
-        self.hidden.clear()  # those beside the splits do not matter
+        if "train" in folders:
+            return ""
+        bases = [folder for folder in folders if "train" in self._entries(folder)[0]]
         if not bases:
             raise UserError(f"{self._source}: holds no train/ folder; lay it out as {LAYOUT}")
         if len(bases) > 1:
@@ -74,32 +75,39 @@ class _Finder:
         if name + "/" not in self._tree.names(parent):
             raise UserError(f"{self._source}: holds no {part}/ folder; lay it out as {LAYOUT}")
         classes, files = self._entries(part)
-        for file in files:
-            if file.lower().endswith(_ENDINGS):
-                raise UserError(f"{self._source}: {part}/{file}: lies in no class folder; move it into one")
+        strays = [file for file in files if file.lower().endswith(_ENDINGS)]
+        if strays:
+            raise UserError(f"{self._source}: {part}/{strays[0]}: lies in no class folder; move it into one")
         if not classes:
             raise UserError(f"{self._source}: {part}/ holds no class folders; lay it out as {LAYOUT}")
         return {name: self._class(join(part, name)) for name in classes}
 
     def _class(self, folder: str) -> list[str]:
         folders, files = self._entries(folder)
+        others = [file for file in files if not file.lower().endswith(_ENDINGS)]
         if folders:
-            deep = f"{folder}/{folders[0]}/"
-            raise UserError(f"{self._source}: {deep} lies too deep; move its images up into {folder}/")
-        for file in files:
-            if not file.lower().endswith(_ENDINGS):
-                raise UserError(f"{self._source}: {folder}/{file}: neither .png nor .jpg; convert or remove it")
-        if not files:
-            raise UserError(f"{self._source}: {folder}/ holds no images; add some or remove the class")
-        return [join(folder, file) for file in files]
+            problem = f"{folder}/{folders[0]}/ lies too deep; move its images up into {folder}/"
+        elif others:
+            problem = f"{folder}/{others[0]}: neither .png nor .jpg; convert or remove it"
+        elif not files:
+            problem = f"{folder}/ holds no images; add some or remove the class"
+        else:
+            return [join(folder, file) for file in files]
+        raise UserError(f"{self._source}: {problem}")
 
     def _entries(self, folder: str) -> tuple[list[str], list[str]]:
         """The names of the folders and of the files in `folder`, each sorted, without hidden ones."""
-        names = {name for name in self._tree.names(folder) if name not in _LEFT_BEHIND and not name.startswith("._")}
-        hidden = {name for name in names if name.startswith(".")}
-        self.hidden += [join(folder, name) for name in hidden]
-        folders = sorted(name[:-1] for name in names - hidden if name.endswith("/"))
-        return folders, sorted(name for name in names - hidden if not name.endswith("/"))
+        folders, files = [], []
+        for name in sorted(self._tree.names(folder)):
+            if name in _LEFT_BEHIND or name.startswith("._"):
+                continue
+            if name.startswith("."):
+                self.hidden.append(join(folder, name))
+            elif name.endswith("/"):
+                folders.append(name[:-1])
+            else:
+                files.append(name)
+        return sorted(folders), files
 
 
 def _plain(name: str) -> str:
@@ -112,19 +120,17 @@ def _check_names(source: Path, layout: Layout) -> None:
     seen: dict[str, str] = {}
     for name in layout.classes:
         other = seen.setdefault(_plain(name).casefold().strip(), name)
-        if other is name:
-            continue
-        if _plain(other) == _plain(name):
+        if other is not name and _plain(other) == _plain(name):
             raise UserError(f"{source}: has class {name} twice, in two spellings of Unicode; merge the two folders")
-        same = "their names differ in case or spaces alone"
-        layout.warnings.append(f"classes {other!r} and {name!r} are taken as two; {same}")
+        if other is not name:
+            same = "their names differ in case or spaces alone"
+            layout.warnings.append(f"classes {other!r} and {name!r} are taken as two; {same}")
 
 
 def _check_classes(source: Path, expected: tuple[str, ...], found: tuple[str, ...], part: str) -> None:
     odd = sorted(set(expected) ^ set(found))
-    if not odd:
-        return
     if len({_plain(name) for name in odd}) < len(odd):
         raise UserError(f"{source}: {part}/ spells class {odd[0]} otherwise in Unicode than train/; rename it")
-    holder = f"only train/, not {part}/," if odd[0] in expected else f"{part}/, but not train/,"
-    raise UserError(f"{source}: {holder} has class {odd[0]}; all splits need the same classes")
+    if odd:
+        holder = f"only train/, not {part}/," if odd[0] in expected else f"{part}/, but not train/,"
+        raise UserError(f"{source}: {holder} has class {odd[0]}; all splits need the same classes")

@@ -20,28 +20,22 @@ from fastwi.beton.writer import check_arrays
 from fastwi.data.card import SPLITS, read_card
 from fastwi.errors import BetonError, UserError
 
-_NAME_DIGITS = 16
-
 
 def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
-    """Write two splits to a directory within `within` that is named by their content, and return it.
+    """Write two splits to a directory in `within` that is named by their content, unless it is there; return it.
 
-    Nothing is written where it is there already.
-
-    Args:
-        train, test: each a pair (images uint8 [N, H, W, 3] in RGB, labels integers [N]) of arrays or tensors, or a
-            map-style dataset, such as torch's and torchvision's, whose items are (image, label): a PIL image or a
-            uint8 array [H, W, 3], and an integer. All images are of one size.
-        within: made if it does not exist.
+    train and test are each a pair (images uint8 [N, H, W, 3] in RGB, labels integers [N]) of arrays or tensors, or a
+    map-style dataset, such as torch's and torchvision's, whose items are (image, label): a PIL image or a uint8 array
+    [H, W, 3], and an integer. All images are of one size.
 
     Raises:
-        UserError: in one line, for anything else, and where the directory cannot be written.
+        UserError: for anything else, and where the directory cannot be written.
     """
     splits = {"train": _split("train", train), "test": _split("test", test)}
     classes = _classes(train, max(int(split.labels_N.max()) for split in splits.values()))
     sha256 = {name: content_sha256(splits[name].images_NHWC, splits[name].labels_N) for name in SPLITS}
-    content = "\n".join([*sha256.values(), *classes])
-    directory = Path(within) / hashlib.sha256(content.encode()).hexdigest()[:_NAME_DIGITS]
+    content = "\n".join([*sha256.values(), *classes]).encode()
+    directory = Path(within) / hashlib.sha256(content).hexdigest()[:16]
     try:
         there = read_card(directory).sha256 == sha256
     except UserError:  # none, or a damaged one
@@ -78,21 +72,21 @@ def _items(name: str, given: Any) -> tuple[np.ndarray, np.ndarray]:
     images_NHWC = np.zeros((0, 0, 0, 3), np.uint8)
     labels_N = np.zeros(len(given), np.int64)
     for n in range(len(given)):
-        item = given[n]
+        item, where = given[n], f"{name}[{n}]"
         try:
             image, label = item
             labels_N[n] = operator.index(label)
             pixels_HWC = _pixels(image)
         except (TypeError, ValueError):
-            raise UserError(f"{name}[{n}]: not a pair of an image and a whole number; give (image, label)") from None
+            raise UserError(f"{where}: not a pair of an image and a whole number; give (image, label)") from None
         except ImageError as error:
-            raise UserError(f"{name}[{n}]: {error}; convert it: image.convert('RGB')") from None
-        _check(f"{name}[{n}]", pixels_HWC[None], labels_N[n : n + 1])
+            raise UserError(f"{where}: {error}; convert it: image.convert('RGB')") from None
+        _check(where, pixels_HWC[None], labels_N[n : n + 1])
         if n == 0:
             images_NHWC = np.empty((len(given), *pixels_HWC.shape), np.uint8)
         if pixels_HWC.shape != images_NHWC.shape[1:]:
-            sizes = [f"{height} x {width}" for height, width, _ in (pixels_HWC.shape, images_NHWC.shape[1:])]
-            raise UserError(f"{name}[{n}]: {sizes[0]} pixels, and the first image has {sizes[1]}; resize them alike")
+            found, first = ("{} x {}".format(*shape) for shape in (pixels_HWC.shape, images_NHWC.shape[1:]))
+            raise UserError(f"{where}: {found} pixels, and the first image has {first}; resize them to one size")
         images_NHWC[n] = pixels_HWC
     return images_NHWC, labels_N
 

@@ -14,7 +14,14 @@ _SECONDS_BETWEEN_LINES = 10.0
 def shown_progress() -> Iterator[Report]:
     """A Report that shows itself on stderr while the block runs."""
     if not sys.stderr.isatty():
-        yield _Lines().report
+        last = [time.monotonic()]
+
+        def line(stage: str, done: int, total: int) -> None:
+            if done == total or time.monotonic() - last[0] >= _SECONDS_BETWEEN_LINES:
+                last[0] = time.monotonic()
+                print(f"{stage}: {done:,} of {total:,} images", file=sys.stderr)
+
+        yield line
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -23,23 +30,9 @@ def shown_progress() -> Iterator[Report]:
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def report(stage: str, done: int, total: int) -> None:
+        def bar(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done)
 
-        yield report
-
-
-class _Lines:
-    """Lines for logs: one at the end of each stage, and one every few seconds in between."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done < total and now - self._last < _SECONDS_BETWEEN_LINES:
-            return
-        self._last = now
-        print(f"{stage}: {done:,} of {total:,} images", file=sys.stderr)
+        yield bar

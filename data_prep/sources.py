@@ -25,12 +25,8 @@ _NETWORK_TIMEOUT = 30  # seconds without an answer
 def load_torchvision(dataset: str, source: str | os.PathLike[str] | None, scratch: Path, name: str) -> ImageSet:
     """Read both splits of a torchvision dataset; every file must be the official one, by its checksum.
 
-    Args:
-        dataset: "cifar10", "cifar100" or "svhn".
-        source: a directory with the files as torchvision lays them out, or a CIFAR set's official .tar.gz,
-            itself or in that directory; None: download.
-        scratch: a directory for downloaded or unpacked files, which are removed at the end.
-        name: the dataset's name in its card.
+    source: a directory with the files as torchvision lays them out, or a CIFAR set's official .tar.gz, itself or in
+    that directory; None: download. scratch: a directory for downloaded or unpacked files, removed at the end.
 
     Raises:
         UserError: no network, or no intact copy at `source`.

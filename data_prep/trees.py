@@ -19,7 +19,7 @@ class FileTree(Protocol):
     """Files under one root. Paths are relative to it, with `/` between parts; the root itself is ''."""
 
     def names(self, folder: str) -> set[str]:
-        """The names of everything in `folder`; those of folders end in `/`."""
+        """The names in `folder`; those of folders end in `/`."""
 
     def read(self, path: str) -> bytes:
         """The content of a file. Raises UserError if it cannot be read or is too large to be an image."""

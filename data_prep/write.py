@@ -1,6 +1,7 @@
 """A dataset to its betons, their image digests and card.json: all of them, or what was there before."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -12,7 +13,7 @@ import numpy as np
 
 from data_prep.dataset import Images, ImageSet, Report
 from fastwi.beton import StoredBeton, StoredImage, stored_sha256, write_stored_stream
-from fastwi.beton.format import JPEG, MAX_PAGE_SIZE, page_size_for
+from fastwi.beton.format import JPEG, MAX_PAGE_SIZE, PAGE_SIZE, page_size_for
 from fastwi.beton.image_digests import ImageDigests, image_digest
 from fastwi.beton.writer import ImageTooLarge
 from fastwi.data.card import CARD_FILE, SPLITS, Card, beton_path, digests_path
@@ -48,16 +49,11 @@ def output_directory(out: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Report) -> Card:
-    """Write both splits and the card into `directory`, and return the card. Memory: what `dataset` takes.
+    """Write both splits and the card into `directory`, and return the card.
 
-    Each file is read back and compared before anything in `directory` is replaced. From then until the new
-    card stands there is no card, so that no reader takes a mixture for a dataset.
-
-    Args:
-        dataset: what to write; each split is read once, or again from its start where an image does not fit a page.
-        directory: an existing one.
-        writer: "ffcv", "raw" (the project's own) or "auto": FFCV where it is installed.
-        report: called with (stage, done, total) as images are written.
+    Each split is read once, or again from its start where an image does not fit a page. Each file is read back and
+    compared before anything in `directory` is replaced. From then until the new card stands there is no card, so that
+    no reader takes a mixture for a dataset.
 
     Raises:
         UserError: the writer is not installed, the disk is full, images have different sizes, ...
@@ -69,14 +65,15 @@ def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Repor
         for split, images in zip(SPLITS, (dataset.train, dataset.test), strict=True):
             final = beton_path(directory, split)
             temporary = stack.enter_context(atomic_path(final))
-            first = tallies["train"] if tallies else None
-            tallies[split] = _write_split(write, temporary, dataset, images, first, report, f"write {final.name}")
-            digests = tallies[split].digests()
-            sha256[split] = _check_written(temporary, final, digests)
+            size = tallies["train"].first_size if tallies else None
+            tally = _Tally(images, dataset.keep_size, size)
+            _write_split(write, temporary, tally, functools.partial(report, f"write {final.name}"))
+            sha256[split] = _check_written(temporary, final, tally.digests)
+            tallies[split] = tally
             final = digests_path(directory, split)
             temporary = stack.enter_context(atomic_path(final))
-            temporary.write_bytes(digests.to_bytes())
-            if hashlib.sha256(temporary.read_bytes()).hexdigest() != digests.sha256:
+            temporary.write_bytes(tally.digests.to_bytes())
+            if hashlib.sha256(temporary.read_bytes()).hexdigest() != tally.digests.sha256:
                 raise UserError(f"{final}: does not read back as it was written; check the disk and its free space")
         card = _card(dataset, tallies, sha256, written_by)
         (directory / CARD_FILE).unlink(missing_ok=True)
@@ -85,59 +82,48 @@ def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Repor
 
 
 class _Tally:
-    """What the card and the digests need of the images of a split, counted as they pass on their way to the file."""
+    """The images of a split, and what the card says about them, counted as they pass on their way to the file."""
 
-    def __init__(self, dataset: ImageSet, images: Images, first: "_Tally | None") -> None:
-        self._dataset, self._images = dataset, images
-        self._first = first or self  # the training split, whose first image decides the size
-        self.labels_N = images.labels_N
-        self.counts_CV = np.zeros((3, 256), np.int64)  # how often each intensity occurs in each channel
-        self.modes: set[int] = set()
-        self.sizes: list[tuple[int, int]] = []  # of different ones, the first image's first
-        self._digests: list[bytes] = []
+    def __init__(self, images: Images, keep_size: bool, size: tuple[int, int] | None) -> None:
+        """`size`: height and width of the first training image, where it is known."""
+        self._images, self._keep_size, self._size = images, keep_size, size
+        self.labels_N = images.labels_N.astype(np.int64)
 
     def __iter__(self) -> Iterator[StoredImage]:
+        self.counts_CV = np.zeros((3, 256), np.int64)  # how often each intensity occurs in each channel
+        self.modes: set[int] = set()
+        self.sizes: set[tuple[int, int]] = set()
+        self._digests: list[bytes] = []
         for n, (image, pixels_HWC) in enumerate(self._images.stored()):
             size = (image.height, image.width)
-            if size not in self.sizes:
-                self.sizes.append(size)
-            if not self._dataset.keep_size and size != self._first.sizes[0]:
-                raise UserError(self._odd_size(n, size))
+            if n == 0:
+                self.first_size = size
+            self._size = self._size or size
+            if not self._keep_size and size != self._size:
+                raise UserError(
+                    f"{self._images.where(n)} has {size[0]} x {size[1]} pixels, the first training image has "
+                    f"{self._size[0]} x {self._size[1]}; pass --size N to resize all to N x N, or --keep-size"
+                )
             for channel, counts_V in enumerate(self.counts_CV):
                 counts_V += np.bincount(pixels_HWC[..., channel].reshape(-1), minlength=256)
             self.modes.add(image.mode)
-            label = int(self.labels_N[n])
-            self._digests.append(image_digest(image.mode, *size, label, image.data))
+            self.sizes.add(size)
+            self._digests.append(image_digest(image.mode, *size, int(self.labels_N[n]), image.data))
             yield image
 
+    @property
     def digests(self) -> ImageDigests:
-        return ImageDigests(self.labels_N.astype(np.int64), b"".join(self._digests))
-
-    def _odd_size(self, n: int, size: tuple[int, int]) -> str:
-        first = self._first.sizes[0]
-        return (
-            f"{self._images.where(n)} has {size[0]} x {size[1]} pixels, the first training image has "
-            f"{first[0]} x {first[1]}; pass --size N to resize all to N x N, or --keep-size"
-        )
+        """Of the images that have passed."""
+        return ImageDigests.of(self._digests, self.labels_N)
 
 
-def _write_split(
-    write: BetonWriter,
-    path: Path,
-    dataset: ImageSet,
-    images: Images,
-    first: _Tally | None,
-    report: Report,
-    stage: str,
-) -> _Tally:
+def _write_split(write: BetonWriter, path: Path, tally: _Tally, report: Callable[[int, int], None]) -> None:
     """Write a split at `path`. The largest image, which decides the size of pages, is known only once it is met."""
-    page_size = page_size_for(1)
-    total = len(images.labels_N)
+    page_size, total = PAGE_SIZE, len(tally.labels_N)
     while True:
-        tally = _Tally(dataset, images, first)
         try:
-            write(path, iter(tally), tally.labels_N, page_size, lambda done: report(stage, done, total))
-            return tally
+            write(path, iter(tally), tally.labels_N, page_size, lambda done: report(done, total))
+            break
         except ImageTooLarge as error:
             page_size = page_size_for(error.needed)
             if page_size > MAX_PAGE_SIZE:
@@ -168,14 +154,14 @@ def _card(dataset: ImageSet, tallies: dict[str, _Tally], sha256: dict[str, str],
     return Card(
         name=dataset.name,
         classes=dataset.classes,
-        image_shape=(*tallies["train"].sizes[0], 3),
+        image_shape=(*tallies["train"].first_size, 3),
         counts={split: len(tally.labels_N) for split, tally in tallies.items()},
         class_counts={split: tuple(each) for split, each in counts.items()},
         mean=mean,
         std=std,
         source=", ".join([dataset.source, *dataset.notes()]),
         sha256=sha256,
-        digests_sha256={split: tally.digests().sha256 for split, tally in tallies.items()},
+        digests_sha256={split: tally.digests.sha256 for split, tally in tallies.items()},
         writer=written_by,
         encoding="mixed" if len(modes) > 1 else "jpeg" if modes == {JPEG} else "raw",
         sizes="one" if len(sizes) == 1 else "various",

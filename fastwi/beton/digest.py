@@ -13,12 +13,8 @@ _BLOCK = 1 << 24  # bytes hashed at a time, so that a strided array is never cop
 def content_sha256(images_NHWC: np.ndarray, labels_N: np.ndarray) -> str:
     """SHA-256 over shape, dtype and values of a split, as 64 hexadecimal digits.
 
-    Args:
-        images_NHWC: uint8 `[N, H, W, 3]`, in any memory layout.
-        labels_N: integers `[N]`; hashed as int64, so their own dtype does not matter.
-
-    Raises:
-        BetonError: the arrays have other dtypes or do not belong together.
+    images_NHWC is uint8 `[N, H, W, 3]` in any memory layout, labels_N integers `[N]`, hashed as int64.
+    Raises BetonError where the arrays have other dtypes or do not belong together.
     """
     check_arrays(images_NHWC, labels_N)
     digest = hashlib.sha256(_content_head(images_NHWC.shape))
@@ -34,9 +30,6 @@ def stored_sha256(beton: StoredBeton) -> str:
 
     For raw images of one size it is their `content_sha256`. For all others SHA-256 over the count; of each image its
     mode, height, width and number of bytes (little-endian int64) and the bytes as stored; the labels as int64.
-
-    Raises:
-        BetonError: an image cannot be read.
     """
     size = beton.one_size if beton.all_raw else None
     head = f"stored images [{len(beton)}] labels int64\n".encode()

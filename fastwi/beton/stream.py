@@ -1,9 +1,8 @@
 """Read .beton files of raw images, JPEGs or both: `StoredBeton` one image at a time, `read_beton` as arrays.
 
-Header, fields, metadata and allocation table are checked against the size of the file when it is opened. Nothing is
-allocated before all counts are known to fit it. Each image is checked when it is read, where its digest is known
-(`fastwi.beton.image_digests`). Files are read with pread, not through a memory map: a file that is cut short while it
-is mapped kills the process (SIGBUS), where a short read is an error with a name.
+Header, fields, metadata and allocation table are checked against the file's size when it is opened, before memory is
+taken for them; each image when it is read, where its digest is known (`fastwi.beton.image_digests`). Files are read
+with pread: one that is cut short while it is mapped into memory kills the process (SIGBUS).
 """
 
 import itertools
@@ -38,21 +37,14 @@ MAX_JPEG_PIXELS = 1 << 26
 
 @dataclass(frozen=True)
 class Beton:
-    """The content of a .beton file of raw images.
-
-    images_NHWC: uint8 `[N, H, W, 3]`, RGB, contiguous, in the order of the samples. labels_N: int64 `[N]`.
-    """
+    """images_NHWC: uint8 `[N, H, W, 3]`, RGB, contiguous, in the order of the samples. labels_N: int64 `[N]`."""
 
     images_NHWC: np.ndarray
     labels_N: np.ndarray
 
 
 def read_beton(path: str | os.PathLike[str]) -> Beton:
-    """Read a whole .beton file whose images are raw and of one size.
-
-    Raises:
-        BetonError: what `StoredBeton` raises, an image that is a JPEG or of another size, too little memory.
-    """
+    """Read a whole .beton file whose images are raw and of one size. Raises BetonError for others and bad ones."""
     beton = StoredBeton(path)
     try:
         return Beton(beton.read_raw(), beton.labels_N)
@@ -63,25 +55,15 @@ def read_beton(path: str | os.PathLike[str]) -> Beton:
 class StoredBeton:
     """An open .beton file. Only its metadata are held in memory. Safe to read from several threads.
 
-    The images may lie in any order and with any gaps, as FFCV's workers leave them. The file stays open until
-    `close`, or until nothing refers to this object any more. A file that another one replaces meanwhile is read on.
+    Images may lie in any order and with gaps, as FFCV's workers leave them. The file stays open until `close`, or
+    until nothing refers to this object any more. A file that another one replaces meanwhile is read on.
 
-    Attributes:
-        path: of the file.
-        descriptor: of the open file.
-        image_field, field_names: names, as FFCV's Loader offers the fields.
-        modes_N: uint8, `format.RAW` or `format.JPEG`.
-        heights_N, widths_N: int64, pixels.
-        sizes_N: int64, bytes that are stored.
-        labels_N: int64.
+    image_field and field_names are as FFCV's Loader offers them; modes_N uint8 (`format.RAW` or `format.JPEG`);
+    heights_N and widths_N in pixels, sizes_N in stored bytes, labels_N: int64.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Check the whole file but its pixels.
-
-        Raises:
-            BetonError: the file does not exist, is cut short, foreign, inconsistent or of a kind not supported.
-        """
+        """Raises BetonError: the file does not exist, is cut short, foreign, inconsistent or not supported."""
         self.path = Path(path)
         self._digests: ImageDigests | None = None
         try:
@@ -121,11 +103,7 @@ class StoredBeton:
         return int(self.heights_N[n]), int(self.widths_N[n])
 
     def hold_to(self, digests: ImageDigests) -> None:
-        """Refuse, from now on, every image that does not have its digest.
-
-        Raises:
-            BetonError: the labels, which are read already, are not those of `digests`.
-        """
+        """Refuse, from now on, every image that does not have its digest; at once, labels that are others."""
         if not np.array_equal(self.labels_N, digests.labels_N):
             self._refuse("not the labels that the dataset was written with; write the dataset again")
         self._digests = digests
@@ -144,8 +122,7 @@ class StoredBeton:
     def read(self, n: int) -> bytearray:
         """The bytes of image n as they are stored: pixels [H, W, 3], or a JPEG.
 
-        Raises:
-            BetonError: the file has been cut short since it was opened, the image changed, or the disk fails.
+        Raises BetonError where the file was cut short since it was opened, the image changed, or the disk fails.
         """
         stored = bytearray(int(self.sizes_N[n]))
         self.read_into(n, memoryview(stored))
@@ -159,8 +136,7 @@ class StoredBeton:
     def read_raw(self) -> np.ndarray:
         """All images, uint8 [N, H, W, 3]; digests are not looked at.
 
-        Raises:
-            BetonError: an image is a JPEG or of another size than the first, or memory is too small.
+        Raises BetonError where one is a JPEG or of another size than the first, or memory is too small.
         """
         height, width = self.size(0)
         odd = np.flatnonzero((self.modes_N != RAW) | (self.heights_N != height) | (self.widths_N != width))
@@ -168,10 +144,8 @@ class StoredBeton:
             n = int(odd[0])
             if self.modes_N[n] != RAW:
                 self._refuse(f"image {n} is JPEG; write the file with write_mode='raw'")
-            other_height, other_width = self.size(n)
-            self._refuse(
-                f"image {n} is {other_height} x {other_width}, image 0 is {height} x {width}; write it with one size"
-            )
+            found = f"{self.heights_N[n]} x {self.widths_N[n]}"
+            self._refuse(f"image {n} is {found}, image 0 is {height} x {width}; write it with one size")
         image_bytes = height * width * 3
         try:
             rows = np.empty((len(self), image_bytes), np.uint8)

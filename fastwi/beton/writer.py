@@ -72,8 +72,7 @@ def write_beton(
         path: the file to write; an earlier one is replaced once the new one is complete.
         images_NHWC: uint8 `[N, H, W, 3]`, RGB, in any memory layout.
         labels_N: integers `[N]` that fit int64.
-        page_size: bytes of a page, a power of two that holds at least one image; None: `page_size_for` one.
-            FFCV itself writes no pages below 2 MiB but reads them.
+        page_size: bytes of a page, a power of two that holds an image; None: `page_size_for` one.
 
     Raises:
         BetonError: the arrays or the page size cannot be a .beton file.
@@ -96,14 +95,8 @@ def write_stored_stream(
 ) -> None:
     """Write `images` into a stream that stands at its start and can seek. An OSError comes out as it is.
 
-    Images lie in order, none across two pages. Memory: one image and about 100 bytes a sample.
-
-    Args:
-        stream: opened for writing bytes.
-        images: as many as labels.
-        labels_N: integers `[N]`.
-        page_size: bytes of a page, a power of two.
-        progress: called now and then with the number of images written so far.
+    Images lie in order, none across two pages of `page_size` bytes. Memory: one image and about 100 bytes a sample.
+    `progress` is called now and then with the number of images written so far.
 
     Raises:
         ImageTooLarge: an image does not fit a page.

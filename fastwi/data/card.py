@@ -50,18 +50,14 @@ class Card:
     """A dataset of two splits, "train" and "test". Raises ValueError where an attribute cannot be.
 
     Attributes:
-        name: of the dataset.
         classes: K names; a label is an index into them.
         image_shape: height and width in pixels, channels (3); of the first training image where sizes vary.
-        counts: images of each split.
-        class_counts: images of each split by class, K numbers in the order of the classes.
+        counts, class_counts: images of each split, and K numbers of them by class.
         mean, std: of each channel over all pixels of the training images, in 0..1 (population deviation).
         source: where the images came from and what was done to them, in words.
         sha256: of each split's content, `fastwi.beton.stored_sha256` (for raw images of one size `content_sha256`).
         digests_sha256: of each split's file of image digests (`fastwi.beton.image_digests`), SHA-256.
         writer: what wrote the .beton files.
-        encoding: how the images are stored.
-        sizes: whether all images have one size.
     """
 
     name: _Text

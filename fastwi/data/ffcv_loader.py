@@ -1,11 +1,9 @@
 """FFCV's Loader as a decoder: its threads read and decode the images in the order that this project's noise says.
 
-JPEGs come out of FFCV otherwise than from the reference: it asks libjpeg-turbo for the fast inverse DCT, and almost
-every image differs, by one intensity of 256 in the mean. So it is chosen by `data.decoder: ffcv`, never by what is
-installed. Raw images come out the same.
+FFCV decodes JPEGs with the fast inverse DCT: almost every image differs from the reference, by one intensity of 256
+in the mean. So it is chosen by `data.decoder: ffcv`, never by what is installed. Raw images are the same.
 
-Each image is read a second time, and that is checked against its digest: FFCV maps the same file, so the bytes are
-the same.
+Each JPEG is read a second time for its digest: FFCV maps the same file, so the bytes are the same.
 
 What FFCV 1.0.2 does that is corrected here: it ignores what its JPEG decoder returns, sets torch's threads, waits
 forever for a thread that failed or for a queue that nobody empties, and leaks what a loop that is left early has
@@ -19,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,8 @@ _compiled: list[Any] = []  # numba complains on stderr, now and then, when compi
 
 
 @contextlib.contextmanager
-def _torch_threads_kept() -> Iterator[None]:
+def torch_threads_kept() -> Iterator[None]:
+    """Importing and starting FFCV set torch's threads to 1."""
     threads = torch.get_num_threads()
     try:
         yield
@@ -45,7 +45,7 @@ def _torch_threads_kept() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-with _torch_threads_kept():
+with torch_threads_kept():
     import numba
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.libffcv import imdecode, memcpy
@@ -88,16 +88,6 @@ class _CheckedDecoder(SimpleRGBImageDecoder):
         return decode
 
 
-class _GivenOrder:
-    """What FFCV calls a traversal order. Its own are drawn by its own seeds."""
-
-    def __init__(self, order_N: np.ndarray) -> None:
-        self._order_N = order_N
-
-    def sample_order(self, epoch: int) -> np.ndarray:
-        return self._order_N
-
-
 class LoaderDecoder:
     """`fastwi.data.pool.Decoder` with FFCV's Loader; each iterator has a thread and buffers of its own."""
 
@@ -118,7 +108,7 @@ class LoaderDecoder:
         self._lock = threading.Lock()
         pipelines: dict[str, Any] = dict.fromkeys(names)
         pipelines[beton.image_field] = [_CheckedDecoder()]
-        with _torch_threads_kept():
+        with torch_threads_kept():
             self._loader = Loader(
                 str(_same_file(beton)), batch_size=1, num_workers=_workers(), order=OrderOption.SEQUENTIAL,
                 os_cache=True, pipelines=pipelines, drop_last=False, batches_ahead=AHEAD,
@@ -159,37 +149,36 @@ class LoaderDecoder:
     def _blocks(self, at_N: np.ndarray, block: int) -> Iterator[np.ndarray]:
         """Rows of `block` images after the other, each valid until the next is asked for."""
         loader = self._loader
-        with self._lock, _torch_threads_kept():
+        with self._lock, torch_threads_kept():
             loader.batch_size, loader.num_workers = block, _workers()
-            loader.traversal_order = _GivenOrder(at_N.astype(np.uint64))
+            # FFCV's own orders are drawn by its own seeds.
+            loader.traversal_order = SimpleNamespace(sample_order=lambda epoch: at_N.astype(np.uint64))
             loader.first_traversal_order = at_N  # its length is the epoch's
             epoch = iter(loader)
         try:
             for _ in range(0, len(at_N), block):
-                yield self._take(epoch)[0]
+                yield self._take(epoch)
         finally:
             _end(epoch)
 
-    def _take(self, epoch: Any) -> tuple[np.ndarray, ...]:
+    def _take(self, epoch: Any) -> np.ndarray:
         """The next block, or an error where FFCV's thread has died and nothing will come."""
-        while True:
+        taken, alive = None, True
+        while taken is None and alive:
             alive = epoch.is_alive()
-            try:
+            with contextlib.suppress(Empty):
                 taken = epoch.output_queue.get(timeout=1.0)
-            except Empty:
-                taken = None
-                if alive:
-                    continue
-            if taken is None:
-                raise UserError(f"{self._beton.path}: FFCV's Loader failed (see above); set data.decoder: reference")
-            rows: tuple[np.ndarray, ...] = taken[1]
-            return rows
+                alive = taken is not None
+        if taken is None:
+            raise UserError(f"{self._beton.path}: FFCV's Loader failed (see above); set data.decoder: reference")
+        rows: np.ndarray = taken[1][0]
+        return rows
 
 
 def _end(epoch: Any) -> None:
     """Stop FFCV's thread after the block that it is at, and wait for it.
 
-    Its own `close` lets it fill its queue first, and then wait for ever for somebody to empty it.
+    Its own `close` lets it fill its queue first, and then wait forever until it is emptied.
     """
     epoch.iter_ixes = iter(())
     epoch.terminate_event.set()

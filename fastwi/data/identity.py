@@ -9,8 +9,7 @@ from fastwi.data.card import SPLITS, Card
 def data_contents(card: Card, data: DataConfig) -> dict[str, str]:
     """Name -> content of everything that decides what networks see of a dataset, beside the numbers of images.
 
-    Floats are written exactly. A decoder and the library that resizes count where they are at work, with their
-    versions: raw images of one size are the same under all of them.
+    Floats are written exactly. Decoders and the library that resizes count, with their versions, where they are used.
     """
     height, width = target_size(card, data)
     contents = {f"{split} images": card.sha256[split] for split in SPLITS}
@@ -22,7 +21,7 @@ def data_contents(card: Card, data: DataConfig) -> dict[str, str]:
         "image size": f"{height} x {width} of {' x '.join(map(str, card.image_shape))}, {card.sizes}",
     }
     if card.encoding != "raw":
-        contents["decoder"] = _ffcv() if data.decoder == "ffcv" else f"{_pillow()}, {_libjpeg()}"
+        contents["decoder"] = _decoder(data.decoder)
     if card.sizes != "one" or (height, width) != card.image_shape[:2]:
         contents["resize"] = _pillow()
     return contents
@@ -33,22 +32,20 @@ def target_size(card: Card, data: DataConfig) -> tuple[int, int]:
     return (data.image_size, data.image_size) if data.image_size else card.image_shape[:2]
 
 
+def _decoder(name: str) -> str:
+    """What decodes JPEGs, which decides their pixels."""
+    if name == "ffcv":
+        try:
+            return f"ffcv {importlib.metadata.version('ffcv')}"
+        except importlib.metadata.PackageNotFoundError:
+            return "ffcv"  # opening the dataset reports that it is missing
+    from PIL import features
+
+    turbo = features.version_feature("libjpeg_turbo")
+    return f"{_pillow()}, " + (f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}")
+
+
 def _pillow() -> str:
     import PIL
 
     return f"Pillow {PIL.__version__}"
-
-
-def _libjpeg() -> str:
-    """The library that Pillow decodes JPEGs with: it decides their pixels."""
-    from PIL import features
-
-    turbo = features.version_feature("libjpeg_turbo")
-    return f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"
-
-
-def _ffcv() -> str:
-    try:
-        return f"ffcv {importlib.metadata.version('ffcv')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "ffcv"  # opening the dataset says that it is missing

@@ -1,9 +1,8 @@
 """SGD noise: batch order and augmentation draws as pure functions of (noise seed, stream, epoch).
 
-Draws come from NumPy's Philox, a counter-based generator. Its 128-bit key is (noise seed, stream and epoch), so
-no two streams, epochs or seeds share draws, and nothing depends on what was drawn before. The draws are made
-on the host, and so are the same on every device and under every engine. They are computed from the generator's raw
-64-bit words, which NumPy keeps the same for ever; what its Generator makes of them may change between versions.
+Draws come from NumPy's Philox, a counter-based generator whose 128-bit key is (noise seed, stream and epoch): no two
+streams, epochs or seeds share draws, and nothing depends on what was drawn before. They are made on the host, for
+every device and engine, from raw 64-bit words, which no version of NumPy may change.
 
 Draw i of an epoch belongs to the i-th position of the epoch's order, not to image i.
 """
@@ -83,12 +82,9 @@ class Noise:
 
         Offsets are uniform on 0 .. 2 * padding, flips have probability `flip_probability` (paper, Appendix A).
         """
-        streams = (
-            (Stream.STATISTICS_ORDER, Stream.STATISTICS_CROP, Stream.STATISTICS_FLIP)
-            if self.statistics
-            else (Stream.ORDER, Stream.CROP, Stream.FLIP)
-        )
-        order, crop, flip = streams
+        order, crop, flip = Stream.ORDER, Stream.CROP, Stream.FLIP
+        if self.statistics:
+            order, crop, flip = Stream.STATISTICS_ORDER, Stream.STATISTICS_CROP, Stream.STATISTICS_FLIP
         # The high 32 bits scaled to 0 .. 2 * padding: uneven by less than one part in 10^7.
         offset = raw_words(self.seed, crop, epoch, 2 * images)
         offset >>= np.uint64(32)  # in place: new memory costs more than the arithmetic

@@ -11,13 +11,7 @@ from fastwi.config.schema import DataConfig
 from fastwi.data.batches import Dataset, whole_images
 from fastwi.data.card import SPLITS, Card, digests_path, read_card
 from fastwi.data.identity import target_size
-from fastwi.data.resident import (
-    ResidentDataset,
-    chosen_images,
-    normalisation_table,
-    open_beton,
-    resident_split,
-)
+from fastwi.data.resident import ResidentDataset, chosen_images, normalisation_table, open_beton, resident_split
 from fastwi.data.streamed import StreamedDataset, open_decoder
 from fastwi.errors import UserError
 
@@ -26,10 +20,7 @@ SHARE = 0.5
 
 
 def open_splits(data: DataConfig, device: torch.device, root: str | Path = "") -> tuple[Dataset, Dataset, Card]:
-    """Training and test images of the dataset at `data.path`, relative to `root`, and its card.
-
-    Raises what `open_split` raises.
-    """
+    """Training and test images of the dataset at `data.path`, relative to `root`, and its card: see `open_split`."""
     directory = Path(root) / data.path
     card = read_card(directory)  # once, or a dataset that is replaced meanwhile would be mixed
     train, test = (open_split(directory, split, card, data, device) for split in SPLITS)
@@ -39,11 +30,9 @@ def open_splits(data: DataConfig, device: torch.device, root: str | Path = "") -
 def open_split(directory: Path, split: str, card: Card, data: DataConfig, device: torch.device) -> Dataset:
     """`split` ("train" or "test") of the dataset in `directory`, whose card is read already, for `device`.
 
-    Resident or streamed (`data.streaming`), the images are the same to the bit. A set of JPEGs, or of images of
-    several sizes, is decoded when it is opened if it is asked to be resident.
-
-    Raises:
-        UserError: the beton is missing, damaged or disagrees with the card; the decoder is not there.
+    Resident or streamed (`data.streaming`), the images are the same to the bit; those of JPEGs or of several sizes
+    are decoded once where they are to be resident.
+    Raises UserError where the beton is missing, damaged or disagrees with the card, or the decoder is missing.
     """
     images: int = getattr(data, f"{split}_images")
     beton = open_beton(directory, split, card)

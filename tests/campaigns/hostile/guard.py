@@ -16,6 +16,13 @@ MOST_SECONDS = 10.0  # of processor time, a try
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _FORBIDDEN = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "socket.connect", "socket.bind",
               "socket.getaddrinfo", "urllib.", "pickle.find_class", "pty.", "ftplib.", "http.")  # fmt: skip
+# What torchvision unpickles where all checksums are right: CIFAR's arrays.
+_OF_ARRAYS = (
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+)
 _PATHS = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.link": 2, "os.symlink": 2, "os.truncate": 1,
           "os.chmod": 1, "os.chown": 1, "os.utime": 1, "os.mkfifo": 1, "sqlite3.connect": 1}  # fmt: skip
 
@@ -86,6 +93,8 @@ class Guard:
         elif event in _PATHS:
             for path in arguments[1:2] if event == "os.symlink" else arguments[: _PATHS[event]]:
                 self._check_path(path, follows=False, event=event)
+        elif event == "pickle.find_class" and arguments in _OF_ARRAYS:
+            return
         elif event.startswith(_FORBIDDEN):
             self._broken.append(f"{event} {arguments!r:.200}")
 
