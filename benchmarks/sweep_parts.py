@@ -119,7 +119,7 @@ def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
         return None
     request = read_sweep_request(list(argv))
     command: Any = import_module("fastwi.sweep")
-    opened = command.open_sweep(request.spec, request.name)
+    opened = command.open_sweep(request.spec, request.sweep)
     tree, worker = opened.planned.tree, opened.worker
     children = list(dict.fromkeys(node for nodes, _ in tree.averages.values() for node in nodes))
     jobs: list[float] = []

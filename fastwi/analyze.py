@@ -9,9 +9,8 @@ from pathlib import Path
 
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.cli import command
-from fastwi.config.help import study_lines
-from fastwi.config.read import AnalysisRequest, read_analysis_request
-from fastwi.config.write import sweep_to_yaml
+from fastwi.config.read import Request, read_analysis_request
+from fastwi.config.write import study_lines, sweep_to_yaml
 from fastwi.files import to_json
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import Summary, Table
@@ -24,43 +23,43 @@ def main(argv: list[str]) -> int:
     studies = all_studies()
     questions = {name: study.question for name, study in studies.items()}
     request = read_analysis_request(argv, questions)
-    if request.list_only:
+    if not request.study:
         print(to_json(questions) if request.json else "\n".join(study_lines(questions)))
         return 0
-    study = studies[request.name]
+    study = studies[request.study]
     with OpenedSweep(request.spec, Path(request.spec.options.directory, request.sweep)) as opened:
         found = _plan(request, study, opened) if request.dry_run else _carry_out(request, study, opened)
     found.show(request.json)
     return 0
 
 
-def _carry_out(request: AnalysisRequest, study: Study, opened: OpenedSweep) -> Summary:
+def _carry_out(request: Request, study: Study, opened: OpenedSweep) -> Summary:
     """Measure, and write the study's directory."""
     from fastwi.report.progress import Progress
     from fastwi.report.study_files import write_study
 
     begun = time.monotonic()
-    with Progress(request.name) as progress:
+    with Progress(request.study) as progress:
         frames: Frames = study.measure(opened, request.options, progress.tell)
     for cell in opened.left_out:
         print(f"fastwi: left out, diverged: {cell}", file=sys.stderr)
     tables: list[Table] = study.tables(frames)
     write_study(request, study, opened, frames, tables, time.monotonic() - begun)
     rows = {name: frame.height for name, frame in frames.items()}
-    values = {"study": request.name, "directory": str(request.directory), "rows": rows}
+    values = {"study": request.study, "directory": str(request.directory), "rows": rows}
     files = ", ".join(f"{name}.parquet" for name in frames)
     line = f"{request.directory}: {files} (and .csv), summary.md, figure.png, .pdf and .svg, manifest.json"
     return Summary(values, [line], tables)
 
 
-def _plan(request: AnalysisRequest, study: Study, opened: OpenedSweep) -> Summary:
+def _plan(request: Request, study: Study, opened: OpenedSweep) -> Summary:
     """What the study would start from, and where it would write."""
     places = opened.planned.places
     kept = sum(opened.has(place.ends) for place in places)
-    values = {"study": request.name, "directory": str(request.directory), "points": len(places),
+    values = {"study": request.study, "directory": str(request.directory), "points": len(places),
               "points_with_states": kept, "options": study.chosen(request.options)}  # fmt: skip
     lines = [
-        f"# {request.name}: {study.question}",
+        f"# {request.study}: {study.question}",
         f"# {len(places):,} points, of {kept:,} the children's states are in {opened.store.directory}; "
         f"would write to {request.directory}",
         sweep_to_yaml(request.spec, request.options, changed=True),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad input, 3 partly done, 130 interrupted."""
     request = read_sweep_request(argv)
-    sweep = open_sweep(request.spec, request.name, request.shard)
+    sweep = open_sweep(request.spec, request.sweep, request.shard)
     if request.dry_run:
         from fastwi.report.plan import plan
         from fastwi.report.results import sweep_directory

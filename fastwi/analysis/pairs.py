@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.config.check import chosen_cells
 from fastwi.config.schema import Config
-from fastwi.config.sweep import AnalysisOptions, Point, axis_value, child_tuples, other_axes
+from fastwi.config.sweep import AnalysisOptions, Point, axis_value, child_tuples, chosen_cells, other_axes
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.tree import OWN

@@ -5,11 +5,23 @@ where it says it (Iyer et al. 2024, Appendix A), else this project's choice.
 """
 
 import dataclasses
+import itertools
+import math
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
-from fastwi.config.values import Key, keys_of, option
+from fastwi.config.values import Key, keys_of, option, show
+from fastwi.errors import ConfigError
+from fastwi.models.names import model_problem
+
+MOST_EPOCHS = 1_000_000
+"""Of all networks of a run together. Steps, measurements and progress are lists as long."""
+
+LONGEST_NAME = 100  # characters; with hash and suffixes it stays below a file system's 255
+_DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
 
 
 @dataclass(frozen=True)
@@ -211,3 +223,59 @@ KEYS: dict[str, Key] = {path: key for each in SECTIONS.items() for path, key in 
 def section_keys(section: str, keys: Mapping[str, Key] = KEYS) -> list[Key]:
     """The keys of one section, in their order."""
     return [key for key in keys.values() if key.section == section]
+
+
+def check_config(config: Config) -> None:
+    """Raise ConfigError, with one line for each problem, for a configuration that no run could follow."""
+    if problems := list(config_problems(config)):
+        raise ConfigError("\n".join(problems))
+
+
+def config_problems(config: Config) -> Iterator[str]:
+    """What is wrong between the values of a run; each by itself is taken as right."""
+    run, data, experiment, noise = config.run, config.data, config.experiment, config.seeds.child_noise
+    yield from name_problems("run.name", run.name)
+    if not run.directory:
+        yield "run.directory: is empty; give a directory, such as runs"
+    if not data.path:
+        yield "data.path: is empty; give a directory that python -m data_prep wrote"
+    if problem := model_problem(config.model.name, config.model.width):
+        yield problem
+    if not _DEVICE.fullmatch(config.engine.device):
+        yield f"engine.device: {show(config.engine.device)} is not one of auto, cpu, cuda, cuda:N; give one"
+    if experiment.k + experiment.s + experiment.after < 1:
+        yield "experiment.k: k, s and after are all 0, so nothing is trained; make one at least 1"
+    children = experiment.children
+    trained_on = 1 + children * experiment.continue_children
+    epochs = {"k": experiment.k, "s": experiment.s * children, "after": experiment.after * trained_on}
+    if sum(epochs.values()) > MOST_EPOCHS:
+        most = max(epochs, key=lambda name: epochs[name])
+        yield (
+            f"experiment.{most}: {getattr(experiment, most):,} makes {sum(epochs.values()):,} epochs of all networks "
+            f"together; make these at most {MOST_EPOCHS:,}"
+        )
+    for name, given in (("experiment.weights", experiment.weights), ("seeds.child_noise", noise)):
+        if given and len(given) != children:
+            yield f"{name}: has {len(given)} values for {children} children; give {children}, or none"
+    if experiment.weights and abs(math.fsum(experiment.weights) - 1) > 1e-6:
+        yield f"experiment.weights: sum to {math.fsum(experiment.weights):.9g}; make them sum to 1"
+    if experiment.children_rate_factor != 1 and not experiment.continue_children:
+        yield "experiment.children_rate_factor: the children are not trained on; set continue_children: true"
+    for earlier, later in itertools.pairwise(config.schedule.drop_epochs):
+        if later <= earlier:
+            yield f"schedule.drop_epochs: {later} follows {earlier}; give them strictly increasing"
+    most_images = data.train_images or math.inf
+    for name, images in (
+        ("optimizer.batch_size", config.optimizer.batch_size),
+        ("experiment.recompute_images", experiment.recompute_images),
+    ):
+        if images > most_images:
+            yield f"{name}: {images} is more than data.train_images, {most_images}; lower it"
+
+
+def name_problems(path: str, name: str) -> Iterator[str]:
+    """Why `name`, the value of the key `path`, cannot be the name of a directory."""
+    if name and (PurePosixPath(name).name != name or name == ".." or "\\" in name):
+        yield f"{path}: {show(name)} is not the name of one directory; leave out / and \\"
+    if len(name) > LONGEST_NAME:
+        yield f"{path}: {len(name)} characters; give at most {LONGEST_NAME}"

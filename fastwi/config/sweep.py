@@ -11,12 +11,13 @@ p > 0 has the noise of parent 0's child p: in epochs that both train, networks o
 import functools
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastwi.config.schema import KEYS, SECTIONS, Config
-from fastwi.config.values import Key, Value, keys_of, option
+from fastwi.config.schema import KEYS, SECTIONS, Config, config_problems, name_problems
+from fastwi.config.values import Key, Value, keys_of, option, show
 from fastwi.errors import ConfigError
 
 RECOMPUTED = "recomputed"
@@ -25,9 +26,15 @@ RECOMPUTED = "recomputed"
 KEEP = ("none", "ends", "stops", "all")
 """Choices of sweep.keep; each keeps what the ones before it do."""
 
+MOST_POINTS = 1_000_000
+"""Each takes about 0.8 KB."""
+
 SEEDS_A_PARENT = 1_000_000
 AVERAGE_SEEDS = 500_000
 """Of a parent's seeds, the first that is an average's. So it has fewer children and fewer tuples than this."""
+
+_MOST_CELL_PROBLEMS = 10
+_CELL = re.compile(r" *([0-9]{1,9}) *, *([0-9]{1,9}) *")
 
 
 @dataclass(frozen=True)
@@ -220,6 +227,80 @@ def cells(spec: SweepSpec) -> Iterator[tuple[tuple[Value, ...], Config]]:
             sections.setdefault(section, {})[name] = value
         changed = {section: replace(getattr(spec.base, section), **keys) for section, keys in sections.items()}
         yield values, replace(spec.base, **changed)
+
+
+def sweep_problems(spec: SweepSpec, name: str) -> Iterator[str]:
+    """What is wrong between the values of a sweep called `name`; a line says the first cell that has the problem."""
+    yield from name_problems("sweep.name", name)
+    yield from _option_problems(spec.options)
+    count, options, every = count_points(spec), spec.options, math.prod(len(axis.values) for axis in spec.axes)
+    if count > MOST_POINTS:
+        yield (
+            f"sweep: {_count(count)} points ({every:,} cells, {len(options.parents):,} parents, "
+            f"{_count(count_tuples(options))} tuples, {max(1, len(options.alphas)):,} alphas); "
+            f"make it at most {MOST_POINTS:,}"
+        )
+        return
+    found: dict[str, tuple[int, tuple[Value, ...]]] = {}
+    for values, config in cells(spec):
+        for line in config_problems(config):
+            times, first = found.get(line, (0, values))
+            found[line] = times + 1, first
+    for line, (times, first) in itertools.islice(found.items(), _MOST_CELL_PROBLEMS):
+        where = ", ".join(f"{axis.path} = {show(value)}" for axis, value in zip(spec.axes, first, strict=True))
+        yield line if times == every else f"{line} (at {where})"
+    if len(found) > _MOST_CELL_PROBLEMS:
+        yield f"axes: {len(found) - _MOST_CELL_PROBLEMS} more such problems; fix these first"
+
+
+def _option_problems(options: SweepOptions) -> Iterator[str]:
+    size, children = options.tuple_size, options.children
+    for name, value in (("directory", options.directory), ("store", options.store)):
+        if not value:
+            yield f"sweep.{name}: is empty; give a directory"
+    if "own" not in options.measure:
+        yield "sweep.measure: lacks own; give [own], or [own, recomputed]"
+    if options.alphas and size != 2:
+        yield f"sweep.alphas: are for 2 children, and sweep.tuple_size is {size}; leave them out"
+    if size > children:
+        yield f"sweep.tuple_size: {size} is more than sweep.children, {children}; lower it"
+    elif options.tuples == "disjoint" and children % size:
+        lower = children - children % size
+        yield (
+            f"sweep.children: {children} do not divide into disjoint tuples of {size}; give {lower} or {lower + size}"
+        )
+    if count_tuples(options) >= AVERAGE_SEEDS:
+        yield (
+            f"sweep.tuples: {_count(count_tuples(options))} for a parent, which has noise seeds for fewer than "
+            f"{AVERAGE_SEEDS:,}; lower sweep.children"
+        )
+    if options.memory_GiB <= 0:
+        yield "sweep.memory_GiB: 0 holds no network; give more"
+
+
+def _count(number: int) -> str:
+    """A whole number in digits; where it has very many, its power of ten (Python prints 4,300 digits at most)."""
+    return f"{number:,}" if number < 10**18 else f"about 10^{math.log10(number):.0f}"
+
+
+def chosen_cells(options: AnalysisOptions) -> tuple[tuple[int, int], ...]:
+    """The cells asked for as (k, s), in the order given; none: all. Of checked options."""
+    found = (_CELL.fullmatch(text) for text in options.cells)
+    return tuple((int(match[1]), int(match[2])) for match in found if match is not None)
+
+
+def analysis_problems(options: AnalysisOptions, spec: SweepSpec) -> Iterator[str]:
+    """What is wrong among the options of a study, and between them and the sweep."""
+    if options.low >= options.high:
+        yield f"analysis.low: {options.low:g} is not below analysis.high, {options.high:g}; lower it"
+    axes, base = {axis.path: axis.values for axis in spec.axes}, spec.base.experiment
+    k, s = axes.get("experiment.k", (base.k,)), axes.get("experiment.s", (base.s,))
+    for text in options.cells:
+        match = _CELL.fullmatch(text)
+        if match is None:
+            yield f'analysis.cells: {show(text)} is not a cell; write k,s in quotes, such as "8,4"'
+        elif int(match[1]) not in k or int(match[2]) not in s:
+            yield f"analysis.cells: {show(text)} is not a cell of this sweep; k is of {show(k)}, s of {show(s)}"
 
 
 def points(spec: SweepSpec) -> Iterator[Point]:

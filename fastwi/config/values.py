@@ -92,11 +92,6 @@ def number_from_text(text: str) -> int | float | None:
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
-def is_range(value: object) -> bool:
-    """Whether a value, found where a list of numbers belongs, is meant as a range."""
-    return isinstance(value, str) and ".." in value
-
-
 def expand_range(text: str) -> list[int] | list[float]:
     """The numbers of a range such as `1..4` or `0.05..0.2 step 0.05`, both ends in.
 
@@ -128,28 +123,9 @@ def expand_range(text: str) -> list[int] | list[float]:
         raise ValueError(f"{show(text)} has an infinite end; give finite numbers") from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """What a field declares beside its type and default; bounds are inclusive.
-
-    Of a list: the `least` values that it has, whether a value `repeats`, its `separator` on the command line.
-    `instead`: what a sweep uses in place of the key.
-    """
-
-    help: str
-    unit: str = ""
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    least: int = 0
-    repeats: bool = False
-    separator: str = ","
-    instead: str = ""
-
-
 def option(default: Any, text: str, **facts: Any) -> Any:
-    """A dataclass field with its default, its help and further facts, as in `Option`."""
-    return dataclasses.field(default=default, metadata=vars(Option(help=text, **facts)))
+    """A dataclass field with its default, its help and further facts, as in `Key`."""
+    return dataclasses.field(default=default, metadata={"help": text, **facts})
 
 
 _WORDS = {
@@ -161,15 +137,28 @@ _WORDS = {
 _PRINTABLE = r"^[^\p{Cc}\p{Zl}\p{Zp}]*$"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Key(Option):
-    """One key, `section.name`. `depth`: 0 for a value of the type `scalar`, 1 for a list, 2 for a list of lists."""
+@dataclass(frozen=True)
+class Key:
+    """One key, `section.name`. `depth`: 0 for a value of the type `scalar`, 1 for a list, 2 for a list of lists.
+
+    Bounds are inclusive. Of a list: the `least` values that it has, whether a value `repeats`, its `separator` on the
+    command line. `instead`: what a sweep uses in place of the key.
+    """
 
     section: str
     name: str
     scalar: type
     depth: int
     default: Any
+    help: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    least: int = 0
+    repeats: bool = False
+    separator: str = ","
+    instead: str = ""
 
     @property
     def path(self) -> str:
@@ -217,7 +206,7 @@ class Key(Option):
         Strict: 3.7 is no int, true no number, 5 no text. Raises ValueError: one line with the value and what to give.
         """
         value = _plain(given)
-        if self.depth == 1 and self.scalar in (int, float) and is_range(value):
+        if self.depth == 1 and self.scalar in (int, float) and isinstance(value, str) and ".." in value:
             value = tuple(expand_range(value))
         try:
             checked = self._type.validate_python(value)
@@ -246,7 +235,5 @@ def keys_of(section: str, kind: type) -> dict[str, Key]:
     for each in dataclasses.fields(kind):
         many = typing.get_origin(hints[each.name]) is tuple
         scalar = typing.get_args(hints[each.name])[0] if many else hints[each.name]
-        found[f"{section}.{each.name}"] = Key(
-            section=section, name=each.name, scalar=scalar, depth=int(many), default=each.default, **each.metadata
-        )
+        found[f"{section}.{each.name}"] = Key(section, each.name, scalar, int(many), each.default, **each.metadata)
     return found

@@ -1,23 +1,38 @@
 """A configuration out again: as plain data, as YAML that reads back to an equal one, as a hash"""
 
+import dataclasses
 import hashlib
 import json
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
+from fastwi.config.layers import shipped_configs
 from fastwi.config.schema import KEYS, SECTIONS, Config, section_keys
 from fastwi.config.sweep import ALL_SECTIONS, NAMES, AnalysisOptions, SweepSpec
-from fastwi.config.values import MOST_VALUES, Key, Value
+from fastwi.config.values import MOST_VALUES, Key
 from fastwi.models.names import placeless
 
 HASH_VERSION = 1
 """Raise it when a default or a key's meaning changes: the same hash must not name another experiment."""
 
 HASH_DIGITS = 12
+WIDTH = 100
+FLAGS = {
+    "config FILE": f"YAML file, or one that comes with fastwi: {', '.join(shipped_configs())}",
+    "section.key VALUE": "override a value of the file, which overrides the defaults",
+    "dry-run": "check everything, say what would be done, and stop",
+    "print-config": "print the whole configuration as YAML and stop",
+    "json": "print results as JSON",
+    "version": "print the version and stop",
+    "help SECTION": f"all about the keys of {', '.join(ALL_SECTIONS)}; --help all: of all sections",
+}
+"""Of every command that takes a configuration."""
+
+_METAVARS = {bool: "BOOL", int: "INT", float: "FLOAT", str: "TEXT"}
 _LONGEST_LIST = 8  # whole numbers of an option; more in a row are written as a range
 
 # What cannot change a result. run: where it is written. data.streaming: where images wait. data.decoder: it changes
@@ -29,25 +44,19 @@ _NO_RESULT = {key.path for key in KEYS.values() if key.section in ("run", "engin
 }
 
 
-def value_of(config: Config, key: Key) -> Value:
-    """The value that `config` has for `key`."""
-    value: Value = getattr(getattr(config, key.section), key.name)
-    return value
-
-
 def changes(config: Config, keys: Iterable[Key]) -> dict[str, Any]:
-    """The values of `keys` that differ from their defaults, by path, as plain values that JSON takes.
+    """The values of `keys` that differ from their defaults, by path.
 
     Names of results are made of these: a key that is added later leaves the earlier names as they were.
     """
-    return {key.path: _plain(value) for key in keys if (value := value_of(config, key)) != key.default}
+    values = ((key, getattr(getattr(config, key.section), key.name)) for key in keys)
+    return {key.path: value for key, value in values if value != key.default}
 
 
 def to_mapping(config: Config) -> dict[str, dict[str, Any]]:
     """`{section: {key: value}}`, complete, of plain values that JSON takes; tuples are lists."""
-    return {
-        section: {key.name: _plain(value_of(config, key)) for key in section_keys(section)} for section in SECTIONS
-    }
+    mapping: dict[str, dict[str, Any]] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return mapping
 
 
 def config_hash(config: Config, dataset_digest: str | None = None) -> str:
@@ -71,10 +80,6 @@ def config_hash(config: Config, dataset_digest: str | None = None) -> str:
         decides["data.path"] = {"digest": dataset_digest}
     text = json.dumps([HASH_VERSION, decides], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:HASH_DIGITS]
-
-
-def _plain(value: Value) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def to_yaml(config: Config, changed: bool = False) -> str:
@@ -106,11 +111,11 @@ def _section_lines(section: str, values: object, changed: bool) -> list[str]:
     for key in section_keys(section, NAMES):
         value = getattr(values, key.name)
         if not changed:
-            comment = f"{key.help} [{facts(key)}]"
+            comment = f"{key.help} [{_facts(key)}]"
             lines += textwrap.wrap(comment, 110, initial_indent="  # ", subsequent_indent="  # ")
         if not changed or value != key.default:
             lines.append(f"  {key.name}: {_yaml(value, ranges=section not in SECTIONS)}")
-    return ["", f"{section}:  # {title(section)}", *lines] if lines else []
+    return ["", f"{section}:  # {_title(section)}", *lines] if lines else []
 
 
 def _yaml(value: Any, ranges: bool = False) -> str:
@@ -128,21 +133,60 @@ def _yaml(value: Any, ranges: bool = False) -> str:
     return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
 
 
-def title(section: str) -> str:
+def _title(section: str) -> str:
     """The first line of a section's docstring (empty under `python -OO`)."""
     return (ALL_SECTIONS[section].__doc__ or "").strip().partition("\n")[0]
 
 
-def facts(key: Key) -> str:
+def _facts(key: Key) -> str:
     """Default, unit and bounds in one line."""
-    facts = (f"default {shown_default(key) or 'empty'}", f"in {key.unit}" if key.unit else "", key.limits)
+    facts = (f"default {_default(key) or 'empty'}", f"in {key.unit}" if key.unit else "", key.limits)
     return "; ".join(filter(None, facts))
 
 
-def shown_default(key: Key) -> str:
-    """The default as in the help."""
+def _default(key: Key) -> str:
     return ",".join(map(_word, key.default)) if key.many else _word(key.default)
 
 
 def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def study_lines(studies: Mapping[str, str]) -> list[str]:
+    """Each study with what it answers, one line each."""
+    width = max(map(len, studies))
+    return [f"  {name:<{width}}  {text}" for name, text in studies.items()]
+
+
+def help_text(
+    program: str, about: str, flags: Mapping[str, str], text: str, sections: Iterable[str], topic: str
+) -> str:
+    """The help of `python -m program`.
+
+    `flags`: each with its meaning. `text`: what else is to be said. `sections`: those whose keys are named.
+    `topic`: a section for all about its keys, or `all`; else the short help.
+    """
+    if topic in ALL_SECTIONS or topic == "all":
+        chosen = ALL_SECTIONS if topic == "all" else [topic]
+        return "\n\n".join("\n".join([f"{name}: {_title(name)}", *_key_lines(name)]) for name in chosen)
+    lines = [f"usage: python -m {program} [--config FILE] [--section.key VALUE ...]", "", *_wrap(about, ""), ""]
+    for flag, meaning in flags.items():
+        lines += [f"  --{flag}", *_wrap(meaning, " " * 6)]
+    lines += ["", *text.splitlines()] if text else []
+    for section in sections:
+        keys = (f"{key.name} {_default(key)}".rstrip() for key in section_keys(section, NAMES))
+        lines += ["", f"{section}: {_title(section)}", *_wrap("Keys and defaults: " + ", ".join(keys), "  ")]
+    return "\n".join(lines)
+
+
+def _key_lines(section: str) -> list[str]:
+    lines = []
+    for key in section_keys(section, NAMES):
+        one = "{" + ",".join(key.choices) + "}" if key.choices else _METAVARS[key.scalar]
+        lines.append(f"  --{key.path} " + (f"{one}{key.separator}{one}{key.separator}..." if key.many else one))
+        lines += _wrap(f"{key.help} [{_facts(key)}]", " " * 6)
+    return lines
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)

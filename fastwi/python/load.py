@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from fastwi.config.layers import read_text
 from fastwi.config.read import config_from_yaml, sweep_from_yaml
 from fastwi.config.schema import Config
 from fastwi.config.sweep import axis_value, child_tuples, other_axes
 from fastwi.config.values import show
 from fastwi.config.write import config_hash
-from fastwi.config.yamlfile import read_text
 from fastwi.errors import ConfigError, UserError
 from fastwi.experiment.planner import PlannedSweep, PointStates, plan_run, plan_sweep
 from fastwi.experiment.resident import ResidentStates

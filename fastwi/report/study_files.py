@@ -8,7 +8,7 @@ import polars
 
 from fastwi.analysis.columns import Columns
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.config.read import AnalysisRequest
+from fastwi.config.read import Request
 from fastwi.config.write import sweep_to_yaml
 from fastwi.files import atomic_path, to_json, write_text
 from fastwi.report.manifest import manifest
@@ -19,7 +19,7 @@ from fastwi.sealed import MANIFEST, seal_directory
 
 
 def write_study(
-    request: AnalysisRequest,
+    request: Request,
     study: Study,
     opened: OpenedSweep,
     frames: Frames,
@@ -36,7 +36,7 @@ def write_study(
     title = f"{config.model.name} on {card.name} (sweep {request.sweep})"
     options = study.chosen(request.options)
     lines = [
-        f"# {request.sweep}: {request.name}",
+        f"# {request.sweep}: {request.study}",
         "",
         f"{study.question[0].upper()}{study.question[1:]}: {title}.",
         "",
@@ -48,10 +48,10 @@ def write_study(
     write_text(directory / "summary.md", "\n".join([*lines, "", OVER_PARENTS]) + "\n")
     study.draw(frames, directory / "figure.png", title)
     resolved = sweep_to_yaml(request.spec, request.options)
-    identity = hashlib.sha256(f"{request.name}\n{resolved}".encode()).hexdigest()[:12]
+    identity = hashlib.sha256(f"{request.study}\n{resolved}".encode()).hexdigest()[:12]
     about = manifest(card, opened.resources.engine(config).resolved, identity, opened.planned.networks)
     rows = {name: frame.height for name, frame in frames.items()}
-    made = {"study": request.name, "sweep": request.sweep, "options": options, "rows": rows}
+    made = {"study": request.study, "sweep": request.sweep, "options": options, "rows": rows}
     seal_directory(directory, {**made, "left_out_diverged": opened.left_out, "seconds": round(seconds, 3), **about})
 
 

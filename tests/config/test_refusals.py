@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from fastwi.config.check import check_config
 from fastwi.config.read import (
     config_from_mapping,
     config_from_yaml,
@@ -19,7 +18,7 @@ from fastwi.config.read import (
     read_sweep_request,
     sweep_from_yaml,
 )
-from fastwi.config.schema import Config, DataConfig, OptimizerConfig
+from fastwi.config.schema import Config, DataConfig, OptimizerConfig, check_config
 from fastwi.errors import ConfigError
 
 STUDIES = {"connectivity": "barriers", "plane": "the plane"}
@@ -139,7 +138,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("sweep", "axes: {schedule.drop_epochs: 1..4}", 1, "axes.schedule.drop_epochs: '1..4' is not"),
     ("sweep", "axes: {experiment.momentum: [reset, kep]}", 1, "experiment.momentum: 'kep'", "did you mean keep?"),
     ("sweep", "base: 3", 1, "base: 3 is not"),
-    ("sweep", "base: ''", 1, "base: is empty"),
+    ("sweep", "base: ''", 1, "base: ", "cannot be read"),
     ("sweep", "base: fastwi:digit", 1, "base: 'fastwi:digit'", "fastwi:digits"),
     ("sweep", "base: none/such.yaml", 1, "base: none/such.yaml: no such config file"),
     ("mapping", {"experiment": {"k": 10**5000}}, "experiment.k: a whole number beyond 64 bits is not"),
@@ -384,7 +383,7 @@ def test_a_file_whose_name_cannot_name_the_sweep(tmp_path: Path) -> None:
     file.write_text("experiment: {k: 1}")
     with pytest.raises(ConfigError, match=r"^sweep\.name: 'a\\\\b'"):
         read_sweep_request(["--config", str(file)])
-    assert read_sweep_request(["--config", str(file), "--sweep.name", "ab"]).name == "ab"
+    assert read_sweep_request(["--config", str(file), "--sweep.name", "ab"]).sweep == "ab"
 
 
 @pytest.mark.parametrize("text", ["{a: " * 100_000, "[" * 100_000, "- " * 100_000, "experiment:\n  k: " + "[" * 33])

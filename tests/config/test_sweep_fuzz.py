@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastwi.cli import ShowAndExit
-from fastwi.config.read import SweepRequest, read_sweep_request, sweep_from_yaml
+from fastwi.config.read import Request, read_sweep_request, sweep_from_yaml
 from fastwi.config.schema import KEYS, Config
 from fastwi.config.sweep import OPTIONS, Axis, SweepOptions, SweepSpec
 from fastwi.config.write import sweep_to_yaml
@@ -120,8 +120,8 @@ def test_any_sweep_file_and_command_line(file: Path, text: str, argv: list[str])
         except ShowAndExit:
             assert {"--help", "-h", "--version"} & set(arguments)
         else:
-            assert isinstance(request, SweepRequest)
-            assert request.name
+            assert isinstance(request, Request)
+            assert request.sweep
             assert sweep_from_yaml(sweep_to_yaml(request.spec)) == request.spec
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastwi.config.check import check_config
 from fastwi.config.read import config_from_mapping
-from fastwi.config.schema import Config, ModelConfig
+from fastwi.config.schema import Config, ModelConfig, check_config
 from fastwi.config.write import config_hash
 from fastwi.data.resident import load_split
 from fastwi.engine.choose import build_network

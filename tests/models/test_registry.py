@@ -46,7 +46,7 @@ def test_names_and_builders_agree():
 
 
 def test_names_need_no_torch():
-    code = "import sys, fastwi.models.names, fastwi.config.check; sys.exit('torch' in sys.modules)"
+    code = "import sys, fastwi.models.names, fastwi.config.schema; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

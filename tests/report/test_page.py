@@ -219,7 +219,7 @@ def test_missing_studies_are_named_with_commands(copied):
         command = f"python -m fastwi.analyze {name} --config {copied / 'sweep.yaml'}"
         assert command in page.text
         words = shlex.split(command)[3:]
-        assert read_analysis_request(words, dict.fromkeys(all_studies(), "")).name == name
+        assert read_analysis_request(words, dict.fromkeys(all_studies(), "")).study == name
 
 
 def test_the_command_of_a_study_has_its_options(results, copied):
