@@ -29,18 +29,19 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Resolved:
-    """Device, dtype of activations and backend of a run, and the network that is run.
-
-    `model` is the network that was handed over, safe for the device; `network` is the same, rewritten where fused.
-    `why` says why engine.precision: auto is this dtype; it is empty where the configuration names one.
-    """
+    """What the configuration's choices are on this machine."""
 
     device: torch.device
     dtype: torch.dtype
-    backend: str  # fused | compile | eager
+    """Of activations."""
+    backend: str
+    """fused, compile or eager."""
     model: nn.Module
+    """The network that was handed over, safe for the device."""
     network: nn.Module
+    """The network that is run: the same, rewritten where it is fused."""
     why: str = ""
+    """Why engine.precision: auto is this dtype; empty where the configuration names one."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -55,7 +56,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(config: EngineConfig) -> torch.dtype:
-    """What activations and convolutions are computed in. Raises ConfigError as `resolve_device` does."""
+    """The dtype of activations and convolutions. Raises ConfigError as `resolve_device` does."""
     return _DTYPES[resolve_precision(config).precision]
 
 
@@ -67,7 +68,7 @@ def resolve_precision(config: EngineConfig) -> Choice:
 
 
 def cpu_threads(config: EngineConfig) -> int:
-    """Threads of `engine.threads`; 0: torch's own number, which knows nothing of a container's quota, within that."""
+    """Threads of `engine.threads`; 0: torch's own number, but no more than a container's quota leaves."""
     return config.threads or min(torch.get_num_threads(), processors())
 
 
@@ -79,7 +80,7 @@ def make_deterministic() -> None:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give a GPU's memory that nothing uses back. Engines and programs refer to themselves, so they are collected."""
+    """Return a GPU's unused memory. Engines and programs are in reference cycles, so they are collected first."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -87,12 +88,12 @@ def free_memory(device: torch.device) -> None:
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """torch.compile for fixed shapes. On a GPU Inductor is told to keep channels-last for narrow convolutions too."""
-    # It warns of a CUDA toolkit that it does not need; whatever fails is raised.
+    # It warns about a CUDA toolkit that it does not need; errors are raised all the same.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # Each network, mode and batch size is a version of one function; past the limit of 8 torch goes on uncompiled.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     capability = os.environ.get("ATEN_CPU_CAPABILITY")
-    if capability:  # torch's cache does not tell code for these instructions from other code: wrong results, crashes
+    if capability:  # torch's cache mixes code for these instructions with other code: wrong results, crashes
         from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{default_cache_dir()}-{capability}")

@@ -7,7 +7,7 @@ releases Python's lock while it draws and sorts, so the thread runs beside whate
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -65,12 +65,11 @@ class DrawsAhead:
     def take_all(self, requests: Sequence[DrawRequest], threads: int) -> list[Draws]:
         """`take` of each, by so many threads. Equal requests share their draws."""
         times = Counter(requests)
-        taken: Iterator[Draws]
         if threads == 1 or len(times) == 1:
-            taken = map(self.take, times, times.values())
+            taken = list(map(self.take, times, times.values()))
         else:
             with ThreadPoolExecutor(min(threads, len(times))) as pool:
-                taken = pool.map(self.take, times, times.values())
+                taken = list(pool.map(self.take, times, times.values()))
         draws = dict(zip(times, taken, strict=True))
         return [draws[request] for request in requests]
 
@@ -125,7 +124,7 @@ class _Call:
     def _make(self) -> None:
         while True:
             with self._lock:
-                # At exit Python waits for its threads: for the draws at hand, and no longer.
+                # At exit Python waits for its threads: only for the draws in progress.
                 self._running = self._has_room() and threading.main_thread().is_alive()
                 if not self._running:
                     return

@@ -1,7 +1,7 @@
 """What `engine.precision: auto` is on a device: on a CPU what was measured to train faster on its kind of processor.
 
-Images/s of one ResNet20 at batch 128 on 2 cores, by `python -m benchmarks.throughput`; an instruction's name alone
-says little: with AVX512-BF16 bf16 is faster on the one processor and 1.8 x slower on the other.
+Images/s of one ResNet20 at batch 128 on 2 cores, by `python -m benchmarks.throughput`. An instruction's name alone
+says little: with AVX512-BF16 bf16 is faster on one processor and 1.8 x slower on another.
 
 | processor | bf16 | fp32 | best stock loop |
 |---|---|---|---|
@@ -10,13 +10,13 @@ says little: with AVX512-BF16 bf16 is faster on the one processor and 1.8 x slow
 | Intel Xeon with AVX512-BF16, without AMX | 544 - 556 | 981 - 1,035 | 524 |
 | AMD EPYC with AVX2 alone | not measured | 532 - 625 | 278 (fp32) |
 
-What was not measured computes in fp32. The choice is a function of the processor alone, for it is in the names of
-states; a run or store that was begun elsewhere goes on in what it was begun in. Nothing here imports torch at once.
+What was not measured computes in fp32. The choice is a function of the processor alone, because it is in the names of
+states; a run or store that was begun elsewhere continues in its own precision. This module imports torch only where
+a device is asked for.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -24,17 +24,15 @@ if TYPE_CHECKING:
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-@dataclass(frozen=True)
-class Processor:
+class Processor(NamedTuple):
     """A CPU as Linux describes it: vendor (GenuineIntel, AuthenticAMD), family and instruction sets."""
 
     vendor: str = ""
-    family: int = -1
+    family: str = ""
     flags: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A precision as `engine.precision` names it, and why it was chosen."""
 
     precision: str
@@ -49,10 +47,8 @@ def processor() -> Processor:
         return Processor()
     pairs = (line.partition(":") for line in first.splitlines())
     found = {name.strip(): value.strip() for name, _, value in pairs}
-    family = found.get("cpu family", "")
-    return Processor(
-        found.get("vendor_id", ""), int(family) if family.isdigit() else -1, frozenset(found.get("flags", "").split())
-    )
+    flags = frozenset(found.get("flags", "").split())
+    return Processor(found.get("vendor_id", ""), found.get("cpu family", ""), flags)
 
 
 def cpu_precision(cpu: Processor) -> Choice:
@@ -61,7 +57,7 @@ def cpu_precision(cpu: Processor) -> Choice:
         return Choice("bf16", "AMX, measured faster than fp32 there")
     if "avx512_bf16" not in cpu.flags:
         return Choice("fp32", "no bf16 instructions")
-    if (cpu.vendor, cpu.family) == ("AuthenticAMD", 26):
+    if (cpu.vendor, cpu.family) == ("AuthenticAMD", "26"):
         return Choice("bf16", "AVX512-BF16 of AMD's family 26, measured faster than fp32 there")
     if cpu.vendor == "GenuineIntel":
         return Choice("fp32", "AVX512-BF16 without AMX, measured slower than fp32 on Intel")

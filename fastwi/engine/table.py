@@ -1,7 +1,7 @@
 """What `python -m fastwi.tune` measured: images/s of each engine, by network and number of members.
 
 The table is a JSON file in the user's cache directory, one entry for each device, version of torch and network. A
-missing, foreign or damaged file is an empty table: nothing but speed depends on it.
+missing, foreign or damaged file is an empty table: it decides nothing but speed.
 """
 
 import json
@@ -9,7 +9,6 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -41,37 +40,28 @@ def entry_key(config: Config, device: torch.device, dtype: torch.dtype) -> str:
 
 def read_speeds(key: str) -> Speeds:
     """The entry `key`; empty where there is none."""
-    found = _read().get(key, {})
-    return {
-        str(engine): {int(members): float(speed) for members, speed in by_members.items()}
-        for engine, by_members in found.items()
-    }
+    return _read().get(key, {})
 
 
 def write_speeds(key: str, speeds: Mapping[str, Mapping[int, float]]) -> None:
     """Keep an entry beside those that are there."""
     path = table_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {engine: {str(m): round(speed, 1) for m, speed in by.items()} for engine, by in speeds.items()}
+    kept = {engine: {m: round(speed, 1) for m, speed in by.items()} for engine, by in speeds.items()}
     write_json(path, {**_read(), key: kept})
 
 
 def fastest(speeds: Speeds) -> tuple[str, int] | None:
     """The engine and the number of members at which most images/s were measured; None for an empty table."""
-    all_of_them = [(speed, engine, m) for engine, by in speeds.items() for m, speed in by.items()]
-    if not all_of_them:
-        return None
-    _, engine, members = max(all_of_them)
-    return engine, members
+    measured = [(speed, engine, m) for engine, by in speeds.items() for m, speed in by.items()]
+    return max(measured)[1:] if measured else None
 
 
-def _read() -> dict[str, Any]:
+def _read() -> dict[str, Speeds]:
     try:
-        found = json.loads(table_path().read_text())
-        for by_engine in found.values():
-            for by_members in by_engine.values():
-                for members, speed in by_members.items():
-                    int(members), float(speed)
+        return {
+            key: {engine: {int(m): float(speed) for m, speed in by.items()} for engine, by in speeds.items()}
+            for key, speeds in json.loads(table_path().read_text()).items()
+        }
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
-    return dict(found)

@@ -1,7 +1,7 @@
 """One training step and one evaluation of a user's network, as the run will do them, before anything is stored.
 
 A network is tried in float32 on the CPU when it is built. Other precisions, devices and compilers refuse other
-things: those end here, in one line that names the layer, and not in a traceback when a run is under way.
+things. Those errors end here, in one line that names the layer, and not in a traceback during the run.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def _refusal(config: Config, problem: str) -> ConfigError:
 
 
 def _where(engine: Engine, population: Population, batch: Dataset, error: Exception) -> str:
-    """Where it failed and what helps: what the network does without compilers and other engines tells."""
+    """Where it failed and what helps, found by a pass without compilers and other engines."""
     resolved, running = engine.resolved, list[str]()
     how = f"fails in {str(engine.dtype).removeprefix('torch.')} on {engine.device}"
     try:
