@@ -8,11 +8,10 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from trained_networks import AUGMENT, OPTIMIZER, SCHEDULE, build, draw_data, engine_config
+from trained_networks import build, draw_data, make
 
 from fastwi.data.noise import Draws, Noise
 from fastwi.engine import draws as draws_module
-from fastwi.engine.base import Settings
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.draws import DrawRequest, DrawsAhead
 from fastwi.population import Population
@@ -63,7 +62,7 @@ def test_training_is_the_same_with_draws_made_ahead(seed, drawn, name, threads, 
     for ahead in (False, True):
         drawn.clear()
         population = start.clone_rows(range(3))
-        engine = ENGINES[name](build("residual", 0), Settings(engine_config("fp32"), OPTIMIZER, SCHEDULE, AUGMENT))
+        engine = make(name, "residual")
         losses = []
         for epoch in (0, 1, 2):
             if ahead:

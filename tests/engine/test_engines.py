@@ -7,56 +7,39 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from trained_networks import (
-    AUGMENT,
     BATCH,
+    BATCHED,
+    ENGINES,
     IMAGES,
     NETWORKS,
     OPTIMIZER,
-    SCHEDULE,
     STEPS,
     TooClose,
     build,
     draw_data,
-    draw_momentum,
-    engine_config,
+    make,
+    starts,
     train_exactly,
 )
 
 from fastwi.config.schema import OptimizerConfig
 from fastwi.data.noise import Noise
-from fastwi.engine.base import Engine, Settings
 from fastwi.engine.choose import ENGINES as CHOICES
-from fastwi.engine.loop import LoopEngine
 from fastwi.engine.program import State
-from fastwi.engine.stacked import StackedEngine
 from fastwi.kernels import gpu
+from fastwi.kernels.cpu import library
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 
-
-class VmappedEngine(StackedEngine):
-    """`stacked` as it runs on a GPU without engine.deterministic: with vmap and batched matrix products."""
-
-    def _must_be_exact(self):
-        return False
-
-
-ENGINES = {**CHOICES, "vmapped": VmappedEngine}
 EPS = torch.finfo(torch.float32).eps
 EPOCH = 1  # the rate has dropped by then
-BATCHED = [name for name in ENGINES if name != "loop"]
 FP32_ERROR = 300 * EPS  # of a tensor's way over 5 steps: sums of some 400 terms, carried through 5 steps
-
-
-def make(name: str, network: str, precision: str = "fp32", optimizer: OptimizerConfig = OPTIMIZER) -> Engine:
-    return ENGINES[name](build(network, 0), Settings(engine_config(precision), optimizer, SCHEDULE, AUGMENT))
-
-
-def starts(network: str, seed: int, members: int) -> Population:
-    population = Population.from_modules([build(network, seed + m) for m in range(members)])
-    draw_momentum(population, seed)
-    return population
+NEAR = {"fp32": 1e-4, "bf16": 2e-2}  # roundings in another order; no more than that
+needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
+# (engine, backend)
+KINDS = [*((engine, "eager") for engine in ENGINES), pytest.param("loop", "fused", marks=needs_kernels)]
 
 
 def clear_start(network: str, seed: int, members: int, optimizer: OptimizerConfig) -> tuple[Any, ...]:
@@ -81,22 +64,26 @@ def assert_near(found: Tensor, exact: Tensor, before: Tensor | float, name: str)
     assert (found.double() - exact).abs().max() <= allowed, name
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("form", [(0.9, False), (0.9, True), (0.0, False)], ids=["", "nesterov", "no momentum"])
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_five_steps_equal_float64(seed, engine, network, nesterov):
-    optimizer = OptimizerConfig(BATCH, 0.05, 0.9, 1e-3, nesterov)
+@pytest.mark.parametrize(("engine", "backend"), KINDS)
+def test_five_steps_equal_float64(seed, engine, backend, network, form):
+    if (backend == "fused" and network != "residual") or (not form[0] and network != "residual"):
+        pytest.skip("one network is enough")
+    optimizer = OptimizerConfig(BATCH, 0.05, form[0], 1e-3, form[1])
     population, data, noises, exact = clear_start(network, seed, 3, optimizer)
     before = population.clone_rows(range(3))
     seen: list[int] = []
-    losses = make(engine, network, optimizer=optimizer).train_epoch(population, data, noises, EPOCH, seen.append)
+    made = make(engine, network, backend=backend, optimizer=optimizer)
+    losses = made.train_epoch(population, data, noises, EPOCH, seen.append)
     assert sum(seen) == 3 * STEPS * BATCH
     for m, (trained, momentum, loss) in enumerate(exact):
         assert losses[m] == pytest.approx(loss, rel=FP32_ERROR)
         state = trained.state_dict()
         for name, value in population.parameters(m).items():
             assert_near(value, state[name], before.parameters(m)[name], name)
-            assert_near(population.momentum(m)[name], momentum[name], 0.0, name)
+            if form[0]:
+                assert_near(population.momentum(m)[name], momentum[name], 0.0, name)
         for name, value in population.buffers(m).items():
             assert_near(value, state[name], before.buffers(m)[name], name)
     assert len(set(losses)) == 3
@@ -112,26 +99,44 @@ def test_gradients_and_logits_equal_loops(seed, engine, network):
         trained = population.clone_rows(range(3))
         made = make(name, network)
         trained.momentum_MP.zero_()
-        program_data = draw_data(seed, BATCH)  # one step
-        made.train_epoch(trained, program_data, noises, EPOCH)
+        made.train_epoch(trained, draw_data(seed, BATCH), noises, EPOCH)
         both.append((trained.momentum_MP, made.evaluate(population, data)))
     (loops, loops_scores), (found, scores) = both
     assert (found - loops).abs().max() <= 1e-5 * loops.abs().max()
     np.testing.assert_allclose(scores.loss_M, loops_scores.loss_M, rtol=1e-6)
 
 
+@pytest.mark.skipif(library() is None, reason="no C++ compiler")
+def test_compiled_equals_eager(seed):
+    population, data, noises, _ = clear_start("residual", seed, 2, OPTIMIZER)
+    results = []
+    for backend in ("eager", "compile"):
+        trained, made = population.clone_rows([0, 1]), make("loop", "residual", backend=backend)
+        made.train_epoch(trained, data, noises, EPOCH)
+        results.append((trained, made.evaluate(trained, data)))
+    (eager, eager_scores), (compiled, compiled_scores) = results
+    for name in ("weights_MP", "momentum_MP", "statistics_MQ"):
+        moved = getattr(eager, name) - getattr(population, name)
+        assert (getattr(compiled, name) - getattr(eager, name)).norm() <= 4e-4 * moved.norm(), name
+    assert torch.equal(compiled.counters_MB, eager.counters_MB)
+    np.testing.assert_allclose(compiled_scores.loss_M, eager_scores.loss_M, rtol=1e-3)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("network", [*NETWORKS, "resnet20_gn", "wrn16_4"])
-@pytest.mark.parametrize("engine", CHOICES)
-def test_a_member_is_the_same_bit_for_bit_alone_and_among_others(seed, engine, network, precision):
+@pytest.mark.parametrize(("engine", "backend"), [kind for kind in KINDS if kind != ("vmapped", "eager")])
+def test_a_member_is_the_same_bit_for_bit_alone_and_among_others(seed, engine, backend, network, precision):
     """The built-in ones are of one channel in places, where a batched sum takes another path."""
     if network in NETWORKS:
-        population, data, made = starts(network, seed, 4), draw_data(seed), make(engine, network, precision)
+        model: Any = network
+        population, data = starts(network, seed, 4), draw_data(seed)
     else:
+        model = build_model(network, 10, width=0.0625)
         networks = [build_model(network, 10, width=0.0625) for _ in range(4)]
         population, data = Population.from_modules(networks), draw_data(seed, 2 * BATCH)
-        made = CHOICES[engine](networks[0], Settings(engine_config(precision), OPTIMIZER, SCHEDULE, AUGMENT))
-    noises = [Noise(seed + m) for m in range(4)]
+    if backend == "fused" and network != "residual":
+        pytest.skip("one network is enough")
+    made, noises = make(engine, model, precision, backend), [Noise(seed + m) for m in range(4)]
 
     def results(rows: list[int]) -> list[tuple[Any, ...]]:
         """Of each of `rows` handed over together: what it is trained to, and what is measured of it."""
@@ -152,8 +157,7 @@ def test_a_member_is_the_same_bit_for_bit_alone_and_among_others(seed, engine, n
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_member_hardly_depends_on_its_neighbours_where_members_are_batched(seed, network):
     population, data, noises, _ = clear_start(network, seed, 3, OPTIMIZER)
-    together = population.clone_rows(range(3))
-    made = make("vmapped", network)
+    together, made = population.clone_rows(range(3)), make("vmapped", network)
     losses = made.train_epoch(together, data, noises, EPOCH)
     for m in range(3):
         alone = population.clone_rows([m])
@@ -161,15 +165,10 @@ def test_a_member_hardly_depends_on_its_neighbours_where_members_are_batched(see
         assert (alone.weights_MP[0] - together.weights_MP[m]).abs().max() <= NEAR["fp32"]
 
 
-# Roundings in another order; no more than that.
-NEAR = {"fp32": 1e-4, "bf16": 2e-2}
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_only_noise_tells_siblings_apart(seed, engine):
     population = starts("residual", seed, 1).clone_rows([0, 0, 0])
-    data = draw_data(seed)
-    make(engine, "residual").train_epoch(population, data, [Noise(1), Noise(2), Noise(1)], 0)
+    make(engine, "residual").train_epoch(population, draw_data(seed), [Noise(1), Noise(2), Noise(1)], 0)
     torch.testing.assert_close(population.weights_MP[0], population.weights_MP[2], rtol=0, atol=1e-6)
     for matrix in (population.weights_MP, population.momentum_MP, population.statistics_MQ):
         assert (matrix[0] - matrix[1]).abs().max() > 1e-3 * matrix[0].abs().max()
@@ -189,20 +188,34 @@ def test_portions_and_reused_programs(seed, engine, monkeypatch):
     assert torch.equal(whole.counters_MB, parts.counters_MB)
 
 
-def test_one_program_serves_all_portions(seed):
-    made = make("stacked", "residual")
-    made.train_epoch(starts("residual", seed, 5), draw_data(seed), [Noise(m) for m in range(5)], 0)
-    assert [program.members for program, _ in made._programs.values()] == [3]  # type: ignore[attr-defined]
+def held(made: Any) -> list[int]:
+    """Members of each program that an engine keeps."""
+    return [program.members for program, _ in made._programs.values()]
 
 
-def test_programs_make_room_for_each_other(seed):
+def test_one_program_serves_all_portions_and_programs_make_room_for_each_other(seed):
     """What a GPU's memory holds bounds the members of all programs together."""
-    made, data = make("graph", "residual"), draw_data(seed)
-    made._rooms[made._kind(data)] = 6  # type: ignore[attr-defined]
+    data, stacked, graph = draw_data(seed), make("stacked", "residual"), make("graph", "residual")
+    stacked.train_epoch(starts("residual", seed, 5), data, [Noise(m) for m in range(5)], 0)
+    assert held(stacked) == [3]
+    graph._rooms[graph._kind(data)] = 6  # type: ignore[attr-defined]
     for members in (1, 2, 3, 4):
-        made.train_epoch(starts("residual", seed, members), data, [Noise(m) for m in range(members)], 0)
-    held = [program.members for program, _ in made._programs.values()]  # type: ignore[attr-defined]
-    assert held == [4]
+        graph.train_epoch(starts("residual", seed, members), data, [Noise(m) for m in range(members)], 0)
+    assert held(graph) == [4]
+
+
+@pytest.mark.parametrize("engine", BATCHED)
+def test_programs_read_all_that_changes_from_buffers(seed, engine):
+    """What a CUDA graph would freeze: the step must find its rate, place and draws again each time it is run."""
+    made, data, population = make(engine, "residual"), draw_data(seed), starts("residual", seed, 2)
+    made.train_epoch(population, data, [Noise(1), Noise(2)], 0)
+    ((program, _),) = made._programs.values()  # type: ignore[attr-defined]
+    assert isinstance(program.state, State)
+    places = {name: value.data_ptr() for name, value in vars(program).items() if isinstance(value, Tensor)}
+    made.train_epoch(population, data, [Noise(3), Noise(4)], 4)
+    ((again, _),) = made._programs.values()  # type: ignore[attr-defined]
+    assert again is program
+    assert places == {n: value.data_ptr() for n, value in vars(program).items() if isinstance(value, Tensor)}
 
 
 @pytest.mark.gpu
@@ -211,19 +224,11 @@ def test_programs_make_room_for_each_other(seed):
 @pytest.mark.parametrize("engine", BATCHED)
 def test_captured_steps_equal_loop(seed, engine, precision):
     """Two epochs on a GPU, the second on the graph that the first has captured."""
-    cuda = torch.device("cuda")
     population, data, noises, _ = clear_start("residual", seed, 3, OPTIMIZER)
-    data = dataclasses.replace(
-        data,
-        images_NHWC=data.images_NHWC.to(cuda),
-        labels_N=data.labels_N.to(cuda),
-        table_C256=data.table_C256.to(cuda),
-    )
-    config = dataclasses.replace(engine_config(precision), device="cuda")
-    trained = []
+    tensors = {name: getattr(data, name).to("cuda") for name in ("images_NHWC", "labels_N", "table_C256")}
+    data, trained = dataclasses.replace(data, **tensors), []
     for name in ("loop", engine):
-        members = population.clone_rows([0, 1, 2]).to(cuda)
-        made = ENGINES[name](build("residual", 0), Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
+        members, made = population.to("cuda"), make(name, "residual", precision, device="cuda")
         losses = [made.train_epoch(members, data, noises, epoch) for epoch in range(2)]
         trained.append((members.weights_MP.cpu(), losses))
     (expected, expected_losses), (found, losses) = trained
@@ -235,8 +240,7 @@ def test_captured_steps_equal_loop(seed, engine, precision):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_settings_share_the_engine_and_not_the_rates(seed, engine):
-    data, population = draw_data(seed), starts("residual", seed, 2)
-    noises = [Noise(1), Noise(2)]
+    data, population, noises = draw_data(seed), starts("residual", seed, 2), [Noise(1), Noise(2)]
     made = make(engine, "residual")
     made.train_epoch(population.clone_rows([0, 1]), data, noises, 0)
     other = OptimizerConfig(BATCH, 0.01, 0.5, 0.0)
@@ -247,22 +251,14 @@ def test_settings_share_the_engine_and_not_the_rates(seed, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_without_momentum(seed, engine):
-    optimizer = OptimizerConfig(BATCH, 0.05, 0.0, 1e-3)
-    population, data, noises, exact = clear_start("residual", seed, 1, optimizer)
-    make(engine, "residual", optimizer=optimizer).train_epoch(population, data, noises, EPOCH)
-    for name, value in population.parameters(0).items():
-        assert_near(value, exact[0][0].state_dict()[name], 0.0, name)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
 def test_padding_stays_zero(seed, engine):
-    population, data = starts("mixed", seed, 2), draw_data(seed)
-    make(engine, "mixed").train_epoch(population, data, [Noise(1), Noise(2)], 0)
+    population = starts("mixed", seed, 2)
+    make(engine, "mixed").train_epoch(population, draw_data(seed), [Noise(1), Noise(2)], 0)
+    layout = population.layout
     for matrix, spans in (
-        (population.weights_MP, population.layout.parameters),
-        (population.momentum_MP, population.layout.parameters),
-        (population.statistics_MQ, population.layout.statistics),
+        (population.weights_MP, layout.parameters),
+        (population.momentum_MP, layout.parameters),
+        (population.statistics_MQ, layout.statistics),
     ):
         used = torch.zeros(matrix.shape[1], dtype=torch.bool)
         for span in spans:
@@ -270,25 +266,10 @@ def test_padding_stays_zero(seed, engine):
         assert not matrix[:, ~used].any()
 
 
-@pytest.mark.parametrize("engine", BATCHED)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_one_noise_a_member(engine):
-    with pytest.raises(ValueError, match="2 members need as many noises, got 1"):
+    with pytest.raises(ValueError, match=r"2 members .* got 1"):
         make(engine, "mixed").train_epoch(starts("mixed", 0, 2), draw_data(0), [Noise(0)], 0)
-
-
-def test_programs_read_all_that_changes_from_buffers(seed):
-    """What a CUDA graph would freeze: the step must find its rate, place and draws anew each time it is run."""
-    for name in BATCHED:
-        made = make(name, "residual")
-        data, population = draw_data(seed), starts("residual", seed, 2)
-        made.train_epoch(population, data, [Noise(1), Noise(2)], 0)
-        ((program, _),) = made._programs.values()  # type: ignore[attr-defined]
-        assert isinstance(program.state, State)
-        places = {name: value.data_ptr() for name, value in vars(program).items() if isinstance(value, Tensor)}
-        made.train_epoch(population, data, [Noise(3), Noise(4)], 4)
-        ((again, _),) = made._programs.values()  # type: ignore[attr-defined]
-        assert again is program
-        assert places == {n: value.data_ptr() for n, value in vars(program).items() if isinstance(value, Tensor)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -320,6 +301,31 @@ STEPS_IN_PLACE = {"fp32": 2, "bf16": 1}
 SHARE = {"fp32": 1e-4, "bf16": 0.03}  # of the way: roundings in another order
 
 
-def test_loop_is_the_reference():
-    assert ENGINES["loop"] is LoopEngine
+@pytest.mark.parametrize(
+    ("engine", "backend", "precision"),
+    [(engine, "eager", "fp16") for engine in CHOICES]
+    + [("loop", "eager", "bf16"), pytest.param("loop", "fused", "bf16", marks=needs_kernels)],
+)
+def test_low_precision_follows_fp32(seed, engine, backend, precision):
+    """Weights stay float32; after a step they moved almost as in float32, and did move.
+
+    Rounding turns over a ReLU of one start in ten, and part of the gradient with it: so it is the median of 15.
+    """
+    start, data = starts("residual", seed, 15), draw_data(seed, BATCH)
+    start.momentum_MP.zero_()
+    noises, moved = [Noise(seed + m) for m in range(15)], []
+    for each, way in (("fp32", "eager"), (precision, backend)):
+        population = start.clone_rows(range(15))
+        losses = make(engine, "residual", each, way).train_epoch(population, data, noises, 1)
+        assert population.weights_MP.dtype == torch.float32
+        moved.append(population.weights_MP - start.weights_MP)
+        assert all(0 < loss < 10 for loss in losses)
+    assert (moved[0].norm(dim=1) > 0).all()
+    apart_M = 1 - functional.cosine_similarity(*moved, dim=1)
+    assert apart_M.median() < (0.01 if precision == "bf16" else 1e-3)
+    assert apart_M.max() < 0.5
+    assert not torch.equal(*moved)
+
+
+def test_epochs_here_leave_images_out():
     assert IMAGES % BATCH

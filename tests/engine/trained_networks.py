@@ -15,7 +15,10 @@ from torch.nn import functional
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, normalisation_table
+from fastwi.engine.base import Engine, Settings
+from fastwi.engine.choose import ENGINES as CHOICES
 from fastwi.engine.schedule import learning_rate
+from fastwi.engine.stacked import StackedEngine
 from fastwi.kernels.augment import augment_reference
 from fastwi.models.resnet import BasicBlock
 from fastwi.population import Population
@@ -189,5 +192,32 @@ def watched_relus() -> Iterator[None]:
         functional.relu = original
 
 
-def engine_config(precision: str = "fp32", backend: str = "eager") -> EngineConfig:
-    return EngineConfig(device="cpu", precision=precision, backend=backend, evaluation_batch=8)
+class VmappedEngine(StackedEngine):
+    """`stacked` as it runs on a GPU without engine.deterministic: with vmap and batched matrix products."""
+
+    def _must_be_exact(self) -> bool:
+        return False
+
+
+ENGINES = {**CHOICES, "vmapped": VmappedEngine}
+BATCHED = [name for name in ENGINES if name != "loop"]
+
+
+def make(
+    engine: str,
+    network: str | nn.Module,
+    precision: str = "fp32",
+    backend: str = "eager",
+    optimizer: OptimizerConfig = OPTIMIZER,
+    device: str = "cpu",
+) -> Engine:
+    """An engine for networks like `network`, or for those of that name."""
+    model = build(network, 0) if isinstance(network, str) else network
+    config = EngineConfig(device=device, precision=precision, backend=backend, evaluation_batch=8)
+    return ENGINES[engine](model, Settings(config, optimizer, SCHEDULE, AUGMENT))
+
+
+def starts(network: str, seed: int, members: int) -> Population:
+    population = Population.from_modules([build(network, seed + m) for m in range(members)])
+    draw_momentum(population, seed)
+    return population

@@ -1,0 +1,215 @@
+"""Evaluation and recomputed statistics against plain PyTorch; what layers draw; what engines refuse."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from trained_networks import (
+    BATCH,
+    ENGINES,
+    IMAGES,
+    OPTIMIZER,
+    SCHEDULE,
+    STEPS,
+    Residual,
+    batches,
+    build,
+    draw_data,
+    make,
+    starts,
+)
+
+from fastwi.data.noise import Noise
+from fastwi.data.resident import ResidentDataset
+from fastwi.engine import base
+from fastwi.engine.schedule import learning_rate
+from fastwi.errors import ConfigError
+from fastwi.kernels.augment import augment_reference
+from fastwi.kernels.cpu import library
+from fastwi.population import Population
+
+needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
+KINDS = [*((engine, "eager") for engine in ENGINES), pytest.param("loop", "fused", marks=needs_kernels)]
+
+
+def assert_equal(first: Population, second: Population) -> None:
+    for name in ("weights_MP", "momentum_MP", "statistics_MQ", "counters_MB"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+def odd(seed: int) -> nn.Module:
+    """A network whose batch norms have an eps of their own."""
+    network = build("residual", seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.3
+    return network
+
+
+@pytest.mark.parametrize(("engine", "backend"), KINDS)
+def test_evaluation_equals_a_plain_loop(seed, engine, backend):
+    networks, data = [odd(seed), odd(seed + 1)], draw_data(seed)
+    made, population = make(engine, odd(0), backend=backend), Population.from_modules(networks)
+    before, seen = population.clone_rows([0, 1]), list[int]()
+    scores = made.evaluate(population, data, seen.append)
+    assert_equal(population, before)
+    assert sum(seen) == 2 * IMAGES
+    x_NCHW = augment_reference(data.images_NHWC, torch.arange(IMAGES), None, None, data.table_C256.double(), 0)
+    for m, network in enumerate(networks):
+        logits = network.double().eval()(x_NCHW)
+        assert scores.loss_M[m] == pytest.approx(functional.cross_entropy(logits, data.labels_N).item(), rel=1e-5)
+        right = (logits.argmax(1) == data.labels_N).double().mean().item()
+        assert scores.accuracy_M[m] == pytest.approx(100 * right, abs=1e-9)
+        found = torch.cat([each for _, each in made.logits(population, m, data)])
+        torch.testing.assert_close(found.double(), logits.detach(), rtol=1e-4, atol=1e-4)
+    assert scores.loss_M[0] != scores.loss_M[1]
+
+
+class Shifting(Residual):
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return super().forward(x_NCHW.sub_(0.5))
+
+
+def test_members_share_what_is_read_and_not_what_they_change(seed, monkeypatch):
+    """Each evaluation batch is read once for members that are evaluated together, here two."""
+    monkeypatch.setattr(base, "MEMBERS_A_BATCH", 2)
+    read: list[int] = []
+    chunks = ResidentDataset.chunks
+
+    def counted(self, order_N: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images_DHWC, at_N in chunks(self, order_N, size):
+            read.append(len(at_N))
+            yield images_DHWC, at_N
+
+    monkeypatch.setattr(ResidentDataset, "chunks", counted)
+    made, population, data = make("loop", Shifting(), "bf16"), starts("residual", seed, 3), draw_data(seed)
+    scores = made.evaluate(population, data)
+    assert sum(read) == 2 * IMAGES
+    alone = [made.evaluate(population.clone_rows([m]), data) for m in range(3)]
+    assert scores.loss_M.tolist() == [each.loss_M[0] for each in alone]
+    assert scores.accuracy_M.tolist() == [each.accuracy_M[0] for each in alone]
+    assert len(set(scores.loss_M)) == 3
+
+
+@pytest.mark.parametrize("images", [0, 3 * BATCH + 1])
+@pytest.mark.parametrize(("engine", "backend"), KINDS)
+def test_recomputed_statistics_are_those_of_update_bn(seed, engine, backend, images):
+    networks, data = [build("residual", seed), build("residual", seed + 1)], draw_data(seed)
+    made, population = make(engine, "residual", backend=backend), Population.from_modules(networks)
+    noises, before = [Noise(seed), Noise(seed + 1)], population.clone_rows([0, 1])
+    seen: list[int] = []
+    fresh = made.recompute_statistics(population, data, noises, 7, images, seen.append)
+    assert_equal(population, before)
+    steps = 3 if images else STEPS
+    assert sum(seen) == 2 * steps * BATCH
+    for name in ("weights_MP", "momentum_MP"):
+        assert torch.equal(getattr(fresh, name), getattr(population, name))
+    for m, network in enumerate(networks):
+        drawn = batches(data, Noise(noises[m].seed, statistics=True), 7)
+        torch.optim.swa_utils.update_bn([x.float() for _, (x, _) in zip(range(steps), drawn, strict=False)], network)
+        for name, value in network.named_buffers():
+            torch.testing.assert_close(fresh.buffers(m)[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    # The settings are as they were: training goes on as if nothing had been recomputed.
+    made.train_epoch(population, data, noises, 1)
+    make(engine, "residual", backend=backend).train_epoch(before, data, noises, 1)
+    assert_equal(population, before)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_without_batch_norm_nothing_is_recomputed(seed, engine):
+    """The images still count as done."""
+    data, population, seen = draw_data(seed), starts("in place", seed, 2), list[int]()
+    fresh = make(engine, "in place").recompute_statistics(
+        population, data, [Noise(1), Noise(2)], 0, 0, seen.append
+    )  # fmt: skip
+    assert_equal(fresh, population)
+    assert fresh.weights_MP.data_ptr() != population.weights_MP.data_ptr()
+    assert sum(seen) == 2 * STEPS * BATCH
+
+
+class HalfFrozen(Residual):
+    """One batch norm's statistics are buffers of a module that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed = nn.Module()
+        for name, value in (("running_mean", 0.5), ("running_var", 3.0)):
+            self.fixed.register_buffer(name, torch.full((3,), value))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return super().forward(functional.batch_norm(x_NCHW, self.fixed.running_mean, self.fixed.running_var))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_only_batch_norms_are_recomputed(seed, engine):
+    torch.manual_seed(seed)
+    network = HalfFrozen()
+    before = Population.from_modules([network])
+    after = make(engine, network).recompute_statistics(before, draw_data(seed), [Noise(seed)], 0)
+    for buffer in ("running_mean", "running_var"):
+        assert torch.equal(after.buffers(0)[f"fixed.{buffer}"], before.buffers(0)[f"fixed.{buffer}"])
+        assert not torch.equal(after.buffers(0)[f"bn.{buffer}"], before.buffers(0)[f"bn.{buffer}"])
+
+
+def test_the_model_gives_the_architecture_only(seed):
+    network, data = build("residual", seed), draw_data(seed)
+    before = copy.deepcopy(network.state_dict())
+    made, population = make("loop", network), starts("residual", seed + 1, 1)
+    made.train_epoch(population, data, [Noise(1)], 0)
+    made.evaluate(population, data)
+    made.recompute_statistics(population, data, [Noise(1)], 0)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_rate_is_of_the_global_epoch(seed, monkeypatch):
+    """The rate of an epoch follows from the epoch alone, so that a child continues the parent's schedule."""
+    rates: list[float] = []
+    monkeypatch.setattr("fastwi.engine.loop.sgd_row_", lambda *arguments: rates.append(arguments[3]))
+    for epoch in (0, 1, 4):
+        make("loop", "residual").train_epoch(starts("residual", seed, 1), draw_data(seed), [Noise(0)], epoch)
+    steps = [epoch * STEPS + i for epoch in (0, 1, 4) for i in range(STEPS)]
+    assert rates == [learning_rate(step, STEPS, OPTIMIZER, SCHEDULE) for step in steps]
+    assert [rates[0], rates[3], rates[-1]] == pytest.approx([0, 0.05, 0.01])
+
+
+class Dropping(Residual):
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return super().forward(functional.dropout(x_NCHW, 0.3, self.training))
+
+
+@pytest.mark.parametrize("images", [0, 13])
+def test_layers_that_draw_themselves_draw_by_the_noise(seed, images):
+    """Alone or among others, after whatever else was drawn: a member's dropout follows from its noise."""
+    made, data = make("loop", Dropping(), backend="auto"), draw_data(seed)
+    start = starts("residual", seed, 1)
+    both, alone = start.clone_rows([0, 0]), start.clone_rows([0])
+    made.train_epoch(both, data, [Noise(seed), Noise(seed + 1)], 0)
+    torch.manual_seed(seed)
+    state = torch.get_rng_state()
+    made.train_epoch(alone, data, [Noise(seed + 1)], 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_equal(alone, both.clone_rows([1]))
+    assert not torch.equal(both.weights_MP[0], both.weights_MP[1])
+    recomputed = made.recompute_statistics(both, data, [Noise(7), Noise(8)], 1, images)
+    again = made.recompute_statistics(alone, data, [Noise(8)], 1, images)
+    assert torch.equal(recomputed.statistics_MQ[1], again.statistics_MQ[0])
+
+
+def test_masks_differ_between_epochs_noises_and_statistics(seed):
+    made, drawn = make("loop", Dropping()), []
+    noises = (Noise(seed), Noise(seed + 1), Noise(seed, statistics=True))
+    for noise, epoch in [*((noise, 0) for noise in noises), (noises[0], 1), (noises[2], 1)]:
+        with made._layers_draw(noise, epoch):
+            drawn.append(tuple(torch.rand(5).tolist()))
+    assert len(set(drawn)) == 5
+
+
+@pytest.mark.parametrize("engine", ["graph", "stacked"])
+def test_engines_of_one_generator_refuse_dropout(engine):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.1), nn.Flatten(), nn.Linear(3600, 10))
+    with pytest.raises(ConfigError, match=f"engine.name: {engine} .*dropout"):
+        make(engine, model)
