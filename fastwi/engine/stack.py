@@ -107,7 +107,9 @@ class StackedNetwork:
             norm = _norm(module, own, training)
             if node in self._left:
                 return Pending(args[0], norm)
-            return _batch_norm(args[0], args[1] if len(args) > 1 else None, norm, getattr(module, "users", 1))
+            residual, users = args[1].x_MNHWC if len(args) > 1 else None, getattr(module, "users", 1)
+            made = stacked_batch_norm(args[0].x_MNHWC, residual, norm, args[0].moments, users)
+            return tuple(map(Images, made)) if users == 2 else Images(made)
         if _has_rule(module) and isinstance(args[0], (Images, Pending)):
             return self._convolution(module, own, args[0], training and node in self._measured)
         if type(module) is nn.Linear and not self._exact and isinstance(args[0], Tensor) and args[0].dim() == 3:
@@ -211,15 +213,6 @@ def _norm(module: nn.Module, own: Tensors, training: bool) -> Norm:
         module.eps,
         bool(getattr(module, "relu", False)),
     )
-
-
-def _batch_norm(x: Images, residual: Images | None, norm: Norm, users: int) -> Value:
-    z_MNHWC = stacked_batch_norm(
-        x.x_MNHWC, None if residual is None else residual.x_MNHWC, norm.weight_MC, norm.bias_MC,
-        norm.running_mean_MC, norm.running_var_MC, norm.training, norm.factor, norm.eps, norm.relu,
-        x.moments, users,
-    )  # fmt: skip
-    return tuple(Images(handle) for handle in z_MNHWC) if users == 2 else Images(z_MNHWC)
 
 
 def _linear(own: Tensors, x_MNF: Tensor) -> Tensor:

@@ -211,30 +211,18 @@ def stacked_conv(
 
 
 def stacked_batch_norm(
-    x_MNHWC: Tensor,
-    residual_MNHWC: Tensor | None,
-    weight_MC: Tensor,
-    bias_MC: Tensor,
-    running_mean_MC: Tensor,
-    running_var_MC: Tensor,
-    training: bool,
-    factor: float | Tensor,
-    eps: float,
-    relu: bool,
-    moments: Tensor | None = None,
-    users: int = 1,
+    x_MNHWC: Tensor, residual_MNHWC: Tensor | None, norm: Norm, moments: Tensor | None = None, users: int = 1
 ) -> Any:
     """z = act(batch_norm(x) + residual) in x's dtype; in training the running statistics are updated in place.
 
     `moments` are x's, where the convolution made them. With `users` = 2 the output is a pair of handles on the same
-    activation, one for each of its two users, whose gradients are then summed on the way. See `Norm`.
+    activation, one for each of its two users, whose gradients are then summed on the way.
 
     Raises ValueError in training on fewer than 2 values a channel, and for shapes that don't fit together.
     """
     if residual_MNHWC is not None and residual_MNHWC.shape != x_MNHWC.shape:
         raise ValueError(f"a residual of shape {tuple(residual_MNHWC.shape)} for activations {tuple(x_MNHWC.shape)}")
-    norm = Norm(weight_MC, bias_MC, running_mean_MC, running_var_MC, training, factor, eps, relu)
-    return _BatchNorm.apply(x_MNHWC, residual_MNHWC, weight_MC, bias_MC, norm, moments, users)
+    return _BatchNorm.apply(x_MNHWC, residual_MNHWC, norm.weight_MC, norm.bias_MC, norm, moments, users)
 
 
 def stacked_norm_conv(

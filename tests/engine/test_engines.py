@@ -38,8 +38,6 @@ EPOCH = 1  # the rate has dropped by then
 FP32_ERROR = 300 * EPS  # of a tensor's way over 5 steps: sums of some 400 terms, carried through 5 steps
 NEAR = {"fp32": 1e-4, "bf16": 2e-2}  # roundings in another order; no more than that
 needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
-# (engine, backend)
-KINDS = [*((engine, "eager") for engine in ENGINES), pytest.param("loop", "fused", marks=needs_kernels)]
 
 
 def clear_start(network: str, seed: int, members: int, optimizer: OptimizerConfig) -> tuple[Any, ...]:
@@ -64,12 +62,16 @@ def assert_near(found: Tensor, exact: Tensor, before: Tensor | float, name: str)
     assert (found.double() - exact).abs().max() <= allowed, name
 
 
-@pytest.mark.parametrize("form", [(0.9, False), (0.9, True), (0.0, False)], ids=["", "nesterov", "no momentum"])
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize(("engine", "backend"), KINDS)
+FORMS = [(0.9, False), (0.9, True), (0.0, False)]  # momentum, nesterov
+
+
+@pytest.mark.parametrize(
+    ("engine", "backend", "network", "form"),
+    [(engine, "eager", network, form) for engine in ENGINES for network in NETWORKS for form in FORMS[:2]]
+    + [(engine, "eager", "residual", FORMS[2]) for engine in ENGINES]
+    + [pytest.param("loop", "fused", "residual", form, marks=needs_kernels) for form in FORMS],
+)
 def test_five_steps_equal_float64(seed, engine, backend, network, form):
-    if (backend == "fused" and network != "residual") or (not form[0] and network != "residual"):
-        pytest.skip("one network is enough")
     optimizer = OptimizerConfig(BATCH, 0.05, form[0], 1e-3, form[1])
     population, data, noises, exact = clear_start(network, seed, 3, optimizer)
     before = population.clone_rows(range(3))
@@ -123,8 +125,11 @@ def test_compiled_equals_eager(seed):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("network", [*NETWORKS, "resnet20_gn", "wrn16_4"])
-@pytest.mark.parametrize(("engine", "backend"), [kind for kind in KINDS if kind != ("vmapped", "eager")])
+@pytest.mark.parametrize(
+    ("engine", "backend", "network"),
+    [(engine, "eager", network) for engine in CHOICES for network in (*NETWORKS, "resnet20_gn", "wrn16_4")]
+    + [pytest.param("loop", "fused", "residual", marks=needs_kernels)],
+)
 def test_a_member_is_the_same_bit_for_bit_alone_and_among_others(seed, engine, backend, network, precision):
     """The built-in ones are of one channel in places, where a batched sum takes another path."""
     if network in NETWORKS:
@@ -134,8 +139,6 @@ def test_a_member_is_the_same_bit_for_bit_alone_and_among_others(seed, engine, b
         model = build_model(network, 10, width=0.0625)
         networks = [build_model(network, 10, width=0.0625) for _ in range(4)]
         population, data = Population.from_modules(networks), draw_data(seed, 2 * BATCH)
-    if backend == "fused" and network != "residual":
-        pytest.skip("one network is enough")
     made, noises = make(engine, model, precision, backend), [Noise(seed + m) for m in range(4)]
 
     def results(rows: list[int]) -> list[tuple[Any, ...]]:

@@ -36,7 +36,7 @@ def rounding_of(x: Tensor) -> float:
 
 def make_norm(seed: int, channels: int) -> nn.BatchNorm2d:
     generator = torch.Generator().manual_seed(seed)
-    norm = nn.BatchNorm2d(channels)
+    norm = nn.BatchNorm2d(channels, eps=0.01)
     with torch.no_grad():
         norm.weight.copy_(torch.rand(channels, generator=generator) * 2 - 0.5)
         norm.bias.copy_(torch.randn(channels, generator=generator) * 0.3)
@@ -255,6 +255,24 @@ def test_evaluation(seed, channels, relu, grad):
         fused.users = 2
         both = fused(x, one_residual)
         assert torch.equal(*both)
+
+
+def test_a_variance_is_never_negative(seed):
+    """E[x^2] - E[x]^2 of equal values is below 0 by rounding in some channels."""
+    value_C = 1000 * torch.rand(64, generator=torch.Generator().manual_seed(seed))
+    x = value_C[:, None, None].expand(33, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+    fused = FusedBatchNorm2d(nn.BatchNorm2d(64, eps=1e-9, momentum=1.0), relu=False)
+    assert fused(x).isfinite().all()
+    assert (fused.running_var >= 0).all()
+
+
+def test_bf16_is_rounded_to_the_nearest_and_ties_to_even(seed):
+    norm = nn.BatchNorm2d(16, eps=0).eval()
+    x, residual = draw(seed, (4, 16, 16, 16), torch.bfloat16, 2)
+    exact = x.float() + residual.float()
+    assert (exact.view(torch.int32) & 0xFFFF == 0x8000).sum() > 10  # ties
+    with torch.no_grad():
+        assert torch.equal(FusedBatchNorm2d(norm, False).eval()(x, residual), exact.bfloat16())
 
 
 def test_not_a_number_is_not_hidden():

@@ -25,6 +25,7 @@ from fastwi.kernels.stacked_conv import forward, input_gradient
 from fastwi.kernels.stacked_conv_weight import weight_gradient
 from fastwi.kernels.stacked_geometry import Geometry, chunk_rows
 
+EPS = 0.02  # not the default
 LOW = [torch.float32, torch.bfloat16]
 # (channels in, channels out, window, stride): a ResNet's, odd ones, 1 x 1, and taps that a stride leaves out.
 KINDS = [
@@ -134,7 +135,7 @@ def chain(
     """One forward and backward of `stacked_norm_conv`; the running statistics are those of `norm`, updated."""
     leaves = {"dx": x, "dweight": norm["weight"], "dbias": norm["bias"], "dw": weight}
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
-    settings = Norm(leaves["dweight"], leaves["dbias"], norm["mean"], norm["var"], training, 0.1, 1e-5, relu)
+    settings = Norm(leaves["dweight"], leaves["dbias"], norm["mean"], norm["var"], training, 0.1, EPS, relu)
     padding = weight.shape[2] // 2
     y, moments = stacked_norm_conv(leaves["dx"], settings, leaves["dw"], stride, padding, statistics=True)
     assert not moments.requires_grad
@@ -156,7 +157,7 @@ def test_norm_conv_is_the_convolution_of_the_batch_norm(seed, path, kind, traini
     dy = torch.randn(geometry.y_shape, generator=generator).to(DEVICE, dtype)
     relu = bool(seed % 4)
     running = None if training else (norm["mean"].clone(), norm["var"].clone())
-    exact = ExactNorm.of(x, norm["weight"], norm["bias"], running, 1e-5)
+    exact = ExactNorm.of(x, norm["weight"], norm["bias"], running, EPS)
     found = chain(x, norm, weight, stride, dy, relu, training)
 
     low, eps = weight.to(dtype), torch.finfo(dtype).eps

@@ -14,8 +14,10 @@ from stacked_samples import (
 )
 from torch import Tensor, nn
 
-from fastwi.kernels.stacked import stacked_batch_norm, stacked_conv
+from fastwi.kernels.stacked import Norm, stacked_batch_norm, stacked_conv
+from fastwi.kernels.stacked_norm import apply
 
+EPS = 0.02  # not the default
 LOW = [torch.float32, torch.bfloat16]
 # A ResNet's channels and odd ones, several blocks of channels, several tiles of rows, as few rows as there can be.
 SHAPES = [
@@ -39,10 +41,8 @@ def run(
     if residual is not None:
         leaves["dresidual"] = residual
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
-    z = stacked_batch_norm(
-        leaves["dx"], leaves.get("dresidual"), leaves["dweight"], leaves["dbias"], norm["mean"], norm["var"],
-        training, factor, 1e-5, relu, moments, len(gradients),
-    )  # fmt: skip
+    own = Norm(leaves["dweight"], leaves["dbias"], norm["mean"], norm["var"], training, factor, EPS, relu)
+    z = stacked_batch_norm(leaves["dx"], leaves.get("dresidual"), own, moments, len(gradients))
     handles = z if len(gradients) == 2 else (z,)
     assert len(handles) == len(gradients)
     assert len(gradients) == 1 or torch.equal(*handles)
@@ -83,7 +83,7 @@ def test_every_form(seed, path, training, with_residual, relu, users, dtype):
     residual, *gradients = (torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(1 + users))
     residual = residual if with_residual else None
     running = None if training else (norm["mean"].clone(), norm["var"].clone())
-    exact = ExactNorm.of(x, norm["weight"], norm["bias"], running, 1e-5)
+    exact = ExactNorm.of(x, norm["weight"], norm["bias"], running, EPS)
     check(run(x, residual, norm, gradients, training, relu), exact, residual, gradients, relu)
 
 
@@ -93,7 +93,7 @@ def test_odd_shapes(seed, path, shape, dtype):
     generator = generator_of(seed)
     norm, x = draw_norm(generator, shape[0], shape[-1]), draw_activation(generator, shape, dtype)
     residual, gradient = (torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(2))
-    exact = ExactNorm.of(x, norm["weight"], norm["bias"], None, 1e-5)
+    exact = ExactNorm.of(x, norm["weight"], norm["bias"], None, EPS)
     check(run(x, residual, norm, [gradient], True, True), exact, residual, [gradient], True)
 
 
@@ -105,7 +105,7 @@ def test_running_statistics_are_torchs(seed, path, shape):
     statistics_MQ, before = norm["mean"]._base, norm["mean"]._base.clone()
     own = []
     for member in range(shape[0]):
-        own.append(nn.BatchNorm2d(shape[-1]).double())
+        own.append(nn.BatchNorm2d(shape[-1], EPS).double())
         own[-1].running_mean.copy_(norm["mean"][member])
         own[-1].running_var.copy_(norm["var"][member])
     size = 0.0
@@ -168,7 +168,7 @@ def test_moments_of_the_convolution_serve_as_xs_own(seed, path, dtype):
     x, moments = stacked_conv(images, weight, 1, 1, statistics=True)
     norm, gradient = draw_norm(generator, 2, 16), torch.randn(x.shape, generator=generator).to(DEVICE, dtype)
     other = {name: value.clone() for name, value in norm.items()}
-    exact = ExactNorm.of(x, norm["weight"], norm["bias"], None, 1e-5)
+    exact = ExactNorm.of(x, norm["weight"], norm["bias"], None, EPS)
     check(run(x, None, norm, [gradient], True, True, 0.1, moments), exact, None, [gradient], True)
     run(x, None, other, [gradient], True, True)
     for name in ("mean", "var"):
@@ -216,28 +216,36 @@ def test_formulas_in_float64(seed):
     residual = torch.rand(x.shape, generator=generator).double()
 
     def layer(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        z, z2 = stacked_batch_norm(
-            x, residual, weight, bias, norm["mean"], norm["var"], True, 0.1, 1e-5, True, users=2
-        )  # fmt: skip
+        z, z2 = stacked_batch_norm(x, residual, Norm(weight, bias, norm["mean"], norm["var"]), users=2)
         return z.sin() + 2 * z2
 
     leaves = [leaf.detach().clone().requires_grad_() for leaf in (x, residual, norm["weight"], norm["bias"])]
     assert torch.autograd.gradcheck(layer, leaves)
 
 
-def test_bad_inputs_are_refused():
-    x, rest = torch.randn(2, 1, 1, 1, 4), (True, 0.1, 1e-5, True)
-    four = [torch.ones(2, 4) for _ in range(4)]
-    with pytest.raises(ValueError, match="2 values a channel"):
-        stacked_batch_norm(x, None, *four, *rest)
-    with pytest.raises(ValueError, match=r"\(2, 1, 1, 1, 5\).*\(2, 4\)"):
-        stacked_batch_norm(torch.randn(2, 1, 1, 1, 5), None, *four, *rest)
-    with pytest.raises(ValueError, match="residual"):
-        stacked_batch_norm(x, x[:1], *four, *rest)
-    with pytest.raises(ValueError, match="dense channels"):
-        stacked_batch_norm(x, None, *four[:3], torch.ones(4, 2).T, *rest)
-    with pytest.raises(ValueError, match="one shape"):
-        stacked_batch_norm(x, None, *four[:3], torch.ones(2, 3), *rest)
+@pytest.mark.parametrize(
+    ("shape", "residual", "changed", "message"),
+    [
+        ((2, 1, 1, 1, 4), None, {}, "2 values a channel"),
+        ((2, 1, 1, 1, 5), None, {}, r"\(2, 1, 1, 1, 5\).*\(2, 4\)"),
+        ((2, 1, 1, 1, 4), torch.zeros(1, 1, 1, 1, 4), {}, "residual"),
+        ((2, 1, 1, 1, 4), None, {"running_var_MC": torch.ones(4, 2).T}, "dense channels"),
+        ((2, 1, 1, 1, 4), None, {"bias_MC": torch.ones(2, 3)}, "one shape"),
+    ],
+)
+def test_bad_inputs_are_refused(shape, residual, changed, message):
+    names = ("weight_MC", "bias_MC", "running_mean_MC", "running_var_MC")
+    with pytest.raises(ValueError, match=message):
+        stacked_batch_norm(torch.randn(shape), residual, Norm(**{name: torch.ones(2, 4) for name in names} | changed))
+
+
+def test_bf16_is_rounded_to_the_nearest_and_ties_to_even(seed, path):
+    generator = generator_of(seed)
+    x, residual = (torch.randn(1, 2, 16, 16, 16, generator=generator).to(DEVICE, torch.bfloat16) for _ in range(2))
+    exact, stats_M4C = x.float() + residual.float(), torch.zeros(1, 4, 16, device=DEVICE)
+    stats_M4C[:, 1:3] = 1
+    assert (exact.view(torch.int32) & 0xFFFF == 0x8000).sum() > 10  # ties
+    assert torch.equal(apply(x, residual, stats_M4C, False), exact.bfloat16())
 
 
 def test_parameters_in_16_bits(seed, path):
