@@ -58,11 +58,13 @@ def counted_text(rows: polars.DataFrame, pairs: int = 0) -> str:
     return f"n = {count_of(parents, 'parent')}, {count_of(pairs or here, 'pair')}"
 
 
-def shown(estimate: Estimate | None, parents: int, digits: int = 2) -> str:
-    """A mean with its interval; with its n where there is none, or where that is not `parents`."""
+def shown(estimate: Estimate | None, parents: int, digits: int = 2, pairs: int = 0) -> str:
+    """A mean with its interval; with its n where there is none, or where that is not `parents` (and `pairs`)."""
     if estimate is None or estimate.value is None:
         return "not defined"
-    n = f" (n = {estimate.n_parents})" if estimate.n_parents != parents or not estimate.conclusive else ""
+    counted = estimate.n_parents == parents and pairs in (0, estimate.n_pairs)
+    of_pairs = f", {estimate.n_pairs} pairs" if pairs and not counted else ""
+    n = "" if counted and estimate.conclusive else f" (n = {estimate.n_parents}{of_pairs})"
     value = f"{estimate.value:+.{digits}f}"
     if estimate.low is None or estimate.high is None:
         return f"{value}{n}"

@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from fastwi.errors import ConfigError
 from fastwi.files import atomic_path
 
 DPI = 130
@@ -12,9 +13,19 @@ STYLES = ("screen", "paper")
 _style: ContextVar[str] = ContextVar("_style", default="screen")
 
 
-def set_style(style: str) -> None:
-    """Have figures drawn from now on be for a "screen" or for a "paper": --figures of the commands."""
+def take_style(argv: list[str]) -> list[str]:
+    """A command's arguments without --figures, which says what its figures are for. Raises ConfigError."""
+    rest, style, words = list[str](), STYLES[0], iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != "--figures":
+            rest.append(word)
+            continue
+        style = value if equals else next(words, "")
+        if style not in STYLES:
+            raise ConfigError(f"--figures: {style!r} is not one of {', '.join(STYLES)}")
     _style.set(style)
+    return rest
 
 
 def save_figure(figure: Any, path: Path, dpi: int = DPI, kinds: Sequence[str] = ("png", "pdf", "svg")) -> None:

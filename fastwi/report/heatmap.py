@@ -9,7 +9,7 @@ import numpy as np
 
 from fastwi.analysis.statistics import FEWEST, Estimate
 from fastwi.report.figures import numbered, save_figure
-from fastwi.report.rows import OVER, TREATMENTS
+from fastwi.report.rows import TREATMENTS
 from fastwi.report.summary import variant_text
 from fastwi.report.tables import Cell
 
@@ -21,77 +21,72 @@ _MOST_ROWS = 6
 _SPREAD = 10.0  # where the largest gain is this many times the typical one, a linear scale would show only it
 
 
-def draw_heatmap(found: Sequence[Cell], path: Path, subject: str, over: str = "best") -> list[Path]:
-    """Draw the mean gain `over` the "best" child or the "mean" of children, in points, over k x s.
+def draw_heatmap(found: Sequence[Cell], path: Path, subject: str) -> list[Path]:
+    """Draw the mean gain over the best child, in points, over k x s; one panel a treatment and other axes and alpha.
 
-    One panel for each treatment of batch norm and each combination of other axes and alpha, with one colour scale,
-    centred at 0; all `found` (from `fastwi.report.tables.cells`) is drawn. Each file is a PNG, `path`, with PDF
-    and SVG beside it; panels beyond the first file's go to `path` with -2, -3 ... Returns the PNGs' paths; none where
-    nothing is measured. Raises UserError where a file cannot be written.
+    All panels have one colour scale, centred at 0. Each file is a PNG, `path`, with PDF and SVG beside it; panels
+    beyond the first file's go to `path` with -2, -3 ... `subject`: network and dataset, for the title. Returns the
+    PNGs' paths; none where nothing is measured. Raises UserError where a file cannot be written.
     """
-    columns = [name for name in TREATMENTS if any((name, over) in cell.gains for cell in found)]
-    variants = list(dict.fromkeys(cell.variant for cell in found))
-    ks, ss = sorted({cell.k for cell in found}), sorted({cell.s for cell in found})
+    columns = [name for name in TREATMENTS if any((name, "best") in cell.gains for cell in found)]
     if not columns:
         return []
-    means = [e.value for cell in found for (_, o), e in cell.gains.items() if o == over and e.value is not None]
+    variants = list(dict.fromkeys(cell.variant for cell in found))
+    ks, ss = sorted({cell.k for cell in found}), sorted({cell.s for cell in found})
     # Axis labels and titles need room where a map has one cell.
     width = max(_CELL_INCHES[0] * len(ss) + 1.1, _LEAST_INCHES[0])
     height = max(_CELL_INCHES[1] * len(ks) + 1.2, _LEAST_INCHES[1])
     beside = len(columns) if width < 10 else 1
     rows = max(1, min(_MOST_ROWS, int(_MOST_INCHES / height))) * beside // len(columns) or 1
+    files = [variants[first : first + rows] for first in range(0, len(variants), rows)]
     paths = []
-    for first in range(0, len(variants), rows):
-        part = variants[first : first + rows]
-        name = numbered(path, first // rows + 1)
+    for number, part in enumerate(files, 1):
         panels = [(variant, treatment) for variant in part for treatment in columns]
-        counted = f" ({first // rows + 1} of {-(-len(variants) // rows)})" if len(variants) > rows else ""
-        _draw(found, panels, (ks, ss), _norm(means), (beside, width, height), name, subject + counted, over)
-        paths.append(name)
+        counted = f" ({number} of {len(files)})" if len(files) > 1 else ""
+        paths.append(numbered(path, number))
+        _draw(found, panels, (ks, ss), (beside, width, height), paths[-1], subject + counted)
     return paths
 
 
 def _draw(
-    found: Sequence[Cell], panels: Sequence[tuple[Any, str]], grid: tuple[list[int], list[int]], norm: Any,
-    size: tuple[int, float, float], path: Path, subject: str, over: str,
-) -> None:  # fmt: skip
+    found: Sequence[Cell],
+    panels: Sequence[tuple[Any, str]],
+    grid: tuple[list[int], list[int]],
+    size: tuple[int, float, float],
+    path: Path,
+    subject: str,
+) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    ks, ss = grid
-    colours = colormaps["RdBu"]
-    beside, width, height = size
+    (ks, ss), (beside, width, height), colours = grid, size, colormaps["RdBu"]
+    every = [e for cell in found for (_, over), e in cell.gains.items() if over == "best"]
+    norm = _norm([e.value for e in every if e.value is not None])
+    below = f"mean over parents, n = parents (pairs); intervals need {FEWEST} parents, not all equal"
+    if any(e.conclusive for e in every):
+        below = "mean over parents [95 % interval], n = parents (pairs); bold: the interval excludes 0"
+    heading = f"Gain in test accuracy of the average over the best child: {subject}\n{below}"
     down = -(-len(panels) // beside)
-    any_interval = any(e.conclusive for cell in found for (_, o), e in cell.gains.items() if o == over)
-    below = "mean over parents [95 % interval], n = parents (pairs); bold: the interval excludes 0"
-    if not any_interval:
-        below = f"mean over parents, n = parents (pairs); intervals need {FEWEST} parents, not all equal"
-    heading = f"Gain in test accuracy of the average over {OVER[over]}: {subject}\n{below}"
-    # A narrow map would cut its own heading off.
-    figure = Figure(
-        figsize=(max(width * beside + 1.0, 0.075 * max(map(len, heading.split("\n")))), height * down + 0.8),
-        layout="constrained",
-    )
+    least = 0.075 * max(map(len, heading.split("\n")))  # a narrow map would cut its own heading off
+    figure = Figure(figsize=(max(width * beside + 1.0, least), height * down + 0.8), layout="constrained")
     axes = figure.subplots(down, beside, squeeze=False)
     image: Any = None
     for axis, (variant, treatment) in zip(axes.flat, panels, strict=False):
-        here = {(c.k, c.s): c for c in found if c.variant == variant}
+        here = {(c.k, c.s): c.gains.get((treatment, "best")) for c in found if c.variant == variant}
         mean_ks = np.full((len(ks), len(ss)), np.nan)
-        for row, k in enumerate(ks):
-            for column, s in enumerate(ss):
-                cell = here.get((k, s))
-                estimate = cell.gains.get((treatment, over)) if cell else None
-                if estimate is None or estimate.value is None:
-                    axis.text(column, row, "not\nmeasured", ha="center", va="center", fontsize=6, color="0.45")
-                    continue
-                mean_ks[row, column] = estimate.value
-                red, green, blue, _ = colours(float(norm(estimate.value)))
-                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-                _annotate(axis, column, row, estimate, dark)
+        for row, column in np.ndindex(mean_ks.shape):
+            estimate = here.get((ks[row], ss[column]))
+            if estimate is None or estimate.value is None:
+                axis.text(column, row, "not\nmeasured", ha="center", va="center", fontsize=6, color="0.45")
+                continue
+            mean_ks[row, column] = estimate.value
+            red, green, blue, _ = colours(float(norm(estimate.value)))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            _annotate(axis, column, row, estimate, "white" if dark else "black")
         axis.set_facecolor("0.92")
         image = axis.imshow(mean_ks, cmap=colours, norm=norm, aspect="auto", origin="lower", interpolation="nearest")
-        axis.set_xticks(range(len(ss)), [str(s) for s in ss])
-        axis.set_yticks(range(len(ks)), [str(k) for k in ks])
+        axis.set_xticks(range(len(ss)), list(map(str, ss)))
+        axis.set_yticks(range(len(ks)), list(map(str, ks)))
         axis.set_xlabel(S_LABEL)
         axis.set_ylabel(K_LABEL)
         where = textwrap.wrap(variant_text(variant), int(13 * width))
@@ -99,22 +94,22 @@ def _draw(
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     bar = figure.colorbar(image, ax=axes, aspect=30, fraction=0.04)
-    log = type(norm).__name__ == "SymLogNorm"
     bar.ax.yaxis.set_major_formatter("{x:g}")
-    bar.set_label("mean gain (points, log scale)" if log else "mean gain (points)")
+    bar.set_label("mean gain (points)" if type(norm).__name__ == "Normalize" else "mean gain (points, log scale)")
     figure.suptitle(heading, fontsize=10)
     save_figure(figure, path)
 
 
-def _annotate(axis: Any, x: int, y: int, estimate: Estimate, dark: bool) -> None:
-    """Mean, interval, n: on three lines, in white where the cell is dark."""
-    colour = "white" if dark else "black"
+def _annotate(axis: Any, x: int, y: int, estimate: Estimate, colour: str) -> None:
+    """Mean, interval and n, on three lines."""
+    bold = "bold" if estimate.excludes_zero else "normal"
     interval = f"[{estimate.low:+.2f}, {estimate.high:+.2f}]" if estimate.conclusive else "no interval"
-    axis.text(x, y + 0.24, f"{estimate.value:+.2f}", ha="center", va="center", fontsize=8, color=colour,
-              weight="bold" if estimate.excludes_zero else "normal")  # fmt: skip
-    axis.text(x, y - 0.05, interval, ha="center", va="center", fontsize=6, color=colour)
-    axis.text(x, y - 0.31, f"n = {estimate.n_parents} ({estimate.n_pairs})", ha="center", va="center", fontsize=6,
-              color=colour)  # fmt: skip
+    for up, text, size, weight in (
+        (0.24, f"{estimate.value:+.2f}", 8, bold),
+        (-0.05, interval, 6, "normal"),
+        (-0.31, f"n = {estimate.n_parents} ({estimate.n_pairs})", 6, "normal"),
+    ):
+        axis.text(x, y + up, text, ha="center", va="center", fontsize=size, color=colour, weight=weight)
 
 
 def _norm(means: Sequence[float]) -> Any:

@@ -36,55 +36,42 @@ _INT, _TEXT, _LIST = polars.Int64, polars.String, polars.List(polars.Float64)
 
 COLUMNS = {
     "k": Column("epochs", "epochs that the parent trained before cloning; null for the parent's own epochs", _INT),
-    "s": Column(
-        "epochs", "epochs that each child trained before averaging; null for the epochs of parent and children", _INT
-    ),
+    "s": Column("epochs", "epochs that each child trained before averaging; null for epochs before that", _INT),
     "alpha": Column("1", "weight of the second child in the average; null: the plain mean, or no average"),
     "parent_seed": PAIR_COLUMNS["parent_seed"],
-    "pair": Column(
-        "", "which tuple of the parent's children was averaged, from 0; null where it is no one tuple's", _INT
-    ),
+    "pair": Column("", "which tuple of the parent's children was averaged, from 0; null where not one alone", _INT),
     "network": Column("", "parent, child or average; at s = 0 the children are the parent still", _TEXT),
     "child": Column("", "number of the child, from 1 within its parent and k", _INT),
-    "noise": Column(
-        "", "noise seed that the network was trained under; null for an average not yet trained on", _INT
-    ),
+    "noise": Column("", "noise seed of the network's training; null for an average not yet trained on", _INT),
     "stage": Column("", "parent, children (also where they are trained on), interpolation or after", _TEXT),
     "epoch": Column("epochs", "epochs done since initialisation", _INT),
     "batch_norm": Column("", "batch-norm statistics at evaluation: own, or recomputed on training images", _TEXT),
     "metric": Column("", "what was measured: " + ", ".join(UNITS), _TEXT),
     "unit": Column("", "unit of value", _TEXT),
     "value": Column("see unit", "the measurement"),
-    "point": Column(
-        "", "hash of the configuration that gives this row's point alone; null where several points share it", _TEXT
-    ),
+    "point": Column("", "hash of the one configuration that has this row; null where several points share it", _TEXT),
     "state": Column("", "key of the network's state in the store", _TEXT),
 }
 """Of results.parquet. Before them stand the axes of the sweep other than k and s, by dotted name, null where a
 measurement serves several of an axis's values."""
 
+
+def _treated(name: str) -> dict[str, Column]:
+    """The columns of gains under one treatment of batch norm."""
+    return {
+        f"average_{name}_%": Column("%", f"test accuracy of the average at interpolation, {name} statistics"),
+        f"children_{name}_%": Column("%", f"that of each child at interpolation, {name} statistics", _LIST),
+        f"gain_best_{name}_points": Column("points", f"average less best child, both with {name} statistics"),
+        f"gain_mean_{name}_points": Column("points", "average less the children's mean, likewise"),
+    }
+
+
 GAIN_COLUMNS = {
-    **PAIR_COLUMNS,
-    **{
-        name: column
-        for treatment in TREATMENTS
-        for name, column in {
-            f"average_{treatment}_%": Column(
-                "%", f"test accuracy of the average at interpolation, {treatment} statistics"
-            ),
-            f"children_{treatment}_%": Column(
-                "%", f"that of each child at interpolation, {treatment} statistics", _LIST
-            ),
-            f"gain_best_{treatment}_points": Column(
-                "points", f"average less best child, both with {treatment} statistics"
-            ),
-            f"gain_mean_{treatment}_points": Column("points", "average less the children's mean, likewise"),
-        }.items()
-    },
+    **PAIR_COLUMNS, **_treated(OWN), **_treated(RECOMPUTED),
     "after_%": Column("%", "test accuracy of the average after each further epoch, own statistics", _LIST),
     "after_vs_average_points": Column("points", "that less the average's at interpolation, own statistics", _LIST),
     "after_vs_best_points": Column("points", "that less the best child's at interpolation, own statistics", _LIST),
-}
+}  # fmt: skip
 """Of gains.parquet, after the axes beside k and s. Null: not measured (yet), or a network of these diverged."""
 
 _ROW_TYPES = {
@@ -106,7 +93,8 @@ def write_frame(frame: polars.DataFrame, path: str | os.PathLike[str], columns: 
     """
     about = {name: Column(KEYS[name].unit, KEYS[name].help) for name in frame.columns if name in KEYS}
     about |= columns
-    described = {name: {"unit": about[name][0], "help": about[name][1]} for name in frame.columns if name in about}
+    there = [name for name in frame.columns if name in about]
+    described = {name: {"unit": about[name].unit, "help": about[name].help} for name in there}
     with atomic_path(path) as temporary:
         frame.write_parquet(temporary, metadata={"fastwi.columns": to_json(described)})
 
@@ -117,11 +105,7 @@ def rows_frame(rows: Iterable[Row]) -> polars.DataFrame:
 
 
 def point_rows(point: Point, place: PointStates, measurements: Measured) -> list[Row]:
-    """The rows that `python -m fastwi.train` writes to metrics.jsonl for `point`: same order, same keys.
-
-    Left out are rows that have no measurement yet, and those of recomputed batch-norm statistics where the sweep
-    doesn't measure them.
-    """
+    """The rows of metrics.jsonl for `point`, in its order; without those that have no measurement (yet)."""
     e = point.config.experiment
     end, children = e.k + e.s, {f"child {i}": states for i, states in enumerate(place.children, 1)}
     later = {"average": place.after, **{name: states[e.s :] for name, states in children.items()}}

@@ -13,7 +13,7 @@ import polars
 
 from fastwi.analysis.statistics import Estimate
 from fastwi.config.sweep import SweepSpec
-from fastwi.report.estimates import cell_names, estimate_of, groups
+from fastwi.report.estimates import cell_names, estimate_of, groups, shown
 from fastwi.report.rows import ACCURACY, OVER, TREATMENTS, Row
 from fastwi.report.summary import OVER_PARENTS, Table, count_of, estimates_table, value_text
 
@@ -157,8 +157,8 @@ def run_tables(rows: Sequence[Row], gains: polars.DataFrame) -> list[Table]:
     body = list[tuple[str, ...]]()
     for row in at:
         best = gain.get(f"gain_best_{row['batch_norm']}_points")
-        shown = "" if row["network"] != "average" else "none: diverged" if best is None else f"{best:+.2f}"
-        body.append((row["network"], row["batch_norm"], f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}", shown))
+        text = "" if row["network"] != "average" else "none: diverged" if best is None else f"{best:+.2f}"
+        body.append((row["network"], row["batch_norm"], f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}", text))
     tables = [
         Table(
             "At interpolation; gain over the best child under the same batch-norm statistics, in points",
@@ -201,12 +201,5 @@ def _begun(cell: Cell, found: Sequence[Cell]) -> list[str]:
 
 
 def _show(estimate: Estimate | None, cell: Cell) -> str:
-    """A mean with its interval; with its n where there is none, or where that is not the cell's own."""
-    if estimate is None or estimate.value is None:
-        return ""
-    counted = estimate.n_parents == cell.parents and estimate.n_pairs == cell.pairs
-    n = f"n = {estimate.n_parents}" + ("" if counted else f", {estimate.n_pairs} pairs")
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:+.2f} ({n})"
-    interval = f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
-    return interval if counted else f"{interval} ({n})"
+    """A mean as `shown`; empty where there is none."""
+    return "" if estimate is None else shown(estimate, cell.parents, pairs=cell.pairs)

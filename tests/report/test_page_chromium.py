@@ -50,7 +50,7 @@ def results(tmp_path, seed) -> Path:
     frame.write_parquet(tmp_path / "gains.parquet")
     (tmp_path / "sweep.yaml").write_text(sealed_yaml(SWEEP))
     draw_heatmap(cells(frame), tmp_path / "heatmap.png", "digits")
-    draw_heatmap(cells(frame), tmp_path / "curves.png", "digits", "mean")
+    draw_heatmap(cells(frame), tmp_path / "curves.png", "digits")
     (tmp_path / "curves.svg").unlink(missing_ok=True)
     if not (tmp_path / "heatmap.svg").exists():
         from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from drawn_measurements import drawn, planned, spec_of
 from matplotlib import pyplot
 from matplotlib.colors import SymLogNorm
 
-from fastwi.errors import UserError
+from fastwi.errors import ConfigError, UserError
 from fastwi.experiment.tree import OWN
 from fastwi.report import curves, figures, heatmap
 from fastwi.report.rows import gains
@@ -83,14 +83,6 @@ def test_heatmap_of_few_parents_has_no_interval_and_nothing_bold(kept, tmp_path,
     assert [text.get_text() for text in own.texts].count("+2.50") == 6
     assert "n = 2 (4)" in [text.get_text() for text in own.texts]
     assert not any("[" in text.get_text() for text in (*own.texts, kept["heatmap.png"]._suptitle))
-
-
-def test_heatmap_over_the_mean(kept, tmp_path, seed):
-    found = cells(gains(GRID, *made(GRID, seed)))
-    heatmap.draw_heatmap(found, tmp_path / "mean.png", "A sweep", over="mean")
-    image = panels(kept["mean.png"])[1].images[0].get_array()
-    at = {(cell.k, cell.s): cell.gains["recomputed", "mean"].value for cell in found}
-    assert image.tolist() == [[at[k, 1], at[k, 2]] for k in (0, 1, 3)]
 
 
 def test_many_combinations_go_to_several_files(kept, tmp_path, seed):
@@ -243,11 +235,13 @@ def test_a_figure_for_a_paper_has_no_title_and_fonts_that_are_text(tmp_path):
         axis.plot([1, 2], label="label of the axis")
         axis.set_xlabel("label of the axis")
         figure.suptitle("title of the figure")
-        figures.set_style(style)
+        assert figures.take_style(["--figures", style, "--json"]) == ["--json"]
         figures.save_figure(figure, tmp_path / f"{style}.png")
         found[style] = (tmp_path / f"{style}.svg").read_text()
         pyplot.close(figure)
-    figures.set_style("screen")
+    assert figures.take_style(["a", "--figures=screen"]) == ["a"]
+    with pytest.raises(ConfigError, match="--figures: 'print'"):
+        figures.take_style(["--figures", "print"])
     assert ">label of the axis<" in found["paper"]
     assert "title of the figure" not in found["paper"]
     assert "title of the figure" in found["screen"]  # as a comment: its letters are shapes
