@@ -10,6 +10,8 @@ import hashlib
 import os
 import secrets
 import signal
+import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -66,6 +68,16 @@ def seed(request: pytest.FixtureRequest) -> int:
     drawn = int.from_bytes(hashlib.sha256(request.node.nodeid.encode()).digest()[:4], "little")
     print(f"seed {drawn}")
     return drawn
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Commands set torch's number of threads for their process, which is here that of all tests."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    yield
+    if torch:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -17,13 +16,10 @@ import torch
 from begun_stores import measured_so_far
 
 from fastwi.config.read import read_sweep_request
-from fastwi.config.sweep import points
 from fastwi.config.write import to_yaml
-from fastwi.data.card import with_checksum
 from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import Store
 from fastwi.experiment.store.repair import verify
-from fastwi.report.plan import naive_epochs
 from fastwi.report.rows import point_rows
 from fastwi.sweep import main
 from fastwi.train import main as train
@@ -83,13 +79,6 @@ def refused(capsys, argv: list[str]) -> str:
     return line
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def whole(digits_directory, tmp_path_factory) -> Path:
     """A sweep that nobody disturbed. Tests must not write to it."""
@@ -107,26 +96,6 @@ def copied(whole, digits_directory, tmp_path) -> Path:
     return tmp_path / "copy"
 
 
-@pytest.mark.parametrize("key", ["mean", "std"])
-def test_a_changed_normalisation_is_refused_or_named(copied, digits_directory, tmp_path, capsys, key):
-    """One bit of the card between two runs of a sweep: refused; with a right checksum it is another dataset."""
-    data = Path(shutil.copytree(digits_directory, tmp_path / "digits"))
-    argv = sweep_file(copied, data)
-    planned = plan_sweep(read_sweep_request(argv).spec)
-    with Store.open(copied / "store", create=False) as store:
-        assert len(store.measurements(planned.tree.measurement_keys())) == EPOCHS + PROBES
-    card = json.loads((data / "card.json").read_text())
-    (bits,) = struct.unpack("<Q", struct.pack("<d", card[key][0]))
-    card[key][0] = struct.unpack("<d", struct.pack("<Q", bits ^ 1))[0]
-    (data / "card.json").write_text(json.dumps(card))
-    assert "card.json" in refused(capsys, argv)
-    (data / "card.json").write_text(json.dumps(with_checksum(card)))
-    other = plan_sweep(read_sweep_request(argv).spec)
-    assert not set(planned.tree.keys) & set(other.tree.keys)
-    with Store.open(copied / "store", create=False) as store:
-        assert not store.measurements(other.tree.measurement_keys())
-
-
 def same_results(found: Path, expected: Path) -> None:
     assert results(found).equals(results(expected), null_equal=True)
 
@@ -138,71 +107,42 @@ def command(argv: list[str]) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_each_point_equals_the_same_point_run_alone(whole, digits_directory, tmp_path):
-    tree_is_done(whole)
-    assert set(attempts(whole).values()) == {1}
-    request = read_sweep_request(sweep_file(tmp_path, digits_directory))
-    every = list(points(request.spec))
-    assert len(every) == 8
-    assert naive_epochs(every) == 8 + 4 * (1 + 2) + 2 * 2 * (1 + 2) * 2
-    frame = results(whole)
-    for point in every:
-        path = tmp_path / "point.yaml"
-        path.write_text(to_yaml(point.config))
-        runs = f"{point.config.experiment.k}-{point.config.experiment.s}-{point.tuple_index}"
-        assert train(["--config", str(path), "--run.directory", str(tmp_path), "--run.name", runs]) == 0
-        rows = [json.loads(line) for line in (tmp_path / runs / "metrics.jsonl").read_text().splitlines()]
-        assert len(rows) == point.config.experiment.k + 2 * point.config.experiment.s + 6 + 1
-        for row in rows:
-            found = of_row(frame, point, row)
-            expected = {key: row[key] for key in ("train_loss", "learning_rate", "test_loss") if key in row}
-            expected["test_accuracy"] = row["test_accuracy_%"]
-            values = dict(zip(found["metric"], found["value"], strict=True))
-            assert {name: values.get(name) for name in expected} == expected
-
-
 OPTIONS = {
     "experiment.batch_norm": "recompute", "experiment.momentum": "keep", "experiment.continue_children": "true",
     "experiment.children_rate_factor": "0.1", "sweep.alphas": "[0.25]", "sweep.children": "2",
+    "axes.experiment.k": "[1]", "axes.experiment.s": "[1]",
 }  # fmt: skip
 
 
-def test_a_point_with_every_option_equals_the_same_point_run_alone(digits_directory, tmp_path):
-    argv = sweep_file(tmp_path, digits_directory)
-    argv += ["--axes.experiment.k", "[1]", "--axes.experiment.s", "[1]"]
-    argv += [f"--{name}={value}" for name, value in OPTIONS.items()]
-    assert main(argv) == 0
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["grid", "every option"])
+def test_each_point_equals_the_same_point_run_alone(whole, digits_directory, tmp_path, options):
+    argv = [*sweep_file(tmp_path, digits_directory), *(f"--{name}={value}" for name, value in options.items())]
+    if options:
+        assert main(argv) == 0
     planned = plan_sweep(read_sweep_request(argv).spec)
-    (point,), (place,) = planned.points, planned.places
-    with Store.open(tmp_path / "store", create=False) as store:
-        found = point_rows(point, place, store.measurements())
-    (tmp_path / "point.yaml").write_text(to_yaml(point.config))
-    config = ["--config", str(tmp_path / "point.yaml"), "--run.directory", str(tmp_path), "--run.name", "alone"]
-    assert train(config) == 0
-    assert found == [json.loads(line) for line in (tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()]
-    assert len({row["learning_rate"] for row in found if row["stage"] == "after"}) == 2
-
-
-def of_row(frame: polars.DataFrame, point, row: dict) -> polars.DataFrame:
-    """The table's rows for one row of a run's metrics."""
-    e, column = point.config.experiment, polars.col
-    network = row["network"].split()[0]
-    stage = row["stage"]
-    if stage == "interpolation" and network == "child" and row["batch_norm"] == "own":
-        stage = "children"  # once in the table: as what it was measured to be after its last epoch
-    keys = {"stage": stage, "epoch": row["epoch"], "network": network, "batch_norm": row["batch_norm"]}
-    if network == "child":
-        keys["noise"] = point.config.seeds.child_noise[int(row["network"].split()[1]) - 1]
-    if stage != "parent":
-        keys["k"] = e.k
-    if stage in ("interpolation", "after"):
-        keys["s"] = e.s
-    if network == "average":
-        keys["pair"] = point.tuple_index
-    return frame.filter(*(column(name) == value for name, value in keys.items()))
+    assert len(planned.points) == (1 if options else 8)
+    with Store.open((tmp_path if options else whole) / "store", create=False) as store:
+        measurements = store.measurements()
+        assert set(store.attempts().values()) == {1}
+    for number, (point, place) in enumerate(zip(planned.points, planned.places, strict=True)):
+        (tmp_path / "point.yaml").write_text(to_yaml(point.config))
+        alone = [
+            "--config",
+            str(tmp_path / "point.yaml"),
+            "--run.directory",
+            str(tmp_path),
+            "--run.name",
+            f"{number}",
+        ]
+        assert train(alone) == 0
+        rows = [json.loads(line) for line in (tmp_path / f"{number}" / "metrics.jsonl").read_text().splitlines()]
+        assert point_rows(point, place, measurements) == rows
+        rates = {row["learning_rate"] for row in rows if row["stage"] == "after"}
+        assert len(rates) == (2 if options else 1)
 
 
 def test_files(whole):
+    tree_is_done(whole)
     directory = whole / "sweeps" / "grid"
     names = {path.name for path in directory.iterdir()}
     assert {"results.parquet", "summary.md", "heatmap.png", "heatmap.pdf", "curves.png", "curves.pdf", "sweep.yaml",
@@ -299,9 +239,6 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
     """kill -9, wherever the sweep is; it ends with the same results, and only what was in progress is begun again."""
     draw, kills = random.Random(seed), 0
     argv = sweep_file(tmp_path, digits_directory)
-    begun = time.monotonic()
-    once = command(["--help"])
-    once.communicate()
     for _ in range(KILLS):
         process = command(argv)
         done = measured_so_far(tmp_path)
@@ -323,7 +260,6 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
     assert len(counts) == EPOCHS + PROBES
     # A kill costs what was in progress or not written yet; how much at most is `tests/campaigns/kills.py`'s.
     assert max(counts.values()) <= 1 + kills
-    print(f"{kills} kills, {sum(counts.values()) - len(counts)} tasks begun again, {time.monotonic() - begun:.0f} s")
 
 
 def test_two_processes_on_one_store(digits_directory, tmp_path, whole):
@@ -350,15 +286,8 @@ def test_shards(digits_directory, tmp_path, whole, capsys):
 
 
 def test_a_network_that_diverges_is_named_and_the_others_go_on(digits_directory, tmp_path, capsys):
-    argv = sweep_file(tmp_path, digits_directory)
-    argv += [
-        "--axes.optimizer.learning_rate",
-        "[0.05, 1.0e+30]",
-        "--sweep.children",
-        "2",
-        "--axes.experiment.k",
-        "[1]",
-    ]
+    argv = [*sweep_file(tmp_path, digits_directory), "--axes.optimizer.learning_rate", "[0.05, 1.0e+30]"]
+    argv += ["--sweep.children", "2", "--axes.experiment.k", "[1]"]
     assert main(argv) == 3
     said = capsys.readouterr().err
     assert "diverged: its training loss is nan in epoch 1" in said
@@ -369,17 +298,6 @@ def test_a_network_that_diverges_is_named_and_the_others_go_on(digits_directory,
     before = attempts(tmp_path)
     assert main(argv) == 3  # and nothing is begun again
     assert attempts(tmp_path) == before
-
-
-def test_divergence_seen_on_test_images_alone(digits_directory, tmp_path, capsys):
-    argv = sweep_file(tmp_path, digits_directory)
-    argv += ["--optimizer.learning_rate", "3000", "--sweep.children", "2", "--axes.experiment.k", "[1]"]
-    assert main([*argv, "--json"]) == 3
-    said = capsys.readouterr()
-    assert "diverged: its test loss is nan in epoch 1" in said.err
-    json.loads(said.out, parse_constant=pytest.fail)
-    with Store.open(tmp_path / "store", create=False) as store:
-        assert len(store.measurements()) == 1
 
 
 def test_refusals(digits_directory, tmp_path, capsys):

@@ -30,13 +30,6 @@ KEPT = {"none": 0, "ends": 4 + 4, "stops": 2 + 8 + 4, "all": 2 + 8 + 8}
 """The children's last at each k and the averages' last; all that is a stop; parent, children and averages."""
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def sweeps(digits_directory, tmp_path_factory) -> dict[str, list[str]]:
     """The arguments of a finished sweep for each choice. Tests must not write to them."""

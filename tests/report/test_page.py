@@ -41,7 +41,7 @@ VOID = {"meta", "link", "br", "img"}
 
 
 class Page(HTMLParser):
-    """Elements, ids and references of a page; raises where tags do not match."""
+    """Elements and text of a page; raises where tags do not match."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -109,43 +109,33 @@ def refused(capsys, argv: list[str]) -> str:
     return line
 
 
-def add_figure(directory: Path, stem: str) -> None:
-    """An SVG and a PNG of matplotlib's, with clip paths, markers and glyphs, which all are found by id."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3, 2))
-    axis = figure.subplots()
-    axis.plot([0, 1, 2], [3, 1, 2], marker="o", label="average")
-    axis.imshow([[1, 2], [3, 4]], extent=(0, 1, 1, 2), aspect="auto")
-    axis.legend()
-    for ending in ("png", "svg"):
-        figure.savefig(directory / f"{stem}.{ending}")
-    if (directory / "manifest.json").exists():
-        sealed_again(directory)
+def study_of(directory: Path, name: str, frames: dict[str, polars.DataFrame], **about) -> Path:
+    """Files as a study leaves them."""
+    home = directory / "analyses" / name
+    home.mkdir(parents=True)
+    for stem, frame in frames.items():
+        frame.write_parquet(home / f"{stem}.parquet")
+    seal_directory(home, {"rows": {stem: frame.height for stem, frame in frames.items()}, **about})
+    return home
 
 
 def self_contained(html: str, page: Page) -> None:
-    assert not [
-        tag for tag, _ in page.elements if tag in ("script", "iframe", "object", "embed", "base", "foreignobject")
-    ]
+    """No script, nothing fetched, and every reference is to what the page has."""
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "iframe", "object", "embed", "base", "foreignobject"}
     for name in ("src", "href", "xlink:href", "action", "srcset", "poster", "data"):
         assert all(value.startswith(("#", "data:")) for value in page.values(name))
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     styles = " ".join(re.findall(r"<style>(.*?)</style>", html, re.S) + page.values("style"))
     assert "@import" not in styles
-    for attribute in (value for _, attributes in page.elements for value in attributes.values() if value):
-        assert not re.search(r"url\(\s*['\"]?(?!#)", attribute)
-    assert not re.search(r"url\(\s*['\"]?(?!#)", styles)
+    assert "url(" not in styles
+    assert "img-src data:" in html
     ids = page.values("id")
     assert len(ids) == len(set(ids))
-    targets = [value[1:] for value in page.values("href") if value.startswith("#")]
-    targets += re.findall(r"url\(#([^)]+)\)", html)
-    assert set(targets) <= set(ids)
+    assert {value[1:] for value in page.values("href") if value.startswith("#")} <= set(ids)
 
 
 def test_the_page_of_a_sweep(copied):
-    add_figure(copied, "heatmap")
-    add_figure(copied, "curves")
     html, page = page_of(copied)
     self_contained(html, page)
     for number, statement in CLAIMS.items():
@@ -224,7 +214,6 @@ def test_missing_studies_are_named_with_commands(copied):
 
 def test_the_command_of_a_study_has_its_options(results, copied):
     """A manifest's options come back from the shown command."""
-    home = copied / "analyses" / "governance"
     options = {"alphas": 3, "low": -0.5, "cells": ["1,1", "2,1"], "treatments": ["recomputed"], "pairs": 1}
     rows = [
         {"gain": "gain_best_own_points", "quantity": quantity, "scope": scope, "spearman": 0.5, "low": None,
@@ -232,11 +221,8 @@ def test_the_command_of_a_study_has_its_options(results, copied):
         for quantity in ("k", "relative_distance")
         for scope in ("all pairs", "within cells")
     ]  # fmt: skip
-    home.mkdir(parents=True)
-    polars.DataFrame(rows, schema_overrides={"low": polars.Float64, "high": polars.Float64}).write_parquet(
-        home / "correlations.parquet"
-    )
-    seal_directory(home, {"options": options, "rows": {"correlations": 4}})
+    frame = polars.DataFrame(rows, schema_overrides={"low": polars.Float64, "high": polars.Float64})
+    study_of(copied, "governance", {"correlations": frame}, options=options)
     html, page = page_of(copied)
     self_contained(html, page)
     assert "children's distance relative to the parent's norm" in page.text
@@ -247,23 +233,18 @@ def test_the_command_of_a_study_has_its_options(results, copied):
 
 
 def test_correlations_of_an_older_version_get_the_intervals_of_this_one(copied, capsys, seed):
-    home = copied / "analyses" / "governance"
-    home.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     columns = {name: rng.normal(size=24) for name in (*GAINS, *QUANTITIES)}
     cell = {"k": np.tile([1, 2], 12), "s": 1, "alpha": None, "parent_seed": np.repeat(np.arange(6), 4), "pair": 0}
     pairs = polars.DataFrame(cell | {name: values for name, values in columns.items() if name not in cell})
     pairs = pairs.with_columns(polars.col("alpha").cast(polars.Float64))
-    pairs.write_parquet(home / "pairs.parquet")
     now = correlations(pairs)
-    now.with_columns(low=polars.col("spearman"), high=polars.col("spearman")).write_parquet(
-        home / "correlations.parquet"
-    )
-    seal_directory(home, {"rows": {"correlations": now.height, "pairs": 24}})
+    older = now.with_columns(low=polars.col("spearman"), high=polars.col("spearman"))
+    study_of(copied, "governance", {"pairs": pairs, "correlations": older})
     assert main([str(copied), "--json"]) == 0
     (sweep,) = json.loads(capsys.readouterr().out.splitlines()[-1])["sweeps"]
     (found,) = (finding for finding in sweep["claims"][2]["findings"] if finding["what"] == "gain and k")
-    (row,) = now.filter(gain="gain_best_own_points", quantity="k", scope="all pairs").rows(named=True)
+    (row,) = now.filter(gain=next(iter(GAINS)), quantity="k", scope="all pairs").rows(named=True)
     assert (found["low"], found["high"]) == (row["low"], row["high"])
     assert row["high"] - row["low"] > 0.1
 
@@ -317,36 +298,33 @@ def test_a_hostile_figure_is_an_image_and_nothing_else(copied):
     assert "img-src data:" in html
 
 
-@pytest.mark.parametrize("name", ["gains.parquet", "results.parquet", "sweep.yaml", "manifest.json", "heatmap.svg"])
-def test_a_flipped_bit_is_not_shown(copied, capsys, seed, name):
-    draw = random.Random(seed)
-    add_figure(copied, "heatmap")
-    path = copied / name
+@pytest.mark.parametrize(
+    "name", ["gains.parquet", "results.parquet", "sweep.yaml", "manifest.json", "heatmap.png", "heatmap.svg"]
+)
+def test_a_damaged_file_is_not_shown(copied, capsys, seed, name):
+    """A flipped bit, half of a file, none of it, and no file: one line that names it. An old page stays."""
+    path, draw = copied / name, random.Random(seed)
     whole = path.read_bytes()
-    for _ in range(20):
-        content = bytearray(whole)
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-        if name == "manifest.json" and content.split() == whole.split():
-            continue
+    for damage in ("bit", "half", "empty", "gone"):
+        content = bytearray(whole if damage == "bit" else whole[: len(whole) // 2] if damage == "half" else b"")
+        if damage == "bit":
+            content[draw.choice([i for i, byte in enumerate(whole) if not bytes([byte]).isspace()])] ^= 1
         path.write_bytes(content)
+        if damage == "gone":
+            path.unlink()
         assert name in refused(capsys, [str(copied)])
-    path.unlink()
-    assert name in refused(capsys, [str(copied)])
+    assert not (copied / "report.html").exists()
     path.write_bytes(whole)
     assert main([str(copied)]) == 0
 
 
 @pytest.mark.parametrize("name", ["frame.parquet", "figure.svg", "manifest.json"])
-def test_a_flipped_bit_of_a_study_is_not_shown(copied, capsys, seed, name):
-    draw = random.Random(seed)
-    home = copied / "analyses" / "connectivity"
-    home.mkdir(parents=True)
-    polars.DataFrame({"a": [1.0] * 50}).write_parquet(home / "frame.parquet")
+def test_a_damaged_study_is_not_shown(copied, capsys, seed, name):
+    home = study_of(copied, "connectivity", {"frame": polars.DataFrame({"a": [1.0] * 50})})
     (home / "figure.svg").write_text("<svg>" + "x" * 100 + "</svg>")
-    seal_directory(home, {"options": {"alphas": 3}, "rows": {"frame": 50}})
+    sealed_again(home)
     content = bytearray((home / name).read_bytes())
-    place = draw.choice([i for i, byte in enumerate(content) if not bytes([byte]).isspace()])
-    content[place] ^= 1 << draw.randrange(8)
+    content[random.Random(seed).choice([i for i, byte in enumerate(content) if not bytes([byte]).isspace()])] ^= 1
     (home / name).write_bytes(content)
     said = refused(capsys, [str(copied)])
     assert str(home / name) in said
@@ -360,17 +338,6 @@ def test_a_flipped_bit_of_a_sweep_noted_in_the_store_is_refused(results, tmp_pat
     content[random.Random(seed).randrange(len(content) - 200)] ^= 1
     path.write_bytes(content)
     assert str(path) in refused(capsys, [str(store)])
-
-
-@pytest.mark.parametrize("name", ["gains.parquet", "sweep.yaml", "manifest.json", "heatmap.png", "heatmap.svg"])
-@pytest.mark.parametrize("content", [b"", b"PAR1\xff\x00damaged: [", None], ids=["empty", "damaged", "cut"])
-def test_damaged_files_are_one_line(copied, capsys, name, content):
-    add_figure(copied, "heatmap")
-    path = copied / name
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    assert name in refused(capsys, [str(copied)])
-    assert not (copied / "report.html").exists()
 
 
 def test_bad_targets_are_one_line(results, tmp_path, capsys):

@@ -15,13 +15,6 @@ from fastwi.train import main
 pytest.importorskip("tensorboard")
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def arguments(data: Path, runs: Path, *more: str) -> list[str]:
     pairs = {
         "data.path": data, "data.train_images": 100, "data.test_images": 50, "model.width": 0.25,
