@@ -79,6 +79,7 @@ def read_sweep_request(argv: Sequence[str]) -> Request:
     flags = {
         "axes.section.key VALUES": "override or add an axis: 1,2,4 or '[1, 2, 4]' or 1..4",
         "shard I/N": "carry out part I of N, 1/N to N/N, such as 2/4",
+        "figures STYLE": "screen, or paper: without titles, with fonts that stay text",
     }
     about = "Carries out the protocol at every cell of a grid, for parents, tuples of children and alphas."
     sample = f"A sweep file:\n\n{shipped_configs()['fastwi:digits_k_s_grid'].read_text()}"
@@ -94,7 +95,10 @@ def read_sweep_request(argv: Sequence[str]) -> Request:
 
 def read_analysis_request(argv: Sequence[str], studies: Mapping[str, str]) -> Request:
     """Read the analyze command's arguments and its sweep file. `studies`: each with what it answers in one line."""
-    flags = {"list": "print the studies and stop; with --json as JSON"}
+    flags = {
+        "list": "print the studies and stop; with --json as JSON",
+        "figures STYLE": "screen, or paper: without titles, with fonts that stay text",
+    }
     about = "Answers one question for a finished sweep from its stored states and measurements. Nothing is trained."
     text = "\n".join(["The studies:", *study_lines(studies)])
     study, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
