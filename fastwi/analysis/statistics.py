@@ -71,16 +71,6 @@ class Estimate:
         """Whether there is an interval and 0 is outside of it."""
         return verdict(self) != NOT_SETTLED
 
-    def __str__(self) -> str:
-        counted = f"n = {self.n_parents} parents, {self.n_pairs} pairs"
-        if self.value is None:
-            return f"undefined ({counted}); {self.note}"
-        if self.low is None or self.high is None:
-            return f"{self.value:+.4g} ({counted}); {self.note}"
-        interval = f"{self.value:+.4g} [{self.low:+.4g}, {self.high:+.4g}]"
-        tail = f"; {self.note}" if self.note else ""
-        return f"{interval} ({100 * self.confidence:g} %, {counted}){tail}"
-
 
 def mean_estimate(values: ArrayLike, parents: Sequence[Any] | NDArray[Any], *, confidence: float = 0.95) -> Estimate:
     """The mean over parents of each parent's mean, with Student's t interval of these.

@@ -39,19 +39,8 @@ class Bowl(_Costs):
         return (self.w**2).sum()
 
 
-class TwoBasins(_Costs):
-    """cost(w) = mean of (w^2 - 1)^2: zero at w = 1 and at w = -1, and 1 at 0."""
-
-    def cost(self) -> Tensor:
-        return ((self.w**2 - 1) ** 2).mean()
-
-
 def bowl_cost(w_D) -> float:
     return float((np.asarray(w_D, dtype=np.float64) ** 2).sum())
-
-
-def basins_cost(w_D) -> float:
-    return float(((np.asarray(w_D, dtype=np.float64) ** 2 - 1) ** 2).mean())
 
 
 INTENSITY_N = np.arange(15, 256, 12, dtype=np.uint8)  # 21 constant images

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from analytic_networks import PLAIN, Bowl, closed_form, constant_images, population_of
+from analytic_networks import PLAIN, Bowl, constant_images, population_of
 from torch import nn
 from torch.nn import functional
 
@@ -56,7 +56,8 @@ def arrays(seed):
 def test_scores_and_logits_of_a_users_own_networks(seed, arrays):
     images, labels = arrays
     networks = [seeded(Mlp, seed + m) for m in range(3)]
-    evaluator = Evaluator(networks[0], PLAIN)
+    seen: list[int] = []
+    evaluator = Evaluator(networks[0], PLAIN, report=seen.append)
     population = fastwi.Population.from_modules(networks)
     dataset = dataset_from_arrays(images, labels, MEAN, STD, "cpu")
     scores = evaluator.scores(population, dataset)
@@ -70,14 +71,10 @@ def test_scores_and_logits_of_a_users_own_networks(seed, arrays):
         torch.testing.assert_close(evaluator.logits_NK(population, m, dataset).double(), logits, rtol=1e-5, atol=1e-5)
     line = evaluate_line(evaluator, population, {"own data": dataset}, [0, 1], ends=(2, 1))
     assert line.loss["own data"]["averaged"].tolist() == [scores.loss_M[2], scores.loss_M[1]]
-
-
-def test_without_batch_norm_nothing_is_recomputed(seed, arrays):
-    dataset = dataset_from_arrays(*arrays, MEAN, STD, "cpu")
-    population = fastwi.Population.from_modules([seeded(Mlp, seed)])
-    again = Evaluator(seeded(Mlp, 0), PLAIN).recompute(population, dataset)
+    again = evaluator.recompute(population, dataset)  # without batch norm a plain copy
     assert torch.equal(again.weights_MP, population.weights_MP)
     assert again.weights_MP.data_ptr() != population.weights_MP.data_ptr()
+    assert sum(seen) == (3 + 2) * len(dataset)  # images evaluated
 
 
 def test_the_given_model_stays_as_it_was(seed, arrays):
@@ -170,12 +167,3 @@ def test_bad_input_gets_one_line(seed, arrays):
         with pytest.raises(UserError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
-
-
-def test_images_are_reported():
-    seen: list[int] = []
-    evaluator, population = population_of(Bowl, [0.5], [0.6])
-    evaluator = Evaluator(Bowl([0.5]), PLAIN, report=seen.append)
-    scores = evaluator.scores(population, constant_images())
-    assert sum(seen) == 2 * len(constant_images())
-    assert scores.loss_M.tolist() == pytest.approx([closed_form(0.25)[0], closed_form(0.36)[0]], rel=1e-5)

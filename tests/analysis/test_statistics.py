@@ -30,7 +30,7 @@ def test_a_mean_counts_each_parent_once():
     assert found.points == (3.0, 10.0)
 
 
-@pytest.mark.parametrize("parents", [2, 3, 4])
+@pytest.mark.parametrize("parents", [1, 2, 3, 4])
 def test_few_parents_have_points_and_no_interval(parents, seed):
     """Not even where all agree, and whatever is asked of them."""
     values, parent_n = clustered(np.random.default_rng(seed), parents, 5)
@@ -42,11 +42,12 @@ def test_few_parents_have_points_and_no_interval(parents, seed):
     ]
     for found in estimates:
         assert (found.low, found.high, found.n_parents) == (None, None, parents)
-        assert f"n = {parents}: too few" in found.note
+        assert found.note.startswith(f"n = {parents}: too few" if parents > 1 else NOTHING)
         assert not found.excludes_zero
         assert verdict_text(verdict(found, -100.0), parents) == f"not settled (n = {parents})"
     assert estimates[0].points == pytest.approx([values[parent_n == p].mean() for p in range(parents)])
     assert mean_estimate([*range(5)], range(5)).conclusive
+    assert NOTHING in spearman([1, 1], [1, 3], [0, 0]).note
     assert verdict_text("not settled", 5) == "not settled"
     assert verdict_text("confirmed", 2) == "confirmed"
 
@@ -57,15 +58,6 @@ def test_student_s_interval_against_scipy(seed):
     means = values.reshape(6, 3).mean(axis=1)
     assert (found.low, found.high) == pytest.approx(tuple(stats.ttest_1samp(means, 0).confidence_interval(0.9)))
     assert found.value == pytest.approx(means.mean())
-
-
-def test_rank_correlations_are_scipy_s_with_ties(seed):
-    rng = np.random.default_rng(seed)
-    x, y = rng.integers(0, 6, 40), rng.integers(0, 4, 40)
-    found = spearman(x, y, np.repeat(np.arange(10), 4))
-    assert found.value == pytest.approx(stats.spearmanr(x, y).statistic, rel=1e-12)
-    assert found.low < found.value < found.high
-    assert (found.n_parents, found.n_pairs) == (10, 40)
 
 
 def test_their_intervals_leave_out_whole_parents(seed):
@@ -80,17 +72,8 @@ def test_their_intervals_leave_out_whole_parents(seed):
     middle, reach = math.atanh(stats.spearmanr(x, y).statistic), stats.t.isf(0.025, 6) * error
     found = spearman(x, y, parents)
     assert (found.low, found.high) == pytest.approx((math.tanh(middle - reach), math.tanh(middle + reach)), rel=1e-9)
-    assert found.note == ""
-
-
-def test_a_rising_transform_changes_nothing_and_a_falling_one_the_sign(seed):
-    rng = np.random.default_rng(seed)
-    x, parents = clustered(rng, 8, 3)
-    y = x + rng.normal(size=24)
-    plain = spearman(x, y, parents)
-    assert spearman(np.exp(x), y**3, parents) == plain
-    turned = spearman(x, -y, parents)
-    assert (turned.value, turned.low, turned.high) == pytest.approx((-plain.value, -plain.high, -plain.low), abs=1e-9)
+    assert found.value == pytest.approx(stats.spearmanr(x, y).statistic, rel=1e-12)
+    assert (found.n_parents, found.n_pairs, found.note) == (7, len(parents), "")
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -118,7 +101,6 @@ def test_constants_are_undefined_without_a_warning():
         assert (found.value, found.low, found.high, found.conclusive) == (None, None, None, False)
         assert found.note == "undefined: x or y is the same for all pairs"
         assert verdict(found) == "not settled"
-        assert str(found) == f"undefined (n = 6 parents, 6 pairs); {found.note}"
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, -1e-300, 1e17 / 3])
@@ -137,20 +119,6 @@ def test_equal_differences_are_equal_whatever_their_last_digits():
     after = before + 1.2
     assert np.ptp(after - before) > 0  # of rounding alone
     assert not mean_estimate(after - before, range(6)).conclusive
-
-
-def test_one_parent_concludes_nothing():
-    estimates = [
-        mean_estimate([1.0, 2.0, 3.0], [5, 5, 5]),
-        mean_estimate([1.0], ["p"], confidence=0.5),
-        spearman([1, 2, 3], [1, 3, 2], [0, 0, 0]),
-    ]
-    for found in estimates:
-        assert (found.low, found.high, found.conclusive, found.n_parents) == (None, None, False, 1)
-        assert found.note == NOTHING == "n = 1: nothing can be concluded"
-        assert verdict(found, -100.0) == "not settled"
-    assert estimates[0].value == 2.0
-    assert NOTHING in spearman([1, 1], [1, 3], [0, 0]).note
 
 
 def test_names_of_parents_do_not_matter(seed):
@@ -179,11 +147,6 @@ def test_verdicts(low, high, above, below):
     assert verdict(estimate, 0.5, claim="below") == below
     with pytest.raises(UserError, match="claim: 'left'"):
         verdict(estimate, claim="left")
-
-
-def test_in_words():
-    assert str(Estimate(1.234567, 0.5, 2.0, 10, 30, 0.95)) == "+1.235 [+0.5, +2] (95 %, n = 10 parents, 30 pairs)"
-    assert str(mean_estimate([1.5, 2.5], [0, 0])) == f"+2 (n = 1 parents, 2 pairs); {NOTHING}"
 
 
 @pytest.mark.parametrize(

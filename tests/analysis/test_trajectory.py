@@ -47,13 +47,17 @@ def test_weights_at_their_limits():
     assert ema_weights(7, 0.8).sum() == pytest.approx(1, abs=1e-15)
 
 
-@pytest.mark.parametrize("last", [0, 5])
-def test_refused_lengths(last):
-    with pytest.raises(UserError, match="give 1 to 4"):
-        lawa_weights(4, last)
-
-
-@pytest.mark.parametrize(("states", "decay"), [(0, 0.5), (3, 1.0), (3, -0.1), (3, float("nan"))])
-def test_refused_decays(states, decay):
-    with pytest.raises(UserError, match="0 <= decay < 1"):
-        ema_weights(states, decay)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: lawa_weights(4, 0),
+        lambda: lawa_weights(4, 5),
+        lambda: ema_weights(0, 0.5),
+        lambda: ema_weights(3, 1.0),
+        lambda: ema_weights(3, -0.1),
+        lambda: ema_weights(3, float("nan")),
+    ],
+)
+def test_refused_lengths_and_decays(call):
+    with pytest.raises(UserError, match=r"give 1 to 4|0 <= decay < 1"):
+        call()

@@ -1,0 +1,445 @@
+"""Line, barriers, plane and blocks: closed forms, and trained ResNets against the definitions in float64."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from analytic_networks import PLAIN, Bowl, bowl_cost, closed_form, constant_images, population_of
+from torch import nn
+from torch.nn import functional
+
+from fastwi.analysis import (
+    Evaluator,
+    LineResult,
+    Recomputation,
+    barrier_between,
+    barrier_of,
+    blocks_of,
+    dataset_from_arrays,
+    evaluate_blocks,
+    evaluate_line,
+    evaluate_plane,
+    plane_through,
+)
+from fastwi.config.schema import AugmentConfig, OptimizerConfig, ScheduleConfig
+from fastwi.data.noise import Noise
+from fastwi.data.resident import load_split
+from fastwi.engine.base import Settings
+from fastwi.engine.loop import LoopEngine
+from fastwi.errors import UserError
+from fastwi.kernels.augment import augment_reference
+from fastwi.models.registry import build_model
+from fastwi.population import Layout, Population
+
+CPU = torch.device("cpu")
+AUGMENT = AugmentConfig(padding=2, flip=0.5)
+BATCH = 50
+ALPHAS = [-0.75, -0.1, 0.0, 0.2, 0.5, 0.9, 1.0, 1.6]
+ALL = ("own", "averaged", "recomputed")
+SPLITS = {"test": constant_images()}
+
+
+class Normed(nn.Module):
+    """One convolution and batch norm."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            self.norm.running_mean.normal_(generator=generator)
+            self.norm.running_var.uniform_(1, 2, generator=generator)
+
+    def forward(self, x):
+        return self.linear(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def normed(seed):
+    images = np.random.default_rng(seed).integers(0, 256, (40, 5, 6, 3), dtype=np.uint8)
+    dataset = dataset_from_arrays(images, np.arange(40) % 3, [0.5] * 3, [0.2] * 3, "cpu")
+    population = Population.from_modules([Normed(seed), Normed(seed + 1)])
+    return Evaluator(Normed(0), PLAIN, batch_size=16), population, dataset
+
+
+def assert_closed_form(found, place, cost: float) -> None:
+    """float32 sums of squares; log(expm1) and softplus are well conditioned at costs above the floor."""
+    loss, error = closed_form(cost)
+    assert found.loss["test"]["averaged"][place] == pytest.approx(loss, rel=1e-4)
+    assert found.error["test"]["averaged"][place] == pytest.approx(error, abs=100 / 21 + 1e-9)
+
+
+# The line
+
+
+def test_a_quadratic_bowl_is_quadratic_on_the_line_and_beyond(seed):
+    a, b = np.random.default_rng(seed).uniform(-1, 1, (2, 5)).astype(np.float32)
+    evaluator, population = population_of(Bowl, a, b)
+    line = evaluate_line(evaluator, population, SPLITS, ALPHAS)
+    for place, alpha in enumerate(ALPHAS):
+        assert_closed_form(line, place, bowl_cost((1 - alpha) * a.astype(float) + alpha * b.astype(float)))
+    # A second difference is exact for a parabola: E(0) - 2 E(1/2) + E(1) = mean(x) |b - a|^2 / 2.
+    e = dict(zip(ALPHAS, line.loss["test"]["averaged"], strict=True))
+    bend = (closed_form(1.0)[0] - closed_form(0.0)[0]) * bowl_cost(b.astype(float) - a) / 2
+    assert e[0] - 2 * e[0.5] + e[1] == pytest.approx(bend, rel=1e-3, abs=1e-5)
+
+
+def test_ends_order_and_chunks(normed):
+    """Ends are themselves to the bit, and the number of networks in memory has no effect."""
+    evaluator, population, dataset = normed
+    splits, settings = {"test": dataset}, {"treatments": ALL, "recomputation": Recomputation(dataset, Noise(3))}
+    line = evaluate_line(evaluator, population, splits, ALPHAS, **settings)
+    own, averaged, recomputed = (line.loss["test"][treatment] for treatment in ALL)
+    ends = np.isin(ALPHAS, [0, 1])
+    assert own[ends].tolist() == averaged[ends].tolist() == evaluator.scores(population, dataset).loss_M.tolist()
+    assert np.isnan(own[~ends]).all()
+    assert np.isfinite(recomputed).all()
+    assert (np.abs(recomputed - averaged)[~np.isnan(averaged)] > 1e-4).all()
+    row_bytes = 2 * (8 * population.layout.P + 4 * population.layout.Q + 8)
+    for memory in (1, 3 * row_bytes):
+        chunked = evaluate_line(evaluator, population, splits, ALPHAS, **settings, memory_bytes=memory)
+        for table in ("loss", "error"):
+            for treatment in ALL:
+                found, expected = (getattr(x, table)["test"][treatment] for x in (chunked, line))
+                assert np.array_equal(found, expected, equal_nan=True), (memory, treatment, table)
+    back = evaluate_line(evaluator, population, splits, [1, 0.8, 0], ends=(1, 0))
+    np.testing.assert_allclose(back.loss["test"]["averaged"], averaged[[2, 3, 6]], rtol=1e-5)
+    alone = evaluate_line(evaluator, population, splits, ALPHAS, treatments=("own",))
+    assert list(alone.loss["test"]) == ["own"]
+    assert np.array_equal(alone.loss["test"]["own"], own, equal_nan=True)
+
+
+def test_a_negative_variance_is_not_clamped(normed):
+    evaluator, population, dataset = normed
+    for m, variance in ((0, 2.0), (1, 0.5)):
+        population.buffers(m)["norm.running_var"].fill_(variance)
+    alphas = [0.0, 1.0, 1.3, 1.34, 5.0]  # 2 - 1.5 alpha is negative from 4/3 on
+    line = evaluate_line(
+        evaluator, population, {"test": dataset}, alphas,
+        treatments=("averaged", "recomputed"), recomputation=Recomputation(dataset),
+    )  # fmt: skip
+    for table in (line.loss, line.error):
+        assert np.isnan(table["test"]["averaged"]).tolist() == [False, False, False, True, True]
+        assert np.isfinite(table["test"]["recomputed"]).all()
+    rows = {(row["batch_norm"], row["alpha"]): row for row in line.rows()}
+    assert rows["averaged", 5.0]["test_loss_nats"] is None
+    assert rows["recomputed", 1.3]["test_error_%"] == line.error["test"]["recomputed"][2]
+
+
+# Barriers
+
+
+def made(alphas, loss, error) -> LineResult:
+    tables = ({"test": {"averaged": np.array(values, dtype=float)}} for values in (loss, error))
+    return LineResult(*tables, np.array(alphas, dtype=float))
+
+
+def test_barriers_of_a_bowl():
+    """It is convex: the loss is largest at an end, and nowhere above the line between them."""
+    evaluator, population = population_of(Bowl, [0.2], [1.5])
+    (found,) = barrier_between(evaluator, population, SPLITS)
+    assert found.alphas == 30
+    first, last = closed_form(bowl_cost([0.2]))[0], closed_form(bowl_cost([1.5]))[0]
+    assert found.loss == pytest.approx((last - first) / 2, rel=1e-5)
+    assert found.loss_linear == pytest.approx(0, abs=1e-6)
+    assert found.alpha_of_loss == 1
+    errors = np.array([closed_form(bowl_cost([0.2 + 1.3 * alpha]))[1] for alpha in np.linspace(0, 1, 30)])
+    assert found.error == pytest.approx(errors.max() - (errors[0] + errors[-1]) / 2)
+    assert found.error_linear == pytest.approx((errors - np.linspace(errors[0], errors[-1], 30)).max())
+    assert found.error > found.error_linear
+
+
+def test_barriers_worked_by_hand():
+    found = barrier_of(made([1, 0, 0.5, -1, 2], loss=[4, 2, 6, 50, 50], error=[20, 10, 16, 99, 99]), "test")
+    assert (found.error, found.error_linear, found.alpha_of_error) == (20 - 15, 1, 1)
+    assert (found.loss, found.loss_linear, found.alpha_of_loss) == (6 - 3, 3, 0.5)
+    assert found.alphas == 3
+    row = found.row()
+    assert (row["error_barrier_%"], row["loss_barrier_linear_nats"]) == (5, 3)
+    # The linear variant can also be the larger one.
+    steep = barrier_of(made([0, 0.1, 1], loss=[0, 9, 10], error=[0, 9, 10]), "test")
+    assert (steep.loss, steep.loss_linear) == (5, pytest.approx(8))
+    # A hole in the line is not overlooked.
+    found = barrier_of(made([0, 0.5, 1], loss=[1, np.nan, 1], error=[1, 2, 3]), "test")
+    assert np.isnan([found.loss, found.loss_linear]).all()
+    assert found.error == 1
+
+
+@pytest.fixture(scope="module")
+def siblings(digits_directory):
+    """Two children of a ResNet20 that learnt the digits for a moment, and the splits that they were trained on."""
+    train, test = (load_split(digits_directory, split, CPU, n)[0] for split, n in (("train", 100), ("test", 60)))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = build_model("resnet20", 10)
+    optimizer = OptimizerConfig(batch_size=BATCH, learning_rate=0.1)
+    engine = LoopEngine(network, Settings(PLAIN, optimizer, ScheduleConfig(), AUGMENT))
+    parent = Population.from_modules([network])
+    engine.train_epoch(parent, train, [Noise(0)], 0)
+    children = parent.clone_rows([0, 0])
+    for epoch in (1, 2):
+        engine.train_epoch(children, train, [Noise(1), Noise(2)], epoch)
+    alphas = np.array([0, 0.3, 0.6, 1, 1.25])
+    expected = {
+        treatment: reference(network, children, train, test, alphas, treatment == "recomputed")
+        for treatment in ("averaged", "recomputed")
+    }
+    return network, children, train, test, alphas, expected
+
+
+def reference(network, children, train, test, alphas, recompute):
+    """Loss and error at `alphas`: state dicts interpolated in float64 and a plain evaluation loop."""
+    losses, errors = [], []
+    a, b = (children.state_dict(m) for m in (0, 1))
+    model = copy.deepcopy(network).double()
+    for alpha in alphas:
+        mixed = {
+            k: (1 - alpha) * a[k].double() + alpha * b[k].double() if a[k].is_floating_point() else a[k] for k in a
+        }
+        model.load_state_dict(mixed)
+        if recompute:
+            draws = Noise(9, statistics=True).draws(0, len(train), AUGMENT.padding, AUGMENT.flip)
+            norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None
+            model.train()
+            for first in range(0, len(train), BATCH):
+                at = slice(first, first + BATCH)
+                chosen = (torch.from_numpy(x[at]) for x in (draws.order_N, draws.offset_N2, draws.flip_N))
+                with torch.no_grad():
+                    model(augment_reference(train.images_NHWC, *chosen, train.table_C256.double(), AUGMENT.padding))
+        model.eval()
+        x_NCHW = test.table_C256.double()[torch.arange(3), test.images_NHWC.long()].permute(0, 3, 1, 2)
+        with torch.no_grad():
+            logits = model(x_NCHW)
+        losses.append(functional.cross_entropy(logits, test.labels_N).item())
+        errors.append(100 * (logits.argmax(1) != test.labels_N).double().mean().item())
+    return np.array(losses), np.array(errors)
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_trained_networks_agree_with_the_definitions_in_float64(siblings, backend):
+    network, children, train, test, alphas, expected_of = siblings
+    evaluator = Evaluator(network, replace(PLAIN, backend=backend), BATCH, AUGMENT)
+    line = evaluate_line(
+        evaluator, children, {"test": test}, alphas,
+        treatments=("averaged", "recomputed"), recomputation=Recomputation(train, Noise(9)),
+    )  # fmt: skip
+    images = len(test)
+    found_losses = []
+    for treatment in ("averaged", "recomputed"):
+        loss, error = expected_of[treatment]
+        # 20 layers in float32 against float64; a rounded tie may cost one image.
+        found_losses.append(loss)
+        np.testing.assert_allclose(line.loss["test"][treatment], loss, rtol=1e-4)
+        np.testing.assert_allclose(line.error["test"][treatment], error, atol=100 / images + 1e-9)
+        inside = slice(0, 4)
+        result = barrier_of(line, "test", treatment)
+        expected = loss[inside].max() - (loss[0] + loss[3]) / 2
+        assert result.loss == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        straight = np.interp(alphas[inside], [0, 1], [loss[0], loss[3]])
+        assert result.loss_linear == pytest.approx((loss[inside] - straight).max(), rel=1e-3, abs=1e-4)
+        expected = error[inside].max() - (error[0] + error[3]) / 2
+        assert result.error == pytest.approx(expected, abs=200 / images + 1e-9)
+    assert np.abs(found_losses[0] - found_losses[1]).min() > 1e-3
+
+
+# The plane
+
+
+def test_a_bowl_over_the_plane_has_its_closed_form(seed):
+    w = np.random.default_rng(seed).uniform(-0.8, 0.8, (4, 5)).astype(np.float32).astype(float)
+    evaluator, population = population_of(Bowl, *w)
+    members = (3, 0, 2)
+    plane = plane_through(population, members)
+    products = [plane.u_P @ plane.u_P, plane.v_P @ plane.v_P, plane.u_P @ plane.v_P]
+    assert products == pytest.approx([1, 1, 0], abs=1e-14)
+    assert plane.points_32[2, 1] > 0
+
+    def at(x, y):
+        return w[3] + x * plane.u_P[:5] + y * plane.v_P[:5]
+
+    for point, m in zip(plane.points_32, members, strict=True):
+        np.testing.assert_allclose(at(*point), w[m], rtol=0, atol=1e-13)
+    found = evaluate_plane(evaluator, population, SPLITS, members=members, points=(6, 5), margin=0.3)
+    assert found.loss["test"]["averaged"].shape == (5, 6)
+    for j, y in enumerate(found.y_Y):
+        for i, x in enumerate(found.x_X):
+            assert_closed_form(found, (j, i), bowl_cost(at(x, y)))
+    for axis, place in ((found.x_X, 0), (found.y_Y, 1)):
+        low, high = found.points_32[:, place].min(), found.points_32[:, place].max()
+        beyond = 0.3 * (high - low)
+        assert [axis[0], axis[-1]] == pytest.approx([low - beyond, high + beyond])
+
+
+def test_the_three_points_of_a_plane_are_themselves_to_the_bit():
+    # A right angle and no margin: all three points are corners of the grid.
+    evaluator, population = population_of(Bowl, [0.1, 0.2], [0.9, 0.2], [0.1, 1.3])
+    settings = {"points": (2, 2), "margin": 0.0, "treatments": ("recomputed", "averaged")}
+    recomputation = Recomputation(SPLITS["test"])
+    found = evaluate_plane(evaluator, population, SPLITS, **settings, recomputation=recomputation)
+    expected = evaluator.scores(population, SPLITS["test"]).loss_M
+    for treatment in ("averaged", "recomputed"):  # without batch norm they are the same
+        loss_YX = found.loss["test"][treatment]
+        assert [loss_YX[0, 0], loss_YX[0, 1], loss_YX[1, 0]] == expected.tolist()
+    rows = found.rows()
+    assert len(rows) == 8
+    (row,) = (r for r in rows if r["x_l2"] > 0 and r["y_l2"] == 0 and r["batch_norm"] == "averaged")
+    assert row["test_loss_nats"] == expected[1]
+
+
+# Blocks
+
+
+class Scalar(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(value))
+
+
+class ThreeBlocks(nn.Module):
+    """cost = (x + 2 y)^2 + z^2, from two children and a parameter of its own: see analytic_networks."""
+
+    def __init__(self, x: float, y: float, z: float) -> None:
+        super().__init__()
+        self.z = nn.Parameter(torch.tensor(z))
+        self.x, self.xy = Scalar(x), nn.ModuleDict({"y": Scalar(y)})
+
+    def forward(self, images_NCHW):
+        q_N = 0.05 + images_NCHW.mean(dim=(1, 2, 3)) * ((self.x.w + 2 * self.xy["y"].w) ** 2 + self.z**2)
+        z_N = -torch.log(torch.expm1(q_N))
+        return torch.stack([z_N, torch.zeros_like(z_N)], dim=1)
+
+
+A, B = (0.2, 0.3, 0.5), (-0.4, 0.6, 1.1)
+
+
+def pair_of_three():
+    return Evaluator(ThreeBlocks(*A), PLAIN), Population.from_modules([ThreeBlocks(*A), ThreeBlocks(*B)])
+
+
+def test_blocks_have_their_closed_form_in_both_directions():
+    evaluator, population = pair_of_three()
+    alphas = [0.0, 0.3, 1.0, 1.5]
+    found = evaluate_blocks(evaluator, population, SPLITS, alphas)
+    assert found.blocks == ("z", "x", "xy")
+    for d, (rest, other) in enumerate(((A, B), (B, A))):
+        for g, moved in enumerate((2, 0, 1)):
+            for place, alpha in enumerate(alphas):
+                w = list(rest)
+                w[moved] = (1 - alpha) * rest[moved] + alpha * other[moved]
+                assert_closed_form(found, (d, g, place), (w[0] + 2 * w[1]) ** 2 + w[2] ** 2)
+    own = evaluator.scores(population, SPLITS["test"]).loss_M
+    loss_DGL = found.loss["test"]["averaged"]
+    assert [set(loss_DGL[d, :, 0]) for d in range(2)] == [{own[0]}, {own[1]}]
+    swapped = evaluate_blocks(evaluator, population, SPLITS, alphas, ends=(1, 0), memory_bytes=1)
+    assert np.array_equal(swapped.loss["test"]["averaged"], loss_DGL[::-1])
+    groups = {"both": ["x.w", "xy"], "everything": ["x", "xy", "z"]}
+    found = evaluate_blocks(evaluator, population, SPLITS, [0.5, 1.0], groups=groups)
+    x, y = (A[0] + B[0]) / 2, (A[1] + B[1]) / 2
+    assert_closed_form(found, (0, 0, 0), (x + 2 * y) ** 2 + A[2] ** 2)
+    assert found.loss["test"]["averaged"][:, 1, 1].tolist() == own[::-1].tolist()
+    rows = found.rows()
+    assert [(row["rest"], row["block"], row["alpha"]) for row in rows[:3]] == [
+        ("A", "both", 0.5), ("A", "both", 1.0), ("A", "everything", 0.5)
+    ]  # fmt: skip
+    assert rows[0]["test_loss_nats"] == found.loss["test"]["averaged"][0, 0, 0]
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_prefixes_end_at_a_dot():
+    layout = Layout.of(build_model("resnet20", 10))
+    assert [block.name for block in blocks_of(layout)] == ["conv", "bn", "blocks", "linear"]
+    (block,) = blocks_of(layout, {"first": ["blocks.1"]})
+    parameters = {f"conv{n}.weight" for n in (1, 2)} | {
+        f"bn{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")
+    }
+    assert {span.name for span in block.parameters} == {f"blocks.1.{name}" for name in parameters}
+    assert {span.name for span in block.statistics} == {
+        f"blocks.1.bn{n}.running_{kind}" for n in (1, 2) for kind in ("mean", "var")
+    }
+
+
+def test_statistics_move_with_their_block_alone(normed):
+    evaluator, population, dataset = normed
+    found = evaluate_blocks(
+        evaluator, population, {"test": dataset}, [0.4],
+        treatments=("averaged", "recomputed"), recomputation=Recomputation(dataset),
+    )  # fmt: skip
+    a, b = (population.state_dict(m) for m in range(2))
+    for g, block in enumerate(("conv", "norm", "linear")):
+        mixed = Normed(0)
+        moved = {key: a[key] + 0.4 * (b[key] - a[key]) for key in a if key.startswith(f"{block}.") and a[key].ndim}
+        mixed.load_state_dict(a | moved)
+        one = Population.from_modules([mixed])
+        for treatment, network in (("averaged", one), ("recomputed", evaluator.recompute(one, dataset))):
+            loss = evaluator.scores(network, dataset).loss_M[0]
+            assert found.loss["test"][treatment][0, g, 0] == pytest.approx(loss, rel=1e-5), (block, treatment)
+
+
+def line_with(normed, **settings):
+    evaluator, population, dataset = normed
+    evaluate_line(evaluator, population, **{"splits": {"test": dataset}, "alphas": [0, 1], **settings})
+
+
+def blocks_with(normed, **settings):
+    evaluator, population = pair_of_three()
+    evaluate_blocks(evaluator, population, **{"splits": SPLITS, "alphas": [0, 1], **settings})
+
+
+def plane_of(*ws, **settings):
+    evaluator, population = population_of(Bowl, *ws)
+    evaluate_plane(evaluator, population, SPLITS, **settings)
+
+
+F, P, Q = [0.1, 0.7], [0.3, 1.1], [0.9, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda n: line_with(n, alphas=[]), "alphas"),
+        (lambda n: line_with(n, alphas=0.5), "alphas"),
+        (lambda n: line_with(n, alphas=[0, float("nan")]), "finite"),
+        (lambda n: line_with(n, ends=(0, 2)), "member 2"),
+        (lambda n: line_with(n, ends=(-1, 0)), "member -1"),
+        (lambda n: line_with(n, treatments=()), "one or more"),
+        (lambda n: line_with(n, treatments="own"), "one or more"),
+        (lambda n: line_with(n, treatments=("averaged", "averaged")), "once"),
+        (lambda n: line_with(n, treatments=("clamped",)), "clamped"),
+        (lambda n: line_with(n, treatments=("recomputed",)), "Recomputation"),
+        (lambda n: line_with(n, treatments=("own",), alphas=[0.5]), "0 or 1"),
+        (lambda n: line_with(n, splits={}), "no split"),
+        (lambda n: barrier_of(made([0, 0.5], [1, 2], [1, 2]), "test"), "both end points"),
+        (lambda n: barrier_of(made([0, 1], [1, 2], [1, 2]), "train"), "test averaged"),
+        (lambda n: barrier_of(evaluate_line(*n[:2], {"test": n[2]}, [0, 1], treatments=("own",)), "test", "own"),
+         "averaged or recomputed"),
+        (lambda n: barrier_between(*n[:2], {"test": n[2]}, alphas=1), "two end points"),
+        (lambda n: plane_of(F, F, P), "member 0 and member 1 are equal"),
+        (lambda n: plane_of(F, P, F), "member 0 and member 2 are equal"),
+        (lambda n: plane_of(F, P, P), "member 1 and member 2 are equal"),
+        (lambda n: plane_of(F, P, [0.2, 0.9]), "on one line"),
+        (lambda n: plane_of(F, [0.3, float("inf")], Q), "not finite"),
+        (lambda n: plane_of(F, P, Q, points=(1, 5)), "at least 2"),
+        (lambda n: plane_of(F, P, Q, margin=-0.1), "margin"),
+        (lambda n: plane_of(F, P, Q, members=(0, 1, 3)), "member 3"),
+        (lambda n: plane_of(F, P, Q, treatments=("own",)), "own"),
+        (lambda n: blocks_with(n, groups={}), "no block"),
+        (lambda n: blocks_with(n, groups={"first": ["y"]}), "'y'"),
+        (lambda n: blocks_with(n, groups={"first": "x"}), "list of parameter prefixes"),
+        (lambda n: blocks_with(n, groups={"first": []}), "list of parameter prefixes"),
+        (lambda n: blocks_with(n, alphas=[]), "alphas"),
+        (lambda n: blocks_with(n, ends=(0, 9)), "member 9"),
+        (lambda n: blocks_with(n, treatments=("own",)), "own"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line(normed, call, words):
+    with pytest.raises(UserError, match=words) as caught:
+        call(normed)
+    assert "\n" not in str(caught.value)
