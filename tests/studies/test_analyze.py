@@ -93,8 +93,8 @@ def sweep_store(config: list[str]) -> str:
 
 
 def test_refusals(config, tmp_path, capsys):
-    assert "unknown study; did you mean connectivity?" in refused(capsys, ["conectivity", *config])
-    assert "--analysis.alphas: 1 is out of range" in refused(capsys, ["plane", *config, "--analysis.alphas", "1"])
+    assert "did you mean connectivity?" in refused(capsys, ["conectivity", *config])
+    assert "analysis.alphas: 1 " in refused(capsys, ["plane", *config, "--analysis.alphas", "1"])
     assert "study's name" in refused(capsys, config)
     assert "no store" in refused(capsys, ["plane", *config, "--sweep.store", str(tmp_path / "none")]).lower()
     assert not (tmp_path / "none").exists()
