@@ -83,3 +83,15 @@ def test_an_average_that_diverged_gives_no_gain(opened, study):
     frames = run(study, opened)
     assert all(set(f["parent_seed"]) <= {0} for f in frames.values() if "parent_seed" in f.columns)
     assert opened.left_out == ("1 of 2 at k = 1, s = 1",)
+
+
+def test_a_parent_that_diverges_later_has_no_part_in_scores(opened):
+    place = next(
+        place
+        for point, place in zip(opened.planned.points, opened.planned.places, strict=True)
+        if point.parent == 0 and point.config.experiment.k == 2
+    )
+    diverge(opened, place.parent[1], test_loss=math.inf)
+    frames = run("importance", opened)  # at k = 1
+    assert set(frames["scores"]["n_parents"]) == {1}
+    assert set(frames["split_gains"]["parent_seed"]) == {0, 1}
