@@ -10,13 +10,17 @@ from fastwi.population.population import MOMENTUM_TREATMENTS
 
 
 @pytest.fixture
-def made() -> Population:
+def made(seed) -> Population:
     """Five members that differ in weights, momentum, statistics and counters."""
-    population = Population.from_modules([trained(SmallNet(), 70 + m) for m in range(5)])
-    for m in range(5):
+    return drawn(seed, 5)
+
+
+def drawn(seed: int, members: int) -> Population:
+    population = Population.from_modules([trained(SmallNet(), seed + m) for m in range(members)])
+    for m in range(members):
         for view in population.momentum(m).values():
-            view.normal_()
-    population.counters_MB[:, 0] = torch.tensor([50, 40, 30, 20, 10])
+            view.copy_(torch.randn(view.shape, generator=torch.Generator().manual_seed(seed + 100 + m)))
+    population.counters_MB[:, 0] = 10 * torch.arange(members, 0, -1)
     return population
 
 
@@ -24,72 +28,65 @@ def close(mine: torch.Tensor, exact: torch.Tensor) -> None:
     torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+def assert_pair(made: Population, row: int, old: Population, pair: tuple[int, int], alpha: float, how: str) -> None:
+    """Member `row` is the interpolation of a pair of members of `old`; at the ends to the bit."""
+    a, b = ([matrix[m] for matrix in old._matrices()] for m in pair)
+    exact = [(1 - alpha) * x.double() + alpha * y.double() for x, y in zip(a, b, strict=True)]
+    exact[1] = {"reset": 0 * exact[1], "average": exact[1], "keep": (b if alpha == 1 else a)[1].double()}[how]
+    exact[3] = {0.0: a[3], 1.0: b[3]}.get(alpha, torch.maximum(a[3], b[3])).double()
+    for mine, expected in zip(made._matrices(), exact, strict=True):
+        if alpha in (0, 1):
+            assert torch.equal(mine[row].double(), expected)
+        close(mine[row], expected)
+
+
 @pytest.mark.parametrize("momentum", MOMENTUM_TREATMENTS)
-def test_lerp_rows_interpolates_weights_and_statistics(made, momentum):
+def test_lerp_rows(made, momentum):
+    """In place, at the ends of the line, and in a ring, whose pairs all read the members from before the call."""
     old = made.clone_rows(range(5))
     made.lerp_rows_([(0, 1), (3, 2)], [0.3, 1.5], momentum=momentum)
-    for row, (a, b, alpha) in {0: (0, 1, 0.3), 3: (3, 2, 1.5)}.items():
-        for new, before in ((made.weights_MP, old.weights_MP), (made.statistics_MQ, old.statistics_MQ)):
-            close(new[row], (1 - alpha) * before[a].double() + alpha * before[b].double())
-        mixed = (1 - alpha) * old.momentum_MP[a].double() + alpha * old.momentum_MP[b].double()
-        expected = {"reset": 0 * mixed, "average": mixed, "keep": old.momentum_MP[a].double()}
-        close(made.momentum_MP[row], expected[momentum])
-        assert torch.equal(made.counters_MB[row], torch.maximum(old.counters_MB[a], old.counters_MB[b]))
+    assert_pair(made, 0, old, (0, 1), 0.3, momentum)
+    assert_pair(made, 3, old, (3, 2), 1.5, momentum)
     for mine, before in zip(made._matrices(), old._matrices(), strict=True):
         assert torch.equal(mine[[1, 2, 4]], before[[1, 2, 4]])
-
-
-@pytest.mark.parametrize("momentum", MOMENTUM_TREATMENTS)
-def test_the_ends_of_the_line_are_the_members_themselves(made, momentum):
-    old = made.clone_rows(range(5))
-    made.lerp_rows_([(1, 0), (2, 3)], [0.0, 1.0], momentum=momentum)
-    for row, source in ((1, 1), (2, 3)):
-        assert torch.equal(made.weights_MP[row], old.weights_MP[source])
-        assert torch.equal(made.statistics_MQ[row], old.statistics_MQ[source])
-        assert torch.equal(made.counters_MB[row], old.counters_MB[source])
-        expected = torch.zeros_like(old.momentum_MP[0]) if momentum == "reset" else old.momentum_MP[source]
-        assert torch.equal(made.momentum_MP[row], expected)
-    assert not torch.equal(made.weights_MP[2], old.weights_MP[2])
-
-
-def test_a_ring_of_overlapping_pairs_reads_the_old_members(made):
-    old = made.clone_rows(range(5))
-    made.lerp_rows_([(m, (m + 1) % 5) for m in range(5)], 0.5, momentum="average")
+    ends, ring = old.clone_rows(range(5)), old.clone_rows(range(5))
+    ends.lerp_rows_([(4, 0), (2, 1), (0, 3)], [0.0, 1.0, 1.0], momentum=momentum)
+    for row, pair, alpha in ((4, (4, 0), 0.0), (2, (2, 1), 1.0), (0, (0, 3), 1.0)):
+        assert_pair(ends, row, old, pair, alpha, momentum)
+    ring.lerp_rows_([(m, (m + 1) % 5) for m in range(5)], 0.5, momentum=momentum)
     for m in range(5):
-        for new, before in zip(made._matrices()[:3], old._matrices()[:3], strict=True):
-            close(new[m], (before[m].double() + before[(m + 1) % 5].double()) / 2)
-        assert made.counters_MB[m] == max(old.counters_MB[m], old.counters_MB[(m + 1) % 5])
+        assert_pair(ring, m, old, (m, (m + 1) % 5), 0.5, momentum)
 
 
-def test_lerp_rows_into_other_rows_and_from_another_population(made):
-    other = Population.from_modules([trained(SmallNet(), 90 + m) for m in range(3)])
-    old = made.clone_rows(range(5))
-    made.lerp_rows_([(0, 2), (1, 1)], 0.25, into=[4, 0], other=other)
-    for row, a, b in ((4, 0, 2), (0, 1, 1)):
-        close(made.weights_MP[row], 0.75 * old.weights_MP[a].double() + 0.25 * other.weights_MP[b].double())
-        assert made.counters_MB[row] == max(old.counters_MB[a], other.counters_MB[b])
+def test_lerp_rows_into_other_rows_and_from_another_population(made, seed):
+    other, old = drawn(seed + 1000, 3), made.clone_rows(range(5))
+    both = Population.gather([*((old, m) for m in range(5)), *((other, m) for m in range(3))])
+    made.lerp_rows_([(0, 2), (1, 1)], 0.25, into=[4, 0], other=other, momentum="average")
+    assert_pair(made, 4, both, (0, 7), 0.25, "average")
+    assert_pair(made, 0, both, (1, 6), 0.25, "average")
     made.lerp_rows_([])
     with pytest.raises(ValueError, match="different layouts"):
         made.lerp_rows_([(0, 0)], other=Population.from_modules([SmallNet(6)]))
-    with pytest.raises(ValueError, match="momentum treatment 'none' is not one of reset, average, keep"):
+    with pytest.raises(ValueError, match="'none' is not one of reset, average, keep"):
         made.lerp_rows_([(0, 1)], momentum="none")
 
 
 @pytest.mark.parametrize("momentum", MOMENTUM_TREATMENTS)
 def test_combine_matches_float64(made, momentum):
-    torch.manual_seed(0)
-    weights_LM = torch.randn(4, 5)
-    weights_LM[1, 0] = weights_LM[2, :3] = 0
+    """Weights of any sign; the first member of weight not zero is kept, and none where all are zero."""
+    weights_LM = torch.randn(5, 5)
+    weights_LM[1, 0] = weights_LM[2, :3] = weights_LM[4] = 0
     averages = made.combine(weights_LM, momentum=momentum)
-    assert averages.members == 4
     exact_LM = weights_LM.double()
     close(averages.weights_MP, exact_LM @ made.weights_MP.double())
     close(averages.statistics_MQ, exact_LM @ made.statistics_MQ.double())
     mixed_LP = exact_LM @ made.momentum_MP.double()
-    kept_LP = made.momentum_MP[[0, 1, 3, 0]].double()
+    kept_LP = made.momentum_MP[[0, 1, 3, 0, 0]].double()
+    kept_LP[4] = 0
     close(averages.momentum_MP, {"reset": 0 * mixed_LP, "average": mixed_LP, "keep": kept_LP}[momentum])
     for row in range(4):
         assert averages.counters_MB[row] == made.counters_MB[weights_LM[row] != 0].max()
+    assert averages.counters_MB[4] == 0
 
 
 def test_a_line_of_alphas_has_its_members_at_the_ends(made):
@@ -97,34 +94,29 @@ def test_a_line_of_alphas_has_its_members_at_the_ends(made):
     weights_LM = torch.zeros(25, 5)
     weights_LM[:, 1], weights_LM[:, 3] = 1 - alphas, alphas
     line = made.combine(weights_LM, momentum="keep")
-    assert torch.equal(line.weights_MP[0], made.weights_MP[1])
-    assert torch.equal(line.weights_MP[24], made.weights_MP[3])
-    assert torch.equal(line.momentum_MP[24], made.momentum_MP[3])
-    assert line.counters_MB[0] == made.counters_MB[1]
+    for row, m in ((0, 1), (24, 3)):
+        assert all(
+            torch.equal(mine[row], old[m]) for mine, old in zip(line._matrices(), made._matrices(), strict=True)
+        )
     middle = made.clone_rows([1, 3])
     middle.lerp_rows_([(0, 1)], 0.5)
     torch.testing.assert_close(line.weights_MP[12], middle.weights_MP[0])
 
 
-def test_weights_that_are_all_zero_give_zeros(made):
-    nothing = made.combine(torch.zeros(1, 5), momentum="keep")
-    assert not any(matrix.any() for matrix in nothing._matrices())
-
-
 def test_a_diverged_member_of_weight_zero_takes_no_part(made):
     for matrix in made._matrices()[:3]:
         matrix[2] = float("nan")
-    averages = made.combine(torch.tensor([[0.5, 0.5, 0, 0, 0], [0, 0, 1, 0, 0]]), momentum="average")
-    assert torch.isfinite(averages.weights_MP[0]).all()
-    assert torch.isfinite(averages.momentum_MP[0]).all()
+    weights_LM = torch.tensor([[1.5, -0.5, 0, 0, 0], [0, 0, 1, 0, 0]])
+    averages = made.combine(weights_LM, momentum="average")
+    for mine, old in zip(averages._matrices()[:3], made._matrices()[:3], strict=True):
+        close(mine[0], 1.5 * old[0].double() - 0.5 * old[1].double())
     assert torch.isnan(averages.weights_MP[1]).all()
 
 
 @pytest.mark.parametrize("momentum", MOMENTUM_TREATMENTS)
-def test_rows_of_several_populations_are_averaged_into_given_rows(made, momentum):
+def test_rows_of_several_populations_are_averaged_into_given_rows(made, seed, momentum):
     """As `combine` of all of them side by side; what is not written to stays."""
-    other = Population.from_modules([trained(SmallNet(), 90 + m) for m in range(3)])
-    other.momentum_MP.normal_()
+    other = drawn(seed + 1000, 3)
     everything = Population.gather([*((made, m) for m in range(5)), *((other, m) for m in range(3))])
     weights_LM = torch.zeros(3, 8, dtype=torch.float64)
     weights_LM[0, [1, 6]], weights_LM[1, [4, 5, 7]] = 0.5, torch.rand(3, dtype=torch.float64)
@@ -132,17 +124,15 @@ def test_rows_of_several_populations_are_averaged_into_given_rows(made, momentum
     target = everything.clone_rows(range(8))
     members_of_L = [[(made, 1), (other, 1)], [(made, 4), (other, 0), (made, 2), (other, 2)], [(made, 0)]]
     weights_of_L = [[0.5, 0.5], [*weights_LM[1, 4:6].tolist(), 0.0, float(weights_LM[1, 7])], [0.0]]
-    found = Population.averages(members_of_L, weights_of_L, momentum, into=target[2:8:2])
-    for mine, theirs, before, after in zip(
-        found._matrices(), expected._matrices(), everything._matrices(), target._matrices(), strict=True
-    ):
-        assert torch.equal(mine, theirs)
+    Population.averages(members_of_L, weights_of_L, momentum, into=target[2:8:2])
+    for theirs, before, after in zip(expected._matrices(), everything._matrices(), target._matrices(), strict=True):
         assert torch.equal(after[2::2], theirs)
         assert torch.equal(after[[0, 1, 3, 5, 7]], before[[0, 1, 3, 5, 7]])
     target.momentum_MP.fill_(5.0)
     Population.averages(members_of_L, weights_of_L, None, into=target[2:8:2])
     assert torch.equal(target.weights_MP[2::2], expected.weights_MP)
     assert (target.momentum_MP == 5).all()
+    assert not Population.averages(members_of_L, weights_of_L, None).momentum_MP.any()
     fresh = Population.averages(members_of_L, weights_of_L, momentum)
     assert all(map(torch.equal, fresh._matrices(), expected._matrices()))
 
@@ -161,14 +151,18 @@ def test_averages_that_cannot_be_made_are_refused(made):
     for nothing in ([], [[]], [[(made, 0)], []]):
         with pytest.raises(ValueError, match="at least one"):
             Population.averages(nothing, [[1.0] * len(members) for members in nothing])
-    with pytest.raises(ValueError, match="different layouts"):
-        Population.averages([[(made, 0), (Population.from_modules([SmallNet(6)]), 0)]], [[0.5, 0.5]])
-    with pytest.raises(ValueError, match="both read and written"):
-        Population.averages([[(made, 0), (made, 1)]], [[0.5, 0.5]], into=made[1])
-    with pytest.raises(ValueError, match="2 rows for 1 results"):
-        Population.averages([[(made, 0), (made, 1)]], [[0.5, 0.5]], into=made[2:4])
-    with pytest.raises(ValueError, match="row 5 is named"):
-        Population.averages([[(made, 5)]], [[1.0]])
+    pair, halves = [[(made, 0), (made, 1)]], [[0.5, 0.5]]
+    for members_of_L, weights_of_L, into, message in [
+        ([[(made, 0), (Population.from_modules([SmallNet(6)]), 0)]], halves, None, "different layouts"),
+        (pair, halves, Population.from_modules([SmallNet(6)]), "different layouts"),
+        (pair, halves, made[1], "both read and written"),
+        (pair, halves, made[2:4], "2 rows for 1 results"),
+        ([[(made, 5)]], [[1.0]], None, "row 5 is named"),
+        (pair, [[0.5]], None, "one weight for each"),
+        (pair, [[0.5, float("inf")]], None, "finite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Population.averages(members_of_L, weights_of_L, into=into)
     for weights in (torch.ones(2, 4), torch.ones(5), torch.ones(2, 5).half()):
         with pytest.raises(ValueError, match="a column for each of 5 members"):
             made.combine(weights)
