@@ -10,12 +10,13 @@ from small_networks import SmallNet, TiedNet, trained
 
 import fastwi
 from fastwi import Population
+from fastwi.errors import CheckpointError
 
 
 def exact_mix(a: torch.Tensor, b: torch.Tensor, alpha: float) -> torch.Tensor:
     if a.is_floating_point():
         return (1 - alpha) * a.double() + alpha * b.double()
-    return torch.maximum(a, b).double()
+    return {0.0: a, 1.0: b}.get(alpha, torch.maximum(a, b)).double()
 
 
 def assert_mixed(states: list[dict[str, torch.Tensor]], alpha: float) -> None:
@@ -24,7 +25,8 @@ def assert_mixed(states: list[dict[str, torch.Tensor]], alpha: float) -> None:
     assert list(result) == list(a)
     for key, value in result.items():
         assert value.dtype == a[key].dtype
-        torch.testing.assert_close(value.double(), exact_mix(a[key], b[key], alpha), rtol=1e-5, atol=1e-5)
+        tolerance = 0 if alpha in (0, 1) else 1e-5
+        torch.testing.assert_close(value.double(), exact_mix(a[key], b[key], alpha), rtol=tolerance, atol=tolerance)
         assert not torch.equal(a[key], b[key]), f"{key} does not differ, so this shows nothing"
 
 
@@ -32,7 +34,7 @@ def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value.detach().clone() for key, value in state.items()}
 
 
-@pytest.mark.parametrize("alpha", [0.5, 0.1, -0.5, 1.5])
+@pytest.mark.parametrize("alpha", [0.5, 0.1, -0.5, 1.5, 0.0, 1.0])
 @pytest.mark.parametrize("build", [SmallNet, TiedNet, torchvision.models.resnet18])
 def test_modules_are_interpolated_in_place(build, alpha):
     a, b = trained(build(), 1), trained(build(), 2)
@@ -43,15 +45,6 @@ def test_modules_are_interpolated_in_place(build, alpha):
     assert addresses == [parameter.data_ptr() for parameter in a.parameters()]
     assert all(parameter.requires_grad for parameter in a.parameters())
     assert all(torch.equal(value, old_b[key]) for key, value in b.state_dict().items())
-
-
-def test_the_ends_are_exact():
-    a, b = trained(SmallNet(), 1), trained(SmallNet(), 2)
-    old_a = copied(a.state_dict())
-    fastwi.interpolate_(a, b, 0.0)
-    assert all(torch.equal(value, old_a[key]) for key, value in a.state_dict().items())
-    fastwi.interpolate_(a, b, 1.0)
-    assert all(torch.equal(value, b.state_dict()[key]) for key, value in a.state_dict().items())
 
 
 def test_a_module_and_a_state_dict_and_lists():
@@ -112,38 +105,47 @@ def test_the_first_difference_is_named(call):
 
 
 @pytest.mark.parametrize("weights", [None, [0.2, 0.3, 0.5], [2.0, -1.5, 0.25]])
-@pytest.mark.parametrize("form", ["modules", "state dicts", "population"])
-def test_averages_of_three(form, weights):
+@pytest.mark.parametrize("form", ["modules", "state dicts", "lists", "files", "population", "rows"])
+def test_averages_of_three(tmp_path, form, weights):
+    """One by one and as one list."""
     networks = [trained(TiedNet(), seed) for seed in (5, 6, 7)]
     states = [copied(network.state_dict()) for network in networks]
-    if form == "modules":
-        module = fastwi.average(networks, weights=weights)
-        assert module is not networks[0]
-        assert module.decoder.weight is module.encoder.weight
-        result = module.state_dict()
-    elif form == "state dicts":
-        result = fastwi.average([network.state_dict() for network in networks], weights=weights)
-        assert result["decoder.weight"] is result["encoder.weight"]
-    else:
+    paths = [tmp_path / f"{m}.pt" for m in range(3)]
+    for network, path in zip(networks, paths, strict=True):
+        torch.save(network.state_dict(), path)
+    given = {
+        "modules": networks, "state dicts": [network.state_dict() for network in networks],
+        "lists": [list(network.state_dict().values()) for network in networks],
+        "files": [paths[0], *map(str, paths[1:])],
+    }  # fmt: skip
+    if form == "population":
         result = fastwi.average(Population.from_modules(networks), weights=weights).state_dict(0)
+    elif form == "rows":
+        population = Population.from_modules([TiedNet(), *networks[::-1]])
+        result = fastwi.average(population, weights=weights, rows=[3, 2, 1]).state_dict(0)
+    else:
+        found, again = fastwi.average(given[form], weights=weights), fastwi.average(*given[form], weights=weights)
+        if form == "modules":
+            assert found is not networks[0]
+            assert found.decoder.weight is found.encoder.weight
+            found, again = found.state_dict(), again.state_dict()
+        assert list(found) == list(again)
+        assert all(torch.equal(found[name], again[name]) for name in found)
+        result = dict(zip(states[0], found.values(), strict=True))
+        if form != "lists":
+            assert list(found) == list(states[0])
+            assert result["decoder.weight"].data_ptr() == result["encoder.weight"].data_ptr()
     shares = weights or [1 / 3] * 3
-    for key, value in result.items():
+    for key in result:
         group = [state[key] for state in states]
-        if value.is_floating_point():
+        assert result[key].dtype == group[0].dtype
+        if group[0].is_floating_point():
             exact = sum(share * tensor.double() for share, tensor in zip(shares, group, strict=True))
-            torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(result[key].double(), exact, rtol=1e-5, atol=1e-4)
         else:
-            assert torch.equal(value, torch.stack(group).amax(0))
+            assert torch.equal(result[key], torch.stack(group).amax(0))
     for network, state in zip(networks, states, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
-
-
-def test_chosen_rows_of_a_population():
-    population = Population.from_modules([trained(SmallNet(), seed) for seed in range(4)])
-    mean = fastwi.average(population, rows=[1, 3])
-    torch.testing.assert_close(mean.weights_MP[0], (population.weights_MP[1] + population.weights_MP[3]) / 2)
-    with pytest.raises(ValueError, match="row 4 is named; there are rows 0 to 3"):
-        fastwi.average(population, rows=[4])
 
 
 def test_half_precision_is_not_summed_in_itself():
@@ -167,13 +169,22 @@ def test_a_network_of_weight_zero_takes_no_part():
     assert mean.norm.num_batches_tracked < 10**9
 
 
-def test_bad_weights_are_refused():
-    with pytest.raises(ValueError, match="1 weights for 2 networks"):
-        fastwi.average([SmallNet(), SmallNet()], weights=[1.0])
-    with pytest.raises(ValueError, match="finite"):
-        fastwi.average([SmallNet(), SmallNet()], weights=[float("nan"), 1.0])
-    with pytest.raises(ValueError, match="at least one network"):
-        fastwi.average([])
+def test_what_cannot_be_averaged_is_refused(tmp_path):
+    population = Population.from_modules([SmallNet(), SmallNet()])
+    for networks, named, message in [
+        ([SmallNet(), SmallNet()], {"weights": [1.0]}, "1 weights for 2 networks"),
+        ([SmallNet(), SmallNet()], {"weights": [float("nan"), 1.0]}, "finite"),
+        ([SmallNet(), SmallNet()], {"rows": [0, 1]}, "rows is for one population"),
+        ([[]], {}, "at least one network"),
+        ([population], {"rows": [2]}, "row 2 is named; there are rows 0 to 1"),
+        ([population, population], {}, "not a Population"),
+        ([SmallNet(), 3], {}, "not a int"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fastwi.average(*networks, **named)
+    (tmp_path / "x.pt").write_text("")
+    with pytest.raises(CheckpointError, match=r"x\.pt"):
+        fastwi.average(tmp_path / "x.pt", tmp_path / "x.pt")
 
 
 def test_importing_fastwi_does_not_import_torch():

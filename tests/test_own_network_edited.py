@@ -96,8 +96,7 @@ def test_a_directory_with_another_networks_run_is_refused_by_name(folder, capsys
     capsys.readouterr()
     assert run(folder, "--run.name=r") == 2
     said = refused(capsys)
-    for word in ("net.py:Net", "h1_block", first[:12], second[:12], "run.name"):
-        assert word in said
+    assert all(word in said for word in ("net.py:Net", "h1_block", first[:12], second[:12], "run.name"))
     assert losses(folder / "runs/r") == kept
 
 

@@ -97,20 +97,19 @@ def test_a_run_is_that_of_the_command(ran, digits_directory, tmp_path, capfd):
     assert said.out == ""
 
 
-@pytest.mark.parametrize("form", ["file", "mapping", "config"])
-def test_every_form_of_a_configuration(ran, digits_directory, tmp_path, monkeypatch, form):
+def test_every_form_of_a_configuration(ran, digits_directory, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     nested: dict[str, dict] = {"data": {"path": str(digits_directory)}}
     for name, value in SETTINGS.items():
         section, _, key = name.partition(".")
         nested.setdefault(section, {})[key] = value
     Path("mine.yaml").write_text(json.dumps(nested))
-    forms = {"file": "mine.yaml", "mapping": nested, "config": config_from_mapping(nested)}
-    overrides = {"experiment": {"s": np.int64(2)}, "run.directory": Path("here")}
-    found = fastwi.run(forms[form], overrides=overrides, progress=False)
-    assert found.frame.equals(ran.frame, null_equal=True)
-    assert found.directory.parent == Path("here")
-    assert found.directory.name.startswith("mine-" if form == "file" else "run-")
+    for form in ("mine.yaml", nested, config_from_mapping(nested)):
+        overrides = {"experiment": {"s": np.int64(2)}, "run.directory": Path("here")}
+        found = fastwi.run(form, overrides=overrides, progress=False)
+        assert found.frame.equals(ran.frame, null_equal=True)
+        assert found.directory.parent == Path("here")
+        assert found.directory.name.startswith("mine-" if form == "mine.yaml" else "run-")
 
 
 def test_a_sweep_is_that_of_the_command(swept, digits_directory, tmp_path):
@@ -237,23 +236,32 @@ def refusal(error: type[Exception], call, *given, **named) -> str:
     return line
 
 
-def test_what_is_not_there_is_refused_with_what_is(swept, ran, tmp_path):
-    def refused(**asked: object) -> str:
-        return refusal(UserError, fastwi.load_network, swept, **asked)
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"child": 1, "s": 1}, ["k:", "there are 1, 2"]),
+        ({"k": 1, "s": 1}, ["child:", "there are 1, 2, 3, 4"]),
+        ({"child": 5, "k": 1, "s": 1}, ["child:", "no 5", "there are 1, 2, 3, 4"]),
+        ({"child": 1, "k": 1, "s": 9}, ["s:", "no 9", "there are 0, 1, 2"]),
+        ({"parent": 7, "child": 1, "k": 1, "s": 1}, ["parent:", "no 7", "there are 0"]),
+        ({"pair": 0, "k": 1, "s": 1}, ["pair:", "child"]),
+        ({"which": "average", "pair": 0, "k": 1, "s": 1, "alpha": 0.5}, ["alpha:", "no 0.5"]),
+        ({"which": "kid"}, ["which:", "'kid'", "parent, child, average"]),
+        ({"child": 1, "k": 1, "s": 1, "axes": {"experiment.k": 1}}, ["axes:", "'experiment.k'"]),
+    ],
+)
+def test_what_is_not_there_is_refused_with_what_is(swept, asked, words):
+    line = refusal(UserError, fastwi.load_network, swept, **asked)
+    assert line.startswith(words[0])
+    assert all(word in line for word in words), line
 
-    assert refused(child=1, s=1) == "k: which one is not said; there are 1, 2"
-    assert refused(k=1, s=1) == "child: which one is not said; there are 1, 2, 3, 4"
-    assert refused(child=5, k=1, s=1) == "child: there is no 5; there are 1, 2, 3, 4"
-    assert refused(child=1, k=1, s=9) == "s: there is no 9; there are 0, 1, 2"
-    assert refused(parent=7, child=1, k=1, s=1) == "parent: there is no 7; there are 0"
-    assert "pair: is none of child networks" in refused(pair=0, k=1, s=1)
-    assert "alpha: there is no 0.5; there are null" in refused(which="average", pair=0, k=1, s=1, alpha=0.5)
-    assert "which: 'kid' is not a choice" in refused(which="kid")
-    assert "is no further axis" in refused(child=1, k=1, s=1, axes={"experiment.k": 1})
-    said = refusal(UserError, fastwi.load_network, ran, child=1, s=1)
-    assert said == f"{ran.directory}: the child at s = 1 is not kept; kept are 0, 2"
-    said = refusal(UserError, fastwi.load_network, tmp_path / "nowhere")
-    assert "no results of a run (config.yaml) or of a sweep (sweep.yaml)" in said
+
+def test_what_is_not_kept_is_refused_with_what_is(ran, tmp_path):
+    line = refusal(UserError, fastwi.load_network, ran, child=1, s=1)
+    assert line == f"{ran.directory}: the child at s = 1 is not kept; kept are 0, 2"
+    line = refusal(UserError, fastwi.load_network, tmp_path / "nowhere")
+    assert "config.yaml" in line
+    assert "sweep.yaml" in line
 
 
 def test_another_dataset_under_the_runs_path_is_refused(ran, digits_directory, tmp_path, monkeypatch):
@@ -344,32 +352,31 @@ def test_a_profiler_is_not_disturbed(tmp_path, monkeypatch):
     assert any(name == "average" for _, _, name in pstats.Stats(profile).stats)  # it goes on
 
 
-GREY = np.zeros((4, 5, 5), np.uint8)
-RGB = np.zeros((4, 5, 5, 3), np.uint8)
-LABELS = np.arange(4)
+RGB, LABELS = np.zeros((4, 5, 5, 3), np.uint8), np.arange(4)
 
 
 @pytest.mark.parametrize(
-    ("train", "message"),
+    ("train", "place", "what"),
     [
-        ((RGB.astype(np.float32), LABELS), "train: images are float32; give uint8 pixels"),
-        ((GREY, LABELS), "train: images are [4, 5, 5], without colours; give [N, H, W, 3]"),
-        ((np.moveaxis(RGB, 3, 1), LABELS), "train: images are [4, 3, 5, 5]; give [N, H, W, 3], channels last"),
-        ((RGB[:0], LABELS[:0]), "train: images_NHWC: uint8[0, 5, 5, 3]"),
-        ((RGB, LABELS[:3]), "train: labels_N: int64[3]; give 4 integers"),
-        ((RGB, LABELS - 1), "train: a label is -1; count classes from 0"),
-        ((RGB, LABELS / 2), "train: labels_N: float64[4]; give 4 integers"),
-        (iter([]), "train: a list_iterator; give a pair (images, labels)"),
-        ([(RGB[0], 0), (RGB[0, :4], 1)], "train[1]: 4 x 5 pixels, and the first image has 5 x 5; resize them alike"),
-        ([(RGB[0], 0), RGB[0]], "train[1]: not a pair of an image and a whole number; give (image, label)"),
-        ([(RGB[0], 0.5)], "train[0]: not a pair of an image and a whole number; give (image, label)"),
-        ([(Image.new("RGBA", (5, 5)), 0)], "train[0]: has transparent pixels"),
-        ([(Image.new("I;16", (5, 5)), 0)], "train[0]: has pixels of mode I;16, not 8 bits a channel; convert it"),
+        ((RGB.astype(np.float32), LABELS), "train:", "float32"),
+        ((RGB[..., 0], LABELS), "train:", "[4, 5, 5]"),
+        ((np.moveaxis(RGB, 3, 1), LABELS), "train:", "[4, 3, 5, 5]"),
+        ((RGB[:0], LABELS[:0]), "train:", "[0, 5, 5, 3]"),
+        ((RGB, LABELS[:3]), "train:", "labels"),
+        ((RGB, LABELS - 1), "train:", "-1"),
+        ((RGB, LABELS / 2), "train:", "labels"),
+        (iter([]), "train:", "list_iterator"),
+        ([(RGB[0], 0), (RGB[0, :4], 1)], "train[1]:", "4 x 5 pixels"),
+        ([(RGB[0], 0), RGB[0]], "train[1]:", "pair"),
+        ([(RGB[0], 0.5)], "train[0]:", "pair"),
+        ([(Image.new("RGBA", (5, 5)), 0)], "train[0]:", "transparent"),
+        ([(Image.new("I;16", (5, 5)), 0)], "train[0]:", "I;16"),
     ],
 )
-def test_images_that_are_refused(tmp_path, train, message):
-    said = refusal(UserError, fastwi.run, train=train, test=(RGB, LABELS), directory=tmp_path / "r")
-    assert said.startswith(message)
+def test_images_that_are_refused(tmp_path, train, place, what):
+    line = refusal(UserError, fastwi.run, train=train, test=(RGB, LABELS), directory=tmp_path / "r")
+    assert line.startswith(place)
+    assert what in line
     assert not any(tmp_path.rglob("*.beton"))
 
 
@@ -401,21 +408,19 @@ def shadowed(classes: int) -> nn.Module:
 hidden, shadowed = shadowed, nested()
 
 
-def test_networks_that_have_no_name_in_a_file():
-    assert "is a network already" in refusal(ConfigError, fastwi.run, network=nn.Linear(2, 10))
-    for network in (lambda classes: nn.Linear(2, classes), nested()):
-        assert "is a lambda, or defined within a function" in refusal(ConfigError, fastwi.run, network=network)
-    assert "something else under the name shadowed" in refusal(ConfigError, fastwi.run, network=hidden)
+def test_networks_that_have_no_name_in_a_file(monkeypatch):
     cell: dict = {"__name__": "__main__"}
     exec("def build(classes):\n    return None\n", cell)
-    main = sys.modules["__main__"]
-    try:
-        sys.modules["__main__"] = types.ModuleType("__main__")  # as a notebook's
-        said = refusal(ConfigError, fastwi.run, network=cell["build"])
-    finally:
-        sys.modules["__main__"] = main
-    assert "build is defined in a notebook or at the prompt" in said
-    assert "write it at the top level of a .py file, and import it from there" in said
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))  # as a notebook's
+    for network, words in [
+        (nn.Linear(2, 10), "a network already"),
+        (lambda classes: nn.Linear(2, classes), "a lambda"),
+        (nested(), "within a function"),
+        (hidden, "shadowed"),
+        (cell["build"], "build is defined in a notebook"),
+        (3, "3"),
+    ]:
+        assert words in refusal(ConfigError, fastwi.run, network=network)
 
 
 SCRIPT = """
@@ -473,39 +478,24 @@ def test_a_sweep_with_a_network_that_diverges(digits_directory, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "overrides", "message"),
+    ("entries", "config", "overrides", "words"),
     [
-        ({"experiment.kk": 3}, {}, "experiment.kk: unknown name; did you mean experiment.k?"),
-        ({"learning_rate": 3}, {}, "learning_rate: unknown name; did you mean optimizer.learning_rate?"),
-        ({}, {"experiment.k": "many"}, "experiment.k: 'many' is not valid; give a whole number"),
-        ({}, {"experiment": {"k": 2}, "experiment.k": 3}, "experiment.k: given twice; remove one"),
-        ("nowhere.yaml", {}, "nowhere.yaml: no such config file"),
-        ("fastwi:nothing", {}, "'fastwi:nothing': does not come with fastwi"),
-        (3, {}, "configuration: 3 is not a mapping of sections"),
-        ({"experiment": 3}, {}, "experiment: is a section and needs keys"),
+        ((fastwi.run, fastwi.sweep), {"experiment.kk": 3}, {}, ["experiment.kk", "experiment.k?"]),
+        ((fastwi.run, fastwi.sweep), {}, {"experiment.k": "many"}, ["experiment.k", "'many'"]),
+        ((fastwi.run, fastwi.sweep), {}, {"experiment": {"k": 2}, "experiment.k": 3}, ["experiment.k", "twice"]),
+        ((fastwi.run, fastwi.sweep), "nowhere.yaml", {}, ["nowhere.yaml"]),
+        ((fastwi.run, fastwi.sweep), "fastwi:nothing", {}, ["fastwi:nothing"]),
+        ((fastwi.run, fastwi.sweep), 3, {}, ["3"]),
+        ((fastwi.sweep,), {"axes": {"experiment.k": [1, 1]}}, {}, ["axes.experiment.k", "1"]),
+        ((fastwi.sweep,), {}, {"axes.experiment.k": [1], "experiment.k": 2}, ["experiment.k", "axis"]),
+        ((fastwi.sweep,), {}, {"seeds.init": 2}, ["seeds.init", "sweep.parents"]),
+        ((fastwi.sweep,), {}, {"analysis.alphas": 3}, ["analysis.alphas", "fastwi.analyze"]),
+        ((fastwi.sweep,), {}, {"base": "x.yaml"}, ["base"]),
+        ((fastwi.sweep,), {"base": "nowhere.yaml"}, {}, ["base", "nowhere.yaml"]),
     ],
 )
-def test_configurations_that_are_refused(tmp_path, monkeypatch, config, overrides, message):
+def test_configurations_that_are_refused(tmp_path, monkeypatch, entries, config, overrides, words):
     monkeypatch.chdir(tmp_path)
-    for entry in (fastwi.run, fastwi.sweep):
-        assert message in refusal(ConfigError, entry, config, overrides=overrides)
-
-
-@pytest.mark.parametrize(
-    ("config", "overrides", "message"),
-    [
-        ({"axes": {"experiment.k": 3}}, {}, "axes.experiment.k: 3 is not valid; give a list"),
-        ({"axes": {"experiment.k": [1, 1]}}, {}, "axes.experiment.k: 1 is given twice; remove one"),
-        ({"axes": {"sweep.children": [1]}}, {}, "axes.sweep.children: unknown name"),
-        ({"axes": 3}, {}, "axes: is a section and needs keys"),
-        ({}, {"axes.experiment.k": [1], "experiment.k": 2}, "experiment.k: a sweep does not use it; use axes.exp"),
-        ({}, {"seeds.init": 2}, "seeds.init: a sweep does not use it; use sweep.parents"),
-        ({}, {"sweep.parents": "0..x"}, "sweep.parents: '0..x' is not a range"),
-        ({}, {"analysis.alphas": 3}, "analysis.alphas: belongs to a file of python -m fastwi.analyze"),
-        ({}, {"base": "x.yaml"}, "base: belongs to a file of python -m fastwi.sweep"),
-        ({"base": "nowhere.yaml"}, {}, "base: nowhere.yaml: no such config file"),
-    ],
-)
-def test_sweeps_that_are_refused(tmp_path, monkeypatch, config, overrides, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in refusal(ConfigError, fastwi.sweep, config, overrides=overrides)
+    for entry in entries:
+        line = refusal(ConfigError, entry, config, overrides=overrides)
+        assert all(word in line for word in words), line

@@ -13,8 +13,6 @@ from fastwi.models.names import MODEL_NAMES
 from fastwi.models.registry import _BUILDERS, build_model
 from fastwi.models.resnet import WideResNet
 
-NAMES = f"{', '.join(MODEL_NAMES)}, or your own as package.module:attribute"
-
 # Parameters at 10 classes. CIFAR ResNets: He et al. 2016, table 6 (0.27, 0.46, 0.66, 0.85, 1.7 M), to the parameter
 # as akamaster's pytorch_resnet_cifar10 has them; ResNet18 and VGG: kuangliu's pytorch-cifar; WRN-28-10: Zagoruyko &
 # Komodakis 2016 (36.5 M). The ConvNet is this project's own and added up here.
@@ -134,27 +132,16 @@ def test_initial_activations_keep_their_scale(seed, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "message"),
+    ("name", "width", "words"),
     [
-        ("resnet33", 1.0, "model.name: 'resnet33' is no known model; did you mean resnet32? valid: " + NAMES),
-        ("VGG-16", 1.0, "model.name: 'VGG-16' is no known model; did you mean vgg16? valid: " + NAMES),
-        ("a:b", 2.0, "model.width: 2 for 'a:b', which has no width; leave it out, or build it in there"),
-        (
-            "no form:x",
-            1.0,
-            "model.name: 'no form:x' is not of the form package.module:attribute or path/to/file.py:attribute; "
-            "write it so",
-        ),
+        ("resnet33", 1.0, ["'resnet33'", "resnet32"]),
+        ("VGG-16", 1.0, ["'VGG-16'", "vgg16"]),
+        ("a:b", 2.0, ["model.width: 2", "'a:b'"]),
+        ("no form:x", 1.0, ["'no form:x'", "package.module:attribute or path/to/file.py:attribute"]),
+        ("qqq", 1.0, ["'qqq'", *MODEL_NAMES, "package.module:attribute"]),
     ],
 )
-def test_refusals(name, width, message):
+def test_refusals(name, width, words):
     with pytest.raises(ConfigError) as caught:
         build_model(name, 10, width)
-    assert str(caught.value) == message
-
-
-def test_a_name_near_to_none_lists_all():
-    with pytest.raises(ConfigError) as caught:
-        build_model("qqq", 10)
-    assert all(name in str(caught.value) for name in MODEL_NAMES)
-    assert str(caught.value).endswith(", or your own as package.module:attribute")
+    assert all(word in str(caught.value) for word in words)

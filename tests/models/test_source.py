@@ -74,6 +74,14 @@ REACHED = {
             "h1_net.py": "from h1_pkg.net import Net\n",
         },
     ),
+    "relative, two levels": (
+        "h1_pkg/blk.py",
+        {
+            "h1_pkg/__init__.py": "", "h1_pkg/parts/__init__.py": "",
+            "h1_pkg/parts/net.py": HEAD + "from ..blk import scale\n" + NET,
+            "h1_net.py": "from h1_pkg.parts.net import Net\n",
+        },
+    ),
     "of a parent": (
         "h1_pkg/__init__.py",
         {"h1_pkg/net.py": HEAD + "from . import scale\n" + NET, "h1_net.py": "from h1_pkg.net import Net\n"},
@@ -118,8 +126,7 @@ def test_an_edit_anywhere_is_another_network_and_what_is_built_is_what_is_named(
         assert found[digest][0] == number
     values = [value for _, value in sorted(found.values())]
     assert len(values) == 3
-    assert torch.allclose(values[1], 2 * values[0])
-    assert torch.allclose(values[2], 3 * values[0])
+    assert all(torch.allclose(value, n * values[0]) for n, value in enumerate(values, 1))
 
 
 def test_two_networks_that_share_a_file(folder):
@@ -255,9 +262,12 @@ def test_what_was_built_is_known_after_an_edit(folder):
     build_model("h1_net.py:Net", 4)
     write(folder, {"h1_blk.py": scale(2)})
     assert built_digest("h1_net.py:Net") == built != source_digest("h1_net.py:Net")
-    build_model("h1_net.py:Net", 4)
-    assert built_digest("h1_net.py:Net") == source_digest("h1_net.py:Net")
-    assert built_digest("resnet20") == source_digest("resnet20") == ""
+    write(folder, {"h1_blk.py": "raise ValueError\n"})
+    with pytest.raises(ConfigError):
+        build_model("h1_net.py:Net", 4)
+    names = ("h1_net.py:Net", "resnet20", "h1_none.py:net", "h1_none:net")
+    assert [built_digest(name) for name in names] == [""] * 4
+    assert [source_digest(name) for name in names[1:]] == [""] * 3
 
 
 def test_modules_that_register_themselves_once_are_executed_once(folder, monkeypatch):

@@ -40,7 +40,6 @@ def test_there_and_back(seed, tmp_path, kind, ending):
     found = fastwi.load_state_dict(path)
     assert found.keys() == network.state_dict().keys()
     assert same({name: found[name] for name in network.state_dict()}, network.state_dict())
-    kind().load_state_dict(found)
     plain = load_file(path) if ending == ".safetensors" else torch.load(path, weights_only=True)
     assert plain.keys() == found.keys()  # any other program reads an ordinary file
 
@@ -122,24 +121,16 @@ def test_a_network_whose_own_names_begin_so(seed, tmp_path):
     assert torch.equal(again.momentum_MP, population.momentum_MP)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda s: s.pop("head.bias"), "lacks 'head.bias' of shape (97,)"),
-        (lambda s: s.update(more=torch.zeros(1)), "has 'more', which"),
-        (lambda s: s.update({"head.bias": torch.zeros(96)}), "'head.bias' is torch.float32 (96,)"),
-        (lambda s: s.update({"head.bias": torch.zeros(97, dtype=torch.int64)}), "'head.bias' is torch.int64"),
-    ],
-)
-def test_other_networks_are_refused_by_key(tmp_path, change, said):
-    state = SmallNet().state_dict()
-    change(state)
-    torch.save(state, tmp_path / "x.pt")
+def test_other_networks_are_refused_by_key(tmp_path):
+    torch.save(SmallNet().state_dict() | {"head.bias": torch.zeros(96)}, tmp_path / "x.pt")
     population = Population.from_modules([SmallNet()])
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match=r"x\.pt: 'head\.bias' is torch\.float32 \(96,\)"):
         read_state_file(tmp_path / "x.pt").copy_into(population, 0)
-    assert said in str(caught.value)
-    assert str(tmp_path / "x.pt") in str(caught.value)
+    state = SmallNet().state_dict()
+    for name in ("other", "head.bias"):
+        save_state_dict(state, tmp_path / "m.pt", {name: torch.zeros(1)})
+        with pytest.raises(CheckpointError, match=f"momentum of '{name}'"):
+            read_state_file(tmp_path / "m.pt").copy_into(population, 0)
 
 
 class Evil:
