@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -42,72 +43,58 @@ class Terminated(KeyboardInterrupt):
 
 
 def command(body: Callable[[list[str]], int]) -> Callable[..., int]:
-    """A command's entry point, made of its body by `run_command`: without arguments it takes those of the process."""
+    """A command's entry point, made of its body, which takes the arguments, works and returns the exit code.
+
+    Without arguments it takes those of the process. It returns the body's exit code, or one of those that this
+    module's docstring lists. A UserError prints `fastwi: error: ...` to stderr, once for each line of its message; an
+    unexpected exception prints its traceback; SystemExit passes through.
+    """
 
     @functools.wraps(body)
     def main(argv: list[str] | None = None) -> int:
-        return run_command(lambda: body(sys.argv[1:] if argv is None else argv))
+        _print_anything()
+        _let_waiting_threads_sleep()
+        with _sigterm_as_interrupt():
+            try:
+                try:
+                    status = body(sys.argv[1:] if argv is None else argv)
+                except ShowAndExit as shown:
+                    print(shown.text)
+                    status = 0
+                return status if _flush_stdout() else EXIT_FAILED
+            except BaseException as error:
+                return _exit_code(error)
 
     return main
 
 
-def run_command(body: Callable[[], int]) -> int:
-    """Run a command's body and return its exit code; print what is to be said about how it ended.
-
-    Args:
-        body: the command; parses its arguments, works, returns its exit code.
-
-    Returns:
-        The body's exit code, or one of those that this module's docstring lists. A UserError prints
-        `fastwi: error: ...` to stderr, once for each line of its message; an unexpected exception prints its
-        traceback; SystemExit passes through.
-    """
-    _print_anything()
-    _let_waiting_threads_sleep()
-    with _sigterm_as_interrupt():
-        try:
-            try:
-                status = body()
-            except ShowAndExit as shown:
-                print(shown.text)
-                status = 0
-            return status if _flush_stdout() else EXIT_FAILED
-        except UserError as error:
-            _say_error(str(error))
-            return EXIT_USAGE
-        except KeyboardInterrupt as interrupt:
-            return _interrupted(interrupt)
-        except BrokenPipeError:
-            # A pipe to a worker process breaks with the same exception, and that is no quiet end.
-            if _silence_broken(sys.stdout) | _silence_broken(sys.stderr):
-                return EXIT_BROKEN_PIPE
-            traceback.print_exc()
-            return EXIT_FAILED
-        except Exception as error:
-            behind = _interrupt_behind(error)
-            if behind is not None:
-                return _interrupted(behind)
-            if not _is_memory(error):
-                traceback.print_exc()
-                return EXIT_FAILED
-            _say_error(
-                f"not enough memory ({' '.join(str(error).split())[:200]}); lower optimizer.batch_size, "
-                "engine.evaluation_batch, data.image_size or model.width"
-            )
-            return EXIT_FAILED
-
-
-def _interrupted(interrupt: BaseException) -> int:
-    terminated = isinstance(interrupt, Terminated)
-    print(f"fastwi: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
-    return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
-
-
-def _interrupt_behind(error: BaseException | None) -> BaseException | None:
-    """Ctrl-C or SIGTERM where `error` was raised on its way out: by code that tidies up what was only begun."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error
+def _exit_code(error: BaseException) -> int:
+    """The exit code after an exception, which is reported. Raises it again where it is not for here."""
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, UserError):
+        _say_error(str(error))
+        return EXIT_USAGE
+    # A pipe to a worker process breaks with the same exception, and that is no quiet end.
+    if isinstance(error, BrokenPipeError) and _silence_broken(sys.stdout) | _silence_broken(sys.stderr):
+        return EXIT_BROKEN_PIPE
+    interrupt: BaseException | None = error
+    while interrupt is not None and not isinstance(interrupt, KeyboardInterrupt):
+        interrupt = interrupt.__context__  # raised by code that tidies up what was only begun
+    if interrupt is not None:
+        terminated = isinstance(interrupt, Terminated)
+        print(f"fastwi: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+    if not isinstance(error, Exception):
+        raise error
+    if _is_memory(error):
+        _say_error(
+            f"not enough memory ({textwrap.shorten(str(error), 200)}); lower optimizer.batch_size, "
+            "engine.evaluation_batch, data.image_size or model.width"
+        )
+    else:
+        traceback.print_exception(error)
+    return EXIT_FAILED
 
 
 def _is_memory(error: Exception) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fastwi.cli
-from fastwi.cli import ShowAndExit, Terminated, run_command
+from fastwi.cli import ShowAndExit, Terminated, command
 from fastwi.errors import ConfigError, UserError
 
 ROOT = Path(fastwi.cli.__file__).parents[1]
@@ -19,8 +19,8 @@ ROOT = Path(fastwi.cli.__file__).parents[1]
 def program(body: str) -> list[str]:
     """The command line of a program whose command's body is `body`."""
     lines = "\n".join("    " + line for line in body.splitlines())
-    head = "import os, sys, time\nfrom fastwi.cli import run_command\n"
-    return [sys.executable, "-c", f"{head}def body():\n{lines}\nsys.exit(run_command(body))"]
+    head = "import os, sys, time\nfrom fastwi.cli import command\n"
+    return [sys.executable, "-c", f"{head}def body(argv):\n{lines}\nsys.exit(command(body)())"]
 
 
 def environment(unbuffered: bool = False) -> dict[str, str]:
@@ -32,7 +32,7 @@ def environment(unbuffered: bool = False) -> dict[str, str]:
 def raising(error: BaseException, after: BaseException | None = None) -> int:
     """The exit code of a command that raises `error`, on the way out of `after`."""
 
-    def body() -> int:
+    def body(argv: list[str]) -> int:
         if after is None:
             raise error
         try:
@@ -40,12 +40,12 @@ def raising(error: BaseException, after: BaseException | None = None) -> int:
         finally:
             raise error
 
-    return run_command(body)
+    return command(body)([])
 
 
 def test_the_bodys_exit_code_is_returned(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(lambda: 0) == 0
-    assert run_command(lambda: 3) == 3
+    assert command(lambda argv: 0)([]) == 0
+    assert command(lambda argv: len(argv))(["a", "b", "c"]) == 3
     assert capsys.readouterr() == ("", "")
 
 
@@ -111,14 +111,14 @@ def test_system_exit_passes_through() -> None:
 def test_sigterm_handler_is_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     inside = []
-    run_command(lambda: inside.append(signal.getsignal(signal.SIGTERM)) or 0)
+    command(lambda argv: inside.append(signal.getsignal(signal.SIGTERM)) or 0)([])
     assert inside[0] is not before
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_outside_the_main_thread_no_handler_is_set() -> None:
     codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(run_command(lambda: 4)))
+    thread = threading.Thread(target=lambda: codes.append(command(lambda argv: 4)([])))
     thread.start()
     thread.join()
     assert codes == [4]
@@ -177,9 +177,9 @@ def test_a_full_disk_behind_stdout_is_said() -> None:
 
 
 def test_what_the_encoding_lacks_is_escaped() -> None:
-    command = program(r"print('a\ud800b \u2013')" + "\nreturn 0")
+    line = program(r"print('a\ud800b \u2013')" + "\nreturn 0")
     ended = subprocess.run(
-        command,
+        line,
         cwd=ROOT,
         env=environment() | {"PYTHONIOENCODING": "ascii"},
         capture_output=True,

@@ -7,7 +7,6 @@ where it says it (Iyer et al. 2024, Appendix A), else this project's choice.
 import dataclasses
 import itertools
 import math
-import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ MOST_EPOCHS = 1_000_000
 """Of all networks of a run together. Steps, measurements and progress are lists as long."""
 
 LONGEST_NAME = 100  # characters; with hash and suffixes it stays below a file system's 255
-_DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
+_DEVICE = "auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?"
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class RunConfig:
     name: str = option(
         "", "name of the run's directory; empty: the config file's name and a short hash", instead="sweep.name"
     )
-    directory: str = option("runs", "directory that holds the runs", instead="sweep.directory")
+    directory: str = option("runs", "directory that holds the runs", filled=True, instead="sweep.directory")
     tensorboard: bool = option(
         False,
         "write TensorBoard event files too, into the run's directory; needs fastwi[tensorboard]; not for sweeps",
@@ -43,7 +42,7 @@ class RunConfig:
 class DataConfig:
     """The dataset: a directory that `python -m data_prep` wrote."""
 
-    path: str = option("data/cifar10", "directory with train.beton, test.beton and card.json")
+    path: str = option("data/cifar10", "directory with train.beton, test.beton and card.json", filled=True)
     train_images: int = option(0, "train on this many images, drawn evenly over classes; 0: all", low=0)
     test_images: int = option(0, "evaluate on this many test images, likewise; 0: all", low=0)
     streaming: str = option(
@@ -181,7 +180,7 @@ class EngineConfig:
         "network; auto: the fastest that python -m fastwi.tune measured here, loop where it has not",
         choices=("auto", "loop", "graph", "stacked"),
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda where there is one")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda where there is one", pattern=_DEVICE)
     precision: str = option(
         "auto",
         "activations and convolutions; auto: what was measured faster on such a processor; a run or store goes on "
@@ -233,16 +232,10 @@ def check_config(config: Config) -> None:
 
 def config_problems(config: Config) -> Iterator[str]:
     """What is wrong between the values of a run; each by itself is taken as right."""
-    run, data, experiment, noise = config.run, config.data, config.experiment, config.seeds.child_noise
-    yield from name_problems("run.name", run.name)
-    if not run.directory:
-        yield "run.directory: is empty; give a directory, such as runs"
-    if not data.path:
-        yield "data.path: is empty; give a directory that python -m data_prep wrote"
+    data, experiment, noise = config.data, config.experiment, config.seeds.child_noise
+    yield from name_problems("run.name", config.run.name)
     if problem := model_problem(config.model.name, config.model.width):
         yield problem
-    if not _DEVICE.fullmatch(config.engine.device):
-        yield f"engine.device: {show(config.engine.device)} is not one of auto, cpu, cuda, cuda:N; give one"
     if experiment.k + experiment.s + experiment.after < 1:
         yield "experiment.k: k, s and after are all 0, so nothing is trained; make one at least 1"
     children = experiment.children

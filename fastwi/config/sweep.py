@@ -11,7 +11,6 @@ p > 0 has the noise of parent 0's child p: in epochs that both train, networks o
 import functools
 import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,7 +33,6 @@ AVERAGE_SEEDS = 500_000
 """Of a parent's seeds, the first that is an average's. So it has fewer children and fewer tuples than this."""
 
 _MOST_CELL_PROBLEMS = 10
-_CELL = re.compile(r" *([0-9]{1,9}) *, *([0-9]{1,9}) *")
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,12 @@ class SweepOptions:
     """The `sweep` section of a sweep file."""
 
     name: str = option("", "name of the sweep's directory; empty: the sweep file's name")
-    directory: str = option("sweeps", "directory that holds the sweeps' results")
-    store: str = option("store", "directory of the store: trained states and measurements, shared by sweeps")
+    directory: str = option("sweeps", "directory that holds the sweeps' results", filled=True)
+    store: str = option(
+        "store", "directory of the store: trained states and measurements, shared by sweeps", filled=True
+    )
     parents: tuple[int, ...] = option(
-        (0,), "initialisation seeds, one a parent; intervals and verdicts need 5", low=0, high=2**31 - 1, least=1
+        (0,), "initialisation seeds, one a parent; intervals and verdicts need 5", low=0, high=2**31 - 1, filled=True
     )
     children: int = option(2, "children of each parent at each k", low=2, high=100_000)
     tuple_size: int = option(2, "children that are averaged together", low=2, high=4096)
@@ -110,11 +110,12 @@ class AnalysisOptions:
         ("averaged", "recomputed"),
         "batch-norm statistics of interpolated networks: the ends' averaged, or recomputed on training images",
         choices=("averaged", "recomputed"),
-        least=1,
+        filled=True,
     )
     cells: tuple[str, ...] = option(
         (),
         "cells of the sweep, each as 'k,s', such as \"8,4\"; on the command line 8,4;16,4; empty: all",
+        pattern=" *[0-9]{1,9} *, *[0-9]{1,9} *",
         separator=";",
     )
     pairs: int = option(0, "pairs of each parent in each cell, the first ones; 0: all", low=0)
@@ -139,7 +140,7 @@ ANALYSIS: dict[str, Key] = keys_of("analysis", AnalysisOptions)
 """Every option of the studies of a sweep, likewise: `analysis.alphas`."""
 
 AXES: dict[str, Key] = {
-    f"axes.{path}": replace(key, section="axes", name=path, depth=key.depth + 1, default=None, least=1, repeats=False)
+    f"axes.{path}": replace(key, section="axes", name=path, depth=key.depth + 1, default=None, repeats=False)
     for path, key in KEYS.items()
     if not axis_refusal(key)
 }
@@ -255,9 +256,6 @@ def sweep_problems(spec: SweepSpec, name: str) -> Iterator[str]:
 
 def _option_problems(options: SweepOptions) -> Iterator[str]:
     size, children = options.tuple_size, options.children
-    for name, value in (("directory", options.directory), ("store", options.store)):
-        if not value:
-            yield f"sweep.{name}: is empty; give a directory"
     if "own" not in options.measure:
         yield "sweep.measure: lacks own; give [own], or [own, recomputed]"
     if options.alphas and size != 2:
@@ -285,8 +283,8 @@ def _count(number: int) -> str:
 
 def chosen_cells(options: AnalysisOptions) -> tuple[tuple[int, int], ...]:
     """The cells asked for as (k, s), in the order given; none: all. Of checked options."""
-    found = (_CELL.fullmatch(text) for text in options.cells)
-    return tuple((int(match[1]), int(match[2])) for match in found if match is not None)
+    found = (text.partition(",") for text in options.cells)
+    return tuple((int(k), int(s)) for k, _, s in found)
 
 
 def analysis_problems(options: AnalysisOptions, spec: SweepSpec) -> Iterator[str]:
@@ -295,12 +293,9 @@ def analysis_problems(options: AnalysisOptions, spec: SweepSpec) -> Iterator[str
         yield f"analysis.low: {options.low:g} is not below analysis.high, {options.high:g}; lower it"
     axes, base = {axis.path: axis.values for axis in spec.axes}, spec.base.experiment
     k, s = axes.get("experiment.k", (base.k,)), axes.get("experiment.s", (base.s,))
-    for text in options.cells:
-        match = _CELL.fullmatch(text)
-        if match is None:
-            yield f'analysis.cells: {show(text)} is not a cell; write k,s in quotes, such as "8,4"'
-        elif int(match[1]) not in k or int(match[2]) not in s:
-            yield f"analysis.cells: {show(text)} is not a cell of this sweep; k is of {show(k)}, s of {show(s)}"
+    for cell in chosen_cells(options):
+        if cell[0] not in k or cell[1] not in s:
+            yield f"analysis.cells: {show(cell)} is not a cell of this sweep; k is of {show(k)}, s of {show(s)}"
 
 
 def points(spec: SweepSpec) -> Iterator[Point]:

@@ -134,15 +134,17 @@ _WORDS = {
     float: ("a number", "numbers"),
     str: ("printable text, in quotes where it looks like a number", "texts"),
 }
-_PRINTABLE = r"^[^\p{Cc}\p{Zl}\p{Zp}]*$"
+
+_PRINTABLE = r"[^\p{Cc}\p{Zl}\p{Zp}]*"
 
 
 @dataclass(frozen=True)
 class Key:
     """One key, `section.name`. `depth`: 0 for a value of the type `scalar`, 1 for a list, 2 for a list of lists.
 
-    Bounds are inclusive. Of a list: the `least` values that it has, whether a value `repeats`, its `separator` on the
-    command line. `instead`: what a sweep uses in place of the key.
+    Bounds are inclusive. `pattern`: of a text, a regular expression that the help explains. `filled`: not empty.
+    `repeats`: a list may have a value twice. `separator`: of a list on the command line. `instead`: what a sweep uses
+    in place of the key.
     """
 
     section: str
@@ -155,7 +157,8 @@ class Key:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
-    least: int = 0
+    pattern: str = ""
+    filled: bool = False
     repeats: bool = False
     separator: str = ","
     instead: str = ""
@@ -181,22 +184,28 @@ class Key:
     @property
     def expected(self) -> str:
         """What a value must be, for messages: 'a whole number, from 0 to 64'."""
+        if self.pattern:
+            return self.help
         kind = f"one of {', '.join(self.choices)}" if self.choices else _WORDS[self.scalar][self.many]
         if self.many:
             kind = "a list of " + "lists of " * (self.depth - 1) + kind.removeprefix("one of ")
-        return f"{kind}, {self.limits}" if self.limits else kind
+        return ", ".join(filter(None, (kind, self.limits, "not empty" * self.filled)))
 
     @functools.cached_property
     def _type(self) -> TypeAdapter[Any]:
-        kind: Any = Annotated[self.scalar, Field(pattern=_PRINTABLE)] if self.scalar is str else self.scalar
+        kind: Any = self.scalar
+        depth = self.depth - (self.section == "axes")  # without the axis's own list
+        if self.scalar is str:
+            least = int(self.filled and depth == 0)
+            kind = Annotated[str, Field(pattern=rf"^(?:{self.pattern or _PRINTABLE})$", min_length=least)]
         if self.scalar in (int, float):
             high = INT64_MAX if self.high is None and self.scalar is int else self.high
             kind = Annotated[kind, Field(ge=self.low, le=high)]
         if self.scalar is float:  # -0.0 becomes 0.0: the same setting must have the same text and hash
             kind = Annotated[kind, AfterValidator(lambda number: number + 0.0)]
         kind = Literal[self.choices] if self.choices else kind
-        for level in range(self.depth):
-            least = self.least if level == self.depth - 1 else 0
+        for level in range(1, self.depth + 1):
+            least = int(self.filled or level > depth)
             kind = Annotated[tuple[kind, ...], Field(min_length=least), FailFast()]
         return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
 

@@ -122,6 +122,13 @@ def read_card(directory: str | os.PathLike[str]) -> Card:
     try:
         return card_from_json(json.loads(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
+        if directory.suffix == ".beton":
+            fix = (
+                f"give the directory of its dataset, with train.beton, test.beton and {CARD_FILE}: {directory.parent}"
+            )
+        elif (directory / "train").is_dir():
+            fix = "this is an image folder; write the dataset with "
+            fix += f"`python -m data_prep folder --source {directory} --out data/{directory.name}`"
         raise UserError(f"{directory}: no dataset here ({CARD_FILE} is missing); {fix}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error

@@ -12,14 +12,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from fastwi.config.schema import Config
-from fastwi.config.values import show
+from fastwi.config.values import one_line, show
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine
 from fastwi.errors import ConfigError
 from fastwi.population import Population
-
-_LONGEST_REASON = 200
 
 
 def try_training(engine: Engine, config: Config, network: nn.Module, train: Dataset, test: Dataset) -> None:
@@ -86,5 +84,4 @@ def _watched(model: nn.Module, running: list[str]) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:_LONGEST_REASON]}{'...' if len(text) > _LONGEST_REASON else ''}"
+    return f"{type(error).__name__}: {one_line(error)}"

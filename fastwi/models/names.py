@@ -39,6 +39,8 @@ def model_problem(name: str, width: float = 1.0) -> str | None:
 
     `path/to/file.py:attribute` ends with .py before the colon and is a path; all else is a module's dotted name.
     """
+    if name.endswith(".py"):
+        return f"model.name: {show(name)} is a file; add the name of the network in it, as in {name}:MyNetwork"
     if not is_own(name):
         return None if name in MODEL_NAMES else f"model.name: {show(name)} is no known model; {_hint(name)}"
     if split_own(name) is None:

@@ -60,6 +60,13 @@ def test_no_card(tmp_path: Path, directory: str, dataset: str) -> None:
     assert command in refusal(place)
 
 
+def test_what_is_no_dataset_yet_says_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "images" / "train" / "cat").mkdir(parents=True)
+    assert f"python -m data_prep folder --source {tmp_path / 'images'} --out " in refusal(tmp_path / "images")
+    (tmp_path / "train.beton").touch()
+    assert refusal(tmp_path / "train.beton").endswith(f": {tmp_path}")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b"[]", b'"card"', b"1", None])
 def test_no_card_but_something_else(tmp_path: Path, content: bytes | None) -> None:
     if content is None:

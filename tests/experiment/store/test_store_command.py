@@ -152,15 +152,15 @@ import sys
 sys.path.insert(0, {tests!r})
 from store_samples import *
 import resource
-from fastwi.cli import run_command
-def body():
+from fastwi.cli import command
+def body(argv):
     store = Store.open({directory!r})
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
     for number in range(1000):
         rows = [measurement(number * 20 + n) for n in range(20)]
         store.commit(rows, [], [])
         print(number, flush=True)
-sys.exit(run_command(body))
+sys.exit(command(body)())
 """
 
 
