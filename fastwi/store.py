@@ -143,7 +143,7 @@ def _kind(places: StorePlaces, path: Path) -> str:
         return "index"
     if path == places.metrics:
         return "metrics"
-    return "states" if places.key_of(path) is not None else "other"
+    return "states" if places.key_of(path) else "other"
 
 
 def _du(arguments: argparse.Namespace) -> Shown:

@@ -1,12 +1,9 @@
 """index.sqlite: its tables, transactions on it, and its errors in one line.
 
-Why SQLite: several processes write at once, each in small transactions that are on the disk when they return.
-DuckDB, which would also store columns, locks its file for one writing process.
-
-On a local disk the write-ahead log (WAL) is used: readers and a writer do not wait for each other. WAL needs shared
-memory of one machine, so on a network file system the rollback journal is used instead. A store that was once opened
-over a network stays with the journal: its file server sees it as local, and the two do not mix. Either way a commit
-is flushed to the disk (synchronous = FULL).
+SQLite, because several processes write at once, each in small transactions that are on the disk when they return.
+On a local disk its write-ahead log (WAL) lets readers and a writer work at the same time. WAL needs shared memory of
+one machine, so on a network file system the rollback journal is used instead. A store that was once opened over a
+network stays with the journal: its file server sees it as local, and the two do not mix.
 
 The last column of every row, `crc`, is the CRC-32 of `ascii` of the tuple of the other columns, its key among them; a
 float is an 8-byte blob. A damaged row is an error where it is read. A missing row is work that is not done yet: where
@@ -15,6 +12,7 @@ the log of a killed process is damaged, SQLite drops the transactions from there
 
 import contextlib
 import os
+import re
 import sqlite3
 import threading
 import weakref
@@ -26,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 from fastwi.errors import UserError
 from fastwi.experiment.store.places import StorePlaces, network_type
 from fastwi.experiment.store.records import DamagedIndex
-from fastwi.files import lock, open_lock
+from fastwi.files import lock, open_lock, refusal
 
 BUSY_SECONDS = 60.0
 _SCANNED_FOR_ONE_FOUND = 4  # rows that are passed over in the time in which one is looked up by its key
@@ -35,20 +33,11 @@ Row: TypeAlias = tuple[Any, ...]
 
 
 class Table(NamedTuple):
-    """A table: its columns, of which the first `width` are its key and the last is the checksum.
-
-    Columns have no types, so that SQLite stores every value as it is given.
-    """
+    """A table: its columns, of which the first `width` are its key. Without types SQLite stores values as given."""
 
     name: str
     width: int
     columns: tuple[str, ...]
-
-    @property
-    def creation(self) -> str:
-        """The statement that creates it."""
-        key = ", ".join(self.columns[: self.width])
-        return f"CREATE TABLE {self.name} ({', '.join(self.columns)}, PRIMARY KEY ({key})) WITHOUT ROWID"
 
     def insertion(self, or_else: str = "REPLACE") -> str:
         """The statement that adds a row, in the place of one with the same key; with "IGNORE" that one stays."""
@@ -65,16 +54,12 @@ class Table(NamedTuple):
         return f"SELECT {', '.join(self.columns)} FROM {self.name} WHERE {where} ORDER BY {keys}"
 
 
-def _table(name: str, width: int, columns: str) -> Table:
-    return Table(name, width, (*columns.split(), "crc"))
-
-
 FLOATS = ("train_loss", "learning_rate", "test_loss", "test_accuracy", "seconds")
-MEASUREMENTS = _table("measurements", 2, f"state treatment epoch {' '.join(FLOATS)}")
-STATES = _table("states", 1, "key bytes sha256")
-CLAIMS = _table("claims", 2, "state treatment owner")
-PINS = _table("pins", 2, "state owner")
-ATTEMPTS = _table("attempts", 1, "number state treatment owner")
+MEASUREMENTS = Table("measurements", 2, ("state", "treatment", "epoch", *FLOATS, "crc"))
+STATES = Table("states", 1, ("key", "bytes", "sha256", "crc"))
+CLAIMS = Table("claims", 2, ("state", "treatment", "owner", "crc"))
+PINS = Table("pins", 2, ("state", "owner", "crc"))
+ATTEMPTS = Table("attempts", 1, ("number", "state", "treatment", "owner", "crc"))
 TABLES = (MEASUREMENTS, STATES, CLAIMS, PINS, ATTEMPTS)
 
 
@@ -150,10 +135,7 @@ class Index:
 
     @contextlib.contextmanager
     def reading(self, begin: str = "BEGIN") -> Iterator[Transaction]:
-        """A transaction: all that is read within the block is of one moment.
-
-        Raises UserError, DamagedIndex among them, for what SQLite reports.
-        """
+        """A transaction: all that is read within the block is of one moment. Raises UserError for SQLite's errors."""
         with self.lock, translated(self.places):
             connection = self._open()
             try:  # from before the BEGIN: Ctrl-C may strike right after it, and other threads go on writing
@@ -209,8 +191,9 @@ def create_tables(connection: sqlite3.Connection) -> None:
     """Create the tables of an index, where another process has not done so."""
     connection.execute("BEGIN IMMEDIATE")
     if _is_empty(connection):
-        for table in TABLES:
-            connection.execute(table.creation)
+        for name, width, columns in TABLES:
+            key = f"PRIMARY KEY ({', '.join(columns[:width])})"
+            connection.execute(f"CREATE TABLE {name} ({', '.join(columns)}, {key}) WITHOUT ROWID")
     connection.execute("COMMIT")
 
 
@@ -228,16 +211,22 @@ def _prepare(connection: sqlite3.Connection, places: StorePlaces, alone: bool) -
     if alone and (network or new):
         connection.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
     if network and connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
-        raise UserError(
-            f"{places.index}: open on a machine where it is a local disk, and here it is on {network}; "
-            "end the processes there first"
-        )
+        local = "open on a machine where it is on a local disk"
+        raise UserError(f"{places.index}: {local}, and here it is on {network}; end the processes there first")
     if new:
         create_tables(connection)
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute("SELECT count(*) = 0 FROM sqlite_master").fetchone()[0])
+
+
+_MEANINGS = {
+    "is full": "no space left on the device; free some and start again: nothing is lost",
+    "readonly|unable to open": "not writable; check its permissions, or use another store",
+    "locked": f"kept busy by other processes for {BUSY_SECONDS:.0f} s; start again when they are done",
+    "disk I/O error": "the system could not read or write it; check the space, the quota and the disk",
+}
 
 
 @contextlib.contextmanager
@@ -248,26 +237,15 @@ def translated(places: StorePlaces) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
             raise  # a mistake in this package or its use, such as a value that SQLite does not have
-        raise _refusal(error, places) from error
+        text = " ".join(str(error).split())
+        for pattern, meaning in _MEANINGS.items():
+            if re.search(pattern, text):
+                raise UserError(f"{places.index}: {meaning} ({text})") from error
+        raise DamagedIndex(f"{places.index}: damaged ({text}); {places.rebuild_line}") from error
     except UnicodeDecodeError as error:  # of a message that quotes a damaged index
         raise DamagedIndex(f"{places.index}: damaged (not text); {places.rebuild_line}") from error
     except OSError as error:
-        raise UserError(f"{places.index}: {error.strerror or error}") from error
-
-
-def _refusal(error: sqlite3.Error, places: StorePlaces) -> UserError:
-    text = " ".join(str(error).split())
-    known = {
-        "is full": "no space left on the device; free some and start again: nothing is lost",
-        "readonly": f"not writable ({text}); check its permissions, or use another store",
-        "unable to open": f"not writable ({text}); check its permissions, or use another store",
-        "locked": f"kept busy by other processes for {BUSY_SECONDS:.0f} s; start again when they are done",
-        "disk I/O error": "the system could not read or write it; check the space, the quota and the disk",
-    }
-    for part, meaning in known.items():
-        if part in text:
-            return UserError(f"{places.index}: {meaning}")
-    return DamagedIndex(f"{places.index}: damaged ({text}); {places.rebuild_line}")
+        raise refusal(error, Path(error.filename or places.index)) from error
 
 
 _OPEN: "weakref.WeakSet[Index]" = weakref.WeakSet()

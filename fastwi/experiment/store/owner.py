@@ -1,8 +1,7 @@
 """Owners: processes that claim tasks and pin states, for as long as they live.
 
-An owner is live as long as it holds an flock on its file. The system releases that when the process ends, by kill -9
-too, and on every machine of a shared file system with flock; clocks and heartbeats play no part. What a dead owner
-claimed or pinned is void.
+An owner is live as long as it holds an flock on its file, which the system releases when the process ends, by kill -9
+too, and on every machine of a shared file system with flock. No clock is asked. What a dead owner held is void.
 """
 
 import contextlib
@@ -24,10 +23,7 @@ KEPT = "kept"
 
 
 class Owner(contextlib.AbstractContextManager["Owner"]):
-    """One coordinating process. Made by `Store.owner`; a context manager, at whose end all is released.
-
-    In a forked child it is closed.
-    """
+    """One coordinating process, made by `Store.owner`. A context manager: all is released at its end."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -81,10 +77,7 @@ class Owner(contextlib.AbstractContextManager["Owner"]):
             transaction.delete(CLAIMS, mine)
 
     def pin(self, keys: Iterable[str]) -> None:
-        """Keep the states `keys` from being dropped by others, whether or not they are there yet.
-
-        Pin first, then ask the store which are there.
-        """
+        """Keep the states `keys` from being dropped by others. Pin first, then ask the store which are there."""
         self._check()
         add_pins(self._index, keys, self.id)
 

@@ -1,5 +1,6 @@
 """Every file name of a store, and the check that a directory is a store."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from fastwi.errors import UserError
 from fastwi.files import write_json
 
 _CARD = {"format": "fastwi.store", "version": 1}
-_KEY = re.compile("[0-9A-Za-z_-]{2,200}")
+_KEY = "[0-9A-Za-z_-]{2,200}"
 _UNFINISHED = (".tmp", ".tmp-journal", ".tmp-wal", ".tmp-shm")  # the last three are SQLite's
 # fmt: off
 _NETWORK_TYPES = frozenset((
@@ -38,7 +39,7 @@ class StorePlaces:
 
     def state(self, key: str) -> Path:
         """File of the state `key`. ValueError for a key that cannot be a file's name."""
-        if not _KEY.fullmatch(key):
+        if not re.fullmatch(_KEY, key):
             raise ValueError(f"{key!r} is not a state's key: 2 to 200 letters, digits, - or _")
         return self.states / key[:2] / f"{key}.safetensors"
 
@@ -46,12 +47,11 @@ class StorePlaces:
         """Lock of an owner."""
         return self.owners / f"{owner}.lock"
 
-    def key_of(self, path: Path) -> str | None:
-        """The key of the state whose file, or whose unfinished file, `path` is; None for any other file."""
-        found = re.fullmatch(rf"\.?({_KEY.pattern})\.safetensors(\..*\.tmp)?", path.name)
-        if found is None or self.state(found[1]).parent != path.parent:
-            return None
-        return found[1] if path.name.startswith(".") == bool(found[2]) else None
+    def key_of(self, path: Path) -> str:
+        """The key of the state whose file, or whose unfinished file, `path` is; empty for any other file."""
+        found = re.fullmatch(rf"({_KEY})\.safetensors|\.({_KEY})\.safetensors\..*\.tmp", path.name)
+        key = found[1] or found[2] if found else ""
+        return key if key and self.state(key).parent == path.parent else ""
 
     def is_unfinished(self, path: Path) -> bool:
         """Whether `path`, within the store, is an unfinished file by its name or its directory's."""
@@ -97,16 +97,11 @@ def check_plain(places: StorePlaces) -> None:
     A link would have the store write elsewhere.
     """
     files = (places.card, *places.index_files, places.rebuilt_index, places.metrics, places.index_lock)
-    for path in (*files, places.writing_lock, places.states, places.owners, places.damaged):
-        try:  # one look at each: SQLite of another process creates and removes its journal meanwhile
-            mode = path.lstat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if path in (places.states, places.owners, places.damaged):
-            if not path.is_dir():
-                raise UserError(f"{path}: not a directory; remove it, then {places.rebuild_line}")
-        elif not stat.S_ISREG(mode):
-            raise UserError(f"{path}: not a regular file; remove it, then {places.rebuild_line}")
+    for path in (*files, places.writing_lock):
+        # One look at each: SQLite of another process creates and removes its journal meanwhile.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise UserError(f"{path}: not a regular file; remove it, then {places.rebuild_line}")
 
 
 def write_card(places: StorePlaces) -> None:

@@ -1,7 +1,6 @@
-"""What a store was begun in: `engine.precision: auto` keeps the meaning that it had there, on any machine.
+"""`engine.precision: auto` keeps the meaning that it had where a store was begun, on any machine.
 
-The precision is in the names of states, and decides results. A machine that would choose another one for itself goes
-on in this one: every device computes in every precision, some slower.
+The precision is in the names of states, and decides results. Every device computes in every precision, some slower.
 """
 
 from dataclasses import replace
@@ -17,20 +16,14 @@ _FILE = "precision.json"
 
 
 def precision_of_store(store: Path, config: EngineConfig) -> Choice:
-    """What auto is in `store`: what the first sweep there took it for, else what it is on this machine.
-
-    Raises CheckpointError where the note of it is damaged.
-    """
-    if not (store / _FILE).exists():
-        return resolve_precision(replace(config, precision="auto"))
-    return Choice(_noted(store), "the store was begun in it")
+    """What auto was in the first sweep of `store`, else what it is here. CheckpointError where that is damaged."""
+    if (store / _FILE).exists():
+        return Choice(_noted(store), "the store was begun in it")
+    return resolve_precision(replace(config, precision="auto"))
 
 
 def note_precision(store: Path, choice: Choice) -> None:
-    """Note in `store` what auto is, where nothing is noted yet.
-
-    Raises UserError where another process noted another meanwhile.
-    """
+    """Note in `store` what auto is, where it is not noted. UserError where another process has noted another."""
     if not (store / _FILE).exists():
         write_sealed(store / _FILE, {"auto": choice.precision})
     if _noted(store) != choice.precision:

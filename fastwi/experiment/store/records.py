@@ -19,11 +19,10 @@ class Measurement:
         state: key of the state.
         treatment: "own", or the name of the recomputation of the batch-norm statistics.
         epoch: epochs done.
-        train_loss: mean over the epoch's training batches, where the measurement ends an epoch of training.
-        learning_rate: at the epoch's end; likewise.
+        train_loss: mean over the training batches, where an epoch of training ends here; likewise learning_rate.
         test_loss: mean over the test images.
         test_accuracy: in %.
-        seconds: that the work took. The one value that may differ when the same work is done again.
+        seconds: of work. The one value that may differ when the same work is done again.
     """
 
     state: str

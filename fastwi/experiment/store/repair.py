@@ -26,7 +26,6 @@ from fastwi.files import atomic_path, locked, sync_directory
 from fastwi.sealed import file_sha256
 
 _BATCH = 50_000  # rows made into columns at a time: as Python's objects they take several times the memory
-_LISTED = 20  # lines of SQLite's integrity check
 
 
 def export(index: Index) -> None:
@@ -99,7 +98,7 @@ def verify(store: Store, repair: bool = False, progress: Callable[[int, int], No
     try:
         check_directory(places, create=False)
         with store.reading() as transaction:
-            for (line,) in transaction.execute(f"PRAGMA integrity_check({_LISTED})"):
+            for (line,) in transaction.execute("PRAGMA integrity_check(20)"):
                 if line != "ok":
                     found.damage.append(f"{places.index}: {' '.join(line.split())}; {places.rebuild_line}")
             found.rows = sum(1 for table in TABLES for _ in transaction.rows(table))
@@ -196,8 +195,8 @@ def _check_files(places: StorePlaces, states: dict[Row, Row]) -> set[str]:
     """Bring `states` to what is on the disk; return the keys of damaged ones, whose files are set aside."""
     from fastwi.population import Population
 
-    paths = {places.key_of(path): path for path in files_under(places.states) if not places.is_unfinished(path)}
-    there = {key: path for key, path in paths.items() if key is not None}
+    paths = [path for path in files_under(places.states) if not places.is_unfinished(path)]
+    there = {key: path for path in paths if (key := places.key_of(path))}
     for gone in [key for key in states if key[0] not in there]:
         del states[gone]
     damaged = set()

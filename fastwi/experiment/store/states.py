@@ -1,7 +1,6 @@
 """States as files: written whole, and never used before their size and SHA-256 are checked.
 
-The functions need no index, so a worker on another machine can call them: the driver hands it the `StoredState` to
-read, or commits the one that it returns.
+No index is needed: a worker on another machine is given the `StoredState` to read, or returns the one to commit.
 """
 
 import contextlib
@@ -30,14 +29,11 @@ _Result = TypeVar("_Result")
 
 
 def write_states(directory: str | os.PathLike[str], states: Sequence[tuple[str, "Population"]]) -> list[StoredState]:
-    """Write populations of one member, each as the state of its key; return what the index is to know of them.
+    """Write populations of one member, each as the state of its key; return what `Store.commit` is to be given.
 
-    They are on the disk then, under their names. A thread may do this while others train other rows; the rows of
-    `states` must not change meanwhile.
-
-    The index learns of them in `Store.commit`. Claim the states' tasks before: `gc` removes a file that is neither in
-    the index nor claimed by a live owner. Raises ValueError for a population of several members, and UserError where
-    the disk is full or not writable.
+    They are flushed to the disk. A thread may do this while others train other rows. Claim the states' tasks before:
+    `gc` removes a file that is neither in the index nor claimed. Raises ValueError for a population of more than one
+    member, and UserError where the disk is full or not writable.
     """
     places = StorePlaces(Path(directory))
     for _, population in states:
@@ -68,10 +64,8 @@ def read_states(
 ) -> "Population":
     """The states whose files the index knows as `states`, in their order, as one population on `device`.
 
-    They are read into fresh memory, or into that of `into` (as many members, on the CPU).
-
-    Raises DamagedState for the first of them that is missing or differs in any byte, and CheckpointError for one
-    of another network than `layout`.
+    They are read into the memory of `into` (as many members, on the CPU) if given. Raises DamagedState for the first
+    that is missing or differs in any byte, and CheckpointError for one of another network than `layout`.
     """
     import torch
 

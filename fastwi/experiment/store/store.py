@@ -7,17 +7,28 @@ it before it writes the file.
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from fastwi.experiment.store.index import ATTEMPTS, CLAIMS, MEASUREMENTS, PINS, STATES, Index, Transaction, sealed
+from fastwi.experiment.store.index import (
+    ATTEMPTS,
+    CLAIMS,
+    MEASUREMENTS,
+    PINS,
+    STATES,
+    Index,
+    Transaction,
+    sealed,
+    translated,
+)
 from fastwi.experiment.store.owner import KEPT, Owner, add_pins, live_owners, remove_dead
 from fastwi.experiment.store.places import StorePlaces, check_directory
 from fastwi.experiment.store.records import Measurement, StoredState
 from fastwi.experiment.store.states import damage_of
 from fastwi.experiment.tree import MeasurementKey
-from fastwi.files import locked, refusal
+from fastwi.files import locked
 
 _BATCH = 100  # files a transaction; other processes wait for that long
 
@@ -112,11 +123,8 @@ class Store(Index, AbstractContextManager["Store"]):
 
     def attempts(self) -> dict[MeasurementKey, int]:
         """How often each task was ever claimed."""
-        counts: dict[MeasurementKey, int] = {}
         with self.reading() as transaction:
-            for row in transaction.rows(ATTEMPTS):
-                counts[row[1:3]] = counts.get(row[1:3], 0) + 1
-        return counts
+            return Counter(row[1:3] for row in transaction.rows(ATTEMPTS))
 
     def keep(self, keys: Iterable[str]) -> None:
         """Have the states `keys`, there already or not, survive every `drop_states`, of other sweeps too."""
@@ -164,16 +172,16 @@ class Store(Index, AbstractContextManager["Store"]):
         """
         places, temporary = self.places, 0
         claims, locks = remove_dead(self)
-        with locked(places.writing_lock, exclusive=True, wait=False) as alone:
+        with translated(places), locked(places.writing_lock, exclusive=True, wait=False) as alone:
             if alone:
                 with self.reading() as transaction:
                     wanted = self._wanted(transaction)
                 found = [path for path in files_under(places.directory) if places.is_unfinished(path)]
                 # A file system without working shared locks between machines still leaves claimed states alone.
                 temporary = sum(_unlink(path) for path in found if places.key_of(path) not in wanted)
-        keys = {places.key_of(path) for path in files_under(places.states) if not places.is_unfinished(path)}
-        orphans = self._unlink_unwanted(sorted({key for key in keys if key is not None} - self.states()))
-        damaged = sum(map(_unlink, files_under(places.damaged)))
+            damaged = sum(map(_unlink, files_under(places.damaged)))
+        keys = {*map(places.key_of, files_under(places.states))} - {""}
+        orphans = self._unlink_unwanted(sorted(keys - self.states()))
         return {"temporary": temporary, "orphans": orphans, "damaged": damaged, "claims": claims, "locks": locks}
 
     def _unlink_unwanted(self, keys: Sequence[str]) -> int:
@@ -218,22 +226,15 @@ def files_under(directory: Path) -> Iterator[Path]:
 
 def set_aside(places: StorePlaces, path: Path) -> None:
     """Move a file, if it is there, to `damaged/`."""
-    try:
-        places.damaged.mkdir(exist_ok=True)
+    places.damaged.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):
         os.replace(path, places.damaged / f"{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise refusal(error, path) from error
 
 
 def _unlink(path: Path) -> int:
     """Remove a file; return its bytes, 0 where another process was faster."""
-    try:
+    with suppress(FileNotFoundError):
         size = path.stat(follow_symlinks=False).st_size
         path.unlink()
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        raise refusal(error, path) from error
-    return size
+        return size
+    return 0
