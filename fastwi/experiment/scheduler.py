@@ -217,7 +217,6 @@ class _Pass:
             if diverged:  # let go what would come of them; all others go on
                 self._remove((), stopped_states(self._tree, diverged))
             return
-        self._release(job.tasks)
         if isinstance(outcome, DamagedState):
             self._writer.flush()
             if self._store.states([outcome.key]):  # else another process has dropped it

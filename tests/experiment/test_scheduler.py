@@ -3,7 +3,7 @@
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,13 +21,26 @@ from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.scheduler import Limits, LocalExecutor, carry_out, limits_of
-from fastwi.experiment.store import Store
+from fastwi.experiment.store import Owner, Store
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 from fastwi.models.registry import _BUILDERS
 
 WIDTH = 0.0625
 EPOCH_BY_EPOCH, IN_CHAINS = Limits(1, 1, 0.0), Limits(4, 8, 60.0)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that waits for what never comes fails here, instead of looking for it for ever."""
+    left, look = [500], Store.look
+
+    def looked(store: Store, *what: Iterable[object]) -> object:
+        left[0] -= 1
+        assert left[0], "it waits for ever"
+        return look(store, *what)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "look", looked)
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +204,31 @@ def test_another_process_dies(inputs, tmp_path, whole, monkeypatch, gone) -> Non
     assert states(sweep) == set()
 
 
+def test_states_that_vanish_before_they_are_pinned_are_planned_for(inputs, tmp_path, whole, monkeypatch) -> None:
+    """Another process drops them between the look at the store and the pin."""
+    sweep = planned(inputs, tmp_path / "store", keep="none")
+    with pytest.raises(Stopped):
+        carried_out(sweep, EPOCH_BY_EPOCH, Silent(30))
+    pin, plans = Owner.pin, list[int]()
+
+    def dropped_before(owner: Owner, keys: Iterable[str]) -> None:
+        if not plans:
+            with Store.open(sweep.spec.options.store) as other:
+                assert other.drop_states(other.states())
+            plans.append(0)
+        pin(owner, keys)
+
+    class Planned(Silent):
+        def planned(self, left: Sequence[int]) -> None:
+            plans.append(len(left))
+
+    monkeypatch.setattr(Owner, "pin", dropped_before)
+    listener = Planned()
+    assert carried_out(sweep, IN_CHAINS, listener) == {}
+    assert measured(sweep) == whole
+    assert plans[1:] == [sum(listener.here.values())]  # the one plan has what is done again
+
+
 def test_nothing_is_claimed_of_a_chain_that_another_process_has_a_part_of(
     inputs, tmp_path, whole, monkeypatch
 ) -> None:
@@ -253,7 +291,13 @@ def test_a_job_that_fails_takes_along_what_needs_it_and_nothing_else(inputs, tmp
 
         return do
 
-    listener = Silent()
+    class Watching(Silent):
+        def measured(self, *what) -> None:  # type: ignore[no-untyped-def]
+            super().measured(*what)
+            with Store.open(sweep.spec.options.store) as store:
+                assert claims(store).keys().isdisjoint(map(tree.measurement_key, failed))
+
+    listener = Watching()
     gone = carried_out(sweep, limits, listener, failing)
     lost = set(failed)
     for task in tree.tasks():
