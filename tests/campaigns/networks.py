@@ -1,9 +1,9 @@
 """`python tests/campaigns/networks.py`: published networks trained, cloned, averaged and resumed, as a user would.
 
-Each network of `published/list.py` is the `model.name` of a run of python -m fastwi.train on 128 small images (digits,
-enlarged): one epoch of a parent, one of two children, their average, one more epoch. The run is done twice, at once and
-in two pieces, cut after the children; both must give the same metrics.jsonl to the bit. Or the network is refused in
-one line, exit code 2, and nothing is left on the disk. Anything else is a finding.
+Each network of `published_networks.py` is the `model.name` of a run of fastwi.train on 128 digits, enlarged: one epoch
+of a parent, one of two children, their average, one more epoch. The run is done twice, at once and in two pieces, cut
+after the children; both must give the same metrics.jsonl to the bit. Or the network is refused in one line, exit code
+2, and nothing is left on the disk. Anything else is a finding.
 
 Needs torchvision, and timm (pip install 'fastwi[networks]') for timm's; each network runs in a process of its own.
 """
@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
-from PIL import Image
-from published.list import NETWORKS
+from published_networks import NETWORKS
 
 from data_prep import prepare
 from fastwi.config.read import config_from_mapping
@@ -33,31 +31,15 @@ from fastwi.experiment.store import Measurement
 from fastwi.report.progress import TreeProgress
 from fastwi.train import main as train
 
-IMAGES = {"train": 128, "test": 64}
 CLASSES = 10
 PRECISIONS = ("bf16", "fp32")
 PATIENCE_S = 3600
 
 
-def images(directory: Path, size: int) -> Path:
-    """scikit-learn's digits at `size` pixels, as a raw dataset."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    first = 0
-    for split, count in IMAGES.items():
-        for index in range(first, first + count):
-            place = directory / "images" / split / str(digits.target[index])
-            place.mkdir(parents=True, exist_ok=True)
-            grey = Image.fromarray((digits.images[index] * 15.9).astype(np.uint8))
-            grey.convert("RGB").resize((size, size), Image.Resampling.BILINEAR).save(place / f"{index}.png")
-        first += count
-    return prepare("folder", directory / "data", source=directory / "images", writer="raw")
-
-
-def settings(name: str, data: Path, runs: Path, precision: str, backend: str) -> dict[str, dict[str, Any]]:
+def settings(name: str, size: int, runs: Path, precision: str, backend: str) -> dict[str, dict[str, Any]]:
+    data = {"path": str(runs.parent / "digits"), "image_size": size, "train_images": 128, "test_images": 64}
     return {
-        "data": {"path": str(data)}, "model": {"name": name}, "run": {"directory": str(runs)},
+        "data": data, "model": {"name": name}, "run": {"directory": str(runs)},
         "optimizer": {"batch_size": 32, "learning_rate": 0.01}, "augment": {"padding": 2},
         "experiment": {"k": 1, "s": 1, "after": 1, "recompute_images": 64},
         "engine": {"device": "cpu", "precision": precision, "backend": backend, "threads": torch.get_num_threads()},
@@ -74,11 +56,11 @@ class Cut(TreeProgress):
         super().measured(tasks, measurements)
 
 
-def outcome(name: str, data: Path, runs: Path, precision: str, backend: str) -> str:
+def outcome(name: str, size: int, runs: Path, precision: str, backend: str) -> str:
     """`trains`, `refused: <the line>`, or what went wrong."""
     pairs = [
         f"--{section}.{key}={value}"
-        for section, keys in settings(name, data, runs, precision, backend).items()
+        for section, keys in settings(name, size, runs, precision, backend).items()
         for key, value in keys.items()
     ]
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
@@ -102,14 +84,14 @@ def one(label: str, backend: str, precisions: list[str]) -> dict[str, Any]:
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         here = Path(temporary)
-        data = images(here, size)
+        prepare("digits", here / "digits", writer="raw")
         (here / "network.py").write_text(code)
         name = f"{here / 'network.py'}:build"
         found: dict[str, Any] = {"network": label, "size": size, "backend": backend}
         for precision in precisions:
-            found[precision] = outcome(name, data, here / precision, precision, backend)
+            found[precision] = outcome(name, size, here / precision, precision, backend)
         with contextlib.suppress(Exception):
-            config = config_from_mapping(settings(name, data, here, "fp32", backend))
+            config = config_from_mapping(settings(name, size, here / "fp32", "fp32", backend))
             found["parameters"] = sum(p.numel() for p in build_network(config, CLASSES, (size, size)).parameters())
     return found | {"seconds": round(time.perf_counter() - begun, 1)}
 

@@ -1,5 +1,6 @@
 """Damaged .beton files and cards. What is accepted is compared with a second, plain reading of the bytes."""
 
+import functools
 import io
 import json
 import random
@@ -31,7 +32,7 @@ from fastwi.data.decode import decode_jpeg
 from fastwi.data.resident import load_split
 from fastwi.data.split import open_split
 from hostile.mutate import TEXTS, damaged, damaged_text
-from hostile.target import Finding, odd_file, refused
+from hostile.target import Finding, accepted, odd_file, refused
 
 _HEADER, _FIELD, _RECORD, _ALLOCATION = 24, 1041, 24, 24  # bytes
 _VARIANTS = ((12, 16, 16, 4096), (1, 16, 16, 1024), (3, 8, 5, 128), (40, 4, 4, 64))  # images, height, width, page
@@ -72,11 +73,10 @@ class Betons:
             path.write_bytes(damaged(draw, data, _places(data), self._files))
         if draw.random() < 0.4:
             return _streamed(path)
-        found: list[Beton] = []
-        if refused(lambda: found.append(read_beton(path))):
-            return False
-        _compare(path.read_bytes(), found[0])
-        return True
+        beton = accepted(lambda: read_beton(path))
+        if beton is not None:
+            _compare(path.read_bytes(), beton)
+        return beton is not None
 
     def _directory(self, draw: random.Random, work: Path) -> bool:
         """A dataset directory whose card, beton or image digests, or all of them, are damaged; resident or streamed."""
@@ -89,7 +89,7 @@ class Betons:
         (work / "train.digests").write_bytes(digests)
         images = draw.choice((0, 0, 7, 40, 41))
         if draw.random() < 0.5:
-            return self._streamed_set(work, images)
+            return _streamed_set(work, images)
         if refused(lambda: load_split(work, "train", torch.device("cpu"), images)):
             return False
         card, beton = read_card(work), read_beton(work / "train.beton")
@@ -99,18 +99,18 @@ class Betons:
             raise Finding(f"images of {beton.images_NHWC.shape[1:]} were accepted under a card of {card.image_shape}")
         return True
 
-    def _streamed_set(self, work: Path, images: int) -> bool:
-        data, sha256 = DataConfig(str(work), train_images=images, streaming="streamed"), [""]
 
-        def stream() -> None:
-            dataset = open_split(work, "train", read_card(work), data, torch.device("cpu"))
-            sha256[0] = content_sha256(whole_images(dataset).numpy(), dataset.labels_N.numpy())
+def _streamed_set(work: Path, images: int) -> bool:
+    data = DataConfig(str(work), train_images=images, streaming="streamed")
 
-        if refused(stream):
-            return False
-        if not images and read_card(work).sha256["train"] != sha256[0]:
-            raise Finding("a streamed dataset was accepted that is not what its card says")
-        return True
+    def stream() -> str:
+        dataset = open_split(work, "train", read_card(work), data, torch.device("cpu"))
+        return content_sha256(whole_images(dataset).numpy(), dataset.labels_N.numpy())
+
+    sha256 = accepted(stream)
+    if sha256 is not None and not images and read_card(work).sha256["train"] != sha256:
+        raise Finding("a streamed dataset was accepted that is not what its card says")
+    return sha256 is not None
 
 
 def _write_stored(path: Path, split: Split) -> None:
@@ -130,19 +130,18 @@ def _write_stored(path: Path, split: Split) -> None:
 
 def _streamed(path: Path) -> bool:
     """Open a file as streaming does, and decode every image that it will give."""
-    opened: list[StoredBeton] = []
-    if refused(lambda: opened.append(StoredBeton(path))):
+    beton, whole = accepted(lambda: StoredBeton(path)), True
+    if beton is None:
         return False
-    beton, whole = opened[0], True
     for n in range(len(beton)):
         height, width = beton.size(n)
         data = beton.read(n)
         if beton.modes_N[n] == JPEG:
-            decoded: list[np.ndarray] = []
-            if refused(lambda data=data, to=decoded, h=height, w=width: to.append(decode_jpeg(data, h, w))):
+            decoded = accepted(functools.partial(decode_jpeg, data, height, width))
+            if decoded is None:
                 whole = False
-            elif decoded[0].shape != (height, width, 3) or decoded[0].dtype != np.uint8:
-                raise Finding(f"image {n} was decoded to {decoded[0].dtype}{decoded[0].shape}")
+            elif decoded.shape != (height, width, 3) or decoded.dtype != np.uint8:
+                raise Finding(f"image {n} was decoded to {decoded.dtype}{decoded.shape}")
         elif len(data) != height * width * 3:
             raise Finding(f"image {n} has {len(data)} bytes for {height} x {width} pixels")
     beton.close()

@@ -14,9 +14,9 @@ from torch import nn
 from data_prep.digits import load_digits
 from fastwi.population import Layout, Population
 from fastwi.population.checkpoint import MATRICES, load
-from fastwi.population.state_file import StateFile, read_state_file, save_state_dict
+from fastwi.population.state_file import read_state_file, save_state_dict
 from hostile.mutate import TEXTS, damaged, damaged_text, number
-from hostile.target import Finding, odd_file, refused
+from hostile.target import Finding, accepted, odd_file
 
 MEMBERS = 3
 
@@ -82,36 +82,37 @@ class Checkpoints:
         if draw.random() < 0.25:
             return _state_file(path, work)
         layout = draw.choice((None, None, *self._layouts))
-        found: list[Population] = []
         if draw.random() < 0.5:
             member = draw.choice((0, 0, 1, 2, 3, 10**6))
             rows = slice(member, member + 1)
-            no = refused(lambda: found.append(load(path, layout, member=member)))
+            population = accepted(lambda: load(path, layout, member=member))
         else:
             rows = slice(None)
-            no = refused(lambda: found.append(Population.load(path, layout)))
+            population = accepted(lambda: Population.load(path, layout))
         if (work / "EXECUTED").exists():
             raise Finding("a pickle was executed")
-        if no:
-            return False
-        _compare(path.read_bytes(), found[0], rows)
-        return True
+        if population is not None:
+            _compare(path.read_bytes(), population, rows)
+        return population is not None
 
 
 def _state_file(path: Path, work: Path) -> bool:
     """The file as an ordinary state dict, or as a member of a population."""
-    found: list[StateFile] = []
-    no = refused(lambda: found.append(read_state_file(path)))
+    state = accepted(lambda: read_state_file(path))
     if (work / "EXECUTED").exists():
         raise Finding("a pickle was executed")
-    if no:
+    if state is None:
         return False
-    for name, tensor in (*found[0].tensors.items(), *found[0].momentum.items()):
-        if not isinstance(name, str) or not torch.is_tensor(tensor):
-            raise Finding("a state dict of other things than tensors")
-    if len(found[0].digest) != 64:
+    _check_tensors(state.tensors)
+    _check_tensors(state.momentum)
+    if len(state.digest) != 64:
         raise Finding("no digest")
     return True
+
+
+def _check_tensors(state: dict[str, Any]) -> None:
+    if not all(isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()):
+        raise Finding("a state dict of other things than tensors")
 
 
 def _pickled(draw: random.Random, work: Path, whole: bytes) -> bytes:
@@ -144,44 +145,38 @@ def _crafted(draw: random.Random, data: bytes) -> bytes:
     tensors = [name for name in header if name != "__metadata__"]
     metadata = header["__metadata__"]
     kind = draw.randrange(7)
+    told, first = header[draw.choice(tensors)], header[tensors[0]]
     if kind == 0:
         return _joined(damaged_text(draw, json.dumps(header), (*tensors, "F32", "BF16", '"shape":[]', ",")), body)
     if kind == 1:
-        told = header[draw.choice(tensors)]
         key = draw.choice(("data_offsets", "shape", "dtype"))
         if key == "dtype":
             told[key] = draw.choice(("F64", "I64", "BF16", "F16", "U8", "BOOL", "F8_E4M3", "C64", "x", "", 7, None))
+        elif told[key] and draw.random() < 0.8:
+            place = draw.randrange(len(told[key]))
+            told[key][place] = draw.choice((number(draw, 8, told[key][place]), -1, 0.5, "1", None, [], 10**30))
         else:
-            values = list(told[key])
-            if values and draw.random() < 0.8:
-                place = draw.randrange(len(values))
-                values[place] = draw.choice((number(draw, 8, values[place]), -1, 0.5, "1", None, [], 10**30))
-            else:
-                values = draw.choice(([], values * 2, values[:1], [0] * 9, [1] * 500))
-            told[key] = values
-        return _joined(json.dumps(header), body)
-    if kind == 2:
-        name = draw.choice(tensors)
-        choice = draw.randrange(4)
+            told[key] = draw.choice(([], told[key] * 2, told[key][:1], [0] * 9, [1] * 500))
+    elif kind == 2:
+        name, choice = draw.choice(tensors), draw.randrange(4)
         if choice == 0:
             del header[name]
         elif choice == 1:
             header[draw.choice(TEXTS)] = header[name]
         elif choice == 2:
-            header[name], header[tensors[0]] = header[tensors[0]], header[name]
+            header[name], header[tensors[0]] = first, header[name]
         else:
-            header[name]["data_offsets"] = header[tensors[0]]["data_offsets"]
-        return _joined(json.dumps(header), body)
-    if kind == 3:
+            header[name]["data_offsets"] = first["data_offsets"]
+    elif kind == 3:
         key = draw.choice(list(metadata))
         metadata[key] = draw.choice((*TEXTS, None, 5, [], {"a": "b"}, damaged_text(draw, metadata[key])))
-        return _joined(json.dumps(header), body)
-    if kind == 4:
+    elif kind == 4:
         metadata["layout"] = _sealed_layout(draw, metadata["layout"])
-        return _joined(json.dumps(header), body)
-    if kind == 5:
-        return _joined(json.dumps(header), draw.choice((b"", body[:-1], body + b"\0", damaged(draw, body))))
-    return _joined(json.dumps(header), _other_values(draw, header, body))
+    elif kind == 5:
+        body = draw.choice((b"", body[:-1], body + b"\0", damaged(draw, body)))
+    else:
+        body = _other_values(draw, header, body)
+    return _joined(json.dumps(header), body)
 
 
 def _sealed_layout(draw: random.Random, text: str) -> str:
@@ -252,6 +247,5 @@ def _compare(data: bytes, population: Population, rows: slice) -> None:
         (stored,) = struct.unpack("<q", _rows(header, body, "checksum_M", member))
         if stored != _checksum(header, body, member):
             raise Finding(f"member {member} was loaded against its checksum")
-    for module_row in (population.state_dict(0), population.momentum(0)):
-        if not all(torch.is_tensor(tensor) for tensor in module_row.values()):
-            raise Finding("a state dict of other things than tensors")
+    _check_tensors(population.state_dict(0))
+    _check_tensors(population.momentum(0))

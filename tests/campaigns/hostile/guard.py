@@ -16,69 +16,56 @@ MOST_SECONDS = 10.0  # of processor time, a try
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _FORBIDDEN = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "socket.connect", "socket.bind",
               "socket.getaddrinfo", "urllib.", "pickle.find_class", "pty.", "ftplib.", "http.")  # fmt: skip
-# What torchvision unpickles where all checksums are right: CIFAR's arrays.
-_OF_ARRAYS = (
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-)
+# What the official CIFAR batches hold, which torchvision unpickles behind their checksums.
+_ARRAYS = {("numpy._core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"),
+           ("numpy", "dtype"), ("_codecs", "encode")}  # fmt: skip
 _PATHS = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.link": 2, "os.symlink": 2, "os.truncate": 1,
           "os.chmod": 1, "os.chown": 1, "os.utime": 1, "os.mkfifo": 1, "sqlite3.connect": 1}  # fmt: skip
 
 
 class Guard:
-    """Watches this process (audit events, PEP 578) and the files around the working directory.
+    """Watches this process (audit events, PEP 578) and the files around the working directory, within its block.
 
     Libraries that open files in native code raise no audit events: for them there is the tree of canaries.
     """
 
     def __init__(self, box: Path) -> None:
-        self._box = box
-        self._work = box / "work"
-        self._allowed = os.path.realpath(self._work) + os.sep
-        self._watching = False
+        """Bounds the address space too, so that a blow-up is a MemoryError here and no swapping machine."""
+        self._box, self._watching = box, False
+        self._allowed = os.path.realpath(box / "work") + os.sep
         self._broken: list[str] = []
         self._canaries = self._look()
         sys.addaudithook(self._hear)
-
-    @staticmethod
-    def limit_memory() -> None:
-        """Bound the address space, so that a blow-up is a MemoryError here and no swapping machine."""
-        with open("/proc/self/statm") as stream:
-            size = int(stream.read().split()[0]) * resource.getpagesize()
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
 
-    def __enter__(self) -> "Guard":
+    def __enter__(self) -> None:
         self._broken.clear()
-        self._resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self._begun = time.process_time()
+        self._resident, self._begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         self._watching = True
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._watching = False
 
     def check(self) -> None:
         """Raise Finding for what was done since the block began."""
-        if self._broken:
-            raise Finding("; ".join(self._broken[:5]))
         seconds = time.process_time() - self._begun
-        if seconds > MOST_SECONDS:
-            raise Finding(f"took {seconds:.1f} s")
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._resident) << 10
-        if grown > MOST_GROWTH:
-            raise Finding(f"took {grown / 2**30:.1f} GiB of memory")
-        if self._look() != self._canaries:
-            raise Finding("files outside of the working directory changed")
+        for bad, words in (
+            (self._broken, "; ".join(self._broken[:5])),
+            (seconds > MOST_SECONDS, f"took {seconds:.1f} s"),
+            (grown > MOST_GROWTH, f"took {grown / 2**30:.1f} GiB of memory"),
+            (self._look() != self._canaries, "files outside of the working directory changed"),
+        ):
+            if bad:
+                raise Finding(words)
 
     def _look(self) -> list[tuple[str, int, int]]:
         found = []
         for folder, folders, names in os.walk(self._box):
             if Path(folder) == self._box:
                 folders.remove("work")
-            for name in [*folders, *names]:
-                path = os.path.join(folder, name)
+            for path in (os.path.join(folder, name) for name in [*folders, *names]):
                 status = os.lstat(path)
                 found.append((path, status.st_size, status.st_mtime_ns))
         return sorted(found)
@@ -93,9 +80,7 @@ class Guard:
         elif event in _PATHS:
             for path in arguments[1:2] if event == "os.symlink" else arguments[: _PATHS[event]]:
                 self._check_path(path, follows=False, event=event)
-        elif event == "pickle.find_class" and arguments in _OF_ARRAYS:
-            return
-        elif event.startswith(_FORBIDDEN):
+        elif event.startswith(_FORBIDDEN) and not (event == "pickle.find_class" and arguments in _ARRAYS):
             self._broken.append(f"{event} {arguments!r:.200}")
 
     def _check_path(self, path: Any, follows: bool, event: str = "open") -> None:

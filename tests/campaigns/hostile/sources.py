@@ -32,15 +32,7 @@ _NAMES = (
     "train/0/\u202egnp.a.png", "train/0", "train", "train/0/", "/", "", "train/0/deep/a.png", "train/0/a.txt", "a/b/train/0/a.png",
     "other/train/0/a.png", "__MACOSX/x.png", "train/.hidden/a.png", "train/0/é.png", "test/9/a.png", "con.png", "train/0/a\0b.png",
 )  # fmt: skip
-_BATCHES = (
-    "data_batch_1",
-    "data_batch_2",
-    "data_batch_3",
-    "data_batch_4",
-    "data_batch_5",
-    "test_batch",
-    "batches.meta",
-)
+_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
 _PYTHON, _ARCHIVE = CIFAR10.base_folder, CIFAR10.filename
 
 
@@ -199,7 +191,7 @@ class Sources:
             return source
         source.mkdir()
         archive = source / _ARCHIVE
-        buffer = io.BytesIO()
+        buffer, whole = io.BytesIO(), files == self._cifar
         with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
             for name, data in files.items():
                 info = tarfile.TarInfo(f"{_PYTHON}/{name}")
@@ -207,13 +199,14 @@ class Sources:
                 if draw.random() < 0.05:
                     info.type = draw.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE))
                     info.linkname = draw.choice(("../../../outside/canary.txt", "/etc/passwd", name))
+                    whole = False
                 tar.addfile(info, io.BytesIO(data))
             if draw.random() < 0.3:
+                whole = False
                 info = tarfile.TarInfo(draw.choice(("../../../outside/escaped", "/tmp/escaped", "x")))
                 info.size = 3
                 tar.addfile(info, io.BytesIO(b"bad"))
         data = buffer.getvalue()
-        whole = files == self._cifar and info.isreg() and info.name.startswith(_PYTHON)
         CIFAR10.tgz_md5 = hashlib.md5(data).hexdigest() if whole else "0" * 32
         archive.write_bytes(damaged(draw, data) if draw.random() < 0.4 else data)
         return draw.choice((archive, source))
@@ -262,44 +255,14 @@ def _image(draw: random.Random, data: bytes) -> bytes:
 def _png(draw: random.Random) -> bytes:
     """A PNG of right checksums whose header lies, or whose pixels unpack to far more than they are."""
     sides = [draw.choice((16, 16, 0, 1, 5000, 30_000, 2**31 - 1, number(draw, 4))) for _ in range(2)]
-    header = struct.pack(
-        ">IIBBBBB",
-        *sides,
-        draw.choice((8, 8, 1, 16, 3)),
-        draw.choice((2, 2, 0, 3, 6, 7)),
-        0,
-        0,
-        draw.choice((0, 0, 1)),
-    )
+    depth, colour, interlaced = (draw.choice(few) for few in ((8, 8, 1, 16, 3), (2, 2, 0, 3, 6, 7), (0, 0, 1)))
+    header = struct.pack(">IIBBBBB", *sides, depth, colour, 0, 0, interlaced)
     pixels = bytes(draw.choice((0, 16 * 49, 10**6, 50 * 10**6 if draw.random() < 0.1 else 10**5)))
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(pixels, 1)), (b"IEND", b"")]
-    extra = draw.choice(
-        (
-            b"tEXt",
-            b"zTXt",
-            b"iCCP",
-            b"PLTE",
-            b"tRNS",
-            b"acTL",
-            b"fcTL",
-            b"eXIf",
-            b"gAMA",
-            b"pHYs",
-            b"IDAT",
-            b"\0\0\0\0",
-        )
-    )
     if draw.random() < 0.6:
-        content = draw.choice(
-            (
-                b"",
-                b"\0" * 7,
-                b"k\0\0" + zlib.compress(bytes(10**6)),
-                draw.randbytes(40),
-                b"MM\0*" + draw.randbytes(30),
-            )
-        )
-        chunks.insert(draw.randrange(4), (extra, content))
+        extra = draw.choice(b"tEXt zTXt iCCP PLTE tRNS acTL fcTL eXIf gAMA pHYs IDAT \0\0\0\0".split(b" "))
+        bomb, tiff = b"k\0\0" + zlib.compress(bytes(10**6)), b"MM\0*" + draw.randbytes(30)
+        chunks.insert(draw.randrange(4), (extra, draw.choice((b"", b"\0" * 7, bomb, draw.randbytes(40), tiff))))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
         for name, content in chunks

@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastwi.errors import UserError
 
@@ -38,16 +38,20 @@ def check_lines(text: str) -> None:
             raise Finding(f"no clean line: {line[:300]!r}")
 
 
-def refused(body: Callable[[], object], lines: int = 1) -> bool:
-    """Run `body`; whether it raised a UserError of at most so many lines."""
+def accepted(body: Callable[[], Any], lines: int = 1) -> Any:
+    """What `body` returns, which is not None; None where it raised a UserError of at most so many lines."""
     try:
-        body()
+        return body()
     except UserError as error:
         check_lines(str(error))
         if str(error).count("\n") >= lines:
             raise Finding(f"more than {lines} lines: {str(error)[:300]!r}") from error
-        return True
-    return False
+        return None
+
+
+def refused(body: Callable[[], object], lines: int = 1) -> bool:
+    """Whether `body` raised such an error."""
+    return accepted(lambda: (body(),), lines) is None
 
 
 def command(main: Callable[[list[str]], int], argv: Sequence[str], codes: Sequence[int] = (0, 2)) -> tuple[int, str]:

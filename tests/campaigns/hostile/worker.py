@@ -1,7 +1,7 @@
 """The process in which inputs are tried: `python worker.py JOB`, JOB a JSON object. Started by `fuzz.py`.
 
-Before each input its number is written to a journal, so that the driver knows which one crashed the interpreter, or
-hangs. The same seed, target and number give the same input.
+It writes a line to the pipe `job["pipe"]` before each input (its target and number) and after it (the outcome), so that
+the driver knows which one crashed the interpreter, or hangs. The same seed, target and number give the same input.
 """
 
 import contextlib
@@ -18,8 +18,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the directory of the campaigns
 sys.dont_write_bytecode = True
-
-JOURNAL_BYTES = 100
 
 
 def targets() -> dict[str, Any]:
@@ -39,42 +37,35 @@ def try_all(job: dict[str, Any]) -> None:
 
     corpus, box, findings = Path(job["corpus"]), Path(job["box"]), Path(job["findings"])
     work = box / "work"
+    place = work / "t"
     tempfile.tempdir = str(work)
     made = targets()
+    for name, _, _ in job["parts"]:
+        if not (corpus / name).exists():
+            (corpus / name).mkdir(parents=True)
+            made[name].make_corpus(corpus / name)
     guard = Guard(box)
-    Guard.limit_memory()
-    journal = os.open(job["journal"], os.O_RDWR | os.O_CREAT)
     for name, first, count in job["parts"]:
         target = made[name](corpus / name)
-        refused = accepted = 0
         for number in range(first, first + count):
-            line = f"{name} {number} {refused} {accepted}".ljust(JOURNAL_BYTES).encode()
-            os.pwrite(journal, line, 0)
-            place = work / "t"
-            _remove(place)
+            os.write(job["pipe"], f"{name} {number}\n".encode())
+            if place.exists():
+                shutil.rmtree(place)
             place.mkdir()
             os.chdir(place)
             try:
                 with guard:
-                    taken = target.attempt(random.Random(f"{job['seed']} {name} {number}"), place)
+                    accepted = target.attempt(random.Random(f"{job['seed']} {name} {number}"), place)
                 guard.check()
+                outcome = "accepted" if accepted else "refused"
             except BaseException:
-                _keep(findings / f"{name}-{number}", place, traceback.format_exc())
-            else:
-                accepted, refused = accepted + taken, refused + (not taken)
-        os.pwrite(journal, f"{name} {first + count} {refused} {accepted}".ljust(JOURNAL_BYTES).encode(), 0)
-        with open(f"{job['journal']}.done", "a") as stream:
-            stream.write(f"{name} {refused} {accepted}\n")
+                keep(findings / f"{name}-{number}", place, traceback.format_exc())
+                outcome = "finding"
+            os.write(job["pipe"], f"{outcome}\n".encode())
     os.chdir(box)
-    _remove(work / "t")
 
 
-def _remove(place: Path) -> None:
-    if place.exists():
-        shutil.rmtree(place)
-
-
-def _keep(finding: Path, place: Path, report: str) -> None:
+def keep(finding: Path, place: Path, report: str) -> None:
     """The input and what became of it."""
     finding.mkdir(parents=True, exist_ok=True)
     (finding / "report.txt").write_text(report, errors="backslashreplace")
@@ -89,10 +80,4 @@ def _plain(path: str) -> bool:
 
 if __name__ == "__main__":
     warnings.simplefilter("error")  # a warning on the user's terminal is no clean line
-    asked = json.loads(sys.argv[1])
-    if "make" in asked:
-        for kind, each in targets().items():
-            if kind in asked["make"]:
-                (Path(asked["corpus"]) / kind).mkdir(parents=True)
-                each.make_corpus(Path(asked["corpus"]) / kind)
-    try_all(asked)
+    try_all(json.loads(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The networks of the campaign: a file of Python for each, and the pixels on a side of its images."""
+"""Networks that were written elsewhere: for each a file of Python as a user would give it, and the side of its images."""
 
 
 def _torchvision(call: str, size: int = 32) -> tuple[str, int]:

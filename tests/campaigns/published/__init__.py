@@ -1,1 +1,0 @@
-"""Networks that were written elsewhere, each as a user would hand it to fastwi."""
