@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test docs notebooks lint format install clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m data_prep digits --out data/digits --writer raw
@@ -12,6 +12,20 @@ demo: $(VENV)/installed
 # Two processes of one thread each: on two cores twice as fast as one with two, and neither waits for the other's cores.
 test: lint chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The site, into docs/_build/html. Warnings are errors.
+docs: $(VENV)/docs-installed
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# The notebooks of examples/, executed where they are; what they print is committed with them.
+notebooks: $(VENV)/docs-installed
+	cd examples && for notebook in *.ipynb; do \
+	  ../$(BIN)/jupyter execute --inplace $$notebook || exit 1; done
+
+$(VENV)/docs-installed: $(VENV)/installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 # What depends on the versions of torch, Triton and NumPy, and on the processor's instructions. Each with a cache of its
 # own of compiled code: torch was seen to run what it had compiled for other instructions.
@@ -84,4 +98,4 @@ chromium:
 	fi
 
 clean:
-	rm -rf $(VENV) $(FLOOR) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(FLOOR) build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
