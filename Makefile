@@ -15,6 +15,7 @@ test: lint chromium
 
 # The site, into docs/_build/html. Warnings are errors.
 docs: $(VENV)/docs-installed
+	$(BIN)/python docs/generated.py
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 

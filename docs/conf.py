@@ -1,16 +1,11 @@
-"""The site: `make docs`. Pages that follow from declarations are written by docs/generated.py before Sphinx reads them."""
+"""The site: `make docs`. Pages that follow from declarations are written by docs/generated.py first."""
 
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-import generated  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from fastwi.version import __version__  # noqa: E402
-
-generated.write_pages(HERE / "reference")
 
 project = "fastwi"
 author = "the fastwi developers"
@@ -19,6 +14,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 exclude_patterns = ["_build"]
+default_role = "code"  # as docstrings use single backticks
 html_theme = "furo"
 html_title = f"fastwi {release}"
 html_static_path = ["_static"]

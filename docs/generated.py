@@ -1,39 +1,120 @@
-"""Pages that follow from declarations: keys, commands, columns. Written where their text has changed."""
+"""Pages of the reference that follow from declarations: keys, commands, columns. `python docs/generated.py` writes them.
 
-import io
-import runpy
+They are committed, so that they can be read without building the site; a test compares them with the declarations.
+"""
+
+import os
+import subprocess
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 
+from fastwi.analysis.columns import Columns
+from fastwi.config.sweep import ALL_SECTIONS, NAMES, axis_refusal
+from fastwi.config.values import Key
+from fastwi.report.rows import COLUMNS, GAIN_COLUMNS
+from fastwi.studies import all_studies
 
-COMMANDS = ("train", "sweep", "analyze", "report", "store", "convert", "tune", "doctor")
+HERE = Path(__file__).parent
+COMMANDS = {
+    **{f"fastwi {name}": f"fastwi.{name}" for name in ("train", "sweep", "analyze", "report", "store")},
+    **{f"fastwi {name}": f"fastwi.{name}" for name in ("convert", "tune", "doctor")},
+    "fastwi data-prep": "data_prep",
+}
+_CONFIG = """\
+# Configuration keys
+
+A configuration is a YAML file with a section for each heading below. `--section.key value` on the command line overrides the file, and the file overrides
+the defaults. A sweep file has the same sections, `axes` (any key with a yes under "axis", with the values that it takes in turn: a list, or a range such as
+`1..4` or `0..0.5 step 0.25`), `sweep`, `analysis`, and `base`: another file under this one.
+
+Unknown keys, values of another type, values out of bounds and keys that are given twice are refused, all of a file at once, a line each.
+"""
+_COLUMNS = """\
+# Columns of results
+
+The Parquet files hold unit and meaning of each column in their metadata, under `fastwi.columns`. A number that JSON does not have is a string in
+metrics.jsonl and in all `--json` output: `"NaN"`, `"Infinity"`, `"-Infinity"`.
+
+## metrics.jsonl of a run
+
+| column | meaning |
+|---|---|
+| `stage` | `parent`, `children`, `interpolation` or `after` |
+| `epoch` | epochs since initialisation: children of a parent at k start from k, their average from k + s |
+| `network` | `parent`, `child 1` ... `child n`, `average` |
+| `batch_norm` | statistics used for testing: `own` (of the average: the mean of the children's), or `recomputed` on training images |
+| `train_loss` | nats: mean cross-entropy of the epoch's batches, each before its step |
+| `learning_rate` | at the start of the epoch |
+| `test_loss`, `test_accuracy_%` | nats and %, on the test images without augmentation; NaN for a network that is not finite |
+"""
 
 
-def _help(module: str, *arguments: str) -> str:
-    """What `python -m module --help` prints."""
-    printed, before = io.StringIO(), sys.argv
-    sys.argv = [module, *arguments, "--help"]
-    try:
-        with redirect_stdout(printed):
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit:
-        pass
-    finally:
-        sys.argv = before
-    return printed.getvalue().rstrip()
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _commands() -> str:
-    names = {f"fastwi {name}": f"fastwi.{name}" for name in COMMANDS} | {"fastwi data-prep": "data_prep"}
-    sections = [f"## {name}\n\n```text\n{_help(module)}\n```\n" for name, module in names.items()]
+def _default(key: Key) -> str:
+    value = list(key.default) if key.many else key.default
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value not in ("", []) else "empty"
+
+
+def _allowed(key: Key) -> str:
+    allowed = ", ".join(f"`{choice}`" for choice in key.choices) or key.limits
+    return ", ".join(filter(None, (allowed, key.unit)))
+
+
+def config_page() -> str:
+    """Every key of every section: default, what is allowed, whether it can be an axis, meaning."""
+    lines = [_CONFIG]
+    for section, kind in ALL_SECTIONS.items():
+        keys = [key for key in NAMES.values() if key.section == section]
+        axes = section not in ("sweep", "analysis")
+        lines += [f"## {section}", "", (kind.__doc__ or "").strip().partition("\n")[0], ""]
+        lines += ["| key | default | values | " + "axis | " * axes + "meaning |", "|---" * (4 + axes) + "|"]
+        for key in keys:
+            axis = ("no | " if axis_refusal(key) else "yes | ") if axes else ""
+            kind_name = f"list of {key.scalar.__name__}" if key.many else key.scalar.__name__
+            values = ", ".join(filter(None, (kind_name, _allowed(key))))
+            lines.append(f"| `{key.path}` | {_default(key)} | {values} | {axis}{_cell(key.help)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _columns(title: str, about: str, columns: Columns, level: int = 2) -> list[str]:
+    lines = [f"{'#' * level} {title}", "", *([about, ""] if about else []), "| column | unit | meaning |", "|---|---|---|"]
+    return [*lines, *(f"| `{name}` | {column.unit} | {_cell(column.help)} |" for name, column in columns.items()), ""]
+
+
+def columns_page() -> str:
+    """Every column of every table."""
+    lines = [_COLUMNS]
+    axes = "Before these: the axes of the sweep other than k and s, by dotted name."
+    lines += _columns("results.parquet of a sweep", f"One row a measurement, in long form. {axes}", COLUMNS)
+    lines += _columns("gains.parquet of a sweep", f"One row an average. {axes} Null: not measured.", GAIN_COLUMNS)
+    for name, study in all_studies().items():
+        lines += [f"## analyses/{name}", "", f"{study.question[0].upper()}{study.question[1:]}. {axes}", ""]
+        for frame, columns in study.columns.items():
+            lines += _columns(f"{frame}.parquet", "", columns, level=3)
+    return "\n".join(lines)
+
+
+def commands_page() -> str:
+    """What each command prints for --help."""
+    environment = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(HERE.parent)}
+    sections = []
+    for name, module in COMMANDS.items():
+        command = [sys.executable, "-m", module, "--help"]
+        text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.rstrip()
+        sections.append(f"## {name}\n\n```text\n{text}\n```\n")
     return "# Commands\n\n" + "\n".join(sections)
 
 
-def write_pages(directory: Path) -> None:
-    """Write all generated pages into `directory`."""
-    directory.mkdir(exist_ok=True)
-    for name, text in {"commands": _commands()}.items():
-        page = directory / f"{name}.md"
-        if not page.exists() or page.read_text() != text:
-            page.write_text(text)
+def pages() -> Mapping[str, str]:
+    """The text of each page by its file below docs/reference."""
+    return {"config.md": config_page(), "columns.md": columns_page(), "commands.md": commands_page()}
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (HERE / "reference" / name).write_text(text)

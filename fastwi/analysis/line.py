@@ -60,10 +60,12 @@ def evaluate_line(
     """Evaluate the networks at `alphas` on the line from member ends[0] to member ends[1] on every split.
 
     alphas: any finite numbers; outside 0..1 they extrapolate. Alphas 0 and 1 are the end points to the bit.
-    treatments of batch-norm statistics, any of:
-      averaged    interpolated as the weights are. Far outside 0..1 a variance can become negative: NaN there.
-      recomputed  of each network's own weights, on `recomputation`'s images, the same draws at every alpha.
-      own         those that the end points came with; at alpha 0 and 1, which must be among the alphas.
+    Treatments of batch-norm statistics, any of:
+
+    - averaged: interpolated as the weights are. Far outside 0..1 a variance can become negative: NaN there.
+    - recomputed: of each network's own weights, on `recomputation`'s images, the same draws at every alpha.
+    - own: those that the end points came with; at alpha 0 and 1, which must be among the alphas.
+
     The networks are rows of one population, made as many at a time as `memory_bytes` hold; that number has no
     effect on the result. Raises UserError for bad input.
     """

@@ -1,0 +1,52 @@
+"""The documents: links lead somewhere, generated pages are current, YAML and Python in them are valid, notebooks name no machine."""
+
+import ast
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+TOP = Path(__file__).parents[1]
+PAGES = [
+    path
+    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/*.md")
+    for path in sorted(TOP.glob(pattern))
+    if "_build" not in path.parts
+]
+NAMES = [str(page.relative_to(TOP)) for page in PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_code_is_valid(page: Path) -> None:
+    for language, code in re.findall(r"^```(python|yaml)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+        assert (ast.parse(code) if language == "python" else yaml.safe_load(code)) is not None
+
+
+def test_the_readme_is_short() -> None:
+    assert len((TOP / "README.md").read_bytes()) <= 9_000
+
+
+def test_generated_pages_are_current() -> None:
+    pages = runpy.run_path(str(TOP / "docs" / "generated.py"))["pages"]()
+    stale = [name for name, text in pages.items() if (TOP / "docs" / "reference" / name).read_text() != text]
+    assert stale == [], "python docs/generated.py writes them"
+
+
+@pytest.mark.parametrize("notebook", sorted(TOP.glob("examples/*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_are_executed_in_order_and_without_errors(notebook: Path) -> None:
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert "error" not in {output["output_type"] for output in outputs}
+    assert str(Path.home()) + "/" not in notebook.read_text()
+    assert "/tmp/" not in notebook.read_text()
