@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fastwi.version import __version__  # noqa: E402
+from fastwi.version import __version__
 
 project = "fastwi"
 author = "the fastwi developers"

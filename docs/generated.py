@@ -82,8 +82,14 @@ def config_page() -> str:
 
 
 def _columns(title: str, about: str, columns: Columns, level: int = 2) -> list[str]:
-    lines = [f"{'#' * level} {title}", "", *([about, ""] if about else []), "| column | unit | meaning |", "|---|---|---|"]
-    return [*lines, *(f"| `{name}` | {column.unit} | {_cell(column.help)} |" for name, column in columns.items()), ""]
+    head = [f"{'#' * level} {title}", "", *([about, ""] if about else [])]
+    table = ["| column | unit | meaning |", "|---|---|---|"]
+    return [
+        *head,
+        *table,
+        *(f"| `{name}` | {column.unit} | {_cell(column.help)} |" for name, column in columns.items()),
+        "",
+    ]
 
 
 def columns_page() -> str:

@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, generated pages are current, YAML and Python in them are valid, notebooks name no machine."""
+"""The documents: links lead to files, generated pages are current, code in them is valid, notebooks were executed."""
 
 import ast
 import json
@@ -28,7 +28,9 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_code_is_valid(page: Path) -> None:
-    for language, code in re.findall(r"^```(python|yaml)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+    for language, code in re.findall(
+        r"^```(python|yaml)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE
+    ):
         assert (ast.parse(code) if language == "python" else yaml.safe_load(code)) is not None
 
 
