@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import polars
 import pytest
 import torch
 from begun_stores import measured_so_far
+from commands import HUNG, ended, killed, refused, started
 
 from fastwi.config.read import read_sweep_request
 from fastwi.config.write import to_yaml
@@ -26,8 +25,6 @@ from fastwi.train import main as train
 
 KILLS = int(os.environ.get("FASTWI_KILLS", "3"))
 """How often a sweep is killed; a campaign sets more."""
-
-HUNG = 1200  # seconds; no machine is so slow
 
 SWEEP = """
 data: {{path: {data}, train_images: 100, test_images: 50}}
@@ -70,15 +67,6 @@ def tree_is_done(directory: Path) -> None:
     assert sum(m.train_loss is None for m in found) == PROBES
 
 
-def refused(capsys, argv: list[str]) -> str:
-    assert main(argv) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    (line,) = said.err.splitlines()
-    assert line.startswith("fastwi: error: ")
-    return line
-
-
 @pytest.fixture(scope="module")
 def whole(digits_directory, tmp_path_factory) -> Path:
     """A sweep that nobody disturbed. Tests must not write to it."""
@@ -98,13 +86,6 @@ def copied(whole, digits_directory, tmp_path) -> Path:
 
 def same_results(found: Path, expected: Path) -> None:
     assert results(found).equals(results(expected), null_equal=True)
-
-
-def command(argv: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "fastwi.sweep", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
 
 OPTIONS = {
@@ -237,23 +218,7 @@ def parent_state(directory: Path, epoch: int) -> str:
 
 def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
     """kill -9, wherever the sweep is; it ends with the same results, and only what was in progress is begun again."""
-    draw, kills = random.Random(seed), 0
-    argv = sweep_file(tmp_path, digits_directory)
-    for _ in range(KILLS):
-        process = command(argv)
-        done = measured_so_far(tmp_path)
-        deadline = time.monotonic() + HUNG
-        if draw.random() < 0.9:  # else while it imports
-            while process.poll() is None and measured_so_far(tmp_path) == done and time.monotonic() < deadline:
-                time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills > 0
-    last = command(argv)
-    out, err = last.communicate(timeout=HUNG)
-    assert last.returncode == 0, out + err
+    kills = killed("fastwi.sweep", sweep_file(tmp_path, digits_directory), tmp_path, KILLS, seed)
     same_results(tmp_path, whole)
     tree_is_done(tmp_path)
     counts = attempts(tmp_path)
@@ -264,10 +229,8 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
 
 def test_two_processes_on_one_store(digits_directory, tmp_path, whole):
     argv = sweep_file(tmp_path, digits_directory)
-    both = [command(argv), command(argv)]
-    for process in both:
-        out, err = process.communicate(timeout=HUNG)
-        assert process.returncode == 0, out + err
+    for process in [started("fastwi.sweep", argv), started("fastwi.sweep", argv)]:
+        ended(process)
     same_results(tmp_path, whole)
     tree_is_done(tmp_path)
     assert set(attempts(tmp_path).values()) == {1}
@@ -302,13 +265,13 @@ def test_a_network_that_diverges_is_named_and_the_others_go_on(digits_directory,
 
 def test_refusals(digits_directory, tmp_path, capsys):
     argv = sweep_file(tmp_path, digits_directory)
-    assert "experiment.kk" in refused(capsys, [*argv, "--experiment.kk", "3"])
-    assert "no dataset here" in refused(capsys, [*argv, "--data.path", str(tmp_path / "nowhere")])
+    assert "experiment.kk" in refused(main, capsys, [*argv, "--experiment.kk", "3"])
+    assert "no dataset here" in refused(main, capsys, [*argv, "--data.path", str(tmp_path / "nowhere")])
     assert "optimizer.batch_size: 2000" in refused(
-        capsys, [*argv, "--optimizer.batch_size", "2000", "--data.train_images", "0"]
+        main, capsys, [*argv, "--optimizer.batch_size", "2000", "--data.train_images", "0"]
     )
     (tmp_path / "file").write_text("")
-    assert "file" in refused(capsys, [*argv, "--sweep.store", str(tmp_path / "file")])
+    assert "file" in refused(main, capsys, [*argv, "--sweep.store", str(tmp_path / "file")])
     assert not (tmp_path / "sweeps").exists()
 
 
@@ -328,17 +291,18 @@ def test_what_one_sweep_keeps_another_does_not_drop(copied):
 def test_ray_with_two_workers_one_killed_midway(digits_directory, tmp_path, whole):
     pytest.importorskip("ray")
     argv = sweep_file(tmp_path, digits_directory)
-    process = command([*argv, "--sweep.executor", "ray", "--sweep.workers", "2", "--sweep.population", "1"])
-    deadline, killed = time.monotonic() + HUNG, []
-    while process.poll() is None and not killed and time.monotonic() < deadline:
+    process = started(
+        "fastwi.sweep", [*argv, "--sweep.executor", "ray", "--sweep.workers", "2", "--sweep.population", "1"]
+    )
+    deadline, dead = time.monotonic() + HUNG, []
+    while process.poll() is None and not dead and time.monotonic() < deadline:
         time.sleep(0.05)
         if measured_so_far(tmp_path) >= 4:  # of 58: both workers are at it
-            killed = _actors(process.pid)[:1]
-            for pid in killed:
+            dead = _actors(process.pid)[:1]
+            for pid in dead:
                 os.kill(pid, signal.SIGKILL)
-    out, err = process.communicate(timeout=HUNG)
-    assert process.returncode == 0, out + err
-    assert killed
+    ended(process)
+    assert dead
     same_results(tmp_path, whole)
     tree_is_done(tmp_path)
     assert set(attempts(tmp_path).values()) == {1}  # a worker's death is the executor's business

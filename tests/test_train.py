@@ -3,19 +3,13 @@
 import fcntl
 import json
 import math
-import os
-import random
 import shutil
-import signal
 import struct
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from begun_stores import measured_so_far
+from commands import killed, refused
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -56,17 +50,6 @@ def copied(whole, tmp_path) -> Path:
 
 def rows_of(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def refused(capsys, argv: list[str]) -> str:
-    """The one line that the command says as it refuses."""
-    assert main(argv) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    lines = said.err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("fastwi: error: ")
-    return lines[0]
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -120,7 +103,7 @@ def test_dry_run_trains_nothing(digits_directory, tmp_path, capsys):
 
 def test_changed_configuration_is_refused(digits_directory, copied, capsys):
     before = contents(copied)
-    said = refused(capsys, arguments(digits_directory, copied, "--optimizer.learning_rate=0.05"))
+    said = refused(main, capsys, arguments(digits_directory, copied, "--optimizer.learning_rate=0.05"))
     assert "another configuration or dataset" in said
     assert contents(copied) == before
 
@@ -140,7 +123,7 @@ def test_more_epochs_for_a_finished_run(digits_directory, copied, tmp_path, caps
     weights = [fastwi.load_network(each, which="average").state_dict() for each in (found, expected)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
     capsys.readouterr()
-    assert "another configuration" in refused(capsys, arguments(digits_directory, copied))  # and not fewer
+    assert "another configuration" in refused(main, capsys, arguments(digits_directory, copied))  # and not fewer
 
 
 def test_replaced_dataset_is_refused(digits_directory, copied, tmp_path, capsys):
@@ -150,7 +133,7 @@ def test_replaced_dataset_is_refused(digits_directory, copied, tmp_path, capsys)
     capsys.readouterr()
     shutil.rmtree(data)
     prepare("folder", data, folder_of_noise(tmp_path / "folder", 30, 10), writer="raw")
-    assert "another configuration or dataset" in refused(capsys, arguments(data, copied))
+    assert "another configuration or dataset" in refused(main, capsys, arguments(data, copied))
 
 
 @pytest.mark.parametrize("key", ["mean", "std"])
@@ -161,9 +144,9 @@ def test_a_changed_normalisation_is_refused_or_named(digits_directory, copied, t
     (bits,) = struct.unpack("<Q", struct.pack("<d", card[key][0]))
     card[key][0] = struct.unpack("<d", struct.pack("<Q", bits ^ 1 << 50))[0]
     (data / "card.json").write_text(json.dumps(card))
-    assert "card.json" in refused(capsys, arguments(data, copied))
+    assert "card.json" in refused(main, capsys, arguments(data, copied))
     (data / "card.json").write_text(json.dumps(with_checksum(card)))
-    assert "another configuration or dataset" in refused(capsys, arguments(data, copied))
+    assert "another configuration or dataset" in refused(main, capsys, arguments(data, copied))
     assert contents(copied) == before
 
 
@@ -194,25 +177,25 @@ def test_weights_replaced_while_a_run_begins_are_refused(digits_directory, tmp_p
         return build(*given)
 
     monkeypatch.setattr(resources, "build_network", replaced_before)
-    said = refused(capsys, arguments(digits_directory, tmp_path / "runs", f"--model.weights={weights}"))
+    said = refused(main, capsys, arguments(digits_directory, tmp_path / "runs", f"--model.weights={weights}"))
     assert f"{weights}: changed" in said
     assert not (tmp_path / "runs").exists()
 
 
 def test_refusals(digits_directory, tmp_path, capsys):
     runs = tmp_path / "runs"
-    assert "no dataset here" in refused(capsys, arguments(tmp_path / "nowhere", runs))
-    assert "optimizer.batch_size: 301" in refused(capsys, arguments(digits_directory, runs, batch=301))
+    assert "no dataset here" in refused(main, capsys, arguments(tmp_path / "nowhere", runs))
+    assert "optimizer.batch_size: 301" in refused(main, capsys, arguments(digits_directory, runs, batch=301))
     assert not runs.exists()
     for engine in ("graph", "stacked"):
         streamed = arguments(digits_directory, runs, "--data.streaming=streamed", f"--engine.name={engine}")
-        assert "set data.streaming: resident" in refused(capsys, streamed)
+        assert "set data.streaming: resident" in refused(main, capsys, streamed)
 
 
 def test_networks_that_do_not_fit_the_memory(digits_directory, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fastwi.experiment.execution.free_host_bytes", lambda: 100 << 20)
     argv = arguments(digits_directory, tmp_path / "runs", "--experiment.children=400", "--dry-run")
-    assert "experiment.children: 400 networks" in refused(capsys, argv)
+    assert "experiment.children: 400 networks" in refused(main, capsys, argv)
 
 
 def test_a_damaged_state_is_not_shown_as_a_checkpoint(digits_directory, copied, whole, capsys):
@@ -237,30 +220,14 @@ def test_an_edited_accuracy_is_not_shown(digits_directory, copied, whole):
 def test_a_run_is_trained_by_one_process(digits_directory, copied, capsys):
     with open(copied / "r" / ".lock", "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        assert "another process trains this run" in refused(capsys, arguments(digits_directory, copied))
+        assert "another process trains this run" in refused(main, capsys, arguments(digits_directory, copied))
     assert main(arguments(digits_directory, copied)) == 0
 
 
 def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
     """kill -9 four times, wherever the run is; then it ends with the bytes of a run that nobody killed."""
-    moments, kills = random.Random(seed), 0
-    command = [sys.executable, "-m", "fastwi.train", *arguments(digits_directory, tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     directory = tmp_path / "r"
-    for _ in range(4):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-        before = measured_so_far(directory)
-        deadline = time.monotonic() + 600
-        if moments.random() < 0.8:  # else while it imports
-            while process.poll() is None and measured_so_far(directory) == before and time.monotonic() < deadline:
-                time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills > 0
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
-    assert done.returncode == 0, done.stderr
+    killed("fastwi.train", arguments(digits_directory, tmp_path), directory, 4, seed)
     assert (directory / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     for name in ("parent", "children", "average", "final"):
         found, expected = (load_file(d / "checkpoints" / f"{name}.safetensors") for d in (directory, whole))

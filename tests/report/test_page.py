@@ -15,6 +15,7 @@ import numpy as np
 import polars
 import pytest
 import torch
+from commands import refused
 
 from fastwi.config.read import read_analysis_request
 from fastwi.report.__main__ import main
@@ -97,16 +98,6 @@ def page_of(target: Path, *more: str) -> tuple[str, Page]:
     assert main([str(target), *more]) == 0
     html = (target / "report.html").read_text(encoding="utf-8")
     return html, Page(html)
-
-
-def refused(capsys, argv: list[str]) -> str:
-    capsys.readouterr()
-    assert main(argv) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    (line,) = said.err.splitlines()
-    assert line.startswith("fastwi: error: ")
-    return line
 
 
 def study_of(directory: Path, name: str, frames: dict[str, polars.DataFrame], **about) -> Path:
@@ -312,7 +303,7 @@ def test_a_damaged_file_is_not_shown(copied, capsys, seed, name):
         path.write_bytes(content)
         if damage == "gone":
             path.unlink()
-        assert name in refused(capsys, [str(copied)])
+        assert name in refused(main, capsys, [str(copied)])
     assert not (copied / "report.html").exists()
     path.write_bytes(whole)
     assert main([str(copied)]) == 0
@@ -326,7 +317,7 @@ def test_a_damaged_study_is_not_shown(copied, capsys, seed, name):
     content = bytearray((home / name).read_bytes())
     content[random.Random(seed).choice([i for i, byte in enumerate(content) if not bytes([byte]).isspace()])] ^= 1
     (home / name).write_bytes(content)
-    said = refused(capsys, [str(copied)])
+    said = refused(main, capsys, [str(copied)])
     assert str(home / name) in said
     assert "connectivity again" in said
 
@@ -337,29 +328,29 @@ def test_a_flipped_bit_of_a_sweep_noted_in_the_store_is_refused(results, tmp_pat
     content = bytearray(path.read_bytes())
     content[random.Random(seed).randrange(len(content) - 200)] ^= 1
     path.write_bytes(content)
-    assert str(path) in refused(capsys, [str(store)])
+    assert str(path) in refused(main, capsys, [str(store)])
 
 
 def test_bad_targets_are_one_line(results, tmp_path, capsys):
-    assert "no such directory" in refused(capsys, [str(tmp_path / "nowhere")])
-    assert "no gains.parquet" in refused(capsys, [str(tmp_path)])
-    assert "no such directory" in refused(capsys, [str(results / "grid.yaml")])
+    assert "no such directory" in refused(main, capsys, [str(tmp_path / "nowhere")])
+    assert "no gains.parquet" in refused(main, capsys, [str(tmp_path)])
+    assert "no such directory" in refused(main, capsys, [str(results / "grid.yaml")])
     target = results / "sweeps" / "grid"
-    assert "is a directory" in refused(capsys, [str(target), "--out", str(tmp_path)])
+    assert "is a directory" in refused(main, capsys, [str(target), "--out", str(tmp_path)])
     (tmp_path / "file").write_text("")
-    assert "file" in refused(capsys, [str(target), "--out", str(tmp_path / "file" / "x.html")])
+    assert "file" in refused(main, capsys, [str(target), "--out", str(tmp_path / "file" / "x.html")])
     shutil.copytree(results / "store" / "sweeps", tmp_path / "store" / "sweeps")
     path = tmp_path / "store" / "sweeps" / "grid.yaml"
     text = path.read_text().rpartition("\n#")[0].replace(str(results / "sweeps"), str(tmp_path / "moved"))
     path.write_text(sealed_yaml(text))
-    assert "its results are not at" in refused(capsys, [str(tmp_path / "store")])
+    assert "its results are not at" in refused(main, capsys, [str(tmp_path / "store")])
 
 
 def test_the_old_page_stays_where_a_new_one_fails(copied, monkeypatch, capsys):
     page_of(copied)
     before = (copied / "report.html").read_bytes()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert "no space left" in refused(capsys, [str(copied)])
+    assert "no space left" in refused(main, capsys, [str(copied)])
     monkeypatch.undo()
     assert (copied / "report.html").read_bytes() == before
     assert not [path for path in copied.iterdir() if path.suffix == ".tmp"]

@@ -7,6 +7,7 @@ import sys
 
 import polars
 import pytest
+from commands import refused
 from studied import sweep_file
 
 from fastwi.analyze import main
@@ -21,15 +22,6 @@ QUESTIONS = {name: study.question for name, study in all_studies().items()}
 def config(digits_directory, tmp_path_factory) -> list[str]:
     """Of a finished sweep. Tests must not change its store."""
     return ["--config", str(sweep_file(digits_directory, tmp_path_factory))]
-
-
-def refused(capsys, argv: list[str]) -> str:
-    assert main(argv) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    (line,) = said.err.splitlines()
-    assert line.startswith("fastwi: error: ")
-    return line
 
 
 @pytest.mark.parametrize("name", all_studies())
@@ -78,11 +70,11 @@ def test_nothing_is_trained_and_missing_states_are_refused(config, tmp_path, cap
     argv = ["blocks", *config, "--sweep.store", str(store), "--analysis.directory", str(tmp_path)]
     with Store.open(store, create=False) as opened:
         attempts = opened.attempts()
-    line = refused(capsys, [*argv, "--axes.experiment.s", "[1, 7]"])
+    line = refused(main, capsys, [*argv, "--axes.experiment.s", "[1, 7]"])
     assert line.endswith("lacks 8 states, the first at epoch 8; run the sweep")
     for path in (store / "states").rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
-    assert ".safetensors" in refused(capsys, argv)
+    assert ".safetensors" in refused(main, capsys, argv)
     with Store.open(store, create=False) as opened:
         assert opened.attempts() == attempts
     assert not (tmp_path / "analyses").exists()
@@ -93,10 +85,10 @@ def sweep_store(config: list[str]) -> str:
 
 
 def test_refusals(config, tmp_path, capsys):
-    assert "did you mean connectivity?" in refused(capsys, ["conectivity", *config])
-    assert "analysis.alphas: 1 " in refused(capsys, ["plane", *config, "--analysis.alphas", "1"])
-    assert "study's name" in refused(capsys, config)
-    assert "no store" in refused(capsys, ["plane", *config, "--sweep.store", str(tmp_path / "none")]).lower()
+    assert "did you mean connectivity?" in refused(main, capsys, ["conectivity", *config])
+    assert "analysis.alphas: 1 " in refused(main, capsys, ["plane", *config, "--analysis.alphas", "1"])
+    assert "study's name" in refused(main, capsys, config)
+    assert "no store" in refused(main, capsys, ["plane", *config, "--sweep.store", str(tmp_path / "none")]).lower()
     assert not (tmp_path / "none").exists()
 
 
