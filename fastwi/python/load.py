@@ -3,9 +3,9 @@
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from fastwi.config.sweep import axis_value, child_tuples, other_axes
 from fastwi.config.values import show
 from fastwi.config.write import config_hash
 from fastwi.errors import ConfigError, UserError
-from fastwi.experiment.planner import PlannedSweep, PointStates, plan_run, plan_sweep
+from fastwi.experiment.planner import PlannedSweep, plan_run, plan_sweep
 from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.store import Store
@@ -50,9 +50,8 @@ def load_network(
 ) -> nn.Module:
     """A network of a run or a sweep, on the CPU and in evaluation mode. Nothing is trained.
 
-    What is left out is taken where there is only one of it. The dataset must be where it was, and a network of the
-    user's own as it was: they are in the names of states. Paths are relative to the working directory, as when the
-    run began.
+    What is left out is taken where there is only one of it. The dataset and a network of the user's own must be as
+    they were, at paths relative to the working directory as when the run began.
 
     Args:
         results: what `fastwi.run` or `fastwi.sweep` gave, or the directory of a run or of a sweep's results.
@@ -79,79 +78,71 @@ def load_network(
     given = {"parent": parent, "k": k, "s": s, "child": child, "pair": pair, "alpha": alpha, "after": after or None}
     for name, value in given.items():
         if value is not None and name not in _ARGUMENTS[which]:
-            raise UserError(f"{name}: is none of {which} networks; leave it out, or give another which")
+            raise UserError(f"{name}: {which} networks have none; leave it out, or give another which")
     with undisturbed():
         return _load(Path(results.directory if isinstance(results, Results) else results), which, given, axes or {})
 
 
 def _load(directory: Path, which: str, given: dict[str, Any], axes: Mapping[str, Any]) -> nn.Module:
     planned = _planned(directory)
-    found = list(_networks(planned, which))
     unknown = [name for name in axes if name not in other_axes(planned.spec)]
     if unknown:
         raise UserError(f"axes: {show(unknown[0])} is no further axis; there are {_listed(other_axes(planned.spec))}")
     # The last place of a trajectory is counted in epochs: those before it may be kept too.
     counted = "k" if which == "parent" else "s" if which == "child" and not given["after"] else "after"
+    found = list(_networks(planned, which, counted))
     for name in found[0].about:
-        if name != counted or given[counted] is None:
-            found = _chosen(found, name, axes.get(name) if "." in name else given[name])
-    nodes = {epochs: node for network in found for epochs, node in network.nodes(counted).items()}
+        value = axes.get(name) if "." in name else given[name]
+        if name != counted or value is None:
+            found = _chosen(found, name, tuple(value) if isinstance(value, list) else value)
     wanted = found[0].about.get(counted, 0) if given[counted] is None else given[counted]
+    tree, nodes = planned.tree, {}
+    for network in found:
+        path = tree.path(network.last, network.begun)
+        start = tree.before[path[0]] if path else network.last
+        nodes |= {tree.epochs[node] - network.begun: node for node in (start, *path)}
     if wanted not in nodes:
         raise UserError(f"{counted}: there is no {show(wanted)}; there are {_listed(nodes)}")
     return _module(directory, planned, nodes, wanted, f"{which} at {counted}")
 
 
-@dataclass(frozen=True)
-class _Network:
-    """One network of a point. `about`: what tells it from others. `child`: its place among the point's children."""
+class _Network(NamedTuple):
+    """The counted part of a network's trajectory: what distinguishes it, its last node, the epochs before it."""
 
     about: dict[str, Any]
-    place: PointStates
-    child: int | None
-
-    def nodes(self, counted: str) -> dict[int, int]:
-        """The nodes of the part of its trajectory that is counted by k, s or after, by that."""
-        place, tree = self.place, self.place.tree
-        if counted == "k":
-            last, begun = place.clone_node, 0
-        elif self.child is None:
-            last, begun = place.after_node, tree.epochs[place.average_node]
-        elif counted == "s":
-            last, begun = place.end_nodes[self.child], tree.epochs[place.clone_node]
-        else:
-            last, begun = place.last_nodes[self.child], tree.epochs[place.average_node]
-        path = tree.path(last, begun)
-        start = tree.before[path[0]] if path else last
-        return {tree.epochs[node] - begun: node for node in (start, *path)}
+    last: int
+    begun: int
 
 
-def _networks(planned: PlannedSweep, which: str) -> Iterator[_Network]:
+def _networks(planned: PlannedSweep, which: str, counted: str) -> Iterator[_Network]:
     """The parents, children or averages of all points."""
-    axes, tuples = other_axes(planned.spec), child_tuples(planned.spec)
+    axes, tuples, epochs = other_axes(planned.spec), child_tuples(planned.spec), planned.tree.epochs
     for point, place in zip(planned.points, planned.places, strict=True):
-        e = point.config.experiment
+        e, interpolation = point.config.experiment, epochs[place.average_node]
         about = {path: axis_value(path, point.values[i]) for path, i in axes.items()}
         about |= {"parent": point.parent, "k": e.k}
         if which == "parent":
-            yield _Network(about, place, None)
+            yield _Network(about, place.clone_node, 0)
         elif which == "average":
-            yield _Network(about | {"s": e.s, "pair": point.tuple_index, "alpha": point.alpha}, place, None)
+            about |= {"s": e.s, "pair": point.tuple_index, "alpha": point.alpha}
+            yield _Network(about, place.after_node, interpolation)
         else:
             # A run's children are one tuple, and any sweep's first tuple has its first children.
             numbers = tuples[point.tuple_index] if point.tuple_index else range(1, e.children + 1)
-            for i, number in enumerate(numbers):
-                yield _Network(about | {"s": e.s, "child": number}, place, i)
+            lasts, begun = place.end_nodes, epochs[place.clone_node]
+            if counted == "after":
+                lasts, begun = place.last_nodes, interpolation
+            for number, last in zip(numbers, lasts, strict=True):
+                yield _Network(about | {"s": e.s, "child": number}, last, begun)
 
 
 def _chosen(networks: list[_Network], name: str, given: Any) -> list[_Network]:
     """Those of `networks` of which `name` is `given`; all where nothing is given and they have one value."""
     there = list(dict.fromkeys(network.about[name] for network in networks))
-    given = tuple(given) if isinstance(given, list) else given
     if given is None and len(there) == 1:
         return networks
     if given not in there:
-        what = "which one is not said" if given is None else f"there is no {show(given)}"
+        what = "give one" if given is None else f"there is no {show(given)}"
         raise UserError(f"{name}: {what}; there are {_listed(there)}")
     return [network for network in networks if network.about[name] == given]
 
