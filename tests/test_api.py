@@ -198,9 +198,9 @@ def test_importing_fastwi_does_not_import_torch():
 
 def test_networks_that_share_a_part_of_their_memory_are_refused():
     base = torch.arange(6.0)
-    zeros = {"a": torch.zeros(4), "b": torch.zeros(4)}
+    zeros = {"a": torch.zeros(4), "b": torch.zeros(3)}
     with pytest.raises(ValueError, match="'a' and 'b' share a part of their memory"):
-        fastwi.interpolate_({"a": base[:4], "b": base[2:]}, zeros, 0.5)
+        fastwi.interpolate_({"a": base[:4], "b": base[3:]}, zeros, 0.5)
     assert torch.equal(base, torch.arange(6.0))
     fastwi.interpolate_({"a": base[:3], "b": base[3:]}, {"a": torch.zeros(3), "b": torch.zeros(3)}, 0.5)
     assert torch.equal(base, torch.arange(6.0) / 2)

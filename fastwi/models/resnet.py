@@ -92,11 +92,6 @@ def resnet18(classes: int, width: float) -> ResNet:
     return ResNet(2, classes, width, channels=(64, 128, 256, 512), project=True)
 
 
-def resnet20(classes: int) -> ResNet:
-    """ResNet20."""
-    return ResNet(3, classes)
-
-
 class PreactivationBlock(nn.Module):
     """Norm, ReLU, 3 x 3 convolution, twice. Where channels change, a 1 x 1 convolution of the first ReLU joins."""
 

@@ -13,7 +13,7 @@ from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.engine.base import Settings
 from fastwi.engine.loop import LoopEngine
-from fastwi.models.resnet import resnet20
+from fastwi.models.resnet import ResNet
 from fastwi.population import Population
 
 IMAGES = 103  # a multiple of neither the evaluation batch nor the number of splits
@@ -61,8 +61,8 @@ def trained_resnets(directory: Path, count: int) -> tuple[LoopEngine, Population
     for m in range(count):
         with torch.random.fork_rng():
             torch.manual_seed(m)
-            networks.append(resnet20(10))
-    engine = loop_engine(resnet20(10))
+            networks.append(ResNet(3, 10))
+    engine = loop_engine(ResNet(3, 10))
     population = Population.from_modules(networks)
     engine.train_epoch(population, dataset, [Noise(m) for m in range(count)], 0)
     return engine, population, dataset

@@ -15,7 +15,7 @@ from fastwi import average
 from fastwi.analysis import el2n_scores, ensemble_control, equal_splits, forgetting_events, split_scores
 from fastwi.analysis.el2n import error_norms
 from fastwi.errors import UserError
-from fastwi.models.resnet import resnet20
+from fastwi.models.resnet import ResNet
 
 ULP = np.finfo(np.float64).eps
 
@@ -24,7 +24,7 @@ ULP = np.finfo(np.float64).eps
 def resnets(digits_directory):
     """An engine, three trained networks, their images, and their logits [M, N, K] in float64."""
     engine, population, dataset = trained_resnets(digits_directory, 3)
-    logits = [logits_in_float64(resnet20(10), population, m, dataset) for m in range(3)]
+    logits = [logits_in_float64(ResNet(3, 10), population, m, dataset) for m in range(3)]
     return engine, population, dataset, torch.stack(logits)
 
 

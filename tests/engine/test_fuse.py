@@ -13,7 +13,7 @@ from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.cpu import library
 from fastwi.kernels.shortcut import shortcut
-from fastwi.models.resnet import resnet20
+from fastwi.models.resnet import ResNet
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
 
@@ -195,7 +195,7 @@ def shapes_of(network: nn.Module) -> dict[str, torch.Size]:
 
 def test_resnet20(seed):
     torch.manual_seed(seed)
-    network = resnet20(10)
+    network = ResNet(3, 10)
     before = copy.deepcopy(network.state_dict())
     fused = fuse_batch_norm(network)
     assert fused is not None

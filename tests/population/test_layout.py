@@ -47,6 +47,11 @@ def test_views_lie_in_the_row_with_the_strides_of_channels_last():
             assert view.is_contiguous()
 
 
+def test_weights_of_transposed_convolutions_are_channels_last_too():
+    span = Layout.of(nn.ConvTranspose2d(2, 3, 5)).parameters[0]
+    assert (span.shape, span.strides) == ((2, 3, 5, 5), (75, 1, 15, 3))
+
+
 def test_a_matrix_gives_the_view_of_every_member():
     layout = Layout.of(SmallNet())
     x_MP = torch.randn(3, layout.P)
