@@ -138,8 +138,8 @@ def _loaded(source: Source) -> dict[str, ModuleType]:
     """The modules in sys.modules that are of the network's files."""
     file_names, found = {path.name for path in source.by_path}, {}
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        alike = name != "__main__" and isinstance(file, str) and os.path.basename(file) in file_names
+        file = getattr(module, "__file__", None) or ""
+        alike = name != "__main__" and os.path.basename(file) in file_names
         if alike and Path(file).resolve() in source.by_path:
             found[name] = module
     return found

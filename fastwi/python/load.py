@@ -96,7 +96,7 @@ def _load(directory: Path, which: str, given: dict[str, Any], axes: Mapping[str,
         if name != counted or value is None:
             found = _chosen(found, name, tuple(value) if isinstance(value, list) else value)
     wanted = found[0].about.get(counted, 0) if given[counted] is None else given[counted]
-    tree, nodes = planned.tree, {}
+    tree, nodes = planned.tree, dict[int, int]()
     for network in found:
         path = tree.path(network.last, network.begun)
         start = tree.before[path[0]] if path else network.last

@@ -72,6 +72,19 @@ def test_a_resnet18_fits_without_overlap():
     assert [key for key, _ in layout.keys] == list(network.state_dict())
 
 
+def test_buffers_of_both_kinds_keep_the_modules_order():
+    network = nn.Module()
+    for name, dtype in (("c", torch.int64), ("a", torch.float32), ("b", torch.int64), ("d", torch.float32)):
+        network.register_buffer(name, torch.zeros(2, dtype=dtype))
+    layout = Layout.of(network)
+    assert [[span.name for span in spans] for spans in (layout.buffers, layout.counters, layout.statistics)] == [
+        ["c", "a", "b", "d"], ["c", "b"], ["a", "d"],
+    ]  # fmt: skip
+    assert (layout.P, layout.Q, layout.B) == (0, 8, 4)
+    assert layout.row_bytes == 4 * 8 + 8 * 4
+    assert Layout.of(nn.Linear(3, 2)).row_bytes == 2 * 4 * (8 + 4)
+
+
 def test_tied_tensors_have_one_span_and_two_keys():
     layout = Layout.of(TiedNet())
     assert [span.name for span in layout.parameters].count("encoder.weight") == 1
@@ -152,6 +165,16 @@ def with_shared_memory() -> nn.Module:
     return network
 
 
+def without_bias() -> nn.Module:
+    network = nn.Linear(2, 2)
+
+    def hook(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, metadata: object) -> None:
+        del state[f"{prefix}bias"]
+
+    network.register_state_dict_post_hook(hook)
+    return network
+
+
 class WithExtraState(nn.Linear):
     def get_extra_state(self):
         return {"temperature": 1.0}
@@ -166,9 +189,10 @@ class WithExtraState(nn.Linear):
         (with_buffer(torch.bool), r"'mask' has dtype torch.bool; .*persistent=False"),
         (with_buffer(torch.float16), "'mask' has dtype torch.float16"),
         (with_shared_memory(), "'0.weight' and '1.weight' share memory"),
+        (without_bias(), "'bias' is missing from the module's state dict"),
         (WithExtraState(2, 2), "'_extra_state' is neither a parameter nor a buffer"),
     ],
-    ids=["half", "double", "lazy", "bool buffer", "half buffer", "shared memory", "extra state"],
+    ids=["half", "double", "lazy", "bool buffer", "half buffer", "shared memory", "hook", "extra state"],
 )
 def test_what_a_population_cannot_hold_is_refused_in_one_line(network, message):
     with pytest.raises(UserError, match=message) as refusal:
