@@ -121,10 +121,6 @@ def test_names_in_a_zip_however_its_program_writes_them(tmp_path: Path, written:
     source = write_zip(tmp_path / "s.zip", packed)
     prepare("folder", tmp_path / "out", source)
     check_prepared(tmp_path / "out", train, test)
-    twice = dict(files) | {"train\\class0\\0000.png": b"x"}
-    assert "occurs twice" in refused(tmp_path, write_zip(tmp_path / "t.zip", twice))
-    for name in ("train\\..\\..\\a.png", "\\train\\a.png"):
-        assert "does not lie within" in refused(tmp_path, write_zip(tmp_path / "o.zip", files | {name: b"x"}))
 
 
 def test_links_in_a_zip_are_refused_and_on_disk_followed(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from prepared import card_values, check_prepared, digits, snapshot, some_digits, two_splits, write_zip
+from prepared import card_values, check_prepared, snapshot, some_digits, two_splits, write_zip
 
 import data_prep
 import data_prep.write
 from data_prep import prepare
-from data_prep.dataset import ImageSet, Split, silent
+from data_prep.dataset import ImageSet, silent
 from data_prep.write import channel_statistics, write_dataset
 from fastwi.errors import UserError
 
@@ -92,19 +92,6 @@ def test_an_ffcv_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mon
     assert card_values(tmp_path)["writer"].startswith("fastwi ")
     with pytest.raises(UserError, match=r"ffcv: cannot be imported .*fastwi\.doctor.*--writer raw"):
         write_dataset(small_dataset(), tmp_path, "ffcv", silent)
-
-
-def test_an_unknown_writer(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="writer pickle: choose one of auto, ffcv, raw"):
-        write_dataset(small_dataset(), tmp_path, "pickle", silent)
-
-
-def test_splits_of_two_sizes(tmp_path: Path) -> None:
-    good = small_dataset()
-    cropped = Split(good.test.images_NHWC[:, 1:], good.test.labels_N)
-    with pytest.raises(UserError, match=r"image 0 has 15 x 16 pixels, the first training image has 16 x 16"):
-        write_dataset(ImageSet("small", good.classes, good.train, cropped, "x"), tmp_path, "raw", silent)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
@@ -210,11 +197,6 @@ def test_a_full_disk_is_one_line(tmp_path: Path, writer: str) -> None:
     assert snapshot(tmp_path) == before
     if os.path.isdir("/dev/shm"):
         assert {name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("psm_")} == set()
-
-
-def test_digits_through_auto(tmp_path: Path) -> None:
-    prepare("digits", tmp_path)
-    check_prepared(tmp_path, digits().train, digits().test)
 
 
 def fail_after_a_download(directory: Path) -> None:
