@@ -7,7 +7,6 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from fastwi.errors import UserError
 
@@ -15,18 +14,8 @@ from fastwi.errors import UserError
 MAX_FILE_BYTES = 1 << 28
 
 
-class FileTree(Protocol):
-    """Files under one root. Paths are relative to it, with `/` between parts; the root itself is ''."""
-
-    def names(self, folder: str) -> set[str]:
-        """The names in `folder`; those of folders end in `/`."""
-
-    def read(self, path: str) -> bytes:
-        """The content of a file. Raises UserError if it cannot be read or is too large to be an image."""
-
-
 @contextlib.contextmanager
-def open_tree(source: Path) -> Iterator[FileTree]:
+def open_tree(source: Path) -> Iterator["FileTree"]:
     """The tree of a folder or of a zip archive. Raises UserError if `source` is neither."""
     if source.is_dir():
         yield _FolderTree(source)
@@ -52,10 +41,13 @@ def _check_size(where: str, size: int) -> None:
 
 
 class _FolderTree:
+    """Files below a folder. Paths are relative to it, with `/` between parts; the root itself is ''."""
+
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def names(self, folder: str) -> set[str]:
+        """The names in `folder`; those of folders end in `/`."""
         try:
             with os.scandir(self._root / folder) as entries:
                 return {entry.name + "/" * entry.is_dir() for entry in entries}
@@ -63,6 +55,7 @@ class _FolderTree:
             raise UserError(f"{self._root / folder}: cannot be read ({error.strerror or error})") from error
 
     def read(self, path: str) -> bytes:
+        """The content of a file. Raises UserError if it cannot be read or is too large to be an image."""
         file = self._root / path
         try:
             # Before opening: opening a named pipe would wait for a writer.
@@ -76,6 +69,8 @@ class _FolderTree:
 
 
 class _ZipTree:
+    """The same of an archive."""
+
     def __init__(self, source: Path, archive: zipfile.ZipFile) -> None:
         self._source = source
         self._archive = archive
@@ -116,3 +111,6 @@ class _ZipTree:
                 return stream.read(info.file_size)
         except Exception as error:  # zipfile raises many kinds for a damaged or encrypted entry
             raise UserError(f"{self._source}: {path}: cannot be read ({error}); repack the archive") from error
+
+
+FileTree = _FolderTree | _ZipTree

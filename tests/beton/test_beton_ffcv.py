@@ -139,13 +139,6 @@ def test_fields_in_another_order_among_others(tmp_path: Path) -> None:
     check_equal(tmp_path / "a.beton", images_NHWC, labels_N)
 
 
-def test_label_before_image(tmp_path: Path) -> None:
-    images_NHWC, labels_N = random_split(9, 8, 8)
-    fields = dict(reversed(image_and_label().items()))
-    ffcv_write(tmp_path / "a.beton", fields, Rows(labels_N, images_NHWC))
-    check_equal(tmp_path / "a.beton", images_NHWC, labels_N)
-
-
 def test_files_that_are_not_raw_pairs_of_one_size(tmp_path: Path) -> None:
     from ffcv.fields import IntField, RGBImageField
 

@@ -79,14 +79,9 @@ def test_progress_counts_up_to_all(tmp_path: Path, writer: str) -> None:
     ]
 
 
-def test_auto_is_ffcv_only_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    write_dataset(small_dataset(), tmp_path, "auto", silent)
-    assert card_values(tmp_path)["writer"].startswith("fastwi ")
-
-
-def test_an_ffcv_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+@pytest.mark.parametrize("found", [None, object()])
+def test_an_ffcv_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: object) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
     monkeypatch.setitem(sys.modules, "data_prep.ffcv_writer", None)
     write_dataset(small_dataset(), tmp_path, "auto", silent)
     assert card_values(tmp_path)["writer"].startswith("fastwi ")
