@@ -80,7 +80,7 @@ def open_folder(
         said += WRITE_MODES[options.write_mode]
         said += ["sizes kept"] if options.keep_size else []
         yield ImageSet(
-            name or layout.base or source.stem,
+            name or layout.base or Path(os.path.abspath(source)).stem or "folder",
             layout.classes,
             train,
             test,
@@ -97,7 +97,8 @@ def open_folder(
         for note, text in _WARNINGS.items():
             paths = count(note)
             if paths:
-                warn(f"{source}: {len(paths):,} image{'s'[: len(paths) - 1]} {text} (such as {paths[0]})")
+                images = "images" if len(paths) > 1 else "image"
+                warn(f"{source}: {len(paths):,} {images} {text} (such as {paths[0]})")
 
 
 @dataclass

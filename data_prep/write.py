@@ -75,7 +75,11 @@ def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Repor
             temporary.write_bytes(tally.digests.to_bytes())
             if hashlib.sha256(temporary.read_bytes()).hexdigest() != tally.digests.sha256:
                 raise UserError(f"{final}: does not read back as it was written; check the disk and its free space")
-        card = _card(dataset, tallies, sha256, written_by)
+        try:
+            card = _card(dataset, tallies, sha256, written_by)
+        except ValueError as error:  # a name that is not Unicode, for one
+            problem = str(error).splitlines()[1].strip()
+            raise UserError(f"{dataset.name}: cannot be described in card.json: {problem}; rename it") from error
         (directory / CARD_FILE).unlink(missing_ok=True)
     write_json(directory / CARD_FILE, card.to_json())
     return card

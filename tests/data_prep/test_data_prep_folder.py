@@ -182,6 +182,13 @@ def test_zip_entries_that_are_refused(tmp_path: Path, name: str, said: str) -> N
     assert refusal(tmp_path, source).startswith(f"{source}: entry {name!r} {said}")
 
 
+def test_a_class_whose_name_is_not_unicode(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "s", two_splits()[2])
+    for split in ("train", "test"):
+        os.rename(source / split / "class9", os.fsencode(source / split) + b"/class\xff")
+    assert "classes.9" in refusal(tmp_path, source)
+
+
 def test_a_zip_that_is_damaged_inside(tmp_path: Path) -> None:
     _train, _test, files = two_splits()
     source = write_zip(tmp_path / "s.zip", files)
