@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.floor import floors_of
-from benchmarks.runner import AGAIN, Case, Report, Unavailable, benchmark
+from benchmarks.runner import AGAIN, Case, Report, benchmark
 from benchmarks.task import Task, make_task
 from fastwi.analysis import Evaluator, Recomputation, evaluate_line
 from fastwi.data.noise import Noise
@@ -103,9 +103,9 @@ def _stock(task: Task, pair: Population, splits: Splits, batch: int, shown: str,
     """What a careful script does."""
     low, bf16 = shown.startswith(LOW), task.dtype == torch.bfloat16
     if low and not bf16:
-        raise Unavailable("this device computes in float32")
+        raise UserError("this device computes in float32")
     if shown.endswith(STATIC) and task.device.type != "cpu":
-        raise Unavailable("allocator settings matter on a CPU only")
+        raise UserError("allocator settings matter on a CPU only")
     network = copy.deepcopy(task.network()).eval().to(task.device).to(memory_format=torch.channels_last)
     if low:
         network = network.to(torch.bfloat16)

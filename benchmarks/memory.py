@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from benchmarks.peers import engines as peers
-from benchmarks.runner import Report, Unavailable, benchmark, fresh, memory_bytes, over_rounds
+from benchmarks.runner import Report, benchmark, fresh, memory_bytes, over_rounds
 from benchmarks.task import make_task
 from fastwi.data.card import read_card
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.device import free_memory
+from fastwi.errors import UserError
 
 MB = 1e6
 TARGET_MB = 12
@@ -46,10 +47,10 @@ def main(
                 }
                 for _ in range(rounds)
             ]
-        except (Unavailable, RuntimeError) as problem:
+        except (UserError, RuntimeError) as problem:
             print(f"{engine}: {problem}")
             measurements.append({"engine": engine, "not_measured": str(problem)})
-            report.failed |= not isinstance(problem, Unavailable)
+            report.failed |= not isinstance(problem, UserError)
             continue
         every = [_line(told) for told in found]
         row: dict[str, Any] = {"engine": engine, **over_rounds(every)}

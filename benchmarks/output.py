@@ -11,9 +11,8 @@ from rich.text import Text
 
 from fastwi.files import atomic_path
 
-_OURS = ("#0b3d78", "#1f5fa8", "#5b95d6", "#9cc3ee")
+_OURS, _FLOOR = "#1f5fa8", "#b3261e"
 _OTHERS = ("#9aa5b1", "#c08a3e", "#6b8f71", "#a35d6a", "#7d6b9e", "#4d8a99", "#b0763f", "#5c6670", "#99a04d")
-_FLOOR = "#b3261e"
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -24,17 +23,18 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         words = key.replace("_per_", "/").replace("_", " ")
         table.add_column(Text(words), justify="right" if place else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(row[key])) for key in columns))
+        table.add_row(*(Text(cell(row[key])) for key in columns))
     console = Console()
     Console(width=None if console.is_terminal else 160).print(table)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as the table has it."""
     if value is None or isinstance(value, str | bool):
         return value if isinstance(value, str) else {None: "-", True: "yes", False: "no"}[value]
     if not isinstance(value, list):
         return f"{value:,.{0 if value >= 100 or isinstance(value, int) else 2 if value >= 1 else 4}f}"
-    *middle, low, high = map(_cell, value)
+    *middle, low, high = map(cell, value)
     if not middle:
         return f"{low} - {high}"
     return middle[0] if low == high else f"{middle[0]} ({low} - {high})"
@@ -76,7 +76,7 @@ def plot(
 
 def _draw_bars(axes: Any, points: Mapping[str, Mapping[Any, Sequence[float]]]) -> None:
     values = [each[""] for each in points.values()]
-    colours = [_OURS[1] if name.startswith("fastwi") else _OTHERS[0] for name in points]
+    colours = [_OURS if name.startswith("fastwi") else _OTHERS[0] for name in points]
     medians = [median for median, _, _ in values]
     axes.barh(list(points), medians, xerr=_errors(values), color=colours, error_kw={"elinewidth": 1.2})
     axes.invert_yaxis()
@@ -86,13 +86,13 @@ def _draw_lines(axes: Any, points: Mapping[str, Mapping[Any, Sequence[float]]]) 
     """Both axes are logarithmic."""
     from matplotlib.ticker import LogLocator
 
-    greys, blues, markers = (itertools.cycle(group) for group in (_OTHERS, _OURS, "osD^v<>pPX*h"))
+    colours, markers = itertools.cycle(_OTHERS), itertools.cycle("osD^v<>pPX*h")
     for name, line in points.items():
         ours = name.startswith("fastwi")
         axes.errorbar(
             list(line), [median for median, _, _ in line.values()], yerr=_errors(list(line.values())), label=name,
-            color=next(blues if ours else greys), marker=next(markers), linewidth=2.2 if ours else 1.2, markersize=5,
-            elinewidth=1, zorder=3 if ours else 2,
+            color=_OURS if ours else next(colours), marker=next(markers), markersize=5, elinewidth=1,
+            linewidth=2.2 if ours else 1.2, zorder=3 if ours else 2,
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

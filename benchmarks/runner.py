@@ -45,10 +45,6 @@ open(result, "w").write(json.dumps(found))
 """
 
 
-class Unavailable(UserError):
-    """A case that cannot run here, for this network or for so many members; the message says why."""
-
-
 @dataclass(frozen=True)
 class Case:
     """One way to do a benchmark's work.
@@ -192,10 +188,8 @@ class Report:
                 _prepare(case, self.device.type)
                 results[name] = case.run()
                 ready[name] = case
-            except Unavailable as problem:
+            except UserError as problem:  # it cannot run here, for this network or for so many members
                 problems[name] = str(problem)
-            except UserError:
-                raise
             except Exception as problem:  # one case's failure must not cost the others' figures
                 lines = str(problem).strip().splitlines() or [""]
                 problems[name] = f"failed: {type(problem).__name__}: {lines[0]:.300}"
@@ -328,7 +322,7 @@ def fresh(
     """What `function(**settings)` of a Python file returns, in a process and an empty directory of its own.
 
     root: the checkout whose packages it imports. directory: where its own is made (default: among temporary files).
-    Raises Unavailable where the function does, and RuntimeError where it fails.
+    Raises UserError where the function does, and RuntimeError where it fails.
     """
     with tempfile.TemporaryDirectory(dir=directory) as place:
         done = subprocess.run(
@@ -338,8 +332,8 @@ def fresh(
         if done.returncode == 0:
             return json.loads((Path(place) / "result.json").read_text())
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    if last.startswith(f"{Unavailable.__module__}.{Unavailable.__name__}: "):
-        raise Unavailable(last.partition(": ")[2])
+    if last.startswith(UserError.__module__):
+        raise UserError(last.partition(": ")[2])
     raise RuntimeError(f"{last:.300}")
 
 

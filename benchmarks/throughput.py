@@ -29,10 +29,11 @@ import torch
 
 from benchmarks.floor import floors_of
 from benchmarks.peers import engines, grouped, loaders, stock, streams, vmap
-from benchmarks.runner import AGAIN, Case, Report, Unavailable, benchmark
+from benchmarks.runner import AGAIN, Case, Report, benchmark
 from benchmarks.task import Task, make_task
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.device import free_memory
+from fastwi.errors import UserError
 
 OURS = {name: f"fastwi {name}" for name in ENGINES}
 _SERIAL: dict[str, tuple[str, Callable[..., Case]]] = {
@@ -75,7 +76,7 @@ def main(
 
         def build(name: str, short: Task, M: int) -> Case:
             if time.monotonic() > deadline:
-                raise Unavailable("not measured: --minutes were over")
+                raise UserError("not measured: --minutes were over")
             if name not in _SERIAL:
                 return CASES[name][1](short, M)
             if name not in serial:

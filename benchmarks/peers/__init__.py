@@ -1,4 +1,4 @@
 """The baselines of benchmarks, one file each, and fastwi's engines.
 
-Those of training are functions (task, members) -> Case that raise `runner.Unavailable` where they cannot run.
+Those of training are functions (task, members) -> Case that raise UserError where they cannot run.
 """

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.runner import Case, Unavailable
+from benchmarks.runner import Case
 from benchmarks.task import Task
+from fastwi.errors import UserError
 from fastwi.models.resnet import ResNet
 
 
@@ -29,7 +30,7 @@ def _wide(layer: nn.Module, members: int) -> nn.Module:
         )  # fmt: skip
     if isinstance(layer, nn.BatchNorm2d):
         return nn.BatchNorm2d(members * layer.num_features, layer.eps, layer.momentum)
-    raise Unavailable("written for CIFAR ResNets with batch norm")
+    raise UserError("written for CIFAR ResNets with batch norm")
 
 
 class WideResNets(nn.Module):
@@ -39,7 +40,7 @@ class WideResNets(nn.Module):
         super().__init__()
         network = networks[0]
         if not isinstance(network, ResNet):
-            raise Unavailable("written for CIFAR ResNets with batch norm")
+            raise UserError("written for CIFAR ResNets with batch norm")
         self.members = M = len(networks)
         self.conv, self.bn = _wide(network.conv, M), _wide(network.bn, M)
         self.blocks = nn.ModuleList(

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.runner import Run, Unavailable
+from benchmarks.runner import Run
 from benchmarks.task import Batches, Task
 from fastwi.beton import write_beton
+from fastwi.errors import UserError
 
 Loader = tuple[Callable[[], Batches], Run]
 
@@ -31,7 +32,7 @@ def airbench(task: Task) -> Loader:
     try:
         from airbench import CifarLoader  # type: ignore[import-not-found, import-untyped]
     except ImportError:
-        raise Unavailable("airbench is not installed (pip install airbench)") from None
+        raise UserError("airbench is not installed (pip install airbench)") from None
     finally:
         torch.backends.cudnn.benchmark = benchmark  # importing airbench turns it on
     with tempfile.TemporaryDirectory() as folder:
@@ -51,13 +52,13 @@ def airbench(task: Task) -> Loader:
 def ffcv(task: Task) -> Loader:
     """FFCV's Loader and augmentations on a CPU. Images are normalised by torch: NormalizeImage needs cupy."""
     if task.device.type != "cpu":
-        raise Unavailable("FFCV's own transforms to a GPU need cupy")
+        raise UserError("FFCV's own transforms to a GPU need cupy")
     threads = torch.get_num_threads()
     try:
         from ffcv import loader, transforms
         from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     except ImportError:
-        raise Unavailable("FFCV is not installed") from None
+        raise UserError("FFCV is not installed") from None
     finally:
         torch.set_num_threads(threads)  # its import sets one thread, its Loader as many as workers
     folder = tempfile.TemporaryDirectory()

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.peers.loaders import Loader, dataloader, on_device
-from benchmarks.runner import Case, Unavailable
+from benchmarks.runner import Case
 from benchmarks.task import Task
+from fastwi.errors import UserError
 
 
 class CompiledStep:
@@ -48,9 +49,9 @@ def _step(task: Task, mode: str | None = None) -> CompiledStep:
 def stock(task: Task, members: int, mode: str | None = None, static_memory: bool = False) -> Case:
     """On a CPU with glibc's own allocator settings, or with those that fastwi makes: no merit of its code."""
     if static_memory and task.device.type != "cpu":
-        raise Unavailable("allocator settings matter on a CPU only")
+        raise UserError("allocator settings matter on a CPU only")
     if mode is not None and task.device.type != "cuda":
-        raise Unavailable("CUDA graphs need a GPU")
+        raise UserError("CUDA graphs need a GPU")
     step = _step(task, mode)
     return task.case(lambda x_MNCHW, labels_MN: step.epoch([(x_MNCHW[0], labels_MN[0])]), 1, static_memory)
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.runner import Case, Unavailable
+from benchmarks.runner import Case
 from benchmarks.task import Task
+from fastwi.errors import UserError
 
 STREAMS = 16
 """More run no faster: a GPU has so many hardware queues, or some few more."""
@@ -65,5 +66,5 @@ class StreamsPopulation:
 def streams(task: Task, members: int) -> Case:
     """Compiled."""
     if task.device.type != "cuda":
-        raise Unavailable("streams need a GPU")
+        raise UserError("streams need a GPU")
     return task.case(StreamsPopulation(task, task.networks(members), compiled=True).step, members)

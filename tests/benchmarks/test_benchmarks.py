@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import evaluation, interpolation, loading, memory, runner
+from benchmarks.output import cell
 from fastwi.errors import UserError
 from fastwi.kernels.cpu import library
 
@@ -146,7 +147,7 @@ def test_a_tiny_run(name, digits_directory, tmp_path, capsys):
             assert row[f"{unit}_per_s"] == pytest.approx(row[f"{unit}_a_round"] / np.median(row["seconds"]))
             assert min(rates) <= row["quartiles"][0] <= row["quartiles"][1] <= max(rates)
             assert row["case"] in shown
-            assert f"{row[f'{unit}_per_s']:,.0f}" in shown
+            assert cell(row[f"{unit}_per_s"]) in shown
     floors = [floor for each in told.get("floors", {}).values() for floor in each.values()]
     assert all(floor > 0 for floor in floors)
     for title, each in told["floors"].items():

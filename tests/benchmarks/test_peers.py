@@ -10,10 +10,10 @@ from torch.nn import functional
 from benchmarks.peers.grouped import GroupedPopulation
 from benchmarks.peers.streams import StreamsPopulation
 from benchmarks.peers.vmap import VmapPopulation
-from benchmarks.runner import Unavailable
 from benchmarks.task import Task, stock_batches
 from fastwi.config.schema import Config, OptimizerConfig
 from fastwi.data.resident import ResidentDataset, normalisation_table
+from fastwi.errors import UserError
 from fastwi.models.registry import build_model
 from fastwi.models.resnet import ResNet
 
@@ -95,7 +95,7 @@ def test_an_epoch_hands_out_every_image_once_to_each_member(seed):
 @pytest.mark.parametrize("name", ["resnet20_gn", "convnet"])
 def test_grouped_declines_what_it_was_not_written_for(name, seed):
     networks = [build_model(name, CLASSES) for _ in range(2)]
-    with pytest.raises(Unavailable, match="CIFAR ResNets"):
+    with pytest.raises(UserError, match="CIFAR ResNets"):
         GroupedPopulation(small_task(seed), networks, compiled=False)
 
 

@@ -8,7 +8,8 @@ import torch
 
 from benchmarks import floor, runner, task
 from benchmarks.peers import loaders
-from benchmarks.runner import Case, Floor, Report, Unavailable
+from benchmarks.runner import Case, Floor, Report
+from fastwi.errors import UserError
 from fastwi.kernels.cpu import library
 from fastwi.models.registry import build_model
 
@@ -28,7 +29,7 @@ def test_a_table_of_known_times(tmp_path, capsys, monkeypatch):
         return run
 
     def unavailable():
-        raise Unavailable("needs a GPU")
+        raise UserError("needs a GPU")
 
     def broken():
         raise RuntimeError("no such\nluck")
@@ -93,15 +94,15 @@ def test_short_gives_way_to_what_is_given(monkeypatch):
 def test_processes_of_their_own(tmp_path):
     file = tmp_path / "part.py"
     file.write_text(
-        "import os\nfrom pathlib import Path\nfrom benchmarks.runner import Unavailable\n"
+        "import os\nfrom pathlib import Path\nfrom fastwi.errors import UserError\n"
         "def tell(a):\n    return {'a': a, 'place': os.getcwd(), 'files': os.listdir(), 'x': os.environ['X_TEST']}\n"
-        "def refuse():\n    raise Unavailable('not here')\n"
+        "def refuse():\n    raise UserError('not here')\n"
         "def fail():\n    raise ValueError('broken')\n"
     )
     told = runner.fresh(str(file), "tell", {"a": 5}, directory=str(tmp_path), X_TEST="yes")
     assert (told["a"], told["files"], told["x"]) == (5, [], "yes")
     assert told["place"].startswith(str(tmp_path))
-    with pytest.raises(Unavailable, match="not here"):
+    with pytest.raises(UserError, match="not here"):
         runner.fresh(str(file), "refuse", {})
     with pytest.raises(RuntimeError, match="broken"):
         runner.fresh(str(file), "fail", {})
