@@ -84,10 +84,7 @@ class Transaction:
         return self._checked(self.execute(table.selection(where), values), table)
 
     def of(self, table: Table, keys: Iterable[Sequence[Any]]) -> Iterator[Row]:
-        """The rows of those `keys` that are there, in the order of the key; the same key twice gives one row.
-
-        `keys` may be many; of an empty table they are not looked at.
-        """
+        """The rows of those `keys` that are there, in the order of the key; the same key twice gives one row."""
         if self.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone() is None:
             return iter(())
         wanted = set(map(tuple, keys))
@@ -117,10 +114,9 @@ class Transaction:
 
 
 class Index:
-    """A connection to the index, shared by the threads of one process, which take turns.
+    """A connection to the index, opened when it is needed. The threads of a process share it, and take turns.
 
-    It is opened when it is first needed. Around a fork it is closed, and opened again on both sides: SQLite's locks
-    do not pass to a child. Each process that has it open holds index.lock (shared).
+    Around a fork it is closed: SQLite's locks do not pass to a child. A process that has it open holds index.lock.
     """
 
     def __init__(self, places: StorePlaces) -> None:
@@ -190,10 +186,9 @@ def connect(path: Path) -> sqlite3.Connection:
 def create_tables(connection: sqlite3.Connection) -> None:
     """Create the tables of an index, where another process has not done so."""
     connection.execute("BEGIN IMMEDIATE")
-    if _is_empty(connection):
-        for name, width, columns in TABLES:
-            key = f"PRIMARY KEY ({', '.join(columns[:width])})"
-            connection.execute(f"CREATE TABLE {name} ({', '.join(columns)}, {key}) WITHOUT ROWID")
+    for name, width, columns in TABLES:
+        key = f"PRIMARY KEY ({', '.join(columns[:width])})"
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(columns)}, {key}) WITHOUT ROWID")
     connection.execute("COMMIT")
 
 
@@ -207,7 +202,8 @@ def _check_there(places: StorePlaces) -> None:
 
 def _prepare(connection: sqlite3.Connection, places: StorePlaces, alone: bool) -> None:
     """Set the journal mode where no other process has the index open, and create the tables of a new one."""
-    new, network = _is_empty(connection), network_type(places.directory)
+    (new,) = connection.execute("SELECT count(*) = 0 FROM sqlite_master").fetchone()
+    network = network_type(places.directory)
     if alone and (network or new):
         connection.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
     if network and connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
@@ -215,10 +211,6 @@ def _prepare(connection: sqlite3.Connection, places: StorePlaces, alone: bool) -
         raise UserError(f"{places.index}: {local}, and here it is on {network}; end the processes there first")
     if new:
         create_tables(connection)
-
-
-def _is_empty(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("SELECT count(*) = 0 FROM sqlite_master").fetchone()[0])
 
 
 _MEANINGS = {

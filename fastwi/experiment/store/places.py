@@ -28,7 +28,6 @@ class StorePlaces:
         self.directory = directory
         self.card = directory / "store.json"
         self.index, self.wal = directory / "index.sqlite", directory / "index.sqlite-wal"
-        # SQLite's logs stay behind where a process was killed.
         self.index_files = (self.wal, *(directory / f"index.sqlite{end}" for end in ("-shm", "-journal", "")))
         self.rebuilt_index = directory / "index.rebuilt.sqlite"  # complete, about to take the index's place
         self.metrics = directory / "metrics.parquet"
@@ -64,10 +63,7 @@ class StorePlaces:
 
 
 def check_directory(places: StorePlaces, create: bool) -> None:
-    """Check that the directory is a store of this version; make a new one of an empty or missing one.
-
-    Raises UserError, in one line, for anything else.
-    """
+    """UserError where the directory is not a store of this version; `create` makes one of an empty or missing one."""
     directory = places.directory
     try:
         if directory.exists() and not directory.is_dir():
@@ -92,10 +88,7 @@ def check_directory(places: StorePlaces, create: bool) -> None:
 
 
 def check_plain(places: StorePlaces) -> None:
-    """Raise UserError where what should be a file is a directory, a link, a named pipe or a device.
-
-    A link would have the store write elsewhere.
-    """
+    """UserError where what should be a file is a directory, a named pipe, a device, or a link to somewhere else."""
     files = (places.card, *places.index_files, places.rebuilt_index, places.metrics, places.index_lock)
     for path in (*files, places.writing_lock):
         # One look at each: SQLite of another process creates and removes its journal meanwhile.
@@ -116,11 +109,9 @@ def _check_card(places: StorePlaces) -> None:
         card = None
     if not isinstance(card, dict) or card.keys() != _CARD.keys() or card["format"] != _CARD["format"]:
         raise UserError(f"{places.card}: damaged, or not of a fastwi store; {places.rebuild_line}, if it is one")
-    if card["version"] != _CARD["version"] or isinstance(card["version"], bool):
-        raise UserError(
-            f"{places.card}: store format version {card['version']!r}, this fastwi reads {_CARD['version']}; "
-            "use the fastwi that wrote it, or name another store"
-        )
+    if repr(card["version"]) != repr(_CARD["version"]):
+        versions = f"store format version {card['version']!r}, this fastwi reads {_CARD['version']}"
+        raise UserError(f"{places.card}: {versions}; use the fastwi that wrote it, or name another store")
 
 
 def network_type(directory: Path, mountinfo: str | None = None) -> str | None:
@@ -128,11 +119,9 @@ def network_type(directory: Path, mountinfo: str | None = None) -> str | None:
 
     `mountinfo` is the text of /proc/self/mountinfo (proc(5)); where there is none the disk is taken for local.
     """
+    mounts = Path("/proc/self/mountinfo")
     if mountinfo is None:
-        try:
-            mountinfo = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-        except OSError:
-            return None
+        mountinfo = mounts.read_text(errors="surrogateescape") if mounts.exists() else ""
     target = Path(os.path.realpath(directory))
     depth, found = -1, ""
     for line in mountinfo.splitlines():

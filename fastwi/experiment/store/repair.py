@@ -133,8 +133,8 @@ def rebuild(directory: str | os.PathLike[str]) -> dict[str, int]:
 
     Rows whose checksum is right are taken from the old index as far as it can be read, then from metrics.parquet.
     A state's file is compared with the SHA-256 in the old index, or where that is lost with the checksums within the
-    file; a damaged one is set aside and its measurements are left out, so that it is trained again. The old index
-    goes to `damaged/`. Cut off at any moment, it can be started again.
+    file; a damaged one goes to `damaged/`, as does the old index, and its measurements are left out, so that it is
+    trained again. Cut off at any moment, it can be started again.
 
     Returns counts: `measurements` and `states` of the new index, and `damaged_rows` and `damaged_states` left out.
     Raises UserError where the directory is not a store or another process has it open.

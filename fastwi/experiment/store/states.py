@@ -3,11 +3,10 @@
 No index is needed: a worker on another machine is given the `StoredState` to read, or returns the one to commit.
 """
 
-import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -35,10 +34,11 @@ def write_states(directory: str | os.PathLike[str], states: Sequence[tuple[str, 
     `gc` removes a file that is neither in the index nor claimed. Raises ValueError for a population of more than one
     member, and UserError where the disk is full or not writable.
     """
+    if not states:
+        return []
+    if any(population.members != 1 for _, population in states):
+        raise ValueError("a state is one network; a population has several members")
     places = StorePlaces(Path(directory))
-    for _, population in states:
-        if population.members != 1:
-            raise ValueError(f"a state is one network; the population has {population.members} members")
     folders = {places.directory, places.states, *(places.state(key).parent for key, _ in states)}
     with locked(places.writing_lock, exclusive=False):
         files = _in_threads(_WRITERS, lambda state: _write(places, *state), states)
@@ -108,33 +108,20 @@ def _read(places: StorePlaces, state: StoredState, row: "Population") -> None:
     from fastwi.population.checkpoint import fill, read_header, require_layout
 
     path = places.state(state.key)
-    with _opened(places, state) as file:
-        stream = _Hashed(file)
-        header = read_header(stream, state.bytes, path)
-        fits = header.members == 1 and header.layout.fingerprint == row.layout.fingerprint
-        for name in header.row_bytes if fits else ():
-            fill(stream, torch.empty(1, dtype=torch.int64) if name == "checksum_M" else getattr(row, name), path)
-        if stream.sha256() != state.sha256:
-            raise CheckpointError("not the bytes that were stored (SHA-256)")
-        if header.members != 1:
-            raise CheckpointError(f"holds {header.members} members")
-    require_layout(path, header.layout, row.layout)
-
-
-@contextlib.contextmanager
-def _opened(places: StorePlaces, state: StoredState) -> Iterator[io.BufferedReader]:
-    """A state's file, of the right size. What goes wrong within the block is DamagedState."""
-    path = places.state(state.key)
     try:
         with open_plain(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != state.bytes:
-                raise CheckpointError(f"{size} bytes, not {state.bytes}")
-            yield file
+            stream = _Hashed(file)
+            header = read_header(stream, state.bytes, path)
+            fits = header.members == 1 and header.layout.fingerprint == row.layout.fingerprint
+            for name in header.row_bytes if fits else ():
+                fill(stream, torch.empty(1, dtype=torch.int64) if name == "checksum_M" else getattr(row, name), path)
+            if stream.sha256() != state.sha256 or header.members != 1:
+                raise CheckpointError(f"holds {header.members} members")
     except (OSError, CheckpointError) as error:
         # Where its bytes are others, that is the damage, whatever they then say of themselves.
         fix = f"`python -m fastwi.store verify --repair {places.directory}` has it trained again"
         raise DamagedState(f"{path}: {damage_of(places, state) or error}; {fix}", state.key) from error
+    require_layout(path, header.layout, row.layout)
 
 
 def _in_threads(threads: int, do: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:

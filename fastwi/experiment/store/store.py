@@ -34,10 +34,9 @@ _BATCH = 100  # files a transaction; other processes wait for that long
 
 
 class Store(Index, AbstractContextManager["Store"]):
-    """A store directory. Any number of processes may have it open; its threads share one connection.
+    """A store directory. Any number of processes may have it open. A context manager; its next use opens it again.
 
     Every method raises UserError, in one line, where the index is busy, full, not writable or (DamagedIndex) damaged.
-    A context manager; closed, it is opened again by the next use.
     """
 
     def __init__(self, places: StorePlaces) -> None:
@@ -46,10 +45,9 @@ class Store(Index, AbstractContextManager["Store"]):
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], create: bool = True) -> "Store":
-        """Open the store at `directory`; make one of an empty or missing directory where `create` is set.
+        """Open the store at `directory`; `create` makes one of an empty or missing directory.
 
-        Raises UserError, in one line, for a directory of other things, a store of another version, a lost or
-        damaged index, and a place that cannot be written.
+        Raises UserError for other directories, a lost or damaged index, and a place that cannot be written.
         """
         places = StorePlaces(Path(directory))
         check_directory(places, create)
@@ -84,7 +82,7 @@ class Store(Index, AbstractContextManager["Store"]):
     ) -> tuple[dict[MeasurementKey, Measurement], dict[str, StoredState], set[MeasurementKey]]:
         """The measurements of `tasks`, the files of the states `keys`, and what others work on, all of one moment.
 
-        That is: all tasks that live owners have claimed which were not made by this `Store`.
+        Others: live owners that were not made by this `Store`.
         """
         with self.reading() as transaction:
             found, files = _measurements(transaction, tasks), _state_files(transaction, keys)

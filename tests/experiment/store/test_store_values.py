@@ -152,7 +152,7 @@ def test_the_first_damaged_state_of_many_is_named(store):
 
 
 def test_only_single_networks_and_proper_keys(store):
-    with pytest.raises(ValueError, match="2 members"):
+    with pytest.raises(ValueError, match="several members"):
         write_states(store.directory, [("abc", network(1).clone_rows([0, 0]))])
     for key in ("", "a", "../x", "a/b", ".ab"):
         with pytest.raises(ValueError, match="not a state's key"):
