@@ -120,7 +120,7 @@ def listing(store: Store) -> dict[str, Any]:
 
 
 def _process_of(places: StorePlaces, owner: str) -> str:
-    with contextlib.suppress(OSError), open_plain(places.owner(owner)) as stream:
+    with contextlib.suppress(OSError), open_plain(places.owners / f"{owner}.lock") as stream:
         return stream.read(_LONGEST_NAME).decode(errors="replace").strip() or owner
     return owner
 

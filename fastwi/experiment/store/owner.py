@@ -28,7 +28,7 @@ class Owner(contextlib.AbstractContextManager["Owner"]):
     def __init__(self, index: Index) -> None:
         self._index = index
         self.id = uuid.uuid4().hex
-        self._path = index.places.owner(self.id)
+        self._path = index.places.owners / f"{self.id}.lock"
         self._descriptor: int | None = _hold(self._path)
         _LIVE_HERE[self.id] = self
 
@@ -78,7 +78,6 @@ class Owner(contextlib.AbstractContextManager["Owner"]):
 
     def pin(self, keys: Iterable[str]) -> None:
         """Keep the states `keys` from being dropped by others. Pin first, then ask the store which are there."""
-        self._check()
         add_pins(self._index, keys, self.id)
 
     def close(self) -> None:
@@ -110,7 +109,7 @@ def add_pins(index: Index, keys: Iterable[str], owner: str) -> None:
 def live_owners(places: StorePlaces, owners: Iterable[str]) -> set[str]:
     """Those of `owners` whose process lives."""
     # One's own are not tried: over NFS a process may get its own lock a second time.
-    return {owner for owner in set(owners) if owner == KEPT or owner in _LIVE_HERE or _is_live(places.owner(owner))}
+    return {owner for owner in set(owners) if owner == KEPT or owner in _LIVE_HERE or _is_live(places, owner)}
 
 
 def remove_dead(index: Index) -> tuple[int, int]:
@@ -154,7 +153,8 @@ def _hold(path: Path) -> int:
         os.close(descriptor)  # `gc` took the file for a dead owner's before it was locked
 
 
-def _is_live(path: Path) -> bool:
+def _is_live(places: StorePlaces, owner: str) -> bool:
+    path = places.owners / f"{owner}.lock"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:

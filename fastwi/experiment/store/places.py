@@ -5,12 +5,13 @@ import json
 import os
 import re
 import stat
+from operator import itemgetter
 from pathlib import Path
 
 from fastwi.errors import UserError
 from fastwi.files import write_json
 
-_CARD = {"format": "fastwi.store", "version": 1}
+CARD = {"format": "fastwi.store", "version": 1}
 _KEY = "[0-9A-Za-z_-]{2,200}"
 _UNFINISHED = (".tmp", ".tmp-journal", ".tmp-wal", ".tmp-shm")  # the last three are SQLite's
 # fmt: off
@@ -41,10 +42,6 @@ class StorePlaces:
         if not re.fullmatch(_KEY, key):
             raise ValueError(f"{key!r} is not a state's key: 2 to 200 letters, digits, - or _")
         return self.states / key[:2] / f"{key}.safetensors"
-
-    def owner(self, owner: str) -> Path:
-        """Lock of an owner."""
-        return self.owners / f"{owner}.lock"
 
     def key_of(self, path: Path) -> str:
         """The key of the state whose file, or whose unfinished file, `path` is; empty for any other file."""
@@ -84,7 +81,7 @@ def check_directory(places: StorePlaces, create: bool) -> None:
         raise UserError(f"{directory}: not a store, and not empty ({present[0]}); name an empty or a new directory")
     if not create:
         raise UserError(f"{directory}: no store there; name the directory of one")
-    write_card(places)
+    write_json(places.card, CARD)
 
 
 def check_plain(places: StorePlaces) -> None:
@@ -97,20 +94,15 @@ def check_plain(places: StorePlaces) -> None:
                 raise UserError(f"{path}: not a regular file; remove it, then {places.rebuild_line}")
 
 
-def write_card(places: StorePlaces) -> None:
-    """Write store.json: format and version."""
-    write_json(places.card, _CARD)
-
-
 def _check_card(places: StorePlaces) -> None:
     try:
         card = json.loads(places.card.read_bytes())
     except ValueError:
         card = None
-    if not isinstance(card, dict) or card.keys() != _CARD.keys() or card["format"] != _CARD["format"]:
+    if not isinstance(card, dict) or card.keys() != CARD.keys() or card["format"] != CARD["format"]:
         raise UserError(f"{places.card}: damaged, or not of a fastwi store; {places.rebuild_line}, if it is one")
-    if repr(card["version"]) != repr(_CARD["version"]):
-        versions = f"store format version {card['version']!r}, this fastwi reads {_CARD['version']}"
+    if repr(card["version"]) != repr(CARD["version"]):
+        versions = f"store format version {card['version']!r}, this fastwi reads {CARD['version']}"
         raise UserError(f"{places.card}: {versions}; use the fastwi that wrote it, or name another store")
 
 
@@ -122,15 +114,13 @@ def network_type(directory: Path, mountinfo: str | None = None) -> str | None:
     mounts = Path("/proc/self/mountinfo")
     if mountinfo is None:
         mountinfo = mounts.read_text(errors="surrogateescape") if mounts.exists() else ""
-    target = Path(os.path.realpath(directory))
-    depth, found = -1, ""
+    target, found = Path(os.path.realpath(directory)), [(0, "")]
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         words = before.split()
-        if len(words) < 5 or not after:
-            continue
-        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), words[4]))
-        # Of two mounts on one point the later hides the earlier.
-        if (target == point or point in target.parents) and len(point.parts) >= depth:
-            depth, found = len(point.parts), after.split()[0]
-    return found if found in _NETWORK_TYPES or found.startswith("fuse.") else None
+        if len(words) > 4 and after:
+            point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), words[4]))
+            if target.is_relative_to(point):
+                found.append((len(point.parts), after.split()[0]))
+    _, kind = max(reversed(found), key=itemgetter(0))  # of two mounts on one point the later hides the earlier
+    return kind if kind in _NETWORK_TYPES or kind.startswith("fuse.") else None

@@ -18,11 +18,11 @@ from typing import Any
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.store import index as _index
 from fastwi.experiment.store.index import FLOATS, MEASUREMENTS, STATES, TABLES, Index, Row, Table, is_whole, sealed
-from fastwi.experiment.store.places import StorePlaces, check_directory, check_plain, network_type, write_card
+from fastwi.experiment.store.places import CARD, StorePlaces, check_directory, check_plain, network_type
 from fastwi.experiment.store.records import StoredState, bytes_float, float_bytes
 from fastwi.experiment.store.states import damage_of
 from fastwi.experiment.store.store import Store, files_under, set_aside
-from fastwi.files import atomic_path, locked, sync_directory
+from fastwi.files import atomic_path, locked, sync_directory, write_json
 from fastwi.sealed import file_sha256
 
 _BATCH = 50_000  # rows made into columns at a time: as Python's objects they take several times the memory
@@ -171,7 +171,7 @@ def _rebuild(places: StorePlaces) -> dict[str, int]:
     try:
         check_directory(places, create=False)
     except UserError:
-        write_card(places)
+        write_json(places.card, CARD)
     left_out = {"damaged_rows": damaged + exported.count(None), "damaged_states": len(damaged_states)}
     return {"measurements": len(measurements), "states": len(states)} | left_out
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastwi.errors import CheckpointError
 from fastwi.experiment.store.places import StorePlaces
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `python -m fastwi.store 
     from fastwi.population import Layout, Population
 
 _WRITERS = 8  # threads; they wait for the disk, which flushes for several at once
-_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -124,7 +123,7 @@ def _read(places: StorePlaces, state: StoredState, row: "Population") -> None:
     require_layout(path, header.layout, row.layout)
 
 
-def _in_threads(threads: int, do: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+def _in_threads(threads: int, do: Callable[[Any], _Result], items: Sequence[Any]) -> list[_Result]:
     """What `do` returns for each item, by up to so many threads. Raises the first exception in the items' order."""
     if min(threads, len(items)) < 2:
         return [do(item) for item in items]

@@ -1,8 +1,7 @@
 """The store, as sweeps use it: what is measured, which states are there, commit, drop, collect garbage.
 
-Where a state goes, its row goes first and its file after it, so that a crash leaves a file without a row and not the
-reverse. The file goes within a transaction of its own that looks again: a process that trains the state again claims
-it before it writes the file.
+A state's row goes first and its file after it: a crash leaves a file without a row and not the reverse. The file goes
+in a transaction of its own that looks again: a process that trains the state again claims it before it writes it.
 """
 
 import os
@@ -41,6 +40,7 @@ class Store(Index, AbstractContextManager["Store"]):
 
     def __init__(self, places: StorePlaces) -> None:
         super().__init__(places)
+        self.directory = places.directory
         self._owners: set[str] = set()
 
     @classmethod
@@ -54,11 +54,6 @@ class Store(Index, AbstractContextManager["Store"]):
         store = cls(places)
         with store.reading():
             return store
-
-    @property
-    def directory(self) -> Path:
-        """Where it is."""
-        return self.places.directory
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -131,8 +126,7 @@ class Store(Index, AbstractContextManager["Store"]):
     def drop_states(self, keys: Iterable[str]) -> set[str]:
         """Remove states, but none that are kept or that another live owner has pinned or claimed; return those gone.
 
-        Another: not made by this `Store`, whose owners' pins on `keys` end: of the owners that need a state, the last
-        to drop it removes it. Measurements stay.
+        Another: not made by this `Store`, whose owners' pins on `keys` end. Measurements stay.
         """
         dropped = set[str]()
         for batch in _batches(list(dict.fromkeys(keys))):

@@ -114,23 +114,31 @@ def test_bad_use(store, tmp_path, capsys, monkeypatch):
     assert "store: 0 states" in told(capsys, 0, "ls")  # ./store
 
 
-def test_places_that_are_no_store(store, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        ({"thesis.tex": "mine"}, "thesis.tex"),
+        ({}, "no store there"),
+        ({"store.json": '{"format": "fastwi.store", "version": 2}'}, "version 2, this fastwi reads 1"),
+        ({"store.json": '{"format": "fastwi.store", "version": true}'}, "version True"),
+        *(({"store.json": text}, "rebuild") for text in ("{}", "[]", "", '{"format": "other", "version": 1}')),
+    ],
+)
+def test_directories_that_are_not_a_store(tmp_path, capsys, files, names):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert names in refused(capsys, "verify", str(tmp_path))
+    if files:
+        with pytest.raises(UserError, match=names):
+            Store.open(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_a_file_in_the_place_of_a_store(tmp_path):
     (tmp_path / "file").write_text("mine")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.tex").write_text("mine")
-    for name, word in (("file", "a file, not a directory"), ("full", "thesis.tex")):
-        with pytest.raises(UserError, match=word):
-            Store.open(tmp_path / name)
-        assert word in refused(capsys, "verify", str(tmp_path / name))
-    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
-    with pytest.raises(UserError, match="file"):
-        Store.open(tmp_path / "file" / "below")
-    store.close()
-    store.places.card.write_text('{"format": "fastwi.store", "version": 2}')
-    assert "version 2, this fastwi reads 1" in refused(capsys, "ls", str(store.directory))
-    for text in ("{}", "[]", "", '{"format": "other", "version": 1}'):
-        store.places.card.write_text(text)
-        assert "rebuild" in refused(capsys, "ls", str(store.directory))
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="file"):
+            Store.open(path)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(store):
@@ -152,15 +160,15 @@ import sys
 sys.path.insert(0, {tests!r})
 from store_samples import *
 import resource
-from fastwi.cli import command
-def body(argv):
-    store = Store.open({directory!r})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+from fastwi.errors import UserError
+store = Store.open({directory!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+try:
     for number in range(1000):
-        rows = [measurement(number * 20 + n) for n in range(20)]
-        store.commit(rows, [], [])
+        store.commit([measurement(number * 20 + n) for n in range(20)], [], [])
         print(number, flush=True)
-sys.exit(command(body)())
+except UserError as error:
+    assert len(str(error).splitlines()) == 1
 """
 
 
@@ -169,9 +177,7 @@ def test_files_that_the_system_will_not_grow(store):
     store.close()
     script = LIMITED.format(tests=str(Path(__file__).parent), directory=str(store.directory))
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.startswith("fastwi: error: ")
-    assert ended.stderr.count("\n") == 1
+    assert ended.returncode == 0, ended.stderr
     committed = len(ended.stdout.split())
     assert 0 < committed < 1000
     assert len(store.measurements()) == 20 * committed

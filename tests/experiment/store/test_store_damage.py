@@ -288,9 +288,9 @@ def test_states_and_owners_that_are_no_plain_files(closed, tmp_path):
             path.unlink()
             os.mkfifo(path) if target == "pipe" else path.symlink_to(target)
         store.places.owners.mkdir(exist_ok=True)
-        os.mkfifo(store.places.owner("pipe"))
+        os.mkfifo(store.places.owners / "pipe.lock")
         (tmp_path / "outside").write_text("unchanged")
-        store.places.owner("link").symlink_to(tmp_path / "outside")
+        (store.places.owners / "link.lock").symlink_to(tmp_path / "outside")
         lines = verify(store).damage
         assert len(lines) == 2
         assert all("not a regular file" in line for line in lines)
@@ -303,10 +303,10 @@ def test_an_owner_whose_file_cannot_be_read_is_taken_for_live(tmp_path):
     """It may be another user's. Better to wait than to do its work twice."""
     task = ("aa", "own")
     with Store.open(tmp_path / "store") as store, store.owner() as owner:
-        store.places.owner("theirs").symlink_to("theirs.lock")  # to itself: even root cannot open it
+        (store.places.owners / "theirs.lock").symlink_to("theirs.lock")  # to itself: even root cannot open it
         with store.writing() as transaction:
             transaction.execute("INSERT INTO claims VALUES (?, ?, ?, ?)", sealed(*task, "theirs"))
         assert owner.claim([task]) == []
         store.gc()
-        store.places.owner("theirs").unlink()
+        (store.places.owners / "theirs.lock").unlink()
         assert owner.claim([task]) == [task]

@@ -216,7 +216,7 @@ def test_a_clock_set_back_changes_nothing(tmp_path, monkeypatch):
         owner.claim([("aa", "own")])
         for moment in (0, time.time() + 1e6):
             monkeypatch.setattr(time, "time", lambda moment=moment: moment)
-            os.utime(store.places.owner(owner.id), (moment, moment))
+            os.utime(store.places.owners / f"{owner.id}.lock", (moment, moment))
             other.gc()
             with other.owner() as second:
                 assert second.claim([("aa", "own")]) == []
