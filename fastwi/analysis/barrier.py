@@ -95,8 +95,8 @@ def barrier_between(
 ) -> list[Barrier]:
     """Evaluate the line between two members and return its barriers, one a split and treatment.
 
-    `alphas` evenly spaced places from 0 to 1; both end points are on the grid, and so among the 30 of Frankle et
-    al. See `evaluate_line` for the rest. Raises UserError for bad input.
+    `alphas` evenly spaced places from 0 to 1, both ends among them. See `evaluate_line` for the rest. Raises
+    UserError for bad input.
     """
     if alphas < 2:
         raise UserError(f"alphas is {alphas}; a barrier needs at least the two end points")

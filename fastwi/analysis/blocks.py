@@ -1,8 +1,7 @@
 """One block of layers at a time along the line between two networks, the rest standing still.
 
 Adilova, Andriushchenko, Kamp, Fischer, Jaggi, Layer-wise Linear Mode Connectivity, ICLR 2024, section 3: replace a
-block of A by (1 - alpha) A + alpha B and measure. Blocks with a barrier are what the barrier of the whole line
-comes from; each block alone may well have none where the whole has one.
+block of A by (1 - alpha) A + alpha B and measure. Each block alone may have no barrier where the whole line has one.
 
 Shapes: D = 2 directions, G blocks, L places on the line.
 """
@@ -44,8 +43,7 @@ class Block:
 class BlocksResult(LossAndError):
     """Loss (nats) and error (%) by split and treatment, float64 [2, G, L]: direction, block, alpha.
 
-    Direction 0 has the rest at A and the block on its way from A to B; direction 1 has A and B exchanged. So alpha
-    0 is the whole of A (of B), and alpha 1 is it with the other's block.
+    Direction 0 has the rest at A and the block on its way from A to B; direction 1 has A and B exchanged.
     """
 
     blocks: tuple[str, ...]
@@ -60,10 +58,9 @@ class BlocksResult(LossAndError):
 def blocks_of(layout: Layout, groups: Mapping[str, Sequence[str]] | None = None) -> tuple[Block, ...]:
     """The blocks of an architecture, in order.
 
-    Without `groups`, one for each top-level child with parameters, and one for each of the network's own parameters.
-    groups: blocks by name, each a list of prefixes: "blocks.0" takes blocks.0.conv1.weight, and not blocks.01.
-    Parameters in no group never move. A block's statistics (batch norm's) are those under the same prefixes.
-    Raises UserError for a prefix that no parameter has, and for no group.
+    groups: blocks by name, each a list of prefixes of parameters and statistics: "blocks.0" takes
+    blocks.0.conv1.weight, and not blocks.01. None: one for each top-level child with parameters, and one for each of
+    the network's own parameters. Raises UserError for a prefix that no parameter has, and for no group.
     """
     if groups is None:
         groups = {name: [name] for name in dict.fromkeys(span.name.split(".")[0] for span in layout.parameters)}
@@ -98,9 +95,8 @@ def evaluate_blocks(
 ) -> BlocksResult:
     """Move one block at a time to each of `alphas` between members A = ends[0] and B = ends[1], and evaluate.
 
-    groups: see `blocks_of`. Treatments are those of `evaluate_line` without "own": averaged statistics move with
-    their block and stay with the rest; recomputed ones are of the mixed network's own weights. Raises UserError for
-    bad input.
+    groups: see `blocks_of`; parameters in no group never move. Treatments are those of `evaluate_line` without "own":
+    averaged statistics move with their block. Raises UserError for bad input.
     """
     alphas_L = check_alphas(alphas)
     check_rows(population, ends)
@@ -131,4 +127,4 @@ def evaluate_blocks(
 
 def _under(spans: Sequence[Span], prefixes: Sequence[str]) -> tuple[Span, ...]:
     """The spans that are called as one of `prefixes`, or lie under it."""
-    return tuple(s for s in spans if any(s.name == prefix or s.name.startswith(f"{prefix}.") for prefix in prefixes))
+    return tuple(s for s in spans if any(f"{s.name}.".startswith(f"{prefix}.") for prefix in prefixes))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from fastwi.analysis.evaluator import Evaluator, Values, check_rows
 from fastwi.data.resident import ResidentDataset
@@ -52,8 +51,7 @@ def weight_distances(
 ) -> WeightDistances:
     """Distances between `members` (None: all but the parent), and of their displacements from member `parent`.
 
-    All sums are in float64: one pass over the columns, some at a time, as one matrix product for all pairs. Raises
-    UserError for a number that no member has.
+    All sums are in float64. Raises UserError for a number that no member has.
     """
     chosen = _chosen(population, members, parent)
     check_rows(population, chosen if parent is None else [*chosen, parent])
@@ -88,8 +86,8 @@ def function_distances(
 ) -> FunctionDistances:
     """Distances between the outputs of `members` (None: all) on `dataset`, each with its own statistics.
 
-    Every network sees every image once, all pairs are compared batch by batch: outputs are never held whole.
-    Sums are in float64. A diverged network's KL and L2 are NaN. Raises UserError for bad input.
+    All pairs are compared batch by batch, in float64. A diverged network's KL and L2 are NaN. Raises UserError for
+    bad input.
     """
     chosen = _chosen(population, members, None)
     check_rows(population, chosen)
@@ -104,10 +102,8 @@ def function_distances(
         for i in range(count):
             different_CC[i] += (class_CN != class_CN[i]).sum(dim=1)
             l2_CC[i] += torch.linalg.vector_norm(p_CNK - p_CNK[i], dim=2).sum(dim=1)
-    disagreement_CC = 100 * different_CC / len(dataset)
-    return FunctionDistances(
-        tuple(chosen), disagreement_CC.cpu().numpy(), _mean(kl_CC, len(dataset)), _mean(l2_CC, len(dataset))
-    )
+    means = (total_CC / len(dataset) for total_CC in (100 * different_CC, kl_CC, l2_CC))
+    return FunctionDistances(tuple(chosen), *(mean_CC.cpu().numpy() for mean_CC in means))
 
 
 def tangent_departure(
@@ -127,11 +123,6 @@ def tangent_departure(
         off += torch.linalg.vector_norm(average_NK - mean_NK, dim=1).sum()
         spread += torch.linalg.vector_norm(children_CNK - mean_NK, dim=2).mean(dim=0).sum()
     return float(off / spread)
-
-
-def _mean(total_CC: Tensor, images: int) -> Values:
-    found: Values = (total_CC / images).cpu().numpy()
-    return found
 
 
 def _chosen(population: Population, members: Sequence[int] | None, parent: int | None) -> list[int]:

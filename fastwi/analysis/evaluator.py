@@ -90,9 +90,9 @@ class LossAndError:
 class Evaluator:
     """Evaluates populations of one architecture, which may be anyone's nn.Module from images to logits [N, K].
 
-    `model` gives the architecture; it is copied, and neither its weights nor its mode or device change. It gets
-    images [N, C, H, W] in channels-last order. `engine` picks device, precision and backend. `batch_size` and
-    `augment` matter to recomputed statistics alone. `report` hears of every few images evaluated.
+    model: gives the architecture; it is copied. It gets images [N, C, H, W] in channels-last order. engine: device,
+    precision and backend. batch_size, augment: of recomputed statistics alone. report: called with the number of
+    images evaluated since the last call.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ class Evaluator:
     def scores(self, population: Population, dataset: ResidentDataset) -> Scores:
         """Loss (nats) and accuracy (%) of every member with its own statistics, float64 [M] each.
 
-        Raises UserError for a population of another architecture, a dataset on another device or without
-        images, and labels that the network has no output for.
+        Raises UserError for another architecture, a dataset on another device or without images, and labels that the
+        network has no output for.
         """
         population = self._take(population)
         self._check(dataset)
@@ -141,8 +141,7 @@ class Evaluator:
     ) -> Population:
         """A copy of `population` with statistics of its own weights, all members on the same draws of `noise`.
 
-        See `Engine.recompute_statistics`; `images` is rounded down to whole batches, 0 takes all. Layers that
-        draw themselves (dropout) draw the same for each member, and leave torch's generator as it was.
+        See `Engine.recompute_statistics`; `images` is rounded down to whole batches, 0 takes all.
         """
         if images < 0:
             raise UserError(f"images is {images}; give 0 for all, or a positive number")
@@ -159,7 +158,7 @@ class Evaluator:
         return self._engine.logits(self._take(population), m, dataset)
 
     def logits_NK(self, population: Population, m: int, dataset: ResidentDataset) -> Tensor:
-        """Member m's logits on the whole dataset in its order, float32 [N, K], with its own statistics."""
+        """Member m's logits on the whole dataset, float32 [N, K], with its own statistics."""
         return torch.cat([logits_NK for _, logits_NK in self.logits(population, m, dataset)])
 
     @torch.no_grad()
@@ -196,7 +195,7 @@ def dataset_from_arrays(
     """A dataset of the caller's own arrays.
 
     images uint8 [N, H, W, C]; labels integers [N], 0 or more; mean and std of each channel in 0..1: the network
-    gets (v / 255 - mean) / std. mean 0 and std 1 hand on v / 255. Raises UserError for anything else.
+    gets (v / 255 - mean) / std. Raises UserError for anything else.
     """
     images, labels = torch.as_tensor(images_NHWC), torch.as_tensor(labels_N)
     if images.ndim != 4 or images.dtype != torch.uint8:
@@ -231,10 +230,9 @@ def measure(
 ) -> LossAndError:
     """Loss and error of `count` networks on every split, under each of `treatments` (averaged, recomputed).
 
-    `build(first, last)` makes networks first .. last - 1 with averaged statistics; no more are alive at a time
-    than `memory_bytes` hold, and at least one. Where averaging gave a negative variance, which extrapolation
-    can, the network has no averaged statistics: its values are NaN under that treatment. Clamping the variance
-    would measure another network. Without batch norm both treatments are the same.
+    `build(first, last)` makes networks first .. last - 1 with averaged statistics, as many at once as `memory_bytes`
+    hold. Where averaging gave a negative variance, which extrapolation can, the values are NaN under that treatment:
+    with a clamped variance it would be another network.
     """
     check_treatments(treatments, recomputation, (AVERAGED, RECOMPUTED))
     if not splits:

@@ -1,17 +1,14 @@
 """A finished sweep opened for studies: which points are measured, and any state as a population."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import polars
 
 from fastwi.analysis.columns import Columns, schema
 from fastwi.config.schema import Config
-from fastwi.config.sweep import KEEP, Point, SweepSpec
-from fastwi.config.values import show
+from fastwi.config.sweep import KEEP, SweepSpec
 from fastwi.errors import UserError
 from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.todo import lost_with, stopped_states, without_lost
@@ -64,9 +61,7 @@ class OpenedSweep:
     def __enter__(self) -> "OpenedSweep":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.store.close()
 
     def frames(self, columns: Mapping[str, Columns], **rows: list[dict[str, Any]]) -> dict[str, polars.DataFrame]:
@@ -78,28 +73,6 @@ class OpenedSweep:
         """The states that diverged, and those that would be made of them."""
         tree = self.planned.tree
         return {tree.keys[node] for node in lost_with(tree, stopped_states(tree, self.measured.values()))}
-
-    def leave_out(self, diverged: Sequence[Point], chosen: Sequence[Point]) -> None:
-        """Note that of the points `chosen` the points `diverged` take no part in a study.
-
-        Raises UserError where they are all.
-        """
-        cells, names = Counter(map(self._cell, chosen)), Counter(map(self._cell, diverged))
-        self.left_out = tuple(f"{count} of {cells[name]} at {name}" for name, count in names.items())
-        if diverged and len(diverged) == len(chosen):
-            raise UserError(
-                f"analysis: all {len(chosen)} pairs of these cells diverged ({next(iter(names))}); sweep a lower "
-                "optimizer.learning_rate, or name other analysis.cells"
-            )
-
-    def _cell(self, point: Point) -> str:
-        """The point's cell in words."""
-        axes = zip(self.planned.spec.axes, point.values, strict=True)
-        named = [(axis.path.removeprefix("experiment."), value) for axis, value in axes]
-        e = point.config.experiment
-        named = [("k", e.k), ("s", e.s), *((name, value) for name, value in named if name not in ("k", "s"))]
-        named += [] if point.alpha is None else [("alpha", point.alpha)]
-        return ", ".join(f"{name} = {show(value)}" for name, value in named)
 
     def has(self, keys: Iterable[str]) -> bool:
         """Whether all the states `keys` are stored, or can be made of stored ones."""
@@ -118,7 +91,7 @@ class OpenedSweep:
         return self._resident.gather(nodes, files, trains=False)
 
     def require(self, keys: Iterable[str]) -> None:
-        """Raise UserError where the store lacks one of the states `keys`, or of those that it is made of."""
+        """Raise UserError where one of the states `keys` is not stored, and cannot be made of stored ones."""
         missing = self._missing(keys)
         if not missing:
             return

@@ -4,6 +4,7 @@ An average is of a tuple of children of one parent, at one k, s, alpha and combi
 pair as in the sweep's results, also where `sweep.tuple_size` is more than 2.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.config.schema import Config
 from fastwi.config.sweep import AnalysisOptions, Point, axis_value, child_tuples, chosen_cells, other_axes
+from fastwi.config.values import show
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.tree import OWN
@@ -126,12 +128,22 @@ def _asked_for(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
 
 
 def _sound(opened: OpenedSweep, chosen: list[Pair], diverged: Callable[[Pair], bool]) -> list[Pair]:
-    """Those that did not diverge; the others are noted in `opened.left_out`."""
-    kept, gone = list[Pair](), list[Pair]()
-    for pair in chosen:
-        (gone if diverged(pair) else kept).append(pair)
-    opened.leave_out([pair.point for pair in gone], [pair.point for pair in chosen])
-    return kept
+    """Those that did not diverge; the others are noted in `opened.left_out`. Raises UserError where all did."""
+    gone = [pair for pair in chosen if diverged(pair)]
+    cells, names = Counter(map(_cell_text, chosen)), Counter(map(_cell_text, gone))
+    opened.left_out = tuple(f"{count} of {cells[name]} at {name}" for name, count in names.items())
+    if gone and len(gone) == len(chosen):
+        raise UserError(
+            f"analysis: all {len(chosen)} pairs of these cells diverged ({next(iter(names))}); sweep a lower "
+            "optimizer.learning_rate, or name other analysis.cells"
+        )
+    return [pair for pair in chosen if pair not in gone]
+
+
+def _cell_text(pair: Pair) -> str:
+    named = {"k": pair.k, "s": pair.s} | {name.removeprefix("experiment."): value for name, value in pair.variant}
+    named |= {} if pair.point.alpha is None else {"alpha": pair.point.alpha}
+    return ", ".join(f"{name} = {show(value)}" for name, value in named.items())
 
 
 def _ordered(pairs: list[Pair], cells: "list[tuple[int, int]] | tuple[tuple[int, int], ...]") -> list[Pair]:

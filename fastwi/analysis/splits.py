@@ -66,11 +66,9 @@ def correct_images(engine: LogitsEngine, population: Population, dataset: Reside
 def equal_splits(scores_N: ArrayLike, splits: int = 4) -> NDArray[np.int64]:
     """The split of each image, int64 [N] of 0 .. splits - 1, by ascending score (paper, Figure 5: 4 splits).
 
-    Split 0 here is the paper's Split 1, that of the lowest scores. Equal scores keep the order of the dataset, so the
-    splits are the same on every machine. Where `splits` does not divide N, the first N mod splits ones have one image
-    more. An infinite score counts as highest (or lowest); NaN is refused.
-
-    Raises UserError for scores that are no list of numbers, for NaN, and for less than one image a split.
+    Split 0 here is the paper's Split 1, that of the lowest scores. Equal scores keep the order of the dataset. Where
+    `splits` does not divide N, the first N mod splits ones have one image more. Raises UserError for scores that are
+    not a list of numbers, for NaN, and for less than one image a split.
     """
     scores = np.asarray(scores_N, dtype=np.float64)
     if scores.ndim != 1:

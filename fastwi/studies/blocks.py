@@ -45,20 +45,13 @@ COLUMNS = {
     "blocks": {
         **LINE_COLUMNS,
         "rest": Column("", "the child that all other blocks are of: A, the pair's first, or B", polars.String),
-        "block": Column(
-            "",
-            f"the block that is half A's and half B's, by its name in the network; {WHOLE}: every one",
-            polars.String,
-        ),
+        "block": Column("", f"the block that is half A's and half B's, by name; {WHOLE}: every one", polars.String),
         "block_number": Column("", f"place of the block in the network, from 0; -1: {WHOLE}", polars.Int64),
         **MEASURED_COLUMNS,
         **{
-            f"{split}_{change}": Column(
-                change.rpartition("_")[2],
-                f"{split} {name.partition('_')[0]} less that of the child that the rest is of",
-            )
+            f"{split}_{change}": Column(change.rpartition("_")[2], "less that of the child that the rest is of")
             for split in SPLITS
-            for name, change in _CHANGES.items()
+            for change in _CHANGES.values()
         },
     }
 }
@@ -167,16 +160,15 @@ def draw(frames: Frames, path: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     names = cell_names(frames["blocks"])
-    every = list(groups(frames["blocks"].sort("block_number", maintain_order=True), names))
-    order = list(dict.fromkeys(values for values, _ in groups(frames["blocks"], names)))
-    cells = sorted(every, key=lambda cell: order.index(cell[0]))[-_MOST_CELLS:]
+    every = list(groups(frames["blocks"], names))
+    cells = every[-_MOST_CELLS:]
     figure = Figure(figsize=(10.5, 2.9 * len(cells) + 0.9), layout="constrained")
     axes = figure.subplots(len(cells), 2, squeeze=False)
     found = []
     for row, (values, rows) in enumerate(cells):
         heading = [f"k = {values[-2]}, s = {values[-1]}; {counted_text(rows)}", variant_of(names, values)]
         for axis, (column, label) in zip(axes[row], _PANELS.items(), strict=True):
-            found += draw_bars(axis, rows, column, "block", "{} batch-norm statistics")
+            found += draw_bars(axis, rows.sort("block_number"), column, "block", "{} batch-norm statistics")
             style(axis, "", label, "\n".join(filter(None, heading)))
             axis.tick_params(axis="x", labelrotation=40)
     axes[0, 0].legend(fontsize=7)

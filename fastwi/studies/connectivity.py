@@ -58,18 +58,12 @@ COLUMNS = {
         "split": Column("", "images that were measured on, without augmentation: train or test", polars.String),
         "batch_norm": LINE_COLUMNS["batch_norm"],
         "barrier_error_points": Column("points", "largest error on the line less the mean of the ends' errors"),
-        "barrier_error_linear_points": Column(
-            "points", "largest excess of the error over the line between the ends' errors"
-        ),
+        "barrier_error_linear_points": Column("points", "largest excess of the error over the ends' line"),
         "barrier_loss_nats": Column("nats", "largest loss on the line less the mean of the ends' losses"),
-        "barrier_loss_linear_nats": Column(
-            "nats", "largest excess of the loss over the line between the ends' losses"
-        ),
+        "barrier_loss_linear_nats": Column("nats", "largest excess of the loss over the ends' line"),
         "alpha_of_largest_error": Column("1", "where on the line the error is largest"),
         "alpha_of_largest_loss": Column("1", "where on the line the loss is largest"),
-        "gain_best_points": Column(
-            "points", "error of the better end less that at alpha = 0.5, the same statistics on both sides"
-        ),
+        "gain_best_points": Column("points", "error of the better end less that at alpha = 0.5, same statistics"),
         "gain_mean_points": Column("points", "mean of the ends' errors less that at alpha = 0.5, likewise"),
         "gain_best_nats": Column("nats", "loss of the better end less that at alpha = 0.5, likewise"),
         "gain_mean_nats": Column("nats", "mean of the ends' losses less that at alpha = 0.5, likewise"),

@@ -77,12 +77,8 @@ COLUMNS = {
     "controls": {
         **{name: column for name, column in AVERAGE_COLUMNS.items() if name != "batch_norm"},
         "control": _CONTROL,
-        "value": Column(
-            "", "value of the axis, alpha, learning rate or decay; null where there is none", polars.String
-        ),
-        "epochs": Column(
-            "epochs", "epochs averaged over, or trained; null where there is no such number", polars.Int64
-        ),
+        "value": Column("", "value of the axis, alpha, learning rate or decay; null: none", polars.String),
+        "epochs": Column("epochs", "epochs averaged over, or trained; null: no such number", polars.Int64),
         "batch_norm": AVERAGE_COLUMNS["batch_norm"],
         "average_%": Column("%", "test accuracy of the average"),
         "control_%": Column("%", "test accuracy of the control"),

@@ -78,9 +78,7 @@ COLUMNS = {
     "correlations": {
         "gain": Column("", "which gain", polars.String),
         "quantity": Column("", "what it is correlated with", polars.String),
-        "scope": Column(
-            "", "over all pairs, or within cells: after the mean of each cell was subtracted", polars.String
-        ),
+        "scope": Column("", "all pairs, or within cells: the mean of each cell subtracted", polars.String),
         "spearman": Column("1", "Spearman's rank correlation"),
         "low": Column("1", "lower end of its 95 % interval over parents; null: none"),
         "high": Column("1", "upper end"),

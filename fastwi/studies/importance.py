@@ -96,9 +96,7 @@ COLUMNS = {
         **PAIR_COLUMNS,
         "network": Column("", "child or average", polars.String),
         "epochs": Column("epochs", "states of such networks beside the one at interpolation", polars.Int64),
-        "epochs_not_stored": Column(
-            "epochs", "how many of them are not in the store, and so not measured", polars.Int64
-        ),
+        "epochs_not_stored": Column("epochs", "how many of them are not stored, nor measured", polars.Int64),
     },
 }
 
