@@ -11,9 +11,10 @@ from fastwi.report.summary import Table, count_of, estimates_table, value_text, 
 TREATMENT_COLOURS = {"averaged": "tab:blue", "own": "tab:blue", "recomputed": "tab:orange"}
 
 
-def cell_names(frame: polars.DataFrame) -> list[str]:
-    """The columns that name a cell: the sweep's axes beside k and s, then k and s."""
-    return frame.columns[: frame.columns.index("k") + 2]
+def cell_names(frame: polars.DataFrame, alpha: bool = False) -> list[str]:
+    """The columns that name a cell: the sweep's axes beside k and s, k, s, and on demand alpha where there is one."""
+    names = frame.columns[: frame.columns.index("k") + 2]
+    return [*names, "alpha"] if alpha and frame["alpha"].null_count() < frame.height else names
 
 
 def groups(frame: polars.DataFrame, names: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], polars.DataFrame]]:
@@ -172,8 +173,12 @@ def hard_less_easy(rows: polars.DataFrame, column: str, times: int = 1) -> Estim
     half = len(splits) // 2
     split = polars.col("split")
     weight = polars.when(split.is_in(splits[-half:])).then(1).when(split.is_in(splits[:half])).then(-times)
-    names = cell_names(rows) + (["alpha"] if rows["alpha"].null_count() < rows.height else [])
-    keys = [*names, "parent_seed", "pair", *(n for n in ("epochs_after", "batch_norm") if n in rows.columns)]
+    keys = [
+        *cell_names(rows, alpha=True),
+        "parent_seed",
+        "pair",
+        *(n for n in ("epochs_after", "batch_norm") if n in rows.columns),
+    ]
     contrast = (polars.col(column) * weight.otherwise(0)).sum() / half
     sums = rows.drop_nulls(column).group_by(keys, maintain_order=True).agg(contrast.alias("sum"), polars.len())
     whole = sums.filter(polars.col("len") == len(splits))

@@ -361,7 +361,7 @@ def tables(frames: Frames) -> list[Table]:
 
     def by_split(rows: polars.DataFrame, title: str, column: str, digits: int, name: str) -> Table:
         columns = {f"split {split}": (polars.col("split") == split, column, digits) for split in _splits(gains)}
-        return estimate_table(rows, f"{title} [95 %]", [*_names(gains), name], columns)
+        return estimate_table(rows, f"{title} [95 %]", [*cell_names(gains, alpha=True), name], columns)
 
     gain = "Gain of the average over the {} at interpolation by split (1 easiest), in points"
     after = "The average trained on: {} less at interpolation by split, own statistics, in {}"
@@ -456,7 +456,7 @@ def draw(frames: Frames, path: Path, title: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    names = _names(frames["splits"])
+    names = cell_names(frames["splits"], alpha=True)
     values, rows = next(groups(frames["splits"], names))
     gains = next(groups(frames["split_gains"], names))[1]
     numbers = _splits(rows)
@@ -506,9 +506,8 @@ def _draw_curves(axis: Any, rows: polars.DataFrame) -> None:
                 own = (polars.col("parent_seed") == seed) & (polars.col("pair") == pair)
                 line = polars.concat([parent.filter(own), line])
             axis.plot(line["epoch"], line[column], color=colour, lw=0.5, alpha=0.35)
-        points = list(
-            groups(polars.concat([parent, chosen.sort("epoch")]) if label == "children" else chosen, ["epoch"])
-        )
+        from_start = polars.concat([parent, chosen]) if label == "children" else chosen
+        points = list(groups(from_start.sort("epoch"), ["epoch"]))
         epochs, means = [epoch for (epoch,), _ in points], [mean_of(here, column) for _, here in points]
         axis.plot(epochs, means, color=colour, lw=1.8, marker="o", markersize=2.5, label=label, zorder=3)
     start = average["epoch"].min()
@@ -529,11 +528,6 @@ def _same_span(axes: Sequence[Any]) -> None:
         axis.set_ylim(bottom - 0.02 * span, bottom + 1.02 * span)
         axis.set_yticks([tick for tick in axis.get_yticks() if 0 <= tick <= 100])
         axis.set_ylim(bottom - 0.02 * span, bottom + 1.02 * span)
-
-
-def _names(frame: polars.DataFrame) -> list[str]:
-    """The columns that name a cell, with alpha where there is one."""
-    return cell_names(frame) + (["alpha"] if frame["alpha"].null_count() < frame.height else [])
 
 
 def _splits(frame: polars.DataFrame) -> list[int]:

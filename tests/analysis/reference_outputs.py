@@ -44,26 +44,18 @@ def labelled(labels: Sequence[int], classes: int) -> ResidentDataset:
     )
 
 
-def digits(directory: Path) -> ResidentDataset:
-    return load_split(directory, "train", torch.device("cpu"), IMAGES)[0]
-
-
-def loop_engine(model: nn.Module) -> LoopEngine:
-    config = EngineConfig(device="cpu", precision="fp32", backend="eager", evaluation_batch=20)
-    optimizer = OptimizerConfig(batch_size=16, learning_rate=0.05)
-    return LoopEngine(model, Settings(config, optimizer, ScheduleConfig(), AugmentConfig(padding=2, flip=0.0)))
-
-
 def trained_resnets(directory: Path, count: int) -> tuple[LoopEngine, Population, ResidentDataset]:
     """ResNet20s of initialisation seeds 0, 1, ... after one epoch on a few digits, each under its own noise."""
-    dataset = digits(directory)
+    dataset = load_split(directory, "train", torch.device("cpu"), IMAGES)[0]
     networks = []
     for m in range(count):
         with torch.random.fork_rng():
             torch.manual_seed(m)
             networks.append(ResNet(3, 10))
-    engine = loop_engine(ResNet(3, 10))
-    population = Population.from_modules(networks)
+    config = EngineConfig(device="cpu", precision="fp32", backend="eager", evaluation_batch=20)
+    optimizer = OptimizerConfig(batch_size=16, learning_rate=0.05)
+    settings = Settings(config, optimizer, ScheduleConfig(), AugmentConfig(padding=2, flip=0.0))
+    engine, population = LoopEngine(ResNet(3, 10), settings), Population.from_modules(networks)
     engine.train_epoch(population, dataset, [Noise(m) for m in range(count)], 0)
     return engine, population, dataset
 

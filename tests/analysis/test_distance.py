@@ -6,8 +6,7 @@ import torch
 from analytic_networks import PLAIN, Bowl, population_of
 from torch import nn
 
-from fastwi.analysis import Evaluator, dataset_from_arrays, function_distances, weight_distances
-from fastwi.data.resident import load_split
+from fastwi.analysis import Evaluator, dataset_from_arrays, function_distances, tangent_departure, weight_distances
 from fastwi.errors import UserError
 from fastwi.models.registry import build_model
 from fastwi.population import Population
@@ -58,29 +57,6 @@ def test_children_at_right_angles_and_a_child_that_did_not_move():
     assert np.isnan(found.cosine_CC[2]).all()
 
 
-def test_functions_against_a_plain_loop_on_real_digits(networks, digits_directory):
-    dataset, _ = load_split(digits_directory, "test", torch.device("cpu"), 20)
-    evaluator = Evaluator(build_model("resnet20", 10), PLAIN)
-    networks.statistics_MQ.fill_(1)
-    found = function_distances(evaluator, networks, dataset, [0, 2, 1])
-    x = dataset.table_C256[torch.arange(3), dataset.images_NHWC.long()].permute(0, 3, 1, 2).double()
-    p = []
-    for m in (0, 2, 1):
-        model = build_model("resnet20", 10)
-        networks.write_to(m, model)
-        with torch.no_grad():
-            p.append(model.double().eval()(x).softmax(1).numpy())
-    for i in range(3):
-        for j in range(3):
-            kl = (p[i] * np.log(p[i] / p[j])).sum(1).mean()
-            l2 = np.linalg.norm(p[i] - p[j], axis=1).mean()
-            # Float32 logits of 20 layers; differences of probabilities lose what these have in common.
-            assert found.kl_CC[i, j] == pytest.approx(kl, rel=1e-3, abs=1e-5)
-            assert found.l2_CC[i, j] == pytest.approx(l2, rel=1e-3, abs=1e-5)
-            different = 100 * (p[i].argmax(1) != p[j].argmax(1)).mean()
-            assert found.disagreement_CC[i, j] == pytest.approx(different, abs=5 + 1e-9)
-
-
 class Linear(nn.Module):
     """Logits are pixels of the image, times a weight a class."""
 
@@ -95,21 +71,26 @@ class Linear(nn.Module):
 def test_functions_with_a_closed_form():
     images = np.array([[255, 0], [0, 255], [255, 255], [51, 0]], np.uint8)[:, None, None, :]
     dataset = dataset_from_arrays(images, np.zeros(4, np.int64), [0.0, 0.0], [1.0, 1.0], "cpu")
-    a, b = [2.0, 1.0], [-1.0, 3.0]
-    population = Population.from_modules([Linear(a), Linear(b)])
-    found = function_distances(Evaluator(Linear(a), PLAIN), population, dataset)
-    z = np.array([[1, 0], [0, 1], [1, 1], [0.2, 0]])
-
-    def first_class(w):
-        return 1 / (1 + np.exp(w[1] * z[:, 1] - w[0] * z[:, 0]))
-
-    p, q = first_class(a), first_class(b)
-    assert found.disagreement_CC.tolist() == [[0, 75], [75, 0]]  # all but the second image
-    kl = np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
-    back = np.mean(q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p)))
-    assert [found.kl_CC[0, 1], found.kl_CC[1, 0]] == pytest.approx([kl, back], rel=1e-6)
-    assert found.l2_CC[0, 1] == found.l2_CC[1, 0] == pytest.approx(np.mean(np.sqrt(2) * np.abs(p - q)), rel=1e-6)
-    assert np.diagonal(found.kl_CC).tolist() == [0, 0]
+    z_ND, weights = np.array([[1, 0], [0, 1], [1, 1], [0.2, 0]]), [[2.0, 1.0], [0.5, 0.5], [-1.0, 3.0]]
+    population = Population.from_modules([Linear(w) for w in weights])
+    found = function_distances(Evaluator(Linear(weights[0]), PLAIN), population, dataset, [0, 2, 1])
+    assert found.members == (0, 2, 1)
+    p_CNK = [np.exp(z_ND * w) / np.exp(z_ND * w).sum(1, keepdims=True) for w in (weights[m] for m in found.members)]
+    for i, p in enumerate(p_CNK):
+        for j, q in enumerate(p_CNK):
+            assert found.kl_CC[i, j] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-6, abs=1e-12)
+            assert found.l2_CC[i, j] == pytest.approx(np.linalg.norm(p - q, axis=1).mean(), rel=1e-6, abs=1e-12)
+    assert found.disagreement_CC[0].tolist() == [0, 75, 0]  # all but the second image, against (-1, 3)
+    assert np.diagonal(found.kl_CC).tolist() == [0, 0, 0]
+    # The logits of the mean network are the mean of the logits: it is linear in its weights.
+    networks = Population.from_modules(
+        [Linear([2.0, 1.0]), Linear([-1.0, 3.0]), Linear([0.5, 2.0]), Linear([0.5, 3.0])]
+    )
+    evaluator = Evaluator(Linear(weights[0]), PLAIN)
+    assert tangent_departure(evaluator, networks, dataset, [0, 1], 2) == 0
+    # The second logit is 1 off on two images; children are sqrt(3^2 z_0^2 + 2^2 z_1^2) / 2 from their mean.
+    spread = np.sqrt(9 * z_ND[:, 0] ** 2 + 4 * z_ND[:, 1] ** 2).sum() / 2
+    assert tangent_departure(evaluator, networks, dataset, [0, 1], 3) == pytest.approx(2 / spread, rel=1e-6)
 
 
 def test_bad_input_gets_one_line():

@@ -87,7 +87,7 @@ def sweep_store(config: list[str]) -> str:
 def test_refusals(config, tmp_path, capsys):
     assert "did you mean connectivity?" in refused(main, capsys, ["conectivity", *config])
     assert "analysis.alphas: 1 " in refused(main, capsys, ["plane", *config, "--analysis.alphas", "1"])
-    assert "study's name" in refused(main, capsys, config)
+    assert "connectivity" in refused(main, capsys, config)
     assert "no store" in refused(main, capsys, ["plane", *config, "--sweep.store", str(tmp_path / "none")]).lower()
     assert not (tmp_path / "none").exists()
 
