@@ -70,7 +70,6 @@ def examine() -> Iterator[Check]:
 
 
 def _torch() -> Iterator[Check]:
-    """torch and torchvision, then the GPU and Triton."""
     fix = f"pip install 'torch>={LOWEST_TORCH[0]}.{LOWEST_TORCH[1]}' torchvision"
     try:
         import torch

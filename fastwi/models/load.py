@@ -135,7 +135,6 @@ def _file(place: str) -> Path:
 
 
 def _loaded(source: Source) -> dict[str, ModuleType]:
-    """The modules in sys.modules that are of the network's files."""
     file_names, found = {path.name for path in source.by_path}, {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""

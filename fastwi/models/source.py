@@ -188,7 +188,6 @@ def _imported(tree: ast.Module, package: str) -> Iterator[str]:
 
 
 def _listed(tree: ast.Module) -> Iterator[str]:
-    """The paths in a file's own list of further files."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == LISTED for target in node.targets):
             try:
@@ -260,7 +259,6 @@ def _distribution_names() -> Mapping[str, list[str]]:
 
 @functools.cache
 def _site_folders() -> tuple[str, ...]:
-    """Where packages are installed."""
     found = [*site.getsitepackages(), site.getusersitepackages(), *map(sysconfig.get_path, ("purelib", "platlib"))]
     return tuple({os.path.realpath(folder) for folder in found})
 

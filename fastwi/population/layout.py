@@ -122,7 +122,6 @@ class Layout:
     def _pack(
         cls, parameters: Tensors, statistics: Tensors, counters: Tensors, keys: Iterable[tuple[str, str]]
     ) -> "Layout":
-        """Place tensors one after another."""
         return cls(
             _spans(parameters, FLOATS_PER_SPAN_START),
             _spans(statistics, FLOATS_PER_SPAN_START),
@@ -243,7 +242,6 @@ def _spans(tensors: Tensors, align: int) -> tuple[Span, ...]:
 
 
 def _columns(spans: Sequence[Span], align: int) -> int:
-    """Columns that `spans` take, rounded up to a multiple of `align`."""
     end = spans[-1].offset + spans[-1].numel if spans else 0
     return -(-end // align) * align
 

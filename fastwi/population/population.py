@@ -93,7 +93,7 @@ class Population:
             device = next((p.device for p in modules[0].parameters()), None)
         population = cls.zeros(layout, len(modules), device)
         for m, module in enumerate(modules):
-            _require_layout(layout, module)
+            _require_layout(layout, Layout.of(module))
             _require_equal_constants(layout, modules[0], module, m)
             population._copy_in(m, _named_tensors(module))
         return population
@@ -224,7 +224,7 @@ class Population:
 
     def write_to(self, m: int, module: nn.Module) -> None:
         """Copy member m's weights, statistics and counters into `module`; ValueError for another layout."""
-        _require_layout(self.layout, module)
+        _require_layout(self.layout, Layout.of(module))
         tensors = _named_tensors(module)
         with torch.no_grad():
             for name, view in (self.parameters(m) | self.buffers(m)).items():
@@ -273,7 +273,7 @@ class Population:
         """
         _require_treatment(momentum)
         source = self if other is None else other
-        _require_same_layout(self, source)
+        _require_layout(self.layout, source.layout)
         a_L, b_L = [a for a, _ in pairs], [b for _, b in pairs]
         alphas = torch.from_numpy(pair_alphas(alpha, len(pairs)))
         c_L = a_L if into is None else list(into)
@@ -312,7 +312,6 @@ class Population:
         return checkpoint.load(path, layout, device)
 
     def _matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four matrices in the order of the fields."""
         return self.weights_MP, self.momentum_MP, self.statistics_MQ, self.counters_MB
 
     def _copy_in(self, m: int, tensors: Mapping[str, Tensor]) -> None:
@@ -324,12 +323,10 @@ class Population:
 
 
 def _views(spans: Sequence[Span], row: Tensor) -> dict[str, Tensor]:
-    """The tensors of one row by name."""
     return {span.name: span.view(row) for span in spans}
 
 
 def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The module's own parameters and buffers by name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
@@ -341,7 +338,7 @@ def _numbered(members_T: Sequence[Member]) -> tuple[list[Population], NDArray[np
         raise ValueError("no members are named; at least one is needed")
     used = list(places)
     for population in used:
-        _require_same_layout(used[0], population)
+        _require_layout(used[0].layout, population.layout)
     return used, np.array(rows_T2, dtype=np.int64)
 
 
@@ -349,21 +346,13 @@ def _room(like: Population, members: int, into: Population | None) -> Population
     """`into`, or as much fresh memory. Raises ValueError where `into` is of another layout."""
     if into is None:
         return Population.empty(like.layout, members, like.device)
-    _require_same_layout(into, like)
+    _require_layout(into.layout, like.layout)
     return into
 
 
-def _require_same_layout(mine: Population, other: Population) -> None:
-    """Raise ValueError unless both have one layout."""
-    if other.layout != mine.layout:
-        raise ValueError(f"two populations of different layouts: {mine.layout.difference(other.layout)}")
-
-
-def _require_layout(layout: Layout, module: nn.Module) -> None:
-    """Raise ValueError unless `module` has `layout`."""
-    found = Layout.of(module)
-    if found != layout:
-        raise ValueError(f"the module has another layout than the population: {layout.difference(found)}")
+def _require_layout(layout: Layout, other: Layout) -> None:
+    if other != layout:
+        raise ValueError(f"two networks of different layouts: {layout.difference(other)}")
 
 
 def _require_equal_constants(layout: Layout, first: nn.Module, module: nn.Module, m: int) -> None:
@@ -382,6 +371,5 @@ def _require_equal_constants(layout: Layout, first: nn.Module, module: nn.Module
 
 
 def _require_treatment(momentum: str) -> None:
-    """Raise ValueError for an unknown treatment of momentum."""
     if momentum not in MOMENTUM_TREATMENTS:
         raise ValueError(f"momentum treatment {momentum!r} is not one of {', '.join(MOMENTUM_TREATMENTS)}")

@@ -229,7 +229,6 @@ def _unwrapped(path: Path, found: Mapping[str, Any], member: int | None, quiet: 
 
 
 def _tensors(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """`found` as a dict of dense tensors by name."""
     tensors = {}
     for name, value in found.items():
         problem = None
