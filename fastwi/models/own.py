@@ -77,14 +77,14 @@ def _built_twice(
             raise refusal(name, f"its module {taken} has the name of an installed one, which is in use; rename it")
         load.forget(source)
     before = generators.states()
-    builder = _builder(name, place, attribute)
+    builder = _builder(name, place, attribute, source)
     first = call(builder)
     if fresh and source is not None:
         executed = load.forget(source)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # some registers take a name once, or warn
-                builder = _builder(name, place, attribute)
+                builder = _builder(name, place, attribute, source)
         except ConfigError:
             sys.modules.update(executed)
         load.set_built(source, place)
@@ -102,9 +102,9 @@ def _built_twice(
     return first, second
 
 
-def _builder(name: str, place: str, dotted: str) -> Builder:
+def _builder(name: str, place: str, dotted: str, source: Source | None) -> Builder:
     """The attribute of the imported module. Raises ConfigError where one of them is not there, or is no builder."""
-    if place.endswith(".py") and not Path(place).expanduser().is_file():
+    if place.endswith(".py") and source is None:
         folder = Path(place).expanduser().parent
         hint = _hint(Path(place).name, [found.name for found in folder.glob("*.py")] if folder.is_dir() else [])
         raise refusal(name, f"there is no file {place}{hint}")

@@ -100,12 +100,9 @@ def is_local(path: str) -> bool:
 def _is_local(path: str) -> bool:
     if any(_within(path, folder) for folder in (*_site_folders(), *_library_folders())):
         return False
-    for root in map(os.path.realpath, sys.path):  # such as what `pip install --target` filled
-        if _within(path, root):
-            top = Path(path).relative_to(root).parts[0].removesuffix(".py")
-            if _distributions(top, root):
-                return False
-    return True
+    roots = [root for root in map(os.path.realpath, sys.path) if _within(path, root)]
+    tops = [Path(path).relative_to(root).parts[0].removesuffix(".py") for root in roots]
+    return not any(map(_distributions, tops, roots))  # such as `pip install --target` leaves
 
 
 class _Closure:

@@ -84,6 +84,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "lacking.py").write_text("import surely_not_installed\n")
     (root / "raising.py").write_text("x = 1\nx.y\n")
     (root / "leaving.py").write_text("import sys\nsys.exit('usage: ...')\n")
+    (root / "folder.py").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
@@ -162,6 +163,7 @@ REFUSALS = [
     ("own_networks/raising.py:net", "AttributeError: 'int' object has no attribute 'y' (raising.py line 2)"),
     ("own_networks/net.py:Net", "no file own_networks/net.py; did you mean nets.py?"),
     ("nowhere/net.py:Net", "no file nowhere/net.py"),
+    ("own_networks/folder.py:Net", "no file own_networks/folder.py"),
     ("own_networks/nets.py:net", "no attribute net; did you mean Net?"),
 ]
 

@@ -64,7 +64,7 @@ REACHED = {
     ),
     "through another": (
         "h1_deep.py",
-        {"h1_net.py": HEAD + "from h1_blk import scale\n" + NET, "h1_blk.py": "from h1_deep import *\n"},
+        {"h1_net.py": HEAD + "from h1_blk import scale\n" + NET, "h1_blk.py": "from h1_deep import *\ndef f():\n    import h1_blk\n"},
     ),
     "relative": (
         "h1_pkg/parts/blk.py",
