@@ -1,0 +1,362 @@
+"""Convolutions and batch norms of M networks at once, by torch and by the Triton kernels, against float64.
+
+Shapes: M members, N images, H W height and width, C channels (I in, O out). Weights are [M, O, KH, KW, I].
+"""
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastwi.kernels.stacked import Norm, stacked_batch_norm, stacked_conv, stacked_norm_conv
+from fastwi.kernels.stacked_geometry import Geometry, chunk_rows
+from fastwi.kernels.stacked_norm import apply
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+NEAR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of a tensor's norm, and of the output's gradient
+EPS = 0.02  # not the default
+# (channels in, channels out, window, stride): a ResNet's, odd ones, 1 x 1, and taps that a stride leaves out.
+KINDS = [
+    (3, 16, 3, 1), (16, 16, 3, 1), (16, 32, 3, 2), (32, 32, 3, 1), (32, 64, 3, 2), (64, 64, 3, 1), (5, 3, 3, 2),
+    (16, 5, 3, 1), (16, 32, 1, 2), (5, 64, 1, 1), (3, 5, 2, 3),
+]  # fmt: skip
+# A ResNet's channels and odd ones, several blocks of channels, several tiles of rows, few rows.
+SHAPES = [
+    (2, 5, 9, 7, 16), (1, 3, 5, 5, 64), (3, 1, 7, 9, 3), (2, 2, 3, 1, 5), (1, 2, 4, 4, 80), (2, 3, 16, 16, 32),
+    (3, 2, 1, 1, 16),
+]  # fmt: skip
+Tensors = dict[str, Tensor]
+
+
+class Draw:
+    """Random inputs. Parameters and statistics are views of rows that hold other things too, as a population's."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def tensor(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(DEVICE, dtype)
+
+    def weight(self, M: int, O: int, window: int, I: int, dtype: torch.dtype = torch.float32) -> Tensor:  # noqa: E741
+        numel = O * window * window * I
+        rows_MP = self.tensor(M, 8 + -(-numel // 4) * 4 + 12, dtype=dtype)
+        return rows_MP[:, 8 : 8 + numel].view(M, O, window, window, I)
+
+    def norm(self, M: int, C: int) -> Tensors:
+        """Weight, bias and running statistics [M, C]."""
+        matrix_MP, statistics_MQ = self.tensor(M, 2 * C + 5), self.tensor(M, 2 * C + 5)
+        statistics_MQ[:, 2 + C : 2 + 2 * C].abs_().add_(0.3)
+        return {
+            "weight": matrix_MP[:, 1 : 1 + C], "bias": matrix_MP[:, 3 + C : 3 + 2 * C],
+            "mean": statistics_MQ[:, :C], "var": statistics_MQ[:, 2 + C : 2 + 2 * C],
+        }  # fmt: skip
+
+    def activation(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """x with a mean and deviation of its own for each channel and member."""
+        x = self.tensor(*shape)
+        x = (x - x.mean((1, 2, 3), True)) / x.std((1, 2, 3), correction=0, keepdim=True).clamp(min=0.1)
+        spread, centre = self.tensor(shape[0], 1, 1, 1, shape[-1]), self.tensor(shape[0], 1, 1, 1, shape[-1])
+        return (x * (spread.abs() + 0.2) + centre).to(dtype)
+
+
+def conv64(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Each member's convolution by torch."""
+    padding = weight.shape[2] // 2
+    made = [
+        functional.conv2d(a.permute(0, 3, 1, 2), w.permute(0, 3, 1, 2), None, stride, padding)
+        for a, w in zip(x, weight, strict=True)
+    ]
+    return torch.stack(made).permute(0, 1, 3, 4, 2)
+
+
+def norm64(x: Tensor, norm: Tensors, training: bool, relu: bool, residual: Tensor | None = None) -> Tensor:
+    """Each member's batch norm by torch, which updates the running statistics of `norm`; residual and ReLU."""
+    rows = zip(x, norm["mean"], norm["var"], norm["weight"], norm["bias"], strict=True)
+    made = [
+        functional.batch_norm(a.permute(0, 3, 1, 2), mean, var, weight, bias, training, 0.1, EPS)
+        for a, mean, var, weight, bias in rows
+    ]
+    z = torch.stack(made).permute(0, 1, 3, 4, 2)
+    z = z if residual is None else z + residual
+    return z.relu() if relu else z
+
+
+def results(run: Callable[[Tensors], Tensor], leaves: Mapping[str, Tensor], dy: Tensor) -> Tensors:
+    """The output of `run` on `leaves`, and their gradients by name."""
+    own = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+    y = run(own)
+    made = torch.autograd.grad(y, list(own.values()), dy)
+    return {"y": y.detach()} | {f"d{name}": gradient for name, gradient in zip(own, made, strict=True)}
+
+
+def assert_near(found: Tensors, exact: Tensors, dtype: torch.dtype, dy: Tensor) -> None:
+    """Each member's part of each tensor."""
+    for name, values in exact.items():
+        assert found[name].shape == values.shape, name
+        for m, value in enumerate(values):
+            error = (found[name][m].double() - value).norm()
+            allowed = NEAR[dtype] * (value.norm() + dy[m].double().norm())
+            assert error <= allowed, f"{name} of member {m}: {error:.1e}, {allowed:.1e} are allowed"
+
+
+def doubles(tensors: Tensors) -> Tensors:
+    return {name: tensor.double() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("low_weights", [False, True], ids=["", "low weights"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_convolution(seed, path, kind, low_weights, dtype):
+    draw, (I, O, window, stride) = Draw(seed), kind  # noqa: E741
+    shape = (2, *torch.randint(1, 10, (3,), generator=draw.generator).tolist(), I)
+    weight = draw.weight(2, O, window, I, dtype if low_weights else torch.float32)
+    x, y_shape = draw.tensor(*shape, dtype=dtype), Geometry.of(shape, weight.shape, stride, window // 2).y_shape
+    dy, leaves = draw.tensor(*y_shape, dtype=dtype), {"x": x, "w": weight}
+    found = results(lambda own: stacked_conv(own["x"], own["w"], stride, window // 2), leaves, dy)
+    assert {name: tensor.dtype for name, tensor in found.items()} == {"y": dtype, "dx": dtype, "dw": weight.dtype}
+    exact = {"x": x.double(), "w": weight.to(dtype).double()}
+    assert_near(found, results(lambda own: conv64(own["x"], own["w"], stride), exact, dy.double()), dtype, dy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weight_gradient_of_several_chunks(seed, path, dtype):
+    draw, shape = Draw(seed), (2, 5, 11, 11, 16)
+    assert chunk_rows(16, 5) < 5 * 11 * 11
+    leaves = {"x": draw.tensor(*shape, dtype=dtype), "w": draw.weight(2, 5, 3, 16)}
+    dy = draw.tensor(2, 5, 11, 11, 5, dtype=dtype)
+    found = results(lambda own: stacked_conv(own["x"], own["w"], 1, 1), leaves, dy)
+    exact = {"x": leaves["x"].double(), "w": leaves["w"].to(dtype).double()}
+    assert_near(found, results(lambda own: conv64(own["x"], own["w"], 1), exact, dy.double()), dtype, dy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("kind", [(16, 16, 3, 1), (16, 5, 3, 2), (5, 32, 1, 1), (64, 64, 3, 1)], ids=str)
+def test_norm_conv_is_the_convolution_of_the_batch_norm(seed, path, kind, training, relu, dtype):
+    draw, (I, O, window, stride) = Draw(seed), kind  # noqa: E741
+    shape = (2, 3, 5, 7, I)
+    norm, weight = draw.norm(2, I), draw.weight(2, O, window, I)
+    y_shape = Geometry.of(shape, weight.shape, stride, window // 2).y_shape
+    x, dy, other = draw.activation(shape, dtype), draw.tensor(*y_shape, dtype=dtype), doubles(norm)
+    made: list[Tensor] = []
+
+    def run(own: Tensors) -> Tensor:
+        settings = Norm(own["weight"], own["bias"], norm["mean"], norm["var"], training, 0.1, EPS, relu)
+        y, moments = stacked_norm_conv(own["x"], settings, own["w"], stride, window // 2, statistics=True)
+        assert not moments.requires_grad
+        made.append(moments)
+        return y
+
+    leaves = {"x": x, "w": weight, "weight": norm["weight"], "bias": norm["bias"]}
+    found = results(run, leaves, dy)
+    exact = doubles(leaves) | {"w": weight.to(dtype).double()}
+    expected = results(
+        lambda own: conv64(norm64(own["x"], other | own, training, relu), own["w"], stride), exact, dy.double()
+    )
+    assert_near(found, expected, dtype, dy)
+    assert_near(norm, {name: other[name] for name in ("mean", "var")}, torch.float32, x)
+    count, total, squares = made[0].double().unbind(2)
+    y = found["y"].double().flatten(1, 3)
+    mean = total.sum(1) / count.sum(1)
+    squares = (squares + count * (total / count - mean[:, None]).square()).sum(1)
+    variance = {"mean": y.mean(1), "squares": (y - y.mean(1, keepdim=True)).square().sum(1)}
+    assert (count.sum(1) == y.shape[1]).all()
+    assert_near({"mean": mean, "squares": squares}, variance, torch.float32, y)
+
+
+def norm_results(
+    x: Tensor,
+    residual: Tensor | None,
+    norm: Tensors,
+    dz: list[Tensor],
+    training: bool,
+    relu: bool,
+    factor: float | Tensor = 0.1,
+    moments: Tensor | None = None,
+) -> Tensors:
+    """`results` of a stacked batch norm with a user of z for each of `dz`; updates `norm`'s running statistics."""
+
+    def run(own: Tensors) -> Tensor:
+        settings = Norm(own["weight"], own["bias"], norm["mean"], norm["var"], training, factor, EPS, relu)
+        z = stacked_batch_norm(own["x"], own.get("residual"), settings, moments, len(dz))
+        if len(dz) == 1:
+            return z
+        assert torch.equal(*z)
+        return torch.stack(z)
+
+    leaves = {"x": x, "weight": norm["weight"], "bias": norm["bias"]}
+    leaves |= {} if residual is None else {"residual": residual}
+    made = results(run, leaves, torch.stack(dz) if len(dz) == 2 else dz[0])
+    return made | {"y": made["y"][0]} if len(dz) == 2 else made
+
+
+FORMS = [
+    (training, with_residual, relu, users)
+    for training in (True, False)
+    for with_residual in (True, False)
+    for relu in (True, False)
+    for users in (1, 2)
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "form"), [(SHAPES[0], form) for form in FORMS] + [(s, FORMS[0]) for s in SHAPES[1:]], ids=str
+)
+def test_batch_norm(seed, path, shape, form, dtype):
+    """Running statistics too; what lies between them is left alone."""
+    draw, (training, with_residual, relu, users) = Draw(seed), form
+    norm, x = draw.norm(shape[0], shape[-1]), draw.activation(shape, dtype)
+    everything, other = norm["mean"]._base.clone(), doubles(norm)
+    residual, *dz = (draw.tensor(*shape, dtype=dtype) for _ in range(1 + users))
+    leaves = {"x": x, "weight": norm["weight"], "bias": norm["bias"]} | (
+        {"residual": residual} if with_residual else {}
+    )
+    found = norm_results(x, residual if with_residual else None, norm, dz, training, relu)
+    expected = results(
+        lambda own: norm64(own["x"], other | own, training, relu, own.get("residual")), doubles(leaves),
+        sum(each.double() for each in dz),
+    )  # fmt: skip
+    assert_near(found, expected, dtype, dz[0])
+    assert_near(norm, {name: other[name] for name in ("mean", "var")}, torch.float32, x)
+    assert torch.equal(norm["mean"], everything[:, : shape[-1]]) != training
+    for outside in (slice(shape[-1], shape[-1] + 2), slice(2 + 2 * shape[-1], None)):
+        assert torch.equal(norm["mean"]._base[:, outside], everything[:, outside])
+
+
+def test_a_factor_for_each_member(seed, path):
+    draw = Draw(seed)
+    norm, x, factor_M = draw.norm(3, 5), draw.activation((3, 2, 4, 3, 5), torch.float32), draw.tensor(3).abs()
+    each = {name: value.clone() for name, value in norm.items()}
+    norm_results(x, None, each, [x], True, True, factor_M)
+    for m in range(3):
+        own = {name: value[m : m + 1].clone() for name, value in norm.items()}
+        norm_results(x[m : m + 1], None, own, [x[m : m + 1]], True, True, float(factor_M[m]))
+        for name in ("mean", "var"):
+            torch.testing.assert_close(each[name][m], own[name][0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_channel_far_from_zero_keeps_its_variance(seed, path):
+    """A mean of 1,000 deviations: sums of squares in float32 would leave nothing of the variance."""
+    draw = Draw(seed)
+    norm, x = draw.norm(1, 16), draw.tensor(1, 4, 16, 16, 16) + 1000
+    norm_results(x, None, norm, [x], True, False, 1.0)
+    torch.testing.assert_close(norm["var"].double(), x.double().var((1, 2, 3)), rtol=1e-3, atol=0)
+    torch.testing.assert_close(norm["mean"].double(), x.double().mean((1, 2, 3)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_moments_of_the_convolution_serve_as_xs_own(seed, path, dtype):
+    draw = Draw(seed)
+    x, moments = stacked_conv(
+        draw.tensor(2, 4, 9, 8, 3, dtype=dtype), draw.weight(2, 16, 3, 3), 1, 1, statistics=True
+    )  # fmt: skip
+    norm, dz = draw.norm(2, 16), draw.tensor(*x.shape, dtype=dtype)
+    other = {name: value.clone() for name, value in norm.items()}
+    found = norm_results(x, None, norm, [dz], True, True, 0.1, moments)
+    assert_near(found, doubles(norm_results(x, None, other, [dz], True, True)), dtype, dz)
+    assert_near(norm, doubles(other), torch.float32, dz)
+
+
+def some(seed: int, dtype: torch.dtype, first: int, last: int) -> Tensors:
+    """All results of two chained layers, of members first ... last - 1 of three."""
+    draw, part = Draw(seed), slice(first, last)
+    norm, weight = draw.norm(3, 16), draw.weight(3, 16, 3, 16, dtype)
+    x, residual, dz = (draw.activation((3, 3, 7, 13, 16), dtype)[part] for _ in range(3))
+    own = {name: value[part].clone() for name, value in norm.items()}
+    made = norm_results(x, residual, own, [dz], True, True)
+    settings = Norm(own["weight"], own["bias"], own["mean"], own["var"], True, 0.1, EPS)
+    leaves = {"made": made["y"], "w": weight[part]}
+    chained = results(lambda o: stacked_norm_conv(o["made"], settings, o["w"], 1, 1), leaves, dz)
+    return own | made | {f"chained {name}": value for name, value in chained.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_member_is_the_same_alone_and_among_others_and_each_time(seed, path, dtype):
+    together, again = some(seed, dtype, 0, 3), some(seed, dtype, 0, 3)
+    for member in range(3):
+        alone = some(seed, dtype, member, member + 1)
+        for name, value in together.items():
+            assert torch.equal(value, again[name]), name
+            assert torch.equal(value[member], alone[name][0]), name
+    assert not torch.equal(together["y"][0], together["y"][1])
+
+
+def test_a_diverged_member_leaves_the_others_alone(seed, path):
+    draw = Draw(seed)
+    norm, x = draw.norm(2, 16), draw.activation((2, 2, 4, 4, 16), torch.float32)
+    x[0, 1, 2, 2, 5] = float("nan")
+    y = stacked_conv(x, draw.weight(2, 3, 3, 16), 1, 1)
+    assert y[0, 1, 2, 2].isnan().all()
+    assert y[0, 0].isfinite().all()
+    assert y[1].isfinite().all()
+    found = norm_results(x, None, norm, [torch.ones_like(x)], True, True)
+    assert found["y"][0, ..., 5].isnan().all()
+    assert found["y"][0, ..., :5].isfinite().all()
+    assert all(value[1].isfinite().all() for value in found.values())
+    assert norm["var"][0, 5].isnan()
+    assert norm["var"][1].isfinite().all()
+
+
+def test_activations_and_weights_of_any_strides(seed, path):
+    draw = Draw(seed)
+    x, weight = draw.tensor(2, 3, 6, 5, 16), draw.tensor(2, 5, 3, 3, 16)
+    elsewhere = x.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2)
+    other = weight.permute(0, 4, 1, 2, 3).contiguous().permute(0, 2, 3, 4, 1)
+    assert torch.equal(stacked_conv(elsewhere, other, 1, 1), stacked_conv(x, weight, 1, 1))
+
+
+def test_parameters_in_16_bits(seed, path):
+    draw, shape = Draw(seed), (2, 3, 4, 5, 16)
+    norm, x, dz = draw.norm(2, 16), draw.activation(shape, torch.bfloat16), draw.tensor(*shape, dtype=torch.bfloat16)
+    low = {name: norm[name].bfloat16() for name in ("weight", "bias")}
+    found = norm_results(x, None, norm | low, [dz], False, True)
+    wide = {name: value.float() for name, value in low.items()}
+    assert found["dweight"].dtype == torch.bfloat16
+    for name, value in norm_results(x, None, norm | wide, [dz], False, True).items():
+        assert torch.equal(found[name], value.to(found[name].dtype)), name
+
+
+def test_bf16_is_rounded_to_the_nearest_and_ties_to_even(seed, path):
+    draw = Draw(seed)
+    x, residual = (draw.tensor(1, 2, 16, 16, 16, dtype=torch.bfloat16) for _ in range(2))
+    exact, stats_M4C = x.float() + residual.float(), torch.zeros(1, 4, 16, device=DEVICE)
+    stats_M4C[:, 1:3] = 1
+    assert (exact.view(torch.int32) & 0xFFFF == 0x8000).sum() > 10  # ties
+    assert torch.equal(apply(x, residual, stats_M4C, False), exact.bfloat16())
+
+
+NAMES = ("weight_MC", "bias_MC", "running_mean_MC", "running_var_MC")
+
+
+@pytest.mark.parametrize(
+    ("shape", "residual", "changed", "message"),
+    [
+        ((2, 1, 1, 1, 4), None, {}, "2 values a channel"),
+        ((2, 1, 1, 1, 5), None, {}, r"\(2, 1, 1, 1, 5\).*\(2, 4\)"),
+        ((2, 1, 1, 1, 4), torch.zeros(1, 1, 1, 1, 4), {}, "residual"),
+        ((2, 1, 1, 1, 4), None, {"running_var_MC": torch.ones(4, 2).T}, "dense channels"),
+        ((2, 1, 1, 1, 4), None, {"bias_MC": torch.ones(2, 3)}, "one shape"),
+    ],
+)
+def test_bad_norms_are_refused(shape, residual, changed, message):
+    with pytest.raises(ValueError, match=message):
+        stacked_batch_norm(torch.randn(shape), residual, Norm(**{name: torch.ones(2, 4) for name in NAMES} | changed))
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "stride", "padding", "message"),
+    [
+        ((2, 1, 4, 4, 3), (3, 5, 3, 3, 3), 1, 1, r"\(2, 1, 4, 4, 3\).*\(3, 5, 3, 3, 3\)"),
+        ((2, 1, 4, 4, 3), (2, 5, 3, 3, 3), 0, 1, "stride is 0"),
+        ((2, 1, 2, 2, 3), (2, 5, 3, 3, 3), 1, 0, "3 x 3 kernel does not fit into 2 x 2"),
+        ((1, 2**20, 32, 32, 16), (1, 16, 3, 3, 16), 1, 1, r"2\^31"),
+    ],
+)
+def test_bad_shapes_are_refused(x_shape, weight_shape, stride, padding, message):
+    with pytest.raises(ValueError, match=message):
+        Geometry.of(x_shape, weight_shape, stride, padding)
