@@ -56,15 +56,15 @@ class Scores:
 
 
 class Engine(abc.ABC):
-    """Trains and evaluates populations of one architecture.
+    """Trains and evaluates populations of one architecture. All engines equal `loop` to float tolerance.
 
     `model` gives the architecture only; its own weights are never read or written. What a member computes depends on
-    its own row, noise and rates only, never on M or its neighbours. All engines equal `loop` to float tolerance.
+    its own row, noise and rates only, never on M or its neighbours.
     """
 
     name: str
     members_at_once: int
-    """Networks that are best handed over together."""
+    """How many networks are best trained in one call."""
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         config = settings.engine
@@ -111,8 +111,7 @@ class Engine(abc.ABC):
     def draw_ahead(self, noises: Sequence[Noise], epoch: int, dataset: Dataset) -> None:
         """Have a thread make the draws that `train_epoch` will need for `noises` at `epoch`. Returns at once.
 
-        To be called before the epoch that precedes it is trained. No result depends on it (`DrawsAhead`), and engines
-        made by `with_settings` share what was drawn.
+        Call it before the epoch that precedes it is trained. No result depends on it (`DrawsAhead`).
         """
         self._ahead.ask([self._request(noise, epoch, dataset) for noise in noises])
 

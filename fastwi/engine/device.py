@@ -37,7 +37,7 @@ class Resolved:
     backend: str
     """fused, compile or eager."""
     model: nn.Module
-    """The network that was handed over, safe for the device."""
+    """The network that was given, safe for the device."""
     network: nn.Module
     """The network that is run: the same, rewritten where it is fused."""
     why: str = ""
@@ -87,7 +87,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """torch.compile for fixed shapes. On a GPU Inductor is told to keep channels-last for narrow convolutions too."""
+    """torch.compile for fixed shapes. On a GPU Inductor keeps channels-last for narrow convolutions too."""
     # It warns about a CUDA toolkit that it does not need; errors are raised all the same.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # Each network, mode and batch size is a version of one function; past the limit of 8 torch goes on uncompiled.

@@ -1,7 +1,7 @@
-"""Rewrites a network for the CPU: batch norm, the residual sum and ReLU behind it become one module, and
-subsampling with zero channels around it (the option-A shortcut) one function.
+"""Rewrites a network for the CPU, which then trains faster.
 
-The network itself stays a plain nn.Module; this file can be taken out and everything still trains, slower.
+Batch norm, the residual sum and ReLU behind it become one module, and subsampling with zero channels around it (the
+option-A shortcut) one function. The network itself stays a plain nn.Module.
 """
 
 import copy
@@ -28,9 +28,9 @@ _PAD = (functional.pad, torch._C._nn.pad)
 def trace(module: nn.Module) -> fx.GraphModule | None:
     """A traced copy of `module` under the same names; None where fx cannot trace it.
 
-    None too where the trace is not what the network does: where it depends on the mode, on draws or on what an
-    earlier call left; where a value was worked out once and is now a constant; where the class has a `train` of its
-    own or hooks on the whole; where an activation is changed in place that something else reads.
+    None too where the trace is not what the network does: where it depends on the mode, on draws or on an earlier
+    call; where a computed value became a constant; where the class has a `train` of its own or the whole has hooks;
+    where an activation is changed in place that something else reads.
     """
     own_train = any(type(each).train is not nn.Module.train for each in module.modules())
     if own_train or module._forward_hooks or module._forward_pre_hooks:
@@ -116,7 +116,7 @@ def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
         parent, _, name = node.target.rpartition(".")
         setattr(traced.get_submodule(parent), name, module_fused)
         fused += 1
-    # fx keeps what the trace reached, in the order of use; tensors are handed over by name, so order is free.
+    # fx keeps what the trace reached, in the order of use; tensors are passed by name, so the order is free.
     names, names_before = ({name for name, _ in m.named_parameters()} for m in (traced, module))
     if fused == 0 or names != names_before:
         return None

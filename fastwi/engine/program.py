@@ -37,7 +37,7 @@ class State:
 Gradients = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_BNHWC, labels_BN, scale_B): write the gradients of `scale_B` times each member's mean loss to the state.
 
-Returns the losses [B]. It is what tells `graph` and `stacked` apart.
+Returns the losses [B]. It is what differs between `graph` and `stacked`.
 """
 
 
@@ -53,7 +53,7 @@ class Program:
         settings: Settings,
         gradients: Callable[[State], Gradients],
     ) -> None:
-        """`gradients` is handed the state whose rows it reads and writes."""
+        """`gradients` is called with the state whose rows it reads and writes."""
         device = dataset.labels_N.device
         self._dataset, self._optimizer, self._augment = dataset, settings.optimizer, settings.augment
         self.steps = len(dataset) // self._optimizer.batch_size
@@ -110,7 +110,7 @@ class Program:
         self._replay()
 
     def store(self, population: Population) -> list[float]:
-        """Hand the members back after the epoch; returns each one's mean loss (nats)."""
+        """Copy the members back after the epoch; returns each one's mean loss (nats)."""
         M = population.members
         for mine, theirs in zip(_matrices(self.state.members), _matrices(population), strict=True):
             theirs.copy_(mine[:M])

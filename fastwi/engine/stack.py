@@ -3,7 +3,7 @@
 Convolutions, batch norm with its residual sum and ReLU, linear layers, sums and means have rules of their own, on
 activations [M, N, H, W, C]. A batch norm between two convolutions is never stored: its statistics come from the first
 convolution's epilogue, and the second one applies it while it reads. Every other operation is applied to each member
-(see `fastwi.engine.members`), on [M, N, C, H, W], so a network needs no kernel of its own to train as a population.
+(see `fastwi.engine.members`), on [M, N, C, H, W].
 
 Shapes: M members, N images of a batch, C channels, H height, W width, F features, K classes.
 """
@@ -52,7 +52,7 @@ Value = Any  # Images, a tensor [M, ...], or what an fx graph has besides: numbe
 class StackedNetwork:
     """M networks of one architecture as one function of stacked tensors. Holds no weights.
 
-    With `exact` a member's result is the same bit for bit whatever M is: what has no kernel that sees to it is run
+    With `exact` a member's result is the same bit for bit whatever M is: what has no kernel that guarantees it is run
     for one member after the other.
     """
 

@@ -32,10 +32,10 @@ def supported(x_NCHW: Tensor, residual_NCHW: Tensor | None = None) -> bool:
         return False
     if x_NCHW.device.type != "cpu" or x_NCHW.dtype not in _SUFFIX or x_NCHW.numel() < 2 * channels:
         return False
-    if residual_NCHW is not None and not isinstance(residual_NCHW, Tensor):  # a size or a number that a network adds
-        return False
-    if residual_NCHW is not None and (residual_NCHW.shape, residual_NCHW.dtype) != (x_NCHW.shape, x_NCHW.dtype):
-        return False
+    if residual_NCHW is not None:  # a network may also add a size or a number
+        alike = isinstance(residual_NCHW, Tensor) and residual_NCHW.shape == x_NCHW.shape
+        if not alike or residual_NCHW.dtype != x_NCHW.dtype:
+            return False
     return library() is not None
 
 
@@ -138,7 +138,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
             if factor is None:  # cumulative average, as nn.BatchNorm2d defines it
                 factor = 1.0 / float(self.num_batches_tracked)
         arguments = (self.weight, self.bias, self.running_mean, self.running_var)
-        # The kernels read float32 parameters; a network cast whole to bf16 has others.
+        # The kernels read float32 parameters; a network that is cast to bf16 as a whole has others.
         fused = self.weight.dtype == torch.float32 and supported(x_NCHW, residual_NCHW)
         if fused and self.training:
             both: Tensor | tuple[Tensor, Tensor] = _Training.apply(

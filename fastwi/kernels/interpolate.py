@@ -51,14 +51,11 @@ def interpolate_rows_(
 ) -> None:
     """Overwrite rows c of `x_MP` with the interpolations of its rows a and of rows b, for all pairs at once.
 
-    x_MP: float32, bfloat16 or float16 [M, P], rows contiguous. a_L, b_L, c_L: row numbers from 0; c defaults
-    to a, and may name no row twice. alpha_L: any finite float32 values, one a pair or one for all. Rows b are
-    read from `other_NP` [N, P] (same dtype and device) where it is given, else from x_MP.
+    x_MP: float32, bfloat16 or float16 [M, P], rows contiguous. a_L, b_L, c_L: row numbers; c defaults to a, and names
+    no row twice. alpha_L: finite, one a pair or one for all. Rows b are those of `other_NP` [N, P] where it is given.
 
-    Rows may be read by any number of pairs, also rows that another pair overwrites: every read sees the
-    values from before the call. Results for such rows go through a temporary of as many rows; all others are
-    written in place. On a GPU, index tensors that live there cost a synchronisation: the check needs their
-    values.
+    Any pair may read any row: every read sees the values from before the call. A row that another pair reads goes
+    through a temporary. On a GPU, index tensors that live there cost a synchronisation.
 
     Raises ValueError for row numbers out of range, a destination named twice, wrong shapes or dtypes.
     """
@@ -150,19 +147,30 @@ def lerp_lists_(
 ) -> None:
     """Overwrite each tensor of `a_tensors` with its interpolation with the same place of `b_tensors`.
 
-    What torch._foreach_lerp_ does, for tensors of any shapes: those of separate networks, say. `alpha` is one
-    number, or one a tensor. On a GPU, float32, bfloat16 and float16 tensors of equal strides take one launch
-    a dtype and device, however many they are; all others go to torch._foreach_lerp_, as everything does on a
-    CPU.
+    What torch._foreach_lerp_ does, for tensors of any shapes. `alpha` is one number, or one a tensor. On a GPU,
+    float32, bfloat16 and float16 tensors of equal strides take one launch a dtype and device.
 
     Raises ValueError where the lists differ in length, shapes, dtypes or devices, hold integers, or where a
     tensor of `a_tensors` is there twice or is read at another place of `b_tensors`.
     """
-    _check_lists(a_tensors, b_tensors)
+    kinds_a, kinds_b = ([(x.shape, x.dtype, x.device) for x in tensors] for tensors in (a_tensors, b_tensors))
+    if len(kinds_a) != len(kinds_b):
+        raise ValueError(f"{len(kinds_a)} tensors a and {len(kinds_b)} tensors b; they come in pairs")
+    for place, (a, b) in enumerate(zip(kinds_a, kinds_b, strict=True)):
+        if a != b or not a[1].is_floating_point:
+            raise ValueError(
+                f"pair {place}: a is {_said(a)}, b is {_said(b)}; they need one floating dtype and shape"
+            )
     alphas = pair_alphas(alpha, len(a_tensors))
     a_at = np.array([a.data_ptr() for a in a_tensors], dtype=np.int64)
     b_at = np.array([b.data_ptr() for b in b_tensors], dtype=np.int64)
-    _refuse_shared(a_at, b_at)
+    filled = np.flatnonzero(a_at)  # tensors without elements are at address 0
+    unsafe = read_elsewhere(a_at[filled], b_at[filled], a_at[filled])
+    if unsafe.any():
+        raise ValueError(
+            f"tensor {filled[unsafe][0]} of a is in the lists a second time; each place in memory may be "
+            "overwritten once and read by its own pair only"
+        )
     if not any(gpu.has_triton(device) for device in {a.device for a in a_tensors}):
         lerp_views_(a_tensors, b_tensors, a_tensors, alphas.tolist())
         return
@@ -206,6 +214,8 @@ def _addresses(matrix: Tensor, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def read_elsewhere(a_at: NDArray[np.int64], b_at: NDArray[np.int64], c_at: NDArray[np.int64]) -> NDArray[np.bool_]:
     """For each pair, whether another pair reads its destination. Compares addresses: views count too."""
+    if not len(c_at):
+        return np.zeros(0, dtype=bool)
     reads, counts = np.unique(np.concatenate([a_at, b_at]), return_counts=True)
     place = np.minimum(np.searchsorted(reads, c_at), len(reads) - 1)
     all_reads = np.where(reads[place] == c_at, counts[place], 0)
@@ -223,9 +233,9 @@ def _lerp_evenly_spaced_(
 ) -> bool:
     """Interpolate in one call where, in some order of the pairs, rows a and rows b are evenly spaced upwards.
 
-    So are (0, 1), (2, 3), (4, 5) ... in any order, or two populations member by member. One torch.lerp over
-    strided views was measured 15 to 20 % faster than one a row. It takes alpha in the dtype of the rows, so
-    float32 only, and has no exact ends. Returns whether it was done; no destination is another pair's source.
+    So are (0, 1), (2, 3) ..., or two populations member by member. One torch.lerp over strided views was measured 15
+    to 20 % faster than one a row. It takes alpha in the dtype of the rows, so float32 only, and has no exact ends.
+    Returns whether it was done; no destination is another pair's source.
     """
     if len(a_rows) < 2 or x_MP.dtype != torch.float32 or not np.array_equal(a_rows, c_rows):
         return False
@@ -242,41 +252,9 @@ def _lerp_evenly_spaced_(
     return True
 
 
-def _check_lists(a_tensors: Sequence[Tensor], b_tensors: Sequence[Tensor]) -> None:
-    """Raise ValueError unless the lists match, place by place, in floating dtypes, shapes and devices.
-
-    Compares whole lists first: with many small tensors, looking at each in turn costs more than the work.
-    """
-    if len(a_tensors) != len(b_tensors):
-        raise ValueError(f"{len(a_tensors)} tensors a and {len(b_tensors)} tensors b; they come in pairs")
-    dtypes = [a.dtype for a in a_tensors]
-    if (
-        [a.shape for a in a_tensors] == [b.shape for b in b_tensors]
-        and dtypes == [b.dtype for b in b_tensors]
-        and [a.device for a in a_tensors] == [b.device for b in b_tensors]
-        and all(dtype.is_floating_point for dtype in set(dtypes))
-    ):
-        return
-    for place, (a, b) in enumerate(zip(a_tensors, b_tensors, strict=True)):
-        if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or not a.is_floating_point():
-            raise ValueError(
-                f"pair {place}: a is {a.dtype} {tuple(a.shape)} on {a.device}, "
-                f"b is {b.dtype} {tuple(b.shape)} on {b.device}; "
-                "they need one floating dtype, shape and device"
-            )
-
-
-def _refuse_shared(a_at: NDArray[np.int64], b_at: NDArray[np.int64]) -> None:
-    """Raise ValueError where a destination is there twice, or is the source of another pair."""
-    filled = np.flatnonzero(a_at)  # tensors without elements are at address 0
-    if not len(filled):
-        return
-    unsafe = read_elsewhere(a_at[filled], b_at[filled], a_at[filled])
-    if unsafe.any():
-        raise ValueError(
-            f"tensor {filled[unsafe][0]} of a is in the lists a second time; each place in memory may be "
-            "overwritten once and read by its own pair only"
-        )
+def _said(kind: tuple[torch.Size, torch.dtype, torch.device]) -> str:
+    shape, dtype, device = kind
+    return f"{dtype} {tuple(shape)} on {device}"
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -301,25 +279,20 @@ def _launch(
 ) -> None:
     """Interpolate T pairs given by address: elements_T[t] values at a_T[t] and b_T[t] into c_T[t].
 
-    The caller keeps the memory alive and sees to it that no destination is read by another task. dtype is
-    float32, bfloat16 or float16. One launch; asynchronous on a GPU.
+    The caller keeps the memory alive; no destination is read by another pair. Asynchronous on a GPU.
     """
     programs_T = -(-elements_T // BLOCK)
     total = int(programs_T.sum())
     if total == 0:
         return
-    first_T = np.cumsum(programs_T) - programs_T
     task_G = np.repeat(np.arange(len(elements_T), dtype=np.int32), programs_T)
-    aligned = not int(np.bitwise_or.reduce(np.concatenate([a_T, b_T, c_T]))) % 16
-    table_5T = torch.from_numpy(np.stack([a_T, b_T, c_T, elements_T, first_T])).to(device, non_blocking=True)
+    table_5T = np.stack([a_T, b_T, c_T, elements_T, np.cumsum(programs_T) - programs_T])
     with gpu.on(device):
         interpolate_kernel[(total,)](
-            table_5T,
-            torch.from_numpy(alpha_T).to(device, non_blocking=True),
-            torch.from_numpy(task_G).to(device, non_blocking=True),
+            *(torch.from_numpy(x).to(device, non_blocking=True) for x in (table_5T, alpha_T, task_G)),
             len(elements_T),
             ELEMENT=getattr(tl, str(dtype).removeprefix("torch.")),
-            ALIGNED=aligned,
+            ALIGNED=not int(np.bitwise_or.reduce(table_5T[:3].ravel())) % 16,
             BLOCK=BLOCK,
             num_warps=WARPS,
             enable_fp_fusion=True,  # explicit: the default changes between Triton versions
@@ -336,15 +309,15 @@ def _mix(a, b, alpha):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def interpolate_kernel(  # type: ignore[no-untyped-def]
-    table_5T,  # int64 [5, T]: address of a, of b, of c, elements, first program
-    alpha_T,  # float32 [T]
-    task_G,  # int32 [G]: the task of each program
+    table_5T,  # int64: address of a, of b, of c, elements, first program
+    alpha_T,  # float32
+    task_G,  # int32: the pair of each program
     tasks,
     ELEMENT: tl.constexpr,
     ALIGNED: tl.constexpr,  # every address is a multiple of 16 bytes
     BLOCK: tl.constexpr,
 ):
-    """One block of one task. All of a and b that it reads is read before it writes."""
+    """One block of one pair. All of a and b that it reads is read before it writes."""
     program = tl.program_id(0)
     task = tl.load(task_G + program)
     a_ptr = tl.load(table_5T + task).to(tl.pointer_type(ELEMENT))

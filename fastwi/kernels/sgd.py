@@ -79,33 +79,25 @@ def sgd_(
     low_MP: Tensor | None = None,
     skip_M: Tensor | None = None,
 ) -> None:
-    """One step of every member, in place: weights and momentum change, gradients do not.
+    """One step of every member, in place: weights and momentum change, gradients do not. Nothing is checked.
 
-    weights, gradients and momentum: float32 [M, P], rows contiguous, no memory in common. rate_M: float32 [M], may be
-    an expanded tensor. With `momentum` 0, momentum_MP is neither read nor written.
-
-    low_MP: bfloat16 or float16, receives every member's weights as they are after the step. skip_M: bool or integer
-    [M]; members with a nonzero entry keep weights and momentum to the bit, whatever their gradients hold. All tensors
-    are on one device; in a captured call, their values may change from replay to replay. Nothing is checked.
-
-    A member's result does not depend on its neighbours.
+    weights, gradients and momentum: float32 [M, P], rows contiguous, no memory in common. rate_M: float32, may be
+    expanded. With `momentum` 0, momentum_MP is neither read nor written. low_MP: bfloat16 or float16, receives every
+    member's weights as they are after the step. skip_M: bool or integer; members with a nonzero entry keep weights
+    and momentum to the bit, whatever their gradients hold. In a captured call, values may change between replays.
     """
+    settings = momentum, weight_decay, nesterov, low_MP, skip_M
     if gpu.has_triton(weights_MP.device):
-        _launch(
-            weights_MP, gradient_MP, momentum_MP, rate_M, momentum, weight_decay, nesterov, low_MP, skip_M
-        )  # fmt: skip
-        return
+        return _launch(weights_MP, gradient_MP, momentum_MP, rate_M, *settings)
     if weights_MP.device.type != "cpu":
-        sgd_reference_(
-            weights_MP, gradient_MP, momentum_MP, rate_M, momentum, weight_decay, nesterov, low_MP, skip_M
-        )  # fmt: skip
-        return
+        return sgd_reference_(weights_MP, gradient_MP, momentum_MP, rate_M, *settings)
     skipped = [False] * len(weights_MP) if skip_M is None else skip_M.tolist()
     for m, (rate, skip) in enumerate(zip(rate_M.tolist(), skipped, strict=True)):
         if not skip:
             sgd_row_(weights_MP[m], gradient_MP[m], momentum_MP[m], rate, momentum, weight_decay, nesterov)
     if low_MP is not None:
         low_MP.copy_(weights_MP)
+    return None
 
 
 def _launch(

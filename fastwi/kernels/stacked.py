@@ -39,11 +39,9 @@ def _wide(parameter: Tensor) -> Tensor:
 class Norm:
     """A batch norm of M networks, and the ReLU behind it.
 
-    Weight, bias and running statistics are [M, C] in float32 with dense channels, the member strides any: views of
-    the population's rows. Weight and bias may be in 16 bits too. `factor` is the weight of a batch's statistics in
-    the running ones: a number, or float32 [M].
-
-    Raises ValueError for shapes or strides other than these.
+    Weight, bias and running statistics are [M, C] in float32 with dense channels and any member strides. Weight and
+    bias may be in 16 bits too. `factor` is the weight of a batch's statistics in the running ones: a number, or
+    float32 [M]. Raises ValueError for other shapes or strides.
     """
 
     weight_MC: Tensor

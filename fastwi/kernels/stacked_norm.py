@@ -88,8 +88,8 @@ def settle(
 ) -> Tensor:
     """stats_M4C from moments, with the running statistics updated in place; from these without moments.
 
-    The parameters and running statistics are float32 with dense channels; the member strides are any. `factor` is the
-    weight of the new statistics in the running ones: a number, or float32 [M]. The running variance is unbiased.
+    All are float32 with dense channels and any member strides. `factor` is the weight of the new statistics in the
+    running ones: a number, or float32 [M]. The running variance is unbiased.
     """
     if not gpu.by_triton(weight_MC):
         if moments_MT3C is None:
@@ -145,8 +145,7 @@ def gradient_sums(
 ) -> tuple[Tensor, Tensor | None]:
     """Partial sums [M, T, 2, C] of g and of g xhat, and g in x's dtype where `keep`. dz2 is added to dz.
 
-    `z` shows where the ReLU passed; without it x does, which is right where there was no residual. All activations
-    are contiguous and of one dtype.
+    `z` shows where the ReLU passed; without it x does, which is right where there was no residual.
     """
     if not gpu.by_triton(x_MNHWC):
         mean, inverse, scale, shift = _rows(stats_M4C)

@@ -142,7 +142,7 @@ def test_a_member_is_the_same_bit_for_bit_alone_and_among_others(seed, engine, b
     made, noises = make(engine, model, precision, backend), [Noise(seed + m) for m in range(4)]
 
     def results(rows: list[int]) -> list[tuple[Any, ...]]:
-        """Of each of `rows` handed over together: what it is trained to, and what is measured of it."""
+        """For each of `rows`, passed together: what it is trained to, and what is measured of it."""
         own, trained = [noises[m] for m in rows], population.clone_rows(rows)
         losses = made.train_epoch(trained, data, own, EPOCH)
         recomputed = made.recompute_statistics(trained, data, own, EPOCH)

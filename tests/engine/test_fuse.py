@@ -242,7 +242,7 @@ def test_what_is_folded(join, folded):
 
 
 class Small(nn.Module):
-    """A batch norm behind a convolution; what its kinds do around them no trace tells, or only one with care."""
+    """A batch norm behind a convolution. Its kinds do things around them that a trace loses, or may lose."""
 
     def __init__(self) -> None:
         super().__init__()

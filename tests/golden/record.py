@@ -1,8 +1,8 @@
-"""`python -m tests.golden.record`: record anew the losses that `test_golden.py` holds every network to.
+"""`python -m tests.golden.record`: record again the losses that `test_golden.py` holds every network to.
 
 A trace is one network's losses on one thread: real digits, augmented, 8 a step, each step an epoch of its own so that
 its loss is seen. Three kinds: `eager` and `fused` are 30 steps of the loop engine in fp32, by backend; `float64` is 8
-steps of the same training in torch's own words and double precision, from weights drawn in NumPy, so that nothing in
+steps of the same training in torch's own functions and double precision, from weights drawn in NumPy, so that nothing in
 it differs between machines by more than float64's rounding.
 """
 
@@ -119,7 +119,7 @@ def float64_trace(name: str, digits: ResidentDataset, seed: int = 0, threads: in
 
 @torch.no_grad()
 def draw_uniform_(network: nn.Module, seed: int) -> None:
-    """Draw weights and biases anew, equal to the bit on all machines: torch's normal draws are not.
+    """Draw weights and biases again, equal to the bit on all machines: torch's normal draws are not.
 
     Uniform with He's variance, 2 / fan in; biases and what belongs to norms stay near where they begin.
     """
@@ -152,9 +152,9 @@ def _processor() -> str:
     wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "cache size",
               "Features", "CPU implementer", "CPU part")  # fmt: skip
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    told = "\n".join(f"{key}={facts.get(key, '')}" for key in wanted)
+    stated = "\n".join(f"{key}={facts.get(key, '')}" for key in wanted)
     name = f"{facts.get('vendor_id', '')} {facts.get('model name', '')}".strip() or platform.machine()
-    return f"{name} {hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    return f"{name} {hashlib.sha256(stated.encode()).hexdigest()[:16]}"
 
 
 def _compiler() -> str:

@@ -1,4 +1,4 @@
-"""Every registered network's first losses, held to recorded ones: `python -m tests.golden.record` records anew.
+"""Every registered network's first losses, held to recorded ones: `python -m tests.golden.record` records them again.
 
 Where machine and versions are those of the record, losses are held exactly: a refactor that should change nothing
 changes no bit. Elsewhere they are held to what no rounding can break, with room to what was measured: over torch's
