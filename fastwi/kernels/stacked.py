@@ -79,34 +79,6 @@ class Norm:
         )  # fmt: skip
 
 
-class _Conv(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry, statistics: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        x = x.contiguous()
-        y, moments = conv.forward(x, weight, geometry, None, False, statistics)
-        ctx.geometry = geometry
-        ctx.save_for_backward(x, weight)
-        ctx.set_materialize_grads(False)
-        if moments is not None:
-            ctx.mark_non_differentiable(moments)
-        return y, moments
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        if gradients[0] is None:
-            return (None,) * 4
-        x, weight = ctx.saved_tensors
-        dy, dx, dw = gradients[0].contiguous(), None, None
-        if ctx.needs_input_grad[0]:
-            dx, _ = conv.input_gradient(dy, weight, ctx.geometry, None, None, False)
-        if ctx.needs_input_grad[1]:
-            dw = weight_gradient(x, dy, ctx.geometry, None, False).to(weight.dtype)
-        return dx, dw, None, None
-
-
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -149,22 +121,25 @@ class _BatchNorm(torch.autograd.Function):
 
 
 class _NormConv(torch.autograd.Function):
+    """A convolution, with or without a batch norm in its prologue."""
+
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight_MC: Tensor,
-        bias_MC: Tensor,
+        weight_MC: Tensor | None,
+        bias_MC: Tensor | None,
         weight: Tensor,
-        norm: Norm,
+        norm: Norm | None,
         geometry: Geometry,
         moments: Tensor | None,
         statistics: bool,
     ) -> tuple[Tensor, Tensor | None]:
         x = x.contiguous()
-        stats = norm.settle(x, moments)
-        y, moments_out = conv.forward(x, weight, geometry, stats, norm.relu, statistics)
-        ctx.geometry, ctx.relu, ctx.training = geometry, norm.relu, norm.training
+        stats = None if norm is None else norm.settle(x, moments)
+        ctx.relu, ctx.training = (False, False) if norm is None else (norm.relu, norm.training)
+        y, moments_out = conv.forward(x, weight, geometry, stats, ctx.relu, statistics)
+        ctx.geometry = geometry
         ctx.save_for_backward(x, weight, stats)
         ctx.set_materialize_grads(False)
         if moments_out is not None:
@@ -179,23 +154,17 @@ class _NormConv(torch.autograd.Function):
         x, weight, stats = ctx.saved_tensors
         dy, dx, dw, dbias, dweight = gradients[0].contiguous(), None, None, None, None
         if any(ctx.needs_input_grad[:3]):
-            g, sums = conv.input_gradient(dy, weight, ctx.geometry, x, stats, ctx.relu)
-            assert sums is not None
-            made = norms.parameter_gradients(sums)
-            dx = norms.input_gradient(g, x, stats, made, False, ctx.training)
-            dbias, dweight = made.unbind(1)
+            dx, sums = conv.input_gradient(dy, weight, ctx.geometry, x, stats, ctx.relu)
+            if sums is not None:
+                made = norms.parameter_gradients(sums)
+                dx = norms.input_gradient(dx, x, stats, made, False, ctx.training)
+                dbias, dweight = made.unbind(1)
         if ctx.needs_input_grad[3]:
             dw = weight_gradient(x, dy, ctx.geometry, stats, ctx.relu).to(weight.dtype)
         return dx, dweight, dbias, dw, None, None, None, None
 
 
-def stacked_conv(
-    x_MNHWI: Tensor,
-    weight_MOHWI: Tensor,
-    stride: int,
-    padding: int,
-    statistics: bool = False,
-) -> Any:
+def stacked_conv(x_MNHWI: Tensor, weight_MOHWI: Tensor, stride: int, padding: int, statistics: bool = False) -> Any:
     """y [M, N, OH, OW, O] in x's dtype: each member's images under its own weights, without a bias.
 
     Weights are float32, or x's dtype. With `statistics`: (y, moments [M, T, 3, O]), what `stacked_batch_norm` and
@@ -203,9 +172,7 @@ def stacked_conv(
 
     Raises ValueError for shapes that don't fit together.
     """
-    geometry = Geometry.of(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
-    y, moments = _Conv.apply(x_MNHWI, weight_MOHWI, geometry, statistics)
-    return (y, moments) if statistics else y
+    return stacked_norm_conv(x_MNHWI, None, weight_MOHWI, stride, padding, None, statistics)
 
 
 def stacked_batch_norm(
@@ -225,7 +192,7 @@ def stacked_batch_norm(
 
 def stacked_norm_conv(
     x_MNHWI: Tensor,
-    norm: Norm,
+    norm: Norm | None,
     weight_MOHWI: Tensor,
     stride: int,
     padding: int,
@@ -237,7 +204,6 @@ def stacked_norm_conv(
     `moments` are x's, where the convolution that made x made them; else they take a pass over x.
     """
     geometry = Geometry.of(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
-    y, moments_out = _NormConv.apply(
-        x_MNHWI, norm.weight_MC, norm.bias_MC, weight_MOHWI, norm, geometry, moments, statistics
-    )  # fmt: skip
+    parameters = (None, None) if norm is None else (norm.weight_MC, norm.bias_MC)
+    y, moments_out = _NormConv.apply(x_MNHWI, *parameters, weight_MOHWI, norm, geometry, moments, statistics)
     return (y, moments_out) if statistics else y

@@ -19,6 +19,8 @@ Symbols: those of fastwi.kernels.stacked_geometry. C channels, T tiles. stats_M4
 """
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,18 +29,27 @@ from torch.nn.grad import conv2d_input
 
 from fastwi.kernels import gpu, stacked_norm
 from fastwi.kernels.gpu import INTERPRETED, rounded, tl, triton
-from fastwi.kernels.stacked_geometry import Geometry, product_tile
+from fastwi.kernels.stacked_geometry import Geometry, Tile, product_tile
 from fastwi.kernels.stacked_norm import INVERSE, MEAN, SCALE, SHIFT, load_row, store_moments, wide
 
 
-def exact(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Inside, float32 is float32, and the same each time: cuDNN's convolutions are in TF32 otherwise."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    return flags
+def by_member(function: Callable[..., Tensor], *stacks: Tensor) -> Tensor:
+    """`function` of each member's tensors, stacked.
+
+    On a GPU float32 is float32, and the same each time: cuDNN's convolutions are in TF32 otherwise.
+    """
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with exact if stacks[0].device.type == "cuda" else contextlib.nullcontext():
+        return torch.stack([function(*own) for own in zip(*stacks, strict=True)])
+
+
+def launch(kernel: Any, grid: tuple[int, int, int], tile: Tile, device: torch.device, *arguments: Any) -> None:
+    """Launch `kernel` on `device`, with the tile's rows, columns and depth as its last arguments."""
+    with gpu.on(device):
+        kernel[grid](
+            *arguments, tile.rows, tile.columns, tile.depth,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        )  # fmt: skip
 
 
 def _operands(weight_MOHWI: Tensor, x: Tensor) -> Tensor:
@@ -64,13 +75,10 @@ def forward(
     g = geometry
     if not gpu.by_triton(x_MNHWI):
         a_MNHWI = x_MNHWI if stats_M4I is None else stacked_norm.apply(x_MNHWI, None, stats_M4I, relu)
-        with exact(x_MNHWI.device):
-            y_MNOHW = torch.stack(
-                [
-                    functional.conv2d(images(a_NHWI), w_OIHW, None, g.stride, g.padding)
-                    for a_NHWI, w_OIHW in zip(a_MNHWI, _operands(weight_MOHWI, x_MNHWI), strict=True)
-                ]
-            )
+        y_MNOHW = by_member(
+            lambda a_NHWI, w_OIHW: functional.conv2d(images(a_NHWI), w_OIHW, None, g.stride, g.padding),
+            a_MNHWI, _operands(weight_MOHWI, x_MNHWI),
+        )  # fmt: skip
         y_MNHWO = y_MNOHW.permute(0, 1, 3, 4, 2).to(x_MNHWI.dtype).contiguous()
         return y_MNHWO, stacked_norm.moments(y_MNHWO) if statistics else None
     weight = _dense_rows(weight_MOHWI)
@@ -78,12 +86,10 @@ def forward(
     grid = (-(-g.R // tile.rows), -(-g.CO // tile.columns), g.M)
     y = x_MNHWI.new_empty(g.y_shape)
     moments = x_MNHWI.new_empty((g.M, grid[0], 3, g.CO), dtype=torch.float32) if statistics else None
-    with gpu.on(x_MNHWI.device):
-        forward_kernel[grid](
-            x_MNHWI, weight, y, stats_M4I, moments, weight.stride(0), g.R, *g.kernel_sizes,
-            relu, _alignment(weight), precision(y.dtype), tile.rows, tile.columns, tile.depth,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        forward_kernel, grid, tile, y.device, x_MNHWI, weight, y, stats_M4I, moments, weight.stride(0), g.R,
+        *g.kernel_sizes, relu, _alignment(weight), precision(y.dtype),
+    )  # fmt: skip
     return y, moments
 
 
@@ -102,13 +108,11 @@ def input_gradient(
     """
     g = geometry
     if not gpu.by_triton(dy_MNPQO):
-        with exact(dy_MNPQO.device):
-            dx_MNIHW = torch.stack(
-                [
-                    conv2d_input((g.N, g.CI, g.H, g.W), w_OIHW, images(dy_NPQO), g.stride, g.padding)
-                    for dy_NPQO, w_OIHW in zip(dy_MNPQO, _operands(weight_MOHWI, dy_MNPQO), strict=True)
-                ]
-            )
+        shape = (g.N, g.CI, g.H, g.W)
+        dx_MNIHW = by_member(
+            lambda dy_NPQO, w_OIHW: conv2d_input(shape, w_OIHW, images(dy_NPQO), g.stride, g.padding),
+            dy_MNPQO, _operands(weight_MOHWI, dy_MNPQO),
+        )  # fmt: skip
         dx_MNHWI = dx_MNIHW.to(dy_MNPQO.dtype).permute(0, 1, 3, 4, 2).contiguous()
         if stats_M4I is None or x_MNHWI is None:
             return dx_MNHWI, None
@@ -121,12 +125,10 @@ def input_gradient(
     grid = (-(-places // tile.rows) * g.stride**2, -(-g.CI // tile.columns), g.M)
     dx = dy_MNPQO.new_empty(g.x_shape)
     sums = None if stats_M4I is None else dx.new_empty((g.M, grid[0], 2, g.CI), dtype=torch.float32)
-    with gpu.on(dx.device):
-        input_gradient_kernel[grid](
-            dy_MNPQO, weight, dx, x_MNHWI, stats_M4I, sums, weight.stride(0), g.N, *g.kernel_sizes,
-            relu, _alignment(weight), precision(dx.dtype), tile.rows, tile.columns, tile.depth,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        input_gradient_kernel, grid, tile, dx.device, dy_MNPQO, weight, dx, x_MNHWI, stats_M4I, sums,
+        weight.stride(0), g.N, *g.kernel_sizes, relu, _alignment(weight), precision(dx.dtype),
+    )  # fmt: skip
     return dx, sums
 
 

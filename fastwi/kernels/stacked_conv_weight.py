@@ -20,7 +20,7 @@ from torch.nn.grad import conv2d_weight
 
 from fastwi.kernels import gpu, stacked_norm
 from fastwi.kernels.gpu import tl, triton
-from fastwi.kernels.stacked_conv import exact, images, patches, precision, product
+from fastwi.kernels.stacked_conv import by_member, images, launch, patches, precision, product
 from fastwi.kernels.stacked_geometry import Geometry, chunk_rows, weight_tile
 
 _SUM_BLOCK = 512
@@ -37,26 +37,23 @@ def weight_gradient(
             a_MNHWI = stacked_norm.apply(x_MNHWI, None, stats_M4I, relu)
         if (g.KH, g.KW, g.padding) == (1, 1, 0):  # see fastwi.kernels.pointwise
             a_MNHWI, stride = a_MNHWI[:, :, ::stride, ::stride], 1
-        with exact(x_MNHWI.device):
-            dw_MOIHW = torch.stack(
-                [
-                    conv2d_weight(images(a_NHWI), (g.CO, g.CI, g.KH, g.KW), images(dy_NPQO), stride, g.padding)
-                    for a_NHWI, dy_NPQO in zip(a_MNHWI, dy_MNPQO, strict=True)
-                ]
-            )
+        shape = (g.CO, g.CI, g.KH, g.KW)
+        dw_MOIHW = by_member(
+            lambda a_NHWI, dy_NPQO: conv2d_weight(images(a_NHWI), shape, images(dy_NPQO), stride, g.padding),
+            a_MNHWI, dy_MNPQO,
+        )  # fmt: skip
         return dw_MOIHW.permute(0, 1, 3, 4, 2).contiguous()
     tile, chunk = weight_tile(g.CI, g.CO, g.KH * g.KW, x_MNHWI.element_size()), chunk_rows(g.CI, g.CO)
     chunks = -(-g.R // chunk)
     out = x_MNHWI.new_empty(g.weight_shape, dtype=torch.float32)
     partial = out if chunks == 1 else out.new_empty((g.M, chunks, *g.weight_shape[1:]))
     grid = (-(-g.K // tile.depth) * -(-g.CO // tile.columns), chunks, g.M)
-    with gpu.on(out.device):
-        weight_gradient_kernel[grid](
-            x_MNHWI, dy_MNPQO, partial, stats_M4I, partial.stride(0), g.CO * g.K, g.R, *g.kernel_sizes,
-            relu, precision(x_MNHWI.dtype), chunk, tile.rows, tile.columns, tile.depth,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-        )  # fmt: skip
-        if chunks > 1:
+    launch(
+        weight_gradient_kernel, grid, tile, out.device, x_MNHWI, dy_MNPQO, partial, stats_M4I, partial.stride(0),
+        g.CO * g.K, g.R, *g.kernel_sizes, relu, precision(x_MNHWI.dtype), chunk,
+    )  # fmt: skip
+    if chunks > 1:
+        with gpu.on(out.device):
             sum_chunks_kernel[(-(-g.CO * g.K // _SUM_BLOCK), g.M)](
                 partial, out, chunks, g.CO * g.K, BLOCK=_SUM_BLOCK, num_warps=4, enable_fp_fusion=True
             )
