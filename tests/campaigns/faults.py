@@ -6,8 +6,8 @@ tasks of a store and dies. After each: no half-written file and no wrong value i
 wrong in one line where it can (exit code 2, or 143 for SIGTERM); and the same command, run again, ends with the bytes
 of an undisturbed run.
 
-Disks that are full or not writable are small file systems in memory, which only root can mount; without that the
-size of files is limited, and the mode of directories changed.
+Disks that are full or not writable are small file systems in memory, which only root can mount: without that these
+faults are left out.
 """
 
 import argparse
@@ -55,7 +55,8 @@ class Faults:
         self._draw = random.Random(seed)
         self._jobs = make_jobs(place)
         self._by_name = {job.name: job for job in self._jobs}
-        self._mounts = _can_mount(place)
+        unusable = () if _can_mount(place) else ("disk full", "read-only")
+        self.kinds = [kind for kind in _WEIGHTS if kind not in unusable]
         self.injected: Counter[tuple[str, str]] = Counter()
         self.wrong: list[str] = []
 
@@ -97,11 +98,6 @@ class Faults:
     def _full(self, job: Job) -> None:
         needed = sum(map(len, contents(job.end).values())) - sum(map(len, contents(job.start).values()))
         room = int(self._draw.uniform(0, 1.2) * max(needed, 50_000))
-        if not self._mounts:
-            directory = copied(job, self._place / "t")
-            _check_said(run(job.main, job.argv, directory, Fault(file_bytes=max(room, 4096))), (0, 2))
-            self._again(job, directory)
-            return
         with _file_system(self._place / "full") as directory:
             copied(job, directory)
             used = shutil.disk_usage(directory).used
@@ -111,15 +107,6 @@ class Faults:
             self._again(job, directory)
 
     def _read_only(self, job: Job) -> None:
-        if not self._mounts:
-            directory = copied(job, self._place / "t")
-            _set_mode(directory, 0o555)
-            try:
-                _check_said(run(job.main, job.argv, directory), (0, 2) if os.geteuid() == 0 else (2,))
-            finally:
-                _set_mode(directory, 0o755)
-            self._again(job, directory)
-            return
         with _file_system(self._place / "full") as directory:
             copied(job, directory)
             before = contents(directory)
@@ -222,11 +209,6 @@ def _other_dataset(data: Path, whole_set: bool) -> None:
         shutil.copyfile(Path(place) / "train.beton", data / "train.beton")
 
 
-def _set_mode(directory: Path, mode: int) -> None:
-    for folder, _, _ in os.walk(directory):
-        os.chmod(folder, mode)
-
-
 def _mount(*words: object) -> None:
     subprocess.run(["mount", *map(str, words)], check=True, capture_output=True)
 
@@ -264,11 +246,11 @@ def main() -> int:
         prepare("digits", place / "warm", writer="raw")  # imports what the commands import late
         faults = Faults(place, seed)
         print(f"undisturbed runs made in {time.monotonic() - begun:.0f} s", flush=True)
-        kinds = [kind for kind, weight in _WEIGHTS.items() for _ in range(weight)]
         draw = random.Random(seed + 1)
         for number in shown(options.faults, "faults"):
             # Each kind once first, however few there are.
-            kind = list(_WEIGHTS)[number] if number < len(_WEIGHTS) else draw.choice(kinds)
+            drawn = draw.choices(faults.kinds, [_WEIGHTS[kind] for kind in faults.kinds])[0]
+            kind = faults.kinds[number] if number < len(faults.kinds) else drawn
             faults.inject(options.kind or kind)
     names = sorted({name for _, name in faults.injected})
     print(f"{'fault':<18}" + "".join(f"{name:>15}" for name in names))

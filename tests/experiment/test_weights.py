@@ -97,14 +97,6 @@ def test_content_decides_and_not_the_path(digits_directory, tmp_path):
     assert identity(digits_directory, same[0]) == identity(digits_directory, other) != before
 
 
-def test_an_axis_of_weights(digits_directory, tmp_path):
-    """Two starts, each with its own parent; equal ones share it."""
-    paths = [str(saved(tmp_path / f"{name}.pt", seed)) for name, seed in (("a", 1), ("b", 2), ("c", 1))]
-    base = config_of(digits_directory, "")
-    trees = [plan_sweep(SweepSpec(base, (Axis("model.weights", tuple(some)),))).tree for some in (paths, paths[:2])]
-    assert set(trees[0].keys) == set(trees[1].keys)
-
-
 def arguments(data: Path, directory: Path, weights: Path, *more: str) -> list[str]:
     pairs = {
         "data.path": data, "data.train_images": 100, "data.test_images": 50, "model.width": WIDTH,

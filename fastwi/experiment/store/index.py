@@ -83,8 +83,10 @@ class Transaction:
         """Every row, or those of a condition, in the order of the table's key."""
         return self._checked(self.execute(table.selection(where), values), table)
 
-    def of(self, table: Table, keys: Iterable[Sequence[Any]]) -> Iterator[Row]:
-        """The rows of those `keys` that are there, in the order of the key; the same key twice gives one row."""
+    def of(self, table: Table, keys: Iterable[Sequence[Any]] | None) -> Iterator[Row]:
+        """The rows of those `keys` (None: all) that are there, in their order; the same key twice gives one row."""
+        if keys is None:
+            return self.rows(table)
         if self.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone() is None:
             return iter(())
         wanted = set(map(tuple, keys))
@@ -176,7 +178,7 @@ class Index:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection with this store's settings; transactions are begun and ended by hand."""
+    """A connection with this store's settings. A commit is on the disk when it returns."""
     connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     for setting in ("synchronous = FULL", "journal_size_limit = 0", "temp_store = MEMORY", "cell_size_check = ON"):
         connection.execute(f"PRAGMA {setting}")

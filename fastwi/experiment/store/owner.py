@@ -43,13 +43,9 @@ class Owner(contextlib.AbstractContextManager["Owner"]):
     ) -> list[MeasurementKey]:
         """Take those of `tasks` that no live owner has and that are not measured yet; in one transaction.
 
-        Args:
-            tasks: (state, treatment); they come back in this order.
-            again: tasks that are given though they are measured, because their state is needed once more.
-            groups: of tasks, each is given as a whole or not at all; what this owner has already counts as given.
-
-        Returns:
-            The tasks that are this owner's now and were not before. Each is logged as an attempt.
+        Tasks of `again` are given though they are measured. Each of `groups` is given as a whole or not at all; what
+        this owner has already counts as given. Returns, in their order, the tasks that are this owner's now and were
+        not before. Each is logged as an attempt.
         """
         self._check()
         tasks, again, whole = list(dict.fromkeys(tasks)), set(again), [set(group) for group in groups]

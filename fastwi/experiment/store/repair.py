@@ -89,9 +89,7 @@ def verify(store: Store, repair: bool = False, progress: Callable[[int, int], No
 
     With `repair`: damaged states are forgotten with their measurements, so that the next sweep trains them again; a
     damaged metrics.parquet is exported again. A damaged index needs `rebuild` before anything else is checked.
-
-    Args:
-        progress: called with the bytes of states read and the bytes there are.
+    `progress` is called with the bytes of states that are checked and the bytes that there are.
     """
     found, places = Verification(), store.places
     fix = f"`python -m fastwi.store verify --repair {places.directory}`"
@@ -134,9 +132,9 @@ def rebuild(directory: str | os.PathLike[str]) -> dict[str, int]:
     Rows whose checksum is right are taken from the old index as far as it can be read, then from metrics.parquet.
     A state's file is compared with the SHA-256 in the old index, or where that is lost with the checksums within the
     file; a damaged one goes to `damaged/`, as does the old index, and its measurements are left out, so that it is
-    trained again. Cut off at any moment, it can be started again.
+    trained again. Cut off at any moment, it can be started again. Returns numbers of `measurements` and `states`, and
+    of `damaged_rows` and `damaged_states` that are left out.
 
-    Returns counts: `measurements` and `states` of the new index, and `damaged_rows` and `damaged_states` left out.
     Raises UserError where the directory is not a store or another process has it open.
     """
     places = StorePlaces(Path(directory))
@@ -172,8 +170,8 @@ def _rebuild(places: StorePlaces) -> dict[str, int]:
         check_directory(places, create=False)
     except UserError:
         write_json(places.card, CARD)
-    left_out = {"damaged_rows": damaged + exported.count(None), "damaged_states": len(damaged_states)}
-    return {"measurements": len(measurements), "states": len(states)} | left_out
+    found = {"measurements": len(measurements), "states": len(states), "damaged_states": len(damaged_states)}
+    return found | {"damaged_rows": damaged + exported.count(None)}
 
 
 def _salvage(path: Path, table: Table, rows: dict[Row, Row]) -> int:

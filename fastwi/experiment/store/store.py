@@ -90,9 +90,7 @@ class Store(Index, AbstractContextManager["Store"]):
     ) -> list[MeasurementKey]:
         """Add measurements and states and end the claims on `tasks`, all in one transaction.
 
-        Returns:
-            Keys whose measurement was there already with a result that differs in any bit (`seconds` aside).
-            The earlier one is kept.
+        Returns the keys whose measurement was there with a result that differs in any bit. The earlier one is kept.
         """
         measurements = list(measurements)
         with self.writing() as transaction:
@@ -157,10 +155,9 @@ class Store(Index, AbstractContextManager["Store"]):
     def gc(self) -> dict[str, int]:
         """Remove unfinished files, states that the index does not have, what dead owners held, and `damaged/`.
 
-        Nothing goes that a live owner pinned or claimed. No clock is asked: a process that writes a file holds
-        writing.lock, so if that is free every unfinished file was left by a dead process.
-
-        Returns what went: `temporary`, `orphans` and `damaged` in bytes; `claims` (with pins) and `locks` as counts.
+        Nothing goes that a live owner pinned or claimed, and no clock is asked: if writing.lock is free, every
+        unfinished file was left by a dead process. Returns `temporary`, `orphans` and `damaged` bytes; numbers of
+        `claims` (with pins) and `locks`.
         """
         places, temporary = self.places, 0
         claims, locks = remove_dead(self)
@@ -198,12 +195,11 @@ class Store(Index, AbstractContextManager["Store"]):
 def _measurements(
     transaction: Transaction, keys: Iterable[MeasurementKey] | None
 ) -> dict[MeasurementKey, Measurement]:
-    rows = transaction.rows(MEASUREMENTS) if keys is None else transaction.of(MEASUREMENTS, keys)
-    return {row[:2]: Measurement.of(*row[:-1]) for row in rows}
+    return {row[:2]: Measurement.of(*row[:-1]) for row in transaction.of(MEASUREMENTS, keys)}
 
 
 def _state_files(transaction: Transaction, keys: Iterable[str] | None) -> dict[str, StoredState]:
-    rows = transaction.rows(STATES) if keys is None else transaction.of(STATES, ((key,) for key in keys))
+    rows = transaction.of(STATES, None if keys is None else ((key,) for key in keys))
     return {row[0]: StoredState(*row[:-1]) for row in rows}
 
 

@@ -4,7 +4,6 @@ The parent has imported everything, so that a child costs no more than its work.
 """
 
 import os
-import resource
 import signal
 import sys
 import threading
@@ -33,7 +32,6 @@ class Fault:
     seconds: float = 0.0
     write: int = 0
     clock_back: bool = False
-    file_bytes: int = 0  # RLIMIT_FSIZE, where no file system can be made for the test
 
 
 @dataclass(frozen=True)
@@ -84,15 +82,11 @@ def _be_the_child(main: Main, argv: list[str], directory: Path, fault: Fault, lo
         os.chdir(directory)
         if fault.clock_back:
             _turn_clock_back()
-        if fault.file_bytes:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (fault.file_bytes, fault.file_bytes))
         writes = _count_writes(fault)
         code = main(argv)
         sys.stdout.flush()
         sys.stderr.flush()
-        if not fault.file_bytes:
-            count.write_text(str(writes[0]))
+        count.write_text(str(writes[0]))
     except BaseException:
         traceback.print_exc()
     os._exit(code)

@@ -19,15 +19,22 @@ from hostile.mutate import TEXTS, damaged
 from hostile.target import Finding, command, odd_file, refused
 
 _MATRICES = ("weights_MP", "momentum_MP", "statistics_MQ", "counters_MB")
-_ACTIONS = (
-    ["ls"],
-    ["ls", "--json"],
-    ["du"],
-    ["verify"],
-    ["verify", "--json"],
-    ["gc"],
-    ["verify", "--repair"],
-    ["rebuild"],
+_ACTIONS = [line.split() for line in (
+    "ls", "ls --json", "du", "verify", "verify --json", "gc", "verify --repair", "rebuild",
+)]  # fmt: skip
+_HEADER = (
+    (16, 2),
+    (18, 1),
+    (19, 1),
+    (20, 1),
+    (28, 4),
+    (32, 4),
+    (36, 4),
+    (44, 4),
+    (56, 4),
+    (100, 1),
+    (103, 2),
+    (105, 2),
 )
 _INDEX = ("index.sqlite", "index.sqlite-wal")
 
@@ -170,20 +177,7 @@ class Stores:
 def _numbers(path: Path, data: bytes) -> list[tuple[int, int]]:
     """Sizes and places within SQLite's header, Parquet's footer and a checkpoint's header."""
     if path.name == "index.sqlite":
-        return [
-            (16, 2),
-            (18, 1),
-            (19, 1),
-            (20, 1),
-            (28, 4),
-            (32, 4),
-            (36, 4),
-            (44, 4),
-            (56, 4),
-            (100, 1),
-            (103, 2),
-            (105, 2),
-        ]
+        return list(_HEADER)
     if path.suffix == ".parquet":
         return [(len(data) - 8, 4)]
     return [(0, 8)] if len(data) > 8 else []
