@@ -16,12 +16,10 @@ from fastwi.beton import StoredBeton, StoredImage, write_beton
 from fastwi.beton.format import JPEG, RAW
 from fastwi.data.batches import Dataset, whole_images
 from fastwi.data.decode import decode_jpeg, fit
-from fastwi.data.noise import Noise
 from fastwi.data.pool import AHEAD, PooledDecoder
-from fastwi.data.resident import ResidentDataset, load_split, normalisation_table
+from fastwi.data.resident import ResidentDataset, normalisation_table
 from fastwi.data.streamed import StreamedDataset
 from fastwi.errors import BetonError
-from fastwi.kernels.augment import augment
 
 CPU = torch.device("cpu")
 TABLE = normalisation_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
@@ -74,32 +72,6 @@ def test_streamed_is_resident_for_any_order(tmp_path: Path, seed: int) -> None:
         assert [len(batch) for batch in found] == [len(order_N[i : i + size]) for i in range(0, len(order_N), size)]
         assert len(expected) == len(found)
         assert all(map(torch.equal, expected, found))
-
-
-def test_the_same_draws_give_the_same_augmented_batches(digits_directory: Path, seed: int) -> None:
-    resident, _ = load_split(digits_directory, "train", CPU)
-    stream = streamed(digits_directory / "train.beton", 16, 16)
-    draws = Noise(seed).draws(3, len(resident), 4, 0.5)
-    order_N = torch.from_numpy(draws.order_N)
-    made: list[list[torch.Tensor]] = []
-    for dataset in (resident, stream):
-        epoch = []
-        for number, (images_DHWC, at_N) in enumerate(dataset.chunks(order_N, 128)):
-            chosen = slice(number * 128, number * 128 + len(at_N))
-            offset_N2, flip_N = torch.from_numpy(draws.offset_N2[chosen]), torch.from_numpy(draws.flip_N[chosen])
-            epoch.append(augment(images_DHWC, at_N, offset_N2, flip_N, resident.table_C256, 4))
-        made.append(epoch)
-    assert len(made[0]) == len(made[1]) == 12
-    assert all(map(torch.equal, *made))
-    assert torch.equal(resident.labels_N, stream.labels_N)
-
-
-def test_resident_chunks_copy_nothing(tmp_path: Path, seed: int) -> None:
-    resident, _ = raw_pair(tmp_path / "a.beton", seed)
-    order_N = torch.randperm(60)
-    for number, (images_DHWC, at_N) in enumerate(resident.chunks(order_N, 16)):
-        assert images_DHWC is resident.images_NHWC
-        assert at_N.data_ptr() == order_N[number * 16 :].data_ptr()
 
 
 def test_jpegs_and_several_sizes(tmp_path: Path, seed: int) -> None:
@@ -178,32 +150,23 @@ def test_leaving_early_leaves_no_work_behind(
     assert len(read) == done
 
 
-def test_threads_end_with_the_dataset(tmp_path: Path, seed: int) -> None:
-    before = decode_threads()
-    _, stream = raw_pair(tmp_path / "a.beton", seed)
-    whole_images(stream)
-    started = decode_threads() - before
-    assert started
-    del stream
-    for thread in started:
-        thread.join(20)
-        assert not thread.is_alive()
-
-
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no list of open files here")
-def test_a_dropped_dataset_closes_its_file(tmp_path: Path, seed: int) -> None:
-    _, stream = raw_pair(tmp_path / "a.beton", seed)
-    del stream
+def test_a_dropped_dataset_closes_its_file_and_ends_its_threads(tmp_path: Path, seed: int) -> None:
     gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
+    before, threads = len(os.listdir("/proc/self/fd")), decode_threads()
     _, stream = raw_pair(tmp_path / "b.beton", seed)
     chunks = stream.chunks(torch.arange(60), 8)
     next(chunks)
+    started = decode_threads() - threads
+    assert started
     assert len(os.listdir("/proc/self/fd")) == before + 1
     part = stream.part(torch.arange(3))
     del stream, chunks
     assert len(whole_images(part)) == 3
     del part
+    for thread in started:
+        thread.join(20)
+        assert not thread.is_alive()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
