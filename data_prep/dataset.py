@@ -54,7 +54,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Two splits, and what the card says about where they came from.
+    """Two splits, and what the card says about them.
 
     keep_size: images may be of several sizes. notes: what was done to pixels, known once all images have been read.
     """

@@ -1,8 +1,7 @@
 """One PNG or JPEG file to RGB pixels: what a viewer shows, or a refusal.
 
-JPEG has no checksums. A decoder sees what leads it astray: codes that do not exist, data left over or missing at the
-end. No decoder sees damage that leaves a valid JPEG of another picture, as most single flipped bits do. PNG has
-checksums, and all damage is found.
+JPEG has no checksums: damage is found where it leads a decoder astray (codes that do not exist, data left over or
+missing), not where it leaves a valid JPEG of another picture. PNG has checksums, and all damage is found.
 """
 
 import io
@@ -52,9 +51,8 @@ class ImageError(Exception):
 class DecodedImage:
     """`pixels_HWC` uint8 `[H, W, 3]` RGB, whether the file is a JPEG, and notes of what was done to get there.
 
-    The notes are "turned": as its EXIF orientation says. "flattened": laid on the background, because some pixels are
-    transparent. "cmyk": inks became colours by Pillow's plain formula. "profile": it has a colour profile or gamma
-    other than sRGB's, which was not applied. "unchecked": a JPEG that was not checked for damage that Pillow accepts.
+    The notes are "turned" (EXIF), "flattened" (laid on the background), "cmyk" (by Pillow's plain formula), "profile"
+    (other colours than sRGB, not applied) and "unchecked" (for damage of a JPEG that Pillow accepts).
     """
 
     pixels_HWC: np.ndarray

@@ -56,9 +56,7 @@ def open_folder(
 
     Classes are in sorted order, images sorted by class and by file name. `name`: the dataset's; None: that of the
     folder which holds train/. At the block's end `warn` gets one line for each thing that a user should know of.
-
-    Raises:
-        UserError: another layout, classes that differ between splits; as images are read: a bad image.
+    Raises UserError for another layout or classes that differ between splits and, as images are read, a bad image.
     """
     if source is None:
         raise UserError(f"no source: pass --source, an image folder ({LAYOUT}) or a zip of one")
@@ -105,8 +103,8 @@ def open_folder(
 class _FolderSplit:
     """`data_prep.dataset.Images` of files.
 
-    files: (path, label) of each image. notes: kind -> paths of the images that have it (`DecodedImage.notes`, and
-    "leaked"). seen: digests of all pixels; others: those of the split that this one must not share images with.
+    files: (path, label). notes: kind -> paths of the images that have it (`DecodedImage.notes`, and "leaked"). seen:
+    digests of all pixels; others: those of the split that this one must not share images with.
     """
 
     tree: FileTree

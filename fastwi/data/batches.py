@@ -15,8 +15,7 @@ _CHUNK = 512  # images gathered at a time
 class Dataset(Protocol):
     """One split, whose images are on one device when they are asked for.
 
-    The same order, offsets, flips and table give the same batches to the bit, wherever the images come from: a kernel
-    that gathers image `at_N[n]` of `images_DHWC` serves every dataset.
+    The same order, offsets, flips and table give the same batches to the bit, wherever the images come from.
     """
 
     def __len__(self) -> int:
@@ -42,11 +41,8 @@ class Dataset(Protocol):
         """Images in the order `order_N` (int64 positions), `size` at a time; the last chunk may be shorter.
 
         Yields (images_DHWC uint8 contiguous, at_N int64), both on the device: image n of the chunk is
-        images_DHWC[at_N[n]]. Neither may be written to. An iterator that is left early is to be closed, which
-        CPython does as soon as nothing refers to it.
-
-        Raises:
-            UserError: an image cannot be read or decoded.
+        images_DHWC[at_N[n]]. Neither may be written to. Close an iterator that is left early, or drop it.
+        Raises UserError where an image cannot be read or decoded.
         """
 
     def part(self, at_N: Tensor) -> "Dataset":

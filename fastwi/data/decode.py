@@ -17,11 +17,9 @@ MODES = ("L", "RGB", "CMYK")  # of JPEGs, in Pillow's words; all become RGB
 
 
 def decode_jpeg(data: bytes | bytearray, height: int, width: int) -> np.ndarray:
-    """The pixels of a JPEG file: uint8 [height, width, 3]. EXIF orientation is not applied:
-    data_prep stores a JPEG that has one as the pixels that it shows.
+    """The pixels of a JPEG file: uint8 [height, width, 3]. EXIF orientation is not applied.
 
-    Raises:
-        BetonError: the data is not a JPEG, damaged, or of another size. The message leaves out which image it is.
+    Raises BetonError, without the image's name, where the data is not a JPEG, damaged, or of another size.
     """
     with _opened(data, height, width) as image:
         return np.asarray(image.convert("RGB"))
@@ -69,7 +67,7 @@ def fit(pixels_HWC: np.ndarray, to_height: int, to_width: int) -> np.ndarray:
 
     Else `center_crop`, then Pillow's bilinear resize: every output pixel is the mean of the crop under a triangle
     as wide as 2 output pixels (2 input pixels where the image grows), along rows, then along columns, rounded to 8
-    bits after each. So shrinking averages over all that an output pixel covers, and growing is ordinary bilinear.
+    bits after each.
     """
     height, width = pixels_HWC.shape[:2]
     if (height, width) == (to_height, to_width):

@@ -6,7 +6,7 @@ in the mean. So it is chosen by `data.decoder: ffcv`, never by what is installed
 Each JPEG is read a second time for its digest: FFCV maps the same file, so the bytes are the same.
 
 What FFCV 1.0.2 does that is corrected here: it ignores what its JPEG decoder returns, sets torch's threads, waits
-forever for a thread that failed or for a queue that nobody empties, and leaks what a loop that is left early has
+forever for a thread that failed or for a queue that is not emptied, and leaks what a loop that is left early has
 started. Importing it takes seconds, and compiling the pipeline takes some more.
 """
 
@@ -100,9 +100,7 @@ class LoaderDecoder:
         self._beton = beton
         names = beton.field_names
         if len(set(names)) != len(names):
-            raise UserError(
-                f"{beton.path}: has fields of one name, which FFCV cannot tell apart; set data.decoder: auto"
-            )
+            raise UserError(f"{beton.path}: has fields of one name, which FFCV takes for one; set data.decoder: auto")
         self._seen_N = np.zeros(len(beton), bool)
         self._row_bytes = int((beton.heights_N * beton.widths_N).max()) * 3 + 1
         self._lock = threading.Lock()

@@ -29,8 +29,8 @@ class Decoder(Protocol):
     def chunks(self, at_N: np.ndarray, size: int, height: int, width: int, pinned: bool) -> Iterator[Tensor]:
         """Images `at_N` (int64, numbers in the file), `size` at a time: uint8 [N, height, width, 3] on the CPU.
 
-        `pinned`: in memory that a GPU copies from on its own. Closing the iterator, or finishing it, ends all work
-        that it has started. Raises BetonError, which names the image, where one is damaged.
+        `pinned`: in memory that a GPU copies from on its own. Closing the iterator ends all work that it has started.
+        Raises BetonError, which names the image, where one is damaged.
         """
 
 

@@ -23,8 +23,7 @@ from fastwi.errors import UserError
 class ResidentDataset:
     """One split on one device.
 
-    images_NHWC uint8 contiguous; labels_N int64; table_C256 float32: the normalised value of each intensity of
-    each channel, (v / 255 - mean) / std. The card's mean and std are of the training images.
+    images_NHWC uint8 contiguous; labels_N int64; table_C256 float32: `normalisation_table` of the training images.
     """
 
     images_NHWC: Tensor

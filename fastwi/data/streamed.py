@@ -21,8 +21,8 @@ from fastwi.errors import UserError
 class StreamedDataset:
     """One split of which only labels and a few chunks are in memory.
 
-    decoder: of the file's images; file_N int64: where each of this dataset's images is in the file. labels_N int64
-    and table_C256 float32 are on the device that chunks go to. The file stays open as long as the dataset is there.
+    file_N int64: where each of these images is in the file, which stays open as long as the dataset is there.
+    labels_N int64 and table_C256 float32 are on the device that chunks go to.
     """
 
     decoder: Decoder
@@ -39,7 +39,6 @@ class StreamedDataset:
     def chunks(self, order_N: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As `fastwi.data.batches.Dataset.chunks` says; each chunk is a tensor of its own, of its images in order.
 
-        The next chunks (`fastwi.data.pool.AHEAD`) are decoded by other threads meanwhile.
         Raises ValueError for positions outside of the dataset.
         """
         device = self.labels_N.device
@@ -59,10 +58,7 @@ class StreamedDataset:
 
 
 def open_decoder(beton: StoredBeton, name: str) -> Decoder:
-    """The decoder `name` (of data.decoder) over `beton`; auto is the reference, whatever is installed.
-
-    Raises UserError where ffcv is asked for and cannot be imported.
-    """
+    """The decoder `name` (data.decoder) over `beton`; auto is the reference. Raises UserError without ffcv."""
     if name != "ffcv":
         return PooledDecoder(beton)
     try:

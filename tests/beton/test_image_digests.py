@@ -1,4 +1,4 @@
-"""The digests of a beton's images: the bytes of their file, what they tell apart, and what a reader is told."""
+"""The digests of a beton's images: the bytes of their file, what they distinguish, and what a reader refuses."""
 
 import hashlib
 import struct

@@ -50,7 +50,7 @@ def test_golden_draws():
 
 def test_same_noise_twice(seed):
     first = Noise(seed).draws(5, 500, 4, 0.5)
-    np.random.random(7)  # the global generator has no say
+    np.random.random(7)  # the global generator is not used
     Noise(seed).draws(9, 123, 2, 0.1)
     Noise(seed + 1).draws(5, 500, 4, 0.5)
     assert_same(Noise(seed).draws(5, 500, 4, 0.5), first)

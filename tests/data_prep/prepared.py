@@ -70,7 +70,7 @@ def write_zip(path: Path, files: dict[str, bytes], compression: int = zipfile.ZI
 
 
 def check_prepared(directory: Path, train: Split, test: Split) -> Card:
-    """The directory holds just these splits, and a card that tells the truth about them."""
+    """The directory holds just these splits, and a card that describes them."""
     written = ["card.json", "test.beton", "test.digests", "train.beton", "train.digests"]
     assert sorted(path.name for path in directory.iterdir()) == written
     card = read_card(directory)

@@ -1,4 +1,4 @@
-"""What is done to images, or found in a set, and told: in the card's source, and as one warning each."""
+"""What is done to images, or found in a set, and reported: in the card's source, and as one warning each."""
 
 import io
 import os
@@ -21,7 +21,7 @@ from fastwi.data.card import read_card
 from fastwi.errors import UserError
 
 
-def told(tmp_path: Path, files: dict[str, bytes], **options: object) -> list[str]:
+def warned(tmp_path: Path, files: dict[str, bytes], **options: object) -> list[str]:
     """What `prepare` warns of; the set is in tmp_path/out."""
     lines: list[str] = []
     source = write_zip(tmp_path / "s.zip", files)
@@ -43,7 +43,7 @@ def test_turned_jpegs_are_upright_in_every_kind_of_set(tmp_path: Path, write_mod
     _, _, files = two_splits()
     upright, turned = encoded(picture(), "JPEG"), encoded(picture(), "JPEG", exif=exif(6))
     files |= {"train/class0/0000.jpg": upright, "train/class0/0001.JPG": turned}
-    assert told(tmp_path, files, write_mode=write_mode) == []
+    assert warned(tmp_path, files, write_mode=write_mode) == []
     assert read_card(tmp_path / "out").source.endswith(", 1 turned as EXIF says")
     with Image.open(io.BytesIO(turned)) as image:
         expected_HWC = np.asarray(image)[::-1].transpose(1, 0, 2)
@@ -71,7 +71,7 @@ def test_transparency_is_refused_or_said_in_the_card(tmp_path: Path, write_mode:
     message = refused(tmp_path, write_zip(tmp_path / "a.zip", files), write_mode=write_mode)
     assert "train/class3/0009.png" in message
     assert "--background" in message
-    assert told(tmp_path, files, write_mode=write_mode, background="white") == []
+    assert warned(tmp_path, files, write_mode=write_mode, background="white") == []
     assert read_card(tmp_path / "out").source.endswith(", 1 with transparency laid on white")
     beton = StoredBeton(tmp_path / "out" / "train.beton")
     assert beton.read(9) == bytes([255]) * 16 * 16 * 3
@@ -85,7 +85,7 @@ def test_inks_profiles_and_leaks_are_counted_once(tmp_path: Path) -> None:
     files |= {f"train/class{n}/cmyk.jpg": encoded(inked, "JPEG", quality=90 - n) for n in range(4)}
     files["test/class3/profile.png"] = encoded(picture(), icc_profile=b"an odd profile")
     files["test/class1/again.png"] = files["train/class2/0006.png"]
-    lines = told(tmp_path, files)
+    lines = warned(tmp_path, files)
     assert len(lines) == 3
     [inks] = [line for line in lines if "CMYK" in line]
     [profile] = [line for line in lines if "profile.png" in line]
@@ -97,11 +97,11 @@ def test_inks_profiles_and_leaks_are_counted_once(tmp_path: Path) -> None:
     assert read_card(tmp_path / "out").source.endswith(", 4 from CMYK by a plain formula")
 
 
-def test_hidden_images_and_classes_are_told_of(tmp_path: Path) -> None:
+def test_hidden_images_and_classes_are_reported(tmp_path: Path) -> None:
     train, test, files = two_splits()
     files |= {"train/class0/.kept.png": b"x", "test/.cache/a.png": b"x", "train/class0/._0000.png": b"x"}
     files |= {"train/.gitkeep": b"", ".git/a.png": b"", "train/class0/.DS_Store": b""}
-    [line] = told(tmp_path, files)
+    [line] = warned(tmp_path, files)
     check_prepared(tmp_path / "out", train, test)
     assert "hidden" in line
     assert ": 2 (such as test/.cache/)" in line
@@ -156,7 +156,7 @@ def test_names_of_classes_that_look_the_same(tmp_path: Path) -> None:
     message = refused(tmp_path, write_zip(tmp_path / "a.zip", apart))
     assert "Unicode" in message
     cased = renamed(renamed(files, "class1", "A", ("t",)), "class2", "a ", ("t",))
-    [line] = told(tmp_path, cased)
+    [line] = warned(tmp_path, cased)
     assert "'A' and 'a '" in line
     assert {"A", "a "} < set(read_card(tmp_path / "out").classes)
 

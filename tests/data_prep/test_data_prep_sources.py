@@ -4,6 +4,7 @@ The copies hold real digits; their checksums replace the official ones, so that 
 """
 
 import hashlib
+import os
 import pickle
 import tarfile
 import urllib.error
@@ -109,12 +110,26 @@ def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         prepare("svhn", tmp_path / "out", tmp_path, writer="raw")
 
 
-def test_a_damaged_copy(tmp_path: Path, cifar10: Path) -> None:
-    with open(cifar10 / "cifar-10-batches-py" / "data_batch_3", "ab") as stream:
-        stream.write(b"x")
+class Hostile:
+    """Unpickled, it makes a directory."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self._place),)
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+def test_what_is_not_the_official_file_is_never_unpickled(tmp_path: Path, cifar10: Path, name: str) -> None:
+    content = pickle.dumps(Hostile(tmp_path / "executed"))
+    (cifar10 / "cifar-10-batches-py" / name).write_bytes(content)
     with pytest.raises(UserError, match=r"copy: holds no intact cifar-10-batches-py or cifar-10-python\.tar\.gz"):
         prepare("cifar10", tmp_path / "out", cifar10)
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(content)
+    assert (tmp_path / "executed").exists()
 
 
 def test_no_copy(tmp_path: Path) -> None:
