@@ -140,27 +140,12 @@ def test_a_tiny_run(name, digits_directory, tmp_path, capsys):
     globals()[f"check_{name}"](told)
     assert {"cpu", "torch", "commit", "date"} <= told["machine"].keys()
     assert told["settings"]
-    for row in told["measurements"]:
-        if "seconds" in row and isinstance(row["seconds"], list):
-            (unit,) = (key.removesuffix("_a_round") for key in row if key.endswith("_a_round") and key[:2] != "ms")
-            rates = [row[f"{unit}_a_round"] / seconds for seconds in row["seconds"]]
-            assert row[f"{unit}_per_s"] == pytest.approx(row[f"{unit}_a_round"] / np.median(row["seconds"]))
-            assert min(rates) <= row["quartiles"][0] <= row["quartiles"][1] <= max(rates)
-            assert row["case"] in shown
-            assert cell(row[f"{unit}_per_s"]) in shown
-    floors = [floor for each in told.get("floors", {}).values() for floor in each.values()]
-    assert all(floor > 0 for floor in floors)
-    for title, each in told["floors"].items():
+    for row in told["measurements"]:  # the figures themselves: test_runner.py
+        rates = [value for key, value in row.items() if key in ("images_per_s", "pairs_per_s") and "case" in row]
+        assert all(row["case"] in shown and cell(rate) in shown for rate in rates)
+    for title, floors in told["floors"].items():
         assert title.split(",")[0] in " ".join(shown.split())
-        for key, floor in each.items():
-            short = key.removesuffix("_images_per_s").removesuffix("_pairs_per_s")
-            of = [row for row in told["measurements"] if f"of_{short}_floor_%" in row]
-            assert of
-            assert any(
-                row[f"of_{short}_floor_%"]
-                == pytest.approx(100 * row.get("images_per_s", row.get("pairs_per_s")) / floor)
-                for row in of
-            )
+        assert all(floor > 0 for floor in floors.values())
     if name not in ("coverage", "planning", "sweep"):
         assert (tmp_path / f"{name}-cpu.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (tmp_path / f"{name}-cpu.svg").read_text()
