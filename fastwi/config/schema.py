@@ -224,6 +224,15 @@ def section_keys(section: str, keys: Mapping[str, Key] = KEYS) -> list[Key]:
     return [key for key in keys.values() if key.section == section]
 
 
+CHECKED_TOGETHER = frozenset({
+    "run.name", "data.train_images", "model.name", "model.width", "optimizer.batch_size", "schedule.drop_epochs",
+    "experiment.k", "experiment.s", "experiment.after", "experiment.children", "experiment.weights",
+    "experiment.continue_children", "experiment.children_rate_factor", "experiment.recompute_images",
+    "seeds.child_noise",
+})  # fmt: skip
+"""The keys that `config_problems` reads: cells of a sweep that differ in others have the same problems."""
+
+
 def check_config(config: Config) -> None:
     """Raise ConfigError, with one line for each problem, for a configuration that no run could follow."""
     if problems := list(config_problems(config)):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastwi.config.schema import KEYS, SECTIONS, Config, config_problems, name_problems
+from fastwi.config.schema import CHECKED_TOGETHER, KEYS, SECTIONS, Config, config_problems, name_problems
 from fastwi.config.values import Key, Value, keys_of, option, show
 from fastwi.errors import ConfigError
 
@@ -213,10 +213,15 @@ def count_tuples(options: SweepOptions) -> int:
     return options.children // options.tuple_size
 
 
+def count_cells(spec: SweepSpec) -> int:
+    """Combinations of axis values."""
+    return math.prod(len(axis.values) for axis in spec.axes)
+
+
 def count_points(spec: SweepSpec) -> int:
     """Points of the sweep, counted and not expanded."""
-    cells, options = math.prod(len(axis.values) for axis in spec.axes), spec.options
-    return cells * len(options.parents) * count_tuples(options) * max(1, len(options.alphas))
+    options = spec.options
+    return count_cells(spec) * len(options.parents) * count_tuples(options) * max(1, len(options.alphas))
 
 
 def cells(spec: SweepSpec) -> Iterator[tuple[tuple[Value, ...], Config]]:
@@ -234,22 +239,23 @@ def sweep_problems(spec: SweepSpec, name: str) -> Iterator[str]:
     """What is wrong between the values of a sweep called `name`; a line says the first cell that has the problem."""
     yield from name_problems("sweep.name", name)
     yield from _option_problems(spec.options)
-    count, options, every = count_points(spec), spec.options, math.prod(len(axis.values) for axis in spec.axes)
+    count, options = count_points(spec), spec.options
     if count > MOST_POINTS:
         yield (
-            f"sweep: {_count(count)} points ({every:,} cells, {len(options.parents):,} parents, "
+            f"sweep: {_count(count)} points ({count_cells(spec):,} cells, {len(options.parents):,} parents, "
             f"{_count(count_tuples(options))} tuples, {max(1, len(options.alphas)):,} alphas); "
             f"make it at most {MOST_POINTS:,}"
         )
         return
     found: dict[str, tuple[int, tuple[Value, ...]]] = {}
+    spec = replace(spec, axes=tuple(axis for axis in spec.axes if axis.path in CHECKED_TOGETHER))
     for values, config in cells(spec):
         for line in config_problems(config):
             times, first = found.get(line, (0, values))
             found[line] = times + 1, first
     for line, (times, first) in itertools.islice(found.items(), _MOST_CELL_PROBLEMS):
         where = ", ".join(f"{axis.path} = {show(value)}" for axis, value in zip(spec.axes, first, strict=True))
-        yield line if times == every else f"{line} (at {where})"
+        yield line if times == count_cells(spec) else f"{line} (at {where})"
     if len(found) > _MOST_CELL_PROBLEMS:
         yield f"axes: {len(found) - _MOST_CELL_PROBLEMS} more such problems; fix these first"
 
