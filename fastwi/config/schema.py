@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from fastwi.config.values import Key, keys_of, option, show
-from fastwi.errors import ConfigError
 from fastwi.models.names import model_problem
 
 MOST_EPOCHS = 1_000_000
@@ -231,12 +230,6 @@ CHECKED_TOGETHER = frozenset({
     "seeds.child_noise",
 })  # fmt: skip
 """The keys that `config_problems` reads: cells of a sweep that differ in others have the same problems."""
-
-
-def check_config(config: Config) -> None:
-    """Raise ConfigError, with one line for each problem, for a configuration that no run could follow."""
-    if problems := list(config_problems(config)):
-        raise ConfigError("\n".join(problems))
 
 
 def config_problems(config: Config) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """A configuration out again: as plain data, as YAML that reads back to an equal one, as a hash"""
 
-import dataclasses
 import hashlib
 import json
 import sys
@@ -51,12 +50,6 @@ def changes(config: Config, keys: Iterable[Key]) -> dict[str, Any]:
     """
     values = ((key, getattr(getattr(config, key.section), key.name)) for key in keys)
     return {key.path: value for key, value in values if value != key.default}
-
-
-def to_mapping(config: Config) -> dict[str, dict[str, Any]]:
-    """`{section: {key: value}}`, complete, of plain values that JSON takes; tuples are lists."""
-    mapping: dict[str, dict[str, Any]] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return mapping
 
 
 def config_hash(config: Config, dataset_digest: str | None = None) -> str:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,7 +11,6 @@ from torch import nn
 
 from fastwi.config.schema import Config
 from fastwi.config.sweep import KEEP, Point
-from fastwi.config.write import to_mapping
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine
@@ -47,7 +47,7 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
     seconds, sizes = _seconds(planned, left, resources), kept_bytes(planned, resources)
     keep = planned.spec.options.keep
     values = {
-        "directory": str(directory), "config": to_mapping(planned.points[0].config), "points": len(planned.points),
+        "directory": str(directory), "config": asdict(planned.points[0].config), "points": len(planned.points),
         "epochs": epochs, "naive_epochs": naive, "epochs_left": epochs_left, "networks_to_measure": probes_left,
         "images_to_train": images, "seconds": seconds, "bytes": sizes[keep], "bytes_by_keep": sizes, "tree": lines,
     }  # fmt: skip

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastwi.config.read import config_from_mapping
-from fastwi.config.schema import Config, ModelConfig, check_config
+from fastwi.config.read import config_from_mapping, read_config
+from fastwi.config.schema import Config, ModelConfig
 from fastwi.config.write import config_hash
 from fastwi.data.resident import load_split
 from fastwi.engine.choose import build_network
@@ -101,7 +101,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_number_of_classes_is_given(package, place, attribute):
     place = str(package / "nets.py") if place == "absolute" else place
     name = f"{place}:{attribute}"
-    check_config(Config(model=ModelConfig(name=name)))
+    read_config(Config(model=ModelConfig(name=name)), {})
     for network in (build_model(name, 7, image_size=(16, 16)), build_model(name, 7)):
         assert isinstance(network, nn.Module)
         assert network.training
@@ -170,7 +170,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("name", "message"), REFUSALS, ids=[name for name, _ in REFUSALS])
 def test_refusals(package, name, message):
-    check_config(Config(model=ModelConfig(name=name)))  # the text is right; what it means is found out here
+    read_config(Config(model=ModelConfig(name=name)), {})  # the text is right; what it means is found out here
     with pytest.raises(ConfigError) as caught:
         build_model(name, 7)
     (line,) = str(caught.value).splitlines()
@@ -198,7 +198,7 @@ BAD_FORMS = ["a:", ":b", "a b:c", "a-b:c", "a:b-c", ".a:b", "a.:b", "a/b:c", ".p
 @pytest.mark.parametrize("name", BAD_FORMS)
 def test_forms(name):
     for refuse in (
-        lambda: check_config(Config(model=ModelConfig(name=name))), lambda: build_model(name, 10),
+        lambda: read_config(Config(model=ModelConfig(name=name)), {}), lambda: build_model(name, 10),
         lambda: build_own(name, 10),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=r"package\.module:attribute or path/to/file\.py:attribute") as caught:
