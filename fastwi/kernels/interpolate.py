@@ -156,10 +156,10 @@ def lerp_lists_(
     kinds_a, kinds_b = ([(x.shape, x.dtype, x.device) for x in tensors] for tensors in (a_tensors, b_tensors))
     if len(kinds_a) != len(kinds_b):
         raise ValueError(f"{len(kinds_a)} tensors a and {len(kinds_b)} tensors b; they come in pairs")
-    for place, (a, b) in enumerate(zip(kinds_a, kinds_b, strict=True)):
-        if a != b or not a[1].is_floating_point:
+    for place, (mine, theirs) in enumerate(zip(kinds_a, kinds_b, strict=True)):
+        if mine != theirs or not mine[1].is_floating_point:
             raise ValueError(
-                f"pair {place}: a is {_said(a)}, b is {_said(b)}; they need one floating dtype and shape"
+                f"pair {place}: a is {_said(mine)}, b is {_said(theirs)}; they need one floating dtype and shape"
             )
     alphas = pair_alphas(alpha, len(a_tensors))
     a_at = np.array([a.data_ptr() for a in a_tensors], dtype=np.int64)
