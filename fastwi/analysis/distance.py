@@ -61,7 +61,7 @@ def weight_distances(
     origin = parent if parent is not None else chosen[0]
     for first in range(0, population.layout.P, _COLUMNS):
         columns = slice(first, first + _COLUMNS)
-        # As differences from one of them, lest most digits cancel: siblings are much nearer than long.
+        # As differences from one of them: siblings are near each other, and most digits would cancel.
         d_CP = weights_MP[chosen, columns].double() - weights_MP[origin, columns].double()
         gram_CC += d_CP @ d_CP.T
     norm2_C = gram_CC.diagonal()

@@ -50,8 +50,8 @@ class Recomputation:
 class LossAndError:
     """Mean cross-entropy (nats) and error (% of images) of L networks, float64 [L] each.
 
-    By split, then by treatment of batch-norm statistics. NaN where a network is not defined: see `measure`. Kinds of
-    it arrange [L] otherwise, and say where each network is by `place`.
+    By split, then by treatment of batch-norm statistics. NaN where a network is not defined: see `measure`.
+    Subclasses have arrays of other shapes, and name each network by `place`.
     """
 
     loss: Table

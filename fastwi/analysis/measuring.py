@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Tell
+from fastwi.analysis.pairs import Pair, Progress
 from fastwi.config.schema import Config
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.data.noise import Noise
@@ -22,19 +22,21 @@ SPLITS = ("train", "test")
 class Bench:
     """Evaluators, each built once, the images that the options ask for, and progress counted in images."""
 
-    def __init__(self, opened: OpenedSweep, options: AnalysisOptions, tell: Tell = lambda done, total: None) -> None:
-        self._opened, self._options, self._tell = opened, options, tell
+    def __init__(
+        self, opened: OpenedSweep, options: AnalysisOptions, progress: Progress = lambda done, total: None
+    ) -> None:
+        self._opened, self._options, self._progress = opened, options, progress
         self._evaluators: dict[tuple[object, ...], Evaluator] = {}
         self._done, self._total = 0, 1
 
     def expect(self, measured: Iterable[tuple[Config, int]], splits: Sequence[str] = SPLITS) -> None:
         """Announce this many networks of each configuration, each under every treatment."""
         self._total = max(1, sum(count * self._images(config, splits) for config, count in measured))
-        self._tell(0, self._total)
+        self._progress(0, self._total)
 
     def finish(self) -> None:
         """Report that all is done: networks that are not defined are not measured."""
-        self._tell(self._total, self._total)
+        self._progress(self._total, self._total)
 
     def evaluator(self, config: Config) -> "Evaluator":
         """What evaluates networks of `config`. Compiling one takes longer than measuring with it."""
@@ -77,7 +79,7 @@ class Bench:
 
     def _passed(self, images: int) -> None:
         self._done = min(self._done + images, self._total)
-        self._tell(self._done, self._total)
+        self._progress(self._done, self._total)
 
     def _images(self, config: Config, splits: Sequence[str]) -> int:
         """Images that measuring one network takes."""

@@ -17,7 +17,7 @@ from fastwi.errors import UserError
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.tree import OWN
 
-Tell = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 """Called with how much of a study is done, and its total."""
 
 

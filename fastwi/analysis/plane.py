@@ -111,7 +111,7 @@ def evaluate_plane(
     recomputation: Recomputation | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> PlaneResult:
-    """Evaluate a grid over the plane through the origin, A and B: `members`, the parent and two children, say.
+    """Evaluate a grid over the plane through the origin, A and B: `members`, such as a parent and two children.
 
     points: columns and rows of the grid, at least 2 each. It spans the three networks and `margin` of their extent
     more on each side. Treatments are those of `evaluate_line` without "own". Raises UserError for bad input, and

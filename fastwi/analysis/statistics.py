@@ -8,10 +8,9 @@ parent. So each interval rests on one number a parent. The methods were chosen b
 - A rank correlation: the jackknife over parents (Miller 1974, The Jackknife: a review). Leave each parent out, take
   the standard error of Fisher's z = arctanh(r), and Student's t with one degree of freedom less than parents.
 
-No interval is given where it would say more than the data do: below `FEWEST` parents; and where all parents agree, so
-that the width would be zero. A mean has no interval then, and settles nothing. A rank correlation has a least and a
-greatest value, and so limits as those of Clopper and Pearson (1934) for n of n: parents that differ, to the extreme,
-may be as many as n parents could miss.
+No interval is given below `FEWEST` parents, or where all parents agree, so that its width would be zero. A mean has
+no interval then. A rank correlation has a least and a greatest value, and so limits as those of Clopper and Pearson
+(1934) for n of n: how many parents that differ, to the extreme, n parents could miss.
 
 Shapes: n pairs (rows of the data), G parents.
 """
@@ -48,7 +47,7 @@ class Estimate:
         n_parents: independent parents. This is n.
         n_pairs: rows of the data, several a parent.
         confidence: level of the interval, in 0..1.
-        note: one sentence on what must be said beside the numbers, or empty.
+        note: one sentence to be shown beside the numbers, or empty.
         points: each parent's own value, where the value is a mean of such.
     """
 
@@ -139,8 +138,7 @@ def verdict(estimate: Estimate, threshold: float = 0.0, claim: str = "above") ->
 
     Confirmed where the whole interval is on the claimed side, refuted where the whole of it is on the other; else not
     settled. An end that touches the threshold settles nothing; nor do an interval of no width, or fewer than `FEWEST`
-    parents, whoever made the estimate.
-    Raises UserError for another claim than "above" or "below".
+    parents. Raises UserError for another claim than "above" or "below".
     """
     if claim not in CLAIMS:
         raise UserError(f"claim: {claim!r} is not one of {', '.join(CLAIMS)}")
@@ -166,7 +164,7 @@ def _columns(columns: dict[str, ArrayLike], parents: Sequence[Any] | NDArray[Any
             raise UserError(f"{name}: shape {array.shape} for {len(parents)} parents' names; give one of each a pair")
         if not np.isfinite(array).all():
             place = int(np.flatnonzero(~np.isfinite(array))[0])
-            raise UserError(f"{name}: number {place} is {array[place]}; leave out pairs that diverged, and say so")
+            raise UserError(f"{name}: number {place} is {array[place]}; leave out pairs that diverged")
         arrays.append(array)
     # Parents keep the order of their first pair, so that results do not depend on how they are called.
     places: dict[Any, int] = {}
@@ -181,7 +179,7 @@ def _check(confidence: float) -> None:
 
 
 def _too_few(parents: int) -> str:
-    """What must be said of so few parents; empty where they are enough for an interval."""
+    """The note on so few parents; empty where they are enough for an interval."""
     if parents >= FEWEST:
         return ""
     return NOTHING if parents == 1 else f"n = {parents}: too few parents for an interval, which needs {FEWEST}"

@@ -75,7 +75,7 @@ def shown(estimate: Estimate | None, parents: int, digits: int = 2, pairs: int =
 def titled(
     title: str, columns: Sequence[str], body: Sequence[Sequence[str]], parents: int, notes: Iterable[str] = ()
 ) -> Table:
-    """A table whose title says what must be said beside it: what n = 1 lets conclude, and each of `notes` once.
+    """A table with each of `notes` once in its title, and that n = 1 lets nothing be concluded.
 
     parents: of the row that has most.
     """

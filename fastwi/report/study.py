@@ -10,7 +10,7 @@ import polars
 from fastwi.analysis.columns import PAIR_COLUMNS, Column, Columns
 from fastwi.analysis.measuring import SPLITS
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Tell
+from fastwi.analysis.pairs import Progress
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.summary import Table
 
@@ -45,7 +45,7 @@ class Study:
     question: str
     options: tuple[str, ...]
     columns: Mapping[str, Columns]
-    measure: Callable[[OpenedSweep, AnalysisOptions, Tell], dict[str, polars.DataFrame]]
+    measure: Callable[[OpenedSweep, AnalysisOptions, Progress], dict[str, polars.DataFrame]]
     tables: Callable[[Frames], list[Table]]
     draw: Callable[[Frames, Path, str], None]
     renew: Callable[[Frames], Frames] = lambda frames: frames

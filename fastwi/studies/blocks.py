@@ -15,7 +15,7 @@ from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import SPLITS, Bench
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Tell, chosen_lines
+from fastwi.analysis.pairs import Progress, chosen_lines
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.estimates import (
     cell_names,
@@ -57,7 +57,7 @@ COLUMNS = {
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[str, polars.DataFrame]:
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Move one block of A half-way to B, for every block of each chosen pair, and of B half-way to A.
 
     blocks: one row a treatment, direction and block: loss and error on train and on test, and their change from the
@@ -66,7 +66,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[s
     """
     pairs = chosen_lines(opened, options)
     opened.require(key for pair in pairs for key in pair.place.ends)
-    bench = Bench(opened, options, tell)
+    bench = Bench(opened, options, progress)
     ends_and_mean = 3
     bench.expect(
         (pair.config, ends_and_mean + 2 * len(block_groups(opened.resources.layout(pair.config)))) for pair in pairs

@@ -19,7 +19,7 @@ from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Tell, chosen_lines
+from fastwi.analysis.pairs import Progress, chosen_lines
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.estimates import (
     TREATMENT_COLOURS,
@@ -72,7 +72,7 @@ COLUMNS = {
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[str, polars.DataFrame]:
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Measure the line of every chosen pair on training and test images, under each treatment of batch norm.
 
     line: one row a pair, treatment and alpha: loss and error on train and on test.
@@ -83,7 +83,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[s
     pairs = chosen_lines(opened, options)
     opened.require(key for pair in pairs for key in pair.place.ends)
     alphas_L, counts_L = line_places(options)
-    bench = Bench(opened, options, tell)
+    bench = Bench(opened, options, progress)
     bench.expect((pair.config, len(alphas_L)) for pair in pairs)
     lines, barriers = list[dict[str, Any]](), list[dict[str, Any]]()
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""What a referee would set beside the average: every contrast paired within a pair, test accuracy in points.
+"""The average against controls that could explain its gain: paired within each pair, test accuracy in points.
 
 Controls, by name in the frame (`effect_points` is the average's accuracy less the control's):
 
@@ -32,7 +32,7 @@ from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import recomputed
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Tell, all_pairs, chosen_pairs
+from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs
 from fastwi.analysis.statistics import Estimate, mean_estimate, verdict, verdict_text
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.experiment.tree import OWN
@@ -102,7 +102,7 @@ class _Row(NamedTuple):
     other: float
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[str, polars.DataFrame]:
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Compare the average of each chosen pair with every control that the sweep has for it.
 
     controls: one row a pair and control. absent: controls that the sweep has for some pairs or none.
@@ -113,7 +113,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[s
     rows: list[dict[str, Any]] = []
     having = dict.fromkeys(ADD, 0)
     for done, pair in enumerate(pairs):
-        tell(done, len(pairs))
+        progress(done, len(pairs))
         found = list(compared.with_all(pair))
         for name in {row.control for row in found} | {row.batch_norm for row in found if row.control == "best_child"}:
             if name in having:
@@ -125,7 +125,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[s
             }
             for row in found
         ]  # fmt: skip
-    tell(len(pairs), len(pairs))
+    progress(len(pairs), len(pairs))
     absent = polars.DataFrame(
         [
             {"control": name, "pairs_without": len(pairs) - count, "pairs": len(pairs), "add": ADD[name]}

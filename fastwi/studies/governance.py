@@ -24,7 +24,7 @@ from fastwi import analysis
 from fastwi.analysis.columns import PAIR_COLUMNS, Column
 from fastwi.analysis.measuring import Bench, part_of
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Tell, chosen_pairs
+from fastwi.analysis.pairs import Pair, Progress, chosen_pairs
 from fastwi.analysis.statistics import (
     CONFIRMED,
     REFUTED,
@@ -84,12 +84,12 @@ COLUMNS = {
         "high": Column("1", "upper end"),
         "n_parents": Column("", "parents", polars.Int64),
         "n_pairs": Column("", "pairs", polars.Int64),
-        "note": Column("", "what must be said beside the interval", polars.String),
+        "note": Column("", "to be shown beside the interval", polars.String),
     },
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[str, polars.DataFrame]:
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Measure each chosen pair, and correlate.
 
     pairs: one row a pair: the gains at interpolation as the sweep measured them, and `QUANTITIES`. Distances are of
@@ -102,9 +102,9 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[s
     bench = Bench(opened, options)
     rows = []
     for done, pair in enumerate(pairs):
-        tell(done, len(pairs))
+        progress(done, len(pairs))
         rows.append({**pair.columns(), **_gains(opened, pair), **_quantities(opened, pair, options, bench)})
-    tell(len(pairs), len(pairs))
+    progress(len(pairs), len(pairs))
     frame = opened.frames({"pairs": COLUMNS["pairs"]}, pairs=rows)["pairs"]
     return {"pairs": frame, "correlations": correlations(frame)}
 

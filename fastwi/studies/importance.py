@@ -23,7 +23,7 @@ from fastwi import analysis
 from fastwi.analysis.columns import PAIR_COLUMNS, Column
 from fastwi.analysis.measuring import part_of, recomputed
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Tell, all_pairs, chosen_pairs
+from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs
 from fastwi.analysis.statistics import CONFIRMED, NOT_SETTLED, REFUTED, spearman, verdict, verdict_text
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.errors import UserError
@@ -126,7 +126,7 @@ class _Network(NamedTuple):
 _Scores = dict[tuple[str, int | None], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[str, polars.DataFrame]:
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Measure parent, children, average and continued average on each split, one combination of axes after another.
 
     scores: one row a training image. Forgetting events are null where states are missing; an image that a parent
@@ -149,7 +149,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[s
     def passed(networks: int) -> None:
         nonlocal done
         done += networks
-        tell(done, total)
+        progress(done, total)
 
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
     for part in parts:

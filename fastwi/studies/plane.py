@@ -14,7 +14,7 @@ from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Tell, chosen_lines
+from fastwi.analysis.pairs import Progress, chosen_lines
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.estimates import cell_names, distinct, style, titled, variant_of
 from fastwi.report.figures import save_figure
@@ -39,7 +39,7 @@ COLUMNS = {
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[str, polars.DataFrame]:
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Measure a grid of `alphas` x `alphas` networks over the plane of one pair, on the test images.
 
     The pair is the first of the first of `cells`; of the largest k, and of its largest s, where none is given.
@@ -52,7 +52,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, tell: Tell) -> dict[s
     pair = pairs[0] if options.cells else max(pairs, key=lambda pair: pair.cell)
     keys = (pair.place.clone, *pair.place.ends)
     opened.require(keys)
-    bench = Bench(opened, options, tell)
+    bench = Bench(opened, options, progress)
     bench.expect([(pair.config, options.alphas**2 + len(POINTS))], ["test"])
     evaluator, three, how = bench.evaluator(pair.config), opened.states(keys), bench.treatments(pair)
     splits = {"test": bench.splits(pair.config)["test"]}
