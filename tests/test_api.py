@@ -148,6 +148,16 @@ def test_averages_of_three(tmp_path, form, weights):
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
+def test_views_of_one_memory_are_not_tied():
+    """Tied tensors are one tensor: the same elements in the same places."""
+    a, b = torch.arange(6.0).view(2, 3), torch.ones(2, 3)
+    found = fastwi.average([{"a": x, "b": x.T, "c": x[:1]} for x in (a, b)])
+    mean = (a + b) / 2
+    assert torch.equal(found["a"], mean)
+    assert torch.equal(found["b"], mean.T)
+    assert torch.equal(found["c"], mean[:1])
+
+
 def test_half_precision_is_not_summed_in_itself():
     values = [torch.tensor([1.0 + m], dtype=torch.bfloat16) for m in range(200)]
     result = fastwi.average([{"w": value} for value in values])["w"]

@@ -64,7 +64,10 @@ REACHED = {
     ),
     "through another": (
         "h1_deep.py",
-        {"h1_net.py": HEAD + "from h1_blk import scale\n" + NET, "h1_blk.py": "from h1_deep import *\ndef f():\n    import h1_blk\n"},
+        {
+            "h1_net.py": HEAD + "from h1_blk import scale\n" + NET,
+            "h1_blk.py": "from h1_deep import *\ndef f():\n    import h1_blk\n",
+        },
     ),
     "relative": (
         "h1_pkg/parts/blk.py",
@@ -129,18 +132,20 @@ def test_an_edit_anywhere_is_another_network_and_what_is_built_is_what_is_named(
     assert all(torch.allclose(value, n * values[0]) for n, value in enumerate(values, 1))
 
 
-def test_two_networks_that_share_a_file(folder):
-    """Building one after an edit must not leave the other with the old code under the new digest."""
-    for net in ("h1_one", "h1_two"):
-        write(folder, {f"{net}.py": HEAD + "from h1_mid import scale\n" + NET})
+@pytest.mark.parametrize("order", [("h1_one", "h1_two", "h1_one"), ("h1_one", "h1_two.py", "h1_one.py")])
+@pytest.mark.parametrize(
+    "reached", ["from h1_mid import scale\n", "def scale():\n    import h1_mid\n    return h1_mid.scale()\n"]
+)
+def test_two_networks_that_share_a_file(folder, reached, order):
+    """Building one after an edit must not leave the other with the old code under the new digest, or the new's."""
+    write(folder, {f"{net}.py": HEAD + reached + NET for net in ("h1_one", "h1_two")})
     write(folder, {"h1_mid.py": "from h1_blk import scale\n"})
     seen = []
-    for number in (1, 2, 1):
+    for number, net in zip((1, 2, 1), order, strict=True):
         write(folder, {"h1_blk.py": scale(number)})
-        seen.append([logits(f"{net}:Net") for net in ("h1_one", "h1_two.py")])
-    assert torch.equal(seen[0][0], seen[2][0])
-    assert torch.allclose(2 * seen[0][0], seen[1][0])
-    assert torch.allclose(2 * seen[0][1], seen[1][1])
+        seen.append(logits(f"{net}:Net"))
+    assert torch.equal(seen[0], seen[2])
+    assert torch.allclose(2 * seen[0], seen[1])
 
 
 def test_the_name_is_of_content_alone(tmp_path, monkeypatch):

@@ -216,6 +216,8 @@ def with_layout(change):
         (lambda h: h["weights_MP"].__setitem__("shape", []), "weights_MP"),
         (lambda h: h["weights_MP"].__setitem__("shape", [3.0, *h["weights_MP"]["shape"][1:]]), "weights_MP"),
         (lambda h: h["statistics_MQ"]["shape"].__setitem__(0, 2), "statistics_MQ"),
+        (lambda h: h["statistics_MQ"]["shape"].__setitem__(0, 3.0), "statistics_MQ"),
+        (lambda h: h["checksum_M"]["data_offsets"].__setitem__(0, False), "checksum_M"),
         (lambda h: h["weights_MP"].__setitem__("dtype", "F64"), "weights_MP"),
         (lambda h: h["momentum_MP"].__setitem__("data_offsets", h["weights_MP"]["data_offsets"]), ""),
         (lambda h: h["momentum_MP"].__setitem__("data_offsets", [None, "x"]), ""),
