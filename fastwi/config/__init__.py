@@ -1,5 +1,5 @@
-"""Configuration: YAML and command-line overrides become frozen, checked dataclasses.
+"""Configuration: YAML, command lines and mappings become frozen, checked dataclasses.
 
-`schema` holds the dataclasses, `read` makes them from a command line or a mapping, `write` turns them back
-into YAML and hashes them, `check` refuses what cannot be run. No other package touches fastargs.
+`schema` and `sweep` declare every key, `values` checks one, `layers` reads and merges, `read` is what commands and
+programs call, `write` turns all of it back into YAML, a hash and the help. No other package touches fastargs.
 """

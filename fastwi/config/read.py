@@ -23,7 +23,7 @@ from fastwi.config.sweep import (
     SweepSpec,
     analysis_problems,
     sweep_problems,
-)  # fmt: skip
+)
 from fastwi.config.values import Key, did_you_mean, number_from_text, show
 from fastwi.config.write import FLAGS, help_text, study_lines, sweep_to_yaml, to_yaml
 from fastwi.version import __version__

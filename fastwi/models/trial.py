@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastwi.config.values import show
+from fastwi.config.values import one_line, show
 from fastwi.errors import ConfigError
 from fastwi.models import generators
 
@@ -23,7 +23,6 @@ _UNSEEDED = "draw from the global generators of torch, NumPy or random, which ar
 _LOGITS = "return the logits that go into it, which the loss takes"
 _ROUNDING = 1e-3
 _SCALES = (0.3, 1.0, 3.0, 3.0, 3.0, 10.0)  # standard deviations of what is added to the weights
-_LONGEST_REASON = 200
 _HERE = os.path.join(os.path.dirname(__file__), "")
 
 
@@ -39,8 +38,7 @@ def type_of(value: object) -> str:
 
 def reason(error: BaseException) -> str:
     """The error in one line, with the last line of the user's code that it came through."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."
+    text = one_line(error)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
     last = frames[-1] if frames and not frames[-1].filename.startswith(_HERE) else None
     place = f" ({Path(last.filename).name} line {last.lineno})" if last else ""

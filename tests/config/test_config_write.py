@@ -153,4 +153,7 @@ def test_a_digest_stands_for_the_datasets_path() -> None:
     elsewhere = config_from_mapping({"data": {"path": "/elsewhere"}})
     assert config_hash(elsewhere) != config_hash(Config())
     assert config_hash(elsewhere, "d1") == config_hash(Config(), "d1")
+    weights = config_from_mapping({"model": {"weights": "a.pt"}})
+    assert config_hash(weights) != config_hash(Config())
+    assert config_hash(weights, "d1") == config_hash(Config(), "d1")
     assert len({config_hash(Config()), config_hash(Config(), "d1"), config_hash(Config(), "d2")}) == 3

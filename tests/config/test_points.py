@@ -24,7 +24,7 @@ from fastwi.errors import ConfigError
 @pytest.mark.parametrize(
     "options",
     [
-        SweepOptions(parents=(0, 3), children=5, tuple_size=2, tuples="all", alphas=(0.0, 0.5)),
+        SweepOptions(parents=(0, 3), children=5, tuple_size=2, tuples="all", alphas=(0.0, 0.25)),
         SweepOptions(parents=(1,), children=9, tuple_size=3),
         SweepOptions(children=4, tuple_size=3, tuples="all"),
     ],
@@ -35,6 +35,13 @@ def test_points_are_counted_as_they_are_expanded(options: SweepOptions) -> None:
     assert count_points(spec) == len(expanded)
     assert len(child_tuples(spec)) * len(options.parents) * 6 * max(1, len(options.alphas)) == len(expanded)
     assert {point.config.experiment.k for point in expanded} == {1, 2, 4}
+    for point in expanded:
+        seeds, first = point.config.seeds, point.parent * SEEDS_A_PARENT
+        assert (seeds.init, seeds.parent_noise) == (point.parent, point.parent)
+        assert seeds.child_noise == tuple(first + number for number in child_tuples(spec)[point.tuple_index])
+        assert seeds.average_noise == first + AVERAGE_SEEDS + point.tuple_index
+        weights = () if point.alpha is None else (1 - point.alpha, point.alpha)  # alpha is the second child's
+        assert point.config.experiment.weights == weights
 
 
 def test_shards_have_each_point_once_and_none_is_empty() -> None:
