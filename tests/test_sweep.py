@@ -136,6 +136,22 @@ def test_files(whole):
         assert len(store.states()) == kept
 
 
+def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkeypatch):
+    directory = copied / "sweeps" / "grid"
+    (directory / "curves-2.png").write_bytes((directory / "curves.png").read_bytes())
+    assert main(["--config", str(copied / "grid.yaml")]) == 0
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert "curves.png" in manifest["files"]
+    assert "curves-2.png" not in manifest["files"]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastwi.report.curves.draw_curves", killed)
+    assert main(["--config", str(copied / "grid.yaml")]) == 130
+    assert not (directory / "manifest.json").exists()
+
+
 def test_a_finished_sweep_trains_nothing(copied, digits_directory, capsys):
     before = attempts(copied)
     assert main(["--config", str(copied / "grid.yaml"), "--json"]) == 0
