@@ -1,7 +1,4 @@
-"""Files that say themselves whether they are whole: JSON with its own checksum, and the SHA-256 of other files in it.
-
-A flipped bit, an edited number or a missing line is found where the file is read, and is never shown as a result.
-"""
+"""Files that are checked where they are read: JSON with its own checksum, and the SHA-256 of other files in it."""
 
 import hashlib
 import json

@@ -195,11 +195,9 @@ def create_tables(connection: sqlite3.Connection) -> None:
 
 
 def _check_there(places: StorePlaces) -> None:
-    if places.rebuilt_index.exists():
-        raise DamagedIndex(f"{places.index}: its rebuild was cut off; {places.rebuild_line}")
     lost = not places.index.exists() or places.index.stat().st_size == 0
-    if lost and any(path.exists() for path in (places.metrics, places.states, places.wal)):
-        raise DamagedIndex(f"{places.index}: lost; {places.rebuild_line}")
+    if places.rebuilt_index.exists() or (lost and any(map(Path.exists, (places.metrics, places.states, places.wal)))):
+        raise DamagedIndex(f"{places.index}: lost, or its rebuild was cut off; {places.rebuild_line}")
 
 
 def _prepare(connection: sqlite3.Connection, places: StorePlaces, alone: bool) -> None:

@@ -52,16 +52,15 @@ def read_table(places: StorePlaces) -> Iterator[Row | None]:
     """
     import polars
 
-    def read() -> list[Row]:
-        # Eager, from the file's own bytes: a damaged one is an exception here and nothing later.
-        return polars.read_parquet(places.metrics, columns=list(MEASUREMENTS.columns), use_statistics=False).rows()
-
     if not places.metrics.exists():
         return
     try:
         # In a thread: Ctrl-C and SIGTERM, raised in the main one, would be a panic to polars, and look like damage.
         with ThreadPoolExecutor(1) as pool:
-            rows = pool.submit(read).result()
+            columns = list(MEASUREMENTS.columns)
+            # Eager: a damaged file is an exception here and nothing later.
+            frame = pool.submit(polars.read_parquet, places.metrics, columns=columns, use_statistics=False).result()
+        rows = frame.rows()
     except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError, ValueError):
         yield None
         return

@@ -138,10 +138,9 @@ class Store(Index, AbstractContextManager["Store"]):
         return dropped
 
     def mark_damaged(self, key: str) -> bool:
-        """Forget a damaged state and its measurements under every treatment, so that it is trained again.
+        """Forget a damaged state and its measurements, so that it is trained again; its file goes to `damaged/`.
 
-        Its file goes to `damaged/`. A state whose file is right, because another process wrote it again, stays.
-        Returns whether it was forgotten.
+        A state whose file is right, because another process wrote it again, stays. Returns whether it was forgotten.
         """
         with self.writing() as transaction:
             if any(damage_of(self.places, file) is None for file in _state_files(transaction, [key]).values()):
