@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from fastwi.models.names import is_own, split_own
+from fastwi.models.names import split_own
 from fastwi.models.source import Source, SourceFile, is_local
 
 _built: dict[str, str] = {}  # the digest of the files that a network was last built from, by its entry
@@ -101,7 +101,7 @@ def set_built(source: Source | None, place: str) -> None:
 
 def built_digest(name: str) -> str:
     """The digest of the source that `name` was last built from in this process; empty for a registry's name."""
-    own = split_own(name) if is_own(name) else None
+    own = split_own(name)
     return "" if own is None else _built.get(entry_name(own[0]), "")
 
 

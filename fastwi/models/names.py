@@ -30,7 +30,7 @@ def split_own(name: str) -> tuple[str, str] | None:
 
 def placeless(name: str) -> str:
     """`name` without the directories of a file: beside a digest of the source they name nothing."""
-    own = split_own(name) if is_own(name) else None
+    own = split_own(name)
     return f"{Path(own[0]).name}:{own[1]}" if own is not None and own[0].endswith(".py") else name
 
 
@@ -42,7 +42,7 @@ def model_problem(name: str, width: float = 1.0) -> str | None:
     if name.endswith(".py"):
         return f"model.name: {show(name)} is a file; add the name of the network in it, as in {name}:MyNetwork"
     if not is_own(name):
-        return None if name in MODEL_NAMES else f"model.name: {show(name)} is no known model; {_hint(name)}"
+        return None if name in MODEL_NAMES else f"model.name: {show(name)} is not a known model; {_hint(name)}"
     if split_own(name) is None:
         return (
             f"model.name: {show(name)} is not of the form package.module:attribute or path/to/file.py:attribute; "

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from fastwi.models.names import is_own, split_own
+from fastwi.models.names import split_own
 from fastwi.sealed import file_sha256
 from fastwi.version import __version__
 
@@ -65,7 +65,7 @@ class Source:
 
 def source_of(name: str) -> Source | None:
     """What the user's own network `name` is made of; None for a registry's name, or where its file is not found."""
-    own = split_own(name) if is_own(name) else None
+    own = split_own(name)
     if own is None:
         return None
     importlib.invalidate_caches()  # a file may be younger than the listing of its directory that Python keeps

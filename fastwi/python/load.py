@@ -30,7 +30,7 @@ _ARGUMENTS = {
     "child": ("parent", "k", "s", "child", "after"),
     "average": ("parent", "k", "s", "pair", "alpha", "after"),
 }
-"""What tells networks of a kind from each other, by `which`."""
+"""The arguments that distinguish networks of a kind, by `which`."""
 
 _MOST_LISTED = 20
 
@@ -87,7 +87,9 @@ def _load(directory: Path, which: str, given: dict[str, Any], axes: Mapping[str,
     planned = _planned(directory)
     unknown = [name for name in axes if name not in other_axes(planned.spec)]
     if unknown:
-        raise UserError(f"axes: {show(unknown[0])} is no further axis; there are {_listed(other_axes(planned.spec))}")
+        raise UserError(
+            f"axes: {show(unknown[0])} is not a further axis; there are {_listed(other_axes(planned.spec))}"
+        )
     # The last place of a trajectory is counted in epochs: those before it may be kept too.
     counted = "k" if which == "parent" else "s" if which == "child" and not given["after"] else "after"
     found = list(_networks(planned, which, counted))
