@@ -57,8 +57,7 @@ def random_population(members: int, device: torch.device) -> Population:
     return population
 
 
-def average_rows_(population: Population, a_L: Sequence[int], b_L: Sequence[int]) -> None:
-    """Average pairs of rows in place, weights and statistics."""
+def _average_rows_(population: Population, a_L: Sequence[int], b_L: Sequence[int]) -> None:
     for x_MP in (population.weights_MP, population.statistics_MQ):
         interpolate_rows_(x_MP, a_L, b_L, ALPHA)
 
@@ -91,7 +90,7 @@ def row_ways(original: Population) -> dict[str, Way]:
         return [population.state_dict(row) for row in rows]
 
     in_order: dict[str, Run] = {
-        OURS: lambda: average_rows_(working, a_L, b_L),
+        OURS: lambda: _average_rows_(working, a_L, b_L),
         "fastwi Population.lerp_rows_": lambda: working.lerp_rows_(list(zip(a_L, b_L, strict=True)), ALPHA),
         "torch.lerp_, row by row": one_at_a_time,
         "torch.lerp, rows gathered": gathered,
@@ -100,7 +99,7 @@ def row_ways(original: Population) -> dict[str, Way]:
     ways: dict[str, Way] = {name: (restored, run, lambda: states(working, a_L)) for name, run in in_order.items()}
     ways["fastwi rows, scattered pairs"] = (
         lambda: restore(scattered, scattered_original),
-        lambda: average_rows_(scattered, scattered_a_L, scattered_b_L),
+        lambda: _average_rows_(scattered, scattered_a_L, scattered_b_L),
         lambda: states(scattered, scattered_a_L),
     )
     # Into other rows than the pairs', which therefore need not be restored.

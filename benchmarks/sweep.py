@@ -18,10 +18,7 @@ Each sweep is a command in a fresh process, timed without imports and figures; i
 import random
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks.runner import Report, benchmark, fresh, over_rounds
@@ -56,7 +53,6 @@ def main(
     with tempfile.TemporaryDirectory(dir=place) as data:
         settings["data"] = str(prepare("digits", Path(data) / "digits", writer="raw"))
         for part in ("long",) if long else parts:
-            rows_s = _rows_alone(pairs) if part == "pairs" else None
             found: dict[str, list[dict[str, Any]]] = {name: [] for name in trees}
             draw, order = random.Random(0), list(trees)
             for _ in range(rounds):
@@ -64,34 +60,11 @@ def main(
                 for name in order:
                     # The command finds torch loaded there, and leaves its threads as they are: so they are set here.
                     told = fresh(_PARTS_FILE, part, settings, trees[name], place, GOMP_SPINCOUNT=SPINS)
-                    if rows_s and told["resident_pairs_per_s"]:
-                        told["rows_pairs_per_s"] = pairs / rows_s()
-                        told["of_rows_%"] = 100 * told["resident_pairs_per_s"] / told["rows_pairs_per_s"]
                     found[name].append(told)
             rows = [{"": name, **over_rounds(every)} for name, every in found.items()]
             measured = [{"part": part, "what": name, **told} for name, every in found.items() for told in every]
             report.add(PARTS.get(part, _LONG), rows, measured)
             report.write()
-
-
-def _rows_alone(pairs: int) -> Callable[[], float]:
-    """A function that averages rows of ResNet20s in place as `benchmarks.interpolation` does: median s of 5."""
-    import torch
-
-    from benchmarks.interpolation import average_rows_, random_population
-
-    population = random_population(2 * pairs, torch.device("cpu"))
-    a_L, b_L = list(range(0, 2 * pairs, 2)), list(range(1, 2 * pairs, 2))
-
-    def run() -> float:
-        seconds = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            average_rows_(population, a_L, b_L)
-            seconds.append(time.perf_counter() - begun)
-        return median(seconds)
-
-    return run
 
 
 if __name__ == "__main__":

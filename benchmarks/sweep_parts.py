@@ -23,12 +23,14 @@ import numpy as np
 from fastwi.config.read import read_sweep_request
 from fastwi.engine.base import Scores
 from fastwi.engine.loop import LoopEngine
+from fastwi.kernels.interpolate import interpolate_rows_
+from fastwi.models.registry import build_model
 from fastwi.population import Population
 from fastwi.report import curves, heatmap
 from fastwi.sweep import main as sweep
 
 TRAIN, EVALUATE, RECOMPUTE = "train_epoch", "evaluate", "recompute_statistics"
-_REPEATS = 5  # of each kind of step, alone
+_REPEATS = 5  # of what is timed alone
 _TINY = """
 from torch import nn
 
@@ -105,10 +107,30 @@ def pairs(pairs: int, **settings: Any) -> dict[str, Any]:
     for file in files:
         hashlib.sha256(file.read_bytes()).hexdigest()
     files_pairs_per_s = len(files) / 2 / (time.perf_counter() - begun)
+    rows_pairs_per_s = pairs / _rows_alone_s(pairs)
     return {
-        "pairs": pairs, "resident_pairs_per_s": a_pair_s and 1 / a_pair_s, "stored_pairs_per_s": pairs / stored_s,
+        "pairs": pairs, "resident_pairs_per_s": a_pair_s and 1 / a_pair_s, "rows_pairs_per_s": rows_pairs_per_s,
+        "of_rows_%": a_pair_s and 100 / a_pair_s / rows_pairs_per_s, "stored_pairs_per_s": pairs / stored_s,
         "files_pairs_per_s": files_pairs_per_s, "of_files_%": 100 * pairs / stored_s / files_pairs_per_s,
     }  # fmt: skip
+
+
+def _rows_alone_s(pairs: int) -> float:
+    """Seconds in which rows of ResNet20s are averaged in place, as by `benchmarks.interpolation`: median of 5."""
+    population = Population.from_modules([build_model("resnet20", 10)]).clone_rows([0] * 2 * pairs)
+    a_L, b_L = list(range(0, 2 * pairs, 2)), list(range(1, 2 * pairs, 2))
+    return _median_s(
+        lambda: [interpolate_rows_(x, a_L, b_L, 0.5) for x in (population.weights_MP, population.statistics_MQ)]
+    )
+
+
+def _median_s(run: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(_REPEATS):
+        begun = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds)
 
 
 def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
@@ -151,14 +173,7 @@ def grid(images: int, **settings: Any) -> dict[str, Any]:
     with _heard(kept) as calls:
         took = _sweep(settings, "all", argv)
     members = {method: sum(call.members for call in calls if call.method == method) for method in kept}
-    alone_s = 0.0
-    for method, again in kept.items():
-        seconds = []
-        for _ in range(_REPEATS):
-            begun = time.perf_counter()
-            again()
-            seconds.append(time.perf_counter() - begun)
-        alone_s += members[method] * statistics.median(seconds)
+    alone_s = sum(members[method] * _median_s(again) for method, again in kept.items())
     in_engine_s = sum(call.ended - call.begun for call in calls)
     return {
         "epochs": members[TRAIN], **took, "steps_alone_s": alone_s, "x_steps_alone": took["seconds"] / alone_s,
