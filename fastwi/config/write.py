@@ -12,7 +12,7 @@ import yaml
 from fastwi.config.layers import shipped_configs
 from fastwi.config.schema import KEYS, SECTIONS, Config, section_keys
 from fastwi.config.sweep import ALL_SECTIONS, NAMES, AnalysisOptions, SweepSpec
-from fastwi.config.values import MOST_VALUES, Key
+from fastwi.config.values import Key
 from fastwi.models.names import placeless
 
 HASH_VERSION = 1
@@ -114,7 +114,7 @@ def _section_lines(section: str, values: object, changed: bool) -> list[str]:
 def _yaml(value: Any, ranges: bool = False) -> str:
     """A value as YAML in one line; with `ranges`, many whole numbers in a row as a range."""
     if isinstance(value, tuple):
-        first = value[0] if ranges and _LONGEST_LIST < len(value) <= MOST_VALUES else None
+        first = value[0] if ranges and len(value) > _LONGEST_LIST else None
         if type(first) is int and value == tuple(range(first, first + len(value))):
             return f"{first}..{value[-1]}"
         return "[" + ", ".join(map(_yaml, value)) + "]"

@@ -250,6 +250,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("analyze", "plane --sweep.name a --analysis.treatments averaged,averaged", "'averaged' is given twice"),
     ("analyze", "plane --sweep.name a --analysis.cells 8", "--analysis.cells: '8'", "k,s"),
     ("analyze", "plane --sweep.name a --analysis.cells 2,3", "--analysis.cells: [2, 3]", "k is of [10]"),
+    ("analyze", "plane --sweep.name a --analysis.cells 10,3", "--analysis.cells: [10, 3]", "s of [10]"),
 ]  # fmt: skip
 
 
