@@ -214,6 +214,9 @@ UNNAMED = {
     "executed": ("exec(Path('h1_blk.py').read_text())\n", "h1_blk.py"),
     "by a path": ("import sys\nsys.path.insert(0, 'other')\nfrom h1_far import scale\n", "h1_far.py"),
     "read as it is built": ("DATA = Path('h1_data.txt').read_text()\nscale = lambda: int(DATA)\n", "h1_data.txt"),
+    "appended to and read": (
+        "open('h1_data.txt', 'a').close()\nscale = lambda: int(Path('h1_data.txt').read_text())\n", "h1_data.txt",
+    ),
     "read as it runs": ("def scale():\n    return int(Path('h1_data.txt').read_text())\n", "h1_data.txt"),
     "by NumPy": ("import numpy\nscale = lambda: float(numpy.load('h1_data.npy'))\n", "h1_data.npy"),
     "by torch": ("scale = lambda: torch.load('h1_data.pt')\n", "h1_data.pt"),

@@ -13,7 +13,7 @@ from fastwi.models.generators import draws_of, seeded
 from fastwi.models.registry import build_model
 
 NETS = """
-import random, time, os
+import random, sys, time, os
 import numpy as np
 import torch
 from torch import nn
@@ -69,6 +69,12 @@ TorchForward = noisy(lambda: torch.randn(()))
 Evaluating = noisy(random.random, True)
 OwnForward = noisy(lambda: OF_ITS_OWN.standard_normal())
 ClockEvaluating = noisy(lambda: time.time_ns() % 1000, True)
+
+class Dtype(Net):
+    "Another dtype each time, whatever is executed again."
+    def start(self):
+        sys.h1_built = getattr(sys, "h1_built", 0) + 1
+        self.register_buffer("kind", torch.zeros(2, dtype=(torch.float32, torch.float64)[sys.h1_built % 2]))
 
 class Softmax(Net):
     def forward(self, x):
@@ -198,7 +204,7 @@ def test_the_generators_are_seeded_apart(seed):
 
 REFUSED = {
     "OwnGenerator": "linear.weight differs", "OwnAtImport": "linear.weight differs",
-    "Clock": "linear.weight differs", "System": "linear.weight differs",
+    "Dtype": "kind differs", "Clock": "linear.weight differs", "System": "linear.weight differs",
     "Attribute": "other outputs each time", "OwnForward": "other outputs each time in training mode",
     "ClockEvaluating": "other outputs each time, also in evaluation mode", "Softmax": "a softmax",
     "SoftmaxTested": "a softmax", "SoftmaxTrained": "a softmax", "Sigmoid": "a sigmoid",
