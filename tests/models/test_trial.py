@@ -66,7 +66,7 @@ Pretrained = starting(lambda: 0.5)
 NumpyForward = noisy(np.random.standard_normal)
 RandomForward = noisy(random.random)
 TorchForward = noisy(lambda: torch.randn(()))
-Evaluating = noisy(random.random, True)
+Evaluating = type("Evaluating", (Net,), {"noise": lambda self: 0 if self.training else random.random()})
 OwnForward = noisy(lambda: OF_ITS_OWN.standard_normal())
 ClockEvaluating = noisy(lambda: time.time_ns() % 1000, True)
 
