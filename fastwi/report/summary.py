@@ -20,7 +20,7 @@ OVER_PARENTS = (
 LEVEL = " [95 %]"
 """What headings say of intervals."""
 _INTERVAL = re.compile(r"\d \[[-+]")
-_NUMBER = re.compile(r"[-+]?[\d\[]")
+_NUMBER = re.compile(r"\[?[-+]?\d")
 
 
 @dataclass(frozen=True)

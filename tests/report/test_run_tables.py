@@ -8,6 +8,7 @@ from drawn_measurements import drawn, planned, spec_of
 
 from fastwi.experiment.tree import OWN
 from fastwi.report.rows import gains, point_rows
+from fastwi.report.summary import Table
 from fastwi.report.tables import run_tables
 
 SPEC = spec_of({}, {"continue_children": True})
@@ -72,3 +73,21 @@ def test_children_that_diverged_later_are_no_comparison(seed):
         measurements[states[-1], OWN] = dataclasses.replace(measurements[states[-1], OWN], test_loss=math.inf)
     _, after = tables(measurements, every, places)[1]
     assert [bool(row[6]) for row in after.rows] == [True, False]
+
+
+def test_a_printed_table_keeps_brackets_and_numbers(capsys, monkeypatch):
+    """In a pipe, 80 columns wide: headings may wrap, cells do not. Text is to the left, numbers are to the right."""
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = tuple(
+        (name, *[f"{-1.25 * i:+.2f} [-123.45, +678.90]" for i in range(5)]) for name in ("[bold]x", "long name")
+    )
+    table = Table("A title [95 %]", ("axes.[red]network", *["a heading of several words [95 %]"] * 5), rows)
+    table.print()
+    out = capsys.readouterr().out
+    assert "[95 %]" in out.replace("\n", " ")
+    for row in rows:
+        (line,) = (line for line in out.splitlines() if row[0] in line)
+        assert [cell.strip() for cell in line.strip("│").split("│")] == list(row)
+        assert line.startswith(f"│ {row[0]} ")
+        assert line.endswith(f"{row[-1]} │")
+    assert table.numeric == [False, *[True] * 5]
