@@ -1,16 +1,12 @@
 """The paper's five claims, each declared once and judged on what a sweep and its studies measured.
 
-A claim is its statement, what is estimated, and a function that finds the estimates in the frames (Iyer, Dziugaite,
-Rolnick, Linear Weight Interpolation Leads to Transient Performance Gains, TMLR 2024). Every estimate has its 95 %
-interval over parents (`fastwi.analysis.statistics`). A finding is confirmed where its whole interval lies on the
-claimed side, refuted where all of it lies on the other side, else not settled. Below 5 parents, and where all are
-equal, there is no interval and all is not settled.
-
-Claims are about the middle of the line: where a sweep has several alpha, rows of 0.5 count (`middle`).
+Source: Iyer, Dziugaite, Rolnick, Linear Weight Interpolation Leads to Transient Performance Gains, TMLR 2024. A
+finding is confirmed where its whole 95 % interval over parents lies on the claimed side, refuted where all of it lies
+on the other side, else not settled. Without an interval (`fastwi.analysis.statistics`) nothing is settled.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import polars
@@ -45,11 +41,7 @@ Frames = Mapping[str, polars.DataFrame]
 
 @dataclass(frozen=True)
 class Finding:
-    """One estimate that a claim rests on.
-
-    `what` in words; `unit` of the estimate; `verdict` of this finding alone, empty where it is shown for context and
-    decides nothing.
-    """
+    """One estimate that a claim rests on. `verdict`: its own; empty where it decides nothing."""
 
     what: str
     estimate: Estimate
@@ -74,11 +66,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Statement:
-    """A claim as declared.
+    """A claim as declared: the claim, what is estimated and when it is confirmed, and how.
 
-    `title` is the claim; `estimand` says what is estimated, and when it is confirmed. `find` takes the sweep's gains
-    at the middle ("gains") and the studies' frames ("study/frame"). `decide` gives the verdict, of those findings
-    that have one.
+    `find` takes the sweep's gains at the middle ("gains") and the studies' frames ("study/frame"). `decide` gives the
+    verdict, of those findings that have one.
     """
 
     title: str
@@ -93,7 +84,7 @@ class Claim:
 
     number: int
     verdict: str
-    found: Found = field(repr=False)
+    found: Found
 
     @property
     def statement(self) -> Statement:

@@ -58,11 +58,10 @@ def draw_curves(
 ) -> list[Path]:
     """Draw test accuracy over epochs, one panel a cell: k downwards, s across; networks thin, their means thick.
 
-    Means are over parents of each parent's mean, over networks that are measured to their last epoch. Dashed lines
-    stand where the parent was cloned and where the children were averaged; hollow diamonds are means under
-    recomputed batch-norm statistics. Each combination of other axes and alpha has its file: `path` (PNG) with PDF and
-    SVG beside it, then `path` with -2, -3 ... Of many k, s or combinations, a part is drawn; the title says so.
-    Returns the PNGs' paths. Raises UserError where a file cannot be written.
+    Means are over parents of each parent's mean, of networks that are measured to their last epoch. Dashed lines:
+    where the parent was cloned and the children were averaged. Each combination of other axes and alpha has its file:
+    `path` (PNG) with PDF and SVG beside it, then `path` with -2, -3 ... Of many k, s or combinations a part is drawn;
+    the title says so. Returns the PNGs' paths. Raises UserError where a file cannot be written.
     """
     axes = other_axes(spec)
     files: dict[tuple[Any, ...], dict[tuple[int, int], list[int]]] = {}

@@ -75,11 +75,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Marked:
-    """A finding, and where it is drawn on a scale of 0 to 100.
-
-    `bar`: low, value, high and zero; None where the value is undefined. `points`: each parent's own value, where
-    there is no interval.
-    """
+    """A finding on a scale of 0 to 100: low, value, high and zero, or without an interval each parent's value."""
 
     finding: Finding
     bar: list[float] | None

@@ -96,11 +96,7 @@ class Progress:
 
 
 class TreeProgress(Progress):
-    """The `Listener` of a sweep or a run.
-
-    `first` is shown before the first images. `record`: of a run, whose networks are named at each measurement, and
-    whose rows are written as they come.
-    """
+    """The `Listener` of a sweep, or with `record` of a run. `first` is shown before the first images."""
 
     def __init__(
         self, planned: "PlannedSweep", first: str = "", quiet: bool = False, record: "RunRecord | None" = None

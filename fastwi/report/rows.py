@@ -133,7 +133,7 @@ def gains(
 ) -> polars.DataFrame:
     """One row a point (cell, parent, tuple, alpha) whose average and children are measured at interpolation.
 
-    Left out are points whose average, or a child, diverged under every treatment of batch norm.
+    A point where one of them diverged under every treatment of batch norm is left out.
     """
     axes = other_axes(spec)
     rows: list[Row] = []
@@ -188,10 +188,9 @@ def result_frame(
     measurements: Measured,
     inputs_of: Callable[[Config], Inputs],
 ) -> polars.DataFrame:
-    """All measurements of a sweep in long form, each once (columns: the axes beside k and s, then `COLUMNS`).
+    """All measurements of a sweep that are there, in long form, each once.
 
-    Measurements that are not there yet are left out. `places[i]` is where the results of `points[i]` are; `inputs_of`
-    says what configurations were planned on.
+    `places[i]` is where the results of `points[i]` are; `inputs_of` says what configurations were planned on.
     """
     tree, axes, tuples = places[0].tree, other_axes(spec), child_tuples(spec)
     # Values of axes by their place on the axis: polars compares numbers.

@@ -23,12 +23,11 @@ _ROUND_EPOCHS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 
 @dataclass(frozen=True)
 class Cell:
-    """All pairs of one combination of axis values and alpha.
+    """All pairs of one combination of axis values and alpha (None: the plain mean).
 
-    `axes`: the axes beside k and s, dotted name and value. `alpha` is None for the plain mean. `pairs` counts
-    the averages that are measured, `parents` the parents that they come from. By treatment of batch norm and by
-    "best" or "mean" child, `gains` is the mean gain in percentage points; `wins` is the share of pairs in % whose
-    average beats every child. `rows` are the cell's rows of `gains`.
+    `axes`: the axes beside k and s. `parents`, `pairs`: of measured averages. `gains`: the mean gain in points, by
+    treatment of batch norm and "best" or "mean" child; `wins`: the share of pairs in % whose average beats every
+    child, by treatment. `rows`: the cell's rows of `gains`.
     """
 
     axes: tuple[tuple[str, Any], ...]
@@ -81,10 +80,7 @@ def sweep_tables(found: Sequence[Cell]) -> list[Table]:
 
 
 def cell_table(found: Sequence[Cell], over: str = "best") -> Table:
-    """One row a cell: the mean gain `over` the best child or the children's mean, under each treatment.
-
-    Beside it the share of pairs whose average beats every child. A cell of few parents has no interval, but its n.
-    """
+    """One row a cell: the mean gain `over` the "best" child or the "mean", and the share of pairs that beat all."""
     measured = [name for name in TREATMENTS if any((name, over) in cell.gains for cell in found)]
     columns = _head(found)
     for name in measured:

@@ -1,8 +1,4 @@
-"""A run's measurements as TensorBoard scalars, beside metrics.jsonl and with the same rows.
-
-The event file is derived: a process that goes on with a run writes it again, with the points of all rows so far, so
-that none is missing and none is there twice wherever the earlier one was stopped.
-"""
+"""A run's rows as TensorBoard scalars. A process that goes on with a run writes them again, each once."""
 
 import importlib.util
 from collections.abc import Iterable
@@ -24,11 +20,7 @@ def require_tensorboard() -> None:
 
 
 class TensorBoard:
-    """The event files of a run.
-
-    A scalar is called `column/network/batch_norm`, such as test_accuracy_%/child 1/own: columns and units are those
-    of metrics.jsonl. Its step is the epoch.
-    """
+    """The event files of a run. A scalar is called `column/network/batch_norm`; its step is the epoch."""
 
     def __init__(self, directory: Path) -> None:
         """Takes the place of earlier event files. Raises ConfigError where the package is not installed."""
