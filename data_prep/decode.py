@@ -65,7 +65,8 @@ def background_colour(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
     try:
-        red, green, blue = ImageColor.getrgb(text)
+        channels: tuple[int, ...] = ImageColor.getrgb(text)
+        red, green, blue = channels
         return red, green, blue
     except ValueError:  # not a colour, or one with an alpha
         raise UserError(f"background {text}: not a colour; give a name such as white, or #rrggbb") from None
