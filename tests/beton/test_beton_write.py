@@ -68,6 +68,15 @@ def test_pages_are_full_before_the_next_begins(tmp_path: Path) -> None:
     assert done == [5]
 
 
+def test_images_that_fill_a_page_to_the_last_byte(tmp_path: Path) -> None:
+    images = [StoredImage(JPEG, 8, 8, bytes(size)) for size in (40, 24, 64, 1)]
+    with open(tmp_path / "a.beton", "wb") as stream:
+        write_stored_stream(stream, images, np.arange(4), 64)
+    table = np.frombuffer((tmp_path / "a.beton").read_bytes()[-4 * ALLOCATION.itemsize :], ALLOCATION)
+    assert (table["ptr"] - table["ptr"][0]).tolist() == [0, 40, 64, 128]
+    assert [page_size_for(1 << 21), page_size_for((1 << 21) + 1)] == [1 << 21, 1 << 22]
+
+
 def test_progress_counts_up_to_all(tmp_path: Path) -> None:
     done: list[int] = []
     with open(tmp_path / "a.beton", "wb") as stream:
