@@ -116,6 +116,7 @@ class Report:
             sums: whether the rounds are the parts of one whole, so that their sums are compared, not their medians.
         """
         at = at or {}
+        lines = tuple(at) == ("members",)
         ready, problems = self._build(cases, check)
         if again in ready:
             ready[f"{again}, {AGAIN}"] = ready[again]
@@ -140,7 +141,6 @@ class Report:
             row |= {f"{what}_per_s": rate * amount for what, amount in (each or {}).items()}
             row |= {f"of_{floor}_floor_%": 100 * rate / bound for floor, bound in bounds.items()}
             rows.append(row | {f"{unit}_a_round": case.work, "seconds": list(timings[name])})
-            lines = tuple(at) == ("members",)
             point = (rate, *row["quartiles"])
             self.point(
                 name if lines else ", ".join(map(str, (name, *at.values()))), at["members"] if lines else "", point

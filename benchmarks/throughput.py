@@ -85,6 +85,9 @@ def main(
             return dataclasses.replace(serial[name], close=lambda: None)
 
         for M in members:
+            if time.monotonic() > deadline:
+                print(f"M = {M} and more: not measured, --minutes {minutes:g} were over")
+                break
             free_memory(task.device)  # of the engines for fewer members
             short = task.shortened(max(least, -(-task.steps // M)))
             cases = {
@@ -95,8 +98,8 @@ def main(
             each, floors = floors_of(task.network(), task.image_HWC, batch, task.device, task.dtype, training=True)
             again = next((shown for shown in OURS.values() if AGAIN in baselines and shown in cases), "")
             report.time(
-                f"{M} x {model}, batch {batch}, {short.steps} steps a round of each", "images", cases, rounds,
-                reference=list(OURS.values()), again=again, each=each, floors=floors, at={"members": M},
+                f"Training {model}, batch {batch}; M = {M}, {short.steps} steps a round of each", "images", cases,
+                rounds, reference=list(OURS.values()), again=again, each=each, floors=floors, at={"members": M},
             )  # fmt: skip
 
 

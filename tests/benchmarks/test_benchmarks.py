@@ -151,6 +151,14 @@ def test_a_tiny_run(name, digits_directory, tmp_path, capsys):
         assert "<svg" in (tmp_path / f"{name}-cpu.svg").read_text()
 
 
+def test_a_deadline_that_is_over(digits_directory, tmp_path, capsys):
+    from benchmarks import throughput
+
+    words = ["--device=cpu", f"--data={digits_directory}", "--batch=8", "--batches=1", f"--out={tmp_path}"]
+    assert throughput.main([*words, "--baselines=loop", "--minutes=-1"]) == 0
+    assert "--minutes" in capsys.readouterr().out
+
+
 def test_a_million_epochs_and_another_checkout(tmp_path, capsys):
     """1,000 epochs; a copy of the sources stands for another commit."""
     from benchmarks import sweep
