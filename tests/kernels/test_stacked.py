@@ -119,6 +119,8 @@ def test_convolution(seed, path, kind, low_weights, dtype):
     assert {name: tensor.dtype for name, tensor in found.items()} == {"y": dtype, "dx": dtype, "dw": weight.dtype}
     exact = {"x": x.double(), "w": weight.to(dtype).double()}
     assert_near(found, results(lambda own: conv64(own["x"], own["w"], stride), exact, dy.double()), dtype, dy)
+    rounded = stacked_conv(x, weight.to(dtype), stride, window // 2)  # weights are rounded first
+    assert torch.equal(found["y"], rounded)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
