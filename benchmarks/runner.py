@@ -324,10 +324,11 @@ def fresh(
     root: the checkout whose packages it imports. directory: where its own is made (default: among temporary files).
     Raises UserError where the function does, and RuntimeError where it fails.
     """
+    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(dir=directory) as place:
         done = subprocess.run(
             [sys.executable, "-c", _CHILD, file, function, json.dumps(settings), "result.json"], cwd=place,
-            env={**os.environ, **environment, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
+            env={**os.environ, **environment, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode == 0:
             return json.loads((Path(place) / "result.json").read_text())

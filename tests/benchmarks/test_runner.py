@@ -1,6 +1,7 @@
 """The runner: rounds in turn, what is counted, failures of one case; floors; processes of their own."""
 
 import json
+import os
 import time
 
 import pytest
@@ -93,15 +94,18 @@ def test_short_gives_way_to_what_is_given(monkeypatch):
     assert told == [(9, 24, ("a", "b"), 0), (3, 4, ("a", "b"), 0), (5, 4, ("a", "b"), 0), (9, 24, ("b",), 0)]
 
 
-def test_processes_of_their_own(tmp_path):
+def test_processes_of_their_own(tmp_path, monkeypatch):
     file = tmp_path / "part.py"
     file.write_text(
         "import os\nfrom pathlib import Path\nfrom fastwi.errors import UserError\n"
-        "def tell(a):\n    return {'a': a, 'place': os.getcwd(), 'files': os.listdir(), 'x': os.environ['X_TEST']}\n"
+        "def tell(a):\n    told = {'a': a, 'place': os.getcwd(), 'files': os.listdir()}\n"
+        "    return told | {'x': os.environ['X_TEST'], 'path': os.environ['PYTHONPATH']}\n"
         "def refuse():\n    raise UserError('not here')\n"
         "def fail():\n    raise ValueError('broken')\n"
     )
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")  # which stays: modules may be there
     told = runner.fresh(str(file), "tell", {"a": 5}, directory=str(tmp_path), X_TEST="yes")
+    assert told["path"].endswith(os.pathsep + "elsewhere")
     assert (told["a"], told["files"], told["x"]) == (5, [], "yes")
     assert told["place"].startswith(str(tmp_path))
     with pytest.raises(UserError, match="not here"):
