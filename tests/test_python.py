@@ -326,7 +326,7 @@ def test_a_sweep_of_images_in_memory(swept, digits_directory, tmp_path):
 def test_the_documentation_does_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    text = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "tutorials" / "python.md").read_text()
     network, script = (block.partition("```")[0] for block in text.split("```python\n")[1:])
     Path("my_network.py").write_text(network)
     names: dict = {}
