@@ -84,6 +84,13 @@ def test_transparent_pixels_are_refused_or_laid_on_a_colour(kind: str) -> None:
         np.testing.assert_array_equal(white.pixels_HWC[1:], green.pixels_HWC[1:])
 
 
+def test_half_transparent_pixels_are_transparent() -> None:
+    image = picture().convert("RGBA")
+    image.putpixel((3, 3), (9, 9, 9, 254))
+    with pytest.raises(ImageError, match="transparent"):
+        decode_image(encoded(image))
+
+
 def test_colours_of_a_background() -> None:
     assert background_colour(None) is None
     assert background_colour("white") == (255, 255, 255)

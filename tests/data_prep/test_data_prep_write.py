@@ -16,7 +16,7 @@ from prepared import card_values, check_prepared, snapshot, some_digits, two_spl
 import data_prep
 import data_prep.write
 from data_prep import prepare
-from data_prep.dataset import ImageSet, silent
+from data_prep.dataset import ImageSet, Split, silent
 from data_prep.write import channel_statistics, write_dataset
 from fastwi.errors import UserError
 
@@ -106,6 +106,26 @@ def test_bytes_lost_on_the_way_to_the_disk_are_noticed(
     with pytest.raises(UserError, match=r"train\.beton: does not read back as it was written; check the disk"):
         write_dataset(small_dataset(), tmp_path, "raw", silent)
     assert snapshot(tmp_path) == before
+
+
+def test_no_old_card_stands_beside_new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = small_dataset()
+    write_dataset(first, tmp_path, "raw", silent)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data_prep.write, "write_json", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(ImageSet("small", first.classes, first.test, first.train, "swapped"), tmp_path, "raw", silent)
+    assert sorted(snapshot(tmp_path)) == ["test.beton", "test.digests", "train.beton", "train.digests"]
+
+
+def test_a_class_without_test_images_is_counted(tmp_path: Path) -> None:
+    good = small_dataset()
+    test = Split(good.test.images_NHWC[:2], good.test.labels_N[:2])
+    card = write_dataset(ImageSet("small", good.classes, good.train, test, "x"), tmp_path, "raw", silent)
+    assert card.class_counts["test"] == (2, *[0] * 9)
 
 
 def test_out_that_cannot_be_a_directory(tmp_path: Path) -> None:
