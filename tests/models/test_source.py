@@ -11,6 +11,7 @@ import torch
 import data_prep  # noqa: F401
 from fastwi.errors import ConfigError
 from fastwi.models import own
+from fastwi.models.changes import network_change
 from fastwi.models.load import built_digest
 from fastwi.models.registry import build_model
 from fastwi.models.source import source_digest, source_of
@@ -284,3 +285,11 @@ def test_modules_that_register_themselves_once_are_executed_once(folder, monkeyp
     code = "from fastwi.models import own\nassert 'net' not in own.h1_register\nown.h1_register.add('net')\n"
     write(folder, {"h1_net.py": HEAD + code + scale(2) + NET})
     assert torch.equal(logits("h1_net.py:Net"), logits("h1_net.py:Net"))
+
+
+@pytest.mark.parametrize("noted", ['{"networks": {}}', "{}", "[", '{"networks": {"net.py:Net": 3}}', None])
+def test_what_a_manifest_does_not_name_has_not_changed(tmp_path, noted):
+    manifest = tmp_path / "manifest.json"
+    if noted is not None:
+        manifest.write_text(noted)
+    assert network_change(manifest, {"net.py:Net": {"digest": "a" * 64, "made_of": {}}}) is None
