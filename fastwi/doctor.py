@@ -30,6 +30,7 @@ _PACKAGES = {
     "safetensors": "safetensors",
     "sklearn": "scikit-learn",
     "joblib": "joblib",
+    "pydantic": "pydantic",
     "PIL": "pillow",
     "rich": "rich",
     "matplotlib": "matplotlib",

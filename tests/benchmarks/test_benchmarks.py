@@ -174,7 +174,7 @@ def test_a_million_epochs_and_another_checkout(tmp_path, capsys):
 
 def commands():
     """(module, arguments) of every `python -m benchmarks.X` in documents and in the device check."""
-    for path in [*(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.[ms][dh]")]:
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.[ms][dh]")]:
         text = path.read_text().replace("\\\n", " ")
         for found in re.finditer(r"-m benchmarks\.(\w+)([^\n`|]*)", text):
             words = re.sub(r'"?\$\{\w+\[@\][^ ]*', "", found[2]).replace("DIR", ".")
