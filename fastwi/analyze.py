@@ -41,7 +41,7 @@ def _carry_out(request: Request, study: Study, opened: OpenedSweep) -> Summary:
 
     begun = time.monotonic()
     with Progress(request.study) as progress:
-        frames: Frames = study.measure(opened, request.options, progress.tell)
+        frames: Frames = study.measure(opened, request.options, progress.show)
     for cell in opened.left_out:
         print(f"fastwi: left out, diverged: {cell}", file=sys.stderr)
     tables: list[Table] = study.tables(frames)

@@ -55,7 +55,7 @@ def seal_directory(directory: Path, about: Mapping[str, Any]) -> None:
 
 
 def open_directory(directory: Path, fix: str) -> dict[str, Any]:
-    """What `seal_directory` was told, once every file is seen to be the one that was there.
+    """What `seal_directory` was given, once every file is seen to be the one that was there.
 
     Raises CheckpointError, naming the file, where one is missing or is not as it was.
     """

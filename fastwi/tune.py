@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     with Progress("tuning") as progress:
         for row, spent_s in measure(config, device):
             rows.append(row)
-            progress.tell(round(spent_s), round(BUDGET_S))
+            progress.show(round(spent_s), round(BUDGET_S))
     speeds: dict[str, dict[int, float]] = {}
     for row in rows:
         if row.images_per_s is not None:

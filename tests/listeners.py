@@ -14,7 +14,7 @@ class Stopped(KeyboardInterrupt):
 class Silent:
     """A listener that notes what it hears, and stops at the report of a measurement number `stop_after`.
 
-    `here`: how often each task was measured. `lines`: what was told.
+    `here`: how often each task was measured. `lines`: what was shown.
     """
 
     def __init__(self, stop_after: int = -1) -> None:
@@ -32,7 +32,7 @@ class Silent:
         if self.reports == self._stop_after:
             raise Stopped
 
-    def told(self, message: str) -> None:
+    def warned(self, message: str) -> None:
         self.lines.append(message)
 
 

@@ -37,7 +37,7 @@ class TiedNet(nn.Module):
 
 
 def trained(network: nn.Module, seed: int) -> nn.Module:
-    """`network` with every parameter and buffer drawn anew from `seed`, so that no two are alike."""
+    """`network` with every parameter and buffer drawn from `seed`, so that no two are alike."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():

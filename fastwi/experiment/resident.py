@@ -138,7 +138,7 @@ class ResidentStates(StateCache):
     def _at_hand(self, names: Sequence[Name]) -> Rows:
         """The rows of `names`, and of what averages among them are made of, that are resident.
 
-        Whoever brings others meanwhile may push them out, and they need not have files yet: hold on to them.
+        Gathering others meanwhile may push them out, and they need not have files yet: hold on to them.
         """
         every = (*names, *self._children([node for node, _ in names]))
         return {name: row for name in every if (row := self.get(name)) is not None}

@@ -1,7 +1,7 @@
 """Carries a tree out: claims what is ready, hands it to an executor as jobs, has what comes back written.
 
 Any number of processes may carry out the same tree, or trees that share epochs, on one store: epochs are claimed
-before they are trained, and whoever dies loses its claims. What is done is never done again.
+before they are trained, and a process that dies loses its claims. What is done is never done again.
 """
 
 import time
@@ -47,7 +47,7 @@ class Listener(Report, Protocol):
     def planned(self, left: Sequence[int]) -> None:
         """The tasks that are left, ascending; again where a state was damaged, or another process did some."""
 
-    def told(self, message: str) -> None:
+    def warned(self, message: str) -> None:
         """Something that the user should know."""
 
 
@@ -77,7 +77,7 @@ def carry_out(store: Store, executor: Executor, listener: Listener, limits: Limi
     Returns the tasks that could not be done, with the reason. Raises UserError where the store cannot be written.
     """
     failed: dict[MeasurementKey, str] = {}
-    with store.owner() as owner, Writer(store, listener.told) as writer:
+    with store.owner() as owner, Writer(store, listener.warned) as writer:
         while not _Pass(store, owner, writer, executor, listener, limits, failed).to_the_end():
             pass
     return failed
@@ -213,7 +213,7 @@ class _Pass:
             self._queue.put(task for task in job.tasks if task >= len(self._tree))  # those that are left
             diverged = [m for m in measurements if m.diverged]
             for m in diverged:
-                self._listener.told(m.divergence())
+                self._listener.warned(m.divergence())
             if diverged:  # let go what would come of them; all others go on
                 self._remove((), stopped_states(self._tree, diverged))
             return
@@ -222,7 +222,7 @@ class _Pass:
             if self._store.states([outcome.key]):  # else another process has dropped it
                 self._store.mark_damaged(outcome.key)
                 self._executor.forget([self._tree.nodes[outcome.key]])
-                self._listener.told(f"{outcome}; it is trained again")
+                self._listener.warned(f"{outcome}; it is trained again")
             self._outdated = True
         elif isinstance(outcome, UserError):
             raise outcome
@@ -230,7 +230,7 @@ class _Pass:
             reason = f"{type(outcome).__name__}: {outcome}".splitlines()[0]
             lost = self._remove(job.tasks)
             self._failed.update({self._tree.measurement_key(task): reason for task in lost})
-            self._listener.told(f"{len(job.tasks)} tasks failed, and {len(lost)} cannot be done: {reason}")
+            self._listener.warned(f"{len(job.tasks)} tasks failed, and {len(lost)} cannot be done: {reason}")
 
     def _remove(self, tasks: Collection[int], without: Collection[int] = ()) -> list[int]:
         """Give up `tasks`, and what needs them or the states `without`; returns all that are given up."""

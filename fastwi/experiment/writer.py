@@ -12,7 +12,7 @@ from fastwi.experiment.tree import MeasurementKey
 from fastwi.experiment.worker import Outcome
 
 MOST_WAITING = 4
-"""Outcomes that are not written yet. Whoever brings another one waits."""
+"""Outcomes that are not written yet. Adding another one waits."""
 
 
 class Writer(AbstractContextManager["Writer"]):
@@ -22,9 +22,9 @@ class Writer(AbstractContextManager["Writer"]):
     what waits is written when it is left, also by Ctrl-C and SIGTERM.
     """
 
-    def __init__(self, store: Store, told: Callable[[str], None]) -> None:
-        """`told` hears of measurements that came out otherwise than an earlier time."""
-        self._store, self._told = store, told
+    def __init__(self, store: Store, warn: Callable[[str], None]) -> None:
+        """`warn` is called with a line for each measurement that differs from an earlier one."""
+        self._store, self._warn = store, warn
         self._thread = ThreadPoolExecutor(1, "fastwi-writer")
         self._room = threading.Semaphore(MOST_WAITING)
         self._unwanted: set[str] = set()
@@ -77,7 +77,7 @@ class Writer(AbstractContextManager["Writer"]):
         files = [*write_states(self._store.directory, states), *outcome.files]
         differing = self._store.commit(outcome.measurements, files, claims)
         if differing:
-            self._told(
+            self._warn(
                 f"{len(differing)} measurements differ from those of an earlier training of the same epoch (another "
                 "machine, version or number of threads); the earlier ones are kept"
             )

@@ -54,14 +54,14 @@ def _report(targets: list[Path], out: Path, as_json: bool, argv: list[str]) -> i
         f"{view.sweep.name}: claim {claim.number}: {claim.verdict_text}" for view in sweeps for claim in view.claims
     ]
     lines.append(f"{out}: {count_of(len(sweeps), 'sweep')}, {size / 2**20:.1f} MiB")
-    told = [
-        {**_told(view), "not_run": [name for name in studies if name not in view.sweep.studies]} for view in sweeps
+    sweeps_found = [
+        {**_facts(view), "not_run": [name for name in studies if name not in view.sweep.studies]} for view in sweeps
     ]
-    Summary({"file": str(out), "bytes": size, "sweeps": told}, lines).show(as_json)
+    Summary({"file": str(out), "bytes": size, "sweeps": sweeps_found}, lines).show(as_json)
     return 0
 
 
-def _told(view: "SweepView") -> dict[str, Any]:
+def _facts(view: "SweepView") -> dict[str, Any]:
     """A sweep's claims as plain values."""
     claims = []
     for claim in view.claims:

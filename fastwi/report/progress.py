@@ -70,7 +70,7 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def tell(self, done: float, total: float, said: str = "", unit: str = "", every: bool = False) -> None:
+    def show(self, done: float, total: float, said: str = "", unit: str = "", every: bool = False) -> None:
         """Report that `done` of `total` is done. `unit`: what is counted, where its speed is shown.
 
         A line has `said`, or the share that is done, at most every 10 s and at the end, or with `every` each time.
@@ -137,11 +137,11 @@ class TreeProgress(Progress):
         )
         if self._record is not None:
             said = _named(self._planned, measurements)
-        self.tell(self._done, self._total, said, "images", every=self._record is not None)
+        self.show(self._done, self._total, said, "images", every=self._record is not None)
         if self._record is not None:
             self._record.add(measurements)
 
-    def told(self, message: str) -> None:
+    def warned(self, message: str) -> None:
         """Show it."""
         self._print(message)
 

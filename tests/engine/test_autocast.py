@@ -1,4 +1,4 @@
-"""Networks that mix dtypes train in low precision almost as they do in float32; plain ones are none of autocast's."""
+"""Networks that mix dtypes train in low precision almost as they do in float32; plain ones do not use autocast."""
 
 import functools
 

@@ -104,7 +104,7 @@ def test_cells(sweep):
 
 
 def test_an_average_that_diverges_has_no_accuracy(seed):
-    """Where its loss is no number the accuracy is that of a constant, and no loss of a gain."""
+    """Where its loss is NaN or infinite the accuracy is that of a constant, and no loss of a gain."""
     every, places, tree = planned(SPECS["grid"])
     measurements = drawn(tree, seed)
     key = (places[0].after[-1], OWN)

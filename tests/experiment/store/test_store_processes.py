@@ -265,7 +265,7 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_committed(tmp_path, seed):
             assert verify(store).damage == []
             found = store.measurements()
             assert {key_of(number) for number in range(done + 1)} <= {state for state, _ in found}
-            done = len(found)  # the one that was committed but not told of, too
+            done = len(found)  # the one that was committed but not reported, too
             assert set(found) == {(key_of(number), "own") for number in range(done)}
     with Store.open(tmp_path / "s") as store:
         store.gc()
