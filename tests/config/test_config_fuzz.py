@@ -143,7 +143,7 @@ def specs(draw: st.DrawFn) -> SweepSpec:
     """A sweep that passes every check, with any value where a check leaves it free."""
 
     def some(values: st.SearchStrategy[Any], least: int = 1) -> tuple[Any, ...]:
-        return tuple(draw(st.lists(values, min_size=least, max_size=12, unique=True)))
+        return tuple(draw(st.lists(values, min_size=least, max_size=4, unique=True)))
 
     drops = st.sets(st.integers(1, 10**9), max_size=3).map(lambda each: tuple(sorted(each)))
     axes = {
@@ -158,7 +158,7 @@ def specs(draw: st.DrawFn) -> SweepSpec:
         directory=draw(WORDS),
         store=draw(WORDS),
         parents=some(st.integers(0, 2**31 - 1)),
-        children=size * draw(st.integers(1, 5)),
+        children=size * draw(st.integers(1, 2)),
         tuple_size=size,
         tuples=draw(st.sampled_from(["disjoint", "all"])),
         alphas=some(FINITE, 0) if size == 2 else (),

@@ -239,13 +239,13 @@ def test_both_splits_are_of_one_card(place: Place, monkeypatch: pytest.MonkeyPat
     """A dataset that is replaced between its splits is refused, though each goes with the card of its moment."""
     import fastwi.data.split as module
 
-    load = module.load_split
+    opened = module.open_split
 
     def replaced_after(*arguments: object) -> object:
-        found = load(*arguments)
+        found = opened(*arguments)
         write_digits(place[0] / "data", one_pixel)
         return found
 
-    monkeypatch.setattr(module, "load_split", replaced_after)
+    monkeypatch.setattr(module, "open_split", replaced_after)
     with pytest.raises(UserError, match=r"test\.beton: not the images and labels"):
         module.open_splits(place[1].data, torch.device("cpu"))

@@ -246,8 +246,8 @@ def test_what_the_name_would_not_cover_is_refused(folder, how, form):
         said = str(caught.value)
         assert f"uses {file}" in said
         assert "\n" not in said
-    mend = said.partition("write ")[2].partition(" in h1_net.py")[0]
-    write(folder, {"h1_net.py": text + mend + "\n"})
+    fix = said.partition("write ")[2].partition(" in h1_net.py")[0]
+    write(folder, {"h1_net.py": text + fix + "\n"})
     assert logits(form).shape == (1, 4)
 
 
