@@ -23,6 +23,8 @@ except ImportError:  # a platform that it is not built for
 # Of up to 8 bits a channel. Pillow shows some PNGs of 16 bits as RGB too: `_check_png` refuses them.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
+_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG: length, type, checksum
+
 MAX_PIXELS = 1 << 26
 """A file of a few bytes may claim any size; more pixels than this are refused before memory is taken for them."""
 
@@ -140,6 +142,8 @@ def check_jpeg(data: bytes) -> bool:
 
 def _check_png(data: bytes) -> None:
     """Compare every chunk with its checksum, and refuse what Pillow does not show as a viewer does."""
+    if _END not in data:  # Pillow does not look at the last chunk
+        raise ImageError("damaged image (the PNG's end is missing)")
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         transparent, frames = "transparency" in image.info, getattr(image, "n_frames", 1)
         image.verify()

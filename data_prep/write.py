@@ -78,7 +78,7 @@ def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Repor
         try:
             card = _card(dataset, tallies, sha256, written_by)
         except ValueError as error:  # a name that is not Unicode, for one
-            problem = str(error).splitlines()[1].strip()
+            problem = str(error).splitlines()[:2][-1].strip()
             raise UserError(f"{dataset.name}: cannot be described in card.json: {problem}; rename it") from error
         (directory / CARD_FILE).unlink(missing_ok=True)
     write_json(directory / CARD_FILE, card.to_json())

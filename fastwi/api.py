@@ -94,6 +94,8 @@ def average(*networks: Any, weights: Sequence[float] | None = None, rows: Sequen
         ValueError: naming the first tensor that is missing, unknown or of another shape or dtype.
         CheckpointError: for a file that is not a state dict.
     """
+    if len(networks) > 1 and any(isinstance(each, Population) or _is_list_of_others(each) for each in networks):
+        raise ValueError("give networks one by one or as a list, a population alone, weights by name: weights=[...]")
     if len(networks) == 1 and isinstance(networks[0], Population):
         population = networks[0]
         chosen = list(range(population.members)) if rows is None else list(rows)
@@ -118,6 +120,11 @@ def average(*networks: Any, weights: Sequence[float] | None = None, rows: Sequen
     for name, tensor in _named(module).items():
         tensor.copy_(result[name])
     return module
+
+
+def _is_list_of_others(given: Any) -> bool:
+    """Whether it is a list, and not that of a network's tensors."""
+    return isinstance(given, (list, tuple)) and not all(isinstance(each, Tensor) for each in given)
 
 
 def _named(network: Network) -> dict[str, Tensor]:

@@ -187,11 +187,15 @@ def test_what_cannot_be_averaged_is_refused(tmp_path):
         ([SmallNet(), SmallNet()], {"rows": [0, 1]}, "rows is for one population"),
         ([[]], {}, "at least one network"),
         ([population], {"rows": [2]}, "row 2 is named; there are rows 0 to 1"),
-        ([population, population], {}, "not a Population"),
+        ([population, population], {}, "population alone"),
+        ([[SmallNet(), SmallNet()], [0.3, 0.7]], {}, "weights by name"),
+        ([population, [0.5, 0.5]], {}, "weights by name"),
         ([SmallNet(), 3], {}, "not a int"),
     ]:
         with pytest.raises(ValueError, match=message):
             fastwi.average(*networks, **named)
+    with pytest.raises(TypeError):
+        fastwi.average(population, rows=[0.2, 1.9])
     (tmp_path / "x.pt").write_text("")
     with pytest.raises(CheckpointError, match=r"x\.pt"):
         fastwi.average(tmp_path / "x.pt", tmp_path / "x.pt")

@@ -3,6 +3,7 @@
 Shapes: N images of a chunk, H W of the dataset's images.
 """
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -44,12 +45,17 @@ def processors() -> int:
 class PooledDecoder:
     """`Decoder` with the reference: Pillow decodes outside of Python's lock, so threads do it in parallel.
 
-    However many iterators are open, they share one pool of threads, which ends with this object.
+    However many iterators are open, they share one pool of threads, which ends with this object. A forked process
+    begins one of its own: threads do not live on in it.
     """
 
     def __init__(self, beton: StoredBeton) -> None:
         self._beton = beton
         self._workers = min(_MOST_WORKERS, processors())
+        self._begin_pool()
+
+    def _begin_pool(self) -> None:
+        self._process = os.getpid()
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="fastwi-decode")
 
     def chunks(self, at_N: np.ndarray, size: int, height: int, width: int, pinned: bool) -> Iterator[Tensor]:
@@ -72,6 +78,8 @@ class PooledDecoder:
         self, at_N: np.ndarray, shape: tuple[int, int, int], pinned: bool
     ) -> tuple[Tensor, list["Future[None]"]]:
         """Have one chunk decoded, in parts: its tensor, and what must be done before it may be read."""
+        if os.getpid() != self._process:
+            self._begin_pool()
         images_NHWC = torch.empty((len(at_N), *shape), dtype=torch.uint8, pin_memory=pinned)
         rows, share = images_NHWC.numpy(), -(-len(at_N) // self._workers)
         return images_NHWC, [

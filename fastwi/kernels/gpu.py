@@ -17,10 +17,10 @@ from torch import Tensor
 
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-if TYPE_CHECKING or (
-    importlib.util.find_spec("triton") is not None
-    and ("TRITON_INTERPRET" in os.environ or torch.cuda.device_count() > 0)  # counts without starting CUDA
-):
+_IMPORTED = importlib.util.find_spec("triton") is not None and (
+    "TRITON_INTERPRET" in os.environ or torch.cuda.device_count() > 0  # counts without starting CUDA
+)
+if TYPE_CHECKING or _IMPORTED:
     import triton
     import triton.language as tl
 
@@ -61,7 +61,7 @@ def has_triton(device: torch.device) -> bool:
     """Whether the Triton kernels run on `device`: Triton builds its launcher with a C compiler."""
     compilers = (os.environ.get("CC"), "gcc", "clang")
     built = any(shutil.which(compiler) for compiler in compilers if compiler)
-    return device.type == "cuda" and built and importlib.util.find_spec("triton") is not None
+    return device.type == "cuda" and built and _IMPORTED
 
 
 def by_triton(x: Tensor) -> bool:

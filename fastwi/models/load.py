@@ -80,7 +80,8 @@ def entry_name(place: str) -> str:
     if not place.endswith(".py"):
         return place
     path = _file(place)
-    return f"fastwi_own_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    stem = path.stem.replace(".", "_")  # a dot would make it a module of a package
+    return f"fastwi_own_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def is_current(source: Source, place: str) -> bool:

@@ -139,8 +139,9 @@ def fill(stream: ByteStream, rows: Tensor, path: Path) -> None:
 def require_layout(path: Path, stored: Layout, layout: Layout) -> None:
     """Raise CheckpointError unless what is stored is of `layout`."""
     if layout != stored:
+        difference = stored.difference(layout, ("the file", "the network"))
         raise CheckpointError(
-            f"{path}: written for another network: {stored.difference(layout)}; "
+            f"{path}: written for another network: {difference}; "
             "build the network that wrote it, or name another checkpoint"
         )
 

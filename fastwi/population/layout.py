@@ -166,13 +166,20 @@ class Layout:
         spans = [[[s.name, s.shape, s.strides, s.offset] for s in group] for group in self._groups.values()]
         return hashlib.sha256(json.dumps([*spans, self.keys], ensure_ascii=True).encode()).hexdigest()
 
-    def difference(self, other: "Layout") -> str | None:
-        """The first difference in words, `self` being the old layout and `other` the new one; None for none."""
+    def difference(self, other: "Layout", names: tuple[str, str] = ("the first", "the second")) -> str | None:
+        """The first difference in words, with `names` for this layout and the other; None for none."""
         for kind, spans in self._groups.items():
-            for old, new in itertools.zip_longest(spans, other._groups[kind]):
-                if old != new:
-                    was, now = (each and f"{each.name!r} {each.shape} strides {each.strides}" for each in (old, new))
-                    return f"of the {kind}, {was} in the old layout is {now} in the new one"
+            first, second = ({span.name: span for span in each} for each in (spans, other._groups[kind]))
+            for name in [name for name in {**first, **second} if first.get(name) != second.get(name)]:
+                if name in first and name in second:
+                    one, two = (f"{each[name].shape} strides {each[name].strides}" for each in (first, second))
+                    if one != two:
+                        return f"of the {kind}, {name!r} is {one} in {names[0]} and {two} in {names[1]}"
+                else:
+                    shape = (first | second)[name].shape
+                    return f"of the {kind}, {name!r} {shape} is in {names[name not in first]} only"
+            if list(first) != list(second):
+                return f"the {kind} are in another order"
         changed = sorted(set(self.keys) ^ set(other.keys))
         if changed:
             return f"state dict key {changed[0][0]!r} is tied otherwise"

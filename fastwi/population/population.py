@@ -333,7 +333,7 @@ def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
 def _numbered(members_T: Sequence[Member]) -> tuple[list[Population], NDArray[np.int64]]:
     """Each population that is named, once, and [T, 2]: each member's place among them, and its row there."""
     places: dict[Population, int] = {}
-    rows_T2 = [(places.setdefault(population, len(places)), row) for population, row in members_T]
+    rows_T2 = [(places.setdefault(population, len(places)), operator.index(row)) for population, row in members_T]
     if not places:
         raise ValueError("no members are named; at least one is needed")
     used = list(places)

@@ -1,9 +1,12 @@
 """Streamed datasets give the images of resident ones to the bit, look ahead as far as they say, and clean up."""
 
 import gc
+import multiprocessing
 import os
+import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +61,24 @@ def batches(dataset: Dataset, order_N: torch.Tensor, size: int) -> Iterator[torc
         assert at_N.dtype == torch.int64
         assert tuple(images_DHWC.shape[1:]) == dataset.image_shape
         yield images_DHWC[at_N]
+
+
+def test_a_forked_process_decodes_with_threads_of_its_own(tmp_path: Path, seed: int) -> None:
+    _, stream = raw_pair(tmp_path / "a.beton", seed)
+    expected = list(batches(stream, torch.arange(60), 20))
+    receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of a fork beside threads
+        child = os.fork()
+    if not child:
+        sender.send([batch.numpy() for batch in batches(stream, torch.arange(60), 20)])
+        os._exit(0)
+    try:
+        assert receiver.poll(60)
+        assert all(np.array_equal(*both) for both in zip(receiver.recv(), expected, strict=True))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_streamed_is_resident_for_any_order(tmp_path: Path, seed: int) -> None:

@@ -116,6 +116,13 @@ def test_few_bits_a_grey_are_scaled() -> None:
         decode_image(png_of_chunks(header, (b"tRNS", b"\0\0"), (b"IDAT", rows), (b"IEND", b"")))
 
 
+def test_the_end_of_a_png_is_looked_for() -> None:
+    whole = encoded(picture())
+    for data in (whole[:-1], whole[:-4], whole[:-12], whole[:-2] + b"\0\0"):
+        with pytest.raises(ImageError, match="damaged"):
+            decode_image(data)
+
+
 def test_animations_are_refused() -> None:
     other = Image.fromarray(255 - np.asarray(picture()))
     with pytest.raises(ImageError, match="animated"):

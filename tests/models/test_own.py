@@ -81,6 +81,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root.mkdir()
     (root / "__init__.py").write_text("")
     (root / "nets.py").write_text(NETS)
+    (root / "nets.v2.py").write_text(NETS)
     (root / "lacking.py").write_text("import surely_not_installed\n")
     (root / "raising.py").write_text("x = 1\nx.y\n")
     (root / "leaving.py").write_text("import sys\nsys.exit('usage: ...')\n")
@@ -94,7 +95,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("place", ["own_networks.nets", "own_networks/nets.py", "./own_networks/nets.py", "absolute"])
+@pytest.mark.parametrize(
+    "place", ["own_networks.nets", "own_networks/nets.v2.py", "./own_networks/nets.py", "absolute"]
+)
 @pytest.mark.parametrize(
     "attribute", ["Net.small", "by_classes", "by_num_classes", "by_options", "both", "Counting", "Fixed"]
 )
