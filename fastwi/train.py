@@ -92,7 +92,7 @@ def carry_out_run(run: Run, quiet: bool = False) -> "Results":
     planned, paths, worker = run.planned, run.paths, run.worker
     engine = worker.resources.engine(planned.points[0].config)
     about = manifest(run.card, engine.resolved, run.identity, planned.networks)
-    with paths.begun(about, planned.spec.base), Store.open(paths.store) as store:
+    with paths.begun(about, planned), Store.open(paths.store) as store:
         with (
             closing(RunRecord(planned, store, paths)) as record,
             TreeProgress(planned, engine_text(engine, planned), quiet, record) as progress,

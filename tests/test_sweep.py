@@ -139,6 +139,7 @@ def test_files(whole):
 def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkeypatch):
     directory = copied / "sweeps" / "grid"
     (directory / "curves-2.png").write_bytes((directory / "curves.png").read_bytes())
+    (directory / "curves_mine").mkdir()
     assert main(["--config", str(copied / "grid.yaml")]) == 0
     manifest = json.loads((directory / "manifest.json").read_text())
     assert "curves.png" in manifest["files"]

@@ -123,7 +123,18 @@ def test_more_epochs_for_a_finished_run(digits_directory, copied, tmp_path, caps
     weights = [fastwi.load_network(each, which="average").state_dict() for each in (found, expected)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
     capsys.readouterr()
-    assert "another configuration" in refused(main, capsys, arguments(digits_directory, copied))  # and not fewer
+    assert "experiment.after: 3" in refused(main, capsys, arguments(digits_directory, copied))  # and not fewer
+
+
+def test_a_longer_run_leaves_files_of_others(digits_directory, copied, tmp_path):
+    """Also where the dataset has moved."""
+    mine = copied / "r" / "checkpoints" / "mine"
+    mine.mkdir()
+    (mine.parent / "best.safetensors").write_text("mine")
+    moved = shutil.copytree(digits_directory, tmp_path / "moved")
+    assert main(arguments(moved, copied, after=2)) == 0
+    assert mine.is_dir()
+    assert (mine.parent / "best.safetensors").read_text() == "mine"
 
 
 def test_replaced_dataset_is_refused(digits_directory, copied, tmp_path, capsys):

@@ -15,16 +15,20 @@ _style: ContextVar[str] = ContextVar("_style", default="screen")
 
 def take_style(argv: list[str]) -> list[str]:
     """A command's arguments without --figures, which says what its figures are for. Raises ConfigError."""
-    rest, style, words = list[str](), STYLES[0], iter(argv)
-    for word in words:
-        name, equals, value = word.partition("=")
+    rest, given, words = list[str](), list[str](), [*argv, "--"]
+    while len(words) > 1:
+        name, equals, value = words.pop(0).partition("=")
         if name != "--figures":
-            rest.append(word)
-            continue
-        style = value if equals else next(words, "")
-        if style not in STYLES:
-            raise ConfigError(f"--figures: {style!r} is not one of {', '.join(STYLES)}")
-    _style.set(style)
+            rest.append(name + equals + value)
+        elif equals or not words[0].startswith("--"):
+            given.append(value if equals else words.pop(0))
+        else:
+            raise ConfigError(f"--figures: has no value; give {' or '.join(STYLES)}")
+    if len(given) > 1:
+        raise ConfigError("--figures: is given twice; remove one")
+    if given and given[0] not in STYLES:
+        raise ConfigError(f"--figures: {given[0]!r} is not one of {', '.join(STYLES)}")
+    _style.set(given[0] if given else STYLES[0])
     return rest
 
 

@@ -5,10 +5,11 @@ all other files. Results come from the store alone, whichever process measured t
 """
 
 import hashlib
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 _EARLIER = "progress.json"  # of runs before they had stores
 _ROWS_EVERY_S = 5.0
-_FIGURES = ("heatmap", "curves")
+_FIGURES = re.compile(r"(heatmap|curves)(-[0-9]+)?\.(png|pdf|svg)")
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,25 @@ class RunDirectory:
     def check(self, identity: str, planned: PlannedSweep) -> None:
         """Raise CheckpointError where the directory has another run than the one of `identity`, which is `planned`.
 
-        A run of which all is part of `planned` may go on as that: one with a smaller experiment.after.
+        A run of which all is part of `planned` may go on as that: one with a smaller experiment.after. The other way
+        round it may not: the store need not have the network at the shorter run's end.
         """
         if (self.directory / _EARLIER).exists():
             raise CheckpointError(
                 f"{self.directory}: holds a run of an earlier fastwi, which this one does not go on with; "
                 "give another run.name, or use the version that began it"
             )
-        if not self.manifest.exists() or self._begun_as() == identity or self._is_part_of(planned):
+        if not self.manifest.exists() or self._begun_as() == identity:
             return
+        wanted, earlier = set(planned.tree.measurement_keys()), self._earlier(planned.spec.base)
+        there = set(earlier.tree.measurement_keys()) if earlier else set()
+        if earlier and there <= wanted:
+            return
+        if earlier and wanted < there:
+            raise CheckpointError(
+                f"{self.directory}: holds this run with experiment.after: {earlier.spec.base.experiment.after}; "
+                "give that, or another run.name"
+            )
         change = network_change(self.manifest, planned.networks)
         what = "another configuration or dataset" if change is None else f"another network: {change}"
         raise CheckpointError(
@@ -93,19 +104,21 @@ class RunDirectory:
         )
 
     @contextmanager
-    def begun(self, manifest: Mapping[str, Any], config: Config) -> Iterator[None]:
+    def begun(self, manifest: Mapping[str, Any], planned: PlannedSweep) -> Iterator[None]:
         """Hold the directory; where it is new, or its run goes on as a longer one, note in it what the run is.
 
-        Raises UserError where another process holds it (two would only wait for each other), or where it cannot be
-        written.
+        Raises UserError where another process holds it (two would only wait for each other), where it has come to
+        hold another run since `check`, or where it cannot be written.
         """
         busy = "another process trains this run; wait for it or give another run.name"
         with locked_directory(self.directory, busy):
+            self.check(manifest["identity"], planned)
             if not self.manifest.exists() or self._begun_as() != manifest["identity"]:
                 self.manifest.unlink(missing_ok=True)
-                for path in self.checkpoints.glob("*"):  # of the shorter run
-                    path.unlink()
-                write_text(self.config, sealed_yaml(to_yaml(config)))
+                # Of the shorter run. Its parent, children and average are those of the longer one.
+                for path in (self.checkpoint("final"), self.table, self.figure, self.figure.with_suffix(".pdf")):
+                    path.unlink(missing_ok=True)
+                write_text(self.config, sealed_yaml(to_yaml(planned.spec.base)))
                 write_sealed(self.manifest, manifest)
             yield
 
@@ -133,16 +146,20 @@ class RunDirectory:
         )
         return identity
 
-    def _is_part_of(self, planned: PlannedSweep) -> bool:
+    def _earlier(self, config: Config) -> PlannedSweep | None:
+        """The run that is there, planned again with the files of `config`; None where these are not what it had."""
         try:
-            config = config_from_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
-            earlier = plan_run(config, self.store)
-            digest = earlier.inputs_of(config).digest
+            there = config_from_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
+            there = replace(
+                there,
+                data=replace(there.data, path=config.data.path),
+                model=replace(there.model, name=config.model.name, weights=config.model.weights),
+            )
+            earlier = plan_run(there, self.store)
+            digest = earlier.inputs_of(there).digest
         except (OSError, UnicodeDecodeError, UserError):  # a dataset or a network that is gone, say
-            return False
-        if config_hash(config, digest) != self._begun_as():  # the dataset or the network is another one now
-            return False
-        return set(earlier.tree.measurement_keys()) <= set(planned.tree.measurement_keys())
+            return None
+        return earlier if config_hash(there, digest) == self._begun_as() else None
 
 
 class RunRecord:
@@ -228,8 +245,8 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
     # One process at a time: the manifest has the checksums of all other files.
     with locked_directory(directory):
         (directory / MANIFEST).unlink(missing_ok=True)
-        for stem in _FIGURES:  # an earlier sweep of this name may have had more of them
-            for path in directory.glob(f"{stem}*"):
+        for path in directory.iterdir():  # an earlier sweep of this name may have had more of them
+            if _FIGURES.fullmatch(path.name):
                 path.unlink()
         write_frame(frame, directory / "results.parquet", COLUMNS)
         write_frame(averages, directory / "gains.parquet", GAIN_COLUMNS)

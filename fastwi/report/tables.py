@@ -167,15 +167,16 @@ def run_tables(rows: Sequence[Row], gains: polars.DataFrame) -> list[Table]:
         return tables
     continued = any(row["network"] != "average" for row in after)
     body = []
-    for i, row in enumerate(row for row in after if row["network"] == "average"):
-        less = [gain[f"after_vs_{name}_points"][i] if gain else None for name in ("average", "best")]
+    for row in (row for row in after if row["network"] == "average"):
+        further = row["epoch"] - at[0]["epoch"]
+        less = [gain[f"after_vs_{name}_points"][further - 1] if gain else None for name in ("average", "best")]
         if continued:
             beside = [r for r in after if r["epoch"] == row["epoch"] and r["network"] != "average"]
             sound = [r[ACCURACY] for r in beside if math.isfinite(r["test_loss"])]
             less.append(row[ACCURACY] - max(sound) if sound else None)
         measured = f"{row['train_loss']:.4f}", f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}"
         differences = ("" if value is None else f"{value:+.2f}" for value in less)
-        body.append((f"+{row['epoch'] - at[0]['epoch']}", *measured, *differences))
+        body.append((f"+{further}", *measured, *differences))
     columns = ["epoch", "train loss", "test loss", "test acc. (%)", "vs average", "vs best child"]
     columns += ["vs child trained on"] * continued
     title = "The average trained on; differences to interpolation, in points"

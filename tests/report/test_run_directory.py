@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from fastwi.config.read import config_from_mapping, config_from_yaml
-from fastwi.config.schema import Config
 from fastwi.config.write import config_hash
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run
@@ -55,25 +54,29 @@ def test_a_directory_is_of_the_run_that_it_was_begun_as(tmp_path, digits_directo
     identity, first = planned(after=1)
     longer_identity, longer = planned(after=2)
     paths.check(identity, first)  # there is none yet
-    with paths.begun({"identity": identity}, first.spec.base):
+    with paths.begun({"identity": identity}, first):
         before = contents(tmp_path)
-        second = paths.begun({"identity": longer_identity}, longer.spec.base)
+        second = paths.begun({"identity": longer_identity}, longer)
         with pytest.raises(UserError, match="another process trains this run"), second:
             pass
-    with paths.begun({"identity": identity}, Config()):  # it goes on
+    with paths.begun({"identity": identity}, first):  # it goes on
         pass
     assert contents(tmp_path) == before
     paths.check(identity, first)
     paths.check(longer_identity, longer)
-    for other in ({"after": 0}, {"k": 3, "after": 1}, {"s": 2, "after": 1}, {"children": 3, "after": 1}):
+    with pytest.raises(CheckpointError, match=r"experiment\.after: 1"):
+        paths.check(*planned(after=0))
+    for other in ({"k": 3, "after": 1}, {"s": 2, "after": 1}, {"children": 3, "after": 1}):
         with pytest.raises(CheckpointError, match="another configuration or dataset"):
             paths.check(*planned(**other))
-    with paths.begun({"identity": longer_identity}, longer.spec.base):
+    with paths.begun({"identity": longer_identity}, longer):
         pass
     assert read_sealed(paths.manifest, "") == {"identity": longer_identity}
     assert config_from_yaml(paths.config.read_text()).experiment.after == 2
-    with pytest.raises(CheckpointError, match="another configuration or dataset"):
+    with pytest.raises(CheckpointError, match=r"experiment\.after: 2"):
         paths.check(identity, first)
+    with pytest.raises(CheckpointError, match=r"experiment\.after: 2"), paths.begun({"identity": identity}, first):
+        pass  # as where the longer one began after this one's check
     changed = paths.manifest.read_bytes().replace(longer_identity.encode(), longer_identity[::-1].encode())
     paths.manifest.write_bytes(changed)
     with pytest.raises(CheckpointError, match=r"manifest\.json: is damaged"):

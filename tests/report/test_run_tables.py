@@ -91,3 +91,11 @@ def test_a_printed_table_keeps_brackets_and_numbers(capsys, monkeypatch):
         assert line.startswith(f"│ {row[0]} ")
         assert line.endswith(f"{row[-1]} │")
     assert table.numeric == [False, *[True] * 5]
+
+
+def test_an_epoch_that_is_missing_leaves_the_others_in_their_place(seed):
+    every, places, tree = planned(SPEC)
+    measurements, (place,) = drawn(tree, seed), places
+    whole = tables(measurements, every, places)[1][1].rows
+    del measurements[place.after[0], OWN]
+    assert [row[4:6] for row in tables(measurements, every, places)[1][1].rows] == [row[4:6] for row in whole[1:]]

@@ -240,8 +240,9 @@ def test_a_figure_for_a_paper_has_no_title_and_fonts_that_are_text(tmp_path):
         found[style] = (tmp_path / f"{style}.svg").read_text()
         pyplot.close(figure)
     assert figures.take_style(["a", "--figures=screen"]) == ["a"]
-    with pytest.raises(ConfigError, match="--figures: 'print'"):
-        figures.take_style(["--figures", "print"])
+    for wrong in (["--figures", "print"], ["--figures", "--json"], ["--figures"], ["--figures=paper"] * 2):
+        with pytest.raises(ConfigError, match="--figures"):
+            figures.take_style(wrong)
     assert ">label of the axis<" in found["paper"]
     assert "title of the figure" not in found["paper"]
     assert "title of the figure" in found["screen"]  # as a comment: its letters are shapes
