@@ -6,14 +6,16 @@ one machine, so on a network file system the rollback journal is used instead. A
 network stays with the journal: its file server sees it as local, and the two do not mix.
 
 The last column of every row, `crc`, is the CRC-32 of `ascii` of the tuple of the other columns, its key among them; a
-float is an 8-byte blob. A damaged row is an error where it is read. A missing row is work that is not done yet: where
-the log of a killed process is damaged, SQLite drops the transactions from there on, and their work is done again.
+float is an 8-byte blob. A damaged row is an error where it is read. A missing row is work that is not done yet.
+SQLite drops the transactions of a damaged log from the damage on, without an error. So the log that a killed process
+left is checked before SQLite opens it: see `log_is_whole`.
 """
 
 import contextlib
 import os
 import re
 import sqlite3
+import struct
 import threading
 import weakref
 import zlib
@@ -118,7 +120,8 @@ class Transaction:
 class Index:
     """A connection to the index, opened when it is needed. The threads of a process share it, and take turns.
 
-    Around a fork it is closed: SQLite's locks do not pass to a child. A process that has it open holds index.lock.
+    Around a fork it is closed: SQLite's locks do not pass to a child. Within a transaction it stays open in the
+    parent, and the child cannot use a store. A process that has the index open holds index.lock.
     """
 
     def __init__(self, places: StorePlaces) -> None:
@@ -139,9 +142,10 @@ class Index:
             try:  # from before the BEGIN: Ctrl-C may strike right after it, and other threads go on writing
                 connection.execute(begin)
                 yield Transaction(connection, self.places)
-                connection.execute("COMMIT")
+                if connection not in _LEFT:  # not in a child that was forked within the block
+                    connection.execute("COMMIT")
             finally:
-                if connection.in_transaction:  # a full disk has rolled back already
+                if connection not in _LEFT and connection.in_transaction:  # a full disk has rolled back already
                     connection.execute("ROLLBACK")
 
     def writing(self) -> contextlib.AbstractContextManager[Transaction]:
@@ -161,6 +165,8 @@ class Index:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
+            if _LEFT:
+                raise RuntimeError("this process was forked within a store's transaction; use the store in another")
             path = self.places.index_lock
             self._presence = open_lock(path)
             try:
@@ -168,6 +174,8 @@ class Index:
                 if not alone:
                     lock(self._presence, path, exclusive=False)  # waits for a process that is alone now
                 _check_there(self.places)
+                if alone:  # for to close a file ends the locks that this process has on it
+                    _check_files(self.places)
                 self._connection = connect(self.places.index)
                 _prepare(self._connection, self.places, alone)
                 lock(self._presence, path, exclusive=False)
@@ -198,6 +206,56 @@ def _check_there(places: StorePlaces) -> None:
     lost = not places.index.exists() or places.index.stat().st_size == 0
     if places.rebuilt_index.exists() or (lost and any(map(Path.exists, (places.metrics, places.states, places.wal)))):
         raise DamagedIndex(f"{places.index}: lost, or its rebuild was cut off; {places.rebuild_line}")
+
+
+def _check_files(places: StorePlaces) -> None:
+    """DamagedIndex for damage that SQLite does not report as such."""
+    if not log_is_whole(places.wal):
+        what = "damaged, and SQLite would drop transactions from it"
+        left = "from what is left of it, metrics.parquet and the states"
+        raise DamagedIndex(f"{places.wal}: {what}; {places.rebuild_line} {left}")
+    if places.index.exists():
+        with open(places.index, "rb") as stream:
+            versions = stream.read(20)[18:]
+        if versions not in (b"", b"\1\1", b"\2\2"):
+            raise DamagedIndex(f"{places.index}: damaged (the versions in its header); {places.rebuild_line}")
+
+
+def log_is_whole(path: Path) -> bool:
+    """Whether SQLite recovers the last transaction in a WAL file, if there is any (sqlite.org/fileformat2.html).
+
+    A process that is killed between two system calls of the first commit after a checkpoint leaves a log that looks
+    damaged in its last frame. It is taken for damaged: a rebuild then costs time and loses nothing.
+    """
+    log = path.read_bytes() if path.exists() else b""
+    if len(log) <= 32:
+        return True
+    magic, _, page = struct.unpack_from(">3I", log)
+    order = ">" if magic & 1 else "<"
+    sums = _wal_sums(log[:24], order, (0, 0))
+    if magic not in (0x377F0682, 0x377F0683) or sums != struct.unpack_from(">2I", log, 24):
+        return False
+    whole = True
+    for start in range(32, len(log) - page - 23, 24 + page):
+        commit, *salts = struct.unpack_from(">4xI4s4s", log, start)
+        of_this_log = [salts[0] == log[16:20], salts[1] == log[20:24]]
+        if whole and all(of_this_log):
+            sums = _wal_sums(log[start : start + 8] + log[start + 24 : start + 24 + page], order, sums)
+            whole = sums == struct.unpack_from(">2I", log, start + 16)
+        else:
+            whole = False
+        # Frames from before a checkpoint have two other salts; damage to one leaves the other.
+        if not whole and commit and any(of_this_log):
+            return False
+    return True
+
+
+def _wal_sums(data: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:
+    first, second = sums
+    for one, two in struct.iter_unpack(f"{order}2I", data):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + two + first) & 0xFFFFFFFF
+    return first, second
 
 
 def _prepare(connection: sqlite3.Connection, places: StorePlaces, alone: bool) -> None:
@@ -242,13 +300,15 @@ def translated(places: StorePlaces) -> Iterator[None]:
 
 _OPEN: "weakref.WeakSet[Index]" = weakref.WeakSet()
 _HELD: list[Index] = []  # between the two ends of a fork
+_LEFT: list[sqlite3.Connection] = []  # the parent's, in a child: not to be closed, for that rolls back
 
 
 def _before_fork() -> None:
     _HELD[:] = list(_OPEN)
     for index in _HELD:
         index.lock.acquire()  # waits for transactions of other threads
-        index.close()
+        if index._connection is None or not index._connection.in_transaction:
+            index.close()
 
 
 def _after_fork() -> None:
@@ -256,4 +316,13 @@ def _after_fork() -> None:
         _HELD.pop().lock.release()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+def _after_fork_in_child() -> None:
+    for index in _HELD:
+        if index._connection is not None:
+            _LEFT.append(index._connection)
+            index._connection = None
+            index.close()
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

@@ -152,6 +152,9 @@ def rebuild(directory: str | os.PathLike[str]) -> dict[str, int]:
 
 def _rebuild(places: StorePlaces) -> dict[str, int]:
     tables: dict[str, dict[Row, Row]] = {table.name: {} for table in TABLES}
+    # It stays until the end, so that the index is not used where a rebuild is cut off: to read it empties its log.
+    places.rebuilt_index.touch()
+    sync_directory(places.directory)
     # Where an earlier rebuild was cut off in its last step, there are both.
     both = (places.index, places.rebuilt_index)
     damaged = sum(_salvage(path, table, tables[table.name]) for path in both for table in TABLES)

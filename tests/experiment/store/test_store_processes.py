@@ -1,5 +1,6 @@
 """Several processes at one store: no task is given twice, no row is lost, and the dead hold nothing."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -15,6 +16,7 @@ from begun_stores import claims
 from store_samples import contents, fill, key_of, measurement, network
 
 from fastwi.experiment.store import Store, rebuild, write_states
+from fastwi.experiment.store.index import MEASUREMENTS, sealed
 from fastwi.experiment.store.places import StorePlaces, check_plain
 from fastwi.experiment.store.repair import verify
 
@@ -127,6 +129,21 @@ def test_gc_leaves_alone_what_is_being_written(tmp_path):
 
         write_states(store.directory, [("aa", Slow())])
         assert store.gc()["temporary"] == 4
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_within_a_transaction_leaves_it_to_the_parent(tmp_path):
+    with Store.open(tmp_path / "s") as store:
+        with store.writing() as transaction:
+            transaction.add(MEASUREMENTS, [sealed(*measurement(1).columns())])
+            child = os.fork()
+            if child == 0:
+                with contextlib.suppress(RuntimeError):
+                    store.measurements()
+                    os._exit(1)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        assert store.measurements() == {measurement(1).key: measurement(1)}
 
 
 def test_files_that_come_and_go_are_no_fault(tmp_path):
