@@ -164,6 +164,7 @@ def _verify(arguments: argparse.Namespace) -> Shown:
     verdict = f"{len(found.damage):,} damaged" if found.damage else "all whole"
     return {"seconds": seconds} | asdict(found), [
         *found.damage,
+        *found.notes,
         f"{arguments.directory}: {found.states:,} states ({_size(found.bytes)}), {found.rows:,} rows checked "
         f"in {seconds:.1f} s: {verdict}",
     ]

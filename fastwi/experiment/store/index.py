@@ -89,7 +89,7 @@ class Transaction:
         """The rows of those `keys` (None: all) that are there, in their order; the same key twice gives one row."""
         if keys is None:
             return self.rows(table)
-        if self.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone() is None:
+        if self.is_empty(table):
             return iter(())
         wanted = set(map(tuple, keys))
         many = _SCANNED_FOR_ONE_FOUND * len(wanted)
@@ -100,6 +100,10 @@ class Transaction:
             query = table.selection(table.is_key)
             found = (row for key in sorted(wanted) for row in self.execute(query, key))
         return self._checked(found, table)
+
+    def is_empty(self, table: Table) -> bool:
+        """Whether a table has no rows."""
+        return self.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone() is None
 
     def add(self, table: Table, rows: Iterable[Row], or_else: str = "REPLACE") -> None:
         """Add rows, in the place of those with the same key; with "IGNORE" those stay."""

@@ -35,6 +35,7 @@ class StorePlaces:
         self.states, self.owners, self.damaged = (directory / name for name in ("states", "owners", "damaged"))
         self.index_lock = directory / "index.lock"  # of all that have the index open; exclusive for a rebuild
         self.writing_lock = directory / "writing.lock"  # of all that write a file; exclusive for `gc`
+        self.metrics_lock = directory / "metrics.lock"  # exclusive for an export of metrics.parquet
         self.rebuild_line = f"`python -m fastwi.store rebuild {directory}` makes it again"
 
     def state(self, key: str) -> Path:
@@ -87,7 +88,7 @@ def check_directory(places: StorePlaces, create: bool) -> None:
 def check_plain(places: StorePlaces) -> None:
     """UserError where what should be a file is a directory, a named pipe, a device, or a link to somewhere else."""
     files = (places.card, *places.index_files, places.rebuilt_index, places.metrics, places.index_lock)
-    for path in (*files, places.writing_lock):
+    for path in (*files, places.writing_lock, places.metrics_lock):
         # One look at each: SQLite of another process creates and removes its journal meanwhile.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if not stat.S_ISREG(path.lstat().st_mode):

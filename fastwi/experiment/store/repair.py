@@ -2,16 +2,18 @@
 
 Columns of metrics.parquet: state, treatment, epoch, train_loss, learning_rate, test_loss, test_accuracy (%), seconds,
 crc. Rows are sorted by state and treatment. `crc` is that of the index's row, so each row can be checked by itself.
+The index has a checksum of the file that was exported last, as SQLite's user_version; 0 before the first export.
 """
 
 import contextlib
 import os
 import sqlite3
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,22 @@ def export(index: Index) -> None:
     types: dict[str, Any] = dict.fromkeys(MEASUREMENTS.columns, polars.Float64())
     types |= {"state": polars.String(), "treatment": polars.String(), "epoch": polars.Int64(), "crc": polars.UInt32()}
     places, frames = index.places, [polars.DataFrame(schema=types)]
-    with locked(places.writing_lock, exclusive=False), atomic_path(places.metrics) as temporary:
-        with index.reading() as transaction:
-            rows = transaction.rows(MEASUREMENTS)
-            while batch := list(islice(rows, _BATCH)):
-                columns: dict[str, Any] = dict(zip(types, zip(*batch, strict=True), strict=True))
-                columns |= {name: list(map(bytes_float, columns[name])) for name in FLOATS}
-                frames.append(polars.DataFrame(columns, schema=types))
-        polars.concat(frames).write_parquet(temporary)
+    with locked(places.metrics_lock, exclusive=True):  # or one that read earlier would replace the file later
+        with locked(places.writing_lock, exclusive=False), atomic_path(places.metrics) as temporary:
+            with index.reading() as transaction:
+                rows = transaction.rows(MEASUREMENTS)
+                while batch := list(islice(rows, _BATCH)):
+                    columns: dict[str, Any] = dict(zip(types, zip(*batch, strict=True), strict=True))
+                    columns |= {name: list(map(bytes_float, columns[name])) for name in FLOATS}
+                    frames.append(polars.DataFrame(columns, schema=types))
+            polars.concat(frames).write_parquet(temporary)
+        with index.writing() as transaction:
+            transaction.execute(f"PRAGMA user_version = {_version(places.metrics)}")
+
+
+def _version(path: Path) -> int:
+    """A file's checksum, as user_version: 31 bits, not 0."""
+    return zlib.crc32(path.read_bytes()) & 0x7FFFFFFF or 1
 
 
 def read_table(places: StorePlaces) -> Iterator[Row | None]:
@@ -75,12 +85,16 @@ def read_table(places: StorePlaces) -> Iterator[Row | None]:
 
 @dataclass(slots=True)
 class Verification:
-    """What was looked at, and the damage found: for each a line that says what it is and what fixes, or fixed, it."""
+    """What was looked at, and the damage found: for each a line that says what it is and what fixes, or fixed, it.
+
+    `notes` are lines on what is no damage: what a kill leaves, or what other processes have not finished yet.
+    """
 
     states: int = 0
     rows: int = 0
     bytes: int = 0
     damage: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def verify(store: Store, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Verification:
@@ -99,7 +113,7 @@ def verify(store: Store, repair: bool = False, progress: Callable[[int, int], No
                 if line != "ok":
                     found.damage.append(f"{places.index}: {' '.join(line.split())}; {places.rebuild_line}")
             found.rows = sum(1 for table in TABLES for _ in transaction.rows(table))
-        files = store.state_files()
+        strays, files = store.stray_states(), store.state_files()
     except UserError as error:
         found.damage.append(str(error))
     if found.damage:
@@ -116,13 +130,34 @@ def verify(store: Store, repair: bool = False, progress: Callable[[int, int], No
             fixed = repair and store.mark_damaged(key)
             done = "forgotten; the next sweep trains it again" if fixed else f"{fix} has it trained again"
             found.damage.append(f"{places.state(key)}: {damage}; {done}")
-    damaged = sum(row is None for row in read_table(places))
-    if damaged:
+    if strays:
+        what = f"{len(strays):,} files that the index does not have"
+        found.notes.append(f"{places.states}: {what}; `gc` removes them, `rebuild` takes them in")
+    wrong, is_damage = _check_metrics(store)
+    if wrong:
         if repair:
             export(store)
         done = "exported again" if repair else f"{fix} exports it again"
-        found.damage.append(f"{places.metrics}: damaged, or {damaged} of its rows are; {done}")
+        (found.damage if is_damage else found.notes).append(f"{places.metrics}: {wrong}; {done}")
     return found
+
+
+def _check_metrics(store: Store) -> tuple[str, bool]:
+    """What is wrong with metrics.parquet (empty: nothing), and whether it is damage."""
+    places = store.places
+    with locked(places.metrics_lock, exclusive=False), store.reading() as transaction:
+        (exported,) = transaction.execute("PRAGMA user_version").fetchone()
+        if not places.metrics.exists():
+            return ("missing", True) if exported else ("", False)
+        damaged = different = 0
+        for row, right in zip_longest(read_table(places), transaction.rows(MEASUREMENTS), fillvalue=()):
+            damaged += row is None
+            different += row != right
+        if damaged:
+            return f"damaged, or {damaged} of its rows are", True
+        if different and _version(places.metrics) != exported:
+            return "not the file that was exported last, and its rows are not those of the index", True
+        return ("without the changes since it was exported" if different else ""), False
 
 
 def rebuild(directory: str | os.PathLike[str]) -> dict[str, int]:

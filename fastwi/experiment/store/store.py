@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
+from fastwi.errors import UserError
 from fastwi.experiment.store.index import (
     ATTEMPTS,
     CLAIMS,
@@ -151,14 +152,22 @@ class Store(Index, AbstractContextManager["Store"]):
             set_aside(self.places, self.places.state(key))
         return True
 
+    def stray_states(self) -> set[str]:
+        """States that have a file and that the index does not have: not committed yet, or lost from the index."""
+        paths = [path for path in files_under(self.places.states) if not self.places.is_unfinished(path)]
+        return {*map(self.places.key_of, paths)} - {""} - self.states()
+
     def gc(self) -> dict[str, int]:
-        """Remove unfinished files, states that the index does not have, what dead owners held, and `damaged/`.
+        """Remove unfinished files, `stray_states`, what dead owners held, and `damaged/`.
 
         Nothing goes that a live owner pinned or claimed, and no clock is asked: if writing.lock is free, every
         unfinished file was left by a dead process. Returns `temporary`, `orphans` and `damaged` bytes; numbers of
-        `claims` (with pins) and `locks`.
+        `claims` (with pins) and `locks`. UserError where the index is empty and there are states: it was lost.
         """
-        places, temporary = self.places, 0
+        places, temporary, strays = self.places, 0, self.stray_states()
+        with self.reading() as transaction:
+            if strays and all(map(transaction.is_empty, (MEASUREMENTS, STATES, ATTEMPTS))):
+                raise UserError(f"{places.index}: empty, and {places.states} is not; {places.rebuild_line}")
         claims, locks = remove_dead(self)
         with translated(places), locked(places.writing_lock, exclusive=True, wait=False) as alone:
             if alone:
@@ -168,8 +177,7 @@ class Store(Index, AbstractContextManager["Store"]):
                 # A file system without working shared locks between machines still leaves claimed states alone.
                 temporary = sum(_unlink(path) for path in found if places.key_of(path) not in wanted)
             damaged = sum(map(_unlink, files_under(places.damaged)))
-        keys = {*map(places.key_of, files_under(places.states))} - {""}
-        orphans = self._unlink_unwanted(sorted(keys - self.states()))
+        orphans = self._unlink_unwanted(sorted(strays))
         return {"temporary": temporary, "orphans": orphans, "damaged": damaged, "claims": claims, "locks": locks}
 
     def _unlink_unwanted(self, keys: Sequence[str]) -> int:

@@ -5,15 +5,18 @@ import random
 import shutil
 import sqlite3
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import polars
 import pytest
 from store_samples import contents, copy_of, fill, flip, key_of, measurement, written
 
 from fastwi.errors import UserError
 from fastwi.experiment.store import DamagedIndex, Store, rebuild
-from fastwi.experiment.store.index import MEASUREMENTS, sealed
-from fastwi.experiment.store.repair import export, verify
+from fastwi.experiment.store.index import MEASUREMENTS, TABLES, sealed
+from fastwi.experiment.store.repair import export, read_table, verify
 from fastwi.store import listing
 
 FLIPS = 100  # for each of the two stores
@@ -241,6 +244,69 @@ def test_rebuilding_needs_the_store_for_itself(closed, tmp_path):
         rebuild(tmp_path / "other")
 
 
+def test_gc_keeps_the_states_of_an_index_that_was_emptied(closed, tmp_path):
+    copy = copy_of(closed[0], tmp_path / "store")
+    with Store.open(copy) as store:
+        with store.writing() as transaction:
+            for table in TABLES:
+                transaction.execute(f"DELETE FROM {table.name}")
+        (store.places.damaged).mkdir()
+        (store.places.damaged / "x").touch()
+        with pytest.raises(UserError, match=r"empty.*store rebuild"):
+            store.gc()
+        assert (store.places.damaged / "x").exists()
+    rebuild(copy)
+    assert held_by(copy) == closed[1] | {"attempts": {}}
+
+
+@pytest.mark.parametrize("harm", ["deleted", "of another store", "an earlier one"])
+def test_another_table_than_the_one_exported_last_is_damage(closed, tmp_path, harm):
+    with Store.open(copy_of(closed[0], tmp_path / "store")) as store:
+        earlier = store.places.metrics.read_bytes()
+        store.commit([measurement(500)], [], [])
+        assert (verify(store).damage, len(verify(store).notes)) == ([], 1)
+        export(store)
+        assert verify(store) == verify(store, repair=True)
+        assert verify(store).notes == []
+        if harm == "an earlier one":
+            store.places.metrics.write_bytes(earlier)
+        else:
+            store.places.metrics.unlink()
+        if harm == "of another store":
+            with Store.open(tmp_path / "other") as other:
+                other.commit([measurement(1)], [], [])
+                export(other)
+                shutil.copy(other.places.metrics, store.places.metrics)
+        (line,) = verify(store).damage
+        assert line.startswith(str(store.places.metrics))
+        assert "verify --repair" in line
+        assert len(verify(store, repair=True).damage) == 1
+        assert (verify(store).damage, verify(store).notes) == ([], [])
+        assert len(list(read_table(store.places))) == 157
+
+
+def test_of_two_exports_at_once_the_later_measurements_stay(tmp_path, monkeypatch):
+    """The first is held up after it has read the index, until the second has ended or waits for it."""
+    write, wrote, begun = polars.DataFrame.write_parquet, threading.Event(), threading.Event()
+
+    def slow(frame, path):
+        if not begun.is_set():
+            begun.set()
+            wrote.wait(1)
+        write(frame, path)
+
+    monkeypatch.setattr(polars.DataFrame, "write_parquet", slow)
+    with Store.open(tmp_path / "s") as store, Store.open(tmp_path / "s") as other, ThreadPoolExecutor(1) as pool:
+        store.commit([measurement(1)], [], [])
+        first = pool.submit(export, store)
+        begun.wait()
+        other.commit([measurement(2)], [], [])
+        export(other)
+        wrote.set()
+        first.result()
+        assert len(list(read_table(store.places))) == 2
+
+
 def test_repair_has_states_trained_again_and_the_table_exported(closed, tmp_path):
     with Store.open(copy_of(closed[0], tmp_path / "store")) as store:
         store.places.state(key_of(1)).unlink()
@@ -322,7 +388,11 @@ def test_files_that_no_row_names_are_no_damage(closed, tmp_path):
     with Store.open(copy_of(closed[0], tmp_path / "store")) as store:
         written(store, 77)
         (store.places.states / "note.txt").write_text("mine")
-        assert verify(store).damage == []
+        found = verify(store)
+        assert found.damage == []
+        (note,) = found.notes
+        assert "1 files" in note
+        assert "rebuild" in note
         store.gc()
         assert (store.places.states / "note.txt").exists()
         assert contents(store) == closed[1]

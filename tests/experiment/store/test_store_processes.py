@@ -115,6 +115,7 @@ def test_kill_9_frees_what_a_process_held(holder, tmp_path):
 
 def test_gc_leaves_alone_what_is_being_written(tmp_path):
     with Store.open(tmp_path / "s") as store:
+        store.commit([measurement(1)], [], [])
         store.places.states.mkdir()
         unfinished = store.places.states / ".aa.safetensors.x1.tmp"
 
