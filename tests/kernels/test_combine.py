@@ -191,6 +191,8 @@ def test_bad_weights_and_rows_in_two_places_are_refused():
     x_MP = torch.ones(4, 5)
     with pytest.raises(ValueError, match="both read and written"):
         combine_rows_(x_MP[3:], [x_MP], terms([[(0, 3)]], [[0.5]]))
+    with pytest.raises(ValueError, match="row -1 is named"):
+        combine_rows_(torch.empty(1, 5), [x_MP], terms([[(0, -1)]], [[1.0]]))
     with pytest.raises(ValueError, match="one weight"):
         terms([[(0, 1)]], [[0.5, 0.5]])
     for weight in (float("inf"), float("nan")):
