@@ -1,5 +1,6 @@
 """A figure's files: on a screen with its title; for a paper without one, with fonts that stay text."""
 
+import io
 from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -46,8 +47,10 @@ def save_figure(figure: Any, path: Path, dpi: int = DPI, kinds: Sequence[str] = 
     dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with rc_context(rc):  # type: ignore[arg-type]
         for kind in kinds:
+            drawn = io.BytesIO()  # on a full disk Matplotlib's PDF writer raises an error of its own
+            figure.savefig(drawn, format=kind, dpi=dpi, metadata=dates.get(kind))
             with atomic_path(path.with_suffix(f".{kind}")) as temporary:
-                figure.savefig(temporary, format=kind, dpi=dpi, metadata=dates.get(kind))
+                temporary.write_bytes(drawn.getvalue())
 
 
 def numbered(path: Path, number: int) -> Path:
