@@ -12,7 +12,7 @@ from fastwi.cli import command
 from fastwi.config.read import Request, read_analysis_request
 from fastwi.config.write import study_lines, sweep_to_yaml
 from fastwi.files import to_json
-from fastwi.report.figures import take_style
+from fastwi.report.figures import set_style
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import Summary, Table
 from fastwi.studies import all_studies
@@ -23,7 +23,8 @@ def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad input or states that are not there, 130 interrupted."""
     studies = all_studies()
     questions = {name: study.question for name, study in studies.items()}
-    request = read_analysis_request(take_style(argv), questions)
+    request = read_analysis_request(argv, questions)
+    set_style(request.figures)
     if not request.study:
         print(to_json(questions) if request.json else "\n".join(study_lines(questions)))
         return 0

@@ -16,7 +16,7 @@ from fastwi.config.sweep import SweepSpec, points, shard_of
 from fastwi.config.write import sweep_to_yaml
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.python import entry
-from fastwi.report.figures import take_style
+from fastwi.report.figures import set_style
 
 if TYPE_CHECKING:
     from fastwi.experiment.worker import Worker
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @command
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad input, 3 partly done, 130 interrupted."""
-    request = read_sweep_request(take_style(argv))
+    request = read_sweep_request(argv)
+    set_style(request.figures)
     sweep = open_sweep(request.spec, request.sweep, request.shard)
     if request.dry_run:
         from fastwi.report.plan import plan

@@ -18,21 +18,20 @@ from fastwi.config.write import config_hash, to_yaml
 from fastwi.data.card import Card, read_card
 from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PlannedSweep, plan_run
-from fastwi.report.figures import take_style
+from fastwi.report.figures import set_style
 
 if TYPE_CHECKING:
     from fastwi.experiment.worker import Worker
     from fastwi.report.results import Results, RunDirectory
 
-_DESCRIPTION = (
-    "Train a parent, its children, and the average of these. --figures paper draws without titles, for captions."
-)
+_DESCRIPTION = "Train a parent, its children, and the average of these."
 
 
 @command
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted."""
-    request = read_request(take_style(argv), "fastwi.train", _DESCRIPTION)
+    request = read_request(argv, "fastwi.train", _DESCRIPTION, draws=True)
+    set_style(request.figures)
     run = open_run(request.config, request.config_file)
     if request.dry_run:
         from fastwi.report.plan import plan

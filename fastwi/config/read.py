@@ -25,11 +25,12 @@ from fastwi.config.sweep import (
     sweep_problems,
 )
 from fastwi.config.values import Key, did_you_mean, number_from_text, show
-from fastwi.config.write import FLAGS, help_text, study_lines, sweep_to_yaml, to_yaml
+from fastwi.config.write import FIGURES, FLAGS, help_text, study_lines, sweep_to_yaml, to_yaml
 from fastwi.version import __version__
 
 ConfigLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
 
+FIGURE_STYLES = ("screen", "paper")
 _SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 _BASE = Key(help="a config or sweep file", section="", name="base", scalar=str, depth=0, default=None)
@@ -41,14 +42,16 @@ _SWEEP_FLAGS = {path: key for path, key in NAMES.items() if path not in ANALYSIS
 class Request:
     """What a command was asked to do.
 
-    `spec`: the sweep; of a run, its configuration alone. `sweep`: the name of the sweep's directory. `shard`: (i, n),
-    part i of n, from 1; None: all. `study` and `options`: what analyze measures; no study: list them.
+    `spec`: the sweep; of a run, its configuration alone. `figures`: one of `FIGURE_STYLES`. `sweep`: the name of the
+    sweep's directory. `shard`: (i, n), part i of n, from 1; None: all. `study` and `options`: what analyze measures;
+    no study: list them.
     """
 
     spec: SweepSpec
     config_file: Path | None
     dry_run: bool
     json: bool
+    figures: str = "screen"
     sweep: str = ""
     shard: tuple[int, int] | None = None
     study: str = ""
@@ -66,9 +69,12 @@ class Request:
         return Path(home) / "analyses" / self.study
 
 
-def read_request(argv: Sequence[str], program: str, about: str = "") -> Request:
-    """Read a command's arguments (without the program's name) and its config file. `about`: what the command does."""
-    layers, words, asked = _begin(argv, KEYS, KEYS, program, about, {}, SECTIONS)
+def read_request(argv: Sequence[str], program: str, about: str = "", draws: bool = False) -> Request:
+    """Read a command's arguments (without the program's name) and its config file.
+
+    `about`: what the command does. `draws`: whether it takes --figures.
+    """
+    layers, words, asked = _begin(argv, KEYS, KEYS, program, about, FIGURES if draws else {}, SECTIONS)
     config = _config(layers)
     _print(words, to_yaml(config))
     return Request(SweepSpec(config), **asked)
@@ -79,7 +85,7 @@ def read_sweep_request(argv: Sequence[str]) -> Request:
     flags = {
         "axes.section.key VALUES": "override or add an axis: 1,2,4 or '[1, 2, 4]' or 1..4",
         "shard I/N": "carry out part I of N, 1/N to N/N, such as 2/4",
-        "figures STYLE": "screen, or paper: without titles, with fonts that stay text",
+        **FIGURES,
     }
     about = "Carries out the protocol at every cell of a grid, for parents, tuples of children and alphas."
     sample = f"A sweep file:\n\n{shipped_configs()['fastwi:digits_k_s_grid'].read_text()}"
@@ -95,10 +101,7 @@ def read_sweep_request(argv: Sequence[str]) -> Request:
 
 def read_analysis_request(argv: Sequence[str], studies: Mapping[str, str]) -> Request:
     """Read the analyze command's arguments and its sweep file. `studies`: each with what it answers in one line."""
-    flags = {
-        "list": "print the studies and stop; with --json as JSON",
-        "figures STYLE": "screen, or paper: without titles, with fonts that stay text",
-    }
+    flags = {"list": "print the studies and stop; with --json as JSON", **FIGURES}
     about = "Answers one question for a finished sweep from its stored states and measurements. Nothing is trained."
     text = "\n".join(["The studies:", *study_lines(studies)])
     study, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
@@ -202,7 +205,11 @@ def _begin(
             given[path] = Placed(_from_text(in_flags[path], words[path]), "--")
     layers.add(given, in_flags)
     _refuse_without_effect(layers)
-    return layers, words, {"config_file": file, "dry_run": "dry-run" in words, "json": "json" in words}
+    figures = words.get("figures", FIGURE_STYLES[0])
+    if figures not in FIGURE_STYLES:
+        layers.problems.append(f"--figures: {show(figures)} is not one of {', '.join(FIGURE_STYLES)}")
+    asked = {"config_file": file, "dry_run": "dry-run" in words, "json": "json" in words, "figures": figures}
+    return layers, words, asked
 
 
 def _print(words: Mapping[str, str], text: str) -> None:

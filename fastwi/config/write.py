@@ -31,6 +31,9 @@ FLAGS = {
 }
 """Of every command that takes a configuration."""
 
+FIGURES = {"figures STYLE": "screen, or paper: without titles, with fonts that stay text"}
+"""Of every command that draws."""
+
 _METAVARS = {bool: "BOOL", int: "INT", float: "FLOAT", str: "TEXT"}
 _LONGEST_LIST = 8  # whole numbers of an option; more in a row are written as a range
 

@@ -6,31 +6,15 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from fastwi.errors import ConfigError
 from fastwi.files import atomic_path
 
 DPI = 130
-STYLES = ("screen", "paper")
 _style: ContextVar[str] = ContextVar("_style", default="screen")
 
 
-def take_style(argv: list[str]) -> list[str]:
-    """A command's arguments without --figures, which says what its figures are for. Raises ConfigError."""
-    rest, given, words = list[str](), list[str](), [*argv, "--"]
-    while len(words) > 1:
-        name, equals, value = words.pop(0).partition("=")
-        if name != "--figures":
-            rest.append(name + equals + value)
-        elif equals or not words[0].startswith("--"):
-            given.append(value if equals else words.pop(0))
-        else:
-            raise ConfigError(f"--figures: has no value; give {' or '.join(STYLES)}")
-    if len(given) > 1:
-        raise ConfigError("--figures: is given twice; remove one")
-    if given and given[0] not in STYLES:
-        raise ConfigError(f"--figures: {given[0]!r} is not one of {', '.join(STYLES)}")
-    _style.set(given[0] if given else STYLES[0])
-    return rest
+def set_style(style: str) -> None:
+    """Draw figures from here on for a `screen`, or for a `paper`."""
+    _style.set(style)
 
 
 def save_figure(figure: Any, path: Path, dpi: int = DPI, kinds: Sequence[str] = ("png", "pdf", "svg")) -> None:

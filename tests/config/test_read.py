@@ -117,6 +117,13 @@ def test_switches_and_file_reach_the_request(directory: Path) -> None:
     swept = sweep(*argv, "--shard", "2/4")
     assert (swept.dry_run, swept.json, swept.shard, swept.sweep) == (True, True, (2, 4), "base")
     assert sweep("--shard=1/1").shard == (1, 1)
+    drawing = read_request([*argv, "--figures", "paper"], "fastwi.train", draws=True)
+    assert (drawing.figures, sweep("--figures=paper").figures, sweep("--figures=screen").figures) == (
+        "paper",
+        "paper",
+        "screen",
+    )
+    assert (request.figures, swept.figures) == ("screen", "screen")
 
 
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:

@@ -182,6 +182,11 @@ REFUSED: list[tuple[Any, ...]] = [
     ("train", "--config=", "cannot be read"),
     ("train", "--experiment.k 3 --experiment.k=3", "--experiment.k: given twice"),
     ("train", "--json --json", "--json: given twice"),
+    ("train", "--figures paper", "--figures"),  # a command that does not draw
+    ("sweeping", "--figures print", "--figures: 'print'", "screen, paper"),
+    ("sweeping", "--figures --json", "--figures: a value is missing"),
+    ("sweeping", "--figures", "--figures: a value is missing"),
+    ("analyze", "plane --sweep.name a --figures=paper --figures=paper", "--figures: given twice"),
     ("train", "--json=true", "--json: takes no value"),
     ("train", "--config fastwi:digit", "--config: 'fastwi:digit'", "fastwi:digits"),
     ("sweeping", "--config zzz/a.yaml", "zzz/a.yaml: no such config file"),

@@ -10,7 +10,7 @@ from drawn_measurements import drawn, planned, spec_of
 from matplotlib import pyplot
 from matplotlib.colors import SymLogNorm
 
-from fastwi.errors import ConfigError, UserError
+from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
 from fastwi.report import curves, figures, heatmap
 from fastwi.report.rows import gains
@@ -235,14 +235,11 @@ def test_a_figure_for_a_paper_has_no_title_and_fonts_that_are_text(tmp_path):
         axis.plot([1, 2], label="label of the axis")
         axis.set_xlabel("label of the axis")
         figure.suptitle("title of the figure")
-        assert figures.take_style(["--figures", style, "--json"]) == ["--json"]
+        figures.set_style(style)
         figures.save_figure(figure, tmp_path / f"{style}.png")
         found[style] = (tmp_path / f"{style}.svg").read_text()
         pyplot.close(figure)
-    assert figures.take_style(["a", "--figures=screen"]) == ["a"]
-    for wrong in (["--figures", "print"], ["--figures", "--json"], ["--figures"], ["--figures=paper"] * 2):
-        with pytest.raises(ConfigError, match="--figures"):
-            figures.take_style(wrong)
+    figures.set_style("screen")
     assert ">label of the axis<" in found["paper"]
     assert "title of the figure" not in found["paper"]
     assert "title of the figure" in found["screen"]  # as a comment: its letters are shapes
