@@ -1,21 +1,16 @@
 """index.sqlite: its tables, transactions on it, and its errors in one line.
 
-SQLite, because several processes write at once, each in small transactions that are on the disk when they return.
-On a local disk its write-ahead log (WAL) lets readers and a writer work at the same time. WAL needs shared memory of
-one machine, so on a network file system the rollback journal is used instead. A store that was once opened over a
-network stays with the journal: its file server sees it as local, and the two do not mix.
+SQLite, because several processes write at once, each in small transactions that are on the disk when they return. It
+keeps a rollback journal, which works on network file systems too, and is empty between transactions.
 
-The last column of every row, `crc`, is the CRC-32 of `ascii` of the tuple of the other columns, its key among them; a
-float is an 8-byte blob. A damaged row is an error where it is read. A missing row is work that is not done yet.
-SQLite drops the transactions of a damaged log from the damage on, without an error. So the log that a killed process
-left is checked before SQLite opens it: see `log_is_whole`.
+The last column of every row, `crc`, is the CRC-32 of `ascii` of the tuple of the other columns; a float is an 8-byte
+blob. A damaged row is an error where it is read. A missing row is work that is not done yet.
 """
 
 import contextlib
 import os
 import re
 import sqlite3
-import struct
 import threading
 import weakref
 import zlib
@@ -24,12 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from fastwi.errors import UserError
-from fastwi.experiment.store.places import StorePlaces, network_type
+from fastwi.experiment.store.places import StorePlaces
 from fastwi.experiment.store.records import DamagedIndex
-from fastwi.files import lock, open_lock, refusal
+from fastwi.files import locked, refusal
 
 BUSY_SECONDS = 60.0
-_SCANNED_FOR_ONE_FOUND = 4  # rows that are passed over in the time in which one is looked up by its key
+_SCANNED_FOR_ONE_FOUND = 4  # rows that are read in sequence in the time in which one is found by its key
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -40,10 +35,6 @@ class Table(NamedTuple):
     name: str
     width: int
     columns: tuple[str, ...]
-
-    def insertion(self, or_else: str = "REPLACE") -> str:
-        """The statement that adds a row, in the place of one with the same key; with "IGNORE" that one stays."""
-        return f"INSERT OR {or_else} INTO {self.name} VALUES ({', '.join('?' * len(self.columns))})"
 
     @property
     def is_key(self) -> str:
@@ -72,48 +63,47 @@ def sealed(*values: Any) -> Row:
 
 def is_whole(row: Row) -> bool:
     """Whether a row's checksum is that of its other columns."""
-    return zlib.crc32(ascii(row[:-1]).encode()) == row[-1]
+    return sealed(*row[:-1]) == row
 
 
 class Transaction:
     """An open transaction. All rows that it gives are checked: DamagedIndex at one whose checksum is wrong."""
 
     def __init__(self, connection: sqlite3.Connection, places: StorePlaces) -> None:
-        self.execute, self._many, self._places = connection.execute, connection.executemany, places
+        self._connection, self._places = connection, places
+        self.execute = connection.execute
 
     def rows(self, table: Table, where: str = "true", values: Sequence[Any] = ()) -> Iterator[Row]:
         """Every row, or those of a condition, in the order of the table's key."""
-        return self._checked(self.execute(table.selection(where), values), table)
+        return self._checked(table, self.execute(table.selection(where), values))
 
     def of(self, table: Table, keys: Iterable[Sequence[Any]] | None) -> Iterator[Row]:
         """The rows of those `keys` (None: all) that are there, in their order; the same key twice gives one row."""
         if keys is None:
             return self.rows(table)
-        if self.is_empty(table):
-            return iter(())
-        wanted = set(map(tuple, keys))
+        wanted, query = set(map(tuple, keys)), table.selection(table.is_key)
         many = _SCANNED_FOR_ONE_FOUND * len(wanted)
         (count,) = self.execute(f"SELECT count(*) FROM (SELECT 1 FROM {table.name} LIMIT {many})").fetchone()
         if count < many:
             found = (row for row in self.execute(table.selection()) if row[: table.width] in wanted)
         else:
-            query = table.selection(table.is_key)
             found = (row for key in sorted(wanted) for row in self.execute(query, key))
-        return self._checked(found, table)
+        return self._checked(table, found)
 
     def is_empty(self, table: Table) -> bool:
         """Whether a table has no rows."""
         return self.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone() is None
 
-    def add(self, table: Table, rows: Iterable[Row], or_else: str = "REPLACE") -> None:
-        """Add rows, in the place of those with the same key; with "IGNORE" those stay."""
-        self._many(table.insertion(or_else), rows)
+    def add(self, table: Table, rows: Iterable[Row]) -> None:
+        """Add rows, in the place of those with the same key."""
+        values = ", ".join("?" * len(table.columns))
+        self._connection.executemany(f"INSERT OR REPLACE INTO {table.name} VALUES ({values})", rows)
 
     def delete(self, table: Table, keys: Iterable[Sequence[Any]]) -> None:
         """Delete the rows of `keys`, where they are there."""
-        self._many(f"DELETE FROM {table.name} WHERE {table.is_key}", keys)
+        self._connection.executemany(f"DELETE FROM {table.name} WHERE {table.is_key}", keys)
 
-    def _checked(self, rows: Iterable[Row], table: Table) -> Iterator[Row]:
+    def _checked(self, table: Table, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
             if not is_whole(row):
                 what = f"the row {row[: table.width]!a} of {table.name} is damaged (checksum)"
@@ -124,15 +114,14 @@ class Transaction:
 class Index:
     """A connection to the index, opened when it is needed. The threads of a process share it, and take turns.
 
-    Around a fork it is closed: SQLite's locks do not pass to a child. Within a transaction it stays open in the
-    parent, and the child cannot use a store. A process that has the index open holds index.lock.
+    A process must not be forked within a transaction; otherwise parent and child may both use the store afterwards.
     """
 
     def __init__(self, places: StorePlaces) -> None:
         self.places = places
         self.lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._presence: int | None = None
+        self._held = contextlib.ExitStack()  # the connection, and a shared lock on index.lock
         _OPEN.add(self)
 
     def __del__(self) -> None:
@@ -146,10 +135,9 @@ class Index:
             try:  # from before the BEGIN: Ctrl-C may strike right after it, and other threads go on writing
                 connection.execute(begin)
                 yield Transaction(connection, self.places)
-                if connection not in _LEFT:  # not in a child that was forked within the block
-                    connection.execute("COMMIT")
+                connection.execute("COMMIT")
             finally:
-                if connection not in _LEFT and connection.in_transaction:  # a full disk has rolled back already
+                if connection.in_transaction:  # a full disk has rolled back already
                     connection.execute("ROLLBACK")
 
     def writing(self) -> contextlib.AbstractContextManager[Transaction]:
@@ -159,40 +147,26 @@ class Index:
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
         with self.lock:
-            connection, self._connection = self._connection, None
-            presence, self._presence = self._presence, None
-            if connection is not None:
-                with contextlib.suppress(sqlite3.Error):  # a last checkpoint on a full disk: the log stays
-                    connection.close()
-            if presence is not None:
-                os.close(presence)
+            self._connection = None
+            self._held.close()
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            if _LEFT:
-                raise RuntimeError("this process was forked within a store's transaction; use the store in another")
-            path = self.places.index_lock
-            self._presence = open_lock(path)
-            try:
-                alone = lock(self._presence, path, exclusive=True, wait=False)
-                if not alone:
-                    lock(self._presence, path, exclusive=False)  # waits for a process that is alone now
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(locked(self.places.index_lock, exclusive=False))  # waits for a rebuild
                 _check_there(self.places)
-                if alone:  # for to close a file ends the locks that this process has on it
-                    _check_files(self.places)
-                self._connection = connect(self.places.index)
-                _prepare(self._connection, self.places, alone)
-                lock(self._presence, path, exclusive=False)
-            except BaseException:
-                self.close()
-                raise
+                connection = stack.enter_context(contextlib.closing(connect(self.places.index)))
+                if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                    create_tables(connection)
+                self._connection, self._held = connection, stack.pop_all()
         return self._connection
 
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection with this store's settings. A commit is on the disk when it returns."""
     connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    for setting in ("synchronous = FULL", "journal_size_limit = 0", "temp_store = MEMORY", "cell_size_check = ON"):
+    # The first: the indexes of earlier versions have a write-ahead log.
+    for setting in ("journal_mode = DELETE", "synchronous = FULL", "temp_store = MEMORY", "cell_size_check = ON"):
         connection.execute(f"PRAGMA {setting}")
     return connection
 
@@ -208,71 +182,8 @@ def create_tables(connection: sqlite3.Connection) -> None:
 
 def _check_there(places: StorePlaces) -> None:
     lost = not places.index.exists() or places.index.stat().st_size == 0
-    if places.rebuilt_index.exists() or (lost and any(map(Path.exists, (places.metrics, places.states, places.wal)))):
+    if places.rebuilt_index.exists() or (lost and (places.metrics.exists() or places.states.exists())):
         raise DamagedIndex(f"{places.index}: lost, or its rebuild was cut off; {places.rebuild_line}")
-
-
-def _check_files(places: StorePlaces) -> None:
-    """DamagedIndex for damage that SQLite does not report as such."""
-    if not log_is_whole(places.wal):
-        what = "damaged, and SQLite would drop transactions from it"
-        left = "from what is left of it, metrics.parquet and the states"
-        raise DamagedIndex(f"{places.wal}: {what}; {places.rebuild_line} {left}")
-    if places.index.exists():
-        with open(places.index, "rb") as stream:
-            versions = stream.read(20)[18:]
-        if versions not in (b"", b"\1\1", b"\2\2"):
-            raise DamagedIndex(f"{places.index}: damaged (the versions in its header); {places.rebuild_line}")
-
-
-def log_is_whole(path: Path) -> bool:
-    """Whether SQLite recovers the last transaction in a WAL file, if there is any (sqlite.org/fileformat2.html).
-
-    A process that is killed between two system calls of the first commit after a checkpoint leaves a log that looks
-    damaged in its last frame. It is taken for damaged: a rebuild then costs time and loses nothing.
-    """
-    log = path.read_bytes() if path.exists() else b""
-    if len(log) <= 32:
-        return True
-    magic, _, page = struct.unpack_from(">3I", log)
-    order = ">" if magic & 1 else "<"
-    sums = _wal_sums(log[:24], order, (0, 0))
-    if magic not in (0x377F0682, 0x377F0683) or sums != struct.unpack_from(">2I", log, 24):
-        return False
-    whole = True
-    for start in range(32, len(log) - page - 23, 24 + page):
-        commit, *salts = struct.unpack_from(">4xI4s4s", log, start)
-        of_this_log = [salts[0] == log[16:20], salts[1] == log[20:24]]
-        if whole and all(of_this_log):
-            sums = _wal_sums(log[start : start + 8] + log[start + 24 : start + 24 + page], order, sums)
-            whole = sums == struct.unpack_from(">2I", log, start + 16)
-        else:
-            whole = False
-        # Frames from before a checkpoint have two other salts; damage to one leaves the other.
-        if not whole and commit and any(of_this_log):
-            return False
-    return True
-
-
-def _wal_sums(data: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:
-    first, second = sums
-    for one, two in struct.iter_unpack(f"{order}2I", data):
-        first = (first + one + second) & 0xFFFFFFFF
-        second = (second + two + first) & 0xFFFFFFFF
-    return first, second
-
-
-def _prepare(connection: sqlite3.Connection, places: StorePlaces, alone: bool) -> None:
-    """Set the journal mode where no other process has the index open, and create the tables of a new one."""
-    (new,) = connection.execute("SELECT count(*) = 0 FROM sqlite_master").fetchone()
-    network = network_type(places.directory)
-    if alone and (network or new):
-        connection.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
-    if network and connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
-        local = "open on a machine where it is on a local disk"
-        raise UserError(f"{places.index}: {local}, and here it is on {network}; end the processes there first")
-    if new:
-        create_tables(connection)
 
 
 _MEANINGS = {
@@ -304,15 +215,14 @@ def translated(places: StorePlaces) -> Iterator[None]:
 
 _OPEN: "weakref.WeakSet[Index]" = weakref.WeakSet()
 _HELD: list[Index] = []  # between the two ends of a fork
-_LEFT: list[sqlite3.Connection] = []  # the parent's, in a child: not to be closed, for that rolls back
 
 
 def _before_fork() -> None:
+    """Close all connections: SQLite's must not pass to a child. Waits for transactions of other threads."""
     _HELD[:] = list(_OPEN)
     for index in _HELD:
-        index.lock.acquire()  # waits for transactions of other threads
-        if index._connection is None or not index._connection.in_transaction:
-            index.close()
+        index.lock.acquire()
+        index.close()
 
 
 def _after_fork() -> None:
@@ -320,13 +230,4 @@ def _after_fork() -> None:
         _HELD.pop().lock.release()
 
 
-def _after_fork_in_child() -> None:
-    for index in _HELD:
-        if index._connection is not None:
-            _LEFT.append(index._connection)
-            index._connection = None
-            index.close()
-    _after_fork()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -48,18 +48,15 @@ class Owner(contextlib.AbstractContextManager["Owner"]):
         not before. Each is logged as an attempt.
         """
         self._check()
-        tasks, again, whole = list(dict.fromkeys(tasks)), set(again), [set(group) for group in groups]
+        tasks, groups = list(dict.fromkeys(tasks)), list(map(set, groups))
         with self._index.writing() as transaction:
-            asked = {*tasks, *itertools.chain(*whole)}
-            claims = {row[:2]: row[2] for row in transaction.of(CLAIMS, asked)}
-            measured = {row[:2] for row in transaction.of(MEASUREMENTS, tasks)}
+            claims = {row[:2]: row[2] for row in transaction.of(CLAIMS, {*tasks, *itertools.chain(*groups)})}
+            measured = {row[:2] for row in transaction.of(MEASUREMENTS, tasks)}.difference(again)
             live = live_owners(self._index.places, claims.values())
-            given = [
-                task for task in tasks if claims.get(task) not in live and (task not in measured or task in again)
-            ]
-            have = {*given, *(task for task, owner in claims.items() if owner == self.id)}
-            refused = {task for group in whole if not group <= have for task in group}
-            given = [task for task in given if task not in refused]
+            free = [task for task in tasks if claims.get(task) not in live and task not in measured]
+            have = {*free, *(task for task, owner in claims.items() if owner == self.id)}
+            refused = {task for group in groups if not have.issuperset(group) for task in group}
+            given = [task for task in free if task not in refused]
             transaction.add(CLAIMS, [sealed(*task, self.id) for task in given])
             (last,) = transaction.execute("SELECT coalesce(max(number), 0) FROM attempts").fetchone()
             transaction.add(ATTEMPTS, (sealed(last + n, *task, self.id) for n, task in enumerate(given, 1)))
@@ -99,7 +96,7 @@ class Owner(contextlib.AbstractContextManager["Owner"]):
 def add_pins(index: Index, keys: Iterable[str], owner: str) -> None:
     """Have `owner` pin states, those that it has pinned already among them."""
     with index.writing() as transaction:
-        transaction.add(PINS, (sealed(key, owner) for key in sorted(set(keys))), "IGNORE")
+        transaction.add(PINS, (sealed(key, owner) for key in set(keys)))
 
 
 def live_owners(places: StorePlaces, owners: Iterable[str]) -> set[str]:
@@ -128,10 +125,8 @@ def remove_dead(index: Index) -> tuple[int, int]:
 
 
 def _delete_held(transaction: Transaction, owner: str) -> int:
-    return sum(
-        transaction.execute(f"DELETE FROM {table.name} WHERE owner = ?", (owner,)).rowcount
-        for table in (CLAIMS, PINS)
-    )
+    statements = (f"DELETE FROM {table.name} WHERE owner = ?" for table in (CLAIMS, PINS))
+    return sum(transaction.execute(statement, (owner,)).rowcount for statement in statements)
 
 
 _LIVE_HERE: dict[str, Owner] = {}
@@ -156,7 +151,7 @@ def _is_live(places: StorePlaces, owner: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # not ours to read; better to wait than to do its work twice
+        return True  # another user's perhaps; better to wait than to do its work twice
     try:
         # Shared: two processes that ask at once must not take each other for the owner.
         return not lock(descriptor, path, exclusive=False, wait=False)
@@ -166,11 +161,11 @@ def _is_live(places: StorePlaces, owner: str) -> bool:
 
 def _after_fork_in_child() -> None:
     """The child's copies of the descriptors would keep the locks when the owner is killed."""
-    for owner in _LIVE_HERE.values():
+    while _LIVE_HERE:
+        _, owner = _LIVE_HERE.popitem()
         if owner._descriptor is not None:
             os.close(owner._descriptor)
             owner._descriptor = None
-    _LIVE_HERE.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import stat
-from operator import itemgetter
 from pathlib import Path
 
 from fastwi.errors import UserError
@@ -13,13 +12,7 @@ from fastwi.files import write_json
 
 CARD = {"format": "fastwi.store", "version": 1}
 _KEY = "[0-9A-Za-z_-]{2,200}"
-_UNFINISHED = (".tmp", ".tmp-journal", ".tmp-wal", ".tmp-shm")  # the last three are SQLite's
-# fmt: off
-_NETWORK_TYPES = frozenset((
-    "9p", "afs", "beegfs", "ceph", "cifs", "fhgfs", "fuse", "gfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs",
-    "nfs", "nfs4", "ocfs2", "orangefs", "panfs", "prl_fs", "pvfs2", "smb3", "smbfs", "vboxsf", "virtiofs", "wekafs",
-))
-# fmt: on
+_UNFINISHED = (".tmp", ".tmp-journal")  # the second is SQLite's
 
 
 class StorePlaces:
@@ -28,14 +21,14 @@ class StorePlaces:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.card = directory / "store.json"
-        self.index, self.wal = directory / "index.sqlite", directory / "index.sqlite-wal"
-        self.index_files = (self.wal, *(directory / f"index.sqlite{end}" for end in ("-shm", "-journal", "")))
+        self.index = directory / "index.sqlite"
+        # SQLite's journals first; the write-ahead log is of earlier versions.
+        self.index_files = tuple(directory / f"index.sqlite{end}" for end in ("-wal", "-shm", "-journal", ""))
         self.rebuilt_index = directory / "index.rebuilt.sqlite"  # complete, about to take the index's place
         self.metrics = directory / "metrics.parquet"
         self.states, self.owners, self.damaged = (directory / name for name in ("states", "owners", "damaged"))
         self.index_lock = directory / "index.lock"  # of all that have the index open; exclusive for a rebuild
         self.writing_lock = directory / "writing.lock"  # of all that write a file; exclusive for `gc`
-        self.metrics_lock = directory / "metrics.lock"  # exclusive for an export of metrics.parquet
         self.rebuild_line = f"`python -m fastwi.store rebuild {directory}` makes it again"
 
     def state(self, key: str) -> Path:
@@ -87,8 +80,8 @@ def check_directory(places: StorePlaces, create: bool) -> None:
 
 def check_plain(places: StorePlaces) -> None:
     """UserError where what should be a file is a directory, a named pipe, a device, or a link to somewhere else."""
-    files = (places.card, *places.index_files, places.rebuilt_index, places.metrics, places.index_lock)
-    for path in (*files, places.writing_lock, places.metrics_lock):
+    locks = (places.index_lock, places.writing_lock)
+    for path in (places.card, *places.index_files, places.rebuilt_index, places.metrics, *locks):
         # One look at each: SQLite of another process creates and removes its journal meanwhile.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if not stat.S_ISREG(path.lstat().st_mode):
@@ -105,23 +98,3 @@ def _check_card(places: StorePlaces) -> None:
     if repr(card["version"]) != repr(CARD["version"]):
         versions = f"store format version {card['version']!r}, this fastwi reads {CARD['version']}"
         raise UserError(f"{places.card}: {versions}; use the fastwi that wrote it, or name another store")
-
-
-def network_type(directory: Path, mountinfo: str | None = None) -> str | None:
-    """The file system of `directory`, such as "nfs4", where it is one that several machines may have mounted.
-
-    `mountinfo` is the text of /proc/self/mountinfo (proc(5)); where there is none the disk is taken for local.
-    """
-    mounts = Path("/proc/self/mountinfo")
-    if mountinfo is None:
-        mountinfo = mounts.read_text(errors="surrogateescape") if mounts.exists() else ""
-    target, found = Path(os.path.realpath(directory)), [(0, "")]
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        words = before.split()
-        if len(words) > 4 and after:
-            point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), words[4]))
-            if target.is_relative_to(point):
-                found.append((len(point.parts), after.split()[0]))
-    _, kind = max(reversed(found), key=itemgetter(0))  # of two mounts on one point the later hides the earlier
-    return kind if kind in _NETWORK_TYPES or kind.startswith("fuse.") else None

@@ -36,8 +36,8 @@ class Measurement:
 
     @property
     def diverged(self) -> bool:
-        """Whether a loss, in the epoch of training that this ends or on the test images, is not finite."""
-        return not (math.isfinite(self.train_loss or 0.0) and math.isfinite(self.test_loss))
+        """Whether a loss, in the epoch of training that this ends or on the test images, is NaN or infinite."""
+        return bool(infinite_loss(self.train_loss, self.test_loss, True))
 
     def divergence(self) -> str:
         """What diverged, and where, in words."""
@@ -78,7 +78,7 @@ class StoredState:
 
 
 def infinite_loss(train_loss: float | None, test_loss: float, own_statistics: bool) -> str:
-    """Which of a network's losses is not finite, in words; empty where both are."""
+    """Which of a network's losses is NaN or infinite, in words; empty where both are finite."""
     if not math.isfinite(train_loss or 0.0):
         return f"its training loss is {train_loss}"
     treatment = "" if own_statistics else " with recomputed batch-norm statistics"

@@ -2,14 +2,12 @@
 
 Columns of metrics.parquet: state, treatment, epoch, train_loss, learning_rate, test_loss, test_accuracy (%), seconds,
 crc. Rows are sorted by state and treatment. `crc` is that of the index's row, so each row can be checked by itself.
-The index has a checksum of the file that was exported last, as SQLite's user_version; 0 before the first export.
 """
 
 import contextlib
 import os
 import sqlite3
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,8 +17,8 @@ from typing import Any
 
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.store import index as _index
-from fastwi.experiment.store.index import FLOATS, MEASUREMENTS, STATES, TABLES, Index, Row, Table, is_whole, sealed
-from fastwi.experiment.store.places import CARD, StorePlaces, check_directory, check_plain, network_type
+from fastwi.experiment.store.index import FLOATS, MEASUREMENTS, STATES, TABLES, Index, Row, Transaction, is_whole, sealed
+from fastwi.experiment.store.places import CARD, StorePlaces, check_directory, check_plain
 from fastwi.experiment.store.records import StoredState, bytes_float, float_bytes
 from fastwi.experiment.store.states import damage_of
 from fastwi.experiment.store.store import Store, files_under, set_aside
@@ -31,28 +29,23 @@ _BATCH = 50_000  # rows made into columns at a time: as Python's objects they ta
 
 
 def export(index: Index) -> None:
-    """Write metrics.parquet from the index."""
+    """Write metrics.parquet from the index. Exports take turns, so that the last one has all measurements."""
     import polars
 
     types: dict[str, Any] = dict.fromkeys(MEASUREMENTS.columns, polars.Float64())
     types |= {"state": polars.String(), "treatment": polars.String(), "epoch": polars.Int64(), "crc": polars.UInt32()}
     places, frames = index.places, [polars.DataFrame(schema=types)]
-    with locked(places.metrics_lock, exclusive=True):  # or one that read earlier would replace the file later
-        with locked(places.writing_lock, exclusive=False), atomic_path(places.metrics) as temporary:
-            with index.reading() as transaction:
-                rows = transaction.rows(MEASUREMENTS)
-                while batch := list(islice(rows, _BATCH)):
-                    columns: dict[str, Any] = dict(zip(types, zip(*batch, strict=True), strict=True))
-                    columns |= {name: list(map(bytes_float, columns[name])) for name in FLOATS}
-                    frames.append(polars.DataFrame(columns, schema=types))
-            polars.concat(frames).write_parquet(temporary)
-        with index.writing() as transaction:
-            transaction.execute(f"PRAGMA user_version = {_version(places.metrics)}")
-
-
-def _version(path: Path) -> int:
-    """A file's checksum, as user_version: 31 bits, not 0."""
-    return zlib.crc32(path.read_bytes()) & 0x7FFFFFFF or 1
+    with (
+        locked(places.writing_lock, exclusive=False),
+        index.writing() as transaction,
+        atomic_path(places.metrics) as temporary,
+    ):
+        rows = transaction.rows(MEASUREMENTS)
+        while batch := list(islice(rows, _BATCH)):
+            columns: dict[str, Any] = dict(zip(types, zip(*batch, strict=True), strict=True))
+            columns |= {name: list(map(bytes_float, columns[name])) for name in FLOATS}
+            frames.append(polars.DataFrame(columns, schema=types))
+        polars.concat(frames).write_parquet(temporary)
 
 
 def read_table(places: StorePlaces) -> Iterator[Row | None]:
@@ -133,41 +126,34 @@ def verify(store: Store, repair: bool = False, progress: Callable[[int, int], No
     if strays:
         what = f"{len(strays):,} files that the index does not have"
         found.notes.append(f"{places.states}: {what}; `gc` removes them, `rebuild` takes them in")
-    wrong, is_damage = _check_metrics(store)
-    if wrong:
+    with store.reading() as transaction:
+        damaged, different = _compared(places, transaction)
+    if damaged or different:
         if repair:
             export(store)
         done = "exported again" if repair else f"{fix} exports it again"
-        (found.damage if is_damage else found.notes).append(f"{places.metrics}: {wrong}; {done}")
+        what = f"damaged, or {damaged} of its rows are" if damaged else f"{different} rows are not those of the index"
+        (found.damage if damaged else found.notes).append(f"{places.metrics}: {what}; {done}")
     return found
 
 
-def _check_metrics(store: Store) -> tuple[str, bool]:
-    """What is wrong with metrics.parquet (empty: nothing), and whether it is damage."""
-    places = store.places
-    with locked(places.metrics_lock, exclusive=False), store.reading() as transaction:
-        (exported,) = transaction.execute("PRAGMA user_version").fetchone()
-        if not places.metrics.exists():
-            return ("missing", True) if exported else ("", False)
-        damaged = different = 0
-        for row, right in zip_longest(read_table(places), transaction.rows(MEASUREMENTS), fillvalue=()):
-            damaged += row is None
-            different += row != right
-        if damaged:
-            return f"damaged, or {damaged} of its rows are", True
-        if different and _version(places.metrics) != exported:
-            return "not the file that was exported last, and its rows are not those of the index", True
-        return ("without the changes since it was exported" if different else ""), False
+def _compared(places: StorePlaces, transaction: Transaction) -> tuple[int, int]:
+    """How many rows of metrics.parquet are damaged, and how many are not as in the index, or not there."""
+    damaged = different = 0
+    for row, right in zip_longest(read_table(places), transaction.rows(MEASUREMENTS), fillvalue=()):
+        damaged += row is None
+        different += row != right
+    return damaged, different
 
 
 def rebuild(directory: str | os.PathLike[str]) -> dict[str, int]:
     """Make the index of a store again, and export metrics.parquet again.
 
-    Rows whose checksum is right are taken from the old index as far as it can be read, then from metrics.parquet.
-    A state's file is compared with the SHA-256 in the old index, or where that is lost with the checksums within the
-    file; a damaged one goes to `damaged/`, as does the old index, and its measurements are left out, so that it is
-    trained again. Cut off at any moment, it can be started again. Returns numbers of `measurements` and `states`, and
-    of `damaged_rows` and `damaged_states` that are left out.
+    Rows whose checksum is right are taken from the old index as far as it can be read; where that is lost, damaged or
+    empty, also from metrics.parquet. A state's file is compared with the SHA-256 in the old index, or where that is
+    lost with the checksums within the file; a damaged one goes to `damaged/`, as does the old index, and its
+    measurements are left out, so that it is trained again. Cut off at any moment, it can be started again. Returns
+    numbers of `measurements` and `states`, and of `damaged_rows` and `damaged_states` that are left out.
 
     Raises UserError where the directory is not a store or another process has it open.
     """
@@ -187,14 +173,16 @@ def rebuild(directory: str | os.PathLike[str]) -> dict[str, int]:
 
 def _rebuild(places: StorePlaces) -> dict[str, int]:
     tables: dict[str, dict[Row, Row]] = {table.name: {} for table in TABLES}
-    # It stays until the end, so that the index is not used where a rebuild is cut off: to read it empties its log.
+    # It stays until the end, so that the index is not used where a rebuild is cut off: to read it may write to it.
     places.rebuilt_index.touch()
     sync_directory(places.directory)
     # Where an earlier rebuild was cut off in its last step, there are both.
-    both = (places.index, places.rebuilt_index)
-    damaged = sum(_salvage(path, table, tables[table.name]) for path in both for table in TABLES)
+    salvaged = [_salvage(path, tables) for path in (places.index, places.rebuilt_index)]
     measurements, states = tables[MEASUREMENTS.name], tables[STATES.name]
-    exported = list(read_table(places))
+    exported: list[Row | None] = []
+    # From a whole index nothing is missing: what metrics.parquet has beside was forgotten, to be trained again.
+    if not any(whole for _, whole in salvaged) or not measurements:
+        exported = list(read_table(places))
     for row in filter(None, exported):
         measurements.setdefault(row[:2], row)
     damaged_states = _check_files(places, states)
@@ -208,22 +196,27 @@ def _rebuild(places: StorePlaces) -> dict[str, int]:
     except UserError:
         write_json(places.card, CARD)
     found = {"measurements": len(measurements), "states": len(states), "damaged_states": len(damaged_states)}
-    return found | {"damaged_rows": damaged + exported.count(None)}
+    return found | {"damaged_rows": sum(rows for rows, _ in salvaged) + exported.count(None)}
 
 
-def _salvage(path: Path, table: Table, rows: dict[Row, Row]) -> int:
-    """Add the whole rows of a table of an index to `rows`; return how many were not whole."""
-    damaged = [0, 0]
-    for n, order in enumerate(("ASC", "DESC") if path.exists() else ()):  # a broken page in the middle stops either
-        unreadable = (sqlite3.Error, UnicodeDecodeError)  # the second: an error's text that quotes damage
-        with contextlib.suppress(*unreadable), contextlib.closing(sqlite3.connect(path)) as connection:
-            connection.text_factory = lambda text: text.decode(errors="surrogateescape")
-            for row in connection.execute(table.selection(order=order)):
-                if is_whole(row):
-                    rows.setdefault(row[: table.width], row)
-                else:
-                    damaged[n] += 1
-    return max(damaged)
+def _salvage(path: Path, tables: dict[str, dict[Row, Row]]) -> tuple[int, bool]:
+    """Add the whole rows of an index to `tables`; return the number of damaged ones, and whether all is whole."""
+    damaged, whole = set[tuple[str, Row]](), False
+    if not path.exists() or path.stat().st_size == 0:
+        return 0, False
+    unreadable = (sqlite3.Error, UnicodeDecodeError)  # the second: an error's text that quotes damage
+    for order in ("ASC", "DESC"):  # a broken page in the middle stops either
+        for table in TABLES:
+            with contextlib.suppress(*unreadable), contextlib.closing(sqlite3.connect(path)) as connection:
+                connection.text_factory = lambda text: text.decode(errors="surrogateescape")
+                for row in connection.execute(table.selection(order=order)):
+                    if is_whole(row):
+                        tables[table.name].setdefault(row[: table.width], row)
+                    else:
+                        damaged.add((table.name, row))
+    with contextlib.suppress(*unreadable), contextlib.closing(sqlite3.connect(path)) as connection:
+        whole = not damaged and connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    return len(damaged), whole
 
 
 def _check_files(places: StorePlaces, states: dict[Row, Row]) -> set[str]:
@@ -257,10 +250,8 @@ def _replace_index(places: StorePlaces, tables: dict[str, dict[Row, Row]]) -> No
         _index.create_tables(connection)
         connection.execute("BEGIN IMMEDIATE")
         for table in TABLES:
-            connection.executemany(table.insertion(), tables[table.name].values())
+            Transaction(connection, places).add(table, tables[table.name].values())
         connection.execute("COMMIT")
-        if not network_type(places.directory):
-            connection.execute("PRAGMA journal_mode = WAL")  # is kept in the file
     sync_directory(places.directory)
     for path in places.index_files:  # the logs first
         set_aside(places, path)

@@ -55,12 +55,12 @@ def written(store: Store, number: int) -> StoredState:
     return write_states(store.directory, [(key_of(number), network(number))])[0]
 
 
-def fill(store: Store, numbers: range, draw: random.Random | None = None) -> None:
+def fill(store: Store, numbers: range) -> None:
     """Each number: a state and two measurements, claimed and committed."""
     with store.owner() as owner:
         for number in numbers:
             tasks = owner.claim([(key_of(number), "own"), (key_of(number), "recomputed")])
-            rows = [measurement(number, treatment, draw) for _, treatment in tasks]
+            rows = [measurement(number, treatment) for _, treatment in tasks]
             assert store.commit(rows, [written(store, number)], tasks) == []
 
 
@@ -80,7 +80,6 @@ def contents(store: Store) -> dict[str, dict]:
 
 
 def copy_of(store: Path, target: Path) -> Path:
-    """A copy as a killed machine would leave it: with the log where there is one."""
     return Path(shutil.copytree(store, target))
 
 

@@ -1,6 +1,5 @@
 """Several processes at one store: no task is given twice, no row is lost, and the dead hold nothing."""
 
-import contextlib
 import multiprocessing
 import os
 import random
@@ -16,8 +15,6 @@ from begun_stores import claims
 from store_samples import contents, fill, key_of, measurement, network
 
 from fastwi.experiment.store import Store, rebuild, write_states
-from fastwi.experiment.store.index import MEASUREMENTS, sealed
-from fastwi.experiment.store.places import StorePlaces, check_plain
 from fastwi.experiment.store.repair import verify
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -132,41 +129,6 @@ def test_gc_leaves_alone_what_is_being_written(tmp_path):
         assert store.gc()["temporary"] == 4
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_fork_within_a_transaction_leaves_it_to_the_parent(tmp_path):
-    with Store.open(tmp_path / "s") as store:
-        with store.writing() as transaction:
-            transaction.add(MEASUREMENTS, [sealed(*measurement(1).columns())])
-            child = os.fork()
-            if child == 0:
-                with contextlib.suppress(RuntimeError):
-                    store.measurements()
-                    os._exit(1)
-                os._exit(0)
-            assert os.waitpid(child, 0)[1] == 0
-        assert store.measurements() == {measurement(1).key: measurement(1)}
-
-
-def test_files_that_come_and_go_are_no_fault(tmp_path):
-    """SQLite of another process makes and removes its journal while this one looks whether the files are plain."""
-    places = StorePlaces(tmp_path)
-    journal = places.index_files[-2]
-    others = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"while True: open({str(journal)!r}, 'w').close(); __import__('os').unlink({str(journal)!r})",
-        ]
-    )
-    try:
-        ended = time.monotonic() + 1
-        while time.monotonic() < ended:
-            check_plain(places)
-    finally:
-        others.kill()
-        others.wait()
-
-
 def test_claims(tmp_path):
     with Store.open(tmp_path / "s") as store, Store.open(tmp_path / "s") as other:
         a, b, c = tasks = [("aa", "own"), ("bb", "own"), ("cc", "recomputed")]
@@ -228,18 +190,6 @@ def test_states_that_are_kept_outlive_every_process(tmp_path):
         assert key_of(0) in contents(store)["states"]
 
 
-def test_a_clock_set_back_changes_nothing(tmp_path, monkeypatch):
-    """Files of the future and of long ago alike: what is live is asked of locks, not of times."""
-    with Store.open(tmp_path / "s") as store, Store.open(tmp_path / "s") as other, store.owner() as owner:
-        owner.claim([("aa", "own")])
-        for moment in (0, time.time() + 1e6):
-            monkeypatch.setattr(time, "time", lambda moment=moment: moment)
-            os.utime(store.places.owners / f"{owner.id}.lock", (moment, moment))
-            other.gc()
-            with other.owner() as second:
-                assert second.claim([("aa", "own")]) == []
-
-
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -249,8 +199,6 @@ class Fake:
     def file_pieces(self):
         return [memoryview(bytes(100))]
 store = Store.open({directory!r})
-with store.reading() as connection:
-    connection.execute("PRAGMA wal_autocheckpoint = 30")  # many generations of the log in little time
 with store.owner() as owner:
     number = {first}
     while True:
