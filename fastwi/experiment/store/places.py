@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import stat
 from pathlib import Path

@@ -17,7 +17,17 @@ from typing import Any
 
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.store import index as _index
-from fastwi.experiment.store.index import FLOATS, MEASUREMENTS, STATES, TABLES, Index, Row, Transaction, is_whole, sealed
+from fastwi.experiment.store.index import (
+    FLOATS,
+    MEASUREMENTS,
+    STATES,
+    TABLES,
+    Index,
+    Row,
+    Transaction,
+    is_whole,
+    sealed,
+)
 from fastwi.experiment.store.places import CARD, StorePlaces, check_directory, check_plain
 from fastwi.experiment.store.records import StoredState, bytes_float, float_bytes
 from fastwi.experiment.store.states import damage_of

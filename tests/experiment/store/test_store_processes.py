@@ -1,7 +1,6 @@
 """Several processes at one store: no task is given twice, no row is lost, and the dead hold nothing."""
 
 import multiprocessing
-import os
 import random
 import signal
 import subprocess
