@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from fastwi.population import Population
+
 
 class SmallNet(nn.Module):
     """Convolutions (one grouped), batch norm, odd widths, a non-persistent buffer and 97 outputs."""
@@ -47,3 +49,19 @@ def trained(network: nn.Module, seed: int) -> nn.Module:
                 drawn = torch.rand(buffer.shape, generator=generator) * 100 + 1
                 buffer.copy_(drawn.to(buffer.dtype))
     return network
+
+
+def drawn_population(seed: int, members: int) -> Population:
+    """Members that differ in weights, momentum, statistics and counters."""
+    population = Population.from_modules([trained(SmallNet(), seed + m) for m in range(members)])
+    for m in range(members):
+        for view in population.momentum(m).values():
+            view.copy_(torch.randn(view.shape, generator=torch.Generator().manual_seed(seed + 100 + m)))
+    population.counters_MB[:, 0] = 10 * torch.arange(members, 0, -1)
+    return population
+
+
+def same_rows(mine: Population, rows: list[int], other: Population, others: list[int]) -> bool:
+    """Whether these members of `mine` are those of `other`, to the bit."""
+    matrices = zip(mine._matrices(), other._matrices(), strict=True)
+    return all(torch.equal(a[rows], b[others]) for a, b in matrices)

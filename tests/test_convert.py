@@ -122,7 +122,7 @@ def test_refusals(seed, tmp_path, capsys):
         (("export", several, "--member", -1, "--out", out), "--member: -1"),
         (("export", several, "--member", 0, "--out", tmp_path / "out.npz"), "neither .safetensors nor .pt"),
         (("export", state, "--out", out), "s.pt"),
-        (("export", tmp_path / "none", "--out", out), "no such file"),
+        (("export", tmp_path / "none", "--out", out), "No such file"),
         (("export", several), "--out"),
         (("import", state, *into, *model), "'conv.weight' is torch.float32 (4, 3, 3, 3)"),
         (("import", state, *into, "--model", "resnet2", "--classes", "10"), "--model: 'resnet2'"),

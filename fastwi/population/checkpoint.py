@@ -1,11 +1,11 @@
-"""A population on disk: one safetensors file, whole or absent, of which one member can be read alone.
+"""A population on disk: one safetensors file, of which one member can be read alone.
 
 The file holds the tensors weights_MP, momentum_MP, statistics_MQ and counters_MB as they are in memory, checksum_M
 (int64 [M]: the CRC-32 of a member's four rows, one after another) and, as metadata, the format, its version and the
 layout. Values come back to the bit, NaN payloads included, and the same population gives the same bytes.
 
-The format is simple: 8 bytes with the length of a JSON header, the header, the tensors. It is written and read here,
-so that bytes go straight from rows to the file and from the file into rows.
+The format is 8 bytes with the length of a JSON header, the header, the tensors. It is written and read here, so that
+bytes go straight from rows to the file and from the file into rows.
 """
 
 import functools
@@ -13,7 +13,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,16 +22,11 @@ import torch
 from torch import Tensor
 
 from fastwi.errors import CheckpointError
-from fastwi.files import atomic_open
-from fastwi.population.layout import Layout
-from fastwi.population.population import Population
+from fastwi.files import open_plain
+from fastwi.population.layout import MATRICES, Layout
 
 FORMAT = "fastwi.population"
 VERSION = "1"
-_MOST_MEMBERS = 1 << 60
-_ITEM_BYTES = {"I64": 8, "F32": 4}
-MATRICES = ("weights_MP", "momentum_MP", "statistics_MQ", "counters_MB")
-_WRITTEN = ("checksum_M", "counters_MB", "momentum_MP", "statistics_MQ", "weights_MP")  # safetensors' own order
 
 
 class ByteStream(Protocol):
@@ -53,81 +48,59 @@ class Header:
     row_bytes: dict[str, int]
 
 
-def save(population: Population, path: str | os.PathLike[str]) -> None:
-    """Write `population` to `path`, replacing an earlier file only once the new one is whole on the disk.
-
-    Raises UserError where the disk is full or not writable.
-    """
-    with atomic_open(path) as stream:
-        for piece in pieces(population):
-            stream.write(piece)
-
-
-def pieces(population: Population) -> Iterator[memoryview]:
-    """The bytes of the population's file, one piece after another. Rows on the CPU are not copied."""
-    tensors = {name: getattr(population, name).cpu().contiguous() for name in MATRICES}
-    tensors["checksum_M"] = torch.tensor([_checksum(tensors, m) for m in range(population.members)])
-    content: dict[str, Any] = {
-        "__metadata__": {"format": FORMAT, "layout": population.layout.to_json(), "version": VERSION}
-    }
-    for name, (dtype, shape, offsets) in _described(population.layout, population.members, _WRITTEN).items():
-        content[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-    header = json.dumps(content, separators=(",", ":")).encode()
+def pieces(layout: Layout, matrices: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """The bytes of a file, one piece after another. Rows on the CPU are not copied."""
+    tensors = {name: matrix.cpu().contiguous() for name, matrix in matrices.items()}
+    members = len(tensors["weights_MP"])
+    tensors["checksum_M"] = torch.tensor([_checksum(tensors, m) for m in range(members)])
+    described = _described(layout, members)
+    metadata = {"format": FORMAT, "layout": layout.json, "version": VERSION}
+    header = json.dumps({"__metadata__": metadata, **described}, separators=(",", ":")).encode()
     header = header.ljust(-(-len(header) // 8) * 8)
     yield memoryview(len(header).to_bytes(8, "little") + header)
-    for name in _WRITTEN:
+    for name in described:
         yield tensors[name].numpy().data
 
 
-def _described(layout: Layout, members: int, order: Sequence[str]) -> dict[str, tuple[str, list[int], list[int]]]:
-    """Type, shape and place among the file's data of each tensor, where they follow one another in `order`."""
-    columns = {"weights_MP": layout.P, "momentum_MP": layout.P, "statistics_MQ": layout.Q, "counters_MB": layout.B}
-    described, end = {}, 0
-    for name in order:
-        dtype = "I64" if name in ("checksum_M", "counters_MB") else "F32"
-        shape = [members, columns[name]] if name in columns else [members]
-        start, end = end, end + _ITEM_BYTES[dtype] * math.prod(shape)
-        described[name] = dtype, shape, [start, end]
-    return described
+def _described(layout: Layout, members: int) -> dict[str, dict[str, Any]]:
+    """The header's entry for each tensor, in the order of the file, which is safetensors' own."""
+    entries = {}
+    end = 0
+    for name in ("checksum_M", "counters_MB", "momentum_MP", "statistics_MQ", "weights_MP"):
+        shape = [members, layout.widths[name]] if name in MATRICES else [members]
+        dtype = MATRICES.get(name, torch.int64)
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        label = "I64" if dtype == torch.int64 else "F32"
+        entries[name] = {"dtype": label, "shape": shape, "data_offsets": [start, end]}
+    return entries
 
 
-def load(
-    path: str | os.PathLike[str],
-    layout: Layout | None = None,
-    device: torch.device | str | None = None,
-    member: int | None = None,
-) -> Population:
-    """Read the population at `path`, or its member `member` alone, into fresh memory on `device` (default: the CPU).
+def read(path: Path, member: int | None = None) -> tuple[Layout, dict[str, Tensor]]:
+    """The layout and the matrices of the population at `path`, or of its member `member` alone, on the CPU.
 
-    Where `layout` is given the file must have it. Raises CheckpointError, in one line, for a file that is
-    missing, damaged, foreign, of another layout, or without that member.
+    Raises CheckpointError, in one line, for a file that is missing, damaged or foreign, or without that member.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; name a population that was saved")
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             header = read_header(stream, os.fstat(stream.fileno()).st_size, path)
-            if layout is not None:
-                require_layout(path, header.layout, layout)
             first, members = (0, header.members) if member is None else (member, 1)
             if not 0 <= first < header.members:
                 raise CheckpointError(f"{path}: no member {first}; it has members 0 to {header.members - 1}")
-            population = Population.empty(header.layout, members)
-            checksum_M = torch.empty(members, dtype=torch.int64)
+            tensors = {"checksum_M": torch.empty(members, dtype=torch.int64)}
+            for name, dtype in MATRICES.items():
+                tensors[name] = torch.empty(members, header.layout.widths[name], dtype=dtype)
             for name, row_bytes in header.row_bytes.items():
                 stream.seek(first * row_bytes, os.SEEK_CUR)
-                fill(stream, checksum_M if name == "checksum_M" else getattr(population, name), path)
+                fill(stream, tensors[name], path)
                 stream.seek((header.members - first - members) * row_bytes, os.SEEK_CUR)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); restore or rewrite it") from error
-    tensors = {name: getattr(population, name) for name in MATRICES}
-    for m in range(members):
-        if _checksum(tensors, m) != int(checksum_M[m]):
+    for m, checksum in enumerate(tensors.pop("checksum_M").tolist()):
+        if _checksum(tensors, m) != checksum:
             raise CheckpointError(
                 f"{path}: the data of member {first + m} is damaged (checksum); restore or rewrite it"
             )
-    return population if device is None else population.to(device)
+    return header.layout, tensors
 
 
 def fill(stream: ByteStream, rows: Tensor, path: Path) -> None:
@@ -168,38 +141,29 @@ def read_header(stream: ByteStream, size: int, path: Path) -> Header:
 def _parsed(text: bytes) -> Header:
     """The header. Raises ValueError where it is not that of a population."""
     try:
-        content = json.loads(text.decode())
+        content = json.loads(text)
         metadata = content.pop("__metadata__", {})
-        is_population = metadata.get("format") == FORMAT
-        tensors = {name: (each["dtype"], each["shape"], each["data_offsets"]) for name, each in content.items()}
-        order = sorted(tensors, key=lambda name: tensors[name][2])
+        kind, version = metadata.get("format"), metadata.get("version")
+        if kind == FORMAT and version == VERSION:
+            layout = Layout.from_json(metadata["layout"])
+            (members,) = content["checksum_M"]["shape"]
+            if type(members) is not int or members < 1:
+                raise ValueError("its number of members")
+            # As text: 1, 1.0 and true are equal in Python.
+            if json.dumps(content, sort_keys=True) != json.dumps(_described(layout, members), sort_keys=True):
+                raise ValueError("its tensors are not those of its layout")
+            row_bytes = {name: entry["data_offsets"] for name, entry in _described(layout, 1).items()}
+            return Header(layout, members, {name: end - start for name, (start, end) in row_bytes.items()})
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"damaged or not a safetensors file ({error!s:.200}); restore or rewrite it") from error
-    if not is_population:
-        raise ValueError("not a population; load it with safetensors and Population.load_state_dict instead")
-    if metadata.get("version") != VERSION:
+        raise ValueError(f"damaged, or not a safetensors file ({error!s:.200}); restore or rewrite it") from error
+    if kind == FORMAT:
         raise ValueError(
-            f"population format version {metadata.get('version')!r:.60}, this fastwi reads {VERSION}; "
-            "use the fastwi that wrote it"
+            f"population format version {version!r:.60}, this fastwi reads {VERSION}; use the fastwi that wrote it"
         )
-    try:
-        layout = Layout.from_json(metadata.get("layout", ""))
-    except ValueError as error:
-        raise ValueError(f"damaged layout ({error!s:.200}); restore or rewrite it") from error
-    if sorted(order) != sorted(_WRITTEN):
-        raise ValueError(f"holds {sorted(order)!s:.300} instead of {sorted(_WRITTEN)}; restore or rewrite it")
-    shape = tensors["weights_MP"][1]
-    if not isinstance(shape, list) or not shape or type(shape[0]) is not int or not 0 < shape[0] < _MOST_MEMBERS:
-        raise ValueError(f"weights_MP has the shape {shape!s:.100}; restore or rewrite it")
-    for name, needed in _described(layout, shape[0], order).items():
-        found = tensors[name]
-        if found != needed or not all(type(number) is int for number in found[1] + found[2]):  # True == 1.0 == 1
-            raise ValueError(f"{name} is {found!s:.200} where its layout needs {needed}; restore or rewrite it")
-    row_bytes = {name: (tensors[name][2][1] - tensors[name][2][0]) // shape[0] for name in order}
-    return Header(layout, shape[0], row_bytes)
+    raise ValueError("not a population; load it with safetensors and Population.load_state_dict instead")
 
 
-def _checksum(tensors: dict[str, Tensor], m: int) -> int:
+def _checksum(tensors: Mapping[str, Tensor], m: int) -> int:
     """CRC-32 of member m's rows in the order of MATRICES. The tensors are contiguous and on the CPU."""
     value = 0
     for name in MATRICES:

@@ -1,8 +1,7 @@
 """Which columns of a population's rows hold which tensor of the network.
 
-Symbols: P float32 columns of weights, Q float32 columns of statistics (batch-norm means and variances), B
-int64 columns of counters (num_batches_tracked). Spans of P and Q start on 16 bytes; the padding between them
-is zero.
+Symbols: P float32 columns of weights, Q float32 columns of statistics (batch-norm means and variances), B int64
+columns of counters (num_batches_tracked). Spans of P and Q start on 16 bytes; the padding between them is zero.
 """
 
 import functools
@@ -19,7 +18,16 @@ from torch.nn.parameter import is_lazy
 
 from fastwi.errors import UserError
 
+MATRICES = {
+    "weights_MP": torch.float32,
+    "momentum_MP": torch.float32,
+    "statistics_MQ": torch.float32,
+    "counters_MB": torch.int64,
+}
+"""The matrices of a population by name, with their dtypes."""
+
 FLOATS_PER_SPAN_START = 4  # 16 bytes, one vector load
+_KINDS = ("parameters", "statistics", "counters")
 _MOST_DIMENSIONS = 64  # PyTorch's own bound
 _MOST_ELEMENTS = 1 << 60
 
@@ -41,9 +49,9 @@ class Span:
         return math.prod(self.shape)
 
     def view(self, row_P: Tensor) -> Tensor:
-        """The tensor inside a row [P] (or inside every row of [M, P]: the view is then [M, *shape]).
+        """The tensor inside a row [P], or inside every row of [M, P]: then a view [M, *shape].
 
-        No copy is made. The last dimension of `row_P` must be contiguous.
+        The last dimension of `row_P` must be contiguous.
         """
         return row_P.as_strided(
             (*row_P.shape[:-1], *self.shape),
@@ -70,28 +78,14 @@ class Layout:
         """The layout of `module`'s float32 parameters and its persistent float32 and int64 buffers.
 
         Weights of Conv2d and ConvTranspose2d are stored channels-last, everything else contiguously. A tensor
-        under two names is stored once. Non-persistent buffers are left out, as they are from a state dict:
-        each module keeps its own. Works on the meta device.
+        under two names is stored once. Each module keeps its non-persistent buffers. Works on the meta device.
 
         Raises UserError for other dtypes, lazy parameters, extra state and parameters that overlap in memory
         without being the same tensor.
         """
-        named_parameters, named_buffers = dict(module.named_parameters()), dict(module.named_buffers())
-        for name, parameter in named_parameters.items():
-            if is_lazy(parameter):
-                raise UserError(f"parameter {name!r} has no shape yet; run one batch through the module first")
-            if parameter.dtype != torch.float32:
-                raise UserError(
-                    f"parameter {name!r} has dtype {parameter.dtype}; a population holds float32 weights: "
-                    "convert the module with .float() (engine.precision makes it train in bf16)"
-                )
-        overlap = first_overlap(named_parameters)
-        if overlap:  # a population would silently untie them
-            raise UserError(
-                f"parameters {overlap[0]!r} and {overlap[1]!r} share memory but are two tensors; "
-                "tie them by assigning the same nn.Parameter to both"
-            )
-        name_of = {id(tensor): name for name, tensor in (named_parameters | named_buffers).items()}
+        parameters = dict(module.named_parameters())
+        buffers = dict(module.named_buffers())
+        name_of = {id(tensor): name for name, tensor in (parameters | buffers).items()}
         keys = []
         for key, tensor in module.state_dict(keep_vars=True).items():
             if id(tensor) not in name_of:
@@ -101,22 +95,33 @@ class Layout:
                 )
             keys.append((key, name_of[id(tensor)]))
         persistent = {name for _, name in keys}
-        for name in named_parameters:
-            if name not in persistent:
-                raise UserError(f"parameter {name!r} is missing from the module's state dict; a hook removed it")
-        buffers = {name: buffer for name, buffer in named_buffers.items() if name in persistent}
-        for name, buffer in buffers.items():
-            if buffer.dtype not in (torch.float32, torch.int64):
+        missing = next((name for name in parameters if name not in persistent), None)
+        if missing is not None:
+            raise UserError(f"parameter {missing!r} is missing from the module's state dict; a hook removed it")
+        held = {name: buffer for name, buffer in buffers.items() if name in persistent}
+        for name, tensor in (parameters | held).items():
+            if is_lazy(tensor):
+                raise UserError(f"{name!r} has no shape yet; run one batch through the module first")
+            if tensor.dtype != torch.float32 and (name in parameters or tensor.dtype != torch.int64):
                 raise UserError(
-                    f"buffer {name!r} has dtype {buffer.dtype}; a population holds float32 and int64 "
-                    "buffers: convert it, or register it with persistent=False"
+                    f"{name!r} has dtype {tensor.dtype}; a population holds float32 parameters, and float32 and "
+                    "int64 buffers: convert the module with .float() (engine.precision makes it train in bf16), or "
+                    "register the buffer with persistent=False"
                 )
+        overlap = first_overlap(parameters)
+        if overlap:  # a population would silently untie them
+            raise UserError(
+                f"parameters {overlap[0]!r} and {overlap[1]!r} share memory but are two tensors; "
+                "tie them by assigning the same nn.Parameter to both"
+            )
         convolutions = (nn.Conv2d, nn.ConvTranspose2d)
-        conv_weights = {id(part.weight) for part in module.modules() if isinstance(part, convolutions)}
-        parameters = [(name, p.shape, id(p) in conv_weights) for name, p in named_parameters.items()]
-        statistics = [(name, b.shape, False) for name, b in buffers.items() if b.dtype == torch.float32]
-        counters = [(name, b.shape, False) for name, b in buffers.items() if b.dtype == torch.int64]
-        return cls._pack(parameters, statistics, counters, keys)
+        channels_last = {id(part.weight) for part in module.modules() if isinstance(part, convolutions)}
+        return cls._pack(
+            [(name, p.shape, id(p) in channels_last) for name, p in parameters.items()],
+            [(name, b.shape, False) for name, b in held.items() if b.dtype == torch.float32],
+            [(name, b.shape, False) for name, b in held.items() if b.dtype == torch.int64],
+            keys,
+        )
 
     @classmethod
     def _pack(
@@ -128,13 +133,6 @@ class Layout:
             _spans(counters, 1),
             tuple((str(key), str(name)) for key, name in keys),
         )
-
-    @functools.cached_property
-    def buffers(self) -> tuple[Span, ...]:
-        """Statistics and counters together, in the module's named_buffers order."""
-        by_name = {span.name: span for span in (*self.statistics, *self.counters)}
-        ordered = dict.fromkeys(name for _, name in self.keys if name in by_name)
-        return tuple(by_name[name] for name in ordered)
 
     @functools.cached_property
     def P(self) -> int:
@@ -152,77 +150,74 @@ class Layout:
         return _columns(self.counters, 1)
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of a member: weights, momentum, statistics and counters."""
-        return 8 * self.P + 4 * self.Q + 8 * self.B
+    def widths(self) -> dict[str, int]:
+        """The columns of each of `MATRICES`."""
+        return dict(zip(MATRICES, (self.P, self.P, self.Q, self.B), strict=True))
 
     @property
-    def _groups(self) -> dict[str, tuple[Span, ...]]:
-        return {"parameters": self.parameters, "statistics": self.statistics, "counters": self.counters}
+    def row_bytes(self) -> int:
+        """Bytes of a member: weights, momentum, statistics and counters."""
+        return sum(MATRICES[name].itemsize * width for name, width in self.widths.items())
+
+    @property
+    def _spans(self) -> tuple[Span, ...]:
+        return self.parameters + self.statistics + self.counters
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of all names, shapes, strides, offsets and ties; the same on every machine."""
-        spans = [[[s.name, s.shape, s.strides, s.offset] for s in group] for group in self._groups.values()]
+        groups = (self.parameters, self.statistics, self.counters)
+        spans = [[[s.name, s.shape, s.strides, s.offset] for s in group] for group in groups]
         return hashlib.sha256(json.dumps([*spans, self.keys], ensure_ascii=True).encode()).hexdigest()
 
     def difference(self, other: "Layout", names: tuple[str, str] = ("the first", "the second")) -> str | None:
         """The first difference in words, with `names` for this layout and the other; None for none."""
-        for kind, spans in self._groups.items():
-            first, second = ({span.name: span for span in each} for each in (spans, other._groups[kind]))
-            for name in [name for name in {**first, **second} if first.get(name) != second.get(name)]:
-                if name in first and name in second:
-                    one, two = (f"{each[name].shape} strides {each[name].strides}" for each in (first, second))
-                    if one != two:
-                        return f"of the {kind}, {name!r} is {one} in {names[0]} and {two} in {names[1]}"
-                else:
-                    shape = (first | second)[name].shape
-                    return f"of the {kind}, {name!r} {shape} is in {names[name not in first]} only"
-            if list(first) != list(second):
-                return f"the {kind} are in another order"
-        changed = sorted(set(self.keys) ^ set(other.keys))
-        if changed:
-            return f"state dict key {changed[0][0]!r} is tied otherwise"
-        return None if self.keys == other.keys else "the keys are in another order"
-
-    def to_json(self) -> str:
-        """The layout as text for a file's metadata; `from_json` reads it back."""
-        return self._json
+        mine, theirs = ({span.name: span for span in layout._spans} for layout in (self, other))
+        for name in {**mine, **theirs}:
+            if name not in mine or name not in theirs:
+                return f"{name!r} {(mine | theirs)[name].shape} is in {names[name in theirs]} only"
+            one, two = mine[name], theirs[name]
+            if (one.shape, one.strides) != (two.shape, two.strides):
+                first = f"{one.shape} strides {one.strides} in {names[0]}"
+                return f"{name!r} is {first} and {two.shape} strides {two.strides} in {names[1]}"
+        return None if self == other else "the tensors are in another order, or tied otherwise"
 
     @functools.cached_property
-    def _json(self) -> str:
-        content = {
-            kind: [[s.name, s.shape, s.strides != _strides(s.shape, False)] for s in spans]
-            for kind, spans in self._groups.items()
+    def json(self) -> str:
+        """The layout as text for a file's metadata; `from_json` reads it back."""
+        content: dict[str, object] = {
+            kind: [[s.name, s.shape, s.strides != _strides(s.shape, False)] for s in getattr(self, kind)]
+            for kind in _KINDS
         }
-        return json.dumps({**content, "keys": self.keys, "fingerprint": self.fingerprint}, separators=(",", ":"))
+        content |= {"keys": self.keys, "fingerprint": self.fingerprint}
+        return json.dumps(content, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "Layout":
-        """The layout that `to_json` wrote. Raises ValueError where the text is not one, or was changed."""
+        """The layout whose `json` is `text`. Raises ValueError where it is not one, or was changed."""
         try:
             content = json.loads(text)
-            layout = cls._pack(*(content[kind] for kind in ("parameters", "statistics", "counters", "keys")))
+            layout = cls._pack(*(content[kind] for kind in (*_KINDS, "keys")))
             fingerprint = content["fingerprint"]
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a layout ({type(error).__name__}: {error})") from error
         if layout.fingerprint != fingerprint:
             raise ValueError("the layout does not match its own fingerprint")
-        layout._require_possible()
+        if not layout._is_possible():  # a file may say anything, and still match its own fingerprint
+            raise ValueError("the layout is of tensors that no network has")
         return layout
 
-    def _require_possible(self) -> None:
-        """Raise ValueError for what no network has: a file may say anything and still match its own fingerprint."""
-        spans = (*self.parameters, *self.statistics, *self.counters)
-        names = {span.name for span in spans}
-        if len(names) != len(spans):
-            raise ValueError("two of its tensors have one name")
-        for span in spans:
-            sizes = any(size < 0 for size in span.shape) or span.numel > _MOST_ELEMENTS
-            if sizes or len(span.shape) > _MOST_DIMENSIONS:
-                raise ValueError(f"{span.name!r:.60} has an impossible shape")
-        if not {name for _, name in self.keys} <= names or len(dict(self.keys)) != len(self.keys):
-            raise ValueError("the keys of its state dict are not those of its tensors")
+    def _is_possible(self) -> bool:
+        names = {span.name for span in self._spans}
+        keys = dict(self.keys)
+        if len(names) < len(self._spans) or len(keys) < len(self.keys) or not names.issuperset(keys.values()):
+            return False
+        return all(
+            min(span.shape, default=0) >= 0
+            and len(span.shape) <= _MOST_DIMENSIONS
+            and math.prod(size or 1 for size in span.shape) <= _MOST_ELEMENTS
+            for span in self._spans
+        )
 
 
 def _strides(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:

@@ -8,16 +8,19 @@ import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from fastwi.errors import UserError
+from fastwi.files import atomic_open
 from fastwi.kernels.combine import Terms, combine_rows_, copy_rows_
-from fastwi.kernels.interpolate import interpolate_rows_, pair_alphas, row_numbers
-from fastwi.population.layout import Layout, Span
+from fastwi.kernels.interpolate import interpolate_rows_, pair_alphas
+from fastwi.population import checkpoint
+from fastwi.population.layout import MATRICES, Layout, Span
 
 MOMENTUM_TREATMENTS = ("reset", "average", "keep")
 
@@ -40,12 +43,10 @@ class Population:
     counters_MB: Tensor
 
     def __post_init__(self) -> None:
-        widths = (self.layout.P, self.layout.P, self.layout.Q, self.layout.B)
-        names = ("weights_MP", "momentum_MP", "statistics_MQ", "counters_MB")
-        for name, matrix, width in zip(names, self._matrices(), widths, strict=True):
-            needed = (self.members, width), torch.int64 if name == "counters_MB" else torch.float32, self.device
-            if (matrix.shape, matrix.dtype, matrix.device) != needed:
-                found = tuple(matrix.shape), matrix.dtype, matrix.device
+        for name, matrix in self._named().items():
+            needed = (self.members, self.layout.widths[name]), MATRICES[name], self.device
+            found = tuple(matrix.shape), matrix.dtype, matrix.device
+            if found != needed:
                 raise ValueError(f"{name} is {found}; the layout needs {needed}")
 
     def __len__(self) -> int:
@@ -75,9 +76,9 @@ class Population:
     @classmethod
     def empty(cls, layout: Layout, members: int, device: torch.device | str | None = None) -> "Population":
         """A population in fresh memory, whose values, padding included, are still to be written."""
-        weights_MP, momentum_MP = (torch.empty(members, layout.P, device=device) for _ in range(2))
-        counters_MB = torch.empty(members, layout.B, dtype=torch.int64, device=device)
-        return cls(layout, weights_MP, momentum_MP, torch.empty(members, layout.Q, device=device), counters_MB)
+        widths = layout.widths
+        shapes = {name: (members, widths[name]) for name in MATRICES}
+        return cls(layout, *(torch.empty(shapes[name], dtype=MATRICES[name], device=device) for name in MATRICES))
 
     @classmethod
     def from_modules(cls, modules: Sequence[nn.Module], device: torch.device | str | None = None) -> "Population":
@@ -156,17 +157,12 @@ class Population:
         made.counters_MB.scatter_reduce_(0, sums_TB, counters_TB, "amax", include_self=False)
         return made
 
-    def combine(self, weights_LM: Tensor, momentum: str = "reset") -> "Population":
+    def combine(self, weights_LM: ArrayLike, momentum: str = "reset") -> "Population":
         """`averages` of members of this population: average l is the sum over m of weights_LM[l, m] x member m.
 
-        weights_LM: float32 or float64 [L, M], any finite values.
+        weights_LM: [L, M], any finite values.
         """
-        if weights_LM.shape[1:] != (self.members,) or weights_LM.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"weights_LM is {weights_LM.dtype} {tuple(weights_LM.shape)}; "
-                f"it needs to be float32 or float64, with a column for each of {self.members} members"
-            )
-        weights_of_L = weights_LM.detach().cpu().double().tolist()
+        weights_of_L = np.asarray(weights_LM, dtype=np.float64).tolist()
         return self.averages([[(self, m) for m in range(self.members)]] * len(weights_of_L), weights_of_L, momentum)
 
     @property
@@ -188,10 +184,9 @@ class Population:
         return _views(self.layout.parameters, self.momentum_MP[m])
 
     def buffers(self, m: int) -> dict[str, Tensor]:
-        """Views of member m's float32 statistics and int64 counters by name, in named_buffers order."""
+        """Views of member m's float32 statistics, and then of its int64 counters, by name."""
         statistics = _views(self.layout.statistics, self.statistics_MQ[m])
-        both = statistics | _views(self.layout.counters, self.counters_MB[m])
-        return {span.name: both[span.name] for span in self.layout.buffers}
+        return statistics | _views(self.layout.counters, self.counters_MB[m])
 
     def state_dict(self, m: int) -> dict[str, Tensor]:
         """Member m as an ordinary state dict: contiguous copies under the module's keys, in its order.
@@ -235,8 +230,7 @@ class Population:
 
         Momentum is copied too. Raises ValueError for row numbers out of range.
         """
-        index = torch.from_numpy(row_numbers(rows, self.members, "rows")).to(self.device)
-        return Population(self.layout, *(matrix.index_select(0, index) for matrix in self._matrices()))
+        return self.gather([(self, row) for row in rows])
 
     def to(self, device: torch.device | str) -> "Population":
         """The population on `device`; itself where it is there already."""
@@ -291,25 +285,39 @@ class Population:
         self.counters_MB[rows] = torch.where(alphas_L1 == 1, counts_b, counts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole population to a safetensors file. See `fastwi.population.checkpoint.save`."""
-        from fastwi.population import checkpoint
+        """Write the population to a safetensors file, replacing an earlier one only once the new one is on the disk.
 
-        checkpoint.save(self, path)
+        The format: `fastwi.population.checkpoint`. Raises UserError where the disk is full or not writable.
+        """
+        with atomic_open(path) as stream:
+            for piece in self.file_pieces():
+                stream.write(piece)
 
     def file_pieces(self) -> Iterator[memoryview]:
-        """The bytes that `save` writes. See `fastwi.population.checkpoint.pieces`."""
-        from fastwi.population import checkpoint
+        """The bytes that `save` writes, one piece after another."""
+        return checkpoint.pieces(self.layout, self._named())
 
-        return checkpoint.pieces(self)
-
-    @staticmethod
+    @classmethod
     def load(
-        path: str | os.PathLike[str], layout: Layout | None = None, device: torch.device | str | None = None
+        cls,
+        path: str | os.PathLike[str],
+        layout: Layout | None = None,
+        device: torch.device | str | None = None,
+        member: int | None = None,
     ) -> "Population":
-        """Read a file that `save` wrote. See `fastwi.population.checkpoint.load`."""
-        from fastwi.population import checkpoint
+        """Read a file that `save` wrote, or its member `member` alone, to `device` (default: the CPU).
 
-        return checkpoint.load(path, layout, device)
+        Raises CheckpointError, in one line, for a file that is missing, damaged, foreign, of another layout than
+        `layout` where that is given, or without that member.
+        """
+        stored, matrices = checkpoint.read(Path(path), member)
+        if layout is not None:
+            checkpoint.require_layout(Path(path), stored, layout)
+        population = cls(stored, **matrices)
+        return population if device is None else population.to(device)
+
+    def _named(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in MATRICES}
 
     def _matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.weights_MP, self.momentum_MP, self.statistics_MQ, self.counters_MB
@@ -357,13 +365,13 @@ def _require_layout(layout: Layout, other: Layout) -> None:
 
 def _require_equal_constants(layout: Layout, first: nn.Module, module: nn.Module, m: int) -> None:
     """Raise UserError where a buffer that no row holds differs between modules: its values would be lost."""
-    held = {span.name for span in layout.buffers}
-    here = dict(module.named_buffers())
+    held = {span.name for span in (*layout.statistics, *layout.counters)}
+    theirs = dict(module.named_buffers())
     for name, buffer in first.named_buffers():
-        if name in held or here.get(name) is buffer:
+        other = theirs.get(name)
+        if name in held or other is buffer:
             continue
-        same = name in here and here[name].dtype == buffer.dtype
-        if not same or not torch.equal(buffer, here[name].to(buffer.device)):
+        if other is None or other.dtype != buffer.dtype or not torch.equal(buffer, other.to(buffer.device)):
             raise UserError(
                 f"non-persistent buffer {name!r} of module {m} differs from the first module's, and a "
                 "population does not hold it; register it with persistent=True"

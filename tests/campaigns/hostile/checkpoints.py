@@ -13,7 +13,7 @@ from torch import nn
 
 from data_prep.digits import load_digits
 from fastwi.population import Layout, Population
-from fastwi.population.checkpoint import MATRICES, load
+from fastwi.population.layout import MATRICES
 from fastwi.population.state_file import read_state_file, save_state_dict
 from hostile.mutate import TEXTS, damaged, damaged_text, number
 from hostile.target import Finding, accepted, odd_file
@@ -85,7 +85,7 @@ class Checkpoints:
         if draw.random() < 0.5:
             member = draw.choice((0, 0, 1, 2, 3, 10**6))
             rows = slice(member, member + 1)
-            population = accepted(lambda: load(path, layout, member=member))
+            population = accepted(lambda: Population.load(path, layout, member=member))
         else:
             rows = slice(None)
             population = accepted(lambda: Population.load(path, layout))
