@@ -22,7 +22,7 @@ from fastwi.engine.fuse import fuse_batch_norm, trace
 from fastwi.engine.members import Apply, Tensors, by_vmap, dense_buffers, one_by_one, write_back
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.shortcut import shortcut
-from fastwi.kernels.stacked import Norm, stacked_batch_norm, stacked_conv, stacked_norm_conv
+from fastwi.kernels.stacked import Norm, stacked_batch_norm, stacked_conv
 
 
 @dataclass(frozen=True)
@@ -147,17 +147,13 @@ class StackedNetwork:
         weight_MOHWI = own["weight"].permute(0, 1, 3, 4, 2)
         place = (int(module.stride[0]), int(module.padding[0]))
         measured = measured and module.bias is None
-        if isinstance(x, Pending):
-            made = stacked_norm_conv(x.x.x_MNHWC, x.norm, weight_MOHWI, *place, x.x.moments, measured)
-        else:
-            made = stacked_conv(x.x_MNHWC, weight_MOHWI, *place, measured)
-        if measured:
-            return Images(*made)
+        images, norm = (x.x, x.norm) if isinstance(x, Pending) else (x, None)
+        y, moments = stacked_conv(images.x_MNHWC, weight_MOHWI, *place, norm, images.moments, measured)
         if module.bias is None:
-            return Images(made)
+            return Images(y, moments)
         if self._exact:  # the bias's gradient is a sum
-            return Images(self._apply(lambda y, bias: y + bias.to(y.dtype), made, own["bias"]))
-        return Images(made + own["bias"][:, None, None, None, :].to(made.dtype))
+            return Images(self._apply(lambda y, bias: y + bias.to(y.dtype), y, own["bias"]))
+        return Images(y + own["bias"][:, None, None, None, :].to(y.dtype))
 
     def _mapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Value:
         """`function` of each member's arguments: the rule of everything that has none of its own."""

@@ -1,23 +1,19 @@
 """Differentiable layers of M networks at once, on activations [M, N, H, W, C]: Triton on a GPU, torch elsewhere.
 
-Two ways to build a network, with the same results to rounding:
+    y, moments = stacked_conv(x, w, 1, 1, statistics=True)
+    y2, moments2 = stacked_conv(y, w2, 1, 1, norm, moments, statistics=True)  # conv(act(batch_norm(y)))
+    z = stacked_batch_norm(y2, residual, norm2, moments2)
 
-    y = stacked_conv(x, w, ...);  z = stacked_batch_norm(y, residual, ...)
-    y, moments = stacked_conv(x, w, ..., statistics=True)                     # statistics for no pass of their own
-    y2, moments2 = stacked_norm_conv(y, norm, w2, ..., moments=moments)       # conv(act(batch_norm(y)))
-    z = stacked_batch_norm(y2, residual, ..., moments=moments2)
+Here act(batch_norm(y)) is never stored: the second convolution makes it while it reads y, and so does its backward
+pass. Bytes a value of y, for bf16 and as many values in as out: 20 (forward 4; input gradient 6, batch norm's 6,
+weight gradient 4), against 28 for a convolution and a batch norm of its own.
 
-In the second, act(batch_norm(y)) is never stored: the next convolution makes it while it reads y, and so does the
-backward. Bytes a value of y, for bf16 and as many values in as out: convolution and batch norm 28 (forward 4 + 6,
-backward 8 + 10); the fused chain 20 (forward 4; input gradient 6, batch norm's 6, weight gradient 4).
-
-The equations are in fastwi.kernels.stacked_conv, stacked_conv_weight and stacked_norm.
+The equations are in fastwi.kernels.stacked_conv and stacked_norm.
 
 Shapes: M members, N images, H W height and width, C channels (I in, O out), T tiles. Weights are [M, O, KH, KW, I],
 views of the population's rows as they lie there: each member's values dense, the member stride any.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,57 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from fastwi.kernels import stacked_conv as conv
 from fastwi.kernels import stacked_norm as norms
-from fastwi.kernels.stacked_conv_weight import weight_gradient
 from fastwi.kernels.stacked_geometry import Geometry
-
-
-def _wide(parameter: Tensor) -> Tensor:
-    """As it is in float32 and float64, else a float32 copy."""
-    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A batch norm of M networks, and the ReLU behind it.
-
-    Weight, bias and running statistics are [M, C] in float32 with dense channels and any member strides. Weight and
-    bias may be in 16 bits too. `factor` is the weight of a batch's statistics in the running ones: a number, or
-    float32 [M]. Raises ValueError for other shapes or strides.
-    """
-
-    weight_MC: Tensor
-    bias_MC: Tensor
-    running_mean_MC: Tensor
-    running_var_MC: Tensor
-    training: bool = True
-    factor: float | Tensor = 0.1
-    eps: float = 1e-5
-    relu: bool = True
-
-    def __post_init__(self) -> None:
-        tensors = (self.weight_MC, self.bias_MC, self.running_mean_MC, self.running_var_MC)
-        if len({tuple(tensor.shape) for tensor in tensors}) > 1 or any(tensor.stride(-1) != 1 for tensor in tensors):
-            shapes = ", ".join(f"{tuple(tensor.shape)} with strides {tensor.stride()}" for tensor in tensors)
-            raise ValueError(
-                f"weight, bias, running mean and variance need one shape and dense channels, not {shapes}"
-            )
-
-    def settle(self, x_MNHWC: Tensor, moments_MT3C: Tensor | None) -> Tensor:
-        """stats [M, 4, C] for x: mean, inv, scale and shift. In training this updates the running statistics."""
-        if (x_MNHWC.shape[0], x_MNHWC.shape[-1]) != self.weight_MC.shape:
-            raise ValueError(
-                f"activations {tuple(x_MNHWC.shape)} don't go with a norm of {tuple(self.weight_MC.shape)}"
-            )
-        rows = x_MNHWC[0, ..., 0].numel()
-        if self.training and rows < 2:
-            raise ValueError(f"batch norm in training needs 2 values a channel or more, not {rows}")
-        if self.training and moments_MT3C is None:
-            moments_MT3C = norms.moments(x_MNHWC)
-        return norms.settle(
-            moments_MT3C if self.training else None,
-            _wide(self.weight_MC), _wide(self.bias_MC), self.running_mean_MC, self.running_var_MC,
-            self.factor, self.eps,
-        )  # fmt: skip
+from fastwi.kernels.stacked_norm import Norm
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -94,7 +41,7 @@ class _BatchNorm(torch.autograd.Function):
         x, residual = x.contiguous(), None if residual is None else residual.contiguous()
         stats = norm.settle(x, moments)
         z: Tensor = norms.apply(x, residual, stats, norm.relu)
-        ctx.relu, ctx.training, ctx.has_residual = norm.relu, norm.training, residual is not None
+        ctx.norm, ctx.has_residual = norm, residual is not None
         # Without a residual x shows where the ReLU passed, and z need not be kept.
         ctx.save_for_backward(x, z if norm.relu and ctx.has_residual else None, stats)
         ctx.set_materialize_grads(False)
@@ -105,17 +52,18 @@ class _BatchNorm(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         x, z, stats = ctx.saved_tensors
+        relu = ctx.norm.relu
         dz, dz2, *_ = *(g.contiguous() for g in gradients if g is not None), None, None
         if dz is None:
             return (None,) * 7
         # With one user, g is dz itself without a ReLU, and with a ReLU but no residual it is cheap to compute again.
-        keep = dz2 is not None or (ctx.has_residual and ctx.relu)
-        sums, kept = norms.gradient_sums(dz, dz2, x, z, stats, ctx.relu, keep)
+        keep = dz2 is not None or (ctx.has_residual and relu)
+        sums, kept = norms.gradient_sums(dz, dz2, x, z, stats, relu, keep)
         g = dz if kept is None else kept
-        made = norms.parameter_gradients(sums)
+        made = norms.sum_tiles(sums)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = norms.input_gradient(g, x, stats, made, ctx.relu and not keep, ctx.training)
+            dx = norms.input_gradient(g, x, stats, made, relu and not keep, ctx.norm.training)
         dresidual = g if ctx.needs_input_grad[1] else None
         return dx, dresidual, made[:, 1], made[:, 0], None, None, None
 
@@ -156,23 +104,34 @@ class _NormConv(torch.autograd.Function):
         if any(ctx.needs_input_grad[:3]):
             dx, sums = conv.input_gradient(dy, weight, ctx.geometry, x, stats, ctx.relu)
             if sums is not None:
-                made = norms.parameter_gradients(sums)
+                made = norms.sum_tiles(sums)
                 dx = norms.input_gradient(dx, x, stats, made, False, ctx.training)
                 dbias, dweight = made.unbind(1)
         if ctx.needs_input_grad[3]:
-            dw = weight_gradient(x, dy, ctx.geometry, stats, ctx.relu).to(weight.dtype)
+            dw = conv.weight_gradient(x, dy, ctx.geometry, stats, ctx.relu).to(weight.dtype)
         return dx, dweight, dbias, dw, None, None, None, None
 
 
-def stacked_conv(x_MNHWI: Tensor, weight_MOHWI: Tensor, stride: int, padding: int, statistics: bool = False) -> Any:
-    """y [M, N, OH, OW, O] in x's dtype: each member's images under its own weights, without a bias.
+def stacked_conv(
+    x_MNHWI: Tensor,
+    weight_MOHWI: Tensor,
+    stride: int,
+    padding: int,
+    norm: Norm | None = None,
+    moments: Tensor | None = None,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """y [M, N, OH, OW, O] in x's dtype: each member's convolution of x, or of act(batch_norm(x)) with a `norm`.
 
-    Weights are float32, or x's dtype. With `statistics`: (y, moments [M, T, 3, O]), what `stacked_batch_norm` and
-    `stacked_norm_conv` need of y, without gradient.
+    Weights are float32, or x's dtype. `moments` are x's, where the convolution that made x made them; else they take
+    a pass over x. With `statistics` the second result is y's moments [M, T, 3, O], without gradient.
 
     Raises ValueError for shapes that don't fit together.
     """
-    return stacked_norm_conv(x_MNHWI, None, weight_MOHWI, stride, padding, None, statistics)
+    geometry = Geometry(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
+    parameters = (None, None) if norm is None else (norm.weight_MC, norm.bias_MC)
+    y, moments_out = _NormConv.apply(x_MNHWI, *parameters, weight_MOHWI, norm, geometry, moments, statistics)
+    return y, moments_out
 
 
 def stacked_batch_norm(
@@ -188,22 +147,3 @@ def stacked_batch_norm(
     if residual_MNHWC is not None and residual_MNHWC.shape != x_MNHWC.shape:
         raise ValueError(f"a residual of shape {tuple(residual_MNHWC.shape)} for activations {tuple(x_MNHWC.shape)}")
     return _BatchNorm.apply(x_MNHWC, residual_MNHWC, norm.weight_MC, norm.bias_MC, norm, moments, users)
-
-
-def stacked_norm_conv(
-    x_MNHWI: Tensor,
-    norm: Norm | None,
-    weight_MOHWI: Tensor,
-    stride: int,
-    padding: int,
-    moments: Tensor | None = None,
-    statistics: bool = False,
-) -> Any:
-    """conv(act(batch_norm(x))), without storing what batch norm makes; arguments and results as in `stacked_conv`.
-
-    `moments` are x's, where the convolution that made x made them; else they take a pass over x.
-    """
-    geometry = Geometry.of(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
-    parameters = (None, None) if norm is None else (norm.weight_MC, norm.bias_MC)
-    y, moments_out = _NormConv.apply(x_MNHWI, *parameters, weight_MOHWI, norm, geometry, moments, statistics)
-    return (y, moments_out) if statistics else y

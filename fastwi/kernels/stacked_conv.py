@@ -1,7 +1,8 @@
-"""Convolutions of M networks at once: forward and input gradient, as implicit matrix products.
+"""Convolutions of M networks at once and their gradients, as implicit matrix products.
 
-    y[m, n, p, q, o]  = sum over kh, kw, i of a[m, n, p s + kh - pad, q s + kw - pad, i] w[m, o, kh, kw, i]
-    dx[m, n, h, w, i] = sum over kh, kw, o of dy[m, n, p, q, o] w[m, o, kh, kw, i],   p s + kh - pad = h, q alike
+    y[m, n, p, q, o]     = sum over kh, kw, i of a[m, n, p s + kh - pad, q s + kw - pad, i] w[m, o, kh, kw, i]
+    dx[m, n, h, w, i]    = sum over kh, kw, o of dy[m, n, p, q, o] w[m, o, kh, kw, i],   p s + kh - pad = h, q alike
+    dw[m, o, kh, kw, i]  = sum over n, p, q of a[m, n, p s + kh - pad, q s + kw - pad, i] dy[m, n, p, q, o]
 
 a is x, or with batch norm and ReLU in the prologue act(x scale[m, i] + shift[m, i]), and 0 outside the image either
 way. Sums are in float32; inputs are rounded to the activations' dtype first, as a product of that dtype does.
@@ -9,11 +10,11 @@ way. Sums are in float32; inputs are rounded to the activations' dtype first, as
 By Triton on a GPU. Elsewhere by torch, member by member, in any floating dtype (sums in float64 for such inputs).
 
 Memory traffic in bytes a value of y, for bf16 and as many values in as out: forward 4 (x read, y written), with
-statistics still 4; input gradient 4 (dy read, dx written), with the prologue's backward 6 (x read too). Taps of a
-3 x 3 kernel read x nine times, from caches. Weights add 2 K CO / 256 bytes a row, from the second-level cache.
+statistics still 4; input gradient 4 (dy read, dx written), with the prologue's backward 6 (x read too); weight
+gradient 4 (x and dy read) and 8 K / CHUNK for partial sums. Taps of a 3 x 3 kernel read x nine times, from caches.
 
-Every program owns its outputs and partial sums go to a buffer, so results are the same each time, and the same for a
-member whatever the others are.
+Every program owns its outputs and the sizes of its sums follow from a member's own shapes, so results are the same
+each time, and the same for a member whatever the others are.
 
 Symbols: those of fastwi.kernels.stacked_geometry. C channels, T tiles. stats_M4C: mean, inv, scale and shift.
 """
@@ -25,15 +26,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.grad import conv2d_input
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from fastwi.kernels import gpu, stacked_norm
 from fastwi.kernels.gpu import INTERPRETED, rounded, tl, triton
-from fastwi.kernels.stacked_geometry import Geometry, Tile, product_tile
-from fastwi.kernels.stacked_norm import INVERSE, MEAN, SCALE, SHIFT, load_row, store_moments, wide
+from fastwi.kernels.stacked_geometry import Geometry, Tile, chunk_rows, product_tile, weight_tile
+from fastwi.kernels.stacked_norm import (
+    SCALE,
+    SHIFT,
+    normed,
+    standardised,
+    store_gradient_sums,
+    store_moments,
+    wide,
+)
 
 
-def by_member(function: Callable[..., Tensor], *stacks: Tensor) -> Tensor:
+def _by_member(function: Callable[..., Tensor], *stacks: Tensor) -> Tensor:
     """`function` of each member's tensors, stacked.
 
     On a GPU float32 is float32, and the same each time: cuDNN's convolutions are in TF32 otherwise.
@@ -43,7 +52,7 @@ def by_member(function: Callable[..., Tensor], *stacks: Tensor) -> Tensor:
         return torch.stack([function(*own) for own in zip(*stacks, strict=True)])
 
 
-def launch(kernel: Any, grid: tuple[int, int, int], tile: Tile, device: torch.device, *arguments: Any) -> None:
+def _launch(kernel: Any, grid: tuple[int, int, int], tile: Tile, device: torch.device, *arguments: Any) -> None:
     """Launch `kernel` on `device`, with the tile's rows, columns and depth as its last arguments."""
     with gpu.on(device):
         kernel[grid](
@@ -60,7 +69,7 @@ def _operands(weight_MOHWI: Tensor, x: Tensor) -> Tensor:
     return weight_MOHWI.to(x.dtype).to(wide(x)).permute(0, 1, 4, 2, 3)
 
 
-def images(x_NHWC: Tensor) -> Tensor:
+def _images(x_NHWC: Tensor) -> Tensor:
     """[N, C, H, W] in the dtype to compute in."""
     return x_NHWC.to(wide(x_NHWC)).permute(0, 3, 1, 2)
 
@@ -75,8 +84,8 @@ def forward(
     g = geometry
     if not gpu.by_triton(x_MNHWI):
         a_MNHWI = x_MNHWI if stats_M4I is None else stacked_norm.apply(x_MNHWI, None, stats_M4I, relu)
-        y_MNOHW = by_member(
-            lambda a_NHWI, w_OIHW: functional.conv2d(images(a_NHWI), w_OIHW, None, g.stride, g.padding),
+        y_MNOHW = _by_member(
+            lambda a_NHWI, w_OIHW: functional.conv2d(_images(a_NHWI), w_OIHW, None, g.stride, g.padding),
             a_MNHWI, _operands(weight_MOHWI, x_MNHWI),
         )  # fmt: skip
         y_MNHWO = y_MNOHW.permute(0, 1, 3, 4, 2).to(x_MNHWI.dtype).contiguous()
@@ -86,9 +95,9 @@ def forward(
     grid = (-(-g.R // tile.rows), -(-g.CO // tile.columns), g.M)
     y = x_MNHWI.new_empty(g.y_shape)
     moments = x_MNHWI.new_empty((g.M, grid[0], 3, g.CO), dtype=torch.float32) if statistics else None
-    launch(
+    _launch(
         forward_kernel, grid, tile, y.device, x_MNHWI, weight, y, stats_M4I, moments, weight.stride(0), g.R,
-        *g.kernel_sizes, relu, _alignment(weight), precision(y.dtype),
+        *g.kernel_sizes, relu, _alignment(weight), _precision(y.dtype),
     )  # fmt: skip
     return y, moments
 
@@ -109,8 +118,8 @@ def input_gradient(
     g = geometry
     if not gpu.by_triton(dy_MNPQO):
         shape = (g.N, g.CI, g.H, g.W)
-        dx_MNIHW = by_member(
-            lambda dy_NPQO, w_OIHW: conv2d_input(shape, w_OIHW, images(dy_NPQO), g.stride, g.padding),
+        dx_MNIHW = _by_member(
+            lambda dy_NPQO, w_OIHW: conv2d_input(shape, w_OIHW, _images(dy_NPQO), g.stride, g.padding),
             dy_MNPQO, _operands(weight_MOHWI, dy_MNPQO),
         )  # fmt: skip
         dx_MNHWI = dx_MNIHW.to(dy_MNPQO.dtype).permute(0, 1, 3, 4, 2).contiguous()
@@ -125,11 +134,39 @@ def input_gradient(
     grid = (-(-places // tile.rows) * g.stride**2, -(-g.CI // tile.columns), g.M)
     dx = dy_MNPQO.new_empty(g.x_shape)
     sums = None if stats_M4I is None else dx.new_empty((g.M, grid[0], 2, g.CI), dtype=torch.float32)
-    launch(
+    _launch(
         input_gradient_kernel, grid, tile, dx.device, dy_MNPQO, weight, dx, x_MNHWI, stats_M4I, sums,
-        weight.stride(0), g.N, *g.kernel_sizes, relu, _alignment(weight), precision(dx.dtype),
+        weight.stride(0), g.N, *g.kernel_sizes, relu, _alignment(weight), _precision(dx.dtype),
     )  # fmt: skip
     return dx, sums
+
+
+def weight_gradient(
+    x_MNHWI: Tensor, dy_MNPQO: Tensor, geometry: Geometry, stats_M4I: Tensor | None, relu: bool
+) -> Tensor:
+    """dw [M, CO, KH, KW, CI] in float32 (float64 for such inputs). x and dy are contiguous."""
+    g = geometry
+    if not gpu.by_triton(x_MNHWI):
+        a_MNHWI, stride = x_MNHWI, g.stride
+        if stats_M4I is not None:
+            a_MNHWI = stacked_norm.apply(x_MNHWI, None, stats_M4I, relu)
+        if (g.KH, g.KW, g.padding) == (1, 1, 0):  # see fastwi.kernels.pointwise
+            a_MNHWI, stride = a_MNHWI[:, :, ::stride, ::stride], 1
+        shape = (g.CO, g.CI, g.KH, g.KW)
+        dw_MOIHW = _by_member(
+            lambda a_NHWI, dy_NPQO: conv2d_weight(_images(a_NHWI), shape, _images(dy_NPQO), stride, g.padding),
+            a_MNHWI, dy_MNPQO,
+        )  # fmt: skip
+        return dw_MOIHW.permute(0, 1, 3, 4, 2).contiguous()
+    tile, chunk = weight_tile(g.CI, g.CO, g.KH * g.KW, x_MNHWI.element_size()), chunk_rows(g.CI, g.CO)
+    chunks = -(-g.R // chunk)
+    partial = x_MNHWI.new_empty((g.M, chunks, *g.weight_shape[1:]), dtype=torch.float32)
+    grid = (-(-g.K // tile.depth) * -(-g.CO // tile.columns), chunks, g.M)
+    _launch(
+        weight_gradient_kernel, grid, tile, partial.device, x_MNHWI, dy_MNPQO, partial, stats_M4I,
+        g.R, *g.kernel_sizes, relu, _precision(x_MNHWI.dtype), chunk,
+    )  # fmt: skip
+    return stacked_norm.sum_tiles(partial)
 
 
 def _dense_rows(weight_MOHWI: Tensor) -> Tensor:
@@ -143,13 +180,13 @@ def _alignment(weight_MOHWI: Tensor) -> int:
     return min(16, starts & -starts) if starts else 16
 
 
-def precision(dtype: torch.dtype) -> str:
+def _precision(dtype: torch.dtype) -> str:
     """float32 products are exact; those of 16-bit inputs always are."""
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
 @triton.jit
-def operand(w, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _operand(w, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Weights in the activations' dtype; as they are where they have it, so that copies can run ahead."""
     if w.dtype != DTYPE:
         w = rounded(w.to(tl.float32), DTYPE)
@@ -157,7 +194,7 @@ def operand(w, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def product(a, b, sums, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+def _product(a, b, sums, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
     """sums + a @ b in float32."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
@@ -165,9 +202,9 @@ def product(a, b, sums, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def
 
 
 @triton.jit
-def patches(  # type: ignore[no-untyped-def]
+def _patches(  # type: ignore[no-untyped-def]
     x_NHWI,  # one member's
-    stats_4I,  # one member's: mean, inverse deviation, scale, shift; or None: no prologue
+    stats_M4I, member,  # stats None: no prologue
     image_R, top_R, left_R, inside_R,  # of each row's patch; top and left may lie outside the image
     k_start,
     H: tl.constexpr, W: tl.constexpr, CI: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -191,9 +228,9 @@ def patches(  # type: ignore[no-untyped-def]
     inside = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
     at = ((image_R[:, None] * H + h) * W + w) * CI + channel_K[None, :]
     x = tl.load(x_NHWI + at, mask=inside, other=0.0)
-    if stats_4I is not None:
-        scale_K = tl.load(stats_4I + SCALE * CI + channel_K)
-        shift_K = tl.load(stats_4I + SHIFT * CI + channel_K)
+    if stats_M4I is not None:
+        scale_K = tl.load(stats_M4I + member * (4 * CI) + SCALE * CI + channel_K)
+        shift_K = tl.load(stats_M4I + member * (4 * CI) + SHIFT * CI + channel_K)
         a = x.to(tl.float32) * scale_K[None, :] + shift_K[None, :]
         if RELU:
             a = tl.where(a < 0.0, 0.0, a)  # keeps NaN, as torch does
@@ -214,33 +251,29 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of y: rows x channels out, of one member. Grid: tiles of rows, tiles of channels, members."""
-    tile, member = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    row_R = tile * BLOCK_R + tl.arange(0, BLOCK_R)
+    member = tl.program_id(2).to(tl.int64)
+    row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     out_O = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     inside_R = row_R < R
     image_R = row_R // (OH * OW)
     x_NHWI = x_MNHWI + member * (R // (OH * OW) * (H * W * CI))
     w_OK = tl.multiple_of(w_MOK + member * member_stride, ALIGNED)
-    stats_4I = None
-    if stats_M4I is not None:
-        stats_4I = stats_M4I + member * (4 * CI)
     top_R = row_R // OW % OH * STRIDE - PADDING
     left_R = row_R % OW * STRIDE - PADDING
     sums = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
     for k_start in range(0, KH * KW * CI, BLOCK_K):
-        a = patches(
-            x_NHWI, stats_4I, image_R, top_R, left_R, inside_R, k_start, H, W, CI, KH, KW, RELU, BLOCK_K
+        a = _patches(
+            x_NHWI, stats_M4I, member, image_R, top_R, left_R, inside_R, k_start, H, W, CI, KH, KW, RELU, BLOCK_K
         )  # fmt: skip
         k = k_start + tl.arange(0, BLOCK_K)
         exists = (k < KH * KW * CI)[:, None] & (out_O < CO)[None, :]
         w = tl.load(w_OK + out_O[None, :] * (KH * KW * CI) + k[:, None], mask=exists, other=0.0)
-        sums = product(a, operand(w, x_MNHWI.dtype.element_ty), sums, PRECISION)
+        sums = _product(a, _operand(w, x_MNHWI.dtype.element_ty), sums, PRECISION)
     y = rounded(sums, y_MRO.dtype.element_ty)
     at = member * R * CO + row_R[:, None] * CO + out_O[None, :]
     tl.store(y_MRO + at, y, mask=inside_R[:, None] & (out_O < CO)[None, :])
     if moments_MT3O is not None:
-        place = member * tl.num_programs(0) + tile
-        store_moments(y.to(tl.float32), inside_R, moments_MT3O + place * (3 * CO), out_O, CO)
+        store_moments(y.to(tl.float32), inside_R, moments_MT3O, member, out_O, CO)
 
 
 @triton.jit
@@ -310,18 +343,50 @@ def input_gradient_kernel(  # type: ignore[no-untyped-def]
             dy_NPQO + ((image_R[:, None] * OH + p) * OW + q) * CO + out_K[None, :], mask=reached, other=0.0
         )  # fmt: skip
         w = tl.load(w_OK + at_K[:, None] + in_I[None, :], mask=exists, other=0.0)
-        sums = product(dy, operand(w, dy_MNPQO.dtype.element_ty), sums, PRECISION)
+        sums = _product(dy, _operand(w, dy_MNPQO.dtype.element_ty), sums, PRECISION)
 
     exists = inside_R[:, None] & (in_I < CI)[None, :]
     at = member * (N * H * W * CI) + ((image_R * H + h_R) * W + w_R)[:, None] * CI + in_I[None, :]
     if stats_M4I is not None:
         x = tl.load(x_MNHWI + at, mask=exists, other=0.0).to(tl.float32)
         if RELU:
-            scale = load_row(stats_M4I, member, SCALE, in_I, CI)
-            sums = tl.where(x * scale + load_row(stats_M4I, member, SHIFT, in_I, CI) > 0.0, sums, 0.0)
-        xhat = (x - load_row(stats_M4I, member, MEAN, in_I, CI)) * load_row(stats_M4I, member, INVERSE, in_I, CI)
+            sums = tl.where(normed(x, stats_M4I, member, in_I, CI) > 0.0, sums, 0.0)
         g = tl.where(exists, rounded(sums, dx_MNHWI.dtype.element_ty).to(tl.float32), 0.0)
-        place = sums_MT2I + (member * tl.num_programs(0) + pid) * (2 * CI) + in_I
-        tl.store(place, tl.sum(g, 0), mask=in_I < CI)
-        tl.store(place + CI, tl.sum(g * xhat, 0), mask=in_I < CI)
+        store_gradient_sums(g, standardised(x, stats_M4I, member, in_I, CI), sums_MT2I, member, in_I, CI)
     tl.store(dx_MNHWI + at, rounded(sums, dx_MNHWI.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def weight_gradient_kernel(  # type: ignore[no-untyped-def]
+    x_MNHWI, dy_MRO, partial_MSE,
+    stats_M4I,  # None: no prologue
+    R,
+    H: tl.constexpr, W: tl.constexpr, CI: tl.constexpr, CO: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_K x BLOCK_O of one chunk's sum. Grid: blocks of k and of o, chunks of CHUNK rows, members."""
+    pid, chunk, member = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    BLOCKS_K: tl.constexpr = (KH * KW * CI + BLOCK_K - 1) // BLOCK_K
+    k_start = pid % BLOCKS_K * BLOCK_K
+    out_O = pid // BLOCKS_K * BLOCK_O + tl.arange(0, BLOCK_O)
+    x_NHWI = x_MNHWI + member * (R // (OH * OW) * (H * W * CI))
+    dy_RO = dy_MRO + member * R * CO
+    sums = tl.zeros((BLOCK_K, BLOCK_O), tl.float32)
+    for row_start in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, R), BLOCK_R):
+        row_R = row_start + tl.arange(0, BLOCK_R)
+        inside_R = row_R < R
+        image_R = row_R // (OH * OW)
+        top_R = row_R // OW % OH * STRIDE - PADDING
+        left_R = row_R % OW * STRIDE - PADDING
+        a = _patches(
+            x_NHWI, stats_M4I, member, image_R, top_R, left_R, inside_R, k_start, H, W, CI, KH, KW, RELU, BLOCK_K
+        )  # fmt: skip
+        exists = inside_R[:, None] & (out_O < CO)[None, :]
+        dy = tl.load(dy_RO + row_R[:, None] * CO + out_O[None, :], mask=exists, other=0.0)
+        sums = _product(tl.trans(a), dy, sums, PRECISION)
+    k = k_start + tl.arange(0, BLOCK_K)
+    partial_E = partial_MSE + (member * tl.num_programs(1) + chunk) * (CO * KH * KW * CI)
+    at = partial_E + out_O[None, :] * (KH * KW * CI) + k[:, None]
+    tl.store(at, sums, mask=(k < KH * KW * CI)[:, None] & (out_O < CO)[None, :])

@@ -5,55 +5,38 @@ OH OW height and width of the output; R = N * OH * OW rows of the implicit matri
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
 class Geometry:
-    """The sizes of one convolution of M networks."""
+    """The sizes of one convolution of M networks, from the shapes of x [M, N, H, W, CI] and w [M, CO, KH, KW, CI].
 
-    M: int
-    N: int
-    R: int
-    K: int
-    H: int
-    W: int
-    CI: int
-    CO: int
-    OH: int
-    OW: int
-    KH: int
-    KW: int
-    stride: int
-    padding: int
-    x_shape: tuple[int, ...]  # [M, N, H, W, CI]
-    y_shape: tuple[int, ...]  # [M, N, OH, OW, CO]
-    weight_shape: tuple[int, ...]  # [M, CO, KH, KW, CI]
+    Raises ValueError where they don't fit together.
+    """
 
-    @classmethod
-    def of(cls, x_shape: Sequence[int], weight_shape: Sequence[int], stride: int, padding: int) -> "Geometry":
-        """From the shapes of x [M, N, H, W, CI] and of the weights [M, CO, KH, KW, CI].
-
-        Raises ValueError where they don't fit together.
-        """
-        x_shape, weight_shape = tuple(x_shape), tuple(weight_shape)
-        if [len(x_shape), len(weight_shape)] != [5, 5] or x_shape[::4] != weight_shape[::4]:
+    def __init__(self, x_shape: Sequence[int], weight_shape: Sequence[int], stride: int, padding: int) -> None:
+        self.x_shape, self.weight_shape = tuple(x_shape), tuple(weight_shape)
+        self.stride, self.padding = stride, padding
+        if [len(x_shape), len(weight_shape)] != [5, 5] or self.x_shape[::4] != self.weight_shape[::4]:
             raise ValueError(
-                f"activations have shape {x_shape} and weights {weight_shape}; "
+                f"activations have shape {self.x_shape} and weights {self.weight_shape}; "
                 "they need [M, N, H, W, CI] and [M, CO, KH, KW, CI]"
             )
         if stride < 1 or padding < 0:
             raise ValueError(f"stride is {stride} and padding {padding}; they need to be >= 1 and >= 0")
-        M, N, H, W, CI = x_shape
-        CO, KH, KW = weight_shape[1:4]
-        OH, OW = ((side + 2 * padding - window) // stride + 1 for side, window in ((H, KH), (W, KW)))
-        if min(OH, OW) < 1:
-            raise ValueError(f"a {KH} x {KW} kernel does not fit into {H} x {W} images with {padding} of padding")
-        R, K = N * OH * OW, KH * KW * CI
-        if max(N * H * W * CI, R * CO) >= 2**31:
-            raise ValueError(f"a member's activations of {N} images hold 2^31 values or more; use smaller batches")
-        y_shape = (M, N, OH, OW, CO)
-        return cls(M, N, R, K, H, W, CI, CO, OH, OW, KH, KW, stride, padding, x_shape, y_shape, weight_shape)
+        self.M, self.N, self.H, self.W, self.CI = self.x_shape
+        _, self.CO, self.KH, self.KW, _ = self.weight_shape
+        self.OH = (self.H + 2 * padding - self.KH) // stride + 1
+        self.OW = (self.W + 2 * padding - self.KW) // stride + 1
+        if min(self.OH, self.OW) < 1:
+            raise ValueError(
+                f"a {self.KH} x {self.KW} kernel does not fit into {self.H} x {self.W} images with padding {padding}"
+            )
+        self.R = self.N * self.OH * self.OW
+        self.K = self.KH * self.KW * self.CI
+        self.y_shape = (self.M, self.N, self.OH, self.OW, self.CO)
+        if max(self.N * self.H * self.W * self.CI, self.R * self.CO) >= 2**31:
+            raise ValueError(f"activations of {self.N} images have 2^31 values or more; use smaller batches")
 
     @property
     def kernel_sizes(self) -> tuple[int, ...]:
@@ -74,59 +57,35 @@ class Tile:
     stages: int
 
 
-# Tiles depend on a member's own shapes alone, never on M: a member's sums are the same in every population. Rows are
-# many, since each program reads all weights: at 64 channels they weigh 74 kB in bf16, 256 rows 64 kB in and out.
-# A step's loads of neighbouring taps overlap and shall hit the first-level cache, which asynchronous copies of 16
-# bytes go past: hence one stage where other programs of the multiprocessor hide the latency.
-_PRODUCTS = {  # (channels summed over, channels out)
-    (3, 16): Tile(256, 16, 32, 4, 1),
-    (3, 64): Tile(128, 64, 32, 4, 1),
-    (16, 16): Tile(256, 16, 32, 4, 1),
-    (16, 32): Tile(256, 32, 32, 4, 1),
-    (32, 16): Tile(256, 16, 32, 4, 1),
-    (32, 32): Tile(256, 32, 32, 4, 1),
-    (32, 64): Tile(256, 64, 32, 8, 2),
-    (64, 32): Tile(256, 32, 64, 8, 2),
-    (64, 64): Tile(256, 64, 64, 8, 2),
-}
-_WEIGHTS = {  # (channels in, channels out): `rows` of activations a step, an accumulator of depth x columns
-    (3, 16): Tile(128, 16, 32, 4, 1),
-    (16, 16): Tile(128, 16, 64, 4, 1),
-    (16, 32): Tile(128, 32, 64, 4, 1),
-    (32, 32): Tile(64, 32, 64, 4, 1),
-    (32, 64): Tile(64, 64, 64, 4, 2),
-    (64, 64): Tile(64, 64, 128, 8, 2),
-}
-
-
 def power_of_two(number: int, low: int, high: int) -> int:
     """The lowest power of two from `number` up, within low .. high."""
     return max(low, min(high, 1 << max(0, number - 1).bit_length()))
 
 
+# Tiles depend on a member's own shapes alone, never on M: a member's sums are the same in every population.
+
+
 def product_tile(channels_in: int, channels_out: int, taps: int, itemsize: int) -> Tile:
     """The tile of the forward product, and with channels swapped of the input gradient's.
 
-    `itemsize` is the activations', in bytes. Values of 4 bytes take twice the registers and shared memory.
+    `itemsize` is the activations', in bytes. Rows are many, since each program reads all weights. Neighbouring taps
+    share the first-level cache, which copies that run ahead pass by: so only products with many weights have stages.
     """
-    if itemsize > 2:
-        tile = product_tile(channels_in, channels_out, taps, 2)
-        # In float32 products are multiply-adds of its own: deeper tiles would not fit the registers.
-        return replace(tile, rows=min(128, tile.rows), depth=min(32, tile.depth), stages=1)
-    if taps > 1 and (channels_in, channels_out) in _PRODUCTS:
-        return _PRODUCTS[channels_in, channels_out]
-    whole = [depth for depth in (64, 32, 16) if channels_in % depth == 0]
-    depth = whole[0] if whole else power_of_two(taps * channels_in, 16, 64)
-    return Tile(128, power_of_two(channels_out, 16, 64), depth, 4, 2)
+    columns = power_of_two(channels_out, 16, 64)
+    depth = 64 if channels_in % 64 == 0 else power_of_two(taps * channels_in, 16, 32)
+    warps, stages = (8, 2) if channels_in * channels_out >= 2048 else (4, 1)
+    rows = min(256, 2048 * warps // columns)  # at most 64 sums a thread
+    if itemsize > 2:  # float32 products are multiply-adds: deeper tiles would not fit the registers
+        return Tile(min(128, rows), columns, min(32, depth), warps, 1)
+    return Tile(rows, columns, depth, warps, stages)
 
 
 def weight_tile(channels_in: int, channels_out: int, taps: int, itemsize: int) -> Tile:
-    """The tile of the weight gradient; `itemsize` is the activations', in bytes."""
-    if itemsize > 2:
-        return replace(weight_tile(channels_in, channels_out, taps, 2), stages=1)
-    if taps > 1 and (channels_in, channels_out) in _WEIGHTS:
-        return _WEIGHTS[channels_in, channels_out]
-    return Tile(64, power_of_two(channels_out, 16, 64), power_of_two(taps * channels_in, 16, 64), 4, 2)
+    """The tile of the weight gradient: `rows` of activations a step, sums of depth x columns."""
+    columns = power_of_two(channels_out, 16, 64)
+    depth = power_of_two(taps * channels_in, 16, 128 if channels_in % 64 == 0 else 64)
+    stages = 2 if columns == 64 and itemsize <= 2 else 1
+    return Tile(128 if channels_in < 32 else 64, columns, depth, 8 if depth == 128 else 4, stages)
 
 
 def chunk_rows(channels_in: int, channels_out: int) -> int:

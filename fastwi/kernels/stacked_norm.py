@@ -6,19 +6,19 @@ Training (Ioffe & Szegedy 2015), over the R = N * H * W values of each channel o
     g = dz where z > 0;   dbias = sum g;   dweight = sum g xhat;   dresidual = g;   xhat = (x - mean) inv
     dx = scale (g - (dbias + xhat dweight) / R)
 
-By Triton on a GPU. Elsewhere by torch, in any floating dtype: it computes in float32, or in float64 for such inputs,
-and rounds once.
+By Triton on a GPU. Elsewhere by torch, in float32 (float64 for such inputs), rounded once.
 
 In evaluation mean and var are the running ones, constants, so dx = scale g. Statistics are in float32 within a tile,
 about the tile's own mean, and in float64 over tiles (Chan, Golub & LeVeque 1983). No atomics: results are the same
 each time, and the same for a member whatever the others are.
 
 Memory traffic in bytes a value of x, for bf16: statistics 2 (0 where the convolution made them), z 4, gradients' sums
-4, dx 6; with a residual 2 more for z, and 4 more for the sums (z is read, and g written for both that need it).
+4, dx 6; with a residual 2 more for z, and 4 more for the sums.
 
 Symbols: M members, R rows (images and places), C channels, T tiles. stats_M4C: mean, inv, scale and shift.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +36,81 @@ _TILES = 64  # partial results that a program adds at a time
 def wide(x: Tensor) -> torch.dtype:
     """The dtype that torch computes in."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm of M networks, and the ReLU behind it.
+
+    Weight, bias and running statistics are [M, C] in float32 with dense channels and any member strides. Weight and
+    bias may be in 16 bits too. `factor` is the weight of a batch's statistics in the running ones: a number, or
+    float32 [M]. Raises ValueError for other shapes or strides.
+    """
+
+    weight_MC: Tensor
+    bias_MC: Tensor
+    running_mean_MC: Tensor
+    running_var_MC: Tensor
+    training: bool = True
+    factor: float | Tensor = 0.1
+    eps: float = 1e-5
+    relu: bool = True
+
+    def __post_init__(self) -> None:
+        tensors = (self.weight_MC, self.bias_MC, self.running_mean_MC, self.running_var_MC)
+        if len({tuple(tensor.shape) for tensor in tensors}) > 1 or any(tensor.stride(-1) != 1 for tensor in tensors):
+            shapes = ", ".join(f"{tuple(tensor.shape)} with strides {tensor.stride()}" for tensor in tensors)
+            raise ValueError(
+                f"weight, bias, running mean and variance need one shape and dense channels, not {shapes}"
+            )
+
+    def settle(self, x_MNHWC: Tensor, moments_MT3C: Tensor | None) -> Tensor:
+        """stats_M4C for x. In training this updates the running statistics, the variance unbiased.
+
+        `moments` are x's, where they are known.
+        """
+        M, C = self.weight_MC.shape
+        if (x_MNHWC.shape[0], x_MNHWC.shape[-1]) != (M, C):
+            raise ValueError(f"activations {tuple(x_MNHWC.shape)} don't go with a norm of {(M, C)}")
+        rows = x_MNHWC[0, ..., 0].numel()
+        if self.training and rows < 2:
+            raise ValueError(f"batch norm in training needs 2 values a channel or more, not {rows}")
+        if not self.training:
+            moments_MT3C = None
+        elif moments_MT3C is None:
+            moments_MT3C = moments(x_MNHWC)
+        weight_MC, bias_MC = (value.detach().to(wide(value)) for value in (self.weight_MC, self.bias_MC))
+        mean_MC, var_MC = self.running_mean_MC, self.running_var_MC
+        if not gpu.by_triton(weight_MC):
+            return self._settle_by_torch(weight_MC, bias_MC, moments_MT3C)
+        stats_M4C = weight_MC.new_empty((M, 4, C), dtype=torch.float32)
+        columns = power_of_two(C, 8, 64)
+        with gpu.on(weight_MC.device):
+            settle_kernel[(-(-C // columns), M)](
+                moments_MT3C, weight_MC, bias_MC, mean_MC, var_MC, stats_M4C,
+                weight_MC.stride(0), bias_MC.stride(0), mean_MC.stride(0), var_MC.stride(0),
+                self.factor, 0 if moments_MT3C is None else moments_MT3C.shape[1],
+                self.eps, C, isinstance(self.factor, Tensor), _TILES, columns,
+                num_warps=_WARPS, enable_fp_fusion=True,
+            )  # fmt: skip
+        return stats_M4C
+
+    def _settle_by_torch(self, weight_MC: Tensor, bias_MC: Tensor, moments_MT3C: Tensor | None) -> Tensor:
+        mean_MC, var_MC = self.running_mean_MC, self.running_var_MC
+        if moments_MT3C is not None:
+            count_MTC, total_MTC, squares_MTC = moments_MT3C.double().unbind(2)
+            rows_MC = count_MTC.sum(1)
+            mean_MC = total_MTC.sum(1) / rows_MC
+            apart_MTC = total_MTC / count_MTC - mean_MC[:, None]
+            var_MC = (squares_MTC + count_MTC * apart_MTC.square()).sum(1) / rows_MC
+            unbiased_MC = var_MC * rows_MC / (rows_MC - 1)
+            share = self.factor[:, None] if isinstance(self.factor, Tensor) else self.factor
+            for running_MC, batch_MC in ((self.running_mean_MC, mean_MC), (self.running_var_MC, unbiased_MC)):
+                running_MC.copy_(running_MC + (batch_MC - running_MC) * share)
+        inverse_MC = (var_MC.double() + self.eps).rsqrt()
+        scale_MC = weight_MC * inverse_MC
+        stats_M4C = torch.stack([mean_MC.double(), inverse_MC, scale_MC, bias_MC - mean_MC * scale_MC], 1)
+        return stats_M4C.to(wide(weight_MC))
 
 
 def _rows(stats_M4C: Tensor) -> tuple[Tensor, ...]:
@@ -75,50 +150,6 @@ def moments(x_MNHWC: Tensor) -> Tensor:
     moments_MT3C = x_MNHWC.new_empty((M, tiles, 3, C), dtype=torch.float32)
     _launch(moments_kernel, x_MNHWC, x_MNHWC, moments_MT3C)
     return moments_MT3C
-
-
-def settle(
-    moments_MT3C: Tensor | None,
-    weight_MC: Tensor,
-    bias_MC: Tensor,
-    running_mean_MC: Tensor,
-    running_var_MC: Tensor,
-    factor: float | Tensor,
-    eps: float,
-) -> Tensor:
-    """stats_M4C from moments, with the running statistics updated in place; from these without moments.
-
-    All are float32 with dense channels and any member strides. `factor` is the weight of the new statistics in the
-    running ones: a number, or float32 [M]. The running variance is unbiased.
-    """
-    if not gpu.by_triton(weight_MC):
-        if moments_MT3C is None:
-            mean_MC, var_MC = running_mean_MC, running_var_MC
-        else:
-            count_MTC, total_MTC, squares_MTC = moments_MT3C.double().unbind(2)
-            rows_MC = count_MTC.sum(1)
-            mean_MC = total_MTC.sum(1) / rows_MC
-            apart_MTC = total_MTC / count_MTC - mean_MC[:, None]
-            var_MC = (squares_MTC + count_MTC * apart_MTC.square()).sum(1) / rows_MC
-            unbiased_MC = var_MC * rows_MC / (rows_MC - 1)
-            share = factor[:, None] if isinstance(factor, Tensor) else factor
-            running_mean_MC.copy_(running_mean_MC + (mean_MC - running_mean_MC) * share)
-            running_var_MC.copy_(running_var_MC + (unbiased_MC - running_var_MC) * share)
-        inverse_MC = (var_MC.double() + eps).rsqrt()
-        scale_MC = weight_MC * inverse_MC
-        stats_M4C = torch.stack([mean_MC.double(), inverse_MC, scale_MC, bias_MC - mean_MC * scale_MC], 1)
-        return stats_M4C.to(wide(weight_MC))
-    M, C = weight_MC.shape
-    stats_M4C = weight_MC.new_empty((M, 4, C), dtype=torch.float32)
-    columns = power_of_two(C, 8, 64)
-    with gpu.on(weight_MC.device):
-        settle_kernel[(-(-C // columns), M)](
-            moments_MT3C, weight_MC, bias_MC, running_mean_MC, running_var_MC, stats_M4C,
-            weight_MC.stride(0), bias_MC.stride(0), running_mean_MC.stride(0), running_var_MC.stride(0),
-            factor, 0 if moments_MT3C is None else moments_MT3C.shape[1],
-            eps, C, isinstance(factor, Tensor), _TILES, columns, num_warps=_WARPS, enable_fp_fusion=True,
-        )  # fmt: skip
-    return stats_M4C
 
 
 def apply(x_MNHWC: Tensor, residual_MNHWC: Tensor | None, stats_M4C: Tensor, relu: bool) -> Tensor:
@@ -167,18 +198,19 @@ def gradient_sums(
     return sums_MT2C, kept
 
 
-def parameter_gradients(sums_MT2C: Tensor) -> Tensor:
-    """[M, 2, C]: dbias and dweight."""
-    if not gpu.by_triton(sums_MT2C):
-        return sums_MT2C.double().sum(1).to(sums_MT2C.dtype)
-    M, T, _, C = sums_MT2C.shape
-    gradients_M2C = sums_MT2C.new_empty((M, 2, C))
-    columns = power_of_two(2 * C, 8, 64)
-    with gpu.on(sums_MT2C.device):
-        parameter_gradients_kernel[(-(-2 * C // columns), M)](
-            sums_MT2C, gradients_M2C, T, C, _TILES, columns, num_warps=_WARPS, enable_fp_fusion=True
+def sum_tiles(partial_MT: Tensor) -> Tensor:
+    """Contiguous [M, T, *shape] to [M, *shape] in its dtype: the sum over tiles, in float64."""
+    M, T, *shape = partial_MT.shape
+    if T == 1:
+        return partial_MT[:, 0]
+    total_M = partial_MT.new_empty((M, *shape))
+    E = total_M[0].numel()
+    columns = power_of_two(E, 8, 64)
+    with gpu.on(partial_MT.device):
+        sum_tiles_kernel[(-(-E // columns), M)](
+            partial_MT, total_M, T, E, _TILES, columns, num_warps=_WARPS, enable_fp_fusion=True
         )
-    return gradients_M2C
+    return total_M
 
 
 def input_gradient(
@@ -215,16 +247,37 @@ def load_row(stats_M4C, member, ROW: tl.constexpr, channel_C, C: tl.constexpr): 
 
 
 @triton.jit
-def store_moments(y, inside_R, moments_3C, channel_C, C: tl.constexpr):  # type: ignore[no-untyped-def]
+def normed(x, stats_M4C, member, channel_C, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x scale + shift."""
+    scale = load_row(stats_M4C, member, SCALE, channel_C, C)
+    return x * scale + load_row(stats_M4C, member, SHIFT, channel_C, C)
+
+
+@triton.jit
+def standardised(x, stats_M4C, member, channel_C, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    """xhat."""
+    mean = load_row(stats_M4C, member, MEAN, channel_C, C)
+    return (x - mean) * load_row(stats_M4C, member, INVERSE, channel_C, C)
+
+
+@triton.jit
+def store_gradient_sums(g, xhat, sums_MT2C, member, channel_C, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The program's sums of g and of g xhat over the rows of its tile."""
+    sums_2C = sums_MT2C + (member * tl.num_programs(0) + tl.program_id(0)) * (2 * C) + channel_C
+    tl.store(sums_2C, tl.sum(g, 0), mask=channel_C < C)
+    tl.store(sums_2C + C, tl.sum(g * xhat, 0), mask=channel_C < C)
+
+
+@triton.jit
+def store_moments(y, inside_R, moments_MT3C, member, channel_C, C: tl.constexpr):  # type: ignore[no-untyped-def]
     """Number, sum, and sum of squares about the tile's own mean, of each channel of a tile y [R, C] in float32."""
     count = tl.sum(inside_R.to(tl.float32), 0)
     total_C = tl.sum(tl.where(inside_R[:, None], y, 0.0), 0)
     apart = tl.where(inside_R[:, None], y - (total_C / count)[None, :], 0.0)
-    squares_C = tl.sum(apart * apart, 0)
-    exists_C = channel_C < C
-    tl.store(moments_3C + channel_C, total_C * 0.0 + count, mask=exists_C)
-    tl.store(moments_3C + C + channel_C, total_C, mask=exists_C)
-    tl.store(moments_3C + 2 * C + channel_C, squares_C, mask=exists_C)
+    moments_3C = moments_MT3C + (member * tl.num_programs(0) + tl.program_id(0)) * (3 * C) + channel_C
+    tl.store(moments_3C, total_C * 0.0 + count, mask=channel_C < C)
+    tl.store(moments_3C + C, total_C, mask=channel_C < C)
+    tl.store(moments_3C + 2 * C, tl.sum(apart * apart, 0), mask=channel_C < C)
 
 
 @triton.jit
@@ -233,9 +286,8 @@ def moments_kernel(  # type: ignore[no-untyped-def]
 ):
     """Number, sum and squares about its own mean of one tile."""
     row_R, channel_C, exists, at = _places(R, C, BLOCK_R, BLOCK_C)
-    x = tl.load(x_MRC + at, mask=exists, other=0.0)
-    place = tl.program_id(2).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-    store_moments(x.to(tl.float32), row_R < R, moments_MT3C + place * (3 * C), channel_C, C)
+    x = tl.load(x_MRC + at, mask=exists, other=0.0).to(tl.float32)
+    store_moments(x, row_R < R, moments_MT3C, tl.program_id(2).to(tl.int64), channel_C, C)
 
 
 @triton.jit
@@ -257,26 +309,23 @@ def settle_kernel(  # type: ignore[no-untyped-def]
     if moments_MT3C is None:
         mean, var = running_mean, running_var
     else:
-        moments_T3C = moments_MT3C + member * T * (3 * C) + channel_C[None, :]
         count = tl.zeros((BLOCK_T, BLOCK_C), tl.float64)
         total = tl.zeros((BLOCK_T, BLOCK_C), tl.float64)
+        squares = tl.zeros((BLOCK_T, BLOCK_C), tl.float64)  # about 0
         for start in range(0, T, BLOCK_T):
             tile_T = start + tl.arange(0, BLOCK_T)
             exists = (tile_T < T)[:, None] & exists_C[None, :]
-            at = moments_T3C + tile_T[:, None] * (3 * C)
-            count += tl.load(at, mask=exists, other=0.0).to(tl.float64)
-            total += tl.load(at + C, mask=exists, other=0.0).to(tl.float64)
+            at = moments_MT3C + (member * T + tile_T[:, None]) * (3 * C) + channel_C[None, :]
+            number = tl.load(at, mask=exists, other=0.0).to(tl.float64)
+            tile_total = tl.load(at + C, mask=exists, other=0.0).to(tl.float64)
+            count += number
+            total += tile_total
+            squares += tl.load(at + 2 * C, mask=exists, other=0.0).to(tl.float64)
+            squares += tile_total * tile_total / tl.maximum(number, 1.0)
         rows = tl.maximum(tl.sum(count, 0), 1.0)  # channels that don't exist have none
         mean = tl.sum(total, 0) / rows
-        squares = tl.zeros((BLOCK_T, BLOCK_C), tl.float64)
-        for start in range(0, T, BLOCK_T):
-            tile_T = start + tl.arange(0, BLOCK_T)
-            exists = (tile_T < T)[:, None] & exists_C[None, :]
-            at = moments_T3C + tile_T[:, None] * (3 * C)
-            number = tl.load(at, mask=exists, other=0.0).to(tl.float64)
-            apart = tl.load(at + C, mask=exists, other=0.0).to(tl.float64) / tl.maximum(number, 1.0) - mean[None, :]
-            squares += tl.load(at + 2 * C, mask=exists, other=0.0).to(tl.float64) + number * apart * apart
-        var = tl.sum(squares, 0) / rows
+        var = tl.sum(squares, 0) / rows - mean * mean
+        var = tl.where(var < 0.0, 0.0, var)  # by rounding; keeps NaN
         share = factor
         if FACTOR_EACH:
             share = tl.load(factor + member)
@@ -302,9 +351,8 @@ def apply_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """z = act(x scale + shift + residual)."""
     _, channel_C, exists, at = _places(R, C, BLOCK_R, BLOCK_C)
-    member = tl.program_id(2).to(tl.int64)
     x = tl.load(x_MRC + at, mask=exists, other=0.0).to(tl.float32)
-    z = x * load_row(stats_M4C, member, SCALE, channel_C, C) + load_row(stats_M4C, member, SHIFT, channel_C, C)
+    z = normed(x, stats_M4C, tl.program_id(2).to(tl.int64), channel_C, C)
     if residual_MRC is not None:
         z += tl.load(residual_MRC + at, mask=exists, other=0.0).to(tl.float32)
     if RELU:
@@ -332,35 +380,31 @@ def gradient_sums_kernel(  # type: ignore[no-untyped-def]
         g += tl.load(dz2_MRC + at, mask=exists, other=0.0).to(tl.float32)
     if RELU:
         if z_MRC is not None:
-            passed = tl.load(z_MRC + at, mask=exists, other=0.0).to(tl.float32) > 0.0
+            z = tl.load(z_MRC + at, mask=exists, other=0.0).to(tl.float32)
         else:
-            scale = load_row(stats_M4C, member, SCALE, channel_C, C)
-            passed = x * scale + load_row(stats_M4C, member, SHIFT, channel_C, C) > 0.0
-        g = tl.where(passed, g, 0.0)
+            z = normed(x, stats_M4C, member, channel_C, C)
+        g = tl.where(z > 0.0, g, 0.0)
     if g_MRC is not None:
         low = rounded(g, g_MRC.dtype.element_ty)
         tl.store(g_MRC + at, low, mask=exists)
         g = low.to(tl.float32)
-    xhat = (x - load_row(stats_M4C, member, MEAN, channel_C, C)) * load_row(stats_M4C, member, INVERSE, channel_C, C)
-    sums_2C = sums_MT2C + (member * tl.num_programs(0) + tl.program_id(0)) * (2 * C) + channel_C
-    tl.store(sums_2C, tl.sum(g, 0), mask=channel_C < C)
-    tl.store(sums_2C + C, tl.sum(g * xhat, 0), mask=channel_C < C)
+    xhat = standardised(x, stats_M4C, member, channel_C, C)
+    store_gradient_sums(g, xhat, sums_MT2C, member, channel_C, C)
 
 
 @triton.jit
-def parameter_gradients_kernel(  # type: ignore[no-untyped-def]
-    sums_MT2C, gradients_M2C, T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr
+def sum_tiles_kernel(  # type: ignore[no-untyped-def]
+    partial_MTE, total_ME, T, E, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr
 ):
-    """The tiles' sums added, in float64: dbias and dweight. Grid: blocks of the 2 C sums, members."""
+    """Sums over tiles, in float64. Grid: blocks of E, members."""
     member = tl.program_id(1).to(tl.int64)
-    sum_C = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    total = tl.zeros((BLOCK_T, BLOCK_C), tl.float64)
+    e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
+    total = tl.zeros((BLOCK_T, BLOCK_E), tl.float64)
     for start in range(0, T, BLOCK_T):
         tile_T = start + tl.arange(0, BLOCK_T)
-        at = sums_MT2C + member * T * (2 * C) + tile_T[:, None] * (2 * C) + sum_C[None, :]
-        exists = (tile_T < T)[:, None] & (sum_C < 2 * C)[None, :]
-        total += tl.load(at, mask=exists, other=0.0).to(tl.float64)
-    tl.store(gradients_M2C + member * (2 * C) + sum_C, tl.sum(total, 0).to(tl.float32), mask=sum_C < 2 * C)
+        at = partial_MTE + (member * T + tile_T[:, None]) * E + e[None, :]
+        total += tl.load(at, mask=(tile_T < T)[:, None] & (e < E)[None, :], other=0.0).to(tl.float64)
+    tl.store(total_ME + member * E + e, tl.sum(total, 0).to(tl.float32), mask=e < E)
 
 
 @triton.jit
@@ -373,13 +417,12 @@ def input_gradient_kernel(  # type: ignore[no-untyped-def]
     _, channel_C, exists, at = _places(R, C, BLOCK_R, BLOCK_C)
     member = tl.program_id(2).to(tl.int64)
     gradients_2C = gradients_M2C + member * (2 * C) + channel_C
-    scale = load_row(stats_M4C, member, SCALE, channel_C, C)
-    slope = tl.load(gradients_2C + C, mask=channel_C < C, other=0.0)[None, :]
-    slope *= load_row(stats_M4C, member, INVERSE, channel_C, C) * inverse_rows
-    offset = tl.load(gradients_2C, mask=channel_C < C, other=0.0)[None, :] * inverse_rows
+    dbias = tl.load(gradients_2C, mask=channel_C < C, other=0.0)[None, :] * inverse_rows
+    dweight = tl.load(gradients_2C + C, mask=channel_C < C, other=0.0)[None, :] * inverse_rows
     x = tl.load(x_MRC + at, mask=exists, other=0.0).to(tl.float32)
     g = tl.load(g_MRC + at, mask=exists, other=0.0).to(tl.float32)
     if RELU:
-        g = tl.where(x * scale + load_row(stats_M4C, member, SHIFT, channel_C, C) > 0.0, g, 0.0)
-    dx = scale * (g - offset - (x - load_row(stats_M4C, member, MEAN, channel_C, C)) * slope)
+        g = tl.where(normed(x, stats_M4C, member, channel_C, C) > 0.0, g, 0.0)
+    xhat = standardised(x, stats_M4C, member, channel_C, C)
+    dx = load_row(stats_M4C, member, SCALE, channel_C, C) * (g - dbias - xhat * dweight)
     tl.store(dx_MRC + at, rounded(dx, dx_MRC.dtype.element_ty), mask=exists)

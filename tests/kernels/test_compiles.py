@@ -72,7 +72,7 @@ for absent in ((), ("momentum_MP", "skip_M", "low_MP")):
 
 
 STACKED = """
-from fastwi.kernels import stacked_conv as conv, stacked_conv_weight as weight, stacked_norm as norm
+from fastwi.kernels import stacked_conv as conv, stacked_norm as norm
 from fastwi.kernels.stacked_geometry import norm_tile, product_tile, weight_tile
 
 sizes = dict(H=32, W=32, CI=16, CO=16, OH=32, OW=32, KH=3, KW=3, STRIDE=1, PADDING=1, RELU=True, PRECISION="tf32")
@@ -85,14 +85,13 @@ LOW = {"x_MNHWI", "y_MRO", "w_MOK", "dy_MNPQO", "dx_MNHWI", "dy_MRO", "x_MRC", "
 for kernel, tile, constants in [
     (conv.forward_kernel, product, dict(sizes, ALIGNED=8, BLOCK_O=16, **blocks)),
     (conv.input_gradient_kernel, product, dict(sizes, ALIGNED=8, BLOCK_I=16, **blocks)),
-    (weight.weight_gradient_kernel, gradient,
+    (conv.weight_gradient_kernel, gradient,
      dict(sizes, CHUNK=512, BLOCK_R=gradient.rows, BLOCK_O=16, BLOCK_K=gradient.depth)),
-    (weight.sum_chunks_kernel, None, dict(BLOCK=512)),
     (norm.moments_kernel, None, passes),
     (norm.settle_kernel, None, dict(tiles, EPS=1e-5, FACTOR_EACH=False)),
     (norm.apply_kernel, None, dict(passes, RELU=True)),
     (norm.gradient_sums_kernel, None, dict(passes, RELU=True)),
-    (norm.parameter_gradients_kernel, None, tiles),
+    (norm.sum_tiles_kernel, None, dict(BLOCK_T=64, BLOCK_E=64)),
     (norm.input_gradient_kernel, None, dict(passes, RELU=True)),
 ]:
     types = {name: "*bf16" if name in LOW else "*fp32" for name in kernel.arg_names}
@@ -107,7 +106,7 @@ for kernel, tile, constants in [
 def test_stacked_layers_move_16_bytes_at_a_time_and_products_use_the_tensor_cores(compiled):
     products = {"forward_kernel", "weight_gradient_kernel", "input_gradient_kernel"}
     codes = compiled(STACKED)
-    assert len(codes) == 10
+    assert len(codes) == 9
     for place, code in enumerate(codes):
         name = code.split()[0]
         assert ("wgmma.mma_async" in code) == (name in products and place < 3), name

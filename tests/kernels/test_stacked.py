@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastwi.kernels.stacked import Norm, stacked_batch_norm, stacked_conv, stacked_norm_conv
+from fastwi.kernels.stacked import Norm, stacked_batch_norm, stacked_conv
 from fastwi.kernels.stacked_geometry import Geometry, chunk_rows
 from fastwi.kernels.stacked_norm import apply
 
@@ -113,13 +113,13 @@ def test_convolution(seed, path, kind, low_weights, dtype):
     draw, (I, O, window, stride) = Draw(seed), kind  # noqa: E741
     shape = (2, *torch.randint(1, 10, (3,), generator=draw.generator).tolist(), I)
     weight = draw.weight(2, O, window, I, dtype if low_weights else torch.float32)
-    x, y_shape = draw.tensor(*shape, dtype=dtype), Geometry.of(shape, weight.shape, stride, window // 2).y_shape
+    x, y_shape = draw.tensor(*shape, dtype=dtype), Geometry(shape, weight.shape, stride, window // 2).y_shape
     dy, leaves = draw.tensor(*y_shape, dtype=dtype), {"x": x, "w": weight}
-    found = results(lambda own: stacked_conv(own["x"], own["w"], stride, window // 2), leaves, dy)
+    found = results(lambda own: stacked_conv(own["x"], own["w"], stride, window // 2)[0], leaves, dy)
     assert {name: tensor.dtype for name, tensor in found.items()} == {"y": dtype, "dx": dtype, "dw": weight.dtype}
     exact = {"x": x.double(), "w": weight.to(dtype).double()}
     assert_near(found, results(lambda own: conv64(own["x"], own["w"], stride), exact, dy.double()), dtype, dy)
-    rounded = stacked_conv(x, weight.to(dtype), stride, window // 2)  # weights are rounded first
+    rounded = stacked_conv(x, weight.to(dtype), stride, window // 2)[0]  # weights are rounded first
     assert torch.equal(found["y"], rounded)
 
 
@@ -129,7 +129,7 @@ def test_weight_gradient_of_several_chunks(seed, path, dtype):
     assert chunk_rows(16, 5) < 5 * 11 * 11
     leaves = {"x": draw.tensor(*shape, dtype=dtype), "w": draw.weight(2, 5, 3, 16)}
     dy = draw.tensor(2, 5, 11, 11, 5, dtype=dtype)
-    found = results(lambda own: stacked_conv(own["x"], own["w"], 1, 1), leaves, dy)
+    found = results(lambda own: stacked_conv(own["x"], own["w"], 1, 1)[0], leaves, dy)
     exact = {"x": leaves["x"].double(), "w": leaves["w"].to(dtype).double()}
     assert_near(found, results(lambda own: conv64(own["x"], own["w"], 1), exact, dy.double()), dtype, dy)
 
@@ -142,13 +142,13 @@ def test_norm_conv_is_the_convolution_of_the_batch_norm(seed, path, kind, traini
     draw, (I, O, window, stride) = Draw(seed), kind  # noqa: E741
     shape = (2, 3, 5, 7, I)
     norm, weight = draw.norm(2, I), draw.weight(2, O, window, I)
-    y_shape = Geometry.of(shape, weight.shape, stride, window // 2).y_shape
+    y_shape = Geometry(shape, weight.shape, stride, window // 2).y_shape
     x, dy, other = draw.activation(shape, dtype), draw.tensor(*y_shape, dtype=dtype), doubles(norm)
     made: list[Tensor] = []
 
     def run(own: Tensors) -> Tensor:
         settings = Norm(own["weight"], own["bias"], norm["mean"], norm["var"], training, 0.1, EPS, relu)
-        y, moments = stacked_norm_conv(own["x"], settings, own["w"], stride, window // 2, statistics=True)
+        y, moments = stacked_conv(own["x"], own["w"], stride, window // 2, settings, statistics=True)
         assert not moments.requires_grad
         made.append(moments)
         return y
@@ -273,7 +273,7 @@ def some(seed: int, dtype: torch.dtype, first: int, last: int) -> Tensors:
     made = norm_results(x, residual, own, [dz], True, True)
     settings = Norm(own["weight"], own["bias"], own["mean"], own["var"], True, 0.1, EPS)
     leaves = {"made": made["y"], "w": weight[part]}
-    chained = results(lambda o: stacked_norm_conv(o["made"], settings, o["w"], 1, 1), leaves, dz)
+    chained = results(lambda o: stacked_conv(o["made"], o["w"], 1, 1, settings)[0], leaves, dz)
     return own | made | {f"chained {name}": value for name, value in chained.items()}
 
 
@@ -292,7 +292,7 @@ def test_a_diverged_member_leaves_the_others_alone(seed, path):
     draw = Draw(seed)
     norm, x = draw.norm(2, 16), draw.activation((2, 2, 4, 4, 16), torch.float32)
     x[0, 1, 2, 2, 5] = float("nan")
-    y = stacked_conv(x, draw.weight(2, 3, 3, 16), 1, 1)
+    y = stacked_conv(x, draw.weight(2, 3, 3, 16), 1, 1)[0]
     assert y[0, 1, 2, 2].isnan().all()
     assert y[0, 0].isfinite().all()
     assert y[1].isfinite().all()
@@ -309,7 +309,7 @@ def test_activations_and_weights_of_any_strides(seed, path):
     x, weight = draw.tensor(2, 3, 6, 5, 16), draw.tensor(2, 5, 3, 3, 16)
     elsewhere = x.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2)
     other = weight.permute(0, 4, 1, 2, 3).contiguous().permute(0, 2, 3, 4, 1)
-    assert torch.equal(stacked_conv(elsewhere, other, 1, 1), stacked_conv(x, weight, 1, 1))
+    assert torch.equal(stacked_conv(elsewhere, other, 1, 1)[0], stacked_conv(x, weight, 1, 1)[0])
 
 
 def test_parameters_in_16_bits(seed, path):
@@ -361,4 +361,4 @@ def test_bad_norms_are_refused(shape, residual, changed, message):
 )
 def test_bad_shapes_are_refused(x_shape, weight_shape, stride, padding, message):
     with pytest.raises(ValueError, match=message):
-        Geometry.of(x_shape, weight_shape, stride, padding)
+        Geometry(x_shape, weight_shape, stride, padding)
