@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fastwi.kernels import gpu
 from fastwi.kernels.cpu import call, library
-from fastwi.kernels.gpu import tl, triton
+from fastwi.kernels.gpu import row_pointer, tl, triton
 
 COLUMNS = 1 << 20  # that the reference sums at a time: 8 MB in float64
 BLOCK = 2048  # columns of a program of the Triton kernel: 8 a thread, two accesses of 16 bytes a row
@@ -133,24 +133,35 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total.to(tensors[0].dtype)
 
 
+def require_alike(matrices: Sequence[Tensor]) -> None:
+    """Raise ValueError unless all are matrices of one dtype, width and device, with contiguous rows."""
+    first = matrices[0]
+    for matrix in matrices:
+        same = matrix.dtype == first.dtype and matrix.device == first.device and matrix.shape[1:] == first.shape[1:]
+        if not same or matrix.ndim != 2 or (matrix.shape[1] > 1 and matrix.stride(1) != 1):
+            raise ValueError(
+                f"a matrix is {matrix.dtype} {tuple(matrix.shape)} on {matrix.device}, strides {matrix.stride()}; it "
+                f"must be {first.dtype}, {first.shape[-1]} wide, on {first.device}, its rows contiguous"
+            )
+
+
+def row_addresses(matrix: Tensor, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The address in memory of each of `rows`."""
+    return matrix.data_ptr() + rows * (matrix.stride(0) * matrix.element_size())
+
+
 def _checked_addresses(
     result_LP: Tensor, matrices: Sequence[Tensor], matrix_T: NDArray[np.int64], row_T: NDArray[np.int64], rows: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The addresses in memory of the rows of the result and of each term. Raises ValueError where they don't fit."""
-    for matrix in (result_LP, *matrices):
-        same = matrix.device == result_LP.device and matrix.shape[1:] == result_LP.shape[1:] and matrix.ndim == 2
-        if not same or matrix.dtype != result_LP.dtype or (matrix.shape[1] > 1 and matrix.stride(1) != 1):
-            raise ValueError(
-                f"a matrix is {matrix.dtype} {tuple(matrix.shape)} on {matrix.device}, strides {matrix.stride()}; it "
-                f"must be {result_LP.dtype}, {result_LP.shape[1]} wide, on {result_LP.device}, its rows contiguous"
-            )
+    require_alike([result_LP, *matrices])
     if len(result_LP) != rows:
         raise ValueError(f"there are {len(result_LP)} rows for {rows} results; there needs to be one for each")
     members = np.array(list(map(len, matrices)))
     outside = (row_T < 0) | (row_T >= members[matrix_T])
     if outside.any():
         raise ValueError(f"row {row_T[outside][0]} is named; there are rows 0 to {members[matrix_T][outside][0] - 1}")
-    result_at = result_LP.data_ptr() + np.arange(rows) * (result_LP.stride(0) * result_LP.element_size())
+    result_at = row_addresses(result_LP, np.arange(rows))
     bases = np.array([matrix.data_ptr() for matrix in matrices])
     strides = np.array([matrix.stride(0) * matrix.element_size() for matrix in matrices])
     row_at = bases[matrix_T] + row_T * strides[matrix_T]
@@ -166,9 +177,7 @@ def _combine(  # type: ignore[no-untyped-def]
     """The equation on `columns`. Without a mask all of them are there."""
     total = tl.zeros([BLOCK], dtype=tl.float64)
     for term in range(first, last):
-        row = tl.load(rows + term).to(tl.pointer_type(tl.float32))
-        if ALIGNED:  # lets the compiler use 16-byte loads
-            row = tl.multiple_of(row, 16)
+        row = row_pointer(rows + term, tl.float32, ALIGNED)
         weight = tl.load(weights + term).to(tl.float64, bitcast=True)
         total += tl.load(row + columns, mask=mask).to(tl.float64) * weight
     tl.store(result + columns, total.to(tl.float32), mask=mask)
@@ -187,9 +196,7 @@ def combine_kernel(  # type: ignore[no-untyped-def]
     """One block of columns of one sum."""
     program = tl.program_id(0)
     number = program // blocks
-    result = tl.load(table + number).to(tl.pointer_type(tl.float32))
-    if ALIGNED:
-        result = tl.multiple_of(result, 16)
+    result = row_pointer(table + number, tl.float32, ALIGNED)
     rows, starts = table + L, table + L + T
     weights = starts + L + 1
     first, last = tl.load(starts + number), tl.load(starts + number + 1)

@@ -56,6 +56,15 @@ def rounded(x, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     return x.to(DTYPE)
 
 
+@triton.jit
+def row_pointer(place, ELEMENT: tl.constexpr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The address at `place` of a table, as a pointer. ALIGNED, to 16 bytes, lets accesses have 16 bytes."""
+    pointer = tl.load(place).to(tl.pointer_type(ELEMENT))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
 @functools.cache
 def has_triton(device: torch.device) -> bool:
     """Whether the Triton kernels run on `device`: Triton builds its launcher with a C compiler."""

@@ -14,7 +14,7 @@ def test_interpolation_moves_16_bytes_at_a_time(compiled, element, bytes_each):
     (code,) = compiled(f"""
 from fastwi.kernels.interpolate import BLOCK, WARPS, interpolate_kernel, tl
 
-types = dict(table_5T="*i64", alpha_T="*fp32", task_G="*i32", tasks="i32")
+types = dict(table_3L="*i64", alpha_L="*fp32", L="i32", P="i32", blocks="i32")
 show(interpolate_kernel, types, dict(ELEMENT=tl.{element}, ALIGNED=True, BLOCK=BLOCK), num_warps=WARPS)
 """)
     per_thread = 4096 // (8 * 32) * bytes_each // 16

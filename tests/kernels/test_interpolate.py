@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from interpolation_checks import assert_interpolated
 from torch import Tensor
 
-from fastwi.kernels.interpolate import interpolate_reference, interpolate_rows_, lerp_lists_
+from fastwi.kernels.interpolate import interpolate_rows_, lerp_lists_
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(3,), (), (5, 4, 3, 3), (1025,), (0, 4), (70, 60)]
@@ -157,21 +157,10 @@ def test_bad_matrices_are_refused():
     x_MP = torch.randn(3, 8)
     with pytest.raises(ValueError, match="float32, bfloat16 or float16"):
         interpolate_rows_(x_MP.double(), [0], [1], 0.5)
-    with pytest.raises(ValueError, match="contiguous rows"):
+    with pytest.raises(ValueError, match="rows contiguous"):
         interpolate_rows_(x_MP.T, [0], [1], 0.5)
-    with pytest.raises(ValueError, match="overlap"):
-        interpolate_rows_(torch.randn(8).expand(3, 8), [0], [1], 0.5)
-    with pytest.raises(ValueError, match="one dtype, width and device"):
+    with pytest.raises(ValueError, match="8 wide"):
         interpolate_rows_(x_MP, [0], [1], 0.5, other_NP=torch.randn(3, 9))
-
-
-def test_the_reference_is_the_equation(seed):
-    generator = torch.Generator().manual_seed(seed)
-    a, b = (torch.randn(40, 3, generator=generator) for _ in range(2))
-    alpha = torch.linspace(-1, 2, 40)[:, None]
-    for dtype in DTYPES:
-        low_a, low_b = a.to(dtype), b.to(dtype)
-        assert_interpolated(interpolate_reference(low_a, low_b, alpha), low_a, low_b, alpha)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, -0.5, 1.75])
@@ -223,10 +212,6 @@ def test_bad_lists_are_refused():
     a, b = torch.randn(4), torch.randn(4)
     with pytest.raises(ValueError, match="1 tensors a and 2 tensors b"):
         lerp_lists_([a], [a, b], 0.5)
-    with pytest.raises(ValueError, match=r"pair 1: .*\(4,\).*\(5,\)"):
-        lerp_lists_([a, b], [b, torch.randn(5)], 0.5)
-    with pytest.raises(ValueError, match="floating"):
-        lerp_lists_([torch.ones(3, dtype=torch.int64)], [torch.ones(3, dtype=torch.int64)], 0.5)
     with pytest.raises(ValueError, match="second time"):
         lerp_lists_([a, b], [b, a], 0.5)
     with pytest.raises(ValueError, match="second time"):
