@@ -6,9 +6,9 @@ interrupted, and may run in several processes at once. From Python the module it
 
 import inspect
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastwi.cli import EXIT_PARTLY, command
 from fastwi.config.read import read_sweep_request
@@ -41,8 +41,7 @@ def main(argv: list[str]) -> int:
     return EXIT_PARTLY if found.summary.problems or (found.missing and request.shard is None) else 0
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(NamedTuple):
     """A sweep that may begin or go on: all of it, the part that is to be done now, and who does it."""
 
     planned: PlannedSweep
@@ -73,7 +72,7 @@ def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "Results":
     from fastwi.report.progress import TreeProgress
     from fastwi.report.results import write_sweep
 
-    planned, part, worker = sweep.planned, sweep.part, sweep.worker
+    planned, part, worker = sweep
     first = engine_text(worker.resources.engine(planned.points[0].config), planned)
     with Store.open(planned.spec.options.store) as store, TreeProgress(part, first, quiet) as progress:
         failures = carry_out_planned(part, worker, store, progress)

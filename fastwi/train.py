@@ -7,22 +7,22 @@ with a finished one whose experiment.after was raised.
 
 import sys
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastwi.cli import EXIT_FAILED, command
 from fastwi.config.read import read_request
 from fastwi.config.schema import Config
 from fastwi.config.write import config_hash, to_yaml
-from fastwi.data.card import Card, read_card
+from fastwi.data.card import read_card
 from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.report.figures import set_style
 
 if TYPE_CHECKING:
     from fastwi.experiment.worker import Worker
-    from fastwi.report.results import Results, RunDirectory
+    from fastwi.report.results import Results
+    from fastwi.report.run_directory import RunDirectory
 
 _DESCRIPTION = "Train a parent, its children, and the average of these."
 
@@ -36,20 +36,18 @@ def main(argv: list[str]) -> int:
     if request.dry_run:
         from fastwi.report.plan import plan
 
-        resources = run.worker.resources
-        plan(run.planned, resources, run.paths.directory, to_yaml(request.config, changed=True)).show(request.json)
+        yaml = to_yaml(request.config, changed=True)
+        plan(run.planned, run.worker.resources, run.paths.directory, yaml).show(request.json)
         return 0
     found = carry_out_run(run).summary
     found.show(request.json)
     return EXIT_FAILED if found.problems else 0
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run that may begin or go on: what names it, where its files are, what it consists of and who does it."""
+class Run(NamedTuple):
+    """A run that may begin or go on. `identity`: what names it."""
 
     identity: str
-    card: Card
     paths: "RunDirectory"
     planned: PlannedSweep
     worker: "Worker"
@@ -62,18 +60,17 @@ def open_run(config: Config, file: Path | None) -> Run:
     """
     # torch takes seconds to import: bad configurations are refused before.
     from fastwi.experiment.execution import worker_for
-    from fastwi.report.results import RunDirectory
+    from fastwi.report.run_directory import RunDirectory
     from fastwi.report.tensorboard import require_tensorboard
 
     if config.run.tensorboard:
         require_tensorboard()
-    card = read_card(Path(config.data.path))
-    identity = config_hash(config, Inputs.of(card, config).digest)
+    identity = config_hash(config, Inputs.of(read_card(Path(config.data.path)), config).digest)
     name = config.run.name or f"{file.stem if file else 'run'}-{identity}"
     paths = RunDirectory(Path(config.run.directory, name))
     planned = plan_run(config, paths.store)
-    paths.check(identity, planned)
-    return Run(identity, card, paths, planned, worker_for(planned))
+    paths.check(planned)
+    return Run(identity, paths, planned, worker_for(planned))
 
 
 def carry_out_run(run: Run, quiet: bool = False) -> "Results":
@@ -86,11 +83,13 @@ def carry_out_run(run: Run, quiet: bool = False) -> "Results":
     from fastwi.report.manifest import manifest
     from fastwi.report.plan import engine_text
     from fastwi.report.progress import TreeProgress
-    from fastwi.report.results import RunRecord, write_run
+    from fastwi.report.results import write_run
+    from fastwi.report.run_directory import RunRecord
 
-    planned, paths, worker = run.planned, run.paths, run.worker
-    engine = worker.resources.engine(planned.points[0].config)
-    about = manifest(run.card, engine.resolved, run.identity, planned.networks)
+    identity, paths, planned, worker = run
+    config = planned.points[0].config
+    engine, card = worker.resources.engine(config), worker.resources.card(config)
+    about = manifest(card, engine.resolved, identity, planned.networks)
     with paths.begun(about, planned), Store.open(paths.store) as store:
         with (
             closing(RunRecord(planned, store, paths)) as record,
@@ -98,7 +97,7 @@ def carry_out_run(run: Run, quiet: bool = False) -> "Results":
         ):
             failures = carry_out_planned(planned, worker, store, progress)
         paths.write_checkpoints(planned, store, worker.resident)
-        return write_run(planned, paths, store, run.card.name, failures)
+        return write_run(planned, paths, store, card.name, failures)
 
 
 if __name__ == "__main__":

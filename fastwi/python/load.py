@@ -14,7 +14,6 @@ from fastwi.config.read import config_from_yaml, sweep_from_yaml
 from fastwi.config.schema import Config
 from fastwi.config.sweep import axis_value, child_tuples, other_axes
 from fastwi.config.values import show
-from fastwi.config.write import config_hash
 from fastwi.errors import ConfigError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run, plan_sweep
 from fastwi.experiment.resident import ResidentStates
@@ -22,7 +21,7 @@ from fastwi.experiment.resources import Resources
 from fastwi.experiment.store import Store
 from fastwi.models.changes import network_change
 from fastwi.python.entry import Results, undisturbed
-from fastwi.report.results import RunDirectory
+from fastwi.report.run_directory import RunDirectory
 from fastwi.sealed import MANIFEST
 
 _ARGUMENTS = {
@@ -162,7 +161,7 @@ def _planned(directory: Path) -> PlannedSweep:
     if path == run.config:
         config = _on_cpu(config_from_yaml(text, str(path)))
         planned = plan_run(config, run.store)
-        run.check(config_hash(config, planned.inputs_of(config).digest), planned)
+        run.check(planned)
         return planned
     spec = sweep_from_yaml(text, str(path), directory)
     planned = plan_sweep(replace(spec, base=_on_cpu(spec.base)))

@@ -24,7 +24,7 @@ from fastwi.analysis.statistics import (
 from fastwi.report.estimates import ALMOST, distinct, hard_less_easy
 from fastwi.report.rows import OVER, TREATMENTS
 from fastwi.report.summary import count_of, variant_text
-from fastwi.report.tables import cells
+from fastwi.report.tables import cells, most_epochs
 
 NOT_MEASURED = "not measured"
 _MIDDLE = 0.5
@@ -53,15 +53,22 @@ class Finding:
         """The verdict, with n where that was too small to settle anything."""
         return verdict_text(self.verdict, self.estimate.n_parents)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        e = self.estimate
+        values = {"what": self.what, "value": e.value, "low": e.low, "high": e.high, "unit": self.unit}
+        counts = {"n_parents": e.n_parents, "n_pairs": e.n_pairs}
+        return {**values, **counts, "verdict": self.verdict, "note": e.note}
+
 
 @dataclass(frozen=True)
 class Found:
-    """What was found for a claim. `details`: findings of single cells or epochs. `lacking`: a study to be run."""
+    """What was found for a claim. `details`: findings of single cells or epochs."""
 
     findings: Sequence[Finding] = ()
     notes: Sequence[str] = ()
     details: Sequence[Finding] = ()
-    lacking: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,22 +76,29 @@ class Statement:
     """A claim as declared: the claim, what is estimated and when it is confirmed, and how.
 
     `find` takes the sweep's gains at the middle ("gains") and the studies' frames ("study/frame"). `decide` gives the
-    verdict, of those findings that have one.
+    verdict, of those findings that have one. `frame`: that of a study, on which the claim rests.
     """
 
     title: str
     estimand: str
     find: Callable[[Frames], Found]
     decide: Callable[[Sequence[Finding]], str]
+    frame: str = ""
+
+    @property
+    def study(self) -> str:
+        """The study that the claim rests on; empty: none."""
+        return self.frame.partition("/")[0]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, judged."""
+    """A claim, judged. `lacking`: a study that was not run."""
 
     number: int
     verdict: str
     found: Found
+    lacking: str
 
     @property
     def statement(self) -> Statement:
@@ -106,7 +120,9 @@ def judge(gains: polars.DataFrame, studies: Mapping[str, Frames]) -> list[Claim]
     for number, statement in CLAIMS.items():
         found = statement.find(frames)
         decisive = [finding for finding in found.findings if finding.verdict]
-        claims.append(Claim(number, statement.decide(decisive) if decisive else NOT_MEASURED, found))
+        decided = statement.decide(decisive) if decisive else NOT_MEASURED
+        there = not statement.frame or statement.frame in frames
+        claims.append(Claim(number, decided, found, "" if there else statement.study))
     return claims
 
 
@@ -120,43 +136,39 @@ def middle(frame: polars.DataFrame) -> polars.DataFrame:
 
 def _average_beats_both(frames: Frames) -> Found:
     gains = frames["gains"]
-    findings = [
-        finding
-        for treatment in TREATMENTS
-        for over, words in OVER.items()
-        for finding in _mean(
-            f"gain over {words}, {treatment} statistics", gains, f"gain_{over}_{treatment}_points",
-            "above" if over == "best" else "",
-        )
-    ]  # fmt: skip
-    details, notes = list[Finding](), []
+    findings, notes, details = list[Finding](), list[str](), list[Finding]()
+    for treatment in TREATMENTS:
+        for over, words in OVER.items():
+            what = f"gain over {words}, {treatment} statistics"
+            side = "above" if over == "best" else ""
+            findings += _find(what, gains, side, f"gain_{over}_{treatment}_points")
     for cell in cells(gains):
         where = ", ".join(filter(None, (variant_text(cell.variant), f"k = {cell.k}, s = {cell.s}")))
-        for treatment in TREATMENTS:
-            estimate = cell.gains.get((treatment, "best"))
-            if estimate is not None:
+        for treatment, over in cell.gains:
+            if over == "best":
+                estimate = cell.gains[treatment, over]
                 details.append(Finding(f"{where}; {treatment} statistics", estimate, "points", verdict(estimate)))
     for treatment in TREATMENTS:
         verdicts = [f.verdict for f in details if f.what.endswith(f"; {treatment} statistics")]
+        parts = [f"{verdicts.count(name)} {name}" for name in (CONFIRMED, REFUTED, NOT_SETTLED)]
         if verdicts:
-            parts = ", ".join(f"{verdicts.count(name)} {name}" for name in (CONFIRMED, REFUTED, NOT_SETTLED))
-            notes.append(f"Cell by cell, {treatment} statistics: {parts}.")
+            notes.append(f"Cell by cell, {treatment} statistics: {', '.join(parts)}.")
     return Found(findings, notes, details)
 
 
 def _gain_is_transient(frames: Frames) -> Found:
-    gains, findings, details = frames["gains"], list[Finding](), list[Finding]()
-    most = int(gains["after_%"].list.len().max() or 0)  # type: ignore[arg-type]
-    for name, words in (
-        ("average", "the average at interpolation"),
-        ("best", "the best child at interpolation"),
-    ):
+    gains = frames["gains"]
+    findings, details = list[Finding](), list[Finding]()
+    most = most_epochs(gains)
+    for name, words in (("average", "the average"), ("best", "the best child")):
         values = polars.col(f"after_vs_{name}_points").list
         last = gains.with_columns(value=values.last())  # each pair's own: further epochs may be an axis
-        findings += _mean(f"accuracy after the last further epoch less {words}", last, "value", "below", False)
+        what = f"accuracy after the last further epoch less {words} at interpolation"
+        findings += _find(what, last, "gone", "value")
         for epoch in range(1, most + 1):
             there = gains.with_columns(value=values.get(epoch - 1, null_on_oob=True))
-            details += _mean(f"+{count_of(epoch, 'epoch')}, less {words}", there, "value", "below", False)
+            what = f"+{count_of(epoch, 'epoch')}, less {words} at interpolation"
+            details += _find(what, there, "gone", "value")
     notes = [
         "Own statistics throughout: further epochs are measured with those alone.",
         f"The average was trained on for {count_of(most, 'epoch')}.",
@@ -166,39 +178,38 @@ def _gain_is_transient(frames: Frames) -> Found:
 
 def _two_quantities_govern(frames: Frames) -> Found:
     gains, correlations = frames["gains"], frames.get("governance/correlations")
+    findings, notes = list[Finding](), list[str]()
     if correlations is None:
-        columns = {"k": "k", "s": "s", "optimizer.learning_rate": _SETTINGS["learning_rate"]}
-        found = [(words, _rank(gains, column, _GAIN)) for column, words in columns.items() if column in gains.columns]
+        for column in ("k", "s", "optimizer.learning_rate"):
+            name = _SETTINGS[column.removeprefix("optimizer.")]
+            findings += _find(f"gain and {name}", gains, "either", column, _GAIN)
     else:
         wanted = {(name, "all pairs"): words for name, words in _SETTINGS.items()}
         wanted |= {(name, "within cells"): words for name, words in _DISTANCES.items()}
-        rows = correlations.filter(polars.col("gain") == _GAIN).to_dicts()
-        at = [(wanted.get((row["quantity"], row["scope"])), row) for row in rows]
-        found = [(words, _row_estimate(row)) for words, row in at if words is not None]
-    findings = [
-        Finding(f"gain and {words}", estimate, "rank correlation", _decided(estimate, "either"))
-        for words, estimate in found
-        if estimate is not None
-    ]
-    undefined = [f.what.removeprefix("gain and ") for f in findings if f.estimate.value is None]
-    notes = [f"{name} does not vary in this sweep: make it an axis to test it." for name in undefined]
-    return Found(findings, notes, lacking="governance" if correlations is None else "")
+        for row in correlations.filter(gain=_GAIN).to_dicts():
+            words = wanted.get((row["quantity"], row["scope"]))
+            if words is not None:
+                findings.append(_of_row(f"gain and {words}", row))
+    for finding in findings:
+        if finding.estimate.value is None:
+            name = finding.what.removeprefix("gain and ")
+            notes.append(f"{name} does not vary in this sweep: make it an axis to test it.")
+    return Found(findings, notes)
 
 
 def _tied_to_connectivity(frames: Frames) -> Found:
-    if "connectivity/barrier" not in frames:
-        return Found(lacking="connectivity")
-    test, findings = frames["connectivity/barrier"].filter(polars.col("split") == "test"), list[Finding]()
+    barriers, findings = frames.get("connectivity/barrier"), list[Finding]()
+    if barriers is None:
+        return Found()
+    test = barriers.filter(split="test")
     for treatment in distinct(test, "batch_norm"):
-        rows = test.filter(polars.col("batch_norm") == treatment)
+        rows, tail = test.filter(batch_norm=treatment), f"{treatment} statistics"
         # Not Frankle's barrier and the gain over the better end: both have the ends' own difference in them, so that
         # they are related where there is no barrier at all.
-        estimate = _rank(rows, "barrier_error_linear_points", "gain_mean_points")
-        if estimate is not None:
-            words = f"error barrier and gain over the children's mean, {treatment} statistics"
-            findings.append(Finding(words, estimate, "rank correlation", _decided(estimate, "below")))
+        what = f"error barrier and gain over the children's mean, {tail}"
+        findings += _find(what, rows, "below", "barrier_error_linear_points", "gain_mean_points")
         for column, over in (("barrier_error_linear_points", "the line"), ("barrier_error_points", "the ends' mean")):
-            findings += _mean(f"error barrier over {over}, on test images, {treatment} statistics", rows, column)
+            findings += _find(f"error barrier over {over}, on test images, {tail}", rows, "", column)
     note = (
         "Both have the error at the middle in them: where the barrier is there, they are related by definition too."
     )
@@ -206,12 +217,12 @@ def _tied_to_connectivity(frames: Frames) -> Found:
 
 
 def _falls_on_hard_examples(frames: Frames) -> Found:
-    if "importance/split_gains" not in frames:
-        return Found(lacking="importance")
-    gains, changes = frames["importance/split_gains"], frames.get("importance/split_changes")
+    gains, changes = frames.get("importance/split_gains"), frames.get("importance/split_changes")
     findings = list[Finding]()
+    if gains is None:
+        return Found()
     for treatment in distinct(gains, "batch_norm"):
-        rows = gains.filter(polars.col("batch_norm") == treatment)
+        rows = gains.filter(batch_norm=treatment)
         findings += _by_split("gain", f", {treatment} statistics", rows, "gain_mean_points", "above")
     if changes is not None and changes.height:
         # Each pair's own last epoch: further epochs may be an axis of the sweep.
@@ -223,67 +234,60 @@ def _falls_on_hard_examples(frames: Frames) -> Found:
 
 def _by_split(what: str, tail: str, rows: polars.DataFrame, column: str, side: str) -> list[Finding]:
     """What the whole and the hard half have of it, which decide; the hardest split less the easiest; the easiest."""
-    rows = middle(rows)
-    if not rows.height:
-        return []
-    easy, hard = min(distinct(rows, "split")), max(distinct(rows, "split"))
-    pair = rows.columns[: rows.columns.index("pair") + 1]
-    sides = [rows.filter(polars.col("split") == split).select(*pair, column) for split in (hard, easy)]
-    both = sides[0].join(sides[1], on=pair, how="inner", nulls_equal=True, suffix=" easy")
-    there = _finite(rows, column)
-    of_pairs = there.group_by(pair, maintain_order=True).agg(polars.col(column).mean())
-    share = hard_less_easy(there, column, ALMOST)
+    rows = _finite(middle(rows), column)
+    share = hard_less_easy(rows, column, ALMOST) if rows.height else None
     if share is None:
         return []
+    splits = distinct(rows, "split")
+    easy, hard = min(splits), max(splits)
+    pair = rows.columns[: rows.columns.index("pair") + 1]
+    of_pairs = rows.group_by(pair, maintain_order=True).agg(polars.col(column).mean())
+    ends = hard_less_easy(rows.filter(polars.col("split").is_in([easy, hard])), column)
     words = f"{what}, harder half of the splits less {ALMOST} times easier half{tail}"
+    apart = f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}"
     return [
-        *_mean(f"{what}, all splits{tail}", of_pairs, column, side),
-        Finding(words, share, "points", _decided(share, side)),
-        *_mean(
-            f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}",
-            both.with_columns(polars.col(column) - polars.col(f"{column} easy")), column,
-        ),
-        *_mean(f"{what}, split {easy} (easiest){tail}", sides[1], column),
-    ]  # fmt: skip
+        *_find(f"{what}, all splits{tail}", of_pairs, side, column),
+        _finding(words, share, side),
+        *([] if ends is None else [_finding(apart, ends)]),
+        *_find(f"{what}, split {easy} (easiest){tail}", rows.filter(split=easy), "", column),
+    ]
 
 
-def _mean(what: str, frame: polars.DataFrame, column: str, side: str = "", refutable: bool = True) -> list[Finding]:
-    """The mean over parents in points, as a finding; none where nothing is measured."""
-    there = _finite(frame, column) if column in frame.columns else frame.clear()
-    if not there.height:
+def _find(what: str, frame: polars.DataFrame, side: str, *columns: str) -> list[Finding]:
+    """Of one column the mean over parents, in points; of two their rank correlation. Empty: nothing is measured."""
+    there = _finite(frame, *columns) if set(columns) <= set(frame.columns) else frame.clear()
+    if there.height < len(columns):  # one pair has no order
         return []
-    estimate = mean_estimate(there[column].to_numpy(), there["parent_seed"].to_list())
-    return [Finding(what, estimate, "points", _decided(estimate, side, refutable))]
+    parents = there["parent_seed"].to_list()
+    if len(columns) == 1:
+        return [_finding(what, mean_estimate(there[columns[0]].to_numpy(), parents), side)]
+    x, y = (there[name].to_numpy() for name in columns)
+    return [_finding(what, spearman(x, y, parents), side, "rank correlation")]
 
 
-def _rank(frame: polars.DataFrame, x: str, y: str) -> Estimate | None:
-    """The rank correlation; None for less than two pairs, which have no order."""
-    there = _finite(frame, x, y)
-    if there.height < 2:
-        return None
-    return spearman(there[x].to_numpy(), there[y].to_numpy(), there["parent_seed"].to_list())
-
-
-def _row_estimate(row: Mapping[str, Any]) -> Estimate:
+def _of_row(what: str, row: Mapping[str, Any]) -> Finding:
     """A row of the study governance."""
-    return Estimate(
-        row["spearman"], row["low"], row["high"], row["n_parents"], row["n_pairs"], 0.95, row["note"] or ""
-    )
+    limits = row["spearman"], row["low"], row["high"]
+    estimate = Estimate(*limits, row["n_parents"], row["n_pairs"], 0.95, row["note"] or "")
+    return _finding(what, estimate, "either", "rank correlation")
+
+
+def _finding(what: str, estimate: Estimate, side: str = "", unit: str = "points") -> Finding:
+    """With the verdict on 0 of the claim that the value is on this `side`; none without one.
+
+    side: above; below; gone, which is below and never refuted; either, which is not 0 and never refuted.
+    """
+    if not side:
+        return Finding(what, estimate, unit)
+    found = verdict(estimate, 0, "below" if side == "gone" else "above" if side == "either" else side)
+    if found == REFUTED:
+        found = {"gone": NOT_SETTLED, "either": CONFIRMED}.get(side, found)
+    return Finding(what, estimate, unit, found)
 
 
 def _finite(frame: polars.DataFrame, *columns: str) -> polars.DataFrame:
     """The rows where all of `columns` are measured and finite."""
     return frame.drop_nulls(columns).filter(*(polars.col(name).cast(polars.Float64).is_finite() for name in columns))
-
-
-def _decided(estimate: Estimate, side: str, refutable: bool = True) -> str:
-    """The verdict on 0, for the claim that the value is `side` ("above", "below" or "either"); empty without one."""
-    if not side:
-        return ""
-    if side == "either":
-        return CONFIRMED if estimate.excludes_zero else NOT_SETTLED
-    found = verdict(estimate, 0, side)
-    return found if refutable or found != REFUTED else NOT_SETTLED
 
 
 def _all_agree(findings: Sequence[Finding]) -> str:
@@ -327,6 +331,7 @@ CLAIMS = {
         "relation that rises and falls has a rank correlation near 0.",
         _two_quantities_govern,
         _two_related,
+        "governance/correlations",
     ),
     4: Statement(
         "The gain is tied to linear mode connectivity.",
@@ -335,6 +340,7 @@ CLAIMS = {
         "larger gain) under every treatment confirms.",
         _tied_to_connectivity,
         _all_agree,
+        "connectivity/barrier",
     ),
     5: Statement(
         "Gains and losses fall almost wholly on hard examples (by EL2N score); easy ones stay flat.",
@@ -344,6 +350,7 @@ CLAIMS = {
         f"{100 * ALMOST // (ALMOST + 1)} % of it is there.",
         _falls_on_hard_examples,
         _all_hold,
+        "importance/split_gains",
     ),
 }
 """The claims, by number."""

@@ -1,9 +1,11 @@
-"""What a finished sweep left in its directory, read for the page: specification, gains, figures, studies."""
+"""What a finished sweep left in its directory, read for the page: specification, gains, studies; and its claims."""
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ from fastwi.config.read import sweep_from_yaml
 from fastwi.config.sweep import AnalysisOptions, SweepSpec
 from fastwi.errors import ConfigError, UserError
 from fastwi.models.changes import NETWORKS
+from fastwi.report.claims import Claim, judge
 from fastwi.report.study import Frames, Study
-from fastwi.report.summary import Table
+from fastwi.report.summary import Table, value_text
+from fastwi.report.tables import cells, sweep_tables
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
 
 _GAIN_COLUMNS = ("k", "s", "alpha", "parent_seed", "pair", "gain_best_own_points", "after_%")
+_AGAIN = "run the sweep again"
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,6 @@ class StudyRun:
 class Finished:
     """A sweep's results. `yaml` is its sweep.yaml."""
 
-    name: str
     directory: Path
     spec: SweepSpec
     yaml: str
@@ -43,26 +47,56 @@ class Finished:
     studies: Mapping[str, StudyRun]
 
     @property
+    def name(self) -> str:
+        """The sweep's, or its directory's."""
+        return self.spec.options.name or self.directory.resolve().name
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        """The paper's claims, judged on this sweep."""
+        return judge(self.gains, {name: run.frames for name, run in self.studies.items()})
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """The sweep's own tables."""
+        return sweep_tables(cells(self.gains))
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What was swept, by name."""
+        spec, dataset = self.spec, self.manifest.get("dataset") or {}
+        return [
+            ("network", spec.base.model.name),
+            ("dataset", str(dataset.get("name") or spec.base.data.path)),
+            *((axis.path, ", ".join(map(value_text, axis.values))) for axis in spec.axes),
+            ("parents measured (n)", f"{self.parents}"),
+            ("children of each parent at each k", f"{spec.options.children}"),
+            ("averages measured", f"{self.gains.height:,}"),
+            ("further epochs of the average", f"{spec.base.experiment.after}"),
+        ]
+
+    @property
+    def parents(self) -> int:
+        """How many parents are measured."""
+        return self.gains["parent_seed"].n_unique()
+
+    @property
     def command(self) -> str:
         """The command that makes the sweep's results again (and finds all of them in the store)."""
-        return f"python -m fastwi.sweep --config {self._config}"
+        return f"python -m fastwi.sweep --config {shlex.quote(str(self.directory / 'sweep.yaml'))}"
 
     def study_command(self, name: str) -> str:
         """The command that runs the study `name`, with the options that it was run with."""
-        words = [f"python -m fastwi.analyze {name} --config {self._config}"]
+        words = [self.command.replace("fastwi.sweep", f"fastwi.analyze {name}", 1)]
         options = self.studies[name].options if name in self.studies else {}
         for each in fields(AnalysisOptions):
-            given = options.get(each.name)
-            given = tuple(given) if isinstance(given, list) else given
-            if given is not None and given != each.default:
-                text = json.dumps(list(given)) if isinstance(given, tuple) else str(given)
+            value = options.get(each.name)
+            value = tuple(value) if isinstance(value, list) else value
+            if value is not None and value != each.default:
+                text = json.dumps(value) if isinstance(value, tuple) else str(value)
                 # Joined by =: a number below 0 would read as the next flag.
                 words.append(f"--analysis.{each.name}={shlex.quote(text)}")
         return " ".join(words)
-
-    @property
-    def _config(self) -> str:
-        return shlex.quote(str(self.directory / "sweep.yaml"))
 
 
 def find_sweeps(targets: Iterable[Path], studies: Mapping[str, Study]) -> list[Finished]:
@@ -82,11 +116,9 @@ def _directories(target: Path) -> list[Path]:
         raise UserError(f"{target}: no such directory; give a sweep's results directory, or a store")
     if (target / "gains.parquet").exists():
         return [target]
-    if not (target / "store.json").exists() and not (target / "sweeps").is_dir():
-        raise UserError(f"{target}: holds no gains.parquet and is no store; run python -m fastwi.sweep first")
     directories = []
     for path in sorted((target / "sweeps").glob("*.yaml")):
-        options = _spec(path, _text(path)).options
+        options = _spec(path)[0].options
         directory = Path(options.directory) / (options.name or path.stem)
         if not (directory / "gains.parquet").exists():
             raise UserError(
@@ -94,23 +126,22 @@ def _directories(target: Path) -> list[Path]:
             )
         directories.append(directory)
     if not directories:
-        raise UserError(f"{target}: a store that no sweep is noted in (sweeps/*.yaml); give a sweep's directory")
+        raise UserError(f"{target}: has no gains.parquet and no sweeps/*.yaml; run python -m fastwi.sweep first")
     return directories
 
 
 def _read(directory: Path, studies: Mapping[str, Study]) -> Finished:
-    about = open_directory(directory, "run the sweep again")
-    yaml = _text(directory / "sweep.yaml")
-    spec, gains = _spec(directory / "sweep.yaml", yaml), _parquet(directory / "gains.parquet")
-    lacking = [name for name in _GAIN_COLUMNS if name not in gains.columns]
-    if lacking:
-        raise UserError(f"{directory / 'gains.parquet'}: lacks the column {lacking[0]}; run the sweep again")
-    homes = {name: directory / "analyses" / name for name in studies}
-    # A study writes its manifest last: without one, what is there may be half of it.
-    found = {
-        name: _read_study(home, studies[name], about) for name, home in homes.items() if (home / MANIFEST).exists()
-    }
-    return Finished(spec.options.name or directory.resolve().name, directory, spec, yaml, gains, about, found)
+    about = open_directory(directory, _AGAIN)
+    spec, yaml = _spec(directory / "sweep.yaml")
+    with _of_this_version(directory / "gains.parquet", _AGAIN):
+        gains = _parquet(directory / "gains.parquet")
+        gains.select(_GAIN_COLUMNS)
+    runs = {}
+    for name, study in studies.items():
+        home = directory / "analyses" / name
+        if (home / MANIFEST).exists():  # it is written last: without one, what is there may be half of it
+            runs[name] = _read_study(home, study, about)
+    return Finished(directory, spec, yaml, gains, about, runs)
 
 
 def _read_study(home: Path, study: Study, sweep: Mapping[str, Any]) -> StudyRun:
@@ -119,48 +150,33 @@ def _read_study(home: Path, study: Study, sweep: Mapping[str, Any]) -> StudyRun:
     about = open_directory(home, again)
     if NETWORKS in about and about[NETWORKS] != sweep.get(NETWORKS):
         raise UserError(f"{home}: is of another source of the network than the sweep's results; {again}")
-    frames = {path.stem: _parquet(path) for path in sorted(home.glob("*.parquet"))}
-    for name in about.get("rows", ()):
-        if name not in frames:
-            raise UserError(f"{home}: lacks {name}.parquet; {again}")
-    try:
-        renewed = study.renew(frames)
-        tables = study.tables(renewed)
-    except (KeyError, polars.exceptions.PolarsError) as error:  # a frame of another version lacks what they need
-        raise UserError(f"{home}: not of this version ({_line(error)}); {again}") from error
-    return StudyRun(home, renewed, tables, about.get("options", {}))
+    with _of_this_version(home, again):
+        names = {path.stem for path in home.glob("*.parquet")} | set(about.get("rows", ()))
+        frames = study.renew({name: _parquet(home / f"{name}.parquet") for name in sorted(names)})
+        return StudyRun(home, frames, study.tables(frames), about.get("options", {}))
 
 
-def _spec(path: Path, text: str) -> SweepSpec:
-    try:
-        problem = yaml_damage(text) if is_sealed(text) else "is damaged, or of an earlier fastwi (no checksum)"
+def _spec(path: Path) -> tuple[SweepSpec, str]:
+    """A sweep.yaml, and its text."""
+    with _of_this_version(path, _AGAIN):
+        text = path.read_text(encoding="utf-8")
+        problem = yaml_damage(text) if is_sealed(text) else "no checksum"
         if problem:
-            raise UserError(f"{path}: {problem}; run the sweep again")
-        return sweep_from_yaml(text, str(path), path.parent)
-    except ConfigError as error:
-        first, *more = str(error).replace(f"{path}: ", "").splitlines()
-        rest = f" (and {len(more)} more)" if more else ""
-        raise UserError(f"{path}: not a sweep of this version: {first}{rest}; run the sweep again") from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UserError(f"{path}: cannot be read ({said}); run the sweep again") from error
+            raise ConfigError(problem)
+        return sweep_from_yaml(text, str(path), path.parent), text
 
 
 def _parquet(path: Path) -> polars.DataFrame:
+    with open(path, "rb") as stream:  # polars takes brackets and stars in a path for a pattern
+        return polars.read_parquet(stream)
+
+
+@contextmanager
+def _of_this_version(path: Path, again: str) -> Iterator[None]:
+    """Raise UserError, in one line, where the block cannot read what is at `path`."""
+    kinds = (OSError, ValueError, KeyError, ConfigError, polars.exceptions.PolarsError)
     try:
-        # From a stream: polars takes brackets and stars in a path for a pattern.
-        with open(path, "rb") as stream:
-            return polars.read_parquet(stream)
-    except (OSError, polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:
-        raise UserError(
-            f"{path}: damaged or not Parquet ({_line(error)}); run the command that wrote it again"
-        ) from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]
+        yield
+    except (*kinds, polars.exceptions.PanicException) as error:
+        said = " ".join(str(error).replace(f"{path}: ", "").split())[:120]
+        raise UserError(f"{path}: damaged, or not of this version ({said}); {again}") from error

@@ -1,7 +1,7 @@
 """Heat maps of a sweep: the mean gain over k x s, every cell with its interval and n."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from fastwi.analysis.statistics import FEWEST, Estimate
 from fastwi.report.figures import numbered, save_figure
 from fastwi.report.rows import TREATMENTS
-from fastwi.report.summary import variant_text
+from fastwi.report.summary import interval_text, variant_text
 from fastwi.report.tables import Cell
 
 K_LABEL, S_LABEL = "k: epochs of the parent", "s: epochs of each child"
@@ -28,88 +28,80 @@ def draw_heatmap(found: Sequence[Cell], path: Path, subject: str) -> list[Path]:
     beyond the first file's go to `path` with -2, -3 ... `subject`: network and dataset, for the title. Returns the
     PNGs' paths; none where nothing is measured. Raises UserError where a file cannot be written.
     """
-    columns = [name for name in TREATMENTS if any((name, "best") in cell.gains for cell in found)]
-    if not columns:
+    from matplotlib.colors import SymLogNorm
+    from matplotlib.figure import Figure
+
+    treatments = [name for name in TREATMENTS if any((name, "best") in cell.gains for cell in found)]
+    if not treatments:
         return []
     variants = list(dict.fromkeys(cell.variant for cell in found))
     ks, ss = sorted({cell.k for cell in found}), sorted({cell.s for cell in found})
     # Axis labels and titles need room where a map has one cell.
     width = max(_CELL_INCHES[0] * len(ss) + 1.1, _LEAST_INCHES[0])
     height = max(_CELL_INCHES[1] * len(ks) + 1.2, _LEAST_INCHES[1])
-    beside = len(columns) if width < 10 else 1
-    rows = max(1, min(_MOST_ROWS, int(_MOST_INCHES / height))) * beside // len(columns) or 1
+    beside = len(treatments) if width < 10 else 1
+    rows = max(1, min(_MOST_ROWS, int(_MOST_INCHES / height))) * beside // len(treatments) or 1
     files = [variants[first : first + rows] for first in range(0, len(variants), rows)]
-    paths = []
-    for number, part in enumerate(files, 1):
-        panels = [(variant, treatment) for variant in part for treatment in columns]
-        counted = f" ({number} of {len(files)})" if len(files) > 1 else ""
-        paths.append(numbered(path, number))
-        _draw(found, panels, (ks, ss), (beside, width, height), paths[-1], subject + counted)
-    return paths
-
-
-def _draw(
-    found: Sequence[Cell],
-    panels: Sequence[tuple[Any, str]],
-    grid: tuple[list[int], list[int]],
-    size: tuple[int, float, float],
-    path: Path,
-    subject: str,
-) -> None:
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    (ks, ss), (beside, width, height), colours = grid, size, colormaps["RdBu"]
     every = [e for cell in found for (_, over), e in cell.gains.items() if over == "best"]
     norm = _norm([e.value for e in every if e.value is not None])
     below = f"mean over parents, n = parents (pairs); intervals need {FEWEST} parents, not all equal"
     if any(e.conclusive for e in every):
         below = "mean over parents [95 % interval], n = parents (pairs); bold: the interval excludes 0"
-    heading = f"Gain in test accuracy of the average over the best child: {subject}\n{below}"
-    down = -(-len(panels) // beside)
-    least = 0.075 * max(map(len, heading.split("\n")))  # a narrow map would cut its own heading off
-    figure = Figure(figsize=(max(width * beside + 1.0, least), height * down + 0.8), layout="constrained")
-    axes = figure.subplots(down, beside, squeeze=False)
-    image: Any = None
-    for axis, (variant, treatment) in zip(axes.flat, panels, strict=False):
-        here = {(c.k, c.s): c.gains.get((treatment, "best")) for c in found if c.variant == variant}
-        mean_ks = np.full((len(ks), len(ss)), np.nan)
-        for row, column in np.ndindex(mean_ks.shape):
-            estimate = here.get((ks[row], ss[column]))
-            if estimate is None or estimate.value is None:
-                axis.text(column, row, "not\nmeasured", ha="center", va="center", fontsize=6, color="0.45")
-                continue
-            mean_ks[row, column] = estimate.value
-            red, green, blue, _ = colours(float(norm(estimate.value)))
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-            _annotate(axis, column, row, estimate, "white" if dark else "black")
-        axis.set_facecolor("0.92")
-        image = axis.imshow(mean_ks, cmap=colours, norm=norm, aspect="auto", origin="lower", interpolation="nearest")
-        axis.set_xticks(range(len(ss)), list(map(str, ss)))
-        axis.set_yticks(range(len(ks)), list(map(str, ks)))
-        axis.set_xlabel(S_LABEL)
-        axis.set_ylabel(K_LABEL)
-        where = textwrap.wrap(variant_text(variant), int(13 * width))
-        axis.set_title("\n".join([f"{treatment} batch-norm statistics", *where]), fontsize=8)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    bar = figure.colorbar(image, ax=axes, aspect=30, fraction=0.04)
-    bar.ax.yaxis.set_major_formatter("{x:g}")
-    bar.set_label("mean gain (points)" if type(norm).__name__ == "Normalize" else "mean gain (points, log scale)")
-    figure.suptitle(heading, fontsize=10)
-    save_figure(figure, path)
+    paths = []
+    for number, part in enumerate(files, 1):
+        counted = f" ({number} of {len(files)})" if len(files) > 1 else ""
+        heading = f"Gain in test accuracy of the average over the best child: {subject}{counted}\n{below}"
+        panels = [(variant, treatment) for variant in part for treatment in treatments]
+        down = -(-len(panels) // beside)
+        least = 0.075 * max(map(len, heading.split("\n")))  # a narrow map would cut its own heading off
+        size = (max(width * beside + 1.0, least), height * down + 0.8)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(down, beside, squeeze=False)
+        for axis, (variant, treatment) in zip(axes.flat, panels, strict=False):
+            here = {(c.k, c.s): c.gains.get((treatment, "best")) for c in found if c.variant == variant}
+            image = _draw_map(axis, here, ks, ss, norm)
+            where = textwrap.wrap(variant_text(variant), int(13 * width))
+            axis.set_title("\n".join([f"{treatment} batch-norm statistics", *where]), fontsize=8)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        bar = figure.colorbar(image, ax=axes, aspect=30, fraction=0.04)
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+        bar.set_label("mean gain (points, log scale)" if isinstance(norm, SymLogNorm) else "mean gain (points)")
+        figure.suptitle(heading, fontsize=10)
+        paths.append(numbered(path, number))
+        save_figure(figure, paths[-1])
+    return paths
 
 
-def _annotate(axis: Any, x: int, y: int, estimate: Estimate, colour: str) -> None:
-    """Mean, interval and n, on three lines."""
-    bold = "bold" if estimate.excludes_zero else "normal"
-    interval = f"[{estimate.low:+.2f}, {estimate.high:+.2f}]" if estimate.conclusive else "no interval"
-    for up, text, size, weight in (
-        (0.24, f"{estimate.value:+.2f}", 8, bold),
-        (-0.05, interval, 6, "normal"),
-        (-0.31, f"n = {estimate.n_parents} ({estimate.n_pairs})", 6, "normal"),
-    ):
-        axis.text(x, y + up, text, ha="center", va="center", fontsize=size, color=colour, weight=weight)
+def _draw_map(
+    axis: Any, found: Mapping[tuple[int, int], Estimate | None], ks: Sequence[int], ss: Sequence[int], norm: Any
+) -> Any:
+    """Draw the estimates by k and s; returns the image. Each has its mean, interval and n, on three lines."""
+    from matplotlib import colormaps
+
+    colours = colormaps["RdBu"]
+    mean_ks = np.full((len(ks), len(ss)), np.nan)
+    for y, x in np.ndindex(mean_ks.shape):
+        estimate = found.get((ks[y], ss[x]))
+        if estimate is None or estimate.value is None:
+            axis.text(x, y, "not\nmeasured", ha="center", va="center", fontsize=6, color="0.45")
+            continue
+        mean_ks[y, x] = estimate.value
+        red, green, blue, _ = colours(float(norm(estimate.value)))
+        colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
+        bold = "bold" if estimate.excludes_zero else "normal"
+        for up, text, size, weight in (
+            (0.24, f"{estimate.value:+.2f}", 8, bold),
+            (-0.05, interval_text(estimate) or "no interval", 6, "normal"),
+            (-0.31, f"n = {estimate.n_parents} ({estimate.n_pairs})", 6, "normal"),
+        ):
+            axis.text(x, y + up, text, ha="center", va="center", fontsize=size, color=colour, weight=weight)
+    axis.set_facecolor("0.92")
+    axis.set_xticks(range(len(ss)), list(map(str, ss)))
+    axis.set_yticks(range(len(ks)), list(map(str, ks)))
+    axis.set_xlabel(S_LABEL)
+    axis.set_ylabel(K_LABEL)
+    return axis.imshow(mean_ks, cmap=colours, norm=norm, aspect="auto", origin="lower", interpolation="nearest")
 
 
 def _norm(means: Sequence[float]) -> Any:

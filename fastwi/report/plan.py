@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,34 +30,44 @@ _MOST_NAMED = 12
 
 def engine_text(engine: Engine, planned: PlannedSweep) -> str:
     """What a run or a sweep is computed by, in words."""
-    resolved = engine.resolved
-    compiles = "; the first steps compile, which can take minutes" if resolved.backend == "compile" else ""
-    auto = planned.auto
-    why = f" (engine.precision: auto is {auto.precision}: {auto.reason})" if auto else ""
-    return f"{resolved.backend} on {resolved.device}, {str(resolved.dtype).removeprefix('torch.')}{why}{compiles}"
+    resolved, auto = engine.resolved, planned.auto
+    text = f"{resolved.backend} on {resolved.device}, {str(resolved.dtype).removeprefix('torch.')}"
+    if auto:
+        text += f" (engine.precision: auto is {auto.precision}: {auto.reason})"
+    if resolved.backend == "compile":
+        text += "; the first steps compile, which can take minutes"
+    return text
 
 
 def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str) -> Summary:
     """The tree, what it saves, and time and disk, measured on a few steps of its own. `yaml`: the configuration."""
-    tree, left, lines = planned.tree, left_of(planned), tree_lines(planned)
-    (epochs, _), naive = tree.count(tree.tasks()), naive_epochs(planned.points)
+    tree, points, keep = planned.tree, planned.points, planned.spec.options.keep
+    left, lines = left_of(planned), tree_lines(planned)
+    epochs, naive = tree.count(tree.tasks())[0], naive_epochs(points)
     epochs_left, probes_left = tree.count(left)
-    images = sum(
-        planned.inputs_of(config).images("train", config.data) for config in map(tree.config_of, left[:epochs_left])
-    )
+    configs = map(tree.config_of, left[:epochs_left])
+    images = sum(planned.inputs_of(config).images("train", config.data) for config in configs)
     seconds, sizes = _seconds(planned, left, resources), kept_bytes(planned, resources)
-    keep = planned.spec.options.keep
     values = {
-        "directory": str(directory), "config": asdict(planned.points[0].config), "points": len(planned.points),
-        "epochs": epochs, "naive_epochs": naive, "epochs_left": epochs_left, "networks_to_measure": probes_left,
-        "images_to_train": images, "seconds": seconds, "bytes": sizes[keep], "bytes_by_keep": sizes, "tree": lines,
-    }  # fmt: skip
+        "directory": str(directory),
+        "config": asdict(points[0].config),
+        "points": len(points),
+        "epochs": epochs,
+        "naive_epochs": naive,
+        "epochs_left": epochs_left,
+        "networks_to_measure": probes_left,
+        "images_to_train": images,
+        "seconds": seconds,
+        "bytes": sizes[keep],
+        "bytes_by_keep": sizes,
+        "tree": lines,
+    }
     disk = (f"{name} {size / 2**20:,.0f} MiB" + " (chosen)" * (name == keep) for name, size in sizes.items())
     shown = [
         f"{directory}: {'goes on' if (directory / MANIFEST).exists() else 'new'}",
-        engine_text(resources.engine(planned.points[0].config), planned),
+        engine_text(resources.engine(points[0].config), planned),
         *lines,
-        f"{len(planned.points):,} points; {epochs:,} epochs in the tree, {naive:,} if each point were run alone: "
+        f"{len(points):,} points; {epochs:,} epochs in the tree, {naive:,} if each point were run alone: "
         f"{naive / max(1, epochs):.1f} times as many",
         f"left: {epochs_left:,} epochs, {images:,} images to train, {probes_left:,} networks to measure: about "
         f"{clock(seconds)} on one such device",
@@ -78,7 +89,7 @@ def tree_lines(planned: PlannedSweep) -> list[str]:
     """The tree in words, a line a kind of trajectory."""
     tree = planned.tree
     # Trajectories by their last node and the epochs done before their first.
-    kinds: dict[str, set[tuple[int, int]]] = {"parents": set(), "children": set(), "averages": set()}
+    kinds = defaultdict[str, set[tuple[int, int]]](set)
     for place in planned.places:
         kinds["parents"].add((place.clone_node, 0))
         kinds["children"].update((last, tree.epochs[place.clone_node]) for last in place.last_nodes)
@@ -99,31 +110,32 @@ def tree_lines(planned: PlannedSweep) -> list[str]:
 def kept_bytes(planned: PlannedSweep, resources: Resources) -> dict[str, int]:
     """What the states take in the store at the end, by choice of sweep.keep."""
     tree = planned.tree
-    network = {alike: node for node, alike in enumerate(tree.alike)}
+    networks = {alike: node for node, alike in enumerate(tree.alike)}
+    row_bytes = {alike: resources.layout(tree.configs[node]).row_bytes for alike, node in networks.items()}
     found = {}
     for keep in KEEP:
         counts = Counter(tree.alike[node] for node in planned.kept(keep))
-        sizes = (count * resources.layout(tree.configs[network[alike]]).row_bytes for alike, count in counts.items())
-        found[keep] = sum(sizes)
+        found[keep] = sum(count * row_bytes[alike] for alike, count in counts.items())
     return found
 
 
 def _seconds(planned: PlannedSweep, left: Sequence[int], resources: Resources) -> float:
-    costs: dict[tuple[object, ...], float] = defaultdict(float)  # in trained images, by what decides the speed
-    examples: dict[tuple[object, ...], Config] = {}
-    tasks_of: dict[int, list[int]] = defaultdict(list)  # by the configuration's identity: hashing one takes long
+    tree = planned.tree
+    tasks_of = defaultdict[int, list[int]](list)  # by the configuration's identity: hashing one takes long
     for task in left:
-        tasks_of[id(planned.tree.config_of(task))].append(task)
+        tasks_of[id(tree.config_of(task))].append(task)
+    costs = defaultdict[Any, float](float)  # in trained images, by what decides the speed
+    examples: dict[Any, Config] = {}
     for tasks in tasks_of.values():
-        config = planned.tree.config_of(tasks[0])
+        config = tree.config_of(tasks[0])
         speed = (config.model, config.engine, config.optimizer.batch_size, config.data.path)
         examples.setdefault(speed, config)
         costs[speed] += sum(cost_of(planned, task) for task in tasks)
     seconds = 0.0
-    for name, config in examples.items():
+    for speed, config in examples.items():
         engine, network = resources.tried_engine(config), resources.network(config)
         trained_per_s, start_s = _measure(engine, network, *resources.splits(config))
-        seconds += costs[name] / trained_per_s + start_s
+        seconds += costs[speed] / trained_per_s + start_s
     return seconds
 
 
@@ -136,9 +148,8 @@ def _measure(engine: Engine, network: nn.Module, train: Dataset, test: Dataset) 
     for _ in range(2):  # the first round compiles and fills caches
         begun = time.perf_counter()
         engine.train_epoch(population, few_train, [Noise(0)], 0)
-        middle = time.perf_counter()
+        rates.append(len(few_train) / (time.perf_counter() - begun))
         engine.evaluate(population, few_test)
-        rates.append(len(few_train) / (middle - begun))
         seconds.append(time.perf_counter() - begun)
     return rates[-1], max(0.0, seconds[0] - seconds[1])
 

@@ -3,9 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,12 +17,11 @@ if TYPE_CHECKING:
 
     from fastwi.experiment.planner import PlannedSweep
     from fastwi.experiment.store import Measurement
-    from fastwi.report.results import RunRecord
+    from fastwi.report.run_directory import RunRecord
 
 _LINE_EVERY_S = 10.0
 _MOST_NAMED = 6
-EVALUATION_COST = 0.25
-"""Of an image that is only evaluated, in trained images: an estimate, for the time left."""
+_EVALUATION_COST = 0.25  # of an image that is only evaluated, in trained images: an estimate, for the time left
 
 
 def cost_of(planned: "PlannedSweep", task: int) -> float:
@@ -32,10 +29,10 @@ def cost_of(planned: "PlannedSweep", task: int) -> float:
     tree = planned.tree
     config = tree.config_of(task)
     inputs = planned.inputs_of(config)
-    tested = EVALUATION_COST * inputs.images("test", config.data)
+    tested = _EVALUATION_COST * inputs.images("test", config.data)
     if task < len(tree):
         return inputs.images("train", config.data) + tested
-    return tested + EVALUATION_COST * tree.treatment_of(task).images
+    return tested + _EVALUATION_COST * tree.treatment_of(task).images
 
 
 def clock(seconds: float) -> str:
@@ -52,44 +49,49 @@ class Progress:
         console = Console(file=sys.stderr, quiet=quiet)
         # Without ipywidgets a notebook shows lines, as a file does.
         live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
-        columns = (
-            TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
-        self._bar = RichProgress(*columns, console=console, disable=quiet or not live)
+        self._bar = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not live,
+        )
         self._task = self._bar.add_task(name, total=None, speed="")
-        self._name, self._begun, self._last_line = name, time.monotonic(), -_LINE_EVERY_S
-        self._ended = False
+        self._name, self._begun = name, time.monotonic()
+        self._last_line, self._ended = -_LINE_EVERY_S, False
 
     def __enter__(self) -> "Self":
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, done: float, total: float, said: str = "", unit: str = "", every: bool = False) -> None:
-        """Report that `done` of `total` is done. `unit`: what is counted, where its speed is shown.
+    def show(self, done: float, total: float) -> None:
+        """Report that `done` of `total` is done; in lines at most every 10 s, and at the end."""
+        if self._due(done, total) and not self._bar.console.is_terminal:
+            self._line(f"{self._name}: {100 * done / max(total, 1):.0f} %", done, total)
 
-        A line has `said`, or the share that is done, at most every 10 s and at the end, or with `every` each time.
-        Without `said` there are no lines on a terminal.
-        """
-        now = time.monotonic()
-        spent = now - self._begun
-        speed = f"{done / max(spent, 1e-9):,.0f} {unit}/s" if unit else ""
-        description = said.partition(":")[0] if every else said.partition(",")[0]
+    def _due(self, done: float, total: float, description: str = "", speed: str = "") -> bool:
+        """Advance the bar. Returns whether it is time for a line."""
         self._bar.update(self._task, completed=done, total=total, speed=speed, description=description or self._name)
         ended = done >= total * (1 - 1e-9)
-        due = every or (now - self._last_line >= _LINE_EVERY_S and done > 0) or (ended and not self._ended)
+        waited = time.monotonic() - self._last_line >= _LINE_EVERY_S
+        due = (waited and done > 0) or (ended and not self._ended)
         self._ended = ended
-        if not due or (self._bar.console.is_terminal and not said):
-            return
-        self._last_line = now
+        return due
+
+    def _line(self, said: str, done: float, total: float, speed: str = "") -> None:
+        """Print `said` with the time."""
+        self._last_line = time.monotonic()
+        spent = self._last_line - self._begun
         left = clock((total - done) * spent / max(done, 1e-9))
         times = ", ".join(filter(None, [speed, f"{clock(spent)} spent", f"{left} left"]))
-        self._print(f"{said or f'{self._name}: {100 * done / max(total, 1):.0f} %'}  [{times}]")
+        self._print(f"{said}  [{times}]")
 
     def _print(self, message: str) -> None:
         self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
@@ -102,7 +104,7 @@ class TreeProgress(Progress):
         self, planned: "PlannedSweep", first: str = "", quiet: bool = False, record: "RunRecord | None" = None
     ) -> None:
         super().__init__("planning", quiet)
-        self._planned, self._cost, self._record = planned, partial(cost_of, planned), record
+        self._planned, self._record = planned, record
         self._waiting = {"first": first} if first else {}  # lines that are shown before the first images
         self._total = self._done = self._here = 0.0
         self._tasks = self._tasks_done = 0
@@ -112,7 +114,7 @@ class TreeProgress(Progress):
         if not left:
             finished = "finished before; its results are shown again, whatever engine.* says now"
             self._print("other processes did the rest" if self._tasks else finished)
-        self._total = self._done + sum(map(self._cost, left))
+        self._total = self._done + self._cost(left)
         self._tasks = self._tasks_done + len(left)
         self._bar.update(self._task, total=self._total)
         epochs, probes = self._planned.tree.count(left)
@@ -121,29 +123,33 @@ class TreeProgress(Progress):
     def images(self, trained: int, evaluated: int) -> None:
         """Advance within what is being measured."""
         self._say_first()
-        self._here += trained + EVALUATION_COST * evaluated
+        self._here += trained + _EVALUATION_COST * evaluated
         self._bar.update(self._task, completed=self._done + self._here)
 
     def measured(self, tasks: Sequence[int], measurements: "Sequence[Measurement]") -> None:
-        """Advance past `tasks`."""
+        """Advance past `tasks`. A run has a line each time."""
         self._say_first()
-        self._done += sum(map(self._cost, tasks))
+        self._done += self._cost(tasks)
         self._here = 0.0
         self._tasks_done += len(tasks)
+        speed = f"{self._done / max(time.monotonic() - self._begun, 1e-9):,.0f} images/s"
+        measured = f"networks measured: {self._tasks_done:,} of {self._tasks:,}"
         last = measurements[-1]
-        said = (
-            f"networks measured: {self._tasks_done:,} of {self._tasks:,}, the last at epoch {last.epoch}: "
-            f"{last.test_accuracy:.2f} %"
-        )
+        said = f"{measured}, the last at epoch {last.epoch}: {last.test_accuracy:.2f} %"
         if self._record is not None:
             said = _named(self._planned, measurements)
-        self.show(self._done, self._total, said, "images", every=self._record is not None)
+            measured = said.partition(":")[0]
+        if self._due(self._done, self._total, measured, speed) or self._record is not None:
+            self._line(said, self._done, self._total, speed)
         if self._record is not None:
             self._record.add(measurements)
 
     def warned(self, message: str) -> None:
         """Show it."""
         self._print(message)
+
+    def _cost(self, tasks: Sequence[int]) -> float:
+        return sum(cost_of(self._planned, task) for task in tasks)
 
     def _say_first(self) -> None:
         for line in self._waiting.values():

@@ -7,6 +7,7 @@ of the tables are described in `COLUMNS` and `GAIN_COLUMNS`, which also go into 
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import polars
@@ -107,25 +108,28 @@ def rows_frame(rows: Iterable[Row]) -> polars.DataFrame:
 def point_rows(point: Point, place: PointStates, measurements: Measured) -> list[Row]:
     """The rows of metrics.jsonl for `point`, in its order; without those that have no measurement (yet)."""
     e = point.config.experiment
-    end, children = e.k + e.s, {f"child {i}": states for i, states in enumerate(place.children, 1)}
-    later = {"average": place.after, **{name: states[e.s :] for name, states in children.items()}}
-    at_end = dict(zip(["average", *children], [place.average, *place.ends], strict=True))
-    wanted = [("parent", i, "parent", state, OWN) for i, state in enumerate(place.parent, 1)]
-    for i in range(e.s):
-        wanted += [("children", e.k + i + 1, name, states[i], OWN) for name, states in children.items()]
+    end = e.k + e.s
+    children = {f"child {i}": states for i, states in enumerate(place.children, 1)}
+    at_end = {"average": place.average, **dict(zip(children, place.ends, strict=True))}
+    # Stage, network, treatment, and states after one epoch each from an epoch on.
+    lines = [("parent", "parent", OWN, 1, place.parent)]
+    lines += [("children", name, OWN, e.k + 1, states[: e.s]) for name, states in children.items()]
     for treatment in place.treatments if (place.average, OWN) in measurements else ():
-        wanted += [("interpolation", end, name, state, treatment) for name, state in at_end.items()]
-    for i in range(e.after):
-        wanted += [("after", end + i + 1, name, states[i], OWN) for name, states in later.items() if states]
-    return [_row(*row, measurements[row[3:]]) for row in wanted if row[3:] in measurements]
-
-
-def _row(stage: str, epoch: int, network: str, state: str, treatment: str, found: "Measurement") -> Row:
-    batch_norm = OWN if treatment == OWN else RECOMPUTED
-    row: Row = {"stage": stage, "epoch": epoch, "network": network, "batch_norm": batch_norm}
-    if stage != "interpolation":
-        row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
-    return row | {"test_loss": found.test_loss, ACCURACY: found.test_accuracy}
+        lines += [("interpolation", name, treatment, end, (state,)) for name, state in at_end.items()]
+    lines.append(("after", "average", OWN, end + 1, place.after))
+    lines += [("after", name, OWN, end + 1, states[e.s :]) for name, states in children.items()]
+    rows: list[Row] = []
+    for stage, network, treatment, first, states in lines:
+        batch_norm = OWN if treatment == OWN else RECOMPUTED
+        for epoch, state in enumerate(states, first):
+            found = measurements.get((state, treatment))
+            if found is None:
+                continue
+            row: Row = {"stage": stage, "epoch": epoch, "network": network, "batch_norm": batch_norm}
+            if stage != "interpolation":
+                row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
+            rows.append(row | {"test_loss": found.test_loss, ACCURACY: found.test_accuracy})
+    return sorted(rows, key=itemgetter("epoch"))  # and within an epoch as they are: networks side by side
 
 
 def gains(
@@ -136,49 +140,41 @@ def gains(
     A point where one of them diverged under every treatment of batch norm is left out.
     """
     axes = other_axes(spec)
+    types = schema(spec, GAIN_COLUMNS)
     rows: list[Row] = []
     for point, place in zip(points, places, strict=True):
-        at = [_at_interpolation(place, treatment, measurements) for treatment in place.treatments]
-        there = all((state, OWN) in measurements for state in (place.average, *place.ends))
-        if not there or not any(at):
+        networks = (place.average, *place.ends)
+        sound: dict[str, list[float]] = {}
+        for name, treatment in zip(TREATMENTS, place.treatments, strict=False):
+            found = [_accuracy(measurements, (state, treatment)) for state in networks]
+            accuracies = [accuracy for accuracy in found if accuracy is not None]
+            if len(accuracies) == len(found):
+                sound[name] = accuracies
+        if not sound or any((state, OWN) not in measurements for state in networks):
             continue
-        after = [_accuracy(measurements, (state, OWN)) for state in place.after]
-        average, best = (at[0][0], max(at[0][1:])) if at[0] else (None, None)
         e = point.config.experiment
         row = {path: axis_value(path, point.values[i]) for path, i in axes.items()}
         row |= {"k": e.k, "s": e.s, "alpha": point.alpha, "parent_seed": point.parent, "pair": point.tuple_index}
-        for treatment, accuracies in zip(TREATMENTS, at, strict=False):
-            if accuracies:
-                middle, *children = accuracies
-                row |= {
-                    f"average_{treatment}_%": middle,
-                    f"children_{treatment}_%": children,
-                    f"gain_best_{treatment}_points": middle - max(children),
-                    f"gain_mean_{treatment}_points": middle - sum(children) / len(children),
-                }
+        for name, (average, *children) in sound.items():
+            row[f"average_{name}_%"] = average
+            row[f"children_{name}_%"] = children
+            row[f"gain_best_{name}_points"] = average - max(children)
+            row[f"gain_mean_{name}_points"] = average - sum(children) / len(children)
+        after = [_accuracy(measurements, (state, OWN)) for state in place.after]
         row["after_%"] = after
-        row["after_vs_average_points"] = [_difference(accuracy, average) for accuracy in after]
-        row["after_vs_best_points"] = [_difference(accuracy, best) for accuracy in after]
+        own = sound.get(OWN)
+        bases = {"average": own[0], "best": max(own[1:])} if own else {"average": None, "best": None}
+        for name, base in bases.items():
+            less = [None if base is None or accuracy is None else accuracy - base for accuracy in after]
+            row[f"after_vs_{name}_points"] = less
         rows.append(row)
-    types = schema(spec, GAIN_COLUMNS)
     return polars.DataFrame([[row.get(name) for name in types] for row in rows], schema=types, orient="row")
-
-
-def _at_interpolation(place: PointStates, treatment: str, measurements: Measured) -> list[float]:
-    """Accuracies of the average and the children; empty where one is missing or diverged."""
-    found = [_accuracy(measurements, (state, treatment)) for state in (place.average, *place.ends)]
-    accuracies = [accuracy for accuracy in found if accuracy is not None]
-    return accuracies if len(accuracies) == len(found) else []
 
 
 def _accuracy(measurements: Measured, key: MeasurementKey) -> float | None:
     """Test accuracy in %; None where nothing was measured, or the network diverged in that very epoch."""
     found = measurements.get(key)
     return None if found is None or found.diverged else found.test_accuracy
-
-
-def _difference(accuracy: float | None, base: float | None) -> float | None:
-    return None if accuracy is None or base is None else accuracy - base
 
 
 def result_frame(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from fastwi.analysis.statistics import Estimate
 from fastwi.config.values import show
 from fastwi.files import to_json
 
@@ -93,6 +94,13 @@ class Summary:
 def count_of(number: int, what: str) -> str:
     """'1 pair', '1,200 pairs'."""
     return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def interval_text(estimate: Estimate) -> str:
+    """'[+1.00, +2.00]'; empty where there is no interval."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
 def value_text(value: Any) -> str:

@@ -5,8 +5,9 @@ taken under the same treatment of batch-norm statistics on both sides. Intervals
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import polars
@@ -45,54 +46,49 @@ class Cell:
         """What a cell has beside k and s: axes and, where it is not the plain mean, alpha."""
         return self.axes + (() if self.alpha is None else (("alpha", self.alpha),))
 
-    @property
-    def after(self) -> int:
-        """The most further epochs of a pair."""
-        return int(self.rows["after_%"].list.len().max() or 0)  # type: ignore[arg-type]
-
 
 def cells(frame: polars.DataFrame) -> list[Cell]:
     """The cells of the frame that `gains` gives, in the order of the sweep."""
     names = [*cell_names(frame), "alpha"]
     found = []
     for (*values, k, s, alpha), rows in groups(frame, names):
-        of = {(name, over): estimate_of(rows, f"gain_{over}_{name}_points") for name in TREATMENTS for over in OVER}
-        gain = {key: estimate for key, estimate in of.items() if estimate is not None}
-        wins = {
-            name: 100.0 * float((rows[f"gain_best_{name}_points"].drop_nulls() > 0).mean())  # type: ignore[arg-type]
-            for name in TREATMENTS
-            if (name, "best") in gain
-        }
+        gains, wins = {}, {}
+        for name in TREATMENTS:
+            for over in OVER:
+                estimate = estimate_of(rows, f"gain_{over}_{name}_points")
+                if estimate is not None:
+                    gains[name, over] = estimate
+            best = rows[f"gain_best_{name}_points"].drop_nulls()
+            if len(best):
+                wins[name] = 100.0 * (int((best > 0).sum()) / len(best))
         axes = tuple(zip(names, values, strict=False))
-        found.append(Cell(axes, k, s, alpha, rows["parent_seed"].n_unique(), rows.height, gain, wins, rows))
+        found.append(Cell(axes, k, s, alpha, rows["parent_seed"].n_unique(), rows.height, gains, wins, rows))
     return found
+
+
+def most_epochs(gains: polars.DataFrame) -> int:
+    """The most further epochs of a pair."""
+    return max(gains["after_%"].list.len(), default=0)
 
 
 def sweep_tables(found: Sequence[Cell]) -> list[Table]:
     """All tables of a sweep's cells; none where nothing is measured."""
     if not found:
         return []
-    after = any(cell.after for cell in found)
-    return [
-        cell_table(found), cell_table(found, "mean"),
-        *([after_table(found), after_table(found, "average")] if after else []),
-    ]  # fmt: skip
+    tables = [cell_table(found), cell_table(found, "mean")]
+    if any(most_epochs(cell.rows) for cell in found):
+        tables += [after_table(found), after_table(found, "average")]
+    return tables
 
 
 def cell_table(found: Sequence[Cell], over: str = "best") -> Table:
     """One row a cell: the mean gain `over` the "best" child or the "mean", and the share of pairs that beat all."""
-    measured = [name for name in TREATMENTS if any((name, over) in cell.gains for cell in found)]
-    columns = _head(found)
-    for name in measured:
-        columns += [f"gain, {name} [95 %]", f"beats all, {name} (%)"]
-    body = []
-    for cell in found:
-        row = _begun(cell, found)
-        for name in measured:
-            row.append(_show(cell.gains.get((name, over)), cell))
-            row.append(f"{cell.wins[name]:.0f}" if name in cell.wins else "")
-        body.append(row)
-    return estimates_table(f"Gain of the average over {OVER[over]} at interpolation, in points", columns, body)
+    columns: dict[str, Callable[[Cell], str]] = {}
+    for name in TREATMENTS:
+        if any((name, over) in cell.gains for cell in found):
+            columns[f"gain, {name} [95 %]"] = partial(_gain, key=(name, over))
+            columns[f"beats all, {name} (%)"] = partial(_wins, name=name)
+    return _table(f"Gain of the average over {OVER[over]} at interpolation, in points", found, columns)
 
 
 def after_table(found: Sequence[Cell], against: str = "best") -> Table:
@@ -100,21 +96,43 @@ def after_table(found: Sequence[Cell], against: str = "best") -> Table:
 
     `against`: the "average" itself, or the "best" child. Of many epochs, some are shown, the last always.
     """
-    most = max((cell.after for cell in found), default=0)
+    most = max((most_epochs(cell.rows) for cell in found), default=0)
     epochs = list(range(1, most + 1))
     if most > _MOST_EPOCHS:
         epochs = [epoch for epoch in _ROUND_EPOCHS if epoch < most] + [most]
     column = f"after_vs_{against}_points"
+    what = {"average": "the average", "best": "the best child"}[against]
+    title = f"The average trained on: accuracy less that of {what} at interpolation, own statistics, in points [95 %]"
+    return _table(title, found, {f"+{epoch}": partial(_after, column=column, epoch=epoch) for epoch in epochs})
+
+
+def _table(title: str, found: Sequence[Cell], columns: Mapping[str, Callable[[Cell], str]]) -> Table:
+    """One row a cell: its axes, k, s, alpha where there is one, parents, pairs, and then `columns`, as text."""
+    head = [name for name, _ in found[0].axes] if found else []
+    alphas = ["alpha"] if any(cell.alpha is not None for cell in found) else []
     body = []
     for cell in found:
-        at = [cell.rows.with_columns(polars.col(column).list.get(e - 1, null_on_oob=True)) for e in epochs]
-        body.append([*_begun(cell, found), *(_show(estimate_of(rows, column), cell) for rows in at)])
-    what = {"average": "the average", "best": "the best child"}[against]
-    return estimates_table(
-        f"The average trained on: accuracy less that of {what} at interpolation, own statistics, in points [95 %]",
-        [*_head(found), *(f"+{epoch}" for epoch in epochs)],
-        body,
-    )
+        values = [*(value for _, value in cell.axes), cell.k, cell.s, *(cell.alpha for _ in alphas)]
+        texts = [text(cell) for text in columns.values()]
+        body.append([*map(value_text, values), str(cell.parents), str(cell.pairs), *texts])
+    return estimates_table(title, [*head, "k", "s", *alphas, "parents", "pairs", *columns], body)
+
+
+def _gain(cell: Cell, key: tuple[str, str]) -> str:
+    return _shown(cell, cell.gains.get(key))
+
+
+def _wins(cell: Cell, name: str) -> str:
+    return f"{cell.wins[name]:.0f}" if name in cell.wins else ""
+
+
+def _after(cell: Cell, column: str, epoch: int) -> str:
+    at = polars.col(column).list.get(epoch - 1, null_on_oob=True)
+    return _shown(cell, estimate_of(cell.rows.with_columns(at), column))
+
+
+def _shown(cell: Cell, estimate: Estimate | None) -> str:
+    return "" if estimate is None else shown(estimate, cell.parents, pairs=cell.pairs)
 
 
 def summary_markdown(spec: SweepSpec, found: Sequence[Cell], planned: int, missing: int = 0) -> str:
@@ -123,16 +141,14 @@ def summary_markdown(spec: SweepSpec, found: Sequence[Cell], planned: int, missi
     `planned`: points of the sweep; `missing`: measurements that are not there yet.
     """
     options = spec.options
-    done = sum(cell.pairs for cell in found)
-    lines = [
-        f"# {options.name or 'Sweep'}",
-        "",
-        *(f"- {axis.path}: {', '.join(map(value_text, axis.values))}" for axis in spec.axes),
+    lines = [f"# {options.name or 'Sweep'}", ""]
+    lines += [f"- {axis.path}: {', '.join(map(value_text, axis.values))}" for axis in spec.axes]
+    lines.append(
         f"- {count_of(len(options.parents), 'parent')}, {options.children} children of each at each k, "
-        f"{options.tuple_size} averaged together ({options.tuples})",
-        f"- {done:,} of {planned:,} averages measured"
-        + (f"; {missing:,} measurements are missing: this is a part of the sweep" if missing else ""),
-    ]
+        f"{options.tuple_size} averaged together ({options.tuples})"
+    )
+    part = f"; {missing:,} measurements are missing: this is a part of the sweep" if missing else ""
+    lines.append(f"- {sum(cell.pairs for cell in found):,} of {planned:,} averages measured{part}")
     for table in sweep_tables(found):
         lines += ["", table.markdown().rstrip("\n")]
     if found:
@@ -153,50 +169,25 @@ def run_tables(rows: Sequence[Row], gains: polars.DataFrame) -> list[Table]:
     body = list[tuple[str, ...]]()
     for row in at:
         best = gain.get(f"gain_best_{row['batch_norm']}_points")
-        text = "" if row["network"] != "average" else "none: diverged" if best is None else f"{best:+.2f}"
-        body.append((row["network"], row["batch_norm"], f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}", text))
-    tables = [
-        Table(
-            "At interpolation; gain over the best child under the same batch-norm statistics, in points",
-            ("network", "statistics", "test loss", "test acc. (%)", "gain"),
-            tuple(body),
-        )
-    ]
+        text = "none: diverged" if best is None else f"{best:+.2f}"
+        losses = (f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}")
+        body.append((row["network"], row["batch_norm"], *losses, text if row["network"] == "average" else ""))
+    title = "At interpolation; gain over the best child under the same batch-norm statistics, in points"
+    tables = [Table(title, ("network", "statistics", "test loss", "test acc. (%)", "gain"), tuple(body))]
     after = [row for row in rows if row["stage"] == "after"]
-    if not after:
-        return tables
-    continued = any(row["network"] != "average" for row in after)
+    averages = [row for row in after if row["network"] == "average"]
+    children = [row for row in after if row["network"] != "average"]
     body = []
-    for row in (row for row in after if row["network"] == "average"):
+    for row in averages:
         further = row["epoch"] - at[0]["epoch"]
         less = [gain[f"after_vs_{name}_points"][further - 1] if gain else None for name in ("average", "best")]
-        if continued:
-            beside = [r for r in after if r["epoch"] == row["epoch"] and r["network"] != "average"]
-            sound = [r[ACCURACY] for r in beside if math.isfinite(r["test_loss"])]
-            less.append(row[ACCURACY] - max(sound) if sound else None)
-        measured = f"{row['train_loss']:.4f}", f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}"
+        if children:
+            beside = [r[ACCURACY] for r in children if r["epoch"] == row["epoch"] and math.isfinite(r["test_loss"])]
+            less.append(row[ACCURACY] - max(beside) if beside else None)
+        measured = (f"{row['train_loss']:.4f}", f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}")
         differences = ("" if value is None else f"{value:+.2f}" for value in less)
         body.append((f"+{further}", *measured, *differences))
     columns = ["epoch", "train loss", "test loss", "test acc. (%)", "vs average", "vs best child"]
-    columns += ["vs child trained on"] * continued
+    columns += ["vs child trained on"] if children else []
     title = "The average trained on; differences to interpolation, in points"
-    return [*tables, Table(title, tuple(columns), tuple(body))]
-
-
-def _head(found: Sequence[Cell]) -> list[str]:
-    axes = [name for name, _ in found[0].axes] if found else []
-    alpha = ["alpha"] if any(cell.alpha is not None for cell in found) else []
-    return [*axes, "k", "s", *alpha, "parents", "pairs"]
-
-
-def _begun(cell: Cell, found: Sequence[Cell]) -> list[str]:
-    """What stands below `_head`."""
-    values = [*(value for _, value in cell.axes), cell.k, cell.s]
-    if "alpha" in _head(found):
-        values.append(cell.alpha)
-    return [*map(value_text, values), str(cell.parents), str(cell.pairs)]
-
-
-def _show(estimate: Estimate | None, cell: Cell) -> str:
-    """A mean as `shown`; empty where there is none."""
-    return "" if estimate is None else shown(estimate, cell.parents, pairs=cell.pairs)
+    return [*tables, Table(title, tuple(columns), tuple(body))] if after else tables

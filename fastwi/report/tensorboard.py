@@ -8,7 +8,7 @@ from typing import Any
 from fastwi.errors import ConfigError
 from fastwi.report.rows import Row
 
-_NO_SCALARS = ("stage", "epoch", "network", "batch_norm")
+_SCALARS = ("train_loss", "learning_rate", "test_loss", "test_accuracy_%")
 
 
 def require_tensorboard() -> None:
@@ -39,10 +39,10 @@ class TensorBoard:
     def write(self, rows: Iterable[Row]) -> None:
         """Write those of `rows` that are not written yet."""
         for row in rows:
-            for column in [name for name in row if name not in _NO_SCALARS]:
-                tag = f"{column}/{row['network']}/{row['batch_norm']}"
+            for column in _SCALARS:
+                place = f"{column}/{row['network']}/{row['batch_norm']}", row["epoch"]
                 # A child's last epoch and its measurement at interpolation are one point.
-                if row[column] is not None and (tag, row["epoch"]) not in self._written:
-                    self._written.add((tag, row["epoch"]))
-                    self._writer.add_scalar(tag, row[column], row["epoch"])
+                if row.get(column) is not None and place not in self._written:
+                    self._written.add(place)
+                    self._writer.add_scalar(place[0], row[column], row["epoch"])
         self._writer.flush()

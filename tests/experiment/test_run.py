@@ -21,8 +21,8 @@ from fastwi.experiment.store import Store
 from fastwi.experiment.todo import without_lost
 from fastwi.experiment.worker import Worker, score
 from fastwi.population import Population
-from fastwi.report.results import RunDirectory
 from fastwi.report.rows import point_rows
+from fastwi.report.run_directory import RunDirectory
 
 CPU = torch.device("cpu")
 SMALL = {

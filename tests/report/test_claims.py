@@ -131,7 +131,7 @@ def test_claim_3_by_hand(seed, gain, expected):
     frame = gains_frame(generator(seed), gain=gain, cells=cells)
     found = claim(3, frame)
     assert found.verdict == expected
-    assert found.found.lacking == "governance"
+    assert found.lacking == "governance"
     for finding in found.found.findings:
         x = frame[finding.what.removeprefix("gain and ")].to_list()
         if finding.estimate.value is not None:
@@ -156,7 +156,7 @@ def test_claim_3_takes_the_rows_of_governance(seed):
         "gain and k": CONFIRMED, "gain and s": NOT_SETTLED,
         "gain and children's distance (L2), within cells": CONFIRMED,
     }  # fmt: skip
-    assert found.found.lacking == ""
+    assert found.lacking == ""
     assert {f.estimate.n_parents for f in found.found.findings} == {7}
     # Two measures of distance are one quantity.
     distances = [{**row, "quantity": name} for row in rows[2:4] for name in ("distance_l2", "relative_distance")]
@@ -289,7 +289,7 @@ def test_nothing_measured(seed):
     found = judge(gains_frame(generator(seed), after=(1.0,)).clear(), {})
     assert [each.number for each in found] == list(CLAIMS)
     assert {each.verdict for each in found} == {NOT_MEASURED}
-    assert [each.found.lacking for each in found[2:]] == ["governance", "connectivity", "importance"]
+    assert [each.lacking for each in found[2:]] == ["governance", "connectivity", "importance"]
 
 
 def test_what_is_not_finite_is_left_out(seed):

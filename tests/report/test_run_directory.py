@@ -8,37 +8,12 @@ from fastwi.config.read import config_from_mapping, config_from_yaml
 from fastwi.config.write import config_hash
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run
-from fastwi.report.results import RunDirectory
-from fastwi.sealed import read_sealed, write_sealed
-from fastwi.train import main
+from fastwi.report.run_directory import RunDirectory
+from fastwi.sealed import read_sealed
 
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
-
-
-@pytest.mark.parametrize("sealed", [True, False])
-def test_a_run_of_an_earlier_fastwi_is_refused_in_one_line(tmp_path, digits_directory, capsys, sealed):
-    """Begun or finished, whole or damaged, and of whatever configuration; nothing of it is touched."""
-    directory = tmp_path / "r"
-    directory.mkdir()
-    write_sealed(directory / "progress.json", {"step": 3, "state": "state-3.safetensors", "precision": "float32"})
-    (directory / "state-3.safetensors").write_bytes(b"a state")
-    if sealed:
-        write_sealed(directory / "manifest.json", {"identity": "0123456789ab"})
-    else:
-        (directory / "manifest.json").write_text("{")
-    before = contents(tmp_path)
-    with pytest.raises(CheckpointError, match=r"r: holds a run of an earlier fastwi.*give another run\.name"):
-        RunDirectory(directory).check("0123456789ab", None)
-    argv = [f"--data.path={digits_directory}", f"--run.directory={tmp_path}", "--run.name=r", "--engine.device=cpu"]
-    for more in ([], ["--dry-run"]):
-        assert main([*argv, *more]) == 2
-        said = capsys.readouterr()
-        (line,) = said.err.splitlines()
-        assert f"{directory}: holds a run of an earlier fastwi" in line
-        assert said.out == ""
-    assert contents(tmp_path) == before
 
 
 def test_a_directory_is_of_the_run_that_it_was_begun_as(tmp_path, digits_directory):
@@ -53,7 +28,7 @@ def test_a_directory_is_of_the_run_that_it_was_begun_as(tmp_path, digits_directo
 
     identity, first = planned(after=1)
     longer_identity, longer = planned(after=2)
-    paths.check(identity, first)  # there is none yet
+    assert not paths.check(first)  # there is none yet
     with paths.begun({"identity": identity}, first):
         before = contents(tmp_path)
         second = paths.begun({"identity": longer_identity}, longer)
@@ -62,22 +37,22 @@ def test_a_directory_is_of_the_run_that_it_was_begun_as(tmp_path, digits_directo
     with paths.begun({"identity": identity}, first):  # it goes on
         pass
     assert contents(tmp_path) == before
-    paths.check(identity, first)
-    paths.check(longer_identity, longer)
+    assert paths.check(first)
+    assert not paths.check(longer)
     with pytest.raises(CheckpointError, match=r"experiment\.after: 1"):
-        paths.check(*planned(after=0))
+        paths.check(planned(after=0)[1])
     for other in ({"k": 3, "after": 1}, {"s": 2, "after": 1}, {"children": 3, "after": 1}):
         with pytest.raises(CheckpointError, match="another configuration or dataset"):
-            paths.check(*planned(**other))
+            paths.check(planned(**other)[1])
     with paths.begun({"identity": longer_identity}, longer):
         pass
     assert read_sealed(paths.manifest, "") == {"identity": longer_identity}
     assert config_from_yaml(paths.config.read_text()).experiment.after == 2
     with pytest.raises(CheckpointError, match=r"experiment\.after: 2"):
-        paths.check(identity, first)
+        paths.check(first)
     with pytest.raises(CheckpointError, match=r"experiment\.after: 2"), paths.begun({"identity": identity}, first):
         pass  # as where the longer one began after this one's check
     changed = paths.manifest.read_bytes().replace(longer_identity.encode(), longer_identity[::-1].encode())
     paths.manifest.write_bytes(changed)
     with pytest.raises(CheckpointError, match=r"manifest\.json: is damaged"):
-        paths.check(longer_identity, longer)
+        paths.check(longer)

@@ -62,7 +62,7 @@ def test_a_run_that_is_stopped(digits_directory, tmp_path, monkeypatch, stop, sh
     """Before or after its points were written, and these before the store had them: each is there once in the end."""
     argv = arguments(digits_directory, tmp_path, "--run.tensorboard=true")
     with monkeypatch.context() as patched:
-        patched.setattr("fastwi.report.results._ROWS_EVERY_S", -1.0)
+        patched.setattr("fastwi.report.run_directory._ROWS_EVERY_S", -1.0)
         patched.setattr("fastwi.report.progress.TreeProgress", stopping(stop, shown))
         assert main(argv) == 130
     assert bool(points(tmp_path / "r")) == (shown or stop > 1)

@@ -1,0 +1,145 @@
+"""The directory of a run: which run it is of, the networks that are kept, and the rows as they are measured."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastwi.config.read import config_from_yaml
+from fastwi.config.write import config_hash, to_yaml
+from fastwi.errors import CheckpointError, UserError
+from fastwi.experiment.planner import PlannedSweep
+from fastwi.experiment.todo import without_lost
+from fastwi.files import locked_directory, to_json, write_text
+from fastwi.models.changes import network_change
+from fastwi.report.rows import point_rows
+from fastwi.sealed import MANIFEST, read_sealed, sealed_yaml, write_sealed
+
+if TYPE_CHECKING:
+    from fastwi.experiment.resident import ResidentStates
+    from fastwi.experiment.store import Measurement, Store
+
+_ROWS_EVERY_S = 5.0
+
+
+class RunDirectory:
+    """The files of one run: manifest and config, which say what it is; its store; what is made from the store."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.store = directory / "store"
+        self.manifest = directory / MANIFEST
+        self.config = directory / "config.yaml"
+        self.metrics = directory / "metrics.jsonl"  # a line a measurement
+        self.table = directory / "summary.md"
+        self.figure = directory / "figure.png"
+
+    def checkpoint(self, name: str) -> Path:
+        """Networks that are kept: parent, children, average, final."""
+        return self.directory / "checkpoints" / f"{name}.safetensors"
+
+    def check(self, planned: PlannedSweep) -> bool:
+        """Whether the directory has this run already; False where it is new, or has it with fewer epochs after.
+
+        Raises CheckpointError where it has another run. One with more epochs after is another: its store need not
+        have the network at the shorter run's end.
+        """
+        if not self.manifest.exists():
+            return False
+        begun = read_sealed(self.manifest, f"delete {self.directory} to start this run again").get("identity")
+        config = planned.spec.base
+        digest = planned.inputs_of(config).digest
+        if begun == config_hash(config, digest):
+            return True
+        after = self._further_epochs()
+        other = replace(config, experiment=replace(config.experiment, after=after))
+        if begun == config_hash(other, digest):
+            if after < config.experiment.after:
+                return False
+            raise CheckpointError(
+                f"{self.directory}: holds this run with experiment.after: {after}; give that, or another run.name"
+            )
+        change = network_change(self.manifest, planned.networks)
+        what = "another configuration or dataset" if change is None else f"another network: {change}"
+        raise CheckpointError(
+            f"{self.directory}: holds a run of {what}; give another run.name, or delete the directory"
+        )
+
+    def _further_epochs(self) -> int:
+        """Of the run that is there."""
+        try:
+            return config_from_yaml(self.config.read_text(encoding="utf-8"), str(self.config)).experiment.after
+        except (OSError, UnicodeDecodeError, UserError):
+            return 0
+
+    @contextmanager
+    def begun(self, manifest: Mapping[str, Any], planned: PlannedSweep) -> Iterator[None]:
+        """Hold the directory; where it is new, or its run goes on as a longer one, note in it what the run is.
+
+        Raises UserError where another process holds it (two would only wait for each other), where it has come to
+        hold another run since `check`, or where it cannot be written.
+        """
+        busy = "another process trains this run; wait for it or give another run.name"
+        with locked_directory(self.directory, busy):
+            if not self.check(planned):
+                self.manifest.unlink(missing_ok=True)
+                # Of the shorter run. Its parent, children and average are those of the longer one.
+                for path in (self.checkpoint("final"), self.table, self.figure, self.figure.with_suffix(".pdf")):
+                    path.unlink(missing_ok=True)
+                write_text(self.config, sealed_yaml(to_yaml(planned.spec.base)))
+                write_sealed(self.manifest, manifest)
+            yield
+
+    def write_checkpoints(self, planned: PlannedSweep, store: "Store", resident: "ResidentStates") -> None:
+        """Write the networks that are kept, by name, where they are made and not written yet.
+
+        `average` has the batch-norm statistics that it is trained on with; `final` are the networks at the end.
+        """
+        tree, place, experiment = planned.tree, planned.places[0], planned.points[0].config.experiment
+        networks = {
+            "parent": (place.clone_node,) if experiment.k else (),
+            "children": place.end_nodes,
+            "average": (place.average_node,),
+            "final": (place.after_node, *(place.last_nodes if experiment.continue_children else ())),
+        }
+        for name, nodes in networks.items():
+            sources = {tree.keys[source] for node in nodes for source in tree.sources(node)}
+            files = store.state_files(sources)
+            if nodes and len(files) == len(sources) and not self.checkpoint(name).exists():
+                resident.gather(nodes, files, trains=True).save(self.checkpoint(name))
+
+
+class RunRecord:
+    """The rows of a run, kept up to date as it goes on: metrics.jsonl, and TensorBoard where it is wanted."""
+
+    def __init__(self, planned: PlannedSweep, store: "Store", paths: RunDirectory) -> None:
+        from fastwi.report.tensorboard import TensorBoard
+
+        self._planned, self._paths = planned, paths
+        wanted = planned.points[0].config.run.tensorboard
+        self._board = TensorBoard(paths.directory / "tensorboard") if wanted else None
+        self._measured = store.measurements(planned.tree.measurement_keys())
+        self._written = time.monotonic()
+
+    def add(self, measurements: "Sequence[Measurement]") -> None:
+        """Take in what was measured; now and then the files are written."""
+        self._measured |= {m.key: m for m in measurements}
+        if time.monotonic() - self._written > _ROWS_EVERY_S:
+            self._write()
+
+    def close(self) -> None:
+        """Write what is left, and close the files."""
+        self._write()
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self) -> None:
+        counts = without_lost(self._planned.tree, self._measured)
+        rows = point_rows(self._planned.points[0], self._planned.places[0], counts)
+        if rows:
+            write_text(self._paths.metrics, "".join(f"{to_json(row)}\n" for row in rows))
+        if self._board is not None:
+            self._board.write(rows)
+        self._written = time.monotonic()
