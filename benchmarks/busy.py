@@ -9,74 +9,68 @@ quiet machine, then beside one busy process (a loop that does nothing), two ... 
 """
 
 import contextlib
-import json
+import multiprocessing
 import os
-import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+from unittest import mock
 
-from benchmarks.runner import Case, Report, Run, benchmark
-from benchmarks.task import make_task
+from benchmarks.runner import Case, Report, benchmark
 from fastwi.cli import SPINS
 
 WAYS = {"default": {}, "fastwi": {"GOMP_SPINCOUNT": SPINS}, "passive": {"OMP_WAIT_POLICY": "passive"}}
-_SETTINGS = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
-# Ends with the benchmark, however that ends.
-_LOOP = "import os; ours = os.getppid()\nwhile os.getppid() == ours:\n  for _ in range(10**6): pass"
-_TRAIN = "import json, sys; from benchmarks.busy import train; train(**json.loads(sys.argv[1]))"
+_round: Callable[[], object]
 
 
-@benchmark(rounds=3, batches=2, busy=1)
+@benchmark
 def main(
     report: Report, data: str = "data/cifar10", batch: int = 128, batches: int = 5, rounds: int = 12, busy: int = 2
 ) -> None:
     """Each number of busy processes is a table."""
-    settings: dict[str, Any] = {"data": data, "steps": batches, "batch": batch}
-    make_task(**settings)  # what is wrong with the dataset is reported here
+    spawn = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
-
-        def start(code: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-            kept = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
-            process = subprocess.Popen(
-                [sys.executable, "-c", code, *arguments], env=kept | environment, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            return process
-
-        trainers = {way: start(_TRAIN, json.dumps(settings), **environment) for way, environment in WAYS.items()}
+        trainers = {}
+        for way, environment in WAYS.items():
+            with mock.patch.dict(os.environ):
+                os.environ.pop("GOMP_SPINCOUNT", None)
+                os.environ.pop("OMP_WAIT_POLICY", None)
+                os.environ.update(environment)
+                trainers[way] = stack.enter_context(ProcessPoolExecutor(1, spawn))
+                trainers[way].submit(_start, data, batches, batch).result()
         for count in range(busy + 1):
             if count:
-                start(_LOOP)
+                loop = spawn.Process(target=_loop, args=(os.getpid(),), daemon=True)
+                loop.start()
+                stack.callback(loop.kill)
             title = f"Training beside {count} busy processes, {os.cpu_count()} cores"
-            cases = {way: Case(_round_of(trainer), batch * batches) for way, trainer in trainers.items()}
+            cases = {way: Case(_run(trainer), batch * batches) for way, trainer in trainers.items()}
             report.time(title, "images", cases, rounds, reference=["fastwi"], at={"busy": f"{count} busy"})
 
 
-def _round_of(trainer: "subprocess.Popen[str]") -> Run:
-    def run() -> None:
-        assert trainer.stdin is not None
-        assert trainer.stdout is not None
-        trainer.stdin.write("\n")
-        trainer.stdin.flush()
-        if not trainer.stdout.readline():
-            raise RuntimeError("the training process ended")
-
-    return run
+def _run(trainer: ProcessPoolExecutor) -> Callable[[], object]:
+    return lambda: trainer.submit(_train).result()
 
 
-def train(**settings: Any) -> None:
-    """In a process of its own: train one round for each line of standard input, and answer each with a line."""
-    from benchmarks.peers.engines import engine
+def _start(data: str, batches: int, batch: int) -> None:
+    """In a process of its own: prepare to train."""
+    from benchmarks.task import fastwi_case, make_task
     from fastwi.engine import allocator
 
-    case, _ = engine(make_task(**settings), 1, "loop")
+    global _round
+    _round = fastwi_case(make_task(data, batches, batch), 1, "loop")[0].run
     allocator.keep_freed_memory()
-    case.run()
-    for _ in sys.stdin:
-        case.run()
-        print(flush=True)
+
+
+def _train() -> None:
+    _round()
+
+
+def _loop(parent: int) -> Any:
+    while os.getppid() == parent:
+        for _ in range(10**6):
+            pass
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from fastwi.models.registry import build_model
 _PRODUCT = 1024  # rows and columns of the matrix product
 
 
-@benchmark(rounds=3, batch=32)
+@benchmark
 def main(
     report: Report, model: str = "resnet20", width: float = 1.0, image: int = 32, batch: int = 128, rounds: int = 15,
     passes: tuple[str, ...] = ("step", "forward"),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a machine can do, in at most 8 minutes and from a bare checkout: GPU tests, memory checks, all benchmarks in
-# their short form. Nothing is installed, nothing is downloaded, FFCV is not needed:
+# a short form. Nothing is installed, nothing is downloaded, FFCV is not needed:
 #
 #     bash benchmarks/device_check.sh [OUTPUT DIRECTORY]        (default: benchmarks/results/device_check)
 #
@@ -100,9 +100,10 @@ device=cpu
 step versions 60 "$python" - <<'PYTHON'
 import torch
 
-from benchmarks.machine import describe_machine, pick_device
+from benchmarks.machine import describe_machine
+from fastwi.engine.device import resolve_device
 
-for name, value in describe_machine(pick_device("auto")).items():
+for name, value in describe_machine(resolve_device("auto")).items():
     print(f"{name}: {value}")
 print(f"cuda: {torch.version.cuda}, cudnn: {torch.backends.cudnn.version()}")
 PYTHON
@@ -131,7 +132,7 @@ if [ $gpu = yes ]; then
   several=()
   "$python" -c 'import xdist' 2>/dev/null && several=(--numprocesses 8)
   step kernel-tests 110 "${pytest[@]}" "${several[@]+"${several[@]}"}" tests/kernels
-  step throughput-16 140 "$python" -m benchmarks.throughput --short --minutes 1.8 --data "$data" --device "$device" \
+  step throughput-16 140 "$python" -m benchmarks.throughput --rounds 3 --minutes 1.8 --data "$data" --device "$device" \
     --members 16 --batches 64 --least 8 --baselines stacked,graph,loop,again,stock-graphs,vmap,grouped-nhwc \
     --out "$out/members-16"
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
@@ -151,14 +152,14 @@ else
 fi
 
 # A GPU has been busy with M = 16; and one more network is only what it adds once all branches of a step are taken.
-one=() many=()
+one=(--members 1,2 --batches 4) many=(--members 1,4)
 [ $gpu = yes ] && one=(--members 1 --batches 64) many=(--members 8,32)
-step interpolation 30 "$python" -m benchmarks.interpolation --short "${to[@]}"
-step throughput 180 "$python" -m benchmarks.throughput --short --minutes 1.5 "${one[@]+"${one[@]}"}" --data "$data" "${to[@]}"
-step memory 90 "$python" -m benchmarks.memory --short "${many[@]+"${many[@]}"}" --data "$data" "${to[@]}"
-step loading 75 "$python" -m benchmarks.loading --short --data "$data" "${to[@]}"
-step evaluation 75 "$python" -m benchmarks.evaluation --short --data "$data" "${to[@]}"
-step planning 20 "$python" -m benchmarks.planning --short --out "$out"
+step interpolation 30 "$python" -m benchmarks.interpolation --pairs 16 --rounds 5 "${to[@]}"
+step throughput 180 "$python" -m benchmarks.throughput --least 2 --rounds 3 --minutes 1.5 --data "$data" "${one[@]}" "${to[@]}"
+step memory 90 "$python" -m benchmarks.memory --rounds 1 --data "$data" "${many[@]}" "${to[@]}"
+step evaluation 75 "$python" -m benchmarks.evaluation --alphas 6 --pieces 3 --images 300 --batch 100 \
+  --baselines fastwi,again,autocast --data "$data" "${to[@]}"
+step planning 20 "$python" -m benchmarks.planning --trajectories 1000 --rounds 1 --out "$out"
 
 echo
 echo "== $SECONDS s in all; results are in $out"

@@ -8,11 +8,9 @@ fastwi      `fastwi.analysis.evaluate_line` by the default engine; again is the 
 graph ...   the same by other engines
 
 Where the device does not compute in bf16 (`engine.precision: auto`) all compute in float32: autocast without it, and
-without low. All evaluate the same networks on the same resident images of the splits, in the same batches, and sum
-the loss and count the errors of each split and alpha. Before anything is timed, all are held to each other.
-
-Batch-norm statistics are averaged as the weights are, or with --statistics S recomputed on S training images (stock
-by torch.optim.swa_utils.update_bn): with --splits test, what an experiment pays for one more pair.
+without low. All evaluate the same networks, batch-norm statistics averaged too, on the same resident images of both
+splits, in the same batches, and sum the loss and count the errors of each split and alpha. Before anything is timed,
+all are held to each other.
 
 The time of a line is proportional to alphas and images: --alphas and --images make a round shorter. With --pieces P a
 round is every P-th place of the line, and P rounds are the whole line once: every case does the full work, in turns
@@ -35,12 +33,12 @@ from torch.nn import functional
 from benchmarks.floor import floors_of
 from benchmarks.runner import AGAIN, Case, Report, benchmark
 from benchmarks.task import Task, make_task
-from fastwi.analysis import Evaluator, Recomputation, evaluate_line
+from fastwi.analysis import Evaluator, evaluate_line
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.engine.choose import ENGINES, build_engine
 from fastwi.errors import UserError
-from fastwi.kernels.augment import augment, augment_reference
+from fastwi.kernels.augment import augment_reference
 from fastwi.population import Population
 
 AUTOCAST, LOW, FASTWI, STATIC = "stock, autocast", "stock, bf16 weights", "fastwi", " + static memory"
@@ -51,41 +49,35 @@ Splits = Mapping[str, ResidentDataset]
 Line = Callable[[Sequence[float]], np.ndarray]  # alphas -> losses (nats) and errors (%), float64 [L, splits, 2]
 
 
-@benchmark(alphas=6, images=300, batch=100, pieces=3, baselines=(FASTWI, AGAIN, "autocast"))
+@benchmark
 def main(
     report: Report, data: str = "data/cifar10", device: str = "auto", alphas: int = 30, images: int = 10_000,
-    batch: int = 500, rounds: int = 5, pieces: int = 1, statistics: int = 0,
-    splits: tuple[str, ...] = ("train", "test"), baselines: tuple[str, ...] = (*OURS, *STOCK),
+    batch: int = 500, rounds: int = 5, pieces: int = 1, baselines: tuple[str, ...] = (*OURS, *STOCK),
 ) -> None:  # fmt: skip
     """One table."""
     if alphas < 2 or alphas % pieces:
         raise UserError(f"--alphas {alphas}: must be at least 2, and divisible by --pieces {pieces}")
-    task = make_task(data, max(1, (statistics or min(images, 2_560)) // 128), device=str(report.device))
+    task = make_task(data, max(1, min(images, 2_560) // 128), device=str(report.device))
     pair = _siblings(task)
-    sets = {name: load_split(data, name, task.device, images)[0] for name in splits}
+    splits = {name: load_split(data, name, task.device, images)[0] for name in ("train", "test")}
     places = np.linspace(0, 1, alphas).tolist()
-    work = alphas // pieces * sum(map(len, sets.values()))
+    work = alphas // pieces * sum(map(len, splits.values()))
 
-    def build(make: Callable[[], Line], static: bool) -> Case:
-        line, numbers = make(), itertools.count()
+    def build(name: str) -> Case:
+        make = _stock if name in STOCK else _fastwi
+        line, numbers = make(task, pair, splits, batch, name), itertools.count()
+        static = name in OURS or name.endswith("-static")
         return Case(lambda: line(places[next(numbers) % pieces :: pieces]), work, static_memory=static)
 
-    cases: dict[str, Callable[[], Case]] = {}
-    for name, engine in OURS.items():
-        make = functools.partial(fastwi_line, task, pair, sets, batch, engine, statistics > 0)
-        shown = FASTWI if name == FASTWI else f"{FASTWI}, {name}"
-        cases |= {shown: functools.partial(build, make, True)} if name in baselines else {}
-    for name, shown in STOCK.items():
-        make = functools.partial(_stock, task, pair, sets, batch, shown, statistics > 0)
-        cases |= {shown: functools.partial(build, make, shown.endswith(STATIC))} if name in baselines else {}
+    shown = {name: FASTWI if name == FASTWI else f"{FASTWI}, {name}" for name in OURS} | STOCK
+    cases = {shown[name]: functools.partial(build, name) for name in shown if name in baselines}
     each, floors = floors_of(task.network(), task.image_HWC, batch, task.device, task.dtype, training=False)
-    counts = " + ".join(f"{len(split):,} {name}" for name, split in sets.items())
+    counts = " + ".join(f"{len(split):,} {name}" for name, split in splits.items())
     part = f", {alphas // pieces} a round," if pieces > 1 else ""
     report.time(
-        f"{alphas} alphas{part} x ({counts}) images, batch {batch}, {task.dtype}, statistics of {statistics} images",
-        "images", cases, pieces if pieces > 1 else rounds, reference=[FASTWI], each={} if statistics else each,
-        floors=[] if statistics else floors, check=functools.partial(verify, task.dtype, 100 / images),
-        sums=pieces > 1,
+        f"{alphas} alphas{part} x ({counts}) images, batch {batch}, {task.dtype}", "images", cases,
+        pieces if pieces > 1 else rounds, reference=[FASTWI], each=each, floors=floors,
+        check=functools.partial(verify, task.dtype, 100 / images), sums=pieces > 1,
     )  # fmt: skip
 
 
@@ -99,22 +91,17 @@ def _siblings(task: Task) -> Population:
     return pair
 
 
-def _stock(task: Task, pair: Population, splits: Splits, batch: int, shown: str, recompute: bool) -> Line:
+def _stock(task: Task, pair: Population, splits: Splits, batch: int, name: str) -> Line:
     """What a careful script does."""
-    low, bf16 = shown.startswith(LOW), task.dtype == torch.bfloat16
+    low, bf16 = name.startswith("low"), task.dtype == torch.bfloat16
     if low and not bf16:
         raise UserError("this device computes in float32")
-    if shown.endswith(STATIC) and task.device.type != "cpu":
+    if name.endswith("-static") and task.device.type != "cpu":
         raise UserError("allocator settings matter on a CPU only")
     network = copy.deepcopy(task.network()).eval().to(task.device).to(memory_format=torch.channels_last)
-    if low:
-        network = network.to(torch.bfloat16)
+    network = network.to(torch.bfloat16) if low else network
     a, b = (pair.state_dict(m) for m in (0, 1))
-    table, kind = task.dataset.table_C256.to(task.dtype), task.config.augment
-    draws = Noise(0, statistics=True).draws(0, task.images, kind.padding, kind.flip)
-    drawn = [
-        torch.from_numpy(x).to(task.device).split(task.batch) for x in (draws.order_N, draws.offset_N2, draws.flip_N)
-    ]
+    table = task.dataset.table_C256.to(task.dtype)
 
     @torch.compile(dynamic=False)
     def step(images_NHWC: Tensor, labels_N: Tensor, order_N: Tensor) -> Tensor:
@@ -129,17 +116,8 @@ def _stock(task: Task, pair: Population, splits: Splits, batch: int, shown: str,
     def line(alphas: Sequence[float]) -> np.ndarray:
         measured = []
         for alpha in alphas:
-            network.load_state_dict(
-                {key: a[key].lerp(b[key], alpha) if a[key].is_floating_point() else a[key] for key in a}
-            )
-            if recompute:
-                batches = zip(*drawn, strict=True)
-                with torch.autocast(task.device.type, torch.bfloat16, enabled=bf16 and not low):
-                    torch.optim.swa_utils.update_bn(
-                        (augment(task.dataset.images_NHWC, *at, table, kind.padding) for at in batches),  # type: ignore[call-arg]
-                        network,
-                    )  # fmt: skip
-                network.eval()
+            state = {key: a[key].lerp(b[key], alpha) if a[key].is_floating_point() else a[key] for key in a}
+            network.load_state_dict(state)
             for split in splits.values():
                 total = torch.zeros(2, dtype=torch.float64, device=task.device)
                 for order_N in torch.arange(len(split), device=task.device).split(batch):
@@ -150,18 +128,15 @@ def _stock(task: Task, pair: Population, splits: Splits, batch: int, shown: str,
     return line
 
 
-def fastwi_line(task: Task, pair: Population, splits: Splits, batch: int, engine: str, recompute: bool) -> Line:
+def _fastwi(task: Task, pair: Population, splits: Splits, batch: int, name: str) -> Line:
     """fastwi's evaluation of the line."""
-    kind = dataclasses.replace(task.config.engine, name=engine, evaluation_batch=batch)
+    kind = dataclasses.replace(task.config.engine, name=OURS[name], evaluation_batch=batch)
     evaluator = Evaluator(task.network(), kind, task.batch)
-    how = "recomputed" if recompute else "averaged"
 
     def line(alphas: Sequence[float]) -> np.ndarray:
-        found = evaluate_line(
-            evaluator, pair, splits, alphas, treatments=(how,), recomputation=Recomputation(task.dataset)
-        )
+        found = evaluate_line(evaluator, pair, splits, alphas, treatments=("averaged",))
         tables = (found.loss, found.error)
-        return np.stack([[table[name][how] for name in splits] for table in tables]).transpose(2, 1, 0)
+        return np.stack([[table[split]["averaged"] for split in splits] for table in tables]).transpose(2, 1, 0)
 
     return line
 
@@ -174,8 +149,8 @@ def verify(dtype: torch.dtype, image: float, found: Mapping[str, np.ndarray]) ->
     exact = {name: scores for name, scores in found.items() if not name.startswith(LOW)}
     # bf16 has 8 bits: a logit may be off by some per cent, and an image near a boundary falls on either side.
     nats, percent = (0.02, 1.5) if dtype == torch.bfloat16 else (1e-4, 0.5)
-    for place, unit, bound in ((0, "nats", nats), (1, "%", percent + image)):
-        for (one, a), (other, b) in itertools.combinations(exact.items(), 2):
+    for (one, a), (other, b) in itertools.combinations(exact.items(), 2):
+        for place, unit, bound in ((0, "nats", nats), (1, "%", percent + image)):
             off = float(np.abs(a[..., place] - b[..., place]).max())
             if not off <= bound:
                 raise UserError(f"{one} and {other} differ by {off:.2g} {unit}; nothing was measured")

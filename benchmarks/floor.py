@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import free_memory, last_level_cache
 from benchmarks.runner import GIGA, Floor, Run, Timings
 from fastwi.kernels.winograd import WinogradConv2d, supported, use_winograd_
 
@@ -35,6 +34,8 @@ PASSES, EVALUATION_PASSES = 8, 2.5
 WINOGRAD = "fastwi winograd"
 ORDERS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 """PyTorch's two orders of an activation."""
+
+_COPIED = 2**28  # bytes: beyond caches, and long enough on a GPU that a launch's latency is no part of the copy
 
 
 class Convolution(NamedTuple):
@@ -56,17 +57,13 @@ class Convolution(NamedTuple):
         return 2 * products * (3 - self.first if training else 1)
 
 
-def copy_floor(device: torch.device, bytes_each: float, name: str = "memory", size_bytes: int | None = None) -> Floor:
+def copy_floor(device: torch.device, bytes_each: float, name: str = "memory", size_bytes: int = _COPIED) -> Floor:
     """The rate at which units of `bytes_each` bytes pass at the bandwidth of a copy: bytes read and written.
 
     On a CPU an ordinary copy also reads the lines that it overwrites, which is not counted: code that updates in
-    place can exceed 100 % of it. The buffers have `size_bytes`, by default twice the last-level cache (16 times on a
-    GPU, so that a launch's latency is no part of the copy), but at most a third of free memory.
+    place can exceed 100 % of it.
     """
-    size_bytes = size_bytes or (16 if device.type == "cuda" else 2) * last_level_cache(device)
-    source, target = torch.empty(2, max(1, min(size_bytes, free_memory(device) // 6) // 4), device=device)
-    for piece in source.split(2**22):
-        piece.normal_()
+    source, target = torch.rand(2, size_bytes // 4, device=device)
 
     def rate(timings: Timings) -> float:
         return 2 * source.nbytes / median(timings[f"{name} floor"]) / bytes_each

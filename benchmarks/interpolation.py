@@ -31,19 +31,22 @@ Way = tuple[Run, Run, Callable[[], Sequence[State]]]
 """Resets the inputs; averages all pairs (this is timed); the averages."""
 
 
-@benchmark(pairs=16, rounds=5)
+@benchmark
 def main(report: Report, pairs: int = 256, match: str = "", device: str = "auto", rounds: int = 15) -> None:
     """One table."""
     original = random_population(2 * pairs, report.device)
     every = row_ways(original) | network_ways(original)
     ways = {name: way for name, way in every.items() if match in name or name == OURS}
     floats = verify(ways, original)
-    bytes_each, same = BYTES_PER_FLOAT * floats, BYTES_PER_FLOAT * floats * pairs // 2
+    bytes_each = BYTES_PER_FLOAT * floats
+    floors = [
+        copy_floor(report.device, bytes_each),
+        copy_floor(report.device, bytes_each, "same-size", bytes_each * pairs // 2),
+    ]
+    cases = {name: Case(run, pairs, restore) for name, (restore, run, _) in ways.items()}
     report.time(
-        f"{pairs} pairs of {floats:,} floats averaged", "pairs",
-        {name: Case(run, pairs, restore) for name, (restore, run, _) in ways.items()}, rounds, reference=[OURS],
-        again=OURS, each={"GB": bytes_each / GIGA},
-        floors=[copy_floor(report.device, bytes_each), copy_floor(report.device, bytes_each, "same-size", same)],
+        f"{pairs} pairs of {floats:,} floats averaged", "pairs", cases, rounds, reference=[OURS], again=OURS,
+        each={"GB": bytes_each / GIGA}, floors=floors,
     )  # fmt: skip
 
 
@@ -57,21 +60,20 @@ def random_population(members: int, device: torch.device) -> Population:
     return population
 
 
-def _average_rows_(population: Population, a_L: Sequence[int], b_L: Sequence[int]) -> None:
-    for x_MP in (population.weights_MP, population.statistics_MQ):
-        interpolate_rows_(x_MP, a_L, b_L, ALPHA)
-
-
 def row_ways(original: Population) -> dict[str, Way]:
     """Ways to average rows of a population: pairs (0, 1), (2, 3) and so on, or scattered ones, in place or not."""
-    working = original.clone_rows(range(original.members))
-    a_L, b_L = list(range(0, original.members, 2)), list(range(1, original.members, 2))
-    matrices = (working.weights_MP, working.statistics_MQ)
+    M = original.members
+    a_L, b_L = list(range(0, M, 2)), list(range(1, M, 2))
     # The same networks in rows drawn at random, so that no two pairs are evenly spaced.
-    places = random.Random(1).sample(range(original.members), original.members)
-    row_of = [places.index(m) for m in range(original.members)]
-    scattered_a_L, scattered_b_L = [row_of[a] for a in a_L], [row_of[b] for b in b_L]
-    scattered_original, scattered = original.clone_rows(places), original.clone_rows(places)
+    order = random.Random(1).sample(range(M), M)
+    scattered = original.clone_rows(order)
+    scattered_a_L, scattered_b_L = ([order.index(m) for m in rows] for rows in (a_L, b_L))
+    working = original.clone_rows(range(M))
+    matrices = (working.weights_MP, working.statistics_MQ)
+
+    def rows_(population: Population, a_L: Sequence[int], b_L: Sequence[int]) -> None:
+        for x_MP in (population.weights_MP, population.statistics_MQ):
+            interpolate_rows_(x_MP, a_L, b_L, ALPHA)
 
     def one_at_a_time() -> None:
         for x_MP in matrices:
@@ -82,25 +84,23 @@ def row_ways(original: Population) -> dict[str, Way]:
         for x_MP in matrices:
             x_MP[a_L] = torch.lerp(x_MP[a_L], x_MP[b_L], ALPHA)
 
-    def restore(target: Population, source: Population) -> None:
-        target.weights_MP.copy_(source.weights_MP)
-        target.statistics_MQ.copy_(source.statistics_MQ)
+    def way(target: Population, rows: Sequence[int], source: Population | None, run: Run) -> Way:
+        def restore() -> None:
+            if source is not None:
+                target.weights_MP.copy_(source.weights_MP)
+                target.statistics_MQ.copy_(source.statistics_MQ)
 
-    def states(population: Population, rows: Sequence[int]) -> list[State]:
-        return [population.state_dict(row) for row in rows]
+        return restore, run, lambda: [target.state_dict(row) for row in rows]
 
-    in_order: dict[str, Run] = {
-        OURS: lambda: _average_rows_(working, a_L, b_L),
+    in_place: dict[str, Run] = {
+        OURS: lambda: rows_(working, a_L, b_L),
         "fastwi Population.lerp_rows_": lambda: working.lerp_rows_(list(zip(a_L, b_L, strict=True)), ALPHA),
         "torch.lerp_, row by row": one_at_a_time,
         "torch.lerp, rows gathered": gathered,
     }
-    restored = functools.partial(restore, working, original)
-    ways: dict[str, Way] = {name: (restored, run, lambda: states(working, a_L)) for name, run in in_order.items()}
-    ways["fastwi rows, scattered pairs"] = (
-        lambda: restore(scattered, scattered_original),
-        lambda: _average_rows_(scattered, scattered_a_L, scattered_b_L),
-        lambda: states(scattered, scattered_a_L),
+    ways = {name: way(working, a_L, original, run) for name, run in in_place.items()}
+    ways["fastwi rows, scattered pairs"] = way(
+        scattered, scattered_a_L, original.clone_rows(order), lambda: rows_(scattered, scattered_a_L, scattered_b_L)
     )
     # Into other rows than the pairs', which therefore need not be restored.
     averages = Population.zeros(original.layout, len(a_L), original.device)
@@ -108,7 +108,7 @@ def row_ways(original: Population) -> dict[str, Way]:
     weights = [[1 - ALPHA, ALPHA]] * len(pairs)
     for name, momentum in (("fastwi averages", None), ("fastwi averages, momentum reset", "reset")):
         run = functools.partial(Population.averages, pairs, weights, momentum, averages)
-        ways[name] = (lambda: None, run, lambda: states(averages, range(len(pairs))))
+        ways[name] = way(averages, range(len(pairs)), None, run)
     return ways
 
 
@@ -118,12 +118,16 @@ def network_ways(original: Population) -> dict[str, Way]:
     for m in range(original.members):
         networks.append(build_model("resnet20", 10).to(original.device))
         original.write_to(m, networks[m])
-    averages = [AveragedModel(network, use_buffers=True) for network in networks[::2]]
+    averaged = [AveragedModel(network, use_buffers=True) for network in networks[::2]]
     a_states, b_states = ([_live(network) for network in networks[first::2]] for first in (0, 1))
-    averaged_states = [_live(average.module) for average in averages]
-    a_tensors, b_tensors = (
-        [tensor for state in states for tensor in state.values()] for states in (a_states, b_states)
+    averaged_states = [_live(average.module) for average in averaged]
+    a_tensors, b_tensors, averaged_tensors = (
+        [tensor for state in states for tensor in state.values()] for states in (a_states, b_states, averaged_states)
     )
+    sources = []
+    for m in range(0, original.members, 2):
+        tensors = original.parameters(m) | original.buffers(m)
+        sources += [tensors[key] for key in a_states[0]]
     new: list[State] = []
 
     def new_dicts() -> None:
@@ -141,28 +145,24 @@ def network_ways(original: Population) -> dict[str, Way]:
             torch._foreach_lerp_(list(a.values()), list(b.values()), ALPHA)
 
     def averaged_models() -> None:
-        for average, network in zip(averages, networks[1::2], strict=True):
+        for average, network in zip(averaged, networks[1::2], strict=True):
             average.update_parameters(network)
 
-    def restore(states: Sequence[State]) -> None:
-        new.clear()
-        for place, state in enumerate(states):
-            tensors = original.parameters(2 * place) | original.buffers(2 * place)
-            torch._foreach_copy_(list(state.values()), [tensors[key] for key in state])
-        for average in averages:
+    def restore() -> None:
+        torch._foreach_copy_(a_tensors, sources)
+        torch._foreach_copy_(averaged_tensors, sources)
+        for average in averaged:
             average.n_averaged.fill_(1)  # the average of one network so far: the pair's first
 
-    in_place: dict[str, Run] = {
-        "fastwi lerp_lists_": lambda: lerp_lists_(a_tensors, b_tensors, ALPHA),
-        "torch._foreach_lerp_, all networks": lambda: torch._foreach_lerp_(a_tensors, b_tensors, ALPHA),
-        "torch._foreach_lerp_, a call a pair": foreach_each,
-        "state dicts, lerp_ in a loop": in_place_dicts,
+    ways: dict[str, tuple[Run, Sequence[State]]] = {
+        "fastwi lerp_lists_": (lambda: lerp_lists_(a_tensors, b_tensors, ALPHA), a_states),
+        "torch._foreach_lerp_, all networks": (lambda: torch._foreach_lerp_(a_tensors, b_tensors, ALPHA), a_states),
+        "torch._foreach_lerp_, a call a pair": (foreach_each, a_states),
+        "state dicts, lerp_ in a loop": (in_place_dicts, a_states),
+        "state dicts, new ones in a loop": (new_dicts, new),
+        "AveragedModel": (averaged_models, averaged_states),
     }
-    restored = functools.partial(restore, a_states)
-    ways: dict[str, Way] = {name: (restored, run, lambda: a_states) for name, run in in_place.items()}
-    ways["state dicts, new ones in a loop"] = (restored, new_dicts, lambda: new)
-    ways["AveragedModel"] = (lambda: restore(averaged_states), averaged_models, lambda: averaged_states)
-    return ways
+    return {name: (restore, run, functools.partial(list, states)) for name, (run, states) in ways.items()}
 
 
 def _live(network: nn.Module) -> State:

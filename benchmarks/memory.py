@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers import engines as peers
 from benchmarks.runner import Report, benchmark, fresh, memory_bytes, over_rounds
-from benchmarks.task import make_task
+from benchmarks.task import fastwi_case, make_task
 from fastwi.data.card import read_card
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.device import free_memory
@@ -27,57 +26,48 @@ MB = 1e6
 TARGET_MB = 12
 
 
-@benchmark(members=(1, 4), rounds=1)
+@benchmark
 def main(
     report: Report, data: str = "data/cifar10", device: str = "auto", members: tuple[int, ...] = (1, 2, 4, 8, 16, 32),
     engines: tuple[str, ...] = tuple(ENGINES), model: str = "resnet20", width: float = 1.0, batch: int = 128,
     rounds: int = 3,
 ) -> None:  # fmt: skip
-    """One row for each engine; a fresh process for each round, engine and M."""
+    """A table for each engine; a fresh process for each round and M."""
     read_card(data)  # UserError where there is no dataset
     settings = {"data": str(Path(data).resolve()), "device": str(report.device), "model": model, "width": width}
-    rows: list[dict[str, Any]] = []
-    measurements: list[dict[str, Any]] = []
+    title = f"Peak memory of training M x {model}, batch {batch}"
+    title += f"; {rounds} fresh processes each; target: under {TARGET_MB} MB a member"
     for engine in engines:
         try:
-            found = [
-                {
-                    M: fresh(__file__, "train", {"engine": engine, "members": M, "batch": batch, **settings})
-                    for M in members
-                }
-                for _ in range(rounds)
-            ]
+            every = [_peaks(members, {"engine": engine, "batch": batch, **settings}) for _ in range(rounds)]
         except (UserError, RuntimeError) as problem:
             print(f"{engine}: {problem}")
-            measurements.append({"engine": engine, "not_measured": str(problem)})
+            report.add(title, [], [{"engine": engine, "not_measured": str(problem)}])
             report.failed |= not isinstance(problem, UserError)
             continue
-        every = [_line(told) for told in found]
         row: dict[str, Any] = {"engine": engine, **over_rounds(every)}
-        for M in members:
-            report.point(f"fastwi {engine}", M, row[f"peak_MB_of_{M}"])
-        rows.append({**row, "target_met": row["MB_a_member"][0] < TARGET_MB})
-        measurements += [{"engine": engine, **dict(each)} for each in every]
-    title = f"Peak memory of training M x {model}, batch {batch}"
-    report.add(f"{title}; {rounds} fresh processes each; target: under {TARGET_MB} MB a member", rows, measurements)
-    report.write(title, "peak memory, MB")
+        points = {M: row[f"peak_MB_of_{M}"] for M in members}
+        row["target_met"] = row["MB_a_member"][0] < TARGET_MB
+        measurements = [{"engine": engine, **each} for each in every]
+        report.add(title, [row], measurements, {f"fastwi {engine}": points}, "peak memory, MB")
 
 
-def _line(told: dict[int, dict[str, float]]) -> dict[str, float]:
-    """The least-squares line through the peaks: what one more member takes, and what all share."""
-    peaks = {M: each["peak_bytes"] / MB for M, each in told.items()}
-    line = linear_regression(list(peaks), list(peaks.values()))
-    population_MB = next(iter(told.values()))["population_bytes_a_member"] / MB
+def _peaks(members: tuple[int, ...], settings: dict[str, Any]) -> dict[str, float]:
+    """One round: the peaks, and the straight line through them."""
+    measured = [fresh(__file__, "train", {"members": M, **settings}) for M in members]
+    peaks = [each["peak_bytes"] / MB for each in measured]
+    line = linear_regression(members, peaks)
     return {
-        **{f"peak_MB_of_{M}": peak for M, peak in peaks.items()},
-        "MB_a_member": line.slope, "shared_MB": line.intercept, "population_MB_a_member": population_MB,
+        **{f"peak_MB_of_{M}": peak for M, peak in zip(members, peaks, strict=True)},
+        "MB_a_member": line.slope, "shared_MB": line.intercept,
+        "population_MB_a_member": measured[0]["population_bytes_a_member"] / MB,
     }  # fmt: skip
 
 
 def train(engine: str, members: int, **settings: Any) -> dict[str, int]:
     """In a fresh process: train two epochs; the peak of the second, and the arithmetic."""
     task = make_task(steps=2, **settings)
-    case, population = peers.engine(task, members, engine)
+    case, population = fastwi_case(task, members, engine)
     case.run()
     forget_peak(task.device)
     case.run()

@@ -1,6 +1,6 @@
-"""The one runner of all benchmarks: options, rounds in turn, the table, the JSON file and the plot.
+"""The runner of all benchmarks: options, rounds in turn, the table, the JSON file and the plot.
 
-A benchmark is a body whose keywords are its options. It gives `Report.time` cases to run in turn, or `Report.add`
+A benchmark is a function whose keywords are its options. It gives `Report.time` cases to run in turn, or `Report.add`
 rows that it measured itself. Each table is printed at once, and the files hold everything so far.
 """
 
@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from benchmarks.output import plot, print_table
+from benchmarks.output import Points, plot, print_table
 from fastwi.cli import command
 from fastwi.engine import allocator
 from fastwi.errors import UserError
@@ -27,7 +27,7 @@ from fastwi.files import write_json
 
 GIGA = 1e9
 AGAIN = "again"
-"""Among --baselines: fastwi's first case once more, whose difference from the first is the noise."""
+"""Among --baselines: fastwi's first case once more. Its difference from the first is the noise."""
 
 Run = Callable[[], object]
 Timings = Mapping[str, Sequence[float]]
@@ -36,12 +36,11 @@ Timings = Mapping[str, Sequence[float]]
 _ROOT = Path(__file__).parents[1]
 _CHILD = """
 import importlib.util, json, sys
-file, function, settings, result = sys.argv[1:]
+file, function, settings = sys.argv[1:]
 spec = importlib.util.spec_from_file_location("part", file)
 sys.modules["part"] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-found = getattr(module, function)(**json.loads(settings))
-open(result, "w").write(json.dumps(found))
+print(json.dumps(getattr(module, function)(**json.loads(settings))))
 """
 
 
@@ -62,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Floor:
-    """A bound on rates in units/s, which follows from runs that are timed among the cases."""
+    """A bound on rates in units/s. It follows from runs that are timed among the cases."""
 
     name: str
     runs: Mapping[str, Run]
@@ -73,17 +72,19 @@ class Report:
     """Times cases; prints tables; writes NAME-DEVICE.json, .png and .svg into the directory `out`."""
 
     def __init__(self, name: str, options: Mapping[str, Any], out: Path | None) -> None:
-        from benchmarks.machine import describe_machine, pick_device  # torch: not in processes that measure memory
+        from benchmarks.machine import describe_machine  # imports torch, which planning must not
+        from fastwi.engine.device import resolve_device
 
-        self.device = pick_device(options.get("device", "cpu"))
+        self.device = resolve_device(options.get("device", "cpu"))
         self.failed = False
         """Whether a case of fastwi's own failed; a baseline's failure is only printed."""
-        self._stem = out and out / f"{name}-{self.device.type}"
-        self._results: dict[str, Any] = {"benchmark": name, "machine": describe_machine(self.device)}
-        self._results |= {"settings": dict(options), "floors": {}, "measurements": []}
-        self._points: dict[str, dict[Any, Sequence[float]]] = {}
-        for key, value in self._results["machine"].items():
+        machine = describe_machine(self.device)
+        for key, value in machine.items():
             print(f"{key}: {value}")
+        self._stem = out and out / f"{name}-{self.device.type}"
+        self._results: dict[str, Any] = {"benchmark": name, "machine": machine, "settings": dict(options)}
+        self._results |= {"floors": {}, "measurements": []}
+        self._points: Points = {}
 
     def time(
         self,
@@ -116,11 +117,12 @@ class Report:
             sums: whether the rounds are the parts of one whole, so that their sums are compared, not their medians.
         """
         at = at or {}
-        lines = tuple(at) == ("members",)
-        ready, problems = self._build(cases, check)
+        ready, results, problems = self._build(cases)
+        if check:
+            check(results)
         if again in ready:
             ready[f"{again}, {AGAIN}"] = ready[again]
-        # Floors run untimed before each timed run, so that none is low because a cache was cold.
+        # Each floor runs untimed before each timed run, so that none is low because a cache was cold.
         runs = {name: Case(run, 0, run, static_memory=True) for floor in floors for name, run in floor.runs.items()}
         try:
             timings = interleave(ready | runs, rounds, self.device)
@@ -129,59 +131,60 @@ class Report:
                 case.close()
         bounds = {floor.name: floor.rate(timings) for floor in floors}
         self._results["floors"][title] = {f"{name}_{unit}_per_s": rate for name, rate in bounds.items()}
+        points = {f"{name} floor": [rate] * 3 for name, rate in bounds.items()}
         took = {name: (sum if sums else median)(timings[name]) / case.work for name, case in ready.items()}
         best = min((name for name in reference if name in ready), key=lambda name: took[name], default=None)
         rows: list[dict[str, Any]] = []
+        measurements: list[dict[str, Any]] = []
         for name, case in ready.items():
-            rate = case.work / median(timings[name])
-            row: dict[str, Any] = {"case": name, **at, f"{unit}_per_s": rate}
-            row["quartiles"] = [case.work / seconds for seconds in reversed(_quartiles(timings[name]))]
+            rates = [case.work / seconds for seconds in timings[name]]
+            low, rate, high = quantiles(rates if rounds > 1 else 2 * rates, n=4, method="inclusive")
+            points[name] = [rate, low, high]
+            row = {"case": name, f"{unit}_per_s": rate, "quartiles": [low, high]}
             row["s_in_all" if sums else "ms_a_round"] = took[name] * case.work * (1 if sums else 1e3)
-            row |= {"reference_is_x": took[name] / took[best]} if best else {}
+            if best:
+                row["reference_is_x"] = took[name] / took[best]
             row |= {f"{what}_per_s": rate * amount for what, amount in (each or {}).items()}
             row |= {f"of_{floor}_floor_%": 100 * rate / bound for floor, bound in bounds.items()}
-            rows.append(row | {f"{unit}_a_round": case.work, "seconds": list(timings[name])})
-            point = (rate, *row["quartiles"])
-            self.point(
-                name if lines else ", ".join(map(str, (name, *at.values()))), at["members"] if lines else "", point
-            )
-        title += f"; {rounds} rounds" + "".join(
-            f"; {name} floor {rate:,.0f} {unit}/s" for name, rate in bounds.items()
-        )
-        title += f"; reference: {best}" if best else ""
-        hidden = {*at, f"{unit}_a_round", "seconds"}
-        shown = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
-        unmeasured = [{"case": name, **at, "not_measured": problem} for name, problem in problems.items()]
-        self.add(title, shown, rows + unmeasured)
+            rows.append(row)
+            measurements.append({**row, **at, f"{unit}_a_round": case.work, "seconds": timings[name]})
+        measurements += [{"case": name, **at, "not_measured": problem} for name, problem in problems.items()]
+        where = ", ".join(str(value) for key, value in at.items() if key != "members")
+        for name, values in points.items():
+            label = f"{name}, {where}" if where else name
+            self._points.setdefault(label, {})[at.get("members", "")] = values
+        notes = [f"{rounds} rounds", *(f"{name} floor {rate:,.0f} {unit}/s" for name, rate in bounds.items())]
+        notes += [f"reference: {best}"] if best else []
+        self.add("; ".join([title, *notes]), rows, measurements, unit=f"{unit}/s")
         for name, problem in problems.items():
             print(f"{name}: {problem}", flush=True)
-        self.write(title.partition(";")[0], f"{unit}/s", bounds if not at or lines else {})
 
-    def add(self, title: str, rows: Sequence[Mapping[str, Any]], measurements: Iterable[Any] | None = None) -> None:
-        """Print a table, and add its rows, or what they come from, to the file."""
+    def add(
+        self,
+        title: str,
+        rows: Sequence[Mapping[str, Any]],
+        measurements: Sequence[Any] | None = None,
+        points: Points | None = None,
+        unit: str = "",
+    ) -> None:
+        """Print a table. Add its rows, or the `measurements` behind them, and `points` to the files."""
         if rows:
             print_table(title, rows)
         sys.stdout.flush()
         self._results["measurements"] += rows if measurements is None else measurements
-
-    def point(self, name: str, x: Any, values: Sequence[float]) -> None:
-        """Add (median, low, high) to the plot: at `x` of the line `name`, or as a bar where x is ""."""
-        self._points.setdefault(name, {})[x] = values
-
-    def write(self, title: str = "", unit: str = "", floors: Mapping[str, float] | None = None) -> None:
-        """Write the files, if there is a directory for them."""
+        self._points |= points or {}
         if self._stem:
             write_json(f"{self._stem}.json", self._results)
             if self._points:
-                plot(self._stem, title, unit, self._points, floors or {})
+                plot(self._stem, title.partition(";")[0], unit, self._points)
 
     def _build(
-        self, cases: Mapping[str, Case | Callable[[], Case]], check: Callable[[Mapping[str, Any]], None] | None
-    ) -> tuple[dict[str, Case], dict[str, str]]:
-        """The cases, each run once, and checked; and why others cannot run."""
+        self, cases: Mapping[str, Case | Callable[[], Case]]
+    ) -> tuple[dict[str, Case], dict[str, Any], dict[str, str]]:
+        """The cases, each run once; what they returned; why others cannot run."""
         ready: dict[str, Case] = {}
+        results: dict[str, Any] = {}
         problems: dict[str, str] = {}
-        results = {}
         for name, entry in cases.items():
             try:
                 case = entry if isinstance(entry, Case) else entry()
@@ -194,75 +197,56 @@ class Report:
                 lines = str(problem).strip().splitlines() or [""]
                 problems[name] = f"failed: {type(problem).__name__}: {lines[0]:.300}"
                 self.failed |= name.startswith("fastwi")
-        if check:
-            check(results)
-        return ready, problems
+        return ready, results, problems
 
 
-def benchmark(**short: Any) -> Callable[[Callable[..., None]], Callable[..., int]]:
-    """A decorator that makes `body(report, option=default, ...)` a command. Its help is the module's docstring.
+def benchmark(body: Callable[..., None]) -> Callable[..., int]:
+    """Make `body(report, option=default, ...)` a command. Its help is the module's docstring.
 
-    An option is a text, a number, a whole number (at least 1 unless the default is 0), ascending whole numbers (a
-    tuple; '1,2,4'), or names (a tuple of all that are known; 'a,b'). `short`: options of a quick look.
+    By its default, an option is a text, a number, a whole number (at least 1 unless the default is 0), ascending
+    whole numbers (a tuple; '1,2,4') or some of the names in the default (a tuple; 'a,b').
     """
+    module: Any = inspect.getmodule(body)
+    name = Path(module.__file__).stem
 
-    def wrap(body: Callable[..., None]) -> Callable[..., int]:
-        module: Any = inspect.getmodule(body)
-        name = Path(module.__file__).stem
+    @command
+    def main(argv: list[str]) -> int:
+        parser = argparse.ArgumentParser(
+            prog=f"python -m benchmarks.{name}", description=module.__doc__, allow_abbrev=False,
+            formatter_class=argparse.RawTextHelpFormatter,
+        )  # fmt: skip
+        parser.add_argument("--out", type=Path, help=f"directory for {name}-DEVICE.json and its plot")
+        defaults = {key: value.default for key, value in inspect.signature(body).parameters.items()}
+        del defaults["report"]
+        for key, default in defaults.items():
+            text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            parser.add_argument(f"--{key}", default=text, help="default: %(default)s")
+        texts = vars(parser.parse_args(argv))
+        out = texts.pop("out")
+        options = {key: _value(key, texts[key], default) for key, default in defaults.items()}
+        report = Report(name, options, out)
+        body(report, **options)
+        return 1 if report.failed else 0
 
-        @command
-        def main(argv: list[str]) -> int:
-            parser = argparse.ArgumentParser(
-                prog=f"python -m benchmarks.{name}", description=module.__doc__, allow_abbrev=False,
-                formatter_class=argparse.RawTextHelpFormatter,
-            )  # fmt: skip
-            parser.add_argument("--out", type=Path, help=f"directory for {name}-DEVICE.json and its plot")
-            words = " ".join(f"--{key} {_text(value)}" for key, value in short.items())
-            parser.add_argument("--short", action="store_true", help=f"a quick look, no result: {words}")
-            for key, parameter in list(inspect.signature(body).parameters.items())[1:]:
-                default = short.get(key, parameter.default) if "--short" in argv else parameter.default
-                reader = _reader(parameter.default)
-                parser.add_argument(
-                    f"--{key}", default=default, type=reader, help=f"default: {_text(parameter.default)}"
-                )
-            options = vars(parser.parse_args(argv))
-            out = options.pop("out")
-            del options["short"]
-            report = Report(name, options, out)
-            body(report, **options)
-            return 1 if report.failed else 0
-
-        return main
-
-    return wrap
+    return main
 
 
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _reader(default: Any) -> Callable[[str], Any]:
-    """What reads an option's text, by its default."""
-    if isinstance(default, int):
-        return lambda text: _numbers(text, 1 if default else 0)[0]
-    if isinstance(default, tuple):
-        return _numbers if not default or isinstance(default[0], int) else lambda text: _names(text, default)
-    return type(default)
-
-
-def _numbers(text: str, least: int = 1) -> tuple[int, ...]:
-    found = tuple(int(part) for part in text.split(","))
-    if min(found) < least or sorted(set(found)) != list(found):
-        raise argparse.ArgumentTypeError(f"must be at least {least}, and several numbers in ascending order")
-    return found
-
-
-def _names(text: str, known: Sequence[str]) -> tuple[str, ...]:
-    found = tuple(part.strip() for part in text.split(","))
-    for name in found:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(known)}")
-    return found
+def _value(option: str, text: str, default: Any) -> Any:
+    """An option's value, of the kind of its default."""
+    several = isinstance(default, tuple)
+    kind = type(default[0] if several else default)
+    try:
+        values = [kind(part) for part in text.split(",")] if several else [kind(text)]
+    except ValueError:
+        raise UserError(f"--{option} {text}: is not a number") from None
+    if kind is int and (min(values) < bool(default) or values != sorted(set(values))):
+        raise UserError(
+            f"--{option} {text}: must be at least {bool(default):d}, and several numbers in ascending order"
+        )
+    unknown = [name for name in values if name not in default] if kind is str and several else []
+    if unknown:
+        raise UserError(f"--{option} {text}: {unknown[0]} is not one of {', '.join(default)}")
+    return tuple(values) if several else values[0]
 
 
 def interleave(cases: Mapping[str, Case], rounds: int, device: Any) -> dict[str, list[float]]:
@@ -303,12 +287,6 @@ def _time(run: Run, device: Any) -> float:
     return first.elapsed_time(last) / 1e3
 
 
-def _quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """The first and third quartile, inclusive."""
-    first, _, third = quantiles(values if len(values) > 1 else [*values, *values], n=4, method="inclusive")
-    return first, third
-
-
 def over_rounds(found: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Of measurements of several rounds: median, least and greatest of every number that all have."""
     every = {key: [each[key] for each in found] for key in found[0] if isinstance(found[0][key], int | float)}
@@ -316,9 +294,13 @@ def over_rounds(found: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def fresh(
-    file: str, function: str, settings: Mapping[str, Any], root: Path = _ROOT, directory: str | None = None,
+    file: str,
+    function: str,
+    settings: Mapping[str, Any],
+    root: Path = _ROOT,
+    directory: str | None = None,
     **environment: str,
-) -> Any:  # fmt: skip
+) -> Any:
     """What `function(**settings)` of a Python file returns, in a process and an empty directory of its own.
 
     root: the checkout whose packages it imports. directory: where its own is made (default: among temporary files).
@@ -327,11 +309,11 @@ def fresh(
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(dir=directory) as place:
         done = subprocess.run(
-            [sys.executable, "-c", _CHILD, file, function, json.dumps(settings), "result.json"], cwd=place,
+            [sys.executable, "-c", _CHILD, file, function, json.dumps(settings)], cwd=place,
             env={**os.environ, **environment, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        if done.returncode == 0:
-            return json.loads((Path(place) / "result.json").read_text())
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     if last.startswith(UserError.__module__):
         raise UserError(last.partition(": ")[2])

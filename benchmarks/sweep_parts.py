@@ -1,9 +1,8 @@
 """What `python -m benchmarks.sweep` measures, in a process of its own: sweeps by the command, seen from the engine.
 
 It runs on the fastwi that PYTHONPATH names, which may be another commit's: it uses the command's entry point and the
-methods of the `loop` engine. Only resident pairs (`_resident`) are measured within a worker: there is no figure of
-commits without one, and the part fails with a commit whose worker gathers states by other arguments. The command runs
-once on a small sweep first, so that imports are not measured. Figures are not drawn.
+methods of the `loop` engine. The command runs once on a small sweep first, so that imports are not measured. Figures
+are not drawn.
 """
 
 import contextlib
@@ -13,19 +12,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 
-from fastwi.config.read import read_sweep_request
 from fastwi.engine.base import Scores
 from fastwi.engine.loop import LoopEngine
-from fastwi.kernels.interpolate import interpolate_rows_
-from fastwi.models.registry import build_model
-from fastwi.population import Population
 from fastwi.report import curves, heatmap
 from fastwi.sweep import main as sweep
 
@@ -79,49 +73,40 @@ def _of_nothing(
     last_s = max(last - ninth, 1e-9)  # the last two tenths of a short sweep may end with one call
     epochs = int(done[-1])
     return {
-        "epochs": epochs, "seconds": took["seconds"], "epochs_per_s": epochs / took["seconds"],
+        "epochs": epochs,
+        "seconds": took["seconds"],
+        "epochs_per_s": epochs / took["seconds"],
         "epochs_per_s_from_first_to_last_call": epochs / (calls[-1].ended - calls[0].begun),
-        "cpu_ms_an_epoch": 1e3 * took["cpu_s"] / epochs, "epochs_per_s_in_first_tenth": epochs / 10 / first_s,
-        "epochs_per_s_in_last_tenth": epochs / 10 / last_s, "last_of_first": first_s / last_s,
-    }  # fmt: skip
+        "cpu_ms_an_epoch": 1e3 * took["cpu_s"] / epochs,
+        "epochs_per_s_in_first_tenth": epochs / 10 / first_s,
+        "epochs_per_s_in_last_tenth": epochs / 10 / last_s,
+        "last_of_first": first_s / last_s,
+    }
 
 
 def pairs(pairs: int, **settings: Any) -> dict[str, Any]:
-    """(b) Averages of resident children, then of stored ones; and the files of these read and hashed alone."""
+    """(b) Averages of stored children; and the files of these read and hashed alone."""
     common = ["--axes.experiment.k=1", "--axes.experiment.s=1", "--experiment.after=0", "--sweep.measure=own"]
     family = [*common, f"--sweep.children={2 * pairs}", "--sweep.memory_GiB=16"]
     with _nothing(), _heard() as calls:
         _sweep(settings, "small", [*common, "--sweep.children=4"])
         _sweep(settings, "all", family)
         files = sorted(Path("all/store/states").rglob("*.safetensors"))
+        calls.clear()
         reads = _hear_reads()
-        calls.clear()
         _sweep(settings, "all", [*family, "--sweep.alphas=0.25"])
-        averages = [call for call in calls if call.method == EVALUATE]
-        assert sum(call.members for call in averages) == pairs
-        stored_s = averages[-1].begun - reads[0]
-        calls.clear()
-        alphas = "--sweep.alphas=0.3,0.4,0.6,0.7,0.8,0.9"  # some jobs
-        a_pair_s = _resident(_arguments(settings, "all", [*family, alphas]), calls)
+    assert sum(call.members for call in calls) == pairs
+    stored_pairs_per_s = pairs / (calls[-1].begun - reads[0])
     begun = time.perf_counter()
     for file in files:
         hashlib.sha256(file.read_bytes()).hexdigest()
     files_pairs_per_s = len(files) / 2 / (time.perf_counter() - begun)
-    rows_pairs_per_s = pairs / _rows_alone_s(pairs)
     return {
-        "pairs": pairs, "resident_pairs_per_s": a_pair_s and 1 / a_pair_s, "rows_pairs_per_s": rows_pairs_per_s,
-        "of_rows_%": a_pair_s and 100 / a_pair_s / rows_pairs_per_s, "stored_pairs_per_s": pairs / stored_s,
-        "files_pairs_per_s": files_pairs_per_s, "of_files_%": 100 * pairs / stored_s / files_pairs_per_s,
-    }  # fmt: skip
-
-
-def _rows_alone_s(pairs: int) -> float:
-    """Seconds in which rows of ResNet20s are averaged in place, as by `benchmarks.interpolation`: median of 5."""
-    population = Population.from_modules([build_model("resnet20", 10)]).clone_rows([0] * 2 * pairs)
-    a_L, b_L = list(range(0, 2 * pairs, 2)), list(range(1, 2 * pairs, 2))
-    return _median_s(
-        lambda: [interpolate_rows_(x, a_L, b_L, 0.5) for x in (population.weights_MP, population.statistics_MQ)]
-    )
+        "pairs": pairs,
+        "stored_pairs_per_s": stored_pairs_per_s,
+        "files_pairs_per_s": files_pairs_per_s,
+        "of_files_%": 100 * stored_pairs_per_s / files_pairs_per_s,
+    }
 
 
 def _median_s(run: Callable[[], object]) -> float:
@@ -130,38 +115,6 @@ def _median_s(run: Callable[[], object]) -> float:
         begun = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds)
-
-
-def _resident(argv: Sequence[str], calls: list[Call]) -> float | None:
-    """Seconds a pair that a worker takes to average children that are resident, of its jobs the median; or None."""
-    try:
-        execution: Any = import_module("fastwi.experiment.execution")
-    except ImportError:
-        return None
-    request = read_sweep_request(list(argv))
-    command: Any = import_module("fastwi.sweep")
-    opened = command.open_sweep(request.spec, request.sweep)
-    tree, worker = opened.planned.tree, opened.worker
-    children = list(dict.fromkeys(node for nodes, _ in tree.averages.values() for node in nodes))
-    jobs: list[float] = []
-    run = worker.run
-
-    def noted(*arguments: Any) -> Any:
-        jobs.append(time.perf_counter())
-        return run(*arguments)
-
-    stored: Any = import_module("fastwi.experiment.store")
-    with stored.Store.open(opened.planned.spec.options.store) as store:
-        files = store.state_files(tree.keys[child] for child in children)
-        worker.resident.gather(children, files, trains=False)
-        worker.run = noted
-        with mock.patch.object(Population, "finite_M", lambda population: [True] * population.members):
-            execution.carry_out_planned(opened.planned, worker, store, mock.MagicMock())
-    seconds = []
-    for begun, end in zip(jobs, [*jobs[1:], time.perf_counter()], strict=True):
-        mine = [call for call in calls if begun < call.begun < end]
-        seconds.append((mine[-1].begun - begun) / sum(call.members for call in mine))
     return statistics.median(seconds)
 
 
@@ -181,20 +134,20 @@ def grid(images: int, **settings: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _arguments(settings: dict[str, Any], name: str, argv: Sequence[str]) -> list[str]:
-    """Of a sweep with its store and results in the directory `name`."""
-    places = [f"--sweep.store={name}/store", f"--sweep.directory={name}", "--sweep.name=grid", "--engine.device=cpu"]
-    engine = ["--engine.name=loop", f"--engine.threads={settings['threads']}"]
-    return [*argv, f"--data.path={settings['data']}", *engine, *places]
-
-
 def _sweep(settings: dict[str, Any], name: str, argv: Sequence[str]) -> dict[str, float]:
-    """What the command `fastwi.sweep` took: seconds on the clock, and of all threads on a processor."""
-    said = io.StringIO()
+    """What the command `fastwi.sweep` took: seconds on the clock, and of all threads on a processor.
+
+    Its store and results are in the directory `name`.
+    """
+    argv = [
+        *argv, f"--data.path={settings['data']}", f"--engine.threads={settings['threads']}", "--engine.name=loop",
+        "--engine.device=cpu", f"--sweep.store={name}/store", f"--sweep.directory={name}", "--sweep.name=grid",
+    ]  # fmt: skip
+    printed = io.StringIO()
     begun, begun_cpu = time.perf_counter(), time.process_time()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = sweep(_arguments(settings, name, argv))
-    assert code == 0, said.getvalue()[-3000:]
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        code = sweep(argv)
+    assert code == 0, printed.getvalue()[-3000:]
     return {"seconds": time.perf_counter() - begun, "cpu_s": time.process_time() - begun_cpu}
 
 

@@ -1,10 +1,11 @@
-"""What every case of a benchmark of training is given: images, batches, a network, a device.
+"""What every case of a benchmark of training is given: images, batches, a network, a device; and fastwi's own case.
 
 Shapes: M members, N images of a batch, D images of a round, C H W of an image, K classes.
 """
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from benchmarks.runner import Case
 from fastwi.config.schema import Config
-from fastwi.data.noise import Stream, permutation
+from fastwi.data.noise import Noise, Stream, permutation
 from fastwi.data.resident import ResidentDataset, load_split
-from fastwi.engine.choose import build_network
+from fastwi.engine.choose import build_engine, build_network
 from fastwi.engine.device import resolve_dtype
 from fastwi.kernels.augment import augment_reference
+from fastwi.population import Population
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -79,12 +81,10 @@ class Task:
         """bf16 autocast where the device computes in bf16, else nothing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def shortened(self, steps: int) -> "Task":
-        """The same task with rounds of the first `steps` steps."""
-        images = min(steps, self.steps) * self.batch
-        kept = dataclasses.replace(
-            self.dataset, images_NHWC=self.dataset.images_NHWC[:images], labels_N=self.dataset.labels_N[:images]
-        )
+    def of_images(self, at_N: Tensor | slice) -> "Task":
+        """The same task with these images."""
+        images_NHWC, labels_N = self.dataset.images_NHWC[at_N], self.dataset.labels_N[at_N]
+        kept = dataclasses.replace(self.dataset, images_NHWC=images_NHWC, labels_N=labels_N)
         return dataclasses.replace(self, dataset=kept)
 
     def case(self, step: Callable[[Tensor, Tensor], object], members: int, static_memory: bool = True) -> Case:
@@ -99,9 +99,14 @@ class Task:
 
 
 def make_task(
-    data: str, steps: int, batch: int = 128, device: str = "cpu", workers: int = 0, model: str = "resnet20",
+    data: str,
+    steps: int,
+    batch: int = 128,
+    device: str = "cpu",
+    workers: int = 0,
+    model: str = "resnet20",
     width: float = 1.0,
-) -> Task:  # fmt: skip
+) -> Task:
     """A random subset of the training images, as many as `steps` steps take; of a small set all, again and again."""
     config = Config()
     config = dataclasses.replace(
@@ -112,11 +117,11 @@ def make_task(
     )
     on = torch.device(device)
     dataset, card = load_split(data, "train", on)
+    task = Task(config, dataset, tuple(card.mean), tuple(card.std), on, resolve_dtype(config.engine), workers)
     # Drawn at random: files are often sorted by class, and a network that sees one class alone soon computes with
     # subnormal numbers, at a fifth of the speed.
-    at = torch.from_numpy(np.resize(permutation(0, Stream.SUBSET, 0, len(dataset)), batch * steps)).to(on)
-    subset = dataclasses.replace(dataset, images_NHWC=dataset.images_NHWC[at], labels_N=dataset.labels_N[at])
-    return Task(config, subset, tuple(card.mean), tuple(card.std), on, resolve_dtype(config.engine), workers)
+    drawn_N = np.resize(permutation(0, Stream.SUBSET, 0, len(dataset)), batch * steps)
+    return task.of_images(torch.from_numpy(drawn_N).to(on))
 
 
 def stock_batches(task: Task, members: int, compiled: bool = True) -> Callable[[], Batches]:
@@ -141,3 +146,18 @@ def stock_batches(task: Task, members: int, compiled: bool = True) -> Callable[[
             yield x_NCHW.unflatten(0, (M, task.batch)), task.dataset.labels_N[chosen].view(M, task.batch)
 
     return epoch
+
+
+def fastwi_case(task: Task, members: int, engine: str) -> tuple[Case, Population]:
+    """A case that trains siblings, each under its own noise, by an engine of fastwi; and their population."""
+    config = dataclasses.replace(task.config, engine=dataclasses.replace(task.config.engine, name=engine))
+    network, epochs = task.network(), itertools.count()
+    trainer = build_engine(config, network)
+    population = Population.from_modules([network], device=task.device).clone_rows([0] * members)
+    noises = [Noise(m) for m in range(members)]
+    case = Case(
+        lambda: trainer.train_epoch(population, task.dataset, noises, next(epochs)),
+        members * task.images,
+        static_memory=True,
+    )
+    return case, population

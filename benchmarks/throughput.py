@@ -18,8 +18,6 @@ with the reason. fastwi's engines are built first, and nothing more once --minut
 --members 1,2,4 ... 256 --batches 256 --least 16.
 """
 
-import contextlib
-import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -28,15 +26,16 @@ from functools import partial
 import torch
 
 from benchmarks.floor import floors_of
-from benchmarks.peers import engines, grouped, loaders, stock, streams, vmap
+from benchmarks.peers import loaders, stock
+from benchmarks.peers.populations import Grouped, Streams, Vmap, population
 from benchmarks.runner import AGAIN, Case, Report, benchmark
-from benchmarks.task import Task, make_task
+from benchmarks.task import Task, fastwi_case, make_task
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.device import free_memory
 from fastwi.errors import UserError
 
 OURS = {name: f"fastwi {name}" for name in ENGINES}
-_SERIAL: dict[str, tuple[str, Callable[..., Case]]] = {
+_SERIAL: dict[str, tuple[str, Callable[[Task, int], Case]]] = {
     "usual": ("usual script", stock.usual),
     "stock": ("best stock loop", stock.stock),
     "stock-static": ("best stock loop, static memory", partial(stock.stock, static_memory=True)),
@@ -44,19 +43,25 @@ _SERIAL: dict[str, tuple[str, Callable[..., Case]]] = {
     "ffcv": ("FFCV + stock step", partial(stock.fed, loaders.ffcv)),
     "airbench": ("airbench loader + stock step", partial(stock.fed, loaders.airbench)),
 }
-CASES: dict[str, tuple[str, Callable[..., Case]]] = {
-    **{name: (shown, partial(engines.case, name=name)) for name, shown in OURS.items()},
+
+
+def _engine(name: str, task: Task, members: int) -> Case:
+    return fastwi_case(task, members, name)[0]
+
+
+CASES: dict[str, tuple[str, Callable[[Task, int], Case]]] = {
+    **{name: (shown, partial(_engine, name)) for name, shown in OURS.items()},
     **_SERIAL,
-    "vmap": ("vmap, compiled", vmap.vmap),
-    "vmap-eager": ("vmap, eager", partial(vmap.vmap, compiled=False)),
-    "grouped": ("grouped convolutions (HFTA)", grouped.grouped),
-    "grouped-nhwc": ("grouped convolutions, channels-last", partial(grouped.grouped, channels_last=True)),
-    "streams": ("CUDA streams", streams.streams),
+    "vmap": ("vmap, compiled", partial(population, Vmap)),
+    "vmap-eager": ("vmap, eager", partial(population, Vmap, compiled=False)),
+    "grouped": ("grouped convolutions (HFTA)", partial(population, Grouped)),
+    "grouped-nhwc": ("grouped convolutions, channels-last", partial(population, Grouped, channels_last=True)),
+    "streams": ("CUDA streams", partial(population, Streams)),
 }
-"""By their names among --baselines: name in tables, builder."""
+"""By their names among --baselines: name in tables, builder (task, members)."""
 
 
-@benchmark(members=(1, 2), batches=4, least=2, rounds=3)
+@benchmark
 def main(
     report: Report, data: str = "data/cifar10", device: str = "auto", members: tuple[int, ...] = (1, 2, 4),
     baselines: tuple[str, ...] = (*CASES, AGAIN), model: str = "resnet20", width: float = 1.0, batch: int = 128,
@@ -71,36 +76,29 @@ def main(
     torch.backends.cudnn.benchmark = True
     task = make_task(data, batches, batch, str(report.device), workers, model, width)
     deadline = time.monotonic() + 60 * minutes
-    serial: dict[str, Case] = {}
-    with contextlib.ExitStack() as stack:
 
-        def build(name: str, short: Task, M: int) -> Case:
-            if time.monotonic() > deadline:
-                raise UserError("not measured: --minutes were over")
-            if name not in _SERIAL:
-                return CASES[name][1](short, M)
-            if name not in serial:
-                serial[name] = CASES[name][1](task, 1)
-                stack.callback(serial[name].close)
-            return dataclasses.replace(serial[name], close=lambda: None)
+    def build(name: str, short: Task, M: int) -> Case:
+        if time.monotonic() > deadline:
+            raise UserError("not measured: --minutes were over")
+        return CASES[name][1](task if name in _SERIAL else short, M)
 
-        for M in members:
-            if time.monotonic() > deadline:
-                print(f"M = {M} and more: not measured, --minutes {minutes:g} were over")
-                break
-            free_memory(task.device)  # of the engines for fewer members
-            short = task.shortened(max(least, -(-task.steps // M)))
-            cases = {
-                shown: partial(build, name, short, M)
-                for name, (shown, _) in CASES.items()
-                if name in baselines and (members[0] == M or name not in _SERIAL or name.startswith("stock"))
-            }
-            each, floors = floors_of(task.network(), task.image_HWC, batch, task.device, task.dtype, training=True)
-            again = next((shown for shown in OURS.values() if AGAIN in baselines and shown in cases), "")
-            report.time(
-                f"Training {model}, batch {batch}; M = {M}, {short.steps} steps a round of each", "images", cases,
-                rounds, reference=list(OURS.values()), again=again, each=each, floors=floors, at={"members": M},
-            )  # fmt: skip
+    for M in members:
+        if time.monotonic() > deadline:
+            print(f"M = {M} and more: not measured, --minutes {minutes:g} were over")
+            break
+        free_memory(task.device)  # of the engines for fewer members
+        short = task.of_images(slice(batch * min(task.steps, max(least, -(-task.steps // M)))))
+        cases = {
+            shown: partial(build, name, short, M)
+            for name, (shown, _) in CASES.items()
+            if name in baselines and (members[0] == M or name not in _SERIAL or name.startswith("stock"))
+        }
+        each, floors = floors_of(task.network(), task.image_HWC, batch, task.device, task.dtype, training=True)
+        again = next((shown for shown in OURS.values() if AGAIN in baselines and shown in cases), "")
+        report.time(
+            f"Training {model}, batch {batch}; M = {M}, {short.steps} steps a round of each", "images", cases,
+            rounds, reference=list(OURS.values()), again=again, each=each, floors=floors, at={"members": M},
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

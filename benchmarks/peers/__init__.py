@@ -1,4 +1,1 @@
-"""The baselines of benchmarks, one file each, and fastwi's engines.
-
-Those of training are functions (task, members) -> Case that raise UserError where they cannot run.
-"""
+"""The baselines of benchmarks: functions (task, members) -> Case that raise UserError where they cannot run."""

@@ -7,7 +7,7 @@ threads and aborts at exit.
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,3 @@ def dataloader(task: Task) -> Loader:
 
 def _collate(transform: Callable[[Any], Tensor], batch: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
     return torch.stack([transform(image) for image, _ in batch]), torch.tensor([label for _, label in batch])
-
-
-def on_device(task: Task, batches: Batches) -> Iterator[tuple[Tensor, ...]]:
-    """Batches on the task's device."""
-    for batch in batches:
-        yield tuple(tensor.to(task.device, non_blocking=True) for tensor in batch)

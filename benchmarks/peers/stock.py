@@ -10,40 +10,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.peers.loaders import Loader, dataloader, on_device
+from benchmarks.peers.loaders import Loader, dataloader
 from benchmarks.runner import Case
 from benchmarks.task import Task
 from fastwi.errors import UserError
 
-
-class CompiledStep:
-    """The step, which other data sides feed too. `mode` is torch.compile's."""
-
-    def __init__(self, task: Task, mode: str | None = None) -> None:
-        network = task.network().to(task.device).to(memory_format=torch.channels_last)
-        self._optimizer = task.optimizer(network.parameters())
-        self._graphs = mode == "reduce-overhead"
-
-        def loss(x_NCHW: Tensor, labels_N: Tensor) -> Tensor:
-            with task.autocast():
-                return functional.cross_entropy(network(x_NCHW), labels_N)
-
-        self._loss = torch.compile(loss, mode=mode, dynamic=False)
-
-    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Train through (images [N, C, H, W], labels [N])."""
-        for x_NCHW, labels_N in batches:
-            if self._graphs:
-                torch.compiler.cudagraph_mark_step_begin()
-            self._optimizer.zero_grad()
-            self._loss(x_NCHW, labels_N).backward()
-            self._optimizer.step()
+Epoch = Callable[[Iterable[tuple[Tensor, Tensor]]], None]
+"""Trains through (images [N, C, H, W], labels [N])."""
 
 
 @functools.lru_cache(maxsize=2)
-def _step(task: Task, mode: str | None = None) -> CompiledStep:
-    """One step for all cases of a task that differ in their data side only: it is compiled once."""
-    return CompiledStep(task, mode)
+def compiled_step(task: Task, mode: str | None = None) -> Epoch:
+    """One step for all cases of a task that differ in their data side only: it is compiled once.
+
+    mode: torch.compile's.
+    """
+    network = task.network().to(task.device).to(memory_format=torch.channels_last)
+    optimizer = task.optimizer(network.parameters())
+
+    @torch.compile(mode=mode, dynamic=False)
+    def loss(x_NCHW: Tensor, labels_N: Tensor) -> Tensor:
+        with task.autocast():
+            return functional.cross_entropy(network(x_NCHW), labels_N)
+
+    def epoch(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        for x_NCHW, labels_N in batches:
+            torch.compiler.cudagraph_mark_step_begin()
+            optimizer.zero_grad()
+            loss(x_NCHW, labels_N).backward()
+            optimizer.step()
+
+    return epoch
 
 
 def stock(task: Task, members: int, mode: str | None = None, static_memory: bool = False) -> Case:
@@ -52,15 +49,15 @@ def stock(task: Task, members: int, mode: str | None = None, static_memory: bool
         raise UserError("allocator settings matter on a CPU only")
     if mode is not None and task.device.type != "cuda":
         raise UserError("CUDA graphs need a GPU")
-    step = _step(task, mode)
-    return task.case(lambda x_MNCHW, labels_MN: step.epoch([(x_MNCHW[0], labels_MN[0])]), 1, static_memory)
+    epoch = compiled_step(task, mode)
+    return task.case(lambda x_MNCHW, labels_MN: epoch([(x_MNCHW[0], labels_MN[0])]), 1, static_memory)
 
 
 def fed(loader: Callable[[Task], Loader], task: Task, members: int) -> Case:
     """The same step behind another loader."""
-    epoch, close = loader(task)
-    step = _step(task)
-    return Case(lambda: step.epoch(epoch()), task.images, close=close)
+    batches, close = loader(task)
+    epoch = compiled_step(task)
+    return Case(lambda: epoch(batches()), task.images, close=close)
 
 
 def usual(task: Task, members: int) -> Case:
@@ -70,7 +67,8 @@ def usual(task: Task, members: int) -> Case:
     batches, close = dataloader(task)
 
     def epoch() -> None:
-        for x_NCHW, labels_N in on_device(task, batches()):
+        for x_NCHW, labels_N in batches():
+            x_NCHW, labels_N = (tensor.to(task.device, non_blocking=True) for tensor in (x_NCHW, labels_N))
             optimizer.zero_grad()
             functional.cross_entropy(network(x_NCHW), labels_N).backward()
             optimizer.step()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import evaluation, interpolation, loading, memory, runner
+from benchmarks import evaluation, interpolation, memory, runner
 from benchmarks.output import cell
 from fastwi.errors import UserError
 from fastwi.kernels.cpu import library
@@ -22,8 +22,6 @@ TINY = {
     "coverage": "--parents=5,6 --datasets=20 --correlations=2 --resamples=100",
     "evaluation": "--device=cpu --alphas=4 --pieces=2 --images=16 --batch=8 --baselines=fastwi,again,low",
     "interpolation": "--device=cpu --pairs=2 --rounds=2",
-    "loading": "--device=cpu --batch=8 --batches=3 --rounds=2 --workers=1 --baselines=augment,again,augment-many,"
-    "streamed,torch-eager,dataloader",
     "memory": "--device=cpu --members=1,2 --rounds=1 --engines=loop --batch=8 --width=0.25",
     "planning": "--trajectories=100 --rounds=2",
     "sweep": "--rounds=1 --threads=1 --parents=2 --pairs=3 --images=64",
@@ -85,15 +83,6 @@ def check_interpolation(told):
     assert row["GB_per_s"] / row["pairs_per_s"] == pytest.approx(12e-9 * (269_722 + 1_376))
 
 
-def check_loading(told):
-    rows = rows_of(told, "case")
-    assert len(rows) == 6
-    for (case,), row in rows.items():
-        assert row["images_a_round"] == 3 * 8 * (loading.MANY if "networks" in case else 1)
-        bytes_each = 1e9 * row["GB_per_s"] / row["images_per_s"]
-        assert bytes_each == pytest.approx(16 * 16 * 3 * 3) or bytes_each == pytest.approx(16 * 16 * 3 * 5)
-
-
 def check_memory(told):
     (row,) = told["measurements"]
     assert row["engine"] == "loop"
@@ -118,7 +107,7 @@ def check_sweep(told):
     assert rows["grid",]["epochs"] == 6 + 3 * 8 * 4 + 9 * 4 * 2
     assert 0 < rows["grid",]["steps_in_it_s"] < rows["grid",]["seconds"]
     assert rows["pairs",]["pairs"] == 3
-    assert all(rows["pairs",][key] > 0 for key in ("of_rows_%", "of_files_%"))
+    assert rows["pairs",]["of_files_%"] > 0
 
 
 def check_throughput(told):
@@ -198,23 +187,19 @@ def test_commands_of_the_documents_are_accepted(name, arguments, monkeypatch):
         ("throughput", ["--baselines=loop,jax"], "jax"),
         ("throughput", ["--members=2,1"], "--members"),
         ("throughput", ["--members=0,1"], "--members"),
-        ("loading", ["--batch=0"], "--batch"),
+        ("throughput", ["--minutes=soon"], "soon"),
+        ("busy", ["--batch=0"], "--batch"),
         ("sweep", ["--parts=path,walk"], "walk"),
+        ("memory", ["--data=nowhere"], "nowhere"),
+        ("busy", ["--data=nowhere"], "nowhere"),
+        ("evaluation", ["--alphas=30", "--pieces=4", "--data=nowhere"], "--pieces"),
     ],
 )
-def test_bad_options_are_refused(name, words, named, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        importlib.import_module(f"benchmarks.{name}").main(words)
-    assert stopped.value.code == 2
-    assert named in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "words"), [("memory", []), ("busy", []), ("evaluation", ["--alphas=30", "--pieces=4"])]
-)
-def test_bad_input_is_one_line(name, words, tmp_path, capsys):
-    assert importlib.import_module(f"benchmarks.{name}").main([*words, f"--data={tmp_path / 'nowhere'}"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+def test_bad_input_is_one_line(name, words, named, capsys):
+    assert importlib.import_module(f"benchmarks.{name}").main(words) == 2
+    line = capsys.readouterr().err
+    assert named in line
+    assert len(line.splitlines()) == 1
 
 
 def test_cases_that_disagree_are_refused():

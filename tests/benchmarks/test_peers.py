@@ -1,15 +1,16 @@
-"""The population peers of the throughput benchmark train each member as it would be trained alone, in float64."""
+"""The populations that throughput compares with train each member as if alone; coverage's bootstraps are theirs."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.nn import functional
 
-from benchmarks.peers.grouped import GroupedPopulation
-from benchmarks.peers.streams import StreamsPopulation
-from benchmarks.peers.vmap import VmapPopulation
+from benchmarks.coverage import bootstraps
+from benchmarks.peers.populations import Grouped, Streams, Vmap
 from benchmarks.task import Task, stock_batches
 from fastwi.config.schema import Config, OptimizerConfig
 from fastwi.data.resident import ResidentDataset, normalisation_table
@@ -19,10 +20,10 @@ from fastwi.models.resnet import ResNet
 
 MEMBERS, CLASSES, BATCH, STEPS = 3, 7, 4, 2
 PEERS = {
-    "vmap": lambda task, networks: VmapPopulation(task, networks, compiled=False),
-    "grouped": lambda task, networks: GroupedPopulation(task, networks, compiled=False),
-    "grouped, channels-last": lambda task, networks: GroupedPopulation(task, networks, False, channels_last=True),
-    "streams": lambda task, networks: StreamsPopulation(task, networks, compiled=False),
+    "vmap": Vmap,
+    "grouped": Grouped,
+    "grouped, channels-last": functools.partial(Grouped, channels_last=True),
+    "streams": Streams,
 }
 
 
@@ -51,7 +52,7 @@ def random_networks(seed):
 def test_two_steps_equal_those_of_separate_networks(peer, seed):
     task, networks = small_task(seed), random_networks(seed)
     alone = copy.deepcopy(networks)
-    population = PEERS[peer](task, networks)
+    population = PEERS[peer](task, networks, compiled=False)
     batches = list(stock_batches(task, MEMBERS, compiled=False)())
     assert len(batches) == STEPS
     for x_MNCHW, labels_MN in batches:
@@ -96,7 +97,7 @@ def test_an_epoch_hands_out_every_image_once_to_each_member(seed):
 def test_grouped_declines_what_it_was_not_written_for(name, seed):
     networks = [build_model(name, CLASSES) for _ in range(2)]
     with pytest.raises(UserError, match="CIFAR ResNets"):
-        GroupedPopulation(small_task(seed), networks, compiled=False)
+        Grouped(small_task(seed), networks, compiled=False)
 
 
 @pytest.mark.parametrize("peer", ["vmap", "streams"])
@@ -106,7 +107,7 @@ def test_bf16_losses_are_those_of_float32_to_its_rounding(peer, seed):
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         task = small_task(seed, dtype)
-        population = PEERS[peer](task, copy.deepcopy(networks))
+        population = PEERS[peer](task, copy.deepcopy(networks), compiled=False)
         for x_MNCHW, labels_MN in stock_batches(task, MEMBERS, compiled=False)():
             assert x_MNCHW.dtype == dtype
             population.step(x_MNCHW, labels_MN)
@@ -116,3 +117,16 @@ def test_bf16_losses_are_those_of_float32_to_its_rounding(peer, seed):
     first = "bn.running_mean"
     scale = found[torch.float32][first].abs().max() + 1
     assert (found[torch.bfloat16][first] - found[torch.float32][first]).abs().max() < 0.05 * scale
+
+
+def test_bootstrap_intervals_of_a_mean(seed):
+    rng = np.random.default_rng(seed)
+    mean_DG = np.exp(0.3 * rng.normal(size=(3, 8)))
+    found = bootstraps(mean_DG, np.mean, rng, 4000)
+    drawn_RDG = mean_DG[:, rng.integers(0, 8, (4000, 8))].transpose(1, 0, 2)
+    # The share in each tail of the expanded percentile interval: Student's t with 7 degrees of freedom.
+    tail = stats.norm.cdf(stats.t.ppf(0.025, 7) * np.sqrt(8 / 7))
+    for name, share in (("percentile", 0.025), ("widened percentile", tail)):
+        expected = np.quantile(drawn_RDG.mean(axis=2), [share, 1 - share], axis=0)
+        np.testing.assert_allclose(found[name], expected, rtol=0.02)
+    assert np.all((found["BCa"][0] < mean_DG.mean(axis=1)) & (mean_DG.mean(axis=1) < found["BCa"][1]))
