@@ -9,18 +9,18 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from fastwi.__main__ import COMMANDS
 from fastwi.analysis.columns import Columns
-from fastwi.config.sweep import ALL_SECTIONS, NAMES, axis_refusal
-from fastwi.config.values import Key
+from fastwi.config.schema import section_keys
+from fastwi.config.sweep import ALL_SECTIONS, NAMES
+from fastwi.config.write import default_text
 from fastwi.report.rows import COLUMNS, GAIN_COLUMNS
 from fastwi.studies import all_studies
 
 HERE = Path(__file__).parent
-COMMANDS = {
-    **{f"fastwi {name}": f"fastwi.{name}" for name in ("train", "sweep", "analyze", "report", "store")},
-    **{f"fastwi {name}": f"fastwi.{name}" for name in ("convert", "tune", "doctor")},
-    "fastwi data-prep": "data_prep",
-}
+MODULES = {"data-prep": "data_prep"}
+"""Of commands, where it is not fastwi.COMMAND."""
+
 _CONFIG = """\
 # Configuration keys
 
@@ -50,70 +50,56 @@ metrics.jsonl and in all `--json` output: `"NaN"`, `"Infinity"`, `"-Infinity"`.
 """
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _default(key: Key) -> str:
-    value = list(key.default) if key.many else key.default
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value not in ("", []) else "empty"
-
-
-def _allowed(key: Key) -> str:
-    allowed = ", ".join(f"`{choice}`" for choice in key.choices) or key.limits
-    return ", ".join(filter(None, (allowed, key.unit)))
+def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in [columns, *cells]]
+    return [lines[0], "|---" * len(columns) + "|", *lines[1:], ""]
 
 
 def config_page() -> str:
     """Every key of every section: default, what is allowed, whether it can be an axis, meaning."""
     lines = [_CONFIG]
     for section, kind in ALL_SECTIONS.items():
-        keys = [key for key in NAMES.values() if key.section == section]
-        axes = section not in ("sweep", "analysis")
+        rows = []
+        for key in section_keys(section, NAMES.values()):
+            default = f"`{default_text(key)}`" if default_text(key) else "empty"
+            allowed = ", ".join(f"`{choice}`" for choice in key.choices) or key.limits
+            type_name = "list of " * key.many + key.scalar.__name__
+            values = ", ".join(filter(None, (type_name, allowed, key.unit)))
+            axis = "yes" if f"axes.{key.path}" in NAMES else "no"
+            rows.append([f"`{key.path}`", default, values, axis, key.help])
         lines += [f"## {section}", "", (kind.__doc__ or "").strip().partition("\n")[0], ""]
-        lines += ["| key | default | values | " + "axis | " * axes + "meaning |", "|---" * (4 + axes) + "|"]
-        for key in keys:
-            axis = ("no | " if axis_refusal(key) else "yes | ") if axes else ""
-            kind_name = f"list of {key.scalar.__name__}" if key.many else key.scalar.__name__
-            values = ", ".join(filter(None, (kind_name, _allowed(key))))
-            lines.append(f"| `{key.path}` | {_default(key)} | {values} | {axis}{_cell(key.help)} |")
-        lines.append("")
+        lines += _table(["key", "default", "values", "axis", "meaning"], rows)
     return "\n".join(lines)
 
 
-def _columns(title: str, about: str, columns: Columns, level: int = 2) -> list[str]:
-    head = [f"{'#' * level} {title}", "", *([about, ""] if about else [])]
-    table = ["| column | unit | meaning |", "|---|---|---|"]
-    return [
-        *head,
-        *table,
-        *(f"| `{name}` | {column.unit} | {_cell(column.help)} |" for name, column in columns.items()),
-        "",
-    ]
+def _columns(title: str, about: str, columns: Columns) -> list[str]:
+    rows = [[f"`{name}`", column.unit, column.help] for name, column in columns.items()]
+    return [title, "", *([about, ""] if about else []), *_table(["column", "unit", "meaning"], rows)]
 
 
 def columns_page() -> str:
     """Every column of every table."""
     lines = [_COLUMNS]
     axes = "Before these: the axes of the sweep other than k and s, by dotted name."
-    lines += _columns("results.parquet of a sweep", f"One row a measurement, in long form. {axes}", COLUMNS)
-    lines += _columns("gains.parquet of a sweep", f"One row an average. {axes} Null: not measured.", GAIN_COLUMNS)
+    lines += _columns("## results.parquet of a sweep", f"One row a measurement, in long form. {axes}", COLUMNS)
+    lines += _columns("## gains.parquet of a sweep", f"One row an average. {axes} Null: not measured.", GAIN_COLUMNS)
     for name, study in all_studies().items():
         lines += [f"## analyses/{name}", "", f"{study.question[0].upper()}{study.question[1:]}. {axes}", ""]
         for frame, columns in study.columns.items():
-            lines += _columns(f"{frame}.parquet", "", columns, level=3)
+            lines += _columns(f"### {frame}.parquet", "", columns)
     return "\n".join(lines)
 
 
 def commands_page() -> str:
     """What each command prints for --help."""
     environment = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(HERE.parent)}
-    sections = []
-    for name, module in COMMANDS.items():
-        command = [sys.executable, "-m", module, "--help"]
+    sections = ["# Commands\n"]
+    for name in COMMANDS:
+        command = [sys.executable, "-m", MODULES.get(name, f"fastwi.{name}"), "--help"]
         text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.rstrip()
-        sections.append(f"## {name}\n\n```text\n{text}\n```\n")
-    return "# Commands\n\n" + "\n".join(sections)
+        sections.append(f"## fastwi {name}\n\n```text\n{text}\n```\n")
+    return "\n".join(sections)
 
 
 def pages() -> Mapping[str, str]:

@@ -9,7 +9,6 @@ variables win, and exits with 0 on bad input.
 import contextlib
 import itertools
 import os
-import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +20,10 @@ from fastargs.validation import Anything
 from fastwi.config.schema import KEYS
 from fastwi.config.sweep import axis_refusal
 from fastwi.config.values import Key, nearest, number_from_text, one_line, show, show_name
-from fastwi.errors import ConfigError
+from fastwi.errors import ConfigError, printable
+from fastwi.files import open_plain
 from fastwi.sealed import yaml_damage
 
-LONGEST_CHAIN = 8  # bases
 LARGEST_FILE = 1 << 20  # bytes; a configuration has a few thousand
 _DEEPEST = 32  # lists and mappings within each other; PyYAML's time grows with the square
 _PREFIX = "fastwi:"
@@ -65,33 +64,31 @@ def config_path(given: str, directory: Path = Path()) -> Path:
 
 def read_text(path: Path) -> str:
     """The text of a config file. Raises ConfigError, in one line that begins with the path."""
+    problem = "is larger than 1 MiB; a configuration is a few lines of YAML"
     try:
-        # Before opening: opening a named pipe would wait for a writer, for ever if none comes.
-        if stat.S_ISFIFO(os.stat(path).st_mode):
-            raise OSError("a named pipe")
-        with open(path, "rb") as stream:
+        with open_plain(path) as stream:
             raw = stream.read(LARGEST_FILE + 1)
-        text = raw.decode("utf-8-sig")
-        problem = yaml_damage(text) and f"{yaml_damage(text)}; where you changed it, remove its last line"
-        if len(raw) > LARGEST_FILE:
-            problem = "is larger than 1 MiB; a configuration is a few lines of YAML"
-        if not problem:
-            return text
+        if len(raw) <= LARGEST_FILE:
+            text = raw.decode("utf-8-sig")
+            damage = yaml_damage(text)
+            if not damage:
+                return text
+            problem = f"{damage}; where you changed it, remove its last line"
     except FileNotFoundError:
         guess = nearest(path.name, (each.name for each in path.parent.glob("*.y*ml")))
         problem = f"no such config file; did you mean {guess}?" if guess else "no such config file; check the path"
     except OSError as error:
-        problem = f"cannot be read ({error.strerror or error}); give a YAML file"
+        problem = f"cannot be read ({error.strerror}); give a YAML file"
     except ValueError:  # not UTF-8; or a NUL or a lone surrogate in the name
         problem = "is not UTF-8 text, or not a possible file name; give a YAML file"
-    raise ConfigError(f"{show_name(path, 4096)}: {problem}")
+    raise ConfigError(f"{printable(str(path))}: {problem}")
 
 
 def parse_yaml(text: str, origin: str) -> Any:
     """A document as plain values; each value of a mapping is `Placed`, with `origin` and its line.
 
     The node tree is walked rather than the constructed values: only nodes know their lines, and show a duplicate key.
-    Raises ConfigError, with one line for each problem.
+    Raises ConfigError in one line.
     """
     depth = 0
     try:
@@ -102,12 +99,10 @@ def parse_yaml(text: str, origin: str) -> Any:
             if getattr(event, "tag", None) or getattr(event, "anchor", None):
                 raise ConfigError(f"{_place(event, origin)}tags (!), anchors (&) and aliases (*) are not supported")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{origin} line {mark.line + 1}" if mark else origin
-        raise ConfigError(f"{where}: not valid YAML: {one_line(error.problem or error.context or error)}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML lets chr()'s errors through
-        raise ConfigError(f"{origin}: not valid YAML: {one_line(error)}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f"{origin} line {mark.line + 1}" if mark else origin
+        raise ConfigError(f"{where}: not valid YAML: {one_line(getattr(error, 'problem', error))}") from None
     if root is None:
         raise ConfigError(f"{origin}: is empty; give it a section, or leave out --config for the defaults")
     return _plain(root, origin)
@@ -117,11 +112,10 @@ def _plain(node: Any, origin: str) -> object:
     if isinstance(node, yaml.MappingNode):
         found: dict[str, Placed] = {}
         for name_node, value in node.value:
-            place, name = _place(name_node, origin), name_node.value
-            if not isinstance(name, str):
-                raise ConfigError(f"{place}a name must be plain text; remove the brackets")
-            if name in found:
-                raise ConfigError(f"{place}{show_name(name)}: is given above already; remove one")
+            place = _place(name_node, origin)
+            name = name_node.value if isinstance(name_node, yaml.ScalarNode) else "[...]"
+            if name == "[...]" or name in found:
+                raise ConfigError(f"{place}{show_name(name)}: is given above already, or is no plain text; remove it")
             found[name] = Placed(_plain(value, origin), place)
         return found
     if isinstance(node, yaml.SequenceNode):
@@ -142,10 +136,23 @@ def _place(node: Any, origin: str) -> str:
 
 
 class Layers:
-    """Layers, the later ones winning, and every problem met, a line each. `names`: what files may say."""
+    """What files, a command line or a program say so far, later layers over earlier ones, and every problem met.
+
+    `names`: what files may say. `given`: each name that was given, with the value that holds. `last`: the names that
+    the last layer gave. `file`: the outermost file, where there is one.
+    """
 
     def __init__(self, names: Mapping[str, Key]) -> None:
-        self.names, self.all, self.problems = names, list[dict[str, Placed]](), list[str]()
+        self.names = names
+        self.file: Path | None = None
+        self.given = dict[str, Placed]()
+        self.last = set[str]()
+        self.problems = list[str]()
+        self._merged = fastargs.Config()
+        keys = [key for key in names.values() if key.section]
+        for section, group in itertools.groupby(keys, key=lambda key: key.section):
+            params = {key.name: fastargs.Param(Anything(), key.help, key.default) for key in group}
+            fastargs.Section(section, config_descriptor=self._merged).params(**params)
 
     @contextlib.contextmanager
     def noting(self, origin: str = "") -> Iterator[None]:
@@ -154,15 +161,6 @@ class Layers:
             yield
         except (ConfigError, ValueError) as error:
             self.problems += [f"{origin}{line}" for line in str(error).splitlines()]
-
-    def add_file(self, path: Path, chain: tuple[str, ...] = ()) -> None:
-        """Add a config file and those that it is based on. `chain`: the files that led here."""
-        text, origin, real = read_text(path), show_name(path, 4096), os.path.realpath(path)
-        if real in chain:
-            raise ConfigError(f"{origin} leads round in a circle; remove one of its bases")
-        if len(chain) > LONGEST_CHAIN:
-            raise ConfigError(f"one base too many; chain at most {LONGEST_CHAIN}")
-        self.add_text(text, origin, path.parent, (*chain, real))
 
     def add_text(self, text: str, origin: str, directory: Path = Path(), chain: tuple[str, ...] = ()) -> None:
         """Add YAML text: `origin` names it in messages, a base is looked for in `directory`."""
@@ -177,53 +175,58 @@ class Layers:
         directory: Path = Path(),
         chain: tuple[str, ...] = (),
     ) -> None:
-        """Add a mapping, nested or with dotted names, and below it the file of `base`. Only `names` may be given."""
+        """Add a mapping, nested or with dotted names, and below it the file of `base` or `config`.
+
+        `names`: what it may say. `chain`: the files that led here.
+        """
         if not isinstance(given, Mapping):
             raise ConfigError(f"{origin}: {show(given)} is not a mapping of sections; give one")
         layer: dict[str, Placed] = {}
-        sections = {path.partition(".")[0] for path in names}
-        unknown = set[str]()
         for path, (value, origin) in _flat("", Placed(given, "")):
-            section = path.partition(".")[0]
             if path in layer:
                 self.problems.append(f"{origin}{path}: given twice; remove one")
-            elif path in names:
+            elif path not in names:
+                self.problems.append(unknown_name(path, names, origin))
+            else:
                 with self.noting(f"{origin}{path}: "):
                     layer[path] = Placed(names[path].check(value), origin)
-            elif section not in unknown and not (path in sections and value == {}):
-                self.problems.append(unknown_name(path, names, origin))
-                unknown |= {section} - sections  # one line for all its keys
-        if base := layer.pop("base", None):
-            with self.noting(f"{base.origin}base: "):
-                self.add_file(config_path(base.value, directory), chain)
-        self.all.append(layer)
+        for name in {"base", "config"} & layer.keys():
+            below = layer.pop(name)
+            with self.noting(f"{below.origin}{name}: "):
+                self._add_file(config_path(below.value, directory), chain)
+        self.given |= layer
+        self.last = set(layer)
+        self._merged.collect({path: placed.value for path, placed in layer.items()})
+
+    def _add_file(self, path: Path, chain: tuple[str, ...]) -> None:
+        text, origin, real = read_text(path), printable(str(path)), os.path.realpath(path)
+        if real in chain:
+            raise ConfigError(f"{origin} leads round in a circle; remove one of its bases")
+        self.file = self.file or path
+        self.add_text(text, origin, path.parent, (*chain, real))
+
+    def flag(self, name: str, default: Any) -> Any:
+        """The value of a name that is no key, such as --json."""
+        return self.given[name].value if name in self.given else default
 
     def merged(self) -> dict[str, Any]:
         """The value of every key. Raises ConfigError with what was noted."""
         self.refuse(())
-        descriptor = fastargs.Config()
-        keys = [key for path, key in self.names.items() if path != "base"]
-        for section, group in itertools.groupby(keys, key=lambda key: key.section):
-            params = {key.name: fastargs.Param(Anything(), key.help, key.default) for key in group}
-            fastargs.Section(section, config_descriptor=descriptor).params(**params)
-        for layer in self.all:
-            descriptor.collect({path: placed.value for path, placed in layer.items()})
-        return {key.path: descriptor[key.path] for key in keys}
+        return {path: self._merged[path] for path, key in self.names.items() if key.section}
 
     def refuse(self, lines: Iterable[str]) -> None:
         """Raise ConfigError with what was noted and `lines`, each with the place where its key or axis was given."""
-        origins = {path: placed.origin for layer in self.all for path, placed in layer.items()}
         for line in lines:
             path = line.partition(":")[0]
-            if f"axes.{path}" in origins:
+            if f"axes.{path}" in self.given:
                 path, line = f"axes.{path}", f"axes.{line}"
-            self.problems.append(origins.get(path, "") + line)
+            self.problems.append((self.given[path].origin if path in self.given else "") + line)
         if self.problems:
             raise ConfigError("\n".join(dict.fromkeys(self.problems)))
 
 
 def _flat(path: str, placed: Placed) -> Iterator[tuple[str, Placed]]:
-    if not isinstance(placed.value, Mapping) or (path and not placed.value):
+    if not isinstance(placed.value, Mapping):
         yield path, placed
         return
     for name, each in placed.value.items():
@@ -233,17 +236,11 @@ def _flat(path: str, placed: Placed) -> Iterator[tuple[str, Placed]]:
 
 def unknown_name(path: str, names: Collection[str], origin: str) -> str:
     """Why `path` is not one of `names`, and what may be meant. `origin`: as in `Placed`."""
-    flag, section, rest = "--" * (origin == "--"), *path.partition(".")[::2]
+    flag = "--" if origin == "--" else ""
+    section, _, rest = path.partition(".")
     head, _, last = path.rpartition(".")
-    alike = [each for each in names if each.startswith("axes.") == (section == "axes")]
-    own = {each.rpartition(".")[2]: each for each in alike if each.rpartition(".")[0] == head and head}
-    elsewhere = [each for each in alike if each.rpartition(".")[2] == last]
-    meant: str | None = ("axes." if section == "axes" else "") + ALIASES.get(last, "")
-    if meant not in names:
-        near = nearest(last, own) if own else nearest(path, names)
-        meant = elsewhere[0] if len(elsewhere) == 1 else own.get(near or "", None if own else near)
-    valid = own or sorted({each.rpartition(".")[0] or each for each in alike})
-    if below := next((each for each in names if each.startswith(f"{path}.")), None):
+    below = next((each for each in names if each.startswith(f"{path}.")), None)
+    if below is not None:
         end = f"is a section and needs keys below it, such as {below}"
     elif section in ("base", "axes", "sweep", "analysis") and not any(each.startswith(section) for each in names):
         command = "analyze" if section == "analysis" else "sweep"
@@ -251,5 +248,13 @@ def unknown_name(path: str, names: Collection[str], origin: str) -> str:
     elif section == "axes" and rest in KEYS:
         end = f"cannot be an axis; {axis_refusal(KEYS[rest])}"
     else:
+        alike = [each for each in names if each.startswith("axes.") == (section == "axes")]
+        own = {each.rpartition(".")[2]: each for each in alike if head and each.rpartition(".")[0] == head}
+        same = [each for each in alike if each.rpartition(".")[2] == last]
+        alias = "axes." * (section == "axes") + ALIASES.get(last, "")
+        meant = alias if alias in names else same[0] if len(same) == 1 else ""
+        if not meant:
+            meant = own.get(nearest(last, own) or "", "") if own else nearest(path, names) or ""
+        valid = own or sorted({each.rpartition(".")[0] or each for each in alike})
         end = f"unknown name; did you mean {flag}{meant}?" if meant else f"unknown name; valid: {', '.join(valid)}"
     return f"{origin.removesuffix('--')}{show_name(flag + path)}: {end}"

@@ -5,19 +5,21 @@ has `--help`, `--version` or `--print-config`.
 """
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from fastwi.cli import ShowAndExit
-from fastwi.config.layers import Layers, Placed, config_path, parse_yaml, shipped_configs, unknown_name
-from fastwi.config.schema import KEYS, SECTIONS, Config, config_problems, section_keys
+from fastwi.config.layers import Layers, Placed, parse_yaml, shipped_configs, unknown_name
+from fastwi.config.schema import KEYS, SECTIONS, Config
 from fastwi.config.sweep import (
     ALL_SECTIONS,
     ANALYSIS,
+    AXES,
+    INSTEAD,
     NAMES,
+    OPTIONS,
     AnalysisOptions,
     Axis,
     SweepSpec,
@@ -25,37 +27,47 @@ from fastwi.config.sweep import (
     sweep_problems,
 )
 from fastwi.config.values import Key, did_you_mean, number_from_text, show
-from fastwi.config.write import FIGURES, FLAGS, help_text, study_lines, sweep_to_yaml, to_yaml
+from fastwi.config.write import help_text, study_lines, sweep_to_yaml, to_yaml
 from fastwi.version import __version__
 
 ConfigLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
 
-FIGURE_STYLES = ("screen", "paper")
-_SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
+_SHIPPED = ", ".join(shipped_configs())
+_FLAGS = {
+    "config": Key("", "config", str, 0, "", f"a YAML file, or one that comes with fastwi: {_SHIPPED}"),
+    "dry-run": Key("", "dry-run", bool, 0, False, "check everything, say what would be done, and stop"),
+    "print-config": Key("", "print-config", bool, 0, False, "print the whole configuration as YAML and stop"),
+    "json": Key("", "json", bool, 0, False, "print results as JSON"),
+}
+_PART = "([1-9][0-9]{0,8}/[1-9][0-9]{0,8})?"
+_SHARD = {"shard": Key("", "shard", str, 0, "", "I/N: do part I of N only, such as 2/4; empty: all", pattern=_PART)}
+_LIST = {"list": Key("", "list", bool, 0, False, "print the studies and stop; with --json as JSON")}
+_STYLES = ("screen", "paper")
+_PAPER = "style of figures; paper: without titles, with fonts that stay text"
+_FIGURES = {"figures": Key("", "figures", str, 0, "screen", _PAPER, choices=_STYLES)}
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
-_BASE = Key(help="a config or sweep file", section="", name="base", scalar=str, depth=0, default=None)
-_SWEEP_FILE = NAMES | {"base": _BASE}
+
+_SWEEP_FILE = NAMES | {"base": Key("", "base", str, 0, "", "a config or sweep file")}
 _SWEEP_FLAGS = {path: key for path, key in NAMES.items() if path not in ANALYSIS}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a command was asked to do.
+    """What a command or a program asks for.
 
-    `spec`: the sweep; of a run, its configuration alone. `figures`: one of `FIGURE_STYLES`. `sweep`: the name of the
-    sweep's directory. `shard`: (i, n), part i of n, from 1; None: all. `study` and `options`: what analyze measures;
-    no study: list them.
+    `spec`: the sweep; of a run, its configuration alone. `sweep`: the name of the sweep's directory. `shard`: (i, n),
+    part i of n, from 1; None: all. `study` and `options`: what analyze measures; no study: list them.
     """
 
     spec: SweepSpec
     config_file: Path | None
-    dry_run: bool
-    json: bool
+    sweep: str
+    options: AnalysisOptions
+    dry_run: bool = False
+    json: bool = False
     figures: str = "screen"
-    sweep: str = ""
     shard: tuple[int, int] | None = None
     study: str = ""
-    options: AnalysisOptions = field(default_factory=AnalysisOptions)
 
     @property
     def config(self) -> Config:
@@ -74,172 +86,126 @@ def read_request(argv: Sequence[str], program: str, about: str = "", draws: bool
 
     `about`: what the command does. `draws`: whether it takes --figures.
     """
-    layers, words, asked = _begin(argv, KEYS, KEYS, program, about, FIGURES if draws else {}, SECTIONS)
-    config = _config(layers)
-    _print(words, to_yaml(config))
-    return Request(SweepSpec(config), **asked)
+    layers = Layers(KEYS)
+    _add_line(layers, argv, KEYS, _FIGURES if draws else {}, program, about, SECTIONS)
+    return _built(layers)
 
 
 def read_sweep_request(argv: Sequence[str]) -> Request:
     """Read the sweep command's arguments, its sweep file and the file's bases."""
-    flags = {
-        "axes.section.key VALUES": "override or add an axis: 1,2,4 or '[1, 2, 4]' or 1..4",
-        "shard I/N": "carry out part I of N, 1/N to N/N, such as 2/4",
-        **FIGURES,
-    }
     about = "Carries out the protocol at every cell of a grid, for parents, tuples of children and alphas."
-    sample = f"A sweep file:\n\n{shipped_configs()['fastwi:digits_k_s_grid'].read_text()}"
-    layers, words, asked = _begin(argv, _SWEEP_FILE, _SWEEP_FLAGS, "fastwi.sweep", about, flags, ["sweep"], sample)
-    match = _SHARD.fullmatch(words.get("shard", "1/1"))
-    shard = (int(match[1]), int(match[2])) if match is not None else (1, 0)
-    if shard[0] > shard[1]:
-        layers.problems.append(f"--shard: {show(words['shard'])} is not a part; write I/N with I from 1 to N")
-    spec, _, name = _sweep(layers, asked["config_file"])
-    _print(words, sweep_to_yaml(spec))
-    return Request(spec, sweep=name, shard=shard if "shard" in words else None, **asked)
+    text = (
+        "--axes.section.key VALUES overrides or adds an axis: 1,2,4 or '[1, 2, 4]' or 1..4. A sweep file:\n\n"
+        f"{shipped_configs()['fastwi:digits_k_s_grid'].read_text()}"
+    )
+    layers = Layers(_SWEEP_FILE)
+    _add_line(layers, argv, _SWEEP_FLAGS, _SHARD | _FIGURES, "fastwi.sweep", about, ["sweep"], text)
+    return _built(layers)
 
 
 def read_analysis_request(argv: Sequence[str], studies: Mapping[str, str]) -> Request:
     """Read the analyze command's arguments and its sweep file. `studies`: each with what it answers in one line."""
-    flags = {"list": "print the studies and stop; with --json as JSON", **FIGURES}
     about = "Answers one question for a finished sweep from its stored states and measurements. Nothing is trained."
     text = "\n".join(["The studies:", *study_lines(studies)])
     study, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
-    layers, words, asked = _begin(rest, _SWEEP_FILE, NAMES, "fastwi.analyze STUDY", about, flags, ["analysis"], text)
-    if "list" not in words:
-        if study not in studies:
-            named = show(study) if study else "STUDY"
-            layers.problems.append(f"{named}: is not a study; {did_you_mean(study, studies)}")
-        if "config" not in words and set(layers.all[-1]) <= set(ANALYSIS):
-            layers.problems.append("--config: is missing; give the sweep's file, or sweep.yaml in its results")
-    spec, options, name = _sweep(layers, asked["config_file"])
-    layers.refuse(analysis_problems(options, spec))
-    _print(words, sweep_to_yaml(spec, options))
-    return Request(spec, sweep=name, study="" if "list" in words else study, options=options, **asked)
+    layers = Layers(_SWEEP_FILE)
+    _add_line(layers, rest, NAMES, _LIST | _FIGURES, "fastwi.analyze STUDY", about, ["analysis"], text)
+    if layers.flag("list", False):
+        study = ""
+    elif study not in studies:
+        named = show(study) if study else "STUDY"
+        layers.problems.append(f"{named}: is not a study; {did_you_mean(study, studies)}")
+    elif not layers.problems and not layers.file and not layers.last & (KEYS.keys() | AXES.keys() | OPTIONS.keys()):
+        layers.problems.append("--config: is missing; give the sweep's file, or sweep.yaml in its results")
+    return _built(layers, study)
+
+
+def _add_line(
+    layers: Layers,
+    argv: Sequence[str],
+    names: Mapping[str, Key],
+    more: Mapping[str, Key],
+    program: str,
+    about: str,
+    sections: Iterable[str],
+    text: str = "",
+) -> None:
+    """Add a command line, and below it the file of its `--config`.
+
+    `names`: what it may override. `more`: its flags beside those of all commands. For the rest see `help_text`.
+    """
+    flags = {**_FLAGS, **more}
+    for flag in {"--help", "-h"}.intersection(argv):  # it wins, so that no mistake hides the help
+        topic = "".join(argv[argv.index(flag) + 1 :][:1])
+        raise ShowAndExit(help_text(topic, flags.values(), program, about, sections, text))
+    if "--version" in argv:
+        raise ShowAndExit(f"fastwi {__version__}")
+    known = {**names, **flags}
+    given = {}
+    for path, word in _words(argv, known, layers.problems).items():
+        with layers.noting():
+            given[path] = Placed(_from_text(known[path], word), "--")
+    _override(layers, given, known)
 
 
 def config_from_mapping(mapping: Mapping[str, Any]) -> Config:
     """The Config that `{section: {key: value}}` says, with defaults for what it leaves out."""
-    return read_config(mapping, {})[0]
+    return read_config(mapping).config
 
 
 def config_from_yaml(text: str, origin: str = "configuration") -> Config:
     """The Config that YAML text says, such as a run directory's stored one; `origin` names it in messages."""
     layers = Layers(KEYS)
     layers.add_text(text, origin)
-    return _config(layers)
+    return _built(layers).config
 
 
 def sweep_from_yaml(text: str, origin: str = "sweep", directory: Path = Path()) -> SweepSpec:
     """The SweepSpec that YAML text says, such as a stored one, with a `base` in `directory`."""
     layers = Layers(_SWEEP_FILE)
     layers.add_text(text, origin, directory)
-    return _sweep(layers, None)[0]
+    return _built(layers).spec
 
 
-def read_config(given: ConfigLike, overrides: Mapping[str, Any]) -> tuple[Config, Path | None]:
-    """The configuration that a program gives, and the file that it is from."""
-    layers = Layers(KEYS)
-    file = _add_object(layers, given)
-    layers.add(overrides, KEYS)
-    return _config(layers), file
-
-
-def read_sweep(given: ConfigLike | SweepSpec, overrides: Mapping[str, Any]) -> tuple[SweepSpec, str]:
-    """The sweep that a program gives, and its name."""
-    layers = Layers(_SWEEP_FILE)
-    file = _add_object(layers, given)
-    layers.add(overrides, _SWEEP_FLAGS)
-    _refuse_without_effect(layers)
-    spec, _, name = _sweep(layers, file)
-    return spec, name
-
-
-def _add_object(layers: Layers, given: ConfigLike | SweepSpec) -> Path | None:
-    """Add what a program gives; returns the file where it is one."""
-    if isinstance(given, (str, os.PathLike)):
-        file = config_path(os.fspath(given))
-        with layers.noting():
-            layers.add_file(file)
-        return file
+def read_config(
+    given: ConfigLike | SweepSpec, overrides: Mapping[str, Any] | None = None, sweep: bool = False
+) -> Request:
+    """The run, or the sweep, that a program gives: a file's path, a mapping, or a checked one from before."""
+    layers = Layers(_SWEEP_FILE if sweep else KEYS)
     if isinstance(given, SweepSpec):
         axes = {axis.path: axis.values for axis in given.axes}
         given = {**asdict(given.base), "sweep": asdict(given.options), "axes": axes}
-    layers.add(asdict(given) if isinstance(given, Config) else given, layers.names)
-    return None
+    elif isinstance(given, Config):
+        given = asdict(given)
+    elif isinstance(given, (str, os.PathLike)):
+        given = {"config": given}
+    layers.add(given, {**layers.names, "config": _FLAGS["config"]})
+    _override(layers, overrides or {}, _SWEEP_FLAGS if sweep else KEYS)
+    return _built(layers)
 
 
-def _begin(
-    argv: Sequence[str],
-    in_file: Mapping[str, Key],
-    in_flags: Mapping[str, Key],
-    program: str,
-    about: str,
-    more: Mapping[str, str],
-    sections: Iterable[str],
-    text: str = "",
-) -> tuple[Layers, dict[str, str], dict[str, Any]]:
-    """Read a command line and the file of its `--config`.
-
-    `in_file` and `in_flags`: the keys that may be there. `more`: further flags with their meaning. For the rest see
-    `help_text`.
-    Returns the layers, each flag's text, and the fields that all requests have.
-    """
-    flags = {**FLAGS, **more}
-    for flag in {"--help", "-h"}.intersection(argv):  # it wins, so that no mistake hides the help
-        topic = "".join(argv[argv.index(flag) + 1 :][:1])
-        raise ShowAndExit(help_text(program, about, flags, text, sections, topic))
-    if "--version" in argv:
-        raise ShowAndExit(f"fastwi {__version__}")
-    layers, file = Layers(in_file), None
-    words = _words(layers.problems, list(argv), in_flags, dict(flag.partition(" ")[::2] for flag in flags))
-    if "config" in words:
-        with layers.noting("--config: "):
-            file = config_path(words["config"])
-    if file is not None:
-        with layers.noting():
-            layers.add_file(file)
-    given = {}
-    for path in filter(in_flags.__contains__, words):
-        with layers.noting():
-            given[path] = Placed(_from_text(in_flags[path], words[path]), "--")
-    layers.add(given, in_flags)
-    _refuse_without_effect(layers)
-    figures = words.get("figures", FIGURE_STYLES[0])
-    if figures not in FIGURE_STYLES:
-        layers.problems.append(f"--figures: {show(figures)} is not one of {', '.join(FIGURE_STYLES)}")
-    asked = {"config_file": file, "dry_run": "dry-run" in words, "json": "json" in words, "figures": figures}
-    return layers, words, asked
-
-
-def _print(words: Mapping[str, str], text: str) -> None:
-    if "print-config" in words:
-        raise ShowAndExit(text.removesuffix("\n"))
-
-
-def _words(problems: list[str], argv: list[str], keys: Iterable[str], flags: Mapping[str, str]) -> dict[str, str]:
-    """The text of each flag of a command line. `flags`: those that are no key; a switch's metavar is empty."""
+def _words(argv: Sequence[str], known: Mapping[str, Key], problems: list[str]) -> dict[str, str]:
+    """The text of each flag of a command line. One of a yes or no is a yes by itself."""
     words: dict[str, str] = {}
-    known = dict.fromkeys(keys, "VALUE") | {name: metavar for name, metavar in flags.items() if "." not in name}
-    while argv:
-        word = argv.pop(0)
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
-        # A value that starts with -- needs the form with =, else a forgotten one would eat the next flag.
-        follows = not equals and known.get(name, "VALUE") and argv and not argv[0].startswith("--")
         if not word.startswith("--") or not name:
             problems.append(f"{show(word)}: is not a flag; write --section.key VALUE")
             continue
-        text = argv.pop(0) if follows else text
+        given = bool(equals)
+        # A value that starts with -- needs the form with =, else a forgotten one would eat the next flag.
+        if not given and rest and not rest[0].startswith("--"):
+            given, text = True, rest.pop(0)
         if name not in known:
             problems.append(unknown_name(name, known, "--"))
-        elif equals and not known[name]:
-            problems.append(f"--{name}: takes no value; write --{name} alone")
-        elif known[name] and not equals and not follows:
-            problems.append(f"--{name}: a value is missing; write --{name} {known[name]}")
         elif name in words:
             problems.append(f"--{name}: given twice; remove one")
+        elif given or known[name].scalar is bool:
+            words[name] = text if given else "true"
         else:
-            words[name] = text
+            problems.append(f"--{name}: a value is missing; write --{name} VALUE")
     return words
 
 
@@ -259,37 +225,47 @@ def _scalar(kind: type, text: str) -> object:
     return text if number is None else number
 
 
-def _refuse_without_effect(layers: Layers) -> None:
-    """Note what the last layer overrides though a sweep does not use it: that would mislead."""
-    for path, given in layers.all[-1].items() if layers.names is _SWEEP_FILE else ():
-        instead = KEYS[path].instead if path in KEYS else ""
-        if any(f"axes.{path}" in layer for layer in layers.all):
-            instead = f"{given.origin}axes.{path}, as it is an axis here"
+def _override(layers: Layers, given: Mapping[str, Any], names: Mapping[str, Key]) -> None:
+    """Add the last layer, and note what it overrides though a sweep does not use it: that would mislead."""
+    layers.add(given, names)
+    for path in layers.last if layers.names is _SWEEP_FILE else ():
+        origin, instead = layers.given[path].origin, INSTEAD.get(path, "")
+        if f"axes.{path}" in layers.given:
+            instead = f"{origin}axes.{path}, as it is an axis here"
         if instead:
-            layers.problems.append(f"{given.origin}{path}: a sweep does not use it; use {instead}")
+            layers.problems.append(f"{origin}{path}: a sweep does not use it; use {instead}")
 
 
-def _config(layers: Layers) -> Config:
-    config = Config(**_sections(layers.merged(), SECTIONS))
-    layers.refuse(config_problems(config))
-    return config
-
-
-def _sweep(layers: Layers, file: Path | None) -> tuple[SweepSpec, AnalysisOptions, str]:
-    """The sweep, the options of its studies, not checked together, and its name: sweep.name, or that of its file."""
+def _built(layers: Layers, study: str | None = None) -> Request:
+    """The request that the layers make. `study`: of analyze, whose options are then compared with the sweep."""
+    number, _, count = layers.flag("shard", "").partition("/")
+    shard = (int(number), int(count)) if count else None
+    if shard and shard[0] > shard[1]:
+        layers.problems.append(f"--shard: '{number}/{count}' is no part; write I/N with I from 1 to N")
     values = layers.merged()
-    sections = _sections(values, ALL_SECTIONS)
-    options, analysis = sections.pop("sweep"), sections.pop("analysis")
+    sections: dict[str, dict[str, Any]] = {section: {} for section in ALL_SECTIONS}
+    for path, value in values.items():
+        section, _, name = path.partition(".")
+        if section != "axes":
+            sections[section][name] = value
+    made = {section: kind(**sections[section]) for section, kind in ALL_SECTIONS.items()}
+    options, analysis = made.pop("sweep"), made.pop("analysis")
     # An axis that is overridden keeps its place.
-    axes = dict.fromkeys(path for layer in layers.all for path in layer if path.startswith("axes."))
-    spec = SweepSpec(Config(**sections), tuple(Axis(path[5:], values[path]) for path in axes), options)
-    name = options.name or (file.stem if file else "sweep")
-    with layers.noting("sweep.name: "):
-        NAMES["sweep.name"].check(name)
-    layers.refuse(sweep_problems(spec, name))
-    return spec, analysis, name
-
-
-def _sections(values: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
-    keys = {section: section_keys(section, NAMES) for section in kinds}
-    return {section: kinds[section](**{key.name: values[key.path] for key in keys[section]}) for section in kinds}
+    axes = [Axis(path.removeprefix("axes."), values[path]) for path in layers.given if path.startswith("axes.")]
+    spec = SweepSpec(Config(**made), tuple(axes), options)
+    name = options.name or (layers.file.stem if layers.file else "sweep")
+    if layers.names is _SWEEP_FILE:
+        with layers.noting("sweep.name: "):
+            NAMES["sweep.name"].check(name)
+    layers.refuse(sweep_problems(spec))
+    if study is not None:
+        layers.refuse(analysis_problems(analysis, spec))
+    if layers.flag("print-config", False):
+        text = sweep_to_yaml(spec, None if study is None else analysis)
+        raise ShowAndExit((to_yaml(spec.base) if layers.names is KEYS else text).removesuffix("\n"))
+    dry_run, json, figures = (
+        layers.flag("dry-run", False),
+        layers.flag("json", False),
+        layers.flag("figures", "screen"),
+    )
+    return Request(spec, layers.file, name, analysis, dry_run, json, figures, shard, study or "")

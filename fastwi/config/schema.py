@@ -8,17 +8,19 @@ import dataclasses
 import itertools
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
-from fastwi.config.values import Key, keys_of, option, show
+from fastwi.config.values import Key, keys_of, option
 from fastwi.models.names import model_problem
 
 MOST_EPOCHS = 1_000_000
 """Of all networks of a run together. Steps, measurements and progress are lists as long."""
 
-LONGEST_NAME = 100  # characters; with hash and suffixes it stays below a file system's 255
+NAME = r"([^./\\\p{Cc}\p{Zl}\p{Zp}][^/\\\p{Cc}\p{Zl}\p{Zp}]{0,99})?"
+NAME_RULE = "in quotes if it is a number, 100 characters at most without / and \\, no dot first"
+"""Of a run's or a sweep's directory. With hash and suffixes it stays below the 255 bytes of a file system."""
+
 _DEVICE = "auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?"
 
 
@@ -26,15 +28,9 @@ _DEVICE = "auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?"
 class RunConfig:
     """Where a run writes."""
 
-    name: str = option(
-        "", "name of the run's directory; empty: the config file's name and a short hash", instead="sweep.name"
-    )
-    directory: str = option("runs", "directory that holds the runs", filled=True, instead="sweep.directory")
-    tensorboard: bool = option(
-        False,
-        "write TensorBoard event files too, into the run's directory; needs fastwi[tensorboard]; not for sweeps",
-        instead="results.parquet",
-    )
+    name: str = option("", f"name of the run's directory, {NAME_RULE}; empty: the file's and a hash", pattern=NAME)
+    directory: str = option("runs", "directory that holds the runs", filled=True)
+    tensorboard: bool = option(False, "write TensorBoard event files too; needs fastwi[tensorboard]; not for sweeps")
 
 
 @dataclass(frozen=True)
@@ -46,19 +42,19 @@ class DataConfig:
     test_images: int = option(0, "evaluate on this many test images, likewise; 0: all", low=0)
     streaming: str = option(
         "auto",
-        "images all in memory, or decoded from the disk as they are needed; auto: in memory where they are raw, of "
-        "one size and take at most half of what is free",
+        "where images are: in memory, or decoded from the disk when needed; auto: in memory where they are raw, "
+        "of one size and take at most half of what is free",
         choices=("auto", "resident", "streamed"),
     )
     decoder: str = option(
         "auto",
-        "who decodes JPEGs: reference (Pillow) or ffcv (its Loader), whose pixels differ; auto: reference",
+        "of JPEGs: reference (Pillow) or ffcv (its Loader), whose pixels differ; auto: reference",
         choices=("auto", "ffcv", "reference"),
     )
     image_size: int = option(
         0,
-        "side to which images of another size are cropped (centered square) and resized; 0: the size that card.json "
-        "names, the first training image's",
+        "side to which images of another size are cropped (centered square) and resized; 0: the size in card.json, "
+        "that of the first training image",
         unit="pixels",
         low=0,
         high=4096,
@@ -78,7 +74,7 @@ class ModelConfig:
     """The network."""
 
     name: str = option(
-        "resnet20", "name in the model registry, or your own: package.module:attribute or path/to/file.py:attribute"
+        "resnet20", "name in the model registry, or your own: package.module:attribute or file.py:attribute"
     )
     width: float = option(1.0, "multiplier of the network's channels; not for your own", low=0.0625, high=64)
     weights: str = option(
@@ -105,9 +101,7 @@ class ScheduleConfig:
 
     drop_epochs: tuple[int, ...] = option((80, 120), "epochs at which the rate is multiplied", unit="epochs", low=1)
     drop_factor: float = option(0.1, "factor of each drop", low=0.0, high=1.0)
-    warmup_iterations: int = option(
-        0, "linear warm-up: the rate at iteration i < t is (i / t) * l", unit="iterations", low=0
-    )
+    warmup_iterations: int = option(0, "t of a linear warm-up: the rate at iteration i < t is (i / t) * l", low=0)
 
 
 @dataclass(frozen=True)
@@ -117,12 +111,9 @@ class ExperimentConfig:
     k: int = option(10, "epochs that the parent trains before cloning", unit="epochs", low=0)
     s: int = option(10, "epochs that each child trains before averaging", unit="epochs", low=0)
     after: int = option(10, "epochs that the average trains on", unit="epochs", low=0)
-    children: int = option(2, "children of the parent", low=2, high=4096, instead="sweep.tuple_size")
+    children: int = option(2, "children of the parent", low=2, high=4096)
     weights: tuple[float, ...] = option(
-        (),
-        "weights of the average, one a child, summing to 1; empty: the plain mean",
-        instead="sweep.alphas",
-        repeats=True,
+        (), "weights of the average, one a child, summing to 1; empty: the plain mean", repeats=True
     )
     batch_norm: str = option(
         "average",
@@ -134,9 +125,7 @@ class ExperimentConfig:
         "momentum that the average starts with: zero, the children's averaged, or the first child's",
         choices=("reset", "average", "keep"),
     )
-    continue_children: bool = option(
-        False, "train the children on as well, to compare the average with what they would have become"
-    )
+    continue_children: bool = option(False, "train the children on as well, to compare the average with them")
     children_rate_factor: float = option(
         1.0,
         "learning rate of children that are trained on (continue_children), as a factor; 0.1: as if it dropped there",
@@ -152,20 +141,12 @@ class ExperimentConfig:
 class SeedConfig:
     """All randomness of a run. Draws are pure functions of (seed, stream, epoch)."""
 
-    init: int = option(0, "seed of the parent's initial weights", low=0, high=2**63 - 1, instead="sweep.parents")
-    parent_noise: int = option(0, "noise seed of the parent", low=0, high=2**63 - 1, instead="sweep.parents")
-    child_noise: tuple[int, ...] = option(
-        (),
-        "noise seeds, one a child, all different; empty: 1, 2, ... n",
-        low=0,
-        high=2**63 - 1,
-        instead="sweep.children",
-    )
-    average_noise: int = option(
-        1000, "noise seed of the average's further training", low=0, high=2**63 - 1, instead="sweep.parents"
-    )
+    init: int = option(0, "seed of the parent's initial weights", low=0)
+    parent_noise: int = option(0, "noise seed of the parent", low=0)
+    child_noise: tuple[int, ...] = option((), "noise seeds, one a child, all different; empty: 1, 2, ... n", low=0)
+    average_noise: int = option(1000, "noise seed of the average's further training", low=0)
     statistics_noise: int = option(
-        1000, "noise seed of the images that batch-norm statistics are recomputed on", low=0, high=2**63 - 1
+        1000, "noise seed of the images that batch-norm statistics are recomputed on", low=0
     )
 
 
@@ -218,24 +199,14 @@ KEYS: dict[str, Key] = {path: key for each in SECTIONS.items() for path, key in 
 """Every key by its dotted name, in the same order."""
 
 
-def section_keys(section: str, keys: Mapping[str, Key] = KEYS) -> list[Key]:
+def section_keys(section: str, keys: Iterable[Key] = KEYS.values()) -> list[Key]:
     """The keys of one section, in their order."""
-    return [key for key in keys.values() if key.section == section]
-
-
-CHECKED_TOGETHER = frozenset({
-    "run.name", "data.train_images", "model.name", "model.width", "optimizer.batch_size", "schedule.drop_epochs",
-    "experiment.k", "experiment.s", "experiment.after", "experiment.children", "experiment.weights",
-    "experiment.continue_children", "experiment.children_rate_factor", "experiment.recompute_images",
-    "seeds.child_noise",
-})  # fmt: skip
-"""The keys that `config_problems` reads: cells of a sweep that differ in others have the same problems."""
+    return [key for key in keys if key.section == section]
 
 
 def config_problems(config: Config) -> Iterator[str]:
     """What is wrong between the values of a run; each by itself is taken as right."""
-    data, experiment, noise = config.data, config.experiment, config.seeds.child_noise
-    yield from name_problems("run.name", config.run.name)
+    experiment, most_images = config.experiment, config.data.train_images or math.inf
     if problem := model_problem(config.model.name, config.model.width):
         yield problem
     if experiment.k + experiment.s + experiment.after < 1:
@@ -243,13 +214,14 @@ def config_problems(config: Config) -> Iterator[str]:
     children = experiment.children
     trained_on = 1 + children * experiment.continue_children
     epochs = {"k": experiment.k, "s": experiment.s * children, "after": experiment.after * trained_on}
-    if sum(epochs.values()) > MOST_EPOCHS:
+    count = sum(epochs.values())
+    if count > MOST_EPOCHS:
         most = max(epochs, key=lambda name: epochs[name])
         yield (
-            f"experiment.{most}: {getattr(experiment, most):,} makes {sum(epochs.values()):,} epochs of all networks "
-            f"together; make these at most {MOST_EPOCHS:,}"
+            f"experiment.{most}: {getattr(experiment, most):,} makes {count:,} epochs of all networks together; "
+            f"make these at most {MOST_EPOCHS:,}"
         )
-    for name, given in (("experiment.weights", experiment.weights), ("seeds.child_noise", noise)):
+    for name, given in (("experiment.weights", experiment.weights), ("seeds.child_noise", config.seeds.child_noise)):
         if given and len(given) != children:
             yield f"{name}: has {len(given)} values for {children} children; give {children}, or none"
     if experiment.weights and abs(math.fsum(experiment.weights) - 1) > 1e-6:
@@ -259,18 +231,7 @@ def config_problems(config: Config) -> Iterator[str]:
     for earlier, later in itertools.pairwise(config.schedule.drop_epochs):
         if later <= earlier:
             yield f"schedule.drop_epochs: {later} follows {earlier}; give them strictly increasing"
-    most_images = data.train_images or math.inf
-    for name, images in (
-        ("optimizer.batch_size", config.optimizer.batch_size),
-        ("experiment.recompute_images", experiment.recompute_images),
-    ):
+    batch, recompute = config.optimizer.batch_size, experiment.recompute_images
+    for name, images in (("optimizer.batch_size", batch), ("experiment.recompute_images", recompute)):
         if images > most_images:
             yield f"{name}: {images} is more than data.train_images, {most_images}; lower it"
-
-
-def name_problems(path: str, name: str) -> Iterator[str]:
-    """Why `name`, the value of the key `path`, cannot be the name of a directory."""
-    if name and (PurePosixPath(name).name != name or name == ".." or "\\" in name):
-        yield f"{path}: {show(name)} is not the name of one directory; leave out / and \\"
-    if len(name) > LONGEST_NAME:
-        yield f"{path}: {len(name)} characters; give at most {LONGEST_NAME}"

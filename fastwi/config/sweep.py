@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastwi.config.schema import CHECKED_TOGETHER, KEYS, SECTIONS, Config, config_problems, name_problems
+from fastwi.config.schema import KEYS, NAME, NAME_RULE, SECTIONS, Config, config_problems
 from fastwi.config.values import Key, Value, keys_of, option, show
 from fastwi.errors import ConfigError
 
@@ -32,18 +32,16 @@ SEEDS_A_PARENT = 1_000_000
 AVERAGE_SEEDS = 500_000
 """Of a parent's seeds, the first that is an average's. So it has fewer children and fewer tuples than this."""
 
-_MOST_CELL_PROBLEMS = 10
+_MOST_BAD_CELLS = 10
 
 
 @dataclass(frozen=True)
 class SweepOptions:
     """The `sweep` section of a sweep file."""
 
-    name: str = option("", "name of the sweep's directory; empty: the sweep file's name")
+    name: str = option("", f"name of the sweep's directory, {NAME_RULE}; empty: the sweep file's", pattern=NAME)
     directory: str = option("sweeps", "directory that holds the sweeps' results", filled=True)
-    store: str = option(
-        "store", "directory of the store: trained states and measurements, shared by sweeps", filled=True
-    )
+    store: str = option("store", "directory of trained states and measurements, shared by sweeps", filled=True)
     parents: tuple[int, ...] = option(
         (0,), "initialisation seeds, one a parent; intervals and verdicts need 5", low=0, high=2**31 - 1, filled=True
     )
@@ -58,9 +56,7 @@ class SweepOptions:
         (), "places on the line A -> B, for pairs: the weight of the second child; empty: the plain mean"
     )
     measure: tuple[str, ...] = option(
-        ("own", RECOMPUTED),
-        "batch-norm treatments that are measured at interpolation",
-        choices=("own", RECOMPUTED),
+        ("own", RECOMPUTED), "batch-norm treatments that are measured at interpolation", choices=("own", RECOMPUTED)
     )
     keep: str = option(
         "stops",
@@ -72,17 +68,9 @@ class SweepOptions:
     workers: int = option(0, "Ray actors; 0: one a GPU, or one where there is none", low=0, high=100_000)
     gpus_per_worker: float = option(1.0, "GPUs of a Ray actor, where there are any; fractions share one", low=0.0)
     population: int = option(0, "most networks trained together; 0: as many as the engine is good for", low=0)
-    memory_GiB: float = option(
-        4.0,
-        "most memory for networks: those trained together, and those held for what is made of them",
-        unit="GiB",
-        low=0.0,
-    )
+    memory_GiB: float = option(4.0, "most memory for networks, those held for later too", unit="GiB", low=0.0)
     checkpoint_seconds: float = option(
-        30.0,
-        "most seconds of training between two writes of a state that training goes on from: what a kill loses",
-        unit="s",
-        low=0.0,
+        30.0, "most seconds of training between two writes of a state: what a kill loses", unit="s", low=0.0
     )
 
 
@@ -90,22 +78,15 @@ class SweepOptions:
 class AnalysisOptions:
     """The `analysis` section of a sweep file."""
 
-    alphas: int = option(
-        30, "evenly spaced places on the line A -> B, and on each side of the plane", low=2, high=10_000
-    )
+    alphas: int = option(30, "places on the line A -> B, and on each side of the plane", low=2, high=10_000)
     low: float = option(0.0, "first place on the line: 0 is A; below 0 it goes on beyond A")
     high: float = option(1.0, "last place on the line: 1 is B; above 1 it goes on beyond B")
     train_images: int = option(
-        0,
-        "training images to measure on, drawn evenly over classes; 0: those the sweep trained on",
-        unit="images",
-        low=0,
+        0, "training images to measure on, drawn evenly over classes; 0: those the sweep trained on", low=0
     )
-    test_images: int = option(0, "test images, likewise; 0: all of the sweep's", unit="images", low=0)
+    test_images: int = option(0, "test images, likewise; 0: all of the sweep's", low=0)
     splits: int = option(4, "equal parts of the training images, by importance score", low=2, high=1000)
-    score_epoch: int = option(
-        0, "epoch at which importance scores are computed; 0: the last that all parents reached", unit="epochs", low=0
-    )
+    score_epoch: int = option(0, "epoch of the importance scores; 0: the last that all parents reached", low=0)
     treatments: tuple[str, ...] = option(
         ("averaged", "recomputed"),
         "batch-norm statistics of interpolated networks: the ends' averaged, or recomputed on training images",
@@ -122,10 +103,19 @@ class AnalysisOptions:
     directory: str = option("", "directory to write analyses/NAME in; empty: that of the sweep's results")
 
 
+INSTEAD = {
+    "run.name": "sweep.name", "run.directory": "sweep.directory", "run.tensorboard": "results.parquet",
+    "experiment.children": "sweep.tuple_size", "experiment.weights": "sweep.alphas", "seeds.init": "sweep.parents",
+    "seeds.parent_noise": "sweep.parents", "seeds.child_noise": "sweep.children",
+    "seeds.average_noise": "sweep.parents",
+}  # fmt: skip
+"""Keys of a run that a sweep does not use, and what it uses in their place."""
+
+
 def axis_refusal(key: Key) -> str:
     """Why a key cannot be an axis, and what to do instead; empty: it can."""
-    if key.instead:
-        return f"a sweep does not use it; use {key.instead}"
+    if key.path in INSTEAD:
+        return f"a sweep does not use it; use {INSTEAD[key.path]}"
     if key.section == "seeds":
         return "use sweep.parents and sweep.children for other seeds"
     if key.section == "engine" and key.name != "precision":
@@ -198,30 +188,24 @@ def axis_value(path: str, value: Any) -> Any:
 
 def child_tuples(spec: SweepSpec) -> list[tuple[int, ...]]:
     """The tuples of children that are averaged, as child numbers from 1."""
-    options = spec.options
-    numbers = range(1, options.children + 1)
-    if options.tuples == "all":
-        return list(itertools.combinations(numbers, options.tuple_size))
-    size = options.tuple_size
-    return [tuple(numbers[first : first + size]) for first in range(0, options.children, size)]
+    size, children = spec.options.tuple_size, spec.options.children
+    numbers = range(1, children + 1)
+    if spec.options.tuples == "all":
+        return list(itertools.combinations(numbers, size))
+    return [tuple(numbers[first : first + size]) for first in range(0, children, size)]
 
 
-def count_tuples(options: SweepOptions) -> int:
-    """Tuples of one parent's children at one cell."""
+def _count_tuples(options: SweepOptions) -> int:
     if options.tuples == "all":
         return math.comb(options.children, options.tuple_size)
     return options.children // options.tuple_size
 
 
-def count_cells(spec: SweepSpec) -> int:
-    """Combinations of axis values."""
-    return math.prod(len(axis.values) for axis in spec.axes)
-
-
 def count_points(spec: SweepSpec) -> int:
     """Points of the sweep, counted and not expanded."""
     options = spec.options
-    return count_cells(spec) * len(options.parents) * count_tuples(options) * max(1, len(options.alphas))
+    counts = [len(axis.values) for axis in spec.axes]
+    return math.prod([*counts, len(options.parents), _count_tuples(options), max(1, len(options.alphas))])
 
 
 def cells(spec: SweepSpec) -> Iterator[tuple[tuple[Value, ...], Config]]:
@@ -235,29 +219,25 @@ def cells(spec: SweepSpec) -> Iterator[tuple[tuple[Value, ...], Config]]:
         yield values, replace(spec.base, **changed)
 
 
-def sweep_problems(spec: SweepSpec, name: str) -> Iterator[str]:
-    """What is wrong between the values of a sweep called `name`; a line says the first cell that has the problem."""
-    yield from name_problems("sweep.name", name)
-    yield from _option_problems(spec.options)
-    count, options = count_points(spec), spec.options
-    if count > MOST_POINTS:
-        yield (
-            f"sweep: {_count(count)} points ({count_cells(spec):,} cells, {len(options.parents):,} parents, "
-            f"{_count(count_tuples(options))} tuples, {max(1, len(options.alphas)):,} alphas); "
-            f"make it at most {MOST_POINTS:,}"
-        )
+def sweep_problems(spec: SweepSpec) -> Iterator[str]:
+    """What is wrong between the values of a sweep, or of the run that is its base; a line names the first such cell.
+
+    The cells after the tenth bad one are not looked at.
+    """
+    problems = list(_option_problems(spec.options))
+    yield from problems
+    if problems:
         return
-    found: dict[str, tuple[int, tuple[Value, ...]]] = {}
-    spec = replace(spec, axes=tuple(axis for axis in spec.axes if axis.path in CHECKED_TOGETHER))
-    for values, config in cells(spec):
-        for line in config_problems(config):
-            times, first = found.get(line, (0, values))
-            found[line] = times + 1, first
-    for line, (times, first) in itertools.islice(found.items(), _MOST_CELL_PROBLEMS):
-        where = ", ".join(f"{axis.path} = {show(value)}" for axis, value in zip(spec.axes, first, strict=True))
-        yield line if times == count_cells(spec) else f"{line} (at {where})"
-    if len(found) > _MOST_CELL_PROBLEMS:
-        yield f"axes: {len(found) - _MOST_CELL_PROBLEMS} more such problems; fix these first"
+    if count_points(spec) > MOST_POINTS:
+        yield f"sweep: {count_points(spec):,} points; make it at most {MOST_POINTS:,}"
+        return
+    first: dict[str, tuple[Value, ...]] = {}
+    bad = ((values, lines) for values, config in cells(spec) if (lines := list(config_problems(config))))
+    for values, lines in itertools.islice(bad, _MOST_BAD_CELLS):
+        first |= {line: values for line in lines if line not in first}
+    for line, values in first.items():
+        where = ", ".join(f"{axis.path} = {show(value)}" for axis, value in zip(spec.axes, values, strict=True))
+        yield f"{line} (at {where})" if where else line
 
 
 def _option_problems(options: SweepOptions) -> Iterator[str]:
@@ -273,18 +253,10 @@ def _option_problems(options: SweepOptions) -> Iterator[str]:
         yield (
             f"sweep.children: {children} do not divide into disjoint tuples of {size}; give {lower} or {lower + size}"
         )
-    if count_tuples(options) >= AVERAGE_SEEDS:
-        yield (
-            f"sweep.tuples: {_count(count_tuples(options))} for a parent, which has noise seeds for fewer than "
-            f"{AVERAGE_SEEDS:,}; lower sweep.children"
-        )
+    elif _count_tuples(options) >= AVERAGE_SEEDS:
+        yield f"sweep.tuples: a parent has {AVERAGE_SEEDS:,} or more, and fewer noise seeds; lower sweep.children"
     if options.memory_GiB <= 0:
         yield "sweep.memory_GiB: 0 holds no network; give more"
-
-
-def _count(number: int) -> str:
-    """A whole number in digits; where it has very many, its power of ten (Python prints 4,300 digits at most)."""
-    return f"{number:,}" if number < 10**18 else f"about 10^{math.log10(number):.0f}"
 
 
 def chosen_cells(options: AnalysisOptions) -> tuple[tuple[int, int], ...]:
@@ -311,20 +283,18 @@ def points(spec: SweepSpec) -> Iterator[Point]:
     alphas: tuple[float | None, ...] = options.alphas or (None,)
     for values, config in cells(spec):
         weights = [() if alpha is None else (1.0 - alpha, alpha) for alpha in alphas]
-        size = options.tuple_size
-        experiments = [replace(config.experiment, weights=each, children=size) for each in weights]
-        for parent in options.parents:
+        experiments = [replace(config.experiment, weights=each, children=options.tuple_size) for each in weights]
+        for parent, (index, numbers) in itertools.product(options.parents, enumerate(tuples)):
             first = parent * SEEDS_A_PARENT
-            for index, numbers in enumerate(tuples):
-                seeds = replace(
-                    config.seeds,
-                    init=parent,
-                    parent_noise=parent,
-                    child_noise=tuple(first + number for number in numbers),
-                    average_noise=first + AVERAGE_SEEDS + index,
-                )
-                for alpha, experiment in zip(alphas, experiments, strict=True):
-                    yield Point(values, parent, index, alpha, replace(config, seeds=seeds, experiment=experiment))
+            seeds = replace(
+                config.seeds,
+                init=parent,
+                parent_noise=parent,
+                child_noise=tuple(first + number for number in numbers),
+                average_noise=first + AVERAGE_SEEDS + index,
+            )
+            for alpha, experiment in zip(alphas, experiments, strict=True):
+                yield Point(values, parent, index, alpha, replace(config, seeds=seeds, experiment=experiment))
 
 
 def run_point(config: Config) -> Point:
@@ -351,8 +321,7 @@ def shard_of(every: Sequence[Point], number: int, count: int) -> list[Point]:
     first, last = (len(units) * edge // count for edge in (number - 1, number))
     if first == last:
         raise ConfigError(
-            f"--shard: part {number} of {count} is empty: the sweep has {len(units)} tuples of children in all; "
-            f"give at most {len(units)} parts"
+            f"--shard: part {number} of {count} is empty; give at most {len(units)} parts, one a tuple of children"
         )
     mine = set(units[first:last])
     return [point for point in every if (point.parent, point.tuple_index) in mine]

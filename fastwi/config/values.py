@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import functools
-import math
 import os
 import re
 import textwrap
@@ -31,13 +30,13 @@ _END = r"([-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?)"
 _RANGE = re.compile(rf"\s*{_END}\s*\.\.\s*{_END}(?:\s+step\s+{_END})?\s*")
 
 
-def show(value: object, longest: int = LONGEST_SHOWN) -> str:
+def show(value: object) -> str:
     """A user's value in a message: one line, printable, and short."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
         # Cut before repr, which is slow for megabytes.
-        return repr(value if len(value) <= longest else value[:longest] + "...")
+        return repr(value if len(value) <= LONGEST_SHOWN else value[:LONGEST_SHOWN] + "...")
     if isinstance(value, int):  # Python refuses to print integers of more than 4,300 digits
         return str(value) if abs(value) <= INT64_MAX else "a whole number beyond 64 bits"
     if isinstance(value, float):
@@ -48,10 +47,10 @@ def show(value: object, longest: int = LONGEST_SHOWN) -> str:
     return "a mapping" if isinstance(value, dict) else f"a value of type {type(value).__name__}"
 
 
-def show_name(name: object, longest: int = LONGEST_SHOWN) -> str:
-    """A name or path as it is where it is printable and not too long, else quoted and escaped."""
+def show_name(name: object) -> str:
+    """A name as it is where it is printable and short, else quoted and escaped."""
     text = str(name)
-    return text if text.isprintable() and len(text) <= longest else show(text, longest)
+    return text if text.isprintable() and len(text) <= LONGEST_SHOWN else show(text)
 
 
 def one_line(text: object) -> str:
@@ -93,32 +92,27 @@ def number_from_text(text: str) -> int | float | None:
 
 
 def expand_range(text: str) -> list[int] | list[float]:
-    """The numbers of a range such as `1..4` or `0.05..0.2 step 0.05`, both ends in.
+    """The numbers of a range such as `1..4` or `0.05..0.2 step 0.05`, both ends included.
 
     They are ints where both ends and the step are whole numbers. The arithmetic is exact, on the decimals as they are
-    written: adding 0.05 in floating point would give 0.15000000000000002.
-
-    Raises ValueError, saying what is wrong and what to give.
+    written: adding 0.05 in floating point would give 0.15000000000000002. Raises ValueError, in one line.
     """
     match = _RANGE.fullmatch(text) if len(text) <= 100 else None
     if match is None:
         raise ValueError(f"{show(text)} is not a range; write one as 1..4 or 0..1 step 0.25")
-    first, last, step = (Fraction(word or 1) for word in match.groups())
-    if match[3] is None and not _WHOLE.fullmatch(match[1]):
+    whole = all(word is None or _WHOLE.fullmatch(word) for word in match.groups())
+    if match[3] is None and not whole:
         raise ValueError(f"{show(text)} needs a step; write one as 0.05..0.2 step 0.05")
-    if step <= 0 or last < first:
-        raise ValueError(f"{show(text)} does not go up; write the smaller end first, and a step above 0")
-    steps = (last - first) / step
+    first, last, step = (Fraction(word or 1) for word in match.groups())
+    steps = (last - first) / step if step > 0 else Fraction(-1)
+    if steps < 0 or steps.denominator != 1:
+        raise ValueError(f"{show(text)} does not go up to its end in whole steps; change an end or the step")
     if steps >= MOST_VALUES:
         raise ValueError(f"{show(text)} has too many values; give at most {MOST_VALUES:,}")
-    if steps.denominator != 1:  # both ends are in, so the step or an end is mistyped
-        raise ValueError(f"{show(text)} does not arrive at its end; change the end or the step")
-    if all(word is None or _WHOLE.fullmatch(word) for word in match.groups()):
+    if whole:
         return list(range(int(first), int(last) + 1, int(step)))
-    unit = math.lcm(first.denominator, step.denominator)
-    start, stride = int(first * unit), int(step * unit)
-    try:  # Python's division of ints rounds once, as reading a decimal does
-        return [(start + index * stride) / unit for index in range(int(steps) + 1)]
+    try:
+        return [float(first + index * step) for index in range(int(steps) + 1)]
     except OverflowError:
         raise ValueError(f"{show(text)} has an infinite end; give finite numbers") from None
 
@@ -128,13 +122,6 @@ def option(default: Any, text: str, **facts: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, **facts})
 
 
-_WORDS = {
-    bool: ("true or false", "true or false"),
-    int: ("a whole number", "whole numbers"),
-    float: ("a number", "numbers"),
-    str: ("printable text, in quotes where it looks like a number", "texts"),
-}
-
 _PRINTABLE = r"[^\p{Cc}\p{Zl}\p{Zp}]*"
 
 
@@ -143,8 +130,7 @@ class Key:
     """One key, `section.name`. `depth`: 0 for a value of the type `scalar`, 1 for a list, 2 for a list of lists.
 
     Bounds are inclusive. `pattern`: of a text, a regular expression that the help explains. `filled`: not empty.
-    `repeats`: a list may have a value twice. `separator`: of a list on the command line. `instead`: what a sweep uses
-    in place of the key.
+    `repeats`: a list may have a value twice. `separator`: of a list on the command line.
     """
 
     section: str
@@ -161,12 +147,11 @@ class Key:
     filled: bool = False
     repeats: bool = False
     separator: str = ","
-    instead: str = ""
 
     @property
     def path(self) -> str:
-        """The dotted name, as on the command line."""
-        return f"{self.section}.{self.name}"
+        """The dotted name, as on the command line. A flag that is no key of a configuration has no section."""
+        return f"{self.section}.{self.name}".removeprefix(".")
 
     @property
     def many(self) -> bool:
@@ -181,29 +166,21 @@ class Key:
             return f"from {low} to {high}"
         return f"at least {low}" if low else f"at most {high}" if high else ""
 
-    @property
-    def expected(self) -> str:
-        """What a value must be, for messages: 'a whole number, from 0 to 64'."""
-        if self.pattern:
-            return self.help
-        kind = f"one of {', '.join(self.choices)}" if self.choices else _WORDS[self.scalar][self.many]
-        if self.many:
-            kind = "a list of " + "lists of " * (self.depth - 1) + kind.removeprefix("one of ")
-        return ", ".join(filter(None, (kind, self.limits, "not empty" * self.filled)))
-
     @functools.cached_property
     def _type(self) -> TypeAdapter[Any]:
         kind: Any = self.scalar
         depth = self.depth - (self.section == "axes")  # without the axis's own list
-        if self.scalar is str:
+        if self.choices:
+            kind = Literal[self.choices]
+        elif kind is str:
             least = int(self.filled and depth == 0)
             kind = Annotated[str, Field(pattern=rf"^(?:{self.pattern or _PRINTABLE})$", min_length=least)]
-        if self.scalar in (int, float):
-            high = INT64_MAX if self.high is None and self.scalar is int else self.high
+        elif kind is not bool:
+            high = INT64_MAX if self.high is None and kind is int else self.high
             kind = Annotated[kind, Field(ge=self.low, le=high)]
-        if self.scalar is float:  # -0.0 becomes 0.0: the same setting must have the same text and hash
+        if self.scalar is float:
+            # -0.0 becomes 0.0: the same setting must have the same text and hash.
             kind = Annotated[kind, AfterValidator(lambda number: number + 0.0)]
-        kind = Literal[self.choices] if self.choices else kind
         for level in range(1, self.depth + 1):
             least = int(self.filled or level > depth)
             kind = Annotated[tuple[kind, ...], Field(min_length=least), FailFast()]
@@ -220,10 +197,13 @@ class Key:
         try:
             checked = self._type.validate_python(value)
         except ValidationError as error:
-            bad = error.errors(include_url=False)[0]["input"]
+            first = error.errors(include_url=False)[0]
+            bad = first["input"]
+            what = first["msg"].replace("Input", "it").replace("Tuple", "a list").replace("tuple", "list")
+            if first["type"] == "string_pattern_mismatch":
+                what = f"give printable text: {self.help}"
             guess = nearest(bad, self.choices) if isinstance(bad, str) else None
-            end = f"; did you mean {guess}?" if guess else ""
-            raise ValueError(f"{show(bad)} is not valid; give {self.expected}{end}") from None
+            raise ValueError(f"{show(bad)} is not valid: {what}{f'; did you mean {guess}?' * bool(guess)}") from None
         if self.many and not self.repeats and len(set(checked)) < len(checked):
             twice = next(each for index, each in enumerate(checked) if each in checked[:index])
             raise ValueError(f"{show(twice)} is given twice; remove one")
@@ -240,9 +220,11 @@ def _plain(value: Any) -> Any:
 
 def keys_of(section: str, kind: type) -> dict[str, Key]:
     """The keys of the dataclass `kind` by dotted name, in its order."""
-    found, hints = {}, typing.get_type_hints(kind)
+    found = {}
+    hints = typing.get_type_hints(kind)
     for each in dataclasses.fields(kind):
         many = typing.get_origin(hints[each.name]) is tuple
         scalar = typing.get_args(hints[each.name])[0] if many else hints[each.name]
-        found[f"{section}.{each.name}"] = Key(section, each.name, scalar, int(many), each.default, **each.metadata)
+        key = Key(section, each.name, scalar, int(many), each.default, **each.metadata)
+        found[key.path] = key
     return found

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from fastwi.config.layers import shipped_configs
 from fastwi.config.schema import KEYS, SECTIONS, Config, section_keys
 from fastwi.config.sweep import ALL_SECTIONS, NAMES, AnalysisOptions, SweepSpec
 from fastwi.config.values import Key
@@ -20,21 +19,7 @@ HASH_VERSION = 1
 
 HASH_DIGITS = 12
 WIDTH = 100
-FLAGS = {
-    "config FILE": f"YAML file, or one that comes with fastwi: {', '.join(shipped_configs())}",
-    "section.key VALUE": "override a value of the file, which overrides the defaults",
-    "dry-run": "check everything, say what would be done, and stop",
-    "print-config": "print the whole configuration as YAML and stop",
-    "json": "print results as JSON",
-    "version": "print the version and stop",
-    "help SECTION": f"all about the keys of {', '.join(ALL_SECTIONS)}; --help all: of all sections",
-}
-"""Of every command that takes a configuration."""
-
-FIGURES = {"figures STYLE": "screen, or paper: without titles, with fonts that stay text"}
-"""Of every command that draws."""
-
-_METAVARS = {bool: "BOOL", int: "INT", float: "FLOAT", str: "TEXT"}
+_METAVARS = {bool: "[BOOL]", int: "INT", float: "FLOAT", str: "TEXT"}
 _LONGEST_LIST = 8  # whole numbers of an option; more in a row are written as a range
 
 # What cannot change a result. run: where it is written. data.streaming: where images wait. data.decoder: it changes
@@ -83,19 +68,23 @@ def to_yaml(config: Config, changed: bool = False) -> str:
 
     `changed`: only the keys that differ from their defaults, without comments.
     """
-    return "\n".join(["# A complete fastwi configuration."][changed:] + _config_lines(config, changed)) + "\n"
+    return _document("# A complete fastwi configuration.", _config_lines(config, changed), changed)
 
 
 def sweep_to_yaml(spec: SweepSpec, analysis: AnalysisOptions | None = None, changed: bool = False) -> str:
     """The whole sweep likewise, the base written out, with the options of its studies where they are given."""
-    lines = ["# A complete fastwi sweep."][changed:] + _config_lines(spec.base, changed)
+    lines = _config_lines(spec.base, changed)
     if spec.axes:
         lines += ["", "axes:  # keys of the configuration, each with the values that it takes in turn"]
         lines += [f"  {axis.path}: {_yaml(axis.values, ranges=True)}" for axis in spec.axes]
     lines += _section_lines("sweep", spec.options, changed)
     if analysis is not None:
         lines += _section_lines("analysis", analysis, changed)
-    return "\n".join(lines) + "\n"
+    return _document("# A complete fastwi sweep.", lines, changed)
+
+
+def _document(title: str, lines: list[str], changed: bool) -> str:
+    return "\n".join(lines if changed else [title, *lines]) + "\n"
 
 
 def _config_lines(config: Config, changed: bool) -> list[str]:
@@ -104,7 +93,7 @@ def _config_lines(config: Config, changed: bool) -> list[str]:
 
 def _section_lines(section: str, values: object, changed: bool) -> list[str]:
     lines = []
-    for key in section_keys(section, NAMES):
+    for key in section_keys(section, NAMES.values()):
         value = getattr(values, key.name)
         if not changed:
             comment = f"{key.help} [{_facts(key)}]"
@@ -121,12 +110,9 @@ def _yaml(value: Any, ranges: bool = False) -> str:
         if type(first) is int and value == tuple(range(first, first + len(value))):
             return f"{first}..{value[-1]}"
         return "[" + ", ".join(map(_yaml, value)) + "]"
-    if isinstance(value, str):
-        # Quoted always: a run named 2024 or yes stays text.
-        return yaml.safe_dump(value, default_style='"', width=sys.maxsize).rstrip("\n")
-    text = _word(value) if isinstance(value, bool) else repr(value)
-    # Other YAML 1.1 readers take 1e-05 for text.
-    return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
+    # Texts are quoted always: a run named 2024 or yes stays text.
+    style = '"' if isinstance(value, str) else None
+    return yaml.safe_dump(value, default_style=style, width=sys.maxsize).partition("\n")[0]
 
 
 def _title(section: str) -> str:
@@ -136,16 +122,17 @@ def _title(section: str) -> str:
 
 def _facts(key: Key) -> str:
     """Default, unit and bounds in one line."""
-    facts = (f"default {_default(key) or 'empty'}", f"in {key.unit}" if key.unit else "", key.limits)
+    facts = (f"default {default_text(key) or 'empty'}", f"in {key.unit}" if key.unit else "", key.limits)
     return "; ".join(filter(None, facts))
 
 
-def _default(key: Key) -> str:
-    return ",".join(map(_word, key.default)) if key.many else _word(key.default)
-
-
-def _word(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def default_text(key: Key) -> str:
+    """The default as on the command line."""
+    words = [
+        str(each).lower() if isinstance(each, bool) else str(each)
+        for each in (key.default if key.many else [key.default])
+    ]
+    return ",".join(words)
 
 
 def study_lines(studies: Mapping[str, str]) -> list[str]:
@@ -155,29 +142,30 @@ def study_lines(studies: Mapping[str, str]) -> list[str]:
 
 
 def help_text(
-    program: str, about: str, flags: Mapping[str, str], text: str, sections: Iterable[str], topic: str
+    topic: str, flags: Iterable[Key], program: str, about: str, sections: Iterable[str], text: str = ""
 ) -> str:
     """The help of `python -m program`.
 
-    `flags`: each with its meaning. `text`: what else is to be said. `sections`: those whose keys are named.
-    `topic`: a section for all about its keys, or `all`; else the short help.
+    `topic`: a section for all about its keys, or `all`; else the short help. `flags`: those that are no keys.
+    `sections`: those whose keys are named. `text`: what else is to be said.
     """
     if topic in ALL_SECTIONS or topic == "all":
         chosen = ALL_SECTIONS if topic == "all" else [topic]
-        return "\n\n".join("\n".join([f"{name}: {_title(name)}", *_key_lines(name)]) for name in chosen)
+        keys = {name: section_keys(name, NAMES.values()) for name in chosen}
+        return "\n\n".join("\n".join([f"{name}: {_title(name)}", *_key_lines(keys[name])]) for name in chosen)
     lines = [f"usage: python -m {program} [--config FILE] [--section.key VALUE ...]", "", *_wrap(about, ""), ""]
-    for flag, meaning in flags.items():
-        lines += [f"  --{flag}", *_wrap(meaning, " " * 6)]
+    lines += [*_key_lines(flags), "  --version", "  --help SECTION"]
+    lines += _wrap(f"all about the keys of {', '.join(ALL_SECTIONS)}; --help all: of all sections", " " * 6)
     lines += ["", *text.splitlines()] if text else []
     for section in sections:
-        keys = (f"{key.name} {_default(key)}".rstrip() for key in section_keys(section, NAMES))
-        lines += ["", f"{section}: {_title(section)}", *_wrap("Keys and defaults: " + ", ".join(keys), "  ")]
+        named = (f"{key.name} {default_text(key)}".rstrip() for key in section_keys(section, NAMES.values()))
+        lines += ["", f"{section}: {_title(section)}", *_wrap("Keys and defaults: " + ", ".join(named), "  ")]
     return "\n".join(lines)
 
 
-def _key_lines(section: str) -> list[str]:
+def _key_lines(keys: Iterable[Key]) -> list[str]:
     lines = []
-    for key in section_keys(section, NAMES):
+    for key in keys:
         one = "{" + ",".join(key.choices) + "}" if key.choices else _METAVARS[key.scalar]
         lines.append(f"  --{key.path} " + (f"{one}{key.separator}{one}{key.separator}..." if key.many else one))
         lines += _wrap(f"{key.help} [{_facts(key)}]", " " * 6)

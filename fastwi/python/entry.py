@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastwi.config.read import ConfigLike, read_config, read_sweep
+from fastwi.config.read import ConfigLike, read_config
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.errors import ConfigError, UserError
@@ -74,12 +74,12 @@ def run(
         UserError: other bad input; ConfigError and CheckpointError are kinds of it.
     """
     given = _overrides(overrides, network, train, test, directory, "run")
-    read, file = read_config({} if config is None else config, given)
+    request = read_config({} if config is None else config, given)
     from fastwi.train import carry_out_run, open_run
 
     with undisturbed():
-        read = _with_images(read, train, test, read.run.directory)
-        opened = open_run(read, file)
+        read = _with_images(request.config, train, test, request.config.run.directory)
+        opened = open_run(read, request.config_file)
         found = carry_out_run(opened, quiet=not progress)
     return _results(found.directory, found.summary.problems, found.frame, found.gains)
 
@@ -106,14 +106,15 @@ def sweep(
         overrides: also of sweep.* and axes.*.
     """
     given = _overrides(overrides, network, train, test, directory, "sweep")
-    spec, name = read_sweep({} if config is None else config, given)
+    request = read_config({} if config is None else config, given, sweep=True)
+    spec = request.spec
     if train is not None and any(axis.path == "data.path" for axis in spec.axes):
         raise ConfigError("axes.data.path: train is given too; leave one of them out")
     from fastwi.sweep import carry_out_sweep, open_sweep
 
     with undisturbed():
         spec = replace(spec, base=_with_images(spec.base, train, test, spec.options.directory))
-        found = carry_out_sweep(open_sweep(spec, name), quiet=not progress)
+        found = carry_out_sweep(open_sweep(spec, request.sweep), quiet=not progress)
     missing = [f"{found.missing:,} measurements are not there yet"] if found.missing else []
     return _results(found.directory, found.summary.problems or missing, found.frame, found.gains)
 

@@ -1,24 +1,15 @@
 """Whatever the input, a configuration or a refusal in clean lines comes out; what is written reads back exactly."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastwi.cli import ShowAndExit
-from fastwi.config.read import (
-    config_from_mapping,
-    config_from_yaml,
-    read_request,
-    read_sweep_request,
-    sweep_from_yaml,
-)
+from fastwi.config.read import config_from_mapping, config_from_yaml, sweep_from_yaml
 from fastwi.config.schema import KEYS, SECTIONS, Config
-from fastwi.config.sweep import OPTIONS, Axis, SweepOptions, SweepSpec
+from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.config.write import sweep_to_yaml, to_yaml
 from fastwi.errors import ConfigError
 
@@ -34,41 +25,12 @@ VALUE = st.recursive(
 )
 SECTION = st.one_of(st.sampled_from([*SECTIONS, *KEYS]), st.text(max_size=6))
 MAPPING = st.dictionaries(SECTION, st.one_of(VALUE, st.dictionaries(NAME, VALUE, max_size=4)), max_size=4)
-WHOLE_FILE = """base: base.yaml
-data: {train_images: 10000}
-experiment: {after: 2}
-axes:
-  experiment.k: [1, 2, 4, 8]
-  experiment.s: 1..4
-  augment.flip: 0.05..0.2 step 0.05
-  schedule.drop_epochs: [[80, 120], [100]]
-  optimizer.nesterov: [true, false]
-sweep:
-  parents: 0..3
-  children: 8
-  alphas: [0, 0.5]
-  measure: [own, recomputed]
-"""
 # What YAML, names, ranges and lists are made of.
 PIECES = (
     *"[]{}:,-'\"#|>\t\\\0\ud800\u2028", "..", " step ", "1", "0.5", "1e99", "x", "&a ", "*a", "!!int ", "\n", "\n  ",
     "null", "true", ".inf", "base", "axes", "sweep", "experiment.k", "k", "<<", "9" * 21, "---\n", "all", "%YAML",
     *SECTIONS,
 )  # fmt: skip
-TOKEN = st.one_of(
-    st.builds(
-        "--{}={}".format,
-        st.sampled_from([*KEYS, *OPTIONS, *(f"axes.{path}" for path in KEYS), "shard", "config", "help"]),
-        st.one_of(
-            st.sampled_from(["1..3", "[1,2]", "[[1],[2]]", "[", "1/2", "", "a,b", "0..1 step .1"]), LEAF.map(str)
-        ),
-    ),
-    st.sampled_from([f"--{path}" for path in KEYS]),
-    st.sampled_from(["--config", "--json", "--dry-run", "--print-config", "--", "-", "", "=1", "--axes.", "--shard"]),
-    st.sampled_from(["--help", "-h", "--version"]),
-    st.text(st.characters(), max_size=12).map(lambda text: "--" + text),
-    st.text(st.characters(), max_size=6),
-)
 
 
 def clean(read: Callable[..., Any], *arguments: object) -> Any:
@@ -93,45 +55,7 @@ def test_any_mapping(mapping: dict[str, Any]) -> None:
 def test_any_yaml(text: str) -> None:
     config = clean(config_from_yaml, text)
     assert config is None or config_from_yaml(to_yaml(config)) == config
-
-
-@st.composite
-def mutated(draw: st.DrawFn) -> str:
-    """The sweep file with pieces cut out, put in and moved."""
-    text = WHOLE_FILE
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(text)))
-        end = min(len(text), start + draw(st.sampled_from([0, 0, 1, 2, 5, 20, 80])))
-        put = draw(st.one_of(st.sampled_from(PIECES), st.text(max_size=3), st.just("")))
-        cut, text = text[start:end], text[:start] + put + text[end:]
-        if draw(st.booleans()):
-            place = draw(st.integers(0, len(text)))
-            text = text[:place] + cut + text[place:]
-    return text
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("fuzz")
-    (directory / "base.yaml").write_text("experiment: {k: 3}\n")
-    (directory / "a.yaml").write_text(WHOLE_FILE)
-    assert len(read_sweep_request(["--config", str(directory / "a.yaml")]).spec.axes) == 5
-    return directory / "a.yaml"
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.one_of(mutated().map(lambda text: text.encode("utf-8", "surrogatepass")), st.binary(max_size=30)),
-       st.lists(TOKEN, max_size=4))  # fmt: skip
-def test_any_file_and_command_line(file: Path, content: bytes, argv: Sequence[str]) -> None:
-    file.write_bytes(content)
-    for arguments in (["--config", str(file)], ["--config", str(file), *argv], argv):
-        try:
-            clean(read_request, arguments, "fastwi.train")
-            request = clean(read_sweep_request, arguments)
-        except ShowAndExit:
-            assert {"--help", "-h", "--version", "--print-config"} & set(arguments)
-        else:
-            assert request is None or sweep_from_yaml(sweep_to_yaml(request.spec)) == request.spec
+    clean(sweep_from_yaml, text)
 
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False).map(lambda value: value + 0.0)  # no -0.0

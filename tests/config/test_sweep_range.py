@@ -1,12 +1,9 @@
 """Ranges are exact and hold both ends, or say why not."""
 
-import itertools
 import random
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fastwi.config.values import MOST_VALUES, expand_range
 
@@ -14,7 +11,6 @@ from fastwi.config.values import MOST_VALUES, expand_range
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [
-        ("1..4", [1, 2, 3, 4]),
         ("3..3", [3]),
         ("-2..1", [-2, -1, 0, 1]),
         ("  0 .. 10   step 5 ", [0, 5, 10]),
@@ -22,6 +18,7 @@ from fastwi.config.values import MOST_VALUES, expand_range
         ("0..1 step 0.25", [0.0, 0.25, 0.5, 0.75, 1.0]),
         ("1e-4..3e-4 step 1e-4", [1e-4, 2e-4, 3e-4]),
         ("1.0..2.0 step 1", [1.0, 2.0]),
+        (f"1..{MOST_VALUES}", list(range(1, MOST_VALUES + 1))),
     ],
 )
 def test_accepted(text: str, numbers: list[float]) -> None:
@@ -44,10 +41,6 @@ def test_refused(text: str) -> None:
     assert str(caught.value).startswith(f"'{text[:60]}")
 
 
-def test_the_longest_range_has_all_its_values() -> None:
-    assert expand_range(f"1..{MOST_VALUES}") == list(range(1, MOST_VALUES + 1))
-
-
 def test_values_are_those_that_their_decimals_spell(seed: int) -> None:
     draw = random.Random(seed)
     for _ in range(200):
@@ -57,19 +50,3 @@ def test_values_are_those_that_their_decimals_spell(seed: int) -> None:
         spelled = [first + index * step for index in range(count)]
         found = expand_range(f"{first:f}..{spelled[-1]:f} step {step:f}")
         assert found == [float(f"{each:f}") for each in spelled]
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text(st.sampled_from("0123456789..-+eE step"), max_size=14))
-def test_whatever_the_text_numbers_or_a_line_come_out(text: str) -> None:
-    message = ""
-    try:
-        numbers = expand_range(text)
-    except ValueError as refusal:
-        message = str(refusal)
-    if message:
-        assert message.isprintable()
-        assert "; " in message
-    else:
-        assert 1 <= len(numbers) <= MOST_VALUES
-        assert all(earlier <= later for earlier, later in itertools.pairwise(numbers))
