@@ -1,9 +1,10 @@
 """Datasets to .beton files: `python -m data_prep DATASET --out DIR`, or `data_prep.prepare`.
 
-A dataset directory holds train.beton, test.beton, train.digests and test.digests (`fastwi.beton.image_digests`) and
+A dataset directory holds train.beton, test.beton, train.digests and test.digests (`fastwi.beton.digests`) and
 card.json (`fastwi.data.card`).
 """
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable
@@ -14,11 +15,14 @@ from data_prep.dataset import Report, silent
 __all__ = ["DATASETS", "prepare"]
 
 DATASETS = ("cifar10", "cifar100", "svhn", "cinic10", "folder", "digits")
+WRITE_MODES = ("raw", "smart", "jpeg")
+WRITERS = ("auto", "ffcv", "raw")
+_LARGEST_SIZE = 4096
 
 
 def _warn(line: str) -> None:
     """What `prepare` does with a warning unless its caller says otherwise."""
-    warnings.warn(line, stacklevel=5)
+    warnings.warn(line, stacklevel=3)
 
 
 def prepare(
@@ -66,33 +70,38 @@ def prepare(
     """
     # Imported here so that `--help` needs neither NumPy nor Pillow.
     from data_prep.digits import load_digits
-    from data_prep.folder import WRITE_MODES, Options, open_folder
+    from data_prep.folder import Options, open_folder
     from data_prep.sources import load_torchvision
     from data_prep.write import output_directory, write_dataset
     from fastwi.errors import UserError
 
-    if dataset not in DATASETS:
-        raise UserError(f"{dataset}: no such dataset; choose one of {', '.join(DATASETS)}")
     options = Options(size, with_valid, write_mode, keep_size, background)
-    if dataset not in ("folder", "cinic10") and options != Options():
-        only = "size, with-valid, write-mode, keep-size and background are for folder and cinic10"
-        raise UserError(f"{dataset}: {only}; leave them out")
-    if write_mode not in WRITE_MODES:
-        raise UserError(f"write-mode {write_mode}: choose one of {', '.join(WRITE_MODES)}")
-    if write_mode != "raw" or keep_size:
-        if size is not None or writer == "ffcv":
-            what = "size resizes what they keep" if size is not None else "writer ffcv is for raw images of one size"
-            raise UserError(f"{dataset}: write-mode and keep-size are given, and {what}; leave one of them out")
-        writer = "raw"
-    with output_directory(out) as directory:  # before an hour of reading, not after it
-        if dataset in ("folder", "cinic10"):
+    is_folder, kept = dataset in ("folder", "cinic10"), write_mode != "raw" or keep_size
+    only_folders = "size, with-valid, write-mode, keep-size and background are for folder and cinic10; leave them out"
+    wrong = {
+        f"no such dataset; choose one of {', '.join(DATASETS)}": dataset not in DATASETS,
+        only_folders: not is_folder and options != Options(),
+        "pass --source, an image folder or a zip of one": is_folder and source is None,
+        "come with scikit-learn; leave the source out": dataset == "digits" and source is not None,
+        f"size {size}: give 1 to {_LARGEST_SIZE} pixels": size is not None and not 1 <= size <= _LARGEST_SIZE,
+        f"write-mode {write_mode}: choose one of {', '.join(WRITE_MODES)}": write_mode not in WRITE_MODES,
+        f"writer {writer}: choose one of {', '.join(WRITERS)}": writer not in WRITERS,
+        "size resizes what write-mode and keep-size keep; leave one of them out": kept and size is not None,
+        "writer ffcv is for raw images of one size; leave it out": kept and writer == "ffcv",
+    }
+    for what, is_wrong in wrong.items():
+        if is_wrong:
+            raise UserError(f"{dataset}: {what}")
+    # Before an hour of reading, not after it.
+    with output_directory(out) as directory, contextlib.ExitStack() as stack:
+        if source is not None and is_folder:
             named = name or ("cinic10" if dataset == "cinic10" else None)
-            with open_folder(source, named, options, warn) as images:
-                write_dataset(images, directory, writer, report)
-        elif dataset != "digits":
-            write_dataset(load_torchvision(dataset, source, directory, name or dataset), directory, writer, report)
-        elif source is not None:
-            raise UserError("digits: come with scikit-learn; leave the source out")
+            images = stack.enter_context(open_folder(Path(source), named, options))
+        elif dataset == "digits":
+            images = load_digits(name or dataset)
         else:
-            write_dataset(load_digits(name or dataset), directory, writer, report)
-        return directory
+            images = load_torchvision(dataset, source, directory, name or dataset)
+        write_dataset(images, directory, "raw" if kept else writer, report)
+        for line in images.warnings():
+            warn(line)
+    return directory

@@ -56,7 +56,8 @@ class Split:
 class ImageSet:
     """Two splits, and what the card says about them.
 
-    keep_size: images may be of several sizes. notes: what was done to pixels, known once all images have been read.
+    keep_size: images may be of several sizes. notes: what was done to pixels; warnings: a line for each thing that a
+    user should know of. Both are known once all images have been read.
     """
 
     name: str
@@ -66,3 +67,4 @@ class ImageSet:
     source: str
     keep_size: bool = False
     notes: Callable[[], list[str]] = list
+    warnings: Callable[[], list[str]] = list

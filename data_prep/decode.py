@@ -1,12 +1,12 @@
 """One PNG or JPEG file to RGB pixels: what a viewer shows, or a refusal.
 
-JPEG has no checksums: damage is found where it leads a decoder astray (codes that do not exist, data left over or
-missing), not where it leaves a valid JPEG of another picture. PNG has checksums, and all damage is found.
+PNG has checksums, and all damage is found. JPEG has none: damage is found where a decoder meets codes that do not
+exist, or data left over or missing, and not where it leaves a valid JPEG of another picture.
 """
 
 import io
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor
@@ -59,7 +59,7 @@ class DecodedImage:
 
     pixels_HWC: np.ndarray
     jpeg: bool
-    notes: set[str] = field(default_factory=set)
+    notes: set[str]
 
 
 def background_colour(text: str | None) -> tuple[int, int, int] | None:
@@ -67,8 +67,7 @@ def background_colour(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
     try:
-        channels: tuple[int, ...] = ImageColor.getrgb(text)
-        red, green, blue = channels
+        red, green, blue = ImageColor.getrgb(text)  # type: ignore[misc]
         return red, green, blue
     except ValueError:  # not a colour, or one with an alpha
         raise UserError(f"background {text}: not a colour; give a name such as white, or #rrggbb") from None
@@ -85,7 +84,6 @@ def decode_image(
     Raises:
         ImageError: the data is damaged, of another format, animated, transparent, or has more than 8 bits a channel.
     """
-    notes: set[str] = set()
     try:
         with warnings.catch_warnings(), io.BytesIO(data) as stream:
             # Pillow warns of many pixels and of odd EXIF data, on the terminal.
@@ -99,8 +97,7 @@ def decode_image(
             if image.mode not in MODES:
                 raise ImageError(f"has pixels of mode {image.mode}, not 8 bits a channel", "convert it to 8 bits")
             image.load()  # a PNG's EXIF data may come after its pixels
-            if jpeg and not check_jpeg(data):
-                notes.add("unchecked")
+            unchecked = jpeg and not check_jpeg(data)
             rgb, flattened = without_alpha(image, background)
             turn = _TURNS.get(_orientation(image))
             if turn is not None:
@@ -118,8 +115,9 @@ def decode_image(
         "flattened": flattened,
         "cmyk": image.mode == "CMYK",
         "profile": _other_colours(image),
+        "unchecked": unchecked,
     }
-    return DecodedImage(np.asarray(rgb), jpeg, notes | {note for note, is_so in found.items() if is_so})
+    return DecodedImage(np.asarray(rgb), jpeg, {note for note, is_so in found.items() if is_so})
 
 
 def check_jpeg(data: bytes) -> bool:

@@ -4,16 +4,16 @@ import ctypes
 import multiprocessing
 import queue
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastwi.beton import StoredImage
-from fastwi.beton.format import IMAGE_FIELD, LABEL_FIELD
-from fastwi.beton.writer import REPORT_EVERY, ImageTooLarge
-from fastwi.data.ffcv_loader import torch_threads_kept
+from fastwi.beton.format import FIELD_NAMES
+from fastwi.beton.writer import ImageTooLarge
+from fastwi.data.decode import torch_threads_kept
 
 with torch_threads_kept():
     from ffcv.fields import IntField, RGBImageField
@@ -24,30 +24,17 @@ with torch_threads_kept():
 class _InlineWriter(DatasetWriter):
     """FFCV's writer, its one worker's job done here: FFCV waits forever for a worker process that died."""
 
-    def _write_common(
-        self,
-        num_samples: int,
-        queue_content: Any,
-        work_fn: Callable[..., None],
-        extra_worker_args: tuple[Any, ...],
-    ) -> None:
+    def _write_common(self, num_samples: int, queue_content: Any, work_fn: Any, extra_worker_args: Any) -> None:
         self.num_samples = num_samples
         self.prepare()
+        work, allocations = queue.SimpleQueue[Any](), queue.SimpleQueue[Any]()
+        for chunk in [*queue_content, None]:
+            work.put(chunk)
+        allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
+        done = multiprocessing.Value(ctypes.c_uint64, 0)
+        given = (work, self.metadata_sm, self.metadata_type, self.fields, allocator, done, allocations)
         try:
-            work: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            for chunk in [*queue_content, None]:
-                work.put(chunk)
-            allocations: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            work_fn(
-                work,
-                self.metadata_sm,
-                self.metadata_type,
-                self.fields,
-                MemoryAllocator(self.fname, self.data_region_start, self.page_size),
-                multiprocessing.Value(ctypes.c_uint64, 0),
-                allocations,
-                *extra_worker_args,
-            )
+            work_fn(*given, *extra_worker_args)
             self.finalize(allocations.get())
         except BaseException as error:
             # The worker's frame holds an array over the shared memory, which could not be closed under it.
@@ -61,10 +48,8 @@ class _InlineWriter(DatasetWriter):
 class _Samples:
     """Images as FFCV asks for them, in order: a length, and (image, label) by index."""
 
-    def __init__(
-        self, images: Iterator[StoredImage], labels_N: np.ndarray, page_size: int, progress: Callable[[int], None]
-    ) -> None:
-        self._images, self._labels_N, self._page_size, self._progress = images, labels_N, page_size, progress
+    def __init__(self, images: Iterator[StoredImage], labels_N: np.ndarray, page_size: int) -> None:
+        self._images, self._labels_N, self._page_size = images, labels_N, page_size
 
     def __len__(self) -> int:
         return len(self._labels_N)
@@ -72,21 +57,13 @@ class _Samples:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         image = next(self._images)
         if len(image.data) > self._page_size:
-            raise ImageTooLarge(f"image {index} does not fit a page", len(image.data))
-        if (index + 1) % REPORT_EVERY == 0 or index + 1 == len(self):
-            self._progress(index + 1)
+            raise ImageTooLarge(len(image.data), self._page_size)
         pixels_HWC = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
         return pixels_HWC, int(self._labels_N[index])
 
 
-def write_with_ffcv(
-    path: Path,
-    images: Iterator[StoredImage],
-    labels_N: np.ndarray,
-    page_size: int,
-    progress: Callable[[int], None],
-) -> None:
+def write_with_ffcv(path: Path, images: Iterator[StoredImage], labels_N: np.ndarray, page_size: int) -> None:
     """`fastwi.beton.write_stored_stream` of raw images, to a file."""
-    fields = {IMAGE_FIELD: RGBImageField(write_mode="raw"), LABEL_FIELD: IntField()}
+    fields = dict(zip(FIELD_NAMES, (RGBImageField(write_mode="raw"), IntField()), strict=True))
     writer = _InlineWriter(str(path), fields, page_size=page_size, num_workers=1)
-    writer.from_indexed_dataset(_Samples(images, labels_N, page_size, progress))
+    writer.from_indexed_dataset(_Samples(images, labels_N, page_size))

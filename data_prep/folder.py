@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_prep.dataset import ImageSet
 from data_prep.decode import ImageError, background_colour, decode_image
-from data_prep.layout import LAYOUT, read_layout
+from data_prep.layout import Layout
 from data_prep.trees import FileTree, open_tree
 from fastwi.beton import StoredImage
 from fastwi.beton.format import JPEG, RAW
@@ -21,14 +21,14 @@ from fastwi.data.decode import decode_jpeg
 from fastwi.errors import UserError
 
 QUALITY = 95  # of JPEGs made of images that are not JPEGs
-WRITE_MODES = {"raw": [], "smart": ["JPEG files as they are"], "jpeg": [f"as JPEG, quality {QUALITY}"]}
 
-# What the card says was done to pixels, and what a user is warned of.
+# What the card says was done to pixels.
 _DONE = {
     "turned": "turned as EXIF says",
     "flattened": "with transparency laid on {background}",
     "cmyk": "from CMYK by a plain formula",
 }
+# What a user is warned of.
 _WARNINGS = {
     "cmyk": "of CMYK: ink became colour by a plain formula, not by a profile",
     "profile": "with a colour profile or gamma other than sRGB's: it is not applied, values are taken as they are",
@@ -47,56 +47,58 @@ class Options:
     keep_size: bool = False
     background: str | None = None
 
+    def in_words(self) -> list[str]:
+        """What the card says of them."""
+        said = {
+            "valid added to train": self.with_valid,
+            f"resized to {self.size} x {self.size}": self.size is not None,
+            "JPEG files as they are": self.write_mode == "smart",
+            f"as JPEG, quality {QUALITY}": self.write_mode == "jpeg",
+            "sizes kept": self.keep_size,
+        }
+        return [words for words, is_so in said.items() if is_so]
+
 
 @contextmanager
-def open_folder(
-    source: str | os.PathLike[str] | None, name: str | None, options: Options, warn: Callable[[str], None]
-) -> Iterator[ImageSet]:
+def open_folder(source: Path, name: str | None, options: Options) -> Iterator[ImageSet]:
     """The image folder or zip `source` as a dataset whose images are read while the block runs.
 
     Classes are in sorted order, images sorted by class and by file name. `name`: the dataset's; None: that of the
-    folder which holds train/. At the block's end `warn` gets one line for each thing that a user should know of.
+    folder which holds train/.
     Raises UserError for another layout or classes that differ between splits and, as images are read, a bad image.
     """
-    if source is None:
-        raise UserError(f"no source: pass --source, an image folder ({LAYOUT}) or a zip of one")
-    if options.size is not None and not 1 <= options.size <= 4096:
-        raise UserError(f"size {options.size}: give 1 to 4096 pixels")
-    source = Path(source)
     background = background_colour(options.background)
     with open_tree(source) as tree:
-        layout = read_layout(tree, source, options.with_valid)
-        train, test = (_FolderSplit(tree, source, options, background, layout.files[split]) for split in layout.files)
+        layout = Layout(tree, source, options.with_valid)
+        train, test = (_FolderSplit(tree, source, options, background, files) for files in layout.files.values())
         test.others = train.seen
 
-        def count(note: str) -> list[str]:
-            return train.notes.get(note, []) + test.notes.get(note, [])
+        def noted(texts: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
+            """Each text whose note an image has, with the paths of those images."""
+            for note, text in texts.items():
+                paths = train.notes.get(note, []) + test.notes.get(note, [])
+                if paths:
+                    yield text, paths
 
-        said = [f"image folder {source.name}"]
-        said += ["valid added to train"] if options.with_valid else []
-        said += [f"resized to {options.size} x {options.size}"] if options.size is not None else []
-        said += WRITE_MODES[options.write_mode]
-        said += ["sizes kept"] if options.keep_size else []
+        def warnings() -> list[str]:
+            lines = list(layout.warnings)
+            for text, paths in noted(_WARNINGS):
+                images = "images" if len(paths) > 1 else "image"
+                lines.append(f"{len(paths):,} {images} {text} (such as {paths[0]})")
+            return [f"{source}: {line}" for line in lines]
+
         yield ImageSet(
             name or layout.base or Path(os.path.abspath(source)).stem or "folder",
             layout.classes,
             train,
             test,
-            ", ".join(said),
+            ", ".join([f"image folder {source.name}", *options.in_words()]),
             keep_size=options.keep_size,
             notes=lambda: [
-                f"{len(count(note)):,} {text.format(background=options.background)}"
-                for note, text in _DONE.items()
-                if count(note)
+                f"{len(paths):,} {text}".format(background=options.background) for text, paths in noted(_DONE)
             ],
+            warnings=warnings,
         )
-        for line in layout.warnings:
-            warn(f"{source}: {line}")
-        for note, text in _WARNINGS.items():
-            paths = count(note)
-            if paths:
-                images = "images" if len(paths) > 1 else "image"
-                warn(f"{source}: {len(paths):,} {images} {text} (such as {paths[0]})")
 
 
 @dataclass
@@ -126,12 +128,12 @@ class _FolderSplit:
     def stored(self) -> Iterator[tuple[StoredImage, np.ndarray]]:
         self.notes.clear()
         self.seen.clear()
-        for path, _ in self.files:
+        for n, (path, _) in enumerate(self.files):
             data = self.tree.read(path)
             try:
                 image = decode_image(data, self.options.size, self.background)
             except ImageError as error:
-                raise UserError(f"{self.source}: {path}: {error}; {error.fix}") from error
+                raise UserError(f"{self.where(n)}: {error}; {error.fix}") from error
             pixels_HWC, mode = image.pixels_HWC, self.options.write_mode
             height, width = pixels_HWC.shape[:2]
             # Decoders of betons ignore EXIF's orientation: a JPEG that has one is stored as the pixels it shows.

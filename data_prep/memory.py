@@ -16,9 +16,9 @@ from data_prep.dataset import ImageSet, Split, silent
 from data_prep.decode import MODES, ImageError, without_alpha
 from data_prep.write import output_directory, write_dataset
 from fastwi.beton import content_sha256
-from fastwi.beton.writer import check_arrays
+from fastwi.beton.format import MAX_SIDE
 from fastwi.data.card import SPLITS, read_card
-from fastwi.errors import BetonError, UserError
+from fastwi.errors import UserError
 
 
 def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
@@ -54,10 +54,8 @@ def _split(name: str, given: Any) -> Split:
     elif hasattr(given, "__getitem__") and hasattr(given, "__len__"):
         images_NHWC, labels_N = _items(name, given)
     else:
-        raise UserError(
-            f"{name}: a {type(given).__name__}; give a pair (images, labels), a map-style dataset of (image, label), "
-            "or as train alone the path of a dataset's directory"
-        )
+        fix = "give a pair (images, labels), a map-style dataset of (image, label), or as train alone the path of a "
+        raise UserError(f"{name}: a {type(given).__name__}; {fix}dataset's directory")
     _check(name, images_NHWC, labels_N)
     return Split(images_NHWC, labels_N.astype(np.int64))
 
@@ -69,26 +67,23 @@ def _array(value: Any) -> np.ndarray:
 
 def _items(name: str, given: Any) -> tuple[np.ndarray, np.ndarray]:
     """All items of a map-style dataset."""
-    images_NHWC = np.zeros((0, 0, 0, 3), np.uint8)
-    labels_N = np.zeros(len(given), np.int64)
+    images: list[np.ndarray] = []
+    labels: list[int] = []
     for n in range(len(given)):
-        item, where = given[n], f"{name}[{n}]"
+        where = f"{name}[{n}]"
         try:
-            image, label = item
-            labels_N[n] = operator.index(label)
-            pixels_HWC = _pixels(image)
+            image, label = given[n]
+            labels.append(operator.index(label))
+            images.append(_pixels(image))
         except (TypeError, ValueError):
             raise UserError(f"{where}: not a pair of an image and a whole number; give (image, label)") from None
         except ImageError as error:
             raise UserError(f"{where}: {error}; convert it: image.convert('RGB')") from None
-        _check(where, pixels_HWC[None], labels_N[n : n + 1])
-        if n == 0:
-            images_NHWC = np.empty((len(given), *pixels_HWC.shape), np.uint8)
-        if pixels_HWC.shape != images_NHWC.shape[1:]:
-            found, first = ("{} x {}".format(*shape) for shape in (pixels_HWC.shape, images_NHWC.shape[1:]))
+        _check(where, images[n][None], np.array(labels[n:]))
+        if images[n].shape != images[0].shape:
+            found, first = ("{} x {}".format(*each.shape) for each in (images[n], images[0]))
             raise UserError(f"{where}: {found} pixels, and the first image has {first}; resize them to one size")
-        images_NHWC[n] = pixels_HWC
-    return images_NHWC, labels_N
+    return np.stack(images) if images else np.zeros((0, 0, 0, 3), np.uint8), np.array(labels, np.int64)
 
 
 def _pixels(image: Any) -> np.ndarray:
@@ -99,25 +94,24 @@ def _pixels(image: Any) -> np.ndarray:
     return np.asarray(without_alpha(image, None)[0])
 
 
-def _check(name: str, images_NHWC: np.ndarray, labels_N: np.ndarray) -> None:
+def _check(where: str, images_NHWC: np.ndarray, labels_N: np.ndarray) -> None:
     """Refuse what a beton cannot hold, and say what is usually behind it."""
-    shape = images_NHWC.shape
+    shape, fix = images_NHWC.shape, ""
     if images_NHWC.dtype != np.uint8:
         fix = "give uint8 pixels from 0 to 255, without a transform: fastwi augments and normalises them itself"
-        raise UserError(f"{name}: images are {images_NHWC.dtype}; {fix}")
-    if len(shape) == 4 and shape[1] == 3 != shape[3]:
+    elif len(shape) == 4 and shape[1] == 3 != shape[3]:
         fix = "give [N, H, W, 3], channels last: numpy.moveaxis(images, 1, 3)"
-        raise UserError(f"{name}: images are {list(shape)}; {fix}")
-    if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
-        raise UserError(
-            f"{name}: images are {list(shape)}, without colours; give [N, H, W, 3]: one channel three times"
-        )
-    try:
-        check_arrays(images_NHWC, labels_N)
-    except BetonError as error:
-        raise UserError(f"{name}: {error}") from None
-    if labels_N.min() < 0:
-        raise UserError(f"{name}: a label is {labels_N.min()}; count classes from 0")
+    elif len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
+        fix = "give colours, [N, H, W, 3]: one channel three times"
+    elif len(shape) != 4 or shape[3] != 3 or 0 in shape or max(shape[1:3]) > MAX_SIDE:
+        fix = f"give [N, H, W, 3] with 1 to {MAX_SIDE} pixels a side"
+    elif labels_N.dtype.kind not in "iu" or labels_N.shape != shape[:1]:
+        fix = f"give {shape[0]} integers as labels"
+    elif not 0 <= labels_N.min() <= labels_N.max() <= np.iinfo(np.int64).max:
+        fix = f"labels are from {labels_N.min()} to {labels_N.max()}; count classes from 0"
+    if fix:
+        given = f"images are {images_NHWC.dtype}{list(shape)}, labels {labels_N.dtype}{list(labels_N.shape)}"
+        raise UserError(f"{where}: {given}; {fix}")
 
 
 def _classes(train: Any, largest: int) -> tuple[str, ...]:

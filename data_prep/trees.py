@@ -7,15 +7,27 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from fastwi.errors import UserError
+from fastwi.files import open_plain
 
 # No image of a dataset is larger. An archive may claim to hold files that no memory could.
 MAX_FILE_BYTES = 1 << 28
 
 
+class FileTree(Protocol):
+    """Files below a root. Paths are relative to it, with `/` between parts; the root itself is ''."""
+
+    def names(self, folder: str) -> set[str]:
+        """The names in `folder`; those of folders end in `/`. Raises UserError where it cannot be read."""
+
+    def read(self, path: str) -> bytes:
+        """The content of a file. Raises UserError if it cannot be read or is too large to be an image."""
+
+
 @contextlib.contextmanager
-def open_tree(source: Path) -> Iterator["FileTree"]:
+def open_tree(source: Path) -> Iterator[FileTree]:
     """The tree of a folder or of a zip archive. Raises UserError if `source` is neither."""
     if source.is_dir():
         yield _FolderTree(source)
@@ -41,13 +53,12 @@ def _check_size(where: str, size: int) -> None:
 
 
 class _FolderTree:
-    """Files below a folder. Paths are relative to it, with `/` between parts; the root itself is ''."""
+    """A folder on the disk."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def names(self, folder: str) -> set[str]:
-        """The names in `folder`; those of folders end in `/`."""
         try:
             with os.scandir(self._root / folder) as entries:
                 return {entry.name + "/" * entry.is_dir() for entry in entries}
@@ -55,21 +66,17 @@ class _FolderTree:
             raise UserError(f"{self._root / folder}: cannot be read ({error.strerror or error})") from error
 
     def read(self, path: str) -> bytes:
-        """The content of a file. Raises UserError if it cannot be read or is too large to be an image."""
-        file = self._root / path
+        where = f"{self._root}: {path}"
         try:
-            # Before opening: opening a named pipe would wait for a writer.
-            if not file.is_file():
-                raise UserError(f"{self._root}: {path}: is not a regular file; remove it")
-            with open(file, "rb") as stream:
-                _check_size(f"{self._root}: {path}", os.fstat(stream.fileno()).st_size)
+            with open_plain(self._root / path) as stream:
+                _check_size(where, os.fstat(stream.fileno()).st_size)
                 return stream.read()
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from error
+            raise UserError(f"{where}: cannot be read ({error.strerror or error}); fix or remove it") from error
 
 
 class _ZipTree:
-    """The same of an archive."""
+    """A zip archive."""
 
     def __init__(self, source: Path, archive: zipfile.ZipFile) -> None:
         self._source = source
@@ -101,16 +108,14 @@ class _ZipTree:
         folder, _, name = path.rpartition("/")
         info = self._names[folder][name]
         assert info is not None
-        _check_size(f"{self._source}: {path}", info.file_size)
+        where = f"{self._source}: {path}"
+        _check_size(where, info.file_size)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # Of other kinds a part is always unpacked whole, however much that is.
-            raise UserError(f"{self._source}: {path}: compressed in an unusual way; repack the archive")
+            raise UserError(f"{where}: compressed in an unusual way; repack the archive")
         try:
             with self._archive.open(info) as stream:
                 # With a size: without one all that a part unpacks to is held in memory, and then cut to its size.
                 return stream.read(info.file_size)
         except Exception as error:  # zipfile raises many kinds for a damaged or encrypted entry
-            raise UserError(f"{self._source}: {path}: cannot be read ({error}); repack the archive") from error
-
-
-FileTree = _FolderTree | _ZipTree
+            raise UserError(f"{where}: cannot be read ({error}); repack the archive") from error

@@ -2,27 +2,31 @@
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from data_prep.dataset import Images, ImageSet, Report
-from fastwi.beton import StoredBeton, StoredImage, stored_sha256, write_stored_stream
+from fastwi.beton import StoredBeton, StoredImage, write_stored_stream
+from fastwi.beton.digests import DIGEST, image_digest, read_digests
 from fastwi.beton.format import JPEG, MAX_PAGE_SIZE, PAGE_SIZE, page_size_for
-from fastwi.beton.image_digests import ImageDigests, image_digest
 from fastwi.beton.writer import ImageTooLarge
 from fastwi.data.card import CARD_FILE, SPLITS, Card, beton_path, digests_path
 from fastwi.errors import BetonError, UserError
 from fastwi.files import atomic_path, write_json
+from fastwi.sealed import sha256_of
 from fastwi.version import __version__
 
-# Writes images and labels as a beton at a path, with pages of a size; calls back with the number of images done.
-BetonWriter = Callable[[Path, Iterator[StoredImage], np.ndarray, int, Callable[[int], None]], None]
+# Writes images and labels as a beton at a path, with pages of a size.
+BetonWriter = Callable[[Path, Iterator[StoredImage], np.ndarray, int], None]
+
+_Value = TypeVar("_Value")
+_REPORT_EVERY = 500  # images
 
 
 @contextlib.contextmanager
@@ -59,22 +63,19 @@ def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Repor
         UserError: the writer is not installed, the disk is full, images have different sizes, ...
     """
     written_by, write = _choose_writer(writer)
-    tallies: dict[str, _Tally] = {}
-    sha256: dict[str, str] = {}
+    tallies: list[_Tally] = []
+    sha256: list[str] = []
     with contextlib.ExitStack() as stack:
         for split, images in zip(SPLITS, (dataset.train, dataset.test), strict=True):
             final = beton_path(directory, split)
-            temporary = stack.enter_context(atomic_path(final))
-            size = tallies["train"].first_size if tallies else None
-            tally = _Tally(images, dataset.keep_size, size)
-            _write_split(write, temporary, tally, functools.partial(report, f"write {final.name}"))
-            sha256[split] = _check_written(temporary, final, tally.digests)
-            tallies[split] = tally
-            final = digests_path(directory, split)
-            temporary = stack.enter_context(atomic_path(final))
-            temporary.write_bytes(tally.digests.to_bytes())
-            if hashlib.sha256(temporary.read_bytes()).hexdigest() != tally.digests.sha256:
-                raise UserError(f"{final}: does not read back as it was written; check the disk and its free space")
+            beton = stack.enter_context(atomic_path(final))
+            size = tallies[0].first_size if tallies else None
+            tally = _Tally(images, dataset.keep_size, size, functools.partial(report, f"write {final.name}"))
+            _write_split(write, beton, tally)
+            digests = stack.enter_context(atomic_path(digests_path(directory, split)))
+            digests.write_bytes(tally.digests)
+            sha256.append(_check_written(beton, digests, tally, final))
+            tallies.append(tally)
         try:
             card = _card(dataset, tallies, sha256, written_by)
         except ValueError as error:  # a name that is not Unicode, for one
@@ -88,20 +89,25 @@ def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Repor
 class _Tally:
     """The images of a split, and what the card says about them, counted as they pass on their way to the file."""
 
-    def __init__(self, images: Images, keep_size: bool, size: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        images: Images,
+        keep_size: bool,
+        size: tuple[int, int] | None,
+        report: Callable[[int, int], None],
+    ) -> None:
         """`size`: height and width of the first training image, where it is known."""
-        self._images, self._keep_size, self._size = images, keep_size, size
+        self._images, self._keep_size, self._size, self._report = images, keep_size, size, report
         self.labels_N = images.labels_N.astype(np.int64)
 
     def __iter__(self) -> Iterator[StoredImage]:
         self.counts_CV = np.zeros((3, 256), np.int64)  # how often each intensity occurs in each channel
         self.modes: set[int] = set()
-        self.sizes: set[tuple[int, int]] = set()
-        self._digests: list[bytes] = []
+        self.sizes: dict[tuple[int, int], None] = {}  # in the order in which they are met
+        self._digests_N = np.zeros(len(self.labels_N), DIGEST)
+        self._digests_N["label"] = self.labels_N
         for n, (image, pixels_HWC) in enumerate(self._images.stored()):
             size = (image.height, image.width)
-            if n == 0:
-                self.first_size = size
             self._size = self._size or size
             if not self._keep_size and size != self._size:
                 raise UserError(
@@ -111,23 +117,30 @@ class _Tally:
             for channel, counts_V in enumerate(self.counts_CV):
                 counts_V += np.bincount(pixels_HWC[..., channel].reshape(-1), minlength=256)
             self.modes.add(image.mode)
-            self.sizes.add(size)
-            self._digests.append(image_digest(image.mode, *size, int(self.labels_N[n]), image.data))
+            self.sizes[size] = None
+            digest = image_digest(image.mode, *size, int(self.labels_N[n]), image.data)
+            self._digests_N["digest"][n] = np.void(digest)
+            if (n + 1) % _REPORT_EVERY == 0 or n + 1 == len(self.labels_N):
+                self._report(n + 1, len(self.labels_N))
             yield image
 
     @property
-    def digests(self) -> ImageDigests:
-        """Of the images that have passed."""
-        return ImageDigests.of(self._digests, self.labels_N)
+    def digests(self) -> bytes:
+        """The content of the file of image digests."""
+        return self._digests_N.tobytes()
+
+    @property
+    def first_size(self) -> tuple[int, int]:
+        """Height and width of the first image."""
+        return next(iter(self.sizes))
 
 
-def _write_split(write: BetonWriter, path: Path, tally: _Tally, report: Callable[[int, int], None]) -> None:
+def _write_split(write: BetonWriter, path: Path, tally: _Tally) -> None:
     """Write a split at `path`. The largest image, which decides the size of pages, is known only once it is met."""
-    page_size, total = PAGE_SIZE, len(tally.labels_N)
+    page_size = PAGE_SIZE
     while True:
         try:
-            write(path, iter(tally), tally.labels_N, page_size, lambda done: report(done, total))
-            break
+            return write(path, iter(tally), tally.labels_N, page_size)
         except ImageTooLarge as error:
             page_size = page_size_for(error.needed)
             if page_size > MAX_PAGE_SIZE:
@@ -147,35 +160,34 @@ def channel_statistics(counts_CV: np.ndarray) -> tuple[tuple[float, ...], tuple[
     return tuple(mean_C.tolist()), tuple(np.sqrt(variance_C).tolist())
 
 
-def _card(dataset: ImageSet, tallies: dict[str, _Tally], sha256: dict[str, str], written_by: str) -> Card:
-    mean, std = channel_statistics(tallies["train"].counts_CV)
-    modes = set().union(*(tally.modes for tally in tallies.values()))
-    sizes = set().union(*(tally.sizes for tally in tallies.values()))
-    counts = {
-        split: np.bincount(tally.labels_N, minlength=len(dataset.classes)).tolist()
-        for split, tally in tallies.items()
-    }
+def _card(dataset: ImageSet, tallies: list[_Tally], sha256: list[str], written_by: str) -> Card:
+    mean, std = channel_statistics(tallies[0].counts_CV)
+    modes = set().union(*(tally.modes for tally in tallies))
+    sizes = set().union(*(tally.sizes for tally in tallies))
+    counts = [np.bincount(tally.labels_N, minlength=len(dataset.classes)) for tally in tallies]
     return Card(
         name=dataset.name,
         classes=dataset.classes,
-        image_shape=(*tallies["train"].first_size, 3),
-        counts={split: len(tally.labels_N) for split, tally in tallies.items()},
-        class_counts={split: tuple(each) for split, each in counts.items()},
+        image_shape=(*tallies[0].first_size, 3),
+        counts=_by_split(len(tally.labels_N) for tally in tallies),
+        class_counts=_by_split(tuple(each.tolist()) for each in counts),
         mean=mean,
         std=std,
         source=", ".join([dataset.source, *dataset.notes()]),
-        sha256=sha256,
-        digests_sha256={split: tally.digests.sha256 for split, tally in tallies.items()},
+        sha256=_by_split(sha256),
+        digests_sha256=_by_split(sha256_of(tally.digests) for tally in tallies),
         writer=written_by,
         encoding="mixed" if len(modes) > 1 else "jpeg" if modes == {JPEG} else "raw",
         sizes="one" if len(sizes) == 1 else "various",
     )
 
 
+def _by_split(values: Iterable[_Value]) -> dict[str, _Value]:
+    return dict(zip(SPLITS, values, strict=True))
+
+
 def _choose_writer(writer: str) -> tuple[str, BetonWriter]:
     """What the card says about the writer, and the writer itself."""
-    if writer not in ("auto", "ffcv", "raw"):
-        raise UserError(f"writer {writer}: choose one of auto, ffcv, raw")
     if writer == "ffcv" or (writer == "auto" and importlib.util.find_spec("ffcv") is not None):
         try:
             from data_prep.ffcv_writer import write_with_ffcv
@@ -188,28 +200,21 @@ def _choose_writer(writer: str) -> tuple[str, BetonWriter]:
     return f"fastwi {__version__}", _write_raw
 
 
-def _write_raw(
-    path: Path,
-    images: Iterator[StoredImage],
-    labels_N: np.ndarray,
-    page_size: int,
-    progress: Callable[[int], None],
-) -> None:
+def _write_raw(path: Path, images: Iterator[StoredImage], labels_N: np.ndarray, page_size: int) -> None:
     with open(path, "wb") as stream:
-        write_stored_stream(stream, images, labels_N, page_size, progress)
+        write_stored_stream(stream, images, labels_N, page_size)
 
 
-def _check_written(temporary: Path, final: Path, digests: ImageDigests) -> str:
-    """Read the new file back, as a full disk or a faulty one may lose bytes without an error: its `stored_sha256`."""
+def _check_written(path: Path, digests: Path, tally: _Tally, final: Path) -> str:
+    """Read new files back, as a full disk or a faulty one may lose bytes without an error: `StoredBeton.sha256`."""
     try:
-        beton = StoredBeton(temporary)
-        beton.hold_to(digests)
-        sha256 = stored_sha256(beton)
-        beton.close()
+        with contextlib.closing(StoredBeton(path)) as beton:
+            beton.hold_to(read_digests(digests, sha256_of(tally.digests)))
+            sha256 = beton.sha256()
     except BetonError as error:
         fix = "check the disk and its free space"
         raise UserError(f"{final}: does not read back as it was written; {fix}") from error
     # The long flush belongs here, where earlier files still stand whole, not between their replacements.
-    with open(temporary, "rb") as stream:
+    with open(path, "rb") as stream:
         os.fsync(stream.fileno())
     return sha256

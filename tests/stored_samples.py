@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from fastwi.beton import StoredImage, write_stored_stream
+from fastwi.beton.digests import DIGEST, image_digest
 from fastwi.beton.format import JPEG, RAW, page_size_for
-from fastwi.beton.image_digests import ImageDigests, image_digest
+from fastwi.sealed import sha256_of
 
 
 def smooth_image(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -53,10 +54,12 @@ def write_stored(path: Path, images: list[StoredImage], labels_N: np.ndarray, la
     return path
 
 
-def write_digests(path: Path, images: list[StoredImage], labels_N: np.ndarray) -> ImageDigests:
-    """The digests of the images that `write_stored` writes."""
-    every = zip(images, labels_N.tolist(), strict=True)
-    named = (image_digest(image.mode, image.height, image.width, label, image.data) for image, label in every)
-    digests = ImageDigests.of(named, labels_N)
-    path.write_bytes(digests.to_bytes())
-    return digests
+def write_digests(path: Path, images: list[StoredImage], labels_N: np.ndarray) -> str:
+    """Write the digests of the images that `write_stored` writes; the SHA-256 of the file."""
+    digests_N = np.zeros(len(images), DIGEST)
+    for n, image in enumerate(images):
+        label = int(labels_N[n])
+        digest = image_digest(image.mode, image.height, image.width, label, image.data)
+        digests_N[n] = (label, digest)
+    path.write_bytes(digests_N.tobytes())
+    return sha256_of(digests_N.tobytes())

@@ -55,8 +55,8 @@ class Card:
         counts, class_counts: images of each split, and K numbers of them by class.
         mean, std: of each channel over all pixels of the training images, in 0..1 (population deviation).
         source: where the images came from and what was done to them, in words.
-        sha256: of each split's content, `fastwi.beton.stored_sha256` (for raw images of one size `content_sha256`).
-        digests_sha256: of each split's file of image digests (`fastwi.beton.image_digests`), SHA-256.
+        sha256: of each split's content, `fastwi.beton.StoredBeton.sha256`.
+        digests_sha256: of each split's file of image digests (`fastwi.beton.digests`), SHA-256.
         writer: what wrote the .beton files.
     """
 

@@ -1,19 +1,22 @@
-"""One stored image to pixels of the dataset's size: the reference decoder, and the crop and resize of all decoders.
+"""One stored image to pixels of the dataset's size: decoders of JPEGs, and the crop and resize that follow.
 
-The reference is Pillow's libjpeg-turbo with its accurate inverse DCT and smooth upsampling. It gives the pixels that
-`python -m data_prep` stores in a raw beton, so a JPEG set and a raw set from the same files train the same.
+The reference decoder is Pillow's libjpeg-turbo with its accurate inverse DCT and smooth upsampling. It gives the
+pixels that `python -m data_prep` stores in a raw beton, so a JPEG set and a raw set from the same files train the
+same. FFCV decodes with the fast inverse DCT: almost every image differs, by one intensity of 256 in the mean.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from PIL import Image
 
-from fastwi.errors import BetonError
+from fastwi.errors import BetonError, UserError
 
 MODES = ("L", "RGB", "CMYK")  # of JPEGs, in Pillow's words; all become RGB
+Decode = Callable[[bytes | bytearray, int, int], np.ndarray]
 
 
 def decode_jpeg(data: bytes | bytearray, height: int, width: int) -> np.ndarray:
@@ -25,10 +28,38 @@ def decode_jpeg(data: bytes | bytearray, height: int, width: int) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def check_jpeg(data: bytes | bytearray, height: int, width: int) -> None:
-    """Look at a JPEG's header only. Raises BetonError as `decode_jpeg` does."""
-    with _opened(data, height, width):
-        pass
+@contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """Importing FFCV, which takes seconds, sets torch's threads to 1."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def decoder(name: str) -> Decode:
+    """What decodes JPEGs (`data.decoder`): `decode_jpeg`, or FFCV's decoder, which raises the same errors.
+
+    Raises UserError where FFCV cannot be imported.
+    """
+    if name != "ffcv":
+        return decode_jpeg
+    try:
+        with torch_threads_kept():
+            from ffcv.libffcv import imdecode
+    except ImportError as error:
+        fix = "`python -m fastwi.doctor` says what is missing, or set data.decoder: auto"
+        raise UserError(f"data.decoder: ffcv cannot be imported ({error}); {fix}") from error
+
+    def decode(data: bytes | bytearray, height: int, width: int) -> np.ndarray:
+        with _opened(data, height, width):  # FFCV scales a JPEG of another size, or leaves pixels unwritten
+            pixels_HWC = np.empty((height, width, 3), np.uint8)
+        if imdecode(np.frombuffer(data, np.uint8), pixels_HWC, height, width, height, width) != 0:
+            raise BetonError("is damaged, or a JPEG of a kind that FFCV cannot decode")
+        return pixels_HWC
+
+    return decode
 
 
 @contextmanager
@@ -52,8 +83,8 @@ def _opened(data: bytes | bytearray, height: int, width: int) -> Iterator[Image.
 def center_crop(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the largest centered box whose aspect ratio is the target's.
 
-    One side stays whole; the other is the nearest whole number of pixels (halves up), at least 1. An odd pixel that
-    is left over is cut off at the bottom or right.
+    One side stays whole; the other is the nearest whole number of pixels (halves up), at least 1. Of an odd number
+    of pixels left over, one more is cut off at the bottom or right.
     """
     if width * to_height > height * to_width:
         cropped = max(1, (2 * height * to_width + to_height) // (2 * to_height))

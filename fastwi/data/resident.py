@@ -6,6 +6,7 @@ Shapes: N images, H height, W width, C channels, K classes.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,10 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastwi.beton import StoredBeton, content_sha256
-from fastwi.data.batches import Dataset
 from fastwi.data.card import Card, beton_path, read_card
 from fastwi.data.noise import Stream, permutation
 from fastwi.errors import UserError
+
+if TYPE_CHECKING:
+    from fastwi.data.batches import Dataset
+
+_AGAIN = "write the dataset again with python -m data_prep"
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,11 @@ class ResidentDataset:
         return height, width, channels
 
     def chunks(self, order_N: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `fastwi.data.batches.Dataset.chunks` says, without a copy: all images, and a part of the order."""
+        """Images in the order `order_N` (int64 positions), `size` at a time; the last chunk may be shorter.
+
+        Yields (images_DHWC uint8 contiguous, at_N int64), both on the device: image n of the chunk is
+        images_DHWC[at_N[n]]. Here they are all images, without a copy. Neither may be written to.
+        """
         for first in range(0, len(order_N), size):
             yield self.images_NHWC, order_N[first : first + size]
 
@@ -76,19 +85,18 @@ def load_split(
 def open_beton(directory: str | Path, split: str, card: Card) -> StoredBeton:
     """The beton of `split`, whose labels, sizes and encoding are those of its card. Raises UserError otherwise."""
     beton = StoredBeton(beton_path(directory, split))
-    again = "write the dataset again with python -m data_prep"
-    if len(beton) != card.counts[split]:
-        raise UserError(f"{beton.path}: {len(beton)} images, but card.json says {card.counts[split]}; {again}")
-    if not 0 <= beton.labels_N.min() <= beton.labels_N.max() < len(card.classes):
-        raise UserError(f"{beton.path}: labels outside 0 .. {len(card.classes) - 1}; {again}")
-    if card.encoding == "raw" and not beton.all_raw:
-        raise UserError(f"{beton.path}: holds JPEGs, but card.json says raw; {again}")
     height, width, _ = card.image_shape
-    odd = np.flatnonzero((beton.heights_N != height) | (beton.widths_N != width))
-    if card.sizes == "one" and len(odd):
-        found = " x ".join(str(side) for side in beton.size(int(odd[0])))
-        said = f"image {odd[0]} is {found}, but card.json says {height} x {width}"
-        raise UserError(f"{beton.path}: {said}; {again}")
+    wrong = ""
+    if len(beton) != card.counts[split]:
+        wrong = f"{len(beton)} images, but card.json says {card.counts[split]}"
+    elif not 0 <= beton.labels_N.min() <= beton.labels_N.max() < len(card.classes):
+        wrong = f"labels outside 0 .. {len(card.classes) - 1}"
+    elif card.encoding == "raw" and not beton.all_raw:
+        wrong = "holds JPEGs, but card.json says raw"
+    elif card.sizes == "one" and beton.one_size != (height, width):
+        wrong = f"holds images of other sizes than {height} x {width}, as card.json says"
+    if wrong:
+        raise UserError(f"{beton.path}: {wrong}; {_AGAIN}")
     return beton
 
 
@@ -100,10 +108,8 @@ def resident_split(
     beton.close()
     # Results are filed under the card's digest: what was replaced since the card was written must not pass for it.
     if content_sha256(images_NHWC, labels_N) != card.sha256[split]:
-        raise UserError(
-            f"{beton.path}: not the images and labels that card.json was written for (SHA-256); "
-            "write the dataset again with python -m data_prep"
-        )
+        said = "not the images and labels that card.json was written for (SHA-256)"
+        raise UserError(f"{beton.path}: {said}; {_AGAIN}")
     kept_N = chosen_images(beton, split, images)
     return ResidentDataset(
         images_NHWC=torch.from_numpy(images_NHWC[kept_N] if images else images_NHWC).to(device),
@@ -113,7 +119,7 @@ def resident_split(
     )
 
 
-def require_resident(dataset: Dataset, who: str) -> ResidentDataset:
+def require_resident(dataset: "Dataset", who: str) -> ResidentDataset:
     """`dataset`. Raises UserError where its images do not lie on the device, as `who` needs them."""
     if not isinstance(dataset, ResidentDataset):
         raise UserError(f"{who}: streamed images do not serve; set data.streaming: resident")

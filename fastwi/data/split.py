@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fastwi.beton import StoredBeton
-from fastwi.beton.image_digests import ImageDigests
+from fastwi.beton.digests import read_digests
 from fastwi.config.schema import DataConfig
 from fastwi.data.batches import Dataset, whole_images
 from fastwi.data.card import SPLITS, Card, digests_path, read_card
+from fastwi.data.decode import decoder
 from fastwi.data.identity import target_size
 from fastwi.data.resident import ResidentDataset, chosen_images, normalisation_table, open_beton, resident_split
-from fastwi.data.streamed import StreamedDataset, open_decoder
+from fastwi.data.streamed import StreamedDataset
 from fastwi.errors import UserError
 
 SHARE = 0.5
@@ -38,29 +38,27 @@ def open_split(directory: Path, split: str, card: Card, data: DataConfig, device
     beton = open_beton(directory, split, card)
     height, width = target_size(card, data)
     plain = beton.all_raw and beton.one_size == (height, width)
-    if plain and (data.streaming == "resident" or (data.streaming == "auto" and fits_memory(beton, device))):
-        return resident_split(beton, split, card, device, images)
-    # Labels here, each image when it is read: the whole of a resident set is compared with the card.
-    beton.hold_to(ImageDigests.read(digests_path(directory, split), card.digests_sha256[split]))
-    kept_N = chosen_images(beton, split, images)
-    streamed = StreamedDataset(
-        decoder=open_decoder(beton, data.decoder),
-        file_N=kept_N,
-        labels_N=torch.from_numpy(beton.labels_N[kept_N]).to(device),
-        table_C256=normalisation_table(card.mean, card.std).to(device),
-        classes=len(card.classes),
-        image_shape=(height, width, 3),
-    )
-    if data.streaming != "resident":
-        return streamed
+    resident = data.streaming == "resident" or (data.streaming == "auto" and plain and fits_memory(beton, device))
     try:
-        images_NHWC = whole_images(streamed)
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        gib = len(streamed) * np.prod(streamed.image_shape, dtype=np.int64) / 2**30
-        raise UserError(
-            f"{beton.path}: {gib:.1f} GiB of pixels do not fit memory; set data.streaming: streamed"
-        ) from error
-    return ResidentDataset(images_NHWC, streamed.labels_N, streamed.table_C256, streamed.classes)
+        if resident and plain:
+            return resident_split(beton, split, card, device, images)
+        # Labels are compared here, each image when it is read: the whole of a resident set is compared with the card.
+        beton.hold_to(read_digests(digests_path(directory, split), card.digests_sha256[split]))
+        kept_N = chosen_images(beton, split, images)
+        streamed = StreamedDataset(
+            beton=beton,
+            file_N=kept_N,
+            labels_N=torch.from_numpy(beton.labels_N[kept_N]).to(device),
+            table_C256=normalisation_table(card.mean, card.std).to(device),
+            classes=len(card.classes),
+            image_shape=(height, width, 3),
+            decode=decoder(data.decoder),
+        )
+        if not resident:
+            return streamed
+        return ResidentDataset(whole_images(streamed), streamed.labels_N, streamed.table_C256, streamed.classes)
+    except (MemoryError, RuntimeError) as error:  # torch has an error of its own on each device
+        raise UserError(f"{beton.path}: does not fit memory ({error}); set data.streaming: streamed") from error
 
 
 def fits_memory(beton: StoredBeton, device: torch.device) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastwi.config.schema import EngineConfig
-from fastwi.data.pool import processors
+from fastwi.data.streamed import processors
 from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.engine.precision import Choice, auto_precision
 from fastwi.errors import ConfigError

@@ -1,22 +1,12 @@
 """Arrays and files that several tests of .beton files use."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from fastwi.beton import write_beton
-from fastwi.beton.format import ALLOCATION, FIELD, HEADER, INT, RGB_IMAGE, metadata_record
-
-needs_ffcv = [
-    pytest.mark.ffcv,
-    pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed"),
-]
-
-RECORD = metadata_record([RGB_IMAGE, INT])
-METADATA_START = HEADER.itemsize + 2 * FIELD.itemsize
+from fastwi.beton.format import ALLOCATION, FIELD, HEADER, METADATA_START, RECORD
 
 
 def random_split(samples: int, height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -34,25 +24,19 @@ class Poked:
         self.images_NHWC, self.labels_N = random_split(samples, height, width)
         write_beton(self._path, self.images_NHWC, self.labels_N, page_size=64)
         self.data = bytearray(self._path.read_bytes())
+        self.table_start = len(self.data) - samples * ALLOCATION.itemsize
 
-    def _view(self, dtype: np.dtype, offset: int, count: int) -> Any:
-        return np.frombuffer(self.data, dtype, count=count, offset=offset)
-
-    @property
-    def header(self) -> Any:
-        return self._view(HEADER, 0, 1)
-
-    @property
-    def fields(self) -> Any:
-        return self._view(FIELD, HEADER.itemsize, 2)
-
-    @property
-    def images(self) -> Any:
-        return self._view(RECORD, METADATA_START, len(self.labels_N))["f0"]
-
-    @property
-    def table(self) -> Any:
-        return self._view(ALLOCATION, int(self.header["alloc_table_ptr"][0]), len(self.labels_N))
+    def part(self, name: str) -> Any:
+        """The header, fields, images (of the records) or allocation table, whose values can be set."""
+        samples = len(self.labels_N)
+        dtype, start, count = {
+            "header": (HEADER, 0, 1),
+            "fields": (FIELD, HEADER.itemsize, 2),
+            "images": (RECORD, METADATA_START, samples),
+            "table": (ALLOCATION, self.table_start, samples),
+        }[name]
+        found = np.frombuffer(self.data, dtype, count, start)
+        return found["image"] if name == "images" else found
 
     def write(self) -> Path:
         self._path.write_bytes(self.data)

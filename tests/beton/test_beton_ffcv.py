@@ -1,5 +1,6 @@
 """FFCV reads what is written here and the other way round, equal to the byte."""
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,13 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from beton_samples import needs_ffcv, random_split
+from beton_samples import random_split
+from stored_samples import smooth_image
 
-from fastwi.beton import read_beton, write_beton
+from fastwi.beton import StoredBeton, read_beton, write_beton
+from fastwi.beton.format import JPEG, RAW
+from fastwi.data.decode import decode_jpeg
 from fastwi.errors import BetonError
 
 pytestmark = [
-    *needs_ffcv,
+    pytest.mark.ffcv,
+    pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed"),
     # FFCV's writer forks; Python 3.12 warns of that where torch's threads run.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
@@ -42,22 +47,16 @@ class Rows:
         return tuple(column[index] for column in self.columns)
 
 
-def ffcv_write(path: Path, fields: dict[str, Any], rows: Rows, workers: int = 1, page_size: int = 1 << 21) -> None:
+def ffcv_write(path: Path, *columns: Any, mode: str = "raw", workers: int = 1, page_size: int = 1 << 21) -> Path:
+    """Images, and one integer field for each more column."""
+    from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    DatasetWriter(str(path), fields, page_size=page_size, num_workers=workers).from_indexed_dataset(rows, chunksize=7)
-
-
-def image_and_label() -> dict[str, Any]:
-    from ffcv.fields import IntField, RGBImageField
-
-    return {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-
-
-def check_equal(path: Path, images_NHWC: np.ndarray, labels_N: np.ndarray) -> None:
-    beton = read_beton(path)
-    np.testing.assert_array_equal(beton.images_NHWC, images_NHWC)
-    np.testing.assert_array_equal(beton.labels_N, labels_N)
+    fields = {"image": RGBImageField(write_mode=mode)}
+    fields |= {f"label{number}" if number else "label": IntField() for number in range(len(columns) - 1)}
+    writer = DatasetWriter(str(path), fields, page_size=page_size, num_workers=workers)
+    writer.from_indexed_dataset(Rows(*columns), chunksize=7)
+    return path
 
 
 # Reads files with FFCV's Loader. In a process of its own: numba raises in finalizers when a Loader's compiled
@@ -97,61 +96,43 @@ def test_ffcv_loads_our_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("samples", "height", "width", "page_size"),
-    [
-        (1, 1, 1, 1 << 21),
-        (100, 1, 257, 1 << 21),
-        (55, 100, 199, 1 << 21),
-        (683, 32, 32, 1 << 23),
-        (7, 500, 600, 1 << 21),
-    ],
+    [(1, 1, 1, 1 << 21), (55, 100, 199, 1 << 21), (683, 32, 32, 1 << 23), (7, 500, 600, 1 << 21)],
 )
 def test_both_writers_write_the_same_bytes(
     tmp_path: Path, samples: int, height: int, width: int, page_size: int
 ) -> None:
     images_NHWC, labels_N = random_split(samples, height, width)
     write_beton(tmp_path / "ours.beton", images_NHWC, labels_N, page_size=page_size)
-    ffcv_write(tmp_path / "theirs.beton", image_and_label(), Rows(images_NHWC, labels_N), page_size=page_size)
+    ffcv_write(tmp_path / "theirs.beton", images_NHWC, labels_N, page_size=page_size)
     assert (tmp_path / "ours.beton").read_bytes() == (tmp_path / "theirs.beton").read_bytes()
 
 
 def test_files_of_several_workers(tmp_path: Path) -> None:
     images_NHWC, labels_N = random_split(200, 100, 90)
-    ffcv_write(tmp_path / "a.beton", image_and_label(), Rows(images_NHWC, labels_N), workers=3)
-    check_equal(tmp_path / "a.beton", images_NHWC, labels_N)
+    beton = read_beton(ffcv_write(tmp_path / "a.beton", images_NHWC, labels_N, workers=3))
+    np.testing.assert_array_equal(beton.images_NHWC, images_NHWC)
+    np.testing.assert_array_equal(beton.labels_N, labels_N)
 
 
-def test_fields_in_another_order_among_others(tmp_path: Path) -> None:
-    from ffcv.fields import BytesField, FloatField, IntField, JSONField, NDArrayField, RGBImageField
+@pytest.mark.parametrize(("mode", "modes"), [("raw", {RAW}), ("jpg", {JPEG}), ("proportion", {RAW, JPEG})])
+def test_files_of_ffcvs_other_modes(tmp_path: Path, seed: int, mode: str, modes: set[int]) -> None:
+    generator = np.random.default_rng(seed)
+    images = [smooth_image(generator, int(h), int(w)) for h, w in generator.integers(4, 40, (40, 2))]
+    labels_N = generator.integers(0, 10, 40)
+    beton = StoredBeton(ffcv_write(tmp_path / "a.beton", images, labels_N, mode=mode))
+    np.testing.assert_array_equal(beton.labels_N, labels_N)
+    assert set(beton.modes_N.tolist()) == modes
+    for n, image_HWC in enumerate(images):
+        height, width = beton.size(n)
+        assert (height, width) == image_HWC.shape[:2]
+        stored = beton.read(n)
+        if beton.modes_N[n] == RAW:
+            assert stored == image_HWC.tobytes()
+        else:
+            assert np.abs(decode_jpeg(stored, height, width).astype(int) - image_HWC).mean() < 24
 
-    images_NHWC, labels_N = random_split(40, 6, 10)
-    fields = {
-        "weight": FloatField(),
-        "target": IntField(),
-        "note": JSONField(),
-        "blob": BytesField(),
-        "picture": RGBImageField(write_mode="raw"),
-        "vector": NDArrayField(np.dtype("float32"), (3,)),
-    }
-    notes = [{"n": "x" * n} for n in range(40)]
-    blobs = [np.zeros(180, np.uint8)] * 40  # as many bytes as an image
-    vectors = np.ones((40, 3), np.float32)
-    ffcv_write(tmp_path / "a.beton", fields, Rows(np.ones(40), labels_N, notes, blobs, images_NHWC, vectors))
-    check_equal(tmp_path / "a.beton", images_NHWC, labels_N)
 
-
-def test_files_that_are_not_raw_pairs_of_one_size(tmp_path: Path) -> None:
-    from ffcv.fields import IntField, RGBImageField
-
+def test_files_of_other_fields_are_refused(tmp_path: Path) -> None:
     images_NHWC, labels_N = random_split(5, 8, 8)
-    fields = {"image": RGBImageField(write_mode="jpg"), "label": IntField()}
-    ffcv_write(tmp_path / "a.beton", fields, Rows(images_NHWC, labels_N))
-    with pytest.raises(BetonError, match="image 0 is JPEG"):
-        read_beton(tmp_path / "a.beton")
-    mixed = [*images_NHWC[:3], images_NHWC[3, :, :5]]
-    ffcv_write(tmp_path / "b.beton", image_and_label(), Rows(mixed, labels_N))
-    with pytest.raises(BetonError, match="image 3 is 8 x 5, image 0 is 8 x 8"):
-        read_beton(tmp_path / "b.beton")
-    fields = {"image": RGBImageField(write_mode="raw"), "one": IntField(), "two": IntField()}
-    ffcv_write(tmp_path / "c.beton", fields, Rows(images_NHWC, labels_N, labels_N))
-    with pytest.raises(BetonError, match="has 1 RGB image fields and 2 integer fields"):
-        read_beton(tmp_path / "c.beton")
+    with pytest.raises(BetonError, match="has 3 fields"):
+        read_beton(ffcv_write(tmp_path / "a.beton", images_NHWC, labels_N, labels_N))

@@ -1,12 +1,14 @@
 """The reference decoder's refusals, and crop and resize against exact arithmetic in float64."""
 
+import importlib.util
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from stored_samples import jpeg_of, smooth_image
+import torch
+from stored_samples import jpeg_of, random_stored, smooth_image
 
-from fastwi.data.decode import center_crop, decode_jpeg, fit
+from fastwi.data.decode import center_crop, decode_jpeg, decoder, fit
 from fastwi.errors import BetonError
 
 
@@ -79,3 +81,32 @@ def test_what_is_no_jpeg_of_the_size(seed: int) -> None:
             decode_jpeg(bad, 24, 16)
     with pytest.raises(BetonError, match="is a damaged JPEG"):
         decode_jpeg(data[:-20], 24, 16)
+
+
+@pytest.mark.ffcv
+@pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
+def test_ffcvs_decoder(seed: int) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    decode = decoder("ffcv")
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    generator = np.random.default_rng(seed)
+    difference = []
+    for image in random_stored(seed, 30, jpegs=1.0)[0]:
+        pixels_HWC = decode(image.data, image.height, image.width)
+        assert pixels_HWC.shape == (image.height, image.width, 3)
+        reference_HWC = decode_jpeg(image.data, image.height, image.width)
+        difference.append(np.abs(pixels_HWC.astype(int) - reference_HWC))
+    # FFCV asks for the fast inverse DCT: about one intensity off in the mean, more where the quality is high.
+    assert 0 < np.concatenate([each.reshape(-1) for each in difference]).mean() < 4
+    assert max(each.max() for each in difference) <= 64
+    image_HWC = smooth_image(generator, 12, 12)
+    for data, said in (
+        (jpeg_of(image_HWC)[:-20], "is damaged"),
+        (b"no image", "is not a JPEG"),
+        (jpeg_of(image_HWC[:6]), "is a JPEG of 6 x 12 pixels, not 12 x 12"),
+        (jpeg_of(image_HWC, "CMYK"), "of a kind that FFCV cannot decode"),
+    ):
+        with pytest.raises(BetonError, match=said):
+            decode(data, 12, 12)

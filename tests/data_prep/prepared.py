@@ -13,8 +13,8 @@ from PIL import Image
 from data_prep.dataset import ImageSet, Split
 from data_prep.digits import load_digits
 from fastwi.beton import Beton, content_sha256, read_beton
+from fastwi.beton.digests import image_digest, read_digests
 from fastwi.beton.format import RAW
-from fastwi.beton.image_digests import ImageDigests, image_digest
 from fastwi.data.card import Card, beton_path, digests_path, read_card
 
 
@@ -81,11 +81,12 @@ def check_prepared(directory: Path, train: Split, test: Split) -> Card:
         assert card.counts[name] == len(split.labels_N)
         counted = [int((split.labels_N == label).sum()) for label in range(len(card.classes))]
         assert list(card.class_counts[name]) == counted
-        digests = ImageDigests.read(digests_path(directory, name), card.digests_sha256[name])
-        np.testing.assert_array_equal(digests.labels_N, split.labels_N)
+        digests_N = read_digests(digests_path(directory, name), card.digests_sha256[name])
+        np.testing.assert_array_equal(digests_N["label"], split.labels_N)
         height, width = split.images_NHWC.shape[1:3]
         for n, image_HWC in enumerate(split.images_NHWC):
-            assert digests[n] == image_digest(RAW, height, width, int(split.labels_N[n]), image_HWC.tobytes())
+            expected = image_digest(RAW, height, width, int(split.labels_N[n]), image_HWC.tobytes())
+            assert digests_N["digest"][n].tobytes() == expected
         assert card.sha256[name] == content_sha256(split.images_NHWC, split.labels_N)
     assert card.image_shape == train.images_NHWC.shape[1:]
     pixels = train.images_NHWC.reshape(-1, 3).astype(np.float64) / 255

@@ -213,7 +213,7 @@ def test_what_is_neither_file_nor_folder(tmp_path: Path) -> None:
     _train, _test, files = two_splits()
     source = write_folder(tmp_path / "s", files)
     os.mkfifo(source / "train" / "class0" / "pipe.png")
-    assert "train/class0/pipe.png: is not a regular file" in refusal(tmp_path, source)
+    assert "train/class0/pipe.png: cannot be read (not a regular file)" in refusal(tmp_path, source)
 
 
 @pytest.mark.skipif(not REAL_ZIP.exists(), reason="needs the real images beside the repository")

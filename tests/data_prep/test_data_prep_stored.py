@@ -12,7 +12,7 @@ from stored_samples import jpeg_of, smooth_image
 
 from data_prep import prepare
 from data_prep.__main__ import main
-from fastwi.beton import StoredBeton, read_beton, stored_sha256
+from fastwi.beton import StoredBeton, read_beton
 from fastwi.beton.format import JPEG, RAW
 from fastwi.config.schema import DataConfig
 from fastwi.data.batches import whole_images
@@ -63,7 +63,7 @@ def test_nothing_is_lost_and_training_sees_what_a_raw_set_holds(tmp_path: Path, 
         for n, data in enumerate(in_order(files, split)):
             assert beton.modes_N[n] == (JPEG if data.startswith(b"\xff\xd8") else RAW)
             assert beton.modes_N[n] == RAW or beton.read(n) == data
-        assert smart.sha256[split] == stored_sha256(beton)
+        assert smart.sha256[split] == beton.sha256()
         streamed = open_split(tmp_path / "smart", split, smart, DataConfig(), CPU)
         resident, _ = load_split(tmp_path / "raw", split, CPU)
         assert torch.equal(whole_images(streamed), resident.images_NHWC)

@@ -9,7 +9,7 @@ from torch import nn
 
 import fastwi.engine.device
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
-from fastwi.data.pool import processors
+from fastwi.data.streamed import processors
 from fastwi.engine.base import Settings
 from fastwi.engine.device import compiled, cpu_threads, resolve
 from fastwi.engine.loop import LoopEngine
