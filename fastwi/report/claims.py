@@ -21,10 +21,10 @@ from fastwi.analysis.statistics import (
     verdict,
     verdict_text,
 )
-from fastwi.report.estimates import ALMOST, distinct, hard_less_easy
+from fastwi.report.estimates import ALMOST, distinct, estimate_of, hard_less_easy
 from fastwi.report.rows import OVER, TREATMENTS
-from fastwi.report.summary import count_of, variant_text
-from fastwi.report.tables import cells, most_epochs
+from fastwi.report.summary import count_of
+from fastwi.report.tables import cells, gain_column, most_epochs
 
 NOT_MEASURED = "not measured"
 _MIDDLE = 0.5
@@ -141,13 +141,13 @@ def _average_beats_both(frames: Frames) -> Found:
         for over, words in OVER.items():
             what = f"gain over {words}, {treatment} statistics"
             side = "above" if over == "best" else ""
-            findings += _find(what, gains, side, f"gain_{over}_{treatment}_points")
-    for cell in cells(gains):
-        where = ", ".join(filter(None, (variant_text(cell.variant), f"k = {cell.k}, s = {cell.s}")))
-        for treatment, over in cell.gains:
-            if over == "best":
-                estimate = cell.gains[treatment, over]
-                details.append(Finding(f"{where}; {treatment} statistics", estimate, "points", verdict(estimate)))
+            findings += _find(what, gains, side, gain_column(treatment, over))
+    for variant, k, s, rows in cells(gains):
+        where = ", ".join(filter(None, [variant, f"k = {k}, s = {s}"]))
+        for treatment in TREATMENTS:
+            estimate = estimate_of(rows, gain_column(treatment))
+            if estimate is not None:
+                details.append(_finding(f"{where}; {treatment} statistics", estimate, "above"))
     for treatment in TREATMENTS:
         verdicts = [f.verdict for f in details if f.what.endswith(f"; {treatment} statistics")]
         parts = [f"{verdicts.count(name)} {name}" for name in (CONFIRMED, REFUTED, NOT_SETTLED)]

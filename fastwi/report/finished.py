@@ -18,7 +18,7 @@ from fastwi.models.changes import NETWORKS
 from fastwi.report.claims import Claim, judge
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import Table, value_text
-from fastwi.report.tables import cells, sweep_tables
+from fastwi.report.tables import sweep_tables
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
 
 _GAIN_COLUMNS = ("k", "s", "alpha", "parent_seed", "pair", "gain_best_own_points", "after_%")
@@ -59,7 +59,7 @@ class Finished:
     @cached_property
     def tables(self) -> list[Table]:
         """The sweep's own tables."""
-        return sweep_tables(cells(self.gains))
+        return sweep_tables(self.gains)
 
     @property
     def facts(self) -> list[tuple[str, str]]:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars
 
 from fastwi.analysis.statistics import FEWEST, Estimate
+from fastwi.report.estimates import estimate_of
 from fastwi.report.figures import numbered, save_figure
-from fastwi.report.rows import TREATMENTS
-from fastwi.report.summary import interval_text, variant_text
-from fastwi.report.tables import Cell
+from fastwi.report.summary import interval_text
+from fastwi.report.tables import cells, gain_column, measured
 
 K_LABEL, S_LABEL = "k: epochs of the parent", "s: epochs of each child"
 _CELL_INCHES = (0.98, 0.52)
@@ -21,7 +22,7 @@ _MOST_ROWS = 6
 _SPREAD = 10.0  # where the largest gain is this many times the typical one, a linear scale would show only it
 
 
-def draw_heatmap(found: Sequence[Cell], path: Path, subject: str) -> list[Path]:
+def draw_heatmap(gains: polars.DataFrame, path: Path, subject: str) -> list[Path]:
     """Draw the mean gain over the best child, in points, over k x s; one panel a treatment and other axes and alpha.
 
     All panels have one colour scale, centred at 0. Each file is a PNG, `path`, with PDF and SVG beside it; panels
@@ -31,36 +32,41 @@ def draw_heatmap(found: Sequence[Cell], path: Path, subject: str) -> list[Path]:
     from matplotlib.colors import SymLogNorm
     from matplotlib.figure import Figure
 
-    treatments = [name for name in TREATMENTS if any((name, "best") in cell.gains for cell in found)]
+    treatments = measured(gains)
     if not treatments:
         return []
-    variants = list(dict.fromkeys(cell.variant for cell in found))
-    ks, ss = sorted({cell.k for cell in found}), sorted({cell.s for cell in found})
+    maps: dict[tuple[str, str], dict[tuple[int, int], Estimate]] = {}
+    for variant, k, s, rows in cells(gains):
+        for treatment in treatments:
+            estimate = estimate_of(rows, gain_column(treatment))
+            here = maps.setdefault((variant, treatment), {})
+            if estimate is not None:
+                here[k, s] = estimate
+    ks, ss = sorted(gains["k"].unique()), sorted(gains["s"].unique())
     # Axis labels and titles need room where a map has one cell.
     width = max(_CELL_INCHES[0] * len(ss) + 1.1, _LEAST_INCHES[0])
     height = max(_CELL_INCHES[1] * len(ks) + 1.2, _LEAST_INCHES[1])
     beside = len(treatments) if width < 10 else 1
-    rows = max(1, min(_MOST_ROWS, int(_MOST_INCHES / height))) * beside // len(treatments) or 1
-    files = [variants[first : first + rows] for first in range(0, len(variants), rows)]
-    every = [e for cell in found for (_, over), e in cell.gains.items() if over == "best"]
+    rows_of_panels = max(1, min(_MOST_ROWS, int(_MOST_INCHES / height)))
+    most = (rows_of_panels * beside // len(treatments) or 1) * len(treatments)
+    files = [list(maps)[first : first + most] for first in range(0, len(maps), most)]
+    every = [estimate for here in maps.values() for estimate in here.values()]
     norm = _norm([e.value for e in every if e.value is not None])
     below = f"mean over parents, n = parents (pairs); intervals need {FEWEST} parents, not all equal"
     if any(e.conclusive for e in every):
         below = "mean over parents [95 % interval], n = parents (pairs); bold: the interval excludes 0"
     paths = []
-    for number, part in enumerate(files, 1):
+    for number, panels in enumerate(files, 1):
         counted = f" ({number} of {len(files)})" if len(files) > 1 else ""
         heading = f"Gain in test accuracy of the average over the best child: {subject}{counted}\n{below}"
-        panels = [(variant, treatment) for variant in part for treatment in treatments]
         down = -(-len(panels) // beside)
         least = 0.075 * max(map(len, heading.split("\n")))  # a narrow map would cut its own heading off
         size = (max(width * beside + 1.0, least), height * down + 0.8)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(down, beside, squeeze=False)
         for axis, (variant, treatment) in zip(axes.flat, panels, strict=False):
-            here = {(c.k, c.s): c.gains.get((treatment, "best")) for c in found if c.variant == variant}
-            image = _draw_map(axis, here, ks, ss, norm)
-            where = textwrap.wrap(variant_text(variant), int(13 * width))
+            image = _draw_map(axis, maps[variant, treatment], ks, ss, norm)
+            where = textwrap.wrap(variant, int(13 * width))
             axis.set_title("\n".join([f"{treatment} batch-norm statistics", *where]), fontsize=8)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
@@ -74,7 +80,7 @@ def draw_heatmap(found: Sequence[Cell], path: Path, subject: str) -> list[Path]:
 
 
 def _draw_map(
-    axis: Any, found: Mapping[tuple[int, int], Estimate | None], ks: Sequence[int], ss: Sequence[int], norm: Any
+    axis: Any, found: Mapping[tuple[int, int], Estimate], ks: Sequence[int], ss: Sequence[int], norm: Any
 ) -> Any:
     """Draw the estimates by k and s; returns the image. Each has its mean, interval and n, on three lines."""
     from matplotlib import colormaps

@@ -17,7 +17,7 @@ from fastwi.files import locked_directory, write_text
 from fastwi.report.rows import COLUMNS, GAIN_COLUMNS, gains, point_rows, result_frame, rows_frame, write_frame
 from fastwi.report.run_directory import RunDirectory
 from fastwi.report.summary import Summary
-from fastwi.report.tables import cell_table, cells, run_tables, summary_markdown
+from fastwi.report.tables import cell_table, run_tables, summary_markdown
 from fastwi.sealed import MANIFEST, seal_directory, sealed_yaml
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
     problems = sorted(m.divergence() for m in measured.values() if m.diverged)
     frame = result_frame(spec, points, places, measured, planned.inputs_of)
     averages = gains(spec, points, places, measured)
-    found = cells(averages)
     resolved = sweep_to_yaml(spec)
     card = resources.card(config)
     # One process at a time: the manifest has the checksums of all other files.
@@ -97,10 +96,10 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
         write_frame(frame, directory / "results.parquet", COLUMNS)
         write_frame(averages, directory / "gains.parquet", GAIN_COLUMNS)
         write_text(directory / "sweep.yaml", sealed_yaml(resolved))
-        write_text(directory / "summary.md", summary_markdown(spec, found, len(points), missing))
-        if found:
+        write_text(directory / "summary.md", summary_markdown(spec, averages, len(points), missing))
+        if averages.height:
             subject = f"{config.model.name} on {card.name}"
-            draw_heatmap(found, directory / "heatmap.png", subject)
+            draw_heatmap(averages, directory / "heatmap.png", subject)
             draw_curves(spec, points, places, measured, directory / "curves.png", subject)
         identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
         seal_directory(directory, manifest(card, resources.engine(config).resolved, identity, planned.networks))
@@ -109,7 +108,7 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
     counts = {"points": len(points), "measurements": len(measured), "missing": missing}
     line = f"{directory}: results.parquet, gains.parquet, summary.md, heatmap.png, curves.png"
     line += f"; {missing:,} measurements are not there yet" if missing else ""
-    tables = [cell_table(found)] if found else []
+    tables = [cell_table(averages)] if averages.height else []
     summary = Summary({"directory": str(directory), **counts}, [line], tables, [*problems, *failures])
     return Results(directory, frame, averages, missing, summary)
 
