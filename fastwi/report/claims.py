@@ -7,7 +7,7 @@ on the other side, else not settled. Without an interval (`fastwi.analysis.stati
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars
 
@@ -21,7 +21,7 @@ from fastwi.analysis.statistics import (
     verdict,
     verdict_text,
 )
-from fastwi.report.estimates import ALMOST, distinct, estimate_of, hard_less_easy
+from fastwi.report.estimates import ALMOST, distinct, hard_less_easy
 from fastwi.report.rows import OVER, TREATMENTS
 from fastwi.report.summary import count_of
 from fastwi.report.tables import cells, gain_column, most_epochs
@@ -29,12 +29,12 @@ from fastwi.report.tables import cells, gain_column, most_epochs
 NOT_MEASURED = "not measured"
 _MIDDLE = 0.5
 _GAIN = "gain_best_own_points"
+_CORRELATION = "rank correlation"
 _SETTINGS = {"k": "k", "s": "s", "learning_rate": "learning rate"}
 _DISTANCES = {
     "distance_l2": "children's distance (L2), within cells",
     "relative_distance": "children's distance relative to the parent's norm, within cells",
 }
-_RELATED_NEEDED = 2
 
 Frames = Mapping[str, polars.DataFrame]
 
@@ -62,8 +62,7 @@ class Finding:
         return {**values, **counts, "verdict": self.verdict, "note": e.note}
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What was found for a claim. `details`: findings of single cells or epochs."""
 
     findings: Sequence[Finding] = ()
@@ -71,9 +70,8 @@ class Found:
     details: Sequence[Finding] = ()
 
 
-@dataclass(frozen=True)
-class Statement:
-    """A claim as declared: the claim, what is estimated and when it is confirmed, and how.
+class Statement(NamedTuple):
+    """A claim as declared: what is estimated, when it is confirmed, and how.
 
     `find` takes the sweep's gains at the middle ("gains") and the studies' frames ("study/frame"). `decide` gives the
     verdict, of those findings that have one. `frame`: that of a study, on which the claim rests.
@@ -91,19 +89,14 @@ class Statement:
         return self.frame.partition("/")[0]
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A claim, judged. `lacking`: a study that was not run."""
 
     number: int
+    statement: Statement
     verdict: str
     found: Found
     lacking: str
-
-    @property
-    def statement(self) -> Statement:
-        """The claim as declared."""
-        return CLAIMS[self.number]
 
     @property
     def verdict_text(self) -> str:
@@ -122,7 +115,7 @@ def judge(gains: polars.DataFrame, studies: Mapping[str, Frames]) -> list[Claim]
         decisive = [finding for finding in found.findings if finding.verdict]
         decided = statement.decide(decisive) if decisive else NOT_MEASURED
         there = not statement.frame or statement.frame in frames
-        claims.append(Claim(number, decided, found, "" if there else statement.study))
+        claims.append(Claim(number, statement, decided, found, "" if there else statement.study))
     return claims
 
 
@@ -138,21 +131,19 @@ def _average_beats_both(frames: Frames) -> Found:
     gains = frames["gains"]
     findings, notes, details = list[Finding](), list[str](), list[Finding]()
     for treatment in TREATMENTS:
+        tail = f"{treatment} statistics"
         for over, words in OVER.items():
-            what = f"gain over {words}, {treatment} statistics"
             side = "above" if over == "best" else ""
-            findings += _find(what, gains, side, gain_column(treatment, over))
-    for variant, k, s, rows in cells(gains):
-        where = ", ".join(filter(None, [variant, f"k = {k}, s = {s}"]))
-        for treatment in TREATMENTS:
-            estimate = estimate_of(rows, gain_column(treatment))
-            if estimate is not None:
-                details.append(_finding(f"{where}; {treatment} statistics", estimate, "above"))
-    for treatment in TREATMENTS:
-        verdicts = [f.verdict for f in details if f.what.endswith(f"; {treatment} statistics")]
-        parts = [f"{verdicts.count(name)} {name}" for name in (CONFIRMED, REFUTED, NOT_SETTLED)]
+            findings += _find(f"gain over {words}, {tail}", gains, side, gain_column(treatment, over))
+        of_cells = list[Finding]()
+        for variant, k, s, rows in cells(gains):
+            where = ", ".join(filter(None, [variant, f"k = {k}, s = {s}"]))
+            of_cells += _find(f"{where}; {tail}", rows, "above", gain_column(treatment))
+        verdicts = [finding.verdict for finding in of_cells]
         if verdicts:
-            notes.append(f"Cell by cell, {treatment} statistics: {', '.join(parts)}.")
+            parts = ", ".join(f"{verdicts.count(name)} {name}" for name in (CONFIRMED, REFUTED, NOT_SETTLED))
+            notes.append(f"Cell by cell, {tail}: {parts}.")
+        details += of_cells
     return Found(findings, notes, details)
 
 
@@ -178,23 +169,22 @@ def _gain_is_transient(frames: Frames) -> Found:
 
 def _two_quantities_govern(frames: Frames) -> Found:
     gains, correlations = frames["gains"], frames.get("governance/correlations")
-    findings, notes = list[Finding](), list[str]()
+    findings = list[Finding]()
     if correlations is None:
         for column in ("k", "s", "optimizer.learning_rate"):
-            name = _SETTINGS[column.removeprefix("optimizer.")]
-            findings += _find(f"gain and {name}", gains, "either", column, _GAIN)
+            words = _SETTINGS[column.removeprefix("optimizer.")]
+            findings += _find(f"gain and {words}", gains, "either", column, _GAIN)
     else:
         wanted = {(name, "all pairs"): words for name, words in _SETTINGS.items()}
         wanted |= {(name, "within cells"): words for name, words in _DISTANCES.items()}
         for row in correlations.filter(gain=_GAIN).to_dicts():
-            words = wanted.get((row["quantity"], row["scope"]))
-            if words is not None:
-                findings.append(_of_row(f"gain and {words}", row))
-    for finding in findings:
-        if finding.estimate.value is None:
-            name = finding.what.removeprefix("gain and ")
-            notes.append(f"{name} does not vary in this sweep: make it an axis to test it.")
-    return Found(findings, notes)
+            words = wanted.get((row["quantity"], row["scope"]), "")
+            limits = (row["spearman"], row["low"], row["high"])
+            estimate = Estimate(*limits, row["n_parents"], row["n_pairs"], 0.95, row["note"] or "")
+            if words:
+                findings.append(_finding(f"gain and {words}", estimate, "either", _CORRELATION))
+    constant = [f.what.removeprefix("gain and ") for f in findings if f.estimate.value is None]
+    return Found(findings, [f"{name} does not vary in this sweep: make it an axis to test it." for name in constant])
 
 
 def _tied_to_connectivity(frames: Frames) -> Found:
@@ -235,20 +225,22 @@ def _falls_on_hard_examples(frames: Frames) -> Found:
 def _by_split(what: str, tail: str, rows: polars.DataFrame, column: str, side: str) -> list[Finding]:
     """What the whole and the hard half have of it, which decide; the hardest split less the easiest; the easiest."""
     rows = _finite(middle(rows), column)
-    share = hard_less_easy(rows, column, ALMOST) if rows.height else None
-    if share is None:
+    if not rows.height:
         return []
     splits = distinct(rows, "split")
     easy, hard = min(splits), max(splits)
+    share = hard_less_easy(rows, column, ALMOST)
+    ends = hard_less_easy(rows.filter(polars.col("split").is_in([easy, hard])), column)
+    if share is None or ends is None:
+        return []
     pair = rows.columns[: rows.columns.index("pair") + 1]
     of_pairs = rows.group_by(pair, maintain_order=True).agg(polars.col(column).mean())
-    ends = hard_less_easy(rows.filter(polars.col("split").is_in([easy, hard])), column)
     words = f"{what}, harder half of the splits less {ALMOST} times easier half{tail}"
     apart = f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}"
     return [
         *_find(f"{what}, all splits{tail}", of_pairs, side, column),
         _finding(words, share, side),
-        *([] if ends is None else [_finding(apart, ends)]),
+        _finding(apart, ends),
         *_find(f"{what}, split {easy} (easiest){tail}", rows.filter(split=easy), "", column),
     ]
 
@@ -262,14 +254,7 @@ def _find(what: str, frame: polars.DataFrame, side: str, *columns: str) -> list[
     if len(columns) == 1:
         return [_finding(what, mean_estimate(there[columns[0]].to_numpy(), parents), side)]
     x, y = (there[name].to_numpy() for name in columns)
-    return [_finding(what, spearman(x, y, parents), side, "rank correlation")]
-
-
-def _of_row(what: str, row: Mapping[str, Any]) -> Finding:
-    """A row of the study governance."""
-    limits = row["spearman"], row["low"], row["high"]
-    estimate = Estimate(*limits, row["n_parents"], row["n_pairs"], 0.95, row["note"] or "")
-    return _finding(what, estimate, "either", "rank correlation")
+    return [_finding(what, spearman(x, y, parents), side, _CORRELATION)]
 
 
 def _finding(what: str, estimate: Estimate, side: str = "", unit: str = "points") -> Finding:
@@ -304,7 +289,7 @@ def _all_hold(findings: Sequence[Finding]) -> str:
 def _two_related(findings: Sequence[Finding]) -> str:
     """Confirmed where two quantities are related; the measures of distance count as one."""
     related = {finding.what.split("distance")[0] for finding in findings if finding.verdict == CONFIRMED}
-    return CONFIRMED if len(related) >= _RELATED_NEEDED else NOT_SETTLED
+    return CONFIRMED if len(related) > 1 else NOT_SETTLED
 
 
 CLAIMS = {

@@ -11,7 +11,6 @@ from drawn_results import gains_frame
 
 from fastwi.report.__main__ import main
 from fastwi.report.heatmap import draw_heatmap
-from fastwi.report.tables import cells
 from fastwi.sealed import seal_directory, sealed_yaml
 
 WIDTHS = [360, 1200]
@@ -49,15 +48,9 @@ def results(tmp_path, seed) -> Path:
     frame = gains_frame(np.random.default_rng(seed), gain=1.0, after=(-2.0, -3.0), cells=((1, 2), (4, 8)))
     frame.write_parquet(tmp_path / "gains.parquet")
     (tmp_path / "sweep.yaml").write_text(sealed_yaml(SWEEP))
-    draw_heatmap(cells(frame), tmp_path / "heatmap.png", "digits")
-    draw_heatmap(cells(frame), tmp_path / "curves.png", "digits")
+    draw_heatmap(frame, tmp_path / "heatmap.png", "digits")
+    draw_heatmap(frame, tmp_path / "curves.png", "digits")
     (tmp_path / "curves.svg").unlink(missing_ok=True)
-    if not (tmp_path / "heatmap.svg").exists():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(4, 3))
-        figure.subplots().plot([0, 1, 2], [3, 1, 2], marker="o")
-        figure.savefig(tmp_path / "heatmap.svg")
     seal_directory(tmp_path, {"dataset": {"name": "digits", "sha256": {"train": "0123456789abcdef" * 4}}})
     return tmp_path
 

@@ -1,6 +1,5 @@
 """Heat maps and curves: what is drawn is what was measured, and files are whole pictures."""
 
-import dataclasses
 import re
 from statistics import fmean
 
@@ -10,11 +9,11 @@ from drawn_measurements import drawn, planned, spec_of
 from matplotlib import pyplot
 from matplotlib.colors import SymLogNorm
 
+from fastwi.analysis.statistics import mean_estimate
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
 from fastwi.report import curves, figures, heatmap
 from fastwi.report.rows import gains
-from fastwi.report.tables import cells
 
 TITLE = "Test accuracy of parents, children and their averages"
 LINES = "thin: single networks; thick: means over the parents (n)"
@@ -50,34 +49,31 @@ def test_heatmap(kept, tmp_path, seed):
     for place, point in zip(places, every, strict=True):
         if (point.config.experiment.k, point.config.experiment.s) == (1, 1):
             measurements.pop((place.average, OWN), None)
-    found = cells(gains(FIVE, every, places, measurements))
-    assert heatmap.draw_heatmap(found, tmp_path / "heatmap.png", "A sweep") == [tmp_path / "heatmap.png"]
-    own, recomputed = panels(kept["heatmap.png"])
-    assert own.get_title().startswith("own")
-    assert recomputed.get_title().startswith("recomputed")
-    for axis, treatment in ((own, "own"), (recomputed, "recomputed")):
+    frame = gains(FIVE, every, places, measurements)
+    assert heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep") == [tmp_path / "heatmap.png"]
+    for axis, treatment in zip(panels(kept["heatmap.png"]), ("own", "recomputed"), strict=True):
+        assert axis.get_title().startswith(treatment)
         (image,) = axis.images
-        assert image.get_array().shape == (3, 2)
+        values = np.ma.filled(image.get_array(), np.nan)
+        assert values.shape == (3, 2)
         assert image.norm.vmin == -image.norm.vmax
         assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "2"]
         assert [tick.get_text() for tick in axis.get_yticklabels()] == ["0", "1", "3"]
-        texts = [text.get_text() for text in axis.texts]
-        for cell in found:
-            e = cell.gains[treatment, "best"]
-            drawn_value = image.get_array()[[0, 1, 3].index(cell.k), cell.s - 1]
-            assert drawn_value == e.value
-            assert {f"{e.value:+.2f}", f"[{e.low:+.2f}, {e.high:+.2f}]", f"n = 5 ({cell.pairs})"} <= set(texts)
-        assert texts.count("not\nmeasured") == 1
-        assert np.isnan(np.ma.filled(image.get_array(), np.nan)).sum() == 1
-    bold = [text.get_text() for text in own.texts if text.get_weight() == "bold"]
-    estimates = [cell.gains["own", "best"] for cell in found]
-    assert sorted(bold) == sorted(f"{e.value:+.2f}" for e in estimates if e.low > 0 or e.high < 0)
+        texts, bold = [text.get_text() for text in axis.texts], []
+        for (k, s), rows in frame.group_by("k", "s"):
+            pairs = rows.select(f"gain_best_{treatment}_points", "parent_seed")
+            e = mean_estimate(*(column.to_list() for column in pairs))
+            assert values[[0, 1, 3].index(k), s - 1] == pytest.approx(e.value)
+            assert {f"{e.value:+.2f}", f"[{e.low:+.2f}, {e.high:+.2f}]", f"n = 5 ({rows.height})"} <= set(texts)
+            bold += [f"{e.value:+.2f}"] if e.low > 0 or e.high < 0 else []
+        assert texts.count("not\nmeasured") == np.isnan(values).sum() == 1
+        assert sorted(text.get_text() for text in axis.texts if text.get_weight() == "bold") == sorted(bold)
 
 
 def test_heatmap_of_few_parents_has_no_interval_and_nothing_bold(kept, tmp_path, seed):
     """Also where both parents gain the same: an interval of no width would exclude 0."""
     frame = gains(GRID, *made(GRID, seed)).with_columns(gain_best_own_points=2.5)
-    heatmap.draw_heatmap(cells(frame), tmp_path / "heatmap.png", "A sweep")
+    heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep")
     own, _ = panels(kept["heatmap.png"])
     assert [text.get_text() for text in own.texts if text.get_weight() == "bold"] == []
     assert [text.get_text() for text in own.texts].count("+2.50") == 6
@@ -85,15 +81,17 @@ def test_heatmap_of_few_parents_has_no_interval_and_nothing_bold(kept, tmp_path,
     assert not any("[" in text.get_text() for text in (*own.texts, kept["heatmap.png"]._suptitle))
 
 
-def test_many_combinations_go_to_several_files(kept, tmp_path, seed):
-    spec = spec_of({"augment.padding": tuple(range(8))}, {"after": 0}, alphas=(0.5,), measure=("own",))
-    found = cells(gains(spec, *made(spec, seed)))
-    paths = heatmap.draw_heatmap(found, tmp_path / "heatmap.png", "A sweep")
-    assert [path.name for path in paths] == list(kept) == ["heatmap.png", "heatmap-2.png"]
+@pytest.mark.parametrize("treatments", [1, 2])
+def test_many_combinations_go_to_several_files(kept, tmp_path, seed, treatments):
+    measure = ("own", "recomputed")[:treatments]
+    spec = spec_of({"augment.padding": tuple(range(14))}, {"after": 0}, alphas=(0.5,), measure=measure)
+    paths = heatmap.draw_heatmap(gains(spec, *made(spec, seed)), tmp_path / "heatmap.png", "A sweep")
+    names = ["heatmap.png", "heatmap-2.png", "heatmap-3.png"]  # of 6 rows of panels
+    assert [path.name for path in paths] == list(kept) == names
     titles = [axis.get_title() for figure in kept.values() for axis in panels(figure)]
-    assert [int(re.search(r"padding = (\d)", title)[1]) for title in titles] == list(range(8))
+    assert [int(re.search(r"padding = (\d+)", title)[1]) for title in titles[::treatments]] == list(range(14))
     assert all("alpha = 0.5" in title for title in titles)
-    assert "no interval" in [text.get_text() for text in panels(kept["heatmap.png"])[0].texts]
+    assert len(titles) == 14 * treatments
 
 
 def test_a_few_huge_losses_do_not_hide_the_gains():
@@ -123,7 +121,7 @@ def test_curves(kept, tmp_path, seed):
     for axis, (k, s) in zip(axes, [(k, s) for k in (0, 1, 3) for s in (1, 2)], strict=True):
         here = [i for i, p in enumerate(every) if (p.config.experiment.k, p.config.experiment.s) == (k, s)]
         whole = [i for i in here if i != lost]
-        assert axis.get_title().endswith(f"n = 2 ({len(whole)} pairs)")
+        assert axis.get_title().endswith(f"n = 2 parents, {len(whole)} pairs")
         parent, children, average, mark = axis.lines[:4]
         past = k - max(1, (s + 2) // 4)  # the part of the parent's that is drawn
         assert list(parent.get_xdata()) == list(range(max(past, 1), k + 1))
@@ -172,8 +170,8 @@ def test_curves_of_many_cells_and_combinations(kept, tmp_path, seed):
 def test_files(tmp_path, seed):
     spec = spec_of({}, {"after": 1})
     every, places, measurements = made(spec, seed)
-    found = cells(gains(spec, every, places, measurements))
-    heatmap.draw_heatmap(found, tmp_path / "heatmap.png", "A sweep")
+    frame = gains(spec, every, places, measurements)
+    heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep")
     curves.draw_curves(spec, every, places, measurements, tmp_path / "curves.png", "A sweep")
     starts = {".pdf": b"%PDF-", ".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<?xml"}
     names = {f"{name}{suffix}" for name in ("curves", "heatmap") for suffix in starts}
@@ -182,35 +180,15 @@ def test_files(tmp_path, seed):
         assert path.read_bytes().startswith(starts[path.suffix])
         assert path.stat().st_size > 5000
     with pytest.raises(UserError, match=r"cannot be written"):
-        heatmap.draw_heatmap(found, tmp_path / "heatmap.pdf" / "x.png", "A sweep")
+        heatmap.draw_heatmap(frame, tmp_path / "heatmap.pdf" / "x.png", "A sweep")
 
 
 def test_nothing_measured_draws_no_map(tmp_path):
-    assert heatmap.draw_heatmap([], tmp_path / "heatmap.png", "A sweep") == []
     spec = spec_of({})
     every, places, _ = planned(spec)
+    frame = gains(spec, every, places, {})
+    assert heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep") == []
     assert curves.draw_curves(spec, every, places, {}, tmp_path / "c.png", "A sweep") == [tmp_path / "c.png"]
-
-
-def test_a_figure_file_has_no_date(tmp_path):
-    figure, axis = pyplot.subplots()
-    axis.plot([1, 2])
-    figures.save_figure(figure, tmp_path / "figure.png")
-    pyplot.close(figure)
-    assert b"Date" not in (tmp_path / "figure.pdf").read_bytes()
-    assert b"<dc:date>" not in (tmp_path / "figure.svg").read_bytes()
-
-
-@pytest.mark.parametrize("touching", [False, True])
-def test_bold_needs_an_interval_beyond_0(kept, tmp_path, seed, touching):
-    """An end that touches 0 settles nothing."""
-    (cell, *_) = cells(gains(FIVE, *made(FIVE, seed)))
-    estimate = dataclasses.replace(cell.gains["own", "best"], value=0.5, low=0.0 if touching else 1e-6, high=1.0)
-    drawn_cell = dataclasses.replace(cell, gains={("own", "best"): estimate})
-    heatmap.draw_heatmap([drawn_cell], tmp_path / "heatmap.png", "A sweep")
-    (own,) = panels(kept["heatmap.png"])
-    bold = [text.get_text() for text in own.texts if text.get_weight() == "bold"]
-    assert bold == ([] if touching else ["+0.50"])
 
 
 def test_a_run_is_drawn_in_three_metrics(kept, tmp_path, seed):
@@ -243,4 +221,7 @@ def test_a_figure_for_a_paper_has_no_title_and_fonts_that_are_text(tmp_path):
     assert ">label of the axis<" in found["paper"]
     assert "title of the figure" not in found["paper"]
     assert "title of the figure" in found["screen"]  # as a comment: its letters are shapes
+    for path in tmp_path.iterdir():
+        assert b"Date" not in path.read_bytes()
+        assert b"<dc:date>" not in path.read_bytes()
     assert b"/Type3" not in (tmp_path / "paper.pdf").read_bytes()
