@@ -18,45 +18,31 @@ if TYPE_CHECKING:
     from fastwi.python.load import load_network
 
 _HOMES = {
-    "Layout": "fastwi.population",
-    "Population": "fastwi.population",
-    "Results": "fastwi.python.entry",
-    "average": "fastwi.api",
-    "interpolate_": "fastwi.api",
-    "load_network": "fastwi.python.load",
-    "load_state_dict": "fastwi.population.state_file",
-    "run": "fastwi.python.entry",
-    "save_state_dict": "fastwi.population.state_file",
+    "fastwi.api": ("average", "interpolate_"),
+    "fastwi.population": ("Layout", "Population"),
+    "fastwi.population.state_file": ("load_state_dict", "save_state_dict"),
+    "fastwi.python.entry": ("Results", "run"),
+    "fastwi.python.load": ("load_network",),
 }
 
 __all__ = [
-    "Layout",
-    "Population",
-    "Results",
-    "__version__",
-    "average",
-    "interpolate_",
-    "load_network",
-    "load_state_dict",
-    "run",
-    "save_state_dict",
-    "sweep",
-]
+    "Layout", "Population", "Results", "__version__", "average", "interpolate_", "load_network", "load_state_dict",
+    "run", "save_state_dict", "sweep",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import the public name from its home, or the module, on first use (PEP 562)."""
     if name in _modules():
         return importlib.import_module(f"fastwi.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fastwi' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'fastwi' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(globals().keys() | _HOMES.keys() | _modules())
+    return sorted(globals().keys() | set(__all__) | _modules())
 
 
 def _modules() -> set[str]:

@@ -31,11 +31,7 @@ SPINS = "1000"  # GOMP_SPINCOUNT, some 30 us: see _let_waiting_threads_sleep
 
 
 class ShowAndExit(Exception):
-    """Not an error: `text` (help, version) is all that was asked for. Printed to stdout, exit code 0."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
+    """Not an error: its text (help, version) is all that was asked for. Printed to stdout, exit code 0."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -52,14 +48,15 @@ def command(body: Callable[[list[str]], int]) -> Callable[..., int]:
 
     @functools.wraps(body)
     def main(argv: list[str] | None = None) -> int:
-        _print_anything()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold characters that its encoding lacks
+            sys.stdout.reconfigure(errors="backslashreplace")
         _let_waiting_threads_sleep()
         with _sigterm_as_interrupt():
             try:
                 try:
                     status = body(sys.argv[1:] if argv is None else argv)
                 except ShowAndExit as shown:
-                    print(shown.text)
+                    print(shown)
                     status = 0
                 return status if _flush_stdout() else EXIT_FAILED
             except BaseException as error:
@@ -87,7 +84,9 @@ def _exit_code(error: BaseException) -> int:
         return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
     if not isinstance(error, Exception):
         raise error
-    if _is_memory(error):
+    # Python or torch could not have the memory that it asked for.
+    allocator = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         _say_error(
             f"not enough memory ({textwrap.shorten(str(error), 200)}); lower optimizer.batch_size, "
             "engine.evaluation_batch, data.image_size or model.width"
@@ -95,18 +94,6 @@ def _exit_code(error: BaseException) -> int:
     else:
         traceback.print_exception(error)
     return EXIT_FAILED
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether Python or torch could not have the memory that it asked for."""
-    allocator = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    return allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
-def _print_anything() -> None:
-    """Names may hold characters that standard output's encoding lacks: escape them, as standard error does."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _let_waiting_threads_sleep() -> None:
@@ -141,25 +128,15 @@ def _flush_stdout() -> bool:
 def _silence_broken(stream: TextIO) -> bool:
     """Whether nobody reads `stream` any more; if so, let what is still buffered vanish without a message."""
     try:
-        stream.flush()
-        broken = _reader_is_gone(stream)  # an unbuffered stream (python -u) has nothing left to flush
-    except BrokenPipeError:
-        broken = True
-    if broken:
-        _discard(stream.fileno())
-    return broken
-
-
-def _reader_is_gone(stream: TextIO) -> bool:
-    if not hasattr(select, "poll"):
-        return False
-    try:
         descriptor = stream.fileno()
     except OSError:  # a stream that is no file, as under a test's capture
         return False
     poll = select.poll()
     poll.register(descriptor, 0)  # errors and hang-ups are reported unasked
-    return bool(poll.poll(0))
+    broken = bool(poll.poll(0))
+    if broken:
+        _discard(descriptor)
+    return broken
 
 
 def _discard(descriptor: int) -> None:
@@ -168,17 +145,17 @@ def _discard(descriptor: int) -> None:
     os.close(null)
 
 
-def _raise_terminated(_signal: int, _frame: FrameType | None) -> None:
-    raise Terminated
-
-
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
     """Within the block SIGTERM raises Terminated. Only the main thread may set handlers; others do not."""
+
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:

@@ -43,18 +43,17 @@ def _parser() -> argparse.ArgumentParser:
     common: dict[str, Any] = {"epilog": _EPILOG, "allow_abbrev": False}
     out = actions.add_parser("export", help="a checkpoint's member to a state dict", description=_EXPORT, **common)
     out.add_argument("checkpoint", metavar="CHECKPOINT", help="the population to take a member from")
-    out.add_argument("--out", required=True, metavar="FILE", help="what to write: .safetensors, .pt or .pth")
     out.add_argument("--member", type=int, metavar="M", help="which member, from 0; needed where there are several")
     out.add_argument("--optimizer", action="store_true", help=_OPTIMIZER)
     into = actions.add_parser("import", help="state dicts to one checkpoint", description=_IMPORT, **common)
     into.add_argument("files", nargs="+", metavar="FILE", help="a state dict, one a member")
-    into.add_argument("--out", required=True, metavar="CHECKPOINT", help="the checkpoint to write: .safetensors")
     into.add_argument("--model", required=True, metavar="NAME", help="as model.name: a built-in or your own network")
     into.add_argument("--classes", required=True, type=int, metavar="K", help="classes of the network")
     size = "side of the images, for a network of your own that takes image_size"
     into.add_argument("--image-size", type=int, metavar="PIXELS", help=size)
     into.add_argument("--width", type=float, default=1.0, help="multiplier of channels, as model.width; default: 1")
-    for action in (out, into):
+    for action, endings in ((out, ".safetensors, .pt or .pth"), (into, ".safetensors")):
+        action.add_argument("--out", required=True, metavar="FILE", help=f"what to write: {endings}")
         action.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return parser
 

@@ -55,14 +55,13 @@ def main(argv: list[str]) -> int:
         print(key)
         return 0
     rows: list[Measured] = []
+    speeds: dict[str, dict[int, float]] = {}
     with Progress("tuning") as progress:
         for row, spent_s in measure(config, device):
             rows.append(row)
+            if row.images_per_s is not None:
+                speeds.setdefault(row.engine, {})[row.members] = row.images_per_s
             progress.show(round(spent_s), round(BUDGET_S))
-    speeds: dict[str, dict[int, float]] = {}
-    for row in rows:
-        if row.images_per_s is not None:
-            speeds.setdefault(row.engine, {})[row.members] = row.images_per_s
     write_speeds(key, speeds)
     if request.json:
         print(to_json({"key": key, "table": str(table_path()), "measured": list(map(asdict, rows))}, indent=1))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastwi.config.read import ConfigLike, read_config
+from fastwi.config.read import ConfigLike, Request, read_config
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepSpec
 from fastwi.errors import ConfigError, UserError
@@ -60,8 +60,8 @@ def run(
             classes or num_classes, and image_size, if it takes them, and returns an nn.Module from images
             [N, 3, H, W] to logits [N, classes].
         train, test: images in place of data.path. Each a pair (images uint8 [N, H, W, 3], labels integers [N]) of
-            arrays or tensors, or a map-style dataset of (PIL image or uint8 array [H, W, 3], label). They are written
-            once, to `datasets/<content>` beside the run's directory. Or train alone: a dataset's directory.
+            arrays or tensors, or a map-style dataset of (PIL image or uint8 array [H, W, 3], label), written once, to
+            `datasets/<content>` beside the run's directory. Or train alone: a dataset's directory.
         directory: the run's own, in place of run.directory and run.name.
         overrides: values by dotted name, {"experiment.k": 3}, over those of config.
         progress: shown on stderr, or in the notebook.
@@ -73,14 +73,12 @@ def run(
         ConfigError: a configuration or a network that cannot be run, with a line for each problem.
         UserError: other bad input; ConfigError and CheckpointError are kinds of it.
     """
-    given = _overrides(overrides, network, train, test, directory, "run")
-    request = read_config({} if config is None else config, given)
+    request = _request(config, overrides, network, train, test, directory)
     from fastwi.train import carry_out_run, open_run
 
     with undisturbed():
-        read = _with_images(request.config, train, test, request.config.run.directory)
-        opened = open_run(read, request.config_file)
-        found = carry_out_run(opened, quiet=not progress)
+        config = _with_images(request.config, train, test, request.config.run.directory)
+        found = carry_out_run(open_run(config, request.config_file), quiet=not progress)
     return _results(found.directory, found.summary.problems, found.frame, found.gains)
 
 
@@ -105,8 +103,7 @@ def sweep(
             sweep.store, which sweeps share.
         overrides: also of sweep.* and axes.*.
     """
-    given = _overrides(overrides, network, train, test, directory, "sweep")
-    request = read_config({} if config is None else config, given, sweep=True)
+    request = _request(config, overrides, network, train, test, directory, sweep=True)
     spec = request.spec
     if train is not None and any(axis.path == "data.path" for axis in spec.axes):
         raise ConfigError("axes.data.path: train is given too; leave one of them out")
@@ -119,32 +116,34 @@ def sweep(
     return _results(found.directory, found.summary.problems or missing, found.frame, found.gains)
 
 
-def _overrides(
+def _request(
+    config: ConfigLike | SweepSpec | None,
     overrides: Mapping[str, Any] | None,
     network: Callable[..., Any] | None,
     train: Any,
     test: Any,
     directory: str | os.PathLike[str] | None,
-    section: str,
-) -> dict[str, Any]:
-    """The other arguments as values by dotted name too. Raises ConfigError where one is given twice."""
+    sweep: bool = False,
+) -> Request:
+    """What the arguments ask for. Raises ConfigError, also where one of them is given twice."""
     on_disk = isinstance(train, (str, os.PathLike))
     if (test is None) != (train is None or on_disk):
         raise ConfigError("train, test: give both, or as train alone the path of a dataset's directory")
-    more: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     if network is not None:
         from fastwi.models.callables import name_of
 
-        more["model.name"] = name_of(network)
-    if train is not None:
-        more["data.path"] = train if on_disk else None
+        given["model.name"] = name_of(network)
+    if on_disk:
+        given["data.path"] = train
     if directory is not None:
         path = Path(os.path.abspath(directory)) if Path(directory).name in ("", "..") else Path(directory)
-        more |= {f"{section}.directory": path.parent, f"{section}.name": path.name}
-    for name in more:
+        section = "sweep" if sweep else "run"
+        given |= {f"{section}.directory": path.parent, f"{section}.name": path.name}
+    for name in (*given, *["data.path"] * (train is not None)):
         if overrides and name in overrides:
             raise ConfigError(f"{name}: given as an argument of its own too; leave one of them out")
-    return {**(overrides or {}), **{name: value for name, value in more.items() if value is not None}}
+    return read_config({} if config is None else config, {**(overrides or {}), **given}, sweep)
 
 
 def _with_images(config: Config, train: Any, test: Any, within: str) -> Config:
