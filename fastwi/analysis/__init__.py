@@ -7,66 +7,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastwi.analysis.barrier import Barrier, barrier_between, barrier_of
-    from fastwi.analysis.blocks import BlocksResult, blocks_of, evaluate_blocks
-    from fastwi.analysis.distance import (
-        FunctionDistances,
-        WeightDistances,
-        function_distances,
-        tangent_departure,
-        weight_distances,
+    from fastwi.analysis.blocks import block_groups, evaluate_blocks
+    from fastwi.analysis.distance import function_distances, tangent_departure, weight_distances
+    from fastwi.analysis.evaluator import Evaluator, Measured, Recomputation, dataset_from_arrays, finite
+    from fastwi.analysis.examples import (
+        el2n_scores,
+        ensemble_scores,
+        equal_splits,
+        forgetting_events,
+        split_scores,
     )
-    from fastwi.analysis.el2n import el2n_scores
-    from fastwi.analysis.ensemble import ensemble_control
-    from fastwi.analysis.evaluator import Evaluator, Recomputation, dataset_from_arrays, finite, measure_mixtures
-    from fastwi.analysis.forgetting import forgetting_events
-    from fastwi.analysis.line import LineResult, evaluate_line
-    from fastwi.analysis.plane import Plane, PlaneResult, evaluate_plane, plane_through
-    from fastwi.analysis.splits import equal_splits, split_scores
-    from fastwi.analysis.trajectory import ema_weights, lawa_weights, trajectory_averages
+    from fastwi.analysis.line import Barrier, barrier_between, barrier_of, evaluate_line
+    from fastwi.analysis.plane import evaluate_plane, plane_points
+    from fastwi.analysis.trajectory import ema_weights, lawa_weights
 
 __all__ = [
-    "Barrier",
-    "BlocksResult",
-    "Evaluator",
-    "FunctionDistances",
-    "LineResult",
-    "Plane",
-    "PlaneResult",
-    "Recomputation",
-    "WeightDistances",
-    "barrier_between",
-    "barrier_of",
-    "blocks_of",
-    "dataset_from_arrays",
-    "el2n_scores",
-    "ema_weights",
-    "ensemble_control",
-    "equal_splits",
-    "evaluate_blocks",
-    "evaluate_line",
-    "evaluate_plane",
-    "finite",
-    "forgetting_events",
-    "function_distances",
-    "lawa_weights",
-    "measure_mixtures",
-    "plane_through",
-    "split_scores",
-    "tangent_departure",
-    "trajectory_averages",
-    "weight_distances",
-]
-
-_HOMES = (
-    "evaluator", "line", "barrier", "plane", "blocks", "distance", "splits", "el2n", "forgetting", "ensemble",
-    "trajectory",
-)  # fmt: skip
+    "Barrier", "Evaluator", "Measured", "Recomputation", "barrier_between", "barrier_of", "block_groups",
+    "dataset_from_arrays", "el2n_scores", "ema_weights", "ensemble_scores", "equal_splits", "evaluate_blocks",
+    "evaluate_line", "evaluate_plane", "finite", "forgetting_events", "function_distances", "lawa_weights",
+    "plane_points", "split_scores", "tangent_departure", "weight_distances",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import the public name from its home on first use (PEP 562)."""
-    for home in _HOMES if name in __all__ else ():
+    homes = ("evaluator", "line", "plane", "blocks", "distance", "examples", "trajectory")
+    for home in homes if name in __all__ else ():
         module = importlib.import_module(f"fastwi.analysis.{home}")
         if hasattr(module, name):
             return globals().setdefault(name, getattr(module, name))

@@ -3,14 +3,12 @@
 Shapes: C networks (children), N images, K classes, P parameters.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fastwi.analysis.evaluator import Evaluator, Values, check_rows
+from fastwi.analysis.evaluator import Evaluator, Values, check_members
 from fastwi.data.resident import ResidentDataset
-from fastwi.errors import UserError
 from fastwi.population import Population
 
 _COLUMNS = 2**16  # of weights that are in float64 at one time
@@ -20,14 +18,13 @@ _COLUMNS = 2**16  # of weights that are in float64 at one time
 class WeightDistances:
     """Distances of C networks' parameters, float64; batch-norm statistics have no part in them.
 
-    l2_CC: L2 distance of each two. displacement_C: L2 norm of each one's way from the parent; cosine_CC: of the
-    angle between two such ways, NaN for one of length 0. The last two are None where no parent was given.
+    l2_CC: L2 distance of each two. displacement_C: L2 norm of each one's way from the parent. cosine_CC: of the
+    angle between two such ways, NaN for one of length 0.
     """
 
-    members: tuple[int, ...]
     l2_CC: Values
-    displacement_C: Values | None
-    cosine_CC: Values | None
+    displacement_C: Values
+    cosine_CC: Values
 
 
 @dataclass(frozen=True)
@@ -35,79 +32,56 @@ class FunctionDistances:
     """Distances of C networks' outputs on one dataset, float64 [C, C] each; zero on the diagonal.
 
     disagreement_CC: % of images whose predicted class differs (Fort, Hu, Lakshminarayanan 2019, Deep Ensembles: A
-    Loss Landscape Perspective, section 3). kl_CC: mean over images of KL(p_i || p_j), nats; not symmetric. l2_CC:
-    mean over images of ||p_i - p_j||_2, at most the square root of 2; p are the softmax outputs.
+    Loss Landscape Perspective, section 3). kl_CC: mean over images of KL(p_i || p_j), nats, p the softmax outputs;
+    not symmetric, and NaN for a network that diverged.
     """
 
-    members: tuple[int, ...]
     disagreement_CC: Values
     kl_CC: Values
-    l2_CC: Values
 
 
 @torch.no_grad()
-def weight_distances(
-    population: Population, members: Sequence[int] | None = None, parent: int | None = None
-) -> WeightDistances:
-    """Distances between `members` (None: all but the parent), and of their displacements from member `parent`.
-
-    All sums are in float64. Raises UserError for a number that no member has.
-    """
-    chosen = _chosen(population, members, parent)
-    check_rows(population, chosen if parent is None else [*chosen, parent])
-    count = len(chosen)
-    weights_MP = population.weights_MP
-    gram_CC = torch.zeros(count, count, dtype=torch.float64, device=population.device)
-    origin = parent if parent is not None else chosen[0]
-    for first in range(0, population.layout.P, _COLUMNS):
-        columns = slice(first, first + _COLUMNS)
-        # As differences from one of them: siblings are near each other, and most digits would cancel.
-        d_CP = weights_MP[chosen, columns].double() - weights_MP[origin, columns].double()
+def weight_distances(children: Population, parent: Population) -> WeightDistances:
+    """Distances between the children, and of their displacements from `parent`, a population of one. In float64."""
+    check_members(parent, 1)
+    weights_CP, parent_1P = children.weights_MP, parent.weights_MP
+    gram_CC = torch.zeros(len(weights_CP), len(weights_CP), dtype=torch.float64, device=children.device)
+    for child_CP, origin_1P in zip(weights_CP.split(_COLUMNS, 1), parent_1P.split(_COLUMNS, 1), strict=True):
+        d_CP = child_CP.double() - origin_1P.double()
         gram_CC += d_CP @ d_CP.T
     norm2_C = gram_CC.diagonal()
     scale_CC = norm2_C[:, None] + norm2_C
     distance2_CC = scale_CC - 2 * gram_CC
-    # Where two are far nearer to each other than to the origin digits cancel after all: those pairs one by one.
+    # Where two are far nearer to each other than to the parent most digits cancel: those pairs one by one.
     near = torch.nonzero(((distance2_CC <= 1e-6 * scale_CC) & (scale_CC > 0)).triu(1)).tolist()
     for i, j in near:
-        apart_P = weights_MP[chosen[i]].double() - weights_MP[chosen[j]].double()
+        apart_P = weights_CP[i].double() - weights_CP[j].double()
         distance2_CC[i, j] = distance2_CC[j, i] = apart_P @ apart_P
-    l2_CC = distance2_CC.fill_diagonal_(0.0).sqrt().cpu().numpy()
-    if parent is None:
-        return WeightDistances(tuple(chosen), l2_CC, None, None)
+    l2_CC = distance2_CC.fill_diagonal_(0.0).sqrt()
     norm_C = norm2_C.sqrt()
     cosine_CC = (gram_CC / (norm_C[:, None] * norm_C)).clamp(-1, 1)
-    return WeightDistances(tuple(chosen), l2_CC, norm_C.cpu().numpy(), cosine_CC.cpu().numpy())
+    return WeightDistances(l2_CC.cpu().numpy(), norm_C.cpu().numpy(), cosine_CC.cpu().numpy())
 
 
 @torch.no_grad()
-def function_distances(
-    evaluator: Evaluator, population: Population, dataset: ResidentDataset, members: Sequence[int] | None = None
-) -> FunctionDistances:
-    """Distances between the outputs of `members` (None: all) on `dataset`, each with its own statistics.
-
-    All pairs are compared batch by batch, in float64. A diverged network's KL and L2 are NaN. Raises UserError for
-    bad input.
-    """
-    chosen = _chosen(population, members, None)
-    check_rows(population, chosen)
-    count = len(chosen)
-    different_CC, kl_CC, l2_CC = torch.zeros(3, count, count, dtype=torch.float64, device=evaluator.device)
-    for _, logits_CNK in evaluator.batches(population, chosen, dataset):
+def function_distances(evaluator: Evaluator, networks: Population, dataset: ResidentDataset) -> FunctionDistances:
+    """Distances between the outputs of all members on `dataset`, each with its own statistics. In float64."""
+    count = networks.members
+    different_CC, kl_CC = torch.zeros(2, count, count, dtype=torch.float64, device=evaluator.device)
+    for logits_CNK in evaluator.batches(networks, dataset):
         log_CNK = logits_CNK.double().log_softmax(dim=2)
-        p_CNK, class_CN = log_CNK.exp(), logits_CNK.argmax(dim=2)
+        class_CN = logits_CNK.argmax(dim=2)
         # KL(p_i || p_j) = <p_i, log p_i> - <p_i, log p_j>: one matrix product for all pairs.
-        cross_CC = p_CNK.flatten(1) @ log_CNK.flatten(1).T
+        cross_CC = log_CNK.exp().flatten(1) @ log_CNK.flatten(1).T
         kl_CC += cross_CC.diagonal()[:, None] - cross_CC
         for i in range(count):
             different_CC[i] += (class_CN != class_CN[i]).sum(dim=1)
-            l2_CC[i] += torch.linalg.vector_norm(p_CNK - p_CNK[i], dim=2).sum(dim=1)
-    means = (total_CC / len(dataset) for total_CC in (100 * different_CC, kl_CC, l2_CC))
-    return FunctionDistances(tuple(chosen), *(mean_CC.cpu().numpy() for mean_CC in means))
+    images = len(dataset)
+    return FunctionDistances((100 * different_CC / images).cpu().numpy(), (kl_CC / images).cpu().numpy())
 
 
 def tangent_departure(
-    evaluator: Evaluator, population: Population, dataset: ResidentDataset, children: Sequence[int], average: int
+    evaluator: Evaluator, children: Population, average: Population, dataset: ResidentDataset
 ) -> float:
     """How far the average's outputs are from the mean of the children's, in units of the children's spread.
 
@@ -117,17 +91,9 @@ def tangent_departure(
     children's outputs are equal.
     """
     off, spread = torch.zeros(2, dtype=torch.float64, device=evaluator.device)
-    for _, logits_MNK in evaluator.batches(population, [*children, average], dataset):
-        children_CNK, average_NK = logits_MNK[:-1].double(), logits_MNK[-1].double()
-        mean_NK = children_CNK.mean(dim=0)
-        off += torch.linalg.vector_norm(average_NK - mean_NK, dim=1).sum()
-        spread += torch.linalg.vector_norm(children_CNK - mean_NK, dim=2).mean(dim=0).sum()
+    both = (evaluator.batches(children, dataset), evaluator.batches(average, dataset))
+    for children_CNK, average_1NK in zip(*both, strict=True):
+        mean_NK = children_CNK.double().mean(dim=0)
+        off += torch.linalg.vector_norm(average_1NK[0].double() - mean_NK, dim=1).sum()
+        spread += torch.linalg.vector_norm(children_CNK.double() - mean_NK, dim=2).mean(dim=0).sum()
     return float(off / spread)
-
-
-def _chosen(population: Population, members: Sequence[int] | None, parent: int | None) -> list[int]:
-    """`members`, or all but the parent. Raises UserError where there is none."""
-    chosen = [m for m in range(population.members) if m != parent] if members is None else list(members)
-    if not chosen:
-        raise UserError("no member is left to compare; give members, or a population of more than the parent")
-    return chosen

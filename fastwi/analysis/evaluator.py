@@ -1,6 +1,6 @@
 """Loss and error of any networks: what every analysis measures with. Nothing here trains.
 
-Shapes: M members, L networks measured, N images, K classes, H W C of an image, Q columns of statistics.
+Shapes: M members, L networks measured, N images, K classes, H W C of an image.
 """
 
 import copy
@@ -27,17 +27,16 @@ Values = NDArray[np.float64]
 Table = dict[str, dict[str, Values]]  # by split, then by treatment of batch-norm statistics
 Splits = Mapping[str, ResidentDataset]
 
-OWN, AVERAGED, RECOMPUTED = "own", "averaged", "recomputed"
+AVERAGED, RECOMPUTED = "averaged", "recomputed"
 _NOISE, _ENGINE, _AUGMENT = Noise(0), EngineConfig(), AugmentConfig()  # frozen: safe as defaults
-MEMORY_BYTES = 256 * 2**20  # of networks made for a measurement and alive at one time
 
 
 @dataclass(frozen=True)
 class Recomputation:
     """What batch-norm statistics are recomputed on: augmented images of `dataset`, drawn by `noise`.
 
-    images: how many, in whole batches (0: all). epoch: whose draws (an experiment draws again for each epoch). Every
-    network of a measurement has the same draws.
+    images: how many, rounded down to whole batches (0: all). epoch: whose draws (an experiment draws again for each
+    epoch). Every network of a measurement has the same draws.
     """
 
     dataset: ResidentDataset
@@ -47,44 +46,31 @@ class Recomputation:
 
 
 @dataclass(frozen=True)
-class LossAndError:
-    """Mean cross-entropy (nats) and error (% of images) of L networks, float64 [L] each.
+class Measured:
+    """Mean cross-entropy (nats) and error (% of images) of L networks, by split and treatment: float64 [L] each.
 
-    By split, then by treatment of batch-norm statistics. NaN where a network is not defined: see `measure`.
-    Subclasses have arrays of other shapes, and name each network by `place`.
+    names: of each network, the columns that name it, such as its alpha. NaN: see `Evaluator.measure`.
     """
 
+    names: Sequence[Mapping[str, Any]]
     loss: Table
     error: Table
 
-    def place(self, treatment: str, *at: int) -> dict[str, Any] | None:
-        """The columns that name the network at one index; None: it has no row."""
-        return {"network": at[0]}
-
-    def columns(self, treatment: str, *at: int) -> dict[str, float | None]:
-        """The values at one index as a table has them, units in the names; None where not finite."""
-        found: dict[str, float | None] = {}
-        for split in self.loss:
-            found[f"{split}_loss_nats"] = finite(self.loss[split][treatment][at])
-            found[f"{split}_error_%"] = finite(self.error[split][treatment][at])
-        return found
-
     def rows(self) -> list[dict[str, Any]]:
         """One row for each treatment and network, units in the names; None where a value is not finite."""
-        return [
-            {**place, "batch_norm": treatment, **self.columns(treatment, *at)}
-            for treatment, values in next(iter(self.loss.values())).items()
-            for at in np.ndindex(values.shape)
-            if (place := self.place(treatment, *at)) is not None
-        ]
+        rows = []
+        for treatment in next(iter(self.loss.values())):
+            for i, name in enumerate(self.names):
+                row = {**name, "batch_norm": treatment}
+                for split in self.loss:
+                    row[f"{split}_loss_nats"] = finite(self.loss[split][treatment][i])
+                    row[f"{split}_error_%"] = finite(self.error[split][treatment][i])
+                rows.append(row)
+        return rows
 
-    def arrange(self, change: Callable[[Values], Values]) -> tuple[Table, Table]:
-        """Loss and error with `change` made to every array."""
-        loss, error = (
-            {split: {name: change(values) for name, values in found.items()} for split, found in table.items()}
-            for table in (self.loss, self.error)
-        )
-        return loss, error
+    def column(self, name: str) -> Values:
+        """One of the numbers that name the networks, float64 [L]."""
+        return np.array([each[name] for each in self.names], dtype=np.float64)
 
 
 class Evaluator:
@@ -92,7 +78,8 @@ class Evaluator:
 
     model: gives the architecture; it is copied. It gets images [N, C, H, W] in channels-last order. engine: device,
     precision and backend. batch_size, augment: of recomputed statistics alone. report: called with the number of
-    images evaluated since the last call.
+    images evaluated since the last call. memory_bytes: of networks made for a measurement and alive at one time; no
+    result depends on it.
     """
 
     def __init__(
@@ -102,6 +89,7 @@ class Evaluator:
         batch_size: int = 128,
         augment: AugmentConfig = _AUGMENT,
         report: Report | None = None,
+        memory_bytes: int = 256 * 2**20,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be at least 1")
@@ -112,8 +100,9 @@ class Evaluator:
         self._engine = build_engine(config, network)
         self.device = self._engine.device
         self._report = report
+        self._memory_bytes = memory_bytes
         self._outputs: int | None = None
-        self._normalises = any(span.name.endswith("running_var") for span in self.layout.statistics)
+        self._variances = [span for span in self.layout.statistics if span.name.endswith("running_var")]
 
     def scores(self, population: Population, dataset: ResidentDataset) -> Scores:
         """Loss (nats) and accuracy (%) of every member with its own statistics, float64 [M] each.
@@ -131,44 +120,86 @@ class Evaluator:
             raise UserError(f"labels run to {int(dataset.labels_N.max())}, but the network has fewer outputs")
         return self._engine.evaluate(population, dataset, self._report)
 
-    def recompute(
-        self,
-        population: Population,
-        dataset: ResidentDataset,
-        noise: Noise = _NOISE,
-        images: int = 0,
-        epoch: int = 0,
-    ) -> Population:
-        """A copy of `population` with statistics of its own weights, all members on the same draws of `noise`.
-
-        See `Engine.recompute_statistics`; `images` is rounded down to whole batches, 0 takes all.
-        """
-        if images < 0:
-            raise UserError(f"images is {images}; give 0 for all, or a positive number")
-        self._check(dataset)
+    def recompute(self, population: Population, on: Recomputation) -> Population:
+        """A copy of `population` with statistics of its own weights, all members on the same draws."""
+        if on.images < 0:
+            raise UserError(f"images is {on.images}; give 0 for all, or a positive number")
+        self._check(on.dataset)
         population = self._take(population)
-        if not self._normalises:
+        if not self._variances:
             return population.clone_rows(range(population.members))
-        noises = [noise] * population.members
-        return self._engine.recompute_statistics(population, dataset, noises, epoch, images, self._report)
+        noises = [on.noise] * population.members
+        return self._engine.recompute_statistics(population, on.dataset, noises, on.epoch, on.images, self._report)
 
     def logits(self, population: Population, m: int, dataset: ResidentDataset) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (positions int64 [N], logits float32 [N, K]) of member m, as `Engine.logits` does."""
         self._check(dataset)
         return self._engine.logits(self._take(population), m, dataset)
 
-    def logits_NK(self, population: Population, m: int, dataset: ResidentDataset) -> Tensor:
-        """Member m's logits on the whole dataset, float32 [N, K], with its own statistics."""
-        return torch.cat([logits_NK for _, logits_NK in self.logits(population, m, dataset)])
-
     @torch.no_grad()
-    def batches(
-        self, population: Population, rows: Sequence[int], dataset: ResidentDataset
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (positions int64 [N], logits float32 [M, N, K] of members `rows`), one evaluation batch at a time."""
+    def batches(self, population: Population, dataset: ResidentDataset) -> Iterator[Tensor]:
+        """Yield the logits of all members, float32 [M, N, K], one evaluation batch after the other."""
         population = self._take(population)
-        for steps in zip(*(self.logits(population, m, dataset) for m in rows), strict=True):
-            yield steps[0][0], torch.stack([logits_NK for _, logits_NK in steps])
+        each = [self.logits(population, m, dataset) for m in range(population.members)]
+        for steps in zip(*each, strict=True):
+            yield torch.stack([logits_NK for _, logits_NK in steps])
+
+    def measure(
+        self,
+        names: Sequence[Mapping[str, Any]],
+        build: Callable[[int, int], Population],
+        splits: Splits,
+        treatments: Sequence[str],
+        recomputation: Recomputation | None,
+        copies: int = 2,
+    ) -> Measured:
+        """Loss and error of the networks `names` on every split, under each of `treatments`.
+
+        `build(first, last)` makes networks first .. last - 1 with averaged statistics, `copies` times the memory of
+        a network each. "averaged" measures them so, "recomputed" with statistics of their own weights. Where
+        averaging gave a negative variance, which extrapolation can, the values are NaN under "averaged": with a
+        clamped variance it would be another network. Raises UserError for bad input.
+        """
+        _check_treatments(treatments, recomputation)
+        if not splits:
+            raise UserError("no split is given to measure on; give a dict of names and datasets")
+        count = len(names)
+        loss, error = ({s: {t: np.full(count, np.nan) for t in treatments} for s in splits} for _ in range(2))
+        step = max(1, self._memory_bytes // (copies * self.layout.row_bytes))
+        for first in range(0, count, step):
+            built = build(first, min(first + step, count))
+            for treatment in treatments:
+                kept = np.arange(built.members)
+                if treatment == RECOMPUTED:
+                    assert recomputation is not None
+                    members = self.recompute(built, recomputation)
+                else:
+                    kept = kept[~self._negative_variance(built)]
+                    members = built if len(kept) == built.members else built.clone_rows(kept.tolist())
+                if not members.members:
+                    continue
+                for split, dataset in splits.items():
+                    scores = self.scores(members, dataset)
+                    loss[split][treatment][first + kept] = scores.loss_M
+                    error[split][treatment][first + kept] = 100 - scores.accuracy_M
+        return Measured(names, loss, error)
+
+    def measure_sums(
+        self,
+        names: Sequence[Mapping[str, Any]],
+        members: Population,
+        weights_LM: Values,
+        splits: Splits,
+        treatments: Sequence[str],
+        recomputation: Recomputation | None,
+    ) -> Measured:
+        """`measure` of L weighted sums of `members`, statistics summed with the same weights."""
+        here = members.to(self.device)
+
+        def build(first: int, last: int) -> Population:
+            return here.combine(torch.from_numpy(weights_LM[first:last]))
+
+        return self.measure(names, build, splits, treatments, recomputation)
 
     def _take(self, population: Population) -> Population:
         """The population on this evaluator's device."""
@@ -183,6 +214,13 @@ class Evaluator:
         if dataset.images_NHWC.device != torch.empty(0, device=self.device).device:
             place = dataset.images_NHWC.device
             raise UserError(f"the dataset is on {place} and the evaluator on {self.device}; load it there")
+
+    def _negative_variance(self, population: Population) -> NDArray[np.bool_]:
+        """Whether any batch norm's variance is below zero, bool [M]."""
+        negative_M = torch.zeros(population.members, dtype=torch.bool, device=population.device)
+        for span in self._variances:
+            negative_M |= (span.view(population.statistics_MQ) < 0).flatten(1).any(dim=1)
+        return negative_M.cpu().numpy()
 
 
 def dataset_from_arrays(
@@ -219,68 +257,6 @@ def dataset_from_arrays(
     )
 
 
-def measure(
-    evaluator: Evaluator,
-    count: int,
-    build: Callable[[int, int], Population],
-    splits: Splits,
-    treatments: Sequence[str],
-    recomputation: Recomputation | None,
-    memory_bytes: int = MEMORY_BYTES,
-) -> LossAndError:
-    """Loss and error of `count` networks on every split, under each of `treatments` (averaged, recomputed).
-
-    `build(first, last)` makes networks first .. last - 1 with averaged statistics, as many at once as `memory_bytes`
-    hold. Where averaging gave a negative variance, which extrapolation can, the values are NaN under that treatment:
-    with a clamped variance it would be another network.
-    """
-    check_treatments(treatments, recomputation, (AVERAGED, RECOMPUTED))
-    if not splits:
-        raise UserError("no split is given to measure on; give a dict of names and datasets")
-    # Weights and momentum; twice, for recomputed copies.
-    step = max(1, memory_bytes // (2 * evaluator.layout.row_bytes))
-    measurement = LossAndError(*({s: {t: np.full(count, np.nan) for t in treatments} for s in splits} for _ in "le"))
-    for first in range(0, count, step):
-        last = min(first + step, count)
-        built = build(first, last)
-        for treatment in treatments:
-            places = np.arange(first, last)
-            if treatment == RECOMPUTED:
-                assert recomputation is not None
-                members = evaluator.recompute(
-                    built, recomputation.dataset, recomputation.noise, recomputation.images, recomputation.epoch
-                )
-            else:
-                keep = ~_negative_variance(built)
-                if not keep.any():
-                    continue
-                places = places[keep]
-                members = built if keep.all() else built.clone_rows(np.flatnonzero(keep).tolist())
-            for split, dataset in splits.items():
-                scores = evaluator.scores(members, dataset)
-                measurement.loss[split][treatment][places] = scores.loss_M
-                measurement.error[split][treatment][places] = 100 - scores.accuracy_M
-    return measurement
-
-
-def measure_mixtures(
-    evaluator: Evaluator,
-    members: Population,
-    weights_LM: Values,
-    splits: Splits,
-    treatments: Sequence[str],
-    recomputation: Recomputation | None,
-    memory_bytes: int = MEMORY_BYTES,
-) -> LossAndError:
-    """`measure` of L weighted sums of `members`, statistics summed with the same weights."""
-    here = members.to(evaluator.device)
-
-    def build(first: int, last: int) -> Population:
-        return here.combine(torch.from_numpy(weights_LM[first:last]))
-
-    return measure(evaluator, len(weights_LM), build, splits, treatments, recomputation, memory_bytes)
-
-
 def check_alphas(alphas: ArrayLike) -> Values:
     """The places as float64 [L]. Raises UserError for none, and where one is NaN or infinite."""
     alphas_L = np.array(alphas, dtype=np.float64)
@@ -289,35 +265,21 @@ def check_alphas(alphas: ArrayLike) -> Values:
     return alphas_L
 
 
-def check_treatments(treatments: Sequence[str], recomputation: Recomputation | None, known: Sequence[str]) -> None:
-    """Raise UserError for no treatment, one that is not `known` or there twice, and one that lacks its images."""
-    if isinstance(treatments, str) or not treatments or len(set(treatments)) != len(treatments):
-        raise UserError(
-            f"treatments are {treatments!r}; give a tuple of one or more of {', '.join(known)}, each once"
-        )
-    for treatment in treatments:
-        if treatment not in known:
-            raise UserError(f"batch-norm treatment {treatment!r} is not one of {', '.join(known)}")
-    if RECOMPUTED in treatments and recomputation is None:
-        raise UserError("recomputed statistics need training images; give recomputation=Recomputation(dataset)")
-
-
-def check_rows(population: Population, rows: Sequence[int]) -> None:
-    """Raise UserError unless every one of `rows` is a member's number."""
-    for row in rows:
-        if not 0 <= row < population.members:
-            raise UserError(f"member {row} is not in a population of {population.members}, numbered from 0")
-
-
-def _negative_variance(population: Population) -> NDArray[np.bool_]:
-    """Whether any batch norm's variance is below zero, bool [M]."""
-    negative_M = torch.zeros(population.members, dtype=torch.bool, device=population.device)
-    for span in population.layout.statistics:
-        if span.name.endswith("running_var"):
-            negative_M |= (span.view(population.statistics_MQ) < 0).flatten(1).any(dim=1)
-    return negative_M.cpu().numpy()
+def check_members(population: Population, count: int) -> None:
+    """Raise UserError for another number of members."""
+    if population.members != count:
+        raise UserError(f"a population of {population.members}; give {count} (population.clone_rows chooses members)")
 
 
 def finite(value: float) -> float | None:
     """The value as a table has it: None where it is NaN or infinite."""
     return float(value) if math.isfinite(value) else None
+
+
+def _check_treatments(treatments: Sequence[str], recomputation: Recomputation | None) -> None:
+    known = (AVERAGED, RECOMPUTED)
+    each_once = len(set(treatments)) == len(treatments) > 0
+    if isinstance(treatments, str) or not each_once or not set(treatments) <= set(known):
+        raise UserError(f"treatments are {treatments!r}; give a tuple of {' or '.join(known)}, each at most once")
+    if RECOMPUTED in treatments and recomputation is None:
+        raise UserError("recomputed statistics need training images; give recomputation=Recomputation(dataset)")

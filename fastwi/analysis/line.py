@@ -1,4 +1,16 @@
-"""Loss and error along the line between two networks: W(alpha) = (1 - alpha) A + alpha B.
+"""Loss and error on the line between two networks, W(alpha) = (1 - alpha) A + alpha B, and its barriers.
+
+Frankle, Dziugaite, Roy, Carbin, Linear Mode Connectivity and the Lottery Ticket Hypothesis, ICML 2020, section 2:
+with E(alpha) the error of the network at W(alpha),
+
+    barrier = max over alpha of E(alpha)  -  (E(0) + E(1)) / 2,
+
+over 30 evenly spaced alphas. Its linear variant takes the excess over the straight line between the end points:
+
+    linear barrier = max over alpha of [E(alpha) - (1 - alpha) E(0) - alpha E(1)].
+
+Neither bounds the other. Where the error changes evenly the second is zero, and the first is half the difference
+of the end points.
 
 Shapes: L places on the line.
 """
@@ -8,88 +20,123 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fastwi.analysis.evaluator import (
     AVERAGED,
-    MEMORY_BYTES,
-    OWN,
-    RECOMPUTED,
     Evaluator,
-    LossAndError,
+    Measured,
     Recomputation,
     Splits,
-    Values,
     check_alphas,
-    check_rows,
-    check_treatments,
-    measure_mixtures,
+    check_members,
 )
 from fastwi.errors import UserError
 from fastwi.population import Population
 
-TREATMENTS = (OWN, AVERAGED, RECOMPUTED)
-
 
 @dataclass(frozen=True)
-class LineResult(LossAndError):
-    """Loss (nats) and error (%) by split and treatment, float64 [L], at alphas_L float64 [L], in their order.
+class Barrier:
+    """The barriers of one line on one split, under one treatment of batch-norm statistics.
 
-    "own" has values at alpha 0 and 1 only, and NaN elsewhere; `rows` has it there only.
+    Errors in percentage points, losses in nats; NaN where a value on the line is NaN. `alpha_of_error`,
+    `alpha_of_loss`: where the largest value is (the first of several). `alphas`: places that they are taken over.
     """
 
-    alphas_L: Values
+    split: str
+    treatment: str
+    alphas: int
+    error: float
+    error_linear: float
+    alpha_of_error: float
+    loss: float
+    loss_linear: float
+    alpha_of_loss: float
 
-    def place(self, treatment: str, *at: int) -> dict[str, Any] | None:
-        """The alpha of one network."""
-        alpha = float(self.alphas_L[at])
-        return {"alpha": alpha} if treatment != OWN or alpha in (0, 1) else None
+    def row(self) -> dict[str, Any]:
+        """The barriers as a row of a table, units in the names."""
+        return {
+            "split": self.split,
+            "batch_norm": self.treatment,
+            "error_barrier_%": self.error,
+            "error_barrier_linear_%": self.error_linear,
+            "loss_barrier_nats": self.loss,
+            "loss_barrier_linear_nats": self.loss_linear,
+            "alpha_of_largest_error": self.alpha_of_error,
+            "alpha_of_largest_loss": self.alpha_of_loss,
+            "alphas": self.alphas,
+        }
 
 
 def evaluate_line(
     evaluator: Evaluator,
-    population: Population,
+    pair: Population,
     splits: Splits,
     alphas: ArrayLike,
     *,
-    ends: tuple[int, int] = (0, 1),
     treatments: Sequence[str] = (AVERAGED,),
     recomputation: Recomputation | None = None,
-    memory_bytes: int = MEMORY_BYTES,
-) -> LineResult:
-    """Evaluate the networks at `alphas` on the line from member ends[0] to member ends[1] on every split.
+) -> Measured:
+    """Evaluate the networks at `alphas` on the line from member 0 of `pair` to member 1, on every split.
 
     alphas: any finite numbers; outside 0..1 they extrapolate. Alphas 0 and 1 are the end points to the bit.
     Treatments of batch-norm statistics, any of:
 
     - averaged: interpolated as the weights are. Far outside 0..1 a variance can become negative: NaN there.
     - recomputed: of each network's own weights, on `recomputation`'s images, the same draws at every alpha.
-    - own: those that the end points came with; at alpha 0 and 1, which must be among the alphas.
 
-    The networks are rows of one population, made as many at a time as `memory_bytes` hold; that number has no
-    effect on the result. Raises UserError for bad input.
+    Raises UserError for bad input.
     """
     alphas_L = check_alphas(alphas)
-    check_treatments(treatments, recomputation, TREATMENTS)
-    check_rows(population, ends)
-    is_end_L = (alphas_L == 0) | (alphas_L == 1)
-    if OWN in treatments and not is_end_L.any():
-        raise UserError("own statistics are the end points'; put 0 or 1 among the alphas, or leave 'own' out")
-    # At an end point the averaged statistics are its own.
-    measured = [name for name in TREATMENTS[1:] if name in treatments or (name == AVERAGED and OWN in treatments)]
-    here_L = is_end_L if tuple(treatments) == (OWN,) else np.full(len(alphas_L), True)
-    weights_L2 = np.stack([1 - alphas_L, alphas_L], axis=1)[here_L]
-    pair = population.clone_rows(ends)
-    found = measure_mixtures(evaluator, pair, weights_L2, splits, measured, recomputation, memory_bytes)
+    check_members(pair, 2)
+    weights_L2 = np.stack([1 - alphas_L, alphas_L], axis=1)
+    names = [{"alpha": alpha} for alpha in alphas_L.tolist()]
+    return evaluator.measure_sums(names, pair, weights_L2, splits, treatments, recomputation)
 
-    def arranged(found: dict[str, Values]) -> dict[str, Values]:
-        """In the caller's order, with NaN where nothing was measured."""
-        by_name = {}
-        for name in treatments:
-            values_L = np.full(len(alphas_L), np.nan)
-            values_L[here_L] = found[AVERAGED if name == OWN else name]
-            by_name[name] = np.where(is_end_L, values_L, np.nan) if name == OWN else values_L
-        return by_name
 
-    loss, error = ({split: arranged(table[split]) for split in splits} for table in (found.loss, found.error))
-    return LineResult(loss, error, alphas_L)
+def barrier_of(
+    line: Measured, split: str, treatment: str = AVERAGED, counted_L: NDArray[np.bool_] | None = None
+) -> Barrier:
+    """The barriers of a line that was evaluated before, over the places in 0..1 (and in `counted_L`).
+
+    Raises UserError where the line lacks the split, the treatment, or alpha 0 or 1.
+    """
+    if treatment not in line.loss.get(split, {}):
+        known = ", ".join(f"{name} {key}" for name, found in line.loss.items() for key in found)
+        raise UserError(f"the line has no {split} {treatment}; it has: {known}")
+    alphas_L = line.column("alpha")
+    inside_L = (alphas_L >= 0) & (alphas_L <= 1)
+    if counted_L is not None:
+        inside_L &= counted_L
+    alphas_L = alphas_L[inside_L]
+    if not {0.0, 1.0} <= set(alphas_L.tolist()):
+        raise UserError("a barrier needs both end points; put 0 and 1 among the line's alphas")
+    found = list[float]()
+    for table in (line.error, line.loss):
+        values_L = table[split][treatment][inside_L]
+        first, last = values_L[alphas_L == 0][0], values_L[alphas_L == 1][0]
+        largest = int(np.argmax(values_L))  # numpy takes NaN for the largest, so that it is not overlooked
+        linear = np.max(values_L - (1 - alphas_L) * first - alphas_L * last)
+        found += [float(values_L[largest] - (first + last) / 2), float(linear), float(alphas_L[largest])]
+    return Barrier(split, treatment, len(alphas_L), *found)
+
+
+def barrier_between(
+    evaluator: Evaluator,
+    pair: Population,
+    splits: Splits,
+    *,
+    alphas: int = 30,
+    treatments: Sequence[str] = (AVERAGED,),
+    recomputation: Recomputation | None = None,
+) -> list[Barrier]:
+    """Evaluate the line between two networks and return its barriers, one a split and treatment.
+
+    `alphas` evenly spaced places from 0 to 1, both ends among them. See `evaluate_line` for the rest. Raises
+    UserError for bad input.
+    """
+    if alphas < 2:
+        raise UserError(f"alphas is {alphas}; a barrier needs at least the two end points")
+    places_L = np.linspace(0, 1, alphas)
+    line = evaluate_line(evaluator, pair, splits, places_L, treatments=treatments, recomputation=recomputation)
+    return [barrier_of(line, split, treatment) for split in splits for treatment in treatments]

@@ -1,6 +1,6 @@
 """What a study's networks are measured with: evaluators, images, the sweep's own recomputation, and progress."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,8 @@ from fastwi.data.noise import Noise
 from fastwi.errors import UserError
 
 if TYPE_CHECKING:
-    from fastwi.analysis.evaluator import Evaluator
+    from fastwi.analysis.evaluator import Evaluator, Recomputation
     from fastwi.data.resident import ResidentDataset
-    from fastwi.population import Population
 
 SPLITS = ("train", "test")
 
@@ -29,14 +28,27 @@ class Bench:
         self._evaluators: dict[tuple[object, ...], Evaluator] = {}
         self._done, self._total = 0, 1
 
-    def expect(self, measured: Iterable[tuple[Config, int]], splits: Sequence[str] = SPLITS) -> None:
-        """Announce this many networks of each configuration, each under every treatment."""
-        self._total = max(1, sum(count * self._images(config, splits) for config, count in measured))
-        self._progress(0, self._total)
+    def each(
+        self, pairs: Sequence[Pair], networks: Callable[[Pair], int], splits: Sequence[str] = SPLITS
+    ) -> Iterator[tuple[Pair, dict[str, Any]]]:
+        """Yield each pair, and how functions of `fastwi.analysis` measure it: evaluator, splits, treatments ...
 
-    def finish(self) -> None:
-        """Report that all is done: networks that are not defined are not measured."""
-        self._progress(self._total, self._total)
+        networks: how many of a pair are measured, for progress.
+        """
+        self._total = max(1, sum(networks(pair) * self._images(pair.config, splits) for pair in pairs))
+        self._progress(0, self._total)
+        for pair in pairs:
+            found = self.splits(pair.config)
+            yield pair, {"splits": {name: found[name] for name in splits}, **self.how(pair)}
+        self._progress(self._total, self._total)  # networks that are not defined are not measured
+
+    def how(self, pair: Pair) -> dict[str, Any]:
+        """Evaluator, treatments and recomputation for the pair's networks."""
+        return {
+            "evaluator": self.evaluator(pair.config),
+            "treatments": self._options.treatments,
+            "recomputation": self.recomputation(pair),
+        }
 
     def evaluator(self, config: Config) -> "Evaluator":
         """What evaluates networks of `config`. Compiling one takes longer than measuring with it."""
@@ -50,32 +62,43 @@ class Bench:
             )
         return self._evaluators[kind]
 
-    def splits(self, config: Config) -> "dict[str, ResidentDataset]":
-        """Training and test images. Raises UserError where the options ask for more than the sweep has."""
-        asked: dict[str, Any] = {}
-        for name, dataset in zip(SPLITS, self._opened.resident_splits(config), strict=True):
-            images: int = getattr(self._options, f"{name}_images")
-            if images > len(dataset):
-                raise UserError(
-                    f"analysis.{name}_images: {images} is more than the sweep's {len(dataset)}; lower it, or give 0"
-                )
-            asked[f"{name}_images"] = images or getattr(config.data, f"{name}_images")
-        chosen = replace(config, data=replace(config.data, **asked))
-        return dict(zip(SPLITS, self._opened.resident_splits(chosen), strict=True))
+    def recomputation(self, pair: Pair) -> "Recomputation":
+        """The sweep's own, on the draws of the epoch at which the pair was averaged.
 
-    def treatments(self, pair: Pair) -> dict[str, Any]:
-        """How batch-norm statistics are treated, as functions of `fastwi.analysis` take it.
-
-        Recomputation is the sweep's own: on the draws of the epoch at which the pair was averaged.
+        So a network's accuracy is the one that the sweep measured as recomputed, to the bit on the same machine.
         """
         from fastwi.analysis.evaluator import Recomputation
 
         config = pair.config
-        recomputation = Recomputation(
-            self._opened.resident_splits(config)[0], Noise(config.seeds.statistics_noise),
-            config.experiment.recompute_images, pair.k + pair.s,
-        )  # fmt: skip
-        return {"treatments": self._options.treatments, "recomputation": recomputation}
+        train, noise = self._opened.resident_splits(config)[0], Noise(config.seeds.statistics_noise)
+        return Recomputation(train, noise, config.experiment.recompute_images, pair.k + pair.s)
+
+    def splits(self, config: Config) -> "dict[str, ResidentDataset]":
+        """Training and test images that the options ask for, drawn from all of the dataset's."""
+        counts: dict[str, Any] = {}
+        for name in SPLITS:
+            counts[f"{name}_images"] = self._asked(config, name) or getattr(config.data, f"{name}_images")
+        chosen = replace(config, data=replace(config.data, **counts))
+        return dict(zip(SPLITS, self._opened.resident_splits(chosen), strict=True))
+
+    def part(self, config: Config, split: str) -> "tuple[ResidentDataset, list[int]]":
+        """The same of one split, drawn from the sweep's, and their positions in it."""
+        from fastwi.data.resident import even_subset
+
+        images, dataset = self._asked(config, split), self._opened.resident_splits(config)[SPLITS.index(split)]
+        if images in (0, len(dataset)):
+            return dataset, list(range(len(dataset)))
+        kept = even_subset(dataset.labels_N.cpu().numpy(), images)
+        chosen = replace(dataset, images_NHWC=dataset.images_NHWC[kept].contiguous(), labels_N=dataset.labels_N[kept])
+        return chosen, kept.tolist()
+
+    def _asked(self, config: Config, split: str) -> int:
+        """How many images the options ask for; 0: the sweep's. Raises UserError for more than the sweep has."""
+        images: int = getattr(self._options, f"{split}_images")
+        most = len(self._opened.resident_splits(config)[SPLITS.index(split)])
+        if images > most:
+            raise UserError(f"analysis.{split}_images: {images} is more than the sweep's {most}; lower it, or give 0")
+        return images
 
     def _passed(self, images: int) -> None:
         self._done = min(self._done + images, self._total)
@@ -87,30 +110,3 @@ class Bench:
         train = len(self._opened.resident_splits(config)[0])
         again = (RECOMPUTED in treatments) * (config.experiment.recompute_images or train)
         return len(treatments) * sum(len(found[name]) for name in splits) + again
-
-
-def recomputed(opened: OpenedSweep, population: "Population", config: Config, epoch: int) -> "Population":
-    """A copy of `population` with the batch-norm statistics that the sweep's own recomputation gives at `epoch`.
-
-    So a network's accuracy is the one that the sweep measured as recomputed, to the bit on the same machine.
-    """
-    train = opened.resident_splits(config)[0]
-    noises = [Noise(config.seeds.statistics_noise)] * population.members
-    images = config.experiment.recompute_images
-    return opened.resources.engine(config).recompute_statistics(population, train, noises, epoch, images)
-
-
-def part_of(dataset: "ResidentDataset", images: int, option: str) -> "tuple[ResidentDataset, list[int]]":
-    """`images` of the dataset's images, evenly over classes (0: all), and their positions in it.
-
-    Raises UserError, naming `option`, where there are fewer.
-    """
-    from fastwi.data.resident import even_subset
-
-    if not images or images == len(dataset):
-        return dataset, list(range(len(dataset)))
-    if images > len(dataset):
-        raise UserError(f"{option}: {images}; the sweep has {len(dataset)}: give at most that, or 0 for all")
-    kept = even_subset(dataset.labels_N.cpu().numpy(), images)
-    part = replace(dataset, images_NHWC=dataset.images_NHWC[kept].contiguous(), labels_N=dataset.labels_N[kept])
-    return part, [int(place) for place in kept]

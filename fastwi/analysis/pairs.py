@@ -5,7 +5,7 @@ pair as in the sweep's results, also where `sweep.tuple_size` is more than 2.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,15 +66,11 @@ def all_pairs(opened: OpenedSweep) -> list[Pair]:
     """Every point of the sweep, measured or not, in the sweep's order."""
     planned = opened.planned
     axes, tuples = other_axes(planned.spec), child_tuples(planned.spec)
-    return [
-        Pair(
-            point,
-            place,
-            tuple((path, axis_value(path, point.values[i])) for path, i in axes.items()),
-            tuples[point.tuple_index],
-        )
-        for point, place in zip(planned.points, planned.places, strict=True)
-    ]
+    pairs = []
+    for point, place in zip(planned.points, planned.places, strict=True):
+        variant = tuple((path, axis_value(path, point.values[i])) for path, i in axes.items())
+        pairs.append(Pair(point, place, variant, tuples[point.tuple_index]))
+    return pairs
 
 
 def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
@@ -85,40 +81,48 @@ def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     interpolation, they or their children; and, noted in `opened.left_out`, those that diverged or have a child that
     did. Raises UserError where nothing is left.
     """
-    chosen = _asked_for(opened, options)
-    chosen = [pair for pair in chosen if pair.point.alpha in (None, 0.5)] or chosen
-    lost = opened.lost()
+    lost, measured = opened.lost(), opened.measured
+
+    def networks(pair: Pair) -> tuple[str, ...]:
+        return pair.place.average, *pair.place.ends
 
     def diverged(pair: Pair) -> bool:
-        states = (pair.place.average, *pair.place.ends)
-        found = (opened.measured.get((state, name)) for state in states for name in pair.place.treatments)
-        return not lost.isdisjoint(states) or any(m is not None and m.diverged for m in found)
+        found = (measured.get((state, name)) for state in networks(pair) for name in pair.place.treatments)
+        return not lost.isdisjoint(networks(pair)) or any(m is not None and m.diverged for m in found)
 
+    asked = _asked_for(opened, options)
+    asked = [pair for pair in asked if pair.point.alpha in (None, 0.5)] or asked
     kept = [
-        pair
-        for pair in _sound(opened, chosen, diverged)
-        if all((state, OWN) in opened.measured for state in (pair.place.average, *pair.place.ends))
+        pair for pair in _sound(opened, asked, diverged) if all((state, OWN) in measured for state in networks(pair))
     ]
-    order = chosen_cells(options) or sorted({pair.cell for pair in kept}, reverse=True)
-    return _ordered(kept, order)
+    return _ordered(kept, chosen_cells(options) or sorted({pair.cell for pair in kept}, reverse=True))
 
 
 def chosen_lines(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     """The pairs of `options.cells` whose line is measured, each once: points that differ in alpha have one line.
 
     They are in the order of `options.cells`; without, in the sweep's. Left out, and noted in `opened.left_out`, are
-    those with a child that diverged. Raises UserError for a sweep whose tuples are not pairs, and where nothing is
-    left.
+    those with a child that diverged. Raises UserError for a sweep whose tuples are not pairs, where nothing is left,
+    and where the children's states are not stored.
     """
     size = opened.planned.spec.options.tuple_size
     if size != 2:
         raise UserError(f"sweep.tuple_size: {size}; this study is of pairs; sweep tuples of 2")
     lost = opened.lost()
-    kept = _sound(opened, _asked_for(opened, options), lambda pair: not lost.isdisjoint(pair.place.ends))
     lines: dict[tuple[Any, ...], Pair] = {}
-    for pair in kept:
+    for pair in _sound(opened, _asked_for(opened, options), lambda pair: not lost.isdisjoint(pair.place.ends)):
         lines.setdefault((pair.point.values, pair.point.parent, pair.point.tuple_index), pair)
-    return _ordered(list(lines.values()), chosen_cells(options))
+    found = _ordered(list(lines.values()), chosen_cells(options))
+    opened.require(state for pair in found for state in pair.place.ends)
+    return found
+
+
+def counted(pairs: Sequence[Pair], progress: Progress) -> Iterator[Pair]:
+    """Each pair, with progress counted in pairs."""
+    for done, pair in enumerate(pairs):
+        progress(done, len(pairs))
+        yield pair
+    progress(len(pairs), len(pairs))
 
 
 def _asked_for(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
@@ -141,12 +145,13 @@ def _sound(opened: OpenedSweep, chosen: list[Pair], diverged: Callable[[Pair], b
 
 
 def _cell_text(pair: Pair) -> str:
-    named = {"k": pair.k, "s": pair.s} | {name.removeprefix("experiment."): value for name, value in pair.variant}
-    named |= {} if pair.point.alpha is None else {"alpha": pair.point.alpha}
-    return ", ".join(f"{name} = {show(value)}" for name, value in named.items())
+    """The pair's cell in words: 'k = 1, s = 2, momentum = reset'."""
+    axes = {name.removeprefix("experiment."): value for name, value in pair.variant}
+    named = {"k": pair.k, "s": pair.s, **axes, "alpha": pair.point.alpha}
+    return ", ".join(f"{name} = {show(value)}" for name, value in named.items() if value is not None)
 
 
-def _ordered(pairs: list[Pair], cells: "list[tuple[int, int]] | tuple[tuple[int, int], ...]") -> list[Pair]:
+def _ordered(pairs: list[Pair], cells: Sequence[tuple[int, int]]) -> list[Pair]:
     if not pairs:
         raise UserError("analysis.cells: no pair of these cells is measured; name others, or run the sweep first")
     return sorted(pairs, key=lambda pair: cells.index(pair.cell)) if cells else pairs

@@ -29,24 +29,22 @@ NOTHING = "n = 1: nothing can be concluded"
 FEWEST = 5
 """Parents that an interval needs. Below, an estimate is its points and n, and every verdict is not settled."""
 CONFIRMED, REFUTED, NOT_SETTLED = "confirmed", "refuted", "not settled"
-CLAIMS = ("above", "below")
-SCOPES = ("all pairs", "within cells")
-"""What a rank correlation is taken over; within cells: after the mean of each cell was subtracted."""
+_LEVEL = 0.95  # of intervals
 _EQUAL = 1e-9  # relative from 1 on: differences of accuracies that are equal differ in their last digits
 _MOST_R = 1.0 - 1e-9  # of rank correlations: arctanh(1) is infinite
 Float64 = NDArray[np.float64]
+Parents = Sequence[Any] | NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval, and what they rest on.
+    """A value with its 95 % interval, and what they rest on.
 
     Attributes:
         value: the estimate; None where it is undefined (`note` says why).
         low, high: the interval; None where there is none.
         n_parents: independent parents. This is n.
         n_pairs: rows of the data, several a parent.
-        confidence: level of the interval, in 0..1.
         note: one sentence to be shown beside the numbers, or empty.
         points: each parent's own value, where the value is a mean of such.
     """
@@ -56,7 +54,6 @@ class Estimate:
     high: float | None
     n_parents: int
     n_pairs: int
-    confidence: float
     note: str = ""
     points: tuple[float, ...] = ()
 
@@ -71,7 +68,7 @@ class Estimate:
         return verdict(self) != NOT_SETTLED
 
 
-def mean_estimate(values: ArrayLike, parents: Sequence[Any] | NDArray[Any], *, confidence: float = 0.95) -> Estimate:
+def mean_estimate(values: ArrayLike, parents: Parents) -> Estimate:
     """The mean over parents of each parent's mean, with Student's t interval of these.
 
     values: [n]; parents: [n], the parent of each value (numbers or names). Each parent counts once, however many
@@ -79,8 +76,8 @@ def mean_estimate(values: ArrayLike, parents: Sequence[Any] | NDArray[Any], *, c
 
     Raises UserError for lists of different lengths, for none, and for values that are not finite.
     """
-    _check(confidence)
-    (values_n,), parent_n, count = _columns({"values": values}, parents)
+    parent_n, count = _numbered(parents)
+    values_n = _checked("values", values, parent_n)
     mean_G = np.bincount(parent_n, weights=values_n) / np.bincount(parent_n)
     value = float(mean_G.mean())
     low = high = None
@@ -88,44 +85,26 @@ def mean_estimate(values: ArrayLike, parents: Sequence[Any] | NDArray[Any], *, c
     if not note and _spread(mean_G) == 0:
         note = f"all {count} parents have the same value: no spread to make an interval of"
     elif not note:
-        half = _quantile(count, confidence) * float(mean_G.std(ddof=1)) / math.sqrt(count)
+        half = _quantile(count) * float(mean_G.std(ddof=1)) / math.sqrt(count)
         low, high = value - half, value + half
-    points = tuple(float(mean) for mean in mean_G)
-    return Estimate(value, low, high, count, len(values_n), confidence, note, points)
+    return Estimate(value, low, high, count, len(values_n), note, tuple(mean_G.tolist()))
 
 
-def spearman(
-    x: ArrayLike, y: ArrayLike, parents: Sequence[Any] | NDArray[Any], *, confidence: float = 0.95
-) -> Estimate:
+def spearman(x: ArrayLike, y: ArrayLike, parents: Parents) -> Estimate:
     """Spearman's rank correlation of x and y [n] over all pairs, in -1 .. 1, ties at their mean rank.
 
     Its interval is the jackknife's over parents. It is undefined (value None) where x or y is constant, and has no
     interval where that is so without one parent. Raises UserError as `mean_estimate` does.
     """
-    _check(confidence)
-    (x_n, y_n), parent_n, count = _columns({"x": x, "y": y}, parents)
-
-    def estimate(
-        value: float | None, note: str = "", low: float | None = None, high: float | None = None
-    ) -> Estimate:
-        return Estimate(value, low, high, count, len(x_n), confidence, note)
-
-    value = _correlation(x_n, y_n)
+    parent_n, count = _numbered(parents)
+    x_n, y_n = _checked("x", x, parent_n), _checked("y", y, parent_n)
+    value, low, high, note = _correlation(x_n, y_n), None, None, _too_few(count)
     if value is None:
-        return estimate(None, "undefined: x or y is the same for all pairs" + (f"; {NOTHING}" if count == 1 else ""))
-    if count < FEWEST:
-        return estimate(value, _too_few(count))
-    without = [_correlation(x_n[parent_n != g], y_n[parent_n != g]) for g in range(count)]
-    if None in without:
-        return estimate(value, "undefined without one of the parents: x or y is the same for all others; no interval")
-    without_G = np.array(without, dtype=np.float64)
-    if _spread(np.append(without_G, value)) == 0:
-        unseen = 1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / count)
-        note = f"all {count} parents agree: the limits are those of how many could differ unseen"
-        return estimate(value, note, value - unseen * (value + 1.0), value + unseen * (1.0 - value))
-    z, z_G = (np.arctanh(np.clip(r, -_MOST_R, _MOST_R)) for r in (value, without_G))
-    half = _quantile(count, confidence) * float(z_G.std()) * math.sqrt(count - 1)
-    return estimate(value, "", float(np.tanh(z - half)), float(np.tanh(z + half)))
+        note = "undefined: x or y is the same for all pairs" + (f"; {NOTHING}" if count == 1 else "")
+    elif not note:
+        without = [_correlation(x_n[parent_n != g], y_n[parent_n != g]) for g in range(count)]
+        low, high, note = _jackknife(value, without)
+    return Estimate(value, low, high, count, len(x_n), note)
 
 
 def verdict_text(found: str, parents: int) -> str:
@@ -133,49 +112,34 @@ def verdict_text(found: str, parents: int) -> str:
     return f"{found} (n = {parents})" if found == NOT_SETTLED and parents < FEWEST else found
 
 
-def verdict(estimate: Estimate, threshold: float = 0.0, claim: str = "above") -> str:
-    """'confirmed', 'refuted' or 'not settled': whether the value is above (or below) `threshold`.
+def verdict(estimate: Estimate, claim: str = "above") -> str:
+    """'confirmed', 'refuted' or 'not settled': whether the value is "above" (or "below") 0.
 
     Confirmed where the whole interval is on the claimed side, refuted where the whole of it is on the other; else not
-    settled. An end that touches the threshold settles nothing; nor do an interval of no width, or fewer than `FEWEST`
-    parents. Raises UserError for another claim than "above" or "below".
+    settled. An end that touches 0 settles nothing; nor do an interval of no width, or fewer than `FEWEST` parents.
     """
-    if claim not in CLAIMS:
-        raise UserError(f"claim: {claim!r} is not one of {', '.join(CLAIMS)}")
-    if estimate.low is None or estimate.high is None or estimate.n_parents < FEWEST:
+    low, high = estimate.low, estimate.high
+    if low is None or high is None or low == high or estimate.n_parents < FEWEST or low <= 0 <= high:
         return NOT_SETTLED
-    if estimate.low == estimate.high:
-        return NOT_SETTLED
-    above, below = estimate.low > threshold, estimate.high < threshold
-    if claim == "below":
-        above, below = below, above
-    return CONFIRMED if above else REFUTED if below else NOT_SETTLED
+    return CONFIRMED if (low > 0) == (claim == "above") else REFUTED
 
 
-def _columns(columns: dict[str, ArrayLike], parents: Sequence[Any] | NDArray[Any]) -> tuple[list[Float64], Any, int]:
-    """The columns as float64, the place 0 .. G - 1 of each row's parent, and G."""
-    arrays = []
-    for name, column in columns.items():
-        try:
-            array = np.asarray(column, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{name}: not numbers ({error}); give one number a pair") from error
-        if array.ndim != 1 or len(array) == 0 or len(array) != len(parents):
-            raise UserError(f"{name}: shape {array.shape} for {len(parents)} parents' names; give one of each a pair")
-        if not np.isfinite(array).all():
-            place = int(np.flatnonzero(~np.isfinite(array))[0])
-            raise UserError(f"{name}: number {place} is {array[place]}; leave out pairs that diverged")
-        arrays.append(array)
-    # Parents keep the order of their first pair, so that results do not depend on how they are called.
+def _numbered(parents: Parents) -> tuple[NDArray[np.int64], int]:
+    """The number of each row's parent, int64 [n] of 0 .. G - 1, and G."""
+    # In the order of their first pairs, so that results do not depend on how parents are called.
     places: dict[Any, int] = {}
-    parent_n = np.array([places.setdefault(parent, len(places)) for parent in parents], dtype=np.int64)
-    return arrays, parent_n, len(places)
+    return np.array([places.setdefault(parent, len(places)) for parent in parents], dtype=np.int64), len(places)
 
 
-def _check(confidence: float) -> None:
-    """Raise UserError for a level that is none."""
-    if not 0.0 < confidence < 1.0:
-        raise UserError(f"confidence: {confidence}; give a number between 0 and 1, such as 0.95")
+def _checked(name: str, values: ArrayLike, parent_n: NDArray[np.int64]) -> Float64:
+    """The values as float64 [n]."""
+    values_n = np.asarray(values, dtype=np.float64)
+    if values_n.shape != parent_n.shape or not len(values_n):
+        raise UserError(f"{name}: shape {values_n.shape} for {len(parent_n)} parents' names; give one of each a pair")
+    if not np.isfinite(values_n).all():
+        place = int(np.flatnonzero(~np.isfinite(values_n))[0])
+        raise UserError(f"{name}: number {place} is {values_n[place]}; leave out pairs that diverged")
+    return values_n
 
 
 def _too_few(parents: int) -> str:
@@ -185,10 +149,24 @@ def _too_few(parents: int) -> str:
     return NOTHING if parents == 1 else f"n = {parents}: too few parents for an interval, which needs {FEWEST}"
 
 
-def _quantile(parents: int, confidence: float) -> float:
+def _jackknife(value: float, without: Sequence[float | None]) -> tuple[float | None, float | None, str]:
+    """The interval of a correlation by those without each parent, and a note."""
+    if None in without:
+        return None, None, "undefined without one of the parents: x or y is the same for all others; no interval"
+    count, without_G = len(without), np.array(without, dtype=np.float64)
+    if _spread(np.append(without_G, value)) == 0:
+        unseen = 1.0 - ((1.0 - _LEVEL) / 2.0) ** (1.0 / count)
+        note = f"all {count} parents agree: the limits are those of how many could differ unseen"
+        return value - unseen * (value + 1.0), value + unseen * (1.0 - value), note
+    z, z_G = (np.arctanh(np.clip(r, -_MOST_R, _MOST_R)) for r in (value, without_G))
+    half = _quantile(count) * float(z_G.std()) * math.sqrt(count - 1)
+    return float(np.tanh(z - half)), float(np.tanh(z + half)), ""
+
+
+def _quantile(parents: int) -> float:
     from scipy import stats  # takes a second to import
 
-    return float(stats.t.ppf((1.0 + confidence) / 2.0, parents - 1))
+    return float(stats.t.ppf((1.0 + _LEVEL) / 2.0, parents - 1))
 
 
 def _spread(value_G: Float64) -> float:

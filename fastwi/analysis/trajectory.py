@@ -4,22 +4,18 @@ LAWA, the mean of the states after each of the last n epochs: Kaddour 2022 (Stop
 ImageNet and BERT Training with Latest Weight Averaging), section 2; SWA of Izmailov et al. 2018 (Averaging Weights
 Leads to Wider Optima and Better Generalization), Algorithm 1, is the same mean. EMA, the exponential moving average
 with decay d: avg_t = d avg_(t-1) + (1 - d) w_t, here with Adam's correction for its start (Kingma, Ba 2015,
-section 3), so that its weights sum to 1 at any length.
+section 3), so that its weights sum to 1 at any length. `Population.combine` makes the averages.
 
-Shapes: T states along the trajectory, oldest first; L averages.
+Shapes: T states along the trajectory, oldest first.
 """
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
+from fastwi.analysis.evaluator import Values
 from fastwi.errors import UserError
-from fastwi.population import Population
-
-Float64 = NDArray[np.float64]
 
 
-def lawa_weights(states: int, last: int) -> Float64:
+def lawa_weights(states: int, last: int) -> Values:
     """Weights [T] of the plain mean over the `last` of `states` states. Raises UserError for more than there are."""
     if not 1 <= last <= states:
         raise UserError(f"LAWA over the last {last} epochs: the trajectory has {states} states; give 1 to {states}")
@@ -28,17 +24,12 @@ def lawa_weights(states: int, last: int) -> Float64:
     return weights_T
 
 
-def ema_weights(states: int, decay: float) -> Float64:
+def ema_weights(states: int, decay: float) -> Values:
     """Weights [T] of the bias-corrected moving average: proportional to decay^age, age 0 for the newest state.
 
     Raises UserError for no state and for a decay outside 0 <= d < 1.
     """
     if states < 1 or not 0 <= decay < 1:
         raise UserError(f"EMA of {states} states with decay {decay}; give at least 1 state, and 0 <= decay < 1")
-    weights_T: Float64 = decay ** np.arange(states - 1, -1, -1, dtype=np.float64)
+    weights_T: Values = decay ** np.arange(states - 1, -1, -1, dtype=np.float64)
     return weights_T / weights_T.sum()
-
-
-def trajectory_averages(trajectory: Population, weights_LT: Float64) -> Population:
-    """The L averages of the members of `trajectory`, batch-norm statistics averaged with the same weights."""
-    return trajectory.combine(torch.from_numpy(np.asarray(weights_LT, dtype=np.float64)))

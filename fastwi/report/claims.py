@@ -21,7 +21,7 @@ from fastwi.analysis.statistics import (
     verdict,
     verdict_text,
 )
-from fastwi.report.estimates import ALMOST, distinct, hard_less_easy
+from fastwi.report.estimates import ALMOST, correlation_of, distinct, hard_less_easy
 from fastwi.report.rows import OVER, TREATMENTS
 from fastwi.report.summary import count_of
 from fastwi.report.tables import cells, gain_column, most_epochs
@@ -179,10 +179,8 @@ def _two_quantities_govern(frames: Frames) -> Found:
         wanted |= {(name, "within cells"): words for name, words in _DISTANCES.items()}
         for row in correlations.filter(gain=_GAIN).to_dicts():
             words = wanted.get((row["quantity"], row["scope"]), "")
-            limits = (row["spearman"], row["low"], row["high"])
-            estimate = Estimate(*limits, row["n_parents"], row["n_pairs"], 0.95, row["note"] or "")
             if words:
-                findings.append(_finding(f"gain and {words}", estimate, "either", _CORRELATION))
+                findings.append(_finding(f"gain and {words}", correlation_of(row), "either", _CORRELATION))
     constant = [f.what.removeprefix("gain and ") for f in findings if f.estimate.value is None]
     return Found(findings, [f"{name} does not vary in this sweep: make it an axis to test it." for name in constant])
 
@@ -264,7 +262,7 @@ def _finding(what: str, estimate: Estimate, side: str = "", unit: str = "points"
     """
     if not side:
         return Finding(what, estimate, unit)
-    found = verdict(estimate, 0, "below" if side == "gone" else "above" if side == "either" else side)
+    found = verdict(estimate, "below" if side == "gone" else "above" if side == "either" else side)
     if found == REFUTED:
         found = {"gone": NOT_SETTLED, "either": CONFIRMED}.get(side, found)
     return Finding(what, estimate, unit, found)

@@ -19,11 +19,8 @@ def cell_names(frame: polars.DataFrame, alpha: bool = False) -> list[str]:
 
 def groups(frame: polars.DataFrame, names: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], polars.DataFrame]]:
     """The values of the columns `names` and the rows that have them, in order of first appearance."""
-    places: dict[tuple[Any, ...], list[int]] = {}
-    for i, row in enumerate(frame.select(names).rows()):
-        places.setdefault(tuple(tuple(v) if isinstance(v, list) else v for v in row), []).append(i)
-    for values, chosen in places.items():
-        yield values, frame[chosen]
+    for values, rows in frame.group_by(names, maintain_order=True):
+        yield tuple(tuple(value) if isinstance(value, list) else value for value in values), rows
 
 
 def distinct(frame: polars.DataFrame, name: str) -> list[Any]:
@@ -48,6 +45,12 @@ def mean_of(rows: polars.DataFrame, column: str) -> float:
     return float("nan") if estimate is None or estimate.value is None else estimate.value
 
 
+def correlation_of(row: Mapping[str, Any]) -> Estimate:
+    """The estimate of a row of the study governance."""
+    ends = row["low"], row["high"]
+    return Estimate(row["spearman"], *ends, row["n_parents"], row["n_pairs"], row["note"] or "")
+
+
 def counted(rows: polars.DataFrame) -> tuple[int, int]:
     """Parents, and pairs of all of them."""
     return rows["parent_seed"].n_unique(), rows.select("parent_seed", "pair").unique().height
@@ -63,13 +66,12 @@ def shown(estimate: Estimate | None, parents: int, digits: int = 2, pairs: int =
     """A mean with its interval; with its n where there is none, or where that is not `parents` (and `pairs`)."""
     if estimate is None or estimate.value is None:
         return "not defined"
-    counted = estimate.n_parents == parents and pairs in (0, estimate.n_pairs)
-    of_pairs = f", {estimate.n_pairs} pairs" if pairs and not counted else ""
-    n = "" if counted and estimate.conclusive else f" (n = {estimate.n_parents}{of_pairs})"
-    value = f"{estimate.value:+.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return f"{value}{n}"
-    return f"{value} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]{n}"
+    all_counted = estimate.n_parents == parents and pairs in (0, estimate.n_pairs)
+    of_pairs = f", {estimate.n_pairs} pairs" if pairs and not all_counted else ""
+    n = "" if all_counted and estimate.conclusive else f" (n = {estimate.n_parents}{of_pairs})"
+    ends = (estimate.low, estimate.high) if estimate.conclusive else ()
+    interval = ", ".join(f"{end:+.{digits}f}" for end in ends)
+    return f"{estimate.value:+.{digits}f}" + (f" [{interval}]" if interval else "") + n
 
 
 def titled(
@@ -159,6 +161,27 @@ def style(axis: Any, x: str = "", y: str = "", title: str = "", whole_x: bool = 
         axis.xaxis.get_major_locator().set_params(integer=True)
 
 
+def panels(count: int, across: int, inches: tuple[float, float], below: float, **shared: Any) -> tuple[Any, Any]:
+    """A figure of `count` panels of that many inches, `across` of them in a row, and its axes.
+
+    below: inches for the legend and the title.
+    """
+    from matplotlib.figure import Figure
+
+    across = min(across, count)
+    down = -(-count // across)
+    figure = Figure(figsize=(inches[0] * across + 0.6, inches[1] * down + below), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, **shared).ravel()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes[:count]
+
+
+def head(figure: Any, *lines: str, size: int = 9) -> None:
+    """Write a figure's title: those of `lines` that are not empty."""
+    figure.suptitle("\n".join(filter(None, lines)), fontsize=size)
+
+
 ALMOST = 9  # times as much on the hard half as on the easy one, over 90 % of the whole, is almost the whole of it
 
 
@@ -172,14 +195,10 @@ def hard_less_easy(rows: polars.DataFrame, column: str, times: int = 1) -> Estim
     splits = sorted(distinct(rows, "split"))
     half = len(splits) // 2
     split = polars.col("split")
-    weight = polars.when(split.is_in(splits[-half:])).then(1).when(split.is_in(splits[:half])).then(-times)
-    keys = [
-        *cell_names(rows, alpha=True),
-        "parent_seed",
-        "pair",
-        *(n for n in ("epochs_after", "batch_norm") if n in rows.columns),
-    ]
-    contrast = (polars.col(column) * weight.otherwise(0)).sum() / half
+    hard, easy = split.is_in(splits[-half:]), split.is_in(splits[:half])
+    weight = polars.when(hard).then(1).when(easy).then(-times).otherwise(0)
+    each = [name for name in ("epochs_after", "batch_norm") if name in rows.columns]
+    keys = [*cell_names(rows, alpha=True), "parent_seed", "pair", *each]
+    contrast = (polars.col(column) * weight).sum() / half
     sums = rows.drop_nulls(column).group_by(keys, maintain_order=True).agg(contrast.alias("sum"), polars.len())
-    whole = sums.filter(polars.col("len") == len(splits))
-    return estimate_of(whole, "sum")
+    return estimate_of(sums.filter(polars.col("len") == len(splits)), "sum")

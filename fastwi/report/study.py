@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars
@@ -38,8 +37,8 @@ class Study:
     question: what it answers, in one line. options: those of the section `analysis` that change its result.
     columns: what `measure` gives, by the name of the frame; the sweep's axes beside k and s stand before.
     measure: computes the frames and trains nothing. It raises UserError where the sweep lacks what it needs.
-    tables, draw: from the frames alone, of this run or of an earlier one. draw(frames, path, title) writes PNG
-    (`path`), PDF and SVG. renew: frames of an earlier run as this version makes them, where that needs no states.
+    tables, draw: from the frames alone, of this run or of an earlier one. draw(frames, title) gives a Matplotlib
+    figure. renew: frames of an earlier run as this version makes them, where that needs no states.
     """
 
     question: str
@@ -47,7 +46,7 @@ class Study:
     columns: Mapping[str, Columns]
     measure: Callable[[OpenedSweep, AnalysisOptions, Progress], dict[str, polars.DataFrame]]
     tables: Callable[[Frames], list[Table]]
-    draw: Callable[[Frames, Path, str], None]
+    draw: Callable[[Frames, str], Any]
     renew: Callable[[Frames], Frames] = lambda frames: frames
 
     def chosen(self, options: AnalysisOptions) -> dict[str, Any]:

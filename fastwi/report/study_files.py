@@ -11,6 +11,7 @@ from fastwi.analysis.opened import OpenedSweep
 from fastwi.config.read import Request
 from fastwi.config.write import sweep_to_yaml
 from fastwi.files import atomic_path, to_json, write_text
+from fastwi.report.figures import save_figure
 from fastwi.report.manifest import manifest
 from fastwi.report.rows import write_frame
 from fastwi.report.study import Frames, Study
@@ -46,7 +47,7 @@ def write_study(
     for table in tables:
         lines += ["", table.markdown().rstrip("\n")]
     write_text(directory / "summary.md", "\n".join([*lines, "", OVER_PARENTS]) + "\n")
-    study.draw(frames, directory / "figure.png", title)
+    save_figure(study.draw(frames, title), directory / "figure.png")
     resolved = sweep_to_yaml(request.spec, request.options)
     identity = hashlib.sha256(f"{request.study}\n{resolved}".encode()).hexdigest()[:12]
     about = manifest(card, opened.resources.engine(config).resolved, identity, opened.planned.networks)

@@ -4,9 +4,7 @@ Adilova, Andriushchenko, Kamp, Fischer, Jaggi, Layer-wise Linear Mode Connectivi
 A is replaced by the mean of A's and B's, alpha = 0.5, the rest stays A's; and with A and B exchanged.
 """
 
-import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars
@@ -15,7 +13,7 @@ from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import SPLITS, Bench
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Progress, chosen_lines
+from fastwi.analysis.pairs import Pair, Progress, chosen_lines
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.estimates import (
     cell_names,
@@ -24,21 +22,18 @@ from fastwi.report.estimates import (
     draw_bars,
     estimate_table,
     groups,
+    head,
     spread_text,
     style,
     variant_of,
 )
-from fastwi.report.figures import save_figure
 from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
 from fastwi.report.summary import Table
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fastwi.population import Layout
-
 WHOLE = "all"
-_MIDDLE = 0.5
 _CHANGES = {"loss_nats": "loss_change_nats", "error_%": "error_change_points"}
 
 COLUMNS = {
@@ -64,47 +59,27 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     network that the rest is of, under the same treatment of batch norm. A block's averaged statistics move with it.
     The block "all" is the plain average.
     """
-    pairs = chosen_lines(opened, options)
-    opened.require(key for pair in pairs for key in pair.place.ends)
-    bench = Bench(opened, options, progress)
-    ends_and_mean = 3
-    bench.expect(
-        (pair.config, ends_and_mean + 2 * len(block_groups(opened.resources.layout(pair.config)))) for pair in pairs
-    )
-    names: dict[object, list[str]] = {}
-    rows: list[dict[str, Any]] = []
-    for pair in pairs:
-        population = opened.states(pair.place.ends)
-        groups = block_groups(population.layout)
-        evaluator, splits, how = bench.evaluator(pair.config), bench.splits(pair.config), bench.treatments(pair)
-        line = analysis.evaluate_line(evaluator, population, splits, [0.0, _MIDDLE, 1.0], **how)
-        found = analysis.evaluate_blocks(evaluator, population, splits, [_MIDDLE], groups=groups, **how)
+
+    groups: dict[Any, dict[str, list[str]]] = {}  # by model: a network is built for their names
+
+    def groups_of(pair: Pair) -> dict[str, list[str]]:
         model = pair.config.model
-        if model not in names:
-            names[model] = block_names(groups, opened.resources.network(pair.config))
-        for treatment in options.treatments:
-            for d, (rest, end) in enumerate((("A", 0), ("B", 2))):
-                own = line.columns(treatment, end)
-                measured = [(WHOLE, line.columns(treatment, 1))]
-                measured += [(name, found.columns(treatment, d, g, 0)) for g, name in enumerate(names[model])]
-                for number, (name, values) in enumerate(measured, -1):
-                    row = {"batch_norm": treatment, "rest": rest, "block": name, "block_number": number}
-                    rows.append({**pair.columns(), **row, **values, **_changes(values, own)})
-    bench.finish()
+        if model not in groups:
+            found = analysis.block_groups(opened.resources.layout(pair.config))
+            names = block_names(found, opened.resources.network(pair.config))
+            groups[model] = {WHOLE: list(found), **dict(zip(names, found.values(), strict=True))}
+        return groups[model]
+
+    ends, rows = 2, list[dict[str, Any]]()
+    bench, pairs = Bench(opened, options, progress), chosen_lines(opened, options)
+    for pair, how in bench.each(pairs, lambda pair: ends + 2 * len(groups_of(pair))):
+        two, blocks = opened.states(pair.place.ends), groups_of(pair)
+        line = analysis.evaluate_line(pair=two, alphas=[0, 1], **how)
+        without = {(row["batch_norm"], "AB"[int(row["alpha"])]): row for row in line.rows()}
+        for row in analysis.evaluate_blocks(pair=two, alphas=[0.5], groups=blocks, **how).rows():
+            number, own = list(blocks).index(row["block"]) - 1, without[row["batch_norm"], row["rest"]]
+            rows.append({**pair.columns(), **row, "block_number": number, **_changes(row, own)})
     return opened.frames(COLUMNS, blocks=rows)
-
-
-def block_groups(layout: "Layout") -> dict[str, list[str]]:
-    """The blocks of an architecture by name, in order: its top-level parts, and of a numbered list each element.
-
-    So the residual blocks `blocks.0`, `blocks.1` ... of a ResNet are one each.
-    """
-    names: dict[str, list[str]] = {}
-    for span in layout.parameters:
-        first, *rest = span.name.split(".")
-        name = ".".join([first, *itertools.takewhile(str.isdigit, rest)])
-        names[name] = [name]
-    return names
 
 
 def block_names(groups: Mapping[str, Any], network: "nn.Module") -> list[str]:
@@ -113,12 +88,12 @@ def block_names(groups: Mapping[str, Any], network: "nn.Module") -> list[str]:
     return [f"{name} {type(layers[name]).__name__}" if name.replace(".", "").isdigit() else name for name in groups]
 
 
-def _changes(values: dict[str, float | None], own: dict[str, float | None]) -> dict[str, float | None]:
+def _changes(row: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, float | None]:
     """Loss and error less the unchanged network's; None where one of them is not defined."""
     found: dict[str, float | None] = {}
     for split in SPLITS:
         for name, change in _CHANGES.items():
-            new, old = values[f"{split}_{name}"], own[f"{split}_{name}"]
+            new, old = row[f"{split}_{name}"], own[f"{split}_{name}"]
             found[f"{split}_{change}"] = None if new is None or old is None else new - old
     return found
 
@@ -131,18 +106,16 @@ _TABLES = {
 
 def tables(frames: Frames) -> list[Table]:
     """One table a quantity, one row a cell and block: means over both directions, with intervals over parents."""
-    frame = frames["blocks"]
-    return [
-        estimate_table(
-            frame, f"{title} [95 %]; {WHOLE}: every block, the plain average", [*cell_names(frame), "block"],
-            {
-                f"{split}, {treatment}": (polars.col("batch_norm") == treatment, f"{split}_{column}", digits)
-                for split in ("train", "test")
-                for treatment in distinct(frame, "batch_norm")
-            },
-        )
-        for column, (title, digits) in _TABLES.items()
-    ]  # fmt: skip
+    frame, found = frames["blocks"], []
+    for column, (title, digits) in _TABLES.items():
+        columns = {
+            f"{split}, {treatment}": (polars.col("batch_norm") == treatment, f"{split}_{column}", digits)
+            for split in SPLITS
+            for treatment in distinct(frame, "batch_norm")
+        }
+        words = f"{title} [95 %]; {WHOLE}: every block, the plain average"
+        found.append(estimate_table(frame, words, [*cell_names(frame), "block"], columns))
+    return found
 
 
 _PANELS = {
@@ -152,7 +125,7 @@ _PANELS = {
 _MOST_CELLS = 8
 
 
-def draw(frames: Frames, path: Path, title: str) -> None:
+def draw(frames: Frames, title: str) -> Any:
     """Draw a bar for each block: test loss change left, test error change right, one row of panels a cell.
 
     Of many cells the last ones are drawn, and the title says so.
@@ -173,11 +146,9 @@ def draw(frames: Frames, path: Path, title: str) -> None:
             axis.tick_params(axis="x", labelrotation=40)
     axes[0, 0].legend(fontsize=7)
     part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
-    figure.suptitle(
-        f"Change of one child by one block moved half-way to its sibling{part}\n{title}; {spread_text(found)}",
-        fontsize=10,
-    )
-    save_figure(figure, path)
+    what = f"Change of one child by one block moved half-way to its sibling{part}"
+    head(figure, what, f"{title}; {spread_text(found)}", size=10)
+    return figure
 
 
 STUDY = Study(

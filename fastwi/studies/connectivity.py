@@ -9,8 +9,9 @@ network at (1 - alpha) A + alpha B, the barrier (Frankle, Dziugaite, Roy, Carbin
 over evenly spaced places; likewise for the loss. The gain is that of the plain mean, alpha = 0.5.
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import polars
@@ -30,19 +31,15 @@ from fastwi.report.estimates import (
     estimate_of,
     estimate_table,
     groups,
+    head,
     mean_of,
     spread_text,
     style,
     variant_of,
 )
-from fastwi.report.figures import save_figure
 from fastwi.report.heatmap import K_LABEL
 from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
 from fastwi.report.summary import Table
-
-if TYPE_CHECKING:
-    from fastwi.analysis import LineResult
-    from fastwi.analysis.evaluator import Values
 
 MIDDLE = 0.5
 _SNAP = 1e-9  # a place this near to an end or the middle is meant to be it
@@ -80,24 +77,17 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     in 0..1, and the gains at alpha = 0.5. 0, 0.5 and 1 are measured in any case; 0.5 counts for a barrier only where
     it is one of the places.
     """
-    pairs = chosen_lines(opened, options)
-    opened.require(key for pair in pairs for key in pair.place.ends)
-    alphas_L, counts_L = line_places(options)
-    bench = Bench(opened, options, progress)
-    bench.expect((pair.config, len(alphas_L)) for pair in pairs)
+    alphas_L, counted_L = line_places(options)
+    bench, pairs = Bench(opened, options, progress), chosen_lines(opened, options)
     lines, barriers = list[dict[str, Any]](), list[dict[str, Any]]()
-    for pair in pairs:
-        line = analysis.evaluate_line(
-            bench.evaluator(pair.config), opened.states(pair.place.ends), bench.splits(pair.config), alphas_L,
-            **bench.treatments(pair),
-        )  # fmt: skip
+    for pair, how in bench.each(pairs, lambda pair: len(alphas_L)):
+        line = analysis.evaluate_line(pair=opened.states(pair.place.ends), alphas=alphas_L, **how)
         lines += [{**pair.columns(), **row} for row in line.rows()]
-        barriers += [{**pair.columns(), **row} for row in barrier_rows(line, counts_L)]
-    bench.finish()
+        barriers += [{**pair.columns(), **row} for row in _barrier_rows(line, counted_L)]
     return opened.frames(COLUMNS, line=lines, barrier=barriers)
 
 
-def line_places(options: AnalysisOptions) -> "tuple[Values, Any]":
+def line_places(options: AnalysisOptions) -> tuple[Any, Any]:
     """Places on the line, float64 [L], ascending, each once; and whether each counts for a barrier, bool [L].
 
     Those that count are the evenly spaced ones and the ends 0 and 1.
@@ -109,25 +99,23 @@ def line_places(options: AnalysisOptions) -> "tuple[Values, Any]":
     return alphas_L, np.isin(alphas_L, even) | np.isin(alphas_L, [0.0, 1.0])
 
 
-def barrier_rows(line: "LineResult", counts_L: Any) -> list[dict[str, Any]]:
-    """The barriers over the places `counts_L`, bool [L], and the gains of one line: one row a split and treatment."""
-    part = analysis.LineResult(*line.arrange(lambda values_L: values_L[counts_L]), line.alphas_L[counts_L])
-    rows = []
-    for split in line.loss:
-        for treatment in line.loss[split]:
-            found = analysis.barrier_of(part, split, treatment)
-            row: dict[str, float] = {
-                "barrier_error_points": found.error, "barrier_error_linear_points": found.error_linear,
-                "barrier_loss_nats": found.loss, "barrier_loss_linear_nats": found.loss_linear,
-                "alpha_of_largest_error": found.alpha_of_error, "alpha_of_largest_loss": found.alpha_of_loss,
-            }  # fmt: skip
-            for values_L, unit in ((line.error[split][treatment], "points"), (line.loss[split][treatment], "nats")):
-                first, middle, last = (float(values_L[line.alphas_L == alpha][0]) for alpha in (0.0, MIDDLE, 1.0))
-                row[f"gain_best_{unit}"] = float(np.minimum(first, last)) - middle
-                row[f"gain_mean_{unit}"] = (first + last) / 2 - middle
-            named = {"split": split, "batch_norm": treatment, "places": found.alphas}
-            rows.append(named | {name: analysis.finite(value) for name, value in row.items()})
-    return rows
+def _barrier_rows(line: "analysis.Measured", counted_L: Any) -> Iterator[dict[str, Any]]:
+    """The barriers and the gains of one line: a row a split and treatment."""
+    alphas_L = line.column("alpha")
+    for split, treatment in itertools.product(line.loss, next(iter(line.loss.values()))):
+        found = analysis.barrier_of(line, split, treatment, counted_L)
+        row = {
+            "barrier_error_points": found.error, "barrier_error_linear_points": found.error_linear,
+            "barrier_loss_nats": found.loss, "barrier_loss_linear_nats": found.loss_linear,
+            "alpha_of_largest_error": found.alpha_of_error, "alpha_of_largest_loss": found.alpha_of_loss,
+        }  # fmt: skip
+        for table, unit in ((line.error, "points"), (line.loss, "nats")):
+            values_L = table[split][treatment]
+            first, middle, last = (float(values_L[alphas_L == alpha][0]) for alpha in (0.0, MIDDLE, 1.0))
+            row[f"gain_best_{unit}"] = float(np.minimum(first, last)) - middle
+            row[f"gain_mean_{unit}"] = (first + last) / 2 - middle
+        named = {"split": split, "batch_norm": treatment, "places": found.alphas}
+        yield named | {name: analysis.finite(value) for name, value in row.items()}
 
 
 _TABLES = {
@@ -142,27 +130,21 @@ _TABLES = {
 
 def tables(frames: Frames) -> list[Table]:
     """One table a quantity, one row a cell, one column a split and treatment: means with intervals over parents."""
-    barrier = frames["barrier"]
-    kinds = list(barrier.select("split", "batch_norm").unique(maintain_order=True).rows())
-    return [
-        estimate_table(
-            barrier, f"{title} [95 %]", cell_names(barrier),
-            {
-                f"{split}, {treatment}": (
-                    (polars.col("split") == split) & (polars.col("batch_norm") == treatment), column, digits,
-                )
-                for split, treatment in kinds
-            },
-        )
-        for column, (title, digits) in _TABLES.items()
-    ]  # fmt: skip
+    barrier, found = frames["barrier"], []
+    for column, (title, digits) in _TABLES.items():
+        columns = {}
+        for split, treatment in barrier.select("split", "batch_norm").unique(maintain_order=True).rows():
+            chosen = (polars.col("split") == split) & (polars.col("batch_norm") == treatment)
+            columns[f"{split}, {treatment}"] = (chosen, column, digits)
+        found.append(estimate_table(barrier, f"{title} [95 %]", cell_names(barrier), columns))
+    return found
 
 
 _BARRIERS = {"barrier_error_points": "test error barrier (points)", "barrier_loss_nats": "test loss barrier (nats)"}
 _MOST_ROWS, _MOST_COLUMNS = 8, 6  # of panels
 
 
-def draw(frames: Frames, path: Path, title: str) -> None:
+def draw(frames: Frames, title: str) -> Any:
     """Draw the test error along the line of each cell, and below it the barriers against k for each s.
 
     Of many cells a part is drawn, and the title says so.
@@ -200,24 +182,22 @@ def draw(frames: Frames, path: Path, title: str) -> None:
     upper.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     _draw_barriers(lower, frames["barrier"])
     part = f" ({drawn} of {len(cells)} cells)" if drawn < len(cells) else ""
-    figure.suptitle(f"Error on the line between two children{part}\n{title}", fontsize=10)
-    save_figure(figure, path)
+    head(figure, f"Error on the line between two children{part}", title, size=10)
+    return figure
 
 
 def _draw_lines(axis: Any, rows: polars.DataFrame) -> None:
     """The lines of one cell: thin for each pair, thick for the mean over parents, dashed on training images."""
-    pairs = list(groups(rows, ["batch_norm", "parent_seed", "pair"]))
+    pairs = list(groups(rows.sort("alpha"), ["batch_norm", "parent_seed", "pair"]))
     for (treatment, *_), one in pairs:
-        values = one.sort("alpha").select("alpha", polars.col("test_error_%").fill_null(float("nan")))
         strength = float(np.clip(8 * rows["batch_norm"].n_unique() / len(pairs), 0.08, 0.5))
-        axis.plot(*values, color=TREATMENT_COLOURS[treatment], lw=0.6, alpha=strength)
+        errors = one["test_error_%"].fill_null(float("nan"))
+        axis.plot(one["alpha"], errors, color=TREATMENT_COLOURS[treatment], lw=0.6, alpha=strength)
     for (treatment,), own in groups(rows, ["batch_norm"]):
-        places = list(groups(own.sort("alpha"), ["alpha"]))
+        places = {alpha: here for (alpha,), here in groups(own.sort("alpha"), ["alpha"])}
         for column, dashes, width in (("test_error_%", "-", 1.8), ("train_error_%", "--", 1.2)):
-            means = [mean_of(here, column) for _, here in places]
-            axis.plot(
-                [alpha for (alpha,), _ in places], means, color=TREATMENT_COLOURS[treatment], lw=width, ls=dashes
-            )
+            means = [mean_of(here, column) for here in places.values()]
+            axis.plot(list(places), means, color=TREATMENT_COLOURS[treatment], lw=width, ls=dashes)
 
 
 def _draw_barriers(figure: Any, barrier: polars.DataFrame) -> None:
@@ -233,13 +213,14 @@ def _draw_barriers(figure: Any, barrier: polars.DataFrame) -> None:
         lines = list(groups(test.filter(polars.col("batch_norm") == treatment), others))
         colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(lines)))
         for i, ((values, rows), colour) in enumerate(zip(lines, colours, strict=True)):
-            found = [(k, estimate_of(here, column)) for (k,), here in groups(rows.sort("k"), ["k"])]
+            by_k = {k: here for (k,), here in groups(rows.sort("k"), ["k"])}
             variant = variant_of([*others[:-1], "k", "s"], values[:-1])
-            axis.plot([k for k, _ in found], [mean_of(here, column) for _, here in groups(rows.sort("k"), ["k"])],
-                      color=colour, marker="o", ms=3.5, lw=1.3,
-                      label=f"s = {values[-1]}" + (f", {variant}" if variant else ""))  # fmt: skip
-            for k, estimate in found:
+            name = f"s = {values[-1]}" + (f", {variant}" if variant else "")
+            means = [mean_of(here, column) for here in by_k.values()]
+            axis.plot(list(by_k), means, color=colour, marker="o", ms=3.5, lw=1.3, label=name)
+            for k, here in by_k.items():
                 # A little apart, so that each is seen.
+                estimate = estimate_of(here, column)
                 draw_spread(axis, estimate, k + 0.03 * (i - (len(lines) - 1) / 2), colour)
                 every.append(estimate)
         axis.axhline(0, color="0.6", lw=0.8, zorder=0)

@@ -20,9 +20,8 @@ child_longer, lawa and ema are means over the children, each with a trajectory o
 Shapes: C children, T states along a trajectory, L averages of it.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,25 +29,27 @@ import polars
 
 from fastwi import analysis
 from fastwi.analysis.columns import Column
-from fastwi.analysis.measuring import recomputed
+from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs
+from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs, counted
 from fastwi.analysis.statistics import Estimate, mean_estimate, verdict, verdict_text
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import (
     TREATMENT_COLOURS,
     cell_names,
+    distinct,
     draw_spread,
+    estimate_table,
     groups,
+    head,
     shown,
     spread_text,
     style,
     titled,
 )
-from fastwi.report.figures import save_figure
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
-from fastwi.report.summary import Table, value_text
+from fastwi.report.summary import Table, count_of
 
 if TYPE_CHECKING:
     from fastwi.population import Population
@@ -94,12 +95,14 @@ COLUMNS = {
 
 
 class _Row(NamedTuple):
+    """Accuracies (%) of the average and of a control; None where one is not measured, and the row is left out."""
+
     control: str
     value: str | None
     epochs: int | None
     batch_norm: str
-    average: float
-    other: float
+    average: float | None
+    other: float | None
 
 
 def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
@@ -109,33 +112,28 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     All accuracies are on the sweep's own test images, as the sweep measured them. Recomputed statistics are the
     sweep's own recomputation at the epoch of the average.
     """
-    pairs, compared = chosen_pairs(opened, options), _Compared(opened, RECOMPUTED in options.treatments)
-    rows: list[dict[str, Any]] = []
-    having = dict.fromkeys(ADD, 0)
-    for done, pair in enumerate(pairs):
-        progress(done, len(pairs))
-        found = list(compared.with_all(pair))
-        for name in {row.control for row in found} | {row.batch_norm for row in found if row.control == "best_child"}:
-            if name in having:
-                having[name] += 1
-        rows += [
-            {
-                **pair.columns(), **row._asdict(), "average_%": row.average, "control_%": row.other,
-                "effect_points": row.average - row.other,
-            }
-            for row in found
-        ]  # fmt: skip
-    progress(len(pairs), len(pairs))
-    absent = polars.DataFrame(
-        [
-            {"control": name, "pairs_without": len(pairs) - count, "pairs": len(pairs), "add": ADD[name]}
-            for name, count in having.items()
-            # Some controls compare the pairs of one value of an axis with the others': only those can have them.
-            if (count == 0 if name in (*AFTER_AXES, "alpha", "dropped_rate") else count < len(pairs))
-        ],
-        schema={name: column.type for name, column in COLUMNS["absent"].items()},
-    )
-    return {**opened.frames({"controls": COLUMNS["controls"]}, controls=rows), "absent": absent}
+    pairs, compared = chosen_pairs(opened, options), _Compared(opened, options)
+    rows, having = list[dict[str, Any]](), Counter[str]()
+    for pair in counted(pairs, progress):
+        seen = set[str]()
+        for row in compared.with_all(pair):
+            if row.average is None or row.other is None:
+                continue
+            seen |= {row.control, *([row.batch_norm] if row.control == "best_child" else [])}
+            accuracies = {"average_%": row.average, "control_%": row.other}
+            effect = {"effect_points": row.average - row.other}
+            rows.append({**pair.columns(), **row._asdict(), **accuracies, **effect})
+        having.update(seen)
+    # Some controls compare the pairs of one value of an axis with the others: only those can have them.
+    enough = {name: 1 if name in (*AFTER_AXES, "alpha", "dropped_rate") else len(pairs) for name in ADD}
+    absent = [
+        {"control": name, "pairs_without": len(pairs) - having[name], "pairs": len(pairs), "add": add}
+        for name, add in ADD.items()
+        if having[name] < enough[name]
+    ]
+    types = {name: column.type for name, column in COLUMNS["absent"].items()}
+    frames = opened.frames({"controls": COLUMNS["controls"]}, controls=rows)
+    return {**frames, "absent": polars.DataFrame(absent, schema=types)}
 
 
 class _Compared:
@@ -146,9 +144,9 @@ class _Compared:
     same noise, whatever the axes are.
     """
 
-    def __init__(self, opened: OpenedSweep, again: bool) -> None:
-        """`again`: with recomputed statistics too, where that is computed here."""
-        self.opened, self.again, self.lost = opened, again, opened.lost()
+    def __init__(self, opened: OpenedSweep, options: AnalysisOptions) -> None:
+        self.opened, self.lost, self.bench = opened, opened.lost(), Bench(opened, options)
+        self.again = RECOMPUTED in options.treatments
         self.longest: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self.siblings: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
         self.same: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
@@ -190,45 +188,49 @@ class _Compared:
         """The networks with their own statistics, and with recomputed ones where they are wanted."""
         yield OWN, networks
         if self.again:
-            yield RECOMPUTED, recomputed(self.opened, networks, pair.config, pair.k + pair.s)
+            evaluator = self.bench.evaluator(pair.config)
+            yield RECOMPUTED, evaluator.recompute(networks, self.bench.recomputation(pair))
+
+    def _scores(self, pair: Pair, networks: "Population") -> Any:
+        """Accuracy of each network on the sweep's test images, float64 [M]."""
+        test = self.opened.resident_splits(pair.config)[1]
+        return self.bench.evaluator(pair.config).scores(networks, test).accuracy_M
 
     def _children(self, pair: Pair) -> Iterator[_Row]:
         for name, treatment in zip((OWN, RECOMPUTED), pair.place.treatments, strict=False):
-            states = (pair.place.average, *pair.place.ends)
-            found = [self._accuracy(state, treatment=treatment) for state in states]
-            average, *children = [accuracy for accuracy in found if accuracy is not None] or [0.0]
-            if len(children) == len(pair.place.ends):
+            average = self._accuracy(pair.place.average, treatment=treatment)
+            each = [self._accuracy(state, treatment=treatment) for state in pair.place.ends]
+            children = [accuracy for accuracy in each if accuracy is not None]
+            if len(children) == len(each):
                 yield _Row("mean_child", None, None, name, average, sum(children) / len(children))
                 yield _Row("best_child", None, None, name, average, max(children))
 
     def _ensemble(self, pair: Pair) -> Iterator[_Row]:
-        opened, config = self.opened, pair.config
-        test, engine = opened.resident_splits(config)[1], opened.resources.engine(config)
-        for treatment, networks in self._treated(pair, opened.states([*pair.place.ends, pair.place.average])):
-            count = networks.members - 1
-            children, average = networks[:count], networks[count:]
-            found = analysis.ensemble_control(engine, children, average, test)
-            accuracies = (float(scores.accuracy_M[0]) for scores in (found.average, found.ensemble))
-            yield _Row("ensemble", None, None, treatment, *accuracies)
+        test, evaluator = self.opened.resident_splits(pair.config)[1], self.bench.evaluator(pair.config)
+        for treatment, networks in self._treated(pair, self.opened.states([*pair.place.ends, pair.place.average])):
+            count = len(pair.place.ends)
+            ensemble = analysis.ensemble_scores(evaluator, networks[:count], test)
+            average = float(self._scores(pair, networks[count:])[0])
+            yield _Row("ensemble", None, None, treatment, average, float(ensemble.accuracy_M[0]))
 
     def _trajectory(self, pair: Pair) -> Iterator[_Row]:
         """Averages along each child's own trajectory to C s epochs, where all children have it whole."""
+        import torch
+
         opened, length = self.opened, len(pair.place.ends) * pair.s
         paths = [path[:length] for path in self._paths(pair)]
         whole = all(len(path) == length and self.lost.isdisjoint(path) and opened.has(path) for path in paths)
         if not pair.s or not whole:
             return
-        test, engine = opened.resident_splits(pair.config)[1], opened.resources.engine(pair.config)
         lawa = [analysis.lawa_weights(length, last) for last in range(1, length + 1)]
-        weights_LT = np.stack([*lawa, analysis.ema_weights(length, EMA_DECAY)])
+        weights_LT = torch.from_numpy(np.stack([*lawa, analysis.ema_weights(length, EMA_DECAY)]))
         accuracies: dict[str, list[Any]] = defaultdict(list)
         for path in paths:
-            averages = analysis.trajectory_averages(opened.states(path), weights_LT)
-            for treatment, networks in self._treated(pair, averages):
-                accuracies[treatment].append(engine.evaluate(networks, test).accuracy_M)
+            for treatment, networks in self._treated(pair, opened.states(path).combine(weights_LT)):
+                accuracies[treatment].append(self._scores(pair, networks))
         for treatment, networks in self._treated(pair, opened.states([pair.place.average])):
-            average = float(engine.evaluate(networks, test).accuracy_M[0])
-            last_epoch, *means, ema = (float(value) for value in np.mean(accuracies[treatment], axis=0))
+            average = float(self._scores(pair, networks)[0])
+            last_epoch, *means, ema = np.mean(accuracies[treatment], axis=0).tolist()
             yield _Row("child_longer", None, length, treatment, average, last_epoch)
             for epochs, mean in enumerate(means, 2):
                 yield _Row("lawa", None, epochs, treatment, average, mean)
@@ -239,54 +241,51 @@ class _Compared:
         paths = self._paths(pair)
         for epochs, state in enumerate(pair.place.after, 1):
             at = pair.s + epochs - 1
-            if not pair.s or any(len(path) <= at for path in paths):
-                return
-            average, mean = self._accuracy(state), self._accuracy(*(path[at] for path in paths))
-            if average is not None and mean is not None:
-                yield _Row("children_on", None, epochs, OWN, average, mean)
+            if pair.s and all(len(path) > at for path in paths):
+                mean = self._accuracy(*(path[at] for path in paths))
+                yield _Row("children_on", None, epochs, OWN, self._accuracy(state), mean)
 
     def _dropped_rate(self, pair: Pair) -> Iterator[_Row]:
         """Children of the same parent state and noise that ended with a lower learning rate."""
         average, rate = self._accuracy(pair.place.average), self._rate(pair)
-        if not pair.s or average is None or not rate:
+        if not pair.s or not rate:
             return
         factor = pair.config.experiment.children_rate_factor
         if factor < 1:
             for epochs, states in enumerate(zip(*(path[pair.s :] for path in pair.place.children), strict=True), 1):
-                mean = self._accuracy(*states)
-                if mean is not None:
-                    yield _Row("dropped_rate", f"{factor:g}", epochs, OWN, average, mean)
-        seen: set[tuple[str, ...]] = set()
+                yield _Row("dropped_rate", f"{factor:g}", epochs, OWN, average, self._accuracy(*states))
+        seen = set[tuple[str, ...]]()
         for other in self.same[_start(pair)]:
-            their_rate, mean = self._rate(other), self._accuracy(*other.place.ends)
-            schedule_only = all(name.startswith("schedule.") for name, _ in set(other.variant) ^ set(pair.variant))
-            if mean is None or their_rate is None or not schedule_only or other.place.ends in seen:
-                continue
-            seen.add(other.place.ends)
-            if their_rate < rate:
-                yield _Row("dropped_rate", f"{their_rate / rate:g}", None, OWN, average, mean)
+            theirs, ends = self._rate(other), other.place.ends
+            if theirs is not None and theirs < rate and ends not in seen and _differs_in_schedule(pair, other):
+                seen.add(ends)
+                yield _Row("dropped_rate", f"{theirs / rate:g}", None, OWN, average, self._accuracy(*ends))
 
     def _alphas(self, pair: Pair) -> Iterator[_Row]:
-        for other in self.siblings[_beside(pair, "alpha")] if pair.point.alpha == 0.5 else ():
-            for name, mine, theirs in zip(
-                (OWN, RECOMPUTED), pair.place.treatments, other.place.treatments, strict=False
-            ):
+        """The average at other alphas, where this pair has 1/2."""
+        others = self.siblings[_beside(pair, "alpha")] if pair.point.alpha == 0.5 else []
+        for other in others:
+            treatments = zip((OWN, RECOMPUTED), pair.place.treatments, other.place.treatments, strict=False)
+            for name, mine, theirs in treatments if other.point.alpha != 0.5 else ():
                 average = self._accuracy(pair.place.average, treatment=mine)
                 accuracy = self._accuracy(other.place.average, treatment=theirs)
-                if other.point.alpha != 0.5 and average is not None and accuracy is not None:
-                    yield _Row("alpha", f"{other.point.alpha:g}", None, name, average, accuracy)
+                yield _Row("alpha", f"{other.point.alpha:g}", None, name, average, accuracy)
 
     def _after_axes(self, pair: Pair) -> Iterator[_Row]:
         """The average trained on under other values of an axis, where this pair has the axis's first."""
         for axis, value in pair.variant:
-            if axis not in AFTER_AXES:
-                continue
             first, *others = self.siblings[_beside(pair, axis)]
-            for other in others if dict(first.variant)[axis] == value else ():
+            if axis not in AFTER_AXES or dict(first.variant)[axis] != value:
+                continue
+            for other in others:
                 for epochs, (mine, theirs) in enumerate(zip(pair.place.after, other.place.after, strict=True), 1):
-                    average, accuracy = self._accuracy(mine), self._accuracy(theirs)
-                    if average is not None and accuracy is not None:
-                        yield _Row(axis, str(dict(other.variant)[axis]), epochs, OWN, average, accuracy)
+                    accuracies = self._accuracy(mine), self._accuracy(theirs)
+                    yield _Row(axis, str(dict(other.variant)[axis]), epochs, OWN, *accuracies)
+
+
+def _differs_in_schedule(pair: Pair, other: Pair) -> bool:
+    """Whether no other axis than those of `schedule` tells them apart."""
+    return all(name.startswith("schedule.") for name, _ in set(other.variant) ^ set(pair.variant))
 
 
 def _child(pair: Pair, path: tuple[str, ...]) -> tuple[Any, ...]:
@@ -312,77 +311,61 @@ _WORDS = {
     "ensemble": "the children's ensemble",
     "child_longer": "one child trained as long as all together",
     "lawa": "LAWA of one child at equal cost",
-    "ema": "EMA of one child at equal cost",
-    "children_on": "the children trained on, after the average is trained on as long",
-    "dropped_rate": "children with a dropped learning rate",
-    "alpha": "the average at another alpha",
+    "ema": "EMA of one child at equal cost (decay {value})",
+    "children_on": "the children trained on, after the average is trained on as long ({epochs})",
+    "dropped_rate": "children with a dropped learning rate ({value} times, {when})",
+    "alpha": "the average at another alpha (alpha {value})",
+    **{axis: axis + ": {value}, after {further}" for axis in AFTER_AXES},
 }
 _BY_CELL = ("mean_child", "best_child", "ensemble", "child_longer", "lawa", "ema")
 _LAWA = ("last 2 epochs", "its second half", "all its epochs")
 
 
 class Effect(NamedTuple):
-    """A control under one treatment, over all cells (`cell` is empty) or in one: average less control, in points."""
+    """A control under one treatment, over all cells: average less control, in points."""
 
     label: str
     batch_norm: str
-    cell: tuple[str, ...]
     estimate: Estimate
 
 
-def effects(frame: polars.DataFrame, by_cell: bool = False) -> list[Effect]:
-    """The paired effect of each control with its interval over parents, over all cells together or in each.
+def effects(frame: polars.DataFrame) -> list[Effect]:
+    """The paired effect of each control with its interval over parents, over all cells together."""
+    return [
+        Effect(label, treatment, mean_estimate(rows["effect_points"].to_numpy(), rows["parent_seed"].to_list()))
+        for (label, treatment), rows in groups(_labelled(frame), ["label", "batch_norm"])
+    ]
+
+
+def _labelled(frame: polars.DataFrame) -> polars.DataFrame:
+    """The rows with the control in words as `label`, in the order of `_WORDS`.
 
     Averages along a trajectory are shown over its last 2 epochs, its second half, all of it, and over the number of
     epochs that is best for the pair in hindsight, which favours the control.
     """
-    names = [*(cell_names(frame) if by_cell else []), "batch_norm"]
-    return [
-        Effect(
-            label, values[-1], tuple(map(value_text, values[:-1])),
-            mean_estimate(chosen["effect_points"].to_numpy(), chosen["parent_seed"].to_list()),
-        )
-        for label, rows in _labelled(frame)
-        for values, chosen in groups(rows, names)
-    ]  # fmt: skip
+    found = []
+    kept = [*frame.columns[: frame.columns.index("control") + 1], "batch_norm", "effect_points"]
 
+    def add(label: str, rows: polars.DataFrame) -> None:
+        found.append(rows.select(kept).with_columns(label=polars.lit(label)))
 
-def _labelled(frame: polars.DataFrame) -> Iterator[tuple[str, polars.DataFrame]]:
-    """Each control's label and rows, in the order of `_WORDS`."""
-
-    def count(epochs: int, kind: str = "") -> str:
-        return f"{epochs} {kind}epoch{'s' * (epochs != 1)}"
-
-    for name in (*_WORDS, *AFTER_AXES):
-        rows, word = frame.filter(polars.col("control") == name), _WORDS.get(name, name)
-        if not rows.height:
-            continue
+    for name, words in _WORDS.items():
+        rows = frame.filter(polars.col("control") == name)
         if name == "lawa":
-            yield from _lawa(frame, rows, word)
-        elif name in AFTER_AXES:
-            for (value, epochs), chosen in groups(rows, ["value", "epochs"]):
-                yield f"{name}: {value}, after {count(epochs, 'further ')}", chosen
-        elif name == "children_on":
-            for (epochs,), chosen in groups(rows.sort("epochs"), ["epochs"]):
-                yield f"{word} ({count(epochs)})", chosen
-        elif name == "dropped_rate":
-            for (value, epochs), chosen in groups(rows.sort("epochs"), ["value", "epochs"]):
-                when = "before averaging" if epochs is None else f"for {count(epochs)} more"
-                yield f"{word} ({value} times, {when})", chosen
-        elif name in ("ema", "alpha"):
-            for (value,), chosen in groups(rows, ["value"]):
-                yield f"{word} ({'decay' if name == 'ema' else name} {value})", chosen
-        else:
-            yield word, rows
-
-
-def _lawa(frame: polars.DataFrame, rows: polars.DataFrame, word: str) -> Iterator[tuple[str, polars.DataFrame]]:
-    keys = [*frame.columns[: frame.columns.index("control")], "batch_norm"]
-    longest = polars.col("epochs").max().over(keys)
-    for text, epochs in zip(_LAWA, (2, (longest // 2).clip(2), longest), strict=True):
-        yield f"{word}, {text}", rows.filter(polars.col("epochs") == epochs)
-    hindsight = rows.group_by(keys, maintain_order=True).agg(polars.col("effect_points").min())
-    yield f"{word}, best number of epochs in hindsight", hindsight
+            longest = polars.col("epochs").max().over(kept[:-1])
+            for text, epochs in zip(_LAWA, (2, (longest // 2).clip(2), longest), strict=True):
+                add(f"{words}, {text}", rows.filter(polars.col("epochs") == epochs))
+            best = rows.group_by(kept[:-1], maintain_order=True).agg(polars.col("effect_points").min())
+            add(f"{words}, best number of epochs in hindsight", best)
+            continue
+        named = [polars.col("value") if "{value}" in words else polars.lit(None).alias("value")]
+        counted = any(text in words for text in ("{epochs}", "{further}", "{when}"))
+        named.append(polars.col("epochs") if counted else polars.lit(None).alias("epochs"))
+        for (value, epochs), chosen in groups(rows.with_columns(named), ["value", "epochs"]):
+            more = "before averaging" if epochs is None else f"for {count_of(epochs, 'epoch')} more"
+            said = {"epochs": count_of(epochs or 0, "epoch"), "further": count_of(epochs or 0, "further epoch")}
+            add(words.format(value=value, when=more, **said), chosen)
+    return polars.concat(found)
 
 
 def tables(frames: Frames) -> list[Table]:
@@ -390,43 +373,29 @@ def tables(frames: Frames) -> list[Table]:
     frame = frames["controls"]
     title = "The average's test accuracy less the control's, paired, in points [95 %]"
     body, found = [], effects(frame)
-    for effect in found:
-        estimate, n = effect.estimate, effect.estimate.n_parents
-        body.append([
-            effect.label, effect.batch_norm, shown(estimate, n), str(n), str(estimate.n_pairs),
-            verdict_text(verdict(estimate), n),
-        ])  # fmt: skip
+    for label, treatment, estimate in found:
+        n = estimate.n_parents
+        better = verdict_text(verdict(estimate), n)
+        body.append([label, treatment, shown(estimate, n), str(n), str(estimate.n_pairs), better])
     columns = ("average against", "batch norm", "effect", "parents", "pairs", "average is better")
     most = max((effect.estimate.n_parents for effect in found), default=0)
     notes = [effect.estimate.note for effect in found]
-    whole = titled(f"{title}, all cells together", columns, body, most, notes)
+    by_cell = _labelled(frame.filter(polars.col("control").is_in(_BY_CELL)))
+    labels = [label for label in distinct(by_cell, "label") if not label.endswith(_LAWA)]
+    of_label = {label: (polars.col("label") == label, "effect_points", 2) for label in labels}
     rows = []
     for name, without, count, line in frames["absent"].rows():
         said = "not in this sweep" if without == count else f"not for {without} of {count} pairs"
-        rows.append((_WORDS.get(name, name), said, line))
+        rows.append((_WORDS.get(name, name).partition(" (")[0].partition(": {")[0], said, line))
     absent = Table("Controls that are not in this sweep", ("control", "", "what adds it"), tuple(rows))
-    return [whole, _by_cell(frame, title), *([absent] if rows else [])]
+    return [
+        titled(f"{title}, all cells together", columns, body, most, notes),
+        estimate_table(by_cell, f"{title}, by cell", [*cell_names(frame), "batch_norm"], of_label),
+        *([absent] if rows else []),
+    ]
 
 
-def _by_cell(frame: polars.DataFrame, title: str) -> Table:
-    """One row a cell and treatment, one column for each control that needs no number of epochs."""
-    every = effects(frame.filter(polars.col("control").is_in(_BY_CELL)), by_cell=True)
-    labels = [label for label in dict.fromkeys(effect.label for effect in every) if not label.endswith(_LAWA)]
-    rows: dict[tuple[str, ...], dict[str, Estimate]] = {}
-    for effect in every:
-        rows.setdefault((*effect.cell, effect.batch_norm), {})[effect.label] = effect.estimate
-    body, most = [], 0
-    for names, estimates in rows.items():
-        parents = max(estimate.n_parents for estimate in estimates.values())
-        pairs = max(estimate.n_pairs for estimate in estimates.values())
-        most = max(most, parents)
-        cells = [shown(estimates[label], parents) if label in estimates else "not in this sweep" for label in labels]
-        body.append([*names, str(parents), str(pairs), *cells])
-    columns = (*cell_names(frame), "batch norm", "parents", "pairs", *labels)
-    return titled(f"{title}, by cell", columns, body, most)
-
-
-def draw(frames: Frames, path: Path, title: str) -> None:
+def draw(frames: Frames, title: str) -> Any:
     """Draw a forest plot: the effect of each control with its interval over parents, all cells together."""
     from matplotlib.figure import Figure
 
@@ -435,26 +404,26 @@ def draw(frames: Frames, path: Path, title: str) -> None:
     figure = Figure(figsize=(9.5, 0.36 * len(labels) + 1.9), layout="constrained")
     axis = figure.subplots()
     for treatment, offset in ((OWN, -0.14), (RECOMPUTED, 0.14)):
-        here, colour = [effect for effect in found if effect.batch_norm == treatment], TREATMENT_COLOURS[treatment]
-        for effect in here:
-            y, estimate = labels.index(effect.label) + offset, effect.estimate
+        colour, name = TREATMENT_COLOURS[treatment], f"{treatment} batch-norm statistics"
+        for label, _, estimate in [effect for effect in found if effect.batch_norm == treatment]:
+            y = labels.index(label) + offset
             draw_spread(axis, estimate, y, colour, across=True)
-            axis.plot([estimate.value or 0.0], [y], marker="o", ls="", markersize=4.5, color=colour,
-                      label=f"{treatment} batch-norm statistics" if effect is here[0] else None,
+            axis.plot([estimate.value or 0.0], [y], marker="o", ls="", markersize=4.5, color=colour, label=name,
                       markerfacecolor=colour if estimate.conclusive else "white")  # fmt: skip
             axis.annotate(f"n = {estimate.n_parents} ({estimate.n_pairs})", (1.01, y), fontsize=6, va="center",
                           xycoords=("axes fraction", "data"), color=colour)  # fmt: skip
+            name = ""  # once in the legend
     axis.axvline(0, color="0.3", lw=0.9)
     style(axis, "average less control: test accuracy (points); to the right the average is better")
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.set_ylim(len(labels) - 0.4, -0.6)
     axis.grid(visible=False, axis="y")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    figure.suptitle(
-        f"The average against controls, paired, all cells together\n{title}; n = parents (pairs); "
-        f"{spread_text(effect.estimate for effect in found)}", fontsize=9,
-    )  # fmt: skip
-    save_figure(figure, path)
+    spread = spread_text(effect.estimate for effect in found)
+    head(
+        figure, "The average against controls, paired, all cells together", f"{title}; n = parents (pairs); {spread}"
+    )
+    return figure
 
 
 STUDY = Study(

@@ -13,8 +13,7 @@ Shapes: C children.
 
 import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,24 +21,18 @@ import polars
 
 from fastwi import analysis
 from fastwi.analysis.columns import PAIR_COLUMNS, Column
-from fastwi.analysis.measuring import Bench, part_of
+from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, chosen_pairs
-from fastwi.analysis.statistics import (
-    CONFIRMED,
-    REFUTED,
-    SCOPES,
-    Estimate,
-    spearman,
-    verdict,
-    verdict_text,
-)
+from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
+from fastwi.analysis.statistics import CONFIRMED, REFUTED, Estimate, spearman, verdict, verdict_text
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.experiment.tree import OWN
-from fastwi.report.estimates import counted_text, distinct, groups, style, titled
-from fastwi.report.figures import save_figure
+from fastwi.report.estimates import correlation_of, counted_text, distinct, groups, head, panels, style, titled
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import LEVEL, Table
+
+SCOPES = ("all pairs", "within cells")
+"""What a correlation is taken over; within cells: after the mean of each cell was subtracted."""
 
 GAINS = {
     f"gain_{over}_{treatment}_points": f"{words}, {treatment} statistics"
@@ -98,13 +91,11 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     or not finite.
     correlations: see `correlations`.
     """
-    pairs = chosen_pairs(opened, options)
     bench = Bench(opened, options)
-    rows = []
-    for done, pair in enumerate(pairs):
-        progress(done, len(pairs))
-        rows.append({**pair.columns(), **_gains(opened, pair), **_quantities(opened, pair, options, bench)})
-    progress(len(pairs), len(pairs))
+    rows = [
+        {**pair.columns(), **_gains(opened, pair), **_quantities(opened, pair, options, bench)}
+        for pair in counted(chosen_pairs(opened, options), progress)
+    ]
     frame = opened.frames({"pairs": COLUMNS["pairs"]}, pairs=rows)["pairs"]
     return {"pairs": frame, "correlations": correlations(frame)}
 
@@ -121,42 +112,33 @@ def _gains(opened: OpenedSweep, pair: Pair) -> dict[str, float]:
 
 
 def _quantities(opened: OpenedSweep, pair: Pair, options: AnalysisOptions, bench: Bench) -> dict[str, float | None]:
-    place, config = pair.place, pair.config
-    test, _ = part_of(opened.resident_splits(config)[1], options.test_images, "analysis.test_images")
+    place, (test, _), how = pair.place, bench.part(pair.config, "test"), bench.how(pair)
+    evaluator, networks = how["evaluator"], opened.states([*place.ends, place.clone, place.average])
     count = len(place.ends)
-    networks, members = opened.states([*place.ends, place.clone, place.average]), list(range(count))
-    pairs = list(itertools.combinations(members, 2))
-    evaluator = bench.evaluator(config)
-    weights = analysis.weight_distances(networks, members, parent=count)
-    assert weights.displacement_C is not None
-    assert weights.cosine_CC is not None
-    functions = analysis.function_distances(evaluator, networks, test, members)
-    norm = float(networks.weights_MP[count].double().norm())
-    distance = _mean([weights.l2_CC[i, j] for i, j in pairs])
-    ends = [opened.measured[end, OWN] for end in place.ends]
-    parent = opened.measured.get((place.clone, OWN))
-    departure = analysis.tangent_departure(evaluator, networks, test, members, count + 1)
+    children, parent, average = networks[:count], networks[count : count + 1], networks[count + 1 :]
+    two = list(itertools.combinations(range(count), 2))
+    first, second = zip(*two, strict=True)
+    weights = analysis.weight_distances(children, parent)
+    functions = analysis.function_distances(evaluator, children, test)
+    distance, norm = _mean(weights.l2_CC[first, second]), float(parent.weights_MP[0].double().norm())
+    ends, of_parent = [opened.measured[end, OWN] for end in place.ends], opened.measured.get((place.clone, OWN))
     found: dict[str, float | None] = {
         "learning_rate": ends[0].learning_rate if pair.s else None,
         "distance_l2": distance,
         "relative_distance": distance / norm if norm and distance is not None else None,
         "displacement_l2": _mean(weights.displacement_C),
-        "displacement_cosine": _mean([weights.cosine_CC[i, j] for i, j in pairs]),
-        "disagreement_%": _mean([functions.disagreement_CC[i, j] for i, j in pairs]),
-        "kl_nats": _mean([functions.kl_CC[i, j] for i, j in (*pairs, *((j, i) for i, j in pairs))]),
-        "tangent_departure": analysis.finite(departure),
-        "parent_accuracy_%": None if parent is None else parent.test_accuracy,
+        "displacement_cosine": _mean(weights.cosine_CC[first, second]),
+        "disagreement_%": _mean(functions.disagreement_CC[first, second]),
+        "kl_nats": _mean(functions.kl_CC[first + second, second + first]),
+        "tangent_departure": analysis.finite(analysis.tangent_departure(evaluator, children, average, test)),
+        "parent_accuracy_%": None if of_parent is None else of_parent.test_accuracy,
         "children_accuracy_%": _mean([end.test_accuracy for end in ends]),
         "children_train_loss_nats": _mean([end.train_loss for end in ends]) if pair.s else None,
     }
-    how = bench.treatments(pair)
-    barriers = [
-        barrier
-        for i, j in pairs
-        for barrier in analysis.barrier_between(
-            evaluator, networks, {"test": test}, ends=(i, j), alphas=options.alphas, **how
-        )
-    ]
+    barriers = []
+    for each in two:
+        line = children.clone_rows(each)
+        barriers += analysis.barrier_between(pair=line, splits={"test": test}, alphas=options.alphas, **how)
     for treatment, text in (("averaged", ""), (RECOMPUTED, "recomputed_")):
         here = [barrier for barrier in barriers if barrier.treatment == treatment]
         found[f"error_barrier_{text}points"] = _mean([barrier.error for barrier in here])
@@ -179,21 +161,18 @@ def correlations(pairs: polars.DataFrame) -> polars.DataFrame:
     rows = []
     for gain, quantity in itertools.product(GAINS, QUANTITIES):
         there = pairs.drop_nulls([gain, quantity])
-        if not there.height:
-            continue
         columns = [polars.col(name).cast(polars.Float64) for name in (gain, quantity)]
         # Rounded: the mean of equal numbers may differ from them in its last digit, and ranks would see it.
         within = [(column - column.mean().over(cell)).round(10) for column in columns]
-        for scope, chosen in zip(SCOPES, (columns, within), strict=True):
-            x_n, y_n = (there.select(column).to_series().to_numpy() for column in chosen)
-            found = Estimate(None, None, None, 1, 1, 0.95, "undefined: one pair has no order")
+        for scope, chosen in zip(SCOPES, (columns, within), strict=True) if there.height else ():
+            found = Estimate(None, None, None, 1, 1, "undefined: one pair has no order")
             if there.height > 1:
-                found = spearman(x_n, y_n, there["parent_seed"].to_list())
-            rows.append({
-                "gain": gain, "quantity": quantity, "scope": scope, "spearman": found.value, "low": found.low,
-                "high": found.high, "n_parents": found.n_parents, "n_pairs": found.n_pairs, "note": found.note,
-            })  # fmt: skip
-    return polars.DataFrame(rows, schema={name: column.type for name, column in COLUMNS["correlations"].items()})
+                x, y = there.select(chosen)
+                found = spearman(x, y, there["parent_seed"].to_list())
+            rows.append([gain, quantity, scope, found.value, found.low, found.high, found.n_parents, found.n_pairs,
+                         found.note])  # fmt: skip
+    types = {name: column.type for name, column in COLUMNS["correlations"].items()}
+    return polars.DataFrame(rows, schema=types, orient="row")
 
 
 def renew(frames: Frames) -> Frames:
@@ -214,14 +193,9 @@ def tables(frames: Frames) -> list[Table]:
         "quantity", "all pairs [95 %]", "correlates", "within cells [95 %]", "correlates", "parents", "pairs",
     )  # fmt: skip
     for gain, words in GAINS.items():
-        rows = frames["correlations"].filter(polars.col("gain") == gain)
-        if not rows.height:
+        overall, within = (_of_gain(frames, gain, scope) for scope in SCOPES)
+        if not overall:
             continue
-        scopes = [
-            {row["quantity"]: _estimate(row) for row in rows.iter_rows(named=True) if row["scope"] == scope}
-            for scope in SCOPES
-        ]
-        overall, within = ({name: each[name] for name in QUANTITIES if name in each} for each in scopes)
         body: list[Sequence[str]] = []
         for name in sorted(overall, key=lambda name: -abs(overall[name].value or 0.0)):
             every, inside = overall[name], within[name]
@@ -235,18 +209,19 @@ def tables(frames: Frames) -> list[Table]:
     return found
 
 
-def _estimate(row: Mapping[str, Any]) -> Estimate:
-    return Estimate(
-        row["spearman"], row["low"], row["high"], row["n_parents"], row["n_pairs"], 0.95, row["note"] or ""
-    )
+def _of_gain(frames: Frames, gain: str, scope: str) -> dict[str, Estimate]:
+    """The correlations of one gain by quantity, in the order of `QUANTITIES`."""
+    chosen = frames["correlations"].filter(polars.col("gain") == gain, polars.col("scope") == scope)
+    found = {row["quantity"]: correlation_of(row) for row in chosen.iter_rows(named=True)}
+    return {name: found[name] for name in QUANTITIES if name in found}
 
 
 def _shown(estimate: Estimate) -> str:
     if estimate.value is None:
         return "undefined"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:+.2f} (no interval)"
-    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+    ends = (estimate.low, estimate.high) if estimate.conclusive else ()
+    interval = ", ".join(f"{end:+.2f}" for end in ends)
+    return f"{estimate.value:+.2f} " + (f"[{interval}]" if interval else "(no interval)")
 
 
 def _sided(estimate: Estimate) -> str:
@@ -257,16 +232,14 @@ def _sided(estimate: Estimate) -> str:
 
 
 _MARKERS = "osD^vP*X<>"
-_ACROSS = 5
 
 
-def draw(frames: Frames, path: Path, title: str) -> None:
+def draw(frames: Frames, title: str) -> Any:
     """Draw the gain over the best child against each quantity that varies, a dot a pair: colour k, marker s.
 
     Own statistics; correlations over all pairs stand above each panel.
     """
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     gain = next(iter(GAINS))
@@ -276,33 +249,29 @@ def draw(frames: Frames, path: Path, title: str) -> None:
     shown = varied or [name for name in QUANTITIES if pairs[name].null_count() < pairs.height]
     ks, ss = (sorted(distinct(pairs, name)) for name in ("k", "s"))
     colours = {k: colormaps["viridis"](0.92 * i / max(1, len(ks) - 1)) for i, k in enumerate(ks)}
-    markers = {s: _MARKERS[i % len(_MARKERS)] for i, s in enumerate(ss)}
-    across = min(_ACROSS, len(shown))
-    down = -(-len(shown) // across)
-    figure = Figure(figsize=(2.7 * across + 0.6, 2.5 * down + 1.3), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False, sharey=True)
-    correlation = frames["correlations"].filter(polars.col("gain") == gain, polars.col("scope") == SCOPES[0])
-    by_quantity = {row["quantity"]: _shown(_estimate(row)) for row in correlation.iter_rows(named=True)}
-    for i, (axis, name) in enumerate(zip(axes.flat, shown, strict=False)):
+    markers = dict(zip(ss, itertools.cycle(_MARKERS)))
+    figure, axes = panels(len(shown), 5, (2.7, 2.5), below=1.3, sharey=True)
+    overall = _of_gain(frames, gain, SCOPES[0])
+    for i, (axis, name) in enumerate(zip(axes, shown, strict=True)):
         for (k, s), dots in groups(pairs, ["k", "s"]):
             axis.plot(dots[name], dots[gain], ls="", marker=markers[s], markersize=4, color=colours[k], alpha=0.75,
                       markeredgewidth=0.3, markeredgecolor="white")  # fmt: skip
         words = "\n".join(textwrap.wrap(QUANTITIES[name], 30))
-        style(axis, words, "gain (points)" if i % across == 0 else "", by_quantity.get(name, ""), name in ("k", "s"))
+        above = _shown(overall[name]) if name in overall else ""
+        style(axis, words, "gain (points)" if i % 5 == 0 else "", above, name in ("k", "s"))
         axis.axhline(0, color="0.5", lw=0.8)
-    for axis in axes.flat[len(shown) :]:
-        axis.set_visible(False)
     handles: list[Any] = [Line2D([], [], ls="", marker="o", color=colours[k], label=f"k = {k}") for k in ks]
     handles += [Line2D([], [], ls="", marker=markers[s], color="0.35", label=f"s = {s}") for s in ss]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 12), fontsize=8)
-    level, n = LEVEL if correlation["low"].count() else "", counted_text(pairs, pairs.height)
+    level = LEVEL if any(estimate.conclusive for estimate in overall.values()) else ""
     constant = len(QUANTITIES) - len(shown)
     left = f"; left out: {constant} that were not measured or do not vary" if constant else ""
-    figure.suptitle(
-        f"Gain of the average over {GAINS[gain]}, against what it may depend on\n{title}; {n}; "
-        f"above each panel Spearman's rank correlation{level}{left}", fontsize=9,
-    )  # fmt: skip
-    save_figure(figure, path)
+    head(
+        figure,
+        f"Gain of the average over {GAINS[gain]}, against what it may depend on",
+        f"{title}; {counted_text(pairs, pairs.height)}; above each panel Spearman's rank correlation{level}{left}",
+    )
+    return figure
 
 
 STUDY = Study(

@@ -10,9 +10,7 @@ each parent's state after every epoch is stored.
 Shapes: N images; S splits.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,9 +19,9 @@ from numpy.typing import NDArray
 
 from fastwi import analysis
 from fastwi.analysis.columns import PAIR_COLUMNS, Column
-from fastwi.analysis.measuring import part_of, recomputed
+from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs
+from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs, counted
 from fastwi.analysis.statistics import CONFIRMED, NOT_SETTLED, REFUTED, spearman, verdict, verdict_text
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.errors import UserError
@@ -38,22 +36,23 @@ from fastwi.report.estimates import (
     estimate_table,
     groups,
     hard_less_easy,
+    head,
     mean_of,
+    panels,
     shown,
     spread_text,
     style,
     titled,
     variant_of,
 )
-from fastwi.report.figures import save_figure
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
-from fastwi.report.summary import Table
+from fastwi.report.summary import Table, count_of
 
 if TYPE_CHECKING:
     from fastwi.data.resident import ResidentDataset
-    from fastwi.population import Population
 
 _TOGETHER = 8  # networks in memory at one time
+_ACCURACY, _LOSS = "train_accuracy_%", "train_loss_nats"
 
 _SPLIT = {"split": Column("", "which of the equal parts by ascending EL2N: 1 is the easiest", polars.Int64)}
 COLUMNS = {
@@ -75,8 +74,8 @@ COLUMNS = {
         "batch_norm": AVERAGE_COLUMNS["batch_norm"],
         **_SPLIT,
         "images": Column("images", "training images in the split", polars.Int64),
-        "train_accuracy_%": Column("%", "accuracy on the split's images, without augmentation"),
-        "train_loss_nats": Column("nats", "mean cross-entropy on them; null where not finite"),
+        _ACCURACY: Column("%", "accuracy on the split's images, without augmentation"),
+        _LOSS: Column("nats", "mean cross-entropy on them; null where not finite"),
     },
     "split_gains": {
         **AVERAGE_COLUMNS,
@@ -101,29 +100,19 @@ COLUMNS = {
 }
 
 
-class _Network(NamedTuple):
-    """A network of a pair: what it is in the table, its state, and the epoch of the draws that its batch-norm
-    statistics are recomputed on (None: its own)."""
-
-    name: str
-    child: int | None
-    stage: str
-    epoch: int
-    state: str
-    draws: int | None
-
-    @property
-    def measured(self) -> tuple[str, int | None]:
-        """The key of its measurement: children of one parent at several s share states."""
-        return self.state, self.draws
-
-    @property
-    def treatment(self) -> str:
-        """Of its batch-norm statistics."""
-        return OWN if self.draws is None else RECOMPUTED
+_Key = tuple[str, int | None]
+"""A state, and the epoch of the draws that its statistics are recomputed on; None: its own statistics."""
 
 
-_Scores = dict[tuple[str, int | None], tuple[NDArray[np.float64], NDArray[np.float64]]]
+class _Scored(NamedTuple):
+    """The images of one combination of the axes beside k and s, the split of each, and what was measured on them.
+
+    found: of a network, a row for each split. Children of one parent at several s share states.
+    """
+
+    images: "ResidentDataset"
+    splits_N: NDArray[np.int64]
+    found: dict[_Key, list[dict[str, Any]]]
 
 
 def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
@@ -140,241 +129,173 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
 
     Raises UserError where no epoch has all parents' states.
     """
-    by_variant: dict[Any, list[Pair]] = {}
-    for pair in chosen_pairs(opened, options):
-        by_variant.setdefault(pair.variant, []).append(pair)
-    parts = [_Part.of(opened, options, pairs) for pairs in by_variant.values()]
-    done, total = 0, sum(part.passes for part in parts)
+    bench, pairs = Bench(opened, options), chosen_pairs(opened, options)
+    variants = list(dict.fromkeys(pair.variant for pair in pairs))
+    pairs.sort(key=lambda pair: variants.index(pair.variant))
+    again, lost = RECOMPUTED in options.treatments, opened.lost()
+    by_variant: dict[Any, _Scored] = {}
+    rows: dict[str, list[dict[str, Any]]] = {"scores": [], "splits": [], "missing": []}
+    for pair in counted(pairs, progress):
+        if pair.variant not in by_variant:
+            by_variant[pair.variant] = _score(opened, bench, options, pair, rows["scores"])
+        networks, found = list(_networks(opened, pair, again, lost)), by_variant[pair.variant].found
+        _measure(opened, bench, pair, [key for _, key in networks], by_variant[pair.variant])
+        rows["splits"] += [{**pair.columns(), **named, **row} for named, key in networks for row in found[key]]
+        rows["missing"] += _missing(opened, pair)
+    frames = opened.frames({name: COLUMNS[name] for name in rows}, **rows)
+    frames |= {"split_gains": _gains(frames["splits"]), "split_changes": _changes(frames["splits"])}
+    for name, columns in COLUMNS.items():
+        losses = [polars.col(column) for column in columns if column.endswith("nats")]
+        finite = frames[name].with_columns(polars.when(loss.is_finite()).then(loss) for loss in losses)
+        frames[name] = finite.select(*dict(pairs[0].variant), *columns)
+    return {name: frames[name] for name in COLUMNS}
 
-    def passed(networks: int) -> None:
-        nonlocal done
-        done += networks
-        progress(done, total)
 
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
-    for part in parts:
-        splits_N = _score(opened, options, part, rows["scores"], passed)
-        found = _measure(opened, part, splits_N, passed)
-        for pair, networks in part.networks:
-            rows["splits"] += _split_rows(pair, networks, found, np.bincount(splits_N))
-            rows["split_gains"] += _gain_rows(pair, networks, found)
-            rows["split_changes"] += _change_rows(pair, networks, found)
-            rows["missing"] += _missing_rows(opened, pair)
-    return opened.frames(COLUMNS, **rows)
+def _score(
+    opened: OpenedSweep, bench: Bench, options: AnalysisOptions, pair: Pair, rows: list[dict[str, Any]]
+) -> _Scored:
+    """Score and split the images of the pair's combination of axes, and add their rows."""
+    evaluator, (images, positions) = bench.evaluator(pair.config), bench.part(pair.config, "train")
+    epoch, parents_TG = _parents(opened, options.score_epoch, pair.variant)
+    count = len(parents_TG[-1])
+    el2n_N = analysis.el2n_scores(evaluator, (opened.states([state]) for state in parents_TG[-1]), images)
+    splits_N = analysis.equal_splits(el2n_N, options.splits)
+    columns = {"example": positions, "label": images.labels_N.tolist(), "el2n": el2n_N, "split": splits_N + 1}
+    if epoch > 1 and all(map(opened.has, parents_TG)):
+        forgetting = analysis.forgetting_events(evaluator, map(opened.states, parents_TG), images)
+        columns["forgetting_events"] = forgetting.scores(float(forgetting.measurements)) / count
+    of_images = polars.DataFrame(columns).rows(named=True)
+    rows += [{**dict(pair.variant), "score_epoch": epoch, "n_parents": count, **row} for row in of_images]
+    return _Scored(images, splits_N, {})
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """One combination of the axes beside k and s: the parents' states that give scores, and networks to measure.
+def _parents(opened: OpenedSweep, asked: int, variant: Any) -> tuple[int, list[list[str]]]:
+    """The epoch that gives scores, `asked` or the last that is stored of all parents, and their states up to it.
 
-    `along`: the parents' states after each epoch up to `epoch`, for forgetting; empty: not all are stored.
+    Parents that diverged or are not trained to their end are left out: n counts the others only.
     """
-
-    epoch: int
-    parents: tuple[str, ...]
-    along: tuple[tuple[str, ...], ...]
-    networks: list[tuple[Pair, list[_Network]]]
-    images: "ResidentDataset"
-    positions: list[int]
-
-    @classmethod
-    def of(cls, opened: OpenedSweep, options: AnalysisOptions, pairs: list[Pair]) -> "_Part":
-        """What is measured for `pairs`, of one combination. Raises UserError where no epoch gives scores."""
-        paths: dict[int, tuple[str, ...]] = {}
-        for pair in all_pairs(opened):
-            if pair.variant == pairs[0].variant and len(pair.place.parent) >= len(paths.get(pair.point.parent, ())):
-                paths[pair.point.parent] = pair.place.parent
-        sound = [path for path in paths.values() if _is_sound(opened, path)]
-        epoch = _score_epoch(opened, options.score_epoch, sound)
-        along = tuple(tuple(path[e] for path in sound) for e in range(epoch))
-        whole = epoch > 1 and all(opened.has(states) for states in along)
-        train = opened.resident_splits(pairs[0].config)[0]
-        again, lost = RECOMPUTED in options.treatments, opened.lost()
-        networks = [(pair, list(_networks(opened, pair, again, lost))) for pair in pairs]
-        images, positions = part_of(train, options.train_images, "analysis.train_images")
-        return cls(epoch, along[-1], along if whole else (), networks, images, positions)
-
-    @property
-    def wanted(self) -> list[tuple[str, int | None]]:
-        """Each measurement once."""
-        return list(dict.fromkeys(network.measured for _, networks in self.networks for network in networks))
-
-    @property
-    def passes(self) -> int:
-        """Networks that are passed over the training images."""
-        return len(self.parents) + sum(map(len, self.along)) + len(self.wanted)
-
-
-def _is_sound(opened: OpenedSweep, path: tuple[str, ...]) -> bool:
-    """Whether a parent is trained to its end and has not diverged: n counts those only."""
-    found = [opened.measured.get((state, OWN)) for state in path]
-    return all(m is not None and not m.diverged for m in found)
-
-
-def _score_epoch(opened: OpenedSweep, asked: int, paths: list[tuple[str, ...]]) -> int:
-    """The epoch of the parents' states that give scores: the one asked for, or the last that is stored of all."""
-    reached = min(map(len, paths), default=0)
+    paths: dict[int, tuple[str, ...]] = {}
+    for pair in all_pairs(opened):
+        if pair.variant == variant:
+            paths[pair.point.parent] = max(pair.place.parent, paths.get(pair.point.parent, ()), key=len)
+    sound = []
+    for path in paths.values():
+        found = [opened.measured.get((state, OWN)) for state in path]
+        if all(m is not None and not m.diverged for m in found):
+            sound.append(path)
+    reached = min(map(len, sound), default=0)
     if asked > reached:
         raise UserError(
             f"analysis.score_epoch: {asked}, but the sweep's parents end at epoch {reached}; give that or less, "
             "0 for the last one, or sweep a larger experiment.k"
         )
-    stored = (epoch for epoch in range(reached, 0, -1) if opened.has([path[epoch - 1] for path in paths]))
-    epoch = asked or next(stored, 0)
+    parents_TG = [list(states) for states in zip(*(path[:reached] for path in sound), strict=True)]
+    epoch = asked or max((e for e, states in enumerate(parents_TG, 1) if opened.has(states)), default=0)
     if not epoch:
         raise UserError(
             "analysis.score_epoch: no epoch has the states of all parents; run the sweep with sweep.keep: stops, and "
             "a k above 0"
         )
-    return epoch
+    return epoch, parents_TG[:epoch]
 
 
-def _networks(opened: OpenedSweep, pair: Pair, again: bool, lost: set[str]) -> Iterator[_Network]:
-    """The pair's networks in order, without those that diverged; of those between stops, the ones that are stored."""
+def _networks(opened: OpenedSweep, pair: Pair, again: bool, lost: set[str]) -> Iterator[tuple[dict[str, Any], _Key]]:
+    """The pair's networks in order: columns that name each, and its key.
+
+    Without those that diverged; of those between stops, the ones that are stored.
+    """
     place, k, end = pair.place, pair.k, pair.k + pair.s
-    treatments: tuple[int | None, ...] = (None, end) if again else (None,)
-    for draws in treatments:
-        yield _Network("parent", None, "parent", k, place.clone, draws)
+
+    def named(network: str, child: int | None, stage: str, epoch: int, treatment: str = OWN) -> dict[str, Any]:
+        return {"network": network, "child": child, "stage": stage, "epoch": epoch, "batch_norm": treatment}
+
+    treatments = ((OWN, None), (RECOMPUTED, end)) if again else ((OWN, None),)
+    for treatment, draws in treatments:
+        yield named("parent", None, "parent", k, treatment), (place.clone, draws)
     for number, path in zip(pair.numbers, place.children, strict=True):
         for epoch, state in enumerate(path, k + 1):
             if epoch != end and state not in lost and opened.has([state]):
-                stage = "children" if epoch < end else "after"
-                yield _Network("child", number, stage, epoch, state, None)
-    for draws in treatments:
+                yield named("child", number, "children" if epoch < end else "after", epoch), (state, None)
+    for treatment, draws in treatments:
         for number, state in zip(pair.numbers, place.ends, strict=True):
-            yield _Network("child", number, "interpolation", end, state, draws)
-        yield _Network("average", None, "interpolation", end, place.average, draws)
+            yield named("child", number, "interpolation", end, treatment), (state, draws)
+        yield named("average", None, "interpolation", end, treatment), (place.average, draws)
     for epoch, state in enumerate(place.after, end + 1):
         if state not in lost and (opened.has([state]) or epoch == end + len(place.after)):
-            yield _Network("average", None, "after", epoch, state, None)
+            yield named("average", None, "after", epoch), (state, None)
 
 
-def _score(
-    opened: OpenedSweep,
-    options: AnalysisOptions,
-    part: _Part,
-    rows: list[dict[str, Any]],
-    passed: Callable[[int], None],
-) -> NDArray[np.int64]:
-    """Score and split the images, and add their rows; returns the split of each, from 0."""
-    first = part.networks[0][0]
-    engine = opened.resources.engine(first.config)
-
-    def loaded(each: Iterable[Sequence[str]]) -> "Iterator[Population]":
-        for states in each:
-            yield opened.states(states)
-            passed(len(states))
-
-    el2n_N = analysis.el2n_scores(engine, loaded([state] for state in part.parents), part.images)
-    splits_N = analysis.equal_splits(el2n_N, options.splits)
-    forgotten: Sequence[float | None] = [None] * len(el2n_N)
-    if part.along:
-        forgetting = analysis.forgetting_events(engine, loaded(part.along), part.images)
-        scores_N = forgetting.scores(float(forgetting.measurements)) / len(part.parents)
-        forgotten = scores_N.tolist()
-    columns = part.positions, part.images.labels_N.tolist(), el2n_N.tolist(), (splits_N + 1).tolist(), forgotten
-    every = dict(first.variant) | {"score_epoch": part.epoch, "n_parents": len(part.parents)}
-    rows += [every | dict(zip(COLUMNS["scores"], values, strict=False)) for values in zip(*columns, strict=True)]
-    return splits_N
-
-
-def _measure(opened: OpenedSweep, part: _Part, splits_N: NDArray[np.int64], passed: Callable[[int], None]) -> _Scores:
-    """Accuracy (%) and loss (nats) [S] of each wanted network, some networks at a time."""
-    config = part.networks[0][0].config
-    engine = opened.resources.engine(config)
-    found: _Scores = {}
-    by_draws: dict[int | None, list[str]] = {}
-    for state, draws in part.wanted:
-        by_draws.setdefault(draws, []).append(state)
-    for draws, states in by_draws.items():
-        for first in range(0, len(states), _TOGETHER):
-            chosen = states[first : first + _TOGETHER]
-            population = opened.states(chosen)
+def _measure(opened: OpenedSweep, bench: Bench, pair: Pair, wanted: list[_Key], scored: _Scored) -> None:
+    """Measure those of the pair's networks that were not before on each split, some networks at a time."""
+    evaluator, missing = bench.evaluator(pair.config), [key for key in wanted if key not in scored.found]
+    for draws in dict.fromkeys(draws for _, draws in missing):
+        alike = list(dict.fromkeys(key for key in missing if key[1] == draws))
+        for first in range(0, len(alike), _TOGETHER):
+            keys = alike[first : first + _TOGETHER]
+            population = opened.states([state for state, _ in keys])
             if draws is not None:
-                population = recomputed(opened, population, config, draws)
-            scores = analysis.split_scores(engine, population, part.images, splits_N)
-            for m, state in enumerate(chosen):
-                found[state, draws] = scores.accuracy_MS[m], scores.loss_MS[m]
-            passed(len(chosen))
-    return found
+                population = evaluator.recompute(population, bench.recomputation(pair))
+            scores = analysis.split_scores(evaluator, population, scored.images, scored.splits_N)
+            for key, accuracy_S, loss_S in zip(keys, scores.accuracy_MS, scores.loss_MS, strict=True):
+                columns = {"images": scores.images_S, _ACCURACY: accuracy_S, _LOSS: loss_S}
+                scored.found[key] = polars.DataFrame(columns).with_row_index("split", 1).rows(named=True)
 
 
-def _split_rows(
-    pair: Pair, networks: list[_Network], found: _Scores, images_S: NDArray[np.int64]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            **pair.columns(), **network._asdict(), "batch_norm": network.treatment, "split": split,
-            "images": int(images), "train_accuracy_%": float(accuracy), "train_loss_nats": analysis.finite(loss),
-            "network": network.name,
-        }
-        for network in networks
-        for split, (images, accuracy, loss) in enumerate(zip(images_S, *found[network.measured], strict=True), 1)
-    ]  # fmt: skip
-
-
-def _gain_rows(pair: Pair, networks: list[_Network], found: _Scores) -> list[dict[str, Any]]:
-    rows = []
-    for treatment in (OWN, RECOMPUTED):
-        here = [n for n in networks if n.stage == "interpolation" and n.treatment == treatment]
-        if not here:
-            continue
-        *children, average = (found[network.measured] for network in here)
-        accuracy_CS, loss_CS = (np.array([child[i] for child in children]) for i in range(2))
-        for split, (accuracy, loss) in enumerate(zip(*average, strict=True)):
-            rows.append({
-                **pair.columns(), "batch_norm": treatment, "split": split + 1,
-                "gain_mean_points": float(accuracy - accuracy_CS[:, split].mean()),
-                "gain_best_points": float(accuracy - accuracy_CS[:, split].max()),
-                "gain_mean_loss_nats": analysis.finite(loss - loss_CS[:, split].mean()),
-            })  # fmt: skip
-    return rows
-
-
-def _change_rows(pair: Pair, networks: list[_Network], found: _Scores) -> list[dict[str, Any]]:
-    at, loss_at = found[pair.place.average, None]
-    return [
-        {
-            **pair.columns(), "epochs_after": network.epoch - pair.k - pair.s, "split": split + 1,
-            "change_points": float(found[network.measured][0][split] - at[split]),
-            "change_loss_nats": analysis.finite(found[network.measured][1][split] - loss_at[split]),
-        }
-        for network in networks
-        if network.name == "average" and network.stage == "after"
-        for split in range(len(at))
-    ]  # fmt: skip
-
-
-def _missing_rows(opened: OpenedSweep, pair: Pair) -> list[dict[str, Any]]:
-    rows = []
+def _missing(opened: OpenedSweep, pair: Pair) -> Iterator[dict[str, Any]]:
+    """How many of the pair's states are not stored."""
     for name, paths in (("child", pair.place.children), ("average", (pair.place.after,))):
         states = [state for path in paths for state in path]
         lacking = sum(not opened.has([state]) for state in states)
         if lacking:
-            rows.append({**pair.columns(), "network": name, "epochs": len(states), "epochs_not_stored": lacking})
-    return rows
+            yield {**pair.columns(), "network": name, "epochs": len(states), "epochs_not_stored": lacking}
+
+
+def _gains(frame: polars.DataFrame) -> polars.DataFrame:
+    """The average at interpolation less the children's mean and best child, for each pair, treatment and split."""
+    of_average, of_child = (polars.col("network") == name for name in ("average", "child"))
+    accuracy, loss = polars.col(_ACCURACY), polars.col(_LOSS)
+    average, children = accuracy.filter(of_average).first(), accuracy.filter(of_child)
+    at = frame.filter(polars.col("stage") == "interpolation")
+    keys = [*frame.columns[: frame.columns.index("network")], "batch_norm", "split"]
+    return at.group_by(keys, maintain_order=True).agg(
+        gain_mean_points=average - children.mean(),
+        gain_best_points=average - children.max(),
+        gain_mean_loss_nats=loss.filter(of_average).first() - loss.filter(of_child).mean(),
+    )
+
+
+def _changes(frame: polars.DataFrame) -> polars.DataFrame:
+    """The average trained on less the average at interpolation, own statistics, for each pair, epoch and split."""
+    averages = frame.filter(polars.col("network") == "average", polars.col("batch_norm") == OWN)
+    keys = [*frame.columns[: frame.columns.index("network")], "split"]
+    at = polars.col("stage") == "interpolation"
+    accuracy, loss = polars.col(_ACCURACY), polars.col(_LOSS)
+    return averages.with_columns(
+        epochs_after=polars.col("epoch") - polars.col("k") - polars.col("s"),
+        change_points=accuracy - accuracy.filter(at).first().over(keys),
+        change_loss_nats=loss - loss.filter(at).first().over(keys),
+    ).filter(polars.col("stage") == "after")
 
 
 def tables(frames: Frames) -> list[Table]:
     """The claims with their verdicts, gains and later changes by split, the scores, and what was not stored."""
-    gains, changes = frames["split_gains"], frames["split_changes"]
-
-    def by_split(rows: polars.DataFrame, title: str, column: str, digits: int, name: str) -> Table:
-        columns = {f"split {split}": (polars.col("split") == split, column, digits) for split in _splits(gains)}
-        return estimate_table(rows, f"{title} [95 %]", [*cell_names(gains, alpha=True), name], columns)
-
+    gains, changes, missing = frames["split_gains"], frames["split_changes"], frames["missing"]
+    splits = sorted(distinct(gains, "split"))
     gain = "Gain of the average over the {} at interpolation by split (1 easiest), in points"
     after = "The average trained on: {} less at interpolation by split, own statistics, in {}"
-    found = [
-        _claims(gains, changes),
-        by_split(gains, gain.format("children's mean"), "gain_mean_points", 2, "batch_norm"),
-        by_split(gains, gain.format("best child on that split"), "gain_best_points", 2, "batch_norm"),
+    by_split = [
+        (gains, gain.format("children's mean"), "gain_mean_points", 2, "batch_norm"),
+        (gains, gain.format("best child on that split"), "gain_best_points", 2, "batch_norm"),
+        (changes, after.format("accuracy", "points"), "change_points", 2, "epochs_after"),
+        (changes, after.format("loss", "nats"), "change_loss_nats", 4, "epochs_after"),
     ]
-    if changes.height:
-        found.append(by_split(changes, after.format("accuracy", "points"), "change_points", 2, "epochs_after"))
-        found.append(by_split(changes, after.format("loss", "nats"), "change_loss_nats", 4, "epochs_after"))
+    found = [_claims(gains, changes)]
+    for rows, title, column, digits, name in by_split:
+        if rows.height:
+            columns = {f"split {split}": (polars.col("split") == split, column, digits) for split in splits}
+            names = [*cell_names(gains, alpha=True), name]
+            found.append(estimate_table(rows, f"{title} [95 %]", names, columns))
     found.append(_scores(frames["scores"]))
-    missing = frames["missing"]
     if missing.height:
         names = [*cell_names(missing), "network"]
         body = tuple(
@@ -399,23 +320,23 @@ def _claims(gains: polars.DataFrame, changes: polars.DataFrame) -> Table:
     further: list[int] = sorted(distinct(changes, "epochs_after"))
     for epochs in dict.fromkeys((*further[:1], *further[-1:])):
         rows = changes.filter(polars.col("epochs_after") == epochs)
-        parts.append((f"drop after {epochs} further epoch{'s' * (epochs != 1)}", rows, "change_points", "below"))
+        parts.append((f"drop after {count_of(epochs, 'further epoch')}", rows, "change_points", "below"))
+    texts = {
+        1: ("lies more on the hard half of the splits than on the easy half", "hard - easy"),
+        ALMOST: (f"lies to over {100 * ALMOST // (ALMOST + 1)} % on the hard half", f"hard - {ALMOST} x easy"),
+    }
     body, notes, most = list[Sequence[str]](), list[str](), 0
     for what, rows, column, claim in parts:
         whole = estimate_of(rows, column)  # splits are equal, so their mean is that of all images
         easiest = estimate_of(rows.filter(polars.col("split") == rows["split"].min()), column)
-        for text, times in (
-            ("lies more on the hard half of the splits than on the easy half", 1),
-            (f"lies to over {100 * ALMOST // (ALMOST + 1)} % on the hard half", ALMOST),
-        ):
+        for times, (text, contrast) in texts.items():
             estimate = hard_less_easy(rows, column, times)
             if estimate is None or whole is None:
                 continue
             notes.append(estimate.note)
             parents = estimate.n_parents
             most = max(most, parents)
-            contrast = "hard - easy" if times == 1 else f"hard - {times} x easy"
-            both = {verdict(whole, claim=claim), verdict(estimate, claim=claim)}
+            both = {verdict(whole, claim), verdict(estimate, claim)}
             found = REFUTED if REFUTED in both else CONFIRMED if both == {CONFIRMED} else NOT_SETTLED
             body.append([
                 f"the {what} {text}", shown(whole, parents), f"{shown(estimate, parents)} ({contrast})",
@@ -438,32 +359,26 @@ def _scores(frame: polars.DataFrame) -> Table:
         if events.null_count() == 0 and events.n_unique() > 1 and rows["el2n"].n_unique() > 1:
             found = spearman(rows["el2n"], events, [0] * rows.height)
             said = f"{found.value:+.2f}"
-        in_splits = [part["el2n"].to_list() for _, part in groups(rows.sort("el2n"), ["split"])]
-        ranges = "; ".join(f"{scores_n[0]:.3f} to {scores_n[-1]:.3f}" for scores_n in in_splits)
+        spans = rows.group_by("split").agg(low=polars.min("el2n"), high=polars.max("el2n")).sort("split")
+        ranges = "; ".join(f"{low:.3f} to {high:.3f}" for _, low, high in spans.rows())
         body.append((*map(str, values), str(rows["n_parents"][0]), str(rows.height), said, ranges))
     columns = (*names, "epoch", "parents", "images", "rank correlation with forgetting", "EL2N of each split")
     return Table("The scores: EL2N, the mean over parents; the same for all pairs", columns, tuple(body))
 
 
 _PARENT, _CHILD, _AVERAGE = "0.2", "tab:green", "#cc1a26"  # blue and orange are treatments of batch norm
-_ACROSS = 5  # panels beside each other
 
 
-def draw(frames: Frames, path: Path, title: str) -> None:
+def draw(frames: Frames, title: str) -> Any:
     """Draw accuracy over epochs, one panel a split (paper, Figure 5), and the gain by split.
 
     Of the frame's first cell. Networks are thin lines, their means over parents thick.
     """
-    from matplotlib.figure import Figure
-
     names = cell_names(frames["splits"], alpha=True)
     values, rows = next(groups(frames["splits"], names))
     gains = next(groups(frames["split_gains"], names))[1]
-    numbers = _splits(rows)
-    across = min(len(numbers) + 1, _ACROSS)
-    down = -(-(len(numbers) + 1) // across)
-    figure = Figure(figsize=(2.9 * across + 0.6, 3.0 * down + 1.1), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).ravel()
+    numbers = sorted(distinct(rows, "split"))
+    figure, axes = panels(len(numbers) + 1, 5, (2.9, 3.0), below=1.1)
     for axis, number in zip(axes, numbers, strict=False):
         panel = rows.filter(polars.col("split") == number, polars.col("batch_norm") == OWN)
         _draw_curves(axis, panel)
@@ -471,27 +386,25 @@ def draw(frames: Frames, path: Path, title: str) -> None:
         label = "training accuracy (%)" if axis is axes[0] else ""
         heading = f"Split {number}{hardness}: {panel['images'][0]:,} images"
         style(axis, "epochs since initialisation", label, heading, whole_x=True)
-    _same_span(list(axes[: len(numbers)]))
-    bars = axes[len(numbers)]
+    _same_span(axes[:-1])
+    bars = axes[-1]
     spread = spread_text(draw_bars(bars, gains, "gain_mean_points", "split", "{} statistics"))
     style(bars, "split", "gain (points)", f"Gain over the children's mean\n{spread}")
     bars.margins(y=0.2)
     bars.legend(fontsize=7)
-    for axis in axes[len(numbers) + 1 :]:
-        axis.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
-    score = frames["scores"]
-    cell = dict(zip(names, values, strict=True))
+    score, cell = frames["scores"], dict(zip(names, values, strict=True))
     where = ", ".join(f"{name} = {cell[name]:g}" for name in ("k", "s", "alpha") if cell.get(name) is not None)
-    lines = [
+    head(
+        figure,
         "Training accuracy by importance of the examples: thin lines each network, thick their mean over parents",
-        title, variant_of(cell_names(rows), values),
+        title,
+        variant_of(cell_names(rows), values),
         f"{where}; {counted_text(gains)}; split by EL2N at epoch {score['score_epoch'][0]} (mean of "
         f"{score['n_parents'][0]} parents); curves with own batch-norm statistics",
-    ]  # fmt: skip
-    figure.suptitle("\n".join(filter(None, lines)), fontsize=9)
-    save_figure(figure, path)
+    )
+    return figure
 
 
 def _draw_curves(axis: Any, rows: polars.DataFrame) -> None:
@@ -528,10 +441,6 @@ def _same_span(axes: Sequence[Any]) -> None:
         axis.set_ylim(bottom - 0.02 * span, bottom + 1.02 * span)
         axis.set_yticks([tick for tick in axis.get_yticks() if 0 <= tick <= 100])
         axis.set_ylim(bottom - 0.02 * span, bottom + 1.02 * span)
-
-
-def _splits(frame: polars.DataFrame) -> list[int]:
-    return sorted(distinct(frame, "split"))
 
 
 STUDY = Study(

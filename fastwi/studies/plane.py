@@ -4,7 +4,6 @@ Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs, NeurIPS 2018. O i
 and B its children; distances in the plane are L2 distances of weights (`fastwi.analysis.plane`).
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,7 @@ from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Progress, chosen_lines
 from fastwi.config.sweep import AnalysisOptions
-from fastwi.report.estimates import cell_names, distinct, style, titled, variant_of
-from fastwi.report.figures import save_figure
+from fastwi.report.estimates import cell_names, distinct, head, style, titled, variant_of
 from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
 from fastwi.report.summary import Table, value_text
 
@@ -49,39 +47,31 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     Raises UserError where parent, A and B span no plane (s = 0).
     """
     pairs = chosen_lines(opened, options)
-    pair = pairs[0] if options.cells else max(pairs, key=lambda pair: pair.cell)
-    keys = (pair.place.clone, *pair.place.ends)
-    opened.require(keys)
+    chosen = pairs[0] if options.cells else max(pairs, key=lambda pair: pair.cell)
+    grid, at = list[dict[str, Any]](), list[dict[str, Any]]()
+    weights_43, size = np.array(list(POINTS.values())), (options.alphas, options.alphas)
     bench = Bench(opened, options, progress)
-    bench.expect([(pair.config, options.alphas**2 + len(POINTS))], ["test"])
-    evaluator, three, how = bench.evaluator(pair.config), opened.states(keys), bench.treatments(pair)
-    splits = {"test": bench.splits(pair.config)["test"]}
-    grid = options.alphas, options.alphas
-    found = analysis.evaluate_plane(evaluator, three, splits, points=grid, **how)
-    weights_43 = np.array(list(POINTS.values()))
-    at = analysis.measure_mixtures(evaluator, three, weights_43, splits, **how)
-    bench.finish()
-    named = zip(POINTS, weights_43 @ found.points_32, strict=True)
-    places: list[dict[str, Any]] = [{"point": name, "x_l2": float(x), "y_l2": float(y)} for name, (x, y) in named]
-    return opened.frames(
-        COLUMNS,
-        plane=[{**pair.columns(), **row} for row in found.rows()],
-        points=[{**pair.columns(), **row, **places[row["network"]]} for row in at.rows()],
-    )
+    for pair, how in bench.each([chosen], lambda pair: options.alphas**2 + len(POINTS), ["test"]):
+        three = opened.states((pair.place.clone, *pair.place.ends))
+        found = analysis.evaluate_plane(three=three, points=size, **how)
+        grid += [{**pair.columns(), **row} for row in found.rows()]
+        places = (weights_43 @ analysis.plane_points(three)).tolist()
+        names = [{"point": name, "x_l2": x, "y_l2": y} for name, (x, y) in zip(POINTS, places, strict=True)]
+        evaluator = how.pop("evaluator")
+        found = evaluator.measure_sums(names, three, weights_43, **how)
+        at += [{**pair.columns(), **row} for row in found.rows()]
+    return opened.frames(COLUMNS, plane=grid, points=at)
 
 
 def tables(frames: Frames) -> list[Table]:
     """The networks that span the plane, and their average: one row a network and treatment. One pair: n = 1."""
-    points = frames["points"]
+    points, body = frames["points"], []
     names = [*cell_names(points), "parent_seed", "pair"]
-    body = []
     for row in points.iter_rows(named=True):
-        measured = [row["test_loss_nats"], row["test_error_%"]]
-        body.append([
-            *(value_text(row[name]) for name in names), row["point"], row["batch_norm"],
-            f"{row['x_l2']:.3f}", f"{row['y_l2']:.3f}",
-            *("not defined" if value is None else f"{value:.4f}" for value in measured),
-        ])  # fmt: skip
+        texts = [value_text(row[name]) for name in names] + [row["point"], row["batch_norm"]]
+        texts += [f"{row[name]:.3f}" for name in ("x_l2", "y_l2")]
+        measured = (row["test_loss_nats"], row["test_error_%"])
+        body.append([*texts, *("not defined" if value is None else f"{value:.4f}" for value in measured)])
     columns = (*names, "network", "batch_norm", "x (L2)", "y (L2)", "test loss (nats)", "test error (%)")
     return [titled("The networks that span the plane, and the average of A and B", columns, body, 1)]
 
@@ -91,7 +81,7 @@ _ABOVE = 4.0  # times the largest loss of the four networks: what lies above wou
 _LEAST = 1e-6  # nats: a loss of exactly 0 has no logarithm
 
 
-def draw(frames: Frames, path: Path, title: str) -> None:
+def draw(frames: Frames, title: str) -> Any:
     """Draw contours of the test loss over the plane, on a logarithmic scale, one panel a treatment of batch norm.
 
     The scale ends at `_ABOVE` times the largest loss of the four networks; the title says what lies above it.
@@ -137,15 +127,16 @@ def draw(frames: Frames, path: Path, title: str) -> None:
         style(axis, "L2 distance of weights, from the parent towards A", "L2 distance of weights, across",
               f"{treatment} batch-norm statistics")  # fmt: skip
         axis.grid(visible=False)
-    first = plane.row(0, named=True)
-    names = cell_names(plane)
-    lines = [
-        "Test loss over the plane through the parent and its children A and B", title,
+    first, names = plane.row(0, named=True), cell_names(plane)
+    head(
+        figure,
+        "Test loss over the plane through the parent and its children A and B",
+        title,
         f"k = {first['k']}, s = {first['s']}; parent {first['parent_seed']}, pair {first['pair']} (n = 1)",
-        variant_of(names, [first[name] for name in names]), *sorted(notes),
-    ]  # fmt: skip
-    figure.suptitle("\n".join(filter(None, lines)), fontsize=9)
-    save_figure(figure, path)
+        variant_of(names, [first[name] for name in names]),
+        *sorted(notes),
+    )
+    return figure
 
 
 STUDY = Study(

@@ -13,16 +13,16 @@ from torch.nn import functional
 
 from fastwi.analysis import (
     Evaluator,
-    LineResult,
+    Measured,
     Recomputation,
     barrier_between,
     barrier_of,
-    blocks_of,
+    block_groups,
     dataset_from_arrays,
     evaluate_blocks,
     evaluate_line,
     evaluate_plane,
-    plane_through,
+    plane_points,
 )
 from fastwi.config.schema import AugmentConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.noise import Noise
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 AUGMENT = AugmentConfig(padding=2, flip=0.5)
 BATCH = 50
 ALPHAS = [-0.75, -0.1, 0.0, 0.2, 0.5, 0.9, 1.0, 1.6]
-ALL = ("own", "averaged", "recomputed")
+BOTH = ("averaged", "recomputed")
 SPLITS = {"test": constant_images()}
 
 
@@ -64,7 +64,11 @@ def normed(seed):
     images = np.random.default_rng(seed).integers(0, 256, (40, 5, 6, 3), dtype=np.uint8)
     dataset = dataset_from_arrays(images, np.arange(40) % 3, [0.5] * 3, [0.2] * 3, "cpu")
     population = Population.from_modules([Normed(seed), Normed(seed + 1)])
-    return Evaluator(Normed(0), PLAIN, batch_size=16), population, dataset
+    return evaluator_of(Normed(0)), population, dataset
+
+
+def evaluator_of(network, **settings) -> Evaluator:
+    return Evaluator(network, PLAIN, batch_size=16, **settings)
 
 
 def assert_closed_form(found, place, cost: float) -> None:
@@ -92,26 +96,26 @@ def test_a_quadratic_bowl_is_quadratic_on_the_line_and_beyond(seed):
 def test_ends_order_and_chunks(normed):
     """Ends are themselves to the bit, and the number of networks in memory has no effect."""
     evaluator, population, dataset = normed
-    splits, settings = {"test": dataset}, {"treatments": ALL, "recomputation": Recomputation(dataset, Noise(3))}
-    line = evaluate_line(evaluator, population, splits, ALPHAS, **settings)
-    own, averaged, recomputed = (line.loss["test"][treatment] for treatment in ALL)
+    splits, how = {"test": dataset}, {"treatments": BOTH, "recomputation": Recomputation(dataset, Noise(3))}
+    line = evaluate_line(evaluator, population, splits, ALPHAS, **how)
+    averaged, recomputed = (line.loss["test"][treatment] for treatment in BOTH)
     ends = np.isin(ALPHAS, [0, 1])
-    assert own[ends].tolist() == averaged[ends].tolist() == evaluator.scores(population, dataset).loss_M.tolist()
-    assert np.isnan(own[~ends]).all()
+    assert averaged[ends].tolist() == evaluator.scores(population, dataset).loss_M.tolist()
     assert np.isfinite(recomputed).all()
     assert (np.abs(recomputed - averaged)[~np.isnan(averaged)] > 1e-4).all()
     row_bytes = 2 * (8 * population.layout.P + 4 * population.layout.Q + 8)
     for memory in (1, 3 * row_bytes):
-        chunked = evaluate_line(evaluator, population, splits, ALPHAS, **settings, memory_bytes=memory)
-        for table in ("loss", "error"):
-            for treatment in ALL:
-                found, expected = (getattr(x, table)["test"][treatment] for x in (chunked, line))
-                assert np.array_equal(found, expected, equal_nan=True), (memory, treatment, table)
-    back = evaluate_line(evaluator, population, splits, [1, 0.8, 0], ends=(1, 0))
+        few = evaluator_of(Normed(0), memory_bytes=memory)
+        assert_same(evaluate_line(few, population, splits, ALPHAS, **how), line)
+    back = evaluate_line(evaluator, population.clone_rows([1, 0]), splits, [1, 0.8, 0])
     np.testing.assert_allclose(back.loss["test"]["averaged"], averaged[[2, 3, 6]], rtol=1e-5)
-    alone = evaluate_line(evaluator, population, splits, ALPHAS, treatments=("own",))
-    assert list(alone.loss["test"]) == ["own"]
-    assert np.array_equal(alone.loss["test"]["own"], own, equal_nan=True)
+
+
+def assert_same(found: Measured, expected: Measured) -> None:
+    assert found.names == expected.names
+    for one, other in ((found.loss, expected.loss), (found.error, expected.error)):
+        for treatment in other["test"]:
+            assert np.array_equal(one["test"][treatment], other["test"][treatment], equal_nan=True)
 
 
 def test_a_negative_variance_is_not_clamped(normed):
@@ -134,9 +138,9 @@ def test_a_negative_variance_is_not_clamped(normed):
 # Barriers
 
 
-def made(alphas, loss, error) -> LineResult:
+def made(alphas, loss, error) -> Measured:
     tables = ({"test": {"averaged": np.array(values, dtype=float)}} for values in (loss, error))
-    return LineResult(*tables, np.array(alphas, dtype=float))
+    return Measured([{"alpha": alpha} for alpha in alphas], *tables)
 
 
 def test_barriers_of_a_bowl():
@@ -159,6 +163,10 @@ def test_barriers_worked_by_hand():
     assert (found.error, found.error_linear, found.alpha_of_error) == (20 - 15, 1, 1)
     assert (found.loss, found.loss_linear, found.alpha_of_loss) == (6 - 3, 3, 0.5)
     assert found.alphas == 3
+    counted = barrier_of(
+        made([0, 0.5, 1], loss=[2, 6, 4], error=[10, 16, 20]), "test", counted_L=np.array([1, 0, 1], bool)
+    )
+    assert (counted.loss, counted.alphas) == (1, 2)
     row = found.row()
     assert (row["error_barrier_%"], row["loss_barrier_linear_nats"]) == (5, 3)
     # The linear variant can also be the larger one.
@@ -254,40 +262,35 @@ def test_trained_networks_agree_with_the_definitions_in_float64(siblings, backen
 
 
 def test_a_bowl_over_the_plane_has_its_closed_form(seed):
-    w = np.random.default_rng(seed).uniform(-0.8, 0.8, (4, 5)).astype(np.float32).astype(float)
+    """Its cost at (x, y) follows from those at O, A and B: it is a parabola of the distance."""
+    w = np.random.default_rng(seed).uniform(-0.8, 0.8, (3, 5)).astype(np.float32).astype(float)
     evaluator, population = population_of(Bowl, *w)
-    members = (3, 0, 2)
-    plane = plane_through(population, members)
-    products = [plane.u_P @ plane.u_P, plane.v_P @ plane.v_P, plane.u_P @ plane.v_P]
-    assert products == pytest.approx([1, 1, 0], abs=1e-14)
-    assert plane.points_32[2, 1] > 0
-
-    def at(x, y):
-        return w[3] + x * plane.u_P[:5] + y * plane.v_P[:5]
-
-    for point, m in zip(plane.points_32, members, strict=True):
-        np.testing.assert_allclose(at(*point), w[m], rtol=0, atol=1e-13)
-    found = evaluate_plane(evaluator, population, SPLITS, members=members, points=(6, 5), margin=0.3)
-    assert found.loss["test"]["averaged"].shape == (5, 6)
-    for j, y in enumerate(found.y_Y):
-        for i, x in enumerate(found.x_X):
-            assert_closed_form(found, (j, i), bowl_cost(at(x, y)))
-    for axis, place in ((found.x_X, 0), (found.y_Y, 1)):
-        low, high = found.points_32[:, place].min(), found.points_32[:, place].max()
-        beyond = 0.3 * (high - low)
-        assert [axis[0], axis[-1]] == pytest.approx([low - beyond, high + beyond])
+    points_32 = plane_points(population)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        apart = np.linalg.norm(points_32[i] - points_32[j])
+        assert apart == pytest.approx(np.linalg.norm(w[i] - w[j]), rel=1e-12)
+    assert points_32[0].tolist() == [0, 0]
+    assert points_32[1, 1] == 0 < points_32[2, 1]
+    found = evaluate_plane(evaluator, population, SPLITS, points=(6, 5), margin=0.3)
+    spanned = np.vstack([np.ones(3), points_32.T])
+    for i, name in enumerate(found.names):
+        weights = np.linalg.solve(spanned, [1, name["x_l2"], name["y_l2"]])
+        assert_closed_form(found, i, bowl_cost(weights @ w))
+    for axis, places in (("x_l2", points_32[:, 0]), ("y_l2", points_32[:, 1])):
+        beyond = 0.3 * np.ptp(places)
+        ends = [found.column(axis).min(), found.column(axis).max()]
+        assert ends == pytest.approx([places.min() - beyond, places.max() + beyond])
+    assert found.column("x_l2").reshape(5, 6)[0].tolist() == sorted(set(found.column("x_l2")))
 
 
 def test_the_three_points_of_a_plane_are_themselves_to_the_bit():
     # A right angle and no margin: all three points are corners of the grid.
     evaluator, population = population_of(Bowl, [0.1, 0.2], [0.9, 0.2], [0.1, 1.3])
     settings = {"points": (2, 2), "margin": 0.0, "treatments": ("recomputed", "averaged")}
-    recomputation = Recomputation(SPLITS["test"])
-    found = evaluate_plane(evaluator, population, SPLITS, **settings, recomputation=recomputation)
+    found = evaluate_plane(evaluator, population, SPLITS, **settings, recomputation=Recomputation(SPLITS["test"]))
     expected = evaluator.scores(population, SPLITS["test"]).loss_M
     for treatment in ("averaged", "recomputed"):  # without batch norm they are the same
-        loss_YX = found.loss["test"][treatment]
-        assert [loss_YX[0, 0], loss_YX[0, 1], loss_YX[1, 0]] == expected.tolist()
+        assert found.loss["test"][treatment][:3].tolist() == expected.tolist()
     rows = found.rows()
     assert len(rows) == 8
     (row,) = (r for r in rows if r["x_l2"] > 0 and r["y_l2"] == 0 and r["batch_norm"] == "averaged")
@@ -328,42 +331,33 @@ def test_blocks_have_their_closed_form_in_both_directions():
     evaluator, population = pair_of_three()
     alphas = [0.0, 0.3, 1.0, 1.5]
     found = evaluate_blocks(evaluator, population, SPLITS, alphas)
-    assert found.blocks == ("z", "x", "xy")
-    for d, (rest, other) in enumerate(((A, B), (B, A))):
-        for g, moved in enumerate((2, 0, 1)):
-            for place, alpha in enumerate(alphas):
-                w = list(rest)
-                w[moved] = (1 - alpha) * rest[moved] + alpha * other[moved]
-                assert_closed_form(found, (d, g, place), (w[0] + 2 * w[1]) ** 2 + w[2] ** 2)
+    loss_DGL = found.loss["test"]["averaged"].reshape(2, 3, 4)
+    for i, name in enumerate(found.names):
+        rest, other = (A, B) if name["rest"] == "A" else (B, A)
+        w, moved = list(rest), ["x", "xy", "z"].index(name["block"])
+        w[moved] = (1 - name["alpha"]) * rest[moved] + name["alpha"] * other[moved]
+        assert_closed_form(found, i, (w[0] + 2 * w[1]) ** 2 + w[2] ** 2)
+    assert [tuple(name.values()) for name in found.names] == [
+        (rest, block, alpha) for rest in "AB" for block in ("z", "x", "xy") for alpha in alphas
+    ]
     own = evaluator.scores(population, SPLITS["test"]).loss_M
-    loss_DGL = found.loss["test"]["averaged"]
     assert [set(loss_DGL[d, :, 0]) for d in range(2)] == [{own[0]}, {own[1]}]
-    swapped = evaluate_blocks(evaluator, population, SPLITS, alphas, ends=(1, 0), memory_bytes=1)
-    assert np.array_equal(swapped.loss["test"]["averaged"], loss_DGL[::-1])
+    few = Evaluator(ThreeBlocks(*A), PLAIN, memory_bytes=1)
+    swapped = evaluate_blocks(few, population.clone_rows([1, 0]), SPLITS, alphas).loss["test"]["averaged"]
+    assert np.array_equal(swapped.reshape(2, 3, 4), loss_DGL[::-1])
     groups = {"both": ["x.w", "xy"], "everything": ["x", "xy", "z"]}
     found = evaluate_blocks(evaluator, population, SPLITS, [0.5, 1.0], groups=groups)
     x, y = (A[0] + B[0]) / 2, (A[1] + B[1]) / 2
-    assert_closed_form(found, (0, 0, 0), (x + 2 * y) ** 2 + A[2] ** 2)
-    assert found.loss["test"]["averaged"][:, 1, 1].tolist() == own[::-1].tolist()
+    assert_closed_form(found, 0, (x + 2 * y) ** 2 + A[2] ** 2)
+    assert found.loss["test"]["averaged"][[3, 7]].tolist() == own[::-1].tolist()
     rows = found.rows()
-    assert [(row["rest"], row["block"], row["alpha"]) for row in rows[:3]] == [
-        ("A", "both", 0.5), ("A", "both", 1.0), ("A", "everything", 0.5)
-    ]  # fmt: skip
-    assert rows[0]["test_loss_nats"] == found.loss["test"]["averaged"][0, 0, 0]
+    assert rows[0]["test_loss_nats"] == found.loss["test"]["averaged"][0]
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_prefixes_end_at_a_dot():
+def test_blocks_are_top_level_parts_and_elements_of_lists():
     layout = Layout.of(build_model("resnet20", 10))
-    assert [block.name for block in blocks_of(layout)] == ["conv", "bn", "blocks", "linear"]
-    (block,) = blocks_of(layout, {"first": ["blocks.1"]})
-    parameters = {f"conv{n}.weight" for n in (1, 2)} | {
-        f"bn{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")
-    }
-    assert {span.name for span in block.parameters} == {f"blocks.1.{name}" for name in parameters}
-    assert {span.name for span in block.statistics} == {
-        f"blocks.1.bn{n}.running_{kind}" for n in (1, 2) for kind in ("mean", "var")
-    }
+    assert [*block_groups(layout)] == ["conv", "bn", *(f"blocks.{i}" for i in range(9)), "linear"]
 
 
 def test_statistics_move_with_their_block_alone(normed):
@@ -378,19 +372,24 @@ def test_statistics_move_with_their_block_alone(normed):
         moved = {key: a[key] + 0.4 * (b[key] - a[key]) for key in a if key.startswith(f"{block}.") and a[key].ndim}
         mixed.load_state_dict(a | moved)
         one = Population.from_modules([mixed])
-        for treatment, network in (("averaged", one), ("recomputed", evaluator.recompute(one, dataset))):
+        for treatment, network in (
+            ("averaged", one),
+            ("recomputed", evaluator.recompute(one, Recomputation(dataset))),
+        ):
             loss = evaluator.scores(network, dataset).loss_M[0]
-            assert found.loss["test"][treatment][0, g, 0] == pytest.approx(loss, rel=1e-5), (block, treatment)
+            assert found.loss["test"][treatment][g] == pytest.approx(loss, rel=1e-5), (block, treatment)
 
 
 def line_with(normed, **settings):
     evaluator, population, dataset = normed
-    evaluate_line(evaluator, population, **{"splits": {"test": dataset}, "alphas": [0, 1], **settings})
+    evaluate_line(
+        **{"evaluator": evaluator, "pair": population, "splits": {"test": dataset}, "alphas": [0, 1], **settings}
+    )
 
 
-def blocks_with(normed, **settings):
+def blocks_with(**settings):
     evaluator, population = pair_of_three()
-    evaluate_blocks(evaluator, population, **{"splits": SPLITS, "alphas": [0, 1], **settings})
+    evaluate_blocks(**{"evaluator": evaluator, "pair": population, "splits": SPLITS, "alphas": [0, 1], **settings})
 
 
 def plane_of(*ws, **settings):
@@ -407,19 +406,15 @@ F, P, Q = [0.1, 0.7], [0.3, 1.1], [0.9, 0.9]
         (lambda n: line_with(n, alphas=[]), "alphas"),
         (lambda n: line_with(n, alphas=0.5), "alphas"),
         (lambda n: line_with(n, alphas=[0, float("nan")]), "finite"),
-        (lambda n: line_with(n, ends=(0, 2)), "member 2"),
-        (lambda n: line_with(n, ends=(-1, 0)), "member -1"),
-        (lambda n: line_with(n, treatments=()), "one or more"),
-        (lambda n: line_with(n, treatments="own"), "one or more"),
-        (lambda n: line_with(n, treatments=("averaged", "averaged")), "once"),
+        (lambda n: line_with(n, pair=n[1].clone_rows([0, 1, 1])), "give 2"),
+        (lambda n: line_with(n, treatments=()), "treatments"),
+        (lambda n: line_with(n, treatments="averaged"), "treatments"),
+        (lambda n: line_with(n, treatments=("averaged", "averaged")), "treatments"),
         (lambda n: line_with(n, treatments=("clamped",)), "clamped"),
         (lambda n: line_with(n, treatments=("recomputed",)), "Recomputation"),
-        (lambda n: line_with(n, treatments=("own",), alphas=[0.5]), "0 or 1"),
         (lambda n: line_with(n, splits={}), "no split"),
         (lambda n: barrier_of(made([0, 0.5], [1, 2], [1, 2]), "test"), "both end points"),
         (lambda n: barrier_of(made([0, 1], [1, 2], [1, 2]), "train"), "test averaged"),
-        (lambda n: barrier_of(evaluate_line(*n[:2], {"test": n[2]}, [0, 1], treatments=("own",)), "test", "own"),
-         "averaged or recomputed"),
         (lambda n: barrier_between(*n[:2], {"test": n[2]}, alphas=1), "two end points"),
         (lambda n: plane_of(F, F, P), "member 0 and member 1 are equal"),
         (lambda n: plane_of(F, P, F), "member 0 and member 2 are equal"),
@@ -428,17 +423,14 @@ F, P, Q = [0.1, 0.7], [0.3, 1.1], [0.9, 0.9]
         (lambda n: plane_of(F, [0.3, float("inf")], Q), "not finite"),
         (lambda n: plane_of(F, P, Q, points=(1, 5)), "at least 2"),
         (lambda n: plane_of(F, P, Q, margin=-0.1), "margin"),
-        (lambda n: plane_of(F, P, Q, members=(0, 1, 3)), "member 3"),
-        (lambda n: plane_of(F, P, Q, treatments=("own",)), "own"),
-        (lambda n: blocks_with(n, groups={}), "no block"),
-        (lambda n: blocks_with(n, groups={"first": ["y"]}), "'y'"),
-        (lambda n: blocks_with(n, groups={"first": "x"}), "list of parameter prefixes"),
-        (lambda n: blocks_with(n, groups={"first": []}), "list of parameter prefixes"),
-        (lambda n: blocks_with(n, alphas=[]), "alphas"),
-        (lambda n: blocks_with(n, ends=(0, 9)), "member 9"),
-        (lambda n: blocks_with(n, treatments=("own",)), "own"),
+        (lambda n: plane_of(F, P), "give 3"),
+        (lambda n: blocks_with(groups={}), "no block"),
+        (lambda n: blocks_with(groups={"first": ["y"]}), "'y'"),
+        (lambda n: blocks_with(groups={"first": "x"}), "list of parameter prefixes"),
+        (lambda n: blocks_with(groups={"first": []}), "list of parameter prefixes"),
+        (lambda n: blocks_with(pair=pair_of_three()[1][:1]), "give 2"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_gets_one_line(normed, call, words):
     with pytest.raises(UserError, match=words) as caught:
         call(normed)

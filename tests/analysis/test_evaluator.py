@@ -1,5 +1,7 @@
 """The evaluator on anyone's modules and arrays: it changes neither, and says what it cannot take."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import fastwi
-from fastwi.analysis import Evaluator, dataset_from_arrays, evaluate_line
+from fastwi.analysis import Evaluator, Recomputation, dataset_from_arrays, evaluate_line
 from fastwi.config.schema import AugmentConfig
 from fastwi.data.noise import Noise
 from fastwi.errors import UserError
@@ -41,6 +43,11 @@ class Dropping(nn.Module):
         return self.linear(self.norm(x).relu().mean((2, 3)))
 
 
+def logits_of(evaluator, population, m, dataset):
+    """Float64 [N, K]."""
+    return torch.cat([logits_NK for _, logits_NK in evaluator.logits(population, m, dataset)]).double()
+
+
 def seeded(kind, seed, *arguments):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -68,10 +75,10 @@ def test_scores_and_logits_of_a_users_own_networks(seed, arrays):
             float(functional.cross_entropy(logits, torch.tensor(labels))), rel=1e-5
         )
         assert scores.accuracy_M[m] == pytest.approx(100 * float((logits.argmax(1).numpy() == labels).mean()))
-        torch.testing.assert_close(evaluator.logits_NK(population, m, dataset).double(), logits, rtol=1e-5, atol=1e-5)
-    line = evaluate_line(evaluator, population, {"own data": dataset}, [0, 1], ends=(2, 1))
+        torch.testing.assert_close(logits_of(evaluator, population, m, dataset), logits, rtol=1e-5, atol=1e-5)
+    line = evaluate_line(evaluator, population.clone_rows([2, 1]), {"own data": dataset}, [0, 1])
     assert line.loss["own data"]["averaged"].tolist() == [scores.loss_M[2], scores.loss_M[1]]
-    again = evaluator.recompute(population, dataset)  # without batch norm a plain copy
+    again = evaluator.recompute(population, Recomputation(dataset))  # without batch norm a plain copy
     assert torch.equal(again.weights_MP, population.weights_MP)
     assert again.weights_MP.data_ptr() != population.weights_MP.data_ptr()
     assert sum(seen) == (3 + 2) * len(dataset)  # images evaluated
@@ -83,7 +90,7 @@ def test_the_given_model_stays_as_it_was(seed, arrays):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     population = fastwi.Population.from_modules([model])
     evaluator = Evaluator(model, PLAIN, batch_size=10)
-    evaluator.scores(evaluator.recompute(population, dataset), dataset)
+    evaluator.scores(evaluator.recompute(population, Recomputation(dataset)), dataset)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(population.buffers(0)["norm.running_mean"], before["norm.running_mean"])
@@ -95,9 +102,9 @@ def test_evaluation_never_drops(seed, arrays, as_layer, backend):
     dataset = dataset_from_arrays(*arrays, MEAN, STD, "cpu")
     model = seeded(Dropping, seed, as_layer).train()
     engine = type(PLAIN)(device="cpu", precision="fp32", backend=backend, evaluation_batch=7)
-    found = Evaluator(model, engine).logits_NK(fastwi.Population.from_modules([model]), 0, dataset)
+    found = logits_of(Evaluator(model, engine), fastwi.Population.from_modules([model]), 0, dataset)
     x = dataset.table_C256[torch.arange(3), dataset.images_NHWC.long()].permute(0, 3, 1, 2)
-    torch.testing.assert_close(found, model.eval()(x).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.float(), model.eval()(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_every_member_is_recomputed_on_the_same_draws(seed, arrays):
@@ -106,16 +113,16 @@ def test_every_member_is_recomputed_on_the_same_draws(seed, arrays):
     population = fastwi.Population.from_modules([model]).clone_rows([0, 0])
     evaluator = Evaluator(model, PLAIN, batch_size=10, augment=AugmentConfig(padding=1))
     generator_before = torch.get_rng_state()
-    first = evaluator.recompute(population, dataset, Noise(seed), images=20)
+    draws = Recomputation(dataset, Noise(seed), 20)
+    first = evaluator.recompute(population, draws)
     assert torch.equal(torch.get_rng_state(), generator_before)
     assert torch.equal(first.statistics_MQ[0], first.statistics_MQ[1])
     assert first.counters_MB.tolist() == [[2], [2]]
     torch.rand(1)  # what others draw has no part in it
-    assert torch.equal(
-        evaluator.recompute(population, dataset, Noise(seed), images=20).statistics_MQ, first.statistics_MQ
-    )
-    other = evaluator.recompute(population, dataset, Noise(seed + 1), images=20)
-    assert not torch.equal(first.statistics_MQ[0], other.statistics_MQ[0])
+    assert torch.equal(evaluator.recompute(population, draws).statistics_MQ, first.statistics_MQ)
+    for others in ({"noise": Noise(seed + 1)}, {"epoch": 1}):
+        other = evaluator.recompute(population, replace(draws, **others))
+        assert not torch.equal(first.statistics_MQ[0], other.statistics_MQ[0])
 
 
 def test_arrays_become_a_dataset(arrays):
@@ -160,7 +167,7 @@ def test_bad_input_gets_one_line(seed, arrays):
         (lambda: evaluator.scores(mlp, constant_images()), "another architecture"),
         (lambda: Evaluator(Mlp(), PLAIN).scores(mlp, too_many), "labels run to 3"),
         (lambda: evaluator.scores(bowl, empty), "no images"),
-        (lambda: evaluator.recompute(bowl, constant_images(), images=-1), "images is -1"),
+        (lambda: evaluator.recompute(bowl, Recomputation(constant_images(), images=-1)), "images is -1"),
         (lambda: Evaluator(Mlp(), PLAIN, batch_size=0), "batch_size"),
     ]
     for call, words in cases:

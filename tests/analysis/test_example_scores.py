@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from reference_outputs import GivenLogits, labelled, logits_in_float64, members, trained_resnets
 
-from fastwi import average
-from fastwi.analysis import el2n_scores, ensemble_control, equal_splits, forgetting_events, split_scores
-from fastwi.analysis.el2n import error_norms
+from fastwi.analysis import el2n_scores, ensemble_scores, equal_splits, forgetting_events, split_scores
 from fastwi.errors import UserError
 from fastwi.models.resnet import ResNet
 
@@ -34,12 +32,12 @@ def given_logits(p_MN) -> GivenLogits:
     return GivenLogits(np.log(np.stack([p_MN, 1 - p_MN], axis=-1)))
 
 
-def test_error_norms_have_their_closed_forms():
+def test_el2n_has_its_closed_forms():
     # K equal logits: (1 - 1/K)^2 + (K - 1)/K^2 = 1 - 1/K. Two classes: sqrt(2) (1 - p of the label).
     for classes in (2, 3, 10, 100):
-        flat = error_norms(torch.full((1, classes), 7.0), torch.tensor([classes - 1]))
-        assert float(flat) == pytest.approx(math.sqrt(1 - 1 / classes), rel=4 * ULP)
-    sure = error_norms(torch.tensor([[1000.0, 0.0, 0.0]]).repeat(2, 1), torch.tensor([0, 1]))
+        flat = el2n_scores(GivenLogits(np.full((1, 1, classes), 7.0)), members(1), labelled([classes - 1], classes))
+        assert flat.tolist() == pytest.approx([math.sqrt(1 - 1 / classes)], rel=4 * ULP)
+    sure = el2n_scores(GivenLogits([[[1000.0, 0.0, 0.0]] * 2]), members(1), labelled([0, 1], 3))
     assert sure.tolist() == [0.0, pytest.approx(math.sqrt(2), rel=ULP)]
     p_MN = np.array([[0.5, 0.75, 1.0 - 2**-20], [0.25, 0.5, 0.5]])
     found = el2n_scores(given_logits(p_MN), members(2), labelled([0, 0, 0], 2))
@@ -156,31 +154,25 @@ def test_scores_on_splits_of_resnets_are_those_in_float64(resnets):
 
 def test_an_ensemble_of_given_probabilities_and_of_sure_networks():
     # Label 0. Image 0: 0.9 and 0.2, so 0.55 together and right; image 1: 0.6 and 0.1, so 0.35 and wrong.
-    found = ensemble_control(given_logits([[0.9, 0.6], [0.2, 0.1]]), members(2), members(1), labelled([0, 0], 2))
-    assert (found.ensemble.accuracy_M, found.children.accuracy_M.tolist()) == ([50.0], [100.0, 0.0])
-    np.testing.assert_allclose(found.ensemble.loss_M, [-math.log(0.55 * 0.35) / 2], rtol=1e-6)
-    np.testing.assert_allclose(found.children.loss_M, [-math.log(0.54) / 2, -math.log(0.02) / 2], rtol=1e-6)
+    found = ensemble_scores(given_logits([[0.9, 0.6], [0.2, 0.1]]), members(2), labelled([0, 0], 2))
+    assert found.accuracy_M == [50.0]
+    np.testing.assert_allclose(found.loss_M, [-math.log(0.55 * 0.35) / 2], rtol=1e-6)
     # Mean probability of class 0: (e^-2000 + e^-3000) / 2, 0 in float64.
     sure = GivenLogits([[[0.0, 2000.0]], [[0.0, 3000.0]]])
-    found = ensemble_control(sure, members(2), members(1), labelled([0], 2))
-    assert found.ensemble.loss_M[0] == pytest.approx(2000 + math.log(2), rel=1e-14)
+    found = ensemble_scores(sure, members(2), labelled([0], 2))
+    assert found.loss_M[0] == pytest.approx(2000 + math.log(2), rel=1e-14)
 
 
 def test_an_ensemble_of_resnets_is_the_mean_of_probabilities(resnets):
     engine, children, dataset, logits_MNK = resnets
-    middle = average(children)
-    found, labels = ensemble_control(engine, children, middle, dataset), dataset.labels_N
+    found, labels = ensemble_scores(engine, children, dataset), dataset.labels_N
     mean_NK = logits_MNK.softmax(2).mean(0)
     loss = -mean_NK[torch.arange(len(labels)), labels].log().mean()
-    assert found.ensemble.loss_M[0] == pytest.approx(float(loss), abs=1e-4)
+    assert found.loss_M[0] == pytest.approx(float(loss), abs=1e-4)
     unclear = (mean_NK.topk(2).values.diff().abs() < 1e-4).sum()  # these may turn in float32
     accuracy = 100 * (mean_NK.argmax(1) == labels).double().mean()
-    assert abs(found.ensemble.accuracy_M[0] - float(accuracy)) <= 100 * float(unclear) / len(labels) + 1e-9
-    for scores, population in ((found.children, children), (found.average, middle)):
-        evaluated = engine.evaluate(population, dataset)
-        np.testing.assert_allclose(scores.loss_M, evaluated.loss_M, rtol=1e-5)  # that one sums in float32
-        np.testing.assert_allclose(scores.accuracy_M, evaluated.accuracy_M, rtol=1e-13)
-    assert found.ensemble.loss_M[0] < found.children.loss_M.mean()
+    assert abs(found.accuracy_M[0] - float(accuracy)) <= 100 * float(unclear) / len(labels) + 1e-9
+    assert found.loss_M[0] < engine.evaluate(children, dataset).loss_M.mean()
 
 
 NAN = GivenLogits([[[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [math.nan, 0.0]]])
@@ -202,7 +194,7 @@ ZEROS, THREE = GivenLogits(np.zeros((2, 3, 2))), labelled([0, 1, 0], 2)
         (lambda: split_scores(ZEROS, members(1), THREE, [0.0, 1.0, 0.0]), "splits: "),
         (lambda: split_scores(ZEROS, members(1), THREE, [0, 2, 0]), "splits: "),
         (lambda: split_scores(ZEROS, members(1), THREE, [-1, 0, 1]), "splits: "),
-        (lambda: ensemble_control(ZEROS, members(2), members(2), THREE), "one average"),
+        (lambda: ensemble_scores(ZEROS, members(2)[:0], THREE), "no networks"),
     ],
 )
 def test_bad_input_is_one_line(call, words):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastwi.analysis.trajectory import ema_weights, lawa_weights, trajectory_averages
+from fastwi.analysis import ema_weights, lawa_weights
 from fastwi.errors import UserError
 from fastwi.population import Population
 
@@ -25,7 +25,7 @@ def test_averages_are_those_of_recursion_and_loop(seed):
     made = networks(seed, count)
     states = [{name: t.double() for name, t in network.state_dict().items()} for network in made]
     weights_LT = np.stack([lawa_weights(count, 3), ema_weights(count, decay)])
-    found = trajectory_averages(Population.from_modules(made), weights_LT)
+    found = Population.from_modules(made).combine(torch.from_numpy(weights_LT))
     assert found.members == 2
     for name in states[0]:
         if name.endswith("num_batches_tracked"):

@@ -22,6 +22,7 @@ from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
 from fastwi.engine.choose import build_network
 from fastwi.population import Population
+from fastwi.report.figures import save_figure
 from fastwi.report.summary import Table
 from fastwi.studies import all_studies
 from fastwi.sweep import main
@@ -95,7 +96,7 @@ def measured(study: str, opened: OpenedSweep, **options: object) -> Frames:
 def presented(study: str, frames: Frames, directory: Path) -> tuple[list[Table], str]:
     """The study's tables, and the text of its figure's SVG. There are a PNG with something on it, a PDF, an SVG."""
     path = directory / "figure.png"
-    all_studies()[study].draw(frames, path, "ResNet on digits")
+    save_figure(all_studies()[study].draw(frames, "ResNet on digits"), path)
     assert {each.name for each in directory.iterdir()} == {f"figure.{kind}" for kind in ("png", "pdf", "svg")}
     with Image.open(path) as image:
         assert image.width >= 500

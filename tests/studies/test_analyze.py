@@ -98,10 +98,10 @@ def test_a_study_that_fails_leaves_no_manifest(config, tmp_path, capsys, monkeyp
     directory = tmp_path / "analyses" / "connectivity"
     assert (directory / "manifest.json").exists()
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(connectivity, "save_figure", broken)
+    monkeypatch.setattr(connectivity, "head", broken)
     assert main(argv) == 1
     assert "no ink" in capsys.readouterr().err
     assert not (directory / "manifest.json").exists()

@@ -5,8 +5,9 @@ import pytest
 from studied import check, column, measured, mixed, presented, state_of
 from torch import nn
 
+from fastwi.analysis import block_groups
 from fastwi.population import Layout
-from fastwi.studies.blocks import block_groups, block_names
+from fastwi.studies.blocks import block_names
 
 NAMES = ["all", "conv", "bn", *(f"blocks.{i}" for i in range(9)), "linear"]
 

@@ -136,7 +136,7 @@ def test_tables_and_figure(frames, tmp_path):
     assert set(column(whole, "average is better")) == {"not settled (n = 2)"}
     assert not any("[" in text for table in (whole, by_cell) for row in (table.columns, *table.rows) for text in row)
     assert len(by_cell.rows) == 4 + 4  # each cell, own and recomputed
-    assert column(by_cell, "one child trained as long as all together").count("not in this sweep") == 4
+    assert column(by_cell, "one child trained as long as all together").count("not defined") == 4
     said = dict(zip(column(absent, "control"), column(absent, ""), strict=True))
     assert said["children with a dropped learning rate"] == "not in this sweep"
     assert said["LAWA of one child at equal cost"] == "not for 4 of 8 pairs"
