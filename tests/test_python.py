@@ -413,7 +413,7 @@ def test_networks_that_have_no_name_in_a_file(monkeypatch):
     exec("def build(classes):\n    return None\n", cell)
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))  # as a notebook's
     for network, words in [
-        (nn.Linear(2, 10), "a network already"),
+        (nn.Linear(2, 10), "give the class or a function"),
         (lambda classes: nn.Linear(2, classes), "a lambda"),
         (nested(), "within a function"),
         (hidden, "shadowed"),

@@ -12,13 +12,11 @@ Networks: TypeAlias = dict[str, dict[str, Any]]
 NETWORKS = "networks"
 """Where a manifest has `networks_of`."""
 
-_MOST_NAMED = 4
-
 
 def networks_of(names: Iterable[str]) -> Networks:
     """For each of `names` that is a user's own: its digest, and what went into that, by file and package."""
-    found = {name: source for name in sorted(set(names)) if (source := source_of(name)) is not None}
-    return {name: {"digest": source.digest, "made_of": source.parts()} for name, source in found.items()}
+    sources = {name: source_of(name) for name in sorted(set(names))}
+    return {name: {"digest": each.digest, "made_of": each.parts()} for name, each in sources.items() if each.digest}
 
 
 def network_change(manifest: Path, networks: Networks) -> str | None:
@@ -33,10 +31,10 @@ def network_change(manifest: Path, networks: Networks) -> str | None:
         return None
     for name, now in networks.items():
         digest, parts = made.get(name, (now["digest"], {}))
-        if digest == now["digest"]:
-            continue
-        changed = sorted(part for part in {*parts, *now["made_of"]} if parts.get(part) != now["made_of"].get(part))
-        named = ", ".join(changed[:_MOST_NAMED]) + (", ..." if len(changed) > _MOST_NAMED else "")
-        was = f"{str(digest)[:12]} when they were made"
-        return f"the source of {name} was {was}, and is {now['digest'][:12]} (changed: {named})"
+        if digest != now["digest"]:
+            made_of = now["made_of"]
+            changed = sorted(part for part in {*parts, *made_of} if parts.get(part) != made_of.get(part))
+            named = ", ".join(changed[:4]) + (", ..." if len(changed) > 4 else "")
+            was = f"{str(digest)[:12]} when they were made"
+            return f"the source of {name} was {was}, and is {now['digest'][:12]} (changed: {named})"
     return None

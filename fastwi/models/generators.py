@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 States = dict[str, Any]
-GENERATORS = frozenset({"torch", "numpy", "random"})
 
 
 @contextlib.contextmanager
@@ -51,13 +50,8 @@ def drawn_from(before: States) -> frozenset[str]:
     return frozenset(name for name, equal in same.items() if not equal)
 
 
-def note_draws(network: nn.Module, drawn: frozenset[str]) -> None:
-    """Have `draws_of` know that a forward pass of `network` draws from the generators `drawn`."""
-    network.fastwi_draws = drawn  # type: ignore[assignment]
-
-
 def draws_of(network: nn.Module) -> frozenset[str]:
-    """The generators that a forward pass of `network` draws from, as far as it was tried."""
+    """The generators that a forward pass of a user's network draws from, as its trial noted them on it."""
     return getattr(network, "fastwi_draws", frozenset())
 
 

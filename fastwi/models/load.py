@@ -5,78 +5,61 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
+from unittest import mock
 
 from fastwi.models.names import split_own
-from fastwi.models.source import Source, SourceFile, is_local
+from fastwi.models.source import Source
 
-_built: dict[str, str] = {}  # the digest of the files that a network was last built from, by its entry
-
-
-class _HashedLoader(SourceFileLoader):
-    """Compiles what was hashed. Python's own loader takes older bytecode of a file with the same size and second."""
-
-    def __init__(self, name: str, path: str, file: SourceFile) -> None:
-        super().__init__(name, path)
-        self.file = file
-
-    def get_code(self, fullname: str) -> CodeType:
-        """The code of the module."""
-        assert self.file.code is not None
-        code: CodeType = self.source_to_code(self.file.code, self.path)
-        return code
-
-
-class _Finder:
-    """Finds modules where Python does, and the entry; has those of a network loaded as they were hashed."""
-
-    def __init__(self, source: Source, place: str) -> None:
-        self._source, self._place = source, place
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """See importlib.abc.MetaPathFinder."""
-        for finder in sys.meta_path:
-            search = None if finder is self else getattr(finder, "find_spec", None)
-            spec: ModuleSpec | None = search(name, path, target) if search is not None else None
-            if spec is None and name == entry_name(self._place):
-                spec = importlib.util.spec_from_file_location(name, _file(self._place))
-            if spec is None:
-                continue
-            if spec.has_location and spec.origin is not None:
-                file = self._source.by_path.get(Path(spec.origin).resolve())
-                if file is not None and file.code is not None:
-                    spec.loader = _HashedLoader(name, spec.origin, file)
-            return spec
-        return None
+_built: dict[str, tuple[Source, dict[str, ModuleType]]] = {}
+"""What a network was last built from, by its entry: its source, and the modules that this was executed as."""
 
 
 @contextlib.contextmanager
-def executing(source: Source | None, place: str) -> Iterator[None]:
-    """Within the block imports execute the files of `source` as they were hashed.
+def executing(source: Source, place: str) -> Iterator[None]:
+    """Within the block imports execute the files of `source` as they were hashed; `sys.path` is the same afterwards.
 
-    The folder of a file is searched too, last. `sys.path` is afterwards what it was.
+    Python's own loader takes older bytecode of a file with the same size and second. The folder of a network's file
+    is searched too, last.
     """
-    if source is None:
-        yield
-        return
-    finder, path = _Finder(source, place), list(sys.path)
-    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    path, load = list(sys.path), SourceFileLoader.get_code
+
+    def get_code(loader: SourceFileLoader, name: str) -> CodeType | None:
+        file = source.by_path.get(Path(loader.path).resolve())
+        code = file.code if file else None
+        return load(loader, name) if code is None else loader.source_to_code(code, loader.path)
+
     if place.endswith(".py"):
         sys.path.append(str(_file(place).parent))
     try:
-        yield
+        with mock.patch.object(SourceFileLoader, "get_code", get_code):
+            yield
     finally:
-        sys.meta_path.remove(finder)  # type: ignore[arg-type]
         sys.path[:] = path
 
 
-def entry_name(place: str) -> str:
-    """The name that the module at `place`, a file or a dotted name, has in this process."""
+def imported(place: str) -> ModuleType:
+    """The module at `place`, a file or a dotted name. Raises whatever its code raises."""
+    entry = _entry(place)
+    if entry in sys.modules or entry == place:
+        return importlib.import_module(entry)
+    spec = importlib.util.spec_from_file_location(entry, _file(place))
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[entry] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[entry])
+    return sys.modules[entry]
+
+
+def _file(place: str) -> Path:
+    return Path(place).expanduser().resolve()
+
+
+def _entry(place: str) -> str:
+    """The name that the module at `place` has in this process."""
     if not place.endswith(".py"):
         return place
     path = _file(place)
@@ -84,35 +67,34 @@ def entry_name(place: str) -> str:
     return f"fastwi_own_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
-def is_current(source: Source, place: str) -> bool:
-    """Whether what sys.modules has of the network was executed as its files are now."""
-    if _built.get(entry_name(place)) != source.digest:
+def bring_back(source: Source, place: str) -> bool:
+    """Have sys.modules hold what `source` was executed as when the network was last built from it.
+
+    False where it was built from another source, or not at all: sys.modules then holds no module of the network.
+    """
+    known, modules = _built.get(_entry(place), (None, {}))
+    forget(source)
+    if known != source:
+        _built.pop(_entry(place), None)
         return False
-    loaders = [getattr(module.__spec__, "loader", None) for module in _loaded(source).values()]
-    return all(isinstance(each, _HashedLoader) and each.file in source.files.values() for each in loaders)
+    for name, module in modules.items():
+        sys.modules[name] = module
+        parent, _, child = name.rpartition(".")
+        if parent in sys.modules:
+            setattr(sys.modules[parent], child, module)
+    return True
 
 
-def set_built(source: Source | None, place: str) -> None:
-    """Note that the network was built from `source`; None: that it was not built."""
-    if source is None:
-        _built.pop(entry_name(place), None)
-    else:
-        _built[entry_name(place)] = source.digest
+def note_built(source: Source, place: str) -> None:
+    """Note that the network was built from `source`, executed as what sys.modules holds."""
+    _built[_entry(place)] = source, _loaded(source)
 
 
 def built_digest(name: str) -> str:
     """The digest of the source that `name` was last built from in this process; empty for a registry's name."""
     own = split_own(name)
-    return "" if own is None else _built.get(entry_name(own[0]), "")
-
-
-def taken_name(source: Source) -> str | None:
-    """A module of the network whose name an installed module has in this process already; or None."""
-    for name, file in source.files.items():
-        other = getattr(sys.modules.get(name), "__file__", None)
-        if other is not None and Path(other).resolve() != file.path and not is_local(other):
-            return name
-    return None
+    built = _built.get(_entry(own[0])) if own else None
+    return built[0].digest if built else ""
 
 
 def forget(source: Source) -> dict[str, ModuleType]:
@@ -131,11 +113,8 @@ def modules_restored() -> Iterator[None]:
         sys.modules.update(before)
 
 
-def _file(place: str) -> Path:
-    return Path(place).expanduser().resolve()
-
-
 def _loaded(source: Source) -> dict[str, ModuleType]:
+    """The modules in sys.modules that are of the network's files."""
     file_names, found = {path.name for path in source.by_path}, {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""

@@ -12,8 +12,8 @@ MODEL_NAMES: tuple[str, ...] = (
 )  # fmt: skip
 """The model registry's names, in its order. Every one of them has a width."""
 
-_IDENTIFIERS = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
-_MODULE = re.compile(_IDENTIFIERS)
+FORMS = "package.module:attribute or path/to/file.py:attribute"
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def is_own(name: str) -> bool:
@@ -35,25 +35,17 @@ def placeless(name: str) -> str:
 
 
 def model_problem(name: str, width: float = 1.0) -> str | None:
-    """What is wrong with `model.name` and `model.width` as far as their text tells, in one line; or None.
-
-    `path/to/file.py:attribute` ends with .py before the colon and is a path; all else is a module's dotted name.
-    """
+    """What is wrong with `model.name` and `model.width` as far as their text tells, in one line; or None."""
     if name.endswith(".py"):
         return f"model.name: {show(name)} is a file; add the name of the network in it, as in {name}:MyNetwork"
     if not is_own(name):
-        return None if name in MODEL_NAMES else f"model.name: {show(name)} is not a known model; {_hint(name)}"
+        if name in MODEL_NAMES:
+            return None
+        hint = did_you_mean(name, MODEL_NAMES)
+        guess = f"{hint} valid: {', '.join(MODEL_NAMES)}" if hint.startswith("did") else hint
+        return f"model.name: {show(name)} is not a known model; {guess}, or your own as {FORMS}"
     if split_own(name) is None:
-        return (
-            f"model.name: {show(name)} is not of the form package.module:attribute or path/to/file.py:attribute; "
-            "write it so"
-        )
+        return f"model.name: {show(name)} is not of the form {FORMS}; write it so"
     if width != 1:
         return f"model.width: {width:g} for {show(name)}, which has no width; leave it out, or build it in there"
     return None
-
-
-def _hint(name: str) -> str:
-    hint, valid = did_you_mean(name, MODEL_NAMES), f"valid: {', '.join(MODEL_NAMES)}"
-    guess = f"{hint} " if hint.startswith("did") else ""
-    return f"{guess}{valid}, or your own as package.module:attribute"

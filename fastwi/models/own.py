@@ -8,10 +8,8 @@ Its results are named by all that it is made of (`fastwi.models.source`). What i
 file that it uses beside that is refused.
 """
 
-import importlib
 import inspect
 import os
-import pkgutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,7 +21,7 @@ from torch import nn
 from fastwi.config.values import nearest, show
 from fastwi.errors import ConfigError
 from fastwi.models import generators, load
-from fastwi.models.names import split_own
+from fastwi.models.names import FORMS, split_own
 from fastwi.models.source import LISTED, Source, source_of
 from fastwi.models.trial import reason, refusal, try_network, type_of
 from fastwi.models.watch import watching
@@ -46,85 +44,58 @@ def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None
     """
     own = split_own(name)
     if own is None:
-        raise ConfigError(f"model.name: {show(name)} is not package.module:attribute or path/to/file.py:attribute")
+        raise ConfigError(f"model.name: {show(name)} is not {FORMS}")
     place, attribute = own
     source = source_of(name)
-    try:
-        with watching() as watch, load.executing(source, place):
+    with watching() as watch, load.executing(source, place):
 
-            def call(builder: Builder) -> nn.Module:
-                with watch.every_call():
-                    return _call(name, builder, classes, image_size)
-
-            first, second = _built_twice(name, place, attribute, source, call)
+        def call(builder: Builder) -> nn.Module:
             with watch.every_call():
-                try_network(name, second, first, classes, image_size)
-        _require_named(name, place, source, watch.files())
-    except ConfigError:
-        load.set_built(None, place)
-        raise
+                return _call(name, builder, classes, image_size)
+
+        known = load.bring_back(source, place)
+        before = generators.states()
+        builder = _builder(name, place, attribute, source)
+        first = call(builder)
+        if not known:  # what importing draws or counts must not decide the weights
+            builder = _executed_again(name, place, attribute, source) or builder
+        generators.restore(before)
+        second = call(builder)
+        if not known:
+            after = generators.states()
+            with generators.seeded(_ANOTHER_SEED):
+                call(builder)
+                # Those that are where the last building left them, though this one began elsewhere.
+                seeded = sorted(after.keys() - generators.drawn_from(after))
+            if seeded:
+                problem = f"seeds {' and '.join(seeded)} itself, so that all parents start alike"
+                raise refusal(name, f"{problem}; remove that: seeds.init decides")
+        with watch.every_call():
+            try_network(name, second, first, classes, image_size)
+    _require_named(name, place, source, watch.files())
+    load.note_built(source, place)
     return second
 
 
-def _built_twice(
-    name: str, place: str, attribute: str, source: Source | None, call: Callable[[Builder], nn.Module]
-) -> tuple[nn.Module, nn.Module]:
-    """Two networks from the same draws. Where files are executed, they are executed for each of them."""
-    fresh = source is None or not load.is_current(source, place)
-    if fresh and source is not None:
-        taken = load.taken_name(source)
-        if taken is not None:
-            raise refusal(name, f"its module {taken} has the name of an installed one, which is in use; rename it")
-        load.forget(source)
-    before = generators.states()
-    builder = _builder(name, place, attribute, source)
-    first = call(builder)
-    if fresh and source is not None:
-        executed = load.forget(source)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # some registers take a name once, or warn
-                builder = _builder(name, place, attribute, source)
-        except ConfigError:
-            sys.modules.update(executed)
-        load.set_built(source, place)
-    generators.restore(before)
-    second = call(builder)
-    if fresh:
-        after = generators.states()
-        with generators.seeded(_ANOTHER_SEED):
-            call(builder)
-            seeded = generators.GENERATORS - generators.drawn_from(after)
-        if seeded:  # they are where the last building left them, though this one began elsewhere
-            which = " and ".join(sorted(seeded))
-            problem = f"seeds {which} itself, so that all parents start alike; remove that: seeds.init decides"
-            raise refusal(name, problem)
-    return first, second
-
-
-def _builder(name: str, place: str, dotted: str, source: Source | None) -> Builder:
+def _builder(name: str, place: str, dotted: str, source: Source) -> Builder:
     """The attribute of the imported module. Raises ConfigError where one of them is not there, or is no builder."""
-    if place.endswith(".py") and source is None:
-        folder = Path(place).expanduser().parent
-        hint = _hint(Path(place).name, [found.name for found in folder.glob("*.py")] if folder.is_dir() else [])
-        raise refusal(name, f"there is no file {place}{hint}")
+    if place.endswith(".py") and not source.files:
+        raise refusal(name, f"there is no file {place}")
     try:
         with generators.seeded(0):
-            found: Any = importlib.import_module(load.entry_name(place))
+            found: Any = load.imported(place)
     except (Exception, SystemExit) as error:  # whatever the user's code raises; scripts exit
         missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
-        if not missing or not f"{place}.".startswith(f"{missing}."):
-            raise refusal(name, f"importing it failed: {reason(error)}") from error
-        parent, _, last = missing.rpartition(".")
-        folders = getattr(sys.modules[parent], "__path__", []) if parent else None
-        hint = _hint(last, [module.name for module in pkgutil.iter_modules(folders)], f"{parent}." if parent else "")
-        hint = hint or ("" if parent else "; install it, add its directory to PYTHONPATH, or name its file")
-        raise refusal(name, f"there is no module {missing}{hint}") from None
+        if missing and f"{place}.".startswith(f"{missing}."):
+            fix = "install it, add its directory to PYTHONPATH, or name its file"
+            raise refusal(name, f"there is no module {missing}; {fix}") from None
+        raise refusal(name, f"importing it failed: {reason(error)}") from error
     for part in dotted.split("."):
         if not hasattr(found, part):
             public = [n for n in vars(found) if not n.startswith("_") and callable(getattr(found, n, None))]
+            near = nearest(part, public)
             what = f"{found.__name__} " if inspect.isclass(found) else ""
-            raise refusal(name, f"{what}has no attribute {part}{_hint(part, public)}")
+            raise refusal(name, f"{what}has no attribute {part}" + (f"; did you mean {near}?" if near else ""))
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         raise refusal(name, "is a network already; name the class or a function that builds it")
@@ -134,9 +105,16 @@ def _builder(name: str, place: str, dotted: str, source: Source | None) -> Build
     return builder
 
 
-def _hint(wrong: str, names: list[str], prefix: str = "") -> str:
-    near = nearest(wrong, names)
-    return f"; did you mean {prefix}{near}?" if near else ""
+def _executed_again(name: str, place: str, attribute: str, source: Source) -> Builder | None:
+    """The builder from another execution of the network's files; None where they can be executed only once."""
+    executed = load.forget(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some registers take a name once, or warn
+            return _builder(name, place, attribute, source)
+    except ConfigError:
+        sys.modules.update(executed)
+        return None
 
 
 def _call(name: str, builder: Builder, classes: int, image_size: tuple[int, int] | None) -> nn.Module:
@@ -147,8 +125,11 @@ def _call(name: str, builder: Builder, classes: int, image_size: tuple[int, int]
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     taken = [p.name for p in signature.parameters.values() if p.kind in by_name]
     options = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-    keyword = "classes" if "classes" in taken else "num_classes" if "num_classes" in taken or options else None
-    arguments: dict[str, Any] = {} if keyword is None else {keyword: classes}
+    arguments: dict[str, Any] = {}
+    if "classes" in taken:
+        arguments["classes"] = classes
+    elif "num_classes" in taken or options:
+        arguments["num_classes"] = classes
     if image_size is not None and "image_size" in taken:
         arguments["image_size"] = image_size
     try:
@@ -165,15 +146,13 @@ def _call(name: str, builder: Builder, classes: int, image_size: tuple[int, int]
     return network
 
 
-def _require_named(name: str, place: str, source: Source | None, used: set[Path]) -> None:
+def _require_named(name: str, place: str, source: Source, used: set[Path]) -> None:
     """Raise ConfigError for a file that the network used and its results are not named by."""
-    unnamed = sorted(path for path in used if source is None or path not in source.by_path)
-    if not unnamed:
+    unnamed = min(used - source.by_path.keys(), default=None)
+    if unnamed is None:
         return
-    key = Path(place).expanduser().resolve().name if place.endswith(".py") else place
-    entry = None if source is None else source.files.get(key)
+    entry = source.files.get(Path(place).name if place.endswith(".py") else place)
     where = "in a file of your own that builds it" if entry is None else f"in {entry.path.name}"
-    path = str(unnamed[0]) if entry is None else os.path.relpath(unnamed[0], entry.path.parent)
-    raise refusal(
-        name, f'uses {unnamed[0].name}, which its results would not be named by; write {LISTED} = ["{path}"] {where}'
-    )
+    path = str(unnamed) if entry is None else os.path.relpath(unnamed, entry.path.parent)
+    problem = f"uses {unnamed.name}, which its results would not be named by"
+    raise refusal(name, f'{problem}; write {LISTED} = ["{path}"] {where}')

@@ -1,16 +1,62 @@
-"""Networks by name."""
+"""Networks by name, and the plain stacks of convolutions among them.
+
+VGG (Simonyan & Zisserman 2015, table 1, configurations A, B and D) for small images: the mean over all places
+instead of the fifth max pool, and one linear layer. Convolutions have biases. Parameters at 10 classes: VGG11
+9,231,114, VGG13 9,416,010, VGG16 14,728,266; the ConvNet, which is this project's own, 288,298.
+
+Shapes: N images, H height, W width, K classes.
+"""
 
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fastwi.errors import ConfigError
-from fastwi.models.layers import GroupNorm
 from fastwi.models.names import is_own, model_problem
 from fastwi.models.own import build_own
-from fastwi.models.resnet import WideResNet, cifar_resnet, resnet18
-from fastwi.models.vgg import STAGES, PlainNet
+from fastwi.models.resnet import GroupNorm, WideResNet, cifar_resnet, he_normal_, resnet18, scaled
+
+STAGES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "vgg11": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    "vgg13": ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    "vgg16": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+    "convnet": ((32, 32), (64, 64), (128, 128)),
+}
+"""Channels of the convolutions of each stage; a max pool stands between two stages."""
+
+
+class PlainNet(nn.Module):
+    """Convolution, batch norm (but in the ConvNet) and ReLU, repeated; the mean over all places; a linear layer.
+
+    Smallest input: 2 ** (stages - 1) pixels on a side. Weights: He et al. 2015 normal (fan out; fan in
+    without batch norm), biases 0, PyTorch's default for the linear layer.
+    """
+
+    def __init__(self, name: str, classes: int, width: float = 1.0) -> None:
+        super().__init__()
+        batch_norm = name != "convnet"
+        layers: list[nn.Module] = []
+        channels = 3
+        for stage, widths in enumerate(STAGES[name]):
+            if stage > 0:
+                layers.append(nn.MaxPool2d(2))
+            for each in widths:
+                channels_out = scaled(each, width)
+                layers.append(nn.Conv2d(channels, channels_out, 3, 1, 1))
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(channels_out))
+                layers.append(nn.ReLU())
+                channels = channels_out
+        self.layers = nn.Sequential(*layers)
+        self.linear = nn.Linear(channels, classes)
+        he_normal_(self, "fan_out" if batch_norm else "fan_in")
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """[N, 3, H, W] to logits [N, K]."""
+        return self.linear(torch.mean(self.layers(x_NCHW), dim=(2, 3)))
+
 
 _BUILDERS: dict[str, Callable[[int, float], nn.Module]] = {
     **{f"resnet{depth}": partial(cifar_resnet, depth, nn.BatchNorm2d) for depth in (20, 32, 44, 56, 110)},

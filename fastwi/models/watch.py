@@ -5,7 +5,6 @@ What native code opens by itself is not seen, except by safetensors' functions a
 
 import contextlib
 import functools
-import importlib.util
 import linecache
 import os
 import sys
@@ -15,10 +14,11 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from fastwi.models.source import is_local
+from fastwi.models.installed import is_local
 
 _SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/")
-_CACHES = ("torchinductor_", ".triton", "torch_extensions")  # what compilers made of code that is watched itself
+# Bytecode, and what compilers made of code that is watched itself.
+_CACHES = ("__pycache__", "torchinductor_", ".triton", "torch_extensions")
 _HERE = os.path.dirname(__file__) + os.sep
 
 
@@ -39,15 +39,18 @@ class Watch:
 
     @contextlib.contextmanager
     def every_call(self) -> Iterator[None]:
-        """Within the block every function that is called counts. Imports would take several times as long."""
-        before: Any = sys.getprofile()
-        sys.setprofile(self._profile)
+        """Within the block every function that is called counts, except under a profiler.
+
+        Imports would take several times as long.
+        """
+        profiled = sys.getprofile() is not None
+        if not profiled:
+            sys.setprofile(self._profile)
         try:
             yield
         finally:
-            sys.setprofile(before if callable(before) else None)
-            if before is not None and not callable(before):  # cProfile's, before Python 3.12
-                before.enable()
+            if not profiled:
+                sys.setprofile(None)
 
     def _profile(self, frame: FrameType, event: str, _argument: object) -> None:
         if event == "call":
@@ -68,8 +71,8 @@ class Watch:
             if event == "open" and arguments[2] & os.O_ACCMODE != os.O_RDONLY:
                 if arguments[2] & os.O_TRUNC:
                     self._written.add(path)
-            elif path not in self._used and not _is_ignored():
-                self._used.add(_source_of_bytecode(path))
+            elif not _is_ignored(sys._getframe(2)):
+                self._used.add(path)
 
 
 _active: Watch | None = None
@@ -97,9 +100,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         _active.on_event(event, arguments)
 
 
-def _is_ignored() -> bool:
+def _is_ignored(frame: FrameType | None) -> bool:
     """Whether a file is opened by an installed module that is being imported, or for its lines to be shown."""
-    frame: FrameType | None = sys._getframe(3)  # behind this one, `on_event` and `_hook`
     while frame is not None:
         code = frame.f_code
         if code.co_filename == linecache.__file__:  # lines to show in a traceback
@@ -110,10 +112,3 @@ def _is_ignored() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _source_of_bytecode(path: str) -> str:
-    try:
-        return importlib.util.source_from_cache(path) if path.endswith(".pyc") else path
-    except ValueError:
-        return path

@@ -131,7 +131,7 @@ def _request(
         raise ConfigError("train, test: give both, or as train alone the path of a dataset's directory")
     given: dict[str, Any] = {}
     if network is not None:
-        from fastwi.models.callables import name_of
+        from fastwi.models.source import name_of
 
         given["model.name"] = name_of(network)
     if on_disk:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from fastwi.config.read import config_from_mapping, read_config
-from fastwi.config.schema import Config, ModelConfig
+from fastwi.config.read import config_from_mapping
+from fastwi.config.schema import Config
 from fastwi.config.write import config_hash
-from fastwi.data.resident import load_split
 from fastwi.engine.choose import build_network
 from fastwi.errors import ConfigError
+from fastwi.models.names import model_problem
 from fastwi.models.own import build_own
 from fastwi.models.registry import build_model
 from fastwi.population import Layout
@@ -72,64 +72,46 @@ def of_size(classes, image_size):
     height, width = image_size
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * height * width, classes))
 """
+SIZE = (16, 16)
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory on the path with the package own_networks; forgotten after the test."""
-    root = tmp_path / "own_networks"
-    root.mkdir()
-    (root / "__init__.py").write_text("")
-    (root / "nets.py").write_text(NETS)
-    (root / "nets.v2.py").write_text(NETS)
-    (root / "lacking.py").write_text("import surely_not_installed\n")
-    (root / "raising.py").write_text("x = 1\nx.y\n")
-    (root / "leaving.py").write_text("import sys\nsys.exit('usage: ...')\n")
-    (root / "folder.py").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    before = set(sys.modules)
-    yield root
-    for name in set(sys.modules) - before:
-        if name.startswith(("own_networks", "fastwi_own_")):
-            del sys.modules[name]
+@pytest.fixture(autouse=True)
+def package(write) -> None:
+    """The package h1_own, and a file with a dot in its name."""
+    write({
+        "h1_own/__init__.py": "", "h1_own/nets.py": NETS, "h1_own/nets.v2.py": NETS, "h1_own/folder.py/x": "",
+        "h1_own/lacking.py": "import surely_not_installed\n", "h1_own/raising.py": "x = 1\nx.y\n",
+        "h1_own/leaving.py": "import sys\nsys.exit('usage: ...')\n",
+    })  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "place", ["own_networks.nets", "own_networks/nets.v2.py", "./own_networks/nets.py", "absolute"]
-)
+@pytest.mark.parametrize("place", ["h1_own.nets", "h1_own/nets.v2.py", "./h1_own/nets.py", "absolute"])
 @pytest.mark.parametrize(
     "attribute", ["Net.small", "by_classes", "by_num_classes", "by_options", "both", "Counting", "Fixed"]
 )
-def test_the_number_of_classes_is_given(package, place, attribute):
-    place = str(package / "nets.py") if place == "absolute" else place
+def test_the_number_of_classes_is_given(place, attribute):
+    place = str(Path("h1_own/nets.py").resolve()) if place == "absolute" else place
     name = f"{place}:{attribute}"
-    read_config(Config(model=ModelConfig(name=name)), {})
-    for network in (build_model(name, 7, image_size=(16, 16)), build_model(name, 7)):
+    assert model_problem(name) is None
+    for network in (build_model(name, 7, image_size=SIZE), build_model(name, 7)):
         assert isinstance(network, nn.Module)
         assert network.training
         assert network(torch.randn(5, 3, 16, 16)).shape == (5, 7)
         Layout.of(network)
 
 
-def test_a_callable_without_classes_is_called_without(package):
-    assert build_model("own_networks.nets:of_ten", 10)(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+def test_what_a_callable_does_not_take_is_not_given():
+    assert build_model("h1_own.nets:of_ten", 10, image_size=SIZE)(torch.randn(2, 3, 8, 8)).shape == (2, 10)
     assert build_model("torchvision.models:resnet18", 4).fc.out_features == 4
+    config = config_from_mapping({"model": {"name": "h1_own.nets:of_size"}})
+    assert build_network(config, 7, (12, 20))[1].in_features == 3 * 12 * 20
 
 
-def test_the_size_of_the_images_is_given_where_it_is_asked_for(package, digits_directory):
-    name = "own_networks.nets:of_size"
-    assert build_model(name, 7, image_size=(12, 20))[1].in_features == 3 * 12 * 20
-    config = config_from_mapping({"model": {"name": name}})
-    train = load_split(digits_directory, "train", torch.device("cpu"))[0]
-    assert build_network(config, train.classes, train.image_shape[:2])[1].in_features == 3 * 16 * 16
-
-
-@pytest.mark.parametrize("place", ["own_networks.nets", "own_networks/nets.py"])
-def test_weights_follow_from_the_seed_alone(package, place):
+@pytest.mark.parametrize("place", ["h1_own.nets", "h1_own/nets.py"])
+def test_weights_follow_from_the_seed_alone(place):
     """As of the bare class, also the first time, when importing the module seeds and draws."""
     torch.manual_seed(5)
-    network = build_model(f"{place}:Counting", 3)
+    network = build_model(f"{place}:Counting", 3, image_size=SIZE)
     after = torch.randn(3)
     assert network.calls == 0
     torch.manual_seed(5)
@@ -144,55 +126,51 @@ def test_weights_follow_from_the_seed_alone(package, place):
 
 
 REFUSALS = [
-    ("own_network.nets:Net", "no module own_network; did you mean own_networks?"),
-    ("qzxqzx.nets:Net", "no module qzxqzx; install it, add its directory to PYTHONPATH, or name its file"),
-    ("own_networks.net:Net", "no module own_networks.net; did you mean own_networks.nets?"),
-    ("own_networks.nets.deep:Net", "no module own_networks.nets.deep"),
-    ("own_networks.nets:net", "no attribute net; did you mean Net?"),
-    ("own_networks.nets:Zzz", "no attribute Zzz"),
-    ("own_networks.nets:Net.smal", "Net has no attribute smal; did you mean small?"),
-    ("own_networks.nets:number", "of type int"),
-    ("own_networks.nets:instance", "is a network already"),
-    ("own_networks.nets:nothing", "returns None"),
-    ("own_networks.nets:number_of", "returns a value of type int"),
-    ("own_networks.nets:two", "missing a required argument: 'depth'; only classes or num_classes is given"),
-    ("own_networks.nets:of_size", "missing a required argument: 'image_size'; only classes or num_classes is given"),
-    ("own_networks.nets:broken", "RuntimeError: out of luck (nets.py line 47)"),
-    ("own_networks.nets:of_ten", "shape (2, 10) for 2 images of 32 x 32 pixels and 7 classes"),
-    ("own_networks.nets:tuple_of", "a value of type tuple for 2 images of 32 x 32 pixels and 7 classes"),
-    ("own_networks.lacking:net", "ModuleNotFoundError: No module named 'surely_not_installed' (lacking.py line 1)"),
-    ("own_networks.raising:net", "AttributeError: 'int' object has no attribute 'y' (raising.py line 2)"),
-    ("own_networks.leaving:net", "SystemExit: usage: ... (leaving.py line 2)"),
-    ("own_networks/raising.py:net", "AttributeError: 'int' object has no attribute 'y' (raising.py line 2)"),
-    ("own_networks/net.py:Net", "no file own_networks/net.py; did you mean nets.py?"),
+    ("h1_wrong.nets:Net", "no module h1_wrong; install it, add its directory to PYTHONPATH, or name its file"),
+    ("h1_own.net:Net", "no module h1_own.net"),
+    ("h1_own.nets.deep:Net", "no module h1_own.nets.deep"),
+    ("h1_own.nets:net", "no attribute net; did you mean Net?"),
+    ("h1_own.nets:Zzz", "no attribute Zzz"),
+    ("h1_own.nets:Net.smal", "Net has no attribute smal; did you mean small?"),
+    ("h1_own.nets:number", "of type int"),
+    ("h1_own.nets:instance", "is a network already"),
+    ("h1_own.nets:nothing", "returns None"),
+    ("h1_own.nets:number_of", "returns a value of type int"),
+    (
+        "h1_own.nets:two",
+        "missing a required argument: 'depth'; only classes or num_classes, and image_size, are given",
+    ),
+    ("h1_own.nets:broken", "RuntimeError: out of luck (nets.py line 47)"),
+    ("h1_own.nets:of_ten", "shape (2, 10) for 2 images of 32 x 32 pixels and 7 classes"),
+    ("h1_own.nets:tuple_of", "a value of type tuple for 2 images of 32 x 32 pixels and 7 classes"),
+    ("h1_own.nets:Fixed", "shape (8, 7) for 2 images of 32 x 32 pixels"),
+    ("h1_own.lacking:net", "ModuleNotFoundError: No module named 'surely_not_installed' (lacking.py line 1)"),
+    ("h1_own.raising:net", "AttributeError: 'int' object has no attribute 'y' (raising.py line 2)"),
+    ("h1_own.leaving:net", "SystemExit: usage: ... (leaving.py line 2)"),
+    ("h1_own/raising.py:net", "AttributeError: 'int' object has no attribute 'y' (raising.py line 2)"),
     ("nowhere/net.py:Net", "no file nowhere/net.py"),
-    ("own_networks/folder.py:Net", "no file own_networks/folder.py"),
-    ("own_networks/nets.py:net", "no attribute net; did you mean Net?"),
+    ("h1_own/folder.py:Net", "no file h1_own/folder.py"),
+    ("h1_own/nets.py:net", "no attribute net; did you mean Net?"),
 ]
 
 
 @pytest.mark.parametrize(("name", "message"), REFUSALS, ids=[name for name, _ in REFUSALS])
-def test_refusals(package, name, message):
-    read_config(Config(model=ModelConfig(name=name)), {})  # the text is right; what it means is found out here
+def test_refusals(name, message):
+    assert model_problem(name) is None  # the text is right; what it means is found out here
     with pytest.raises(ConfigError) as caught:
-        build_model(name, 7)
+        build_model(name, 7, image_size=(32, 32))
     (line,) = str(caught.value).splitlines()
     assert repr(name) in line
     assert message in line
 
 
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [
-        (17, r"fails on images of 17 x 17 pixels .*\(nets.py line 35\)$"),
-        (32, r"shape \(8, 7\) for 2 images of 32 x 32"),
-    ],
-)
-def test_a_size_that_it_cannot_take(package, size, message):
-    """Where the size is known, it alone is tried; 32 x 32 images make rows of another number here."""
-    with pytest.raises(ConfigError, match=message) as caught:
-        build_model("own_networks.nets:Fixed", 7, image_size=(size, size))
-    assert "\n" not in str(caught.value)
+def test_what_is_wrong_of_one_size():
+    with pytest.raises(ConfigError, match=r"fails on images of 17 x 17 pixels .*\(nets.py line 35\)$"):
+        build_model("h1_own.nets:Fixed", 7, image_size=(17, 17))
+    with pytest.raises(
+        ConfigError, match="missing a required argument: 'image_size'; only classes or num_classes is"
+    ):
+        build_model("h1_own.nets:of_size", 7)
 
 
 BAD_FORMS = ["a:", ":b", "a b:c", "a-b:c", "a:b-c", ".a:b", "a.:b", "a/b:c", ".py:c", "a.py:", "a:1", "a:b c", "a::b"]
@@ -200,19 +178,16 @@ BAD_FORMS = ["a:", ":b", "a b:c", "a-b:c", "a:b-c", ".a:b", "a.:b", "a/b:c", ".p
 
 @pytest.mark.parametrize("name", BAD_FORMS)
 def test_forms(name):
-    for refuse in (
-        lambda: read_config(Config(model=ModelConfig(name=name)), {}), lambda: build_model(name, 10),
-        lambda: build_own(name, 10),
-    ):  # fmt: skip
-        with pytest.raises(ConfigError, match=r"package\.module:attribute or path/to/file\.py:attribute") as caught:
-            refuse()
-        assert repr(name) in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        build_own(name, 10)
+    for said in (model_problem(name), str(caught.value)):
+        assert "package.module:attribute or path/to/file.py:attribute" in said
+        assert repr(name) in said
 
 
 def test_widths():
     """A width of one adds nothing to the hash: every configuration from before there were widths keeps its own."""
-    with pytest.raises(ConfigError, match=r"model\.width: 0\.5 for 'a\.b:c'"):
-        config_from_mapping({"model": {"name": "a.b:c", "width": 0.5}})
+    assert "model.width: 0.5 for 'a.b:c'" in model_problem("a.b:c", 0.5)
     config = config_from_mapping({"model": {"name": "convnet", "width": 2}})
     assert build_network(config, 3).linear.in_features == 256
     assert config_hash(config_from_mapping({"model": {"width": 1.0}})) == config_hash(Config()) == "ede0de807492"

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastwi.models.layers import GroupNorm
 from fastwi.models.registry import build_model
-from fastwi.models.resnet import BasicBlock
+from fastwi.models.resnet import BasicBlock, GroupNorm
 
 # Of all values of the state dict, in float64: their norm, and their sum weighted by cos(0), cos(1), cos(2) ...
 GOLDEN = {
