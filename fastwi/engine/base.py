@@ -1,4 +1,4 @@
-"""What all engines share: settings, evaluation, statistics, batches. How members are trained is each one's own.
+"""What all engines share: settings, evaluation, statistics, batches. Each engine trains members in its own way.
 
 Shapes: M members, R of them in one pass, N images of a batch, K classes, C H W of an image.
 """
@@ -9,10 +9,11 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,6 +24,7 @@ from fastwi.engine.allocator import keep_freed_memory
 from fastwi.engine.device import compiled, cpu_threads, make_deterministic, resolve
 from fastwi.engine.draws import DrawRequest, DrawsAhead
 from fastwi.engine.mixed import low_precision_names, needs_autocast
+from fastwi.engine.schedule import learning_rate
 from fastwi.kernels.augment import augment
 from fastwi.models.generators import draws_of, seeded
 from fastwi.population import Layout, Population
@@ -51,8 +53,18 @@ class Settings:
 class Scores:
     """Mean cross-entropy (nats) and accuracy (%) of each member over one split, float64 [M]."""
 
-    loss_M: np.ndarray[Any, np.dtype[np.float64]]
-    accuracy_M: np.ndarray[Any, np.dtype[np.float64]]
+    loss_M: NDArray[np.float64]
+    accuracy_M: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What a pass over training images takes beside the members: one noise each, and the global epoch's number."""
+
+    dataset: Dataset
+    noises: Sequence[Noise]
+    number: int
+    report: Report
 
 
 class Engine(abc.ABC):
@@ -90,10 +102,9 @@ class Engine(abc.ABC):
         self._autocast = self.dtype != torch.float32 and needs_autocast(model)
         self._low = frozenset() if self._autocast else low_precision_names(model)
         if self.dtype != torch.float32:
-            # Its shortcut for evaluation expects biases in the weights' dtype, and gives NaN for others.
+            # Its fast path for evaluation gives NaN where biases are not in the weights' dtype.
             torch.backends.mha.set_fastpath_enabled(False)
 
-    @abc.abstractmethod
     def train_epoch(
         self,
         population: Population,
@@ -107,11 +118,23 @@ class Engine(abc.ABC):
         Returns each member's mean training loss over the epoch (nats, as seen before each step).
         Raises ValueError where there is not one noise a member.
         """
+        if len(noises) != population.members:
+            raise ValueError(f"{population.members} members need as many noises, got {len(noises)}")
+        self._model.train()
+        steps, settings = self.iterations(dataset), self.settings
+        rates_S = [
+            learning_rate(epoch * steps + step, steps, settings.optimizer, settings.schedule) for step in range(steps)
+        ]
+        return self._train(population, Epoch(dataset, noises, epoch, report or _silent), rates_S)
+
+    @abc.abstractmethod
+    def _train(self, population: Population, epoch: Epoch, rates_S: list[float]) -> list[float]:
+        """What `train_epoch` does, with the learning rate of each step."""
 
     def draw_ahead(self, noises: Sequence[Noise], epoch: int, dataset: Dataset) -> None:
-        """Have a thread make the draws that `train_epoch` will need for `noises` at `epoch`. Returns at once.
+        """Have a thread make the draws that `train_epoch` will need for `noises` at `epoch`; returns at once.
 
-        Call it before the epoch that precedes it is trained. No result depends on it (`DrawsAhead`).
+        Call it before the previous epoch is trained. No result depends on it (`DrawsAhead`).
         """
         self._ahead.ask([self._request(noise, epoch, dataset) for noise in noises])
 
@@ -161,7 +184,7 @@ class Engine(abc.ABC):
     def _logits(
         self, population: Population, rows: Sequence[int], dataset: Dataset
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """What `logits` yields, with the member before it, of all of `rows`: each batch is read or decoded once."""
+        """What `logits` yields, with the member before it, of all `rows`: each batch is read or decoded once."""
         self._model.eval()
         table = dataset.table_C256.to(self.dtype)
         states = [self._working_copy(population, m) for m in rows]
@@ -169,9 +192,8 @@ class Engine(abc.ABC):
         chunks = dataset.chunks(everything, size)
         for at, (images, chosen) in zip(everything.split(size), chunks, strict=True):
             for m, state in zip(rows, states, strict=True):
-                # Each its own, since a network may change its input in place. They take 1 % of the time.
-                x_NCHW = augment(images, chosen, None, None, table, 0)
-                # What a network draws while it is tested is the same for every one of them.
+                x_NCHW = augment(images, chosen, None, None, table, 0)  # a network may change it in place
+                # What a network draws in evaluation is the same for every member.
                 with seeded(int(at[0]), self.device) if self._draws_itself else contextlib.nullcontext():
                     logits_NK = self._forward(state, x_NCHW)
                 yield m, at, logits_NK
@@ -192,60 +214,34 @@ class Engine(abc.ABC):
         all), drawn from the noise's statistics streams at `epoch`: what torch.optim.swa_utils.update_bn computes.
         """
         result = population.clone_rows(range(population.members))
-        batch = self.settings.optimizer.batch_size
+        batch, report = self.settings.optimizer.batch_size, report or _silent
         steps = max(1, min(images or len(dataset), len(dataset)) // batch)
         if not self._norms:  # nothing to recompute; the images still count as done
-            if report:
-                report(population.members * steps * min(batch, len(dataset)))
+            report(population.members * steps * min(batch, len(dataset)))
             return result
         reset_statistics(result, self.resolved.model)
         momenta = [norm.momentum for norm in self._norms]
+        own = [Noise(noise.seed, statistics=True) for noise in noises]
         try:
-            own = [Noise(noise.seed, statistics=True) for noise in noises]
-            self._average_statistics(result, dataset, own, epoch, steps, report or (lambda images: None))
+            self._average_statistics(result, Epoch(dataset, own, epoch, report), steps)
         finally:
             for norm, momentum in zip(self._norms, momenta, strict=True):
                 norm.momentum = momentum
         return result
 
-    def _average_statistics(
-        self,
-        population: Population,
-        dataset: Dataset,
-        noises: Sequence[Noise],
-        epoch: int,
-        steps: int,
-        report: Report,
-    ) -> None:
+    def _average_statistics(self, population: Population, epoch: Epoch, steps: int) -> None:
         """Replace the statistics of `population`, which were reset, by their mean over `steps` batches."""
         self._model.train()
         for norm in self._norms:
             norm.momentum = None
-        for m, noise in enumerate(noises):
+        for m, noise in enumerate(epoch.noises):
             state = self._working_copy(population, m)
-            if m == 0 or noise != noises[m - 1]:  # many averages share one noise
-                draws = self._draws(noise, epoch, dataset)
-            with self._layers_draw(noise, epoch):
-                for x_NCHW, labels_N in self._batches(dataset, draws, steps):
+            if m == 0 or noise != epoch.noises[m - 1]:  # many averages share one noise
+                draws = self._draws(noise, epoch)
+            with self._layers_draw(noise, epoch.number):
+                for x_NCHW, labels_N in self._batches(epoch.dataset, draws, steps):
                     self._call(state, x_NCHW)
-                    report(len(labels_N))
-
-    def plain_pass(self, population: Population, dataset: Dataset) -> None:
-        """Forward and backward of member 0 on one batch of `dataset`, then in evaluation mode; not compiled.
-
-        Its results are dropped: it raises what the network raises.
-        """
-        noise = Noise(0)
-        state = self._working_copy(population, 0)
-        leaves = [state[name].detach().requires_grad_() for name in population.parameters(0)]
-        state |= dict(zip(population.parameters(0), leaves, strict=True))
-        self._model.train()
-        with self._layers_draw(noise, 0):
-            for x_NCHW, labels_N in self._batches(dataset, self._draws(noise, 0, dataset), 1):
-                loss = functional.cross_entropy(self._call(state, x_NCHW), labels_N)
-                torch.autograd.grad(loss, leaves)
-                self._model.eval()
-                self._call(state, x_NCHW)
+                    epoch.report(len(labels_N))
 
     def _working_copy(self, population: Population, m: int) -> dict[str, Tensor]:
         """Member m's tensors by name, without gradients. Buffers are the member's own, written in training mode."""
@@ -257,11 +253,9 @@ class Engine(abc.ABC):
 
     def _call(self, state: dict[str, Tensor], x_NCHW: Tensor) -> Tensor:
         """Logits [N, K] in float32."""
-        if not self._autocast:
+        cast = torch.autocast(self.device.type, self.dtype) if self._autocast else contextlib.nullcontext()
+        with cast:
             logits_NK: Tensor = torch.func.functional_call(self._model, state, (x_NCHW,))
-            return logits_NK.float()
-        with torch.autocast(self.device.type, self.dtype):
-            logits_NK = torch.func.functional_call(self._model, state, (x_NCHW,))
         return logits_NK.float()
 
     def _layers_draw(self, noise: Noise, epoch: int) -> contextlib.AbstractContextManager[None]:
@@ -271,8 +265,8 @@ class Engine(abc.ABC):
     def _request(self, noise: Noise, epoch: int, dataset: Dataset) -> DrawRequest:
         return DrawRequest(noise, epoch, len(dataset), self.settings.augment.padding, self.settings.augment.flip)
 
-    def _draws(self, noise: Noise, epoch: int, dataset: Dataset) -> Draws:
-        return self._ahead.take(self._request(noise, epoch, dataset))
+    def _draws(self, noise: Noise, epoch: Epoch) -> Draws:
+        return self._ahead.take(self._request(noise, epoch.number, epoch.dataset))
 
     def _batches(self, dataset: Dataset, draws: Draws, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `steps` augmented batches and their labels. The epoch's draws move to the device at once."""
@@ -290,13 +284,36 @@ class Engine(abc.ABC):
             yield x_NCHW, dataset.labels_N[order[chosen]]
 
 
-def training_leaves(layout: Layout, low: frozenset[str], weights: Tensor, low_weights: Tensor) -> dict[str, Tensor]:
-    """Parameters by name, to be differentiated: those in `low` are views of `low_weights`, others of `weights`.
+class Backward:
+    """Forward and backward of one member, or of M members as one batched network, on memory that stays where it is.
 
-    Both are one row [P], or all rows [M, P].
+    `weights`, `low_weights` and `gradient` are one row [P], or all rows [M, P]; parameters in `low` are views of
+    `low_weights`. `forward` makes logits of (tensors by name, x), and `loss` one loss a member of (logits, labels).
     """
-    rows = (weights, low_weights)
-    return {s.name: s.view(rows[s.name in low]).detach().requires_grad_() for s in layout.parameters}
+
+    def __init__(
+        self,
+        layout: Layout,
+        low: frozenset[str],
+        weights: Tensor,
+        low_weights: Tensor,
+        gradient: Tensor,
+        buffers: dict[str, Tensor],
+        forward: Callable[..., Tensor],
+        loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
+    ) -> None:
+        rows = (weights, low_weights)
+        named = {span.name: span.view(rows[span.name in low]) for span in layout.parameters}
+        self._leaves = {name: view.detach().requires_grad_() for name, view in named.items()}
+        self._gradients = [span.view(gradient) for span in layout.parameters]
+        self._buffers, self._forward, self._loss = buffers, forward, loss
+
+    def __call__(self, x: Tensor, labels: Tensor, scale: Tensor | None) -> Tensor:
+        """The loss or losses (nats); the gradients of `scale` times each of them are written to `gradient`."""
+        losses = self._loss(self._forward({**self._leaves, **self._buffers}, x), labels)
+        scaled = losses if scale is None else losses * scale
+        torch._foreach_copy_(self._gradients, torch.autograd.grad(scaled.sum(), list(self._leaves.values())))
+        return losses.detach()
 
 
 def batch_norms(modules: Iterable[nn.Module]) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -304,25 +321,26 @@ def batch_norms(modules: Iterable[nn.Module]) -> list[nn.modules.batchnorm._Batc
     return [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
+def buffer_views(population: Population) -> dict[str, Tensor]:
+    """All members' buffers by name, [M, *shape] views."""
+    layout = population.layout
+    statistics = {span.name: span.view(population.statistics_MQ) for span in layout.statistics}
+    return statistics | {span.name: span.view(population.counters_MB) for span in layout.counters}
+
+
 def reset_statistics(population: Population, model: nn.Module) -> None:
     """The running statistics and counters of `model`'s batch norms as before the first batch, of all members.
 
     In place. Other layers' buffers stay, whatever their names (frozen batch norms, instance norms).
     """
-    start = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
-    values = {
-        f"{name}.{own}".removeprefix("."): value
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for own, value in start.items()
-    }
-    for m in range(population.members):
-        for name, buffer in population.buffers(m).items():
-            if name in values:
-                buffer.fill_(values[name])
+    buffers = buffer_views(population)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for own, value in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
+                name = f"{path}.{own}".removeprefix(".")
+                if name in buffers:
+                    buffers[name].fill_(value)
 
 
-def require_noises(population: Population, noises: Sequence[Noise]) -> None:
-    """Raise ValueError where there is not one noise a member."""
-    if len(noises) != population.members:
-        raise ValueError(f"{population.members} members need as many noises, got {len(noises)}")
+def _silent(images: int) -> None:
+    """The report that nobody reads."""

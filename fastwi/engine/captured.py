@@ -11,13 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, require_resident
-from fastwi.engine.base import Engine, Report, Settings, require_noises
+from fastwi.engine.base import Engine, Epoch, Settings
 from fastwi.engine.device import free_memory
 from fastwi.engine.program import Gradients, Program, State
-from fastwi.engine.schedule import learning_rate
 from fastwi.errors import ConfigError
 from fastwi.models.generators import draws_of
 from fastwi.population import Layout, Population
@@ -43,7 +41,7 @@ class ProgramEngine(Engine):
                 f"engine.name: {self.name} has one generator for all members, so dropout and other draws in the "
                 "network would be the same for all; use loop"
             )
-        self._programs: OrderedDict[Hashable, tuple[Program, ResidentDataset]] = OrderedDict()
+        self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._rooms: dict[Hashable, int] = {}
         if self.device.type == "cuda" and not settings.engine.deterministic:
             torch.backends.cudnn.benchmark = True  # chosen in the warm-up, frozen into the graph
@@ -57,40 +55,25 @@ class ProgramEngine(Engine):
     def _make_gradients(self, state: State) -> Gradients:
         """What computes the gradients of `state`'s members."""
 
-    def train_epoch(
-        self,
-        population: Population,
-        dataset: Dataset,
-        noises: Sequence[Noise],
-        epoch: int,
-        report: Report | None = None,
-    ) -> list[float]:
-        """See `Engine.train_epoch`."""
-        require_noises(population, noises)
-        dataset = require_resident(dataset, "engine.name: graph and stacked")
-        self._model.train()
-        optimizer, steps = self.settings.optimizer, self.iterations(dataset)
-        rates = [learning_rate(epoch * steps + i, steps, optimizer, self.settings.schedule) for i in range(steps)]
-        losses: list[float] = []
+    def _train(self, population: Population, epoch: Epoch, rates_S: list[float]) -> list[float]:
+        dataset = require_resident(epoch.dataset, "engine.name: graph and stacked")
+        rates = torch.tensor(rates_S, device=self.device)
         at_once = self._portion(population, dataset)
         program = self._program(population.layout, at_once, dataset)
+        losses: list[float] = []
         for first in range(0, population.members, at_once):
             rows = slice(first, first + at_once)
             part = population[rows]
-            draws = self._stacked_draws(noises[rows], epoch, dataset)
-            program.load(part, *draws, torch.tensor(rates, device=self.device))
-            for _ in range(steps):
+            program.load(part, *self._stacked_draws(epoch.noises[rows], epoch), rates)
+            for _ in rates_S:
                 program.step()
-                if report:
-                    report(part.members * optimizer.batch_size)
+                epoch.report(part.members * self.settings.optimizer.batch_size)
             losses += program.store(part)
         return losses
 
-    def _stacked_draws(
-        self, noises: Sequence[Noise], epoch: int, dataset: ResidentDataset
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The members' draws of an epoch on the device: order [M, D], offset [M, D, 2], flip [M, D]."""
-        requests = [self._request(noise, epoch, dataset) for noise in noises]
+    def _stacked_draws(self, noises: Sequence[Noise], epoch: Epoch) -> tuple[Tensor, Tensor, Tensor]:
+        """The draws of the members with `noises` on the device: order [M, D], offset [M, D, 2], flip [M, D]."""
+        requests = [self._request(noise, epoch.number, epoch.dataset) for noise in noises]
         draws = self._ahead.take_all(requests, torch.get_num_threads())
         order, offset, flip = (
             torch.from_numpy(np.stack(each)).to(self.device)
@@ -138,17 +121,18 @@ class ProgramEngine(Engine):
         """
         key = (members, id(dataset), self.settings.optimizer, self.settings.augment)
         if key not in self._programs:
-            room = self._rooms.get(self._kind(dataset))
-            while room and self._programs and members + sum(p.members for p, _ in self._programs.values()) > room:
+            room = self._rooms.get(self._kind(dataset), 10**9)
+            while self._programs and (len(self._programs) >= PROGRAMS_KEPT or members + self._held() > room):
                 self._programs.popitem(last=False)
             program = self._new_program(layout, members, dataset)
             if self.device.type == "cuda":
                 program.capture()
-            self._programs[key] = (program, dataset)
-            while len(self._programs) > PROGRAMS_KEPT:
-                self._programs.popitem(last=False)
+            self._programs[key] = program
         self._programs.move_to_end(key)
-        return self._programs[key][0]
+        return self._programs[key]
+
+    def _held(self) -> int:
+        return sum(program.members for program in self._programs.values())
 
     def _new_program(self, layout: Layout, members: int, dataset: ResidentDataset) -> Program:
         return Program(layout, members, dataset, self.dtype, self.settings, self._make_gradients)

@@ -35,14 +35,11 @@ class State:
 
 
 Gradients = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x_BNHWC, labels_BN, scale_B): write the gradients of `scale_B` times each member's mean loss to the state.
-
-Returns the losses [B]. It is what differs between `graph` and `stacked`.
-"""
+"""(x_BNHWC, labels_BN, scale_B) to losses [B]: writes the gradients of `scale_B` times each loss to the state."""
 
 
 class Program:
-    """Trains B members through an epoch. Made for one dataset's shapes and one set of settings."""
+    """Trains B members through an epoch of one dataset under one set of settings."""
 
     def __init__(
         self,
@@ -53,7 +50,7 @@ class Program:
         settings: Settings,
         gradients: Callable[[State], Gradients],
     ) -> None:
-        """`gradients` is called with the state whose rows it reads and writes."""
+        """`gradients` is called with the state that it is to read and write."""
         device = dataset.labels_N.device
         self._dataset, self._optimizer, self._augment = dataset, settings.optimizer, settings.augment
         self.steps = len(dataset) // self._optimizer.batch_size

@@ -8,8 +8,9 @@ convolution's epilogue, and the second one applies it while it reads. Every othe
 Shapes: M members, N images of a batch, C channels, H height, W width, F features, K classes.
 """
 
+import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from fastwi.engine.members import Apply, Tensors, by_vmap, dense_buffers, one_by
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.shortcut import shortcut
 from fastwi.kernels.stacked import Norm, stacked_batch_norm, stacked_conv
+
+Forward = Callable[..., Tensor]  # (tensors by name [M, ...], x_MNHWC, training) to logits_MNK
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Pending:
 Value = Any  # Images, a tensor [M, ...], or what an fx graph has besides: numbers, tuples, None
 
 
-class StackedNetwork:
+class StackedNetwork(fx.Interpreter):
     """M networks of one architecture as one function of stacked tensors. Holds no weights.
 
     With `exact` a member's result is the same bit for bit whatever M is: what has no kernel that guarantees it is run
@@ -57,12 +60,13 @@ class StackedNetwork:
     """
 
     def __init__(self, traced: fx.GraphModule, exact: bool) -> None:
+        super().__init__(traced)
+        self.extra_traceback = False
         self.traced, self._exact = traced, exact
         self._apply: Apply = one_by_one if exact else by_vmap
-        self._modules = dict(traced.named_modules())
-        self._last_use = _last_uses(traced.graph)
-        convolutions = {n for n in traced.graph.nodes if _is_convolution(n, self._modules)}
-        norms = {n for n in traced.graph.nodes if n.op == "call_module" and _is_norm(self._modules[str(n.target)])}
+        calls = [node for node in traced.graph.nodes if node.op == "call_module"]
+        convolutions = {n for n in calls if _has_rule(self.submodules[n.target]) and len(n.args) == 1}
+        norms = {n for n in calls if _is_norm(self.submodules[n.target])}
         # Convolutions whose output only a batch norm reads, and batch norms whose output only a convolution does.
         self._measured = {n for n in convolutions if set(n.users) <= norms}
         self._left = {n for n in norms if len(n.args) == 1 and len(n.users) == 1 and set(n.users) <= convolutions}
@@ -75,80 +79,75 @@ class StackedNetwork:
 
     def __call__(self, tensors: Tensors, x_MNHWC: Tensor, training: bool) -> Tensor:
         """Logits [M, N, K] in float32. Running statistics in `tensors` are updated in place where `training`."""
-        values: dict[fx.Node, Value] = {}
-        for node in self.traced.graph.nodes:
-            arguments = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            values[node] = self._run(node, *arguments, tensors, x_MNHWC, training)
-            for dead in self._last_use.get(node, ()):
-                del values[dead]
-            if node.op == "output":
-                logits_MNK: Tensor = values[node]
-                return logits_MNK.float()
-        raise AssertionError("an fx graph ends in an output")
+        self._tensors, self._training = tensors, training
+        logits_MNK: Tensor = self.run(Images(x_MNHWC), enable_io_processing=False)
+        self.env.clear()
+        return logits_MNK.float()
 
-    def _run(self, node: fx.Node, args: Any, kwargs: Any, tensors: Tensors, x_MNHWC: Tensor, training: bool) -> Value:
-        if node.op == "placeholder":
-            return Images(x_MNHWC)
-        if node.op == "output":
-            return args[0]
-        if node.op == "get_attr":
-            return tensors[str(node.target)]
-        if node.op == "call_module":
-            return self._call_module(node, args, kwargs, tensors, training)
-        if node.op == "call_method":
-            return self._mapped(lambda x, *rest, **more: getattr(x, str(node.target))(*rest, **more), args, kwargs)
-        return self._call_function(node.target, args, kwargs)
+    def run_node(self, node: fx.Node) -> Value:
+        """The value of a node of the graph."""
+        self._node = node
+        return super().run_node(node)
 
-    def _call_module(self, node: fx.Node, args: Any, kwargs: Any, tensors: Tensors, training: bool) -> Value:
-        name = str(node.target)
-        module = self._modules[name]
-        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-        if _is_norm(module) and isinstance(args[0], Images):
-            norm = _norm(module, own, training)
-            if node in self._left:
-                return Pending(args[0], norm)
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Value:
+        """All members' parameters or buffers of one name."""
+        return self._tensors[target]
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Value:
+        """A method of a tensor."""
+        return self._mapped(lambda x, *rest, **more: getattr(x, target)(*rest, **more), args, kwargs)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Value:
+        """A layer: by its own rule, or applied to each member."""
+        module, x, prefix = self.submodules[target], args[0] if args else None, f"{target}."
+        own = {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
+        if _is_norm(module) and isinstance(x, Images):
+            norm = _norm(module, own, self._training)
+            if self._node in self._left:
+                return Pending(x, norm)
             residual, users = args[1].x_MNHWC if len(args) > 1 else None, getattr(module, "users", 1)
-            made = stacked_batch_norm(args[0].x_MNHWC, residual, norm, args[0].moments, users)
+            made = stacked_batch_norm(x.x_MNHWC, residual, norm, x.moments, users)
             return tuple(map(Images, made)) if users == 2 else Images(made)
-        if _has_rule(module) and isinstance(args[0], (Images, Pending)):
-            return self._convolution(module, own, args[0], training and node in self._measured)
-        if type(module) is nn.Linear and not self._exact and isinstance(args[0], Tensor) and args[0].dim() == 3:
-            return _linear(own, args[0])
-        if isinstance(module, nn.ReLU) and isinstance(args[0], Images):
-            return Images(functional.relu(args[0].x_MNHWC))
-        module.train(training)
+        if _has_rule(module) and isinstance(x, (Images, Pending)):
+            return self._convolution(module, own, x)
+        if type(module) is nn.Linear and not self._exact and isinstance(x, Tensor) and x.dim() == 3:
+            return _linear(own, x)
+        if isinstance(module, nn.ReLU) and isinstance(x, Images):
+            return Images(functional.relu(x.x_MNHWC))
+        module.train(self._training)
         state = own if self._exact else dense_buffers(own)
         result = self._mapped(
             lambda state, *rest: torch.func.functional_call(module, state, rest, kwargs), (state, *args), {}
         )
         write_back(state, own)
-        return _in_dtype_of(args[0], result)
+        return _in_dtype_of(x, result)
 
-    def _call_function(self, target: Any, args: Any, kwargs: Any) -> Value:
-        """A function of the graph; sums, ReLU, means and the option-A shortcut stay in [M, N, H, W, C]."""
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Value:
+        """A function; sums, ReLU, means and the option-A shortcut stay in [M, N, H, W, C]."""
         first = args[0] if args else None
         if target is operator.getitem and isinstance(first, tuple):  # one of an activation's two handles
             return first[args[1]]
-        if not kwargs and isinstance(first, Images):
-            if target in (functional.relu, torch.relu) and len(args) == 1:
-                return Images(functional.relu(first.x_MNHWC))
-            if target in (operator.add, torch.add) and len(args) == 2 and isinstance(args[1], Images):
-                return Images(first.x_MNHWC + args[1].x_MNHWC)
+        if isinstance(first, Images):
+            x = first.x_MNHWC
+            if target in (functional.relu, torch.relu) and len(args) == 1 and not kwargs:
+                return Images(functional.relu(x))
+            if target in (operator.add, torch.add) and isinstance(args[-1], Images) and not kwargs:
+                return Images(x + args[-1].x_MNHWC)
             if target is shortcut:
                 _, stride, before, after = args
-                return Images(functional.pad(first.x_MNHWC[:, :, ::stride, ::stride], (before, after)))
-        if target is torch.mean and isinstance(first, Images) and kwargs == {"dim": (2, 3)} and len(args) == 1:
-            # [M, N, C] from float32 sums, as torch's own mean makes them; H and W are at 2 and 3 here too.
-            return first.x_MNHWC.mean(dim=(2, 3)) if not self._exact else self._apply(_mean, first.x_MNHWC)
+                return Images(functional.pad(x[:, :, ::stride, ::stride], (before, after)))
+            if target is torch.mean and kwargs == {"dim": (2, 3)} and len(args) == 1:
+                # [M, N, C] from float32 sums, as torch's own mean makes them; H and W are at 2 and 3 here too.
+                return self._apply(lambda x_NHWC: x_NHWC.mean((1, 2)), x) if self._exact else x.mean((2, 3))
         return self._mapped(target, args, kwargs)
 
-    def _convolution(self, module: nn.Module, own: Tensors, x: Images | Pending, measured: bool) -> Images:
+    def _convolution(self, module: nn.Module, own: Tensors, x: Images | Pending) -> Images:
         assert isinstance(module, nn.Conv2d)
         weight_MOHWI = own["weight"].permute(0, 1, 3, 4, 2)
-        place = (int(module.stride[0]), int(module.padding[0]))
-        measured = measured and module.bias is None
+        stride, padding = int(module.stride[0]), int(module.padding[0])
         images, norm = (x.x, x.norm) if isinstance(x, Pending) else (x, None)
-        y, moments = stacked_conv(images.x_MNHWC, weight_MOHWI, *place, norm, images.moments, measured)
+        measured = self._training and self._node in self._measured and module.bias is None
+        y, moments = stacked_conv(images.x_MNHWC, weight_MOHWI, stride, padding, norm, images.moments, measured)
         if module.bias is None:
             return Images(y, moments)
         if self._exact:  # the bias's gradient is a sum
@@ -176,12 +175,41 @@ class StackedNetwork:
         return plain[-1] if plain else pytree.tree_map(_as_images, result)
 
 
+def mapped_network(model: nn.Module, exact: bool, compiler: Callable[[Any], Any] | None = None) -> Forward:
+    """The whole network applied to each member, for what torch.fx cannot trace, with batch norm's buffers.
+
+    `exact`: see `StackedNetwork`. A `compiler` is handed one member's network then, and all members' at once else.
+    """
+
+    def of_member(state: dict[str, Tensor], x_NCHW: Tensor) -> Any:
+        return torch.func.functional_call(model, state, (x_NCHW,))
+
+    one = compiler(of_member) if compiler and exact else of_member
+
+    def forward(tensors: Tensors, x_MNHWC: Tensor, training: bool) -> Tensor:
+        model.train(training)
+        state = tensors if exact else dense_buffers(tensors)
+        logits_MNK: Tensor = (one_by_one if exact else by_vmap)(one, state, x_MNHWC.permute(0, 1, 4, 2, 3))
+        write_back(state, tensors)
+        return logits_MNK.float()
+
+    return compiler(forward) if compiler and not exact else forward
+
+
+def norms_in_float32(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of `model` whose norms compute in float32 and answer in `dtype`: vmap's take no mixture of dtypes."""
+    network = copy.deepcopy(model)
+    if dtype == torch.float32:
+        return network
+    for module in network.modules():
+        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):
+            module.register_forward_pre_hook(lambda _module, inputs: tuple(x.float() for x in inputs))
+            module.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+    return network
+
+
 def _is_norm(module: nn.Module) -> bool:
     return type(module) in (nn.BatchNorm2d, FusedBatchNorm2d) and bool(module.track_running_stats)
-
-
-def _is_convolution(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    return node.op == "call_module" and _has_rule(modules[str(node.target)]) and len(node.args) == 1
 
 
 def _has_rule(module: nn.Module) -> bool:
@@ -197,15 +225,14 @@ def _norm(module: nn.Module, own: Tensors, training: bool) -> Norm:
     assert isinstance(module, nn.BatchNorm2d)
     if training:
         own["num_batches_tracked"].add_(1)
-    mean_MC = own["running_mean"]
+    mean_MC, factor = own["running_mean"], module.momentum
     return Norm(
         own["weight"] if module.affine else torch.ones_like(mean_MC),
         own["bias"] if module.affine else torch.zeros_like(mean_MC),
         mean_MC,
         own["running_var"],
         training,
-        # None: the cumulative average.
-        1.0 / own["num_batches_tracked"].float() if module.momentum is None else module.momentum,
+        1.0 / own["num_batches_tracked"].float() if factor is None else factor,  # None: the cumulative average
         module.eps,
         bool(getattr(module, "relu", False)),
     )
@@ -218,33 +245,17 @@ def _linear(own: Tensors, x_MNF: Tensor) -> Tensor:
     return torch.baddbmm(own["bias"][:, None, :], x_MNF, weight_MFK)
 
 
-def _mean(x_NHWC: Tensor) -> Tensor:
-    return x_NHWC.mean(dim=(1, 2))
-
-
 def _in_dtype_of(x: Value, result: Value) -> Value:
     """`result` in x's dtype, as the module itself would have it: vmap's group norm answers bf16 in float32."""
-    if not isinstance(x, (Images, Tensor)) or not isinstance(result, (Images, Tensor)):
-        return result
-    dtype = (x.x_MNHWC if isinstance(x, Images) else x).dtype
+    dtype = x.x_MNHWC.dtype if isinstance(x, Images) else getattr(x, "dtype", None)
     if dtype not in (torch.bfloat16, torch.float16):
         return result
-    return Images(result.x_MNHWC.to(dtype)) if isinstance(result, Images) else result.to(dtype)
+    if isinstance(result, Images):
+        return Images(result.x_MNHWC.to(dtype))
+    return result.to(dtype) if isinstance(result, Tensor) else result
 
 
 def _as_images(value: Any) -> Value:
     if isinstance(value, Tensor) and value.dim() == 5:
         return Images(value.permute(0, 1, 3, 4, 2).contiguous())
     return value
-
-
-def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """The values that nothing needs after each node, so that activations are freed as they are in a plain call."""
-    last: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        for used in node.all_input_nodes:
-            last[used] = node
-    freed: dict[fx.Node, list[fx.Node]] = {}
-    for used, node in last.items():
-        freed.setdefault(node, []).append(used)
-    return freed

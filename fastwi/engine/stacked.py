@@ -1,7 +1,7 @@
 """The `stacked` engine: B members as one batched network, on a GPU as one captured CUDA graph.
 
-Where torch.fx can trace the network its layers are batched one by one (`fastwi.engine.stack`), convolutions and batch
-norm by Triton kernels. Where it cannot, the whole network is mapped over members with torch.func.vmap, and compiled.
+Where torch.fx can trace the network its layers are batched one by one, convolutions and batch norm by Triton kernels.
+Where it cannot, the whole network is mapped over members with torch.func.vmap, and compiled (`fastwi.engine.stack`).
 
 A member's numbers are the same bit for bit whatever its neighbours are, on a CPU, and on a GPU with
 engine.deterministic: there whatever has no kernel of its own is run for one member after the other.
@@ -9,31 +9,27 @@ engine.deterministic: there whatever has no kernel of its own is run for one mem
 Shapes: M, B members, N images of a batch, K classes, C H W of an image.
 """
 
-import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fastwi.data.batches import Dataset
-from fastwi.data.noise import Noise
 from fastwi.data.resident import require_resident
-from fastwi.engine.base import Report, Settings, batch_norms, training_leaves
+from fastwi.engine.base import Backward, Epoch, Settings, batch_norms, buffer_views
 from fastwi.engine.captured import ProgramEngine
 from fastwi.engine.device import compiled
-from fastwi.engine.members import by_vmap, dense_buffers, one_by_one, write_back
+from fastwi.engine.members import one_by_one
 from fastwi.engine.mixed import low_precision_names
-from fastwi.engine.program import State
-from fastwi.engine.stack import StackedNetwork, Tensors
+from fastwi.engine.program import Gradients, State
+from fastwi.engine.stack import Forward, StackedNetwork, mapped_network, norms_in_float32
 from fastwi.errors import ConfigError
 from fastwi.kernels.augment import augment, augment_many
 from fastwi.population import Population
 
 FORWARD_MEMBERS = {"cpu": 4, "cuda": 32}
-Forward = Callable[[Tensors, Tensor, bool], Tensor]  # (tensors by name [M, ...], x_MNHWC, training) to logits_MNK
 
 
 class StackedEngine(ProgramEngine):
@@ -52,13 +48,18 @@ class StackedEngine(ProgramEngine):
             raise ConfigError("engine.name: stacked maps no batch norm with momentum None over members; use loop")
         compiler = functools.partial(compiled, device=self.device) if self.resolved.backend == "compile" else None
         self._stacked_forward: Forward = network or mapped_network(whole, self._exact, compiler)
+        self._losses = functools.partial(cross_entropy, exact=self._exact)
 
     def _must_be_exact(self) -> bool:
         """Whether a member's numbers may not depend on how many there are. It costs nothing on a CPU."""
         return self.device.type == "cpu" or self.settings.engine.deterministic
 
-    def _make_gradients(self, state: State) -> "Stacked":
-        return Stacked(state, self._stacked_forward, self._low, self._exact)
+    def _make_gradients(self, state: State) -> Gradients:
+        members = state.members
+        return Backward(
+            members.layout, self._low, members.weights_MP, state.low_BP, state.gradient_BP, buffer_views(members),
+            functools.partial(self._stacked_forward, training=True), self._losses,
+        )  # fmt: skip
 
     def _all_logits(self, population: Population, dataset: Dataset) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """See `Engine._all_logits`. The members of a portion see each batch of images together."""
@@ -70,22 +71,14 @@ class StackedEngine(ProgramEngine):
             for at in torch.arange(len(dataset), device=self.device).split(self.settings.engine.evaluation_batch):
                 x_NHWC = augment(dataset.images_NHWC, at, None, None, table, 0).permute(0, 2, 3, 1)
                 x_MNHWC = torch.stack([x_NHWC] * part.members)
-                yield rows, at, self._stacked_forward(tensors, x_MNHWC, False)
+                yield rows, at, self._stacked_forward(tensors, x_MNHWC, training=False)
 
     def _loss_sums(self, logits_RNK: Tensor, labels_RN: Tensor) -> Tensor:
-        return labels_RN.shape[1] * cross_entropy(logits_RNK, labels_RN, self._exact).double()
+        return labels_RN.shape[1] * self._losses(logits_RNK, labels_RN).double()
 
-    def _average_statistics(
-        self,
-        population: Population,
-        dataset: Dataset,
-        noises: Sequence[Noise],
-        epoch: int,
-        steps: int,
-        report: Report,
-    ) -> None:
+    def _average_statistics(self, population: Population, epoch: Epoch, steps: int) -> None:
         """See `Engine._average_statistics`."""
-        dataset, augmentation = require_resident(dataset, "engine.name: stacked"), self.settings.augment
+        dataset, augmentation = require_resident(epoch.dataset, "engine.name: stacked"), self.settings.augment
         batch = self.settings.optimizer.batch_size
         count = min(batch, len(dataset))
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -93,15 +86,15 @@ class StackedEngine(ProgramEngine):
         for rows in self._portions(population):
             part = population[rows]
             tensors = self._tensors(part)
-            order, offset, flip = self._stacked_draws(noises[rows], epoch, dataset)
+            order, offset, flip = self._stacked_draws(epoch.noises[rows], epoch)
             draws = order, offset if augmentation.padding else None, flip if augmentation.flip else None
             for step in range(steps):
                 for norm in self._norms:
                     norm.momentum = 1 / (step + 1)  # the plain mean over batches so far
                 first.fill_(step * batch)
                 x_MNHWC = augment_many(dataset.images_NHWC, *draws, table, augmentation.padding, first, count)
-                self._stacked_forward(tensors, x_MNHWC, True)
-                report(part.members * count)
+                self._stacked_forward(tensors, x_MNHWC, training=True)
+                epoch.report(part.members * count)
 
     def _portions(self, population: Population) -> list[slice]:
         """Rows that are passed forward together: few enough that their activations stay small beside training's."""
@@ -115,26 +108,6 @@ class StackedEngine(ProgramEngine):
         return {**parameters, **buffer_views(population)}
 
 
-class Stacked:
-    """Forward and backward of all members in one pass."""
-
-    def __init__(self, state: State, forward: Forward, low: frozenset[str], exact: bool) -> None:
-        members, layout = state.members, state.members.layout
-        self._forward, self._exact = forward, exact
-        self._leaves = training_leaves(layout, low, members.weights_MP, state.low_BP)
-        self._gradients = [span.view(state.gradient_BP) for span in layout.parameters]
-        self._buffers = buffer_views(members)
-
-    def __call__(self, x_BNHWC: Tensor, labels_BN: Tensor, scale_B: Tensor | None) -> Tensor:
-        """See `fastwi.engine.program.Gradients`."""
-        logits_BNK = self._forward({**self._leaves, **self._buffers}, x_BNHWC, True)
-        losses_B = cross_entropy(logits_BNK, labels_BN, self._exact)
-        scaled_B = losses_B if scale_B is None else losses_B * scale_B
-        leaves = list(self._leaves.values())
-        torch._foreach_copy_(self._gradients, torch.autograd.grad(scaled_B.sum(), leaves))
-        return losses_B.detach()
-
-
 def cross_entropy(logits_MNK: Tensor, labels_MN: Tensor, exact: bool) -> Tensor:
     """Each member's mean over its images, [M] (nats). `exact`: see `StackedNetwork`."""
     if exact:
@@ -142,43 +115,3 @@ def cross_entropy(logits_MNK: Tensor, labels_MN: Tensor, exact: bool) -> Tensor:
         return means
     losses = functional.cross_entropy(logits_MNK.flatten(0, 1), labels_MN.flatten(), reduction="none")
     return losses.view(labels_MN.shape).mean(1)
-
-
-def mapped_network(model: nn.Module, exact: bool, compiler: Callable[[Any], Any] | None = None) -> Forward:
-    """The whole network applied to each member, for what torch.fx cannot trace, with batch norm's buffers.
-
-    `exact`: see `StackedNetwork`. A `compiler` is handed one member's network then, and all members' at once else.
-    """
-
-    def of_member(state: dict[str, Tensor], x_NCHW: Tensor) -> Any:
-        return torch.func.functional_call(model, state, (x_NCHW,))
-
-    one = compiler(of_member) if compiler and exact else of_member
-
-    def forward(tensors: Tensors, x_MNHWC: Tensor, training: bool) -> Tensor:
-        model.train(training)
-        state = tensors if exact else dense_buffers(tensors)
-        logits_MNK: Tensor = (one_by_one if exact else by_vmap)(one, state, x_MNHWC.permute(0, 1, 4, 2, 3))
-        write_back(state, tensors)
-        return logits_MNK.float()
-
-    return compiler(forward) if compiler and not exact else forward
-
-
-def norms_in_float32(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of `model` whose norms compute in float32 and answer in `dtype`: vmap's take no mixture of dtypes."""
-    network = copy.deepcopy(model)
-    if dtype == torch.float32:
-        return network
-    for module in network.modules():
-        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):
-            module.register_forward_pre_hook(lambda _module, inputs: tuple(x.float() for x in inputs))
-            module.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
-    return network
-
-
-def buffer_views(population: Population) -> dict[str, Tensor]:
-    """All members' buffers by name, [M, *shape] views."""
-    layout = population.layout
-    statistics = {span.name: span.view(population.statistics_MQ) for span in layout.statistics}
-    return statistics | {span.name: span.view(population.counters_MB) for span in layout.counters}

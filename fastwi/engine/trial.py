@@ -6,6 +6,7 @@ things. Those errors end here, in one line that names the layer, and not in a tr
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from fastwi.config.values import one_line, show
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine
+from fastwi.engine.loop import LoopEngine
 from fastwi.errors import ConfigError
 from fastwi.population import Population
 
@@ -35,7 +37,7 @@ def try_training(engine: Engine, config: Config, network: nn.Module, train: Data
     except torch.OutOfMemoryError as error:
         raise _refusal(config, f"needs more memory than {engine.device} has; lower optimizer.batch_size") from error
     except Exception as error:  # whatever the network, torch and its compilers raise
-        raise _refusal(config, _where(engine, population, batch, error)) from error
+        raise _refusal(config, _where(engine, network, batch, error)) from error
 
 
 def _first(dataset: Dataset, images: int) -> Dataset:
@@ -46,20 +48,24 @@ def _refusal(config: Config, problem: str) -> ConfigError:
     return ConfigError(f"model.name: {show(config.model.name)}: {problem}")
 
 
-def _where(engine: Engine, population: Population, batch: Dataset, error: Exception) -> str:
-    """Where it failed and what helps, found by a pass without compilers and other engines."""
-    resolved, running = engine.resolved, list[str]()
+def _where(engine: Engine, network: nn.Module, batch: Dataset, error: Exception) -> str:
+    """Where it failed and what helps, found by a step of the `loop` engine without compiled or fused code."""
+    running = list[str]()
     how = f"fails in {str(engine.dtype).removeprefix('torch.')} on {engine.device}"
+    eager = replace(engine.settings, engine=replace(engine.settings.engine, backend="eager"))
+    plain = LoopEngine(network, eager)
+    population = Population.from_modules([network], device=engine.device)
     try:
-        with _watched(resolved.network, running):
-            engine.plain_pass(population, batch)
+        with _watched(plain.resolved.network, running):
+            plain.train_epoch(population, batch, [Noise(0)], 0)
+            plain.evaluate(population, batch)
     except Exception as again:  # whatever the network raises
         layer = f"in layer {running[-1]}" if running and running[-1] else "in its forward" if running else "backward"
         fix = "; give engine.precision fp32" if engine.dtype != torch.float32 else ""
         return f"{how}, {layer}: {_reason(again)}{fix}"
     if engine.name != "loop":
         return f"{how} by engine.name {engine.name}: {_reason(error)}; give engine.name loop or engine.precision fp32"
-    return f"{how} by engine.backend {resolved.backend}: {_reason(error)}; give engine.backend eager"
+    return f"{how} by engine.backend {engine.resolved.backend}: {_reason(error)}; give engine.backend eager"
 
 
 @contextmanager

@@ -193,7 +193,7 @@ def test_portions_and_reused_programs(seed, engine, monkeypatch):
 
 def held(made: Any) -> list[int]:
     """Members of each program that an engine keeps."""
-    return [program.members for program, _ in made._programs.values()]
+    return [program.members for program in made._programs.values()]
 
 
 def test_one_program_serves_all_portions_and_programs_make_room_for_each_other(seed):
@@ -212,11 +212,11 @@ def test_programs_read_all_that_changes_from_buffers(seed, engine):
     """What a CUDA graph would freeze: the step must find its rate, place and draws again each time it is run."""
     made, data, population = make(engine, "residual"), draw_data(seed), starts("residual", seed, 2)
     made.train_epoch(population, data, [Noise(1), Noise(2)], 0)
-    ((program, _),) = made._programs.values()  # type: ignore[attr-defined]
+    (program,) = made._programs.values()  # type: ignore[attr-defined]
     assert isinstance(program.state, State)
     places = {name: value.data_ptr() for name, value in vars(program).items() if isinstance(value, Tensor)}
     made.train_epoch(population, data, [Noise(3), Noise(4)], 4)
-    ((again, _),) = made._programs.values()  # type: ignore[attr-defined]
+    (again,) = made._programs.values()  # type: ignore[attr-defined]
     assert again is program
     assert places == {n: value.data_ptr() for n, value in vars(program).items() if isinstance(value, Tensor)}
 
