@@ -44,8 +44,8 @@ class Measured:
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 2 bad configuration or use, 130 interrupted."""
     request = read_request(argv, "fastwi.tune", _DESCRIPTION)
+    from fastwi.engine.choose import entry_key, fastest, table_path, write_speeds
     from fastwi.engine.device import resolve_device, resolve_dtype
-    from fastwi.engine.table import entry_key, fastest, table_path, write_speeds
     from fastwi.report.progress import Progress
 
     config = request.config

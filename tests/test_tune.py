@@ -7,9 +7,18 @@ import torch
 
 from fastwi import tune
 from fastwi.config.read import config_from_mapping
-from fastwi.engine.choose import ENGINES, build_engine, build_network, engine_name
+from fastwi.engine.choose import (
+    ENGINES,
+    build_engine,
+    build_network,
+    engine_name,
+    entry_key,
+    fastest,
+    read_speeds,
+    table_path,
+    write_speeds,
+)
 from fastwi.engine.loop import LoopEngine
-from fastwi.engine.table import entry_key, fastest, read_speeds, table_path, write_speeds
 
 CPU = torch.device("cpu")
 CONFIG = config_from_mapping(

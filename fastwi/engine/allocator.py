@@ -1,8 +1,7 @@
 """Keeps freed activations mapped, so that a CPU does not pay page faults for them again at every step.
 
-glibc returns each large block to the system when it is freed, and the next step faults it in again: about 22,000
-faults a step of ResNet20 at batch 128. With these settings the heap keeps what a step needs. It grows into pages of
-2 MiB where the system has them on request: passes over activations then miss the TLB less often.
+glibc returns each large block to the system when it is freed, and the next step faults it in again. With these
+settings the heap keeps what a step needs. It grows into pages of 2 MiB where the system has them on request.
 """
 
 import ctypes

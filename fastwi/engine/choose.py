@@ -1,22 +1,33 @@
-"""The network and the engine that a configuration names."""
+"""The network and the engine that a configuration names, and what `python -m fastwi.tune` measured to choose one.
 
+Its table of images/s is a JSON file in the user's cache directory, one entry for each device, version of torch and
+network. A missing, foreign or damaged file is an empty table: it decides nothing but speed.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from fastwi.config.schema import Config
 from fastwi.data.noise import Stream, raw_words
 from fastwi.engine.base import Engine, Settings
-from fastwi.engine.device import resolve_device, resolve_dtype
+from fastwi.engine.device import cpu_threads, resolve_device, resolve_dtype
 from fastwi.engine.graph import GraphEngine
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.stacked import StackedEngine
-from fastwi.engine.table import entry_key, fastest, read_speeds
+from fastwi.files import write_json
 from fastwi.models.generators import seeded
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 from fastwi.population.state_file import read_state_file
+from fastwi.version import __version__
 
+Speeds = dict[str, dict[int, float]]  # engine to members to images/s
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (LoopEngine, GraphEngine, StackedEngine)}
 
 _HERE = Path()
@@ -53,3 +64,50 @@ def engine_name(config: Config) -> str:
 def build_engine(config: Config, model: nn.Module) -> Engine:
     """The engine `engine.name` for networks of `model`'s architecture. Raises ConfigError as `resolve` does."""
     return ENGINES[engine_name(config)](model, Settings.of(config))
+
+
+def table_path() -> Path:
+    """Where the table is kept."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "fastwi" / "engines.json"
+
+
+def entry_key(config: Config, device: torch.device, dtype: torch.dtype) -> str:
+    """What speeds depend on, as one line of words."""
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device)
+    else:
+        threads = cpu_threads(config.engine)
+        place = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads} threads"
+    network = f"{config.model.name} x {config.model.width:g}, batch {config.optimizer.batch_size}"
+    precision = str(dtype).removeprefix("torch.")
+    return f"fastwi {__version__}, torch {torch.__version__}, {place}, {network}, {precision}"
+
+
+def read_speeds(key: str) -> Speeds:
+    """The entry `key`; empty where there is none."""
+    return _read().get(key, {})
+
+
+def write_speeds(key: str, speeds: Mapping[str, Mapping[int, float]]) -> None:
+    """Keep an entry beside those that are there."""
+    path = table_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = {engine: {m: round(speed, 1) for m, speed in by.items()} for engine, by in speeds.items()}
+    write_json(path, {**_read(), key: kept})
+
+
+def fastest(speeds: Speeds) -> tuple[str, int] | None:
+    """The engine and the number of members at which most images/s were measured; None for an empty table."""
+    measured = [(speed, engine, m) for engine, by in speeds.items() for m, speed in by.items()]
+    return max(measured)[1:] if measured else None
+
+
+def _read() -> dict[str, Speeds]:
+    try:
+        return {
+            key: {engine: {int(m): float(speed) for m, speed in by.items()} for engine, by in speeds.items()}
+            for key, speeds in json.loads(table_path().read_text()).items()
+        }
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}

@@ -14,12 +14,10 @@ _ONE_DTYPE = (
 
 
 def needs_autocast(model: nn.Module) -> bool:
-    """Whether `model` runs under torch.autocast: all networks do whose modules are not known to keep to one dtype.
+    """Whether `model` runs under torch.autocast, which casts the operands of products; parameters stay in float32.
 
-    A network may hold positions in a float32 buffer, or make a mask or an embedding in its forward: with bf16
-    activations the next product then has operands of two dtypes. Under autocast products cast their operands, and
-    parameters stay in float32, as does what loses accuracy in low precision. The networks of `fastwi.models` and
-    sequences of the layers above need none of it: their parameters are cast once a step.
+    All networks do whose modules are not known to keep to one dtype: a network may hold positions in a float32
+    buffer, or make a mask in its forward. Parameters of the others are cast once a step.
     """
     built_in = "fastwi.models."
     return any(type(m) not in _ONE_DTYPE and not type(m).__module__.startswith(built_in) for m in model.modules())
@@ -39,8 +37,8 @@ class LossScale:
 
     Gradients are multiplied by the scale on their way and divided by it before the step, so that small ones do not
     vanish in fp16 (Micikevicius et al. 2018, Mixed Precision Training, section 3.2). A step whose gradients overflow
-    is skipped and halves the scale; after `GROWTH_INTERVAL` good steps it doubles. It starts again in each epoch: so
-    an epoch's result follows from its start state and noise alone, and a resumed run equals an uninterrupted one.
+    is skipped and halves the scale; after `GROWTH_INTERVAL` good steps it doubles. It starts again in each epoch, so
+    that an epoch's result follows from its start state and noise alone.
     """
 
     def __init__(self, members: int, device: torch.device) -> None:

@@ -1,18 +1,8 @@
 """What `engine.precision: auto` is on a device: on a CPU what was measured to train faster on its kind of processor.
 
-Images/s of one ResNet20 at batch 128 on 2 cores, by `python -m benchmarks.throughput`. An instruction's name alone
-says little: with AVX512-BF16 bf16 is faster on one processor and 1.8 x slower on another.
-
-| processor | bf16 | fp32 | best stock loop |
-|---|---|---|---|
-| Intel Xeon with AMX | 1,720 | not measured | 1,343 (bf16) |
-| AMD EPYC, family 26 (Zen 5), AVX512-BF16 | 2,008 | 1,818 | 1,412 (bf16) |
-| Intel Xeon with AVX512-BF16, without AMX | 544 - 556 | 981 - 1,035 | 524 |
-| AMD EPYC with AVX2 alone | not measured | 532 - 625 | 278 (fp32) |
-
-What was not measured computes in fp32. The choice is a function of the processor alone, because it is in the names of
-states; a run or store that was begun elsewhere continues in its own precision. This module imports torch only where
-a device is asked for.
+The measurements are in benchmarks/NOTES.md: with AVX512-BF16 bf16 is faster on one processor and 1.8 x slower on
+another. What was not measured computes in fp32. The choice is a function of the processor alone, because it is in the
+names of states. This module imports torch only where a device is asked for.
 """
 
 from pathlib import Path
@@ -65,7 +55,7 @@ def cpu_precision(cpu: Processor) -> Choice:
 
 
 def auto_precision(device: "torch.device") -> Choice:
-    """What `engine.precision: auto` is on `device`: bf16 too on a CUDA device that computes in it."""
+    """What `engine.precision: auto` is on `device`: bf16 on a CUDA device that computes in it."""
     if device.type != "cuda":
         return cpu_precision(processor())
     import torch

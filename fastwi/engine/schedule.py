@@ -4,10 +4,7 @@ from fastwi.config.schema import OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(iteration: int, per_epoch: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
-    """The rate of global iteration `iteration`, counted from 0 at initialisation.
-
-    During warm-up over t iterations it is (i / t) * l; after, l times the drop factor for each drop epoch passed.
-    """
+    """The rate of global iteration i, from 0: (i / t) * l in a warm-up of t; then l * factor ** (drops passed)."""
     rate = optimizer.learning_rate
     if iteration < schedule.warmup_iterations:
         return rate * iteration / schedule.warmup_iterations
