@@ -10,100 +10,111 @@ printed, each with a report; `--seed S --target T --only N` tries one again. Exi
 """
 
 import argparse
-import json
+import contextlib
+import importlib
+import multiprocessing
 import os
-import selectors
-import signal
-import subprocess
+import random
+import shutil
 import sys
 import tempfile
-import time
+import traceback
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from faulty.begin import printed_seed, workplace
-from hostile.worker import keep
+from faulty.progress import shown
 
 TARGETS = {"betons": 0.45, "checkpoints": 0.34, "configs": 0.15, "stores": 0.02, "sources": 0.04}
 MOST_SILENCE = 40.0  # seconds that one input may take on a busy machine before it counts as a hang
-_WORKER = Path(__file__).parent / "hostile" / "worker.py"
 
 
-class Campaign:
-    """The driver: starts workers, hears of each input, and starts another worker where one dies or hangs."""
+def try_all(name: str, numbers: range, seed: int, place: Path, findings: Path, pipe: Connection) -> None:
+    """In a process of its own: try the inputs of these numbers. The same seed, target and number give the same input.
 
-    def __init__(self, seed: int, counts: dict[str, int], place: Path, findings: Path, first: int = 0) -> None:
-        self._seed, self._place, self._findings, self._begun = seed, place, findings, time.monotonic()
-        self._parts = [(name, first, count) for name, count in counts.items()]
-        self._total, self._shown = sum(counts.values()), 0.0
-        self.outcomes = {name: Counter[str]() for name in counts}
-        self._box = place / "box"
-        (self._box / "work").mkdir(parents=True)
-        (self._box / "outside" / "inner").mkdir(parents=True)
-        for canary in ("outside/canary.txt", "outside/inner/canary.txt", "canary.txt"):
-            (self._box / canary).write_text("unchanged\n")
+    Sends (number, "") before each input and (number, outcome) after it, so that the driver knows which one crashed
+    the interpreter, or hangs. `hostile.NAME` has a class Name with `make_corpus(directory)`, which writes valid files,
+    and `attempt(draw, work)`, which makes one input in an empty directory, tries it, and returns whether it was
+    accepted. It raises Finding, or whatever the code under test let through.
+    """
+    log = os.open(place / "worker.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.dont_write_bytecode = True
+    warnings.simplefilter("error")  # a warning on the user's terminal is no clean line
+    from hostile.guard import Guard
 
-    def run(self) -> None:
-        """Try every input."""
-        while self._parts:
-            name, number, how = self._run_worker()
-            if not how:
-                return
-            log = (self._place / "worker.log").read_bytes()[-5000:].decode(errors="replace")
-            if not name:
-                raise SystemExit(f"the worker ended outside of an input: {how}\n{log}")
-            keep(self._findings / f"{name}-{number}", self._box / "work", f"{how}\n{log}")
-            self.outcomes[name]["finding"] += 1
-            place = next(place for place, part in enumerate(self._parts) if part[0] == name)
-            left = self._parts[place][1] + self._parts[place][2] - number - 1
-            self._parts = [(name, number + 1, left)] * bool(left) + self._parts[place + 1 :]
+    corpus, work = place / "corpus" / name, place / "box" / "work" / "t"
+    tempfile.tempdir = str(work.parent)
+    kind: Any = getattr(importlib.import_module(f"hostile.{name}"), name.capitalize())
+    if not corpus.exists():
+        corpus.mkdir(parents=True)
+        kind.make_corpus(corpus)
+    guard, target = Guard(place / "box"), kind(corpus)
+    for number in numbers:
+        pipe.send((number, ""))
+        if work.exists():
+            shutil.rmtree(work)
+        work.mkdir()
+        os.chdir(work)
+        try:
+            with guard:
+                accepted = target.attempt(random.Random(f"{seed} {name} {number}"), work)
+            guard.check()
+            outcome = "accepted" if accepted else "refused"
+        except BaseException:
+            keep(findings / f"{name}-{number}", work, traceback.format_exc())
+            outcome = "finding"
+        pipe.send((number, outcome))
+    os.chdir(place)
 
-    def _run_worker(self) -> tuple[str, int, str]:
-        """The last input's target and number, and how the worker died over it ("": it is done)."""
-        reading, writing = os.pipe()
-        job = {"corpus": str(self._place / "corpus"), "box": str(self._box), "findings": str(self._findings),
-               "pipe": writing, "seed": self._seed, "parts": self._parts}  # fmt: skip
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-        with (
-            open(self._place / "worker.log", "wb") as log,
-            open(reading),
-            selectors.DefaultSelector() as ready,
-        ):
-            worker = subprocess.Popen(
-                [sys.executable, str(_WORKER), json.dumps(job)], env=environment, stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL, pass_fds=[writing],
-            )  # fmt: skip
-            os.close(writing)
-            ready.register(reading, selectors.EVENT_READ)
-            name, number, rest, open_ = "", 0, "", False
-            try:
-                while ready.select(MOST_SILENCE if open_ else 10 * MOST_SILENCE):  # imports, valid files
-                    chunk = os.read(reading, 1 << 16).decode()
-                    if not chunk:
-                        code = worker.wait()
-                        how = f"exit code {code}" if code > 0 else signal.Signals(-code).name if code else ""
-                        return name if open_ else "", number, how
-                    *lines, rest = (rest + chunk).split("\n")
-                    for line in lines:
-                        open_ = " " in line
-                        if open_:
-                            name, number = line.split()[0], int(line.split()[1])
-                        else:
-                            self.outcomes[name][line] += 1
-                    self._show(name)
-                return name, number, f"no end after {MOST_SILENCE:.0f} s"
-            finally:
-                worker.kill()
-                worker.wait()
 
-    def _show(self, name: str) -> None:
-        seconds = time.monotonic() - self._begun
-        if seconds - self._shown < (1 if sys.stderr.isatty() else 30):
+def keep(finding: Path, work: Path, report: str) -> None:
+    """The input and what became of it."""
+    finding.mkdir(parents=True, exist_ok=True)
+    (finding / "report.txt").write_text(report, errors="backslashreplace")
+
+    def odd(folder: str, names: list[str]) -> list[str]:
+        paths = {name: Path(folder, name) for name in names}
+        return [name for name, path in paths.items() if not (path.is_symlink() or path.is_dir() or path.is_file())]
+
+    with contextlib.suppress(OSError, shutil.Error):
+        shutil.copytree(work, finding / "input", symlinks=True, ignore_dangling_symlinks=True, ignore=odd)
+
+
+def outcomes(name: str, numbers: range, seed: int, place: Path, findings: Path) -> Iterator[str]:
+    """The outcome of each input. Another worker is started where one dies or hangs."""
+    spawn = multiprocessing.get_context("spawn")
+    while numbers:
+        pipe, theirs = spawn.Pipe(duplex=False)
+        worker = spawn.Process(target=try_all, args=(name, numbers, seed, place, findings, theirs))
+        worker.start()
+        theirs.close()
+        number, outcome = -1, "imports"
+        try:
+            while pipe.poll(10 * MOST_SILENCE if outcome else MOST_SILENCE):
+                number, outcome = pipe.recv()
+                if outcome:
+                    yield outcome
+            how = f"no end after {MOST_SILENCE:.0f} s"
+        except EOFError:
+            worker.join()
+            how = f"exit code {worker.exitcode}"
+        finally:
+            worker.kill()
+            worker.join()
+        if number == numbers[-1] and outcome:
             return
-        self._shown, done = seconds, sum(counter.total() for counter in self.outcomes.values())
-        left = f", about {seconds * (self._total - done) / done / 60:.0f} min left" if done > 100 else ""
-        end = "\r" if sys.stderr.isatty() else "\n"
-        print(f"{name}: {done:,} of {self._total:,} inputs{left}   ", end=end, file=sys.stderr, flush=True)
+        log = (place / "worker.log").read_bytes()[-5000:].decode(errors="replace")
+        if outcome:
+            raise SystemExit(f"{name}: the worker ended outside of an input: {how}\n{log}")
+        keep(findings / f"{name}-{number}", place / "box" / "work", f"{how}\n{log}")
+        yield "finding"
+        numbers = range(number + 1, numbers.stop)
 
 
 def main() -> int:
@@ -115,23 +126,29 @@ def main() -> int:
     parser.add_argument("--findings", type=Path, help="directory for failing inputs (default: a new one)")
     options = parser.parse_args()
     shares = TARGETS if options.target == "all" else {options.target: 1.0}
-    counts = {name: max(1, round(options.inputs * share)) for name, share in shares.items()}
-    if options.only is not None:
-        counts = dict.fromkeys(shares, 1)
+    seed = printed_seed(options.seed)
     findings = options.findings or Path(tempfile.mkdtemp(prefix="fuzz-findings-"))
-    begun = time.monotonic()
+    os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    found = {}
     with workplace() as place:
-        campaign = Campaign(printed_seed(options.seed), counts, place, findings, options.only or 0)
-        campaign.run()
+        (place / "box" / "work").mkdir(parents=True)
+        (place / "box" / "outside" / "inner").mkdir(parents=True)
+        for canary in ("outside/canary.txt", "outside/inner/canary.txt", "canary.txt"):
+            (place / "box" / canary).write_text("unchanged\n")
+        for name, share in shares.items():
+            count = max(1, round(options.inputs * share))
+            numbers = range(count) if options.only is None else range(options.only, options.only + 1)
+            progress = shown(len(numbers), name)
+            found[name] = Counter[str]()
+            for outcome in outcomes(name, numbers, seed, place, findings):
+                next(progress)
+                found[name][outcome] += 1
+            assert found[name].total() == len(numbers)
     print(f"{'target':<12}{'inputs':>9}{'refused':>9}{'accepted':>10}{'findings':>10}")
-    for name, found in campaign.outcomes.items():
-        print(f"{name:<12}{counts[name]:>9,}{found['refused']:>9,}{found['accepted']:>10,}{found['finding']:>10,}")
-        assert found.total() == counts[name]
-    bad = sum(found["finding"] for found in campaign.outcomes.values())
-    minutes = (time.monotonic() - begun) / 60
-    print(
-        f"{sum(counts.values()):,} inputs in {minutes:.1f} min; {bad:,} findings" + (f" in {findings}" if bad else "")
-    )
+    for name, of in found.items():
+        print(f"{name:<12}{of.total():>9,}{of['refused']:>9,}{of['accepted']:>10,}{of['finding']:>10,}")
+    bad = sum(of["finding"] for of in found.values())
+    print(f"{bad:,} findings in {findings}" if bad else "no findings")
     if not bad and options.findings is None:
         findings.rmdir()
     return 1 if bad else 0

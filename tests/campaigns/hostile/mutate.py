@@ -1,7 +1,9 @@
 """Damage to bytes and texts, drawn at random: what a bad disk does, and what somebody of ill will would."""
 
+import copy
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 # Values around which code that adds and multiplies sizes goes wrong.
 _EDGES = tuple(sorted({0, 1, 2, 3} | {(1 << bits) + near for bits in (7, 8, 15, 16, 24, 31, 32, 48, 53, 62, 63, 64)
@@ -107,3 +109,46 @@ def damaged_text(draw: random.Random, text: str, words: Sequence[str] = ()) -> s
         else:
             text = text[:place] + text[end:]
     return text
+
+
+def damaged_value(draw: random.Random, value: Any, words: Sequence[Any] = ()) -> Any:
+    """`value`, a tree of JSON, with one to three of its parts replaced, lost, renamed, exchanged or doubled."""
+    root = [copy.deepcopy(value)]
+    for _ in range(draw.randrange(1, 4)):
+        holder, key = _part(draw, root)
+        old, kind = holder[key], draw.randrange(8)
+        other, other_key = _part(draw, root)
+        if kind <= 3:
+            near = old if isinstance(old, int) else 0
+            texts = (draw.choice(TEXTS), "x" * draw.choice((1, 300, 10**5)), [draw.choice(TEXTS)] * 3)
+            holder[key] = draw.choice((*_VALUES, *texts, *words, number(draw, 8, near), number(draw, 4, near)))
+        elif kind == 4:
+            del holder[key]
+        elif kind == 5 and isinstance(holder, dict):
+            holder[draw.choice((*TEXTS, *holder))] = holder.pop(key)
+        elif kind == 6 and isinstance(old, list):
+            holder[key] = draw.choice((old * 2, old[:1], old[1:], old[::-1], [*old, *old[:1]]))
+        elif kind == 6 and isinstance(old, str):
+            holder[key] = damaged_text(draw, old, [word for word in words if isinstance(word, str)])
+        else:
+            holder[key] = copy.deepcopy(other[other_key])
+        if not root:
+            return None
+    return root[0]
+
+
+def _part(draw: random.Random, root: list[Any]) -> tuple[Any, Any]:
+    """Where a part of the tree is: a list or an object, and a key of it."""
+    holder: Any = root
+    key: Any = 0
+    while isinstance(holder[key], dict | list) and holder[key] and draw.random() < 0.8:
+        holder = holder[key]
+        key = draw.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
+    return holder, key
+
+
+# Values that no reader of JSON expects.
+_VALUES = (
+    None, True, False, -1, 0, 0.5, 1.5, 10**30, 10**400, 1e308, float("nan"), float("inf"), "", "1", "12", [], {}, [[]],
+    {"a": "b"}, [1] * 200, [1] * 500, [0] * 9, [0.5] * 3, [4] * 10, [16, 16, 3], [10**9, 10**9, 3],
+)  # fmt: skip
