@@ -1,12 +1,12 @@
 """Damaged .beton files and cards. What is accepted is compared with a second, plain reading of the bytes."""
 
+import dataclasses
 import functools
 import io
 import json
 import random
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +15,7 @@ from PIL import Image
 from data_prep.dataset import Split
 from data_prep.digits import load_digits
 from data_prep.write import write_dataset
-from fastwi.beton import (
-    Beton,
-    StoredBeton,
-    StoredImage,
-    content_sha256,
-    read_beton,
-    write_beton,
-    write_stored_stream,
-)
+from fastwi.beton import Beton, StoredBeton, StoredImage, content_sha256, read_beton, write_beton, write_stored_stream
 from fastwi.beton.format import JPEG, RAW, page_size_for
 from fastwi.config.schema import DataConfig
 from fastwi.data.batches import whole_images
@@ -31,7 +23,7 @@ from fastwi.data.card import read_card, with_checksum
 from fastwi.data.decode import decode_jpeg
 from fastwi.data.resident import load_split
 from fastwi.data.split import open_split
-from hostile.mutate import TEXTS, damaged, damaged_text
+from hostile.mutate import damaged, damaged_text, damaged_value
 from hostile.target import Finding, accepted, odd_file, refused
 
 _HEADER, _FIELD, _RECORD, _ALLOCATION = 24, 1041, 24, 24  # bytes
@@ -48,10 +40,10 @@ class Betons:
         for number, (images, height, width, page) in enumerate(_VARIANTS):
             part = digits.train.images_NHWC[:images, :height, :width]
             write_beton(directory / f"{number}.beton", part, digits.train.labels_N[:images], page_size=page)
-        small = [Split(split.images_NHWC[:40], split.labels_N[:40]) for split in (digits.train, digits.test)]
-        dataset = type(digits)("digits", digits.classes, small[0], small[1], digits.source)
+        train, test = (Split(split.images_NHWC[:40], split.labels_N[:40]) for split in (digits.train, digits.test))
         (directory / "set").mkdir()
-        write_dataset(dataset, directory / "set", "raw", lambda *_: None)
+        small = dataclasses.replace(digits, train=train, test=test)
+        write_dataset(small, directory / "set", "raw", lambda *_: None)
         for name in ("train", "test"):  # the writer's pages of 2 MiB are mostly zeros
             beton = read_beton(directory / "set" / f"{name}.beton")
             write_beton(directory / "set" / f"{name}.beton", beton.images_NHWC, beton.labels_N, page_size=4096)
@@ -183,18 +175,6 @@ def _compare(data: bytes, beton: Beton) -> None:
 def _damaged_card(draw: random.Random, text: str) -> str:
     if draw.random() < 0.5:
         return damaged_text(draw, text, ("[]", "{}", "-1", '"x"', "1e999", "NaN", "true", ","))
-    value: Any = json.loads(text)
-    for _ in range(draw.randrange(1, 3)):
-        holder = value
-        while True:
-            key = draw.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
-            if isinstance(holder[key], (dict, list)) and holder[key] and draw.random() < 0.7:
-                holder = holder[key]
-                continue
-            holder[key] = draw.choice((
-                None, True, -1, 0, 2**70, 10**400, 1e308, float("nan"), float("inf"), [], {}, [[]], draw.choice(TEXTS), "x" * 10**5,
-                [draw.choice(TEXTS)] * 3, [0.5] * 3, [16, 16, 3], [10**9, 10**9, 3], [4] * 10,
-            ))  # fmt: skip
-            break
+    value = damaged_value(draw, json.loads(text))
     # Mostly with a right checksum: what is behind it is to be met too.
     return json.dumps(with_checksum(value) if isinstance(value, dict) and draw.random() < 0.8 else value)

@@ -1,5 +1,6 @@
 """Hostile sources for `python -m data_prep`: folders, zip archives, images, CIFAR's pickles, SVHN's .mat files."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -33,6 +34,7 @@ _NAMES = (
     "other/train/0/a.png", "__MACOSX/x.png", "train/.hidden/a.png", "train/0/é.png", "test/9/a.png", "con.png", "train/0/a\0b.png",
 )  # fmt: skip
 _BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
+_MATS = ("train_32x32.mat", "test_32x32.mat")
 _PYTHON, _ARCHIVE = CIFAR10.base_folder, CIFAR10.filename
 
 
@@ -57,34 +59,22 @@ class Sources:
             (directory / "cifar" / name).write_bytes(pickle.dumps(batch, 2))
         meta = {"label_names": [str(label) for label in range(10)]}
         (directory / "cifar" / _BATCHES[-1]).write_bytes(pickle.dumps(meta, 2))
-        for name in ("train", "test"):
-            columns = {"X": large_NHWC.transpose(1, 2, 3, 0), "y": labels_N[:12, None].astype(np.uint8)}
-            buffer = io.BytesIO()
-            scipy.io.savemat(buffer, columns)
-            (directory / f"{name}_32x32.mat").write_bytes(buffer.getvalue())
+        columns = {"X": large_NHWC.transpose(1, 2, 3, 0), "y": labels_N[:12, None].astype(np.uint8)}
+        for name in _MATS:
+            scipy.io.savemat(directory / name, columns)
 
     def __init__(self, corpus: Path) -> None:
         self._folder = corpus / "folder"
         self._images = {path.relative_to(self._folder).as_posix(): path.read_bytes()
                         for path in sorted(self._folder.rglob("*.[pj]*"))}  # fmt: skip
-        self._cifar = {name: (corpus / "cifar" / name).read_bytes() for name in _BATCHES}
-        self._svhn = {f"{name}_32x32.mat": (corpus / f"{name}_32x32.mat").read_bytes() for name in ("train", "test")}
+        self._batches = {name: (corpus / "cifar" / name).read_bytes() for name in _BATCHES}
+        self._mats = {name: (corpus / name).read_bytes() for name in _MATS}
 
     def attempt(self, draw: random.Random, work: Path) -> bool:
-        kind = draw.random()
-        source, out = work / "source", work / "out"
-        dataset = "folder"
-        if kind < 0.35:
-            source = work / draw.choice(("source.zip", "source"))
-            self._zip(draw, source)
-        elif kind < 0.75:
-            self._tree(draw, source, work.parent.parent / "outside")
-        elif kind < 0.93:
-            dataset = "cifar10"
-            source = self._cifar_source(draw, work)
-        else:
-            dataset = "svhn"
-            self._svhn_source(draw, source)
+        makers = {"zip": self._zip, "tree": self._tree, "cifar10": self._cifar, "svhn": self._svhn}
+        (kind,) = draw.choices(list(makers), (35, 40, 18, 7))
+        source, out = makers[kind](draw, work), work / "out"
+        dataset = "folder" if kind in ("zip", "tree") else kind
         argv = [dataset, f"--source={source}", f"--out={out}", "--writer=raw"]
         if dataset == "folder" and draw.random() < 0.3:
             side = draw.choice((1, 8, 16, 16, 0, -1, 10**9, "x", 4096 if draw.random() < 0.05 else 64))
@@ -113,39 +103,44 @@ class Sources:
             if not 0 <= beton.labels_N.min() <= beton.labels_N.max() < len(card.classes):
                 raise Finding(f"{split}.beton has labels beyond the classes")
 
-    def _zip(self, draw: random.Random, path: Path) -> None:
-        members = dict(self._images)
+    def _zip(self, draw: random.Random, work: Path) -> Path:
+        path, members = work / draw.choice(("source.zip", "source")), dict(self._images)
         if draw.random() < 0.5:
             name = draw.choice(list(members))
             members[name] = _image(draw, members[name])
         if draw.random() < 0.3:
             members = {f"prefix/{name}": data for name, data in members.items()}
         hostile = [draw.choice(_NAMES) for _ in range(draw.choice((0, 0, 1, 1, 3)))]
+        methods = (
+            zipfile.ZIP_STORED,
+            *[zipfile.ZIP_DEFLATED] * 3,
+            draw.choice((zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)),
+        )
+        lies = draw.random() < 0.1
         with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
             warnings.simplefilter("ignore")  # a name that occurs twice is what is wanted
             for name in [*members, *hostile]:
                 info = zipfile.ZipInfo("placeholder")
                 info.filename = name  # as it is: the constructor would cut at NUL
-                info.compress_type = draw.choice((zipfile.ZIP_STORED, *[zipfile.ZIP_DEFLATED] * 3,
-                                                  draw.choice((zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))))  # fmt: skip
+                info.compress_type = draw.choice(methods)
                 if draw.random() < 0.03:
                     info.external_attr = 0o120777 << 16  # a symbolic link
                 data = members.get(name, b"../../outside/canary.txt")
                 archive.writestr(info, data if draw.random() < 0.99 else bytes(draw.choice((10**6, 40 * 10**6))))
-        data = path.read_bytes()
-        choice = draw.random()
-        if choice < 0.5:
-            data = damaged(draw, data, _zip_numbers(data), list(self._images.values()))
-        elif choice < 0.6:
-            data = _lying_sizes(draw, data)
-        path.write_bytes(data)
+                if lies and draw.random() < 0.5:  # the directory at the end says another unpacked size
+                    info.file_size = draw.choice((0, 1, 100, 2**28, 2**28 + 1, 2**31 - 1, 2**31))
+        if draw.random() < 0.5:
+            data = path.read_bytes()
+            path.write_bytes(damaged(draw, data, _zip_numbers(data), list(self._images.values())))
+        return path
 
-    def _tree(self, draw: random.Random, source: Path, outside: Path) -> None:
-        shutil.copytree(self._folder, source)
+    def _tree(self, draw: random.Random, work: Path) -> Path:
+        source = Path(shutil.copytree(self._folder, work / "source"))
+        outside = work.parent.parent / "outside"
         for _ in range(draw.choice((1, 1, 2))):
             files = sorted(path for path in source.rglob("*.[pj]*") if path.is_file() and not path.is_symlink())
             if not files:
-                return
+                break
             path, kind = draw.choice(files), draw.random()
             if kind < 0.75:
                 path.write_bytes(_image(draw, path.read_bytes()))
@@ -154,32 +149,27 @@ class Sources:
                 odd_file(draw, path, outside)
             elif kind < 0.95:
                 name = draw.choice(_NAMES).replace("..", "dots").replace("\0", "").strip("/") or "x"
-                target = source / name
-                if len(target.name) < 256:
-                    try:
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        target.write_bytes(path.read_bytes())
-                    except OSError:
-                        pass  # a file stands where a folder would
-                with_bytes = os.fsencode(path.parent) + b"/\xff\xfe.png"
+                with contextlib.suppress(OSError):  # too long a name, or a file stands where a folder would
+                    (source / name).parent.mkdir(parents=True, exist_ok=True)
+                    (source / name).write_bytes(path.read_bytes())
                 if draw.random() < 0.2:
-                    with open(with_bytes, "wb") as stream:
+                    with open(os.fsencode(path.parent) + b"/\xff\xfe.png", "wb") as stream:
                         stream.write(path.read_bytes())
             else:
                 shutil.rmtree(path.parent)
                 if draw.random() < 0.5:
                     path.parent.symlink_to(draw.choice((outside, source, "..", path.parent.name)))
+        return source
 
-    def _cifar_source(self, draw: random.Random, work: Path) -> Path:
+    def _cifar(self, draw: random.Random, work: Path) -> Path:
         """Damaged or malicious batches, or an archive; checksums are those of the whole ones: none may be unpickled."""
-        files = dict(self._cifar)
+        files, source = dict(self._batches), work / "source"
         sums = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
-        for name in draw.sample(_BATCHES, draw.choice((0, 1, 1, 1, 2))):
-            files[name] = _batch(draw, work, files[name], list(self._cifar.values()))
         CIFAR10.train_list = [[name, sums[name]] for name in _BATCHES[:5]]
         CIFAR10.test_list = [["test_batch", sums["test_batch"]]]
         CIFAR10.meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
-        source = work / "source"
+        for name in draw.sample(_BATCHES, draw.choice((0, 1, 1, 1, 2))):
+            files[name] = _batch(draw, work, files[name], list(self._batches.values()))
         if draw.random() < 0.5:
             (source / _PYTHON).mkdir(parents=True)
             for name, data in files.items():
@@ -190,8 +180,7 @@ class Sources:
                 odd_file(draw, path, work.parent.parent / "outside")
             return source
         source.mkdir()
-        archive = source / _ARCHIVE
-        buffer, whole = io.BytesIO(), files == self._cifar
+        buffer, whole = io.BytesIO(), files == self._batches
         with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
             for name, data in files.items():
                 info = tarfile.TarInfo(f"{_PYTHON}/{name}")
@@ -208,21 +197,23 @@ class Sources:
                 tar.addfile(info, io.BytesIO(b"bad"))
         data = buffer.getvalue()
         CIFAR10.tgz_md5 = hashlib.md5(data).hexdigest() if whole else "0" * 32
-        archive.write_bytes(damaged(draw, data) if draw.random() < 0.4 else data)
-        return draw.choice((archive, source))
+        (source / _ARCHIVE).write_bytes(damaged(draw, data) if draw.random() < 0.4 else data)
+        return draw.choice((source / _ARCHIVE, source))
 
-    def _svhn_source(self, draw: random.Random, source: Path) -> None:
+    def _svhn(self, draw: random.Random, work: Path) -> Path:
         """Damaged files; their checksums are those of the whole ones, so that none of them may be looked into."""
+        source = work / "source"
         source.mkdir()
         whole = draw.random() < 0.1
-        SVHN.split_list = {name: ["none", f"{name}_32x32.mat", hashlib.md5(self._svhn[f"{name}_32x32.mat"]).hexdigest()]
-                           for name in ("train", "test")}  # fmt: skip
-        for name, data in self._svhn.items():
+        SVHN.split_list = {
+            name.partition("_")[0]: ["none", name, hashlib.md5(data).hexdigest()] for name, data in self._mats.items()
+        }
+        for name, data in self._mats.items():
             (source / name).write_bytes(data if whole else damaged(draw, data))
         if draw.random() < 0.05:
-            path = source / "train_32x32.mat"
-            path.unlink()
-            odd_file(draw, path, source.parents[2] / "outside")
+            (source / _MATS[0]).unlink()
+            odd_file(draw, source / _MATS[0], work.parent.parent / "outside")
+        return source
 
 
 def _batch(draw: random.Random, work: Path, data: bytes, others: list[bytes]) -> bytes:
@@ -240,14 +231,11 @@ def _image(draw: random.Random, data: bytes) -> bytes:
     if kind < 0.8:
         return _png(draw)
     if kind < 0.9:
-        buffer = io.BytesIO()
         mode = draw.choice(("1", "L", "LA", "P", "RGBA", "RGB", "I", "I;16", "CMYK"))
-        try:
-            Image.new(mode, draw.choice(((1, 1), (16, 16), (16, 15), (2000, 1)))).save(
-                buffer, draw.choice(("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"))
-            )
-        except (OSError, ValueError):
-            return b""  # a mode that the format cannot hold
+        image = Image.new(mode, draw.choice(((1, 1), (16, 16), (16, 15), (2000, 1))))
+        buffer = io.BytesIO()
+        with contextlib.suppress(OSError, ValueError):  # a mode that the format cannot hold
+            image.save(buffer, draw.choice(("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP")))
         return buffer.getvalue()
     return draw.choice((b"", b"%!PS-Adobe\n", b"GIF89a", b"<svg/>", b"\xff\xd8\xff" * 100, b"\x89PNG\r\n\x1a\n"))
 
@@ -282,15 +270,3 @@ def _zip_numbers(data: bytes) -> list[tuple[int, int]]:
             places += [(start + offset, size) for offset, size in parts]
             start = data.find(magic, start + 4)
     return places
-
-
-def _lying_sizes(draw: random.Random, data: bytes) -> bytes:
-    """An archive whose directory claims other unpacked sizes than its files have."""
-    found = bytearray(data)
-    start = found.find(b"PK\1\2")
-    while start >= 0:
-        if draw.random() < 0.5:
-            size = draw.choice((0, 1, 100, 2**28, 2**28 + 1, 2**31, 2**32 - 2))
-            found[start + 24 : start + 28] = struct.pack("<I", size)
-        start = found.find(b"PK\1\2", start + 4)
-    return bytes(found)
