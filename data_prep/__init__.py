@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.dataset import Report, silent
+from data_prep.progress import Report, silent
 
 __all__ = ["DATASETS", "prepare"]
 
@@ -42,28 +42,15 @@ def prepare(
 ) -> Path:
     """Write a dataset into the directory `out` and return that directory.
 
-    Images are taken as a viewer shows them, turned as their EXIF data say, or refused. The card's source says what
-    was done to pixels. Both splits are complete on disk before earlier files in `out` are replaced; card.json comes
-    last.
+    Images are taken as a viewer shows them, turned as their EXIF data say, or refused. Both splits are complete on
+    disk before earlier files in `out` are replaced; card.json comes last.
 
     Args:
         dataset: one of DATASETS. size, with_valid, write_mode, keep_size and background are for folder and cinic10.
-        out: made if it does not exist.
-        source: a local copy. folder and cinic10: an image folder or a zip of one; the torchvision datasets:
-            what torchvision would download, downloaded if None.
-        name: the card's name for the dataset; None: the dataset's own, or that of its folder.
-        size: resize images to this many pixels a side.
-        with_valid: add the images of valid/ to the training images.
-        write_mode: "raw" pixels; "smart": JPEG files as they are and others raw, so that nothing is lost; "jpeg":
-            others encoded as JPEGs. Sets with JPEGs are streamed from the disk (`data.streaming`).
-        keep_size: store images of several sizes as they are.
-        background: a colour, such as white or #808080, that images with transparent pixels are laid on; None: they
-            are refused.
-        writer: "ffcv", "raw" (the project's own) or "auto": FFCV where it is installed. The files they write
-            are the same.
+        source: a local copy; None downloads a set of torchvision.
+        name, size, with_valid, write_mode, keep_size, background, writer: as `python -m data_prep --help` says.
         report: called with (stage, done, total) as images are written.
-        warn: called with one line for each thing that a user should know of, such as colour profiles, which are not
-            applied; by default a UserWarning.
+        warn: called with one line for each thing that a user should know of; by default a UserWarning.
 
     Raises:
         UserError: the source is missing or damaged, the arguments do not go together, the disk is full, ...

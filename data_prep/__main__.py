@@ -60,8 +60,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def _run(arguments: list[str], program: str) -> int:
     options = vars(_parser(program).parse_args(arguments))
     warnings: list[str] = []
-    with shown_progress() as report:
-        directory = prepare(report=report, warn=warnings.append, **options)
+    directory = prepare(report=shown_progress(), warn=warnings.append, **options)
     for line in warnings:
         print(f"fastwi: warning: {printable(line)}", file=sys.stderr)
     from fastwi.data.card import read_card

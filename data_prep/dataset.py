@@ -2,29 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
-    from fastwi.beton import StoredImage
-
-# Called with (stage, done, total): what is being done, and how many images of how many.
-Report = Callable[[str, int, int], None]
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A Report that prints nothing."""
+from data_prep.progress import silent as silent
+from fastwi.beton import StoredImage
+from fastwi.beton.format import RAW
 
 
 class Images(Protocol):
     """The images and labels of a split."""
 
     @property
-    def labels_N(self) -> "np.ndarray":
+    def labels_N(self) -> np.ndarray:
         """Integers `[N]`, indices into the classes."""
 
-    def stored(self) -> "Iterator[tuple[StoredImage, np.ndarray]]":
+    def stored(self) -> Iterator[tuple[StoredImage, np.ndarray]]:
         """Each image as it is to be stored, and its pixels, uint8 `[H, W, 3]`. May be called again."""
 
     def where(self, n: int) -> str:
@@ -35,14 +29,11 @@ class Images(Protocol):
 class Split:
     """`Images` in memory: `images_NHWC` uint8 `[N, H, W, 3]` RGB, `labels_N` integers `[N]`."""
 
-    images_NHWC: "np.ndarray"
-    labels_N: "np.ndarray"
+    images_NHWC: np.ndarray
+    labels_N: np.ndarray
 
-    def stored(self) -> "Iterator[tuple[StoredImage, np.ndarray]]":
+    def stored(self) -> Iterator[tuple[StoredImage, np.ndarray]]:
         """As `Images.stored` says; raw."""
-        from fastwi.beton import StoredImage
-        from fastwi.beton.format import RAW
-
         height, width = self.images_NHWC.shape[1:3]
         for image_HWC in self.images_NHWC:
             yield StoredImage(RAW, height, width, image_HWC.tobytes()), image_HWC

@@ -53,8 +53,8 @@ class ImageError(Exception):
 class DecodedImage:
     """`pixels_HWC` uint8 `[H, W, 3]` RGB, whether the file is a JPEG, and notes of what was done to get there.
 
-    The notes are "turned" (EXIF), "flattened" (laid on the background), "cmyk" (by Pillow's plain formula), "profile"
-    (other colours than sRGB, not applied) and "unchecked" (for damage of a JPEG that Pillow accepts).
+    Notes: "turned" (EXIF), "flattened" (laid on the background), "cmyk" (by Pillow's plain formula), "profile" (other
+    colours than sRGB, not applied), "unchecked" (for damage of a JPEG that Pillow accepts).
     """
 
     pixels_HWC: np.ndarray
@@ -80,9 +80,7 @@ def decode_image(
 
     size: resize to size x size pixels (bilinear over the area that a pixel covers). background: the colour that
     images with transparent pixels are laid on; without one they are refused.
-
-    Raises:
-        ImageError: the data is damaged, of another format, animated, transparent, or has more than 8 bits a channel.
+    Raises ImageError for damaged data, other formats, animations, and more than 8 bits a channel.
     """
     try:
         with warnings.catch_warnings(), io.BytesIO(data) as stream:

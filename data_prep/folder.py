@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -70,13 +70,17 @@ def open_folder(source: Path, name: str | None, options: Options) -> Iterator[Im
     background = background_colour(options.background)
     with open_tree(source) as tree:
         layout = Layout(tree, source, options.with_valid)
-        train, test = (_FolderSplit(tree, source, options, background, files) for files in layout.files.values())
-        test.others = train.seen
+        notes: dict[str, set[str]] = {}
+        seen: set[bytes] = set()
+        splits = {
+            split: _FolderSplit(tree, source, options, background, files, split == "test", notes, seen)
+            for split, files in layout.files.items()
+        }
 
         def noted(texts: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
             """Each text whose note an image has, with the paths of those images."""
             for note, text in texts.items():
-                paths = train.notes.get(note, []) + test.notes.get(note, [])
+                paths = [path for path, each in notes.items() if note in each]
                 if paths:
                     yield text, paths
 
@@ -90,8 +94,8 @@ def open_folder(source: Path, name: str | None, options: Options) -> Iterator[Im
         yield ImageSet(
             name or layout.base or Path(os.path.abspath(source)).stem or "folder",
             layout.classes,
-            train,
-            test,
+            splits["train"],
+            splits["test"],
             ", ".join([f"image folder {source.name}", *options.in_words()]),
             keep_size=options.keep_size,
             notes=lambda: [
@@ -105,8 +109,8 @@ def open_folder(source: Path, name: str | None, options: Options) -> Iterator[Im
 class _FolderSplit:
     """`data_prep.dataset.Images` of files.
 
-    files: (path, label). notes: kind -> paths of the images that have it (`DecodedImage.notes`, and "leaked"). seen:
-    digests of all pixels; others: those of the split that this one must not share images with.
+    files: (path, label). notes: path -> `DecodedImage.notes`, and "leaked"; seen: digests of the training images'
+    pixels. Both splits share them.
     """
 
     tree: FileTree
@@ -114,9 +118,9 @@ class _FolderSplit:
     options: Options
     background: tuple[int, int, int] | None
     files: list[tuple[str, int]]
-    notes: dict[str, list[str]] = field(default_factory=dict)
-    seen: set[bytes] = field(default_factory=set)
-    others: set[bytes] = field(default_factory=set)
+    is_test: bool
+    notes: dict[str, set[str]]
+    seen: set[bytes]
 
     @property
     def labels_N(self) -> np.ndarray:
@@ -126,8 +130,6 @@ class _FolderSplit:
         return f"{self.source}: {self.files[n][0]}"
 
     def stored(self) -> Iterator[tuple[StoredImage, np.ndarray]]:
-        self.notes.clear()
-        self.seen.clear()
         for n, (path, _) in enumerate(self.files):
             data = self.tree.read(path)
             try:
@@ -147,7 +149,9 @@ class _FolderSplit:
             else:
                 stored = StoredImage(RAW, height, width, pixels_HWC.tobytes())
             digest = blake2b(repr(pixels_HWC.shape).encode() + pixels_HWC.tobytes(), digest_size=16).digest()
-            self.seen.add(digest)
-            for note in image.notes | ({"leaked"} if digest in self.others else set()):
-                self.notes.setdefault(note, []).append(path)
+            self.notes[path] = image.notes
+            if not self.is_test:
+                self.seen.add(digest)
+            elif digest in self.seen:
+                self.notes[path].add("leaked")
             yield stored, pixels_HWC

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.dataset import ImageSet, Split, silent
+from data_prep.dataset import ImageSet, Split
 from data_prep.decode import MODES, ImageError, without_alpha
+from data_prep.progress import silent
 from data_prep.write import output_directory, write_dataset
 from fastwi.beton import content_sha256
 from fastwi.beton.format import MAX_SIDE

@@ -1,38 +1,29 @@
-"""Progress on stderr: a bar where it is a terminal, a line now and then where it is not."""
+"""Progress on stderr: one line that is rewritten where it is a terminal, a line now and then where it is not."""
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
-from data_prep.dataset import Report
+Report = Callable[[str, int, int], None]
+"""Called with (stage, done, total): what is being done, and how many images of how many."""
 
-_SECONDS_BETWEEN_LINES = 10.0
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A Report that prints nothing."""
 
 
-@contextlib.contextmanager
-def shown_progress() -> Iterator[Report]:
-    """A Report that shows itself on stderr while the block runs."""
-    if not sys.stderr.isatty():
-        last = [time.monotonic()]
+def shown_progress() -> Report:
+    """A Report that shows itself on stderr."""
+    terminal = sys.stderr.isatty()
+    seconds_between = 0.2 if terminal else 10.0
+    last = time.monotonic()
 
-        def line(stage: str, done: int, total: int) -> None:
-            if done == total or time.monotonic() - last[0] >= _SECONDS_BETWEEN_LINES:
-                last[0] = time.monotonic()
-                print(f"{stage}: {done:,} of {total:,} images", file=sys.stderr)
+    def show(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done == total or now - last >= seconds_between:
+            last = now
+            end = "\r" if terminal and done < total else "\n"
+            print(f"{stage}: {done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
 
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def bar(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield bar
+    return show

@@ -9,7 +9,6 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,8 @@ def load_torchvision(dataset: str, source: str | os.PathLike[str] | None, scratc
     """Read both splits of a torchvision dataset; every file must be the official one, by its checksum.
 
     source: a directory with the files as torchvision lays them out, or a CIFAR set's official .tar.gz, itself or in
-    that directory; None: download. scratch: a directory for downloaded or unpacked files, removed at the end.
-
-    Raises:
-        UserError: no network, or no intact copy at `source`.
+    that directory; None: download. scratch: where downloaded or unpacked files lie until the end.
+    Raises UserError where there is no network, or no intact copy at `source`.
     """
     try:
         import torchvision
@@ -77,23 +74,17 @@ def _local(kind: Any, source: Path, scratch: Path, files: str) -> tuple[Path, bo
 
 def _read(kind: Any, dataset: str, root: Path, split: str, fetch: bool) -> Any:
     options = {"split": split} if dataset == "svhn" else {"train": split == "train"}
-    with _timeout(), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy warns of how CIFAR's pickles spell a dtype
-        return kind(str(root), download=fetch, **options)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_NETWORK_TIMEOUT)  # urllib would wait forever for a network that does not answer
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy warns of how CIFAR's pickles spell a dtype
+            return kind(str(root), download=fetch, **options)
+    finally:
+        socket.setdefaulttimeout(timeout)
 
 
 def _split(read: Any) -> Split:
     if hasattr(read, "labels"):  # SVHN, [N, 3, H, W]
         return Split(np.ascontiguousarray(read.data.transpose(0, 2, 3, 1)), read.labels)
     return Split(np.ascontiguousarray(read.data), np.array(read.targets, np.int64))
-
-
-@contextlib.contextmanager
-def _timeout() -> Iterator[None]:
-    """Give up on a network that does not answer; urllib would wait forever."""
-    previous = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_NETWORK_TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(previous)

@@ -7,7 +7,6 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from fastwi.errors import UserError
 from fastwi.files import open_plain
@@ -16,18 +15,8 @@ from fastwi.files import open_plain
 MAX_FILE_BYTES = 1 << 28
 
 
-class FileTree(Protocol):
-    """Files below a root. Paths are relative to it, with `/` between parts; the root itself is ''."""
-
-    def names(self, folder: str) -> set[str]:
-        """The names in `folder`; those of folders end in `/`. Raises UserError where it cannot be read."""
-
-    def read(self, path: str) -> bytes:
-        """The content of a file. Raises UserError if it cannot be read or is too large to be an image."""
-
-
 @contextlib.contextmanager
-def open_tree(source: Path) -> Iterator[FileTree]:
+def open_tree(source: Path) -> Iterator["FileTree"]:
     """The tree of a folder or of a zip archive. Raises UserError if `source` is neither."""
     if source.is_dir():
         yield _FolderTree(source)
@@ -53,12 +42,13 @@ def _check_size(where: str, size: int) -> None:
 
 
 class _FolderTree:
-    """A folder on the disk."""
+    """A folder on the disk. Paths are relative to it, with `/` between parts; the root itself is ''."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def names(self, folder: str) -> set[str]:
+        """The names in `folder`; those of folders end in `/`."""
         try:
             with os.scandir(self._root / folder) as entries:
                 return {entry.name + "/" * entry.is_dir() for entry in entries}
@@ -66,6 +56,7 @@ class _FolderTree:
             raise UserError(f"{self._root / folder}: cannot be read ({error.strerror or error})") from error
 
     def read(self, path: str) -> bytes:
+        """The content of a file. Raises UserError if it cannot be read or is too large to be an image."""
         where = f"{self._root}: {path}"
         try:
             with open_plain(self._root / path) as stream:
@@ -76,7 +67,7 @@ class _FolderTree:
 
 
 class _ZipTree:
-    """A zip archive."""
+    """The same of a zip archive."""
 
     def __init__(self, source: Path, archive: zipfile.ZipFile) -> None:
         self._source = source
@@ -119,3 +110,6 @@ class _ZipTree:
                 return stream.read(info.file_size)
         except Exception as error:  # zipfile raises many kinds for a damaged or encrypted entry
             raise UserError(f"{where}: cannot be read ({error}); repack the archive") from error
+
+
+FileTree = _FolderTree | _ZipTree

@@ -5,13 +5,13 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from data_prep.dataset import Images, ImageSet, Report
+from data_prep.dataset import Images, ImageSet
+from data_prep.progress import Report
 from fastwi.beton import StoredBeton, StoredImage, write_stored_stream
 from fastwi.beton.digests import DIGEST, image_digest, read_digests
 from fastwi.beton.format import JPEG, MAX_PAGE_SIZE, PAGE_SIZE, page_size_for
@@ -25,7 +25,6 @@ from fastwi.version import __version__
 # Writes images and labels as a beton at a path, with pages of a size.
 BetonWriter = Callable[[Path, Iterator[StoredImage], np.ndarray, int], None]
 
-_Value = TypeVar("_Value")
 _REPORT_EVERY = 500  # images
 
 
@@ -55,29 +54,25 @@ def output_directory(out: str | os.PathLike[str]) -> Iterator[Path]:
 def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Report) -> Card:
     """Write both splits and the card into `directory`, and return the card.
 
-    Each split is read once, or again from its start where an image does not fit a page. Each file is read back and
-    compared before anything in `directory` is replaced. From then until the new card stands there is no card, so that
-    no reader takes a mixture for a dataset.
-
-    Raises:
-        UserError: the writer is not installed, the disk is full, images have different sizes, ...
+    Each file is read back and compared before anything in `directory` is replaced. From then until the new card
+    stands there is no card, so that no reader takes a mixture for a dataset.
+    Raises UserError where the writer is not installed, the disk is full, images have different sizes, ...
     """
     written_by, write = _choose_writer(writer)
-    tallies: list[_Tally] = []
-    sha256: list[str] = []
+    tallies: dict[str, _Tally] = {}
     with contextlib.ExitStack() as stack:
         for split, images in zip(SPLITS, (dataset.train, dataset.test), strict=True):
             final = beton_path(directory, split)
             beton = stack.enter_context(atomic_path(final))
-            size = tallies[0].first_size if tallies else None
+            size = tallies["train"].first_size if tallies else None
             tally = _Tally(images, dataset.keep_size, size, functools.partial(report, f"write {final.name}"))
+            tallies[split] = tally
             _write_split(write, beton, tally)
             digests = stack.enter_context(atomic_path(digests_path(directory, split)))
-            digests.write_bytes(tally.digests)
-            sha256.append(_check_written(beton, digests, tally, final))
-            tallies.append(tally)
+            digests.write_bytes(tally.digests_N.tobytes())
+            tally.sha256 = _check_written(beton, digests, tally, final)
         try:
-            card = _card(dataset, tallies, sha256, written_by)
+            card = _card(dataset, tallies, written_by)
         except ValueError as error:  # a name that is not Unicode, for one
             problem = str(error).splitlines()[:2][-1].strip()
             raise UserError(f"{dataset.name}: cannot be described in card.json: {problem}; rename it") from error
@@ -90,49 +85,50 @@ class _Tally:
     """The images of a split, and what the card says about them, counted as they pass on their way to the file."""
 
     def __init__(
-        self,
-        images: Images,
-        keep_size: bool,
-        size: tuple[int, int] | None,
-        report: Callable[[int, int], None],
+        self, images: Images, keep_size: bool, size: tuple[int, int] | None, report: Callable[[int, int], None]
     ) -> None:
         """`size`: height and width of the first training image, where it is known."""
-        self._images, self._keep_size, self._size, self._report = images, keep_size, size, report
+        self._images = images
+        self._keep_size = keep_size
+        self._size = size
+        self._report = report
         self.labels_N = images.labels_N.astype(np.int64)
+        self.sha256 = ""
 
     def __iter__(self) -> Iterator[StoredImage]:
+        total = len(self.labels_N)
         self.counts_CV = np.zeros((3, 256), np.int64)  # how often each intensity occurs in each channel
         self.modes: set[int] = set()
         self.sizes: dict[tuple[int, int], None] = {}  # in the order in which they are met
-        self._digests_N = np.zeros(len(self.labels_N), DIGEST)
-        self._digests_N["label"] = self.labels_N
+        self.digests_N = np.zeros(total, DIGEST)
+        self.digests_N["label"] = self.labels_N
         for n, (image, pixels_HWC) in enumerate(self._images.stored()):
             size = (image.height, image.width)
             self._size = self._size or size
             if not self._keep_size and size != self._size:
-                raise UserError(
-                    f"{self._images.where(n)} has {size[0]} x {size[1]} pixels, the first training image has "
-                    f"{self._size[0]} x {self._size[1]}; pass --size N to resize all to N x N, or --keep-size"
-                )
+                found, first = (f"{height} x {width}" for height, width in (size, self._size))
+                fix = "pass --size N to resize all to N x N, or --keep-size"
+                what = f"has {found} pixels, the first training image has {first}"
+                raise UserError(f"{self._images.where(n)} {what}; {fix}")
             for channel, counts_V in enumerate(self.counts_CV):
                 counts_V += np.bincount(pixels_HWC[..., channel].reshape(-1), minlength=256)
             self.modes.add(image.mode)
             self.sizes[size] = None
             digest = image_digest(image.mode, *size, int(self.labels_N[n]), image.data)
-            self._digests_N["digest"][n] = np.void(digest)
-            if (n + 1) % _REPORT_EVERY == 0 or n + 1 == len(self.labels_N):
-                self._report(n + 1, len(self.labels_N))
+            self.digests_N["digest"][n] = np.void(digest)
+            if (n + 1) % _REPORT_EVERY == 0 or n + 1 == total:
+                self._report(n + 1, total)
             yield image
-
-    @property
-    def digests(self) -> bytes:
-        """The content of the file of image digests."""
-        return self._digests_N.tobytes()
 
     @property
     def first_size(self) -> tuple[int, int]:
         """Height and width of the first image."""
         return next(iter(self.sizes))
+
+    @property
+    def digests_sha256(self) -> str:
+        """Of the file of image digests."""
+        return sha256_of(self.digests_N.tobytes())
 
 
 def _write_split(write: BetonWriter, path: Path, tally: _Tally) -> None:
@@ -160,30 +156,29 @@ def channel_statistics(counts_CV: np.ndarray) -> tuple[tuple[float, ...], tuple[
     return tuple(mean_C.tolist()), tuple(np.sqrt(variance_C).tolist())
 
 
-def _card(dataset: ImageSet, tallies: list[_Tally], sha256: list[str], written_by: str) -> Card:
-    mean, std = channel_statistics(tallies[0].counts_CV)
-    modes = set().union(*(tally.modes for tally in tallies))
-    sizes = set().union(*(tally.sizes for tally in tallies))
-    counts = [np.bincount(tally.labels_N, minlength=len(dataset.classes)) for tally in tallies]
+def _card(dataset: ImageSet, tallies: dict[str, _Tally], written_by: str) -> Card:
+    train = tallies["train"]
+    mean, std = channel_statistics(train.counts_CV)
+    modes = set().union(*(tally.modes for tally in tallies.values()))
+    sizes = set().union(*(tally.sizes for tally in tallies.values()))
+    class_counts = {}
+    for split, tally in tallies.items():
+        class_counts[split] = tuple(np.bincount(tally.labels_N, minlength=len(dataset.classes)).tolist())
     return Card(
         name=dataset.name,
         classes=dataset.classes,
-        image_shape=(*tallies[0].first_size, 3),
-        counts=_by_split(len(tally.labels_N) for tally in tallies),
-        class_counts=_by_split(tuple(each.tolist()) for each in counts),
+        image_shape=(*train.first_size, 3),
+        counts={split: len(tally.labels_N) for split, tally in tallies.items()},
+        class_counts=class_counts,
         mean=mean,
         std=std,
         source=", ".join([dataset.source, *dataset.notes()]),
-        sha256=_by_split(sha256),
-        digests_sha256=_by_split(sha256_of(tally.digests) for tally in tallies),
+        sha256={split: tally.sha256 for split, tally in tallies.items()},
+        digests_sha256={split: tally.digests_sha256 for split, tally in tallies.items()},
         writer=written_by,
         encoding="mixed" if len(modes) > 1 else "jpeg" if modes == {JPEG} else "raw",
         sizes="one" if len(sizes) == 1 else "various",
     )
-
-
-def _by_split(values: Iterable[_Value]) -> dict[str, _Value]:
-    return dict(zip(SPLITS, values, strict=True))
 
 
 def _choose_writer(writer: str) -> tuple[str, BetonWriter]:
@@ -209,7 +204,7 @@ def _check_written(path: Path, digests: Path, tally: _Tally, final: Path) -> str
     """Read new files back, as a full disk or a faulty one may lose bytes without an error: `StoredBeton.sha256`."""
     try:
         with contextlib.closing(StoredBeton(path)) as beton:
-            beton.hold_to(read_digests(digests, sha256_of(tally.digests)))
+            beton.hold_to(read_digests(digests, tally.digests_sha256))
             sha256 = beton.sha256()
     except BetonError as error:
         fix = "check the disk and its free space"

@@ -30,12 +30,6 @@ def _both_splits(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _different(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) != len(names):
-        raise ValueError("names must be different")
-    return names
-
-
 _Value = TypeVar("_Value")
 _BySplit = Annotated[dict[str, _Value], AfterValidator(_both_splits)]
 _Text = Annotated[str, Field(min_length=1)]
@@ -61,7 +55,7 @@ class Card:
     """
 
     name: _Text
-    classes: Annotated[tuple[_Text, ...], Field(min_length=1), AfterValidator(_different)]
+    classes: Annotated[tuple[_Text, ...], Field(min_length=1)]
     image_shape: tuple[_Positive, _Positive, Literal[3]]
     counts: _BySplit[_Positive]
     class_counts: _BySplit[tuple[_Count, ...]]
@@ -75,7 +69,9 @@ class Card:
     sizes: Literal["one", "various"] = "one"
 
     @model_validator(mode="after")
-    def _counts_agree(self) -> "Card":
+    def _values_agree(self) -> "Card":
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: names must be different")
         for split in SPLITS:
             if len(self.class_counts[split]) != len(self.classes):
                 raise ValueError(f"class_counts.{split} must have one count a class")
@@ -110,11 +106,7 @@ def digests_path(directory: str | os.PathLike[str], split: str) -> Path:
 
 
 def read_card(directory: str | os.PathLike[str]) -> Card:
-    """Read and check `directory`/card.json.
-
-    Raises:
-        UserError: there is none, or it is damaged, changed or of another version.
-    """
+    """Read `directory`/card.json. Raises UserError where it is missing, damaged, changed or of another version."""
     directory = Path(directory)
     path = directory / CARD_FILE
     dataset = directory.name if directory.name in _KNOWN else "DATASET"
@@ -123,18 +115,14 @@ def read_card(directory: str | os.PathLike[str]) -> Card:
         return card_from_json(json.loads(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
         if directory.suffix == ".beton":
-            fix = (
-                f"give the directory of its dataset, with train.beton, test.beton and {CARD_FILE}: {directory.parent}"
-            )
+            fix = f"give the directory of its dataset: {directory.parent}"
         elif (directory / "train").is_dir():
-            fix = "this is an image folder; write the dataset with "
-            fix += f"`python -m data_prep folder --source {directory} --out data/{directory.name}`"
+            command = f"python -m data_prep folder --source {directory} --out data/{directory.name}"
+            fix = f"this is an image folder; write the dataset with `{command}`"
         raise UserError(f"{directory}: no dataset here ({CARD_FILE} is missing); {fix}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: is not a card (nested too deep); {fix}") from error
-    except ValueError as error:  # JSON's errors are of this kind too
+    except (ValueError, RecursionError) as error:  # JSON's errors are of this kind too
         raise UserError(f"{path}: is not a card ({str(error).splitlines()[0]}); {fix}") from error
 
 

@@ -73,10 +73,10 @@ def normalisation_table(mean: tuple[float, ...], std: tuple[float, ...]) -> Tens
 def load_split(
     directory: str | Path, split: str, device: torch.device, images: int = 0
 ) -> tuple[ResidentDataset, Card]:
-    """Read `split` ("train" or "test") of the dataset in `directory` onto `device`, with the dataset's card.
+    """Read raw images of `split` ("train" or "test") of the dataset in `directory` onto `device`, and its card.
 
-    `images` > 0 keeps that many images, evenly over classes, the same ones every time.
-    Raises UserError where the card or the beton is missing, damaged, or they disagree with each other.
+    `images` > 0 keeps that many, evenly over classes, the same ones every time.
+    Raises UserError where the card or the beton is missing or damaged, or they disagree.
     """
     card = read_card(directory)
     return resident_split(open_beton(directory, split, card), split, card, device, images), card
@@ -120,7 +120,7 @@ def resident_split(
 
 
 def require_resident(dataset: "Dataset", who: str) -> ResidentDataset:
-    """`dataset`. Raises UserError where its images do not lie on the device, as `who` needs them."""
+    """`dataset`. Raises UserError where its images do not lie on the device; `who` names what needs them there."""
     if not isinstance(dataset, ResidentDataset):
         raise UserError(f"{who}: streamed images do not serve; set data.streaming: resident")
     return dataset
