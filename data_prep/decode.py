@@ -121,7 +121,7 @@ def decode_image(
 def check_jpeg(data: bytes) -> bool:
     """Raise ImageError where libjpeg-turbo would have to guess. Pillow has decoded `data` already.
 
-    False where it could not be checked: simplejpeg is not installed, or does not know the kind of subsampling.
+    False where simplejpeg is not installed, or does not know the kind of subsampling.
     """
     if simplejpeg is None:
         return False
@@ -166,10 +166,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def without_alpha(image: Image.Image, background: tuple[int, int, int] | None) -> tuple[Image.Image, bool]:
-    """An image of `MODES` in RGB, and whether it was laid on the background.
-
-    Raises ImageError where it has transparent pixels and no background is given.
-    """
+    """An image of `MODES` in RGB, and whether it was laid on the background, without which ImageError is raised."""
     if "A" not in image.mode and "transparency" not in image.info:
         return image.convert("RGB"), False
     rgba = image.convert("RGBA")

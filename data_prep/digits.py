@@ -3,10 +3,8 @@
 import numpy as np
 
 from data_prep.dataset import ImageSet, Split
+from fastwi.data.resident import ranks_in_class
 
-TEST_IMAGES = 360  # of 1,797
-REPEAT = 2  # each of the 8 x 8 pixels becomes 2 x 2
-SPLIT_SEED = 0
 _SOURCE = (
     "scikit-learn load_digits: 8 x 8 intensities 0..16 scaled to 0..255, each pixel repeated 2 x 2, "
     "grey repeated to RGB; stratified split of 1,437 and 360 by Philox, seed 0"
@@ -22,10 +20,10 @@ def load_digits(name: str) -> ImageSet:
 
     bundle = sklearn.datasets.load_digits()
     grey_NHW = (bundle.images.astype(np.uint16) * 255 + 8) // 16  # + 8: to the nearest
-    grey_NHW = grey_NHW.astype(np.uint8).repeat(REPEAT, axis=1).repeat(REPEAT, axis=2)
+    grey_NHW = grey_NHW.astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
     images_NHWC = np.repeat(grey_NHW[..., None], 3, axis=3)
     labels_N = bundle.target.astype(np.int64)
-    test_N = stratified_choice(labels_N, TEST_IMAGES, SPLIT_SEED)
+    test_N = stratified_choice(labels_N, 360, seed=0)
     return ImageSet(
         name=name,
         classes=tuple(str(digit) for digit in range(10)),
@@ -41,12 +39,8 @@ def stratified_choice(labels_N: np.ndarray, count: int, seed: int) -> np.ndarray
     Within a class those with the smallest draws, Philox's raw words, which no version of NumPy may change.
     """
     draws_N = np.random.Philox(key=seed).random_raw(len(labels_N))
-    sizes_K = np.bincount(labels_N)
-    quotas_K, remainders_K = np.divmod(sizes_K * count, len(labels_N))
+    quotas_K, remainders_K = np.divmod(np.bincount(labels_N) * count, len(labels_N))
     rounded_up = np.argsort(-remainders_K, kind="stable")[: count - quotas_K.sum()]
     quotas_K[rounded_up] += 1
-    chosen_N = np.zeros(len(labels_N), dtype=bool)
-    for label, quota in enumerate(quotas_K):
-        members = np.flatnonzero(labels_N == label)
-        chosen_N[members[np.argsort(draws_N[members], kind="stable")[:quota]]] = True
-    return chosen_N
+    rank_N = ranks_in_class(labels_N, np.argsort(draws_N, kind="stable"))
+    return np.asarray(rank_N < quotas_K[labels_N])

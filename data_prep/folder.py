@@ -63,9 +63,8 @@ class Options:
 def open_folder(source: Path, name: str | None, options: Options) -> Iterator[ImageSet]:
     """The image folder or zip `source` as a dataset whose images are read while the block runs.
 
-    Classes are in sorted order, images sorted by class and by file name. `name`: the dataset's; None: that of the
-    folder which holds train/.
-    Raises UserError for another layout or classes that differ between splits and, as images are read, a bad image.
+    Classes and the files of each are in sorted order. `name`: None is that of the folder which holds train/.
+    Raises UserError for another layout and, as images are read, a bad image.
     """
     background = background_colour(options.background)
     with open_tree(source) as tree:

@@ -20,10 +20,7 @@ class Layout:
     """
 
     def __init__(self, tree: FileTree, source: Path, with_valid: bool) -> None:
-        """with_valid adds the images of valid/ to those of train/.
-
-        Raises UserError, which names `source`, where the tree is not laid out as `LAYOUT`.
-        """
+        """with_valid adds the images of valid/ to those of train/. Raises UserError for another layout."""
         self._tree = tree
         self._source = source
         self._hidden: list[str] = []

@@ -26,11 +26,8 @@ def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
     """Write two splits to a directory in `within` that is named by their content, unless it is there; return it.
 
     train and test are each a pair (images uint8 [N, H, W, 3] in RGB, labels integers [N]) of arrays or tensors, or a
-    map-style dataset, such as torch's and torchvision's, whose items are (image, label): a PIL image or a uint8 array
-    [H, W, 3], and an integer. All images are of one size.
-
-    Raises:
-        UserError: for anything else, and where the directory cannot be written.
+    map-style dataset, such as torchvision's, whose items are (image, label): a PIL image or a uint8 array [H, W, 3],
+    and an integer. All images are of one size. Raises UserError for anything else.
     """
     splits = {"train": _split("train", train), "test": _split("test", test)}
     classes = _classes(train, max(int(split.labels_N.max()) for split in splits.values()))

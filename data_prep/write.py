@@ -14,7 +14,7 @@ from data_prep.dataset import Images, ImageSet
 from data_prep.progress import Report
 from fastwi.beton import StoredBeton, StoredImage, write_stored_stream
 from fastwi.beton.digests import DIGEST, image_digest, read_digests
-from fastwi.beton.format import JPEG, MAX_PAGE_SIZE, PAGE_SIZE, page_size_for
+from fastwi.beton.format import JPEG, PAGE_SIZE, page_size_for
 from fastwi.beton.writer import ImageTooLarge
 from fastwi.data.card import CARD_FILE, SPLITS, Card, beton_path, digests_path
 from fastwi.errors import BetonError, UserError
@@ -59,20 +59,20 @@ def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Repor
     Raises UserError where the writer is not installed, the disk is full, images have different sizes, ...
     """
     written_by, write = _choose_writer(writer)
-    tallies: dict[str, _Tally] = {}
+    splits: dict[str, _Split] = {}
     with contextlib.ExitStack() as stack:
-        for split, images in zip(SPLITS, (dataset.train, dataset.test), strict=True):
-            final = beton_path(directory, split)
+        for name, images in zip(SPLITS, (dataset.train, dataset.test), strict=True):
+            final = beton_path(directory, name)
             beton = stack.enter_context(atomic_path(final))
-            size = tallies["train"].first_size if tallies else None
-            tally = _Tally(images, dataset.keep_size, size, functools.partial(report, f"write {final.name}"))
-            tallies[split] = tally
-            _write_split(write, beton, tally)
-            digests = stack.enter_context(atomic_path(digests_path(directory, split)))
-            digests.write_bytes(tally.digests_N.tobytes())
-            tally.sha256 = _check_written(beton, digests, tally, final)
+            size = splits["train"].size if splits else None
+            split = _Split(images, dataset.keep_size, size, functools.partial(report, f"write {final.name}"))
+            split.write(write, beton)
+            digests = stack.enter_context(atomic_path(digests_path(directory, name)))
+            digests.write_bytes(split.digests_N.tobytes())
+            split.check_written(beton, digests, final)
+            splits[name] = split
         try:
-            card = _card(dataset, tallies, written_by)
+            card = _card(dataset, splits, written_by)
         except ValueError as error:  # a name that is not Unicode, for one
             problem = str(error).splitlines()[:2][-1].strip()
             raise UserError(f"{dataset.name}: cannot be described in card.json: {problem}; rename it") from error
@@ -81,67 +81,65 @@ def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Repor
     return card
 
 
-class _Tally:
-    """The images of a split, and what the card says about them, counted as they pass on their way to the file."""
+class _Split:
+    """A split on its way to the file, and what the card says about it.
+
+    size: height and width of the first training image, where it is known.
+    """
 
     def __init__(
         self, images: Images, keep_size: bool, size: tuple[int, int] | None, report: Callable[[int, int], None]
     ) -> None:
-        """`size`: height and width of the first training image, where it is known."""
         self._images = images
         self._keep_size = keep_size
-        self._size = size
         self._report = report
+        self.size = size
         self.labels_N = images.labels_N.astype(np.int64)
-        self.sha256 = ""
 
-    def __iter__(self) -> Iterator[StoredImage]:
+    def write(self, write: BetonWriter, path: Path) -> None:
+        """The largest image, which decides the size of pages, is known only once it is met: then it begins again."""
+        page_size = PAGE_SIZE
+        while True:
+            try:
+                return write(path, self._counted(), self.labels_N, page_size)
+            except ImageTooLarge as error:
+                page_size = page_size_for(error.needed)
+                os.truncate(path, 0)
+
+    def _counted(self) -> Iterator[StoredImage]:
         total = len(self.labels_N)
         self.counts_CV = np.zeros((3, 256), np.int64)  # how often each intensity occurs in each channel
-        self.modes: set[int] = set()
-        self.sizes: dict[tuple[int, int], None] = {}  # in the order in which they are met
         self.digests_N = np.zeros(total, DIGEST)
         self.digests_N["label"] = self.labels_N
         for n, (image, pixels_HWC) in enumerate(self._images.stored()):
             size = (image.height, image.width)
-            self._size = self._size or size
-            if not self._keep_size and size != self._size:
-                found, first = (f"{height} x {width}" for height, width in (size, self._size))
+            self.size = self.size or size
+            if not self._keep_size and size != self.size:
+                found, first = (f"{height} x {width}" for height, width in (size, self.size))
                 fix = "pass --size N to resize all to N x N, or --keep-size"
                 what = f"has {found} pixels, the first training image has {first}"
                 raise UserError(f"{self._images.where(n)} {what}; {fix}")
             for channel, counts_V in enumerate(self.counts_CV):
                 counts_V += np.bincount(pixels_HWC[..., channel].reshape(-1), minlength=256)
-            self.modes.add(image.mode)
-            self.sizes[size] = None
             digest = image_digest(image.mode, *size, int(self.labels_N[n]), image.data)
             self.digests_N["digest"][n] = np.void(digest)
             if (n + 1) % _REPORT_EVERY == 0 or n + 1 == total:
                 self._report(n + 1, total)
             yield image
 
-    @property
-    def first_size(self) -> tuple[int, int]:
-        """Height and width of the first image."""
-        return next(iter(self.sizes))
-
-    @property
-    def digests_sha256(self) -> str:
-        """Of the file of image digests."""
-        return sha256_of(self.digests_N.tobytes())
-
-
-def _write_split(write: BetonWriter, path: Path, tally: _Tally) -> None:
-    """Write a split at `path`. The largest image, which decides the size of pages, is known only once it is met."""
-    page_size = PAGE_SIZE
-    while True:
+    def check_written(self, path: Path, digests: Path, final: Path) -> None:
+        """Read new files back, as a full disk or a faulty one may lose bytes without an error."""
+        self.digests_sha256 = sha256_of(self.digests_N.tobytes())
         try:
-            return write(path, iter(tally), tally.labels_N, page_size)
-        except ImageTooLarge as error:
-            page_size = page_size_for(error.needed)
-            if page_size > MAX_PAGE_SIZE:
-                raise
-            os.truncate(path, 0)
+            with contextlib.closing(StoredBeton(path)) as self.beton:
+                self.beton.hold_to(read_digests(digests, self.digests_sha256))
+                self.sha256 = self.beton.sha256()
+        except BetonError as error:
+            fix = "check the disk and its free space"
+            raise UserError(f"{final}: does not read back as it was written; {fix}") from error
+        # The long flush belongs here, where earlier files still stand whole, not between their replacements.
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def channel_statistics(counts_CV: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -156,28 +154,27 @@ def channel_statistics(counts_CV: np.ndarray) -> tuple[tuple[float, ...], tuple[
     return tuple(mean_C.tolist()), tuple(np.sqrt(variance_C).tolist())
 
 
-def _card(dataset: ImageSet, tallies: dict[str, _Tally], written_by: str) -> Card:
-    train = tallies["train"]
+def _card(dataset: ImageSet, splits: dict[str, _Split], written_by: str) -> Card:
+    train, test = splits.values()
     mean, std = channel_statistics(train.counts_CV)
-    modes = set().union(*(tally.modes for tally in tallies.values()))
-    sizes = set().union(*(tally.sizes for tally in tallies.values()))
+    modes = {*train.beton.modes_N.tolist(), *test.beton.modes_N.tolist()}
     class_counts = {}
-    for split, tally in tallies.items():
-        class_counts[split] = tuple(np.bincount(tally.labels_N, minlength=len(dataset.classes)).tolist())
+    for name, split in splits.items():
+        class_counts[name] = tuple(np.bincount(split.labels_N, minlength=len(dataset.classes)).tolist())
     return Card(
         name=dataset.name,
         classes=dataset.classes,
-        image_shape=(*train.first_size, 3),
-        counts={split: len(tally.labels_N) for split, tally in tallies.items()},
+        image_shape=(*train.beton.size(0), 3),
+        counts={name: len(split.labels_N) for name, split in splits.items()},
         class_counts=class_counts,
         mean=mean,
         std=std,
         source=", ".join([dataset.source, *dataset.notes()]),
-        sha256={split: tally.sha256 for split, tally in tallies.items()},
-        digests_sha256={split: tally.digests_sha256 for split, tally in tallies.items()},
+        sha256={name: split.sha256 for name, split in splits.items()},
+        digests_sha256={name: split.digests_sha256 for name, split in splits.items()},
         writer=written_by,
         encoding="mixed" if len(modes) > 1 else "jpeg" if modes == {JPEG} else "raw",
-        sizes="one" if len(sizes) == 1 else "various",
+        sizes="one" if train.beton.one_size == test.beton.one_size is not None else "various",
     )
 
 
@@ -198,18 +195,3 @@ def _choose_writer(writer: str) -> tuple[str, BetonWriter]:
 def _write_raw(path: Path, images: Iterator[StoredImage], labels_N: np.ndarray, page_size: int) -> None:
     with open(path, "wb") as stream:
         write_stored_stream(stream, images, labels_N, page_size)
-
-
-def _check_written(path: Path, digests: Path, tally: _Tally, final: Path) -> str:
-    """Read new files back, as a full disk or a faulty one may lose bytes without an error: `StoredBeton.sha256`."""
-    try:
-        with contextlib.closing(StoredBeton(path)) as beton:
-            beton.hold_to(read_digests(digests, tally.digests_sha256))
-            sha256 = beton.sha256()
-    except BetonError as error:
-        fix = "check the disk and its free space"
-        raise UserError(f"{final}: does not read back as it was written; {fix}") from error
-    # The long flush belongs here, where earlier files still stand whole, not between their replacements.
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
-    return sha256

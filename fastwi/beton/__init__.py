@@ -1,8 +1,7 @@
-"""FFCV's .beton files in NumPy alone: readers, writers and digests of the content.
+"""FFCV's .beton files in NumPy alone, of one RGB image and one integer label a sample.
 
-A sample is one RGB image and one integer label. `read_beton` and `write_beton` are for raw uint8 pixels of one size,
-as arrays; `StoredBeton` and `write_stored_stream` for raw images and JPEGs of any sizes, one at a time.
-`fastwi.beton.format` describes the bytes. FFCV reads what is written here, and the other way round.
+`read_beton` and `write_beton` are for raw pixels of one size, as arrays; `StoredBeton` and `write_stored_stream` for
+raw images and JPEGs of any sizes, one at a time. FFCV reads what is written here, and the other way round.
 """
 
 from fastwi.beton.digests import content_sha256

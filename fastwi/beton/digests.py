@@ -30,10 +30,7 @@ def image_digest(mode: int, height: int, width: int, label: int, stored: Stored)
 
 
 def read_digests(path: str | os.PathLike[str], sha256: str) -> np.ndarray:
-    """The content of the file `path`, whose SHA-256 is `sha256`: DIGEST `[N]`.
-
-    Raises BetonError where the file cannot be read or is another one.
-    """
+    """The content of the file, DIGEST `[N]`. Raises BetonError where it cannot be read or has another SHA-256."""
     fix = "write the dataset again with python -m data_prep"
     try:
         with open_plain(Path(path)) as stream:

@@ -94,10 +94,7 @@ class StoredBeton:
         self._digests_N = digests_N
 
     def read(self, n: int) -> bytearray:
-        """The bytes of image n as they are stored: pixels [H, W, 3], or a JPEG.
-
-        Raises BetonError where the file was cut short since it was opened, the image changed, or the disk fails.
-        """
+        """The bytes of image n as stored: pixels [H, W, 3], or a JPEG. Raises BetonError for what has changed."""
         stored = bytearray(int(self.sizes_N[n]))
         self._fill(memoryview(stored), int(self.pointers_N[n]), f"image {n}")
         if self._digests_N is not None:
@@ -108,10 +105,7 @@ class StoredBeton:
         return stored
 
     def read_raw(self) -> np.ndarray:
-        """All images, uint8 [N, H, W, 3]; digests are not looked at.
-
-        Raises BetonError where one is a JPEG or sizes differ, MemoryError where they do not fit memory.
-        """
+        """All images, uint8 [N, H, W, 3]; digests are not checked. Raises BetonError for JPEGs and several sizes."""
         if not self.all_raw or self.one_size is None:
             self._refuse("holds JPEGs or images of several sizes; write it with raw images of one size")
         image_bytes = int(self.sizes_N[0])
@@ -193,9 +187,9 @@ class StoredBeton:
         self._check_images(listed_N, metadata_end, table_start)
 
     def _check_images(self, listed_N: np.ndarray, start: int, end: int) -> None:
-        """Every image is one that can be decoded, and lies between bytes `start` and `end` in a place of its own.
+        """Every image can be decoded, and lies between bytes `start` and `end` in a place of its own.
 
-        listed_N: whether the image's entry in the allocation table is for it and its place.
+        listed_N: whether the allocation table has the image at its place.
         """
         raw_N, pixels_N = self.modes_N == RAW, self.heights_N * self.widths_N
         order_N = np.argsort(self.pointers_N, kind="stable")

@@ -7,21 +7,8 @@ from typing import IO
 
 import numpy as np
 
-from fastwi.beton.format import (
-    ALLOCATION,
-    FIELD,
-    FIELD_NAMES,
-    FIELD_TYPES,
-    HEADER,
-    JPEG,
-    MAX_PAGE_SIZE,
-    MAX_SIDE,
-    METADATA_START,
-    RAW,
-    RECORD,
-    VERSION,
-    page_size_for,
-)
+from fastwi.beton import format as form
+from fastwi.beton.format import JPEG, MAX_PAGE_SIZE, MAX_SIDE, RAW, page_size_for
 from fastwi.errors import BetonError
 from fastwi.files import atomic_open
 
@@ -49,10 +36,8 @@ def write_beton(
 ) -> None:
     """Write images and labels as `path`, whole or not at all. The same arrays give the same bytes.
 
-    images_NHWC: uint8 `[N, H, W, 3]`, RGB, in any memory layout. labels_N: int64 `[N]`. page_size: as
-    `write_stored_stream` takes it; None: `page_size_for` an image.
-
-    Raises what `write_stored_stream` raises, and UserError where the operating system refuses to write.
+    images_NHWC: uint8 `[N, H, W, 3]`, RGB, in any memory layout. labels_N: int64 `[N]`. page_size: bytes; None:
+    `page_size_for` an image. Raises UserError where the operating system refuses to write.
     """
     height, width = images_NHWC.shape[1:3]
     images = (StoredImage(RAW, height, width, image_HWC.tobytes()) for image_HWC in images_NHWC)
@@ -66,19 +51,16 @@ def write_stored_stream(
     """Write `images` into a stream that stands at its start and can seek. An OSError comes out as it is.
 
     Images lie in order, none across two pages of `page_size` bytes. Memory: one image and 48 bytes a sample.
-
-    Raises:
-        ImageTooLarge: an image does not fit a page.
-        BetonError: an image or the page size cannot be in a .beton file.
-        ValueError: there is not one image a label.
+    Raises ImageTooLarge where an image does not fit a page, BetonError where an image or the page size cannot be in a
+    .beton file, ValueError where there is not one image a label.
     """
     if not 0 < page_size <= MAX_PAGE_SIZE or page_size.bit_count() != 1:
         raise BetonError(f"page_size: {page_size}; give a power of two up to {MAX_PAGE_SIZE} that holds each image")
     samples = len(labels_N)
-    records_N = np.zeros(samples, RECORD)
+    records_N = np.zeros(samples, form.RECORD)
     records_N["label"] = labels_N
-    table_N = np.zeros(samples, ALLOCATION)
-    position = -(-(METADATA_START + records_N.nbytes) // page_size) * page_size
+    table_N = np.zeros(samples, form.ALLOCATION)
+    position = -(-(form.METADATA_START + records_N.nbytes) // page_size) * page_size
     page_end = position + page_size
     stream.seek(position)
     for n, image in zip(range(samples), images, strict=True):
@@ -96,10 +78,10 @@ def write_stored_stream(
     stream.write(bytes(page_end - position))
     stream.write(table_N.tobytes())
 
-    header = np.array([(VERSION, len(FIELD_TYPES), page_size, samples, page_end)], HEADER)
-    fields = np.zeros(len(FIELD_TYPES), FIELD)
-    fields["type_id"] = FIELD_TYPES
-    fields["name"] = [name.encode() for name in FIELD_NAMES]
+    header = np.array([(form.VERSION, len(form.FIELD_TYPES), page_size, samples, page_end)], form.HEADER)
+    fields = np.zeros(len(form.FIELD_TYPES), form.FIELD)
+    fields["type_id"] = form.FIELD_TYPES
+    fields["name"] = [name.encode() for name in form.FIELD_NAMES]
     stream.seek(0)
     for part in (header, fields, records_N):
         stream.write(part.tobytes())

@@ -48,10 +48,8 @@ class Card:
         image_shape: height and width in pixels, channels (3); of the first training image where sizes vary.
         counts, class_counts: images of each split, and K numbers of them by class.
         mean, std: of each channel over all pixels of the training images, in 0..1 (population deviation).
-        source: where the images came from and what was done to them, in words.
-        sha256: of each split's content, `fastwi.beton.StoredBeton.sha256`.
-        digests_sha256: of each split's file of image digests (`fastwi.beton.digests`), SHA-256.
-        writer: what wrote the .beton files.
+        source: where the images came from and what was done to them, in words. writer: what wrote the betons.
+        sha256, digests_sha256: of each split, `StoredBeton.sha256` and the SHA-256 of its file of image digests.
     """
 
     name: _Text

@@ -32,10 +32,7 @@ class Stream(IntEnum):
 
 
 def raw_words(seed: int, stream: Stream, epoch: int, count: int) -> NDArray[np.uint64]:
-    """The first `count` words of one (seed, stream, epoch), uniform on 0 .. 2^64 - 1.
-
-    Raises ValueError where seed or epoch is out of range.
-    """
+    """The first `count` words of one (seed, stream, epoch), uniform on 0 .. 2^64 - 1."""
     if not 0 <= seed < 2**64 or not 0 <= epoch < 2**_EPOCH_BITS:
         raise ValueError(f"seed {seed} must be in [0, 2^64) and epoch {epoch} in [0, 2^{_EPOCH_BITS})")
     key = np.array([seed, (int(stream) << _EPOCH_BITS) | epoch], dtype=np.uint64)
@@ -43,9 +40,9 @@ def raw_words(seed: int, stream: Stream, epoch: int, count: int) -> NDArray[np.u
 
 
 def permutation(seed: int, stream: Stream, epoch: int, count: int) -> NDArray[np.int64]:
-    """A uniform permutation of 0 .. count - 1: the ranks of as many words (ties, 1 in 10^10, keep their order)."""
+    """A uniform permutation of 0 .. count - 1: the ranks of as many words. Ties keep their order."""
     words = raw_words(seed, stream, epoch, count)
-    # Six times as fast as a stable sort where the processor has vectors for it, and the same unless there are ties.
+    # Six times as fast as a stable sort where the processor has vectors for it, and the same without ties.
     order = np.argsort(words)
     ranked = words[order]
     if (ranked[1:] == ranked[:-1]).any():
@@ -64,10 +61,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Noise:
-    """The SGD noise of one trajectory. `statistics` selects streams apart from training's.
-
-    They serve the recomputation of batch-norm statistics, whose draws must not be those of a training epoch.
-    """
+    """The SGD noise of one trajectory; with `statistics`, of the recomputation of its batch-norm statistics."""
 
     seed: int
     statistics: bool = False

@@ -139,9 +139,15 @@ def even_subset(labels_N: NDArray[np.int64], images: int) -> NDArray[np.int64]:
     The choice is drawn once from a fixed stream, so that every run sees the same subset.
     """
     shuffled = permutation(0, Stream.SUBSET, 0, len(labels_N))
-    # The rank of each image within its class; taking the lowest ranks first takes classes evenly.
+    # Taking the lowest ranks first takes classes evenly.
+    rank_N = ranks_in_class(labels_N, shuffled)
+    return np.sort(shuffled[np.argsort(rank_N[shuffled], kind="stable")[:images]])
+
+
+def ranks_in_class(labels_N: NDArray[np.int64], order_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rank of each of N images among those of its class, in the order `order_N` (positions)."""
     rank_N = np.empty(len(labels_N), dtype=np.int64)
     for label in np.unique(labels_N):
-        members = shuffled[labels_N[shuffled] == label]
+        members = order_N[labels_N[order_N] == label]
         rank_N[members] = np.arange(len(members))
-    return np.sort(shuffled[np.argsort(rank_N[shuffled], kind="stable")[:images]])
+    return rank_N

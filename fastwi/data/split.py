@@ -20,7 +20,7 @@ SHARE = 0.5
 
 
 def open_splits(data: DataConfig, device: torch.device, root: str | Path = "") -> tuple[Dataset, Dataset, Card]:
-    """Training and test images of the dataset at `data.path`, relative to `root`, and its card: see `open_split`."""
+    """`open_split` of training and test images of the dataset at `data.path`, relative to `root`, and its card."""
     directory = Path(root) / data.path
     card = read_card(directory)  # once, or a dataset that is replaced meanwhile would be mixed
     train, test = (open_split(directory, split, card, data, device) for split in SPLITS)
@@ -30,8 +30,7 @@ def open_splits(data: DataConfig, device: torch.device, root: str | Path = "") -
 def open_split(directory: Path, split: str, card: Card, data: DataConfig, device: torch.device) -> Dataset:
     """`split` ("train" or "test") of the dataset in `directory`, whose card is read already, for `device`.
 
-    Resident or streamed (`data.streaming`), the images are the same to the bit; those of JPEGs or of several sizes
-    are decoded once where they are to be resident.
+    Resident or streamed (`data.streaming`), the images are the same to the bit.
     Raises UserError where the beton is missing, damaged or disagrees with the card, or the decoder is missing.
     """
     images: int = getattr(data, f"{split}_images")

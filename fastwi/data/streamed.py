@@ -59,8 +59,7 @@ class StreamedDataset:
     def chunks(self, order_N: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As `ResidentDataset.chunks`; each chunk is a tensor of its own, of its images in order.
 
-        Closing the iterator ends all work that it has started.
-        Raises ValueError for positions outside of the dataset, BetonError where an image is damaged.
+        Closing the iterator ends its work. Raises ValueError for other positions, BetonError for a damaged image.
         """
         order = order_N.cpu().numpy()
         if size < 1 or (len(order) and not 0 <= order.min() <= order.max() < len(self)):

@@ -147,7 +147,7 @@ def run_python(program: str, *arguments: str) -> "subprocess.Popen[str]":
 
 # The command, standing still once the test split is being written: the training split is complete by then.
 STANDS_STILL = """
-import contextlib, sys, time
+import sys, time
 import data_prep.__main__ as command
 
 def report(stage, done, total):
@@ -155,7 +155,7 @@ def report(stage, done, total):
         print("writing", flush=True)
         time.sleep(600)
 
-command.shown_progress = lambda: contextlib.nullcontext(report)
+command.shown_progress = lambda: report
 sys.exit(command.main(sys.argv[1:]))
 """
 
