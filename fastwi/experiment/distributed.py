@@ -15,14 +15,15 @@ from typing import Any
 
 from fastwi.config.sweep import SweepOptions
 from fastwi.errors import UserError
+from fastwi.experiment.scheduler import Executor
 from fastwi.experiment.store import Measurement, write_states
 from fastwi.experiment.tree import Tree
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 
-_DEATHS = 3  # workers that one job may take with it before it counts as failed
+_DEATHS = 3  # actors that one job may take with it before it counts as failed
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """Hands jobs to actors, one at a time each."""
 
     def __init__(self, tree: Tree, options: SweepOptions) -> None:
@@ -38,20 +39,19 @@ class RayExecutor:
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
         have = ray.cluster_resources()
-        gpus = have.get("GPU", 0.0)
+        gpus, cpus = have.get("GPU", 0.0), have.get("CPU", 1)
         share = options.gpus_per_worker if gpus else 0.0
         if share > gpus:
             raise UserError(f"sweep.gpus_per_worker: {share:g}, but the cluster has {gpus:g} GPUs; give less")
         count = options.workers or (int(gpus / share) if share else 1)
-        cpus = max(1, int(have.get("CPU", 1)) // count)
-        if count > have.get("CPU", 1) or count * share > gpus:
+        if count > cpus or count * share > gpus:
             raise UserError(
                 f"sweep.workers: {count} with a CPU and {share:g} GPUs each, but the cluster has "
-                f"{have.get('CPU', 0):g} CPUs and {gpus:g} GPUs; give fewer"
+                f"{cpus:g} CPUs and {gpus:g} GPUs; give fewer"
             )
         # Ray gives an actor as many threads as CPUs. It is not asked to restart actors: calls to one that is
         # restarting fail at once, while calls to a new one wait for it.
-        self._actor = ray.remote(_Actor).options(num_cpus=cpus, num_gpus=share)
+        self._actor = ray.remote(_Actor).options(num_cpus=int(cpus) // count, num_gpus=share)
         self.tree, self.jobs = tree, count
         options = dataclasses.replace(options, store=str(Path(options.store).resolve()))
         self._place = ray.put(tree), options, Path.cwd()
@@ -100,7 +100,7 @@ class RayExecutor:
 
 
 class _Actor:
-    """A worker in a process of its own."""
+    """A worker in a process of its own. It is its own report, which nobody hears: the outcome has it all."""
 
     def __init__(self, tree: Tree, options: SweepOptions, root: Path) -> None:
         self._store = options.store
@@ -116,8 +116,6 @@ class _Actor:
         except Exception as error:  # its class need not survive the way (torch.compile's hold frames); its words do
             return RuntimeError(f"{type(error).__name__}: {error}")
 
-    def images(self, trained: int, evaluated: int) -> None:
-        """Nobody hears of it."""
+    def images(self, trained: int, evaluated: int) -> None: ...
 
-    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement]) -> None:
-        """The outcome has them."""
+    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement]) -> None: ...

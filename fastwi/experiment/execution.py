@@ -12,7 +12,7 @@ from fastwi.data.split import free_host_bytes
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.resources import Resources
-from fastwi.experiment.scheduler import Executor, Listener, LocalExecutor, carry_out, limits_of
+from fastwi.experiment.scheduler import Executor, Listener, carry_out, limits_of
 from fastwi.experiment.store import Store
 from fastwi.experiment.store.precision import note_precision
 from fastwi.experiment.store.repair import export
@@ -64,7 +64,7 @@ def carry_out_planned(planned: PlannedSweep, worker: Worker, store: Store, liste
         stack.callback(export, store)
         gc.freeze()  # else every full collection walks the whole tree
         stack.callback(gc.unfreeze)
-        executor: Executor = LocalExecutor(worker)
+        executor = Executor(worker)
         if options.executor == "ray":
             from fastwi.experiment.distributed import RayExecutor
 

@@ -15,9 +15,9 @@ _Group = tuple[int, int, object]  # the epoch, 0 for probes or 1 for epochs, and
 
 
 class ReadyQueue:
-    """The tasks left of a tree, those that are ready in groups of which one population can do any.
+    """The tasks left of a tree. A task is ready once every state that it starts from is made, of those left to be made.
 
-    A task is ready once every state that it starts from is made, of those that are left to be made.
+    Ready tasks are in groups of which one population can do any.
     """
 
     def __init__(self, tree: Tree, tasks: Sequence[int]) -> None:
@@ -86,18 +86,16 @@ class ReadyQueue:
         return found
 
     def needed(self, node: int) -> bool:
-        """Whether some task that is left starts from a state."""
+        """Whether some task that is left starts from a state, or from an average of it."""
         return bool(self.waiting(node))
 
     def done(self, tasks: Sequence[int]) -> list[int]:
         """Take `tasks` off the queue, and make ready what waited for them; returns the states not needed any more."""
         idle = self._cross_out(tasks)
-        for task in tasks:
-            if task < len(self._tree):
-                for waiting in self.waiting(task):
-                    self._missing[waiting] -= 1
-                    if not self._missing[waiting]:
-                        self.put([waiting])
+        for waiting in (waiting for task in tasks if task < len(self._tree) for waiting in self.waiting(task)):
+            self._missing[waiting] -= 1
+            if not self._missing[waiting]:
+                self.put([waiting])
         return idle
 
     def remove(self, tasks: Collection[int], without: Iterable[int] = ()) -> tuple[list[int], list[int]]:

@@ -19,11 +19,10 @@ def unfinished(
     diverged: Collection[int] = (),
     claimed: Collection[MeasurementKey] = (),
 ) -> Sequence[int]:
-    """The tasks of `tree` that are left, ascending, given the measurements that are there and the stored states.
+    """The tasks of `tree` that are left, ascending, given what is measured and stored.
 
-    An epoch is left where it was never measured, or where something that is left needs its state and that is gone.
-    What comes of the states `diverged` (nodes) is not left: there is nothing to learn from it. Other processes are at
-    the tasks `claimed`: these are left, but whether the states that they start from are there is no matter.
+    An epoch is left where it was never measured, or where its state is gone and needed. What comes of the states
+    `diverged` (nodes) is not left. Tasks `claimed` by others are left, but do not need the states that they start from.
     """
     lost, left, needed = lost_with(tree, diverged), array("i"), bytearray(len(tree))
     for task in reversed(range(tree.probes().stop)):  # later ones first: they say which states they need

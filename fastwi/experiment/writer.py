@@ -1,11 +1,10 @@
-"""Writes what jobs bring home, behind the training: files of states, then all else in one transaction."""
+"""Writes outcomes of jobs behind the training: files of states, then all else in one transaction."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
-from types import TracebackType
 
 from fastwi.experiment.store import Store, write_states
 from fastwi.experiment.tree import MeasurementKey
@@ -19,7 +18,8 @@ class Writer(AbstractContextManager["Writer"]):
     """A thread that does all writing to a store while a tree is trained.
 
     Outcomes are written in order, each as a whole: a kill loses all outcomes from some moment on. A context manager;
-    what waits is written when it is left, also by Ctrl-C and SIGTERM.
+    what waits is written when it is left, also by Ctrl-C and SIGTERM. After an error nothing more is written, and
+    every method raises it (UserError: a full disk).
     """
 
     def __init__(self, store: Store, warn: Callable[[str], None]) -> None:
@@ -30,15 +30,13 @@ class Writer(AbstractContextManager["Writer"]):
         self._unwanted: set[str] = set()
         self._error: BaseException | None = None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._thread.shutdown()
         if kind is None:
             self._raise()
 
     def put(self, outcome: Outcome, claims: Sequence[MeasurementKey]) -> None:
-        """Have an outcome written and `claims` ended. Raises what an earlier writing met (UserError: a full disk)."""
+        """Have an outcome written and `claims` ended."""
         self._raise()
         self._room.acquire()
         self._submit(partial(self._write, outcome, claims)).add_done_callback(lambda _: self._room.release())

@@ -16,7 +16,7 @@ from fastwi.engine.base import Settings
 from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.experiment.planner import PlannedSweep, plan_run
-from fastwi.experiment.scheduler import Limits, LocalExecutor, carry_out
+from fastwi.experiment.scheduler import Limits, Executor, carry_out
 from fastwi.experiment.store import Store
 from fastwi.experiment.todo import without_lost
 from fastwi.experiment.worker import Worker, score
@@ -62,7 +62,7 @@ def run(
         build = worker.resources.engine
         worker.resources.engine = lambda given: engine(build(given))
     with Store.open(paths.store) as store:
-        carry_out(store, LocalExecutor(worker), Silent(stop_after), Limits(members, 8, seconds))
+        carry_out(store, Executor(worker), Silent(stop_after), Limits(members, 8, seconds))
         rows = rows_of(planned, store)
         paths.write_checkpoints(planned, store, worker.resident)
     return rows

@@ -20,7 +20,7 @@ from data_prep.write import write_dataset
 from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
-from fastwi.experiment.scheduler import Limits, LocalExecutor, carry_out, limits_of
+from fastwi.experiment.scheduler import Limits, Executor, carry_out, limits_of
 from fastwi.experiment.store import Owner, Store
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
@@ -87,7 +87,7 @@ def carried_out(
     if do is not None:
         worker.run = do(worker.run)  # type: ignore[method-assign]
     with Store.open(store) as opened:
-        return carry_out(opened, LocalExecutor(worker), listener or Silent(), limits)
+        return carry_out(opened, Executor(worker), listener or Silent(), limits)
 
 
 def measured(sweep: PlannedSweep) -> dict[object, object]:
@@ -349,7 +349,7 @@ def test_a_state_goes_whose_users_were_given_up_while_it_was_made(inputs, tmp_pa
             raise RuntimeError("no luck")
         return run(job, report)
 
-    class Several(LocalExecutor):
+    class Several(Executor):
         jobs = 50
 
         def wait(self) -> tuple[Job, Outcome | Exception]:

@@ -23,7 +23,7 @@ from fastwi.config.sweep import SweepOptions, SweepSpec
 from fastwi.errors import UserError
 from fastwi.experiment.distributed import _Actor
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
-from fastwi.experiment.scheduler import Limits, LocalExecutor, carry_out
+from fastwi.experiment.scheduler import Limits, Executor, carry_out
 from fastwi.experiment.store import Measurement, Store
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
@@ -98,7 +98,7 @@ def carried_out(
         worker = Worker(sweep.tree, sweep.spec.options, Path.cwd())
         if do is not None:
             worker.run = do(worker)
-        carry_out(store, LocalExecutor(worker), Silent(), Limits(1, 1, 30.0))
+        carry_out(store, Executor(worker), Silent(), Limits(1, 1, 30.0))
         return store.measurements()
 
 
