@@ -15,7 +15,7 @@ _Group = tuple[int, int, object]  # the epoch, 0 for probes or 1 for epochs, and
 
 
 class ReadyQueue:
-    """The tasks left of a tree. A task is ready once every state that it starts from is made, of those left to be made.
+    """The tasks left of a tree. A task is ready once every state that it starts from is made.
 
     Ready tasks are in groups of which one population can do any.
     """

@@ -15,7 +15,7 @@ from fastwi.errors import UserError
 from fastwi.experiment.ready import ReadyQueue
 from fastwi.experiment.store import DamagedState, Owner, Store, StoredState
 from fastwi.experiment.todo import stopped_states, unfinished
-from fastwi.experiment.tree import MeasurementKey, Tree
+from fastwi.experiment.tree import MeasurementKey
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 from fastwi.experiment.writer import Writer
 

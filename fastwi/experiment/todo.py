@@ -22,7 +22,7 @@ def unfinished(
     """The tasks of `tree` that are left, ascending, given what is measured and stored.
 
     An epoch is left where it was never measured, or where its state is gone and needed. What comes of the states
-    `diverged` (nodes) is not left. Tasks `claimed` by others are left, but do not need the states that they start from.
+    `diverged` (nodes) is not left. Tasks `claimed` by others are left, but do not need the states they start from.
     """
     lost, left, needed = lost_with(tree, diverged), array("i"), bytearray(len(tree))
     for task in reversed(range(tree.probes().stop)):  # later ones first: they say which states they need

@@ -26,55 +26,106 @@ from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"}
 
-from faulty.begin import printed_seed, workplace
-from faulty.jobs import Job, check_same, check_whole, contents, copied, make_jobs
+from faulty.begin import printed_seed, shown, workplace
+from faulty.jobs import Job, check_same, check_whole, contents, copied, make_job
 from faulty.process import Ended, Fault, run
-from faulty.progress import shown
 
+import data_prep.__main__
+import fastwi.analyze
+import fastwi.report.__main__
+import fastwi.store
+import fastwi.sweep
+import fastwi.train
 from data_prep import prepare
 from fastwi.experiment.store import Store
 
-# How often each kind is injected; kills matter most, as they strike anywhere.
-_WEIGHTS = {
-    "kill -9": 8,
-    "SIGTERM": 6,
-    "disk full": 4,
-    "read-only": 2,
-    "clock back": 1,
-    "dataset replaced": 1,
-    "claims": 1,
-}
+_SWEEP = """
+data: {path: data, train_images: 60, test_images: 30}
+augment: {padding: 0, flip: 0.0}
+model: {width: 0.25}
+optimizer: {batch_size: 30, learning_rate: 0.05}
+schedule: {drop_epochs: []}
+experiment: {after: 0, recompute_images: 60}
+engine: {device: cpu, precision: fp32, backend: eager, threads: 1}
+axes:
+  experiment.k: [1]
+  experiment.s: [1, 2]
+sweep: {store: store, directory: sweeps, name: grid, parents: [0, 3], children: 2, measure: [own, recomputed]}
+analysis: {alphas: 3, pairs: 1, treatments: [averaged]}
+"""
+_TRAIN = [
+    "--data.path=data", "--data.train_images=60", "--data.test_images=30", "--run.directory=runs", "--run.name=r", "--model.width=0.25",
+    "--optimizer.batch_size=30", "--experiment.k=1", "--experiment.s=1", "--experiment.after=1", "--engine.device=cpu",
+    "--engine.precision=fp32", "--engine.backend=eager", "--engine.threads=1", "--schedule.drop_epochs=",
+]  # fmt: skip
+
+
+def make_jobs(place: Path) -> dict[str, Job]:
+    """Every command that writes, by name."""
+    empty, data, littered = (place / name for name in ("empty", "with data", "littered"))
+    empty.mkdir()
+    jobs: dict[str, Job] = {}
+
+    def add(name: str, module: object, argv: list[str], start: Path) -> Path:
+        jobs[name] = make_job(place, name, module.main, argv, start)  # type: ignore[attr-defined]
+        return jobs[name].end
+
+    prepared = add("data_prep", data_prep.__main__, ["digits", "--out=data", "--writer=raw"], empty)
+    shutil.copytree(prepared, data)
+    (data / "grid.yaml").write_text(_SWEEP)
+    add("train", fastwi.train, _TRAIN, data)
+    swept = add("sweep", fastwi.sweep, ["--config=grid.yaml"], data)
+    analyzed = add("analyze", fastwi.analyze, ["connectivity", "--config=grid.yaml"], swept)
+    add("report", fastwi.report.__main__, ["sweeps/grid"], analyzed)
+    shutil.copytree(swept, littered)
+    _litter(littered / "store")
+    add("store gc", fastwi.store, ["gc", "store"], littered)
+    add("store rebuild", fastwi.store, ["rebuild", "store"], swept)
+    return jobs
+
+
+def _litter(store: Path) -> None:
+    """What gc is for: unfinished files, a state without a row, damaged files."""
+    state = next((store / "states").rglob("*.safetensors"))
+    (state.parent / f".{state.name}.abc.tmp").write_bytes(state.read_bytes()[:1000])
+    orphan = store / "states" / "zz" / f"zz{state.name[2:]}"
+    orphan.parent.mkdir()
+    shutil.copyfile(state, orphan)
+    (store / "damaged").mkdir()
+    (store / "damaged" / "x.safetensors").write_bytes(b"x")
+    (store / "owners" / "dead.lock").touch()
 
 
 class Faults:
     """All faults of one campaign, in one directory."""
 
     def __init__(self, place: Path, seed: int) -> None:
-        self._place = place / "box"
-        self._place.mkdir()
+        self._box = place / "box"
+        self._box.mkdir()
         self._draw = random.Random(seed)
         self._jobs = make_jobs(place)
-        self._by_name = {job.name: job for job in self._jobs}
-        unusable = () if _can_mount(place) else ("disk full", "read-only")
-        self.kinds = [kind for kind in _WEIGHTS if kind not in unusable]
+        # What injects each kind, and how often: kills matter most, as they strike anywhere.
+        self.kinds: dict[str, tuple[Callable[[Job], None], int]] = {
+            "kill -9": (lambda job: self._killed(job, signal.SIGKILL), 8),
+            "SIGTERM": (lambda job: self._killed(job, signal.SIGTERM), 6),
+            "disk full": (self._full, 4),
+            "read-only": (self._read_only, 2),
+            "clock back": (self._clock_back, 1),
+            "dataset replaced": (self._replaced, 1),
+            "claims": (self._claimed, 1),
+        }
+        if not _can_mount(place):
+            del self.kinds["disk full"], self.kinds["read-only"]
         self.injected: Counter[tuple[str, str]] = Counter()
         self.wrong: list[str] = []
 
     def inject(self, kind: str) -> None:
         """One fault of a kind, in a job drawn for it."""
-        job = self._draw.choice(self._jobs)
-        inject: dict[str, Callable[[Job], None]] = {
-            "kill -9": lambda job: self._killed(job, signal.SIGKILL), "SIGTERM": lambda job: self._killed(job, signal.SIGTERM),
-            "disk full": self._full, "read-only": self._read_only, "clock back": self._clock_back,
-            "dataset replaced": self._replaced, "claims": self._claimed,
-        }  # fmt: skip
-        if kind == "dataset replaced":
-            job = self._by_name[self._draw.choice(("train", "sweep"))]
-        elif kind == "claims":
-            job = self._by_name["sweep"]
+        names = {"dataset replaced": ("train", "sweep"), "claims": ("sweep",)}.get(kind, tuple(self._jobs))
+        job = self._jobs[self._draw.choice(names)]
         self.injected[kind, job.name] += 1
         try:
-            inject[kind](job)
+            self.kinds[kind][0](job)
         except AssertionError as error:
             self.wrong.append(f"{kind}, {job.name}: {error}")
             print(f"WRONG: {self.wrong[-1]}", flush=True)
@@ -84,7 +135,7 @@ class Faults:
         check_same(job, directory, run(job.main, job.argv, directory))
 
     def _killed(self, job: Job, number: int) -> None:
-        directory = copied(job, self._place / "t")
+        directory = copied(job.start, self._box / "t")
         for _ in range(self._draw.choice((1, 1, 2))):
             if self._draw.random() < 0.6:
                 fault = Fault(number, write=self._draw.randrange(1, job.writes + 1))
@@ -98,17 +149,16 @@ class Faults:
     def _full(self, job: Job) -> None:
         needed = sum(map(len, contents(job.end).values())) - sum(map(len, contents(job.start).values()))
         room = int(self._draw.uniform(0, 1.2) * max(needed, 50_000))
-        with _file_system(self._place / "full") as directory:
-            copied(job, directory)
-            used = shutil.disk_usage(directory).used
-            _mount("-o", f"remount,size={used + room}", directory)
+        with _file_system(self._box / "full") as directory:
+            copied(job.start, directory)
+            _mount("-o", f"remount,size={shutil.disk_usage(directory).used + room}", directory)
             _check_said(run(job.main, job.argv, directory), (0, 2))
             _mount("-o", "remount,size=400M", directory)
             self._again(job, directory)
 
     def _read_only(self, job: Job) -> None:
-        with _file_system(self._place / "full") as directory:
-            copied(job, directory)
+        with _file_system(self._box / "full") as directory:
+            copied(job.start, directory)
             before = contents(directory)
             _mount("-o", "remount,ro", directory)
             _check_said(run(job.main, job.argv, directory), (2,))
@@ -117,64 +167,50 @@ class Faults:
             self._again(job, directory)
 
     def _clock_back(self, job: Job) -> None:
-        directory = copied(job, self._place / "t")
+        directory = copied(job.start, self._box / "t")
         check_same(job, directory, run(job.main, job.argv, directory, Fault(clock_back=True)))
 
     def _replaced(self, job: Job) -> None:
         """Another dataset under the same name, or another file under the same card, after a run that was cut off."""
-        directory = copied(job, self._place / "t")
-        run(job.main, job.argv, directory, Fault(signal.SIGKILL, write=self._draw.randrange(1, job.writes + 1)))
+        directory = copied(job.start, self._box / "t")
+        # Long before its end: a finished command shows its results again, and reads no dataset.
+        write = self._draw.randrange(1, job.writes * 2 // 3)
+        run(job.main, job.argv, directory, Fault(signal.SIGKILL, write=write))
         began = (directory / "runs" / "r" / "manifest.json").exists()
         shutil.copytree(directory / "data", directory / "kept")
         whole_set = self._draw.random() < 0.5
         _other_dataset(directory / "data", whole_set)
         ended = run(job.main, job.argv, directory)
         # The store's keys hold the dataset's digest: a sweep on another dataset is another sweep, beside the first.
-        if not whole_set or (job.name == "train" and began):
+        refused = not whole_set or (job.name == "train" and began)
+        if refused:
             _check_said(ended, (2,))
         shutil.rmtree(directory / "data")
         (directory / "kept").rename(directory / "data")
-        if not whole_set or (job.name == "train" and began):
+        if refused:
             self._again(job, directory)
 
     def _claimed(self, job: Job) -> None:
         """Another process has claimed and pinned what the sweep wants, and is killed while the sweep waits."""
-        directory = copied(job, self._place / "t")
-        with Store.open(directory / "store"):
-            pass
+        directory = copied(job.start, self._box / "t")
+        Store.open(directory / "store").close()
         reader, writer = os.pipe()
+        seconds, keys = self._draw.uniform(0, 2 * job.seconds), list(job.measured)
         holder = os.fork()
         if holder == 0:
-            store = Store.open(directory / "store")
-            owner = store.owner()
-            keys = list(job.measured)
+            owner = Store.open(directory / "store").owner()
             owner.claim(keys)  # type: ignore[arg-type]
             owner.pin([state for state, _ in keys])  # type: ignore[misc]
             os.write(writer, b"x")
-            time.sleep(600)
-            os._exit(0)
+            time.sleep(seconds)
+            os.kill(os.getpid(), signal.SIGKILL)
         os.read(reader, 1)
-        killer = os.fork()
-        if killer == 0:
-            time.sleep(self._draw.uniform(0, 2 * job.seconds))
-            os.kill(holder, signal.SIGKILL)
-            os._exit(0)
         try:
-            ended = _reaping(holder, lambda: run(job.main, job.argv, directory))
-            check_same(job, directory, ended)
+            check_same(job, directory, run(job.main, job.argv, directory))
         finally:
-            os.waitpid(killer, 0)
+            os.waitpid(holder, 0)
             os.close(reader)
             os.close(writer)
-
-
-def _reaping(child: int, body: Callable[[], Ended]) -> Ended:
-    """Run `body`; afterwards wait for `child`, which is killed meanwhile."""
-    try:
-        return body()
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 def _check_whole(job: Job, directory: Path) -> None:
@@ -201,12 +237,11 @@ def _other_dataset(data: Path, whole_set: bool) -> None:
     digits = load_digits("digits")
     turned = Split(digits.train.images_NHWC[:, ::-1], digits.train.labels_N)
     other = ImageSet(digits.name, digits.classes, turned, digits.test, digits.source)
-    if whole_set:
-        write_dataset(other, data, "raw", silent)
-        return
     with tempfile.TemporaryDirectory() as place:
-        write_dataset(other, Path(place), "raw", silent)
-        shutil.copyfile(Path(place) / "train.beton", data / "train.beton")
+        written = data if whole_set else Path(place)
+        write_dataset(other, written, "raw", silent)
+        if not whole_set:
+            shutil.copyfile(written / "train.beton", data / "train.beton")
 
 
 def _mount(*words: object) -> None:
@@ -238,7 +273,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=150)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--kind", choices=tuple(_WEIGHTS), help="faults of this kind alone")
+    parser.add_argument("--kind", help="faults of this kind alone, such as claims")
     options = parser.parse_args()
     seed = printed_seed(options.seed)
     begun = time.monotonic()
@@ -247,14 +282,14 @@ def main() -> int:
         faults = Faults(place, seed)
         print(f"undisturbed runs made in {time.monotonic() - begun:.0f} s", flush=True)
         draw = random.Random(seed + 1)
+        weights = [weight for _, weight in faults.kinds.values()]
+        # Each kind once first, however few there are.
+        kinds = [*faults.kinds, *draw.choices(list(faults.kinds), weights, k=options.faults)]
         for number in shown(options.faults, "faults"):
-            # Each kind once first, however few there are.
-            drawn = draw.choices(faults.kinds, [_WEIGHTS[kind] for kind in faults.kinds])[0]
-            kind = faults.kinds[number] if number < len(faults.kinds) else drawn
-            faults.inject(options.kind or kind)
+            faults.inject(options.kind or kinds[number])
     names = sorted({name for _, name in faults.injected})
     print(f"{'fault':<18}" + "".join(f"{name:>15}" for name in names))
-    for kind in _WEIGHTS:
+    for kind in faults.kinds:
         print(f"{kind:<18}" + "".join(f"{faults.injected[kind, name] or '-':>15}" for name in names))
     print(f"{faults.injected.total()} faults injected, {len(faults.wrong)} lost or wrong results")
     return 1 if faults.wrong else 0

@@ -28,10 +28,9 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"}
 
-from faulty.begin import printed_seed, workplace
+from faulty.begin import printed_seed, shown, workplace
 from faulty.jobs import Job, check_same, check_whole, copied, make_job, stores
 from faulty.process import Ended, Fault, Main, run
-from faulty.progress import shown
 
 import fastwi.report.manifest
 import fastwi.sweep
@@ -97,8 +96,9 @@ class Kills:
         """One kill of a command; drawn again while the command ends before it is killed."""
         job = self._jobs[name]
         while True:
-            directory = copied(job, self._place / "t")
-            fault = self._fault(job, number, write)
+            directory = copied(job.start, self._place / "t")
+            seconds = self._draw.uniform(0, _MOST_DELAY if write else job.seconds)
+            fault = Fault(number, seconds, self._draw.randrange(1, job.writes + 1) if write else 0)
             begun = time.monotonic()
             ended = run(job.main, job.argv, directory, fault)
             if ended.status:
@@ -110,13 +110,6 @@ class Kills:
             print(f"WRONG: {self.wrong[-1]}", flush=True)
             return
         self.losses.setdefault((name, _NAMES[number] + (", at a write" if write else "")), []).append(loss)
-
-    def _fault(self, job: Job, number: signal.Signals, write: bool) -> Fault:
-        if write:
-            return Fault(
-                number, write=self._draw.randrange(1, job.writes + 1), seconds=self._draw.uniform(0, _MOST_DELAY)
-            )
-        return Fault(number, seconds=self._draw.uniform(0, job.seconds))
 
     def _checked(
         self, name: str, directory: Path, ended: Ended, begun: float, sent: float, number: signal.Signals
@@ -234,12 +227,10 @@ def main() -> int:
         print(f"undisturbed runs made in {time.monotonic() - begun:.0f} s", flush=True)
         todo: list[tuple[str, signal.Signals, bool]] = []
         for name in ("train", "sweep"):
-            for number, count in (
-                (signal.SIGKILL, options.kills),
-                (signal.SIGTERM, options.signals),
-                (signal.SIGINT, options.signals),
-            ):
-                todo += [(name, number, number == signal.SIGKILL and i % 2 == 1) for i in range(count)]
+            todo += [(name, signal.SIGKILL, i % 2 == 1) for i in range(options.kills)]
+            todo += [
+                (name, number, False) for number in (signal.SIGTERM, signal.SIGINT) for _ in range(options.signals)
+            ]
         for place_in_line in shown(len(todo), "kills"):
             kills.kill(*todo[place_in_line])
     print(_table(kills.losses))

@@ -16,7 +16,7 @@ from fastwi.engine.base import Settings
 from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.experiment.planner import PlannedSweep, plan_run
-from fastwi.experiment.scheduler import Limits, Executor, carry_out
+from fastwi.experiment.scheduler import Executor, Limits, carry_out
 from fastwi.experiment.store import Store
 from fastwi.experiment.todo import without_lost
 from fastwi.experiment.worker import Worker, score

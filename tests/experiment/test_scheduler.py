@@ -20,7 +20,7 @@ from data_prep.write import write_dataset
 from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
-from fastwi.experiment.scheduler import Limits, Executor, carry_out, limits_of
+from fastwi.experiment.scheduler import Executor, Limits, carry_out, limits_of
 from fastwi.experiment.store import Owner, Store
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.experiment.worker import Job, Outcome, Report, Worker

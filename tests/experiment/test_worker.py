@@ -23,7 +23,7 @@ from fastwi.config.sweep import SweepOptions, SweepSpec
 from fastwi.errors import UserError
 from fastwi.experiment.distributed import _Actor
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
-from fastwi.experiment.scheduler import Limits, Executor, carry_out
+from fastwi.experiment.scheduler import Executor, Limits, carry_out
 from fastwi.experiment.store import Measurement, Store
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.experiment.worker import Job, Outcome, Report, Worker

@@ -1,6 +1,7 @@
 """A command in a forked child: undisturbed, killed at a moment or at a write, with a clock that runs backwards.
 
-The parent has imported everything, so that a child costs no more than its work.
+The parent has imported everything, so that a child costs no more than its work. The parent uses no polars: it has
+threads then, for which its forks would wait in vain.
 """
 
 import os
@@ -24,9 +25,7 @@ PATIENCE = 300.0  # seconds on a busy machine
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong in the child. `signal` is sent after `seconds`: of its start, or of the `write`-th thing that it
-    writes.
-    """
+    """What goes wrong in the child: `signal` is sent after `seconds`, of its start or of the write number `write`."""
 
     signal: int = 0
     seconds: float = 0.0
@@ -55,21 +54,15 @@ def run(main: Main, argv: list[str], directory: Path, fault: Fault | None = None
     if fault is not None and fault.signal and not fault.write:
         time.sleep(fault.seconds)
         os.kill(child, fault.signal)  # a child that has ended is still there to be waited for
-    status = _wait(child, begun)
-    writes = int(count.read_text() or 0) if count.exists() else 0
-    return Ended(status, log.read_text(errors="replace"), time.monotonic() - begun, writes)
-
-
-def _wait(child: int, begun: float) -> int:
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
+    while not (found := os.waitpid(child, os.WNOHANG))[0]:
         if time.monotonic() - begun > PATIENCE:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             raise AssertionError(f"no end after {PATIENCE:.0f} s")
         time.sleep(0.005)
+    writes = int(count.read_text() or 0) if count.exists() else 0
+    seconds = time.monotonic() - begun
+    return Ended(os.waitstatus_to_exitcode(found[1]), log.read_text(errors="replace"), seconds, writes)
 
 
 def _be_the_child(main: Main, argv: list[str], directory: Path, fault: Fault, log: Path, count: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import random
 import shutil
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,49 +14,37 @@ from torch import nn
 import fastwi.store
 from fastwi.errors import UserError
 from fastwi.experiment.store import Measurement, Store, read_states, write_states
+from fastwi.experiment.store.index import MEASUREMENTS, sealed
 from fastwi.experiment.store.repair import export
 from fastwi.population import Population
 from hostile.mutate import TEXTS, damaged
-from hostile.target import Finding, command, odd_file, refused
+from hostile.target import Finding, accepted, command, odd_file
 
 _MATRICES = ("weights_MP", "momentum_MP", "statistics_MQ", "counters_MB")
 _ACTIONS = [line.split() for line in (
     "ls", "ls --json", "du", "verify", "verify --json", "gc", "verify --repair", "rebuild",
 )]  # fmt: skip
-_HEADER = (
-    (16, 2),
-    (18, 1),
-    (19, 1),
-    (20, 1),
-    (28, 4),
-    (32, 4),
-    (36, 4),
-    (44, 4),
-    (56, 4),
-    (100, 1),
-    (103, 2),
-    (105, 2),
-)
-_INDEX = ("index.sqlite", "index.sqlite-wal")
+_HEADER = [
+    (16, 2), (18, 1), (19, 1), (20, 1), (28, 4), (32, 4), (36, 4), (44, 4), (56, 4), (100, 1), (103, 2), (105, 2),
+]  # fmt: skip
+_INDEX = ("index.sqlite", "index.sqlite-journal")
 
 
 def key_of(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()[:40]
 
 
-_NETWORK = Population.from_modules([nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))])
+def _population(number: int) -> Population:
+    torch.manual_seed(number)
+    return Population.from_modules([nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))])
 
 
-def _fill(store: Store, numbers: range) -> None:
-    for number in numbers:
-        torch.manual_seed(number)
-        population = Population.from_modules([nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))])
-        states = write_states(store.directory, [(key_of(number), population)]) if number < 4 or number > 30 else []
-        rows = [
-            Measurement(key_of(number), treatment, number % 7, number / 3, 0.1, number / 7, 50.0, 0.5)
-            for treatment in ("own", "recomputed")
-        ]
-        store.commit(rows, states, [])
+_NETWORK = _population(0)
+
+
+def _rows(number: int) -> list[Measurement]:
+    values = (number % 7, number / 3, 0.1, number / 7, 50.0, 0.5)
+    return [Measurement(key_of(number), treatment, *values) for treatment in ("own", "recomputed")]
 
 
 Held = tuple[dict[tuple[str, str], object], dict[str, bytes]]
@@ -63,11 +52,13 @@ Held = tuple[dict[tuple[str, str], object], dict[str, bytes]]
 
 def _held(store: Store) -> Held:
     """All measurements as bits, all states as bytes."""
-    states = {}
-    for key in store.states():
-        loaded = read_states(store.directory, [store.state_files()[key]], _NETWORK.layout)
-        states[key] = b"".join(getattr(loaded, name).numpy().tobytes() for name in _MATRICES)
+    files = store.state_files().items()
+    states = {key: _bytes_of(read_states(store.directory, [file], _NETWORK.layout)) for key, file in files}
     return {key: m.result() for key, m in store.measurements().items()}, states
+
+
+def _bytes_of(population: Population) -> bytes:
+    return b"".join(getattr(population, name).numpy().tobytes() for name in _MATRICES)
 
 
 class Stores:
@@ -76,36 +67,42 @@ class Stores:
     @staticmethod
     def make_corpus(directory: Path) -> None:
         with Store.open(directory / "closed") as store:
-            _fill(store, range(30))
+            for number in range(30):
+                states = [(key_of(number), _population(number))] if number < 4 else []
+                store.commit(_rows(number), write_states(store.directory, states), [])
             store.keep([key_of(0)])
             export(store)
-        # As a killed process leaves it: the last transactions in the log, claims and a pin without a live owner.
+        # As a killed process leaves it: in the middle of a transaction, with claims and a pin without a live owner.
         shutil.copytree(directory / "closed", directory / "live")
         with Store.open(directory / "live") as store, store.owner() as owner:
-            _fill(store, range(31, 34))
             owner.claim([(key_of(n), "own") for n in range(40, 44)])
             owner.pin([key_of(1)])
-            shutil.copytree(directory / "live", directory / "killed")
+            with store.writing() as transaction:
+                transaction.execute("PRAGMA cache_size = 1")
+                transaction.add(MEASUREMENTS, [sealed(*m.columns()) for n in range(30, 200) for m in _rows(n)])
+                shutil.copytree(directory / "live", directory / "killed")
         shutil.rmtree(directory / "live")
 
     def __init__(self, corpus: Path) -> None:
         self._stores = [corpus / "closed", corpus / "killed"]
-        with Store.open(shutil.copytree(corpus / "killed", corpus / "read")) as store:
+        with Store.open(shutil.copytree(corpus / "closed", corpus / "read")) as store:
             self._measurements, self._states = _held(store)
+        # A damaged journal may undo a part of the transaction only.
+        self._measurements |= {m.key: m.result() for n in range(30, 200) for m in _rows(n)}
         shutil.rmtree(corpus / "read")
 
     def attempt(self, draw: random.Random, work: Path) -> bool:
         directory = Path(shutil.copytree(draw.choice(self._stores), work / "store"))
         for _ in range(1 + min(int(draw.expovariate(1.0)), 4)):
             self._damage(draw, directory, work.parent.parent / "outside")
-        accepted = True
+        taken = True
         for action in draw.sample(_ACTIONS, draw.randrange(1, 4)):
             codes = (0, 1, 2) if action[0] == "verify" else (0, 2)
             code, _ = command(fastwi.store.main, [*action, str(directory)], codes)
-            accepted = accepted and code == 0
+            taken = taken and code == 0
             if action == ["rebuild"] and code == 0:
                 self._is_whole(directory)
-        return self._values_are_right(directory) and accepted
+        return self._values_are_right(directory) and taken
 
     def _is_whole(self, directory: Path) -> None:
         """A rebuilt store has no damage, and takes new work."""
@@ -113,10 +110,7 @@ class Stores:
         if code != 0:
             raise Finding(f"damaged after its rebuilding:\n{shown}")
         with Store.open(directory) as store, store.owner() as owner:
-            tasks = owner.claim([(key_of(99), "own")])
-            store.commit([Measurement(key_of(99), "own", 1, 0.5, 0.1, 0.5, 50.0, 0.5)], [], tasks)
-            with store.writing() as connection:  # not to be taken for a wrong value below
-                connection.execute("DELETE FROM measurements WHERE state = ?", (key_of(99),))
+            store.commit(_rows(199), [], owner.claim([(key_of(199), "own")]))
 
     def _values_are_right(self, directory: Path) -> bool:
         """Whatever the store gives is what was stored; whether it gives all that it says it has."""
@@ -126,16 +120,9 @@ class Stores:
                     if self._measurements.get(key) != m.result():
                         raise Finding(f"measurement {key} is not what was stored")
                 for key in sorted(store.states()):
-                    found: list[Population] = []
-                    if refused(
-                        lambda key=key, found=found: found.append(
-                            read_states(store.directory, [store.state_files()[key]], _NETWORK.layout)
-                        )
-                    ):
-                        continue
-                    if b"".join(getattr(found[0], name).numpy().tobytes() for name in _MATRICES) != self._states.get(
-                        key
-                    ):
+                    read = partial(read_states, store.directory, [store.state_files()[key]], _NETWORK.layout)
+                    found = accepted(read)
+                    if found is not None and _bytes_of(found) != self._states.get(key):
                         raise Finding(f"state {key} is not what was stored")
         except UserError:
             return False
@@ -177,7 +164,7 @@ class Stores:
 def _numbers(path: Path, data: bytes) -> list[tuple[int, int]]:
     """Sizes and places within SQLite's header, Parquet's footer and a checkpoint's header."""
     if path.name == "index.sqlite":
-        return list(_HEADER)
+        return _HEADER
     if path.suffix == ".parquet":
         return [(len(data) - 8, 4)]
     return [(0, 8)] if len(data) > 8 else []
