@@ -21,7 +21,7 @@ from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.scheduler import Executor, Limits, carry_out, limits_of
-from fastwi.experiment.store import Owner, Store
+from fastwi.experiment.store import DamagedState, Owner, Store
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 from fastwi.models.registry import _BUILDERS
@@ -76,6 +76,21 @@ def planned(
 
 
 Do = Callable[[Job, Report], Outcome]
+
+
+def failing_at(bad: int, tried: list[int]) -> Callable[[Do], Do]:
+    """Of a worker's `run` one that fails at jobs with the task `bad`; `tried` are the tasks of these jobs."""
+
+    def failing(run: Do) -> Do:
+        def do(job: Job, report: Report) -> Outcome:
+            if bad in job.tasks:
+                tried.extend(job.tasks)
+                raise RuntimeError("no luck\nwith this")
+            return run(job, report)
+
+        return do
+
+    return failing
 
 
 def carried_out(
@@ -279,17 +294,8 @@ def test_a_damaged_state_is_made_again(inputs, tmp_path, whole) -> None:
 @pytest.mark.parametrize("limits", [Limits(1, 1, 60.0), IN_CHAINS], ids=["one by one", "together"])
 def test_a_job_that_fails_takes_along_what_needs_it_and_nothing_else(inputs, tmp_path, whole, limits) -> None:
     sweep = planned(inputs, tmp_path / "store", keep="none")
-    tree, bad = sweep.tree, sweep.places[-1].children[0][1]
-    failed: list[int] = []
-
-    def failing(run: Do) -> Do:
-        def do(job: Job, report: Report) -> Outcome:
-            if tree.nodes[bad] in job.tasks:
-                failed.extend(job.tasks)
-                raise RuntimeError("no luck\nwith this")
-            return run(job, report)
-
-        return do
+    tree, failed = sweep.tree, list[int]()
+    failing = failing_at(tree.nodes[sweep.places[-1].children[0][1]], failed)
 
     class Watching(Silent):
         def measured(self, *what) -> None:  # type: ignore[no-untyped-def]
@@ -315,16 +321,7 @@ def test_a_job_that_fails_takes_along_what_needs_it_and_nothing_else(inputs, tmp
 
 def test_what_failed_has_nothing_made_again_by_another_plan(inputs, tmp_path, whole, monkeypatch) -> None:
     sweep = planned(inputs, tmp_path / "store", keep="none")
-    tree, bad = sweep.tree, sweep.places[-1].children[0][1]
-
-    def failing(run: Do) -> Do:
-        def do(job: Job, report: Report) -> Outcome:
-            if tree.nodes[bad] in job.tasks:
-                raise RuntimeError("no luck")
-            return run(job, report)
-
-        return do
-
+    failing = failing_at(sweep.tree.nodes[sweep.places[-1].children[0][1]], [])
     listener = Silent()
     with Store.open(sweep.spec.options.store) as store, store.owner() as owner:
         assert owner.claim([(sweep.places[0].average, OWN)])
@@ -340,27 +337,49 @@ def test_a_state_goes_whose_users_were_given_up_while_it_was_made(inputs, tmp_pa
     sweep = planned(inputs, tmp_path / "store", keep="none", measure=(OWN,))
     tree, children = sweep.tree, sweep.places[-1].children
     last, fails = (tree.nodes[children[child][-1]] for child in (1 - bad, bad))
-    worker = Worker(tree, sweep.spec.options, Path.cwd())
-    run, done = worker.run, list[int]()
-
-    def do(job: Job, report: Report) -> Outcome:
-        done.extend(job.tasks)
-        if fails in job.tasks:
-            raise RuntimeError("no luck")
-        return run(job, report)
+    worker, done = Worker(tree, sweep.spec.options, Path.cwd()), list[int]()
 
     class Several(Executor):
         jobs = 50
 
         def wait(self) -> tuple[Job, Outcome | Exception]:
             self._waiting.sort(key=lambda item: (last not in item[0].tasks, fails not in item[0].tasks))
+            done.extend(self._waiting[-1][0].tasks)
             return super().wait()
 
-    worker.run = do  # type: ignore[method-assign]
+    worker.run = failing_at(fails, [])(worker.run)  # type: ignore[method-assign]
     with Store.open(sweep.spec.options.store) as store:
         assert carry_out(store, Several(worker), Silent(), Limits(1, 1, 60.0))
     assert done.index(fails) < done.index(last)
     assert states(sweep) == set()
+
+
+def test_a_job_that_meets_a_damaged_state_gives_its_claims_back_at_once(inputs, tmp_path, whole) -> None:
+    """Other processes need not wait for the jobs that are under way beside it."""
+    sweep = planned(inputs, tmp_path / "store")
+    tree, worker, met = sweep.tree, Worker(sweep.tree, sweep.spec.options, Path.cwd()), list[int]()
+    run = worker.run
+
+    def do(job: Job, report: Report) -> Outcome:
+        if job.files and not met:
+            met.extend(job.tasks)
+            raise DamagedState("states/x: damaged", next(iter(job.files)))
+        if met:
+            with Store.open(sweep.spec.options.store) as store:
+                free.append(claims(store).keys().isdisjoint(map(tree.measurement_key, met)))
+        return run(job, report)
+
+    class Several(Executor):
+        jobs = 3
+
+        def holds(self, node: int) -> bool:
+            return False
+
+    worker.run, free = do, list[bool]()  # type: ignore[method-assign]
+    with Store.open(sweep.spec.options.store) as store:
+        assert carry_out(store, Several(worker), Silent(), Limits(1, 1, 60.0)) == {}
+    assert free[0]
+    assert measured(sweep) == whole
 
 
 @pytest.mark.parametrize("momentum", ["reset", "average", "keep"])
