@@ -1,4 +1,4 @@
-"""Resident states: found under their names within a bound of memory, and never lost to what a job brings meanwhile."""
+"""Resident states: found by name within a bound of memory, and never lost to what a job brings meanwhile."""
 
 from pathlib import Path
 from types import SimpleNamespace
