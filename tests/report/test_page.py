@@ -11,18 +11,18 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import polars
 import pytest
 import torch
 from commands import refused
 
+from fastwi.analysis.statistics import Estimate
 from fastwi.config.read import read_analysis_request
 from fastwi.report.__main__ import main
-from fastwi.report.claims import CLAIMS
+from fastwi.report.claims import CLAIMS, Finding
+from fastwi.report.page import marked
 from fastwi.sealed import seal_directory, sealed_yaml
 from fastwi.studies import all_studies
-from fastwi.studies.governance import GAINS, QUANTITIES, correlations
 from fastwi.sweep import main as sweep
 
 SWEEP = """
@@ -94,6 +94,13 @@ def sealed_again(directory: Path) -> None:
     seal_directory(directory, json.loads((directory / "manifest.json").read_text()))
 
 
+def flip(path: Path, seed: int) -> None:
+    """Flip a bit that changes what the file says."""
+    content = bytearray(path.read_bytes())
+    content[random.Random(seed).choice([i for i, byte in enumerate(content) if not bytes([byte]).isspace()])] ^= 1
+    path.write_bytes(content)
+
+
 def page_of(target: Path, *more: str) -> tuple[str, Page]:
     assert main([str(target), *more]) == 0
     html = (target / "report.html").read_text(encoding="utf-8")
@@ -126,17 +133,17 @@ def self_contained(html: str, page: Page) -> None:
     assert {value[1:] for value in page.values("href") if value.startswith("#")} <= set(ids)
 
 
-def test_the_page_of_a_sweep(copied):
-    html, page = page_of(copied)
+def test_the_page_of_a_sweep(copied, capsys):
+    assert main([str(copied), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    html = (copied / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
     self_contained(html, page)
-    for number, statement in CLAIMS.items():
-        assert f"{number}. {statement.title}" in page.text
     assert "width=device-width" in html
     assert "prefers-color-scheme: dark" in html
     images = [attributes for tag, attributes in page.elements if tag == "img"]
-    assert len(images) == 2
-    assert all(attributes["alt"] for attributes in images)
     for stem, image in zip(("heatmap", "curves"), images, strict=True):
+        assert image["alt"]
         kind, content = image["src"].split(",")
         assert kind == "data:image/svg+xml;base64"
         assert base64.b64decode(content) == (copied / f"{stem}.svg").read_bytes()
@@ -145,23 +152,44 @@ def test_the_page_of_a_sweep(copied):
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert all(b - a <= 1 for a, b in pairwise(levels))
+    # Its numbers are those of the files.
+    frame = polars.read_parquet(copied / "gains.parquet")
+    (found,) = said["sweeps"]
+    assert [claim["claim"] for claim in found["claims"]] == list(CLAIMS)
+    first = found["claims"][0]["findings"][0]
+    by_parent = frame.group_by("parent_seed").agg(polars.col("gain_best_own_points").mean())
+    assert first["value"] == pytest.approx(by_parent["gain_best_own_points"].mean(), abs=1e-12)
+    assert (first["n_parents"], first["n_pairs"]) == (2, 4)
+    assert f"{first['value']:+.2f}" in html
+    assert said["bytes"] == (copied / "report.html").stat().st_size
+    uri = re.search(r'download="grid-gains.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', html)
+    assert uri is not None
+    rows = polars.read_csv(base64.b64decode(uri[1]))
+    assert rows["gain_best_own_points"].to_list() == frame["gain_best_own_points"].to_list()
+    assert [json.loads(text) for text in rows["after_%"]] == frame["after_%"].to_list()
+    # What was not run is named, with its command.
+    assert found["not_run"] == list(all_studies())
+    for name in all_studies():
+        command = f"python -m fastwi.analyze {name} --config {copied / 'sweep.yaml'}"
+        assert command in page.text
+        words = shlex.split(command)[3:]
+        assert read_analysis_request(words, dict.fromkeys(all_studies(), "")).study == name
 
 
 def test_every_claim_has_its_n(copied):
-    html, _ = page_of(copied)
-    for number in CLAIMS:
+    html, page = page_of(copied)
+    for number, statement in CLAIMS.items():
+        assert f"{number}. {statement.title}" in page.text
         article = re.search(rf'<article class="claim" id="sweep-1-claim-{number}">(.*?)</article>', html, re.S)
         assert article is not None
         rows = re.findall(r'<tr role="row">(.*?)</tr>', article[1], re.S)
-        assert len(rows) == (0 if number > 3 else len(rows) or -1)
+        assert bool(rows) == (number < 4)
         for row in rows:
             assert re.search(r"n = 2 parents, \d+ pairs?", row)
             assert not re.search(r"\[[-+]\d", row)
-        if number < 4:
-            assert set(re.findall(r'class="badge ([^"]+)">([^<]+)<', article[1])) == {
-                ("not-settled", "not settled (n = 2)")
-            }
-        assert ("not measured" in article[1]) == (number > 3)
+        badges = set(re.findall(r'class="badge ([^"]+)">([^<]+)<', article[1]))
+        expected = ("not-settled", "not settled (n = 2)") if rows else ("not-measured", "not measured")
+        assert badges == {expected}
 
 
 def test_one_parent(copied):
@@ -175,32 +203,26 @@ def test_one_parent(copied):
     assert not re.search(r'class="badge (confirmed|refuted)"', html)
 
 
-def test_numbers_are_those_of_the_files(copied, capsys):
-    assert main([str(copied), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    frame = polars.read_parquet(copied / "gains.parquet")
-    first = said["sweeps"][0]["claims"][0]["findings"][0]
-    by_parent = frame.group_by("parent_seed").agg(polars.col("gain_best_own_points").mean())
-    assert first["value"] == pytest.approx(by_parent["gain_best_own_points"].mean(), abs=1e-12)
-    assert (first["n_parents"], first["n_pairs"]) == (2, 4)
-    assert said["sweeps"][0]["not_run"] == list(all_studies())
-    html = (copied / "report.html").read_text()
-    assert said["bytes"] == (copied / "report.html").stat().st_size
-    assert f"{first['value']:+.2f}" in html
-    uri = re.search(r'download="grid-gains.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', html)
-    assert uri is not None
-    rows = polars.read_csv(base64.b64decode(uri[1]))
-    assert rows["gain_best_own_points"].to_list() == frame["gain_best_own_points"].to_list()
-    assert [json.loads(text) for text in rows["after_%"]] == frame["after_%"].to_list()
+def test_findings_of_one_unit_share_a_scale():
+    """It has 0. Without an interval the parents' own values are drawn; without a value nothing is."""
 
+    def finding(unit, value, low, high, points=()):
+        return Finding("", Estimate(value, low, high, 5, 5, 0.95, points=points), unit)
 
-def test_missing_studies_are_named_with_commands(copied):
-    _, page = page_of(copied)
-    for name in all_studies():
-        command = f"python -m fastwi.analyze {name} --config {copied / 'sweep.yaml'}"
-        assert command in page.text
-        words = shlex.split(command)[3:]
-        assert read_analysis_request(words, dict.fromkeys(all_studies(), "")).study == name
+    found = [
+        finding("points", 6.0, 4.0, 8.0, (4.0, 8.0)),
+        finding("points", 1.0, None, None, (-2.0, 4.0)),
+        finding("1", -0.5, -1.0, 0.0),
+        finding("1", None, None, None),
+        finding("2", 0.0, None, None, (0.0,)),
+    ]
+    assert marked(found) == [
+        (found[0], [59.2, 77.6, 96.0, 22.4], []),
+        (found[1], [31.6, 31.6, 31.6, 22.4], [4.0, 59.2]),
+        (found[2], [4.0, 50.0, 96.0, 96.0], []),
+        (found[3], [], []),
+        (found[4], [], []),
+    ]
 
 
 def test_the_command_of_a_study_has_its_options(results, copied):
@@ -223,23 +245,6 @@ def test_the_command_of_a_study_has_its_options(results, copied):
         assert getattr(found, name) == (tuple(value) if isinstance(value, list) else value)
 
 
-def test_correlations_of_an_older_version_get_the_intervals_of_this_one(copied, capsys, seed):
-    rng = np.random.default_rng(seed)
-    columns = {name: rng.normal(size=24) for name in (*GAINS, *QUANTITIES)}
-    cell = {"k": np.tile([1, 2], 12), "s": 1, "alpha": None, "parent_seed": np.repeat(np.arange(6), 4), "pair": 0}
-    pairs = polars.DataFrame(cell | {name: values for name, values in columns.items() if name not in cell})
-    pairs = pairs.with_columns(polars.col("alpha").cast(polars.Float64))
-    now = correlations(pairs)
-    older = now.with_columns(low=polars.col("spearman"), high=polars.col("spearman"))
-    study_of(copied, "governance", {"pairs": pairs, "correlations": older})
-    assert main([str(copied), "--json"]) == 0
-    (sweep,) = json.loads(capsys.readouterr().out.splitlines()[-1])["sweeps"]
-    (found,) = (finding for finding in sweep["claims"][2]["findings"] if finding["what"] == "gain and k")
-    (row,) = now.filter(gain=next(iter(GAINS)), quantity="k", scope="all pairs").rows(named=True)
-    assert (found["low"], found["high"]) == (row["low"], row["high"])
-    assert row["high"] - row["low"] > 0.1
-
-
 def test_a_half_written_study_counts_as_not_run(copied):
     (copied / "analyses" / "connectivity").mkdir(parents=True)
     (copied / "analyses" / "connectivity" / "barrier.parquet").write_bytes(b"half")
@@ -258,8 +263,8 @@ def test_a_store_and_several_targets(results, copied, tmp_path, capsys):
     assert "2 sweeps" in capsys.readouterr().out
 
 
-def test_hostile_names_are_text(copied, tmp_path):
-    """From a directory's name, a manifest and a data frame."""
+def test_hostile_names_and_figures(copied, tmp_path):
+    """From a directory's name, a manifest and a data frame: text. A figure is an image, in which nothing runs."""
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest["dataset"]["name"] = manifest["device"]["cpu"] = HOSTILE
     text = (copied / "sweep.yaml").read_text().rpartition("\n#")[0]
@@ -268,25 +273,16 @@ def test_hostile_names_are_text(copied, tmp_path):
     frame = polars.read_parquet(copied / "gains.parquet")
     frame = frame.insert_column(0, polars.Series("model.name", [HOSTILE] * frame.height))
     frame.write_parquet(copied / "gains.parquet")
+    figure = '<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><script>alert(1)</script></svg>'
+    (copied / "heatmap.svg").write_text(figure)
     seal_directory(copied, manifest)
     hostile = copied.rename(tmp_path / HOSTILE.replace("/", "|"))
     html, page = page_of(hostile)
     self_contained(html, page)
     assert "<script" not in html
+    assert base64.b64encode(figure.encode()).decode() in html
     assert HOSTILE in page.text
     assert hostile.name in page.text
-
-
-def test_a_hostile_figure_is_an_image_and_nothing_else(copied):
-    """In an image a browser runs nothing and fetches nothing; what stands in it is not in the page."""
-    content = '<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><script>alert(1)</script></svg>'
-    (copied / "heatmap.svg").write_text(content)
-    sealed_again(copied)
-    html, page = page_of(copied)
-    self_contained(html, page)
-    assert "<script" not in html
-    assert base64.b64encode(content.encode()).decode() in html
-    assert "img-src data:" in html
 
 
 @pytest.mark.parametrize(
@@ -294,16 +290,15 @@ def test_a_hostile_figure_is_an_image_and_nothing_else(copied):
 )
 def test_a_damaged_file_is_not_shown(copied, capsys, seed, name):
     """A flipped bit, half of a file, none of it, and no file: one line that names it. An old page stays."""
-    path, draw = copied / name, random.Random(seed)
+    path = copied / name
     whole = path.read_bytes()
-    for damage in ("bit", "half", "empty", "gone"):
-        content = bytearray(whole if damage == "bit" else whole[: len(whole) // 2] if damage == "half" else b"")
-        if damage == "bit":
-            content[draw.choice([i for i, byte in enumerate(whole) if not bytes([byte]).isspace()])] ^= 1
+    flip(path, seed)
+    assert name in refused(main, capsys, [str(copied)])
+    for content in (whole[: len(whole) // 2], b""):
         path.write_bytes(content)
-        if damage == "gone":
-            path.unlink()
         assert name in refused(main, capsys, [str(copied)])
+    path.unlink()
+    assert name in refused(main, capsys, [str(copied)])
     assert not (copied / "report.html").exists()
     path.write_bytes(whole)
     assert main([str(copied)]) == 0
@@ -314,9 +309,7 @@ def test_a_damaged_study_is_not_shown(copied, capsys, seed, name):
     home = study_of(copied, "connectivity", {"frame": polars.DataFrame({"a": [1.0] * 50})})
     (home / "figure.svg").write_text("<svg>" + "x" * 100 + "</svg>")
     sealed_again(home)
-    content = bytearray((home / name).read_bytes())
-    content[random.Random(seed).choice([i for i, byte in enumerate(content) if not bytes([byte]).isspace()])] ^= 1
-    (home / name).write_bytes(content)
+    flip(home / name, seed)
     said = refused(main, capsys, [str(copied)])
     assert str(home / name) in said
     assert "connectivity again" in said
@@ -325,9 +318,7 @@ def test_a_damaged_study_is_not_shown(copied, capsys, seed, name):
 def test_a_flipped_bit_of_a_sweep_noted_in_the_store_is_refused(results, tmp_path, capsys, seed):
     store = Path(shutil.copytree(results / "store", tmp_path / "store"))
     path = store / "sweeps" / "grid.yaml"
-    content = bytearray(path.read_bytes())
-    content[random.Random(seed).randrange(len(content) - 200)] ^= 1
-    path.write_bytes(content)
+    flip(path, seed)
     assert str(path) in refused(main, capsys, [str(store)])
 
 
@@ -344,19 +335,3 @@ def test_bad_targets_are_one_line(results, tmp_path, capsys):
     text = path.read_text().rpartition("\n#")[0].replace(str(results / "sweeps"), str(tmp_path / "moved"))
     path.write_text(sealed_yaml(text))
     assert "its results are not at" in refused(main, capsys, [str(tmp_path / "store")])
-
-
-def test_the_old_page_stays_where_a_new_one_fails(copied, monkeypatch, capsys):
-    page_of(copied)
-    before = (copied / "report.html").read_bytes()
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert "no space left" in refused(main, capsys, [str(copied)])
-    monkeypatch.undo()
-    assert (copied / "report.html").read_bytes() == before
-    assert not [path for path in copied.iterdir() if path.suffix == ".tmp"]
-
-
-def test_help_and_use(capsys):
-    assert main(["--help"]) == 0
-    assert "TARGET" in capsys.readouterr().out
-    assert main([]) == 2

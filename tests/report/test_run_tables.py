@@ -14,65 +14,64 @@ from fastwi.report.tables import run_tables
 SPEC = spec_of({}, {"continue_children": True})
 
 
-def tables(measurements, every, places):
-    rows = point_rows(every[0], places[0], measurements)
-    return rows, run_tables(rows, gains(SPEC, every, places, measurements))
+STATES = {
+    "nothing": lambda place: (),
+    "average": lambda place: [(place.average, OWN)],
+    "average, recomputed": lambda place: [(place.average, [*place.treatments][1])],
+    "child, recomputed": lambda place: [(place.ends[0], [*place.treatments][1])],
+    "child": lambda place: [(place.ends[0], OWN)],
+    "children later": lambda place: [(states[-1], OWN) for states in place.children],
+}
+"""What diverges, by its states and treatments."""
 
 
-def accuracy(rows, **where):
-    (row,) = (row for row in rows if all(row[name] == value for name, value in where.items()))
-    return row["test_accuracy_%"]
+def less(value, others):
+    return f"{value - max(others):+.2f}" if all(map(math.isfinite, (value, *others))) else ""
 
 
-def test_numbers_are_those_of_the_rows(seed):
-    every, places, tree = planned(SPEC)
-    rows, (at, after) = tables(drawn(tree, seed), every, places)
-    assert [row[:4] for row in at.rows] == [
-        (row["network"], row["batch_norm"], f"{row['test_loss']:.4f}", f"{row['test_accuracy_%']:.2f}")
-        for row in rows
-        if row["stage"] == "interpolation"
-    ]
-    best = {}
-    for treatment in ("own", "recomputed"):
-        average, *children = (
-            accuracy(rows, stage="interpolation", network=name, batch_norm=treatment)
-            for name in ("average", "child 1", "child 2")
-        )
-        best[treatment] = average, max(children)
-        assert [row[4] for row in at.rows if row[1] == treatment] == [f"{average - max(children):+.2f}", "", ""]
-    for step, row in enumerate(after.rows, 1):
-        now, *children = (
-            accuracy(rows, stage="after", epoch=3 + step, network=name) for name in ("average", "child 1", "child 2")
-        )
-        less = (*best["own"], max(children))
-        assert row[0] == f"+{step}"
-        assert row[4:] == tuple(f"{now - each:+.2f}" for each in less)
+@pytest.mark.parametrize("diverged", STATES)
+def test_tables_are_those_of_the_rows(seed, diverged):
+    """Nothing is compared with what diverged."""
+    every, (place,), tree = planned(SPEC)
+    measurements = drawn(tree, seed)
+    for key in STATES[diverged](place):
+        measurements[key] = dataclasses.replace(measurements[key], test_loss=math.inf)
+    rows = point_rows(every[0], place, measurements)
+    at, after = run_tables(rows, gains(SPEC, every, [place], measurements))
+    accuracy = {}  # NaN: it diverged
+    for row in rows:
+        finite = math.isfinite(row["test_loss"])
+        place_of = row["stage"], row["epoch"], row["network"], row["batch_norm"]
+        accuracy[place_of] = row["test_accuracy_%"] if finite else math.nan
+    expected = []
+    for row in (row for row in rows if row["stage"] == "interpolation"):
+        name, treatment = row["network"], row["batch_norm"]
+        average, *children = (accuracy["interpolation", 3, n, treatment] for n in ("average", "child 1", "child 2"))
+        gain = (less(average, children) or "none: diverged") if name == "average" else ""
+        numbers = f"{row['test_loss']:.4f}", f"{row['test_accuracy_%']:.2f}"
+        expected.append((name, treatment, *numbers, gain))
+    assert list(at.rows) == expected
+    average, *children = (accuracy["interpolation", 3, n, "own"] for n in ("average", "child 1", "child 2"))
+    whole = not math.isnan(sum((average, *children)))
+    for epoch, row in enumerate(after.rows, 1):
+        now, *beside = (accuracy["after", 3 + epoch, n, "own"] for n in ("average", "child 1", "child 2"))
+        sound = [each for each in beside if not math.isnan(each)]
+        compared = less(now, [average]), less(now, children)
+        assert row[0] == f"+{epoch}"
+        assert row[4:] == (*(compared if whole else ("", "")), less(now, sound) if sound else "")
 
 
-@pytest.mark.parametrize("treatment", ["own", "recomputed"])
-@pytest.mark.parametrize("network", ["average", "child"])
-def test_nothing_is_compared_with_what_diverged(seed, treatment, network):
-    every, places, tree = planned(SPEC)
-    measurements, (place,) = drawn(tree, seed), places
-    whole = tables(measurements, every, places)[1]
-    state = place.average if network == "average" else place.ends[0]
-    key = (state, OWN if treatment == OWN else [*place.treatments][1])
-    measurements[key] = dataclasses.replace(measurements[key], test_loss=math.nan)
-    at, after = tables(measurements, every, places)[1]
-    shown = {row[1]: row[4] for row in at.rows if row[0] == "average"}
-    assert shown[treatment] == "none: diverged"
-    other = "recomputed" if treatment == OWN else OWN
-    assert shown[other] == {row[1]: row[4] for row in whole[0].rows if row[0] == "average"}[other]
-    assert all((row[4:6] == ("", "")) == (treatment == OWN) for row in after.rows)
+def test_an_epoch_that_is_missing_leaves_the_others_in_their_place(seed):
+    every, (place,), tree = planned(SPEC)
+    measurements = drawn(tree, seed)
 
+    def after():
+        rows = point_rows(every[0], place, measurements)
+        return [row[4:6] for row in run_tables(rows, gains(SPEC, every, [place], measurements))[1].rows]
 
-def test_children_that_diverged_later_are_no_comparison(seed):
-    every, places, tree = planned(SPEC)
-    measurements, (place,) = drawn(tree, seed), places
-    for states in place.children:
-        measurements[states[-1], OWN] = dataclasses.replace(measurements[states[-1], OWN], test_loss=math.inf)
-    _, after = tables(measurements, every, places)[1]
-    assert [bool(row[6]) for row in after.rows] == [True, False]
+    whole = after()
+    del measurements[place.after[0], OWN]
+    assert after() == whole[1:]
 
 
 def test_a_printed_table_keeps_brackets_and_numbers(capsys, monkeypatch):
@@ -91,11 +90,3 @@ def test_a_printed_table_keeps_brackets_and_numbers(capsys, monkeypatch):
         assert line.startswith(f"│ {row[0]} ")
         assert line.endswith(f"{row[-1]} │")
     assert table.numeric == [False, *[True] * 5]
-
-
-def test_an_epoch_that_is_missing_leaves_the_others_in_their_place(seed):
-    every, places, tree = planned(SPEC)
-    measurements, (place,) = drawn(tree, seed), places
-    whole = tables(measurements, every, places)[1][1].rows
-    del measurements[place.after[0], OWN]
-    assert [row[4:6] for row in tables(measurements, every, places)[1][1].rows] == [row[4:6] for row in whole[1:]]
