@@ -122,22 +122,9 @@ def test_each_point_equals_the_same_point_run_alone(whole, digits_directory, tmp
         assert len(rates) == (2 if options else 1)
 
 
-def test_files(whole):
-    tree_is_done(whole)
-    directory = whole / "sweeps" / "grid"
-    names = {path.name for path in directory.iterdir()}
-    assert {"results.parquet", "summary.md", "heatmap.png", "heatmap.pdf", "curves.png", "curves.pdf", "sweep.yaml",
-            "manifest.json"} <= names  # fmt: skip
-    again = read_sweep_request(["--config", str(directory / "sweep.yaml")])
-    assert again.spec.axes[0].values == (1, 2)
-    with Store.open(whole / "store", create=False) as store:
-        assert polars.read_parquet(whole / "store" / "metrics.parquet").height == len(store.measurements())
-        kept = 2 + 16 + 8  # stops: each k; each child at each s; the end of each average
-        assert len(store.states()) == kept
-
-
 def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkeypatch):
     directory = copied / "sweeps" / "grid"
+    assert read_sweep_request(["--config", str(directory / "sweep.yaml")]).spec.axes[0].values == (1, 2)
     (directory / "curves-2.png").write_bytes((directory / "curves.png").read_bytes())
     (directory / "curves_mine").mkdir()
     assert main(["--config", str(copied / "grid.yaml")]) == 0
@@ -153,34 +140,33 @@ def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkey
     assert not (directory / "manifest.json").exists()
 
 
-def test_a_finished_sweep_trains_nothing(copied, digits_directory, capsys):
+@pytest.mark.parametrize(
+    ("more", "epochs"),
+    [
+        ([], 0),
+        (["--sweep.parents", "[0, 3]"], EPOCHS),
+        (["--axes.experiment.k", "[1, 2, 3]"], 1 + 8 + 4),  # it goes on from the state at k = 2
+        (["--sweep.name", "other", "--axes.experiment.k", "[2]", "--axes.experiment.s", "[2, 3]"], 4 + 2),
+    ],
+    ids=["nothing", "a parent", "a k", "another sweep"],
+)
+def test_only_what_is_new_is_trained(copied, whole, capsys, more, epochs):
     before = attempts(copied)
-    assert main(["--config", str(copied / "grid.yaml"), "--json"]) == 0
-    assert attempts(copied) == before
+    assert main(["--config", str(copied / "grid.yaml"), *more, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["directory"] == str(copied / "sweeps" / "grid")
     assert shown["missing"] == 0
-
-
-def test_another_parent_trains_only_what_is_its_own(copied, whole):
-    before = attempts(copied)
-    assert main(["--config", str(copied / "grid.yaml"), "--sweep.parents", "[0, 3]"]) == 0
+    assert Path(shown["directory"]).parent == copied / "sweeps"
     after = attempts(copied)
-    assert len(after) == 2 * len(before)
     assert set(after.values()) == {1}
-    own = results(copied).filter(polars.col("parent_seed") == 0)
-    assert own.equals(results(whole), null_equal=True)
-
-
-def test_a_k_between_is_trained_from_the_state_before(copied):
-    """States between stops are gone, so epoch 2 of ... nothing: k = 3 goes on from k = 2."""
-    before = attempts(copied)
-    assert main(["--config", str(copied / "grid.yaml"), "--axes.experiment.k", "[1, 2, 3]"]) == 0
-    new = {name: count - before.get(name, 0) for name, count in attempts(copied).items()}
     with Store.open(copied / "store", create=False) as store:
-        epochs = [name for name, m in store.measurements().items() if m.train_loss is not None]
-    assert sum(new[name] for name in epochs) == 1 + 8 + 4
-    assert all(count == 0 for name, count in new.items() if name in before)
+        found, states = store.measurements(), store.states()
+    assert sum(found[name].train_loss is not None for name in after.keys() - before.keys()) == epochs
+    # What the first sweep measured and kept is as it was.
+    first = results(whole)
+    same = results(copied).join(first, on=["state", "batch_norm", "metric", "value"], how="inner", nulls_equal=True)
+    assert same.height == first.height
+    for stage, kept in (("parent", 2), ("children", 16), ("after", 8)):
+        assert len(states & set(first.filter(polars.col("stage") == stage)["state"])) == kept
 
 
 def test_dry_run(copied, digits_directory, tmp_path, capsys):
@@ -290,18 +276,6 @@ def test_refusals(digits_directory, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "file" in refused(main, capsys, [*argv, "--sweep.store", str(tmp_path / "file")])
     assert not (tmp_path / "sweeps").exists()
-
-
-def test_what_one_sweep_keeps_another_does_not_drop(copied):
-    """The state at k = 1 is a stop of the first sweep and an epoch on the way for the second."""
-    argv = ["--config", str(copied / "grid.yaml"), "--sweep.name", "other", "--axes.experiment.k", "[2]"]
-    assert main([*argv, "--axes.experiment.s", "[2, 3]"]) == 0
-    with Store.open(copied / "store", create=False) as store:
-        states = store.states()
-    first = results(copied)
-    for stage, kept in (("parent", 2), ("children", 16), ("after", 8)):
-        chosen = first.filter(polars.col("stage") == stage)["state"].unique()
-        assert len(states & set(chosen)) == kept
 
 
 @pytest.mark.ray

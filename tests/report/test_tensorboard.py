@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import refused
 from listeners import stopping
 
-import fastwi.train
 from fastwi.train import main
 
 pytest.importorskip("tensorboard")
@@ -77,14 +77,7 @@ def test_a_run_that_is_stopped(digits_directory, tmp_path, monkeypatch, stop, sh
 
 def test_without_the_package(digits_directory, tmp_path, monkeypatch, capsys):
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else real(name)
-    )
-    assert fastwi.train.main(arguments(digits_directory, tmp_path, "--run.tensorboard=true")) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == (
-        "fastwi: error: run.tensorboard: tensorboard is not installed; pip install 'fastwi[tensorboard]', "
-        "or leave it false\n"
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name != "tensorboard" and real(name, *more))
+    said = refused(main, capsys, arguments(digits_directory, tmp_path, "--run.tensorboard=true"))
+    assert "run.tensorboard: tensorboard is not installed" in said
     assert list(tmp_path.iterdir()) == []
