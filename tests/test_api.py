@@ -1,7 +1,4 @@
-"""The public functions on every form of network, and the lazy front door."""
-
-import subprocess
-import sys
+"""The public functions on every form of network."""
 
 import pytest
 import torch
@@ -163,10 +160,6 @@ def test_half_precision_is_not_summed_in_itself():
     result = fastwi.average([{"w": value} for value in values])["w"]
     assert result.dtype == torch.bfloat16
     assert result.item() == 100.5
-    narrow = torch.zeros(1, dtype=torch.bfloat16)
-    for value in values:
-        narrow += value / 200
-    assert narrow.item() != 100.5
 
 
 def test_a_network_of_weight_zero_takes_no_part():
@@ -199,15 +192,6 @@ def test_what_cannot_be_averaged_is_refused(tmp_path):
     (tmp_path / "x.pt").write_text("")
     with pytest.raises(CheckpointError, match=r"x\.pt"):
         fastwi.average(tmp_path / "x.pt", tmp_path / "x.pt")
-
-
-def test_importing_fastwi_does_not_import_torch():
-    code = "import sys, fastwi; print(fastwi.__version__, 'torch' in sys.modules); fastwi.Layout; fastwi.average"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [fastwi.__version__, "False"]
-    assert set(fastwi.__all__) <= set(dir(fastwi))
-    with pytest.raises(AttributeError, match="no attribute 'absent'"):
-        _ = fastwi.absent
 
 
 def test_networks_that_share_a_part_of_their_memory_are_refused():

@@ -75,12 +75,16 @@ def test_another_data_prep_does_not_come_between(tmp_path: Path) -> None:
     assert (tmp_path / "digits" / "card.json").exists()
 
 
-def test_modules_are_there_on_first_use() -> None:
-    code = "import sys, fastwi; assert 'torch' not in sys.modules; print(fastwi.train.main, fastwi.models.__name__)"
+def test_modules_and_names_are_there_on_first_use() -> None:
+    code = (
+        "import sys, fastwi; fastwi.sweep, fastwi.run; assert 'torch' not in sys.modules;"
+        "print(callable(fastwi.sweep), fastwi.train.main, fastwi.average, fastwi.models.__name__)"
+    )
     shown = python(TOP, "-c", code)
     assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("True ")
     assert shown.stdout.rstrip().endswith("fastwi.models")
     modules = {path.stem for path in (TOP / "fastwi").iterdir() if not path.stem.startswith("_")} - {"py"}
-    assert modules - set(dir(fastwi)) == set()
+    assert modules | set(fastwi.__all__) <= set(dir(fastwi))
     with pytest.raises(AttributeError, match="nothing_of_this_name"):
         fastwi.nothing_of_this_name  # noqa: B018

@@ -1,12 +1,9 @@
 """`fastwi.run`, `fastwi.sweep` and `fastwi.load_network`: the commands' results to the bit, from Python."""
 
-import cProfile
 import inspect
 import json
-import pstats
 import subprocess
 import sys
-import textwrap
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +22,6 @@ from fastwi.beton import read_beton
 from fastwi.config.read import config_from_mapping
 from fastwi.data.card import read_card
 from fastwi.errors import CheckpointError, ConfigError, UserError
-from fastwi.models.registry import build_model
 from fastwi.sweep import main as sweep_main
 from fastwi.train import main as train_main
 
@@ -52,9 +48,8 @@ def rows_in(frame: polars.DataFrame) -> list[dict]:
 
 @pytest.fixture(autouse=True)
 def same_modules() -> Iterator[None]:
-    before, threads = set(sys.modules), torch.get_num_threads()
+    before = set(sys.modules)
     yield
-    torch.set_num_threads(threads)
     for name in set(sys.modules) - before:
         if name.startswith(("fastwi_own_", "h2_")):
             del sys.modules[name]
@@ -125,13 +120,9 @@ def test_a_sweep_is_that_of_the_command(swept, digits_directory, tmp_path):
     assert swept.gains.height == 8
 
 
-def test_the_sweep_module_is_called_and_is_the_commands_still(swept, capsys):
-    assert isinstance(fastwi.sweep, types.ModuleType)
+def test_the_sweep_module_is_called_and_is_the_commands_still():
     assert next(iter(inspect.signature(fastwi.sweep).parameters)) == "config"
     assert fastwi.sweep.main(["--version"]) == 0
-    code = "import fastwi, sys; print(callable(fastwi.sweep), callable(fastwi.run), 'torch' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.split() == ["True", "True", "False"]
 
 
 NET = """
@@ -313,16 +304,6 @@ def test_images_in_memory_are_the_same_as_in_a_directory(ran, digits_directory, 
     assert (data / "train.beton").stat().st_mtime_ns == written
 
 
-def test_a_sweep_of_images_in_memory(swept, digits_directory, tmp_path):
-    train, test = pairs(digits_directory)
-    overrides = {"sweep.store": tmp_path / "store"}
-    found = fastwi.sweep(
-        {**SETTINGS, **GRID}, train=train, test=test, directory=tmp_path / "g", overrides=overrides, progress=False
-    )
-    assert found.frame.equals(swept.frame, null_equal=True)
-    assert found.directory == tmp_path / "g"
-
-
 def test_the_documentation_does_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -336,20 +317,6 @@ def test_the_documentation_does_what_it_says(tmp_path, monkeypatch, capsys):
     assert names["child"](torch.zeros(2, 3, 16, 16)).shape == (2, 10)
     assert not torch.equal(names["child"][0].weight, names["average"][0].weight)
     del sys.modules["my_network"]
-
-
-def test_a_profiler_is_not_disturbed(tmp_path, monkeypatch):
-    """As under a notebook's %prun."""
-    monkeypatch.chdir(tmp_path)
-    Path("h2_net.py").write_text(NET)
-    profile = cProfile.Profile()
-    profile.enable()
-    try:
-        build_model("h2_net.py:Net", 10)
-        fastwi.average([{"a": torch.zeros(2)}])
-    finally:
-        profile.disable()
-    assert any(name == "average" for _, _, name in pstats.Stats(profile).stats)  # it goes on
 
 
 RGB, LABELS = np.zeros((4, 5, 5, 3), np.uint8), np.arange(4)
@@ -430,37 +397,21 @@ from torch import nn
 def build(classes):
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes))
 
-{guard}
+if {guard}:
     found = fastwi.run({settings!r}, network=build, train={data!r}, directory="r", progress=False)
     print(found.directory, found.frame.height)
 """
 
 
-@pytest.mark.parametrize("guard", ['if __name__ == "__main__":', "if True:"])
+@pytest.mark.parametrize("guard", ["__name__ == '__main__'", "True"])
 def test_a_script_is_its_own_networks_file(digits_directory, tmp_path, guard):
-    text = SCRIPT.format(guard=guard, settings=OWN, data=str(digits_directory))
-    (tmp_path / "script.py").write_text(textwrap.dedent(text))
+    (tmp_path / "script.py").write_text(SCRIPT.format(guard=guard, settings=OWN, data=str(digits_directory)))
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    if guard == "if True:":
-        assert "put the call below if __name__ == '__main__':" in done.stderr.splitlines()[-1]
+    if guard == "True":
+        assert "__name__ == '__main__'" in done.stderr.splitlines()[-1]
         assert not (tmp_path / "r").exists()
     else:
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == "r 14\n"
-        assert done.stderr == ""
-
-
-def test_a_run_that_diverges_gives_its_rows_and_a_warning(digits_directory, tmp_path):
-    overrides = {"optimizer.learning_rate": 1e30}
-    with pytest.warns(UserWarning, match="parent diverged in epoch 1: its training loss is"):
-        found = fastwi.run(
-            SETTINGS, train=digits_directory, directory=tmp_path / "r", overrides=overrides, progress=False
-        )
-    assert len(found.problems) == 1
-    (row,) = rows_in(found.frame)
-    assert row["network"] == "parent"
-    assert np.isnan(row["train_loss"])
-    assert found.gains.height == 0
+        assert (done.returncode, done.stdout, done.stderr) == (0, "r 14\n", "")
 
 
 def test_a_sweep_with_a_network_that_diverges(digits_directory, tmp_path):
@@ -470,6 +421,7 @@ def test_a_sweep_with_a_network_that_diverges(digits_directory, tmp_path):
         found = fastwi.sweep(
             {**SETTINGS, **axes}, train=digits_directory, directory=tmp_path / "g", overrides=options, progress=False
         )
+    assert len(found.problems) == 1
     assert found.gains["optimizer.learning_rate"].to_list() == [0.05]
     network = fastwi.load_network(found, child=1, axes={"optimizer.learning_rate": 0.05})
     assert all(value.isfinite().all() for value in network.state_dict().values())
@@ -478,24 +430,22 @@ def test_a_sweep_with_a_network_that_diverges(digits_directory, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("entries", "config", "overrides", "words"),
+    ("entry", "config", "overrides", "words"),
     [
-        ((fastwi.run, fastwi.sweep), {"experiment.kk": 3}, {}, ["experiment.kk", "experiment.k?"]),
-        ((fastwi.run, fastwi.sweep), {}, {"experiment.k": "many"}, ["experiment.k", "'many'"]),
-        ((fastwi.run, fastwi.sweep), {}, {"experiment": {"k": 2}, "experiment.k": 3}, ["experiment.k", "twice"]),
-        ((fastwi.run, fastwi.sweep), "nowhere.yaml", {}, ["nowhere.yaml"]),
-        ((fastwi.run, fastwi.sweep), "fastwi:nothing", {}, ["fastwi:nothing"]),
-        ((fastwi.run, fastwi.sweep), 3, {}, ["3"]),
-        ((fastwi.sweep,), {"axes": {"experiment.k": [1, 1]}}, {}, ["axes.experiment.k", "1"]),
-        ((fastwi.sweep,), {}, {"axes.experiment.k": [1], "experiment.k": 2}, ["experiment.k", "axis"]),
-        ((fastwi.sweep,), {}, {"seeds.init": 2}, ["seeds.init", "sweep.parents"]),
-        ((fastwi.sweep,), {}, {"analysis.alphas": 3}, ["analysis.alphas", "fastwi.analyze"]),
-        ((fastwi.sweep,), {}, {"base": "x.yaml"}, ["base"]),
-        ((fastwi.sweep,), {"base": "nowhere.yaml"}, {}, ["base", "nowhere.yaml"]),
+        (fastwi.run, {}, {"experiment.k": "many"}, ["experiment.k", "'many'"]),
+        (fastwi.run, {}, {"experiment": {"k": 2}, "experiment.k": 3}, ["experiment.k", "twice"]),
+        (fastwi.run, "nowhere.yaml", {}, ["nowhere.yaml"]),
+        (fastwi.run, 3, {}, ["3"]),
+        (fastwi.sweep, "fastwi:nothing", {}, ["fastwi:nothing"]),
+        (fastwi.sweep, {"axes": {"experiment.k": [1, 1]}}, {}, ["axes.experiment.k", "1"]),
+        (fastwi.sweep, {}, {"axes.experiment.k": [1], "experiment.k": 2}, ["experiment.k", "axis"]),
+        (fastwi.sweep, {}, {"seeds.init": 2}, ["seeds.init", "sweep.parents"]),
+        (fastwi.sweep, {}, {"analysis.alphas": 3}, ["analysis.alphas", "fastwi.analyze"]),
+        (fastwi.sweep, {}, {"base": "x.yaml"}, ["base"]),
+        (fastwi.sweep, {"base": "nowhere.yaml"}, {}, ["base", "nowhere.yaml"]),
     ],
 )
-def test_configurations_that_are_refused(tmp_path, monkeypatch, entries, config, overrides, words):
+def test_configurations_that_are_refused(tmp_path, monkeypatch, entry, config, overrides, words):
     monkeypatch.chdir(tmp_path)
-    for entry in entries:
-        line = refusal(ConfigError, entry, config, overrides=overrides)
-        assert all(word in line for word in words), line
+    line = refusal(ConfigError, entry, config, overrides=overrides)
+    assert all(word in line for word in words), line

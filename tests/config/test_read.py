@@ -1,13 +1,10 @@
 """What files, command lines and mappings mean, and which layer wins."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import fastwi.config.read
 from fastwi.cli import ShowAndExit
 from fastwi.config.layers import config_path, shipped_configs
 from fastwi.config.read import (
@@ -23,7 +20,6 @@ from fastwi.config.schema import KEYS, Config
 from fastwi.config.sweep import (
     ALL_SECTIONS,
     ANALYSIS,
-    NAMES,
     OPTIONS,
     AnalysisOptions,
     SweepOptions,
@@ -331,22 +327,3 @@ def test_what_the_short_help_shows() -> None:
     assert all(each in texts[0] for each in ("k 10,", "learning_rate 0.1,", "flip 0.5\n"))
     assert "children: 8" in texts[1]  # of a sweep file
     assert all(f"{name} " in texts[2] and text in texts[2] for name, text in STUDIES.items())
-
-
-def test_reading_and_help_need_no_torch(directory: Path) -> None:
-    code = (
-        "import sys\n"
-        "from fastwi.cli import command\n"
-        "from fastwi.config.read import read_request, read_sweep_request\n"
-        "read_request([], 'fastwi.train')\n"
-        f"read_sweep_request(['--config', {str(directory / 'full.yaml')!r}])\n"
-        "status = command(lambda argv: read_sweep_request(argv) and 1)(['--help'])\n"
-        "sys.exit('torch was imported' if 'torch' in sys.modules else status)\n"
-    )
-    root = Path(fastwi.config.read.__file__).parents[2]
-    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
-
-
-def test_no_two_keys_have_one_name() -> None:
-    assert len(NAMES) == len(KEYS) + len(OPTIONS) + len(ANALYSIS) + sum(path.startswith("axes.") for path in NAMES)

@@ -61,7 +61,7 @@ class Configs:
         elif kind < 0.15:
             path.write_bytes(damaged(draw, text.encode(), (), [other.encode() for other in self._texts.values()]))
         elif kind < 0.19:
-            path.write_bytes(_bomb(draw, text))
+            path.write_bytes(_bomb(draw, text).encode("latin-1", "replace"))
         elif kind < 0.85:
             path.write_bytes(damaged_text(draw, text, _WORDS).encode(errors="surrogatepass"))
         else:
@@ -70,18 +70,13 @@ class Configs:
     def _flags(self, draw: random.Random) -> list[str]:
         flags = []
         for _ in range(draw.choice((0, 0, 0, 1, 1, 2, 4))):
-            name = draw.choice(
-                (draw.choice(list(KEYS)), draw.choice(list(_OPTIONS)), f"axes.{draw.choice(list(KEYS))}")
-            )
+            key = draw.choice(list(KEYS))
+            name = draw.choice((key, draw.choice(_OPTIONS), f"axes.{key}"))
+            value = draw.choice((*TEXTS, "1", "0.5", "1,2", "[1, 2]", "1..4", "a", "true", "0", "digits"))
             # No argument holds a NUL; bytes that are no UTF-8 arrive as such surrogates.
-            value = (
-                draw.choice((*TEXTS, "1", "0.5", "1,2", "[1, 2]", "1..4", "a", "true", "0", "digits"))
-                .replace("\0", "")
-                .replace("\ud800", "\udc80")
-            )
-            flags.append(
-                f"--{name}={value}" if draw.random() < 0.95 else draw.choice((value, f"--{value}", f"-{name}"))
-            )
+            value = value.replace("\0", "").replace("\ud800", "\udc80")
+            odd = draw.choice((value, f"--{value}", f"-{name}"))
+            flags.append(f"--{name}={value}" if draw.random() < 0.95 else odd)
         return flags
 
 
@@ -98,41 +93,26 @@ def _read_back(kind: str, shown: str) -> None:
         raise Finding(f"read back it is another configuration:\n{shown[:2000]}")
 
 
-def _bomb(draw: random.Random, text: str) -> bytes:
+def _bomb(draw: random.Random, text: str) -> str:
     """Small files that would be large, deep or endless, and other encodings."""
-    deep, wide = draw.choice((50, 900, 5000, 100_000)), draw.choice((10, 300, draw.choice((3000, 60_000))))
-    aliases = "\n".join(
-        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10) if n else '1'}]" for n in range(draw.choice((5, 9, 30)))
-    )
+    deep, wide = draw.choice((50, 900, 5000, 100_000)), draw.choice((10, 300, 3000, 60_000))
+    layers = range(draw.choice((5, 9, 30)))
+    aliases = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10) if n else '1'}]" for n in layers)
     key = draw.choice(list(KEYS))
     section, name = key.split(".")
-    seeds = draw.choice(
-        (f"0..{10 ** draw.randrange(1, 20)}", "0.." + "9" * 90, f"0..1 step 1e-{draw.randrange(1, 400)}")
-    )
-    return draw.choice(
-        (
-            aliases,
-            f"{aliases}\naxes: {{{key}: *a4}}",
-            f"{aliases}\nsweep: {{parents: *a4}}",
-            f"{section}:\n  {name}: " + "[" * deep + "]" * draw.choice((0, deep)),
-            f"{section}:\n  {name}: " + "{a: " * deep + "}" * draw.choice((0, deep)),
-            f"{section}:\n  {name}: " + "- " * deep,
-            "\n".join(" " * min(n, 2000) + "a:" for n in range(min(deep, 3000))),
-            f"{section}:\n  {name}: " + "9" * wide,
-            f"{section}:\n  {name}: " + "x" * wide * 10,
-            f"{section}:\n  {name}: [" + "1, " * wide + "1]",
-            f"{section}:\n  {name}: [" + ", ".join(map(str, range(wide))) + "]",
-            f"axes:\n  {key}: {seeds}",
-            f"sweep:\n  parents: {seeds}\n  alphas: {seeds}",
-            f"sweep:\n  children: {10 ** draw.randrange(20)}\n  tuples: all\n  tuple_size: {draw.randrange(10**6)}",
-            f"base: {draw.choice(('.', '..', '/', '/dev/zero', '/etc/passwd', path_to_self(), 'a' * 5000, '/proc/self/mem'))}",
-            *(text.encode(code).decode("latin-1") for code in ("utf-16", "utf-32", "utf-7")),
-            text + "#" * (1 << 20),
-            "\n" * wide + text,
-        )
-    ).encode("latin-1", "replace")  # fmt: skip
-
-
-def path_to_self() -> str:
-    """A base that leads round in a circle."""
-    return "digits.yaml"
+    endless = f"0..1 step 1e-{draw.randrange(1, 400)}"
+    seeds = draw.choice((f"0..{10 ** draw.randrange(1, 20)}", "0.." + "9" * 90, endless))
+    base = draw.choice((".", "..", "/", "/dev/zero", "/etc/passwd", "digits.yaml", "a" * 5000, "/proc/self/mem"))
+    many = f"children: {10 ** draw.randrange(20)}\n  tuples: all\n  tuple_size: {draw.randrange(10**6)}"
+    value = draw.choice((
+        "[" * deep + "]" * draw.choice((0, deep)), "{a: " * deep + "}" * draw.choice((0, deep)), "- " * deep,
+        "9" * wide, "x" * wide * 10, "[" + "1, " * wide + "1]", str(list(range(wide))),
+    ))  # fmt: skip
+    return draw.choice((
+        aliases, f"{aliases}\naxes: {{{key}: *a4}}", f"{aliases}\nsweep: {{parents: *a4}}",
+        f"{section}:\n  {name}: {value}", f"axes:\n  {key}: {value}",
+        "\n".join(" " * min(n, 2000) + "a:" for n in range(min(deep, 3000))),
+        f"axes:\n  {key}: {seeds}", f"sweep:\n  parents: {seeds}\n  alphas: {seeds}", f"sweep:\n  {many}",
+        f"base: {base}", *(text.encode(code).decode("latin-1") for code in ("utf-16", "utf-32", "utf-7")),
+        text + "#" * (1 << 20), "\n" * wide + text,
+    ))  # fmt: skip
