@@ -22,7 +22,7 @@ from fastwi.kernels.cpu import library
 from fastwi.kernels.gpu import has_triton
 from fastwi.kernels.pointwise import sample_first
 from fastwi.kernels.winograd import use_winograd_
-from fastwi.models.generators import draws_in_python
+from fastwi.models.generators import draws_of
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -112,7 +112,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     device, choice = resolve_device(config.device), resolve_precision(config)
     if device.type == "cpu":
         model = sample_first(model)
-    frozen = draws_in_python(model)
+    frozen = bool(draws_of(model) - {"torch"})
     if frozen and config.backend in ("compile", "fused"):
         raise ConfigError(
             f"engine.backend: {config.backend} would draw once what the network draws from NumPy or random in each "

@@ -53,8 +53,3 @@ def drawn_from(before: States) -> frozenset[str]:
 def draws_of(network: nn.Module) -> frozenset[str]:
     """The generators that a forward pass of a user's network draws from, as its trial noted them on it."""
     return getattr(network, "fastwi_draws", frozenset())
-
-
-def draws_in_python(network: nn.Module) -> bool:
-    """Whether a forward pass draws numbers that compiled or traced code would freeze."""
-    return bool(draws_of(network) - {"torch"})

@@ -20,7 +20,7 @@ _built: dict[str, tuple[Source, dict[str, ModuleType]]] = {}
 
 @contextlib.contextmanager
 def executing(source: Source, place: str) -> Iterator[None]:
-    """Within the block imports execute the files of `source` as they were hashed; `sys.path` is the same afterwards.
+    """Within the block imports execute the files of `source` as they were hashed.
 
     Python's own loader takes older bytecode of a file with the same size and second. The folder of a network's file
     is searched too, last.
@@ -46,11 +46,11 @@ def imported(place: str) -> ModuleType:
     entry = _entry(place)
     if entry in sys.modules or entry == place:
         return importlib.import_module(entry)
-    spec = importlib.util.spec_from_file_location(entry, _file(place))
+    loader = SourceFileLoader(entry, str(_file(place)))
+    spec = importlib.util.spec_from_loader(entry, loader)
     assert spec is not None
-    assert spec.loader is not None
     sys.modules[entry] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[entry])
+    loader.exec_module(sys.modules[entry])
     return sys.modules[entry]
 
 
@@ -68,10 +68,7 @@ def _entry(place: str) -> str:
 
 
 def bring_back(source: Source, place: str) -> bool:
-    """Have sys.modules hold what `source` was executed as when the network was last built from it.
-
-    False where it was built from another source, or not at all: sys.modules then holds no module of the network.
-    """
+    """Have sys.modules hold what `source` was executed as when the network was last built; False where it was not."""
     known, modules = _built.get(_entry(place), (None, {}))
     forget(source)
     if known != source:

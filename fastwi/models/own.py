@@ -31,13 +31,9 @@ _ANOTHER_SEED = 0x5EED
 
 
 def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None) -> nn.Module:
-    """Build the user's own network `name` twice, and try it.
+    """Build the user's own network `name` twice, and try it on images of `image_size` (height, width) if given.
 
-    It draws from the global generators of torch, NumPy and random as one building does. While its modules are
-    imported, the generators are seeded with 0.
-
-    image_size: (height, width) in pixels. Without it several sizes are tried: the network is refused if it takes
-    one of them and gives logits of the right shape for none.
+    It draws from the global generators as one building does. While its modules are imported, they are seeded with 0.
 
     Raises ConfigError, in one line, for a wrong module or attribute, one that is not callable, fails, or returns
     no network; for what `fastwi.models.trial` refuses; for files that its results would not be named by.
@@ -78,7 +74,7 @@ def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None
 
 
 def _builder(name: str, place: str, dotted: str, source: Source) -> Builder:
-    """The attribute of the imported module. Raises ConfigError where one of them is not there, or is no builder."""
+    """The attribute of the imported module. Raises ConfigError where it is not there, or is no builder."""
     if place.endswith(".py") and not source.files:
         raise refusal(name, f"there is no file {place}")
     try:
@@ -122,21 +118,18 @@ def _call(name: str, builder: Builder, classes: int, image_size: tuple[int, int]
         signature = inspect.signature(builder)
     except (TypeError, ValueError):  # some built-in callables have none
         signature = inspect.Signature()
-    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    taken = [p.name for p in signature.parameters.values() if p.kind in by_name]
-    options = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-    arguments: dict[str, Any] = {}
-    if "classes" in taken:
-        arguments["classes"] = classes
-    elif "num_classes" in taken or options:
-        arguments["num_classes"] = classes
-    if image_size is not None and "image_size" in taken:
-        arguments["image_size"] = image_size
+    given = {"classes": classes, "num_classes": classes, "image_size": image_size}
+    taken = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        taken.append("num_classes")
+    if "classes" in taken or "num_classes" not in taken:
+        del given["num_classes"]
+    arguments = {key: value for key, value in given.items() if key in taken and value is not None}
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        given = "classes or num_classes is" if image_size is None else "classes or num_classes, and image_size, are"
-        raise refusal(name, f"{error}; only {given} given: give the rest defaults") from None
+        known = "classes or num_classes is" if image_size is None else "classes or num_classes, and image_size, are"
+        raise refusal(name, f"{error}; only {known} given: give the rest defaults") from None
     try:
         network = builder(**arguments)
     except Exception as error:  # whatever the user's code raises

@@ -62,10 +62,7 @@ class Source:
 
 
 def source_of(name: str) -> Source:
-    """What the user's own network `name` is made of.
-
-    Nothing for a registry's name, or where its file is not found: building the network reports why.
-    """
+    """What the user's own network `name` is made of; nothing for a registry's name, or where it is not found."""
     closure, own = _Closure(), split_own(name)
     if own is not None:
         importlib.invalidate_caches()  # a file may be younger than the listing of its directory that Python keeps
@@ -84,11 +81,7 @@ def source_digest(name: str) -> str:
 
 
 def name_of(network: Callable[..., Any]) -> str:
-    """`model.name` of a class or function that builds a network: `/path/to/file.py:attribute`.
-
-    Of one in a package, or in an installed module: `package.module:attribute`. Raises ConfigError, in one line,
-    for what no file has under a name of its own.
-    """
+    """`model.name` of a class or function that builds a network. Raises ConfigError where no file has it by name."""
     module_name, attribute = getattr(network, "__module__", None), getattr(network, "__qualname__", None)
     if not callable(network) or not isinstance(module_name, str) or not isinstance(attribute, str):
         raise ConfigError(f"network: {show(network)}; give the class or a function that builds the network")

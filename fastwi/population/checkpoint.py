@@ -86,9 +86,7 @@ def read(path: Path, member: int | None = None) -> tuple[Layout, dict[str, Tenso
             first, members = (0, header.members) if member is None else (member, 1)
             if not 0 <= first < header.members:
                 raise CheckpointError(f"{path}: no member {first}; it has members 0 to {header.members - 1}")
-            tensors = {"checksum_M": torch.empty(members, dtype=torch.int64)}
-            for name, dtype in MATRICES.items():
-                tensors[name] = torch.empty(members, header.layout.widths[name], dtype=dtype)
+            tensors = {"checksum_M": torch.empty(members, dtype=torch.int64), **header.layout.empty(members)}
             for name, row_bytes in header.row_bytes.items():
                 stream.seek(first * row_bytes, os.SEEK_CUR)
                 fill(stream, tensors[name], path)

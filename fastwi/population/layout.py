@@ -78,10 +78,7 @@ class Layout:
         """The layout of `module`'s float32 parameters and its persistent float32 and int64 buffers.
 
         Weights of Conv2d and ConvTranspose2d are stored channels-last, everything else contiguously. A tensor
-        under two names is stored once. Each module keeps its non-persistent buffers. Works on the meta device.
-
-        Raises UserError for other dtypes, lazy parameters, extra state and parameters that overlap in memory
-        without being the same tensor.
+        under two names is stored once. Raises UserError for what a population cannot hold.
         """
         parameters = dict(module.named_parameters())
         buffers = dict(module.named_buffers())
@@ -153,6 +150,11 @@ class Layout:
     def widths(self) -> dict[str, int]:
         """The columns of each of `MATRICES`."""
         return dict(zip(MATRICES, (self.P, self.P, self.Q, self.B), strict=True))
+
+    def empty(self, members: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """`MATRICES` of so many members in fresh memory."""
+        widths = self.widths
+        return {name: torch.empty(members, widths[name], dtype=MATRICES[name], device=device) for name in MATRICES}
 
     @property
     def row_bytes(self) -> int:

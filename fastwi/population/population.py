@@ -66,8 +66,6 @@ class Population:
     @classmethod
     def zeros(cls, layout: Layout, members: int, device: torch.device | str | None = None) -> "Population":
         """A population of zeros. Raises ValueError for no members."""
-        if members < 1:
-            raise ValueError(f"a population has at least 1 member, not {members}")
         population = cls.empty(layout, members, device)
         for matrix in population._matrices():
             matrix.zero_()
@@ -76,9 +74,9 @@ class Population:
     @classmethod
     def empty(cls, layout: Layout, members: int, device: torch.device | str | None = None) -> "Population":
         """A population in fresh memory, whose values, padding included, are still to be written."""
-        widths = layout.widths
-        shapes = {name: (members, widths[name]) for name in MATRICES}
-        return cls(layout, *(torch.empty(shapes[name], dtype=MATRICES[name], device=device) for name in MATRICES))
+        if members < 1:
+            raise ValueError(f"a population has at least 1 member, not {members}")
+        return cls(layout, **layout.empty(members, device))
 
     @classmethod
     def from_modules(cls, modules: Sequence[nn.Module], device: torch.device | str | None = None) -> "Population":
@@ -95,19 +93,18 @@ class Population:
         population = cls.zeros(layout, len(modules), device)
         for m, module in enumerate(modules):
             _require_layout(layout, Layout.of(module))
-            _require_equal_constants(layout, modules[0], module, m)
+            _require_equal_constants(modules[0], module, m)
             population._copy_in(m, _named_tensors(module))
         return population
 
     @staticmethod
     def gather(members_L: Sequence[Member], into: "Population | None" = None) -> "Population":
-        """Copies of (population, row) after (population, row), momentum included, in fresh memory or in `into`.
+        """Copies of rows of populations, momentum included, in fresh memory or in `into`.
 
         The populations have one layout and are on one device; `into` has L members, none of them among those copied.
         Fresh memory takes a CPU several times as long as the copies themselves when it is used for the first time.
         """
-        used, rows_L2 = _numbered(members_L)
-        made = _room(used[0], len(members_L), into)
+        used, rows_L2, made = _numbered(members_L, len(members_L), into)
         for destination, *sources in zip(*(population._matrices() for population in (made, *used)), strict=True):
             copy_rows_(destination, sources, rows_L2[:, 0], rows_L2[:, 1])
         return made
@@ -122,23 +119,21 @@ class Population:
         """Average l is the sum over i of weights_of_L[l][i] x members_of_L[l][i], a row of any population.
 
         The populations have one layout and are on one device. Weights: any finite values; they need not sum to 1.
-        Weights and statistics are summed in float64, in the order given, and rounded once, the same on every machine
-        (`fastwi.kernels.combine`); counters are the maximum over the members that take part (weight not zero). A
-        member of weight zero takes no part even where it has diverged. `momentum`: "reset" to zero, the same
-        "average", or "keep" that of the first member that takes part. Negative weights can make a variance negative:
-        recompute statistics then.
+        Weights and statistics are summed in float64, in the order given, and rounded once, the same on every machine;
+        counters are the maximum over the members that take part (weight not zero, so that a diverged member can be
+        left out). Negative weights can make a variance negative: recompute statistics then.
 
-        The averages are written to `into`, L members that none of them is made of, or to fresh memory, whose first
-        use takes a CPU several times as long. Momentum None leaves that of `into` as it is: evaluation needs none.
+        momentum: "reset" to zero, the same "average", or "keep" that of the first member that takes part; None leaves
+        that of `into` as it is. into: L members that no average is made of; fresh memory where left out.
         """
         if momentum is not None or into is None:
             momentum = momentum or "reset"
             _require_treatment(momentum)
         if not all(map(len, members_of_L)):
             raise ValueError("an average needs at least one member")
-        used, rows_T2 = _numbered([member for members in members_of_L for member in members])
+        members_T = [member for members in members_of_L for member in members]
+        used, rows_T2, made = _numbered(members_T, len(members_of_L), into)
         terms = Terms.of(list(map(len, members_of_L)), rows_T2, weights_of_L)
-        made = _room(used[0], len(members_of_L), into)
         combine_rows_(made.weights_MP, [population.weights_MP for population in used], terms)
         combine_rows_(made.statistics_MQ, [population.statistics_MQ for population in used], terms)
         momenta = [population.momentum_MP for population in used]
@@ -197,10 +192,9 @@ class Population:
         return {key: tensors[name].clone(memory_format=torch.contiguous_format) for key, name in self.layout.keys}
 
     def load_state_dict(self, m: int, state: Mapping[str, Tensor]) -> None:
-        """Overwrite member m with a state dict, and its momentum with zero: a state dict has none.
+        """Overwrite member m with a state dict, whose values are converted, and its momentum with zero.
 
-        Half- and double-precision values are converted. Raises ValueError naming the first key that is
-        missing, unknown or of another shape.
+        Raises ValueError naming the first key that is missing, unknown or of another shape.
         """
         tensors = self.parameters(m) | self.buffers(m)
         names = dict(self.layout.keys)
@@ -262,33 +256,30 @@ class Population:
 
         pairs: (a, b) row numbers; b counts in `other` where it is given. alpha: one number or one a pair; 0
         gives exactly a, 1 exactly b. `into` defaults to the rows a. Every read sees the members from before
-        the call (`fastwi.kernels.interpolate`). Statistics are interpolated too, counters are the maximum of the
-        two, and `momentum` is "reset" to zero, the same "average", or "keep" that of a (of b at alpha = 1).
+        the call. Statistics are interpolated too, counters are the maximum of the two, and `momentum` is "reset"
+        to zero, the same "average", or "keep" that of a (of b at alpha = 1).
         """
         _require_treatment(momentum)
         source = self if other is None else other
         _require_layout(self.layout, source.layout)
-        a_L, b_L = [a for a, _ in pairs], [b for _, b in pairs]
-        alphas = torch.from_numpy(pair_alphas(alpha, len(pairs)))
+        a_L = [a for a, _ in pairs]
+        b_L = [b for _, b in pairs]
         c_L = a_L if into is None else list(into)
-        interpolate_rows_(self.weights_MP, a_L, b_L, alphas, c_L, source.weights_MP)
-        interpolate_rows_(self.statistics_MQ, a_L, b_L, alphas, c_L, source.statistics_MQ)
+        alphas_L = torch.from_numpy(pair_alphas(alpha, len(pairs)))
+        kept_L = alphas_L if momentum == "average" else (alphas_L == 1).float()
+        for name, weights_L in (("weights_MP", alphas_L), ("statistics_MQ", alphas_L), ("momentum_MP", kept_L)):
+            if name != "momentum_MP" or momentum != "reset":
+                interpolate_rows_(getattr(self, name), a_L, b_L, weights_L, c_L, getattr(source, name))
         rows = torch.tensor(c_L, dtype=torch.int64, device=self.device)
         if momentum == "reset":
             self.momentum_MP.index_fill_(0, rows, 0.0)
-        else:
-            kept = alphas if momentum == "average" else (alphas == 1).float()
-            interpolate_rows_(self.momentum_MP, a_L, b_L, kept, c_L, source.momentum_MP)
         counts_a, counts_b = self.counters_MB[a_L], source.counters_MB[b_L]
-        alphas_L1 = alphas[:, None].to(self.device)
+        alphas_L1 = alphas_L[:, None].to(self.device)
         counts = torch.where(alphas_L1 == 0, counts_a, torch.maximum(counts_a, counts_b))
         self.counters_MB[rows] = torch.where(alphas_L1 == 1, counts_b, counts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the population to a safetensors file, replacing an earlier one only once the new one is on the disk.
-
-        The format: `fastwi.population.checkpoint`. Raises UserError where the disk is full or not writable.
-        """
+        """Write a safetensors file, whole or not at all. Raises UserError where the disk is full or not writable."""
         with atomic_open(path) as stream:
             for piece in self.file_pieces():
                 stream.write(piece)
@@ -338,24 +329,22 @@ def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def _numbered(members_T: Sequence[Member]) -> tuple[list[Population], NDArray[np.int64]]:
-    """Each population that is named, once, and [T, 2]: each member's place among them, and its row there."""
+def _numbered(
+    members_T: Sequence[Member], members: int, into: Population | None
+) -> tuple[list[Population], NDArray[np.int64], Population]:
+    """Each population that is named, once; [T, 2]: each member's place among them, and its row there; `into`.
+
+    In place of `into` None: fresh memory for so many members.
+    """
     places: dict[Population, int] = {}
     rows_T2 = [(places.setdefault(population, len(places)), operator.index(row)) for population, row in members_T]
     if not places:
         raise ValueError("no members are named; at least one is needed")
     used = list(places)
+    made = Population.empty(used[0].layout, members, used[0].device) if into is None else into
     for population in used:
-        _require_layout(used[0].layout, population.layout)
-    return used, np.array(rows_T2, dtype=np.int64)
-
-
-def _room(like: Population, members: int, into: Population | None) -> Population:
-    """`into`, or as much fresh memory. Raises ValueError where `into` is of another layout."""
-    if into is None:
-        return Population.empty(like.layout, members, like.device)
-    _require_layout(into.layout, like.layout)
-    return into
+        _require_layout(made.layout, population.layout)
+    return used, np.array(rows_T2, dtype=np.int64), made
 
 
 def _require_layout(layout: Layout, other: Layout) -> None:
@@ -363,10 +352,9 @@ def _require_layout(layout: Layout, other: Layout) -> None:
         raise ValueError(f"two networks of different layouts: {layout.difference(other)}")
 
 
-def _require_equal_constants(layout: Layout, first: nn.Module, module: nn.Module, m: int) -> None:
+def _require_equal_constants(first: nn.Module, module: nn.Module, m: int) -> None:
     """Raise UserError where a buffer that no row holds differs between modules: its values would be lost."""
-    held = {span.name for span in (*layout.statistics, *layout.counters)}
-    theirs = dict(module.named_buffers())
+    held, theirs = first.state_dict(), dict(module.named_buffers())
     for name, buffer in first.named_buffers():
         other = theirs.get(name)
         if name in held or other is buffer:

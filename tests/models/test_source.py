@@ -16,8 +16,11 @@ from fastwi.models.registry import build_model
 from fastwi.models.source import source_digest, source_of
 from fastwi.version import __version__
 
-HEAD = "from pathlib import Path\nimport torch\nfrom torch import nn\n"
 NET = """
+from pathlib import Path
+import importlib, torch
+from torch import nn
+{}
 class Net(nn.Module):
     def __init__(self, classes):
         super().__init__()
@@ -25,6 +28,11 @@ class Net(nn.Module):
     def forward(self, x):
         return scale() * self.linear(x.mean((2, 3)))
 """
+
+
+def net(code: str) -> str:
+    """A network of which `code` has or imports the function `scale`."""
+    return NET.format(code)
 
 
 def scale(number: int) -> str:
@@ -36,74 +44,45 @@ def logits(name: str) -> torch.Tensor:
     return build_model(name, 4, image_size=(8, 8))(torch.ones(1, 3, 8, 8)).detach()
 
 
-# How the network comes to `scale`: the file that has it, and the other files.
+# The file that has `scale`; the module that has the network; how that comes to `scale`.
 REACHED = {
-    "import": ("h1_blk.py", {"h1_net.py": HEAD + "from h1_blk import scale\n" + NET}),
-    "in a function": (
-        "h1_blk.py",
-        {"h1_net.py": HEAD + "def scale():\n    import h1_blk as b\n    return b.scale()\n" + NET},
-    ),
-    "through another": (
-        "h1_deep.py",
-        {
-            "h1_net.py": HEAD + "from h1_blk import scale\n" + NET,
-            "h1_blk.py": "from h1_deep import *\ndef f():\n    import h1_blk\n",
-        },
-    ),
-    "relative": (
-        "h1_pkg/parts/blk.py",
-        {
-            "h1_pkg/__init__.py": "", "h1_pkg/parts/__init__.py": "",
-            "h1_pkg/net.py": HEAD + "from .parts import blk\nscale = blk.scale\n" + NET,
-            "h1_net.py": "from h1_pkg.net import Net\n",
-        },
-    ),
-    "relative, two levels": (
-        "h1_pkg/blk.py",
-        {
-            "h1_pkg/__init__.py": "", "h1_pkg/parts/__init__.py": "",
-            "h1_pkg/parts/net.py": HEAD + "from ..blk import scale\n" + NET,
-            "h1_net.py": "from h1_pkg.parts.net import Net\n",
-        },
-    ),
-    "of a parent": (
-        "h1_pkg/__init__.py",
-        {"h1_pkg/net.py": HEAD + "from . import scale\n" + NET, "h1_net.py": "from h1_pkg.net import Net\n"},
-    ),
-    "folders alone": (
-        "h1_space/deep/blk.py", {"h1_net.py": HEAD + "from h1_space.deep.blk import scale\n" + NET},
-    ),
-    "by its text": (
-        "h1_blk.py",
-        {"h1_net.py": HEAD + "import importlib\nscale = importlib.import_module('h1_blk').scale\n" + NET},
-    ),
+    "import": ("h1_blk.py", "h1_net", "from h1_blk import scale"),
+    "in a function": ("h1_blk.py", "h1_net", "def scale():\n    import h1_blk as b\n    return b.scale()"),
+    "through another": ("h1_deep.py", "h1_net", "from h1_mid import scale"),
+    "relative": ("h1_pkg/parts/blk.py", "h1_pkg.net", "from .parts import blk\nscale = blk.scale"),
+    "relative, two levels": ("h1_pkg/blk.py", "h1_pkg.parts.net", "from ..blk import scale"),
+    "of a parent": ("h1_pkg/__init__.py", "h1_pkg.net", "from . import scale"),
+    "folders alone": ("h1_space/deep/blk.py", "h1_net", "from h1_space.deep.blk import scale"),
+    "by its text": ("h1_blk.py", "h1_net", "scale = importlib.import_module('h1_blk').scale"),
     "listed": (
-        "h1_plug_a.py",
-        {
-            "h1_net.py": HEAD + "import importlib\nfastwi_files = ['h1_plug_a.py']\n"
-            "scale = importlib.import_module('h1_plug_' + 'a').scale\n" + NET
-        },
+        "h1_plug_a.py", "h1_net",
+        "fastwi_files = ['h1_plug_a.py']\nscale = importlib.import_module('h1_plug_' + 'a').scale",
     ),
     "data": (
-        "h1_scale.txt",
-        {
-            "h1_net.py": HEAD + "fastwi_files = ('h1_scale.txt',)\n"
-            "def scale():\n    return int(Path('h1_scale.txt').read_text().split()[-1])\n" + NET
-        },
+        "h1_scale.txt", "h1_net",
+        "fastwi_files = ('h1_scale.txt',)\nscale = lambda: int(Path('h1_scale.txt').read_text().split()[-1])",
     ),
 }  # fmt: skip
+
+
+def files_of(reached: str, number: int) -> dict[str, str]:
+    """A network h1_net:Net that is scaled by `number`."""
+    place, home, code = REACHED[reached]
+    return {
+        "h1_pkg/__init__.py": "", "h1_pkg/parts/__init__.py": "",
+        "h1_mid.py": "from h1_deep import *\ndef f():\n    import h1_mid\n",
+        "h1_net.py": f"from {home} import Net\n", f"{home.replace('.', '/')}.py": net(code), place: scale(number),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["h1_net.py:Net", "h1_net:Net"])
 @pytest.mark.parametrize("reached", REACHED)
 def test_an_edit_anywhere_is_another_network_and_what_is_built_is_what_is_named(write, reached, form):
     """Edited twice within a second, to files of one size: Python's own cache would not see it."""
-    place, others = REACHED[reached]
-    write(others)
     found = {}
     for number in (1, 2, 3, 1):
-        write({place: scale(number)})
-        os.utime(place, (1e9, 1e9))
+        write(files_of(reached, number))
+        os.utime(REACHED[reached][0], (1e9, 1e9))
         digest, value = source_digest(form), logits(form)
         assert built_digest(form) == digest
         assert torch.equal(value, found.setdefault(digest, (number, value))[1])
@@ -119,22 +98,20 @@ def test_an_edit_anywhere_is_another_network_and_what_is_built_is_what_is_named(
 )
 def test_two_networks_that_share_a_file(write, reached, order):
     """Building one after an edit must not leave the other with the old code under the new digest, or the new's."""
-    write({f"{net}.py": HEAD + reached + NET for net in ("h1_one", "h1_two")})
-    write({"h1_mid.py": "from h1_blk import scale\n"})
+    write({"h1_one.py": net(reached), "h1_two.py": net(reached), "h1_mid.py": "from h1_blk import scale\n"})
     seen = []
-    for number, net in zip((1, 2, 1), order, strict=True):
+    for number, place in zip((1, 2, 1), order, strict=True):
         write({"h1_blk.py": scale(number)})
-        seen.append(logits(f"{net}:Net"))
+        seen.append(logits(f"{place}:Net"))
     assert torch.equal(seen[0], seen[2])
     assert torch.allclose(2 * seen[0], seen[1])
 
 
 def test_the_name_is_of_content_alone(tmp_path, write, monkeypatch):
     """Not of where the files lie, nor of what was imported before."""
-    place, others = REACHED["relative"]
     digests = set()
     for home in ("a", "b"):
-        write({f"{home}/{name}": text for name, text in {**others, place: scale(1)}.items()})
+        write({f"{home}/{name}": text for name, text in files_of("relative", 1).items()})
         with monkeypatch.context() as patch:
             patch.syspath_prepend(tmp_path / home)
             digests |= {(form, source_digest(form)) for form in ("h1_net:Net", "h1_pkg.net:Net")}
@@ -171,7 +148,7 @@ def test_installed_packages_count_by_version(tmp_path, write, monkeypatch):
 
 def test_data_prep_is_a_part_of_fastwi(write):
     """An example writes its dataset and holds its network: the other is no code of the network's."""
-    write({"own_net.py": HEAD + "from data_prep import prepare\n" + scale(2) + NET})
+    write({"own_net.py": net("from data_prep import prepare\n" + scale(2))})
     source = source_of("own_net.py:Net")
     assert list(source.files) == ["own_net.py"]
     assert source.packages["fastwi"] == __version__
@@ -189,7 +166,7 @@ def test_a_network_of_an_installed_package():
 
 
 UNNAMED = {
-    "computed": ("import importlib\nscale = importlib.import_module('h1_' + 'blk').scale\n", "h1_blk.py"),
+    "computed": ("scale = importlib.import_module('h1_' + 'blk').scale\n", "h1_blk.py"),
     "executed": ("exec(Path('h1_blk.py').read_text())\n", "h1_blk.py"),
     "by a path": ("import sys\nsys.path.insert(0, 'other')\nfrom h1_far import scale\n", "h1_far.py"),
     "read as it is built": ("DATA = Path('h1_data.txt').read_text()\nscale = lambda: int(DATA)\n", "h1_data.txt"),
@@ -213,7 +190,7 @@ def test_what_the_name_would_not_cover_is_refused(write, how, form):
     from safetensors.torch import save_file
 
     code, file = UNNAMED[how]
-    text = HEAD + code + NET
+    text = net(code)
     write({"h1_net.py": text, "h1_blk.py": scale(2), "other/h1_far.py": scale(2), "h1_data.txt": "2"})
     np.save("h1_data.npy", 2.0)
     torch.save(torch.tensor(2.0), "h1_data.pt")
@@ -231,12 +208,12 @@ def test_what_the_name_would_not_cover_is_refused(write, how, form):
 
 def test_what_is_written_first_and_read_then_is_code(write):
     code = "Path('h1_made.txt').write_text('2')\nscale = lambda: int(Path('h1_made.txt').read_text())\n"
-    write({"h1_net.py": HEAD + code + NET})
+    write({"h1_net.py": net(code)})
     assert logits("h1_net.py:Net").shape == (1, 4)
 
 
 def test_a_file_beside_the_networks_is_found_from_anywhere(write):
-    write({"nets/h1_net.py": HEAD + "from h1_blk import scale\n" + NET, "nets/h1_blk.py": scale(2)})
+    write({"nets/h1_net.py": net("from h1_blk import scale"), "nets/h1_blk.py": scale(2)})
     path = list(sys.path)
     assert logits("nets/h1_net.py:Net").shape == (1, 4)
     assert "h1_blk" in source_of("nets/h1_net.py:Net").files
@@ -244,7 +221,7 @@ def test_a_file_beside_the_networks_is_found_from_anywhere(write):
 
 
 def test_what_was_built_is_known_after_an_edit(write):
-    write({"h1_net.py": HEAD + "from h1_blk import scale\n" + NET, "h1_blk.py": scale(1)})
+    write({"h1_net.py": net("from h1_blk import scale"), "h1_blk.py": scale(1)})
     built = source_digest("h1_net.py:Net")
     build_model("h1_net.py:Net", 4)
     write({"h1_blk.py": scale(2)})
@@ -259,7 +236,7 @@ def test_modules_that_register_themselves_once_are_executed_once(write, monkeypa
     """Some registers refuse a name twice; the second execution, which only compares, is then left out."""
     monkeypatch.setattr(own, "h1_register", set(), raising=False)
     code = "from fastwi.models import own\nassert 'net' not in own.h1_register\nown.h1_register.add('net')\n"
-    write({"h1_net.py": HEAD + code + scale(2) + NET})
+    write({"h1_net.py": net(code + scale(2))})
     assert torch.equal(logits("h1_net.py:Net"), logits("h1_net.py:Net"))
 
 

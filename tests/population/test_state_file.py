@@ -18,7 +18,7 @@ ENDINGS = (".pt", ".pth", ".safetensors")
 
 
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return list(found) == list(expected) and all(
+    return found.keys() == expected.keys() and all(
         torch.equal(found[name], expected[name]) and found[name].dtype == expected[name].dtype for name in expected
     )
 
@@ -37,11 +37,9 @@ def test_there_and_back(seed, tmp_path, kind, ending):
     network = trained(kind(), seed)
     path = tmp_path / f"net{ending}"
     fastwi.save_state_dict(network.state_dict(), path)
-    found = fastwi.load_state_dict(path)
-    assert found.keys() == network.state_dict().keys()
-    assert same({name: found[name] for name in network.state_dict()}, network.state_dict())
+    assert same(fastwi.load_state_dict(path), network.state_dict())
     plain = load_file(path) if ending == ".safetensors" else torch.load(path, weights_only=True)
-    assert plain.keys() == found.keys()  # any other program reads an ordinary file
+    assert same(plain, network.state_dict())  # any other program reads an ordinary file
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.bool])
@@ -52,7 +50,7 @@ def test_dtypes_layouts_and_scalars(tmp_path, dtype):
     for ending in ENDINGS:
         save_state_dict(state, tmp_path / f"x{ending}")
         found = read_state_file(tmp_path / f"x{ending}")
-        assert same({name: found.tensors[name] for name in state}, state)
+        assert same(found.tensors, state)
         digests.add(found.digest)
     assert len(digests) == 1
 
@@ -84,9 +82,9 @@ def test_wrappers_and_prefixes(seed, tmp_path, prefix, wrapper):
     torch.save(whole, tmp_path / "x.pt")
     found = read_state_file(tmp_path / "x.pt")
     assert same(found.tensors, network.state_dict())
-    told = " ".join(found.notes)
-    assert (repr(prefix) in told) == (prefix != "")
-    assert (f"read from {wrapper!r}; left out: epoch, optimizer" in told) == (wrapper is not None)
+    notes = " ".join(found.notes)
+    assert (repr(prefix) in notes) == (prefix != "")
+    assert (f"read from {wrapper!r}; left out: epoch, optimizer" in notes) == (wrapper is not None)
 
 
 def test_what_torch_wraps_with(seed, tmp_path):
@@ -122,15 +120,15 @@ def test_a_network_whose_own_names_begin_so(seed, tmp_path):
 
 
 def test_other_networks_are_refused_by_key(tmp_path):
-    torch.save(SmallNet().state_dict() | {"head.bias": torch.zeros(96)}, tmp_path / "x.pt")
-    population = Population.from_modules([SmallNet()])
-    with pytest.raises(CheckpointError, match=r"x\.pt: 'head\.bias' is torch\.float32 \(96,\)"):
-        read_state_file(tmp_path / "x.pt").copy_into(population, 0)
-    state = SmallNet().state_dict()
-    for name in ("other", "head.bias"):
-        save_state_dict(state, tmp_path / "m.pt", {name: torch.zeros(1)})
-        with pytest.raises(CheckpointError, match=f"momentum of '{name}'"):
-            read_state_file(tmp_path / "m.pt").copy_into(population, 0)
+    population, state = Population.from_modules([SmallNet()]), SmallNet().state_dict()
+    for tensors, momentum, words in (
+        (state | {"head.bias": torch.zeros(96)}, None, r"x\.pt: 'head\.bias' is torch\.float32 \(96,\)"),
+        (state, {"other": torch.zeros(1)}, "momentum of 'other'"),
+        (state, {"head.bias": torch.zeros(1)}, "momentum of 'head.bias'"),
+    ):
+        save_state_dict(tensors, tmp_path / "x.pt", momentum)
+        with pytest.raises(CheckpointError, match=words):
+            read_state_file(tmp_path / "x.pt").copy_into(population, 0)
 
 
 class Evil:
@@ -142,60 +140,57 @@ class Evil:
         return os.mkdir, ("should-not-be",)
 
 
-def test_a_pickle_of_anything_else_is_refused_and_not_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "x.pt"
-    torch.save({"a": Evil()}, path)
-    assert "mkdir" in refused(path)
-    assert not (tmp_path / "should-not-be").exists()
-    torch.save(SmallNet(), path)  # a whole module
-    assert "save network.state_dict() instead" in refused(path)
-    torch.save({"state_dict": collections.Counter("ab")}, path)
-    assert "'a' is a int, not a tensor" in refused(path)
-
-
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "words"),
     [
+        ({"a": Evil()}, "mkdir"),
+        (SmallNet(), "save network.state_dict() instead"),
+        ({"state_dict": collections.Counter("ab")}, "'a' is a int, not a tensor"),
         ([torch.zeros(1)], "holds a list, not a state dict"),
         (torch.zeros(1), "holds a Tensor, not a state dict"),
         ({}, "holds no tensor"),
-        ({"a": 1.0}, "'a' is a float, not a tensor"),
         ({3: torch.zeros(1)}, "3 is not the name of a tensor"),
         ({"a": torch.eye(2).to_sparse()}, "'a' is not a dense tensor"),
         ({"model": {"a": torch.zeros(1)}, "net": {"a": torch.ones(1)}}, "holds model and net"),
     ],
 )
-def test_torch_files_of_other_things(tmp_path, value, said):
+def test_torch_files_of_anything_else_are_refused_and_not_run(tmp_path, monkeypatch, value, words):
+    monkeypatch.chdir(tmp_path)
     torch.save(value, tmp_path / "x.pt")
-    assert said in refused(tmp_path / "x.pt")
+    assert words in refused(tmp_path / "x.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
-def test_damaged_files(seed, tmp_path):
-    network = trained(SmallNet(), seed)
-    for ending in ENDINGS:
-        path = tmp_path / f"x{ending}"
-        save_state_dict(network.state_dict(), path)
-        whole = path.read_bytes()
-        for size in (0, 5, 9, 100, len(whole) // 2, len(whole) - 1):
-            path.write_bytes(whole[:size])
-            refused(path)
-        path.write_bytes(b"hello, world" * 100)
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_damaged_files(tmp_path, ending):
+    path = tmp_path / f"x{ending}"
+    save_state_dict(SmallNet().state_dict(), path)
+    whole = path.read_bytes()
+    for content in (
+        *(whole[:size] for size in (0, 5, 9, 100, len(whole) // 2, len(whole) - 1)),
+        b"hello, world" * 100,
+    ):
+        path.write_bytes(content)
         refused(path)
-    assert "cannot be read (No such file" in refused(tmp_path / "none.pt")
-    assert "not a regular file" in refused(tmp_path)
+
+
+def test_what_is_no_file(tmp_path):
+    """A named pipe is not waited for."""
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "endless.pt").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "pipe.pt", tmp_path / "endless.pt"):
+        assert "not a regular file" in refused(path)
+    assert "No such file" in refused(tmp_path / "none.pt")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_momentum(seed, tmp_path, ending):
-    network = trained(SmallNet(), seed)
-    population = Population.from_modules([network])
+    population = Population.from_modules([trained(SmallNet(), seed)])
     population.momentum_MP.copy_(population.weights_MP * 3)
-    momentum = population.momentum(0)
     path = tmp_path / f"x{ending}"
-    save_state_dict(population.state_dict(0), path, momentum)
+    save_state_dict(population.state_dict(0), path, population.momentum(0))
     found = read_state_file(path)
-    assert same({name: found.tensors[name] for name in network.state_dict()}, network.state_dict())
+    assert same(found.tensors, population.state_dict(0))
     again = Population.zeros(population.layout, 2)
     found.copy_into(again, 1)
     assert torch.equal(again.momentum_MP[1], population.momentum_MP[0])
@@ -204,33 +199,32 @@ def test_momentum(seed, tmp_path, ending):
 
 def test_members_of_a_population(seed, tmp_path):
     networks = [trained(SmallNet(), seed + m) for m in range(3)]
-    Population.from_modules(networks).save(tmp_path / "three.safetensors")
-    Population.from_modules(networks[:1]).save(tmp_path / "one.safetensors")
-    assert same(fastwi.load_state_dict(tmp_path / "one.safetensors"), networks[0].state_dict())
-    assert same(fastwi.load_state_dict(tmp_path / "three.safetensors", 2), networks[2].state_dict())
-    assert "holds 3 members" in refused(tmp_path / "three.safetensors")
-    with pytest.raises(CheckpointError, match="no member 3"):
-        fastwi.load_state_dict(tmp_path / "three.safetensors", 3)
-    save_state_dict(networks[0].state_dict(), tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="without a member 1"):
-        fastwi.load_state_dict(tmp_path / "x.pt", 1)
+    one, three, plain = tmp_path / "one.safetensors", tmp_path / "three.safetensors", tmp_path / "x.pt"
+    Population.from_modules(networks).save(three)
+    Population.from_modules(networks[:1]).save(one)
+    save_state_dict(networks[0].state_dict(), plain)
+    assert same(fastwi.load_state_dict(one), networks[0].state_dict())
+    assert same(fastwi.load_state_dict(three, 2), networks[2].state_dict())
+    assert same(fastwi.load_state_dict(plain, 0), networks[0].state_dict())
+    assert "holds 3 members" in refused(three)
+    for path, member, words in ((three, 3, "no member 3"), (plain, 1, "without a member 1")):
+        with pytest.raises(CheckpointError, match=words):
+            fastwi.load_state_dict(path, member)
 
 
-def test_writing_is_refused_in_one_line(tmp_path):
-    state = SmallNet().state_dict()
-    for name in ("x", "x.bin", "x.npz"):
-        with pytest.raises(UserError, match=r"neither \.safetensors nor \.pt"):
-            save_state_dict(state, tmp_path / name)
-    with pytest.raises(UserError, match="'a' is a int, not a tensor"):
-        save_state_dict({"a": 1}, tmp_path / "x.pt")
+@pytest.mark.parametrize(
+    ("file", "added", "momentum", "words"),
+    [
+        ("x", {}, None, r"neither \.safetensors nor \.pt"),
+        ("x.npz", {}, None, r"neither \.safetensors nor \.pt"),
+        ("x.pt", {"a": 1}, None, "'a' is a int, not a tensor"),
+        ("x.pt", {}, {"a": 1}, "'a' is a int, not a tensor"),
+        ("x.safetensors", {"momentum.a": torch.zeros(1)}, {}, "'momentum.a' would be read as momentum"),
+        ("file/x.pt", {}, None, "cannot be written"),
+    ],
+)
+def test_writing_is_refused_in_one_line(tmp_path, file, added, momentum, words):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        save_state_dict(state, tmp_path / "file" / "x.pt")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
-
-
-def test_a_named_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "pipe.pt")
-    assert "not a regular file" in refused(tmp_path / "pipe.pt")
-    (tmp_path / "endless.pt").symlink_to("/dev/zero")
-    assert "not a regular file" in refused(tmp_path / "endless.pt")
+    with pytest.raises(UserError, match=words):
+        save_state_dict(SmallNet().state_dict() | added, tmp_path / file, momentum)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
