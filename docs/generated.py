@@ -13,7 +13,7 @@ from fastwi.__main__ import COMMANDS
 from fastwi.analysis.columns import Columns
 from fastwi.config.schema import section_keys
 from fastwi.config.sweep import ALL_SECTIONS, NAMES
-from fastwi.config.write import default_text
+from fastwi.config.write import allowed, default_text
 from fastwi.report.rows import COLUMNS, GAIN_COLUMNS
 from fastwi.studies import all_studies
 
@@ -63,9 +63,8 @@ def config_page() -> str:
         rows = []
         for key in section_keys(section, NAMES.values()):
             default = f"`{default_text(key)}`" if default_text(key) else "empty"
-            allowed = ", ".join(f"`{choice}`" for choice in key.choices) or key.limits
             type_name = "list of " * key.many + key.scalar.__name__
-            values = ", ".join(filter(None, (type_name, allowed, key.unit)))
+            values = ", ".join(filter(None, (type_name, allowed(key), key.unit)))
             axis = "yes" if f"axes.{key.path}" in NAMES else "no"
             rows.append([f"`{key.path}`", default, values, axis, key.help])
         lines += [f"## {section}", "", (kind.__doc__ or "").strip().partition("\n")[0], ""]

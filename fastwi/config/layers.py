@@ -26,7 +26,6 @@ from fastwi.sealed import yaml_damage
 
 LARGEST_FILE = 1 << 20  # bytes; a configuration has a few thousand
 _DEEPEST = 32  # lists and mappings within each other; PyYAML's time grows with the square
-_PREFIX = "fastwi:"
 
 ALIASES = {
     "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "bs": "optimizer.batch_size",
@@ -49,17 +48,7 @@ def shipped_configs() -> dict[str, Path]:
     package = Path(__file__).resolve().parents[1]
     # Installed, they are a folder of the package (setup.py); in a checkout they lie beside it.
     directory = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-    return {f"{_PREFIX}{path.stem}": path for path in sorted(directory.glob("*.yaml"))}
-
-
-def config_path(given: str, directory: Path = Path()) -> Path:
-    """The file that `--config` or `base` means: a path, from `directory`, or `fastwi:NAME`. Raises ConfigError."""
-    if not given.startswith(_PREFIX):
-        return directory / given
-    shipped = shipped_configs()
-    if given not in shipped:
-        raise ConfigError(f"{show(given)}: does not come with fastwi; write one of {', '.join(shipped)}")
-    return shipped[given]
+    return {f"fastwi:{path.stem}": path for path in sorted(directory.glob("*.yaml"))}
 
 
 def read_text(path: Path) -> str:
@@ -75,7 +64,7 @@ def read_text(path: Path) -> str:
                 return text
             problem = f"{damage}; where you changed it, remove its last line"
     except FileNotFoundError:
-        guess = nearest(path.name, (each.name for each in path.parent.glob("*.y*ml")))
+        guess = nearest(path.name, [*shipped_configs(), *(each.name for each in path.parent.glob("*.y*ml"))])
         problem = f"no such config file; did you mean {guess}?" if guess else "no such config file; check the path"
     except OSError as error:
         problem = f"cannot be read ({error.strerror}); give a YAML file"
@@ -193,7 +182,7 @@ class Layers:
         for name in {"base", "config"} & layer.keys():
             below = layer.pop(name)
             with self.noting(f"{below.origin}{name}: "):
-                self._add_file(config_path(below.value, directory), chain)
+                self._add_file(shipped_configs().get(below.value, directory / below.value), chain)
         self.given |= layer
         self.last = set(layer)
         self._merged.collect({path: placed.value for path, placed in layer.items()})

@@ -34,7 +34,7 @@ ConfigLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
 
 _SHIPPED = ", ".join(shipped_configs())
 _FLAGS = {
-    "config": Key("", "config", str, 0, "", f"a YAML file, or one that comes with fastwi: {_SHIPPED}"),
+    "config": Key("", "config", str, 0, "", f"YAML file, or one that comes with fastwi: {_SHIPPED}"),
     "dry-run": Key("", "dry-run", bool, 0, False, "check everything, say what would be done, and stop"),
     "print-config": Key("", "print-config", bool, 0, False, "print the whole configuration as YAML and stop"),
     "json": Key("", "json", bool, 0, False, "print results as JSON"),

@@ -19,7 +19,6 @@ HASH_VERSION = 1
 
 HASH_DIGITS = 12
 WIDTH = 100
-_METAVARS = {bool: "[BOOL]", int: "INT", float: "FLOAT", str: "TEXT"}
 _LONGEST_LIST = 8  # whole numbers of an option; more in a row are written as a range
 
 # What cannot change a result. run: where it is written. data.streaming: where images wait. data.decoder: it changes
@@ -68,36 +67,31 @@ def to_yaml(config: Config, changed: bool = False) -> str:
 
     `changed`: only the keys that differ from their defaults, without comments.
     """
-    return _document("# A complete fastwi configuration.", _config_lines(config, changed), changed)
+    lines = [] if changed else ["# A complete fastwi configuration."]
+    for section in SECTIONS:
+        lines += _section_lines(section, getattr(config, section), changed)
+    return "\n".join(lines) + "\n"
 
 
 def sweep_to_yaml(spec: SweepSpec, analysis: AnalysisOptions | None = None, changed: bool = False) -> str:
     """The whole sweep likewise, the base written out, with the options of its studies where they are given."""
-    lines = _config_lines(spec.base, changed)
+    lines = []
     if spec.axes:
         lines += ["", "axes:  # keys of the configuration, each with the values that it takes in turn"]
         lines += [f"  {axis.path}: {_yaml(axis.values, ranges=True)}" for axis in spec.axes]
     lines += _section_lines("sweep", spec.options, changed)
     if analysis is not None:
         lines += _section_lines("analysis", analysis, changed)
-    return _document("# A complete fastwi sweep.", lines, changed)
+    return to_yaml(spec.base, changed) + "\n".join(lines) + "\n"
 
 
-def _document(title: str, lines: list[str], changed: bool) -> str:
-    return "\n".join(lines if changed else [title, *lines]) + "\n"
-
-
-def _config_lines(config: Config, changed: bool) -> list[str]:
-    return [line for section in SECTIONS for line in _section_lines(section, getattr(config, section), changed)]
-
-
-def _section_lines(section: str, values: object, changed: bool) -> list[str]:
+def _section_lines(section: str, values: object, changed: bool = False) -> list[str]:
     lines = []
     for key in section_keys(section, NAMES.values()):
         value = getattr(values, key.name)
         if not changed:
-            comment = f"{key.help} [{_facts(key)}]"
-            lines += textwrap.wrap(comment, 110, initial_indent="  # ", subsequent_indent="  # ")
+            facts = (f"default {default_text(key) or 'empty'}", f"in {key.unit}" * bool(key.unit), allowed(key))
+            lines += _wrap(f"{key.help} [{'; '.join(filter(None, facts))}]", "  # ")
         if not changed or value != key.default:
             lines.append(f"  {key.name}: {_yaml(value, ranges=section not in SECTIONS)}")
     return ["", f"{section}:  # {_title(section)}", *lines] if lines else []
@@ -120,10 +114,9 @@ def _title(section: str) -> str:
     return (ALL_SECTIONS[section].__doc__ or "").strip().partition("\n")[0]
 
 
-def _facts(key: Key) -> str:
-    """Default, unit and bounds in one line."""
-    facts = (f"default {default_text(key) or 'empty'}", f"in {key.unit}" if key.unit else "", key.limits)
-    return "; ".join(filter(None, facts))
+def allowed(key: Key) -> str:
+    """What a value may be, beside its type: one of several words, or between bounds."""
+    return f"one of {', '.join(key.choices)}" if key.choices else key.limits
 
 
 def default_text(key: Key) -> str:
@@ -146,30 +139,23 @@ def help_text(
 ) -> str:
     """The help of `python -m program`.
 
-    `topic`: a section for all about its keys, or `all`; else the short help. `flags`: those that are no keys.
+    `topic`: a section, written out as in a file, or `all`; else the short help. `flags`: those that are no keys.
     `sections`: those whose keys are named. `text`: what else is to be said.
     """
     if topic in ALL_SECTIONS or topic == "all":
         chosen = ALL_SECTIONS if topic == "all" else [topic]
-        keys = {name: section_keys(name, NAMES.values()) for name in chosen}
-        return "\n\n".join("\n".join([f"{name}: {_title(name)}", *_key_lines(keys[name])]) for name in chosen)
+        lines = [line for name in chosen for line in _section_lines(name, ALL_SECTIONS[name]())]
+        return "\n".join(lines[1:])
     lines = [f"usage: python -m {program} [--config FILE] [--section.key VALUE ...]", "", *_wrap(about, ""), ""]
-    lines += [*_key_lines(flags), "  --version", "  --help SECTION"]
-    lines += _wrap(f"all about the keys of {', '.join(ALL_SECTIONS)}; --help all: of all sections", " " * 6)
+    for flag in flags:
+        lines += _wrap(f"--{flag.path}: {flag.help}", "  ")
+    lines += ["  --version: print the version and stop"]
+    lines += _wrap(f"--help SECTION: every key of {', '.join(ALL_SECTIONS)}; or --help all", "  ")
     lines += ["", *text.splitlines()] if text else []
     for section in sections:
         named = (f"{key.name} {default_text(key)}".rstrip() for key in section_keys(section, NAMES.values()))
         lines += ["", f"{section}: {_title(section)}", *_wrap("Keys and defaults: " + ", ".join(named), "  ")]
     return "\n".join(lines)
-
-
-def _key_lines(keys: Iterable[Key]) -> list[str]:
-    lines = []
-    for key in keys:
-        one = "{" + ",".join(key.choices) + "}" if key.choices else _METAVARS[key.scalar]
-        lines.append(f"  --{key.path} " + (f"{one}{key.separator}{one}{key.separator}..." if key.many else one))
-        lines += _wrap(f"{key.help} [{_facts(key)}]", " " * 6)
-    return lines
 
 
 def _wrap(text: str, indent: str) -> list[str]:

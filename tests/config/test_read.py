@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastwi.cli import ShowAndExit
-from fastwi.config.layers import config_path, shipped_configs
+from fastwi.config.layers import shipped_configs
 from fastwi.config.read import (
     Request,
     config_from_mapping,
@@ -16,11 +16,9 @@ from fastwi.config.read import (
     read_sweep_request,
     sweep_from_yaml,
 )
-from fastwi.config.schema import KEYS, Config
+from fastwi.config.schema import Config
 from fastwi.config.sweep import (
     ALL_SECTIONS,
-    ANALYSIS,
-    OPTIONS,
     AnalysisOptions,
     SweepOptions,
     SweepSpec,
@@ -241,10 +239,9 @@ def test_every_shipped_config_is_read_by_its_name_and_as_a_base(
     (tmp_path / "mine.yaml").write_text(f"base: fastwi:{file.stem}\n")
     monkeypatch.chdir(tmp_path)
     request = sweep("--config", str(file))
-    assert config_path(f"fastwi:{file.stem}").samefile(file)
-    assert sweep("--config", f"fastwi:{file.stem}") == dataclasses.replace(
-        request, config_file=config_path(f"fastwi:{file.stem}")
-    )
+    shipped = shipped_configs()[f"fastwi:{file.stem}"]
+    assert shipped.samefile(file)
+    assert sweep("--config", f"fastwi:{file.stem}") == dataclasses.replace(request, config_file=shipped)
     assert sweep("--config", "mine.yaml").spec == request.spec
     if "\nbase:" not in file.read_text() and not request.spec.axes:
         assert read("--config", f"fastwi:{file.stem}") == request.spec.base
@@ -302,20 +299,13 @@ def test_help_and_version_win_over_mistakes(reader) -> None:
     assert shown("-h") == shown("--help")
     assert shown("--help").startswith("usage: python -m fastwi.")
     assert len(shown("--help").splitlines()) <= 75
-    for section in ALL_SECTIONS:
-        assert shown("--help", section) in shown("--help", "all")
-    text = " ".join(shown("--help", "all").split())
-    for key in (*KEYS.values(), *OPTIONS.values(), *ANALYSIS.values()):
-        assert f"--{key.path} " in text
-        assert " ".join(key.help.split()) in text
+    assert "\n\n".join(shown("--help", section) for section in ALL_SECTIONS) == shown("--help", "all")
     for line in (
-        "--experiment.k INT epochs that the parent trains before cloning [default 10; in epochs; at least 0]",
-        "--experiment.momentum {reset,average,keep} ",
-        "--schedule.drop_epochs INT,INT,... epochs at which the rate is multiplied [default 80,120;",
-        "--optimizer.nesterov [BOOL] Nesterov's form of momentum [default false]",
-        "[default 4.0; in GiB; at least 0]",
+        "  # epochs that the parent trains before cloning [default 10; in epochs; at least 0]\n  k: 10\n",
+        '[default reset; one of reset, average, keep]\n  momentum: "reset"\n',
+        "  # epochs at which the rate is multiplied [default 80,120; in epochs; at least 1]\n",
     ):
-        assert line in text
+        assert line in shown("--help", "all")
 
 
 def test_what_the_short_help_shows() -> None:
