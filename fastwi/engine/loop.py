@@ -26,7 +26,6 @@ class LoopEngine(Engine):
         return losses
 
     def _train_member(self, population: Population, m: int, epoch: Epoch, rates_S: list[float]) -> float:
-        optimizer = self.settings.optimizer
         weights_P, momentum_P = population.weights_MP[m], population.momentum_MP[m]
         low_P = weights_P if self.dtype == torch.float32 else weights_P.to(self.dtype)
         gradient_P = torch.zeros_like(weights_P)
@@ -41,9 +40,6 @@ class LoopEngine(Engine):
                 low_P.copy_(weights_P)
             total += backward(x_NCHW, labels_N, None if scale is None else scale.scale_M[0]).double()
             if scale is None or not scale.unscale_(gradient_P[None])[0]:
-                sgd_row_(
-                    weights_P, gradient_P, momentum_P, rate, optimizer.momentum, optimizer.weight_decay,
-                    optimizer.nesterov,
-                )  # fmt: skip
+                sgd_row_(weights_P, gradient_P, momentum_P, rate, self.settings.optimizer)
             epoch.report(len(labels_N))
         return float(total) / max(1, len(rates_S))

@@ -145,12 +145,10 @@ class Program:
         scale_B = None if self._scale is None else self._scale.scale_M.clone()
         self._losses_B += self._gradients(x_BNHWC, labels_BN, scale_B).double()
         skip_B = None if self._scale is None else self._scale.unscale_(state.gradient_BP)
-        sgd_(
-            state.members.weights_MP, state.gradient_BP, state.members.momentum_MP,
-            self._rates_S.index_select(0, self._step).expand(self.members),
-            momentum=optimizer.momentum, weight_decay=optimizer.weight_decay, nesterov=optimizer.nesterov,
-            low_MP=None if state.low_BP is state.members.weights_MP else state.low_BP, skip_M=skip_B,
-        )  # fmt: skip
+        rate_B = self._rates_S.index_select(0, self._step).expand(self.members)
+        low_BP = None if state.low_BP is state.members.weights_MP else state.low_BP
+        members = state.members
+        sgd_(members.weights_MP, state.gradient_BP, members.momentum_MP, rate_B, optimizer, low_BP, skip_B)
         self._first += count
         self._step += 1
 

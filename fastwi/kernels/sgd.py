@@ -18,6 +18,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastwi.config.schema import OptimizerConfig
 from fastwi.kernels import gpu
 from fastwi.kernels.gpu import rounded, tl, triton
 
@@ -30,39 +31,32 @@ def sgd_reference_(
     gradient_MP: Tensor,
     momentum_MP: Tensor,
     rate_M: Tensor,
-    momentum: float,
-    weight_decay: float = 0.0,
-    nesterov: bool = False,
+    optimizer: OptimizerConfig,
     low_MP: Tensor | None = None,
     skip_M: Tensor | None = None,
 ) -> None:
     """`sgd_` in torch's own functions, in any float dtype, on any device, without waiting for it."""
-    v_MP = step_MP = gradient_MP + weight_decay * weights_MP
-    if momentum:
-        v_MP = momentum * momentum_MP + v_MP
-        step_MP = step_MP + momentum * v_MP if nesterov else v_MP
+    v_MP = step_MP = gradient_MP + optimizer.weight_decay * weights_MP
+    if optimizer.momentum:
+        v_MP = optimizer.momentum * momentum_MP + v_MP
+        step_MP = step_MP + optimizer.momentum * v_MP if optimizer.nesterov else v_MP
     w_MP = weights_MP - rate_M[:, None] * step_MP
     skipped_M1 = None if skip_M is None else (skip_M != 0)[:, None]
     weights_MP.copy_(w_MP if skipped_M1 is None else torch.where(skipped_M1, weights_MP, w_MP))
-    if momentum:
+    if optimizer.momentum:
         momentum_MP.copy_(v_MP if skipped_M1 is None else torch.where(skipped_M1, momentum_MP, v_MP))
     if low_MP is not None:
         low_MP.copy_(weights_MP)
 
 
 def sgd_row_(
-    weights_P: Tensor,
-    gradient_P: Tensor,
-    momentum_P: Tensor,
-    rate: float,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
+    weights_P: Tensor, gradient_P: Tensor, momentum_P: Tensor, rate: float, optimizer: OptimizerConfig
 ) -> None:
-    """One step of one member by torch's fused SGD. With `momentum` 0, momentum_P is neither read nor written."""
+    """One step of one member by torch's fused SGD. Without momentum, momentum_P is neither read nor written."""
     torch._fused_sgd_(
-        [weights_P], [gradient_P], [momentum_P] if momentum else [], weight_decay=weight_decay, momentum=momentum,
-        lr=rate, dampening=0.0, nesterov=nesterov, maximize=False, is_first_step=False,
+        [weights_P], [gradient_P], [momentum_P] if optimizer.momentum else [], lr=rate, dampening=0.0,
+        weight_decay=optimizer.weight_decay, momentum=optimizer.momentum, nesterov=optimizer.nesterov,
+        maximize=False, is_first_step=False,
     )  # fmt: skip
 
 
@@ -72,61 +66,43 @@ def sgd_(
     gradient_MP: Tensor,
     momentum_MP: Tensor,
     rate_M: Tensor,
-    *,
-    momentum: float,
-    weight_decay: float = 0.0,
-    nesterov: bool = False,
+    optimizer: OptimizerConfig,
     low_MP: Tensor | None = None,
     skip_M: Tensor | None = None,
 ) -> None:
     """One step of every member, in place: weights and momentum change, gradients do not. Nothing is checked.
 
     weights, gradients and momentum: float32 [M, P], rows contiguous, no memory in common. rate_M: float32, may be
-    expanded. With `momentum` 0, momentum_MP is neither read nor written. low_MP: bfloat16 or float16, receives every
+    expanded. Without momentum, momentum_MP is neither read nor written. low_MP: bfloat16 or float16, receives every
     member's weights as they are after the step. skip_M: bool or integer; members with a nonzero entry keep weights
     and momentum to the bit, whatever their gradients hold. In a captured call, values may change between replays.
     """
-    settings = momentum, weight_decay, nesterov, low_MP, skip_M
-    if gpu.has_triton(weights_MP.device):
-        return _launch(weights_MP, gradient_MP, momentum_MP, rate_M, *settings)
-    if weights_MP.device.type != "cpu":
-        return sgd_reference_(weights_MP, gradient_MP, momentum_MP, rate_M, *settings)
-    skipped = [False] * len(weights_MP) if skip_M is None else skip_M.tolist()
-    for m, (rate, skip) in enumerate(zip(rate_M.tolist(), skipped, strict=True)):
-        if not skip:
-            sgd_row_(weights_MP[m], gradient_MP[m], momentum_MP[m], rate, momentum, weight_decay, nesterov)
-    if low_MP is not None:
-        low_MP.copy_(weights_MP)
-    return None
-
-
-def _launch(
-    weights_MP: Tensor,
-    gradient_MP: Tensor,
-    momentum_MP: Tensor,
-    rate_M: Tensor,
-    mu: float,
-    wd: float,
-    nesterov: bool,
-    low_MP: Tensor | None,
-    skip_M: Tensor | None,
-) -> None:
     M, P = weights_MP.shape
-    if weights_MP.numel() == 0:
-        return
-    blocks = triton.cdiv(P, BLOCK)
-    if skip_M is not None and skip_M.dtype == torch.bool:
-        skip_M = skip_M.view(torch.uint8)
-    matrices = [weights_MP, gradient_MP, *([momentum_MP] if mu else [])]
-    with gpu.on(weights_MP.device):
-        sgd_kernel[(M * blocks,)](
-            weights_MP, gradient_MP, momentum_MP if mu else None, rate_M, skip_M, low_MP, P, blocks,
-            weights_MP.stride(0), gradient_MP.stride(0), momentum_MP.stride(0),
-            0 if low_MP is None else low_MP.stride(0), rate_M.stride(0), 0 if skip_M is None else skip_M.stride(0),
-            mu, wd, NESTEROV=nesterov, ALIGN=_row_alignment(16, *matrices),
-            LOW_ALIGN=1 if low_MP is None else _row_alignment(8, low_MP), BLOCK=BLOCK, num_warps=WARPS,
-            enable_fp_fusion=True,  # explicit: the default changes between Triton versions
-        )  # fmt: skip
+    if not gpu.has_triton(weights_MP.device):
+        if weights_MP.device.type != "cpu":
+            sgd_reference_(weights_MP, gradient_MP, momentum_MP, rate_M, optimizer, low_MP, skip_M)
+            return
+        skipped = [False] * M if skip_M is None else skip_M.tolist()
+        for m, (rate, skip) in enumerate(zip(rate_M.tolist(), skipped, strict=True)):
+            if not skip:
+                sgd_row_(weights_MP[m], gradient_MP[m], momentum_MP[m], rate, optimizer)
+        if low_MP is not None:
+            low_MP.copy_(weights_MP)
+    elif M and P:
+        blocks = triton.cdiv(P, BLOCK)
+        if skip_M is not None and skip_M.dtype == torch.bool:
+            skip_M = skip_M.view(torch.uint8)
+        moving = [momentum_MP] if optimizer.momentum else []
+        matrices = (weights_MP, gradient_MP, momentum_MP, low_MP, rate_M, skip_M)
+        with gpu.on(weights_MP.device):
+            sgd_kernel[(M * blocks,)](
+                weights_MP, gradient_MP, momentum_MP if moving else None, rate_M, skip_M, low_MP, P, blocks,
+                *(0 if x is None else x.stride(0) for x in matrices),
+                optimizer.momentum, optimizer.weight_decay, NESTEROV=optimizer.nesterov,
+                ALIGN=_row_alignment(16, weights_MP, gradient_MP, *moving),
+                LOW_ALIGN=1 if low_MP is None else _row_alignment(8, low_MP), BLOCK=BLOCK, num_warps=WARPS,
+                enable_fp_fusion=True,  # explicit: the default changes between Triton versions
+            )  # fmt: skip
 
 
 def _row_alignment(most: int, *matrices: Tensor) -> int:

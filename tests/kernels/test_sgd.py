@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastwi.config.schema import OptimizerConfig
 from fastwi.kernels.sgd import sgd_, sgd_reference_
 
 # Roundings of one step, in units of the sum of its terms' sizes: wd and mu (2), products (3), sums (3), each at most
@@ -30,11 +31,13 @@ class Matrices:
     def rows(self, rows: slice) -> "Matrices":
         return Matrices(self.w_MP[rows], self.g_MP[rows], self.v_MP[rows], self.rate_M[rows])
 
-    def step(self, momentum: float, weight_decay: float, nesterov: bool, **more: Any) -> None:
-        sgd_(
-            self.w_MP, self.g_MP, self.v_MP, more.pop("rate", self.rate_M), momentum=momentum,
-            weight_decay=weight_decay, nesterov=nesterov, **more,
-        )  # fmt: skip
+    def step(self, momentum: float, weight_decay: float, nesterov: bool, rate=None, **more: Any) -> None:
+        rate_M = self.rate_M if rate is None else rate
+        sgd_(self.w_MP, self.g_MP, self.v_MP, rate_M, optimizer(momentum, weight_decay, nesterov), **more)
+
+
+def optimizer(momentum: float, weight_decay: float, nesterov: bool) -> OptimizerConfig:
+    return OptimizerConfig(momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
 
 def draw(seed: int, device: torch.device, members: int = 3, columns: int = 700) -> Matrices:
@@ -47,12 +50,12 @@ def draw(seed: int, device: torch.device, members: int = 3, columns: int = 700) 
 
 def check_step(before: Matrices, after: Matrices, form: tuple[float, float, bool]) -> None:
     """Hold one step to float64, with bounds from float32's roundings. The gradient is left as it was."""
-    momentum, weight_decay, nesterov = form
+    momentum, weight_decay, _ = form
     w_MP, g_MP, v_MP, rate_M = (x.double() for x in (before.w_MP, before.g_MP, before.v_MP, before.rate_M))
     terms_MP = g_MP.abs() + weight_decay * w_MP.abs()
     if momentum:
         terms_MP = (1 + momentum) * (terms_MP + momentum * v_MP.abs())
-    sgd_reference_(w_MP, g_MP, v_MP, rate_M, momentum, weight_decay, nesterov)
+    sgd_reference_(w_MP, g_MP, v_MP, rate_M, optimizer(*form))
     v_bound = STEP_EPS * terms_MP if momentum else 0.0
     assert ((after.v_MP - v_MP).abs() <= v_bound).all()
     bound_MP = EPS * w_MP.abs() + rate_M[:, None] * 2 * STEP_EPS * terms_MP
@@ -84,10 +87,10 @@ def test_the_reference_is_torchs(seed, form):
     ]
     for _ in range(5):
         g_MP = g_MP.roll(7, 1) + 0.1
-        for row, gradient, optimizer in zip(rows, g_MP, optimizers, strict=True):
+        for row, gradient, torchs in zip(rows, g_MP, optimizers, strict=True):
             row.grad = gradient
-            optimizer.step()
-        sgd_reference_(w_MP, g_MP, v_MP, rate_M, momentum, weight_decay, nesterov)
+            torchs.step()
+        sgd_reference_(w_MP, g_MP, v_MP, rate_M, optimizer(*form))
     torch.testing.assert_close(w_MP, torch.stack(rows).detach(), rtol=1e-12, atol=1e-12)
 
 
@@ -178,7 +181,7 @@ def test_reads_no_value_on_the_host_where_it_is_not_the_cpu():
     w_MP, g_MP, v_MP = torch.empty(3, 2, 5, device="meta")
     low_MP, skip_M = torch.empty(2, 5, device="meta", dtype=torch.bfloat16), torch.empty(2, device="meta")
     rate_M = torch.empty(2, device="meta")
-    sgd_(w_MP, g_MP, v_MP, rate_M, momentum=0.9, weight_decay=0.1, nesterov=True, low_MP=low_MP, skip_M=skip_M)
+    sgd_(w_MP, g_MP, v_MP, rate_M, optimizer(0.9, 0.1, True), low_MP, skip_M)
 
 
 def test_empty_matrices(device):
