@@ -1,7 +1,5 @@
 """Networks of one's own with tensors in float32 that no layer knows of, as published networks have them."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,36 +34,12 @@ class PositionBuffer(_Patches):
         return super().tokens(x_NCHW) + self.positions
 
 
-class PositionParameter(_Patches):
-    """Learned positions and a token of the class."""
-
-    def __init__(self, classes: int, image_size: tuple[int, int]) -> None:
-        super().__init__(classes)
-        tokens = (image_size[0] // 4) * (image_size[1] // 4)
-        self.positions = nn.Parameter(torch.randn(1, tokens + 1, WIDTH) * 0.1)
-        self.token = nn.Parameter(torch.zeros(1, 1, WIDTH))
-
-    def tokens(self, x_NCHW: Tensor) -> Tensor:
-        tokens = super().tokens(x_NCHW)
-        return torch.cat([self.token.expand(len(tokens), -1, -1), tokens], 1) + self.positions
-
-
 class MadeInForward(_Patches):
     """A ramp over the tokens, made in forward."""
 
     def tokens(self, x_NCHW: Tensor) -> Tensor:
         tokens = super().tokens(x_NCHW)
         return tokens * torch.linspace(0.5, 1.5, tokens.shape[1], device=tokens.device)[:, None]
-
-
-class Sinusoidal(_Patches):
-    """Sinusoidal positions (Vaswani et al. 2017), worked out in forward."""
-
-    def tokens(self, x_NCHW: Tensor) -> Tensor:
-        tokens = super().tokens(x_NCHW)
-        at = torch.arange(tokens.shape[1], device=tokens.device).float()[:, None]
-        rate = torch.exp(torch.arange(0, WIDTH, 2, device=tokens.device) * (-math.log(10000.0) / WIDTH))
-        return tokens + torch.cat([torch.sin(at * rate), torch.cos(at * rate)], 1)
 
 
 class DropPath(_Patches):
@@ -134,6 +108,4 @@ class MixesItself(_Patches):
         return self.mixed(tokens, tokens)
 
 
-MIXING = (
-    PositionBuffer, PositionParameter, MadeInForward, Sinusoidal, DropPath, Attention, Convolutions, Recurrent,
-)  # fmt: skip
+MIXING = (PositionBuffer, MadeInForward, DropPath, Attention, Convolutions, Recurrent)

@@ -46,22 +46,17 @@ def test_low_precision_moves_weights_almost_as_float32_does(seed, network, preci
     assert not torch.equal(way, expected_way)
 
 
-@pytest.mark.parametrize(("network", "backend"), [(Convolutions, "auto"), (MadeInForward, "compile")])
-def test_other_backends_too(seed, monkeypatch, network, backend):
+@pytest.mark.parametrize(
+    ("network", "backend", "engine"),
+    [(Convolutions, "auto", "loop"), (MadeInForward, "compile", "loop"), (MadeInForward, "eager", "graph")],
+)
+def test_other_backends_and_engines_too(seed, monkeypatch, network, backend, engine):
     """auto: this project's kernels, where they build. Inductor would take a minute: the trace alone is under test."""
     traced = functools.partial(torch.compile, backend="aot_eager", dynamic=False)
     monkeypatch.setattr("fastwi.engine.base.compiled", lambda function, _: traced(function))
     made = build(network, seed)
     expected_way, *expected = trained(made, seed, "bf16", "eager")
-    way, *losses = trained(made, seed, "bf16", backend)
-    assert losses == pytest.approx(expected, rel=0.02)
-    assert torch.cosine_similarity(way, expected_way, dim=0) > 0.98
-
-
-def test_branches_of_a_captured_step_too(seed):
-    made = build(MadeInForward, seed)
-    expected_way, *expected = trained(made, seed, "bf16", "eager")
-    way, *losses = trained(made, seed, "bf16", "eager", "graph")
+    way, *losses = trained(made, seed, "bf16", backend, engine)
     assert losses == pytest.approx(expected, rel=0.02)
     assert torch.cosine_similarity(way, expected_way, dim=0) > 0.98
 

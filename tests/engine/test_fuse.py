@@ -18,6 +18,7 @@ from fastwi.models.resnet import ResNet
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
 
 CLEAR = 1e-5
+relu = functional.relu
 Result = dict[str, Tensor]
 
 
@@ -28,9 +29,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv1, self.conv2 = (nn.Conv2d(c, 16, 3, 1, 1, bias=False) for c in (3, 16))
         self.bn1, self.bn2 = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
-        self.relu = nn.ReLU()
-        self.linear = nn.Linear(16, 5)
-        self.join = join
+        self.relu, self.linear, self.join = nn.ReLU(), nn.Linear(16, 5), join
         for name in ("bn1", "conv2", "bn2"):
             if name not in join.__code__.co_names:
                 delattr(self, name)
@@ -39,94 +38,42 @@ class Net(nn.Module):
         return self.linear(self.join(self, self.conv1(x_NCHW)).mean((2, 3)))
 
 
-def plain_chain(net: Net, x: Tensor) -> Tensor:
-    return net.relu(net.bn2(net.conv2(functional.relu(net.bn1(x)))))
-
-
-def shortcut_before(net: Net, x: Tensor) -> Tensor:
-    return functional.relu(net.bn2(net.conv2(x)) + x * 2)
-
-
-def shortcut_first_operand(net: Net, x: Tensor) -> Tensor:
-    return torch.relu(torch.add(x * 2, net.bn2(net.conv2(x))))
-
-
-def shortcut_after(net: Net, x: Tensor) -> Tensor:
-    """The other side of the sum is computed after the batch norm."""
-    y = net.bn2(net.conv2(x))
-    z = net.bn1(x).sigmoid()
-    return (y + z).relu()
-
-
-def two_norms(net: Net, x: Tensor) -> Tensor:
-    return functional.relu(net.bn1(x) + net.bn2(net.conv2(x)))
-
-
-def in_place(net: Net, x: Tensor) -> Tensor:
-    return functional.relu(net.bn1(x), inplace=True) + functional.relu(net.bn2(net.conv2(x)), True)
-
-
-def three_users(net: Net, x: Tensor) -> Tensor:
-    y = net.bn1(x)
-    return net.bn2(net.conv2(y)) * y + y.sigmoid()
-
-
 def three_users_of_the_relu(net: Net, x: Tensor) -> Tensor:
-    y = functional.relu(net.bn1(x))
+    y = relu(net.bn1(x))
     return net.bn2(net.conv2(y)) * y + y.sigmoid()
 
 
 def two_users(net: Net, x: Tensor) -> Tensor:
-    y = functional.relu(net.bn1(x))
-    return functional.relu(net.bn2(net.conv2(y)) + y)
-
-
-def used_twice_by_one(net: Net, x: Tensor) -> Tensor:
-    y = net.bn1(x)
-    return y + y
-
-
-def used_before_the_sum(net: Net, x: Tensor) -> Tensor:
-    """The batch norm has another user than the sum: it must not be folded."""
-    y = net.bn1(x)
-    return functional.relu(y + x) * y
+    y = relu(net.bn1(x))
+    return relu(net.bn2(net.conv2(y)) + y)
 
 
 def sum_used_elsewhere(net: Net, x: Tensor) -> Tensor:
     y = net.bn1(x) + x
-    return functional.relu(y) * y
+    return relu(y) * y
 
 
-def scaled_sum(net: Net, x: Tensor) -> Tensor:
-    return torch.add(net.bn1(x), x, alpha=3)
-
-
-def plus_a_number(net: Net, x: Tensor) -> Tensor:
-    return functional.relu(net.bn1(x) + 0.25)
-
-
-def keyword_relu(net: Net, x: Tensor) -> Tensor:
-    return functional.relu(input=net.bn1(x))
-
-
-def keyword_input(net: Net, x: Tensor) -> Tensor:
-    return functional.relu(net.bn2(net.conv2(net.bn1(input=x))))
-
-
-def broadcast_sum(net: Net, x: Tensor) -> Tensor:
-    return functional.relu(net.bn1(x) + x.mean((2, 3), keepdim=True))
-
-
-def called_twice(net: Net, x: Tensor) -> Tensor:
-    """One module at two places, with a ReLU behind one of them only."""
-    return net.bn1(functional.relu(net.bn1(x)) + x) * 0.5 + net.bn2(x)
-
-
-JOINS = [
-    plain_chain, shortcut_before, shortcut_first_operand, shortcut_after, two_norms, in_place, three_users,
-    three_users_of_the_relu, two_users, used_twice_by_one, used_before_the_sum, sum_used_elsewhere, scaled_sum,
-    plus_a_number, keyword_relu, keyword_input, broadcast_sum, called_twice,
-]  # fmt: skip
+JOINS = {
+    "plain chain": lambda net, x: net.relu(net.bn2(net.conv2(relu(net.bn1(x))))),
+    "sum": lambda net, x: relu(net.bn2(net.conv2(x)) + x * 2),
+    "sum, second operand": lambda net, x: torch.relu(torch.add(x * 2, net.bn2(net.conv2(x)))),
+    "other side after the norm": lambda net, x: (net.bn2(net.conv2(x)) + net.bn1(x).sigmoid()).relu(),
+    "two norms": lambda net, x: relu(net.bn1(x) + net.bn2(net.conv2(x))),
+    "in place": lambda net, x: relu(net.bn1(x), inplace=True) + relu(net.bn2(net.conv2(x)), True),
+    "three users": lambda net, x: net.bn2(net.conv2(y := net.bn1(x))) * y + y.sigmoid(),
+    "three users of the ReLU": three_users_of_the_relu,
+    "two users": two_users,
+    "used twice by one": lambda net, x: (y := net.bn1(x)) + y,
+    "used before the sum": lambda net, x: relu((y := net.bn1(x)) + x) * y,  # it must not be folded
+    "sum used elsewhere": sum_used_elsewhere,
+    "scaled sum": lambda net, x: torch.add(net.bn1(x), x, alpha=3),
+    "plus a number": lambda net, x: relu(net.bn1(x) + 0.25),
+    "keyword for ReLU": lambda net, x: relu(input=net.bn1(x)),
+    "keyword for norm": lambda net, x: relu(net.bn2(net.conv2(net.bn1(input=x)))),
+    "broadcast sum": lambda net, x: relu(net.bn1(x) + x.mean((2, 3), keepdim=True)),
+    # One module at two places, with a ReLU behind one of them only.
+    "called twice": lambda net, x: net.bn1(relu(net.bn1(x)) + x) * 0.5 + net.bn2(x),
+}
 
 
 class Corners(TorchFunctionMode):
@@ -145,10 +92,7 @@ class Corners(TorchFunctionMode):
 
 
 def clear_images(network: nn.Module, count: int = 4) -> Tensor:
-    """Images that float64 carries past every ReLU of the network at a distance of some 100 roundings.
-
-    Which they are, float64 alone says; of 50,000 inputs of ReLUs, as resnet20 has on 4 images, one in two are.
-    """
+    """Images that float64 carries past every ReLU of the network at a distance of some 100 roundings."""
     plain = copy.deepcopy(network).double().train()
     for _ in range(100):
         x = torch.randn(count, 3, 8, 8)
@@ -216,10 +160,10 @@ def test_resnet20(seed):
         assert torch.equal(value, kept[name]), name
 
 
-@pytest.mark.parametrize("join", JOINS, ids=lambda join: join.__name__)
+@pytest.mark.parametrize("join", JOINS)
 def test_small_networks(seed, join):
     torch.manual_seed(seed)
-    network = Net(join)
+    network = Net(JOINS[join])
     for name, parameter in network.named_parameters():
         if name.startswith("bn"):
             nn.init.uniform_(parameter, -0.5, 1.5)
@@ -242,67 +186,48 @@ def test_what_is_folded(join, folded):
 
 
 class Small(nn.Module):
-    """A batch norm behind a convolution. Its kinds do things around them that a trace loses, or may lose."""
+    """A batch norm behind a convolution, and `around`, which may do what a trace loses."""
 
-    def __init__(self) -> None:
+    def __init__(self, around=lambda net, y: y) -> None:
         super().__init__()
         self.conv, self.norm, self.relu = nn.Conv2d(3, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
         self.register_buffer("shift", torch.rand(16, 1, 1))
-        self.calls = 0
+        self.calls, self.around = 0, around
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.around(self.norm(self.conv(x))).mean((2, 3))
-
-    def around(self, y: Tensor) -> Tensor:
-        return y
+        return self.around(self, self.norm(self.conv(x))).mean((2, 3))
 
 
-class WithBuffer(Small):
-    def around(self, y: Tensor) -> Tensor:
-        return y * torch.exp(self.shift) + self.shift
+@pytest.mark.parametrize(
+    "around", [lambda net, y: y * torch.exp(net.shift) + net.shift, lambda net, y: relu(y + y.size(1))]
+)
+def test_buffers_and_sizes_are_those_of_the_call(seed, around):
+    torch.manual_seed(seed)
+    network = Small(around)
+    fused = fuse_batch_norm(network)
+    assert fused is not None
+    state = {name: value.clone() for name, value in (*network.named_parameters(), *network.named_buffers())}
+    state["shift"] = torch.rand(16, 1, 1)
+    x = torch.randn(2, 3, 8, 8)
+    for training in (True, False):
+        states = [{name: value.clone() for name, value in state.items()} for _ in range(2)]
+        y, z = (
+            torch.func.functional_call(each.train(training), own, (x,))
+            for each, own in zip((network, fused), states, strict=True)
+        )
+        torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
 
 
-class WithSize(Small):
-    def around(self, y: Tensor) -> Tensor:
-        return functional.relu(y + y.size(1))
+def counting(net: Small, y: Tensor) -> Tensor:
+    net.calls += 1
+    return y * net.calls
 
 
-class Drawing(Small):
-    def around(self, y: Tensor) -> Tensor:
-        return y + torch.randn(16, 1, 1)
-
-
-class Counting(Small):
-    def around(self, y: Tensor) -> Tensor:
-        self.calls += 1
-        return y * self.calls
-
-
-class Constant(Small):
-    def around(self, y: Tensor) -> Tensor:
-        return y + torch.ones(16, 1, 1) * 2
-
-
-class InPlace(Small):
-    def around(self, y: Tensor) -> Tensor:
-        return self.relu(y) + y
-
-
-class InPlaceMethod(Small):
-    def around(self, y: Tensor) -> Tensor:
-        return y.mul_(2) + y
-
-
-class InPlaceOperator(Small):
-    def around(self, y: Tensor) -> Tensor:
-        z = y
-        z += 1
-        return z * y
-
-
-class InPlaceFunction(Small):
-    def around(self, y: Tensor) -> Tensor:
-        return functional.relu(y, inplace=True) * y
+def in_place_operator(net: Small, y: Tensor) -> Tensor:
+    z = y
+    z += 1
+    return z * y
 
 
 class OwnTrain(Small):
@@ -318,49 +243,30 @@ def hooked(on_norm: bool) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("kind", [WithBuffer, WithSize])
-def test_buffers_and_sizes_are_those_of_the_call(seed, kind):
-    torch.manual_seed(seed)
-    network = kind()
-    fused = fuse_batch_norm(network)
-    assert fused is not None
-    state = {name: value.clone() for name, value in (*network.named_parameters(), *network.named_buffers())}
-    state["shift"] = torch.rand(16, 1, 1)
-    x = torch.randn(2, 3, 8, 8)
-    for training in (True, False):
-        states = [{name: value.clone() for name, value in state.items()} for _ in range(2)]
-        y, z = (
-            torch.func.functional_call(each.train(training), own, (x,))
-            for each, own in zip((network, fused), states, strict=True)
-        )
-        torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-5)
-        for name, value in states[0].items():
-            torch.testing.assert_close(value, states[1][name], rtol=1e-4, atol=1e-5)
+LOST = {
+    "draws": Small(lambda net, y: y + torch.randn(16, 1, 1)),
+    "counts": Small(counting),
+    "a constant": Small(lambda net, y: y + torch.ones(16, 1, 1) * 2),
+    "module in place": Small(lambda net, y: net.relu(y) + y),
+    "method in place": Small(lambda net, y: y.mul_(2) + y),
+    "operator in place": Small(in_place_operator),
+    "function in place": Small(lambda net, y: relu(y, inplace=True) * y),
+    "forks": Small(lambda net, y: net.norm(y) if y.sum() > 0 else y),
+    "dropout": Small(lambda net, y: functional.dropout(relu(y), 0.5, training=net.training)),
+    "dropout in evaluation": Small(lambda net, y: functional.dropout(relu(y), 0.5, training=net.training)).eval(),
+    "own train": OwnTrain(),
+    "hook on the norm": hooked(True),
+    "hook on the network": hooked(False),
+    "no norm": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+    "not affine": nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, affine=False)),
+    "no statistics": nn.Sequential(nn.BatchNorm2d(16, track_running_stats=False)),
+    "one dimension": nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)),
+}
 
 
-def dropout_function(net: Net, x: Tensor) -> Tensor:
-    return functional.dropout(functional.relu(net.bn2(net.conv2(x))), 0.5, training=net.training)
-
-
-class Forking(Small):
-    def around(self, y: Tensor) -> Tensor:
-        return self.norm(y) if y.sum() > 0 else y
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        *(kind() for kind in (Drawing, Counting, Constant, InPlace, InPlaceMethod, InPlaceOperator, InPlaceFunction)),
-        OwnTrain(), Forking(), hooked(True), hooked(False), Net(dropout_function), Net(dropout_function).eval(),
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, affine=False)),
-        nn.Sequential(nn.BatchNorm2d(16, track_running_stats=False)),
-        nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)),
-    ],
-    ids=lambda network: type(network).__name__,
-)  # fmt: skip
-def test_what_a_trace_would_freeze_or_lose_is_left_alone(network):
+@pytest.mark.parametrize("name", LOST)
+def test_what_a_trace_would_freeze_or_lose_is_left_alone(name):
     """And tracing draws nothing from torch's generator."""
     state = torch.get_rng_state()
-    assert fuse_batch_norm(network) is None
+    assert fuse_batch_norm(LOST[name]) is None
     assert torch.equal(torch.get_rng_state(), state)

@@ -3,6 +3,7 @@
 Shapes: M members, N images, H W height and width, C channels (I in, O out). Weights are [M, O, KH, KW, I].
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -15,8 +16,8 @@ from fastwi.kernels.stacked_geometry import Geometry, chunk_rows
 from fastwi.kernels.stacked_norm import apply
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPES = [torch.float32, torch.bfloat16]
-NEAR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of a tensor's norm, and of the output's gradient
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+NEAR = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}  # of a tensor's norm, and of dy's
 EPS = 0.02  # not the default
 # (channels in, channels out, window, stride): a ResNet's, odd ones, 1 x 1, and taps that a stride leaves out.
 KINDS = [
@@ -106,12 +107,14 @@ def doubles(tensors: Tensors) -> Tensors:
     return {name: tensor.double() for name, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("low_weights", [False, True], ids=["", "low weights"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_convolution(seed, path, kind, low_weights, dtype):
-    draw, (I, O, window, stride) = Draw(seed), kind  # noqa: E741
-    shape = (2, *torch.randint(1, 10, (3,), generator=draw.generator).tolist(), I)
+def test_convolution(seed, path, kind, low_weights):
+    """All dtypes in turn; at 16 channels in and 5 out the weight gradient has several chunks."""
+    draw, (I, O, window, stride), dtype = Draw(seed), kind, DTYPES[seed % 3]  # noqa: E741
+    several = chunk_rows(I, O) // 100
+    sizes = [several, 11, 10] if O == 5 else torch.randint(1, 10, (3,), generator=draw.generator).tolist()
+    shape = (2, *sizes, I)
     weight = draw.weight(2, O, window, I, dtype if low_weights else torch.float32)
     x, y_shape = draw.tensor(*shape, dtype=dtype), Geometry(shape, weight.shape, stride, window // 2).y_shape
     dy, leaves = draw.tensor(*y_shape, dtype=dtype), {"x": x, "w": weight}
@@ -123,18 +126,7 @@ def test_convolution(seed, path, kind, low_weights, dtype):
     assert torch.equal(found["y"], rounded)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_weight_gradient_of_several_chunks(seed, path, dtype):
-    draw, shape = Draw(seed), (2, 5, 11, 11, 16)
-    assert chunk_rows(16, 5) < 5 * 11 * 11
-    leaves = {"x": draw.tensor(*shape, dtype=dtype), "w": draw.weight(2, 5, 3, 16)}
-    dy = draw.tensor(2, 5, 11, 11, 5, dtype=dtype)
-    found = results(lambda own: stacked_conv(own["x"], own["w"], 1, 1)[0], leaves, dy)
-    exact = {"x": leaves["x"].double(), "w": leaves["w"].to(dtype).double()}
-    assert_near(found, results(lambda own: conv64(own["x"], own["w"], 1), exact, dy.double()), dtype, dy)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("kind", [(16, 16, 3, 1), (16, 5, 3, 2), (5, 32, 1, 1), (64, 64, 3, 1)], ids=str)
@@ -196,13 +188,7 @@ def norm_results(
     return made | {"y": made["y"][0]} if len(dz) == 2 else made
 
 
-FORMS = [
-    (training, with_residual, relu, users)
-    for training in (True, False)
-    for with_residual in (True, False)
-    for relu in (True, False)
-    for users in (1, 2)
-]
+FORMS = list(itertools.product((True, False), (True, False), (True, False), (1, 2)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -243,15 +229,19 @@ def test_a_factor_for_each_member(seed, path):
 
 
 def test_a_channel_far_from_zero_keeps_its_variance(seed, path):
-    """A mean of 1,000 deviations: sums of squares in float32 would leave nothing of the variance."""
+    """A mean of 1,000 deviations: sums of squares in float32 would leave nothing of it. And it is never negative."""
     draw = Draw(seed)
     norm, x = draw.norm(1, 16), draw.tensor(1, 4, 16, 16, 16) + 1000
     norm_results(x, None, norm, [x], True, False, 1.0)
     torch.testing.assert_close(norm["var"].double(), x.double().var((1, 2, 3)), rtol=1e-3, atol=0)
     torch.testing.assert_close(norm["mean"].double(), x.double().mean((1, 2, 3)), rtol=1e-6, atol=0)
+    constant = x[:, :1, :1, :1].expand(x.shape) / 3
+    norm_results(constant, None, norm, [x], True, False, 1.0)
+    assert (norm["var"] >= 0).all()
+    assert (norm["var"] < 1e-6).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_moments_of_the_convolution_serve_as_xs_own(seed, path, dtype):
     draw = Draw(seed)
     x, moments = stacked_conv(
@@ -277,7 +267,7 @@ def some(seed: int, dtype: torch.dtype, first: int, last: int) -> Tensors:
     return own | made | {f"chained {name}": value for name, value in chained.items()}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_a_member_is_the_same_alone_and_among_others_and_each_time(seed, path, dtype):
     together, again = some(seed, dtype, 0, 3), some(seed, dtype, 0, 3)
     for member in range(3):
