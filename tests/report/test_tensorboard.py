@@ -77,7 +77,9 @@ def test_a_run_that_is_stopped(digits_directory, tmp_path, monkeypatch, stop, sh
 
 def test_without_the_package(digits_directory, tmp_path, monkeypatch, capsys):
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name != "tensorboard" and real(name, *more))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: real(name, *more) if name != "tensorboard" else None
+    )
     said = refused(main, capsys, arguments(digits_directory, tmp_path, "--run.tensorboard=true"))
     assert "run.tensorboard: tensorboard is not installed" in said
     assert list(tmp_path.iterdir()) == []
