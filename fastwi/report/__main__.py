@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 from fastwi.cli import command
+from fastwi.errors import UserError
+from fastwi.files import atomic_open
 from fastwi.version import __version__
 
 _DESCRIPTION = (
@@ -32,14 +34,18 @@ def main(argv: list[str]) -> int:
         return int(ended.code or 0)
     # polars, scipy and jinja2 take a second to import: --help does without.
     from fastwi.report.finished import find_sweeps
-    from fastwi.report.page import page_html, write_page
+    from fastwi.report.page import page_html
     from fastwi.report.summary import Summary, count_of
     from fastwi.studies import all_studies
 
     out = arguments.out or arguments.targets[0] / "report.html"
     studies = all_studies()
     sweeps = find_sweeps(arguments.targets, studies)
-    write_page(page_html(sweeps, studies, shlex.join(["python", "-m", "fastwi.report", *argv])), out)
+    if out.is_dir():
+        raise UserError(f"{out}: is a directory; give --out a file, such as {out / 'report.html'}")
+    html = page_html(sweeps, studies, shlex.join(["python", "-m", "fastwi.report", *argv]))
+    with atomic_open(out) as stream:
+        stream.write(html.encode("utf-8", "replace"))
     size, shown, lines = out.stat().st_size, [], []
     for sweep in sweeps:
         lines += [f"{sweep.name}: claim {claim.number}: {claim.verdict_text}" for claim in sweep.claims]

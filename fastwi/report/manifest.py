@@ -39,18 +39,13 @@ def commit() -> str | None:
 
 def manifest(card: Card, resolved: Resolved, identity: str, networks: Networks) -> dict[str, Any]:
     """The manifest of a run as plain values; `networks`: the users' own."""
-    versions = {
-        "fastwi": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     device: dict[str, Any] = {"type": resolved.device.type, "cpu": cpu_name(), "threads": torch.get_num_threads()}
     if resolved.device.type == "cuda":
         device |= {"gpu": torch.cuda.get_device_name(resolved.device), "cuda": torch.version.cuda}
     made = {
         "identity": identity,
-        "versions": versions,
+        "versions": {"fastwi": __version__, **versions},
         "commit": commit(),
         "device": device,
         "precision": str(resolved.dtype).removeprefix("torch."),

@@ -15,8 +15,7 @@ import polars
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fastwi.analysis.statistics import FEWEST, NOTHING, Estimate
-from fastwi.errors import UserError
-from fastwi.files import atomic_open, to_json
+from fastwi.files import to_json
 from fastwi.report.claims import CLAIMS, Finding
 from fastwi.report.figures import DPI, numbered
 from fastwi.report.finished import Finished
@@ -55,14 +54,6 @@ def page_html(sweeps: Sequence[Finished], studies: Mapping[str, Study], command:
         nothing=NOTHING,
         fewest=FEWEST,
     )
-
-
-def write_page(html: str, path: Path) -> None:
-    """Write the page whole or not at all. Raises UserError where that is refused."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory; give --out a file, such as {path / 'report.html'}")
-    with atomic_open(path) as stream:
-        stream.write(html.encode("utf-8", "replace"))
 
 
 def figures(directory: Path, stem: str) -> list[Figure]:

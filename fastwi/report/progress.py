@@ -49,20 +49,13 @@ class Progress:
         console = Console(file=sys.stderr, quiet=quiet)
         # Without ipywidgets a notebook shows lines, as a file does.
         live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
-        self._bar = RichProgress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[speed]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not live,
-        )
+        share = [BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[speed]}")]
+        times = [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+        columns = [TextColumn("{task.description}", markup=False), *share, *times]
+        self._bar = RichProgress(*columns, console=console, disable=quiet or not live)
         self._task = self._bar.add_task(name, total=None, speed="")
         self._name, self._begun = name, time.monotonic()
-        self._last_line, self._ended = -_LINE_EVERY_S, False
+        self._next_line, self._ended = 0.0, False
 
     def __enter__(self) -> "Self":
         self._bar.start()
@@ -71,27 +64,24 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, done: float, total: float) -> None:
-        """Report that `done` of `total` is done; in lines at most every 10 s, and at the end."""
-        if self._due(done, total) and not self._bar.console.is_terminal:
-            self._line(f"{self._name}: {100 * done / max(total, 1):.0f} %", done, total)
+    def show(self, done: float, total: float, said: str = "", speed: str = "", every: bool = False) -> None:
+        """Report that `done` of `total` is done; in lines at most every 10 s and at the end, or `every` time.
 
-    def _due(self, done: float, total: float, description: str = "", speed: str = "") -> bool:
-        """Advance the bar. Returns whether it is time for a line."""
-        self._bar.update(self._task, completed=done, total=total, speed=speed, description=description or self._name)
+        A line has `said`, or the share that is done. Without `said` there are no lines on a terminal.
+        """
+        now = time.monotonic()
+        description = said.partition(":" if every else ",")[0] or self._name
+        self._bar.update(self._task, completed=done, total=total, speed=speed, description=description)
         ended = done >= total * (1 - 1e-9)
-        waited = time.monotonic() - self._last_line >= _LINE_EVERY_S
-        due = (waited and done > 0) or (ended and not self._ended)
+        due = every or (done > 0 and now >= self._next_line) or (ended and not self._ended)
         self._ended = ended
-        return due
-
-    def _line(self, said: str, done: float, total: float, speed: str = "") -> None:
-        """Print `said` with the time."""
-        self._last_line = time.monotonic()
-        spent = self._last_line - self._begun
-        left = clock((total - done) * spent / max(done, 1e-9))
-        times = ", ".join(filter(None, [speed, f"{clock(spent)} spent", f"{left} left"]))
-        self._print(f"{said}  [{times}]")
+        if not due or (self._bar.console.is_terminal and not said):
+            return
+        self._next_line = now + _LINE_EVERY_S
+        spent = now - self._begun
+        times = [speed, f"{clock(spent)} spent", f"{clock((total - done) * spent / max(done, 1e-9))} left"]
+        said = said or f"{self._name}: {100 * done / max(total, 1):.0f} %"
+        self._print(f"{said}  [{', '.join(filter(None, times))}]")
 
     def _print(self, message: str) -> None:
         self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
@@ -133,15 +123,15 @@ class TreeProgress(Progress):
         self._here = 0.0
         self._tasks_done += len(tasks)
         speed = f"{self._done / max(time.monotonic() - self._begun, 1e-9):,.0f} images/s"
-        measured = f"networks measured: {self._tasks_done:,} of {self._tasks:,}"
         last = measurements[-1]
-        said = f"{measured}, the last at epoch {last.epoch}: {last.test_accuracy:.2f} %"
-        if self._record is not None:
-            said = _named(self._planned, measurements)
-            measured = said.partition(":")[0]
-        if self._due(self._done, self._total, measured, speed) or self._record is not None:
-            self._line(said, self._done, self._total, speed)
-        if self._record is not None:
+        said = (
+            f"networks measured: {self._tasks_done:,} of {self._tasks:,}, the last at epoch {last.epoch}: "
+            f"{last.test_accuracy:.2f} %"
+        )
+        if self._record is None:
+            self.show(self._done, self._total, said, speed)
+        else:
+            self.show(self._done, self._total, _named(self._planned, measurements), speed, every=True)
             self._record.add(measurements)
 
     def warned(self, message: str) -> None:

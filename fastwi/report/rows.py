@@ -140,35 +140,31 @@ def gains(
     A point where one of them diverged under every treatment of batch norm is left out.
     """
     axes = other_axes(spec)
-    types = schema(spec, GAIN_COLUMNS)
     rows: list[Row] = []
     for point, place in zip(points, places, strict=True):
         networks = (place.average, *place.ends)
-        sound: dict[str, list[float]] = {}
-        for name, treatment in zip(TREATMENTS, place.treatments, strict=False):
-            found = [_accuracy(measurements, (state, treatment)) for state in networks]
-            accuracies = [accuracy for accuracy in found if accuracy is not None]
-            if len(accuracies) == len(found):
-                sound[name] = accuracies
-        if not sound or any((state, OWN) not in measurements for state in networks):
-            continue
         e = point.config.experiment
         row = {path: axis_value(path, point.values[i]) for path, i in axes.items()}
         row |= {"k": e.k, "s": e.s, "alpha": point.alpha, "parent_seed": point.parent, "pair": point.tuple_index}
-        for name, (average, *children) in sound.items():
-            row[f"average_{name}_%"] = average
-            row[f"children_{name}_%"] = children
-            row[f"gain_best_{name}_points"] = average - max(children)
-            row[f"gain_mean_{name}_points"] = average - sum(children) / len(children)
-        after = [_accuracy(measurements, (state, OWN)) for state in place.after]
-        row["after_%"] = after
-        own = sound.get(OWN)
-        bases = {"average": own[0], "best": max(own[1:])} if own else {"average": None, "best": None}
-        for name, base in bases.items():
-            less = [None if base is None or accuracy is None else accuracy - base for accuracy in after]
-            row[f"after_vs_{name}_points"] = less
-        rows.append(row)
-    return polars.DataFrame([[row.get(name) for name in types] for row in rows], schema=types, orient="row")
+        sound = False
+        for name, treatment in zip(TREATMENTS, place.treatments, strict=False):
+            accuracies = [_accuracy(measurements, (state, treatment)) for state in networks]
+            if None not in accuracies:
+                row[f"average_{name}_%"], *row[f"children_{name}_%"] = accuracies
+                sound = True
+        row["after_%"] = [_accuracy(measurements, (state, OWN)) for state in place.after]
+        if sound and all((state, OWN) in measurements for state in networks):
+            rows.append(row)
+    types = schema(spec, GAIN_COLUMNS)
+    frame = polars.DataFrame([[row.get(name) for name in types] for row in rows], schema=types, orient="row")
+    column = polars.col
+    for name in TREATMENTS:
+        children = column(f"children_{name}_%").list
+        for over, base in (("best", children.max()), ("mean", children.mean())):
+            frame = frame.with_columns((column(f"average_{name}_%") - base).alias(f"gain_{over}_{name}_points"))
+    for over, base in (("average", column("average_own_%")), ("best", column("children_own_%").list.max())):
+        frame = frame.with_columns((column("after_%") - base).alias(f"after_vs_{over}_points"))
+    return frame
 
 
 def _accuracy(measurements: Measured, key: MeasurementKey) -> float | None:

@@ -207,7 +207,7 @@ def test_findings_of_one_unit_share_a_scale():
     """It has 0. Without an interval the parents' own values are drawn; without a value nothing is."""
 
     def finding(unit, value, low, high, points=()):
-        return Finding("", Estimate(value, low, high, 5, 5, 0.95, points=points), unit)
+        return Finding("", Estimate(value, low, high, 5, 5, points=points), unit)
 
     found = [
         finding("points", 6.0, 4.0, 8.0, (4.0, 8.0)),
