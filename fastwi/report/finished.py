@@ -17,7 +17,7 @@ from fastwi.errors import ConfigError, UserError
 from fastwi.models.changes import NETWORKS
 from fastwi.report.claims import Claim, judge
 from fastwi.report.study import Frames, Study
-from fastwi.report.summary import Table, value_text
+from fastwi.report.summary import Table
 from fastwi.report.tables import sweep_tables
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
 
@@ -60,20 +60,6 @@ class Finished:
     def tables(self) -> list[Table]:
         """The sweep's own tables."""
         return sweep_tables(self.gains)
-
-    @property
-    def facts(self) -> list[tuple[str, str]]:
-        """What was swept, by name."""
-        spec, dataset = self.spec, self.manifest.get("dataset") or {}
-        return [
-            ("network", spec.base.model.name),
-            ("dataset", str(dataset.get("name") or spec.base.data.path)),
-            *((axis.path, ", ".join(map(value_text, axis.values))) for axis in spec.axes),
-            ("parents measured (n)", f"{self.parents}"),
-            ("children of each parent at each k", f"{spec.options.children}"),
-            ("averages measured", f"{self.gains.height:,}"),
-            ("further epochs of the average", f"{spec.base.experiment.after}"),
-        ]
 
     @property
     def parents(self) -> int:

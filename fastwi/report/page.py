@@ -20,7 +20,7 @@ from fastwi.report.claims import CLAIMS, Finding
 from fastwi.report.figures import DPI, numbered
 from fastwi.report.finished import Finished
 from fastwi.report.study import Study
-from fastwi.report.summary import Table, count_of, interval_text
+from fastwi.report.summary import Table, count_of, interval_text, value_text
 from fastwi.version import __version__
 
 _MOST_CSV_ROWS = 20_000  # of a data frame in the page; a larger one stays a file
@@ -43,7 +43,7 @@ def page_html(sweeps: Sequence[Finished], studies: Mapping[str, Study], command:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"csv": csv_uri, "marked": marked, "counted": counted, "flat": flat}
+    environment.filters |= {"csv": csv_uri, "marked": marked, "counted": counted, "flat": flat, "value": value_text}
     environment.globals |= {"figures": figures, "interval": interval_text, "most_csv_rows": _MOST_CSV_ROWS}
     return environment.get_template("page.html.j2").render(
         sweeps=sweeps,
