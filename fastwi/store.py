@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from fastwi.cli import EXIT_FAILED, command
@@ -28,6 +27,10 @@ _EPILOG = (
     "Exit codes: 0 ok; 1 verify found damage; 2 bad use, or a store that cannot be used; 130 Ctrl-C. "
     "Results go to stdout, everything else to stderr."
 )
+_REPAIR = (
+    "forget damaged states, so that the next sweep trains them again, and export a damaged metrics.parquet again; "
+    "exit code 1 all the same"
+)
 _COLUMNS = {
     "epoch": "epoch", "treatment": "treatment", "measurements": "measurements", "trained": "epochs trained",
     "states": "states kept", "hours": "hours",
@@ -41,45 +44,44 @@ Shown = tuple[dict[str, Any], list[str]]
 def main(argv: list[str]) -> int:
     """Entry point."""
     arguments = _parser().parse_args(argv)
-    found, lines = _ACTIONS[arguments.action][0](arguments)
+    body, _ = _ACTIONS[arguments.action]
+    if arguments.action in ("verify", "rebuild"):  # which find a damaged index out for themselves
+        found, lines = body(arguments)
+    else:
+        with Store.open(arguments.directory, create=False) as store:
+            found, lines = body(store)
     for line in [to_json({"directory": arguments.directory} | found)] if arguments.json else lines:
         print(line)
-    return EXIT_FAILED if found.get("damage") and arguments.action == "verify" else 0
+    return EXIT_FAILED if found.get("damage") else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     description = "Look after a store of trained states and measurements."
-    parser = argparse.ArgumentParser(
-        "python -m fastwi.store", description=description, epilog=_EPILOG, allow_abbrev=False
-    )
+    common: dict[str, Any] = {"epilog": _EPILOG, "allow_abbrev": False}
+    parser = argparse.ArgumentParser("python -m fastwi.store", description=description, **common)
     parser.add_argument("--version", action="version", version=__version__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     default = SweepOptions().store
     for name, (_, text) in _ACTIONS.items():
-        action = actions.add_parser(name, help=text, description=text, epilog=_EPILOG, allow_abbrev=False)
+        action = actions.add_parser(name, help=text, description=text, **common)
         action.add_argument("directory", nargs="?", default=default, metavar="DIR", help=f"default: {default}")
         action.add_argument("--json", action="store_true", help="one JSON object instead of text")
         if name == "verify":
-            action.add_argument(
-                "--repair",
-                action="store_true",
-                help="forget damaged states, so that the next sweep trains them again, and export a damaged "
-                "metrics.parquet again; exit code 1 all the same",
-            )
+            action.add_argument("--repair", action="store_true", help=_REPAIR)
     return parser
 
 
-def _ls(arguments: argparse.Namespace) -> Shown:
-    with Store.open(arguments.directory, create=False) as store:
-        found = listing(store)
-    rows = [{name: f"{value:,}" if isinstance(value, int) else value for name, value in group.items()}
-            | {"hours": f"{group['seconds'] / 3600:.2f}"} for group in found["groups"]]  # fmt: skip
-    columns = [[title, *(row[name] for row in rows)] for name, title in _COLUMNS.items()] if rows else []
-    widths = [max(map(len, column)) for column in columns]
-    lines = ["  ".join(map(str.rjust, cells, widths)) for cells in zip(*columns, strict=True)]
+def _ls(store: Store) -> Shown:
+    found = listing(store)
+    rows = [list(_COLUMNS.values())] if found["groups"] else []
+    for group in found["groups"]:
+        values = group | {"hours": f"{group['seconds'] / 3600:.2f}"}
+        rows.append([f"{values[name]:,}" if isinstance(values[name], int) else values[name] for name in _COLUMNS])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.rjust, cells, widths)) for cells in rows]
     return found, [
         *lines, *([""] if lines else []),
-        f"{arguments.directory}: {found['states']:,} states ({_size(found['state_bytes'])}), "
+        f"{store.directory}: {found['states']:,} states ({_size(found['state_bytes'])}), "
         f"{found['measurements']:,} measurements, {found['bytes']:,} bytes in all",
         f"{len(found['owners'])} live owners with {found['claims']:,} claims; {found['attempts']:,} attempts so far",
         *(f"  {each['process']}: {each['claims']} claims, {each['pins']} states pinned" for each in found["owners"]),
@@ -128,27 +130,19 @@ def _process_of(places: StorePlaces, owner: str) -> str:
 def _sizes(places: StorePlaces) -> dict[str, int]:
     """Bytes of files by kind. `temporary`: unfinished ones; `other`: locks, the card, what is not the store's."""
     sizes = dict.fromkeys(("states", "index", "metrics", "damaged", "temporary", "other"), 0)
+    index = (*places.index_files, places.rebuilt_index)
     for path in files_under(places.directory):
+        kinds = {
+            "damaged": places.damaged in path.parents, "temporary": places.is_unfinished(path),
+            "index": path in index, "metrics": path == places.metrics, "states": places.key_of(path), "other": True,
+        }  # fmt: skip
         with contextlib.suppress(FileNotFoundError):
-            sizes[_kind(places, path)] += path.stat(follow_symlinks=False).st_size
+            sizes[next(filter(kinds.get, kinds))] += path.stat(follow_symlinks=False).st_size
     return sizes
 
 
-def _kind(places: StorePlaces, path: Path) -> str:
-    if places.damaged in path.parents:
-        return "damaged"
-    if places.is_unfinished(path):
-        return "temporary"
-    if path in (*places.index_files, places.rebuilt_index):
-        return "index"
-    if path == places.metrics:
-        return "metrics"
-    return "states" if places.key_of(path) else "other"
-
-
-def _du(arguments: argparse.Namespace) -> Shown:
-    with Store.open(arguments.directory, create=False) as store:
-        sizes = _sizes(store.places)
+def _du(store: Store) -> Shown:
+    sizes = _sizes(store.places)
     sizes["total"] = sum(sizes.values())
     return {"bytes": sizes}, [f"{value:>20,}  {_size(value):>10}  {name}" for name, value in sizes.items()]
 
@@ -183,13 +177,12 @@ class _Progress:
             print(f"checked {_size(done)} of {_size(total)}", file=sys.stderr)
 
 
-def _gc(arguments: argparse.Namespace) -> Shown:
-    with Store.open(arguments.directory, create=False) as store:
-        freed = store.gc()
+def _gc(store: Store) -> Shown:
+    freed = store.gc()
     kinds = {"temporary": "unfinished files", "orphans": "states that the index does not have", "damaged": "damaged/"}
     total = sum(freed[kind] for kind in kinds)
     return {"bytes": total} | freed, [
-        f"{arguments.directory}: {_size(total)} freed: "
+        f"{store.directory}: {_size(total)} freed: "
         + ", ".join(f"{name} {_size(freed[kind])}" for kind, name in kinds.items())
         + f"; {freed['claims']:,} claims and pins and {freed['locks']:,} locks of dead processes removed"
     ]
@@ -204,7 +197,7 @@ def _rebuild(arguments: argparse.Namespace) -> Shown:
     ]
 
 
-_ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], Shown], str]] = {
+_ACTIONS: dict[str, tuple[Callable[[Any], Shown], str]] = {
     "ls": (_ls, "what is in it, by epoch and treatment, and who works on it"),
     "du": (_du, "bytes by kind of file"),
     "verify": (_verify, "check every byte against what was stored; exit code 1 where there is damage"),

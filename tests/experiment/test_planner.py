@@ -1,6 +1,5 @@
 """The tree of a sweep: what is shared, what names a state, what stays of it."""
 
-import dataclasses
 import hashlib
 
 import pytest
@@ -18,16 +17,14 @@ INPUTS = Inputs("digest", {"train": 1000, "test": 100})
 
 
 def sweep(axes: dict, options: dict | None = None, **sections) -> SweepSpec:
-    base = config_from_mapping({"experiment": {"k": 2, "s": 1, "after": 1}, **sections})
+    engine = {"precision": "bf16"}
+    base = config_from_mapping({"experiment": {"k": 2, "s": 1, "after": 1}, "engine": engine, **sections})
     return SweepSpec(
         base, tuple(Axis(path, tuple(values)) for path, values in axes.items()), SweepOptions(**(options or {}))
     )
 
 
 def planned(spec: SweepSpec) -> PlannedSweep:
-    if spec.base.engine.precision == "auto":
-        engine = dataclasses.replace(spec.base.engine, precision="bf16")
-        spec = dataclasses.replace(spec, base=dataclasses.replace(spec.base, engine=engine))
     return plan_sweep(spec, inputs_of=lambda _: INPUTS)
 
 
@@ -65,29 +62,23 @@ def paths(point: Point) -> set[tuple]:
     return done
 
 
-def test_epochs_of_a_grid_are_those_of_its_points_each_once():
-    spec = sweep(GRID, {"children": 8})
-    every = list(points(spec))
-    tree, places = grown(spec)
-    expected = set().union(*map(paths, every))
-    assert len(epochs_of(tree)) == len(expected) == 6 + 3 * 8 * 4 + 9 * 4 * 2
-    assert len(every) == len(places) == 36
-    assert naive_epochs(every) == sum(len(paths(point)) for point in every) == 384
-
-
 @pytest.mark.parametrize(
-    ("axes", "options"),
+    ("axes", "options", "count"),
     [
-        ({"experiment.k": [0, 1], "experiment.s": [0, 2]}, {"children": 4}),
-        ({"experiment.k": [1, 3]}, {"children": 4, "tuples": "all", "parents": (0, 7)}),
-        ({"experiment.s": [1, 2]}, {"children": 2, "alphas": (0.0, 0.25, 0.5)}),
-        ({"experiment.after": [0, 3]}, {"children": 6, "tuple_size": 3}),
+        (GRID, {"children": 8}, 6 + 3 * 8 * 4 + 9 * 4 * 2),
+        ({"experiment.k": [0, 1], "experiment.s": [0, 2]}, {"children": 4}, 1 + 2 * 4 * 2 + 2 * 2 * 2),
+        ({"experiment.k": [1, 3]}, {"children": 4, "tuples": "all", "parents": (0, 7)}, 2 * (3 + 2 * 4 + 2 * 6)),
+        ({"experiment.s": [1, 2]}, {"children": 2, "alphas": (0.0, 0.25, 0.5)}, 2 + 2 * 2 + 2 * 3),
+        ({"experiment.after": [0, 3]}, {"children": 6, "tuple_size": 3}, 2 + 6 + 2 * 3),
     ],
 )
-def test_other_sweeps_by_the_same_count(axes, options):
+def test_epochs_of_a_sweep_are_those_of_its_points_each_once(axes, options, count):
     spec = sweep(axes, options)
-    expected = set().union(*map(paths, points(spec)))
-    assert len(epoch_keys(spec)) == len(expected)
+    every = list(points(spec))
+    tree, places = grown(spec)
+    assert len(epochs_of(tree)) == len(set().union(*map(paths, every))) == count
+    assert len(every) == len(places)
+    assert naive_epochs(every) == sum(len(paths(point)) for point in every)
 
 
 def test_children_trained_on_are_their_own_longer_paths():
@@ -193,12 +184,6 @@ def test_what_is_kept_of_children_that_are_trained_on_or_not_at_all(experiment, 
     assert kept_epochs(sweep({}, experiment=experiment), keep) == epochs
 
 
-def test_own_statistics_only():
-    tree, places = grown(sweep(GRID, {"measure": ("own",)}))
-    assert {treatment.name for treatment in tree.treatments} == {OWN}
-    assert {(*place.treatments,) for place in places} == {(OWN,)}
-
-
 @pytest.mark.parametrize(
     ("axes", "options"),
     [({"experiment.k": [3, 60]}, {}), ({}, {"parents": tuple(range(20))}), ({}, {"children": 30, "tuples": "all"})],
@@ -210,10 +195,13 @@ def test_a_tree_too_large_is_refused_before_it_grows(monkeypatch, axes, options)
     assert len(grown(sweep({}, {"parents": (0, 1, 2)}))[0]) <= 50
 
 
-def test_probes_of_one_child_are_shared_by_its_pairs():
-    tree, places = grown(sweep({}, {"children": 4, "tuples": "all"}))
+@pytest.mark.parametrize(("measure", "probes"), [(("own", "recomputed"), 6 + 6 + 4), (("own",), 6)])
+def test_probes_of_one_child_are_shared_by_its_pairs(measure, probes):
+    """Averages under each treatment, children recomputed."""
+    tree, places = grown(sweep({}, {"children": 4, "tuples": "all", "measure": measure}))
     assert len(places) == 6
-    assert len(tree.probe_nodes) == 6 + 6 + 4  # averages under two treatments, children recomputed
+    assert len(tree.probe_nodes) == probes
+    assert len(places[0].treatments) == len(tree.treatments) == len(measure)
 
 
 def test_keys_of_before():

@@ -35,11 +35,6 @@ SMALL = {
 }
 
 
-@pytest.fixture
-def data(digits_directory: Path) -> Path:
-    return digits_directory
-
-
 @pytest.fixture(scope="module")
 def splits(digits_directory):
     return [load_split(digits_directory, split, CPU, n)[0] for split, n in (("train", 100), ("test", 50))]
@@ -128,9 +123,7 @@ def test_networks(whole):
 def test_children_are_the_parent_trained_on(whole, digits_directory, splits):
     directory, _ = whole
     config = config_of(digits_directory)
-    engine = LoopEngine(
-        build_network(config, 10), Settings.of(config)
-    )  # fmt: skip
+    engine = LoopEngine(build_network(config, 10), Settings.of(config))
     population = Population.from_modules([build_network(config, 10)])
     for epoch in range(2):
         engine.train_epoch(population, splits[0], [Noise(0)], epoch)
@@ -143,9 +136,9 @@ def test_children_are_the_parent_trained_on(whole, digits_directory, splits):
 
 @pytest.mark.parametrize("batch_norm", ["average", "recompute"])
 @pytest.mark.parametrize("members", [1, 4])
-def test_nothing_need_be_resident(data, tmp_path, batch_norm, members):
+def test_nothing_need_be_resident(digits_directory, tmp_path, batch_norm, members):
     """Without memory for them states are read again, once they are written."""
-    config = config_of(data, children=3, after=2, batch_norm=batch_norm, continue_children=True)
+    config = config_of(digits_directory, children=3, after=2, batch_norm=batch_norm, continue_children=True)
     whole = run(config, tmp_path / "whole")
     assert run(config, tmp_path / "files", seconds=0.0, members=members, memory=0.0) == whole
     for name in ("children", "average", "final"):
@@ -173,8 +166,8 @@ def test_stopped_again_and_again(whole, digits_directory, tmp_path, seconds, mem
         assert found == RunDirectory(expected).checkpoint(name).read_bytes(), name
 
 
-def test_without_epochs_of_children_the_average_is_the_parent(data, tmp_path):
-    rows = run(config_of(data, k=1, s=0, after=0), tmp_path)
+def test_without_epochs_of_children_the_average_is_the_parent(digits_directory, tmp_path):
+    rows = run(config_of(digits_directory, k=1, s=0, after=0), tmp_path)
     parent = tensors(tmp_path, "parent").weights_MP
     torch.testing.assert_close(tensors(tmp_path, "average").weights_MP, parent, rtol=1e-6, atol=0)
     assert tensors(tmp_path, "children").members == 2
@@ -182,10 +175,9 @@ def test_without_epochs_of_children_the_average_is_the_parent(data, tmp_path):
     assert own == pytest.approx([own[0]] * 3, rel=1e-5)
 
 
-def test_options_of_the_average(data, tmp_path):
-    config = config_of(
-        data, k=0, s=1, after=1, weights=[0.25, 0.75], batch_norm="recompute", momentum="keep", continue_children=True
-    )  # fmt: skip
+def test_options_of_the_average(digits_directory, tmp_path):
+    options = {"weights": [0.25, 0.75], "batch_norm": "recompute", "momentum": "keep", "continue_children": True}
+    config = config_of(digits_directory, k=0, s=1, after=1, **options)
     rows = run(config, tmp_path)
     children, average = tensors(tmp_path, "children"), tensors(tmp_path, "average")
     expected = 0.25 * children.weights_MP[0] + 0.75 * children.weights_MP[1]
@@ -198,8 +190,8 @@ def test_options_of_the_average(data, tmp_path):
     assert not RunDirectory(tmp_path).checkpoint("parent").exists()
 
 
-def test_initialisation_is_a_function_of_its_seed(data):
-    config = config_of(data)
+def test_initialisation_is_a_function_of_its_seed(digits_directory):
+    config = config_of(digits_directory)
     torch.manual_seed(1)
     first = build_network(config, 10).state_dict()
     drawn = torch.rand(3)
@@ -211,34 +203,56 @@ def test_initialisation_is_a_function_of_its_seed(data):
     assert not torch.equal(first["conv.weight"], other["conv.weight"])
 
 
-class Spoiled:
-    """An engine under which one network's loss is not a number in one epoch."""
+class Changed:
+    """An engine of which `train` changes the losses and networks of an epoch, and `test` the scores of a test."""
 
-    def __init__(self, engine, noise: int, epoch: int) -> None:
-        self._engine, self._at = engine, (noise, epoch)
+    def __init__(self, engine, train=lambda *_: None, test=lambda _: None) -> None:
+        self._engine, self._train, self._test = engine, train, test
 
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
     def with_settings(self, *settings):
-        return Spoiled(self._engine.with_settings(*settings), *self._at)
+        return Changed(self._engine.with_settings(*settings), self._train, self._test)
 
     def train_epoch(self, population, train, noises, epoch, report):
         losses = self._engine.train_epoch(population, train, noises, epoch, report)
-        for m, noise in enumerate(noises):
-            if (noise.seed, epoch) == self._at:
-                losses[m] = float("nan")
-                population.weights_MP[m] = float("nan")
+        self._train(population, noises, epoch, losses)
         return losses
 
+    def evaluate(self, population, test, report):
+        scores = self._engine.evaluate(population, test, report)
+        self._test(scores)
+        return scores
 
-def spoiled(noise: int, epoch: int):
-    return lambda engine: Spoiled(engine, noise, epoch)
+
+def spoiled(seed: int, at: int):
+    """Engines under which the network of one noise is NaN after one epoch."""
+
+    def train(population, noises, epoch, losses) -> None:
+        for m, noise in enumerate(noises):
+            if (noise.seed, epoch) == (seed, at):
+                losses[m] = float("nan")
+                population.weights_MP[m] = float("nan")
+
+    return lambda engine: Changed(engine, train=train)
+
+
+def blind(evaluation: int, m: int, loss: float):
+    """Engines under which one test, counted from 0, finds `loss` for the network `m`."""
+    left = [evaluation]
+
+    def test(scores) -> None:
+        if left[0] == 0:
+            scores.loss_M[m] = loss
+        left[0] -= 1
+
+    return lambda engine: Changed(engine, test=test)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 30.0], ids=["every epoch", "every chain"])
-def test_a_child_that_diverges_stops_and_the_others_go_on(data, tmp_path, seconds):
-    config = config_of(data, k=1, s=3, children=3)
+def test_a_child_that_diverges_stops_and_the_others_go_on(digits_directory, tmp_path, seconds):
+    config = config_of(digits_directory, k=1, s=3, children=3)
     whole = run(config, tmp_path / "whole")
     rows = run(config, tmp_path / "spoiled", engine=spoiled(2, 2), seconds=seconds)
     assert [(row["network"], row["epoch"]) for row in diverged(rows)] == [("child 2", 3)]
@@ -253,8 +267,8 @@ def test_a_child_that_diverges_stops_and_the_others_go_on(data, tmp_path, second
     assert [row for row in again if row not in diverged(again)] == expected
 
 
-def test_children_go_on_without_an_average_that_diverges(data, tmp_path):
-    config = config_of(data, k=1, s=1, after=3, continue_children=True)
+def test_children_go_on_without_an_average_that_diverges(digits_directory, tmp_path):
+    config = config_of(digits_directory, k=1, s=1, after=3, continue_children=True)
     whole = run(config, tmp_path / "whole")
     rows = run(config, tmp_path / "spoiled", engine=spoiled(config.seeds.average_noise, 3))
     assert [(row["network"], row["epoch"]) for row in diverged(rows)] == [("average", 4)]
@@ -262,40 +276,14 @@ def test_children_go_on_without_an_average_that_diverges(data, tmp_path):
     assert [row for row in rows if row not in diverged(rows)] == expected
 
 
-def test_nothing_comes_of_a_parent_that_diverges(data, tmp_path):
-    rows = run(config_of(data, k=2), tmp_path, engine=spoiled(0, 0))
+def test_nothing_comes_of_a_parent_that_diverges(digits_directory, tmp_path):
+    rows = run(config_of(digits_directory, k=2), tmp_path, engine=spoiled(0, 0))
     assert told(rows) == [("parent", 1, "parent", "own")]
     assert diverged(rows) == rows
 
 
-class Blind:
-    """An engine that evaluates as it is told: `loss` in the place of each loss that `where` finds."""
-
-    def __init__(self, engine, evaluation: int, m: int, loss: float, evaluations: list[int] | None = None) -> None:
-        self._engine, self._at, self._loss = engine, (evaluation, m), loss
-        self._evaluations = [] if evaluations is None else evaluations
-
-    def __getattr__(self, name):
-        return getattr(self._engine, name)
-
-    def with_settings(self, *settings):
-        return Blind(self._engine.with_settings(*settings), *self._at, self._loss, self._evaluations)
-
-    def evaluate(self, population, test, report):
-        scores = self._engine.evaluate(population, test, report)
-        if len(self._evaluations) == self._at[0]:
-            scores.loss_M[self._at[1]] = self._loss
-        self._evaluations.append(population.members)
-        return scores
-
-
-def blind(evaluation: int, m: int, loss: float):
-    evaluations: list[int] = []
-    return lambda engine: Blind(engine, evaluation, m, loss, evaluations)
-
-
-def test_a_child_whose_test_loss_is_not_finite_has_diverged(data, tmp_path):
-    config = config_of(data, k=1)
+def test_a_child_whose_test_loss_is_not_finite_has_diverged(digits_directory, tmp_path):
+    config = config_of(digits_directory, k=1)
     rows = run(config, tmp_path, engine=blind(1, 1, math.nan))
     assert [row["stage"] for row in rows] == ["parent", "children", "children"]  # nothing is averaged
     assert [row["network"] for row in diverged(rows)] == ["child 2"]
@@ -306,14 +294,12 @@ def test_a_child_whose_test_loss_is_not_finite_has_diverged(data, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["weights_MP", "statistics_MQ"])
-def test_a_network_that_is_not_finite_has_no_test_loss(data, splits, where):
-    config = config_of(data)
+def test_a_network_that_is_not_finite_has_no_test_loss(digits_directory, splits, where):
+    config = config_of(digits_directory)
     population = Population.from_modules([build_network(config, 10)] * 3)
     getattr(population, where)[1, -1] = math.inf
-    engine = LoopEngine(
-        build_network(config, 10), Settings.of(config)
-    )  # fmt: skip
-    scores = score(Blind(engine, 0, 1, 1.0), population, splits[1], Silent())
+    engine = blind(0, 1, 1.0)(LoopEngine(build_network(config, 10), Settings.of(config)))
+    scores = score(engine, population, splits[1], Silent())
     assert [math.isnan(loss) for loss, _ in scores] == [False, True, False]
     assert population.finite_M() == [True, False, True]
 
@@ -321,9 +307,9 @@ def test_a_network_that_is_not_finite_has_no_test_loss(data, splits, where):
 @pytest.mark.parametrize("trained_on", ["average", "recompute"])
 @pytest.mark.parametrize("treatment", [0, 1])
 @pytest.mark.parametrize("continued", [False, True])
-def test_an_average_that_diverges_is_not_trained_on(data, tmp_path, trained_on, treatment, continued):
+def test_an_average_that_diverges_is_not_trained_on(digits_directory, tmp_path, trained_on, treatment, continued):
     """With the statistics that it would be trained on with; under the other treatment it is reported, and goes on."""
-    config = config_of(data, k=1, after=2, batch_norm=trained_on, continue_children=continued)
+    config = config_of(digits_directory, k=1, after=2, batch_norm=trained_on, continue_children=continued)
     whole = run(config, tmp_path / "whole")
     spoil = blind(3 - treatment, 0, math.inf)  # recomputed statistics are measured first
     rows = run(config, tmp_path / "blind", engine=spoil)

@@ -6,26 +6,25 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from listeners import Silent
 from tiny_runs import few_digits
 
 import fastwi
-from data_prep.dataset import Split, silent
+from data_prep.dataset import silent
 from data_prep.write import write_dataset
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.beton import StoredBeton
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepOptions, SweepSpec
-from fastwi.errors import UserError
+from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.distributed import _Actor
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.scheduler import Executor, Limits, carry_out
-from fastwi.experiment.store import Measurement, Store
-from fastwi.experiment.tree import MeasurementKey
+from fastwi.experiment.store import DamagedState, Measurement, Store
+from fastwi.experiment.tree import MeasurementKey, Tree
 from fastwi.experiment.worker import Job, Outcome, Report, Worker
 from fastwi.models.registry import build_model
 
@@ -37,26 +36,16 @@ class Net(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 10))
 """
 Place = tuple[Path, Config]
-
-
 Do = Callable[[Job, Report], Outcome]
 
 
-def write_digits(directory: Path, change: Callable[[Split], Split] = lambda split: split) -> None:
+def write_digits(directory: Path, pixel: int = 0, label: int = 0) -> None:
+    """Digits as a dataset; of both splits one bit of a pixel, or a label, is another one if given."""
     digits = few_digits(60, 20)
-    changed = dataclasses.replace(digits, train=change(digits.train), test=change(digits.test))
-    write_dataset(changed, directory, "raw", silent)
-
-
-def one_pixel(split: Split) -> Split:
-    images_NHWC = split.images_NHWC.copy()
-    images_NHWC[7, 3, 3, 1] ^= 1
-    return Split(images_NHWC, split.labels_N)
-
-
-def one_label(split: Split) -> Split:
-    labels_N = np.concatenate([split.labels_N[:-1], (split.labels_N[-1:] + 1) % 10])
-    return Split(split.images_NHWC, labels_N)
+    for split in (digits.train, digits.test):
+        split.images_NHWC[7, 3, 3, 1] ^= pixel
+        split.labels_N[-1] = (split.labels_N[-1] + label) % 10
+    write_dataset(digits, directory, "raw", silent)
 
 
 def write_network(directory: Path, source: str = NETWORK) -> None:
@@ -123,8 +112,8 @@ def stored(place: Place) -> int:
 
 
 REPLACED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "pixel": (lambda there: write_digits(there / "data", one_pixel), "data: changed.*train images"),
-    "label": (lambda there: write_digits(there / "data", one_label), "data: changed.*train images"),
+    "pixel": (lambda there: write_digits(there / "data", pixel=1), "data: changed.*train images"),
+    "label": (lambda there: write_digits(there / "data", label=1), "data: changed.*train images"),
     "network": (lambda there: write_network(there, NETWORK.replace("ReLU", "GELU")), "net.py:Net: changed.*network"),
     "weights": (lambda there: write_weights(there, seed=1), "parent.pt: changed.*weights"),
 }
@@ -195,7 +184,7 @@ def test_a_dataset_that_is_in_memory_may_be_replaced(place: Place) -> None:
 
         def do(job: Job, report: Report) -> Outcome:
             outcome = run(job, report)
-            write_digits(place[0] / "data", one_pixel)
+            write_digits(place[0] / "data", pixel=1)
             return outcome
 
         return do
@@ -209,7 +198,7 @@ def test_analyses_are_held_to_what_was_planned(place: Place) -> None:
     carried_out(place, planned(place))
     spec = planned(place).spec
     with OpenedSweep(spec) as opened:
-        write_digits(place[0] / "data", one_pixel)
+        write_digits(place[0] / "data", pixel=1)
         with pytest.raises(UserError, match=r"data: changed.*train images"):
             opened.resources.splits(place[1])
     write_digits(place[0] / "data")
@@ -243,9 +232,37 @@ def test_both_splits_are_of_one_card(place: Place, monkeypatch: pytest.MonkeyPat
 
     def replaced_after(*arguments: object) -> object:
         found = opened(*arguments)
-        write_digits(place[0] / "data", one_pixel)
+        write_digits(place[0] / "data", pixel=1)
         return found
 
     monkeypatch.setattr(module, "open_split", replaced_after)
     with pytest.raises(UserError, match=r"test\.beton: not the images and labels"):
         module.open_splits(place[1].data, torch.device("cpu"))
+
+
+class Unpicklable(Exception):
+    """As those of torch.compile, which hold a frame."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+        self.held = lambda: None
+
+
+@pytest.mark.parametrize(
+    ("met", "words"),
+    [
+        (Unpicklable("of no", "use"), "RuntimeError: Unpicklable: of no use"),
+        (UserError("data: gone"), "UserError: data: gone"),
+        (CheckpointError("a: foreign"), "CheckpointError: a: foreign"),
+        (DamagedState("a: damaged", "key"), "DamagedState: a: damaged"),
+    ],
+)
+def test_answers_survive_the_way(tmp_path, monkeypatch, met, words):
+    def run(_job, _report):
+        raise met
+
+    actor = _Actor(Tree(), SweepOptions(store=str(tmp_path)), tmp_path)
+    monkeypatch.setattr(actor._worker, "run", run)
+    answer = pickle.loads(pickle.dumps(actor.run(None)))
+    assert f"{type(answer).__name__}: {answer}" == words
+    assert getattr(answer, "key", None) == getattr(met, "key", None)

@@ -14,20 +14,12 @@ from fastwi.experiment.store import Store
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 
-RUN = {
-    "data.train_images": 100, "data.test_images": 50, "run.name": "r", "optimizer.batch_size": 50,
-    "model.width": 0.25, "experiment.k": 1, "experiment.s": 1, "experiment.after": 0, "engine.device": "cpu",
-    "engine.threads": 1, "engine.backend": "eager",
-}  # fmt: skip
-SWEEP = """
-data: {{path: {data}, train_images: 100, test_images: 50}}
-optimizer: {{batch_size: 50}}
-model: {{width: 0.25}}
-experiment: {{s: 1, after: 0, recompute_images: 50}}
-engine: {{device: cpu, threads: 1, backend: eager}}
-axes: {{experiment.k: [1]}}
-sweep: {{store: {here}/store, directory: {here}/sweeps}}
-"""
+ARGUMENTS = [
+    "--data.train_images=100", "--data.test_images=50", "--optimizer.batch_size=50", "--model.width=0.25",
+    "--experiment.s=1", "--experiment.after=0", "--experiment.recompute_images=50", "--engine.device=cpu",
+    "--engine.threads=1", "--engine.backend=eager",
+]  # fmt: skip
+HERE_AND_THERE = pytest.mark.parametrize(("here", "there"), [("fp32", "bf16"), ("bf16", "fp32")])
 
 
 def machine(monkeypatch, precision: str) -> None:
@@ -35,28 +27,30 @@ def machine(monkeypatch, precision: str) -> None:
     monkeypatch.setattr("fastwi.engine.device.auto_precision", lambda _: Choice(precision, "it was measured"))
 
 
-def run(directory: Path, data: Path, *more: str) -> int:
-    pairs = {**RUN, "data.path": data, "run.directory": directory}
-    return train([f"--{key}={value}" for key, value in pairs.items()] + list(more))
+def measurements(store: Path) -> dict:
+    with Store.open(store, create=False) as opened:
+        return opened.measurements()
 
 
-@pytest.mark.parametrize(("here", "there", "dtype"), [("fp32", "bf16", "float32"), ("bf16", "fp32", "bfloat16")])
+@HERE_AND_THERE
 def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(
-    digits_directory, tmp_path, monkeypatch, capfd, here, there, dtype
+    digits_directory, tmp_path, monkeypatch, capfd, here, there
 ):
-    assert run(tmp_path / "whole", digits_directory, f"--engine.precision={here}") == 0
+    argv = [*ARGUMENTS, f"--data.path={digits_directory}", "--experiment.k=1", "--run.name=r"]
+    two = [*argv, f"--run.directory={tmp_path / 'two'}"]
+    assert train([*argv, f"--run.directory={tmp_path / 'whole'}", f"--engine.precision={here}"]) == 0
     machine(monkeypatch, here)
     with monkeypatch.context() as cut:
         cut.setattr("fastwi.report.progress.TreeProgress", stopping(2))
-        assert run(tmp_path / "two", digits_directory) == 130
-    with Store.open(tmp_path / "two" / "r" / "store", create=False) as store:
-        assert [m.epoch for m in store.measurements().values()] == [1]  # the parent's
+        assert train(two) == 130
+    assert [m.epoch for m in measurements(tmp_path / "two" / "r" / "store").values()] == [1]  # the parent's
     machine(monkeypatch, there)
     capfd.readouterr()
-    assert run(tmp_path / "two", digits_directory, "--dry-run") == 0
-    assert f"{dtype} (engine.precision: auto is" in (out := capfd.readouterr().out)
-    assert "the store was begun in it" in out
-    assert run(tmp_path / "two", digits_directory) == 0
+    assert train([*two, "--dry-run"]) == 0
+    shown = capfd.readouterr().out
+    assert {"fp32": "float32", "bf16": "bfloat16"}[here] in shown
+    assert "the store was begun in it" in shown
+    assert train(two) == 0
     rows = [(tmp_path / name / "r" / "metrics.jsonl").read_text() for name in ("whole", "two")]
     assert rows[0] == rows[1]
 
@@ -76,48 +70,43 @@ def test_a_run_is_planned_as_a_sweep_of_one_point(digits_directory, tmp_path, mo
     assert planned.auto == Choice("bf16", "it was measured")
     named = dataclasses.replace(config, seeds=dataclasses.replace(seeds, child_noise=(9, 4, 2)), engine=engine)
     again = plan_run(named, tmp_path / "store")
-    assert again.points[0].config == named
-    assert again.auto is None
+    assert (again.points[0].config, again.auto) == (named, None)
     shared = {planned.tree.keys[node] for node in planned.tree.path(planned.places[0].clone_node, 0)}
     assert shared <= set(again.tree.keys)
     assert again.places[0].average != planned.places[0].average
 
 
-def sweep_file(directory: Path, data: Path) -> list[str]:
-    path = directory / "grid.yaml"
-    path.write_text(SWEEP.format(data=data, here=directory))
-    return ["--config", str(path)]
+def sweep_arguments(directory: Path, data: Path) -> list[str]:
+    places = (f"--data.path={data}", f"--sweep.store={directory}/store", f"--sweep.directory={directory}/sweeps")
+    return [*ARGUMENTS, *places, "--axes.experiment.k=[1]"]
 
 
-@pytest.mark.parametrize(("here", "there"), [("fp32", "bf16"), ("bf16", "fp32")])
+@HERE_AND_THERE
 def test_a_store_goes_on_in_the_precision_that_it_was_begun_in(
     digits_directory, tmp_path, monkeypatch, capfd, here, there
 ):
-    argv = sweep_file(tmp_path, digits_directory)
+    argv = sweep_arguments(tmp_path, digits_directory)
+    more = [*argv[:-1], "--axes.experiment.k=[1, 2]"]
     machine(monkeypatch, here)
     assert sweep(argv) == 0
     assert f"engine.precision: auto is {here}: it was measured" in capfd.readouterr().err
-    with Store.open(tmp_path / "store", create=False) as store:
-        before = store.measurements()
+    before = measurements(tmp_path / "store")
     machine(monkeypatch, there)
     assert sweep([*argv, "--dry-run"]) == 0
     assert "left: 0 epochs" in capfd.readouterr().out
-    assert sweep([*argv, "--axes.experiment.k", "[1, 2]"]) == 0
+    assert sweep(more) == 0
     assert f"engine.precision: auto is {here}: the store was begun in it" in capfd.readouterr().err
-    with Store.open(tmp_path / "store", create=False) as store:
-        both = store.measurements()
+    both = measurements(tmp_path / "store")
     monkeypatch.undo()
-    named = [*argv, "--engine.precision", here, "--axes.experiment.k", "[1, 2]"]
-    explicit = plan_sweep(read_sweep_request(named).spec)
+    explicit = plan_sweep(read_sweep_request([*more, f"--engine.precision={here}"]).spec)
     assert both.keys() == set(explicit.tree.measurement_keys())  # as if the precision had been named
     assert before.keys() < both.keys()
 
 
 def test_a_damaged_note_of_it_is_refused(digits_directory, tmp_path, capsys):
-    argv = sweep_file(tmp_path, digits_directory)
     (tmp_path / "store").mkdir()
     for text in ("", "{", "[]", '{"auto": "fp32"}', '{"auto": "fp32", "sha256": "0"}'):
         (tmp_path / "store" / "precision.json").write_text(text)
-        assert sweep([*argv, "--dry-run"]) == 2
+        assert sweep([*sweep_arguments(tmp_path, digits_directory), "--dry-run"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "precision.json" in line
