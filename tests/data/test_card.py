@@ -1,6 +1,5 @@
 """Dataset cards: written and read back equal; whatever is wrong with one is said in one line."""
 
-import copy
 import dataclasses
 import json
 import re
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastwi.data.card import Card, beton_path, card_from_json, digests_path, read_card, with_checksum
+from fastwi.data.card import Card, card_from_json, read_card, with_checksum
 from fastwi.errors import UserError
 
 
@@ -38,11 +37,6 @@ def test_through_json_and_back(tmp_path: Path, more: dict[str, Any]) -> None:
     assert read_card(tmp_path) == read_card(str(tmp_path)) == card_from_json(value) == card
 
 
-def test_paths_of_the_splits() -> None:
-    assert beton_path("data/x", "test") == Path("data/x/test.beton")
-    assert digests_path("data/x", "test") == Path("data/x/test.digests")
-
-
 def refusal(directory: Path) -> str:
     with pytest.raises(UserError) as caught:
         read_card(directory)
@@ -50,17 +44,14 @@ def refusal(directory: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("directory", "dataset"), [("cifar10", "cifar10"), ("mine", "DATASET")])
-def test_no_card(tmp_path: Path, directory: str, dataset: str) -> None:
-    place = tmp_path / directory
-    command = f"python -m data_prep {dataset} --out {place}"
-    assert refusal(place).startswith(f"{place}: no dataset here (card.json is missing)")
-    assert command in refusal(place)
-    place.touch()
-    assert command in refusal(place)
-
-
-def test_what_is_no_dataset_yet_says_what_to_give(tmp_path: Path) -> None:
+def test_what_is_no_dataset_yet_says_what_to_do(tmp_path: Path) -> None:
+    for name, dataset in (("cifar10", "cifar10"), ("mine", "DATASET")):
+        place = tmp_path / name
+        command = f"python -m data_prep {dataset} --out {place}"
+        assert refusal(place).startswith(f"{place}: no dataset here (card.json is missing)")
+        assert command in refusal(place)
+        place.touch()
+        assert command in refusal(place)
     (tmp_path / "images" / "train" / "cat").mkdir(parents=True)
     assert f"python -m data_prep folder --source {tmp_path / 'images'} --out " in refusal(tmp_path / "images")
     (tmp_path / "train.beton").touch()
@@ -138,20 +129,3 @@ def test_every_bit_of_a_card_is_checked(tmp_path: Path) -> None:
         else:
             assert found == make_card()
     assert refused > 0.8 * len(written)
-
-
-def test_any_value_anywhere_is_a_card_or_refused() -> None:
-    whole = json.loads(json.dumps(make_card().to_json()))
-    odd = [None, True, -1, 10**400, 0.5, "", "x", [], [None], [[1]], {}, {"train": 1, "test": 1}]
-    refused = 0
-    for key in whole:
-        for value in odd:
-            changed = copy.deepcopy(whole) | {key: value}
-            with pytest.raises(ValueError, match=r"checksum|version"):
-                card_from_json(changed)
-            try:
-                card_from_json(with_checksum(changed))
-            except ValueError:
-                refused += 1
-    # Only texts may be another text: name, source, writer; and the checksum is put right.
-    assert refused == len(whole) * len(odd) - 3 - len(odd)

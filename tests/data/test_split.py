@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import operator
 import shutil
 from pathlib import Path
 
@@ -81,9 +82,7 @@ def test_half_of_the_free_memory_is_the_share(digits_directory: Path, monkeypatc
 
 
 def test_a_subset_is_the_same_either_way(digits_directory: Path) -> None:
-    resident = opened(digits_directory, train_images=123)
-    stream = opened(digits_directory, train_images=123, streaming="streamed")
-    assert type(stream) is StreamedDataset
+    resident, stream = (opened(digits_directory, train_images=123, streaming=s) for s in ("resident", "streamed"))
     assert torch.equal(whole_images(stream), whole_images(resident))
     assert torch.equal(stream.labels_N, resident.labels_N)
     with pytest.raises(UserError, match=r"data\.train_images: 100000 asked for"):
@@ -215,73 +214,76 @@ def test_an_ffcv_that_cannot_be_imported(digits_directory: Path, monkeypatch: py
         opened(digits_directory, streaming="streamed", decoder="ffcv")
 
 
+def names(card: Card, **options: object) -> tuple[str, str]:
+    """What results of this dataset are filed under: the digest of its contents, and the configuration's hash."""
+    config = dataclasses.replace(Config(), data=DataConfig(**options))
+    digest = Inputs.of(card, config).digest
+    return digest, config_hash(config, digest)
+
+
 def test_only_what_changes_pixels_changes_the_identity(digits_directory: Path, tmp_path: Path, seed: int) -> None:
     raw = read_card(digits_directory)
     various = read_card(various_set(tmp_path / "various", seed))
-
-    def identity(card: Card, **options: object) -> tuple[str, str]:
-        config = dataclasses.replace(Config(), data=DataConfig(**options))
-        digest = Inputs.of(card, config).digest
-        return digest, config_hash(config, digest)
-
     for card in (raw, various):
-        plain = identity(card)
-        assert identity(card, streaming="streamed") == identity(card, streaming="resident") == plain
-        assert identity(card, decoder="reference") == plain
-        sizes = [identity(card, image_size=size) for size in (8, 9)]
-        assert len({plain[0], sizes[0][0], sizes[1][0]}) == len({plain[1], sizes[0][1], sizes[1][1]}) == 3
-    assert identity(raw, decoder="ffcv") == identity(raw)
-    assert identity(various, decoder="ffcv")[0] != identity(various)[0]
-    assert identity(various, decoder="ffcv")[1] != identity(various)[1]
+        plain = names(card)
+        assert names(card, streaming="streamed") == names(card, streaming="resident") == plain
+        assert names(card, decoder="reference") == plain
+        sizes = [plain, names(card, image_size=8), names(card, image_size=9)]
+        assert [len(set(kind)) for kind in zip(*sizes, strict=True)] == [3, 3]
+    assert names(raw, decoder="ffcv") == names(raw)
+    assert all(map(operator.ne, names(various, decoder="ffcv"), names(various)))
     # The size that the images have anyway is no other content.
-    assert identity(raw, image_size=16)[0] == identity(raw)[0]
+    assert names(raw, image_size=16)[0] == names(raw)[0]
 
 
-def test_whatever_is_read_of_a_dataset_is_in_its_identity(digits_directory: Path, tmp_path: Path, seed: int) -> None:
+def test_whatever_is_read_of_a_dataset_is_in_its_identity(digits_directory: Path) -> None:
     raw = read_card(digits_directory)
     nearest = (float(np.nextafter(raw.std[0], 1)), *raw.std[1:])
-    changed = [
-        dataclasses.replace(raw, sha256=raw.sha256 | {"test": "0" * 64}),
-        dataclasses.replace(raw, sha256=raw.sha256 | {"train": "0" * 64}),
-        dataclasses.replace(raw, mean=nearest),
-        dataclasses.replace(raw, std=nearest),
-        dataclasses.replace(raw, image_shape=(8, 32, 3)),
-        dataclasses.replace(raw, classes=(*raw.classes, "one more"), class_counts={
-            split: (*counts, 0) for split, counts in raw.class_counts.items()
-        }),
-    ]  # fmt: skip
-    assert len({Inputs.of(card, Config()).digest for card in (raw, *changed)}) == 1 + len(changed)
+    more = {split: (*counts, 0) for split, counts in raw.class_counts.items()}
+    changes = [
+        {"sha256": raw.sha256 | {"test": "0" * 64}},
+        {"sha256": raw.sha256 | {"train": "0" * 64}},
+        {"mean": nearest},
+        {"std": nearest},
+        {"image_shape": (8, 32, 3)},
+        {"classes": (*raw.classes, "one more"), "class_counts": more},
+    ]
+    assert len({names(dataclasses.replace(raw, **change)) for change in ({}, *changes)}) == 1 + len(changes)
     # What is only said of it names nothing.
-    said = dataclasses.replace(raw, name="other", source="other", writer="other")
-    assert Inputs.of(said, Config()).digest == Inputs.of(raw, Config()).digest
+    assert names(dataclasses.replace(raw, name="other", source="other", writer="other")) == names(raw)
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "version", "expected"),
+    [
+        (PIL, "__version__", "0.0", {"resized", "various", "jpeg"}),
+        (PIL.features, "version_feature", lambda _: "0.0", {"various", "jpeg"}),
+        (importlib.metadata, "version", lambda _: "0.0", {"ffcv"}),
+    ],
+)
 def test_versions_count_where_the_library_is_at_work(
-    digits_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    digits_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    place: object,
+    name: str,
+    version: object,
+    expected: set[str],
 ) -> None:
     raw, various = read_card(digits_directory), read_card(various_set(tmp_path / "various", seed))
-    one_size = dataclasses.replace(various, sizes="one")
-    asked = {
-        "raw": (raw, DataConfig()), "resized": (raw, DataConfig(image_size=9)), "various": (various, DataConfig()),
-        "jpeg": (one_size, DataConfig()), "ffcv": (one_size, DataConfig(decoder="ffcv")),
-    }  # fmt: skip
+    jpeg = dataclasses.replace(various, sizes="one")
 
-    def named() -> dict[str, str]:
-        configs = {name: (card, dataclasses.replace(Config(), data=data)) for name, (card, data) in asked.items()}
-        return {name: Inputs.of(card, config).digest for name, (card, config) in configs.items()}
-
-    def changed(before: dict[str, str]) -> set[str]:
-        after = named()
-        return {name for name in asked if after[name] != before[name]}
+    def named() -> dict[str, tuple[str, str]]:
+        return {
+            "raw": names(raw),
+            "resized": names(raw, image_size=9),
+            "various": names(various),
+            "jpeg": names(jpeg),
+            "ffcv": names(jpeg, decoder="ffcv"),
+        }
 
     before = named()
-    with monkeypatch.context() as patch:
-        patch.setattr(PIL, "__version__", "0.0")
-        assert changed(before) == {"resized", "various", "jpeg"}
-    with monkeypatch.context() as patch:
-        patch.setattr(PIL.features, "version_feature", lambda _: "0.0")
-        assert changed(before) == {"various", "jpeg"}
-    with monkeypatch.context() as patch:
-        patch.setattr(importlib.metadata, "version", lambda _: "0.0")
-        assert changed(before) == {"ffcv"}
-    assert changed(before) == set()
+    monkeypatch.setattr(place, name, version)
+    after = named()
+    assert {each for each in before if after[each] != before[each]} == expected

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from data_prep import prepare
 from data_prep.dataset import ImageSet, Split
 from data_prep.digits import load_digits
 from fastwi.beton import Beton, content_sha256, read_beton
 from fastwi.beton.digests import image_digest, read_digests
 from fastwi.beton.format import RAW
 from fastwi.data.card import Card, beton_path, digests_path, read_card
+from fastwi.errors import UserError
 
 
 @cache
@@ -93,6 +96,16 @@ def check_prepared(directory: Path, train: Split, test: Split) -> Card:
     np.testing.assert_allclose(card.mean, pixels.mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(card.std, pixels.std(axis=0), rtol=1e-9)
     return card
+
+
+def refusal(tmp_path: Path, source: Path, **options: object) -> str:
+    """What prepare says about `source`; it must leave nothing behind."""
+    out = tmp_path / "refused"
+    with pytest.raises(UserError) as caught:
+        prepare("folder", out, source, **options)
+    assert not out.exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def snapshot(directory: Path) -> dict[str, Any]:

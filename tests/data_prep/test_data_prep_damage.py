@@ -39,31 +39,9 @@ def test_jpegs_damaged_in_the_middle_are_refused(seed: int, progressive: bool, d
 
 
 @needs_simplejpeg
-def test_most_bursts_of_noise_in_a_jpeg_are_found(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    data = jpeg(seed, quality=90)
-    begin = entropy_coded(data)
-    found = 0
-    for _ in range(100):
-        at = int(generator.integers(begin, len(data) - 66))
-        try:
-            decode_image(data[:at] + generator.bytes(64).replace(b"\xff", b"\xfe") + data[at + 64 :])
-        except ImageError:
-            found += 1
-    assert found >= 50  # of 100; a JPEG that is another picture is a JPEG
-
-
-@needs_simplejpeg
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"progressive": True},
-        {"keep_rgb": True},
-        {"subsampling": 2},
-        {"restart_marker_rows": 1},
-        {"optimize": True},
-    ],
+    [{}, {"progressive": True}, {"keep_rgb": True}, {"subsampling": 2}, {"restart_marker_rows": 1}],
 )
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_whole_jpegs_of_every_kind_pass(seed: int, mode: str, options: dict[str, object]) -> None:
@@ -86,7 +64,7 @@ def test_every_flipped_bit_of_a_png_is_found(seed: int) -> None:
 def test_a_png_without_its_end_is_refused() -> None:
     """All pixels are there, but what follows them, EXIF's orientation say, may be lost."""
     data = encoded(picture())
-    for cut in (8, 12):
+    for cut in (1, 4, 8, 12):
         with pytest.raises(ImageError, match="damaged"):
             decode_image(data[:-cut])
     after = data[:-12] + chunk(b"eXIf", exif(3)[6:]) + data[-12:]

@@ -69,6 +69,10 @@ def transparent(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "RGB", "L"])
 def test_transparent_pixels_are_refused_or_laid_on_a_colour(kind: str) -> None:
+    image = picture().convert("RGBA")
+    image.putpixel((3, 3), (9, 9, 9, 254))  # a little is enough
+    with pytest.raises(ImageError, match="transparent"):
+        decode_image(encoded(image))
     data = transparent(kind)
     with pytest.raises(ImageError, match="transparent") as caught:
         decode_image(data)
@@ -82,13 +86,6 @@ def test_transparent_pixels_are_refused_or_laid_on_a_colour(kind: str) -> None:
         assert (white.pixels_HWC[0] == 255).all()
         assert (green.pixels_HWC[0] == (0, 200, 0)).all()
         np.testing.assert_array_equal(white.pixels_HWC[1:], green.pixels_HWC[1:])
-
-
-def test_half_transparent_pixels_are_transparent() -> None:
-    image = picture().convert("RGBA")
-    image.putpixel((3, 3), (9, 9, 9, 254))
-    with pytest.raises(ImageError, match="transparent"):
-        decode_image(encoded(image))
 
 
 def test_colours_of_a_background() -> None:
@@ -114,13 +111,6 @@ def test_few_bits_a_grey_are_scaled() -> None:
     np.testing.assert_array_equal(decoded.pixels_HWC[0, :, 0], (0, 85, 170, 255))
     with pytest.raises(ImageError, match="transparent grey of 2 bits"):
         decode_image(png_of_chunks(header, (b"tRNS", b"\0\0"), (b"IDAT", rows), (b"IEND", b"")))
-
-
-def test_the_end_of_a_png_is_looked_for() -> None:
-    whole = encoded(picture())
-    for data in (whole[:-1], whole[:-4], whole[:-12], whole[:-2] + b"\0\0"):
-        with pytest.raises(ImageError, match="damaged"):
-            decode_image(data)
 
 
 def test_animations_are_refused() -> None:
