@@ -14,24 +14,23 @@ if TYPE_CHECKING:
         el2n_scores,
         ensemble_scores,
         equal_splits,
-        forgetting_events,
+        forgetting_scores,
         split_scores,
     )
     from fastwi.analysis.line import Barrier, barrier_between, barrier_of, evaluate_line
     from fastwi.analysis.plane import evaluate_plane, plane_points
-    from fastwi.analysis.trajectory import ema_weights, lawa_weights
 
 __all__ = [
     "Barrier", "Evaluator", "Measured", "Recomputation", "barrier_between", "barrier_of", "block_groups",
-    "dataset_from_arrays", "el2n_scores", "ema_weights", "ensemble_scores", "equal_splits", "evaluate_blocks",
-    "evaluate_line", "evaluate_plane", "finite", "forgetting_events", "function_distances", "lawa_weights",
-    "plane_points", "split_scores", "tangent_departure", "weight_distances",
+    "dataset_from_arrays", "el2n_scores", "ensemble_scores", "equal_splits", "evaluate_blocks", "evaluate_line",
+    "evaluate_plane", "finite", "forgetting_scores", "function_distances", "plane_points", "split_scores",
+    "tangent_departure", "weight_distances",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import the public name from its home on first use (PEP 562)."""
-    homes = ("evaluator", "line", "plane", "blocks", "distance", "examples", "trajectory")
+    homes = ("evaluator", "line", "plane", "blocks", "distance", "examples")
     for home in homes if name in __all__ else ():
         module = importlib.import_module(f"fastwi.analysis.{home}")
         if hasattr(module, name):

@@ -1,7 +1,7 @@
 """One block of layers at a time along the line between two networks, the rest standing still.
 
 Adilova, Andriushchenko, Kamp, Fischer, Jaggi, Layer-wise Linear Mode Connectivity, ICLR 2024, section 3: replace a
-block of A by (1 - alpha) A + alpha B and measure. Each block alone may have no barrier where the whole line has one.
+block of A by (1 - alpha) A + alpha B and measure.
 """
 
 import itertools
@@ -49,10 +49,10 @@ def evaluate_blocks(
 ) -> Measured:
     """Move one block at a time to each of `alphas` between the members A and B of `pair`, and evaluate.
 
-    groups: blocks by name, each a list of prefixes of parameters and statistics: "blocks.0" takes
-    blocks.0.conv1.weight, and not blocks.01; None: `block_groups`. Parameters in no group never move. Names of the
-    networks: `rest` (A: the block moves from A to B; B: from B to A), `block`, `alpha`. Treatments are those of
-    `evaluate_line`: averaged statistics move with their block. Raises UserError for bad input.
+    groups: blocks by name, each a list of prefixes: "blocks.0" takes blocks.0.conv1.weight, and not blocks.01. None:
+    `block_groups`. Parameters in no group never move; averaged statistics move with their block. Names of the
+    networks: `rest` (A: the block moves from A to B; B: from B to A), `block`, `alpha`. Raises UserError for bad
+    input.
     """
     alphas_L = check_alphas(alphas)
     check_members(pair, 2)

@@ -18,8 +18,8 @@ _COLUMNS = 2**16  # of weights that are in float64 at one time
 class WeightDistances:
     """Distances of C networks' parameters, float64; batch-norm statistics have no part in them.
 
-    l2_CC: L2 distance of each two. displacement_C: L2 norm of each one's way from the parent. cosine_CC: of the
-    angle between two such ways, NaN for one of length 0.
+    l2_CC: L2 distance of each two. displacement_C: L2 norm of each one's way from the parent. cosine_CC: of the angle
+    between two such ways, NaN for one of length 0.
     """
 
     l2_CC: Values
@@ -32,8 +32,7 @@ class FunctionDistances:
     """Distances of C networks' outputs on one dataset, float64 [C, C] each; zero on the diagonal.
 
     disagreement_CC: % of images whose predicted class differs (Fort, Hu, Lakshminarayanan 2019, Deep Ensembles: A
-    Loss Landscape Perspective, section 3). kl_CC: mean over images of KL(p_i || p_j), nats, p the softmax outputs;
-    not symmetric, and NaN for a network that diverged.
+    Loss Landscape Perspective, section 3). kl_CC: mean over images of KL(p_i || p_j), nats, p the softmax outputs.
     """
 
     disagreement_CC: Values
@@ -83,12 +82,11 @@ def function_distances(evaluator: Evaluator, networks: Population, dataset: Resi
 def tangent_departure(
     evaluator: Evaluator, children: Population, average: Population, dataset: ResidentDataset
 ) -> float:
-    """How far the average's outputs are from the mean of the children's, in units of the children's spread.
+    """How far the average's logits are from the mean of the children's, in units of the children's spread.
 
-    The mean over images of ||f(average) - mean of f(children)||_2 over the mean of ||f(child) - mean of
-    f(children)||_2, f the logits: 0 where the network is linear in its weights between the children (the tangent
-    regime of Izmailov et al. 2018, Averaging Weights Leads to Wider Optima, section 3.5). NaN or infinite where the
-    children's outputs are equal.
+    The mean over images of ||f(average) - mean of f(children)||_2 over that of ||f(child) - mean of f(children)||_2:
+    0 where the network is linear in its weights between the children (the tangent regime of Izmailov et al. 2018,
+    Averaging Weights Leads to Wider Optima, section 3.5). NaN or infinite where the children's outputs are equal.
     """
     off, spread = torch.zeros(2, dtype=torch.float64, device=evaluator.device)
     both = (evaluator.batches(children, dataset), evaluator.batches(average, dataset))

@@ -74,12 +74,11 @@ class Measured:
 
 
 class Evaluator:
-    """Evaluates populations of one architecture, which may be anyone's nn.Module from images to logits [N, K].
+    """Evaluates populations of one architecture: anyone's nn.Module from images [N, C, H, W] to logits [N, K].
 
-    model: gives the architecture; it is copied. It gets images [N, C, H, W] in channels-last order. engine: device,
-    precision and backend. batch_size, augment: of recomputed statistics alone. report: called with the number of
-    images evaluated since the last call. memory_bytes: of networks made for a measurement and alive at one time; no
-    result depends on it.
+    model: gives the architecture; it is copied. batch_size, augment: of recomputed statistics alone. report: called
+    with the number of images evaluated since the last call. memory_bytes: of networks made for a measurement and
+    alive at one time; no result depends on it.
     """
 
     def __init__(
@@ -107,8 +106,8 @@ class Evaluator:
     def scores(self, population: Population, dataset: ResidentDataset) -> Scores:
         """Loss (nats) and accuracy (%) of every member with its own statistics, float64 [M] each.
 
-        Raises UserError for another architecture, a dataset on another device or without images, and labels that the
-        network has no output for.
+        Raises UserError for another architecture, a dataset that does not fit, and labels that the network has no
+        output for.
         """
         population = self._take(population)
         self._check(dataset)
@@ -155,10 +154,9 @@ class Evaluator:
     ) -> Measured:
         """Loss and error of the networks `names` on every split, under each of `treatments`.
 
-        `build(first, last)` makes networks first .. last - 1 with averaged statistics, `copies` times the memory of
-        a network each. "averaged" measures them so, "recomputed" with statistics of their own weights. Where
-        averaging gave a negative variance, which extrapolation can, the values are NaN under "averaged": with a
-        clamped variance it would be another network. Raises UserError for bad input.
+        `build(first, last)` makes networks first .. last - 1 with averaged statistics, in `copies` times the memory
+        of a network each. "averaged" measures them so, "recomputed" with statistics of their own weights. A negative
+        variance, which extrapolation can give, is NaN under "averaged": clamped it would be another network.
         """
         _check_treatments(treatments, recomputation)
         if not splits:
@@ -230,10 +228,10 @@ def dataset_from_arrays(
     std: Sequence[float],
     device: str | torch.device = "auto",
 ) -> ResidentDataset:
-    """A dataset of the caller's own arrays.
+    """A dataset of the caller's own arrays. Raises UserError for others than these.
 
-    images uint8 [N, H, W, C]; labels integers [N], 0 or more; mean and std of each channel in 0..1: the network
-    gets (v / 255 - mean) / std. Raises UserError for anything else.
+    images uint8 [N, H, W, C]; labels integers [N], 0 or more; mean and std of each channel in 0..1: the network gets
+    (v / 255 - mean) / std.
     """
     images, labels = torch.as_tensor(images_NHWC), torch.as_tensor(labels_N)
     if images.ndim != 4 or images.dtype != torch.uint8:

@@ -1,13 +1,10 @@
 """What networks make of single training examples: EL2N, forgetting, splits by score; and the ensemble of networks.
 
-All rest on one pass of each network over the images, without augmentation.
-
 Shapes: M members, N images, n images of a batch, K classes, S splits.
 """
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -31,39 +28,6 @@ class LogitsEngine(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class SplitScores:
-    """Accuracy (%) and mean cross-entropy (nats) of each member on each split, float64 [M, S].
-
-    images_S: int64, the images of each split. Column 0 is Split 1, that of the lowest scores.
-    """
-
-    accuracy_MS: Values
-    loss_MS: Values
-    images_S: NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Forgetting:
-    """Forgetting of M trajectories over `measurements` passes.
-
-    events_MN: int64, forgetting events. learned_MN: bool, correct at some measurement.
-    """
-
-    measurements: int
-    events_MN: NDArray[np.int64]
-    learned_MN: NDArray[np.bool_]
-
-    def scores(self, never_learned: float = math.inf) -> Values:
-        """For sorting, float64 [N]: events summed over trajectories; `never_learned` is what such a one counts.
-
-        Infinity is the paper's rule. Its authors' code counts `measurements` instead: the order is the same for one
-        trajectory, but over several an example that one of them never learned need not come last.
-        """
-        total_N: Values = np.where(self.learned_MN, self.events_MN, float(never_learned)).sum(axis=0)
-        return total_N
-
-
 def el2n_scores(
     engine: LogitsEngine, populations: Population | Iterable[Population], dataset: ResidentDataset
 ) -> Values:
@@ -71,8 +35,7 @@ def el2n_scores(
 
     Paul, Ganguli, Dziugaite 2021 (Deep Learning on a Data Diet), definition 2.3: E ||p(w, x) - y||_2, p the softmax
     output and y the one-hot label; the mean over all members of all populations, which may come one at a time. They
-    should be independent networks early in training: children of one parent are not. Raises UserError where there is
-    no network, or one has diverged.
+    should be independent: children of one parent are not. Raises UserError for no network, and for one that diverged.
     """
     networks, total_N = 0, np.zeros(len(dataset))
     for population in [populations] if isinstance(populations, Population) else populations:
@@ -95,41 +58,46 @@ def el2n_scores(
     return total_N / networks
 
 
-def forgetting_events(engine: LogitsEngine, snapshots: Iterable[Population], dataset: ResidentDataset) -> Forgetting:
-    """How often images that were classified correctly are misclassified at the next measurement, on M trajectories.
+def forgetting_scores(
+    engine: LogitsEngine,
+    snapshots: Iterable[Population],
+    dataset: ResidentDataset,
+    never_learned: float = math.inf,
+) -> Values:
+    """How often each image that was classified correctly is misclassified at the next measurement, float64 [N].
 
-    Toneva et al. 2019 (An Empirical Study of Example Forgetting during Deep Neural Network Learning), section 3: with
-    acc_t the correctness at measurement t, an event is acc_t > acc_{t+1}. There a measurement is an example's own
-    presentation in training; here it is a pass over networks that were saved.
+    Toneva et al. 2019 (An Empirical Study of Example Forgetting during Deep Neural Network Learning), section 3, with
+    passes over saved networks for measurements. Events are summed over M trajectories.
 
-    snapshots: the same M members at consecutive times, oldest first; they may come one at a time. Raises UserError
-    where there is none, or where their numbers of members differ.
+    snapshots: the same M members at consecutive times, oldest first; they may come one at a time. never_learned: what
+    a trajectory counts that is never right; infinity is the paper's rule, its authors' code counts the measurements.
+    Raises UserError for no snapshot, and for other numbers of members.
     """
-    measurements, last_MN, events_MN, learned_MN = 0, np.array(False), np.array(0), np.array(False)
+    last_MN, events_MN, learned_MN = None, np.array(0), np.array(False)
     for population in snapshots:
         right_MN = torch.empty((population.members, len(dataset)), dtype=torch.bool)
         for m in range(population.members):
             for positions, labels_n, logits_nK in _outputs(engine, population, m, dataset):
                 right_MN[m, positions.cpu()] = (logits_nK.argmax(1) == labels_n).cpu()
         correct_MN = right_MN.numpy()
-        if measurements and correct_MN.shape != last_MN.shape:
-            raise UserError(
-                f"forgetting: {len(last_MN)} members, then {len(correct_MN)}; measure the same networks each time"
-            )
-        events_MN = events_MN + (last_MN & ~correct_MN)
+        if last_MN is not None:
+            if correct_MN.shape != last_MN.shape:
+                members = f"{len(last_MN)} members, then {len(correct_MN)}"
+                raise UserError(f"forgetting: {members}; measure the same networks each time")
+            events_MN = events_MN + (last_MN & ~correct_MN)
         learned_MN = learned_MN | correct_MN
-        measurements, last_MN = measurements + 1, correct_MN
-    if not measurements:
+        last_MN = correct_MN
+    if last_MN is None:
         raise UserError("snapshots: none was given; give the networks along a trajectory, oldest first")
-    return Forgetting(measurements, events_MN, learned_MN)
+    total_N: Values = np.where(learned_MN, events_MN, float(never_learned)).sum(axis=0)
+    return total_N
 
 
 def equal_splits(scores_N: ArrayLike, splits: int = 4) -> NDArray[np.int64]:
     """The split of each image, int64 [N] of 0 .. splits - 1, by ascending score (paper, Figure 5: 4 splits).
 
-    Split 0 here is the paper's Split 1, that of the lowest scores. Equal scores keep the order of the dataset. Where
-    `splits` does not divide N, the first N mod splits ones have one image more. Raises UserError for scores that are
-    not one number an image, for NaN, and for less than one image a split.
+    Equal scores keep the order of the dataset. Where `splits` does not divide N, the first N mod splits ones have one
+    image more. Raises UserError for scores that are not one number an image, and for less than one image a split.
     """
     scores = np.asarray(scores_N, dtype=np.float64)
     if scores.ndim != 1:
@@ -147,8 +115,8 @@ def equal_splits(scores_N: ArrayLike, splits: int = 4) -> NDArray[np.int64]:
 
 def split_scores(
     engine: LogitsEngine, population: Population, dataset: ResidentDataset, splits_N: ArrayLike
-) -> SplitScores:
-    """Accuracy and loss of every member on every split, from one pass over `dataset` a member.
+) -> tuple[Values, Values]:
+    """Accuracy (%) and loss (nats) of every member on every split, float64 [M, S], from one pass a member.
 
     splits_N: the split of each image, such as `equal_splits` gives; every number from 0 to the largest must occur.
     Raises UserError for splits that do not fit the dataset.
@@ -174,7 +142,7 @@ def split_scores(
             total_MS2[m, :, 0] += torch.where(inside_Sn, loss_n, 0.0).sum(1)
             total_MS2[m, :, 1] += (inside_Sn & (logits_nK.argmax(1) == labels_n)).sum(1)
     mean_MS2 = total_MS2.cpu().numpy() / images_S[:, None]
-    return SplitScores(100 * mean_MS2[..., 1], mean_MS2[..., 0], images_S.astype(np.int64))
+    return 100 * mean_MS2[..., 1], mean_MS2[..., 0]
 
 
 def ensemble_scores(engine: LogitsEngine, networks: Population, dataset: ResidentDataset) -> Scores:

@@ -1,12 +1,9 @@
 """Loss and error on the line between two networks, W(alpha) = (1 - alpha) A + alpha B, and its barriers.
 
 Frankle, Dziugaite, Roy, Carbin, Linear Mode Connectivity and the Lottery Ticket Hypothesis, ICML 2020, section 2:
-with E(alpha) the error of the network at W(alpha),
+with E(alpha) the error at W(alpha), over 30 evenly spaced alphas,
 
     barrier = max over alpha of E(alpha)  -  (E(0) + E(1)) / 2,
-
-over 30 evenly spaced alphas. Its linear variant takes the excess over the straight line between the end points:
-
     linear barrier = max over alpha of [E(alpha) - (1 - alpha) E(0) - alpha E(1)].
 
 Neither bounds the other. Where the error changes evenly the second is zero, and the first is half the difference
@@ -79,13 +76,9 @@ def evaluate_line(
 ) -> Measured:
     """Evaluate the networks at `alphas` on the line from member 0 of `pair` to member 1, on every split.
 
-    alphas: any finite numbers; outside 0..1 they extrapolate. Alphas 0 and 1 are the end points to the bit.
-    Treatments of batch-norm statistics, any of:
-
-    - averaged: interpolated as the weights are. Far outside 0..1 a variance can become negative: NaN there.
-    - recomputed: of each network's own weights, on `recomputation`'s images, the same draws at every alpha.
-
-    Raises UserError for bad input.
+    alphas: any finite numbers; 0 and 1 are the end points to the bit. treatments of batch-norm statistics: "averaged"
+    are interpolated as the weights are (NaN where a variance becomes negative); "recomputed" are of each network's
+    own weights, on `recomputation`'s images, the same draws at every alpha. Raises UserError for bad input.
     """
     alphas_L = check_alphas(alphas)
     check_members(pair, 2)
@@ -130,10 +123,9 @@ def barrier_between(
     treatments: Sequence[str] = (AVERAGED,),
     recomputation: Recomputation | None = None,
 ) -> list[Barrier]:
-    """Evaluate the line between two networks and return its barriers, one a split and treatment.
+    """The barriers of the line between two networks, one a split and treatment: see `evaluate_line`.
 
-    `alphas` evenly spaced places from 0 to 1, both ends among them. See `evaluate_line` for the rest. Raises
-    UserError for bad input.
+    `alphas` evenly spaced places from 0 to 1, both ends among them. Raises UserError for bad input.
     """
     if alphas < 2:
         raise UserError(f"alphas is {alphas}; a barrier needs at least the two end points")

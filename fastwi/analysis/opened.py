@@ -79,10 +79,9 @@ class OpenedSweep:
         return not self._missing(keys)
 
     def states(self, keys: Sequence[str]) -> "Population":
-        """The states `keys` as the members of one population, in their order.
+        """The states `keys` as the members of one population, in their order; an average has averaged statistics.
 
-        An average has its children's batch-norm statistics, averaged. Raises UserError for a state that the store
-        does not have, and DamagedState for one that is damaged.
+        Raises UserError for a state that the store does not have, and DamagedState for one that is damaged.
         """
         self.require(keys)
         tree = self.planned.tree

@@ -76,10 +76,9 @@ def all_pairs(opened: OpenedSweep) -> list[Pair]:
 def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     """The averages of `options.cells` (empty: all), of each parent the first `options.pairs` (0: all).
 
-    Of a sweep's alphas only the plain mean, 1/2, is chosen where it is among them. Cells are in the order of
-    `options.cells`; without, the largest k and s come first. Left out are averages that are not measured at
-    interpolation, they or their children; and, noted in `opened.left_out`, those that diverged or have a child that
-    did. Raises UserError where nothing is left.
+    Of a sweep's alphas only the plain mean, 1/2, is chosen where it is among them. Without `options.cells` the
+    largest k and s come first. Left out are averages that are not measured, they or their children; and, noted in
+    `opened.left_out`, those that diverged or have a child that did. Raises UserError where nothing is left.
     """
     lost, measured = opened.lost(), opened.measured
 
@@ -101,9 +100,8 @@ def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
 def chosen_lines(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     """The pairs of `options.cells` whose line is measured, each once: points that differ in alpha have one line.
 
-    They are in the order of `options.cells`; without, in the sweep's. Left out, and noted in `opened.left_out`, are
-    those with a child that diverged. Raises UserError for a sweep whose tuples are not pairs, where nothing is left,
-    and where the children's states are not stored.
+    Those with a child that diverged are left out, and noted. Raises UserError for tuples that are not pairs, where
+    nothing is left, and where the children's states are not stored.
     """
     size = opened.planned.spec.options.tuple_size
     if size != 2:

@@ -1,13 +1,10 @@
-"""Loss and error over the plane through three networks (Garipov et al. 2018, appendix A.1, 'the plane').
+"""Loss and error over the plane through three networks O (the parent), A and B (Garipov et al. 2018, appendix A.1).
 
-Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs, NeurIPS 2018. From an origin O (the parent), A and B:
+Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs, NeurIPS 2018:
 
     u = A - O,   v = (B - O) - <B - O, u> / ||u||^2 u,   W(x, y) = O + x u / ||u|| + y v / ||v||.
 
-So O lies at (0, 0), A at (||u||, 0) and B at (<B - O, u> / ||u||, ||v||); distances in the plane are L2 distances of
-weights.
-
-Shapes: L places in the plane.
+O lies at (0, 0), A at (||u||, 0) and B at (<B - O, u> / ||u||, ||v||). Shapes: L places in the plane.
 """
 
 import itertools

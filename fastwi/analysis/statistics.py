@@ -1,18 +1,14 @@
 """Intervals over seeds: every estimate carries its interval and its n, and n counts PARENTS.
 
-Children of one parent share a training past, so their results are dependent; what is drawn independently is the
-parent. So each interval rests on one number a parent. The methods were chosen by their coverage for 5 to 20 parents
-(`benchmarks/coverage.py`; docs/intervals.md has the table):
+Children of one parent share a training past: what is drawn independently is the parent, so each interval rests on one
+number a parent. The methods were chosen by their coverage for 5 to 20 parents (docs/intervals.md):
 
-- A mean: Student's t interval of the parents' means. Percentile and BCa bootstrap are too narrow for few parents.
-- A rank correlation: the jackknife over parents (Miller 1974, The Jackknife: a review). Leave each parent out, take
-  the standard error of Fisher's z = arctanh(r), and Student's t with one degree of freedom less than parents.
+- A mean: Student's t interval of the parents' means.
+- A rank correlation: the jackknife over parents (Miller 1974, The Jackknife: a review) of Fisher's z = arctanh(r),
+  with Student's t. Where all parents agree, its limits are those of Clopper and Pearson (1934) for n of n: how many
+  parents that differ, to the extreme, n parents could miss.
 
-No interval is given below `FEWEST` parents, or where all parents agree, so that its width would be zero. A mean has
-no interval then. A rank correlation has a least and a greatest value, and so limits as those of Clopper and Pearson
-(1934) for n of n: how many parents that differ, to the extreme, n parents could miss.
-
-Shapes: n pairs (rows of the data), G parents.
+No interval is given below `FEWEST` parents, nor for a mean where all parents agree. Shapes: n pairs, G parents.
 """
 
 import math
@@ -40,13 +36,9 @@ Parents = Sequence[Any] | NDArray[Any]
 class Estimate:
     """A value with its 95 % interval, and what they rest on.
 
-    Attributes:
-        value: the estimate; None where it is undefined (`note` says why).
-        low, high: the interval; None where there is none.
-        n_parents: independent parents. This is n.
-        n_pairs: rows of the data, several a parent.
-        note: one sentence to be shown beside the numbers, or empty.
-        points: each parent's own value, where the value is a mean of such.
+    value: None where it is undefined (`note` says why). low, high: None where there is no interval. n_parents:
+    independent parents; this is n. n_pairs: rows of the data. points: each parent's own value, where the value is a
+    mean of such.
     """
 
     value: float | None
@@ -71,10 +63,8 @@ class Estimate:
 def mean_estimate(values: ArrayLike, parents: Parents) -> Estimate:
     """The mean over parents of each parent's mean, with Student's t interval of these.
 
-    values: [n]; parents: [n], the parent of each value (numbers or names). Each parent counts once, however many
-    pairs it has: pairs more of one parent are no more evidence about other parents.
-
-    Raises UserError for lists of different lengths, for none, and for values that are not finite.
+    values, parents: [n], each value and the name of its parent, which counts once however many pairs it has. Raises
+    UserError for lists of different lengths or of none, and for values that are not finite.
     """
     parent_n, count = _numbered(parents)
     values_n = _checked("values", values, parent_n)

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars
 
-from fastwi.analysis.statistics import NOTHING, Estimate, mean_estimate
+from fastwi.analysis.statistics import NOTHING, Estimate, mean_estimate, verdict, verdict_text
 from fastwi.report.summary import Table, count_of, estimates_table, value_text, variant_text
 
 TREATMENT_COLOURS = {"averaged": "tab:blue", "own": "tab:blue", "recomputed": "tab:orange"}
@@ -39,9 +39,8 @@ def estimate_of(rows: polars.DataFrame, column: str) -> Estimate | None:
     return mean_estimate(there[column].to_numpy(), there["parent_seed"].to_list()) if there.height else None
 
 
-def mean_of(rows: polars.DataFrame, column: str) -> float:
-    """The value of `estimate_of`; NaN, a gap in a figure, where there is none."""
-    estimate = estimate_of(rows, column)
+def value_of(estimate: Estimate | None) -> float:
+    """Its value; NaN, a gap in a figure, where there is none."""
     return float("nan") if estimate is None or estimate.value is None else estimate.value
 
 
@@ -87,23 +86,34 @@ def titled(
 
 
 def estimate_table(
-    frame: polars.DataFrame, title: str, names: Sequence[str], columns: Mapping[str, tuple[polars.Expr, str, int]]
+    frame: polars.DataFrame,
+    title: str,
+    names: Sequence[str],
+    by: Sequence[str],
+    column: str,
+    digits: int = 2,
+    heading: str = "{}",
 ) -> Table:
-    """One row for each combination of the columns `names`, with parents and pairs.
+    """The estimate of `column`: a row for each combination of the columns `names`, with parents and pairs.
 
-    columns: heading -> (which rows, the column that is estimated, digits).
+    A column for each combination of the columns `by`; `heading`: with {} in place of it.
     """
+    across = {values: heading.format(", ".join(map(value_text, values))) for values, _ in groups(frame, by)}
     body, notes, most = [], list[str](), 0
     for values, rows in groups(frame, names):
         parents, pairs = counted(rows)
         most = max(most, parents)
-        cells = []
-        for chosen, column, digits in columns.values():
-            estimate = estimate_of(rows.filter(chosen), column)
-            cells.append(shown(estimate, parents, digits))
-            notes.append("" if estimate is None else estimate.note)
+        found = {place: estimate_of(here, column) for place, here in groups(rows, by)}
+        cells = [shown(found.get(place), parents, digits) for place in across]
+        notes += [estimate.note for estimate in found.values() if estimate]
         body.append([*map(value_text, values), str(parents), str(pairs), *cells])
-    return titled(title, (*names, "parents", "pairs", *columns), body, most, notes)
+    return titled(f"{title} [95 %]", (*names, "parents", "pairs", *across.values()), body, most, notes)
+
+
+def verdict_cells(estimate: Estimate, claim: str = "above") -> list[str]:
+    """An estimate, its parents and pairs, and the verdict on the claim that it is "above" (or "below") 0."""
+    n = estimate.n_parents
+    return [shown(estimate, n), str(n), str(estimate.n_pairs), verdict_text(verdict(estimate, claim), n)]
 
 
 def draw_spread(axis: Any, estimate: Estimate | None, at: float, colour: str, across: bool = False) -> None:
@@ -139,9 +149,8 @@ def draw_bars(axis: Any, rows: polars.DataFrame, column: str, by: str, label: st
         own = rows.filter(polars.col("batch_norm") == treatment)
         found = [estimate_of(own.filter(polars.col(by) == place), column) for place in places]
         x = [i + (t - (len(treatments) - 1) / 2) * width for i in range(len(places))]
-        heights = [float("nan") if e is None or e.value is None else e.value for e in found]
-        colour = TREATMENT_COLOURS.get(treatment, "0.4")
-        axis.bar(x, heights, width, color=colour, alpha=0.75, label=label.format(treatment))
+        colour, name = TREATMENT_COLOURS[treatment], label.format(treatment)
+        axis.bar(x, list(map(value_of, found)), width, color=colour, alpha=0.75, label=name)
         for at, estimate in zip(x, found, strict=True):
             draw_spread(axis, estimate, at, "0.15")
         every += found

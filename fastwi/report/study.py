@@ -34,11 +34,11 @@ MEASURED_COLUMNS = {
 class Study:
     """A study. Files of `fastwi/studies` have one each, by the name `STUDY`; the file's name is the study's.
 
-    question: what it answers, in one line. options: those of the section `analysis` that change its result.
-    columns: what `measure` gives, by the name of the frame; the sweep's axes beside k and s stand before.
-    measure: computes the frames and trains nothing. It raises UserError where the sweep lacks what it needs.
-    tables, draw: from the frames alone, of this run or of an earlier one. draw(frames, title) gives a Matplotlib
-    figure. renew: frames of an earlier run as this version makes them, where that needs no states.
+    question: in one line. options: those of the section `analysis` that change the result. columns: what `measure`
+    gives, by the name of the frame; the sweep's axes beside k and s stand before. measure: computes the frames and
+    trains nothing; raises UserError where the sweep lacks what it needs. tables, draw (a Matplotlib figure): from the
+    frames of this run or an earlier one. renew: frames of an earlier run as this version makes them, where that needs
+    no states.
     """
 
     question: str

@@ -18,7 +18,6 @@ from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.estimates import (
     cell_names,
     counted_text,
-    distinct,
     draw_bars,
     estimate_table,
     groups,
@@ -55,9 +54,7 @@ COLUMNS = {
 def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Move one block of A half-way to B, for every block of each chosen pair, and of B half-way to A.
 
-    blocks: one row a treatment, direction and block: loss and error on train and on test, and their change from the
-    network that the rest is of, under the same treatment of batch norm. A block's averaged statistics move with it.
-    The block "all" is the plain average.
+    blocks: loss and error, and their change from the network that the rest is of, under the same treatment.
     """
 
     groups: dict[Any, dict[str, list[str]]] = {}  # by model: a network is built for their names
@@ -99,23 +96,26 @@ def _changes(row: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, float 
 
 
 _TABLES = {
-    "error_change_points": ("Error with one block half-way to the sibling, less without, in points", 2),
-    "loss_change_nats": ("Loss with one block half-way to the sibling, less without, in nats", 4),
+    f"{split}_{change}": (
+        f"{split.title()} {what} with one block half-way to the sibling, less without, in {unit}",
+        digits,
+    )
+    for change, what, unit, digits in (
+        ("error_change_points", "error", "points", 2),
+        ("loss_change_nats", "loss", "nats", 4),
+    )
+    for split in SPLITS
 }
 
 
 def tables(frames: Frames) -> list[Table]:
     """One table a quantity, one row a cell and block: means over both directions, with intervals over parents."""
-    frame, found = frames["blocks"], []
-    for column, (title, digits) in _TABLES.items():
-        columns = {
-            f"{split}, {treatment}": (polars.col("batch_norm") == treatment, f"{split}_{column}", digits)
-            for split in SPLITS
-            for treatment in distinct(frame, "batch_norm")
-        }
-        words = f"{title} [95 %]; {WHOLE}: every block, the plain average"
-        found.append(estimate_table(frame, words, [*cell_names(frame), "block"], columns))
-    return found
+    frame = frames["blocks"]
+    names = [*cell_names(frame), "block"]
+    return [
+        estimate_table(frame, title, names, ["batch_norm"], column, digits)
+        for column, (title, digits) in _TABLES.items()
+    ]
 
 
 _PANELS = {

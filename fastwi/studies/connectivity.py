@@ -1,12 +1,7 @@
 """Linear mode connectivity of siblings: error and loss on the whole line A -> B, its barriers, and the gain.
 
-Iyer, Dziugaite, Rolnick 2024 tie the gain of averaging to linear mode connectivity. With E(alpha) the error of the
-network at (1 - alpha) A + alpha B, the barrier (Frankle, Dziugaite, Roy, Carbin 2020, section 2) is
-
-    max over alpha of E(alpha)  -  (E(0) + E(1)) / 2,     linear variant:
-    max over alpha of [E(alpha) - (1 - alpha) E(0) - alpha E(1)],
-
-over evenly spaced places; likewise for the loss. The gain is that of the plain mean, alpha = 0.5.
+Iyer, Dziugaite, Rolnick 2024 tie the gain of averaging, that of the plain mean at alpha = 0.5, to linear mode
+connectivity. `fastwi.analysis.line` has the barriers' equations.
 """
 
 import itertools
@@ -21,6 +16,7 @@ from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Progress, chosen_lines
+from fastwi.analysis.statistics import Estimate
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.estimates import (
     TREATMENT_COLOURS,
@@ -32,9 +28,9 @@ from fastwi.report.estimates import (
     estimate_table,
     groups,
     head,
-    mean_of,
     spread_text,
     style,
+    value_of,
     variant_of,
 )
 from fastwi.report.heatmap import K_LABEL
@@ -72,10 +68,8 @@ COLUMNS = {
 def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Measure the line of every chosen pair on training and test images, under each treatment of batch norm.
 
-    line: one row a pair, treatment and alpha: loss and error on train and on test.
-    barrier: one row a pair, treatment and split: the barriers over the `alphas` places from `low` to `high` that lie
-    in 0..1, and the gains at alpha = 0.5. 0, 0.5 and 1 are measured in any case; 0.5 counts for a barrier only where
-    it is one of the places.
+    The barriers are over the `alphas` places from `low` to `high` that lie in 0..1. 0, 0.5 and 1 are measured in any
+    case; 0.5 counts for a barrier only where it is one of the places.
     """
     alphas_L, counted_L = line_places(options)
     bench, pairs = Bench(opened, options, progress), chosen_lines(opened, options)
@@ -130,14 +124,9 @@ _TABLES = {
 
 def tables(frames: Frames) -> list[Table]:
     """One table a quantity, one row a cell, one column a split and treatment: means with intervals over parents."""
-    barrier, found = frames["barrier"], []
-    for column, (title, digits) in _TABLES.items():
-        columns = {}
-        for split, treatment in barrier.select("split", "batch_norm").unique(maintain_order=True).rows():
-            chosen = (polars.col("split") == split) & (polars.col("batch_norm") == treatment)
-            columns[f"{split}, {treatment}"] = (chosen, column, digits)
-        found.append(estimate_table(barrier, f"{title} [95 %]", cell_names(barrier), columns))
-    return found
+    barrier = frames["barrier"]
+    names, by = cell_names(barrier), ["split", "batch_norm"]
+    return [estimate_table(barrier, title, names, by, column, digits) for column, (title, digits) in _TABLES.items()]
 
 
 _BARRIERS = {"barrier_error_points": "test error barrier (points)", "barrier_loss_nats": "test loss barrier (nats)"}
@@ -196,7 +185,7 @@ def _draw_lines(axis: Any, rows: polars.DataFrame) -> None:
     for (treatment,), own in groups(rows, ["batch_norm"]):
         places = {alpha: here for (alpha,), here in groups(own.sort("alpha"), ["alpha"])}
         for column, dashes, width in (("test_error_%", "-", 1.8), ("train_error_%", "--", 1.2)):
-            means = [mean_of(here, column) for here in places.values()]
+            means = [value_of(estimate_of(here, column)) for here in places.values()]
             axis.plot(list(places), means, color=TREATMENT_COLOURS[treatment], lw=width, ls=dashes)
 
 
@@ -208,21 +197,21 @@ def _draw_barriers(figure: Any, barrier: polars.DataFrame) -> None:
     others = [name for name in cell_names(barrier) if name != "k"]
     panels = [(t, column, label) for t in distinct(test, "batch_norm") for column, label in _BARRIERS.items()]
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    every = []
+    every = list[Estimate | None]()
     for axis, (treatment, column, label) in zip(axes, panels, strict=True):
         lines = list(groups(test.filter(polars.col("batch_norm") == treatment), others))
         colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(lines)))
         for i, ((values, rows), colour) in enumerate(zip(lines, colours, strict=True)):
-            by_k = {k: here for (k,), here in groups(rows.sort("k"), ["k"])}
+            by_k = {k: estimate_of(here, column) for (k,), here in groups(rows.sort("k"), ["k"])}
             variant = variant_of([*others[:-1], "k", "s"], values[:-1])
             name = f"s = {values[-1]}" + (f", {variant}" if variant else "")
-            means = [mean_of(here, column) for here in by_k.values()]
-            axis.plot(list(by_k), means, color=colour, marker="o", ms=3.5, lw=1.3, label=name)
-            for k, here in by_k.items():
+            axis.plot(
+                list(by_k), list(map(value_of, by_k.values())), color=colour, marker="o", ms=3.5, lw=1.3, label=name
+            )
+            for k, estimate in by_k.items():
                 # A little apart, so that each is seen.
-                estimate = estimate_of(here, column)
                 draw_spread(axis, estimate, k + 0.03 * (i - (len(lines) - 1) / 2), colour)
-                every.append(estimate)
+            every += by_k.values()
         axis.axhline(0, color="0.6", lw=0.8, zorder=0)
         style(axis, K_LABEL, "", f"{label}\n{treatment} statistics", whole_x=True)
     figure.suptitle(f"Barriers, means over parents; {spread_text(every)}", fontsize=9)

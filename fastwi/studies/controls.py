@@ -1,21 +1,16 @@
 """The average against controls that could explain its gain: paired within each pair, test accuracy in points.
 
-Controls, by name in the frame (`effect_points` is the average's accuracy less the control's):
-
-- mean_child, best_child: the children themselves, own and recomputed batch-norm statistics.
-- ensemble: the children's mean probabilities (Lakshminarayanan et al. 2017, section 2.4), at twice the cost of use.
-- child_longer: a child trained for as long as all children together, C s epochs: the same cost of training.
-- lawa, ema: averages along that longer child's own epochs (`fastwi.analysis.trajectory`): over the last `epochs`
-  epochs, of 2 to C s; and the moving average with decay `EMA_DECAY` an epoch.
-- children_on: the mean of children trained on, against the average trained on, after the same `epochs`.
-- dropped_rate: the mean of children whose learning rate dropped to `value` times the average's children's: either
-  before k + s, by another schedule of the same sweep (`epochs` is null), or at k + s, after `epochs` further epochs
-  (experiment.children_rate_factor). Against the average at interpolation, which has no such epochs.
+- mean_child, best_child: the children themselves. ensemble: the children's mean probabilities (Lakshminarayanan et
+  al. 2017, section 2.4).
+- child_longer: a child trained as long as all C children together, C s epochs. lawa, ema: averages along its epochs,
+  over the last `epochs` (LAWA: Kaddour 2022, Stop Wasting My Time!, section 2; SWA of Izmailov et al. 2018 is the
+  same mean) or with decay `EMA_DECAY` an epoch. All three are means over the children.
+- children_on: the children trained on, against the average trained on, after the same `epochs`.
+- dropped_rate: the children trained on at a learning rate `value` times as high (experiment.children_rate_factor) for
+  `epochs`, against the average at interpolation.
 - alpha: the average at another weight of the second child, against that at 1/2.
 - experiment.momentum, experiment.batch_norm: the average trained on for `epochs` under the axis's other value,
   against that under its first.
-
-child_longer, lawa and ema are means over the children, each with a trajectory of its own.
 
 Shapes: C children, T states along a trajectory, L averages of it.
 """
@@ -26,27 +21,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars
+from numpy.typing import NDArray
 
 from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs, counted
-from fastwi.analysis.statistics import Estimate, mean_estimate, verdict, verdict_text
+from fastwi.analysis.statistics import Estimate, mean_estimate
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import (
     TREATMENT_COLOURS,
     cell_names,
-    distinct,
     draw_spread,
     estimate_table,
     groups,
     head,
-    shown,
     spread_text,
     style,
     titled,
+    verdict_cells,
 )
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
 from fastwi.report.summary import Table, count_of
@@ -108,9 +103,8 @@ class _Row(NamedTuple):
 def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Compare the average of each chosen pair with every control that the sweep has for it.
 
-    controls: one row a pair and control. absent: controls that the sweep has for some pairs or none.
-    All accuracies are on the sweep's own test images, as the sweep measured them. Recomputed statistics are the
-    sweep's own recomputation at the epoch of the average.
+    controls: one row a pair and control. absent: controls that the sweep has for some pairs or none. Accuracies are
+    on the sweep's own test images; statistics are recomputed as the sweep does at the epoch of the average.
     """
     pairs, compared = chosen_pairs(opened, options), _Compared(opened, options)
     rows, having = list[dict[str, Any]](), Counter[str]()
@@ -140,8 +134,7 @@ class _Compared:
     """The sweep's averages beside their controls; the sweep's points by what they have in common.
 
     `longest`: by schedule and a child's first state, the longest path of that child at its own rates. `siblings`:
-    points that differ on one axis, or in alpha, only. `same`: points whose children start from one state under the
-    same noise, whatever the axes are.
+    points that differ on one axis, or in alpha, only.
     """
 
     def __init__(self, opened: OpenedSweep, options: AnalysisOptions) -> None:
@@ -149,7 +142,6 @@ class _Compared:
         self.again = RECOMPUTED in options.treatments
         self.longest: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self.siblings: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
-        self.same: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
         for pair in all_pairs(opened):
             for whole in pair.place.children:
                 # Beyond s children may be trained on at a lower rate: that is another trajectory.
@@ -158,7 +150,6 @@ class _Compared:
                     self.longest[_child(pair, path)] = path
             for axis in ("alpha", *dict(pair.variant)):
                 self.siblings[_beside(pair, axis)].append(pair)
-            self.same[_start(pair)].append(pair)
 
     def with_all(self, pair: Pair) -> Iterator[_Row]:
         """The average of a pair beside each control that the sweep has."""
@@ -175,10 +166,6 @@ class _Compared:
         found = [self.opened.measured.get((state, treatment)) for state in states]
         there = [m.test_accuracy for m in found if m is not None and not m.diverged]
         return sum(there) / len(there) if len(there) == len(found) else None
-
-    def _rate(self, pair: Pair) -> float | None:
-        found = self.opened.measured.get((pair.place.ends[0], OWN))
-        return None if found is None else found.learning_rate
 
     def _paths(self, pair: Pair) -> list[tuple[str, ...]]:
         """The longest path of each of the pair's children, at its own rates; empty where s is 0."""
@@ -222,8 +209,7 @@ class _Compared:
         whole = all(len(path) == length and self.lost.isdisjoint(path) and opened.has(path) for path in paths)
         if not pair.s or not whole:
             return
-        lawa = [analysis.lawa_weights(length, last) for last in range(1, length + 1)]
-        weights_LT = torch.from_numpy(np.stack([*lawa, analysis.ema_weights(length, EMA_DECAY)]))
+        weights_LT = torch.from_numpy(trajectory_weights(length))
         accuracies: dict[str, list[Any]] = defaultdict(list)
         for path in paths:
             for treatment, networks in self._treated(pair, opened.states(path).combine(weights_LT)):
@@ -246,20 +232,13 @@ class _Compared:
                 yield _Row("children_on", None, epochs, OWN, self._accuracy(state), mean)
 
     def _dropped_rate(self, pair: Pair) -> Iterator[_Row]:
-        """Children of the same parent state and noise that ended with a lower learning rate."""
-        average, rate = self._accuracy(pair.place.average), self._rate(pair)
-        if not pair.s or not rate:
+        """The children trained on at a lower learning rate, against the average at interpolation."""
+        factor, paths = pair.config.experiment.children_rate_factor, pair.place.children
+        if not pair.s or factor >= 1:
             return
-        factor = pair.config.experiment.children_rate_factor
-        if factor < 1:
-            for epochs, states in enumerate(zip(*(path[pair.s :] for path in pair.place.children), strict=True), 1):
-                yield _Row("dropped_rate", f"{factor:g}", epochs, OWN, average, self._accuracy(*states))
-        seen = set[tuple[str, ...]]()
-        for other in self.same[_start(pair)]:
-            theirs, ends = self._rate(other), other.place.ends
-            if theirs is not None and theirs < rate and ends not in seen and _differs_in_schedule(pair, other):
-                seen.add(ends)
-                yield _Row("dropped_rate", f"{theirs / rate:g}", None, OWN, average, self._accuracy(*ends))
+        for epochs, states in enumerate(zip(*(path[pair.s :] for path in paths), strict=True), 1):
+            average = self._accuracy(pair.place.average)
+            yield _Row("dropped_rate", f"{factor:g}", epochs, OWN, average, self._accuracy(*states))
 
     def _alphas(self, pair: Pair) -> Iterator[_Row]:
         """The average at other alphas, where this pair has 1/2."""
@@ -283,9 +262,16 @@ class _Compared:
                     yield _Row(axis, str(dict(other.variant)[axis]), epochs, OWN, *accuracies)
 
 
-def _differs_in_schedule(pair: Pair, other: Pair) -> bool:
-    """Whether no other axis than those of `schedule` tells them apart."""
-    return all(name.startswith("schedule.") for name, _ in set(other.variant) ^ set(pair.variant))
+def trajectory_weights(states: int) -> NDArray[np.float64]:
+    """Weights of averages along a trajectory of T states, oldest first, [T + 1, T]; each row sums to 1.
+
+    LAWA over the last 1 to T states; and the moving average avg_t = d avg_(t-1) + (1 - d) w_t, d = `EMA_DECAY`, with
+    Adam's correction for its start (Kingma, Ba 2015, section 3).
+    """
+    age_T = np.arange(states - 1, -1, -1, dtype=np.float64)
+    last_T1 = np.arange(1, states + 1)[:, None]
+    ema_T = EMA_DECAY**age_T
+    return np.vstack([(age_T < last_T1) / last_T1, ema_T / ema_T.sum()])
 
 
 def _child(pair: Pair, path: tuple[str, ...]) -> tuple[Any, ...]:
@@ -298,11 +284,6 @@ def _beside(pair: Pair, axis: str) -> tuple[Any, ...]:
     point, others = pair.point, tuple(each for each in pair.variant if each[0] != axis)
     alpha = None if axis == "alpha" else point.alpha
     return axis, others, pair.k, pair.s, point.parent, point.tuple_index, alpha
-
-
-def _start(pair: Pair) -> tuple[Any, ...]:
-    """What all pairs share whose children start from one state under the same noise."""
-    return pair.place.clone, pair.k, pair.s, pair.config.seeds.child_noise, pair.point.alpha
 
 
 _WORDS = {
@@ -371,26 +352,22 @@ def _labelled(frame: polars.DataFrame) -> polars.DataFrame:
 def tables(frames: Frames) -> list[Table]:
     """The effects over all cells with the verdict on 'the average is better', some by cell, and what is absent."""
     frame = frames["controls"]
-    title = "The average's test accuracy less the control's, paired, in points [95 %]"
-    body, found = [], effects(frame)
-    for label, treatment, estimate in found:
-        n = estimate.n_parents
-        better = verdict_text(verdict(estimate), n)
-        body.append([label, treatment, shown(estimate, n), str(n), str(estimate.n_pairs), better])
+    title = "The average's test accuracy less the control's, paired, in points"
+    found = effects(frame)
+    body = [[label, treatment, *verdict_cells(estimate)] for label, treatment, estimate in found]
     columns = ("average against", "batch norm", "effect", "parents", "pairs", "average is better")
     most = max((effect.estimate.n_parents for effect in found), default=0)
     notes = [effect.estimate.note for effect in found]
     by_cell = _labelled(frame.filter(polars.col("control").is_in(_BY_CELL)))
-    labels = [label for label in distinct(by_cell, "label") if not label.endswith(_LAWA)]
-    of_label = {label: (polars.col("label") == label, "effect_points", 2) for label in labels}
+    by_cell = by_cell.filter(~polars.any_horizontal(polars.col("label").str.ends_with(text) for text in _LAWA))
     rows = []
     for name, without, count, line in frames["absent"].rows():
         said = "not in this sweep" if without == count else f"not for {without} of {count} pairs"
         rows.append((_WORDS.get(name, name).partition(" (")[0].partition(": {")[0], said, line))
     absent = Table("Controls that are not in this sweep", ("control", "", "what adds it"), tuple(rows))
     return [
-        titled(f"{title}, all cells together", columns, body, most, notes),
-        estimate_table(by_cell, f"{title}, by cell", [*cell_names(frame), "batch_norm"], of_label),
+        titled(f"{title}, all cells together [95 %]", columns, body, most, notes),
+        estimate_table(by_cell, f"{title}, by cell", [*cell_names(frame), "batch_norm"], ["label"], "effect_points"),
         *([absent] if rows else []),
     ]
 

@@ -1,19 +1,14 @@
 """What governs the gain: each pair's gain beside what it might depend on, and their rank correlations.
 
-The paper's claims 3 and 4: two quantities govern the gain (k, s, the learning rate and the children's distance are
-candidates), and it is tied to linear mode connectivity (the barrier of Frankle et al. 2020, section 2). Correlation
-shows what goes along with the gain, not what causes it: over all pairs every quantity moves with k and s. So each
-correlation is also given within cells, of ranks after the mean of each cell was subtracted.
-
-A barrier and a gain are of one line: with 1/2 among its places, the error barrier on the same images is at least the
-loss of accuracy there, minus the gain over the children's mean. Part of their correlation follows from that.
+The paper's claims 3 and 4. Correlation shows what goes along with the gain, not what causes it: over all pairs every
+quantity moves with k and s. So each correlation is also given within cells, after the mean of each cell was
+subtracted. A barrier and a gain are of one line: part of their correlation follows from that.
 
 Shapes: C children.
 """
 
 import itertools
 import textwrap
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +22,17 @@ from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
 from fastwi.analysis.statistics import CONFIRMED, REFUTED, Estimate, spearman, verdict, verdict_text
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.experiment.tree import OWN
-from fastwi.report.estimates import correlation_of, counted_text, distinct, groups, head, panels, style, titled
+from fastwi.report.estimates import (
+    correlation_of,
+    counted_text,
+    distinct,
+    groups,
+    head,
+    panels,
+    shown,
+    style,
+    titled,
+)
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import LEVEL, Table
 
@@ -85,11 +90,9 @@ COLUMNS = {
 def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Measure each chosen pair, and correlate.
 
-    pairs: one row a pair: the gains at interpolation as the sweep measured them, and `QUANTITIES`. Distances are of
-    parameters. Tuples of more than two children have the mean over their pairs. Barriers take `options.alphas`
-    places from 0 to 1 on test images; recomputed ones only where `options.treatments` has them. Null: not measured,
-    or not finite.
-    correlations: see `correlations`.
+    pairs: the gains at interpolation as the sweep measured them, and `QUANTITIES`. Tuples of more than two children
+    have the mean over their pairs. Barriers take `options.alphas` places from 0 to 1 on test images. Null: not
+    measured, or not finite.
     """
     bench = Bench(opened, options)
     rows = [
@@ -196,13 +199,12 @@ def tables(frames: Frames) -> list[Table]:
         overall, within = (_of_gain(frames, gain, scope) for scope in SCOPES)
         if not overall:
             continue
-        body: list[Sequence[str]] = []
+        body = list[list[str]]()
         for name in sorted(overall, key=lambda name: -abs(overall[name].value or 0.0)):
-            every, inside = overall[name], within[name]
-            body.append([
-                QUANTITIES[name], _shown(every), _sided(every), _shown(inside), _sided(inside),
-                str(every.n_parents), str(every.n_pairs),
-            ])  # fmt: skip
+            row = [QUANTITIES[name]]
+            for estimate in (overall[name], within[name]):
+                row += [shown(estimate, estimate.n_parents), _sided(estimate)]
+            body.append([*row, str(overall[name].n_parents), str(overall[name].n_pairs)])
         most = max(estimate.n_parents for estimate in overall.values())
         title = f"Spearman's correlation with the gain over {words}, uncorrected for many comparisons"
         found.append(titled(title, columns, body, most, [estimate.note for estimate in overall.values()]))
@@ -214,14 +216,6 @@ def _of_gain(frames: Frames, gain: str, scope: str) -> dict[str, Estimate]:
     chosen = frames["correlations"].filter(polars.col("gain") == gain, polars.col("scope") == scope)
     found = {row["quantity"]: correlation_of(row) for row in chosen.iter_rows(named=True)}
     return {name: found[name] for name in QUANTITIES if name in found}
-
-
-def _shown(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return "undefined"
-    ends = (estimate.low, estimate.high) if estimate.conclusive else ()
-    interval = ", ".join(f"{end:+.2f}" for end in ends)
-    return f"{estimate.value:+.2f} " + (f"[{interval}]" if interval else "(no interval)")
 
 
 def _sided(estimate: Estimate) -> str:
@@ -246,25 +240,26 @@ def draw(frames: Frames, title: str) -> Any:
     pairs = frames["pairs"].drop_nulls(gain)
     varied = [name for name in QUANTITIES if pairs[name].drop_nulls().n_unique() > 1]
     # Of a single pair nothing varies: what it has is shown.
-    shown = varied or [name for name in QUANTITIES if pairs[name].null_count() < pairs.height]
+    drawn = varied or [name for name in QUANTITIES if pairs[name].null_count() < pairs.height]
     ks, ss = (sorted(distinct(pairs, name)) for name in ("k", "s"))
     colours = {k: colormaps["viridis"](0.92 * i / max(1, len(ks) - 1)) for i, k in enumerate(ks)}
     markers = dict(zip(ss, itertools.cycle(_MARKERS)))
-    figure, axes = panels(len(shown), 5, (2.7, 2.5), below=1.3, sharey=True)
+    figure, axes = panels(len(drawn), 5, (2.7, 2.5), below=1.3, sharey=True)
     overall = _of_gain(frames, gain, SCOPES[0])
-    for i, (axis, name) in enumerate(zip(axes, shown, strict=True)):
+    for i, (axis, name) in enumerate(zip(axes, drawn, strict=True)):
         for (k, s), dots in groups(pairs, ["k", "s"]):
             axis.plot(dots[name], dots[gain], ls="", marker=markers[s], markersize=4, color=colours[k], alpha=0.75,
                       markeredgewidth=0.3, markeredgecolor="white")  # fmt: skip
         words = "\n".join(textwrap.wrap(QUANTITIES[name], 30))
-        above = _shown(overall[name]) if name in overall else ""
+        estimate = overall.get(name)
+        above = shown(estimate, estimate.n_parents) if estimate else ""
         style(axis, words, "gain (points)" if i % 5 == 0 else "", above, name in ("k", "s"))
         axis.axhline(0, color="0.5", lw=0.8)
     handles: list[Any] = [Line2D([], [], ls="", marker="o", color=colours[k], label=f"k = {k}") for k in ks]
     handles += [Line2D([], [], ls="", marker=markers[s], color="0.35", label=f"s = {s}") for s in ss]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 12), fontsize=8)
     level = LEVEL if any(estimate.conclusive for estimate in overall.values()) else ""
-    constant = len(QUANTITIES) - len(shown)
+    constant = len(QUANTITIES) - len(drawn)
     left = f"; left out: {constant} that were not measured or do not vary" if constant else ""
     head(
         figure,

@@ -1,13 +1,10 @@
 """Example importance (paper, Figure 5): on which training examples the average gains, and where it loses later.
 
-The sweep's training images are split into equal parts by EL2N score (Paul et al. 2021, definition 2.3), the
-expectation over the sweep's parents at one epoch; the paper's is epoch 10. Split 1 has the lowest scores (easy), the
-last the highest (hard). Every network is measured on all splits in one pass over images without augmentation.
+The sweep's training images are split into equal parts by EL2N score, the mean over the sweep's parents at one epoch;
+the paper's is epoch 10. Split 1 has the lowest scores (easy), the last the highest (hard). Every network is measured
+on all splits without augmentation. Forgetting events stand beside EL2N where all the parents' states are stored.
 
-A second score, forgetting events (Toneva et al. 2019, section 3) along the parents' epochs, stands beside EL2N where
-each parent's state after every epoch is stored.
-
-Shapes: N images; S splits.
+Shapes: N images; S splits; T epochs; G parents.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,12 +19,12 @@ from fastwi.analysis.columns import PAIR_COLUMNS, Column
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs, counted
-from fastwi.analysis.statistics import CONFIRMED, NOT_SETTLED, REFUTED, spearman, verdict, verdict_text
+from fastwi.analysis.statistics import spearman
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
+from fastwi.report.claims import CLAIMS
 from fastwi.report.estimates import (
-    ALMOST,
     cell_names,
     counted_text,
     distinct,
@@ -35,18 +32,17 @@ from fastwi.report.estimates import (
     estimate_of,
     estimate_table,
     groups,
-    hard_less_easy,
     head,
-    mean_of,
     panels,
     shown,
     spread_text,
     style,
     titled,
+    value_of,
     variant_of,
 )
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
-from fastwi.report.summary import Table, count_of
+from fastwi.report.summary import Table
 
 if TYPE_CHECKING:
     from fastwi.data.resident import ResidentDataset
@@ -118,16 +114,10 @@ class _Scored(NamedTuple):
 def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Measure parent, children, average and continued average on each split, one combination of axes after another.
 
-    scores: one row a training image. Forgetting events are null where states are missing; an image that a parent
-    never learned counts as many events as there are measurements. Parents that diverged or are not trained to their
-    end have no part.
-    splits: one row a network, epoch, split and treatment. Recomputed statistics are those of the interpolation
-    epoch, for parent, children and average alike.
-    split_gains: the average less the children's mean and best child, on each split.
-    split_changes: the average after each further epoch less the average at interpolation, own statistics.
-    missing: states between the sweep's stops that are not stored and so not in `splits`.
-
-    Raises UserError where no epoch has all parents' states.
+    scores: forgetting events are null where states are missing; an image that a parent never learned counts as many
+    as there are measurements. split_gains: the average less the children's mean and best child. split_changes: the
+    average after each further epoch less the average at interpolation, own statistics. Recomputed statistics are
+    those of the interpolation epoch, for all networks. Raises UserError where no epoch has all parents' states.
     """
     bench, pairs = Bench(opened, options), chosen_pairs(opened, options)
     variants = list(dict.fromkeys(pair.variant for pair in pairs))
@@ -162,8 +152,8 @@ def _score(
     splits_N = analysis.equal_splits(el2n_N, options.splits)
     columns = {"example": positions, "label": images.labels_N.tolist(), "el2n": el2n_N, "split": splits_N + 1}
     if epoch > 1 and all(map(opened.has, parents_TG)):
-        forgetting = analysis.forgetting_events(evaluator, map(opened.states, parents_TG), images)
-        columns["forgetting_events"] = forgetting.scores(float(forgetting.measurements)) / count
+        along = map(opened.states, parents_TG)
+        columns["forgetting_events"] = analysis.forgetting_scores(evaluator, along, images, epoch) / count
     of_images = polars.DataFrame(columns).rows(named=True)
     rows += [{**dict(pair.variant), "score_epoch": epoch, "n_parents": count, **row} for row in of_images]
     return _Scored(images, splits_N, {})
@@ -236,8 +226,8 @@ def _measure(opened: OpenedSweep, bench: Bench, pair: Pair, wanted: list[_Key], 
             if draws is not None:
                 population = evaluator.recompute(population, bench.recomputation(pair))
             scores = analysis.split_scores(evaluator, population, scored.images, scored.splits_N)
-            for key, accuracy_S, loss_S in zip(keys, scores.accuracy_MS, scores.loss_MS, strict=True):
-                columns = {"images": scores.images_S, _ACCURACY: accuracy_S, _LOSS: loss_S}
+            for key, accuracy_S, loss_S in zip(keys, *scores, strict=True):
+                columns = {"images": np.bincount(scored.splits_N), _ACCURACY: accuracy_S, _LOSS: loss_S}
                 scored.found[key] = polars.DataFrame(columns).with_row_index("split", 1).rows(named=True)
 
 
@@ -278,23 +268,13 @@ def _changes(frame: polars.DataFrame) -> polars.DataFrame:
 
 
 def tables(frames: Frames) -> list[Table]:
-    """The claims with their verdicts, gains and later changes by split, the scores, and what was not stored."""
+    """The claim with its verdicts, gains and later changes by split, the scores, and what was not stored."""
     gains, changes, missing = frames["split_gains"], frames["split_changes"], frames["missing"]
-    splits = sorted(distinct(gains, "split"))
-    gain = "Gain of the average over the {} at interpolation by split (1 easiest), in points"
-    after = "The average trained on: {} less at interpolation by split, own statistics, in {}"
-    by_split = [
-        (gains, gain.format("children's mean"), "gain_mean_points", 2, "batch_norm"),
-        (gains, gain.format("best child on that split"), "gain_best_points", 2, "batch_norm"),
-        (changes, after.format("accuracy", "points"), "change_points", 2, "epochs_after"),
-        (changes, after.format("loss", "nats"), "change_loss_nats", 4, "epochs_after"),
-    ]
-    found = [_claims(gains, changes)]
-    for rows, title, column, digits, name in by_split:
-        if rows.height:
-            columns = {f"split {split}": (polars.col("split") == split, column, digits) for split in splits}
+    found = [_claim(frames)]
+    for frame, quantities, name in ((gains, _GAINS, "batch_norm"), (changes, _CHANGES, "epochs_after")):
+        for column, (title, digits) in quantities.items() if frame.height else ():
             names = [*cell_names(gains, alpha=True), name]
-            found.append(estimate_table(rows, f"{title} [95 %]", names, columns))
+            found.append(estimate_table(frame.sort("split"), title, names, ["split"], column, digits, "split {}"))
     found.append(_scores(frames["scores"]))
     if missing.height:
         names = [*cell_names(missing), "network"]
@@ -307,47 +287,29 @@ def tables(frames: Frames) -> list[Table]:
     return found
 
 
-def _claims(gains: polars.DataFrame, changes: polars.DataFrame) -> Table:
-    """The paper's claim 5 in parts that data can settle, over all cells together.
+_GAINS = {
+    "gain_mean_points": ("Gain of the average over the children's mean by split (1 easiest), in points", 2),
+    "gain_best_points": ("Gain of the average over the best child on that split (1 easiest), in points", 2),
+}
+_CHANGES = {
+    "change_points": ("The average trained on: accuracy less at interpolation, own statistics, in points", 2),
+    "change_loss_nats": ("The average trained on: loss less at interpolation, own statistics, in nats", 4),
+}
 
-    Each needs two things: that there is a gain (a drop) over all splits, and that it lies on the hard ones. It is
-    confirmed where both are, refuted where one is.
-    """
-    parts = [
-        (f"gain at interpolation, {treatment} statistics", rows, "gain_mean_points", "above")
-        for (treatment,), rows in groups(gains, ["batch_norm"])
-    ]
-    further: list[int] = sorted(distinct(changes, "epochs_after"))
-    for epochs in dict.fromkeys((*further[:1], *further[-1:])):
-        rows = changes.filter(polars.col("epochs_after") == epochs)
-        parts.append((f"drop after {count_of(epochs, 'further epoch')}", rows, "change_points", "below"))
-    texts = {
-        1: ("lies more on the hard half of the splits than on the easy half", "hard - easy"),
-        ALMOST: (f"lies to over {100 * ALMOST // (ALMOST + 1)} % on the hard half", f"hard - {ALMOST} x easy"),
-    }
-    body, notes, most = list[Sequence[str]](), list[str](), 0
-    for what, rows, column, claim in parts:
-        whole = estimate_of(rows, column)  # splits are equal, so their mean is that of all images
-        easiest = estimate_of(rows.filter(polars.col("split") == rows["split"].min()), column)
-        for times, (text, contrast) in texts.items():
-            estimate = hard_less_easy(rows, column, times)
-            if estimate is None or whole is None:
-                continue
-            notes.append(estimate.note)
-            parents = estimate.n_parents
-            most = max(most, parents)
-            both = {verdict(whole, claim), verdict(estimate, claim)}
-            found = REFUTED if REFUTED in both else CONFIRMED if both == {CONFIRMED} else NOT_SETTLED
-            body.append([
-                f"the {what} {text}", shown(whole, parents), f"{shown(estimate, parents)} ({contrast})",
-                shown(easiest, parents), str(parents), str(estimate.n_pairs), verdict_text(found, parents),
-            ])  # fmt: skip
-    columns = ("claim", "all splits, points [95 %]", "contrast, points [95 %]", "easiest split, points [95 %]",
-               "parents", "pairs", "verdict")  # fmt: skip
-    title = (
-        "Gains and losses of accuracy fall almost wholly on the hard splits: the claim in parts, all cells together"
-    )
-    return titled(title, columns, body, most, notes)
+
+def _claim(frames: Frames) -> Table:
+    """What the paper's claim 5 rests on, over all cells together."""
+    statement = CLAIMS[5]
+    found = statement.find({f"importance/{name}": frame for name, frame in frames.items()}).findings
+    body = []
+    for finding in found:
+        estimate, n = finding.estimate, finding.estimate.n_parents
+        counts = str(n), str(estimate.n_pairs)
+        body.append([finding.what, shown(estimate, n), *counts, finding.verdict_text])
+    most = max((finding.estimate.n_parents for finding in found), default=0)
+    notes = [finding.estimate.note for finding in found]
+    columns = ("estimate, all cells together", "points [95 %]", "parents", "pairs", "verdict")
+    return titled(statement.title.rstrip("."), columns, body, most, notes)
 
 
 def _scores(frame: polars.DataFrame) -> Table:
@@ -409,27 +371,29 @@ def draw(frames: Frames, title: str) -> Any:
 
 def _draw_curves(axis: Any, rows: polars.DataFrame) -> None:
     """One split: children from the parent on, the average, and the average trained on."""
-    column, network = "train_accuracy_%", polars.col("network")
-    parent, average = rows.filter(network == "parent"), rows.filter(network == "average")
+    parent, average = (rows.filter(network=name) for name in ("parent", "average"))
     for label, colour, chosen in (
-        ("children", _CHILD, rows.filter(network == "child")), ("average trained on", _AVERAGE, average),
-    ):  # fmt: skip
+        ("children", _CHILD, rows.filter(network="child")),
+        ("average trained on", _AVERAGE, average),
+    ):
         for (seed, pair, child), line in groups(chosen.sort("epoch"), ["parent_seed", "pair", "child"]):
             if child is not None:
-                own = (polars.col("parent_seed") == seed) & (polars.col("pair") == pair)
-                line = polars.concat([parent.filter(own), line])
-            axis.plot(line["epoch"], line[column], color=colour, lw=0.5, alpha=0.35)
-        from_start = polars.concat([parent, chosen]) if label == "children" else chosen
-        points = list(groups(from_start.sort("epoch"), ["epoch"]))
-        epochs, means = [epoch for (epoch,), _ in points], [mean_of(here, column) for _, here in points]
-        axis.plot(epochs, means, color=colour, lw=1.8, marker="o", markersize=2.5, label=label, zorder=3)
+                line = polars.concat([parent.filter(parent_seed=seed, pair=pair), line])
+            axis.plot(line["epoch"], line[_ACCURACY], color=colour, lw=0.5, alpha=0.35)
+        means = _means(polars.concat([parent, chosen]) if label == "children" else chosen)
+        axis.plot(*means, color=colour, lw=1.8, marker="o", markersize=2.5, label=label, zorder=3)
     start = average["epoch"].min()
-    here = average.filter(polars.col("epoch") == start)
-    axis.plot([start], [mean_of(here, column)], color=_AVERAGE, marker="*", ls="", markersize=10, label="average",
-              zorder=4)  # fmt: skip
+    at = _means(average.filter(epoch=start))
+    axis.plot(*at, color=_AVERAGE, marker="*", ls="", markersize=10, label="average", zorder=4)
     axis.axvline(start, color="0.6", lw=0.8, ls="--", zorder=0)
-    axis.plot([parent["epoch"][0]], [mean_of(parent, column)], color=_PARENT, marker="s", ls="", markersize=4,
-              label="parent at k", zorder=4)  # fmt: skip
+    at = _means(parent)
+    axis.plot(*at, color=_PARENT, marker="s", ls="", markersize=4, label="parent at k", zorder=4)
+
+
+def _means(rows: polars.DataFrame) -> tuple[list[int], list[float]]:
+    """Epochs, and the mean accuracy over parents after each."""
+    by_epoch = {epoch: estimate_of(here, _ACCURACY) for (epoch,), here in groups(rows.sort("epoch"), ["epoch"])}
+    return list(by_epoch), [value_of(estimate) for estimate in by_epoch.values()]
 
 
 def _same_span(axes: Sequence[Any]) -> None:

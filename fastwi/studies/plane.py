@@ -38,13 +38,10 @@ COLUMNS = {
 
 
 def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
-    """Measure a grid of `alphas` x `alphas` networks over the plane of one pair, on the test images.
+    """Measure a grid of `alphas` x `alphas` networks over the plane of one pair, and the pair, on the test images.
 
-    The pair is the first of the first of `cells`; of the largest k, and of its largest s, where none is given.
-    plane: one row a treatment and place: test loss and error; null where a variance is negative.
-    points: the same at the parent, A, B and the average.
-
-    Raises UserError where parent, A and B span no plane (s = 0).
+    The pair is the first of the first of `cells`; of the largest k, and of its largest s, where none is given. Null
+    where a variance is negative. Raises UserError where parent, A and B span no plane (s = 0).
     """
     pairs = chosen_lines(opened, options)
     chosen = pairs[0] if options.cells else max(pairs, key=lambda pair: pair.cell)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from reference_outputs import GivenLogits, labelled, logits_in_float64, members, trained_resnets
 
-from fastwi.analysis import el2n_scores, ensemble_scores, equal_splits, forgetting_events, split_scores
+from fastwi.analysis import el2n_scores, ensemble_scores, equal_splits, forgetting_scores, split_scores
 from fastwi.errors import UserError
 from fastwi.models.resnet import ResNet
 
@@ -60,7 +60,7 @@ def events_by_loops(history_T: list[bool]) -> int:
     return sum(1 for before, after in itertools.pairwise(history_T) if before and not after)
 
 
-def over(history_TMN: np.ndarray):
+def over(history_TMN: np.ndarray, **settings):
     """Forgetting of a given history: label 0 at probability 0.9 where it is right, else 0.1."""
     engines = iter([given_logits(np.where(correct_MN, 0.9, 0.1)) for correct_MN in history_TMN])
 
@@ -70,37 +70,33 @@ def over(history_TMN: np.ndarray):
             return self.engine.logits(population, m, dataset)
 
     _, count, images = history_TMN.shape
-    return forgetting_events(Playing(), [members(count)] * len(history_TMN), labelled([0] * images, 2))
+    snapshots = [members(count)] * len(history_TMN)
+    return forgetting_scores(Playing(), snapshots, labelled([0] * images, 2), **settings).tolist()
 
 
 def test_hand_made_histories():
     history = {
-        "000000": (0, math.inf),  # never learned
-        "111111": (0, 0.0),
-        "000111": (0, 0.0),  # learned late, never forgotten
-        "010101": (2, 2.0),
-        "101010": (3, 3.0),
-        "100000": (1, 1.0),
+        "000000": math.inf,  # never learned
+        "111111": 0.0,
+        "000111": 0.0,  # learned late, never forgotten
+        "010101": 2.0,
+        "101010": 3.0,
+        "100000": 1.0,
     }
     found = over(np.array([[int(c) for c in text] for text in history], dtype=bool).T[:, None, :])
-    assert found.measurements == 6
-    assert found.events_MN[0].tolist() == [events for events, _ in history.values()]
-    assert found.scores().tolist() == [score for _, score in history.values()]
-    assert equal_splits(found.scores(), 6)[0] == 5  # the example that was never learned is the hardest
+    assert found == list(history.values())
+    assert equal_splits(found, 6)[0] == 5  # the example that was never learned is the hardest
     # Two trajectories, two examples; example 1 is never learned by the second.
-    found = over(np.array([[[1, 0], [1, 0]], [[0, 1], [0, 0]], [[1, 0], [0, 0]]], dtype=bool))
-    assert found.events_MN.tolist() == [[1, 1], [1, 0]]
-    assert found.scores().tolist() == [2.0, math.inf]
-    assert found.scores(never_learned=found.measurements).tolist() == [2.0, 4.0]  # as the authors' code counts
+    two = np.array([[[1, 0], [1, 0]], [[0, 1], [0, 0]], [[1, 0], [0, 0]]], dtype=bool)
+    assert over(two) == [2.0, math.inf]
+    assert over(two, never_learned=3) == [2.0, 4.0]  # as the authors' code counts
 
 
 @settings(deadline=None, max_examples=30)
 @given(history_TMN=arrays.arrays(np.bool_, st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))))
 def test_events_are_those_of_the_definition(history_TMN):
-    found = over(history_TMN)
-    histories_MN = history_TMN.transpose(1, 2, 0).tolist()
-    assert found.events_MN.tolist() == [[events_by_loops(h) for h in histories] for histories in histories_MN]
-    assert found.learned_MN.tolist() == history_TMN.any(0).tolist()
+    each = [[events_by_loops(h) if any(h) else 100 for h in of_m] for of_m in history_TMN.transpose(1, 2, 0).tolist()]
+    assert over(history_TMN, never_learned=100) == np.sum(each, axis=0).tolist()
 
 
 def test_splits_of_a_hand_made_case():
@@ -128,28 +124,27 @@ def test_splits_are_equal_ascending_and_stable(scores, data):
 def test_scores_on_splits_of_given_probabilities():
     p_MN = [[0.5] * 7, [0.9, 0.8, 0.4, 0.7, 0.2, 0.6, 0.1]]
     engine, splits = given_logits(p_MN), [0, 1, 0, 2, 1, 0, 2]
-    found = split_scores(engine, members(2), labelled([0] * 7, 2), splits)
+    accuracy_MS, loss_MS = split_scores(engine, members(2), labelled([0] * 7, 2), splits)
     assert engine.passes == [1, 1]  # one pass over the data, whatever the number of splits
-    assert found.images_S.tolist() == [3, 2, 2]
     losses = [-math.log(0.9 * 0.4 * 0.6) / 3, -math.log(0.8 * 0.2) / 2, -math.log(0.7 * 0.1) / 2]
-    np.testing.assert_allclose(found.loss_MS, [[math.log(2)] * 3, losses], rtol=1e-6)
-    np.testing.assert_allclose(found.accuracy_MS, [[100, 100, 100], [200 / 3, 50, 50]], rtol=1e-15)
+    np.testing.assert_allclose(loss_MS, [[math.log(2)] * 3, losses], rtol=1e-6)
+    np.testing.assert_allclose(accuracy_MS, [[100, 100, 100], [200 / 3, 50, 50]], rtol=1e-15)
     # An infinite loss stays in its split.
     engine = GivenLogits([[[0.0, 0.0], [-math.inf, 0.0], [0.0, 0.0]]])
-    found = split_scores(engine, members(1), labelled([0, 0, 0], 2), [0, 1, 2])
-    np.testing.assert_allclose(found.loss_MS, [[math.log(2), math.inf, math.log(2)]], rtol=1e-15)
+    _, loss_MS = split_scores(engine, members(1), labelled([0, 0, 0], 2), [0, 1, 2])
+    np.testing.assert_allclose(loss_MS, [[math.log(2), math.inf, math.log(2)]], rtol=1e-15)
 
 
 def test_scores_on_splits_of_resnets_are_those_in_float64(resnets):
     engine, population, dataset, logits_MNK = resnets
     splits = equal_splits(np.random.default_rng(5).random(len(dataset)), 4)
-    found, whole = split_scores(engine, population, dataset, splits), engine.evaluate(population, dataset)
-    assert found.images_S.tolist() == [26, 26, 26, 25]
+    accuracy_MS, loss_MS = split_scores(engine, population, dataset, splits)
+    whole, images_S = engine.evaluate(population, dataset), np.bincount(splits)
     for m in range(3):
         loss_N = -logits_MNK[m].log_softmax(1)[torch.arange(len(dataset)), dataset.labels_N].numpy()
-        np.testing.assert_allclose(found.loss_MS[m], [loss_N[splits == s].mean() for s in range(4)], atol=2e-4)
-    np.testing.assert_allclose(found.accuracy_MS @ found.images_S / len(dataset), whole.accuracy_M, rtol=1e-13)
-    assert len(np.unique(found.loss_MS)) == found.loss_MS.size  # networks and splits do differ
+        np.testing.assert_allclose(loss_MS[m], [loss_N[splits == s].mean() for s in range(4)], atol=2e-4)
+    np.testing.assert_allclose(accuracy_MS @ images_S / len(dataset), whole.accuracy_M, rtol=1e-13)
+    assert len(np.unique(loss_MS)) == loss_MS.size  # networks and splits do differ
 
 
 def test_an_ensemble_of_given_probabilities_and_of_sure_networks():
@@ -184,8 +179,8 @@ ZEROS, THREE = GivenLogits(np.zeros((2, 3, 2))), labelled([0, 1, 0], 2)
     [
         (lambda: el2n_scores(ZEROS, [], THREE), "no network was given"),
         (lambda: el2n_scores(NAN, members(2), labelled([0, 0], 2)), "network 1: its score of image 1"),
-        (lambda: forgetting_events(ZEROS, [], THREE), "none was given"),
-        (lambda: forgetting_events(ZEROS, [members(1), members(2)], THREE), "1 members, then 2"),
+        (lambda: forgetting_scores(ZEROS, [], THREE), "none was given"),
+        (lambda: forgetting_scores(ZEROS, [members(1), members(2)], THREE), "1 members, then 2"),
         (lambda: equal_splits([0.1, math.nan], 1), "image 1 is NaN"),
         (lambda: equal_splits([0.1, 0.2], 3), "choose 1 to 2"),
         (lambda: equal_splits([0.1, 0.2], 0), "choose 1 to 2"),

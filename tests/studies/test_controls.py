@@ -6,7 +6,7 @@ import pytest
 from studied import accuracy, column, logits, mean_state, measured, mixed, presented, state_of, treated
 
 from fastwi.experiment.tree import OWN
-from fastwi.studies.controls import ADD, EMA_DECAY, effects
+from fastwi.studies.controls import ADD, EMA_DECAY, effects, trajectory_weights
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,15 @@ def test_lawa_over_many_epochs():
         effect.estimate.value for effect in effects(polars.DataFrame(rows, schema_overrides={"value": polars.String}))
     ]
     assert found == [4.5, 4.5, 2.5, 1.5]  # the last 2, half of 4, all, and the best in hindsight, for the control
+
+
+def test_averages_along_a_trajectory_are_those_of_recursion_and_loop(seed):
+    states = np.random.default_rng(seed).normal(size=5)
+    moving = 0.0
+    for state in states:
+        moving = EMA_DECAY * moving + (1 - EMA_DECAY) * state
+    expected = [states[-last:].mean() for last in range(1, 6)] + [moving / (1 - EMA_DECAY**5)]
+    assert (trajectory_weights(5) @ states).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_tables_and_figure(frames, tmp_path):

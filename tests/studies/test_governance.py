@@ -109,7 +109,7 @@ def test_tables_and_figure(frames, tmp_path):
         verdicts = [i for i, name in enumerate(table.columns) if name == "correlates"]
         assert {row[i] for row in table.rows for i in verdicts} == {"not settled (n = 2)"}
         said = column(table, "all pairs")
-        strengths = [0.0 if cell == "undefined" else abs(float(cell.split()[0])) for cell in said]
+        strengths = [0.0 if cell == "not defined" else abs(float(cell.split()[0])) for cell in said]
         assert strengths == sorted(strengths, reverse=True)
     for text in ("k = 2", "s = 1", "n = 2 parents, 8 pairs", "error barrier (points)"):
         assert text in drawn
