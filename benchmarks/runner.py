@@ -33,7 +33,6 @@ Run = Callable[[], object]
 Timings = Mapping[str, Sequence[float]]
 """The seconds of each counted round, by the case's name."""
 
-_ROOT = Path(__file__).parents[1]
 _CHILD = """
 import importlib.util, json, sys
 file, function, settings = sys.argv[1:]
@@ -294,19 +293,14 @@ def over_rounds(found: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def fresh(
-    file: str,
-    function: str,
-    settings: Mapping[str, Any],
-    root: Path = _ROOT,
-    directory: str | None = None,
-    **environment: str,
+    file: str, function: str, settings: Mapping[str, Any], directory: str | None = None, **environment: str
 ) -> Any:
     """What `function(**settings)` of a Python file returns, in a process and an empty directory of its own.
 
-    root: the checkout whose packages it imports. directory: where its own is made (default: among temporary files).
-    Raises UserError where the function does, and RuntimeError where it fails.
+    directory: where its own is made (default: among temporary files). Raises UserError where the function does, and
+    RuntimeError where it fails.
     """
-    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(dir=directory) as place:
         done = subprocess.run(
             [sys.executable, "-c", _CHILD, file, function, json.dumps(settings)], cwd=place,

@@ -7,7 +7,6 @@ stock-graphs    (GPU) the same with torch.compile's CUDA graphs
 ffcv, airbench  FFCV's Loader and augmentations, airbench's CifarLoader, in front of the stock step
 vmap            torch.func.vmap over functional_call, compiled; vmap-eager: not compiled
 grouped         HFTA-style horizontal fusion by grouped convolutions, compiled; grouped-nhwc: in channels-last order
-streams         (GPU) the stock step of each member on its own CUDA stream
 loop ...        fastwi's engines; again is the first of them once more, whose difference is the noise
 
 All train the same network (ResNet20) on the same images with the same batch size, crop, flip and SGD. Those down to
@@ -27,7 +26,7 @@ import torch
 
 from benchmarks.floor import floors_of
 from benchmarks.peers import loaders, stock
-from benchmarks.peers.populations import Grouped, Streams, Vmap, population
+from benchmarks.peers.populations import Grouped, Vmap, population
 from benchmarks.runner import AGAIN, Case, Report, benchmark
 from benchmarks.task import Task, fastwi_case, make_task
 from fastwi.engine.choose import ENGINES
@@ -56,7 +55,6 @@ CASES: dict[str, tuple[str, Callable[[Task, int], Case]]] = {
     "vmap-eager": ("vmap, eager", partial(population, Vmap, compiled=False)),
     "grouped": ("grouped convolutions (HFTA)", partial(population, Grouped)),
     "grouped-nhwc": ("grouped convolutions, channels-last", partial(population, Grouped, channels_last=True)),
-    "streams": ("CUDA streams", partial(population, Streams)),
 }
 """By their names among --baselines: name in tables, builder (task, members)."""
 

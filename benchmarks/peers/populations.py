@@ -1,4 +1,4 @@
-"""Ways to train M networks of one architecture at once: vmap, grouped convolutions, CUDA streams.
+"""Ways to train M networks of one architecture at once: vmap and grouped convolutions.
 
 Each class is made from (task, networks, compiled). `step(x [M, N, C, H, W], labels [M, N])` trains every member on
 its own batch, and `state_dict(m)` is member m's.
@@ -6,7 +6,6 @@ its own batch, and `state_dict(m)` is member m's.
 Shapes: M members, N images of a batch, C channels, H W of an image, K classes.
 """
 
-import contextlib
 import copy
 import functools
 from collections.abc import Callable, Sequence
@@ -21,14 +20,9 @@ from benchmarks.task import Task
 from fastwi.errors import UserError
 from fastwi.models.resnet import BasicBlock, ResNet
 
-STREAMS = 16
-"""More streams are no faster: a GPU has about as many hardware queues."""
-
 
 def population(kind: Callable[..., Any], task: Task, members: int, compiled: bool = True, **options: Any) -> Case:
-    """A case that trains copies of the task's network by one of these classes."""
-    if kind is Streams and task.device.type != "cuda":
-        raise UserError("streams need a GPU")
+    """A case that trains copies of the task's network by one of the classes."""
     return task.case(kind(task, task.networks(members), compiled, **options).step, members)
 
 
@@ -158,45 +152,3 @@ def _widened(networks: Sequence[nn.Module]) -> nn.Module:
         }
     )
     return wide
-
-
-class Streams:
-    """The best stock step of each member on a CUDA stream of its own; on a CPU, which has none, in turn.
-
-    Forward and loss are compiled once, as a function of a member's tensors. One process issues all work, so its rate
-    of launches is the limit where kernels are small.
-    """
-
-    def __init__(self, task: Task, networks: Sequence[nn.Module], compiled: bool) -> None:
-        count = min(STREAMS, len(networks)) if task.device.type == "cuda" else 0
-        self._streams = [torch.cuda.Stream(task.device) for _ in range(count)]
-        placed = [network.to(task.device).to(memory_format=torch.channels_last) for network in networks]
-        self._states = [{**dict(n.named_parameters()), **dict(n.named_buffers())} for n in placed]
-        self._leaves = [list(network.parameters()) for network in placed]
-        self._optimizers = [task.optimizer(leaves) for leaves in self._leaves]
-        network = copy.deepcopy(networks[0]).train()
-
-        def loss(state: dict[str, Tensor], x_NCHW: Tensor, labels_N: Tensor) -> Tensor:
-            with task.autocast():
-                logits_NK = torch.func.functional_call(network, state, (x_NCHW,))
-                return functional.cross_entropy(logits_NK, labels_N)
-
-        self._loss = torch.compile(loss, dynamic=False) if compiled else loss
-
-    def step(self, x_MNCHW: Tensor, labels_MN: Tensor) -> None:
-        """The caller's stream made the batches, and waits for all members."""
-        for stream in self._streams:
-            stream.wait_stream(torch.cuda.current_stream(stream.device))
-        contexts: list[Any] = [torch.cuda.stream(stream) for stream in self._streams] or [contextlib.nullcontext()]
-        for m, leaves in enumerate(self._leaves):
-            with contexts[m % len(contexts)]:
-                gradients = torch.autograd.grad(self._loss(self._states[m], x_MNCHW[m], labels_MN[m]), leaves)
-                for leaf, gradient in zip(leaves, gradients, strict=True):
-                    leaf.grad = gradient
-                self._optimizers[m].step()
-        for stream in self._streams:
-            torch.cuda.current_stream(stream.device).wait_stream(stream)
-
-    def state_dict(self, m: int) -> dict[str, Tensor]:
-        """Member m's parameters and buffers."""
-        return {name: value.detach() for name, value in self._states[m].items()}

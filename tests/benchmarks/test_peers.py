@@ -10,7 +10,7 @@ from scipy import stats
 from torch.nn import functional
 
 from benchmarks.coverage import bootstraps
-from benchmarks.peers.populations import Grouped, Streams, Vmap
+from benchmarks.peers.populations import Grouped, Vmap
 from benchmarks.task import Task, stock_batches
 from fastwi.config.schema import Config, OptimizerConfig
 from fastwi.data.resident import ResidentDataset, normalisation_table
@@ -23,7 +23,6 @@ PEERS = {
     "vmap": Vmap,
     "grouped": Grouped,
     "grouped, channels-last": functools.partial(Grouped, channels_last=True),
-    "streams": Streams,
 }
 
 
@@ -100,7 +99,7 @@ def test_grouped_declines_what_it_was_not_written_for(name, seed):
         Grouped(small_task(seed), networks, compiled=False)
 
 
-@pytest.mark.parametrize("peer", ["vmap", "streams"])
+@pytest.mark.parametrize("peer", ["vmap"])
 def test_bf16_losses_are_those_of_float32_to_its_rounding(peer, seed):
     """The casts that stand in for autocast reach every layer, and keep batch norm's weights in float32."""
     networks = [network.float() for network in random_networks(seed)]
