@@ -21,81 +21,77 @@ from fastwi.analysis.statistics import mean_estimate, spearman
 
 Float64 = NDArray[np.float64]
 Rng = np.random.Generator
+Columns = tuple[Float64, ...]
+"""One column of values [G parents, pairs], for their mean, or two, for their rank correlation."""
 
 _PAIRS = 4  # of each parent
 _WITHIN = 0.5  # deviation between the pairs of a parent, in units of that between parents
 _CELLS = np.repeat(np.arange(4.0), 3)  # k of the cells of a 4 x 3 grid of k x s, each with one pair of each parent
-_LARGE = 4000  # parents of the data sets whose correlation is the true one
+_LARGE = 20_000  # parents of the data set whose correlation is the true one
 _SLACK = 1e-9  # of the comparison with the truth, for roundings
 
 
-def _shared(one: Callable[..., Float64], rng: Rng, D: int, G: int) -> Float64:
+def _shared(one: Callable[..., Float64], rng: Rng, G: int) -> Columns:
     """A parent's draw, and smaller ones of the same distribution for each pair."""
-    return one(rng, size=(D, G, 1)) + _WITHIN * one(rng, size=(D, G, _PAIRS))
+    return (one(rng, size=(G, 1)) + _WITHIN * one(rng, size=(G, _PAIRS)),)
 
 
-def _accuracies(rng: Rng, D: int, G: int) -> Float64:
+def _accuracies(rng: Rng, G: int) -> Columns:
     """Percent right of 50 images, near the upper bound: a step is 2 points, and parents tie."""
-    return 100.0 * rng.binomial(50, rng.beta(48, 2, size=(D, G, 1)), size=(D, G, _PAIRS)) / 50
+    return (2.0 * rng.binomial(50, rng.beta(48, 2, size=(G, 1)), size=(G, _PAIRS)),)
 
 
-def _barriers(rng: Rng, D: int, G: int) -> Float64:
-    return np.maximum(0.0, _shared(Rng.normal, rng, D, G) - 0.5)
+def _barriers(rng: Rng, G: int) -> Columns:
+    return (np.maximum(0.0, _shared(Rng.normal, rng, G)[0] - 0.5),)
 
 
-_SPREAD = float(np.sqrt(1 + _WITHIN**2))
-MEANS: dict[str, tuple[Callable[[Rng, int, int], Float64], float]] = {
-    "normal": (partial(_shared, Rng.normal), 0.0),
-    "t, 3 degrees (heavy tails)": (partial(_shared, lambda rng, size: rng.standard_t(3, size)), 0.0),
-    "exponential (skewed)": (partial(_shared, lambda rng, size: rng.exponential(size=size) - 1.0), 0.0),
-    "lognormal (very skewed)": (
-        partial(_shared, lambda rng, size: rng.lognormal(size=size) - np.exp(0.5)),
-        0.0,
-    ),
-    "accuracies (bounded, tied)": (_accuracies, 96.0),
-    "barriers (most are 0)": (
-        _barriers,
-        float(-0.5 * stats.norm.cdf(-0.5 / _SPREAD) + _SPREAD * stats.norm.pdf(0.5 / _SPREAD)),
-    ),
-}
-"""Distributions of pairs' values by name: a draw (rng, D data sets, G parents) of [D, G, pairs], and its mean."""
-
-
-def _grid(slope: float, rng: Rng, parents: int) -> tuple[Float64, Float64]:
+def _grid(slope: float, rng: Rng, G: int) -> Columns:
     """k and a rounded gain that rises by `slope` a step of k, on parents with levels and slopes of their own."""
-    k_GC = np.tile(_CELLS, (parents, 1))
-    level_G1, steeper_G1 = rng.normal(size=(2, parents, 1))
+    k_GC = np.tile(_CELLS, (G, 1))
+    level_G1, steeper_G1 = rng.normal(size=(2, G, 1))
     gain_GC = slope * k_GC + level_G1 + 0.5 * steeper_G1 * (k_GC - 1.5)
     return k_GC, np.round(gain_GC + rng.normal(size=k_GC.shape), 1)
 
 
-def _drawn(relation: float, pairs: int, rng: Rng, parents: int) -> tuple[Float64, Float64]:
+def _drawn(relation: float, pairs: int, rng: Rng, G: int) -> Columns:
     """A skewed quantity and a rounded gain, related between parents and between the pairs of a parent."""
-    x, y = np.zeros((2, parents, pairs))
-    for shape, scale in (((parents, 1), 1.0), ((parents, pairs), 0.7)):
+    x, y = np.zeros((2, G, pairs))
+    for shape, scale in (((G, 1), 1.0), ((G, pairs), 0.7)):
         here, other = scale * rng.normal(size=(2, *shape))
         x += here
         y += relation * here + np.sqrt(1 - relation**2) * other
     return np.exp(x), np.round(3 * y)
 
 
-def _within(relation: float, rng: Rng, parents: int) -> tuple[Float64, Float64]:
+def _within(relation: float, rng: Rng, G: int) -> Columns:
     """Two quantities that move with the cell, less each cell's mean, as the study governance has them."""
-    x, y = _drawn(relation, len(_CELLS), rng, parents)
+    x, y = _drawn(relation, len(_CELLS), rng, G)
     return np.log(x) - np.log(x).mean(axis=0), np.round(y - y.mean(axis=0), 10)
 
 
-CORRELATIONS = {
-    "k, none": partial(_grid, 0.0),
-    "k, weak": partial(_grid, 0.5),
-    "k, strong": partial(_grid, 3.0),
-    "pairs, none": partial(_drawn, 0.0, _PAIRS),
-    "pairs, middling": partial(_drawn, 0.5, _PAIRS),
-    "pairs, strong": partial(_drawn, 0.9, _PAIRS),
-    "one pair a parent": partial(_drawn, 0.5, 1),
-    "within cells": partial(_within, 0.5),
+_SPREAD = float(np.sqrt(1 + _WITHIN**2))
+_BARRIER = float(-0.5 * stats.norm.cdf(-0.5 / _SPREAD) + _SPREAD * stats.norm.pdf(0.5 / _SPREAD))
+MEANS: dict[str, tuple[Callable[[Rng, int], Columns], float | None]] = {
+    "normal": (partial(_shared, Rng.normal), 0.0),
+    "t, 3 degrees (heavy tails)": (partial(_shared, lambda rng, size: rng.standard_t(3, size)), 0.0),
+    "exponential (skewed)": (partial(_shared, lambda rng, size: rng.exponential(size=size) - 1.0), 0.0),
+    "lognormal (very skewed)": (partial(_shared, lambda rng, size: rng.lognormal(size=size) - np.exp(0.5)), 0.0),
+    "accuracies (bounded, tied)": (_accuracies, 96.0),
+    "barriers (most are 0)": (_barriers, _BARRIER),
 }
-"""Draws (rng, parents) of two columns [G, pairs], by name: with which quantity, and how strongly related."""
+"""A draw of a data set, and its true mean, by the name of the distribution."""
+
+CORRELATIONS: dict[str, tuple[Callable[[Rng, int], Columns], float | None]] = {
+    "k, none": (partial(_grid, 0.0), None),
+    "k, weak": (partial(_grid, 0.5), None),
+    "k, strong": (partial(_grid, 3.0), None),
+    "pairs, none": (partial(_drawn, 0.0, _PAIRS), None),
+    "pairs, middling": (partial(_drawn, 0.5, _PAIRS), None),
+    "pairs, strong": (partial(_drawn, 0.9, _PAIRS), None),
+    "one pair a parent": (partial(_drawn, 0.5, 1), None),
+    "within cells": (partial(_within, 0.5), None),
+}
+"""The same by what is related and how strongly. The true correlation is that of very many parents."""
 
 
 @benchmark
@@ -106,94 +102,60 @@ def main(
     """A table of means, and one of rank correlations."""
     warnings.simplefilter("ignore", stats.ConstantInputWarning)
     warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-    rng = np.random.Generator(np.random.Philox(key=seed))
-    means = []
-    for name, (draw, truth) in MEANS.items():
-        for G in parents:
-            methods = _of_means(draw(rng, datasets, G), rng, resamples)
-            means += [_row("mean", name, G, method, truth, *ends) for method, ends in methods.items()]
-    ranks = []
-    for name, draw_one in CORRELATIONS.items():
-        # The true correlation: over very many parents.
-        truth = float(np.mean([_rank_correlation(*draw_one(rng, _LARGE)) for _ in range(5)]))
-        for G in parents:
-            drawn = [_of_ranks(*draw_one(rng, G), rng, resamples) for _ in range(correlations)]
-            for method in drawn[0]:
-                ends = np.concatenate([each[method] for each in drawn], axis=1)
-                ranks.append(_row("rank correlation", name, G, method, truth, *ends))
-    for rows in (means, ranks):
-        shown: dict[str, dict[str, Any]] = {}
-        for row in rows:
-            case = f"{row['distribution']}: {row['method']}"
-            shown.setdefault(case, {"": case})[f"{row['parents']} parents"] = row["coverage_%"]
-        report.add(f"Coverage (%) of 95 % intervals of a {rows[0]['statistic']}", list(shown.values()), rows)
+    rng = Rng(np.random.Philox(key=seed))
+    for statistic, table, count in (("mean", MEANS, datasets), ("rank correlation", CORRELATIONS, correlations)):
+        rows, measurements = {}, []
+        for name, (draw, truth) in table.items():
+            truth = float(_statistic(draw(rng, _LARGE))) if truth is None else truth
+            for G in parents:
+                found = [intervals(draw(rng, G), rng, resamples) for _ in range(count)]
+                for method in found[0]:
+                    low_D, high_D = np.array([each[method] for each in found], dtype=np.float64).T
+                    given_D = ~np.isnan(low_D) & ~np.isnan(high_D)
+                    held_D = (low_D - _SLACK <= truth) & (truth <= high_D + _SLACK)
+                    row: dict[str, Any] = {"statistic": statistic, "distribution": name, "parents": G}
+                    row |= {"method": method, "coverage_%": round(100 * held_D[given_D].mean(), 2)}
+                    measurements.append(row | {"without_interval_%": 100 * (1 - given_D.mean())})
+                    case = f"{name}: {method}"
+                    rows.setdefault(case, {"": case})[f"{G} parents"] = row["coverage_%"]
+        report.add(f"Coverage (%) of 95 % intervals of a {statistic}", list(rows.values()), measurements)
 
 
-def _of_means(values_DGP: Float64, rng: Rng, resamples: int) -> dict[str, Float64]:
-    """Intervals [2, D] of the mean of each data set, by method."""
-    parents = np.repeat(np.arange(values_DGP.shape[1]), values_DGP.shape[2])
-    ours = [mean_estimate(values_GP.ravel(), parents) for values_GP in values_DGP]
-    return {"fastwi": _ends(ours), **bootstraps(values_DGP.mean(axis=2), np.mean, rng, resamples)}
-
-
-def _of_ranks(x_GP: Float64, y_GP: Float64, rng: Rng, resamples: int) -> dict[str, Float64]:
-    """Intervals [2, 1] of Spearman's rank correlation of one data set, by method."""
-    parents = np.repeat(np.arange(len(x_GP)), x_GP.shape[1])
-    whole = _rank_correlation(x_GP, y_GP)
-
-    def of_parents(at: Any, axis: int) -> Float64:
-        drawn = _rank_correlation(x_GP[at], y_GP[at])
-        return np.where(np.isnan(drawn), whole, drawn)  # an undefined resample says nothing
-
-    ours = _ends([spearman(x_GP.ravel(), y_GP.ravel(), parents)])
-    return {"fastwi": ours, **bootstraps(np.arange(len(x_GP)), of_parents, rng, resamples)}
-
-
-def _rank_correlation(x_GP: Float64, y_GP: Float64) -> Float64:
-    """Spearman's, over the last two axes; NaN where one of the two is constant."""
-    x, y = (stats.rankdata(v.reshape(*v.shape[:-2], -1), axis=-1) for v in (x_GP, y_GP))
-    return np.asarray(stats.pearsonr(x, y, axis=-1).statistic)
-
-
-def bootstraps(data: NDArray[Any], statistic: Callable[..., Any], rng: Rng, resamples: int) -> dict[str, Float64]:
-    """scipy's intervals [2, data sets] of `statistic(data, axis)` over the last axis of `data`, by the method's name.
+def intervals(columns: Columns, rng: Rng, resamples: int) -> dict[str, Sequence[float | None]]:
+    """The ends of the 95 % intervals of the mean or the rank correlation, by the method's name.
 
     The widened percentile interval is as much wider as Student's t (Hesterberg 2015: expanded percentile interval).
     Where the BCa interval is undefined, as it is of equal values, the percentile interval stands for it.
     """
-    parents = data.shape[-1]
-    tail = float(stats.norm.sf(stats.t.isf(0.025, parents - 1) * np.sqrt(parents / (parents - 1))))
+    G, pairs = columns[0].shape
+    estimate: Callable[..., Any] = mean_estimate if len(columns) == 1 else spearman
+    ours = estimate(*(v_GP.ravel() for v_GP in columns), np.repeat(np.arange(G), pairs))
+    whole = _statistic(columns)
+
+    def of_parents(at: Any, axis: int) -> Float64:
+        drawn = _statistic([v_GP[at] for v_GP in columns])
+        return np.where(np.isnan(drawn), whole, drawn)  # an undefined resample says nothing
+
+    tail = float(stats.norm.sf(stats.t.isf(0.025, G - 1) * np.sqrt(G / (G - 1))))
+    found: dict[str, Sequence[float | None]] = {"fastwi": (ours.low, ours.high)}
     drawn = None
-    found: dict[str, Float64] = {}
-    for name, method, level in (
-        ("percentile", "percentile", 0.95),
-        ("widened percentile", "percentile", 1 - 2 * tail),
-        ("BCa", "BCa", 0.95),
-    ):
+    for name, level in (("percentile", 0.95), ("widened percentile", 1 - 2 * tail), ("BCa", 0.95)):
         with np.errstate(all="ignore"):
             drawn = stats.bootstrap(
-                (data,), statistic, n_resamples=0 if drawn else resamples, batch=100, vectorized=True, axis=-1,
-                confidence_level=level, method=method, bootstrap_result=drawn, rng=rng,
+                (np.arange(G),), of_parents, n_resamples=0 if drawn else resamples, batch=100, vectorized=True,
+                confidence_level=level, method=name.split()[-1], bootstrap_result=drawn, rng=rng,
             )  # fmt: skip
-        ends = np.array(drawn.confidence_interval, dtype=np.float64).reshape(2, -1)
-        found[name] = np.where(np.isnan(ends), found.get("percentile", ends), ends)
+        ends = drawn.confidence_interval
+        found[name] = found["percentile"] if np.isnan(ends).any() else ends
     return found
 
 
-def _ends(estimates: Sequence[Any]) -> Float64:
-    """Lower and upper ends, NaN where there is no interval."""
-    return np.array([(e.low, e.high) for e in estimates], dtype=np.float64).T
-
-
-def _row(
-    statistic: str, name: str, parents: int, method: str, truth: float, low_D: Float64, high_D: Float64
-) -> dict[str, Any]:
-    given_D = ~np.isnan(low_D) & ~np.isnan(high_D)
-    held_D = (low_D - _SLACK <= truth) & (truth <= high_D + _SLACK)
-    return {
-        "statistic": statistic, "distribution": name, "parents": parents, "method": method,
-        "coverage_%": round(100 * held_D[given_D].mean(), 2), "without_interval_%": 100 * (1 - given_D.mean()),
-    }  # fmt: skip
+def _statistic(columns: Sequence[Float64]) -> Float64:
+    """Over the last two axes, parents and pairs; a correlation is NaN where one of the two is constant."""
+    flat = [v_GP.reshape(*v_GP.shape[:-2], -1) for v_GP in columns]
+    if len(flat) == 1:
+        return np.asarray(flat[0].mean(axis=-1))
+    return np.asarray(stats.pearsonr(*(stats.rankdata(v, axis=-1) for v in flat), axis=-1).statistic)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from fastwi.report.manifest import commit, cpu_name
 from fastwi.version import __version__
 
 _EXTENSIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX"}
+_POWER = "--query-gpu=power.limit --format=csv,noheader"
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
@@ -25,7 +26,7 @@ def describe_machine(device: torch.device) -> dict[str, str]:
     return {
         "cpu": f"{len(os.sched_getaffinity(0))} cores of {cpu_name()} ({vectors})",
         "device": "cpu" if gpu is None else f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB",
-        "power_limit": "unknown" if gpu is None else _power_limit(device),
+        "power_limit": subprocess.getoutput(f"nvidia-smi -i GPU-{gpu.uuid} {_POWER}") if gpu else "unknown",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
@@ -35,12 +36,3 @@ def describe_machine(device: torch.device) -> dict[str, str]:
         "commit": commit() or "none",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def _power_limit(device: torch.device) -> str:
-    """The GPU's power limit as its driver reports it."""
-    command = ["nvidia-smi", f"--id={device.index or 0}", "--query-gpu=power.limit", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -47,6 +47,7 @@ def plot(stem: Path, title: str, unit: str, points: Points) -> None:
     import numpy as np
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     bars = "" in next(iter(points.values()))
     figure = Figure(figsize=(9, 1.2 + 0.42 * len(points)) if bars else (9, 5.5), layout="constrained")
@@ -73,25 +74,18 @@ def plot(stem: Path, title: str, unit: str, points: Points) -> None:
         axes.invert_yaxis()
         axes.set_xlabel(unit)
     else:
-        _label_lines(axes, unit, sorted({members for line in points.values() for members in line}))
+        counts = sorted({members for line in points.values() for members in line})
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("networks trained together (M)")
+        axes.set_ylabel(unit)
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     # Text as text, and nothing in the file that changes from one run to the next.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastwi"}):
         for kind, extra in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
             with atomic_path(f"{stem}.{kind}") as temporary:
                 figure.savefig(temporary, format=kind, **extra)  # type: ignore[arg-type]
-
-
-def _label_lines(axes: Any, unit: str, counts: Sequence[int]) -> None:
-    """Both axes of lines are logarithmic."""
-    from matplotlib.ticker import LogLocator
-
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(counts, [f"{count:,}" for count in counts])
-    axes.minorticks_off()
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("networks trained together (M)")
-    axes.set_ylabel(unit)
-    axes.grid(axis="y", linewidth=0.4, alpha=0.5)

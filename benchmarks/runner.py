@@ -116,7 +116,20 @@ class Report:
             sums: whether the rounds are the parts of one whole, so that their sums are compared, not their medians.
         """
         at = at or {}
-        ready, results, problems = self._build(cases)
+        ready: dict[str, Case] = {}
+        results: dict[str, Any] = {}
+        problems: dict[str, str] = {}
+        for name, entry in cases.items():
+            try:
+                case = entry if isinstance(entry, Case) else entry()
+                _prepare(case, self.device.type)
+                results[name] = case.run()
+                ready[name] = case
+            except UserError as problem:  # it cannot run here, for this network or for so many members
+                problems[name] = str(problem)
+            except Exception as problem:  # one case's failure must not cost the others' figures
+                problems[name] = f"failed: {type(problem).__name__}: {problem}".splitlines()[0]
+                self.failed |= name.startswith("fastwi")
         if check:
             check(results)
         if again in ready:
@@ -133,8 +146,10 @@ class Report:
         points = {f"{name} floor": [rate] * 3 for name, rate in bounds.items()}
         took = {name: (sum if sums else median)(timings[name]) / case.work for name, case in ready.items()}
         best = min((name for name in reference if name in ready), key=lambda name: took[name], default=None)
-        rows: list[dict[str, Any]] = []
-        measurements: list[dict[str, Any]] = []
+        rows = []
+        measurements: list[dict[str, Any]] = [
+            {"case": name, **at, "not_measured": problem} for name, problem in problems.items()
+        ]
         for name, case in ready.items():
             rates = [case.work / seconds for seconds in timings[name]]
             low, rate, high = quantiles(rates if rounds > 1 else 2 * rates, n=4, method="inclusive")
@@ -147,14 +162,11 @@ class Report:
             row |= {f"of_{floor}_floor_%": 100 * rate / bound for floor, bound in bounds.items()}
             rows.append(row)
             measurements.append({**row, **at, f"{unit}_a_round": case.work, "seconds": timings[name]})
-        measurements += [{"case": name, **at, "not_measured": problem} for name, problem in problems.items()]
-        where = ", ".join(str(value) for key, value in at.items() if key != "members")
+        where = "".join(f", {value}" for key, value in at.items() if key != "members")
         for name, values in points.items():
-            label = f"{name}, {where}" if where else name
-            self._points.setdefault(label, {})[at.get("members", "")] = values
-        notes = [f"{rounds} rounds", *(f"{name} floor {rate:,.0f} {unit}/s" for name, rate in bounds.items())]
-        notes += [f"reference: {best}"] if best else []
-        self.add("; ".join([title, *notes]), rows, measurements, unit=f"{unit}/s")
+            self._points.setdefault(name + where, {})[at.get("members", "")] = values
+        title += f"; {rounds} rounds; " + "".join(f"{name} floor {bounds[name]:,.0f} {unit}/s; " for name in bounds)
+        self.add(title + f"reference: {best or 'none'}", rows, measurements, unit=f"{unit}/s")
         for name, problem in problems.items():
             print(f"{name}: {problem}", flush=True)
 
@@ -176,27 +188,6 @@ class Report:
             write_json(f"{self._stem}.json", self._results)
             if self._points:
                 plot(self._stem, title.partition(";")[0], unit, self._points)
-
-    def _build(
-        self, cases: Mapping[str, Case | Callable[[], Case]]
-    ) -> tuple[dict[str, Case], dict[str, Any], dict[str, str]]:
-        """The cases, each run once; what they returned; why others cannot run."""
-        ready: dict[str, Case] = {}
-        results: dict[str, Any] = {}
-        problems: dict[str, str] = {}
-        for name, entry in cases.items():
-            try:
-                case = entry if isinstance(entry, Case) else entry()
-                _prepare(case, self.device.type)
-                results[name] = case.run()
-                ready[name] = case
-            except UserError as problem:  # it cannot run here, for this network or for so many members
-                problems[name] = str(problem)
-            except Exception as problem:  # one case's failure must not cost the others' figures
-                lines = str(problem).strip().splitlines() or [""]
-                problems[name] = f"failed: {type(problem).__name__}: {lines[0]:.300}"
-                self.failed |= name.startswith("fastwi")
-        return ready, results, problems
 
 
 def benchmark(body: Callable[..., None]) -> Callable[..., int]:

@@ -3,7 +3,6 @@
 Shapes: M members, N images of a batch, D images of a round, C H W of an image, K classes.
 """
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.runner import Case
-from fastwi.config.schema import Config
+from fastwi.config.schema import Config, EngineConfig, ModelConfig, OptimizerConfig
 from fastwi.data.noise import Noise, Stream, permutation
 from fastwi.data.resident import ResidentDataset, load_split
 from fastwi.engine.choose import build_engine, build_network
@@ -64,11 +63,6 @@ class Task:
         """The network that all train, from one initialisation."""
         return build_network(self.config, self.dataset.classes)
 
-    def networks(self, members: int) -> list[nn.Module]:
-        """Copies of it."""
-        network = self.network()
-        return [copy.deepcopy(network) for _ in range(members)]
-
     def optimizer(self, tensors: Any, fused: bool = True) -> torch.optim.Optimizer:
         """The optimizer that all use; `fused` is its fastest stock form."""
         kind = self.config.optimizer
@@ -108,12 +102,10 @@ def make_task(
     width: float = 1.0,
 ) -> Task:
     """A random subset of the training images, as many as `steps` steps take; of a small set all, again and again."""
-    config = Config()
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, name=model, width=width),
-        optimizer=dataclasses.replace(config.optimizer, batch_size=batch),
-        engine=dataclasses.replace(config.engine, device=device),
+    config = Config(
+        model=ModelConfig(model, width),
+        optimizer=OptimizerConfig(batch_size=batch),
+        engine=EngineConfig(device=device),
     )
     on = torch.device(device)
     dataset, card = load_split(data, "train", on)

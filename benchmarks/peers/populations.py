@@ -23,7 +23,9 @@ from fastwi.models.resnet import BasicBlock, ResNet
 
 def population(kind: Callable[..., Any], task: Task, members: int, compiled: bool = True, **options: Any) -> Case:
     """A case that trains copies of the task's network by one of the classes."""
-    return task.case(kind(task, task.networks(members), compiled, **options).step, members)
+    network = task.network()
+    networks = [copy.deepcopy(network) for _ in range(members)]
+    return task.case(kind(task, networks, compiled, **options).step, members)
 
 
 class _Fused:

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from benchmarks.coverage import bootstraps
+from benchmarks.coverage import intervals
 from benchmarks.peers.populations import Grouped, Vmap
 from benchmarks.task import Task, stock_batches
 from fastwi.config.schema import Config, OptimizerConfig
@@ -120,12 +120,11 @@ def test_bf16_losses_are_those_of_float32_to_its_rounding(peer, seed):
 
 def test_bootstrap_intervals_of_a_mean(seed):
     rng = np.random.default_rng(seed)
-    mean_DG = np.exp(0.3 * rng.normal(size=(3, 8)))
-    found = bootstraps(mean_DG, np.mean, rng, 4000)
-    drawn_RDG = mean_DG[:, rng.integers(0, 8, (4000, 8))].transpose(1, 0, 2)
+    mean_G = np.exp(0.3 * rng.normal(size=8))
+    found = intervals((mean_G[:, None],), rng, 4000)
+    drawn_RG = mean_G[rng.integers(0, 8, (4000, 8))]
     # The share in each tail of the expanded percentile interval: Student's t with 7 degrees of freedom.
     tail = stats.norm.cdf(stats.t.ppf(0.025, 7) * np.sqrt(8 / 7))
     for name, share in (("percentile", 0.025), ("widened percentile", tail)):
-        expected = np.quantile(drawn_RDG.mean(axis=2), [share, 1 - share], axis=0)
-        np.testing.assert_allclose(found[name], expected, rtol=0.02)
-    assert np.all((found["BCa"][0] < mean_DG.mean(axis=1)) & (mean_DG.mean(axis=1) < found["BCa"][1]))
+        assert found[name] == pytest.approx(np.quantile(drawn_RG.mean(axis=1), [share, 1 - share]), rel=0.02)
+    assert found["BCa"][0] < mean_G.mean() < found["BCa"][1]
