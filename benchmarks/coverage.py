@@ -21,7 +21,7 @@ from fastwi.analysis.statistics import mean_estimate, spearman
 
 Float64 = NDArray[np.float64]
 Rng = np.random.Generator
-Columns = tuple[Float64, ...]
+Columns = tuple[NDArray[Any], ...]
 """One column of values [G parents, pairs], for their mean, or two, for their rank correlation."""
 
 _PAIRS = 4  # of each parent
@@ -104,7 +104,8 @@ def main(
     warnings.simplefilter("ignore", stats.DegenerateDataWarning)
     rng = Rng(np.random.Philox(key=seed))
     for statistic, table, count in (("mean", MEANS, datasets), ("rank correlation", CORRELATIONS, correlations)):
-        rows, measurements = {}, []
+        rows: dict[str, dict[str, Any]] = {}
+        measurements = []
         for name, (draw, truth) in table.items():
             truth = float(_statistic(draw(rng, _LARGE))) if truth is None else truth
             for G in parents:
@@ -150,7 +151,7 @@ def intervals(columns: Columns, rng: Rng, resamples: int) -> dict[str, Sequence[
     return found
 
 
-def _statistic(columns: Sequence[Float64]) -> Float64:
+def _statistic(columns: Sequence[NDArray[Any]]) -> Float64:
     """Over the last two axes, parents and pairs; a correlation is NaN where one of the two is constant."""
     flat = [v_GP.reshape(*v_GP.shape[:-2], -1) for v_GP in columns]
     if len(flat) == 1:

@@ -125,10 +125,10 @@ class Report:
                 _prepare(case, self.device.type)
                 results[name] = case.run()
                 ready[name] = case
-            except UserError as problem:  # it cannot run here, for this network or for so many members
-                problems[name] = str(problem)
-            except Exception as problem:  # one case's failure must not cost the others' figures
-                problems[name] = f"failed: {type(problem).__name__}: {problem}".splitlines()[0]
+            except UserError as error:  # it cannot run here, for this network or for so many members
+                problems[name] = str(error)
+            except Exception as error:  # one case's failure must not cost the others' figures
+                problems[name] = f"failed: {type(error).__name__}: {error}".splitlines()[0]
                 self.failed |= name.startswith("fastwi")
         if check:
             check(results)
