@@ -19,13 +19,6 @@ from fastwi.train import main as train
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def run(monkeypatch, script: str, *arguments: object) -> None:
     """As `python examples/SCRIPT ARGUMENTS` would."""
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
@@ -84,8 +77,5 @@ def test_own_network(folder, tmp_path, monkeypatch, capsys):
     network = f"{EXAMPLES / 'own_network.py'}:build"
     settings = ("--optimizer.batch_size=32", "--optimizer.learning_rate=0.05")
     assert train(["--data.path=again", f"--model.name={network}", "--run.name=again", *settings, *small]) == 0
-    assert rows(tmp_path / "runs" / "again") == told["metrics"]
-
-
-def rows(directory: Path) -> list[dict]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = (tmp_path / "runs" / "again" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == told["metrics"]

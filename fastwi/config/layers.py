@@ -128,7 +128,7 @@ class Layers:
     """What files, a command line or a program say so far, later layers over earlier ones, and every problem met.
 
     `names`: what files may say. `given`: each name that was given, with the value that holds. `last`: the names that
-    the last layer gave. `file`: the outermost file, where there is one.
+    the last layer gave. `file`: that of `config`.
     """
 
     def __init__(self, names: Mapping[str, Key]) -> None:
@@ -181,8 +181,11 @@ class Layers:
                     layer[path] = Placed(names[path].check(value), origin)
         for name in {"base", "config"} & layer.keys():
             below = layer.pop(name)
+            path = shipped_configs().get(below.value, directory / below.value)
+            if name == "config":
+                self.file = path
             with self.noting(f"{below.origin}{name}: "):
-                self._add_file(shipped_configs().get(below.value, directory / below.value), chain)
+                self._add_file(path, chain)
         self.given |= layer
         self.last = set(layer)
         self._merged.collect({path: placed.value for path, placed in layer.items()})
@@ -191,7 +194,6 @@ class Layers:
         text, origin, real = read_text(path), printable(str(path)), os.path.realpath(path)
         if real in chain:
             raise ConfigError(f"{origin} leads round in a circle; remove one of its bases")
-        self.file = self.file or path
         self.add_text(text, origin, path.parent, (*chain, real))
 
     def flag(self, name: str, default: Any) -> Any:

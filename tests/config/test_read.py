@@ -12,6 +12,7 @@ from fastwi.config.read import (
     config_from_mapping,
     config_from_yaml,
     read_analysis_request,
+    read_config,
     read_request,
     read_sweep_request,
     sweep_from_yaml,
@@ -111,12 +112,7 @@ def test_switches_and_file_reach_the_request(directory: Path) -> None:
     assert (swept.dry_run, swept.json, swept.shard, swept.sweep) == (True, True, (2, 4), "base")
     assert sweep("--shard=1/1").shard == (1, 1)
     drawing = read_request([*argv, "--figures", "paper"], "fastwi.train", draws=True)
-    assert (drawing.figures, sweep("--figures=paper").figures, sweep("--figures=screen").figures) == (
-        "paper",
-        "paper",
-        "screen",
-    )
-    assert (request.figures, swept.figures) == ("screen", "screen")
+    assert (drawing.figures, sweep("--figures=paper").figures, request.figures) == ("paper", "paper", "screen")
 
 
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
@@ -230,6 +226,8 @@ def test_bases_chain_and_the_nearer_file_wins(tmp_path: Path) -> None:
     assert (request.spec.options.children, request.spec.options.parents, request.sweep) == (6, (1,), "leaf")
     text = (tmp_path / "leaf.yaml").read_text()
     assert sweep_from_yaml(text, directory=tmp_path) == request.spec
+    from_program = read_config({"base": str(tmp_path / "leaf.yaml")}, sweep=True)
+    assert (from_program.spec, from_program.sweep) == (request.spec, "sweep")
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)
@@ -306,14 +304,3 @@ def test_help_and_version_win_over_mistakes(reader) -> None:
         "  # epochs at which the rate is multiplied [default 80,120; in epochs; at least 1]\n",
     ):
         assert line in shown("--help", "all")
-
-
-def test_what_the_short_help_shows() -> None:
-    texts = []
-    for reader in (read, sweep, analyze):
-        with pytest.raises(ShowAndExit) as shown:
-            reader("--help")
-        texts.append(str(shown.value))
-    assert all(each in texts[0] for each in ("k 10,", "learning_rate 0.1,", "flip 0.5\n"))
-    assert "children: 8" in texts[1]  # of a sweep file
-    assert all(f"{name} " in texts[2] and text in texts[2] for name, text in STUDIES.items())
