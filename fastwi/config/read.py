@@ -26,25 +26,31 @@ from fastwi.config.sweep import (
     analysis_problems,
     sweep_problems,
 )
-from fastwi.config.values import Key, did_you_mean, number_from_text, show
+from fastwi.config.values import Key, did_you_mean, keys_of, number_from_text, option, show
 from fastwi.config.write import help_text, study_lines, sweep_to_yaml, to_yaml
 from fastwi.version import __version__
 
+_PART = "([1-9][0-9]{0,8}/[1-9][0-9]{0,8})?"
 ConfigLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
 
 _SHIPPED = ", ".join(shipped_configs())
-_FLAGS = {
-    "config": Key("", "config", str, 0, "", f"YAML file, or one that comes with fastwi: {_SHIPPED}"),
-    "dry-run": Key("", "dry-run", bool, 0, False, "check everything, say what would be done, and stop"),
-    "print-config": Key("", "print-config", bool, 0, False, "print the whole configuration as YAML and stop"),
-    "json": Key("", "json", bool, 0, False, "print results as JSON"),
-}
-_PART = "([1-9][0-9]{0,8}/[1-9][0-9]{0,8})?"
-_SHARD = {"shard": Key("", "shard", str, 0, "", "I/N: do part I of N only, such as 2/4; empty: all", pattern=_PART)}
-_LIST = {"list": Key("", "list", bool, 0, False, "print the studies and stop; with --json as JSON")}
-_STYLES = ("screen", "paper")
-_PAPER = "style of figures; paper: without titles, with fonts that stay text"
-_FIGURES = {"figures": Key("", "figures", str, 0, "screen", _PAPER, choices=_STYLES)}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a command line says beside the keys. The first four are of all commands."""
+
+    config: str = option("", f"YAML file, or one that comes with fastwi: {_SHIPPED}")
+    dry_run: bool = option(False, "check everything, say what would be done, and stop")
+    print_config: bool = option(False, "print the whole configuration as YAML and stop")
+    json: bool = option(False, "print results as JSON")
+    figures: str = option("screen", "paper: without titles, with fonts that stay text", choices=("screen", "paper"))
+    shard: str = option("", "I/N: do part I of N only, such as 2/4; empty: all", pattern=_PART)
+    list: bool = option(False, "print the studies and stop; with --json as JSON")
+
+
+_FLAGS = keys_of("", Flags)
+_OF_ALL = ("config", "dry-run", "print-config", "json")
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 
 _SWEEP_FILE = NAMES | {"base": Key("", "base", str, 0, "", "a config or sweep file")}
@@ -87,7 +93,7 @@ def read_request(argv: Sequence[str], program: str, about: str = "", draws: bool
     `about`: what the command does. `draws`: whether it takes --figures.
     """
     layers = Layers(KEYS)
-    _add_line(layers, argv, KEYS, _FIGURES if draws else {}, program, about, SECTIONS)
+    _add_line(layers, argv, KEYS, ["figures"] * draws, program, about, SECTIONS)
     return _built(layers)
 
 
@@ -99,7 +105,7 @@ def read_sweep_request(argv: Sequence[str]) -> Request:
         f"{shipped_configs()['fastwi:digits_k_s_grid'].read_text()}"
     )
     layers = Layers(_SWEEP_FILE)
-    _add_line(layers, argv, _SWEEP_FLAGS, _SHARD | _FIGURES, "fastwi.sweep", about, ["sweep"], text)
+    _add_line(layers, argv, _SWEEP_FLAGS, ["shard", "figures"], "fastwi.sweep", about, ["sweep"], text)
     return _built(layers)
 
 
@@ -109,7 +115,7 @@ def read_analysis_request(argv: Sequence[str], studies: Mapping[str, str]) -> Re
     text = "\n".join(["The studies:", *study_lines(studies)])
     study, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     layers = Layers(_SWEEP_FILE)
-    _add_line(layers, rest, NAMES, _LIST | _FIGURES, "fastwi.analyze STUDY", about, ["analysis"], text)
+    _add_line(layers, rest, NAMES, ["list", "figures"], "fastwi.analyze STUDY", about, ["analysis"], text)
     if layers.flag("list", False):
         study = ""
     elif study not in studies:
@@ -121,23 +127,16 @@ def read_analysis_request(argv: Sequence[str], studies: Mapping[str, str]) -> Re
 
 
 def _add_line(
-    layers: Layers,
-    argv: Sequence[str],
-    names: Mapping[str, Key],
-    more: Mapping[str, Key],
-    program: str,
-    about: str,
-    sections: Iterable[str],
-    text: str = "",
+    layers: Layers, argv: Sequence[str], names: Mapping[str, Key], more: Iterable[str], *about: Any
 ) -> None:
     """Add a command line, and below it the file of its `--config`.
 
-    `names`: what it may override. `more`: its flags beside those of all commands. For the rest see `help_text`.
+    `names`: what it may override. `more`: its flags beside those of all commands. `about`: as for `help_text`.
     """
-    flags = {**_FLAGS, **more}
+    flags = {name: _FLAGS[name] for name in (*_OF_ALL, *more)}
     for flag in {"--help", "-h"}.intersection(argv):  # it wins, so that no mistake hides the help
         topic = "".join(argv[argv.index(flag) + 1 :][:1])
-        raise ShowAndExit(help_text(topic, flags.values(), program, about, sections, text))
+        raise ShowAndExit(help_text(topic, flags.values(), *about))
     if "--version" in argv:
         raise ShowAndExit(f"fastwi {__version__}")
     known = {**names, **flags}

@@ -151,7 +151,7 @@ class Key:
     @property
     def path(self) -> str:
         """The dotted name, as on the command line. A flag that is no key of a configuration has no section."""
-        return f"{self.section}.{self.name}".removeprefix(".")
+        return f"{self.section}.{self.name}" if self.section else self.name.replace("_", "-")
 
     @property
     def many(self) -> bool:
