@@ -200,16 +200,15 @@ class Layout:
         try:
             content = json.loads(text)
             layout = cls._pack(*(content[kind] for kind in (*_KINDS, "keys")))
-            fingerprint = content["fingerprint"]
+            whole = layout.fingerprint == content["fingerprint"]
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a layout ({type(error).__name__}: {error})") from error
-        if layout.fingerprint != fingerprint:
-            raise ValueError("the layout does not match its own fingerprint")
-        if not layout._is_possible():  # a file may say anything, and still match its own fingerprint
-            raise ValueError("the layout is of tensors that no network has")
+        if not whole or not layout._is_possible():
+            raise ValueError("the layout does not match its own fingerprint, or no network has such tensors")
         return layout
 
     def _is_possible(self) -> bool:
+        """Whether a network may have it: a file may say anything, and still match its own fingerprint."""
         names = {span.name for span in self._spans}
         keys = dict(self.keys)
         if len(names) < len(self._spans) or len(keys) < len(self.keys) or not names.issuperset(keys.values()):

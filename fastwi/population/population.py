@@ -234,13 +234,11 @@ class Population:
 
     def finite_M(self) -> list[bool]:
         """Whether all of a member's weights and statistics are finite, one a member."""
-        matrices = [matrix for matrix in (self.weights_MP, self.statistics_MQ) if matrix.shape[1]]
-        # All that a finite sum is made of is finite. Sums are quicker than extremes, but can overflow.
-        if all(torch.isfinite(matrix.sum(dim=1)).all() for matrix in matrices):
-            return [True] * self.members
         finite_M = torch.ones(self.members, dtype=torch.bool, device=self.device)
-        for matrix in matrices:  # the extremes of a row are NaN where any of it is
-            finite_M &= torch.isfinite(matrix.amax(dim=1)) & torch.isfinite(matrix.amin(dim=1))
+        for matrix in (self.weights_MP, self.statistics_MQ):
+            if matrix.shape[1]:
+                low_M, high_M = torch.aminmax(matrix, dim=1)  # NaN where any of the row is
+                finite_M &= torch.isfinite(low_M) & torch.isfinite(high_M)
         found: list[bool] = finite_M.tolist()
         return found
 
@@ -248,35 +246,32 @@ class Population:
         self,
         pairs: Sequence[tuple[int, int]],
         alpha: float | Sequence[float] | Tensor = 0.5,
-        into: Sequence[int] | None = None,
         other: "Population | None" = None,
         momentum: str = "reset",
     ) -> None:
-        """Interpolate pairs of members in place: member into[l] becomes (1 - alpha) a + alpha b for pair l.
+        """Interpolate pairs of members in place: member a becomes (1 - alpha) a + alpha b.
 
         pairs: (a, b) row numbers; b counts in `other` where it is given. alpha: one number or one a pair; 0
-        gives exactly a, 1 exactly b. `into` defaults to the rows a. Every read sees the members from before
-        the call. Statistics are interpolated too, counters are the maximum of the two, and `momentum` is "reset"
-        to zero, the same "average", or "keep" that of a (of b at alpha = 1).
+        gives exactly a, 1 exactly b. Every read sees the members from before the call. Statistics are interpolated
+        too, counters are the maximum of the two, and `momentum` is "reset" to zero, the same "average", or "keep"
+        that of a (of b at alpha = 1).
         """
         _require_treatment(momentum)
         source = self if other is None else other
         _require_layout(self.layout, source.layout)
         a_L = [a for a, _ in pairs]
         b_L = [b for _, b in pairs]
-        c_L = a_L if into is None else list(into)
         alphas_L = torch.from_numpy(pair_alphas(alpha, len(pairs)))
         kept_L = alphas_L if momentum == "average" else (alphas_L == 1).float()
         for name, weights_L in (("weights_MP", alphas_L), ("statistics_MQ", alphas_L), ("momentum_MP", kept_L)):
             if name != "momentum_MP" or momentum != "reset":
-                interpolate_rows_(getattr(self, name), a_L, b_L, weights_L, c_L, getattr(source, name))
-        rows = torch.tensor(c_L, dtype=torch.int64, device=self.device)
+                interpolate_rows_(getattr(self, name), a_L, b_L, weights_L, other_NP=getattr(source, name))
         if momentum == "reset":
-            self.momentum_MP.index_fill_(0, rows, 0.0)
+            self.momentum_MP[a_L] = 0
         counts_a, counts_b = self.counters_MB[a_L], source.counters_MB[b_L]
         alphas_L1 = alphas_L[:, None].to(self.device)
         counts = torch.where(alphas_L1 == 0, counts_a, torch.maximum(counts_a, counts_b))
-        self.counters_MB[rows] = torch.where(alphas_L1 == 1, counts_b, counts)
+        self.counters_MB[a_L] = torch.where(alphas_L1 == 1, counts_b, counts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all. Raises UserError where the disk is full or not writable."""

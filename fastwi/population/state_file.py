@@ -217,15 +217,10 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
 def _tensors(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
     tensors = {}
     for name, value in found.items():
-        problem = None
-        if not isinstance(name, str):
-            problem = "is not the name of a tensor"
-        elif not isinstance(value, Tensor):
-            problem = f"is a {type(value).__name__}, not a tensor"
-        elif value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            problem = "is not a dense tensor"
-        if problem is not None:
-            raise CheckpointError(f"{path}: {name!r} {problem}; save network.state_dict() instead")
+        dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
+        if not isinstance(name, str) or not dense or value.is_meta:
+            problem = f"{name!r} is a {type(value).__name__}, not a dense tensor under a name"
+            raise CheckpointError(f"{path}: {problem}; save network.state_dict() instead")
         tensors[name] = value.detach()
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor; save network.state_dict()")

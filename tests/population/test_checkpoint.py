@@ -4,15 +4,12 @@ import hashlib
 import json
 import resource
 import signal
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from small_networks import SmallNet, TiedNet, trained
 from torch import nn
@@ -124,23 +121,6 @@ def test_damage_to_one_member_is_found_and_leaves_the_others_readable(saved):
         assert same_bits(Population.load(saved, member=0), population()[0])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_changed_byte_is_refused_or_changes_nothing(saved, data):
-    content = saved.read_bytes()
-    header_end = 8 + struct.unpack("<Q", content[:8])[0]
-    place = data.draw(st.integers(0, header_end - 1) | st.integers(0, len(content) - 1))
-    changed = bytearray(content)
-    changed[place] ^= data.draw(st.integers(1, 255))
-    path = saved.with_name("changed")
-    path.write_bytes(changed)
-    try:
-        loaded = Population.load(path)
-    except CheckpointError:
-        return
-    assert same_bits(loaded, population())
-
-
 def test_the_bytes_of_a_file_are_those_that_safetensors_wrote_before(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5, bias=False))
     for module, members, digest in (
@@ -183,7 +163,7 @@ def put(*path_and_value):
 
 
 DEEP = json.loads("[" * 600 + "]" * 600)
-NOT_SUCH_TENSORS, NO_NETWORK = "not those of its layout", "no network has"
+NOT_SUCH_TENSORS, NO_NETWORK = "not those of its layout", "no network has such"
 
 
 @pytest.mark.parametrize(

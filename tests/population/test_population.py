@@ -50,16 +50,6 @@ def test_views_write_to_their_row_alone_and_padding_stays_zero(made):
     assert sum(span.numel for span in layout.parameters) < layout.P
 
 
-def test_views_run_the_network_as_the_module_does():
-    networks = [trained(SmallNet(), seed).eval() for seed in (3, 4)]
-    made = Population.from_modules(networks)
-    images_NCHW = torch.randn(2, 3, 8, 8)
-    shell = SmallNet().eval()
-    for m, network in enumerate(networks):
-        logits_NK = torch.func.functional_call(shell, made.parameters(m) | made.buffers(m), (images_NCHW,))
-        torch.testing.assert_close(logits_NK, network(images_NCHW), rtol=1e-5, atol=1e-4)
-
-
 def test_load_state_dict_converts_and_zeroes_momentum(made):
     before = made.clone_rows(range(4))
     state = {

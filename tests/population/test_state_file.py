@@ -145,12 +145,12 @@ class Evil:
     [
         ({"a": Evil()}, "mkdir"),
         (SmallNet(), "save network.state_dict() instead"),
-        ({"state_dict": collections.Counter("ab")}, "'a' is a int, not a tensor"),
+        ({"state_dict": collections.Counter("ab")}, "'a' is a int, not a dense tensor"),
         ([torch.zeros(1)], "holds a list, not a state dict"),
         (torch.zeros(1), "holds a Tensor, not a state dict"),
         ({}, "holds no tensor"),
-        ({3: torch.zeros(1)}, "3 is not the name of a tensor"),
-        ({"a": torch.eye(2).to_sparse()}, "'a' is not a dense tensor"),
+        ({3: torch.zeros(1)}, "3 is a Tensor, not a dense tensor under a name"),
+        ({"a": torch.eye(2).to_sparse()}, "'a' is a Tensor, not a dense tensor"),
         ({"model": {"a": torch.zeros(1)}, "net": {"a": torch.ones(1)}}, "holds model and net"),
     ],
 )
