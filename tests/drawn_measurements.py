@@ -6,7 +6,7 @@ import random
 from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.experiment.inputs import Inputs
-from fastwi.experiment.planner import plan_sweep
+from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.store import Measurement
 from fastwi.experiment.tree import OWN
 
@@ -26,10 +26,15 @@ def spec_of(axes: dict, experiment: dict | None = None, **options) -> SweepSpec:
     return SweepSpec(base, tuple(Axis(path, tuple(values)) for path, values in axes.items()), SweepOptions(**options))
 
 
-def planned(spec: SweepSpec):
-    """Points, their places, and the tree."""
-    found = plan_sweep(spec, inputs_of=inputs_of)
-    return found.points, found.places, found.tree
+def planned(spec: SweepSpec) -> PlannedSweep:
+    """The sweep, planned on `INPUTS`."""
+    return plan_sweep(spec, inputs_of=inputs_of)
+
+
+def made(spec: SweepSpec, seed: int) -> tuple[PlannedSweep, dict]:
+    """The sweep, planned, and a measurement of all that it measures."""
+    sweep = planned(spec)
+    return sweep, drawn(sweep.tree, seed)
 
 
 def drawn(tree, seed: int) -> dict:

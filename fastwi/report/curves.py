@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import polars
 
-from fastwi.config.sweep import Point, SweepSpec, axis_value, other_axes
-from fastwi.experiment.planner import PointStates
+from fastwi.config.sweep import Point, axis_value, other_axes
+from fastwi.experiment.planner import PlannedSweep, PointStates
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import counted_text, style
 from fastwi.report.figures import numbered, save_figure
@@ -28,22 +28,16 @@ _METRICS = {
 _Placed: TypeAlias = tuple[Point, PointStates]
 
 
-def draw_run(point: Point, place: PointStates, measurements: Measured, path: Path, subject: str) -> None:
+def draw_run(planned: PlannedSweep, measurements: Measured, path: Path, subject: str) -> None:
     """Draw test accuracy, test loss and train loss of a run over epochs to `path` (PNG), with a PDF beside it.
 
     `subject`: the run, for the title. Raises UserError where a file cannot be written.
     """
-    _draw([[[(point, place)]] * len(_METRICS)], measurements, list(_METRICS), path, subject)
+    only = list(zip(planned.points, planned.places, strict=True))
+    _draw([[only] * len(_METRICS)], measurements, list(_METRICS), path, subject)
 
 
-def draw_curves(
-    spec: SweepSpec,
-    points: Sequence[Point],
-    places: Sequence[PointStates],
-    measurements: Measured,
-    path: Path,
-    subject: str,
-) -> list[Path]:
+def draw_curves(planned: PlannedSweep, measurements: Measured, path: Path, subject: str) -> list[Path]:
     """Draw test accuracy over epochs, one panel a cell: k downwards, s across; networks thin, their means thick.
 
     Means are over parents of each parent's mean, of networks that are measured to their last epoch. Dashed lines:
@@ -51,9 +45,9 @@ def draw_curves(
     `path` (PNG) with PDF and SVG beside it, then `path` with -2, -3 ... Of many k, s or combinations a part is drawn;
     the title says so. Returns the PNGs' paths. Raises UserError where a file cannot be written.
     """
-    axes = other_axes(spec)
+    axes = other_axes(planned.spec)
     files = defaultdict[Any, dict[tuple[int, int], list[_Placed]]](lambda: defaultdict(list))
-    for point, place in zip(points, places, strict=True):
+    for point, place in zip(planned.points, planned.places, strict=True):
         variant = tuple((name, axis_value(name, point.values[at])) for name, at in axes.items())
         variant += () if point.alpha is None else (("alpha", point.alpha),)
         e = point.config.experiment

@@ -51,14 +51,14 @@ def write_run(
 
     point, place = planned.points[0], planned.places[0]
     measured, missing = _measured(planned, store)
-    rows, averages = point_rows(point, place, measured), gains(planned.spec, [point], [place], measured)
+    rows, averages = point_rows(point, place, measured), gains(planned, measured)
     tables, lines, problems = [], [], []
     if any(row["network"] == "average" for row in rows):
         e = point.config.experiment
         subject = f"{point.config.model.name} on {dataset}: k = {e.k}, s = {e.s}, {e.children} children"
         tables = run_tables(rows, averages)
         write_text(paths.table, f"# {subject}\n\n" + "\n".join(table.markdown() for table in tables))
-        draw_run(point, place, measured, paths.figure, subject)
+        draw_run(planned, measured, paths.figure, subject)
         lines = [f"{paths.directory}: metrics.jsonl, summary.md, figure.png, checkpoints/, store/"]
     for row in rows:
         loss = infinite_loss(row.get("train_loss"), row["test_loss"], row["batch_norm"] == OWN)
@@ -79,12 +79,12 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
     from fastwi.report.heatmap import draw_heatmap
     from fastwi.report.manifest import manifest
 
-    spec, points, places = planned.spec, planned.points, planned.places
-    directory, config = sweep_directory(planned), points[0].config
+    spec, points, directory = planned.spec, planned.points, sweep_directory(planned)
+    config = points[0].config
     measured, missing = _measured(planned, store)
     problems = sorted(m.divergence() for m in measured.values() if m.diverged)
-    frame = result_frame(spec, points, places, measured, planned.inputs_of)
-    averages = gains(spec, points, places, measured)
+    frame = result_frame(planned, measured)
+    averages = gains(planned, measured)
     resolved = sweep_to_yaml(spec)
     card = resources.card(config)
     # One process at a time: the manifest has the checksums of all other files.
@@ -100,7 +100,7 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
         if averages.height:
             subject = f"{config.model.name} on {card.name}"
             draw_heatmap(averages, directory / "heatmap.png", subject)
-            draw_curves(spec, points, places, measured, directory / "curves.png", subject)
+            draw_curves(planned, measured, directory / "curves.png", subject)
         identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
         seal_directory(directory, manifest(card, resources.engine(config).resolved, identity, planned.networks))
     # For `python -m fastwi.report STORE`: which sweeps the store was made for.

@@ -6,18 +6,17 @@ of the tables are described in `COLUMNS` and `GAIN_COLUMNS`, which also go into 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import polars
 
 from fastwi.analysis.columns import PAIR_COLUMNS, PAIR_TYPES, Column, Columns, axis_types, schema
-from fastwi.config.schema import KEYS, Config
-from fastwi.config.sweep import RECOMPUTED, Point, SweepSpec, axis_value, child_tuples, other_axes
+from fastwi.config.schema import KEYS
+from fastwi.config.sweep import RECOMPUTED, Point, axis_value, child_tuples, other_axes
 from fastwi.config.write import config_hash
-from fastwi.experiment.inputs import Inputs
-from fastwi.experiment.planner import PointStates
+from fastwi.experiment.planner import PlannedSweep, PointStates
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.files import atomic_path, to_json
 
@@ -132,16 +131,14 @@ def point_rows(point: Point, place: PointStates, measurements: Measured) -> list
     return sorted(rows, key=itemgetter("epoch"))  # and within an epoch as they are: networks side by side
 
 
-def gains(
-    spec: SweepSpec, points: Sequence[Point], places: Sequence[PointStates], measurements: Measured
-) -> polars.DataFrame:
+def gains(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
     """One row a point (cell, parent, tuple, alpha) whose average and children are measured at interpolation.
 
     A point where one of them diverged under every treatment of batch norm is left out.
     """
-    axes = other_axes(spec)
+    axes = other_axes(planned.spec)
     rows: list[Row] = []
-    for point, place in zip(points, places, strict=True):
+    for point, place in zip(planned.points, planned.places, strict=True):
         networks = (place.average, *place.ends)
         e = point.config.experiment
         row = {path: axis_value(path, point.values[i]) for path, i in axes.items()}
@@ -155,7 +152,7 @@ def gains(
         row["after_%"] = [_accuracy(measurements, (state, OWN)) for state in place.after]
         if sound and all((state, OWN) in measurements for state in networks):
             rows.append(row)
-    types = schema(spec, GAIN_COLUMNS)
+    types = schema(planned.spec, GAIN_COLUMNS)
     frame = polars.DataFrame([[row.get(name) for name in types] for row in rows], schema=types, orient="row")
     column = polars.col
     for name in TREATMENTS:
@@ -173,24 +170,16 @@ def _accuracy(measurements: Measured, key: MeasurementKey) -> float | None:
     return None if found is None or found.diverged else found.test_accuracy
 
 
-def result_frame(
-    spec: SweepSpec,
-    points: Sequence[Point],
-    places: Sequence[PointStates],
-    measurements: Measured,
-    inputs_of: Callable[[Config], Inputs],
-) -> polars.DataFrame:
-    """All measurements of a sweep that are there, in long form, each once.
-
-    `places[i]` is where the results of `points[i]` are; `inputs_of` says what configurations were planned on.
-    """
-    tree, axes, tuples = places[0].tree, other_axes(spec), child_tuples(spec)
+def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
+    """All measurements of a sweep that are there, in long form, each once."""
+    spec, tree = planned.spec, planned.tree
+    axes, tuples = other_axes(spec), child_tuples(spec)
     # Values of axes by their place on the axis: polars compares numbers.
     numbers = {path: {value: n for n, value in enumerate(spec.axes[i].values)} for path, i in axes.items()}
     spans = [
         (*(numbers[path][point.values[i]] for path, i in axes.items()), *span)
-        for point, place in zip(points, places, strict=True)
-        for span in _spans(point, place, tuples[point.tuple_index], inputs_of(point.config).digest)
+        for point, place in zip(planned.points, planned.places, strict=True)
+        for span in _spans(point, place, tuples[point.tuple_index], planned.inputs_of(point.config).digest)
     ]
     frame = polars.DataFrame(spans, schema=dict.fromkeys(axes, _INT) | _SPAN_TYPES, orient="row")
     # States are chained: spans with one last state are one span, and a longer one may hold a shorter.

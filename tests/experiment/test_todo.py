@@ -15,7 +15,7 @@ K_AND_S = {"experiment.k": [1, 2], "experiment.s": [0, 2]}
 
 def test_unfinished_is_enough_and_not_too_much(seed):
     draw = random.Random(seed)
-    _, _, tree = planned(spec_of(K_AND_S, children=4))
+    tree = planned(spec_of(K_AND_S, children=4)).tree
     tasks = tree.tasks()
     for _ in range(100):
         share = draw.random()
@@ -36,7 +36,8 @@ def test_unfinished_is_enough_and_not_too_much(seed):
 
 
 def test_what_comes_of_a_diverged_network_is_not_left():
-    _, places, tree = planned(spec_of({"experiment.k": [1, 2]}, {"after": 1}, children=4, parents=(0, 1)))
+    sweep = planned(spec_of({"experiment.k": [1, 2]}, {"after": 1}, children=4, parents=(0, 1)))
+    places, tree = sweep.places, sweep.tree
     child, average, after = places[0].end_nodes[0], places[0].average_node, places[0].after_node
     left = unfinished(tree, {(tree.keys[child], OWN)}, {tree.keys[child]}, [child])
     assert lost_with(tree, [child]) == {child, average, after}
@@ -55,7 +56,8 @@ def measurement(key, **values) -> Measurement:
 
 @pytest.mark.parametrize("batch_norm", ["average", "recompute"])
 def test_an_average_that_diverged_is_measured_and_not_trained_on(batch_norm):
-    _, (place,), tree = planned(spec_of({}, {"batch_norm": batch_norm, "after": 1, "k": 1, "s": 1}))
+    sweep = planned(spec_of({}, {"batch_norm": batch_norm, "after": 1, "k": 1, "s": 1}))
+    (place,), tree = sweep.places, sweep.tree
     own, recomputed = ((place.average, name) for name in place.treatments)
     stops, other = (own, recomputed) if batch_norm == "average" else (recomputed, own)
     assert stopped_states(tree, [measurement(other, test_loss=math.nan)]) == []

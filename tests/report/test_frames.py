@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import polars
 import pytest
-from drawn_measurements import INPUTS, drawn, inputs_of, planned, spec_of
+from drawn_measurements import INPUTS, made, spec_of
 
-from fastwi.config.sweep import child_tuples
+from fastwi.config.sweep import child_tuples, other_axes
 from fastwi.config.write import config_hash
 from fastwi.errors import UserError
 from fastwi.experiment.store.records import infinite_loss
@@ -66,8 +66,8 @@ def state_of(row, place, s):
 @pytest.mark.parametrize("name", ROWS)
 def test_point_rows(name, seed):
     experiment, options, text = ROWS[name]
-    (point,), (place,), tree = planned(spec_of({}, experiment, **options))
-    measurements = drawn(tree, seed)
+    sweep, measurements = made(spec_of({}, experiment, **options), seed)
+    (point,), (place,) = sweep.points, sweep.places
     rows = point_rows(point, place, measurements)
     told = [" ".join(map(str, (row["stage"], row["epoch"], row["network"], row["batch_norm"]))) for row in rows]
     assert told == [each.strip() for each in text.split(",")]
@@ -104,19 +104,18 @@ SPECS = {
 }  # fmt: skip
 
 
-def plain_table(spec, every, places, measurements):
+def plain_table(sweep, measurements):
     """By (state, treatment, metric): every column's value where all points that share it agree, else None."""
-    others = [(i, axis.path) for i, axis in enumerate(spec.axes) if axis.path not in ("experiment.k", "experiment.s")]
-    seen = {}
+    spec, seen = sweep.spec, {}
 
     def see(state, treatment, **facts):
         if (state, treatment) in measurements:
             for name, value in facts.items():
                 seen.setdefault((state, treatment), {}).setdefault(name, set()).add(value)
 
-    for point, place in zip(every, places, strict=True):
+    for point, place in zip(sweep.points, sweep.places, strict=True):
         e, seeds = point.config.experiment, point.config.seeds
-        common = {path: point.values[i] for i, path in others} | {"parent_seed": point.parent}
+        common = {path: point.values[i] for path, i in other_axes(spec).items()} | {"parent_seed": point.parent}
         none = {"k": None, "s": None, "alpha": None, "pair": None, "child": None, "point": None}
         parent = {"network": "parent", "noise": point.parent}
         for i, state in enumerate(place.parent):
@@ -158,19 +157,17 @@ def plain_table(spec, every, places, measurements):
 @pytest.mark.parametrize("partly", [False, True])
 def test_frame(name, partly, seed):
     spec = SPECS[name]
-    every, places, tree = planned(spec)
-    measurements = drawn(tree, seed)
+    sweep, measurements = made(spec, seed)
     if partly:
         lost = random.Random(seed).sample(sorted(measurements), len(measurements) // 3)
         for key in lost:
             del measurements[key]
-    frame = result_frame(spec, every, places, measurements, inputs_of)
-    others = [axis.path for axis in spec.axes if axis.path not in ("experiment.k", "experiment.s")]
-    assert frame.columns == [*others, *COLUMNS]
+    frame = result_frame(sweep, measurements)
+    assert frame.columns == [*other_axes(spec), *COLUMNS]
     assert frame.height == sum(
         getattr(measurement, metric) is not None for measurement in measurements.values() for metric in UNITS
     )
-    expected = plain_table(spec, every, places, measurements)
+    expected = plain_table(sweep, measurements)
     found = {}
     for row in frame.iter_rows(named=True):
         row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
@@ -180,46 +177,27 @@ def test_frame(name, partly, seed):
 
 
 def test_frame_keeps_the_order_of_points_and_metrics(seed):
-    spec = SPECS["plain"]
-    every, places, tree = planned(spec)
-    frame = result_frame(spec, every, places, drawn(tree, seed), inputs_of)
-    first = places[0]
-    states = list(dict.fromkeys(frame["state"]))
-    assert states[: len(first.parent) + 3] == [
-        *first.parent,
-        first.children[0][0],
-        first.children[1][0],
-        first.average,
-    ]
+    sweep, measurements = made(SPECS["plain"], seed)
+    frame = result_frame(sweep, measurements)
+    first = sweep.places[0]
+    expected = [*first.parent, first.children[0][0], first.children[1][0], first.average]
+    assert list(dict.fromkeys(frame["state"]))[: len(expected)] == expected
     assert frame["metric"][:4].to_list() == list(UNITS)
     assert frame["parent_seed"].unique(maintain_order=True).to_list() == [0, 5]
 
 
 def test_a_diverged_network_stays_in_the_table(seed):
-    spec = SPECS["plain"]
-    every, places, tree = planned(spec)
-    measurements = drawn(tree, seed)
-    key = (places[0].after[0], OWN)
+    sweep, measurements = made(SPECS["plain"], seed)
+    key = (sweep.places[0].after[0], OWN)
     measurements[key] = replace(measurements[key], test_loss=math.nan)
-    frame = result_frame(spec, every, places, measurements, inputs_of)
-    rows = frame.filter(state=key[0], metric="test_loss")
-    assert rows.height == 1
-    assert math.isnan(rows["value"].item())
-
-
-def test_nothing_measured_gives_an_empty_table():
-    spec = SPECS["axes"]
-    every, places, tree = planned(spec)
-    empty = result_frame(spec, every, places, {}, inputs_of)
-    full = result_frame(spec, every, places, drawn(tree, 0), inputs_of)
-    assert empty.height == 0
-    assert empty.schema == full.schema
+    (value,) = result_frame(sweep, measurements).filter(state=key[0], metric="test_loss")["value"]
+    assert math.isnan(value)
 
 
 def test_file(tmp_path, seed):
-    spec = SPECS["axes"]
-    every, places, tree = planned(spec)
-    frame = result_frame(spec, every, places, drawn(tree, seed), inputs_of)
+    sweep, measurements = made(SPECS["axes"], seed)
+    frame = result_frame(sweep, measurements)
+    assert result_frame(sweep, {}).equals(frame.clear())  # nothing measured
     path = tmp_path / "sweep" / "results.parquet"
     write_frame(frame, path, COLUMNS)
     assert polars.read_parquet(path).equals(frame)
@@ -228,6 +206,5 @@ def test_file(tmp_path, seed):
     assert list(described) == frame.columns
     assert described["epoch"] == {"unit": "epochs", "help": COLUMNS["epoch"].help}
     assert described["optimizer.learning_rate"]["help"].startswith("initial learning rate")
-    with pytest.raises(UserError, match=r"results\.parquet.*cannot be written") as caught:
+    with pytest.raises(UserError, match=r"results\.parquet.*cannot be written"):
         write_frame(frame, path / "results.parquet", COLUMNS)  # a file where the directory should be
-    assert "\n" not in str(caught.value)

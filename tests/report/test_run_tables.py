@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from drawn_measurements import drawn, planned, spec_of
+from drawn_measurements import made, spec_of
 
 from fastwi.experiment.tree import OWN
 from fastwi.report.rows import gains, point_rows
@@ -32,12 +32,12 @@ def less(value, others):
 @pytest.mark.parametrize("diverged", STATES)
 def test_tables_are_those_of_the_rows(seed, diverged):
     """Nothing is compared with what diverged."""
-    every, (place,), tree = planned(SPEC)
-    measurements = drawn(tree, seed)
+    sweep, measurements = made(SPEC, seed)
+    (place,) = sweep.places
     for key in STATES[diverged](place):
         measurements[key] = dataclasses.replace(measurements[key], test_loss=math.inf)
-    rows = point_rows(every[0], place, measurements)
-    at, after = run_tables(rows, gains(SPEC, every, [place], measurements))
+    rows = point_rows(sweep.points[0], place, measurements)
+    at, after = run_tables(rows, gains(sweep, measurements))
     accuracy = {}  # NaN: it diverged
     for row in rows:
         finite = math.isfinite(row["test_loss"])
@@ -62,12 +62,12 @@ def test_tables_are_those_of_the_rows(seed, diverged):
 
 
 def test_an_epoch_that_is_missing_leaves_the_others_in_their_place(seed):
-    every, (place,), tree = planned(SPEC)
-    measurements = drawn(tree, seed)
+    sweep, measurements = made(SPEC, seed)
+    (place,) = sweep.places
 
     def after():
-        rows = point_rows(every[0], place, measurements)
-        return [row[4:6] for row in run_tables(rows, gains(SPEC, every, [place], measurements))[1].rows]
+        rows = point_rows(sweep.points[0], place, measurements)
+        return [row[4:6] for row in run_tables(rows, gains(sweep, measurements))[1].rows]
 
     whole = after()
     del measurements[place.after[0], OWN]

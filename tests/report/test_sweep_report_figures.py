@@ -5,7 +5,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from drawn_measurements import drawn, planned, spec_of
+from drawn_measurements import made, planned, spec_of
 from matplotlib import pyplot
 from matplotlib.colors import SymLogNorm
 
@@ -38,18 +38,13 @@ def panels(figure):
     return [axis for axis in figure.axes if axis.get_visible() and axis.get_title()]
 
 
-def made(spec, seed):
-    every, places, tree = planned(spec)
-    return every, places, drawn(tree, seed)
-
-
 def test_heatmap(kept, tmp_path, seed):
-    every, places, measurements = made(FIVE, seed)
-    del measurements[places[0].average, OWN]  # one pair less at k = 0, s = 2
-    for place, point in zip(places, every, strict=True):
+    sweep, measurements = made(FIVE, seed)
+    del measurements[sweep.places[0].average, OWN]  # one pair less at k = 0, s = 2
+    for place, point in zip(sweep.places, sweep.points, strict=True):
         if (point.config.experiment.k, point.config.experiment.s) == (1, 1):
             measurements.pop((place.average, OWN), None)
-    frame = gains(FIVE, every, places, measurements)
+    frame = gains(sweep, measurements)
     assert heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep") == [tmp_path / "heatmap.png"]
     for axis, treatment in zip(panels(kept["heatmap.png"]), ("own", "recomputed"), strict=True):
         assert axis.get_title().startswith(treatment)
@@ -72,7 +67,7 @@ def test_heatmap(kept, tmp_path, seed):
 
 def test_heatmap_of_few_parents_has_no_interval_and_nothing_bold(kept, tmp_path, seed):
     """Also where both parents gain the same: an interval of no width would exclude 0."""
-    frame = gains(GRID, *made(GRID, seed)).with_columns(gain_best_own_points=2.5)
+    frame = gains(*made(GRID, seed)).with_columns(gain_best_own_points=2.5)
     heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep")
     own, _ = panels(kept["heatmap.png"])
     assert [text.get_text() for text in own.texts if text.get_weight() == "bold"] == []
@@ -85,7 +80,7 @@ def test_heatmap_of_few_parents_has_no_interval_and_nothing_bold(kept, tmp_path,
 def test_many_combinations_go_to_several_files(kept, tmp_path, seed, treatments):
     measure = ("own", "recomputed")[:treatments]
     spec = spec_of({"augment.padding": tuple(range(14))}, {"after": 0}, alphas=(0.5,), measure=measure)
-    paths = heatmap.draw_heatmap(gains(spec, *made(spec, seed)), tmp_path / "heatmap.png", "A sweep")
+    paths = heatmap.draw_heatmap(gains(*made(spec, seed)), tmp_path / "heatmap.png", "A sweep")
     names = ["heatmap.png", "heatmap-2.png", "heatmap-3.png"]  # of 6 rows of panels
     assert [path.name for path in paths] == list(kept) == names
     titles = [axis.get_title() for figure in kept.values() for axis in panels(figure)]
@@ -110,39 +105,42 @@ def mean_over_parents(pairs):
 
 
 def test_curves(kept, tmp_path, seed):
-    every, places, measurements = made(GRID, seed)
-    lost = len(every) - 1  # k = 3, s = 1, parent 5: one pair lacks an epoch
-    del measurements[places[lost].after[0], OWN]
-    assert curves.draw_curves(GRID, every, places, measurements, tmp_path / "c.png", "A") == [tmp_path / "c.png"]
+    sweep, measurements = made(GRID, seed)
+    lost = sweep.places[-1]  # k = 3, s = 1, parent 5: one pair lacks an epoch
+    del measurements[lost.after[0], OWN]
+    assert curves.draw_curves(sweep, measurements, tmp_path / "c.png", "A") == [tmp_path / "c.png"]
     axes = panels(kept["c.png"])
     assert axes[0].get_ylim() == axes[1].get_ylim() != axes[2].get_ylim()  # of one row alike
-    titles = [f"k = {k}, s = {s}" for k in (0, 1, 3) for s in (1, 2)]
-    assert [axis.get_title().split(";")[0] for axis in axes] == titles
-    for axis, (k, s) in zip(axes, [(k, s) for k in (0, 1, 3) for s in (1, 2)], strict=True):
-        here = [i for i, p in enumerate(every) if (p.config.experiment.k, p.config.experiment.s) == (k, s)]
-        whole = [i for i in here if i != lost]
-        assert axis.get_title().endswith(f"n = 2 parents, {len(whole)} pairs")
-        parent, children, average, mark = axis.lines[:4]
-        past = k - max(1, (s + 2) // 4)  # the part of the parent's that is drawn
-        assert list(parent.get_xdata()) == list(range(max(past, 1), k + 1))
-        assert list(children.get_xdata()) == list(range(max(k, 1), k + s + 1))
-        for x, y in zip(children.get_xdata(), children.get_ydata(), strict=True):
-            values = []
-            for i in here:
-                for child in places[i].children:
-                    state = places[i].parent[-1] if x == k else child[x - k - 1]
-                    values.append((every[i].parent, measurements[state, OWN].test_accuracy))
-            assert y == pytest.approx(mean_over_parents(values))
-        assert list(average.get_xdata()) == [k + s, k + s + 1, k + s + 2]
-        for step, y in enumerate(average.get_ydata()):
-            path = {i: (places[i].average, *places[i].after)[step] for i in whole}
-            values = [(every[i].parent, measurements[state, OWN].test_accuracy) for i, state in path.items()]
-            assert y == pytest.approx(mean_over_parents(values))
-        assert (list(mark.get_xdata()), mark.get_ydata()[0]) == ([k + s], average.get_ydata()[0])
-        fresh = [
-            (every[i].parent, measurements[places[i].average, [*places[i].treatments][1]].test_accuracy) for i in here
-        ]  # fmt: skip
-        assert axis.lines[5].get_ydata()[0] == pytest.approx(mean_over_parents(fresh))
+    cells = {}
+    for point, place in zip(sweep.points, sweep.places, strict=True):
+        e = point.config.experiment
+        cells.setdefault((e.k, e.s), []).append((point.parent, place))
+
+    def mean(networks):
+        """`networks`: (parent, states after one epoch each)."""
+        for states in zip(*(states for _, states in networks), strict=True):
+            found = zip(networks, states, strict=True)
+            yield mean_over_parents([(parent, measurements[key].test_accuracy) for (parent, _), key in found])
+
+    for axis, (k, s) in zip(axes, sorted(cells), strict=True):
+        here = cells[k, s]
+        whole = [(parent, place) for parent, place in here if place is not lost]
+        assert axis.get_title() == f"k = {k}, s = {s}; n = 2 parents, {len(whole)} pairs"
+        children, past = [], max(k - max(1, (s + 2) // 4), 1) - 1  # of the parent's past a part is drawn
+        for parent, place in here:
+            children += [(parent, (*place.parent[-1:], *states)) for states in place.children]
+        recomputed = [(p, [(place.average, [*place.treatments][1])]) for p, place in here]
+        expected = [
+            (range(past + 1, k + 1), [(parent, place.parent[past:]) for parent, place in here]),
+            (range(max(k, 1), k + s + 1), children),
+            (range(k + s, k + s + 3), [(parent, (place.average, *place.after)) for parent, place in whole]),
+            ([k + s], [(parent, (place.average,)) for parent, place in whole]),  # its mark
+        ]
+        for line, (epochs, networks) in zip(axis.lines, expected, strict=False):
+            assert list(line.get_xdata()) == list(epochs)
+            own = [(parent, [(state, OWN) for state in states]) for parent, states in networks]
+            assert list(line.get_ydata()) == pytest.approx(list(mean(own)))
+        assert list(axis.lines[5].get_ydata()) == pytest.approx(list(mean(recomputed)))
         thin = [len(group.get_paths()) for group in axis.collections]
         assert thin == [2 if k else 0, 2 * 4, len(here)]
         # Nothing is cut off, and no range is empty.
@@ -157,8 +155,8 @@ def test_curves(kept, tmp_path, seed):
 
 def test_curves_of_many_cells_and_combinations(kept, tmp_path, seed):
     spec = spec_of({"experiment.k": tuple(range(1, 10)), "augment.flip": (0, 0.5)}, {"s": 0, "after": 0})
-    every, places, measurements = made(spec, seed)
-    paths = curves.draw_curves(spec, every, places, measurements, tmp_path / "c.png", "A sweep")
+    sweep, measurements = made(spec, seed)
+    paths = curves.draw_curves(sweep, measurements, tmp_path / "c.png", "A sweep")
     assert [path.name for path in paths] == list(kept) == ["c.png", "c-2.png"]
     for figure, flip in zip(kept.values(), ("0.0", "0.5"), strict=True):
         assert (
@@ -169,10 +167,10 @@ def test_curves_of_many_cells_and_combinations(kept, tmp_path, seed):
 
 def test_files(tmp_path, seed):
     spec = spec_of({}, {"after": 1})
-    every, places, measurements = made(spec, seed)
-    frame = gains(spec, every, places, measurements)
+    sweep, measurements = made(spec, seed)
+    frame = gains(sweep, measurements)
     heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep")
-    curves.draw_curves(spec, every, places, measurements, tmp_path / "curves.png", "A sweep")
+    curves.draw_curves(sweep, measurements, tmp_path / "curves.png", "A sweep")
     starts = {".pdf": b"%PDF-", ".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<?xml"}
     names = {f"{name}{suffix}" for name in ("curves", "heatmap") for suffix in starts}
     assert {path.name for path in tmp_path.iterdir()} == names
@@ -185,16 +183,17 @@ def test_files(tmp_path, seed):
 
 def test_nothing_measured_draws_no_map(tmp_path):
     spec = spec_of({})
-    every, places, _ = planned(spec)
-    frame = gains(spec, every, places, {})
+    sweep = planned(spec)
+    frame = gains(sweep, {})
     assert heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep") == []
-    assert curves.draw_curves(spec, every, places, {}, tmp_path / "c.png", "A sweep") == [tmp_path / "c.png"]
+    assert curves.draw_curves(sweep, {}, tmp_path / "c.png", "A sweep") == [tmp_path / "c.png"]
 
 
 def test_a_run_is_drawn_in_three_metrics(kept, tmp_path, seed):
     spec = spec_of({})
-    (point,), (place,), measurements = made(spec, seed)
-    curves.draw_run(point, place, measurements, tmp_path / "figure.png", "A run")
+    sweep, measurements = made(spec, seed)
+    (place,) = sweep.places
+    curves.draw_run(sweep, measurements, tmp_path / "figure.png", "A run")
     accuracy, test_loss, train_loss = kept["figure.png"].axes
     for axis, metric in ((accuracy, "test_accuracy"), (test_loss, "test_loss"), (train_loss, "train_loss")):
         parent, children, average = axis.lines[:3]

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import polars
 import pytest
-from drawn_measurements import drawn, planned, spec_of
+from drawn_measurements import made, planned, spec_of
 
 from fastwi.analysis.statistics import mean_estimate
 from fastwi.config.sweep import other_axes
@@ -52,21 +52,15 @@ def expected_gains(point, rows, measure):
     return row
 
 
-@pytest.fixture(params=SPECS)
-def sweep(request, seed):
-    """A sweep: spec, points, places, measurements."""
-    spec = SPECS[request.param]
-    every, places, tree = planned(spec)
-    return spec, every, places, drawn(tree, seed)
-
-
-def test_gains_are_those_of_each_run(sweep):
-    spec, every, places, measurements = sweep
-    frame = gains(spec, every, places, measurements)
+@pytest.mark.parametrize("name", SPECS)
+def test_gains_are_those_of_each_run(name, seed):
+    spec = SPECS[name]
+    sweep, measurements = made(spec, seed)
+    frame = gains(sweep, measurements)
     axes = other_axes(spec)
     assert frame.columns == [*axes, *GAIN_COLUMNS]
-    assert frame.height == len(every)
-    for point, place, row in zip(every, places, frame.iter_rows(named=True), strict=True):
+    assert frame.height == len(sweep.points)
+    for point, place, row in zip(sweep.points, sweep.places, frame.iter_rows(named=True), strict=True):
         expected = expected_gains(point, point_rows(point, place, measurements), spec.options.measure)
         for path, i in axes.items():
             value = row.pop(path)
@@ -102,9 +96,11 @@ def cells_of(frame, names):
         yield (*named, str(len(set(parents))), str(len(rows))), rows, parents
 
 
-def test_tables_of_cells(sweep):
-    spec, every, places, measurements = sweep
-    frame = gains(spec, every, places, measurements)
+@pytest.mark.parametrize("name", SPECS)
+def test_tables_of_cells(name, seed):
+    spec = SPECS[name]
+    sweep, measurements = made(spec, seed)
+    frame = gains(sweep, measurements)
     alphas = ["alpha"] if frame["alpha"].null_count() == 0 else []
     names = [*other_axes(spec), "k", "s", *alphas]
     for over in ("best", "mean"):
@@ -133,17 +129,16 @@ def test_tables_of_cells(sweep):
 
 def test_what_diverged_gives_no_gain(seed):
     """Where its loss is NaN or infinite the accuracy is that of a constant."""
-    every, places, tree = planned(SPECS["grid"])
-    measurements = drawn(tree, seed)
-    again = [*places[0].treatments][1]
+    sweep, measurements = made(SPECS["grid"], seed)
+    again = [*sweep.places[0].treatments][1]
 
     def diverge(key, **loss):
         measurements[key] = dataclasses.replace(measurements[key], **loss)
 
-    diverge((places[2].after[-1], OWN), train_loss=math.nan)
-    diverge((places[0].average, OWN), test_loss=math.inf)
-    diverge((places[1].ends[0], again), test_loss=math.inf)
-    first, second, third, *others = gains(SPECS["grid"], every, places, measurements).iter_rows(named=True)
+    diverge((sweep.places[2].after[-1], OWN), train_loss=math.nan)
+    diverge((sweep.places[0].average, OWN), test_loss=math.inf)
+    diverge((sweep.places[1].ends[0], again), test_loss=math.inf)
+    first, second, third, *others = gains(sweep, measurements).iter_rows(named=True)
     assert first["gain_best_own_points"] is first["average_own_%"] is first["children_own_%"] is None
     assert set(first["after_vs_average_points"]) == set(first["after_vs_best_points"]) == {None}
     assert first["gain_best_recomputed_points"] is not None
@@ -152,28 +147,26 @@ def test_what_diverged_gives_no_gain(seed):
     for name in ("after_%", "after_vs_average_points", "after_vs_best_points"):
         assert [value is None for value in third[name]] == [False, True]
         assert all(None not in other[name] for other in others)
-    diverge((places[0].average, again), test_loss=math.nan)
-    assert gains(SPECS["grid"], every, places, measurements).height == len(every) - 1
+    diverge((sweep.places[0].average, again), test_loss=math.nan)
+    assert gains(sweep, measurements).height == len(sweep.points) - 1
 
 
 def test_one_parent_has_no_interval(seed):
-    every, places, tree = planned(SPECS["own"])
-    frame = gains(SPECS["own"], every, places, drawn(tree, seed))
+    frame = gains(*made(SPECS["own"], seed))
     assert not any("[" in name for name in cell_table(frame).columns)
-    summary = summary_markdown(SPECS["own"], frame, len(every))
+    summary = summary_markdown(SPECS["own"], frame, frame.height)
     assert "n = 1: nothing can be concluded." in summary
     assert "trained on" not in summary  # no epochs after
 
 
 def test_a_sweep_partly_done(seed):
     spec = SPECS["grid"]
-    every, places, tree = planned(spec)
-    measurements = drawn(tree, seed)
-    del measurements[places[0].average, OWN]  # k = 0, s = 1, parent 0, its first pair
-    del measurements[places[1].average, [*places[1].treatments][1]]
-    del measurements[places[-1].after[1], OWN]  # k = 3, s = 2, parent 9, its second pair
-    frame = gains(spec, every, places, measurements)
-    assert frame.height == len(every) - 1
+    sweep, measurements = made(spec, seed)
+    del measurements[sweep.places[0].average, OWN]  # k = 0, s = 1, parent 0, its first pair
+    del measurements[sweep.places[1].average, [*sweep.places[1].treatments][1]]
+    del measurements[sweep.places[-1].after[1], OWN]  # k = 3, s = 2, parent 9, its second pair
+    frame = gains(sweep, measurements)
+    assert frame.height == len(sweep.points) - 1
     assert frame["gain_best_recomputed_points"].null_count() == 1
     assert frame["after_%"][-1].to_list()[1] is None
     first, last = cell_table(frame).rows[0], after_table(frame).rows[-1]
@@ -181,7 +174,7 @@ def test_a_sweep_partly_done(seed):
     assert first[6].endswith("(n = 4, 8 pairs)")
     assert last[-1].endswith("(n = 5, 9 pairs)")
     assert last[-2].endswith("]")
-    summary = summary_markdown(spec, frame, len(every), len(tree.measurement_keys()) - len(measurements))
+    summary = summary_markdown(spec, frame, len(sweep.points), len(sweep.tree.measurement_keys()) - len(measurements))
     assert "59 of 60 averages measured; 3 measurements are missing" in summary
     assert summary.startswith("# grid\n")
     assert summary.count("| k | s |") == 4
@@ -190,18 +183,17 @@ def test_a_sweep_partly_done(seed):
 
 def test_nothing_measured():
     spec = SPECS["grid"]
-    every, places, tree = planned(spec)
-    frame = gains(spec, every, places, {})
+    sweep = planned(spec)
+    frame = gains(sweep, {})
     assert frame.height == 0
-    summary = summary_markdown(spec, frame, len(every), len(tree.measurement_keys()))
+    summary = summary_markdown(spec, frame, len(sweep.points), len(sweep.tree.measurement_keys()))
     assert "0 of 60 averages measured" in summary
     assert "|" not in summary
 
 
 def test_gains_file_says_what_its_columns_are(tmp_path, seed):
     spec = SPECS["axes"]
-    every, places, tree = planned(spec)
-    frame = gains(spec, every, places, drawn(tree, seed))
+    frame = gains(*made(spec, seed))
     write_frame(frame, tmp_path / "gains.parquet", GAIN_COLUMNS)
     assert polars.read_parquet(tmp_path / "gains.parquet").equals(frame)
     described = json.loads(polars.read_parquet_metadata(tmp_path / "gains.parquet")["fastwi.columns"])
