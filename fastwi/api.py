@@ -198,10 +198,6 @@ def _weights(weights: Sequence[float] | None, networks: int) -> list[float]:
 
 def _largest(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     """The element-wise maximum over the tensors whose share is not zero (zeros where there is none)."""
-    taking_part = [tensor for tensor, share in zip(tensors, shares, strict=True) if share != 0.0]
-    if not taking_part:
-        return torch.zeros_like(tensors[0])
-    largest = taking_part[0].clone()
-    for tensor in taking_part[1:]:
-        torch.maximum(largest, tensor.to(largest.device), out=largest)
-    return largest
+    first = tensors[0]
+    counted = [tensor.to(first.device) for tensor, share in zip(tensors, shares, strict=True) if share != 0.0]
+    return torch.stack(counted).amax(0) if counted else torch.zeros_like(first)
