@@ -26,8 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from faulty.begin import printed_seed, workplace
-from faulty.progress import shown
+from faulty.begin import printed_seed, shown, workplace
 
 TARGETS = {"betons": 0.45, "checkpoints": 0.34, "configs": 0.15, "stores": 0.02, "sources": 0.04}
 MOST_SILENCE = 40.0  # seconds that one input may take on a busy machine before it counts as a hang
