@@ -70,8 +70,7 @@ class Epoch:
 class Engine(abc.ABC):
     """Trains and evaluates populations of one architecture. All engines equal `loop` to float tolerance.
 
-    `model` gives the architecture only; its own weights are never read or written. What a member computes depends on
-    its own row, noise and rates only, never on M or its neighbours.
+    `model` gives the architecture only. A member's results depend on its own row, noise and rates only.
     """
 
     name: str

@@ -29,8 +29,7 @@ MOST_MEMBERS = 256
 class ProgramEngine(Engine):
     """Trains B members at a time by a `Program`, which is captured as a CUDA graph on a GPU.
 
-    A population of M members passes through in portions of at most `members_at_once`, in one program whose last
-    rows idle where a portion is smaller.
+    A population passes through it in portions. The last rows idle where a portion is smaller.
     """
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:

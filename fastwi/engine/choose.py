@@ -1,7 +1,6 @@
-"""The network and the engine that a configuration names, and what `python -m fastwi.tune` measured to choose one.
+"""The network and the engine that a configuration names, and what `python -m fastwi.tune` measured.
 
-Its table of images/s is a JSON file in the user's cache directory, one entry for each device, version of torch and
-network. A missing, foreign or damaged file is an empty table: it decides nothing but speed.
+Its table of images/s is a JSON file in the user's cache directory. A missing or damaged file is an empty table.
 """
 
 import json
@@ -38,9 +37,8 @@ def build_network(
 ) -> nn.Module:
     """The parent at initialisation: a pure function of `seeds.init`, drawn on the CPU, or what `model.weights` holds.
 
-    image_size: (height, width) in pixels of the images to come, where they are known; the user's own network is tried
-    on that size, and built for it if it asks. A relative path of weights is relative to `root`. Raises ConfigError
-    where the network cannot be built, and CheckpointError where the weights are of another network.
+    image_size: (height, width) in pixels, where they are known. A relative path of weights is relative to `root`.
+    Raises ConfigError where the network cannot be built, and CheckpointError where the weights are of another one.
     """
     seed = int(raw_words(config.seeds.init, Stream.INIT, 0, 1)[0]) >> 1
     with seeded(seed):

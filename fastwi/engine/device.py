@@ -106,8 +106,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     """Choose device, precision and backend.
 
     auto backend: fused on a CPU where the kernels build and the network can be rewritten, else torch.compile where
-    it can work (a C compiler for Triton, or one for C++ and Python's headers), else eager. Eager too where a network
-    draws from NumPy or random, which compiled code does once.
+    it can work, else eager. Eager too where a network draws from NumPy or random, which compiled code does once.
     """
     device, choice = resolve_device(config.device), resolve_precision(config)
     if device.type == "cpu":

@@ -1,7 +1,6 @@
 """Rewrites a network for the CPU, which then trains faster.
 
-Batch norm, the residual sum and ReLU behind it become one module, and subsampling with zero channels around it (the
-option-A shortcut) one function. The network itself stays a plain nn.Module.
+Batch norm, the residual sum and ReLU behind it become one module, and the option-A shortcut one function.
 """
 
 import copy
@@ -28,9 +27,8 @@ _PAD = (functional.pad, torch._C._nn.pad)
 def trace(module: nn.Module) -> fx.GraphModule | None:
     """A traced copy of `module` under the same names; None where fx cannot trace it.
 
-    None too where the trace is not what the network does: where it depends on the mode, on draws or on an earlier
-    call; where a computed value became a constant; where the class has a `train` of its own or the whole has hooks;
-    where an activation is changed in place that something else reads.
+    None too where the trace is not what the network does: where it depends on the mode, draws or earlier calls, has
+    computed values as constants, hooks or a `train` of its own, or changes an activation that something else reads.
     """
     own_train = any(type(each).train is not nn.Module.train for each in module.modules())
     if own_train or module._forward_hooks or module._forward_pre_hooks:
@@ -66,29 +64,24 @@ def _changed_in_place(traced: fx.GraphModule) -> bool:
     """Whether an activation with several readers is changed in place by one of them."""
     for node in traced.graph.nodes:
         first = node.args[0] if node.args else None
-        if not isinstance(first, fx.Node) or len(first.users) < 2:
-            continue
-        target = node.target
-        if node.op == "call_module":
-            in_place = bool(getattr(traced.get_submodule(str(target)), "inplace", False))
-        elif node.op == "call_method":
-            in_place = str(target).endswith("_") and not str(target).endswith("__")
-        elif node.op == "call_function":
-            name = getattr(target, "__name__", "")
-            in_place = target in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-            in_place = in_place or bool(node.kwargs.get("inplace")) or node.args[1:2] == (True,)
-        else:
-            in_place = False
-        if in_place:
+        if isinstance(first, fx.Node) and len(first.users) > 1 and _is_in_place(traced, node):
             return True
     return False
 
 
-def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
-    """A copy of `module` with fused batch norms, under the same parameter and buffer names; or None.
+def _is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op == "call_function" and (node.kwargs.get("inplace") or node.args[1:2] == (True,)):
+        return True
+    return node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
-    None where the network cannot be traced (see `trace`) or has no batch norm that this applies to.
-    Only nn.BatchNorm2d with affine parameters and running statistics is replaced.
+
+def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
+    """A copy of `module` with fused batch norms, under the same parameter and buffer names.
+
+    None where it cannot be traced (see `trace`) or has no nn.BatchNorm2d with parameters and running statistics.
     """
     traced = trace(module)
     if traced is None:
@@ -101,11 +94,8 @@ def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
             continue
         original = traced.get_submodule(node.target)
-        if type(original) is not nn.BatchNorm2d or not original.affine or not original.track_running_stats:
-            continue
-        if original._forward_hooks or original._forward_pre_hooks:
-            continue
-        if calls[id(original)] > 1:  # what follows one call need not follow the other
+        # What follows one call of a module need not follow another.
+        if calls[id(original)] > 1 or not _can_be_fused(original):
             continue
         residual = _fold_sum(traced, node)
         relu = _fold_relu(traced, node)
@@ -113,8 +103,7 @@ def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
             node.args = (node.args[0], residual)
         module_fused = FusedBatchNorm2d(original, relu)
         _split_users(traced, node, module_fused)
-        parent, _, name = node.target.rpartition(".")
-        setattr(traced.get_submodule(parent), name, module_fused)
+        traced.set_submodule(node.target, module_fused)
         fused += 1
     # fx keeps what the trace reached, in the order of use; tensors are passed by name, so the order is free.
     names, names_before = ({name for name, _ in m.named_parameters()} for m in (traced, module))
@@ -123,6 +112,11 @@ def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
     traced.graph.lint()
     traced.recompile()
     return traced
+
+
+def _can_be_fused(module: nn.Module) -> bool:
+    plain = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
+    return plain and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -138,10 +132,9 @@ def _fold_sum(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if len(user.args) != 2 or len(others) != 1 or not isinstance(others[0], fx.Node):
         return None
     other = others[0]
-    # The fused module runs where the sum did, after both of its inputs.
-    node_after, order = user, list(traced.graph.nodes)
-    if order.index(other) > order.index(node):
-        node_after.prepend(node)
+    order = list(traced.graph.nodes)
+    if order.index(other) > order.index(node):  # then the fused module runs where the sum did
+        user.prepend(node)
     user.replace_all_uses_with(node)
     traced.graph.erase_node(user)
     return other
@@ -150,12 +143,12 @@ def _fold_sum(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
 def _fold_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Where the only use of `node` is a ReLU, remove it and return True."""
     user = _only_user(node)
-    if user is None:
+    if user is None or node not in user.args[:1]:
         return False
     is_function = user.op == "call_function" and user.target in _RELU
     is_method = user.op == "call_method" and user.target == "relu"
     is_module = user.op == "call_module" and isinstance(traced.get_submodule(str(user.target)), nn.ReLU)
-    if not (is_function or is_method or is_module) or node not in user.args[:1]:
+    if not (is_function or is_method or is_module):
         return False
     user.replace_all_uses_with(node)
     traced.graph.erase_node(user)
@@ -186,7 +179,7 @@ def _fuse_shortcut(traced: fx.GraphModule, node: fx.Node) -> None:
     if not isinstance(padding, (tuple, list)) or len(padding) != 6 or any(padding[:4]) or min(padding[4:]) < 0:
         return
     place: Any = sampled.args[1]
-    stride = place[3].step if isinstance(place, tuple) and len(place) == 4 and isinstance(place[3], slice) else None
+    stride = getattr(place[-1], "step", None) if isinstance(place, tuple) and place else None
     every = slice(None, None, stride)
     if not isinstance(stride, int) or place != (slice(None), slice(None), every, every):
         return

@@ -1,7 +1,6 @@
 """The `graph` engine: the whole step of B members as one captured CUDA graph, each member a branch of its own.
 
-A small network's step is bound by launches; a replayed graph has one launch, and branches fill the device where one
-network's kernels leave it idle.
+A replayed graph has one launch, and branches fill a device that one small network's kernels leave idle.
 
 Shapes: B members, N images of a batch, C H W of an image.
 """

@@ -1,7 +1,6 @@
 """The `loop` engine: each member in turn. Right on a CPU, and the reference for every other engine.
 
-A member's step: augment, forward and backward in bf16, fp16 or fp32, one fused SGD pass over the member's row. M = 1
-is ordinary training.
+A member's step: augment, forward and backward in bf16, fp16 or fp32, one fused SGD pass over the member's row.
 """
 
 import torch

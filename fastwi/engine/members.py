@@ -1,7 +1,6 @@
 """A function of one network, applied to each of M: one after the other, or all at once by torch.func.vmap.
 
-A batched operation may sum in another order for another M. One after the other, an operation has the shapes that it
-has for one network alone, so its result is the same bit for bit whatever M is.
+A batched operation may sum in another order for another M; one after the other, results are the same whatever M is.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -35,10 +35,9 @@ def low_precision_names(model: nn.Module) -> frozenset[str]:
 class LossScale:
     """The scales of M members in fp16: `scale_M` float32 on the device. No call waits for the device.
 
-    Gradients are multiplied by the scale on their way and divided by it before the step, so that small ones do not
-    vanish in fp16 (Micikevicius et al. 2018, Mixed Precision Training, section 3.2). A step whose gradients overflow
-    is skipped and halves the scale; after `GROWTH_INTERVAL` good steps it doubles. It starts again in each epoch, so
-    that an epoch's result follows from its start state and noise alone.
+    So small gradients do not vanish (Micikevicius et al. 2018, Mixed Precision Training, section 3.2). A step whose
+    gradients overflow is skipped and halves the scale; after `GROWTH_INTERVAL` good steps it doubles. It starts again
+    in each epoch, so that an epoch's result follows from its start state and noise alone.
     """
 
     def __init__(self, members: int, device: torch.device) -> None:

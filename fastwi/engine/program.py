@@ -1,7 +1,6 @@
 """One training step of B members on buffers that stay where they are, so that it can be captured as a CUDA graph.
 
-The step reads all that changes from the device: the place in the epoch, the rate table, the draws. Nothing in it
-waits for the device or depends on a Python number that changes. Where there is no GPU the same function simply runs.
+The step reads all that changes from the device, and waits for nothing. Where there is no GPU it simply runs.
 
 Shapes: B members, N images of a batch, S steps of an epoch, P parameters, D images of a dataset, C H W of an image.
 """

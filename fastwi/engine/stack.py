@@ -1,11 +1,10 @@
 """Runs M members of any network at once: its traced graph, each layer batched over the member axis.
 
-Convolutions, batch norm with its residual sum and ReLU, linear layers, sums and means have rules of their own, on
-activations [M, N, H, W, C]. A batch norm between two convolutions is never stored: its statistics come from the first
-convolution's epilogue, and the second one applies it while it reads. Every other operation is applied to each member
-(see `fastwi.engine.members`), on [M, N, C, H, W].
+Convolutions, batch norm with its residual sum and ReLU, sums and means have rules of their own, on
+activations [M, N, H, W, C]; a batch norm between two convolutions is never stored (see `fastwi.kernels.stacked`).
+Every other operation is applied to each member (see `fastwi.engine.members`), on [M, N, C, H, W].
 
-Shapes: M members, N images of a batch, C channels, H height, W width, F features, K classes.
+Shapes: M members, N images of a batch, C channels, H height, W width, K classes.
 """
 
 import copy
@@ -55,8 +54,7 @@ Value = Any  # Images, a tensor [M, ...], or what an fx graph has besides: numbe
 class StackedNetwork(fx.Interpreter):
     """M networks of one architecture as one function of stacked tensors. Holds no weights.
 
-    With `exact` a member's result is the same bit for bit whatever M is: what has no kernel that guarantees it is run
-    for one member after the other.
+    With `exact` a member's result is the same whatever M is: what has no such kernel is run member after member.
     """
 
     def __init__(self, traced: fx.GraphModule, exact: bool) -> None:
@@ -110,8 +108,6 @@ class StackedNetwork(fx.Interpreter):
             return tuple(map(Images, made)) if users == 2 else Images(made)
         if _has_rule(module) and isinstance(x, (Images, Pending)):
             return self._convolution(module, own, x)
-        if type(module) is nn.Linear and not self._exact and isinstance(x, Tensor) and x.dim() == 3:
-            return _linear(own, x)
         if isinstance(module, nn.ReLU) and isinstance(x, Images):
             return Images(functional.relu(x.x_MNHWC))
         module.train(self._training)
@@ -236,13 +232,6 @@ def _norm(module: nn.Module, own: Tensors, training: bool) -> Norm:
         module.eps,
         bool(getattr(module, "relu", False)),
     )
-
-
-def _linear(own: Tensors, x_MNF: Tensor) -> Tensor:
-    weight_MFK = own["weight"].transpose(1, 2)
-    if "bias" not in own:
-        return torch.bmm(x_MNF, weight_MFK)
-    return torch.baddbmm(own["bias"][:, None, :], x_MNF, weight_MFK)
 
 
 def _in_dtype_of(x: Value, result: Value) -> Value:

@@ -1,10 +1,9 @@
 """The `stacked` engine: B members as one batched network, on a GPU as one captured CUDA graph.
 
-Where torch.fx can trace the network its layers are batched one by one, convolutions and batch norm by Triton kernels.
-Where it cannot, the whole network is mapped over members with torch.func.vmap, and compiled (`fastwi.engine.stack`).
+Where torch.fx can trace the network its layers are batched one by one; where it cannot, the whole network is mapped
+over members with torch.func.vmap, and compiled (`fastwi.engine.stack`).
 
-A member's numbers are the same bit for bit whatever its neighbours are, on a CPU, and on a GPU with
-engine.deterministic: there whatever has no kernel of its own is run for one member after the other.
+A member's numbers are the same whatever its neighbours are, on a CPU, and on a GPU with engine.deterministic.
 
 Shapes: M, B members, N images of a batch, K classes, C H W of an image.
 """

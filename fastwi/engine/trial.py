@@ -1,7 +1,6 @@
 """One training step and one evaluation of a user's network, as the run will do them, before anything is stored.
 
-A network is tried in float32 on the CPU when it is built. Other precisions, devices and compilers refuse other
-things. Those errors end here, in one line that names the layer, and not in a traceback during the run.
+What a precision, device or compiler refuses is then said in one line that names the layer.
 """
 
 from collections.abc import Iterator

@@ -7,8 +7,7 @@ Training (Ioffe & Szegedy 2015), over the R = N * H * W values of each channel:
     dbias = sum g;   dweight = sum g * (x - mean) * inv;   dresidual = g
     dx = weight * inv * (g - dbias / R - (x - mean) * inv * dweight / R),   inv = 1 / sqrt(var + eps)
 
-Statistics come from one pass (sum and sum of squares; float32 over 128 rows, float64 beyond). Stock kernels take
-two or three passes, or a Welford update an element, and are bound by arithmetic instead of memory.
+Statistics come from one pass (sum and sum of squares; float32 over 128 rows, float64 beyond).
 
 Shapes: N images, C channels, H height, W width. Activations are bf16 or fp32, in torch.channels_last order.
 """
@@ -32,34 +31,14 @@ def supported(x_NCHW: Tensor, residual_NCHW: Tensor | None = None) -> bool:
         return False
     if x_NCHW.device.type != "cpu" or x_NCHW.dtype not in _SUFFIX or x_NCHW.numel() < 2 * channels:
         return False
-    if residual_NCHW is not None:  # a network may also add a size or a number
-        alike = isinstance(residual_NCHW, Tensor) and residual_NCHW.shape == x_NCHW.shape
-        if not alike or residual_NCHW.dtype != x_NCHW.dtype:
-            return False
-    return library() is not None
+    # A network may also add a size or a number, which have no shape.
+    shape, dtype = getattr(residual_NCHW, "shape", None), getattr(residual_NCHW, "dtype", None)
+    alike = residual_NCHW is None or (shape, dtype) == (x_NCHW.shape, x_NCHW.dtype)
+    return alike and library() is not None
 
 
-def batch_norm_reference(
-    x_NCHW: Tensor,
-    residual_NCHW: Tensor | None,
-    weight_C: Tensor,
-    bias_C: Tensor,
-    running_mean_C: Tensor,
-    running_var_C: Tensor,
-    training: bool,
-    factor: float,
-    eps: float,
-    relu: bool,
-) -> Tensor:
-    """The same in torch's own functions, for any device and dtype. Updates the running statistics in place."""
-    y = functional.batch_norm(x_NCHW, running_mean_C, running_var_C, weight_C, bias_C, training, factor, eps)
-    if residual_NCHW is not None:
-        y = y + residual_NCHW
-    return functional.relu(y) if relu else y
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+def _channels_last(x: Any) -> Any:
+    return None if x is None else x.contiguous(memory_format=torch.channels_last)
 
 
 def _call(function: str, x: Tensor, *arguments: Any) -> None:
@@ -83,8 +62,7 @@ class _Training(torch.autograd.Function):
         relu: bool,
         users: int,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        x = _channels_last(x)
-        residual = None if residual is None else _channels_last(residual)
+        x, residual = _channels_last(x), _channels_last(residual)
         y, mean_C, inv_C = torch.empty_like(x), torch.empty_like(weight_C), torch.empty_like(weight_C)
         _call(
             "forward_train", x, x, residual, y, relu, weight_C, bias_C, mean_C, inv_C,
@@ -129,32 +107,33 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
         self, x_NCHW: Tensor, residual_NCHW: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """act(batch_norm(x) + residual); running statistics are updated in place in training mode."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
+        mean_C, var_C = self.running_mean, self.running_var
+        assert mean_C is not None
+        assert var_C is not None
         assert self.num_batches_tracked is not None
         factor = self.momentum
         if self.training:
             self.num_batches_tracked.add_(1)
             if factor is None:  # cumulative average, as nn.BatchNorm2d defines it
                 factor = 1.0 / float(self.num_batches_tracked)
-        arguments = (self.weight, self.bias, self.running_mean, self.running_var)
         # The kernels read float32 parameters; a network that is cast to bf16 as a whole has others.
         fused = self.weight.dtype == torch.float32 and supported(x_NCHW, residual_NCHW)
         if fused and self.training:
             both: Tensor | tuple[Tensor, Tensor] = _Training.apply(
-                x_NCHW, residual_NCHW, *arguments, factor, self.eps, self.relu, self.users
+                x_NCHW, residual_NCHW, self.weight, self.bias, mean_C, var_C, factor, self.eps, self.relu, self.users
             )
             return both
         differentiable = torch.is_grad_enabled() and (x_NCHW.requires_grad or self.weight.requires_grad)
         if fused and not differentiable:
-            scale_C = self.weight * torch.rsqrt(self.running_var + self.eps)
-            shift_C = self.bias - self.running_mean * scale_C
-            x = _channels_last(x_NCHW)
-            residual = None if residual_NCHW is None else _channels_last(residual_NCHW)
+            scale_C = self.weight * torch.rsqrt(var_C + self.eps)
+            shift_C = self.bias - mean_C * scale_C
+            x, residual = _channels_last(x_NCHW), _channels_last(residual_NCHW)
             y = torch.empty_like(x)
             _call("forward_eval", x, x, residual, y, self.relu, scale_C, shift_C)
         else:
-            y = batch_norm_reference(
-                x_NCHW, residual_NCHW, *arguments, self.training, factor or 0.0, self.eps, self.relu
+            y = functional.batch_norm(
+                x_NCHW, mean_C, var_C, self.weight, self.bias, self.training, factor or 0.0, self.eps
             )
+            y = y if residual_NCHW is None else y + residual_NCHW
+            y = functional.relu(y) if self.relu else y
         return (y, y) if self.users == 2 else y

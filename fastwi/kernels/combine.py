@@ -2,13 +2,11 @@
 
     result[l, p] = sum over the terms t of sum l of weight[t] row_t[p]
 
-Sums are made in float64, member by member, and rounded once. A matrix product would be quicker, but its library
-chooses how to sum by the processor and by the number of rows. Here a sum is the same bit for bit on every machine,
-beside any other, and of two networks in either order; the mean of two is the exact mean, rounded.
+Sums are made in float64, member by member, and rounded once. A sum is the same bit for bit on every machine, beside
+any other, and of two networks in either order, which a matrix product's is not.
 
 All sums are one pass: of `combine.cpp` on a CPU, of a Triton kernel on a GPU. Where neither can be built, torch sums
-row after row. In all three each product and each sum is rounded, and terms are added in their order: they give the
-same bits.
+row after row. All three round each product and each sum, and add terms in their order: they give the same bits.
 
 Symbols: L sums of T terms in all; P columns.
 """

@@ -1,9 +1,8 @@
 """Builds, loads and calls the `.cpp` files beside it. They are built once a machine, with GNU's C++ compiler.
 
-The library includes no header of Python or torch, so it compiles in a few seconds. It is kept in the user's cache
-directory under a hash of source, flags, compiler and processor; where that directory cannot be used, the library is
-built for one process. It links against GNU's OpenMP runtime, by the name that torch has loaded it under, so that both
-share one pool of threads. Clang's would bring a second pool, whose waiting threads take cores from the first.
+The library is kept in the user's cache directory under a hash of source, flags, compiler and processor; where that
+directory cannot be used, it is built for one process. It links against GNU's OpenMP runtime, by the name that torch
+has loaded it under, so that both share one pool of threads. Clang would bring a second pool.
 """
 
 import ctypes

@@ -1,8 +1,7 @@
 """Triton, and what the launches of its kernels share.
 
-Importing Triton takes 0.1 s and 80 MB. So it is imported only where there is a CUDA device, or TRITON_INTERPRET is
-set (1: kernels are interpreted on the CPU; 0: tests compile them without a device). Elsewhere the kernels are plain
-functions that nothing calls.
+Importing Triton takes 0.1 s and 80 MB, so it is imported only where there is a CUDA device or TRITON_INTERPRET is
+set (1: kernels are interpreted; 0: tests compile them). Elsewhere kernels are functions that nothing calls.
 """
 
 import contextlib

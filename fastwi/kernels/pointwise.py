@@ -1,8 +1,7 @@
 """Strided 1 x 1 convolutions of few channels on a CPU, without oneDNN's copy of what the stride keeps.
 
-oneDNN's weight gradient of such a convolution in channels-last order writes past the end of that copy where the input
-has fewer channels than a vector holds, and damages the heap (uxlfoundation/oneDNN issue 6035; seen here with torch
-2.14 on AVX2, where a vector has 8). Taking what the stride keeps beforehand is the same sum:
+oneDNN's weight gradient writes past the end of that copy where the input has fewer channels than a vector holds, and
+damages the heap (uxlfoundation/oneDNN issue 6035; seen with torch 2.14). The same sum without it:
 
     y[n, o, h, w] = b[o] + sum_c weight[o, c] x[n, c, sh h, sw w]
 

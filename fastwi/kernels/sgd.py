@@ -4,11 +4,9 @@
     v = mu v + d
     w = w - r_m v              or, with Nesterov,    w = w - r_m (d + mu v)
 
-in float32, with v = 0 before the first step. Memory moved a parameter: 20 bytes (w, g and v read, w and v written),
-and 2 more for a low-precision copy of the new weights, which saves a pass of its own (6).
+in float32, with v = 0 before the first step. Memory moved a parameter: 20 bytes, and 2 for a low-precision copy.
 
-On a GPU with Triton: one launch, which waits for nothing and reads all that changes from the device, so that it can
-be captured in a CUDA graph. On a CPU: torch's fused SGD, row after row.
+On a GPU with Triton: one launch, which can be captured in a CUDA graph. On a CPU: torch's fused SGD, row after row.
 
 Shapes: M members, P parameters of each.
 """
@@ -73,9 +71,8 @@ def sgd_(
     """One step of every member, in place: weights and momentum change, gradients do not. Nothing is checked.
 
     weights, gradients and momentum: float32 [M, P], rows contiguous, no memory in common. rate_M: float32, may be
-    expanded. Without momentum, momentum_MP is neither read nor written. low_MP: bfloat16 or float16, receives every
-    member's weights as they are after the step. skip_M: bool or integer; members with a nonzero entry keep weights
-    and momentum to the bit, whatever their gradients hold. In a captured call, values may change between replays.
+    expanded. Without momentum, momentum_MP is neither read nor written. low_MP: bfloat16 or float16, receives the
+    new weights. skip_M: bool or integer; members with a nonzero entry keep weights and momentum to the bit.
     """
     M, P = weights_MP.shape
     if not gpu.has_triton(weights_MP.device):

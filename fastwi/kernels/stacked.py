@@ -5,13 +5,10 @@
     z = stacked_batch_norm(y2, residual, norm2, moments2)
 
 Here act(batch_norm(y)) is never stored: the second convolution makes it while it reads y, and so does its backward
-pass. Bytes a value of y, for bf16 and as many values in as out: 20 (forward 4; input gradient 6, batch norm's 6,
-weight gradient 4), against 28 for a convolution and a batch norm of its own.
-
-The equations are in fastwi.kernels.stacked_conv and stacked_norm.
+pass. Bytes a value of y in bf16: 20, against 28 for a convolution and a batch norm of its own.
 
 Shapes: M members, N images, H W height and width, C channels (I in, O out), T tiles. Weights are [M, O, KH, KW, I],
-views of the population's rows as they lie there: each member's values dense, the member stride any.
+views of the population's rows: each member's values dense, the member stride any.
 """
 
 from typing import Any

@@ -7,14 +7,11 @@
 a is x, or with batch norm and ReLU in the prologue act(x scale[m, i] + shift[m, i]), and 0 outside the image either
 way. Sums are in float32; inputs are rounded to the activations' dtype first, as a product of that dtype does.
 
-By Triton on a GPU. Elsewhere by torch, member by member, in any floating dtype (sums in float64 for such inputs).
+By Triton on a GPU. Elsewhere by torch, member by member (sums in float64 for float64 inputs). Every program owns its
+outputs and sizes follow from a member's own shapes: results are the same each time, whatever other members are.
 
-Memory traffic in bytes a value of y, for bf16 and as many values in as out: forward 4 (x read, y written), with
-statistics still 4; input gradient 4 (dy read, dx written), with the prologue's backward 6 (x read too); weight
-gradient 4 (x and dy read) and 8 K / CHUNK for partial sums. Taps of a 3 x 3 kernel read x nine times, from caches.
-
-Every program owns its outputs and the sizes of its sums follow from a member's own shapes, so results are the same
-each time, and the same for a member whatever the others are.
+Memory traffic in bytes a value of y in bf16: forward and gradients 4 each; input gradient 6 with the prologue's
+backward; weight gradient 8 K / CHUNK more for partial sums. Taps of a 3 x 3 kernel read x nine times, from caches.
 
 Symbols: those of fastwi.kernels.stacked_geometry. C channels, T tiles. stats_M4C: mean, inv, scale and shift.
 """
@@ -290,10 +287,7 @@ def input_gradient_kernel(  # type: ignore[no-untyped-def]
     """One tile of dx. Grid: tiles of rows times phases, tiles of channels, members.
 
     Only every STRIDE-th tap reaches a place, and which ones depends on its phase (h % STRIDE, w % STRIDE). A program
-    has places of one phase, and goes through their taps alone.
-
-    After a prologue a = act(xhat weight + bias) this stores g = da where a > 0 instead of da, and partial sums over
-    the tile of g and of g xhat: the gradients of bias and weight.
+    has places of one phase. After a prologue it stores g and its partial sums: see `input_gradient`.
     """
     pid, member = tl.program_id(0), tl.program_id(2).to(tl.int64)
     PLACES_H: tl.constexpr = (H + STRIDE - 1) // STRIDE

@@ -68,8 +68,8 @@ def power_of_two(number: int, low: int, high: int) -> int:
 def product_tile(channels_in: int, channels_out: int, taps: int, itemsize: int) -> Tile:
     """The tile of the forward product, and with channels swapped of the input gradient's.
 
-    `itemsize` is the activations', in bytes. Rows are many, since each program reads all weights. Neighbouring taps
-    share the first-level cache, which copies that run ahead pass by: so only products with many weights have stages.
+    `itemsize` is the activations', in bytes. Neighbouring taps share the first-level cache, which asynchronous copies
+    bypass: so only products with many weights have stages.
     """
     columns = power_of_two(channels_out, 16, 64)
     depth = 64 if channels_in % 64 == 0 else power_of_two(taps * channels_in, 16, 32)

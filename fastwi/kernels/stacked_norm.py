@@ -6,11 +6,9 @@ Training (Ioffe & Szegedy 2015), over the R = N * H * W values of each channel o
     g = dz where z > 0;   dbias = sum g;   dweight = sum g xhat;   dresidual = g;   xhat = (x - mean) inv
     dx = scale (g - (dbias + xhat dweight) / R)
 
+In evaluation mean and var are the running ones, so dx = scale g. Statistics are in float32 within a tile, about the
+tile's own mean, and in float64 over tiles (Chan, Golub & LeVeque 1983). No atomics: results are the same each time.
 By Triton on a GPU. Elsewhere by torch, in float32 (float64 for such inputs), rounded once.
-
-In evaluation mean and var are the running ones, constants, so dx = scale g. Statistics are in float32 within a tile,
-about the tile's own mean, and in float64 over tiles (Chan, Golub & LeVeque 1983). No atomics: results are the same
-each time, and the same for a member whatever the others are.
 
 Memory traffic in bytes a value of x, for bf16: statistics 2 (0 where the convolution made them), z 4, gradients' sums
 4, dx 6; with a residual 2 more for z, and 4 more for the sums.
@@ -40,11 +38,10 @@ def wide(x: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Norm:
-    """A batch norm of M networks, and the ReLU behind it.
+    """A batch norm of M networks, and the ReLU behind it. Raises ValueError for wrong shapes or strides.
 
-    Weight, bias and running statistics are [M, C] in float32 with dense channels and any member strides. Weight and
-    bias may be in 16 bits too. `factor` is the weight of a batch's statistics in the running ones: a number, or
-    float32 [M]. Raises ValueError for other shapes or strides.
+    Weight, bias and running statistics are [M, C] in float32 with dense channels and any member strides; weight and
+    bias also in 16 bits. `factor` is the weight of a batch's statistics: a number, or float32 [M].
     """
 
     weight_MC: Tensor

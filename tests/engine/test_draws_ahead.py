@@ -79,17 +79,6 @@ def test_training_is_the_same_with_draws_made_ahead(seed, drawn, name, threads, 
     assert torch.equal(population.weights_MP[0], population.weights_MP[2])
 
 
-def test_draws_are_those_of_the_request_and_differ_between_noises(seed, drawn):
-    ahead, (one, two) = DrawsAhead(), requests(seed, seed + 1)
-    ahead.ask([one, two])
-    finish()
-    first, second = ahead.take(one), ahead.take(two)
-    assert is_that_of(first, one)
-    assert is_that_of(second, two)
-    assert not np.array_equal(first.order_N, second.order_N)
-    assert [thread for thread, _ in drawn] == [THREAD, THREAD]
-
-
 @pytest.mark.parametrize(
     "change",
     [{"epoch": 4}, {"images": 41}, {"padding": 1}, {"flip_probability": 0.1}, {"noise": Noise(1, statistics=True)}],
@@ -150,14 +139,6 @@ def test_what_fails_in_the_thread_is_drawn_in_place(seed, monkeypatch):
     assert is_that_of(ahead.take(asked), asked)
 
 
-def test_what_cannot_be_drawn_raises_where_it_is_taken():
-    ahead, (asked,) = DrawsAhead(), requests(0, epoch=-1)
-    ahead.ask([asked])
-    finish()
-    with pytest.raises(ValueError, match="epoch -1"):
-        ahead.take(asked)
-
-
 def test_equal_requests_are_drawn_once(seed, drawn):
     asked = requests(seed, seed + 1, seed, seed)
     for threads in (1, 3):
@@ -199,7 +180,7 @@ def test_a_forked_process_draws_for_itself():
     code = """
 while not drawn:
     time.sleep(0.001)
-ahead._calls[0]._lock.acquire()
+ahead._lock.acquire()
 child = os.fork()
 if child == 0:
     signal.alarm(30)
@@ -207,7 +188,7 @@ if child == 0:
     ahead.ask(asked[:1])
     assert (ahead.take(asked[0]).order_N == original(asked[0]).order_N).all()
     os._exit(0)
-ahead._calls[0]._lock.release()
+ahead._lock.release()
 os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     run(code)

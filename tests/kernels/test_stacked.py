@@ -238,7 +238,7 @@ def test_a_channel_far_from_zero_keeps_its_variance(seed, path):
     constant = x[:, :1, :1, :1].expand(x.shape) / 3
     norm_results(constant, None, norm, [x], True, False, 1.0)
     assert (norm["var"] >= 0).all()
-    assert (norm["var"] < 1e-6).all()
+    assert (norm["var"] < 1e-4).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
