@@ -6,7 +6,7 @@ Batch norm, the residual sum and ReLU behind it become one module, and the optio
 import copy
 import operator
 from collections import Counter
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
@@ -114,9 +114,10 @@ def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
     return traced
 
 
-def _can_be_fused(module: nn.Module) -> bool:
-    plain = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
-    return plain and not module._forward_hooks and not module._forward_pre_hooks
+def _can_be_fused(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    if type(module) is not nn.BatchNorm2d or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    return module.affine and module.track_running_stats
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
