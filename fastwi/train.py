@@ -60,8 +60,7 @@ def open_run(config: Config, file: Path | None) -> Run:
     """
     # torch takes seconds to import: bad configurations are refused before.
     from fastwi.experiment.execution import worker_for
-    from fastwi.report.run_directory import RunDirectory
-    from fastwi.report.tensorboard import require_tensorboard
+    from fastwi.report.run_directory import RunDirectory, require_tensorboard
 
     if config.run.tensorboard:
         require_tensorboard()

@@ -4,17 +4,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastwi.config.read import config_from_yaml
 from fastwi.config.write import config_hash, to_yaml
-from fastwi.errors import CheckpointError, UserError
+from fastwi.errors import CheckpointError, ConfigError, UserError
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.todo import without_lost
 from fastwi.files import locked_directory, to_json, write_text
 from fastwi.models.changes import network_change
-from fastwi.report.rows import point_rows
+from fastwi.report.rows import ACCURACY, point_rows
 from fastwi.sealed import MANIFEST, read_sealed, sealed_yaml, write_sealed
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement, Store
 
 _ROWS_EVERY_S = 5.0
+_SCALARS = ("train_loss", "learning_rate", "test_loss", ACCURACY)
 
 
 class RunDirectory:
@@ -111,22 +113,38 @@ class RunDirectory:
                 resident.gather(nodes, files, trains=True).save(self.checkpoint(name))
 
 
+def require_tensorboard() -> None:
+    """Raise ConfigError where the package is not installed."""
+    if find_spec("tensorboard") is None:
+        raise ConfigError(
+            "run.tensorboard: tensorboard is not installed; pip install 'fastwi[tensorboard]', or leave it false"
+        )
+
+
 class RunRecord:
-    """The rows of a run, kept up to date as it goes on: metrics.jsonl, and TensorBoard where it is wanted."""
+    """The rows of a run, kept up to date as it goes on: metrics.jsonl, and TensorBoard where it is wanted.
+
+    There a scalar is called `column/network/batch_norm`, and its step is the epoch. Event files are begun again.
+    """
 
     def __init__(self, planned: PlannedSweep, store: "Store", paths: RunDirectory) -> None:
-        from fastwi.report.tensorboard import TensorBoard
-
-        self._planned, self._paths = planned, paths
-        wanted = planned.points[0].config.run.tensorboard
-        self._board = TensorBoard(paths.directory / "tensorboard") if wanted else None
+        self._planned, self._metrics = planned, paths.metrics
         self._measured = store.measurements(planned.tree.measurement_keys())
-        self._written = time.monotonic()
+        self._written_at = time.monotonic()
+        self._board: Any = None
+        self._scalars: set[tuple[str, int]] = set()
+        if planned.points[0].config.run.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            home = paths.directory / "tensorboard"
+            for stale in home.glob("events.out.tfevents.*"):
+                stale.unlink(missing_ok=True)
+            self._board = SummaryWriter(str(home))
 
     def add(self, measurements: "Sequence[Measurement]") -> None:
         """Take in what was measured; now and then the files are written."""
         self._measured |= {m.key: m for m in measurements}
-        if time.monotonic() - self._written > _ROWS_EVERY_S:
+        if time.monotonic() - self._written_at > _ROWS_EVERY_S:
             self._write()
 
     def close(self) -> None:
@@ -139,7 +157,14 @@ class RunRecord:
         counts = without_lost(self._planned.tree, self._measured)
         rows = point_rows(self._planned.points[0], self._planned.places[0], counts)
         if rows:
-            write_text(self._paths.metrics, "".join(f"{to_json(row)}\n" for row in rows))
+            write_text(self._metrics, "".join(f"{to_json(row)}\n" for row in rows))
+        for row in rows if self._board is not None else ():
+            for column in _SCALARS:
+                name = f"{column}/{row['network']}/{row['batch_norm']}"
+                # A child's last epoch and its measurement at interpolation are one point.
+                if row.get(column) is not None and (name, row["epoch"]) not in self._scalars:
+                    self._scalars.add((name, row["epoch"]))
+                    self._board.add_scalar(name, row[column], row["epoch"])
         if self._board is not None:
-            self._board.write(rows)
-        self._written = time.monotonic()
+            self._board.flush()
+        self._written_at = time.monotonic()

@@ -213,7 +213,7 @@ def _import_all() -> None:
     """Import what the commands import late, so that a fork costs no more than its work."""
     for name in (
         "experiment.scheduler", "experiment.execution", "engine.choose", "report.page", "studies.connectivity",
-        "report.tensorboard", "report.progress", "report.results", "report.plan", "analysis.line", "report.curves",
+        "report.run_directory", "report.progress", "report.results", "report.plan", "analysis.line", "report.curves",
         "report.figures", "report.heatmap",
     ):  # fmt: skip
         importlib.import_module(f"fastwi.{name}")

@@ -1,6 +1,5 @@
 """`run.tensorboard`: one point a measurement, the same as metrics.jsonl, however often a run was stopped."""
 
-import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
@@ -76,10 +75,7 @@ def test_a_run_that_is_stopped(digits_directory, tmp_path, monkeypatch, stop, sh
 
 
 def test_without_the_package(digits_directory, tmp_path, monkeypatch, capsys):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: real(name, *more) if name != "tensorboard" else None
-    )
+    monkeypatch.setattr("fastwi.report.run_directory.find_spec", lambda name: None)
     said = refused(main, capsys, arguments(digits_directory, tmp_path, "--run.tensorboard=true"))
     assert "run.tensorboard: tensorboard is not installed" in said
     assert list(tmp_path.iterdir()) == []
