@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from fastwi.report.summary import Table
 from fastwi.report.tables import sweep_tables
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
 
-_GAIN_COLUMNS = ("k", "s", "alpha", "parent_seed", "pair", "gain_best_own_points", "after_%")
 _AGAIN = "run the sweep again"
 
 
@@ -37,29 +35,21 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Finished:
-    """A sweep's results. `yaml` is its sweep.yaml."""
+    """A sweep's results. `yaml` is its sweep.yaml; `claims` are the paper's, judged on them."""
 
     directory: Path
     spec: SweepSpec
     yaml: str
-    gains: polars.DataFrame
     manifest: Mapping[str, Any]
+    gains: polars.DataFrame
+    tables: list[Table]
     studies: Mapping[str, StudyRun]
+    claims: list[Claim]
 
     @property
     def name(self) -> str:
         """The sweep's, or its directory's."""
         return self.spec.options.name or self.directory.resolve().name
-
-    @cached_property
-    def claims(self) -> list[Claim]:
-        """The paper's claims, judged on this sweep."""
-        return judge(self.gains, {name: run.frames for name, run in self.studies.items()})
-
-    @cached_property
-    def tables(self) -> list[Table]:
-        """The sweep's own tables."""
-        return sweep_tables(self.gains)
 
     @property
     def parents(self) -> int:
@@ -119,15 +109,16 @@ def _directories(target: Path) -> list[Path]:
 def _read(directory: Path, studies: Mapping[str, Study]) -> Finished:
     about = open_directory(directory, _AGAIN)
     spec, yaml = _spec(directory / "sweep.yaml")
-    with _of_this_version(directory / "gains.parquet", _AGAIN):
-        gains = _parquet(directory / "gains.parquet")
-        gains.select(_GAIN_COLUMNS)
     runs = {}
     for name, study in studies.items():
         home = directory / "analyses" / name
         if (home / MANIFEST).exists():  # it is written last: without one, what is there may be half of it
             runs[name] = _read_study(home, study, about)
-    return Finished(directory, spec, yaml, gains, about, runs)
+    path = directory / "gains.parquet"
+    with _of_this_version(path, _AGAIN):
+        gains = _parquet(path)
+        claims = judge(gains, {name: run.frames for name, run in runs.items()})
+        return Finished(directory, spec, yaml, about, gains, sweep_tables(gains), runs, claims)
 
 
 def _read_study(home: Path, study: Study, sweep: Mapping[str, Any]) -> StudyRun:
