@@ -1,12 +1,15 @@
 """Frames as a sweep and its studies write them, drawn at random or with chosen effects."""
 
 from collections.abc import Callable
-from typing import Any
+from itertools import product
 
 import numpy as np
 import polars
 
 from fastwi.report.rows import TREATMENTS
+
+LISTS = polars.List(polars.Float64)
+PAIRS = dict.fromkeys(("k", "s", "alpha", "parent_seed", "pair"), polars.Int64) | {"alpha": polars.Float64}
 
 
 def gains_frame(
@@ -23,51 +26,45 @@ def gains_frame(
 
     `after`: accuracy after each further epoch less that at interpolation, give or take `spread`.
     """
-    rows = []
-    for k, s in cells:
-        for alpha in alphas:
-            for parent in range(parents):
-                for pair in range(pairs if parent else pairs + 2):  # parents need not have equally many
-                    row: dict[str, Any] = {"k": k, "s": s, "alpha": alpha, "parent_seed": 100 + parent, "pair": pair}
-                    for treatment in TREATMENTS:
-                        children = rng.uniform(50, 60, 2)
-                        middle = gain(k, s) if callable(gain) else gain
-                        average = children.max() + middle + spread * rng.uniform(-1, 1)
-                        row |= {
-                            f"average_{treatment}_%": average, f"children_{treatment}_%": children.tolist(),
-                            f"gain_best_{treatment}_points": average - children.max(),
-                            f"gain_mean_{treatment}_points": average - children.mean(),
-                        }  # fmt: skip
-                    at, best = row["average_own_%"], max(row["children_own_%"])
-                    later = [at + change + spread * rng.uniform(-1, 1) for change in after]
-                    row["after_%"] = later
-                    row["after_vs_average_points"] = [value - at for value in later]
-                    row["after_vs_best_points"] = [value - best for value in later]
-                    rows.append(row)
-    floats = polars.List(polars.Float64)
-    lists = dict.fromkeys(("after_%", "after_vs_average_points", "after_vs_best_points"), floats)
-    return polars.DataFrame(rows, schema_overrides={"alpha": polars.Float64, **lists})
+    rows = [
+        (k, s, alpha, 100 + parent, pair)
+        for (k, s), alpha, parent in product(cells, alphas, range(parents))
+        for pair in range(pairs if parent else pairs + 2)  # parents need not have equally many
+    ]
+    frame, n = polars.DataFrame(rows, schema=PAIRS, orient="row"), len(rows)
+    gains = np.array([gain(k, s) if callable(gain) else gain for k, s, *_ in rows])
+    averages, bests = {}, {}
+    for name in TREATMENTS:
+        children = rng.uniform(50, 60, (n, 2))
+        bests[name] = children.max(axis=1)
+        averages[name] = bests[name] + gains + spread * rng.uniform(-1, 1, n)
+        frame = frame.with_columns(
+            polars.Series(f"average_{name}_%", averages[name]),
+            polars.Series(f"children_{name}_%", children.tolist()),
+            polars.Series(f"gain_best_{name}_points", averages[name] - bests[name]),
+            polars.Series(f"gain_mean_{name}_points", averages[name] - children.mean(axis=1)),
+        )
+    later = averages["own"][:, None] + after + spread * rng.uniform(-1, 1, (n, len(after)))
+    lists = {"after_%": 0, "after_vs_average_points": averages["own"], "after_vs_best_points": bests["own"]}
+    return frame.with_columns(
+        polars.Series(name, (later.T - less).T.tolist(), dtype=LISTS) for name, less in lists.items()
+    )
 
 
 def barrier_frame(
     rng: np.random.Generator, slope: float, spread: float = 1.0, parents: int = 6, pairs: int = 4
 ) -> polars.DataFrame:
     """Barriers of 0 to 20 points on two splits, and gains that are `slope` of them, give or take `spread`."""
-    rows = []
-    for parent in range(parents):
-        for pair in range(pairs):
-            for split in ("train", "test"):
-                for treatment in ("averaged", "recomputed"):
-                    barrier = rng.uniform(0, 20)
-                    rows.append({
-                        "k": 1, "s": 1, "parent_seed": parent, "pair": pair, "split": split, "batch_norm": treatment,
-                        "barrier_error_linear_points": barrier,
-                        "barrier_error_points": barrier + rng.uniform(0, 3),
-                        # On the training images the relation is the other way round: they must not count.
-                        "gain_mean_points": (slope if split == "test" else -slope) * barrier
-                        + spread * rng.uniform(-1, 1),
-                    })  # fmt: skip
-    return polars.DataFrame(rows)
+    rows = list(product(range(parents), range(pairs), ("train", "test"), ("averaged", "recomputed")))
+    frame = polars.DataFrame(rows, schema=["parent_seed", "pair", "split", "batch_norm"], orient="row")
+    barriers = rng.uniform(0, 20, len(rows))
+    # On the training images the relation is the other way round: they must not count.
+    slopes = np.where(frame["split"] == "test", slope, -slope)
+    return frame.with_columns(
+        polars.Series("barrier_error_linear_points", barriers),
+        polars.Series("barrier_error_points", barriers + rng.uniform(0, 3, len(rows))),
+        polars.Series("gain_mean_points", slopes * barriers + spread * rng.uniform(-1, 1, len(rows))),
+    )
 
 
 def split_frames(
@@ -75,19 +72,20 @@ def split_frames(
 ) -> tuple[polars.DataFrame, polars.DataFrame]:
     """split_gains and split_changes of four splits: gains from `easy` to `hard`, of which `lost` goes again."""
     gains, changes = [], []
-    for parent in range(parents):
-        for pair in range(pairs):
-            head = {"k": 1, "s": 1, "alpha": None, "parent_seed": parent, "pair": pair}
-            for split in range(1, 5):
-                gain = easy + (hard - easy) * (split - 1) / 3
-                for treatment in ("own", "recomputed"):
-                    value = gain + rng.uniform(-0.1, 0.1)
-                    gains.append(head | {"batch_norm": treatment, "split": split, "gain_mean_points": value})
-                for epoch in (1, 2):
-                    value = -lost * gain * epoch / 2 + rng.uniform(-0.1, 0.1)
-                    changes.append(head | {"epochs_after": epoch, "split": split, "change_points": value})
-    types = {"alpha": polars.Float64}
-    return polars.DataFrame(gains, schema_overrides=types), polars.DataFrame(changes, schema_overrides=types)
+    for parent, pair, split in product(range(parents), range(pairs), range(1, 5)):
+        cell = (1, 1, None, parent, pair)
+        gain = easy + (hard - easy) * (split - 1) / 3
+        gains += [(*cell, name, split, gain + rng.uniform(-0.1, 0.1)) for name in TREATMENTS]
+        changes += [(*cell, e, split, -lost * gain * e / 2 + rng.uniform(-0.1, 0.1)) for e in (1, 2)]
+
+    def frame(rows: list[tuple], **types: object) -> polars.DataFrame:
+        return polars.DataFrame(rows, schema={**PAIRS, **types}, orient="row")
+
+    whole, real, text = polars.Int64, polars.Float64, polars.String
+    return (
+        frame(gains, batch_norm=text, split=whole, gain_mean_points=real),
+        frame(changes, epochs_after=whole, split=whole, change_points=real),
+    )
 
 
 def parents_mean(frame: polars.DataFrame, values: list[float]) -> float:
