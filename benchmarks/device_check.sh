@@ -158,7 +158,7 @@ step interpolation 30 "$python" -m benchmarks.interpolation --pairs 16 --rounds 
 step throughput 180 "$python" -m benchmarks.throughput --least 2 --rounds 3 --minutes 1.5 --data "$data" "${one[@]}" "${to[@]}"
 step memory 90 "$python" -m benchmarks.memory --rounds 1 --data "$data" "${many[@]}" "${to[@]}"
 step evaluation 75 "$python" -m benchmarks.evaluation --alphas 6 --pieces 3 --images 300 --batch 100 \
-  --baselines fastwi,again,autocast --data "$data" "${to[@]}"
+  --baselines fastwi,again,autocast-static --data "$data" "${to[@]}"
 step planning 20 "$python" -m benchmarks.planning --trajectories 1000 --rounds 1 --out "$out"
 
 echo

@@ -7,13 +7,11 @@ moves each 8 times:
     images/s  <=  bandwidth / (8 * bytes of an activation * convolution outputs of an image)
 
 Other schemes: 22 times eagerly, 17 with library convolutions and fused pointwise work, 11 with batch norm fused into
-convolutions, 2 if activations stay on the chip. Evaluation writes each once and reads it once, and once more where a
-residual branch leaves, which is at every second: 2.5 times. Code that keeps activations in a cache from one pass to
-the next can exceed such a floor.
+convolutions. Evaluation writes each once and reads it once, and once more where a residual branch leaves, which is at
+every second: 2.5 times. Code that keeps activations in a cache can exceed such a floor.
 
-Convolutions alone: on a CPU arithmetic binds first. The bound is the time of the network's convolutions, in training
-with both gradients, each layer in the fastest of PyTorch's two orders and, where it applies, fastwi's kernel, on
-random numbers, nothing else.
+Convolutions alone, on a CPU, where arithmetic binds first: the time of the network's convolutions on random numbers,
+in training with both gradients, each layer in the fastest of PyTorch's two orders and fastwi's kernel.
 
 Shapes: N images of a batch, C channels, H W of an image.
 """

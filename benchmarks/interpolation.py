@@ -53,10 +53,8 @@ def main(report: Report, pairs: int = 256, match: str = "", device: str = "auto"
 def random_population(members: int, device: torch.device) -> Population:
     """ResNet20s of random weights and statistics, all different."""
     population = Population.from_modules([build_model("resnet20", 10)], device).clone_rows([0] * members)
-    for m in range(members):
-        for view in (*population.parameters(m).values(), *population.buffers(m).values()):
-            if view.is_floating_point():
-                view.normal_()
+    population.weights_MP.normal_()
+    population.statistics_MQ.normal_()
     return population
 
 
@@ -66,41 +64,42 @@ def row_ways(original: Population) -> dict[str, Way]:
     a_L, b_L = list(range(0, M, 2)), list(range(1, M, 2))
     # The same networks in rows drawn at random, so that no two pairs are evenly spaced.
     order = random.Random(1).sample(range(M), M)
-    scattered = original.clone_rows(order)
     scattered_a_L, scattered_b_L = ([order.index(m) for m in rows] for rows in (a_L, b_L))
+    scattered_original, scattered = original.clone_rows(order), original.clone_rows(order)
     working = original.clone_rows(range(M))
-    matrices = (working.weights_MP, working.statistics_MQ)
 
     def rows_(population: Population, a_L: Sequence[int], b_L: Sequence[int]) -> None:
         for x_MP in (population.weights_MP, population.statistics_MQ):
             interpolate_rows_(x_MP, a_L, b_L, ALPHA)
 
     def one_at_a_time() -> None:
-        for x_MP in matrices:
+        for x_MP in (working.weights_MP, working.statistics_MQ):
             for a, b in zip(a_L, b_L, strict=True):
                 x_MP[a].lerp_(x_MP[b], ALPHA)
 
     def gathered() -> None:
-        for x_MP in matrices:
+        for x_MP in (working.weights_MP, working.statistics_MQ):
             x_MP[a_L] = torch.lerp(x_MP[a_L], x_MP[b_L], ALPHA)
 
-    def way(target: Population, rows: Sequence[int], source: Population | None, run: Run) -> Way:
-        def restore() -> None:
-            if source is not None:
-                target.weights_MP.copy_(source.weights_MP)
-                target.statistics_MQ.copy_(source.statistics_MQ)
+    def restore(target: Population, source: Population) -> None:
+        target.weights_MP.copy_(source.weights_MP)
+        target.statistics_MQ.copy_(source.statistics_MQ)
 
-        return restore, run, lambda: [target.state_dict(row) for row in rows]
+    def states(population: Population, rows: Sequence[int]) -> list[State]:
+        return [population.state_dict(row) for row in rows]
 
-    in_place: dict[str, Run] = {
+    in_order: dict[str, Run] = {
         OURS: lambda: rows_(working, a_L, b_L),
         "fastwi Population.lerp_rows_": lambda: working.lerp_rows_(list(zip(a_L, b_L, strict=True)), ALPHA),
         "torch.lerp_, row by row": one_at_a_time,
         "torch.lerp, rows gathered": gathered,
     }
-    ways = {name: way(working, a_L, original, run) for name, run in in_place.items()}
-    ways["fastwi rows, scattered pairs"] = way(
-        scattered, scattered_a_L, original.clone_rows(order), lambda: rows_(scattered, scattered_a_L, scattered_b_L)
+    restored = functools.partial(restore, working, original)
+    ways: dict[str, Way] = {name: (restored, run, lambda: states(working, a_L)) for name, run in in_order.items()}
+    ways["fastwi rows, scattered pairs"] = (
+        lambda: restore(scattered, scattered_original),
+        lambda: rows_(scattered, scattered_a_L, scattered_b_L),
+        lambda: states(scattered, scattered_a_L),
     )
     # Into other rows than the pairs', which therefore need not be restored.
     averages = Population.zeros(original.layout, len(a_L), original.device)
@@ -108,7 +107,7 @@ def row_ways(original: Population) -> dict[str, Way]:
     weights = [[1 - ALPHA, ALPHA]] * len(pairs)
     for name, momentum in (("fastwi averages", None), ("fastwi averages, momentum reset", "reset")):
         run = functools.partial(Population.averages, pairs, weights, momentum, averages)
-        ways[name] = way(averages, range(len(pairs)), None, run)
+        ways[name] = (lambda: None, run, lambda: states(averages, range(len(pairs))))
     return ways
 
 
@@ -124,10 +123,7 @@ def network_ways(original: Population) -> dict[str, Way]:
     a_tensors, b_tensors, averaged_tensors = (
         [tensor for state in states for tensor in state.values()] for states in (a_states, b_states, averaged_states)
     )
-    sources = []
-    for m in range(0, original.members, 2):
-        tensors = original.parameters(m) | original.buffers(m)
-        sources += [tensors[key] for key in a_states[0]]
+    sources = [tensor.clone() for tensor in a_tensors]
     new: list[State] = []
 
     def new_dicts() -> None:

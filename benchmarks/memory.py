@@ -54,7 +54,7 @@ def main(
 
 def _peaks(members: tuple[int, ...], settings: dict[str, Any]) -> dict[str, float]:
     """One round: the peaks, and the straight line through them."""
-    measured = [fresh(__file__, "train", {"members": M, **settings}) for M in members]
+    measured = [fresh(__file__, "train", members=M, **settings) for M in members]
     peaks = [each["peak_bytes"] / MB for each in measured]
     line = linear_regression(members, peaks)
     return {

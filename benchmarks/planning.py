@@ -15,7 +15,7 @@ from benchmarks.runner import Report, benchmark, fresh, memory_bytes, over_round
 @benchmark
 def main(report: Report, trajectories: int = 10_000, rounds: int = 5) -> None:
     """A fresh process for each round."""
-    found = [fresh(__file__, "measure", {"least": trajectories}) for _ in range(rounds)]
+    found = [fresh(__file__, "measure", least=trajectories) for _ in range(rounds)]
     report.add("Planning a sweep, median (range)", [over_rounds(found)], found)
 
 

@@ -283,19 +283,16 @@ def over_rounds(found: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     return {key: [median(values), min(values), max(values)] for key, values in every.items()}
 
 
-def fresh(
-    file: str, function: str, settings: Mapping[str, Any], directory: str | None = None, **environment: str
-) -> Any:
+def fresh(file: str, function: str, **settings: Any) -> Any:
     """What `function(**settings)` of a Python file returns, in a process and an empty directory of its own.
 
-    directory: where its own is made (default: among temporary files). Raises UserError where the function does, and
-    RuntimeError where it fails.
+    Raises UserError where the function does, and RuntimeError where it fails.
     """
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    with tempfile.TemporaryDirectory(dir=directory) as place:
+    with tempfile.TemporaryDirectory() as place:
         done = subprocess.run(
             [sys.executable, "-c", _CHILD, file, function, json.dumps(settings)], cwd=place,
-            env={**os.environ, **environment, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+            env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
         )  # fmt: skip
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])

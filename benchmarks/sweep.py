@@ -5,19 +5,18 @@
     single networks a second on 2 cores.
 (b) pairs: pairs of one parent's children, averaged from the store and ready to be evaluated. Target: at least 60 % of
     the speed of reading and hashing the files alone.
-(c) grid: configs/digits_k_s_grid.yaml, trained. Target: 1.05 x its steps timed alone, right after it.
+(c) grid: configs/digits_k_s_grid.yaml, trained. Target: 1.05 x what the engine takes in it.
 (d) with --long EPOCHS alone: so many epochs of a network of 40 numbers, replaced by nothing. The rate in the last
     tenth: at least 0.8 of that in the first.
 
 Each sweep is a command in a fresh process, seen from the methods of the `loop` engine. A small sweep runs first, so
-that imports are not measured; figures are not drawn. The store is written in the directory --place. How long it takes
-to plan: `python -m benchmarks.planning`.
+that imports are not measured; figures are not drawn. Stores are written among temporary files. How long it takes to
+plan: `python -m benchmarks.planning`.
 """
 
 import contextlib
 import hashlib
 import io
-import statistics
 import sys
 import tempfile
 import time
@@ -29,15 +28,13 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.runner import Report, benchmark, fresh, over_rounds
-from fastwi.cli import SPINS
 
 PARTS = {
     "path": "(a) ResNet20s, training and evaluation replaced by nothing; target: 1,000 epochs/s",
     "pairs": "(b) Pairs averaged from the store; target: 60 % of files read and hashed alone",
-    "grid": "(c) The k x s grid on digits; target: at most 1.05 x its steps alone",
+    "grid": "(c) The k x s grid on digits; target: at most 1.05 x the engine",
 }
 _LONG = "(d) Epochs of tiny networks; target: the last tenth at 0.8 of the first"
-_REPEATS = 5  # of what is timed alone
 _TINY = """
 from torch import nn
 
@@ -50,20 +47,16 @@ TRAIN, EVALUATE, RECOMPUTE = "train_epoch", "evaluate", "recompute_statistics"
 @benchmark
 def main(
     report: Report, parts: tuple[str, ...] = tuple(PARTS), rounds: int = 3, parents: int = 8, pairs: int = 512,
-    images: int = 0, long: int = 0, threads: int = 0, place: str = tempfile.gettempdir(),
+    images: int = 0, long: int = 0, threads: int = 0,
 ) -> None:  # fmt: skip
     """Each part is a table, of rounds in fresh processes."""
     from data_prep import prepare
 
-    with tempfile.TemporaryDirectory(dir=place) as directory:
+    with tempfile.TemporaryDirectory() as directory:
         data = str(prepare("digits", Path(directory) / "digits", writer="raw"))
         settings = {"data": data, "threads": threads, "parents": parents, "pairs": pairs, "images": images}
         for part in ("long",) if long else parts:
-            # The command finds torch loaded there, and leaves its threads as they are: so they are set here.
-            found = [
-                fresh(__file__, part, settings | {"epochs": long}, directory, GOMP_SPINCOUNT=SPINS)
-                for _ in range(rounds)
-            ]
+            found = [fresh(__file__, part, epochs=long, **settings) for _ in range(rounds)]
             report.add(PARTS.get(part, _LONG), [over_rounds(found)], [{"part": part, **each} for each in found])
 
 
@@ -148,29 +141,14 @@ def pairs(pairs: int, **settings: Any) -> dict[str, Any]:
 
 
 def grid(images: int, **settings: Any) -> dict[str, Any]:
-    """(c) The k x s grid on digits, trained; and its steps, alone."""
+    """(c) The k x s grid on digits, trained; and what the engine took in it."""
     argv = ["--config=fastwi:digits_k_s_grid", f"--data.train_images={images}", f"--data.test_images={images}"]
     _sweep(settings, "small", [*argv, "--axes.experiment.k=1", "--axes.experiment.s=1", "--sweep.children=2"])
-    kept: dict[str, Callable[[], object]] = {}
-    with _engine(kept=kept) as calls:
+    with _engine(nothing=False) as calls:
         took = _sweep(settings, "all", argv)
-    alone_s = 0.0
-    for method, again in kept.items():
-        seconds = []
-        for _ in range(_REPEATS):
-            begun = time.perf_counter()
-            again()
-            seconds.append(time.perf_counter() - begun)
-        alone_s += statistics.median(seconds) * sum(call.members for call in calls if call.method == method)
+    epochs = sum(call.members for call in calls if call.method == TRAIN)
     in_engine_s = sum(call.ended - call.begun for call in calls)
-    return {
-        "epochs": sum(call.members for call in calls if call.method == TRAIN),
-        **took,
-        "steps_alone_s": alone_s,
-        "x_steps_alone": took["seconds"] / alone_s,
-        "steps_in_it_s": in_engine_s,
-        "x_steps_in_it": took["seconds"] / in_engine_s,
-    }
+    return {"epochs": epochs, **took, "engine_s": in_engine_s, "x_engine": took["seconds"] / in_engine_s}
 
 
 def _sweep(settings: dict[str, Any], name: str, argv: Sequence[str]) -> dict[str, float]:
@@ -198,12 +176,8 @@ def _sweep(settings: dict[str, Any], name: str, argv: Sequence[str]) -> dict[str
 
 
 @contextlib.contextmanager
-def _engine(nothing: bool = False, kept: dict[str, Callable[[], object]] | None = None) -> Iterator[list[Call]]:
-    """Within the block calls of the engine's methods are noted.
-
-    nothing: they return constants at once. kept: gets a call of each method, to be made again, on a copy of the
-    population's first member alone.
-    """
+def _engine(nothing: bool) -> Iterator[list[Call]]:
+    """Within the block calls of the engine's methods are noted; with `nothing` they return constants at once."""
     from fastwi.engine.base import Scores
     from fastwi.engine.loop import LoopEngine
 
@@ -216,10 +190,6 @@ def _engine(nothing: bool = False, kept: dict[str, Callable[[], object]] | None 
 
     def noted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(engine: Any, population: Any, *arguments: Any, **named: Any) -> Any:
-            if kept is not None and name not in kept:
-                one = population.clone_rows([0])
-                own = tuple(value[:1] if isinstance(value, list) else value for value in arguments)
-                kept[name] = lambda: method(engine, one, *own, **named)
             begun = time.perf_counter()
             result = constants[name](population) if nothing else method(engine, population, *arguments, **named)
             calls.append(Call(name, population.members, begun, time.perf_counter()))

@@ -93,14 +93,9 @@ class Task:
 
 
 def make_task(
-    data: str,
-    steps: int,
-    batch: int = 128,
-    device: str = "cpu",
-    workers: int = 0,
-    model: str = "resnet20",
+    data: str, steps: int, batch: int = 128, device: str = "cpu", workers: int = 0, model: str = "resnet20",
     width: float = 1.0,
-) -> Task:
+) -> Task:  # fmt: skip
     """A random subset of the training images, as many as `steps` steps take; of a small set all, again and again."""
     config = Config(
         model=ModelConfig(model, width),
@@ -147,9 +142,8 @@ def fastwi_case(task: Task, members: int, engine: str) -> tuple[Case, Population
     trainer = build_engine(config, network)
     population = Population.from_modules([network], device=task.device).clone_rows([0] * members)
     noises = [Noise(m) for m in range(members)]
-    case = Case(
-        lambda: trainer.train_epoch(population, task.dataset, noises, next(epochs)),
-        members * task.images,
-        static_memory=True,
-    )
-    return case, population
+
+    def epoch() -> None:
+        trainer.train_epoch(population, task.dataset, noises, next(epochs))
+
+    return Case(epoch, members * task.images, static_memory=True), population

@@ -25,7 +25,7 @@ from functools import partial
 import torch
 
 from benchmarks.floor import floors_of
-from benchmarks.peers import loaders, stock
+from benchmarks.peers import single
 from benchmarks.peers.populations import Grouped, Vmap, population
 from benchmarks.runner import AGAIN, Case, Report, benchmark
 from benchmarks.task import Task, fastwi_case, make_task
@@ -35,12 +35,12 @@ from fastwi.errors import UserError
 
 OURS = {name: f"fastwi {name}" for name in ENGINES}
 _SERIAL: dict[str, tuple[str, Callable[[Task, int], Case]]] = {
-    "usual": ("usual script", stock.usual),
-    "stock": ("best stock loop", stock.stock),
-    "stock-static": ("best stock loop, static memory", partial(stock.stock, static_memory=True)),
-    "stock-graphs": ("best stock loop, CUDA graphs", partial(stock.stock, mode="reduce-overhead")),
-    "ffcv": ("FFCV + stock step", partial(stock.fed, loaders.ffcv)),
-    "airbench": ("airbench loader + stock step", partial(stock.fed, loaders.airbench)),
+    "usual": ("usual script", single.usual),
+    "stock": ("best stock loop", single.stock),
+    "stock-static": ("best stock loop, static memory", partial(single.stock, static_memory=True)),
+    "stock-graphs": ("best stock loop, CUDA graphs", partial(single.stock, mode="reduce-overhead")),
+    "ffcv": ("FFCV + stock step", partial(single.fed, single.ffcv)),
+    "airbench": ("airbench loader + stock step", partial(single.fed, single.airbench)),
 }
 
 

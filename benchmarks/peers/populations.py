@@ -145,12 +145,8 @@ def _widened(networks: Sequence[nn.Module]) -> nn.Module:
         elif not isinstance(wide, ResNet) or any(True for _ in layer.parameters(recurse=False)):
             raise UserError("written for CIFAR ResNets with batch norm")
     states = [network.state_dict() for network in networks]
+    # Counters have no axis: all members share one.
+    joined = {name: torch.cat([s[name] for s in states]) if v.dim() else v for name, v in states[0].items()}
     wide = wide.to(next(networks[0].parameters()).dtype)
-    wide.load_state_dict(
-        {
-            # Counters have no axis; all members share one.
-            name: torch.cat([state[name] for state in states]) if value.dim() else value
-            for name, value in states[0].items()
-        }
-    )
+    wide.load_state_dict(joined)
     return wide

@@ -1,25 +1,67 @@
-"""Loaders of other projects: each a function from a task to (a call that yields one epoch's batches, its end).
+"""Scripts that train one network (`members` is 1): the usual one, and the best stock loop with any data side.
 
-Batches are (x [N, C, H, W], labels int64 [N]) of the task's images, x in the task's dtype and channels-last order but
-for DataLoader's, which is float32 on the CPU. An epoch must be taken to its end: FFCV's Loader, left early, leaks
-threads and aborts at exit.
+The best stock loop has resident data, bf16 autocast, channels-last order, torch.compile and fused SGD. A data side is
+a function from a task to (a call that yields one epoch's batches, its end). Batches are (x [N, C, H, W], labels int64
+[N]) of the task's images, x in the task's dtype and channels-last order but for DataLoader's, which is float32.
 """
 
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from benchmarks.runner import Run
+from benchmarks.runner import Case, Run
 from benchmarks.task import Batches, Task
 from fastwi.beton import write_beton
 from fastwi.errors import UserError
 
 Loader = tuple[Callable[[], Batches], Run]
+
+
+@functools.lru_cache(maxsize=2)
+def compiled_step(task: Task, mode: str | None = None) -> Callable[[Iterable[tuple[Tensor, Tensor]]], None]:
+    """Trains through batches. It is compiled once for all cases of a task that differ in their data side only.
+
+    mode: torch.compile's.
+    """
+    network = task.network().to(task.device).to(memory_format=torch.channels_last)
+    optimizer = task.optimizer(network.parameters())
+
+    @torch.compile(mode=mode, dynamic=False)
+    def loss(x_NCHW: Tensor, labels_N: Tensor) -> Tensor:
+        with task.autocast():
+            return functional.cross_entropy(network(x_NCHW), labels_N)
+
+    def epoch(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        for x_NCHW, labels_N in batches:
+            torch.compiler.cudagraph_mark_step_begin()
+            optimizer.zero_grad()
+            loss(x_NCHW, labels_N).backward()
+            optimizer.step()
+
+    return epoch
+
+
+def stock(task: Task, members: int, mode: str | None = None, static_memory: bool = False) -> Case:
+    """On a CPU with glibc's own allocator settings, or with those that fastwi makes: no merit of its code."""
+    if static_memory and task.device.type != "cpu":
+        raise UserError("allocator settings matter on a CPU only")
+    if mode is not None and task.device.type != "cuda":
+        raise UserError("CUDA graphs need a GPU")
+    epoch = compiled_step(task, mode)
+    return task.case(lambda x_MNCHW, labels_MN: epoch([(x_MNCHW[0], labels_MN[0])]), 1, static_memory)
+
+
+def fed(loader: Callable[[Task], Loader], task: Task, members: int) -> Case:
+    """The same step behind another data side."""
+    batches, close = loader(task)
+    epoch = compiled_step(task)
+    return Case(lambda: epoch(batches()), task.images, close=close)
 
 
 def airbench(task: Task) -> Loader:
@@ -50,7 +92,10 @@ def airbench(task: Task) -> Loader:
 
 
 def ffcv(task: Task) -> Loader:
-    """FFCV's Loader and augmentations on a CPU. Images are normalised by torch: NormalizeImage needs cupy."""
+    """FFCV's Loader and augmentations on a CPU. Images are normalised by torch: NormalizeImage needs cupy.
+
+    An epoch must be taken to its end: FFCV's Loader, left early, leaks threads and aborts at exit.
+    """
     if task.device.type != "cpu":
         raise UserError("FFCV's own transforms to a GPU need cupy")
     threads = torch.get_num_threads()
@@ -59,8 +104,6 @@ def ffcv(task: Task) -> Loader:
         from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     except ImportError:
         raise UserError("FFCV is not installed") from None
-    finally:
-        torch.set_num_threads(threads)  # its import sets one thread, its Loader as many as workers
     folder = tempfile.TemporaryDirectory()
     path = Path(folder.name) / "train.beton"
     write_beton(path, task.dataset.images_NHWC.numpy(), task.dataset.labels_N.numpy())
@@ -82,7 +125,7 @@ def ffcv(task: Task) -> Loader:
         for x_NCHW, labels_N in iterator:
             yield normalise(x_NCHW), labels_N
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads)  # FFCV's import sets one thread, its Loader as many as workers
     return epoch, folder.cleanup
 
 
@@ -93,30 +136,39 @@ def normalised(task: Task, x_NCHW: Tensor) -> Tensor:
     return x_NCHW.to(task.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def dataloader(task: Task) -> Loader:
-    """DataLoader with processes that stay; torchvision's transforms on PIL images, as on its CIFAR10."""
+def usual(task: Task, members: int) -> Case:
+    """DataLoader workers that stay, torchvision's transforms on PIL images as on its CIFAR10, float32, eager."""
     from PIL import Image
     from torchvision import transforms
 
-    images = [Image.fromarray(image.numpy()) for image in task.dataset.images_NHWC.cpu()]
     steps = [
         transforms.RandomCrop(task.image_HWC[:2], padding=task.config.augment.padding),
         transforms.RandomHorizontalFlip(task.config.augment.flip),
         transforms.ToTensor(),
         transforms.Normalize(task.mean, task.std),
     ]
+    images = [Image.fromarray(image.numpy()) for image in task.dataset.images_NHWC.cpu()]
     dataset: Any = list(zip(images, task.dataset.labels_N.tolist(), strict=True))
     loader: Any = torch.utils.data.DataLoader(
         dataset, task.batch, shuffle=True, drop_last=True, num_workers=task.workers,
         persistent_workers=task.workers > 0, pin_memory=task.device.type == "cuda",
         collate_fn=functools.partial(_collate, transforms.Compose(steps)),
     )  # fmt: skip
+    network = task.network().to(task.device)
+    optimizer = task.optimizer(network.parameters(), fused=False)
+
+    def epoch() -> None:
+        for batch in loader:
+            x_NCHW, labels_N = (tensor.to(task.device, non_blocking=True) for tensor in batch)
+            optimizer.zero_grad()
+            functional.cross_entropy(network(x_NCHW), labels_N).backward()
+            optimizer.step()
 
     def close() -> None:  # now, and not when the interpreter gets to it
         if loader._iterator is not None and task.workers:
             loader._iterator._shutdown_workers()
 
-    return lambda: iter(loader), close
+    return Case(epoch, task.images, close=close)
 
 
 def _collate(transform: Callable[[Any], Tensor], batch: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
