@@ -46,9 +46,8 @@ def load_torchvision(dataset: str, source: str | os.PathLike[str] | None, scratc
             if source is not None:
                 raise UserError(f"{source}: holds no intact {files}; give another copy") from error
             reason = getattr(error, "reason", None) or error
-            raise UserError(
-                f"{dataset}: cannot be downloaded ({reason}); pass --source with a local copy ({files})"
-            ) from error
+            fix = f"pass --source with a local copy ({files})"
+            raise UserError(f"{dataset}: cannot be downloaded ({reason}); {fix}") from error
     digits = tuple(str(digit) for digit in range(10))
     classes = digits if dataset == "svhn" else tuple(train.classes)
     return ImageSet(name, classes, _split(train), _split(test), said)

@@ -2,6 +2,9 @@
 
 import importlib.metadata
 
+import PIL
+from PIL import features
+
 from fastwi.config.schema import DataConfig
 from fastwi.data.card import SPLITS, Card
 
@@ -20,10 +23,11 @@ def data_contents(card: Card, data: DataConfig) -> dict[str, str]:
         "encoding": card.encoding,
         "image size": f"{height} x {width} of {' x '.join(map(str, card.image_shape))}, {card.sizes}",
     }
+    pillow = f"Pillow {PIL.__version__}"
     if card.encoding != "raw":
-        contents["decoder"] = _decoder(data.decoder)
+        contents["decoder"] = _ffcv() if data.decoder == "ffcv" else f"{pillow}, {_libjpeg()}"
     if card.sizes != "one" or (height, width) != card.image_shape[:2]:
-        contents["resize"] = _pillow()
+        contents["resize"] = pillow
     return contents
 
 
@@ -32,20 +36,13 @@ def target_size(card: Card, data: DataConfig) -> tuple[int, int]:
     return (data.image_size, data.image_size) if data.image_size else card.image_shape[:2]
 
 
-def _decoder(name: str) -> str:
-    """What decodes JPEGs, which decides their pixels."""
-    if name == "ffcv":
-        try:
-            return f"ffcv {importlib.metadata.version('ffcv')}"
-        except importlib.metadata.PackageNotFoundError:
-            return "ffcv"  # opening the dataset reports that it is missing
-    from PIL import features
+def _ffcv() -> str:
+    try:
+        return f"ffcv {importlib.metadata.version('ffcv')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "ffcv"  # opening the dataset reports that it is missing
 
+
+def _libjpeg() -> str:
     turbo = features.version_feature("libjpeg_turbo")
-    return f"{_pillow()}, " + (f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}")
-
-
-def _pillow() -> str:
-    import PIL
-
-    return f"Pillow {PIL.__version__}"
+    return f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"

@@ -62,11 +62,10 @@ def open_split(directory: Path, split: str, card: Card, data: DataConfig, device
 
 def fits_memory(beton: StoredBeton, device: torch.device) -> bool:
     """Whether all pixels of raw images take at most `SHARE` of the free memory, on the host and on the device."""
-    needed = int(beton.sizes_N.sum())
     free = free_host_bytes()
     if device.type == "cuda":
         free = min(free, torch.cuda.mem_get_info(device)[0])
-    return needed <= SHARE * free
+    return int(beton.sizes_N.sum()) <= SHARE * free
 
 
 def free_host_bytes() -> int:

@@ -1,75 +1,65 @@
-"""open_split: which kind of dataset, of which size, with which identity; and what it refuses."""
+"""open_split and load_split: which kind of dataset, of which images and labels; and what is refused."""
 
-import dataclasses
-import importlib.metadata
 import json
-import operator
 import shutil
 from pathlib import Path
 
 import numpy as np
-import PIL.features
 import pytest
 import torch
-from stored_samples import random_stored, write_digests, write_stored
+from various import various_set
 
 import fastwi.data.split
 from fastwi.beton import StoredBeton, read_beton, write_beton
-from fastwi.config.schema import Config, DataConfig
-from fastwi.config.write import config_hash
+from fastwi.config.schema import DataConfig
 from fastwi.data.batches import Dataset, whole_images
-from fastwi.data.card import Card, read_card, with_checksum
+from fastwi.data.card import read_card, with_checksum
 from fastwi.data.decode import fit
-from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.data.resident import ResidentDataset, even_subset, load_split, normalisation_table
 from fastwi.data.split import fits_memory, free_host_bytes, open_split, open_splits
 from fastwi.data.streamed import StreamedDataset
-from fastwi.errors import BetonError, UserError
-from fastwi.experiment.inputs import Inputs
+from fastwi.errors import UserError
 
 CPU = torch.device("cpu")
-
-
-def various_set(directory: Path, seed: int) -> Path:
-    """A dataset of JPEGs and raw images of several sizes, 20 x 20 the first of them."""
-    directory.mkdir()
-    contents, digests, counts = {}, {}, {}
-    for number, split in enumerate(("train", "test")):
-        images, labels_N = random_stored(seed + number, 40, sides=(5, 30))
-        first, _ = random_stored(seed + number, 1, sides=(20, 20))
-        images = [*first, *images[1:]]
-        write_stored(directory / f"{split}.beton", images, labels_N)
-        contents[split] = StoredBeton(directory / f"{split}.beton").sha256()
-        digests[split] = write_digests(directory / f"{split}.digests", images, labels_N)
-        counts[split] = tuple(np.bincount(labels_N, minlength=10).tolist())
-    mean, std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
-    classes = tuple("abcdefghij")
-    card = Card(
-        "various", classes, (20, 20, 3), dict.fromkeys(digests, 40), counts, mean, std, "made for a test", contents,
-        digests, "a test", "mixed", "various",
-    )  # fmt: skip
-    (directory / "card.json").write_text(json.dumps(card.to_json()))
-    return directory
 
 
 def opened(path: Path, split: str = "train", **options: object) -> Dataset:
     return open_split(path, split, read_card(path), DataConfig(path=str(path), **options), CPU)
 
 
+@pytest.fixture
+def digits(digits_directory: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return Path(shutil.copytree(digits_directory, tmp_path / "digits"))
+
+
+@pytest.fixture
+def various(tmp_path: Path, seed: int) -> Path:
+    return various_set(tmp_path / "various", seed)
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_raw_sets_are_resident_unless_memory_is_short(
     digits_directory: Path, monkeypatch: pytest.MonkeyPatch, split: str
 ) -> None:
-    expected, _ = load_split(digits_directory, split, CPU)
+    beton = read_beton(digits_directory / f"{split}.beton")
+    # Both splits are normalised with the training images' mean and deviation.
+    pixels = read_beton(digits_directory / "train.beton").images_NHWC.reshape(-1, 3) / 255.0
+    v_256 = np.arange(256) / 255.0
+    table_C256 = (v_256 - pixels.mean(0)[:, None]) / pixels.std(0)[:, None]
     kinds = {"auto": ResidentDataset, "resident": ResidentDataset, "streamed": StreamedDataset}
     for free, auto in ((free_host_bytes, ResidentDataset), (lambda: 1 << 10, StreamedDataset)):
         monkeypatch.setattr(fastwi.data.split, "free_host_bytes", free)
         for streaming, kind in (kinds | {"auto": auto}).items():
             dataset = opened(digits_directory, split, streaming=streaming)
             assert type(dataset) is kind
-            assert torch.equal(whole_images(dataset), expected.images_NHWC)
-            assert torch.equal(dataset.labels_N, expected.labels_N)
-            assert torch.equal(dataset.table_C256, expected.table_C256)
-            assert dataset.classes == expected.classes
+            images_NHWC = whole_images(dataset)
+            assert images_NHWC.is_contiguous()
+            assert (images_NHWC.dtype, dataset.labels_N.dtype) == (torch.uint8, torch.int64)
+            np.testing.assert_array_equal(images_NHWC.numpy(), beton.images_NHWC)
+            np.testing.assert_array_equal(dataset.labels_N.numpy(), beton.labels_N)
+            np.testing.assert_allclose(dataset.table_C256.numpy(), table_C256, rtol=1e-6, atol=1e-6)
+            assert (len(dataset), dataset.classes, dataset.image_shape) == (len(beton.labels_N), 10, (16, 16, 3))
 
 
 def test_half_of_the_free_memory_is_the_share(digits_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,21 +71,55 @@ def test_half_of_the_free_memory_is_the_share(digits_directory: Path, monkeypatc
     assert 1 << 20 < free_host_bytes() <= 1 << 62
 
 
-def test_a_subset_is_the_same_either_way(digits_directory: Path) -> None:
-    resident, stream = (opened(digits_directory, train_images=123, streaming=s) for s in ("resident", "streamed"))
-    assert torch.equal(whole_images(stream), whole_images(resident))
-    assert torch.equal(stream.labels_N, resident.labels_N)
-    with pytest.raises(UserError, match=r"data\.train_images: 100000 asked for"):
-        opened(digits_directory, train_images=100_000, streaming="streamed")
+@pytest.mark.parametrize("streaming", ["resident", "streamed"])
+def test_a_subset_is_of_the_split(digits_directory: Path, streaming: str) -> None:
+    whole, card = load_split(digits_directory, "train", CPU)
+    part = opened(digits_directory, train_images=103, streaming=streaming)
+    chosen_N = even_subset(whole.labels_N.numpy(), 103)
+    assert len(chosen_N) == len(part) == 103
+    assert torch.equal(whole_images(part), whole.images_NHWC[chosen_N])
+    assert torch.equal(part.labels_N, whole.labels_N[chosen_N])
+    assert torch.equal(part.table_C256, normalisation_table(card.mean, card.std))
+    with pytest.raises(UserError, match=r"data\.train_images: 1438 asked for"):
+        opened(digits_directory, train_images=1438, streaming=streaming)
 
 
-def test_several_sizes_take_the_cards_or_the_asked_one(tmp_path: Path, seed: int) -> None:
-    path = various_set(tmp_path / "various", seed)
+def test_even_subset(seed):
+    generator = np.random.default_rng(seed)
+    labels_N = generator.permutation(np.repeat(np.arange(7), generator.integers(20, 40, 7)))
+    previous: set[int] = set()
+    for images in (1, 6, 7, 50, 140):
+        chosen = even_subset(labels_N, images)
+        counts = np.bincount(labels_N[chosen], minlength=7)
+        assert counts.sum() == images == len(np.unique(chosen))
+        assert counts.max() - counts.min() <= 1
+        np.testing.assert_array_equal(chosen, np.sort(chosen))
+        np.testing.assert_array_equal(chosen, even_subset(labels_N, images))
+        assert previous <= set(chosen.tolist())
+        previous = set(chosen.tolist())
+    np.testing.assert_array_equal(even_subset(labels_N, len(labels_N)), np.arange(len(labels_N)))
+    few = even_subset(np.array([0] * 30 + [1] * 2 + [2] * 30), 22)
+    assert [int((few < 30).sum()), int((few >= 32).sum())] == [10, 10]  # all of a class that is too small
+    assert few[9] > 9  # drawn, not the first ones
+
+
+def test_normalisation_table(seed):
+    generator = np.random.default_rng(seed)
+    mean, std = generator.uniform(0, 1, 3), generator.uniform(0.05, 0.5, 3)
+    std[1] = 0  # a channel that never varies is centred only
+    table_C256 = normalisation_table(tuple(mean), tuple(std))
+    std[1] = 1
+    expected_C256 = ((np.arange(256) / 255 - mean[:, None]) / std[:, None]).astype(np.float32)
+    assert table_C256.dtype == torch.float32
+    np.testing.assert_array_equal(table_C256.numpy(), expected_C256)
+
+
+def test_several_sizes_take_the_cards_or_the_asked_one(various: Path) -> None:
     for size, shape in ((0, (20, 20, 3)), (11, (11, 11, 3))):
-        stream = opened(path, image_size=size)
+        stream = opened(various, image_size=size)
         assert type(stream) is StreamedDataset
         assert stream.image_shape == shape
-        resident = opened(path, image_size=size, streaming="resident")
+        resident = opened(various, image_size=size, streaming="resident")
         assert type(resident) is ResidentDataset
         assert torch.equal(whole_images(stream), resident.images_NHWC)
 
@@ -116,23 +140,56 @@ def test_root_is_what_a_relative_path_is_relative_to(digits_directory: Path) -> 
         open_splits(data, CPU, digits_directory)
 
 
-def test_cards_and_betons_that_disagree(digits_directory: Path, tmp_path: Path, seed: int) -> None:
-    """Sizes and counts of a resident set are tested in test_resident.py."""
-    path = Path(shutil.copytree(digits_directory, tmp_path / "digits"))
-    train = read_beton(path / "train.beton")
-    train.labels_N[9] = (train.labels_N[9] + 1) % 10
-    write_beton(path / "train.beton", train.images_NHWC, train.labels_N)
-    with pytest.raises(BetonError, match=r"train\.beton: not the labels"):
-        opened(path, streaming="streamed")
-    various = various_set(tmp_path / "various", seed)
+def refused(path: Path, said: str, split: str = "train", **options: object) -> None:
+    with pytest.raises(UserError, match=rf"{split}\.{said}") as caught:
+        whole_images(opened(path, split, **options))
+    assert "\n" not in str(caught.value)
+
+
+def change_card(path: Path, **changes: object) -> None:
+    card = json.loads((path / "card.json").read_text())
+    (path / "card.json").write_text(json.dumps(with_checksum({**card, **changes})))
+
+
+@pytest.mark.parametrize(
+    ("change", "resident", "streamed"),
+    [
+        ("pixel", r"not the images and labels that card\.json was written for", "image 700 is not the one"),
+        ("label", r"not the images and labels that card\.json was written for", "not the labels"),
+        ("shape", r"holds images of other sizes than 16 x 16, as card\.json says", "holds images of other sizes"),
+        ("count", r"1436 images, but card\.json says 1437", r"1436 images, but card\.json says 1437"),
+        ("negative", r"labels outside 0 \.\. 9", r"labels outside 0 \.\. 9"),
+        ("large", r"labels outside 0 \.\. 9", r"labels outside 0 \.\. 9"),
+        ("gone", "cannot be read", "cannot be read"),
+    ],
+)
+def test_a_beton_that_was_replaced_under_its_card_is_refused(
+    digits: Path, change: str, resident: str, streamed: str
+) -> None:
+    path = digits / "train.beton"
+    beton = read_beton(path)
+    images_NHWC, labels_N = beton.images_NHWC, beton.labels_N
+    if change == "pixel":
+        images_NHWC[700, 3, 4, 1] ^= 1
+    elif change == "shape":
+        images_NHWC = images_NHWC[:, :-1]
+    elif change == "count":
+        images_NHWC, labels_N = images_NHWC[:-1], labels_N[:-1]
+    else:
+        labels_N[700] = {"label": (labels_N[700] + 1) % 10, "negative": -1, "large": 10}.get(change, 0)
+    path.unlink()
+    if change != "gone":
+        write_beton(path, images_NHWC, labels_N)
+    for streaming, said in (("resident", resident), ("streamed", streamed)):
+        refused(digits, f"beton: {said}", streaming=streaming)
+
+
+def test_cards_of_other_betons_are_refused(various: Path) -> None:
     card = json.loads((various / "card.json").read_text())
-    for change, said in (
-        ({"sizes": "one"}, r"holds images of other sizes than 20 x 20, as card\.json says"),
-        ({"encoding": "raw"}, r"holds JPEGs, but card\.json says raw"),
-    ):
-        (various / "card.json").write_text(json.dumps(with_checksum({**card, **change})))
-        with pytest.raises(UserError, match=rf"train\.beton: {said}"):
-            opened(various)
+    change_card(various, sizes="one")
+    refused(various, r"beton: holds images of other sizes than 20 x 20, as card\.json says")
+    change_card(various, sizes=card["sizes"], encoding="raw")
+    refused(various, r"beton: holds JPEGs, but card\.json says raw")
 
 
 def flipped(path: Path, place: int, bit: int) -> None:
@@ -151,139 +208,55 @@ def used_places(path: Path) -> np.ndarray:
     used[: 24 + 2 * 1041 + 24 * len(beton)] = used[size - 24 * len(beton) :] = True
     for start, stored in zip(beton.pointers_N, beton.sizes_N, strict=True):
         used[start : start + stored] = True
-    beton.close()
     return np.flatnonzero(used)
 
 
 @pytest.mark.parametrize("streaming", ["streamed", "resident"])
-def test_a_flipped_bit_of_a_stored_image_is_refused(tmp_path: Path, seed: int, streaming: str) -> None:
+def test_a_flipped_bit_of_a_stored_image_is_refused(various: Path, seed: int, streaming: str) -> None:
     """Of a JPEG that decodes as well as before, of pixels, of a number: nothing of a streamed set is believed."""
     generator = np.random.default_rng(seed)
-    path = various_set(tmp_path / "various", seed)
-    expected, labels_N = whole_images(opened(path)), opened(path).labels_N
-    beton = StoredBeton(path / "train.beton")
-    places = [int(beton.pointers_N[n] + beton.sizes_N[n] // 2) for n in range(len(beton))]
-    for n, place in enumerate(places):
-        flipped(path / "train.beton", place, bit := int(generator.integers(8)))
-        with pytest.raises(BetonError, match=rf"train\.beton: image {n} is not the one .* data_prep") as caught:
-            whole_images(opened(path, streaming=streaming))
-        assert "\n" not in str(caught.value)
-        flipped(path / "train.beton", place, bit)
-    dataset = opened(path)
+    path = various / "train.beton"
+    dataset = opened(various)
+    expected, labels_N = whole_images(dataset), dataset.labels_N
+    beton = StoredBeton(path)
+    for n in range(len(beton)):
+        place, bit = int(beton.pointers_N[n] + beton.sizes_N[n] // 2), int(generator.integers(8))
+        flipped(path, place, bit)
+        refused(various, rf"beton: image {n} is not the one .* data_prep", streaming=streaming)
+        with pytest.raises(UserError, match=rf"image {n} is not the one"):  # between two epochs
+            whole_images(dataset)
+        flipped(path, place, bit)
     assert torch.equal(whole_images(dataset), expected)
-    flipped(path / "train.beton", places[11], 0)  # between two epochs
-    with pytest.raises(BetonError, match=r"train\.beton: image 11 is not the one"):
-        whole_images(dataset)
-    flipped(path / "train.beton", places[11], 0)
-    refused = 0
-    for place in generator.choice(used_places(path / "train.beton"), 80).tolist():
-        flipped(path / "train.beton", place, bit := int(generator.integers(8)))
+    found = 0
+    for place in generator.choice(used_places(path), 80).tolist():
+        flipped(path, place, bit := int(generator.integers(8)))
         try:
-            dataset = opened(path, streaming=streaming)
-            assert torch.equal(whole_images(dataset), expected)
-            assert torch.equal(dataset.labels_N, labels_N)
+            again = opened(various, streaming=streaming)
+            assert torch.equal(whole_images(again), expected)
+            assert torch.equal(again.labels_N, labels_N)
         except UserError:
-            refused += 1
-        flipped(path / "train.beton", place, bit)
-    assert refused > 40  # names of fields, and the order of records in the table, are free
+            found += 1
+        flipped(path, place, bit)
+    assert found > 40  # names of fields, and the order of records in the table, are free
 
 
-def test_digests_that_are_missing_or_others_are_refused(digits_directory: Path, tmp_path: Path, seed: int) -> None:
-    path = Path(shutil.copytree(digits_directory, tmp_path / "digits"))
-    whole = (path / "train.digests").read_bytes()
+def test_digests_that_are_missing_or_others_are_refused(digits: Path, seed: int) -> None:
+    path = digits / "train.digests"
+    whole = path.read_bytes()
     generator = np.random.default_rng(seed)
     changed = bytearray(whole)
     changed[int(generator.integers(len(whole)))] ^= 1 << int(generator.integers(8))
-    for content in (bytes(changed), whole[:-1], whole[:-24], b"", (path / "test.digests").read_bytes()):
-        (path / "train.digests").write_bytes(content)
-        with pytest.raises(UserError, match=r"train\.digests: not the digests .*card\.json.* data_prep") as caught:
-            opened(path, streaming="streamed")
-        assert "\n" not in str(caught.value)
-    (path / "train.digests").unlink()
-    with pytest.raises(UserError, match=r"train\.digests: .* data_prep"):
-        opened(path, streaming="streamed")
+    for content in (bytes(changed), whole[:-1], whole[:-24], b"", (digits / "test.digests").read_bytes()):
+        path.write_bytes(content)
+        refused(digits, r"digests: not the digests .*card\.json.* data_prep", streaming="streamed")
+    path.unlink()
+    refused(digits, "digests: .* data_prep", streaming="streamed")
     # All of a resident set is held to the card itself.
-    assert type(opened(path)) is ResidentDataset
+    assert type(opened(digits)) is ResidentDataset
 
 
 def test_an_ffcv_that_cannot_be_imported(digits_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ffcv.libffcv", None)
-    with pytest.raises(
-        UserError, match=r"data\.decoder: ffcv cannot be imported .*fastwi\.doctor.*data\.decoder: auto"
-    ):
+    said = r"data\.decoder: ffcv cannot be imported .*fastwi\.doctor.*data\.decoder: auto"
+    with pytest.raises(UserError, match=said):
         opened(digits_directory, streaming="streamed", decoder="ffcv")
-
-
-def names(card: Card, **options: object) -> tuple[str, str]:
-    """What results of this dataset are filed under: the digest of its contents, and the configuration's hash."""
-    config = dataclasses.replace(Config(), data=DataConfig(**options))
-    digest = Inputs.of(card, config).digest
-    return digest, config_hash(config, digest)
-
-
-def test_only_what_changes_pixels_changes_the_identity(digits_directory: Path, tmp_path: Path, seed: int) -> None:
-    raw = read_card(digits_directory)
-    various = read_card(various_set(tmp_path / "various", seed))
-    for card in (raw, various):
-        plain = names(card)
-        assert names(card, streaming="streamed") == names(card, streaming="resident") == plain
-        assert names(card, decoder="reference") == plain
-        sizes = [plain, names(card, image_size=8), names(card, image_size=9)]
-        assert [len(set(kind)) for kind in zip(*sizes, strict=True)] == [3, 3]
-    assert names(raw, decoder="ffcv") == names(raw)
-    assert all(map(operator.ne, names(various, decoder="ffcv"), names(various)))
-    # The size that the images have anyway is no other content.
-    assert names(raw, image_size=16)[0] == names(raw)[0]
-
-
-def test_whatever_is_read_of_a_dataset_is_in_its_identity(digits_directory: Path) -> None:
-    raw = read_card(digits_directory)
-    nearest = (float(np.nextafter(raw.std[0], 1)), *raw.std[1:])
-    more = {split: (*counts, 0) for split, counts in raw.class_counts.items()}
-    changes = [
-        {"sha256": raw.sha256 | {"test": "0" * 64}},
-        {"sha256": raw.sha256 | {"train": "0" * 64}},
-        {"mean": nearest},
-        {"std": nearest},
-        {"image_shape": (8, 32, 3)},
-        {"classes": (*raw.classes, "one more"), "class_counts": more},
-    ]
-    assert len({names(dataclasses.replace(raw, **change)) for change in ({}, *changes)}) == 1 + len(changes)
-    # What is only said of it names nothing.
-    assert names(dataclasses.replace(raw, name="other", source="other", writer="other")) == names(raw)
-
-
-@pytest.mark.parametrize(
-    ("place", "name", "version", "expected"),
-    [
-        (PIL, "__version__", "0.0", {"resized", "various", "jpeg"}),
-        (PIL.features, "version_feature", lambda _: "0.0", {"various", "jpeg"}),
-        (importlib.metadata, "version", lambda _: "0.0", {"ffcv"}),
-    ],
-)
-def test_versions_count_where_the_library_is_at_work(
-    digits_directory: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    seed: int,
-    place: object,
-    name: str,
-    version: object,
-    expected: set[str],
-) -> None:
-    raw, various = read_card(digits_directory), read_card(various_set(tmp_path / "various", seed))
-    jpeg = dataclasses.replace(various, sizes="one")
-
-    def named() -> dict[str, tuple[str, str]]:
-        return {
-            "raw": names(raw),
-            "resized": names(raw, image_size=9),
-            "various": names(various),
-            "jpeg": names(jpeg),
-            "ffcv": names(jpeg, decoder="ffcv"),
-        }
-
-    before = named()
-    monkeypatch.setattr(place, name, version)
-    after = named()
-    assert {each for each in before if after[each] != before[each]} == expected
