@@ -124,39 +124,10 @@ def test_a_jpeg_may_fill_its_page(tmp_path: Path) -> None:
     assert "holds JPEGs" in refusal(poked.write())
 
 
-def check_any_outcome(poked: Poked) -> bool:
-    """Whether the file is read; if so, into arrays no larger than the file. Only BetonError may come out."""
-    path = poked.write()
-    try:
-        beton = read_beton(path)
-    except BetonError:
-        return False
-    assert beton.images_NHWC.nbytes + beton.labels_N.nbytes <= len(poked.data)
-    assert beton.images_NHWC.shape[0] == len(beton.labels_N) > 0
-    return True
-
-
 def test_any_flipped_bit_of_the_header_is_refused(tmp_path: Path) -> None:
     """Every number of the header is tied to another one or to the size of the file."""
     poked = Poked(tmp_path)
-    whole = bytes(poked.data)
     for bit in range(8 * 24):
-        poked.data = bytearray(whole)
         poked.data[bit // 8] ^= 1 << bit % 8
-        assert not check_any_outcome(poked)
-
-
-def test_random_damage_anywhere(tmp_path: Path, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    poked = Poked(tmp_path)
-    whole = bytes(poked.data)
-    places = [(0, 24), (24, 25), (METADATA_START, METADATA_START + 5 * 24), (poked.table_start, len(whole))]
-    places.append((0, len(whole)))
-    outcomes = []
-    for _ in range(600):
-        poked.data = bytearray(whole)
-        first, end = places[generator.integers(len(places))]
-        for place in generator.integers(first, end, generator.integers(1, 3)):
-            poked.data[place] = generator.integers(256)
-        outcomes.append(check_any_outcome(poked))
-    assert 0 < sum(outcomes) < len(outcomes)
+        refusal(poked.write())
+        poked.data[bit // 8] ^= 1 << bit % 8

@@ -66,9 +66,8 @@ import sys
 import numpy as np
 from ffcv.loader import Loader, OrderOption
 
-for path, os_cache in zip(sys.argv[1::2], sys.argv[2::2]):
-    loader = Loader(path, batch_size=4, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
-                    os_cache=os_cache == "os")
+for path in sys.argv[1:]:
+    loader = Loader(path, batch_size=4, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False, os_cache=True)
     batches = iter(loader)
     read = [(images.numpy().copy(), labels.numpy().copy()) for images, labels in batches]
     batches.close()
@@ -79,17 +78,15 @@ for path, os_cache in zip(sys.argv[1::2], sys.argv[2::2]):
 
 
 def test_ffcv_loads_our_files(tmp_path: Path) -> None:
-    cases = [(1, 5, 3, 64, "os"), (23, 7, 9, 1024, "process"), (1400, 16, 33, 1 << 21, "os")]
-    arguments = []
-    for samples, height, width, page_size, cache in cases:
-        path = tmp_path / f"{samples}.beton"
-        write_beton(path, *random_split(samples, height, width), page_size=page_size)
-        arguments += [str(path), cache]
-    ended = subprocess.run([sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True, check=False)
+    expected = {}
+    for samples, height, width, page_size in ((1, 5, 3, 64), (23, 7, 9, 1024), (1400, 16, 33, 1 << 21)):
+        path = str(tmp_path / f"{samples}.beton")
+        expected[path] = random_split(samples, height, width)
+        write_beton(path, *expected[path], page_size=page_size)
+    ended = subprocess.run([sys.executable, "-c", LOAD, *expected], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    for samples, height, width, *_ in cases:
-        images_NHWC, labels_N = random_split(samples, height, width)
-        read = np.load(tmp_path / f"{samples}.beton.npz")
+    for path, (images_NHWC, labels_N) in expected.items():
+        read = np.load(path + ".npz")
         np.testing.assert_array_equal(read["images"], images_NHWC)
         np.testing.assert_array_equal(read["labels"], labels_N)
 
@@ -114,22 +111,18 @@ def test_files_of_several_workers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(beton.labels_N, labels_N)
 
 
-@pytest.mark.parametrize(("mode", "modes"), [("raw", {RAW}), ("jpg", {JPEG}), ("proportion", {RAW, JPEG})])
-def test_files_of_ffcvs_other_modes(tmp_path: Path, seed: int, mode: str, modes: set[int]) -> None:
+def test_files_of_raw_images_and_jpegs(tmp_path: Path, seed: int) -> None:
     generator = np.random.default_rng(seed)
     images = [smooth_image(generator, int(h), int(w)) for h, w in generator.integers(4, 40, (40, 2))]
-    labels_N = generator.integers(0, 10, 40)
-    beton = StoredBeton(ffcv_write(tmp_path / "a.beton", images, labels_N, mode=mode))
-    np.testing.assert_array_equal(beton.labels_N, labels_N)
-    assert set(beton.modes_N.tolist()) == modes
+    beton = StoredBeton(ffcv_write(tmp_path / "a.beton", images, np.arange(40), mode="proportion"))
+    np.testing.assert_array_equal(beton.labels_N, np.arange(40))
+    assert set(beton.modes_N.tolist()) == {RAW, JPEG}
     for n, image_HWC in enumerate(images):
-        height, width = beton.size(n)
-        assert (height, width) == image_HWC.shape[:2]
         stored = beton.read(n)
         if beton.modes_N[n] == RAW:
             assert stored == image_HWC.tobytes()
         else:
-            assert np.abs(decode_jpeg(stored, height, width).astype(int) - image_HWC).mean() < 24
+            assert np.abs(decode_jpeg(stored, *image_HWC.shape[:2]).astype(int) - image_HWC).mean() < 24
 
 
 def test_files_of_other_fields_are_refused(tmp_path: Path) -> None:

@@ -166,20 +166,13 @@ def test_a_dropped_dataset_closes_its_file(tmp_path: Path, seed: int) -> None:
 
 def test_a_damaged_image_is_named_and_ends_the_iterator(tmp_path: Path, seed: int) -> None:
     images, labels_N = random_stored(seed, 30, sides=(8, 20))
-    good = jpeg_of(smooth_image(np.random.default_rng(seed), 12, 12))
-    other = jpeg_of(smooth_image(np.random.default_rng(seed), 6, 12))
-    for data, said in (
-        (good[:-20], "is a damaged JPEG"),
-        (b"no image", "is not a JPEG"),
-        (other, "is a JPEG of 6 x 12 pixels, not 12 x 12 as the file says"),
-    ):
-        images[17] = StoredImage(JPEG, 12, 12, data)
+    for side, cut, said in ((12, 20, "is a damaged JPEG"), (6, 0, "is a JPEG of 6 x 6 pixels, not 12 x 12")):
+        data = jpeg_of(smooth_image(np.random.default_rng(seed), side, side))
+        images[17] = StoredImage(JPEG, 12, 12, data[: len(data) - cut])
         path = write_stored(tmp_path / "a.beton", images, labels_N)
         stream = streamed(path, 12, 12)
         order_N = torch.arange(30)
-        with pytest.raises(BetonError) as caught:
+        with pytest.raises(BetonError, match=rf"^{path}: image 17 {said}.*write the file again"):
             list(stream.chunks(order_N, 4))
-        assert str(caught.value).startswith(f"{path}: image 17 {said}")
-        assert "write the file again" in str(caught.value)
         # All others are there.
         assert len(list(stream.chunks(order_N[order_N != 17], 4))) == 8

@@ -86,8 +86,9 @@ def test_cifar10_from_the_official_archive(
 def test_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "cifar-100-python"
     folder.mkdir()
-    monkeypatch.setattr(CIFAR100, "train_list", [write_batch(folder / "train", TRAIN, slice(None), "fine_labels")])
-    monkeypatch.setattr(CIFAR100, "test_list", [write_batch(folder / "test", TEST, slice(None), "fine_labels")])
+    for name, split in (("train", TRAIN), ("test", TEST)):
+        batch = write_batch(folder / name, split, slice(None), "fine_labels")
+        monkeypatch.setattr(CIFAR100, f"{name}_list", [batch])
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"kind {n}" for n in range(100)]}))
     monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": md5(folder / "meta")})
     prepare("cifar100", tmp_path / "out", tmp_path, name="fine", writer="raw")
