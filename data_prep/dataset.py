@@ -21,9 +21,6 @@ class Images(Protocol):
     def stored(self) -> Iterator[tuple[StoredImage, np.ndarray]]:
         """Each image as it is to be stored, and its pixels, uint8 `[H, W, 3]`. May be called again."""
 
-    def where(self, n: int) -> str:
-        """Where image n comes from, for messages."""
-
 
 @dataclass(frozen=True)
 class Split:
@@ -38,17 +35,13 @@ class Split:
         for image_HWC in self.images_NHWC:
             yield StoredImage(RAW, height, width, image_HWC.tobytes()), image_HWC
 
-    def where(self, n: int) -> str:
-        """The number of the image."""
-        return f"image {n}"
-
 
 @dataclass(frozen=True)
 class ImageSet:
     """Two splits, and what the card says about them.
 
-    keep_size: images may be of several sizes. notes: what was done to pixels; warnings: a line for each thing that a
-    user should know of. Both are known once all images have been read.
+    notes: what was done to pixels; warnings: a line for each thing that a user should know of. Both are known once
+    all images have been read.
     """
 
     name: str
@@ -56,6 +49,5 @@ class ImageSet:
     train: Images
     test: Images
     source: str
-    keep_size: bool = False
     notes: Callable[[], list[str]] = list
     warnings: Callable[[], list[str]] = list

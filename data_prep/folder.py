@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -69,17 +69,14 @@ def open_folder(source: Path, name: str | None, options: Options) -> Iterator[Im
     background = background_colour(options.background)
     with open_tree(source) as tree:
         layout = Layout(tree, source, options.with_valid)
-        notes: dict[str, set[str]] = {}
-        seen: set[bytes] = set()
-        splits = {
-            split: _FolderSplit(tree, source, options, background, files, split == "test", notes, seen)
-            for split, files in layout.files.items()
-        }
+        seen = _Seen()
+        train = _FolderSplit(tree, source, options, background, layout.files["train"], seen, is_test=False)
+        test = replace(train, files=layout.files["test"], is_test=True)
 
         def noted(texts: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
             """Each text whose note an image has, with the paths of those images."""
             for note, text in texts.items():
-                paths = [path for path, each in notes.items() if note in each]
+                paths = [path for path, each in seen.notes.items() if note in each]
                 if paths:
                     yield text, paths
 
@@ -93,10 +90,9 @@ def open_folder(source: Path, name: str | None, options: Options) -> Iterator[Im
         yield ImageSet(
             name or layout.base or Path(os.path.abspath(source)).stem or "folder",
             layout.classes,
-            splits["train"],
-            splits["test"],
+            train,
+            test,
             ", ".join([f"image folder {source.name}", *options.in_words()]),
-            keep_size=options.keep_size,
             notes=lambda: [
                 f"{len(paths):,} {text}".format(background=options.background) for text, paths in noted(_DONE)
             ],
@@ -105,38 +101,49 @@ def open_folder(source: Path, name: str | None, options: Options) -> Iterator[Im
 
 
 @dataclass
-class _FolderSplit:
-    """`data_prep.dataset.Images` of files.
+class _Seen:
+    """What has been read of both splits.
 
-    files: (path, label). notes: path -> `DecodedImage.notes`, and "leaked"; seen: digests of the training images'
-    pixels. Both splits share them.
+    notes: path -> `DecodedImage.notes`, and "leaked". pixels: digests of the training images'. size: height and width
+    of the first image.
     """
+
+    notes: dict[str, set[str]] = field(default_factory=dict)
+    pixels: set[bytes] = field(default_factory=set)
+    size: tuple[int, int] | None = None
+
+
+@dataclass
+class _FolderSplit:
+    """`data_prep.dataset.Images` of files: (path, label)."""
 
     tree: FileTree
     source: Path
     options: Options
     background: tuple[int, int, int] | None
     files: list[tuple[str, int]]
+    seen: _Seen
     is_test: bool
-    notes: dict[str, set[str]]
-    seen: set[bytes]
 
     @property
     def labels_N(self) -> np.ndarray:
         return np.array([label for _, label in self.files], np.int64)
 
-    def where(self, n: int) -> str:
-        return f"{self.source}: {self.files[n][0]}"
-
     def stored(self) -> Iterator[tuple[StoredImage, np.ndarray]]:
-        for n, (path, _) in enumerate(self.files):
+        for path, _ in self.files:
+            where = f"{self.source}: {path}"
             data = self.tree.read(path)
             try:
                 image = decode_image(data, self.options.size, self.background)
             except ImageError as error:
-                raise UserError(f"{self.where(n)}: {error}; {error.fix}") from error
+                raise UserError(f"{where}: {error}; {error.fix}") from error
             pixels_HWC, mode = image.pixels_HWC, self.options.write_mode
             height, width = pixels_HWC.shape[:2]
+            self.seen.size = self.seen.size or (height, width)
+            if not self.options.keep_size and (height, width) != self.seen.size:
+                first = "{} x {}".format(*self.seen.size)
+                fix = "pass --size N to resize all to N x N, or --keep-size"
+                raise UserError(f"{where} has {height} x {width} pixels, the first training image has {first}; {fix}")
             # Decoders of betons ignore EXIF's orientation: a JPEG that has one is stored as the pixels it shows.
             if image.jpeg and "turned" not in image.notes and mode != "raw":
                 stored = StoredImage(JPEG, height, width, data)
@@ -148,9 +155,9 @@ class _FolderSplit:
             else:
                 stored = StoredImage(RAW, height, width, pixels_HWC.tobytes())
             digest = blake2b(repr(pixels_HWC.shape).encode() + pixels_HWC.tobytes(), digest_size=16).digest()
-            self.notes[path] = image.notes
+            self.seen.notes[path] = image.notes
             if not self.is_test:
-                self.seen.add(digest)
-            elif digest in self.seen:
-                self.notes[path].add("leaked")
+                self.seen.pixels.add(digest)
+            elif digest in self.seen.pixels:
+                image.notes.add("leaked")
             yield stored, pixels_HWC

@@ -30,6 +30,9 @@ def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
     and an integer. All images are of one size. Raises UserError for anything else.
     """
     splits = {"train": _split("train", train), "test": _split("test", test)}
+    sizes = ["{} x {}".format(*split.images_NHWC.shape[1:3]) for split in splits.values()]
+    if sizes[0] != sizes[1]:
+        raise UserError(f"test: images of {sizes[1]} pixels, those of train have {sizes[0]}; resize them to one size")
     classes = _classes(train, max(int(split.labels_N.max()) for split in splits.values()))
     sha256 = {name: content_sha256(splits[name].images_NHWC, splits[name].labels_N) for name in SPLITS}
     content = "\n".join([*sha256.values(), *classes]).encode()

@@ -64,8 +64,7 @@ def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Repor
         for name, images in zip(SPLITS, (dataset.train, dataset.test), strict=True):
             final = beton_path(directory, name)
             beton = stack.enter_context(atomic_path(final))
-            size = splits["train"].size if splits else None
-            split = _Split(images, dataset.keep_size, size, functools.partial(report, f"write {final.name}"))
+            split = _Split(images, functools.partial(report, f"write {final.name}"))
             split.write(write, beton)
             digests = stack.enter_context(atomic_path(digests_path(directory, name)))
             digests.write_bytes(split.digests_N.tobytes())
@@ -82,18 +81,11 @@ def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Repor
 
 
 class _Split:
-    """A split on its way to the file, and what the card says about it.
+    """A split on its way to the file, and what the card says about it."""
 
-    size: height and width of the first training image, where it is known.
-    """
-
-    def __init__(
-        self, images: Images, keep_size: bool, size: tuple[int, int] | None, report: Callable[[int, int], None]
-    ) -> None:
+    def __init__(self, images: Images, report: Callable[[int, int], None]) -> None:
         self._images = images
-        self._keep_size = keep_size
         self._report = report
-        self.size = size
         self.labels_N = images.labels_N.astype(np.int64)
 
     def write(self, write: BetonWriter, path: Path) -> None:
@@ -112,16 +104,9 @@ class _Split:
         self.digests_N = np.zeros(total, DIGEST)
         self.digests_N["label"] = self.labels_N
         for n, (image, pixels_HWC) in enumerate(self._images.stored()):
-            size = (image.height, image.width)
-            self.size = self.size or size
-            if not self._keep_size and size != self.size:
-                found, first = (f"{height} x {width}" for height, width in (size, self.size))
-                fix = "pass --size N to resize all to N x N, or --keep-size"
-                what = f"has {found} pixels, the first training image has {first}"
-                raise UserError(f"{self._images.where(n)} {what}; {fix}")
             for channel, counts_V in enumerate(self.counts_CV):
                 counts_V += np.bincount(pixels_HWC[..., channel].reshape(-1), minlength=256)
-            digest = image_digest(image.mode, *size, int(self.labels_N[n]), image.data)
+            digest = image_digest(image.mode, image.height, image.width, int(self.labels_N[n]), image.data)
             self.digests_N["digest"][n] = np.void(digest)
             if (n + 1) % _REPORT_EVERY == 0 or n + 1 == total:
                 self._report(n + 1, total)
