@@ -82,6 +82,8 @@ def test_point_rows(name, seed):
         }  # fmt: skip
     some = dict(list(measurements.items())[::2])
     assert 0 < len(point_rows(point, place, some)) < len(rows)
+    del measurements[place.average, OWN]  # without it there is nothing to compare at interpolation
+    assert point_rows(point, place, measurements) == [row for row in rows if row["stage"] != "interpolation"]
 
 
 def test_divergence_in_words():

@@ -154,6 +154,8 @@ def test_what_diverged_gives_no_gain(seed):
 def test_one_parent_has_no_interval(seed):
     frame = gains(*made(SPECS["own"], seed))
     assert not any("[" in name for name in cell_table(frame).columns)
+    (row,) = cell_table(frame.with_columns(gain_best_own_points=0.0)).rows
+    assert row[-1] == "0"  # a draw is no win
     summary = summary_markdown(SPECS["own"], frame, frame.height)
     assert "n = 1: nothing can be concluded." in summary
     assert "trained on" not in summary  # no epochs after
