@@ -1,5 +1,7 @@
 """Verdicts that are known by hand, and estimates held to plain Python."""
 
+import math
+
 import numpy as np
 import polars
 import pytest
@@ -198,6 +200,9 @@ def test_claim_5_by_hand(seed, hard, easy, lost, expected):
     difference = [a - b for a, b in zip(*(side["gain_mean_points"] for side in sides), strict=True)]
     assert found.found.findings[2].estimate.value == pytest.approx(parents_mean(sides[0], difference), abs=CLOSE)
     assert {f.estimate.n_pairs for f in found.found.findings} == {6 * 2}
+    easiest = parents_mean(sides[1], sides[1]["gain_mean_points"].to_list())
+    assert found.found.findings[3].estimate.value == pytest.approx(easiest, abs=CLOSE)
+    assert [f.what.count("split 1 (easiest)") for f in found.found.findings[:4]] == [0, 0, 1, 1]
     quarters = [own.filter(polars.col("split") == split)["gain_mean_points"] for split in range(1, 5)]
     share = [(c + d) / 2 - 9 * (a + b) / 2 for a, b, c, d in zip(*quarters, strict=True)]
     assert found.found.findings[1].estimate.value == pytest.approx(parents_mean(sides[0], share), abs=CLOSE)
@@ -247,12 +252,11 @@ def test_nothing_measured(seed):
     assert [each.lacking for each in found[2:]] == ["governance", "connectivity", "importance"]
 
 
-def test_what_is_not_finite_is_left_out(seed):
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_what_is_not_finite_is_left_out(seed, value):
     frame = barrier_frame(generator(seed), -1.0)
-    damaged = frame.with_columns(
-        polars.when(polars.col("pair") == 0).then(float("nan")).otherwise(polars.col("gain_mean_points"))
-        .alias("gain_mean_points")
-    )  # fmt: skip
+    gains = polars.when(polars.col("pair") > 0).then(polars.col("gain_mean_points")).otherwise(value)
+    damaged = frame.with_columns(gain_mean_points=gains)
     assert claim(4, barrier=damaged).found.findings[0].estimate.n_pairs == 6 * 3
 
 
