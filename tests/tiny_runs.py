@@ -9,11 +9,12 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from listeners import Silent
 from torch import nn
 
 from data_prep.dataset import ImageSet, Split, silent
@@ -25,7 +26,7 @@ from fastwi.config.sweep import SweepOptions, SweepSpec, run_point
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
 from fastwi.experiment.planner import PointStates, plan_sweep
-from fastwi.experiment.store import Measurement, StoredState, write_states
+from fastwi.experiment.store import StoredState, write_states
 from fastwi.experiment.tree import Tree
 from fastwi.experiment.worker import Job, Outcome, Worker, score
 from fastwi.files import write_json
@@ -62,26 +63,18 @@ Settings = Mapping[str, Any]
 """Values by the dotted names of their keys."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Named:
+class Named(NamedTuple):
     """A state or a measurement: its name, and all the numbers that the name stands for.
 
-    `content`: every bit of the network, as it is trained on: weights, momentum, statistics, counters. `rows`: what
-    was measured.
+    That is every bit of the network as it is trained on (weights, momentum, statistics, counters), and what was
+    measured.
     """
 
     name: tuple[str, ...]
-    content: str
-    rows: tuple[float | None, ...]
-
-    @property
-    def numbers(self) -> tuple[object, ...]:
-        """What must be equal wherever the name is."""
-        return self.content, *self.rows
+    numbers: tuple[object, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class TinyRun:
+class TinyRun(NamedTuple):
     """A run's states and measurements by their place, and the name that `python -m fastwi.train` gives the run."""
 
     config: Config
@@ -171,25 +164,19 @@ def tiny_run(settings: Settings) -> TinyRun:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
-    found: dict[Place, Named] = {}
+    found = {}
     for at, name in names_in(tree, place).items():
         content, rows = states[name[0]]
-        found[at] = Named(name, content, probes[name[0], name[1]] if len(name) == 2 else rows)
+        found[at] = Named(name, (content, *(probes[name[0], name[1]] if len(name) == 2 else rows)))
     return TinyRun(config, config_hash(config, planned.inputs_of(config).digest), found)
 
 
 _Rows = tuple[float | None, ...]
 
 
-class _Silent:
-    def images(self, trained: int, evaluated: int) -> None: ...
-
-    def measured(self, tasks: Sequence[int], measurements: Sequence[Measurement]) -> None: ...
-
-
 def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict[tuple[str, str], _Rows]]:
     """Each state's content and measurement, each probe's measurement."""
-    worker, silent = Worker(tree, SweepOptions(store=str(directory), memory_GiB=0.0), Path.cwd()), _Silent()
+    worker, silent = Worker(tree, SweepOptions(store=str(directory), memory_GiB=0.0), Path.cwd()), Silent()
     files: dict[str, StoredState] = {}
 
     def outcome(task: int) -> Outcome:
@@ -204,11 +191,10 @@ def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict
             rows: _Rows = (m.train_loss, m.learning_rate, m.test_loss, m.test_accuracy)
         else:
             # A run measures some of them only; each is a network that one could.
-            engine, (_, test) = (
-                worker.resources.engine(tree.configs[node]),
-                worker.resources.splits(tree.configs[node]),
-            )
-            (rows,) = score(engine, worker.resident.gather([node], files, trains=False), test, silent)
+            config = tree.configs[node]
+            test = worker.resources.splits(config)[1]
+            network = worker.resident.gather([node], files, trains=False)
+            (rows,) = score(worker.resources.engine(config), network, test, silent)
             network = worker.resident.gather([node], files, trains=True)
         states[key] = _content(network), rows
     probes = [m for task in tree.probes() for m in outcome(task).measurements]
