@@ -71,10 +71,11 @@ class Found(NamedTuple):
 
 
 class Statement(NamedTuple):
-    """A claim as declared: what is estimated, when it is confirmed, and how.
+    """A claim as declared.
 
-    `find` takes the sweep's gains at the middle ("gains") and the studies' frames ("study/frame"). `decide` gives the
-    verdict, of those findings that have one. `frame`: that of a study, on which the claim rests.
+    title, estimand: the claim; what is estimated and when it is confirmed. find: from the sweep's gains at the middle
+    ("gains") and the studies' frames ("study/frame"). decide: the verdict, of those findings that have one. frame:
+    that of a study, on which the claim rests.
     """
 
     title: str
@@ -83,19 +84,15 @@ class Statement(NamedTuple):
     decide: Callable[[Sequence[Finding]], str]
     frame: str = ""
 
-    @property
-    def study(self) -> str:
-        """The study that the claim rests on; empty: none."""
-        return self.frame.partition("/")[0]
-
 
 class Claim(NamedTuple):
-    """A claim, judged. `lacking`: a study that was not run."""
+    """A claim, judged. `study`: the one that it rests on, if any; `lacking`: the same where it was not run."""
 
     number: int
     statement: Statement
     verdict: str
     found: Found
+    study: str
     lacking: str
 
     @property
@@ -114,8 +111,8 @@ def judge(gains: polars.DataFrame, studies: Mapping[str, Frames]) -> list[Claim]
         found = statement.find(frames)
         decisive = [finding for finding in found.findings if finding.verdict]
         decided = statement.decide(decisive) if decisive else NOT_MEASURED
-        there = not statement.frame or statement.frame in frames
-        claims.append(Claim(number, statement, decided, found, "" if there else statement.study))
+        study = statement.frame.partition("/")[0]
+        claims.append(Claim(number, statement, decided, found, study, "" if statement.frame in frames else study))
     return claims
 
 
