@@ -11,7 +11,7 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def is_local(path: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _is_local(path: str) -> bool:
-    if any(_within(path, folder) for folder in (*_site_folders(), *_library_folders())):
+    if any(_within(path, folder) for folder in _site_folders() | _library_folders()):
         return False
     roots = [root for root in map(os.path.realpath, sys.path) if _within(path, root)]
     tops = [Path(path).relative_to(root).parts[0].removesuffix(".py") for root in roots]
@@ -90,21 +90,18 @@ def _distribution_names() -> Mapping[str, list[str]]:
 
 @functools.cache
 def _site_folders() -> set[str]:
-    names = ("purelib", "platlib")
-    return _real(site.getsitepackages(), [site.getusersitepackages()], map(sysconfig.get_path, names))
+    schemes = map(sysconfig.get_path, ("purelib", "platlib"))
+    return set(map(os.path.realpath, (*site.getsitepackages(), site.getusersitepackages(), *schemes)))
 
 
 @functools.cache
 def _library_folders() -> set[str]:
     """The standard library's, fastwi's (with data_prep) and torch's folders."""
     torch = find_module("torch", None, [])
-    own = [str(Path(__file__).parents[1]), os.path.join(_BESIDE_FASTWI, "data_prep")]
-    library = map(sysconfig.get_path, ("stdlib", "platstdlib"))
-    return _real(library, own, (torch.submodule_search_locations if torch else None) or [])
-
-
-def _real(*folders: Iterable[str]) -> set[str]:
-    return {os.path.realpath(folder) for group in folders for folder in group}
+    folders = [*map(sysconfig.get_path, ("stdlib", "platstdlib")), str(Path(__file__).parents[1])]
+    folders.append(os.path.join(_BESIDE_FASTWI, "data_prep"))
+    folders += (torch.submodule_search_locations if torch else None) or []
+    return set(map(os.path.realpath, folders))
 
 
 def _within(path: str, folder: str) -> bool:

@@ -1,8 +1,7 @@
 """Networks by name, and the plain stacks of convolutions among them.
 
 VGG (Simonyan & Zisserman 2015, table 1, configurations A, B and D) for small images: the mean over all places
-instead of the fifth max pool, and one linear layer. Convolutions have biases. Parameters at 10 classes: VGG11
-9,231,114, VGG13 9,416,010, VGG16 14,728,266; the ConvNet, which is this project's own, 288,298.
+instead of the fifth max pool, and one linear layer. Convolutions have biases. The ConvNet is this project's own.
 
 Shapes: N images, H height, W width, K classes.
 """
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from fastwi.errors import ConfigError
 from fastwi.models.names import is_own, model_problem
 from fastwi.models.own import build_own
-from fastwi.models.resnet import GroupNorm, WideResNet, cifar_resnet, he_normal_, resnet18, scaled
+from fastwi.models.resnet import GroupNorm, ResNet, WideResNet, he_normal_, scaled
 
 STAGES: dict[str, tuple[tuple[int, ...], ...]] = {
     "vgg11": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
@@ -59,9 +58,10 @@ class PlainNet(nn.Module):
 
 
 _BUILDERS: dict[str, Callable[[int, float], nn.Module]] = {
-    **{f"resnet{depth}": partial(cifar_resnet, depth, nn.BatchNorm2d) for depth in (20, 32, 44, 56, 110)},
-    **{f"resnet{depth}_gn": partial(cifar_resnet, depth, GroupNorm) for depth in (20, 32, 44, 56, 110)},
-    "resnet18": resnet18,
+    **{f"resnet{depth}": partial(ResNet, (depth - 2) // 6) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}_gn": partial(ResNet, (depth - 2) // 6, norm=GroupNorm) for depth in (20, 32, 44, 56, 110)},
+    # ImageNet's (He et al. 2016, table 1) with a 3 x 3 stem of stride 1 and no max pool.
+    "resnet18": partial(ResNet, 2, channels=(64, 128, 256, 512), project=True),
     **{name: partial(PlainNet, name) for name in STAGES},
     "wrn16_4": partial(WideResNet, 16, 4),
     "wrn28_10": partial(WideResNet, 28, 10),

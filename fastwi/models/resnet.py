@@ -1,8 +1,5 @@
 """Residual networks for small images (CIFAR ResNets, ResNet18, wide ResNets), and the parts that networks share.
 
-Parameters at 10 classes: ResNet20 269,722, ResNet32 464,154, ResNet44 658,586, ResNet56 853,018, ResNet110
-1,727,962, with batch norm or group norm; ResNet18 11,173,962; WRN-16-4 2,748,890; WRN-28-10 36,479,194.
-
 Shapes: N images, C channels, H height, W width, K classes.
 """
 
@@ -80,9 +77,8 @@ class BasicBlock(nn.Module):
         self.added = (added // 2, added - added // 2)
         self.shortcut: nn.Sequential | None = None
         if project and (stride != 1 or added != 0):
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), norm(channels_out)
-            )
+            convolution = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, norm(channels_out))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C', H / stride, W / stride]."""
@@ -99,8 +95,8 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A 3 x 3 convolution, stages of `blocks` blocks with `channels` times `width`, the mean over all places.
 
-    `norm` makes the layers named bn. Weights: He et al. 2015 normal (fan out) for convolutions, PyTorch's default
-    for the linear layer.
+    By default a CIFAR ResNet of 6 `blocks` + 2 layers. `norm` makes the layers named bn. Weights: He et al. 2015
+    normal (fan out) for convolutions, PyTorch's default for the linear layer.
     """
 
     def __init__(
@@ -124,16 +120,6 @@ class ResNet(nn.Module):
         """[N, 3, H, W] to logits [N, K]."""
         x_NCHW = functional.relu(self.bn(self.conv(x_NCHW)))
         return self.linear(torch.mean(self.blocks(x_NCHW), dim=(2, 3)))
-
-
-def cifar_resnet(depth: int, norm: Norm, classes: int, width: float) -> ResNet:
-    """The ResNet of `depth` = 6 n + 2 layers: three stages of n blocks."""
-    return ResNet((depth - 2) // 6, classes, width, norm)
-
-
-def resnet18(classes: int, width: float) -> ResNet:
-    """ImageNet's (He et al. 2016, table 1) with a 3 x 3 stem of stride 1 and no max pool."""
-    return ResNet(2, classes, width, channels=(64, 128, 256, 512), project=True)
 
 
 class PreactivationBlock(nn.Module):

@@ -28,7 +28,6 @@ class Watch:
     def __init__(self) -> None:
         self._used: set[str] = set()
         self._written: set[str] = set()
-        self._thread = threading.get_ident()
 
     def files(self) -> set[Path]:
         """The local files, resolved. Those written before they were read are left out: they follow from the code."""
@@ -60,8 +59,6 @@ class Watch:
 
     def on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         """See sys.addaudithook."""
-        if threading.get_ident() != self._thread:
-            return
         if event == "exec" and isinstance(arguments[0], CodeType):
             self._used.add(arguments[0].co_filename)
         elif event in ("open", "ctypes.dlopen") and isinstance(arguments[0], (str, bytes)):
@@ -75,19 +72,19 @@ class Watch:
                 self._used.add(path)
 
 
-_active: Watch | None = None
+_active: list[tuple[int, Watch]] = []  # each with the thread that it is of
 
 
 @contextlib.contextmanager
 def watching() -> Iterator[Watch]:
     """Watch what this thread does within the block."""
-    global _active
     _add_hook()
-    before, _active = _active, Watch()
+    watch = (threading.get_ident(), Watch())
+    _active.append(watch)
     try:
-        yield _active
+        yield watch[1]
     finally:
-        _active = before
+        _active.remove(watch)
 
 
 @functools.cache
@@ -96,8 +93,9 @@ def _add_hook() -> None:
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _active is not None:
-        _active.on_event(event, arguments)
+    for thread, watch in _active:
+        if thread == threading.get_ident():
+            watch.on_event(event, arguments)
 
 
 def _is_ignored(frame: FrameType | None) -> bool:
