@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import nn
 
 from fastwi.analysis.evaluator import (
     AVERAGED,
@@ -24,17 +25,19 @@ from fastwi.errors import UserError
 from fastwi.population import Layout, Population
 
 
-def block_groups(layout: Layout) -> dict[str, list[str]]:
-    """The blocks of an architecture by name, in order: its top-level parts, and of a numbered list each element.
+def block_groups(network: nn.Module) -> dict[str, list[str]]:
+    """The blocks of a network by name, in order: its top-level parts, and of a numbered list each element.
 
-    So the residual blocks `blocks.0`, `blocks.1` ... of a ResNet are one each.
+    So the residual blocks `blocks.0`, `blocks.1` ... of a ResNet are one each. A name that is only a number has the
+    layer's class beside it: `0 Conv2d`.
     """
-    names: dict[str, list[str]] = {}
-    for span in layout.parameters:
-        first, *rest = span.name.split(".")
+    layers, found = dict(network.named_modules()), dict[str, list[str]]()
+    for parameter, _ in network.named_parameters():
+        first, *rest = parameter.split(".")
         name = ".".join([first, *itertools.takewhile(str.isdigit, rest)])
-        names[name] = [name]
-    return names
+        shown = f"{name} {type(layers[name]).__name__}" if name.replace(".", "").isdigit() else name
+        found[shown] = [name]
+    return found
 
 
 def evaluate_blocks(
@@ -56,7 +59,7 @@ def evaluate_blocks(
     """
     alphas_L = check_alphas(alphas)
     check_members(pair, 2)
-    groups = block_groups(pair.layout) if groups is None else groups
+    groups = block_groups(evaluator.network) if groups is None else groups
     _check_groups(groups, pair.layout)
     pair = pair.to(evaluator.device)
     places = list(itertools.product(range(2), groups, alphas_L.tolist()))

@@ -93,10 +93,10 @@ class Evaluator:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be at least 1")
         # In evaluation mode: a traced network keeps the mode-dependent branches that it was traced in.
-        network = copy.deepcopy(model).eval()
-        self.layout = Layout.of(network)
+        self.network = copy.deepcopy(model).eval()
+        self.layout = Layout.of(self.network)
         config = Config(engine=engine, optimizer=OptimizerConfig(batch_size=batch_size), augment=augment)
-        self._engine = build_engine(config, network)
+        self._engine = build_engine(config, self.network)
         self.device = self._engine.device
         self._report = report
         self._memory_bytes = memory_bytes

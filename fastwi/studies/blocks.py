@@ -5,7 +5,7 @@ A is replaced by the mean of A's and B's, alpha = 0.5, the rest stays A's; and w
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars
 
@@ -28,9 +28,6 @@ from fastwi.report.estimates import (
 )
 from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
 from fastwi.report.summary import Table
-
-if TYPE_CHECKING:
-    from torch import nn
 
 WHOLE = "all"
 _CHANGES = {"loss_nats": "loss_change_nats", "error_%": "error_change_points"}
@@ -62,9 +59,8 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     def groups_of(pair: Pair) -> dict[str, list[str]]:
         model = pair.config.model
         if model not in groups:
-            found = analysis.block_groups(opened.resources.layout(pair.config))
-            names = block_names(found, opened.resources.network(pair.config))
-            groups[model] = {WHOLE: list(found), **dict(zip(names, found.values(), strict=True))}
+            found = analysis.block_groups(opened.resources.network(pair.config))
+            groups[model] = {WHOLE: [name for names in found.values() for name in names], **found}
         return groups[model]
 
     ends, rows = 2, list[dict[str, Any]]()
@@ -77,12 +73,6 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
             number, own = list(blocks).index(row["block"]) - 1, without[row["batch_norm"], row["rest"]]
             rows.append({**pair.columns(), **row, "block_number": number, **_changes(row, own)})
     return opened.frames(COLUMNS, blocks=rows)
-
-
-def block_names(groups: Mapping[str, Any], network: "nn.Module") -> list[str]:
-    """The blocks as a reader knows them: where a name is only a number, with the layer's class: `0 Conv2d`."""
-    layers = dict(network.named_modules())
-    return [f"{name} {type(layers[name]).__name__}" if name.replace(".", "").isdigit() else name for name in groups]
 
 
 def _changes(row: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, float | None]:
@@ -151,11 +141,6 @@ def draw(frames: Frames, title: str) -> Any:
     return figure
 
 
-STUDY = Study(
-    question="what each block of layers does when it alone is interpolated",
-    options=("train_images", "test_images", "treatments", "cells", "pairs"),
-    columns=COLUMNS,
-    measure=measure,
-    tables=tables,
-    draw=draw,
-)
+QUESTION = "what each block of layers does when it alone is interpolated"
+OPTIONS = ("train_images", "test_images", "treatments", "cells", "pairs")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw)

@@ -219,11 +219,6 @@ def _draw_barriers(figure: Any, barrier: polars.DataFrame) -> None:
         axes[0].legend(fontsize=7)
 
 
-STUDY = Study(
-    question="the barrier and the errors on the line between the children, beside the gain",
-    options=("alphas", "low", "high", "train_images", "test_images", "treatments", "cells", "pairs"),
-    columns=COLUMNS,
-    measure=measure,
-    tables=tables,
-    draw=draw,
-)
+QUESTION = "the barrier and the errors on the line between the children, beside the gain"
+OPTIONS = ("alphas", "low", "high", "train_images", "test_images", "treatments", "cells", "pairs")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw)

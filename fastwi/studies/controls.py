@@ -154,10 +154,8 @@ class _Compared:
     def with_all(self, pair: Pair) -> Iterator[_Row]:
         """The average of a pair beside each control that the sweep has."""
         yield from self._children(pair)
-        yield from self._ensemble(pair)
-        yield from self._trajectory(pair)
-        yield from self._children_on(pair)
-        yield from self._dropped_rate(pair)
+        yield from self._networks(pair)
+        yield from self._trained_on(pair)
         yield from self._alphas(pair)
         yield from self._after_axes(pair)
 
@@ -178,33 +176,26 @@ class _Compared:
             evaluator = self.bench.evaluator(pair.config)
             yield RECOMPUTED, evaluator.recompute(networks, self.bench.recomputation(pair))
 
-    def _scores(self, pair: Pair, networks: "Population") -> Any:
-        """Accuracy of each network on the sweep's test images, float64 [M]."""
-        test = self.opened.resident_splits(pair.config)[1]
-        return self.bench.evaluator(pair.config).scores(networks, test).accuracy_M
-
     def _children(self, pair: Pair) -> Iterator[_Row]:
         for name, treatment in zip((OWN, RECOMPUTED), pair.place.treatments, strict=False):
             average = self._accuracy(pair.place.average, treatment=treatment)
             each = [self._accuracy(state, treatment=treatment) for state in pair.place.ends]
-            children = [accuracy for accuracy in each if accuracy is not None]
-            if len(children) == len(each):
-                yield _Row("mean_child", None, None, name, average, sum(children) / len(children))
-                yield _Row("best_child", None, None, name, average, max(children))
+            best = max((accuracy for accuracy in each if accuracy is not None), default=0.0)
+            mean = self._accuracy(*pair.place.ends, treatment=treatment)
+            yield _Row("mean_child", None, None, name, average, mean)
+            yield _Row("best_child", None, None, name, average, None if mean is None else best)
 
-    def _ensemble(self, pair: Pair) -> Iterator[_Row]:
-        test, evaluator = self.opened.resident_splits(pair.config)[1], self.bench.evaluator(pair.config)
-        for treatment, networks in self._treated(pair, self.opened.states([*pair.place.ends, pair.place.average])):
-            count = len(pair.place.ends)
-            ensemble = analysis.ensemble_scores(evaluator, networks[:count], test)
-            average = float(self._scores(pair, networks[count:])[0])
-            yield _Row("ensemble", None, None, treatment, average, float(ensemble.accuracy_M[0]))
-
-    def _trajectory(self, pair: Pair) -> Iterator[_Row]:
-        """Averages along each child's own trajectory to C s epochs, where all children have it whole."""
+    def _networks(self, pair: Pair) -> Iterator[_Row]:
+        """The ensemble; and averages along each child's own trajectory to C s epochs, where all have it whole."""
         import torch
 
-        opened, length = self.opened, len(pair.place.ends) * pair.s
+        opened, evaluator, count = self.opened, self.bench.evaluator(pair.config), len(pair.place.ends)
+        test, length = opened.resident_splits(pair.config)[1], count * pair.s
+        averages = {}
+        for treatment, networks in self._treated(pair, opened.states([*pair.place.ends, pair.place.average])):
+            ensemble = analysis.ensemble_scores(evaluator, networks[:count], test).accuracy_M
+            averages[treatment] = float(evaluator.scores(networks[count:], test).accuracy_M[0])
+            yield _Row("ensemble", None, None, treatment, averages[treatment], float(ensemble[0]))
         paths = [path[:length] for path in self._paths(pair)]
         whole = all(len(path) == length and self.lost.isdisjoint(path) and opened.has(path) for path in paths)
         if not pair.s or not whole:
@@ -213,30 +204,24 @@ class _Compared:
         accuracies: dict[str, list[Any]] = defaultdict(list)
         for path in paths:
             for treatment, networks in self._treated(pair, opened.states(path).combine(weights_LT)):
-                accuracies[treatment].append(self._scores(pair, networks))
-        for treatment, networks in self._treated(pair, opened.states([pair.place.average])):
-            average = float(self._scores(pair, networks)[0])
+                accuracies[treatment].append(evaluator.scores(networks, test).accuracy_M)
+        for treatment, average in averages.items():
             last_epoch, *means, ema = np.mean(accuracies[treatment], axis=0).tolist()
             yield _Row("child_longer", None, length, treatment, average, last_epoch)
             for epochs, mean in enumerate(means, 2):
                 yield _Row("lawa", None, epochs, treatment, average, mean)
             yield _Row("ema", f"{EMA_DECAY:g}", length, treatment, average, ema)
 
-    def _children_on(self, pair: Pair) -> Iterator[_Row]:
-        """The children trained on, in this point or in one of a larger s, against the average trained on."""
-        paths = self._paths(pair)
-        for epochs, state in enumerate(pair.place.after, 1):
+    def _trained_on(self, pair: Pair) -> Iterator[_Row]:
+        """The children trained on: in this point or one of a larger s, or at a lower rate."""
+        paths, factor = self._paths(pair), pair.config.experiment.children_rate_factor
+        for epochs, state in enumerate(pair.place.after if pair.s else (), 1):
             at = pair.s + epochs - 1
-            if pair.s and all(len(path) > at for path in paths):
+            if all(len(path) > at for path in paths):
                 mean = self._accuracy(*(path[at] for path in paths))
                 yield _Row("children_on", None, epochs, OWN, self._accuracy(state), mean)
-
-    def _dropped_rate(self, pair: Pair) -> Iterator[_Row]:
-        """The children trained on at a lower learning rate, against the average at interpolation."""
-        factor, paths = pair.config.experiment.children_rate_factor, pair.place.children
-        if not pair.s or factor >= 1:
-            return
-        for epochs, states in enumerate(zip(*(path[pair.s :] for path in paths), strict=True), 1):
+        dropped = [path[pair.s :] for path in pair.place.children if pair.s and factor < 1]
+        for epochs, states in enumerate(zip(*dropped, strict=True), 1):
             average = self._accuracy(pair.place.average)
             yield _Row("dropped_rate", f"{factor:g}", epochs, OWN, average, self._accuracy(*states))
 
@@ -294,9 +279,9 @@ _WORDS = {
     "lawa": "LAWA of one child at equal cost",
     "ema": "EMA of one child at equal cost (decay {value})",
     "children_on": "the children trained on, after the average is trained on as long ({epochs})",
-    "dropped_rate": "children with a dropped learning rate ({value} times, {when})",
+    "dropped_rate": "children with a dropped learning rate ({value} times, for {epochs} more)",
     "alpha": "the average at another alpha (alpha {value})",
-    **{axis: axis + ": {value}, after {further}" for axis in AFTER_AXES},
+    **{axis: axis + ": {value}, after {epochs} of further training" for axis in AFTER_AXES},
 }
 _BY_CELL = ("mean_child", "best_child", "ensemble", "child_longer", "lawa", "ema")
 _LAWA = ("last 2 epochs", "its second half", "all its epochs")
@@ -339,13 +324,12 @@ def _labelled(frame: polars.DataFrame) -> polars.DataFrame:
             best = rows.group_by(kept[:-1], maintain_order=True).agg(polars.col("effect_points").min())
             add(f"{words}, best number of epochs in hindsight", best)
             continue
-        named = [polars.col("value") if "{value}" in words else polars.lit(None).alias("value")]
-        counted = any(text in words for text in ("{epochs}", "{further}", "{when}"))
-        named.append(polars.col("epochs") if counted else polars.lit(None).alias("epochs"))
-        for (value, epochs), chosen in groups(rows.with_columns(named), ["value", "epochs"]):
-            more = "before averaging" if epochs is None else f"for {count_of(epochs, 'epoch')} more"
-            said = {"epochs": count_of(epochs or 0, "epoch"), "further": count_of(epochs or 0, "further epoch")}
-            add(words.format(value=value, when=more, **said), chosen)
+        fields = [field for field in ("value", "epochs") if f"{{{field}}}" in words]
+        for values, chosen in groups(rows, fields) if fields else [((), rows)]:
+            said = dict(zip(fields, values, strict=True))
+            if "epochs" in said:
+                said["epochs"] = count_of(said["epochs"], "epoch")
+            add(words.format(**said), chosen)
     return polars.concat(found)
 
 
@@ -403,11 +387,6 @@ def draw(frames: Frames, title: str) -> Any:
     return figure
 
 
-STUDY = Study(
-    question="what else could explain the gain: control comparisons",
-    options=("treatments", "cells", "pairs"),
-    columns=COLUMNS,
-    measure=measure,
-    tables=tables,
-    draw=draw,
-)
+QUESTION = "what else could explain the gain: control comparisons"
+OPTIONS = ("treatments", "cells", "pairs")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw)

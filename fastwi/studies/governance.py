@@ -33,6 +33,7 @@ from fastwi.report.estimates import (
     style,
     titled,
 )
+from fastwi.report.rows import gains
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import LEVEL, Table
 
@@ -94,24 +95,12 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     have the mean over their pairs. Barriers take `options.alphas` places from 0 to 1 on test images. Null: not
     measured, or not finite.
     """
-    bench = Bench(opened, options)
-    rows = [
-        {**pair.columns(), **_gains(opened, pair), **_quantities(opened, pair, options, bench)}
-        for pair in counted(chosen_pairs(opened, options), progress)
-    ]
+    bench, rows = Bench(opened, options), list[dict[str, Any]]()
+    for pair in counted(chosen_pairs(opened, options), progress):
+        found = gains(opened.planned.spec, [pair.point], [pair.place], opened.measured)
+        rows.append({**found.row(0, named=True), **_quantities(opened, pair, options, bench)})
     frame = opened.frames({"pairs": COLUMNS["pairs"]}, pairs=rows)["pairs"]
     return {"pairs": frame, "correlations": correlations(frame)}
-
-
-def _gains(opened: OpenedSweep, pair: Pair) -> dict[str, float]:
-    found = {}
-    for name, treatment in zip((OWN, RECOMPUTED), pair.place.treatments, strict=False):
-        keys = [(state, treatment) for state in (pair.place.average, *pair.place.ends)]
-        if all(key in opened.measured for key in keys):
-            average, *children = (opened.measured[key].test_accuracy for key in keys)
-            found[f"gain_best_{name}_points"] = average - max(children)
-            found[f"gain_mean_{name}_points"] = average - sum(children) / len(children)
-    return found
 
 
 def _quantities(opened: OpenedSweep, pair: Pair, options: AnalysisOptions, bench: Bench) -> dict[str, float | None]:
@@ -269,12 +258,6 @@ def draw(frames: Frames, title: str) -> Any:
     return figure
 
 
-STUDY = Study(
-    question="what goes with the gain: k, s, learning rate, the children's distance, the barrier",
-    options=("alphas", "test_images", "treatments", "cells", "pairs"),
-    columns=COLUMNS,
-    measure=measure,
-    tables=tables,
-    draw=draw,
-    renew=renew,
-)
+QUESTION = "what goes with the gain: k, s, learning rate, the children's distance, the barrier"
+OPTIONS = ("alphas", "test_images", "treatments", "cells", "pairs")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw, renew)

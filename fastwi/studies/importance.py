@@ -407,11 +407,6 @@ def _same_span(axes: Sequence[Any]) -> None:
         axis.set_ylim(bottom - 0.02 * span, bottom + 1.02 * span)
 
 
-STUDY = Study(
-    question="the importance-score splits of the training images on which averaging gains and loses",
-    options=("train_images", "splits", "score_epoch", "treatments", "cells", "pairs"),
-    columns=COLUMNS,
-    measure=measure,
-    tables=tables,
-    draw=draw,
-)
+QUESTION = "the importance-score splits of the training images on which averaging gains and loses"
+OPTIONS = ("train_images", "splits", "score_epoch", "treatments", "cells", "pairs")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw)

@@ -136,11 +136,6 @@ def draw(frames: Frames, title: str) -> Any:
     return figure
 
 
-STUDY = Study(
-    question="the loss over the plane through parent, A and B",
-    options=("alphas", "test_images", "treatments", "cells", "pairs"),
-    columns=COLUMNS,
-    measure=measure,
-    tables=tables,
-    draw=draw,
-)
+QUESTION = "the loss over the plane through parent, A and B"
+OPTIONS = ("alphas", "test_images", "treatments", "cells", "pairs")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw)

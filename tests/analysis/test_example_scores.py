@@ -1,4 +1,4 @@
-"""EL2N, forgetting, splits and ensembles: closed forms, plain loops, and ResNets in float64."""
+"""EL2N, forgetting, splits and ensembles: closed forms and plain loops. Trained networks are in tests/studies."""
 
 import itertools
 import math
@@ -9,21 +9,39 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from reference_outputs import GivenLogits, labelled, logits_in_float64, members, trained_resnets
+from torch import nn
 
 from fastwi.analysis import el2n_scores, ensemble_scores, equal_splits, forgetting_scores, split_scores
+from fastwi.data.resident import ResidentDataset
 from fastwi.errors import UserError
-from fastwi.models.resnet import ResNet
+from fastwi.population import Population
 
 ULP = np.finfo(np.float64).eps
 
 
-@pytest.fixture(scope="module")
-def resnets(digits_directory):
-    """An engine, three trained networks, their images, and their logits [M, N, K] in float64."""
-    engine, population, dataset = trained_resnets(digits_directory, 3)
-    logits = [logits_in_float64(ResNet(3, 10), population, m, dataset) for m in range(3)]
-    return engine, population, dataset, torch.stack(logits)
+class GivenLogits:
+    """An engine whose member m has the logits logits_MNK[m], handed out in batches of 3, the last one first."""
+
+    def __init__(self, logits_MNK) -> None:
+        self.logits_MNK = torch.as_tensor(np.asarray(logits_MNK), dtype=torch.float32)
+        self.passes = [0] * len(self.logits_MNK)
+
+    def logits(self, population, m, dataset):
+        self.passes[m] += 1
+        for positions in reversed(torch.arange(len(dataset)).split(3)):
+            yield positions, self.logits_MNK[m, positions]
+
+
+def members(count: int) -> Population:
+    """So many members of which only their number matters."""
+    return Population.from_modules([nn.Linear(1, 1) for _ in range(count)])
+
+
+def labelled(labels: list[int], classes: int) -> ResidentDataset:
+    """A dataset of which only labels matter."""
+    return ResidentDataset(
+        torch.zeros(len(labels), 1, 1, 3, dtype=torch.uint8), torch.tensor(labels), torch.zeros(3, 256), classes
+    )
 
 
 def given_logits(p_MN) -> GivenLogits:
@@ -43,17 +61,8 @@ def test_el2n_has_its_closed_forms():
     found = el2n_scores(given_logits(p_MN), members(2), labelled([0, 0, 0], 2))
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, math.sqrt(2) * (1 - p_MN).mean(axis=0), rtol=1e-6)
-
-
-def test_el2n_of_resnets_is_the_definition(resnets):
-    engine, population, dataset, logits_MNK = resnets
-    found = el2n_scores(engine, population, dataset)
-    error_MNK = logits_MNK.softmax(2).numpy() - np.eye(10)[dataset.labels_N.numpy()]
-    # The engine's forward pass is float32.
-    np.testing.assert_allclose(found, np.linalg.norm(error_MNK, axis=2).mean(0), atol=1e-4)
-    assert found.std() > 0.01
-    singles = el2n_scores(engine, (population.clone_rows([m]) for m in range(3)), dataset)
-    assert np.array_equal(singles, found)  # the same sums in the same order
+    one_at_a_time = el2n_scores(given_logits(p_MN[:1]), (members(1) for _ in range(2)), labelled([0, 0, 0], 2))
+    np.testing.assert_allclose(one_at_a_time, math.sqrt(2) * (1 - p_MN[0]), rtol=1e-6)
 
 
 def events_by_loops(history_T: list[bool]) -> int:
@@ -135,18 +144,6 @@ def test_scores_on_splits_of_given_probabilities():
     np.testing.assert_allclose(loss_MS, [[math.log(2), math.inf, math.log(2)]], rtol=1e-15)
 
 
-def test_scores_on_splits_of_resnets_are_those_in_float64(resnets):
-    engine, population, dataset, logits_MNK = resnets
-    splits = equal_splits(np.random.default_rng(5).random(len(dataset)), 4)
-    accuracy_MS, loss_MS = split_scores(engine, population, dataset, splits)
-    whole, images_S = engine.evaluate(population, dataset), np.bincount(splits)
-    for m in range(3):
-        loss_N = -logits_MNK[m].log_softmax(1)[torch.arange(len(dataset)), dataset.labels_N].numpy()
-        np.testing.assert_allclose(loss_MS[m], [loss_N[splits == s].mean() for s in range(4)], atol=2e-4)
-    np.testing.assert_allclose(accuracy_MS @ images_S / len(dataset), whole.accuracy_M, rtol=1e-13)
-    assert len(np.unique(loss_MS)) == loss_MS.size  # networks and splits do differ
-
-
 def test_an_ensemble_of_given_probabilities_and_of_sure_networks():
     # Label 0. Image 0: 0.9 and 0.2, so 0.55 together and right; image 1: 0.6 and 0.1, so 0.35 and wrong.
     found = ensemble_scores(given_logits([[0.9, 0.6], [0.2, 0.1]]), members(2), labelled([0, 0], 2))
@@ -156,18 +153,6 @@ def test_an_ensemble_of_given_probabilities_and_of_sure_networks():
     sure = GivenLogits([[[0.0, 2000.0]], [[0.0, 3000.0]]])
     found = ensemble_scores(sure, members(2), labelled([0], 2))
     assert found.loss_M[0] == pytest.approx(2000 + math.log(2), rel=1e-14)
-
-
-def test_an_ensemble_of_resnets_is_the_mean_of_probabilities(resnets):
-    engine, children, dataset, logits_MNK = resnets
-    found, labels = ensemble_scores(engine, children, dataset), dataset.labels_N
-    mean_NK = logits_MNK.softmax(2).mean(0)
-    loss = -mean_NK[torch.arange(len(labels)), labels].log().mean()
-    assert found.loss_M[0] == pytest.approx(float(loss), abs=1e-4)
-    unclear = (mean_NK.topk(2).values.diff().abs() < 1e-4).sum()  # these may turn in float32
-    accuracy = 100 * (mean_NK.argmax(1) == labels).double().mean()
-    assert abs(found.accuracy_M[0] - float(accuracy)) <= 100 * float(unclear) / len(labels) + 1e-9
-    assert found.loss_M[0] < engine.evaluate(children, dataset).loss_M.mean()
 
 
 NAN = GivenLogits([[[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [math.nan, 0.0]]])

@@ -93,7 +93,7 @@ def test_controls_that_a_sweep_may_have(variants):
     assert {"dropped_rate", "alpha", "experiment.momentum"}.isdisjoint(frames["absent"]["control"])
     labels = [effect.label for effect in effects(frames["controls"])]
     for text in ("dropped learning rate (0.1 times, for 1 epoch more)", "another alpha (alpha 0.75)",
-                 "experiment.momentum: average, after 1 further epoch"):  # fmt: skip
+                 "experiment.momentum: average, after 1 epoch of further training"):  # fmt: skip
         assert any(text in label for label in labels), text
 
 
