@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import Pair, all_pairs
 from fastwi.config.read import read_sweep_request
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.data.noise import Noise
@@ -110,6 +111,14 @@ def presented(study: str, frames: Frames, directory: Path) -> tuple[list[Table],
 def column(table: Table, name: str) -> list[str]:
     """One column's cells."""
     return [row[table.columns.index(name)] for row in table.rows]
+
+
+def by_cell(opened: OpenedSweep) -> dict[tuple[int, int, int], Pair]:
+    """The first pair of each parent in each cell, by k, s and parent."""
+    found: dict[tuple[int, int, int], Pair] = {}
+    for pair in all_pairs(opened):
+        found.setdefault((pair.k, pair.s, pair.point.parent), pair)
+    return found
 
 
 def state_of(opened: OpenedSweep, key: str) -> State:

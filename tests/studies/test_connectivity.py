@@ -3,7 +3,7 @@
 import numpy as np
 import polars
 import pytest
-from studied import check, column, measured, mixed, presented, state_of, studied_sweep
+from studied import by_cell, check, column, measured, mixed, presented, state_of, studied_sweep
 
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
@@ -17,33 +17,24 @@ def frames(opened):
     return measured("connectivity", opened, alphas=4)
 
 
-def places_of(opened):
-    """The place of each pair in the tree, by (k, s, parent)."""
-    planned = opened.planned
-    return {
-        (point.config.experiment.k, point.config.experiment.s, point.parent): place
-        for point, place in zip(planned.points, planned.places, strict=True)
-    }
-
-
 def test_the_line_is_that_of_the_stored_networks(opened, frames, seed):
-    line, places = frames["line"], places_of(opened)
+    line, pairs = frames["line"], by_cell(opened)
     assert line.columns[:5] == [*NAMES, "batch_norm"]
     alphas = [0.0, 1 / 3, 0.5, 2 / 3, 1.0]
     assert line.height == 8 * 2 * len(alphas)
     np.testing.assert_allclose(sorted(set(line["alpha"])), alphas, rtol=0, atol=1e-15)
     for i in np.random.default_rng(seed).permutation(line.height)[:10]:
         row = line.row(int(i), named=True)
-        a, b = (state_of(opened, end) for end in places[row["k"], row["s"], row["parent_seed"]].ends)
+        a, b = (state_of(opened, end) for end in pairs[row["k"], row["s"], row["parent_seed"]].place.ends)
         for split in ("train", "test"):
             check(opened, row, mixed((1 - row["alpha"], a), (row["alpha"], b)), split)
 
 
 def test_the_ends_and_the_middle_are_what_the_sweep_measured(opened, frames):
     """To the bit; under recomputed statistics too: on the very images that the sweep recomputed them on."""
-    places, seen = places_of(opened), 0
+    seen = 0
     for row in frames["line"].iter_rows(named=True):
-        place = places[row["k"], row["s"], row["parent_seed"]]
+        place = by_cell(opened)[row["k"], row["s"], row["parent_seed"]].place
         state = {0.0: place.ends[0], 0.5: place.average, 1.0: place.ends[1]}.get(row["alpha"])
         treatment = dict(zip(("averaged", "recomputed"), place.treatments, strict=True))[row["batch_norm"]]
         if state is not None:

@@ -3,8 +3,9 @@
 import numpy as np
 import polars
 import pytest
-from studied import accuracy, column, logits, mean_state, measured, mixed, presented, state_of, treated
+from studied import accuracy, by_cell, column, logits, mean_state, measured, mixed, presented, state_of, treated
 
+from fastwi.analysis.pairs import all_pairs
 from fastwi.experiment.tree import OWN
 from fastwi.studies.controls import ADD, EMA_DECAY, effects, trajectory_weights
 
@@ -17,11 +18,9 @@ def frames(opened):
 def test_every_control_of_the_plain_sweep(opened, frames):
     """At s = 1 the child of s = 2 is there: the trajectory at equal cost, and the children trained on."""
     frame, seen = frames["controls"], 0
-    planned = opened.planned
-    test = opened.resources.splits(planned.points[0].config)[1]
-    places = {(p.config.experiment.k, p.config.experiment.s, p.parent): place
-              for p, place in zip(planned.points, planned.places, strict=True)}  # fmt: skip
-    for (k, s, parent), place in places.items():
+    test, pairs = opened.resources.splits(opened.planned.points[0].config)[1], by_cell(opened)
+    for (k, s, parent), pair in pairs.items():
+        place = pair.place
         ends = [state_of(opened, key) for key in place.ends]
         expected = {}
         for treatment in ("own", "recomputed"):
@@ -38,12 +37,12 @@ def test_every_control_of_the_plain_sweep(opened, frames):
             expected["ensemble", None, treatment] = of_average, accuracy(sum(probabilities), test)
             if s == 1:
                 decayed = np.array([EMA_DECAY, 1]) / (1 + EMA_DECAY)
-                paths = [[state_of(opened, key) for key in path] for path in places[k, 2, parent].children]
+                paths = [[state_of(opened, key) for key in path] for path in pairs[k, 2, parent].place.children]
                 for name, weights in (("child_longer", [0, 1]), ("lawa", [0.5, 0.5]), ("ema", list(decayed))):
                     found = score([mixed(*zip(weights, path, strict=True)) for path in paths])
                     expected[name, 2, treatment] = of_average, np.mean([accuracy(x, test) for x in found])
         if s == 1:
-            on = [opened.measured[path[1], OWN].test_accuracy for path in places[k, 2, parent].children]
+            on = [opened.measured[path[1], OWN].test_accuracy for path in pairs[k, 2, parent].place.children]
             expected["children_on", 1, "own"] = opened.measured[place.after[0], OWN].test_accuracy, np.mean(on)
         rows = frame.filter(polars.col("k") == k, polars.col("s") == s, polars.col("parent_seed") == parent)
         assert rows.height == len(expected)
@@ -57,13 +56,10 @@ def test_every_control_of_the_plain_sweep(opened, frames):
 
 def test_controls_that_a_sweep_may_have(variants):
     """A dropped rate, other alphas, and another momentum: as the sweep measured them."""
-    frames, planned = measured("controls", variants, treatments=("averaged",)), variants.planned
+    frames = measured("controls", variants, treatments=("averaged",))
     assert set(frames["controls"]["alpha"]) == {0.5}
-    momenta = next(i for i, axis in enumerate(planned.spec.axes) if axis.path == "experiment.momentum")
-    at = {
-        (point.values[momenta], point.alpha, point.parent): place
-        for point, place in zip(planned.points, planned.places, strict=True)
-    }
+    at = {(dict(pair.variant)["experiment.momentum"], pair.point.alpha, pair.point.parent): pair.place
+          for pair in all_pairs(variants)}  # fmt: skip
 
     def accuracy_of(*keys):
         return float(np.mean([variants.measured[key, OWN].test_accuracy for key in keys]))

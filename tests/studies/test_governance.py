@@ -4,7 +4,7 @@ import numpy as np
 import polars
 import pytest
 from scipy import stats
-from studied import accuracy, column, logits, losses, mean_state, measured, presented, state_of
+from studied import accuracy, by_cell, column, logits, losses, mean_state, measured, presented, state_of
 
 from fastwi.studies import all_studies
 from fastwi.studies.governance import GAINS, QUANTITIES, correlations
@@ -27,9 +27,9 @@ def test_every_pair(opened, frames):
     pairs = frames["pairs"]
     assert pairs.height == len(opened.planned.points)
     test = opened.resources.splits(opened.planned.points[0].config)[1]
-    for point, place in zip(opened.planned.points, opened.planned.places, strict=True):
-        e = point.config.experiment
-        (row,) = pairs.filter(k=e.k, s=e.s, parent_seed=point.parent).rows(named=True)
+    for (k, s, parent_seed), pair in by_cell(opened).items():
+        place = pair.place
+        (row,) = pairs.filter(k=k, s=s, parent_seed=parent_seed).rows(named=True)
         a, b, parent = (state_of(opened, key) for key in (*place.ends, place.clone))
         a_P, b_P, o_P = (vector(opened, state) for state in (a, b, parent))
         ways = [a_P - o_P, b_P - o_P]

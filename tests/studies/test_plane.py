@@ -4,7 +4,7 @@ import numpy as np
 import polars
 import pytest
 import torch
-from studied import check, measured, mixed, presented, state_of, studied_sweep
+from studied import by_cell, check, measured, mixed, presented, state_of, studied_sweep
 
 from fastwi.errors import UserError
 
@@ -18,11 +18,7 @@ def test_the_plane_holds_the_parent_and_the_pair(opened, frames, seed):
     grid, points = frames["plane"], frames["points"]
     assert grid.height == 2 * 16
     assert grid.select("k", "s", "parent_seed", "pair").unique().rows() == [(2, 2, 0, 0)]  # of the largest k and s
-    place = next(
-        place
-        for point, place in zip(opened.planned.points, opened.planned.places, strict=True)
-        if (point.config.experiment.k, point.config.experiment.s, point.parent) == (2, 2, 0)
-    )
+    place = by_cell(opened)[2, 2, 0].place
     parent, a, b = (state_of(opened, key) for key in (place.clone, *place.ends))
     flat = [torch.cat([s[n].flatten() for n in s if n.endswith(("weight", "bias"))]) for s in (parent, a, b)]
     at = {row["point"]: np.array([row["x_l2"], row["y_l2"]]) for row in points.iter_rows(named=True)}
