@@ -9,6 +9,7 @@ Shapes: C children.
 
 import itertools
 import textwrap
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,10 +96,11 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     have the mean over their pairs. Barriers take `options.alphas` places from 0 to 1 on test images. Null: not
     measured, or not finite.
     """
-    bench, rows = Bench(opened, options), list[dict[str, Any]]()
-    for pair in counted(chosen_pairs(opened, options), progress):
-        found = gains(opened.planned.spec, [pair.point], [pair.place], opened.measured)
-        rows.append({**found.row(0, named=True), **_quantities(opened, pair, options, bench)})
+    bench, pairs, rows = Bench(opened, options), chosen_pairs(opened, options), list[dict[str, Any]]()
+    points, places = [pair.point for pair in pairs], [pair.place for pair in pairs]
+    found = gains(replace(opened.planned, points=points, places=places), opened.measured)
+    for pair, gain in zip(counted(pairs, progress), found.rows(named=True), strict=True):
+        rows.append({**gain, **_quantities(opened, pair, options, bench)})
     frame = opened.frames({"pairs": COLUMNS["pairs"]}, pairs=rows)["pairs"]
     return {"pairs": frame, "correlations": correlations(frame)}
 

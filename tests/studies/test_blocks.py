@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from studied import check, column, measured, mixed, presented, state_of
+from studied import by_cell, check, column, measured, mixed, presented, state_of
 from torch import nn
 
 from fastwi.analysis import block_groups
@@ -19,17 +19,11 @@ def test_blocks_are_moved_one_at_a_time(opened, frames, seed):
     frame = frames["blocks"]
     assert frame.sort("block_number")["block"].unique(maintain_order=True).to_list() == NAMES
     assert frame.height == 2 * 2 * 2 * len(NAMES)
-    places = {
-        point.parent: place
-        for point, place in zip(opened.planned.points, opened.planned.places, strict=True)
-        if (point.config.experiment.k, point.config.experiment.s) == (1, 1)
-    }
     rows = list(frame.iter_rows(named=True))
     wholes = [row for row in rows if row["block"] == "all"]
     for row in [wholes[0], *(rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:5])]:
-        own, other = (
-            state_of(opened, end) for end in places[row["parent_seed"]].ends[:: 1 if row["rest"] == "A" else -1]
-        )
+        ends = [state_of(opened, end) for end in by_cell(opened)[1, 1, row["parent_seed"]].place.ends]
+        own, other = ends if row["rest"] == "A" else ends[::-1]
         middle = mixed((0.5, own), (0.5, other))
         inside = [name for name in own if row["block"] == "all" or f"{name}.".startswith(f"{row['block']}.")]
         assert inside
