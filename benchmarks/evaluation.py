@@ -28,11 +28,10 @@ from torch.nn import functional
 
 from benchmarks.floor import floors_of
 from benchmarks.runner import AGAIN, Case, Report, benchmark
-from benchmarks.task import Task, make_task
+from benchmarks.task import Task, fastwi_case, make_task
 from fastwi.analysis import Evaluator, evaluate_line
-from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, load_split
-from fastwi.engine.choose import ENGINES, build_engine
+from fastwi.engine.choose import ENGINES
 from fastwi.errors import UserError
 from fastwi.kernels.augment import augment_reference
 from fastwi.population import Population
@@ -55,7 +54,8 @@ def main(
     if alphas < 2 or alphas % pieces:
         raise UserError(f"--alphas {alphas}: must be at least 2, and divisible by --pieces {pieces}")
     task = make_task(data, max(1, min(images, 2_560) // 128), device=str(report.device))
-    pair = _siblings(task)
+    train, pair = fastwi_case(task, 2, "auto")
+    train.run()  # a few steps: weights and statistics of real siblings
     splits = {name: load_split(data, name, task.device, images)[0] for name in ("train", "test")}
     places = np.linspace(0, 1, alphas).tolist()
     work = alphas // pieces * sum(map(len, splits.values()))
@@ -66,7 +66,7 @@ def main(
         return Case(lambda: line(places[next(numbers) % pieces :: pieces]), work, static_memory=True)
 
     cases = {shown: functools.partial(build, name) for name, shown in SHOWN.items() if name in baselines}
-    each, floors = floors_of(task.network(), task.image_HWC, batch, task.device, task.dtype, training=False)
+    each, floors = floors_of(task, batch, training=False)
     counts = " + ".join(f"{len(split):,} {name}" for name, split in splits.items())
     part = f", {alphas // pieces} a round," if pieces > 1 else ""
     report.time(
@@ -74,16 +74,6 @@ def main(
         pieces if pieces > 1 else rounds, reference=[FASTWI], each=each, floors=floors,
         check=functools.partial(verify, task.dtype, 100 / images), sums=pieces > 1,
     )  # fmt: skip
-
-
-def _siblings(task: Task) -> Population:
-    """Two siblings that trained for a few steps: weights and statistics of real networks."""
-    engine = build_engine(task.config, task.network())
-    parent = Population.from_modules([task.network()], task.device)
-    engine.train_epoch(parent, task.dataset, [Noise(0)], 0)
-    pair = parent.clone_rows([0, 0])
-    engine.train_epoch(pair, task.dataset, [Noise(1), Noise(2)], 1)
-    return pair
 
 
 def _stock(task: Task, pair: Population, splits: Splits, batch: int, name: str) -> Line:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.runner import GIGA, Floor, Run, Timings
+from benchmarks.task import Task
 from fastwi.kernels.winograd import WinogradConv2d, supported, use_winograd_
 
 PASSES, EVALUATION_PASSES = 8, 2.5
@@ -55,32 +56,27 @@ class Convolution(NamedTuple):
         return 2 * products * (3 - self.first if training else 1)
 
 
-def copy_floor(device: torch.device, bytes_each: float, name: str = "memory", size_bytes: int = _COPIED) -> Floor:
+def copy_floor(device: torch.device, bytes_each: float) -> Floor:
     """The rate at which units of `bytes_each` bytes pass at the bandwidth of a copy: bytes read and written.
 
     On a CPU an ordinary copy also reads the lines that it overwrites, which is not counted: code that updates in
     place can exceed 100 % of it.
     """
-    source, target = torch.rand(2, size_bytes // 4, device=device)
-
-    def rate(timings: Timings) -> float:
-        return 2 * source.nbytes / median(timings[f"{name} floor"]) / bytes_each
-
-    return Floor(name, {f"{name} floor": lambda: target.copy_(source)}, rate)
+    source, target = torch.rand(2, _COPIED // 4, device=device)
+    runs = {"copy": lambda: target.copy_(source)}
+    return Floor("memory", runs, lambda timings: 2 * _COPIED / median(timings["copy"]) / bytes_each)
 
 
-def floors_of(
-    network: nn.Module, image_HWC: torch.Size, batch: int, device: torch.device, dtype: torch.dtype, training: bool
-) -> tuple[dict[str, float], list[Floor]]:
-    """What an image moves at least, and the floors of training or evaluating `network` on batches of such images.
+def floors_of(task: Task, batch: int, training: bool) -> tuple[dict[str, float], list[Floor]]:
+    """What an image moves at least, and the floors of training or evaluating the task's network on its images.
 
     Convolutions are timed on a CPU only: on a GPU the bandwidth binds.
     """
-    layers, outputs = convolutions(network, image_HWC)
-    bytes_each = (PASSES if training else EVALUATION_PASSES) * dtype.itemsize * outputs
-    floors = [copy_floor(device, bytes_each)]
-    if device.type == "cpu":
-        every = {str(i): ways(layer, batch, dtype, training) for i, (layer, _) in enumerate(layers)}
+    layers, outputs = convolutions(task.network(), task.dataset.images_NHWC.shape[1:])
+    bytes_each = (PASSES if training else EVALUATION_PASSES) * task.dtype.itemsize * outputs
+    floors = [copy_floor(task.device, bytes_each)]
+    if task.device.type == "cpu":
+        every = {str(i): ways(layer, batch, task.dtype, training) for i, (layer, _) in enumerate(layers)}
         runs = {f"{i}, {way}": run for i, of in every.items() for way, run in of.items()}
 
         def rate(timings: Timings) -> float:

@@ -71,19 +71,15 @@ def train(engine: str, members: int, **settings: Any) -> dict[str, int]:
     case.run()
     forget_peak(task.device)
     case.run()
+    # What captured steps use is reserved, and not allocated.
+    peak = torch.cuda.max_memory_reserved() if task.device.type == "cuda" else memory_bytes("VmHWM")
     matrices = (population.weights_MP, population.momentum_MP, population.statistics_MQ, population.counters_MB)
     held = sum(matrix.element_size() * matrix.shape[1] for matrix in matrices)
-    return {"peak_bytes": peak_bytes(task.device), "population_bytes_a_member": held}
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory that was in use since `forget_peak`, or since the start where that cannot be set back."""
-    # What captured steps use is reserved, and not allocated.
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else memory_bytes("VmHWM")
+    return {"peak_bytes": peak, "population_bytes_a_member": held}
 
 
 def forget_peak(device: torch.device) -> None:
-    """Begin to measure the peak again."""
+    """Begin to measure the peak again, where that is possible."""
     if device.type == "cuda":
         free_memory(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -81,8 +81,12 @@ class Report:
         for key, value in machine.items():
             print(f"{key}: {value}")
         self._stem = out and out / f"{name}-{self.device.type}"
-        self._results: dict[str, Any] = {"benchmark": name, "machine": machine, "settings": dict(options)}
-        self._results |= {"floors": {}, "measurements": []}
+        self._results: dict[str, Any] = {
+            "benchmark": name,
+            "machine": machine,
+            "settings": dict(options),
+            "measurements": [],
+        }
         self._points: Points = {}
 
     def time(
@@ -141,19 +145,13 @@ class Report:
         finally:
             for case in ready.values():
                 case.close()
-        bounds = {floor.name: floor.rate(timings) for floor in floors}
-        self._results["floors"][title] = {f"{name}_{unit}_per_s": rate for name, rate in bounds.items()}
-        points = {f"{name} floor": [rate] * 3 for name, rate in bounds.items()}
         took = {name: (sum if sums else median)(timings[name]) / case.work for name, case in ready.items()}
         best = min((name for name in reference if name in ready), key=lambda name: took[name], default=None)
-        rows = []
-        measurements: list[dict[str, Any]] = [
-            {"case": name, **at, "not_measured": problem} for name, problem in problems.items()
-        ]
+        bounds = {floor.name: floor.rate(timings) for floor in floors}
+        rows: list[dict[str, Any]] = []
         for name, case in ready.items():
             rates = [case.work / seconds for seconds in timings[name]]
             low, rate, high = quantiles(rates if rounds > 1 else 2 * rates, n=4, method="inclusive")
-            points[name] = [rate, low, high]
             row = {"case": name, f"{unit}_per_s": rate, "quartiles": [low, high]}
             row["s_in_all" if sums else "ms_a_round"] = took[name] * case.work * (1 if sums else 1e3)
             if best:
@@ -161,12 +159,19 @@ class Report:
             row |= {f"{what}_per_s": rate * amount for what, amount in (each or {}).items()}
             row |= {f"of_{floor}_floor_%": 100 * rate / bound for floor, bound in bounds.items()}
             rows.append(row)
-            measurements.append({**row, **at, f"{unit}_a_round": case.work, "seconds": timings[name]})
+        rows += [{"case": f"{name} floor", f"{unit}_per_s": rate} for name, rate in bounds.items()]
         where = "".join(f", {value}" for key, value in at.items() if key != "members")
-        for name, values in points.items():
-            self._points.setdefault(name + where, {})[at.get("members", "")] = values
-        title += f"; {rounds} rounds; " + "".join(f"{name} floor {bounds[name]:,.0f} {unit}/s; " for name in bounds)
-        self.add(title + f"reference: {best or 'none'}", rows, measurements, unit=f"{unit}/s")
+        measurements: list[dict[str, Any]] = []
+        for row in rows:
+            name, rate = row["case"], row[f"{unit}_per_s"]
+            self._points.setdefault(name + where, {})[at.get("members", "")] = [
+                rate,
+                *row.get("quartiles", [rate] * 2),
+            ]
+            raw = {f"{unit}_a_round": ready[name].work, "seconds": timings[name]} if name in ready else {}
+            measurements.append({**row, **at, **raw})
+        measurements += [{"case": name, **at, "not_measured": problem} for name, problem in problems.items()]
+        self.add(f"{title}; {rounds} rounds; reference: {best or 'none'}", rows, measurements, unit=f"{unit}/s")
         for name, problem in problems.items():
             print(f"{name}: {problem}", flush=True)
 

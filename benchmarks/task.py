@@ -54,11 +54,6 @@ class Task:
         """Steps of a round."""
         return self.images // self.batch
 
-    @property
-    def image_HWC(self) -> torch.Size:
-        """The shape of an image."""
-        return self.dataset.images_NHWC.shape[1:]
-
     def network(self) -> nn.Module:
         """The network that all train, from one initialisation."""
         return build_network(self.config, self.dataset.classes)

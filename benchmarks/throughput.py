@@ -91,7 +91,7 @@ def main(
             for name, (shown, _) in CASES.items()
             if name in baselines and (members[0] == M or name not in _SERIAL or name.startswith("stock"))
         }
-        each, floors = floors_of(task.network(), task.image_HWC, batch, task.device, task.dtype, training=True)
+        each, floors = floors_of(task, batch, training=True)
         again = next((shown for shown in OURS.values() if AGAIN in baselines and shown in cases), "")
         report.time(
             f"Training {model}, batch {batch}; M = {M}, {short.steps} steps a round of each", "images", cases,

@@ -142,7 +142,7 @@ def usual(task: Task, members: int) -> Case:
     from torchvision import transforms
 
     steps = [
-        transforms.RandomCrop(task.image_HWC[:2], padding=task.config.augment.padding),
+        transforms.RandomCrop(task.dataset.images_NHWC.shape[1:3], padding=task.config.augment.padding),
         transforms.RandomHorizontalFlip(task.config.augment.flip),
         transforms.ToTensor(),
         transforms.Normalize(task.mean, task.std),
