@@ -152,7 +152,7 @@ class Report:
         for name, case in ready.items():
             rates = [case.work / seconds for seconds in timings[name]]
             low, rate, high = quantiles(rates if rounds > 1 else 2 * rates, n=4, method="inclusive")
-            row = {"case": name, f"{unit}_per_s": rate, "quartiles": [low, high]}
+            row: dict[str, Any] = {"case": name, f"{unit}_per_s": rate, "quartiles": [low, high]}
             row["s_in_all" if sums else "ms_a_round"] = took[name] * case.work * (1 if sums else 1e3)
             if best:
                 row["reference_is_x"] = took[name] / took[best]
