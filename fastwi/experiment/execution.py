@@ -21,10 +21,9 @@ from fastwi.experiment.worker import Worker
 
 
 def worker_for(planned: PlannedSweep) -> Worker:
-    """A worker on this device that refuses all datasets and networks but those that were planned on.
+    """A worker on this device. If it will do what is left, that is tried: memory, images, a step of own networks.
 
-    If this worker will do what is left, that is tried: memory is checked, images are opened, and networks of the
-    user's own make a step. Raises UserError where that fails.
+    Raises UserError where that fails.
     """
     options = planned.spec.options
     worker = Worker(planned.tree, options, Path.cwd())
@@ -50,7 +49,7 @@ def _check_memory(config: Config, resources: Resources) -> None:
 
 
 def carry_out_planned(planned: PlannedSweep, worker: Worker, store: Store, listener: Listener) -> list[str]:
-    """Do all that the store lacks, and export what is measured. `worker` does it, or the executor of the options.
+    """Do all that the store lacks, by `worker` or the executor of the options, and export what is measured.
 
     Returns what could not be done, a line for each reason. Raises UserError where the store cannot be written, or was
     begun in another precision.

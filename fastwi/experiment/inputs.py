@@ -19,7 +19,7 @@ InputsKey: TypeAlias = tuple[str, str, int, str, str]
 class Inputs:
     """A configuration's dataset, source of a user's network and weights, as they were when it was planned.
 
-    `digest`: name and content of each, a line each; it is in the names of results. `counts`: images of each split.
+    `digest`: a line of name and content for each; it is in the names of results. `counts`: images of each split.
     """
 
     digest: str
@@ -54,7 +54,7 @@ def inputs_key(config: Config) -> InputsKey:
 
 
 def network_contents(config: Config, root: Path, built: bool = False) -> dict[str, str]:
-    """Name -> content of the files that a network is made of; a relative path of weights is relative to `root`.
+    """Name -> content of the files that a network is made of. `root`: of a relative path of weights.
 
     `built`: of the source that this process built the network from last, which may be edited by now.
     """

@@ -52,7 +52,7 @@ class Namer:
         """A digest of what decides an epoch beside its start and noise. `epoch` counts those before it."""
         optimizer, schedule, per_epoch = self.config.optimizer, self.config.schedule, self._per_epoch
         rates = [learning_rate((epoch + 1) * per_epoch - 1, per_epoch, optimizer, schedule)]
-        # Past warm-up an epoch has one rate; within, the last step's, the full rate and the length decide all others.
+        # Past warm-up an epoch has one rate; within, the last one, the full one and the length decide all others.
         if epoch * per_epoch < schedule.warmup_iterations:
             rates += [optimizer.learning_rate, schedule.warmup_iterations]
         return _digest(self._context, epoch, rates)

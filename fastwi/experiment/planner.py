@@ -29,9 +29,8 @@ MOST_STATES = 5_000_000  # each takes about 0.4 KB, with its share of points and
 class PointStates:
     """Where a point's results are found in the tree: its last nodes, and by them the keys of all its states.
 
-    `clone_node`: the parent after k epochs. `end_nodes`: the children at interpolation. `last_nodes`: the children's
-    last, which differ from those where children are trained on. `after_node`: the average's last. `treatments`: those
-    of batch-norm statistics that are measured at interpolation, by name, own first.
+    `clone_node`: the parent after k epochs. `end_nodes`, `last_nodes`: the children at interpolation, and their last.
+    `after_node`: the average's last. `treatments`: those measured at interpolation, by name, own first.
     """
 
     tree: Tree = field(repr=False)
@@ -49,12 +48,12 @@ class PointStates:
 
     @property
     def parent(self) -> tuple[str, ...]:
-        """The parent after epochs 1 .. k."""
+        """The parent after epochs 1 to k."""
         return self._path(self.clone_node, 0)
 
     @property
     def children(self) -> tuple[tuple[str, ...], ...]:
-        """Each child after epochs k + 1 .. k + s, and on where children are trained on."""
+        """Each child after epochs k + 1 to k + s, and on where children are trained on."""
         k = self.tree.epochs[self.clone_node]
         return tuple(self._path(last, k) for last in self.last_nodes)
 
@@ -81,8 +80,7 @@ class PointStates:
 class PlannedSweep:
     """A sweep's points, the tree that they make, and each point's place in it.
 
-    The points' configurations name a precision; `auto` is what engine.precision: auto stood for, None where no point
-    had it. `networks`: the users' own.
+    `auto`: what engine.precision: auto stood for in the points, or None. `networks`: the users' own.
     """
 
     spec: SweepSpec
@@ -117,10 +115,9 @@ def plan_run(config: Config, store: Path) -> PlannedSweep:
 def plan_sweep(
     spec: SweepSpec, some: Iterable[Point] | None = None, inputs_of: Callable[[Config], Inputs] | None = None
 ) -> PlannedSweep:
-    """Plan `some` points of a sweep (default: all).
+    """Plan `some` points of a sweep (default: all). `inputs_of` is `Inputs.of` the dataset's card by default.
 
-    `inputs_of` says what a configuration's files are (default: what is on the disk; of datasets, their cards). Raises
-    UserError where a dataset is not there or is smaller than a batch.
+    Raises UserError where a dataset is not there or is smaller than a batch.
     """
     cards = functools.cache(read_card)
     every, auto = list(points(spec) if some is None else some), None

@@ -66,12 +66,10 @@ class StateCache:
 class ResidentStates(StateCache):
     """The states of a tree that a worker has at hand, within a bound of memory, and a way to those that it has not.
 
-    They are named by (node, whether batch-norm statistics are recomputed): an average may be trained on with other
-    statistics than those of its children, averaged.
+    They are named by (node, whether batch-norm statistics are recomputed), for averages may be trained on with either.
     """
 
     def __init__(self, tree: Tree, store: Path, resources: Resources, most_bytes: float) -> None:
-        """`store`: its directory, for the states that are not resident."""
         super().__init__(most_bytes)
         self._tree, self._store, self._resources = tree, store, resources
         self._held: dict[str, Population] = {}
@@ -81,15 +79,15 @@ class ResidentStates(StateCache):
         self.drop([(node, recomputed) for node in nodes for recomputed in (False, True)])
 
     def trained_name(self, node: int) -> Name:
-        """What a state is called as training starts from it: how it is averaged is its configuration's business."""
+        """The name of a state as training starts from it."""
         average = node in self._tree.averages
         return node, average and self._tree.configs[node].experiment.batch_norm == "recompute"
 
     def gather(self, nodes: Sequence[int], files: Files, trains: bool) -> Population:
         """The states `nodes`, of one network, as the members of one population in fresh memory.
 
-        `files`: the stored ones, by key. Averages have the batch-norm statistics of their further training
-        (`trains`), or their children's, averaged. Raises DamagedState for a state whose file is damaged or gone.
+        `files`: the stored ones, by key. `trains`: averages have the statistics that they are trained on with, else
+        their children's, averaged. Raises DamagedState for a state whose file is damaged or gone.
         """
         names = [self.trained_name(node) if trains else (node, False) for node in nodes]
         rows = self._at_hand(names)
@@ -97,9 +95,9 @@ class ResidentStates(StateCache):
         return Population.gather([rows[name] for name in names])
 
     def portions(self, nodes: Sequence[int], files: Files, size: int) -> Iterator[Population]:
-        """As `gather`, up to `size` at a time, in memory that is used again; averages that end here are not kept.
+        """As `gather`, up to `size` at a time, in memory that is used again.
 
-        Nor are stored states that one portion alone needs.
+        Averages that end here, and stored states that one portion alone needs, are not kept.
         """
         tree, rows = self._tree, self._at_hand([(node, False) for node in nodes])
         parts = [nodes[first : first + size] for first in range(0, len(nodes), size)]
@@ -136,9 +134,9 @@ class ResidentStates(StateCache):
         return read_states(self._store, [files[self._tree.keys[node]] for node in nodes], layout, device, into)
 
     def _at_hand(self, names: Sequence[Name]) -> Rows:
-        """The rows of `names`, and of what averages among them are made of, that are resident.
+        """The resident rows of `names`, and of what averages among them are made of.
 
-        Gathering others meanwhile may push them out, and they need not have files yet: hold on to them.
+        They need not have files yet: what is gathered meanwhile must not push them out.
         """
         every = (*names, *self._children([node for node, _ in names]))
         return {name: row for name in every if (row := self.get(name)) is not None}

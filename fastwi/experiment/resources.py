@@ -22,13 +22,10 @@ Splits = tuple[Dataset, Dataset]  # training and test images
 
 
 class Resources:
-    """What jobs need beside states, on one device.
-
-    All methods raise UserError where the dataset, or a network's source or weights, were replaced.
-    """
+    """What jobs need beside states, on one device. UserError where inputs are not those that were planned on."""
 
     def __init__(self, inputs: Mapping[InputsKey, Inputs], root: Path) -> None:
-        """`inputs`: what was planned on. `root` is what a relative `data.path` or `model.weights` is relative to."""
+        """`root`: of a relative `data.path` or `model.weights`."""
         self._inputs, self._root = inputs, root
         self._splits: dict[tuple[DataConfig, str], tuple[Dataset, Dataset, Card]] = {}
         self._layouts: dict[tuple[ModelConfig, int, tuple[int, int]], Layout] = {}
@@ -75,10 +72,7 @@ class Resources:
         return self._engines[kind].with_settings(Settings.of(config))
 
     def tried_engine(self, config: Config) -> Engine:
-        """`engine`, for images that are loaded, once it has tried a network of the user's own.
-
-        Raises ConfigError where that fails.
-        """
+        """`engine`, once it has tried a network of the user's own. ConfigError where that fails."""
         engine, (train, test) = self.engine(config), self.splits(config)
         kind = (config.model, config.engine, config.optimizer.batch_size, config.data)
         if is_own(config.model.name) and kind not in self._tried:

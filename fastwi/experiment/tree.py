@@ -7,10 +7,9 @@ Keys are hex digests of what decides the state and what is measured of it: the s
 augmentation, dataset, precision, noise, epoch and the learning rates of that epoch. Not: devices, engines, threads,
 names or places of files. Two points of a sweep that agree up to an epoch share its key, so the epoch is trained once.
 
-A tree has millions of epochs, so it is columns of numbers: a state is its number, `node`, which counts from 0 in the
-order in which states are added, each after those that it is made of. A task is a number too: that of the epoch to be
-trained, or the number of states plus that of the probe to be made. A probe is a measurement of a state beside the one
-that its own training ends with.
+A tree has millions of epochs, so it is columns of numbers. A state is its number, `node`, each after those that it is
+made of. A probe is a measurement of a state beside the one that its own training ends with. A task is a number too:
+the node of the epoch to be trained, or the number of states plus the number of the probe to be made.
 """
 
 from array import array
@@ -41,15 +40,12 @@ class Treatment:
 
 
 class Tree:
-    """States, probes, and the states worth keeping.
-
-    An epoch is measured with its OWN statistics as part of its training and has no probe for that.
+    """States, probes, and the states worth keeping (`stops`).
 
     Columns by node: `keys`, `epochs` (done at the state), `before` (the node that an epoch starts from; -1 for the
     other kinds), `noises`, `alike` (equal for epochs that can be trained as one population: same network, optimizer,
-    rates, augmentation, dataset and epoch), `configs`. `averages`: node to (nodes of the
-    children, weights). Columns by probe: `probe_nodes`, `probe_treatments` (a place in `treatments`),
-    `probe_configs`. `stops`: nodes. `inputs`: what was planned on.
+    rates, augmentation, dataset and epoch), `configs`. `averages`: node to (nodes of the children, weights). Columns
+    by probe: `probe_nodes`, `probe_treatments` (a place in `treatments`), `probe_configs`. `inputs`: see `Inputs`.
     """
 
     def __init__(self) -> None:
@@ -85,11 +81,7 @@ class Tree:
         alike: str = "",
         average: tuple[tuple[int, ...], tuple[float, ...]] | None = None,
     ) -> int:
-        """The node of a state, added where it is not there yet: of an initial network if no more is given.
-
-        An epoch of training starts from the node `before`; `alike` is a digest (see the class). `average`: the nodes
-        of children, and their weights.
-        """
+        """The node of a state, added where it is not there yet: of an initial network if no more is given."""
         if key in self.nodes:
             return self.nodes[key]
         self.nodes[key] = node = len(self.keys)
@@ -104,7 +96,7 @@ class Tree:
         return node
 
     def add_probe(self, node: int, treatment: Treatment, config: Config) -> None:
-        """A probe, where it is not there yet."""
+        """Add a probe, where it is not there yet. An epoch has none with its own statistics."""
         place = self._treatments.setdefault(treatment, len(self.treatments))
         if place == len(self.treatments):
             self.treatments.append(treatment)
@@ -137,14 +129,14 @@ class Tree:
         return epochs, len(tasks) - epochs
 
     def treatment_of(self, probe: int) -> Treatment:
-        """The treatment of batch-norm statistics under which the task `probe` measures."""
+        """The treatment under which the task `probe` measures."""
         return self.treatments[self.probe_treatments[probe - len(self.keys)]]
 
     def measurement_key(self, task: int) -> MeasurementKey:
         """What a task's measurement is filed under, and the task's name."""
         if task < len(self.keys):
             return self.keys[task], OWN
-        return self.keys[self.probe_nodes[task - len(self.keys)]], self.treatment_of(task).name
+        return self.keys[self.start_of(task)], self.treatment_of(task).name
 
     def measurement_keys(self) -> list[MeasurementKey]:
         """What all measurements are filed under, those of epochs first."""
@@ -155,9 +147,9 @@ class Tree:
         return self.configs[task] if task < len(self.keys) else self.probe_configs[task - len(self.keys)]
 
     def path(self, last: int, first: int) -> list[int]:
-        """The nodes of a trajectory up to the node `last`, from the one after `first` epochs done on."""
+        """The nodes of a trajectory after `first` epochs, up to the node `last`."""
         nodes = []
-        for _ in range(self.epochs[last] - first):
+        while self.epochs[last] > first:
             nodes.append(last)
             last = self.before[last]
         return nodes[::-1]

@@ -44,9 +44,8 @@ class Report(Protocol):
 class Job:
     """Tasks alike, by their numbers in the tree, and what is needed to do them.
 
-    `chains`: for each network its tasks, one after another: epochs, as many for each; or one probe each. `files`: the
-    stored states that they start from, by key. `write`: the nodes whose states are to be handed over. After `seconds`
-    it ends where it is.
+    `chains`: for each network its epochs, one after another and as many for each; or one probe each. `files`: stored
+    states that they start from, by key. `write`: nodes whose states are handed over. After `seconds` it ends.
     """
 
     chains: tuple[tuple[int, ...], ...]
@@ -62,10 +61,7 @@ class Job:
 
 @dataclass(eq=False)
 class Outcome:
-    """What came of a job: the tasks that were done, their measurements, and states to be written, or written already.
-
-    `states`: by key, populations of one member.
-    """
+    """The tasks that were done, their measurements, and states: of one member each, by key; or as written files."""
 
     tasks: list[int]
     measurements: list[Measurement]
@@ -85,8 +81,7 @@ class Worker:
     def run(self, job: Job, report: Report) -> Outcome:
         """Do the tasks of `job`: all of them, or as many as its time allows.
 
-        Raises DamagedState where a stored state is damaged or gone, and UserError where a dataset, a network's
-        source or its weights are not those that the tasks are named by.
+        Raises DamagedState where a stored state is damaged or gone, and UserError where inputs are not as planned.
         """
         return self._train(job, report) if job.chains[0][0] < len(self.tree) else self._probe(job, report)
 
@@ -193,8 +188,7 @@ class Worker:
 def score(engine: Engine, population: Population, test: Dataset, report: Report) -> list[Tested]:
     """Mean loss (nats) and accuracy (%) of every member on the test images.
 
-    A member with a weight or batch-norm statistic that is not finite has diverged, and its loss is NaN whatever came
-    out: a ReLU, or a variance that is infinite, can hide it.
+    The loss of a member with a weight or statistic that is not finite is NaN: a ReLU may hide that it diverged.
     """
     scores = engine.evaluate(population, test, lambda n: report.images(0, n))
     losses = np.where(population.finite_M(), scores.loss_M, np.nan)

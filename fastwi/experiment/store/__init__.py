@@ -1,7 +1,5 @@
 """The store: trained states and measurements on disk, shared by any number of sweeps and processes at once.
 
-One directory:
-
     store.json                      format and version
     index.sqlite                    measurements, states that are there, claims, attempts
     states/ab/<key>.safetensors     a population of one member; the index knows its size and SHA-256

@@ -27,11 +27,10 @@ _Result = TypeVar("_Result")
 
 
 def write_states(directory: str | os.PathLike[str], states: Sequence[tuple[str, "Population"]]) -> list[StoredState]:
-    """Write populations of one member, each as the state of its key; return what `Store.commit` is to be given.
+    """Write populations of one member, each as the state of its key, to the disk; `Store.commit` takes the result.
 
-    They are flushed to the disk. A thread may do this while others train other rows. Claim the states' tasks before:
-    `gc` removes a file that is neither in the index nor claimed. Raises ValueError for a population of more than one
-    member, and UserError where the disk is full or not writable.
+    Claim the states' tasks before: `gc` removes a file that is neither in the index nor claimed. Raises ValueError
+    for a population of more than one member, and UserError where the disk is full or not writable.
     """
     if not states:
         return []
@@ -61,10 +60,10 @@ def read_states(
     device: "torch.device | str | None" = None,
     into: "Population | None" = None,
 ) -> "Population":
-    """The states whose files the index knows as `states`, in their order, as one population on `device`.
+    """The states whose files are `states`, in their order, as one population on `device`.
 
-    They are read into the memory of `into` (as many members, on the CPU) if given. Raises DamagedState for the first
-    that is missing or differs in any byte, and CheckpointError for one of another network than `layout`.
+    `into`: the memory for it, as many members on the CPU. Raises DamagedState for the first that is missing or
+    differs in any byte, and CheckpointError for one of another network than `layout`.
     """
     import torch
 

@@ -34,7 +34,7 @@ _BATCH = 100  # files a transaction; other processes wait for that long
 
 
 class Store(Index, AbstractContextManager["Store"]):
-    """A store directory. Any number of processes may have it open. A context manager; its next use opens it again.
+    """A store directory, for any number of processes at once. A context manager; its next use opens it again.
 
     Every method raises UserError, in one line, where the index is busy, full, not writable or (DamagedIndex) damaged.
     """
@@ -46,10 +46,7 @@ class Store(Index, AbstractContextManager["Store"]):
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], create: bool = True) -> "Store":
-        """Open the store at `directory`; `create` makes one of an empty or missing directory.
-
-        Raises UserError for other directories, a lost or damaged index, and a place that cannot be written.
-        """
+        """Open the store at `directory`; `create` makes one of an empty or missing directory."""
         places = StorePlaces(Path(directory))
         check_directory(places, create)
         store = cls(places)
@@ -76,9 +73,9 @@ class Store(Index, AbstractContextManager["Store"]):
     def look(
         self, tasks: Iterable[MeasurementKey], keys: Iterable[str]
     ) -> tuple[dict[MeasurementKey, Measurement], dict[str, StoredState], set[MeasurementKey]]:
-        """The measurements of `tasks`, the files of the states `keys`, and what others work on, all of one moment.
+        """The measurements of `tasks`, the files of the states `keys`, and what other live owners have claimed.
 
-        Others: live owners that were not made by this `Store`.
+        All of one moment. Others are those that this `Store` did not make.
         """
         with self.reading() as transaction:
             found, files = _measurements(transaction, tasks), _state_files(transaction, keys)
@@ -94,18 +91,15 @@ class Store(Index, AbstractContextManager["Store"]):
         Returns the keys whose measurement was there with a result that differs in any bit. The earlier one is kept.
         """
         measurements = list(measurements)
+        first = {m.key: m for m in reversed(measurements)}
         with self.writing() as transaction:
-            there = _measurements(transaction, (m.key for m in measurements))
-            fresh: dict[MeasurementKey, Measurement] = {}
-            conflicts: dict[MeasurementKey, None] = {}
-            for m in measurements:
-                first = there.get(m.key) or fresh.setdefault(m.key, m)
-                if first.result() != m.result():
-                    conflicts[m.key] = None
-            transaction.add(MEASUREMENTS, (sealed(*m.columns()) for m in fresh.values()))
+            there = _measurements(transaction, first)
+            fresh = (m for key, m in first.items() if key not in there)
+            transaction.add(MEASUREMENTS, (sealed(*m.columns()) for m in fresh))
             transaction.add(STATES, (sealed(file.key, file.bytes, file.sha256) for file in states))
             transaction.delete(CLAIMS, tasks)
-        return list(conflicts)
+        kept = first | there
+        return list(dict.fromkeys(m.key for m in measurements if kept[m.key].result() != m.result()))
 
     def owner(self) -> Owner:
         """A new owner, to claim tasks with: `with store.owner() as owner`."""
@@ -123,9 +117,9 @@ class Store(Index, AbstractContextManager["Store"]):
         add_pins(self, keys, KEPT)
 
     def drop_states(self, keys: Iterable[str]) -> set[str]:
-        """Remove states, but none that are kept or that another live owner has pinned or claimed; return those gone.
+        """Remove states but not measurements; return those gone. The pins that this `Store` has on `keys` end.
 
-        Another: not made by this `Store`, whose owners' pins on `keys` end. Measurements stay.
+        What is kept, or pinned or claimed by a live owner that this `Store` did not make, stays.
         """
         dropped = set[str]()
         for batch in _batches(list(dict.fromkeys(keys))):
@@ -141,7 +135,7 @@ class Store(Index, AbstractContextManager["Store"]):
     def mark_damaged(self, key: str) -> bool:
         """Forget a damaged state and its measurements, so that it is trained again; its file goes to `damaged/`.
 
-        A state whose file is right, because another process wrote it again, stays. Returns whether it was forgotten.
+        Returns whether it was: not where the file is right, because another process wrote it again.
         """
         with self.writing() as transaction:
             if any(damage_of(self.places, file) is None for file in _state_files(transaction, [key]).values()):
@@ -160,9 +154,9 @@ class Store(Index, AbstractContextManager["Store"]):
     def gc(self) -> dict[str, int]:
         """Remove unfinished files, `stray_states`, what dead owners held, and `damaged/`.
 
-        Nothing goes that a live owner pinned or claimed, and no clock is asked: if writing.lock is free, every
-        unfinished file was left by a dead process. Returns `temporary`, `orphans` and `damaged` bytes; numbers of
-        `claims` (with pins) and `locks`. UserError where the index is empty and there are states: it was lost.
+        Nothing goes that a live owner pinned or claimed. If writing.lock is free, every unfinished file was left by a
+        dead process. Returns `temporary`, `orphans` and `damaged` bytes; numbers of `claims` (with pins) and `locks`.
+        UserError where the index is empty and there are states: it was lost.
         """
         places, temporary, strays = self.places, 0, self.stray_states()
         with self.reading() as transaction:
