@@ -226,7 +226,7 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
     tree_is_done(tmp_path)
     counts = attempts(tmp_path)
     assert len(counts) == EPOCHS + PROBES
-    # A kill costs what was in progress or not written yet; how much at most is `tests/campaigns/kills.py`'s.
+    # A kill costs what was in progress or not written yet.
     assert max(counts.values()) <= 1 + kills
 
 

@@ -3,8 +3,8 @@
 Each actor gets the tree once, and keeps its datasets, compiled networks and resident states; a job goes to the free
 actor that made most of the states that it starts from. Actors write states through the store's directory, which every
 machine must see under the same path, before their outcome is reported; the sweep's process alone writes the index.
-Where `RAY_ADDRESS` names a cluster it is used, else Ray starts on this machine. Where actors run, on which nodes and
-(parts of) GPUs, is Ray's business. An actor that dies is replaced by a new one, which begins its job again.
+Where `RAY_ADDRESS` names a cluster it is used, else Ray starts on this machine. Ray decides on which nodes and (parts
+of) GPUs actors run. An actor that dies is replaced by a new one, which begins its job again.
 """
 
 import dataclasses
@@ -100,7 +100,7 @@ class RayExecutor(Executor):
 
 
 class _Actor:
-    """A worker in a process of its own. It is its own report, which nobody hears: the outcome has it all."""
+    """A worker in a process of its own. As its own report it does nothing: the outcome has all measurements."""
 
     def __init__(self, tree: Tree, options: SweepOptions, root: Path) -> None:
         self._store = options.store

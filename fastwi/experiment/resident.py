@@ -66,7 +66,7 @@ class StateCache:
 class ResidentStates(StateCache):
     """The states of a tree that a worker has at hand, within a bound of memory, and a way to those that it has not.
 
-    They are named by (node, whether batch-norm statistics are recomputed), for averages may be trained on with either.
+    They are named by (node, whether batch-norm statistics are recomputed): averages may be trained on with either.
     """
 
     def __init__(self, tree: Tree, store: Path, resources: Resources, most_bytes: float) -> None:

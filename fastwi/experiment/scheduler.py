@@ -1,4 +1,4 @@
-"""Carries a tree out: claims what is ready, hands it to an executor as jobs, has what comes back written.
+"""Carries out a tree: claims what is ready, gives it to an executor as jobs, and has the outcomes written.
 
 Any number of processes may carry out the same tree, or trees that share epochs, on one store: epochs are claimed
 before they are trained, and a process that dies loses its claims. What is done is never done again.
@@ -32,7 +32,7 @@ class Executor:
         self._waiting: list[tuple[Job, Report]] = []
 
     def submit(self, job: Job, report: Report) -> None:
-        """Begin `job`, best where its states are at hand. `report` hears of it meanwhile, or with its outcome."""
+        """Begin `job`, best where its states are at hand. `report` is called meanwhile, or with its outcome."""
         self._waiting.append((job, report))
 
     def wait(self) -> tuple[Job, Outcome | Exception]:
@@ -53,10 +53,10 @@ class Executor:
 
 
 class Listener(Report, Protocol):
-    """What hears of progress. The experiment itself prints nothing."""
+    """Receives progress. The experiment itself prints nothing."""
 
     def planned(self, left: Sequence[int]) -> None:
-        """The tasks that are left, ascending; again where a state was damaged, or another process did some."""
+        """The tasks that are left, ascending. Called again where another plan is necessary."""
 
     def warned(self, message: str) -> None:
         """Something that the user should know."""
@@ -64,7 +64,7 @@ class Listener(Report, Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """Networks trained, and probed, together; seconds of training between two writes of what it goes on from."""
+    """Networks trained together, and probed together; seconds of training between two checkpoints."""
 
     members: int
     probes: int
@@ -72,7 +72,7 @@ class Limits:
 
 
 def limits_of(options: SweepOptions, state_bytes: int, members_at_once: int) -> Limits:
-    """The limits of a sweep whose networks take `state_bytes`; its engine likes `members_at_once` best.
+    """The limits of a sweep whose networks take `state_bytes`; its engine is fastest with `members_at_once`.
 
     Half of the memory is for the populations of a job: beside a network's own row there are its gradient and a copy
     of it at the start, and an average has its children beside it. The other half is for resident states.
@@ -120,7 +120,7 @@ class _Pass:
         self.queue = ReadyQueue(tree, left)
         if self.failed:
             self._remove([task for task in left if tree.measurement_key(task) in self.failed])
-        # What an earlier process went on from, until it was killed.
+        # What an earlier process, killed since, continued from.
         self._drop([node for node in map(tree.nodes.__getitem__, self.stored) if not self.queue.needed(node)])
 
     def _plan(self) -> Sequence[int]:

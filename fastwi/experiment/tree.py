@@ -149,7 +149,7 @@ class Tree:
     def path(self, last: int, first: int) -> list[int]:
         """The nodes of a trajectory after `first` epochs, up to the node `last`."""
         nodes = []
-        while self.epochs[last] > first:
+        for _ in range(self.epochs[last] - first):
             nodes.append(last)
             last = self.before[last]
         return nodes[::-1]

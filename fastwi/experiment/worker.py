@@ -31,7 +31,7 @@ _GATHERED = 64
 
 
 class Report(Protocol):
-    """What hears of a job while it is done."""
+    """Receives the progress of a job."""
 
     def images(self, trained: int, evaluated: int) -> None:
         """Images passed through networks since the last call."""

@@ -1,10 +1,10 @@
 """`python tests/campaigns/faults.py`: every command that writes, disturbed; nothing may be lost or wrong.
 
-Faults: kill -9 and SIGTERM at random moments and at random writes, a disk that is full, a directory that cannot be
-written, a clock that runs backwards, a dataset that is replaced between two runs, another process that has claimed all
-tasks of a store and dies. After each: no half-written file and no wrong value in a store; the command says what is
-wrong in one line where it can (exit code 2, or 143 for SIGTERM); and the same command, run again, ends with the bytes
-of an undisturbed run.
+Faults: kill -9, SIGTERM and Ctrl-C at random moments and at random writes, a disk that is full, a directory that
+cannot be written, a clock that runs backwards, a dataset that is replaced between two runs, another process that has
+claimed all tasks of a store and dies. After each: no half-written file and no wrong value in a store; the command says
+what is wrong in one line where it can (exit code 2, 143 for SIGTERM, 130 for Ctrl-C); and the same command, run again,
+ends with the bytes of an undisturbed run. The epochs that were trained again because of kills are counted.
 
 Disks that are full or not writable are small file systems in memory, which only root can mount: without that these
 faults are left out.
@@ -23,12 +23,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"}
 
 from faulty.begin import printed_seed, shown, workplace
 from faulty.jobs import Job, check_same, check_whole, contents, copied, make_job
-from faulty.process import Ended, Fault, run
+from faulty.process import Ended, Fault, Main, run
 
 import data_prep.__main__
 import fastwi.analyze
@@ -37,6 +38,7 @@ import fastwi.store
 import fastwi.sweep
 import fastwi.train
 from data_prep import prepare
+from fastwi.engine.loop import LoopEngine
 from fastwi.experiment.store import Store
 
 _SWEEP = """
@@ -67,7 +69,7 @@ def make_jobs(place: Path) -> dict[str, Job]:
     jobs: dict[str, Job] = {}
 
     def add(name: str, module: object, argv: list[str], start: Path) -> Path:
-        jobs[name] = make_job(place, name, module.main, argv, start)  # type: ignore[attr-defined]
+        jobs[name] = make_job(place, name, _counted(module.main), argv, start)  # type: ignore[attr-defined]
         return jobs[name].end
 
     prepared = add("data_prep", data_prep.__main__, ["digits", "--out=data", "--writer=raw"], empty)
@@ -82,6 +84,31 @@ def make_jobs(place: Path) -> dict[str, Job]:
     add("store gc", fastwi.store, ["gc", "store"], littered)
     add("store rebuild", fastwi.store, ["rebuild", "store"], swept)
     return jobs
+
+
+def _counted(main: Main) -> Main:
+    """`main`, which notes the networks of each epoch that it has trained in a file beside its directory."""
+
+    def begin(argv: list[str]) -> int:
+        here, train = Path.cwd(), LoopEngine.train_epoch
+        log = os.open(here.with_name(f"{here.name}.trained"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+
+        def train_epoch(engine: Any, population: Any, *arguments: Any, **named: Any) -> list[float]:
+            losses = train(engine, population, *arguments, **named)
+            os.write(log, f"{population.members}\n".encode())
+            return losses
+
+        LoopEngine.train_epoch = train_epoch  # type: ignore[method-assign]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+        return main(argv)
+
+    return begin
+
+
+def _epochs(directory: Path) -> int:
+    """Epochs of single networks that were trained to their end by the command that ran in `directory` last."""
+    log = directory.with_name(f"{directory.name}.trained")
+    return sum(map(int, log.read_text().split())) if log.exists() else 0
 
 
 def _litter(store: Path) -> None:
@@ -107,7 +134,8 @@ class Faults:
         # What injects each kind, and how often: kills matter most, as they strike anywhere.
         self.kinds: dict[str, tuple[Callable[[Job], None], int]] = {
             "kill -9": (lambda job: self._killed(job, signal.SIGKILL), 8),
-            "SIGTERM": (lambda job: self._killed(job, signal.SIGTERM), 6),
+            "SIGTERM": (lambda job: self._killed(job, signal.SIGTERM), 4),
+            "Ctrl-C": (lambda job: self._killed(job, signal.SIGINT), 2),
             "disk full": (self._full, 4),
             "read-only": (self._read_only, 2),
             "clock back": (self._clock_back, 1),
@@ -117,6 +145,7 @@ class Faults:
         if not _can_mount(place):
             del self.kinds["disk full"], self.kinds["read-only"]
         self.injected: Counter[tuple[str, str]] = Counter()
+        self.lost: Counter[int] = Counter()  # kills, by the epochs that each cost
         self.wrong: list[str] = []
 
     def inject(self, kind: str) -> None:
@@ -135,16 +164,19 @@ class Faults:
         check_same(job, directory, run(job.main, job.argv, directory))
 
     def _killed(self, job: Job, number: int) -> None:
-        directory = copied(job.start, self._box / "t")
+        directory, again = copied(job.start, self._box / "t"), -_epochs(job.end)
         for _ in range(self._draw.choice((1, 1, 2))):
             if self._draw.random() < 0.6:
                 fault = Fault(number, write=self._draw.randrange(1, job.writes + 1))
             else:
                 fault = Fault(number, seconds=self._draw.uniform(0, 1.1 * job.seconds))
             ended = run(job.main, job.argv, directory, fault)
-            _check_said(ended, (0, -number, 143 if number == signal.SIGTERM else -number))
+            _check_said(ended, (0, -number, {signal.SIGTERM: 143, signal.SIGINT: 130}.get(number, -number)))
             _check_whole(job, directory)
+            again += _epochs(directory)
         self._again(job, directory)
+        self.lost[again + _epochs(directory)] += 1
+        assert min(self.lost) >= 0, "an epoch was never trained"
 
     def _full(self, job: Job) -> None:
         needed = sum(map(len, contents(job.end).values())) - sum(map(len, contents(job.start).values()))
@@ -291,6 +323,7 @@ def main() -> int:
     print(f"{'fault':<18}" + "".join(f"{name:>15}" for name in names))
     for kind in faults.kinds:
         print(f"{kind:<18}" + "".join(f"{faults.injected[kind, name] or '-':>15}" for name in names))
+    print("epochs trained again after kills:", ", ".join(f"{n}: {faults.lost[n]} x" for n in sorted(faults.lost)))
     print(f"{faults.injected.total()} faults injected, {len(faults.wrong)} lost or wrong results")
     return 1 if faults.wrong else 0
 

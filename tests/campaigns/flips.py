@@ -5,8 +5,8 @@ run again. What came of it is one of:
 
 - refused: exit code 1, 2 or 3, and a line that says so and names the file;
 - another name: other numbers, filed under another name than those of the whole files (a flip in a configuration, in a
-  network's source or in given weights is another configuration, source or weights, which nothing can tell from an
-  edit; the name has to tell them apart);
+  network's source or in given weights is another configuration, source or weights, which looks like an
+  edit; its name must differ);
 - the same: exit code 0 and every number as without the flip, whether the flip had no effect or what it damaged was
   noticed and made again ("made again": the command said so);
 - WRONG: another number under the same name with exit code 0, a traceback, or a refusal that does not say which file.
@@ -72,7 +72,7 @@ axes:
 sweep: {store: store, directory: sweeps, name: grid, parents: [0, 3], children: 2}
 analysis: {alphas: 3, pairs: 1, treatments: [averaged]}
 """
-# Not in the files: a flip here changes how results are computed, to rounding, and no name tells rounding.
+# Not in the files: a flip here changes results by rounding, which is not in any name.
 _ENGINE = ("--engine.device=cpu", "--engine.precision=fp32", "--engine.backend=eager", "--engine.threads=1",
            "--engine.name=loop", "--engine.evaluation_batch=500", "--data.decoder=reference")  # fmt: skip
 

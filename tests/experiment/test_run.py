@@ -86,7 +86,7 @@ def whole(digits_directory, tmp_path_factory):
 def test_rows(whole):
     _, rows = whole
     names = ["average", "child 1", "child 2"]
-    assert told(rows) == [
+    assert named(rows) == [
         ("parent", 1, "parent", "own"), ("parent", 2, "parent", "own"),
         ("children", 3, "child 1", "own"), ("children", 3, "child 2", "own"),
         *(("interpolation", 3, name, treatment) for treatment in ("own", "recomputed") for name in names),
@@ -103,7 +103,7 @@ def test_rows(whole):
     assert all(losses[name] == loss for name, loss in children.items())
 
 
-def told(rows: list[dict]) -> list[tuple]:
+def named(rows: list[dict]) -> list[tuple]:
     return [(row["stage"], row["epoch"], row["network"], row["batch_norm"]) for row in rows]
 
 
@@ -263,7 +263,7 @@ def test_a_child_that_diverges_stops_and_the_others_go_on(digits_directory, tmp_
     with pytest.raises(Stopped):
         run(config, tmp_path / "again", 3, spoiled(2, 2), 0.0)
     again = run(config, tmp_path / "again", engine=spoiled(2, 2))
-    assert told(again) == told(rows)
+    assert named(again) == named(rows)
     assert [row for row in again if row not in diverged(again)] == expected
 
 
@@ -278,7 +278,7 @@ def test_children_go_on_without_an_average_that_diverges(digits_directory, tmp_p
 
 def test_nothing_comes_of_a_parent_that_diverges(digits_directory, tmp_path):
     rows = run(config_of(digits_directory, k=2), tmp_path, engine=spoiled(0, 0))
-    assert told(rows) == [("parent", 1, "parent", "own")]
+    assert named(rows) == [("parent", 1, "parent", "own")]
     assert diverged(rows) == rows
 
 
@@ -317,5 +317,5 @@ def test_an_average_that_diverges_is_not_trained_on(digits_directory, tmp_path, 
     assert (row["network"], row["batch_norm"]) == ("average", ("own", "recomputed")[treatment])
     stops = (trained_on == "recompute") == (treatment == 1)
     expected = [r for r in whole if r["stage"] != "after" or r["network"] != "average" or not stops]
-    assert told(rows) == told(expected)
+    assert named(rows) == named(expected)
     assert [r for r in rows if r["stage"] == "after"] == [r for r in expected if r["stage"] == "after"]

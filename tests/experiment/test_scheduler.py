@@ -32,12 +32,12 @@ EPOCH_BY_EPOCH, IN_CHAINS = Limits(1, 1, 0.0), Limits(4, 8, 60.0)
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scheduler that waits for what never comes fails here, instead of looking for it for ever."""
+    """A scheduler that waits without end fails here, after so many looks at the store."""
     left, look = [500], Store.look
 
     def looked(store: Store, *what: Iterable[object]) -> object:
         left[0] -= 1
-        assert left[0], "it waits for ever"
+        assert left[0], "it waits without end"
         return look(store, *what)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Store, "look", looked)
@@ -399,7 +399,7 @@ def test_limits_are_what_the_memory_holds() -> None:
     def limits(**options: object) -> Limits:
         return limits_of(SweepOptions(checkpoint_seconds=7.0, **options), 2**20, 32)  # type: ignore[arg-type]
 
-    assert limits(memory_GiB=4.0) == Limits(32, 409, 7.0)  # 2048 rows: what the engine likes, and a fifth of them
+    assert limits(memory_GiB=4.0) == Limits(32, 409, 7.0)  # 2048 rows: what is fastest, and a fifth of them
     assert limits(memory_GiB=4.0, population=100) == Limits(100, 409, 7.0)
     assert limits(memory_GiB=0.125) == Limits(21, 12, 7.0)  # 64 rows
     assert limits(memory_GiB=0.125, population=100) == Limits(21, 12, 7.0)

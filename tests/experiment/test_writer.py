@@ -1,7 +1,7 @@
 """The writer behind the training: what is written, in which order, and what is lost by nobody."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,11 +19,8 @@ from fastwi.population import Population
 NETWORK = Population.from_modules([nn.Linear(2, 2)])
 
 
-def ignored(_message: str) -> None: ...
-
-
-def outcome(*keys: str) -> Outcome:
-    rows = [Measurement(key, OWN, 1, 0.5, 0.1, 0.5, 50.0, 1.0) for key in keys]
+def outcome(*keys: str, train_loss: float = 0.5) -> Outcome:
+    rows = [Measurement(key, OWN, 1, train_loss, 0.1, 0.5, 50.0, 1.0) for key in keys]
     return Outcome([], rows, [(key, NETWORK) for key in keys])
 
 
@@ -42,9 +39,20 @@ class Slow:
 
 
 @pytest.fixture
-def store(tmp_path: Path):
+def store(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "store") as opened:
         yield opened
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def writer(store: Store, lines: list[str]) -> Iterator[Writer]:
+    with Writer(store, lines.append) as made:
+        yield made
 
 
 @pytest.fixture
@@ -54,8 +62,8 @@ def slow(store: Store, monkeypatch: pytest.MonkeyPatch) -> Slow:
     return made
 
 
-def test_outcomes_are_written_whole_and_in_order(store: Store, slow: Slow) -> None:
-    with store.owner() as owner, Writer(store, ignored) as writer:
+def test_outcomes_are_written_whole_and_in_order(store: Store, slow: Slow, writer: Writer) -> None:
+    with store.owner() as owner:
         names = owner.claim([(key, OWN) for key in ("aa", "bb", "cc")])
         writer.put(outcome("aa", "bb"), names[:2])
         writer.put(outcome("cc"), names[2:])
@@ -67,32 +75,30 @@ def test_outcomes_are_written_whole_and_in_order(store: Store, slow: Slow) -> No
         assert claims(store) == {}
 
 
-def test_an_unwanted_state_is_not_written(store: Store, slow: Slow) -> None:
-    with Writer(store, ignored) as writer:
-        writer.put(outcome("aa"), ())
-        writer.put(outcome("bb", "cc"), ())
-        assert slow.begun.wait(60)
-        writer.drop(["bb"])
-        slow.go.set()
-        writer.flush()
-        assert store.states() == {"aa", "cc"}
-        assert len(store.measurements()) == 3
-        assert not store.places.state("bb").exists()
-        writer.put(outcome("bb"), ())  # trained again, because it is needed again
-        writer.flush()
-        assert store.states() == {"aa", "bb", "cc"}
+def test_an_unwanted_state_is_not_written(store: Store, slow: Slow, writer: Writer) -> None:
+    writer.put(outcome("aa"), ())
+    writer.put(outcome("bb", "cc"), ())
+    assert slow.begun.wait(60)
+    writer.drop(["bb"])
+    slow.go.set()
+    writer.flush()
+    assert store.states() == {"aa", "cc"}
+    assert len(store.measurements()) == 3
+    assert not store.places.state("bb").exists()
+    writer.put(outcome("bb"), ())  # trained again, because it is needed again
+    writer.flush()
+    assert store.states() == {"aa", "bb", "cc"}
 
 
-def test_a_state_goes_after_what_was_made_of_it_is_written(store: Store, slow: Slow) -> None:
+def test_a_state_goes_after_what_was_made_of_it_is_written(store: Store, slow: Slow, writer: Writer) -> None:
     """A kill between two outcomes leaves something to go on from."""
     store.commit((), write_states(store.directory, [("aa", NETWORK)]), ())
-    with Writer(store, ignored) as writer:
-        writer.put(outcome("another"), ())
-        writer.put(outcome("made-of-aa"), ())
-        assert slow.begun.wait(60)
-        writer.drop(["aa"])
-        slow.go.set()
-        writer.flush()
+    writer.put(outcome("another"), ())
+    writer.put(outcome("made-of-aa"), ())
+    assert slow.begun.wait(60)
+    writer.drop(["aa"])
+    slow.go.set()
+    writer.flush()
     assert slow.stored == [{"aa"}, {"aa", "another"}]
     assert store.states() == {"another", "made-of-aa"}
 
@@ -101,16 +107,15 @@ def test_an_error_is_raised_where_the_training_is(store: Store, monkeypatch: pyt
     def full(directory: Path, states: object) -> list[StoredState]:
         raise UserError("no space left")
 
-    monkeypatch.setattr(module, "write_states", full)
-    writer = Writer(store, ignored)
-    writer.put(outcome("aa"), ())
-    with pytest.raises(UserError, match="no space left"):
-        writer.flush()
-    monkeypatch.undo()
-    with pytest.raises(UserError, match="no space left"):
-        writer.put(outcome("bb"), ())
-    with pytest.raises(UserError, match="no space left"):
-        writer.__exit__(None, None, None)
+    writer = Writer(store, print)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_states", full)
+        writer.put(outcome("aa"), ())
+        with pytest.raises(UserError, match="no space left"):
+            writer.flush()
+    for use in (lambda: writer.put(outcome("bb"), ()), lambda: writer.__exit__(None, None, None)):
+        with pytest.raises(UserError, match="no space left"):
+            use()
     assert store.measurements() == {}
 
 
@@ -118,7 +123,7 @@ def test_what_waits_is_written_when_it_is_interrupted(store: Store, slow: Slow) 
     keys = [f"{number:02}" for number in range(MOST_WAITING)]
 
     def interrupted() -> None:
-        with Writer(store, ignored) as writer:
+        with Writer(store, print) as writer:
             for key in keys:
                 writer.put(outcome(key), ())
             assert store.states() == set()
@@ -130,11 +135,9 @@ def test_what_waits_is_written_when_it_is_interrupted(store: Store, slow: Slow) 
     assert store.states() == set(keys)
 
 
-def test_measurements_that_differ_are_told_of(store: Store) -> None:
-    lines: list[str] = []
-    with Writer(store, lines.append) as writer:
-        writer.put(outcome("aa"), ())
-        other = Measurement("aa", OWN, 1, 0.25, 0.1, 0.5, 50.0, 1.0)
-        writer.put(Outcome([], [other]), ())
+def test_measurements_that_differ_are_reported(store: Store, writer: Writer, lines: list[str]) -> None:
+    writer.put(outcome("aa"), ())
+    writer.put(outcome("aa", train_loss=0.25), ())
+    writer.flush()
     assert [line.split()[0] for line in lines] == ["1"]
     assert store.measurements()["aa", OWN].train_loss == 0.5

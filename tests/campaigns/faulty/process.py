@@ -7,7 +7,6 @@ threads then, for which its forks would wait in vain.
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -25,7 +24,7 @@ PATIENCE = 300.0  # seconds on a busy machine
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong in the child: `signal` is sent after `seconds`, of its start or of the write number `write`."""
+    """What goes wrong in the child: `signal` is sent at the write number `write`, or after `seconds`."""
 
     signal: int = 0
     seconds: float = 0.0
@@ -93,10 +92,7 @@ def _count_writes(fault: Fault) -> list[int]:
         if event in _EVENTS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES):
             writes[0] += 1
             if fault.signal and writes[0] == fault.write:
-                if fault.seconds:
-                    threading.Timer(fault.seconds, os.kill, (os.getpid(), fault.signal)).start()
-                else:
-                    os.kill(os.getpid(), fault.signal)
+                os.kill(os.getpid(), fault.signal)
 
     sys.addaudithook(hear)
     return writes

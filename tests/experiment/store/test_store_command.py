@@ -154,37 +154,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(store):
     assert verify(store).damage == []
 
 
-LIMITED = """
-import sys
-sys.path.insert(0, {tests!r})
-from store_samples import *
-import resource
-from fastwi.errors import UserError
-store = Store.open({directory!r})
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-try:
-    for number in range(1000):
-        store.commit([measurement(number * 20 + n) for n in range(20)], [], [])
-        print(number, flush=True)
-except UserError as error:
-    assert len(str(error).splitlines()) == 1
-"""
-
-
-def test_files_that_the_system_will_not_grow(store):
-    """A limit on file sizes stands in for a quota: SQLite calls it an I/O error."""
-    store.close()
-    script = LIMITED.format(tests=str(Path(__file__).parent), directory=str(store.directory))
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stderr
-    committed = len(ended.stdout.split())
-    assert 0 < committed < 1000
-    assert len(store.measurements()) == 20 * committed
-    assert verify(store).damage == []
-
-
-@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="needs to become another user")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user")
 @pytest.mark.parametrize("kind", ["to read only", "hidden", "new"])
 def test_a_directory_of_another_user_is_refused_in_one_line(kind):
     with tempfile.TemporaryDirectory() as name:  # tmp_path lies in a directory that others may not enter
@@ -194,26 +164,14 @@ def test_a_directory_of_another_user_is_refused_in_one_line(kind):
         directory.chmod(0o700 if kind == "hidden" else 0o755)
         directory.parent.chmod(0o755)
         before = sorted(directory.iterdir())
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.setuid(65534)
-            message = "nothing was refused"
-            try:
+        os.seteuid(65534)
+        try:
+            with pytest.raises(UserError, match="ermission denied") as refusal:
                 Store.open(Path(name, "another") if kind == "new" else directory)
-            except UserError as error:
-                message = str(error)
-            except BaseException as error:
-                message = repr(error)
-            os.write(writer, message.encode())
-            os._exit(0)
-        os.close(writer)
-        os.waitpid(child, 0)
-        with os.fdopen(reader) as stream:
-            message = stream.read()
-        assert message.startswith(name)
-        assert "ermission denied" in message
-        assert "\n" not in message
+        finally:
+            os.seteuid(0)
+        assert str(refusal.value).startswith(name)
+        assert "\n" not in str(refusal.value)
         assert sorted(directory.iterdir()) == before
 
 

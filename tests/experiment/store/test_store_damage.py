@@ -118,7 +118,7 @@ def harmed(directory: Path, lost: str) -> None:
         index.unlink()
         if "empty" in lost:
             index.touch()
-    elif lost == "row":  # what no row's checksum can tell
+    elif lost == "row":  # which no row's checksum can find
         (rows,) = struct.unpack_from(">H", content, page + 3)
         struct.pack_into(">H", content, page + 3, rows - 1)
         index.write_bytes(content)
@@ -154,25 +154,24 @@ def test_rebuilding_gives_the_same_values_though_it_was_cut_off(closed, tmp_path
         assert found == held
 
 
-def test_rebuilding_leaves_damaged_states_and_rows_out(closed, tmp_path):
+@pytest.mark.parametrize("lost", ["index.sqlite", "metrics.parquet", ""])
+def test_rebuilding_leaves_damaged_states_and_rows_out(closed, tmp_path, lost):
     """Without an index a state is compared with the checksums in its file, with one with the index's SHA-256."""
-    for lost in (True, False):
-        copy = copy_of(closed[0], tmp_path / f"store {lost}")
-        with Store.open(copy) as store, store.writing() as transaction:
-            transaction.execute("UPDATE measurements SET epoch = 99 WHERE state = ?", (key_of(4),))
-            flip(store.places.state(key_of(3)), -1)
-            store.places.metrics.unlink() if not lost else None
-        if lost:
-            (copy / "index.sqlite").unlink()
-        found = rebuild(copy)
-        assert (found["damaged_states"], found["damaged_rows"]) == (1, 0 if lost else 2)
-        assert damage(copy) == []
-        with Store.open(copy) as store:
-            assert store.states() == {key_of(n) for n in (0, 1, 2, 4, 5)}
-            measured = {state for state, _ in store.measurements()}
-            assert len(store.measurements()) == (154 if lost else 152)
-        assert key_of(3) not in measured
-        assert (key_of(4) in measured) == lost  # trained again, else
+    copy = copy_of(closed[0], tmp_path / "store")
+    with Store.open(copy) as store, store.writing() as transaction:
+        transaction.execute("UPDATE measurements SET epoch = 99 WHERE state = ?", (key_of(4),))
+        flip(store.places.state(key_of(3)), -1)
+    if lost:
+        (copy / lost).unlink()
+    found = rebuild(copy)
+    assert (found["damaged_states"], found["damaged_rows"]) == (1, 0 if lost == "index.sqlite" else 2)
+    assert damage(copy) == []
+    with Store.open(copy) as store:
+        assert store.states() == {key_of(n) for n in (0, 1, 2, 4, 5)}
+        measured = {state for state, _ in store.measurements()}
+        assert len(store.measurements()) == (152 if lost == "metrics.parquet" else 154)
+    assert key_of(3) not in measured
+    assert (key_of(4) in measured) == (lost != "metrics.parquet")  # trained again, else
 
 
 def test_rebuilding_needs_the_store_for_itself(closed, tmp_path):
