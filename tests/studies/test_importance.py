@@ -19,7 +19,6 @@ from studied import (
 
 from fastwi.errors import UserError
 from fastwi.report.estimates import hard_less_easy
-from fastwi.studies import all_studies
 
 IMAGES, SPLITS = 60, 4
 
@@ -147,49 +146,21 @@ def test_tables_and_figure(frames, tmp_path):
         assert text in drawn
 
 
-def gains(by_split: list[float], parents: int, seed: int) -> dict[str, polars.DataFrame]:
-    """Gains around the given means, a split each; drops of the same size after an epoch."""
+@pytest.mark.parametrize("by_split", [[1.0, 2.0, 4.0, 8.0], [1.0, 5.0, 9.0], [1.0, 2.0, 90.0, 4.0, 8.0]])
+def test_the_hard_half_less_the_easy_half(by_split, seed):
+    """Of 8 parents, of which one lacks a split and has no part; around the given means, a split each."""
     draw_from = np.random.default_rng(seed)
     rows = [
         {"k": 1, "s": 1, "alpha": None, "parent_seed": parent, "pair": 0, "batch_norm": "own", "split": split,
-         "gain_mean_points": float(mean + draw_from.normal() * 0.01), "epochs_after": 1}
-        for parent in range(parents)
+         "gain": float(mean + draw_from.normal() * 0.01)}
+        for parent in range(8)
         for split, mean in enumerate(by_split, 1)
+        if (parent, split) != (3, 1)
     ]  # fmt: skip
-    frame = polars.DataFrame(rows).with_columns(gain_best_points=polars.col("gain_mean_points") - 1)
-    changes = frame.with_columns(change_points=-polars.col("gain_mean_points"), change_loss_nats=polars.lit(0.5))
-    scores = polars.DataFrame({
-        "example": [0, 1], "label": [0, 1], "el2n": [0.1, 0.9], "split": [1, 2], "forgetting_events": [None, None],
-        "score_epoch": [1, 1], "n_parents": [2, 2],
-    })  # fmt: skip
-    return {"split_gains": frame, "split_changes": changes.drop("batch_norm"), "scores": scores,
-            "missing": polars.DataFrame({"k": [1], "s": [1]}).clear()}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("by_split", "parents", "verdicts"),
-    [
-        ([0.1, 0.1, 4.0, 4.0], 8, ["confirmed", "confirmed"]),
-        ([1.0, 1.0, 4.0, 4.0], 8, ["confirmed", "refuted"]),  # more on the hard half, but 80 %
-        ([-4.0, -4.0, -0.1, -0.1], 8, ["refuted", "confirmed"]),  # there is no gain that could lie anywhere
-        ([0.1, 0.1, 4.0, 4.0], 4, ["not settled (n = 4)"] * 2),
-    ],
-)
-def test_verdicts_of_the_claim(by_split, parents, verdicts, seed):
-    (claim, *_, _) = all_studies()["importance"].tables(gains(by_split, parents, seed))
-    assert column(claim, "verdict") == [*verdicts, "", ""] * 2  # of the gain, and of the change of its size
-    assert set(column(claim, "parents")) == {str(parents)}
-
-
-@pytest.mark.parametrize("by_split", [[1.0, 2.0, 4.0, 8.0], [1.0, 5.0, 9.0], [1.0, 2.0, 90.0, 4.0, 8.0]])
-def test_the_hard_half_less_the_easy_half(by_split, seed):
-    """Of 8 parents, of which one lacks a split and has no part."""
-    frame = gains(by_split, 8, seed)["split_gains"]
-    frame = frame.filter((polars.col("parent_seed") != 3) | (polars.col("split") != 1))
     half = len(by_split) // 2
     hard, easy = np.mean(by_split[-half:]), np.mean(by_split[:half])
     for times in (1, 9):
-        found = hard_less_easy(frame, "gain_mean_points", times)
+        found = hard_less_easy(polars.DataFrame(rows), "gain", times)
         # Of 7 draws each, 0.01 apart: a deviation of sqrt(1 + 9^2) * 0.01 / sqrt(7) = 0.034
         assert found.value == pytest.approx(hard - times * easy, abs=0.2)
         assert (found.n_parents, found.n_pairs) == (7, 7)
