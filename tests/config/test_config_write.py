@@ -1,4 +1,4 @@
-"""What is written reads back to the same Config, and the hash names what decides a result."""
+"""What is written reads back exactly; whatever is given is taken, or refused in clean lines; what the hash names."""
 
 import dataclasses
 import json
@@ -10,84 +10,110 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastwi.config.write
-from fastwi.config.read import config_from_mapping, config_from_yaml, read_request
-from fastwi.config.schema import KEYS, Config
+from fastwi.config.layers import Layers
+from fastwi.config.read import config_from_mapping, config_from_yaml, read_request, sweep_from_yaml
+from fastwi.config.schema import KEYS, SECTIONS, Config
+from fastwi.config.sweep import ALL_SECTIONS, NAMES, Axis, SweepOptions, SweepSpec
 from fastwi.config.values import Key
-from fastwi.config.write import config_hash, to_yaml
+from fastwi.config.write import config_hash, sweep_to_yaml, to_yaml
+from fastwi.errors import ConfigError
 
 GOLDEN_DEFAULT = "ede0de807492"
 GOLDEN_CHANGED = "255026f045b8"
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=20)
+PATTERNED = {
+    "run.name": ("", "2024", "a b.c-1", "yes", "\u2013"),
+    "sweep.name": ("", "grid"),
+    "engine.device": ("auto", "cpu", "cuda", "cuda:0", "cuda:12"),
+    "analysis.cells": ("8,4", " 1, 2 "),
+}
 
 
-def scalars(key: Key) -> st.SearchStrategy[Any]:
+def values(key: Key, depth: int | None = None) -> st.SearchStrategy[Any]:
     """Any value that the key takes by itself."""
-    low, high = key.low, key.high
-    if key.choices:
-        return st.sampled_from(key.choices)
+    if depth is None and key.many:
+        rows = st.integers(0, 100).map(lambda first: tuple(range(first + 1, first + 20)))
+        return st.one_of(
+            values(key, key.depth), *[rows] * (key.scalar is int and key.depth == 1 and key.high is None)
+        )
+    if depth:
+        return st.lists(values(key, depth - 1), min_size=1, max_size=4, unique=True).map(tuple)
+    if key.choices or key.pattern:
+        return st.sampled_from(key.choices or PATTERNED[key.path.removeprefix("axes.")])
     if key.scalar is bool:
         return st.booleans()
     if key.scalar is int:
-        return st.integers(int(low or 0), int(2**63 - 1 if high is None else high))
+        return st.integers(int(key.low or 0), int(2**63 - 1 if key.high is None else key.high))
     if key.scalar is float:
-        return st.floats(low, high, allow_nan=False, allow_infinity=False)
+        return st.floats(key.low, key.high, allow_nan=False, allow_infinity=False).map(lambda number: number + 0.0)
     return TEXT
 
 
-@st.composite
-def mappings(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
-    """A configuration that passes every check, with any value wherever a check leaves it free."""
-    drawn: dict[str, dict[str, Any]] = {}
-    for key in KEYS.values():
-        if not key.many:
-            drawn.setdefault(key.section, {})[key.name] = draw(scalars(key))
-    children = drawn["experiment"]["children"] = draw(st.integers(2, 5))
-    first = draw(st.floats(-3, 3))
-    weights = [first, 1 - first] + [0.0] * (children - 2)
-    drawn["experiment"]["weights"] = draw(st.sampled_from([[], weights]))
-    if not drawn["experiment"]["continue_children"]:
-        drawn["experiment"]["children_rate_factor"] = 1.0
-    for name in ("k", "s", "after"):  # of all networks together there are at most a million epochs
-        drawn["experiment"][name] %= 60_000
-    drawn["experiment"]["k"] += 1 if drawn["experiment"]["k"] == 0 else 0
-    noise = st.lists(scalars(KEYS["seeds.child_noise"]), min_size=children, max_size=children, unique=True)
-    drawn["seeds"]["child_noise"] = draw(st.one_of(st.just([]), noise))
-    drawn["schedule"]["drop_epochs"] = sorted(draw(st.sets(st.integers(1, 10**9), max_size=4)))
-    drawn["data"]["train_images"] = draw(st.sampled_from([0, 2**63 - 1]))
-    drawn["model"]["name"] = "resnet20"
-    drawn["engine"]["device"] = draw(st.sampled_from(["auto", "cpu", "cuda", "cuda:0", "cuda:12"]))
-    name = drawn["run"]["name"].replace("/", "").replace("\\", "")
-    drawn["run"]["name"] = "" if name in (".", "..") else name
-    return drawn
-
-
-@settings(max_examples=60, deadline=None)
-@given(mappings())
-def test_everything_written_reads_back_exactly(mapping: dict[str, dict[str, Any]]) -> None:
-    config = config_from_mapping(mapping)
-    text = to_yaml(config)
+@settings(max_examples=15)
+@given(st.data())
+def test_every_value_that_is_written_reads_back(data: st.DataObject) -> None:
+    written: dict[str, Any] = {path: data.draw(values(key), path) for path, key in NAMES.items()}
+    sections: dict[str, dict[str, Any]] = {}
+    for path, value in written.items():
+        section, _, name = path.partition(".")
+        sections.setdefault(section, {})[name] = value
+    options, analysis = (ALL_SECTIONS[section](**sections.pop(section)) for section in ("sweep", "analysis"))
+    axes = tuple(Axis(path, value) for path, value in sections.pop("axes").items())
+    config = Config(**{section: SECTIONS[section](**keys) for section, keys in sections.items()})
+    text = sweep_to_yaml(SweepSpec(config, axes, options), analysis)
     assert text.isascii()
-    assert config_from_yaml(text) == config
-    mapping = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert config_from_mapping(mapping) == config
-    assert yaml.safe_load(text) == mapping  # any other YAML reader sees the same
-    assert to_yaml(config_from_yaml(text)) == text
-    flags = [
-        f"--{key.path}=" + (",".join(map(repr, value)) if isinstance(value, tuple) else str(value))
-        for key in KEYS.values()
-        for value in [getattr(getattr(config, key.section), key.name)]
-    ]
-    assert read_request(flags, "fastwi.train").config == config
+    layers = Layers(NAMES)
+    layers.add_text(text, "a.yaml")
+    assert not layers.problems
+    assert {path: repr(placed.value) for path, placed in layers.given.items()} == {
+        path: repr(value) for path, value in written.items()
+    }
+    assert yaml.safe_load(to_yaml(config)) == json.loads(json.dumps(dataclasses.asdict(config)))  # any YAML reader
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_every_value_on_the_command_line(data: st.DataObject) -> None:
+    key = data.draw(st.sampled_from([key for key in KEYS.values() if key.section in ("augment", "engine", "data")]))
+    value = data.draw(values(key))
+    config = read_request([f"--{key.path}={value}", "--optimizer.batch_size=1"], "fastwi.train").config
+    assert getattr(getattr(config, key.section), key.name) == value
+
+
+LEAF = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.dates(), st.binary(max_size=4),
+    st.sampled_from(["auto", "1e-4", "010", "1:30", "nan", ".inf", "~", "=", "<<", "*a", "&a b", "!x y", "0..1"]),
+)  # fmt: skip
+NAME = st.one_of(st.sampled_from(sorted({key.name for key in KEYS.values()})), st.text(max_size=6))
+SECTION = st.one_of(st.sampled_from([*SECTIONS, *KEYS, "axes", "sweep", "base"]), st.text(max_size=6))
+VALUE = st.one_of(LEAF, st.lists(LEAF, max_size=3), st.dictionaries(NAME, LEAF, max_size=2))
+
+
+@settings(max_examples=150)
+@given(st.dictionaries(SECTION, st.one_of(VALUE, st.dictionaries(NAME, VALUE, max_size=4)), max_size=4))
+def test_whatever_is_given_is_taken_or_refused_in_clean_lines(mapping: dict[str, Any]) -> None:
+    text = yaml.safe_dump(mapping)
+    for read, given_ in ((config_from_mapping, mapping), (config_from_yaml, text), (sweep_from_yaml, text)):
+        try:
+            read(given_)
+        except ConfigError as refusal:
+            for line in str(refusal).split("\n"):
+                assert line.isprintable()
+                assert ":" in line
 
 
 def test_yaml_carries_the_help_or_only_what_was_changed() -> None:
-    text = to_yaml(Config())
     assert to_yaml(Config(), changed=True) == "\n"
+    assert config_from_yaml(to_yaml(Config())) == Config()
     config = config_from_mapping({"experiment": {"k": 3}, "seeds": {"child_noise": [4, 9]}})
     assert yaml.safe_load(to_yaml(config, changed=True)) == {"experiment": {"k": 3}, "seeds": {"child_noise": [4, 9]}}
-    assert "  # epochs that the parent trains before cloning [default 10; in epochs; at least 0]\n  k: 10\n" in text
+    axes = (Axis("experiment.k", tuple(range(3, 30))), Axis("augment.flip", (0.05, 0.1, 0.15)))
+    text = sweep_to_yaml(SweepSpec(Config(), axes, SweepOptions(parents=(*range(8), 2**31 - 1))))
     assert "\nexperiment:  # Parent, children, average (paper, Figure 1).\n" in text
+    assert "  # epochs that the parent trains before cloning [default 10; in epochs; at least 0]\n  k: 10\n" in text
+    assert "  experiment.k: 3..29\n  augment.flip: [0.05, 0.1, 0.15]\n" in text  # many in a row are a range
+    assert "  parents: [0, 1, 2, 3, 4, 5, 6, 7, 2147483647]\n" in text
 
 
 def changed(key: Key) -> Config:
@@ -115,12 +141,10 @@ def test_hash_of_a_default_spelled_out_is_the_defaults() -> None:
 def test_a_key_added_later_changes_no_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     """The schema without a key is the schema before the key was added."""
     before = config_hash(changed(KEYS["experiment.k"]))
-    for path in KEYS:
-        if path not in ("experiment.k", "seeds.child_noise"):
-            monkeypatch.setattr(
-                fastwi.config.write, "KEYS", {name: key for name, key in KEYS.items() if name != path}
-            )
-            assert config_hash(changed(KEYS["experiment.k"])) == before
+    for path in KEYS.keys() - {"experiment.k", "seeds.child_noise"}:
+        without = {name: key for name, key in KEYS.items() if name != path}
+        monkeypatch.setattr(fastwi.config.write, "KEYS", without)
+        assert config_hash(changed(KEYS["experiment.k"])) == before
 
 
 def test_hash_changes_with_what_decides_the_result_and_nothing_else() -> None:
@@ -133,10 +157,8 @@ def test_hash_changes_with_what_decides_the_result_and_nothing_else() -> None:
 
 
 def test_a_digest_stands_for_the_datasets_path() -> None:
-    elsewhere = config_from_mapping({"data": {"path": "/elsewhere"}})
-    assert config_hash(elsewhere) != config_hash(Config())
-    assert config_hash(elsewhere, "d1") == config_hash(Config(), "d1")
-    weights = config_from_mapping({"model": {"weights": "a.pt"}})
-    assert config_hash(weights) != config_hash(Config())
-    assert config_hash(weights, "d1") == config_hash(Config(), "d1")
+    for given_ in ({"data": {"path": "/elsewhere"}}, {"model": {"weights": "a.pt"}}):
+        other = config_from_mapping(given_)
+        assert config_hash(other) != config_hash(Config())
+        assert config_hash(other, "d1") == config_hash(Config(), "d1")
     assert len({config_hash(Config()), config_hash(Config(), "d1"), config_hash(Config(), "d2")}) == 3

@@ -267,13 +267,17 @@ def test_all_problems_of_all_layers_come_at_once(tmp_path: Path) -> None:
 
 
 def test_what_cannot_go_together_comes_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        sweep_from_yaml("schedule: {drop_epochs: [9, 8]}\naxes: {model.name: [vgg11, x]}")
-    places = [": ".join(line.split(": ")[:2]) for line in str(caught.value).splitlines()]
-    assert places == ["sweep line 1: schedule.drop_epochs", "sweep line 2: axes.model.name"]
-    with pytest.raises(ConfigError) as caught:
-        sweep_from_yaml("sweep: {tuple_size: 3,\n measure: [recomputed]}")
-    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["sweep line 2", "sweep line 1"]
+    for text, named in (
+        (
+            "schedule: {drop_epochs: [9, 8]}\naxes: {model.name: [vgg11, x]}",
+            ["1: schedule.drop_epochs", "2: axes.model.name"],
+        ),
+        ("sweep: {tuple_size: 3,\n measure: [recomputed]}", ["2: sweep.measure", "1: sweep.tuple_size"]),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            sweep_from_yaml(text)
+        lines = str(caught.value).splitlines()
+        assert [": ".join(line.split(": ")[:2]) for line in lines] == [f"sweep line {each}" for each in named]
 
 
 @pytest.mark.parametrize("name", ["experiment.k", "axes.experiment.k"])
