@@ -51,33 +51,24 @@ def test_a_module_and_a_state_dict_and_lists():
     assert_mixed([a.state_dict(), old_a, b.state_dict()], 0.25)
     mine, theirs = [torch.zeros(3), torch.tensor([1, 5])], [torch.ones(3), torch.tensor([2, 4])]
     fastwi.interpolate_(mine, theirs, 0.25)
-    assert mine[0].tolist() == [0.25] * 3
-    assert mine[1].tolist() == [2, 5]
+    assert [tensor.tolist() for tensor in mine] == [[0.25] * 3, [2, 5]]
 
 
 def test_populations_agree_with_modules():
     networks = [trained(SmallNet(), seed) for seed in range(4)]
-    population = Population.from_modules(networks)
-    fastwi.interpolate_(population, pairs=[(0, 1), (2, 3)], alpha=[0.25, 0.75])
-    fastwi.interpolate_(networks[0], networks[1], 0.25)
-    fastwi.interpolate_(networks[2], networks[3], 0.75)
-    for m, network in enumerate(networks):
-        for key, value in population.state_dict(m).items():
-            torch.testing.assert_close(value, network.state_dict()[key], rtol=1e-6, atol=1e-6)
-
-
-def test_two_populations_go_member_by_member():
-    a, b = (Population.from_modules([trained(SmallNet(), seed + m) for m in range(3)]) for seed in (0, 10))
-    old = a.clone_rows(range(3))
-    fastwi.interpolate_(a, b, 0.5)
-    torch.testing.assert_close(a.weights_MP, (old.weights_MP + b.weights_MP) / 2)
-    assert not torch.equal(old.weights_MP, b.weights_MP)
-    with pytest.raises(ValueError, match="pairs="):
-        fastwi.interpolate_(a, b.clone_rows([0]), 0.5)
-    with pytest.raises(ValueError, match="pairs="):
-        fastwi.interpolate_(a, alpha=0.5)
-    with pytest.raises(ValueError, match="not with a SmallNet"):
-        fastwi.interpolate_(a, SmallNet(), 0.5)
+    population, other = Population.from_modules(networks[:2]), Population.from_modules(networks[2:])
+    both = Population.from_modules([networks[0], networks[2]])
+    fastwi.interpolate_(population, other, [0.25, 0.75])  # member by member
+    fastwi.interpolate_(both, pairs=[(0, 1)], alpha=0.25)
+    fastwi.interpolate_(networks[0], networks[2], 0.25)
+    fastwi.interpolate_(networks[1], networks[3], 0.75)
+    for found, m, network in ((population, 0, 0), (population, 1, 1), (both, 0, 0), (both, 1, 2)):
+        expected = networks[network].state_dict()
+        for key, value in found.state_dict(m).items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-6)
+    for b, message in ((other.clone_rows([0]), "pairs="), (None, "pairs="), (SmallNet(), "not with a SmallNet")):
+        with pytest.raises(ValueError, match=message):
+            fastwi.interpolate_(population, b, 0.5)
 
 
 def test_a_network_tied_to_itself_in_one_place_only_is_refused():

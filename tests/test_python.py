@@ -20,7 +20,7 @@ import fastwi
 from data_prep.memory import write_memory
 from fastwi.beton import read_beton
 from fastwi.config.read import config_from_mapping
-from fastwi.data.card import read_card
+from fastwi.data.card import read_card, with_checksum
 from fastwi.errors import CheckpointError, ConfigError, UserError
 from fastwi.sweep import main as sweep_main
 from fastwi.train import main as train_main
@@ -251,16 +251,13 @@ def test_what_is_not_kept_is_refused_with_what_is(ran, tmp_path):
     line = refusal(UserError, fastwi.load_network, ran, child=1, s=1)
     assert line == f"{ran.directory}: the child at s = 1 is not kept; kept are 0, 2"
     line = refusal(UserError, fastwi.load_network, tmp_path / "nowhere")
-    assert "config.yaml" in line
-    assert "sweep.yaml" in line
+    assert all(name in line for name in ("config.yaml", "sweep.yaml"))
 
 
-def test_another_dataset_under_the_runs_path_is_refused(ran, digits_directory, tmp_path, monkeypatch):
+def test_another_dataset_under_the_runs_path_is_refused(digits_directory, tmp_path):
     data = write_memory(*pairs(digits_directory), tmp_path)
     found = fastwi.run(SETTINGS, train=data, directory=tmp_path / "r", progress=False)
     card = json.loads((data / "card.json").read_text())
-    from fastwi.data.card import with_checksum
-
     (data / "card.json").write_text(json.dumps(with_checksum({**card, "mean": [0.4, 0.4, 0.4]})))
     assert "another configuration or dataset" in refusal(CheckpointError, fastwi.load_network, found, child=1)
 
@@ -326,7 +323,6 @@ RGB, LABELS = np.zeros((4, 5, 5, 3), np.uint8), np.arange(4)
     ("train", "place", "what"),
     [
         ((RGB.astype(np.float32), LABELS), "train:", "float32"),
-        ((RGB[..., 0], LABELS), "train:", "[4, 5, 5]"),
         ((np.moveaxis(RGB, 3, 1), LABELS), "train:", "[4, 3, 5, 5]"),
         ((RGB[:0], LABELS[:0]), "train:", "[0, 5, 5, 3]"),
         ((RGB, LABELS[:3]), "train:", "labels"),

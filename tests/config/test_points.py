@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from fastwi.config.schema import Config
+from fastwi.config.schema import Config, SeedConfig
 from fastwi.config.sweep import (
     AVERAGE_SEEDS,
     OPTIONS,
@@ -15,6 +15,7 @@ from fastwi.config.sweep import (
     child_tuples,
     count_points,
     points,
+    run_point,
     shard_of,
 )
 from fastwi.errors import ConfigError
@@ -54,6 +55,13 @@ def test_shards_have_each_point_once_and_none_is_empty() -> None:
     with pytest.raises(ConfigError, match=r"^--shard: part 1 of 7 is empty.*at most 6 parts"):
         shard_of(every, 1, 7)
     assert len(shard_of(every, 7, 7)) == len(every) // 6
+
+
+def test_a_run_is_a_point_whose_children_have_noise_of_their_own() -> None:
+    for given, noise in (((), (1, 2)), ((7, 5), (7, 5))):
+        point = run_point(Config(seeds=SeedConfig(init=3, child_noise=given)))
+        assert (point.values, point.parent, point.tuple_index, point.alpha) == ((), 3, 0, None)
+        assert point.config == Config(seeds=SeedConfig(init=3, child_noise=noise))
 
 
 def test_noise_seeds_of_the_largest_sweep_do_not_meet() -> None:
