@@ -16,13 +16,6 @@ from fastwi.engine.loop import LoopEngine
 from fastwi.models.registry import build_model
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def train_with(threads: int) -> int:
     """The threads that an engine of `engine.threads: threads` leaves torch with."""
     torch.set_num_threads(3)

@@ -220,21 +220,6 @@ def test_settings_share_the_engine_and_not_the_rates(seed, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_padding_stays_zero(seed, engine):
-    population = starts("mixed", seed, 2)
-    make(engine, "mixed").train_epoch(population, draw_data(seed), [Noise(1), Noise(2)], 0)
-    for matrix, spans in (
-        (population.weights_MP, population.layout.parameters),
-        (population.momentum_MP, population.layout.parameters),
-        (population.statistics_MQ, population.layout.statistics),
-    ):
-        left = matrix.clone()
-        for span in spans:
-            left[:, span.offset : span.offset + span.numel] = 0
-        assert not left.any()
-
-
-@pytest.mark.parametrize("engine", ENGINES)
 def test_one_noise_a_member(engine):
     with pytest.raises(ValueError, match=r"2 members .* got 1"):
         make(engine, "mixed").train_epoch(starts("mixed", 0, 2), draw_data(0), [Noise(0)], 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from trained_networks import Corners
 
 from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
@@ -74,21 +74,6 @@ JOINS = {
     # One module at two places, with a ReLU behind one of them only.
     "called twice": lambda net, x: net.bn1(relu(net.bn1(x)) + x) * 0.5 + net.bn2(x),
 }
-
-
-class Corners(TorchFunctionMode):
-    """How near the inputs of ReLUs come to 0: there rounding may turn one over, and gradients jump."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nearest = float("inf")
-
-    def __torch_function__(self, function, types, arguments=(), keywords=None):
-        keywords = keywords or {}
-        if function in (functional.relu, torch.relu, Tensor.relu, torch.relu_):
-            x = arguments[0] if arguments else keywords["input"]
-            self.nearest = min(self.nearest, x.detach().abs().min().item())
-        return function(*arguments, **keywords)
 
 
 def clear_images(network: nn.Module, count: int = 4) -> Tensor:

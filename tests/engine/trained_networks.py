@@ -5,12 +5,12 @@ differ by more than rounding. So comparisons start from states where no such inp
 network here a bias or scale that a norm behind it takes away: its gradient would be nothing but rounding.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.noise import Noise
@@ -68,11 +68,8 @@ class Untraceable(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.bn, self.linear = (
-            nn.Conv2d(3, 4, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(4),
-            nn.Linear(4, CLASSES),
-        )
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, CLASSES)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if len(x_NCHW.shape) != 4:
@@ -157,8 +154,10 @@ def train_exactly(
     momentum = {name: value.double() for name, value in population.momentum(m).items()}
     losses = []
     for step, (x_NCHW, labels_N) in enumerate(batches(data, noise, epoch)):
-        with watched_relus():
+        with Corners() as corners:
             loss = functional.cross_entropy(network(x_NCHW), labels_N)
+        if corners.nearest < CLEARANCE:
+            raise TooClose
         names, values = zip(*network.named_parameters(), strict=True)
         rate = learning_rate(epoch * STEPS + step, STEPS, optimizer, SCHEDULE)
         with torch.no_grad():
@@ -175,21 +174,19 @@ class TooClose(Exception):
     """A ReLU's input is so close to 0 that rounding may turn it over."""
 
 
-@contextlib.contextmanager
-def watched_relus() -> Iterator[None]:
-    """Within the block functional.relu raises TooClose."""
-    original = functional.relu
+class Corners(TorchFunctionMode):
+    """How near the inputs of ReLUs come to 0: there rounding may turn one over, and gradients jump."""
 
-    def watched(x: Tensor, inplace: bool = False) -> Tensor:
-        if x.detach().abs().min() < CLEARANCE:
-            raise TooClose
-        return original(x, inplace)
+    def __init__(self) -> None:
+        super().__init__()
+        self.nearest = float("inf")
 
-    functional.relu = watched
-    try:
-        yield
-    finally:
-        functional.relu = original
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        if function in (functional.relu, torch.relu, Tensor.relu, torch.relu_):
+            x = arguments[0] if arguments else keywords["input"]
+            self.nearest = min(self.nearest, x.detach().abs().min().item())
+        return function(*arguments, **keywords)
 
 
 class VmappedEngine(StackedEngine):

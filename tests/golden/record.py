@@ -6,7 +6,6 @@ steps of the same training in torch's own functions and double precision, from w
 it differs between machines by more than float64's rounding.
 """
 
-import argparse
 import hashlib
 import json
 import platform
@@ -40,6 +39,7 @@ from fastwi.population import Population
 
 RECORDED = Path(__file__).with_name("losses.json")
 STEPS, FLOAT64_STEPS, BATCH = 30, 8, 8
+SEED = 0  # of weights and noise
 RATE, DROP = 1e-3, 5  # the rate falls to a tenth after 5 steps
 PADDING = 2  # pixels
 WIDTHS = {
@@ -54,18 +54,18 @@ def has_batch_norm(name: str) -> bool:
     return not name.endswith("_gn") and name != "convnet"
 
 
-def traces(data: Path, seed: int = 0, threads: int = 1) -> dict[str, dict[str, list[float]]]:
-    """Losses (nats) of every step by network and backend; `data` holds the digits, `seed` draws weights and noise."""
+def traces(data: Path) -> dict[str, dict[str, list[float]]]:
+    """Losses (nats) of every step by network and backend; `data` holds the digits."""
     digits = load_split(data, "train", torch.device("cpu"), STEPS * BATCH)[0]
     found = {}
     for name in MODEL_NAMES:
         backends = ["eager"] + (["fused"] if has_batch_norm(name) and library() is not None else [])
-        found[name] = {backend: trace(name, backend, digits, seed, threads) for backend in backends}
-        found[name]["float64"] = float64_trace(name, digits, seed, threads)
+        found[name] = {backend: trace(name, backend, digits) for backend in backends}
+        found[name]["float64"] = float64_trace(name, digits)
     return found
 
 
-def configuration(name: str, backend: str, seed: int, threads: int) -> Config:
+def configuration(name: str, backend: str) -> Config:
     """The run that a trace is the beginning of."""
     return config_from_mapping(
         {
@@ -73,15 +73,15 @@ def configuration(name: str, backend: str, seed: int, threads: int) -> Config:
             "model": {"name": name, "width": WIDTHS.get(name, 1.0)},
             "optimizer": {"batch_size": BATCH, "learning_rate": RATE},
             "schedule": {"drop_epochs": [DROP]},
-            "seeds": {"init": seed},
-            "engine": {"device": "cpu", "precision": "fp32", "backend": backend, "threads": threads},
+            "seeds": {"init": SEED},
+            "engine": {"device": "cpu", "precision": "fp32", "backend": backend, "threads": 1},
         }
     )
 
 
-def trace(name: str, backend: str, digits: ResidentDataset, seed: int = 0, threads: int = 1) -> list[float]:
+def trace(name: str, backend: str, digits: ResidentDataset) -> list[float]:
     """The engine's losses, each the mean over the step's batch before the step (nats)."""
-    config = configuration(name, backend, seed, threads)
+    config = configuration(name, backend)
     network = build_network(config, digits.classes)
     engine = LoopEngine(network, Settings.of(config))
     population = Population.from_modules([network])
@@ -89,23 +89,23 @@ def trace(name: str, backend: str, digits: ResidentDataset, seed: int = 0, threa
     for step in range(STEPS):
         every = torch.arange(step, len(digits), STEPS)
         batch = ResidentDataset(digits.images_NHWC[every], digits.labels_N[every], digits.table_C256, digits.classes)
-        losses += engine.train_epoch(population, batch, [Noise(seed)], step)
+        losses += engine.train_epoch(population, batch, [Noise(SEED)], step)
     return losses
 
 
-def float64_trace(name: str, digits: ResidentDataset, seed: int = 0, threads: int = 1) -> list[float]:
+def float64_trace(name: str, digits: ResidentDataset) -> list[float]:
     """The same for plain PyTorch in float64, from other weights and with another normalisation of the images."""
-    torch.set_num_threads(threads)
-    config = configuration(name, "eager", seed, threads)
+    torch.set_num_threads(1)
+    config = configuration(name, "eager")
     network = build_network(config, digits.classes).double().train()
-    draw_uniform_(network, seed)
+    draw_uniform_(network)
     momentum, decay = config.optimizer.momentum, config.optimizer.weight_decay
     optimizer = torch.optim.SGD(network.parameters(), RATE, momentum, weight_decay=decay)
     table_C256 = ((torch.arange(256, dtype=torch.float64) / 255 - 0.5) / 0.25).repeat(3, 1)
     losses = []
     for step in range(FLOAT64_STEPS):
         every = torch.arange(step, len(digits), STEPS)
-        draws = Noise(seed).draws(step, BATCH, PADDING, 0.0)
+        draws = Noise(SEED).draws(step, BATCH, PADDING, 0.0)
         order_N, offset_N2 = torch.from_numpy(draws.order_N), torch.from_numpy(draws.offset_N2)
         x_NCHW = augment_reference(digits.images_NHWC[every], order_N, offset_N2, None, table_C256, PADDING)
         loss = functional.cross_entropy(network(x_NCHW), digits.labels_N[every][order_N])
@@ -118,13 +118,13 @@ def float64_trace(name: str, digits: ResidentDataset, seed: int = 0, threads: in
 
 
 @torch.no_grad()
-def draw_uniform_(network: nn.Module, seed: int) -> None:
+def draw_uniform_(network: nn.Module) -> None:
     """Draw weights and biases again, equal to the bit on all machines: torch's normal draws are not.
 
     Uniform with He's variance, 2 / fan in; biases and what belongs to norms stay near where they begin.
     """
     for place, parameter in enumerate(network.parameters(), start=1):
-        words = raw_words(seed, Stream.INIT, place, parameter.numel())
+        words = raw_words(SEED, Stream.INIT, place, parameter.numel())
         uniform = torch.from_numpy((words >> np.uint64(11)) * 2.0**-52 - 1.0).view(parameter.shape)  # in [-1, 1)
         if parameter.dim() > 1:
             parameter.copy_(uniform * (6 / parameter[0].numel()) ** 0.5)
@@ -165,11 +165,11 @@ def _compiler() -> str:
     return subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
-def measured(seed: int = 0, threads: int = 1) -> dict[str, Any]:
+def measured() -> dict[str, Any]:
     """The traces of this machine, and what it is."""
     with tempfile.TemporaryDirectory() as directory:
         data = prepare("digits", Path(directory) / "digits", writer="raw")
-        return {"machine": machine(), "losses": traces(data, seed, threads)}
+        return {"machine": machine(), "losses": traces(data)}
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -184,15 +184,10 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join([*lines, ",\n".join(each), "}}"]) + "\n"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser("python -m tests.golden.record", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--print", action="store_true", help="write to stdout instead of losses.json")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and noise; to measure how traces differ")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; likewise")
-    arguments = parser.parse_args(argv)
-    text = as_text(measured(arguments.seed, arguments.threads))
-    if arguments.print:
+def main(argv: list[str]) -> int:
+    """Entry point: with `--print` the traces are written to stdout instead of losses.json."""
+    text = as_text(measured())
+    if argv == ["--print"]:
         sys.stdout.write(text)
     else:
         write_text(RECORDED, text)
@@ -201,4 +196,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -51,10 +51,7 @@ def found() -> dict:
 def test_every_network_is_recorded(recorded):
     assert tuple(recorded["losses"]) == MODEL_NAMES
     for name, traces in recorded["losses"].items():
-        expected = {"eager", "float64"} | ({"fused"} if record.has_batch_norm(name) else set())
-        assert traces.keys() == expected
-        assert {len(traces[kind]) for kind in expected - {"float64"}} == {record.STEPS}
-        assert len(traces["float64"]) == record.FLOAT64_STEPS
+        assert traces.keys() == {"eager", "float64"} | ({"fused"} if record.has_batch_norm(name) else set())
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)

@@ -37,14 +37,10 @@ def test_built_where_the_cache_cannot_be(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing is left behind
 
 
-@needs_kernels
 def test_clang_is_passed_over(clang: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", clang)
     assert fastwi.kernels.cpu.compilers()[0] == clang
-    assert fastwi.kernels.cpu._built() is not None
-
-
-def test_clang_alone_builds_nothing(clang: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library() is None or fastwi.kernels.cpu._built() is not None
     monkeypatch.setattr(fastwi.kernels.cpu, "compilers", lambda: [clang])
     assert fastwi.kernels.cpu._built() is None
 

@@ -38,18 +38,11 @@ def test_other_convolutions_stay_as_they_are(convolution):
     assert sample_first(network) is network
 
 
-def test_the_network_handed_over_is_not_changed():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1, 2))
-    safe = sample_first(network)
-    assert type(network[1]) is nn.Conv2d
-    assert type(safe[1]) is SampledConv2d
-    assert safe.state_dict().keys() == network.state_dict().keys()
-
-
 @pytest.mark.parametrize("backend", ["eager", "auto"])
 def test_a_cpu_engine_runs_the_safe_network(backend):
     network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 1, 2))
     resolved = resolve(EngineConfig(device="cpu", backend=backend), network)
     convolutions = [module for module in resolved.network.modules() if type(module) is nn.Conv2d]
     assert [convolution.kernel_size for convolution in convolutions] == [(3, 3)]
+    assert type(network[3]) is nn.Conv2d
     assert dict(resolved.network.named_parameters()).keys() == dict(network.named_parameters()).keys()

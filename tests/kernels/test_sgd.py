@@ -166,23 +166,3 @@ def test_reads_no_value_on_the_host_where_it_is_not_the_cpu():
 def test_empty_matrices(device):
     draw(0, device, 1, 5).rows(slice(0, 0)).step(*FORMS[0])
     draw(0, device, 3, 0).step(*FORMS[0])
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_captured_graph_replays_with_other_rates(seed):
-    device = torch.device("cuda")
-    drawn, rates_SM = draw(seed, device, 3, 4100), torch.rand(6, 3, device=device)
-    rate_M = rates_SM[0].clone()
-    eager, captured = drawn.clone(), drawn.clone()
-    captured.step(*FORMS[1], rate=rate_M)
-    captured.w_MP.copy_(drawn.w_MP)
-    captured.v_MP.copy_(drawn.v_MP)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured.step(*FORMS[1], rate=rate_M)
-    for rates_M in rates_SM:
-        rate_M.copy_(rates_M)
-        graph.replay()
-        eager.step(*FORMS[1], rate=rates_M)
-        assert torch.equal(captured.w_MP, eager.w_MP)
