@@ -113,19 +113,9 @@ def test_what_is_missing_is_said() -> None:
             card_from_json(with_checksum({name: value for name, value in whole.items() if name != key}))
 
 
-def test_every_bit_of_a_card_is_checked(tmp_path: Path) -> None:
-    """A card with a bit flipped is refused, or says the same: white space and the case of an exponent are free."""
-    path = tmp_path / "card.json"
-    written = json.dumps(make_card().to_json(), indent=2).encode()
-    refused = 0
-    for place in range(len(written)):
-        changed = bytearray(written)
-        changed[place] ^= 1 << place % 8
-        path.write_bytes(changed)
-        try:
-            found = read_card(tmp_path)
-        except UserError:
-            refused += 1
-        else:
-            assert found == make_card()
-    assert refused > 0.8 * len(written)
+def test_any_change_of_a_value_is_refused(tmp_path: Path) -> None:
+    whole = make_card().to_json()
+    for key, value in whole.items():
+        changed = value + "0" if isinstance(value, str) else [*value] if isinstance(value, dict) else None
+        (tmp_path / "card.json").write_text(json.dumps({**whole, key: changed}))
+        assert ("version" if key == "format_version" else "checksum") in refusal(tmp_path)

@@ -16,8 +16,6 @@ from data_prep.dataset import Split
 from fastwi.beton import read_beton
 from fastwi.data.card import read_card
 
-REAL_ZIP = Path(__file__).parents[3] / "shared" / "data" / "cifar10_jpeg.zip"
-
 
 @pytest.mark.parametrize("name", ["{path}", "mine/{path}", "./{path}", "mine/././{path}", "windows"])
 @pytest.mark.parametrize("kind", ["folder", "stored", "deflated"])
@@ -238,24 +236,3 @@ def test_a_zip_entry_that_unpacks_to_more_than_it_says(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert f"{bomb}: " in refusal(tmp_path, source)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 17  # KiB: less than half of it
-
-
-@pytest.mark.skipif(not REAL_ZIP.exists(), reason="needs the real images beside the repository")
-def test_real_jpegs(tmp_path: Path) -> None:
-    from PIL import Image
-
-    decoded = {}
-    with zipfile.ZipFile(REAL_ZIP) as archive:
-        names = sorted(n for n in archive.namelist() if n.endswith(("/0000.jpg", "/0500.jpg")))
-        write_zip(tmp_path / "some.zip", {name: archive.read(name) for name in names})
-        for name in names:
-            with archive.open(name) as stream, Image.open(stream) as image:
-                decoded[name] = np.asarray(image)
-    splits = []
-    for part in ("train", "test"):
-        images_NHWC = np.stack([decoded[name] for name in names if f"/{part}/" in name])
-        splits.append(Split(images_NHWC, np.repeat(np.arange(10), 2)))
-    prepare("folder", tmp_path / "out", tmp_path / "some.zip", writer="raw")
-    card = check_prepared(tmp_path / "out", *splits)
-    assert card.name == "cifar10"
-    assert card.classes[:3] == ("airplane", "automobile", "bird")
