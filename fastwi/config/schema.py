@@ -48,7 +48,7 @@ class DataConfig:
     )
     decoder: str = option(
         "auto",
-        "of JPEGs: reference (Pillow) or ffcv (its Loader), whose pixels differ; auto: reference",
+        "of JPEGs: reference (Pillow) or ffcv (its decoder), whose pixels differ; auto: reference",
         choices=("auto", "ffcv", "reference"),
     )
     image_size: int = option(
