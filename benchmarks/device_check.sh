@@ -75,7 +75,7 @@ wanted = {
     "polars": "polars", "_polars_runtime_32": "polars-runtime-32", "scipy": "scipy", "jinja2": "jinja2",
     "markupsafe": "markupsafe", "torchvision": "torchvision", "pytest": "pytest", "iniconfig": "iniconfig",
     "pluggy": "pluggy", "packaging": "packaging", "hypothesis": "hypothesis", "sortedcontainers": "sortedcontainers",
-    "airbench": "airbench", "pydantic": "pydantic", "pydantic_core": "pydantic-core",
+    "pydantic": "pydantic", "pydantic_core": "pydantic-core",
     "annotated_types": "annotated-types", "typing_inspection": "typing-inspection",
     "typing_extensions": "typing-extensions",
 }

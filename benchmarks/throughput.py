@@ -4,17 +4,16 @@ usual           DataLoader workers, torchvision transforms, float32, eager
 stock           resident data, bf16, channels-last, torch.compile; with glibc's own allocator settings
 stock-static    (CPU) the same with the allocator settings that fastwi makes, as baselines of many networks have them
 stock-graphs    (GPU) the same with torch.compile's CUDA graphs
-ffcv, airbench  FFCV's Loader and augmentations, airbench's CifarLoader, in front of the stock step
+ffcv            FFCV's Loader and augmentations in front of the stock step
 vmap            torch.func.vmap over functional_call, compiled; vmap-eager: not compiled
 grouped         HFTA-style horizontal fusion by grouped convolutions, compiled; grouped-nhwc: in channels-last order
 loop ...        fastwi's engines; again is the first of them once more, whose difference is the noise
 
 All train the same network (ResNet20) on the same images with the same batch size, crop, flip and SGD. Those down to
-airbench train one network. M of them in series run at that same rate: stock rows are timed beside every M, the others
+ffcv train one network. M of them in series run at that same rate: stock rows are timed beside every M, the others
 beside the first only. A round takes --batches steps of one network, and proportionally fewer of more, but at least
---least. Loaders start inside the timed part, with workers and threads already running. What cannot run here is listed
-with the reason. fastwi's engines are built first, and nothing more once --minutes are over. On a GPU the default is
---members 1,2,4 ... 256 --batches 256 --least 16.
+--least. Loaders start inside the timed part, with workers and threads already running. fastwi's engines are built
+first, and nothing more once --minutes are over. On a GPU: --members 1,2,4 ... 256 --batches 256 --least 16.
 """
 
 import sys
@@ -39,8 +38,7 @@ _SERIAL: dict[str, tuple[str, Callable[[Task, int], Case]]] = {
     "stock": ("best stock loop", single.stock),
     "stock-static": ("best stock loop, static memory", partial(single.stock, static_memory=True)),
     "stock-graphs": ("best stock loop, CUDA graphs", partial(single.stock, mode="reduce-overhead")),
-    "ffcv": ("FFCV + stock step", partial(single.fed, single.ffcv)),
-    "airbench": ("airbench loader + stock step", partial(single.fed, single.airbench)),
+    "ffcv": ("FFCV + stock step", single.ffcv),
 }
 
 

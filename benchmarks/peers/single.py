@@ -1,8 +1,6 @@
 """Scripts that train one network (`members` is 1): the usual one, and the best stock loop with any data side.
 
-The best stock loop has resident data, bf16 autocast, channels-last order, torch.compile and fused SGD. A data side is
-a function from a task to (a call that yields one epoch's batches, its end). Batches are (x [N, C, H, W], labels int64
-[N]) of the task's images, x in the task's dtype and channels-last order but for DataLoader's, which is float32.
+The best stock loop has resident data, bf16 autocast, channels-last order, torch.compile and fused SGD.
 """
 
 import functools
@@ -19,8 +17,6 @@ from benchmarks.runner import Case, Run
 from benchmarks.task import Batches, Task
 from fastwi.beton import write_beton
 from fastwi.errors import UserError
-
-Loader = tuple[Callable[[], Batches], Run]
 
 
 @functools.lru_cache(maxsize=2)
@@ -57,42 +53,18 @@ def stock(task: Task, members: int, mode: str | None = None, static_memory: bool
     return task.case(lambda x_MNCHW, labels_MN: epoch([(x_MNCHW[0], labels_MN[0])]), 1, static_memory)
 
 
-def fed(loader: Callable[[Task], Loader], task: Task, members: int) -> Case:
-    """The same step behind another data side."""
-    batches, close = loader(task)
+def ffcv(task: Task, members: int) -> Case:
+    """The same step behind FFCV's Loader."""
+    batches, close = ffcv_batches(task)
     epoch = compiled_step(task)
     return Case(lambda: epoch(batches()), task.images, close=close)
 
 
-def airbench(task: Task) -> Loader:
-    """airbench's CifarLoader (PyPI `airbench`).
+def ffcv_batches(task: Task) -> tuple[Callable[[], Batches], Run]:
+    """FFCV's Loader and augmentations on a CPU: a call that yields one epoch's batches, and its end.
 
-    It augments a whole epoch at once, in float16, before the first batch. It crops from reflected borders and knows
-    CIFAR-10's mean and deviation only; neither changes what it costs. It runs on a CPU too.
-    """
-    benchmark = torch.backends.cudnn.benchmark
-    try:
-        from airbench import CifarLoader  # type: ignore[import-not-found, import-untyped]
-    except ImportError:
-        raise UserError("airbench is not installed (pip install airbench)") from None
-    finally:
-        torch.backends.cudnn.benchmark = benchmark  # importing airbench turns it on
-    with tempfile.TemporaryDirectory() as folder:
-        # The file that it would make of torchvision's CIFAR-10, after a download.
-        images, labels = task.dataset.images_NHWC.cpu(), task.dataset.labels_N.cpu()
-        torch.save({"images": images, "labels": labels, "classes": []}, Path(folder) / "train.pt")
-        augmentation = {"flip": True, "translate": task.config.augment.padding}
-        loader = CifarLoader(folder, True, task.batch, augmentation, gpu=task.device)
-
-    def epoch() -> Batches:
-        for x_NCHW, labels_N in loader:
-            yield x_NCHW.to(task.dtype, memory_format=torch.channels_last), labels_N
-
-    return epoch, lambda: None
-
-
-def ffcv(task: Task) -> Loader:
-    """FFCV's Loader and augmentations on a CPU. Images are normalised by torch: NormalizeImage needs cupy.
+    Batches are (x [N, C, H, W] in the task's dtype and channels-last order, labels int64 [N]). Images are normalised
+    by torch: NormalizeImage needs cupy.
 
     An epoch must be taken to its end: FFCV's Loader, left early, leaks threads and aborts at exit.
     """

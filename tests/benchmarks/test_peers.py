@@ -76,19 +76,15 @@ def test_two_steps_equal_those_of_separate_networks(peer, seed):
                 assert not torch.equal(tensor, before[m].state_dict()[name])
 
 
-def test_members_are_given_batches_of_their_own(seed):
+def test_members_are_given_every_image_once_in_batches_of_their_own(seed):
     task = small_task(seed)
-    for x_MNCHW, labels_MN in stock_batches(task, MEMBERS, compiled=False)():
+    batches = list(stock_batches(task, MEMBERS, compiled=False)())
+    for x_MNCHW, labels_MN in batches:
         assert x_MNCHW.shape == (MEMBERS, BATCH, 3, 8, 8)
         assert x_MNCHW[0].is_contiguous(memory_format=torch.channels_last)
         assert labels_MN.shape == (MEMBERS, BATCH)
         assert len({tuple(x.flatten().tolist()) for x in x_MNCHW}) == MEMBERS
-
-
-def test_an_epoch_hands_out_every_image_once_to_each_member(seed):
-    task = small_task(seed)
-    labels = torch.cat([labels_MN for _, labels_MN in stock_batches(task, MEMBERS, compiled=False)()], dim=1)
-    for labels_D in labels:
+    for labels_D in torch.cat([labels_MN for _, labels_MN in batches], dim=1):
         assert torch.equal(labels_D.sort().values, task.dataset.labels_N.sort().values)
 
 
@@ -99,23 +95,22 @@ def test_grouped_declines_what_it_was_not_written_for(name, seed):
         Grouped(small_task(seed), networks, compiled=False)
 
 
-@pytest.mark.parametrize("peer", ["vmap"])
-def test_bf16_losses_are_those_of_float32_to_its_rounding(peer, seed):
+def test_bf16_losses_of_vmap_are_those_of_float32_to_its_rounding(seed):
     """The casts that stand in for autocast reach every layer, and keep batch norm's weights in float32."""
     networks = [network.float() for network in random_networks(seed)]
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         task = small_task(seed, dtype)
-        population = PEERS[peer](task, copy.deepcopy(networks), compiled=False)
+        population = Vmap(task, copy.deepcopy(networks), compiled=False)
         for x_MNCHW, labels_MN in stock_batches(task, MEMBERS, compiled=False)():
             assert x_MNCHW.dtype == dtype
             population.step(x_MNCHW, labels_MN)
         found[dtype] = population.state_dict(0)
-    assert all(tensor.dtype == found[torch.float32][name].dtype for name, tensor in found[torch.bfloat16].items())
+    exact, low = found[torch.float32], found[torch.bfloat16]
+    assert all(tensor.dtype == exact[name].dtype for name, tensor in low.items())
     # The running mean of the first layer after two steps: sums of 27 products of 8-bit mantissas, over 256 places.
     first = "bn.running_mean"
-    scale = found[torch.float32][first].abs().max() + 1
-    assert (found[torch.bfloat16][first] - found[torch.float32][first]).abs().max() < 0.05 * scale
+    assert (low[first] - exact[first]).abs().max() < 0.05 * (exact[first].abs().max() + 1)
 
 
 def test_bootstrap_intervals_of_a_mean(seed):

@@ -165,26 +165,16 @@ def test_ffcv_hands_out_the_images(small, monkeypatch):
     pytest.importorskip("ffcv")
     monkeypatch.setattr(torch, "compile", lambda call, **_: call)
     threads = torch.get_num_threads()
-    epoch, close = single.ffcv(small)
+    epoch, close = single.ffcv_batches(small)
     found = list(epoch())
     close()
     assert torch.get_num_threads() == threads
-    _check_epoch(small, found)
-
-
-def test_airbench_hands_out_the_images(small):
-    pytest.importorskip("airbench")
-    epoch, _ = single.airbench(small)
-    _check_epoch(small, list(epoch()))
-
-
-def _check_epoch(task, found):
     assert len(found) == 3
     for x_NCHW, labels_N in found:
-        assert (x_NCHW.shape, x_NCHW.dtype, labels_N.shape) == ((8, 3, 16, 16), task.dtype, (8,))
+        assert (x_NCHW.shape, x_NCHW.dtype, labels_N.shape) == ((8, 3, 16, 16), small.dtype, (8,))
         assert x_NCHW.is_contiguous(memory_format=torch.channels_last)
     labels = torch.cat([labels_N for _, labels_N in found])
-    assert torch.equal(labels.sort().values, task.dataset.labels_N.sort().values)
+    assert torch.equal(labels.sort().values, small.dataset.labels_N.sort().values)
 
 
 def test_normalising_after_ffcv_is_the_table(small):

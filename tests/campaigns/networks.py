@@ -3,7 +3,7 @@
 Each network is the `model.name` of a run of fastwi.train on 128 digits, enlarged: one epoch of a parent, one of two
 children, their average, one more epoch. The run is done twice, at once and in two pieces, cut after the children; both
 must give the same metrics.jsonl to the bit. Or the network is refused in one line, exit code 2, and nothing is left on
-the disk. Anything else is a finding. The table in Markdown is printed at the end.
+the disk. Anything else is a finding. Prints a table in Markdown.
 
 Needs torchvision, and timm (pip install 'fastwi[networks]') for timm's; each network runs in a process of its own.
 """
@@ -100,7 +100,7 @@ def one(label: str, backend: str, precisions: Sequence[str]) -> dict[str, Any]:
     call, size = NETWORKS[label]
     library = "torchvision.models" if label.startswith("torchvision") else "timm"
     call = call if library == "torchvision.models" else f"create_model({call}, num_classes=classes)"
-    found: dict[str, Any] = {"network": label, "size": size, "backend": backend}
+    found: dict[str, Any] = {"network": label, "size": size}
     with tempfile.TemporaryDirectory() as temporary:
         here = Path(temporary)
         prepare("digits", here / "digits", writer="raw")
@@ -140,28 +140,23 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="networks; default: all")
     parser.add_argument("--backend", default="eager", help="engine.backend")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="engine.precision")
-    parser.add_argument("--results", type=Path, default=Path("networks.jsonl"), help="a line of JSON a network")
     parser.add_argument("--one", action="store_true", help="do one network in this process and print its line")
     options = parser.parse_args()
     if options.one:
         print(json.dumps(one(options.names[0], options.backend, options.precisions)))
         return 0
-    done = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
+    print("| network | pixels | parameters | bf16 | fp32 | note |\n|---|---|---|---|---|---|")
+    done = []
     for label in options.names or NETWORKS:
-        if any((each["network"], each["backend"]) == (label, options.backend) for each in done):
-            continue
         command = [sys.executable, __file__, label, "--one", "--backend", options.backend]
         command += ["--precisions", *options.precisions]
         run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         printed = run.stdout.strip().splitlines()
-        done.append({"network": label, "size": NETWORKS[label][1], "backend": options.backend})
+        done.append({"network": label, "size": NETWORKS[label][1]})
         done[-1] |= (
             json.loads(printed[-1]) if run.returncode == 0 and printed else {"bf16": f"FINDING: {run.stderr[-500:]}"}
         )
-        with options.results.open("a") as stream:
-            stream.write(json.dumps(done[-1]) + "\n")
-    print("| network | pixels | parameters | bf16 | fp32 | note |\n|---|---|---|---|---|---|")
-    print("\n".join(map(line, done)))
+        print(line(done[-1]), flush=True)
     findings = [each for each in done if "FINDING" in json.dumps(each)]
     print(f"{len(done)} networks, {len(findings)} findings")
     return 1 if findings else 0

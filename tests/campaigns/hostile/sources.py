@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import random
+import re
 import shutil
 import struct
 import tarfile
@@ -111,18 +112,14 @@ class Sources:
         if draw.random() < 0.3:
             members = {f"prefix/{name}": data for name, data in members.items()}
         hostile = [draw.choice(_NAMES) for _ in range(draw.choice((0, 0, 1, 1, 3)))]
-        methods = (
-            zipfile.ZIP_STORED,
-            *[zipfile.ZIP_DEFLATED] * 3,
-            draw.choice((zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)),
-        )
+        methods = [zipfile.ZIP_STORED, *[zipfile.ZIP_DEFLATED] * 3, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
         lies = draw.random() < 0.1
         with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
             warnings.simplefilter("ignore")  # a name that occurs twice is what is wanted
             for name in [*members, *hostile]:
                 info = zipfile.ZipInfo("placeholder")
                 info.filename = name  # as it is: the constructor would cut at NUL
-                info.compress_type = draw.choice(methods)
+                (info.compress_type,) = draw.choices(methods, (2, 2, 2, 2, 1, 1))
                 if draw.random() < 0.03:
                     info.external_attr = 0o120777 << 16  # a symbolic link
                 data = members.get(name, b"../../outside/canary.txt")
@@ -145,7 +142,6 @@ class Sources:
             if kind < 0.75:
                 path.write_bytes(_image(draw, path.read_bytes()))
             elif kind < 0.85:
-                path.unlink()
                 odd_file(draw, path, outside)
             elif kind < 0.95:
                 name = draw.choice(_NAMES).replace("..", "dots").replace("\0", "").strip("/") or "x"
@@ -175,9 +171,7 @@ class Sources:
             for name, data in files.items():
                 (source / _PYTHON / name).write_bytes(data)
             if draw.random() < 0.1:
-                path = source / _PYTHON / draw.choice(_BATCHES)
-                path.unlink()
-                odd_file(draw, path, work.parent.parent / "outside")
+                odd_file(draw, source / _PYTHON / draw.choice(_BATCHES), work.parent.parent / "outside")
             return source
         source.mkdir()
         buffer, whole = io.BytesIO(), files == self._batches
@@ -211,7 +205,6 @@ class Sources:
         for name, data in self._mats.items():
             (source / name).write_bytes(data if whole else damaged(draw, data))
         if draw.random() < 0.05:
-            (source / _MATS[0]).unlink()
             odd_file(draw, source / _MATS[0], work.parent.parent / "outside")
         return source
 
@@ -265,8 +258,6 @@ def _zip_numbers(data: bytes) -> list[tuple[int, int]]:
         (b"PK\1\2", ((8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2), (32, 2), (42, 4))),
         (b"PK\5\6", ((4, 2), (8, 2), (10, 2), (12, 4), (16, 4), (20, 2))),
     ):
-        start = data.find(magic)
-        while start >= 0:
-            places += [(start + offset, size) for offset, size in parts]
-            start = data.find(magic, start + 4)
+        for found in re.finditer(magic, data):
+            places += [(found.start() + offset, size) for offset, size in parts]
     return places

@@ -62,7 +62,8 @@ def command(main: Callable[[list[str]], int], argv: Sequence[str], codes: Sequen
 
 
 def odd_file(draw: random.Random, path: Path, outside: Path) -> None:
-    """Put something that is no plain file at `path`."""
+    """Put something that is no plain file at `path`, in place of a file that is there."""
+    path.unlink(missing_ok=True)
     targets = ("/dev/zero", "/dev/full", "/proc/self/mem", "/nowhere", ".", "..")
     draw.choice(
         (
