@@ -240,12 +240,18 @@ def unknown_name(path: str, names: Collection[str], origin: str) -> str:
         end = f"cannot be an axis; {axis_refusal(KEYS[rest])}"
     else:
         alike = [each for each in names if each.startswith("axes.") == (section == "axes")]
-        own = {each.rpartition(".")[2]: each for each in alike if head and each.rpartition(".")[0] == head}
-        same = [each for each in alike if each.rpartition(".")[2] == last]
+        parts = [(each, *each.rpartition(".")[::2]) for each in alike]
+        own = {its_last: each for each, its_head, its_last in parts if head and its_head == head}
+        same = [each for each, _, its_last in parts if its_last == last]
         alias = "axes." * (section == "axes") + ALIASES.get(last, "")
-        meant = alias if alias in names else same[0] if len(same) == 1 else ""
-        if not meant:
-            meant = own.get(nearest(last, own) or "", "") if own else nearest(path, names) or ""
-        valid = own or sorted({each.rpartition(".")[0] or each for each in alike})
+        if alias in names:
+            meant = alias
+        elif len(same) == 1:
+            meant = same[0]
+        elif own:
+            meant = own.get(nearest(last, own) or "", "")
+        else:
+            meant = nearest(path, names) or ""
+        valid = own or sorted({its_head or each for each, its_head, _ in parts})
         end = f"unknown name; did you mean {flag}{meant}?" if meant else f"unknown name; valid: {', '.join(valid)}"
     return f"{origin.removesuffix('--')}{show_name(flag + path)}: {end}"

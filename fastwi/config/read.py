@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from fastwi.cli import ShowAndExit
 from fastwi.config.layers import Layers, Placed, parse_yaml, shipped_configs, unknown_name
-from fastwi.config.schema import KEYS, SECTIONS, Config
+from fastwi.config.schema import KEYS, SECTIONS, Config, section_keys
 from fastwi.config.sweep import (
     ALL_SECTIONS,
     ANALYSIS,
@@ -242,18 +242,16 @@ def _built(layers: Layers, study: str | None = None) -> Request:
     if shard and shard[0] > shard[1]:
         layers.problems.append(f"--shard: '{number}/{count}' is no part; write I/N with I from 1 to N")
     values = layers.merged()
-    sections: dict[str, dict[str, Any]] = {section: {} for section in ALL_SECTIONS}
-    for path, value in values.items():
-        section, _, name = path.partition(".")
-        if section != "axes":
-            sections[section][name] = value
-    made = {section: kind(**sections[section]) for section, kind in ALL_SECTIONS.items()}
+    made = {}
+    for section, kind in ALL_SECTIONS.items():
+        keys = section_keys(section, layers.names.values())
+        made[section] = kind(**{key.name: values[key.path] for key in keys})
     options, analysis = made.pop("sweep"), made.pop("analysis")
     # An axis that is overridden keeps its place.
     axes = [Axis(path.removeprefix("axes."), values[path]) for path in layers.given if path.startswith("axes.")]
     spec = SweepSpec(Config(**made), tuple(axes), options)
     name = options.name or (layers.file.stem if layers.file else "sweep")
-    if layers.names is _SWEEP_FILE:
+    if layers.names is _SWEEP_FILE:  # of a run it may be any
         with layers.noting("sweep.name: "):
             NAMES["sweep.name"].check(name)
     layers.refuse(sweep_problems(spec))
@@ -262,9 +260,14 @@ def _built(layers: Layers, study: str | None = None) -> Request:
     if layers.flag("print-config", False):
         text = sweep_to_yaml(spec, None if study is None else analysis)
         raise ShowAndExit((to_yaml(spec.base) if layers.names is KEYS else text).removesuffix("\n"))
-    dry_run, json, figures = (
-        layers.flag("dry-run", False),
-        layers.flag("json", False),
-        layers.flag("figures", "screen"),
+    return Request(
+        spec,
+        layers.file,
+        name,
+        analysis,
+        dry_run=layers.flag("dry-run", False),
+        json=layers.flag("json", False),
+        figures=layers.flag("figures", "screen"),
+        shard=shard,
+        study=study or "",
     )
-    return Request(spec, layers.file, name, analysis, dry_run, json, figures, shard, study or "")
