@@ -238,7 +238,8 @@ def refusal(error: type[Exception], call, *given, **named) -> str:
         ({"pair": 0, "k": 1, "s": 1}, ["pair:", "child"]),
         ({"which": "average", "pair": 0, "k": 1, "s": 1, "alpha": 0.5}, ["alpha:", "no 0.5"]),
         ({"which": "kid"}, ["which:", "'kid'", "parent, child, average"]),
-        ({"child": 1, "k": 1, "s": 1, "axes": {"experiment.k": 1}}, ["axes:", "'experiment.k'"]),
+        ({"child": 1, "k": 1, "s": 1, "axes": {"experiment.k": 1}}, ["experiment.k:", "child"]),
+        ({"which": "parent", "after": 1}, ["after:", "parent"]),
     ],
 )
 def test_what_is_not_there_is_refused_with_what_is(swept, asked, words):

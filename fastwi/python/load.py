@@ -24,13 +24,7 @@ from fastwi.python.entry import Results, undisturbed
 from fastwi.report.run_directory import RunDirectory
 from fastwi.sealed import MANIFEST
 
-_ARGUMENTS = {
-    "parent": ("parent", "k"),
-    "child": ("parent", "k", "s", "child", "after"),
-    "average": ("parent", "k", "s", "pair", "alpha", "after"),
-}
-"""The arguments that distinguish networks of a kind, by `which`."""
-
+WHICH = ("parent", "child", "average")
 _MOST_LISTED = 20
 
 
@@ -71,29 +65,25 @@ def load_network(
     Raises:
         UserError: in one line, for what there is not or is not kept, with what there is.
     """
-    if which not in _ARGUMENTS:
-        raise UserError(f"which: {show(which)} is not a choice; valid: {', '.join(_ARGUMENTS)}")
-    given: dict[str, Any]
+    if which not in WHICH:
+        raise UserError(f"which: {show(which)} is not a choice; valid: {', '.join(WHICH)}")
     given = {"parent": parent, "k": k, "s": s, "child": child, "pair": pair, "alpha": alpha, "after": after or None}
-    for name, value in given.items():
-        if value is not None and name not in _ARGUMENTS[which]:
-            raise UserError(f"{name}: {which} networks have none; leave it out, or give another which")
     with undisturbed():
-        return _load(Path(results.directory if isinstance(results, Results) else results), which, given, axes or {})
+        directory = Path(results.directory if isinstance(results, Results) else results)
+        return _load(directory, which, {**given, **(axes or {})})
 
 
-def _load(directory: Path, which: str, given: dict[str, Any], axes: Mapping[str, Any]) -> nn.Module:
+def _load(directory: Path, which: str, given: dict[str, Any]) -> nn.Module:
     planned = _planned(directory)
-    unknown = [name for name in axes if name not in other_axes(planned.spec)]
-    if unknown:
-        raise UserError(
-            f"axes: {show(unknown[0])} is not a further axis; there are {_listed(other_axes(planned.spec))}"
-        )
     # The last place of a trajectory is counted in epochs: those before it may be kept too.
     counted = "k" if which == "parent" else "s" if which == "child" and not given["after"] else "after"
     found = list(_networks(planned, which, counted))
-    for name in found[0].about:
-        value = axes.get(name) if "." in name else given[name]
+    there = found[0].about
+    for name, value in given.items():
+        if value is not None and name not in (*there, counted):
+            raise UserError(f"{name}: {which} networks have none; they have {', '.join(there)}")
+    for name in there:
+        value = given.get(name)
         if name != counted or value is None:
             found = _chosen(found, name, tuple(value) if isinstance(value, list) else value)
     wanted = found[0].about.get(counted, 0) if given[counted] is None else given[counted]
