@@ -121,7 +121,8 @@ def damaged_value(draw: random.Random, value: Any, words: Sequence[Any] = ()) ->
         if kind <= 3:
             near = old if isinstance(old, int) else 0
             texts = (draw.choice(TEXTS), "x" * draw.choice((1, 300, 10**5)), [draw.choice(TEXTS)] * 3)
-            holder[key] = draw.choice((*_VALUES, *texts, *words, number(draw, 8, near), number(draw, 4, near)))
+            values = (*_VALUES, *texts, *words, number(draw, 8, near), number(draw, 4, near))
+            holder[key] = copy.deepcopy(draw.choice(values))  # a shared list could come to hold itself
         elif kind == 4:
             del holder[key]
         elif kind == 5 and isinstance(holder, dict):
