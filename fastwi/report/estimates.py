@@ -146,7 +146,7 @@ def draw_bars(axis: Any, rows: polars.DataFrame, column: str, by: str, label: st
     treatments, places = distinct(rows, "batch_norm"), distinct(rows, by)
     width, every = 0.8 / len(treatments), list[Estimate | None]()
     for t, treatment in enumerate(treatments):
-        own = rows.filter(polars.col("batch_norm") == treatment)
+        own = rows.filter(batch_norm=treatment)
         found = [estimate_of(own.filter(polars.col(by) == place), column) for place in places]
         x = [i + (t - (len(treatments) - 1) / 2) * width for i in range(len(places))]
         colour, name = TREATMENT_COLOURS[treatment], label.format(treatment)

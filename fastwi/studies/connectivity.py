@@ -193,13 +193,13 @@ def _draw_barriers(figure: Any, barrier: polars.DataFrame) -> None:
     """Test error and loss barriers against k, a line for each s and combination of other axes."""
     from matplotlib import colormaps
 
-    test = barrier.filter(polars.col("split") == "test")
+    test = barrier.filter(split="test")
     others = [name for name in cell_names(barrier) if name != "k"]
     panels = [(t, column, label) for t in distinct(test, "batch_norm") for column, label in _BARRIERS.items()]
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     every = list[Estimate | None]()
     for axis, (treatment, column, label) in zip(axes, panels, strict=True):
-        lines = list(groups(test.filter(polars.col("batch_norm") == treatment), others))
+        lines = list(groups(test.filter(batch_norm=treatment), others))
         colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(lines)))
         for i, ((values, rows), colour) in enumerate(zip(lines, colours, strict=True)):
             by_k = {k: estimate_of(here, column) for (k,), here in groups(rows.sort("k"), ["k"])}

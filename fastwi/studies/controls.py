@@ -316,11 +316,11 @@ def _labelled(frame: polars.DataFrame) -> polars.DataFrame:
         found.append(rows.select(kept).with_columns(label=polars.lit(label)))
 
     for name, words in _WORDS.items():
-        rows = frame.filter(polars.col("control") == name)
+        rows = frame.filter(control=name)
         if name == "lawa":
             longest = polars.col("epochs").max().over(kept[:-1])
             for text, epochs in zip(_LAWA, (2, (longest // 2).clip(2), longest), strict=True):
-                add(f"{words}, {text}", rows.filter(polars.col("epochs") == epochs))
+                add(f"{words}, {text}", rows.filter(epochs=epochs))
             best = rows.group_by(kept[:-1], maintain_order=True).agg(polars.col("effect_points").min())
             add(f"{words}, best number of epochs in hindsight", best)
             continue

@@ -204,7 +204,7 @@ def tables(frames: Frames) -> list[Table]:
 
 def _of_gain(frames: Frames, gain: str, scope: str) -> dict[str, Estimate]:
     """The correlations of one gain by quantity, in the order of `QUANTITIES`."""
-    chosen = frames["correlations"].filter(polars.col("gain") == gain, polars.col("scope") == scope)
+    chosen = frames["correlations"].filter(gain=gain, scope=scope)
     found = {row["quantity"]: correlation_of(row) for row in chosen.iter_rows(named=True)}
     return {name: found[name] for name in QUANTITIES if name in found}
 

@@ -245,7 +245,7 @@ def _gains(frame: polars.DataFrame) -> polars.DataFrame:
     of_average, of_child = (polars.col("network") == name for name in ("average", "child"))
     accuracy, loss = polars.col(_ACCURACY), polars.col(_LOSS)
     average, children = accuracy.filter(of_average).first(), accuracy.filter(of_child)
-    at = frame.filter(polars.col("stage") == "interpolation")
+    at = frame.filter(stage="interpolation")
     keys = [*frame.columns[: frame.columns.index("network")], "batch_norm", "split"]
     return at.group_by(keys, maintain_order=True).agg(
         gain_mean_points=average - children.mean(),
@@ -256,7 +256,7 @@ def _gains(frame: polars.DataFrame) -> polars.DataFrame:
 
 def _changes(frame: polars.DataFrame) -> polars.DataFrame:
     """The average trained on less the average at interpolation, own statistics, for each pair, epoch and split."""
-    averages = frame.filter(polars.col("network") == "average", polars.col("batch_norm") == OWN)
+    averages = frame.filter(network="average", batch_norm=OWN)
     keys = [*frame.columns[: frame.columns.index("network")], "split"]
     at = polars.col("stage") == "interpolation"
     accuracy, loss = polars.col(_ACCURACY), polars.col(_LOSS)
@@ -264,7 +264,7 @@ def _changes(frame: polars.DataFrame) -> polars.DataFrame:
         epochs_after=polars.col("epoch") - polars.col("k") - polars.col("s"),
         change_points=accuracy - accuracy.filter(at).first().over(keys),
         change_loss_nats=loss - loss.filter(at).first().over(keys),
-    ).filter(polars.col("stage") == "after")
+    ).filter(stage="after")
 
 
 def tables(frames: Frames) -> list[Table]:
@@ -342,7 +342,7 @@ def draw(frames: Frames, title: str) -> Any:
     numbers = sorted(distinct(rows, "split"))
     figure, axes = panels(len(numbers) + 1, 5, (2.9, 3.0), below=1.1)
     for axis, number in zip(axes, numbers, strict=False):
-        panel = rows.filter(polars.col("split") == number, polars.col("batch_norm") == OWN)
+        panel = rows.filter(split=number, batch_norm=OWN)
         _draw_curves(axis, panel)
         hardness = " (easiest)" if number == numbers[0] else " (hardest)" if number == numbers[-1] else ""
         label = "training accuracy (%)" if axis is axes[0] else ""

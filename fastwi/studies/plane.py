@@ -93,8 +93,8 @@ def draw(frames: Frames, title: str) -> Any:
     axes = figure.subplots(1, len(treatments), squeeze=False)[0]
     notes = set[str]()
     for axis, treatment in zip(axes, treatments, strict=True):
-        own = plane.filter(polars.col("batch_norm") == treatment).sort("y_l2", "x_l2")
-        here = points.filter(polars.col("batch_norm") == treatment)
+        own = plane.filter(batch_norm=treatment).sort("y_l2", "x_l2")
+        here = points.filter(batch_norm=treatment)
         x_X, y_Y = (own[name].unique().sort().to_numpy() for name in ("x_l2", "y_l2"))
         loss_YX = own["test_loss_nats"].fill_null(float("nan")).to_numpy().reshape(len(y_Y), len(x_X)).clip(_LEAST)
         if not np.isfinite(loss_YX).all():

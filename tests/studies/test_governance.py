@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 from studied import accuracy, by_cell, column, logits, losses, mean_state, measured, presented, state_of
 
+from fastwi.experiment.tree import OWN
 from fastwi.studies import all_studies
 from fastwi.studies.governance import GAINS, QUANTITIES, correlations
 
@@ -37,6 +38,9 @@ def test_every_pair(opened, frames):
         a_NK, b_NK, mean_NK = (logits(opened, state, test) for state in (a, b, mean_state([a, b])))
         of_a, middle, of_b = errors = [100 - accuracy(each, test) for each in (a_NK, mean_NK, b_NK)]
         loss = [losses(each, test).mean() for each in (a_NK, mean_NK, b_NK)]
+        log_a, log_b = (each - np.logaddexp.reduce(each, axis=1)[:, None] for each in (a_NK, b_NK))
+        both_ways = ((np.exp(log_a) - np.exp(log_b)) * (log_a - log_b)).sum(1)
+        at_end = [opened.measured[key, OWN] for key in place.ends]
         off = np.linalg.norm(mean_NK - (a_NK + b_NK) / 2, axis=1).mean()
         expected = {
             "learning_rate": 0.05,
@@ -50,6 +54,9 @@ def test_every_pair(opened, frames):
             "tangent_departure": off / (np.linalg.norm(a_NK - b_NK, axis=1) / 2).mean(),
             "gain_mean_own_points": (of_a + of_b) / 2 - middle,
             "gain_best_own_points": min(of_a, of_b) - middle,
+            "kl_nats": both_ways.mean() / 2,
+            "parent_accuracy_%": opened.measured[place.clone, OWN].test_accuracy,
+            "children_train_loss_nats": np.mean([end.train_loss for end in at_end]),
             "children_accuracy_%": 100 - (of_a + of_b) / 2,
         }
         assert {name: row[name] for name in expected} == pytest.approx(expected, rel=2e-3, abs=1e-4)

@@ -99,7 +99,9 @@ def test_options(opened):
     frames = measured(
         "importance", opened, splits=2, score_epoch=1, treatments=("averaged",), cells=("2,1", "1,2"), train_images=30
     )
-    assert frames["scores"].height == 30
+    scores, labels_N = frames["scores"], opened.resources.splits(opened.planned.points[0].config)[0].labels_N
+    assert scores.height == scores["example"].n_unique() == 30
+    assert labels_N[scores["example"].to_list()].tolist() == scores["label"].to_list()
     assert set(frames["scores"]["score_epoch"]) == {1}
     assert frames["scores"]["forgetting_events"].null_count() == 30  # one measurement shows no forgetting
     assert frames["splits"].select("k", "s").unique(maintain_order=True).rows() == [(2, 1), (1, 2)]
