@@ -62,10 +62,7 @@ def open_sweep(spec: SweepSpec, name: str, shard: tuple[int, int] | None = None)
 
 
 def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "Results":
-    """Do what is left of the sweep's part, and write what is measured. `quiet`: no progress is shown.
-
-    Raises UserError where a file cannot be written.
-    """
+    """Do what is left of the sweep's part, and write what is measured. `quiet`: no progress. Raises UserError."""
     from fastwi.experiment.execution import carry_out_planned
     from fastwi.experiment.store import Store
     from fastwi.report.plan import engine_text

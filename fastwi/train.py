@@ -54,9 +54,9 @@ class Run(NamedTuple):
 
 
 def open_run(config: Config, file: Path | None) -> Run:
-    """Plan the run, and check that it can be done here and that its directory holds no other. Nothing is written.
+    """Plan the run, and check that it can be done here, under its name or one of `file` and what decides its result.
 
-    Without run.name it is called after its `file` and what decides its result. Raises UserError.
+    Nothing is written. Raises UserError.
     """
     # torch takes seconds to import: bad configurations are refused before.
     from fastwi.experiment.execution import worker_for
@@ -73,10 +73,7 @@ def open_run(config: Config, file: Path | None) -> Run:
 
 
 def carry_out_run(run: Run, quiet: bool = False) -> "Results":
-    """Do what is left of the run, and write its files. `quiet`: no progress is shown.
-
-    Raises UserError where another process does it, or a file cannot be written.
-    """
+    """Do what is left of the run, and write its files. `quiet`: no progress is shown. Raises UserError."""
     from fastwi.experiment.execution import carry_out_planned
     from fastwi.experiment.store import Store
     from fastwi.report.manifest import manifest

@@ -29,10 +29,7 @@ _Placed: TypeAlias = tuple[Point, PointStates]
 
 
 def draw_run(planned: PlannedSweep, measurements: Measured, path: Path, subject: str) -> None:
-    """Draw test accuracy, test loss and train loss of a run over epochs to `path` (PNG), with a PDF beside it.
-
-    `subject`: the run, for the title. Raises UserError where a file cannot be written.
-    """
+    """Draw test accuracy, test loss and train loss of a run over epochs to `path` (PNG), with a PDF beside it."""
     only = list(zip(planned.points, planned.places, strict=True))
     _draw([[only] * len(_METRICS)], measurements, list(_METRICS), path, subject)
 
@@ -40,10 +37,9 @@ def draw_run(planned: PlannedSweep, measurements: Measured, path: Path, subject:
 def draw_curves(planned: PlannedSweep, measurements: Measured, path: Path, subject: str) -> list[Path]:
     """Draw test accuracy over epochs, one panel a cell: k downwards, s across; networks thin, their means thick.
 
-    Means are over parents of each parent's mean, of networks that are measured to their last epoch. Dashed lines:
-    where the parent was cloned and the children were averaged. Each combination of other axes and alpha has its file:
-    `path` (PNG) with PDF and SVG beside it, then `path` with -2, -3 ... Of many k, s or combinations a part is drawn;
-    the title says so. Returns the PNGs' paths. Raises UserError where a file cannot be written.
+    Means are over parents, of networks that are measured to their last epoch. Dashed: cloning and averaging. Each
+    combination of other axes and alpha has its files (PNG, PDF, SVG). Of many k, s or combinations a part is drawn.
+    Returns the PNGs' paths. Raises UserError where a file cannot be written.
     """
     axes = other_axes(planned.spec)
     files = defaultdict[Any, dict[tuple[int, int], list[_Placed]]](lambda: defaultdict(list))
@@ -120,8 +116,8 @@ def _draw(
 def _curves(points: Sequence[_Placed], measurements: Measured, metric: str, window: bool) -> polars.DataFrame:
     """A row a value of a network: its group (of `_COLOURS`), statistics, parent and number, the epochs done.
 
-    `whole`: whether all values of the network are there and finite. Else they are NaN. `window`: of the parent's past
-    a part alone, about as long as a quarter of the rest: all of it would flatten what matters.
+    `whole`: whether all values of the network are there and finite; else they are NaN. `window`: of the parent's past
+    a part alone, a quarter of the rest: all of it would flatten what matters.
     """
     e = points[0][0].config.experiment
     begin = e.k - max(1, (e.s + e.after) // 4) if window else 0

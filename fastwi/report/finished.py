@@ -76,10 +76,7 @@ class Finished:
 
 
 def find_sweeps(targets: Iterable[Path], studies: Mapping[str, Study]) -> list[Finished]:
-    """The sweeps of `targets`, results directories or stores, each once, with those of `studies` that were run.
-
-    Raises UserError for a target that is not there or is neither, and for files that are damaged.
-    """
+    """The sweeps of `targets`, results directories or stores, each once. Raises UserError where one is damaged."""
     found: dict[Path, Path] = {}
     for target in targets:
         for directory in _directories(target):

@@ -25,8 +25,7 @@ _SPREAD = 10.0  # where the largest gain is this many times the typical one, a l
 def draw_heatmap(gains: polars.DataFrame, path: Path, subject: str) -> list[Path]:
     """Draw the mean gain over the best child, in points, over k x s; one panel a treatment and other axes and alpha.
 
-    All panels have one colour scale, centred at 0. Each file is a PNG, `path`, with PDF and SVG beside it; panels
-    beyond the first file's go to `path` with -2, -3 ... `subject`: network and dataset, for the title. Returns the
+    All panels have one colour scale, centred at 0. Files are PNG, PDF and SVG; many panels go to several. Returns the
     PNGs' paths; none where nothing is measured. Raises UserError where a file cannot be written.
     """
     from matplotlib.colors import SymLogNorm

@@ -1,7 +1,4 @@
-"""One HTML page of everything that sweeps and their studies found. It needs no other file and no network.
-
-How it looks is in templates/page.html.j2, which takes sweeps, claims and tables as they are, and the functions here.
-"""
+"""One HTML page of everything that sweeps and their studies found. How it looks is in templates/page.html.j2."""
 
 import base64
 import csv
@@ -57,10 +54,7 @@ def page_html(sweeps: Sequence[Finished], studies: Mapping[str, Study], command:
 
 
 def figures(directory: Path, stem: str) -> list[Figure]:
-    """The figures stem.png, stem-2.png, stem-3.png ... of a directory, as far as they go.
-
-    An SVG is shown as an image: a browser runs nothing in it and fetches nothing for it.
-    """
+    """The figures stem.png, stem-2.png ... of a directory. In an image, as SVGs are shown, a browser runs nothing."""
     found: list[Figure] = []
     while (path := numbered(directory / f"{stem}.png", len(found) + 1)).exists():
         content, svg = path.read_bytes(), path.with_suffix(".svg")

@@ -29,10 +29,9 @@ _FIGURES = re.compile(r"(heatmap|curves)(-[0-9]+)?\.(png|pdf|svg)")
 
 @dataclass(frozen=True)
 class Results:
-    """What was written, and what the command prints of it.
+    """What was written, and what the command prints of it. `missing`: how many measurements are not there.
 
-    `frame`: a sweep's results.parquet, or a run's rows. `gains`: a row an average. `missing`: how many measurements
-    are not there.
+    `frame`: a sweep's results.parquet, or a run's rows. `gains`: a row an average.
     """
 
     directory: Path

@@ -1,8 +1,7 @@
 """Measurements as rows: of a run, of all that a sweep measured, and of its averages.
 
-A run's rows (metrics.jsonl) are `point_rows`. A sweep's table (results.parquet) has each measurement once, in long
-form, however many points share it: `result_frame`. Its averages (gains.parquet) are `gains`, a row each. The columns
-of the tables are described in `COLUMNS` and `GAIN_COLUMNS`, which also go into the files.
+A run's rows (metrics.jsonl) are `point_rows`. A sweep's table (results.parquet) has each measurement once, however
+many points share it: `result_frame`. Its averages (gains.parquet) are `gains`, a row each.
 """
 
 import os
@@ -86,10 +85,9 @@ _SPAN_TYPES = PAIR_TYPES | {
 
 
 def write_frame(frame: polars.DataFrame, path: str | os.PathLike[str], columns: Columns) -> None:
-    """Write `frame` as Parquet, atomically; unit and meaning of its `columns` go into the file's metadata.
+    """Write `frame` as Parquet, atomically. Raises UserError where that fails.
 
-    They are there under "fastwi.columns", as JSON: {column: {"unit": ..., "help": ...}}, axes of sweeps included.
-    Raises UserError where the file cannot be written.
+    The metadata has under "fastwi.columns" each column's "unit" and "help", as JSON, those of axes too.
     """
     about = {name: Column(KEYS[name].unit, KEYS[name].help) for name in frame.columns if name in KEYS}
     about |= columns

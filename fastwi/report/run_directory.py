@@ -80,8 +80,7 @@ class RunDirectory:
     def begun(self, manifest: Mapping[str, Any], planned: PlannedSweep) -> Iterator[None]:
         """Hold the directory; where it is new, or its run goes on as a longer one, note in it what the run is.
 
-        Raises UserError where another process holds it (two would only wait for each other), where it has come to
-        hold another run since `check`, or where it cannot be written.
+        Raises UserError where another process or another run has it, or where it cannot be written.
         """
         busy = "another process trains this run; wait for it or give another run.name"
         with locked_directory(self.directory, busy):

@@ -1,8 +1,7 @@
 """Tables: of one run, and of a sweep what averaging gains in each cell and what becomes of the gain.
 
-A cell is one combination of k, s, the other axes and alpha. Differences are of test accuracy in percentage points,
-taken under the same treatment of batch-norm statistics on both sides. Intervals are over parents. The sweep's tables
-take the frame that `gains` gives.
+A cell is one combination of k, s, the other axes and alpha. Differences are of test accuracy in points, under the
+same batch-norm statistics on both sides. Intervals are over parents. Sweeps' tables take the frame of `rows.gains`.
 """
 
 import math
@@ -66,7 +65,7 @@ def cell_table(gains: polars.DataFrame, over: str = "best") -> Table:
 def after_table(gains: polars.DataFrame, against: str = "best") -> Table:
     """One row a cell: the average's accuracy after each further epoch, less that at interpolation, in points.
 
-    `against`: the "average" itself, or the "best" child. Of many epochs, some are shown, the last always.
+    `against`: "average" or "best" child. Of many epochs some are shown, the last always.
     """
     most = most_epochs(gains)
     epochs = list(range(1, most + 1))
@@ -100,10 +99,7 @@ def _wins(rows: polars.DataFrame, column: str) -> str:
 
 
 def summary_markdown(spec: SweepSpec, gains: polars.DataFrame, planned: int, missing: int = 0) -> str:
-    """The sweep's summary: what was swept, what is there of it, the tables, and what must be said beside them.
-
-    `planned`: points of the sweep; `missing`: measurements that are not there yet.
-    """
+    """What was swept, what is there of it, and the tables. `planned`: points; `missing`: measurements, as yet."""
     options = spec.options
     lines = [f"# {options.name or 'Sweep'}", ""]
     lines += [f"- {axis.path}: {', '.join(map(value_text, axis.values))}" for axis in spec.axes]
@@ -126,9 +122,8 @@ def summary_markdown(spec: SweepSpec, gains: polars.DataFrame, planned: int, mis
 def run_tables(rows: Sequence[Row], gains: polars.DataFrame) -> list[Table]:
     """Of one run: every network at interpolation with the gain, and the average trained on. `gains`: its row, if any.
 
-    The average's further epochs are compared with itself and with the best child at interpolation and, where the
-    children were trained on too, with the best of them at the same epoch, all with their own batch-norm statistics.
-    Nothing is compared with a network that diverged.
+    The average is compared with itself and the best child at interpolation and, where the children were trained on,
+    with the best of them at the same epoch, own statistics. Nothing is compared with a network that diverged.
     """
     (gain,) = gains.to_dicts() or [{}]
     at = [row for row in rows if row["stage"] == "interpolation"]
