@@ -108,13 +108,13 @@ class Report:
 
         Args:
             title: the table's.
-            unit: what a case does in one unit of its work, such as "images".
+            unit: of the cases' work, such as "images".
             cases: by their names in tables; what may fail, or be unavailable here, is built by a call.
             rounds: counted rounds.
             reference: all cases are compared with the fastest of these.
             again: the case that runs a second time under another name, if any.
             each: what a unit moves or computes, such as {"GB": 1e-3}: rates of it are reported too.
-            floors: bounds.
+            floors: bounds, which are rows of the table too.
             check: gets what the first run of each case returned; raises UserError where cases disagree.
             at: what sets this call's cases apart from other calls'; "members" is the axis of a line plot.
             sums: whether the rounds are the parts of one whole, so that their sums are compared, not their medians.
@@ -164,10 +164,8 @@ class Report:
         measurements: list[dict[str, Any]] = []
         for row in rows:
             name, rate = row["case"], row[f"{unit}_per_s"]
-            self._points.setdefault(name + where, {})[at.get("members", "")] = [
-                rate,
-                *row.get("quartiles", [rate] * 2),
-            ]
+            low_high = row.get("quartiles", [rate, rate])
+            self._points.setdefault(name + where, {})[at.get("members", "")] = [rate, *low_high]
             raw = {f"{unit}_a_round": ready[name].work, "seconds": timings[name]} if name in ready else {}
             measurements.append({**row, **at, **raw})
         measurements += [{"case": name, **at, "not_measured": problem} for name, problem in problems.items()]

@@ -14,8 +14,6 @@ from fastwi.errors import UserError
 from fastwi.kernels.cpu import library
 from fastwi.models.registry import build_model
 
-IMAGE = torch.Size([32, 32, 3])
-
 
 @pytest.fixture
 def small(digits_directory):
@@ -69,11 +67,9 @@ def test_a_table_of_known_times(tmp_path, capsys, monkeypatch):
 
 def test_fastwis_own_failure_is_a_failure(capsys):
     report = Report("tiny", {"device": "cpu"}, None)
-    for others in ({}, {"other": Case(lambda: None, 1)}):
-        report.failed = False
-        report.time("Title", "images", {"fastwi": lambda: 1 / 0, **others}, 1)
-        assert report.failed
-        assert "ZeroDivisionError" in capsys.readouterr().out
+    report.time("Title", "images", {"fastwi": lambda: 1 / 0}, 1)
+    assert report.failed
+    assert "ZeroDivisionError" in capsys.readouterr().out
 
 
 def test_parts_of_a_whole_are_summed(capsys, monkeypatch):
@@ -120,7 +116,7 @@ def test_processes_of_their_own(tmp_path, monkeypatch):
 
 def test_the_convolutions_of_resnet20():
     network = build_model("resnet20", 10).train()
-    layers, outputs = floor.convolutions(network, IMAGE)
+    layers, outputs = floor.convolutions(network, torch.Size([32, 32, 3]))
     assert outputs == 188_416
     assert [layer.first for layer, _ in layers] == [True] + [False] * 5
     assert sorted(count for _, count in layers) == [1, 1, 1, 5, 5, 6]
