@@ -105,7 +105,8 @@ def test_auto_is_what_was_measured_on_such_a_processor(monkeypatch, tmp_path, ve
     choice = auto_precision(CPU)
     assert (choice.precision, bool(choice.reason)) == (precision, True)
     assert resolve_dtype(EngineConfig(device="cpu")) == {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    assert choice.reason in fastwi.doctor._precision().found
+    found = next(check.found for check in fastwi.doctor.examine() if check.subject == "CPU precision")
+    assert choice.reason in found
 
 
 @pytest.mark.parametrize("text", [None, "", "flags\n", "cpu family: many\nFeatures : fp asimd bf16\n"])
