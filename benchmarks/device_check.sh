@@ -140,8 +140,8 @@ if [ $gpu = yes ]; then
     # Without torch's cache of memory every tensor is an allocation of its own, whose ends can be overrun.
     memcheck=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool memcheck --report-api-errors no
       --error-exitcode 9 "${pytest[@]}" -x)
-    step memcheck 30 "${memcheck[@]}" tests/kernels/test_interpolate.py -k lists
-    step memcheck-convolutions 30 "${memcheck[@]}" tests/kernels/test_stacked.py -k "several_chunks or diverged"
+    step memcheck 30 "${memcheck[@]}" tests/kernels/test_interpolate.py -k evenly_spaced
+    step memcheck-convolutions 30 "${memcheck[@]}" tests/kernels/test_stacked.py -k diverged
   else
     leave_out memcheck "compute-sanitizer is not on this machine"
   fi
