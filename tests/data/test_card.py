@@ -77,6 +77,7 @@ def test_no_card_but_something_else(tmp_path: Path, content: bytes | None) -> No
         ("counts", {"train": 5}, "counts: .* train and test"),
         ("counts", {"train": 5, "test": 2, "valid": 1}, "counts: .* train and test"),
         ("counts", {"train": 6, "test": 2}, r"counts\.train must be the sum"),
+        ("counts", {"train": 5, "test": 1}, r"counts\.test must be the sum"),
         ("counts", {"train": True, "test": 2}, r"counts\.train"),
         ("counts", {"train": 5.0, "test": 2}, r"counts\.train"),
         ("class_counts", {"train": [5], "test": [2, 0]}, r"class_counts\.train must have one count a class"),

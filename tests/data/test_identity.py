@@ -71,6 +71,7 @@ def test_versions_count_where_the_library_is_at_work(
         return {
             "raw": names(raw),
             "resized": names(raw, image_size=9),
+            "raw, of several sizes": names(dataclasses.replace(raw, sizes="various")),
             "various": names(various),
             "jpeg": names(jpeg),
             "ffcv": names(jpeg, decoder="ffcv"),
@@ -78,7 +79,7 @@ def test_versions_count_where_the_library_is_at_work(
 
     before = named()
     for place, name, version, expected in (
-        (PIL, "__version__", "0.0", {"resized", "various", "jpeg"}),
+        (PIL, "__version__", "0.0", {"resized", "raw, of several sizes", "various", "jpeg"}),
         (PIL.features, "version_feature", lambda _: "0.0", {"various", "jpeg"}),
         (importlib.metadata, "version", lambda _: "0.0", {"ffcv"}),
     ):
