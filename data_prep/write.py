@@ -96,7 +96,6 @@ class _Split:
                 return write(path, self._counted(), self.labels_N, page_size)
             except ImageTooLarge as error:
                 page_size = page_size_for(error.needed)
-                os.truncate(path, 0)
 
     def _counted(self) -> Iterator[StoredImage]:
         total = len(self.labels_N)
