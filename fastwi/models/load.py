@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -17,6 +18,8 @@ from fastwi.models.source import Source
 _built: dict[str, tuple[Source, dict[str, ModuleType]]] = {}
 """What a network was last built from, by its entry: its source, and the modules that this was executed as."""
 
+_lock = threading.RLock()  # one thread at a time has its own way of loading
+
 
 @contextlib.contextmanager
 def executing(source: Source, place: str) -> Iterator[None]:
@@ -25,20 +28,21 @@ def executing(source: Source, place: str) -> Iterator[None]:
     Python's own loader takes older bytecode of a file with the same size and second. The folder of a network's file
     is searched too, last.
     """
-    path, load = list(sys.path), SourceFileLoader.get_code
+    with _lock:
+        path, load = list(sys.path), SourceFileLoader.get_code
 
-    def get_code(loader: SourceFileLoader, name: str) -> CodeType | None:
-        file = source.by_path.get(Path(loader.path).resolve())
-        code = file.code if file else None
-        return load(loader, name) if code is None else loader.source_to_code(code, loader.path)
+        def get_code(loader: SourceFileLoader, name: str) -> CodeType | None:
+            file = source.by_path.get(Path(loader.path).resolve())
+            code = file.code if file else None
+            return load(loader, name) if code is None else loader.source_to_code(code, loader.path)
 
-    if place.endswith(".py"):
-        sys.path.append(str(_file(place).parent))
-    try:
-        with mock.patch.object(SourceFileLoader, "get_code", get_code):
-            yield
-    finally:
-        sys.path[:] = path
+        if place.endswith(".py"):
+            sys.path.append(str(_file(place).parent))
+        try:
+            with mock.patch.object(SourceFileLoader, "get_code", get_code):
+                yield
+        finally:
+            sys.path[:] = path
 
 
 def imported(place: str) -> ModuleType:

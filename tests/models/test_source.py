@@ -51,6 +51,7 @@ REACHED = {
     "through another": ("h1_deep.py", "h1_net", "from h1_mid import scale"),
     "relative": ("h1_pkg/parts/blk.py", "h1_pkg.net", "from .parts import blk\nscale = blk.scale"),
     "relative, two levels": ("h1_pkg/blk.py", "h1_pkg.parts.net", "from ..blk import scale"),
+    "through a package": ("h1_top/blk.py", "h1_net", "from h1_top import scale"),
     "of a parent": ("h1_pkg/__init__.py", "h1_pkg.net", "from . import scale"),
     "folders alone": ("h1_space/deep/blk.py", "h1_net", "from h1_space.deep.blk import scale"),
     "by its text": ("h1_blk.py", "h1_net", "scale = importlib.import_module('h1_blk').scale"),
@@ -69,7 +70,7 @@ def files_of(reached: str, number: int) -> dict[str, str]:
     """A network h1_net:Net that is scaled by `number`."""
     place, home, code = REACHED[reached]
     return {
-        "h1_pkg/__init__.py": "", "h1_pkg/parts/__init__.py": "",
+        "h1_pkg/__init__.py": "", "h1_pkg/parts/__init__.py": "", "h1_top/__init__.py": "from .blk import scale\n",
         "h1_mid.py": "from h1_deep import *\ndef f():\n    import h1_mid\n",
         "h1_net.py": f"from {home} import Net\n", f"{home.replace('.', '/')}.py": net(code), place: scale(number),
     }  # fmt: skip
@@ -92,13 +93,18 @@ def test_an_edit_anywhere_is_another_network_and_what_is_built_is_what_is_named(
     assert all(torch.allclose(value, n * values[0]) for n, value in enumerate(values, 1))
 
 
+MIDDLES = ("h1_mid", "h1_space.mid")
+
+
 @pytest.mark.parametrize("order", [("h1_one", "h1_two", "h1_one"), ("h1_one", "h1_two.py", "h1_one.py")])
 @pytest.mark.parametrize(
-    "reached", ["from h1_mid import scale\n", "def scale():\n    import h1_mid\n    return h1_mid.scale()\n"]
+    "reached",
+    ["from h1_mid import scale\n", *(f"def scale():\n    import {m} as m\n    return m.scale()\n" for m in MIDDLES)],
 )
 def test_two_networks_that_share_a_file(write, reached, order):
     """Building one after an edit must not leave the other with the old code under the new digest, or the new's."""
-    write({"h1_one.py": net(reached), "h1_two.py": net(reached), "h1_mid.py": "from h1_blk import scale\n"})
+    write({"h1_one.py": net(reached), "h1_two.py": net(reached)})
+    write({f"{middle.replace('.', '/')}.py": "from h1_blk import scale\n" for middle in MIDDLES})
     seen = []
     for number, place in zip((1, 2, 1), order, strict=True):
         write({"h1_blk.py": scale(number)})
@@ -213,10 +219,11 @@ def test_what_is_written_first_and_read_then_is_code(write):
 
 
 def test_a_file_beside_the_networks_is_found_from_anywhere(write):
-    write({"nets/h1_net.py": net("from h1_blk import scale"), "nets/h1_blk.py": scale(2)})
+    write({"nets/h1_net.py": net("fastwi_files = ['h1_more.txt']\nfrom h1_blk import scale")})
+    write({"nets/h1_blk.py": scale(2), "nets/h1_more.txt": ""})
     path = list(sys.path)
     assert logits("nets/h1_net.py:Net").shape == (1, 4)
-    assert "h1_blk" in source_of("nets/h1_net.py:Net").files
+    assert set(source_of("nets/h1_net.py:Net").files) == {"h1_net.py", "h1_blk", "file h1_more.txt"}
     assert sys.path == path
 
 
