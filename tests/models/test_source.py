@@ -78,8 +78,9 @@ def files_of(reached: str, number: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("form", ["h1_net.py:Net", "h1_net:Net"])
 @pytest.mark.parametrize("reached", REACHED)
-def test_an_edit_anywhere_is_another_network_and_what_is_built_is_what_is_named(write, reached, form):
+def test_an_edit_anywhere_is_another_network_and_what_is_built_is_what_is_named(write, reached, form, monkeypatch):
     """Edited twice within a second, to files of one size: Python's own cache would not see it."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     found = {}
     for number in (1, 2, 3, 1):
         write(files_of(reached, number))
