@@ -1,6 +1,6 @@
 """Runs M members of any network at once: its traced graph, each layer batched over the member axis.
 
-Convolutions, batch norm with its residual sum and ReLU, sums and means have rules of their own, on
+Convolutions, batch norm with its residual sum and ReLU, linear layers, sums and means have rules of their own, on
 activations [M, N, H, W, C]; a batch norm between two convolutions is never stored (see `fastwi.kernels.stacked`).
 Every other operation is applied to each member (see `fastwi.engine.members`), on [M, N, C, H, W].
 
@@ -108,6 +108,8 @@ class StackedNetwork(fx.Interpreter):
             return tuple(map(Images, made)) if users == 2 else Images(made)
         if _has_rule(module) and isinstance(x, (Images, Pending)):
             return self._convolution(module, own, x)
+        if type(module) is nn.Linear and not self._exact and isinstance(x, Tensor) and x.dim() == 3:
+            return _linear(own, x)
         if isinstance(module, nn.ReLU) and isinstance(x, Images):
             return Images(functional.relu(x.x_MNHWC))
         module.train(self._training)
@@ -232,6 +234,14 @@ def _norm(module: nn.Module, own: Tensors, training: bool) -> Norm:
         module.eps,
         bool(getattr(module, "relu", False)),
     )
+
+
+def _linear(own: Tensors, x_MNF: Tensor) -> Tensor:
+    """In one launch, and rounded once."""
+    weight_MFK = own["weight"].transpose(1, 2)
+    if "bias" not in own:
+        return torch.bmm(x_MNF, weight_MFK)
+    return torch.baddbmm(own["bias"][:, None, :], x_MNF, weight_MFK)
 
 
 def _in_dtype_of(x: Value, result: Value) -> Value:
