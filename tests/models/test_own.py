@@ -48,7 +48,7 @@ def by_classes(classes): return Net(classes)
 def by_num_classes(width=1, *, num_classes): return Net(num_classes)
 def by_options(**options): return Net(options["num_classes"])
 def of_ten(): return Net(10)
-def both(classes, num_classes=None): return Net(classes)
+def both(classes, num_classes=None): return Net(classes if num_classes is None else 1)
 instance = Net(10)
 def nothing(): pass
 def number_of(classes): return classes
