@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 Report = Callable[[str, int, int], None]
 """Called with (stage, done, total): what is being done, and how many images of how many."""
@@ -13,17 +14,23 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def shown_progress() -> Report:
-    """A Report that shows itself on stderr."""
+    """A Report that shows itself on stderr, with the time left for each stage."""
     terminal = sys.stderr.isatty()
     seconds_between = 0.2 if terminal else 10.0
     last = time.monotonic()
+    begun: dict[str, float] = {}
 
     def show(stage: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if done == total or now - last >= seconds_between:
-            last = now
-            end = "\r" if terminal and done < total else "\n"
-            print(f"{stage}: {done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
+        begun.setdefault(stage, now)
+        if done < total and now - last < seconds_between:
+            return
+        last = now
+        left = (now - begun[stage]) * (total - done) / max(done, 1)
+        time_left = f", {timedelta(seconds=round(left))} left" if done < total else ""
+        line = f"{stage}: {done:,} of {total:,} images{time_left}"
+        rewritten = terminal and done < total
+        print(f"{line:<70}" if terminal else line, end="\r" if rewritten else "\n", file=sys.stderr, flush=True)
 
     return show
