@@ -26,6 +26,7 @@ from fastwi.sealed import yaml_damage
 
 LARGEST_FILE = 1 << 20  # bytes; a configuration has a few thousand
 _DEEPEST = 32  # lists and mappings within each other; PyYAML's time grows with the square
+_LONGEST_CHAIN = 8  # bases under a file
 
 ALIASES = {
     "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "bs": "optimizer.batch_size",
@@ -103,8 +104,10 @@ def _plain(node: Any, origin: str) -> object:
         for name_node, value in node.value:
             place = _place(name_node, origin)
             name = name_node.value if isinstance(name_node, yaml.ScalarNode) else "[...]"
-            if name == "[...]" or name in found:
-                raise ConfigError(f"{place}{show_name(name)}: is given above already, or is no plain text; remove it")
+            if name == "[...]":
+                raise ConfigError(f"{place}{name}: a name must be plain text; give a section or a key")
+            if name in found:
+                raise ConfigError(f"{place}{show_name(name)}: is given above already; remove one")
             found[name] = Placed(_plain(value, origin), place)
         return found
     if isinstance(node, yaml.SequenceNode):
@@ -171,15 +174,20 @@ class Layers:
         if not isinstance(given, Mapping):
             raise ConfigError(f"{origin}: {show(given)} is not a mapping of sections; give one")
         layer: dict[str, Placed] = {}
-        for path, (value, origin) in _flat("", Placed(given, "")):
+        sections = {path.partition(".")[0] for path in names if "." in path}
+        for path, (value, origin) in _flat(given):
             if path in layer:
                 self.problems.append(f"{origin}{path}: given twice; remove one")
-            elif path not in names:
-                self.problems.append(unknown_name(path, names, origin))
-            else:
+            elif path == "config" and path in names:
+                layer[path] = Placed(value, origin)  # any file name that the system has, not only printable text
+            elif path in names:
                 with self.noting(f"{origin}{path}: "):
                     layer[path] = Placed(names[path].check(value), origin)
-        for name in {"base", "config"} & layer.keys():
+            elif path not in sections or value != {}:
+                self.problems.append(unknown_name(path, names, origin))
+        for name in ("base", "config"):
+            if name not in layer:
+                continue
             below = layer.pop(name)
             path = shipped_configs().get(below.value, directory / below.value)
             if name == "config":
@@ -194,6 +202,8 @@ class Layers:
         text, origin, real = read_text(path), printable(str(path)), os.path.realpath(path)
         if real in chain:
             raise ConfigError(f"{origin} leads round in a circle; remove one of its bases")
+        if len(chain) > _LONGEST_CHAIN:
+            raise ConfigError(f"{origin} is base number {len(chain)} in a chain; use at most {_LONGEST_CHAIN}")
         self.add_text(text, origin, path.parent, (*chain, real))
 
     def flag(self, name: str, default: Any) -> Any:
@@ -216,13 +226,15 @@ class Layers:
             raise ConfigError("\n".join(dict.fromkeys(self.problems)))
 
 
-def _flat(path: str, placed: Placed) -> Iterator[tuple[str, Placed]]:
-    if not isinstance(placed.value, Mapping):
-        yield path, placed
-        return
-    for name, each in placed.value.items():
-        each = each if isinstance(each, Placed) else Placed(each, placed.origin)
-        yield from _flat(f"{path}.{name}" if path else str(name), each)
+def _flat(given: Mapping[str, Any], prefix: str = "", origin: str = "") -> Iterator[tuple[str, Placed]]:
+    """Each value by its dotted name. An empty mapping is a value too: only a section may be empty."""
+    for name, each in given.items():
+        placed = each if isinstance(each, Placed) else Placed(each, origin)
+        path = f"{prefix}{name}"
+        if isinstance(placed.value, Mapping) and placed.value:
+            yield from _flat(placed.value, f"{path}.", placed.origin)
+        else:
+            yield path, placed
 
 
 def unknown_name(path: str, names: Collection[str], origin: str) -> str:

@@ -30,7 +30,7 @@ from fastwi.config.values import Key, did_you_mean, keys_of, number_from_text, o
 from fastwi.config.write import help_text, study_lines, sweep_to_yaml, to_yaml
 from fastwi.version import __version__
 
-_PART = "([1-9][0-9]{0,8}/[1-9][0-9]{0,8})?"
+_PART = "[1-9][0-9]{0,8}/[1-9][0-9]{0,8}"
 ConfigLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
 
 _SHIPPED = ", ".join(shipped_configs())
@@ -45,7 +45,7 @@ class Flags:
     print_config: bool = option(False, "print the whole configuration as YAML and stop")
     json: bool = option(False, "print results as JSON")
     figures: str = option("screen", "paper: without titles, with fonts that stay text", choices=("screen", "paper"))
-    shard: str = option("", "I/N: do part I of N only, such as 2/4; empty: all", pattern=_PART)
+    shard: str = option("", "I/N: do part I of N only, such as 2/4", pattern=_PART)
     list: bool = option(False, "print the studies and stop; with --json as JSON")
 
 
@@ -171,14 +171,16 @@ def read_config(
 ) -> Request:
     """The run, or the sweep, that a program gives: a file's path, a mapping, or a checked one from before."""
     layers = Layers(_SWEEP_FILE if sweep else KEYS)
+    names = layers.names
     if isinstance(given, SweepSpec):
         axes = {axis.path: axis.values for axis in given.axes}
         given = {**asdict(given.base), "sweep": asdict(given.options), "axes": axes}
     elif isinstance(given, Config):
         given = asdict(given)
     elif isinstance(given, (str, os.PathLike)):
-        given = {"config": given}
-    layers.add(given, {**layers.names, "config": _FLAGS["config"]})
+        given = {"config": os.fspath(given)}
+        names = {"config": _FLAGS["config"]}
+    layers.add(given, names)
     _override(layers, overrides or {}, _SWEEP_FLAGS if sweep else KEYS)
     return _built(layers)
 

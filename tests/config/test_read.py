@@ -1,6 +1,7 @@
 """What files, command lines and mappings mean, and which layer wins."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,15 @@ def test_bases_chain_and_the_nearer_file_wins(tmp_path: Path) -> None:
     assert sweep_from_yaml(text, directory=tmp_path) == request.spec
     from_program = read_config({"base": str(tmp_path / "leaf.yaml")}, sweep=True)
     assert (from_program.spec, from_program.sweep) == (request.spec, "sweep")
+
+
+@pytest.mark.parametrize("name", ["a\nb.yaml", os.fsdecode(b"a\xe9.yaml")])
+def test_a_config_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text("experiment: {k: 7}\nmodel: {}\n")  # a section may be empty
+    request = read_request(["--config", str(file)], "fastwi.train")
+    assert (request.config.experiment.k, request.config_file) == (7, file)
+    assert read_config(file) == request
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)

@@ -55,7 +55,14 @@ REFUSED: list[tuple[Any, ...]] = [
     ("sweep", "axes: {run.name: [a]}", 1, "axes.run.name: cannot be an axis", "sweep.name"),
     ("sweep", "axes: {seeds.statistics_noise: [1]}", 1, "axes.seeds.statistics_noise", "sweep.parents"),
     ("sweep", "axes: {engine.device: [cpu, cuda]}", 1, "axes.engine.device", "changes no result"),
+    ("config", "foo: {}", 1, "foo: unknown name"),
+    ("config", "'': {}", 1, ": unknown name"),
+    ("config", "optimizer: {learnin_rate: {}}", 1, "optimizer.learnin_rate", "did you mean optimizer.learning_rate?"),
+    ("config", "optimizer: {learning_rate: {}}", 1, "optimizer.learning_rate: a mapping is not"),
+    ("config", "sweep: {}", 1, "sweep", "python -m fastwi.sweep"),
+    ("sweep", "axes: {experiment.k: {}}", 1, "axes.experiment.k: a mapping is not"),
     ("mapping", {3: 1}, "3: unknown name"),
+    ("mapping", {"config": "fastwi:digits"}, "config: unknown name"),
     ("mapping", [], "[] is not a mapping"),
     ("mapping", {"experiment.k": 3, "experiment": {"k": 3}}, "experiment.k: given twice"),
     ("train", "--experiment.kk 3", "--experiment.kk", "did you mean --experiment.k?"),
@@ -151,8 +158,8 @@ REFUSED: list[tuple[Any, ...]] = [
     ("sweeping", "--config zzz/a.yaml", "zzz/a.yaml: no such config file"),
     ("analyze", "plane connectivity --sweep.name a", "'connectivity'"),
     *(
-        ("sweeping", f"--shard {text}", f"--shard: '{text}'")
-        for text in ("0/4", "5/4", "1", "1/0", "1/4/4", "+1/4", "01/4", "1/9999999999", "\u0661/4", "1/4/")
+        ("sweeping", f"--shard={text}", f"--shard: '{text}'")
+        for text in ("0/4", "5/4", "1", "1/0", "1/4/4", "+1/4", "01/4", "1/9999999999", "\u0661/4", "1/4/", "")
     ),
     # Values that cannot go together
     ("config", "experiment: {weights: [1.0]}", 1, "experiment.weights", "1 values for 2 children"),
@@ -320,7 +327,7 @@ def test_a_file_that_is_no_yaml_text(tmp_path: Path, content: bytes, named: str)
     ("name", "named"),
     [
         ("digit.yaml", "digits.yaml?"), ("zzz", "check the path"), ("no/such.yaml", "no such config file"),
-        ("", "not a regular file"), ("digits.yaml/x", "Not a directory"), ("a\0b", "printable"),
+        ("", "not a regular file"), ("digits.yaml/x", "Not a directory"), ("a\0b", "not a possible file name"),
         ("pipe.yaml", "not a regular file"),  # which is not waited for
     ],
 )  # fmt: skip
@@ -342,6 +349,17 @@ def test_a_circle_of_bases(tmp_path: Path, first: str, second: str) -> None:
     with pytest.raises(ConfigError, match=r"yaml line 1: base: .*a\.yaml leads round in a circle") as caught:
         read_sweep_request(["--config", str(tmp_path / "a.yaml")])
     assert "\n" not in str(caught.value)
+
+
+def test_a_chain_of_bases_has_an_end(tmp_path: Path) -> None:
+    (tmp_path / "0.yaml").write_text("experiment: {k: 3}")
+    for number in range(1, 400):
+        (tmp_path / f"{number}.yaml").write_text(f"base: {number - 1}.yaml")
+    assert read_sweep_request(["--config", str(tmp_path / "8.yaml")]).config.experiment.k == 3
+    for last in (9, 399):
+        with pytest.raises(ConfigError, match=rf"/{last - 9}\.yaml is base number 9 .*at most 8") as caught:
+            read_sweep_request(["--config", str(tmp_path / f"{last}.yaml")])
+        assert "\n" not in str(caught.value)
 
 
 def test_a_file_whose_name_cannot_name_the_sweep(tmp_path: Path) -> None:
