@@ -78,8 +78,12 @@ class StackedNetwork(fx.Interpreter):
     def __call__(self, tensors: Tensors, x_MNHWC: Tensor, training: bool) -> Tensor:
         """Logits [M, N, K] in float32. Running statistics in `tensors` are updated in place where `training`."""
         self._tensors, self._training = tensors, training
-        logits_MNK: Tensor = self.run(Images(x_MNHWC), enable_io_processing=False)
-        self.env.clear()
+        try:
+            logits_MNK: Tensor = self.run(Images(x_MNHWC), enable_io_processing=False)
+        finally:  # keep no weight and no activation, also after an exception
+            self.env.clear()
+            self.args_iter = iter(())
+            self._tensors = {}
         return logits_MNK.float()
 
     def run_node(self, node: fx.Node) -> Value:
@@ -129,8 +133,9 @@ class StackedNetwork(fx.Interpreter):
             x = first.x_MNHWC
             if target in (functional.relu, torch.relu) and len(args) == 1 and not kwargs:
                 return Images(functional.relu(x))
-            if target in (operator.add, torch.add) and isinstance(args[-1], Images) and not kwargs:
-                return Images(x + args[-1].x_MNHWC)
+            # torch.add(x, 2, y) is x + 2 y, and has no rule.
+            if target in (operator.add, torch.add) and len(args) == 2 and isinstance(args[1], Images) and not kwargs:
+                return Images(x + args[1].x_MNHWC)
             if target is shortcut:
                 _, stride, before, after = args
                 return Images(functional.pad(x[:, :, ::stride, ::stride], (before, after)))

@@ -139,7 +139,8 @@ def require_alike(matrices: Sequence[Tensor]) -> None:
         if not same or matrix.ndim != 2 or (matrix.shape[1] > 1 and matrix.stride(1) != 1):
             raise ValueError(
                 f"a matrix is {matrix.dtype} {tuple(matrix.shape)} on {matrix.device}, strides {matrix.stride()}; it "
-                f"must be {first.dtype}, {first.shape[-1]} wide, on {first.device}, its rows contiguous"
+                f"must be {first.dtype} [rows, columns], {first.shape[1:].numel()} wide, on {first.device}, its rows "
+                "contiguous"
             )
 
 
@@ -198,7 +199,7 @@ def combine_kernel(  # type: ignore[no-untyped-def]
     rows, starts = table + L, table + L + T
     weights = starts + L + 1
     first, last = tl.load(starts + number), tl.load(starts + number + 1)
-    start = (program - number * blocks) * BLOCK
+    start = (program - number * blocks).to(tl.int64) * BLOCK
     columns = start + tl.arange(0, BLOCK)
     if start + BLOCK <= P:  # a mask, even of all ones, would split the 16-byte accesses
         _combine(result, rows, weights, first, last, columns, None, ALIGNED, BLOCK)

@@ -44,12 +44,15 @@ def interpolate_rows_(
 
     Any pair may read any row: every read sees the values from before the call.
 
-    Raises ValueError for row numbers out of range, a destination named twice, wrong shapes or dtypes.
+    Raises ValueError for row numbers out of range, a destination named twice, rows of x that overlap in memory, wrong
+    shapes or dtypes.
     """
     source_NP = x_MP if other_NP is None else other_NP
     require_alike([x_MP, source_NP])
     if x_MP.dtype not in STORAGE_DTYPES:
         raise ValueError(f"rows are {x_MP.dtype}; they must be float32, bfloat16 or float16")
+    if len(x_MP) > 1 and x_MP.stride(0) < x_MP.shape[1]:
+        raise ValueError(f"rows of {x_MP.shape[1]} values with stride {x_MP.stride(0)} overlap; give a copy (clone)")
     a_rows = row_numbers(a_L, len(x_MP), "a")
     b_rows = row_numbers(b_L, len(source_NP), "b")
     c_rows = a_rows if c_L is None else row_numbers(c_L, len(x_MP), "c")
@@ -90,13 +93,21 @@ def lerp_lists_(
     """Overwrite each tensor of `a_tensors` with its interpolation with the same place of `b_tensors`.
 
     The two tensors of a place have one shape, floating dtype and device. `alpha` is one number, or one a tensor.
-    Raises ValueError where the lists differ in length, and where one pair would overwrite what another pair reads.
+    Raises ValueError, with nothing written, where that is not so, where the lists differ in length, and where one
+    pair would overwrite what another pair reads.
     """
+    if len(a_tensors) != len(b_tensors):
+        raise ValueError(f"{len(a_tensors)} tensors a and {len(b_tensors)} tensors b; they come in pairs")
+    for place, (a, b) in enumerate(zip(a_tensors, b_tensors, strict=True)):
+        kind_a, kind_b = (a.shape, a.dtype, a.device), (b.shape, b.dtype, b.device)
+        if kind_a != kind_b or not a.is_floating_point():
+            raise ValueError(
+                f"pair {place}: a is {a.dtype} {tuple(a.shape)} on {a.device}, b is {b.dtype} {tuple(b.shape)} on "
+                f"{b.device}; they need one shape, floating dtype and device"
+            )
     alphas = pair_alphas(alpha, len(a_tensors))
     a_at, b_at = (np.array([x.data_ptr() for x in tensors], dtype=np.int64) for tensors in (a_tensors, b_tensors))
     filled = np.flatnonzero(a_at)  # tensors without elements are at address 0
-    if len(a_at) != len(b_at):
-        raise ValueError(f"{len(a_at)} tensors a and {len(b_at)} tensors b; they come in pairs")
     unsafe = read_elsewhere(a_at[filled], b_at[filled], a_at[filled])
     if unsafe.any():
         raise ValueError(
@@ -110,16 +121,19 @@ def lerp_views_(
     a_views: Sequence[Tensor], b_views: Sequence[Tensor], c_views: Sequence[Tensor], alphas: Sequence[float]
 ) -> None:
     """Interpolate pair after pair with torch.lerp; in place where c is a. No c is another pair's a or b."""
+    copies: list[tuple[Tensor, Tensor]] = []
     in_place: list[tuple[Tensor, Tensor, float]] = []
     for a, b, c, alpha in zip(a_views, b_views, c_views, alphas, strict=True):
         if alpha in (0.0, 1.0):
             end = b if alpha else a
             if end is not c:
-                c.copy_(end)
+                copies.append((c, end))
         elif c is a:
             in_place.append((a, b, alpha))
         else:
             torch.lerp(a, b, alpha, out=c)
+    if copies:
+        torch._foreach_copy_([c for c, _ in copies], [end for _, end in copies])
     if in_place:
         mine, theirs, weights = map(list, zip(*in_place, strict=True))
         same = weights.count(weights[0]) == len(weights)
@@ -229,7 +243,7 @@ def interpolate_kernel(  # type: ignore[no-untyped-def]
     b_row = row_pointer(table_3L + L + pair, ELEMENT, ALIGNED)
     c_row = row_pointer(table_3L + 2 * L + pair, ELEMENT, ALIGNED)
     alpha = tl.load(alpha_L + pair)
-    start = (program - pair * blocks) * BLOCK
+    start = (program - pair * blocks).to(tl.int64) * BLOCK
     columns = start + tl.arange(0, BLOCK)
     if start + BLOCK <= P:  # a mask, even of all ones, would split the 16-byte accesses
         _interpolate(a_row, b_row, c_row, columns, None, alpha, ELEMENT)

@@ -125,6 +125,10 @@ X_MP = torch.arange(24.0).view(3, 8)
         (X_MP, ([0], [1], 0.5, [0], torch.ones(3, 9)), "8 wide"),
         (X_MP.double(), ([0], [1], 0.5), "float32, bfloat16 or float16"),
         (X_MP.T, ([0], [1], 0.5), "contiguous"),
+        (X_MP[0], ([0], [0], 0.5), r"\[rows, columns\]"),
+        (X_MP[0, 0], ([0], [0], 0.5), r"\[rows, columns\]"),
+        (torch.arange(24.0).as_strided((3, 8), (7, 1)), ([0], [1], 0.5), "stride 7"),
+        (torch.zeros(8).expand(3, 8), ([0], [0], 0.5, [0], X_MP), "stride 0"),
     ],
 )
 def test_bad_rows_are_refused(x_MP, arguments, message):
@@ -147,6 +151,7 @@ def test_lists_of_tensors(alpha):
     lerp_lists_(a_tensors, b_tensors, alpha)
     for a, old, b, old_b in zip(a_tensors, before, b_tensors, untouched, strict=True):
         assert torch.equal(b, old_b)
+        assert a.dtype == old.dtype
         if alpha in (0.0, 1.0):
             assert torch.equal(a, old if alpha == 0 else b)
         elif a.numel():
@@ -175,6 +180,26 @@ def test_bad_lists_are_refused():
     for a_tensors, b_tensors in (([a, b], [b, a]), ([a, a], [b, torch.randn(4)])):
         with pytest.raises(ValueError, match="second time"):
             lerp_lists_(a_tensors, b_tensors, 0.5)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (torch.zeros(2, 3), torch.ones(3)),
+        (torch.zeros(2, 3), torch.ones(3, 2)),
+        (torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.float64)),
+        (torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.int64)),
+        (torch.zeros(2, 3), torch.ones(2, 3, device="meta")),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64)),
+    ],
+)
+def test_pairs_that_differ_are_refused_before_anything_is_written(a, b, alpha):
+    first = torch.zeros(4)
+    with pytest.raises(ValueError, match="pair 1"):
+        lerp_lists_([first, a], [torch.ones(4), b], alpha)
+    assert not first.any()
+    assert not a.any()
 
 
 def test_empty_calls_do_nothing(device):

@@ -1,0 +1,82 @@
+"""The interpreter of M networks at once: sums by any call of torch.add, and what it keeps after a call."""
+
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastwi.engine.stack import StackedNetwork
+
+SUMS = {
+    "x + y": lambda x, y: x + y,
+    "add(x, y)": lambda x, y: torch.add(x, y),
+    "add(x, 2, y)": lambda x, y: torch.add(x, 2, y),  # an old form of alpha
+    "add(x, y, alpha=2)": lambda x, y: torch.add(x, y, alpha=2),
+    "add(x, other=y)": lambda x, y: torch.add(x, other=y),
+}
+
+
+class Summed(nn.Module):
+    """A convolution, and `join` of its output and the square of that."""
+
+    def __init__(self, join) -> None:
+        super().__init__()
+        self.conv, self.join = nn.Conv2d(3, 4, 3, padding=1), join
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y_NCHW = self.conv(x_NCHW)
+        return torch.mean(self.join(y_NCHW, y_NCHW * y_NCHW), dim=(2, 3))
+
+
+def stacked(network: nn.Module, exact: bool) -> tuple[StackedNetwork, dict[str, Tensor]]:
+    made = StackedNetwork.of(network, exact)
+    assert made is not None
+    return made, {
+        name: torch.stack([value.detach(), 2 * value.detach()]) for name, value in network.named_parameters()
+    }
+
+
+@pytest.mark.filterwarnings("ignore:This overload of add is deprecated")
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_are_those_of_the_network(seed, name, exact):
+    torch.manual_seed(seed)
+    network, x_MNHWC = Summed(SUMS[name]), torch.randn(2, 3, 6, 5, 3)
+    made, tensors = stacked(network, exact)
+    logits_MNK = made(tensors, x_MNHWC, True)
+    for m in range(2):
+        own = {key: value[m] for key, value in tensors.items()}
+        expected = torch.func.functional_call(network, own, (x_MNHWC[m].permute(0, 3, 1, 2),))
+        torch.testing.assert_close(logits_MNK[m], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_tensor_is_kept_after_a_call(fails):
+    seen: list[weakref.ref[Tensor]] = []
+
+    def join(x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    made, tensors = stacked(Summed(join), True)
+    x_MNHWC = torch.randn(2, 3, 6, 5, 3)
+    convolution = made._convolution
+
+    def watched(*arguments):
+        images = convolution(*arguments)
+        seen.append(weakref.ref(images.x_MNHWC))
+        return images
+
+    def failing(*_arguments):
+        raise torch.OutOfMemoryError("no memory left")
+
+    made._convolution = watched
+    if fails:
+        made._mapped = failing
+        with pytest.raises(torch.OutOfMemoryError):
+            made(tensors, x_MNHWC, False)
+    else:
+        made(tensors, x_MNHWC, False)
+    seen += [weakref.ref(x_MNHWC), *map(weakref.ref, tensors.values())]
+    del x_MNHWC, tensors
+    assert [each() for each in seen] == [None] * 4
