@@ -12,6 +12,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from fastwi.experiment.store.places import StorePlaces
 from fastwi.experiment.store.records import DamagedIndex
 from fastwi.files import locked, refusal
 
-BUSY_SECONDS = 60.0
+BUSY_SECONDS = 600.0  # a commit waits for all that read
 _SCANNED_FOR_ONE_FOUND = 4  # rows that are read in sequence in the time in which one is found by its key
 
 Row: TypeAlias = tuple[Any, ...]
@@ -140,9 +141,15 @@ class Index:
                 if connection.in_transaction:  # a full disk has rolled back already
                     connection.execute("ROLLBACK")
 
-    def writing(self) -> contextlib.AbstractContextManager[Transaction]:
-        """A transaction that writes: all of the block is committed at its end, or nothing of it."""
-        return self.reading("BEGIN IMMEDIATE")
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Transaction]:
+        """A transaction that writes: all of the block is committed at its end, or nothing of it.
+
+        Processes get their turns in the order in which they ask. SQLite alone would let some wait for minutes.
+        """
+        turn = locked(self.places.turn_lock, exclusive=True)
+        with self.lock, turn, self.reading("BEGIN IMMEDIATE") as transaction:  # no fork while the turn is held
+            yield transaction
 
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
@@ -165,10 +172,26 @@ class Index:
 def connect(path: Path) -> sqlite3.Connection:
     """A connection with this store's settings. A commit is on the disk when it returns."""
     connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    # The first: the indexes of earlier versions have a write-ahead log.
-    for setting in ("journal_mode = DELETE", "synchronous = FULL", "temp_store = MEMORY", "cell_size_check = ON"):
-        connection.execute(f"PRAGMA {setting}")
+    try:
+        for setting in ("synchronous = FULL", "temp_store = MEMORY", "cell_size_check = ON"):
+            connection.execute(f"PRAGMA {setting}")
+        _end_log(connection)
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def _end_log(connection: sqlite3.Connection) -> None:
+    """Replace the write-ahead log of an earlier version by a rollback journal, once no other process has it open."""
+    end = time.monotonic() + BUSY_SECONDS
+    while connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+        try:
+            connection.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.05)  # SQLite does not wait here
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
@@ -181,15 +204,17 @@ def create_tables(connection: sqlite3.Connection) -> None:
 
 
 def _check_there(places: StorePlaces) -> None:
+    # Before the look at the index: another process may be making the store, and makes the index first.
+    begun = places.metrics.exists() or places.states.exists()
     lost = not places.index.exists() or places.index.stat().st_size == 0
-    if places.rebuilt_index.exists() or (lost and (places.metrics.exists() or places.states.exists())):
+    if places.rebuilt_index.exists() or (lost and begun):
         raise DamagedIndex(f"{places.index}: lost, or its rebuild was cut off; {places.rebuild_line}")
 
 
 _MEANINGS = {
     "is full": "no space left on the device; free some and start again: nothing is lost",
     "readonly|unable to open": "not writable; check its permissions, or use another store",
-    "locked": f"kept busy by other processes for {BUSY_SECONDS:.0f} s; start again when they are done",
+    "locked": f"kept busy by other processes for {BUSY_SECONDS:.0f} s; start again when they have ended",
     "disk I/O error": "the system could not read or write it; check the space, the quota and the disk",
 }
 
@@ -203,6 +228,8 @@ def translated(places: StorePlaces) -> Iterator[None]:
         if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
             raise  # a mistake in this package or its use, such as a value that SQLite does not have
         text = " ".join(str(error).split())
+        if "readonly" in text and os.access(places.index, os.W_OK) and os.access(places.directory, os.W_OK):
+            text = "an unknown version in its header"
         for pattern, meaning in _MEANINGS.items():
             if re.search(pattern, text):
                 raise UserError(f"{places.index}: {meaning} ({text})") from error

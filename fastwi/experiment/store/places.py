@@ -28,6 +28,7 @@ class StorePlaces:
         self.states, self.owners, self.damaged = (directory / name for name in ("states", "owners", "damaged"))
         self.index_lock = directory / "index.lock"  # of all that have the index open; exclusive for a rebuild
         self.writing_lock = directory / "writing.lock"  # of all that write a file; exclusive for `gc`
+        self.turn_lock = directory / "turn.lock"  # of the one that writes to the index
         self.rebuild_line = f"`python -m fastwi.store rebuild {directory}` makes it again"
 
     def state(self, key: str) -> Path:
@@ -79,7 +80,7 @@ def check_directory(places: StorePlaces, create: bool) -> None:
 
 def check_plain(places: StorePlaces) -> None:
     """UserError where what should be a file is a directory, a named pipe, a device, or a link to somewhere else."""
-    locks = (places.index_lock, places.writing_lock)
+    locks = (places.index_lock, places.writing_lock, places.turn_lock)
     for path in (places.card, *places.index_files, places.rebuilt_index, places.metrics, *locks):
         # One look at each: SQLite of another process creates and removes its journal meanwhile.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -82,6 +82,8 @@ def test_a_flipped_byte_is_named_or_changes_no_value(closed, tmp_path, seed):
         if damage(copy):
             named += 1
         else:
+            with Store.open(copy) as store:
+                store.keep([key_of(0)])
             assert held_by(copy) == closed[1], what
         shutil.rmtree(copy)
     assert named > FLIPS // 4
@@ -131,6 +133,18 @@ def harmed(directory: Path, lost: str) -> None:
         (directory / "metrics.parquet").write_bytes(b"PAR1")
     elif lost == "card":
         (directory / "store.json").unlink()
+
+
+@pytest.mark.parametrize("byte", [18, 19])
+def test_a_damaged_version_in_the_header_of_the_index_is_damage(closed, tmp_path, byte):
+    copy = copy_of(closed[0], tmp_path / "store")
+    flip(copy / "index.sqlite", byte, 4)
+    assert "store rebuild" in damage(copy)[0]
+    with pytest.raises(DamagedIndex, match="store rebuild"), Store.open(copy) as store:
+        store.keep([key_of(0)])
+    rebuild(copy)
+    assert damage(copy) == []
+    assert held_by(copy)["measurements"] == closed[1]["measurements"]
 
 
 @pytest.mark.parametrize("lost", ["nothing", "index", "index, empty", "row", "order", "header", "table", "card"])
@@ -293,6 +307,36 @@ def test_an_index_of_an_earlier_fastwi_is_used_as_it_is(closed, tmp_path):
     assert not (copy / "index.sqlite-wal").exists()
 
 
+def with_log(closed: tuple[Path, dict], directory: Path) -> sqlite3.Connection:
+    """A copy of the store, and another process's part in it: a connection of an earlier version, with its log."""
+    copy_of(closed[0], directory)
+    connection = sqlite3.connect(directory / "index.sqlite", isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("SELECT count(*) FROM states").fetchall()
+    return connection
+
+
+def test_a_process_of_an_earlier_fastwi_is_waited_for(closed, tmp_path, monkeypatch):
+    connection = with_log(closed, tmp_path / "store")
+    tried = threading.Event()
+    monkeypatch.setattr("fastwi.experiment.store.index.time.sleep", lambda _: tried.set())
+    with ThreadPoolExecutor(2) as pool:  # two that end the log at once
+        opened = [pool.submit(held_by, tmp_path / "store") for _ in range(2)]
+        assert tried.wait(600)
+        connection.close()
+        assert [each.result() for each in opened] == [closed[1]] * 2
+
+
+def test_a_process_of_an_earlier_fastwi_that_stays_is_named_in_one_line(closed, tmp_path, monkeypatch):
+    connection = with_log(closed, tmp_path / "store")
+    monkeypatch.setattr("fastwi.experiment.store.index.BUSY_SECONDS", 0.05)
+    with pytest.raises(UserError, match="busy by other processes") as refusal:
+        held_by(tmp_path / "store")
+    assert not isinstance(refusal.value, DamagedIndex)
+    connection.close()
+    assert held_by(tmp_path / "store") == closed[1]
+
+
 def test_files_that_no_row_names_are_no_damage(closed, tmp_path):
     with Store.open(copy_of(closed[0], tmp_path / "store")) as store:
         written(store, 77)
@@ -307,7 +351,9 @@ def test_files_that_no_row_names_are_no_damage(closed, tmp_path):
         assert contents(store) == closed[1]
 
 
-@pytest.mark.parametrize("name", ["index.sqlite", "metrics.parquet", "store.json", "index.lock", "index.sqlite-wal"])
+@pytest.mark.parametrize(
+    "name", ["index.sqlite", "metrics.parquet", "store.json", "index.lock", "turn.lock", "index.sqlite-wal"]
+)
 @pytest.mark.parametrize("kind", ["pipe", "link", "directory"])
 def test_what_is_no_plain_file_is_named_and_never_waited_for(closed, tmp_path, name, kind):
     path = copy_of(closed[0], tmp_path / "store") / name

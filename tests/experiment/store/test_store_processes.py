@@ -1,6 +1,7 @@
 """Several processes at one store: no task is given twice, no row is lost, and the dead hold nothing."""
 
 import multiprocessing
+import os
 import random
 import signal
 import subprocess
@@ -187,6 +188,55 @@ def test_states_that_are_kept_outlive_every_process(tmp_path):
     with Store.open(tmp_path / "s") as store:
         assert store.drop_states([key_of(0)]) == set()
         assert key_of(0) in contents(store)["states"]
+
+
+def test_a_clock_set_back_changes_nothing(tmp_path, monkeypatch):
+    """What is live is asked of locks, not of times."""
+    with Store.open(tmp_path / "s") as store, Store.open(tmp_path / "s") as other, store.owner() as owner:
+        owner.claim([("aa", "own")])
+        for moment in (0, time.time() + 1e6):
+            monkeypatch.setattr(time, "time", lambda moment=moment: moment)
+            os.utime(store.places.owners / f"{owner.id}.lock", (moment, moment))
+            other.gc()
+            with other.owner() as second:
+                assert second.claim([("aa", "own")]) == []
+
+
+def write_in_turn(directory: Path, number: int, others: "multiprocessing.Barrier", order: "multiprocessing.Queue"):
+    """Commit rows without a pause, and list who committed."""
+    with Store.open(directory) as store:
+        others.wait(HUNG)
+        for n in range(40):
+            store.commit([measurement(1000 * number + n)], [], [])
+            order.put(number)
+
+
+def read_beside(directory: Path, others: "multiprocessing.Barrier", ended: "multiprocessing.Event"):
+    """Look at all measurements without a pause: none that was there goes."""
+    with Store.open(directory) as store:
+        others.wait(HUNG)
+        count = 0
+        while not ended.is_set():
+            found = len(store.measurements())
+            assert found >= count
+            count = found
+
+
+def test_writers_have_their_turns_beside_readers(tmp_path):
+    """Of three writers none goes on while another one waits."""
+    others, order, ended = SPAWN.Barrier(5), SPAWN.Queue(), SPAWN.Event()
+    writers = [SPAWN.Process(target=write_in_turn, args=(tmp_path / "s", n, others, order)) for n in range(3)]
+    readers = [SPAWN.Process(target=read_beside, args=(tmp_path / "s", others, ended)) for _ in range(2)]
+    for process in writers + readers:
+        process.start()
+    turns = [order.get(timeout=HUNG) for _ in range(120)]
+    ended.set()
+    for process in writers + readers:
+        process.join(HUNG)
+        assert process.exitcode == 0
+    with Store.open(tmp_path / "s", create=False) as store:
+        assert len(store.measurements()) == 120
+    assert all(turns[:90].count(n) >= 15 for n in range(3)), turns  # a third each is 30
 
 
 WRITER = """
