@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastwi.analysis.blocks import block_groups, evaluate_blocks
-    from fastwi.analysis.distance import function_distances, tangent_departure, weight_distances
+    from fastwi.analysis.distance import (
+        FunctionDistances,
+        WeightDistances,
+        function_distances,
+        tangent_departure,
+        weight_distances,
+    )
     from fastwi.analysis.evaluator import Evaluator, Measured, Recomputation, dataset_from_arrays, finite
     from fastwi.analysis.examples import (
         el2n_scores,
@@ -21,10 +27,10 @@ if TYPE_CHECKING:
     from fastwi.analysis.plane import evaluate_plane, plane_points
 
 __all__ = [
-    "Barrier", "Evaluator", "Measured", "Recomputation", "barrier_between", "barrier_of", "block_groups",
-    "dataset_from_arrays", "el2n_scores", "ensemble_scores", "equal_splits", "evaluate_blocks", "evaluate_line",
-    "evaluate_plane", "finite", "forgetting_scores", "function_distances", "plane_points", "split_scores",
-    "tangent_departure", "weight_distances",
+    "Barrier", "Evaluator", "FunctionDistances", "Measured", "Recomputation", "WeightDistances", "barrier_between",
+    "barrier_of", "block_groups", "dataset_from_arrays", "el2n_scores", "ensemble_scores", "equal_splits",
+    "evaluate_blocks", "evaluate_line", "evaluate_plane", "finite", "forgetting_scores", "function_distances",
+    "plane_points", "split_scores", "tangent_departure", "weight_distances",
 ]  # fmt: skip
 
 

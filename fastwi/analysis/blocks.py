@@ -31,7 +31,8 @@ def block_groups(network: nn.Module) -> dict[str, list[str]]:
     So the residual blocks `blocks.0`, `blocks.1` ... of a ResNet are one each. A name that is only a number has the
     layer's class beside it: `0 Conv2d`.
     """
-    layers, found = dict(network.named_modules()), dict[str, list[str]]()
+    layers = dict(network.named_modules())
+    found = dict[str, list[str]]()
     for parameter, _ in network.named_parameters():
         first, *rest = parameter.split(".")
         name = ".".join([first, *itertools.takewhile(str.isdigit, rest)])
@@ -80,7 +81,7 @@ def evaluate_blocks(
         return mixed
 
     names = [{"rest": "AB"[rest], "block": block, "alpha": alpha} for rest, block, alpha in places]
-    # `moved` lives beside `mixed`, and both beside recomputed copies.
+    # `mixed` and `moved` are in memory together, and recomputing copies both.
     return evaluator.measure(names, build, splits, treatments, recomputation, copies=4)
 
 

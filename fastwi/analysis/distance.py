@@ -41,9 +41,16 @@ class FunctionDistances:
 
 @torch.no_grad()
 def weight_distances(children: Population, parent: Population) -> WeightDistances:
-    """Distances between the children, and of their displacements from `parent`, a population of one. In float64."""
+    """Distances between the children, and of their displacements from `parent`, a population of one. In float64.
+
+    Raises UserError for another number of parents, and ValueError where the children are of another architecture.
+    """
     check_members(parent, 1)
-    weights_CP, parent_1P = children.weights_MP, parent.weights_MP
+    if children.layout != parent.layout:
+        difference = children.layout.difference(parent.layout, ("the children", "the parent"))
+        raise ValueError(f"children and parent are of different architectures: {difference}")
+    weights_CP = children.weights_MP
+    parent_1P = parent.weights_MP
     gram_CC = torch.zeros(len(weights_CP), len(weights_CP), dtype=torch.float64, device=children.device)
     for child_CP, origin_1P in zip(weights_CP.split(_COLUMNS, 1), parent_1P.split(_COLUMNS, 1), strict=True):
         d_CP = child_CP.double() - origin_1P.double()
@@ -87,7 +94,9 @@ def tangent_departure(
     The mean over images of ||f(average) - mean of f(children)||_2 over that of ||f(child) - mean of f(children)||_2:
     0 where the network is linear in its weights between the children (the tangent regime of Izmailov et al. 2018,
     Averaging Weights Leads to Wider Optima, section 3.5). NaN or infinite where the children's outputs are equal.
+    Raises UserError where `average` is not one network.
     """
+    check_members(average, 1)
     off, spread = torch.zeros(2, dtype=torch.float64, device=evaluator.device)
     both = (evaluator.batches(children, dataset), evaluator.batches(average, dataset))
     for children_CNK, average_1NK in zip(*both, strict=True):

@@ -28,7 +28,10 @@ Table = dict[str, dict[str, Values]]  # by split, then by treatment of batch-nor
 Splits = Mapping[str, ResidentDataset]
 
 AVERAGED, RECOMPUTED = "averaged", "recomputed"
-_NOISE, _ENGINE, _AUGMENT = Noise(0), EngineConfig(), AugmentConfig()  # frozen: safe as defaults
+# Frozen: safe as defaults.
+_NOISE = Noise(0)
+_ENGINE = EngineConfig()
+_AUGMENT = AugmentConfig()
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,10 @@ class Evaluator:
     ) -> Measured:
         """Loss and error of the networks `names` on every split, under each of `treatments`.
 
-        `build(first, last)` makes networks first .. last - 1 with averaged statistics, in `copies` times the memory
-        of a network each. "averaged" measures them so, "recomputed" with statistics of their own weights. A negative
-        variance, which extrapolation can give, is NaN under "averaged": clamped it would be another network.
+        `build(first, last)` makes networks first .. last - 1 with averaged statistics. "averaged" measures them so,
+        "recomputed" with statistics of their own weights. A negative variance, which extrapolation can give, is NaN
+        under "averaged": clamped it would be another network. copies: networks in memory for each one that is
+        measured.
         """
         _check_treatments(treatments, recomputation)
         if not splits:
@@ -233,13 +237,14 @@ def dataset_from_arrays(
     images uint8 [N, H, W, C]; labels integers [N], 0 or more; mean and std of each channel in 0..1: the network gets
     (v / 255 - mean) / std.
     """
-    images, labels = torch.as_tensor(images_NHWC), torch.as_tensor(labels_N)
+    images = torch.as_tensor(images_NHWC)
+    labels = torch.as_tensor(labels_N)
     if images.ndim != 4 or images.dtype != torch.uint8:
         raise UserError(f"images are {images.dtype} {tuple(images.shape)}; give uint8 of shape [N, H, W, C]")
     if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise UserError(f"labels are {labels.dtype} {tuple(labels.shape)}; give {len(images)} integers")
     if not len(labels) or int(labels.min()) < 0:
-        raise UserError("labels must be there, and 0 or more: each is the number of a class")
+        raise UserError("no labels, or a label below 0; give each image the number of its class, 0 or more")
     channels = images.shape[3]
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels or not all(math.isfinite(value) for value in values):

@@ -37,7 +37,8 @@ def el2n_scores(
     output and y the one-hot label; the mean over all members of all populations, which may come one at a time. They
     should be independent: children of one parent are not. Raises UserError for no network, and for one that diverged.
     """
-    networks, total_N = 0, np.zeros(len(dataset))
+    networks = 0
+    total_N = np.zeros(len(dataset))
     for population in [populations] if isinstance(populations, Population) else populations:
         for m in range(population.members):
             norms_N = torch.empty(len(dataset), dtype=torch.float64, device=dataset.labels_N.device)
@@ -73,7 +74,9 @@ def forgetting_scores(
     a trajectory counts that is never right; infinity is the paper's rule, its authors' code counts the measurements.
     Raises UserError for no snapshot, and for other numbers of members.
     """
-    last_MN, events_MN, learned_MN = None, np.array(0), np.array(False)
+    last_MN = None
+    events_MN = np.array(0)
+    learned_MN = np.array(False)
     for population in snapshots:
         right_MN = torch.empty((population.members, len(dataset)), dtype=torch.bool)
         for m in range(population.members):
@@ -153,12 +156,13 @@ def ensemble_scores(engine: LogitsEngine, networks: Population, dataset: Residen
     """
     if not networks.members:
         raise UserError("an ensemble of no networks; give at least one")
-    shape = (len(dataset), dataset.classes)
-    total_NK = torch.full(shape, -math.inf, dtype=torch.float64, device=dataset.labels_N.device)
+    total_NK = torch.empty(0)
     for m in range(networks.members):
         for positions, _, logits_nK in _outputs(engine, networks, m, dataset):
             # In logarithms, so that no probability underflows.
             log_nK = functional.log_softmax(logits_nK, dim=1)
+            if not total_NK.numel():  # a network may have more outputs than the dataset has classes
+                total_NK = log_nK.new_full((len(dataset), log_nK.shape[1]), -math.inf)
             total_NK[positions] = torch.logaddexp(total_NK[positions], log_nK)
     log_NK = total_NK - math.log(networks.members)
     loss = functional.nll_loss(log_NK, dataset.labels_N)

@@ -24,17 +24,22 @@ class Bench:
     def __init__(
         self, opened: OpenedSweep, options: AnalysisOptions, progress: Progress = lambda done, total: None
     ) -> None:
-        self._opened, self._options, self._progress = opened, options, progress
+        self._opened = opened
+        self._options = options
+        self._progress = progress
         self._evaluators: dict[tuple[object, ...], Evaluator] = {}
-        self._done, self._total = 0, 1
+        self._done = 0
+        self._total = 1
 
     def each(
         self, pairs: Sequence[Pair], networks: Callable[[Pair], int], splits: Sequence[str] = SPLITS
     ) -> Iterator[tuple[Pair, dict[str, Any]]]:
         """Yield each pair, and how functions of `fastwi.analysis` measure it: evaluator, splits, treatments ...
 
-        networks: how many of a pair are measured, for progress.
+        networks: how many of a pair are measured, for progress. Raises UserError where the children's states are not
+        stored.
         """
+        self._opened.require(state for pair in pairs for state in pair.place.ends)
         self._total = max(1, sum(networks(pair) * self._images(pair.config, splits) for pair in pairs))
         self._progress(0, self._total)
         for pair in pairs:
@@ -70,7 +75,8 @@ class Bench:
         from fastwi.analysis.evaluator import Recomputation
 
         config = pair.config
-        train, noise = self._opened.resident_splits(config)[0], Noise(config.seeds.statistics_noise)
+        train, _ = self._opened.resident_splits(config)
+        noise = Noise(config.seeds.statistics_noise)
         return Recomputation(train, noise, config.experiment.recompute_images, pair.k + pair.s)
 
     def splits(self, config: Config) -> "dict[str, ResidentDataset]":
@@ -85,7 +91,8 @@ class Bench:
         """The same of one split, drawn from the sweep's, and their positions in it."""
         from fastwi.data.resident import even_subset
 
-        images, dataset = self._asked(config, split), self._opened.resident_splits(config)[SPLITS.index(split)]
+        images = self._asked(config, split)
+        dataset = self._opened.resident_splits(config)[SPLITS.index(split)]
         if images in (0, len(dataset)):
             return dataset, list(range(len(dataset)))
         kept = even_subset(dataset.labels_N.cpu().numpy(), images)
@@ -106,7 +113,10 @@ class Bench:
 
     def _images(self, config: Config, splits: Sequence[str]) -> int:
         """Images that measuring one network takes."""
-        found, treatments = self.splits(config), self._options.treatments
-        train = len(self._opened.resident_splits(config)[0])
-        again = (RECOMPUTED in treatments) * (config.experiment.recompute_images or train)
-        return len(treatments) * sum(len(found[name]) for name in splits) + again
+        found = self.splits(config)
+        treatments = self._options.treatments
+        evaluated = len(treatments) * sum(len(found[name]) for name in splits)
+        if RECOMPUTED not in treatments:
+            return evaluated
+        train, _ = self._opened.resident_splits(config)
+        return evaluated + (config.experiment.recompute_images or len(train))

@@ -65,7 +65,8 @@ class Pair:
 def all_pairs(opened: OpenedSweep) -> list[Pair]:
     """Every point of the sweep, measured or not, in the sweep's order."""
     planned = opened.planned
-    axes, tuples = other_axes(planned.spec), child_tuples(planned.spec)
+    axes = other_axes(planned.spec)
+    tuples = child_tuples(planned.spec)
     pairs = []
     for point, place in zip(planned.points, planned.places, strict=True):
         variant = tuple((path, axis_value(path, point.values[i])) for path, i in axes.items())
@@ -80,7 +81,8 @@ def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     largest k and s come first. Left out are averages that are not measured, they or their children; and, noted in
     `opened.left_out`, those that diverged or have a child that did. Raises UserError where nothing is left.
     """
-    lost, measured = opened.lost(), opened.measured
+    lost = opened.lost()
+    measured = opened.measured
 
     def networks(pair: Pair) -> tuple[str, ...]:
         return pair.place.average, *pair.place.ends
@@ -100,8 +102,8 @@ def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
 def chosen_lines(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     """The pairs of `options.cells` whose line is measured, each once: points that differ in alpha have one line.
 
-    Those with a child that diverged are left out, and noted. Raises UserError for tuples that are not pairs, where
-    nothing is left, and where the children's states are not stored.
+    Those with a child that diverged are left out, and noted. Raises UserError for tuples that are not pairs, and
+    where nothing is left.
     """
     size = opened.planned.spec.options.tuple_size
     if size != 2:
@@ -110,9 +112,7 @@ def chosen_lines(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     lines: dict[tuple[Any, ...], Pair] = {}
     for pair in _sound(opened, _asked_for(opened, options), lambda pair: not lost.isdisjoint(pair.place.ends)):
         lines.setdefault((pair.point.values, pair.point.parent, pair.point.tuple_index), pair)
-    found = _ordered(list(lines.values()), chosen_cells(options))
-    opened.require(state for pair in found for state in pair.place.ends)
-    return found
+    return _ordered(list(lines.values()), chosen_cells(options))
 
 
 def counted(pairs: Sequence[Pair], progress: Progress) -> Iterator[Pair]:
@@ -124,7 +124,8 @@ def counted(pairs: Sequence[Pair], progress: Progress) -> Iterator[Pair]:
 
 
 def _asked_for(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
-    cells, most = chosen_cells(options), options.pairs
+    cells = chosen_cells(options)
+    most = options.pairs
     every = [pair for pair in all_pairs(opened) if not cells or pair.cell in cells]
     return [pair for pair in every if not most or pair.point.tuple_index < most]
 
@@ -132,7 +133,8 @@ def _asked_for(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
 def _sound(opened: OpenedSweep, chosen: list[Pair], diverged: Callable[[Pair], bool]) -> list[Pair]:
     """Those that did not diverge; the others are noted in `opened.left_out`. Raises UserError where all did."""
     gone = [pair for pair in chosen if diverged(pair)]
-    cells, names = Counter(map(_cell_text, chosen)), Counter(map(_cell_text, gone))
+    cells = Counter(map(_cell_text, chosen))
+    names = Counter(map(_cell_text, gone))
     opened.left_out = tuple(f"{count} of {cells[name]} at {name}" for name, count in names.items())
     if gone and len(gone) == len(chosen):
         raise UserError(

@@ -14,7 +14,7 @@ No interval is given below `FEWEST` parents, nor for a mean where all parents ag
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -87,8 +87,11 @@ def spearman(x: ArrayLike, y: ArrayLike, parents: Parents) -> Estimate:
     interval where that is so without one parent. Raises UserError as `mean_estimate` does.
     """
     parent_n, count = _numbered(parents)
-    x_n, y_n = _checked("x", x, parent_n), _checked("y", y, parent_n)
-    value, low, high, note = _correlation(x_n, y_n), None, None, _too_few(count)
+    x_n = _checked("x", x, parent_n)
+    y_n = _checked("y", y, parent_n)
+    value = _correlation(x_n, y_n)
+    low = high = None
+    note = _too_few(count)
     if value is None:
         note = "undefined: x or y is the same for all pairs" + (f"; {NOTHING}" if count == 1 else "")
     elif not note:
@@ -102,7 +105,7 @@ def verdict_text(found: str, parents: int) -> str:
     return f"{found} (n = {parents})" if found == NOT_SETTLED and parents < FEWEST else found
 
 
-def verdict(estimate: Estimate, claim: str = "above") -> str:
+def verdict(estimate: Estimate, claim: Literal["above", "below"] = "above") -> str:
     """'confirmed', 'refuted' or 'not settled': whether the value is "above" (or "below") 0.
 
     Confirmed where the whole interval is on the claimed side, refuted where the whole of it is on the other; else not
@@ -143,7 +146,8 @@ def _jackknife(value: float, without: Sequence[float | None]) -> tuple[float | N
     """The interval of a correlation by those without each parent, and a note."""
     if None in without:
         return None, None, "undefined without one of the parents: x or y is the same for all others; no interval"
-    count, without_G = len(without), np.array(without, dtype=np.float64)
+    count = len(without)
+    without_G = np.array(without, dtype=np.float64)
     if _spread(np.append(without_G, value)) == 0:
         unseen = 1.0 - ((1.0 - _LEVEL) / 2.0) ** (1.0 / count)
         note = f"all {count} parents agree: the limits are those of how many could differ unseen"

@@ -7,7 +7,7 @@ on the other side, else not settled. Without an interval (`fastwi.analysis.stati
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import polars
 
@@ -37,6 +37,8 @@ _DISTANCES = {
 }
 
 Frames = Mapping[str, polars.DataFrame]
+Side = Literal["", "above", "below", "gone", "either"]
+"""The side of 0 that is claimed; gone: below, and never refuted; either: not 0, and never refuted; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,13 @@ def middle(frame: polars.DataFrame) -> polars.DataFrame:
 
 def _average_beats_both(frames: Frames) -> Found:
     gains = frames["gains"]
-    findings, notes, details = list[Finding](), list[str](), list[Finding]()
+    findings = list[Finding]()
+    notes = list[str]()
+    details = list[Finding]()
     for treatment in TREATMENTS:
         tail = f"{treatment} statistics"
         for over, words in OVER.items():
-            side = "above" if over == "best" else ""
+            side: Side = "above" if over == "best" else ""
             findings += _find(f"gain over {words}, {tail}", gains, side, gain_column(treatment, over))
         of_cells = list[Finding]()
         for variant, k, s, rows in cells(gains):
@@ -146,7 +150,8 @@ def _average_beats_both(frames: Frames) -> Found:
 
 def _gain_is_transient(frames: Frames) -> Found:
     gains = frames["gains"]
-    findings, details = list[Finding](), list[Finding]()
+    findings = list[Finding]()
+    details = list[Finding]()
     most = most_epochs(gains)
     for name, words in (("average", "the average"), ("best", "the best child")):
         values = polars.col(f"after_vs_{name}_points").list
@@ -165,7 +170,8 @@ def _gain_is_transient(frames: Frames) -> Found:
 
 
 def _two_quantities_govern(frames: Frames) -> Found:
-    gains, correlations = frames["gains"], frames.get("governance/correlations")
+    gains = frames["gains"]
+    correlations = frames.get("governance/correlations")
     findings = list[Finding]()
     if correlations is None:
         for column in ("k", "s", "optimizer.learning_rate"):
@@ -183,12 +189,14 @@ def _two_quantities_govern(frames: Frames) -> Found:
 
 
 def _tied_to_connectivity(frames: Frames) -> Found:
-    barriers, findings = frames.get("connectivity/barrier"), list[Finding]()
+    barriers = frames.get("connectivity/barrier")
+    findings = list[Finding]()
     if barriers is None:
         return Found()
     test = barriers.filter(split="test")
     for treatment in distinct(test, "batch_norm"):
-        rows, tail = test.filter(batch_norm=treatment), f"{treatment} statistics"
+        rows = test.filter(batch_norm=treatment)
+        tail = f"{treatment} statistics"
         # Not Frankle's barrier and the gain over the better end: both have the ends' own difference in them, so that
         # they are related where there is no barrier at all.
         what = f"error barrier and gain over the children's mean, {tail}"
@@ -202,45 +210,60 @@ def _tied_to_connectivity(frames: Frames) -> Found:
 
 
 def _falls_on_hard_examples(frames: Frames) -> Found:
-    gains, changes = frames.get("importance/split_gains"), frames.get("importance/split_changes")
-    findings = list[Finding]()
+    gains = frames.get("importance/split_gains")
+    changes = frames.get("importance/split_changes")
     if gains is None:
         return Found()
+    parts = []
     for treatment in distinct(gains, "batch_norm"):
         rows = gains.filter(batch_norm=treatment)
-        findings += _by_split("gain", f", {treatment} statistics", rows, "gain_mean_points", "above")
+        parts.append(_by_split("gain", f", {treatment} statistics", rows, "gain_mean_points", "above"))
+    early = Found()
     if changes is not None and changes.height:
         # Each pair's own last epoch: further epochs may be an axis of the sweep.
         pair = changes.columns[: changes.columns.index("epochs_after")]
         last = changes.filter(polars.col("epochs_after") == polars.col("epochs_after").max().over(pair))
-        findings += _by_split("change with further training", "", last, "change_points", "below")
-    return Found(findings)
+        parts.append(_by_split("change with further training", "", last, "change_points", "below"))
+        first = min(changes["epochs_after"])
+        if first < max(last["epochs_after"]):
+            words = f"change with {count_of(first, 'epoch')} of further training"
+            early = _by_split(words, "", changes.filter(epochs_after=first), "change_points", "below")
+    findings = [finding for part in parts for finding in part.findings]
+    details = [finding for part in parts for finding in part.details]
+    return Found(findings, details=[*details, *early.findings, *early.details])
 
 
-def _by_split(what: str, tail: str, rows: polars.DataFrame, column: str, side: str) -> list[Finding]:
-    """What the whole and the hard half have of it, which decide; the hardest split less the easiest; the easiest."""
+def _by_split(what: str, tail: str, rows: polars.DataFrame, column: str, side: Side) -> Found:
+    """What the whole and the hard half have of it, which decide; the hardest split less the easiest; the easiest.
+
+    In detail the hard half less the easy half.
+    """
     rows = _finite(middle(rows), column)
     if not rows.height:
-        return []
+        return Found()
     splits = distinct(rows, "split")
-    easy, hard = min(splits), max(splits)
+    easy = min(splits)
+    hard = max(splits)
     share = hard_less_easy(rows, column, ALMOST)
+    halves = hard_less_easy(rows, column)
     ends = hard_less_easy(rows.filter(polars.col("split").is_in([easy, hard])), column)
-    if share is None or ends is None:
-        return []
+    if share is None or halves is None or ends is None:
+        return Found()
     pair = rows.columns[: rows.columns.index("pair") + 1]
     of_pairs = rows.group_by(pair, maintain_order=True).agg(polars.col(column).mean())
     words = f"{what}, harder half of the splits less {ALMOST} times easier half{tail}"
     apart = f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}"
-    return [
+    findings = [
         *_find(f"{what}, all splits{tail}", of_pairs, side, column),
         _finding(words, share, side),
         _finding(apart, ends),
         *_find(f"{what}, split {easy} (easiest){tail}", rows.filter(split=easy), "", column),
     ]
+    more = _finding(f"{what}, harder half of the splits less easier half{tail}", halves, side)
+    return Found(findings, details=[more])
 
 
-def _find(what: str, frame: polars.DataFrame, side: str, *columns: str) -> list[Finding]:
+def _find(what: str, frame: polars.DataFrame, side: Side, *columns: str) -> list[Finding]:
     """Of one column the mean over parents, in points; of two their rank correlation. Empty: nothing is measured."""
     there = _finite(frame, *columns) if set(columns) <= set(frame.columns) else frame.clear()
     if there.height < len(columns):  # one pair has no order
@@ -252,14 +275,11 @@ def _find(what: str, frame: polars.DataFrame, side: str, *columns: str) -> list[
     return [_finding(what, spearman(x, y, parents), side, _CORRELATION)]
 
 
-def _finding(what: str, estimate: Estimate, side: str = "", unit: str = "points") -> Finding:
-    """With the verdict on 0 of the claim that the value is on this `side`; none without one.
-
-    side: above; below; gone, which is below and never refuted; either, which is not 0 and never refuted.
-    """
+def _finding(what: str, estimate: Estimate, side: Side = "", unit: str = "points") -> Finding:
+    """With the verdict on the claim that the value is on this `side` of 0; without a side, no verdict."""
     if not side:
         return Finding(what, estimate, unit)
-    found = verdict(estimate, "below" if side == "gone" else "above" if side == "either" else side)
+    found = verdict(estimate, "below" if side in ("below", "gone") else "above")
     if found == REFUTED:
         found = {"gone": NOT_SETTLED, "either": CONFIRMED}.get(side, found)
     return Finding(what, estimate, unit, found)

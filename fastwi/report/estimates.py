@@ -46,8 +46,8 @@ def value_of(estimate: Estimate | None) -> float:
 
 def correlation_of(row: Mapping[str, Any]) -> Estimate:
     """The estimate of a row of the study governance."""
-    ends = row["low"], row["high"]
-    return Estimate(row["spearman"], *ends, row["n_parents"], row["n_pairs"], row["note"] or "")
+    note = row["note"] or ""
+    return Estimate(row["spearman"], row["low"], row["high"], row["n_parents"], row["n_pairs"], note)
 
 
 def counted(rows: polars.DataFrame) -> tuple[int, int]:
@@ -93,27 +93,30 @@ def estimate_table(
     column: str,
     digits: int = 2,
     heading: str = "{}",
+    absent: str = "not defined",
 ) -> Table:
     """The estimate of `column`: a row for each combination of the columns `names`, with parents and pairs.
 
-    A column for each combination of the columns `by`; `heading`: with {} in place of it.
+    A column for each combination of the columns `by`; `heading`: with {} in place of it. absent: a cell without rows.
     """
     across = {values: heading.format(", ".join(map(value_text, values))) for values, _ in groups(frame, by)}
-    body, notes, most = [], list[str](), 0
+    body = []
+    notes = list[str]()
+    most = 0
     for values, rows in groups(frame, names):
         parents, pairs = counted(rows)
         most = max(most, parents)
         found = {place: estimate_of(here, column) for place, here in groups(rows, by)}
-        cells = [shown(found.get(place), parents, digits) for place in across]
+        cells = [shown(found[place], parents, digits) if place in found else absent for place in across]
         notes += [estimate.note for estimate in found.values() if estimate]
         body.append([*map(value_text, values), str(parents), str(pairs), *cells])
     return titled(f"{title} [95 %]", (*names, "parents", "pairs", *across.values()), body, most, notes)
 
 
-def verdict_cells(estimate: Estimate, claim: str = "above") -> list[str]:
-    """An estimate, its parents and pairs, and the verdict on the claim that it is "above" (or "below") 0."""
+def verdict_cells(estimate: Estimate) -> list[str]:
+    """An estimate, its parents and pairs, and the verdict on the claim that it is above 0."""
     n = estimate.n_parents
-    return [shown(estimate, n), str(n), str(estimate.n_pairs), verdict_text(verdict(estimate, claim), n)]
+    return [shown(estimate, n), str(n), str(estimate.n_pairs), verdict_text(verdict(estimate), n)]
 
 
 def draw_spread(axis: Any, estimate: Estimate | None, at: float, colour: str, across: bool = False) -> None:
@@ -126,7 +129,8 @@ def draw_spread(axis: Any, estimate: Estimate | None, at: float, colour: str, ac
     values: Sequence[float] = estimate.points
     style: dict[str, Any] = {"ls": "", "marker": "o", "ms": 2.2, "alpha": 0.8}
     if estimate.low is not None and estimate.high is not None:
-        values, style = (estimate.low, estimate.high), {"lw": 1.2}
+        values = (estimate.low, estimate.high)
+        style = {"lw": 1.2}
     places = [at] * len(values)
     axis.plot(*((values, places) if across else (places, values)), color=colour, zorder=4, **style)
 
@@ -134,7 +138,8 @@ def draw_spread(axis: Any, estimate: Estimate | None, at: float, colour: str, ac
 def spread_text(estimates: Iterable[Estimate | None]) -> str:
     """What `draw_spread` draws of them, for a reader of the figure."""
     found = [e for e in estimates if e is not None]
-    bars, dots = any(e.conclusive for e in found), any(e.points and not e.conclusive for e in found)
+    bars = any(e.conclusive for e in found)
+    dots = any(e.points and not e.conclusive for e in found)
     return "; ".join(["bars: 95 % interval over parents"] * bars + ["dots: each parent"] * dots)
 
 
@@ -143,14 +148,16 @@ def draw_bars(axis: Any, rows: polars.DataFrame, column: str, by: str, label: st
 
     label: of a treatment, with {} in its place. Returns the estimates.
     """
-    treatments, places = distinct(rows, "batch_norm"), distinct(rows, by)
-    width, every = 0.8 / len(treatments), list[Estimate | None]()
+    treatments = distinct(rows, "batch_norm")
+    places = distinct(rows, by)
+    width = 0.8 / len(treatments)
+    every = list[Estimate | None]()
     for t, treatment in enumerate(treatments):
         own = rows.filter(batch_norm=treatment)
         found = [estimate_of(own.filter(polars.col(by) == place), column) for place in places]
         x = [i + (t - (len(treatments) - 1) / 2) * width for i in range(len(places))]
-        colour, name = TREATMENT_COLOURS[treatment], label.format(treatment)
-        axis.bar(x, list(map(value_of, found)), width, color=colour, alpha=0.75, label=name)
+        colour = TREATMENT_COLOURS[treatment]
+        axis.bar(x, list(map(value_of, found)), width, color=colour, alpha=0.75, label=label.format(treatment))
         for at, estimate in zip(x, found, strict=True):
             draw_spread(axis, estimate, at, "0.15")
         every += found
@@ -186,7 +193,7 @@ def panels(count: int, across: int, inches: tuple[float, float], below: float, *
     return figure, axes[:count]
 
 
-def head(figure: Any, *lines: str, size: int = 9) -> None:
+def set_title(figure: Any, *lines: str, size: int = 9) -> None:
     """Write a figure's title: those of `lines` that are not empty."""
     figure.suptitle("\n".join(filter(None, lines)), fontsize=size)
 
@@ -204,7 +211,8 @@ def hard_less_easy(rows: polars.DataFrame, column: str, times: int = 1) -> Estim
     splits = sorted(distinct(rows, "split"))
     half = len(splits) // 2
     split = polars.col("split")
-    hard, easy = split.is_in(splits[-half:]), split.is_in(splits[:half])
+    hard = split.is_in(splits[-half:])
+    easy = split.is_in(splits[:half])
     weight = polars.when(hard).then(1).when(easy).then(-times).otherwise(0)
     each = [name for name in ("epochs_after", "batch_norm") if name in rows.columns]
     keys = [*cell_names(rows, alpha=True), "parent_seed", "pair", *each]

@@ -4,6 +4,7 @@ Adilova, Andriushchenko, Kamp, Fischer, Jaggi, Layer-wise Linear Mode Connectivi
 A is replaced by the mean of A's and B's, alpha = 0.5, the rest stays A's; and with A and B exchanged.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from fastwi.report.estimates import (
     draw_bars,
     estimate_table,
     groups,
-    head,
+    set_title,
     spread_text,
     style,
     variant_of,
@@ -51,27 +52,33 @@ COLUMNS = {
 def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
     """Move one block of A half-way to B, for every block of each chosen pair, and of B half-way to A.
 
-    blocks: loss and error, and their change from the network that the rest is of, under the same treatment.
+    blocks: loss and error, and their change from the network that the rest is of, under the same treatment. The block
+    "all" is the plain average.
     """
-
-    groups: dict[Any, dict[str, list[str]]] = {}  # by model: a network is built for their names
+    by_model: dict[Any, dict[str, list[str]]] = {}  # a network is built for the names
 
     def groups_of(pair: Pair) -> dict[str, list[str]]:
         model = pair.config.model
-        if model not in groups:
+        if model not in by_model:
             found = analysis.block_groups(opened.resources.network(pair.config))
-            groups[model] = {WHOLE: [name for names in found.values() for name in names], **found}
-        return groups[model]
+            by_model[model] = {f"{name} (part)" if name == WHOLE else name: found[name] for name in found}
+        return by_model[model]
 
-    ends, rows = 2, list[dict[str, Any]]()
-    bench, pairs = Bench(opened, options, progress), chosen_lines(opened, options)
-    for pair, how in bench.each(pairs, lambda pair: ends + 2 * len(groups_of(pair))):
-        two, blocks = opened.states(pair.place.ends), groups_of(pair)
-        line = analysis.evaluate_line(pair=two, alphas=[0, 1], **how)
-        without = {(row["batch_norm"], "AB"[int(row["alpha"])]): row for row in line.rows()}
-        for row in analysis.evaluate_blocks(pair=two, alphas=[0.5], groups=blocks, **how).rows():
-            number, own = list(blocks).index(row["block"]) - 1, without[row["batch_norm"], row["rest"]]
-            rows.append({**pair.columns(), **row, "block_number": number, **_changes(row, own)})
+    ends_and_average = 3
+    bench = Bench(opened, options, progress)
+    rows = list[dict[str, Any]]()
+    for pair, how in bench.each(
+        chosen_lines(opened, options), lambda pair: ends_and_average + 2 * len(groups_of(pair))
+    ):
+        two = opened.states(pair.place.ends)
+        line = analysis.evaluate_line(pair=two, alphas=[0, 0.5, 1], **how)
+        on_line = {(row["batch_norm"], row["alpha"]): row for row in line.rows()}
+        moved = analysis.evaluate_blocks(pair=two, alphas=[0.5], groups=groups_of(pair), **how).rows()
+        for (treatment, rest), of_blocks in itertools.groupby(moved, lambda row: (row["batch_norm"], row["rest"])):
+            own = on_line[treatment, float(rest == "B")]
+            average = {**on_line[treatment, 0.5], "rest": rest, "block": WHOLE}
+            for number, row in enumerate([average, *of_blocks], -1):
+                rows.append({**pair.columns(), **row, "block_number": number, **_changes(row, own)})
     return opened.frames(COLUMNS, blocks=rows)
 
 
@@ -80,21 +87,18 @@ def _changes(row: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, float 
     found: dict[str, float | None] = {}
     for split in SPLITS:
         for name, change in _CHANGES.items():
-            new, old = row[f"{split}_{name}"], own[f"{split}_{name}"]
+            new = row[f"{split}_{name}"]
+            old = own[f"{split}_{name}"]
             found[f"{split}_{change}"] = None if new is None or old is None else new - old
     return found
 
 
+_MOVED = "with one block half-way to the sibling, less without"
 _TABLES = {
-    f"{split}_{change}": (
-        f"{split.title()} {what} with one block half-way to the sibling, less without, in {unit}",
-        digits,
-    )
-    for change, what, unit, digits in (
-        ("error_change_points", "error", "points", 2),
-        ("loss_change_nats", "loss", "nats", 4),
-    )
-    for split in SPLITS
+    "train_error_change_points": (f"Train error {_MOVED}, in points", 2),
+    "test_error_change_points": (f"Test error {_MOVED}, in points", 2),
+    "train_loss_change_nats": (f"Train loss {_MOVED}, in nats", 4),
+    "test_loss_change_nats": (f"Test loss {_MOVED}, in nats", 4),
 }
 
 
@@ -102,8 +106,9 @@ def tables(frames: Frames) -> list[Table]:
     """One table a quantity, one row a cell and block: means over both directions, with intervals over parents."""
     frame = frames["blocks"]
     names = [*cell_names(frame), "block"]
+    end = f"; {WHOLE}: every block, the plain average"
     return [
-        estimate_table(frame, title, names, ["batch_norm"], column, digits)
+        estimate_table(frame, title + end, names, ["batch_norm"], column, digits)
         for column, (title, digits) in _TABLES.items()
     ]
 
@@ -137,7 +142,7 @@ def draw(frames: Frames, title: str) -> Any:
     axes[0, 0].legend(fontsize=7)
     part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
     what = f"Change of one child by one block moved half-way to its sibling{part}"
-    head(figure, what, f"{title}; {spread_text(found)}", size=10)
+    set_title(figure, what, f"{title}; {spread_text(found)}", size=10)
     return figure
 
 

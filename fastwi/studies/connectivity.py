@@ -27,7 +27,7 @@ from fastwi.report.estimates import (
     estimate_of,
     estimate_table,
     groups,
-    head,
+    set_title,
     spread_text,
     style,
     value_of,
@@ -72,8 +72,10 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     case; 0.5 counts for a barrier only where it is one of the places.
     """
     alphas_L, counted_L = line_places(options)
-    bench, pairs = Bench(opened, options, progress), chosen_lines(opened, options)
-    lines, barriers = list[dict[str, Any]](), list[dict[str, Any]]()
+    bench = Bench(opened, options, progress)
+    pairs = chosen_lines(opened, options)
+    lines = list[dict[str, Any]]()
+    barriers = list[dict[str, Any]]()
     for pair, how in bench.each(pairs, lambda pair: len(alphas_L)):
         line = analysis.evaluate_line(pair=opened.states(pair.place.ends), alphas=alphas_L, **how)
         lines += [{**pair.columns(), **row} for row in line.rows()]
@@ -125,7 +127,8 @@ _TABLES = {
 def tables(frames: Frames) -> list[Table]:
     """One table a quantity, one row a cell, one column a split and treatment: means with intervals over parents."""
     barrier = frames["barrier"]
-    names, by = cell_names(barrier), ["split", "batch_norm"]
+    names = cell_names(barrier)
+    by = ["split", "batch_norm"]
     return [estimate_table(barrier, title, names, by, column, digits) for column, (title, digits) in _TABLES.items()]
 
 
@@ -147,14 +150,16 @@ def draw(frames: Frames, title: str) -> Any:
     across = sorted({values[-1] for values in cells})[:_MOST_COLUMNS]
     down = list(dict.fromkeys(values[:-1] for values in cells))[:_MOST_ROWS]
     drawn = sum(values[-1] in across and values[:-1] in down for values in cells)
-    width, height = max(2.9 * len(across), 7.6), 2.3 * len(down)
+    width = max(2.9 * len(across), 7.6)
+    height = 2.3 * len(down)
     figure = Figure(figsize=(width + 0.4, height + 4.3), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=[height, 3.4])
     upper, lower = parts
     axes = upper.subplots(len(down), len(across), squeeze=False, sharex=True)
     for y, row in enumerate(down):
         for x, s in enumerate(across):
-            axis, rows = axes[y, x], cells.get((*row, s))
+            axis = axes[y, x]
+            rows = cells.get((*row, s))
             if rows is None:
                 axis.set_axis_off()
                 continue
@@ -171,7 +176,7 @@ def draw(frames: Frames, title: str) -> Any:
     upper.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     _draw_barriers(lower, frames["barrier"])
     part = f" ({drawn} of {len(cells)} cells)" if drawn < len(cells) else ""
-    head(figure, f"Error on the line between two children{part}", title, size=10)
+    set_title(figure, f"Error on the line between two children{part}", title, size=10)
     return figure
 
 

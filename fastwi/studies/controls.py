@@ -6,8 +6,9 @@
   over the last `epochs` (LAWA: Kaddour 2022, Stop Wasting My Time!, section 2; SWA of Izmailov et al. 2018 is the
   same mean) or with decay `EMA_DECAY` an epoch. All three are means over the children.
 - children_on: the children trained on, against the average trained on, after the same `epochs`.
-- dropped_rate: the children trained on at a learning rate `value` times as high (experiment.children_rate_factor) for
-  `epochs`, against the average at interpolation.
+- dropped_rate: children whose learning rate dropped to `value` times that of the average's children: at k + s, after
+  `epochs` more (experiment.children_rate_factor); or before k + s, by another schedule of the same sweep (`epochs` is
+  null). Against the average at interpolation.
 - alpha: the average at another weight of the second child, against that at 1/2.
 - experiment.momentum, experiment.batch_norm: the average trained on for `epochs` under the axis's other value,
   against that under its first.
@@ -37,7 +38,7 @@ from fastwi.report.estimates import (
     draw_spread,
     estimate_table,
     groups,
-    head,
+    set_title,
     spread_text,
     style,
     titled,
@@ -106,8 +107,10 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     controls: one row a pair and control. absent: controls that the sweep has for some pairs or none. Accuracies are
     on the sweep's own test images; statistics are recomputed as the sweep does at the epoch of the average.
     """
-    pairs, compared = chosen_pairs(opened, options), _Compared(opened, options)
-    rows, having = list[dict[str, Any]](), Counter[str]()
+    pairs = chosen_pairs(opened, options)
+    compared = _Compared(opened, options)
+    rows = list[dict[str, Any]]()
+    having = Counter[str]()
     for pair in counted(pairs, progress):
         seen = set[str]()
         for row in compared.with_all(pair):
@@ -134,14 +137,18 @@ class _Compared:
     """The sweep's averages beside their controls; the sweep's points by what they have in common.
 
     `longest`: by schedule and a child's first state, the longest path of that child at its own rates. `siblings`:
-    points that differ on one axis, or in alpha, only.
+    points that differ on one axis, or in alpha, only. `same`: points whose children start from one state under the
+    same noise, whatever the axes are.
     """
 
     def __init__(self, opened: OpenedSweep, options: AnalysisOptions) -> None:
-        self.opened, self.lost, self.bench = opened, opened.lost(), Bench(opened, options)
+        self.opened = opened
+        self.lost = opened.lost()
+        self.bench = Bench(opened, options)
         self.again = RECOMPUTED in options.treatments
         self.longest: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self.siblings: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
+        self.same: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
         for pair in all_pairs(opened):
             for whole in pair.place.children:
                 # Beyond s children may be trained on at a lower rate: that is another trajectory.
@@ -150,12 +157,14 @@ class _Compared:
                     self.longest[_child(pair, path)] = path
             for axis in ("alpha", *dict(pair.variant)):
                 self.siblings[_beside(pair, axis)].append(pair)
+            self.same[_start(pair)].append(pair)
 
     def with_all(self, pair: Pair) -> Iterator[_Row]:
         """The average of a pair beside each control that the sweep has."""
         yield from self._children(pair)
         yield from self._networks(pair)
-        yield from self._trained_on(pair)
+        yield from self._children_on(pair)
+        yield from self._dropped_rate(pair)
         yield from self._alphas(pair)
         yield from self._after_axes(pair)
 
@@ -164,6 +173,11 @@ class _Compared:
         found = [self.opened.measured.get((state, treatment)) for state in states]
         there = [m.test_accuracy for m in found if m is not None and not m.diverged]
         return sum(there) / len(there) if len(there) == len(found) else None
+
+    def _rate(self, pair: Pair) -> float | None:
+        """The learning rate of the children's last epoch; None where it is not measured."""
+        found = self.opened.measured.get((pair.place.ends[0], OWN))
+        return None if found is None else found.learning_rate
 
     def _paths(self, pair: Pair) -> list[tuple[str, ...]]:
         """The longest path of each of the pair's children, at its own rates; empty where s is 0."""
@@ -189,8 +203,11 @@ class _Compared:
         """The ensemble; and averages along each child's own trajectory to C s epochs, where all have it whole."""
         import torch
 
-        opened, evaluator, count = self.opened, self.bench.evaluator(pair.config), len(pair.place.ends)
-        test, length = opened.resident_splits(pair.config)[1], count * pair.s
+        opened = self.opened
+        evaluator = self.bench.evaluator(pair.config)
+        test = opened.resident_splits(pair.config)[1]
+        count = len(pair.place.ends)
+        length = count * pair.s
         averages = {}
         for treatment, networks in self._treated(pair, opened.states([*pair.place.ends, pair.place.average])):
             ensemble = analysis.ensemble_scores(evaluator, networks[:count], test).accuracy_M
@@ -212,18 +229,35 @@ class _Compared:
                 yield _Row("lawa", None, epochs, treatment, average, mean)
             yield _Row("ema", f"{EMA_DECAY:g}", length, treatment, average, ema)
 
-    def _trained_on(self, pair: Pair) -> Iterator[_Row]:
-        """The children trained on: in this point or one of a larger s, or at a lower rate."""
-        paths, factor = self._paths(pair), pair.config.experiment.children_rate_factor
+    def _children_on(self, pair: Pair) -> Iterator[_Row]:
+        """The children trained on, in this point or one of a larger s."""
+        paths = self._paths(pair)
         for epochs, state in enumerate(pair.place.after if pair.s else (), 1):
             at = pair.s + epochs - 1
             if all(len(path) > at for path in paths):
                 mean = self._accuracy(*(path[at] for path in paths))
                 yield _Row("children_on", None, epochs, OWN, self._accuracy(state), mean)
+
+    def _dropped_rate(self, pair: Pair) -> Iterator[_Row]:
+        """Children from the same state under the same noise that ended with a lower rate."""
+        average = self._accuracy(pair.place.average)
+        factor = pair.config.experiment.children_rate_factor
         dropped = [path[pair.s :] for path in pair.place.children if pair.s and factor < 1]
         for epochs, states in enumerate(zip(*dropped, strict=True), 1):
-            average = self._accuracy(pair.place.average)
             yield _Row("dropped_rate", f"{factor:g}", epochs, OWN, average, self._accuracy(*states))
+        rate = self._rate(pair)
+        if not pair.s or not rate:
+            return
+        seen = set[tuple[str, ...]]()
+        for other in self.same[_start(pair)]:
+            their_rate = self._rate(other)
+            schedule_only = all(name.startswith("schedule.") for name, _ in set(other.variant) ^ set(pair.variant))
+            if their_rate is None or not schedule_only or other.place.ends in seen:
+                continue
+            seen.add(other.place.ends)
+            if their_rate < rate:
+                mean = self._accuracy(*other.place.ends)
+                yield _Row("dropped_rate", f"{their_rate / rate:g}", None, OWN, average, mean)
 
     def _alphas(self, pair: Pair) -> Iterator[_Row]:
         """The average at other alphas, where this pair has 1/2."""
@@ -243,8 +277,8 @@ class _Compared:
                 continue
             for other in others:
                 for epochs, (mine, theirs) in enumerate(zip(pair.place.after, other.place.after, strict=True), 1):
-                    accuracies = self._accuracy(mine), self._accuracy(theirs)
-                    yield _Row(axis, str(dict(other.variant)[axis]), epochs, OWN, *accuracies)
+                    value = str(dict(other.variant)[axis])
+                    yield _Row(axis, value, epochs, OWN, self._accuracy(mine), self._accuracy(theirs))
 
 
 def trajectory_weights(states: int) -> NDArray[np.float64]:
@@ -266,9 +300,15 @@ def _child(pair: Pair, path: tuple[str, ...]) -> tuple[Any, ...]:
 
 def _beside(pair: Pair, axis: str) -> tuple[Any, ...]:
     """What all pairs share that differ from this one on `axis`, or in "alpha", only."""
-    point, others = pair.point, tuple(each for each in pair.variant if each[0] != axis)
+    point = pair.point
+    others = tuple(each for each in pair.variant if each[0] != axis)
     alpha = None if axis == "alpha" else point.alpha
     return axis, others, pair.k, pair.s, point.parent, point.tuple_index, alpha
+
+
+def _start(pair: Pair) -> tuple[Any, ...]:
+    """What all pairs share whose children start from one state under the same noise."""
+    return pair.place.clone, pair.k, pair.s, pair.config.seeds.child_noise, pair.point.alpha
 
 
 _WORDS = {
@@ -279,7 +319,7 @@ _WORDS = {
     "lawa": "LAWA of one child at equal cost",
     "ema": "EMA of one child at equal cost (decay {value})",
     "children_on": "the children trained on, after the average is trained on as long ({epochs})",
-    "dropped_rate": "children with a dropped learning rate ({value} times, for {epochs} more)",
+    "dropped_rate": "children with a dropped learning rate ({value} times, {epochs})",
     "alpha": "the average at another alpha (alpha {value})",
     **{axis: axis + ": {value}, after {epochs} of further training" for axis in AFTER_AXES},
 }
@@ -324,13 +364,22 @@ def _labelled(frame: polars.DataFrame) -> polars.DataFrame:
             best = rows.group_by(kept[:-1], maintain_order=True).agg(polars.col("effect_points").min())
             add(f"{words}, best number of epochs in hindsight", best)
             continue
+        if name in ("children_on", "dropped_rate"):
+            rows = rows.sort("epochs", maintain_order=True)
         fields = [field for field in ("value", "epochs") if f"{{{field}}}" in words]
         for values, chosen in groups(rows, fields) if fields else [((), rows)]:
             said = dict(zip(fields, values, strict=True))
             if "epochs" in said:
-                said["epochs"] = count_of(said["epochs"], "epoch")
+                said["epochs"] = _epochs_text(name, said["epochs"])
             add(words.format(**said), chosen)
     return polars.concat(found)
+
+
+def _epochs_text(name: str, epochs: int | None) -> str:
+    if epochs is None:
+        return "before averaging"
+    text = count_of(epochs, "epoch")
+    return f"for {text} more" if name == "dropped_rate" else text
 
 
 def tables(frames: Frames) -> list[Table]:
@@ -344,14 +393,16 @@ def tables(frames: Frames) -> list[Table]:
     notes = [effect.estimate.note for effect in found]
     by_cell = _labelled(frame.filter(polars.col("control").is_in(_BY_CELL)))
     by_cell = by_cell.filter(~polars.any_horizontal(polars.col("label").str.ends_with(text) for text in _LAWA))
+    cells = [*cell_names(frame), "batch_norm"]
+    absent_cell = "not in this sweep"
     rows = []
     for name, without, count, line in frames["absent"].rows():
-        said = "not in this sweep" if without == count else f"not for {without} of {count} pairs"
+        said = absent_cell if without == count else f"not for {without} of {count} pairs"
         rows.append((_WORDS.get(name, name).partition(" (")[0].partition(": {")[0], said, line))
     absent = Table("Controls that are not in this sweep", ("control", "", "what adds it"), tuple(rows))
     return [
         titled(f"{title}, all cells together [95 %]", columns, body, most, notes),
-        estimate_table(by_cell, f"{title}, by cell", [*cell_names(frame), "batch_norm"], ["label"], "effect_points"),
+        estimate_table(by_cell, f"{title}, by cell", cells, ["label"], "effect_points", absent=absent_cell),
         *([absent] if rows else []),
     ]
 
@@ -365,14 +416,17 @@ def draw(frames: Frames, title: str) -> Any:
     figure = Figure(figsize=(9.5, 0.36 * len(labels) + 1.9), layout="constrained")
     axis = figure.subplots()
     for treatment, offset in ((OWN, -0.14), (RECOMPUTED, 0.14)):
-        colour, name = TREATMENT_COLOURS[treatment], f"{treatment} batch-norm statistics"
+        colour = TREATMENT_COLOURS[treatment]
+        name = f"{treatment} batch-norm statistics"
         for label, _, estimate in [effect for effect in found if effect.batch_norm == treatment]:
             y = labels.index(label) + offset
             draw_spread(axis, estimate, y, colour, across=True)
-            axis.plot([estimate.value or 0.0], [y], marker="o", ls="", markersize=4.5, color=colour, label=name,
-                      markerfacecolor=colour if estimate.conclusive else "white")  # fmt: skip
-            axis.annotate(f"n = {estimate.n_parents} ({estimate.n_pairs})", (1.01, y), fontsize=6, va="center",
-                          xycoords=("axes fraction", "data"), color=colour)  # fmt: skip
+            face = colour if estimate.conclusive else "white"
+            value = estimate.value or 0.0
+            axis.plot([value], [y], "o", markersize=4.5, color=colour, markerfacecolor=face, label=name)
+            n = f"n = {estimate.n_parents} ({estimate.n_pairs})"
+            beside = ("axes fraction", "data")
+            axis.annotate(n, (1.01, y), fontsize=6, va="center", xycoords=beside, color=colour)
             name = ""  # once in the legend
     axis.axvline(0, color="0.3", lw=0.9)
     style(axis, "average less control: test accuracy (points); to the right the average is better")
@@ -381,7 +435,7 @@ def draw(frames: Frames, title: str) -> Any:
     axis.grid(visible=False, axis="y")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     spread = spread_text(effect.estimate for effect in found)
-    head(
+    set_title(
         figure, "The average against controls, paired, all cells together", f"{title}; n = parents (pairs); {spread}"
     )
     return figure

@@ -28,8 +28,8 @@ from fastwi.report.estimates import (
     counted_text,
     distinct,
     groups,
-    head,
     panels,
+    set_title,
     shown,
     style,
     titled,
@@ -93,11 +93,14 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     """Measure each chosen pair, and correlate.
 
     pairs: the gains at interpolation as the sweep measured them, and `QUANTITIES`. Tuples of more than two children
-    have the mean over their pairs. Barriers take `options.alphas` places from 0 to 1 on test images. Null: not
-    measured, or not finite.
+    have the mean over their pairs. Barriers take `options.alphas` places from 0 to 1 on test images, with recomputed
+    statistics only where `options.treatments` has them. Null: not measured, or not finite.
     """
-    bench, pairs, rows = Bench(opened, options), chosen_pairs(opened, options), list[dict[str, Any]]()
-    points, places = [pair.point for pair in pairs], [pair.place for pair in pairs]
+    bench = Bench(opened, options)
+    pairs = chosen_pairs(opened, options)
+    points = [pair.point for pair in pairs]
+    places = [pair.place for pair in pairs]
+    rows = list[dict[str, Any]]()
     found = gains(replace(opened.planned, points=points, places=places), opened.measured)
     for pair, gain in zip(counted(pairs, progress), found.rows(named=True), strict=True):
         rows.append({**gain, **_quantities(opened, pair, options, bench)})
@@ -106,16 +109,23 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
 
 
 def _quantities(opened: OpenedSweep, pair: Pair, options: AnalysisOptions, bench: Bench) -> dict[str, float | None]:
-    place, (test, _), how = pair.place, bench.part(pair.config, "test"), bench.how(pair)
-    evaluator, networks = how["evaluator"], opened.states([*place.ends, place.clone, place.average])
+    place = pair.place
+    test, _ = bench.part(pair.config, "test")
+    how = bench.how(pair)
+    evaluator = how["evaluator"]
+    networks = opened.states([*place.ends, place.clone, place.average])
     count = len(place.ends)
-    children, parent, average = networks[:count], networks[count : count + 1], networks[count + 1 :]
+    children = networks[:count]
+    parent = networks[count : count + 1]
+    average = networks[count + 1 :]
     two = list(itertools.combinations(range(count), 2))
     first, second = zip(*two, strict=True)
     weights = analysis.weight_distances(children, parent)
     functions = analysis.function_distances(evaluator, children, test)
-    distance, norm = _mean(weights.l2_CC[first, second]), float(parent.weights_MP[0].double().norm())
-    ends, of_parent = [opened.measured[end, OWN] for end in place.ends], opened.measured.get((place.clone, OWN))
+    distance = _mean(weights.l2_CC[first, second])
+    norm = float(parent.weights_MP[0].double().norm())
+    ends = [opened.measured[end, OWN] for end in place.ends]
+    of_parent = opened.measured.get((place.clone, OWN))
     found: dict[str, float | None] = {
         "learning_rate": ends[0].learning_rate if pair.s else None,
         "distance_l2": distance,
@@ -252,7 +262,7 @@ def draw(frames: Frames, title: str) -> Any:
     level = LEVEL if any(estimate.conclusive for estimate in overall.values()) else ""
     constant = len(QUANTITIES) - len(drawn)
     left = f"; left out: {constant} that were not measured or do not vary" if constant else ""
-    head(
+    set_title(
         figure,
         f"Gain of the average over {GAINS[gain]}, against what it may depend on",
         f"{title}; {counted_text(pairs, pairs.height)}; above each panel Spearman's rank correlation{level}{left}",

@@ -7,7 +7,7 @@ on all splits without augmentation. Forgetting events stand beside EL2N where al
 Shapes: N images; S splits; T epochs; G parents.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from fastwi import analysis
 from fastwi.analysis.columns import PAIR_COLUMNS, Column
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs, counted
+from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs
 from fastwi.analysis.statistics import spearman
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.errors import UserError
@@ -32,8 +32,8 @@ from fastwi.report.estimates import (
     estimate_of,
     estimate_table,
     groups,
-    head,
     panels,
+    set_title,
     shown,
     spread_text,
     style,
@@ -46,6 +46,7 @@ from fastwi.report.summary import Table
 
 if TYPE_CHECKING:
     from fastwi.data.resident import ResidentDataset
+    from fastwi.population import Population
 
 _TOGETHER = 8  # networks in memory at one time
 _ACCURACY, _LOSS = "train_accuracy_%", "train_loss_nats"
@@ -100,6 +101,14 @@ _Key = tuple[str, int | None]
 """A state, and the epoch of the draws that its statistics are recomputed on; None: its own statistics."""
 
 
+class _Parents(NamedTuple):
+    """The parents' states that give scores at `epoch`. along: those of epochs 1 to `epoch`; empty: not all stored."""
+
+    epoch: int
+    last_G: list[str]
+    along_TG: list[list[str]]
+
+
 class _Scored(NamedTuple):
     """The images of one combination of the axes beside k and s, the split of each, and what was measured on them.
 
@@ -119,18 +128,35 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     average after each further epoch less the average at interpolation, own statistics. Recomputed statistics are
     those of the interpolation epoch, for all networks. Raises UserError where no epoch has all parents' states.
     """
-    bench, pairs = Bench(opened, options), chosen_pairs(opened, options)
+    bench = Bench(opened, options)
+    pairs = chosen_pairs(opened, options)
     variants = list(dict.fromkeys(pair.variant for pair in pairs))
     pairs.sort(key=lambda pair: variants.index(pair.variant))
-    again, lost = RECOMPUTED in options.treatments, opened.lost()
+    parents = {variant: _parents(opened, options.score_epoch, variant) for variant in variants}
+    again = RECOMPUTED in options.treatments
+    lost = opened.lost()
+    networks = {pair: list(_networks(opened, pair, again, lost)) for pair in pairs}
+    each = {(pair.variant, key) for pair in pairs for _, key in networks[pair]}
+    total = len(each) + sum(len(states) for p in parents.values() for states in (p.last_G, *p.along_TG))
+    done = 0
+
+    def passed(count: int) -> None:
+        """Report that `count` more networks were passed over the images."""
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    passed(0)
     by_variant: dict[Any, _Scored] = {}
     rows: dict[str, list[dict[str, Any]]] = {"scores": [], "splits": [], "missing": []}
-    for pair in counted(pairs, progress):
+    for pair in pairs:
         if pair.variant not in by_variant:
-            by_variant[pair.variant] = _score(opened, bench, options, pair, rows["scores"])
-        networks, found = list(_networks(opened, pair, again, lost)), by_variant[pair.variant].found
-        _measure(opened, bench, pair, [key for _, key in networks], by_variant[pair.variant])
-        rows["splits"] += [{**pair.columns(), **named, **row} for named, key in networks for row in found[key]]
+            of_parents = parents[pair.variant]
+            by_variant[pair.variant] = _score(opened, bench, options, pair, of_parents, rows["scores"], passed)
+        scored = by_variant[pair.variant]
+        _measure(opened, bench, pair, [key for _, key in networks[pair]], scored, passed)
+        for named, key in networks[pair]:
+            rows["splits"] += [{**pair.columns(), **named, **row} for row in scored.found[key]]
         rows["missing"] += _missing(opened, pair)
     frames = opened.frames({name: COLUMNS[name] for name in rows}, **rows)
     frames |= {"split_gains": _gains(frames["splits"]), "split_changes": _changes(frames["splits"])}
@@ -142,25 +168,37 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
 
 
 def _score(
-    opened: OpenedSweep, bench: Bench, options: AnalysisOptions, pair: Pair, rows: list[dict[str, Any]]
+    opened: OpenedSweep,
+    bench: Bench,
+    options: AnalysisOptions,
+    pair: Pair,
+    parents: _Parents,
+    rows: list[dict[str, Any]],
+    passed: Callable[[int], None],
 ) -> _Scored:
     """Score and split the images of the pair's combination of axes, and add their rows."""
-    evaluator, (images, positions) = bench.evaluator(pair.config), bench.part(pair.config, "train")
-    epoch, parents_TG = _parents(opened, options.score_epoch, pair.variant)
-    count = len(parents_TG[-1])
-    el2n_N = analysis.el2n_scores(evaluator, (opened.states([state]) for state in parents_TG[-1]), images)
+
+    def loaded(each: Iterable[Sequence[str]]) -> "Iterator[Population]":
+        for states in each:
+            yield opened.states(states)
+            passed(len(states))
+
+    evaluator = bench.evaluator(pair.config)
+    images, positions = bench.part(pair.config, "train")
+    count = len(parents.last_G)
+    el2n_N = analysis.el2n_scores(evaluator, loaded([state] for state in parents.last_G), images)
     splits_N = analysis.equal_splits(el2n_N, options.splits)
     columns = {"example": positions, "label": images.labels_N.tolist(), "el2n": el2n_N, "split": splits_N + 1}
-    if epoch > 1 and all(map(opened.has, parents_TG)):
-        along = map(opened.states, parents_TG)
-        columns["forgetting_events"] = analysis.forgetting_scores(evaluator, along, images, epoch) / count
-    of_images = polars.DataFrame(columns).rows(named=True)
-    rows += [{**dict(pair.variant), "score_epoch": epoch, "n_parents": count, **row} for row in of_images]
+    if parents.along_TG:
+        events_N = analysis.forgetting_scores(evaluator, loaded(parents.along_TG), images, parents.epoch)
+        columns["forgetting_events"] = events_N / count
+    of_all = {**dict(pair.variant), "score_epoch": parents.epoch, "n_parents": count}
+    rows += [{**of_all, **row} for row in polars.DataFrame(columns).rows(named=True)]
     return _Scored(images, splits_N, {})
 
 
-def _parents(opened: OpenedSweep, asked: int, variant: Any) -> tuple[int, list[list[str]]]:
-    """The epoch that gives scores, `asked` or the last that is stored of all parents, and their states up to it.
+def _parents(opened: OpenedSweep, asked: int, variant: Any) -> _Parents:
+    """The parents' states at the epoch that gives scores: `asked`, or the last that is stored of all parents.
 
     Parents that diverged or are not trained to their end are left out: n counts the others only.
     """
@@ -186,7 +224,8 @@ def _parents(opened: OpenedSweep, asked: int, variant: Any) -> tuple[int, list[l
             "analysis.score_epoch: no epoch has the states of all parents; run the sweep with sweep.keep: stops, and "
             "a k above 0"
         )
-    return epoch, parents_TG[:epoch]
+    along_TG = parents_TG[:epoch]
+    return _Parents(epoch, along_TG[-1], along_TG if epoch > 1 and all(map(opened.has, along_TG)) else [])
 
 
 def _networks(opened: OpenedSweep, pair: Pair, again: bool, lost: set[str]) -> Iterator[tuple[dict[str, Any], _Key]]:
@@ -194,7 +233,9 @@ def _networks(opened: OpenedSweep, pair: Pair, again: bool, lost: set[str]) -> I
 
     Without those that diverged; of those between stops, the ones that are stored.
     """
-    place, k, end = pair.place, pair.k, pair.k + pair.s
+    place = pair.place
+    k = pair.k
+    end = k + pair.s
 
     def named(network: str, child: int | None, stage: str, epoch: int, treatment: str = OWN) -> dict[str, Any]:
         return {"network": network, "child": child, "stage": stage, "epoch": epoch, "batch_norm": treatment}
@@ -215,9 +256,17 @@ def _networks(opened: OpenedSweep, pair: Pair, again: bool, lost: set[str]) -> I
             yield named("average", None, "after", epoch), (state, None)
 
 
-def _measure(opened: OpenedSweep, bench: Bench, pair: Pair, wanted: list[_Key], scored: _Scored) -> None:
+def _measure(
+    opened: OpenedSweep,
+    bench: Bench,
+    pair: Pair,
+    wanted: list[_Key],
+    scored: _Scored,
+    passed: Callable[[int], None],
+) -> None:
     """Measure those of the pair's networks that were not before on each split, some networks at a time."""
-    evaluator, missing = bench.evaluator(pair.config), [key for key in wanted if key not in scored.found]
+    evaluator = bench.evaluator(pair.config)
+    missing = [key for key in wanted if key not in scored.found]
     for draws in dict.fromkeys(draws for _, draws in missing):
         alike = list(dict.fromkeys(key for key in missing if key[1] == draws))
         for first in range(0, len(alike), _TOGETHER):
@@ -229,6 +278,7 @@ def _measure(opened: OpenedSweep, bench: Bench, pair: Pair, wanted: list[_Key], 
             for key, accuracy_S, loss_S in zip(keys, *scores, strict=True):
                 columns = {"images": np.bincount(scored.splits_N), _ACCURACY: accuracy_S, _LOSS: loss_S}
                 scored.found[key] = polars.DataFrame(columns).with_row_index("split", 1).rows(named=True)
+            passed(len(keys))
 
 
 def _missing(opened: OpenedSweep, pair: Pair) -> Iterator[dict[str, Any]]:
@@ -242,9 +292,12 @@ def _missing(opened: OpenedSweep, pair: Pair) -> Iterator[dict[str, Any]]:
 
 def _gains(frame: polars.DataFrame) -> polars.DataFrame:
     """The average at interpolation less the children's mean and best child, for each pair, treatment and split."""
-    of_average, of_child = (polars.col("network") == name for name in ("average", "child"))
-    accuracy, loss = polars.col(_ACCURACY), polars.col(_LOSS)
-    average, children = accuracy.filter(of_average).first(), accuracy.filter(of_child)
+    of_average = polars.col("network") == "average"
+    of_child = polars.col("network") == "child"
+    accuracy = polars.col(_ACCURACY)
+    loss = polars.col(_LOSS)
+    average = accuracy.filter(of_average).first()
+    children = accuracy.filter(of_child)
     at = frame.filter(stage="interpolation")
     keys = [*frame.columns[: frame.columns.index("network")], "batch_norm", "split"]
     return at.group_by(keys, maintain_order=True).agg(
@@ -259,7 +312,8 @@ def _changes(frame: polars.DataFrame) -> polars.DataFrame:
     averages = frame.filter(network="average", batch_norm=OWN)
     keys = [*frame.columns[: frame.columns.index("network")], "split"]
     at = polars.col("stage") == "interpolation"
-    accuracy, loss = polars.col(_ACCURACY), polars.col(_LOSS)
+    accuracy = polars.col(_ACCURACY)
+    loss = polars.col(_LOSS)
     return averages.with_columns(
         epochs_after=polars.col("epoch") - polars.col("k") - polars.col("s"),
         change_points=accuracy - accuracy.filter(at).first().over(keys),
@@ -269,7 +323,9 @@ def _changes(frame: polars.DataFrame) -> polars.DataFrame:
 
 def tables(frames: Frames) -> list[Table]:
     """The claim with its verdicts, gains and later changes by split, the scores, and what was not stored."""
-    gains, changes, missing = frames["split_gains"], frames["split_changes"], frames["missing"]
+    gains = frames["split_gains"]
+    changes = frames["split_changes"]
+    missing = frames["missing"]
     found = [_claim(frames)]
     for frame, quantities, name in ((gains, _GAINS, "batch_norm"), (changes, _CHANGES, "epochs_after")):
         for column, (title, digits) in quantities.items() if frame.height else ():
@@ -298,14 +354,15 @@ _CHANGES = {
 
 
 def _claim(frames: Frames) -> Table:
-    """What the paper's claim 5 rests on, over all cells together."""
+    """What the paper's claim 5 rests on, and further estimates, over all cells together."""
     statement = CLAIMS[5]
-    found = statement.find({f"importance/{name}": frame for name, frame in frames.items()}).findings
+    of_claim = statement.find({f"importance/{name}": frame for name, frame in frames.items()})
+    found = [*of_claim.findings, *of_claim.details]
     body = []
     for finding in found:
-        estimate, n = finding.estimate, finding.estimate.n_parents
-        counts = str(n), str(estimate.n_pairs)
-        body.append([finding.what, shown(estimate, n), *counts, finding.verdict_text])
+        estimate = finding.estimate
+        n = estimate.n_parents
+        body.append([finding.what, shown(estimate, n), str(n), str(estimate.n_pairs), finding.verdict_text])
     most = max((finding.estimate.n_parents for finding in found), default=0)
     notes = [finding.estimate.note for finding in found]
     columns = ("estimate, all cells together", "points [95 %]", "parents", "pairs", "verdict")
@@ -317,7 +374,8 @@ def _scores(frame: polars.DataFrame) -> Table:
     body = []
     names = frame.columns[: frame.columns.index("example")]
     for values, rows in groups(frame, [*names, "score_epoch"]):
-        said, events = "states of every epoch are not stored", rows["forgetting_events"]
+        said = "states of every epoch are not stored"
+        events = rows["forgetting_events"]
         if events.null_count() == 0 and events.n_unique() > 1 and rows["el2n"].n_unique() > 1:
             found = spearman(rows["el2n"], events, [0] * rows.height)
             said = f"{found.value:+.2f}"
@@ -356,9 +414,10 @@ def draw(frames: Frames, title: str) -> Any:
     bars.legend(fontsize=7)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
-    score, cell = frames["scores"], dict(zip(names, values, strict=True))
+    score = frames["scores"]
+    cell = dict(zip(names, values, strict=True))
     where = ", ".join(f"{name} = {cell[name]:g}" for name in ("k", "s", "alpha") if cell.get(name) is not None)
-    head(
+    set_title(
         figure,
         "Training accuracy by importance of the examples: thin lines each network, thick their mean over parents",
         title,

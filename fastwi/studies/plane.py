@@ -15,7 +15,7 @@ from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Progress, chosen_lines
 from fastwi.config.sweep import AnalysisOptions
-from fastwi.report.estimates import cell_names, distinct, head, style, titled, variant_of
+from fastwi.report.estimates import cell_names, distinct, set_title, style, titled, variant_of
 from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
 from fastwi.report.summary import Table, value_text
 
@@ -45,8 +45,10 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     """
     pairs = chosen_lines(opened, options)
     chosen = pairs[0] if options.cells else max(pairs, key=lambda pair: pair.cell)
-    grid, at = list[dict[str, Any]](), list[dict[str, Any]]()
-    weights_43, size = np.array(list(POINTS.values())), (options.alphas, options.alphas)
+    grid = list[dict[str, Any]]()
+    at = list[dict[str, Any]]()
+    weights_43 = np.array(list(POINTS.values()))
+    size = (options.alphas, options.alphas)
     bench = Bench(opened, options, progress)
     for pair, how in bench.each([chosen], lambda pair: options.alphas**2 + len(POINTS), ["test"]):
         three = opened.states((pair.place.clone, *pair.place.ends))
@@ -62,7 +64,8 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
 
 def tables(frames: Frames) -> list[Table]:
     """The networks that span the plane, and their average: one row a network and treatment. One pair: n = 1."""
-    points, body = frames["points"], []
+    points = frames["points"]
+    body = []
     names = [*cell_names(points), "parent_seed", "pair"]
     for row in points.iter_rows(named=True):
         texts = [value_text(row[name]) for name in names] + [row["point"], row["batch_norm"]]
@@ -86,7 +89,8 @@ def draw(frames: Frames, title: str) -> Any:
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    plane, points = frames["plane"], frames["points"]
+    plane = frames["plane"]
+    points = frames["points"]
     treatments = distinct(plane, "batch_norm")
     width, height = (float(np.ptp(plane[name].to_numpy())) for name in ("x_l2", "y_l2"))
     figure = Figure(figsize=(5.2 * len(treatments) + 0.4, 2.6 + 4.4 * min(1.5, height / width)), layout="constrained")
@@ -101,7 +105,8 @@ def draw(frames: Frames, title: str) -> Any:
             axis.set_facecolor("0.85")
             notes.add("grey: a batch-norm variance is negative, and the loss is not defined")
         if np.isfinite(loss_YX).any():
-            low, most = float(np.nanmin(loss_YX)), float(np.nanmax(loss_YX))
+            low = float(np.nanmin(loss_YX))
+            most = float(np.nanmax(loss_YX))
             named: list[float] = here["test_loss_nats"].drop_nulls().to_list()
             high = max(min(most, _ABOVE * max(named, default=most)), 1.001 * low)
             beyond = most > high
@@ -124,8 +129,9 @@ def draw(frames: Frames, title: str) -> Any:
         style(axis, "L2 distance of weights, from the parent towards A", "L2 distance of weights, across",
               f"{treatment} batch-norm statistics")  # fmt: skip
         axis.grid(visible=False)
-    first, names = plane.row(0, named=True), cell_names(plane)
-    head(
+    first = plane.row(0, named=True)
+    names = cell_names(plane)
+    set_title(
         figure,
         "Test loss over the plane through the parent and its children A and B",
         title,

@@ -1,6 +1,7 @@
 """Line, barriers, plane and blocks against closed forms. Trained networks are in tests/studies."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,16 +49,21 @@ class Normed(nn.Module):
         return self.linear(self.norm(self.conv(x)).relu().mean((2, 3)))
 
 
+@pytest.fixture(params=["eager", "auto"])
+def backend(request):
+    return request.param
+
+
 @pytest.fixture
-def normed(seed):
+def normed(seed, backend):
     images = np.random.default_rng(seed).integers(0, 256, (40, 5, 6, 3), dtype=np.uint8)
     dataset = dataset_from_arrays(images, np.arange(40) % 3, [0.5] * 3, [0.2] * 3, "cpu")
     population = Population.from_modules([Normed(seed), Normed(seed + 1)])
-    return evaluator_of(Normed(0)), population, dataset
+    return evaluator_of(Normed(0), backend), population, dataset
 
 
-def evaluator_of(network, **settings) -> Evaluator:
-    return Evaluator(network, PLAIN, batch_size=16, **settings)
+def evaluator_of(network, backend: str, **settings) -> Evaluator:
+    return Evaluator(network, replace(PLAIN, backend=backend), batch_size=16, **settings)
 
 
 def assert_closed_form(found, place, cost: float) -> None:
@@ -82,10 +88,11 @@ def test_a_quadratic_bowl_is_quadratic_on_the_line_and_beyond(seed):
     assert e[0] - 2 * e[0.5] + e[1] == pytest.approx(bend, rel=1e-3, abs=1e-5)
 
 
-def test_ends_order_and_chunks(normed):
+def test_ends_order_and_chunks(normed, backend):
     """Ends are themselves to the bit, and the number of networks in memory has no effect."""
     evaluator, population, dataset = normed
-    splits, how = {"test": dataset}, {"treatments": BOTH, "recomputation": Recomputation(dataset, Noise(3))}
+    splits = {"test": dataset}
+    how = {"treatments": BOTH, "recomputation": Recomputation(dataset, Noise(3))}
     line = evaluate_line(evaluator, population, splits, ALPHAS, **how)
     averaged, recomputed = (line.loss["test"][treatment] for treatment in BOTH)
     ends = np.isin(ALPHAS, [0, 1])
@@ -94,7 +101,7 @@ def test_ends_order_and_chunks(normed):
     assert (np.abs(recomputed - averaged)[~np.isnan(averaged)] > 1e-4).all()
     row_bytes = 2 * (8 * population.layout.P + 4 * population.layout.Q + 8)
     for memory in (1, 3 * row_bytes):
-        few = evaluator_of(Normed(0), memory_bytes=memory)
+        few = evaluator_of(Normed(0), backend, memory_bytes=memory)
         assert_same(evaluate_line(few, population, splits, ALPHAS, **how), line)
     back = evaluate_line(evaluator, population.clone_rows([1, 0]), splits, [1, 0.8, 0])
     np.testing.assert_allclose(back.loss["test"]["averaged"], averaged[[2, 3, 6]], rtol=1e-5)
@@ -241,7 +248,8 @@ def test_blocks_have_their_closed_form_in_both_directions():
     loss_DGL = found.loss["test"]["averaged"].reshape(2, 3, 4)
     for i, name in enumerate(found.names):
         rest, other = (A, B) if name["rest"] == "A" else (B, A)
-        w, moved = list(rest), ["x", "xy", "z"].index(name["block"])
+        w = list(rest)
+        moved = ["x", "xy", "z"].index(name["block"])
         w[moved] = (1 - name["alpha"]) * rest[moved] + name["alpha"] * other[moved]
         assert_closed_form(found, i, (w[0] + 2 * w[1]) ** 2 + w[2] ** 2)
     assert [tuple(name.values()) for name in found.names] == [

@@ -53,6 +53,9 @@ def test_children_at_right_angles_and_a_child_that_did_not_move():
     assert np.isnan(found.cosine_CC[2]).all()
     with pytest.raises(UserError, match="population of 3; give 1"):
         weight_distances(population, population[1:])
+    _, other = population_of(Bowl, [1, 1, 1])  # rows of the same length: 2 and 3 weights are padded to 4
+    with pytest.raises(ValueError, match="different architectures"):
+        weight_distances(population[1:], other)
 
 
 class Linear(nn.Module):
@@ -69,7 +72,8 @@ class Linear(nn.Module):
 def test_functions_with_a_closed_form():
     images = np.array([[255, 0], [0, 255], [255, 255], [51, 0]], np.uint8)[:, None, None, :]
     dataset = dataset_from_arrays(images, np.zeros(4, np.int64), [0.0, 0.0], [1.0, 1.0], "cpu")
-    z_ND, weights = np.array([[1, 0], [0, 1], [1, 1], [0.2, 0]]), [[2.0, 1.0], [0.5, 0.5], [-1.0, 3.0]]
+    z_ND = np.array([[1, 0], [0, 1], [1, 1], [0.2, 0]])
+    weights = [[2.0, 1.0], [0.5, 0.5], [-1.0, 3.0]]
     population = Population.from_modules([Linear(w) for w in weights])
     evaluator = Evaluator(Linear(weights[0]), PLAIN)
     found = function_distances(evaluator, population, dataset)
@@ -88,3 +92,5 @@ def test_functions_with_a_closed_form():
     # The second logit is 1 off on two images; children are sqrt(3^2 z_0^2 + 2^2 z_1^2) / 2 from their mean.
     spread = np.sqrt(9 * z_ND[:, 0] ** 2 + 4 * z_ND[:, 1] ** 2).sum() / 2
     assert tangent_departure(evaluator, children, networks[3], dataset) == pytest.approx(2 / spread, rel=1e-6)
+    with pytest.raises(UserError, match="population of 2; give 1"):
+        tangent_departure(evaluator, children, networks[2:], dataset)

@@ -132,7 +132,8 @@ def test_splits_are_equal_ascending_and_stable(scores, data):
 
 def test_scores_on_splits_of_given_probabilities():
     p_MN = [[0.5] * 7, [0.9, 0.8, 0.4, 0.7, 0.2, 0.6, 0.1]]
-    engine, splits = given_logits(p_MN), [0, 1, 0, 2, 1, 0, 2]
+    engine = given_logits(p_MN)
+    splits = [0, 1, 0, 2, 1, 0, 2]
     accuracy_MS, loss_MS = split_scores(engine, members(2), labelled([0] * 7, 2), splits)
     assert engine.passes == [1, 1]  # one pass over the data, whatever the number of splits
     losses = [-math.log(0.9 * 0.4 * 0.6) / 3, -math.log(0.8 * 0.2) / 2, -math.log(0.7 * 0.1) / 2]
@@ -153,6 +154,13 @@ def test_an_ensemble_of_given_probabilities_and_of_sure_networks():
     sure = GivenLogits([[[0.0, 2000.0]], [[0.0, 3000.0]]])
     found = ensemble_scores(sure, members(2), labelled([0], 2))
     assert found.loss_M[0] == pytest.approx(2000 + math.log(2), rel=1e-14)
+
+
+def test_an_ensemble_of_networks_with_more_outputs_than_classes():
+    logits_MNK = np.log([[[0.2, 0.3, 0.5]], [[0.6, 0.3, 0.1]]])
+    found = ensemble_scores(GivenLogits(logits_MNK), members(2), labelled([0], 2))
+    assert found.accuracy_M == [100.0]
+    np.testing.assert_allclose(found.loss_M, [-math.log(0.4)], rtol=1e-6)
 
 
 NAN = GivenLogits([[[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [math.nan, 0.0]]])

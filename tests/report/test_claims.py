@@ -217,6 +217,31 @@ def test_claim_5_by_hand(seed, hard, easy, lost, expected):
 def test_claim_5_without_further_epochs(seed):
     gains, changes = split_frames(generator(seed), 8.0, -1.4, 1.0)
     assert claim(5, split_gains=gains, split_changes=changes.clear()).verdict == CONFIRMED
+    # Almost all of it is on the hard half, and it is a loss.
+    gains, changes = split_frames(generator(seed), -0.1, -4.0, 1.0)
+    found = claim(5, split_gains=gains, split_changes=changes.clear())
+    assert [finding.verdict for finding in found.found.findings[:2]] == [REFUTED, CONFIRMED]
+    assert found.verdict == REFUTED
+
+
+def test_claim_5_in_detail(seed):
+    """More on the hard half than on the easy one, which decides nothing, and the first further epoch."""
+    gains, changes = split_frames(generator(seed), 8.0, 2.0, 1.0)
+    found = claim(5, split_gains=gains, split_changes=changes)
+    assert found.verdict == REFUTED  # not almost all of it
+    details = {finding.what: finding for finding in found.found.details}
+    more = {
+        name: finding for name, finding in details.items() if "harder half of the splits less easier half" in name
+    }
+    assert {finding.verdict for finding in more.values()} == {CONFIRMED}
+    # Gains of 2, 4, 6 and 8: the halves' means are 7 and 3. Half of it is lost in each of two epochs.
+    tails = ("gain", "gain", "change with further training", "change with 1 epoch of further training")
+    assert [name.partition(",")[0] for name in more] == list(tails)
+    assert [finding.estimate.value for finding in more.values()] == pytest.approx([4, 4, -4, -2], abs=0.2)
+    first = details["change with 1 epoch of further training, all splits"]
+    assert (first.estimate.value, first.verdict) == (pytest.approx(-2.5, abs=0.1), CONFIRMED)
+    one = claim(5, split_gains=gains, split_changes=changes.filter(epochs_after=1)).found.details
+    assert len(one) == 3  # the first further epoch is the last
 
 
 @pytest.mark.parametrize("parents", [1, 2, 4])

@@ -51,6 +51,8 @@ VARIANTS = (
     "--experiment.continue_children", "true", "--experiment.children_rate_factor", "0.1",
 )  # fmt: skip
 """A cell with all that the plain sweep lacks."""
+SCHEDULES = (*_ONE_CELL, "--axes.schedule.drop_epochs", "[[], [1]]")
+"""A cell whose children end with one of two learning rates."""
 PAIRS = (*_ONE_CELL, "--sweep.children", "4")
 """A cell with two pairs of each parent."""
 _made: dict[str, Path] = {}
@@ -85,7 +87,8 @@ def measured(study: str, opened: OpenedSweep, **options: object) -> Frames:
         states = {str(path): path.read_bytes() for path in (opened.store.directory / "states").rglob("*.safetensors")}
         return states | {str(name): str(count).encode() for name, count in opened.store.attempts().items()}
 
-    before, progress = files(), list[tuple[int, int]]()
+    before = files()
+    progress = list[tuple[int, int]]()
     frames = all_studies()[study].measure(opened, AnalysisOptions(**options), lambda *at: progress.append(at))  # type: ignore[arg-type]
     assert files() == before
     assert [done for done, _ in progress] == sorted(done for done, _ in progress)
@@ -160,7 +163,8 @@ def treated(opened: OpenedSweep, state: State, treatment: str, epoch: int) -> St
     config = opened.planned.points[0].config
     network = build_network(config, 10)
     network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
-    train, noises = opened.resources.splits(config)[0], [Noise(config.seeds.statistics_noise)]
+    train, _ = opened.resources.splits(config)
+    noises = [Noise(config.seeds.statistics_noise)]
     fresh = opened.resources.engine(config).recompute_statistics(
         Population.from_modules([network]), train, noises, epoch, config.experiment.recompute_images
     )

@@ -101,7 +101,7 @@ def test_a_study_that_fails_leaves_no_manifest(config, tmp_path, capsys, monkeyp
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(connectivity, "head", broken)
+    monkeypatch.setattr(connectivity, "set_title", broken)
     assert main(argv) == 1
     assert "no ink" in capsys.readouterr().err
     assert not (directory / "manifest.json").exists()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from studied import by_cell, check, column, measured, mixed, presented, state_of
+from studied import by_cell, check, column, measured, mixed, presented, state_of, studied_sweep
 from torch import nn
 
 from fastwi.analysis import block_groups
@@ -42,9 +42,41 @@ def test_a_block_whose_name_is_a_number_is_shown_with_its_layer():
     assert block_groups(network) == {"0 Conv2d": ["0"], "1 BatchNorm2d": ["1"], "3 Linear": ["3"]}
 
 
+NETWORK = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.norm, self.all = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Linear(4, classes)
+    def forward(self, x):
+        return self.all(self.norm(self.first(x)).relu().mean((2, 3)))
+"""
+
+
+def test_the_average_is_whole_whatever_parts_a_network_has(digits_directory, tmp_path_factory, tmp_path):
+    """A batch norm without parameters is in no block, and a part may be called `all`."""
+    (tmp_path / "net.py").write_text(NETWORK)
+    model = ("--model.name", f"{tmp_path}/net.py:Net", "--model.width", "1")
+    flags = (*model, "--axes.experiment.k", "[1]", "--axes.experiment.s", "[1]")
+    with studied_sweep(digits_directory, tmp_path_factory, *flags) as opened:
+        frame = measured("blocks", opened)["blocks"]
+        assert frame["block"].unique(maintain_order=True).to_list() == ["all", "first", "all (part)"]
+        assert frame["block_number"].unique(maintain_order=True).to_list() == [-1, 0, 1]
+        test = opened.resources.splits(opened.planned.points[0].config)[1]
+        for parent in (0, 1):
+            place = by_cell(opened)[1, 1, parent].place
+            averaged = opened.resources.engine(opened.planned.points[0].config).evaluate(
+                opened.states([place.average]), test
+            )
+            rows = frame.filter(parent_seed=parent, block="all", batch_norm="averaged")
+            assert rows["test_loss_nats"].to_list() == pytest.approx([float(averaged.loss_M[0])] * 2, rel=1e-6)
+
+
 def test_tables_and_figure(frames, tmp_path):
     tables, drawn = presented("blocks", frames, tmp_path)
     assert column(tables[0], "block") == NAMES
     assert "n = 2: too few parents" in tables[0].title
+    assert all("the plain average" in table.title for table in tables)
     for text in ("blocks.8", "dots: each parent", "k = 1, s = 1; n = 2 parents, 2 pairs"):
         assert text in drawn

@@ -3,7 +3,20 @@
 import numpy as np
 import polars
 import pytest
-from studied import accuracy, by_cell, column, logits, mean_state, measured, mixed, presented, state_of, treated
+from studied import (
+    SCHEDULES,
+    accuracy,
+    by_cell,
+    column,
+    logits,
+    mean_state,
+    measured,
+    mixed,
+    presented,
+    state_of,
+    studied_sweep,
+    treated,
+)
 
 from fastwi.analysis.pairs import all_pairs
 from fastwi.experiment.tree import OWN
@@ -17,8 +30,10 @@ def frames(opened):
 
 def test_every_control_of_the_plain_sweep(opened, frames):
     """At s = 1 the child of s = 2 is there: the trajectory at equal cost, and the children trained on."""
-    frame, seen = frames["controls"], 0
-    test, pairs = opened.resources.splits(opened.planned.points[0].config)[1], by_cell(opened)
+    frame = frames["controls"]
+    seen = 0
+    _, test = opened.resources.splits(opened.planned.points[0].config)
+    pairs = by_cell(opened)
     for (k, s, parent), pair in pairs.items():
         place = pair.place
         ends = [state_of(opened, key) for key in place.ends]
@@ -93,6 +108,35 @@ def test_controls_that_a_sweep_may_have(variants):
         assert any(text in label for label in labels), text
 
 
+def test_a_rate_that_dropped_before_averaging_by_another_schedule(digits_directory, tmp_path_factory):
+    with studied_sweep(digits_directory, tmp_path_factory, *SCHEDULES) as opened:
+        frames = measured("controls", opened, treatments=("averaged",))
+        place = {(dict(pair.variant)["schedule.drop_epochs"], pair.point.parent): pair.place
+                 for pair in all_pairs(opened)}  # fmt: skip
+        expected = []
+        for parent in (0, 1):
+            average = opened.measured[place[(), parent].average, OWN].test_accuracy
+            dropped = [opened.measured[end, OWN].test_accuracy for end in place[(1,), parent].ends]
+            expected.append(([], parent, "0.1", None, average, pytest.approx(np.mean(dropped))))
+    rows = frames["controls"].filter(control="dropped_rate")
+    names = ("schedule.drop_epochs", "parent_seed", "value", "epochs", "average_%", "control_%")
+    assert rows.select(names).rows() == expected
+    assert "dropped_rate" not in set(frames["absent"]["control"])
+    labels = [effect.label for effect in effects(frames["controls"])]
+    assert "children with a dropped learning rate (0.1 times, before averaging)" in labels
+
+
+def test_labels_are_in_order_of_epochs():
+    rows = [
+        {"k": 1, "s": 2, "alpha": None, "parent_seed": 0, "pair": 0, "control": control, "value": value,
+         "epochs": epochs, "batch_norm": "own", "effect_points": 1.0}
+        for control, value in (("children_on", None), ("dropped_rate", "0.1"))
+        for epochs in (3, 1, 2)
+    ]  # fmt: skip
+    labels = [effect.label for effect in effects(polars.DataFrame(rows))]
+    assert [int(label.split(" epoch")[0].rpartition("(")[2].split()[-1]) for label in labels] == [1, 2, 3] * 2
+
+
 def test_what_is_absent_is_said(frames):
     found = {row["control"]: row for row in frames["absent"].rows(named=True)}
     assert (found["lawa"]["pairs_without"], found["lawa"]["pairs"]) == (4, 8)
@@ -141,7 +185,7 @@ def test_tables_and_figure(frames, tmp_path):
     assert set(column(whole, "average is better")) == {"not settled (n = 2)"}
     assert not any("[" in text for table in (whole, by_cell) for row in (table.columns, *table.rows) for text in row)
     assert len(by_cell.rows) == 4 + 4  # each cell, own and recomputed
-    assert column(by_cell, "one child trained as long as all together").count("not defined") == 4
+    assert column(by_cell, "one child trained as long as all together").count("not in this sweep") == 4
     said = dict(zip(column(absent, "control"), column(absent, ""), strict=True))
     assert said["children with a dropped learning rate"] == "not in this sweep"
     assert said["LAWA of one child at equal cost"] == "not for 4 of 8 pairs"

@@ -17,8 +17,10 @@ from studied import (
     treated,
 )
 
+from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
 from fastwi.report.estimates import hard_less_easy
+from fastwi.studies import all_studies
 
 IMAGES, SPLITS = 60, 4
 
@@ -35,7 +37,8 @@ def one(frame: polars.DataFrame, **values):
 def test_scores_are_the_mean_over_parents(opened, frames):
     train = opened.resources.splits(opened.planned.points[0].config)[0]
     labels = train.labels_N.numpy()
-    total, events = np.zeros(IMAGES), np.zeros(IMAGES)
+    total = np.zeros(IMAGES)
+    events = np.zeros(IMAGES)
     for parent in (0, 1):
         path = by_cell(opened)[2, 1, parent].place.parent
         first_NK, last_NK = (logits(opened, state_of(opened, key), train) for key in path)
@@ -57,7 +60,8 @@ def test_networks_on_splits_gains_and_changes(opened, frames):
     split_N = frames["scores"]["split"].to_numpy() - 1
     assert frames["missing"].height == 0
     for (k, s, parent), pair in by_cell(opened).items():
-        place, end = pair.place, k + s
+        place = pair.place
+        end = k + s
         states = {
             (f"child {i + 1}", k + j + 1): key for i, path in enumerate(place.children) for j, key in enumerate(path)
         }
@@ -74,8 +78,10 @@ def test_networks_on_splits_gains_and_changes(opened, frames):
         for (name, epoch, how), state in found.items():
             network, _, child = name.partition(" ")
             at = {"network": network, "child": int(child) if child else None, "epoch": epoch, "batch_norm": how}
-            mine, logits_NK = one(rows, **at).sort("split"), logits(opened, state, train)
-            correct, loss_N = logits_NK.argmax(1) == train.labels_N.numpy(), losses(logits_NK, train)
+            mine = one(rows, **at).sort("split")
+            logits_NK = logits(opened, state, train)
+            correct = logits_NK.argmax(1) == train.labels_N.numpy()
+            loss_N = losses(logits_NK, train)
             key = name, epoch, how
             right[key] = np.array([100 * np.mean(correct[split_N == s]) for s in range(SPLITS)])
             loss[key] = np.array([np.mean(loss_N[split_N == s]) for s in range(SPLITS)])
@@ -85,7 +91,8 @@ def test_networks_on_splits_gains_and_changes(opened, frames):
             gains = one(frames["split_gains"], **here, batch_norm=how).sort("split")
             children = np.array([right[f"child {i}", end, how] for i in (1, 2)])
             of_children = np.mean([loss[f"child {i}", end, how] for i in (1, 2)], axis=0)
-            average, less = right["average", end, how], loss["average", end, how] - of_children
+            average = right["average", end, how]
+            less = loss["average", end, how] - of_children
             np.testing.assert_allclose(gains["gain_mean_points"], average - children.mean(0), atol=1e-9)
             np.testing.assert_allclose(gains["gain_best_points"], average - children.max(0), atol=1e-9)
             np.testing.assert_allclose(gains["gain_mean_loss_nats"], less, atol=1e-3 * of_children.max())
@@ -95,11 +102,22 @@ def test_networks_on_splits_gains_and_changes(opened, frames):
         np.testing.assert_allclose(changes["change_loss_nats"], of_loss, atol=1e-3 * of_loss.max() + 1e-3)
 
 
+def test_progress_counts_networks(opened):
+    """At k = 1, s = 1: 2 parents for scores; of each the parent, 2 children, average, and average trained on."""
+    seen = list[tuple[int, int]]()
+    options = AnalysisOptions(cells=("1,1",), treatments=("averaged",), score_epoch=1)
+    all_studies()["importance"].measure(opened, options, lambda *at: seen.append(at))
+    assert seen[0] == (0, 2 + 2 * 5)
+    assert seen[1] == (1, 2 + 2 * 5)
+    assert seen[-1] == (2 + 2 * 5, 2 + 2 * 5)
+
+
 def test_options(opened):
     frames = measured(
         "importance", opened, splits=2, score_epoch=1, treatments=("averaged",), cells=("2,1", "1,2"), train_images=30
     )
-    scores, labels_N = frames["scores"], opened.resources.splits(opened.planned.points[0].config)[0].labels_N
+    scores = frames["scores"]
+    labels_N = opened.resources.splits(opened.planned.points[0].config)[0].labels_N
     assert scores.height == scores["example"].n_unique() == 30
     assert labels_N[scores["example"].to_list()].tolist() == scores["label"].to_list()
     assert set(frames["scores"]["score_epoch"]) == {1}
@@ -139,6 +157,9 @@ def test_tables_and_figure(frames, tmp_path):
     (claims, over_mean, *_, scores), drawn = presented("importance", frames, tmp_path)
     assert "n = 2: too few parents" in claims.title
     assert set(column(claims, "pairs")) == {"8"}
+    more = "gain, harder half of the splits less easier half, own statistics"
+    verdicts = dict(zip(column(claims, claims.columns[0]), column(claims, "verdict"), strict=True))
+    assert verdicts[more] == "not settled (n = 2)"
     expected = frames["split_gains"].filter(k=2, s=2, batch_norm="own", split=4)["gain_mean_points"].mean()
     (row,) = (row for row in over_mean.rows if row[:3] == ("2", "2", "own"))
     assert row[over_mean.columns.index("split 4")].startswith(f"{expected:+.2f}")

@@ -45,6 +45,17 @@ def test_the_plane_holds_the_parent_and_the_pair(opened, frames, seed):
     assert chosen.select("k", "s").unique().rows() == [(1, 1)]
 
 
+def test_only_the_states_of_its_own_pair_are_needed(digits_directory, tmp_path_factory):
+    """Of a sweep that is not finished: the children of s = 9 are not trained."""
+    flags = ("--axes.experiment.s", "[1, 9]")
+    with studied_sweep(digits_directory, tmp_path_factory, *flags, trains=False) as unfinished:
+        frames = measured("plane", unfinished, alphas=2, cells=("1,1",), treatments=("averaged",))
+        assert frames["points"].height == 4
+        for study, cell in (("plane", "1,9"), ("blocks", ""), ("connectivity", "")):
+            with pytest.raises(UserError, match="the first at epoch"):
+                measured(study, unfinished, cells=(cell,) if cell else (), alphas=2)
+
+
 def test_a_plane_needs_three_networks(digits_directory, tmp_path_factory):
     with (
         studied_sweep(digits_directory, tmp_path_factory, "--axes.experiment.s", "0", trains=False) as same,
