@@ -5,6 +5,7 @@ Exit codes: 0 ok; 1 the run failed (a traceback says where); 2 bad configuration
 """
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -27,6 +28,8 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 EXIT_TERMINATED = 143
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 SPINS = "1000"  # GOMP_SPINCOUNT, some 30 us: see _let_waiting_threads_sleep
 
 
@@ -48,6 +51,9 @@ def command(body: Callable[[list[str]], int]) -> Callable[..., int]:
 
     @functools.wraps(body)
     def main(argv: list[str] | None = None) -> int:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by the caller, as by >&-
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold characters that its encoding lacks
             sys.stdout.reconfigure(errors="backslashreplace")
         _let_waiting_threads_sleep()
@@ -75,6 +81,9 @@ def _exit_code(error: BaseException) -> int:
     # A pipe to a worker process breaks with the same exception, and that is no quiet end.
     if isinstance(error, BrokenPipeError) and _silence_broken(sys.stdout) | _silence_broken(sys.stderr):
         return EXIT_BROKEN_PIPE
+    # A full disk: was it behind standard output? Writing to it again shows that.
+    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None and not _flush_stdout("\n"):
+        return EXIT_FAILED
     interrupt: BaseException | None = error
     while interrupt is not None and not isinstance(interrupt, KeyboardInterrupt):
         interrupt = interrupt.__context__  # raised by code that tidies up what was only begun
@@ -112,9 +121,10 @@ def _say_error(message: str) -> None:
         print(f"fastwi: error: {line}", file=sys.stderr)
 
 
-def _flush_stdout() -> bool:
-    """Flush what was printed, here and not at the interpreter's exit, where a full disk ends in code 120."""
+def _flush_stdout(more: str = "") -> bool:
+    """Print `more` and flush, here and not at the interpreter's exit, where a full disk ends in code 120."""
     try:
+        sys.stdout.write(more)
         sys.stdout.flush()
     except BrokenPipeError:
         raise

@@ -17,6 +17,7 @@ from fastwi.engine.precision import cpu_precision, processor
 from fastwi.kernels.compiler import compiler
 from fastwi.version import __version__
 
+_IMPORT_SECONDS = 120  # FFCV compiles at its import
 LOWEST_TORCH = (2, 11)
 FFCV_FIX = "apt-get install pkg-config libopencv-dev libturbojpeg0-dev && pip install ffcv==1.0.2"
 
@@ -53,7 +54,7 @@ def examine() -> Iterator[Check]:
     choice = cpu_precision(processor())
     yield Check("CPU precision", f"auto is {choice.precision}: {choice.reason}")
     yield _ffcv()
-    yield Check("CPU cores", str(os.cpu_count()))
+    yield Check("CPU cores", f"{len(os.sched_getaffinity(0))} for this process, {os.cpu_count()} in all")
 
 
 def _torch() -> Iterator[Check]:
@@ -102,7 +103,11 @@ def _ffcv() -> Check:
     """Imported in a process of its own: FFCV's import changes torch's threads, and may crash."""
     if importlib.util.find_spec("ffcv") is None:
         return Check("FFCV", "none; the project's own writer is used", FFCV_FIX)
-    ended = subprocess.run([sys.executable, "-c", "import ffcv"], capture_output=True, text=True)
+    command = [sys.executable, "-c", "import ffcv"]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_IMPORT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return Check("FFCV", f"its import takes over {_IMPORT_SECONDS} seconds", FFCV_FIX)
     if ended.returncode:
         reason = ended.stderr.strip().splitlines()[-1:] or [f"exit code {ended.returncode}"]
         return Check("FFCV", f"cannot be imported ({reason[0]})", FFCV_FIX)

@@ -1,6 +1,7 @@
 """How commands end: exit codes, what is printed where, signals, broken pipes."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -134,12 +135,34 @@ def test_a_reader_that_went_away_is_no_error_message(environment: dict[str, str]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_stdout_is_said() -> None:
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
+@pytest.mark.parametrize("lines", [1, 100_000])  # so many do not fit into the buffer
+def test_a_full_disk_behind_stdout_is_said(environment: dict[str, str], lines: int) -> None:
     with open("/dev/full", "w") as full:
-        done = ended("print('result')\nreturn 0", full)
+        done = ended(f"print('result' * {lines})\nreturn 0", full, **environment)
     assert done.returncode == 1
     assert done.stderr.startswith("fastwi: error: standard output: cannot be written (No space left on device)")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_full_disk_elsewhere_is_not_said_of_stdout() -> None:
+    done = ended("with open('/dev/full', 'w') as full:\n    full.write('a')")
+    assert (done.returncode, done.stdout.strip()) == (1, "")
+    assert "Traceback" in done.stderr
+    assert "standard output" not in done.stderr
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
+@pytest.mark.parametrize(
+    ("closing", "out", "err"), [(">&-", "", "log\n"), ("2>&-", "usage\n", ""), (">&- 2>&-", "", "")]
+)
+def test_closed_streams(environment: dict[str, str], closing: str, out: str, err: str) -> None:
+    body = "from fastwi.cli import ShowAndExit\nprint('log', file=sys.stderr)\nraise ShowAndExit('usage')"
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(program(body))} {closing}"],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, out, err)
 
 
 def test_what_the_encoding_lacks_is_escaped() -> None:

@@ -66,6 +66,23 @@ def test_ffcv_that_fails_takes_only_its_own_process_down(monkeypatch, tmp_path, 
     assert not checks["FFCV"].needed
 
 
+def test_ffcv_that_does_not_end_is_given_up(monkeypatch, tmp_path):
+    (tmp_path / "ffcv.py").write_text("import time; time.sleep(600)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(fastwi.doctor, "_IMPORT_SECONDS", 0.2)
+    check = fastwi.doctor._ffcv()
+    assert "0.2 seconds" in check.found
+    assert check.fix == fastwi.doctor.FFCV_FIX
+
+
+def test_the_cores_are_those_of_this_process(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5, 8})
+    monkeypatch.setattr("os.cpu_count", lambda: 77)
+    checks = {check.subject: check for check in examine()}
+    assert checks["CPU cores"].found == "3 for this process, 77 in all"
+
+
 def test_the_packages_are_those_of_the_project():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

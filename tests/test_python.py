@@ -240,6 +240,8 @@ def refusal(error: type[Exception], call, *given, **named) -> str:
         ({"which": "kid"}, ["which:", "'kid'", "parent, child, average"]),
         ({"child": 1, "k": 1, "s": 1, "axes": {"experiment.k": 1}}, ["experiment.k:", "child"]),
         ({"which": "parent", "after": 1}, ["after:", "parent"]),
+        ({"child": 1, "k": 1, "s": 1, "axes": {"k": 2}}, ["axes: k", "k="]),
+        ({"child": 1, "k": 1, "s": 1, "axes": {"after": None}}, ["axes: after", "after="]),
     ],
 )
 def test_what_is_not_there_is_refused_with_what_is(swept, asked, words):

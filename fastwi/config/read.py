@@ -31,6 +31,7 @@ from fastwi.config.write import help_text, study_lines, sweep_to_yaml, to_yaml
 from fastwi.version import __version__
 
 _PART = "[1-9][0-9]{0,8}/[1-9][0-9]{0,8}"
+_PART_FORM = "I/N with I from 1 to N, such as 2/4"
 ConfigLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
 
 _SHIPPED = ", ".join(shipped_configs())
@@ -44,8 +45,10 @@ class Flags:
     dry_run: bool = option(False, "check everything, say what would be done, and stop")
     print_config: bool = option(False, "print the whole configuration as YAML and stop")
     json: bool = option(False, "print results as JSON")
-    figures: str = option("screen", "paper: without titles, with fonts that stay text", choices=("screen", "paper"))
-    shard: str = option("", "I/N: do part I of N only, such as 2/4", pattern=_PART)
+    figures: str = option(
+        "screen", "screen, or paper: without titles, with fonts that stay text", choices=("screen", "paper")
+    )
+    shard: str = option("", "I/N: do part I of N only, such as 2/4", pattern=_PART, form=_PART_FORM)
     list: bool = option(False, "print the studies and stop; with --json as JSON")
 
 
@@ -206,7 +209,8 @@ def _words(argv: Sequence[str], known: Mapping[str, Key], problems: list[str]) -
         elif given or known[name].scalar is bool:
             words[name] = text if given else "true"
         else:
-            problems.append(f"--{name}: a value is missing; write --{name} VALUE")
+            value = "FILE" if name == "config" else "VALUE"
+            problems.append(f"--{name}: a value is missing; write --{name} {value}")
     return words
 
 
@@ -242,16 +246,17 @@ def _built(layers: Layers, study: str | None = None) -> Request:
     number, _, count = layers.flag("shard", "").partition("/")
     shard = (int(number), int(count)) if count else None
     if shard and shard[0] > shard[1]:
-        layers.problems.append(f"--shard: '{number}/{count}' is no part; write I/N with I from 1 to N")
+        layers.problems.append(f"--shard: '{number}/{count}' is not valid; give {_PART_FORM}")
     values = layers.merged()
     made = {}
     for section, kind in ALL_SECTIONS.items():
         keys = section_keys(section, layers.names.values())
         made[section] = kind(**{key.name: values[key.path] for key in keys})
-    options, analysis = made.pop("sweep"), made.pop("analysis")
-    # An axis that is overridden keeps its place.
-    axes = [Axis(path.removeprefix("axes."), values[path]) for path in layers.given if path.startswith("axes.")]
-    spec = SweepSpec(Config(**made), tuple(axes), options)
+    options = made.pop("sweep")
+    analysis = made.pop("analysis")
+    given_axes = [path for path in layers.given if path in AXES]  # an axis that is overridden keeps its place
+    axes = tuple(Axis(path.removeprefix("axes."), values[path]) for path in given_axes)
+    spec = SweepSpec(Config(**made), axes, options)
     name = options.name or (layers.file.stem if layers.file else "sweep")
     if layers.names is _SWEEP_FILE:  # of a run it may be any
         with layers.noting("sweep.name: "):
@@ -260,8 +265,11 @@ def _built(layers: Layers, study: str | None = None) -> Request:
     if study is not None:
         layers.refuse(analysis_problems(analysis, spec))
     if layers.flag("print-config", False):
-        text = sweep_to_yaml(spec, None if study is None else analysis)
-        raise ShowAndExit((to_yaml(spec.base) if layers.names is KEYS else text).removesuffix("\n"))
+        if layers.names is KEYS:
+            text = to_yaml(spec.base)
+        else:
+            text = sweep_to_yaml(spec, None if study is None else analysis)
+        raise ShowAndExit(text.removesuffix("\n"))
     return Request(
         spec,
         layers.file,

@@ -28,7 +28,12 @@ _DEVICE = "auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?"
 class RunConfig:
     """Where a run writes."""
 
-    name: str = option("", f"name of the run's directory, {NAME_RULE}; empty: the file's and a hash", pattern=NAME)
+    name: str = option(
+        "",
+        f"name of the run's directory, {NAME_RULE}; empty: the file's and a hash",
+        pattern=NAME,
+        form=f"a name of a directory, {NAME_RULE}",
+    )
     directory: str = option("runs", "directory that holds the runs", filled=True)
     tensorboard: bool = option(False, "write TensorBoard event files too; needs fastwi[tensorboard]; not for sweeps")
 
@@ -160,7 +165,12 @@ class EngineConfig:
         "network; auto: the fastest that python -m fastwi.tune measured here, loop where it has not",
         choices=("auto", "loop", "graph", "stacked"),
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda where there is one", pattern=_DEVICE)
+    device: str = option(
+        "auto",
+        "auto, cpu, cuda or cuda:N; auto: cuda where there is one",
+        pattern=_DEVICE,
+        form="auto, cpu, cuda or cuda:N, N from 0 to 999",
+    )
     precision: str = option(
         "auto",
         "activations and convolutions; auto: what was measured faster on such a processor; a run or store goes on "
@@ -202,6 +212,15 @@ KEYS: dict[str, Key] = {path: key for each in SECTIONS.items() for path, key in 
 def section_keys(section: str, keys: Iterable[Key] = KEYS.values()) -> list[Key]:
     """The keys of one section, in their order."""
     return [key for key in keys if key.section == section]
+
+
+CHECKED_TOGETHER = frozenset({
+    "data.train_images", "model.name", "model.width", "optimizer.batch_size", "schedule.drop_epochs",
+    "experiment.k", "experiment.s", "experiment.after", "experiment.children", "experiment.weights",
+    "experiment.continue_children", "experiment.children_rate_factor", "experiment.recompute_images",
+    "seeds.child_noise",
+})  # fmt: skip
+"""The keys that `config_problems` reads: cells of a sweep that differ in others have the same problems."""
 
 
 def config_problems(config: Config) -> Iterator[str]:

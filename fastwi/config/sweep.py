@@ -11,11 +11,12 @@ p > 0 has the noise of parent 0's child p: in epochs that both train, networks o
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastwi.config.schema import KEYS, NAME, NAME_RULE, SECTIONS, Config, config_problems
+from fastwi.config.schema import CHECKED_TOGETHER, KEYS, NAME, NAME_RULE, SECTIONS, Config, config_problems
 from fastwi.config.values import Key, Value, keys_of, option, show
 from fastwi.errors import ConfigError
 
@@ -32,14 +33,19 @@ SEEDS_A_PARENT = 1_000_000
 AVERAGE_SEEDS = 500_000
 """Of a parent's seeds, the first that is an average's. So it has fewer children and fewer tuples than this."""
 
-_MOST_BAD_CELLS = 10
+_MOST_CELL_PROBLEMS = 10
 
 
 @dataclass(frozen=True)
 class SweepOptions:
     """The `sweep` section of a sweep file."""
 
-    name: str = option("", f"name of the sweep's directory, {NAME_RULE}; empty: the sweep file's", pattern=NAME)
+    name: str = option(
+        "",
+        f"name of the sweep's directory, {NAME_RULE}; empty: the sweep file's",
+        pattern=NAME,
+        form=f"a name of a directory, {NAME_RULE}",
+    )
     directory: str = option("sweeps", "directory that holds the sweeps' results", filled=True)
     store: str = option("store", "directory of trained states and measurements, shared by sweeps", filled=True)
     parents: tuple[int, ...] = option(
@@ -97,6 +103,7 @@ class AnalysisOptions:
         (),
         "cells of the sweep, each as 'k,s', such as \"8,4\"; on the command line 8,4;16,4; empty: all",
         pattern=" *[0-9]{1,9} *, *[0-9]{1,9} *",
+        form="a list of cells, each as 'k,s'",
         separator=";",
     )
     pairs: int = option(0, "pairs of each parent in each cell, the first ones; 0: all", low=0)
@@ -220,9 +227,9 @@ def cells(spec: SweepSpec) -> Iterator[tuple[tuple[Value, ...], Config]]:
 
 
 def sweep_problems(spec: SweepSpec) -> Iterator[str]:
-    """What is wrong between the values of a sweep, or of the run that is its base; a line names the first such cell.
+    """What is wrong between the values of a sweep, or of the run that is its base.
 
-    The cells after the tenth bad one are not looked at.
+    Of the cells, the first ten problems. A line names the first cell that has it, unless all have it.
     """
     problems = list(_option_problems(spec.options))
     yield from problems
@@ -231,13 +238,19 @@ def sweep_problems(spec: SweepSpec) -> Iterator[str]:
     if count_points(spec) > MOST_POINTS:
         yield f"sweep: {count_points(spec):,} points; make it at most {MOST_POINTS:,}"
         return
+    checked = replace(spec, axes=tuple(axis for axis in spec.axes if axis.path in CHECKED_TOGETHER))
     first: dict[str, tuple[Value, ...]] = {}
-    bad = ((values, lines) for values, config in cells(spec) if (lines := list(config_problems(config))))
-    for values, lines in itertools.islice(bad, _MOST_BAD_CELLS):
-        first |= {line: values for line in lines if line not in first}
-    for line, values in first.items():
-        where = ", ".join(f"{axis.path} = {show(value)}" for axis, value in zip(spec.axes, values, strict=True))
-        yield f"{line} (at {where})" if where else line
+    counts = Counter[str]()
+    cell_count = 0
+    for values, config in cells(checked):
+        cell_count += 1
+        for line in config_problems(config):
+            first.setdefault(line, values)
+            counts[line] += 1
+    for line, values in itertools.islice(first.items(), _MOST_CELL_PROBLEMS):
+        given = zip(checked.axes, values, strict=True)
+        where = ", ".join(f"{axis.path} = {show(value)}" for axis, value in given)
+        yield line if counts[line] == cell_count else f"{line} (at {where})"
 
 
 def _option_problems(options: SweepOptions) -> Iterator[str]:

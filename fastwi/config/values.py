@@ -122,6 +122,12 @@ def option(default: Any, text: str, **facts: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, **facts})
 
 
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "printable text, in quotes if it looks like a number",
+}
 _PRINTABLE = r"[^\p{Cc}\p{Zl}\p{Zp}]*"
 
 
@@ -129,8 +135,8 @@ _PRINTABLE = r"[^\p{Cc}\p{Zl}\p{Zp}]*"
 class Key:
     """One key, `section.name`. `depth`: 0 for a value of the type `scalar`, 1 for a list, 2 for a list of lists.
 
-    Bounds are inclusive. `pattern`: of a text, a regular expression that the help explains. `filled`: not empty.
-    `repeats`: a list may have a value twice. `separator`: of a list on the command line.
+    Bounds are inclusive. `pattern`: of a text, a regular expression; `form` says it in words. `filled`: not
+    empty. `repeats`: a list may have a value twice. `separator`: of a list on the command line.
     """
 
     section: str
@@ -144,6 +150,7 @@ class Key:
     high: float | None = None
     choices: tuple[str, ...] = ()
     pattern: str = ""
+    form: str = ""
     filled: bool = False
     repeats: bool = False
     separator: str = ","
@@ -165,6 +172,23 @@ class Key:
         if low and high:
             return f"from {low} to {high}"
         return f"at least {low}" if low else f"at most {high}" if high else ""
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, for messages: 'a whole number, from 0 to 64'."""
+        if self.form:
+            return self.form
+        filled = self.filled or self.section == "axes"
+        facts = [_WORDS[self.scalar], self.limits]
+        if self.choices:
+            facts = [f"one of {', '.join(self.choices)}"]
+        if self.filled and self.scalar is str and not self.many:
+            facts.append("not empty")
+        value = ", ".join(filter(None, facts))
+        if not self.many:
+            return value
+        kind = "a list" + " of lists" * (self.depth - 1) + " that is not empty" * filled
+        return f"{kind}, each value {value}"
 
     @functools.cached_property
     def _type(self) -> TypeAdapter[Any]:
@@ -197,13 +221,10 @@ class Key:
         try:
             checked = self._type.validate_python(value)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            bad = first["input"]
-            what = first["msg"].replace("Input", "it").replace("Tuple", "a list").replace("tuple", "list")
-            if first["type"] == "string_pattern_mismatch":
-                what = f"give printable text: {self.help}"
+            bad = error.errors(include_url=False)[0]["input"]
             guess = nearest(bad, self.choices) if isinstance(bad, str) else None
-            raise ValueError(f"{show(bad)} is not valid: {what}{f'; did you mean {guess}?' * bool(guess)}") from None
+            end = f"; did you mean {guess}?" if guess else ""
+            raise ValueError(f"{show(bad)} is not valid; give {self.expected}{end}") from None
         if self.many and not self.repeats and len(set(checked)) < len(checked):
             twice = next(each for index, each in enumerate(checked) if each in checked[:index])
             raise ValueError(f"{show(twice)} is given twice; remove one")

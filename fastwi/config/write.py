@@ -147,6 +147,7 @@ def help_text(
         lines = [line for name in chosen for line in _section_lines(name, ALL_SECTIONS[name]())]
         return "\n".join(lines[1:])
     lines = [f"usage: python -m {program} [--config FILE] [--section.key VALUE ...]", "", *_wrap(about, ""), ""]
+    lines += _wrap("--section.key VALUE: replaces the value of the file, which replaces the default", "  ")
     for flag in flags:
         lines += _wrap(f"--{flag.path}: {flag.help}", "  ")
     lines += ["  --version: print the version and stop"]

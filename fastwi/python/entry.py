@@ -140,8 +140,11 @@ def _request(
         path = Path(os.path.abspath(directory)) if Path(directory).name in ("", "..") else Path(directory)
         section = "sweep" if sweep else "run"
         given |= {f"{section}.directory": path.parent, f"{section}.name": path.name}
-    for name in (*given, *["data.path"] * (train is not None)):
-        if overrides and name in overrides:
+    from_arguments = set(given)
+    if train is not None:
+        from_arguments.add("data.path")
+    for name in overrides or {}:
+        if name in from_arguments:
             raise ConfigError(f"{name}: given as an argument of its own too; leave one of them out")
     return read_config({} if config is None else config, {**(overrides or {}), **given}, sweep)
 

@@ -68,6 +68,9 @@ def load_network(
     if which not in WHICH:
         raise UserError(f"which: {show(which)} is not a choice; valid: {', '.join(WHICH)}")
     given = {"parent": parent, "k": k, "s": s, "child": child, "pair": pair, "alpha": alpha, "after": after or None}
+    for name in axes or {}:
+        if name in given:
+            raise UserError(f"axes: {name} is an argument of load_network itself; give it as {name}=")
     with undisturbed():
         directory = Path(results.directory if isinstance(results, Results) else results)
         return _load(directory, which, {**given, **(axes or {})})
@@ -81,7 +84,7 @@ def _load(directory: Path, which: str, given: dict[str, Any]) -> nn.Module:
     there = found[0].about
     for name, value in given.items():
         if value is not None and name not in (*there, counted):
-            raise UserError(f"{name}: {which} networks have none; they have {', '.join(there)}")
+            raise UserError(f"{name}: is not one of the arguments of {which} networks: {', '.join(there)}")
     for name in there:
         value = given.get(name)
         if name != counted or value is None:

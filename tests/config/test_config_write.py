@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastwi.config.write
+from fastwi.cli import ShowAndExit
 from fastwi.config.layers import Layers
-from fastwi.config.read import config_from_mapping, config_from_yaml, read_request, sweep_from_yaml
+from fastwi.config.read import (
+    config_from_mapping,
+    config_from_yaml,
+    read_request,
+    read_sweep_request,
+    sweep_from_yaml,
+)
 from fastwi.config.schema import KEYS, SECTIONS, Config
 from fastwi.config.sweep import ALL_SECTIONS, NAMES, Axis, SweepOptions, SweepSpec
 from fastwi.config.values import Key
@@ -101,6 +110,65 @@ def test_whatever_is_given_is_taken_or_refused_in_clean_lines(mapping: dict[str,
             for line in str(refusal).split("\n"):
                 assert line.isprintable()
                 assert ":" in line
+
+
+WHOLE_FILE = """base: base.yaml
+data: {train_images: 10000}
+axes:
+  experiment.k: [1, 2, 4, 8]
+  augment.flip: 0.05..0.2 step 0.05
+  schedule.drop_epochs: [[80, 120], [100]]
+sweep:
+  parents: 0..3
+  measure: [own, recomputed]
+"""
+PIECES = (
+    *"[]{}:,-'\"#|>\t\\\0\ud800\u2028\n",
+    "..",
+    " step ",
+    "1e99",
+    "&a ",
+    "!!int ",
+    "null",
+    "base",
+    "sweep",
+    "---\n",
+)
+TOKEN = st.one_of(
+    st.builds(
+        "--{}={}".format,
+        st.sampled_from([*NAMES, "shard", "config", "help"]),
+        st.one_of(st.sampled_from(["1..3", "[1,2]", "[[1],[2]]", "[", "1/2", ""]), LEAF.map(str)),
+    ),
+    st.sampled_from(
+        ["--config", "--dry-run", "--print-config", "--", "-", "", "--axes.", "--shard", "-h", "--version"]
+    ),
+    st.text(max_size=12).map(lambda text: "--" + text),
+)
+
+
+@settings(max_examples=100)
+@given(st.integers(0, len(WHOLE_FILE)), st.integers(0, 20), st.sampled_from(PIECES), st.lists(TOKEN, max_size=4))
+def test_any_file_and_command_line(start: int, cut: int, put: str, argv: list[str]) -> None:
+    """A sweep that is written reads back, a refusal is clean lines, whatever the file and the arguments."""
+    text = WHOLE_FILE[:start] + put + WHOLE_FILE[start + cut :]
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "base.yaml").write_text("experiment: {k: 3}\n")
+        file = Path(directory, "a.yaml")
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        for arguments in ([f"--config={file}"], [f"--config={file}", *argv], argv):
+            try:
+                read = read_sweep_request(arguments).spec
+            except ShowAndExit:
+                assert {"--help", "-h", "--version", "--print-config"} & {
+                    word.partition("=")[0] for word in arguments
+                }
+            except ConfigError as refusal:
+                for line in str(refusal).split("\n"):
+                    assert line.isprintable()
+                    assert ":" in line
+            else:
+                assert sweep_from_yaml(sweep_to_yaml(read)) == read
 
 
 def test_yaml_carries_the_help_or_only_what_was_changed() -> None:

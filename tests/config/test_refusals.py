@@ -77,41 +77,41 @@ REFUSED: list[tuple[Any, ...]] = [
     ("analyze", "--sweep.name a", "study", "connectivity, plane"),
     ("analyze", "plane --analysis.pairs 3", "--config", "sweep.yaml"),
     # Values
-    ("config", "experiment: {k: true}", 1, "experiment.k: true is not", "integer"),
-    ("config", "experiment: {k: 3.0}", 1, "experiment.k: 3.0 is not", "integer"),
+    ("config", "experiment: {k: true}", 1, "experiment.k: true is not", "whole number"),
+    ("config", "experiment: {k: 3.0}", 1, "experiment.k: 3.0 is not", "whole number"),
     ("config", "experiment: {k: 1:30}", 1, "experiment.k: '1:30' is not"),
-    ("config", "experiment: {k: -1}", 1, "experiment.k: -1 is not", "equal to 0"),
+    ("config", "experiment: {k: -1}", 1, "experiment.k: -1 is not", "at least 0"),
     ("config", "experiment: {k: 99999999999999999999}", 1, "experiment.k: a whole number beyond 64 bits is not"),
     ("config", "experiment: {k: }", 1, "experiment.k: null is not"),
-    ("config", "experiment: {children: 1}", 1, "experiment.children: 1 is not", "equal to 2"),
-    ("config", "optimizer: {batch_size: 0}", 1, "optimizer.batch_size: 0 is not", "equal to 1"),
-    ("config", "optimizer: {momentum: 1.0}", 1, "optimizer.momentum: 1.0 is not", "equal to 0.999999"),
-    ("config", "engine: {evaluation_batch: 0}", 1, "engine.evaluation_batch: 0 is not", "equal to 1"),
+    ("config", "experiment: {children: 1}", 1, "experiment.children: 1 is not", "a whole number, from 2 to 4096"),
+    ("config", "optimizer: {batch_size: 0}", 1, "optimizer.batch_size: 0 is not", "at least 1"),
+    ("config", "optimizer: {momentum: 1.0}", 1, "optimizer.momentum: 1.0 is not", "a number, from 0 to 0.999999"),
+    ("config", "engine: {evaluation_batch: 0}", 1, "engine.evaluation_batch: 0 is not", "at least 1"),
     ("config", "optimizer: {learning_rate: fast}", 1, "learning_rate: 'fast' is not", "number"),
     ("config", "optimizer: {learning_rate: .nan}", 1, "optimizer.learning_rate: '.nan' is not"),
     ("config", "optimizer: {learning_rate: 1e999}", 1, "optimizer.learning_rate: inf is not"),
-    ("config", "augment: {flip: 1.5}", 1, "augment.flip: 1.5 is not", "equal to 1"),
-    ("config", "optimizer: {nesterov: 1}", 1, "optimizer.nesterov: 1 is not", "boolean"),
-    ("config", "experiment: {momentum: Rest}", 1, "experiment.momentum: 'Rest' is not", "did you mean reset?"),
-    ("config", "run: {name: 2024}", 1, "run.name: 2024 is not", "string"),
-    ("config", 'run: {name: "a\\nb"}', 1, "run.name: 'a\\nb' is not", "printable"),
-    ("config", "schedule: {drop_epochs: 80}", 1, "schedule.drop_epochs: 80 is not", "list"),
+    ("config", "augment: {flip: 1.5}", 1, "augment.flip: 1.5 is not", "from 0 to 1"),
+    ("config", "optimizer: {nesterov: 1}", 1, "optimizer.nesterov: 1 is not", "true or false"),
+    ("config", "experiment: {momentum: Rest}", 1, "momentum: 'Rest' is not", "average, keep", "did you mean reset?"),
+    ("config", "run: {name: 2024}", 1, "run.name: 2024 is not", "in quotes", "100 characters"),
+    ("config", 'run: {name: "a\\nb"}', 1, "run.name: 'a\\nb' is not"),
+    ("config", "schedule: {drop_epochs: 80}", 1, "drop_epochs: 80 is not", "a list, each value a whole number"),
     ("config", "schedule:\n  drop_epochs:\n  - 80\n  - 9.5", 2, "schedule.drop_epochs: 9.5 is not"),
-    ("config", "schedule: {drop_epochs: [0]}", 1, "schedule.drop_epochs: 0 is not", "equal to 1"),
+    ("config", "schedule: {drop_epochs: [0]}", 1, "schedule.drop_epochs: 0 is not", "at least 1"),
     ("config", "schedule: {drop_epochs: 4..1}", 1, "schedule.drop_epochs: '4..1'"),
-    ("sweep", "sweep: {children: 100001}", 1, "sweep.children: 100001 is not", "equal to 100000"),
+    ("sweep", "sweep: {children: 100001}", 1, "sweep.children: 100001 is not", "from 2 to 100000"),
     ("sweep", "sweep: {parents: [2147483648]}", 1, "sweep.parents: 2147483648 is not", "2147483647"),
-    ("sweep", "sweep: {parents: []}", 1, "sweep.parents: [] is not"),
+    ("sweep", "sweep: {parents: []}", 1, "sweep.parents: [] is not", "a list that is not empty, each"),
     ("sweep", "sweep: {parents: [1, 2, 1]}", 1, "sweep.parents: 1 is given twice"),
     ("sweep", "sweep: {measure: [recalculated]}", 1, "sweep.measure: 'recalculated'", "did you mean recomputed?"),
-    ("sweep", "analysis: {alphas: 1}", 1, "analysis.alphas: 1 is not", "equal to 2"),
-    ("sweep", "axes: {experiment.k: []}", 1, "axes.experiment.k: [] is not"),
+    ("sweep", "analysis: {alphas: 1}", 1, "analysis.alphas: 1 is not", "from 2 to 10000"),
+    ("sweep", "axes: {experiment.k: []}", 1, "axes.experiment.k: [] is not", "not empty"),
     ("sweep", "axes:\n  experiment.k:\n  - 1\n  - 2.5", 2, "axes.experiment.k: 2.5 is not"),
     ("sweep", "axes: {experiment.k: [1, [2]]}", 1, "axes.experiment.k: [2] is not"),
     ("sweep", "axes: {experiment.k: -900000..-1}", 1, "axes.experiment.k: -900000 is not"),
     ("sweep", "axes: {augment.flip: [1, 1.0]}", 1, "axes.augment.flip: 1.0 is given twice"),
     ("sweep", "axes: {schedule.drop_epochs: [[8, 9], [8, 9]]}", 1, "schedule.drop_epochs: [8, 9] is given twice"),
-    ("sweep", "axes: {schedule.drop_epochs: [80, 120]}", 1, "axes.schedule.drop_epochs: 80 is not", "list"),
+    ("sweep", "axes: {schedule.drop_epochs: [80, 120]}", 1, "axes.schedule.drop_epochs: 80 is not", "list of lists"),
     ("sweep", "base: 3", 1, "base: 3 is not"),
     ("sweep", "base: ''", 1, "base: ", "cannot be read"),
     ("sweep", "base: fastwi:digit", 1, "base: fastwi:digit: ", "fastwi:digits"),
@@ -133,6 +133,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("config", "model: {name: resnet20}\nmodel: {}", 2, "model: is given above"),
     ("config", "experiment.k: 3\nexperiment: {k: 4}", 2, "experiment.k: given twice"),
     ("config", "? [a]\n: 3", 1, "[...]", "plain text"),
+    ("config", "? {a: b}\n: 3", 1, "[...]", "plain text"),
     ("config", "- a", "my.yaml: ['a'] is not a mapping"),
     ("config", "experiment: {k: !!int '3'}", 1, "tags (!)"),
     ("config", "run: {name: !!python/object:os.system x}", 1, "tags (!)"),
@@ -144,12 +145,12 @@ REFUSED: list[tuple[Any, ...]] = [
     ("train", "-C x.yaml", "'-C'", "'x.yaml'"),
     ("train", "--", "'--'"),
     ("train", "--experiment.k --json", "--experiment.k: a value is missing"),
-    ("train", "--config", "--config: a value is missing"),
+    ("train", "--config", "--config: a value is missing; write --config FILE"),
     ("train", "--config=", "cannot be read"),
     ("train", "--experiment.k 3 --experiment.k=3", "--experiment.k: given twice"),
     ("train", "--json --json", "--json: given twice"),
     ("train", "--figures paper", "--figures"),  # a command that does not draw
-    ("sweeping", "--figures print", "--figures: 'print'", "'screen' or 'paper'"),
+    ("sweeping", "--figures print", "--figures: 'print'", "screen, paper"),
     ("sweeping", "--figures --json", "--figures: a value is missing"),
     ("sweeping", "--figures", "--figures: a value is missing"),
     ("analyze", "plane --sweep.name a --figures=paper --figures=paper", "--figures: given twice"),
@@ -178,10 +179,10 @@ REFUSED: list[tuple[Any, ...]] = [
         "data.train_images, 200",
     ),
     ("config", "model: {name: ResNet-20}", 1, "model.name: 'ResNet-20'", "did you mean resnet20?"),
-    ("config", "engine: {device: 'cuda:01'}", 1, "engine.device: 'cuda:01'"),
+    ("config", "engine: {device: 'cuda:01'}", 1, "engine.device: 'cuda:01'", "give auto, cpu, cuda or cuda:N"),
     ("config", "run: {name: a/b}", 1, "run.name: 'a/b'"),
     ("config", f"run: {{name: {'x' * 101}}}", 1, "run.name: 'xxx"),
-    ("config", "data: {path: ''}", 1, "data.path: '' is not"),
+    ("config", "data: {path: ''}", 1, "data.path: '' is not", "not empty"),
     ("config", "experiment: {k: 2000000000}", 1, "experiment.k: 2,000,000,000", "2,000,000,030 epochs"),
     ("config", "experiment: {s: 400000, children: 3}", 1, "experiment.s: 400,000", "1,200,020 epochs"),
     ("config", "experiment: {after: 600000, continue_children: true}", 1, "experiment.after: 600,000", "1,800,030"),
@@ -292,6 +293,24 @@ def test_a_wrong_value_of_a_file_is_refused_though_a_flag_overrides_it(tmp_path:
     (tmp_path / "a.yaml").write_text(f"{section}: {{{key}: 2.5}}")
     with pytest.raises(ConfigError, match=rf"a\.yaml line 1: {name}: 2\.5 is not"):
         read_sweep_request(["--config", str(tmp_path / "a.yaml"), f"--{name}", "3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("model: {name: x}\naxes: {experiment.k: [1, 2], experiment.s: [1, 2]}", ""),
+        (
+            "experiment: {s: 0, after: 0}\naxes: {optimizer.learning_rate: [0.1, 0.2], experiment.k: [1, 0]}",
+            " (at experiment.k = 0)",
+        ),
+    ],
+)
+def test_a_problem_names_the_axes_that_make_it(text: str, end: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sweep_from_yaml(text)
+    (line,) = str(caught.value).splitlines()
+    assert line.endswith(end)
+    assert line.count("(at ") == len(end[:1])
 
 
 def test_many_impossible_cells_give_a_few_lines() -> None:
