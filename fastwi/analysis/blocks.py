@@ -81,7 +81,7 @@ def evaluate_blocks(
         return mixed
 
     names = [{"rest": "AB"[rest], "block": block, "alpha": alpha} for rest, block, alpha in places]
-    # `mixed` and `moved` are in memory together, and recomputing copies both.
+    # Twice the copies of a line: `mixed` and `moved` are built together.
     return evaluator.measure(names, build, splits, treatments, recomputation, copies=4)
 
 

@@ -66,15 +66,15 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
 
     ends_and_average = 3
     bench = Bench(opened, options, progress)
+    pairs = chosen_lines(opened, options)
     rows = list[dict[str, Any]]()
-    for pair, how in bench.each(
-        chosen_lines(opened, options), lambda pair: ends_and_average + 2 * len(groups_of(pair))
-    ):
+    for pair, how in bench.each(pairs, lambda pair: ends_and_average + 2 * len(groups_of(pair))):
         two = opened.states(pair.place.ends)
         line = analysis.evaluate_line(pair=two, alphas=[0, 0.5, 1], **how)
         on_line = {(row["batch_norm"], row["alpha"]): row for row in line.rows()}
         moved = analysis.evaluate_blocks(pair=two, alphas=[0.5], groups=groups_of(pair), **how).rows()
-        for (treatment, rest), of_blocks in itertools.groupby(moved, lambda row: (row["batch_norm"], row["rest"])):
+        by_rest = itertools.groupby(moved, lambda row: (row["batch_norm"], row["rest"]))
+        for (treatment, rest), of_blocks in by_rest:
             own = on_line[treatment, float(rest == "B")]
             average = {**on_line[treatment, 0.5], "rest": rest, "block": WHOLE}
             for number, row in enumerate([average, *of_blocks], -1):

@@ -129,7 +129,10 @@ def tables(frames: Frames) -> list[Table]:
     barrier = frames["barrier"]
     names = cell_names(barrier)
     by = ["split", "batch_norm"]
-    return [estimate_table(barrier, title, names, by, column, digits) for column, (title, digits) in _TABLES.items()]
+    return [
+        estimate_table(barrier, title, names, by, column, digits)
+        for column, (title, digits) in _TABLES.items()
+    ]  # fmt: skip
 
 
 _BARRIERS = {"barrier_error_points": "test error barrier (points)", "barrier_loss_nats": "test loss barrier (nats)"}
@@ -210,9 +213,8 @@ def _draw_barriers(figure: Any, barrier: polars.DataFrame) -> None:
             by_k = {k: estimate_of(here, column) for (k,), here in groups(rows.sort("k"), ["k"])}
             variant = variant_of([*others[:-1], "k", "s"], values[:-1])
             name = f"s = {values[-1]}" + (f", {variant}" if variant else "")
-            axis.plot(
-                list(by_k), list(map(value_of, by_k.values())), color=colour, marker="o", ms=3.5, lw=1.3, label=name
-            )
+            means = [value_of(estimate) for estimate in by_k.values()]
+            axis.plot(list(by_k), means, color=colour, marker="o", ms=3.5, lw=1.3, label=name)
             for k, estimate in by_k.items():
                 # A little apart, so that each is seen.
                 draw_spread(axis, estimate, k + 0.03 * (i - (len(lines) - 1) / 2), colour)

@@ -251,7 +251,8 @@ class _Compared:
         seen = set[tuple[str, ...]]()
         for other in self.same[_start(pair)]:
             their_rate = self._rate(other)
-            schedule_only = all(name.startswith("schedule.") for name, _ in set(other.variant) ^ set(pair.variant))
+            different = set(other.variant) ^ set(pair.variant)
+            schedule_only = all(name.startswith("schedule.") for name, _ in different)
             if their_rate is None or not schedule_only or other.place.ends in seen:
                 continue
             seen.add(other.place.ends)
@@ -276,8 +277,9 @@ class _Compared:
             if axis not in AFTER_AXES or dict(first.variant)[axis] != value:
                 continue
             for other in others:
-                for epochs, (mine, theirs) in enumerate(zip(pair.place.after, other.place.after, strict=True), 1):
-                    value = str(dict(other.variant)[axis])
+                value = str(dict(other.variant)[axis])
+                both = zip(pair.place.after, other.place.after, strict=True)
+                for epochs, (mine, theirs) in enumerate(both, 1):
                     yield _Row(axis, value, epochs, OWN, self._accuracy(mine), self._accuracy(theirs))
 
 
@@ -435,9 +437,8 @@ def draw(frames: Frames, title: str) -> Any:
     axis.grid(visible=False, axis="y")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     spread = spread_text(effect.estimate for effect in found)
-    set_title(
-        figure, "The average against controls, paired, all cells together", f"{title}; n = parents (pairs); {spread}"
-    )
+    what = "The average against controls, paired, all cells together"
+    set_title(figure, what, f"{title}; n = parents (pairs); {spread}")
     return figure
 
 

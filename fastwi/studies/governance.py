@@ -173,8 +173,9 @@ def correlations(pairs: polars.DataFrame) -> polars.DataFrame:
             if there.height > 1:
                 x, y = there.select(chosen)
                 found = spearman(x, y, there["parent_seed"].to_list())
-            rows.append([gain, quantity, scope, found.value, found.low, found.high, found.n_parents, found.n_pairs,
-                         found.note])  # fmt: skip
+            interval = (found.value, found.low, found.high)
+            counts = (found.n_parents, found.n_pairs)
+            rows.append([gain, quantity, scope, *interval, *counts, found.note])
     types = {name: column.type for name, column in COLUMNS["correlations"].items()}
     return polars.DataFrame(rows, schema=types, orient="row")
 
