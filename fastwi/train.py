@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
     request = read_request(argv, "fastwi.train", _DESCRIPTION, draws=True)
     set_style(request.figures)
     run = open_run(request.config, request.config_file)
+    if run.shorter:
+        print(f"fastwi: {run.shorter}", file=sys.stderr)
     if request.dry_run:
         from fastwi.report.plan import plan
 
@@ -45,12 +47,13 @@ def main(argv: list[str]) -> int:
 
 
 class Run(NamedTuple):
-    """A run that may begin or go on. `identity`: what names it."""
+    """A run that may begin or go on. `identity`: what names it. `shorter`: another run that could go on instead."""
 
     identity: str
     paths: "RunDirectory"
     planned: PlannedSweep
     worker: "Worker"
+    shorter: str
 
 
 def open_run(config: Config, file: Path | None) -> Run:
@@ -65,11 +68,13 @@ def open_run(config: Config, file: Path | None) -> Run:
     if config.run.tensorboard:
         require_tensorboard()
     identity = config_hash(config, Inputs.of(read_card(Path(config.data.path)), config).digest)
-    name = config.run.name or f"{file.stem if file else 'run'}-{identity}"
+    stem = file.stem if file else "run"
+    name = config.run.name or f"{stem}-{identity}"
     paths = RunDirectory(Path(config.run.directory, name))
     planned = plan_run(config, paths.store)
     paths.check(planned)
-    return Run(identity, paths, planned, worker_for(planned))
+    begun = config.run.name or paths.manifest.exists()
+    return Run(identity, paths, planned, worker_for(planned), "" if begun else paths.shorter_run(stem, planned))
 
 
 def carry_out_run(run: Run, quiet: bool = False) -> "Results":
@@ -82,7 +87,7 @@ def carry_out_run(run: Run, quiet: bool = False) -> "Results":
     from fastwi.report.results import write_run
     from fastwi.report.run_directory import RunRecord
 
-    identity, paths, planned, worker = run
+    identity, paths, planned, worker, _ = run
     config = planned.points[0].config
     engine, card = worker.resources.engine(config), worker.resources.card(config)
     about = manifest(card, engine.resolved, identity, planned.networks)

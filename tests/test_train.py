@@ -127,6 +127,36 @@ def test_more_epochs_for_a_finished_run(digits_directory, copied, tmp_path, caps
     assert "experiment.after: 3" in refused(main, capsys, arguments(digits_directory, copied))  # and not fewer
 
 
+def test_a_shorter_run_beside_it_is_named(digits_directory, tmp_path, capsys):
+    """Where no name is given: with the epochs that it has, and the flag that continues it."""
+
+    def said(*more: str, after: int) -> list[str]:
+        given = [each for each in arguments(digits_directory, tmp_path, *more, after=after) if each != "--run.name=r"]
+        assert main(given) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastwi: ")]
+
+    assert said(after=1) == []
+    (directory,) = tmp_path.iterdir()
+    (line,) = said("--dry-run", after=3)
+    assert line.startswith(f"fastwi: {directory}: has 5 of the 7 epochs")
+    flag = ["--run.name", directory.name]
+    assert f"{' '.join(flag)} " in line
+    assert said("--dry-run", "--experiment.children=3", after=3) == []
+    assert said("--dry-run", after=0) == []
+    assert said("--dry-run", *flag, after=3) == []
+    assert said(after=2) == [line.replace("of the 7", "of the 6")]
+    assert said(*flag, after=2) == []
+    assert said("--dry-run", *flag, after=3) == []
+    (longer,) = {*tmp_path.iterdir()} - {directory}
+    (line,) = said("--dry-run", after=3)
+    assert longer.name in line
+    shutil.rmtree(longer)
+    (line,) = said("--dry-run", after=3)
+    assert line.startswith(f"fastwi: {directory}: has 6 of the 7 epochs")
+    (directory / "manifest.json").write_text("{}")
+    assert said("--dry-run", after=3) == []
+
+
 def test_replaced_dataset_is_refused(digits_directory, copied, tmp_path, capsys):
     """The same configuration and path, other images."""
     data = Path(shutil.copytree(digits_directory, tmp_path / "digits"))

@@ -1,18 +1,20 @@
 """The directory of a run: which run it is of, the networks that are kept, and the rows as they are measured."""
 
+import glob
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastwi.config.read import config_from_yaml
+from fastwi.config.schema import Config
 from fastwi.config.write import config_hash, to_yaml
 from fastwi.errors import CheckpointError, ConfigError, UserError
-from fastwi.experiment.planner import PlannedSweep
-from fastwi.experiment.todo import without_lost
+from fastwi.experiment.planner import PlannedSweep, plan_run
+from fastwi.experiment.todo import left_of, without_lost
 from fastwi.files import locked_directory, to_json, write_text
 from fastwi.models.changes import network_change
 from fastwi.report.rows import ACCURACY, point_rows
@@ -56,8 +58,7 @@ class RunDirectory:
         if begun == config_hash(config, digest):
             return True
         after = self._further_epochs()
-        other = replace(config, experiment=replace(config.experiment, after=after))
-        if begun == config_hash(other, digest):
+        if begun == config_hash(_with_after(config, after), digest):
             if after < config.experiment.after:
                 return False
             raise CheckpointError(
@@ -68,6 +69,28 @@ class RunDirectory:
         raise CheckpointError(
             f"{self.directory}: holds a run of {what}; give another run.name, or delete the directory"
         )
+
+    def shorter_run(self, stem: str, planned: PlannedSweep) -> str:
+        """A line on a directory beside this one that could go on as this run; empty: there is none.
+
+        It has this run with fewer epochs after, under a name made of `stem` and a hash.
+        """
+        config = planned.spec.base
+        digest = planned.inputs_of(config).digest
+        begun = {path.parent.name for path in self.directory.parent.glob(f"{glob.escape(stem)}-*/{MANIFEST}")}
+        for after in reversed(range(config.experiment.after if begun else 0)):
+            name = f"{stem}-{config_hash(_with_after(config, after), digest)}"
+            if name not in begun:
+                continue
+            other = RunDirectory(self.directory.with_name(name))
+            with suppress(UserError):  # damaged, or of another run
+                other.check(planned)
+                tree, left = planned.tree, left_of(plan_run(config, other.store))
+                epochs = tree.count(tree.tasks())[0]
+                done = epochs - tree.count(left)[0]
+                if done:
+                    return f"{other.directory}: has {done:,} of the {epochs:,} epochs; --run.name {name} continues it"
+        return ""
 
     def _further_epochs(self) -> int:
         """Of the run that is there."""
@@ -110,6 +133,10 @@ class RunDirectory:
             files = store.state_files(sources)
             if nodes and len(files) == len(sources) and not self.checkpoint(name).exists():
                 resident.gather(nodes, files, trains=True).save(self.checkpoint(name))
+
+
+def _with_after(config: Config, after: int) -> Config:
+    return replace(config, experiment=replace(config.experiment, after=after))
 
 
 def require_tensorboard() -> None:

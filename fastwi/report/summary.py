@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -21,6 +22,7 @@ OVER_PARENTS = (
 LEVEL = " [95 %]"
 """What headings say of intervals."""
 _INTERVAL = re.compile(r"\d \[[-+]")
+_HEADING = 12  # characters of a heading that stay in one line
 _NUMBER = re.compile(r"\[?[-+]?\d")
 
 
@@ -46,17 +48,56 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def print(self) -> None:
-        """Print it to stdout. Headings may wrap; a cell never does: a table may be wider than the terminal."""
+        """Print it to stdout, every cell whole: what is wider than the terminal in parts, or a line a cell."""
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=sys.maxsize)
         # Texts, not strings: Rich would read what is in brackets as markup.
-        shown = RichTable(title=Text(self.title), title_justify="left")
-        for i, (column, numeric) in enumerate(zip(self.columns, self.numeric, strict=True)):
-            widest = max((len(row[i]) for row in self.rows), default=0)
-            shown.add_column(Text(column), justify="right" if numeric else "left", min_width=widest)
-        for row in self.rows:
-            shown.add_row(*map(Text, row))
-        width = Console().width
-        needed = Console(width=sys.maxsize).measure(shown).minimum
-        Console(width=max(width, needed)).print(shown)
+        console.print(Text(self.title, "table.title"))
+        widths, numeric = self._widths(), self.numeric
+        parts = self._parts(widths, console.width)
+        for part in parts:
+            shown = RichTable()
+            for i in part:
+                shown.add_column(Text(self.columns[i]), width=widths[i], justify="right" if numeric[i] else "left")
+            for row in self.rows:
+                shown.add_row(*(Text(row[i]) for i in part))
+            console.print(shown)
+        for row in self.rows if not parts else ():
+            for column, cell in zip(self.columns, row, strict=True):
+                console.print(Text(f"{column}: {cell}"), soft_wrap=True)
+            console.print()
+
+    def _widths(self) -> list[int]:
+        """Of the columns, with room for their cells. Headings may wrap between words."""
+        widths = []
+        for i, heading in enumerate(self.columns):
+            whole = [*heading.split(), *(row[i] for row in self.rows)]
+            widths.append(max([min(cell_len(heading), _HEADING), *map(cell_len, whole)]))
+        return widths
+
+    def _parts(self, widths: Sequence[int], most: int) -> list[list[int]]:
+        """The columns of each part, at most `most` characters wide. All begin with the columns that name a row.
+
+        Empty where these and one further column are too wide.
+        """
+        count = len(self.columns)
+        if sum(widths) + 3 * count + 1 <= most:
+            return [list(range(count))]
+        names = next((n for n in range(1, count) if len({row[:n] for row in self.rows}) == len(self.rows)), count)
+        begin = sum(widths[:names]) + 3 * names + 1  # a column has two spaces and a line; one line more
+        parts = list[list[int]]()
+        used = most
+        for i in range(names, count):
+            needed = widths[i] + 3
+            if begin + needed > most:
+                return []
+            if used + needed > most:
+                parts.append(list(range(names)))
+                used = begin
+            parts[-1].append(i)
+            used += needed
+        return parts
 
 
 def estimates_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

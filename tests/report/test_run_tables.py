@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+import sys
 
 import pytest
 from drawn_measurements import made, spec_of
@@ -90,3 +92,30 @@ def test_a_printed_table_keeps_brackets_and_numbers(capsys, monkeypatch):
         assert line.startswith(f"│ {row[0]} ")
         assert line.endswith(f"{row[-1]} │")
     assert table.numeric == [False, *[True] * 5]
+
+
+@pytest.mark.parametrize(("columns", "parts"), [(60, 3), (80, 2), (200, 1), (25, 0)])
+def test_a_table_wider_than_the_terminal_is_printed_in_parts(capsys, monkeypatch, columns, parts):
+    """Every cell is whole, and each part names its rows; on the narrowest terminal each cell has its own line."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    names = ("k", "s", "parents", "gain, own [95 %]", "beats all, own (%)", "gain, recomputed [95 %]", "note")
+    rows = [
+        (f"{k}", f"{s}", "5", f"+{k}.{s}1 [-123.45, +678.90]", f"{k}{s}", f"-{k}.{s}2 [-23.45, +8.90]",
+         f"what {k}{s} is")
+        for k in (3, 4) for s in (6, 7)
+    ]  # fmt: skip
+    Table("A title", names, tuple(rows)).print()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= columns or not parts
+    if not parts:
+        printed = [line.partition(": ")[2] for line in lines[1:] if line]
+        assert printed == [cell for row in rows for cell in row]
+        return
+    body = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert len(body) == parts * len(rows)
+    for i, row in enumerate(rows):
+        printed = body[i :: len(rows)]
+        assert all(part[:2] == [*row[:2]] for part in printed)
+        assert [*row[:2], *(cell for part in printed for cell in part[2:])] == [*row]
