@@ -17,13 +17,14 @@ def shown_progress() -> Report:
     """A Report that shows itself on stderr, with the time left for each stage."""
     terminal = sys.stderr.isatty()
     seconds_between = 0.2 if terminal else 10.0
-    last = time.monotonic()
+    last = 0.0
     begun: dict[str, float] = {}
 
     def show(stage: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        begun.setdefault(stage, now)
+        if stage not in begun:
+            begun[stage] = last = now
         if done < total and now - last < seconds_between:
             return
         last = now
