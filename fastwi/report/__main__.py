@@ -48,7 +48,10 @@ def main(argv: list[str]) -> int:
         stream.write(html.encode("utf-8", "replace"))
     size, shown, lines = out.stat().st_size, [], []
     for sweep in sweeps:
-        lines += [f"{sweep.name}: claim {claim.number}: {claim.verdict_text}" for claim in sweep.claims]
+        lines += [
+            f"{sweep.name}: claim {claim.number}: {claim.verdict_text}: {claim.statement.title}"
+            for claim in sweep.claims
+        ]
         claims = [
             {
                 "claim": claim.number,

@@ -6,7 +6,7 @@ on the other side, else not settled. Without an interval (`fastwi.analysis.stati
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import polars
@@ -28,6 +28,7 @@ from fastwi.report.tables import cells, gain_column, most_epochs
 
 NOT_MEASURED = "not measured"
 _MIDDLE = 0.5
+_SAME = 1e-6  # points: a barrier and a loss of accuracy this close are one measurement
 _GAIN = "gain_best_own_points"
 _CORRELATION = "rank correlation"
 _SETTINGS = {"k": "k", "s": "s", "learning_rate": "learning rate"}
@@ -200,13 +201,36 @@ def _tied_to_connectivity(frames: Frames) -> Found:
         # Not Frankle's barrier and the gain over the better end: both have the ends' own difference in them, so that
         # they are related where there is no barrier at all.
         what = f"error barrier and gain over the children's mean, {tail}"
-        findings += _find(what, rows, "below", "barrier_error_linear_points", "gain_mean_points")
+        tie = _find(what, rows, "below", "barrier_error_linear_points", "gain_mean_points")
+        findings += [_unsettled(finding, _not_a_tie(frames, rows, treatment)) for finding in tie]
         for column, over in (("barrier_error_linear_points", "the line"), ("barrier_error_points", "the ends' mean")):
             findings += _find(f"error barrier over {over}, on test images, {tail}", rows, "", column)
-    note = (
-        "Both have the error at the middle in them: where the barrier is there, they are related by definition too."
-    )
-    return Found(findings, [note] if findings else ())
+    return Found(findings)
+
+
+def _not_a_tie(frames: Frames, rows: polars.DataFrame, treatment: str) -> list[str]:
+    """Reasons why the correlation of claim 4 says nothing about a gain."""
+    reasons = list[str]()
+    own = gain_column("own" if treatment == "averaged" else treatment)
+    for gain in _find("", frames["gains"], "", own):
+        value = gain.estimate.value
+        if value is not None and value <= 0:
+            reasons.append(f"claim 1 fails: the average does not gain ({value:+.2f} points)")
+    there = _finite(rows, "barrier_error_linear_points", "gain_mean_points")
+    barrier = polars.col("barrier_error_linear_points")
+    at_middle = there.filter(barrier > 0, (barrier + polars.col("gain_mean_points")).abs() < _SAME).height
+    if 2 * at_middle > there.height:
+        where = f"the barrier of {at_middle} of {count_of(there.height, 'pair')} is highest at the middle"
+        reasons.append(f"{where}, where it is the gain with the other sign by definition")
+    return reasons
+
+
+def _unsettled(finding: Finding, reasons: Sequence[str]) -> Finding:
+    """The finding; with `reasons`, which are added to its note, it is not settled."""
+    if not reasons:
+        return finding
+    note = "; ".join(filter(None, [finding.estimate.note, *reasons]))
+    return replace(finding, estimate=replace(finding.estimate, note=note), verdict=NOT_SETTLED)
 
 
 def _falls_on_hard_examples(frames: Frames) -> Found:
@@ -337,7 +361,8 @@ CLAIMS = {
         "The gain is tied to linear mode connectivity.",
         "Spearman's rank correlation over all pairs, on test images, of the error barrier between the children (over "
         "the line between their errors) with the gain at the middle over their mean. Below 0 (a lower barrier, a "
-        "larger gain) under every treatment confirms.",
+        "larger gain) under every treatment confirms. Not settled where the average does not gain (claim 1) or "
+        "where most barriers are highest at the middle: there the two are one number with opposite signs.",
         _tied_to_connectivity,
         _all_agree,
         "connectivity/barrier",

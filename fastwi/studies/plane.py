@@ -88,6 +88,7 @@ def draw(frames: Frames, title: str) -> Any:
     """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
     plane = frames["plane"]
     points = frames["points"]
@@ -97,23 +98,23 @@ def draw(frames: Frames, title: str) -> Any:
     axes = figure.subplots(1, len(treatments), squeeze=False)[0]
     notes = set[str]()
     for axis, treatment in zip(axes, treatments, strict=True):
-        own = plane.filter(batch_norm=treatment).sort("y_l2", "x_l2")
         here = points.filter(batch_norm=treatment)
-        x_X, y_Y = (own[name].unique().sort().to_numpy() for name in ("x_l2", "y_l2"))
-        loss_YX = own["test_loss_nats"].fill_null(float("nan")).to_numpy().reshape(len(y_Y), len(x_X)).clip(_LEAST)
-        if not np.isfinite(loss_YX).all():
+        places, triangles = _triangulated(plane.filter(batch_norm=treatment), here)
+        loss = places["test_loss_nats"].clip(_LEAST)
+        if loss.null_count():
             axis.set_facecolor("0.85")
             notes.add("grey: a batch-norm variance is negative, and the loss is not defined")
-        if np.isfinite(loss_YX).any():
-            low = float(np.nanmin(loss_YX))
-            most = float(np.nanmax(loss_YX))
+        if not triangles.mask.all():
+            losses: list[float] = loss.drop_nulls().to_list()
+            low = min(losses)
+            most = max(losses)
             named: list[float] = here["test_loss_nats"].drop_nulls().to_list()
             high = max(min(most, _ABOVE * max(named, default=most)), 1.001 * low)
             beyond = most > high
             if beyond:
                 notes.add(f"the darkest colour: {high:.3g} nats or more, up to {most:.3g}")
-            image = axis.contourf(
-                x_X, y_Y, np.ma.masked_invalid(loss_YX), np.geomspace(low, high, _LEVELS), norm=LogNorm(low, high),
+            image = axis.tricontourf(
+                triangles, loss.fill_null(low), np.geomspace(low, high, _LEVELS), norm=LogNorm(low, high),
                 cmap="viridis_r", extend="max" if beyond else "neither",
             )  # fmt: skip
             bar = figure.colorbar(image, ax=axis, ticks=np.geomspace(low, high, 5), location="bottom", shrink=0.8)
@@ -123,8 +124,9 @@ def draw(frames: Frames, title: str) -> Any:
         for row in here.iter_rows(named=True):
             axis.plot(row["x_l2"], row["y_l2"], marker="*" if row["point"] == "average" else "o", ms=7, color="white",
                       markeredgecolor="black", ls="")  # fmt: skip
-            axis.annotate(row["point"], (row["x_l2"], row["y_l2"]), xytext=(5, 5), textcoords="offset points",
-                          fontsize=8)  # fmt: skip
+            label = axis.annotate(row["point"], (row["x_l2"], row["y_l2"]), xytext=(5, 5), textcoords="offset points",
+                                  fontsize=8)  # fmt: skip
+            label.set_path_effects([withStroke(linewidth=2.0, foreground="white")])  # legible on dark colours
         axis.set_aspect("equal")
         style(axis, "L2 distance of weights, from the parent towards A", "L2 distance of weights, across",
               f"{treatment} batch-norm statistics")  # fmt: skip
@@ -140,6 +142,22 @@ def draw(frames: Frames, title: str) -> Any:
         *sorted(notes),
     )
     return figure
+
+
+def _triangulated(grid: polars.DataFrame, named: polars.DataFrame) -> tuple[polars.DataFrame, Any]:
+    """The grid's networks and the named ones, and the triangles between them.
+
+    A coarse grid misses the named networks: contours of the grid alone would contradict their losses. Masked:
+    triangles at a network without a loss.
+    """
+    from matplotlib.tri import Triangulation
+
+    columns = ["x_l2", "y_l2", "test_loss_nats"]
+    places = polars.concat([named.select(columns), grid.select(columns)])
+    triangles = Triangulation(places["x_l2"].to_numpy(), places["y_l2"].to_numpy())
+    undefined = places["test_loss_nats"].is_null().to_numpy()
+    triangles.set_mask(undefined[triangles.triangles].any(axis=1))
+    return places, triangles
 
 
 QUESTION = "the loss over the plane through parent, A and B"

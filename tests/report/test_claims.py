@@ -166,7 +166,7 @@ def test_claim_3_takes_the_rows_of_governance(seed):
 @pytest.mark.parametrize(("slope", "expected"), [(-1.0, CONFIRMED), (1.0, REFUTED)])
 def test_claim_4_by_hand(seed, slope, expected):
     frame = barrier_frame(generator(seed), slope)
-    found = claim(4, barrier=frame)
+    found = claim(4, gains_frame(generator(seed), gain=3.0), barrier=frame)
     assert found.verdict == expected
     rows = frame.filter(polars.col("split") == "test", polars.col("batch_norm") == "averaged")
     barriers, gains = rows["barrier_error_linear_points"].to_list(), rows["gain_mean_points"].to_list()
@@ -175,6 +175,40 @@ def test_claim_4_by_hand(seed, slope, expected):
     assert height.value == pytest.approx(parents_mean(rows, barriers), abs=CLOSE)
     assert frankle.value == pytest.approx(parents_mean(rows, rows["barrier_error_points"].to_list()), abs=CLOSE)
     assert (correlation.n_parents, correlation.n_pairs) == (6, rows.height)
+
+
+@pytest.mark.parametrize(("gain", "at_middle", "reasons"), [
+    (-3.0, 0, ["claim 1 fails"]),
+    (3.0, 13, ["the barrier of 13 of 24 pairs is highest at the middle"]),
+    (-3.0, 24, ["claim 1 fails", "the barrier of 24 of 24 pairs"]),
+    (3.0, 12, []),
+])  # fmt: skip
+def test_claim_4_needs_a_gain_and_barriers_that_are_not_that_gain(seed, gain, at_middle, reasons):
+    """The first pairs' barriers are highest at the middle: there they are the gain with the other sign."""
+    frame = barrier_frame(generator(seed), -1.0, spread=5.0).with_row_index("row")
+    number = polars.col("row").rank("ordinal").over("split", "batch_norm")
+    by_definition = polars.when(number <= at_middle).then(-polars.col("barrier_error_linear_points"))
+    frame = frame.with_columns(gain_mean_points=by_definition.otherwise(polars.col("gain_mean_points")))
+    found = claim(4, gains_frame(generator(seed), gain=gain), barrier=frame)
+    assert found.verdict == (NOT_SETTLED if reasons else CONFIRMED)
+    for finding in (finding for finding in found.found.findings if finding.verdict):
+        assert finding.verdict == found.verdict
+        assert finding.estimate.value < -0.8  # it is kept
+        known = ("claim 1 fails", "the barrier of")
+        assert sum(text in finding.facts["note"] for text in known) == len(reasons)
+        assert all(reason in finding.facts["note"] for reason in reasons)
+
+
+def test_pairs_without_a_barrier_are_not_related_by_definition(seed):
+    """No barrier and no gain: both are 0."""
+    frame = barrier_frame(generator(seed), -1.0)
+    none = polars.col("pair") < 3
+    columns = ("barrier_error_linear_points", "gain_mean_points")
+    frame = frame.with_columns(
+        polars.when(none).then(0.0).otherwise(polars.col(name)).alias(name) for name in columns
+    )
+    found = claim(4, gains_frame(generator(seed), gain=3.0), barrier=frame).found.findings
+    assert all("by definition" not in finding.estimate.note for finding in found)
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,9 @@ def test_a_store_and_several_targets(results, copied, tmp_path, capsys):
     page = Page(html)
     self_contained(html, page)
     assert [value for value in page.values("id") if re.fullmatch(r"sweep-\d+", value)] == ["sweep-1", "sweep-2"]
-    assert "2 sweeps" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "2 sweeps" in out
+    assert all(f"claim {number}: " in out and statement.title in out for number, statement in CLAIMS.items())
 
 
 def test_hostile_names_and_figures(copied, tmp_path):

@@ -4,9 +4,11 @@ import numpy as np
 import polars
 import pytest
 import torch
+from matplotlib.tri import LinearTriInterpolator
 from studied import by_cell, check, measured, mixed, presented, state_of, studied_sweep
 
 from fastwi.errors import UserError
+from fastwi.studies import plane
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +77,28 @@ def test_losses_that_are_out_of_range_are_clipped_and_said(frames, tmp_path):
     _, drawn = presented("plane", holed, tmp_path / "holed")
     assert "up to 1e+04" in drawn
     assert "grey: a batch-norm variance is negative" in drawn
+
+
+@pytest.mark.parametrize("points", [3, 8])  # the named networks between the grid's places; three of them on it
+def test_what_is_contoured_has_the_losses_of_the_named_networks(points):
+    """However coarse the grid, the loss between its places is that of the networks that lie there."""
+    losses = {(0.0, 0.0): 0.5, (5.0, 0.0): 0.1, (2.0, 4.0): 0.2, (3.5, 2.0): 3.0}
+    columns = ["x_l2", "y_l2", "test_loss_nats"]
+    named = polars.DataFrame([(*at, loss) for at, loss in losses.items()], schema=columns, orient="row")
+    places = [(x, y) for y in np.linspace(-0.8, 4.8, points) for x in np.linspace(-1, 6, points)]
+    rows = [(*at, losses.get(tuple(np.round(at, 9)), 1.0)) for at in places]
+    assert sum(loss != 1.0 for *_, loss in rows) == (3 if points == 8 else 0)
+    grid = polars.DataFrame(rows, schema=columns, orient="row")
+
+    def loss_at(x: float, y: float, frame: polars.DataFrame) -> float | None:
+        found, triangles = plane._triangulated(frame, named)
+        value = LinearTriInterpolator(triangles, found["test_loss_nats"].fill_null(0.0).to_numpy())(x, y)
+        return None if value.mask else float(value)
+
+    for (x, y), loss in losses.items():
+        assert loss_at(x + 1e-7, y + 1e-7, grid) == pytest.approx(loss, abs=1e-5)
+    undefined = polars.when(polars.col("x_l2") > -0.9).then("test_loss_nats")
+    holed = grid.with_columns(test_loss_nats=undefined)
+    assert loss_at(-0.5, -0.5, grid) is not None
+    assert loss_at(-0.5, -0.5, holed) is None
+    assert loss_at(3.5, 2.0, holed) == pytest.approx(3.0)
