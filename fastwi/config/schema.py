@@ -30,7 +30,7 @@ class RunConfig:
 
     name: str = option(
         "",
-        f"name of the run's directory, {NAME_RULE}; empty: the file's and a hash",
+        f"name of the run's directory, {NAME_RULE}; empty: the name of the configuration file and a hash",
         pattern=NAME,
         form=f"a name of a directory, {NAME_RULE}",
     )
@@ -53,7 +53,7 @@ class DataConfig:
     )
     decoder: str = option(
         "auto",
-        "of JPEGs: reference (Pillow) or ffcv (its decoder), whose pixels differ; auto: reference",
+        "decoder of JPEGs: reference (Pillow's) or ffcv (FFCV's), whose pixels differ; auto: reference",
         choices=("auto", "ffcv", "reference"),
     )
     image_size: int = option(

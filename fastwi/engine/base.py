@@ -311,7 +311,9 @@ class Backward:
         """The loss or losses (nats); the gradients of `scale` times each of them are written to `gradient`."""
         losses = self._loss(self._forward({**self._leaves, **self._buffers}, x), labels)
         scaled = losses if scale is None else losses * scale
-        torch._foreach_copy_(self._gradients, torch.autograd.grad(scaled.sum(), list(self._leaves.values())))
+        # Ones: the gradients of the sum of all losses, without the sum.
+        made = torch.autograd.grad([scaled], list(self._leaves.values()), [torch.ones_like(scaled)])
+        torch._foreach_copy_(self._gradients, made)
         return losses.detach()
 
 

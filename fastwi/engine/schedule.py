@@ -4,7 +4,11 @@ from fastwi.config.schema import OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(iteration: int, per_epoch: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
-    """The rate of global iteration i, from 0: (i / t) * l in a warm-up of t; then l * factor ** (drops passed)."""
+    """The rate of global iteration i, which counts from 0 over all epochs.
+
+    With the base rate l = optimizer.learning_rate it is l * i / t in a warm-up of t iterations, and then
+    l * drop_factor ** (number of drop_epochs reached).
+    """
     rate = optimizer.learning_rate
     if iteration < schedule.warmup_iterations:
         return rate * iteration / schedule.warmup_iterations

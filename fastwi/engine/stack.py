@@ -242,7 +242,7 @@ def _norm(module: nn.Module, own: Tensors, training: bool) -> Norm:
 
 
 def _linear(own: Tensors, x_MNF: Tensor) -> Tensor:
-    """In one launch, and rounded once."""
+    """The linear layers of all members: one matrix product with the bias, rounded once."""
     weight_MFK = own["weight"].transpose(1, 2)
     if "bias" not in own:
         return torch.bmm(x_MNF, weight_MFK)

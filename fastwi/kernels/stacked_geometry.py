@@ -62,13 +62,12 @@ def power_of_two(number: int, low: int, high: int) -> int:
     return max(low, min(high, 1 << max(0, number - 1).bit_length()))
 
 
-# Tiles depend on a member's own shapes alone, never on M: a member's sums are the same in every population.
-
-
 def product_tile(channels_in: int, channels_out: int, taps: int, itemsize: int) -> Tile:
     """The tile of the forward product, and with channels swapped of the input gradient's.
 
-    `itemsize` is the activations', in bytes. Neighbouring taps share the first-level cache, which asynchronous copies
+    Like all tiles here it depends on a member's own shapes alone, never on M: a member's sums are the same in every
+    population. Every program reads all weights of its columns, hence many rows. `itemsize` is the activations', in
+    bytes. Neighbouring taps share the first-level cache, which asynchronous copies
     bypass: so only products with many weights have stages.
     """
     columns = power_of_two(channels_out, 16, 64)

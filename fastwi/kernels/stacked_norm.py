@@ -205,7 +205,7 @@ def sum_tiles(partial_MT: Tensor) -> Tensor:
     columns = power_of_two(E, 8, 64)
     with gpu.on(partial_MT.device):
         sum_tiles_kernel[(-(-E // columns), M)](
-            partial_MT, total_M, T, E, _TILES, columns, num_warps=_WARPS, enable_fp_fusion=True
+            partial_MT, total_M, T, E, power_of_two(T, 1, _TILES), columns, num_warps=_WARPS, enable_fp_fusion=True
         )
     return total_M
 

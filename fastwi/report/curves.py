@@ -79,7 +79,10 @@ def _draw(
     path: Path,
     title: str,
 ) -> None:
-    """Draw a panel for the points of each cell; those of a row show `metrics`, or accuracy and then one y axis."""
+    """Draw a panel for the points of each cell.
+
+    The panels of a row show `metrics`; without metrics all show test accuracy, with one y axis a row.
+    """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -137,7 +140,7 @@ def _curves(points: Sequence[_Placed], measurements: Measured, metric: str, wind
                 found = measurements.get((state, treatment))
                 value = float("nan") if found is None or found.diverged else getattr(found, metric)
                 # None: an average that is not trained on yet has no training loss.
-                if epoch >= begin and (value is not None):
+                if epoch >= begin and value is not None:
                     values[group, treatment != OWN, point.parent, number, epoch] = value
     names = ["group", "recomputed", "parent_seed", "pair", "epoch"]
     types = dict(zip(names, [polars.String, polars.Boolean, *[polars.Int64] * 3], strict=True))

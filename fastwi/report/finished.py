@@ -59,11 +59,16 @@ class Finished:
     @property
     def command(self) -> str:
         """The command that makes the sweep's results again (and finds all of them in the store)."""
-        return f"python -m fastwi.sweep --config {shlex.quote(str(self.directory / 'sweep.yaml'))}"
+        return f"python -m fastwi.sweep {self._config}"
+
+    @property
+    def _config(self) -> str:
+        """The flag that gives a command this sweep."""
+        return f"--config {shlex.quote(str(self.directory / 'sweep.yaml'))}"
 
     def study_command(self, name: str) -> str:
         """The command that runs the study `name`, with the options that it was run with."""
-        words = [self.command.replace("fastwi.sweep", f"fastwi.analyze {name}", 1)]
+        words = [f"python -m fastwi.analyze {name} {self._config}"]
         options = self.studies[name].options if name in self.studies else {}
         for each in fields(AnalysisOptions):
             value = options.get(each.name)

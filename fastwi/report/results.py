@@ -55,7 +55,7 @@ def write_run(
     if any(row["network"] == "average" for row in rows):
         e = point.config.experiment
         subject = f"{point.config.model.name} on {dataset}: k = {e.k}, s = {e.s}, {e.children} children"
-        tables = run_tables(rows, averages)
+        tables = run_tables(rows, averages, e.k + e.s)
         write_text(paths.table, f"# {subject}\n\n" + "\n".join(table.markdown() for table in tables))
         draw_run(planned, measured, paths.figure, subject)
         lines = [f"{paths.directory}: metrics.jsonl, summary.md, figure.png, checkpoints/, store/"]

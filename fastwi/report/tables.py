@@ -113,42 +113,43 @@ def summary_markdown(spec: SweepSpec, gains: polars.DataFrame, planned: int, mis
         lines += ["", table.markdown().rstrip("\n")]
     columns = [gain_column(name, over) for name in TREATMENTS for over in OVER]
     estimates = [estimate_of(rows, column) for *_, rows in cells(gains) for column in columns]
-    if estimates:
+    if gains.height:
         notes = dict.fromkeys(e.note for e in estimates if e is not None and e.note)
         lines += ["", OVER_PARENTS, *(f"{note}." for note in notes)]
     return "\n".join(lines) + "\n"
 
 
-def run_tables(rows: Sequence[Row], gains: polars.DataFrame) -> list[Table]:
-    """Of one run: every network at interpolation with the gain, and the average trained on. `gains`: its row, if any.
+def run_tables(rows: Sequence[Row], gains: polars.DataFrame, end: int) -> list[Table]:
+    """Of one run: every network at interpolation with the gain, and the average trained on.
 
     The average is compared with itself and the best child at interpolation and, where the children were trained on,
     with the best of them at the same epoch, own statistics. Nothing is compared with a network that diverged.
+    `gains` has the run's row, if there is one; `end` is the epoch of interpolation, k + s.
     """
     (gain,) = gains.to_dicts() or [{}]
     at = [row for row in rows if row["stage"] == "interpolation"]
-    body = list[tuple[str, ...]]()
+    networks = list[tuple[str, ...]]()
     for row in at:
         best = gain.get(f"gain_best_{row['batch_norm']}_points")
         text = "none: diverged" if best is None else f"{best:+.2f}"
         losses = (f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}")
-        body.append((row["network"], row["batch_norm"], *losses, text if row["network"] == "average" else ""))
+        networks.append((row["network"], row["batch_norm"], *losses, text if row["network"] == "average" else ""))
     title = "At interpolation; gain over the best child under the same batch-norm statistics, in points"
-    tables = [Table(title, ("network", "statistics", "test loss", "test acc. (%)", "gain"), tuple(body))]
+    tables = [Table(title, ("network", "statistics", "test loss", "test acc. (%)", "gain"), tuple(networks))]
     after = [row for row in rows if row["stage"] == "after"]
     averages = [row for row in after if row["network"] == "average"]
     children = [row for row in after if row["network"] != "average"]
-    body = []
+    epochs = list[tuple[str, ...]]()
     for row in averages:
-        further = row["epoch"] - at[0]["epoch"]
-        less = [gain[f"after_vs_{name}_points"][further - 1] if gain else None for name in ("average", "best")]
+        further = row["epoch"] - end
+        differences = [gain[f"after_vs_{name}_points"][further - 1] if gain else None for name in ("average", "best")]
         if children:
             beside = [r[ACCURACY] for r in children if r["epoch"] == row["epoch"] and math.isfinite(r["test_loss"])]
-            less.append(row[ACCURACY] - max(beside) if beside else None)
+            differences.append(row[ACCURACY] - max(beside) if beside else None)
         measured = (f"{row['train_loss']:.4f}", f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}")
-        differences = ("" if value is None else f"{value:+.2f}" for value in less)
-        body.append((f"+{further}", *measured, *differences))
+        texts = ("" if value is None else f"{value:+.2f}" for value in differences)
+        epochs.append((f"+{further}", *measured, *texts))
     columns = ["epoch", "train loss", "test loss", "test acc. (%)", "vs average", "vs best child"]
     columns += ["vs child trained on"] if children else []
     title = "The average trained on; differences to interpolation, in points"
-    return [*tables, Table(title, tuple(columns), tuple(body))] if after else tables
+    return [*tables, Table(title, tuple(columns), tuple(epochs))] if after else tables

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 from trained_networks import AUGMENT, OPTIMIZER, SCHEDULE, build, draw_data, make
 
 import fastwi.doctor
@@ -80,6 +81,35 @@ def test_deterministic_kernels(seed, monkeypatch):
         assert torch.equal(*population.weights_MP)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+class Attending(nn.Module):
+    """One encoder layer of a transformer over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(24, 4, 32, dropout=0.0, batch_first=True)
+        self.linear = nn.Linear(24, 10)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.linear(self.encoder(x_NCHW.permute(0, 2, 3, 1).flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_attention_evaluates_in_low_precision(seed, precision):
+    """torch's fast path for evaluation gives NaN for weights and biases of two dtypes."""
+    torch.manual_seed(seed)
+    network, data = Attending(), draw_data(seed)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):  # as training leaves them
+            nn.init.normal_(parameter, std=0.5)
+    population = Population.from_modules([network])
+    found = [
+        torch.cat([logits_NK for _, logits_NK in make("loop", network, each).logits(population, 0, data)])
+        for each in ("fp32", precision)
+    ]
+    assert found[1].isfinite().all()
+    assert (found[1] - found[0]).norm() < 0.05 * found[0].norm()
 
 
 AVX2, AVX512_BF16 = {"avx2", "fma"}, {"avx2", "fma", "avx512f", "avx512_bf16"}

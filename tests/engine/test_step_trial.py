@@ -1,10 +1,12 @@
 """What fails in the run's precision is refused before anything is stored, in one line that names the layer."""
 
+import json
 from pathlib import Path
 
 import networks_of_mixed_dtypes
 import pytest
 
+from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 
 
@@ -37,6 +39,26 @@ def test_refused_in_one_line_before_anything_is_stored(digits_directory, tmp_pat
         assert each in line
     assert out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_sweep_refuses_it_too(digits_directory, tmp_path, capsys, more):
+    grid, out = tmp_path / "grid.yaml", tmp_path / "out"
+    given = {
+        "data": {"path": str(digits_directory), "train_images": 60, "test_images": 30},
+        "model": {"name": f"{networks_of_mixed_dtypes.__file__}:MixesItself"}, "optimizer": {"batch_size": 30},
+        "engine": {"device": "cpu", "precision": "bf16", "backend": "eager", "threads": 1},
+        "experiment": {"s": 1, "after": 0}, "axes": {"experiment.k": [1]},
+        "sweep": {"store": str(out / "store"), "directory": str(out / "sweeps")},
+    }  # fmt: skip
+    grid.write_text(json.dumps(given))  # YAML reads it
+    assert sweep(["--config", str(grid), *more]) == 2
+    printed, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    for each in ("model.name", "bfloat16", "layer mixed:", "engine.precision fp32"):
+        assert each in line
+    assert printed == ""
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(("network", "precision"), [("MixesItself", "fp32"), ("PositionBuffer", "bf16")])

@@ -39,7 +39,7 @@ def test_tables_are_those_of_the_rows(seed, diverged):
     for key in STATES[diverged](place):
         measurements[key] = dataclasses.replace(measurements[key], test_loss=math.inf)
     rows = point_rows(sweep.points[0], place, measurements)
-    at, after = run_tables(rows, gains(sweep, measurements))
+    at, after = run_tables(rows, gains(sweep, measurements), 3)
     accuracy = {}  # NaN: it diverged
     for row in rows:
         finite = math.isfinite(row["test_loss"])
@@ -69,11 +69,23 @@ def test_an_epoch_that_is_missing_leaves_the_others_in_their_place(seed):
 
     def after():
         rows = point_rows(sweep.points[0], place, measurements)
-        return [row[4:6] for row in run_tables(rows, gains(sweep, measurements))[1].rows]
+        return run_tables(rows, gains(sweep, measurements), 3)[1].rows
 
     whole = after()
     del measurements[place.after[0], OWN]
     assert after() == whole[1:]
+
+
+def test_without_the_average_at_interpolation_its_epochs_are_compared_with_the_children_alone(seed):
+    sweep, measurements = made(SPEC, seed)
+    (place,) = sweep.places
+    _, whole = run_tables(point_rows(sweep.points[0], place, measurements), gains(sweep, measurements), 3)
+    del measurements[place.average, OWN]
+    at, after = run_tables(point_rows(sweep.points[0], place, measurements), gains(sweep, measurements), 3)
+    assert at.rows == ()
+    assert [row[0] for row in after.rows] == ["+1", "+2"]
+    assert after.rows == tuple((*row[:4], "", "", row[6]) for row in whole.rows)
+    assert at.markdown().count("\n") == 4
 
 
 def test_a_printed_table_keeps_brackets_and_numbers(capsys, monkeypatch):
