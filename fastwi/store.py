@@ -132,12 +132,19 @@ def _sizes(places: StorePlaces) -> dict[str, int]:
     sizes = dict.fromkeys(("states", "index", "metrics", "damaged", "temporary", "other"), 0)
     index = (*places.index_files, places.rebuilt_index)
     for path in files_under(places.directory):
-        kinds = {
-            "damaged": places.damaged in path.parents, "temporary": places.is_unfinished(path),
-            "index": path in index, "metrics": path == places.metrics, "states": places.key_of(path), "other": True,
-        }  # fmt: skip
+        # The order matters: what is in damaged/, or is unfinished, may have the name of a state too.
+        if places.damaged in path.parents:
+            kind = "damaged"
+        elif places.is_unfinished(path):
+            kind = "temporary"
+        elif path in index:
+            kind = "index"
+        elif path == places.metrics:
+            kind = "metrics"
+        else:
+            kind = "states" if places.key_of(path) else "other"
         with contextlib.suppress(FileNotFoundError):
-            sizes[next(filter(kinds.get, kinds))] += path.stat(follow_symlinks=False).st_size
+            sizes[kind] += path.stat(follow_symlinks=False).st_size
     return sizes
 
 

@@ -92,10 +92,11 @@ class ReadyQueue:
     def done(self, tasks: Sequence[int]) -> list[int]:
         """Take `tasks` off the queue, and make ready what waited for them; returns the states not needed any more."""
         idle = self._cross_out(tasks)
-        for waiting in (waiting for task in tasks if task < len(self._tree) for waiting in self.waiting(task)):
-            self._missing[waiting] -= 1
-            if not self._missing[waiting]:
-                self.put([waiting])
+        for task in tasks:
+            for waiting in self.waiting(task) if task < len(self._tree) else ():
+                self._missing[waiting] -= 1
+                if not self._missing[waiting]:
+                    self.put([waiting])
         return idle
 
     def remove(self, tasks: Collection[int], without: Iterable[int] = ()) -> tuple[list[int], list[int]]:

@@ -147,9 +147,10 @@ class Index:
 
         Processes get their turns in the order in which they ask. SQLite alone would let some wait for minutes.
         """
-        turn = locked(self.places.turn_lock, exclusive=True)
-        with self.lock, turn, self.reading("BEGIN IMMEDIATE") as transaction:  # no fork while the turn is held
-            yield transaction
+        with self.lock, translated(self.places):  # no fork while the turn is held
+            self._open()  # which may take a turn
+            with locked(self.places.turn_lock, exclusive=True), self.reading("BEGIN IMMEDIATE") as transaction:
+                yield transaction
 
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
@@ -163,6 +164,11 @@ class Index:
                 stack.enter_context(locked(self.places.index_lock, exclusive=False))  # waits for a rebuild
                 _check_there(self.places)
                 connection = stack.enter_context(contextlib.closing(connect(self.places.index)))
+                if _has_log(connection):
+                    connection.close()  # before the turn: the process that has it waits for all others to close
+                    with locked(self.places.turn_lock, exclusive=True):
+                        connection = stack.enter_context(contextlib.closing(connect(self.places.index)))
+                        _end_log(connection)
                 if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
                     create_tables(connection)
                 self._connection, self._held = connection, stack.pop_all()
@@ -172,20 +178,20 @@ class Index:
 def connect(path: Path) -> sqlite3.Connection:
     """A connection with this store's settings. A commit is on the disk when it returns."""
     connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    try:
-        for setting in ("synchronous = FULL", "temp_store = MEMORY", "cell_size_check = ON"):
-            connection.execute(f"PRAGMA {setting}")
-        _end_log(connection)
-    except BaseException:
-        connection.close()
-        raise
+    for setting in ("synchronous = FULL", "temp_store = MEMORY", "cell_size_check = ON"):
+        connection.execute(f"PRAGMA {setting}")
     return connection
+
+
+def _has_log(connection: sqlite3.Connection) -> bool:
+    mode: str = connection.execute("PRAGMA journal_mode").fetchone()[0]
+    return mode == "wal"
 
 
 def _end_log(connection: sqlite3.Connection) -> None:
     """Replace the write-ahead log of an earlier version by a rollback journal, once no other process has it open."""
     end = time.monotonic() + BUSY_SECONDS
-    while connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+    while _has_log(connection):
         try:
             connection.execute("PRAGMA journal_mode = DELETE")
         except sqlite3.OperationalError as error:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,8 @@ def verify(store: Store, repair: bool = False, progress: Callable[[int, int], No
     """Check the card, the index, every state's file and metrics.parquet.
 
     With `repair`: damaged states are forgotten with their measurements, so that the next sweep trains them again; a
-    damaged metrics.parquet is exported again. A damaged index needs `rebuild` before anything else is checked.
+    damaged metrics.parquet is exported again. A damaged index, or one that lacks measurements of metrics.parquet,
+    needs `rebuild` before anything else is checked.
     `progress` is called with the bytes of states that are checked and the bytes that there are.
     """
     found, places = Verification(), store.places
@@ -118,6 +119,12 @@ def verify(store: Store, repair: bool = False, progress: Callable[[int, int], No
             found.rows = sum(1 for table in TABLES for _ in transaction.rows(table))
         with store.writing() as transaction:  # what SQLite refuses where the version in the header is damaged
             transaction.execute(f"DELETE FROM {STATES.name} WHERE false")
+        with store.reading() as transaction:
+            damaged, lacking, different = _compared(places, transaction)
+            missing = not places.metrics.exists()
+        if lacking:  # this may be their only copy: nothing is repaired
+            what = f"measurements that the index lacks: {lacking:,}"
+            found.damage.append(f"{places.metrics}: {what}; `rebuild` takes them in")
         strays, files = store.stray_states(), store.state_files()
     except UserError as error:
         found.damage.append(str(error))
@@ -136,34 +143,34 @@ def verify(store: Store, repair: bool = False, progress: Callable[[int, int], No
             done = "forgotten; the next sweep trains it again" if fixed else f"{fix} has it trained again"
             found.damage.append(f"{places.state(key)}: {damage}; {done}")
     if strays:
-        what = f"{len(strays):,} files that the index does not have"
+        what = f"files that the index does not have: {len(strays):,}"
         found.notes.append(f"{places.states}: {what}; `gc` removes them, `rebuild` takes them in")
-    with store.reading() as transaction:
-        damaged, different = _compared(places, transaction)
+    if repair and (found.damage or damaged or different):
+        export(store)
     if damaged or different:
-        if repair:
-            export(store)
+        what = "missing" if missing else f"rows that are not those of the index: {different:,}"
+        what = f"damaged, in {damaged:,} or more of its rows" if damaged else what
         done = "exported again" if repair else f"{fix} exports it again"
-        what = f"damaged, or {damaged} of its rows are" if damaged else f"{different} rows are not those of the index"
         (found.damage if damaged else found.notes).append(f"{places.metrics}: {what}; {done}")
     return found
 
 
-def _compared(places: StorePlaces, transaction: Transaction) -> tuple[int, int]:
-    """How many rows of metrics.parquet are damaged, and how many are not as in the index, or not there."""
-    damaged = different = 0
-    for row, right in zip_longest(read_table(places), transaction.rows(MEASUREMENTS), fillvalue=()):
-        damaged += row is None
-        different += row != right
-    return damaged, different
+def _compared(places: StorePlaces, transaction: Transaction) -> tuple[int, int, int]:
+    """How many rows of metrics.parquet are damaged, the index lacks, and are not there or not as in the index."""
+    # The index first: what another process measures or forgets meanwhile is not committed before the end.
+    right = {row[:2]: row for row in transaction.rows(MEASUREMENTS)}
+    rows = list(read_table(places))
+    table = {row[:2]: row for row in rows if row}
+    different = sum(table.get(key) != row for key, row in right.items())
+    return rows.count(None), len(table.keys() - right.keys()), different
 
 
 def rebuild(directory: str | os.PathLike[str]) -> dict[str, int]:
     """Make the index of a store again, and export metrics.parquet again.
 
-    Rows whose checksum is right are taken from the old index as far as it can be read; where that is lost, damaged or
-    empty, also from metrics.parquet. A state's file is compared with the SHA-256 in the old index, or where that is
-    lost with the checksums within the file; a damaged one goes to `damaged/`, as does the old index, and its
+    Rows whose checksum is right are taken from the old index as far as it can be read, and those that it lacks from
+    metrics.parquet. A state's file is compared with the SHA-256 in the old index, or where that is lost with the
+    checksums within the file; a damaged one goes to `damaged/`, as do the old index and metrics.parquet, and its
     measurements are left out, so that it is trained again. Cut off at any moment, it can be started again. Returns
     numbers of `measurements` and `states`, and of `damaged_rows` and `damaged_states` that are left out.
 
@@ -189,33 +196,28 @@ def _rebuild(places: StorePlaces) -> dict[str, int]:
     places.rebuilt_index.touch()
     sync_directory(places.directory)
     # Where an earlier rebuild was cut off in its last step, there are both.
-    salvaged = [_salvage(path, tables) for path in (places.index, places.rebuilt_index)]
+    damaged_rows = sum(_salvage(path, tables) for path in (places.index, places.rebuilt_index))
     measurements, states = tables[MEASUREMENTS.name], tables[STATES.name]
-    exported: list[Row | None] = []
-    # From a whole index nothing is missing: what metrics.parquet has beside was forgotten, to be trained again.
-    if not any(whole for _, whole in salvaged) or not measurements:
-        exported = list(read_table(places))
+    exported = list(read_table(places))
     for row in filter(None, exported):
         measurements.setdefault(row[:2], row)
     damaged_states = _check_files(places, states)
     for key in [key for key in measurements if key[0] in damaged_states]:
         del measurements[key]
-    if None in exported:
-        set_aside(places, places.metrics)
     _replace_index(places, tables)
     try:
         check_directory(places, create=False)
     except UserError:
         write_json(places.card, CARD)
     found = {"measurements": len(measurements), "states": len(states), "damaged_states": len(damaged_states)}
-    return found | {"damaged_rows": sum(rows for rows, _ in salvaged) + exported.count(None)}
+    return found | {"damaged_rows": damaged_rows + exported.count(None)}
 
 
-def _salvage(path: Path, tables: dict[str, dict[Row, Row]]) -> tuple[int, bool]:
-    """Add the whole rows of an index to `tables`; return the number of damaged ones, and whether all is whole."""
-    damaged, whole = set[tuple[str, Row]](), False
+def _salvage(path: Path, tables: dict[str, dict[Row, Row]]) -> int:
+    """Add the whole rows of an index to `tables`; return the number of damaged ones."""
+    damaged = set[tuple[str, Row]]()
     if not path.exists() or path.stat().st_size == 0:
-        return 0, False
+        return 0
     unreadable = (sqlite3.Error, UnicodeDecodeError)  # the second: an error's text that quotes damage
     for order in ("ASC", "DESC"):  # a broken page in the middle stops either
         for table in TABLES:
@@ -226,9 +228,7 @@ def _salvage(path: Path, tables: dict[str, dict[Row, Row]]) -> tuple[int, bool]:
                         tables[table.name].setdefault(row[: table.width], row)
                     else:
                         damaged.add((table.name, row))
-    with contextlib.suppress(*unreadable), contextlib.closing(sqlite3.connect(path)) as connection:
-        whole = not damaged and connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    return len(damaged), whole
+    return len(damaged)
 
 
 def _check_files(places: StorePlaces, states: dict[Row, Row]) -> set[str]:
@@ -265,7 +265,7 @@ def _replace_index(places: StorePlaces, tables: dict[str, dict[Row, Row]]) -> No
             Transaction(connection, places).add(table, tables[table.name].values())
         connection.execute("COMMIT")
     sync_directory(places.directory)
-    for path in places.index_files:  # the logs first
+    for path in (*places.index_files, places.metrics):  # the logs first; the last has what is left out now
         set_aside(places, path)
     os.replace(places.rebuilt_index, places.index)
     sync_directory(places.directory)

@@ -140,6 +140,7 @@ class Store(Index, AbstractContextManager["Store"]):
         with self.writing() as transaction:
             if any(damage_of(self.places, file) is None for file in _state_files(transaction, [key]).values()):
                 return False
+            set_aside(self.places, self.places.metrics)  # or `rebuild` would bring back what is forgotten
             transaction.delete(STATES, [(key,)])
             transaction.execute(f"DELETE FROM {MEASUREMENTS.name} WHERE state = ?", (key,))
             # Before the commit: after it another process may write the state again.
