@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastwi.report.summary import variant_text
 _MOST_PANELS = 6  # down, and across
 _MOST_FILES = 24
 _COLOURS = {"parents": "0.35", "children": "tab:blue", "averages": "#cc1a26"}
+_FLAT = 20.0  # where the largest loss is this many times the typical one, a linear scale would show only it
 _METRICS = {
     "test_accuracy": "test accuracy (%)",
     "test_loss": "test loss (nats)",
@@ -29,7 +31,10 @@ _Placed: TypeAlias = tuple[Point, PointStates]
 
 
 def draw_run(planned: PlannedSweep, measurements: Measured, path: Path, subject: str) -> None:
-    """Draw test accuracy, test loss and train loss of a run over epochs to `path` (PNG), with a PDF beside it."""
+    """Draw test accuracy, test loss and train loss of a run over epochs to `path` (PNG), with a PDF beside it.
+
+    Losses that span much have a logarithmic axis.
+    """
     only = list(zip(planned.points, planned.places, strict=True))
     _draw([[only] * len(_METRICS)], measurements, list(_METRICS), path, subject)
 
@@ -104,6 +109,11 @@ def _draw(
             heading = f"k = {e.k}, s = {e.s}; {counted_text(whole)}"
         x = "epochs since initialisation" if row == down - 1 else ""
         y = _METRICS[metric] if metrics or not any(panels[row][:column]) else ""
+        if _spans_much(metric, frame):
+            axis.set_yscale("log")
+            y = y.replace(")", ", log scale)")
+        if metric == "train_loss":
+            heading = "the average has no train loss at interpolation: it is not trained yet"
         style(axis, x, y, heading, whole_x=True)
         _draw_panel(axis, points[0][0], frame)
     handles = [Line2D([], [], color=colour, lw=2.2, label=name) for name, colour in _COLOURS.items()]
@@ -147,6 +157,12 @@ def _curves(points: Sequence[_Placed], measurements: Measured, metric: str, wind
     frame = polars.DataFrame(list(values), schema=types, orient="row")
     frame = frame.with_columns(value=polars.Series(list(values.values()), dtype=polars.Float64))
     return frame.with_columns(whole=polars.col("value").is_finite().all().over(names[:-1]))
+
+
+def _spans_much(metric: str, frame: polars.DataFrame) -> bool:
+    """Whether a few large losses would flatten the others. A loss of 0 has no logarithm."""
+    values: list[float] = frame["value"].filter(frame["value"].is_finite()).to_list()
+    return metric.endswith("loss") and min(values, default=0.0) > 0 and max(values) > _FLAT * median(values)
 
 
 def _draw_panel(axis: Any, point: Point, frame: polars.DataFrame) -> None:

@@ -19,14 +19,16 @@ _CELL_INCHES = (0.98, 0.52)
 _LEAST_INCHES = (3.6, 2.9)  # of a panel
 _MOST_INCHES = 45.0  # height of a file: browsers and viewers scale down what is higher
 _MOST_ROWS = 6
+_PALE = 0.3  # opacity of a cell whose interval contains 0, or that has none
 _SPREAD = 10.0  # where the largest gain is this many times the typical one, a linear scale would show only it
 
 
 def draw_heatmap(gains: polars.DataFrame, path: Path, subject: str) -> list[Path]:
     """Draw the mean gain over the best child, in points, over k x s; one panel a treatment and other axes and alpha.
 
-    All panels have one colour scale, centred at 0. Files are PNG, PDF and SVG; many panels go to several. Returns the
-    PNGs' paths; none where nothing is measured. Raises UserError where a file cannot be written.
+    All panels have one colour scale, centred at 0. Cells whose interval contains 0, or that have none, are pale, and
+    the scale is that of the others, where there are any. Files are PNG, PDF and SVG; many panels go to several.
+    Returns the PNGs' paths; none where nothing is measured. Raises UserError where a file cannot be written.
     """
     from matplotlib.colors import SymLogNorm
     from matplotlib.figure import Figure
@@ -50,10 +52,14 @@ def draw_heatmap(gains: polars.DataFrame, path: Path, subject: str) -> list[Path
     most = (rows_of_panels * beside // len(treatments) or 1) * len(treatments)
     files = [list(maps)[first : first + most] for first in range(0, len(maps), most)]
     every = [estimate for here in maps.values() for estimate in here.values()]
-    norm = _norm([e.value for e in every if e.value is not None])
-    below = f"mean over parents, n = parents (pairs); intervals need {FEWEST} parents, not all equal"
+    values = [e.value for e in every if e.value is not None]
+    norm = _norm([e.value for e in every if e.value is not None and e.excludes_zero] or values)
+    beyond = any(abs(value) > norm.vmax for value in values)
+    below = f"mean over parents, n = parents (pairs); pale: no interval, which needs {FEWEST} parents, not all equal"
     if any(e.conclusive for e in every):
-        below = "mean over parents [95 % interval], n = parents (pairs); bold: the interval excludes 0"
+        below = (
+            "mean over parents [95 % interval], n = parents (pairs); bold: the interval excludes 0; pale: it does not"
+        )
     paths = []
     for number, panels in enumerate(files, 1):
         counted = f" ({number} of {len(files)})" if len(files) > 1 else ""
@@ -69,7 +75,7 @@ def draw_heatmap(gains: polars.DataFrame, path: Path, subject: str) -> list[Path
             axis.set_title("\n".join([f"{treatment} batch-norm statistics", *where]), fontsize=8)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
-        bar = figure.colorbar(image, ax=axes, aspect=30, fraction=0.04)
+        bar = figure.colorbar(image, ax=axes, aspect=30, fraction=0.04, extend="both" if beyond else "neither")
         bar.ax.yaxis.set_major_formatter("{x:g}")
         bar.set_label("mean gain (points, log scale)" if isinstance(norm, SymLogNorm) else "mean gain (points)")
         figure.suptitle(heading, fontsize=10)
@@ -86,14 +92,17 @@ def _draw_map(
 
     colours = colormaps["RdBu"]
     mean_ks = np.full((len(ks), len(ss)), np.nan)
+    opacity_ks = np.ones(mean_ks.shape)
     for y, x in np.ndindex(mean_ks.shape):
         estimate = found.get((ks[y], ss[x]))
         if estimate is None or estimate.value is None:
             axis.text(x, y, "not\nmeasured", ha="center", va="center", fontsize=6, color="0.45")
             continue
         mean_ks[y, x] = estimate.value
+        opacity_ks[y, x] = 1.0 if estimate.excludes_zero else _PALE
         red, green, blue, _ = colours(float(norm(estimate.value)))
-        colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
+        dark = estimate.excludes_zero and 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        colour = "white" if dark else "black"
         bold = "bold" if estimate.excludes_zero else "normal"
         for up, text, size, weight in (
             (0.24, f"{estimate.value:+.2f}", 8, bold),
@@ -106,7 +115,15 @@ def _draw_map(
     axis.set_yticks(range(len(ks)), list(map(str, ks)))
     axis.set_xlabel(S_LABEL)
     axis.set_ylabel(K_LABEL)
-    return axis.imshow(mean_ks, cmap=colours, norm=norm, aspect="auto", origin="lower", interpolation="nearest")
+    return axis.imshow(
+        mean_ks,
+        cmap=colours,
+        norm=norm,
+        alpha=opacity_ks,
+        aspect="auto",
+        origin="lower",
+        interpolation="nearest",
+    )
 
 
 def _norm(means: Sequence[float]) -> Any:

@@ -6,6 +6,7 @@ import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import polars
@@ -20,6 +21,7 @@ from fastwi.report.study import Study
 from fastwi.report.summary import Table, count_of, interval_text, value_text
 from fastwi.version import __version__
 
+_WIDE = 5.0  # what spans this many times the median would shrink all others
 _MOST_CSV_ROWS = 20_000  # of a data frame in the page; a larger one stays a file
 
 
@@ -80,20 +82,37 @@ def csv_uri(data: "Table | polars.DataFrame | list[Finding]") -> str:
 def marked(findings: Sequence[Finding]) -> list[tuple[Finding, list[float], list[float]]]:
     """Findings with their places on a scale of 0 to 100: low, value, high and 0; without an interval each parent's.
 
-    Those of one unit share a scale, which has 0. Without places: there is nothing to draw.
+    Those of one unit share a scale, which has 0. It is that of intervals of usual width: what of a wider one lies
+    beyond it is at 0 or 100, all else at 4 to 96. Without places: there is nothing to draw.
     """
-    scales = defaultdict[str, list[float]](lambda: [0.0])
+    drawn = defaultdict[str, list[list[float]]](list)
     for finding in findings:
-        scales[finding.unit] += [*_bar(finding.estimate), *_points(finding.estimate)]
+        drawn[finding.unit].append([*_bar(finding.estimate), *_points(finding.estimate)])
+    ends = {unit: _scale(values) for unit, values in drawn.items()}
     found = []
     for finding in findings:
-        low, high = min(scales[finding.unit]), max(scales[finding.unit])
         bar, points = (
-            [round(4 + 92 * (value - low) / (high - low), 2) for value in values] if high > low else []
+            [_place(value, *ends[finding.unit]) for value in values] if any(ends[finding.unit]) else []
             for values in (_bar(finding.estimate), _points(finding.estimate))
         )
         found.append((finding, bar, points))
     return found
+
+
+def _scale(drawn: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The ends of the scale of values that are drawn, those of one finding together; it has 0."""
+    widths = [max(values) - min(values) for values in drawn if values]
+    usual = _WIDE * median(widths or [0.0])
+    kept = [values for values in drawn if values and (not usual or max(values) - min(values) <= usual)]
+    every = [value for values in kept for value in values] + [0.0]
+    return min(every), max(every)
+
+
+def _place(value: float, low: float, high: float) -> float:
+    """The place of a value on a scale from `low` to `high`."""
+    if not low <= value <= high:
+        return 0.0 if value < low else 100.0
+    return round(4 + 92 * (value - low) / (high - low), 2)
 
 
 def counted(estimate: Estimate) -> str:

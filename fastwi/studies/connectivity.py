@@ -145,6 +145,7 @@ def draw(frames: Frames, title: str) -> Any:
     Of many cells a part is drawn, and the title says so.
     """
     from matplotlib.figure import Figure
+    from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
 
     line = frames["line"]
@@ -170,13 +171,26 @@ def draw(frames: Frames, title: str) -> Any:
             heading = [f"k = {row[-1]}, s = {s}; {counted_text(rows)}", variant_of(names, (*row, s))]
             along = "place on the line: 0 is A, 1 is B" if y == len(down) - 1 else ""
             style(axis, along, "error (%)" if x == 0 else "", "\n".join(filter(None, heading)))
-    handles = [
-        Line2D([], [], color=TREATMENT_COLOURS[t], lw=1.8, label=f"test images, mean over parents, {t} statistics")
-        for t in distinct(line, "batch_norm")
-    ]
-    handles.append(Line2D([], [], color="0.3", lw=1.2, ls="--", label="training images, mean over parents"))
-    handles.append(Line2D([], [], color="0.3", lw=0.6, alpha=0.6, label="test images, each pair"))
-    upper.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
+    # Each entry is a line in the colour of each treatment that it stands for.
+    entries: dict[str, tuple[Line2D, ...]] = {}
+    colours = {treatment: TREATMENT_COLOURS[treatment] for treatment in distinct(line, "batch_norm")}
+    for treatment, colour in colours.items():
+        label = f"test images, mean over parents, {treatment} statistics"
+        entries[label] = (Line2D([], [], color=colour, lw=1.8),)
+    for label, look in (
+        ("training images, mean over parents", {"lw": 1.2, "ls": "--"}),
+        ("test images, each pair", {"lw": 0.6, "alpha": 0.6}),
+    ):
+        entries[label] = tuple(Line2D([], [], color=colour, **look) for colour in colours.values())
+    upper.legend(
+        list(entries.values()),
+        list(entries),
+        handler_map={tuple: HandlerTuple(ndivide=None)},
+        handlelength=4,
+        loc="outside upper center",
+        ncols=2,
+        fontsize=8,
+    )
     _draw_barriers(lower, frames["barrier"])
     part = f" ({drawn} of {len(cells)} cells)" if drawn < len(cells) else ""
     set_title(figure, f"Error on the line between two children{part}", title, size=10)
@@ -220,6 +234,7 @@ def _draw_barriers(figure: Any, barrier: polars.DataFrame) -> None:
                 draw_spread(axis, estimate, k + 0.03 * (i - (len(lines) - 1) / 2), colour)
             every += by_k.values()
         axis.axhline(0, color="0.6", lw=0.8, zorder=0)
+        axis.margins(0.12)  # intervals stay off the frame
         style(axis, K_LABEL, "", f"{label}\n{treatment} statistics", whole_x=True)
     figure.suptitle(f"Barriers, means over parents; {spread_text(every)}", fontsize=9)
     if len(axes[0].get_legend_handles_labels()[1]) <= 12:

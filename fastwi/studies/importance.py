@@ -366,7 +366,7 @@ def _claim(frames: Frames) -> Table:
     most = max((finding.estimate.n_parents for finding in found), default=0)
     notes = [finding.estimate.note for finding in found]
     columns = ("estimate, all cells together", "points [95 %]", "parents", "pairs", "verdict")
-    return titled(statement.title.rstrip("."), columns, body, most, notes)
+    return titled(f"Claim 5: {statement.title.rstrip('.')}", columns, body, most, notes)
 
 
 def _scores(frame: polars.DataFrame) -> Table:

@@ -225,6 +225,25 @@ def test_findings_of_one_unit_share_a_scale():
     ]
 
 
+def test_what_spans_far_more_than_the_others_does_not_shrink_them():
+    """The scale is that of the others, -2 to 8; ends beyond it are at 0 and 100."""
+
+    def finding(value, low, high, points=()):
+        return Finding("", Estimate(value, low, high, 5, 5, points=points), "points")
+
+    usual = [finding(6.0, 4.0, 8.0), finding(1.0, -2.0, 4.0), finding(2.0, -1.5, 5.5)]
+    wide = [finding(-73.0, -248.0, 102.0), finding(3.0, -300.0, 8.0), finding(50.0, None, None, (3.0, 97.0))]
+    alone = marked(usual)
+    assert marked([*usual, *wide[:1]])[:3] == alone
+    found = marked([*usual, usual[0], *wide])
+    assert found[:3] == alone
+    assert [(bar, points) for _, bar, points in found[4:]] == [
+        ([0.0, 0.0, 100.0, 22.4], []),
+        ([0.0, 50.0, 96.0, 22.4], []),
+        ([100.0, 100.0, 100.0, 22.4], [50.0, 100.0]),
+    ]
+
+
 def test_the_command_of_a_study_has_its_options(results, copied):
     """A manifest's options come back from the shown command."""
     options = {"alphas": 3, "low": -0.5, "cells": ["1,1", "2,1"], "treatments": ["recomputed"], "pairs": 1}

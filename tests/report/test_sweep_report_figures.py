@@ -1,9 +1,11 @@
 """Heat maps and curves: what is drawn is what was measured, and files are whole pictures."""
 
 import re
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
+import polars
 import pytest
 from drawn_measurements import made, planned, spec_of
 from matplotlib import pyplot
@@ -49,6 +51,7 @@ def test_heatmap(kept, tmp_path, seed):
     for axis, treatment in zip(panels(kept["heatmap.png"]), ("own", "recomputed"), strict=True):
         assert axis.get_title().startswith(treatment)
         (image,) = axis.images
+        opacity = image.get_alpha()
         values = np.ma.filled(image.get_array(), np.nan)
         assert values.shape == (3, 2)
         assert image.norm.vmin == -image.norm.vmax
@@ -60,7 +63,9 @@ def test_heatmap(kept, tmp_path, seed):
             e = mean_estimate(*(column.to_list() for column in pairs))
             assert values[[0, 1, 3].index(k), s - 1] == pytest.approx(e.value)
             assert {f"{e.value:+.2f}", f"[{e.low:+.2f}, {e.high:+.2f}]", f"n = 5 ({rows.height})"} <= set(texts)
-            bold += [f"{e.value:+.2f}"] if e.low > 0 or e.high < 0 else []
+            excludes = e.low > 0 or e.high < 0
+            assert opacity[[0, 1, 3].index(k), s - 1] == (1.0 if excludes else heatmap._PALE)
+            bold += [f"{e.value:+.2f}"] if excludes else []
         assert texts.count("not\nmeasured") == np.isnan(values).sum() == 1
         assert sorted(text.get_text() for text in axis.texts if text.get_weight() == "bold") == sorted(bold)
 
@@ -73,7 +78,25 @@ def test_heatmap_of_few_parents_has_no_interval_and_nothing_bold(kept, tmp_path,
     assert [text.get_text() for text in own.texts if text.get_weight() == "bold"] == []
     assert [text.get_text() for text in own.texts].count("+2.50") == 6
     assert "n = 2 (4)" in [text.get_text() for text in own.texts]
+    assert (own.images[0].get_alpha() == heatmap._PALE).all()
     assert not any("[" in text.get_text() for text in (*own.texts, kept["heatmap.png"]._suptitle))
+
+
+def test_the_colours_are_those_of_gains_that_are_there(kept, tmp_path, seed):
+    """A mean of -60 whose interval contains 0 does not set the scale."""
+    frame = gains(*made(FIVE, seed))
+    noise = polars.col("parent_seed") / 100
+    wild = polars.when(polars.col("parent_seed") == 0).then(-300.0).otherwise(0.0)
+    gain = polars.when(polars.col("k") == 0).then(wild).otherwise(polars.col("k") + noise)
+    frame = frame.with_columns(gain_best_own_points=gain, gain_best_recomputed_points=gain)
+    heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep")
+    figure = kept["heatmap.png"]
+    for axis in panels(figure):
+        (image,) = axis.images
+        values = image.get_array()
+        assert list(values[0]) == pytest.approx([-60.0, -60.0])
+        assert image.norm.vmax == pytest.approx(values[1:].max())
+        assert image.get_alpha().tolist() == [[heatmap._PALE] * 2, [1.0] * 2, [1.0] * 2]
 
 
 @pytest.mark.parametrize("treatments", [1, 2])
@@ -203,6 +226,25 @@ def test_a_run_is_drawn_in_three_metrics(kept, tmp_path, seed):
         states = place.after if metric == "train_loss" else (place.average, *place.after)
         assert list(average.get_ydata()) == [getattr(measurements[s, OWN], metric) for s in states]
         assert list(average.get_xdata()) == [3, 4, 5][-len(states) :]
+        assert axis.get_yscale() == "linear"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [(90.0, None, ["linear", "log", "log"]), (1.5, None, ["linear"] * 3), (90.0, 0.0, ["linear"] * 3)],
+)
+def test_a_run_with_a_huge_first_loss_has_a_logarithmic_axis(kept, tmp_path, seed, first, last, expected):
+    """A loss of 0 has no place there. Accuracies have a linear axis always."""
+    sweep, measurements = made(spec_of({}), seed)
+    (place,) = sweep.places
+    for state, loss in ((place.parent[0], first), (place.after[-1], last)):
+        if loss is not None:
+            old = measurements[state, OWN]
+            measurements[state, OWN] = replace(old, test_loss=loss, train_loss=loss)
+    curves.draw_run(sweep, measurements, tmp_path / "figure.png", "A run")
+    axes = kept["figure.png"].axes
+    assert [axis.get_yscale() for axis in axes] == expected
+    assert [("log scale" in axis.get_ylabel()) for axis in axes] == [scale == "log" for scale in expected]
 
 
 def test_a_figure_for_a_paper_has_no_title_and_fonts_that_are_text(tmp_path):
