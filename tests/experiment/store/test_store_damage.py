@@ -16,6 +16,7 @@ from store_samples import contents, copy_of, fill, flip, key_of, measurement, wr
 from fastwi.errors import UserError
 from fastwi.experiment.store import DamagedIndex, Store, rebuild
 from fastwi.experiment.store.index import MEASUREMENTS, TABLES, sealed
+from fastwi.experiment.store.places import StorePlaces, check_directory
 from fastwi.experiment.store.repair import export, read_table, verify
 from fastwi.store import listing
 
@@ -197,6 +198,22 @@ def test_rebuilding_needs_the_store_for_itself(closed, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="no store"):
         rebuild(tmp_path / "other")
+
+
+def test_an_index_that_another_process_is_making_is_not_lost(closed, tmp_path, monkeypatch):
+    places = StorePlaces(tmp_path / "store")
+    check_directory(places, create=True)
+    exists = Path.exists
+
+    def made_meanwhile(path: Path) -> bool:
+        found = exists(path)
+        if path == places.index and not found:
+            shutil.copytree(closed[0], places.directory, dirs_exist_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "exists", made_meanwhile)
+    with Store(places) as store:
+        assert contents(store) == closed[1]
 
 
 def test_gc_keeps_the_states_of_an_index_that_was_emptied(closed, tmp_path):
