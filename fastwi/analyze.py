@@ -13,7 +13,7 @@ from fastwi.config.read import Request, read_analysis_request
 from fastwi.config.write import study_lines, sweep_to_yaml
 from fastwi.files import to_json
 from fastwi.report.figures import set_style
-from fastwi.report.study import Frames, Study
+from fastwi.report.study import Frames, Study, shown_once
 from fastwi.report.summary import Summary, Table
 from fastwi.studies import all_studies
 
@@ -45,13 +45,14 @@ def _carry_out(request: Request, study: Study, opened: OpenedSweep) -> Summary:
         frames: Frames = study.measure(opened, request.options, progress.show)
     for cell in opened.left_out:
         print(f"fastwi: left out, diverged: {cell}", file=sys.stderr)
-    tables: list[Table] = study.tables(frames)
+    kept, note = shown_once(frames)
+    tables: list[Table] = study.tables(kept)
     write_study(request, study, opened, frames, tables, time.monotonic() - begun)
     rows = {name: frame.height for name, frame in frames.items()}
     values = {"study": request.study, "directory": str(request.directory), "rows": rows}
     files = ", ".join(f"{name}.parquet" for name in frames)
     line = f"{request.directory}: {files} (and .csv), summary.md, figure.png, .pdf and .svg, manifest.json"
-    return Summary(values, [line], tables)
+    return Summary(values, [*filter(None, [note]), line], tables)
 
 
 def _plan(request: Request, study: Study, opened: OpenedSweep) -> Summary:

@@ -22,9 +22,9 @@ from fastwi.analysis.statistics import (
     verdict_text,
 )
 from fastwi.report.estimates import ALMOST, correlation_of, distinct, hard_less_easy
-from fastwi.report.rows import OVER, TREATMENTS
+from fastwi.report.rows import OVER
 from fastwi.report.summary import count_of
-from fastwi.report.tables import cells, gain_column, most_epochs
+from fastwi.report.tables import cells, gain_column, measured, most_epochs, note_of
 
 NOT_MEASURED = "not measured"
 _MIDDLE = 0.5
@@ -132,7 +132,7 @@ def _average_beats_both(frames: Frames) -> Found:
     findings = list[Finding]()
     notes = list[str]()
     details = list[Finding]()
-    for treatment in TREATMENTS:
+    for treatment in measured(gains):
         tail = f"{treatment} statistics"
         for over, words in OVER.items():
             side: Side = "above" if over == "best" else ""
@@ -146,6 +146,7 @@ def _average_beats_both(frames: Frames) -> Found:
             parts = ", ".join(f"{verdicts.count(name)} {name}" for name in (CONFIRMED, REFUTED, NOT_SETTLED))
             notes.append(f"Cell by cell, {tail}: {parts}.")
         details += of_cells
+    notes += [f"{note[0].upper()}{note[1:]}." for note in [note_of(gains)] if note]
     return Found(findings, notes, details)
 
 

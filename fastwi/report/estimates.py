@@ -10,6 +10,9 @@ from fastwi.report.summary import Table, count_of, estimates_table, value_text, 
 
 TREATMENT_COLOURS = {"averaged": "tab:blue", "own": "tab:blue", "recomputed": "tab:orange"}
 
+SAME = "recomputed statistics give the same, as without batch norm"
+"""What is said where they are not shown for that reason."""
+
 
 def cell_names(frame: polars.DataFrame, alpha: bool = False) -> list[str]:
     """The columns that name a cell: the sweep's axes beside k and s, k, s, and on demand alpha where there is one."""

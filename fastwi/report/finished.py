@@ -15,7 +15,7 @@ from fastwi.config.sweep import AnalysisOptions, SweepSpec
 from fastwi.errors import ConfigError, UserError
 from fastwi.models.changes import NETWORKS
 from fastwi.report.claims import Claim, judge
-from fastwi.report.study import Frames, Study
+from fastwi.report.study import Frames, Study, shown_once
 from fastwi.report.summary import Table
 from fastwi.report.tables import sweep_tables
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
@@ -119,7 +119,7 @@ def _read(directory: Path, studies: Mapping[str, Study]) -> Finished:
     path = directory / "gains.parquet"
     with _of_this_version(path, _AGAIN):
         gains = _parquet(path)
-        claims = judge(gains, {name: run.frames for name, run in runs.items()})
+        claims = judge(gains, {name: shown_once(run.frames)[0] for name, run in runs.items()})
         return Finished(directory, spec, yaml, about, gains, sweep_tables(gains), runs, claims)
 
 
@@ -132,7 +132,7 @@ def _read_study(home: Path, study: Study, sweep: Mapping[str, Any]) -> StudyRun:
     with _of_this_version(home, again):
         names = {path.stem for path in home.glob("*.parquet")} | set(about.get("rows", ()))
         frames = study.renew({name: _parquet(home / f"{name}.parquet") for name in sorted(names)})
-        return StudyRun(home, frames, study.tables(frames), about.get("options", {}))
+        return StudyRun(home, frames, study.tables(shown_once(frames)[0]), about.get("options", {}))
 
 
 def _spec(path: Path) -> tuple[SweepSpec, str]:

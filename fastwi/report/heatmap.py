@@ -12,7 +12,7 @@ from fastwi.analysis.statistics import FEWEST, Estimate
 from fastwi.report.estimates import estimate_of
 from fastwi.report.figures import numbered, save_figure
 from fastwi.report.summary import interval_text
-from fastwi.report.tables import cells, gain_column, measured
+from fastwi.report.tables import cells, gain_column, measured, note_of
 
 K_LABEL, S_LABEL = "k: epochs of the parent", "s: epochs of each child"
 _CELL_INCHES = (0.98, 0.52)
@@ -64,6 +64,7 @@ def draw_heatmap(gains: polars.DataFrame, path: Path, subject: str) -> list[Path
     for number, panels in enumerate(files, 1):
         counted = f" ({number} of {len(files)})" if len(files) > 1 else ""
         heading = f"Gain in test accuracy of the average over the best child: {subject}{counted}\n{below}"
+        heading += f"\n{note_of(gains)}" if note_of(gains) else ""
         down = -(-len(panels) // beside)
         least = 0.075 * max(map(len, heading.split("\n")))  # a narrow map would cut its own heading off
         size = (max(width * beside + 1.0, least), height * down + 0.8)

@@ -10,7 +10,8 @@ from fastwi.analysis.columns import PAIR_COLUMNS, Column, Columns
 from fastwi.analysis.measuring import SPLITS
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Progress
-from fastwi.config.sweep import AnalysisOptions
+from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.report.estimates import SAME
 from fastwi.report.summary import Table
 
 Frames = Mapping[str, polars.DataFrame]
@@ -28,6 +29,19 @@ MEASURED_COLUMNS = {
         ("error_%", "%", "share of {} images classified wrongly; null where not defined"),
     )
 }
+
+
+def shown_once(frames: Frames) -> tuple[dict[str, polars.DataFrame], str]:
+    """The frames as shown, without rows of recomputed statistics that repeat the others; and a note on that."""
+    kept = dict(frames)
+    for name, frame in frames.items():
+        if "batch_norm" in frame.columns:
+            again = polars.col("batch_norm") == RECOMPUTED
+            others = frame.filter(~again)
+            keys = [column for column in frame.columns if column != "batch_norm"]
+            new = frame.filter(again).join(others, on=keys, how="anti", nulls_equal=True)
+            kept[name] = frame if new.height or not others.height else others
+    return kept, SAME if any(kept[name].height < frame.height for name, frame in frames.items()) else ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fastwi.files import atomic_path, to_json, write_text
 from fastwi.report.figures import save_figure
 from fastwi.report.manifest import manifest
 from fastwi.report.rows import write_frame
-from fastwi.report.study import Frames, Study
+from fastwi.report.study import Frames, Study, shown_once
 from fastwi.report.summary import OVER_PARENTS, Table
 from fastwi.sealed import MANIFEST, seal_directory
 
@@ -43,11 +43,13 @@ def write_study(
         "",
     ]
     lines += [f"- {key}: {to_json(value)}" for key, value in options.items()]
+    kept, note = shown_once(frames)
+    lines += [f"- {note}"] if note else []
     lines += [f"- left out, diverged: {cell}" for cell in opened.left_out]
     for table in tables:
         lines += ["", table.markdown().rstrip("\n")]
     write_text(directory / "summary.md", "\n".join([*lines, "", OVER_PARENTS]) + "\n")
-    save_figure(study.draw(frames, title), directory / "figure.png")
+    save_figure(study.draw(kept, "\n".join(filter(None, [title, note]))), directory / "figure.png")
     resolved = sweep_to_yaml(request.spec, request.options)
     identity = hashlib.sha256(f"{request.study}\n{resolved}".encode()).hexdigest()[:12]
     about = manifest(card, opened.resources.engine(config).resolved, identity, opened.planned.networks)

@@ -11,7 +11,7 @@ from functools import partial
 import polars
 
 from fastwi.config.sweep import SweepSpec
-from fastwi.report.estimates import cell_names, counted, estimate_of, groups, shown
+from fastwi.report.estimates import SAME, cell_names, counted, estimate_of, groups, shown
 from fastwi.report.rows import ACCURACY, OVER, TREATMENTS, Row
 from fastwi.report.summary import OVER_PARENTS, Table, count_of, estimates_table, value_text, variant_text
 
@@ -34,8 +34,16 @@ def gain_column(treatment: str, over: str = "best") -> str:
 
 
 def measured(gains: polars.DataFrame, over: str = "best") -> list[str]:
-    """The treatments of batch norm under which there are gains."""
-    return [name for name in TREATMENTS if gains[gain_column(name, over)].count()]
+    """The treatments of batch norm under which there are gains; the first alone where the other repeats it."""
+    names = [name for name in TREATMENTS if gains[gain_column(name, over)].count()]
+    return names[:1] if note_of(gains) else names
+
+
+def note_of(gains: polars.DataFrame) -> str:
+    """`SAME` where all numbers of recomputed statistics repeat the own ones; else empty."""
+    columns = [name for name in gains.columns if "recomputed" in name and gains[name].count()]
+    same = all(gains[name].equals(gains[name.replace("recomputed", "own")]) for name in columns)
+    return SAME if columns and same else ""
 
 
 def most_epochs(gains: polars.DataFrame) -> int:
@@ -59,7 +67,8 @@ def cell_table(gains: polars.DataFrame, over: str = "best") -> Table:
     for name in measured(gains, over):
         columns[f"gain, {name} [95 %]"] = partial(_mean, column=gain_column(name, over))
         columns[f"beats all, {name} (%)"] = partial(_wins, column=gain_column(name))
-    return _table(f"Gain of the average over {OVER[over]} at interpolation, in points", gains, columns)
+    title = f"Gain of the average over {OVER[over]} at interpolation, in points"
+    return _table("; ".join(filter(None, [title, note_of(gains)])), gains, columns)
 
 
 def after_table(gains: polars.DataFrame, against: str = "best") -> Table:

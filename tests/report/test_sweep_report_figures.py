@@ -14,7 +14,9 @@ from matplotlib.colors import SymLogNorm
 from fastwi.analysis.statistics import mean_estimate
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
-from fastwi.report import curves, figures, heatmap
+from fastwi.report import curves, figures, heatmap, tables
+from fastwi.report.claims import judge
+from fastwi.report.estimates import SAME
 from fastwi.report.rows import gains
 
 TITLE = "Test accuracy of parents, children and their averages"
@@ -97,6 +99,28 @@ def test_the_colours_are_those_of_gains_that_are_there(kept, tmp_path, seed):
         assert list(values[0]) == pytest.approx([-60.0, -60.0])
         assert image.norm.vmax == pytest.approx(values[1:].max())
         assert image.get_alpha().tolist() == [[heatmap._PALE] * 2, [1.0] * 2, [1.0] * 2]
+
+
+@pytest.mark.parametrize(("differs", "expected"), [(False, ["own"]), (True, ["own", "recomputed"])])
+def test_recomputed_statistics_that_change_nothing_are_not_shown(kept, tmp_path, seed, differs, expected):
+    """As of a network without batch norm; one number that differs is enough to show both."""
+    frame = gains(*made(FIVE, seed))
+    frame = frame.with_columns(
+        polars.col(name.replace("recomputed", "own")).alias(name) for name in frame.columns if "recomputed" in name
+    )
+    if differs:
+        last = polars.int_range(polars.len()) == frame.height - 1
+        frame = frame.with_columns(polars.col("gain_mean_recomputed_points") + last * 0.01)
+    assert tables.measured(frame) == expected
+    table = tables.cell_table(frame)
+    assert [name in table.columns for name in ("gain, own [95 %]", "gain, recomputed [95 %]")] == [True, differs]
+    heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep")
+    figure = kept["heatmap.png"]
+    assert [axis.get_title().split()[0] for axis in panels(figure)] == expected
+    found = judge(frame, {})[0].found
+    assert len([finding for finding in found.findings if finding.verdict]) == len(expected)
+    for said in (table.title, figure._suptitle.get_text(), " ".join(found.notes)):
+        assert (SAME[1:] in said) != differs
 
 
 @pytest.mark.parametrize("treatments", [1, 2])

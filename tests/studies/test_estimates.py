@@ -1,10 +1,12 @@
 """What figures of studies draw of an estimate."""
 
+import polars
 import pytest
 from matplotlib.figure import Figure
 
 from fastwi.analysis.statistics import mean_estimate
-from fastwi.report.estimates import draw_spread, shown, titled
+from fastwi.report.estimates import SAME, draw_spread, shown, titled
+from fastwi.report.study import shown_once
 
 
 @pytest.mark.parametrize("across", [False, True])
@@ -27,3 +29,27 @@ def test_headings_promise_intervals_where_there_are_some():
         table = titled("Gain [95 %]", ("k", "own [95 %]"), [["[3]", shown(estimate, count)]], count, [estimate.note])
         assert ("[95 %]" in table.title, "[95 %]" in table.columns[1]) == (some, some)
         assert ("n = 4: too few" in table.title) == (not some)
+
+
+@pytest.mark.parametrize("value", [1.5, None, float("nan")])
+def test_rows_of_recomputed_statistics_that_repeat_the_others_are_not_shown(value):
+    """The frames that are stored keep them; the others may have more rows."""
+    rows = [("averaged", 0, 0.5), ("averaged", 1, value), ("averaged", 2, 3.0)]
+    again = [("recomputed", 0, 0.5), ("recomputed", 1, value)]
+    columns = ["batch_norm", "pair", "loss"]
+    frames = {
+        "same": polars.DataFrame([*rows, *again], schema=columns, orient="row"),
+        "other": polars.DataFrame({"pair": [1, 2]}),
+    }
+    kept, note = shown_once(frames)
+    assert kept["same"].equals(frames["same"][:3])
+    assert kept["other"].equals(frames["other"])
+    assert note == SAME
+    for different in (("recomputed", 1, 7.0), ("recomputed", 3, 0.5)):
+        frame = polars.DataFrame([*rows, again[0], different], schema=columns, orient="row")
+        kept, note = shown_once({"different": frame})
+        assert kept["different"].equals(frame)
+        assert note == ""
+    alone = frames["same"][3:]
+    kept, note = shown_once({"alone": alone})
+    assert (kept["alone"].height, note) == (2, "")
