@@ -5,6 +5,7 @@ exist, or data left over or missing, and not where it leaves a valid JPEG of ano
 """
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -105,7 +106,8 @@ def decode_image(
     except Image.UnidentifiedImageError:
         raise ImageError("neither a PNG nor a JPEG image") from None
     except Exception as error:  # Pillow's plugins raise many kinds: OSError, SyntaxError, struct.error, ...
-        raise ImageError(f"damaged image ({error})") from error
+        said = re.sub(r"b'(\w+)'", r"\1", str(error))  # Pillow names chunks as bytes
+        raise ImageError(f"damaged image ({said})") from error
     if size is not None and rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
     found = {

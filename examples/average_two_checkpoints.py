@@ -7,6 +7,21 @@ statistics are averaged too: recompute them (torch.optim.swa_utils.update_bn) be
 import sys
 
 import fastwi
+from fastwi.errors import UserError
 
-*inputs, out = sys.argv[1:]
-fastwi.save_state_dict(fastwi.average(inputs), out)
+
+def main(*files: str) -> int:
+    """Average all files but the last, and write that one. Returns the exit code."""
+    if len(files) < 3:
+        print(f"usage: python {sys.argv[0]} A.pt B.pt OUT.pt", file=sys.stderr)
+        return 2
+    try:
+        fastwi.save_state_dict(fastwi.average(files[:-1]), files[-1])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -14,7 +14,7 @@ from fastwi.config.write import study_lines, sweep_to_yaml
 from fastwi.files import to_json
 from fastwi.report.figures import set_style
 from fastwi.report.study import Frames, Study, shown_once
-from fastwi.report.summary import Summary, Table
+from fastwi.report.summary import Summary, Table, count_of
 from fastwi.studies import all_studies
 
 
@@ -63,7 +63,7 @@ def _plan(request: Request, study: Study, opened: OpenedSweep) -> Summary:
               "points_with_states": kept, "options": study.chosen(request.options)}  # fmt: skip
     lines = [
         f"# {request.study}: {study.question}",
-        f"# {len(places):,} points, of {kept:,} the children's states are in {opened.store.directory}; "
+        f"# the children's states of {kept:,} of {count_of(len(places), 'point')} are in {opened.store.directory}; "
         f"would write to {request.directory}",
         sweep_to_yaml(request.spec, request.options, changed=True),
     ]

@@ -41,8 +41,10 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where it arrived. A KeyboardInterrupt: what tidies up after Ctrl-C does so here too."""
 
 
-def command(body: Callable[[list[str]], int]) -> Callable[..., int]:
+def command(body: Callable[[list[str]], int], resumes: bool = False) -> Callable[..., int]:
     """A command's entry point, made of its body, which takes the arguments, works and returns the exit code.
+
+    `resumes`: the same command continues what was interrupted, and the message says so.
 
     Without arguments it takes those of the process. It returns the body's exit code, or one of those that this
     module's docstring lists. A UserError prints `fastwi: error: ...` to stderr, once for each line of its message; an
@@ -66,12 +68,12 @@ def command(body: Callable[[list[str]], int]) -> Callable[..., int]:
                     status = 0
                 return status if _flush_stdout() else EXIT_FAILED
             except BaseException as error:
-                return _exit_code(error)
+                return _exit_code(error, "; the same command continues" if resumes else "")
 
     return main
 
 
-def _exit_code(error: BaseException) -> int:
+def _exit_code(error: BaseException, after_interrupt: str) -> int:
     """The exit code after an exception, which is reported. Raises it again where it is not for here."""
     if isinstance(error, SystemExit):
         raise error
@@ -89,7 +91,7 @@ def _exit_code(error: BaseException) -> int:
         interrupt = interrupt.__context__  # raised by code that tidies up what was only begun
     if interrupt is not None:
         terminated = isinstance(interrupt, Terminated)
-        print(f"fastwi: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+        print(f"fastwi: {'terminated' if terminated else 'interrupted'}{after_interrupt}", file=sys.stderr)
         return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
     if not isinstance(error, Exception):
         raise error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastwi.cli import command
-from fastwi.errors import UserError
+from fastwi.errors import ConfigError, UserError
 from fastwi.files import to_json
 from fastwi.models.names import model_problem
 from fastwi.version import __version__
@@ -87,7 +87,12 @@ def _import(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
     from fastwi.population.state_file import read_state_file
 
     image_size = None if arguments.image_size is None else (arguments.image_size,) * 2
-    layout = Layout.of(build_model(arguments.model, arguments.classes, arguments.width, image_size))
+    try:
+        network = build_model(arguments.model, arguments.classes, arguments.width, image_size)
+    except ConfigError as error:
+        said = str(error).replace("model.name", "--model").replace("give image_size", "give --image-size")
+        raise ConfigError(said) from error
+    layout = Layout.of(network)
     population = Population.zeros(layout, len(arguments.files))
     for m, file in enumerate(arguments.files):
         source = read_state_file(file)

@@ -7,6 +7,7 @@ interrupted, and may run in several processes at once. From Python the module it
 import inspect
 import sys
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
     from fastwi.report.results import Results
 
 
-@command
+@partial(command, resumes=True)
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad input, 3 partly done, 130 interrupted."""
     request = read_sweep_request(argv)
     set_style(request.figures)
-    sweep = open_sweep(request.spec, request.sweep, request.shard)
+    with request.naming_config():
+        sweep = open_sweep(request.spec, request.sweep, request.shard)
     if request.dry_run:
         from fastwi.report.plan import plan
         from fastwi.report.results import sweep_directory

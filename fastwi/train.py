@@ -7,6 +7,7 @@ with a finished one whose experiment.after was raised.
 
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 _DESCRIPTION = "Train a parent, its children, and the average of these."
 
 
-@command
+@partial(command, resumes=True)
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted."""
     request = read_request(argv, "fastwi.train", _DESCRIPTION, draws=True)
     set_style(request.figures)
-    run = open_run(request.config, request.config_file)
+    with request.naming_config():
+        run = open_run(request.config, request.config_file)
     if run.shorter:
         print(f"fastwi: {run.shorter}", file=sys.stderr)
     if request.dry_run:

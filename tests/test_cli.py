@@ -125,6 +125,14 @@ def test_signals_end_a_program_after_it_tidied_up(number: int, code: int, word: 
     assert (running.returncode, out, err) == (code, "tidied\n", f"fastwi: {word}\n")
 
 
+def test_an_interrupted_command_that_resumes_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def body(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert command(body, resumes=True)([]) == 130
+    assert capsys.readouterr().err == "fastwi: interrupted; the same command continues\n"
+
+
 @pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
 def test_a_reader_that_went_away_is_no_error_message(environment: dict[str, str]) -> None:
     reader, writer = os.pipe()

@@ -19,15 +19,15 @@ from fastwi.train import main as train
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(monkeypatch, script: str, *arguments: object) -> None:
-    """As `python examples/SCRIPT ARGUMENTS` would."""
+def run(monkeypatch, script: str, *arguments: object, expected: int = 0) -> None:
+    """As `python examples/SCRIPT ARGUMENTS` would, with the exit code `expected`."""
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
     code: object = 0
     try:
         runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     except SystemExit as ended:
         code = ended.code
-    assert code == 0
+    assert code == expected
 
 
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
@@ -45,6 +45,16 @@ def test_average_two_checkpoints(seed, tmp_path, monkeypatch, ending):
             torch.testing.assert_close(value.double(), (a.double() + b.double()) / 2, rtol=1e-6, atol=1e-6)
         else:
             assert torch.equal(value, torch.maximum(a, b))
+
+
+@pytest.mark.parametrize("files", [["a.pt", "b.pt", "out.pt"], ["a.pt", "out.pt"]])
+def test_average_of_missing_files(tmp_path, monkeypatch, capsys, files):
+    """A missing file or argument is one line."""
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "average_two_checkpoints.py", *files, expected=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ("a.pt" if len(files) == 3 else "usage: ") in line
+    assert not Path("out.pt").exists()
 
 
 @pytest.fixture(scope="module")

@@ -73,13 +73,13 @@ def test_a_run_of_an_edited_network_is_another_run(folder, capsys):
     edit(folder, 2)
     capsys.readouterr()
     assert run() == 0
-    assert "finished before" not in capsys.readouterr().err
+    assert "already finished" not in capsys.readouterr().err
     first, second = (losses(path) for path in (folder / "runs").iterdir())
     assert len(first) == len(second)
     assert not set(first) & set(second)
     edit(folder, 1)
     assert run() == 0
-    assert "finished before" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
 
 
 def test_a_directory_with_another_networks_run_is_refused_by_name(folder, capsys):

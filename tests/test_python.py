@@ -88,7 +88,7 @@ def test_a_run_is_that_of_the_command(ran, digits_directory, tmp_path, capfd):
     again = fastwi.run(SETTINGS, train=digits_directory, directory=tmp_path / "r")  # the command's run goes on here
     assert again.frame.equals(ran.frame, null_equal=True)
     said = capfd.readouterr()
-    assert "finished before" in said.err
+    assert "already finished" in said.err
     assert said.out == ""
 
 

@@ -85,7 +85,7 @@ def test_finished_run_is_not_trained_again(digits_directory, copied, capsys):
     assert main(arguments(digits_directory, copied, "--json")) == 0
     said = capsys.readouterr()
     shown = json.loads(said.out)
-    assert "finished before" in said.err
+    assert "already finished" in said.err
     assert shown["directory"] == str(copied / "r")
     assert shown["metrics"] == rows_of(copied / "r")
     assert contents(copied / "r" / "checkpoints") == before

@@ -157,7 +157,12 @@ class Layers:
     def add_text(self, text: str, origin: str, directory: Path = Path(), chain: tuple[str, ...] = ()) -> None:
         """Add YAML text: `origin` names it in messages, a base is looked for in `directory`."""
         with self.noting():
-            self.add(parse_yaml(text, origin), self.names, origin, directory, chain)
+            given = parse_yaml(text, origin)
+            for name in ("base", "axes", "sweep"):
+                if self.names is KEYS and isinstance(given, dict) and name in given:
+                    place = f"{given[name].origin}{name}"
+                    raise ConfigError(f"{place}: is of a sweep file; give the file to python -m fastwi.sweep")
+            self.add(given, self.names, origin, directory, chain)
 
     def add(
         self,

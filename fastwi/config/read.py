@@ -5,7 +5,8 @@ has `--help`, `--version` or `--print-config`.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,6 +29,7 @@ from fastwi.config.sweep import (
 )
 from fastwi.config.values import Key, did_you_mean, keys_of, number_from_text, option, show
 from fastwi.config.write import help_text, study_lines, sweep_to_yaml, to_yaml
+from fastwi.errors import UserError
 from fastwi.version import __version__
 
 _PART = "[1-9][0-9]{0,8}/[1-9][0-9]{0,8}"
@@ -83,6 +85,16 @@ class Request:
         """The configuration of a run."""
         return self.spec.base
 
+    @contextmanager
+    def naming_config(self) -> Iterator[None]:
+        """Within the block, an error about the default dataset also says that no --config was given."""
+        try:
+            yield
+        except UserError as error:
+            if self.config_file is None and str(error).startswith(f"{KEYS['data.path'].default}: "):
+                raise UserError(f"{error}; no --config was given") from error
+            raise
+
     @property
     def directory(self) -> Path:
         """Where a study's files go: `analyses/STUDY` in the sweep's results, or in analysis.directory."""
@@ -122,8 +134,8 @@ def read_analysis_request(argv: Sequence[str], studies: Mapping[str, str]) -> Re
     if layers.flag("list", False):
         study = ""
     elif study not in studies:
-        named = show(study) if study else "STUDY"
-        layers.problems.append(f"{named}: is not a study; {did_you_mean(study, studies)}")
+        named = f"{show(study)}: is not a study" if study else "no study was given"
+        layers.problems.append(f"{named}; {did_you_mean(study, studies)}")
     elif not layers.problems and not layers.file and not layers.last & (KEYS.keys() | AXES.keys() | OPTIONS.keys()):
         layers.problems.append("--config: is missing; give the sweep's file, or sweep.yaml in its results")
     return _built(layers, study)
@@ -196,7 +208,8 @@ def _words(argv: Sequence[str], known: Mapping[str, Key], problems: list[str]) -
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
-            problems.append(f"{show(word)}: is not a flag; write --section.key VALUE")
+            fix = f"--config {word}" if word.endswith((".yaml", ".yml")) else "--section.key VALUE"
+            problems.append(f"{show(word)}: is not a flag; write {fix}")
             continue
         given = bool(equals)
         # A value that starts with -- needs the form with =, else a forgotten one would eat the next flag.

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import math
 import os
 import re
 import textwrap
@@ -82,13 +83,14 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 def number_from_text(text: str) -> int | float | None:
     """The decimal number that `text` spells, an int where it has neither point nor exponent, else None.
 
-    Too large an exponent gives infinity, which no key takes.
+    None too for too large an exponent: no key takes infinity, and messages show what was typed.
     """
     if len(text) > _LONGEST_NUMBER:
         return None
     if _WHOLE.fullmatch(text):
         return int(text)
-    return float(text) if _NUMBER.fullmatch(text) else None
+    number = float(text) if _NUMBER.fullmatch(text) else math.inf
+    return number if math.isfinite(number) else None
 
 
 def expand_range(text: str) -> list[int] | list[float]:

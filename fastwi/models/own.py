@@ -128,8 +128,10 @@ def _call(name: str, builder: Builder, classes: int, image_size: tuple[int, int]
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        known = "classes or num_classes is" if image_size is None else "classes or num_classes, and image_size, are"
-        raise refusal(name, f"{error}; only {known} given: give the rest defaults") from None
+        fix = "only classes or num_classes, and image_size, are given: give the rest defaults"
+        if image_size is None:
+            fix = "give image_size" if "'image_size'" in str(error) else fix.replace(", and image_size, are", " is")
+        raise refusal(name, f"{error}; {fix}") from None
     try:
         network = builder(**arguments)
     except Exception as error:  # whatever the user's code raises

@@ -112,7 +112,7 @@ def sweep(
     with undisturbed():
         spec = replace(spec, base=_with_images(spec.base, train, test, spec.options.directory))
         found = carry_out_sweep(open_sweep(spec, request.sweep), quiet=not progress)
-    missing = [f"{found.missing:,} measurements are not there yet"] if found.missing else []
+    missing = [f"measurements that are not there yet: {found.missing:,}"] if found.missing else []
     return _results(found.directory, found.summary.problems or missing, found.frame, found.gains)
 
 

@@ -276,7 +276,7 @@ def _by_split(what: str, tail: str, rows: polars.DataFrame, column: str, side: S
         return Found()
     pair = rows.columns[: rows.columns.index("pair") + 1]
     of_pairs = rows.group_by(pair, maintain_order=True).agg(polars.col(column).mean())
-    words = f"{what}, harder half of the splits less {ALMOST} times easier half{tail}"
+    words = f"{what}, harder half minus {ALMOST} x easier half{tail}"
     apart = f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}"
     findings = [
         *_find(f"{what}, all splits{tail}", of_pairs, side, column),
@@ -284,7 +284,7 @@ def _by_split(what: str, tail: str, rows: polars.DataFrame, column: str, side: S
         _finding(apart, ends),
         *_find(f"{what}, split {easy} (easiest){tail}", rows.filter(split=easy), "", column),
     ]
-    more = _finding(f"{what}, harder half of the splits less easier half{tail}", halves, side)
+    more = _finding(f"{what}, harder half minus easier half{tail}", halves, side)
     return Found(findings, details=[more])
 
 
@@ -371,9 +371,9 @@ CLAIMS = {
     5: Statement(
         "Gains and losses fall almost wholly on hard examples (by EL2N score); easy ones stay flat.",
         "In points of training accuracy, the gain of the average over the children's mean (above 0 claimed), and its "
-        "change from interpolation to the last further epoch (below 0 claimed): over all splits, and on the harder "
-        f"half of them less {ALMOST} times that on the easier half, which says that over "
-        f"{100 * ALMOST // (ALMOST + 1)} % of it is there.",
+        "change from interpolation to the last further epoch (below 0 claimed): over all splits, and as harder half "
+        f"minus {ALMOST} x easier half (above 0, of the change below 0: more than "
+        f"{100 * ALMOST // (ALMOST + 1)} % of it is on the harder half).",
         _falls_on_hard_examples,
         _all_hold,
         "importance/split_gains",

@@ -20,7 +20,7 @@ from fastwi.experiment.resources import Resources
 from fastwi.experiment.todo import left_of
 from fastwi.population import Population
 from fastwi.report.progress import clock, cost_of
-from fastwi.report.summary import Summary
+from fastwi.report.summary import Summary, count_of
 from fastwi.sealed import MANIFEST
 
 _STEPS = 8
@@ -63,14 +63,14 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
         "tree": lines,
     }
     disk = (f"{name} {size / 2**20:,.0f} MiB" + " (chosen)" * (name == keep) for name, size in sizes.items())
+    alone = f", {naive:,} if each point were run alone: {naive / max(1, epochs):.1f} times as many"
     shown = [
         f"{directory}: {'goes on' if (directory / MANIFEST).exists() else 'new'}",
         engine_text(resources.engine(points[0].config), planned),
         *lines,
-        f"{len(points):,} points; {epochs:,} epochs in the tree, {naive:,} if each point were run alone: "
-        f"{naive / max(1, epochs):.1f} times as many",
-        f"left: {epochs_left:,} epochs, {images:,} images to train, {probes_left:,} networks to measure: about "
-        f"{clock(seconds)} on one such device",
+        f"{count_of(len(points), 'point')}; {count_of(epochs, 'epoch')} in the tree{alone * (naive > epochs)}",
+        f"left: {count_of(epochs_left, 'epoch')}, {count_of(images, 'image')} to train, "
+        f"{count_of(probes_left, 'network')} to measure: about {clock(seconds)} on one such device",
         f"states in the store at the end, by sweep.keep: {', '.join(disk)}",
     ]
     return Summary(values, [*(f"# {line}" for line in shown), yaml])
@@ -103,7 +103,7 @@ def tree_lines(planned: PlannedSweep) -> list[str]:
         if len(kept) > _MOST_NAMED:
             kept[8:-1] = ["..."]
         where = f", kept at epochs {', '.join(kept)}" if kept else ""
-        lines.append(f"{name}: {count:,} trajectories, {len(nodes):,} epochs{where}")
+        lines.append(f"{name}: {count_of(count, 'trajectory')}, {count_of(len(nodes), 'epoch')}{where}")
     return lines
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as RichProgress
 
 from fastwi.report.rows import ACCURACY, point_rows
+from fastwi.report.summary import count_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -79,8 +80,10 @@ class Progress:
             return
         self._next_line = now + _LINE_EVERY_S
         spent = now - self._begun
-        times = [speed, f"{clock(spent)} spent", f"{clock((total - done) * spent / max(done, 1e-9))} left"]
-        said = said or f"{self._name}: {100 * done / max(total, 1):.0f} %"
+        percent = f"{100 * done / max(total, 1):.0f} %"
+        left = "" if percent == "0 %" else f"{clock((total - done) * spent / max(done, 1e-9))} left"
+        times = [speed, f"{clock(spent)} spent", left]
+        said = said or f"{self._name}: {percent}"
         self._print(f"{said}  [{', '.join(filter(None, times))}]")
 
     def _print(self, message: str) -> None:
@@ -102,13 +105,13 @@ class TreeProgress(Progress):
     def planned(self, left: Sequence[int]) -> None:
         """Take `left` as what is left."""
         if not left:
-            finished = "finished before; its results are shown again, whatever engine.* says now"
+            finished = "already finished; showing the stored results (engine.* is ignored)"
             self._print("other processes did the rest" if self._tasks else finished)
         self._total = self._done + self._cost(left)
         self._tasks = self._tasks_done + len(left)
         self._bar.update(self._task, total=self._total)
         epochs, probes = self._planned.tree.count(left)
-        self._waiting["planned"] = f"{epochs:,} epochs to train, {probes:,} networks to measure"
+        self._waiting["planned"] = f"{count_of(epochs, 'epoch')} to train, {count_of(probes, 'network')} to measure"
 
     def images(self, trained: int, evaluated: int) -> None:
         """Advance within what is being measured."""

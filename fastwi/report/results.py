@@ -16,7 +16,7 @@ from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.files import locked_directory, write_text
 from fastwi.report.rows import COLUMNS, GAIN_COLUMNS, gains, point_rows, result_frame, rows_frame, write_frame
 from fastwi.report.run_directory import RunDirectory
-from fastwi.report.summary import Summary
+from fastwi.report.summary import Summary, count_of
 from fastwi.report.tables import cell_table, run_tables, summary_markdown
 from fastwi.sealed import MANIFEST, seal_directory, sealed_yaml
 
@@ -106,7 +106,7 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
     write_text(store.directory / "sweeps" / f"{spec.options.name}.yaml", sealed_yaml(resolved))
     counts = {"points": len(points), "measurements": len(measured), "missing": missing}
     line = f"{directory}: results.parquet, gains.parquet, summary.md, heatmap.png, curves.png"
-    line += f"; {missing:,} measurements are not there yet" if missing else ""
+    line += f"; not there yet: {count_of(missing, 'measurement')}" if missing else ""
     tables = [cell_table(averages)] if averages.height else []
     summary = Summary({"directory": str(directory), **counts}, [line], tables, [*problems, *failures])
     return Results(directory, frame, averages, missing, summary)

@@ -133,8 +133,9 @@ class Summary:
 
 
 def count_of(number: int, what: str) -> str:
-    """'1 pair', '1,200 pairs'."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
+    """'1 pair', '1,200 pairs', '2 trajectories'."""
+    many = f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
+    return f"{number:,} {what if number == 1 else many}"
 
 
 def interval_text(estimate: Estimate) -> str:

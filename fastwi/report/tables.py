@@ -116,7 +116,7 @@ def summary_markdown(spec: SweepSpec, gains: polars.DataFrame, planned: int, mis
         f"- {count_of(len(options.parents), 'parent')}, {options.children} children of each at each k, "
         f"{options.tuple_size} averaged together ({options.tuples})"
     )
-    part = f"; {missing:,} measurements are missing: this is a part of the sweep" if missing else ""
+    part = f"; missing: {count_of(missing, 'measurement')}, so this is a part of the sweep" if missing else ""
     lines.append(f"- {gains.height:,} of {planned:,} averages measured{part}")
     for table in sweep_tables(gains):
         lines += ["", table.markdown().rstrip("\n")]

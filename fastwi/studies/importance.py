@@ -338,7 +338,7 @@ def tables(frames: Frames) -> list[Table]:
             (*map(str, values), f"{rows['epochs_not_stored'].sum():,} of {rows['epochs'].sum():,}")
             for values, rows in groups(missing, names)
         )
-        title = "Epochs that were not measured, for want of states (sweep.keep: all keeps them)"
+        title = "Epochs that were not measured, because their states were not kept (sweep.keep: all keeps them)"
         found.append(Table(title, (*names, "epochs not stored"), body))
     return found
 

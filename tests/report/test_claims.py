@@ -264,9 +264,7 @@ def test_claim_5_in_detail(seed):
     found = claim(5, split_gains=gains, split_changes=changes)
     assert found.verdict == REFUTED  # not almost all of it
     details = {finding.what: finding for finding in found.found.details}
-    more = {
-        name: finding for name, finding in details.items() if "harder half of the splits less easier half" in name
-    }
+    more = {name: finding for name, finding in details.items() if "harder half minus easier half" in name}
     assert {finding.verdict for finding in more.values()} == {CONFIRMED}
     # Gains of 2, 4, 6 and 8: the halves' means are 7 and 3. Half of it is lost in each of two epochs.
     tails = ("gain", "gain", "change with further training", "change with 1 epoch of further training")

@@ -43,4 +43,4 @@ def test_what_is_finished_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> N
     with TreeProgress(plan_sweep(spec_of({}), inputs_of=inputs_of)) as progress:
         progress.planned([])
     (line,) = lines(capsys)
-    assert line.startswith("finished before")
+    assert line.startswith("already finished")

@@ -177,7 +177,7 @@ def test_a_sweep_partly_done(seed):
     assert last[-1].endswith("(n = 5, 9 pairs)")
     assert last[-2].endswith("]")
     summary = summary_markdown(spec, frame, len(sweep.points), len(sweep.tree.measurement_keys()) - len(measurements))
-    assert "59 of 60 averages measured; 3 measurements are missing" in summary
+    assert "59 of 60 averages measured; missing: 3 measurements" in summary
     assert summary.startswith("# grid\n")
     assert summary.count("| k | s |") == 4
     assert "- experiment.k: 0, 1, 3" in summary

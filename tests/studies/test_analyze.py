@@ -115,7 +115,7 @@ def test_dry_run_and_print_config(config, tmp_path, capsys):
     assert (shown["points"], shown["points_with_states"]) == (8, 8)
     assert shown["directory"] == str(tmp_path / "new" / "analyses" / "plane")
     assert main([*argv, "--axes.experiment.s", "[1, 9]", "--dry-run"]) == 0
-    assert "8 points, of 4 the children's states" in capsys.readouterr().out
+    assert "states of 4 of 8 points" in capsys.readouterr().out
     assert main([*argv, "--print-config"]) == 0
     assert "analysis:  # " in capsys.readouterr().out
     assert not (tmp_path / "new").exists()

@@ -157,7 +157,7 @@ def test_tables_and_figure(frames, tmp_path):
     (claims, over_mean, *_, scores), drawn = presented("importance", frames, tmp_path)
     assert "n = 2: too few parents" in claims.title
     assert set(column(claims, "pairs")) == {"8"}
-    more = "gain, harder half of the splits less easier half, own statistics"
+    more = "gain, harder half minus easier half, own statistics"
     verdicts = dict(zip(column(claims, claims.columns[0]), column(claims, "verdict"), strict=True))
     assert verdicts[more] == "not settled (n = 2)"
     expected = frames["split_gains"].filter(k=2, s=2, batch_norm="own", split=4)["gain_mean_points"].mean()
