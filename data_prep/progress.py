@@ -29,7 +29,7 @@ def shown_progress() -> Report:
             return
         last = now
         left = (now - begun[stage]) * (total - done) / max(done, 1)
-        time_left = f", {timedelta(seconds=round(left))} left" if done < total else ""
+        time_left = f", {timedelta(seconds=round(left))} left" if 0 < done < total else ""
         line = f"{stage}: {done:,} of {total:,} images{time_left}"
         rewritten = terminal and done < total
         print(f"{line:<70}" if terminal else line, end="\r" if rewritten else "\n", file=sys.stderr, flush=True)

@@ -100,7 +100,8 @@ def _import(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
             print(f"fastwi: {file}: {note}", file=sys.stderr)
         source.copy_into(population, m)
     population.save(arguments.out)
-    return f"{population.members} members of {arguments.model}", {"members": population.members}
+    members = "1 member" if population.members == 1 else f"{population.members} members"
+    return f"{members} of {arguments.model}", {"members": population.members}
 
 
 if __name__ == "__main__":

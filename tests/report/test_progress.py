@@ -6,7 +6,7 @@ import pytest
 from drawn_measurements import drawn, inputs_of, spec_of
 
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
-from fastwi.report.progress import TreeProgress
+from fastwi.report.progress import Progress, TreeProgress
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -44,3 +44,14 @@ def test_what_is_finished_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> N
         progress.planned([])
     (line,) = lines(capsys)
     assert line.startswith("already finished")
+
+
+def test_time_left_is_estimated_once_something_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("work") as progress:
+        for done in (1.0, 10.0):
+            progress.show(done, 1000.0, every=True)
+    first, second = lines(capsys)
+    assert first.startswith("work: 0 %")
+    assert "left" not in first
+    assert second.startswith("work: 1 %")
+    assert "left]" in second
