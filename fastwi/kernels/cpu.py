@@ -23,7 +23,7 @@ from fastwi.files import atomic_path
 from fastwi.kernels.compiler import compilers
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp", "combine.cpp"))
-_HEADERS = tuple(Path(__file__).with_name(name) for name in ("products.h", "transforms.h"))
+_HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-trapping-math", "-fopenmp"]
 _FLAGS += ["-shared", "-fPIC", "-std=c++17"]
 

@@ -165,6 +165,7 @@ REFUSED: list[tuple[Any, ...]] = [
     # Values that cannot go together
     ("config", "experiment: {weights: [1.0]}", 1, "experiment.weights", "1 values for 2 children"),
     ("config", "experiment: {weights: [0.5, 0.500002]}", 1, "experiment.weights: sum to 1.000002"),
+    ("config", "experiment: {weights: [0.5, 0.499998]}", 1, "experiment.weights: sum to 0.999998"),
     ("config", "seeds: {child_noise: [1, 2, 3]}", 1, "seeds.child_noise", "3 values for 2 children"),
     ("config", "seeds: {child_noise: [7, 7]}", 1, "seeds.child_noise: 7 is given twice"),
     ("config", "schedule: {drop_epochs: [9, 5, 7]}", 1, "schedule.drop_epochs: 5 follows 9"),

@@ -59,3 +59,20 @@ def test_torchs_default_dtype_does_not_matter(default: torch.dtype) -> None:
         torch.set_default_dtype(before)
     assert {t.dtype for t in (y, small, dx, dweight)} == {torch.float32}
     torch.testing.assert_close(y, functional.conv2d(x, layer.weight, padding=1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["_SOURCES", "_HEADERS"])
+def test_a_library_of_other_sources_is_another_file(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cpu = fastwi.kernels.cpu
+    command = next(iter(cpu.compilers()), None)
+    if command is None:
+        pytest.skip("no compiler")
+    before = cpu._cached(command)
+    files = getattr(cpu, kind)
+    for changed in files:
+        copy = tmp_path / changed.name
+        copy.write_text(changed.read_text() + "\n")
+        monkeypatch.setattr(cpu, kind, tuple(copy if file == changed else file for file in files))
+        assert cpu._cached(command) != before
+    monkeypatch.setattr(cpu, kind, files)
+    assert cpu._cached(command) == before
