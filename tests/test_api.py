@@ -76,6 +76,15 @@ def test_a_network_tied_to_itself_in_one_place_only_is_refused():
         fastwi.interpolate_(TiedNet(), TiedNet(tied=False), 0.5)
 
 
+def test_tensors_that_one_network_alone_ties_are_averaged_one_by_one():
+    tied, untied = TiedNet(), TiedNet(tied=False)
+    states = [network.state_dict() for network in (tied, untied)]
+    found = fastwi.average(states)
+    for key in ("encoder.weight", "decoder.weight"):
+        torch.testing.assert_close(found[key], (states[0][key] + states[1][key]) / 2)
+    assert not torch.equal(found["encoder.weight"], found["decoder.weight"])
+
+
 @pytest.mark.parametrize("call", [fastwi.interpolate_, lambda a, b: fastwi.average([a, b])])
 def test_the_first_difference_is_named(call):
     state = SmallNet().state_dict()

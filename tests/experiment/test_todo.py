@@ -35,6 +35,22 @@ def test_unfinished_is_enough_and_not_too_much(seed):
     assert len(nothing) == 0
 
 
+def test_tasks_that_others_claimed_leave_what_mine_need(seed):
+    draw = random.Random(seed)
+    tree = planned(spec_of(K_AND_S, children=4)).tree
+    tasks, names = tree.tasks(), tree.measurement_keys()
+    for _ in range(100):
+        share = draw.random()
+        done = {task for task in tasks if draw.random() < share}
+        have = {node for node in tree.epoch_nodes() if node in done and draw.random() < share}
+        claimed = {name for name in names if draw.random() < 0.5}
+        measured = {tree.measurement_key(task) for task in done}
+        left = set(unfinished(tree, measured, {tree.keys[node] for node in have}, claimed=claimed))
+        mine = {task for task in left if tree.measurement_key(task) not in claimed}
+        assert {node for task in mine for node in tree.needs(task)} <= have | left
+        assert {task for task in tasks if tree.measurement_key(task) not in measured} <= left
+
+
 def test_what_comes_of_a_diverged_network_is_not_left():
     sweep = planned(spec_of({"experiment.k": [1, 2]}, {"after": 1}, children=4, parents=(0, 1)))
     places, tree = sweep.places, sweep.tree
