@@ -62,7 +62,9 @@ def test_torchs_default_dtype_does_not_matter(default: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", ["_SOURCES", "_HEADERS"])
-def test_a_library_of_other_sources_is_another_file(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_library_of_other_sources_is_another_file(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     cpu = fastwi.kernels.cpu
     command = next(iter(cpu.compilers()), None)
     if command is None:
