@@ -315,6 +315,12 @@ def test_a_diverged_member_leaves_the_others_alone(seed, path):
     assert all(value[1].isfinite().all() for value in found.values())
     assert norm["var"][0, 5].isnan()
     assert norm["var"][1].isfinite().all()
+    settled = Norm(
+        norm["weight"], norm["bias"], norm["mean"].nan_to_num(), norm["var"].nan_to_num(1.0), False, 0.1, EPS, True
+    )
+    y = stacked_conv(x, draw.weight(2, 3, 3, 16), 1, 1, settled)[0]  # the prologue's ReLU keeps NaN
+    assert y[0, 1, 2, 2].isnan().all()
+    assert y[1].isfinite().all()
 
 
 def test_activations_and_weights_of_any_strides(seed, path):
