@@ -96,9 +96,7 @@ def test_what_a_callable_does_not_take_is_not_given():
     assert build_model("torchvision.models:resnet18", 4).fc.out_features == 4
     config = config_from_mapping({"model": {"name": "h1_own.nets:of_size"}})
     assert build_network(config, 7, (12, 20))[1].in_features == 3 * 12 * 20
-    with pytest.raises(
-        ConfigError, match="missing a required argument: 'image_size'; only classes or num_classes is"
-    ):
+    with pytest.raises(ConfigError, match="missing a required argument: 'image_size'; give image_size"):
         build_network(config, 7)
 
 
