@@ -208,7 +208,7 @@ class Faults:
         """Another dataset under the same name, or another file under the same card, after a run that was cut off."""
         directory = copied(job.start, self._box / "t")
         # Long before its end: a finished command shows its results again, and reads no dataset.
-        write = self._draw.randrange(1, job.writes * 2 // 3)
+        write = self._draw.randrange(1, job.writes // 3)
         run(job.main, job.argv, directory, Fault(signal.SIGKILL, write=write))
         began = (directory / "runs" / "r" / "manifest.json").exists()
         shutil.copytree(directory / "data", directory / "kept")
