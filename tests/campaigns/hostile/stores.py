@@ -204,6 +204,8 @@ def _sql(draw: random.Random, index: Path) -> None:
     )
     try:
         connection = sqlite3.connect(index, isolation_level=None)
+        # Where the structure was damaged before, a statement that writes may go round in circles.
+        connection.set_progress_handler(lambda: True, 1_000_000)
         statement = draw.choice(statements)
         text = draw.choice(TEXTS).encode(errors="replace").decode()
         connection.execute(statement, (text,) if "?" in statement else ())
