@@ -202,10 +202,10 @@ def _sql(draw: random.Random, index: Path) -> None:
         "PRAGMA user_version = 3",
         "VACUUM",
     )
+    if not all(path.is_file() for path in index.parent.glob(f"{index.name}*")):
+        return  # a pipe in the place of a journal would block SQLite
     try:
         connection = sqlite3.connect(index, isolation_level=None)
-        # Where the structure was damaged before, a statement that writes may go round in circles.
-        connection.set_progress_handler(lambda: True, 1_000_000)
         statement = draw.choice(statements)
         text = draw.choice(TEXTS).encode(errors="replace").decode()
         connection.execute(statement, (text,) if "?" in statement else ())
