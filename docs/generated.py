@@ -13,7 +13,7 @@ from fastwi.__main__ import COMMANDS
 from fastwi.analysis.columns import Columns
 from fastwi.config.schema import section_keys
 from fastwi.config.sweep import ALL_SECTIONS, NAMES
-from fastwi.config.write import allowed, default_text
+from fastwi.config.write import allowed, default_text, title
 from fastwi.report.rows import COLUMNS, GAIN_COLUMNS
 from fastwi.studies import all_studies
 
@@ -59,7 +59,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
 def config_page() -> str:
     """Every key of every section: default, what is allowed, whether it can be an axis, meaning."""
     lines = [_CONFIG]
-    for section, kind in ALL_SECTIONS.items():
+    for section in ALL_SECTIONS:
         rows = []
         for key in section_keys(section, NAMES.values()):
             default = f"`{default_text(key)}`" if default_text(key) else "empty"
@@ -67,7 +67,7 @@ def config_page() -> str:
             values = ", ".join(filter(None, (type_name, allowed(key), key.unit)))
             axis = "yes" if f"axes.{key.path}" in NAMES else "no"
             rows.append([f"`{key.path}`", default, values, axis, key.help])
-        lines += [f"## {section}", "", (kind.__doc__ or "").strip().partition("\n")[0], ""]
+        lines += [f"## {section}", "", title(section), ""]
         lines += _table(["key", "default", "values", "axis", "meaning"], rows)
     return "\n".join(lines)
 

@@ -20,7 +20,6 @@ from fastwi.config.sweep import (
     AXES,
     INSTEAD,
     NAMES,
-    OPTIONS,
     AnalysisOptions,
     Axis,
     SweepSpec,
@@ -136,7 +135,7 @@ def read_analysis_request(argv: Sequence[str], studies: Mapping[str, str]) -> Re
     elif study not in studies:
         named = f"{show(study)}: is not a study" if study else "no study was given"
         layers.problems.append(f"{named}; {did_you_mean(study, studies)}")
-    elif not layers.problems and not layers.file and not layers.last & (KEYS.keys() | AXES.keys() | OPTIONS.keys()):
+    elif not layers.problems and not layers.file and not layers.last & _SWEEP_FLAGS.keys():
         layers.problems.append("--config: is missing; give the sweep's file, or sweep.yaml in its results")
     return _built(layers, study)
 

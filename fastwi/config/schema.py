@@ -10,6 +10,7 @@ import math
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from fastwi.config.values import Key, keys_of, option
 from fastwi.models.names import model_problem
@@ -17,23 +18,25 @@ from fastwi.models.names import model_problem
 MOST_EPOCHS = 1_000_000
 """Of all networks of a run together. Steps, measurements and progress are lists as long."""
 
-NAME = r"([^./\\\p{Cc}\p{Zl}\p{Zp}][^/\\\p{Cc}\p{Zl}\p{Zp}]{0,99})?"
-NAME_RULE = "in quotes if it is a number, 100 characters at most without / and \\, no dot first"
-"""Of a run's or a sweep's directory. With hash and suffixes it stays below the 255 bytes of a file system."""
-
+_NAME = r"([^./\\\p{Cc}\p{Zl}\p{Zp}][^/\\\p{Cc}\p{Zl}\p{Zp}]{0,99})?"
+_NAME_RULE = "in quotes if it is a number, 100 characters at most without / and \\, no dot first"
 _DEVICE = "auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?"
+
+
+def directory_name(whose: str, empty: str) -> Any:
+    """The name of a run's or a sweep's directory, as a field. `empty`: what an empty one stands for.
+
+    With hash and suffixes it stays below the 255 bytes of a file system.
+    """
+    text = f"name of the {whose} directory, {_NAME_RULE}; empty: {empty}"
+    return option("", text, pattern=_NAME, form=f"a name of a directory, {_NAME_RULE}")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Where a run writes."""
 
-    name: str = option(
-        "",
-        f"name of the run's directory, {NAME_RULE}; empty: the name of the configuration file and a hash",
-        pattern=NAME,
-        form=f"a name of a directory, {NAME_RULE}",
-    )
+    name: str = directory_name("run's", "the name of the configuration file and a hash")
     directory: str = option("runs", "directory that holds the runs", filled=True)
     tensorboard: bool = option(False, "write TensorBoard event files too; needs fastwi[tensorboard]; not for sweeps")
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastwi.config.schema import CHECKED_TOGETHER, KEYS, NAME, NAME_RULE, SECTIONS, Config, config_problems
+from fastwi.config.schema import CHECKED_TOGETHER, KEYS, SECTIONS, Config, config_problems, directory_name
 from fastwi.config.values import Key, Value, keys_of, option, show
 from fastwi.errors import ConfigError
 
@@ -40,12 +40,7 @@ _MOST_CELL_PROBLEMS = 10
 class SweepOptions:
     """The `sweep` section of a sweep file."""
 
-    name: str = option(
-        "",
-        f"name of the sweep's directory, {NAME_RULE}; empty: the sweep file's",
-        pattern=NAME,
-        form=f"a name of a directory, {NAME_RULE}",
-    )
+    name: str = directory_name("sweep's", "the sweep file's")
     directory: str = option("sweeps", "directory that holds the sweeps' results", filled=True)
     store: str = option("store", "directory of trained states and measurements, shared by sweeps", filled=True)
     parents: tuple[int, ...] = option(

@@ -94,7 +94,7 @@ def _section_lines(section: str, values: object, changed: bool = False) -> list[
             lines += _wrap(f"{key.help} [{'; '.join(filter(None, facts))}]", "  # ")
         if not changed or value != key.default:
             lines.append(f"  {key.name}: {_yaml(value, ranges=section not in SECTIONS)}")
-    return ["", f"{section}:  # {_title(section)}", *lines] if lines else []
+    return ["", f"{section}:  # {title(section)}", *lines] if lines else []
 
 
 def _yaml(value: Any, ranges: bool = False) -> str:
@@ -109,7 +109,7 @@ def _yaml(value: Any, ranges: bool = False) -> str:
     return yaml.safe_dump(value, default_style=style, width=sys.maxsize).partition("\n")[0]
 
 
-def _title(section: str) -> str:
+def title(section: str) -> str:
     """The first line of a section's docstring (empty under `python -OO`)."""
     return (ALL_SECTIONS[section].__doc__ or "").strip().partition("\n")[0]
 
@@ -155,7 +155,7 @@ def help_text(
     lines += ["", *text.splitlines()] if text else []
     for section in sections:
         named = (f"{key.name} {default_text(key)}".rstrip() for key in section_keys(section, NAMES.values()))
-        lines += ["", f"{section}: {_title(section)}", *_wrap("Keys and defaults: " + ", ".join(named), "  ")]
+        lines += ["", f"{section}: {title(section)}", *_wrap("Keys and defaults: " + ", ".join(named), "  ")]
     return "\n".join(lines)
 
 
