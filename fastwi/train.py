@@ -69,11 +69,12 @@ def open_run(config: Config, file: Path | None) -> Run:
 
     if config.run.tensorboard:
         require_tensorboard()
-    identity = config_hash(config, Inputs.of(read_card(Path(config.data.path)), config).digest)
+    inputs = Inputs.of(read_card(config.data.path), config)
+    identity = config_hash(config, inputs.digest)
     stem = file.stem if file else "run"
     name = config.run.name or f"{stem}-{identity}"
     paths = RunDirectory(Path(config.run.directory, name))
-    planned = plan_run(config, paths.store)
+    planned = plan_run(config, paths.store, inputs)
     paths.check(planned)
     begun = config.run.name or paths.manifest.exists()
     return Run(identity, paths, planned, worker_for(planned), "" if begun else paths.shorter_run(stem, planned))

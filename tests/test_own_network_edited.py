@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import refused
 
 from fastwi.analyze import main as analyze
 from fastwi.experiment.store import Store
@@ -62,12 +63,6 @@ def losses(directory: Path) -> list[float]:
     return [json.loads(line)["test_loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def refused(capsys) -> str:
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fastwi: error: ")
-    return line
-
-
 def test_a_run_of_an_edited_network_is_another_run(folder, capsys):
     assert run() == 0
     edit(folder, 2)
@@ -86,9 +81,7 @@ def test_a_directory_with_another_networks_run_is_refused_by_name(folder, capsys
     assert run("--run.name=r") == 0
     kept = losses(folder / "runs/r")
     first, second = source_digest("net.py:Net"), edit(folder, 2)
-    capsys.readouterr()
-    assert run("--run.name=r") == 2
-    said = refused(capsys)
+    said = refused(train, capsys, ["--config", "run.yaml", "--run.name=r"])
     assert all(word in said for word in ("net.py:Net", "h1_block", first[:12], second[:12], "run.name"))
     assert losses(folder / "runs/r") == kept
 
@@ -105,10 +98,8 @@ def test_a_sweep_and_its_analyses(folder, capsys):
     assert set(about["made_of"]) == {"net.py", "h1_block", "package torch"}
 
     second = edit(folder, 2)
-    capsys.readouterr()
     for argv in (["connectivity", *config], ["connectivity", *config, "--dry-run"]):
-        assert analyze(argv) == 2
-        said = refused(capsys)
+        said = refused(analyze, capsys, argv)
         for word in ("net.py:Net", "h1_block", first[:12], second[:12]):
             assert word in said
 
@@ -116,9 +107,7 @@ def test_a_sweep_and_its_analyses(folder, capsys):
     with Store.open("store", create=False) as store:
         both = set(store.measurements())
     assert len(both) == 2 * len(measured)
-    capsys.readouterr()
-    assert report(["sweeps/grid"]) == 2  # its study is of the first network
-    said = refused(capsys)
+    said = refused(report, capsys, ["sweeps/grid"])  # its study is of the first network
     assert "analyses/connectivity" in said
     assert "fastwi.analyze connectivity" in said
     assert analyze(["connectivity", *config]) == 0

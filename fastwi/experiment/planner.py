@@ -107,9 +107,10 @@ class PlannedSweep:
         return kept
 
 
-def plan_run(config: Config, store: Path) -> PlannedSweep:
-    """Plan a run as a sweep of one point, on a store of its own."""
-    return plan_sweep(SweepSpec(config, options=SweepOptions(store=str(store))), [run_point(config)])
+def plan_run(config: Config, store: Path, inputs: Inputs | None = None) -> PlannedSweep:
+    """Plan a run as a sweep of one point, on a store of its own. `inputs`: where they were read already."""
+    spec = SweepSpec(config, options=SweepOptions(store=str(store)))
+    return plan_sweep(spec, [run_point(config)], None if inputs is None else lambda _: inputs)
 
 
 def plan_sweep(

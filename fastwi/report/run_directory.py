@@ -76,16 +76,16 @@ class RunDirectory:
         It has this run with fewer epochs after, under a name made of `stem` and a hash.
         """
         config = planned.spec.base
-        digest = planned.inputs_of(config).digest
+        inputs = planned.inputs_of(config)
         begun = {path.parent.name for path in self.directory.parent.glob(f"{glob.escape(stem)}-*/{MANIFEST}")}
         for after in reversed(range(config.experiment.after if begun else 0)):
-            name = f"{stem}-{config_hash(_with_after(config, after), digest)}"
+            name = f"{stem}-{config_hash(_with_after(config, after), inputs.digest)}"
             if name not in begun:
                 continue
             other = RunDirectory(self.directory.with_name(name))
             with suppress(UserError):  # damaged, or of another run
                 other.check(planned)
-                tree, left = planned.tree, left_of(plan_run(config, other.store))
+                tree, left = planned.tree, left_of(plan_run(config, other.store, inputs))
                 epochs = tree.count(tree.tasks())[0]
                 done = epochs - tree.count(left)[0]
                 if done:
