@@ -22,6 +22,12 @@ class Column(NamedTuple):
 
 Columns = Mapping[str, Column]
 
+
+def types_of(columns: Columns) -> dict[str, Any]:
+    """The Polars type of each column."""
+    return {name: column.type for name, column in columns.items()}
+
+
 PAIR_COLUMNS: dict[str, Column] = {
     "k": Column("epochs", "epochs that the parent trained before cloning", polars.Int64),
     "s": Column("epochs", "epochs that each child trained before averaging", polars.Int64),
@@ -29,7 +35,7 @@ PAIR_COLUMNS: dict[str, Column] = {
     "parent_seed": Column("", "initialisation seed of the parent", polars.Int64),
     "pair": Column("", "which tuple of the parent's children was averaged, from 0", polars.Int64),
 }
-PAIR_TYPES: dict[str, Any] = {name: column.type for name, column in PAIR_COLUMNS.items()}
+PAIR_TYPES = types_of(PAIR_COLUMNS)
 
 _TYPES = {bool: polars.Boolean, int: polars.Int64, float: polars.Float64, str: polars.String}
 
@@ -42,4 +48,4 @@ def axis_types(spec: SweepSpec) -> dict[str, Any]:
 
 def schema(spec: SweepSpec, columns: Columns) -> dict[str, Any]:
     """The types of a table's columns: the axes beside k and s, then `columns`."""
-    return axis_types(spec) | {name: column.type for name, column in columns.items()}
+    return axis_types(spec) | types_of(columns)

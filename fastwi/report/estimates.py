@@ -6,7 +6,7 @@ from typing import Any
 import polars
 
 from fastwi.analysis.statistics import NOTHING, Estimate, mean_estimate, verdict, verdict_text
-from fastwi.report.summary import Table, count_of, estimates_table, value_text, variant_text
+from fastwi.report.summary import Table, count_of, estimates_table, interval_text, value_text, variant_text
 
 TREATMENT_COLOURS = {"averaged": "tab:blue", "own": "tab:blue", "recomputed": "tab:orange"}
 
@@ -71,9 +71,8 @@ def shown(estimate: Estimate | None, parents: int, digits: int = 2, pairs: int =
     all_counted = estimate.n_parents == parents and pairs in (0, estimate.n_pairs)
     of_pairs = f", {estimate.n_pairs} pairs" if pairs and not all_counted else ""
     n = "" if all_counted and estimate.conclusive else f" (n = {estimate.n_parents}{of_pairs})"
-    ends = (estimate.low, estimate.high) if estimate.conclusive else ()
-    interval = ", ".join(f"{end:+.{digits}f}" for end in ends)
-    return f"{estimate.value:+.{digits}f}" + (f" [{interval}]" if interval else "") + n
+    interval = interval_text(estimate, digits)
+    return f"{estimate.value:+.{digits}f}" + (f" {interval}" if interval else "") + n
 
 
 def titled(

@@ -138,11 +138,11 @@ def count_of(number: int, what: str) -> str:
     return f"{number:,} {what if number == 1 else many}"
 
 
-def interval_text(estimate: Estimate) -> str:
+def interval_text(estimate: Estimate, digits: int = 2) -> str:
     """'[+1.00, +2.00]'; empty where there is no interval."""
     if estimate.low is None or estimate.high is None:
         return ""
-    return f"[{estimate.low:+.2f}, {estimate.high:+.2f}]"
+    return f"[{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
 
 
 def value_text(value: Any) -> str:

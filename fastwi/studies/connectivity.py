@@ -200,8 +200,8 @@ def draw(frames: Frames, title: str) -> Any:
 def _draw_lines(axis: Any, rows: polars.DataFrame) -> None:
     """The lines of one cell: thin for each pair, thick for the mean over parents, dashed on training images."""
     pairs = list(groups(rows.sort("alpha"), ["batch_norm", "parent_seed", "pair"]))
+    strength = float(np.clip(8 * rows["batch_norm"].n_unique() / len(pairs), 0.08, 0.5))
     for (treatment, *_), one in pairs:
-        strength = float(np.clip(8 * rows["batch_norm"].n_unique() / len(pairs), 0.08, 0.5))
         errors = one["test_error_%"].fill_null(float("nan"))
         axis.plot(one["alpha"], errors, color=TREATMENT_COLOURS[treatment], lw=0.6, alpha=strength)
     for (treatment,), own in groups(rows, ["batch_norm"]):

@@ -25,7 +25,7 @@ import polars
 from numpy.typing import NDArray
 
 from fastwi import analysis
-from fastwi.analysis.columns import Column
+from fastwi.analysis.columns import Column, types_of
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs, counted
@@ -128,9 +128,8 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
         for name, add in ADD.items()
         if having[name] < enough[name]
     ]
-    types = {name: column.type for name, column in COLUMNS["absent"].items()}
     frames = opened.frames({"controls": COLUMNS["controls"]}, controls=rows)
-    return {**frames, "absent": polars.DataFrame(absent, schema=types)}
+    return {**frames, "absent": polars.DataFrame(absent, schema=types_of(COLUMNS["absent"]))}
 
 
 class _Compared:

@@ -16,7 +16,7 @@ import numpy as np
 import polars
 
 from fastwi import analysis
-from fastwi.analysis.columns import PAIR_COLUMNS, Column
+from fastwi.analysis.columns import PAIR_COLUMNS, Column, types_of
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
@@ -24,6 +24,7 @@ from fastwi.analysis.statistics import CONFIRMED, REFUTED, Estimate, spearman, v
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import (
+    cell_names,
     correlation_of,
     counted_text,
     distinct,
@@ -161,7 +162,7 @@ def correlations(pairs: polars.DataFrame) -> polars.DataFrame:
     A row for each gain, quantity and scope that has data. Pairs that lack one of the two numbers are left out; n
     counts those that are in.
     """
-    cell = [*pairs.columns[: pairs.columns.index("k") + 2], "alpha"]
+    cell = [*cell_names(pairs), "alpha"]
     rows = []
     for gain, quantity in itertools.product(GAINS, QUANTITIES):
         there = pairs.drop_nulls([gain, quantity])
@@ -176,8 +177,7 @@ def correlations(pairs: polars.DataFrame) -> polars.DataFrame:
             interval = (found.value, found.low, found.high)
             counts = (found.n_parents, found.n_pairs)
             rows.append([gain, quantity, scope, *interval, *counts, found.note])
-    types = {name: column.type for name, column in COLUMNS["correlations"].items()}
-    return polars.DataFrame(rows, schema=types, orient="row")
+    return polars.DataFrame(rows, schema=types_of(COLUMNS["correlations"]), orient="row")
 
 
 def renew(frames: Frames) -> Frames:
