@@ -61,8 +61,9 @@ def main(
     work = alphas // pieces * sum(map(len, splits.values()))
 
     def build(name: str) -> Case:
-        make = _stock if name == STOCK else _fastwi
-        line, numbers = make(task, pair, splits, batch, name), itertools.count()
+        stock = name == STOCK
+        line = _stock(task, pair, splits, batch) if stock else _fastwi(task, pair, splits, batch, OURS[name])
+        numbers = itertools.count()
         return Case(lambda: line(places[next(numbers) % pieces :: pieces]), work, static_memory=True)
 
     cases = {shown: functools.partial(build, name) for name, shown in SHOWN.items() if name in baselines}
@@ -76,7 +77,7 @@ def main(
     )  # fmt: skip
 
 
-def _stock(task: Task, pair: Population, splits: Splits, batch: int, name: str) -> Line:
+def _stock(task: Task, pair: Population, splits: Splits, batch: int) -> Line:
     """What a careful script does."""
     network = copy.deepcopy(task.network()).eval().to(task.device).to(memory_format=torch.channels_last)
     a, b = (pair.state_dict(m) for m in (0, 1))
@@ -107,9 +108,9 @@ def _stock(task: Task, pair: Population, splits: Splits, batch: int, name: str) 
     return line
 
 
-def _fastwi(task: Task, pair: Population, splits: Splits, batch: int, name: str) -> Line:
+def _fastwi(task: Task, pair: Population, splits: Splits, batch: int, engine: str) -> Line:
     """fastwi's evaluation of the line."""
-    kind = dataclasses.replace(task.config.engine, name=OURS[name], evaluation_batch=batch)
+    kind = dataclasses.replace(task.config.engine, name=engine, evaluation_batch=batch)
     evaluator = Evaluator(task.network(), kind, task.batch)
 
     def line(alphas: Sequence[float]) -> np.ndarray:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastwi.files import atomic_path
+from fastwi.report.figures import save_figure
 
 Points = dict[str, dict[Any, Sequence[float]]]
 """(median, low, high) of each name: at a number of members on a line, or as a bar at ""."""
@@ -84,8 +84,5 @@ def plot(stem: Path, title: str, unit: str, points: Points) -> None:
         axes.set_xlabel("networks trained together (M)")
         axes.set_ylabel(unit)
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    # Text as text, and nothing in the file that changes from one run to the next.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastwi"}):
-        for kind, extra in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
-            with atomic_path(f"{stem}.{kind}") as temporary:
-                figure.savefig(temporary, format=kind, **extra)  # type: ignore[arg-type]
+    with rc_context({"svg.fonttype": "none"}):  # text as text
+        save_figure(figure, stem.with_suffix(".png"), dpi=150, kinds=("png", "svg"))
