@@ -16,12 +16,8 @@ PLAIN = EngineConfig(device="cpu", precision="fp32", backend="eager", evaluation
 FLOOR = 0.05
 
 
-class _Costs(nn.Module):
-    """Logits of costs: FLOOR + x * cost(w), with x in 0..1 the intensity of the image."""
-
-    def __init__(self, w_D) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.as_tensor(np.asarray(w_D), dtype=torch.float32))
+class Costs(nn.Module):
+    """Logits of costs: FLOOR + x * cost(), with x in 0..1 the intensity of the image."""
 
     def cost(self) -> Tensor:
         raise NotImplementedError
@@ -32,8 +28,12 @@ class _Costs(nn.Module):
         return torch.stack([z_N, torch.zeros_like(z_N)], dim=1)
 
 
-class Bowl(_Costs):
-    """cost(w) = ||w||^2."""
+class Bowl(Costs):
+    """cost = ||w||^2."""
+
+    def __init__(self, w_D) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.as_tensor(np.asarray(w_D), dtype=torch.float32))
 
     def cost(self) -> Tensor:
         return (self.w**2).sum()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from analytic_networks import PLAIN, Bowl, bowl_cost, closed_form, constant_images, population_of
+from analytic_networks import PLAIN, Bowl, Costs, bowl_cost, closed_form, constant_images, population_of
 from torch import nn
 
 from fastwi.analysis import (
@@ -220,25 +220,24 @@ class Scalar(nn.Module):
         self.w = nn.Parameter(torch.tensor(value))
 
 
-class ThreeBlocks(nn.Module):
-    """cost = (x + 2 y)^2 + z^2, from two children and a parameter of its own: see analytic_networks."""
+class ThreeBlocks(Costs):
+    """cost = (x + 2 y)^2 + z^2, from two children and a parameter of its own."""
 
-    def __init__(self, x: float, y: float, z: float) -> None:
+    def __init__(self, xyz: tuple[float, float, float]) -> None:
         super().__init__()
+        x, y, z = xyz
         self.z = nn.Parameter(torch.tensor(z))
         self.x, self.xy = Scalar(x), nn.ModuleDict({"y": Scalar(y)})
 
-    def forward(self, images_NCHW):
-        q_N = 0.05 + images_NCHW.mean(dim=(1, 2, 3)) * ((self.x.w + 2 * self.xy["y"].w) ** 2 + self.z**2)
-        z_N = -torch.log(torch.expm1(q_N))
-        return torch.stack([z_N, torch.zeros_like(z_N)], dim=1)
+    def cost(self):
+        return (self.x.w + 2 * self.xy["y"].w) ** 2 + self.z**2
 
 
 A, B = (0.2, 0.3, 0.5), (-0.4, 0.6, 1.1)
 
 
 def pair_of_three():
-    return Evaluator(ThreeBlocks(*A), PLAIN), Population.from_modules([ThreeBlocks(*A), ThreeBlocks(*B)])
+    return population_of(ThreeBlocks, A, B)
 
 
 def test_blocks_have_their_closed_form_in_both_directions():
@@ -257,7 +256,7 @@ def test_blocks_have_their_closed_form_in_both_directions():
     ]
     own = evaluator.scores(population, SPLITS["test"]).loss_M
     assert [set(loss_DGL[d, :, 0]) for d in range(2)] == [{own[0]}, {own[1]}]
-    few = Evaluator(ThreeBlocks(*A), PLAIN, memory_bytes=1)
+    few = Evaluator(ThreeBlocks(A), PLAIN, memory_bytes=1)
     swapped = evaluate_blocks(few, population.clone_rows([1, 0]), SPLITS, alphas).loss["test"]["averaged"]
     assert np.array_equal(swapped.reshape(2, 3, 4), loss_DGL[::-1])
     groups = {"both": ["x.w", "xy"], "everything": ["x", "xy", "z"]}

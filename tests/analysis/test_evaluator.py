@@ -101,8 +101,8 @@ def test_the_given_model_stays_as_it_was(seed, arrays):
 def test_evaluation_never_drops(seed, arrays, as_layer, backend):
     dataset = dataset_from_arrays(*arrays, MEAN, STD, "cpu")
     model = seeded(Dropping, seed, as_layer).train()
-    engine = type(PLAIN)(device="cpu", precision="fp32", backend=backend, evaluation_batch=7)
-    found = logits_of(Evaluator(model, engine), fastwi.Population.from_modules([model]), 0, dataset)
+    evaluator = Evaluator(model, replace(PLAIN, backend=backend))
+    found = logits_of(evaluator, fastwi.Population.from_modules([model]), 0, dataset)
     x = dataset.table_C256[torch.arange(3), dataset.images_NHWC.long()].permute(0, 3, 1, 2)
     torch.testing.assert_close(found.float(), model.eval()(x).detach(), rtol=1e-4, atol=1e-5)
 
