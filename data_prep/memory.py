@@ -3,7 +3,6 @@
 Shapes: N images, H W in pixels, 3 channels.
 """
 
-import hashlib
 import operator
 import os
 from pathlib import Path
@@ -20,6 +19,7 @@ from fastwi.beton import content_sha256
 from fastwi.beton.format import MAX_SIDE
 from fastwi.data.card import SPLITS, read_card
 from fastwi.errors import UserError
+from fastwi.sealed import sha256_of
 
 
 def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
@@ -36,7 +36,7 @@ def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
     classes = _classes(train, max(int(split.labels_N.max()) for split in splits.values()))
     sha256 = {name: content_sha256(splits[name].images_NHWC, splits[name].labels_N) for name in SPLITS}
     content = "\n".join([*sha256.values(), *classes]).encode()
-    directory = Path(within) / hashlib.sha256(content).hexdigest()[:16]
+    directory = Path(within) / sha256_of(content)[:16]
     try:
         there = read_card(directory).sha256 == sha256
     except UserError:  # none, or a damaged one

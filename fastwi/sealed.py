@@ -23,7 +23,7 @@ _PIECE = 1 << 20  # bytes
 def write_sealed(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     """Write `value` as JSON with a checksum of it, atomically. Numbers that are not finite become strings."""
     written: dict[str, Any] = plain_json(dict(value))
-    write_json(path, {**written, CHECKSUM: _checksum(written)})
+    write_json(path, {**written, CHECKSUM: checksum_of(written)})
 
 
 def read_sealed(path: Path, fix: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def read_sealed(path: Path, fix: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is damaged (not JSON); {fix}") from None
     if not isinstance(found, dict) or CHECKSUM not in found:
         raise CheckpointError(f"{path}: is damaged, or of an earlier fastwi (no checksum); {fix}")
-    if found.pop(CHECKSUM) != _checksum(found):
+    if found.pop(CHECKSUM) != checksum_of(found):
         raise CheckpointError(f"{path}: is damaged or was changed (checksum); {fix}")
     return found
 
@@ -111,5 +111,6 @@ def stream_sha256(stream: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _checksum(value: dict[str, Any]) -> str:
+def checksum_of(value: Mapping[str, Any]) -> str:
+    """The SHA-256 of a JSON object in hexadecimal, whatever the order of its keys and its spaces."""
     return sha256_of(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())

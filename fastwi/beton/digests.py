@@ -14,6 +14,7 @@ import numpy as np
 
 from fastwi.errors import BetonError
 from fastwi.files import open_plain
+from fastwi.sealed import sha256_of
 
 _DIGEST_BYTES = 16
 DIGEST = np.dtype([("label", "<i8"), ("digest", f"V{_DIGEST_BYTES}")])
@@ -39,7 +40,7 @@ def read_digests(path: str | os.PathLike[str], sha256: str) -> np.ndarray:
         raise BetonError(
             f"{path}: the digests of images cannot be read ({error.strerror or error}); {fix}"
         ) from error
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if sha256_of(data) != sha256:
         raise BetonError(f"{path}: not the digests that card.json was written for (SHA-256); {fix}")
     return np.frombuffer(data, DIGEST)
 

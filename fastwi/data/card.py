@@ -3,7 +3,6 @@
 card.json has a checksum of itself, `card_sha256`: what it says decides results, so a changed word must not pass.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from fastwi.errors import UserError
+from fastwi.sealed import checksum_of
 
 CARD_FILE = "card.json"
 SPLITS = ("train", "test")
@@ -89,8 +89,7 @@ _CARD = TypeAdapter(Card)
 def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
     """The content of a card.json with the checksum of all the rest of it, a wrong one replaced."""
     rest = {key: item for key, item in value.items() if key != _CHECKSUM}
-    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    return {**rest, _CHECKSUM: hashlib.sha256(canonical.encode()).hexdigest()}
+    return {**rest, _CHECKSUM: checksum_of(rest)}
 
 
 def beton_path(directory: str | os.PathLike[str], split: str) -> Path:

@@ -1,7 +1,6 @@
 """Executes the files of a user's network as they were hashed, not what Python cached of them on disk or in memory."""
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import sys
@@ -14,6 +13,7 @@ from unittest import mock
 
 from fastwi.models.names import split_own
 from fastwi.models.source import Source
+from fastwi.sealed import sha256_of
 
 _built: dict[str, tuple[Source, dict[str, ModuleType]]] = {}
 """What a network was last built from, by its entry: its source, and the modules that this was executed as."""
@@ -68,7 +68,7 @@ def _entry(place: str) -> str:
         return place
     path = _file(place)
     stem = path.stem.replace(".", "_")  # a dot would make it a module of a package
-    return f"fastwi_own_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    return f"fastwi_own_{stem}_{sha256_of(str(path).encode())[:8]}"
 
 
 def bring_back(source: Source, place: str) -> bool:

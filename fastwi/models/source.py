@@ -6,7 +6,6 @@ standard library is left out. Installed packages count by name and version.
 
 import ast
 import functools
-import hashlib
 import importlib
 import json
 import os
@@ -20,7 +19,7 @@ from fastwi.config.values import show
 from fastwi.errors import ConfigError
 from fastwi.models.installed import find_module, is_local, packages_of
 from fastwi.models.names import split_own
-from fastwi.sealed import file_sha256
+from fastwi.sealed import file_sha256, sha256_of
 
 LISTED = "fastwi_files"
 """A module's list of further files that its network is made of, relative to it: `fastwi_files = ["table.json"]`."""
@@ -48,7 +47,7 @@ class Source:
     def digest(self) -> str:
         """SHA-256 of names and contents; where the files lie is not in it. Empty where there is nothing."""
         parts = self.parts()
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() if parts else ""
+        return sha256_of(json.dumps(parts, sort_keys=True).encode()) if parts else ""
 
     def parts(self) -> dict[str, str]:
         """What the digest is made of: SHA-256 of every file, version of every package."""
@@ -153,7 +152,7 @@ class _Closure:
             code = path.read_bytes()
         except OSError:
             return
-        self.files[name] = SourceFile(path, hashlib.sha256(code).hexdigest(), code)
+        self.files[name] = SourceFile(path, sha256_of(code), code)
         try:
             tree = ast.parse(code)
         except (SyntaxError, ValueError, RecursionError):  # importing it says what is wrong
