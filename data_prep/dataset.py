@@ -6,7 +6,6 @@ from typing import Protocol
 
 import numpy as np
 
-from data_prep.progress import silent as silent
 from fastwi.beton import StoredImage
 from fastwi.beton.format import RAW
 

@@ -17,8 +17,9 @@ import torch
 from listeners import Silent
 from torch import nn
 
-from data_prep.dataset import ImageSet, Split, silent
+from data_prep.dataset import ImageSet, Split
 from data_prep.digits import load_digits
+from data_prep.progress import silent
 from data_prep.write import write_dataset
 from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config

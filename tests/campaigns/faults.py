@@ -264,8 +264,9 @@ def _check_said(ended: Ended, statuses: tuple[int, ...]) -> None:
 
 def _other_dataset(data: Path, whole_set: bool) -> None:
     """Another set of digits, complete; or its training file alone, under the card of the old one."""
-    from data_prep.dataset import ImageSet, Split, silent
+    from data_prep.dataset import ImageSet, Split
     from data_prep.digits import load_digits
+    from data_prep.progress import silent
     from data_prep.write import write_dataset
 
     digits = load_digits("digits")

@@ -48,7 +48,7 @@ import fastwi.convert
 import fastwi.report.__main__
 import fastwi.sweep
 import fastwi.train
-from data_prep.dataset import silent
+from data_prep.progress import silent
 from data_prep.write import write_dataset
 from fastwi.models.registry import build_model
 

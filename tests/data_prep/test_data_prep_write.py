@@ -16,7 +16,8 @@ from prepared import card_values, check_prepared, snapshot, some_digits
 import data_prep
 import data_prep.write
 from data_prep import prepare
-from data_prep.dataset import ImageSet, Split, silent
+from data_prep.dataset import ImageSet, Split
+from data_prep.progress import silent
 from data_prep.write import channel_statistics, output_directory, write_dataset
 from fastwi.errors import UserError
 

@@ -15,7 +15,7 @@ from tiny_runs import few_digits, tiny_network
 import fastwi
 import fastwi.experiment.ready as ready
 import fastwi.experiment.scheduler as scheduler
-from data_prep.dataset import silent
+from data_prep.progress import silent
 from data_prep.write import write_dataset
 from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec

@@ -12,7 +12,7 @@ from listeners import Silent
 from tiny_runs import few_digits
 
 import fastwi
-from data_prep.dataset import silent
+from data_prep.progress import silent
 from data_prep.write import write_dataset
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.beton import StoredBeton
