@@ -67,11 +67,12 @@ class StreamedDataset:
         device = self.labels_N.device
         waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
         # One for each iterator: threads do not live on in a forked process, and Pillow decodes outside of the GIL.
-        pool = ThreadPoolExecutor(min(_MOST_WORKERS, processors()), thread_name_prefix="fastwi-decode")
+        workers = min(_MOST_WORKERS, processors())
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="fastwi-decode")
         try:
             for first in range(0, len(order) + AHEAD * size, size):
                 if first < len(order):
-                    waiting.append(self._begin(pool, self.file_N[order[first : first + size]]))
+                    waiting.append(self._begin(pool, workers, self.file_N[order[first : first + size]]))
                 if first < AHEAD * size:
                     continue
                 images_NHWC, jobs = waiting.popleft()
@@ -81,12 +82,12 @@ class StreamedDataset:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _begin(self, pool: ThreadPoolExecutor, file_N: np.ndarray) -> tuple[Tensor, list[Future[None]]]:
-        """Have one chunk decoded, in parts: its tensor, and what must be done before it may be read."""
+    def _begin(self, pool: ThreadPoolExecutor, parts: int, file_N: np.ndarray) -> tuple[Tensor, list[Future[None]]]:
+        """Have one chunk decoded, in `parts`: its tensor, and what must be done before it may be read."""
         # Pinned: in memory that a GPU copies from on its own.
         pinned = self.labels_N.device.type == "cuda"
         images_NHWC = torch.empty((len(file_N), *self.image_shape), dtype=torch.uint8, pin_memory=pinned)
-        share = -(-len(file_N) // min(_MOST_WORKERS, processors()))
+        share = -(-len(file_N) // parts)
         jobs = []
         for first in range(0, len(file_N), share):
             rows = slice(first, first + share)
