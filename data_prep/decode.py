@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageColor
 
 from fastwi.beton.format import MAX_SIDE
+from fastwi.beton.reader import MAX_JPEG_PIXELS
 from fastwi.errors import UserError
 
 # simplejpeg is libjpeg-turbo with an error where others print a line on the terminal, and Pillow nothing.
@@ -25,9 +26,6 @@ except ImportError:  # a platform that it is not built for
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 _END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG: length, type, checksum
-
-MAX_PIXELS = 1 << 26
-"""A file of a few bytes may claim any size; more pixels than this are refused before memory is taken for them."""
 
 # EXIF's orientations, and how Pillow turns an image that has one.
 _TURNS = {
@@ -88,7 +86,7 @@ def decode_image(
             # Pillow warns of many pixels and of odd EXIF data, on the terminal.
             warnings.simplefilter("ignore")
             image = Image.open(stream, formats=("PNG", "JPEG"))
-            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+            if image.width * image.height > MAX_JPEG_PIXELS or max(image.size) > MAX_SIDE:
                 raise ImageError(f"has {image.height} x {image.width} pixels, too many for an image of a dataset")
             jpeg = image.format != "PNG"
             if not jpeg:
