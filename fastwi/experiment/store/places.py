@@ -15,7 +15,7 @@ _UNFINISHED = (".tmp", ".tmp-journal")  # the second is SQLite's
 
 
 class StorePlaces:
-    """The files of one store, and `rebuild_line`: how its index is made again."""
+    """The files of one store, and what messages name: `rebuild_line` for its index, `repair_command` for the rest."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -30,6 +30,7 @@ class StorePlaces:
         self.writing_lock = directory / "writing.lock"  # of all that write a file; exclusive for `gc`
         self.turn_lock = directory / "turn.lock"  # of the one that writes to the index
         self.rebuild_line = f"`python -m fastwi.store rebuild {directory}` makes it again"
+        self.repair_command = f"`python -m fastwi.store verify --repair {directory}`"
 
     def state(self, key: str) -> Path:
         """File of the state `key`. ValueError for a key that cannot be a file's name."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from fastwi.errors import CheckpointError, UserError
-from fastwi.experiment.store import index as _index
 from fastwi.experiment.store.index import (
     FLOATS,
     MEASUREMENTS,
@@ -25,13 +24,16 @@ from fastwi.experiment.store.index import (
     Index,
     Row,
     Transaction,
+    connect,
+    create_tables,
     is_whole,
     sealed,
+    translated,
 )
 from fastwi.experiment.store.places import CARD, StorePlaces, check_directory, check_plain
 from fastwi.experiment.store.records import StoredState, bytes_float, float_bytes
 from fastwi.experiment.store.states import damage_of
-from fastwi.experiment.store.store import Store, files_under, set_aside
+from fastwi.experiment.store.store import Store, set_aside, state_paths
 from fastwi.files import atomic_path, locked, sync_directory, write_json
 from fastwi.sealed import file_sha256
 
@@ -109,7 +111,7 @@ def verify(store: Store, repair: bool = False, progress: Callable[[int, int], No
     `progress` is called with the bytes of states that are checked and the bytes that there are.
     """
     found, places = Verification(), store.places
-    fix = f"`python -m fastwi.store verify --repair {places.directory}`"
+    fix = places.repair_command
     try:
         check_directory(places, create=False)
         with store.reading() as transaction:
@@ -183,7 +185,7 @@ def rebuild(directory: str | os.PathLike[str]) -> dict[str, int]:
     with locked(places.index_lock, exclusive=True, wait=False) as alone:
         if not alone:
             raise UserError(f"{places.directory}: other processes have the store open; end them, then rebuild")
-        with _index.translated(places):
+        with translated(places):
             rebuilt = _rebuild(places)
     with Store(places) as store:
         export(store)
@@ -235,8 +237,7 @@ def _check_files(places: StorePlaces, states: dict[Row, Row]) -> set[str]:
     """Bring `states` to what is on the disk; return the keys of damaged ones, whose files are set aside."""
     from fastwi.population import Population
 
-    paths = [path for path in files_under(places.states) if not places.is_unfinished(path)]
-    there = {key: path for path in paths if (key := places.key_of(path))}
+    there = state_paths(places)
     for gone in [key for key in states if key[0] not in there]:
         del states[gone]
     damaged = set()
@@ -258,8 +259,8 @@ def _check_files(places: StorePlaces, states: dict[Row, Row]) -> set[str]:
 
 def _replace_index(places: StorePlaces, tables: dict[str, dict[Row, Row]]) -> None:
     """Write an index and put it in the old one's place: whole at every moment, under one name or the other."""
-    with atomic_path(places.rebuilt_index) as temporary, contextlib.closing(_index.connect(temporary)) as connection:
-        _index.create_tables(connection)
+    with atomic_path(places.rebuilt_index) as temporary, contextlib.closing(connect(temporary)) as connection:
+        create_tables(connection)
         connection.execute("BEGIN IMMEDIATE")
         for table in TABLES:
             Transaction(connection, places).add(table, tables[table.name].values())

@@ -117,7 +117,7 @@ def _read(places: StorePlaces, state: StoredState, row: "Population") -> None:
                 raise CheckpointError(f"holds {header.members} members")
     except (OSError, CheckpointError) as error:
         # Where its bytes are others, that is the damage, whatever they then say of themselves.
-        fix = f"`python -m fastwi.store verify --repair {places.directory}` has it trained again"
+        fix = f"{places.repair_command} has it trained again"
         raise DamagedState(f"{path}: {damage_of(places, state) or error}; {fix}", state.key) from error
     require_layout(path, header.layout, row.layout)
 

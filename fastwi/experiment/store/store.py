@@ -149,8 +149,7 @@ class Store(Index, AbstractContextManager["Store"]):
 
     def stray_states(self) -> set[str]:
         """States that have a file and that the index does not have: not committed yet, or lost from the index."""
-        paths = [path for path in files_under(self.places.states) if not self.places.is_unfinished(path)]
-        return {*map(self.places.key_of, paths)} - {""} - self.states()
+        return state_paths(self.places).keys() - self.states()
 
     def gc(self) -> dict[str, int]:
         """Remove unfinished files, `stray_states`, what dead owners held, and `damaged/`.
@@ -212,6 +211,12 @@ def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
 def files_under(directory: Path) -> Iterator[Path]:
     """Every file below a directory. Directories and files that vanish meanwhile are passed over."""
     return (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
+
+
+def state_paths(places: StorePlaces) -> dict[str, Path]:
+    """The files of states, by key, whether the index has them or not; unfinished ones are left out."""
+    paths = (path for path in files_under(places.states) if not places.is_unfinished(path))
+    return {key: path for path in paths if (key := places.key_of(path))}
 
 
 def set_aside(places: StorePlaces, path: Path) -> None:
