@@ -270,10 +270,11 @@ def _judged(job: Job, flip: Flip, ended: Ended, directory: Path) -> tuple[str, s
     for name in measured.keys() & job.measured.keys():
         if measured[name] != job.measured[name]:
             return WRONG, f"{name} is {measured[name]}, not {job.measured[name]}"
-    renamed = measured.keys() != job.measured.keys() or _identities(found) != _identities(contents(job.end))
+    end = contents(job.end)
+    renamed = measured.keys() != job.measured.keys() or _identities(found) != _identities(end)
     if renamed and flip.kind in _MAY_RENAME:
         return ANOTHER, ""
-    end, checked = contents(job.end), job.stable
+    checked = job.stable
     if job.name == "report" or flip.kind not in _WRITTEN_AGAIN:  # the flip may stay there
         checked = checked - {str(flip.file)}
     differing = sorted(path for path in checked if found.get(path) != end[path])

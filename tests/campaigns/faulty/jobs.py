@@ -78,9 +78,8 @@ def measurements(directory: Path) -> dict[object, object]:
 
 
 def stores(directory: Path) -> list[Path]:
-    """Where there are stores, a run's own among them. Not what a rebuilding has left."""
-    found = (path.parent for path in sorted(directory.rglob("index.sqlite")))
-    return [place for place in found if not place.name.endswith(".tmp")]
+    """Where there are stores, a run's own among them."""
+    return [path.parent for path in sorted(directory.rglob("index.sqlite"))]
 
 
 def check_whole(job: Job, directory: Path) -> None:

@@ -31,7 +31,7 @@ _VARIANTS = ((12, 16, 16, 4096), (1, 16, 16, 1024), (3, 8, 5, 128), (40, 4, 4, 6
 
 
 class Betons:
-    """`read_beton` and `load_split` on files of real digits."""
+    """`read_beton` and `load_split` on files of real digits, and what streams them."""
 
     @staticmethod
     def make_corpus(directory: Path) -> None:

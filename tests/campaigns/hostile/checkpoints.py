@@ -42,7 +42,7 @@ class Malicious:
 
 
 class Checkpoints:
-    """`Population.load`, also of one member."""
+    """`Population.load`, also of one member, and `read_state_file`."""
 
     @staticmethod
     def make_corpus(directory: Path) -> None:

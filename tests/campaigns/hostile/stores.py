@@ -17,10 +17,10 @@ from fastwi.experiment.store import Measurement, Store, read_states, write_state
 from fastwi.experiment.store.index import MEASUREMENTS, sealed
 from fastwi.experiment.store.repair import export
 from fastwi.population import Population
+from fastwi.population.layout import MATRICES
 from hostile.mutate import TEXTS, damaged
 from hostile.target import Finding, accepted, command, odd_file
 
-_MATRICES = ("weights_MP", "momentum_MP", "statistics_MQ", "counters_MB")
 _ACTIONS = [line.split() for line in (
     "ls", "ls --json", "du", "verify", "verify --json", "gc", "verify --repair", "rebuild",
 )]  # fmt: skip
@@ -58,7 +58,7 @@ def _held(store: Store) -> Held:
 
 
 def _bytes_of(population: Population) -> bytes:
-    return b"".join(getattr(population, name).numpy().tobytes() for name in _MATRICES)
+    return b"".join(getattr(population, name).numpy().tobytes() for name in MATRICES)
 
 
 class Stores:
@@ -193,7 +193,7 @@ def _sql(draw: random.Random, index: Path) -> None:
         "UPDATE states SET sha256 = x'00ff'",
         "DELETE FROM measurements WHERE epoch = 2",
         "UPDATE claims SET owner = '../../outside/canary'",
-        "UPDATE notes SET value = ?",
+        "UPDATE pins SET owner = ?",
         "UPDATE measurements SET crc = -1",
         "DROP TABLE pins",
         "CREATE TABLE more (a)",
