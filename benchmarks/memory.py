@@ -73,8 +73,7 @@ def train(engine: str, members: int, **settings: Any) -> dict[str, int]:
     case.run()
     # What captured steps use is reserved, and not allocated.
     peak = torch.cuda.max_memory_reserved() if task.device.type == "cuda" else memory_bytes("VmHWM")
-    matrices = (population.weights_MP, population.momentum_MP, population.statistics_MQ, population.counters_MB)
-    held = sum(matrix.element_size() * matrix.shape[1] for matrix in matrices)
+    held = sum(matrix.element_size() * matrix.shape[1] for matrix in population.matrices)
     return {"peak_bytes": peak, "population_bytes_a_member": held}
 
 

@@ -63,5 +63,5 @@ def drawn_population(seed: int, members: int) -> Population:
 
 def same_rows(mine: Population, rows: list[int], other: Population, others: list[int]) -> bool:
     """Whether these members of `mine` are those of `other`, to the bit."""
-    matrices = zip(mine._matrices(), other._matrices(), strict=True)
+    matrices = zip(mine.matrices, other.matrices, strict=True)
     return all(torch.equal(a[rows], b[others]) for a, b in matrices)

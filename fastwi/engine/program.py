@@ -79,7 +79,7 @@ class Program:
         M may be less than B: the last rows then go on with what they hold, and nobody reads them.
         """
         M, images = population.members, self._order.shape[1]
-        for mine, theirs in zip(_matrices(self.state.members), _matrices(population), strict=True):
+        for mine, theirs in zip(self.state.members.matrices, population.matrices, strict=True):
             mine[:M].copy_(theirs)
         self._refresh()
         self._order[:M].copy_(order[:, :images])
@@ -108,7 +108,7 @@ class Program:
     def store(self, population: Population) -> list[float]:
         """Copy the members back after the epoch; returns each one's mean loss (nats)."""
         M = population.members
-        for mine, theirs in zip(_matrices(self.state.members), _matrices(population), strict=True):
+        for mine, theirs in zip(self.state.members.matrices, population.matrices, strict=True):
             theirs.copy_(mine[:M])
         return (self._losses_B[:M] / max(1, self.steps)).tolist()
 
@@ -160,7 +160,3 @@ def _aligned_rows(matrix_BP: Tensor, dtype: torch.dtype) -> Tensor:
     B, P = matrix_BP.shape
     step = 16 // dtype.itemsize
     return torch.zeros(B, -(-P // step) * step, dtype=dtype, device=matrix_BP.device)[:, :P]
-
-
-def _matrices(population: Population) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return population.weights_MP, population.momentum_MP, population.statistics_MQ, population.counters_MB

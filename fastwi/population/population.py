@@ -58,7 +58,7 @@ class Population:
             if not -self.members <= m < self.members:
                 raise IndexError(f"member {m} of a population of {self.members}")
             rows = slice(m % self.members, m % self.members + 1)
-        return Population(self.layout, *(matrix[rows] for matrix in self._matrices()))
+        return Population(self.layout, *(matrix[rows] for matrix in self.matrices))
 
     def __repr__(self) -> str:
         return f"Population({self.members} members on {self.device}, {self.layout.P} columns of weights)"
@@ -67,7 +67,7 @@ class Population:
     def zeros(cls, layout: Layout, members: int, device: torch.device | str | None = None) -> "Population":
         """A population of zeros. Raises ValueError for no members."""
         population = cls.empty(layout, members, device)
-        for matrix in population._matrices():
+        for matrix in population.matrices:
             matrix.zero_()
         return population
 
@@ -105,7 +105,7 @@ class Population:
         Fresh memory takes a CPU several times as long as the copies themselves when it is used for the first time.
         """
         used, rows_L2, made = _numbered(members_L, len(members_L), into)
-        for destination, *sources in zip(*(population._matrices() for population in (made, *used)), strict=True):
+        for destination, *sources in zip(*(population.matrices for population in (made, *used)), strict=True):
             copy_rows_(destination, sources, rows_L2[:, 0], rows_L2[:, 1])
         return made
 
@@ -164,6 +164,11 @@ class Population:
     def members(self) -> int:
         """M."""
         return self.weights_MP.shape[0]
+
+    @property
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights, momentum, statistics and counters of all members."""
+        return self.weights_MP, self.momentum_MP, self.statistics_MQ, self.counters_MB
 
     @property
     def device(self) -> torch.device:
@@ -230,7 +235,7 @@ class Population:
         """The population on `device`; itself where it is there already."""
         if self.device == torch.empty(0, device=device).device:
             return self
-        return Population(self.layout, *(matrix.to(device) for matrix in self._matrices()))
+        return Population(self.layout, *(matrix.to(device) for matrix in self.matrices))
 
     def finite_M(self) -> list[bool]:
         """Whether all of a member's weights and statistics are finite, one a member."""
@@ -304,9 +309,6 @@ class Population:
 
     def _named(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in MATRICES}
-
-    def _matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.weights_MP, self.momentum_MP, self.statistics_MQ, self.counters_MB
 
     def _copy_in(self, m: int, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite member m with `tensors` by span name, and its momentum with zero."""

@@ -69,7 +69,7 @@ def test_training_is_the_same_with_draws_made_ahead(seed, drawn, name, threads, 
                 engine.with_settings(engine.settings).draw_ahead(noises, epoch + 1, data)
                 finish()
             losses += engine.train_epoch(population, data, noises, epoch)
-        results.append((losses, *(matrix.tolist() for matrix in population._matrices())))
+        results.append((losses, *(matrix.tolist() for matrix in population.matrices)))
         in_thread = [request.epoch for thread, request in drawn if thread == THREAD]
         in_place = [request.epoch for thread, request in drawn if thread != THREAD]
         assert in_thread == ([1, 1, 2, 2, 3, 3] if ahead else [])

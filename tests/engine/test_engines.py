@@ -130,7 +130,7 @@ def test_a_member_is_the_same_bit_for_bit_alone_and_among_others(seed, engine, b
         recomputed = made.recompute_statistics(trained, data, own, EPOCH)
         scores = made.evaluate(recomputed, data)
         return [
-            (losses[m], scores.loss_M[m], *(matrix[m].tolist() for matrix in recomputed._matrices()))
+            (losses[m], scores.loss_M[m], *(matrix[m].tolist() for matrix in recomputed.matrices))
             for m in range(len(rows))
         ]
 

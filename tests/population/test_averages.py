@@ -20,11 +20,11 @@ def close(mine: torch.Tensor, exact: torch.Tensor) -> None:
 
 def assert_pair(made: Population, row: int, old: Population, pair: tuple[int, int], alpha: float, how: str) -> None:
     """Member `row` is the interpolation of a pair of members of `old`; at the ends to the bit."""
-    a, b = ([matrix[m] for matrix in old._matrices()] for m in pair)
+    a, b = ([matrix[m] for matrix in old.matrices] for m in pair)
     exact = [(1 - alpha) * x.double() + alpha * y.double() for x, y in zip(a, b, strict=True)]
     exact[1] = {"reset": 0 * exact[1], "average": exact[1], "keep": (b if alpha == 1 else a)[1].double()}[how]
     exact[3] = {0.0: a[3], 1.0: b[3]}.get(alpha, torch.maximum(a[3], b[3])).double()
-    for mine, expected in zip(made._matrices(), exact, strict=True):
+    for mine, expected in zip(made.matrices, exact, strict=True):
         if alpha in (0, 1):
             assert torch.equal(mine[row].double(), expected)
         close(mine[row], expected)
@@ -91,10 +91,10 @@ def test_a_line_of_alphas_has_its_members_at_the_ends(made):
 
 
 def test_a_diverged_member_of_weight_zero_takes_no_part(made):
-    for matrix in made._matrices()[:3]:
+    for matrix in made.matrices[:3]:
         matrix[2] = float("nan")
     averages = made.combine([[1.5, -0.5, 0, 0, 0], [0, 0, 1, 0, 0]], momentum="average")
-    for mine, old in zip(averages._matrices()[:3], made._matrices()[:3], strict=True):
+    for mine, old in zip(averages.matrices[:3], made.matrices[:3], strict=True):
         close(mine[0], 1.5 * old[0].double() - 0.5 * old[1].double())
     assert torch.isnan(averages.weights_MP[1]).all()
 

@@ -30,7 +30,7 @@ def population(members: int = 3) -> Population:
 
 
 def same_bits(mine: Population, theirs: Population) -> bool:
-    pairs = zip(mine._matrices(), theirs._matrices(), strict=True)
+    pairs = zip(mine.matrices, theirs.matrices, strict=True)
     return mine.layout == theirs.layout and all(
         torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)) for a, b in pairs
     )
@@ -112,7 +112,7 @@ def test_foreign_and_truncated_files_are_refused(saved, tmp_path):
 
 def test_damage_to_one_member_is_found_and_leaves_the_others_readable(saved):
     whole = saved.read_bytes()
-    for matrix in population()._matrices():
+    for matrix in population().matrices:
         content = bytearray(whole)
         content[whole.find(matrix[1].numpy().tobytes()) + 5] ^= 1
         saved.write_bytes(content)
@@ -129,7 +129,7 @@ def test_the_bytes_of_a_file_are_those_that_safetensors_wrote_before(tmp_path):
         (nn.ReLU(), 1, "e3da526457d565b687b6fac2a0f4afb94e9b9559ca92aa16467574b1d5820cd9"),
     ):
         made = Population.from_modules([module] * members)
-        for place, matrix in enumerate(made._matrices()):
+        for place, matrix in enumerate(made.matrices):
             matrix.copy_((torch.arange(matrix.numel()).reshape(matrix.shape) % 97 + place).to(matrix.dtype))
         made.save(tmp_path / "file")
         content = (tmp_path / "file").read_bytes()

@@ -43,7 +43,7 @@ def test_views_write_to_their_row_alone_and_padding_stays_zero(made):
     assert same_rows(made, [0, 1, 3], before, [0, 1, 3])
     layout = made.layout
     spans_of = (layout.parameters, layout.parameters, layout.statistics, layout.counters)
-    for spans, matrix in zip(spans_of, made._matrices(), strict=True):
+    for spans, matrix in zip(spans_of, made.matrices, strict=True):
         sizes = sum(span.numel for span in spans)
         assert (matrix[2] == 7).sum() == sizes
         assert (matrix[2] == 0).sum() == matrix.shape[1] - sizes  # the padding
@@ -120,7 +120,7 @@ def test_gathered_members_are_copies_with_momentum(seed):
     target = Population.zeros(gathered.layout, 14)
     Population.gather(chosen, into=target[1:13])
     assert same_rows(target, list(range(1, 13)), gathered, list(range(12)))
-    assert not any(matrix[[0, 13]].any() for matrix in target._matrices())
+    assert not any(matrix[[0, 13]].any() for matrix in target.matrices)
     clones = givers[1].clone_rows(torch.tensor([1, 1, 0]))
     assert same_rows(clones, [0, 1, 2], givers[1], [1, 1, 0])
     for copies in (gathered, clones):
@@ -158,7 +158,7 @@ def test_matrices_that_do_not_fit_are_refused():
     layout = Layout.of(SmallNet())
     with pytest.raises(ValueError, match="at least 1 member"):
         Population.zeros(layout, 0)
-    weights, momentum, statistics, counters = Population.zeros(layout, 2)._matrices()
+    weights, momentum, statistics, counters = Population.zeros(layout, 2).matrices
     for matrices, name in [
         ((weights[:, :-1], momentum, statistics, counters), "weights_MP"),
         ((weights, momentum.double(), statistics, counters), "momentum_MP"),

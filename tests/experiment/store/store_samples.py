@@ -65,8 +65,7 @@ def fill(store: Store, numbers: range) -> None:
 
 
 def values(population: "Population") -> list[bytes]:
-    matrices = (population.weights_MP, population.momentum_MP, population.statistics_MQ, population.counters_MB)
-    return [matrix.numpy().tobytes() for matrix in matrices]
+    return [matrix.numpy().tobytes() for matrix in population.matrices]
 
 
 def contents(store: Store) -> dict[str, dict]:
