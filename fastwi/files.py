@@ -26,6 +26,11 @@ def refusal(error: OSError, path: Path) -> UserError:
     return UserError(f"{path}: cannot be written ({error.strerror or error}){fix}")
 
 
+def cache_directory() -> Path:
+    """Where this user's machine keeps what can be made again. It need not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastwi"
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.

@@ -4,7 +4,6 @@ Its table of images/s is a JSON file in the user's cache directory. A missing or
 """
 
 import json
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from fastwi.engine.device import cpu_threads, resolve_device, resolve_dtype
 from fastwi.engine.graph import GraphEngine
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.stacked import StackedEngine
-from fastwi.files import write_json
+from fastwi.files import cache_directory, write_json
 from fastwi.models.generators import seeded
 from fastwi.models.registry import build_model
 from fastwi.population import Population
@@ -66,8 +65,7 @@ def build_engine(config: Config, model: nn.Module) -> Engine:
 
 def table_path() -> Path:
     """Where the table is kept."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "fastwi" / "engines.json"
+    return cache_directory() / "engines.json"
 
 
 def entry_key(config: Config, device: torch.device, dtype: torch.dtype) -> str:

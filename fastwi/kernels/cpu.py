@@ -8,7 +8,6 @@ has loaded it under, so that both share one pool of threads. Clang would bring a
 import ctypes
 import functools
 import hashlib
-import os
 import platform
 import subprocess
 import tempfile
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastwi.errors import UserError
-from fastwi.files import atomic_path
+from fastwi.files import atomic_path, cache_directory
 from fastwi.kernels.compiler import compilers
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp", "combine.cpp"))
@@ -62,8 +61,7 @@ def _cached(command: str) -> Path:
     version = _version(command)
     text = "\0".join([*(source.read_text() for source in _SOURCES + _HEADERS), *_FLAGS, version, _processor()])
     name = hashlib.sha256(text.encode()).hexdigest()[:20]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "fastwi" / f"cpu-{name}.so"
+    return cache_directory() / f"cpu-{name}.so"
 
 
 def _build(command: str, path: Path) -> ctypes.CDLL:
