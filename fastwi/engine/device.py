@@ -40,8 +40,6 @@ class Resolved:
     """The network that was given, safe for the device."""
     network: nn.Module
     """The network that is run: the same, rewritten where it is fused."""
-    why: str = ""
-    """Why engine.precision: auto is this dtype; empty where the configuration names one."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -133,7 +131,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     else:
         backend = "compile" if _inductor_can_build(device) and not frozen else "eager"
     network = model if fused is None else fused
-    return Resolved(device, _DTYPES[choice.precision], backend, model, network, choice.reason)
+    return Resolved(device, _DTYPES[choice.precision], backend, model, network)
 
 
 def _inductor_can_build(device: torch.device) -> bool:
