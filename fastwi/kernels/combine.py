@@ -11,6 +11,8 @@ row after row. All three round each product and each sum, and add terms in their
 Symbols: L sums of T terms in all; P columns.
 """
 
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +62,11 @@ class Terms:
         matrix_T, row_T = rows_T2[taken].T
         return cls(len(counts_L), sum_T, matrix_T, row_T, weight_T[taken])
 
+    @functools.cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """[L + 1]: the first term of each sum, and the number of all."""
+        return np.searchsorted(self.sum_T, np.arange(self.sums + 1))
+
 
 @torch.no_grad()
 def copy_rows_(
@@ -91,9 +98,8 @@ def combine_rows_(result_LP: Tensor, matrices: Sequence[Tensor], terms: Terms) -
     L, P = result_LP.shape
     if not L or not P:
         return
-    starts = np.searchsorted(terms.sum_T, np.arange(L + 1))
     if gpu.has_triton(result_LP.device):
-        table = np.concatenate([result_at_L, row_at_T, starts, terms.weight_T.view(np.int64)])
+        table = np.concatenate([result_at_L, row_at_T, terms.starts, terms.weight_T.view(np.int64)])
         aligned = not int(np.bitwise_or.reduce(table[: L + len(row_at_T)])) % 16
         blocks = triton.cdiv(P, BLOCK)
         with gpu.on(result_LP.device):
@@ -102,7 +108,7 @@ def combine_rows_(result_LP: Tensor, matrices: Sequence[Tensor], terms: Terms) -
                 ALIGNED=aligned, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=FUSED,
             )  # fmt: skip
     elif result_LP.device.type == "cpu" and library() is not None:
-        arrays = (result_at_L, row_at_T, terms.weight_T, starts)
+        arrays = (result_at_L, row_at_T, terms.weight_T, terms.starts)
         call("combine_rows", *(array.ctypes.data for array in arrays), L, P)
     else:
         combine_reference_(result_LP, matrices, terms)
@@ -112,8 +118,7 @@ def combine_reference_(result_LP: Tensor, matrices: Sequence[Tensor], terms: Ter
     """`combine_rows_` in torch's own functions, unchecked."""
     result_LP.zero_()
     views = [matrix.unbind(0) for matrix in matrices]
-    starts = np.searchsorted(terms.sum_T, np.arange(terms.sums + 1))
-    for result_P, first, last in zip(result_LP, starts[:-1], starts[1:], strict=True):
+    for result_P, (first, last) in zip(result_LP, itertools.pairwise(terms.starts), strict=True):
         rows = [views[terms.matrix_T[t]][terms.row_T[t]] for t in range(first, last)]
         for start in range(0, len(result_P) if rows else 0, COLUMNS):
             columns = slice(start, start + COLUMNS)
