@@ -7,6 +7,7 @@ set (1: kernels are interpreted; 0: tests compile them). Elsewhere kernels are f
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,11 @@ def row_pointer(place, ELEMENT: tl.constexpr, ALIGNED: tl.constexpr):  # type: i
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
+
+
+def row_alignment(most: int, *matrices: Tensor) -> int:
+    """Bytes, at most `most`, that divide the address of every row x[m] of `matrices`."""
+    return math.gcd(most, *(n for x in matrices for n in (x.data_ptr(), x.stride(0) * x.element_size())))
 
 
 @functools.cache

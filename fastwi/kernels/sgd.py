@@ -11,14 +11,12 @@ On a GPU with Triton: one launch, which can be captured in a CUDA graph. On a CP
 Shapes: M members, P parameters of each.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from fastwi.config.schema import OptimizerConfig
 from fastwi.kernels import gpu
-from fastwi.kernels.gpu import rounded, tl, triton
+from fastwi.kernels.gpu import rounded, row_alignment, tl, triton
 
 BLOCK = 2048  # values of a program: 8 a thread, in each float32 matrix two accesses of 16 bytes
 WARPS = 8
@@ -96,15 +94,10 @@ def sgd_(
                 weights_MP, gradient_MP, momentum_MP if moving else None, rate_M, skip_M, low_MP, P, blocks,
                 *(0 if x is None else x.stride(0) for x in matrices),
                 optimizer.momentum, optimizer.weight_decay, NESTEROV=optimizer.nesterov,
-                ALIGN=_row_alignment(16, weights_MP, gradient_MP, *moving),
-                LOW_ALIGN=1 if low_MP is None else _row_alignment(8, low_MP), BLOCK=BLOCK, num_warps=WARPS,
+                ALIGN=row_alignment(16, weights_MP, gradient_MP, *moving),
+                LOW_ALIGN=1 if low_MP is None else row_alignment(8, low_MP), BLOCK=BLOCK, num_warps=WARPS,
                 enable_fp_fusion=True,  # explicit: the default changes between Triton versions
             )  # fmt: skip
-
-
-def _row_alignment(most: int, *matrices: Tensor) -> int:
-    """Bytes, at most `most`, that divide the address of every row."""
-    return math.gcd(most, *(n for x in matrices for n in (x.data_ptr(), x.stride(0) * x.element_size())))
 
 
 @triton.jit
@@ -157,7 +150,7 @@ def sgd_kernel(  # type: ignore[no-untyped-def]
     """One block of one member's row. Places are int64: populations pass 2^31 weights."""
     program = tl.program_id(0)
     number = program // blocks
-    start = (program - number * blocks) * BLOCK
+    start = (program - number * blocks).to(tl.int64) * BLOCK
     m = number.to(tl.int64)
     rate = tl.load(rate_M + m * rate_stride)
     skipped = None

@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from fastwi.kernels import gpu, stacked_norm
-from fastwi.kernels.gpu import INTERPRETED, rounded, tl, triton
+from fastwi.kernels.gpu import INTERPRETED, rounded, row_alignment, tl, triton
 from fastwi.kernels.stacked_geometry import Geometry, Tile, chunk_rows, product_tile, weight_tile
 from fastwi.kernels.stacked_norm import (
     SCALE,
@@ -94,7 +94,7 @@ def forward(
     moments = x_MNHWI.new_empty((g.M, grid[0], 3, g.CO), dtype=torch.float32) if statistics else None
     _launch(
         forward_kernel, grid, tile, y.device, x_MNHWI, weight, y, stats_M4I, moments, weight.stride(0), g.R,
-        *g.kernel_sizes, relu, _alignment(weight), _precision(y.dtype),
+        *g.kernel_sizes, relu, row_alignment(16, weight), _precision(y.dtype),
     )  # fmt: skip
     return y, moments
 
@@ -133,7 +133,7 @@ def input_gradient(
     sums = None if stats_M4I is None else dx.new_empty((g.M, grid[0], 2, g.CI), dtype=torch.float32)
     _launch(
         input_gradient_kernel, grid, tile, dx.device, dy_MNPQO, weight, dx, x_MNHWI, stats_M4I, sums,
-        weight.stride(0), g.N, *g.kernel_sizes, relu, _alignment(weight), _precision(dx.dtype),
+        weight.stride(0), g.N, *g.kernel_sizes, relu, row_alignment(16, weight), _precision(dx.dtype),
     )  # fmt: skip
     return dx, sums
 
@@ -169,12 +169,6 @@ def weight_gradient(
 def _dense_rows(weight_MOHWI: Tensor) -> Tensor:
     """The weights with each member's values in one dense stretch, as a population's rows have them."""
     return weight_MOHWI if weight_MOHWI[0].is_contiguous() else weight_MOHWI.contiguous()
-
-
-def _alignment(weight_MOHWI: Tensor) -> int:
-    """Bytes, 16 at most, that every member's first weight is aligned to."""
-    starts = weight_MOHWI.data_ptr() | (weight_MOHWI.stride(0) * weight_MOHWI.element_size())
-    return min(16, starts & -starts) if starts else 16
 
 
 def _precision(dtype: torch.dtype) -> str:
