@@ -85,6 +85,7 @@ def _import(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
     from fastwi.models.registry import build_model
     from fastwi.population import Layout, Population
     from fastwi.population.state_file import read_state_file
+    from fastwi.report.summary import count_of
 
     image_size = None if arguments.image_size is None else (arguments.image_size,) * 2
     try:
@@ -100,8 +101,8 @@ def _import(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
             print(f"fastwi: {file}: {note}", file=sys.stderr)
         source.copy_into(population, m)
     population.save(arguments.out)
-    members = "1 member" if population.members == 1 else f"{population.members} members"
-    return f"{members} of {arguments.model}", {"members": population.members}
+    members = population.members
+    return f"{count_of(members, 'member')} of {arguments.model}", {"members": members}
 
 
 if __name__ == "__main__":

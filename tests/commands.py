@@ -1,5 +1,6 @@
 """Commands under test: refused in one line, and killed wherever they are."""
 
+import json
 import os
 import random
 import signal
@@ -23,6 +24,11 @@ def refused(main: Callable[[list[str]], int], capsys, argv: list[str]) -> str:
     (line,) = said.err.splitlines()
     assert line.startswith("fastwi: error: ")
     return line
+
+
+def rows_of(run: Path) -> list[dict]:
+    """The rows of the run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def started(module: str, argv: list[str]) -> subprocess.Popen:

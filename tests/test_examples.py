@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import rows_of
 from PIL import Image
 from small_networks import SmallNet, trained
 
@@ -87,5 +88,4 @@ def test_own_network(folder, tmp_path, monkeypatch, capsys):
     network = f"{EXAMPLES / 'own_network.py'}:build"
     settings = ("--optimizer.batch_size=32", "--optimizer.learning_rate=0.05")
     assert train(["--data.path=again", f"--model.name={network}", "--run.name=again", *settings, *small]) == 0
-    lines = (tmp_path / "runs" / "again" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == told["metrics"]
+    assert rows_of(tmp_path / "runs" / "again") == told["metrics"]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import refused
+from commands import refused, rows_of
 
 from fastwi.analyze import main as analyze
 from fastwi.experiment.store import Store
@@ -60,7 +60,7 @@ def run(*more: str) -> int:
 
 
 def losses(directory: Path) -> list[float]:
-    return [json.loads(line)["test_loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [row["test_loss"] for row in rows_of(directory)]
 
 
 def test_a_run_of_an_edited_network_is_another_run(folder, capsys):

@@ -12,6 +12,7 @@ import numpy as np
 import polars
 import pytest
 import torch
+from commands import rows_of
 from PIL import Image
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -36,10 +37,6 @@ GRID = {"axes": {"experiment.k": [1, 2], "experiment.s": range(1, 3)}, "sweep": 
 
 def arguments(data: Path, *more: str) -> list[str]:
     return [f"--{name}={value}" for name, value in {**SETTINGS, "data.path": data}.items()] + list(more)
-
-
-def rows_of(directory: Path) -> list[dict]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def rows_in(frame: polars.DataFrame) -> list[dict]:

@@ -12,7 +12,7 @@ import polars
 import pytest
 import torch
 from begun_stores import measured_so_far
-from commands import HUNG, ended, killed, refused, started
+from commands import HUNG, ended, killed, refused, rows_of, started
 
 from fastwi.config.read import read_sweep_request
 from fastwi.config.write import to_yaml
@@ -116,7 +116,7 @@ def test_each_point_equals_the_same_point_run_alone(whole, digits_directory, tmp
             f"{number}",
         ]
         assert train(alone) == 0
-        rows = [json.loads(line) for line in (tmp_path / f"{number}" / "metrics.jsonl").read_text().splitlines()]
+        rows = rows_of(tmp_path / f"{number}")
         assert point_rows(point, place, measurements) == rows
         rates = {row["learning_rate"] for row in rows if row["stage"] == "after"}
         assert len(rates) == (2 if options else 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import killed, refused
+from commands import killed, refused, rows_of
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -45,10 +45,6 @@ def whole(digits_directory, tmp_path_factory) -> Path:
 def copied(whole, tmp_path) -> Path:
     shutil.copytree(whole, tmp_path / "runs" / "r")
     return tmp_path / "runs"
-
-
-def rows_of(directory: Path) -> list[dict]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def contents(directory: Path) -> dict[str, bytes]:

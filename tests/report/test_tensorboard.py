@@ -1,12 +1,11 @@
 """`run.tensorboard`: one point a measurement, the same as metrics.jsonl, however often a run was stopped."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from commands import refused
+from commands import refused, rows_of
 from listeners import stopping
 
 from fastwi.train import main
@@ -37,10 +36,9 @@ def points(directory: Path) -> Counter:
 
 
 def expected(directory: Path) -> Counter:
-    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     scalars = {
         (f"{column}/{row['network']}/{row['batch_norm']}", row["epoch"], float(torch.tensor(value)))
-        for row in rows
+        for row in rows_of(directory)
         for column, value in row.items()
         if column not in ("stage", "epoch", "network", "batch_norm")
     }
