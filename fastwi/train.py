@@ -35,8 +35,9 @@ def main(argv: list[str]) -> int:
     set_style(request.figures)
     with request.naming_config():
         run = open_run(request.config, request.config_file)
-    if run.shorter:
-        print(f"fastwi: {run.shorter}", file=sys.stderr)
+    shorter = run.paths.shorter_run(run.planned)
+    if shorter:
+        print(f"fastwi: {shorter}", file=sys.stderr)
     if request.dry_run:
         from fastwi.report.plan import plan
 
@@ -49,13 +50,12 @@ def main(argv: list[str]) -> int:
 
 
 class Run(NamedTuple):
-    """A run that may begin or go on. `identity`: what names it. `shorter`: another run that could go on instead."""
+    """A run that may begin or go on. `identity`: what names it."""
 
     identity: str
     paths: "RunDirectory"
     planned: PlannedSweep
     worker: "Worker"
-    shorter: str
 
 
 def open_run(config: Config, file: Path | None) -> Run:
@@ -71,13 +71,11 @@ def open_run(config: Config, file: Path | None) -> Run:
         require_tensorboard()
     inputs = Inputs.of(read_card(config.data.path), config)
     identity = config_hash(config, inputs.digest)
-    stem = file.stem if file else "run"
-    name = config.run.name or f"{stem}-{identity}"
+    name = config.run.name or f"{file.stem if file else 'run'}-{identity}"
     paths = RunDirectory(Path(config.run.directory, name))
     planned = plan_run(config, paths.store, inputs)
     paths.check(planned)
-    begun = config.run.name or paths.manifest.exists()
-    return Run(identity, paths, planned, worker_for(planned), "" if begun else paths.shorter_run(stem, planned))
+    return Run(identity, paths, planned, worker_for(planned))
 
 
 def carry_out_run(run: Run, quiet: bool = False) -> "Results":
@@ -90,7 +88,7 @@ def carry_out_run(run: Run, quiet: bool = False) -> "Results":
     from fastwi.report.results import write_run
     from fastwi.report.run_directory import RunRecord
 
-    identity, paths, planned, worker, _ = run
+    identity, paths, planned, worker = run
     config = planned.points[0].config
     engine, card = worker.resources.engine(config), worker.resources.card(config)
     about = manifest(card, engine.resolved, identity, planned.networks)

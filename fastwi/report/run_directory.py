@@ -70,12 +70,16 @@ class RunDirectory:
             f"{self.directory}: holds a run of {what}; give another run.name, or delete the directory"
         )
 
-    def shorter_run(self, stem: str, planned: PlannedSweep) -> str:
+    def shorter_run(self, planned: PlannedSweep) -> str:
         """A line on a directory beside this one that could go on as this run; empty: there is none.
 
-        It has this run with fewer epochs after, under a name made of `stem` and a hash.
+        It has this run with fewer epochs after, and its name differs in the hash alone. Empty too where the run was
+        given its name, or has begun.
         """
         config = planned.spec.base
+        if config.run.name or self.manifest.exists():
+            return ""
+        stem = self.directory.name.rpartition("-")[0]
         inputs = planned.inputs_of(config)
         begun = {path.parent.name for path in self.directory.parent.glob(f"{glob.escape(stem)}-*/{MANIFEST}")}
         for after in reversed(range(config.experiment.after if begun else 0)):
@@ -85,9 +89,9 @@ class RunDirectory:
             other = RunDirectory(self.directory.with_name(name))
             with suppress(UserError):  # damaged, or of another run
                 other.check(planned)
-                tree, left = planned.tree, left_of(plan_run(config, other.store, inputs))
-                epochs = tree.count(tree.tasks())[0]
-                done = epochs - tree.count(left)[0]
+                longer = plan_run(config, other.store, inputs)
+                epochs = longer.tree.count(longer.tree.tasks())[0]
+                done = epochs - longer.tree.count(left_of(longer))[0]
                 if done:
                     return f"{other.directory}: has {done:,} of the {epochs:,} epochs; --run.name {name} continues it"
         return ""
