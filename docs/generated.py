@@ -15,6 +15,7 @@ from fastwi.config.schema import section_keys
 from fastwi.config.sweep import ALL_SECTIONS, NAMES
 from fastwi.config.write import allowed, default_text, title
 from fastwi.report.rows import COLUMNS, GAIN_COLUMNS
+from fastwi.report.summary import sentence
 from fastwi.studies import all_studies
 
 HERE = Path(__file__).parent
@@ -84,7 +85,7 @@ def columns_page() -> str:
     lines += _columns("## results.parquet of a sweep", f"One row a measurement, in long form. {axes}", COLUMNS)
     lines += _columns("## gains.parquet of a sweep", f"One row an average. {axes} Null: not measured.", GAIN_COLUMNS)
     for name, study in all_studies().items():
-        lines += [f"## analyses/{name}", "", f"{study.question[0].upper()}{study.question[1:]}. {axes}", ""]
+        lines += [f"## analyses/{name}", "", f"{sentence(study.question)}. {axes}", ""]
         for frame, columns in study.columns.items():
             lines += _columns(f"### {frame}.parquet", "", columns)
     return "\n".join(lines)

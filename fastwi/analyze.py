@@ -13,8 +13,8 @@ from fastwi.config.read import Request, read_analysis_request
 from fastwi.config.write import study_lines, sweep_to_yaml
 from fastwi.files import to_json
 from fastwi.report.figures import set_style
-from fastwi.report.study import Frames, Study, shown_once
-from fastwi.report.summary import Summary, Table, count_of
+from fastwi.report.study import Frames, Study
+from fastwi.report.summary import Summary, count_of
 from fastwi.studies import all_studies
 
 
@@ -45,9 +45,7 @@ def _carry_out(request: Request, study: Study, opened: OpenedSweep) -> Summary:
         frames: Frames = study.measure(opened, request.options, progress.show)
     for cell in opened.left_out:
         print(f"fastwi: left out, diverged: {cell}", file=sys.stderr)
-    kept, note = shown_once(frames)
-    tables: list[Table] = study.tables(kept)
-    write_study(request, study, opened, frames, tables, time.monotonic() - begun)
+    tables, note = write_study(request, study, opened, frames, time.monotonic() - begun)
     rows = {name: frame.height for name, frame in frames.items()}
     values = {"study": request.study, "directory": str(request.directory), "rows": rows}
     files = ", ".join(f"{name}.parquet" for name in frames)

@@ -21,9 +21,9 @@ from fastwi.analysis.statistics import (
     verdict,
     verdict_text,
 )
-from fastwi.report.estimates import ALMOST, correlation_of, distinct, hard_less_easy
+from fastwi.report.estimates import ALMOST, correlation_of, distinct, estimate_of, hard_less_easy, value_of
 from fastwi.report.rows import OVER
-from fastwi.report.summary import count_of
+from fastwi.report.summary import count_of, sentence
 from fastwi.report.tables import cells, gain_column, measured, most_epochs, note_of
 
 NOT_MEASURED = "not measured"
@@ -146,7 +146,8 @@ def _average_beats_both(frames: Frames) -> Found:
             parts = ", ".join(f"{verdicts.count(name)} {name}" for name in (CONFIRMED, REFUTED, NOT_SETTLED))
             notes.append(f"Cell by cell, {tail}: {parts}.")
         details += of_cells
-    notes += [f"{note[0].upper()}{note[1:]}." for note in [note_of(gains)] if note]
+    note = note_of(gains)
+    notes += [f"{sentence(note)}."] if note else []
     return Found(findings, notes, details)
 
 
@@ -212,11 +213,10 @@ def _tied_to_connectivity(frames: Frames) -> Found:
 def _not_a_tie(frames: Frames, rows: polars.DataFrame, treatment: str) -> list[str]:
     """Reasons why the correlation of claim 4 says nothing about a gain."""
     reasons = list[str]()
-    own = gain_column("own" if treatment == "averaged" else treatment)
-    for gain in _find("", frames["gains"], "", own):
-        value = gain.estimate.value
-        if value is not None and value <= 0:
-            reasons.append(f"claim 1 fails: the average does not gain ({value:+.2f} points)")
+    column = gain_column("own" if treatment == "averaged" else treatment)
+    gain = value_of(estimate_of(frames["gains"], column))
+    if gain <= 0:
+        reasons.append(f"claim 1 fails: the average does not gain ({gain:+.2f} points)")
     there = _finite(rows, "barrier_error_linear_points", "gain_mean_points")
     barrier = polars.col("barrier_error_linear_points")
     at_middle = there.filter(barrier > 0, (barrier + polars.col("gain_mean_points")).abs() < _SAME).height

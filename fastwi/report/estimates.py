@@ -6,7 +6,7 @@ from typing import Any
 import polars
 
 from fastwi.analysis.statistics import NOTHING, Estimate, mean_estimate, verdict, verdict_text
-from fastwi.report.summary import Table, count_of, estimates_table, interval_text, value_text, variant_text
+from fastwi.report.summary import Table, estimates_table, interval_text, n_text, value_text, variant_text
 
 TREATMENT_COLOURS = {"averaged": "tab:blue", "own": "tab:blue", "recomputed": "tab:orange"}
 
@@ -61,7 +61,7 @@ def counted(rows: polars.DataFrame) -> tuple[int, int]:
 def counted_text(rows: polars.DataFrame, pairs: int = 0) -> str:
     """The same in words. `pairs`: of all cells, where the rows are of several."""
     parents, here = counted(rows)
-    return f"n = {count_of(parents, 'parent')}, {count_of(pairs or here, 'pair')}"
+    return n_text(parents, pairs or here)
 
 
 def shown(estimate: Estimate | None, parents: int, digits: int = 2, pairs: int = 0) -> str:

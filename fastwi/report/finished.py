@@ -25,10 +25,11 @@ _AGAIN = "run the sweep again"
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A study that was run: its frames by name and its tables; `options` as its manifest has them."""
+    """A study that was run: its frames by name, these `shown_once`, and its tables; `options` as in its manifest."""
 
     directory: Path
     frames: Frames
+    shown: Frames
     tables: list[Table]
     options: Mapping[str, Any]
 
@@ -119,7 +120,7 @@ def _read(directory: Path, studies: Mapping[str, Study]) -> Finished:
     path = directory / "gains.parquet"
     with _of_this_version(path, _AGAIN):
         gains = _parquet(path)
-        claims = judge(gains, {name: shown_once(run.frames)[0] for name, run in runs.items()})
+        claims = judge(gains, {name: run.shown for name, run in runs.items()})
         return Finished(directory, spec, yaml, about, gains, sweep_tables(gains), runs, claims)
 
 
@@ -132,7 +133,8 @@ def _read_study(home: Path, study: Study, sweep: Mapping[str, Any]) -> StudyRun:
     with _of_this_version(home, again):
         names = {path.stem for path in home.glob("*.parquet")} | set(about.get("rows", ()))
         frames = study.renew({name: _parquet(home / f"{name}.parquet") for name in sorted(names)})
-        return StudyRun(home, frames, study.tables(shown_once(frames)[0]), about.get("options", {}))
+        shown, _ = shown_once(frames)
+        return StudyRun(home, frames, shown, study.tables(shown), about.get("options", {}))
 
 
 def _spec(path: Path) -> tuple[SweepSpec, str]:

@@ -60,11 +60,12 @@ def draw_heatmap(gains: polars.DataFrame, path: Path, subject: str) -> list[Path
         below = (
             "mean over parents [95 % interval], n = parents (pairs); bold: the interval excludes 0; pale: it does not"
         )
+    note = note_of(gains)
     paths = []
     for number, panels in enumerate(files, 1):
         counted = f" ({number} of {len(files)})" if len(files) > 1 else ""
         heading = f"Gain in test accuracy of the average over the best child: {subject}{counted}\n{below}"
-        heading += f"\n{note_of(gains)}" if note_of(gains) else ""
+        heading += f"\n{note}" if note else ""
         down = -(-len(panels) // beside)
         least = 0.075 * max(map(len, heading.split("\n")))  # a narrow map would cut its own heading off
         size = (max(width * beside + 1.0, least), height * down + 0.8)

@@ -18,7 +18,7 @@ from fastwi.report.claims import CLAIMS, Finding
 from fastwi.report.figures import DPI, numbered
 from fastwi.report.finished import Finished
 from fastwi.report.study import Study
-from fastwi.report.summary import Table, count_of, interval_text, value_text
+from fastwi.report.summary import Table, interval_text, n_text, sentence, value_text
 from fastwi.version import __version__
 
 _WIDE = 5.0  # what spans this many times the median would shrink all others
@@ -42,7 +42,8 @@ def page_html(sweeps: Sequence[Finished], studies: Mapping[str, Study], command:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"csv": csv_uri, "marked": marked, "counted": counted, "flat": flat, "value": value_text}
+    environment.filters |= {"csv": csv_uri, "marked": marked, "counted": counted, "flat": flat}
+    environment.filters |= {"sentence": sentence, "value": value_text}
     environment.globals |= {"figures": figures, "interval": interval_text, "most_csv_rows": _MOST_CSV_ROWS}
     return environment.get_template("page.html.j2").render(
         sweeps=sweeps,
@@ -117,7 +118,7 @@ def _place(value: float, low: float, high: float) -> float:
 
 def counted(estimate: Estimate) -> str:
     """'n = 5 parents, 10 pairs'."""
-    return f"n = {count_of(estimate.n_parents, 'parent')}, {count_of(estimate.n_pairs, 'pair')}"
+    return n_text(estimate.n_parents, estimate.n_pairs)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -1,7 +1,6 @@
 """The files of a study's directory: its frames, tables and figure, and what they were made with."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import polars
@@ -15,20 +14,20 @@ from fastwi.report.figures import save_figure
 from fastwi.report.manifest import manifest
 from fastwi.report.rows import write_frame
 from fastwi.report.study import Frames, Study, shown_once
-from fastwi.report.summary import OVER_PARENTS, Table
+from fastwi.report.summary import OVER_PARENTS, Table, sentence
 from fastwi.sealed import MANIFEST, seal_directory
 
 
 def write_study(
-    request: Request,
-    study: Study,
-    opened: OpenedSweep,
-    frames: Frames,
-    tables: Sequence[Table],
-    seconds: float,
-) -> None:
-    """Write what a study found; its manifest last. `seconds`: that it took. Raises UserError where that fails."""
+    request: Request, study: Study, opened: OpenedSweep, frames: Frames, seconds: float
+) -> tuple[list[Table], str]:
+    """Write what a study found; its manifest last. `seconds`: that it took.
+
+    Returns its tables, and the note on what they do not show. Raises UserError where a file cannot be written.
+    """
     directory, config = request.directory, opened.planned.points[0].config
+    kept, note = shown_once(frames)
+    tables = study.tables(kept)
     card = opened.resources.card(config)
     # An old manifest must not stand for a mixture of old and new files.
     (directory / MANIFEST).unlink(missing_ok=True)
@@ -39,11 +38,10 @@ def write_study(
     lines = [
         f"# {request.sweep}: {request.study}",
         "",
-        f"{study.question[0].upper()}{study.question[1:]}: {title}.",
+        f"{sentence(study.question)}: {title}.",
         "",
     ]
     lines += [f"- {key}: {to_json(value)}" for key, value in options.items()]
-    kept, note = shown_once(frames)
     lines += [f"- {note}"] if note else []
     lines += [f"- left out, diverged: {cell}" for cell in opened.left_out]
     for table in tables:
@@ -56,6 +54,7 @@ def write_study(
     rows = {name: frame.height for name, frame in frames.items()}
     made = {"study": request.study, "sweep": request.sweep, "options": options, "rows": rows}
     seal_directory(directory, {**made, "left_out_diverged": opened.left_out, "seconds": round(seconds, 3), **about})
+    return tables, note
 
 
 def _write_frame(frame: polars.DataFrame, stem: Path, columns: Columns) -> None:

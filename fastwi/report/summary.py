@@ -138,6 +138,16 @@ def count_of(number: int, what: str) -> str:
     return f"{number:,} {what if number == 1 else many}"
 
 
+def n_text(parents: int, pairs: int) -> str:
+    """'n = 5 parents, 10 pairs'."""
+    return f"n = {count_of(parents, 'parent')}, {count_of(pairs, 'pair')}"
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital in front; others stay."""
+    return text[:1].upper() + text[1:]
+
+
 def interval_text(estimate: Estimate, digits: int = 2) -> str:
     """'[+1.00, +2.00]'; empty where there is no interval."""
     if estimate.low is None or estimate.high is None:
