@@ -161,8 +161,10 @@ def _curves(points: Sequence[_Placed], measurements: Measured, metric: str, wind
 
 def _spans_much(metric: str, frame: polars.DataFrame) -> bool:
     """Whether a few large losses would flatten the others. A loss of 0 has no logarithm."""
+    if not metric.endswith("loss"):
+        return False
     values: list[float] = frame["value"].filter(frame["value"].is_finite()).to_list()
-    return metric.endswith("loss") and min(values, default=0.0) > 0 and max(values) > _FLAT * median(values)
+    return min(values, default=0.0) > 0 and max(values) > _FLAT * median(values)
 
 
 def _draw_panel(axis: Any, point: Point, frame: polars.DataFrame) -> None:

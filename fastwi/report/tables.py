@@ -155,9 +155,9 @@ def run_tables(rows: Sequence[Row], gains: polars.DataFrame, end: int) -> list[T
         if children:
             beside = [r[ACCURACY] for r in children if r["epoch"] == row["epoch"] and math.isfinite(r["test_loss"])]
             differences.append(row[ACCURACY] - max(beside) if beside else None)
-        measured = (f"{row['train_loss']:.4f}", f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}")
+        numbers = (f"{row['train_loss']:.4f}", f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}")
         texts = ("" if value is None else f"{value:+.2f}" for value in differences)
-        epochs.append((f"+{further}", *measured, *texts))
+        epochs.append((f"+{further}", *numbers, *texts))
     columns = ["epoch", "train loss", "test loss", "test acc. (%)", "vs average", "vs best child"]
     columns += ["vs child trained on"] if children else []
     title = "The average trained on; differences to interpolation, in points"
