@@ -3,7 +3,8 @@
 import math
 import random
 
-from fastwi.config.read import config_from_mapping
+from mappings import config_from_mapping
+
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PlannedSweep, plan_sweep

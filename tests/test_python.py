@@ -13,6 +13,7 @@ import polars
 import pytest
 import torch
 from commands import rows_of
+from mappings import config_from_mapping
 from PIL import Image
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -20,7 +21,6 @@ from torch.utils.data import TensorDataset
 import fastwi
 from data_prep.memory import write_memory
 from fastwi.beton import read_beton
-from fastwi.config.read import config_from_mapping
 from fastwi.data.card import read_card, with_checksum
 from fastwi.errors import CheckpointError, ConfigError, UserError
 from fastwi.sweep import main as sweep_main

@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 
 import pytest
+from mappings import config_from_mapping
 
-from fastwi.config.read import config_from_mapping, read_request
+from fastwi.config.read import read_request
 from fastwi.config.write import to_yaml
 from fastwi.errors import CheckpointError, ConfigError
 from fastwi.sealed import (

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from commands import killed, refused, rows_of
+from mappings import config_from_mapping
 from PIL import Image
 from safetensors.torch import load_file
 
 import fastwi
 from data_prep import prepare
-from fastwi.config.read import config_from_mapping, config_from_yaml
+from fastwi.config.read import config_from_yaml
 from fastwi.data.card import with_checksum
 from fastwi.experiment.store import Store
 from fastwi.store import main as store

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from listeners import Silent
+from mappings import config_from_mapping
 from torch import nn
 
 from data_prep.dataset import ImageSet, Split
 from data_prep.digits import load_digits
 from data_prep.progress import silent
 from data_prep.write import write_dataset
-from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepOptions, SweepSpec, run_point
 from fastwi.config.write import config_hash

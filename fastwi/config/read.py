@@ -161,11 +161,6 @@ def _add_line(
     _override(layers, given, known)
 
 
-def config_from_mapping(mapping: Mapping[str, Any]) -> Config:
-    """The Config that `{section: {key: value}}` says, with defaults for what it leaves out."""
-    return read_config(mapping).config
-
-
 def config_from_yaml(text: str, origin: str = "configuration") -> Config:
     """The Config that YAML text says, such as a run directory's stored one; `origin` names it in messages."""
     layers = Layers(KEYS)

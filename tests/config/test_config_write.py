@@ -10,17 +10,12 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mappings import config_from_mapping
 
 import fastwi.config.write
 from fastwi.cli import ShowAndExit
 from fastwi.config.layers import Layers
-from fastwi.config.read import (
-    config_from_mapping,
-    config_from_yaml,
-    read_request,
-    read_sweep_request,
-    sweep_from_yaml,
-)
+from fastwi.config.read import config_from_yaml, read_request, read_sweep_request, sweep_from_yaml
 from fastwi.config.schema import KEYS, SECTIONS, Config
 from fastwi.config.sweep import ALL_SECTIONS, NAMES, Axis, SweepOptions, SweepSpec
 from fastwi.config.values import Key

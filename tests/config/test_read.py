@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from mappings import config_from_mapping
 
 from fastwi.cli import ShowAndExit
 from fastwi.config.layers import shipped_configs
 from fastwi.config.read import (
     Request,
-    config_from_mapping,
     config_from_yaml,
     read_analysis_request,
     read_config,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mappings import config_from_mapping
 
 from fastwi.config.read import (
-    config_from_mapping,
     config_from_yaml,
     read_analysis_request,
     read_config,

@@ -3,8 +3,8 @@
 import hashlib
 
 import pytest
+from mappings import config_from_mapping
 
-from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, Point, SweepOptions, SweepSpec, points
 from fastwi.errors import UserError
 from fastwi.experiment import planner

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+from mappings import config_from_mapping
 
-from fastwi.config.read import config_from_mapping
 from fastwi.experiment.resident import ResidentStates, StateCache
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.store import Store, write_states

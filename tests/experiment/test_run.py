@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from listeners import Silent, Stopped
+from mappings import config_from_mapping
 
-from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split

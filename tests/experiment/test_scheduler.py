@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from begun_stores import claims
 from listeners import Silent, Stopped
+from mappings import config_from_mapping
 from small_networks import trained
 from tiny_runs import few_digits, tiny_network
 
@@ -17,7 +18,6 @@ import fastwi.experiment.ready as ready
 import fastwi.experiment.scheduler as scheduler
 from data_prep.progress import silent
 from data_prep.write import write_dataset
-from fastwi.config.read import config_from_mapping
 from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.scheduler import Executor, Limits, carry_out, limits_of

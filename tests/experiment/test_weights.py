@@ -7,11 +7,11 @@ from pathlib import Path
 import polars
 import pytest
 import torch
+from mappings import config_from_mapping
 from safetensors.torch import load_file
 from small_networks import trained
 
 import fastwi
-from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.sweep import Axis, SweepSpec
 from fastwi.config.write import config_hash

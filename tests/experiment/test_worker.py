@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from listeners import Silent
+from mappings import config_from_mapping
 from tiny_runs import few_digits
 
 import fastwi
@@ -16,7 +17,6 @@ from data_prep.progress import silent
 from data_prep.write import write_dataset
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.beton import StoredBeton
-from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepOptions, SweepSpec
 from fastwi.errors import CheckpointError, UserError

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from data_prep import prepare
-from fastwi.config.read import config_from_mapping
+from fastwi.config.read import read_config
 from fastwi.config.schema import Config
 from fastwi.data.noise import Noise, Stream, raw_words
 from fastwi.data.resident import ResidentDataset, load_split
@@ -67,7 +67,7 @@ def traces(data: Path) -> dict[str, dict[str, list[float]]]:
 
 def configuration(name: str, backend: str) -> Config:
     """The run that a trace is the beginning of."""
-    return config_from_mapping(
+    return read_config(
         {
             "augment": {"padding": PADDING, "flip": 0.0},
             "model": {"name": name, "width": WIDTHS.get(name, 1.0)},
@@ -76,7 +76,7 @@ def configuration(name: str, backend: str) -> Config:
             "seeds": {"init": SEED},
             "engine": {"device": "cpu", "precision": "fp32", "backend": backend, "threads": 1},
         }
-    )
+    ).config
 
 
 def trace(name: str, backend: str, digits: ResidentDataset) -> list[float]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mappings import config_from_mapping
 from torch import nn
 
-from fastwi.config.read import config_from_mapping
 from fastwi.config.schema import Config
 from fastwi.config.write import config_hash
 from fastwi.engine.choose import build_network

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from mappings import config_from_mapping
 
-from fastwi.config.read import config_from_mapping, config_from_yaml
+from fastwi.config.read import config_from_yaml
 from fastwi.config.write import config_hash
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run
