@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from benchmarks.floor import copy_floor
 from benchmarks.runner import GIGA, Case, Report, Run, benchmark
 from fastwi.errors import UserError
-from fastwi.kernels.interpolate import interpolate_rows_, lerp_lists_
+from fastwi.kernels.interpolate import RowInterpolation, interpolate_rows_, lerp_lists_
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 
@@ -67,6 +67,8 @@ def row_ways(original: Population) -> dict[str, Way]:
         for x_MP in (population.weights_MP, population.statistics_MQ):
             interpolate_rows_(x_MP, a_L, b_L, ALPHA)
 
+    planned = [RowInterpolation(x_MP, a_L, b_L, ALPHA) for x_MP in (working.weights_MP, working.statistics_MQ)]
+
     def one_at_a_time() -> None:
         for x_MP in (working.weights_MP, working.statistics_MQ):
             for a, b in zip(a_L, b_L, strict=True):
@@ -85,7 +87,9 @@ def row_ways(original: Population) -> dict[str, Way]:
 
     in_order: dict[str, Run] = {
         OURS: lambda: rows_(working, a_L, b_L),
+        "fastwi rows, planned": lambda: [interpolate() for interpolate in planned],
         "fastwi Population.lerp_rows_": lambda: working.lerp_rows_(list(zip(a_L, b_L, strict=True)), ALPHA),
+        "fastwi Population.interpolation": working.interpolation(list(zip(a_L, b_L, strict=True)), ALPHA),
         "torch.lerp_, row by row": one_at_a_time,
         "torch.lerp, rows gathered": gathered,
     }

@@ -8,12 +8,14 @@
 computed in float32 and rounded once to the storage dtype.
 
 Rows on a GPU with Triton: one launch for all pairs, over a table of addresses. Elsewhere, and for lists of tensors:
-torch's lerp, which runs at the speed of memory.
+torch's lerp, which runs at the speed of memory. Checks and the table take the host as long as the launch takes a GPU,
+so pairs that come again are planned once (`RowInterpolation`).
 
 Symbols: M (and N) rows of P columns, L pairs.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -28,7 +30,107 @@ BLOCK = 4096  # elements of a program of the Triton kernel: 16 a thread
 WARPS = 8
 
 
-@torch.no_grad()
+class RowInterpolation:
+    """Pairs of rows that are interpolated once or many times: checked and planned here, done by each call.
+
+    A call overwrites rows c of `x_MP` with the interpolations of its rows a and of rows b, all as they are then. Any
+    pair may read any row: every read sees the values from before the call.
+
+    x_MP: float32, bfloat16 or float16 [M, P], rows contiguous. a_L, b_L, c_L: row numbers; c defaults to a, and names
+    no row twice. alpha_L: finite, one a pair or one for all. Rows b are those of `other_NP` [N, P] where it is given.
+
+    Holds both matrices; on a GPU also the table of addresses, and memory for each row that is written while another
+    pair reads it, for the stream that it was made on.
+
+    Raises ValueError for row numbers out of range, a destination named twice, rows of x that overlap in memory, wrong
+    shapes or dtypes; and in a call where a matrix lies elsewhere in memory than when it was planned.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        x_MP: Tensor,
+        a_L: Sequence[int] | Tensor,
+        b_L: Sequence[int] | Tensor,
+        alpha_L: float | Sequence[float] | Tensor,
+        c_L: Sequence[int] | Tensor | None = None,
+        other_NP: Tensor | None = None,
+    ) -> None:
+        source_NP = x_MP if other_NP is None else other_NP
+        require_alike([x_MP, source_NP])
+        if x_MP.dtype not in STORAGE_DTYPES:
+            raise ValueError(f"rows are {x_MP.dtype}; they must be float32, bfloat16 or float16")
+        if len(x_MP) > 1 and x_MP.stride(0) < x_MP.shape[1]:
+            raise ValueError(
+                f"rows of {x_MP.shape[1]} values with stride {x_MP.stride(0)} overlap; give a copy (clone)"
+            )
+        a_rows = row_numbers(a_L, len(x_MP), "a")
+        b_rows = row_numbers(b_L, len(source_NP), "b")
+        c_rows = a_rows if c_L is None else row_numbers(c_L, len(x_MP), "c")
+        if not len(a_rows) == len(b_rows) == len(c_rows):
+            raise ValueError(
+                f"a, b and c have {len(a_rows)}, {len(b_rows)} and {len(c_rows)} rows; they need one a pair"
+            )
+        alphas = pair_alphas(alpha_L, len(a_rows))
+        uses = np.bincount(c_rows)
+        if (uses > 1).any():
+            raise ValueError(f"row {uses.argmax()} is the destination of {uses.max()} pairs; it can be of one")
+        self._x_MP, self._source_NP = x_MP, source_NP
+        self._places = _place(x_MP), _place(source_NP)
+        self._settle: Callable[[], object] = lambda: None
+        self._interpolate: Callable[[], object] = lambda: None
+        if x_MP.shape[1] and len(a_rows):
+            self._plan(a_rows, b_rows, c_rows, alphas)
+
+    def _plan(
+        self,
+        a_rows: NDArray[np.int64],
+        b_rows: NDArray[np.int64],
+        c_rows: NDArray[np.int64],
+        alphas: NDArray[np.float32],
+    ) -> None:
+        """Say what a call does: first to rows and, in place of those that others read, to memory of its own."""
+        x_MP, source_NP = self._x_MP, self._source_NP
+        a_at, b_at = row_addresses(x_MP, a_rows), row_addresses(source_NP, b_rows)
+        c_at = row_addresses(x_MP, c_rows)
+        read_elsewhere_L = read_elsewhere(a_at, b_at, c_at)
+        delayed_rows = c_rows[read_elsewhere_L]
+        delayed_HP = x_MP.new_empty((len(delayed_rows), x_MP.shape[1]))
+        if len(delayed_rows):
+            places = torch.from_numpy(delayed_rows).to(x_MP.device)
+            self._settle = lambda: x_MP.index_copy_(0, places, delayed_HP)
+        if gpu.has_triton(x_MP.device):
+            c_at[read_elsewhere_L] = row_addresses(delayed_HP, np.arange(len(delayed_rows)))
+            self._interpolate = _launch(np.stack([a_at, b_at, c_at]), alphas, x_MP)
+            return
+        evenly = None if len(delayed_rows) else _evenly_spaced(x_MP, source_NP, a_rows, b_rows, c_rows, alphas)
+        if evenly is not None:
+            a_rows_view, b_rows_view, weights = evenly
+            self._interpolate = lambda: a_rows_view.lerp_(b_rows_view, weights)
+            return
+        x_rows, b_views = x_MP.unbind(0), source_NP.unbind(0)
+        delayed = dict(zip(delayed_rows.tolist(), delayed_HP.unbind(0), strict=True))
+        views = (
+            [x_rows[row] for row in a_rows],
+            [b_views[row] for row in b_rows],
+            [delayed.get(row, x_rows[row]) for row in c_rows.tolist()],
+        )
+        self._interpolate = functools.partial(lerp_views_, *views, alphas.tolist())
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Interpolate all pairs. Asynchronous on a GPU."""
+        if (_place(self._x_MP), _place(self._source_NP)) != self._places:
+            raise ValueError("a matrix lies elsewhere in memory than when its pairs were planned; plan them again")
+        self._interpolate()
+        self._settle()
+
+
+def _place(matrix: Tensor) -> tuple[object, ...]:
+    """Where in memory a matrix is."""
+    return matrix.data_ptr(), matrix.shape, matrix.stride()
+
+
 def interpolate_rows_(
     x_MP: Tensor,
     a_L: Sequence[int] | Tensor,
@@ -37,53 +139,8 @@ def interpolate_rows_(
     c_L: Sequence[int] | Tensor | None = None,
     other_NP: Tensor | None = None,
 ) -> None:
-    """Overwrite rows c of `x_MP` with the interpolations of its rows a and of rows b, for all pairs at once.
-
-    x_MP: float32, bfloat16 or float16 [M, P], rows contiguous. a_L, b_L, c_L: row numbers; c defaults to a, and names
-    no row twice. alpha_L: finite, one a pair or one for all. Rows b are those of `other_NP` [N, P] where it is given.
-
-    Any pair may read any row: every read sees the values from before the call.
-
-    Raises ValueError for row numbers out of range, a destination named twice, rows of x that overlap in memory, wrong
-    shapes or dtypes.
-    """
-    source_NP = x_MP if other_NP is None else other_NP
-    require_alike([x_MP, source_NP])
-    if x_MP.dtype not in STORAGE_DTYPES:
-        raise ValueError(f"rows are {x_MP.dtype}; they must be float32, bfloat16 or float16")
-    if len(x_MP) > 1 and x_MP.stride(0) < x_MP.shape[1]:
-        raise ValueError(f"rows of {x_MP.shape[1]} values with stride {x_MP.stride(0)} overlap; give a copy (clone)")
-    a_rows = row_numbers(a_L, len(x_MP), "a")
-    b_rows = row_numbers(b_L, len(source_NP), "b")
-    c_rows = a_rows if c_L is None else row_numbers(c_L, len(x_MP), "c")
-    if not len(a_rows) == len(b_rows) == len(c_rows):
-        raise ValueError(f"a, b and c have {len(a_rows)}, {len(b_rows)} and {len(c_rows)} rows; they need one a pair")
-    alphas = pair_alphas(alpha_L, len(a_rows))
-    uses = np.bincount(c_rows)
-    if (uses > 1).any():
-        raise ValueError(f"row {uses.argmax()} is the destination of {uses.max()} pairs; it can be of one")
-    if x_MP.shape[1] == 0 or len(a_rows) == 0:
-        return
-
-    a_at, b_at = row_addresses(x_MP, a_rows), row_addresses(source_NP, b_rows)
-    c_at = row_addresses(x_MP, c_rows)
-    read_elsewhere_L = read_elsewhere(a_at, b_at, c_at)
-    delayed_rows = c_rows[read_elsewhere_L]
-    delayed_HP = x_MP.new_empty((len(delayed_rows), x_MP.shape[1]))
-    if gpu.has_triton(x_MP.device):
-        c_at[read_elsewhere_L] = row_addresses(delayed_HP, np.arange(len(delayed_rows)))
-        _launch(np.stack([a_at, b_at, c_at]), alphas, x_MP)
-    elif len(delayed_rows) or not _lerp_evenly_spaced_(x_MP, source_NP, a_rows, b_rows, c_rows, alphas):
-        x_rows, b_views = x_MP.unbind(0), source_NP.unbind(0)
-        delayed = dict(zip(delayed_rows.tolist(), delayed_HP.unbind(0), strict=True))
-        lerp_views_(
-            [x_rows[row] for row in a_rows],
-            [b_views[row] for row in b_rows],
-            [delayed.get(row, x_rows[row]) for row in c_rows.tolist()],
-            alphas.tolist(),
-        )
-    if len(delayed_rows):
-        x_MP.index_copy_(0, torch.from_numpy(delayed_rows).to(x_MP.device), delayed_HP)
+    """Overwrite rows of `x_MP` with interpolations, once: see `RowInterpolation`."""
+    RowInterpolation(x_MP, a_L, b_L, alpha_L, c_L, other_NP)()
 
 
 @torch.no_grad()
@@ -174,44 +231,47 @@ def read_elsewhere(a_at: NDArray[np.int64], b_at: NDArray[np.int64], c_at: NDArr
     return all_reads > own_reads
 
 
-def _lerp_evenly_spaced_(
+def _evenly_spaced(
     x_MP: Tensor,
     source_NP: Tensor,
     a_rows: NDArray[np.int64],
     b_rows: NDArray[np.int64],
     c_rows: NDArray[np.int64],
     alphas: NDArray[np.float32],
-) -> bool:
-    """Interpolate in one call, if rows a and rows b are evenly spaced upwards in some order. Returns whether it did.
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Rows a, rows b and alphas for one call of lerp, if the rows are evenly spaced upwards in some order.
 
     It was measured 15 to 20 % faster than one call a row. For float32, alphas but 0 and 1, and no delayed row.
     """
     inside = not ((alphas == 0) | (alphas == 1)).any()
     if len(a_rows) < 2 or x_MP.dtype != torch.float32 or not inside or not np.array_equal(a_rows, c_rows):
-        return False
+        return None
     order = np.argsort(a_rows)
     views = []
     for matrix, rows in ((x_MP, a_rows[order]), (source_NP, b_rows[order])):
         gaps = np.diff(rows)
         if gaps[0] < 1 or (gaps != gaps[0]).any():
-            return False
+            return None
         views.append(matrix[int(rows[0]) : int(rows[-1]) + 1 : int(gaps[0])])
-    views[0].lerp_(views[1], torch.from_numpy(alphas[order])[:, None].to(x_MP.device))
-    return True
+    return views[0], views[1], torch.from_numpy(alphas[order])[:, None].to(x_MP.device)
 
 
-def _launch(table_3L: NDArray[np.int64], alpha_L: NDArray[np.float32], x_MP: Tensor) -> None:
-    """Interpolate L pairs of rows like x's, given by the addresses of a, b and c. Asynchronous on a GPU."""
+def _launch(table_3L: NDArray[np.int64], alpha_L: NDArray[np.float32], x_MP: Tensor) -> Callable[[], None]:
+    """Interpolates L pairs of rows like x's, given by the addresses of a, b and c. Asynchronous on a GPU."""
     L, P, device = len(alpha_L), x_MP.shape[1], x_MP.device
     blocks = triton.cdiv(P, BLOCK)
-    with gpu.on(device):
-        interpolate_kernel[(L * blocks,)](
-            *(torch.from_numpy(x).to(device, non_blocking=True) for x in (table_3L, alpha_L)), L, P, blocks,
-            ELEMENT=getattr(tl, str(x_MP.dtype).removeprefix("torch.")),
-            ALIGNED=not int(np.bitwise_or.reduce(table_3L.ravel())) % 16,
-            BLOCK=BLOCK, num_warps=WARPS,
-            enable_fp_fusion=True,  # explicit: the default changes between Triton versions
-        )  # fmt: skip
+    table, alphas = (torch.from_numpy(x).to(device, non_blocking=True) for x in (table_3L, alpha_L))
+    element = getattr(tl, str(x_MP.dtype).removeprefix("torch."))
+    aligned = not int(np.bitwise_or.reduce(table_3L.ravel())) % 16
+
+    def launch() -> None:
+        with gpu.on(device):
+            interpolate_kernel[(L * blocks,)](
+                table, alphas, L, P, blocks, ELEMENT=element, ALIGNED=aligned, BLOCK=BLOCK, num_warps=WARPS,
+                enable_fp_fusion=True,  # explicit: the default changes between Triton versions
+            )  # fmt: skip
+
+    return launch
 
 
 @triton.jit

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fastwi.errors import UserError
 from fastwi.files import atomic_open
 from fastwi.kernels.combine import Terms, combine_rows_, copy_rows_
-from fastwi.kernels.interpolate import interpolate_rows_, pair_alphas
 from fastwi.population import checkpoint
+from fastwi.population.interpolation import Interpolation
 from fastwi.population.layout import MATRICES, Layout, Span
 
 MOMENTUM_TREATMENTS = ("reset", "average", "keep")
@@ -261,22 +261,23 @@ class Population:
         too, counters are the maximum of the two, and `momentum` is "reset" to zero, the same "average", or "keep"
         that of a (of b at alpha = 1).
         """
+        self.interpolation(pairs, alpha, other, momentum)()
+
+    def interpolation(
+        self,
+        pairs: Sequence[tuple[int, int]],
+        alpha: float | Sequence[float] | Tensor = 0.5,
+        other: "Population | None" = None,
+        momentum: str = "reset",
+    ) -> Interpolation:
+        """What does `lerp_rows_` with these arguments each time it is called: for pairs that come again.
+
+        Arguments are checked, and on a GPU carried there, once. It holds both populations.
+        """
         _require_treatment(momentum)
         source = self if other is None else other
         _require_layout(self.layout, source.layout)
-        a_L = [a for a, _ in pairs]
-        b_L = [b for _, b in pairs]
-        alphas_L = torch.from_numpy(pair_alphas(alpha, len(pairs)))
-        kept_L = alphas_L if momentum == "average" else (alphas_L == 1).float()
-        for name, weights_L in (("weights_MP", alphas_L), ("statistics_MQ", alphas_L), ("momentum_MP", kept_L)):
-            if name != "momentum_MP" or momentum != "reset":
-                interpolate_rows_(getattr(self, name), a_L, b_L, weights_L, other_NP=getattr(source, name))
-        if momentum == "reset":
-            self.momentum_MP[a_L] = 0
-        counts_a, counts_b = self.counters_MB[a_L], source.counters_MB[b_L]
-        alphas_L1 = alphas_L[:, None].to(self.device)
-        counts = torch.where(alphas_L1 == 0, counts_a, torch.maximum(counts_a, counts_b))
-        self.counters_MB[a_L] = torch.where(alphas_L1 == 1, counts_b, counts)
+        return Interpolation(self, source, pairs, alpha, momentum)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all. Raises UserError where the disk is full or not writable."""

@@ -21,6 +21,7 @@ TINY = {
     "convolution": "--image=8 --batch=2 --rounds=2",
     "coverage": "--parents=5,6 --datasets=20 --correlations=2 --resamples=100",
     "evaluation": "--device=cpu --alphas=4 --pieces=2 --images=16 --batch=8 --baselines=fastwi,again",
+    "host": "--pairs=2 --rounds=2",
     "interpolation": "--device=cpu --pairs=2 --rounds=2",
     "memory": "--device=cpu --members=1,2 --rounds=1 --engines=loop --batch=8 --width=0.25",
     "planning": "--trajectories=100 --rounds=2",
@@ -28,7 +29,7 @@ TINY = {
     "throughput": "--device=cpu --members=1,2 --width=0.25 --batch=8 --batches=2 --least=1 --rounds=2 --workers=1 "
     "--baselines=usual,stock-graphs,vmap-eager,loop,again",
 }
-WITHOUT_DATA = {"convolution", "coverage", "interpolation", "planning", "sweep"}
+WITHOUT_DATA = {"convolution", "coverage", "host", "interpolation", "planning", "sweep"}
 
 
 def run(name, directory, data):
@@ -80,6 +81,12 @@ def check_evaluation(told):
         assert len(row["seconds"]) == 2
 
 
+def check_host(told):
+    rows = rows_of(told, "case")
+    assert {("rows, planned",), ("rows, once",), ("averages",)} < set(rows)
+    assert all(0 < row["least_us"] <= row["us"] for row in rows.values())
+
+
 def check_interpolation(told):
     rows = rows_of(told, "case")
     assert {("fastwi rows",), ("fastwi rows, again",), ("fastwi averages",), ("AveragedModel",)} <= set(rows)
@@ -126,6 +133,8 @@ def check_throughput(told):
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_tiny_run(name, digits_directory, tmp_path, capsys):
+    if name == "host":
+        pytest.importorskip("triton")
     told = run(name, tmp_path, digits_directory)
     shown = capsys.readouterr().out
     globals()[f"check_{name}"](told)
@@ -134,7 +143,7 @@ def test_a_tiny_run(name, digits_directory, tmp_path, capsys):
     for row in told["measurements"]:  # the figures themselves: test_runner.py
         rates = [value for key, value in row.items() if key in ("images_per_s", "pairs_per_s") and "case" in row]
         assert all(row["case"] in shown and cell(rate) in shown for rate in rates)
-    if name not in ("coverage", "planning", "sweep"):
+    if name not in ("coverage", "host", "planning", "sweep"):
         assert (tmp_path / f"{name}-cpu.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (tmp_path / f"{name}-cpu.svg").read_text()
 

@@ -1,5 +1,6 @@
 """Interpolation of rows and of lists of tensors, by torch and by the Triton kernel, against float64."""
 
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from interpolation_checks import assert_interpolated
 from torch import Tensor
 
-from fastwi.kernels.interpolate import interpolate_rows_, lerp_lists_
+from fastwi.kernels.interpolate import RowInterpolation, interpolate_rows_, lerp_lists_
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(3,), (), (5, 4, 3, 3), (1025,), (0, 4), (70, 60)]
@@ -106,6 +107,60 @@ def test_rows_of_another_matrix_and_rows_with_gaps(device):
     interpolate_rows_(a_MP, [2, 0], [3, 1], [0.3, 0.6], other_NP=b_NP)
     alpha_L1 = torch.tensor([0.3, 0.6], device=device)[:, None]
     assert_interpolated(a_MP[[2, 0]], before[[2, 0]], b_NP[[3, 1]], alpha_L1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("a_L", "b_L", "c_L"),
+    [
+        ([0, 2, 4], [1, 3, 5], None),
+        ([5, 0, 2], [1, 4, 3], None),
+        ([0, 1, 2], [1, 2, 0], None),
+        ([0, 1], [2, 0], [4, 1]),
+    ],
+    ids=["evenly spaced", "scattered", "read elsewhere", "written elsewhere"],
+)
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_a_plan_gives_what_a_fresh_call_gives_on_what_rows_then_hold(seed, device, dtype, a_L, b_L, c_L, alpha):
+    x_MP, other_MP = (rows(seed + n, 6, 1025, dtype, device) for n in (0, 1))
+    plan = RowInterpolation(x_MP, a_L, b_L, alpha, c_L)
+    for values_MP in (x_MP.clone(), other_MP):
+        fresh_MP = values_MP.clone()
+        interpolate_rows_(fresh_MP, a_L, b_L, alpha, c_L)
+        assert not torch.equal(fresh_MP, values_MP)
+        x_MP.copy_(values_MP)
+        plan()
+        assert torch.equal(x_MP, fresh_MP)
+        plan()  # from where the first call left them
+        interpolate_rows_(fresh_MP, a_L, b_L, alpha, c_L)
+        assert torch.equal(x_MP, fresh_MP)
+
+
+@pytest.mark.parametrize(
+    "change", [torch.clone, lambda x_MP: x_MP[:2], lambda x_MP: x_MP.as_strided((3, 8), (16, 1))]
+)
+@pytest.mark.parametrize("which", ["x", "other"])
+def test_a_plan_refuses_a_matrix_that_was_given_other_memory(seed, device, which, change):
+    """Or another shape or other strides."""
+    matrices = {name: rows(seed, 6, 8, torch.float32, device)[:3] for name in ("x", "other")}
+    plan = RowInterpolation(matrices["x"], [0], [1], 0.5, other_NP=matrices["other"])
+    plan()
+    matrices[which].set_(change(matrices[which]))
+    before = {name: matrix.clone() for name, matrix in matrices.items()}
+    with pytest.raises(ValueError, match="plan them again"):
+        plan()
+    assert all(torch.equal(matrix, before[name]) for name, matrix in matrices.items())
+
+
+def test_a_plan_keeps_its_memory(seed, device):
+    """Where the matrix is not held, the next tensor of its size lies at its address."""
+    x_MP = rows(seed, 3, 1025, torch.float32, device)
+    plan, storage = RowInterpolation(x_MP, [0], [1], 0.5), weakref.ref(x_MP)
+    del x_MP
+    assert storage() is not None
+    plan()
+    del plan
+    assert storage() is None
 
 
 X_MP = torch.arange(24.0).view(3, 8)

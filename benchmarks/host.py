@@ -1,0 +1,93 @@
+"""Host time of averaging pairs on a GPU. Triton compiles for an H100 and prepares its launches, which do nothing.
+
+No GPU is needed or used. What is missing is the driver's own part of a launch and the copies to the device, some
+microseconds each. The operations on counters are real ones, on a CPU.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+from benchmarks.runner import Report, benchmark, fresh
+from fastwi.errors import UserError
+
+ALPHA = 0.5
+WARM_UP = 5
+
+
+@benchmark
+def main(report: Report, pairs: int = 256, rounds: int = 300) -> None:
+    """One table, measured in a process of its own: whether kernels are interpreted is decided at import."""
+    found = fresh(__file__, "host_seconds", pairs=pairs, rounds=rounds)
+    rows = [{"case": case, "us": median(s) * 1e6, "least_us": min(s) * 1e6} for case, s in found.items()]
+    report.add(f"host time of {pairs} pairs of ResNet20s, one thread; {rounds} calls", rows)
+
+
+def host_seconds(pairs: int, rounds: int) -> dict[str, list[float]]:
+    """The seconds of each call, by case. Calls of all cases come in turn."""
+    runs = _runs(pairs)
+    seconds: dict[str, list[float]] = {case: [] for case in runs}
+    for _ in range(WARM_UP + rounds):
+        for case, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            seconds[case].append(time.perf_counter() - begun)
+    return {case: values[WARM_UP:] for case, values in seconds.items()}
+
+
+def _runs(pairs: int) -> dict[str, Callable[[], object]]:
+    os.environ["TRITON_INTERPRET"] = "0"
+    try:
+        import triton
+    except ImportError:
+        raise UserError("triton is not installed; it is a part of torch for CUDA") from None
+    import torch
+
+    from fastwi.kernels import gpu
+    from fastwi.kernels.interpolate import RowInterpolation, interpolate_rows_
+    from fastwi.models.registry import build_model
+    from fastwi.population import Layout, Population
+
+    torch.set_num_threads(1)
+    triton.runtime.driver.set_active(_no_driver(triton.backends.compiler.GPUTarget("cuda", 90, 32)))
+    kernels: Any = gpu
+    kernels.has_triton = lambda device: True
+    layout = Layout.of(build_model("resnet20", 10))
+    # Fresh memory that nothing writes to takes no room.
+    population, averages = Population.empty(layout, 2 * pairs), Population.empty(layout, pairs)
+    population.counters_MB.zero_()
+    a_L, b_L = range(0, 2 * pairs, 2), range(1, 2 * pairs, 2)
+    both = list(zip(a_L, b_L, strict=True))
+    members = [[(population, a), (population, b)] for a, b in both]
+    weights = [[1 - ALPHA, ALPHA]] * pairs
+    return {
+        "rows, planned": RowInterpolation(population.weights_MP, a_L, b_L, ALPHA),
+        "rows, once": lambda: interpolate_rows_(population.weights_MP, a_L, b_L, ALPHA),
+        "population, planned": population.interpolation(both, ALPHA, momentum="average"),
+        "population, once": lambda: population.lerp_rows_(both, ALPHA, momentum="average"),
+        "averages": lambda: Population.averages(members, weights, None, averages),
+    }
+
+
+def _no_driver(target: Any) -> Any:
+    """A driver of Triton's for a device that is not there: what it launches does nothing."""
+    properties = {"max_shared_mem": 232448, "multiprocessor_count": 132, "max_num_regs": 65536, "warpSize": 32}
+    return SimpleNamespace(
+        get_current_target=lambda: target,
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+        launcher_cls=lambda source, metadata: lambda *arguments: None,
+        utils=SimpleNamespace(
+            get_device_properties=lambda device: properties,
+            load_binary=lambda *arguments: (1, 1, 0, 0, 1024),
+            unload_module=lambda module: None,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
