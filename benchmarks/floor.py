@@ -120,9 +120,8 @@ def ways(convolution: Convolution, batch: int, dtype: torch.dtype, training: boo
         order = ORDERS.get(way, torch.channels_last)
         layer = copy.deepcopy(convolution.layer)
         x_NCHW = torch.randn(batch, *convolution.input_CHW).to(dtype, memory_format=order)
-        if way != WINOGRAD:
-            layer = layer.to(dtype, memory_format=order)  # type: ignore[call-overload]
-        else:
+        layer = layer.to(dtype, memory_format=order)  # type: ignore[call-overload]
+        if way == WINOGRAD:
             use_winograd_(layer)
             if not isinstance(layer, WinogradConv2d) or not supported(x_NCHW, layer.weight):
                 continue

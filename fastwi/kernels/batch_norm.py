@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastwi.kernels.cpu import call, library, scratch
+from fastwi.kernels.cpu import SUFFIX, call, library, scratch
 
-_SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 _LANES = 64  # of cpu.cpp
 
 
@@ -29,7 +28,7 @@ def supported(x_NCHW: Tensor, residual_NCHW: Tensor | None = None) -> bool:
     channels = x_NCHW.shape[1] if x_NCHW.dim() == 4 else 0
     if channels == 0 or (_LANES % channels and channels % _LANES) or x_NCHW.numel() % _LANES:
         return False
-    if x_NCHW.device.type != "cpu" or x_NCHW.dtype not in _SUFFIX or x_NCHW.numel() < 2 * channels:
+    if x_NCHW.device.type != "cpu" or x_NCHW.dtype not in SUFFIX or x_NCHW.numel() < 2 * channels:
         return False
     # A network may also add a size or a number, which have no shape.
     shape, dtype = getattr(residual_NCHW, "shape", None), getattr(residual_NCHW, "dtype", None)
@@ -44,7 +43,7 @@ def _channels_last(x: Any) -> Any:
 def _call(function: str, x: Tensor, *arguments: Any) -> None:
     """Call the library's function for x's dtype, with work space and x's sizes at the end."""
     N, C, H, W = x.shape
-    call(f"{function}_{_SUFFIX[x.dtype]}", *arguments, scratch(call("norm_floats", C)), N * H * W, C)
+    call(f"{function}_{SUFFIX[x.dtype]}", *arguments, scratch(call("norm_floats", C)), N * H * W, C)
 
 
 class _Training(torch.autograd.Function):

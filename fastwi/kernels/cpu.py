@@ -26,6 +26,9 @@ _HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-trapping-math", "-fopenmp"]
 _FLAGS += ["-shared", "-fPIC", "-std=c++17"]
 
+SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+"""Of the functions that take activations of a dtype."""
+
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "d": ctypes.c_double}
 _ARGUMENTS = {  # before the number of threads, which is the last of each
     "forward_train_{}": "ppp i pppppp dd p ll",
@@ -35,8 +38,8 @@ _ARGUMENTS = {  # before the number of threads, which is the last of each
     "augment_{}": "pppppp lllll",
     "shortcut_forward": "pp llllllll",
     "shortcut_backward": "pp llllllll",
-    "winograd_convolve": "pppp lllll i p",
-    "winograd_weight_gradient": "ppp lllll p",
+    "winograd_convolve_{}": "pppp lllll i p",
+    "winograd_weight_gradient_{}": "ppp lllll p",
     "winograd_floats": "llll",
     "copy_rows": "pp ll",
     "combine_rows": "pppp ll",
@@ -95,7 +98,7 @@ def library() -> ctypes.CDLL | None:
     except Exception:  # whatever prevents the build or the load: the references do the same work, slower
         return None
     for pattern, letters in _ARGUMENTS.items() if loaded is not None else ():
-        for suffix in ("bf16", "fp32"):
+        for suffix in SUFFIX.values():
             function = getattr(loaded, pattern.format(suffix))  # kept by the library object, with these types
             function.argtypes = [_TYPES[letter] for letter in letters.replace(" ", "") + "i"]
             function.restype = ctypes.c_int64

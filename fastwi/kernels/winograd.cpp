@@ -11,8 +11,10 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "products.h"
+#include "storage.h"
 #include "transforms.h"
 
 namespace {
@@ -31,15 +33,6 @@ struct Strips {
         const int64_t tiles = channels < 128 ? 24 : 12;
         return across < tiles ? tiles / across : 1;
     }
-    // Rows `from`, from + 1, ... of a strip of x[N, H, W, C]; `outside` for those that are not in the image.
-    template <int COUNT>
-    void rows(const float *x, int64_t C, int64_t strip, int from, const float *outside, const float **at) const {
-        const int64_t n = strip / down, top = strip % down * 4 + from;
-        for (int i = 0; i < COUNT; ++i) {
-            const int64_t h = top + i;
-            at[i] = h >= 0 && h < H ? x + (n * H + h) * W * C : outside;
-        }
-    }
 };
 
 typedef void Transform(const vec *, vec *);
@@ -47,24 +40,63 @@ typedef void Transform(const vec *, vec *);
 // Asks for part `p` of `parts` of the rows of `size` strips, to be in the cache when the transforms come to them: those
 // are bound by memory, products are not. Asking for what lies behind the last row is harmless. Always inline: gcc
 // takes a call that does nothing else for one without effect, and drops it.
-template <int WRITE>
-__attribute__((always_inline)) inline void fetch(const float *x, int64_t C, const Strips &strips, int64_t strip,
+template <int WRITE, typename T>
+__attribute__((always_inline)) inline void fetch(const T *x, int64_t C, const Strips &strips, int64_t strip,
                                                  int64_t size, int64_t p, int64_t parts) {
-    const float *start = x + (strip / strips.down * strips.H + strip % strips.down * 4) * strips.W * C;
-    const int64_t floats = size * 4 * strips.W * C;
-    const int64_t stop = floats * (p + 1) / parts;
-    for (int64_t f = floats * p / parts; f < stop; f += LINE) __builtin_prefetch(start + f, WRITE, 2);
+    const T *start = x + (strip / strips.down * strips.H + strip % strips.down * 4) * strips.W * C;
+    const int64_t values = size * 4 * strips.W * C;
+    const int64_t stop = values * (p + 1) / parts;
+    for (int64_t f = values * p / parts; f < stop; f += LINE * 4 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(start + f, WRITE, 2);
 }
+
+// The rows of a strip in float32, from the row before it to the one behind it (SIDE = 1) or its own 4 (SIDE = 0): zeros
+// where the image ends. Strips come in order. Rows in bf16 are converted once, and two of them stay for the next strip.
+template <typename T, int SIDE>
+class Window {
+    static constexpr int HEIGHT = 4 + 2 * SIDE;
+    const T *x;
+    const Strips &strips;
+    const int64_t row;  // values of a row
+    const float *zeros;
+    float *room;
+    int64_t image = -1, held = 0;  // rows of this image before `held` are in `room`, or no longer needed
+
+  public:
+    const float *at[HEIGHT];
+
+    Window(const T *x, const Strips &strips, int64_t C, const float *zeros, float *room)
+        : x(x), strips(strips), row(strips.W * C), zeros(zeros), room(room) {}
+
+    void move(int64_t strip) {
+        const int64_t n = strip / strips.down, top = strip % strips.down * 4 - SIDE;
+        if (n != image) image = n, held = 0;
+        for (int i = 0; i < HEIGHT; ++i) {
+            const int64_t h = top + i;
+            at[i] = h < 0 || h >= strips.H ? zeros : place(h);
+        }
+    }
+
+  private:
+    const float *place(int64_t h) {
+        const T *from = x + (image * strips.H + h) * row;
+        if constexpr (std::is_same<T, float>::value) return from;
+        else {
+            float *to = room + (h + SIDE) % HEIGHT * row;
+            if (h >= held) {
+                for (int64_t f = 0; f < row; f += LANES) store(to + f, load(from + f));
+                held = h + 1;
+            }
+            return to;
+        }
+    }
+};
 
 // Both transforms of a strip, down its columns and then along the rows of each tile, for the rows FIRST ... of the 6 x
 // 6 positions: out[position, tile, C], positions `step` apart. `half` holds what lies between; its columns outside the
 // image are zeros already. FROM values make 6: 6 of the input, from the column before the tile (SIDE = 1), or 4 of the
 // gradient.
 template <int FROM, int SIDE, Transform transform, int FIRST, int ROWS_OUT>
-inline void transform_strip(const float *x, int64_t C, const Strips &strips, int64_t strip, const float *outside,
-                            float *half, float *out, int64_t step) {
-    const float *at[FROM];
-    strips.rows<FROM>(x, C, strip, -SIDE, outside, at);
+void transform_strip(const float *const *at, int64_t C, const Strips &strips, float *half, float *out, int64_t step) {
     const int64_t length = strips.columns(2 * SIDE) * C;
     for (int64_t f = 0; f < strips.W * C; f += LANES) {
         vec in[FROM], column[6];
@@ -84,8 +116,9 @@ inline void transform_strip(const float *x, int64_t C, const Strips &strips, int
 }
 
 // `bias`: a row of it, [W, K].
+template <typename T>
 void output_strip(const float *products, int64_t step, const Strips &strips, int64_t strip, const float *bias,
-                  float *half, float *y, int64_t K) {
+                  float *half, T *y, int64_t K) {
     const int64_t length = strips.columns(0) * K, n = strip / strips.down, top = strip % strips.down * 4;
     for (int64_t t = 0; t < strips.across; ++t)
         for (int64_t k = 0; k < K; k += LANES)
@@ -96,7 +129,7 @@ void output_strip(const float *products, int64_t step, const Strips &strips, int
                 for (int j = 0; j < 4; ++j) store(half + i * length + (t * 4 + j) * K + k, row[j]);
             }
     const int64_t rows = strips.H - top < 4 ? strips.H - top : 4, width = strips.W * K;
-    float *out = y + (n * strips.H + top) * width;
+    T *out = y + (n * strips.H + top) * width;
     for (int64_t f = 0; f < width; f += LANES) {
         vec in[6], column[4];
         for (int i = 0; i < 6; ++i) in[i] = load(half + i * length + f);
@@ -114,17 +147,18 @@ inline int64_t step_of(int64_t tiles, int64_t C) { return tiles * C + LINE; }
 inline int64_t rounded(int64_t tiles) { return (tiles + ROWS - 1) / ROWS * ROWS; }  // products take groups of rows
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Floats that one thread needs: rows of zeros and of the bias, two strips halfway through their transforms, all
+// Floats that one thread needs: rows of zeros, of the bias and of two windows, two strips halfway through their transforms, all
 // positions of a block.
 inline int64_t scratch_floats(const Strips &strips, int64_t C, int64_t K) {
     const int64_t tiles = rounded(strips.block(C + K) * strips.across);
-    const int64_t rows = 2 * strips.W + 12 * strips.columns(2);
+    const int64_t rows = 14 * strips.W + 12 * strips.columns(2);
     return rows * larger(C, K) + (POSITIONS + 1) * (step_of(tiles, C) + step_of(tiles, K));
 }
 
 // U[36, K / width, C, width] = G g G^T of w[K, C, 3, 3]; flipped: of the kernels that the input gradient convolves
 // with, where C and K are those of that convolution and w is [C, K, 3, 3].
-void transform_kernels(const float *w, float *U, int64_t C, int64_t K, int64_t width, bool flipped, int threads) {
+template <typename T>
+void transform_kernels(const T *w, float *U, int64_t C, int64_t K, int64_t width, bool flipped, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t c = 0; c < C; ++c)
         for (int64_t k = 0; k < K; k += LANES) {
@@ -134,7 +168,7 @@ void transform_kernels(const float *w, float *U, int64_t C, int64_t K, int64_t w
                 for (int i = 0; i < 3; ++i)
                     for (int l = 0; l < LANES; ++l) {
                         const int tap = i * 3 + j;
-                        taps[i][l] = flipped ? w[(c * K + k + l) * TAPS + 8 - tap] : w[((k + l) * C + c) * TAPS + tap];
+                        taps[i][l] = value(flipped ? w[(c * K + k + l) * TAPS + 8 - tap] : w[((k + l) * C + c) * TAPS + tap]);
                     }
                 kernel_1d(taps, column);
                 for (int i = 0; i < 6; ++i) half[i][j] = column[i];
@@ -149,8 +183,8 @@ void transform_kernels(const float *w, float *U, int64_t C, int64_t K, int64_t w
 }
 
 // The products of position p are written where the input of position p - 1 lay: a block takes half the room.
-template <int COLUMNS>
-void convolve(const float *x, const float *w, const float *bias_K, float *y, const Strips &strips, int64_t C, int64_t K,
+template <int COLUMNS, typename T>
+void convolve(const T *x, const T *w, const T *bias_K, T *y, const Strips &strips, int64_t C, int64_t K,
               bool flipped, float *work, int threads) {
     constexpr int64_t width = COLUMNS * LANES;
     const int64_t size = strips.block(C + K), step = step_of(rounded(size * strips.across), larger(C, K));
@@ -159,16 +193,19 @@ void convolve(const float *x, const float *w, const float *bias_K, float *y, con
     transform_kernels(w, U, C, K, width, flipped, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
-        float *zeros = scratch + part * each, *half = zeros + strips.W * C, *bias = half + 6 * strips.columns(2) * C;
+        float *zeros = scratch + part * each, *room = zeros + strips.W * C, *half = room + 6 * strips.W * C, *bias = half + 6 * strips.columns(2) * C;
         float *half_out = bias + strips.W * K, *out = half_out + 6 * strips.columns(0) * K, *in = out + step;
         std::memset(zeros, 0, (half_out - zeros) * sizeof(float));
-        for (int64_t w = 0; bias_K && w < strips.W; ++w) std::memcpy(bias + w * K, bias_K, K * sizeof(float));
+        for (int64_t i = 0; bias_K && i < strips.W * K; ++i) bias[i] = value(bias_K[i % K]);
+        Window<T, 1> window(x, strips, C, zeros, room);
         for (int64_t block = blocks * part / threads; block < blocks * (part + 1) / threads; ++block) {
             const int64_t first = block * size, last = first + size < strips.count ? first + size : strips.count;
             const int64_t count = (last - first) * strips.across;
-            for (int64_t strip = first; strip < last; ++strip)
-                transform_strip<6, 1, input_1d, 0, 6>(x, C, strips, strip, zeros, half,
+            for (int64_t strip = first; strip < last; ++strip) {
+                window.move(strip);
+                transform_strip<6, 1, input_1d, 0, 6>(window.at, C, strips, half,
                                                       in + (strip - first) * strips.across * C, step);
+            }
             for (int64_t p = 0; p < POSITIONS; ++p) {
                 fetch<0>(x, C, strips, first + size, size, p, POSITIONS);
                 fetch<1>(y, K, strips, first, size, p, POSITIONS);
@@ -190,28 +227,33 @@ void convolve(const float *x, const float *w, const float *bias_K, float *y, con
 inline bool by_rows(int64_t C, int64_t K) { return C * K > 1024; }
 inline int64_t chunks_of(int64_t C, int64_t K) { return by_rows(C, K) ? 2 : 8; }
 
+template <typename T>
 struct Gradient {
-    const float *x, *dy;
+    const T *x, *dy;
     int64_t C, K;
     const Strips &strips;
 };
 
 // The sums over the strips start ... stop, for ROWS_OUT of the 6 rows of positions.
-template <int COLUMNS, int FIRST, int ROWS_OUT>
-void sum_products(const Gradient &g, int64_t start, int64_t stop, float *scratch, float *sums) {
+template <int COLUMNS, int FIRST, int ROWS_OUT, typename T>
+void sum_products(const Gradient<T> &g, int64_t start, int64_t stop, float *scratch, float *sums) {
     const Strips &strips = g.strips;
     const int64_t C = g.C, K = g.K, size = strips.block(C + K), tiles = rounded(size * strips.across);
     const int64_t in_step = step_of(tiles, C), out_step = step_of(tiles, K);
-    float *zeros = scratch, *half = zeros + strips.W * larger(C, K), *half_out = half + 6 * strips.columns(2) * C;
+    float *zeros = scratch, *room = zeros + strips.W * larger(C, K), *room_out = room + 6 * strips.W * C;
+    float *half = room_out + 4 * strips.W * K, *half_out = half + 6 * strips.columns(2) * C;
     float *in = half_out + 6 * strips.columns(0) * K, *out = in + ROWS_OUT * 6 * in_step;
     std::memset(zeros, 0, (in - zeros) * sizeof(float));
+    Window<T, 1> window(g.x, strips, C, zeros, room);
+    Window<T, 0> window_out(g.dy, strips, K, zeros, room_out);
     for (int64_t first = start; first < stop; first += size) {
         const int64_t last = first + size < stop ? first + size : stop;
         for (int64_t strip = first; strip < last; ++strip) {
             const int64_t tile = (strip - first) * strips.across;
-            transform_strip<6, 1, input_1d, FIRST, ROWS_OUT>(g.x, C, strips, strip, zeros, half, in + tile * C,
-                                                             in_step);
-            transform_strip<4, 0, gradient_1d, FIRST, ROWS_OUT>(g.dy, K, strips, strip, zeros, half_out, out + tile * K,
+            window.move(strip);
+            window_out.move(strip);
+            transform_strip<6, 1, input_1d, FIRST, ROWS_OUT>(window.at, C, strips, half, in + tile * C, in_step);
+            transform_strip<4, 0, gradient_1d, FIRST, ROWS_OUT>(window_out.at, K, strips, half_out, out + tile * K,
                                                                 out_step);
         }
         for (int p = 0; p < ROWS_OUT * 6; ++p) {
@@ -223,8 +265,8 @@ void sum_products(const Gradient &g, int64_t start, int64_t stop, float *scratch
     }
 }
 
-template <int COLUMNS>
-void sum_row(int row, const Gradient &g, int64_t start, int64_t stop, float *scratch, float *sums) {
+template <int COLUMNS, typename T>
+void sum_row(int row, const Gradient<T> &g, int64_t start, int64_t stop, float *scratch, float *sums) {
     if (row == 0) sum_products<COLUMNS, 0, 1>(g, start, stop, scratch, sums);
     else if (row == 1) sum_products<COLUMNS, 1, 1>(g, start, stop, scratch, sums);
     else if (row == 2) sum_products<COLUMNS, 2, 1>(g, start, stop, scratch, sums);
@@ -233,13 +275,13 @@ void sum_row(int row, const Gradient &g, int64_t start, int64_t stop, float *scr
     else sum_products<COLUMNS, 5, 1>(g, start, stop, scratch, sums);
 }
 
-template <int COLUMNS>
-void weight_gradient(const float *x, const float *dy, float *dw, const Strips &strips, int64_t C, int64_t K,
+template <int COLUMNS, typename T>
+void weight_gradient(const T *x, const T *dy, T *dw, const Strips &strips, int64_t C, int64_t K,
                      float *work, int threads) {
     const int64_t most = chunks_of(C, K), chunks = strips.count < most ? strips.count : most;
     const int64_t each = scratch_floats(strips, C, K);
     float *sums = work, *scratch = work + most * POSITIONS * C * K;
-    const Gradient gradient = {x, dy, C, K, strips};
+    const Gradient<T> gradient = {x, dy, C, K, strips};
     const int64_t rows = by_rows(C, K) ? 6 : 1, tasks = chunks * rows;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part)
@@ -268,29 +310,33 @@ void weight_gradient(const float *x, const float *dy, float *dw, const Strips &s
                 vec row[3];
                 taps_1d(half[i], row);
                 for (int j = 0; j < 3; ++j)
-                    for (int l = 0; l < LANES; ++l) dw[((k + l) * C + c) * TAPS + i * 3 + j] = row[j][l];
+                    for (int l = 0; l < LANES; ++l) store(dw + ((k + l) * C + c) * TAPS + i * 3 + j, static_cast<float>(row[j][l]));
             }
         }
 }
 
 }  // namespace
 
-// x[N, H, W, C] and w[K, C, 3, 3] to y[N, H, W, K], with bias[K] where there is one; flipped: w is [C, K, 3, 3], and y
-// the gradient of its input where x is that of its output.
-extern "C" void winograd_convolve(const float *x, const float *w, const float *bias, float *y, int64_t N, int64_t H,
-                                  int64_t W, int64_t C, int64_t K, int flipped, float *work, int threads) {
-    const Strips strips(N, H, W);
-    if (K % (2 * LANES) == 0) convolve<2>(x, w, bias, y, strips, C, K, flipped, work, threads);
-    else convolve<1>(x, w, bias, y, strips, C, K, flipped, work, threads);
-}
+// winograd_convolve: x[N, H, W, C] and w[K, C, 3, 3] to y[N, H, W, K], with bias[K] where there is one; flipped: w is
+// [C, K, 3, 3], and y the gradient of its input where x is that of its output.
+// winograd_weight_gradient: dw[K, C, 3, 3] of x[N, H, W, C] and dy[N, H, W, K].
+#define INSTANTIATE(NAME, T)                                                                                          \
+    extern "C" void winograd_convolve_##NAME(const T *x, const T *w, const T *bias, T *y, int64_t N, int64_t H,       \
+                                             int64_t W, int64_t C, int64_t K, int flipped, float *work,               \
+                                             int threads) {                                                           \
+        const Strips strips(N, H, W);                                                                                 \
+        if (K % (2 * LANES) == 0) convolve<2>(x, w, bias, y, strips, C, K, flipped, work, threads);                   \
+        else convolve<1>(x, w, bias, y, strips, C, K, flipped, work, threads);                                        \
+    }                                                                                                                 \
+    extern "C" void winograd_weight_gradient_##NAME(const T *x, const T *dy, T *dw, int64_t N, int64_t H, int64_t W,  \
+                                                    int64_t C, int64_t K, float *work, int threads) {                 \
+        const Strips strips(N, H, W);                                                                                 \
+        if (K % (2 * LANES) == 0) weight_gradient<2>(x, dy, dw, strips, C, K, work, threads);                         \
+        else weight_gradient<1>(x, dy, dw, strips, C, K, work, threads);                                              \
+    }
 
-// dw[K, C, 3, 3] of x[N, H, W, C] and dy[N, H, W, K].
-extern "C" void winograd_weight_gradient(const float *x, const float *dy, float *dw, int64_t N, int64_t H, int64_t W,
-                                         int64_t C, int64_t K, float *work, int threads) {
-    const Strips strips(N, H, W);
-    if (K % (2 * LANES) == 0) weight_gradient<2>(x, dy, dw, strips, C, K, work, threads);
-    else weight_gradient<1>(x, dy, dw, strips, C, K, work, threads);
-}
+INSTANTIATE(bf16, bf16)
+INSTANTIATE(fp32, float)
 
 // Floats of work space that either call needs.
 extern "C" int64_t winograd_floats(int64_t H, int64_t W, int64_t C, int64_t K, int threads) {

@@ -1,9 +1,10 @@
-"""3 x 3 convolutions in float32 on a CPU with a quarter of the products: Winograd's F(4 x 4, 3 x 3).
+"""3 x 3 convolutions on a CPU with a quarter of the products: Winograd's F(4 x 4, 3 x 3).
 
     y[n, k, h, w] = bias[k] + sum over c, i, j of weight[k, c, i, j] x[n, c, h + i - 1, w + j - 1]
 
-by Lavin & Gray 2016 (section 4; points 0, 1, -1, 2, -2): forward, input gradient and weight gradient. Against float64
-the error is some 2e-6 of the output's standard deviation, where a direct float32 convolution's is 4e-7.
+by Lavin & Gray 2016 (section 4; points 0, 1, -1, 2, -2): forward, input gradient and weight gradient. Activations and
+weights are float32 or bf16; all arithmetic is in float32. Against float64 the error is some 2e-6 of the output's
+standard deviation, where a direct float32 convolution's is 4e-7; bf16 adds one rounding of the result.
 
 Shapes: N images, C and K channels in and out, H height, W width. Activations are in torch.channels_last order.
 """
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastwi.kernels.cpu import call, library, scratch
+from fastwi.kernels.cpu import SUFFIX, call, library, scratch
 
 _STEP = 16  # channels are multiples of it
 _TILE = 4  # of winograd.cpp
@@ -22,7 +23,8 @@ _TILE = 4  # of winograd.cpp
 def supported(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None = None) -> bool:
     """Whether the kernels take this convolution, and gain by it: where tiles of 4 x 4 fill the image well enough."""
     tensors = [t for t in (x_NCHW, weight_KC33, bias_K) if t is not None]
-    if x_NCHW.dim() != 4 or any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
+    dtype = x_NCHW.dtype
+    if x_NCHW.dim() != 4 or dtype not in SUFFIX or any(t.dtype != dtype or t.device.type != "cpu" for t in tensors):
         return False
     K, C, *kernel = weight_KC33.shape
     _, channels, H, W = x_NCHW.shape
@@ -39,7 +41,10 @@ def _work(H: int, W: int, C: int, K: int) -> int:
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, flipped: bool) -> Tensor:
     N, C, H, W = x.shape
     y = torch.empty((N, channels, H, W), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    call("winograd_convolve", x, weight, bias, y, N, H, W, C, channels, flipped, _work(H, W, C, channels))
+    call(
+        f"winograd_convolve_{SUFFIX[x.dtype]}", x, weight, bias, y, N, H, W, C, channels, flipped,
+        _work(H, W, C, channels),
+    )  # fmt: skip
     return y
 
 
@@ -62,7 +67,7 @@ class _Convolution(torch.autograd.Function):
             dx = _convolve(dy, weight, None, C, flipped=True)
         if ctx.needs_input_grad[1]:
             dweight = torch.empty_like(weight)
-            call("winograd_weight_gradient", x, dy, dweight, N, H, W, C, K, _work(H, W, C, K))
+            call(f"winograd_weight_gradient_{SUFFIX[x.dtype]}", x, dy, dweight, N, H, W, C, K, _work(H, W, C, K))
         if ctx.needs_input_grad[2]:
             dbias = dy.sum((0, 2, 3))
         return dx, dweight, dbias
