@@ -50,6 +50,7 @@ DEVICE int grid_y() { return gridDim.y; }
 DEVICE void sync_cta() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+DEVICE uint32_t shuffle_xor(uint32_t x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
 // float32, each rounded once to the nearest even.
 DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }  // a b + c
@@ -58,6 +59,11 @@ DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c)
 DEVICE uint32_t pack_bf16(float low, float high) {
     uint32_t packed;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+// max(x, 0) of both; NaN stays NaN.
+DEVICE uint32_t relu_bf16(uint32_t packed) {
+    asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(packed) : "r"(0));
     return packed;
 }
 DEVICE float low_bf16(uint32_t packed) { return __uint_as_float(packed << 16); }
@@ -100,11 +106,15 @@ DEVICE void shared_store4(Shared to, uint32_t x) {
 DEVICE float shared_load_float(Shared from) { return __uint_as_float(shared_load4(from)); }
 DEVICE void shared_store_float(Shared to, float x) { shared_store4(to, __float_as_uint(x)); }
 
-// 16 bytes from global to shared memory in the background; zeros where not `exists` (`from` is not read then).
+// 16 or 8 bytes from global to shared memory in the background; zeros where not `exists` (`from` is not read then).
 // They are there after copy_commit, copy_wait<groups that may still be on their way> and sync_cta.
 DEVICE void copy_async16(Shared to, const void* from, bool exists = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(to), "l"(__cvta_generic_to_global(from)), "r"(exists ? 16 : 0) : "memory");
+}
+DEVICE void copy_async8(Shared to, const void* from, bool exists = true) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
+                 :: "r"(to), "l"(__cvta_generic_to_global(from)), "r"(exists ? 8 : 0) : "memory");
 }
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int GROUPS>

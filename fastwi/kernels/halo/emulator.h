@@ -40,8 +40,8 @@ constexpr size_t STACK = 64 << 10;
 
 struct Copy {
     Shared to;
-    const void* from;
-    bool exists;
+    const void* from;  // nullptr: zeros
+    int bytes;
 };
 
 struct Thread {
@@ -156,9 +156,8 @@ inline int run(void (*kernel)(const void*), const void* arguments, int threads, 
 
 inline void* shared(Shared address, unsigned bytes) {
     State& s = *state();
-    std::string name = "shared address " + std::to_string(address);
-    if (address % bytes) fail(name + " is not aligned to " + std::to_string(bytes));
-    if (address + bytes > s.shared.size()) fail(name + " is out of bounds");
+    if (address % bytes) fail("shared address " + std::to_string(address) + " is not aligned to " + std::to_string(bytes));
+    if (address + bytes > s.shared.size()) fail("shared address " + std::to_string(address) + " is out of bounds");
     return &s.shared[address];
 }
 template <typename T>
@@ -203,24 +202,29 @@ inline void sync_cta() {
 inline void sync_warp() {
     emulator::meet_warp("sync_warp", nullptr, nullptr, [](emulator::Thread*) {});
 }
-inline float shuffle_xor(float x, int mask) {
+inline uint32_t shuffle_xor(uint32_t x, int mask) {
     struct In {
-        float x;
+        uint32_t x;
         int mask;
     } in{x, mask};
-    float out;
+    uint32_t out;
     emulator::meet_warp("shuffle_xor", &in, &out, [](emulator::Thread* lanes) {
         for (int i = 0; i < 32; i++) {
             int from = i ^ static_cast<const In*>(lanes[i].in)->mask;
-            *static_cast<float*>(lanes[i].out) = static_cast<const In*>(lanes[from].in)->x;
+            *static_cast<uint32_t*>(lanes[i].out) = static_cast<const In*>(lanes[from].in)->x;
         }
     });
     return out;
 }
+inline float shuffle_xor(float x, int mask) { return emulator::of_bits(shuffle_xor(emulator::bits_of(x), mask)); }
 
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 inline uint32_t pack_bf16(float low, float high) {
     return emulator::rounded_bf16(low) | emulator::rounded_bf16(high) << 16;
+}
+inline uint32_t relu_bf16(uint32_t packed) {
+    float low = emulator::of_bits(packed << 16), high = emulator::of_bits(packed & 0xffff0000u);
+    return pack_bf16(low > 0 || std::isnan(low) ? low : 0, high > 0 || std::isnan(high) ? high : 0);
 }
 inline float low_bf16(uint32_t packed) { return emulator::of_bits(packed << 16); }
 inline float high_bf16(uint32_t packed) { return emulator::of_bits(packed & 0xffff0000u); }
@@ -252,18 +256,29 @@ inline void shared_store4(Shared to, uint32_t x) { memcpy(emulator::shared(to, 4
 inline float shared_load_float(Shared from) { return emulator::of_bits(shared_load4(from)); }
 inline void shared_store_float(Shared to, float x) { shared_store4(to, emulator::bits_of(x)); }
 
+namespace emulator {
+inline void copy_later(Shared to, const void* from, int bytes) {
+    shared(to, bytes);
+    if (from) global(from, bytes);
+    self().groups.back().push_back({to, from, bytes});
+}
+}  // namespace emulator
 inline void copy_async16(Shared to, const void* from, bool exists = true) {
-    emulator::shared(to, 16);
-    if (exists) emulator::global(from, 16);
-    emulator::self().groups.back().push_back({to, from, exists});
+    emulator::copy_later(to, exists ? from : nullptr, 16);
+}
+inline void copy_async8(Shared to, const void* from, bool exists = true) {
+    emulator::copy_later(to, exists ? from : nullptr, 8);
 }
 inline void copy_commit() { emulator::self().groups.emplace_back(); }
 template <int GROUPS>
 inline void copy_wait() {
     auto& groups = emulator::self().groups;
     while (groups.size() > GROUPS + 1) {
-        for (const emulator::Copy& copy : groups.front())
-            shared_store16(copy.to, copy.exists ? load16(copy.from) : Vec16{});
+        for (const emulator::Copy& copy : groups.front()) {
+            void* to = emulator::shared(copy.to, copy.bytes);
+            if (copy.from) memcpy(to, copy.from, copy.bytes);
+            else memset(to, 0, copy.bytes);
+        }
         groups.erase(groups.begin());
     }
 }
