@@ -65,11 +65,11 @@ def forward_kernel(geometry: Geometry, prologue: bool, relu: bool, statistics: b
     threads = 32 * (rows // 4) * (images * columns // 16) * groups
     pixels = images * (rows + 2) * (columns + 2)
     shared = pixels * (2 * channels + 16) + channels * (18 * channels + 16) + threads // 32 * 12 * min(channels, 32)
-    constants = dict(
-        C=channels, H=g.H, W=g.W, TILE_H=rows, TILE_W=columns, IMAGES=images, CTAS=_CTAS[channels],
-        WHOLE_IMAGES=int(g.N % images == 0),
-        PROLOGUE=int(prologue), RELU=int(relu), STATISTICS=int(statistics),
-    )  # fmt: skip
+    constants = {
+        "C": channels, "H": g.H, "W": g.W, "TILE_H": rows, "TILE_W": columns, "IMAGES": images,
+        "WHOLE_IMAGES": int(g.N % images == 0), "CTAS": _CTAS[channels],
+        "PROLOGUE": int(prologue), "RELU": int(relu), "STATISTICS": int(statistics),
+    }  # fmt: skip
     return Kernel("forward.cu", "forward", threads, shared, tuple(constants.items()))
 
 

@@ -156,8 +156,9 @@ inline int run(void (*kernel)(const void*), const void* arguments, int threads, 
 
 inline void* shared(Shared address, unsigned bytes) {
     State& s = *state();
-    if (address % bytes) fail("shared address " + std::to_string(address) + " is not aligned to " + std::to_string(bytes));
-    if (address + bytes > s.shared.size()) fail("shared address " + std::to_string(address) + " is out of bounds");
+    auto named = [&] { return "shared address " + std::to_string(address); };
+    if (address % bytes) fail(named() + " is not aligned to " + std::to_string(bytes));
+    if (address + bytes > s.shared.size()) fail(named() + " is out of bounds");
     return &s.shared[address];
 }
 template <typename T>

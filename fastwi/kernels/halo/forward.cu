@@ -7,8 +7,8 @@
 // windows of it: a warp has 4 rows of 16 places x 32 channels (16 of C = 16), and each 16 places that it loads serve
 // the three taps kh above each other. Sums are in float32, in the order kw, i in sixteens, kh.
 //
-// A pixel takes 2 C + 16 bytes of shared memory, and so do the rows of weights modulo 128: eight of them in a row lie in
-// different banks for every C here, which ldmatrix needs.
+// A pixel takes 2 C + 16 bytes of shared memory, and a row of weights as much modulo 128: eight in a row lie in different
+// banks for every C here, which ldmatrix needs.
 #include "device.h"
 
 constexpr int ROWS = 4, STRIP = 16;            // places of a warp: rows x columns
