@@ -1,17 +1,20 @@
 """`python -m fastwi.tune`: what it measures is what `engine.name: auto` takes; a damaged table is no table."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fastwi import tune
 from fastwi.config.read import read_request
+from fastwi.config.schema import Config
 from fastwi.engine.choose import (
     ENGINES,
     build_engine,
     build_network,
-    engine_name,
     entry_key,
     fastest,
     read_speeds,
@@ -19,6 +22,7 @@ from fastwi.engine.choose import (
     write_speeds,
 )
 from fastwi.engine.loop import LoopEngine
+from fastwi.errors import ConfigError
 
 CPU = torch.device("cpu")
 FLAGS = [
@@ -27,6 +31,11 @@ FLAGS = [
 ]  # fmt: skip
 CONFIG = read_request(FLAGS, "fastwi.tune").config
 KEY = entry_key(CONFIG, CPU, torch.float32)
+
+
+def engine_name(config: Config, *arguments: Any) -> str:
+    """The engine of a network."""
+    return build_engine(config, build_network(config, 10), *arguments).name
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +56,6 @@ def test_auto_takes_the_fastest(capsys):
     best = max(shown["measured"], key=lambda row: row["images_per_s"])
     assert fastest(read_speeds(KEY)) == (best["engine"], best["members"])
     assert engine_name(CONFIG) == best["engine"]
-    assert type(build_engine(CONFIG, build_network(CONFIG, 10))) is ENGINES[best["engine"]]
 
 
 def test_what_fails_and_what_there_is_no_time_for_is_reported(monkeypatch, capsys):
@@ -89,3 +97,53 @@ def test_dry_run_measures_nothing(capsys):
     assert tune.main([*FLAGS, "--dry-run"]) == 0
     assert capsys.readouterr().out.strip() == KEY
     assert not table_path().exists()
+
+
+class Branching(nn.Module):
+    """What torch.fx cannot trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 10)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.linear(x_NCHW.flatten(1) if x_NCHW.sum() > 0 else -x_NCHW.flatten(1))
+
+
+def named(name: str) -> Config:
+    return replace(CONFIG, engine=replace(CONFIG.engine, name=name))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The choice is made as on a GPU, and the engine that is chosen is built on this machine."""
+    monkeypatch.setattr("fastwi.engine.choose.resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("fastwi.engine.choose.entry_key", lambda *_: "a GPU")
+    monkeypatch.setattr("fastwi.engine.choose.has_triton", lambda _: True)
+
+
+@pytest.mark.parametrize(("members", "name"), [(1, "graph"), (3, "graph"), (4, "stacked"), (512, "stacked")])
+def test_an_untuned_gpu_gets_graph_or_for_several_networks_stacked(gpu, members, name):
+    assert engine_name(CONFIG, members) == name
+    assert engine_name(CONFIG, members, False) == "loop"  # images are streamed
+    write_speeds("a GPU", {"loop": {4: 2.0}, "stacked": {4: 1.0}})
+    assert engine_name(CONFIG, members) == "loop"  # measured
+
+
+def test_without_triton_no_network_is_stacked(gpu, monkeypatch):
+    monkeypatch.setattr("fastwi.engine.choose.has_triton", lambda _: False)
+    assert engine_name(CONFIG, 512) == "graph"
+
+
+def test_auto_takes_loop_for_networks_that_the_others_refuse(gpu):
+    """Measured or not. Where they are asked for by name, they still refuse."""
+    drops = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(12, 10))
+    assert build_engine(CONFIG, drops, 512).name == "loop"
+    assert build_engine(CONFIG, Branching(), 512).name == "loop"
+    write_speeds("a GPU", {"stacked": {4: 1.0}})
+    assert build_engine(CONFIG, drops).name == "loop"
+    assert build_engine(CONFIG, Branching()).name == "stacked"  # as it was measured
+    with pytest.raises(ConfigError, match=r"engine\.name: stacked"):
+        build_engine(named("stacked"), drops)
+    with pytest.raises(ConfigError, match=r"engine\.backend: fused"):
+        build_engine(replace(CONFIG, engine=replace(CONFIG.engine, backend="fused")), drops)

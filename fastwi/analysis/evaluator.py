@@ -18,7 +18,7 @@ from fastwi.config.schema import AugmentConfig, Config, EngineConfig, OptimizerC
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, normalisation_table
 from fastwi.engine.base import Report, Scores
-from fastwi.engine.choose import build_engine
+from fastwi.engine.choose import STACKED_FROM, build_engine
 from fastwi.engine.device import resolve_device
 from fastwi.errors import UserError
 from fastwi.population import Layout, Population
@@ -99,7 +99,7 @@ class Evaluator:
         self.network = copy.deepcopy(model).eval()
         self.layout = Layout.of(self.network)
         config = Config(engine=engine, optimizer=OptimizerConfig(batch_size=batch_size), augment=augment)
-        self._engine = build_engine(config, self.network)
+        self._engine = build_engine(config, self.network, STACKED_FROM)  # of many networks, mostly
         self.device = self._engine.device
         self._report = report
         self._memory_bytes = memory_bytes

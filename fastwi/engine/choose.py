@@ -3,6 +3,7 @@
 Its table of images/s is a JSON file in the user's cache directory. A missing or damaged file is an empty table.
 """
 
+import contextlib
 import json
 import platform
 from collections.abc import Mapping
@@ -15,10 +16,13 @@ from fastwi.config.schema import Config
 from fastwi.data.noise import Stream, raw_words
 from fastwi.engine.base import Engine, Settings
 from fastwi.engine.device import cpu_threads, resolve_device, resolve_dtype
+from fastwi.engine.fuse import trace
 from fastwi.engine.graph import GraphEngine
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.stacked import StackedEngine
+from fastwi.errors import ConfigError
 from fastwi.files import cache_directory, write_json
+from fastwi.kernels.gpu import has_triton
 from fastwi.models.generators import seeded
 from fastwi.models.registry import build_model
 from fastwi.population import Population
@@ -27,6 +31,9 @@ from fastwi.version import __version__
 
 Speeds = dict[str, dict[int, float]]  # engine to members to images/s
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (LoopEngine, GraphEngine, StackedEngine)}
+
+STACKED_FROM = 4
+"""Networks trained together from which on `stacked` is expected to be faster than `graph` on a GPU."""
 
 _HERE = Path()
 
@@ -49,18 +56,27 @@ def build_network(
     return network
 
 
-def engine_name(config: Config) -> str:
-    """`engine.name`; for auto the fastest that `python -m fastwi.tune` measured here, and `loop` before it has."""
+def build_engine(config: Config, model: nn.Module, members: int = 1, resident: bool = True) -> Engine:
+    """The engine `engine.name` for networks of `model`'s architecture. Raises ConfigError as `resolve` does.
+
+    auto: the fastest that `python -m fastwi.tune` measured here. Before it has: on a CPU `loop`; on a GPU `stacked`
+    where at least `STACKED_FROM` of `members` networks are trained together, else `graph`. `loop` too for what those
+    two cannot train, or may not: networks that torch.fx cannot trace, and images that are not `resident`.
+    """
+    settings = Settings.of(config)
     if config.engine.name != "auto":
-        return config.engine.name
+        return ENGINES[config.engine.name](model, settings)
     device, dtype = resolve_device(config.engine.device), resolve_dtype(config.engine)
     best = fastest(read_speeds(entry_key(config, device, dtype)))
-    return best[0] if best is not None and best[0] in ENGINES else LoopEngine.name
-
-
-def build_engine(config: Config, model: nn.Module) -> Engine:
-    """The engine `engine.name` for networks of `model`'s architecture. Raises ConfigError as `resolve` does."""
-    return ENGINES[engine_name(config)](model, Settings.of(config))
+    kind: type[Engine] = LoopEngine
+    if best is not None and best[0] in ENGINES:
+        kind = ENGINES[best[0]]
+    elif device.type == "cuda" and resident and trace(model) is not None:
+        kind = StackedEngine if members >= STACKED_FROM and has_triton(device) else GraphEngine
+    if kind is not LoopEngine and resident:
+        with contextlib.suppress(ConfigError):  # of networks with dropout, for one; what loop refuses too comes again
+            return kind(model, settings)
+    return LoopEngine(model, settings)
 
 
 def table_path() -> Path:

@@ -9,6 +9,7 @@ import torch
 
 from fastwi.config.schema import Config
 from fastwi.data.split import free_host_bytes
+from fastwi.engine.device import resolve_device
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.resources import Resources
@@ -37,7 +38,7 @@ def worker_for(planned: PlannedSweep) -> Worker:
 
 def _check_memory(config: Config, resources: Resources) -> None:
     """At the interpolation there are an average and its children, and a copy of them with recomputed statistics."""
-    device, networks = resources.engine(config).device, config.experiment.children
+    device, networks = resolve_device(config.engine.device), config.experiment.children
     needed = 2 * (1 + networks) * resources.layout(config).row_bytes
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
     if needed > free:

@@ -1,6 +1,5 @@
 """Datasets, networks and engines, each loaded or built once, and held to what the results are named by."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -10,11 +9,15 @@ from fastwi.data.batches import Dataset
 from fastwi.data.card import Card, read_card
 from fastwi.data.identity import data_contents, target_size
 from fastwi.data.split import open_splits
+from fastwi.data.streamed import StreamedDataset
 from fastwi.engine.base import Engine, Settings
 from fastwi.engine.choose import build_engine, build_network
 from fastwi.engine.device import resolve_device
+from fastwi.engine.loop import LoopEngine
 from fastwi.engine.trial import try_training
-from fastwi.experiment.inputs import Inputs, InputsKey, inputs_key, network_contents
+from fastwi.errors import ConfigError
+from fastwi.experiment.inputs import inputs_key, network_contents
+from fastwi.experiment.tree import Tree
 from fastwi.models.names import is_own
 from fastwi.population import Layout
 
@@ -24,9 +27,10 @@ Splits = tuple[Dataset, Dataset]  # training and test images
 class Resources:
     """What jobs need beside states, on one device. UserError where inputs are not those that were planned on."""
 
-    def __init__(self, inputs: Mapping[InputsKey, Inputs], root: Path) -> None:
-        """`root`: of a relative `data.path` or `model.weights`."""
-        self._inputs, self._root = inputs, root
+    def __init__(self, tree: Tree, root: Path, population: int = 0) -> None:
+        """`root`: of a relative `data.path` or `model.weights`. population: `sweep.population`."""
+        self._inputs, self._root = tree.inputs, root
+        self._members = min(filter(None, (tree.widest(), population)), default=1)  # trained together
         self._splits: dict[tuple[DataConfig, str], tuple[Dataset, Dataset, Card]] = {}
         self._layouts: dict[tuple[ModelConfig, int, tuple[int, int]], Layout] = {}
         self._engines: dict[tuple[object, ...], Engine] = {}
@@ -66,19 +70,36 @@ class Resources:
 
     def engine(self, config: Config) -> Engine:
         """An engine; the compiled network is shared by all that differ in settings only."""
-        kind = (*self._architecture(config), config.engine)
+        kind = self._kind(config)
         if kind not in self._engines:
-            self._engines[kind] = build_engine(config, self.network(config))
+            resident = not self._streamed(config)
+            self._engines[kind] = build_engine(config, self.network(config), self._members, resident)
         return self._engines[kind].with_settings(Settings.of(config))
 
     def tried_engine(self, config: Config) -> Engine:
         """`engine`, once it has tried a network of the user's own. ConfigError where that fails."""
-        engine, (train, test) = self.engine(config), self.splits(config)
+        (train, test), engine = self.splits(config), self.engine(config)
         kind = (config.model, config.engine, config.optimizer.batch_size, config.data)
         if is_own(config.model.name) and kind not in self._tried:
-            try_training(engine, config, self.network(config), train, test)
+            network = self.network(config)
+            try:
+                try_training(engine, config, network, train, test)
+            except ConfigError:
+                if config.engine.name != "auto" or isinstance(engine, LoopEngine):
+                    raise
+                engine = self._engines[self._kind(config)] = LoopEngine(network, Settings.of(config))
+                try_training(engine, config, network, train, test)
             self._tried.add(kind)
         return engine
+
+    def _kind(self, config: Config) -> tuple[object, ...]:
+        """What decides an engine."""
+        return *self._architecture(config), config.engine, self._streamed(config)
+
+    def _streamed(self, config: Config) -> bool:
+        """Whether images are streamed, as far as it is known before they are opened."""
+        opened = self._splits.get((config.data, config.engine.device), ())[:2]
+        return config.data.streaming == "streamed" or any(isinstance(each, StreamedDataset) for each in opened)
 
     def _architecture(self, config: Config) -> tuple[ModelConfig, int, tuple[int, int]]:
         """What decides a network's layout: the model, the number of classes, height and width of the images."""

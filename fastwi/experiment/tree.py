@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from fastwi.config.schema import Config
 from fastwi.experiment.inputs import Inputs, InputsKey
 
@@ -118,6 +120,11 @@ class Tree:
     def probes(self) -> range:
         """Every probe. Its `stop` is more than any task's number."""
         return range(len(self.keys), len(self.keys) + len(self.probe_nodes))
+
+    def widest(self) -> int:
+        """The most epochs that can be trained as one population."""
+        alike_E = np.array(self.alike)[np.array(self.before) >= 0]
+        return int(np.bincount(alike_E).max(initial=0))
 
     def tasks(self) -> list[int]:
         """Every task, epochs first: in an order in which they can be done."""

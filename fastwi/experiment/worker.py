@@ -75,7 +75,7 @@ class Worker:
     def __init__(self, tree: Tree, options: SweepOptions, root: Path) -> None:
         """`root`: of a relative `data.path` or `model.weights`. Half of the memory is for resident states."""
         self.tree = tree
-        self.resources = Resources(tree.inputs, root)
+        self.resources = Resources(tree, root, options.population)
         self.resident = ResidentStates(tree, Path(options.store), self.resources, options.memory_GiB * 2**30 / 2)
 
     def run(self, job: Job, report: Report) -> Outcome:

@@ -179,7 +179,7 @@ def _module(directory: Path, planned: PlannedSweep, nodes: Mapping[int, int], wa
         raise UserError(f"{directory}: the {what} = {wanted} is not kept; {there}")
     node = nodes[wanted]
     config = tree.configs[node]
-    resources = Resources(tree.inputs, Path.cwd())
+    resources = Resources(tree, Path.cwd())
     states = ResidentStates(tree, Path(planned.spec.options.store), resources, 0)
     population = states.gather([node], files, trains=False)
     network = resources.network(config)

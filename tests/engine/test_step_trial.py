@@ -5,7 +5,9 @@ from pathlib import Path
 
 import networks_of_mixed_dtypes
 import pytest
+import torch
 
+from fastwi.engine.graph import GraphEngine
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 
@@ -65,3 +67,21 @@ def test_a_sweep_refuses_it_too(digits_directory, tmp_path, capsys, more):
 def test_what_can_be_run_is_not_refused(digits_directory, tmp_path, network, precision):
     assert run(network, digits_directory, tmp_path, precision, "--dry-run") == 0
     assert run(network, digits_directory, tmp_path, precision) == 0
+
+
+def test_auto_goes_on_with_loop_where_its_choice_for_a_gpu_fails(digits_directory, tmp_path, capsys, monkeypatch):
+    """The choice is made as on a GPU, and the engine is built on this machine. By name it is refused."""
+    tried: list[str] = []
+
+    def fails(self, *_):
+        tried.append(self.name)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("fastwi.engine.choose.resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("fastwi.engine.choose.entry_key", lambda *_: "a GPU that nothing was measured on")
+    monkeypatch.setattr(GraphEngine, "_train", fails)
+    network = "PositionBuffer"
+    assert run(network, digits_directory, tmp_path, "fp32", "--engine.name=graph") == 2
+    assert "give engine.name loop" in capsys.readouterr().err
+    assert run(network, digits_directory, tmp_path, "fp32") == 0
+    assert tried == ["graph", "graph"]

@@ -200,7 +200,7 @@ def test_what_jobs_need_is_loaded_and_built_once(place: Place, monkeypatch: pyte
 
     built, build = [], module.build_network
     monkeypatch.setattr(module, "build_network", lambda *given: built.append(given) or build(*given))
-    resources, config = module.Resources(planned(place).tree.inputs, Path.cwd()), place[1]
+    resources, config = module.Resources(planned(place).tree, Path.cwd()), place[1]
     other = dataclasses.replace(config, engine=dataclasses.replace(config.engine, precision="bf16"))
     slower = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.01))
     assert [resources.engine(each).dtype for each in (config, other)] == [torch.float32, torch.bfloat16]
@@ -208,6 +208,35 @@ def test_what_jobs_need_is_loaded_and_built_once(place: Place, monkeypatch: pyte
     assert resources.splits(config) == resources.splits(other)
     assert resources.layout(config).row_bytes == 8 * (768 * 8 + 8 + 8 * 10 + 12)  # no statistics, rows of 16 bytes
     assert len(built) == 2
+
+
+def test_an_engine_is_chosen_for_the_networks_that_a_sweep_trains_together(place: Place, monkeypatch) -> None:
+    """And for streamed images, once they are known to be."""
+    import fastwi.experiment.resources as module
+
+    chosen: list[tuple[int, bool]] = []
+    build, root, config = module.build_engine, Path.cwd(), place[1]
+    monkeypatch.setattr(
+        module,
+        "build_engine",
+        lambda *given: (chosen.append(given[2:]), build(*given))[1],  # members, resident
+    )
+    tree = planned(place).tree
+    children = [node for node in tree.epoch_nodes() if tree.epochs[node] == 2]
+    assert tree.widest() == len(children) == 4  # of two parents
+    for resources in (module.Resources(tree, root), module.Resources(tree, root, 1), module.Resources(Tree(), root)):
+        resources._inputs = tree.inputs
+        resources.engine(config)
+    assert chosen == [(4, True), (1, True), (1, True)]
+    streamed, auto = (
+        dataclasses.replace(config, data=dataclasses.replace(config.data, streaming=streaming))
+        for streaming in ("streamed", "auto")
+    )
+    assert resources.engine(auto).resolved is not resources.engine(streamed).resolved
+    assert chosen[3:] == [(1, False)]
+    monkeypatch.setattr("fastwi.data.split.fits_memory", lambda *_: False)
+    resources.splits(auto)
+    assert resources.engine(auto).resolved is resources.engine(streamed).resolved
 
 
 def test_both_splits_are_of_one_card(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
