@@ -1,7 +1,7 @@
-"""Host time of averaging pairs on a GPU. Triton compiles for an H100 and prepares its launches, which do nothing.
+"""Host time that a GPU waits for: of averaging pairs, and of an epoch's draws, made ahead, on their way to a GPU.
 
-No GPU is needed or used. What is missing is the driver's own part of a launch and the copies to the device, some
-microseconds each. The operations on counters are real ones, on a CPU.
+No GPU is needed or used: Triton compiles for an H100 and prepares its launches, which do nothing. What is missing is
+the driver's own part of a launch and the copies to the device. The operations on counters are real ones, on a CPU.
 """
 
 import os
@@ -16,6 +16,7 @@ from benchmarks.runner import Report, benchmark, fresh
 from fastwi.errors import UserError
 
 ALPHA = 0.5
+IMAGES, DRAWN = 50_000, 16
 WARM_UP = 5
 
 
@@ -24,7 +25,7 @@ def main(report: Report, pairs: int = 256, rounds: int = 300) -> None:
     """One table, measured in a process of its own: whether kernels are interpreted is decided at import."""
     found = fresh(__file__, "host_seconds", pairs=pairs, rounds=rounds)
     rows = [{"case": case, "us": median(s) * 1e6, "least_us": min(s) * 1e6} for case, s in found.items()]
-    report.add(f"host time of {pairs} pairs of ResNet20s, one thread; {rounds} calls", rows)
+    report.add(f"host time, {pairs} pairs of ResNet20s, one thread; {rounds} calls", rows)
 
 
 def host_seconds(pairs: int, rounds: int) -> dict[str, list[float]]:
@@ -47,6 +48,11 @@ def _runs(pairs: int) -> dict[str, Callable[[], object]]:
         raise UserError("triton is not installed; it is a part of torch for CUDA") from None
     import torch
 
+    from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+    from fastwi.data.noise import Noise
+    from fastwi.engine.base import Settings
+    from fastwi.engine.draws import DrawRequest
+    from fastwi.engine.graph import GraphEngine
     from fastwi.kernels import gpu
     from fastwi.kernels.interpolate import RowInterpolation, interpolate_rows_
     from fastwi.models.registry import build_model
@@ -56,7 +62,12 @@ def _runs(pairs: int) -> dict[str, Callable[[], object]]:
     triton.runtime.driver.set_active(_no_driver(triton.backends.compiler.GPUTarget("cuda", 90, 32)))
     kernels: Any = gpu
     kernels.has_triton = lambda device: True
-    layout = Layout.of(build_model("resnet20", 10))
+    network = build_model("resnet20", 10)
+    kind = EngineConfig(device="cpu", precision="fp32", backend="eager", threads=1)
+    engine = GraphEngine(network, Settings(kind, OptimizerConfig(), ScheduleConfig(), AugmentConfig()))
+    draws = [DrawRequest(Noise(seed), 0, IMAGES, 4, 0.5).draw() for seed in range(DRAWN)]
+    by_kind = list(zip(*((d.order_N, d.offset_N2, d.flip_N) for d in draws), strict=True))
+    layout = Layout.of(network)
     # Fresh memory that nothing writes to takes no room.
     population, averages = Population.empty(layout, 2 * pairs), Population.empty(layout, pairs)
     population.counters_MB.zero_()
@@ -70,6 +81,7 @@ def _runs(pairs: int) -> dict[str, Callable[[], object]]:
         "population, planned": population.interpolation(both, ALPHA, momentum="average"),
         "population, once": lambda: population.lerp_rows_(both, ALPHA, momentum="average"),
         "averages": lambda: Population.averages(members, weights, None, averages),
+        f"draws of {DRAWN} members and {IMAGES:,} images": lambda: [engine.stacked(arrays) for arrays in by_kind],
     }
 
 

@@ -52,10 +52,10 @@ def permutation(seed: int, stream: Stream, epoch: int, count: int) -> NDArray[np
 
 @dataclass(frozen=True)
 class Draws:
-    """One epoch's draws for N images: `order_N` int64, `offset_N2` int64 (top, left; pixels), `flip_N` bool."""
+    """One epoch's draws for N images: `order_N` and `offset_N2` (top, left; pixels) integers, `flip_N` bool."""
 
-    order_N: NDArray[np.int64]
-    offset_N2: NDArray[np.int64]
+    order_N: NDArray[np.integer]
+    offset_N2: NDArray[np.integer]
     flip_N: NDArray[np.bool_]
 
 

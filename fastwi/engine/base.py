@@ -270,8 +270,8 @@ class Engine(abc.ABC):
     def _batches(self, dataset: Dataset, draws: Draws, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `steps` augmented batches and their labels. The epoch's draws move to the device at once."""
         padding = self.settings.augment.padding
-        order = torch.from_numpy(draws.order_N).to(self.device)
-        offset = torch.from_numpy(draws.offset_N2).to(self.device) if padding else None
+        order = torch.from_numpy(draws.order_N).to(self.device).long()
+        offset = torch.from_numpy(draws.offset_N2).to(self.device).long() if padding else None
         flip = torch.from_numpy(draws.flip_N).to(self.device) if self.settings.augment.flip else None
         table = dataset.table_C256.to(self.dtype)
         size = min(self.settings.optimizer.batch_size, len(dataset))

@@ -6,9 +6,11 @@ Shapes: M members of a population, B members of a program.
 import abc
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastwi.data.noise import Noise
@@ -74,11 +76,15 @@ class ProgramEngine(Engine):
         """The draws of the members with `noises` on the device: order [M, D], offset [M, D, 2], flip [M, D]."""
         requests = [self._request(noise, epoch.number, epoch.dataset) for noise in noises]
         draws = self._ahead.take_all(requests, torch.get_num_threads())
-        order, offset, flip = (
-            torch.from_numpy(np.stack(each)).to(self.device)
-            for each in zip(*((d.order_N, d.offset_N2, d.flip_N) for d in draws), strict=True)
-        )
-        return order, offset, flip
+        order, offset, flip = zip(*((d.order_N, d.offset_N2, d.flip_N) for d in draws), strict=True)
+        return self.stacked(order).long(), self.stacked(offset).long(), self.stacked(flip)
+
+    def stacked(self, arrays: Sequence[NDArray[Any]]) -> Tensor:
+        """Arrays alike on the device, by way of memory that a GPU reads at full speed and torch uses again."""
+        dtype, on_gpu = torch.from_numpy(arrays[0]).dtype, self.device.type == "cuda"
+        stacked = torch.empty((len(arrays), *arrays[0].shape), dtype=dtype, pin_memory=on_gpu)
+        np.stack(arrays, out=stacked.numpy())
+        return stacked.to(self.device, non_blocking=True)
 
     def _portion(self, population: Population, dataset: ResidentDataset) -> int:
         """How many members one program takes: even portions of what memory holds."""

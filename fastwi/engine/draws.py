@@ -8,14 +8,17 @@ import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
+
+import numpy as np
 
 from fastwi.data.noise import Draws, Noise
 
 AHEAD_BYTES = 256 * 2**20
 """Of draws that are kept in memory. As they are taken, the next ones are made."""
 
-_BYTES_AN_IMAGE = 8 + 16 + 1  # order, offset, flip
+_BYTES_AN_IMAGE = 4 + 2 + 1  # order, offset, flip
 
 
 class DrawRequest(NamedTuple):
@@ -28,8 +31,10 @@ class DrawRequest(NamedTuple):
     flip_probability: float
 
     def draw(self) -> Draws:
-        """The draws."""
-        return self.noise.draws(self.epoch, self.images, self.padding, self.flip_probability)
+        """The draws, small to keep and to move: order int32, offset uint8 where it fits, flip bool."""
+        draws = self.noise.draws(self.epoch, self.images, self.padding, self.flip_probability)
+        offset_N2 = draws.offset_N2.astype(np.uint8 if 2 * self.padding < 256 else np.int32)
+        return replace(draws, order_N=draws.order_N.astype(np.int32), offset_N2=offset_N2)
 
 
 class DrawsAhead:

@@ -92,6 +92,15 @@ def test_anything_else_is_drawn_in_place(drawn, change):
     assert drawn[-1] == (threading.current_thread().name, other)
 
 
+@pytest.mark.parametrize("padding", [0, 4, 127, 128])
+def test_draws_are_kept_small(seed, padding):
+    request = DrawRequest(Noise(seed), 3, 20_000, padding, 0.5)
+    found = request.draw()
+    assert is_that_of(found, request)
+    assert found.offset_N2.max() == 2 * padding  # which 8 bits may not hold
+    assert [x.itemsize for x in (found.order_N, found.offset_N2, found.flip_N)] == [4, 1 if padding < 128 else 4, 1]
+
+
 def test_draws_are_dropped_once_taken_and_where_nobody_takes_them(seed, drawn):
     ahead, (one, two) = DrawsAhead(), requests(seed, seed + 1)
     ahead.ask([one, two, one])
@@ -111,7 +120,7 @@ def test_draws_are_dropped_once_taken_and_where_nobody_takes_them(seed, drawn):
 
 def test_no_more_than_fits_into_memory_is_made_ahead(seed, drawn, monkeypatch):
     """And what is taken makes room for the rest, in whatever order."""
-    monkeypatch.setattr(draws_module, "AHEAD_BYTES", 2 * 25 * IMAGES)
+    monkeypatch.setattr(draws_module, "AHEAD_BYTES", 2 * 7 * IMAGES)
     ahead, asked = DrawsAhead(), requests(*range(seed, seed + 6))
     ahead.ask(asked)
     finish()
