@@ -7,7 +7,7 @@ import abc
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -288,6 +288,7 @@ class Backward:
 
     `weights`, `low_weights` and `gradient` are one row [P], or all rows [M, P]; parameters in `low` are views of
     `low_weights`. `forward` makes logits of (tensors by name, x), and `loss` one loss a member of (logits, labels).
+    The names in `written` are of parameters whose gradients the backward pass wrote to `gradient` itself.
     """
 
     def __init__(
@@ -297,23 +298,39 @@ class Backward:
         weights: Tensor,
         low_weights: Tensor,
         gradient: Tensor,
-        buffers: dict[str, Tensor],
+        buffers: Mapping[str, Tensor | None],
         forward: Callable[..., Tensor],
         loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
+        written: set[str] | None = None,
     ) -> None:
         rows = (weights, low_weights)
         named = {span.name: span.view(rows[span.name in low]) for span in layout.parameters}
         self._leaves = {name: view.detach().requires_grad_() for name, view in named.items()}
-        self._gradients = [span.view(gradient) for span in layout.parameters]
+        self._gradients = {span.name: span.view(gradient) for span in layout.parameters}
         self._buffers, self._forward, self._loss = buffers, forward, loss
+        self._written = set() if written is None else written
 
     def __call__(self, x: Tensor, labels: Tensor, scale: Tensor | None) -> Tensor:
         """The loss or losses (nats); the gradients of `scale` times each of them are written to `gradient`."""
+        self._written.clear()
         losses = self._loss(self._forward({**self._leaves, **self._buffers}, x), labels)
         scaled = losses if scale is None else losses * scale
         # Ones: the gradients of the sum of all losses, without the sum.
-        made = torch.autograd.grad([scaled], list(self._leaves.values()), [torch.ones_like(scaled)])
-        torch._foreach_copy_(self._gradients, made)
+        made = torch.autograd.grad(
+            [scaled], list(self._leaves.values()), [torch.ones_like(scaled)], allow_unused=True
+        )
+        copies: dict[
+            torch.dtype, tuple[list[Tensor], list[Tensor]]
+        ] = {}  # of one dtype, a GPU copies them all at once
+        for (name, row), gradient in zip(self._gradients.items(), made, strict=True):
+            if (gradient is None) != (name in self._written):
+                raise RuntimeError(f"parameter {name!r} has {'no gradient' if gradient is None else 'two gradients'}")
+            if gradient is not None:
+                rows, gradients = copies.setdefault(gradient.dtype, ([], []))
+                rows.append(row)
+                gradients.append(gradient)
+        for rows, gradients in copies.values():
+            torch._foreach_copy_(rows, gradients)
         return losses.detach()
 
 

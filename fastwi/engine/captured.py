@@ -34,6 +34,9 @@ class ProgramEngine(Engine):
     A population passes through it in portions. The last rows idle where a portion is smaller.
     """
 
+    _counted: frozenset[str] = frozenset()
+    """Counters of batch norms to which the program adds the batch (see `fastwi.engine.counters`)."""
+
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__(model, settings)
         drops = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
@@ -140,4 +143,4 @@ class ProgramEngine(Engine):
         return sum(program.members for program in self._programs.values())
 
     def _new_program(self, layout: Layout, members: int, dataset: ResidentDataset) -> Program:
-        return Program(layout, members, dataset, self.dtype, self.settings, self._make_gradients)
+        return Program(layout, members, dataset, self.dtype, self.settings, self._make_gradients, self._counted)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from fastwi.engine.base import Backward, Settings
 from fastwi.engine.captured import ProgramEngine
+from fastwi.engine.counters import counters_to_add
+from fastwi.engine.fuse import trace
 from fastwi.engine.program import Gradients, State
 from fastwi.errors import ConfigError
 
@@ -28,11 +30,15 @@ class GraphEngine(ProgramEngine):
         # torch reads the count of batches on the host for it, which no captured step may.
         if self.device.type == "cuda" and any(norm.momentum is None for norm in self._norms):
             raise ConfigError("engine.name: graph captures no batch norm with momentum None; use loop or stacked")
+        traced = trace(self._model) if self._model is self.resolved.model else None
+        if traced is not None:  # their counters are None in a pass, so that they count nothing
+            self._counted = counters_to_add(traced, _may_have_no_counter)
 
     def _make_gradients(self, state: State) -> Gradients:
         members = state.members
+        uncounted = dict.fromkeys(self._counted)
         branches = [
-            Backward(members.layout, self._low, *rows, members.buffers(b), self._forward)
+            Backward(members.layout, self._low, *rows, members.buffers(b) | uncounted, self._forward)
             for b, rows in enumerate(zip(members.weights_MP, state.low_BP, state.gradient_BP, strict=True))
         ]
         on_gpu = self.device.type == "cuda" and len(branches) > 1
@@ -51,3 +57,8 @@ class GraphEngine(ProgramEngine):
             return torch.stack(losses)
 
         return gradients
+
+
+def _may_have_no_counter(module: nn.Module) -> bool:
+    plain = type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return plain and bool(module.track_running_stats) and module.momentum is not None and not module._forward_hooks

@@ -6,13 +6,14 @@ Shapes: B members, N images of a batch, S steps of an epoch, P parameters, D ima
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fastwi.data.resident import ResidentDataset
 from fastwi.engine.base import Settings
+from fastwi.engine.counters import batch_of
 from fastwi.engine.mixed import LossScale
 from fastwi.kernels.augment import augment_many
 from fastwi.kernels.sgd import sgd_
@@ -48,13 +49,15 @@ class Program:
         dtype: torch.dtype,
         settings: Settings,
         gradients: Callable[[State], Gradients],
+        counted: frozenset[str] = frozenset(),
     ) -> None:
-        """`gradients` is called with the state that it is to read and write."""
+        """`gradients` is called with the state that it reads and writes. The step counts the batch in `counted`."""
         device = dataset.labels_N.device
         self._dataset, self._optimizer, self._augment = dataset, settings.optimizer, settings.augment
         self.steps = len(dataset) // self._optimizer.batch_size
         images = self.steps * self._optimizer.batch_size
         population = Population.zeros(layout, members, device)
+        population = replace(population, counters_MB=_aligned_rows(population.counters_MB, torch.int64))
         weights = population.weights_MP
         low = weights if dtype == torch.float32 else _aligned_rows(weights, dtype)
         self.state = State(population, torch.zeros_like(weights), low)
@@ -70,6 +73,7 @@ class Program:
         self._in_batch = torch.arange(self._optimizer.batch_size, device=device)
         self._losses_B = torch.zeros(members, dtype=torch.float64, device=device)
         self._scale = LossScale(members, device) if dtype == torch.float16 else None
+        self._batch_B = batch_of(counted, layout, device)
         self._gradients = gradients(self.state)
         self._replay: Callable[[], None] = self._run
 
@@ -141,6 +145,8 @@ class Program:
             self._flip if augmentation.flip else None, self._table, augmentation.padding, self._first, count,
         )  # fmt: skip
         labels_BN = self._labels.index_select(1, self._first + self._in_batch)
+        if self._batch_B is not None:
+            state.members.counters_MB.add_(self._batch_B)
         scale_B = None if self._scale is None else self._scale.scale_M.clone()
         self._losses_B += self._gradients(x_BNHWC, labels_BN, scale_B).double()
         skip_B = None if self._scale is None else self._scale.unscale_(state.gradient_BP)

@@ -8,8 +8,9 @@ Shapes: M members, N images of a batch, C channels, H height, W width, K classes
 """
 
 import copy
+import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,16 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from fastwi.engine.counters import called_once, counters_to_add
 from fastwi.engine.fuse import fuse_batch_norm, trace
 from fastwi.engine.members import Apply, Tensors, by_vmap, dense_buffers, one_by_one, write_back
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.shortcut import shortcut
-from fastwi.kernels.stacked import Norm, stacked_batch_norm, stacked_conv
+from fastwi.kernels.stacked import Norm, Place, stacked_batch_norm, stacked_conv, stacked_shortcut
 
-Forward = Callable[..., Tensor]  # (tensors by name [M, ...], x_MNHWC, training) to logits_MNK
+Forward = Callable[..., Tensor]  # (tensors by name [M, ...], x_MNHWC, training, places) to logits_MNK
+Places = Mapping[str, Place]  # where gradients of parameters are written, by name
+NO_PLACES: Places = {}
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,15 @@ class StackedNetwork(fx.Interpreter):
     def __init__(self, traced: fx.GraphModule, exact: bool) -> None:
         super().__init__(traced)
         self.extra_traceback = False
-        self.traced, self._exact = traced, exact
+        self.traced, self._exact, self._places = traced, exact, NO_PLACES
         self._apply: Apply = one_by_one if exact else by_vmap
         calls = [node for node in traced.graph.nodes if node.op == "call_module"]
         convolutions = {n for n in calls if _has_rule(self.submodules[n.target]) and len(n.args) == 1}
         norms = {n for n in calls if _is_norm(self.submodules[n.target])}
         # Convolutions whose output only a batch norm reads, and batch norms whose output only a convolution does.
+        self._once = called_once(traced)
+        self.counted = counters_to_add(traced, _is_norm)
+        """Counters of batch norms to which the caller adds the batch, before a call in training mode."""
         self._measured = {n for n in convolutions if set(n.users) <= norms}
         self._left = {n for n in norms if len(n.args) == 1 and len(n.users) == 1 and set(n.users) <= convolutions}
 
@@ -75,15 +82,18 @@ class StackedNetwork(fx.Interpreter):
         traced = fuse_batch_norm(model) or trace(model)
         return None if traced is None else cls(traced, exact)
 
-    def __call__(self, tensors: Tensors, x_MNHWC: Tensor, training: bool) -> Tensor:
-        """Logits [M, N, K] in float32. Running statistics in `tensors` are updated in place where `training`."""
-        self._tensors, self._training = tensors, training
+    def __call__(self, tensors: Tensors, x_MNHWC: Tensor, training: bool, places: Places = NO_PLACES) -> Tensor:
+        """Logits [M, N, K] in float32. Running statistics in `tensors` are updated in place where `training`.
+
+        The backward pass writes gradients of layers with a rule to `places`, where they have one.
+        """
+        self._tensors, self._training, self._places = tensors, training, places
         try:
             logits_MNK: Tensor = self.run(Images(x_MNHWC), enable_io_processing=False)
         finally:  # keep no weight and no activation, also after an exception
             self.env.clear()
             self.args_iter = iter(())
-            self._tensors = {}
+            self._tensors, self._places = {}, NO_PLACES
         return logits_MNK.float()
 
     def run_node(self, node: fx.Node) -> Value:
@@ -104,14 +114,17 @@ class StackedNetwork(fx.Interpreter):
         module, x, prefix = self.submodules[target], args[0] if args else None, f"{target}."
         own = {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
         if _is_norm(module) and isinstance(x, Images):
-            norm = _norm(module, own, self._training)
+            norm = _norm(module, own, self._training, f"{prefix}num_batches_tracked" in self.counted)
+            weight, bias = self._place(f"{prefix}weight"), self._place(f"{prefix}bias")
+            if weight is not None and bias is not None:
+                norm = dataclasses.replace(norm, gradients=(weight, bias))
             if self._node in self._left:
                 return Pending(x, norm)
             residual, users = args[1].x_MNHWC if len(args) > 1 else None, getattr(module, "users", 1)
             made = stacked_batch_norm(x.x_MNHWC, residual, norm, x.moments, users)
             return tuple(map(Images, made)) if users == 2 else Images(made)
         if _has_rule(module) and isinstance(x, (Images, Pending)):
-            return self._convolution(module, own, x)
+            return self._convolution(module, own, x, self._place(f"{prefix}weight"))
         if type(module) is nn.Linear and not self._exact and isinstance(x, Tensor) and x.dim() == 3:
             return _linear(own, x)
         if isinstance(module, nn.ReLU) and isinstance(x, Images):
@@ -138,19 +151,27 @@ class StackedNetwork(fx.Interpreter):
                 return Images(x + args[1].x_MNHWC)
             if target is shortcut:
                 _, stride, before, after = args
-                return Images(functional.pad(x[:, :, ::stride, ::stride], (before, after)))
+                return Images(stacked_shortcut(x, stride, before, after))
             if target is torch.mean and kwargs == {"dim": (2, 3)} and len(args) == 1:
                 # [M, N, C] from float32 sums, as torch's own mean makes them; H and W are at 2 and 3 here too.
                 return self._apply(lambda x_NHWC: x_NHWC.mean((1, 2)), x) if self._exact else x.mean((2, 3))
         return self._mapped(target, args, kwargs)
 
-    def _convolution(self, module: nn.Module, own: Tensors, x: Images | Pending) -> Images:
+    def _place(self, name: str) -> Place | None:
+        """Where the gradient of a parameter goes, if it has a place and one gradient only."""
+        return self._places.get(name) if name.rpartition(".")[0] in self._once else None
+
+    def _convolution(self, module: nn.Module, own: Tensors, x: Images | Pending, place: Place | None) -> Images:
         assert isinstance(module, nn.Conv2d)
+        if place is not None:
+            place = dataclasses.replace(place, rows=place.rows.permute(0, 1, 3, 4, 2))
         weight_MOHWI = own["weight"].permute(0, 1, 3, 4, 2)
         stride, padding = int(module.stride[0]), int(module.padding[0])
         images, norm = (x.x, x.norm) if isinstance(x, Pending) else (x, None)
         measured = self._training and self._node in self._measured and module.bias is None
-        y, moments = stacked_conv(images.x_MNHWC, weight_MOHWI, stride, padding, norm, images.moments, measured)
+        y, moments = stacked_conv(
+            images.x_MNHWC, weight_MOHWI, stride, padding, norm, images.moments, measured, place
+        )
         if module.bias is None:
             return Images(y, moments)
         if self._exact:  # the bias's gradient is a sum
@@ -223,10 +244,10 @@ def _has_rule(module: nn.Module) -> bool:
     return plain and square and module.padding[0] == module.padding[1]
 
 
-def _norm(module: nn.Module, own: Tensors, training: bool) -> Norm:
-    """The batch norm of all members, and the ReLU behind it. The batch is counted here."""
+def _norm(module: nn.Module, own: Tensors, training: bool, counted: bool) -> Norm:
+    """The batch norm of all members, and the ReLU behind it. The batch is counted here, or was by the caller."""
     assert isinstance(module, nn.BatchNorm2d)
-    if training:
+    if training and not counted:
         own["num_batches_tracked"].add_(1)
     mean_MC, factor = own["running_mean"], module.momentum
     return Norm(

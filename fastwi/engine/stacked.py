@@ -19,6 +19,7 @@ from fastwi.data.batches import Dataset
 from fastwi.data.resident import require_resident
 from fastwi.engine.base import Backward, Epoch, Settings, batch_norms, buffer_views
 from fastwi.engine.captured import ProgramEngine
+from fastwi.engine.counters import batch_of
 from fastwi.engine.device import compiled
 from fastwi.engine.members import one_by_one
 from fastwi.engine.mixed import low_precision_names
@@ -26,6 +27,7 @@ from fastwi.engine.program import Gradients, State
 from fastwi.engine.stack import Forward, StackedNetwork, mapped_network, norms_in_float32
 from fastwi.errors import ConfigError
 from fastwi.kernels.augment import augment, augment_many
+from fastwi.kernels.stacked import Place
 from fastwi.population import Population
 
 FORWARD_MEMBERS = {"cpu": 4, "cuda": 32}
@@ -46,6 +48,7 @@ class StackedEngine(ProgramEngine):
         if network is None and any(norm.momentum is None for norm in self._norms):
             raise ConfigError("engine.name: stacked maps no batch norm with momentum None over members; use loop")
         compiler = functools.partial(compiled, device=self.device) if self.resolved.backend == "compile" else None
+        self._counted = frozenset() if network is None else network.counted
         self._stacked_forward: Forward = network or mapped_network(whole, self._exact, compiler)
         self._losses = functools.partial(cross_entropy, exact=self._exact)
 
@@ -54,10 +57,14 @@ class StackedEngine(ProgramEngine):
         return self.device.type == "cpu" or self.settings.engine.deterministic
 
     def _make_gradients(self, state: State) -> Gradients:
-        members = state.members
+        members, written = state.members, set[str]()
+        forward = functools.partial(self._stacked_forward, training=True)
+        if isinstance(self._stacked_forward, StackedNetwork):
+            spans = members.layout.parameters
+            forward.keywords["places"] = {s.name: Place(s.name, s.view(state.gradient_BP), written) for s in spans}
         return Backward(
             members.layout, self._low, members.weights_MP, state.low_BP, state.gradient_BP, buffer_views(members),
-            functools.partial(self._stacked_forward, training=True), self._losses,
+            forward, self._losses, written,
         )  # fmt: skip
 
     def _all_logits(self, population: Population, dataset: Dataset) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -82,6 +89,7 @@ class StackedEngine(ProgramEngine):
         count = min(batch, len(dataset))
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         table = dataset.table_C256.to(self.dtype)
+        batch_B = batch_of(self._counted, population.layout, self.device)
         for rows in self._portions(population):
             part = population[rows]
             tensors = self._tensors(part)
@@ -90,6 +98,8 @@ class StackedEngine(ProgramEngine):
             for step in range(steps):
                 for norm in self._norms:
                     norm.momentum = 1 / (step + 1)  # the plain mean over batches so far
+                if batch_B is not None:
+                    part.counters_MB.add_(batch_B)
                 first.fill_(step * batch)
                 x_MNHWC = augment_many(dataset.images_NHWC, *draws, table, augmentation.padding, first, count)
                 self._stacked_forward(tensors, x_MNHWC, training=True)

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from fastwi.kernels import stacked_conv as conv
 from fastwi.kernels import stacked_norm as norms
 from fastwi.kernels.stacked_geometry import Geometry
-from fastwi.kernels.stacked_norm import Norm
+from fastwi.kernels.stacked_norm import Norm, Place
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -57,12 +57,12 @@ class _BatchNorm(torch.autograd.Function):
         keep = dz2 is not None or (ctx.has_residual and relu)
         sums, kept = norms.gradient_sums(dz, dz2, x, z, stats, relu, keep)
         g = dz if kept is None else kept
-        made = norms.sum_tiles(sums)
+        made, dweight, dbias = norms.parameter_gradients(sums, ctx.norm)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = norms.input_gradient(g, x, stats, made, relu and not keep, ctx.norm.training)
         dresidual = g if ctx.needs_input_grad[1] else None
-        return dx, dresidual, made[:, 1], made[:, 0], None, None, None
+        return dx, dresidual, dweight, dbias, None, None, None
 
 
 class _NormConv(torch.autograd.Function):
@@ -79,12 +79,12 @@ class _NormConv(torch.autograd.Function):
         geometry: Geometry,
         moments: Tensor | None,
         statistics: bool,
+        place: Place | None,
     ) -> tuple[Tensor, Tensor | None]:
         x = x.contiguous()
         stats = None if norm is None else norm.settle(x, moments)
-        ctx.relu, ctx.training = (False, False) if norm is None else (norm.relu, norm.training)
+        ctx.norm, ctx.relu, ctx.geometry, ctx.place = norm, norm is not None and norm.relu, geometry, place
         y, moments_out = conv.forward(x, weight, geometry, stats, ctx.relu, statistics)
-        ctx.geometry = geometry
         ctx.save_for_backward(x, weight, stats)
         ctx.set_materialize_grads(False)
         if moments_out is not None:
@@ -95,18 +95,45 @@ class _NormConv(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         if gradients[0] is None:
-            return (None,) * 8
+            return (None,) * 9
         x, weight, stats = ctx.saved_tensors
         dy, dx, dw, dbias, dweight = gradients[0].contiguous(), None, None, None, None
         if any(ctx.needs_input_grad[:3]):
             dx, sums = conv.input_gradient(dy, weight, ctx.geometry, x, stats, ctx.relu)
             if sums is not None:
-                made = norms.sum_tiles(sums)
-                dx = norms.input_gradient(dx, x, stats, made, False, ctx.training)
-                dbias, dweight = made.unbind(1)
+                made, dweight, dbias = norms.parameter_gradients(sums, ctx.norm)
+                dx = norms.input_gradient(dx, x, stats, made, False, ctx.norm.training)
         if ctx.needs_input_grad[3]:
-            dw = conv.weight_gradient(x, dy, ctx.geometry, stats, ctx.relu).to(weight.dtype)
-        return dx, dweight, dbias, dw, None, None, None, None
+            partial = conv.weight_gradient(x, dy, ctx.geometry, stats, ctx.relu)
+            if ctx.place is None:
+                dw = norms.sum_tiles(partial).to(weight.dtype)
+            else:
+                norms.sum_tiles(partial, [ctx.place.take()], weight.dtype)
+        return dx, dweight, dbias, dw, None, None, None, None, None
+
+
+class _Shortcut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: int, before: int, after: int) -> Tensor:
+        ctx.sizes = x.shape, stride, before
+        sampled = x[:, :, ::stride, ::stride]
+        y = x.new_zeros((*sampled.shape[:-1], before + x.shape[-1] + after))
+        y[..., before : before + x.shape[-1]] = sampled
+        return y
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (dy,), (shape, stride, before) = gradients, ctx.sizes
+        dx = dy.new_zeros(shape)
+        dx[:, :, ::stride, ::stride] = dy[..., before : before + shape[-1]]
+        return dx, None, None, None
+
+
+def stacked_shortcut(x_MNHWC: Tensor, stride: int, before: int, after: int) -> Tensor:
+    """The option-A shortcut (fastwi.kernels.shortcut) of all members, two launches each way."""
+    y: Tensor = _Shortcut.apply(x_MNHWC, stride, before, after)
+    return y
 
 
 def stacked_conv(
@@ -117,17 +144,19 @@ def stacked_conv(
     norm: Norm | None = None,
     moments: Tensor | None = None,
     statistics: bool = False,
+    place: Place | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y [M, N, OH, OW, O] in x's dtype: each member's convolution of x, or of act(batch_norm(x)) with a `norm`.
 
     Weights are float32, or x's dtype. `moments` are x's, where the convolution that made x made them; else they take
-    a pass over x. With `statistics` the second result is y's moments [M, T, 3, O], without gradient.
+    a pass over x. With `statistics` the second result is y's moments [M, T, 3, O], without gradient. The weights'
+    gradient goes to `place`, where one is given, as [M, O, KH, KW, I].
 
     Raises ValueError for shapes that don't fit together.
     """
     geometry = Geometry(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
     parameters = (None, None) if norm is None else (norm.weight_MC, norm.bias_MC)
-    y, moments_out = _NormConv.apply(x_MNHWI, *parameters, weight_MOHWI, norm, geometry, moments, statistics)
+    y, moments_out = _NormConv.apply(x_MNHWI, *parameters, weight_MOHWI, norm, geometry, moments, statistics, place)
     return y, moments_out
 
 

@@ -141,7 +141,7 @@ def input_gradient(
 def weight_gradient(
     x_MNHWI: Tensor, dy_MNPQO: Tensor, geometry: Geometry, stats_M4I: Tensor | None, relu: bool
 ) -> Tensor:
-    """dw [M, CO, KH, KW, CI] in float32 (float64 for such inputs). x and dy are contiguous."""
+    """Partial sums [M, T, CO, KH, KW, CI] of dw in float32 (float64 for such inputs). x and dy are contiguous."""
     g = geometry
     if not gpu.by_triton(x_MNHWI):
         a_MNHWI, stride = x_MNHWI, g.stride
@@ -154,7 +154,7 @@ def weight_gradient(
             lambda a_NHWI, dy_NPQO: conv2d_weight(_images(a_NHWI), shape, _images(dy_NPQO), stride, g.padding),
             a_MNHWI, dy_MNPQO,
         )  # fmt: skip
-        return dw_MOIHW.permute(0, 1, 3, 4, 2).contiguous()
+        return dw_MOIHW.permute(0, 1, 3, 4, 2).contiguous()[:, None]
     tile, chunk = weight_tile(g.CI, g.CO, g.KH * g.KW, x_MNHWI.element_size()), chunk_rows(g.CI, g.CO)
     chunks = -(-g.R // chunk)
     partial = x_MNHWI.new_empty((g.M, chunks, *g.weight_shape[1:]), dtype=torch.float32)
@@ -163,7 +163,7 @@ def weight_gradient(
         weight_gradient_kernel, grid, tile, partial.device, x_MNHWI, dy_MNPQO, partial, stats_M4I,
         g.R, *g.kernel_sizes, relu, _precision(x_MNHWI.dtype), chunk,
     )  # fmt: skip
-    return stacked_norm.sum_tiles(partial)
+    return partial
 
 
 def _dense_rows(weight_MOHWI: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ Memory traffic in bytes a value of x, for bf16: statistics 2 (0 where the convol
 Symbols: M members, R rows (images and places), C channels, T tiles. stats_M4C: mean, inv, scale and shift.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastwi.kernels import gpu
-from fastwi.kernels.gpu import rounded, tl, triton
+from fastwi.kernels.gpu import rounded, row_alignment, tl, triton
 from fastwi.kernels.stacked_geometry import norm_tile, power_of_two
 
 MEAN, INVERSE, SCALE, SHIFT = (tl.constexpr(row) for row in range(4))  # rows of stats_M4C
@@ -34,6 +35,25 @@ _TILES = 64  # partial results that a program adds at a time
 def wide(x: Tensor) -> torch.dtype:
     """The dtype that torch computes in."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the backward pass writes a parameter's gradient in place of returning it: `rows`, float32 [M, *shape].
+
+    Each member's values are dense. `written` has the names of all parameters whose gradients were, in this step.
+    """
+
+    name: str
+    rows: Tensor
+    written: set[str]
+
+    def take(self) -> Tensor:
+        """The rows, to be written now. Raises RuntimeError for a second gradient: it would replace the first."""
+        if self.name in self.written:
+            raise RuntimeError(f"parameter {self.name!r} has a second gradient, which would replace its first")
+        self.written.add(self.name)
+        return self.rows
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,8 @@ class Norm:
     factor: float | Tensor = 0.1
     eps: float = 1e-5
     relu: bool = True
+    gradients: "tuple[Place, Place] | None" = None
+    """Where those of weight and bias go; None: autograd returns them."""
 
     def __post_init__(self) -> None:
         tensors = (self.weight_MC, self.bias_MC, self.running_mean_MC, self.running_var_MC)
@@ -195,19 +217,38 @@ def gradient_sums(
     return sums_MT2C, kept
 
 
-def sum_tiles(partial_MT: Tensor) -> Tensor:
-    """Contiguous [M, T, *shape] to [M, *shape] in its dtype: the sum over tiles, in float64."""
+def sum_tiles(partial_MT: Tensor, rows: Sequence[Tensor] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+    """Contiguous [M, T, *shape] to [M, *shape] in its dtype: the sum over tiles, in float64.
+
+    `rows` are float32 with each member's values dense, and get the total too, rounded to `dtype` on the way. One has
+    its shape, and is what is returned; two are views of one matrix, and each gets a half.
+    """
     M, T, *shape = partial_MT.shape
-    if T == 1:
-        return partial_MT[:, 0]
-    total_M = partial_MT.new_empty((M, *shape))
-    E = total_M[0].numel()
-    columns = power_of_two(E, 8, 64)
+    if not gpu.by_triton(partial_MT) or (T == 1 and not rows):
+        total_M = partial_MT[:, 0] if T == 1 else partial_MT.double().sum(1).to(partial_MT.dtype)
+        for row_M, part_M in zip(rows, [total_M] if len(rows) == 1 else total_M.unbind(1), strict=False):
+            row_M.copy_(part_M.to(dtype))
+        return rows[0] if len(rows) == 1 else total_M
+    total_M = rows[0] if len(rows) == 1 else partial_MT.new_empty((M, *shape))
+    E, columns = total_M[0].numel(), power_of_two(total_M[0].numel(), 8, 64)
+    row_M, stride = (rows[0], rows[0].stride(0)) if rows else (None, 0)
+    apart = (rows[-1].data_ptr() - rows[0].data_ptr()) // 4 if rows else 0
     with gpu.on(partial_MT.device):
         sum_tiles_kernel[(-(-E // columns), M)](
-            partial_MT, total_M, T, E, power_of_two(T, 1, _TILES), columns, num_warps=_WARPS, enable_fp_fusion=True
-        )
+            partial_MT, None if len(rows) == 1 else total_M, row_M, stride, apart, T, E, E // max(1, len(rows)),
+            getattr(tl, str(dtype).removeprefix("torch.")), row_alignment(16, *rows), power_of_two(T, 1, _TILES),
+            columns, num_warps=_WARPS, enable_fp_fusion=True,
+        )  # fmt: skip
     return total_M
+
+
+def parameter_gradients(partial_MT2C: Tensor, norm: Norm) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Sums over tiles [M, 2, C] for `input_gradient`; gradients of weight and bias, None where they have places."""
+    if norm.gradients is None:
+        sums_M2C = sum_tiles(partial_MT2C)
+        return sums_M2C, sums_M2C[:, 1], sums_M2C[:, 0]
+    weight, bias = norm.gradients
+    return sum_tiles(partial_MT2C, (bias.take(), weight.take())), None, None
 
 
 def input_gradient(
@@ -391,8 +432,14 @@ def gradient_sums_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def sum_tiles_kernel(  # type: ignore[no-untyped-def]
-    partial_MTE, total_ME, T, E, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr
-):
+    partial_MTE,
+    total_ME,  # or None
+    row_MF,  # the total again, in float32; or None
+    row_stride,  # of members
+    part_stride,  # of parts of F = PART values
+    T, E,
+    PART: tl.constexpr, ELEMENT: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
     """Sums over tiles, in float64. Grid: blocks of E, members."""
     member = tl.program_id(1).to(tl.int64)
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
@@ -401,7 +448,12 @@ def sum_tiles_kernel(  # type: ignore[no-untyped-def]
         tile_T = start + tl.arange(0, BLOCK_T)
         at = partial_MTE + (member * T + tile_T[:, None]) * E + e[None, :]
         total += tl.load(at, mask=(tile_T < T)[:, None] & (e < E)[None, :], other=0.0).to(tl.float64)
-    tl.store(total_ME + member * E + e, tl.sum(total, 0).to(tl.float32), mask=e < E)
+    total_E = tl.sum(total, 0).to(tl.float32)
+    if total_ME is not None:
+        tl.store(total_ME + member * E + e, total_E, mask=e < E)
+    if row_MF is not None:
+        row_E = tl.multiple_of(row_MF + member * row_stride, ALIGNED)
+        tl.store(row_E + e // PART * part_stride + e % PART, rounded(total_E, ELEMENT).to(tl.float32), mask=e < E)
 
 
 @triton.jit

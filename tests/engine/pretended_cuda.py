@@ -207,7 +207,7 @@ def _check_sizes(name: str, given: dict[str, Any], tensors: dict[str, Tensor]) -
         letters["K"] = given["KH"] * given["KW"] * given["CI"]
     for key, x in tensors.items():
         suffix = key.rpartition("_")[2]
-        if suffix.startswith("M") and suffix[1:].isupper() or suffix == "M":
+        if (suffix.startswith("M") and suffix[1:].isupper()) or suffix == "M":
             letters.setdefault("M", len(x))
         parts = re.findall(r"\d+|[A-Z]", suffix)
         if suffix.isupper() and all(part.isdigit() or part in letters for part in parts):

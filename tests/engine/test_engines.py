@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from trained_networks import (
     BATCH,
     BATCHED,
+    CLASSES,
     ENGINES,
     NETWORKS,
     OPTIMIZER,
@@ -146,6 +147,57 @@ def test_only_noise_tells_siblings_apart(seed, engine):
     torch.testing.assert_close(population.weights_MP[0], population.weights_MP[2], rtol=0, atol=1e-6)
     for matrix in (population.weights_MP, population.momentum_MP, population.statistics_MQ):
         assert (matrix[0] - matrix[1]).abs().max() > 1e-3 * matrix[0].abs().max()
+
+
+class Repeated(nn.Module):
+    """Layers whose parameters have two gradients each, and counters that count two batches or are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.linear = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, CLASSES)
+        self.bn, self.twice, self.read = (nn.BatchNorm2d(4) for _ in range(3))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = torch.tanh(self.bn(self.first(x_NCHW)))
+        x_NCHW = self.twice(self.again(torch.tanh(self.twice(self.again(x_NCHW)))))
+        x_NCHW = self.read(x_NCHW) * self.first.weight.mean() + self.read.num_batches_tracked
+        return self.linear(torch.mean(x_NCHW, dim=(2, 3)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("engine", BATCHED)
+def test_parameters_and_counters_that_are_used_twice(seed, engine, precision):
+    torch.manual_seed(seed)
+    networks = [Repeated() for _ in range(2)]
+    start, data, trained = Population.from_modules(networks), draw_data(seed, 2 * BATCH), []
+    for name in ("loop", engine):
+        members = start.clone_rows([0, 1])
+        made = make(name, Repeated(), precision)
+        losses = made.train_epoch(members, data, [Noise(1), Noise(2)], 0)
+        trained.append((members.weights_MP, made.recompute_statistics(members, data, [Noise(1)] * 2, 0), losses))
+        assert members.buffers(1)["twice.num_batches_tracked"] == 4
+        assert members.buffers(1)["bn.num_batches_tracked"] == members.buffers(0)["read.num_batches_tracked"] == 2
+    (expected, averaged, expected_losses), (found, recomputed, losses) = trained
+    np.testing.assert_allclose(losses, expected_losses, rtol=NEAR[precision])
+    way = expected - start.weights_MP
+    assert (found - expected).norm() <= {"fp32": 1e-4, "bf16": 0.1}[precision] * way.norm()
+    assert torch.equal(recomputed.counters_MB, averaged.counters_MB)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_parameter_without_a_gradient_is_refused(engine):
+    """Its row would hold the gradient of an earlier step."""
+
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, CLASSES)
+
+        def forward(self, x_NCHW: Tensor) -> Tensor:
+            return self.linear(torch.mean(self.conv(x_NCHW).detach(), dim=(2, 3)))
+
+    with pytest.raises(RuntimeError, match=r"parameter 'conv\.weight' has no gradient"):
+        make(engine, Cut()).train_epoch(Population.from_modules([Cut()]), draw_data(0), [Noise(0)], 0)
 
 
 @pytest.mark.parametrize("engine", BATCHED)

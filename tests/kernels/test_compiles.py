@@ -91,7 +91,7 @@ for kernel, tile, constants in [
     (norm.settle_kernel, None, dict(tiles, EPS=1e-5, FACTOR_EACH=False)),
     (norm.apply_kernel, None, dict(passes, RELU=True)),
     (norm.gradient_sums_kernel, None, dict(passes, RELU=True)),
-    (norm.sum_tiles_kernel, None, dict(BLOCK_T=64, BLOCK_E=64)),
+    (norm.sum_tiles_kernel, None, dict(PART=64, ELEMENT=norm.tl.float32, ALIGNED=16, BLOCK_T=64, BLOCK_E=64)),
     (norm.input_gradient_kernel, None, dict(passes, RELU=True)),
 ]:
     types = {name: "*bf16" if name in LOW else "*fp32" for name in kernel.arg_names}

@@ -4,6 +4,7 @@ Shapes: M members, N images, H W height and width, C channels (I in, O out). Wei
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastwi.kernels.stacked import Norm, stacked_batch_norm, stacked_conv
+from fastwi.kernels.shortcut import shortcut_reference
+from fastwi.kernels.stacked import Norm, Place, stacked_batch_norm, stacked_conv, stacked_shortcut
 from fastwi.kernels.stacked_geometry import Geometry, chunk_rows
 from fastwi.kernels.stacked_norm import apply, sum_tiles
 
@@ -321,6 +323,66 @@ def test_a_diverged_member_leaves_the_others_alone(seed, path):
     y = stacked_conv(x, draw.weight(2, 3, 3, 16), 1, 1, settled)[0]  # the prologue's ReLU keeps NaN
     assert y[0, 1, 2, 2].isnan().all()
     assert y[1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 5, 9, 7, 16), (3, 1, 7, 9, 3)])
+def test_gradients_written_to_rows_are_those_that_are_returned(seed, path, shape, dtype):
+    """Bit for bit: a chain's, of its convolution and of both its batch norms; nothing beside them is written."""
+    M, C = shape[0], shape[-1]
+
+    def gradients(placed: bool) -> Tensors:
+        draw, written = Draw(seed), set[str]()
+        weight, norms = draw.weight(M, C, 3, C, dtype), [draw.norm(M, C), draw.norm(M, C)]
+        sizes = {"w": (M, C, 3, 3, C)} | {f"{name} {i}": (M, C) for i in (0, 1) for name in ("weight", "bias")}
+        rows_MP, places, at = torch.full((M, 9 * C * C + 4 * C + 9), 7.0, device=DEVICE), {}, 4
+        for name, size in sizes.items():
+            columns = math.prod(size[1:])
+            places[name] = Place(name, rows_MP[:, at : at + columns].view(size), written)
+            at += columns + (name == "weight 1")  # the last is one on: the two of a norm are anywhere
+        leaves = {"w": weight.requires_grad_()}
+        settings = []
+        for i, each in enumerate(norms):
+            leaves |= {f"{name} {i}": each[name].requires_grad_() for name in ("weight", "bias")}
+            both = (places[f"weight {i}"], places[f"bias {i}"]) if placed else None
+            settings.append(
+                Norm(each["weight"], each["bias"], each["mean"], each["var"], True, 0.1, EPS, True, gradients=both)
+            )
+        x = draw.activation(shape, dtype)
+        y, moments = stacked_conv(
+            x, leaves["w"], 1, 1, settings[0], None, True, places["w"] if placed else None
+        )  # fmt: skip
+        z = stacked_batch_norm(y, x, settings[1], moments)
+        made = torch.autograd.grad(z, list(leaves.values()), draw.tensor(*shape, dtype=dtype), allow_unused=placed)
+        if not placed:
+            return {name: gradient.float() for name, gradient in zip(leaves, made, strict=True)}
+        assert made == (None,) * 5
+        assert written == set(leaves)
+        found = {name: place.rows.clone() for name, place in places.items()}
+        for place in places.values():
+            place.rows.fill_(7.0)
+        assert (rows_MP == 7).all()
+        with pytest.raises(RuntimeError, match="parameter 'w' has a second gradient"):
+            places["w"].take()
+        return found
+
+    returned, found = gradients(False), gradients(True)
+    for name, gradient in returned.items():
+        assert torch.equal(found[name], gradient), name
+        assert not torch.equal(gradient[0], gradient[-1]), name
+
+
+def test_the_shortcut_is_each_members_own(seed):
+    draw = Draw(seed)
+    for shape, stride, before, after in [((2, 3, 8, 8, 4), 2, 2, 3), ((1, 2, 5, 7, 3), 3, 0, 1)]:
+        x, members = draw.tensor(*shape).requires_grad_(), []
+        y = stacked_shortcut(x, stride, before, after)
+        for x_NHWC in x:
+            made = shortcut_reference(x_NHWC.permute(0, 3, 1, 2), stride, before, after)
+            members.append(made.permute(0, 2, 3, 1))
+        expected, dy = torch.stack(members), draw.tensor(*y.shape)
+        assert torch.equal(y, expected)
+        assert torch.equal(torch.autograd.grad(y, x, dy)[0], torch.autograd.grad(expected, x, dy)[0])
 
 
 def test_activations_and_weights_of_any_strides(seed, path):
