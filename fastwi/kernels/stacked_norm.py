@@ -231,8 +231,8 @@ def sum_tiles(partial_MT: Tensor, rows: Sequence[Tensor] = (), dtype: torch.dtyp
         return rows[0] if len(rows) == 1 else total_M
     total_M = rows[0] if len(rows) == 1 else partial_MT.new_empty((M, *shape))
     E, columns = total_M[0].numel(), power_of_two(total_M[0].numel(), 8, 64)
-    row_M, stride = (rows[0], rows[0].stride(0)) if rows else (None, 0)
-    apart = (rows[-1].data_ptr() - rows[0].data_ptr()) // 4 if rows else 0
+    row_M = rows[0] if rows else None
+    stride, apart = (rows[0].stride(0), (rows[-1].data_ptr() - rows[0].data_ptr()) // 4) if rows else (0, 0)
     with gpu.on(partial_MT.device):
         sum_tiles_kernel[(-(-E // columns), M)](
             partial_MT, None if len(rows) == 1 else total_M, row_M, stride, apart, T, E, E // max(1, len(rows)),
