@@ -130,7 +130,7 @@ def training_step(
     labels = torch.zeros(4 * batch, dtype=torch.int64, device=meta)
     dataset = ResidentDataset(images, labels, torch.zeros(3, 256, device=meta), 10)
     layout = Layout.of(network)
-    program = Program(layout, members, dataset, engine.dtype, settings, engine._make_gradients)
+    program = Program(layout, members, dataset, engine.dtype, settings, engine._make_gradients, engine._counted)
     return program._run
 
 
