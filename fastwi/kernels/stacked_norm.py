@@ -226,8 +226,8 @@ def sum_tiles(partial_MT: Tensor, rows: Sequence[Tensor] = (), dtype: torch.dtyp
     M, T, *shape = partial_MT.shape
     if not gpu.by_triton(partial_MT) or (T == 1 and not rows):
         total_M = partial_MT[:, 0] if T == 1 else partial_MT.double().sum(1).to(partial_MT.dtype)
-        for row_M, part_M in zip(rows, [total_M] if len(rows) == 1 else total_M.unbind(1), strict=False):
-            row_M.copy_(part_M.to(dtype))
+        for row, part in zip(rows, [total_M] if len(rows) == 1 else total_M.unbind(1), strict=False):
+            row.copy_(part.to(dtype))
         return rows[0] if len(rows) == 1 else total_M
     total_M = rows[0] if len(rows) == 1 else partial_MT.new_empty((M, *shape))
     E, columns = total_M[0].numel(), power_of_two(total_M[0].numel(), 8, 64)
