@@ -28,9 +28,9 @@ from torch.nn import functional
 
 from benchmarks.floor import floors_of
 from benchmarks.runner import AGAIN, Case, Report, benchmark
-from benchmarks.task import Task, fastwi_case, make_task
+from benchmarks.task import Task, fastwi_case, load, make_task
 from fastwi.analysis import Evaluator, evaluate_line
-from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.data.resident import ResidentDataset
 from fastwi.engine.choose import ENGINES
 from fastwi.errors import UserError
 from fastwi.kernels.augment import augment_reference
@@ -56,7 +56,7 @@ def main(
     task = make_task(data, max(1, min(images, 2_560) // 128), device=str(report.device))
     train, pair = fastwi_case(task, 2, "auto")
     train.run()  # a few steps: weights and statistics of real siblings
-    splits = {name: load_split(data, name, task.device, images)[0] for name in ("train", "test")}
+    splits = {name: load(data, name, task.device, images)[0] for name in ("train", "test")}
     places = np.linspace(0, 1, alphas).tolist()
     work = alphas // pieces * sum(map(len, splits.values()))
 

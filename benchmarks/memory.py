@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.runner import Report, benchmark, fresh, memory_bytes, over_rounds
-from benchmarks.task import fastwi_case, make_task
-from fastwi.data.card import read_card
+from benchmarks.task import RANDOM, fastwi_case, make_task
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.device import free_memory
 from fastwi.errors import UserError
@@ -33,8 +32,12 @@ def main(
     rounds: int = 3,
 ) -> None:  # fmt: skip
     """A table for each engine; a fresh process for each round and M."""
-    read_card(data)  # UserError where there is no dataset
-    settings = {"data": str(Path(data).resolve()), "device": str(report.device), "model": model, "width": width}
+    if data != RANDOM:
+        from fastwi.data.card import read_card
+
+        read_card(data)  # UserError where there is no dataset
+        data = str(Path(data).resolve())
+    settings = {"data": data, "device": str(report.device), "model": model, "width": width}
     title = f"Peak memory of training M x {model}, batch {batch}"
     title += f"; {rounds} fresh processes each; target: under {TARGET_MB} MB a member"
     for engine in engines:

@@ -4,12 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from fastwi.report.figures import save_figure
-
 Points = dict[str, dict[Any, Sequence[float]]]
 """(median, low, high) of each name: at a number of members on a line, or as a bar at ""."""
 
@@ -20,14 +14,14 @@ _MARKERS = "osD^v<>pPX*h"
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows under their keys: texts, numbers, [low, high] and [median, low, high]."""
-    table = Table(title=Text(title), title_justify="left")  # Text: brackets are no markup
-    for place, key in enumerate(rows[0]):
-        words = key.replace("_per_", "/").replace("_", " ")
-        table.add_column(Text(words), justify="right" if place else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell(value)) for value in row.values()))
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(table)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [[key.replace("_per_", "/").replace("_", " ") for key in keys]]
+    lines += [[cell(row[key]) if key in row else "" for key in keys] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(f"\n{title}")
+    for first, *others in lines:
+        numbers = (text.rjust(width) for text, width in zip(others, widths[1:], strict=True))
+        print("  ".join([first.ljust(widths[0]), *numbers]).rstrip())
 
 
 def cell(value: Any) -> str:
@@ -48,6 +42,8 @@ def plot(stem: Path, title: str, unit: str, points: Points) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
+
+    from fastwi.report.figures import save_figure
 
     bars = "" in next(iter(points.values()))
     figure = Figure(figsize=(9, 1.2 + 0.42 * len(points)) if bars else (9, 5.5), layout="constrained")

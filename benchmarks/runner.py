@@ -7,6 +7,7 @@ rows that it measured itself. Each table is printed at once, and the files hold 
 import argparse
 import inspect
 import json
+import math
 import os
 import random
 import subprocess
@@ -48,7 +49,8 @@ class Case:
     """One way to do a benchmark's work.
 
     `run` is timed and does `work` units; `prepare` runs before each run, untimed; `close` ends it. On a CPU it runs
-    under the allocator settings that fastwi makes if `static_memory`, else under glibc's own.
+    under the allocator settings that fastwi makes if `static_memory`, else under glibc's own. `epoch`: `run` for
+    a profile, which takes a function to call with the number of images done after each step.
     """
 
     run: Run
@@ -56,6 +58,7 @@ class Case:
     prepare: Run = lambda: None
     close: Run = lambda: None
     static_memory: bool = False
+    epoch: Callable[..., object] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,11 @@ class Report:
         check: Callable[[Mapping[str, Any]], None] | None = None,
         at: Mapping[str, Any] | None = None,
         sums: bool = False,
+        until: float = math.inf,
     ) -> None:
         """Run cases and what the floors need once, then in turn: a warm-up round and `rounds` rounds. Report them.
+
+        Each round's rates are printed as it ends, so that a run that is cut off leaves figures.
 
         Args:
             title: the table's.
@@ -118,17 +124,20 @@ class Report:
             check: gets what the first run of each case returned; raises UserError where cases disagree.
             at: what sets this call's cases apart from other calls'; "members" is the axis of a line plot.
             sums: whether the rounds are the parts of one whole, so that their sums are compared, not their medians.
+            until: after this (`time.monotonic`) no further round begins, but the first.
         """
         at = at or {}
         ready: dict[str, Case] = {}
         results: dict[str, Any] = {}
         problems: dict[str, str] = {}
         for name, entry in cases.items():
+            begun = time.monotonic()
             try:
                 case = entry if isinstance(entry, Case) else entry()
                 _prepare(case, self.device.type)
                 results[name] = case.run()
                 ready[name] = case
+                print(f"{name}: built and run once in {time.monotonic() - begun:.1f} s", flush=True)
             except UserError as error:  # it cannot run here, for this network or for so many members
                 problems[name] = str(error)
             except Exception as error:  # one case's failure must not cost the others' figures
@@ -140,11 +149,17 @@ class Report:
             ready[f"{again}, {AGAIN}"] = ready[again]
         # Each floor runs untimed before each timed run, so that none is low because a cache was cold.
         runs = {name: Case(run, 0, run, static_memory=True) for floor in floors for name, run in floor.runs.items()}
+
+        def show(number: int, seconds: Mapping[str, float]) -> None:
+            rates = ", ".join(f"{name} {case.work / seconds[name]:,.0f}" for name, case in ready.items())
+            print(f"round {number}, {unit}/s: {rates}", flush=True)
+
         try:
-            timings = interleave(ready | runs, rounds, self.device)
+            timings = interleave(ready | runs, rounds, self.device, until, show)
         finally:
             for case in ready.values():
                 case.close()
+        rounds = min(map(len, timings.values()), default=rounds)
         took = {name: (sum if sums else median)(timings[name]) / case.work for name, case in ready.items()}
         best = min((name for name in reference if name in ready), key=lambda name: took[name], default=None)
         bounds = {floor.name: floor.rate(timings) for floor in floors}
@@ -189,8 +204,11 @@ class Report:
         self._points |= points or {}
         if self._stem:
             write_json(f"{self._stem}.json", self._results)
-            if self._points:
-                plot(self._stem, title.partition(";")[0], unit, self._points)
+            if self._points and unit:
+                try:
+                    plot(self._stem, title.partition(";")[0], unit, self._points)
+                except ImportError as error:
+                    print(f"no picture: {error}")
 
 
 def benchmark(body: Callable[..., None]) -> Callable[..., int]:
@@ -242,18 +260,29 @@ def _value(option: str, text: str, default: Any) -> Any:
     return tuple(values) if several else values[0]
 
 
-def interleave(cases: Mapping[str, Case], rounds: int, device: Any) -> dict[str, list[float]]:
+def interleave(
+    cases: Mapping[str, Case],
+    rounds: int,
+    device: Any,
+    until: float = math.inf,
+    show: Callable[[int, Mapping[str, float]], None] = lambda number, seconds: None,
+) -> dict[str, list[float]]:
     """Run every case once a round, in an order drawn again each round; the seconds of all rounds after a first.
 
-    On a GPU, times are those between two events on the current stream; elsewhere wall-clock time.
+    On a GPU, times are those between two events on the current stream; elsewhere wall-clock time. `show` gets every
+    counted round's number and seconds. After `until` (`time.monotonic`) no round begins but the first counted one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     order, draw = list(cases), random.Random(0)
-    for _ in range(1 + rounds):
+    for number in range(1 + rounds):
+        if number > 1 and time.monotonic() > until:
+            break
         draw.shuffle(order)
         for name in order:
             _prepare(cases[name], device.type)
             seconds[name].append(_time(cases[name].run, device))
+        if number:
+            show(number, {name: values[-1] for name, values in seconds.items()})
     return {name: values[1:] for name, values in seconds.items()}
 
 

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from benchmarks.runner import Case
 from fastwi.config.schema import Config, EngineConfig, ModelConfig, OptimizerConfig
 from fastwi.data.noise import Noise, Stream, permutation
-from fastwi.data.resident import ResidentDataset, load_split
+from fastwi.data.resident import ResidentDataset, load_split, random_images
 from fastwi.engine.choose import build_engine, build_network
 from fastwi.engine.device import resolve_dtype
 from fastwi.kernels.augment import augment_reference
 from fastwi.population import Population
 
 Batches = Iterator[tuple[Tensor, Tensor]]
+RANDOM = "random"
+"""As a dataset's directory: 32 x 32 images of random pixels."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,12 +100,22 @@ def make_task(
         engine=EngineConfig(device=device),
     )
     on = torch.device(device)
-    dataset, card = load_split(data, "train", on)
-    task = Task(config, dataset, tuple(card.mean), tuple(card.std), on, resolve_dtype(config.engine), workers)
+    dataset, mean, std = load(data, "train", on, batch * steps if data == RANDOM else 0)
+    task = Task(config, dataset, mean, std, on, resolve_dtype(config.engine), workers)
     # Drawn at random: files are often sorted by class, and a network that sees one class alone soon computes with
     # subnormal numbers, at a fifth of the speed.
     drawn_N = np.resize(permutation(0, Stream.SUBSET, 0, len(dataset)), batch * steps)
     return task.of_images(torch.from_numpy(drawn_N).to(on))
+
+
+def load(
+    data: str, split: str, device: torch.device, images: int
+) -> tuple[ResidentDataset, tuple[float, ...], tuple[float, ...]]:
+    """`images` of a dataset in a directory (0: all), or RANDOM ones; their mean and standard deviation by channel."""
+    if data == RANDOM:
+        return random_images(images, device, seed=sum(split.encode())), (0.5,) * 3, (0.25,) * 3
+    dataset, card = load_split(data, split, device, images)
+    return dataset, tuple(card.mean), tuple(card.std)
 
 
 def stock_batches(task: Task, members: int, compiled: bool = True) -> Callable[[], Batches]:
@@ -138,7 +150,7 @@ def fastwi_case(task: Task, members: int, engine: str) -> tuple[Case, Population
     population = Population.from_modules([network], device=task.device).clone_rows([0] * members)
     noises = [Noise(m) for m in range(members)]
 
-    def epoch() -> None:
-        trainer.train_epoch(population, task.dataset, noises, next(epochs))
+    def epoch(report: Callable[[int], None] | None = None) -> None:
+        trainer.train_epoch(population, task.dataset, noises, next(epochs), report)
 
-    return Case(epoch, members * task.images, static_memory=True), population
+    return Case(epoch, members * task.images, static_memory=True, epoch=epoch), population

@@ -14,6 +14,9 @@ ffcv train one network. M of them in series run at that same rate: stock rows ar
 beside the first only. A round takes --batches steps of one network, and proportionally fewer of more, but at least
 --least. Loaders start inside the timed part, with workers and threads already running. fastwi's engines are built
 first, and nothing more once --minutes are over. On a GPU: --members 1,2,4 ... 256 --batches 256 --least 16.
+
+Rates are printed after each round. --kernels 10 adds, for each of fastwi's engines, a table of the 10 kernels that
+take most of a step. --data random: images of random pixels.
 """
 
 import sys
@@ -24,6 +27,7 @@ from functools import partial
 import torch
 
 from benchmarks.floor import floors_of
+from benchmarks.kernel_times import of_steps, slowest
 from benchmarks.peers import single
 from benchmarks.peers.populations import Grouped, Vmap, population
 from benchmarks.runner import AGAIN, Case, Report, benchmark
@@ -61,7 +65,7 @@ CASES: dict[str, tuple[str, Callable[[Task, int], Case]]] = {
 def main(
     report: Report, data: str = "data/cifar10", device: str = "auto", members: tuple[int, ...] = (1, 2, 4),
     baselines: tuple[str, ...] = (*CASES, AGAIN), model: str = "resnet20", width: float = 1.0, batch: int = 128,
-    batches: int = 24, least: int = 6, rounds: int = 9, workers: int = 2, minutes: float = 1e9,
+    batches: int = 24, least: int = 6, rounds: int = 9, workers: int = 2, minutes: float = 1e9, kernels: int = 0,
 ) -> None:  # fmt: skip
     """Each M is a table."""
     if report.device.type == "cuda" and (members, batches, least) == ((1, 2, 4), 24, 6):
@@ -76,13 +80,17 @@ def main(
     def build(name: str, short: Task, M: int) -> Case:
         if time.monotonic() > deadline:
             raise UserError("not measured: --minutes were over")
-        return CASES[name][1](task if name in _SERIAL else short, M)
+        case = CASES[name][1](task if name in _SERIAL else short, M)
+        if case.epoch is not None:
+            profiled[CASES[name][0]] = case.epoch
+        return case
 
     for M in members:
         if time.monotonic() > deadline:
             print(f"M = {M} and more: not measured, --minutes {minutes:g} were over")
             break
         free_memory(task.device)  # of the engines for fewer members
+        profiled: dict[str, Callable[..., object]] = {}
         short = task.of_images(slice(batch * min(task.steps, max(least, -(-task.steps // M)))))
         cases = {
             shown: partial(build, name, short, M)
@@ -94,7 +102,12 @@ def main(
         report.time(
             f"Training {model}, batch {batch}; M = {M}, {short.steps} steps a round of each", "images", cases,
             rounds, reference=list(OURS.values()), again=again, each=each, floors=floors, at={"members": M},
+            until=deadline,
         )  # fmt: skip
+        for shown, epoch in profiled.items() if kernels else ():
+            rows = of_steps(epoch, M * batch, short.steps, task.device)
+            found = [{"case": shown, "members": M, **row} for row in rows]
+            report.add(f"{shown}, M = {M}: kernels of a step", slowest(rows, kernels), found)
 
 
 if __name__ == "__main__":

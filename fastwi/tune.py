@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from fastwi.cli import command
-from fastwi.config.read import read_request
 from fastwi.config.schema import Config
 from fastwi.files import to_json
 
@@ -27,7 +26,6 @@ _DESCRIPTION = (
 BUDGET_S = 105.0  # of two minutes; imports take the rest
 LEAST_S, STEPS = 1.0, 8  # a measurement runs rounds of so many steps for at least so long
 MEMBERS = {"cpu": (1, 2, 4), "cuda": (1, 4, 16, 64, 256)}
-IMAGE_SIZE, CLASSES = 32, 10
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,8 @@ class Measured:
 @command
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 2 bad configuration or use, 130 interrupted."""
+    from fastwi.config.read import read_request  # imports fastargs, which `measure` does not need
+
     request = read_request(argv, "fastwi.tune", _DESCRIPTION)
     from fastwi.engine.choose import entry_key, fastest, table_path, write_speeds
     from fastwi.engine.device import resolve_device, resolve_dtype
@@ -100,10 +100,8 @@ def measure(config: Config, device: "torch.device", budget_s: float = BUDGET_S) 
 
 def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members: int) -> float:
     """Images/s of training, after a round that compiles and fills caches."""
-    import torch
-
     from fastwi.data.noise import Noise
-    from fastwi.data.resident import ResidentDataset, normalisation_table
+    from fastwi.data.resident import random_images
     from fastwi.engine.base import Settings
     from fastwi.engine.choose import build_network
     from fastwi.engine.device import free_memory
@@ -111,15 +109,8 @@ def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members
 
     free_memory(device)  # of the engine before
     images = STEPS * config.optimizer.batch_size
-    draw = torch.Generator().manual_seed(0)
-    shape = (images, IMAGE_SIZE, IMAGE_SIZE, 3)
-    dataset = ResidentDataset(
-        images_NHWC=torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw).to(device),
-        labels_N=torch.randint(0, CLASSES, (images,), generator=draw).to(device),
-        table_C256=normalisation_table((0.5,) * 3, (0.25,) * 3).to(device),
-        classes=CLASSES,
-    )
-    network = build_network(config, CLASSES, (IMAGE_SIZE, IMAGE_SIZE))
+    dataset = random_images(images, device)
+    network = build_network(config, dataset.classes, dataset.image_shape[:2])
     engine = kind(network, Settings.of(config))
     population = Population.from_modules([network], device=device).clone_rows([0] * members)
     noises = [Noise(m) for m in range(members)]

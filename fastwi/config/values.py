@@ -11,9 +11,10 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Scalar: TypeAlias = bool | int | float | str
 Value: TypeAlias = Scalar | tuple[Scalar, ...]
@@ -193,7 +194,9 @@ class Key:
         return f"{kind}, each value {value}"
 
     @functools.cached_property
-    def _type(self) -> TypeAdapter[Any]:
+    def _type(self) -> "TypeAdapter[Any]":
+        from pydantic import AfterValidator, ConfigDict, FailFast, Field, TypeAdapter  # for values that users give
+
         kind: Any = self.scalar
         depth = self.depth - (self.section == "axes")  # without the axis's own list
         if self.choices:
@@ -217,6 +220,8 @@ class Key:
 
         Strict: 3.7 is no int, true no number, 5 no text. Raises ValueError: one line with the value and what to give.
         """
+        from pydantic import ValidationError
+
         value = _plain(given)
         if self.depth == 1 and self.scalar in (int, float) and isinstance(value, str) and ".." in value:
             value = tuple(expand_range(value))

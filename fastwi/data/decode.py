@@ -8,12 +8,15 @@ same. FFCV decodes with the fast inverse DCT: almost every image differs, by one
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
 from fastwi.errors import BetonError, UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MODES = ("L", "RGB", "CMYK")  # of JPEGs, in Pillow's words; all become RGB
 Decode = Callable[[bytes | bytearray, int, int], np.ndarray]
@@ -63,9 +66,11 @@ def decoder(name: str) -> Decode:
 
 
 @contextmanager
-def _opened(data: bytes | bytearray, height: int, width: int) -> Iterator[Image.Image]:
+def _opened(data: bytes | bytearray, height: int, width: int) -> "Iterator[Image]":
+    import PIL.Image  # here: raw images need no Pillow
+
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with PIL.Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             if image.size != (width, height):
                 found = f"{image.height} x {image.width} pixels, not {height} x {width} as the file says"
                 raise BetonError(f"is a JPEG of {found}")
@@ -74,7 +79,7 @@ def _opened(data: bytes | bytearray, height: int, width: int) -> Iterator[Image.
             yield image
     except BetonError:
         raise
-    except Image.UnidentifiedImageError:
+    except PIL.Image.UnidentifiedImageError:
         raise BetonError("is not a JPEG") from None
     except Exception as error:  # Pillow raises many kinds: OSError, SyntaxError, struct.error, ...
         raise BetonError(f"is a damaged JPEG ({error})") from error
@@ -107,5 +112,7 @@ def fit(pixels_HWC: np.ndarray, to_height: int, to_width: int) -> np.ndarray:
     crop_HWC = pixels_HWC[top : top + height, left : left + width]
     if (height, width) == (to_height, to_width):
         return crop_HWC
-    image = Image.fromarray(np.ascontiguousarray(crop_HWC))
-    return np.asarray(image.resize((to_width, to_height), Image.Resampling.BILINEAR))
+    import PIL.Image
+
+    image = PIL.Image.fromarray(np.ascontiguousarray(crop_HWC))
+    return np.asarray(image.resize((to_width, to_height), PIL.Image.Resampling.BILINEAR))

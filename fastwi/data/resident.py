@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastwi.beton import StoredBeton, content_sha256
-from fastwi.data.card import Card, beton_path, read_card
 from fastwi.data.noise import Stream, permutation
 from fastwi.errors import UserError
 
 if TYPE_CHECKING:
     from fastwi.data.batches import Dataset
+    from fastwi.data.card import Card
 
 _AGAIN = "write the dataset again with python -m data_prep"
 
@@ -70,20 +70,35 @@ def normalisation_table(mean: tuple[float, ...], std: tuple[float, ...]) -> Tens
     return ((v_256 - mean_C1) / std_C1).float()
 
 
+def random_images(images: int, device: torch.device, seed: int = 0) -> ResidentDataset:
+    """Images of 32 x 32 uniform pixels with labels of 10 classes: for measurements where no dataset is."""
+    draw = torch.Generator().manual_seed(seed)
+    return ResidentDataset(
+        images_NHWC=torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8, generator=draw).to(device),
+        labels_N=torch.randint(0, 10, (images,), generator=draw).to(device),
+        table_C256=normalisation_table((0.5,) * 3, (0.25,) * 3).to(device),
+        classes=10,
+    )
+
+
 def load_split(
     directory: str | Path, split: str, device: torch.device, images: int = 0
-) -> tuple[ResidentDataset, Card]:
+) -> "tuple[ResidentDataset, Card]":
     """Read raw images of `split` ("train" or "test") of the dataset in `directory` onto `device`, and its card.
 
     `images` > 0 keeps that many, evenly over classes, the same ones every time.
     Raises UserError where the card or the beton is missing or damaged, or they disagree.
     """
+    from fastwi.data.card import read_card  # imports pydantic, as the next does
+
     card = read_card(directory)
     return resident_split(open_beton(directory, split, card), split, card, device, images), card
 
 
-def open_beton(directory: str | Path, split: str, card: Card) -> StoredBeton:
+def open_beton(directory: str | Path, split: str, card: "Card") -> StoredBeton:
     """The beton of `split`, whose labels, sizes and encoding are those of its card. Raises UserError otherwise."""
+    from fastwi.data.card import beton_path
+
     beton = StoredBeton(beton_path(directory, split))
     height, width, _ = card.image_shape
     wrong = ""
@@ -101,7 +116,7 @@ def open_beton(directory: str | Path, split: str, card: Card) -> StoredBeton:
 
 
 def resident_split(
-    beton: StoredBeton, split: str, card: Card, device: torch.device, images: int = 0
+    beton: StoredBeton, split: str, card: "Card", device: torch.device, images: int = 0
 ) -> ResidentDataset:
     """`load_split` of a beton of raw images that `open_beton` has opened; it is closed."""
     images_NHWC, labels_N = beton.read_raw(), beton.labels_N

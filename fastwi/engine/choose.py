@@ -26,7 +26,6 @@ from fastwi.kernels.gpu import has_triton
 from fastwi.models.generators import seeded
 from fastwi.models.registry import build_model
 from fastwi.population import Population
-from fastwi.population.state_file import read_state_file
 from fastwi.version import __version__
 
 Speeds = dict[str, dict[int, float]]  # engine to members to images/s
@@ -50,6 +49,8 @@ def build_network(
     with seeded(seed):
         network = build_model(config.model.name, classes, config.model.width, image_size)
     if config.model.weights:
+        from fastwi.population.state_file import read_state_file  # imports safetensors
+
         population = Population.from_modules([network])
         read_state_file(root / config.model.weights).copy_into(population, 0)
         population.write_to(0, network)

@@ -4,15 +4,17 @@ import platform
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from fastwi.data.card import Card
 from fastwi.engine.device import Resolved
 from fastwi.models.changes import NETWORKS, Networks
 from fastwi.version import __version__
+
+if TYPE_CHECKING:
+    from fastwi.data.card import Card
 
 
 def cpu_name() -> str:
@@ -37,7 +39,7 @@ def commit() -> str | None:
     return head + ("+changes" if changed else "")
 
 
-def manifest(card: Card, resolved: Resolved, identity: str, networks: Networks) -> dict[str, Any]:
+def manifest(card: "Card", resolved: Resolved, identity: str, networks: Networks) -> dict[str, Any]:
     """The manifest of a run as plain values; `networks`: the users' own."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     device: dict[str, Any] = {"type": resolved.device.type, "cpu": cpu_name(), "threads": torch.get_num_threads()}
