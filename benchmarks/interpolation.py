@@ -2,20 +2,26 @@
 
 All cases average the same pairs, weights and batch-norm statistics, at alpha = 1/2; each is held to a float64
 reference before anything is timed. Inputs are restored before every run, untimed. --match: only cases with this in
-their names, and fastwi rows. The floor is a copy's bandwidth over the 12 bytes of a float that must move.
+their names, and fastwi rows; separate networks are made only if no way of rows has it in its name. The floor is a
+copy's bandwidth over the 12 bytes of a float that must move.
+
+--apart 1 adds a table of kernel and call apart: how long a call keeps the host, and what its kernels take by
+torch.profiler, beside the copy's kernel.
 """
 
 import functools
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.floor import copy_floor
-from benchmarks.runner import GIGA, Case, Report, Run, benchmark
+from benchmarks.kernel_times import of_calls
+from benchmarks.runner import GIGA, Case, Floor, Report, Run, benchmark
 from fastwi.errors import UserError
 from fastwi.kernels.interpolate import RowInterpolation, interpolate_rows_, lerp_lists_
 from fastwi.models.registry import build_model
@@ -31,18 +37,44 @@ Way = tuple[Run, Run, Callable[[], Sequence[State]]]
 
 
 @benchmark
-def main(report: Report, pairs: int = 256, match: str = "", device: str = "auto", rounds: int = 15) -> None:
-    """One table."""
-    original = random_population(2 * pairs, report.device)
-    every = row_ways(original) | network_ways(original)
-    ways = {name: way for name, way in every.items() if match in name or name == OURS}
-    floats = verify(ways, original)
-    bytes_each = BYTES_PER_FLOAT * floats
-    cases = {name: Case(run, pairs, restore) for name, (restore, run, _) in ways.items()}
-    report.time(
-        f"{pairs} pairs of {floats:,} floats averaged", "pairs", cases, rounds, reference=[OURS], again=OURS,
-        each={"GB": bytes_each / GIGA}, floors=[copy_floor(report.device, bytes_each)],
-    )  # fmt: skip
+def main(
+    report: Report, pairs: tuple[int, ...] = (256,), match: str = "", device: str = "auto", rounds: int = 15,
+    apart: int = 0,
+) -> None:  # fmt: skip
+    """A table, or two, for each number of pairs."""
+    for count in pairs:
+        original = random_population(2 * count, report.device)
+        every = row_ways(original)
+        if not any(match in name for name in every) or not match:
+            every |= network_ways(original)
+        ways = {name: way for name, way in every.items() if match in name or name == OURS}
+        floats = verify(ways, original)
+        bytes_each = BYTES_PER_FLOAT * floats
+        floor = copy_floor(report.device, bytes_each)
+        at = {"pairs": count} if len(pairs) > 1 else {}
+        title = f"{count} pairs of {floats:,} floats averaged"
+        cases = {name: Case(run, count, restore) for name, (restore, run, _) in ways.items()}
+        report.time(
+            title, "pairs", cases, rounds, reference=[OURS], again=OURS, each={"GB": bytes_each / GIGA},
+            floors=[floor], at=at,
+        )  # fmt: skip
+        if apart:
+            rows = kernel_and_call(ways, floor, count, report.device)
+            report.add(f"{title}: kernel and call apart", rows, [row | at for row in rows])
+
+
+def kernel_and_call(ways: Mapping[str, Way], floor: Floor, count: int, device: torch.device) -> list[dict[str, Any]]:
+    """A row for each way: milliseconds of the host and of the kernels in a call, pairs/s of the kernels alone."""
+    (copy,) = floor.runs.values()
+    times = of_calls({"copy": copy} | {name: run for name, (_, run, _) in ways.items()}, device)
+    copied_per_s = floor.rate({"copy": [times.pop("copy")[1]]})
+    return [
+        {
+            "case": name, "host_ms": 1e3 * host, "kernels_ms": 1e3 * kernels, "kernels_a_call": launches,
+            "kernel_pairs_per_s": count / kernels, "of_copy_kernel_%": 100 * count / kernels / copied_per_s,
+        }
+        for name, (host, kernels, launches) in times.items()
+    ]  # fmt: skip
 
 
 def random_population(members: int, device: torch.device) -> Population:
