@@ -107,10 +107,11 @@ def of_calls(runs: Mapping[str, Run], device: torch.device, calls: int = 5) -> d
 
 def kernels_of(profiler: profile, device: torch.device) -> list[Kernel]:
     """What was profiled, the slowest first. Raises RuntimeError where nothing was seen."""
-    on_gpu = device.type == "cuda"
-    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    kind, spent = DeviceType.CPU, "self_cpu_time_total"
+    if device.type == "cuda":
+        kind, spent = DeviceType.CUDA, "self_device_time_total"
     found = [
-        Kernel(_short(each.key), 1e-6 * (each.self_device_time_total if on_gpu else each.self_cpu_time_total), each.count)
+        Kernel(_short(each.key), 1e-6 * getattr(each, spent), each.count)
         for each in profiler.key_averages()
         if each.device_type == kind and not each.is_user_annotation
     ]  # fmt: skip

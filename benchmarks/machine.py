@@ -1,6 +1,7 @@
-"""The machine that a measurement ran on."""
+"""The machine that a measurement ran on. `python -m benchmarks.machine` prints it and what modules are missing."""
 
 import datetime
+import importlib.util
 import os
 import platform
 import re
@@ -14,6 +15,10 @@ from fastwi.report.manifest import commit, cpu_name
 from fastwi.version import __version__
 
 _EXTENSIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX"}
+_WANTED = (
+    "fastargs", "hypothesis", "joblib", "matplotlib", "polars", "pydantic", "pytest", "safetensors", "scipy",
+    "sklearn", "torchvision", "triton", "xdist",
+)  # fmt: skip
 _POWER = "--query-gpu=power.limit --format=csv,noheader"
 
 
@@ -36,3 +41,19 @@ def describe_machine(device: torch.device) -> dict[str, str]:
         "commit": commit() or "none",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def main() -> None:
+    """Print all that is known of this machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = describe_machine(device) | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    found["numpy"] = metadata.version("numpy")
+    found["missing modules"] = [name for name in _WANTED if importlib.util.find_spec(name) is None] or "none"
+    for key, value in found.items():
+        print(f"{key}: {value}")
+    if device.type == "cuda":
+        print(subprocess.getoutput("nvidia-smi"))
+
+
+if __name__ == "__main__":
+    main()

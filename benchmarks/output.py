@@ -29,6 +29,8 @@ def cell(value: Any) -> str:
     if value is None or isinstance(value, str | bool):
         return value if isinstance(value, str) else {None: "-", True: "yes", False: "no"}[value]
     if not isinstance(value, list):
+        if 0 < abs(value) < 1e-3:
+            return f"{value:.1e}"
         return f"{value:,.{0 if value >= 100 or isinstance(value, int) else 2 if value >= 1 else 4}f}"
     *middle, low, high = map(cell, value)
     if not middle:

@@ -105,7 +105,12 @@ def main(
             until=deadline,
         )  # fmt: skip
         for shown, epoch in profiled.items() if kernels else ():
-            rows = of_steps(epoch, M * batch, short.steps, task.device)
+            try:
+                rows = of_steps(epoch, M * batch, short.steps, task.device)
+            except RuntimeError as error:  # the profiler's; the other tables are wanted all the same
+                print(f"{shown}: not profiled: {error}", flush=True)
+                report.failed = True
+                continue
             found = [{"case": shown, "members": M, **row} for row in rows]
             report.add(f"{shown}, M = {M}: kernels of a step", slowest(rows, kernels), found)
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import evaluation, interpolation, memory, runner
+from benchmarks import device_check, evaluation, interpolation, kernel_times, memory, numbers, runner, tune
 from benchmarks.output import cell
+from fastwi.engine.choose import ENGINES
 from fastwi.errors import UserError
 from fastwi.kernels.cpu import library
 
@@ -22,14 +23,15 @@ TINY = {
     "coverage": "--parents=5,6 --datasets=20 --correlations=2 --resamples=100",
     "evaluation": "--device=cpu --alphas=4 --pieces=2 --images=16 --batch=8 --baselines=fastwi,again",
     "host": "--pairs=2 --rounds=2",
-    "interpolation": "--device=cpu --pairs=2 --rounds=2",
+    "interpolation": "--device=cpu --pairs=2 --rounds=2 --apart=1",
     "memory": "--device=cpu --members=1,2 --rounds=1 --engines=loop --batch=8 --width=0.25",
+    "numbers": "--device=cpu --members=2 --steps=1 --batch=4 --width=0.0625",
     "planning": "--trajectories=100 --rounds=2",
     "sweep": "--rounds=1 --threads=1 --parents=2 --pairs=3 --images=64",
     "throughput": "--device=cpu --members=1,2 --width=0.25 --batch=8 --batches=2 --least=1 --rounds=2 --workers=1 "
-    "--baselines=usual,stock-graphs,vmap-eager,loop,again",
+    "--baselines=usual,stock-graphs,vmap-eager,loop,again --kernels=2",
 }
-WITHOUT_DATA = {"convolution", "coverage", "host", "interpolation", "planning", "sweep"}
+WITHOUT_DATA = {"convolution", "coverage", "host", "interpolation", "numbers", "planning", "sweep"}
 
 
 def run(name, directory, data):
@@ -88,6 +90,11 @@ def check_host(told):
 
 
 def check_interpolation(told):
+    apart = [row for row in told["measurements"] if "host_ms" in row]
+    assert {"fastwi rows", "AveragedModel"} <= {row["case"] for row in apart}
+    for row in apart:
+        assert row["kernel_pairs_per_s"] == pytest.approx(2e3 / row["kernels_ms"])
+    told["measurements"] = [row for row in told["measurements"] if row not in apart]
     rows = rows_of(told, "case")
     assert {("fastwi rows",), ("fastwi rows, again",), ("fastwi averages",), ("AveragedModel",)} <= set(rows)
     row = rows["torch.lerp, rows gathered",]
@@ -101,6 +108,13 @@ def check_memory(told):
     assert min(row["peak_MB_of_1"], row["peak_MB_of_2"]) > 10
     # Weights, momentum and statistics of a ResNet20 of a quarter of the width, with room for alignment.
     assert 0.1 < row["population_MB_a_member"] < 0.2
+
+
+def check_numbers(told):
+    rows = rows_of(told, "precision", "engine")
+    assert set(rows) == {(p, e) for p in numbers.LEAST for e in (numbers.EAGER, *ENGINES)}
+    assert {row["verdict"] for row in rows.values()} == {"ok"}
+    assert all(rows["bf16", engine]["gradient"] > rows["fp32", engine]["gradient"] > 0 for engine in ENGINES)
 
 
 def check_planning(told):
@@ -121,6 +135,12 @@ def check_sweep(told):
 
 
 def check_throughput(told):
+    kernels = [row for row in told["measurements"] if "kernel" in row]
+    told["measurements"] = [row for row in told["measurements"] if row not in kernels]
+    for M in (1, 2):
+        (whole, *parts) = (row for row in kernels if row["members"] == M)
+        assert sum(row["us_a_step"] for row in parts) == pytest.approx(whole["us_a_step"])
+        assert sum(row["launches_a_step"] for row in parts) == pytest.approx(whole["launches_a_step"])
     rows = rows_of(told, "case", "members")
     measured = {key for key, row in rows.items() if "not_measured" not in row}
     of_each_m = {"vmap, eager", "fastwi loop", "fastwi loop, again"}
@@ -143,7 +163,7 @@ def test_a_tiny_run(name, digits_directory, tmp_path, capsys):
     for row in told["measurements"]:  # the figures themselves: test_runner.py
         rates = [value for key, value in row.items() if key in ("images_per_s", "pairs_per_s") and "case" in row]
         assert all(row["case"] in shown and cell(rate) in shown for rate in rates)
-    if name not in ("coverage", "host", "planning", "sweep"):
+    if name not in ("coverage", "host", "numbers", "planning", "sweep"):
         assert (tmp_path / f"{name}-cpu.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (tmp_path / f"{name}-cpu.svg").read_text()
 
@@ -157,12 +177,11 @@ def test_a_million_epochs(tmp_path, capsys):
 
 
 def commands():
-    """(module, arguments) of every `python -m benchmarks.X` in documents and in the device check."""
-    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.[ms][dh]")]:
+    """(module, arguments) of every `python -m benchmarks.X` in documents."""
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
         text = path.read_text().replace("\\\n", " ")
         for found in re.finditer(r"-m benchmarks\.(\w+)([^\n`|]*)", text):
-            words = re.sub(r'"?\$\{\w+\[@\][^ ]*', "", found[2])
-            yield pytest.param(found[1], shlex.split(words.partition(" and ")[0]), id=f"{path.name}:{found[0]}")
+            yield pytest.param(found[1], shlex.split(found[2].partition(" and ")[0]), id=f"{path.name}:{found[0]}")
 
 
 @pytest.mark.parametrize(("name", "arguments"), list(commands()))
@@ -171,6 +190,7 @@ def test_commands_of_the_documents_are_accepted(name, arguments, monkeypatch):
         raise SystemExit(0)
 
     monkeypatch.setattr(runner, "Report", accept)
+    monkeypatch.setattr(device_check, "_Check", accept)
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(f"benchmarks.{name}").main(arguments)
     assert stopped.value.code == 0
@@ -208,6 +228,47 @@ def test_cases_that_disagree_are_refused():
     restore, _, result = interpolation.row_ways(original)[interpolation.OURS]
     with pytest.raises(UserError, match="wrong way"):
         interpolation.verify({"wrong way": (restore, lambda: None, result)}, original)
+
+
+def test_numbers_that_are_off_are_found(seed):
+    """Every quantity, of one member of two; and members that are alike."""
+    draw = torch.Generator().manual_seed(seed)
+    exact = {name: torch.randn(2, 5, generator=draw, dtype=torch.float64) for name in numbers.QUANTITIES}
+    eager = numbers.compare(exact, exact)
+    assert numbers.judge(eager, eager, 2.0, numbers.LEAST["fp32"]) == "ok"
+    for name, wanted in exact.items():
+        for wrong in (0.9, float("nan")):
+            found = exact | {name: torch.stack([wanted[0], wrong * wanted[1]])}
+            assert numbers.judge(numbers.compare(found, exact), eager, 2.0, numbers.LEAST["fp32"]).startswith(name)
+    alike = exact | {"way": exact["way"][[0, 0]]}
+    assert numbers.judge(numbers.compare(alike, alike), eager, 2.0, numbers.LEAST["fp32"]) == "members are alike"
+
+
+def test_the_kernels_of_a_step_and_of_a_call():
+    x = torch.rand(16, 16)
+
+    def epoch(report):
+        for step in range(4):
+            for _ in range(3 if step else 50):  # the first step is not profiled
+                torch.mm(x, x)
+            report(10)
+
+    rows = {row["kernel"]: row for row in kernel_times.of_steps(epoch, 10, 4, torch.device("cpu"))}
+    assert rows["aten::mm"]["launches_a_step"] == 3
+    calls = {"one": lambda: torch.mm(x, x), "two": lambda: (torch.mm(x, x), torch.mm(x, x))}
+    measured = kernel_times.of_calls(calls, torch.device("cpu"))
+    assert measured["two"][2] == 2 * measured["one"][2] > 0
+    assert all(host > 0 and seconds > 0 for host, seconds, _ in measured.values())
+    whole, *kernels = [{"kernel": name, "us_a_step": us} for name, us in (("all", 6), ("a", 3), ("b", 2), ("c", 1))]
+    assert kernel_times.slowest([whole, *kernels], 1)[1:] == [kernels[0], {"kernel": "2 others", "us_a_step": 3}]
+
+
+def test_tunes_table_is_shown_row_by_row(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("fastwi.tune._speed", lambda _kind, _config, _device, members: 100.0 * members)
+    assert tune.main(["--device=cpu", f"--out={tmp_path}"]) == 0
+    rows = json.loads((tmp_path / "tune-cpu.json").read_text())["measurements"]
+    assert {"engine": "loop", "members": 4, "images_per_s": 400.0} in rows
+    assert capsys.readouterr().out.count("images_per_s") == len(rows)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what is in use")

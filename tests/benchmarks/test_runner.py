@@ -181,6 +181,23 @@ def test_normalising_after_ffcv_is_the_table(small):
     torch.testing.assert_close(found.float(), wanted.float(), rtol=2**-7, atol=1e-5)
 
 
+def test_random_images_stand_in_for_a_dataset():
+    drawn = task.make_task(task.RANDOM, 3, 8)
+    assert drawn.dataset.images_NHWC.shape == (24, 32, 32, 3)
+    assert len(drawn.dataset.labels_N.unique()) > 3
+    other, _, _ = task.load(task.RANDOM, "test", torch.device("cpu"), 24)
+    assert not torch.equal(other.images_NHWC.sort(0).values, drawn.dataset.images_NHWC.sort(0).values)
+
+
+def test_rounds_end_in_time_and_rates_are_printed_after_each(capsys):
+    report = Report("tiny", {"device": "cpu"}, None)
+    report.time("Title", "images", {"fastwi": Case(lambda: None, 1)}, 5, until=0.0)
+    shown = capsys.readouterr().out
+    assert "round 1, images/s: fastwi" in shown
+    assert "round 2" not in shown
+    assert "Title; 1 rounds" in shown
+
+
 def test_a_small_set_is_taken_again_and_again(digits_directory):
     again = task.make_task(str(digits_directory), 4, 500)
     whole = task.make_task(str(digits_directory), 1, 1437)

@@ -1,0 +1,200 @@
+"""Whether the engines, compiled and captured as training runs them, compute what float64 does.
+
+ResNet20s from one initialisation train on random images, each under its own noise, by every engine with its default
+backend and by `loop` uncompiled ("loop, eager"). The reference is float64: the plain network and torch.optim.SGD.
+Relative errors in 2-norm, of the worst member:
+
+gradient     momentum after one step
+way          of the weights in two epochs of --steps steps, the second on what the first compiled and captured
+statistics   batch norm's, after them
+losses       the training losses of both epochs
+evaluation   the loss of the reference's final networks on the images
+
+An engine fails where an error is over --factor times that of "loop, eager" in the same precision and over LEAST, or
+where its members trained to nearly the same weights. A ReLU whose input is within rounding of 0 is open in one engine
+and closed in another, which is most of these errors; the rate is low, so that they do not grow from step to step.
+"""
+
+import copy
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.runner import Report, benchmark
+from fastwi.config.schema import Config, EngineConfig, ModelConfig, OptimizerConfig
+from fastwi.data.noise import Noise
+from fastwi.data.resident import ResidentDataset, random_images
+from fastwi.engine.choose import ENGINES, build_engine, build_network
+from fastwi.engine.device import free_memory
+from fastwi.engine.schedule import learning_rate
+from fastwi.errors import UserError
+from fastwi.kernels.augment import augment_reference
+from fastwi.population import Population
+
+EAGER = "loop, eager"
+QUANTITIES = ("gradient", "way", "statistics", "losses", "evaluation")
+EPOCHS = 2
+RATE = 1e-3
+FAR = 0.3
+LEAST = {
+    "fp32": {"gradient": 0.02, "way": 0.02, "statistics": 1e-3, "losses": 1e-4, "evaluation": 1e-5},
+    "bf16": {"gradient": 0.1, "way": 0.1, "statistics": 5e-3, "losses": 3e-3, "evaluation": 3e-3},
+}
+"""Errors that pass in any case; FAR: a gradient's that never does."""
+APART = 1e-3
+"""Of the length of a member's way: two members under different noise end further from each other."""
+
+Outcome = dict[str, Tensor]
+"""By quantity, float64 [M, numbers]."""
+
+
+@benchmark
+def main(
+    report: Report, device: str = "auto", members: int = 9, steps: int = 4, batch: int = 128, width: float = 1.0,
+    factor: float = 2.0, engines: tuple[str, ...] = tuple(ENGINES), precisions: tuple[str, ...] = tuple(LEAST),
+) -> None:  # fmt: skip
+    """A table for each precision. Nine members: one more than `graph` has branches."""
+    if members < 2:
+        raise UserError(f"--members {members}: must be at least 2, which are to differ")
+    dataset = random_images(batch * steps, report.device)
+    config = Config(model=ModelConfig(width=width), optimizer=OptimizerConfig(batch, RATE))
+    network = build_network(config, dataset.classes)
+    noises = [Noise(m) for m in range(members)]
+    exact, trained = exact_outcome(config, network, dataset, noises)
+    for precision in precisions:
+        rows: list[dict[str, Any]] = []
+        for engine in (EAGER, *engines):
+            name, backend = ("loop", "eager") if engine == EAGER else (engine, "auto")
+            kind = EngineConfig(name=name, device=str(report.device), precision=precision, backend=backend)
+            free_memory(report.device)
+            try:
+                found = outcome(dataclasses.replace(config, engine=kind), network, dataset, noises, trained)
+            except Exception as error:  # the other engines' numbers are wanted all the same
+                row = {"verdict": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+            else:
+                row = compare(found, exact)
+                row["verdict"] = judge(row, rows[0] if rows else row, factor, LEAST[precision])
+            rows.append({"engine": engine, **row})
+            report.failed |= row["verdict"] != "ok"
+            print(f"{precision}, {engine}: {row['verdict']}", flush=True)
+        found_at = [{"precision": precision, **row} for row in rows]
+        report.add(f"Relative errors against float64, {precision}, {members} members", rows, found_at)
+
+
+def exact_outcome(
+    config: Config, network: nn.Module, dataset: ResidentDataset, noises: Sequence[Noise]
+) -> tuple[Outcome, Population]:
+    """The reference, and its final networks rounded to float32."""
+    device = dataset.labels_N.device
+    start = copy.deepcopy(network).double().to(device)
+    every: list[list[Tensor]] = []
+    trained = []
+    for noise in noises:
+        one_step = copy.deepcopy(start)
+        optimizer, _ = _train_exactly(one_step, config, _first_batch(dataset, config), noise, 0)
+        momenta = [optimizer.state[value]["momentum_buffer"] for value in one_step.parameters()]
+        member, losses, optimizer = copy.deepcopy(start), [], None
+        for epoch in range(EPOCHS):
+            optimizer, loss = _train_exactly(member, config, dataset, noise, epoch, optimizer)
+            losses.append(loss)
+        trained.append(copy.deepcopy(member).float())
+        rounded = copy.deepcopy(trained[-1]).double().eval()
+        order = torch.arange(len(dataset), device=device)
+        with torch.no_grad():
+            x_NCHW = augment_reference(dataset.images_NHWC, order, None, None, dataset.table_C256.double(), 0)
+            loss = functional.cross_entropy(rounded(x_NCHW), dataset.labels_N)
+        way = _flat(member.parameters()) - _flat(start.parameters())
+        statistics = _flat(value for value in member.buffers() if value.is_floating_point())
+        every.append([_flat(momenta), way, statistics, torch.stack(losses), loss[None]])
+    exact = {name: torch.stack(values) for name, values in zip(QUANTITIES, zip(*every, strict=True), strict=True)}
+    return exact, Population.from_modules(trained, device)
+
+
+def _train_exactly(
+    network: nn.Module, config: Config, dataset: ResidentDataset, noise: Noise, epoch: int,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> tuple[torch.optim.Optimizer, Tensor]:  # fmt: skip
+    """Train in place through an epoch, in the network's dtype; the mean loss."""
+    kind, padding, total = config.optimizer, config.augment.padding, torch.zeros((), device=dataset.labels_N.device)
+    if optimizer is None:
+        optimizer = torch.optim.SGD(
+            network.parameters(), kind.learning_rate, kind.momentum, weight_decay=kind.weight_decay
+        )
+    draws = noise.draws(epoch, len(dataset), padding, config.augment.flip)
+    order, offset, flip = (
+        torch.from_numpy(each).to(total.device) for each in (draws.order_N, draws.offset_N2, draws.flip_N)
+    )
+    steps = len(dataset) // kind.batch_size
+    for step in range(steps):
+        at = slice(step * kind.batch_size, (step + 1) * kind.batch_size)
+        table = dataset.table_C256.double()
+        x_NCHW = augment_reference(dataset.images_NHWC, order[at], offset[at], flip[at], table, padding)
+        loss = functional.cross_entropy(network.train()(x_NCHW), dataset.labels_N[order[at]])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(epoch * steps + step, steps, kind, config.schedule)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total = total + loss.detach()
+    return optimizer, total / steps
+
+
+def outcome(
+    config: Config, network: nn.Module, dataset: ResidentDataset, noises: Sequence[Noise], trained: Population
+) -> Outcome:
+    """What the engine of `config` makes of the same start; `trained`: the networks that it evaluates."""
+    engine = build_engine(config, copy.deepcopy(network))
+    start = Population.from_modules([network], trained.device).clone_rows([0] * len(noises))
+    once, members = start.clone_rows(range(len(noises))), start.clone_rows(range(len(noises)))
+    engine.train_epoch(once, _first_batch(dataset, config), noises, 0)
+    losses = [engine.train_epoch(members, dataset, noises, epoch) for epoch in range(EPOCHS)]
+    evaluation = engine.evaluate(trained, dataset).loss_M
+    every = [
+        [
+            _flat(once.momentum(m).values()),
+            _flat(members.parameters(m).values()) - _flat(start.parameters(m).values()),
+            _flat(value for value in members.buffers(m).values() if value.is_floating_point()),
+            torch.tensor([each[m] for each in losses], dtype=torch.float64, device=trained.device),
+            torch.tensor([evaluation[m]], dtype=torch.float64, device=trained.device),
+        ]
+        for m in range(len(noises))
+    ]
+    return {name: torch.stack(values) for name, values in zip(QUANTITIES, zip(*every, strict=True), strict=True)}
+
+
+def _first_batch(dataset: ResidentDataset, config: Config) -> ResidentDataset:
+    return dataset.part(torch.arange(config.optimizer.batch_size))
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+
+
+def compare(found: Outcome, exact: Outcome) -> dict[str, Any]:
+    """The relative error of each quantity, of the worst member; and how far apart the two nearest members ended."""
+    row: dict[str, Any] = {
+        name: float(((found[name] - wanted).norm(dim=1) / wanted.norm(dim=1)).max()) for name, wanted in exact.items()
+    }
+    way = found["way"]
+    row["apart"] = min(float((a - b).norm() / b.norm()) for a, b in itertools.combinations(way, 2))
+    return row
+
+
+def judge(row: Mapping[str, float], eager: Mapping[str, float], factor: float, least: Mapping[str, float]) -> str:
+    """What is wrong, or "ok"."""
+    if "way" not in eager:
+        return "not compared: loop, eager failed"
+    wrong = [name for name in QUANTITIES if not row[name] <= max(least[name], factor * eager[name])]
+    wrong += ["members are alike"] if not row["apart"] >= APART else []
+    wrong += ["loop, eager is far from float64"] if not eager["gradient"] <= FAR else []
+    return ", ".join(wrong) or "ok"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The device check: its limits, its command lines, and what becomes of a step that runs too long."""
+
+import importlib
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import device_check, runner
+from benchmarks.device_check import BUDGET_S, ROOT, STEPS, chosen_steps, run_until, words_of
+from fastwi.errors import UserError
+
+
+def test_the_limits_sum_to_the_budget():
+    assert sum(step.seconds for step in chosen_steps([]).values()) == BUDGET_S
+    chosen = chosen_steps(["population=300", "numbers"])
+    assert [(name, step.seconds) for name, step in chosen.items()] == [
+        ("numbers", STEPS["numbers"].seconds), ("population", 300),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["walk", "numbers=soon", "numbers=0"])
+def test_unknown_steps_are_refused(word):
+    with pytest.raises(UserError, match=word.partition("=")[0]):
+        chosen_steps([word])
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+@pytest.mark.parametrize("name", STEPS)
+def test_command_lines_are_accepted(name, on_gpu, tmp_path, monkeypatch):
+    words = words_of(STEPS[name], on_gpu, "random", tmp_path)
+    if not words:
+        pytest.skip("needs a GPU")
+    assert not any("{" in word for word in words)
+    assert words[0] == "-m"
+    if words[1] == "pytest":
+        files = [ROOT / word for word in words if word.startswith("tests")]
+        assert files
+        assert all(path.exists() for path in files)
+        chosen = words[words.index("-k") + 1].split(" or ") if "-k" in words else []
+        text = "".join(path.read_text() for path in files if path.is_file())
+        assert all(part in text for part in chosen)
+    elif words[1] != "benchmarks.machine":
+
+        def accept(*_):
+            raise SystemExit(0)
+
+        monkeypatch.setattr(runner, "Report", accept)
+        with pytest.raises(SystemExit) as stopped:
+            importlib.import_module(words[1]).main(words[2:])
+        assert stopped.value.code == 0
+
+
+def test_a_step_that_runs_too_long_is_interrupted_with_its_children(tmp_path, capsys, monkeypatch):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "try:\n    print(child.pid, flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('kept')\n    raise SystemExit(130)\n"
+    )
+    log, wait = tmp_path / "step.log", subprocess.Popen.wait
+
+    def until_it_waits(process, timeout=None):
+        """The time is over as soon as the program waits, however slow the machine is."""
+        monkeypatch.setattr(subprocess.Popen, "wait", wait)
+        while not capsys.readouterr().out:
+            time.sleep(0.01)
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", until_it_waits)
+    assert run_until([sys.executable, str(program)], time.monotonic() + 60, log, os.environ) is None
+    number, kept = log.read_text().split()[:2]
+    assert kept == "kept"
+    assert kept in capsys.readouterr().out
+    status = Path(f"/proc/{number}/status")  # a killed child may wait for its new parent
+    assert not status.exists() or "State:\tZ" in status.read_text()
+    assert run_until([sys.executable, "-c", "raise SystemExit(3)"], time.monotonic() + 60, log, os.environ) == 3
+
+
+def test_steps_and_their_files(tmp_path, monkeypatch, capsys):
+    """One step passes and leaves JSON, one fails, one needs a GPU."""
+    write = "import sys, pathlib; pathlib.Path(sys.argv[1], 'a-cpu.json').write_text('{}')"
+    steps = {
+        "good": device_check.Step(60, (), ("-c", write, "{out}")),
+        "bad": device_check.Step(60, (), ("-c", "raise SystemExit(1)")),
+        "absent": device_check.Step(60, ("-c", "")),
+    }
+    monkeypatch.setattr(device_check, "STEPS", steps)
+    monkeypatch.setattr(device_check, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert device_check.main([f"--out={tmp_path}/out"]) == 1
+    assert (tmp_path / "out/good.json").read_text() == "{}"
+    (archive,) = (tmp_path / "out").glob("logs-*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.removeprefix("device_check/") for name in opened.getnames()}
+    assert {"good.log", "bad.log", "summary.txt", "good/a-cpu.json"} <= names
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in shown[-4:-1]] == [["good", "passed"], ["bad", "FAILED:"], ["absent", "left"]]
+    assert device_check.main([f"--out={tmp_path}/out", "good"]) == 0
