@@ -76,7 +76,7 @@ def main(
             try:
                 found = outcome(dataclasses.replace(config, engine=kind), network, dataset, noises, trained)
             except Exception as error:  # the other engines' numbers are wanted all the same
-                row = {"verdict": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+                row: dict[str, Any] = {"verdict": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
             else:
                 row = compare(found, exact)
                 row["verdict"] = judge(row, rows[0] if rows else row, factor, LEAST[precision])
@@ -99,9 +99,10 @@ def exact_outcome(
         one_step = copy.deepcopy(start)
         optimizer, _ = _train_exactly(one_step, config, _first_batch(dataset, config), noise, 0)
         momenta = [optimizer.state[value]["momentum_buffer"] for value in one_step.parameters()]
-        member, losses, optimizer = copy.deepcopy(start), [], None
+        member, losses = copy.deepcopy(start), []
+        momentum: torch.optim.Optimizer | None = None
         for epoch in range(EPOCHS):
-            optimizer, loss = _train_exactly(member, config, dataset, noise, epoch, optimizer)
+            momentum, loss = _train_exactly(member, config, dataset, noise, epoch, momentum)
             losses.append(loss)
         trained.append(copy.deepcopy(member).float())
         rounded = copy.deepcopy(trained[-1]).double().eval()
