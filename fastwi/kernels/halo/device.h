@@ -28,6 +28,9 @@ typedef uint32_t Shared;  // an address in shared memory, in bytes
 struct alignas(16) Vec16 {
     uint32_t v[4];  // 8 bf16 values, two in each word: the first in the low half
 };
+struct alignas(8) Vec8 {
+    uint32_t v[2];
+};
 
 #ifndef __CUDACC__
 #include "emulator.h"
@@ -35,6 +38,7 @@ struct alignas(16) Vec16 {
 
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 #define KERNEL(name, Arguments, threads, ctas) \
     extern "C" __global__ void __launch_bounds__(threads, ctas) name(const Arguments arguments)
 
@@ -68,13 +72,23 @@ DEVICE uint32_t relu_bf16(uint32_t packed) {
 }
 DEVICE float low_bf16(uint32_t packed) { return __uint_as_float(packed << 16); }
 DEVICE float high_bf16(uint32_t packed) { return __uint_as_float(packed & 0xffff0000u); }
+DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
+DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 
-// Global memory. 16-byte accesses need 16-byte alignment.
+// Global memory. Accesses of 8 and 16 bytes need such an alignment.
 DEVICE Vec16 load16(const void* from) {
     uint4 q = *static_cast<const uint4*>(from);
     return {{q.x, q.y, q.z, q.w}};
 }
 DEVICE void store16(void* to, const Vec16& x) { *static_cast<uint4*>(to) = make_uint4(x.v[0], x.v[1], x.v[2], x.v[3]); }
+DEVICE Vec8 load8(const void* from) {
+    uint2 q = *static_cast<const uint2*>(from);
+    return {{q.x, q.y}};
+}
+DEVICE void store8(void* to, const Vec8& x) {  // ptxas cuts the store of a uint2 in two
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};"
+                 :: "l"(__cvta_generic_to_global(to)), "r"(x.v[0]), "r"(x.v[1]) : "memory");
+}
 DEVICE uint32_t load4(const void* from) { return *static_cast<const uint32_t*>(from); }
 DEVICE void store4(void* to, uint32_t x) { *static_cast<uint32_t*>(to) = x; }
 DEVICE float load_float(const float* from) { return *from; }
@@ -85,6 +99,12 @@ DEVICE Shared shared_base() {
     extern __shared__ __align__(16) unsigned char memory[];
     return static_cast<Shared>(__cvta_generic_to_shared(memory));
 }
+// The same number, of which the compiler does not know that it is: it would compute all addresses of a loop before
+// the loop, and run out of registers.
+DEVICE uint32_t opaque(uint32_t x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 DEVICE Vec16 shared_load16(Shared from) {
     Vec16 x;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -94,6 +114,11 @@ DEVICE Vec16 shared_load16(Shared from) {
 DEVICE void shared_store16(Shared to, const Vec16& x) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
                  :: "r"(to), "r"(x.v[0]), "r"(x.v[1]), "r"(x.v[2]), "r"(x.v[3]) : "memory");
+}
+DEVICE Vec8 shared_load8(Shared from) {
+    Vec8 x;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.v[0]), "=r"(x.v[1]) : "r"(from) : "memory");
+    return x;
 }
 DEVICE uint32_t shared_load4(Shared from) {
     uint32_t x;

@@ -17,6 +17,7 @@
 
 #define DEVICE inline
 #define UNROLL
+#define ROLLED
 #define KERNEL(name, Arguments, threads, ctas)                                                                   \
     static void name(const Arguments& arguments);                                                                \
     extern "C" int name##_on_host(const void* arguments, const emulator::Launch* launch, char* message) {        \
@@ -229,9 +230,13 @@ inline uint32_t relu_bf16(uint32_t packed) {
 }
 inline float low_bf16(uint32_t packed) { return emulator::of_bits(packed << 16); }
 inline float high_bf16(uint32_t packed) { return emulator::of_bits(packed & 0xffff0000u); }
+inline float as_float(uint32_t bits) { return emulator::of_bits(bits); }
+inline uint32_t as_bits(float x) { return emulator::bits_of(x); }
 
 inline Vec16 load16(const void* from) { return *static_cast<const Vec16*>(emulator::global(from, 16)); }
 inline void store16(void* to, const Vec16& x) { *static_cast<Vec16*>(emulator::global(to, 16)) = x; }
+inline Vec8 load8(const void* from) { return *static_cast<const Vec8*>(emulator::global(from, 8)); }
+inline void store8(void* to, const Vec8& x) { *static_cast<Vec8*>(emulator::global(to, 8)) = x; }
 inline uint32_t load4(const void* from) {
     uint32_t x;
     memcpy(&x, emulator::global(from, 4), 4);
@@ -242,12 +247,18 @@ inline float load_float(const float* from) { return *emulator::global(from, 4); 
 inline void store_float(float* to, float x) { *emulator::global(to, 4) = x; }
 
 inline Shared shared_base() { return 0; }
+inline uint32_t opaque(uint32_t x) { return x; }
 inline Vec16 shared_load16(Shared from) {
     Vec16 x;
     memcpy(&x, emulator::shared(from, 16), 16);
     return x;
 }
 inline void shared_store16(Shared to, const Vec16& x) { memcpy(emulator::shared(to, 16), &x, 16); }
+inline Vec8 shared_load8(Shared from) {
+    Vec8 x;
+    memcpy(&x, emulator::shared(from, 8), 8);
+    return x;
+}
 inline uint32_t shared_load4(Shared from) {
     uint32_t x;
     memcpy(&x, emulator::shared(from, 4), 4);

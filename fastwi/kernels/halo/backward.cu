@@ -1,0 +1,420 @@
+// Both gradients of a 3 x 3 convolution with padding 1 and as many channels out as in, in one pass:
+//
+//     dx[n, h, w, i]     = sum over kh, kw, o of dy[n, h + 1 - kh, w + 1 - kw, o] weight[o, kh, kw, i]
+//     dw[o, kh, kw, i]   = sum over n, h, w  of a[n, h, w, i] dy[n, h + 1 - kh, w + 1 - kw, o]
+//
+// Both read the same shifted dy, so a tile of it, with the rows and columns around it, goes into shared memory once.
+// On the way there it passes the backward of the batch norm that read y (see fastwi.kernels.stacked_norm):
+//
+//     dy = scale (g - dbias / R - xhat dweight / R),   xhat = (y - mean) inv
+//
+// a is x, or act(x scale + shift). Behind dx: residual, the mask of the ReLU that made a, and partial sums of the
+// result and of its product with xhat of another batch norm's input u.
+//
+// A CTA has TILES tiles of 256 places of one member, and SLICE of its input channels: it writes their dx, and a
+// partial sum of their dw. Work is in blocks of 8 x 8 places, whose rows are fragments of 8 values in k (dw) or m (dx).
+//
+// Constants: C channels, H W height and width of an image (multiples of 8), SLICE, TILES, THREADS.
+#include "device.h"
+
+struct Arguments {  // activations are [M, N, H, W, C]
+    const bf16 *g, *y;  // y null: g is dy
+    const float *y_stats, *y_gradients;  // [M, 4, C]: mean, inv, scale, shift; [M, 2, C]: dbias, dweight
+    int64_t y_rows;  // R; 0: running statistics, which have no gradient
+    const bf16* x;
+    const float* x_stats;  // [M, 4, C], or null: a is x
+    int64_t relu;  // whether a is a ReLU's output
+    const bf16* weight;  // [M, C, 3, 3, C]
+    int64_t weight_stride;  // values from a member to the next
+    const bf16 *residual, *u;  // null: none; u null: no sums
+    const float* u_stats;
+    bf16* dx;
+    float *sums, *partial;  // [M, CTAs, 2, C], [M, CTAs, C, 3, 3, C]
+    int64_t rows;  // N H
+};
+
+constexpr int CHUNKS = C / 8, SLICE_CHUNKS = SLICE / 8;  // 16-byte pieces of a place
+constexpr int WARPS = THREADS / 32;
+constexpr int TILE_ROWS = 256 / W, STRIPS = W / 8, BLOCKS = 4;
+constexpr int PITCH = (W + 2 + 8 / CHUNKS - 1) / (8 / CHUNKS) * (8 / CHUNKS);  // places of a row of dy: whole 128 bytes
+constexpr int ROW_BYTES = PITCH * C * 2;
+// Shared memory, in bytes from its begin.
+constexpr int DY = 0, A = DY + (TILE_ROWS + 2) * ROW_BYTES, WEIGHTS = A + 256 * SLICE * 2;
+constexpr int CONSTANTS = WEIGHTS + 9 * C * SLICE * 2, SUMS = CONSTANTS + (4 * C + 2 * SLICE) * 4;
+static_assert(SUMS + THREADS * 4 == SHARED_BYTES, "the caller's size is another");
+
+constexpr int ROWS = 4;     // of a block at a time: as many as registers allow
+constexpr int GROUPS = SLICE / 16;       // dx: a warp has one block and 16 channels
+constexpr int N_TILES = C < 64 ? 1 : 2;  // dw: a warp has 16 channels out, 8 N_TILES in, all taps, and BLOCKS / SHARES
+constexpr int COLUMNS = SLICE / 8 / N_TILES, SHARES = WARPS / (C / 16 * COLUMNS);
+static_assert(WARPS == BLOCKS * GROUPS && WARPS == C / 16 * COLUMNS * SHARES, "warps have equal work");
+
+// Where a 16-byte chunk of a place lies: 8 neighbouring places have theirs in different banks.
+template <int EACH>
+DEVICE int swizzled(int place, int chunk) {
+    return (place * EACH + (chunk ^ place / (8 / EACH) % EACH)) * 16;
+}
+
+DEVICE void zero(Vec16& x) { x.v[0] = x.v[1] = x.v[2] = x.v[3] = 0; }
+
+// Constants of the channels, one kind after the other, each [2, EACH, 4]: a chunk has two times four of them.
+template <int EACH>
+DEVICE int constant_at(int channel) {
+    return (channel % 8 / 4 * (EACH * 4) + channel / 8 * 4 + channel % 4) * 4;
+}
+template <int EACH, int KINDS>
+DEVICE void load_constants(Vec16 (&values)[KINDS], Shared constants, int chunk, int half) {
+    UNROLL
+    for (int kind = 0; kind < KINDS; kind++)
+        values[kind] = shared_load16(constants + ((kind * 2 + half) * EACH + chunk) * 16);
+}
+
+// Whether tile row `r`, counted from the row above the tile, has values that a place of the tile reads.
+DEVICE bool is_read(int r, int first, int rows) {
+    int row = first + r - 1;
+    if (r == 0 && first % H == 0) return false;
+    if (r == TILE_ROWS + 1 && row % H == 0) return false;
+    return row < rows;
+}
+
+DEVICE float normalised(float g, float y, const Vec16 (&k)[4], int i) {
+    return as_float(k[3].v[i]) * multiply_add(as_float(k[0].v[i]) - y, as_float(k[1].v[i]), g - as_float(k[2].v[i]));
+}
+
+// dy of the tile and of the rows around it: [TILE_ROWS + 2, PITCH, C].
+DEVICE void load_dy(const Arguments& p, Shared dy, Shared constants, int64_t member_at, int first, int rows) {
+    constexpr int ROW_CHUNKS = W * CHUNKS, ALL = (TILE_ROWS + 2) * ROW_CHUNKS, BATCH = 2;
+    int chunk = thread() % CHUNKS;
+    const bf16 *g_at = p.g + member_at, *y_at = p.y + member_at;
+    ROLLED
+    for (int start = thread(); start < ALL; start += BATCH * THREADS) {
+        Vec16 g[BATCH], y[BATCH];
+        UNROLL
+        for (int b = 0; b < BATCH; b++) {  // all loads are on their way before the first is waited for
+            int e = start + b * THREADS, at = ((first - 1) * ROW_CHUNKS + e) * 8;
+            zero(g[b]), zero(y[b]);
+            if (e < ALL && is_read(e / ROW_CHUNKS, first, rows)) {
+                g[b] = load16(g_at + at);
+                if (p.y) y[b] = load16(y_at + at);
+            }
+        }
+        UNROLL
+        for (int b = 0; b < BATCH; b++) {
+            int e = start + b * THREADS, r = e / ROW_CHUNKS, column = e % ROW_CHUNKS / CHUNKS + 1;
+            if (e >= ALL) break;
+            if (p.y && is_read(r, first, rows)) {
+                UNROLL
+                for (int half = 0; half < 2; half++) {
+                    Vec16 k[4];  // mean, inv dweight / R, dbias / R and scale
+                    load_constants<CHUNKS>(k, constants, chunk, half);
+                    UNROLL
+                    for (int i = 0; i < 2; i++) {
+                        uint32_t &two = g[b].v[2 * half + i], input = y[b].v[2 * half + i];
+                        two = pack_bf16(normalised(low_bf16(two), low_bf16(input), k, 2 * i),
+                                        normalised(high_bf16(two), high_bf16(input), k, 2 * i + 1));
+                    }
+                }
+            }
+            shared_store16(dy + r * ROW_BYTES + swizzled<CHUNKS>(column, chunk), g[b]);
+        }
+    }
+}
+
+// a of the tile: [256, SLICE].
+DEVICE void load_a(const Arguments& p, Shared a, Shared constants, int64_t member_at, int first, int rows) {
+    constexpr int ALL = 256 * SLICE_CHUNKS, BATCH = 2;
+    static_assert(ALL % (BATCH * THREADS) == 0, "whole batches");
+    int chunk = thread() % SLICE_CHUNKS;
+    const bf16* x_at = p.x + member_at + block_y() * SLICE + chunk * 8;
+    ROLLED
+    for (int start = thread(); start < ALL; start += BATCH * THREADS) {
+        Vec16 x[BATCH];
+        UNROLL
+        for (int b = 0; b < BATCH; b++) {
+            int place = (start + b * THREADS) / SLICE_CHUNKS;
+            zero(x[b]);
+            if (first + place / W < rows) x[b] = load16(x_at + (first * W + place) * C);
+        }
+        UNROLL
+        for (int b = 0; b < BATCH; b++) {
+            int place = (start + b * THREADS) / SLICE_CHUNKS;
+            if (p.x_stats && first + place / W < rows) {
+                UNROLL
+                for (int half = 0; half < 2; half++) {
+                    Vec16 k[2];  // scale and shift
+                    load_constants<SLICE_CHUNKS>(k, constants, chunk, half);
+                    UNROLL
+                    for (int i = 0; i < 2; i++) {
+                        uint32_t& two = x[b].v[2 * half + i];
+                        float low = multiply_add(low_bf16(two), as_float(k[0].v[2 * i]), as_float(k[1].v[2 * i]));
+                        float high = multiply_add(high_bf16(two), as_float(k[0].v[2 * i + 1]), as_float(k[1].v[2 * i + 1]));
+                        if (p.relu) low = low < 0 ? 0 : low, high = high < 0 ? 0 : high;  // keeps NaN, as torch does
+                        two = pack_bf16(low, high);
+                    }
+                }
+            }
+            shared_store16(a + swizzled<SLICE_CHUNKS>(place, chunk), x[b]);
+        }
+    }
+}
+
+// Rows -1 .. ROWS of a piece of a block, 8 places and 16 channels each, as halves of fragments: dy with `from` the
+// lane's address in the first. Rows of other images are zero.
+template <bool TRANS>
+DEVICE void load_rows(uint32_t (&r)[ROWS + 2][2], Shared from, bool top, bool bottom) {
+    UNROLL
+    for (int i = 0; i < ROWS + 2; i += 2) {
+        uint32_t q[4];
+        if (TRANS)
+            ldmatrix_x4_trans(q, from + i * ROW_BYTES);
+        else
+            ldmatrix_x4(q, from + i * ROW_BYTES);
+        r[i][0] = q[0], r[i][1] = q[1], r[i + 1][0] = q[2], r[i + 1][1] = q[3];
+    }
+    if (top) r[0][0] = r[0][1] = 0;
+    if (bottom) r[ROWS + 1][0] = r[ROWS + 1][1] = 0;
+}
+
+// The lane's address for load_rows, at tap column kw and the 16 channels from chunk `chunk` on.
+DEVICE Shared row_address(Shared dy, int row, int column, int kw, int chunk) {
+    int l = opaque(lane());
+    return dy + (row + l / 16) * ROW_BYTES + swizzled<CHUNKS>(column + 2 - kw + l % 8, chunk + l / 8 % 2);
+}
+
+// dx of ROWS rows of 8 places and 16 channels. The lane's channels are 4 t .. 4 t + 3: two of each product's 8 columns.
+DEVICE void product_dx(float (&d)[ROWS / 2][2][4], Shared dy, Shared weights, int row, int column, int group, bool top,
+                       bool bottom) {
+    int l = opaque(lane());
+    Shared lane_weights = weights + swizzled<SLICE_CHUNKS>(l % 16, group * 2 + l / 16);
+    ROLLED
+    for (int kw = 0; kw < 3; kw++) {
+        UNROLL
+        for (int k = 0; k < C / 16; k++) {
+            uint32_t r[ROWS + 2][2];
+            load_rows<false>(r, row_address(dy, row, column, kw, 2 * k), top, bottom);
+            UNROLL
+            for (int kh = 0; kh < 3; kh++) {
+                uint32_t w[4];
+                ldmatrix_x4_trans(w, lane_weights + ((kh * 3 + kw) * C + 16 * k) * SLICE * 2);
+                const uint32_t b0[2] = {w[0], w[1]}, b1[2] = {w[2], w[3]};
+                UNROLL
+                for (int i = 0; i < ROWS / 2; i++) {
+                    int above = 2 * i + 2 - kh;
+                    const uint32_t a[4] = {r[above][0], r[above + 1][0], r[above][1], r[above + 1][1]};
+                    mma_bf16(d[i][0], a, b0);
+                    mma_bf16(d[i][1], a, b1);
+                }
+            }
+        }
+    }
+}
+
+// dw of the warp's channels += that of ROWS rows of 8 places.
+DEVICE void product_dw(float (&d)[9][N_TILES][4], Shared dy, Shared a, int row, int column, int out, int in, bool top,
+                       bool bottom) {
+    int l = opaque(lane());
+    uint32_t b[ROWS / 2][N_TILES][2];
+    UNROLL
+    for (int i = 0; i < ROWS; i += 4) {
+        UNROLL
+        for (int n = 0; n < N_TILES; n++) {
+            uint32_t q[4];
+            ldmatrix_x4_trans(q, a + swizzled<SLICE_CHUNKS>((row + i + l / 8) * W + column + l % 8, in + n));
+            b[i / 2][n][0] = q[0], b[i / 2][n][1] = q[1], b[i / 2 + 1][n][0] = q[2], b[i / 2 + 1][n][1] = q[3];
+        }
+    }
+    UNROLL
+    for (int kw = 0; kw < 3; kw++) {
+        uint32_t r[ROWS + 2][2];
+        load_rows<true>(r, row_address(dy, row, column, kw, 2 * out), top, bottom);
+        UNROLL
+        for (int i = 0; i < ROWS / 2; i++) {
+            UNROLL
+            for (int kh = 0; kh < 3; kh++) {
+                int above = 2 * i + 2 - kh;
+                const uint32_t o[4] = {r[above][0], r[above][1], r[above + 1][0], r[above + 1][1]};
+                UNROLL
+                for (int n = 0; n < N_TILES; n++) mma_bf16(d[kh * 3 + kw][n], o, b[i][n]);
+            }
+        }
+    }
+}
+
+// Residual, mask, sums and store of ROWS rows of 8 places, 4 channels a lane. `at` is the first row's first channel.
+DEVICE void finish(const Arguments& p, const float (&d)[ROWS / 2][2][4], Shared a, int64_t member_at, int at, int row,
+                   int column, int group, Shared sums) {
+    int l = opaque(lane()), g = l / 4, t = l % 4, channel = block_y() * SLICE + group * 16 + 4 * t;
+    int here = at + ((row * W) + column + g) * C + channel;  // of the member's values
+    Vec8 more[ROWS], input[ROWS], kept[ROWS];
+    UNROLL
+    for (int i = 0; i < ROWS; i++) more[i] = p.residual ? load8(p.residual + member_at + here + i * W * C) : Vec8{};
+    UNROLL
+    for (int i = 0; i < ROWS; i++) input[i] = p.u && C < 64 ? load8(p.u + member_at + here + i * W * C) : Vec8{};
+    UNROLL
+    for (int i = 0; i < ROWS; i++) {
+        const float(&own)[2][4] = d[i / 2];
+        int h = i % 2 * 2;
+        float value[4] = {own[0][h], own[0][h + 1], own[1][h], own[1][h + 1]};
+        if (p.residual) {
+            UNROLL
+            for (int j = 0; j < 4; j++) value[j] += j % 2 ? high_bf16(more[i].v[j / 2]) : low_bf16(more[i].v[j / 2]);
+        }
+        if (p.relu) {
+            int place = (row + i) * W + column + g;
+            Vec8 shown = shared_load8(a + swizzled<SLICE_CHUNKS>(place, group * 2 + t / 2) + t % 2 * 8);
+            UNROLL
+            for (int j = 0; j < 4; j++) {
+                float passed = j % 2 ? high_bf16(shown.v[j / 2]) : low_bf16(shown.v[j / 2]);
+                value[j] = passed > 0 ? value[j] : 0;
+            }
+        }
+        Vec8 made = {{pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3])}};
+        store8(p.dx + member_at + here + i * W * C, made);
+        kept[i] = made;
+    }
+    if (!p.u) return;
+    if (C == 64) {  // no registers to have them earlier
+        UNROLL
+        for (int i = 0; i < ROWS; i++) input[i] = load8(p.u + member_at + here + i * W * C);
+    }
+    Vec16 mean = load16(p.u_stats + int64_t(block_z()) * 4 * C + channel);
+    float own[8] = {};  // sums of 4 channels, then of their products
+    UNROLL
+    for (int i = 0; i < ROWS; i++) {
+        UNROLL
+        for (int j = 0; j < 4; j++) {
+            float rounded = j % 2 ? high_bf16(kept[i].v[j / 2]) : low_bf16(kept[i].v[j / 2]);
+            float value = j % 2 ? high_bf16(input[i].v[j / 2]) : low_bf16(input[i].v[j / 2]);
+            own[j] += rounded;
+            own[4 + j] = multiply_add(rounded, value - as_float(mean.v[j]), own[4 + j]);
+        }
+    }
+    UNROLL
+    for (int half = 4; half > 0; half /= 2) {  // 8 lanes share the channels: each ends with one sum over them
+        bool upper = lane() & 4 * half;
+        UNROLL
+        for (int i = 0; i < half; i++) {
+            float more = shuffle_xor(upper ? own[i] : own[i + half], 4 * half);
+            own[i] = (upper ? own[i + half] : own[i]) + more;
+        }
+    }
+    Shared to = sums + thread() * 4;
+    shared_store_float(to, shared_load_float(to) + own[0]);
+}
+
+// What does not change over a CTA's tiles: weights [9, C, SLICE], constants of the norms, zeros left and right of dy.
+// Of each 16 input channels, 4 t and 4 t + 1 come to columns 2 t and 2 t + 1 of the first product, the next to the second.
+DEVICE void load_constant_parts(const Arguments& p, Shared base) {
+    int64_t member = block_z();
+    const bf16* weight = p.weight + member * p.weight_stride + block_y() * SLICE;
+    ROLLED
+    for (int e = thread(); e < 9 * C * (SLICE / 2); e += THREADS) {
+        int row = e / (SLICE / 2), pair = e % (SLICE / 2), out = row % C, tap = row / C;
+        int chunk = pair / 8 * 2 + pair % 2, word = pair % 8 / 2;
+        uint32_t two = load4(weight + (out * 9 + tap) * C + 2 * pair);
+        shared_store4(base + WEIGHTS + swizzled<SLICE_CHUNKS>(row, chunk) + word * 4, two);
+    }
+    ROLLED
+    for (int c = thread(); p.y && c < C; c += THREADS) {
+        const float *stats = p.y_stats + member * 4 * C + c, *gradients = p.y_gradients + member * 2 * C + c;
+        float share = p.y_rows ? 1.0f / p.y_rows : 0, slope = load_float(stats + C) * load_float(gradients + C) * share;
+        Shared at = base + CONSTANTS + constant_at<CHUNKS>(c);
+        shared_store_float(at, load_float(stats));
+        shared_store_float(at + C * 4, slope);
+        shared_store_float(at + C * 8, load_float(gradients) * share);
+        shared_store_float(at + C * 12, load_float(stats + 2 * C));
+    }
+    for (int c = thread(); p.x_stats && c < SLICE; c += THREADS) {
+        const float* stats = p.x_stats + member * 4 * C + block_y() * SLICE + c;
+        Shared at = base + CONSTANTS + C * 16 + constant_at<SLICE_CHUNKS>(c);
+        shared_store_float(at, load_float(stats + 2 * C));
+        shared_store_float(at + SLICE * 4, load_float(stats + 3 * C));
+    }
+    Vec16 none;
+    zero(none);
+    shared_store_float(base + SUMS + thread() * 4, 0);
+    ROLLED
+    for (int e = thread(); e < (TILE_ROWS + 2) * 2 * CHUNKS; e += THREADS) {
+        int column = e / CHUNKS % 2 * (W + 1);
+        shared_store16(base + DY + e / (2 * CHUNKS) * ROW_BYTES + swizzled<CHUNKS>(column, e % CHUNKS), none);
+    }
+}
+
+// The CTA's sums over places, [2, C], from those of its threads.
+DEVICE void store_sums(const Arguments& p, Shared sums) {
+    ROLLED
+    for (int e = thread(); e < 2 * SLICE; e += THREADS) {
+        int kind = e / SLICE, channel = e % SLICE;
+        float sum = 0;
+        for (int w = channel / 16; w < WARPS; w += GROUPS)
+            sum += shared_load_float(sums + (w * 32 + kind * 16 + channel % 4 * 4 + channel % 16 / 4) * 4);
+        if (kind == 1) sum *= load_float(p.u_stats + (int64_t(block_z()) * 4 + 1) * C + block_y() * SLICE + channel);
+        int64_t at = ((int64_t(block_z()) * grid_x() + block_x()) * 2 + kind) * C;
+        store_float(p.sums + at + block_y() * SLICE + channel, sum);
+    }
+}
+
+// The CTA's sum of dw: the shares of places added, then [C, 3, 3, SLICE] of [C, 3, 3, C].
+DEVICE void store_dw(const Arguments& p, float (&dw)[9][N_TILES][4], Shared scratch, int out, int in, int share) {
+    if (SHARES == 2) {
+        static_assert(SHARES == 1 || SHARES * N_TILES * 9 * 4 * 64 * WARPS / 4 <= A, "room for half of the warps");
+        Shared at = scratch + (warp() % (WARPS / 2) * 9 * N_TILES * 4 * 32 + lane()) * 4;
+        UNROLL
+        for (int e = 0; e < 9 * N_TILES * 4; e++)
+            if (share == 1) shared_store_float(at + e * 128, dw[e / (4 * N_TILES)][e / 4 % N_TILES][e % 4]);
+        sync_cta();
+        if (share == 1) return;
+        UNROLL
+        for (int e = 0; e < 9 * N_TILES * 4; e++)
+            dw[e / (4 * N_TILES)][e / 4 % N_TILES][e % 4] += shared_load_float(at + e * 128);
+    }
+    int g = lane() / 4, t = lane() % 4;
+    float* to = p.partial + (int64_t(block_z()) * grid_x() + block_x()) * (C * 9 * C) + block_y() * SLICE;
+    UNROLL
+    for (int e = 0; e < 9 * N_TILES * 2; e++) {
+        int tap = e / (2 * N_TILES), n = e / 2 % N_TILES, half = e % 2;
+        const float(&own)[4] = dw[tap][n];
+        int at = ((out * 16 + g + 8 * half) * 9 + tap) * C + (in + n) * 8 + 2 * t;
+        store8(to + at, {{as_bits(own[2 * half]), as_bits(own[2 * half + 1])}});
+    }
+}
+
+// Grid: groups of TILES tiles, slices of input channels, members.
+KERNEL(backward, Arguments, THREADS, CTAS) {
+    const Arguments& p = arguments;
+    Shared base = shared_base();
+    int rows = p.rows, start = block_x() * TILES * TILE_ROWS;
+    int end = start + TILES * TILE_ROWS < rows ? start + TILES * TILE_ROWS : rows;
+    int64_t member_at = block_z() * p.rows * (W * C);
+    int group = warp() % GROUPS, block = warp() / GROUPS;  // of dx
+    int out = warp() % (C / 16), in = warp() / (C / 16) % COLUMNS * N_TILES, share = warp() / (C / 16 * COLUMNS);  // dw
+    float dw[9][N_TILES][4] = {};
+    load_constant_parts(p, base);
+    sync_cta();
+    ROLLED
+    for (int first = start; first < end; first += TILE_ROWS) {
+        base = opaque(base);
+        load_dy(p, base + DY, base + CONSTANTS, member_at, first, rows);
+        load_a(p, base + A, base + CONSTANTS + C * 16, member_at, first, rows);
+        sync_cta();
+        ROLLED
+        for (int part = 0; part < 8; part += ROWS) {
+            int row = block / STRIPS * 8 + part, column = block % STRIPS * 8;
+            if (first + row >= rows) break;
+            bool top = (first + row) % H == 0, bottom = (first + row + ROWS) % H == 0;
+            float d[ROWS / 2][2][4] = {};
+            product_dx(d, base + DY, base + WEIGHTS, row, column, group, top, bottom);
+            finish(p, d, base + A, member_at, first * (W * C), row, column, group, base + SUMS);
+        }
+        ROLLED
+        for (int part = 0; part < BLOCKS / SHARES * 8; part += ROWS) {
+            int own = share * (BLOCKS / SHARES) + part / 8, row = own / STRIPS * 8 + part % 8, column = own % STRIPS * 8;
+            if (first + row >= rows) break;
+            bool top = (first + row) % H == 0, bottom = (first + row + ROWS) % H == 0;
+            product_dw(dw, base + DY, base + A, row, column, out, in, top, bottom);
+        }
+        sync_cta();
+    }
+    if (p.u) store_sums(p, base + SUMS);
+    store_dw(p, dw, base + DY, out, in, share);
+}
