@@ -86,7 +86,7 @@ def measure(config: Config, device: "torch.device", budget_s: float = BUDGET_S) 
     begun, failed = time.monotonic(), set()
     for members in MEMBERS[device.type]:
         for name, kind in ENGINES.items():
-            if name in failed:
+            if name in failed or device.type not in kind.tuned_on:
                 continue
             row = Measured(name, members, None, "no time left")
             if time.monotonic() - begun <= budget_s:

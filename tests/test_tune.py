@@ -50,7 +50,9 @@ def test_auto_takes_the_fastest(capsys):
     assert engine_name(CONFIG) == "loop"  # nothing was measured yet
     assert tune.main([*FLAGS, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert {(row["engine"], row["members"]) for row in shown["measured"]} == {(e, m) for e in ENGINES for m in (1, 2)}
+    assert {(row["engine"], row["members"]) for row in shown["measured"]} == {
+        (name, members) for name in ENGINES if name != "halo" for members in (1, 2)
+    }
     assert all(row["images_per_s"] > 0 for row in shown["measured"])
     assert shown["key"] == KEY
     best = max(shown["measured"], key=lambda row: row["images_per_s"])

@@ -165,9 +165,10 @@ class EngineConfig:
     name: str = option(
         "auto",
         "engine that trains the members: one after the other, as branches of one captured step, as one batched "
-        "network; auto: the fastest that python -m fastwi.tune measured here; where it has not, on a GPU graph or, "
-        "for several networks, stacked, if they can train the network, and loop otherwise",
-        choices=("auto", "loop", "graph", "stacked"),
+        "network, or as that with CUDA C++ kernels for 3 x 3 convolutions in bf16; auto: the fastest that "
+        "python -m fastwi.tune measured here; where it has not, on a GPU graph or, for several networks, stacked, "
+        "if they can train the network, and loop otherwise",
+        choices=("auto", "loop", "graph", "stacked", "halo"),
     )
     device: str = option(
         "auto",

@@ -76,6 +76,8 @@ class Engine(abc.ABC):
     name: str
     members_at_once: int
     """How many networks are best trained in one call."""
+    tuned_on: tuple[str, ...] = ("cpu", "cuda")
+    """The kinds of devices that `python -m fastwi.tune` measures it on."""
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         config = settings.engine

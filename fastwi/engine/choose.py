@@ -18,6 +18,7 @@ from fastwi.engine.base import Engine, Settings
 from fastwi.engine.device import cpu_threads, resolve_device, resolve_dtype
 from fastwi.engine.fuse import trace
 from fastwi.engine.graph import GraphEngine
+from fastwi.engine.halo import HaloEngine
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.stacked import StackedEngine
 from fastwi.errors import ConfigError
@@ -29,7 +30,9 @@ from fastwi.population import Population
 from fastwi.version import __version__
 
 Speeds = dict[str, dict[int, float]]  # engine to members to images/s
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (LoopEngine, GraphEngine, StackedEngine)}
+ENGINES: dict[str, type[Engine]] = {
+    engine.name: engine for engine in (LoopEngine, GraphEngine, StackedEngine, HaloEngine)
+}
 
 STACKED_FROM = 4
 """Networks trained together from which on `stacked` is expected to be faster than `graph` on a GPU."""

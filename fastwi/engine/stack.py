@@ -121,7 +121,7 @@ class StackedNetwork(fx.Interpreter):
             if self._node in self._left:
                 return Pending(x, norm)
             residual, users = args[1].x_MNHWC if len(args) > 1 else None, getattr(module, "users", 1)
-            made = stacked_batch_norm(x.x_MNHWC, residual, norm, x.moments, users)
+            made = self._batch_norm(x.x_MNHWC, residual, norm, x.moments, users)
             return tuple(map(Images, made)) if users == 2 else Images(made)
         if _has_rule(module) and isinstance(x, (Images, Pending)):
             return self._convolution(module, own, x, self._place(f"{prefix}weight"))
@@ -169,14 +169,18 @@ class StackedNetwork(fx.Interpreter):
         stride, padding = int(module.stride[0]), int(module.padding[0])
         images, norm = (x.x, x.norm) if isinstance(x, Pending) else (x, None)
         measured = self._training and self._node in self._measured and module.bias is None
-        y, moments = stacked_conv(
-            images.x_MNHWC, weight_MOHWI, stride, padding, norm, images.moments, measured, place
-        )
+        y, moments = self._conv(images.x_MNHWC, weight_MOHWI, stride, padding, norm, images.moments, measured, place)
         if module.bias is None:
             return Images(y, moments)
         if self._exact:  # the bias's gradient is a sum
             return Images(self._apply(lambda y, bias: y + bias.to(y.dtype), y, own["bias"]))
         return Images(y + own["bias"][:, None, None, None, :].to(y.dtype))
+
+    def _conv(self, *arguments: Any) -> tuple[Tensor, Tensor | None]:
+        return stacked_conv(*arguments)
+
+    def _batch_norm(self, *arguments: Any) -> Any:
+        return stacked_batch_norm(*arguments)
 
     def _mapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Value:
         """`function` of each member's arguments: the rule of everything that has none of its own."""

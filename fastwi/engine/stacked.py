@@ -37,12 +37,13 @@ class StackedEngine(ProgramEngine):
     """Trains members as one batched network."""
 
     name = "stacked"
+    network_type: type[StackedNetwork] = StackedNetwork
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__(model, settings)
         self._low = low_precision_names(model)  # its rules cast no operands, as autocast does
         self._exact = self._must_be_exact()
-        network = StackedNetwork.of(self.resolved.model, self._exact)
+        network = self.network_type.of(self.resolved.model, self._exact)
         whole = norms_in_float32(self._model, self.dtype)  # used where the network cannot be traced
         self._norms = batch_norms((whole if network is None else network.traced).modules())
         if network is None and any(norm.momentum is None for norm in self._norms):

@@ -11,7 +11,11 @@ from torch.nn import functional
 from trained_networks import (
     BATCH,
     BATCHED,
+<<<<<<< HEAD
     CLASSES,
+=======
+    CHOICES,
+>>>>>>> 469eea3 (Engine halo: stacked with its 3 x 3 convolutions by halo tiles; the emulator shows missing barriers)
     ENGINES,
     NETWORKS,
     OPTIMIZER,
@@ -26,7 +30,6 @@ from trained_networks import (
 
 from fastwi.config.schema import OptimizerConfig
 from fastwi.data.noise import Noise
-from fastwi.engine.choose import ENGINES as CHOICES
 from fastwi.engine.program import State
 from fastwi.kernels import gpu
 from fastwi.kernels.cpu import library

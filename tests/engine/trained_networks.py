@@ -16,7 +16,7 @@ from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, S
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, normalisation_table
 from fastwi.engine.base import Engine, Settings
-from fastwi.engine.choose import ENGINES as CHOICES
+from fastwi.engine.choose import ENGINES as ALL_ENGINES
 from fastwi.engine.schedule import learning_rate
 from fastwi.engine.stacked import StackedEngine
 from fastwi.kernels.augment import augment_reference
@@ -196,6 +196,8 @@ class VmappedEngine(StackedEngine):
         return False
 
 
+CHOICES = {name: kind for name, kind in ALL_ENGINES.items() if name != "halo"}
+"""Without `halo`, which is `stacked` on networks as small as these: see test_halo_engine.py."""
 ENGINES = {**CHOICES, "vmapped": VmappedEngine}
 BATCHED = [name for name in ENGINES if name != "loop"]
 

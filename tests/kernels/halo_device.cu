@@ -1,4 +1,4 @@
-// Uses each thing of device.h once: see test_halo_device.py. One CTA of two warps.
+// Uses each thing of device.h once: see test_halo_device.py. A CTA has two warps.
 #include "device.h"
 
 struct Arguments {
@@ -59,10 +59,16 @@ KERNEL(faults, Arguments, THREADS, 1) {
             x = shared_load_float(memory + 16 * thread()) + shared_load_float(memory + 16 * (64 + thread()));
             copy_wait<0>();
             break;
+        case 9:  // the warps wait for each other too late
+            shared_store_float(memory + 4 * thread(), 1);
+            sync_warp();
+            x = shared_load_float(memory + 4 * (thread() ^ 32));
+            sync_cta();
+            break;
         case 8:  // without a fault, and the copy that does not exist is zeros
             copy_async16(memory + 16 * thread(), nullptr, false), copy_commit(), copy_wait<0>();
             x = shared_load_float(memory + 16 * thread());
             break;
     }
-    store_float(arguments.out + thread(), x);
+    store_float(arguments.out + block_x() * THREADS + thread(), x);
 }

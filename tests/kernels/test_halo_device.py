@@ -65,6 +65,16 @@ def test_shared_memory_is_nan_until_written_and_copies_come_late(what, value):
     torch.testing.assert_close(run("faults", what), torch.full((THREADS,), value), equal_nan=True, rtol=0, atol=0)
 
 
+@needs_compiler
+def test_a_missing_barrier_shows():
+    """In even CTAs the first warp is ahead of the second, in odd ones the second."""
+    out = torch.zeros(2 * THREADS)
+    a = torch.zeros(1, dtype=torch.bfloat16)
+    launch(kernel("faults"), (2, 1, 1), a, a, out, 9)
+    assert torch.equal(out.view(4, 32).isnan().all(1), torch.tensor([True, False, False, True]))
+    assert (out.view(4, 32)[1:3] == 1).all()
+
+
 @pytest.mark.parametrize("name", ["products", "shuffles", "faults"])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_compiles_for_a_gpu(name, architecture):

@@ -72,7 +72,7 @@ def test_forward(seed, case):
     assert not weight[0].data_ptr() % 8
     given, relu = (None, False) if prologue is None else (stats, prologue)
     assert conv.qualifies(x, geometry)
-    y, moments = conv.forward(x, weight, geometry, given, relu, statistics)
+    y, moments = conv.by_kernel(x, weight, geometry, given, relu, statistics)
     a = operand(x, given, relu)
     assert torch.equal(y, in_the_kernels_order(a, weight))
 
@@ -97,7 +97,7 @@ def test_moments_are_of_each_tile_about_its_own_mean(seed):
     x, weight, stats, geometry = drawn(seed, 16, 16, 16, 1)
     stats[:, 3] += 100
     weight[:, :, 0], weight[:, :, 2], weight[:, :, 1, 0], weight[:, :, 1, 2] = 0, 0, 0, 0  # so that borders are alike
-    y, moments = conv.forward(x, weight, geometry, stats, True, True)
+    y, moments = conv.by_kernel(x, weight, geometry, stats, True, True)
     assert moments is not None
     tiles = y.double().unflatten(2, (moments.shape[1], -1))  # M N T rows W C
     assert moments.shape[1] == 2
@@ -114,7 +114,7 @@ def test_moments_are_of_each_tile_about_its_own_mean(seed):
 def test_as_the_reference(seed):
     """Of the torch path it differs by float32 roundings before bf16 ones, and by one rounding in the prologue."""
     x, weight, stats, geometry = drawn(seed, 32, 16, 16, 1)
-    y, moments = conv.forward(x, weight, geometry, stats, True, True)
+    y, moments = conv.by_kernel(x, weight, geometry, stats, True, True)
     expected, expected_moments = stacked_conv.forward(x, weight, geometry, stats, True, True)
     assert moments is not None
     assert expected_moments is not None
@@ -128,15 +128,15 @@ def test_as_the_reference(seed):
 @needs_compiler
 def test_results_depend_on_no_other_member_and_not_on_the_number_of_ctas(seed, monkeypatch):
     x, weight, stats, geometry = drawn(seed, 16, 8, 8, 6)
-    together = conv.forward(x, weight, geometry, stats, True, True)
+    together = conv.by_kernel(x, weight, geometry, stats, True, True)
     for waves in (0, 1e9):  # one CTA a member; one a tile
         monkeypatch.setattr(conv, "_WAVES", waves)
         monkeypatch.setattr(conv, "_MULTIPROCESSORS", 1)
-        again = conv.forward(x, weight, geometry, stats, True, True)
+        again = conv.by_kernel(x, weight, geometry, stats, True, True)
         for found, expected in zip(again, together, strict=True):
             assert torch.equal(found, expected)
     one = Geometry(x[1:].shape, weight[1:].shape, 1, 1)
-    alone = conv.forward(x[1:], weight[1:], one, stats[1:], True, True)
+    alone = conv.by_kernel(x[1:], weight[1:], one, stats[1:], True, True)
     for found, expected in zip(alone, together, strict=True):
         assert torch.equal(found[0], expected[1])
     assert not torch.equal(together[0][0], together[0][1])
@@ -147,7 +147,7 @@ def test_results_depend_on_no_other_member_and_not_on_the_number_of_ctas(seed, m
 def test_nan_passes_the_relu_and_reaches_its_neighbours_alone(seed, prologue):
     x, weight, stats, geometry = drawn(seed, 16, 8, 8, 4)
     x[1, 2, 3, 0, 5] = float("nan")
-    y, moments = conv.forward(x, weight, geometry, stats if prologue else None, prologue, True)
+    y, moments = conv.by_kernel(x, weight, geometry, stats if prologue else None, prologue, True)
     expected = torch.zeros(M, 4, 8, 8, dtype=torch.bool)
     expected[1, 2, 2:5, 0:2] = True
     assert torch.equal(y.isnan(), expected[..., None].expand_as(y))
@@ -178,6 +178,7 @@ def test_what_does_not_qualify_is_the_stacked_kernels(seed, change, monkeypatch)
     weight = torch.randn(1, size["CO"], size["kernel"], size["kernel"], size["CI"], generator=draw).to(size["dtype"])
     geometry = Geometry(x.shape, weight.shape, size["stride"], size["padding"])
     assert not conv.qualifies(x, geometry)
+    monkeypatch.setattr(conv, "runs_here", lambda device: True)
     monkeypatch.setattr(conv, "launch", None)
     y, _ = conv.forward(x, weight, geometry, None, False, False)
     assert torch.equal(y, stacked_conv.forward(x, weight, geometry, None, False, False)[0])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastwi.kernels import stacked_conv, stacked_norm
-from fastwi.kernels.halo.build import Kernel, launch, missing
+from fastwi.kernels.halo.build import Kernel, launch, runs_here
 from fastwi.kernels.stacked_geometry import Geometry
 
 _PLACES = 256  # of a tile
@@ -62,7 +62,7 @@ def gradients(
     stats_M4C puts a batch norm between x and the convolution, `relu` a ReLU behind it, or before x without one.
     Activations are contiguous.
     """
-    if x.device.type == "cuda" and takes(x, weight_MOHWI, 1, 1) and not missing(x.device):
+    if runs_here(x.device) and takes(x, weight_MOHWI, 1, 1):
         return by_kernel(g, y, made_M2C, x, stats_M4C, relu, weight_MOHWI, residual, u, training)
     dy, geometry = g, Geometry(x.shape, weight_MOHWI.shape, 1, 1)
     if y is not None:

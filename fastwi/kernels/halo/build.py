@@ -79,6 +79,12 @@ def pack(*arguments: Argument) -> "ctypes.Array[ctypes.c_int64]":
     return (ctypes.c_int64 * len(words))(*words)
 
 
+def runs_here(device: torch.device) -> bool:
+    """Whether launches on `device` are the fast way: on a CPU they are not, whose emulator is for the tests."""
+    return device.type == "cuda" and missing(device) is None
+
+
+@functools.cache
 def missing(device: torch.device) -> str | None:
     """What keeps `device` from running these kernels, as a part of a sentence; None where nothing does."""
     if device.type != "cuda":

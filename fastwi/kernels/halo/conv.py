@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastwi.kernels import stacked_conv
 from fastwi.kernels.gpu import row_alignment
-from fastwi.kernels.halo.build import Kernel, launch
+from fastwi.kernels.halo.build import Kernel, launch, runs_here
 from fastwi.kernels.stacked_geometry import Geometry, power_of_two
 
 CHANNELS = (16, 32, 64)
@@ -37,9 +37,16 @@ def forward(
     x_MNHWI: Tensor, weight_MOHWI: Tensor, geometry: Geometry, stats_M4I: Tensor | None, relu: bool, statistics: bool
 ) -> tuple[Tensor, Tensor | None]:
     """See `stacked_conv.forward`."""
+    if runs_here(x_MNHWI.device) and qualifies(x_MNHWI, geometry):
+        return by_kernel(x_MNHWI, weight_MOHWI, geometry, stats_M4I, relu, statistics)
+    return stacked_conv.forward(x_MNHWI, weight_MOHWI, geometry, stats_M4I, relu, statistics)
+
+
+def by_kernel(
+    x_MNHWI: Tensor, weight_MOHWI: Tensor, geometry: Geometry, stats_M4I: Tensor | None, relu: bool, statistics: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`forward` by the kernel, of what qualifies: on a GPU, or in the emulator."""
     g = geometry
-    if not qualifies(x_MNHWI, g):
-        return stacked_conv.forward(x_MNHWI, weight_MOHWI, g, stats_M4I, relu, statistics)
     weight = weight_MOHWI.to(x_MNHWI.dtype)
     if not weight[0].is_contiguous() or row_alignment(8, weight) < 8:
         weight = weight.clone(memory_format=torch.contiguous_format)

@@ -60,6 +60,7 @@ struct State {
     const void* arguments;
     const Launch* launch;
     int block[3];
+    bool odd;  // whether the sum of the block's numbers is
     std::vector<Thread> threads;
     int now;  // the thread that runs
     std::vector<unsigned char> shared;
@@ -80,16 +81,21 @@ inline Thread& self() { return state()->threads[state()->now]; }
     __builtin_unreachable();
 }
 
-// Let the next thread that does not wait go on. There is one, or all wait and none can ever go on.
+// Let a thread that does not wait go on. There is one, or all wait and none can ever go on.
+//
+// A warp runs as far ahead of the others as it may, the first one in even CTAs and the last one in odd ones: a missing
+// sync_cta then shows.
 inline void yield() {
     State& s = *state();
     int from = s.now, count = s.threads.size();
-    for (int step = 1; step <= count; step++) {
-        int next = (from + step) % count;
-        if (s.threads[next].done || s.threads[next].waits_in) continue;
-        s.now = next;
-        if (next != from) swapcontext(&s.threads[from].context, &s.threads[next].context);
-        return;
+    for (bool own_warp : {true, false}) {
+        for (int i = 0; i < count; i++) {
+            int next = s.odd ? count - 1 - i : i;
+            if (s.threads[next].done || s.threads[next].waits_in || (own_warp && next / WARP != from / WARP)) continue;
+            s.now = next;
+            if (next != from) swapcontext(&s.threads[from].context, &s.threads[next].context);
+            return;
+        }
     }
     std::string where;
     for (int i = 0; i < count; i++)
@@ -145,8 +151,9 @@ inline int run(void (*kernel)(const void*), const void* arguments, int threads, 
                     each.groups.assign(1, {});
                     makecontext(&each.context, start, 0);
                 }
-                s.now = 0;
-                swapcontext(&s.home, &s.threads[0].context);
+                s.odd = (s.block[0] + s.block[1] + s.block[2]) % 2;
+                s.now = s.odd ? threads - 1 : 0;
+                swapcontext(&s.home, &s.threads[s.now].context);
                 if (!s.error.empty()) {
                     snprintf(message, 512, "%s", s.error.c_str());
                     return 1;
