@@ -11,11 +11,8 @@ from torch.nn import functional
 from trained_networks import (
     BATCH,
     BATCHED,
-<<<<<<< HEAD
-    CLASSES,
-=======
     CHOICES,
->>>>>>> 469eea3 (Engine halo: stacked with its 3 x 3 convolutions by halo tiles; the emulator shows missing barriers)
+    CLASSES,
     ENGINES,
     NETWORKS,
     OPTIMIZER,
