@@ -51,11 +51,9 @@ static_assert(WARPS == BLOCKS * GROUPS && WARPS == C / 16 * COLUMNS * SHARES, "w
 
 // Where a 16-byte chunk of a place lies: 8 neighbouring places have theirs in different banks.
 template <int EACH>
-DEVICE int swizzled(int place, int chunk) {
+DEVICE uint32_t swizzled(uint32_t place, uint32_t chunk) {
     return (place * EACH + (chunk ^ place / (8 / EACH) % EACH)) * 16;
 }
-
-DEVICE void zero(Vec16& x) { x.v[0] = x.v[1] = x.v[2] = x.v[3] = 0; }
 
 // Constants of the channels, one kind after the other, each [2, EACH, 4]: a chunk has two times four of them.
 template <int EACH>
@@ -69,129 +67,127 @@ DEVICE void load_constants(Vec16 (&values)[KINDS], Shared constants, int chunk, 
         values[kind] = shared_load16(constants + ((kind * 2 + half) * EACH + chunk) * 16);
 }
 
-// Whether tile row `r`, counted from the row above the tile, has values that a place of the tile reads.
-DEVICE bool is_read(int r, int first, int rows) {
-    int row = first + r - 1;
-    if (r == 0 && first % H == 0) return false;
-    if (r == TILE_ROWS + 1 && row % H == 0) return false;
-    return row < rows;
-}
+DEVICE float low_or_high(uint32_t packed, int which) { return which ? high_bf16(packed) : low_bf16(packed); }
 
-DEVICE float normalised(float g, float y, const Vec16 (&k)[4], int i) {
-    return as_float(k[3].v[i]) * multiply_add(as_float(k[0].v[i]) - y, as_float(k[1].v[i]), g - as_float(k[2].v[i]));
-}
-
-// dy of the tile and of the rows around it: [TILE_ROWS + 2, PITCH, C].
+// dy of the tile and of the rows above and below it that belong to its images: [TILE_ROWS + 2, PITCH, C].
 DEVICE void load_dy(const Arguments& p, Shared dy, Shared constants, int64_t member_at, int first, int rows) {
-    constexpr int ROW_CHUNKS = W * CHUNKS, ALL = (TILE_ROWS + 2) * ROW_CHUNKS, BATCH = 2;
-    int chunk = thread() % CHUNKS;
-    const bf16 *g_at = p.g + member_at, *y_at = p.y + member_at;
+    constexpr int ROW_CHUNKS = W * CHUNKS, STEP = THREADS / ROW_CHUNKS, BATCH = C == 16 ? 5 : C == 32 ? 4 : 2;
+    static_assert(THREADS % ROW_CHUNKS == 0, "a thread has one column");
+    uint32_t t = opaque(thread()), place = t % ROW_CHUNKS, chunk = t % CHUNKS;
+    int begin = first % H == 0, end = TILE_ROWS + 1 + ((first + TILE_ROWS) % H != 0);
+    if (end > rows - first + 1) end = rows - first + 1;
+    int64_t at = member_at + (first - 1) * (W * C) + place * 8;
+    Shared to = dy + swizzled<CHUNKS>(place / CHUNKS + 1, chunk);
     ROLLED
-    for (int start = thread(); start < ALL; start += BATCH * THREADS) {
-        Vec16 g[BATCH], y[BATCH];
+    for (int r = begin + t / ROW_CHUNKS; r < end; r += BATCH * STEP) {
+        Vec16 g[BATCH] = {}, y[BATCH] = {};
         UNROLL
         for (int b = 0; b < BATCH; b++) {  // all loads are on their way before the first is waited for
-            int e = start + b * THREADS, at = ((first - 1) * ROW_CHUNKS + e) * 8;
-            zero(g[b]), zero(y[b]);
-            if (e < ALL && is_read(e / ROW_CHUNKS, first, rows)) {
-                g[b] = load16(g_at + at);
-                if (p.y) y[b] = load16(y_at + at);
-            }
+            int own = r + b * STEP;
+            if (own < end) g[b] = load16(p.g + at + own * (W * C));
+            if (own < end && p.y) y[b] = load16(p.y + at + own * (W * C));
         }
         UNROLL
         for (int b = 0; b < BATCH; b++) {
-            int e = start + b * THREADS, r = e / ROW_CHUNKS, column = e % ROW_CHUNKS / CHUNKS + 1;
-            if (e >= ALL) break;
-            if (p.y && is_read(r, first, rows)) {
+            int own = r + b * STEP;
+            if (own >= end) break;
+            UNROLL
+            for (int half = 0; p.y && half < 2; half++) {
+                Vec16 k[4];  // of dy = k[3] g + (k[1] (y - k[0]) + k[2])
+                load_constants<CHUNKS>(k, constants, chunk, half);
                 UNROLL
-                for (int half = 0; half < 2; half++) {
-                    Vec16 k[4];  // mean, inv dweight / R, dbias / R and scale
-                    load_constants<CHUNKS>(k, constants, chunk, half);
+                for (int i = 0; i < 2; i++) {
+                    uint32_t &two = g[b].v[2 * half + i], input = y[b].v[2 * half + i];
+                    float value[2];
                     UNROLL
-                    for (int i = 0; i < 2; i++) {
-                        uint32_t &two = g[b].v[2 * half + i], input = y[b].v[2 * half + i];
-                        two = pack_bf16(normalised(low_bf16(two), low_bf16(input), k, 2 * i),
-                                        normalised(high_bf16(two), high_bf16(input), k, 2 * i + 1));
+                    for (int j = 0; j < 2; j++) {
+                        float centred = low_or_high(input, j) - as_float(k[0].v[2 * i + j]);
+                        float rest = multiply_add(centred, as_float(k[1].v[2 * i + j]), as_float(k[2].v[2 * i + j]));
+                        value[j] = multiply_add(low_or_high(two, j), as_float(k[3].v[2 * i + j]), rest);
                     }
+                    two = pack_bf16(value[0], value[1]);
                 }
             }
-            shared_store16(dy + r * ROW_BYTES + swizzled<CHUNKS>(column, chunk), g[b]);
+            shared_store16(to + own * ROW_BYTES, g[b]);
         }
     }
 }
 
 // a of the tile: [256, SLICE].
 DEVICE void load_a(const Arguments& p, Shared a, Shared constants, int64_t member_at, int first, int rows) {
-    constexpr int ALL = 256 * SLICE_CHUNKS, BATCH = 2;
-    static_assert(ALL % (BATCH * THREADS) == 0, "whole batches");
-    int chunk = thread() % SLICE_CHUNKS;
-    const bf16* x_at = p.x + member_at + block_y() * SLICE + chunk * 8;
-    ROLLED
-    for (int start = thread(); start < ALL; start += BATCH * THREADS) {
-        Vec16 x[BATCH];
-        UNROLL
-        for (int b = 0; b < BATCH; b++) {
-            int place = (start + b * THREADS) / SLICE_CHUNKS;
-            zero(x[b]);
-            if (first + place / W < rows) x[b] = load16(x_at + (first * W + place) * C);
-        }
-        UNROLL
-        for (int b = 0; b < BATCH; b++) {
-            int place = (start + b * THREADS) / SLICE_CHUNKS;
-            if (p.x_stats && first + place / W < rows) {
-                UNROLL
-                for (int half = 0; half < 2; half++) {
-                    Vec16 k[2];  // scale and shift
-                    load_constants<SLICE_CHUNKS>(k, constants, chunk, half);
-                    UNROLL
-                    for (int i = 0; i < 2; i++) {
-                        uint32_t& two = x[b].v[2 * half + i];
-                        float low = multiply_add(low_bf16(two), as_float(k[0].v[2 * i]), as_float(k[1].v[2 * i]));
-                        float high = multiply_add(high_bf16(two), as_float(k[0].v[2 * i + 1]), as_float(k[1].v[2 * i + 1]));
-                        if (p.relu) low = low < 0 ? 0 : low, high = high < 0 ? 0 : high;  // keeps NaN, as torch does
-                        two = pack_bf16(low, high);
-                    }
-                }
-            }
-            shared_store16(a + swizzled<SLICE_CHUNKS>(place, chunk), x[b]);
-        }
-    }
-}
-
-// Rows -1 .. ROWS of a piece of a block, 8 places and 16 channels each, as halves of fragments: dy with `from` the
-// lane's address in the first. Rows of other images are zero.
-template <bool TRANS>
-DEVICE void load_rows(uint32_t (&r)[ROWS + 2][2], Shared from, bool top, bool bottom) {
+    constexpr int ROW_CHUNKS = W * SLICE_CHUNKS, STEP = THREADS / ROW_CHUNKS, BATCH = TILE_ROWS / STEP;
+    static_assert(THREADS % ROW_CHUNKS == 0, "a thread has one column");
+    uint32_t t = opaque(thread()), place = t / SLICE_CHUNKS, chunk = t % SLICE_CHUNKS;
+    const bf16* x_at = p.x + member_at + block_y() * SLICE + (first * W + place) * C + chunk * 8;
+    Shared to = a + swizzled<SLICE_CHUNKS>(place, chunk);
+    int count = rows - first - static_cast<int>(t) / ROW_CHUNKS;
+    Vec16 x[BATCH] = {};
     UNROLL
-    for (int i = 0; i < ROWS + 2; i += 2) {
-        uint32_t q[4];
-        if (TRANS)
-            ldmatrix_x4_trans(q, from + i * ROW_BYTES);
-        else
-            ldmatrix_x4(q, from + i * ROW_BYTES);
-        r[i][0] = q[0], r[i][1] = q[1], r[i + 1][0] = q[2], r[i + 1][1] = q[3];
+    for (int b = 0; b < BATCH; b++)
+        if (b * STEP < count) x[b] = load16(x_at + b * STEP * (W * C));
+    UNROLL
+    for (int b = 0; b < BATCH; b++) {
+        if (b * STEP >= count) break;
+        UNROLL
+        for (int half = 0; p.x_stats && half < 2; half++) {
+            Vec16 k[2];  // scale and shift
+            load_constants<SLICE_CHUNKS>(k, constants, chunk, half);
+            UNROLL
+            for (int i = 0; i < 2; i++) {
+                uint32_t& two = x[b].v[2 * half + i];
+                float low = multiply_add(low_bf16(two), as_float(k[0].v[2 * i]), as_float(k[1].v[2 * i]));
+                float high = multiply_add(high_bf16(two), as_float(k[0].v[2 * i + 1]), as_float(k[1].v[2 * i + 1]));
+                two = pack_bf16(low, high);
+                if (p.relu) two = relu_bf16(two);
+            }
+        }
+        shared_store16(to + b * STEP * W * SLICE * 2, x[b]);
     }
-    if (top) r[0][0] = r[0][1] = 0;
-    if (bottom) r[ROWS + 1][0] = r[ROWS + 1][1] = 0;
 }
 
-// The lane's address for load_rows, at tap column kw and the 16 channels from chunk `chunk` on.
-DEVICE Shared row_address(Shared dy, int row, int column, int kw, int chunk) {
-    int l = opaque(lane());
-    return dy + (row + l / 16) * ROW_BYTES + swizzled<CHUNKS>(column + 2 - kw + l % 8, chunk + l / 8 % 2);
+// dy of rows -1 .. ROWS of a piece of a block, 8 places and 16 channels of each, as fragments: two rows in each.
+struct Rows {
+    uint32_t q[ROWS / 2 + 1][4];
+};
+
+// The fragment of rows `above` and above + 1: for dx rows are those of the fragment, for dw (`trans`) its columns.
+template <bool TRANS>
+DEVICE void fragment(uint32_t (&made)[4], const Rows& r, int above) {
+    UNROLL
+    for (int e = 0; e < 4; e++) {
+        int row = above + (TRANS ? e / 2 : e % 2), half = TRANS ? e % 2 : e / 2;
+        made[e] = r.q[row / 2][TRANS ? row % 2 * 2 + half : row % 2 + half * 2];
+    }
+}
+
+// From the first row and column of the piece, for tap column kw and the 16 channels from `chunk` on. The rows of
+// other images are zero.
+template <bool TRANS>
+DEVICE void load_rows(Rows& r, Shared dy, int row, int column, int kw, int chunk, bool top, bool bottom) {
+    uint32_t l = opaque(lane()), row_l = TRANS ? l / 16 : l / 8 % 2, chunk_l = TRANS ? l / 8 % 2 : l / 16;
+    Shared from = dy + (row + row_l) * ROW_BYTES + swizzled<CHUNKS>(column + 2 - kw + l % 8, chunk + chunk_l);
+    UNROLL
+    for (int i = 0; i < ROWS / 2 + 1; i++) {
+        if (TRANS)
+            ldmatrix_x4_trans(r.q[i], from + 2 * i * ROW_BYTES);
+        else
+            ldmatrix_x4(r.q[i], from + 2 * i * ROW_BYTES);
+    }
+    if (top) r.q[0][0] = r.q[0][TRANS ? 1 : 2] = 0;
+    if (bottom) r.q[ROWS / 2][TRANS ? 2 : 1] = r.q[ROWS / 2][3] = 0;
 }
 
 // dx of ROWS rows of 8 places and 16 channels. The lane's channels are 4 t .. 4 t + 3: two of each product's 8 columns.
 DEVICE void product_dx(float (&d)[ROWS / 2][2][4], Shared dy, Shared weights, int row, int column, int group, bool top,
                        bool bottom) {
-    int l = opaque(lane());
+    uint32_t l = opaque(lane());
     Shared lane_weights = weights + swizzled<SLICE_CHUNKS>(l % 16, group * 2 + l / 16);
     ROLLED
     for (int kw = 0; kw < 3; kw++) {
         UNROLL
         for (int k = 0; k < C / 16; k++) {
-            uint32_t r[ROWS + 2][2];
-            load_rows<false>(r, row_address(dy, row, column, kw, 2 * k), top, bottom);
+            Rows r;
+            load_rows<false>(r, dy, row, column, kw, 2 * k, top, bottom);
             UNROLL
             for (int kh = 0; kh < 3; kh++) {
                 uint32_t w[4];
@@ -199,8 +195,8 @@ DEVICE void product_dx(float (&d)[ROWS / 2][2][4], Shared dy, Shared weights, in
                 const uint32_t b0[2] = {w[0], w[1]}, b1[2] = {w[2], w[3]};
                 UNROLL
                 for (int i = 0; i < ROWS / 2; i++) {
-                    int above = 2 * i + 2 - kh;
-                    const uint32_t a[4] = {r[above][0], r[above + 1][0], r[above][1], r[above + 1][1]};
+                    uint32_t a[4];
+                    fragment<false>(a, r, 2 * i + 2 - kh);
                     mma_bf16(d[i][0], a, b0);
                     mma_bf16(d[i][1], a, b1);
                 }
@@ -212,8 +208,7 @@ DEVICE void product_dx(float (&d)[ROWS / 2][2][4], Shared dy, Shared weights, in
 // dw of the warp's channels += that of ROWS rows of 8 places.
 DEVICE void product_dw(float (&d)[9][N_TILES][4], Shared dy, Shared a, int row, int column, int out, int in, bool top,
                        bool bottom) {
-    int l = opaque(lane());
-    uint32_t b[ROWS / 2][N_TILES][2];
+    uint32_t l = opaque(lane()), b[ROWS / 2][N_TILES][2];
     UNROLL
     for (int i = 0; i < ROWS; i += 4) {
         UNROLL
@@ -225,14 +220,14 @@ DEVICE void product_dw(float (&d)[9][N_TILES][4], Shared dy, Shared a, int row, 
     }
     UNROLL
     for (int kw = 0; kw < 3; kw++) {
-        uint32_t r[ROWS + 2][2];
-        load_rows<true>(r, row_address(dy, row, column, kw, 2 * out), top, bottom);
+        Rows r;
+        load_rows<true>(r, dy, row, column, kw, 2 * out, top, bottom);
         UNROLL
         for (int i = 0; i < ROWS / 2; i++) {
             UNROLL
             for (int kh = 0; kh < 3; kh++) {
-                int above = 2 * i + 2 - kh;
-                const uint32_t o[4] = {r[above][0], r[above][1], r[above + 1][0], r[above + 1][1]};
+                uint32_t o[4];
+                fragment<true>(o, r, 2 * i + 2 - kh);
                 UNROLL
                 for (int n = 0; n < N_TILES; n++) mma_bf16(d[kh * 3 + kw][n], o, b[i][n]);
             }
@@ -241,57 +236,52 @@ DEVICE void product_dw(float (&d)[9][N_TILES][4], Shared dy, Shared a, int row, 
 }
 
 // Residual, mask, sums and store of ROWS rows of 8 places, 4 channels a lane. `at` is the first row's first channel.
-DEVICE void finish(const Arguments& p, const float (&d)[ROWS / 2][2][4], Shared a, int64_t member_at, int at, int row,
+DEVICE void finish(const Arguments& p, float (&d)[ROWS / 2][2][4], Shared a, int64_t member_at, int at, int row,
                    int column, int group, Shared sums) {
-    int l = opaque(lane()), g = l / 4, t = l % 4, channel = block_y() * SLICE + group * 16 + 4 * t;
-    int here = at + ((row * W) + column + g) * C + channel;  // of the member's values
-    Vec8 more[ROWS], input[ROWS], kept[ROWS];
-    UNROLL
-    for (int i = 0; i < ROWS; i++) more[i] = p.residual ? load8(p.residual + member_at + here + i * W * C) : Vec8{};
-    UNROLL
-    for (int i = 0; i < ROWS; i++) input[i] = p.u && C < 64 ? load8(p.u + member_at + here + i * W * C) : Vec8{};
-    UNROLL
-    for (int i = 0; i < ROWS; i++) {
-        const float(&own)[2][4] = d[i / 2];
-        int h = i % 2 * 2;
-        float value[4] = {own[0][h], own[0][h + 1], own[1][h], own[1][h + 1]};
-        if (p.residual) {
-            UNROLL
-            for (int j = 0; j < 4; j++) value[j] += j % 2 ? high_bf16(more[i].v[j / 2]) : low_bf16(more[i].v[j / 2]);
-        }
-        if (p.relu) {
+    uint32_t l = opaque(lane()), g = l / 4, t = l % 4, channel = block_y() * SLICE + group * 16 + 4 * t;
+    int64_t here = member_at + at + (row * W + column + g) * C + channel;
+    Vec8 input[ROWS] = {}, made[ROWS];
+    auto value = [&](int i, int j) -> float& { return d[i / 2][j / 2][i % 2 * 2 + j % 2]; };
+    auto load_input = [&] {
+        UNROLL
+        for (int i = 0; i < ROWS; i++) input[i] = load8(p.u + here + i * W * C);
+    };
+    if (C < 64 && p.u) load_input();
+    if (p.residual) {
+        Vec8 more[ROWS];
+        UNROLL
+        for (int i = 0; i < ROWS; i++) more[i] = load8(p.residual + here + i * W * C);
+        UNROLL
+        for (int e = 0; e < ROWS * 4; e++) value(e / 4, e % 4) += low_or_high(more[e / 4].v[e / 2 % 2], e % 2);
+    }
+    if (p.relu) {
+        UNROLL
+        for (int i = 0; i < ROWS; i++) {
             int place = (row + i) * W + column + g;
             Vec8 shown = shared_load8(a + swizzled<SLICE_CHUNKS>(place, group * 2 + t / 2) + t % 2 * 8);
             UNROLL
-            for (int j = 0; j < 4; j++) {
-                float passed = j % 2 ? high_bf16(shown.v[j / 2]) : low_bf16(shown.v[j / 2]);
-                value[j] = passed > 0 ? value[j] : 0;
-            }
+            for (int j = 0; j < 4; j++) value(i, j) = low_or_high(shown.v[j / 2], j % 2) > 0 ? value(i, j) : 0;
         }
-        Vec8 made = {{pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3])}};
-        store8(p.dx + member_at + here + i * W * C, made);
-        kept[i] = made;
+    }
+    UNROLL
+    for (int i = 0; i < ROWS; i++) {
+        made[i] = {{pack_bf16(value(i, 0), value(i, 1)), pack_bf16(value(i, 2), value(i, 3))}};
+        store8(p.dx + here + i * W * C, made[i]);
     }
     if (!p.u) return;
-    if (C == 64) {  // no registers to have them earlier
-        UNROLL
-        for (int i = 0; i < ROWS; i++) input[i] = load8(p.u + member_at + here + i * W * C);
-    }
+    if (C == 64) load_input();  // no registers to have it earlier
     Vec16 mean = load16(p.u_stats + int64_t(block_z()) * 4 * C + channel);
     float own[8] = {};  // sums of 4 channels, then of their products
     UNROLL
-    for (int i = 0; i < ROWS; i++) {
-        UNROLL
-        for (int j = 0; j < 4; j++) {
-            float rounded = j % 2 ? high_bf16(kept[i].v[j / 2]) : low_bf16(kept[i].v[j / 2]);
-            float value = j % 2 ? high_bf16(input[i].v[j / 2]) : low_bf16(input[i].v[j / 2]);
-            own[j] += rounded;
-            own[4 + j] = multiply_add(rounded, value - as_float(mean.v[j]), own[4 + j]);
-        }
+    for (int e = 0; e < ROWS * 4; e++) {
+        float rounded = low_or_high(made[e / 4].v[e / 2 % 2], e % 2);
+        float centred = low_or_high(input[e / 4].v[e / 2 % 2], e % 2) - as_float(mean.v[e % 4]);
+        own[e % 4] += rounded;
+        own[4 + e % 4] = multiply_add(rounded, centred, own[4 + e % 4]);
     }
     UNROLL
     for (int half = 4; half > 0; half /= 2) {  // 8 lanes share the channels: each ends with one sum over them
-        bool upper = lane() & 4 * half;
+        bool upper = l & 4 * half;
         UNROLL
         for (int i = 0; i < half; i++) {
             float more = shuffle_xor(upper ? own[i] : own[i + half], 4 * half);
@@ -317,12 +307,12 @@ DEVICE void load_constant_parts(const Arguments& p, Shared base) {
     ROLLED
     for (int c = thread(); p.y && c < C; c += THREADS) {
         const float *stats = p.y_stats + member * 4 * C + c, *gradients = p.y_gradients + member * 2 * C + c;
-        float share = p.y_rows ? 1.0f / p.y_rows : 0, slope = load_float(stats + C) * load_float(gradients + C) * share;
+        float scale = load_float(stats + 2 * C), share = p.y_rows ? scale / p.y_rows : 0;
         Shared at = base + CONSTANTS + constant_at<CHUNKS>(c);
         shared_store_float(at, load_float(stats));
-        shared_store_float(at + C * 4, slope);
-        shared_store_float(at + C * 8, load_float(gradients) * share);
-        shared_store_float(at + C * 12, load_float(stats + 2 * C));
+        shared_store_float(at + C * 4, -share * load_float(gradients + C) * load_float(stats + C));
+        shared_store_float(at + C * 8, -share * load_float(gradients));
+        shared_store_float(at + C * 12, scale);
     }
     for (int c = thread(); p.x_stats && c < SLICE; c += THREADS) {
         const float* stats = p.x_stats + member * 4 * C + block_y() * SLICE + c;
@@ -330,8 +320,7 @@ DEVICE void load_constant_parts(const Arguments& p, Shared base) {
         shared_store_float(at, load_float(stats + 2 * C));
         shared_store_float(at + SLICE * 4, load_float(stats + 3 * C));
     }
-    Vec16 none;
-    zero(none);
+    Vec16 none = {{0, 0, 0, 0}};
     shared_store_float(base + SUMS + thread() * 4, 0);
     ROLLED
     for (int e = thread(); e < (TILE_ROWS + 2) * 2 * CHUNKS; e += THREADS) {
