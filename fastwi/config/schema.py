@@ -189,7 +189,12 @@ class EngineConfig:
         choices=("auto", "fused", "compile", "eager"),
     )
     threads: int = option(0, "CPU threads; 0: all cores that this process may use", low=0, high=4096)
-    evaluation_batch: int = option(500, "images of an evaluation step", unit="images", low=1)
+    evaluation_batch: int = option(
+        0,
+        "images of an evaluation step; 0: 500, and 2500 on a GPU if they have at most 64 x 64 pixels",
+        unit="images",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from fastwi.population import Layout, Population
 
 Report = Callable[[int], None]  # called with the number of images done since the last call
 AnyEngine = TypeVar("AnyEngine", bound="Engine")
+EVALUATION_BATCH, LARGE_EVALUATION_BATCH = 500, 2500  # both divide test sets of 10,000: code is compiled once
 MEMBERS_A_BATCH = 16  # that see an evaluation batch in turn; their weights in low precision are in memory together
 
 
@@ -149,6 +150,15 @@ class Engine(abc.ABC):
         """Steps of an epoch. The last, incomplete batch of an epoch's order is left out."""
         return len(dataset) // self.settings.optimizer.batch_size
 
+    def evaluation_batch(self, dataset: Dataset, members: int = 1) -> int:
+        """Images of an evaluation step, of `members` networks together: `engine.evaluation_batch`.
+
+        0: as many as keep a GPU busy for longer than their launches take, for few small networks.
+        """
+        height, width, _ = dataset.image_shape
+        large = self.device.type == "cuda" and height * width <= 64 * 64 and members <= 4
+        return self.settings.engine.evaluation_batch or (LARGE_EVALUATION_BATCH if large else EVALUATION_BATCH)
+
     @torch.no_grad()
     def evaluate(self, population: Population, dataset: Dataset, report: Report | None = None) -> Scores:
         """Loss and accuracy of every member on `dataset`, without augmentation, with its own statistics."""
@@ -189,7 +199,7 @@ class Engine(abc.ABC):
         self._model.eval()
         table = dataset.table_C256.to(self.dtype)
         states = [self._working_copy(population, m) for m in rows]
-        size, everything = self.settings.engine.evaluation_batch, torch.arange(len(dataset), device=self.device)
+        size, everything = self.evaluation_batch(dataset), torch.arange(len(dataset), device=self.device)
         chunks = dataset.chunks(everything, size)
         for at, (images, chosen) in zip(everything.split(size), chunks, strict=True):
             for m, state in zip(rows, states, strict=True):

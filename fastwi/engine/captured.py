@@ -104,6 +104,7 @@ class ProgramEngine(Engine):
             self._programs.clear()
             free_memory(self.device)
             program = self._new_program(layout, 1, dataset)
+            program.draw_weights()
             program.step()
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)

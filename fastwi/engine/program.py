@@ -98,6 +98,11 @@ class Program:
         if self.state.low_BP is not self.state.members.weights_MP:
             self.state.low_BP.copy_(self.state.members.weights_MP)
 
+    def draw_weights(self) -> None:
+        """Random weights, not zeros, for the first steps: they choose the kernels that training will run."""
+        self.state.members.weights_MP.normal_(std=0.05)
+        self._refresh()
+
     def restart(self) -> None:
         """Go back to the first step of the epoch; weights stay as they are."""
         for zeroed in (self._step, self._first, self._losses_B):
@@ -117,12 +122,8 @@ class Program:
         return (self._losses_B[:M] / max(1, self.steps)).tolist()
 
     def capture(self) -> None:
-        """Record the step as one CUDA graph. The members' values are lost: load afterwards.
-
-        Random weights, not zeros, run through the warm-up: they choose the kernels that training will run.
-        """
-        self.state.members.weights_MP.normal_(std=0.05)
-        self._refresh()
+        """Record the step as one CUDA graph. The members' values are lost: load afterwards."""
+        self.draw_weights()
         # Streams and captures are the current device's, which need not be this program's.
         with torch.cuda.device(self.state.members.device):
             stream = torch.cuda.Stream()

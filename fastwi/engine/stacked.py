@@ -75,7 +75,8 @@ class StackedEngine(ProgramEngine):
         for rows in self._portions(population):
             part = population[rows]
             tensors = self._tensors(part)
-            for at in torch.arange(len(dataset), device=self.device).split(self.settings.engine.evaluation_batch):
+            size = self.evaluation_batch(dataset, part.members)
+            for at in torch.arange(len(dataset), device=self.device).split(size):
                 x_NHWC = augment(dataset.images_NHWC, at, None, None, table, 0).permute(0, 2, 3, 1)
                 x_MNHWC = torch.stack([x_NHWC] * part.members)
                 yield rows, at, self._stacked_forward(tensors, x_MNHWC, training=False)

@@ -30,7 +30,7 @@ def try_training(engine: Engine, config: Config, network: nn.Module, train: Data
     batch = _first(train, config.optimizer.batch_size)
     try:
         engine.train_epoch(population, batch, [Noise(0)], 0)
-        engine.evaluate(population, _first(test, config.engine.evaluation_batch))
+        engine.evaluate(population, _first(test, engine.evaluation_batch(test)))
     except ConfigError:
         raise
     except torch.OutOfMemoryError as error:

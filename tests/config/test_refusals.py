@@ -86,7 +86,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("config", "experiment: {children: 1}", 1, "experiment.children: 1 is not", "a whole number, from 2 to 4096"),
     ("config", "optimizer: {batch_size: 0}", 1, "optimizer.batch_size: 0 is not", "at least 1"),
     ("config", "optimizer: {momentum: 1.0}", 1, "optimizer.momentum: 1.0 is not", "a number, from 0 to 0.999999"),
-    ("config", "engine: {evaluation_batch: 0}", 1, "engine.evaluation_batch: 0 is not", "at least 1"),
+    ("config", "engine: {evaluation_batch: -1}", 1, "engine.evaluation_batch: -1 is not", "at least 0"),
     ("config", "optimizer: {learning_rate: fast}", 1, "learning_rate: 'fast' is not", "number"),
     ("config", "optimizer: {learning_rate: .nan}", 1, "optimizer.learning_rate: '.nan' is not"),
     ("config", "optimizer: {learning_rate: 1e999}", 1, "optimizer.learning_rate: '1e999' is not"),

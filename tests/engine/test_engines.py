@@ -27,7 +27,8 @@ from trained_networks import (
 
 from fastwi.config.schema import OptimizerConfig
 from fastwi.data.noise import Noise
-from fastwi.engine.program import State
+from fastwi.engine.captured import SHARE_OF_MEMORY
+from fastwi.engine.program import Program, State
 from fastwi.kernels import gpu
 from fastwi.kernels.cpu import library
 from fastwi.models.registry import build_model
@@ -223,6 +224,29 @@ def test_one_program_serves_all_portions_and_programs_make_room_for_each_other(s
     for members in (1, 2, 3, 4):
         graph.train_epoch(starts("residual", seed, members), data, [Noise(m) for m in range(members)], 0)
     assert [program.members for program in graph._programs.values()] == [4]
+
+
+@pytest.mark.parametrize("engine", ["graph", "stacked"])
+def test_room_is_measured_on_random_weights(seed, engine, monkeypatch):
+    """Zeros would choose other kernels, and torch keeps its choice."""
+    stepped, step, taken, free = list[Tensor](), Program.step, 3000, 10**6
+
+    def watched(self: Program) -> None:
+        stepped.append(self.state.low_BP.clone())
+        step(self)
+
+    monkeypatch.setattr(Program, "step", watched)
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1000 + taken)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    made, layout = make(engine, "residual", "bf16"), starts("residual", seed, 1).layout
+    room = made._room(layout, draw_data(seed))  # type: ignore[attr-defined]
+    assert room == int(SHARE_OF_MEMORY * free / (taken + 16 * layout.P)) > 1
+    for weights_1P in stepped:
+        assert 0.04 < weights_1P[weights_1P != 0].float().std() < 0.06
+    assert len(stepped) == 2
 
 
 @pytest.mark.parametrize("engine", BATCHED)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from trained_networks import (
     starts,
 )
 
+from fastwi.config.schema import EngineConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
 from fastwi.engine import base
@@ -66,6 +68,19 @@ def test_evaluation_equals_a_plain_loop(seed, engine, backend):
         found = torch.cat([each for _, each in made.logits(population, m, data)])
         torch.testing.assert_close(found.double(), logits.detach(), rtol=1e-4, atol=1e-4)
     assert scores.loss_M[0] != scores.loss_M[1]
+
+
+@pytest.mark.parametrize(
+    ("device", "side", "members", "images"),
+    [("cpu", 32, 1, 500), ("cuda", 32, 1, 2500), ("cuda", 64, 4, 2500), ("cuda", 65, 1, 500), ("cuda", 32, 5, 500)],
+)
+def test_evaluation_batches_are_larger_for_few_small_networks_on_a_gpu(monkeypatch, device, side, members, images):
+    made, none = make("loop", "residual"), torch.zeros(0)
+    data = ResidentDataset(torch.zeros(1, side, side, 3, dtype=torch.uint8), none, none, 10)
+    assert made.evaluation_batch(data, members) == 8  # as it was given
+    made = made.with_settings(replace(made.settings, engine=EngineConfig()))
+    monkeypatch.setattr(made, "device", torch.device(device))
+    assert made.evaluation_batch(data, members) == images
 
 
 class Shifting(Residual):
