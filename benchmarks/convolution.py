@@ -1,7 +1,7 @@
 """A network's convolutions on a CPU in float32: fastwi's kernel beside PyTorch's.
 
 contiguous, channels-last    PyTorch (oneDNN) in either order
-fastwi winograd              fastwi's kernel, where it takes the convolution
+fastwi kernel                fastwi's: Winograd's algorithm; direct with stride 2 and for the first layer
 
 For each convolution the time of a training step's part, forward and both gradients (the first layer has no input
 gradient), and that of the forward pass alone, on random numbers. The floor is a direct convolution at the speed of a
@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.floor import WINOGRAD, convolutions, ways
+from benchmarks.floor import OWN, convolutions, ways
 from benchmarks.runner import GIGA, Case, Floor, Report, benchmark
 from fastwi.models.registry import build_model
 
@@ -34,8 +34,8 @@ def main(
             flops = layer.flops(training=each == "step")
             name = f"{count} x {layer}"
             report.time(
-                f"{name}, {each}, batch {batch}, float32", "images", cases, rounds, again=WINOGRAD,
-                reference=[WINOGRAD] if WINOGRAD in cases else [*cases], each={"GFLOP": flops / GIGA},
+                f"{name}, {each}, batch {batch}, float32", "images", cases, rounds, again=OWN,
+                reference=[OWN] if OWN in cases else [*cases], each={"GFLOP": flops / GIGA},
                 floors=[_direct(flops)], at={"convolution": name, "pass": each},
             )  # fmt: skip
 

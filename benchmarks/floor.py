@@ -25,12 +25,14 @@ from torch import Tensor, nn
 
 from benchmarks.runner import GIGA, Floor, Run, Timings
 from benchmarks.task import Task
-from fastwi.kernels.winograd import WinogradConv2d, supported, use_winograd_
+from fastwi.kernels.cpu import library
+from fastwi.kernels.direct import use_direct_
+from fastwi.kernels.winograd import use_winograd_
 
 PASSES, EVALUATION_PASSES = 8, 2.5
 """Times that a convolution's output, or its gradient, passes through memory."""
 
-WINOGRAD = "fastwi winograd"
+OWN = "fastwi kernel"
 ORDERS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 """PyTorch's two orders of an activation."""
 
@@ -116,14 +118,15 @@ def ways(convolution: Convolution, batch: int, dtype: torch.dtype, training: boo
     PyTorch in its two orders, and fastwi's kernel where it takes the convolution.
     """
     runs: dict[str, Run] = {}
-    for way in (*ORDERS, WINOGRAD):
+    for way in (*ORDERS, OWN):
         order = ORDERS.get(way, torch.channels_last)
         layer = copy.deepcopy(convolution.layer)
         x_NCHW = torch.randn(batch, *convolution.input_CHW).to(dtype, memory_format=order)
         layer = layer.to(dtype, memory_format=order)  # type: ignore[call-overload]
-        if way == WINOGRAD:
+        if way == OWN:
+            use_direct_(layer)
             use_winograd_(layer)
-            if not isinstance(layer, WinogradConv2d) or not supported(x_NCHW, layer.weight):
+            if type(layer) is nn.Conv2d or library() is None:
                 continue
         runs[way] = _run(layer, x_NCHW, convolution.first, training)
     return runs

@@ -19,6 +19,7 @@ from fastwi.engine.precision import Choice, auto_precision, processor, winograd
 from fastwi.errors import ConfigError
 from fastwi.kernels.compiler import compiler
 from fastwi.kernels.cpu import library
+from fastwi.kernels.direct import use_direct_
 from fastwi.kernels.gpu import has_triton
 from fastwi.kernels.pointwise import sample_first
 from fastwi.kernels.winograd import use_winograd_
@@ -118,6 +119,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     may_fuse = not frozen and config.backend in ("auto", "fused") and device.type == "cpu" and library() is not None
     fused = fuse_batch_norm(model) if may_fuse else None
     if fused is not None and winograd(processor(), choice.precision):
+        use_direct_(fused)
         use_winograd_(fused)
     if config.backend == "fused" and fused is None:
         raise ConfigError(

@@ -21,7 +21,7 @@ from fastwi.errors import UserError
 from fastwi.files import atomic_path, cache_directory
 from fastwi.kernels.compiler import compilers
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp", "combine.cpp"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp", "direct.cpp", "combine.cpp"))
 _HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-trapping-math", "-fopenmp"]
 _FLAGS += ["-shared", "-fPIC", "-std=c++17"]
@@ -41,6 +41,9 @@ _ARGUMENTS = {  # before the number of threads, which is the last of each
     "winograd_convolve_{}": "pppp lllll i p",
     "winograd_weight_gradient_{}": "ppp lllll p",
     "winograd_floats": "llll",
+    "direct_forward_{}": "pppp llllll p",
+    "direct_backward_{}": "ppppp llllll p",
+    "direct_floats": "lllll",
     "copy_rows": "pp ll",
     "combine_rows": "pppp ll",
 }

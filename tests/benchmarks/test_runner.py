@@ -144,8 +144,7 @@ def test_what_is_timed_is_the_convolution(training):
     layers, _ = floor.convolutions(build_model("resnet20", 10), torch.Size([16, 16, 3]))
     for each, _ in layers:
         ways = floor.ways(each, 3, torch.float32, training)
-        own = not each.first and each.layer.stride == (1, 1) and library() is not None
-        assert set(ways) == {*floor.ORDERS, *([floor.WINOGRAD] if own else [])}
+        assert set(ways) == {*floor.ORDERS, *([floor.OWN] if library() is not None else [])}
         sizes = [each.layer.weight.shape] if each.first else [(3, *each.input_CHW), each.layer.weight.shape]
         for run in ways.values():
             result = run()
