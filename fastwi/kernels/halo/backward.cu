@@ -12,41 +12,44 @@
 // result and of its product with xhat of another batch norm's input u.
 //
 // A CTA has TILES tiles of 256 places of one member, and SLICE of its input channels: it writes their dx, and a
-// partial sum of their dw. Work is in blocks of 8 x 8 places, whose rows are fragments of 8 values in k (dw) or m (dx).
+// partial sum of their dw. A tile has whole rows of images that lie one below the other, and is worked on in blocks of
+// 8 x 8 places: a row of a block is 8 rows of a fragment in dx, and 8 columns of it in dw, so that one ldmatrix serves
+// all three kh.
 //
-// Constants: C channels, H W height and width of an image (multiples of 8), SLICE, TILES, THREADS.
+// Constants: C channels; H, W height and width of an image (H a multiple of 8, W 8, 16 or 32); SLICE, TILES, THREADS;
+// CTAS, the least on a multiprocessor.
 #include "device.h"
 
 struct Arguments {  // activations are [M, N, H, W, C]
-    const bf16 *g, *y;  // y null: g is dy
+    const bf16 *g, *y;                   // y null: g is dy
     const float *y_stats, *y_gradients;  // [M, 4, C]: mean, inv, scale, shift; [M, 2, C]: dbias, dweight
-    int64_t y_rows;  // R; 0: running statistics, which have no gradient
+    int64_t y_rows;                      // R; 0: running statistics, which have no gradient
     const bf16* x;
-    const float* x_stats;  // [M, 4, C], or null: a is x
-    int64_t relu;  // whether a is a ReLU's output
-    const bf16* weight;  // [M, C, 3, 3, C]
-    int64_t weight_stride;  // values from a member to the next
-    const bf16 *residual, *u;  // null: none; u null: no sums
+    const float* x_stats;       // [M, 4, C], or null: a is x
+    int64_t relu;               // whether a is a ReLU's output
+    const bf16* weight;         // [M, C, 3, 3, C]
+    int64_t weight_stride;      // values from a member to the next
+    const bf16 *residual, *u;   // null: none, no sums
     const float* u_stats;
     bf16* dx;
-    float *sums, *partial;  // [M, CTAs, 2, C], [M, CTAs, C, 3, 3, C]
-    int64_t rows;  // N H
+    float *sums, *partial;      // [M, T, 2, C], [M, T, C, 3, 3, C], T groups of tiles
+    int64_t rows;               // N H
 };
 
 constexpr int CHUNKS = C / 8, SLICE_CHUNKS = SLICE / 8;  // 16-byte pieces of a place
 constexpr int WARPS = THREADS / 32;
 constexpr int TILE_ROWS = 256 / W, STRIPS = W / 8, BLOCKS = 4;
-constexpr int PITCH = (W + 2 + 8 / CHUNKS - 1) / (8 / CHUNKS) * (8 / CHUNKS);  // places of a row of dy: whole 128 bytes
+constexpr int PITCH = (W + 2 + 8 / CHUNKS - 1) / (8 / CHUNKS) * (8 / CHUNKS);  // places of dy's row, whole 128 bytes
 constexpr int ROW_BYTES = PITCH * C * 2;
 // Shared memory, in bytes from its begin.
 constexpr int DY = 0, A = DY + (TILE_ROWS + 2) * ROW_BYTES, WEIGHTS = A + 256 * SLICE * 2;
 constexpr int CONSTANTS = WEIGHTS + 9 * C * SLICE * 2, SUMS = CONSTANTS + (4 * C + 2 * SLICE) * 4;
 static_assert(SUMS + THREADS * 4 == SHARED_BYTES, "the caller's size is another");
 
-constexpr int ROWS = 4;     // of a block at a time: as many as registers allow
-constexpr int GROUPS = SLICE / 16;       // dx: a warp has one block and 16 channels
-constexpr int N_TILES = C < 64 ? 1 : 2;  // dw: a warp has 16 channels out, 8 N_TILES in, all taps, and BLOCKS / SHARES
-constexpr int COLUMNS = SLICE / 8 / N_TILES, SHARES = WARPS / (C / 16 * COLUMNS);
+constexpr int ROWS = 4;             // of a block at a time, as registers allow
+constexpr int GROUPS = SLICE / 16;  // dx: a warp has one block, and 16 input channels
+constexpr int N_TILES = C < 64 ? 1 : 2, COLUMNS = SLICE / 8 / N_TILES, SHARES = WARPS / (C / 16 * COLUMNS);
+// dw: a warp has 16 channels out and 8 N_TILES in, all taps, and BLOCKS / SHARES blocks.
 static_assert(WARPS == BLOCKS * GROUPS && WARPS == C / 16 * COLUMNS * SHARES, "warps have equal work");
 
 // Where a 16-byte chunk of a place lies: 8 neighbouring places have theirs in different banks.
@@ -177,7 +180,7 @@ DEVICE void load_rows(Rows& r, Shared dy, int row, int column, int kw, int chunk
     if (bottom) r.q[ROWS / 2][TRANS ? 2 : 1] = r.q[ROWS / 2][3] = 0;
 }
 
-// dx of ROWS rows of 8 places and 16 channels. The lane's channels are 4 t .. 4 t + 3: two of each product's 8 columns.
+// dx of ROWS rows of 8 places and 16 channels. Lane t of a place has channels 4 t .. 4 t + 3: two in each product.
 DEVICE void product_dx(float (&d)[ROWS / 2][2][4], Shared dy, Shared weights, int row, int column, int group, bool top,
                        bool bottom) {
     uint32_t l = opaque(lane());
@@ -235,7 +238,7 @@ DEVICE void product_dw(float (&d)[9][N_TILES][4], Shared dy, Shared a, int row, 
     }
 }
 
-// Residual, mask, sums and store of ROWS rows of 8 places, 4 channels a lane. `at` is the first row's first channel.
+// Residual, mask, sums and store of ROWS rows of 8 places, 4 channels a lane. `at` is the tile's first value.
 DEVICE void finish(const Arguments& p, float (&d)[ROWS / 2][2][4], Shared a, int64_t member_at, int at, int row,
                    int column, int group, Shared sums) {
     uint32_t l = opaque(lane()), g = l / 4, t = l % 4, channel = block_y() * SLICE + group * 16 + 4 * t;
@@ -292,8 +295,8 @@ DEVICE void finish(const Arguments& p, float (&d)[ROWS / 2][2][4], Shared a, int
     shared_store_float(to, shared_load_float(to) + own[0]);
 }
 
-// What does not change over a CTA's tiles: weights [9, C, SLICE], constants of the norms, zeros left and right of dy.
-// Of each 16 input channels, 4 t and 4 t + 1 come to columns 2 t and 2 t + 1 of the first product, the next to the second.
+// What is the same for all tiles: weights [9, C, SLICE], constants of the norms, zeros left and right of dy. Of 16
+// input channels, 4 t and 4 t + 1 are columns 2 t and 2 t + 1 of the first product, and the next two of the second.
 DEVICE void load_constant_parts(const Arguments& p, Shared base) {
     int64_t member = block_z();
     const bf16* weight = p.weight + member * p.weight_stride + block_y() * SLICE;
@@ -346,7 +349,7 @@ DEVICE void store_sums(const Arguments& p, Shared sums) {
 // The CTA's sum of dw: the shares of places added, then [C, 3, 3, SLICE] of [C, 3, 3, C].
 DEVICE void store_dw(const Arguments& p, float (&dw)[9][N_TILES][4], Shared scratch, int out, int in, int share) {
     if (SHARES == 2) {
-        static_assert(SHARES == 1 || SHARES * N_TILES * 9 * 4 * 64 * WARPS / 4 <= A, "room for half of the warps");
+        static_assert(SHARES == 1 || WARPS / 2 * 9 * N_TILES * 4 * 128 <= A, "room for half of the warps");
         Shared at = scratch + (warp() % (WARPS / 2) * 9 * N_TILES * 4 * 32 + lane()) * 4;
         UNROLL
         for (int e = 0; e < 9 * N_TILES * 4; e++)
@@ -376,7 +379,8 @@ KERNEL(backward, Arguments, THREADS, CTAS) {
     int end = start + TILES * TILE_ROWS < rows ? start + TILES * TILE_ROWS : rows;
     int64_t member_at = block_z() * p.rows * (W * C);
     int group = warp() % GROUPS, block = warp() / GROUPS;  // of dx
-    int out = warp() % (C / 16), in = warp() / (C / 16) % COLUMNS * N_TILES, share = warp() / (C / 16 * COLUMNS);  // dw
+    int out = warp() % (C / 16), in = warp() / (C / 16) % COLUMNS * N_TILES;  // of dw
+    int share = warp() / (C / 16 * COLUMNS);
     float dw[9][N_TILES][4] = {};
     load_constant_parts(p, base);
     sync_cta();
@@ -397,7 +401,8 @@ KERNEL(backward, Arguments, THREADS, CTAS) {
         }
         ROLLED
         for (int part = 0; part < BLOCKS / SHARES * 8; part += ROWS) {
-            int own = share * (BLOCKS / SHARES) + part / 8, row = own / STRIPS * 8 + part % 8, column = own % STRIPS * 8;
+            int own = share * (BLOCKS / SHARES) + part / 8;
+            int row = own / STRIPS * 8 + part % 8, column = own % STRIPS * 8;
             if (first + row >= rows) break;
             bool top = (first + row) % H == 0, bottom = (first + row + ROWS) % H == 0;
             product_dw(dw, base + DY, base + A, row, column, out, in, top, bottom);

@@ -94,6 +94,9 @@ def by_kernel(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """`gradients` by the kernel: on a GPU, or in the emulator."""
     M, N, H, W, C = x.shape
+    norms = [each for norm in (y, u) if norm is not None for each in (norm.x, norm.stats)]
+    if not all(each.is_contiguous() for each in (g, x, made_M2C, stats_M4C, residual, *norms) if each is not None):
+        raise ValueError("activations, statistics and sums need to be contiguous")
     weight = weight_MOHWI.to(x.dtype)
     if not weight[0].is_contiguous() or weight.data_ptr() % 4 or weight.stride(0) % 2:
         weight = weight.contiguous()
