@@ -63,6 +63,7 @@ def _benchmark(name: str, gpu: str, cpu: str) -> tuple[tuple[str, ...], tuple[st
     return tuple(each[0]), tuple(each[1])
 
 
+_TRITON_TESTS = [f"tests/kernels/test_{name}.py" for name in ("stacked", "interpolate", "sgd", "augment", "combine")]
 _MEMCHECK = "compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9"
 _SMALL = "--batch 16 --batches 2 --least 2 --rounds 2"
 _POPULATION = "--data {data} --baselines {engines} --members"
@@ -70,9 +71,9 @@ STEPS = {
     "versions": Step(15, ("-m", "benchmarks.machine"), ("-m", "benchmarks.machine")),
     "numbers": Step(80, *_benchmark("numbers", "", "--members 2 --steps 1 --batch 16 --width 0.25")),
     "population": Step(
-        90,
+        110,
         *_benchmark(
-            "throughput", f"{_POPULATION} 1,64,256 --batches 390 --least 24 --rounds 5 --minutes 1.2",
+            "throughput", f"{_POPULATION} 1,64,256 --batches 390 --least 24 --rounds 5 --minutes 1.5",
             f"{_POPULATION} 1,2 {_SMALL}",
         ),
     ),
@@ -91,13 +92,15 @@ STEPS = {
             "--pairs 4,8 --match rows --apart 1 --rounds 3",
         ),
     ),
-    "tune": Step(45, *_benchmark("tune", "--seconds 40", "--seconds 20")),
+    "tune": Step(40, *_benchmark("tune", "--seconds 35", "--seconds 20")),
     "gpu-tests": Step(30, (*PYTEST, "-m", "gpu", "{gpu_tests}")),
-    "kernel-tests": Step(55, (*PYTEST, "{parallel}", "tests/kernels")),
+    "kernel-tests": Step(40, (*PYTEST, "{parallel}", *_TRITON_TESTS)),
     "memcheck": Step(
-        15,
-        (*PYTEST, "-x", "tests/kernels/test_interpolate.py", "tests/kernels/test_stacked.py", "-k",
-         "evenly_spaced or diverged"),
+        20,
+        (
+            *PYTEST, "-x", "tests/kernels/test_interpolate.py", "tests/kernels/test_stacked.py",
+            "tests/engine/test_halo_engine.py", "-k", "evenly_spaced or diverged or on_a_gpu",
+        ),
         tool=tuple(_MEMCHECK.split()),
     ),
     "memory": Step(
@@ -108,7 +111,7 @@ STEPS = {
         ),
     ),
     "evaluation": Step(
-        25,
+        20,
         *_benchmark(
             "evaluation", "--data {data} --alphas 6 --images 5000 --baselines fastwi,autocast-static",
             "--data {data} --alphas 2 --images 16 --batch 8 --rounds 1 --baselines fastwi",

@@ -102,3 +102,16 @@ def test_steps_and_their_files(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in shown[-4:-1]] == [["good", "passed"], ["bad", "FAILED:"], ["absent", "left"]]
     assert device_check.main([f"--out={tmp_path}/out", "good"]) == 0
+
+
+def test_the_clocks_of_a_busy_gpu():
+    lines = [
+        "0, 345, 3201, 75.10, 31, 0x0000000000000001\n",
+        "87, 1980, 3201, 512.31, 55, 0x0000000000000000\n",
+        "99, 1755, 3201, 698.90, 61, 0x0000000000000004\n",
+        "99, 1755, 32",
+    ]
+    (shown,) = device_check._busy(iter(lines))
+    assert "2 busy samples: SM 1755 - 1980 MHz" in shown
+    assert "699 W and 61 C; slowed by: power cap" in shown
+    assert not list(device_check._busy(iter(lines[:1])))
