@@ -58,8 +58,10 @@ def test_command_lines_are_accepted(name, on_gpu, tmp_path, monkeypatch):
 def test_a_step_that_runs_too_long_is_interrupted_with_its_children(tmp_path, capsys, monkeypatch):
     program = tmp_path / "program.py"
     program.write_text(
-        "import subprocess, sys, time\n"
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the child\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n    print(child.pid, flush=True)\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    print('kept')\n    raise SystemExit(130)\n"
     )
