@@ -77,15 +77,19 @@ class Resources:
         return self._engines[kind].with_settings(Settings.of(config))
 
     def tried_engine(self, config: Config) -> Engine:
-        """`engine`, once it has tried a network of the user's own. ConfigError where that fails."""
+        """`engine`, once it has tried a network of the user's own. ConfigError where that fails.
+
+        Whatever engine.name: auto chose but `loop` is tried with any network, and where it fails, `loop` it is.
+        """
         (train, test), engine = self.splits(config), self.engine(config)
         kind = (config.model, config.engine, config.optimizer.batch_size, config.data)
-        if is_own(config.model.name) and kind not in self._tried:
+        chosen = config.engine.name == "auto" and not isinstance(engine, LoopEngine)
+        if (chosen or is_own(config.model.name)) and kind not in self._tried:
             network = self.network(config)
             try:
                 try_training(engine, config, network, train, test)
             except ConfigError:
-                if config.engine.name != "auto" or isinstance(engine, LoopEngine):
+                if not chosen:
                     raise
                 engine = self._engines[self._kind(config)] = LoopEngine(network, Settings.of(config))
                 try_training(engine, config, network, train, test)

@@ -31,7 +31,7 @@ _MOST_NAMED = 12
 def engine_text(engine: Engine, planned: PlannedSweep) -> str:
     """What a run or a sweep is computed by, in words."""
     resolved, auto = engine.resolved, planned.auto
-    text = f"{resolved.backend} on {resolved.device}, {str(resolved.dtype).removeprefix('torch.')}"
+    text = f"{engine.name}, {resolved.backend} on {resolved.device}, {str(resolved.dtype).removeprefix('torch.')}"
     if auto:
         text += f" (engine.precision: auto is {auto.precision}: {auto.reason})"
     if resolved.backend == "compile":
