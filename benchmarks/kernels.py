@@ -1,4 +1,4 @@
-"""Triton kernels compiled for GPUs that need not be there, and the roofline of the `stacked` engine.
+"""Triton kernels compiled for GPUs that need not be there, and the roofline of the `stacked` engine, or of `halo`.
 
 For the installed Triton and each directory in --triton (made by pip install --target DIR; several with commas), and
 for each compute capability in --archs: registers, spills, shared memory, CTAs an SM, loads and stores (instructions
@@ -12,7 +12,6 @@ import base64
 import itertools
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ _TRACED = 2  # members of the traced step; launches have CTAs and bytes in propo
 def main(
     report: Report, triton: str = "", archs: tuple[int, ...] = (80, 90, 100), gpus: tuple[str, ...] = tuple(GPUS),
     members: tuple[int, ...] = (1, 64), model: str = "resnet20", width: float = 1.0, batch: int = 128,
-    image: int = 32, precision: str = "bf16",
+    image: int = 32, precision: str = "bf16", engine: str = "stacked",
 ) -> None:  # fmt: skip
     """A table of kernels for each Triton and capability, one of limits for each GPU, then the engine's bounds."""
     directories = [Path(text).resolve() for text in filter(None, triton.split(","))]
@@ -53,7 +52,7 @@ def main(
     for place in ("", *map(str, directories)):
         traced = fresh(
             kernels_traced.__file__, "trace", triton=place, archs=archs, model=model, width=width, members=_TRACED,
-            batch=batch, image=image, precision=precision,
+            batch=batch, image=image, precision=precision, engine=engine,
         )  # fmt: skip
         version, tool = f"Triton {traced['triton']}", find_cuobjdump(traced["directory"])
         codes = {key: read_cubin(base64.b64decode(text), tool) for key, text in traced["cubins"].items()}
@@ -76,7 +75,7 @@ def main(
                     "all_limits_images_per_s": images / seconds,
                 })  # fmt: skip
                 points.setdefault(f"{name}, {version}", {})[count] = [images / seconds] * 3
-    title = f"stacked, {model}, batch {batch}, {precision}: images/s at most; not measured"
+    title = f"{engine}, {model}, batch {batch}, {precision}: images/s at most; not measured"
     report.add(title, bounds, points=points, unit="images/s at most")
 
 
@@ -97,8 +96,7 @@ def _limits(
         seconds, total = seconds + least, total + moved
 
     for facts, key in found["step"]:
-        launch = Launch(**facts)
-        launch = replace(launch, ctas=round(launch.ctas * scale), moved=round(launch.moved * scale))
+        launch = Launch(**facts).scaled(scale)
         by = limits(launch, codes[key], gpu)
         add(launch.name, launch.moved, launch.ctas, by, max(*by.values(), NODE_S))
     for name, moved in found["others"]:

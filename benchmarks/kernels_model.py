@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class Launch:
     """One launch of a kernel: `ctas` of `warps` warps and `shared` bytes of dynamic shared memory.
 
     `trips` of its main loop; `macs` are the multiply-adds of a trip of a CTA, and `moved` the bytes that it must
-    read from memory and write to it. `count`: how often a step launches the like.
+    read from memory and write to it. `count`: how often a step launches the like. `inner`: trips of the loops within
+    the main loop, in their order. No launch of the like has more than `most_ctas`; each then has more trips.
     """
 
     name: str
@@ -64,6 +65,14 @@ class Launch:
     trips: float = 1
     macs: int = 0
     count: int = 1
+    inner: Sequence[float] = ()
+    most_ctas: int = 2**31
+
+    def scaled(self, factor: float) -> "Launch":
+        """The launch for `factor` times as many members."""
+        ctas = round(self.ctas * factor)
+        few = min(ctas, self.most_ctas)
+        return replace(self, ctas=few, trips=self.trips * ctas / few, moved=round(self.moved * factor))
 
 
 @dataclass(frozen=True)
@@ -83,19 +92,38 @@ class Code:
     instructions: Sequence[tuple[int, str, str]]
 
     @functools.cached_property
-    def main_loop(self) -> range:
-        """Places of the longest loop's instructions; empty without a loop."""
+    def loops(self) -> list[range]:
+        """Places of each loop's instructions, in order."""
         places = {address: place for place, (address, *_) in enumerate(self.instructions)}
-        longest = range(0)
+        found = []
         for place, (_, mnemonic, operands) in enumerate(self.instructions):
             target = re.search(r"0x([0-9a-f]+)\s*$", operands) if mnemonic.startswith("BRA") else None
             first = places.get(int(target[1], 16), place) if target else place
-            if place - first + 1 > len(longest) and first < place:
-                longest = range(first, place + 1)
-        return longest
+            if first < place:
+                found.append(range(first, place + 1))
+        return sorted(found, key=lambda loop: (loop.start, -loop.stop))
+
+    @functools.cached_property
+    def main_loop(self) -> range:
+        """Places of the longest loop's instructions; empty without a loop."""
+        return max(self.loops, key=len, default=range(0))
 
     def times(self, launch: Launch) -> list[float]:
-        """How often a warp executes each instruction. A loop that is unrolled n times has n times fewer trips."""
+        """How often a warp executes each instruction. A loop that is unrolled n times has n times fewer trips.
+
+        Of `launch.inner` the first have no loop where the compiler unrolled them. Raises ValueError for more loops.
+        """
+        if launch.inner:
+            inner = [loop for loop in self.loops if loop != self.main_loop and loop.start in self.main_loop]
+            executed = [
+                float(launch.trips if place in self.main_loop else 1) for place in range(len(self.instructions))
+            ]
+            if len(inner) > len(launch.inner):
+                raise ValueError(f"{launch.name} has {len(inner)} loops within its main loop, not {launch.inner}")
+            for loop, trips in zip(reversed(inner), reversed(launch.inner), strict=False):
+                for place in loop:
+                    executed[place] *= trips
+            return executed
         in_loop = sum(_macs(self.instructions[place], launch.warps) for place in self.main_loop)
         unrolled = max(1, round(in_loop / launch.macs)) if launch.macs else 1
         return [

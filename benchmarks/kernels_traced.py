@@ -1,7 +1,7 @@
-"""Every Triton kernel of a training step, compiled for a GPU that is not there.
+"""Every kernel of a training step, compiled for a GPU that is not there.
 
-The `stacked` engine's own step runs on tensors without values ("meta") behind a driver that pretends to be a
-GPU: launches are compiled as for that GPU and recorded, and nothing is executed. So grids, tiles, alignment and
+The `stacked` or `halo` engine's own step runs on tensors without values ("meta") behind a driver that pretends to
+be a GPU: launches are compiled as for that GPU and recorded, and nothing is executed. So grids, tiles, alignment and
 specialisation are those of the engine's code. What a step lacks is called in the same way.
 
 A process imports this module for one Triton: `trace` must run before anything else imports fastwi's kernels.
@@ -24,6 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.kernels_model import Launch
 
 IN_PLACE = {"weights_MP", "momentum_MP"}  # arguments that are read and written
+HALO_BACKWARD_TRIPS = {16: (1, 2, 3, 4), 32: (1, 2, 3, 8), 64: (4, 2, 3, 8)}
+"""By channels: trips of the loops within backward.cu's loop over tiles, for the images of a CIFAR ResNet. They load
+dy, go over halves of dx, its columns of taps, and pieces of dw."""
 NODES_NEVER = ("empty", "new_empty", "detach", "alias", "_unsafe_view", "lift", "_reshape_alias")
 
 
@@ -83,6 +86,7 @@ def recorded(arch: int) -> Iterator[Recorder]:
     from triton.runtime.jit import JITFunction
 
     from fastwi.kernels import gpu
+    from fastwi.kernels.halo import backward, build, conv
 
     recorder, run, has_triton = Recorder(arch), JITFunction.run, gpu.has_triton
     vars_of: Any = gpu
@@ -95,6 +99,14 @@ def recorded(arch: int) -> Iterator[Recorder]:
         recorder.outputs += named["y_MRO"].numel() if "y_MRO" in named else 0
         recorder.launches.append(Recorded(launch, kernel.hash, asm["ptx"], asm["cubin"]))
 
+    def record_halo(kernel: Any, grid: tuple[int, int, int], *arguments: Any) -> None:
+        launch = _halo_launch(kernel, grid, arguments)
+        recorder.outputs += arguments[2].numel() if kernel.name == "forward" else 0
+        recorder.launches.append(Recorded(launch, repr(kernel), "", build.cubin(kernel, f"sm_{arch}")))
+
+    for module in (conv, backward):  # for good: a process traces and ends
+        vars_of_module: Any = module
+        vars_of_module.launch, vars_of_module.runs_here = record_halo, lambda device: True
     driver.set_active(recorder)
     JITFunction.run = record
     vars_of.has_triton = lambda device: True
@@ -105,18 +117,21 @@ def recorded(arch: int) -> Iterator[Recorder]:
 
 
 def training_step(
-    model: str, width: float, members: int, batch: int, image: int, precision: str
+    model: str, width: float, members: int, batch: int, image: int, precision: str, engine: str
 ) -> Callable[[], None]:
-    """A step of the `stacked` engine as a GPU runs it, on tensors without values."""
+    """A step of the engine as a GPU runs it, on tensors without values."""
     from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
     from fastwi.data.resident import ResidentDataset
     from fastwi.engine.base import Settings
+    from fastwi.engine.halo import HaloEngine
     from fastwi.engine.program import Program
     from fastwi.engine.stacked import StackedEngine
     from fastwi.models.registry import build_model
     from fastwi.population import Layout
 
-    class Pretended(StackedEngine):
+    kind: Any = {"stacked": StackedEngine, "halo": HaloEngine}[engine]
+
+    class Pretended(kind):  # type: ignore[misc]
         def _must_be_exact(self) -> bool:
             return False
 
@@ -125,12 +140,12 @@ def training_step(
         EngineConfig(device="cpu", precision=precision, backend="eager"),
         OptimizerConfig(batch_size=batch), ScheduleConfig(), AugmentConfig(),
     )  # fmt: skip
-    engine = Pretended(network, settings)
+    made = Pretended(network, settings)
     images = torch.zeros(4 * batch, image, image, 3, dtype=torch.uint8, device=meta)
     labels = torch.zeros(4 * batch, dtype=torch.int64, device=meta)
     dataset = ResidentDataset(images, labels, torch.zeros(3, 256, device=meta), 10)
     layout = Layout.of(network)
-    program = Program(layout, members, dataset, engine.dtype, settings, engine._make_gradients, engine._counted)
+    program = Program(layout, members, dataset, made.dtype, settings, made._make_gradients, made._counted)
     return program._run
 
 
@@ -178,6 +193,7 @@ def apart(members: int, batch: int, parameters: int = 271_098) -> Callable[[], N
 
 def trace(
     triton: str, archs: list[int], model: str, width: float, members: int, batch: int, image: int, precision: str,
+    engine: str = "stacked",
 ) -> dict[str, Any]:  # fmt: skip
     """The launches of a step and of `apart` for each of `archs` by the Triton in directory `triton` ("": installed).
 
@@ -188,7 +204,7 @@ def trace(
     if triton:
         sys.path.insert(0, str(Path(triton).resolve()))
     module = importlib.import_module("triton")
-    step, more = training_step(model, width, members, batch, image, precision), apart(members, batch)
+    step, more = training_step(model, width, members, batch, image, precision, engine), apart(members, batch)
     ptx: dict[str, str] = {}
     cubins: dict[str, str] = {}
     found: dict[str, Any] = {}
@@ -238,6 +254,26 @@ def _launch(function: Any, named: Mapping[str, Any], ctas: int, warps: int, shar
     elif kernel == "combine":
         trips, moved = sizes["T"] / sizes["L"], 4 * sizes["P"] * (sizes["T"] + sizes["L"])
     return Launch(_name(module, kernel, named, sizes), ctas, warps, shared, moved, trips, macs)
+
+
+def _halo_launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...]) -> Launch:
+    """The facts of a launch of a halo kernel."""
+    from fastwi.kernels.halo import backward, conv
+
+    size, ctas = dict(kernel.constants), math.prod(grid)
+    tensors = {id(each): each for each in arguments if isinstance(each, torch.Tensor)}
+    moved, channels, warps = sum(map(_bytes, tensors.values())), size["C"], kernel.threads // 32
+    if kernel.name == "forward":
+        x, tiles = arguments[0], conv.tiles_of(kernel, arguments[-1])
+        name = f"halo forward {channels}" + " norm" * (arguments[3] is not None)
+        macs, most = x[0].numel() // tiles * channels * 9, conv.most_ctas(channels)
+        return Launch(name, ctas, warps, kernel.shared_bytes, moved, tiles / grid[0], macs, 1, (), most)
+    norms = (" from its norm" if arguments[1] is not None else "", " norm" if arguments[6] is not None else "")
+    name = f"halo backward {channels}{''.join(norms)}{' residual' if arguments[10] is not None else ''}"
+    macs = backward._PLACES * channels * size["SLICE"] * 9 * 2
+    return Launch(
+        name, ctas, warps, kernel.shared_bytes, moved, size["TILES"], macs, 1, HALO_BACKWARD_TRIPS[channels]
+    )
 
 
 def _name(module: str, kernel: str, named: Mapping[str, Any], sizes: Mapping[str, int]) -> str:

@@ -1,6 +1,7 @@
 """The roofline: a kernel's figures and limits from machine code that is written here, and the benchmark's tables."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,24 @@ def test_limits_of_a_launch():
 def test_an_unrolled_loop_has_fewer_trips():
     half = Launch("some", 1, 4, 0, 0, trips=5, macs=32 * 16 * 16)  # the loop's one product does two trips
     assert sum(CODE.times(half)) == 6 + 4 * 5 / 2
+
+
+def test_loops_within_the_main_loop():
+    """Instructions 1 to 7, of them 2 to 5, of those 3 and 4; the compiler has unrolled another loop away."""
+    jumps = {4: "0x30", 5: "0x20", 7: "0x10"}
+    code = [(16 * i, "BRA" if i in jumps else "FADD", f" {jumps.get(i, 'R0, R1, R2')} ") for i in range(9)]
+    nested = Code(Usage(32, 0, 0), [*code, (0x90, "EXIT", " ")])
+    assert nested.main_loop == range(1, 8)
+    launch = Launch("some", 1, 4, 0, 0, trips=10, inner=(99, 2, 3))
+    assert nested.times(launch) == [1, 10, 20, 60, 60, 20, 10, 10, 1, 1]
+    with pytest.raises(ValueError, match="2 loops within"):
+        nested.times(replace(launch, inner=(2,)))
+
+
+def test_a_launch_for_more_members():
+    some = Launch("some", 8, 4, 0, 1000, trips=2, most_ctas=20)
+    assert some.scaled(2) == replace(some, ctas=16, moved=2000)
+    assert some.scaled(5) == replace(some, ctas=20, moved=5000, trips=4)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def by_kernel(
     y = torch.empty_like(x_MNHWI)
     moments = y.new_empty((g.M, tiles, 3, g.CO), dtype=torch.float32) if statistics else None
     # Any number of CTAs gives the same numbers: each keeps its weights and takes every so many-th tile.
-    ctas = max(1, min(tiles, _WAVES * _CTAS[g.CI] * _MULTIPROCESSORS // g.M))
+    ctas = max(1, min(tiles, most_ctas(g.CI) // g.M))
     launch(kernel, (ctas, g.M, 1), x_MNHWI, weight, y, stats_M4I, moments, weight.stride(0), g.N)
     return y, moments
 
@@ -78,6 +78,11 @@ def forward_kernel(geometry: Geometry, prologue: bool, relu: bool, statistics: b
         "PROLOGUE": int(prologue), "RELU": int(relu), "STATISTICS": int(statistics),
     }  # fmt: skip
     return Kernel("forward.cu", "forward", threads, shared, tuple(constants.items()))
+
+
+def most_ctas(channels: int) -> int:
+    """CTAs of all members from which on each has several tiles, so that it loads the weights once for them."""
+    return _WAVES * _CTAS[channels] * _MULTIPROCESSORS
 
 
 def tiles_of(kernel: Kernel, images: int) -> int:
