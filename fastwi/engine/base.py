@@ -328,21 +328,16 @@ class Backward:
         losses = self._loss(self._forward({**self._leaves, **self._buffers}, x), labels)
         scaled = losses if scale is None else losses * scale
         # Ones: the gradients of the sum of all losses, without the sum.
-        made = torch.autograd.grad(
-            [scaled], list(self._leaves.values()), [torch.ones_like(scaled)], allow_unused=True
-        )
-        copies: dict[
-            torch.dtype, tuple[list[Tensor], list[Tensor]]
-        ] = {}  # of one dtype, a GPU copies them all at once
+        ones, leaves = torch.ones_like(scaled), list(self._leaves.values())
+        made = torch.autograd.grad([scaled], leaves, [ones], allow_unused=True)
+        copies: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
         for (name, row), gradient in zip(self._gradients.items(), made, strict=True):
             if (gradient is None) != (name in self._written):
                 raise RuntimeError(f"parameter {name!r} has {'no gradient' if gradient is None else 'two gradients'}")
             if gradient is not None:
-                rows, gradients = copies.setdefault(gradient.dtype, ([], []))
-                rows.append(row)
-                gradients.append(gradient)
-        for rows, gradients in copies.values():
-            torch._foreach_copy_(rows, gradients)
+                copies.setdefault(gradient.dtype, []).append((row, gradient))
+        for pairs in copies.values():  # a GPU copies all of one dtype by one launch
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
         return losses.detach()
 
 

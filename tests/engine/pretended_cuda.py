@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastwi.engine import base, device, stacked
+from fastwi.engine import base, captured, device, stacked
 from fastwi.kernels import gpu
 
 CUDA, META, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
@@ -31,7 +31,7 @@ SIZED_BY_DATA = {"nonzero", "masked_select", "_unique", "_unique2", "unique_dim"
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "detach"}
 LAUNCH_OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
 # Arguments whose rows a kernel takes for aligned to so many bytes.
-CLAIMS = {"ALIGN": ("weights_MP", "gradient_MP", "momentum_MP"), "LOW_ALIGN": ("low_MP",), "ALIGNED": ("w_MOK",)}
+CLAIMS = {"ALIGN": ("weights_MP", "gradient_MP", "momentum_MP"), "LOW_ALIGN": ("low_MP",), "ALIGNED": ("w_MOK", "row_MF")}
 Launch = tuple[Any, ...]
 
 
@@ -66,7 +66,7 @@ class Graph:
 
 
 class PretendedCuda(TorchDispatchMode):
-    """The device. `launches` are those of operations and kernels, `reads` the host's, which are answered with 0."""
+    """The device. `launches` are those of operations and kernels, `reads` those of the host, of ones or zeros."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,14 @@ class PretendedCuda(TorchDispatchMode):
             self._refuse_in_capture(name, here, bool(there) or kwargs.get("device") == CPU)
         if name in READS and here:
             self.reads.append(name)
-            return torch.zeros((), dtype=here[0].dtype).item() if name == "_local_scalar_dense" else False
+            return (
+                torch.ones((), dtype=here[0].dtype).item()
+                if here[0].dtype != torch.bool and len(here) == 1
+                else False
+            )
+        if name == "nonzero" and here:
+            self.reads.append(name)
+            return here[0].new_empty((0, here[0].dim()), dtype=torch.int64)
         if copies and here and (kwargs.get("device") == CPU or (name == "copy_" and not args[0].is_meta)):
             self.reads.append(name)
             made = torch.zeros(here[0].shape, dtype=kwargs.get("dtype") or here[0].dtype)
@@ -244,7 +251,10 @@ class _Names(TorchFunctionMode):
             return self._pretended.address(args[0])
         if func is torch.device:
             return func(*args, **(kwargs or {}))
-        return func(*map(_meta, args), **{key: _meta(value) for key, value in (kwargs or {}).items()})
+        kwargs = {key: _meta(value) for key, value in (kwargs or {}).items() if key != "pin_memory"}
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == META:  # they copy from the CPU
+            return func(*args, **(kwargs | {"device": CPU})).to(META)
+        return func(*map(_meta, args), **kwargs)
 
 
 def _meta(value: Any) -> Any:
@@ -292,6 +302,7 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
             patch.setattr(torch.cuda, name, value)
         patch.setattr(gpu, "has_triton", lambda device: device.type == "cuda")
         patch.setattr("triton.runtime.jit.KernelInterface.__getitem__", launcher)
+        patch.setattr(captured, "free_memory", lambda _: None)
         for module in (device, base, stacked):
             patch.setattr(module, "compiled", lambda function, device: function)
         names, run_backward = _Names(pretended), torch.autograd._engine_run_backward

@@ -1,0 +1,187 @@
+"""All that runs on a GPU, on a pretended one: devices, reads by the host, captures, and how much is launched.
+
+Without values: numbers are compared elsewhere, by the same code on a CPU and by the Triton kernels, interpreted.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from pretended_cuda import Graph, PretendedCuda, Refused, pretended_cuda
+from trained_networks import AUGMENT, BATCH, NETWORKS, SCHEDULE, SIZE, build
+
+from fastwi.analysis import (
+    Evaluator,
+    Recomputation,
+    el2n_scores,
+    ensemble_scores,
+    evaluate_blocks,
+    evaluate_line,
+    function_distances,
+    split_scores,
+    tangent_departure,
+    weight_distances,
+)
+from fastwi.config.schema import EngineConfig, OptimizerConfig
+from fastwi.data.noise import Noise
+from fastwi.data.resident import ResidentDataset
+from fastwi.engine.base import Engine, Epoch, Settings
+from fastwi.engine.choose import ENGINES
+from fastwi.models.registry import build_model
+from fastwi.population import Layout, Population
+
+OPTIMIZERS = {
+    "momentum": OptimizerConfig(BATCH, 0.05, 0.9, 1e-3),
+    "nesterov": OptimizerConfig(BATCH, 0.05, 0.9, 1e-3, True),
+    "plain": OptimizerConfig(BATCH, 0.05, 0.0, 0.0),
+}
+
+
+@pytest.fixture
+def cuda() -> Iterator[PretendedCuda]:
+    with pretended_cuda() as device:
+        yield device
+
+
+IMAGES = 2 * BATCH + 1  # two steps
+# torch.autocast, by which `loop` and `graph` run networks of other modules, has no form for a pretended device.
+NETWORKS_OF = [
+    (engine, network, precision)
+    for engine in ENGINES
+    for network in NETWORKS
+    for precision in ("fp32", "bf16", "fp16")
+    if network == "residual" or precision == "fp32" or (engine == "stacked" and precision == "bf16")
+]
+
+
+def model_of(network: str) -> torch.nn.Module:
+    return build(network, 0) if network in NETWORKS else build_model(network, 10, width=0.25)
+
+
+def make(engine: str, network: str, precision: str, optimizer: OptimizerConfig, **more: Any) -> Engine:
+    config = EngineConfig(device="cuda", precision=precision, backend="eager", evaluation_batch=8, **more)
+    return ENGINES[engine](model_of(network), Settings(config, optimizer, SCHEDULE, AUGMENT))
+
+
+def dataset() -> ResidentDataset:
+    images = torch.zeros(IMAGES, SIZE, SIZE, 3, dtype=torch.uint8, device="cuda")
+    labels = torch.zeros(IMAGES, dtype=torch.int64, device="cuda")
+    return ResidentDataset(images, labels, torch.zeros(3, 256, device="cuda"), 10)
+
+
+def population(network: str, members: int) -> Population:
+    return Population.zeros(Layout.of(model_of(network)), members, "cuda")
+
+
+@pytest.mark.parametrize(("engine", "network", "precision"), NETWORKS_OF)
+def test_an_engine_reads_results_alone(cuda, engine, network, precision):
+    """Two epochs, evaluation and statistics: the host waits at the end of each, and `loop` in fp16 for each step."""
+    made, data, members = make(engine, network, precision, OPTIMIZERS["momentum"]), dataset(), population(network, 2)
+    for epoch in range(2):
+        made.train_epoch(members, data, [Noise(m) for m in range(2)], epoch)
+    a_step = 2 if precision == "fp16" else 0
+    assert len(cuda.reads) == 2 * (2 * (1 + a_step) if engine == "loop" else 1)
+    if engine != "loop":
+        (graph,) = cuda.graphs
+        assert graph.replays == 4
+    cuda.reads.clear()
+    made.evaluate(members, data)
+    assert len(cuda.reads) == 1
+    recomputed = made.recompute_statistics(members, data, [Noise(m) for m in range(2)], 0)
+    assert recomputed.device == members.device
+    in_norms = engine != "stacked" and made._norms  # torch reads the count of batches for a plain mean
+    assert len(cuda.reads) == 1 + (2 * 2 * len(made._norms) if in_norms else 0)
+
+
+# Of a step of two members in bf16. Those of `stacked` are the same whatever the number of members.
+LAUNCHES = {("stacked", "resnet20"): 187, ("graph", "resnet20"): 321}
+STEPS_OF = [each for each in NETWORKS_OF if each[0] != "loop"]
+STEPS_OF += [("stacked", "resnet20", "bf16"), ("stacked", "wrn16_4", "fp16"), ("graph", "resnet20", "bf16")]
+
+
+@pytest.mark.parametrize(
+    ("engine", "network", "precision", "optimizer"),
+    [(*each, "momentum") for each in STEPS_OF]
+    + [("graph", "residual", "bf16", "nesterov"), ("stacked", "residual", "bf16", "nesterov")]
+    + [("graph", "residual", "fp32", "plain"), ("stacked", "residual", "fp16", "plain")],
+)
+def test_every_step_of_a_program_is_the_same(cuda, engine, network, optimizer, precision):
+    """Steps of one epoch and of another, with other draws and rates: a graph of one would do for all."""
+    made, data, members = make(engine, network, precision, OPTIMIZERS[optimizer]), dataset(), population(network, 2)
+    made.train_epoch(members, data, [Noise(0), Noise(1)], 0)
+    (program,) = made._programs.values()  # type: ignore[attr-defined]
+
+    def launches() -> list[Any]:
+        graph = Graph()
+        with cuda.capture(graph):
+            program._run()
+        return graph.launches
+
+    first = launches()
+    assert len(first) <= LAUNCHES.get((engine, network), 10**9)
+    assert launches() == first
+    assert cuda.graphs[0].launches == first
+    epoch = Epoch(data, [Noise(2), Noise(3)], 4, lambda _: None)
+    draws = made._stacked_draws(epoch.noises, epoch)  # type: ignore[attr-defined]
+    program.load(members, *draws, torch.full((2,), 0.3, device="cuda"))
+    assert launches() == first
+    for matrix in program.state.members.matrices:  # compiled code copies what is less aligned than the first row
+        assert not matrix.shape[1] or (matrix.stride(0) * matrix.element_size()) % 16 == 0
+
+
+def test_a_tensor_left_on_the_cpu_fails(cuda):
+    """Of the dataset and of the population, in evaluation and in a step."""
+    made, data, members = (
+        make("stacked", "residual", "fp32", OPTIMIZERS["plain"]),
+        dataset(),
+        population("residual", 2),
+    )
+    labels, table = torch.zeros(IMAGES, dtype=torch.int64), torch.zeros(3, 256)
+    for left in (dataclasses.replace(data, labels_N=labels), dataclasses.replace(data, table_C256=table)):
+        with pytest.raises(Refused, match="on the CPU"):
+            made.evaluate(members, left)
+    with pytest.raises(Refused, match="on the CPU"):
+        made.train_epoch(members, dataclasses.replace(data, table_C256=table), [Noise(0)] * 2, 0)
+    there = Population.zeros(members.layout, 2)
+    with pytest.raises(Refused, match="on the CPU"):
+        made.evaluate(there, data)
+
+
+def test_operations_on_populations(cuda):
+    """None reads from the GPU but those whose result is the host's."""
+    members = population("residual", 4)
+    others = members.clone_rows([0, 2, 1])
+    members.interpolation([(0, 1), (2, 3)], 0.25, momentum="average")()
+    members.lerp_rows_([(0, 1), (1, 2)], [0.5, 1.0], others, "keep")
+    members.combine([[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]], "average")
+    Population.averages([[(members, 0), (others, 1)]], [[0.5, 0.5]], "keep", into=others[2:])
+    Population.gather([(others, 0), (members, 3)], into=members[:2])
+    members[1:3].load_state_dict(0, build("residual", 1).state_dict())
+    assert cuda.reads == []
+    assert {"interpolate_kernel", "combine_kernel"} <= set(cuda.counts())
+    members.finite_M()
+    assert members.to("cpu").device.type == "cpu"
+    assert len(cuda.reads) == 1 + 4
+    for name, made in {**others.state_dict(1), **others.momentum(1)}.items():
+        assert made.is_cuda, name
+
+
+@pytest.mark.parametrize("engine", ["graph", "stacked"])
+def test_analyses(cuda, engine):
+    """Each runs on the GPU, and reads results alone."""
+    config = EngineConfig(name=engine, device="cuda", precision="fp32", backend="eager", evaluation_batch=8)
+    evaluator, data = Evaluator(build("residual", 0), config, batch_size=BATCH, augment=AUGMENT), dataset()
+    members, splits = population("residual", 3), {"test": data}
+    again = Recomputation(data)
+    both = ("averaged", "recomputed")
+    evaluate_line(evaluator, members[:2], splits, [0, 0.5, 1], treatments=both, recomputation=again)
+    evaluate_blocks(evaluator, members[:2], splits, [0.5])
+    weight_distances(members[:2], members[2:])
+    function_distances(evaluator, members, data)
+    tangent_departure(evaluator, members[:2], members[2:], data)
+    split_scores(evaluator, members, data, [0, 1] * 6 + [1])
+    ensemble_scores(evaluator, members, data)
+    el2n_scores(evaluator, members, data)
+    assert "_to_copy" in cuda.reads
