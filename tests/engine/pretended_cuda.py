@@ -31,7 +31,9 @@ SIZED_BY_DATA = {"nonzero", "masked_select", "_unique", "_unique2", "unique_dim"
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "detach"}
 LAUNCH_OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
 # Arguments whose rows a kernel takes for aligned to so many bytes.
-CLAIMS = {"ALIGN": ("weights_MP", "gradient_MP", "momentum_MP"), "LOW_ALIGN": ("low_MP",), "ALIGNED": ("w_MOK", "row_MF")}
+CLAIMS = {
+    "ALIGN": ("weights_MP", "gradient_MP", "momentum_MP"), "LOW_ALIGN": ("low_MP",), "ALIGNED": ("w_MOK", "row_MF"),
+}  # fmt: skip
 Launch = tuple[Any, ...]
 
 
@@ -144,11 +146,7 @@ class PretendedCuda(TorchDispatchMode):
             self._refuse_in_capture(name, here, bool(there) or kwargs.get("device") == CPU)
         if name in READS and here:
             self.reads.append(name)
-            return (
-                torch.ones((), dtype=here[0].dtype).item()
-                if here[0].dtype != torch.bool and len(here) == 1
-                else False
-            )
+            return torch.ones((), dtype=here[0].dtype).item() if name == "_local_scalar_dense" else name != "equal"
         if name == "nonzero" and here:
             self.reads.append(name)
             return here[0].new_empty((0, here[0].dim()), dtype=torch.int64)
