@@ -337,7 +337,7 @@ class Backward:
             if gradient is not None:
                 copies.setdefault(gradient.dtype, []).append((row, gradient))
         for pairs in copies.values():  # a GPU copies all of one dtype by one launch
-            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+            torch._foreach_copy_([row for row, _ in pairs], [gradient for _, gradient in pairs])
         return losses.detach()
 
 
