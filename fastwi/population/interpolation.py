@@ -36,7 +36,7 @@ class Interpolation:
         self._population, self._source, self._reset = population, source, momentum == "reset"
         device = population.device
         self._a_L, self._b_L = (torch.tensor(rows, dtype=torch.int64, device=device) for rows in (a_L, b_L))
-        self._alphas_L1 = alphas_L[:, None].to(device)
+        self._is_a_L1, self._is_b_L1 = ((alphas_L == end)[:, None].to(device) for end in (0, 1))
 
     def __call__(self) -> None:
         """Interpolate all pairs. Asynchronous on a GPU."""
@@ -44,7 +44,7 @@ class Interpolation:
             interpolate()
         if self._reset:
             self._population.momentum_MP.index_fill_(0, self._a_L, 0)
-        counters_MB, alphas_L1 = self._population.counters_MB, self._alphas_L1
+        counters_MB = self._population.counters_MB
         counts_a, counts_b = counters_MB[self._a_L], self._source.counters_MB[self._b_L]
-        counts = torch.where(alphas_L1 == 0, counts_a, torch.maximum(counts_a, counts_b))
-        counters_MB.index_copy_(0, self._a_L, torch.where(alphas_L1 == 1, counts_b, counts))
+        counts = torch.where(self._is_a_L1, counts_a, torch.maximum(counts_a, counts_b))
+        counters_MB.index_copy_(0, self._a_L, torch.where(self._is_b_L1, counts_b, counts))
