@@ -69,9 +69,9 @@ _SMALL = "--batch 16 --batches 2 --least 2 --rounds 2"
 _POPULATION = "--data {data} --baselines {engines} --members"
 STEPS = {
     "versions": Step(15, ("-m", "benchmarks.machine"), ("-m", "benchmarks.machine")),
-    "numbers": Step(80, *_benchmark("numbers", "", "--members 2 --steps 1 --batch 16 --width 0.25")),
+    "numbers": Step(75, *_benchmark("numbers", "", "--members 2 --steps 1 --batch 16 --width 0.25")),
     "population": Step(
-        110,
+        105,
         *_benchmark(
             "throughput", f"{_POPULATION} 1,64,256 --batches 390 --least 24 --rounds 5 --minutes 1.5",
             f"{_POPULATION} 1,2 {_SMALL}",
@@ -79,7 +79,7 @@ STEPS = {
     ),
     # In a process of its own: a profiler slows what runs after it.
     "kernels": Step(
-        70,
+        65,
         *_benchmark(
             "throughput", f"{_POPULATION} 1,64,256 --batches 64 --least 4 --rounds 1 --kernels 12",
             f"{_POPULATION} 1,2 {_SMALL} --kernels 12",
@@ -88,15 +88,15 @@ STEPS = {
     "interpolation": Step(
         30,
         *_benchmark(
-            "interpolation", "--pairs 256,1024 --match rows --apart 1 --rounds 9",
-            "--pairs 4,8 --match rows --apart 1 --rounds 3",
+            "interpolation", "--pairs 256,1024 --match fastwi --apart 1 --rounds 9",
+            "--pairs 4,8 --match fastwi --rounds 3",
         ),
     ),
-    "tune": Step(40, *_benchmark("tune", "--seconds 35", "--seconds 20")),
-    "gpu-tests": Step(30, (*PYTEST, "-m", "gpu", "{gpu_tests}")),
+    "tune": Step(25, *_benchmark("tune", "--seconds 20", "--seconds 20")),
+    "gpu-tests": Step(50, (*PYTEST, "{parallel}", "-m", "gpu", "{gpu_tests}")),
     "kernel-tests": Step(40, (*PYTEST, "{parallel}", *_TRITON_TESTS)),
     "memcheck": Step(
-        20,
+        35,
         (
             *PYTEST, "-x", "tests/kernels/test_interpolate.py", "tests/kernels/test_stacked.py",
             "tests/engine/test_halo_engine.py", "-k", "evenly_spaced or diverged or on_a_gpu",
@@ -104,9 +104,9 @@ STEPS = {
         tool=tuple(_MEMCHECK.split()),
     ),
     "memory": Step(
-        25,
+        20,
         *_benchmark(
-            "memory", "--data {data} --engines {engines} --members 8,32 --rounds 1",
+            "memory", "--data {data} --engines stacked --members 8,32 --rounds 1",
             "--data {data} --engines loop --members 1,2 --rounds 1 --batch 16 --width 0.25",
         ),
     ),

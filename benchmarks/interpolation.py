@@ -5,8 +5,8 @@ reference before anything is timed. Inputs are restored before every run, untime
 their names, and fastwi rows; separate networks are made only if no way of rows has it in its name. The floor is a
 copy's bandwidth over the 12 bytes of a float that must move.
 
---apart 1 adds a table of kernel and call apart: how long a call keeps the host, and what its kernels take by
-torch.profiler, beside the copy's kernel.
+On a GPU, --apart 1 adds a table of kernel and call apart: how long a call keeps the host, and what its kernels take
+by torch.profiler, beside the copy's kernel. (On a CPU the profiler does not see fastwi's own kernels.)
 """
 
 import functools
@@ -58,7 +58,7 @@ def main(
             title, "pairs", cases, rounds, reference=[OURS], again=OURS, each={"GB": bytes_each / GIGA},
             floors=[floor], at=at,
         )  # fmt: skip
-        if apart:
+        if apart and report.device.type == "cuda":
             rows = kernel_and_call(ways, floor, count, report.device)
             report.add(f"{title}: kernel and call apart", rows, [row | at for row in rows])
 

@@ -5,10 +5,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from benchmarks import device_check, evaluation, interpolation, kernel_times, memory, numbers, runner, tune
 from benchmarks.output import cell
@@ -23,7 +25,7 @@ TINY = {
     "coverage": "--parents=5,6 --datasets=20 --correlations=2 --resamples=100",
     "evaluation": "--device=cpu --alphas=4 --pieces=2 --images=16 --batch=8 --baselines=fastwi,again",
     "host": "--pairs=2 --rounds=2",
-    "interpolation": "--device=cpu --pairs=2 --rounds=2 --apart=1",
+    "interpolation": "--device=cpu --pairs=2 --rounds=2",
     "memory": "--device=cpu --members=1,2 --rounds=1 --engines=loop --batch=8 --width=0.25",
     "numbers": "--device=cpu --members=2 --steps=1 --batch=4 --width=0.0625",
     "planning": "--trajectories=100 --rounds=2",
@@ -89,11 +91,6 @@ def check_host(told):
 
 
 def check_interpolation(told):
-    apart = [row for row in told["measurements"] if "host_ms" in row]
-    assert {"fastwi rows", "AveragedModel"} <= {row["case"] for row in apart}
-    for row in apart:
-        assert row["kernel_pairs_per_s"] == pytest.approx(2e3 / row["kernels_ms"])
-    told["measurements"] = [row for row in told["measurements"] if row not in apart]
     rows = rows_of(told, "case")
     assert {("fastwi rows",), ("fastwi rows, again",), ("fastwi averages",), ("AveragedModel",)} <= set(rows)
     row = rows["torch.lerp, rows gathered",]
@@ -243,6 +240,18 @@ def test_numbers_that_are_off_are_found(seed):
     assert numbers.judge(numbers.compare(alike, alike), eager, 2.0, numbers.LEAST["fp32"]) == "members are alike"
 
 
+def test_kernel_and_call_apart(monkeypatch):
+    measured = {"copy": (9.0, 0.5, 1.0), "a way": (3.0, 0.25, 2.0)}
+    monkeypatch.setattr(interpolation, "of_calls", lambda runs, _device: {name: measured[name] for name in runs})
+    copy = interpolation.copy_floor(torch.device("cpu"), 2**27)  # which a copy in half a second passes 8 times
+    ways = {"a way": (lambda: None, lambda: None, list)}
+    (row,) = interpolation.kernel_and_call(ways, copy, 6, torch.device("cpu"))
+    assert row == {
+        "case": "a way", "host_ms": 3000, "kernels_ms": 250, "kernels_a_call": 2, "kernel_pairs_per_s": 24,
+        "of_copy_kernel_%": 300,
+    }  # fmt: skip
+
+
 def test_the_kernels_of_a_step_and_of_a_call():
     x = torch.rand(16, 16)
 
@@ -258,6 +267,15 @@ def test_the_kernels_of_a_step_and_of_a_call():
     measured = kernel_times.of_calls(calls, torch.device("cpu"))
     assert measured["two"][2] == 2 * measured["one"][2] > 0
     assert all(host > 0 and seconds > 0 for host, seconds, _ in measured.values())
+    events = [  # a GPU's: operators have their kernels' time too, and annotations span them
+        SimpleNamespace(device_type=kind, is_user_annotation=marked, key=key, self_device_time_total=us, count=count)
+        for kind, marked, key, us, count in (
+            (DeviceType.CPU, False, "aten::mm", 7, 2), (DeviceType.CUDA, True, "a step", 9, 1),
+            (DeviceType.CUDA, False, "void gemm", 3, 2), (DeviceType.CUDA, False, "copy", 4, 1),
+        )
+    ]  # fmt: skip
+    profiler = SimpleNamespace(key_averages=lambda: events)
+    assert kernel_times.kernels_of(profiler, torch.device("cuda")) == [("copy", 4e-6, 1), ("gemm", 3e-6, 2)]
     whole, *kernels = [{"kernel": name, "us_a_step": us} for name, us in (("all", 6), ("a", 3), ("b", 2), ("c", 1))]
     assert kernel_times.slowest([whole, *kernels], 1)[1:] == [kernels[0], {"kernel": "2 others", "us_a_step": 3}]
 
