@@ -178,6 +178,20 @@ class PretendedCuda(TorchDispatchMode):
         if there:
             raise Refused(f"{name}: on the CPU, so it is not in the graph")
 
+    def check_kernel(
+        self, name: str, grid: tuple[int, ...], given: dict[str, Any], rows_apart: bool
+    ) -> dict[str, Tensor]:
+        """The tensors among the arguments: on the device, and dense, or with dense rows where those may be apart."""
+        if not 1 <= len(grid) <= 3 or min(grid) < 1 or grid[0] >= 2**31 or max((*grid[1:], 0)) > 65535:
+            raise Refused(f"{name} has the grid {grid}")
+        tensors = {key: value for key, value in given.items() if isinstance(value, Tensor)}
+        for key, x in tensors.items():
+            if not x.is_meta:
+                raise Refused(f"{name} gets {key} on the CPU")
+            if not (x.is_contiguous() or (rows_apart and (x.dim() < 2 or x[0].is_contiguous()))):
+                raise Refused(f"{name} gets {key} with the strides {x.stride()}")
+        return tensors
+
     def launch_kernel(self, kernel: Any, grid: tuple[int, ...], values: Any, options: dict[str, Any]) -> None:
         """Check and record a launch of a Triton kernel."""
         name = kernel.__name__
@@ -185,15 +199,8 @@ class PretendedCuda(TorchDispatchMode):
         given |= {key: value for key, value in options.items() if key not in LAUNCH_OPTIONS}
         if len(values) > len(kernel.arg_names) or set(given) != set(kernel.arg_names):
             raise Refused(f"{name} takes {kernel.arg_names}, and gets {len(values)} and {sorted(options)}")
-        if not 1 <= len(grid) <= 3 or min(grid) < 1 or grid[0] >= 2**31 or max((*grid[1:], 0)) > 65535:
-            raise Refused(f"{name} has the grid {grid}")
-        tensors = {key: value for key, value in given.items() if isinstance(value, Tensor)}
-        strided = any("stride" in key for key in given)
+        tensors = self.check_kernel(name, grid, given, any("stride" in key for key in given))
         for key, x in tensors.items():
-            if not x.is_meta:
-                raise Refused(f"{name} gets {key} on the CPU")
-            if not (x.is_contiguous() or (strided and (x.dim() < 2 or x[0].is_contiguous()))):
-                raise Refused(f"{name} gets {key} with the strides {x.stride()}")
             for claim, names in CLAIMS.items():
                 rows = (self.address(x), x.stride(0) * x.element_size())
                 if key in names and claim in given and any(place % int(given[claim]) for place in rows):
@@ -269,6 +276,10 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
     def launcher(kernel: Any, grid: Any) -> Any:
         return lambda *values, **options: pretended.launch_kernel(kernel, grid, values, options)
 
+    def launch_halo(kernel: Any, grid: tuple[int, ...], *arguments: Any) -> None:
+        pretended.check_kernel(kernel.name, grid, {str(place): each for place, each in enumerate(arguments)}, True)
+        pretended.launch(kernel.name, (grid, kernel, arguments))
+
     def refuse_in_capture(*_: Any) -> None:
         if pretended._origin is not None:
             raise Refused("synchronize: the host waits for the GPU")
@@ -279,6 +290,7 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
         "current_device": lambda: 0,
         "get_device_name": lambda *_: properties.name,
         "get_device_properties": lambda *_: properties,
+        "get_device_capability": lambda *_: (properties.major, properties.minor),
         "is_bf16_supported": lambda *_, **__: True,
         "synchronize": refuse_in_capture,
         "empty_cache": lambda: None,
@@ -301,6 +313,10 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
         patch.setattr(gpu, "has_triton", lambda device: device.type == "cuda")
         patch.setattr("triton.runtime.jit.KernelInterface.__getitem__", launcher)
         patch.setattr(captured, "free_memory", lambda _: None)
+        for name in ("conv", "backward"):
+            patch.setattr(f"fastwi.kernels.halo.{name}.launch", launch_halo)
+        for name in ("kernels.halo.build", "engine.halo"):
+            patch.setattr(f"fastwi.{name}.missing", lambda _: None)
         for module in (device, base, stacked):
             patch.setattr(module, "compiled", lambda function, device: function)
         names, run_backward = _Names(pretended), torch.autograd._engine_run_backward
