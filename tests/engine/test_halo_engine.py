@@ -1,16 +1,19 @@
 """The `halo` engine against `stacked`: what its layers hand over, on the references and on the emulated kernels."""
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from pretended_cuda import Graph, pretended_cuda
 from torch import Tensor, nn
 from torch.nn import functional
 from trained_networks import BATCH, CLASSES, OPTIMIZER, SCHEDULE, draw_data, draw_momentum
 
 from fastwi.config.schema import AugmentConfig, EngineConfig
 from fastwi.data.noise import Noise
+from fastwi.data.resident import ResidentDataset
 from fastwi.engine import halo
 from fastwi.engine.base import Settings
 from fastwi.engine.halo import HaloEngine, HaloNetwork
@@ -21,7 +24,7 @@ from fastwi.kernels import stacked_norm
 from fastwi.kernels.compiler import compiler
 from fastwi.kernels.halo import backward, build, conv
 from fastwi.models.resnet import BasicBlock
-from fastwi.population import Population
+from fastwi.population import Layout, Population
 
 M = 2
 
@@ -200,6 +203,31 @@ def test_a_device_that_cannot_run_the_kernels_is_refused(monkeypatch):
     monkeypatch.setattr(StackedEngine, "__init__", on_a_gpu)
     with pytest.raises(ConfigError, match=r"engine\.name: halo needs a GPU of .* 7\.5; use stacked"):
         engine(HaloEngine)
+
+
+@pytest.mark.parametrize("kind", [StackedEngine, HaloEngine])
+def test_launches_of_a_captured_step(kind):
+    """On a pretended GPU: the host waits for nothing within a step, and two steps are the same launches."""
+    with pretended_cuda() as cuda:
+        made = engine(kind, device="cuda")
+        members = Population.zeros(Layout.of(Narrow()), M, "cuda")
+        images = torch.zeros(2 * BATCH, 8, 8, 3, dtype=torch.uint8, device="cuda")
+        labels = torch.zeros(2 * BATCH, dtype=torch.int64, device="cuda")
+        data = ResidentDataset(images, labels, torch.zeros(3, 256, device="cuda"), CLASSES)
+        made.train_epoch(members, data, [Noise(0), Noise(1)], 0)
+        (program,) = made._programs.values()
+        graph = Graph()
+        with cuda.capture(graph):
+            program._run()
+        assert cuda.graphs[0].launches == graph.launches
+        made.evaluate(members, data)
+    launched = Counter(launch[0] for launch in graph.launches)
+    # Left of `stacked`: the first convolution and the last block's two. Passes for the sums of gradients at the ends of
+    # the last two blocks. dx of these two convolutions, and of the norms behind the three.
+    counts = (4, 4, 3, 2, 2 + 3) if kind is HaloEngine else (0, 0, 7, 4, 6 + 7)
+    names = ("halo_forward", "halo_backward", "forward_kernel", "gradient_sums_kernel", "input_gradient_kernel")
+    assert tuple(launched[name] for name in names) == counts
+    assert cuda.counts()["halo_forward"] > 4 * (kind is HaloEngine) - 1
 
 
 @pytest.mark.gpu
