@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastwi.engine import base, captured, device, stacked
 from fastwi.kernels import gpu
-from fastwi.kernels.halo import backward, conv
 
 CUDA, META, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
 BLOCK = 512  # bytes: what the allocator gives starts on one
@@ -209,15 +208,6 @@ class PretendedCuda(TorchDispatchMode):
         _check_sizes(name, given, tensors)
         self.launch(name, (grid, list(given.values()), options))
 
-    def launch_halo(self, kernel: Any, grid: tuple[int, ...], *values: Any) -> None:
-        """Check and record a launch of a halo kernel."""
-        tensors = [value for value in values if isinstance(value, Tensor)]
-        if any(not x.is_meta or not x[0].is_contiguous() for x in tensors):
-            raise Refused(f"{kernel.name} gets a tensor on the CPU or with gaps within a member")
-        if len(grid) != 3 or min(grid) < 1 or max(grid[1:]) > 65535:
-            raise Refused(f"{kernel.name} has the grid {grid}")
-        self.launch(f"halo_{kernel.name}", (repr(kernel), grid, values))
-
 
 def _check_sizes(name: str, given: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Whether tensors have as many values as their names say, where the kernel is given those sizes: x_MRC."""
@@ -322,9 +312,6 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
             patch.setattr(torch.cuda, name, value)
         patch.setattr(gpu, "has_triton", lambda device: device.type == "cuda")
         patch.setattr("triton.runtime.jit.KernelInterface.__getitem__", launcher)
-        for module in (conv, backward):
-            patch.setattr(module, "launch", pretended.launch_halo)
-            patch.setattr(module, "runs_here", lambda device: device.type == "cuda")
         patch.setattr(captured, "free_memory", lambda _: None)
         for name in ("conv", "backward"):
             patch.setattr(f"fastwi.kernels.halo.{name}.launch", launch_halo)
