@@ -7,9 +7,10 @@ import abc
 import contextlib
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -243,16 +244,27 @@ class Engine(abc.ABC):
     def _average_statistics(self, population: Population, epoch: Epoch, steps: int) -> None:
         """Replace the statistics of `population`, which were reset, by their mean over `steps` batches."""
         self._model.train()
-        for norm in self._norms:
-            norm.momentum = None
-        for m, noise in enumerate(epoch.noises):
-            state = self._working_copy(population, m)
-            if m == 0 or noise != epoch.noises[m - 1]:  # many averages share one noise
-                draws = self._draws(noise, epoch)
-            with self._layers_draw(noise, epoch.number):
-                for x_NCHW, labels_N in self._batches(epoch.dataset, draws, steps):
-                    self._call(state, x_NCHW)
-                    epoch.report(len(labels_N))
+        calls = Counter[nn.Module]()
+
+        def take_plain_mean(norm: Any, _: object) -> None:
+            """As with momentum None, by which torch reads the count of calls from the device each time."""
+            calls[norm] += 1
+            norm.momentum = 1 / calls[norm]
+
+        hooks = [norm.register_forward_pre_hook(take_plain_mean) for norm in self._norms]
+        try:
+            for m, noise in enumerate(epoch.noises):
+                calls.clear()
+                state = self._working_copy(population, m)
+                if m == 0 or noise != epoch.noises[m - 1]:  # many averages share one noise
+                    draws = self._draws(noise, epoch)
+                with self._layers_draw(noise, epoch.number):
+                    for x_NCHW, labels_N in self._batches(epoch.dataset, draws, steps):
+                        self._call(state, x_NCHW)
+                        epoch.report(len(labels_N))
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _working_copy(self, population: Population, m: int) -> dict[str, Tensor]:
         """Member m's tensors by name, without gradients. Buffers are the member's own, written in training mode."""

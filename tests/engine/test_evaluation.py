@@ -145,6 +145,33 @@ def test_without_batch_norm_nothing_is_recomputed(seed, engine):
     assert sum(seen) == 2 * STEPS * BATCH
 
 
+class Twice(Residual):
+    """One batch norm sees two activations of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return super().forward(self.norm(2 + 3 * self.norm(x_NCHW)))
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("fused", marks=needs_kernels)])
+def test_a_batch_norm_that_is_called_twice_has_the_mean_over_all_calls(seed, backend):
+    torch.manual_seed(seed)
+    networks, data, noises = [Twice(), Twice()], draw_data(seed), [Noise(seed), Noise(seed + 1)]
+    made, before = make("loop", Twice(), backend=backend), Population.from_modules(networks)
+    after = made.recompute_statistics(before, data, noises, 7)
+    for m, network in enumerate(networks):
+        drawn = batches(data, Noise(noises[m].seed, statistics=True), 7)
+        torch.optim.swa_utils.update_bn([x.float() for x, _ in drawn], network)
+        for name, value in network.named_buffers():
+            torch.testing.assert_close(after.buffers(m)[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        assert after.buffers(m)["norm.num_batches_tracked"] == 2 * STEPS
+    assert not made._model.get_submodule("norm")._forward_pre_hooks
+    assert [norm.momentum for norm in made._norms] == [0.1] * len(made._norms)
+
+
 class HalfFrozen(Residual):
     """One batch norm's statistics are buffers of a module that is none."""
 
