@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.kernels_model import Launch
 
 IN_PLACE = {"weights_MP", "momentum_MP"}  # arguments that are read and written
-HALO_BACKWARD_TRIPS = {16: (1, 2, 3, 4), 32: (1, 2, 3, 8), 64: (4, 2, 3, 8)}
+HALO_BACKWARD_TRIPS = {16: (1, 3, 2), 32: (1, 3, 4), 64: (4, 2, 3, 8)}
 """By channels: trips of the loops within backward.cu's loop over tiles, for the images of a CIFAR ResNet. They load
-dy, go over halves of dx, its columns of taps, and pieces of dw."""
+dy, go over the columns of taps of dx (of 64 channels for half of a block at a time), and over pieces of dw."""
 NODES_NEVER = ("empty", "new_empty", "detach", "alias", "_unsafe_view", "lift", "_reshape_alias")
 
 

@@ -46,7 +46,7 @@ constexpr int DY = 0, A = DY + (TILE_ROWS + 2) * ROW_BYTES, WEIGHTS = A + 256 * 
 constexpr int CONSTANTS = WEIGHTS + 9 * C * SLICE * 2, SUMS = CONSTANTS + (4 * C + 2 * SLICE) * 4;
 static_assert(SUMS + THREADS * 4 == SHARED_BYTES, "the caller's size is another");
 
-constexpr int ROWS = 4;             // of a block at a time, as registers allow
+constexpr int ROWS = C < 64 ? 8 : 4;  // of a block at a time, as registers allow
 constexpr int GROUPS = SLICE / 16;  // dx: a warp has one block, and 16 input channels
 constexpr int N_TILES = C < 64 ? 1 : 2, COLUMNS = SLICE / 8 / N_TILES, SHARES = WARPS / (C / 16 * COLUMNS);
 // dw: a warp has 16 channels out and 8 N_TILES in, all taps, and BLOCKS / SHARES blocks.
@@ -153,22 +153,17 @@ struct Rows {
     uint32_t q[ROWS / 2 + 1][4];
 };
 
-// The fragment of rows `above` and above + 1: for dx rows are those of the fragment, for dw (`trans`) its columns.
+// The lane's address for load_rows, from the first row and column of the piece, for tap column kw and the first 16
+// channels. The next have it with other bits 5 and 6.
 template <bool TRANS>
-DEVICE void fragment(uint32_t (&made)[4], const Rows& r, int above) {
-    UNROLL
-    for (int e = 0; e < 4; e++) {
-        int row = above + (TRANS ? e / 2 : e % 2), half = TRANS ? e % 2 : e / 2;
-        made[e] = r.q[row / 2][TRANS ? row % 2 * 2 + half : row % 2 + half * 2];
-    }
+DEVICE Shared row_address(Shared dy, int row, int column, int kw) {
+    uint32_t l = opaque(lane()), row_l = TRANS ? l / 16 : l / 8 % 2, chunk_l = TRANS ? l / 8 % 2 : l / 16;
+    return dy + (row + row_l) * ROW_BYTES + swizzled<CHUNKS>(column + 2 - kw + l % 8, chunk_l);
 }
 
-// From the first row and column of the piece, for tap column kw and the 16 channels from `chunk` on. The rows of
-// other images are zero.
+// For dx rows of dy are rows of the fragment, for dw (`trans`) its columns. Rows of other images are zero.
 template <bool TRANS>
-DEVICE void load_rows(Rows& r, Shared dy, int row, int column, int kw, int chunk, bool top, bool bottom) {
-    uint32_t l = opaque(lane()), row_l = TRANS ? l / 16 : l / 8 % 2, chunk_l = TRANS ? l / 8 % 2 : l / 16;
-    Shared from = dy + (row + row_l) * ROW_BYTES + swizzled<CHUNKS>(column + 2 - kw + l % 8, chunk + chunk_l);
+DEVICE void load_rows(Rows& r, Shared from, bool top, bool bottom) {
     UNROLL
     for (int i = 0; i < ROWS / 2 + 1; i++) {
         if (TRANS)
@@ -187,10 +182,11 @@ DEVICE void product_dx(float (&d)[ROWS / 2][2][4], Shared dy, Shared weights, in
     Shared lane_weights = weights + swizzled<SLICE_CHUNKS>(l % 16, group * 2 + l / 16);
     ROLLED
     for (int kw = 0; kw < 3; kw++) {
+        Shared from = row_address<false>(dy, row, column, kw);
         UNROLL
         for (int k = 0; k < C / 16; k++) {
             Rows r;
-            load_rows<false>(r, dy, row, column, kw, 2 * k, top, bottom);
+            load_rows<false>(r, from ^ 32 * k, top, bottom);
             UNROLL
             for (int kh = 0; kh < 3; kh++) {
                 uint32_t w[4];
@@ -198,8 +194,9 @@ DEVICE void product_dx(float (&d)[ROWS / 2][2][4], Shared dy, Shared weights, in
                 const uint32_t b0[2] = {w[0], w[1]}, b1[2] = {w[2], w[3]};
                 UNROLL
                 for (int i = 0; i < ROWS / 2; i++) {
-                    uint32_t a[4];
-                    fragment<false>(a, r, 2 * i + 2 - kh);
+                    int above = 2 * i + 2 - kh, odd = above % 2;
+                    const uint32_t(&q)[4] = r.q[above / 2], (&next)[4] = r.q[(above + 1) / 2];
+                    const uint32_t a[4] = {q[odd], next[1 - odd], q[2 + odd], next[3 - odd]};
                     mma_bf16(d[i][0], a, b0);
                     mma_bf16(d[i][1], a, b1);
                 }
@@ -212,27 +209,28 @@ DEVICE void product_dx(float (&d)[ROWS / 2][2][4], Shared dy, Shared weights, in
 DEVICE void product_dw(float (&d)[9][N_TILES][4], Shared dy, Shared a, int row, int column, int out, int in, bool top,
                        bool bottom) {
     uint32_t l = opaque(lane()), b[ROWS / 2][N_TILES][2];
+    Shared a_lane = a + swizzled<SLICE_CHUNKS>((row + l / 8) * W + column + l % 8, in);
     UNROLL
     for (int i = 0; i < ROWS; i += 4) {
         UNROLL
         for (int n = 0; n < N_TILES; n++) {
             uint32_t q[4];
-            ldmatrix_x4_trans(q, a + swizzled<SLICE_CHUNKS>((row + i + l / 8) * W + column + l % 8, in + n));
+            ldmatrix_x4_trans(q, (a_lane ^ 16 * n) + i * (W * SLICE * 2));
             b[i / 2][n][0] = q[0], b[i / 2][n][1] = q[1], b[i / 2 + 1][n][0] = q[2], b[i / 2 + 1][n][1] = q[3];
         }
     }
     UNROLL
     for (int kw = 0; kw < 3; kw++) {
         Rows r;
-        load_rows<true>(r, dy, row, column, kw, 2 * out, top, bottom);
+        load_rows<true>(r, row_address<true>(dy, row, column, kw) ^ 32 * out, top, bottom);
         UNROLL
         for (int i = 0; i < ROWS / 2; i++) {
+            const uint32_t between[4] = {r.q[i][2], r.q[i][3], r.q[i + 1][0], r.q[i + 1][1]};
             UNROLL
-            for (int kh = 0; kh < 3; kh++) {
-                uint32_t o[4];
-                fragment<true>(o, r, 2 * i + 2 - kh);
-                UNROLL
-                for (int n = 0; n < N_TILES; n++) mma_bf16(d[kh * 3 + kw][n], o, b[i][n]);
+            for (int n = 0; n < N_TILES; n++) {
+                mma_bf16(d[kw][n], r.q[i + 1], b[i][n]);
+                mma_bf16(d[3 + kw][n], between, b[i][n]);
+                mma_bf16(d[6 + kw][n], r.q[i], b[i][n]);
             }
         }
     }
@@ -258,10 +256,10 @@ DEVICE void finish(const Arguments& p, float (&d)[ROWS / 2][2][4], Shared a, int
         for (int e = 0; e < ROWS * 4; e++) value(e / 4, e % 4) += low_or_high(more[e / 4].v[e / 2 % 2], e % 2);
     }
     if (p.relu) {
+        Shared from = a + swizzled<SLICE_CHUNKS>(row * W + column + g, group * 2 + t / 2) + t % 2 * 8;
         UNROLL
         for (int i = 0; i < ROWS; i++) {
-            int place = (row + i) * W + column + g;
-            Vec8 shown = shared_load8(a + swizzled<SLICE_CHUNKS>(place, group * 2 + t / 2) + t % 2 * 8);
+            Vec8 shown = shared_load8(from + i * (W * SLICE * 2));
             UNROLL
             for (int j = 0; j < 4; j++) value(i, j) = low_or_high(shown.v[j / 2], j % 2) > 0 ? value(i, j) : 0;
         }

@@ -96,7 +96,7 @@ DEVICE void store_float(float* to, float x) { *to = x; }
 
 // Shared memory: as many bytes as the launch says.
 DEVICE Shared shared_base() {
-    extern __shared__ __align__(16) unsigned char memory[];
+    extern __shared__ __align__(128) unsigned char memory[];
     return static_cast<Shared>(__cvta_generic_to_shared(memory));
 }
 // The same number, of which the compiler does not know that it is: it would compute all addresses of a loop before
