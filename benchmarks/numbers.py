@@ -59,7 +59,8 @@ Outcome = dict[str, Tensor]
 @benchmark
 def main(
     report: Report, device: str = "auto", members: int = 9, steps: int = 4, batch: int = 128, width: float = 1.0,
-    factor: float = 2.0, engines: tuple[str, ...] = tuple(reversed(ENGINES)), precisions: tuple[str, ...] = tuple(LEAST),
+    factor: float = 2.0, engines: tuple[str, ...] = tuple(reversed(ENGINES)),
+    precisions: tuple[str, ...] = tuple(LEAST),
 ) -> None:  # fmt: skip
     """A table for each precision. Nine members: one more than `graph` has branches."""
     if members < 2:
