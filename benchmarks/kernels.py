@@ -31,7 +31,7 @@ from benchmarks.output import Points
 from benchmarks.runner import Report, benchmark, fresh
 from fastwi.errors import UserError
 
-_TRACED = 2  # members of the traced step; launches have CTAs and bytes in proportion to members
+_TRACED = 2  # members of the traced step of several; launches have CTAs and bytes in proportion to members
 
 
 @benchmark
@@ -50,12 +50,16 @@ def main(
     bounds: list[dict[str, Any]] = []
     points: Points = {}
     for place in ("", *map(str, directories)):
-        traced = fresh(
-            kernels_traced.__file__, "trace", triton=place, archs=archs, model=model, width=width, members=_TRACED,
-            batch=batch, image=image, precision=precision, engine=engine,
-        )  # fmt: skip
+        steps = {
+            traced_members: fresh(
+                kernels_traced.__file__, "trace", triton=place, archs=archs, model=model, width=width,
+                members=traced_members, batch=batch, image=image, precision=precision, engine=engine,
+            ) for traced_members in sorted({min(count, _TRACED) for count in members})
+        }  # fmt: skip
+        traced = steps[max(steps)]
         version, tool = f"Triton {traced['triton']}", find_cuobjdump(traced["directory"])
-        codes = {key: read_cubin(base64.b64decode(text), tool) for key, text in traced["cubins"].items()}
+        cubins = {key: text for each in steps.values() for key, text in each["cubins"].items()}
+        codes = {key: read_cubin(base64.b64decode(text), tool) for key, text in cubins.items()}
         for arch, found in traced["archs"].items():
             launches = {key: Launch(**launch) for launch, key in reversed(found["step"] + found["apart"])}
             rows = [row(launches[key], codes[key], int(arch)) for key in reversed(launches)]
@@ -65,12 +69,14 @@ def main(
                 if GPUS[name].arch != int(arch):
                     continue
                 at = {"triton": version, "gpu": name, "members": count}
-                rows, seconds, moved = _limits(found, codes, GPUS[name], count)
+                step = steps[min(count, _TRACED)]["archs"][arch]
+                factor = count / min(count, _TRACED)
+                rows, seconds, moved = _limits(step, codes, GPUS[name], count, factor)
                 title = f"{version}, {name}, {count} members: us a member at least of a launch, and of all such"
                 report.add(title, rows, [at | each for each in rows])
-                images, outputs = count * batch, found["outputs"] / _TRACED * count
+                images, outputs = count * batch, step["outputs"] * factor
                 bounds.append(at | {
-                    "nodes": len(found["step"]) + len(found["others"]), "bytes_an_output": moved / outputs,
+                    "nodes": len(step["step"]) + len(step["others"]), "bytes_an_output": moved / outputs,
                     "memory_images_per_s": images / (moved / GPUS[name].bytes_per_s),
                     "all_limits_images_per_s": images / seconds,
                 })  # fmt: skip
@@ -80,10 +86,9 @@ def main(
 
 
 def _limits(
-    found: Mapping[str, Any], codes: Mapping[str, Code], gpu: Gpu, members: int
+    found: Mapping[str, Any], codes: Mapping[str, Code], gpu: Gpu, members: int, scale: float
 ) -> tuple[list[dict[str, Any]], float, float]:
-    """Rows by name, and the least seconds and the bytes of a step of so many members."""
-    scale = members / _TRACED
+    """Rows by name, and the least seconds and the bytes of a step of so many members: `scale` times those traced."""
     rows: dict[str, dict[str, Any]] = {}
     seconds = total = 0.0
 

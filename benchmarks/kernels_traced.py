@@ -204,6 +204,9 @@ def trace(
     if triton:
         sys.path.insert(0, str(Path(triton).resolve()))
     module = importlib.import_module("triton")
+    if members > 1:  # a step of many is scaled from it
+        halo_backward: Any = importlib.import_module("fastwi.kernels.halo.backward")
+        halo_backward.MULTIPROCESSORS = 0
     step, more = training_step(model, width, members, batch, image, precision, engine), apart(members, batch)
     ptx: dict[str, str] = {}
     cubins: dict[str, str] = {}

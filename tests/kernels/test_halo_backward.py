@@ -26,6 +26,12 @@ SIZES = [(16, 32, 32, 2), (16, 24, 8, 3), (32, 16, 16, 5), (64, 8, 8, 3), (64, 1
 EPS = 1e-5
 
 
+@pytest.fixture(autouse=True)
+def many_members(monkeypatch):
+    """CTAs have as many tiles as for many members, where there are few."""
+    monkeypatch.setattr(backward, "MULTIPROCESSORS", 0)
+
+
 @dataclass(frozen=True)
 class Case:
     """The arguments of `gradients`, all float64 where the kernel has bf16 or float32."""
@@ -184,6 +190,23 @@ def test_values_that_are_not_finite_stay(seed):
         assert 0 < (~found.isfinite()).sum() < found.numel()
 
 
+@needs_compiler
+def test_few_members_have_more_partial_sums(seed, monkeypatch):
+    own = case(seed, "inside", 1, 8, 16, 16, 32)
+    few = own.run(by_kernel)
+    monkeypatch.setattr(backward, "MULTIPROCESSORS", 8)
+    more = own.run(by_kernel)
+    assert (few[2].shape[1], more[2].shape[1]) == (2, 8)
+    assert torch.equal(few[0], more[0])
+    assert_near(more, own.exact())
+    places = 128 * 1024
+    monkeypatch.setattr(backward, "MULTIPROCESSORS", 132)
+    assert [backward.tiles_for(members, places, 16) for members in (1, 2, 64)] == [2, 4, 4]
+    assert [backward.tiles_for(members, places // 16, 64) for members in (1, 2, 64)] == [1, 1, 8]
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert backward.tiles_for(1, places // 16, 64) == 8
+
+
 def test_what_the_kernel_takes():
     x, weight = torch.zeros(1, 2, 8, 16, 32, dtype=torch.bfloat16), torch.zeros(1, 32, 3, 3, 32)
     assert takes(x, weight, 1, 1)
@@ -210,7 +233,7 @@ def test_compiles_for_a_gpu_without_spills(channels):
     tool = find_cuobjdump(str(Path(pytest.importorskip("triton").__file__).parent))
     if shutil.which(tool) is None:
         pytest.skip("no cuobjdump")
-    kernel = kernel_for(512 // channels, 512 // channels, channels)
+    kernel = kernel_for(512 // channels, 512 // channels, channels, backward._TILES[channels])
     code = read_cubin(cubin(kernel, "sm_90"), tool)
     assert code.usage.stack == code.count("LDL|STL") == 0
     assert set(code.widths(r"LDG\.")) == {16, 8, 4}  # 8: at dx's places; 4: weights and constants

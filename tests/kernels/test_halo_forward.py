@@ -131,7 +131,7 @@ def test_results_depend_on_no_other_member_and_not_on_the_number_of_ctas(seed, m
     together = conv.by_kernel(x, weight, geometry, stats, True, True)
     for waves in (0, 1e9):  # one CTA a member; one a tile
         monkeypatch.setattr(conv, "_WAVES", waves)
-        monkeypatch.setattr(conv, "_MULTIPROCESSORS", 1)
+        monkeypatch.setattr(conv, "MULTIPROCESSORS", 1)
         again = conv.by_kernel(x, weight, geometry, stats, True, True)
         for found, expected in zip(again, together, strict=True):
             assert torch.equal(found, expected)

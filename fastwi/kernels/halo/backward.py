@@ -8,7 +8,8 @@ See backward.cu for the equations. Elsewhere than on a GPU, and for shapes that 
 functions of `stacked_conv` and `stacked_norm`, which round dx to bf16 before the residual is added.
 
 Memory traffic in bytes a value of y in bf16: 8 (g, y, x read; dx written), 4 more with a residual and a u that is
-not x, and 1 to 2 for partial sums of dw. Results are the same on every machine and for every M.
+not x, and 1 to 2 for partial sums of dw. Results are the same on every machine. For another M the sums of dw may be cut otherwise: see
+`tiles_for`.
 
 Shapes: M members, N images, H W height and width, C channels, T partial sums.
 """
@@ -19,13 +20,13 @@ import torch
 from torch import Tensor
 
 from fastwi.kernels import stacked_conv, stacked_norm
-from fastwi.kernels.halo.build import Kernel, launch, runs_here
+from fastwi.kernels.halo.build import MULTIPROCESSORS, Kernel, launch, runs_here
 from fastwi.kernels.stacked_geometry import Geometry
 
 _PLACES = 256  # of a tile
 _WARPS = {16: 4, 32: 8, 64: 8}
 _SLICE = {16: 16, 32: 32, 64: 32}  # input channels of a CTA, so that its sums of dw fit the registers
-_TILES = {16: 4, 32: 4, 64: 8}  # of a CTA: enough that partial sums move less memory than activations
+_TILES = {16: 4, 32: 4, 64: 8}  # of a CTA, at most: enough that partial sums move less memory than activations
 _CTAS = {16: 4, 32: 2, 64: 2}  # on a multiprocessor at a time; bounds the registers
 
 
@@ -100,8 +101,9 @@ def by_kernel(
     weight = weight_MOHWI.to(x.dtype)
     if not weight[0].is_contiguous() or weight.data_ptr() % 4 or weight.stride(0) % 2:
         weight = weight.contiguous()
-    kernel = kernel_for(H, W, C)
-    chunks = -(-N * H * W // (_PLACES * _TILES[C]))
+    tiles = tiles_for(M, N * H * W, C)
+    kernel = kernel_for(H, W, C, tiles)
+    chunks = -(-N * H * W // (_PLACES * tiles))
     dx = torch.empty_like(x)
     sums = None if u is None else x.new_empty((M, chunks, 2, C), dtype=torch.float32)
     partial = x.new_empty((M, chunks, C, 3, 3, C), dtype=torch.float32)
@@ -113,12 +115,25 @@ def by_kernel(
     return dx, sums, partial
 
 
-def kernel_for(H: int, W: int, C: int) -> Kernel:
+def tiles_for(M: int, places: int, C: int) -> int:
+    """Tiles of a CTA: fewer where few members would leave multiprocessors without one.
+
+    Sums of dw are then cut otherwise for one member than for many; never under engine.deterministic.
+    """
+    tiles = _TILES[C]
+    while tiles > 1 and not torch.are_deterministic_algorithms_enabled():
+        if -(-places // (_PLACES * tiles)) * (C // _SLICE[C]) * M >= MULTIPROCESSORS:
+            break
+        tiles //= 2
+    return tiles
+
+
+def kernel_for(H: int, W: int, C: int, tiles: int) -> Kernel:
     """The kernel for images of H x W with C channels."""
     together = 64 // C if C < 64 else 1  # places that make 128 bytes
     row_bytes = -(-(W + 2) // together) * together * C * 2
     dy_bytes = (_PLACES // W + 2) * row_bytes
     slice_bytes = _SLICE[C] * 2
-    constants = (("C", C), ("H", H), ("W", W), ("SLICE", _SLICE[C]), ("TILES", _TILES[C]), ("CTAS", _CTAS[C]))
+    constants = (("C", C), ("H", H), ("W", W), ("SLICE", _SLICE[C]), ("TILES", tiles), ("CTAS", _CTAS[C]))
     shared = dy_bytes + (_PLACES + 9 * C) * slice_bytes + (4 * C + 2 * _SLICE[C]) * 4 + 128 * _WARPS[C]
     return Kernel("backward.cu", "backward", 32 * _WARPS[C], shared, constants)

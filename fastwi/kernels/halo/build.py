@@ -27,6 +27,7 @@ from fastwi.kernels import gpu
 from fastwi.kernels.compiler import compiler
 
 _HERE = Path(__file__).parent
+MULTIPROCESSORS = 132  # that launches are sized for: an H100's
 _LEAST_CAPABILITY = 80  # of sm_80: products of bf16, and copies in the background
 _HOST_FLAGS = ["-O1", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-x", "c++"]
 _DEVICE_FLAGS = ["--std=c++17", "--fmad=false"]

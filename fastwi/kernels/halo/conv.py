@@ -16,13 +16,12 @@ from torch import Tensor
 
 from fastwi.kernels import stacked_conv
 from fastwi.kernels.gpu import row_alignment
-from fastwi.kernels.halo.build import Kernel, launch, runs_here
+from fastwi.kernels.halo.build import MULTIPROCESSORS, Kernel, launch, runs_here
 from fastwi.kernels.stacked_geometry import Geometry, power_of_two
 
 CHANNELS = (16, 32, 64)
 WIDEST = 64  # images; wider tiles would not fit into shared memory
 _CTAS = {16: 4, 32: 3, 64: 2}  # of a multiprocessor: what registers and shared memory leave room for
-_MULTIPROCESSORS = 132
 _WAVES = 2
 
 
@@ -82,7 +81,7 @@ def forward_kernel(geometry: Geometry, prologue: bool, relu: bool, statistics: b
 
 def most_ctas(channels: int) -> int:
     """CTAs of all members from which on each has several tiles, so that it loads the weights once for them."""
-    return _WAVES * _CTAS[channels] * _MULTIPROCESSORS
+    return _WAVES * _CTAS[channels] * MULTIPROCESSORS
 
 
 def tiles_of(kernel: Kernel, images: int) -> int:
