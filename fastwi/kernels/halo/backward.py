@@ -8,8 +8,8 @@ See backward.cu for the equations. Elsewhere than on a GPU, and for shapes that 
 functions of `stacked_conv` and `stacked_norm`, which round dx to bf16 before the residual is added.
 
 Memory traffic in bytes a value of y in bf16: 8 (g, y, x read; dx written), 4 more with a residual and a u that is
-not x, and 1 to 2 for partial sums of dw. Results are the same on every machine. For another M the sums of dw may be cut otherwise: see
-`tiles_for`.
+not x, and 1 to 2 for partial sums of dw. Results are the same on every machine. For another M the sums of dw may be
+cut otherwise: see `tiles_for`.
 
 Shapes: M members, N images, H W height and width, C channels, T partial sums.
 """
