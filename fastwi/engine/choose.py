@@ -64,8 +64,8 @@ def build_engine(config: Config, model: nn.Module, members: int = 1, resident: b
     """The engine `engine.name` for networks of `model`'s architecture. Raises ConfigError as `resolve` does.
 
     auto: the fastest that `python -m fastwi.tune` measured here. Before it has: on a CPU `loop`; on a GPU `stacked`
-    where at least `STACKED_FROM` of `members` networks are trained together, else `graph`. `loop` too for what those
-    two cannot train, or may not: networks that torch.fx cannot trace, and images that are not `resident`.
+    where at least `STACKED_FROM` of `members` networks are trained together, else `graph`. `loop` for
+    networks that those refuse or that torch.fx cannot trace, and for images that are not `resident`.
     """
     settings = Settings.of(config)
     if config.engine.name != "auto":
