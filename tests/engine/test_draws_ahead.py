@@ -8,11 +8,10 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from trained_networks import build, draw_data, make
+from trained_networks import CHOICES, build, draw_data, make
 
 from fastwi.data.noise import Draws, Noise
 from fastwi.engine import draws as draws_module
-from fastwi.engine.choose import ENGINES
 from fastwi.engine.draws import DrawRequest, DrawsAhead
 from fastwi.population import Population
 
@@ -52,7 +51,7 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CHOICES)
 def test_training_is_the_same_with_draws_made_ahead(seed, drawn, name, threads, monkeypatch):
     """As a worker calls it: the next epoch's are asked for before this one is trained."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)

@@ -3,14 +3,13 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from trained_networks import AUGMENT, OPTIMIZER, SCHEDULE, build, draw_data, make
+from trained_networks import AUGMENT, CHOICES, OPTIMIZER, SCHEDULE, build, draw_data, make
 
 import fastwi.doctor
 from fastwi.config.schema import EngineConfig
 from fastwi.data.noise import Noise
 from fastwi.engine import mixed
 from fastwi.engine.base import Settings
-from fastwi.engine.choose import ENGINES
 from fastwi.engine.device import resolve, resolve_dtype
 from fastwi.engine.mixed import GROWTH_INTERVAL, START, LossScale
 from fastwi.engine.precision import auto_precision
@@ -22,7 +21,7 @@ from fastwi.population import Population
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CHOICES)
 def test_a_step_that_overflows_is_skipped(seed, engine, monkeypatch):
     """With a scale that no gradient survives, nothing but statistics changes, and the loss is still reported."""
     monkeypatch.setattr(mixed, "START", 1e30)
@@ -57,7 +56,7 @@ def test_scale_of_each_member():
     assert steps(GROWTH_INTERVAL - 1) == [START] * 3  # good steps from before do not count
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CHOICES)
 def test_an_epoch_in_fp16_is_a_function_of_its_start(seed, engine, monkeypatch):
     """The scale starts again, so that a resumed run equals an uninterrupted one. Here its first steps overflow."""
     monkeypatch.setattr(mixed, "START", 2.0**20)
@@ -77,7 +76,7 @@ def test_deterministic_kernels(seed, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
     config = EngineConfig(device="cpu", precision="fp32", backend="eager", deterministic=True)
     try:
-        engine = ENGINES["loop"](build("residual", 0), Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
+        engine = CHOICES["loop"](build("residual", 0), Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
         assert torch.are_deterministic_algorithms_enabled()
         population = Population.from_modules([build("residual", seed)] * 2)
         engine.train_epoch(population, draw_data(seed), [Noise(1), Noise(1)], 0)
