@@ -184,6 +184,24 @@ def test_what_does_not_qualify_is_the_stacked_kernels(seed, change, monkeypatch)
     assert torch.equal(y, stacked_conv.forward(x, weight, geometry, None, False, False)[0])
 
 
+def test_what_does_not_fit_into_shared_memory_is_the_stacked_kernels(seed, monkeypatch):
+    """64 channels on GPUs other than those of data centres."""
+    x, weight, stats, geometry = drawn(seed, 64, 8, 8, 2)
+    wide = conv.forward_kernel(geometry, True, True, True)
+    narrow = conv.forward_kernel(Geometry((1, 2, 32, 32, 16), (1, 16, 3, 3, 16), 1, 1), True, True, True)
+    for KiB, fits in ((99, False), (163, True), (None, False)):
+        properties = SimpleNamespace() if KiB is None else SimpleNamespace(shared_memory_per_block_optin=KiB << 10)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        assert build.fits(wide, torch.device("cuda")) == fits
+        assert build.fits(narrow, torch.device("cuda"))
+    monkeypatch.setattr(conv, "runs_here", lambda device: True)
+    monkeypatch.setattr(conv, "fits", lambda kernel, device: False)
+    monkeypatch.setattr(conv, "launch", None)
+    found = conv.forward(x, weight, geometry, stats, True, True)
+    for own, expected in zip(found, stacked_conv.forward(x, weight, geometry, stats, True, True), strict=True):
+        assert torch.equal(own, expected)
+
+
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_compiles_for_gpus_without_spills(architecture):
     """ResNet20's convolutions. 16-byte loads and stores of activations, and no local memory."""

@@ -31,6 +31,7 @@ MULTIPROCESSORS = 132  # that launches are sized for: an H100's
 _LEAST_CAPABILITY = 80  # of sm_80: products of bf16, and copies in the background
 _HOST_FLAGS = ["-O1", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-x", "c++"]
 _DEVICE_FLAGS = ["--std=c++17", "--fmad=false"]
+_LEAST_SHARED = 99 << 10  # bytes that a CTA may have on every such GPU; more on those of data centres
 
 Argument = Tensor | int | None
 T = TypeVar("T")
@@ -83,6 +84,14 @@ def pack(*arguments: Argument) -> "ctypes.Array[ctypes.c_int64]":
 def runs_here(device: torch.device) -> bool:
     """Whether launches on `device` are the fast way: on a CPU they are not, whose emulator is for the tests."""
     return device.type == "cuda" and missing(device) is None
+
+
+def fits(kernel: Kernel, device: torch.device) -> bool:
+    """Whether a multiprocessor of `device` has the shared memory of one CTA."""
+    if device.type != "cuda":
+        return True
+    properties = torch.cuda.get_device_properties(device)
+    return kernel.shared_bytes <= getattr(properties, "shared_memory_per_block_optin", _LEAST_SHARED)
 
 
 @functools.cache

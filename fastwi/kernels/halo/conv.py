@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastwi.kernels import stacked_conv
 from fastwi.kernels.gpu import row_alignment
-from fastwi.kernels.halo.build import MULTIPROCESSORS, Kernel, launch, runs_here
+from fastwi.kernels.halo.build import MULTIPROCESSORS, Kernel, fits, launch, runs_here
 from fastwi.kernels.stacked_geometry import Geometry, power_of_two
 
 CHANNELS = (16, 32, 64)
@@ -36,9 +36,11 @@ def forward(
     x_MNHWI: Tensor, weight_MOHWI: Tensor, geometry: Geometry, stats_M4I: Tensor | None, relu: bool, statistics: bool
 ) -> tuple[Tensor, Tensor | None]:
     """See `stacked_conv.forward`."""
-    if runs_here(x_MNHWI.device) and qualifies(x_MNHWI, geometry):
-        return by_kernel(x_MNHWI, weight_MOHWI, geometry, stats_M4I, relu, statistics)
-    return stacked_conv.forward(x_MNHWI, weight_MOHWI, geometry, stats_M4I, relu, statistics)
+    place, prologue = x_MNHWI.device, stats_M4I is not None
+    here = runs_here(place) and qualifies(x_MNHWI, geometry)
+    here = here and fits(forward_kernel(geometry, prologue, relu, statistics), place)
+    way = by_kernel if here else stacked_conv.forward
+    return way(x_MNHWI, weight_MOHWI, geometry, stats_M4I, relu, statistics)
 
 
 def by_kernel(
