@@ -91,28 +91,26 @@ DEVICE void load_dy(const Arguments& p, Shared dy, Shared constants, int64_t mem
             if (own < end && p.y) y[b] = load16(p.y + at + own * (W * C));
         }
         UNROLL
-        for (int b = 0; b < BATCH; b++) {
-            int own = r + b * STEP;
-            if (own >= end) break;
+        for (int half = 0; p.y && half < 2; half++) {
+            Vec16 k[4];  // of dy = k[3] g + (k[1] (y - k[0]) + k[2])
+            load_constants<CHUNKS>(k, constants, chunk, half);
             UNROLL
-            for (int half = 0; p.y && half < 2; half++) {
-                Vec16 k[4];  // of dy = k[3] g + (k[1] (y - k[0]) + k[2])
-                load_constants<CHUNKS>(k, constants, chunk, half);
+            for (int e = 0; e < BATCH * 2; e++) {
+                uint32_t &two = g[e / 2].v[2 * half + e % 2], input = y[e / 2].v[2 * half + e % 2];
+                float value[2];
                 UNROLL
-                for (int i = 0; i < 2; i++) {
-                    uint32_t &two = g[b].v[2 * half + i], input = y[b].v[2 * half + i];
-                    float value[2];
-                    UNROLL
-                    for (int j = 0; j < 2; j++) {
-                        float centred = low_or_high(input, j) - as_float(k[0].v[2 * i + j]);
-                        float rest = multiply_add(centred, as_float(k[1].v[2 * i + j]), as_float(k[2].v[2 * i + j]));
-                        value[j] = multiply_add(low_or_high(two, j), as_float(k[3].v[2 * i + j]), rest);
-                    }
-                    two = pack_bf16(value[0], value[1]);
+                for (int j = 0; j < 2; j++) {
+                    int i = e % 2 * 2 + j;
+                    float centred = low_or_high(input, j) - as_float(k[0].v[i]);
+                    float rest = multiply_add(centred, as_float(k[1].v[i]), as_float(k[2].v[i]));
+                    value[j] = multiply_add(low_or_high(two, j), as_float(k[3].v[i]), rest);
                 }
+                two = pack_bf16(value[0], value[1]);
             }
-            shared_store16(to + own * ROW_BYTES, g[b]);
         }
+        UNROLL
+        for (int b = 0; b < BATCH; b++)
+            if (r + b * STEP < end) shared_store16(to + (r + b * STEP) * ROW_BYTES, g[b]);
     }
 }
 
@@ -129,23 +127,22 @@ DEVICE void load_a(const Arguments& p, Shared a, Shared constants, int64_t membe
     for (int b = 0; b < BATCH; b++)
         if (b * STEP < count) x[b] = load16(x_at + b * STEP * (W * C));
     UNROLL
-    for (int b = 0; b < BATCH; b++) {
-        if (b * STEP >= count) break;
+    for (int half = 0; p.x_stats && half < 2; half++) {
+        Vec16 k[2];  // scale and shift
+        load_constants<SLICE_CHUNKS>(k, constants, chunk, half);
         UNROLL
-        for (int half = 0; p.x_stats && half < 2; half++) {
-            Vec16 k[2];  // scale and shift
-            load_constants<SLICE_CHUNKS>(k, constants, chunk, half);
-            UNROLL
-            for (int i = 0; i < 2; i++) {
-                uint32_t& two = x[b].v[2 * half + i];
-                float low = multiply_add(low_bf16(two), as_float(k[0].v[2 * i]), as_float(k[1].v[2 * i]));
-                float high = multiply_add(high_bf16(two), as_float(k[0].v[2 * i + 1]), as_float(k[1].v[2 * i + 1]));
-                two = pack_bf16(low, high);
-                if (p.relu) two = relu_bf16(two);
-            }
+        for (int e = 0; e < BATCH * 2; e++) {
+            uint32_t& two = x[e / 2].v[2 * half + e % 2];
+            int i = e % 2 * 2;
+            float low = multiply_add(low_bf16(two), as_float(k[0].v[i]), as_float(k[1].v[i]));
+            float high = multiply_add(high_bf16(two), as_float(k[0].v[i + 1]), as_float(k[1].v[i + 1]));
+            two = pack_bf16(low, high);
+            if (p.relu) two = relu_bf16(two);
         }
-        shared_store16(to + b * STEP * W * SLICE * 2, x[b]);
     }
+    UNROLL
+    for (int b = 0; b < BATCH; b++)
+        if (b * STEP < count) shared_store16(to + b * STEP * W * SLICE * 2, x[b]);
 }
 
 // dy of rows -1 .. ROWS of a piece of a block, 8 places and 16 channels of each, as fragments: two rows in each.
