@@ -263,24 +263,35 @@ def test_programs_read_all_that_changes_from_buffers(seed, engine):
     assert places == {n: value.data_ptr() for n, value in vars(program).items() if isinstance(value, Tensor)}
 
 
+ON_A_GPU = [(engine, "eager", "residual") for engine in BATCHED]
+# As it runs by default: compiled. `stacked` compiles what torch.fx cannot trace.
+ON_A_GPU += [("loop", "auto", "residual"), ("graph", "auto", "residual"), ("vmapped", "auto", "untraceable")]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("engine", BATCHED)
-def test_captured_steps_equal_loop(seed, engine, precision):
-    """Two epochs on a GPU, the second on the graph that the first has captured."""
-    population, data, noises, _ = clear_start("residual", seed, 3, OPTIMIZER)
+@pytest.mark.parametrize(("engine", "backend", "network"), ON_A_GPU)
+def test_steps_on_a_gpu_equal_those_of_loop(seed, engine, backend, network, precision):
+    """Two epochs, captured where they are: the second on the graph that the first has captured."""
+    population, data, noises, _ = clear_start(network, seed, 3, OPTIMIZER)
     tensors = {name: getattr(data, name).to("cuda") for name in ("images_NHWC", "labels_N", "table_C256")}
     data, trained = dataclasses.replace(data, **tensors), []
-    for name in ("loop", engine):
-        members, made = population.to("cuda"), make(name, "residual", precision, device="cuda")
+    for name, way in (("loop", "eager"), (engine, backend)):
+        members = population.clone_rows(range(3)).to("cuda")
+        made = make(name, network, precision, way, device="cuda")
         losses = [made.train_epoch(members, data, noises, epoch) for epoch in range(2)]
-        trained.append((members.weights_MP.cpu(), losses))
-    (expected, expected_losses), (found, losses) = trained
+        trained.append((members.to("cpu"), losses, made.evaluate(members, data).loss_M))
+    assert made.resolved.backend == ("eager" if backend == "eager" else "compile")
+    (expected, expected_losses, expected_scores), (found, losses, scores) = trained
     np.testing.assert_allclose(losses, expected_losses, rtol=NEAR[precision])
-    way = expected - population.weights_MP
-    assert way.norm() > 0
-    assert (found - expected).norm() <= {"fp32": 1e-2, "bf16": 0.5}[precision] * way.norm()
+    np.testing.assert_allclose(scores, expected_scores, rtol=10 * NEAR[precision])
+    assert torch.equal(found.counters_MB, expected.counters_MB)
+    for matrix in ("weights_MP", "statistics_MQ"):
+        moved = getattr(expected, matrix) - getattr(population, matrix)
+        assert moved.norm() > 0
+        error = getattr(found, matrix) - getattr(expected, matrix)
+        assert error.norm() <= {"fp32": 1e-2, "bf16": 0.5}[precision] * moved.norm(), matrix
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -304,7 +315,7 @@ def test_one_noise_a_member(engine):
 # Steps, and the error as a share of the way. In bf16 a second step would carry roundings through ReLUs.
 @pytest.mark.parametrize(("precision", "steps", "share"), [("fp32", 2, 1e-4), ("bf16", 1, 0.03)])
 def test_triton_kernels_in_place(seed, precision, steps, share, monkeypatch):
-    """The whole step of `stacked` by its Triton kernels, interpreted; on a GPU see test_captured_steps_equal_loop."""
+    """The whole step of `stacked` by its Triton kernels, interpreted; on a GPU see test_steps_on_a_gpu_equal_those_of_loop."""
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("its tensors are the CPU's, which only the interpreter reads")
