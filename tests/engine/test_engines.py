@@ -315,7 +315,7 @@ def test_one_noise_a_member(engine):
 # Steps, and the error as a share of the way. In bf16 a second step would carry roundings through ReLUs.
 @pytest.mark.parametrize(("precision", "steps", "share"), [("fp32", 2, 1e-4), ("bf16", 1, 0.03)])
 def test_triton_kernels_in_place(seed, precision, steps, share, monkeypatch):
-    """The whole step of `stacked` by its Triton kernels, interpreted; on a GPU see test_steps_on_a_gpu_equal_those_of_loop."""
+    """The whole step of `stacked` by its Triton kernels, interpreted; see test_steps_on_a_gpu_equal_those_of_loop."""
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("its tensors are the CPU's, which only the interpreter reads")
