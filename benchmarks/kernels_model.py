@@ -236,7 +236,7 @@ def _shared_bytes(instruction: tuple[int, str, str], warps: int) -> float:
     if re.match(r"LDG|STG|LDS\b|STS\b|LDL|STL|LDSM|STSM", mnemonic):
         matrices = re.search(r"\.(?:M\w+\.)?(\d)\b", mnemonic)
         width = 4 * int(matrices[1]) if mnemonic.startswith(("LDSM", "STSM")) and matrices else _width(mnemonic)
-        return 32 * warps * width * (2 if mnemonic.startswith("LDGSTS") else 1)
+        return 32 * warps * width
     if found := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", mnemonic):
         rows, columns, depth = map(int, found.groups())
         left = 0 if re.match(r"\s*R\d+, R\d+,", operands) else rows * depth * 2

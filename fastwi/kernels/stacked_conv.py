@@ -205,7 +205,8 @@ def _patches(  # type: ignore[no-untyped-def]
     """Columns k_start .. k_start + BLOCK_K of the rows' patches, [R, BLOCK_K], in x's dtype: k = (kh, kw, i)."""
     if CI % BLOCK_K == 0:  # one tap, so each row has one place
         tap = k_start // CI
-        channel_K = k_start % CI + tl.arange(0, BLOCK_K)
+        # The hint is what lets Triton load 16 bytes at a time: it does not see through the remainder.
+        channel_K = tl.multiple_of(k_start % CI, BLOCK_K) + tl.arange(0, BLOCK_K)
         h = top_R[:, None] + tap // KW
         w = left_R[:, None] + tap % KW
         inside = inside_R[:, None]
@@ -311,7 +312,7 @@ def input_gradient_kernel(  # type: ignore[no-untyped-def]
     for k_start in range(0, taps_h * taps_w * CO, BLOCK_K):
         if CO % BLOCK_K == 0:
             tap = k_start // CO
-            out_K = k_start % CO + tl.arange(0, BLOCK_K)
+            out_K = tl.multiple_of(k_start % CO, BLOCK_K) + tl.arange(0, BLOCK_K)  # see _patches
             tap_h, tap_w = tap // taps_w, tap % taps_w
             p, q = p_R[:, None] - tap_h, q_R[:, None] - tap_w
             reached = inside_R[:, None]

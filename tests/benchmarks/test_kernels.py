@@ -42,7 +42,7 @@ def test_limits_of_a_launch():
     gpu = GPUS["H100"]
     by = limits(LAUNCH, CODE, gpu)
     assert by["issue"] == pytest.approx(2 * 4 * (3 + 4 * 5 + 3) / 4 / gpu.hertz)
-    once, in_loop = (16 + 16 + 4 + 8) * 128, 2 * 16 * 128 + (64 * 16 + 16 * 16) * 2 + 2 * 128
+    once, in_loop = (16 + 16 + 4 + 8) * 128, 16 * 128 + (64 * 16 + 16 * 16) * 2 + 2 * 128
     assert by["shared"] == pytest.approx(2 * (once + 5 * in_loop) / 128 / gpu.hertz)
     assert by["tensor"] == pytest.approx(2 * 5 * 64 * 16 * 16 / gpu.macs / gpu.hertz)
     assert by["memory"] == pytest.approx(1e-6)
