@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -150,7 +151,7 @@ def training_step(
 
 
 def apart(members: int, batch: int, parameters: int = 271_098) -> Callable[[], None]:
-    """What such a step lacks: interpolation, weighted sums, layers of 128 channels, optional arguments."""
+    """What such a step lacks: fused prologues, 128 channels, interpolation, weighted sums, optional arguments."""
     import numpy as np
 
     from fastwi.config.schema import OptimizerConfig
@@ -165,17 +166,22 @@ def apart(members: int, batch: int, parameters: int = 271_098) -> Callable[[], N
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=meta)
 
-    def layers() -> None:
-        for channels, stride, normed in ((128, 1, True), (128, 1, False), (64, 2, False)):
-            x = empty(members, batch, 8, 8, channels).requires_grad_()
-            weight = empty(members, 128, 3, 3, channels).requires_grad_()
-            scale, shift, mean, var = (empty(members, channels, dtype=torch.float32) for _ in range(4))
-            norm = Norm(scale, shift, mean, var) if normed else None
-            y, _ = stacked_conv(x, weight, stride, 1, norm, None, True)
-            torch.autograd.grad([y], [x, weight], [torch.empty_like(y)])
+    def layer(before: int, after: int, stride: int, normed: bool) -> None:
+        """Forward and backward, on images as large as a ResNet of such widths has them."""
+        size = 512 // before
+        x = empty(members, batch, size, size, before).requires_grad_()
+        weight = empty(members, after, 3, 3, before).requires_grad_()
+        scale, shift, mean, var = (empty(members, before, dtype=torch.float32) for _ in range(4))
+        norm = Norm(scale, shift, mean, var) if normed else None
+        y, _ = stacked_conv(x, weight, stride, 1, norm, None, True)
+        torch.autograd.grad([y], [x, weight], [torch.empty_like(y)])
 
     def run() -> None:
-        layers()
+        layer(128, 128, 1, False)
+        layer(64, 128, 2, False)
+        with patch.dict(os.environ, FASTWI_PROLOGUE="fused"):
+            for channels in (16, 32, 64, 128):
+                layer(channels, channels, 1, True)
         P = parameters // 4 * 4
         for dtype in (torch.float32, torch.bfloat16):
             interpolate_rows_(torch.zeros(2, -(-P // 8) * 8, dtype=dtype)[:, :P], [0], [1], 0.3)  # addresses count

@@ -26,7 +26,7 @@ from fastwi.kernels import gpu
 from fastwi.kernels.combine import require_alike, row_addresses
 from fastwi.kernels.gpu import STORAGE_DTYPES, row_pointer, tl, triton
 
-BLOCK = 4096  # elements of a program of the Triton kernel: 16 a thread
+BLOCK = 2048  # elements of a program of the Triton kernel: 8 a thread
 WARPS = 8
 
 

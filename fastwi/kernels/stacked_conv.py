@@ -155,7 +155,8 @@ def weight_gradient(
             a_MNHWI, dy_MNPQO,
         )  # fmt: skip
         return dw_MOIHW.permute(0, 1, 3, 4, 2).contiguous()[:, None]
-    tile, chunk = weight_tile(g.CI, g.CO, g.KH * g.KW, x_MNHWI.element_size()), chunk_rows(g.CI, g.CO)
+    tile = weight_tile(g.CI, g.CO, g.KH * g.KW, x_MNHWI.element_size())
+    chunk = chunk_rows(g, tile)
     chunks = -(-g.R // chunk)
     partial = x_MNHWI.new_empty((g.M, chunks, *g.weight_shape[1:]), dtype=torch.float32)
     grid = (-(-g.K // tile.depth) * -(-g.CO // tile.columns), chunks, g.M)

@@ -4,6 +4,7 @@ Symbols: M members, N images, H W height and width of the input, CI and CO chann
 OH OW height and width of the output; R = N * OH * OW rows of the implicit matrix product, K = KH * KW * CI its depth.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,17 +83,41 @@ def product_tile(channels_in: int, channels_out: int, taps: int, itemsize: int) 
 def weight_tile(channels_in: int, channels_out: int, taps: int, itemsize: int) -> Tile:
     """The tile of the weight gradient: `rows` of activations a step, sums of depth x columns."""
     columns = power_of_two(channels_out, 16, 64)
-    depth = power_of_two(taps * channels_in, 16, 128 if channels_in % 64 == 0 else 64)
+    depth = power_of_two(taps * channels_in, 16, 128 if channels_in % 128 == 0 else 64)
     stages = 2 if columns == 64 and itemsize <= 2 else 1
     return Tile(128 if channels_in < 32 else 64, columns, depth, 8 if depth == 128 else 4, stages)
 
 
-def chunk_rows(channels_in: int, channels_out: int) -> int:
-    """Rows that one partial weight gradient sums over: enough that partials move less memory than activations."""
-    return power_of_two(32 * max(channels_in, channels_out), 512, 2048)
+def chunk_rows(geometry: Geometry, tile: Tile) -> int:
+    """Rows that one partial weight gradient sums over.
+
+    Enough that partial sums move less memory than activations, but so few that one member has 64 programs for the
+    SMs to share, where chunks of 512 rows can give it so many.
+    """
+    g = geometry
+    blocks = -(-g.K // tile.depth) * -(-g.CO // tile.columns)
+    chunk = power_of_two(32 * max(g.CI, g.CO), 512, 2048)
+    while chunk > 512 and blocks * -(-g.R // chunk) < 64:
+        chunk //= 2
+    return chunk
+
+
+def stores_activation(geometry: Geometry) -> bool:
+    """Whether act(batch_norm(x)) before a convolution is stored, rather than made where the convolution reads x.
+
+    By the roofline of benchmarks.kernels: a convolution of several taps reads each value once a tap, and would make
+    it as often; storing it moves 4 bytes a value, and costs less. FASTWI_PROLOGUE=fused or stored, for measurements.
+    """
+    return {"fused": False, "stored": True}.get(os.environ.get("FASTWI_PROLOGUE", ""), geometry.KH * geometry.KW > 1)
 
 
 def norm_tile(channels: int) -> tuple[int, int]:
     """Rows and channels of one program of a pass over activations: 4,096 values, 32 a thread."""
     columns = power_of_two(channels, 8, 64)
     return 4096 // columns, columns
+
+
+def sum_block(tiles: int, values: int, most: int) -> tuple[int, int]:
+    """Tiles and values of each that a program of a sum over tiles adds at a time: `most` at most, in float64."""
+    rows = power_of_two(tiles, 1, 128)
+    return rows, power_of_two(values, 8, most // rows)

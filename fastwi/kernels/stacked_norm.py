@@ -25,11 +25,10 @@ from torch import Tensor
 
 from fastwi.kernels import gpu
 from fastwi.kernels.gpu import rounded, row_alignment, tl, triton
-from fastwi.kernels.stacked_geometry import norm_tile, power_of_two
+from fastwi.kernels.stacked_geometry import norm_tile, sum_block
 
 MEAN, INVERSE, SCALE, SHIFT = (tl.constexpr(row) for row in range(4))  # rows of stats_M4C
-_WARPS = 4
-_TILES = 64  # partial results that a program adds at a time
+_WARPS = 8
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -103,13 +102,13 @@ class Norm:
         if not gpu.by_triton(weight_MC):
             return self._settle_by_torch(weight_MC, bias_MC, moments_MT3C)
         stats_M4C = weight_MC.new_empty((M, 4, C), dtype=torch.float32)
-        columns = power_of_two(C, 8, 64)
+        tiles = 0 if moments_MT3C is None else moments_MT3C.shape[1]
+        rows, columns = sum_block(tiles, C, 1024)  # 4 a thread, of three sums
         with gpu.on(weight_MC.device):
             settle_kernel[(-(-C // columns), M)](
                 moments_MT3C, weight_MC, bias_MC, mean_MC, var_MC, stats_M4C,
                 weight_MC.stride(0), bias_MC.stride(0), mean_MC.stride(0), var_MC.stride(0),
-                self.factor, 0 if moments_MT3C is None else moments_MT3C.shape[1],
-                self.eps, C, isinstance(self.factor, Tensor), _TILES, columns,
+                self.factor, tiles, self.eps, C, isinstance(self.factor, Tensor), rows, columns,
                 num_warps=_WARPS, enable_fp_fusion=True,
             )  # fmt: skip
         return stats_M4C
@@ -230,14 +229,15 @@ def sum_tiles(partial_MT: Tensor, rows: Sequence[Tensor] = (), dtype: torch.dtyp
             row.copy_(part.to(dtype))
         return rows[0] if len(rows) == 1 else total_M
     total_M = rows[0] if len(rows) == 1 else partial_MT.new_empty((M, *shape))
-    E, columns = total_M[0].numel(), power_of_two(total_M[0].numel(), 8, 64)
+    E = total_M[0].numel()
+    tiles, columns = sum_block(T, E, 2048)
     row_M = rows[0] if rows else None
     stride, apart = (rows[0].stride(0), (rows[-1].data_ptr() - rows[0].data_ptr()) // 4) if rows else (0, 0)
     with gpu.on(partial_MT.device):
         sum_tiles_kernel[(-(-E // columns), M)](
             partial_MT, None if len(rows) == 1 else total_M, row_M, stride, apart, T, E, E // max(1, len(rows)),
-            getattr(tl, str(dtype).removeprefix("torch.")), row_alignment(16, *rows), power_of_two(T, 1, _TILES),
-            columns, num_warps=_WARPS, enable_fp_fusion=True,
+            getattr(tl, str(dtype).removeprefix("torch.")), row_alignment(16, *rows), tiles, columns,
+            num_warps=_WARPS, enable_fp_fusion=True,
         )  # fmt: skip
     return total_M
 

@@ -1,117 +1,135 @@
-"""The Triton kernels compile for a GPU, which the interpreter can't show, and use what it is good at."""
+"""The Triton kernels compile for an H100, which the interpreter can't show, and use what it is good at.
 
+A training step of ResNet20s in bf16, and what it lacks, are compiled once, as the engine launches them.
+"""
+
+import base64
 import re
+from pathlib import Path
 
 import pytest
+
+from benchmarks import kernels_traced
+from benchmarks.kernels_model import find_cuobjdump, read_cubin, read_usage
+from benchmarks.runner import fresh
+
+ROOT = Path(__file__).parents[2]
+LOW_PRODUCTS = re.compile(r"conv (forward|input gradient|weight gradient) (?!3-)")  # all but those of 3 channels
 
 
 def count(pattern: str, code: str) -> int:
     return len(re.findall(pattern, code))
 
 
-@pytest.mark.parametrize(("element", "bytes_each"), [("float32", 4), ("bfloat16", 2)])
-def test_interpolation_moves_16_bytes_at_a_time(compiled, element, bytes_each):
-    (code,) = compiled(f"""
-from fastwi.kernels.interpolate import BLOCK, WARPS, interpolate_kernel, tl
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    """What `kernels_traced.trace` says of 90 (an H100)."""
+    pytest.importorskip("triton")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        return fresh(
+            kernels_traced.__file__, "trace", triton="", archs=[90], model="resnet20", width=1.0, members=2,
+            batch=128, image=32, precision="bf16",
+        )  # fmt: skip
 
-types = dict(table_3L="*i64", alpha_L="*fp32", L="i32", P="i32", blocks="i32")
-show(interpolate_kernel, types, dict(ELEMENT=tl.{element}, ALIGNED=True, BLOCK=BLOCK), num_warps=WARPS)
-""")
-    per_thread = 4096 // (8 * 32) * bytes_each // 16
+
+@pytest.fixture(scope="module")
+def kernels(traced):
+    """{name: {hash}} of all launches."""
+    found: dict[str, set[str]] = {}
+    for launch, key in traced["archs"]["90"]["step"] + traced["archs"]["90"]["apart"]:
+        found.setdefault(launch["name"], set()).add(key)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ptx(traced, kernels):
+    """(name, PTX) of each kernel."""
+    return [(name, traced["ptx"][key]) for name, keys in kernels.items() for key in keys]
+
+
+def named(ptx, beginning):
+    found = [code for name, code in ptx if name.startswith(beginning)]
+    assert found, beginning
+    return found
+
+
+def test_every_kernel_of_the_package_is_compiled(kernels):
+    words = {
+        (path.stem.removeprefix("stacked_"), kernel.replace("_", " "))
+        for path in (ROOT / "fastwi" / "kernels").glob("*.py")
+        for kernel in re.findall(r"def (\w+)_kernel\(", path.read_text())
+    }
+    assert len(words) > 10
+    for module, kernel in words:
+        beginning = kernel if module == kernel else f"{module} {kernel}"
+        assert any(name.startswith(beginning) for name in kernels), beginning
+
+
+def test_no_kernel_spills_registers(traced, kernels):
+    tool = find_cuobjdump(traced["directory"])
+    for name, keys in kernels.items():
+        for key in keys:
+            assert read_usage(base64.b64decode(traced["cubins"][key]), tool).stack == 0, name
+
+
+def test_stacked_products_load_16_bytes_at_a_time_and_use_the_tensor_cores(ptx, kernels):
+    """With 16 to 128 channels, strides, and prologues. Of the latter, scale and shift are 4 bytes each."""
+    channels = {found[1] for name in kernels if (found := re.match(r"conv forward (\d+)-", name))}
+    assert channels == {"3", "16", "32", "64", "128"}
+    for product in ("forward", "input gradient", "weight gradient"):
+        for layer in ("16-16", "32-32", "64-64", "128-128"):
+            assert {f"conv {product} {layer}", f"conv {product} {layer} norm"} <= set(kernels)
+        assert {f"conv {product} {layer}" for layer in ("16-32/2", "32-64/2", "64-128/2")} <= set(kernels)
+    for name, code in ptx:
+        if name.startswith("conv"):
+            assert "mma" in code, name
+        if LOW_PRODUCTS.match(name):
+            assert re.search(r"ld\.global\.v4\.b32|cp\.async\.\w+\.shared\.global \[.*?, 0x10,", code), name
+            assert not re.search(r"ld\.global\.(b16|u16|v2\.b16)", code), name
+            assert name.endswith("norm") or not re.search(r"cp\.async\.ca\.shared\.global .*, 0x4,", code), name
+            assert "wgmma.mma_async" in code, name
+
+
+def test_passes_over_activations_move_16_bytes_at_a_time(ptx):
+    for beginning in ("norm moments", "norm apply", "norm gradient sums", "norm input gradient"):
+        for code in named(ptx, beginning):
+            assert re.search(r"ld\.global\.v4\.b32", code), beginning
+            assert not re.search(r"[ls][dt]\.global\.(b16|v2\.b16)", code), beginning
+            assert ("moments" in beginning) or re.search(r"st\.global\.v4\.b32", code), beginning
+
+
+@pytest.mark.parametrize(("element", "bytes_each"), [("fp32", 4), ("bf16", 2)])
+def test_interpolation_moves_16_bytes_at_a_time(ptx, element, bytes_each):
+    (code,) = named(ptx, f"interpolate {element}")
+    per_thread = 2048 // (8 * 32) * bytes_each // 16
     assert count(r"ld\.global\.v4\.b32", code) == 2 * per_thread
     assert count(r"st\.global\.v4\.b32", code) == per_thread
 
 
-def test_weighted_sums_round_each_product(compiled):
+def test_weighted_sums_round_each_product(traced, kernels):
     """In the machine code: the assembler too fuses products with sums where it may."""
-    (code,) = compiled("""
-from fastwi.kernels.combine import BLOCK, FUSED, WARPS, combine_kernel
-
-types = dict(table="*i64", L="i32", T="i32", P="i32", blocks="i32")
-constants = dict(ALIGNED=True, BLOCK=BLOCK)
-show(combine_kernel, types, constants, "sass", num_warps=WARPS, enable_fp_fusion=FUSED)
-""")
-    assert "DFMA" not in code
+    (key,) = kernels["combine"]
+    code = read_cubin(base64.b64decode(traced["cubins"][key]), find_cuobjdump(traced["directory"]))
+    assert code.count("DFMA") == 0
     assert code.count("DMUL") == code.count("DADD") > 0
-    assert code.count("LDG.E.128") > 0
-    assert code.count("STG.E.128") == 2  # 8 columns a thread
+    assert code.count(r"LDG\.E\.128") > 0
+    assert code.count(r"STG\.E\.128") == 2  # 8 columns a thread
 
 
-def test_augmentation_stores_16_bytes_at_a_time(compiled):
+def test_augmentation_stores_16_bytes_at_a_time(ptx):
     """Eight bf16 values a thread; with all optional arguments, and with none."""
-    codes = compiled("""
-from fastwi.kernels.augment import MOST_VALUES, WARPS, augment_kernel
-
-types = dict.fromkeys(("order_MS", "offset_MS2", "first"), "*i64") | dict(S="i32", N="i32")
-types |= dict(images_DHWC="*u8", flip_MS="*u8", table_C256="*bf16", out_MNHWC="*bf16")
-for absent in ((), ("offset_MS2", "flip_MS", "first")):
-    constants = dict(H=32, W=32, C=3, PADDING=4, BLOCK=MOST_VALUES) | dict.fromkeys(absent)
-    aligned = [name for name, kind in types.items() if kind[0] == "*" and name not in absent]
-    show(augment_kernel, types, constants, aligned=aligned, num_warps=WARPS)
-""")
+    codes = named(ptx, "augment")
     assert [count(r"st\.global\.v4\.b32", code) for code in codes] == [1, 1]
     assert not any(count(r"st\.global\.(b16|b32|v2)", code) for code in codes)
 
 
-def test_sgd_moves_4_values_at_a_time(compiled):
+def test_sgd_moves_4_values_at_a_time(ptx):
     """Blocks that are full move 8 values a thread in each matrix. With all optional arguments, and with none."""
-    codes = compiled("""
-from fastwi.kernels.sgd import BLOCK, WARPS, sgd_kernel
-
-types = dict.fromkeys(sgd_kernel.arg_names, "i32") | dict(skip_M="*u8", low_MP="*bf16", mu="fp32", wd="fp32")
-types |= dict.fromkeys(("weights_MP", "gradient_MP", "momentum_MP", "rate_M"), "*fp32")
-for absent in ((), ("momentum_MP", "skip_M", "low_MP")):
-    constants = dict(NESTEROV=True, ALIGN=16, LOW_ALIGN=8, BLOCK=BLOCK) | dict.fromkeys(absent)
-    show(sgd_kernel, types, constants, num_warps=WARPS)
-""")
-    for code, (loads, stores, low_stores) in zip(codes, ((3, 2, 1), (2, 1, 0)), strict=True):
-        assert count(r"ld\.global\.v4\.b32", code) == 2 * loads
-        assert count(r"st\.global\.v4\.b32", code) == 2 * stores
-        assert count(r"st\.global\.v2\.b32", code) == 2 * low_stores
-        assert "shared" not in re.findall(r"(?:ld|st)\.(\w+)", code)
-
-
-STACKED = """
-from fastwi.kernels import stacked_conv as conv, stacked_norm as norm
-from fastwi.kernels.stacked_geometry import norm_tile, product_tile, weight_tile
-
-sizes = dict(H=32, W=32, CI=16, CO=16, OH=32, OW=32, KH=3, KW=3, STRIDE=1, PADDING=1, RELU=True, PRECISION="tf32")
-product, gradient = product_tile(16, 16, 9, 2), weight_tile(16, 16, 9, 2)
-blocks = dict(BLOCK_R=product.rows, BLOCK_K=product.depth)
-rows, columns = norm_tile(16)
-passes, tiles = dict(C=16, BLOCK_R=rows, BLOCK_C=columns), dict(C=16, BLOCK_T=64, BLOCK_C=columns)
-LOW = {"x_MNHWI", "y_MRO", "w_MOK", "dy_MNPQO", "dx_MNHWI", "dy_MRO", "x_MRC", "residual_MRC", "z_MRC", "dz_MRC",
-       "dz2_MRC", "g_MRC", "dx_MRC"}
-for kernel, tile, constants in [
-    (conv.forward_kernel, product, dict(sizes, ALIGNED=8, BLOCK_O=16, **blocks)),
-    (conv.input_gradient_kernel, product, dict(sizes, ALIGNED=8, BLOCK_I=16, **blocks)),
-    (conv.weight_gradient_kernel, gradient,
-     dict(sizes, CHUNK=512, BLOCK_R=gradient.rows, BLOCK_O=16, BLOCK_K=gradient.depth)),
-    (norm.moments_kernel, None, passes),
-    (norm.settle_kernel, None, dict(tiles, EPS=1e-5, FACTOR_EACH=False)),
-    (norm.apply_kernel, None, dict(passes, RELU=True)),
-    (norm.gradient_sums_kernel, None, dict(passes, RELU=True)),
-    (norm.sum_tiles_kernel, None, dict(PART=64, ELEMENT=norm.tl.float32, ALIGNED=16, BLOCK_T=64, BLOCK_E=64)),
-    (norm.input_gradient_kernel, None, dict(passes, RELU=True)),
-]:
-    types = {name: "*bf16" if name in LOW else "*fp32" for name in kernel.arg_names}
-    numbers = {name: "i32" for name in types if name.endswith("stride") or len(name) == 1}
-    types |= numbers | {name: "fp32" for name in types if name in ("factor", "inverse_rows")}
-    aligned = [name for name, kind in types.items() if kind[0] == "*" and name not in constants]
-    warps, stages = (tile.warps, tile.stages) if tile else (4, 2)
-    show(kernel, types, constants, aligned=aligned, num_warps=warps, num_stages=stages)
-"""
-
-
-def test_stacked_layers_move_16_bytes_at_a_time_and_products_use_the_tensor_cores(compiled):
-    products = {"forward_kernel", "weight_gradient_kernel", "input_gradient_kernel"}
-    codes = compiled(STACKED)
-    assert len(codes) == 9
-    for place, code in enumerate(codes):
-        name = code.split()[0]
-        assert ("wgmma.mma_async" in code) == (name in products and place < 3), name
-        if "bf16" in code:
-            assert re.search(r"ld\.global\.v4\.b32", code), name
-            assert not re.search(r"ld\.global\.b16", code), name
-            writes_activations = name not in ("weight_gradient_kernel", "moments_kernel")
-            assert bool(re.search(r"st\.global\.v4\.b32", code)) >= writes_activations, name
+    codes = named(ptx, "sgd")
+    found = {
+        tuple(count(rf"{what}\.global\.v{n}\.b32", code) for what, n in (("ld", 4), ("st", 4), ("st", 2)))
+        for code in codes
+    }
+    assert found == {(6, 4, 2), (4, 2, 0)}
+    assert all("shared" not in re.findall(r"(?:ld|st)\.(\w+)", code) for code in codes)

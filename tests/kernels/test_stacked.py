@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fastwi.kernels.shortcut import shortcut_reference
 from fastwi.kernels.stacked import Norm, Place, stacked_batch_norm, stacked_conv, stacked_shortcut
-from fastwi.kernels.stacked_geometry import Geometry, chunk_rows
+from fastwi.kernels.stacked_geometry import Geometry, stores_activation
 from fastwi.kernels.stacked_norm import apply, sum_tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,8 +116,7 @@ def doubles(tensors: Tensors) -> Tensors:
 def test_convolution(seed, path, kind, dtype, low_weights):
     """At 16 channels in and 5 out the weight gradient has several chunks."""
     draw, (I, O, window, stride) = Draw(seed), kind  # noqa: E741
-    several = chunk_rows(I, O) // 100
-    sizes = [several, 11, 10] if O == 5 else torch.randint(1, 10, (3,), generator=draw.generator).tolist()
+    sizes = [5, 11, 10] if O == 5 else torch.randint(1, 10, (3,), generator=draw.generator).tolist()
     shape = (2, *sizes, I)
     weight = draw.weight(2, O, window, I, dtype if low_weights else torch.float32)
     x, y_shape = draw.tensor(*shape, dtype=dtype), Geometry(shape, weight.shape, stride, window // 2).y_shape
@@ -164,6 +163,30 @@ def test_norm_conv_is_the_convolution_of_the_batch_norm(seed, path, kind, traini
     variance = {"mean": y.mean(1), "squares": (y - y.mean(1, keepdim=True)).square().sum(1)}
     assert (count.sum(1) == y.shape[1]).all()
     assert_near({"mean": mean, "squares": squares}, variance, torch.float32, y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("kind", [(16, 16, 3, 1), (32, 5, 3, 2), (5, 32, 1, 1)], ids=str)
+def test_a_stored_activation_is_the_one_that_the_convolution_would_make(seed, path, kind, dtype, monkeypatch):
+    draw, (I, O, window, stride) = Draw(seed), kind  # noqa: E741
+    norm, weight, x = draw.norm(2, I), draw.weight(2, O, window, I), draw.activation((2, 3, 5, 7, I), dtype)
+    geometry = Geometry(x.shape, weight.shape, stride, window // 2)
+    assert stores_activation(geometry) == (window > 1)
+    dy, made = draw.tensor(*geometry.y_shape, dtype=dtype), {}
+    leaves = {"x": x, "w": weight, "weight": norm["weight"], "bias": norm["bias"]}
+    for way in ("fused", "stored"):
+        monkeypatch.setenv("FASTWI_PROLOGUE", way)
+        assert stores_activation(geometry) == (way == "stored")
+        running = [norm[name].clone() for name in ("mean", "var")]
+
+        def run(own: Tensors, running=running) -> Tensor:
+            settings = Norm(own["weight"], own["bias"], *running, True, 0.1, EPS, True)
+            return stacked_conv(own["x"], own["w"], stride, window // 2, settings)[0]
+
+        made[way] = results(run, leaves, dy) | dict(zip(("mean", "var"), running, strict=True))
+    for name, value in made["fused"].items():
+        other = made["stored"][name]
+        assert torch.equal(value, other) or (DEVICE.type == "cuda" and torch.allclose(value, other, 1e-2)), name
 
 
 def norm_results(
