@@ -8,11 +8,11 @@ what it has printed and written is kept. The output directory gets a JSON file a
 pictures and the GPU's clocks. Exit codes: 0 all passed (steps that need a missing GPU or tool are left out), 1 one
 failed or was cut off, 2 bad use.
 
-Most steps need torch, NumPy and Triton alone; tests need pytest, hypothesis and pydantic. Wheels in build/wheels
-are used for what the interpreter lacks; for Python 3.12 on a machine without a network they are fetched by
+Steps need torch, NumPy, Triton and joblib; tests need pytest, hypothesis and torchvision too. Wheels in build/wheels
+are installed for the steps alone; for Python 3.12 on a machine without a network they are fetched by, for instance,
 
     pip download --only-binary=:all: --python-version 3.12 --implementation cp --platform manylinux_2_17_x86_64 \
-        -d build/wheels pydantic
+        -d build/wheels joblib hypothesis
 
 Compiled kernels are kept in build/device_check, so that a second run finds them. git ignores both directories: name
 them where a tool carries the working tree to the machine, and bring build/device_check back to use it elsewhere.
