@@ -187,7 +187,8 @@ def test_values_that_are_not_finite_stay(seed):
     for found, exact in zip(own.run(by_kernel), own.exact(), strict=True):
         found = found.sum(1) if found.shape != exact.shape else found
         assert torch.equal(found.isfinite(), exact.isfinite())
-        assert 0 < (~found.isfinite()).sum() < found.numel()
+        assert not found.isfinite().all()
+        assert found.isfinite().any() or found.dim() == 3  # sums may all be NaN
 
 
 @needs_compiler
