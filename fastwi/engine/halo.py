@@ -6,14 +6,15 @@ On a CPU it computes by the references, and what it hands from layer to layer is
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fastwi.engine.base import Settings
-from fastwi.engine.stack import StackedNetwork
+from fastwi.engine.stack import StackedNetwork, _has_rule
 from fastwi.engine.stacked import StackedEngine
 from fastwi.errors import ConfigError
 from fastwi.kernels.halo import layers
 from fastwi.kernels.halo.build import missing
+from fastwi.kernels.halo.conv import CHANNELS
 
 
 class HaloNetwork(StackedNetwork):
@@ -23,7 +24,18 @@ class HaloNetwork(StackedNetwork):
         return layers.conv(*arguments, sole=len(self._node.users) == 1)
 
     def _batch_norm(self, *arguments: Any) -> Any:
-        return layers.batch_norm(*arguments)
+        readers = [reader for handle in self._node.users for reader in handle.users]
+        order = {node: place for place, node in enumerate(self.traced.graph.nodes)}
+        first = min(readers, key=order.__getitem__) if len(readers) == 2 else self._node
+        return layers.batch_norm(*arguments, later=self._may_qualify(first))
+
+    def _may_qualify(self, node: fx.Node) -> bool:
+        """Whether the halo kernels take the layer that `node` calls, for images that they take."""
+        module = self.submodules[node.target] if node.op == "call_module" else None
+        if not isinstance(module, nn.Conv2d) or not _has_rule(module):
+            return False
+        form = module.kernel_size, module.stride, module.padding, module.in_channels
+        return form == ((3, 3), (1, 1), (1, 1), module.out_channels) and module.in_channels in CHANNELS
 
 
 class HaloEngine(StackedEngine):

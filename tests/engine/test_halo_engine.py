@@ -63,14 +63,15 @@ class Other(nn.Module):
         z_NCHW = bns[3](convs[2](z_NCHW)) + z_NCHW  # no ReLU
         z_NCHW = relu(bns[4](convs[3](z_NCHW)) + z_NCHW)  # three readers
         x_NCHW = relu(bns[5](convs[4](z_NCHW)) + z_NCHW)  # one reader
-        x_NCHW = relu(bns[6](convs[5](x_NCHW)))  # a ReLU and two readers that are no residual sums
-        x_NCHW = convs[6](x_NCHW) + x_NCHW  # no norm
+        x_NCHW = relu(bns[6](convs[5](x_NCHW)))  # two readers: not the convolution first, and no residual sum
+        half_NCHW = x_NCHW * 0.5
+        x_NCHW = convs[6](x_NCHW) + half_NCHW  # no norm
         z_NCHW = relu(bns[7](convs[7](z_NCHW)))  # one reader, and no convolution
         return self.linear(torch.mean(x_NCHW, dim=(2, 3)) + torch.mean(z_NCHW, dim=(2, 3)))
 
 
 def logits_and_gradients(
-    kind: type[StackedNetwork], network: nn.Module, seed: int, dtype: torch.dtype = torch.bfloat16
+    kind: type[StackedNetwork], network: nn.Module, seed: int, dtype: torch.dtype = torch.bfloat16, size: int = 8
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Of M members whose tensors differ, and the running statistics after it among the gradients."""
     draw = torch.Generator().manual_seed(seed)
@@ -83,7 +84,7 @@ def logits_and_gradients(
             noise = torch.randn(own.shape, generator=draw) * (0.1 if own.dim() > 2 else 0.3)
             own = (own + noise).bfloat16().to(dtype if own.dim() > 2 else wide).requires_grad_()
         tensors[name] = own
-    x_MNHWC = torch.randn(M, 3, 8, 8, 3, generator=draw).bfloat16().to(dtype)
+    x_MNHWC = torch.randn(M, 3, size, size, 3, generator=draw).bfloat16().to(dtype)
     low = {name: value.to(dtype) if "linear" in name else value for name, value in tensors.items()}
     logits_MNK = made(low, x_MNHWC, True)
     weights_MNK = torch.randn(logits_MNK.shape, generator=draw)
@@ -108,13 +109,13 @@ def emulate(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return launched
 
 
-@pytest.mark.parametrize("network", [Narrow, Other])
-def test_references_are_those_of_stacked(seed, network):
-    """To the bit: what is handed over is computed by the same functions, elsewhere."""
+@pytest.mark.parametrize(("network", "size"), [(Narrow, 8), (Other, 8), (Narrow, 6)])
+def test_references_are_those_of_stacked(seed, network, size):
+    """To the bit: what is handed over is computed by the same functions, elsewhere. The kernels take no 6 x 6 images."""
     torch.manual_seed(seed)
     model = network()
-    expected_logits, expected = logits_and_gradients(StackedNetwork, model, seed)
-    logits, found = logits_and_gradients(HaloNetwork, model, seed)
+    expected_logits, expected = logits_and_gradients(StackedNetwork, model, seed, size=size)
+    logits, found = logits_and_gradients(HaloNetwork, model, seed, size=size)
     assert torch.equal(logits, expected_logits)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -225,8 +226,9 @@ def test_launches_of_a_captured_step(kind):
     launched = Counter(launch[0] for launch in graph.launches)
     # Left of `stacked`: the first convolution and the last block's two. Passes for the sums of gradients at the ends
     # of the last two blocks. dx of these two convolutions, and of the norms behind the three.
-    counts = (4, 4, 3, 2, 2 + 3) if kind is HaloEngine else (0, 0, 7, 4, 6 + 7)
-    names = ("forward", "backward", "forward_kernel", "gradient_sums_kernel", "input_gradient_kernel")
+    # z at the ends of the last two blocks.
+    counts = (4, 4, 3, 2, 2 + 3, 2) if kind is HaloEngine else (0, 0, 7, 4, 6 + 7, 4)
+    names = ("forward", "backward", "forward_kernel", "gradient_sums_kernel", "input_gradient_kernel", "apply_kernel")
     assert tuple(launched[name] for name in names) == counts
     assert cuda.counts()["forward"] == counts[0] * (2 * BATCH // 4)  # the evaluation's batches
 

@@ -14,7 +14,7 @@ Symbols: those of fastwi.kernels.stacked_geometry.
 import torch
 from torch import Tensor
 
-from fastwi.kernels import stacked_conv
+from fastwi.kernels import stacked_conv, stacked_norm
 from fastwi.kernels.gpu import row_alignment
 from fastwi.kernels.halo.build import MULTIPROCESSORS, Kernel, fits, launch, runs_here
 from fastwi.kernels.stacked_geometry import Geometry, power_of_two
@@ -33,35 +33,56 @@ def qualifies(x: Tensor, geometry: Geometry) -> bool:
 
 
 def forward(
-    x_MNHWI: Tensor, weight_MOHWI: Tensor, geometry: Geometry, stats_M4I: Tensor | None, relu: bool, statistics: bool
+    x_MNHWI: Tensor,
+    weight_MOHWI: Tensor,
+    geometry: Geometry,
+    stats_M4I: Tensor | None,
+    relu: bool,
+    statistics: bool,
+    residual_MNHWI: Tensor | None = None,
+    z_MNHWI: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """See `stacked_conv.forward`."""
+    """See `stacked_conv.forward`. A residual is added before the ReLU, and what is convolved is written to z."""
     place, prologue = x_MNHWI.device, stats_M4I is not None
     here = runs_here(place) and qualifies(x_MNHWI, geometry)
-    here = here and fits(forward_kernel(geometry, prologue, relu, statistics), place)
-    way = by_kernel if here else stacked_conv.forward
-    return way(x_MNHWI, weight_MOHWI, geometry, stats_M4I, relu, statistics)
+    more = (residual_MNHWI, z_MNHWI)
+    if here and fits(forward_kernel(geometry, prologue, relu, statistics, *(x is not None for x in more)), place):
+        return by_kernel(x_MNHWI, weight_MOHWI, geometry, stats_M4I, relu, statistics, *more)
+    if z_MNHWI is not None and stats_M4I is not None:
+        x_MNHWI = z_MNHWI.copy_(stacked_norm.apply(x_MNHWI, residual_MNHWI, stats_M4I, relu))
+        stats_M4I, relu = None, False
+    return stacked_conv.forward(x_MNHWI, weight_MOHWI, geometry, stats_M4I, relu, statistics)
 
 
 def by_kernel(
-    x_MNHWI: Tensor, weight_MOHWI: Tensor, geometry: Geometry, stats_M4I: Tensor | None, relu: bool, statistics: bool
+    x_MNHWI: Tensor,
+    weight_MOHWI: Tensor,
+    geometry: Geometry,
+    stats_M4I: Tensor | None,
+    relu: bool,
+    statistics: bool,
+    residual_MNHWI: Tensor | None = None,
+    z_MNHWI: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`forward` by the kernel, of what qualifies: on a GPU, or in the emulator."""
     g = geometry
     weight = weight_MOHWI.to(x_MNHWI.dtype)
     if not weight[0].is_contiguous() or row_alignment(8, weight) < 8:
         weight = weight.clone(memory_format=torch.contiguous_format)
-    kernel = forward_kernel(g, stats_M4I is not None, relu, statistics)
+    more = (residual_MNHWI, z_MNHWI)
+    kernel = forward_kernel(g, stats_M4I is not None, relu, statistics, *(x is not None for x in more))
     tiles = tiles_of(kernel, g.N)
     y = torch.empty_like(x_MNHWI)
     moments = y.new_empty((g.M, tiles, 3, g.CO), dtype=torch.float32) if statistics else None
     # Any number of CTAs gives the same numbers: each keeps its weights and takes every so many-th tile.
     ctas = max(1, min(tiles, most_ctas(g.CI) // g.M))
-    launch(kernel, (ctas, g.M, 1), x_MNHWI, weight, y, stats_M4I, moments, weight.stride(0), g.N)
+    launch(kernel, (ctas, g.M, 1), x_MNHWI, weight, y, stats_M4I, moments, *more, weight.stride(0), g.N)
     return y, moments
 
 
-def forward_kernel(geometry: Geometry, prologue: bool, relu: bool, statistics: bool) -> Kernel:
+def forward_kernel(
+    geometry: Geometry, prologue: bool, relu: bool, statistics: bool, residual: bool = False, stored: bool = False
+) -> Kernel:
     """The forward kernel for such images. A tile has all their columns, so that only rows overlap."""
     g, channels = geometry, geometry.CI
     columns = power_of_two(g.W, 8, WIDEST)
@@ -77,6 +98,7 @@ def forward_kernel(geometry: Geometry, prologue: bool, relu: bool, statistics: b
         "C": channels, "H": g.H, "W": g.W, "TILE_H": rows, "TILE_W": columns, "IMAGES": images,
         "WHOLE_IMAGES": int(g.N % images == 0), "CTAS": _CTAS[channels],
         "PROLOGUE": int(prologue), "RELU": int(relu), "STATISTICS": int(statistics),
+        "RESIDUAL": int(residual), "STORED": int(stored),
     }  # fmt: skip
     return Kernel("forward.cu", "forward", threads, shared, tuple(constants.items()))
 

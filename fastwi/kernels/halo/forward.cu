@@ -1,4 +1,5 @@
-// y = conv(a, w), 3 x 3, stride 1, padding 1, of M networks: a is x, or act(x scale + shift) with PROLOGUE.
+// y = conv(a, w), 3 x 3, stride 1, padding 1, of M networks: a is x, or act(x scale + shift + residual) with PROLOGUE,
+// the residual with RESIDUAL alone; with STORED a is written to z.
 //
 //     y[m, n, h, w, o] = sum over kw, i, kh of a[m, n, h + kh - 1, w + kw - 1, i] w[m, o, kh, kw, i]
 //
@@ -7,8 +8,8 @@
 // windows of it: a warp has 4 rows of 16 places x 32 channels (16 of C = 16), and each 16 places that it loads serve
 // the three taps kh above each other. Sums are in float32, in the order kw, i in sixteens, kh.
 //
-// A pixel takes 2 C + 16 bytes of shared memory, and a row of weights as much modulo 128: eight in a row lie in different
-// banks for every C here, which ldmatrix needs.
+// A pixel takes 2 C + 16 bytes of shared memory, and a row of weights as much modulo 128: eight in a row lie in
+// different banks for every C here, which ldmatrix needs.
 #include "device.h"
 
 constexpr int ROWS = 4, STRIP = 16;            // places of a warp: rows x columns
@@ -33,6 +34,8 @@ struct Arguments {
     bf16* y;               // [M, N, H, W, C]
     const float* stats;    // [M, 4, C]: mean, inv, scale, shift; null without PROLOGUE
     float* moments;        // [M, T, 3, C]: count, sum, squares about the tile's own mean; null without STATISTICS
+    const bf16* residual;  // as x, or null
+    bf16* z;               // as x, or null
     int64_t member_stride; // of the weights
     int64_t images;        // N
 };
@@ -58,22 +61,9 @@ DEVICE float over_places(float x) {
 
 // A tile with its halo into shared memory: zeros outside the images. The columns beside it are zeros already.
 DEVICE void load_tile(Shared tile, const Arguments& arguments, int first_image, int first_row) {
-    const bf16* x = arguments.x + block_y() * arguments.images * (H * W * C);
+    constexpr int BATCH = RESIDUAL ? (LOADS + 1) / 2 : LOADS;  // pieces on their way at a time
+    const int64_t member = block_y() * arguments.images * (H * W * C);
     const int chunk = thread() % CHUNKS;
-    Vec16 loaded[LOADS];
-    bool exists[LOADS];
-    UNROLL for (int i = 0; i < LOADS; i++) {
-        int place = (thread() + i * THREADS) / CHUNKS, column = place % TILE_W, line = place / TILE_W;
-        int image = first_image + line / (TILE_H + 2), row = first_row + line % (TILE_H + 2) - 1;
-        exists[i] = row >= 0 && row < H;
-        row = row < 0 ? 0 : row < H ? row : H - 1;  // without branches: what does not exist is read elsewhere
-        if (MASKED) {
-            exists[i] = exists[i] && image < arguments.images && column < W;
-            image = image < arguments.images ? image : first_image;
-            column = column < W ? column : 0;
-        }
-        loaded[i] = load16(x + ((int64_t(image) * H + row) * W + column) * C + chunk * 8);
-    }
     float scale[8], shift[8];
     if (PROLOGUE) {
         const float* stats = arguments.stats + block_y() * 4 * C + chunk * 8;
@@ -82,18 +72,41 @@ DEVICE void load_tile(Shared tile, const Arguments& arguments, int first_image, 
             shift[j] = load_float(stats + 3 * C + j);
         }
     }
-    UNROLL for (int i = 0; i < LOADS; i++) {
-        int place = (thread() + i * THREADS) / CHUNKS, column = place % TILE_W, line = place / TILE_W;
-        UNROLL for (int j = 0; j < 4; j++) {
-            uint32_t packed = loaded[i].v[j];
-            if (PROLOGUE) {
-                packed = pack_bf16(multiply_add(low_bf16(packed), scale[2 * j], shift[2 * j]),
-                                   multiply_add(high_bf16(packed), scale[2 * j + 1], shift[2 * j + 1]));
-                if (RELU) packed = relu_bf16(packed);
+    UNROLL for (int begin = 0; begin < LOADS; begin += BATCH) {
+        Vec16 loaded[BATCH], more[BATCH];
+        bool exists[BATCH];
+        int from[BATCH];
+        UNROLL for (int i = 0; i < BATCH && begin + i < LOADS; i++) {
+            int place = (thread() + (begin + i) * THREADS) / CHUNKS, column = place % TILE_W, line = place / TILE_W;
+            int image = first_image + line / (TILE_H + 2), row = first_row + line % (TILE_H + 2) - 1;
+            exists[i] = row >= 0 && row < H;
+            row = row < 0 ? 0 : row < H ? row : H - 1;  // without branches: what does not exist is read elsewhere
+            if (MASKED) {
+                exists[i] = exists[i] && image < arguments.images && column < W;
+                image = image < arguments.images ? image : first_image;
+                column = column < W ? column : 0;
             }
-            loaded[i].v[j] = exists[i] ? packed : 0;
+            from[i] = ((image * H + row) * W + column) * C + chunk * 8;  // a member has less than 2^31 values
+            loaded[i] = load16(arguments.x + member + from[i]);
+            if (RESIDUAL) more[i] = load16(arguments.residual + member + from[i]);
         }
-        shared_store16(tile + line * LINE + (column + 1) * PIXEL + chunk * 16, loaded[i]);
+        UNROLL for (int i = 0; i < BATCH && begin + i < LOADS; i++) {
+            int place = (thread() + (begin + i) * THREADS) / CHUNKS, column = place % TILE_W, line = place / TILE_W;
+            UNROLL for (int j = 0; j < 4; j++) {
+                uint32_t packed = loaded[i].v[j];
+                if (PROLOGUE) {
+                    float low = multiply_add(low_bf16(packed), scale[2 * j], shift[2 * j]);
+                    float high = multiply_add(high_bf16(packed), scale[2 * j + 1], shift[2 * j + 1]);
+                    if (RESIDUAL) low += low_bf16(more[i].v[j]), high += high_bf16(more[i].v[j]);
+                    packed = pack_bf16(low, high);
+                    if (RELU) packed = relu_bf16(packed);
+                }
+                loaded[i].v[j] = exists[i] ? packed : 0;
+            }
+            shared_store16(tile + line * LINE + (column + 1) * PIXEL + chunk * 16, loaded[i]);
+            int own = line % (TILE_H + 2);  // the halo's rows are other tiles' to store
+            if (STORED && exists[i] && own > 0 && own <= TILE_H) store16(arguments.z + member + from[i], loaded[i]);
+        }
     }
 }
 

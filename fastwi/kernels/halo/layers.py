@@ -51,6 +51,9 @@ class End:
 
     x: Tensor
     stats_M4C: Tensor
+    summand: Tensor | None
+    z: Tensor | None
+    """To be made of x and the summand by the convolution that reads it, where that is known to come first."""
     residual: Tensor | None = None
     """The gradient of z by the sum that reads it, left by that sum's backward."""
     g: Tensor | None = None
@@ -81,7 +84,12 @@ class _Conv(torch.autograd.Function):
         x = x.contiguous()
         stats = None if norm is None else norm.settle(x, moments)
         ctx.norm, ctx.relu, ctx.place = norm, norm is not None and norm.relu, place
-        y, moments_out = forward_by_halo.forward(x, weight, geometry, stats, ctx.relu, statistics)
+        if end is not None and end.z is not None:
+            more = (end.stats_M4C, True, statistics, end.summand, end.z)
+            y, moments_out = forward_by_halo.forward(end.x, weight, geometry, *more)
+            end.z = end.summand = None
+        else:
+            y, moments_out = forward_by_halo.forward(x, weight, geometry, stats, ctx.relu, statistics)
         ctx.link, ctx.before, ctx.end = link, before, end
         ctx.save_for_backward(x, weight, stats, None if link is None else y)
         ctx.set_materialize_grads(False)
@@ -137,13 +145,18 @@ class _BatchNorm(torch.autograd.Function):
         users: int,
         link: Link | None,
         before: End | None,
+        later: bool,
         ends: list[End],
     ) -> tuple[Tensor, ...]:
         x, residual = x.contiguous(), None if residual is None else residual.contiguous()
         stats = norm.settle(x, moments)
-        z: Tensor = norms.apply(x, residual, stats, norm.relu)
+        later = later and users == 2 and norm.relu and norm.training
+        z: Tensor = torch.empty_like(x) if later else norms.apply(x, residual, stats, norm.relu)
         ctx.norm, ctx.has_residual, ctx.link, ctx.before = norm, residual is not None, link, before
-        ctx.end = End(x.detach(), stats) if users == 2 and norm.relu and norm.training else None
+        ctx.end = None
+        if users == 2 and norm.relu and norm.training:
+            # By `data` z is written without autograd, which would take it for a change of what is saved here.
+            ctx.end = End(x.detach(), stats, residual if later else None, z.data if later else None)
         ends += [ctx.end] * (ctx.end is not None)
         ctx.save_for_backward(x, z if norm.relu and ctx.has_residual else None, stats)
         ctx.set_materialize_grads(False)
@@ -156,7 +169,7 @@ class _BatchNorm(torch.autograd.Function):
         relu, end = ctx.norm.relu, ctx.end
         dz, dz2, *_ = *(g.contiguous() for g in gradients if g is not None), None, None
         if dz is None:
-            return (None,) * 10
+            return (None,) * 11
         if end is not None and end.g is not None:  # both gradients are in it
             g, sums, masked = end.g, end.sums, True
             end.g = end.sums = end.residual = None
@@ -172,7 +185,7 @@ class _BatchNorm(torch.autograd.Function):
             dx = norms.input_gradient(g, x, stats, made, relu and not masked, ctx.norm.training)
         if ctx.before is not None:
             ctx.before.residual = g
-        return dx, g if ctx.needs_input_grad[1] else None, dweight, dbias, *(None,) * 6
+        return dx, g if ctx.needs_input_grad[1] else None, dweight, dbias, *(None,) * 7
 
 
 def conv(
@@ -191,6 +204,10 @@ def conv(
     geometry = Geometry(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
     here = forward_by_halo.qualifies(x_MNHWI, geometry)
     if not here or not gradients_by_halo.takes(x_MNHWI, weight_MOHWI, stride, padding):
+        end = getattr(x_MNHWI, "end", None)
+        if end is not None and end.z is not None:
+            end.z.copy_(norms.apply(end.x, end.summand, end.stats_M4C, True))
+            end.z = end.summand = None
         return stacked_conv(x_MNHWI, weight_MOHWI, stride, padding, norm, moments, statistics, place)
     link = Link() if sole and statistics else None
     before = None if norm is None else getattr(x_MNHWI, "link", None)
@@ -204,16 +221,22 @@ def conv(
 
 
 def batch_norm(
-    x_MNHWC: Tensor, residual_MNHWC: Tensor | None, norm: Norm, moments: Tensor | None = None, users: int = 1
+    x_MNHWC: Tensor,
+    residual_MNHWC: Tensor | None,
+    norm: Norm,
+    moments: Tensor | None = None,
+    users: int = 1,
+    *,
+    later: bool = False,
 ) -> Any:
-    """`stacked_batch_norm`."""
+    """`stacked_batch_norm`. `later`: of two users a call of `conv` here comes first, and may make z."""
     if residual_MNHWC is not None and residual_MNHWC.shape != x_MNHWC.shape:
         raise ValueError(f"a residual of shape {tuple(residual_MNHWC.shape)} for activations {tuple(x_MNHWC.shape)}")
     link = None if residual_MNHWC is x_MNHWC else getattr(x_MNHWC, "link", None)
     ends: list[End] = []
     made = _BatchNorm.apply(
         x_MNHWC, residual_MNHWC, norm.weight_MC, norm.bias_MC, norm, moments, users, link,
-        getattr(residual_MNHWC, "end", None), ends,
+        getattr(residual_MNHWC, "end", None), later, ends,
     )  # fmt: skip
     for z in made if ends else ():
         z.end = ends[0]
