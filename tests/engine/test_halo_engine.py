@@ -111,7 +111,7 @@ def emulate(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize(("network", "size"), [(Narrow, 8), (Other, 8), (Narrow, 6)])
 def test_references_are_those_of_stacked(seed, network, size):
-    """To the bit: what is handed over is computed by the same functions, elsewhere. The kernels take no 6 x 6 images."""
+    """To the bit: what is handed over is computed by the same functions. No kernel takes 6 x 6 images."""
     torch.manual_seed(seed)
     model = network()
     expected_logits, expected = logits_and_gradients(StackedNetwork, model, seed, size=size)
