@@ -222,8 +222,8 @@ void convolve(const T *x, const T *w, const T *bias_K, T *y, const Strips &strip
 }
 
 // The sums [36, C, K] of a chunk of strips are taken for all positions at once or, where they would outgrow the second
-// cache, for one row of 6 positions after the other. Few chunks: their sums must be added. Chunks times rows can run in
-// parallel.
+// cache, for 2 rows of 6 positions after the other. Few chunks: their sums must be added. Chunks times pairs of rows can
+// run in parallel.
 inline bool by_rows(int64_t C, int64_t K) { return C * K > 1024; }
 inline int64_t chunks_of(int64_t C, int64_t K) { return by_rows(C, K) ? 2 : 8; }
 
@@ -238,7 +238,7 @@ struct Gradient {
 template <int COLUMNS, int FIRST, int ROWS_OUT, typename T>
 void sum_products(const Gradient<T> &g, int64_t start, int64_t stop, float *scratch, float *sums) {
     const Strips &strips = g.strips;
-    const int64_t C = g.C, K = g.K, size = strips.block(C + K), tiles = rounded(size * strips.across);
+    const int64_t C = g.C, K = g.K, size = strips.block(by_rows(C, K) ? 0 : C + K), tiles = rounded(size * strips.across);
     const int64_t in_step = step_of(tiles, C), out_step = step_of(tiles, K);
     float *zeros = scratch, *room = zeros + strips.W * larger(C, K), *room_out = room + 6 * strips.W * C;
     float *half = room_out + 4 * strips.W * K, *half_out = half + 6 * strips.columns(2) * C;
@@ -266,13 +266,10 @@ void sum_products(const Gradient<T> &g, int64_t start, int64_t stop, float *scra
 }
 
 template <int COLUMNS, typename T>
-void sum_row(int row, const Gradient<T> &g, int64_t start, int64_t stop, float *scratch, float *sums) {
-    if (row == 0) sum_products<COLUMNS, 0, 1>(g, start, stop, scratch, sums);
-    else if (row == 1) sum_products<COLUMNS, 1, 1>(g, start, stop, scratch, sums);
-    else if (row == 2) sum_products<COLUMNS, 2, 1>(g, start, stop, scratch, sums);
-    else if (row == 3) sum_products<COLUMNS, 3, 1>(g, start, stop, scratch, sums);
-    else if (row == 4) sum_products<COLUMNS, 4, 1>(g, start, stop, scratch, sums);
-    else sum_products<COLUMNS, 5, 1>(g, start, stop, scratch, sums);
+void sum_rows(int64_t pair, const Gradient<T> &g, int64_t start, int64_t stop, float *scratch, float *sums) {
+    if (pair == 0) sum_products<COLUMNS, 0, 2>(g, start, stop, scratch, sums);
+    else if (pair == 1) sum_products<COLUMNS, 2, 2>(g, start, stop, scratch, sums);
+    else sum_products<COLUMNS, 4, 2>(g, start, stop, scratch, sums);
 }
 
 template <int COLUMNS, typename T>
@@ -282,15 +279,15 @@ void weight_gradient(const T *x, const T *dy, T *dw, const Strips &strips, int64
     const int64_t each = scratch_floats(strips, C, K);
     float *sums = work, *scratch = work + most * POSITIONS * C * K;
     const Gradient<T> gradient = {x, dy, C, K, strips};
-    const int64_t rows = by_rows(C, K) ? 6 : 1, tasks = chunks * rows;
+    const int64_t pairs = by_rows(C, K) ? 3 : 1, tasks = chunks * pairs;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part)
         for (int64_t task = tasks * part / threads; task < tasks * (part + 1) / threads; ++task) {
-            const int64_t chunk = task / rows;
+            const int64_t chunk = task / pairs;
             const int64_t start = strips.count * chunk / chunks, stop = strips.count * (chunk + 1) / chunks;
             float *own = scratch + part * each, *to = sums + chunk * POSITIONS * C * K;
-            if (rows == 1) sum_products<COLUMNS, 0, 6>(gradient, start, stop, own, to);
-            else sum_row<COLUMNS>(static_cast<int>(task % rows), gradient, start, stop, own, to);
+            if (pairs == 1) sum_products<COLUMNS, 0, 6>(gradient, start, stop, own, to);
+            else sum_rows<COLUMNS>(task % pairs, gradient, start, stop, own, to);
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t c = 0; c < C; ++c)
