@@ -47,7 +47,7 @@ PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
 class Step:
     """A Python command: words for a GPU and for a CPU. Without words for a CPU it needs a GPU.
 
-    `{data}`, `{device}`, `{out}` and `{engines}` (all but loop) are filled in; `tool` runs the command.
+    `{data}`, `{device}`, `{out}` and `{engines}` (all but loop and halo) are filled in; `tool` runs the command.
     """
 
     seconds: int
@@ -67,22 +67,31 @@ _TRITON_TESTS = [f"tests/kernels/test_{name}.py" for name in ("stacked", "interp
 _MEMCHECK = "compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9"
 _SMALL = "--batch 16 --batches 2 --least 2 --rounds 2"
 _POPULATION = "--data {data} --baselines {engines} --members"
+_HALO = "--data {data} --baselines stacked,halo"
 STEPS = {
     "versions": Step(15, ("-m", "benchmarks.machine"), ("-m", "benchmarks.machine")),
-    "numbers": Step(75, *_benchmark("numbers", "", "--members 2 --steps 1 --batch 16 --width 0.25")),
+    "numbers": Step(70, *_benchmark("numbers", "", "--members 2 --steps 1 --batch 16 --width 0.25")),
     "population": Step(
-        105,
+        85,
         *_benchmark(
-            "throughput", f"{_POPULATION} 1,64,256 --batches 390 --least 24 --rounds 5 --minutes 1.5",
+            "throughput", f"{_POPULATION} 1,64,256 --batches 390 --least 24 --rounds 5 --minutes 1.2",
             f"{_POPULATION} 1,2 {_SMALL}",
         ),
     ),
     # In a process of its own: a profiler slows what runs after it.
     "kernels": Step(
-        65,
+        50,
         *_benchmark(
             "throughput", f"{_POPULATION} 1,64,256 --batches 64 --least 4 --rounds 1 --kernels 12",
             f"{_POPULATION} 1,2 {_SMALL} --kernels 12",
+        ),
+    ),
+    # Likewise: a fault of its kernels would end the other engines' measurements too.
+    "halo": Step(
+        50,
+        *_benchmark(
+            "throughput", f"{_HALO} --members 1,64 --batches 128 --least 8 --rounds 3 --kernels 12",
+            f"{_HALO} --members 1,2 {_SMALL}",
         ),
     ),
     "interpolation": Step(
@@ -93,7 +102,7 @@ STEPS = {
         ),
     ),
     "tune": Step(25, *_benchmark("tune", "--seconds 20", "--seconds 20")),
-    "gpu-tests": Step(50, (*PYTEST, "{parallel}", "-m", "gpu", "{gpu_tests}")),
+    "gpu-tests": Step(40, (*PYTEST, "{parallel}", "-m", "gpu", "{gpu_tests}")),
     "kernel-tests": Step(40, (*PYTEST, "{parallel}", *_TRITON_TESTS)),
     "memcheck": Step(
         35,
@@ -172,7 +181,7 @@ def words_of(step: Step, on_gpu: bool, data: str, out: Path) -> list[str]:
         "data": [data],
         "device": ["cuda" if on_gpu else "cpu"],
         "out": [str(out)],
-        "engines": [",".join(name for name in ENGINES if name != "loop")],
+        "engines": [",".join(name for name in ENGINES if name not in ("loop", "halo"))],
         "parallel": ["-p", "xdist", "--numprocesses", "8"] if importlib.util.find_spec("xdist") else ["-q"],
         # By file, so that a module that is missing elsewhere costs nothing here.
         "gpu_tests": [
