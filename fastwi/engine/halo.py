@@ -6,7 +6,7 @@ On a CPU it computes by the references, and what it hands from layer to layer is
 
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fastwi.engine.base import Settings
 from fastwi.engine.stack import StackedNetwork, _has_rule
@@ -14,7 +14,6 @@ from fastwi.engine.stacked import StackedEngine
 from fastwi.errors import ConfigError
 from fastwi.kernels.halo import layers
 from fastwi.kernels.halo.build import missing
-from fastwi.kernels.halo.conv import CHANNELS
 
 
 class HaloNetwork(StackedNetwork):
@@ -27,15 +26,12 @@ class HaloNetwork(StackedNetwork):
         readers = [reader for handle in self._node.users for reader in handle.users]
         order = {node: place for place, node in enumerate(self.traced.graph.nodes)}
         first = min(readers, key=order.__getitem__) if len(readers) == 2 else self._node
-        return layers.batch_norm(*arguments, later=self._may_qualify(first))
-
-    def _may_qualify(self, node: fx.Node) -> bool:
-        """Whether the halo kernels take the layer that `node` calls, for images that they take."""
-        module = self.submodules[node.target] if node.op == "call_module" else None
-        if not isinstance(module, nn.Conv2d) or not _has_rule(module):
-            return False
-        form = module.kernel_size, module.stride, module.padding, module.in_channels
-        return form == ((3, 3), (1, 1), (1, 1), module.out_channels) and module.in_channels in CHANNELS
+        module = self.submodules[first.target] if first.op == "call_module" else None
+        later = False
+        if isinstance(module, nn.Conv2d) and _has_rule(module):
+            weight_MOHWI = self._tensors[f"{first.target}.weight"].permute(0, 1, 3, 4, 2)
+            later = layers.takes(arguments[0], weight_MOHWI, int(module.stride[0]), int(module.padding[0]))
+        return layers.batch_norm(*arguments, later=later)
 
 
 class HaloEngine(StackedEngine):

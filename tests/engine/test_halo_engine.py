@@ -226,8 +226,8 @@ def test_launches_of_a_captured_step(kind):
     launched = Counter(launch[0] for launch in graph.launches)
     # Left of `stacked`: the first convolution and the last block's two. Passes for the sums of gradients at the ends
     # of the last two blocks. dx of these two convolutions, and of the norms behind the three.
-    # z at the ends of the last two blocks.
-    counts = (4, 4, 3, 2, 2 + 3, 2) if kind is HaloEngine else (0, 0, 7, 4, 6 + 7, 4)
+    # Activations at the ends of the last two blocks and within the last.
+    counts = (4, 4, 3, 2, 2 + 3, 3) if kind is HaloEngine else (0, 0, 7, 4, 6 + 7, 7)
     names = ("forward", "backward", "forward_kernel", "gradient_sums_kernel", "input_gradient_kernel", "apply_kernel")
     assert tuple(launched[name] for name in names) == counts
     assert cuda.counts()["forward"] == counts[0] * (2 * BATCH // 4)  # the evaluation's batches

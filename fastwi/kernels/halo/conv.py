@@ -6,7 +6,7 @@ Here 3 x 3 kernels of stride 1 and padding 1 on 16, 32 or 64 channels in and out
 is read once, batch norm and ReLU are applied to it once, and nine shifted products are made of it. Each tile's sums
 are in a fixed order: a member's results are the same each time, whatever other members are.
 
-Memory traffic in bytes a value of y: forward 4, and 2 (TILE_H + 2) / TILE_H - 2 more from caches.
+Memory traffic in bytes a value of y: 4, and 4 more with a residual and z. Rows of halos come from caches.
 
 Symbols: those of fastwi.kernels.stacked_geometry.
 """

@@ -4,15 +4,14 @@ Within a residual block, y = conv(z), y2 = conv(act(norm(y))) and z2 = act(norm2
 
     a norm's backward gives g, the gradient of its output, to the convolution before it, which makes dy of g on its
     way to shared memory (Link); else dy would be a pass of its own over g and y;
-    the convolution that reads a block's end z adds the gradient by z's other reader, the residual sum, to its own,
-    and passes the ReLU: its dx is g of the norm that made z, with its sums (End). That norm's pass over them falls
-    away.
+    the convolution that reads a block's end z makes it, on its way to shared memory, and stores it for z's other
+    reader, the residual sum. Its backward adds the gradient by that reader to its own and passes the ReLU: its dx is
+    g of the norm that made z, with its sums (End). That norm's two passes over activations fall away.
 
-Both are set up while the layers are called, and used where the other side was there: autograd sees ordinary
-gradients otherwise. A tensor carries its Link or End as an attribute, so a copy of it carries none.
+All are set up while the layers are called, and used where the other side was there: autograd sees ordinary gradients
+otherwise. A tensor carries its Link or End as an attribute, so a copy of it carries none.
 
-Bytes a value of y, in bf16: forward 4, and 6 for the sum at a block's end; backward 8 within a block, and 12 at its
-begin.
+Bytes a value of y, in bf16: forward 4 within a block, and 8 at its begin; backward 8 and 12.
 
 Shapes: those of fastwi.kernels.stacked.
 """
@@ -188,6 +187,13 @@ class _BatchNorm(torch.autograd.Function):
         return dx, g if ctx.needs_input_grad[1] else None, dweight, dbias, *(None,) * 7
 
 
+def takes(x_MNHWI: Tensor, weight_MOHWI: Tensor, stride: int, padding: int) -> bool:
+    """Whether the kernels of both directions take this convolution."""
+    geometry = Geometry(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
+    both = gradients_by_halo.takes(x_MNHWI, weight_MOHWI, stride, padding)
+    return both and forward_by_halo.qualifies(x_MNHWI, geometry)
+
+
 def conv(
     x_MNHWI: Tensor,
     weight_MOHWI: Tensor,
@@ -201,14 +207,9 @@ def conv(
     sole: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """`stacked_conv`. `sole`: one batch norm alone will read y, and nothing else."""
-    geometry = Geometry(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
-    here = forward_by_halo.qualifies(x_MNHWI, geometry)
-    if not here or not gradients_by_halo.takes(x_MNHWI, weight_MOHWI, stride, padding):
-        end = getattr(x_MNHWI, "end", None)
-        if end is not None and end.z is not None:
-            end.z.copy_(norms.apply(end.x, end.summand, end.stats_M4C, True))
-            end.z = end.summand = None
+    if not takes(x_MNHWI, weight_MOHWI, stride, padding):
         return stacked_conv(x_MNHWI, weight_MOHWI, stride, padding, norm, moments, statistics, place)
+    geometry = Geometry(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
     link = Link() if sole and statistics else None
     before = None if norm is None else getattr(x_MNHWI, "link", None)
     end = getattr(x_MNHWI, "end", None) if norm is None else None
@@ -229,7 +230,7 @@ def batch_norm(
     *,
     later: bool = False,
 ) -> Any:
-    """`stacked_batch_norm`. `later`: of two users a call of `conv` here comes first, and may make z."""
+    """`stacked_batch_norm`. `later`: of two users a call of `conv` that `takes` z comes first, and makes z."""
     if residual_MNHWC is not None and residual_MNHWC.shape != x_MNHWC.shape:
         raise ValueError(f"a residual of shape {tuple(residual_MNHWC.shape)} for activations {tuple(x_MNHWC.shape)}")
     link = None if residual_MNHWC is x_MNHWC else getattr(x_MNHWC, "link", None)
