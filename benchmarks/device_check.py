@@ -4,9 +4,9 @@
     python -m benchmarks.device_check population=300 peers     these, the first in at most 300 s
 
 Steps run in the order below. Each may take its own seconds and what those before it left; then it is interrupted, and
-what it has printed and written is kept. The output directory gets a JSON file a step and one archive of logs,
-pictures and the GPU's clocks. Exit codes: 0 all passed (steps that need a missing GPU or tool are left out), 1 one
-failed or was cut off, 2 bad use.
+what it has printed and written is kept. In the output directory results.json holds each step's last results, and an
+archive the logs, JSON files, pictures and the GPU's clocks of a run. Exit codes: 0 all passed (steps that need a
+missing GPU or tool are left out), 1 one failed or was cut off, 2 bad use.
 
 Steps need torch, NumPy, Triton and joblib; tests need pytest, hypothesis and torchvision too. Wheels in build/wheels
 are installed for the steps alone; for Python 3.12 on a machine without a network they are fetched by, for instance,
@@ -20,6 +20,7 @@ them where a tool carries the working tree to the machine, and bring build/devic
 
 import argparse
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -36,6 +37,7 @@ from pathlib import Path
 
 from fastwi.cli import EXIT_FAILED, command
 from fastwi.errors import UserError
+from fastwi.files import write_json
 
 ROOT = Path(__file__).parents[1]
 BUDGET_S, GRACE_S = 480, 5
@@ -249,7 +251,9 @@ class _Check:
         code = run_until(words, deadline, self._place / f"{name}.log", environment)
         took = f"{time.monotonic() - begun:.0f} s"
         for path in out.glob("*.json"):
-            shutil.copyfile(path, self._out / f"{name}.json")
+            kept = self._out / "results.json"
+            earlier = json.loads(kept.read_text()) if kept.exists() else {}
+            write_json(kept, earlier | {name: json.loads(path.read_text())})
         if code == 0:
             return f"passed in {took}"
         self._failed = True

@@ -1,6 +1,7 @@
 """The device check: its limits, its command lines, and what becomes of a step that runs too long."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -105,8 +106,10 @@ def test_steps_and_their_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(device_check, "STEPS", steps)
     monkeypatch.setattr(device_check, "KEPT", tmp_path / "kept")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/results.json").write_text('{"earlier": 1}')
     assert device_check.main([f"--out={tmp_path}/out"]) == 1
-    assert (tmp_path / "out/good.json").read_text() == "{}"
+    assert json.loads((tmp_path / "out/results.json").read_text()) == {"earlier": 1, "good": {}}
     (archive,) = (tmp_path / "out").glob("logs-*.tar.gz")
     with tarfile.open(archive) as opened:
         names = {name.removeprefix("device_check/") for name in opened.getnames()}
