@@ -230,7 +230,7 @@ def sum_tiles(partial_MT: Tensor, rows: Sequence[Tensor] = (), dtype: torch.dtyp
         return rows[0] if len(rows) == 1 else total_M
     total_M = rows[0] if len(rows) == 1 else partial_MT.new_empty((M, *shape))
     E = total_M[0].numel()
-    tiles, columns = sum_block(T, E, 2048)
+    tiles, columns = sum_block(T, E, 4096)
     row_M = rows[0] if rows else None
     stride, apart = (rows[0].stride(0), (rows[-1].data_ptr() - rows[0].data_ptr()) // 4) if rows else (0, 0)
     with gpu.on(partial_MT.device):
