@@ -1,7 +1,7 @@
 """Runs M members of any network at once: its traced graph, each layer batched over the member axis.
 
 Convolutions, batch norm with its residual sum and ReLU, linear layers, sums and means have rules of their own, on
-activations [M, N, H, W, C]; a batch norm between two convolutions is never stored (see `fastwi.kernels.stacked`).
+activations [M, N, H, W, C]; a batch norm between convolutions goes to the second (see `fastwi.kernels.stacked`).
 Every other operation is applied to each member (see `fastwi.engine.members`), on [M, N, C, H, W].
 
 Shapes: M members, N images of a batch, C channels, H height, W width, K classes.
