@@ -270,6 +270,7 @@ def _meta(value: Any) -> Any:
 @contextlib.contextmanager
 def pretended_cuda() -> Iterator[PretendedCuda]:
     """Within the block this machine has one CUDA device, for which torch compiles nothing."""
+    pytest.importorskip("triton")
     pretended = PretendedCuda()
     properties = SimpleNamespace(name="pretended", total_memory=80 * 2**30, major=9, minor=0)
 
