@@ -156,9 +156,11 @@ class Engine(abc.ABC):
 
         0: as many as keep a GPU busy for longer than their launches take, for few small networks.
         """
-        height, width, _ = dataset.image_shape
-        large = self.device.type == "cuda" and height * width <= 64 * 64 and members <= 4
-        return self.settings.engine.evaluation_batch or (LARGE_EVALUATION_BATCH if large else EVALUATION_BATCH)
+        config, (height, width, _) = self.settings.engine, dataset.image_shape
+        # With engine.deterministic a member's sums are the same among however many others.
+        may_vary = self.device.type == "cuda" and not config.deterministic
+        large = may_vary and height * width <= 64 * 64 and members <= 4
+        return config.evaluation_batch or (LARGE_EVALUATION_BATCH if large else EVALUATION_BATCH)
 
     @torch.no_grad()
     def evaluate(self, population: Population, dataset: Dataset, report: Report | None = None) -> Scores:
@@ -245,6 +247,8 @@ class Engine(abc.ABC):
         """Replace the statistics of `population`, which were reset, by their mean over `steps` batches."""
         self._model.train()
         calls = Counter[nn.Module]()
+        for norm in self._norms:  # for networks that call norm.forward, which has no hooks
+            norm.momentum = None
 
         def take_plain_mean(norm: Any, _: object) -> None:
             """As with momentum None, by which torch reads the count of calls from the device each time."""

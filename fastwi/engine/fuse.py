@@ -107,7 +107,9 @@ def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
         fused += 1
     # fx keeps what the trace reached, in the order of use; tensors are passed by name, so the order is free.
     names, names_before = ({name for name, _ in m.named_parameters()} for m in (traced, module))
-    if fused == 0 or names != names_before:
+    reached = {path for path, _ in traced.named_modules()}
+    lost = any(name.rpartition(".")[0] not in reached for name, _ in module.named_buffers())
+    if fused == 0 or lost or names != names_before:
         return None
     traced.graph.lint()
     traced.recompile()

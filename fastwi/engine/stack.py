@@ -78,9 +78,12 @@ class StackedNetwork(fx.Interpreter):
 
     @classmethod
     def of(cls, model: nn.Module, exact: bool) -> "StackedNetwork | None":
-        """The stacked form of `model`; None where torch.fx cannot trace it (see `trace`)."""
+        """The stacked form of `model`; None where it cannot be traced (see `trace`) or layers share parameters."""
         traced = fuse_batch_norm(model) or trace(model)
-        return None if traced is None else cls(traced, exact)
+        if traced is None:
+            return None
+        shared = len(list(traced.named_parameters(remove_duplicate=False))) > len(list(traced.parameters()))
+        return None if shared else cls(traced, exact)
 
     def __call__(self, tensors: Tensors, x_MNHWC: Tensor, training: bool, places: Places = NO_PLACES) -> Tensor:
         """Logits [M, N, K] in float32. Running statistics in `tensors` are updated in place where `training`.
@@ -132,7 +135,7 @@ class StackedNetwork(fx.Interpreter):
         module.train(self._training)
         state = own if self._exact else dense_buffers(own)
         result = self._mapped(
-            lambda state, *rest: torch.func.functional_call(module, state, rest, kwargs), (state, *args), {}
+            lambda state, *rest, **more: torch.func.functional_call(module, state, rest, more), (state, *args), kwargs
         )
         write_back(state, own)
         return _in_dtype_of(x, result)

@@ -45,11 +45,13 @@ class StackedEngine(ProgramEngine):
         self._exact = self._must_be_exact()
         network = self.network_type.of(self.resolved.model, self._exact)
         whole = norms_in_float32(self._model, self.dtype)  # used where the network cannot be traced
-        self._norms = batch_norms((whole if network is None else network.traced).modules())
+        norms = [] if network is None else batch_norms(network.traced.modules())
+        self._norms += norms
         if network is None and any(norm.momentum is None for norm in self._norms):
             raise ConfigError("engine.name: stacked maps no batch norm with momentum None over members; use loop")
         compiler = functools.partial(compiled, device=self.device) if self.resolved.backend == "compile" else None
         self._counted = frozenset() if network is None else network.counted
+        self._counts_all = 0 < len(norms) == len(self._counted)
         self._stacked_forward: Forward = network or mapped_network(whole, self._exact, compiler)
         self._losses = functools.partial(cross_entropy, exact=self._exact)
 
@@ -85,7 +87,10 @@ class StackedEngine(ProgramEngine):
         return labels_RN.shape[1] * self._losses(logits_RNK, labels_RN).double()
 
     def _average_statistics(self, population: Population, epoch: Epoch, steps: int) -> None:
-        """See `Engine._average_statistics`."""
+        """See `Engine._average_statistics`, which does it where a batch norm has no rule or is called twice."""
+        if not self._counts_all:
+            super()._average_statistics(population, epoch, steps)
+            return
         dataset, augmentation = require_resident(epoch.dataset, "engine.name: stacked"), self.settings.augment
         batch = self.settings.optimizer.batch_size
         count = min(batch, len(dataset))

@@ -81,6 +81,8 @@ def test_evaluation_batches_are_larger_for_few_small_networks_on_a_gpu(monkeypat
     made = made.with_settings(replace(made.settings, engine=EngineConfig()))
     monkeypatch.setattr(made, "device", torch.device(device))
     assert made.evaluation_batch(data, members) == images
+    made = made.with_settings(replace(made.settings, engine=EngineConfig(deterministic=True)))
+    assert made.evaluation_batch(data, members) == 500  # a member's scores are the same among however many
 
 
 class Shifting(Residual):
@@ -156,11 +158,24 @@ class Twice(Residual):
         return super().forward(self.norm(2 + 3 * self.norm(x_NCHW)))
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("fused", marks=needs_kernels)])
-def test_a_batch_norm_that_is_called_twice_has_the_mean_over_all_calls(seed, backend):
+class Direct(Twice):
+    """Its batch norm is called without hooks."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return Residual.forward(self, self.norm.forward(2 + 3 * self.norm.forward(x_NCHW)))
+
+
+@pytest.mark.parametrize(
+    ("engine", "backend", "network"),
+    [
+        *((engine, "eager", kind) for engine in ENGINES for kind in (Twice, Direct)),
+        pytest.param("loop", "fused", Twice, marks=needs_kernels),
+    ],
+)
+def test_a_batch_norm_that_is_called_twice_has_the_mean_over_all_calls(seed, engine, backend, network):
     torch.manual_seed(seed)
-    networks, data, noises = [Twice(), Twice()], draw_data(seed), [Noise(seed), Noise(seed + 1)]
-    made, before = make("loop", Twice(), backend=backend), Population.from_modules(networks)
+    networks, data, noises = [network(), network()], draw_data(seed), [Noise(seed), Noise(seed + 1)]
+    made, before = make(engine, network(), backend=backend), Population.from_modules(networks)
     after = made.recompute_statistics(before, data, noises, 7)
     for m, network in enumerate(networks):
         drawn = batches(data, Noise(noises[m].seed, statistics=True), 7)
@@ -170,6 +185,29 @@ def test_a_batch_norm_that_is_called_twice_has_the_mean_over_all_calls(seed, bac
         assert after.buffers(m)["norm.num_batches_tracked"] == 2 * STEPS
     assert not made._model.get_submodule("norm")._forward_pre_hooks
     assert [norm.momentum for norm in made._norms] == [0.1] * len(made._norms)
+
+
+class Tied(nn.Module):
+    """Two convolutions have one weight, which has two gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 3, 3, bias=False) for _ in range(2))
+        self.second.weight, self.norm, self.linear = self.first.weight, nn.BatchNorm2d(3), nn.Linear(3, 10)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.linear(self.second(functional.silu(self.norm(self.first(x_NCHW)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("engine", ["graph", "stacked", "vmapped"])
+def test_layers_may_share_a_parameter(seed, engine):
+    torch.manual_seed(seed)
+    expected, data, noises = Population.from_modules([Tied(), Tied()]), draw_data(seed), [Noise(1), Noise(2)]
+    found = expected.clone_rows([0, 1])
+    make("loop", Tied()).train_epoch(expected, data, noises, 1)
+    make(engine, Tied()).train_epoch(found, data, noises, 1)
+    for name in ("weights_MP", "statistics_MQ", "counters_MB"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
 
 
 class HalfFrozen(Residual):

@@ -170,6 +170,14 @@ def test_what_is_folded(join, folded):
     assert [(norm.relu, norm.users) for norm in fused_norms(fuse_batch_norm(Net(join)))] == folded
 
 
+def test_a_network_with_a_layer_that_is_not_called():
+    """fx would drop it, and its buffers are passed by name."""
+    network = Net(two_users)
+    assert fuse_batch_norm(network) is not None
+    network.idle = nn.BatchNorm2d(3, affine=False)
+    assert fuse_batch_norm(network) is None
+
+
 class Small(nn.Module):
     """A batch norm behind a convolution, and `around`, which may do what a trace loses."""
 
