@@ -144,7 +144,7 @@ def test_results_depend_on_no_other_member_and_not_on_the_number_of_ctas(seed, m
 
 @needs_compiler
 @pytest.mark.parametrize("way", ["kernel", "torch"])
-@pytest.mark.parametrize("sizes", [(16, 32, 32, 1), (32, 16, 16, 1), (16, 9, 20, 1), (64, 8, 8, 3)])
+@pytest.mark.parametrize("sizes", [(32, 32, 16, 1), (16, 9, 20, 1)])
 @pytest.mark.parametrize("added", [True, False])
 def test_what_is_convolved_is_stored_once(seed, sizes, added, way):
     """The end of a block, whole: rows that two tiles read, and no more than the images."""
