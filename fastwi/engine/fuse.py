@@ -28,10 +28,11 @@ def trace(module: nn.Module) -> fx.GraphModule | None:
     """A traced copy of `module` under the same names; None where fx cannot trace it.
 
     None too where the trace is not what the network does: where it depends on the mode, draws or earlier calls, has
-    computed values as constants, hooks or a `train` of its own, or changes an activation that something else reads.
+    computed values as constants, hooks or a `train` of its own, sets a mode, or changes an activation that something
+    else reads.
     """
     own_train = any(type(each).train is not nn.Module.train for each in module.modules())
-    if own_train or module._forward_hooks or module._forward_pre_hooks:
+    if own_train or any(each._forward_hooks or each._forward_pre_hooks for each in module.modules()):
         return None
     evaluated, trained = copy.deepcopy(module).eval(), copy.deepcopy(module).train()
     before = generators.states()
@@ -43,7 +44,8 @@ def trace(module: nn.Module) -> fx.GraphModule | None:
         return None
     finally:
         generators.restore(before)
-    if drew or codes != [traced.code] * 2:
+    sets_mode = any(each.training for each in evaluated.modules()) or not all(m.training for m in trained.modules())
+    if drew or sets_mode or codes != [traced.code] * 2:
         return None
     names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     constants = any(node.op == "get_attr" and node.target not in names for node in traced.graph.nodes)
@@ -117,9 +119,7 @@ def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
 
 
 def _can_be_fused(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    if type(module) is not nn.BatchNorm2d or module._forward_hooks or module._forward_pre_hooks:
-        return False
-    return module.affine and module.track_running_stats
+    return type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

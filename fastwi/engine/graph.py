@@ -61,4 +61,4 @@ class GraphEngine(ProgramEngine):
 
 def _may_have_no_counter(module: nn.Module) -> bool:
     plain = type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    return plain and bool(module.track_running_stats) and module.momentum is not None and not module._forward_hooks
+    return plain and bool(module.track_running_stats) and module.momentum is not None

@@ -230,9 +230,9 @@ class OwnTrain(Small):
         return self
 
 
-def hooked(on_norm: bool) -> nn.Module:
+def hooked(layer: str) -> nn.Module:
     net = Small()
-    (net.norm if on_norm else net).register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    net.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: 2 * output)
     return net
 
 
@@ -248,8 +248,11 @@ LOST = {
     "dropout": Small(lambda net, y: functional.dropout(relu(y), 0.5, training=net.training)),
     "dropout in evaluation": Small(lambda net, y: functional.dropout(relu(y), 0.5, training=net.training)).eval(),
     "own train": OwnTrain(),
-    "hook on the norm": hooked(True),
-    "hook on the network": hooked(False),
+    "sets a mode": Small(lambda net, y: net.norm.eval()(y)),
+    "sets a mode in evaluation": Small(lambda net, y: net.norm.train()(y)),
+    "hook on the norm": hooked("norm"),
+    "hook on another layer": hooked("conv"),
+    "hook on the network": hooked(""),
     "no norm": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
     "not affine": nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, affine=False)),
     "no statistics": nn.Sequential(nn.BatchNorm2d(16, track_running_stats=False)),
