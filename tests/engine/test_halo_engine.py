@@ -22,7 +22,9 @@ from fastwi.engine.stacked import StackedEngine
 from fastwi.errors import ConfigError
 from fastwi.kernels import stacked_norm
 from fastwi.kernels.compiler import compiler
-from fastwi.kernels.halo import backward, build, conv
+from fastwi.kernels.halo import backward, build, conv, layers
+from fastwi.kernels.stacked import stacked_batch_norm, stacked_conv
+from fastwi.kernels.stacked_norm import Norm
 from fastwi.models.resnet import BasicBlock
 from fastwi.population import Layout, Population
 
@@ -164,6 +166,24 @@ def test_what_a_network_hands_over(seed, monkeypatch):
     assert within == [True, False] * 2
     assert all(arguments[1] is not None for arguments in calls["gradients"])  # dy of g
     assert [arguments[7] is not None for arguments in calls["gradients"]] == [False, True, False, True]
+
+
+def test_a_second_backward_pass_takes_nothing_of_the_first(seed):
+    """Where the convolution that reads a block's end goes backward before the residual sum does."""
+    draw = torch.Generator().manual_seed(seed)
+    values = [torch.randn(M, 2, 8, 8, 16, generator=draw).bfloat16() for _ in range(6)]
+    weight = (torch.randn(M, 16, 3, 3, 16, generator=draw) / 12).bfloat16()
+    found = []
+    for batch_norm, convolution in ((stacked_batch_norm, stacked_conv), (layers.batch_norm, layers.conv)):
+        x, u = (value.clone().requires_grad_() for value in values[:2])
+        handle, other = batch_norm(x, None, Norm(*torch.ones(4, M, 16)), None, 2)
+        z = batch_norm(u, other, Norm(*torch.ones(4, M, 16)))
+        y, _ = convolution(handle, weight, 1, 1)
+        for dy, dz in (values[2:4], values[4:]):
+            found += torch.autograd.grad((y, z), x, (dy, dz), retain_graph=True)
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+    assert not torch.equal(found[0], found[1])
 
 
 def engine(kind: type[StackedEngine], **more: Any) -> StackedEngine:

@@ -59,16 +59,18 @@ KERNEL(faults, Arguments, THREADS, 1) {
             x = shared_load_float(memory + 16 * thread()) + shared_load_float(memory + 16 * (64 + thread()));
             copy_wait<0>();
             break;
-        case 9:  // the warps wait for each other too late
-            shared_store_float(memory + 4 * thread(), 1);
-            sync_warp();
-            x = shared_load_float(memory + 4 * (thread() ^ 32));
-            sync_cta();
+        case 9:  // a warp writes what another reads
+            if (warp() == 0) x = shared_load_float(memory + 128 + 4 * lane());
+            else shared_store_float(memory + 128 + 4 * lane(), 1);
+            break;
+        case 10:  // and the other way round
+            if (warp() == 0) shared_store_float(memory + 128 + 4 * lane(), 1);
+            else x = shared_load_float(memory + 128 + 4 * lane());
             break;
         case 8:  // without a fault, and the copy that does not exist is zeros
             copy_async16(memory + 16 * thread(), nullptr, false), copy_commit(), copy_wait<0>();
             x = shared_load_float(memory + 16 * thread());
             break;
     }
-    store_float(arguments.out + block_x() * THREADS + thread(), x);
+    store_float(arguments.out + thread(), x);
 }

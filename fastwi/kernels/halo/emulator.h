@@ -2,8 +2,8 @@
 //
 // A launch ends with a message, and computes nothing more, where the GPU would be wrong or undefined: lanes of a warp
 // or threads of a CTA in different collectives, accesses outside the launch's memory or without alignment, copies
-// that nobody waited for. Shared memory holds NaN before each CTA, and a copy in the background arrives when it is
-// waited for, no sooner.
+// that nobody waited for, and two warps at one word of shared memory without a sync_cta between, if one writes.
+// Shared memory holds NaN before each CTA, and a copy in the background arrives when it is waited for, no sooner.
 #pragma once
 
 #include <ucontext.h>
@@ -55,15 +55,19 @@ struct Thread {
     std::vector<std::vector<Copy>> groups;  // copies in the background; the last group is open
 };
 
+struct Word {  // of shared memory: the warps that used it since the last sync_cta, a bit for each
+    uint32_t writers, readers;
+};
+
 struct State {
     void (*kernel)(const void*);
     const void* arguments;
     const Launch* launch;
     int block[3];
-    bool odd;  // whether the sum of the block's numbers is
     std::vector<Thread> threads;
     int now;  // the thread that runs
     std::vector<unsigned char> shared;
+    std::vector<Word> words;
     ucontext_t home;
     std::string error;
 };
@@ -81,16 +85,12 @@ inline Thread& self() { return state()->threads[state()->now]; }
     __builtin_unreachable();
 }
 
-// Let a thread that does not wait go on. There is one, or all wait and none can ever go on.
-//
-// A warp runs as far ahead of the others as it may, the first one in even CTAs and the last one in odd ones: a missing
-// sync_cta then shows.
+// Let a thread that does not wait go on, of the own warp if there is one. Else all wait and none can ever go on.
 inline void yield() {
     State& s = *state();
     int from = s.now, count = s.threads.size();
     for (bool own_warp : {true, false}) {
-        for (int i = 0; i < count; i++) {
-            int next = s.odd ? count - 1 - i : i;
+        for (int next = 0; next < count; next++) {
             if (s.threads[next].done || s.threads[next].waits_in || (own_warp && next / WARP != from / WARP)) continue;
             s.now = next;
             if (next != from) swapcontext(&s.threads[from].context, &s.threads[next].context);
@@ -144,6 +144,7 @@ inline int run(void (*kernel)(const void*), const void* arguments, int threads, 
         for (s.block[1] = 0; s.block[1] < launch.grid[1]; s.block[1]++)
             for (s.block[0] = 0; s.block[0] < launch.grid[0]; s.block[0]++) {
                 s.shared.assign(launch.shared_bytes, 0xff);
+                s.words.assign(launch.shared_bytes / 4, {});
                 for (Thread& each : s.threads) {
                     getcontext(&each.context);
                     each.context.uc_stack.ss_sp = each.stack.get(), each.context.uc_stack.ss_size = STACK;
@@ -151,9 +152,8 @@ inline int run(void (*kernel)(const void*), const void* arguments, int threads, 
                     each.groups.assign(1, {});
                     makecontext(&each.context, start, 0);
                 }
-                s.odd = (s.block[0] + s.block[1] + s.block[2]) % 2;
-                s.now = s.odd ? threads - 1 : 0;
-                swapcontext(&s.home, &s.threads[s.now].context);
+                s.now = 0;
+                swapcontext(&s.home, &s.threads[0].context);
                 if (!s.error.empty()) {
                     snprintf(message, 512, "%s", s.error.c_str());
                     return 1;
@@ -162,11 +162,18 @@ inline int run(void (*kernel)(const void*), const void* arguments, int threads, 
     return 0;
 }
 
-inline void* shared(Shared address, unsigned bytes) {
+// The place of a read or of a write by the thread that runs.
+inline void* shared(Shared address, unsigned bytes, bool writes = false) {
     State& s = *state();
     auto named = [&] { return "shared address " + std::to_string(address); };
     if (address % bytes) fail(named() + " is not aligned to " + std::to_string(bytes));
     if (address + bytes > s.shared.size()) fail(named() + " is out of bounds");
+    const uint32_t own = 1u << s.now / WARP;
+    for (unsigned i = address / 4; i < (address + bytes) / 4; i++) {
+        Word& word = s.words[i];
+        if ((word.writers | (writes ? word.readers : 0)) & ~own) fail(named() + " is another warp's until sync_cta");
+        (writes ? word.writers : word.readers) |= own;
+    }
     return &s.shared[address];
 }
 template <typename T>
@@ -206,7 +213,9 @@ inline int grid_x() { return emulator::state()->launch->grid[0]; }
 inline int grid_y() { return emulator::state()->launch->grid[1]; }
 
 inline void sync_cta() {
-    emulator::meet("sync_cta", 0, emulator::state()->threads.size(), nullptr, nullptr, [](emulator::Thread*) {});
+    emulator::State& s = *emulator::state();
+    emulator::meet("sync_cta", 0, s.threads.size(), nullptr, nullptr,
+                   [&](emulator::Thread*) { s.words.assign(s.words.size(), {}); });
 }
 inline void sync_warp() {
     emulator::meet_warp("sync_warp", nullptr, nullptr, [](emulator::Thread*) {});
@@ -260,7 +269,7 @@ inline Vec16 shared_load16(Shared from) {
     memcpy(&x, emulator::shared(from, 16), 16);
     return x;
 }
-inline void shared_store16(Shared to, const Vec16& x) { memcpy(emulator::shared(to, 16), &x, 16); }
+inline void shared_store16(Shared to, const Vec16& x) { memcpy(emulator::shared(to, 16, true), &x, 16); }
 inline Vec8 shared_load8(Shared from) {
     Vec8 x;
     memcpy(&x, emulator::shared(from, 8), 8);
@@ -271,13 +280,13 @@ inline uint32_t shared_load4(Shared from) {
     memcpy(&x, emulator::shared(from, 4), 4);
     return x;
 }
-inline void shared_store4(Shared to, uint32_t x) { memcpy(emulator::shared(to, 4), &x, 4); }
+inline void shared_store4(Shared to, uint32_t x) { memcpy(emulator::shared(to, 4, true), &x, 4); }
 inline float shared_load_float(Shared from) { return emulator::of_bits(shared_load4(from)); }
 inline void shared_store_float(Shared to, float x) { shared_store4(to, emulator::bits_of(x)); }
 
 namespace emulator {
 inline void copy_later(Shared to, const void* from, int bytes) {
-    shared(to, bytes);
+    shared(to, bytes, true);
     if (from) global(from, bytes);
     self().groups.back().push_back({to, from, bytes});
 }
@@ -294,7 +303,7 @@ inline void copy_wait() {
     auto& groups = emulator::self().groups;
     while (groups.size() > GROUPS + 1) {
         for (const emulator::Copy& copy : groups.front()) {
-            void* to = emulator::shared(copy.to, copy.bytes);
+            void* to = emulator::shared(copy.to, copy.bytes, true);
             if (copy.from) memcpy(to, copy.from, copy.bytes);
             else memset(to, 0, copy.bytes);
         }

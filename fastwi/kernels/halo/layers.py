@@ -171,11 +171,12 @@ class _BatchNorm(torch.autograd.Function):
             return (None,) * 11
         if end is not None and end.g is not None:  # both gradients are in it
             g, sums, masked = end.g, end.sums, True
-            end.g = end.sums = end.residual = None
         else:
             masked = dz2 is not None or (relu and (ctx.has_residual or ctx.link is not None))
             sums, kept = norms.gradient_sums(dz, dz2, x, z, stats, relu, masked)
             g = dz if kept is None else kept
+        if end is not None:  # nothing is left for another backward pass
+            end.g = end.sums = end.residual = None
         made, dweight, dbias = norms.parameter_gradients(sums, ctx.norm)
         dx = g if ctx.needs_input_grad[0] else None
         if dx is not None and ctx.link is not None:
