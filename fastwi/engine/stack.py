@@ -147,7 +147,7 @@ class StackedNetwork(fx.Interpreter):
             return first[args[1]]
         if isinstance(first, Images):
             x = first.x_MNHWC
-            if target in (functional.relu, torch.relu) and len(args) == 1 and not kwargs:
+            if target in (functional.relu, torch.relu, torch.relu_):  # in place it has one reader (see `trace`)
                 return Images(functional.relu(x))
             # torch.add(x, 2, y) is x + 2 y, and has no rule.
             if target in (operator.add, torch.add) and len(args) == 2 and isinstance(args[1], Images) and not kwargs:

@@ -28,6 +28,13 @@ def try_training(engine: Engine, config: Config, network: nn.Module, train: Data
     """
     population = Population.from_modules([network], device=engine.device)
     batch = _first(train, config.optimizer.batch_size)
+
+    def check(_module: nn.Module, _: object) -> None:
+        if torch._C._current_graph_task_id() >= 0:  # the network has its own weights again by then
+            problem = "calls layers again in its backward pass (torch.utils.checkpoint)"
+            raise _refusal(config, f"{problem}, which engine.backend eager does with other weights; give compile")
+
+    hook = register_module_forward_pre_hook(check) if engine.resolved.backend == "eager" else None
     try:
         engine.train_epoch(population, batch, [Noise(0)], 0)
         engine.evaluate(population, _first(test, engine.evaluation_batch(test)))
@@ -37,6 +44,9 @@ def try_training(engine: Engine, config: Config, network: nn.Module, train: Data
         raise _refusal(config, f"needs more memory than {engine.device} has; lower optimizer.batch_size") from error
     except Exception as error:  # whatever the network, torch and its compilers raise
         raise _refusal(config, _where(engine, network, batch, error)) from error
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def _first(dataset: Dataset, images: int) -> Dataset:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 WIDTH = 16
 
@@ -106,6 +107,14 @@ class MixesItself(_Patches):
     def tokens(self, x_NCHW: Tensor) -> Tensor:
         tokens = super().tokens(x_NCHW)
         return self.mixed(tokens, tokens)
+
+
+class Checkpointed(_Patches):
+    """Its backward pass calls a layer again."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        h_NTW = checkpoint(self.body, self.norm(self.tokens(x_NCHW)), use_reentrant=False)
+        return self.head(torch.relu(h_NTW).mean(1))
 
 
 MIXING = (PositionBuffer, MadeInForward, DropPath, Attention, Convolutions, Recurrent)

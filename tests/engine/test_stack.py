@@ -5,6 +5,7 @@ import weakref
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fastwi.engine.stack import StackedNetwork
 
@@ -49,6 +50,30 @@ def test_sums_are_those_of_the_network(seed, name, exact):
         own = {key: value[m] for key, value in tensors.items()}
         expected = torch.func.functional_call(network, own, (x_MNHWC[m].permute(0, 3, 1, 2),))
         torch.testing.assert_close(logits_MNK[m], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+class Opened(nn.Module):
+    """A ReLU that changes a convolution's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return torch.mean(functional.relu(self.conv(x_NCHW), inplace=True), dim=(2, 3))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_relu_in_place_has_its_gradient(seed, exact):
+    torch.manual_seed(seed)
+    network, x_MNHWC = Opened(), torch.randn(2, 3, 6, 5, 3)
+    made, tensors = stacked(network, exact)
+    weight = tensors["conv.weight"].requires_grad_()
+    (found,) = torch.autograd.grad(made(tensors, x_MNHWC, True).square().sum(), weight)
+    one = [torch.func.functional_call(network, {"conv.weight": w}, (x.permute(0, 3, 1, 2),))
+           for w, x in zip(weight, x_MNHWC, strict=True)]  # fmt: skip
+    (expected,) = torch.autograd.grad(torch.stack(one).square().sum(), weight)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -31,6 +31,7 @@ def run(network: str, data: Path, directory: Path, precision: str, *more: str) -
         ("MixesItself", ["--dry-run"], ["bfloat16", "layer mixed:", "engine.precision fp32"]),
         ("MixesItself", [], ["bfloat16", "layer mixed:", "engine.precision fp32"]),
         ("PositionBuffer", ["--engine.name=stacked"], ["bfloat16", "engine.name stacked", "engine.name loop"]),
+        ("Checkpointed", [], ["torch.utils.checkpoint", "give compile"]),
     ],
 )
 def test_refused_in_one_line_before_anything_is_stored(digits_directory, tmp_path, capsys, network, more, named):
