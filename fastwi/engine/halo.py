@@ -26,7 +26,7 @@ class HaloNetwork(StackedNetwork):
         readers = [reader for handle in self._node.users for reader in handle.users]
         order = {node: place for place, node in enumerate(self.traced.graph.nodes)}
         first = min(readers, key=order.__getitem__) if len(readers) == 2 else self._node
-        module = self.submodules[first.target] if first.op == "call_module" else None
+        module = self.submodules[first.target] if first.op == "call_module" and first.args else None
         later = False
         if isinstance(module, nn.Conv2d) and _has_rule(module):
             weight_MOHWI = self._tensors[f"{first.target}.weight"].permute(0, 1, 3, 4, 2)

@@ -72,6 +72,19 @@ class Other(nn.Module):
         return self.linear(torch.mean(x_NCHW, dim=(2, 3)) + torch.mean(z_NCHW, dim=(2, 3)))
 
 
+class Keyword(nn.Module):
+    """A convolution that reads a block's end, called by keyword: it has no rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.inner, self.linear = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.Linear(16, CLASSES)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = functional.relu(self.bn(self.conv(x_NCHW)))
+        return self.linear(torch.mean(self.inner(input=x_NCHW) + x_NCHW, dim=(2, 3)))
+
+
 def logits_and_gradients(
     kind: type[StackedNetwork], network: nn.Module, seed: int, dtype: torch.dtype = torch.bfloat16, size: int = 8
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -111,7 +124,7 @@ def emulate(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return launched
 
 
-@pytest.mark.parametrize(("network", "size"), [(Narrow, 8), (Other, 8), (Narrow, 6)])
+@pytest.mark.parametrize(("network", "size"), [(Narrow, 8), (Other, 8), (Keyword, 8), (Narrow, 6)])
 def test_references_are_those_of_stacked(seed, network, size):
     """To the bit: what is handed over is computed by the same functions. No kernel takes 6 x 6 images."""
     torch.manual_seed(seed)
