@@ -274,7 +274,8 @@ def _halo_launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, 
     moved, channels, warps = sum(map(_bytes, tensors.values())), size["C"], kernel.threads // 32
     if kernel.name == "forward":
         x, tiles = arguments[0], conv.tiles_of(kernel, arguments[-1])
-        name = f"halo forward {channels}" + " norm" * (arguments[3] is not None)
+        parts = zip((" norm", " residual", " stored"), (arguments[3], *arguments[5:7]), strict=True)
+        name = f"halo forward {channels}" + "".join(part for part, given in parts if given is not None)
         macs, most = x[0].numel() // tiles * channels * 9, conv.most_ctas(channels)
         return Launch(name, ctas, warps, kernel.shared_bytes, moved, tiles / grid[0], macs, 1, (), most)
     norms = (" from its norm" if arguments[1] is not None else "", " norm" if arguments[6] is not None else "")

@@ -49,11 +49,11 @@ class Case:
     u_stats: Tensor | None = None
     training: bool = True
 
-    def run(self, way, members: slice = slice(None)) -> tuple[Tensor, Tensor | None, Tensor]:
+    def run(self, way, members: slice = slice(None), device: str = "cpu") -> tuple[Tensor, Tensor | None, Tensor]:
         """The results of one of the two ways, for some members. The weights lie in rows with other values."""
 
         def own(x: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor | None:
-            return None if x is None else x[members].to(dtype).contiguous()
+            return None if x is None else x[members].to(device, dtype).contiguous()
 
         def norm(x: Tensor | None, stats: Tensor | None) -> NormOf | None:
             return None if x is None else NormOf(own(x), own(stats, torch.float32))
@@ -61,7 +61,7 @@ class Case:
         M, C = len(self.weight), self.weight.shape[1]
         rows_MP = torch.full((M, 4 + 9 * C * C + 8), torch.nan, dtype=torch.bfloat16)
         rows_MP[:, 4:-8] = self.weight.flatten(1)
-        weight = rows_MP[members, 4:-8].view(-1, C, 3, 3, C)
+        weight = rows_MP.to(device)[members, 4:-8].view(-1, C, 3, 3, C)
         return way(
             own(self.g), norm(self.y, self.y_stats), own(self.made, torch.float32), own(self.x),
             own(self.x_stats, torch.float32), self.relu, weight, own(self.residual),
@@ -159,6 +159,16 @@ def test_gradients(seed, size, kind, way):
     C, H, W, N = size
     own = case(seed, kind, 2, N, H, W, C)
     assert_near(own.run(way), own.exact())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", ["inside", "boundary", "plain", "evaluation"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_on_a_gpu(seed, size, kind):
+    C, H, W, N = size
+    own = case(seed, kind, 2, N, H, W, C)
+    assert_near(tuple(x if x is None else x.cpu() for x in own.run(by_kernel, device="cuda")), own.exact())
 
 
 @needs_compiler

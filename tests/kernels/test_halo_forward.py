@@ -247,6 +247,28 @@ def test_compiles_for_gpus_without_spills(architecture):
         )
 
 
+@needs_compiler
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_gpu_as_in_the_emulator(seed, case, stored):
+    """But for the order of float32 sums. With `stored` z is what the prologue made, to the bit."""
+    *sizes, prologue, statistics = case
+    x, weight, stats, geometry = drawn(seed, *sizes)
+    given, relu = (None, False) if prologue is None else (stats, prologue)
+    found = []
+    for device in ("cpu", "cuda"):
+        more = [torch.full_like(x, 2, device=device) for _ in range(2)] if stored and prologue is not None else []
+        own_x, own_weight = x.to(device), weight.to(device)
+        own_stats = None if given is None else given.to(device)
+        y, moments = conv.by_kernel(own_x, own_weight, geometry, own_stats, relu, statistics, *more)
+        found.append([y.cpu().float(), moments if moments is None else moments.cpu(), *(each.cpu() for each in more)])
+    torch.testing.assert_close(*(each[0] for each in found), rtol=2**-7, atol=1e-3)
+    torch.testing.assert_close(*(each[1] for each in found), rtol=1e-2, atol=0.5)
+    assert all(map(torch.equal, found[0][2:], found[1][2:]))
+
+
 def test_a_launch_on_a_gpu(monkeypatch):
     """What the driver is handed: the grid, the threads, the stream, and the address of the struct of arguments."""
     driver = pytest.importorskip("cuda.bindings.driver")

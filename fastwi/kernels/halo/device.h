@@ -1,6 +1,6 @@
 // What the halo kernels use of a GPU: everything that is not plain C++ stands here.
 //
-// NVRTC compiles it to PTX for sm_80 and later. A C++ compiler takes the emulator beside it instead, which computes
+// NVRTC compiles it for sm_80 and later. A C++ compiler takes the emulator beside it instead, which computes
 // the same with the same place of every value in every lane (PTX ISA, "Matrix fragments for mma.m16n8k16" and
 // "ldmatrix"), so that the tests run the kernels' own source without a GPU.
 //
