@@ -187,7 +187,7 @@ def test_memory_beside_the_tensors_is_not_touched(seed):
     kernel = conv.forward_kernel(geometry, False, False, False)
     y = torch.empty_like(x)
     with pytest.raises(RuntimeError, match="a global address is outside the tensors"):
-        build.launch(kernel, (1, M, 1), x, weight, y[:, :, :, :, :8], None, None, weight.stride(0), 4)
+        build.launch(kernel, (1, M, 1), x, weight, y[:, :, :, :, :8], *[None] * 4, weight.stride(0), 4)
     assert M * conv.tiles_of(kernel, 4) == 4
 
 
