@@ -103,7 +103,7 @@ void forward(const T *x, const T *weight, const T *bias_K, T *y, const Geometry 
     const int64_t rows = TAPS * g.depth / U::PER, pixel = g.depth / U::PER, line = g.columns * pixel;
     Unit *packed = reinterpret_cast<Unit *>(work);
     float *bias = work + g.weights(), *scratch = bias + g.K;
-    convert(bias_K, bias, bias_K ? g.K : 0);
+    if (bias_K) convert(bias_K, bias, g.K);
     pack<U>(packed, rows, g.K, width, [&](int64_t row, int64_t k) {
         const int64_t tap = row / g.depth, c = row % g.depth;
         return c < g.C ? weight[(k * g.C + c) * TAPS + tap] : T{};

@@ -18,10 +18,11 @@ from fastwi.kernels.cpu import SUFFIX, call, library, scratch
 _STEP = 16  # channels are multiples of it
 _FEW = 4  # channels of images, of which the first layer needs no input gradient
 _MOST_VALUES = 2**17  # of an image: it stays in the second cache
+_MOST_KERNELS = 64 * 128  # beyond, each image moves the sums of a weight gradient through slower caches
 
 
 def supported(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None, stride: int) -> bool:
-    """Whether the kernels take this convolution, and gain by it: small images, and channels that fill vectors."""
+    """Whether the kernels take this convolution, and gain by it: small layers whose channels fill vectors."""
     tensors = [t for t in (x_NCHW, weight_KC33, bias_K) if t is not None]
     dtype = x_NCHW.dtype
     if x_NCHW.dim() != 4 or dtype not in SUFFIX or any(t.dtype != dtype or t.device.type != "cpu" for t in tensors):
@@ -32,7 +33,8 @@ def supported(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None, stride
     if kernel != [3, 3] or channels != C or K % _STEP or not (first or (stride == 2 and C % _STEP == 0)):
         return False
     values = (H + 2) * (W + 2) * C + H * W * K // stride**2
-    return x_NCHW.numel() > 0 and values <= _MOST_VALUES and library() is not None
+    small = values <= _MOST_VALUES and C * K <= _MOST_KERNELS
+    return small and x_NCHW.numel() > 0 and library() is not None
 
 
 class _Convolution(torch.autograd.Function):

@@ -26,7 +26,7 @@ template <typename T> struct Storage {
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 struct Pair {
     typedef bf16 element;
-    typedef uint32_t unit;
+    typedef uint32_t unit __attribute__((may_alias));  // activations are written one by one
     typedef __m512i column;
     static constexpr int64_t PER = 2;
     static column columns(const unit *p) { return _mm512_loadu_si512(p); }

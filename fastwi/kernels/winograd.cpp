@@ -46,7 +46,8 @@ __attribute__((always_inline)) inline void fetch(const T *x, int64_t C, const St
     const T *start = x + (strip / strips.down * strips.H + strip % strips.down * 4) * strips.W * C;
     const int64_t values = size * 4 * strips.W * C;
     const int64_t stop = values * (p + 1) / parts;
-    for (int64_t f = values * p / parts; f < stop; f += LINE * 4 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(start + f, WRITE, 2);
+    constexpr int64_t line = LINE * 4 / static_cast<int64_t>(sizeof(T));
+    for (int64_t f = values * p / parts; f < stop; f += line) __builtin_prefetch(start + f, WRITE, 2);
 }
 
 // The rows of a strip in float32, from the row before it to the one behind it (SIDE = 1) or its own 4 (SIDE = 0): zeros
@@ -147,8 +148,8 @@ inline int64_t step_of(int64_t tiles, int64_t C) { return tiles * C + LINE; }
 inline int64_t rounded(int64_t tiles) { return (tiles + ROWS - 1) / ROWS * ROWS; }  // products take groups of rows
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Floats that one thread needs: rows of zeros, of the bias and of two windows, two strips halfway through their transforms, all
-// positions of a block.
+// Floats that one thread needs: rows of zeros, of the bias and of two windows, two strips halfway through their
+// transforms, all positions of a block.
 inline int64_t scratch_floats(const Strips &strips, int64_t C, int64_t K) {
     const int64_t tiles = rounded(strips.block(C + K) * strips.across);
     const int64_t rows = 14 * strips.W + 12 * strips.columns(2);
@@ -168,7 +169,8 @@ void transform_kernels(const T *w, float *U, int64_t C, int64_t K, int64_t width
                 for (int i = 0; i < 3; ++i)
                     for (int l = 0; l < LANES; ++l) {
                         const int tap = i * 3 + j;
-                        taps[i][l] = value(flipped ? w[(c * K + k + l) * TAPS + 8 - tap] : w[((k + l) * C + c) * TAPS + tap]);
+                        const int64_t at = flipped ? (c * K + k + l) * TAPS + 8 - tap : ((k + l) * C + c) * TAPS + tap;
+                        taps[i][l] = value(w[at]);
                     }
                 kernel_1d(taps, column);
                 for (int i = 0; i < 6; ++i) half[i][j] = column[i];
@@ -193,8 +195,9 @@ void convolve(const T *x, const T *w, const T *bias_K, T *y, const Strips &strip
     transform_kernels(w, U, C, K, width, flipped, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
-        float *zeros = scratch + part * each, *room = zeros + strips.W * C, *half = room + 6 * strips.W * C, *bias = half + 6 * strips.columns(2) * C;
-        float *half_out = bias + strips.W * K, *out = half_out + 6 * strips.columns(0) * K, *in = out + step;
+        float *zeros = scratch + part * each, *room = zeros + strips.W * C, *half = room + 6 * strips.W * C;
+        float *bias = half + 6 * strips.columns(2) * C, *half_out = bias + strips.W * K;
+        float *out = half_out + 6 * strips.columns(0) * K, *in = out + step;
         std::memset(zeros, 0, (half_out - zeros) * sizeof(float));
         for (int64_t i = 0; bias_K && i < strips.W * K; ++i) bias[i] = value(bias_K[i % K]);
         Window<T, 1> window(x, strips, C, zeros, room);
@@ -238,7 +241,8 @@ struct Gradient {
 template <int COLUMNS, int FIRST, int ROWS_OUT, typename T>
 void sum_products(const Gradient<T> &g, int64_t start, int64_t stop, float *scratch, float *sums) {
     const Strips &strips = g.strips;
-    const int64_t C = g.C, K = g.K, size = strips.block(by_rows(C, K) ? 0 : C + K), tiles = rounded(size * strips.across);
+    const int64_t C = g.C, K = g.K, size = strips.block(by_rows(C, K) ? 0 : C + K);
+    const int64_t tiles = rounded(size * strips.across);
     const int64_t in_step = step_of(tiles, C), out_step = step_of(tiles, K);
     float *zeros = scratch, *room = zeros + strips.W * larger(C, K), *room_out = room + 6 * strips.W * C;
     float *half = room_out + 4 * strips.W * K, *half_out = half + 6 * strips.columns(2) * C;
@@ -307,7 +311,8 @@ void weight_gradient(const T *x, const T *dy, T *dw, const Strips &strips, int64
                 vec row[3];
                 taps_1d(half[i], row);
                 for (int j = 0; j < 3; ++j)
-                    for (int l = 0; l < LANES; ++l) store(dw + ((k + l) * C + c) * TAPS + i * 3 + j, static_cast<float>(row[j][l]));
+                    for (int l = 0; l < LANES; ++l)
+                        store(dw + ((k + l) * C + c) * TAPS + i * 3 + j, static_cast<float>(row[j][l]));
             }
         }
 }

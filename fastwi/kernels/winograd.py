@@ -18,6 +18,7 @@ from fastwi.kernels.cpu import SUFFIX, call, library, scratch
 
 _STEP = 16  # channels are multiples of it
 _TILE = 4  # of winograd.cpp
+_MOST_BF16 = 256 * 256  # beyond, reading the kernels counts: 36 float32 values for 9 of bf16
 
 
 def supported(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None = None) -> bool:
@@ -29,6 +30,8 @@ def supported(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None = None)
     K, C, *kernel = weight_KC33.shape
     _, channels, H, W = x_NCHW.shape
     if kernel != [3, 3] or channels != C or C % _STEP or K % _STEP or x_NCHW.numel() == 0:
+        return False
+    if dtype == torch.bfloat16 and C * K > _MOST_BF16:
         return False
     tiles = -(-H // _TILE) * -(-W // _TILE)
     return 2 * tiles * 36 <= H * W * 9 and library() is not None

@@ -149,6 +149,7 @@ def test_other_convolutions_stay(kept):
     ("shape", "case"),
     [
         ((2, 8, 16, 8, 8, 2), "channels"), ((2, 16, 24, 8, 8, 2), "channels"), ((1, 16, 16, 96, 96, 2), "large"),
+        ((1, 96, 96, 8, 8, 2), "many channels"),
         ((2, 16, 16, 8, 8, 2), "float64"), ((2, 3, 16, 8, 8, 1), "gradient"),
     ],
 )  # fmt: skip

@@ -147,6 +147,10 @@ def test_what_is_replaced():
     assert not supported(torch.randn(1, 16, 2, 2), weight)  # a tile of 4 x 4 would be three quarters empty
     assert supported(torch.randn(1, 16, 8, 8, dtype=torch.bfloat16), weight.bfloat16())
     assert not supported(torch.randn(1, 16, 8, 8, dtype=torch.bfloat16), weight)
+    many = torch.randn(272, 256, 3, 3)  # which oneDNN multiplies faster in bf16
+    assert supported(torch.randn(1, 256, 8, 8), many)
+    assert not supported(torch.randn(1, 256, 8, 8).bfloat16(), many.bfloat16())
+    assert supported(torch.randn(1, 256, 8, 8).bfloat16(), many[:256].bfloat16())
     assert not supported(torch.randn(1, 16, 8, 8, dtype=torch.float16), weight.half())
     assert not supported(torch.randn(1, 16, 8, 8, dtype=torch.float64), weight.double())
     assert not supported(torch.randn(1, 8, 8, 8), torch.randn(16, 8, 3, 3))
