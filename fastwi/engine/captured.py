@@ -60,7 +60,7 @@ class ProgramEngine(Engine):
         """What computes the gradients of `state`'s members."""
 
     def _train(self, population: Population, epoch: Epoch, rates_S: list[float]) -> list[float]:
-        dataset = require_resident(epoch.dataset, "engine.name: graph and stacked")
+        dataset = require_resident(epoch.dataset, f"engine.name: {self.name}")
         rates = torch.tensor(rates_S, device=self.device)
         at_once = self._portion(population, dataset)
         program = self._program(population.layout, at_once, dataset)

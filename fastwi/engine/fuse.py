@@ -119,7 +119,8 @@ def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:
 
 
 def _can_be_fused(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    return type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
+    # Newer versions of torch have norms with a weight and no bias.
+    return type(module) is nn.BatchNorm2d and module.bias is not None and module.track_running_stats
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -240,7 +240,9 @@ def norms_in_float32(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return type(module) in (nn.BatchNorm2d, FusedBatchNorm2d) and bool(module.track_running_stats)
+    if type(module) not in (nn.BatchNorm2d, FusedBatchNorm2d) or not module.track_running_stats:
+        return False
+    return (module.weight is None) == (module.bias is None)
 
 
 def _has_rule(module: nn.Module) -> bool:

@@ -72,7 +72,7 @@ class StackedEngine(ProgramEngine):
 
     def _all_logits(self, population: Population, dataset: Dataset) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """See `Engine._all_logits`. The members of a portion see each batch of images together."""
-        dataset = require_resident(dataset, "engine.name: stacked")
+        dataset = require_resident(dataset, f"engine.name: {self.name}")
         table = dataset.table_C256.to(self.dtype)
         for rows in self._portions(population):
             part = population[rows]
@@ -91,7 +91,7 @@ class StackedEngine(ProgramEngine):
         if not self._counts_all:
             super()._average_statistics(population, epoch, steps)
             return
-        dataset, augmentation = require_resident(epoch.dataset, "engine.name: stacked"), self.settings.augment
+        dataset, augmentation = require_resident(epoch.dataset, f"engine.name: {self.name}"), self.settings.augment
         batch = self.settings.optimizer.batch_size
         count = min(batch, len(dataset))
         first = torch.zeros(1, dtype=torch.int64, device=self.device)

@@ -124,7 +124,8 @@ class Norm:
             unbiased_MC = var_MC * rows_MC / (rows_MC - 1)
             share = self.factor[:, None] if isinstance(self.factor, Tensor) else self.factor
             for running_MC, batch_MC in ((self.running_mean_MC, mean_MC), (self.running_var_MC, unbiased_MC)):
-                running_MC.copy_(running_MC + (batch_MC - running_MC) * share)
+                # By data, as torch's own: to autograd the statistics of other layers would change with their matrix.
+                running_MC.data.copy_(running_MC + (batch_MC - running_MC) * share)
         inverse_MC = (var_MC.double() + self.eps).rsqrt()
         scale_MC = weight_MC * inverse_MC
         stats_M4C = torch.stack([mean_MC.double(), inverse_MC, scale_MC, bias_MC - mean_MC * scale_MC], 1)

@@ -199,13 +199,26 @@ class Tied(nn.Module):
         return self.linear(self.second(functional.silu(self.norm(self.first(x_NCHW)))).mean((2, 3)))
 
 
+class Named(Tied):
+    """A batch norm that gets its input by name, so `stacked` has no rule for the call, and one behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second, self.last = nn.Conv2d(3, 3, 3, bias=False), nn.BatchNorm2d(3)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = self.second(functional.silu(self.norm(input=self.first(x_NCHW))))
+        return self.linear(functional.silu(self.last(x_NCHW)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("network", [Tied, Named])
 @pytest.mark.parametrize("engine", ["graph", "stacked", "vmapped"])
-def test_layers_may_share_a_parameter(seed, engine):
+def test_layers_that_have_no_rule_of_their_own(seed, engine, network):
     torch.manual_seed(seed)
-    expected, data, noises = Population.from_modules([Tied(), Tied()]), draw_data(seed), [Noise(1), Noise(2)]
+    expected, data, noises = Population.from_modules([network(), network()]), draw_data(seed), [Noise(1), Noise(2)]
     found = expected.clone_rows([0, 1])
-    make("loop", Tied()).train_epoch(expected, data, noises, 1)
-    make(engine, Tied()).train_epoch(found, data, noises, 1)
+    make("loop", network()).train_epoch(expected, data, noises, 1)
+    make(engine, network()).train_epoch(found, data, noises, 1)
     for name in ("weights_MP", "statistics_MQ", "counters_MB"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
 

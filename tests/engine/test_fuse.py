@@ -236,6 +236,13 @@ def hooked(layer: str) -> nn.Module:
     return net
 
 
+def biasless() -> nn.Module:
+    """As torch makes it of bias=False; older versions have no such argument."""
+    norm = nn.BatchNorm2d(16)
+    norm.bias = None
+    return norm
+
+
 LOST = {
     "draws": Small(lambda net, y: y + torch.randn(16, 1, 1)),
     "counts": Small(counting),
@@ -255,6 +262,7 @@ LOST = {
     "hook on the network": hooked(""),
     "no norm": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
     "not affine": nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, affine=False)),
+    "no bias": nn.Sequential(nn.Conv2d(3, 16, 3), biasless()),
     "no statistics": nn.Sequential(nn.BatchNorm2d(16, track_running_stats=False)),
     "one dimension": nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)),
 }
