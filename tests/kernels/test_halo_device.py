@@ -62,6 +62,12 @@ def test_faults_are_found(what, message):
 
 
 @needs_compiler
+def test_a_missing_argument_is_found():
+    with pytest.raises(RuntimeError, match="24 bytes of arguments and not 32"):
+        launch(kernel("shuffles"), (1, 1, 1), *(torch.zeros(THREADS) for _ in range(3)))
+
+
+@needs_compiler
 @pytest.mark.parametrize(("what", "value"), [(6, float("nan")), (7, float("nan")), (8, 0.0)])
 def test_shared_memory_is_nan_until_written_and_copies_come_late(what, value):
     torch.testing.assert_close(run("faults", what), torch.full((THREADS,), value), equal_nan=True, rtol=0, atol=0)

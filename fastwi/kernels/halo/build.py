@@ -60,6 +60,7 @@ class _HostLaunch(ctypes.Structure):
     _fields_ = [
         ("grid", ctypes.c_int * 3),
         ("shared_bytes", ctypes.c_int),
+        ("argument_bytes", ctypes.c_int),
         ("ranges", ctypes.c_int),
         ("allowed", ctypes.POINTER(ctypes.c_size_t)),
     ]
@@ -176,7 +177,7 @@ def _kept(
 def _emulate(kernel: Kernel, grid: tuple[int, int, int], packed: Any, tensors: list[Tensor]) -> None:
     ends = [end for x in tensors for end in (x.data_ptr(), x.data_ptr() + _span(x) * x.element_size())]
     allowed = (ctypes.c_size_t * len(ends))(*ends)
-    made = _HostLaunch((ctypes.c_int * 3)(*grid), kernel.shared_bytes, len(tensors), allowed)
+    made = _HostLaunch((ctypes.c_int * 3)(*grid), kernel.shared_bytes, ctypes.sizeof(packed), len(tensors), allowed)
     message = ctypes.create_string_buffer(512)
     if _host_function(kernel)(packed, ctypes.byref(made), message):
         raise RuntimeError(f"{kernel.source}, {kernel.name}: {message.value.decode()}")

@@ -22,8 +22,8 @@
     static void name(const Arguments& arguments);                                                                \
     extern "C" int name##_on_host(const void* arguments, const emulator::Launch* launch, char* message) {        \
         return emulator::run(                                                                                    \
-            [](const void* given) { name(*static_cast<const Arguments*>(given)); }, arguments, threads, *launch, \
-            message);                                                                                            \
+            [](const void* given) { name(*static_cast<const Arguments*>(given)); }, arguments,                   \
+            sizeof(Arguments), threads, *launch, message);                                                       \
     }                                                                                                            \
     static void name(const Arguments& arguments)
 
@@ -32,6 +32,7 @@ namespace emulator {
 struct Launch {  // as Python passes it
     int grid[3];
     int shared_bytes;
+    int argument_bytes;
     int ranges;                // pairs of addresses, begin and end, of memory that the kernel may touch
     const uintptr_t* allowed;  // [2 * ranges]
 };
@@ -136,7 +137,12 @@ inline void start() {
     yield();
 }
 
-inline int run(void (*kernel)(const void*), const void* arguments, int threads, const Launch& launch, char* message) {
+inline int run(void (*kernel)(const void*), const void* arguments, int bytes, int threads, const Launch& launch,
+               char* message) {
+    if (launch.argument_bytes != bytes) {
+        snprintf(message, 512, "%d bytes of arguments and not %d", launch.argument_bytes, bytes);
+        return 1;
+    }
     State s;
     s.kernel = kernel, s.arguments = arguments, s.launch = &launch, state() = &s;
     s.threads = std::vector<Thread>(threads);
