@@ -15,6 +15,7 @@ def main(report: Report, device: str = "auto", seconds: float = tune.BUDGET_S) -
     for measured, _ in tune.measure(Config(), report.device, seconds):
         rows.append({key: value for key, value in asdict(measured).items() if value not in (None, "")})
         print(rows[-1], flush=True)
+        report.failed |= measured.why not in ("", tune.LATE)
     report.add("ResNet20, batch 128", rows)
 
 

@@ -25,6 +25,7 @@ _DESCRIPTION = (
 )
 BUDGET_S = 105.0  # of two minutes; imports take the rest
 LEAST_S, STEPS = 1.0, 8  # a measurement runs rounds of so many steps for at least so long
+LATE = "no time left"
 MEMBERS = {"cpu": (1, 2, 4), "cuda": (1, 4, 16, 64, 256)}
 
 
@@ -88,7 +89,7 @@ def measure(config: Config, device: "torch.device", budget_s: float = BUDGET_S) 
         for name, kind in ENGINES.items():
             if name in failed or device.type not in kind.tuned_on:
                 continue
-            row = Measured(name, members, None, "no time left")
+            row = Measured(name, members, None, LATE)
             if time.monotonic() - begun <= budget_s:
                 try:
                     row = Measured(name, members, _speed(kind, config, device, members))

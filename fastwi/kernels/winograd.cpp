@@ -1,4 +1,5 @@
-// Winograd's convolution F(4 x 4, 3 x 3) in float32 for channels-last activations (Lavin & Gray 2016, section 4).
+// Winograd's convolution F(4 x 4, 3 x 3) for channels-last activations (Lavin & Gray 2016, section 4), in float32 on
+// activations and weights of float32 or bf16.
 //
 // 3 x 3 kernels, stride 1, padding 1. The output is cut into tiles of 4 x 4, each from 6 x 6 of the input d:
 //
@@ -225,8 +226,8 @@ void convolve(const T *x, const T *w, const T *bias_K, T *y, const Strips &strip
 }
 
 // The sums [36, C, K] of a chunk of strips are taken for all positions at once or, where they would outgrow the second
-// cache, for 2 rows of 6 positions after the other. Few chunks: their sums must be added. Chunks times pairs of rows can
-// run in parallel.
+// cache, for 2 rows of 6 positions after the other. Few chunks: their sums must be added. Chunks times pairs of rows
+// can run in parallel.
 inline bool by_rows(int64_t C, int64_t K) { return C * K > 1024; }
 inline int64_t chunks_of(int64_t C, int64_t K) { return by_rows(C, K) ? 2 : 8; }
 

@@ -286,6 +286,9 @@ def test_tunes_table_is_shown_row_by_row(monkeypatch, capsys, tmp_path):
     rows = json.loads((tmp_path / "tune-cpu.json").read_text())["measurements"]
     assert {"engine": "loop", "members": 4, "images_per_s": 400.0} in rows
     assert capsys.readouterr().out.count("images_per_s") == len(rows)
+    assert tune.main(["--device=cpu", "--seconds=0"]) == 0  # what there is no time for has not failed
+    monkeypatch.setattr("fastwi.tune._speed", lambda *_: 1 // 0)
+    assert tune.main(["--device=cpu"]) == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what is in use")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import device_check, runner
-from benchmarks.device_check import BUDGET_S, ROOT, STEPS, chosen_steps, run_until, words_of
+from benchmarks import device_check, device_steps, runner
+from benchmarks.device_check import run_until
+from benchmarks.device_steps import BUDGET_S, ROOT, STEPS, chosen_steps, words_of
 from fastwi.errors import UserError
 
 
@@ -96,18 +97,18 @@ def _lives(number):
 
 
 def test_steps_and_their_files(tmp_path, monkeypatch, capsys):
-    """One step passes and leaves JSON, one fails, one needs a GPU."""
+    """One step passes and leaves JSON, one fails and leaves none of an earlier run, one needs a GPU."""
     write = "import sys, pathlib; pathlib.Path(sys.argv[1], 'a-cpu.json').write_text('{}')"
     steps = {
-        "good": device_check.Step(60, (), ("-c", write, "{out}")),
-        "bad": device_check.Step(60, (), ("-c", "raise SystemExit(1)")),
-        "absent": device_check.Step(60, ("-c", "")),
+        "good": device_steps.Step(60, (), ("-c", write, "{out}")),
+        "bad": device_steps.Step(60, (), ("-c", "raise SystemExit(1)")),
+        "absent": device_steps.Step(60, ("-c", "")),
     }
-    monkeypatch.setattr(device_check, "STEPS", steps)
+    monkeypatch.setattr(device_steps, "STEPS", steps)
     monkeypatch.setattr(device_check, "KEPT", tmp_path / "kept")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/results.json").write_text('{"earlier": 1}')
+    (tmp_path / "out/results.json").write_text('{"earlier": 1, "bad": 2}')
     assert device_check.main([f"--out={tmp_path}/out"]) == 1
     assert json.loads((tmp_path / "out/results.json").read_text()) == {"earlier": 1, "good": {}}
     (archive,) = (tmp_path / "out").glob("logs-*.tar.gz")
