@@ -134,9 +134,15 @@ class StackedNetwork(fx.Interpreter):
             return Images(functional.relu(x.x_MNHWC))
         module.train(self._training)
         state = own if self._exact else dense_buffers(own)
-        result = self._mapped(
-            lambda state, *rest, **more: torch.func.functional_call(module, state, rest, more), (state, *args), kwargs
-        )
+        # vmap's batch norms take no mixture of dtypes, and their parameters are in float32.
+        widened = not self._exact and isinstance(module, nn.modules.batchnorm._NormBase)
+
+        def of_member(state: dict[str, Tensor], *rest: Any, **more: Any) -> Any:
+            return torch.func.functional_call(
+                module, state, tuple(x.float() for x in rest) if widened else rest, more
+            )
+
+        result = self._mapped(of_member, (state, *args), kwargs)
         write_back(state, own)
         return _in_dtype_of(x, result)
 

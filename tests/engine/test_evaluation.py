@@ -223,6 +223,30 @@ def test_layers_that_have_no_rule_of_their_own(seed, engine, network):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
 
 
+class Flat(nn.Module):
+    """A batch norm of vectors, for which `stacked` has no rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 10)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.linear(self.norm(self.conv(x_NCHW).mean((2, 3))))
+
+
+@pytest.mark.parametrize("engine", ["stacked", "vmapped"])
+def test_a_batch_norm_without_a_rule_in_bf16(seed, engine):
+    torch.manual_seed(seed)
+    start, data, noises = Population.from_modules([Flat(), Flat()]), draw_data(seed), [Noise(1), Noise(2)]
+    expected, found = start.clone_rows([0, 1]), start.clone_rows([0, 1])
+    losses = [make(name, Flat(), "bf16").train_epoch(rows, data, noises, 1)
+              for name, rows in (("loop", expected), (engine, found))]  # fmt: skip
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert torch.equal(found.counters_MB, expected.counters_MB)
+    way = expected.statistics_MQ - start.statistics_MQ
+    assert (found.statistics_MQ - expected.statistics_MQ).norm() < 0.05 * way.norm()
+
+
 class HalfFrozen(Residual):
     """One batch norm's statistics are buffers of a module that is none."""
 
