@@ -25,9 +25,8 @@ from torch import Tensor, nn
 
 from benchmarks.runner import GIGA, Floor, Run, Timings
 from benchmarks.task import Task
-from fastwi.kernels.cpu import library
-from fastwi.kernels.direct import use_direct_
-from fastwi.kernels.winograd import use_winograd_
+from fastwi.kernels.direct import DirectConv2d, use_direct_
+from fastwi.kernels.winograd import WinogradConv2d, use_winograd_
 
 PASSES, EVALUATION_PASSES = 8, 2.5
 """Times that a convolution's output, or its gradient, passes through memory."""
@@ -126,7 +125,7 @@ def ways(convolution: Convolution, batch: int, dtype: torch.dtype, training: boo
         if way == OWN:
             use_direct_(layer)
             use_winograd_(layer)
-            if type(layer) is nn.Conv2d or library() is None:
+            if not isinstance(layer, DirectConv2d | WinogradConv2d) or not layer.takes(x_NCHW):
                 continue
         runs[way] = _run(layer, x_NCHW, convolution.first, training)
     return runs

@@ -67,9 +67,13 @@ class _Convolution(torch.autograd.Function):
 class DirectConv2d(nn.Conv2d):
     """An nn.Conv2d of kernel 3 x 3, padding 1 and stride 1 or 2: by the kernels where they are `supported`."""
 
+    def takes(self, x_NCHW: Tensor) -> bool:
+        """Whether the kernels compute the convolution of this input."""
+        return supported(x_NCHW, self.weight, self.bias, self.stride[0])
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """As nn.Conv2d: [N, C, H, W] to [N, K, ceil(H / s), ceil(W / s)]."""
-        if not supported(x_NCHW, self.weight, self.bias, self.stride[0]):
+        if not self.takes(x_NCHW):
             return super().forward(x_NCHW)
         y: Tensor = _Convolution.apply(x_NCHW, self.weight, self.bias, self.stride[0])
         return y

@@ -79,9 +79,13 @@ class _Convolution(torch.autograd.Function):
 class WinogradConv2d(nn.Conv2d):
     """An nn.Conv2d of kernel 3 x 3, stride 1, padding 1: by Winograd's algorithm where that is `supported`."""
 
+    def takes(self, x_NCHW: Tensor) -> bool:
+        """Whether the kernels compute the convolution of this input."""
+        return supported(x_NCHW, self.weight, self.bias)
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """As nn.Conv2d: [N, C, H, W] to [N, K, H, W]."""
-        if not supported(x_NCHW, self.weight, self.bias):
+        if not self.takes(x_NCHW):
             return super().forward(x_NCHW)
         y: Tensor = _Convolution.apply(x_NCHW, self.weight, self.bias)
         return y

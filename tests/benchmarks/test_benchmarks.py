@@ -63,6 +63,8 @@ def check_convolution(told):
     assert ("1 x 3->16 3x3/1 at 8x8", "step", "channels-last") in rows
     for layer in ("1 x 3->16 3x3/1 at 8x8", "6 x 16->16 3x3/1 at 8x8", "1 x 16->32 3x3/2 at 8x8"):
         assert ((layer, "step", "fastwi kernel, again") in rows) == (library() is not None)
+    assert ("5 x 64->64 3x3/1 at 2x2", "step", "contiguous") in rows
+    assert ("5 x 64->64 3x3/1 at 2x2", "step", "fastwi kernel") not in rows  # it is computed by PyTorch there
     assert sum(int(name.split()[0]) for name, each, way in rows if (each, way) == ("step", "contiguous")) == 19
     for row in rows.values():  # 2 images a round
         flops = 1e9 * row["GFLOP_per_s"] / row["images_per_s"]
