@@ -70,7 +70,7 @@ STEPS = {
             "--pairs 4,8 --match fastwi --rounds 3",
         ),
     ),
-    "tune": Step(25, *_benchmark("tune", "--seconds 20", "--seconds 20")),
+    "tune": Step(25, *_benchmark("tune", "--seconds 15", "--seconds 15")),
     "gpu-tests": Step(40, (*PYTEST, "{parallel}", "-m", "gpu", "{gpu_tests}")),
     "kernel-tests": Step(40, (*PYTEST, "{parallel}", *_TRITON_TESTS)),
     "memcheck": Step(
