@@ -191,7 +191,8 @@ class EngineConfig:
     threads: int = option(0, "CPU threads; 0: all cores that this process may use", low=0, high=4096)
     evaluation_batch: int = option(
         0,
-        "images of an evaluation step; 0: 500, and 2500 on a GPU if they have at most 64 x 64 pixels",
+        "images of an evaluation step; 0: 500; on a GPU 2500 for up to 4 networks at once on images of at most "
+        "64 x 64 pixels, without engine.deterministic",
         unit="images",
         low=0,
     )
