@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastwi.kernels.cpu import SUFFIX, call, library, scratch
+from fastwi.kernels.winograd import are_alike, is_plain
 
 _STEP = 16  # channels are multiples of it
 _FEW = 4  # channels of images, of which the first layer needs no input gradient
@@ -23,9 +24,7 @@ _MOST_KERNELS = 64 * 128  # beyond, each image moves the sums of a weight gradie
 
 def supported(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None, stride: int) -> bool:
     """Whether the kernels take this convolution, and gain by it: small layers whose channels fill vectors."""
-    tensors = [t for t in (x_NCHW, weight_KC33, bias_K) if t is not None]
-    dtype = x_NCHW.dtype
-    if x_NCHW.dim() != 4 or dtype not in SUFFIX or any(t.dtype != dtype or t.device.type != "cpu" for t in tensors):
+    if not are_alike(x_NCHW, weight_KC33, bias_K):
         return False
     K, C, *kernel = weight_KC33.shape
     _, channels, H, W = x_NCHW.shape
@@ -82,17 +81,7 @@ class DirectConv2d(nn.Conv2d):
 def use_direct_(model: nn.Module) -> None:
     """Have the strided and the first convolutions of `model` run by these kernels, in place. Parameter names stay."""
     for module in model.modules():
-        if _is_eligible(module):
+        if not is_plain(module):
+            continue
+        if module.stride == (2, 2) or (module.stride == (1, 1) and module.in_channels <= _FEW):
             module.__class__ = DirectConv2d
-
-
-def _is_eligible(module: nn.Module) -> bool:
-    return (
-        type(module) is nn.Conv2d
-        and module.kernel_size == (3, 3)
-        and (module.stride == (2, 2) or (module.stride == (1, 1) and module.in_channels <= _FEW))
-        and module.dilation == (1, 1)
-        and module.padding in ((1, 1), "same")
-        and module.padding_mode == "zeros"
-        and module.groups == 1
-    )

@@ -9,7 +9,7 @@ standard deviation, where a direct float32 convolution's is 4e-7; bf16 adds one 
 Shapes: N images, C and K channels in and out, H height, W width. Activations are in torch.channels_last order.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +23,23 @@ _MOST_BF16 = 256 * 256  # beyond, reading the kernels counts: 36 float32 values 
 
 def supported(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None = None) -> bool:
     """Whether the kernels take this convolution, and gain by it: where tiles of 4 x 4 fill the image well enough."""
-    tensors = [t for t in (x_NCHW, weight_KC33, bias_K) if t is not None]
-    dtype = x_NCHW.dtype
-    if x_NCHW.dim() != 4 or dtype not in SUFFIX or any(t.dtype != dtype or t.device.type != "cpu" for t in tensors):
+    if not are_alike(x_NCHW, weight_KC33, bias_K):
         return False
     K, C, *kernel = weight_KC33.shape
     _, channels, H, W = x_NCHW.shape
     if kernel != [3, 3] or channels != C or C % _STEP or K % _STEP or x_NCHW.numel() == 0:
         return False
-    if dtype == torch.bfloat16 and C * K > _MOST_BF16:
+    if x_NCHW.dtype == torch.bfloat16 and C * K > _MOST_BF16:
         return False
     tiles = -(-H // _TILE) * -(-W // _TILE)
     return 2 * tiles * 36 <= H * W * 9 and library() is not None
+
+
+def are_alike(x_NCHW: Tensor, *others: Tensor | None) -> bool:
+    """Whether the C++ kernels read these: x and the others are on a CPU, and all in float32 or all in bf16."""
+    tensors = [t for t in (x_NCHW, *others) if t is not None]
+    kinds = {(t.dtype, t.device.type) for t in tensors}
+    return x_NCHW.dim() == 4 and x_NCHW.dtype in SUFFIX and kinds == {(x_NCHW.dtype, "cpu")}
 
 
 def _work(H: int, W: int, C: int, K: int) -> int:
@@ -94,15 +99,16 @@ class WinogradConv2d(nn.Conv2d):
 def use_winograd_(model: nn.Module) -> None:
     """Have the convolutions of `model` that can be run by Winograd's algorithm, in place. Parameter names stay."""
     for module in model.modules():
-        if _is_eligible(module):
+        if is_plain(module) and module.stride == (1, 1):
             module.__class__ = WinogradConv2d
 
 
-def _is_eligible(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether `module` is a convolution of kernel 3 x 3 and padding 1, with any stride and nothing special."""
     return (
         type(module) is nn.Conv2d
         and module.kernel_size == (3, 3)
-        and module.stride == module.dilation == (1, 1)
+        and module.dilation == (1, 1)
         and module.padding in ((1, 1), "same")
         and module.padding_mode == "zeros"
         and module.groups == 1
