@@ -31,7 +31,8 @@ SMALL = {
     "optimizer": {"batch_size": 50, "learning_rate": 0.05},
     "schedule": {"drop_epochs": []},
     "experiment": {"k": 2, "s": 1, "after": 1},
-    "engine": {"device": "cpu", "precision": "fp32"},
+    # Named: what `auto` chose is tried first, and a trial would count as a call of the engines below.
+    "engine": {"name": "loop", "device": "cpu", "precision": "fp32"},
 }
 
 
