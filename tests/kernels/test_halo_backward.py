@@ -190,6 +190,17 @@ def test_a_member_does_not_depend_on_the_others(seed, size):
 
 
 @needs_compiler
+def test_weights_may_be_at_any_address(seed):
+    def moved(g, y, made, x, stats, relu, weight, *rest):
+        memory = torch.empty(weight.numel() + 1, dtype=weight.dtype)
+        return by_kernel(g, y, made, x, stats, relu, memory[1:].view(weight.shape).copy_(weight), *rest)
+
+    one = case(seed, "inside", 1, 1, 24, 8, 16)
+    for own, other in zip(one.run(by_kernel), one.run(moved), strict=True):
+        assert torch.equal(own, other)
+
+
+@needs_compiler
 def test_values_that_are_not_finite_stay(seed):
     own = replace(case(seed, "evaluation", 1, 3, 24, 8, 16), relu=True)
     own.g[0, 0, 5, 3, 2], own.g[0, 1, 12, 4, 7] = torch.nan, torch.inf

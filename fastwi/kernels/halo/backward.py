@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastwi.kernels import stacked_conv, stacked_norm
-from fastwi.kernels.halo.build import MULTIPROCESSORS, Kernel, launch, runs_here
+from fastwi.kernels.halo.build import MULTIPROCESSORS, Kernel, aligned_weights, launch, runs_here
 from fastwi.kernels.stacked_geometry import Geometry
 
 _PLACES = 256  # of a tile
@@ -39,7 +39,7 @@ class NormOf:
 
 
 def takes(x_MNHWC: Tensor, weight_MOHWI: Tensor, stride: int, padding: int) -> bool:
-    """Whether the kernel computes this convolution's gradients."""
+    """Whether the kernel computes this convolution's gradients; `conv` takes all such convolutions too."""
     *_, H, W, C = x_MNHWC.shape
     square = tuple(weight_MOHWI.shape[1:]) == (C, 3, 3, C) and (stride, padding) == (1, 1)
     return square and x_MNHWC.dtype == torch.bfloat16 and C in _WARPS and H % 8 == 0 and W in (8, 16, 32)
@@ -98,9 +98,7 @@ def by_kernel(
     norms = [each for norm in (y, u) if norm is not None for each in (norm.x, norm.stats)]
     if not all(each.is_contiguous() for each in (g, x, made_M2C, stats_M4C, residual, *norms) if each is not None):
         raise ValueError("activations, statistics and sums need to be contiguous")
-    weight = weight_MOHWI.to(x.dtype)
-    if not weight[0].is_contiguous() or weight.data_ptr() % 4 or weight.stride(0) % 2:
-        weight = weight.contiguous()
+    weight = aligned_weights(weight_MOHWI, x.dtype)
     tiles = tiles_for(M, N * H * W, C)
     kernel = kernel_for(H, W, C, tiles)
     chunks = -(-N * H * W // (_PLACES * tiles))

@@ -76,6 +76,14 @@ def launch(kernel: Kernel, grid: tuple[int, int, int], *arguments: Argument) -> 
         _on_gpu(kernel, grid, packed)
 
 
+def aligned_weights(weight_MOHWI: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights as the kernels read them: in `dtype`, each member's dense and at a multiple of 8 bytes."""
+    weight = weight_MOHWI.to(dtype)
+    if weight[0].is_contiguous() and gpu.row_alignment(8, weight) == 8:
+        return weight
+    return weight.clone(memory_format=torch.contiguous_format)
+
+
 def pack(*arguments: Argument) -> "ctypes.Array[ctypes.c_int64]":
     """The kernel's `Arguments`: 8 bytes each, a tensor by its address, None as a null pointer."""
     words = [x.data_ptr() if isinstance(x, Tensor) else int(x or 0) for x in arguments]

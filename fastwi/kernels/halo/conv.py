@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fastwi.kernels import stacked_conv, stacked_norm
-from fastwi.kernels.gpu import row_alignment
-from fastwi.kernels.halo.build import MULTIPROCESSORS, Kernel, fits, launch, runs_here
+from fastwi.kernels.halo.build import MULTIPROCESSORS, Kernel, aligned_weights, fits, launch, runs_here
 from fastwi.kernels.stacked_geometry import Geometry, power_of_two
 
 CHANNELS = (16, 32, 64)
@@ -66,9 +65,7 @@ def by_kernel(
 ) -> tuple[Tensor, Tensor | None]:
     """`forward` by the kernel, of what qualifies: on a GPU, or in the emulator."""
     g = geometry
-    weight = weight_MOHWI.to(x_MNHWI.dtype)
-    if not weight[0].is_contiguous() or row_alignment(8, weight) < 8:
-        weight = weight.clone(memory_format=torch.contiguous_format)
+    weight = aligned_weights(weight_MOHWI, x_MNHWI.dtype)
     more = (residual_MNHWI, z_MNHWI)
     kernel = forward_kernel(g, stats_M4I is not None, relu, statistics, *(x is not None for x in more))
     tiles = tiles_of(kernel, g.N)
