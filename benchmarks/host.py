@@ -54,7 +54,7 @@ def _runs(pairs: int) -> dict[str, Callable[[], object]]:
     from fastwi.engine.draws import DrawRequest
     from fastwi.engine.graph import GraphEngine
     from fastwi.kernels import gpu
-    from fastwi.kernels.interpolate import RowInterpolation, interpolate_rows_
+    from fastwi.kernels.interpolate import RowInterpolation
     from fastwi.models.registry import build_model
     from fastwi.population import Layout, Population
 
@@ -77,7 +77,7 @@ def _runs(pairs: int) -> dict[str, Callable[[], object]]:
     weights = [[1 - ALPHA, ALPHA]] * pairs
     return {
         "rows, planned": RowInterpolation(population.weights_MP, a_L, b_L, ALPHA),
-        "rows, once": lambda: interpolate_rows_(population.weights_MP, a_L, b_L, ALPHA),
+        "rows, once": lambda: RowInterpolation(population.weights_MP, a_L, b_L, ALPHA)(),
         "population, planned": population.interpolation(both, ALPHA, momentum="average"),
         "population, once": lambda: population.lerp_rows_(both, ALPHA, momentum="average"),
         "averages": lambda: Population.averages(members, weights, None, averages),

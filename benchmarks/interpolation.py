@@ -23,7 +23,7 @@ from benchmarks.floor import copy_floor
 from benchmarks.kernel_times import of_calls
 from benchmarks.runner import GIGA, Case, Floor, Report, Run, benchmark
 from fastwi.errors import UserError
-from fastwi.kernels.interpolate import RowInterpolation, interpolate_rows_, lerp_lists_
+from fastwi.kernels.interpolate import RowInterpolation, lerp_lists_
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 
@@ -97,7 +97,7 @@ def row_ways(original: Population) -> dict[str, Way]:
 
     def rows_(population: Population, a_L: Sequence[int], b_L: Sequence[int]) -> None:
         for x_MP in (population.weights_MP, population.statistics_MQ):
-            interpolate_rows_(x_MP, a_L, b_L, ALPHA)
+            RowInterpolation(x_MP, a_L, b_L, ALPHA)()
 
     planned = [RowInterpolation(x_MP, a_L, b_L, ALPHA) for x_MP in (working.weights_MP, working.statistics_MQ)]
 

@@ -157,7 +157,7 @@ def apart(members: int, batch: int, parameters: int = 271_098) -> Callable[[], N
     from fastwi.config.schema import OptimizerConfig
     from fastwi.kernels.augment import augment_many
     from fastwi.kernels.combine import Terms, combine_rows_
-    from fastwi.kernels.interpolate import interpolate_rows_
+    from fastwi.kernels.interpolate import RowInterpolation
     from fastwi.kernels.sgd import sgd_
     from fastwi.kernels.stacked import Norm, stacked_conv
 
@@ -184,7 +184,7 @@ def apart(members: int, batch: int, parameters: int = 271_098) -> Callable[[], N
                 layer(channels, channels, 1, True)
         P = parameters // 4 * 4
         for dtype in (torch.float32, torch.bfloat16):
-            interpolate_rows_(torch.zeros(2, -(-P // 8) * 8, dtype=dtype)[:, :P], [0], [1], 0.3)  # addresses count
+            RowInterpolation(torch.zeros(2, -(-P // 8) * 8, dtype=dtype)[:, :P], [0], [1], 0.3)()  # addresses count
         x = torch.zeros(3, P)
         combine_rows_(x[:1], [x], Terms.of([2], np.array([[0, 1], [0, 2]]), [[0.5, 0.5]]))
         weights, gradient, momentum = (empty(members, P, dtype=torch.float32) for _ in range(3))

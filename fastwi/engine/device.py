@@ -15,7 +15,7 @@ from torch import nn
 from fastwi.config.schema import EngineConfig
 from fastwi.data.streamed import processors
 from fastwi.engine.fuse import fuse_batch_norm
-from fastwi.engine.precision import Choice, auto_precision, processor, winograd
+from fastwi.engine.precision import Choice, auto_precision, own_convolutions, processor
 from fastwi.errors import ConfigError
 from fastwi.kernels.compiler import compiler
 from fastwi.kernels.cpu import library
@@ -118,7 +118,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
         )
     may_fuse = not frozen and config.backend in ("auto", "fused") and device.type == "cpu" and library() is not None
     fused = fuse_batch_norm(model) if may_fuse else None
-    if fused is not None and winograd(processor(), choice.precision):
+    if fused is not None and own_convolutions(processor(), choice.precision):
         use_direct_(fused)
         use_winograd_(fused)
     if config.backend == "fused" and fused is None:

@@ -54,10 +54,10 @@ def cpu_precision(cpu: Processor) -> Choice:
     return Choice("fp32", f"AVX512-BF16 of {cpu.vendor or 'a vendor'}'s family {cpu.family} was not measured")
 
 
-def winograd(cpu: Processor, precision: str) -> bool:
-    """Whether fastwi's Winograd convolutions are faster on processors like `cpu` than oneDNN's.
+def own_convolutions(cpu: Processor, precision: str) -> bool:
+    """Whether fastwi's convolutions (Winograd's and direct ones) are faster on processors like `cpu` than oneDNN's.
 
-    They compute in float32, with a quarter of the products. AMX multiplies bf16 faster than that.
+    Winograd's compute in float32, with a quarter of the products. AMX multiplies bf16 faster than that.
     """
     return precision == "fp32" or (precision == "bf16" and "amx_bf16" not in cpu.flags)
 

@@ -67,12 +67,12 @@ class StackedNetwork(fx.Interpreter):
         self.traced, self._exact, self._places = traced, exact, NO_PLACES
         self._apply: Apply = one_by_one if exact else by_vmap
         calls = [node for node in traced.graph.nodes if node.op == "call_module"]
-        convolutions = {n for n in calls if _has_rule(self.submodules[n.target]) and len(n.args) == 1}
+        convolutions = {n for n in calls if has_rule(self.submodules[n.target]) and len(n.args) == 1}
         norms = {n for n in calls if _is_norm(self.submodules[n.target])}
-        # Convolutions whose output only a batch norm reads, and batch norms whose output only a convolution does.
         self._once = called_once(traced)
         self.counted = counters_to_add(traced, _is_norm)
         """Counters of batch norms to which the caller adds the batch, before a call in training mode."""
+        # Convolutions whose output only a batch norm reads, and batch norms whose output only a convolution does.
         self._measured = {n for n in convolutions if set(n.users) <= norms}
         self._left = {n for n in norms if len(n.args) == 1 and len(n.users) == 1 and set(n.users) <= convolutions}
 
@@ -126,7 +126,7 @@ class StackedNetwork(fx.Interpreter):
             residual, users = args[1].x_MNHWC if len(args) > 1 else None, getattr(module, "users", 1)
             made = self._batch_norm(x.x_MNHWC, residual, norm, x.moments, users)
             return tuple(map(Images, made)) if users == 2 else Images(made)
-        if _has_rule(module) and isinstance(x, (Images, Pending)):
+        if has_rule(module) and isinstance(x, (Images, Pending)):
             return self._convolution(module, own, x, self._place(f"{prefix}weight"))
         if type(module) is nn.Linear and not self._exact and isinstance(x, Tensor) and x.dim() == 3:
             return _linear(own, x)
@@ -251,7 +251,8 @@ def _is_norm(module: nn.Module) -> bool:
     return (module.weight is None) == (module.bias is None)
 
 
-def _has_rule(module: nn.Module) -> bool:
+def has_rule(module: nn.Module) -> bool:
+    """Whether `module` is a convolution that is computed for all members at once."""
     if type(module) is not nn.Conv2d:
         return False
     plain = module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"

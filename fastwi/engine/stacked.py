@@ -61,13 +61,13 @@ class StackedEngine(ProgramEngine):
 
     def _make_gradients(self, state: State) -> Gradients:
         members, written = state.members, set[str]()
-        forward = functools.partial(self._stacked_forward, training=True)
-        if isinstance(self._stacked_forward, StackedNetwork):
-            spans = members.layout.parameters
-            forward.keywords["places"] = {s.name: Place(s.name, s.view(state.gradient_BP), written) for s in spans}
+        forward, spans = self._stacked_forward, members.layout.parameters
+        if isinstance(forward, StackedNetwork):
+            places = {s.name: Place(s.name, s.view(state.gradient_BP), written) for s in spans}
+            forward = functools.partial(forward, places=places)
         return Backward(
             members.layout, self._low, members.weights_MP, state.low_BP, state.gradient_BP, buffer_views(members),
-            forward, self._losses, written,
+            functools.partial(forward, training=True), self._losses, written,
         )  # fmt: skip
 
     def _all_logits(self, population: Population, dataset: Dataset) -> Iterator[tuple[slice, Tensor, Tensor]]:

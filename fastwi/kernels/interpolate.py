@@ -131,18 +131,6 @@ def _place(matrix: Tensor) -> tuple[object, ...]:
     return matrix.data_ptr(), matrix.shape, matrix.stride()
 
 
-def interpolate_rows_(
-    x_MP: Tensor,
-    a_L: Sequence[int] | Tensor,
-    b_L: Sequence[int] | Tensor,
-    alpha_L: float | Sequence[float] | Tensor,
-    c_L: Sequence[int] | Tensor | None = None,
-    other_NP: Tensor | None = None,
-) -> None:
-    """Overwrite rows of `x_MP` with interpolations, once: see `RowInterpolation`."""
-    RowInterpolation(x_MP, a_L, b_L, alpha_L, c_L, other_NP)()
-
-
 @torch.no_grad()
 def lerp_lists_(
     a_tensors: Sequence[Tensor], b_tensors: Sequence[Tensor], alpha: float | Sequence[float] | Tensor

@@ -109,10 +109,7 @@ class _NormConv(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             read, prologue = (x, stats) if a is None else (a, None)
             partial = conv.weight_gradient(read, dy, ctx.geometry, prologue, ctx.relu)
-            if ctx.place is None:
-                dw = norms.sum_tiles(partial).to(weight.dtype)
-            else:
-                norms.sum_tiles(partial, [ctx.place.take()], weight.dtype)
+            dw = norms.weight_gradient(partial, ctx.place, weight.dtype)
         return dx, dweight, dbias, dw, None, None, None, None, None
 
 
@@ -164,6 +161,12 @@ def stacked_conv(
     return y, moments_out
 
 
+def require_shape_of(x: Tensor, residual: Tensor | None) -> None:
+    """Raise ValueError for a residual of another shape than x's."""
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"a residual of shape {tuple(residual.shape)} for activations {tuple(x.shape)}")
+
+
 def stacked_batch_norm(
     x_MNHWC: Tensor, residual_MNHWC: Tensor | None, norm: Norm, moments: Tensor | None = None, users: int = 1
 ) -> Any:
@@ -174,6 +177,5 @@ def stacked_batch_norm(
 
     Raises ValueError in training on fewer than 2 values a channel, and for shapes that don't fit together.
     """
-    if residual_MNHWC is not None and residual_MNHWC.shape != x_MNHWC.shape:
-        raise ValueError(f"a residual of shape {tuple(residual_MNHWC.shape)} for activations {tuple(x_MNHWC.shape)}")
+    require_shape_of(x_MNHWC, residual_MNHWC)
     return _BatchNorm.apply(x_MNHWC, residual_MNHWC, norm.weight_MC, norm.bias_MC, norm, moments, users)

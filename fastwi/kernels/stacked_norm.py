@@ -243,6 +243,14 @@ def sum_tiles(partial_MT: Tensor, rows: Sequence[Tensor] = (), dtype: torch.dtyp
     return total_M
 
 
+def weight_gradient(partial_MT: Tensor, place: Place | None, dtype: torch.dtype) -> Tensor | None:
+    """The sum over tiles in `dtype`, for autograd; None where it was written to a place."""
+    if place is None:
+        return sum_tiles(partial_MT).to(dtype)
+    sum_tiles(partial_MT, [place.take()], dtype)
+    return None
+
+
 def parameter_gradients(partial_MT2C: Tensor, norm: Norm) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Sums over tiles [M, 2, C] for `input_gradient`; gradients of weight and bias, None where they have places."""
     if norm.gradients is None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from interpolation_checks import assert_interpolated
 from torch import Tensor
 
-from fastwi.kernels.interpolate import RowInterpolation, interpolate_rows_, lerp_lists_
+from fastwi.kernels.interpolate import RowInterpolation, lerp_lists_
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(3,), (), (5, 4, 3, 3), (1025,), (0, 4), (70, 60)]
@@ -28,7 +28,7 @@ def rows(seed: int, members: int, columns: int, dtype: torch.dtype, device: torc
 def check_rows(x_MP: Tensor, a_L: Sequence[int], b_L: Sequence[int], alpha_L: Sequence[float], c_L=None) -> None:
     """Interpolate a copy and hold every row to float64; rows that are no destination stay to the bit."""
     before = x_MP.clone()
-    interpolate_rows_(x_MP, a_L, b_L, alpha_L, c_L)
+    RowInterpolation(x_MP, a_L, b_L, alpha_L, c_L)()
     destinations = list(a_L if c_L is None else c_L)
     alpha_L1 = torch.tensor(alpha_L, dtype=torch.float32, device=x_MP.device)[:, None]
     assert_interpolated(x_MP[destinations], before[list(a_L)], before[list(b_L)], alpha_L1)
@@ -51,11 +51,11 @@ def test_a_pair_is_the_same_bit_for_bit_alone_and_among_others(seed, device, alp
     """Others make it one of many evenly spaced rows, or one of a list; its last columns lie elsewhere in vectors."""
     x_MP = rows(seed, 64, 1003, torch.float32, device)
     spaced, listed = x_MP.clone(), x_MP.clone()
-    interpolate_rows_(spaced, range(0, 64, 2), range(1, 64, 2), alpha)
-    interpolate_rows_(listed, [0, 20, 62], [1, 21, 63], [alpha, 1.5, alpha])
+    RowInterpolation(spaced, range(0, 64, 2), range(1, 64, 2), alpha)()
+    RowInterpolation(listed, [0, 20, 62], [1, 21, 63], [alpha, 1.5, alpha])()
     for row in (0, 62):
         alone = x_MP[[row, row + 1]]
-        interpolate_rows_(alone, [0], [1], alpha)
+        RowInterpolation(alone, [0], [1], alpha)()
         assert torch.equal(alone[0], spaced[row])
         assert torch.equal(alone[0], listed[row])
 
@@ -73,7 +73,7 @@ def test_ends_are_exact_whatever_the_other_end_holds(device, dtype):
     x_MP = rows(7, 4, 1025, dtype, device)
     x_MP[1, ::2], x_MP[2, ::3] = float("nan"), float("inf")
     before = x_MP.clone()
-    interpolate_rows_(x_MP, [0, 2], [1, 3], [0.0, 1.0])
+    RowInterpolation(x_MP, [0, 2], [1, 3], [0.0, 1.0])()
     assert torch.equal(x_MP[0], before[0])
     assert torch.equal(x_MP[2], before[3])
     assert not torch.equal(before[2], before[3])
@@ -96,7 +96,7 @@ def test_views_that_share_memory_overlap_too(device):
     x_MP = rows(10, 6, 1025, torch.float32, device)
     before = x_MP.clone()
     # Row 2 of the first view is row 0 of the other: pair 1 overwrites what pair 0 reads.
-    interpolate_rows_(x_MP[:4], [0, 2], [0, 3], [0.5, 0.5], other_NP=x_MP[2:])
+    RowInterpolation(x_MP[:4], [0, 2], [0, 3], [0.5, 0.5], other_NP=x_MP[2:])()
     assert_interpolated(x_MP[[0, 2]], before[[0, 2]], before[[2, 5]], torch.tensor(0.5, device=device))
 
 
@@ -104,7 +104,7 @@ def test_rows_of_another_matrix_and_rows_with_gaps(device):
     a_MP = rows(11, 3, 1025, torch.float32, device)
     b_NP = rows(12, 8, 1025, torch.float32, device)[::2]
     before = a_MP.clone()
-    interpolate_rows_(a_MP, [2, 0], [3, 1], [0.3, 0.6], other_NP=b_NP)
+    RowInterpolation(a_MP, [2, 0], [3, 1], [0.3, 0.6], other_NP=b_NP)()
     alpha_L1 = torch.tensor([0.3, 0.6], device=device)[:, None]
     assert_interpolated(a_MP[[2, 0]], before[[2, 0]], b_NP[[3, 1]], alpha_L1)
 
@@ -126,13 +126,13 @@ def test_a_plan_gives_what_a_fresh_call_gives_on_what_rows_then_hold(seed, devic
     plan = RowInterpolation(x_MP, a_L, b_L, alpha, c_L)
     for values_MP in (x_MP.clone(), other_MP):
         fresh_MP = values_MP.clone()
-        interpolate_rows_(fresh_MP, a_L, b_L, alpha, c_L)
+        RowInterpolation(fresh_MP, a_L, b_L, alpha, c_L)()
         assert not torch.equal(fresh_MP, values_MP)
         x_MP.copy_(values_MP)
         plan()
         assert torch.equal(x_MP, fresh_MP)
         plan()  # from where the first call left them
-        interpolate_rows_(fresh_MP, a_L, b_L, alpha, c_L)
+        RowInterpolation(fresh_MP, a_L, b_L, alpha, c_L)()
         assert torch.equal(x_MP, fresh_MP)
 
 
@@ -189,7 +189,7 @@ X_MP = torch.arange(24.0).view(3, 8)
 def test_bad_rows_are_refused(x_MP, arguments, message):
     before = x_MP.clone()
     with pytest.raises(ValueError, match=message):
-        interpolate_rows_(x_MP, *arguments)
+        RowInterpolation(x_MP, *arguments)()
     assert torch.equal(x_MP, before)
 
 
@@ -261,5 +261,5 @@ def test_empty_calls_do_nothing(device):
     nothing = torch.zeros(0, 3, device=device)
     lerp_lists_([], [], 0.5)
     lerp_lists_([nothing, nothing], [nothing, nothing], 0.5)
-    interpolate_rows_(nothing, [], [], 0.5)
-    interpolate_rows_(torch.zeros(2, 0, device=device), [0], [1], 0.5)
+    RowInterpolation(nothing, [], [], 0.5)()
+    RowInterpolation(torch.zeros(2, 0, device=device), [0], [1], 0.5)()

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from fastwi.kernels import stacked_norm as norms
 from fastwi.kernels.halo import backward as gradients_by_halo
 from fastwi.kernels.halo import conv as forward_by_halo
-from fastwi.kernels.stacked import stacked_conv
+from fastwi.kernels.stacked import require_shape_of, stacked_conv
 from fastwi.kernels.stacked_geometry import Geometry
 from fastwi.kernels.stacked_norm import Norm, Place
 
@@ -122,10 +122,8 @@ class _Conv(torch.autograd.Function):
                 dx = norms.input_gradient(dx, x, stats, made, False, ctx.norm.training)
         elif residual is not None:
             end.g, end.sums = dx, sums
-        if ctx.place is not None:
-            norms.sum_tiles(partial, [ctx.place.take()], weight.dtype)
-        elif ctx.needs_input_grad[3]:
-            dw = norms.sum_tiles(partial).to(weight.dtype)
+        if ctx.needs_input_grad[3]:
+            dw = norms.weight_gradient(partial, ctx.place, weight.dtype)
         return dx, dweight, dbias, dw, *(None,) * 8
 
 
@@ -188,13 +186,6 @@ class _BatchNorm(torch.autograd.Function):
         return dx, g if ctx.needs_input_grad[1] else None, dweight, dbias, *(None,) * 7
 
 
-def takes(x_MNHWI: Tensor, weight_MOHWI: Tensor, stride: int, padding: int) -> bool:
-    """Whether the kernels of both directions take this convolution."""
-    geometry = Geometry(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
-    both = gradients_by_halo.takes(x_MNHWI, weight_MOHWI, stride, padding)
-    return both and forward_by_halo.qualifies(x_MNHWI, geometry)
-
-
 def conv(
     x_MNHWI: Tensor,
     weight_MOHWI: Tensor,
@@ -208,7 +199,7 @@ def conv(
     sole: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """`stacked_conv`. `sole`: one batch norm alone will read y, and nothing else."""
-    if not takes(x_MNHWI, weight_MOHWI, stride, padding):
+    if not gradients_by_halo.takes(x_MNHWI, weight_MOHWI, stride, padding):
         return stacked_conv(x_MNHWI, weight_MOHWI, stride, padding, norm, moments, statistics, place)
     geometry = Geometry(x_MNHWI.shape, weight_MOHWI.shape, stride, padding)
     link = Link() if sole and statistics else None
@@ -231,9 +222,8 @@ def batch_norm(
     *,
     later: bool = False,
 ) -> Any:
-    """`stacked_batch_norm`. `later`: of two users a call of `conv` that `takes` z comes first, and makes z."""
-    if residual_MNHWC is not None and residual_MNHWC.shape != x_MNHWC.shape:
-        raise ValueError(f"a residual of shape {tuple(residual_MNHWC.shape)} for activations {tuple(x_MNHWC.shape)}")
+    """`stacked_batch_norm`. `later`: of two users a call of `conv` whose kernel takes z comes first, and makes z."""
+    require_shape_of(x_MNHWC, residual_MNHWC)
     link = None if residual_MNHWC is x_MNHWC else getattr(x_MNHWC, "link", None)
     ends: list[End] = []
     made = _BatchNorm.apply(
