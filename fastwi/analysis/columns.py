@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import polars
 
 from fastwi.config.schema import KEYS
-from fastwi.config.sweep import SweepSpec, other_axes
+from fastwi.config.sweep import SweepSpec, column_type, other_axes
 
 
 class Column(NamedTuple):
@@ -42,8 +42,8 @@ _TYPES = {bool: polars.Boolean, int: polars.Int64, float: polars.Float64, str: p
 
 def axis_types(spec: SweepSpec) -> dict[str, Any]:
     """The Polars type of each axis beside k and s."""
-    keys = [KEYS[path] for path in other_axes(spec)]
-    return {key.path: polars.List(_TYPES[key.scalar]) if key.many else _TYPES[key.scalar] for key in keys}
+    types = {path: _TYPES[column_type(spec.axes[i])] for path, i in other_axes(spec).items()}
+    return {path: polars.List(kind) if KEYS[path].many else kind for path, kind in types.items()}
 
 
 def schema(spec: SweepSpec, columns: Columns) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def all_pairs(opened: OpenedSweep) -> list[Pair]:
     tuples = child_tuples(planned.spec)
     pairs = []
     for point, place in zip(planned.points, planned.places, strict=True):
-        variant = tuple((path, axis_value(path, point.values[i])) for path, i in axes.items())
+        variant = tuple((path, axis_value(planned.spec.axes[i], point.values[i])) for path, i in axes.items())
         pairs.append(Pair(point, place, variant, tuples[point.tuple_index]))
     return pairs
 

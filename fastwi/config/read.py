@@ -26,6 +26,7 @@ from fastwi.config.sweep import (
     analysis_problems,
     sweep_problems,
 )
+from fastwi.config.time import Time
 from fastwi.config.values import Key, did_you_mean, keys_of, number_from_text, option, show
 from fastwi.config.write import help_text, study_lines, sweep_to_yaml, to_yaml
 from fastwi.errors import UserError
@@ -225,7 +226,7 @@ def _from_text(key: Key, text: str) -> object:
     """What a word of the command line says. A list is [1, 2] as in a file, 1..4 or 1,2."""
     if key.many and text.lstrip().startswith("["):
         return parse_yaml(text, f"--{key.path}")
-    if key.many and not (key.scalar in (int, float) and ".." in text):
+    if key.many and not (key.scalar in (int, float, Time) and ".." in text):
         return [_scalar(key.scalar, word.strip()) for word in text.split(key.separator)] if text.strip() else []
     return _scalar(key.scalar, text)
 

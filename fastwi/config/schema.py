@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fastwi.config.time import AnyTime, Time
 from fastwi.config.values import Key, keys_of, option
 from fastwi.models.names import model_problem
 
@@ -107,9 +108,13 @@ class OptimizerConfig:
 class ScheduleConfig:
     """The learning rate over the global epoch (paper, Appendix A)."""
 
-    drop_epochs: tuple[int, ...] = option((80, 120), "epochs at which the rate is multiplied", unit="epochs", low=1)
+    drop_epochs: tuple[AnyTime, ...] = option(
+        (80, 120), "times at which the rate is multiplied", unit="epochs", low=1
+    )
     drop_factor: float = option(0.1, "factor of each drop", low=0.0, high=1.0)
-    warmup_iterations: int = option(0, "t of a linear warm-up: the rate at iteration i < t is (i / t) * l", low=0)
+    warmup_iterations: AnyTime = option(
+        0, "t of a linear warm-up: the rate at iteration i < t is (i / t) * l", unit="iterations", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -259,9 +264,17 @@ def config_problems(config: Config) -> Iterator[str]:
     if experiment.children_rate_factor != 1 and not experiment.continue_children:
         yield "experiment.children_rate_factor: the children are not trained on; set continue_children: true"
     for earlier, later in itertools.pairwise(config.schedule.drop_epochs):
-        if later <= earlier:
+        if not _may_follow(later, earlier):
             yield f"schedule.drop_epochs: {later} follows {earlier}; give them strictly increasing"
     batch, recompute = config.optimizer.batch_size, experiment.recompute_images
     for name, images in (("optimizer.batch_size", batch), ("experiment.recompute_images", recompute)):
         if images > most_images:
             yield f"{name}: {images} is more than data.train_images, {most_images}; lower it"
+
+
+def _may_follow(later: AnyTime, earlier: AnyTime) -> bool:
+    """Whether a time is the later one for some length of an epoch. Others are found once the dataset is known."""
+    (epochs, iterations), (before, iterations_before) = (
+        (time.epochs, time.iterations) if isinstance(time, Time) else (time, 0) for time in (later, earlier)
+    )
+    return epochs > before or iterations > iterations_before

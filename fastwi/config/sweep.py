@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastwi.config.schema import CHECKED_TOGETHER, KEYS, SECTIONS, Config, config_problems, directory_name
+from fastwi.config.time import Time
 from fastwi.config.values import Key, Value, keys_of, option, show
 from fastwi.errors import ConfigError
 
@@ -182,10 +183,27 @@ def other_axes(spec: SweepSpec) -> dict[str, int]:
     return {axis.path: i for i, axis in enumerate(spec.axes) if axis.path not in ("experiment.k", "experiment.s")}
 
 
-def axis_value(path: str, value: Any) -> Any:
-    """An axis value in its key's own type: 0 is 0.0 where the key is a float."""
-    key = KEYS[path]
-    return tuple(key.scalar(each) for each in value) if key.many else key.scalar(value)
+def column_type(axis: Axis) -> type:
+    """The type of an axis's values in tables: its key's; of times int where all are bare numbers, else str."""
+    scalar = KEYS[axis.path].scalar
+    if scalar is not Time:
+        return scalar
+    return str if any(isinstance(time, Time) for each in axis.values for time in _listed(each)) else int
+
+
+def axis_value(axis: Axis, value: Any) -> Any:
+    """An axis value as tables have it: 0 is 0.0 where the key is a float, and 2 is 2ep among times such as 500it."""
+    key, kind = KEYS[axis.path], column_type(axis)
+    if key.scalar is Time and kind is str:
+        unit = "it" if key.unit == "iterations" else "ep"
+        values = tuple(str(each) if isinstance(each, Time) else f"{each}{unit}" for each in _listed(value))
+    else:
+        values = tuple(map(kind, _listed(value)))
+    return values if key.many else values[0]
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def child_tuples(spec: SweepSpec) -> list[tuple[int, ...]]:

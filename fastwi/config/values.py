@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+from fastwi.config.time import TIME, AnyTime, Time, least_iterations, read_time
+
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
@@ -29,6 +31,7 @@ _WHOLE = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _LONGEST_NUMBER = 400
 _END = r"([-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?)"
+_TIME_UNIT = re.compile(r"(?<=[0-9])(?:ep|it)")
 _RANGE = re.compile(rf"\s*{_END}\s*\.\.\s*{_END}(?:\s+step\s+{_END})?\s*")
 
 
@@ -120,6 +123,17 @@ def expand_range(text: str) -> list[int] | list[float]:
         raise ValueError(f"{show(text)} has an infinite end; give finite numbers") from None
 
 
+def expand_times(text: str) -> list[str] | list[int] | list[float]:
+    """The times of a range of numbers, or of numbers in one unit: `0it..2000it step 500it`. Raises ValueError."""
+    units = _TIME_UNIT.findall(text)
+    numbers = expand_range(_TIME_UNIT.sub("", text))
+    if not units:
+        return numbers
+    if len(set(units)) > 1 or len(units) != 2 + ("step" in text):
+        raise ValueError(f"{show(text)} has more than one unit; write one as 0it..2000it step 500it")
+    return [f"{number}{units[0]}" for number in numbers]
+
+
 def option(default: Any, text: str, **facts: Any) -> Any:
     """A dataclass field with its default, its help and further facts, as in `Key`."""
     return dataclasses.field(default=default, metadata={"help": text, **facts})
@@ -129,6 +143,7 @@ _WORDS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
+    Time: "a whole number, or a time such as 10ep, 500it or 10ep50it",
     str: "printable text, in quotes if it looks like a number",
 }
 _PRINTABLE = r"[^\p{Cc}\p{Zl}\p{Zp}]*"
@@ -204,6 +219,8 @@ class Key:
         elif kind is str:
             least = int(self.filled and depth == 0)
             kind = Annotated[str, Field(pattern=rf"^(?:{self.pattern or _PRINTABLE})$", min_length=least)]
+        elif kind is Time:
+            kind = Annotated[Any, AfterValidator(self._read_time)]
         elif kind is not bool:
             high = INT64_MAX if self.high is None and kind is int else self.high
             kind = Annotated[kind, Field(ge=self.low, le=high)]
@@ -215,6 +232,14 @@ class Key:
             kind = Annotated[tuple[kind, ...], Field(min_length=least), FailFast()]
         return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
 
+    def _read_time(self, given: object) -> AnyTime:
+        if isinstance(given, str) and not re.fullmatch(self.pattern or TIME, given):
+            raise ValueError(given)
+        time = read_time(given, self.unit)
+        if not (self.low or 0) <= least_iterations(time) <= INT64_MAX:
+            raise ValueError(given)
+        return time
+
     def check(self, given: object) -> Any:
         """The value in the key's type, lists as tuples, a range of numbers expanded.
 
@@ -223,8 +248,8 @@ class Key:
         from pydantic import ValidationError
 
         value = _plain(given)
-        if self.depth == 1 and self.scalar in (int, float) and isinstance(value, str) and ".." in value:
-            value = tuple(expand_range(value))
+        if self.depth == 1 and self.scalar in (int, float, Time) and isinstance(value, str) and ".." in value:
+            value = tuple((expand_times if self.scalar is Time else expand_range)(value))
         try:
             checked = self._type.validate_python(value)
         except ValidationError as error:
@@ -253,6 +278,7 @@ def keys_of(section: str, kind: type) -> dict[str, Key]:
     for each in dataclasses.fields(kind):
         many = typing.get_origin(hints[each.name]) is tuple
         scalar = typing.get_args(hints[each.name])[0] if many else hints[each.name]
+        scalar = Time if scalar == AnyTime else scalar
         key = Key(section, each.name, scalar, int(many), each.default, **each.metadata)
         found[key.path] = key
     return found

@@ -11,6 +11,7 @@ import yaml
 
 from fastwi.config.schema import KEYS, SECTIONS, Config, section_keys
 from fastwi.config.sweep import ALL_SECTIONS, NAMES, AnalysisOptions, SweepSpec
+from fastwi.config.time import Time
 from fastwi.config.values import Key
 from fastwi.models.names import placeless
 
@@ -90,7 +91,8 @@ def _section_lines(section: str, values: object, changed: bool = False) -> list[
     for key in section_keys(section, NAMES.values()):
         value = getattr(values, key.name)
         if not changed:
-            facts = (f"default {default_text(key) or 'empty'}", f"in {key.unit}" * bool(key.unit), allowed(key))
+            unit = f"in {key.unit}" * bool(key.unit) + ", or as 10ep50it" * (key.scalar is Time)
+            facts = (f"default {default_text(key) or 'empty'}", unit, allowed(key))
             lines += _wrap(f"{key.help} [{'; '.join(filter(None, facts))}]", "  # ")
         if not changed or value != key.default:
             lines.append(f"  {key.name}: {_yaml(value, ranges=section not in SECTIONS)}")
@@ -104,6 +106,8 @@ def _yaml(value: Any, ranges: bool = False) -> str:
         if type(first) is int and value == tuple(range(first, first + len(value))):
             return f"{first}..{value[-1]}"
         return "[" + ", ".join(map(_yaml, value)) + "]"
+    if isinstance(value, Time):
+        return str(value)
     # Texts are quoted always: a run named 2024 or yes stays text.
     style = '"' if isinstance(value, str) else None
     return yaml.safe_dump(value, default_style=style, width=sys.maxsize).partition("\n")[0]

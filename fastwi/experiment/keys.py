@@ -2,10 +2,12 @@
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 
 from fastwi.config.schema import Config, section_keys
+from fastwi.config.time import iterations_of
 from fastwi.config.write import changes
 from fastwi.engine.schedule import learning_rate
 from fastwi.errors import UserError
@@ -36,6 +38,14 @@ class Namer:
                 f"optimizer.batch_size: {batch} is more than the {self._images} training images; give a smaller one"
             )
         self._per_epoch = self._images // batch
+        schedule = config.schedule
+        self._warmup = iterations_of(schedule.warmup_iterations, self._per_epoch, "iterations")
+        self._drops = [iterations_of(drop, self._per_epoch) for drop in schedule.drop_epochs]
+        if any(later <= earlier for earlier, later in itertools.pairwise(self._drops)):
+            raise UserError(
+                f"schedule.drop_epochs: not in order where an epoch has {self._per_epoch} iterations: "
+                f"{', '.join(map(str, schedule.drop_epochs))}; give them strictly increasing"
+            )
         # What decides a parent before its first epoch and its measurement, beside its seed.
         self._untrained = _digest(
             "untrained", KEY_VERSION, _settings(config, "model"), config.engine.precision, inputs.digest, test_images
@@ -50,12 +60,16 @@ class Namer:
 
     def _alike(self, epoch: int) -> str:
         """A digest of what decides an epoch beside its start and noise. `epoch` counts those before it."""
-        optimizer, schedule, per_epoch = self.config.optimizer, self.config.schedule, self._per_epoch
-        rates = [learning_rate((epoch + 1) * per_epoch - 1, per_epoch, optimizer, schedule)]
-        # Past warm-up an epoch has one rate; within, the last one, the full one and the length decide all others.
-        if epoch * per_epoch < schedule.warmup_iterations:
-            rates += [optimizer.learning_rate, schedule.warmup_iterations]
+        first, last = epoch * self._per_epoch, (epoch + 1) * self._per_epoch
+        rates: list[object] = [self._rate(last - 1)]
+        # In a warm-up the last rate, the full one and the length decide all others; past it drops change the rate.
+        if first < self._warmup:
+            rates += [self.config.optimizer.learning_rate, self._warmup]
+        rates += [[drop - first, self._rate(drop - 1)] for drop in self._drops if first < drop < last]
         return _digest(self._context, epoch, rates)
+
+    def _rate(self, iteration: int) -> float:
+        return learning_rate(iteration, self._per_epoch, self.config.optimizer, self.config.schedule)
 
     def average(self, children: Sequence[str], weights: Sequence[float], config: Config) -> str:
         """The key of the average of the states `children`, as a configuration treats averages."""

@@ -113,7 +113,7 @@ def _networks(planned: PlannedSweep, which: str, counted: str) -> Iterator[_Netw
     axes, tuples, epochs = other_axes(planned.spec), child_tuples(planned.spec), planned.tree.epochs
     for point, place in zip(planned.points, planned.places, strict=True):
         e, interpolation = point.config.experiment, epochs[place.average_node]
-        about = {path: axis_value(path, point.values[i]) for path, i in axes.items()}
+        about = {path: axis_value(planned.spec.axes[i], point.values[i]) for path, i in axes.items()}
         about |= {"parent": point.parent, "k": e.k}
         if which == "parent":
             yield _Network(about, place.clone_node, 0)

@@ -49,7 +49,7 @@ def draw_curves(planned: PlannedSweep, measurements: Measured, path: Path, subje
     axes = other_axes(planned.spec)
     files = defaultdict[Any, dict[tuple[int, int], list[_Placed]]](lambda: defaultdict(list))
     for point, place in zip(planned.points, planned.places, strict=True):
-        variant = tuple((name, axis_value(name, point.values[at])) for name, at in axes.items())
+        variant = tuple((name, axis_value(planned.spec.axes[at], point.values[at])) for name, at in axes.items())
         variant += () if point.alpha is None else (("alpha", point.alpha),)
         e = point.config.experiment
         files[variant][e.k, e.s].append((point, place))

@@ -139,7 +139,7 @@ def gains(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
     for point, place in zip(planned.points, planned.places, strict=True):
         networks = (place.average, *place.ends)
         e = point.config.experiment
-        row = {path: axis_value(path, point.values[i]) for path, i in axes.items()}
+        row = {path: axis_value(planned.spec.axes[i], point.values[i]) for path, i in axes.items()}
         row |= {"k": e.k, "s": e.s, "alpha": point.alpha, "parent_seed": point.parent, "pair": point.tuple_index}
         sound = False
         for name, treatment in zip(TREATMENTS, place.treatments, strict=False):
@@ -194,7 +194,9 @@ def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFr
         polars.when(own).then(polars.lit(OWN)).otherwise(polars.lit(RECOMPUTED)).alias("batch_norm"),
         *(polars.Series(name, [m and getattr(m, name) for m in found], polars.Float64) for name in UNITS),
         *(
-            polars.Series(path, [axis_value(path, each) for each in spec.axes[i].values], kind).gather(frame[path])
+            polars.Series(path, [axis_value(spec.axes[i], each) for each in spec.axes[i].values], kind).gather(
+                frame[path]
+            )
             for (path, i), kind in zip(axes.items(), axis_types(spec).values(), strict=True)
         ),
     )

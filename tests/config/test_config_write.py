@@ -18,6 +18,7 @@ from fastwi.config.layers import Layers
 from fastwi.config.read import config_from_yaml, read_request, read_sweep_request, sweep_from_yaml
 from fastwi.config.schema import KEYS, SECTIONS, Config
 from fastwi.config.sweep import ALL_SECTIONS, NAMES, Axis, SweepOptions, SweepSpec
+from fastwi.config.time import Time, read_time
 from fastwi.config.values import Key
 from fastwi.config.write import config_hash, sweep_to_yaml, to_yaml
 from fastwi.errors import ConfigError
@@ -47,6 +48,10 @@ def values(key: Key, depth: int | None = None) -> st.SearchStrategy[Any]:
         return st.sampled_from(key.choices or PATTERNED[key.path.removeprefix("axes.")])
     if key.scalar is bool:
         return st.booleans()
+    if key.scalar is Time:
+        numbers = st.integers(int(key.low or 0), 10**9)
+        spelled = st.builds("{}ep{}it".format, numbers, numbers).map(lambda text: read_time(text, key.unit))
+        return st.one_of(numbers, spelled)
     if key.scalar is int:
         return st.integers(int(key.low or 0), int(2**63 - 1 if key.high is None else key.high))
     if key.scalar is float:
@@ -181,7 +186,7 @@ def test_yaml_carries_the_help_or_only_what_was_changed() -> None:
 
 def changed(key: Key) -> Config:
     """The default configuration with one other value, unchecked across fields."""
-    value: Any = {bool: True, int: 77, float: 0.77, str: "other"}[key.scalar]
+    value: Any = {bool: True, int: 77, Time: 77, float: 0.77, str: "other"}[key.scalar]
     section = getattr(Config(), key.section)
     other = dataclasses.replace(section, **{key.name: (value,) if key.many else value})
     return dataclasses.replace(Config(), **{key.section: other})

@@ -98,11 +98,16 @@ CASES: dict[str, list[Case]] = {
     "optimizer.momentum": [Case(0.8)],
     "optimizer.weight_decay": [Case(0.01)],
     "optimizer.nesterov": [Case(True)],
-    "schedule.drop_epochs": [Case((1,)), Case((1, 2)), Case((2, 50), NONE, renamed=True)],
+    "schedule.drop_epochs": [
+        Case((1,)), Case((1, 2)), Case((2, 50), NONE, renamed=True), Case(("2ep",), NONE), Case(("9it",)),
+        Case(("5it",), given={"schedule.drop_epochs": ("6it",)}), Case(("8it",), NONE, renamed=True),
+        Case(("5it", "7it"), given={"schedule.drop_epochs": ("5it", "6it")}),
+    ],
     "schedule.drop_factor": [Case(0.25), Case(0.25, NONE, {"schedule.drop_epochs": ()}, renamed=True)],
     "schedule.warmup_iterations": [
         Case(3), Case(9), Case(4, given={"schedule.warmup_iterations": 3}),
-        Case(20, given={"schedule.warmup_iterations": 10}),
+        Case(20, given={"schedule.warmup_iterations": 10}), Case("1ep"), Case("0ep", NONE),
+        Case("2ep", NONE, {"schedule.warmup_iterations": 8}, renamed=True),
     ],
     "experiment.k": [Case(2), Case(0), Case(0, given={"experiment.s": 0})],
     "experiment.s": [Case(2), Case(0)],
