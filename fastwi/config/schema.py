@@ -108,12 +108,32 @@ class OptimizerConfig:
 class ScheduleConfig:
     """The learning rate over the global epoch (paper, Appendix A)."""
 
+    name: str = option(
+        "steps",
+        "the rate after the warm-up. steps: multiplied at drop_epochs; cosine, linear: from l down to final_factor * "
+        "l at `end`; one_cycle: by cosines up from l / 25 in place of the warm-up (30 % of the iterations to `end` "
+        "where that is 0), and down; constant: l",
+        choices=("steps", "cosine", "linear", "one_cycle", "constant"),
+    )
     drop_epochs: tuple[AnyTime, ...] = option(
         (80, 120), "times at which the rate is multiplied", unit="epochs", low=1
     )
     drop_factor: float = option(0.1, "factor of each drop", low=0.0, high=1.0)
     warmup_iterations: AnyTime = option(
         0, "t of a linear warm-up: the rate at iteration i < t is (i / t) * l", unit="iterations", low=0
+    )
+    end: AnyTime = option(
+        160, "where cosine, linear and one_cycle end; the last rate stays from there on", unit="epochs", low=1
+    )
+    final_factor: float = option(
+        0.0, "last rate of cosine, linear, one_cycle and of anneal, as a factor of the first", low=0.0, high=1.0
+    )
+    at_average: str = option(
+        "keep",
+        "rates of the average's further training, and of children that are trained on. keep: those of the global "
+        "epoch; restart: the schedule from its start; anneal: linearly down from the rate at the average to "
+        "final_factor times it at the last epoch",
+        choices=("keep", "restart", "anneal"),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fastwi.config.schema import Config, section_keys
 from fastwi.config.time import iterations_of
 from fastwi.config.write import changes
-from fastwi.engine.schedule import learning_rate
+from fastwi.engine.schedule import CURVES, deciding_rates
 from fastwi.errors import UserError
 from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.tree import Treatment
@@ -37,14 +37,20 @@ class Namer:
             raise UserError(
                 f"optimizer.batch_size: {batch} is more than the {self._images} training images; give a smaller one"
             )
-        self._per_epoch = self._images // batch
+        self.per_epoch = self._images // batch
         schedule = config.schedule
-        self._warmup = iterations_of(schedule.warmup_iterations, self._per_epoch, "iterations")
-        self._drops = [iterations_of(drop, self._per_epoch) for drop in schedule.drop_epochs]
-        if any(later <= earlier for earlier, later in itertools.pairwise(self._drops)):
+        drops = [iterations_of(drop, self.per_epoch) for drop in schedule.drop_epochs]
+        if any(later <= earlier for earlier, later in itertools.pairwise(drops)):
             raise UserError(
-                f"schedule.drop_epochs: not in order where an epoch has {self._per_epoch} iterations: "
+                f"schedule.drop_epochs: not in order where an epoch has {self.per_epoch} iterations: "
                 f"{', '.join(map(str, schedule.drop_epochs))}; give them strictly increasing"
+            )
+        end = iterations_of(schedule.end, self.per_epoch)
+        warmup = iterations_of(schedule.warmup_iterations, self.per_epoch, "iterations")
+        if schedule.name in CURVES and warmup >= end:
+            raise UserError(
+                f"schedule.warmup_iterations: {warmup} leave no iteration to the schedule, which ends at iteration "
+                f"{end}; lower them, or raise schedule.end"
             )
         # What decides a parent before its first epoch and its measurement, beside its seed.
         self._untrained = _digest(
@@ -60,16 +66,9 @@ class Namer:
 
     def _alike(self, epoch: int) -> str:
         """A digest of what decides an epoch beside its start and noise. `epoch` counts those before it."""
-        first, last = epoch * self._per_epoch, (epoch + 1) * self._per_epoch
-        rates: list[object] = [self._rate(last - 1)]
-        # In a warm-up the last rate, the full one and the length decide all others; past it drops change the rate.
-        if first < self._warmup:
-            rates += [self.config.optimizer.learning_rate, self._warmup]
-        rates += [[drop - first, self._rate(drop - 1)] for drop in self._drops if first < drop < last]
+        first, last = epoch * self.per_epoch, (epoch + 1) * self.per_epoch - 1
+        rates = deciding_rates(first, last, self.per_epoch, self.config.optimizer, self.config.schedule)
         return _digest(self._context, epoch, rates)
-
-    def _rate(self, iteration: int) -> float:
-        return learning_rate(iteration, self._per_epoch, self.config.optimizer, self.config.schedule)
 
     def average(self, children: Sequence[str], weights: Sequence[float], config: Config) -> str:
         """The key of the average of the states `children`, as a configuration treats averages."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fastwi.config.schema import Config
 from fastwi.config.sweep import RECOMPUTED, Point, SweepOptions, SweepSpec, in_precision, points, run_point
 from fastwi.data.card import read_card
+from fastwi.engine.schedule import FurtherSchedule
 from fastwi.errors import UserError
 from fastwi.experiment.inputs import Inputs, inputs_key
 from fastwi.experiment.keys import Namer, epoch_key
@@ -145,7 +146,7 @@ class _Planner:
         self._trajectories: dict[tuple[int, int, Namer], array[int]] = {}
         # Many points share these.
         self._initial = functools.cache(Namer.initial)
-        self._at_rate = functools.cache(self._namer_at_rate)
+        self._later = functools.cache(self._namer_later)
         self._treatments = functools.cache(self._new_treatments)
 
     def add(self, point: Point) -> PointStates:
@@ -160,10 +161,11 @@ class _Planner:
         key = namer.average([tree.keys[node] for node in ends], weights, config)
         average = tree.add(key, config, end, average=(ends, weights))
         if experiment.continue_children:
-            later = self._at_rate(namer, experiment.children_rate_factor)
+            later = self._later(namer, end, last, experiment.children_rate_factor)
             begun = zip(ends, seeds.child_noise, strict=True)
             lasts = tuple([self._train(node, last, noise, later.config, later) for node, noise in begun])
-        after = self._train(average, last, seeds.average_noise, config, namer)
+        later = self._later(namer, end, last)
+        after = self._train(average, last, seeds.average_noise, later.config, later)
         treatments = self._treatments(namer, seeds.statistics_noise, experiment.recompute_images, end)
         for name, treatment in treatments.items():
             for node in (average, *ends):
@@ -204,8 +206,11 @@ class _Planner:
         recomputed = [namer.recomputed(noise, images, epoch)] if self._recomputed else []
         return {treatment.name: treatment for treatment in (Treatment(OWN, epoch, 0, 0), *recomputed)}
 
-    def _namer_at_rate(self, namer: Namer, factor: float) -> Namer:
-        """Of children that are trained on after the interpolation."""
-        optimizer = namer.config.optimizer
+    def _namer_later(self, namer: Namer, first: int, last: int, factor: float = 1.0) -> Namer:
+        """Of networks that are trained on from the interpolation, after epoch `first`, to epoch `last`."""
+        optimizer, schedule = namer.config.optimizer, namer.config.schedule
+        if schedule.at_average != "keep":
+            begun, ended = first * namer.per_epoch, last * namer.per_epoch
+            schedule = FurtherSchedule(**vars(schedule), first=begun, last=ended)
         optimizer = replace(optimizer, learning_rate=optimizer.learning_rate * factor)
-        return self._namer(replace(namer.config, optimizer=optimizer))
+        return self._namer(replace(namer.config, optimizer=optimizer, schedule=schedule))

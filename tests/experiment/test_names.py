@@ -33,6 +33,7 @@ import fastwi
 from fastwi.config.schema import KEYS, EngineConfig
 from fastwi.config.sweep import SweepSpec
 from fastwi.engine.device import resolve_dtype
+from fastwi.engine.schedule import CURVES
 from fastwi.experiment.planner import plan_sweep
 from fastwi.kernels.cpu import library
 from fastwi.models.registry import _BUILDERS, build_model
@@ -64,6 +65,8 @@ OWN_NETWORK = {"model.name": "TINY", "model.width": 1.0}
 GO_ON = {"experiment.continue_children": True}
 UNEQUAL = {"experiment.weights": (0.25, 0.75)}
 KEEP = {"experiment.momentum": "keep"}
+SHORT = {"schedule.end": 3}
+ANNEAL = {"schedule.at_average": "anneal"}
 
 CASES: dict[str, list[Case]] = {
     "run.name": [Case("other", NONE)],
@@ -98,6 +101,13 @@ CASES: dict[str, list[Case]] = {
     "optimizer.momentum": [Case(0.8)],
     "optimizer.weight_decay": [Case(0.01)],
     "optimizer.nesterov": [Case(True)],
+    "schedule.name": [
+        Case("cosine", given=SHORT), Case("linear", given=SHORT), Case("one_cycle", given=SHORT),
+        Case("linear", given={**SHORT, "schedule.name": "cosine"}), Case("constant"),
+        Case("constant", NONE, {"schedule.drop_epochs": ()}, renamed=True),
+        Case("cosine", given={**SHORT, "schedule.warmup_iterations": 4}),
+        Case("one_cycle", given={**SHORT, "schedule.warmup_iterations": 4}),
+    ],
     "schedule.drop_epochs": [
         Case((1,)), Case((1, 2)), Case((2, 50), NONE, renamed=True), Case(("2ep",), NONE), Case(("9it",)),
         Case(("5it",), given={"schedule.drop_epochs": ("6it",)}), Case(("8it",), NONE, renamed=True),
@@ -108,6 +118,26 @@ CASES: dict[str, list[Case]] = {
         Case(3), Case(9), Case(4, given={"schedule.warmup_iterations": 3}),
         Case(20, given={"schedule.warmup_iterations": 10}), Case("1ep"), Case("0ep", NONE),
         Case("2ep", NONE, {"schedule.warmup_iterations": 8}, renamed=True),
+        Case(3, given={**SHORT, "schedule.name": "one_cycle", "schedule.warmup_iterations": 2}),
+        Case(3, given={**SHORT, "schedule.name": "linear", "schedule.warmup_iterations": 2}),
+    ],
+    "schedule.end": [
+        Case(4, NONE, renamed=True), Case("11it", given={**SHORT, "schedule.name": "linear"}),
+        Case("12it", NONE, {**SHORT, "schedule.name": "linear"}, renamed=True),
+        *(Case(4, given={**SHORT, "schedule.name": name}) for name in CURVES),
+    ],
+    "schedule.final_factor": [
+        Case(0.5, NONE, SHORT, renamed=True),
+        *(Case(0.5, given={**SHORT, "schedule.name": name}) for name in CURVES),
+        Case(0.5, given=ANNEAL), Case(1.0, given=ANNEAL),
+    ],
+    "schedule.at_average": [
+        Case("restart"), Case("anneal"), Case("anneal", given=GO_ON), Case("restart", given=GO_ON),
+        Case("restart", NONE, {"schedule.drop_epochs": ()}, renamed=True),
+        Case("restart", given={"schedule.drop_epochs": (), "schedule.warmup_iterations": 2}),
+        Case("restart", given={**SHORT, "schedule.name": "cosine"}),
+        Case("anneal", NONE, {"experiment.after": 0}, renamed=True),
+        Case("anneal", NONE, {"schedule.final_factor": 1.0, "schedule.drop_epochs": ()}, renamed=True),
     ],
     "experiment.k": [Case(2), Case(0), Case(0, given={"experiment.s": 0})],
     "experiment.s": [Case(2), Case(0)],

@@ -215,3 +215,25 @@ def test_keys_of_before():
     names = "\n".join(sorted(f"{state} {treatment}" for state, treatment in tree.measurement_keys()))
     assert (len(tree), len(places)) == (77, 8)
     assert hashlib.sha256(names.encode()).hexdigest()[:16] == "02e6f0bfbb284480"
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "one_cycle"])
+def test_rates_at_the_average_leave_the_past_alone(name):
+    """A sweep's averages share their children; each trains on by rates of its own, as children trained on do."""
+    spec = sweep(
+        {"schedule.at_average": ["keep", "restart", "anneal"]},
+        experiment={"k": 2, "s": 1, "after": 3, "continue_children": True},
+        schedule={"name": name, "end": 9},
+    )
+    _, places = grown(spec)
+    assert len({(place.average, place.ends) for place in places}) == 1
+    further = [place.after for place in places] + [place.children[0][1:] for place in places]
+    assert len({states[0] for states in further}) == 6
+
+
+def test_a_warm_up_past_the_end_of_a_curve_is_refused():
+    late = {"end": 2, "warmup_iterations": 14}  # 1000 images in batches of 128 are 7 iterations an epoch
+    grown(sweep({}, schedule=late))
+    with pytest.raises(UserError, match=r"schedule\.warmup_iterations: 14 .*schedule\.end"):
+        grown(sweep({}, schedule={**late, "name": "cosine"}))
+    grown(sweep({}, schedule={**late, "name": "cosine", "warmup_iterations": 13}))
