@@ -61,12 +61,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What a pass over training images takes beside the members: one noise each, and the global epoch's number."""
+    """What a pass over training images takes beside the members: one noise each, and the global epoch's number.
+
+    `first`: the step of the epoch's order at which it begins.
+    """
 
     dataset: Dataset
     noises: Sequence[Noise]
     number: int
     report: Report
+    first: int = 0
 
 
 class Engine(abc.ABC):
@@ -115,20 +119,24 @@ class Engine(abc.ABC):
         noises: Sequence[Noise],
         epoch: int,
         report: Report | None = None,
+        steps: range | None = None,
     ) -> list[float]:
         """Train every member through global epoch `epoch` under its own noise, in place.
 
-        Returns each member's mean training loss over the epoch (nats, as seen before each step).
-        Raises ValueError where there is not one noise a member.
+        `steps`: the part of the epoch's order that is trained; None: all. Returns each member's mean training loss
+        over these steps (nats, as seen before each). Raises ValueError where there is not one noise a member, or for
+        steps that the epoch does not have.
         """
         if len(noises) != population.members:
             raise ValueError(f"{population.members} members need as many noises, got {len(noises)}")
+        every = range(self.iterations(dataset))
+        steps = every if steps is None else steps
+        if not 0 <= steps.start <= steps.stop <= len(every) or steps.step != 1:
+            raise ValueError(f"an epoch has {len(every)} steps, got {steps}")
         self._model.train()
-        steps, settings = self.iterations(dataset), self.settings
-        rates_S = [
-            learning_rate(epoch * steps + step, steps, settings.optimizer, settings.schedule) for step in range(steps)
-        ]
-        return self._train(population, Epoch(dataset, noises, epoch, report or _silent), rates_S)
+        optimizer, schedule = self.settings.optimizer, self.settings.schedule
+        rates_S = [learning_rate(epoch * len(every) + step, len(every), optimizer, schedule) for step in steps]
+        return self._train(population, Epoch(dataset, noises, epoch, report or _silent, steps.start), rates_S)
 
     @abc.abstractmethod
     def _train(self, population: Population, epoch: Epoch, rates_S: list[float]) -> list[float]:
@@ -295,15 +303,19 @@ class Engine(abc.ABC):
     def _draws(self, noise: Noise, epoch: Epoch) -> Draws:
         return self._ahead.take(self._request(noise, epoch.number, epoch.dataset))
 
-    def _batches(self, dataset: Dataset, draws: Draws, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `steps` augmented batches and their labels. The epoch's draws move to the device at once."""
+    def _batches(self, dataset: Dataset, draws: Draws, steps: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `steps` augmented batches and their labels, from step `first` of the epoch's order.
+
+        The epoch's draws move to the device at once.
+        """
         padding = self.settings.augment.padding
         order = torch.from_numpy(draws.order_N).to(self.device).long()
         offset = torch.from_numpy(draws.offset_N2).to(self.device).long() if padding else None
         flip = torch.from_numpy(draws.flip_N).to(self.device) if self.settings.augment.flip else None
         table = dataset.table_C256.to(self.dtype)
         size = min(self.settings.optimizer.batch_size, len(dataset))
-        for step, (images, at) in enumerate(dataset.chunks(order[: steps * size], size)):
+        part = order[first * size : (first + steps) * size]
+        for step, (images, at) in enumerate(dataset.chunks(part, size), first):
             chosen = slice(step * size, (step + 1) * size)
             own_offset = None if offset is None else offset[chosen]
             own_flip = None if flip is None else flip[chosen]

@@ -68,11 +68,11 @@ class ProgramEngine(Engine):
         for first in range(0, population.members, at_once):
             rows = slice(first, first + at_once)
             part = population[rows]
-            program.load(part, *self._stacked_draws(epoch.noises[rows], epoch), rates)
+            program.load(part, *self._stacked_draws(epoch.noises[rows], epoch), rates, epoch.first)
             for _ in rates_S:
                 program.step()
                 epoch.report(part.members * self.settings.optimizer.batch_size)
-            losses += program.store(part)
+            losses += program.store(part, len(rates_S))
         return losses
 
     def _stacked_draws(self, noises: Sequence[Noise], epoch: Epoch) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,7 +33,7 @@ class LoopEngine(Engine):
         )
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         scale = LossScale(1, self.device) if self.dtype == torch.float16 else None
-        batches = self._batches(epoch.dataset, self._draws(epoch.noises[m], epoch), len(rates_S))
+        batches = self._batches(epoch.dataset, self._draws(epoch.noises[m], epoch), len(rates_S), epoch.first)
         for rate, (x_NCHW, labels_N) in zip(rates_S, batches, strict=True):
             if low_P is not weights_P:
                 low_P.copy_(weights_P)

@@ -77,10 +77,13 @@ class Program:
         self._gradients = gradients(self.state)
         self._replay: Callable[[], None] = self._run
 
-    def load(self, population: Population, order: Tensor, offset: Tensor, flip: Tensor, rates_S: Tensor) -> None:
+    def load(
+        self, population: Population, order: Tensor, offset: Tensor, flip: Tensor, rates_S: Tensor, first: int = 0
+    ) -> None:
         """Start an epoch with the rows of `population`, their draws [M, images] and the rates of the steps.
 
-        M may be less than B: the last rows then go on with what they hold, and nobody reads them.
+        It starts at step `first`, which has the first of the rates. M may be less than B: the last rows then go on
+        with what they hold, and nobody reads them.
         """
         M, images = population.members, self._order.shape[1]
         for mine, theirs in zip(self.state.members.matrices, population.matrices, strict=True):
@@ -90,8 +93,8 @@ class Program:
         self._labels.copy_(self._dataset.labels_N[self._order])
         self._offset[:M].copy_(offset[:, :images])
         self._flip[:M].copy_(flip[:, :images])
-        self._rates_S.copy_(rates_S)
-        self.restart()
+        self._rates_S[first : first + len(rates_S)].copy_(rates_S)
+        self.restart(first)
 
     def _refresh(self) -> None:
         """The weights in low precision as the weights are."""
@@ -103,10 +106,11 @@ class Program:
         self.state.members.weights_MP.normal_(std=0.05)
         self._refresh()
 
-    def restart(self) -> None:
-        """Go back to the first step of the epoch; weights stay as they are."""
-        for zeroed in (self._step, self._first, self._losses_B):
-            zeroed.zero_()
+    def restart(self, step: int = 0) -> None:
+        """Go back to a step of the epoch, the first by default; weights stay as they are."""
+        self._step.fill_(step)
+        self._first.fill_(step * self._optimizer.batch_size)
+        self._losses_B.zero_()
         if self._scale is not None:
             self._scale.restart()
 
@@ -114,12 +118,12 @@ class Program:
         """The next step of the epoch. Asynchronous on a GPU."""
         self._replay()
 
-    def store(self, population: Population) -> list[float]:
-        """Copy the members back after the epoch; returns each one's mean loss (nats)."""
+    def store(self, population: Population, steps: int) -> list[float]:
+        """Copy the members back after so many steps of the epoch; returns each one's mean loss (nats)."""
         M = population.members
         for mine, theirs in zip(self.state.members.matrices, population.matrices, strict=True):
             theirs.copy_(mine[:M])
-        return (self._losses_B[:M] / max(1, self.steps)).tolist()
+        return (self._losses_B[:M] / max(1, steps)).tolist()
 
     def capture(self) -> None:
         """Record the step as one CUDA graph. The members' values are lost: load afterwards."""

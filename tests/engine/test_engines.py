@@ -215,6 +215,32 @@ def test_portions_and_reused_programs(seed, engine, monkeypatch):
     assert torch.equal(whole.counters_MB, parts.counters_MB)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("engine", CHOICES)
+def test_an_epoch_in_parts_is_the_epoch(seed, engine, precision):
+    """To the bit: the same steps on the same images at the same rates, which differ in the warm-up of epoch 0."""
+    data, noises = draw_data(seed), [Noise(seed), Noise(seed + 1)]
+    whole, parts, second = (starts("residual", seed, 2) for _ in range(3))
+    made, seen = make(engine, "residual", precision), list[int]()
+    losses = made.train_epoch(whole, data, noises, 0)
+    part_losses = []
+    for steps in (range(2), range(2, 3), range(3, STEPS)):
+        part_losses.append(np.array(made.train_epoch(parts, data, noises, 0, seen.append, steps)) * len(steps))
+    assert torch.equal(whole.weights_MP, parts.weights_MP)
+    assert torch.equal(whole.momentum_MP, parts.momentum_MP)
+    assert torch.equal(whole.statistics_MQ, parts.statistics_MQ)
+    assert torch.equal(whole.counters_MB, parts.counters_MB)
+    np.testing.assert_allclose(sum(part_losses) / STEPS, losses, rtol=1e-12)
+    assert sum(seen) == 2 * STEPS * BATCH
+    # Another part of the same length is another result.
+    made.train_epoch(second, data, noises, 0, steps=range(1, 1 + STEPS - 3))
+    made.train_epoch(third := starts("residual", seed, 2), data, noises, 0, steps=range(3, STEPS))
+    assert not torch.equal(second.weights_MP, third.weights_MP)
+    for steps in (range(STEPS + 1), range(-1, 2), range(4, 3), range(0, 4, 2)):
+        with pytest.raises(ValueError, match="steps"):
+            made.train_epoch(parts, data, noises, 0, steps=steps)
+
+
 def test_one_program_serves_all_portions_and_programs_make_room_for_each_other(seed):
     """What a GPU's memory holds bounds the members of all programs together."""
     data, stacked, graph = draw_data(seed), make("stacked", "residual"), make("graph", "residual")
