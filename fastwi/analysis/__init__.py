@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastwi.analysis.blocks import block_groups, evaluate_blocks
+    from fastwi.analysis.calibration import Calibration, calibration_of, calibration_scores
     from fastwi.analysis.distance import (
         FunctionDistances,
         WeightDistances,
@@ -27,16 +28,17 @@ if TYPE_CHECKING:
     from fastwi.analysis.plane import evaluate_plane, plane_points
 
 __all__ = [
-    "Barrier", "Evaluator", "FunctionDistances", "Measured", "Recomputation", "WeightDistances", "barrier_between",
-    "barrier_of", "block_groups", "dataset_from_arrays", "el2n_scores", "ensemble_scores", "equal_splits",
-    "evaluate_blocks", "evaluate_line", "evaluate_plane", "finite", "forgetting_scores", "function_distances",
-    "plane_points", "split_scores", "tangent_departure", "weight_distances",
+    "Barrier", "Calibration", "Evaluator", "FunctionDistances", "Measured", "Recomputation", "WeightDistances",
+    "barrier_between", "barrier_of", "block_groups", "calibration_of", "calibration_scores",
+    "dataset_from_arrays", "el2n_scores", "ensemble_scores", "equal_splits", "evaluate_blocks", "evaluate_line",
+    "evaluate_plane", "finite", "forgetting_scores", "function_distances", "plane_points", "split_scores",
+    "tangent_departure", "weight_distances",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import the public name from its home on first use (PEP 562)."""
-    homes = ("evaluator", "line", "plane", "blocks", "distance", "examples")
+    homes = ("evaluator", "line", "plane", "blocks", "distance", "examples", "calibration")
     for home in homes if name in __all__ else ():
         module = importlib.import_module(f"fastwi.analysis.{home}")
         if hasattr(module, name):

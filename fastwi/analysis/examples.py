@@ -3,6 +3,7 @@
 Shapes: M members, N images, n images of a batch, K classes, S splits.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -156,18 +157,23 @@ def ensemble_scores(engine: LogitsEngine, networks: Population, dataset: Residen
     """
     if not networks.members:
         raise UserError("an ensemble of no networks; give at least one")
-    total_NK = torch.empty(0)
-    for m in range(networks.members):
-        for positions, _, logits_nK in _outputs(engine, networks, m, dataset):
-            # In logarithms, so that no probability underflows.
-            log_nK = functional.log_softmax(logits_nK, dim=1)
-            if not total_NK.numel():  # a network may have more outputs than the dataset has classes
-                total_NK = log_nK.new_full((len(dataset), log_nK.shape[1]), -math.inf)
-            total_NK[positions] = torch.logaddexp(total_NK[positions], log_nK)
-    log_NK = total_NK - math.log(networks.members)
+    # In logarithms, so that no probability underflows.
+    log_NK = functools.reduce(torch.logaddexp, log_probabilities(engine, networks, dataset))
+    log_NK -= math.log(networks.members)
     loss = functional.nll_loss(log_NK, dataset.labels_N)
     right = (log_NK.argmax(1) == dataset.labels_N).double().mean()
     return Scores(loss[None].cpu().numpy(), 100 * right[None].cpu().numpy())
+
+
+def log_probabilities(engine: LogitsEngine, networks: Population, dataset: ResidentDataset) -> Iterator[Tensor]:
+    """Yield each member's log softmax outputs, float64 [N, K], images in the dataset's order."""
+    for m in range(networks.members):
+        log_NK = torch.empty(0)
+        for positions, _, logits_nK in _outputs(engine, networks, m, dataset):
+            if not log_NK.numel():  # a network may have more outputs than the dataset has classes
+                log_NK = logits_nK.new_empty((len(dataset), logits_nK.shape[1]))
+            log_NK[positions] = functional.log_softmax(logits_nK, dim=1)
+        yield log_NK
 
 
 def _outputs(

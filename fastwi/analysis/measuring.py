@@ -10,10 +10,12 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.data.noise import Noise
 from fastwi.errors import UserError
+from fastwi.experiment.tree import OWN
 
 if TYPE_CHECKING:
     from fastwi.analysis.evaluator import Evaluator, Recomputation
     from fastwi.data.resident import ResidentDataset
+    from fastwi.population import Population
 
 SPLITS = ("train", "test")
 
@@ -78,6 +80,12 @@ class Bench:
         train, _ = self._opened.resident_splits(config)
         noise = Noise(config.seeds.statistics_noise)
         return Recomputation(train, noise, config.experiment.recompute_images, pair.k + pair.s)
+
+    def treated(self, pair: Pair, networks: "Population") -> "Iterator[tuple[str, Population]]":
+        """The networks with their own statistics, and with recomputed ones where the options ask for these."""
+        yield OWN, networks
+        if RECOMPUTED in self._options.treatments:
+            yield RECOMPUTED, self.evaluator(pair.config).recompute(networks, self.recomputation(pair))
 
     def splits(self, config: Config) -> "dict[str, ResidentDataset]":
         """Training and test images that the options ask for, drawn from all of the dataset's."""

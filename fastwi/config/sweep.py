@@ -27,6 +27,12 @@ RECOMPUTED = "recomputed"
 KEEP = ("none", "ends", "stops", "all")
 """Choices of sweep.keep; each keeps what the ones before it do."""
 
+CORRUPTIONS = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "brightness", "contrast", "pixelate", "jpeg",
+    "speckle_noise", "gaussian_blur", "saturate",
+)  # fmt: skip
+"""Choices of analysis.corruptions: `fastwi.data.corruptions`."""
+
 MOST_POINTS = 1_000_000
 """Each takes about 0.8 KB."""
 
@@ -95,6 +101,10 @@ class AnalysisOptions:
         choices=("averaged", "recomputed"),
         filled=True,
     )
+    corruptions: tuple[str, ...] = option(
+        (), "corruptions of test images to measure under too, as those of CIFAR-10-C", choices=CORRUPTIONS
+    )
+    severities: tuple[int, ...] = option((1, 2, 3, 4, 5), "strengths of each", low=1, high=5, filled=True)
     cells: tuple[str, ...] = option(
         (),
         "cells of the sweep, each as 'k,s', such as \"8,4\"; on the command line 8,4;16,4; empty: all",

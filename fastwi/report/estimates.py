@@ -115,10 +115,10 @@ def estimate_table(
     return titled(f"{title} [95 %]", (*names, "parents", "pairs", *across.values()), body, most, notes)
 
 
-def verdict_cells(estimate: Estimate) -> list[str]:
+def verdict_cells(estimate: Estimate, digits: int = 2) -> list[str]:
     """An estimate, its parents and pairs, and the verdict on the claim that it is above 0."""
     n = estimate.n_parents
-    return [shown(estimate, n), str(n), str(estimate.n_pairs), verdict_text(verdict(estimate), n)]
+    return [shown(estimate, n, digits), str(n), str(estimate.n_pairs), verdict_text(verdict(estimate), n)]
 
 
 def draw_spread(axis: Any, estimate: Estimate | None, at: float, colour: str, across: bool = False) -> None:

@@ -18,7 +18,7 @@ Shapes: C children, T states along a trajectory, L averages of it.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars
@@ -46,9 +46,6 @@ from fastwi.report.estimates import (
 )
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
 from fastwi.report.summary import Table, count_of
-
-if TYPE_CHECKING:
-    from fastwi.population import Population
 
 EMA_DECAY = 0.8
 """Decay an epoch of the moving average along a child's trajectory."""
@@ -144,7 +141,6 @@ class _Compared:
         self.opened = opened
         self.lost = opened.lost()
         self.bench = Bench(opened, options)
-        self.again = RECOMPUTED in options.treatments
         self.longest: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self.siblings: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
         self.same: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
@@ -182,13 +178,6 @@ class _Compared:
         """The longest path of each of the pair's children, at its own rates; empty where s is 0."""
         return [self.longest[_child(pair, path)] if pair.s else () for path in pair.place.children]
 
-    def _treated(self, pair: Pair, networks: "Population") -> "Iterator[tuple[str, Population]]":
-        """The networks with their own statistics, and with recomputed ones where they are wanted."""
-        yield OWN, networks
-        if self.again:
-            evaluator = self.bench.evaluator(pair.config)
-            yield RECOMPUTED, evaluator.recompute(networks, self.bench.recomputation(pair))
-
     def _children(self, pair: Pair) -> Iterator[_Row]:
         for name, treatment in zip((OWN, RECOMPUTED), pair.place.treatments, strict=False):
             average = self._accuracy(pair.place.average, treatment=treatment)
@@ -208,7 +197,7 @@ class _Compared:
         count = len(pair.place.ends)
         length = count * pair.s
         averages = {}
-        for treatment, networks in self._treated(pair, opened.states([*pair.place.ends, pair.place.average])):
+        for treatment, networks in self.bench.treated(pair, opened.states([*pair.place.ends, pair.place.average])):
             ensemble = analysis.ensemble_scores(evaluator, networks[:count], test).accuracy_M
             averages[treatment] = float(evaluator.scores(networks[count:], test).accuracy_M[0])
             yield _Row("ensemble", None, None, treatment, averages[treatment], float(ensemble[0]))
@@ -219,7 +208,7 @@ class _Compared:
         weights_LT = torch.from_numpy(trajectory_weights(length))
         accuracies: dict[str, list[Any]] = defaultdict(list)
         for path in paths:
-            for treatment, networks in self._treated(pair, opened.states(path).combine(weights_LT)):
+            for treatment, networks in self.bench.treated(pair, opened.states(path).combine(weights_LT)):
                 accuracies[treatment].append(evaluator.scores(networks, test).accuracy_M)
         for treatment, average in averages.items():
             last_epoch, *means, ema = np.mean(accuracies[treatment], axis=0).tolist()

@@ -1,0 +1,211 @@
+"""Whether the average is as sure as it is right: calibration of parent, children, average and ensemble.
+
+On the test images, and on demand on corrupted ones (`fastwi.data.corruptions`), the same for all networks. The
+ensemble is that of the children: the mean of their probabilities. `fastwi.analysis.calibration` has the measures.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import polars
+
+from fastwi import analysis
+from fastwi.analysis.columns import Column
+from fastwi.analysis.measuring import Bench
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import Pair, Progress, chosen_pairs
+from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.report.estimates import (
+    cell_names,
+    counted_text,
+    draw_bars,
+    estimate_of,
+    estimate_table,
+    groups,
+    set_title,
+    spread_text,
+    style,
+    titled,
+    variant_of,
+    verdict_cells,
+)
+from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
+from fastwi.report.summary import Table
+
+if TYPE_CHECKING:
+    from fastwi.data.resident import ResidentDataset
+
+CLEAN = "test"
+
+_ECE = "expected calibration error"
+MEASURES = {
+    "error_%": Column("%", "share of the images classified wrongly"),
+    "loss_nats": Column("nats", "mean cross-entropy"),
+    "ece_%": Column("%", f"{_ECE}: 15 bins of equal width"),
+    "adaptive_ece_%": Column("%", f"{_ECE}: 15 bins of equally many images"),
+    "brier": Column("1", "Brier score: mean squared distance from the one-hot label, 0 to 2"),
+    "temperature": Column("1", "temperature that fits best; above 1: too sure"),
+    "scaled_loss_nats": Column("nats", "loss at the temperature that fits the other half of the images"),
+}
+"""The fields of `fastwi.analysis.Calibration` as columns, in their order. Lower is better but for the temperature."""
+
+COLUMNS = {
+    "calibration": {
+        **AVERAGE_COLUMNS,
+        "images": Column("", f"test images: {CLEAN}, or the name of their corruption", polars.String),
+        "severity": Column("", "strength of the corruption, 1 to 5; 0: none", polars.Int64),
+        "network": Column("", "parent, child, average, or ensemble of the children", polars.String),
+        "child": Column("", "number of the child, from 1 within its parent and k", polars.Int64),
+        **MEASURES,
+    }
+}
+
+
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+    """Measure parent, children, average and ensemble of each chosen pair, on all images under each treatment.
+
+    Corrupted images are in memory together: 31 MB for 10,000 of 32 x 32 for each corruption and severity.
+    """
+    bench = Bench(opened, options)
+    pairs = chosen_pairs(opened, options)
+    opened.require(state for pair in pairs for state in (pair.place.clone, *pair.place.ends))
+    images = _Images(bench, options)
+    treatments = 1 + (RECOMPUTED in options.treatments)
+    total = treatments * len(images.names) * sum(len(pair.place.ends) + 3 for pair in pairs)
+    done = 0
+    rows = list[dict[str, Any]]()
+    progress(0, total)
+    for pair in pairs:
+        evaluator = bench.evaluator(pair.config)
+        count = len(pair.place.ends)
+        children = [("child", number) for number in pair.numbers]
+        named = [*children, ("ensemble", None), ("average", None), ("parent", None)]
+        networks = opened.states([*pair.place.ends, pair.place.average, pair.place.clone])
+        for treatment, population in bench.treated(pair, networks):
+            for name, severity, dataset in images.of(pair):
+                found = analysis.calibration_scores(evaluator, population[:count], dataset, ensemble=True)
+                found += analysis.calibration_scores(evaluator, population[count:], dataset)
+                for (network, child), scores in zip(named, found, strict=True):
+                    what = {"images": name, "severity": severity, "network": network, "child": child}
+                    values = dict(zip(MEASURES, map(analysis.finite, scores), strict=True))
+                    rows.append({**pair.columns(), "batch_norm": treatment, **what, **values})
+                done += len(named)
+                progress(done, total)
+    return opened.frames(COLUMNS, calibration=rows)
+
+
+class _Images:
+    """The test images that the options ask for as they are, and corrupted; each made once."""
+
+    def __init__(self, bench: Bench, options: AnalysisOptions) -> None:
+        self._bench = bench
+        self.names = [(CLEAN, 0), *((name, s) for name in options.corruptions for s in sorted(options.severities))]
+        self._made: dict[Any, Any] = {}
+
+    def of(self, pair: Pair) -> "Iterator[tuple[str, int, ResidentDataset]]":
+        """Name, severity and images of each set, on the device."""
+        import torch
+
+        from fastwi.data.corruptions import corrupted
+
+        test, _ = self._bench.part(pair.config, "test")
+        for name, severity in self.names:
+            key = (pair.config.data, name, severity)
+            if severity and key not in self._made:
+                self._made[key] = torch.from_numpy(corrupted(test.images_NHWC.cpu().numpy(), name, severity))
+            images_NHWC = self._made[key].to(test.images_NHWC.device) if severity else test.images_NHWC
+            yield name, severity, replace(test, images_NHWC=images_NHWC)
+
+
+_BETTER = {name: column.help.partition(":")[0] for name, column in MEASURES.items() if name != "temperature"}
+_DIGITS = {"error_%": 2, "ece_%": 2, "adaptive_ece_%": 2}  # others 4
+_OVER = {"child": "the children's mean", "ensemble": "their ensemble"}
+_WITH_CORRUPTED = ("error_%", "ece_%")
+
+
+def improvements(frame: polars.DataFrame, over: str) -> polars.DataFrame:
+    """By how much each measure of the average is below that of the networks `over`, for each pair, treatment and
+    images; the mean over severities. Of several children their mean."""
+    keys = frame.columns[: frame.columns.index("network")]
+    measures = [polars.col(name) for name in _BETTER]
+    of = polars.col("network")
+    lower = [m.filter(of == over).mean() - m.filter(of == "average").first() for m in measures]
+    by_severity = frame.group_by(keys, maintain_order=True).agg(lower)
+    return by_severity.group_by(keys[:-1], maintain_order=True).agg(polars.col(list(_BETTER)).mean())
+
+
+def tables(frames: Frames) -> list[Table]:
+    """What averaging improves, with verdicts; on demand on corrupted images; and each measure by cell."""
+    frame = frames["calibration"]
+    clean = frame.filter(images=CLEAN)
+    found = [_improved("on the test images", clean, list(_BETTER))]
+    if clean.height < frame.height:
+        found.append(_improved("on corrupted test images, means over severities", frame, _WITH_CORRUPTED))
+    for name, column in MEASURES.items():
+        title = f"{column.help[0].upper()}{column.help[1:]}; in {column.unit}".removesuffix("; in 1")
+        by = ["network", "batch_norm"]
+        found.append(estimate_table(clean, title, cell_names(clean), by, name, _DIGITS.get(name, 4)))
+    return found
+
+
+def _improved(where: str, frame: polars.DataFrame, measures: Sequence[str]) -> Table:
+    """The paired improvements by averaging over all cells, with the verdict on 'the average is better'."""
+    body = []
+    notes = list[str]()
+    most = 0
+    for over, words in _OVER.items():
+        for (treatment, images), rows in groups(improvements(frame, over), ["batch_norm", "images"]):
+            for name in measures:
+                estimate = estimate_of(rows, name)
+                if estimate is not None:
+                    most = max(most, estimate.n_parents)
+                    notes.append(estimate.note)
+                    shown = verdict_cells(estimate, _DIGITS.get(name, 4))
+                    body.append([_BETTER[name], words, images, treatment, *shown])
+    columns = ("measure", "average against", "images", "batch norm", "lower by", "parents", "pairs", "average better")
+    return titled(f"What the average is lower by {where}, all cells together [95 %]", columns, body, most, notes)
+
+
+_PANELS = {
+    (True, "error_%"): "test error (%)",
+    (True, "loss_nats"): "test loss (nats)",
+    (True, "ece_%"): "calibration error (%)",
+    (True, "brier"): "Brier score",
+    (False, "error_%"): "error, corrupted images (%)",
+    (False, "ece_%"): "calibration error, corrupted images (%)",
+}
+_MOST_CELLS = 8
+
+
+def draw(frames: Frames, title: str) -> Any:
+    """Draw a bar for each kind of network: error, loss, ECE and Brier score, a row of panels a cell.
+
+    Of many cells the last ones are drawn, and the title says so. Corrupted images: the mean over all of them.
+    """
+    from matplotlib.figure import Figure
+
+    frame = frames["calibration"]
+    names = cell_names(frame, alpha=True)
+    every = list(groups(frame, names))
+    cells = every[-_MOST_CELLS:]
+    panels = {key: label for key, label in _PANELS.items() if key[0] or frame["severity"].max()}
+    figure = Figure(figsize=(2.7 * len(panels) + 0.4, 2.6 * len(cells) + 1.0), layout="constrained")
+    axes = figure.subplots(len(cells), len(panels), squeeze=False)
+    found = []
+    for row, (values, rows) in enumerate(cells):
+        where = ", ".join(f"{name} = {value}" for name, value in zip(names, values, strict=True) if "." not in name)
+        heading = [f"{where}; {counted_text(rows)}", variant_of(cell_names(frame), values)]
+        for axis, ((clean, column), label) in zip(axes[row], panels.items(), strict=True):
+            shown = rows.filter((polars.col("images") == CLEAN) == clean)
+            found += draw_bars(axis, shown, column, "network", "{} batch-norm statistics")
+            style(axis, "", label, "\n".join(filter(None, heading)) if axis is axes[row][0] else "")
+    axes[0, 0].legend(fontsize=7)
+    part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
+    set_title(figure, f"Calibration of the networks{part}", f"{title}; {spread_text(found)}", size=10)
+    return figure
+
+
+QUESTION = "whether averaging improves calibration, and accuracy on corrupted images"
+OPTIONS = ("test_images", "corruptions", "severities", "treatments", "cells", "pairs")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw)

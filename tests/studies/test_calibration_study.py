@@ -1,0 +1,97 @@
+"""calibration: numbers of each network against the stored networks in float64, and what averaging improves."""
+
+import numpy as np
+import polars
+import pytest
+import torch
+from studied import by_cell, logits, mean_state, measured, presented, state_of, treated
+
+from fastwi.analysis import calibration_of
+from fastwi.data.corruptions import corrupted
+from fastwi.studies.calibration import MEASURES, improvements
+
+
+@pytest.fixture(scope="module")
+def frames(opened):
+    return measured("calibration", opened, corruptions=("jpeg", "contrast"), severities=(5, 1), cells=("1,2", "2,1"))
+
+
+def test_each_network_is_measured_on_the_same_images(opened, frames, seed):
+    frame = frames["calibration"]
+    images = [("test", 0), ("jpeg", 1), ("jpeg", 5), ("contrast", 1), ("contrast", 5)]
+    assert list(frame.select("images", "severity").unique(maintain_order=True).rows()) == images
+    assert frame.height == 2 * 2 * 2 * len(images) * 5  # cells, parents, treatments, networks
+    assert frame["network"].value_counts().sort("network")["count"].to_list() == [40, 80, 40, 40]
+    _, test = opened.resources.splits(opened.planned.points[0].config)
+    for i in np.random.default_rng(seed).permutation(frame.height)[:12]:
+        row = frame.row(int(i), named=True)
+        place = by_cell(opened)[row["k"], row["s"], row["parent_seed"]].place
+        ends = [state_of(opened, end) for end in place.ends]
+        states = {
+            "parent": [state_of(opened, place.clone)],
+            "child": ends[row["child"] - 1 : row["child"]] if row["child"] else [],
+            "average": [mean_state(ends)],
+            "ensemble": ends,
+        }[row["network"]]
+        dataset = test
+        if row["severity"]:
+            pixels = corrupted(test.images_NHWC.numpy(), row["images"], row["severity"])
+            assert (pixels != test.images_NHWC.numpy()).any()
+            dataset = type(test)(torch.from_numpy(pixels), test.labels_N, test.table_C256, test.classes)
+        logs = []
+        for state in states:
+            z_NK = logits(opened, treated(opened, state, row["batch_norm"], row["k"] + row["s"]), dataset)
+            logs.append(z_NK - np.logaddexp.reduce(z_NK, axis=1)[:, None])
+        log_NK = np.logaddexp.reduce(logs, axis=0) - np.log(len(logs))
+        expected = dict(zip(MEASURES, calibration_of(torch.from_numpy(log_NK), test.labels_N), strict=True))
+        for name, rel in (("loss_nats", 2e-4), ("brier", 2e-3), ("temperature", 2e-2), ("scaled_loss_nats", 2e-2)):
+            assert row[name] == pytest.approx(expected[name], rel=rel), (name, row)
+        # An image near a bin's edge, or with two classes alike, may be counted elsewhere.
+        for name in ("error_%", "ece_%", "adaptive_ece_%"):
+            assert row[name] == pytest.approx(expected[name], abs=4.01), (name, row)
+    assert frame["loss_nats"].n_unique() > frame.height / 2
+
+
+def test_the_average_of_clean_images_is_what_the_sweep_measured(opened, frames):
+    for (k, s, parent), pair in by_cell(opened).items():
+        rows = frames["calibration"].filter(k=k, s=s, parent_seed=parent, images="test", network="average")
+        for row in rows.to_dicts():
+            treatment = dict(zip(("own", "recomputed"), pair.place.treatments, strict=True))[row["batch_norm"]]
+            found = opened.measured[pair.place.average, treatment]
+            assert row["error_%"] == pytest.approx(100 - found.test_accuracy)
+            assert row["loss_nats"] == pytest.approx(found.test_loss, rel=1e-5)
+
+
+def test_improvements_are_paired(frames):
+    frame = frames["calibration"]
+    found = improvements(frame, "child")
+    assert found.height == 2 * 2 * 2 * 3  # severities are averaged over
+    for row in found.to_dicts()[::5]:
+        keys = {name: row[name] for name in ("k", "s", "parent_seed", "batch_norm", "images")}
+        rows = frame.filter(**keys)
+        children = rows.filter(network="child")["brier"].mean()
+        assert row["brier"] == pytest.approx(children - rows.filter(network="average")["brier"].mean())
+    other = improvements(frame, "ensemble")
+    assert (other["brier"] - found["brier"]).abs().max() > 1e-4
+
+
+def test_tables_and_figure(frames, tmp_path):
+    (first, corruption, *others), drawn = presented("calibration", frames, tmp_path)
+    assert {row[2] for row in first.rows} == {"test"}
+    assert {row[2] for row in corruption.rows} == {"test", "jpeg", "contrast"}
+    assert {row[-1] for row in first.rows} == {"not settled (n = 2)"}
+    assert {row[-2] for row in corruption.rows} == {"4"}  # pairs of both cells; severities count once
+    assert len(others) == len(MEASURES)
+    for text in ("k = 1, s = 2", "ensemble", "dots: each parent", "corrupted images"):
+        assert text in drawn
+
+
+def test_clean_images_alone_and_what_is_not_defined(opened, tmp_path):
+    found = measured("calibration", opened, cells=("1,1",), treatments=("averaged",), test_images=20)
+    frame = found["calibration"]
+    assert set(frame["batch_norm"]) == {"own"}
+    assert set(frame["images"]) == {"test"}
+    holes = {"calibration": frame.with_columns(polars.lit(None, polars.Float64).alias("ece_%"))}
+    tables, drawn = presented("calibration", holes, tmp_path)
+    assert "not defined" in tables[3].markdown()
+    assert "corrupted" not in drawn
