@@ -7,6 +7,7 @@ from fastwi.config.values import did_you_mean, show
 
 MODEL_NAMES: tuple[str, ...] = (
     "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
+    "resnet20_b", "resnet32_b", "resnet44_b", "resnet56_b", "resnet110_b",
     "resnet20_gn", "resnet32_gn", "resnet44_gn", "resnet56_gn", "resnet110_gn",
     "resnet18", "vgg11", "vgg13", "vgg16", "wrn16_4", "wrn28_10", "convnet",
 )  # fmt: skip
@@ -34,8 +35,8 @@ def placeless(name: str) -> str:
     return f"{Path(own[0]).name}:{own[1]}" if own is not None and own[0].endswith(".py") else name
 
 
-def model_problem(name: str, width: float = 1.0) -> str | None:
-    """What is wrong with `model.name` and `model.width` as far as their text tells, in one line; or None."""
+def model_problem(name: str, width: float = 1.0, initialisation: str = "default") -> str | None:
+    """What is wrong with `model.name`, and others for it, as far as their text tells, in one line; or None."""
     if name.endswith(".py"):
         return f"model.name: {show(name)} is a file; add the name of the network in it, as in {name}:MyNetwork"
     if not is_own(name):
@@ -48,4 +49,9 @@ def model_problem(name: str, width: float = 1.0) -> str | None:
         return f"model.name: {show(name)} is not of the form {FORMS}; write it so"
     if width != 1:
         return f"model.width: {width:g} for {show(name)}, which has no width; leave it out, or build it in there"
+    if initialisation != "default":
+        return (
+            f"model.initialisation: {initialisation} for {show(name)}, which draws its own weights; leave it out, or "
+            "draw them in there"
+        )
     return None
