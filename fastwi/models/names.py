@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from fastwi.config.values import did_you_mean, show
+from fastwi.config.values import nearest, show
 
 MODEL_NAMES: tuple[str, ...] = (
     "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
@@ -12,6 +12,7 @@ MODEL_NAMES: tuple[str, ...] = (
     "resnet18", "vgg11", "vgg13", "vgg16", "wrn16_4", "wrn28_10", "convnet",
 )  # fmt: skip
 """The model registry's names, in its order. Every one of them has a width."""
+_LISTED = f"resnet20, 32, 44, 56, 110 (each also with _b or _gn), {', '.join(MODEL_NAMES[15:])}"
 
 FORMS = "package.module:attribute or path/to/file.py:attribute"
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -42,9 +43,9 @@ def model_problem(name: str, width: float = 1.0, initialisation: str = "default"
     if not is_own(name):
         if name in MODEL_NAMES:
             return None
-        hint = did_you_mean(name, MODEL_NAMES)
-        guess = f"{hint} valid: {', '.join(MODEL_NAMES)}" if hint.startswith("did") else hint
-        return f"model.name: {show(name)} is not a known model; {guess}, or your own as {FORMS}"
+        guess = nearest(name, MODEL_NAMES)
+        asked = f"did you mean {guess}? " if guess else ""
+        return f"model.name: {show(name)} is not a known model; {asked}valid: {_LISTED}, or your own as {FORMS}"
     if split_own(name) is None:
         return f"model.name: {show(name)} is not of the form {FORMS}; write it so"
     if width != 1:

@@ -119,13 +119,43 @@ def test_width_multiplies_channels(name, width):
         ("net.py", 1.0, ["'net.py'", "net.py:MyNetwork"]),
         ("a:b", 2.0, ["model.width: 2", "'a:b'"]),
         ("no form:x", 1.0, ["'no form:x'", "package.module:attribute or path/to/file.py:attribute"]),
-        ("qqq", 1.0, ["'qqq'", *MODEL_NAMES, "package.module:attribute"]),
+        ("qqq", 1.0, ["'qqq'", "resnet20", "_b", "_gn", *MODEL_NAMES[15:], "package.module:attribute"]),
     ],
 )
 def test_refusals(name, width, words):
     with pytest.raises(ConfigError) as caught:
         build_model(name, 10, width)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_an_initialisation_of_a_network_that_draws_its_own_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.initialisation: open_lth for 'a:b'"):
+        build_model("a:b", 10, initialisation="open_lth")
+
+
+@pytest.mark.parametrize("initialisation", ["kaiming_normal", "open_lth"])
+@pytest.mark.parametrize("name", SHALLOW)
+def test_initialisations(seed, name, initialisation):
+    """Weights in units of their standard deviation, sqrt(2 / fan in): He et al. 2015. Biases as PyTorch has them."""
+    torch.manual_seed(seed)
+    network = build_model(name, 10, 0.25, initialisation=initialisation)
+    weighted = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    drawn = torch.cat([(m.weight * (m.weight[0].numel() / 2) ** 0.5).flatten() for m in weighted]).double()
+    off = 6 / len(drawn) ** 0.5
+    assert abs(drawn.mean()) < off
+    assert abs(drawn.square().mean() - 1) < 2 * off
+    assert abs((drawn.abs() < 1).double().mean() - 0.6827) < off  # normal
+    assert 0 < network.linear.bias.abs().max() <= network.linear.in_features**-0.5
+    scales = [m.weight for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all((m.bias == 0).all() for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    if scales and initialisation == "open_lth":
+        scale = torch.cat(scales).double()
+        assert scale.min() >= 0
+        assert scale.max() < 1
+        assert abs(scale.mean() - 0.5) < 6 * (len(scale) * 12) ** -0.5
+        assert abs((scale < 0.25).double().mean() - 0.25) < 3 / len(scale) ** 0.5
+    else:
+        assert all((scale == 1).all() for scale in scales)
 
 
 @pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
