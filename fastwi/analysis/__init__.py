@@ -26,19 +26,20 @@ if TYPE_CHECKING:
     )
     from fastwi.analysis.line import Barrier, barrier_between, barrier_of, evaluate_line
     from fastwi.analysis.plane import evaluate_plane, plane_points
+    from fastwi.analysis.representation import Similarities, linear_cka
 
 __all__ = [
-    "Barrier", "Calibration", "Evaluator", "FunctionDistances", "Measured", "Recomputation", "WeightDistances",
-    "barrier_between", "barrier_of", "block_groups", "calibration_of", "calibration_scores",
+    "Barrier", "Calibration", "Evaluator", "FunctionDistances", "Measured", "Recomputation", "Similarities",
+    "WeightDistances", "barrier_between", "barrier_of", "block_groups", "calibration_of", "calibration_scores",
     "dataset_from_arrays", "el2n_scores", "ensemble_scores", "equal_splits", "evaluate_blocks", "evaluate_line",
-    "evaluate_plane", "finite", "forgetting_scores", "function_distances", "plane_points", "split_scores",
-    "tangent_departure", "weight_distances",
+    "evaluate_plane", "finite", "forgetting_scores", "function_distances", "linear_cka", "plane_points",
+    "split_scores", "tangent_departure", "weight_distances",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import the public name from its home on first use (PEP 562)."""
-    homes = ("evaluator", "line", "plane", "blocks", "distance", "examples", "calibration")
+    homes = ("evaluator", "line", "plane", "blocks", "distance", "examples", "calibration", "representation")
     for home in homes if name in __all__ else ():
         module = importlib.import_module(f"fastwi.analysis.{home}")
         if hasattr(module, name):

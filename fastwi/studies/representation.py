@@ -1,0 +1,167 @@
+"""How alike children, average and parent represent images, layer by layer: linear CKA on the test images.
+
+`fastwi.analysis.linear_cka` has the estimator. A layer is a block of the network, as in the study blocks.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import polars
+
+from fastwi import analysis
+from fastwi.analysis.columns import Column
+from fastwi.analysis.measuring import Bench
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import Progress, chosen_pairs
+from fastwi.analysis.statistics import Estimate
+from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.report.estimates import (
+    cell_names,
+    counted_text,
+    distinct,
+    draw_spread,
+    estimate_of,
+    estimate_table,
+    groups,
+    set_title,
+    spread_text,
+    style,
+    titled,
+    value_of,
+    variant_of,
+    verdict_cells,
+)
+from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
+from fastwi.report.summary import Table
+
+CHILDREN, AVERAGE = "children", "children and average"
+PARENT, PARENT_AVERAGE = "parent and children", "parent and average"
+_COLOURS = {CHILDREN: "tab:green", AVERAGE: "#cc1a26", PARENT: "0.3", PARENT_AVERAGE: "tab:purple"}
+
+COLUMNS = {
+    "similarity": {
+        **AVERAGE_COLUMNS,
+        "layer": Column("", "the block of the network whose output is compared", polars.String),
+        "layer_number": Column("", "its place in the network, from 0", polars.Int64),
+        "between": Column("", f"which networks: {', '.join(_COLOURS)}", polars.String),
+        "cka": Column("1", "linear CKA on the test images, the mean over children; null: not defined"),
+    }
+}
+
+
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+    """Compare each two networks of each chosen pair in every layer, under each treatment of batch norm."""
+    bench = Bench(opened, options)
+    pairs = chosen_pairs(opened, options)
+    opened.require(state for pair in pairs for state in (pair.place.clone, *pair.place.ends))
+    total = (1 + (RECOMPUTED in options.treatments)) * len(pairs)
+    done = 0
+    rows = list[dict[str, Any]]()
+    progress(0, total)
+    for pair in pairs:
+        test, _ = bench.part(pair.config, "test")
+        count = len(pair.place.ends)
+        two = np.array(list(itertools.combinations(range(count), 2)))
+        networks = opened.states([*pair.place.ends, pair.place.average, pair.place.clone])
+        for treatment, population in bench.treated(pair, networks):
+            layers, cka_LMM = analysis.linear_cka(bench.evaluator(pair.config), population, test)
+            for number, (layer, cka_MM) in enumerate(zip(layers, cka_LMM, strict=True)):
+                found = {
+                    CHILDREN: cka_MM[two[:, 0], two[:, 1]].mean(),
+                    AVERAGE: cka_MM[:count, count].mean(),
+                    PARENT: cka_MM[:count, count + 1].mean(),
+                    PARENT_AVERAGE: cka_MM[count, count + 1],
+                }
+                where = {"batch_norm": treatment, "layer": layer, "layer_number": number}
+                for between, cka in found.items():
+                    rows.append({**pair.columns(), **where, "between": between, "cka": analysis.finite(cka)})
+            done += 1
+            progress(done, total)
+    return opened.frames(COLUMNS, similarity=rows)
+
+
+_CLOSER = {
+    "the average is more like each child than the children are like each other": (AVERAGE, CHILDREN),
+    "the average is more like the parent than the children are": (PARENT_AVERAGE, PARENT),
+}
+
+
+def closer(frame: polars.DataFrame, more: str, less: str) -> polars.DataFrame:
+    """CKA between the networks `more` less that between `less` as `cka`, the mean over layers, for each pair.
+
+    Layers that lack one of them are left out.
+    """
+    keys = frame.columns[: frame.columns.index("layer")]
+    of = polars.col("between")
+    cka = polars.col("cka")
+    difference = cka.filter(of == more).first() - cka.filter(of == less).first()
+    by_layer = frame.group_by([*keys, "layer"], maintain_order=True).agg(difference)
+    return by_layer.group_by(keys, maintain_order=True).agg(cka.mean())
+
+
+def tables(frames: Frames) -> list[Table]:
+    """Whether the average is closer to the others, over all cells and layers, and the CKA of each layer by cell."""
+    frame = frames["similarity"]
+    body = []
+    notes = list[str]()
+    most = 0
+    for words, (more, less) in _CLOSER.items():
+        for (treatment,), rows in groups(closer(frame, more, less), ["batch_norm"]):
+            estimate = estimate_of(rows, "cka")
+            if estimate is not None:
+                most = max(most, estimate.n_parents)
+                notes.append(estimate.note)
+                body.append([words, treatment, *verdict_cells(estimate, 4)])
+    columns = ("statement", "batch norm", "CKA higher by", "parents", "pairs", "verdict")
+    title = "Linear CKA, mean over layers, paired, all cells together [95 %]"
+    names = [*cell_names(frame), "layer"]
+    by_layer = "Linear CKA of each layer's outputs on the test images"
+    return [
+        titled(title, columns, body, most, notes),
+        estimate_table(frame, by_layer, names, ["between", "batch_norm"], "cka", 4),
+    ]
+
+
+_MOST_CELLS = 8
+
+
+def draw(frames: Frames, title: str) -> Any:
+    """Draw CKA along the layers: a line for each two networks, a row of panels a cell, a panel a treatment.
+
+    Of many cells the last ones are drawn, and the title says so.
+    """
+    from matplotlib.figure import Figure
+
+    frame = frames["similarity"]
+    names = cell_names(frame)
+    every = list(groups(frame, names))
+    cells = every[-_MOST_CELLS:]
+    treatments = distinct(frame, "batch_norm")
+    figure = Figure(figsize=(5.2 * len(treatments) + 0.6, 3.0 * len(cells) + 1.2), layout="constrained")
+    axes = figure.subplots(len(cells), len(treatments), squeeze=False, sharey=True)
+    found = list[Estimate | None]()
+    for row, (values, rows) in enumerate(cells):
+        for axis, treatment in zip(axes[row], treatments, strict=True):
+            here = rows.filter(batch_norm=treatment).sort("layer_number")
+            for i, (between, colour) in enumerate(_COLOURS.items()):
+                each = [estimate_of(r, "cka") for _, r in groups(here.filter(between=between), ["layer"])]
+                axis.plot(list(map(value_of, each)), color=colour, marker="o", ms=3, lw=1.3, label=between)
+                for at, estimate in enumerate(each):
+                    draw_spread(axis, estimate, at + 0.06 * (i - 1.5), colour)
+                found += each
+            layers = distinct(here, "layer")
+            heading = [f"k = {values[-2]}, s = {values[-1]}; {counted_text(here)}", variant_of(names, values)]
+            heading.append(f"{treatment} batch-norm statistics")
+            style(axis, "", "linear CKA" if axis is axes[row][0] else "", "\n".join(filter(None, heading)))
+            axis.set_xticks(range(len(layers)), layers, fontsize=7, rotation=40)
+    axes[0, 0].legend(fontsize=7)
+    part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
+    what = f"How alike networks represent the test images, by layer{part}"
+    set_title(figure, what, f"{title}; means over parents; {spread_text(found)}", size=10)
+    return figure
+
+
+QUESTION = "how alike children, average and parent represent images, by layer (CKA)"
+OPTIONS = ("test_images", "treatments", "cells", "pairs")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw)
