@@ -150,6 +150,9 @@ def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
             for kind, treatment in zip(("own", "recomputed"), place.treatments, strict=False)
             if (key, treatment) in probed
         }
+    for at, (key, *_) in list(found.items()) if place.recomputed else ():
+        if tree.is_epoch(tree.nodes[key]) and at[0] != "end":
+            found[(*at, "recomputed")] = key, place.recomputed[tree.epochs[tree.nodes[key]]].name
     return found
 
 

@@ -61,12 +61,11 @@ class Bench:
         """What evaluates networks of `config`. Compiling one takes longer than measuring with it."""
         from fastwi.analysis.evaluator import Evaluator
 
-        batch, last = config.optimizer.batch_size, config.data.last_batch
-        kind = (config.model, config.engine, config.augment, batch, last)
+        kind = (config.model, config.engine, config.augment, config.optimizer.batch_size)
         if kind not in self._evaluators:
             network = self._opened.resources.network(config)
             self._evaluators[kind] = Evaluator(
-                network, config.engine, batch, config.augment, self._passed, last_batch=last
+                network, config.engine, config.optimizer.batch_size, config.augment, self._passed
             )
         return self._evaluators[kind]
 

@@ -68,12 +68,6 @@ class DataConfig:
         low=0,
         high=4096,
     )
-    last_batch: str = option(
-        "drop",
-        "images that are left at the end of an epoch's order, fewer than a batch: left out, or a step of their own; "
-        "and so where batch-norm statistics are recomputed",
-        choices=("drop", "keep"),
-    )
 
 
 @dataclass(frozen=True)
@@ -96,12 +90,6 @@ class ModelConfig:
         "",
         "state dict (.pt, .safetensors) or checkpoint of one network that every parent starts from, with zero "
         "momentum; empty: drawn from seeds.init",
-    )
-    initialisation: str = option(
-        "default",
-        "distribution of initial weights; kaiming_normal: PyTorch's kaiming_normal_ (fan in) for convolutions and "
-        "linear layers; open_lth: that, and U(0, 1) for weights of batch norms; default: the network's own",
-        choices=("default", "kaiming_normal", "open_lth"),
     )
 
 
@@ -170,9 +158,6 @@ class ExperimentConfig:
         "momentum that the average starts with: zero, the children's averaged, or the first child's",
         choices=("reset", "average", "keep"),
     )
-    child_momentum: str = option(
-        "inherit", "momentum that a child's training starts with: the parent's, or zero", choices=("inherit", "reset")
-    )
     continue_children: bool = option(False, "train the children on as well, to compare the average with them")
     children_rate_factor: float = option(
         1.0,
@@ -182,6 +167,12 @@ class ExperimentConfig:
     )
     recompute_images: int = option(
         0, "training images over which batch-norm statistics are recomputed; 0: all", unit="images", low=0
+    )
+    measure: tuple[str, ...] = option(
+        ("own",),
+        "batch-norm statistics with which every network is measured after every epoch; recomputed ones cost a pass "
+        "over recompute_images more. At interpolation those of sweep.measure too",
+        choices=("own", "recomputed"),
     )
 
 
@@ -266,11 +257,10 @@ def section_keys(section: str, keys: Iterable[Key] = KEYS.values()) -> list[Key]
 
 
 CHECKED_TOGETHER = frozenset({
-    "data.train_images", "model.name", "model.width", "model.weights", "model.initialisation",
-    "optimizer.batch_size", "schedule.drop_epochs",
+    "data.train_images", "model.name", "model.width", "optimizer.batch_size", "schedule.drop_epochs",
     "experiment.k", "experiment.s", "experiment.after", "experiment.children", "experiment.weights",
     "experiment.continue_children", "experiment.children_rate_factor", "experiment.recompute_images",
-    "seeds.child_noise",
+    "experiment.measure", "seeds.child_noise",
 })  # fmt: skip
 """The keys that `config_problems` reads: cells of a sweep that differ in others have the same problems."""
 
@@ -278,11 +268,8 @@ CHECKED_TOGETHER = frozenset({
 def config_problems(config: Config) -> Iterator[str]:
     """What is wrong between the values of a run; each by itself is taken as right."""
     experiment, most_images = config.experiment, config.data.train_images or math.inf
-    model = config.model
-    if problem := model_problem(model.name, model.width, model.initialisation):
+    if problem := model_problem(config.model.name, config.model.width):
         yield problem
-    if model.weights and model.initialisation != "default":
-        yield f"model.initialisation: {model.initialisation}, but model.weights gives the weights; leave one out"
     if experiment.k + experiment.s + experiment.after < 1:
         yield "experiment.k: k, s and after are all 0, so nothing is trained; make one at least 1"
     children = experiment.children
@@ -300,6 +287,8 @@ def config_problems(config: Config) -> Iterator[str]:
             yield f"{name}: has {len(given)} values for {children} children; give {children}, or none"
     if experiment.weights and abs(math.fsum(experiment.weights) - 1) > 1e-6:
         yield f"experiment.weights: sum to {math.fsum(experiment.weights):.9g}; make them sum to 1"
+    if "own" not in experiment.measure:
+        yield "experiment.measure: lacks own; give [own], or [own, recomputed]"
     if experiment.children_rate_factor != 1 and not experiment.continue_children:
         yield "experiment.children_rate_factor: the children are not trained on; set continue_children: true"
     for earlier, later in itertools.pairwise(config.schedule.drop_epochs):

@@ -64,7 +64,9 @@ class SweepOptions:
         (), "places on the line A -> B, for pairs: the weight of the second child; empty: the plain mean"
     )
     measure: tuple[str, ...] = option(
-        ("own", RECOMPUTED), "batch-norm treatments that are measured at interpolation", choices=("own", RECOMPUTED)
+        ("own", RECOMPUTED),
+        "batch-norm statistics that are measured at interpolation, beside those of experiment.measure",
+        choices=("own", RECOMPUTED),
     )
     keep: str = option(
         "stops",
@@ -131,8 +133,8 @@ def axis_refusal(key: Key) -> str:
         return f"a sweep does not use it; use {INSTEAD[key.path]}"
     if key.section == "seeds":
         return "use sweep.parents and sweep.children for other seeds"
-    if key.section == "engine" and key.name != "precision":
-        return "it changes no result; give it one value, in the section engine"
+    if (key.section == "engine" and key.name != "precision") or key.path == "experiment.measure":
+        return f"it changes no result; give it one value, in the section {key.section}"
     return ""
 
 

@@ -31,7 +31,8 @@ class PointStates:
     """Where a point's results are found in the tree: its last nodes, and by them the keys of all its states.
 
     `clone_node`: the parent after k epochs. `end_nodes`, `last_nodes`: the children at interpolation, and their last.
-    `after_node`: the average's last. `treatments`: those measured at interpolation, by name, own first.
+    `after_node`: the average's last. `treatments`: those measured at interpolation, by name, own first. `recomputed`:
+    by epoch the treatment under which all networks are measured beside their own; empty: they are not.
     """
 
     tree: Tree = field(repr=False)
@@ -41,6 +42,7 @@ class PointStates:
     average_node: int
     after_node: int
     treatments: Mapping[str, Treatment]
+    recomputed: Mapping[int, Treatment]
 
     @property
     def clone(self) -> str:
@@ -138,16 +140,28 @@ def plan_sweep(
     return planned
 
 
+class _RecomputedByEpoch(dict[int, Treatment]):
+    """Recomputed statistics by epoch, made when they are looked up."""
+
+    def __init__(self, namer: Namer, noise: int, images: int) -> None:
+        super().__init__()
+        self._at = functools.partial(namer.recomputed, noise, images)
+
+    def __missing__(self, epoch: int) -> Treatment:
+        return self.setdefault(epoch, self._at(epoch))
+
+
 class _Planner:
     def __init__(self, inputs_of: Callable[[Config], Inputs], recomputed: bool) -> None:
         self.tree = Tree()
         self._inputs_of, self._recomputed = inputs_of, recomputed
         self._namers: dict[tuple[object, ...], Namer] = {}
-        self._trajectories: dict[tuple[int, int, Namer, bool], array[int]] = {}
+        self._trajectories: dict[tuple[int, int, Namer], array[int]] = {}
         # Many points share these.
         self._initial = functools.cache(Namer.initial)
         self._later = functools.cache(self._namer_later)
         self._treatments = functools.cache(self._new_treatments)
+        self._recomputed_by = functools.cache(_RecomputedByEpoch)
 
     def add(self, point: Point) -> PointStates:
         """Put what `point` needs into the tree, where it is not there yet."""
@@ -156,35 +170,32 @@ class _Planner:
         k, end, last = experiment.k, experiment.k + experiment.s, experiment.k + experiment.s + experiment.after
         start = tree.add(self._initial(namer, seeds.init), config)
         clone = self._train(start, k, seeds.parent_noise, config, namer)
-        reset = experiment.child_momentum == "reset"
-        ends = lasts = tuple([self._train(clone, end, noise, config, namer, reset) for noise in seeds.child_noise])
+        ends = lasts = tuple([self._train(clone, end, noise, config, namer) for noise in seeds.child_noise])
         weights = experiment.weights or (1 / len(ends),) * len(ends)
         key = namer.average([tree.keys[node] for node in ends], weights, config)
         average = tree.add(key, config, end, average=(ends, weights))
         if experiment.continue_children:
             later = self._later(namer, end, last, experiment.children_rate_factor)
             begun = zip(ends, seeds.child_noise, strict=True)
-            lasts = tuple(
-                [
-                    self._train(node, last, noise, later.config, later, reset and node == clone)
-                    for node, noise in begun
-                ]
-            )
+            lasts = tuple([self._train(node, last, noise, later.config, later) for node, noise in begun])
         later = self._later(namer, end, last)
         after = self._train(average, last, seeds.average_noise, later.config, later)
-        treatments = self._treatments(namer, seeds.statistics_noise, experiment.recompute_images, end)
+        how = namer, seeds.statistics_noise, experiment.recompute_images
+        recomputed = self._recomputed_by(*how) if RECOMPUTED in experiment.measure else {}
+        for node in (clone, *lasts, after) if RECOMPUTED in experiment.measure else ():
+            self._probe_path(node, recomputed, config)
+        treatments = self._treatments(*how, end, self._recomputed or bool(recomputed))
         for name, treatment in treatments.items():
             for node in (average, *ends):
                 if name != OWN or not tree.is_epoch(node):
                     tree.add_probe(node, treatment, config)
-        return PointStates(tree, clone, ends, lasts, average, after, treatments)
+        return PointStates(tree, clone, ends, lasts, average, after, treatments, recomputed)
 
-    def _train(self, start: int, last: int, noise: int, config: Config, namer: Namer, reset: bool = False) -> int:
-        """The node after epoch `last` of the trajectory from `start`; extends the tree. reset: with zero momentum."""
+    def _train(self, start: int, last: int, noise: int, config: Config, namer: Namer) -> int:
+        """The node after epoch `last` of the trajectory from `start`; extends the tree."""
         tree, first, path = self.tree, self.tree.epochs[start], array("i", [start])
-        reset = reset and tree.is_epoch(start) and config.optimizer.momentum > 0  # else it is zero
         if start not in tree.averages:  # which are hardly ever trained on in two points
-            path = self._trajectories.setdefault((start, noise, namer, reset), path)
+            path = self._trajectories.setdefault((start, noise, namer), path)
         planned = len(tree) + last - first + 1 - len(path)
         if planned > MOST_STATES:
             raise UserError(
@@ -194,10 +205,8 @@ class _Planner:
             )
         node = path[-1]
         for epoch in range(first + len(path) - 1, last):
-            begins = reset and node == start
-            alike = namer.alike(epoch, begins)
+            alike = namer.alike(epoch)
             node = tree.add(epoch_key(tree.keys[node], alike, noise), config, epoch + 1, node, noise, alike)
-            tree.resets.update([node] * begins)
             path.append(node)
         return path[last - first]
 
@@ -211,8 +220,16 @@ class _Planner:
             namer = self._namers[sections] = Namer(config, inputs[key])
         return namer
 
-    def _new_treatments(self, namer: Namer, noise: int, images: int, epoch: int) -> Mapping[str, Treatment]:
-        recomputed = [namer.recomputed(noise, images, epoch)] if self._recomputed else []
+    def _probe_path(self, node: int, treatments: Mapping[int, Treatment], config: Config) -> None:
+        """Have every epoch up to `node` measured, each by the treatment of its epoch."""
+        tree, new = self.tree, True
+        while new and tree.is_epoch(node):  # where one is there already, so are those before it
+            new, node = tree.add_probe(node, treatments[tree.epochs[node]], config), tree.before[node]
+
+    def _new_treatments(
+        self, namer: Namer, noise: int, images: int, epoch: int, again: bool
+    ) -> Mapping[str, Treatment]:
+        recomputed = [namer.recomputed(noise, images, epoch)] if again else []
         return {treatment.name: treatment for treatment in (Treatment(OWN, epoch, 0, 0), *recomputed)}
 
     def _namer_later(self, namer: Namer, first: int, last: int, factor: float = 1.0) -> Namer:

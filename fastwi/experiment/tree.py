@@ -46,9 +46,8 @@ class Tree:
 
     Columns by node: `keys`, `epochs` (done at the state), `before` (the node that an epoch starts from; -1 for the
     other kinds), `noises`, `alike` (equal for epochs that can be trained as one population: same network, optimizer,
-    rates, augmentation, dataset and epoch), `configs`. `averages`: node to (nodes of the children, weights).
-    `resets`: epochs that start with zero momentum, whatever their start has. Columns by probe: `probe_nodes`,
-    `probe_treatments` (a place in `treatments`), `probe_configs`. `inputs`: see `Inputs`.
+    rates, augmentation, dataset and epoch), `configs`. `averages`: node to (nodes of the children, weights). Columns
+    by probe: `probe_nodes`, `probe_treatments` (a place in `treatments`), `probe_configs`. `inputs`: see `Inputs`.
     """
 
     def __init__(self) -> None:
@@ -60,7 +59,6 @@ class Tree:
         self.alike = array("i")
         self.configs: list[Config] = []
         self.averages: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = {}
-        self.resets: set[int] = set()
         self.probe_nodes = array("i")
         self.probe_treatments = array("i")
         self.probe_configs: list[Config] = []
@@ -99,17 +97,19 @@ class Tree:
             self.averages[node] = average
         return node
 
-    def add_probe(self, node: int, treatment: Treatment, config: Config) -> None:
-        """Add a probe, where it is not there yet. An epoch has none with its own statistics."""
+    def add_probe(self, node: int, treatment: Treatment, config: Config) -> bool:
+        """Add a probe; returns whether it was not there yet. An epoch has none with its own statistics."""
         place = self._treatments.setdefault(treatment, len(self.treatments))
         if place == len(self.treatments):
             self.treatments.append(treatment)
             self._probed.append(set())
-        if node not in self._probed[place]:
+        new = node not in self._probed[place]
+        if new:
             self._probed[place].add(node)
             self.probe_nodes.append(node)
             self.probe_treatments.append(place)
             self.probe_configs.append(config)
+        return new
 
     def is_epoch(self, node: int) -> bool:
         """Whether a state comes of training."""

@@ -5,6 +5,7 @@ finding is confirmed where its whole 95 % interval over parents lies on the clai
 on the other side, else not settled. Without an interval (`fastwi.analysis.statistics`) nothing is settled.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -21,16 +22,26 @@ from fastwi.analysis.statistics import (
     verdict,
     verdict_text,
 )
+from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import ALMOST, correlation_of, distinct, estimate_of, hard_less_easy, value_of
 from fastwi.report.rows import OVER
 from fastwi.report.summary import count_of, sentence
-from fastwi.report.tables import cells, gain_column, measured, most_epochs, note_of
+from fastwi.report.tables import (
+    after_column,
+    cells,
+    gain_column,
+    measured,
+    measured_after,
+    most_epochs,
+    note_of,
+)
 
 NOT_MEASURED = "not measured"
 _MIDDLE = 0.5
 _SAME = 1e-6  # points: a barrier and a loss of accuracy this close are one measurement
 _GAIN = "gain_best_own_points"
 _CORRELATION = "rank correlation"
+_BEFORE = {"average": "the average", "best": "the best child"}
 _SETTINGS = {"k": "k", "s": "s", "learning_rate": "learning rate"}
 _DISTANCES = {
     "distance_l2": "children's distance (L2), within cells",
@@ -156,19 +167,20 @@ def _gain_is_transient(frames: Frames) -> Found:
     findings = list[Finding]()
     details = list[Finding]()
     most = most_epochs(gains)
-    for name, words in (("average", "the average"), ("best", "the best child")):
-        values = polars.col(f"after_vs_{name}_points").list
+    treatments = measured_after(gains)
+    for treatment, (name, words) in itertools.product(treatments, _BEFORE.items()):
+        values = polars.col(after_column(treatment, f"vs_{name}_points")).list
+        tail = "" if treatments == [OWN] else f", {treatment} statistics"
         last = gains.with_columns(value=values.last())  # each pair's own: further epochs may be an axis
-        what = f"accuracy after the last further epoch less {words} at interpolation"
+        what = f"accuracy after the last further epoch less {words} at interpolation{tail}"
         findings += _find(what, last, "gone", "value")
         for epoch in range(1, most + 1):
             there = gains.with_columns(value=values.get(epoch - 1, null_on_oob=True))
-            what = f"+{count_of(epoch, 'epoch')}, less {words} at interpolation"
+            what = f"+{count_of(epoch, 'epoch')}, less {words} at interpolation{tail}"
             details += _find(what, there, "gone", "value")
-    notes = [
-        "Own statistics throughout: further epochs are measured with those alone.",
-        f"The average was trained on for {count_of(most, 'epoch')}.",
-    ]
+    only = "Own statistics throughout: further epochs are measured with those alone (experiment.measure)."
+    notes = [only] if treatments == [OWN] else []
+    notes.append(f"The average was trained on for {count_of(most, 'epoch')}.")
     return Found(findings, notes if findings else (), details)
 
 

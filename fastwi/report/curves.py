@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import polars
 
-from fastwi.config.sweep import Point, axis_value, other_axes
+from fastwi.config.sweep import RECOMPUTED, Point, axis_value, other_axes
 from fastwi.experiment.planner import PlannedSweep, PointStates
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import counted_text, style
@@ -115,7 +115,7 @@ def _draw(
         if metric == "train_loss":
             heading = "the average has no train loss at interpolation: it is not trained yet"
         style(axis, x, y, heading, whole_x=True)
-        _draw_panel(axis, points[0][0], frame)
+        _draw_panel(axis, points[0], frame)
     handles = [Line2D([], [], color=colour, lw=2.2, label=name) for name, colour in _COLOURS.items()]
     handles.append(Line2D([], [], color=_COLOURS["averages"], marker="o", ls="", label="at interpolation"))
     handles.append(
@@ -137,17 +137,20 @@ def _curves(points: Sequence[_Placed], measurements: Measured, metric: str, wind
     values = {}
     for point, place in points:
         noises, clone, end = point.config.seeds.child_noise, place.parent[-1:], e.k + e.s
-        lines = [("parents", 0, OWN, 1, place.parent)]
-        for noise, states in zip(noises, place.children, strict=True):
-            # From the clone on, so that the line begins where the parent's ends.
-            lines.append(("children", noise, OWN, e.k + 1 - len(clone), (*clone, *states)))
-        lines.append(("averages", point.tuple_index, OWN, end, (place.average, *place.after)))
-        for treatment in [name for name in place.treatments if name != OWN]:
+        lines = []
+        for treatment in (OWN, *([RECOMPUTED] if place.recomputed else [])):
+            lines.append(("parents", 0, treatment, 1, place.parent))
+            for noise, states in zip(noises, place.children, strict=True):
+                # From the clone on, so that the line begins where the parent's ends.
+                lines.append(("children", noise, treatment, e.k + 1 - len(clone), (*clone, *states)))
+            lines.append(("averages", point.tuple_index, treatment, end, (place.average, *place.after)))
+        for treatment in [name for name in place.treatments if name != OWN and not place.recomputed]:
             lines += [("children", n, treatment, end, (s,)) for n, s in zip(noises, place.ends, strict=True)]
             lines.append(("averages", point.tuple_index, treatment, end, (place.average,)))
         for group, number, treatment, first, states in lines:
             for epoch, state in enumerate(states, first):
-                found = measurements.get((state, treatment))
+                filed = place.recomputed[epoch].name if treatment == RECOMPUTED else treatment
+                found = measurements.get((state, filed))
                 value = float("nan") if found is None or found.diverged else getattr(found, metric)
                 # None: an average that is not trained on yet has no training loss.
                 if epoch >= begin and value is not None:
@@ -167,9 +170,10 @@ def _spans_much(metric: str, frame: polars.DataFrame) -> bool:
     return min(values, default=0.0) > 0 and max(values) > _FLAT * median(values)
 
 
-def _draw_panel(axis: Any, point: Point, frame: polars.DataFrame) -> None:
+def _draw_panel(axis: Any, placed: _Placed, frame: polars.DataFrame) -> None:
     from matplotlib.collections import LineCollection
 
+    point, place = placed
     e = point.config.experiment
     for level, (group, colour) in enumerate(_COLOURS.items(), 1):
         networks = frame.filter(group=group, recomputed=False).group_by("parent_seed", "pair", maintain_order=True)
@@ -184,9 +188,11 @@ def _draw_panel(axis: Any, point: Point, frame: polars.DataFrame) -> None:
     epochs, values = _mean(frame, "averages")
     if epochs and epochs[0] == e.k + e.s:
         axis.plot(epochs[:1], values[:1], marker="o", ms=5, color=_COLOURS["averages"], zorder=8)
-    for group in ("children", "averages"):
+    for group, colour in _COLOURS.items():
         mean = _mean(frame, group, recomputed=True)
-        axis.plot(*mean, marker="D", ms=6, ls="", markerfacecolor="none", color=_COLOURS[group], zorder=9)
+        if mean[0]:
+            look = {"ls": ":", "ms": 3.5} if place.recomputed else {"ls": "", "ms": 6}
+            axis.plot(*mean, marker="D", markerfacecolor="none", color=colour, zorder=9, **look)
     for epoch in {e.k, e.k + e.s}:
         axis.axvline(epoch, color="0.6", lw=0.8, ls="--", zorder=0)
 

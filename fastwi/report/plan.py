@@ -48,6 +48,13 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
     configs = map(tree.config_of, left[:epochs_left])
     images = sum(planned.inputs_of(config).images("train", config.data) for config in configs)
     seconds, sizes = _seconds(planned, left, resources), kept_bytes(planned, resources)
+    ends = {node for place in planned.places for node in place.end_nodes}
+    every = [
+        probe
+        for probe in left[epochs_left:]
+        if tree.is_epoch(tree.start_of(probe)) and tree.start_of(probe) not in ends
+    ]
+    share = sum(cost_of(planned, task) for task in every) / max(1e-9, sum(cost_of(planned, task) for task in left))
     values = {
         "directory": str(directory),
         "config": asdict(points[0].config),
@@ -56,6 +63,7 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
         "naive_epochs": naive,
         "epochs_left": epochs_left,
         "networks_to_measure": probes_left,
+        "recomputed_every_epoch": len(every),
         "images_to_train": images,
         "seconds": seconds,
         "bytes": sizes[keep],
@@ -71,6 +79,11 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
         f"{count_of(len(points), 'point')}; {count_of(epochs, 'epoch')} in the tree{alone * (naive > epochs)}",
         f"left: {count_of(epochs_left, 'epoch')}, {count_of(images, 'image')} to train, "
         f"{count_of(probes_left, 'network')} to measure: about {clock(seconds)} on one such device",
+        *(
+            [f"of these for experiment.measure: {count_of(len(every), 'network')}, about {share:.0%} of the time"]
+            if every
+            else []
+        ),
         f"states in the store at the end, by sweep.keep: {', '.join(disk)}",
     ]
     return Summary(values, [*(f"# {line}" for line in shown), yaml])
@@ -142,9 +155,7 @@ def _seconds(planned: PlannedSweep, left: Sequence[int], resources: Resources) -
 def _measure(engine: Engine, network: nn.Module, train: Dataset, test: Dataset) -> tuple[float, float]:
     """Images trained a second, and the seconds that compilation takes: a few steps, after as many to warm up."""
     population = Population.from_modules([network], device=engine.device)
-    # At least whole batches: a kept last one is of fewer images.
-    batch = max(engine.settings.optimizer.batch_size, len(train) // engine.iterations(train))
-    few_train = _spread(train, _STEPS * batch)
+    few_train = _spread(train, _STEPS * (len(train) // engine.iterations(train)))
     few_test = _spread(test, _TEST_IMAGES)
     rates, seconds = [], []
     for _ in range(2):  # the first round compiles and fills caches

@@ -65,11 +65,21 @@ def _treated(name: str) -> dict[str, Column]:
     }
 
 
+def _further(name: str, treatment: str) -> dict[str, Column]:
+    """The columns of gains on the average's further training under one treatment of batch norm."""
+    at = f"at interpolation, {treatment} statistics"
+    return {
+        f"{name}_%": Column(
+            "%", f"test accuracy of the average after each further epoch, {treatment} statistics", _LIST
+        ),
+        f"{name}_vs_average_points": Column("points", f"that less the average's {at}", _LIST),
+        f"{name}_vs_best_points": Column("points", f"that less the best child's {at}", _LIST),
+    }
+
+
 GAIN_COLUMNS = {
     **PAIR_COLUMNS, **_treated(OWN), **_treated(RECOMPUTED),
-    "after_%": Column("%", "test accuracy of the average after each further epoch, own statistics", _LIST),
-    "after_vs_average_points": Column("points", "that less the average's at interpolation, own statistics", _LIST),
-    "after_vs_best_points": Column("points", "that less the best child's at interpolation, own statistics", _LIST),
+    **_further("after", OWN), **_further("after_recomputed", RECOMPUTED),
 }  # fmt: skip
 """Of gains.parquet, after the axes beside k and s. Null: not measured (yet), or a network of these diverged."""
 
@@ -109,21 +119,25 @@ def point_rows(point: Point, place: PointStates, measurements: Measured) -> list
     children = {f"child {i}": states for i, states in enumerate(place.children, 1)}
     at_end = {"average": place.average, **dict(zip(children, place.ends, strict=True))}
     # Stage, network, treatment, and states after one epoch each from an epoch on.
-    lines = [("parent", "parent", OWN, 1, place.parent)]
-    lines += [("children", name, OWN, e.k + 1, states[: e.s]) for name, states in children.items()]
+    every = [OWN, *([RECOMPUTED] if place.recomputed else [])]
+    lines = [("parent", "parent", treatment, 1, place.parent) for treatment in every]
+    for treatment in every:
+        lines += [("children", name, treatment, e.k + 1, states[: e.s]) for name, states in children.items()]
     for treatment in place.treatments if (place.average, OWN) in measurements else ():
         lines += [("interpolation", name, treatment, end, (state,)) for name, state in at_end.items()]
-    lines.append(("after", "average", OWN, end + 1, place.after))
-    lines += [("after", name, OWN, end + 1, states[e.s :]) for name, states in children.items()]
+    for treatment in every:
+        lines.append(("after", "average", treatment, end + 1, place.after))
+        lines += [("after", name, treatment, end + 1, states[e.s :]) for name, states in children.items()]
     rows: list[Row] = []
     for stage, network, treatment, first, states in lines:
         batch_norm = OWN if treatment == OWN else RECOMPUTED
         for epoch, state in enumerate(states, first):
-            found = measurements.get((state, treatment))
+            filed = place.recomputed[epoch].name if treatment == RECOMPUTED else treatment
+            found = measurements.get((state, filed))
             if found is None:
                 continue
             row: Row = {"stage": stage, "epoch": epoch, "network": network, "batch_norm": batch_norm}
-            if stage != "interpolation":
+            if stage != "interpolation" and treatment == OWN:
                 row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
             rows.append(row | {"test_loss": found.test_loss, ACCURACY: found.test_accuracy})
     return sorted(rows, key=itemgetter("epoch"))  # and within an epoch as they are: networks side by side
@@ -148,6 +162,10 @@ def gains(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
                 row[f"average_{name}_%"], *row[f"children_{name}_%"] = accuracies
                 sound = True
         row["after_%"] = [_accuracy(measurements, (state, OWN)) for state in place.after]
+        if place.recomputed:
+            again = enumerate(place.after, e.k + e.s + 1)
+            accuracies = [_accuracy(measurements, (state, place.recomputed[epoch].name)) for epoch, state in again]
+            row["after_recomputed_%"] = accuracies
         if sound and all((state, OWN) in measurements for state in networks):
             rows.append(row)
     types = schema(planned.spec, GAIN_COLUMNS)
@@ -157,8 +175,10 @@ def gains(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
         children = column(f"children_{name}_%").list
         for over, base in (("best", children.max()), ("mean", children.mean())):
             frame = frame.with_columns((column(f"average_{name}_%") - base).alias(f"gain_{over}_{name}_points"))
-    for over, base in (("average", column("average_own_%")), ("best", column("children_own_%").list.max())):
-        frame = frame.with_columns((column("after_%") - base).alias(f"after_vs_{over}_points"))
+    for after, name in (("after", OWN), ("after_recomputed", RECOMPUTED)):
+        best = column(f"children_{name}_%").list.max()
+        for over, base in (("average", column(f"average_{name}_%")), ("best", best)):
+            frame = frame.with_columns((column(f"{after}_%") - base).alias(f"{after}_vs_{over}_points"))
     return frame
 
 
@@ -184,7 +204,15 @@ def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFr
     frame = _shared(frame, "last", "first", "treatment")
     nodes = [tree.path(*span) for span in frame.select("last", "first").iter_rows()]
     frame = frame.with_columns(polars.Series("node", nodes, polars.List(_INT))).drop("last", "first")
-    frame = _shared(frame.explode("node"), "node", "treatment")
+    frame = frame.explode("node")
+    # Spans with recomputed statistics are named by their last epoch's treatment; each epoch has its own.
+    families = {id(place.recomputed): place.recomputed for place in planned.places}.values()
+    recomputed = {treatment.name: family for family in families for treatment in family.values()}
+    names = [
+        recomputed[name][tree.epochs[node]].name if name in recomputed else name
+        for node, name in frame.select("node", "treatment").iter_rows()
+    ]
+    frame = _shared(frame.with_columns(treatment=polars.Series(names, dtype=_TEXT)), "node", "treatment")
     states = [tree.keys[node] for node in frame["node"]]
     found = [measurements.get(name) for name in zip(states, frame["treatment"], strict=True)]
     own = polars.col("treatment") == OWN
@@ -212,21 +240,26 @@ def _spans(point: Point, place: PointStates, numbers: tuple[int, ...], digest: s
     config, seed, epochs = point.config, point.parent, place.tree.epochs
     k, s, seeds = config.experiment.k, config.experiment.s, config.seeds
     parent, at_end = ("parent", None, seeds.parent_noise), "interpolation"
-    if k:
-        yield None, None, None, seed, None, *parent, "parent", None, place.clone_node, 0, OWN
+
+    def every(last: int) -> list[str]:
+        return [OWN, *([place.recomputed[epochs[last]].name] if place.recomputed else [])]
+
+    for treatment in every(place.clone_node) if k else ():
+        yield None, None, None, seed, None, *parent, "parent", None, place.clone_node, 0, treatment
     for number, noise, last in zip(numbers, seeds.child_noise, place.last_nodes, strict=True):
-        if epochs[last] > k:
-            yield k, None, None, seed, None, "child", number, noise, "children", None, last, k, OWN
+        for treatment in every(last) if epochs[last] > k else ():
+            yield k, None, None, seed, None, "child", number, noise, "children", None, last, k, treatment
     name = config_hash(config, digest)
     mean = (k, s, point.alpha, seed, point.tuple_index, "average", None)
     for treatment in place.treatments:
         yield *mean, None, at_end, name, place.average_node, k + s - 1, treatment
         for number, noise, end in zip(numbers, seeds.child_noise, place.end_nodes, strict=True):
-            if treatment != OWN or not (k or s):  # else it is measured after the network's last epoch
+            # Else it is measured after the network's last epoch.
+            if (treatment != OWN and not place.recomputed) or not (k or s):
                 network = ("child", number, noise) if s else parent
                 yield k, s, None, seed, None, *network, at_end, None, end, k + s - 1, treatment
-    if epochs[place.after_node] > k + s:
-        yield *mean, seeds.average_noise, "after", name, place.after_node, k + s, OWN
+    for treatment in every(place.after_node) if epochs[place.after_node] > k + s else ():
+        yield *mean, seeds.average_noise, "after", name, place.after_node, k + s, treatment
 
 
 def _shared(frame: polars.DataFrame, *keys: str) -> polars.DataFrame:

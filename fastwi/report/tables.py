@@ -11,6 +11,7 @@ from functools import partial
 import polars
 
 from fastwi.config.sweep import SweepSpec
+from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import SAME, cell_names, counted, estimate_of, groups, shown
 from fastwi.report.rows import ACCURACY, OVER, TREATMENTS, Row
 from fastwi.report.summary import OVER_PARENTS, Table, count_of, estimates_table, value_text, variant_text
@@ -41,8 +42,9 @@ def measured(gains: polars.DataFrame, over: str = "best") -> list[str]:
 
 def note_of(gains: polars.DataFrame) -> str:
     """`SAME` where all numbers of recomputed statistics repeat the own ones; else empty."""
-    columns = [name for name in gains.columns if "recomputed" in name and gains[name].count()]
-    same = all(gains[name].equals(gains[name.replace("recomputed", "own")]) for name in columns)
+    own = {name: name.replace("recomputed", "own") for name in gains.columns if "recomputed" in name}
+    columns = [name for name in own if own[name] in gains.columns and gains[name].count()]
+    same = all(gains[name].equals(gains[own[name]]) for name in columns)
     return SAME if columns and same else ""
 
 
@@ -51,13 +53,25 @@ def most_epochs(gains: polars.DataFrame) -> int:
     return max(gains["after_%"].list.len(), default=0)
 
 
+def after_column(treatment: str, what: str) -> str:
+    """The column of the average's further training: "%" or less what was at interpolation, "vs_best_points"."""
+    return f"after_{what}" if treatment == OWN else f"after_{treatment}_{what}"
+
+
+def measured_after(gains: polars.DataFrame) -> list[str]:
+    """The treatments of batch norm under which further training is measured, likewise."""
+    columns = {name: after_column(name, "%") for name in TREATMENTS}
+    names = [name for name, column in columns.items() if column in gains.columns and gains[column].list.len().max()]
+    return names[:1] if note_of(gains) else names
+
+
 def sweep_tables(gains: polars.DataFrame) -> list[Table]:
     """All tables of a sweep; none where nothing is measured."""
     if not gains.height:
         return []
     tables = [cell_table(gains), cell_table(gains, "mean")]
-    if most_epochs(gains):
-        tables += [after_table(gains), after_table(gains, "average")]
+    for treatment in measured_after(gains):
+        tables += [after_table(gains, against, treatment) for against in ("best", "average")]
     return tables
 
 
@@ -71,19 +85,24 @@ def cell_table(gains: polars.DataFrame, over: str = "best") -> Table:
     return _table("; ".join(filter(None, [title, note_of(gains)])), gains, columns)
 
 
-def after_table(gains: polars.DataFrame, against: str = "best") -> Table:
-    """One row a cell: the average's accuracy after each further epoch, less that at interpolation, in points.
+def shown_epochs(most: int) -> list[int]:
+    """Of `most` further epochs those that tables show, the last always."""
+    if most <= _MOST_EPOCHS:
+        return list(range(1, most + 1))
+    return [epoch for epoch in _ROUND_EPOCHS if epoch < most] + [most]
 
-    `against`: "average" or "best" child. Of many epochs some are shown, the last always.
+
+def after_table(gains: polars.DataFrame, against: str = "best", treatment: str = OWN) -> Table:
+    """One row a cell: the average's accuracy after further epochs, less that at interpolation, in points.
+
+    `against`: "average" or "best" child.
     """
-    most = most_epochs(gains)
-    epochs = list(range(1, most + 1))
-    if most > _MOST_EPOCHS:
-        epochs = [epoch for epoch in _ROUND_EPOCHS if epoch < most] + [most]
-    name = f"after_vs_{against}_points"
+    epochs = shown_epochs(most_epochs(gains))
+    name = after_column(treatment, f"vs_{against}_points")
     at = {f"+{epoch}": polars.col(name).list.get(epoch - 1, null_on_oob=True) for epoch in epochs}
     what = {"average": "the average", "best": "the best child"}[against]
-    title = f"The average trained on: accuracy less that of {what} at interpolation, own statistics, in points [95 %]"
+    title = f"The average trained on: accuracy less that of {what} at interpolation, {treatment} statistics"
+    title += ", in points [95 %]"
     return _table(title, gains.with_columns(**at), {column: partial(_mean, column=column) for column in at})
 
 
@@ -132,7 +151,8 @@ def run_tables(rows: Sequence[Row], gains: polars.DataFrame, end: int) -> list[T
     """Of one run: every network at interpolation with the gain, and the average trained on.
 
     The average is compared with itself and the best child at interpolation and, where the children were trained on,
-    with the best of them at the same epoch, own statistics. Nothing is compared with a network that diverged.
+    with the best of them at the same epoch, both with the same statistics. Nothing is compared with a network that
+    diverged.
     `gains` has the run's row, if there is one; `end` is the epoch of interpolation, k + s.
     """
     (gain,) = gains.to_dicts() or [{}]
@@ -146,19 +166,31 @@ def run_tables(rows: Sequence[Row], gains: polars.DataFrame, end: int) -> list[T
     title = "At interpolation; gain over the best child under the same batch-norm statistics, in points"
     tables = [Table(title, ("network", "statistics", "test loss", "test acc. (%)", "gain"), tuple(networks))]
     after = [row for row in rows if row["stage"] == "after"]
-    averages = [row for row in after if row["network"] == "average"]
-    children = [row for row in after if row["network"] != "average"]
+    for treatment in TREATMENTS:
+        under = [row for row in after if row["batch_norm"] == treatment]
+        tables += [_run_after(under, gain, end)] if under else []
+    return tables
+
+
+def _run_after(rows: Sequence[Row], gain: Row, end: int) -> Table:
+    """The second table of `run_tables`, of rows under one treatment of batch norm."""
+    averages = [row for row in rows if row["network"] == "average"]
+    children = [row for row in rows if row["network"] != "average"]
+    treatment = rows[0]["batch_norm"]
     epochs = list[tuple[str, ...]]()
     for row in averages:
         further = row["epoch"] - end
-        differences = [gain[f"after_vs_{name}_points"][further - 1] if gain else None for name in ("average", "best")]
+        against = (after_column(treatment, f"vs_{name}_points") for name in ("average", "best"))
+        differences = [gain[column][further - 1] if gain else None for column in against]
         if children:
             beside = [r[ACCURACY] for r in children if r["epoch"] == row["epoch"] and math.isfinite(r["test_loss"])]
             differences.append(row[ACCURACY] - max(beside) if beside else None)
-        numbers = (f"{row['train_loss']:.4f}", f"{row['test_loss']:.4f}", f"{row[ACCURACY]:.2f}")
+        losses = [f"{row[name]:.4f}" for name in ("train_loss", "test_loss") if name in row]
         texts = ("" if value is None else f"{value:+.2f}" for value in differences)
-        epochs.append((f"+{further}", *numbers, *texts))
-    columns = ["epoch", "train loss", "test loss", "test acc. (%)", "vs average", "vs best child"]
-    columns += ["vs child trained on"] if children else []
+        epochs.append((f"+{further}", *losses, f"{row[ACCURACY]:.2f}", *texts))
+    losses = ["train loss", "test loss"] if treatment == OWN else ["test loss"]
+    columns = ("epoch", *losses, "test acc. (%)", "vs average", "vs best child")
+    columns += ("vs child trained on",) if children else ()
     title = "The average trained on; differences to interpolation, in points"
-    return [*tables, Table(title, tuple(columns), tuple(epochs))] if after else tables
+    title += "" if treatment == OWN else f"; {treatment} statistics"
+    return Table(title, columns, tuple(epochs))

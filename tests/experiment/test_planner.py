@@ -204,6 +204,21 @@ def test_probes_of_one_child_are_shared_by_its_pairs(measure, probes):
     assert len(places[0].treatments) == len(tree.treatments) == len(measure)
 
 
+def test_probes_of_every_epoch():
+    """Each epoch once, however many points share it; each average too, and names of before stay."""
+    plain = grown(sweep(GRID))[0]
+    tree, places = grown(sweep(GRID, experiment={"measure": ["own", "recomputed"]}))
+    assert tree.keys == plain.keys
+    assert {*plain.measurement_keys()} < {*tree.measurement_keys()}
+    probed = [tree.measurement_key(probe) for probe in tree.probes()]
+    assert len(set(probed)) == len(probed)
+    averages = {(place.average, treatment) for place in places for treatment in place.treatments}
+    epochs = {(key, places[0].recomputed[epoch].name) for key, epoch in epochs_of(tree).items()}
+    assert set(probed) == averages | epochs
+    names = {treatment.name for treatment in places[0].recomputed.values()}
+    assert len(names) == max(tree.epochs)
+
+
 def test_keys_of_before():
     """Stores go on: these keys were named by the version before, and by KEY_VERSION 2."""
     spec = sweep(
@@ -237,35 +252,3 @@ def test_a_warm_up_past_the_end_of_a_curve_is_refused():
     with pytest.raises(UserError, match=r"schedule\.warmup_iterations: 14 .*schedule\.end"):
         grown(sweep({}, schedule={**late, "name": "cosine"}))
     grown(sweep({}, schedule={**late, "name": "cosine", "warmup_iterations": 13}))
-
-
-KEPT = {"last_batch": "keep"}
-
-
-def test_a_kept_last_batch_of_one_image_is_refused():
-    """1000 images in batches of 128 leave 104, in batches of 37 one."""
-    grown(sweep({}, data=KEPT))
-    grown(sweep({}, data=KEPT, optimizer={"batch_size": 1}))
-    one = {"optimizer": {"batch_size": 37}}
-    grown(sweep({}, **one))
-    with pytest.raises(UserError, match=r"data\.last_batch: .* 1 of 1000 images.*data\.train_images"):
-        grown(sweep({}, data=KEPT, **one))
-    few = sweep({}, {"measure": ("own", "recomputed")}, data=KEPT, experiment={"recompute_images": 257})
-    with pytest.raises(UserError, match=r"data\.last_batch: .* 1 of 257 images.*experiment\.recompute_images"):
-        grown(few)
-
-
-def test_a_kept_last_batch_is_a_step_in_rates_and_recomputation():
-    spec = sweep({}, {"measure": ("own", "recomputed")}, data=KEPT, schedule={"drop_epochs": ["8it"]})
-    found = planned(spec)
-    assert found.places[0].treatments[spec_name(found)].images == 1000
-    # An epoch of eight iterations ends at the drop; one of seven does not.
-    whole = epoch_keys(sweep({}, data=KEPT, schedule={"drop_epochs": [1]}))
-    assert epoch_keys(spec) == whole
-    dropped = [epoch_keys(sweep({}, schedule={"drop_epochs": drops})) for drops in (["8it"], [1])]
-    assert dropped[0] != dropped[1]
-
-
-def spec_name(found: PlannedSweep) -> str:
-    """Of the recomputation."""
-    return next(name for name in found.places[0].treatments if name != OWN)

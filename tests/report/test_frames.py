@@ -16,6 +16,7 @@ from fastwi.experiment.store.records import infinite_loss
 from fastwi.experiment.tree import OWN
 from fastwi.report.rows import COLUMNS, UNITS, point_rows, result_frame, write_frame
 
+BOTH = ("own", "recomputed")
 ROWS = {
     "all of it": (
         {"k": 2, "s": 1, "after": 1, "continue_children": True}, {"alphas": (0.25,)},
@@ -25,6 +26,17 @@ ROWS = {
         interpolation 3 average own, interpolation 3 child 1 own, interpolation 3 child 2 own,
         interpolation 3 average recomputed, interpolation 3 child 1 recomputed, interpolation 3 child 2 recomputed,
         after 4 average own, after 4 child 1 own, after 4 child 2 own
+        """,
+    ),
+    "every epoch": (
+        {"k": 1, "s": 1, "after": 1, "continue_children": True, "measure": BOTH}, {"measure": ("own",)},
+        """
+        parent 1 parent own, parent 1 parent recomputed,
+        children 2 child 1 own, children 2 child 2 own, children 2 child 1 recomputed, children 2 child 2 recomputed,
+        interpolation 2 average own, interpolation 2 child 1 own, interpolation 2 child 2 own,
+        interpolation 2 average recomputed, interpolation 2 child 1 recomputed, interpolation 2 child 2 recomputed,
+        after 3 average own, after 3 child 1 own, after 3 child 2 own,
+        after 3 average recomputed, after 3 child 1 recomputed, after 3 child 2 recomputed
         """,
     ),
     "s = 0": (
@@ -51,6 +63,11 @@ ROWS = {
 }  # fmt: skip
 
 
+def recomputed_at(place, epoch):
+    """The name of the statistics that a network is measured with there."""
+    return place.recomputed[epoch].name if place.recomputed else [*place.treatments][1]
+
+
 def state_of(row, place, s):
     """The state that a row of metrics.jsonl measures, from its names alone; `s` as configured."""
     epoch, network = row["epoch"], row["network"]
@@ -73,11 +90,11 @@ def test_point_rows(name, seed):
     assert told == [each.strip() for each in text.split(",")]
     for row in rows:
         state = state_of(row, place, point.config.experiment.s)
-        found = measurements[state, OWN if row["batch_norm"] == "own" else [*place.treatments][1]]
+        found = measurements[state, OWN if row["batch_norm"] == "own" else recomputed_at(place, row["epoch"])]
         trained = {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
         assert row == {
             **{key: row[key] for key in ("stage", "epoch", "network", "batch_norm")},
-            **(trained if row["stage"] != "interpolation" else {}),
+            **(trained if row["stage"] != "interpolation" and row["batch_norm"] == "own" else {}),
             "test_loss": found.test_loss, "test_accuracy_%": found.test_accuracy,
         }  # fmt: skip
     some = dict(list(measurements.items())[::2])
@@ -100,6 +117,10 @@ SPECS = {
         {"optimizer.learning_rate": (0.1, 0.05), "experiment.s": (3, 1), "schedule.drop_epochs": ((3,), (80, 120))},
         {"continue_children": True}, parents=(1, 2), children=3, tuples="all", alphas=(0.0, 0.5),
     ),
+    "every epoch": spec_of(
+        {"augment.padding": (0, 2), "experiment.s": (0, 1, 3)}, {"k": 1, "measure": BOTH}, children=4,
+    ),
+    "every epoch, from 0": spec_of({"experiment.s": (0, 1)}, {"k": 0, "measure": BOTH}),
     "after": spec_of(
         {"experiment.after": (0, 1, 3), "augment.padding": (0, 2)}, children=6, tuple_size=3, measure=("own",)
     ),
@@ -120,17 +141,24 @@ def plain_table(sweep, measurements):
         common = {path: point.values[i] for path, i in other_axes(spec).items()} | {"parent_seed": point.parent}
         none = {"k": None, "s": None, "alpha": None, "pair": None, "child": None, "point": None}
         parent = {"network": "parent", "noise": point.parent}
+
+        def every(state, epoch, place=place, **facts):
+            """Measured after an epoch of training."""
+            see(state, OWN, **facts, epoch=epoch)
+            if place.recomputed:
+                see(state, recomputed_at(place, epoch), **facts, epoch=epoch)
+
         for i, state in enumerate(place.parent):
-            see(state, OWN, **(common | none | parent | {"stage": "parent", "epoch": i + 1}))
+            every(state, i + 1, **(common | none | parent | {"stage": "parent"}))
         for number, states, end in zip(
             child_tuples(spec)[point.tuple_index], place.children, place.ends, strict=True
         ):  # fmt: skip
             child = {"network": "child", "child": number, "noise": point.parent * 1_000_000 + number, "k": e.k}
             for i, state in enumerate(states):
-                see(state, OWN, **(common | none | child | {"stage": "children", "epoch": e.k + i + 1}))
+                every(state, e.k + i + 1, **(common | none | child | {"stage": "children"}))
             at = {"k": e.k, "s": e.s, "stage": "interpolation", "epoch": e.k + e.s}
             who = child if e.s else parent
-            for treatment in place.treatments.keys() - {OWN}:
+            for treatment in place.treatments.keys() - {OWN} if not (place.recomputed and e.k + e.s) else ():
                 see(end, treatment, **(common | none | who | at))
             if e.s == e.k == 0:
                 see(end, OWN, **(common | none | who | at))
@@ -142,8 +170,8 @@ def plain_table(sweep, measurements):
         for treatment in place.treatments:
             see(place.average, treatment, **(common | average | at))
         for i, state in enumerate(place.after):
-            after = {"stage": "after", "epoch": e.k + e.s + i + 1, "noise": seeds.average_noise}
-            see(state, OWN, **(common | average | after))
+            after = {"stage": "after", "noise": seeds.average_noise}
+            every(state, e.k + e.s + i + 1, **(common | average | after))
     table = {}
     for (state, treatment), facts in seen.items():
         row = {name: values.pop() if len(values) == 1 else None for name, values in facts.items()}

@@ -106,7 +106,9 @@ def test_recomputed_statistics_that_change_nothing_are_not_shown(kept, tmp_path,
     """As of a network without batch norm; one number that differs is enough to show both."""
     frame = gains(*made(FIVE, seed))
     frame = frame.with_columns(
-        polars.col(name.replace("recomputed", "own")).alias(name) for name in frame.columns if "recomputed" in name
+        polars.col(name.replace("recomputed", "own")).alias(name)
+        for name in frame.columns
+        if "recomputed" in name and "after" not in name
     )
     if differs:
         last = polars.int_range(polars.len()) == frame.height - 1
@@ -198,6 +200,25 @@ def test_curves(kept, tmp_path, seed):
         assert low_x > min(k, drawn_xy[:, 0].min()) - 0.5
         assert high_x < drawn_xy[:, 0].max() + 0.5
         assert {line.get_xdata()[0] for line in axis.lines[6:]} == {k, k + s}
+
+
+def test_curves_under_both_statistics(kept, tmp_path, seed):
+    """Every network and epoch, with the statistics of that epoch."""
+    sweep, measurements = made(spec_of({}, {"measure": ("own", "recomputed")}), seed)
+    (place,) = sweep.places
+    curves.draw_run(sweep, measurements, tmp_path / "figure.png", "A run")
+    ends = [[*place.children[i][:1]] for i in (0, 1)]
+    paths = [place.parent, (place.parent[-1], *ends[0]), (place.parent[-1], *ends[1]), (place.average, *place.after)]
+    for epochs, lines, networks in (
+        ((1, 2), (0, 4), paths[:1]), ((2, 3), (1, 5), paths[1:3]), ((3, 4, 5), (2, 6), paths[3:])
+    ):  # fmt: skip
+        for line, names in zip(lines, ([OWN] * 3, [place.recomputed[epoch].name for epoch in epochs]), strict=True):
+            values = [
+                fmean(measurements[path[i], names[i]].test_accuracy for path in networks) for i in range(len(epochs))
+            ]
+            drawn = kept["figure.png"].axes[0].lines[line]
+            assert list(drawn.get_xdata()) == list(epochs)
+            assert list(drawn.get_ydata()) == pytest.approx(values)
 
 
 def test_curves_of_many_cells_and_combinations(kept, tmp_path, seed):

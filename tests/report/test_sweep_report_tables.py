@@ -1,6 +1,7 @@
 """Gains and tables of a sweep, against one run's own rows and against plain loops."""
 
 import dataclasses
+import itertools
 import json
 import math
 from statistics import fmean
@@ -15,6 +16,7 @@ from fastwi.experiment.tree import OWN
 from fastwi.report.rows import GAIN_COLUMNS, gains, point_rows, write_frame
 from fastwi.report.tables import after_table, cell_table, summary_markdown
 
+TREATMENTS = ("own", "recomputed")
 SPECS = {
     "grid": spec_of(
         {"experiment.k": (0, 1, 3), "experiment.s": (1, 2)}, parents=(0, 5, 7, 8, 9), children=4, name="grid"
@@ -27,9 +29,9 @@ SPECS = {
         tuples="all",
         alphas=(0.25, 0.5),
     ),
+    "every epoch": spec_of({"experiment.k": (0, 2)}, {"after": 3, "measure": TREATMENTS}, parents=(0, 5), children=4),
     "own": spec_of({"experiment.k": (2,)}, {"after": 0}, children=6, tuple_size=3, measure=("own",)),
 }
-TREATMENTS = ("own", "recomputed")
 
 
 def accuracies(rows, **where):
@@ -45,10 +47,13 @@ def expected_gains(point, rows, measure):
         row[f"average_{name}_%"], row[f"children_{name}_%"] = average, children or None
         row[f"gain_best_{name}_points"] = average - max(children) if name in measure else None
         row[f"gain_mean_{name}_points"] = average - fmean(children) if name in measure else None
-    after = accuracies(rows, stage="after", network="average")
-    row["after_%"] = after
-    row["after_vs_average_points"] = [each - row["average_own_%"] for each in after]
-    row["after_vs_best_points"] = [each - max(row["children_own_%"]) for each in after]
+    for name, text in (("own", "after"), ("recomputed", "after_recomputed")):
+        there = name in point.config.experiment.measure
+        after = accuracies(rows, stage="after", network="average", batch_norm=name)
+        row[f"{text}_%"] = after if there else None
+        for over in ("average", "best"):
+            base = there and (row[f"average_{name}_%"] if over == "average" else max(row[f"children_{name}_%"]))
+            row[f"{text}_vs_{over}_points"] = [each - base for each in after] if there else None
     return row
 
 
@@ -117,10 +122,10 @@ def test_tables_of_cells(name, seed):
         assert list(table.rows) == expected
     most = frame["after_%"].list.len().max()
     epochs = [e for e in (1, 2, 3, 5, 10, 11) if e <= most]  # of many, some and the last
-    for against in ("best", "average"):
-        table = after_table(frame, against)
+    for against, treatment in itertools.product(("best", "average"), spec.base.experiment.measure):
+        table = after_table(frame, against, treatment)
         assert table.columns[len(names) + 2 :] == tuple(f"+{epoch}" for epoch in epochs)
-        lists = f"after_vs_{against}_points"
+        lists = f"after_vs_{against}_points" if treatment == "own" else f"after_recomputed_vs_{against}_points"
         assert list(table.rows) == [
             (*named, *(shown([r[lists][epoch - 1] for r in rows], len(rows), parents) for epoch in epochs))
             for named, rows, parents in cells_of(frame, names)
