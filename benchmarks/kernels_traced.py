@@ -10,6 +10,7 @@ A process imports this module for one Triton: `trace` must run before anything e
 import base64
 import contextlib
 import dataclasses
+import functools
 import importlib
 import math
 import os
@@ -147,7 +148,7 @@ def training_step(
     dataset = ResidentDataset(images, labels, torch.zeros(3, 256, device=meta), 10)
     layout = Layout.of(network)
     program = Program(layout, members, dataset, made.dtype, settings, made._make_gradients, made._counted)
-    return program._run
+    return functools.partial(program._run, batch)
 
 
 def apart(members: int, batch: int, parameters: int = 271_098) -> Callable[[], None]:

@@ -61,11 +61,12 @@ class Bench:
         """What evaluates networks of `config`. Compiling one takes longer than measuring with it."""
         from fastwi.analysis.evaluator import Evaluator
 
-        kind = (config.model, config.engine, config.augment, config.optimizer.batch_size)
+        batch, last = config.optimizer.batch_size, config.data.last_batch
+        kind = (config.model, config.engine, config.augment, batch, last)
         if kind not in self._evaluators:
             network = self._opened.resources.network(config)
             self._evaluators[kind] = Evaluator(
-                network, config.engine, config.optimizer.batch_size, config.augment, self._passed
+                network, config.engine, batch, config.augment, self._passed, last_batch=last
             )
         return self._evaluators[kind]
 

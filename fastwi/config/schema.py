@@ -68,6 +68,12 @@ class DataConfig:
         low=0,
         high=4096,
     )
+    last_batch: str = option(
+        "drop",
+        "images that are left at the end of an epoch's order, fewer than a batch: left out, or a step of their own; "
+        "and so where batch-norm statistics are recomputed",
+        choices=("drop", "keep"),
+    )
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,12 @@ class ModelConfig:
         "",
         "state dict (.pt, .safetensors) or checkpoint of one network that every parent starts from, with zero "
         "momentum; empty: drawn from seeds.init",
+    )
+    initialisation: str = option(
+        "default",
+        "distribution of initial weights; kaiming_normal: PyTorch's kaiming_normal_ (fan in) for convolutions and "
+        "linear layers; open_lth: that, and U(0, 1) for weights of batch norms; default: the network's own",
+        choices=("default", "kaiming_normal", "open_lth"),
     )
 
 
@@ -157,6 +169,9 @@ class ExperimentConfig:
         "reset",
         "momentum that the average starts with: zero, the children's averaged, or the first child's",
         choices=("reset", "average", "keep"),
+    )
+    child_momentum: str = option(
+        "inherit", "momentum that a child's training starts with: the parent's, or zero", choices=("inherit", "reset")
     )
     continue_children: bool = option(False, "train the children on as well, to compare the average with them")
     children_rate_factor: float = option(
@@ -257,7 +272,8 @@ def section_keys(section: str, keys: Iterable[Key] = KEYS.values()) -> list[Key]
 
 
 CHECKED_TOGETHER = frozenset({
-    "data.train_images", "model.name", "model.width", "optimizer.batch_size", "schedule.drop_epochs",
+    "data.train_images", "model.name", "model.width", "model.weights", "model.initialisation",
+    "optimizer.batch_size", "schedule.drop_epochs",
     "experiment.k", "experiment.s", "experiment.after", "experiment.children", "experiment.weights",
     "experiment.continue_children", "experiment.children_rate_factor", "experiment.recompute_images",
     "experiment.measure", "seeds.child_noise",
@@ -268,8 +284,11 @@ CHECKED_TOGETHER = frozenset({
 def config_problems(config: Config) -> Iterator[str]:
     """What is wrong between the values of a run; each by itself is taken as right."""
     experiment, most_images = config.experiment, config.data.train_images or math.inf
-    if problem := model_problem(config.model.name, config.model.width):
+    model = config.model
+    if problem := model_problem(model.name, model.width, model.initialisation):
         yield problem
+    if model.weights and model.initialisation != "default":
+        yield f"model.initialisation: {model.initialisation}, but model.weights gives the weights; leave one out"
     if experiment.k + experiment.s + experiment.after < 1:
         yield "experiment.k: k, s and after are all 0, so nothing is trained; make one at least 1"
     children = experiment.children

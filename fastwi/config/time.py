@@ -86,3 +86,9 @@ def time_at(iterations: int, per_epoch: int) -> AnyTime:
 def least_iterations(time: AnyTime) -> int:
     """A lower bound of a time in iterations, for any length of an epoch; 0 for none only."""
     return time.epochs + time.iterations if isinstance(time, Time) else time
+
+
+def step_sizes(images: int, batch: int, keep: bool) -> list[int]:
+    """Images of each step of a pass over `images`: whole batches and, with `keep`, the rest (data.last_batch)."""
+    rest = images % batch if keep else 0
+    return [batch] * (images // batch) + [rest] * (rest > 0)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastwi.config.schema import AugmentConfig, Config, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.config.time import step_sizes
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Draws, Noise
 from fastwi.engine.allocator import keep_freed_memory
@@ -44,11 +45,13 @@ class Settings:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     augment: AugmentConfig
+    keep_last_batch: bool = False
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
         """Those of `config`."""
-        return cls(config.engine, config.optimizer, config.schedule, config.augment)
+        keep = config.data.last_batch == "keep"
+        return cls(config.engine, config.optimizer, config.schedule, config.augment, keep)
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,14 @@ class Scores:
 class Epoch:
     """What a pass over training images takes beside the members: one noise each, and the global epoch's number.
 
-    `first`: the step of the epoch's order at which it begins.
+    `images` of the epoch's order are passed, from the beginning of its step `first` on.
     """
 
     dataset: Dataset
     noises: Sequence[Noise]
     number: int
     report: Report
+    images: int
     first: int = 0
 
 
@@ -124,19 +128,21 @@ class Engine(abc.ABC):
         """Train every member through global epoch `epoch` under its own noise, in place.
 
         `steps`: the part of the epoch's order that is trained; None: all. Returns each member's mean training loss
-        over these steps (nats, as seen before each). Raises ValueError where there is not one noise a member, or for
-        steps that the epoch does not have.
+        over the images of these steps (nats, as seen before each). Raises ValueError where there is not one noise a
+        member, or for steps that the epoch does not have.
         """
         if len(noises) != population.members:
             raise ValueError(f"{population.members} members need as many noises, got {len(noises)}")
-        every = range(self.iterations(dataset))
+        sizes = self._sizes(dataset)
+        every = range(len(sizes))
         steps = every if steps is None else steps
         if not 0 <= steps.start <= steps.stop <= len(every) or steps.step != 1:
             raise ValueError(f"an epoch has {len(every)} steps, got {steps}")
         self._model.train()
         optimizer, schedule = self.settings.optimizer, self.settings.schedule
         rates_S = [learning_rate(epoch * len(every) + step, len(every), optimizer, schedule) for step in steps]
-        return self._train(population, Epoch(dataset, noises, epoch, report or _silent, steps.start), rates_S)
+        images = sum(sizes[steps.start : steps.stop])
+        return self._train(population, Epoch(dataset, noises, epoch, report or _silent, images, steps.start), rates_S)
 
     @abc.abstractmethod
     def _train(self, population: Population, epoch: Epoch, rates_S: list[float]) -> list[float]:
@@ -156,8 +162,13 @@ class Engine(abc.ABC):
         return other
 
     def iterations(self, dataset: Dataset) -> int:
-        """Steps of an epoch. The last, incomplete batch of an epoch's order is left out."""
-        return len(dataset) // self.settings.optimizer.batch_size
+        """Steps of an epoch. The last, incomplete batch of its order is one of them under data.last_batch: keep."""
+        return len(self._sizes(dataset))
+
+    def _sizes(self, dataset: Dataset, images: int = 0) -> list[int]:
+        """Images of each step of a pass over `images` of the dataset (0: all)."""
+        settings, count = self.settings, min(images or len(dataset), len(dataset))
+        return step_sizes(count, settings.optimizer.batch_size, settings.keep_last_batch)
 
     def evaluation_batch(self, dataset: Dataset, members: int = 1) -> int:
         """Images of an evaluation step, of `members` networks together: `engine.evaluation_batch`.
@@ -236,23 +247,23 @@ class Engine(abc.ABC):
         all), drawn from the noise's statistics streams at `epoch`: what torch.optim.swa_utils.update_bn computes.
         """
         result = population.clone_rows(range(population.members))
-        batch, report = self.settings.optimizer.batch_size, report or _silent
-        steps = max(1, min(images or len(dataset), len(dataset)) // batch)
+        report = report or _silent
+        images = sum(self._sizes(dataset, images)) or min(self.settings.optimizer.batch_size, len(dataset))
         if not self._norms:  # nothing to recompute; the images still count as done
-            report(population.members * steps * min(batch, len(dataset)))
+            report(population.members * images)
             return result
         reset_statistics(result, self.resolved.model)
         momenta = [norm.momentum for norm in self._norms]
         own = [Noise(noise.seed, statistics=True) for noise in noises]
         try:
-            self._average_statistics(result, Epoch(dataset, own, epoch, report), steps)
+            self._average_statistics(result, Epoch(dataset, own, epoch, report, images))
         finally:
             for norm, momentum in zip(self._norms, momenta, strict=True):
                 norm.momentum = momentum
         return result
 
-    def _average_statistics(self, population: Population, epoch: Epoch, steps: int) -> None:
-        """Replace the statistics of `population`, which were reset, by their mean over `steps` batches."""
+    def _average_statistics(self, population: Population, epoch: Epoch) -> None:
+        """Replace the statistics of `population`, which were reset, by their mean over the epoch's batches."""
         self._model.train()
         calls = Counter[nn.Module]()
         for norm in self._norms:  # for networks that call norm.forward, which has no hooks
@@ -271,7 +282,7 @@ class Engine(abc.ABC):
                 if m == 0 or noise != epoch.noises[m - 1]:  # many averages share one noise
                     draws = self._draws(noise, epoch)
                 with self._layers_draw(noise, epoch.number):
-                    for x_NCHW, labels_N in self._batches(epoch.dataset, draws, steps):
+                    for x_NCHW, labels_N in self._batches(epoch, draws):
                         self._call(state, x_NCHW)
                         epoch.report(len(labels_N))
         finally:
@@ -303,24 +314,24 @@ class Engine(abc.ABC):
     def _draws(self, noise: Noise, epoch: Epoch) -> Draws:
         return self._ahead.take(self._request(noise, epoch.number, epoch.dataset))
 
-    def _batches(self, dataset: Dataset, draws: Draws, steps: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `steps` augmented batches and their labels, from step `first` of the epoch's order.
+    def _batches(self, epoch: Epoch, draws: Draws) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the epoch's augmented batches and their labels. Its draws move to the device at once.
 
-        The epoch's draws move to the device at once.
+        The last batch may be smaller.
         """
         padding = self.settings.augment.padding
         order = torch.from_numpy(draws.order_N).to(self.device).long()
         offset = torch.from_numpy(draws.offset_N2).to(self.device).long() if padding else None
         flip = torch.from_numpy(draws.flip_N).to(self.device) if self.settings.augment.flip else None
-        table = dataset.table_C256.to(self.dtype)
-        size = min(self.settings.optimizer.batch_size, len(dataset))
-        part = order[first * size : (first + steps) * size]
-        for step, (images, at) in enumerate(dataset.chunks(part, size), first):
-            chosen = slice(step * size, (step + 1) * size)
+        table = epoch.dataset.table_C256.to(self.dtype)
+        size = min(self.settings.optimizer.batch_size, len(epoch.dataset))
+        begin, end = epoch.first * size, epoch.first * size + epoch.images
+        for step, (images, at) in enumerate(epoch.dataset.chunks(order[begin:end], size), epoch.first):
+            chosen = slice(step * size, min((step + 1) * size, end))
             own_offset = None if offset is None else offset[chosen]
             own_flip = None if flip is None else flip[chosen]
             x_NCHW = augment(images, at, own_offset, own_flip, table, padding)
-            yield x_NCHW, dataset.labels_N[order[chosen]]
+            yield x_NCHW, epoch.dataset.labels_N[order[chosen]]
 
 
 class Backward:

@@ -70,9 +70,8 @@ class ProgramEngine(Engine):
             part = population[rows]
             program.load(part, *self._stacked_draws(epoch.noises[rows], epoch), rates, epoch.first)
             for _ in rates_S:
-                program.step()
-                epoch.report(part.members * self.settings.optimizer.batch_size)
-            losses += program.store(part, len(rates_S))
+                epoch.report(part.members * program.step())
+            losses += program.store(part, epoch.images)
         return losses
 
     def _stacked_draws(self, noises: Sequence[Noise], epoch: Epoch) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +127,8 @@ class ProgramEngine(Engine):
 
         Earlier programs make room: together they have no more members than fit into memory.
         """
-        key = (members, id(dataset), self.settings.optimizer, self.settings.augment)
+        settings = self.settings
+        key = (members, id(dataset), settings.optimizer, settings.augment, settings.keep_last_batch)
         if key not in self._programs:
             room = self._rooms.get(self._kind(dataset), 10**9)
             while self._programs and (len(self._programs) >= PROGRAMS_KEPT or members + self._held() > room):

@@ -50,7 +50,8 @@ def build_network(
     """
     seed = int(raw_words(config.seeds.init, Stream.INIT, 0, 1)[0]) >> 1
     with seeded(seed):
-        network = build_model(config.model.name, classes, config.model.width, image_size)
+        model = config.model
+        network = build_model(model.name, classes, model.width, image_size, model.initialisation)
     if config.model.weights:
         from fastwi.population.state_file import read_state_file  # imports safetensors
 

@@ -33,12 +33,14 @@ class LoopEngine(Engine):
         )
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         scale = LossScale(1, self.device) if self.dtype == torch.float16 else None
-        batches = self._batches(epoch.dataset, self._draws(epoch.noises[m], epoch), len(rates_S), epoch.first)
+        batch = self.settings.optimizer.batch_size
+        batches = self._batches(epoch, self._draws(epoch.noises[m], epoch))
         for rate, (x_NCHW, labels_N) in zip(rates_S, batches, strict=True):
             if low_P is not weights_P:
                 low_P.copy_(weights_P)
-            total += backward(x_NCHW, labels_N, None if scale is None else scale.scale_M[0]).double()
+            loss = backward(x_NCHW, labels_N, None if scale is None else scale.scale_M[0])
+            total += loss.double() * (len(labels_N) / batch)  # whole batches count 1
             if scale is None or not scale.unscale_(gradient_P[None])[0]:
                 sgd_row_(weights_P, gradient_P, momentum_P, rate, self.settings.optimizer)
             epoch.report(len(labels_N))
-        return float(total) / max(1, len(rates_S))
+        return float(total) / (epoch.images / batch or 1)

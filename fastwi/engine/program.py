@@ -1,16 +1,20 @@
-"""One training step of B members on buffers that stay where they are, so that it can be captured as a CUDA graph.
+"""A training step of B members on buffers that stay where they are, so that it can be captured as a CUDA graph.
 
-The step reads all that changes from the device, and waits for nothing. Where there is no GPU it simply runs.
+The step reads all that changes from the device, and waits for nothing. Where there is no GPU it simply runs. A kept
+last batch of fewer images (data.last_batch) is a step of its own.
 
 Shapes: B members, N images of a batch, S steps of an epoch, P parameters, D images of a dataset, C H W of an image.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastwi.config.time import step_sizes
 from fastwi.data.resident import ResidentDataset
 from fastwi.engine.base import Settings
 from fastwi.engine.counters import batch_of
@@ -54,8 +58,9 @@ class Program:
         """`gradients` is called with the state that it reads and writes. The step counts the batch in `counted`."""
         device = dataset.labels_N.device
         self._dataset, self._optimizer, self._augment = dataset, settings.optimizer, settings.augment
-        self.steps = len(dataset) // self._optimizer.batch_size
-        images = self.steps * self._optimizer.batch_size
+        batch = self._optimizer.batch_size
+        self._sizes, self._done = step_sizes(len(dataset), batch, settings.keep_last_batch), 0
+        images = sum(self._sizes)
         population = Population.zeros(layout, members, device)
         population = replace(population, counters_MB=_aligned_rows(population.counters_MB, torch.int64))
         weights = population.weights_MP
@@ -67,15 +72,15 @@ class Program:
         self._labels = torch.zeros_like(self._order)
         self._offset = torch.zeros(members, images, 2, dtype=torch.int64, device=device)
         self._flip = torch.zeros(members, images, dtype=torch.bool, device=device)
-        self._rates_S = torch.zeros(self.steps, device=device)
+        self._rates_S = torch.zeros(len(self._sizes), device=device)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._first = torch.zeros(1, dtype=torch.int64, device=device)
-        self._in_batch = torch.arange(self._optimizer.batch_size, device=device)
+        self._in_batch = torch.arange(batch, device=device)
         self._losses_B = torch.zeros(members, dtype=torch.float64, device=device)
         self._scale = LossScale(members, device) if dtype == torch.float16 else None
         self._batch_B = batch_of(counted, layout, device)
         self._gradients = gradients(self.state)
-        self._replay: Callable[[], None] = self._run
+        self._replays: dict[int, Callable[[], None]] = {size: partial(self._run, size) for size in self._sizes}
 
     def load(
         self, population: Population, order: Tensor, offset: Tensor, flip: Tensor, rates_S: Tensor, first: int = 0
@@ -111,23 +116,33 @@ class Program:
         self._step.fill_(step)
         self._first.fill_(step * self._optimizer.batch_size)
         self._losses_B.zero_()
+        self._done = step
         if self._scale is not None:
             self._scale.restart()
 
-    def step(self) -> None:
-        """The next step of the epoch. Asynchronous on a GPU."""
-        self._replay()
+    def step(self) -> int:
+        """The next step of the epoch; returns its images of each member. Asynchronous on a GPU."""
+        size = self._sizes[self._done]
+        self._replays[size]()
+        self._done += 1
+        return size
 
-    def store(self, population: Population, steps: int) -> list[float]:
-        """Copy the members back after so many steps of the epoch; returns each one's mean loss (nats)."""
+    def store(self, population: Population, images: int) -> list[float]:
+        """Copy the members back after so many images of the epoch; returns each one's mean loss (nats)."""
         M = population.members
         for mine, theirs in zip(self.state.members.matrices, population.matrices, strict=True):
             theirs.copy_(mine[:M])
-        return (self._losses_B[:M] / max(1, steps)).tolist()
+        return (self._losses_B[:M] / (images / self._optimizer.batch_size or 1)).tolist()
 
     def capture(self) -> None:
-        """Record the step as one CUDA graph. The members' values are lost: load afterwards."""
+        """Record each step that differs as one CUDA graph. The members' values are lost: load afterwards."""
         self.draw_weights()
+        pool: Any = None  # of memory: no graph's values are read after another's
+        for size in self._replays:
+            graph = self._captured(size, pool)
+            self._replays[size], pool = graph.replay, graph.pool()
+
+    def _captured(self, size: int, pool: Any) -> torch.cuda.CUDAGraph:
         # Streams and captures are the current device's, which need not be this program's.
         with torch.cuda.device(self.state.members.device):
             stream = torch.cuda.Stream()
@@ -135,25 +150,26 @@ class Program:
             with torch.cuda.stream(stream):
                 for _ in range(WARMUP_STEPS):
                     self.restart()
-                    self._run()
+                    self._run(size)
             torch.cuda.current_stream().wait_stream(stream)
             self.restart()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
-                self._run()
-        self._replay = graph.replay
+            with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream()):
+                self._run(size)
+        return graph
 
-    def _run(self) -> None:
-        count, augmentation, optimizer, state = self._optimizer.batch_size, self._augment, self._optimizer, self.state
+    def _run(self, count: int) -> None:
+        augmentation, optimizer, state = self._augment, self._optimizer, self.state
         x_BNHWC = augment_many(
             self._dataset.images_NHWC, self._order, self._offset if augmentation.padding else None,
             self._flip if augmentation.flip else None, self._table, augmentation.padding, self._first, count,
         )  # fmt: skip
-        labels_BN = self._labels.index_select(1, self._first + self._in_batch)
+        labels_BN = self._labels.index_select(1, self._first + self._in_batch[:count])
         if self._batch_B is not None:
             state.members.counters_MB.add_(self._batch_B)
         scale_B = None if self._scale is None else self._scale.scale_M.clone()
-        self._losses_B += self._gradients(x_BNHWC, labels_BN, scale_B).double()
+        losses_B = self._gradients(x_BNHWC, labels_BN, scale_B).double()
+        self._losses_B += losses_B if count == optimizer.batch_size else losses_B * (count / optimizer.batch_size)
         skip_B = None if self._scale is None else self._scale.unscale_(state.gradient_BP)
         rate_B = self._rates_S.index_select(0, self._step).expand(self.members)
         low_BP = None if state.low_BP is state.members.weights_MP else state.low_BP

@@ -86,14 +86,13 @@ class StackedEngine(ProgramEngine):
     def _loss_sums(self, logits_RNK: Tensor, labels_RN: Tensor) -> Tensor:
         return labels_RN.shape[1] * self._losses(logits_RNK, labels_RN).double()
 
-    def _average_statistics(self, population: Population, epoch: Epoch, steps: int) -> None:
+    def _average_statistics(self, population: Population, epoch: Epoch) -> None:
         """See `Engine._average_statistics`, which does it where a batch norm has no rule or is called twice."""
         if not self._counts_all:
-            super()._average_statistics(population, epoch, steps)
+            super()._average_statistics(population, epoch)
             return
         dataset, augmentation = require_resident(epoch.dataset, f"engine.name: {self.name}"), self.settings.augment
         batch = self.settings.optimizer.batch_size
-        count = min(batch, len(dataset))
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         table = dataset.table_C256.to(self.dtype)
         batch_B = batch_of(self._counted, population.layout, self.device)
@@ -102,12 +101,13 @@ class StackedEngine(ProgramEngine):
             tensors = self._tensors(part)
             order, offset, flip = self._stacked_draws(epoch.noises[rows], epoch)
             draws = order, offset if augmentation.padding else None, flip if augmentation.flip else None
-            for step in range(steps):
+            for step, at in enumerate(range(0, epoch.images, batch)):
                 for norm in self._norms:
                     norm.momentum = 1 / (step + 1)  # the plain mean over batches so far
                 if batch_B is not None:
                     part.counters_MB.add_(batch_B)
-                first.fill_(step * batch)
+                first.fill_(at)
+                count = min(batch, epoch.images - at)
                 x_MNHWC = augment_many(dataset.images_NHWC, *draws, table, augmentation.padding, first, count)
                 self._stacked_forward(tensors, x_MNHWC, training=True)
                 epoch.report(part.members * count)

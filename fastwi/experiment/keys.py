@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from fastwi.config.schema import Config, section_keys
-from fastwi.config.time import iterations_of
+from fastwi.config.time import iterations_of, step_sizes
 from fastwi.config.write import changes
 from fastwi.engine.schedule import CURVES, deciding_rates
 from fastwi.errors import UserError
@@ -29,7 +29,7 @@ class Namer:
     """Gives the keys of all configurations that differ in `seeds` and `experiment` only."""
 
     def __init__(self, config: Config, inputs: Inputs) -> None:
-        """Raises UserError where there are fewer training images than a batch has."""
+        """Raises UserError where training images are fewer than a batch, or a kept last batch would have one."""
         assert config.engine.precision != "auto"
         self.config, self._images = config, inputs.images("train", config.data)
         batch, test_images = config.optimizer.batch_size, inputs.images("test", config.data)
@@ -37,7 +37,8 @@ class Namer:
             raise UserError(
                 f"optimizer.batch_size: {batch} is more than the {self._images} training images; give a smaller one"
             )
-        self.per_epoch = self._images // batch
+        sizes = self._sizes(self._images, "data.train_images")
+        self.per_epoch = len(sizes)
         schedule = config.schedule
         drops = [iterations_of(drop, self.per_epoch) for drop in schedule.drop_epochs]
         if any(later <= earlier for earlier, later in itertools.pairwise(drops)):
@@ -57,18 +58,24 @@ class Namer:
             "untrained", KEY_VERSION, _settings(config, "model"), config.engine.precision, inputs.digest, test_images
         )
         # What decides any epoch beside its start, noise and learning rates.
-        self._context = _digest("context", self._untrained, _settings(config, "augment", "optimizer"), self._images)
+        kept = ["last batch"] * (sizes[-1] < batch)
+        self._context = _digest(
+            "context", self._untrained, _settings(config, "augment", "optimizer"), self._images, *kept
+        )
         self.alike = functools.cache(self._alike)
 
     def initial(self, seed: int) -> str:
         """The key of a parent at initialisation."""
         return _digest("initial", self._untrained, seed)
 
-    def _alike(self, epoch: int) -> str:
-        """A digest of what decides an epoch beside its start and noise. `epoch` counts those before it."""
+    def _alike(self, epoch: int, reset: bool = False) -> str:
+        """A digest of what decides an epoch beside its start and noise. `epoch` counts those before it.
+
+        reset: it starts with zero momentum, whatever its start has.
+        """
         first, last = epoch * self.per_epoch, (epoch + 1) * self.per_epoch - 1
         rates = deciding_rates(first, last, self.per_epoch, self.config.optimizer, self.config.schedule)
-        return _digest(self._context, epoch, rates)
+        return _digest(self._context, epoch, rates, *["zero momentum"] * reset)
 
     def average(self, children: Sequence[str], weights: Sequence[float], config: Config) -> str:
         """The key of the average of the states `children`, as a configuration treats averages."""
@@ -76,18 +83,32 @@ class Namer:
         treatment: list[object] = [experiment.momentum, experiment.batch_norm]
         if experiment.batch_norm == "recompute":
             noise = config.seeds.statistics_noise
-            treatment += [self._context, noise, self._batches(experiment.recompute_images)]
+            treatment += [self._context, noise, self._batches(experiment.recompute_images)[0]]
         return _digest("average", children, weights, treatment)
 
     def recomputed(self, noise: int, images: int, epoch: int) -> Treatment:
-        """Batch-norm statistics recomputed at `epoch` on the whole batches of `images` images (0: all)."""
-        batches = self._batches(images)
+        """Batch-norm statistics recomputed at `epoch` on the batches of `images` images (0: all)."""
+        batches, passed = self._batches(images)
         name = "recomputed-" + _digest(self._context, noise, batches, epoch)[:12]
-        return Treatment(name, epoch, noise, batches * self.config.optimizer.batch_size)
+        return Treatment(name, epoch, noise, passed)
 
-    def _batches(self, images: int) -> int:
-        """The batches that statistics are recomputed on, as the engine counts them."""
-        return max(1, min(images or self._images, self._images) // self.config.optimizer.batch_size)
+    def _batches(self, images: int) -> tuple[object, int]:
+        """The batches that statistics are recomputed on, as the engine counts them, and their images."""
+        batch, count = self.config.optimizer.batch_size, min(images or self._images, self._images)
+        passed = sum(self._sizes(count, "experiment.recompute_images")) or batch
+        whole, rest = divmod(passed, batch)
+        return [whole, rest] if rest else whole, passed
+
+    def _sizes(self, images: int, key: str) -> list[int]:
+        """The sizes of the batches of so many images, of which `key` decides. Raises UserError for a rest of one."""
+        batch = self.config.optimizer.batch_size
+        sizes = step_sizes(images, batch, self.config.data.last_batch == "keep")
+        if sizes and 1 == sizes[-1] < batch:
+            raise UserError(
+                f"data.last_batch: keep leaves a batch of 1 of {images} images, and batch norm may need more; change "
+                f"{key} or optimizer.batch_size, or give drop"
+            )
+        return sizes
 
 
 def epoch_key(before: str, alike: str, noise: int) -> str:

@@ -156,7 +156,7 @@ class _Planner:
         self.tree = Tree()
         self._inputs_of, self._recomputed = inputs_of, recomputed
         self._namers: dict[tuple[object, ...], Namer] = {}
-        self._trajectories: dict[tuple[int, int, Namer], array[int]] = {}
+        self._trajectories: dict[tuple[int, int, Namer, bool], array[int]] = {}
         # Many points share these.
         self._initial = functools.cache(Namer.initial)
         self._later = functools.cache(self._namer_later)
@@ -170,14 +170,20 @@ class _Planner:
         k, end, last = experiment.k, experiment.k + experiment.s, experiment.k + experiment.s + experiment.after
         start = tree.add(self._initial(namer, seeds.init), config)
         clone = self._train(start, k, seeds.parent_noise, config, namer)
-        ends = lasts = tuple([self._train(clone, end, noise, config, namer) for noise in seeds.child_noise])
+        reset = experiment.child_momentum == "reset"
+        ends = lasts = tuple([self._train(clone, end, noise, config, namer, reset) for noise in seeds.child_noise])
         weights = experiment.weights or (1 / len(ends),) * len(ends)
         key = namer.average([tree.keys[node] for node in ends], weights, config)
         average = tree.add(key, config, end, average=(ends, weights))
         if experiment.continue_children:
             later = self._later(namer, end, last, experiment.children_rate_factor)
             begun = zip(ends, seeds.child_noise, strict=True)
-            lasts = tuple([self._train(node, last, noise, later.config, later) for node, noise in begun])
+            lasts = tuple(
+                [
+                    self._train(node, last, noise, later.config, later, reset and node == clone)
+                    for node, noise in begun
+                ]
+            )
         later = self._later(namer, end, last)
         after = self._train(average, last, seeds.average_noise, later.config, later)
         how = namer, seeds.statistics_noise, experiment.recompute_images
@@ -191,11 +197,12 @@ class _Planner:
                     tree.add_probe(node, treatment, config)
         return PointStates(tree, clone, ends, lasts, average, after, treatments, recomputed)
 
-    def _train(self, start: int, last: int, noise: int, config: Config, namer: Namer) -> int:
-        """The node after epoch `last` of the trajectory from `start`; extends the tree."""
+    def _train(self, start: int, last: int, noise: int, config: Config, namer: Namer, reset: bool = False) -> int:
+        """The node after epoch `last` of the trajectory from `start`; extends the tree. reset: with zero momentum."""
         tree, first, path = self.tree, self.tree.epochs[start], array("i", [start])
+        reset = reset and tree.is_epoch(start) and config.optimizer.momentum > 0  # else it is zero
         if start not in tree.averages:  # which are hardly ever trained on in two points
-            path = self._trajectories.setdefault((start, noise, namer), path)
+            path = self._trajectories.setdefault((start, noise, namer, reset), path)
         planned = len(tree) + last - first + 1 - len(path)
         if planned > MOST_STATES:
             raise UserError(
@@ -205,8 +212,10 @@ class _Planner:
             )
         node = path[-1]
         for epoch in range(first + len(path) - 1, last):
-            alike = namer.alike(epoch)
+            begins = reset and node == start
+            alike = namer.alike(epoch, begins)
             node = tree.add(epoch_key(tree.keys[node], alike, noise), config, epoch + 1, node, noise, alike)
+            tree.resets.update([node] * begins)
             path.append(node)
         return path[last - first]
 

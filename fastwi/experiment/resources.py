@@ -1,5 +1,6 @@
 """Datasets, networks and engines, each loaded or built once, and held to what the results are named by."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -38,14 +39,14 @@ class Resources:
 
     def card(self, config: Config) -> Card:
         """The dataset's card: where its images are loaded, the one that they were loaded by."""
-        loaded = self._splits.get((config.data, config.engine.device))
+        loaded = self._splits.get(_images_of(config))
         card = read_card(self._root / config.data.path) if loaded is None else loaded[2]
         self._inputs[inputs_key(config)].check(data_contents(card, config.data), config)
         return card
 
     def splits(self, config: Config) -> Splits:
         """Training and test images."""
-        kind = config.data, config.engine.device
+        kind = _images_of(config)
         if kind not in self._splits:
             self._splits[kind] = open_splits(config.data, resolve_device(config.engine.device), self._root)
         self.card(config)
@@ -102,10 +103,15 @@ class Resources:
 
     def _streamed(self, config: Config) -> bool:
         """Whether images are streamed, as far as it is known before they are opened."""
-        opened = self._splits.get((config.data, config.engine.device), ())[:2]
+        opened = self._splits.get(_images_of(config), ())[:2]
         return config.data.streaming == "streamed" or any(isinstance(each, StreamedDataset) for each in opened)
 
     def _architecture(self, config: Config) -> tuple[ModelConfig, int, tuple[int, int]]:
         """What decides a network's layout: the model, the number of classes, height and width of the images."""
         card = self.card(config)
         return config.model, len(card.classes), target_size(card, config.data)
+
+
+def _images_of(config: Config) -> tuple[DataConfig, str]:
+    """Equal for configurations whose images are the same, on the same device."""
+    return replace(config.data, last_batch="drop"), config.engine.device

@@ -46,8 +46,9 @@ class Tree:
 
     Columns by node: `keys`, `epochs` (done at the state), `before` (the node that an epoch starts from; -1 for the
     other kinds), `noises`, `alike` (equal for epochs that can be trained as one population: same network, optimizer,
-    rates, augmentation, dataset and epoch), `configs`. `averages`: node to (nodes of the children, weights). Columns
-    by probe: `probe_nodes`, `probe_treatments` (a place in `treatments`), `probe_configs`. `inputs`: see `Inputs`.
+    rates, augmentation, dataset and epoch), `configs`. `averages`: node to (nodes of the children, weights).
+    `resets`: epochs that start with zero momentum, whatever their start has. Columns by probe: `probe_nodes`,
+    `probe_treatments` (a place in `treatments`), `probe_configs`. `inputs`: see `Inputs`.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ class Tree:
         self.alike = array("i")
         self.configs: list[Config] = []
         self.averages: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = {}
+        self.resets: set[int] = set()
         self.probe_nodes = array("i")
         self.probe_treatments = array("i")
         self.probe_configs: list[Config] = []

@@ -97,6 +97,8 @@ class Worker:
             since, nodes = time.perf_counter(), [chain[i] for chain in going]
             number, config = tree.epochs[nodes[0]] - 1, tree.configs[nodes[0]]
             engine = engine.with_settings(Settings.of(config))
+            for m in (m for m, node in enumerate(nodes) if node in tree.resets):
+                population.momentum_MP[m].zero_()
             noises = [Noise(tree.noises[node]) for node in nodes]
             if i + 1 < length:
                 engine.draw_ahead(noises, number + 1, train)

@@ -59,6 +59,7 @@ class PlainNet(nn.Module):
 
 _BUILDERS: dict[str, Callable[[int, float], nn.Module]] = {
     **{f"resnet{depth}": partial(ResNet, (depth - 2) // 6) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}_b": partial(ResNet, (depth - 2) // 6, project=True) for depth in (20, 32, 44, 56, 110)},
     **{f"resnet{depth}_gn": partial(ResNet, (depth - 2) // 6, norm=GroupNorm) for depth in (20, 32, 44, 56, 110)},
     # ImageNet's (He et al. 2016, table 1) with a 3 x 3 stem of stride 1 and no max pool.
     "resnet18": partial(ResNet, 2, channels=(64, 128, 256, 512), project=True),
@@ -68,17 +69,40 @@ _BUILDERS: dict[str, Callable[[int, float], nn.Module]] = {
 }
 
 
-def build_model(name: str, classes: int, width: float = 1.0, image_size: tuple[int, int] | None = None) -> nn.Module:
+def build_model(
+    name: str,
+    classes: int,
+    width: float = 1.0,
+    image_size: tuple[int, int] | None = None,
+    initialisation: str = "default",
+) -> nn.Module:
     """Build the network `name` with weights drawn from torch's global generator.
 
     name: one of `MODEL_NAMES`, or a network of the user's own (see `fastwi.models.own`). width: multiplies the
     channels of the registry's networks. image_size: (height, width) in pixels, on which a user's network is tried.
+    initialisation: `model.initialisation`.
 
-    Raises ConfigError, in one line, for an unknown name, a width where there is none, and a wrong network.
+    Raises ConfigError, in one line, for an unknown name, a width or initialisation where there is none, and a wrong
+    network.
     """
-    problem = model_problem(name, width)
+    problem = model_problem(name, width, initialisation)
     if problem is not None:
         raise ConfigError(problem)
     if is_own(name):
         return build_own(name, classes, image_size)
-    return _BUILDERS[name](classes, width)
+    network = _BUILDERS[name](classes, width)
+    if initialisation != "default":
+        _draw_weights(network, uniform_norms=initialisation == "open_lth")
+    return network
+
+
+def _draw_weights(network: nn.Module, uniform_norms: bool) -> None:
+    """Draw weights as github.com/facebookresearch/open_lth does by default; biases stay.
+
+    Its models/initializers.py has kaiming_normal, and models/bn_initializers.py has uniform.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight)
+        elif uniform_norms and isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight)

@@ -155,7 +155,9 @@ def _seconds(planned: PlannedSweep, left: Sequence[int], resources: Resources) -
 def _measure(engine: Engine, network: nn.Module, train: Dataset, test: Dataset) -> tuple[float, float]:
     """Images trained a second, and the seconds that compilation takes: a few steps, after as many to warm up."""
     population = Population.from_modules([network], device=engine.device)
-    few_train = _spread(train, _STEPS * (len(train) // engine.iterations(train)))
+    # At least whole batches: a kept last one is of fewer images.
+    batch = max(engine.settings.optimizer.batch_size, len(train) // engine.iterations(train))
+    few_train = _spread(train, _STEPS * batch)
     few_test = _spread(test, _TEST_IMAGES)
     rates, seconds = [], []
     for _ in range(2):  # the first round compiles and fills caches

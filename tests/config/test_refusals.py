@@ -163,6 +163,8 @@ REFUSED: list[tuple[Any, ...]] = [
         for text in ("0/4", "5/4", "1", "1/0", "1/4/4", "+1/4", "01/4", "1/9999999999", "\u0661/4", "1/4/", "")
     ),
     # Values that cannot go together
+    ("config", "model: {name: 'a:b', initialisation: open_lth}", 1, "model.initialisation: open_lth for 'a:b'"),
+    ("config", "model: {weights: a.pt, initialisation: open_lth}", 1, "model.initialisation: open_lth, but model.we"),
     ("config", "experiment: {weights: [1.0]}", 1, "experiment.weights", "1 values for 2 children"),
     ("config", "experiment: {weights: [0.5, 0.500002]}", 1, "experiment.weights: sum to 1.000002"),
     ("config", "experiment: {weights: [0.5, 0.499998]}", 1, "experiment.weights: sum to 0.999998"),

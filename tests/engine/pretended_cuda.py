@@ -66,6 +66,10 @@ class Graph:
         """Run it again."""
         self.replays += 1
 
+    def pool(self) -> object:
+        """Its memory."""
+        return self
+
 
 class PretendedCuda(TorchDispatchMode):
     """The device. `launches` are those of operations and kernels, `reads` those of the host, of ones or zeros."""
@@ -86,7 +90,7 @@ class PretendedCuda(TorchDispatchMode):
         return Counter(launch[0] for launch in self.launches)
 
     @contextlib.contextmanager
-    def capture(self, graph: Graph, stream: Stream | None = None) -> Iterator[None]:
+    def capture(self, graph: Graph, pool: object = None, stream: Stream | None = None) -> Iterator[None]:
         """Refuse what a capture refuses. The graph gets the launches, which are the same in captures of one step."""
         outside, self.launches = self.launches, []
         with self.on(stream or Stream()):

@@ -116,14 +116,14 @@ def test_every_step_of_a_program_is_the_same(cuda, engine, network, optimizer, p
     def launches() -> list[Any]:
         graph = Graph()
         with cuda.capture(graph):
-            program._run()
+            program._run(BATCH)
         return graph.launches
 
     first = launches()
     assert len(first) <= LAUNCHES.get((engine, network), 10**9)
     assert launches() == first
     assert cuda.graphs[0].launches == first
-    epoch = Epoch(data, [Noise(2), Noise(3)], 4, lambda _: None)
+    epoch = Epoch(data, [Noise(2), Noise(3)], 4, lambda _: None, 2 * BATCH)
     draws = made._stacked_draws(epoch.noises, epoch)  # type: ignore[attr-defined]
     program.load(members, *draws, torch.full((2,), 0.3, device="cuda"))
     assert launches() == first

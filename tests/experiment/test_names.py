@@ -61,6 +61,7 @@ class Case:
 RECOMPUTE = {"experiment.batch_norm": "recompute", "experiment.recompute_images": 10}
 FROM_THE_START = {"experiment.k": 0, "experiment.s": 0}
 RECOMPUTED_THERE = {**RECOMPUTE, **FROM_THE_START}
+UNEVEN = {"optimizer.batch_size": 7}  # three images are left
 OWN_NETWORK = {"model.name": "TINY", "model.width": 1.0}
 GO_ON = {"experiment.continue_children": True}
 UNEQUAL = {"experiment.weights": (0.25, 0.75)}
@@ -85,6 +86,12 @@ CASES: dict[str, list[Case]] = {
     "data.image_size": [
         Case(8), Case(8, given=FROM_THE_START), Case(16, NONE, renamed=True), Case(12, given={"data.image_size": 8}),
     ],
+    "data.last_batch": [
+        Case("keep", NONE, renamed=True), Case("keep", given=UNEVEN),
+        Case("keep", given={**UNEVEN, **FROM_THE_START}), Case("keep", given={**UNEVEN, **RECOMPUTED_THERE}),
+        Case("keep", given={"experiment.recompute_images": 17}),
+        Case("keep", given={**RECOMPUTED_THERE, "experiment.recompute_images": 17}),
+    ],
     "augment.padding": [Case(2), Case(2, given=FROM_THE_START), Case(2, given=RECOMPUTED_THERE)],
     "augment.flip": [Case(0.0), Case(0.0, given=FROM_THE_START), Case(0.0, given=RECOMPUTED_THERE)],
     "model.name": [
@@ -95,6 +102,10 @@ CASES: dict[str, list[Case]] = {
     "model.weights": [
         Case("WEIGHTS"), Case("WEIGHTS", given=FROM_THE_START), Case("SAME", NONE, {"model.weights": "WEIGHTS"}),
         Case("OTHERS", given={"model.weights": "WEIGHTS"}),
+    ],
+    "model.initialisation": [
+        Case("kaiming_normal"), Case("open_lth"), Case("open_lth", given={"model.initialisation": "kaiming_normal"}),
+        Case("open_lth", given=FROM_THE_START),
     ],
     "optimizer.batch_size": [Case(8), Case(8, given=FROM_THE_START), Case(8, given=RECOMPUTED_THERE)],
     "optimizer.learning_rate": [Case(0.07), Case(0.07, given={"schedule.warmup_iterations": 2})],
@@ -152,12 +163,19 @@ CASES: dict[str, list[Case]] = {
         Case("average"), Case("keep"), Case("keep", given={"experiment.momentum": "average"}),
         Case("keep", given=RECOMPUTE), Case("average", given={"experiment.s": 0}),
     ],
+    "experiment.child_momentum": [
+        Case("reset"), Case("reset", given={**GO_ON, "experiment.s": 0}),
+        Case("reset", NONE, {"experiment.s": 0}, renamed=True),
+        Case("reset", NONE, {"experiment.k": 0}, renamed=True),
+        Case("reset", NONE, {"optimizer.momentum": 0.0}, renamed=True),
+    ],
     "experiment.continue_children": [Case(True)],
     "experiment.children_rate_factor": [Case(0.1, given=GO_ON), Case(0.0, given=GO_ON)],
     "experiment.recompute_images": [
         Case(6), Case(12, given=RECOMPUTE), Case(12, given=RECOMPUTED_THERE),
         Case(12, given={"experiment.after": 0}), Case(TRAIN_IMAGES, NONE, renamed=True),
         Case(17, NONE, {"experiment.recompute_images": 12}, renamed=True),
+        Case(17, given={"experiment.recompute_images": 16, "data.last_batch": "keep"}),
         Case(17, NONE, {**RECOMPUTE, "experiment.recompute_images": 12}, renamed=True),
     ],
     "experiment.measure": [

@@ -252,3 +252,35 @@ def test_a_warm_up_past_the_end_of_a_curve_is_refused():
     with pytest.raises(UserError, match=r"schedule\.warmup_iterations: 14 .*schedule\.end"):
         grown(sweep({}, schedule={**late, "name": "cosine"}))
     grown(sweep({}, schedule={**late, "name": "cosine", "warmup_iterations": 13}))
+
+
+KEPT = {"last_batch": "keep"}
+
+
+def test_a_kept_last_batch_of_one_image_is_refused():
+    """1000 images in batches of 128 leave 104, in batches of 37 one."""
+    grown(sweep({}, data=KEPT))
+    grown(sweep({}, data=KEPT, optimizer={"batch_size": 1}))
+    one = {"optimizer": {"batch_size": 37}}
+    grown(sweep({}, **one))
+    with pytest.raises(UserError, match=r"data\.last_batch: .* 1 of 1000 images.*data\.train_images"):
+        grown(sweep({}, data=KEPT, **one))
+    few = sweep({}, {"measure": ("own", "recomputed")}, data=KEPT, experiment={"recompute_images": 257})
+    with pytest.raises(UserError, match=r"data\.last_batch: .* 1 of 257 images.*experiment\.recompute_images"):
+        grown(few)
+
+
+def test_a_kept_last_batch_is_a_step_in_rates_and_recomputation():
+    spec = sweep({}, {"measure": ("own", "recomputed")}, data=KEPT, schedule={"drop_epochs": ["8it"]})
+    found = planned(spec)
+    assert found.places[0].treatments[spec_name(found)].images == 1000
+    # An epoch of eight iterations ends at the drop; one of seven does not.
+    whole = epoch_keys(sweep({}, data=KEPT, schedule={"drop_epochs": [1]}))
+    assert epoch_keys(spec) == whole
+    dropped = [epoch_keys(sweep({}, schedule={"drop_epochs": drops})) for drops in (["8it"], [1])]
+    assert dropped[0] != dropped[1]
+
+
+def spec_name(found: PlannedSweep) -> str:
+    """Of the recomputation."""
+    return next(name for name in found.places[0].treatments if name != OWN)

@@ -19,6 +19,7 @@ from fastwi.analysis.opened import OpenedSweep
 from fastwi.beton import StoredBeton
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepOptions, SweepSpec
+from fastwi.data.noise import Noise
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.distributed import _Actor
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
@@ -281,3 +282,30 @@ def test_answers_survive_the_way(tmp_path, monkeypatch, met, words):
     answer = pickle.loads(pickle.dumps(actor.run(None)))
     assert f"{type(answer).__name__}: {answer}" == words
     assert getattr(answer, "key", None) == getattr(met, "key", None)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_child_starts_with_zero_momentum_where_that_is_asked_for(place, together):
+    """As its own job, and in one with the parent's epochs; its parent's state keeps its momentum."""
+    directory, config = place
+    experiment = dataclasses.replace(config.experiment, child_momentum="reset")
+    found = planned((directory, dataclasses.replace(config, experiment=experiment)))
+    tree, (point, *_) = found.tree, found.places
+    parent, child = point.clone_node, point.end_nodes[0]
+    worker, silent_ = Worker(tree, found.spec.options, Path.cwd()), Silent()
+    write = frozenset([parent, child])
+    if together:
+        states = dict(worker.run(Job(((parent, child),), {}, write, 1e9), silent_).states)
+    else:
+        states = dict(worker.run(Job(((parent,),), {}, write, 1e9), silent_).states)
+        states |= worker.run(Job(((child,),), {}, write, 1e9), silent_).states
+    clone, found_child = states[tree.keys[parent]], states[tree.keys[child]]
+    assert clone.momentum_MP.any()
+    engine, (train, _) = worker.resources.engine(config), worker.resources.splits(config)
+    inherited, expected = clone.clone_rows([0]), clone.clone_rows([0])
+    expected.momentum_MP.zero_()
+    for start in (inherited, expected):
+        engine.train_epoch(start, train, [Noise(tree.noises[child])], 1)
+    for name in ("weights_MP", "momentum_MP"):
+        torch.testing.assert_close(getattr(found_child, name), getattr(expected, name), rtol=1e-6, atol=1e-7)
+        assert (getattr(inherited, name) - getattr(expected, name)).abs().max() > 1e-4

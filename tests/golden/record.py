@@ -37,6 +37,8 @@ from fastwi.kernels.cpu import library
 from fastwi.models.names import MODEL_NAMES
 from fastwi.population import Population
 
+NETWORKS = tuple(name for name in MODEL_NAMES if not name.endswith("_b"))
+"""Without the CIFAR ResNets of option B: resnet18 has their parts."""
 RECORDED = Path(__file__).with_name("losses.json")
 STEPS, FLOAT64_STEPS, BATCH = 30, 8, 8
 SEED = 0  # of weights and noise
@@ -58,7 +60,7 @@ def traces(data: Path) -> dict[str, dict[str, list[float]]]:
     """Losses (nats) of every step by network and backend; `data` holds the digits."""
     digits = load_split(data, "train", torch.device("cpu"), STEPS * BATCH)[0]
     found = {}
-    for name in MODEL_NAMES:
+    for name in NETWORKS:
         backends = ["eager"] + (["fused"] if has_batch_norm(name) and library() is not None else [])
         found[name] = {backend: trace(name, backend, digits) for backend in backends}
         found[name]["float64"] = float64_trace(name, digits)

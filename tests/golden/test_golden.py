@@ -25,7 +25,6 @@ import torch
 from golden import record
 
 from fastwi.data.resident import load_split
-from fastwi.models.names import MODEL_NAMES
 
 FLOAT64, FIRST, EARLY, FACTOR, MEAN = 1e-8, 1e-4, (3e-2, 1e-1), 3.0, 2e-1
 _CHOOSES_KERNELS = ("OMP_", "MKL_", "KMP_", "ONEDNN_", "DNNL_", "ATEN_", "TORCH_", "GOMP_")
@@ -49,12 +48,12 @@ def found() -> dict:
 
 
 def test_every_network_is_recorded(recorded):
-    assert tuple(recorded["losses"]) == MODEL_NAMES
+    assert tuple(recorded["losses"]) == record.NETWORKS
     for name, traces in recorded["losses"].items():
         assert traces.keys() == {"eager", "float64"} | ({"fused"} if record.has_batch_norm(name) else set())
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", record.NETWORKS)
 def test_losses_are_those_recorded(recorded, found, name):
     if found["machine"] == recorded["machine"]:
         assert found["losses"][name] == recorded["losses"][name]

@@ -23,11 +23,14 @@ from fastwi.models.registry import _BUILDERS, build_model
 from fastwi.models.resnet import BasicBlock, GroupNorm, WideResNet
 
 # Parameters at 10 classes. CIFAR ResNets: He et al. 2016, table 6 (0.27, 0.46, 0.66, 0.85, 1.7 M), to the parameter
-# as akamaster's pytorch_resnet_cifar10 has them; ResNet18 and VGG: kuangliu's pytorch-cifar; WRN-28-10: Zagoruyko &
-# Komodakis 2016 (36.5 M). The ConvNet is this project's own and added up here.
+# as akamaster's pytorch_resnet_cifar10 has them; with option B the two shortcuts have 2,752 more; ResNet18 and VGG:
+# kuangliu's pytorch-cifar; WRN-28-10: Zagoruyko & Komodakis 2016 (36.5 M). The ConvNet is this project's own and
+# added up here.
 CONVNET = sum(9 * i * o + o for i, o in [(3, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128)]) + 129 * 10
 PUBLISHED = {
     "resnet20": 269_722, "resnet32": 464_154, "resnet44": 658_586, "resnet56": 853_018, "resnet110": 1_727_962,
+    "resnet20_b": 272_474, "resnet32_b": 466_906, "resnet44_b": 661_338, "resnet56_b": 855_770,
+    "resnet110_b": 1_730_714,
     "resnet20_gn": 269_722, "resnet32_gn": 464_154, "resnet44_gn": 658_586, "resnet56_gn": 853_018,
     "resnet110_gn": 1_727_962, "resnet18": 11_173_962, "vgg11": 9_231_114, "vgg13": 9_416_010, "vgg16": 14_728_266,
     "wrn16_4": 2_748_890, "wrn28_10": 36_479_194, "convnet": CONVNET,
@@ -35,7 +38,7 @@ PUBLISHED = {
 DEPTHS = {"resnet18": 18, "vgg11": 9, "vgg13": 11, "vgg16": 14, "wrn16_4": 14, "wrn28_10": 26, "convnet": 7}
 """Layers with weights on the longest path, where the name doesn't say it: a VGG has one linear layer for three, and
 a wide ResNet's depth is 6 n + 4 by name, of which 6 n + 2 lie on the path."""
-SHALLOW = ("resnet20", "resnet20_gn", "resnet18", "vgg11", "wrn16_4", "convnet")
+SHALLOW = ("resnet20", "resnet20_b", "resnet20_gn", "resnet18", "vgg11", "wrn16_4", "convnet")
 """The shallow member of each family."""
 
 
@@ -60,9 +63,9 @@ def test_parameters_are_the_published_ones(name):
     assert sum(shape.numel() for shape in shapes(network).values()) == PUBLISHED[name]
     weighted = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     shortcuts = [m for m in weighted if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
-    depth = DEPTHS[name] if name in DEPTHS else int(name.removeprefix("resnet").removesuffix("_gn"))
+    depth = DEPTHS[name] if name in DEPTHS else int(name.removeprefix("resnet").partition("_")[0])
     assert len(weighted) - len(shortcuts) == depth
-    assert len(shortcuts) == {"resnet18": 3, "wrn16_4": 3, "wrn28_10": 3}.get(name, 0)
+    assert len(shortcuts) == {"resnet18": 3, "wrn16_4": 3, "wrn28_10": 3}.get(name, 2 * name.endswith("_b"))
     if name.endswith("_gn"):  # the same network with other norms, and nothing that runs along
         assert shapes(network) == shapes(on_meta(name.removesuffix("_gn")))
         assert not list(network.buffers())
@@ -116,7 +119,7 @@ def test_width_multiplies_channels(name, width):
         ("net.py", 1.0, ["'net.py'", "net.py:MyNetwork"]),
         ("a:b", 2.0, ["model.width: 2", "'a:b'"]),
         ("no form:x", 1.0, ["'no form:x'", "package.module:attribute or path/to/file.py:attribute"]),
-        ("qqq", 1.0, ["'qqq'", *MODEL_NAMES, "package.module:attribute"]),
+        ("qqq", 1.0, ["'qqq'", "resnet20", "_b", "_gn", *MODEL_NAMES[15:], "package.module:attribute"]),
     ],
 )
 def test_refusals(name, width, words):
@@ -125,10 +128,46 @@ def test_refusals(name, width, words):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_an_initialisation_of_a_network_that_draws_its_own_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.initialisation: open_lth for 'a:b'"):
+        build_model("a:b", 10, initialisation="open_lth")
+
+
+@pytest.mark.parametrize("initialisation", ["kaiming_normal", "open_lth"])
+@pytest.mark.parametrize("name", SHALLOW)
+def test_initialisations(seed, name, initialisation):
+    """Weights in units of their standard deviation, sqrt(2 / fan in): He et al. 2015. Biases as PyTorch has them."""
+    torch.manual_seed(seed)
+    network = build_model(name, 10, 0.25, initialisation=initialisation)
+    weighted = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    drawn = torch.cat([(m.weight * (m.weight[0].numel() / 2) ** 0.5).flatten() for m in weighted]).double()
+    off = 6 / len(drawn) ** 0.5
+    assert abs(drawn.mean()) < off
+    assert abs(drawn.square().mean() - 1) < 2 * off
+    assert abs((drawn.abs() < 1).double().mean() - 0.6827) < off  # normal
+    assert 0 < network.linear.bias.abs().max() <= network.linear.in_features**-0.5
+    scales = [m.weight for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all((m.bias == 0).all() for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    if scales and initialisation == "open_lth":
+        scale = torch.cat(scales).double()
+        assert scale.min() >= 0
+        assert scale.max() < 1
+        assert abs(scale.mean() - 0.5) < 6 * (len(scale) * 12) ** -0.5
+        assert abs((scale < 0.25).double().mean() - 0.25) < 3 / len(scale) ** 0.5
+    else:
+        assert all((scale == 1).all() for scale in scales)
+
+
 @pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
 @pytest.mark.parametrize(
     ("name", "norms", "with_relu", "convolutions"),
-    [("resnet20", 19, 19, 16), ("resnet18", 20, 17, 13), ("vgg11", 8, 8, 7), ("wrn16_4", 13, 13, 10)],
+    [
+        ("resnet20", 19, 19, 16),
+        ("resnet20_b", 21, 19, 16),
+        ("resnet18", 20, 17, 13),
+        ("vgg11", 8, 8, 7),
+        ("wrn16_4", 13, 13, 10),
+    ],
 )
 def test_every_batch_norm_and_3_x_3_convolution_has_its_kernel(name, norms, with_relu, convolutions):
     """Norms with the ReLU behind them: ResNet18's three shortcuts end in a sum, which the block's other norm takes.
@@ -136,7 +175,8 @@ def test_every_batch_norm_and_3_x_3_convolution_has_its_kernel(name, norms, with
     Convolutions of stride 1 but the first, of the images' three channels, which the kernel itself leaves to torch.
     """
     resolved = resolve(
-        EngineConfig(device="cpu", precision="fp32"), build_model(name, 10, 0.5 if name == "resnet20" else 0.125)
+        EngineConfig(device="cpu", precision="fp32"),
+        build_model(name, 10, 0.5 if name.startswith("resnet20") else 0.125),
     )
     assert resolved.backend == "fused"
     modules = list(resolved.network.modules())
