@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastwi.config.schema import AugmentConfig, Config, DataConfig, EngineConfig, OptimizerConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, normalisation_table
-from fastwi.engine.base import Report, Scores
+from fastwi.engine.base import Report, Scores, Settings
 from fastwi.engine.choose import STACKED_FROM, build_engine
 from fastwi.engine.device import resolve_device
 from fastwi.errors import UserError
@@ -114,6 +114,10 @@ class Evaluator:
         Raises UserError for another architecture, a dataset that does not fit, and labels that the network has no
         output for.
         """
+        return self._engine.evaluate(self.require_fit(population, dataset), dataset, self._report)
+
+    def require_fit(self, population: Population, dataset: ResidentDataset) -> Population:
+        """The population on this evaluator's device. Raises UserError as `scores` does."""
         population = self._take(population)
         self._check(dataset)
         if self._outputs is None and population.members:
@@ -122,7 +126,16 @@ class Evaluator:
         # Before they are used: on a GPU a label too large is no exception, but the end of the process.
         if self._outputs is not None and int(dataset.labels_N.max()) >= self._outputs:
             raise UserError(f"labels run to {int(dataset.labels_N.max())}, but the network has fewer outputs")
-        return self._engine.evaluate(population, dataset, self._report)
+        return population
+
+    @property
+    def settings(self) -> Settings:
+        """Batch size, augmentation and engine that it was made with."""
+        return self._engine.settings
+
+    def plain(self) -> nn.Module:
+        """A copy of the network, without this project's kernels, in evaluation mode on the device."""
+        return copy.deepcopy(self._engine.resolved.model).to(self.device).eval()
 
     def recompute(self, population: Population, on: Recomputation) -> Population:
         """A copy of `population` with statistics of its own weights, all members on the same draws."""

@@ -115,6 +115,12 @@ class AnalysisOptions:
         separator=";",
     )
     pairs: int = option(0, "pairs of each parent in each cell, the first ones; 0: all", low=0)
+    curvature_images: int = option(
+        500, "training images, at most, that the study curvature measures on; 0: all of the sweep's", low=0
+    )
+    curvature_vectors: int = option(20, "Lanczos vectors for the Hessian's eigenvalues", low=1, high=1000)
+    curvature_probes: int = option(10, "random vectors for the Hessian's trace", low=1, high=10_000)
+    curvature_radius: float = option(0.05, "L2 length of the step of the sharpness", low=1e-6)
     directory: str = option("", "directory to write analyses/NAME in; empty: that of the sweep's results")
 
 

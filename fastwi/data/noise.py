@@ -29,6 +29,7 @@ class Stream(IntEnum):
     SUBSET = 7
     LAYERS = 8
     STATISTICS_LAYERS = 9
+    PROBES = 10
 
 
 def raw_words(seed: int, stream: Stream, epoch: int, count: int) -> NDArray[np.uint64]:

@@ -14,7 +14,10 @@ from fastwi.analyze import main
 from fastwi.experiment.store import Store
 from fastwi.studies import all_studies, connectivity
 
-QUICK = ["--analysis.alphas", "2", "--analysis.treatments", "averaged", "--analysis.cells", "1,1"]
+QUICK = [
+    "--analysis.alphas", "2", "--analysis.treatments", "averaged", "--analysis.cells", "1,1",
+    "--analysis.curvature_vectors", "2", "--analysis.curvature_probes", "1",
+]  # fmt: skip
 QUESTIONS = {name: study.question for name, study in all_studies().items()}
 
 

@@ -13,7 +13,14 @@ from fastwi.experiment.tree import OWN
 from fastwi.studies import all_studies
 
 OPTIONS = AnalysisOptions(
-    alphas=2, train_images=40, test_images=20, treatments=("averaged",), cells=("1,1",), splits=2
+    alphas=2,
+    train_images=40,
+    test_images=20,
+    treatments=("averaged",),
+    cells=("1,1",),
+    splits=2,
+    curvature_vectors=2,
+    curvature_probes=1,
 )
 
 

@@ -1,0 +1,77 @@
+"""curvature against the stored networks, measured one by one; contrasts by plain loops."""
+
+import numpy as np
+import polars
+import pytest
+import torch
+from studied import by_cell, column, mean_state, measured, presented, state_of, treated
+from torch.nn import functional
+
+from fastwi.data.noise import Noise
+from fastwi.engine.choose import build_network
+from fastwi.kernels.augment import augment
+from fastwi.studies.curvature import QUANTITIES
+
+OPTIONS = {"curvature_images": 40, "curvature_vectors": 3, "curvature_probes": 2, "cells": ("1,1",)}
+
+
+@pytest.fixture(scope="module")
+def frames(opened):
+    return measured("curvature", opened, **OPTIONS)
+
+
+def test_every_network_on_the_same_images(opened, frames):
+    frame = frames["networks"]
+    assert frame.height == 2 * 2 * 5  # parent, two children, average and average + 1
+    config = opened.planned.points[0].config
+    train, _ = opened.resources.splits(config)
+    order = torch.from_numpy(Noise(0, statistics=True).draws(0, len(train), 0, 0.0).order_N[:40])
+    x = augment(train.images_NHWC, order, None, None, train.table_C256, 0).double()
+    for (k, s, parent), pair in by_cell(opened).items():
+        rows = frame.filter(k=k, s=s, parent_seed=parent)
+        place = pair.place
+        if (k, s) != (1, 1):
+            assert rows.height == 0
+            continue
+        ends = [state_of(opened, key) for key in place.ends]
+        states = {
+            ("parent", None): state_of(opened, place.clone), ("child", 1): ends[0], ("child", 2): ends[1],
+            ("average", 0): mean_state(ends), ("average", 1): state_of(opened, place.after[0]),
+        }  # fmt: skip
+        for row in rows.iter_rows(named=True):
+            state = states[row["network"], row["child"] if row["network"] == "child" else row["epochs_after"]]
+            network = build_network(config, train.classes).double().eval()
+            network.load_state_dict(treated(opened, state, row["batch_norm"], k + s))
+            loss = functional.cross_entropy(network(x), train.labels_N[order])
+            norm = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(network.parameters()))]).norm()
+            assert row["images"] == 40
+            assert row["loss_nats"] == pytest.approx(float(loss.detach()), rel=2e-4)
+            assert row["gradient_norm"] == pytest.approx(float(norm), rel=2e-3)
+    assert frame["largest_eigenvalue"].n_unique() == frame.height
+    spectrum = frames["spectrum"].filter(number=1)
+    assert spectrum["eigenvalue"].to_list() == frame["largest_eigenvalue"].to_list()
+
+
+def test_tables_and_figure(frames, tmp_path):
+    tables, drawn = presented("curvature", frames, tmp_path)
+    assert len(tables) == len(QUANTITIES) + 1
+    assert tables[0].columns[-4:] == ("parent", "children", "average", "average + 1")
+    own = frames["networks"].filter(batch_norm="own")
+    trace = own.filter(network="average", epochs_after=0)["trace"].mean()
+    assert column(tables[1], "average")[0].startswith(f"{trace:+.1f}")
+    average = own.filter(network="average", epochs_after=0).sort("parent_seed")["trace"].to_numpy()
+    children = (
+        own.filter(network="child")
+        .group_by("parent_seed")
+        .agg(polars.col("trace").mean())
+        .sort("parent_seed")["trace"]
+    )
+    rows = [
+        row
+        for row in tables[-1].rows
+        if row[:3] == ("trace of the Hessian (nats)", "average against children", "own")
+    ]
+    assert [row[3].split()[0] for row in rows] == [f"{np.mean(children.to_numpy() - average):+.2f}"]
+    assert rows[0][-1] == "not settled (n = 2)"
+    for text in ("average + 1", "dots: each parent", "k = 1, s = 1; n = 2 parents, 2 pairs", "40 training images"):
+        assert text in drawn
