@@ -142,14 +142,17 @@ def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
     found |= {("child", c, i): (key,) for c, keys in enumerate(place.children) for i, key in enumerate(keys)}
     found |= {("after", i): (key,) for i, key in enumerate(place.after)}
     probed = set(map(tree.measurement_key, tree.probes()))
-    ends: list[tuple[Place, str]] = [(("average",), place.average)]
-    ends += [(("end", c), key) for c, key in enumerate(place.ends)]
-    for at, key in ends:
-        found |= {
-            (*at, kind): (key, treatment)
-            for kind, treatment in zip(("own", "recomputed"), place.treatments, strict=False)
-            if (key, treatment) in probed
-        }
+    for number, each in enumerate(place.rounds, 1):
+        ends: list[tuple[Place, int]] = [(("average",), each.average_node)]
+        ends += [(("end", c), node) for c, node in enumerate(each.end_nodes)]
+        for (name, *rest), node in ends:
+            at = (name, *rest) if each is place.rounds[-1] else (name, "round", number, *rest)
+            found |= {at: (tree.keys[node],)} if name == "average" else {}
+            found |= {
+                (*at, kind): (tree.keys[node], treatment)
+                for kind, treatment in zip(("own", "recomputed"), each.treatments, strict=False)
+                if (tree.keys[node], treatment) in probed
+            }
     for at, (key, *_) in list(found.items()) if place.recomputed else ():
         if tree.is_epoch(tree.nodes[key]) and at[0] != "end":
             found[(*at, "recomputed")] = key, place.recomputed[tree.epochs[tree.nodes[key]]].name

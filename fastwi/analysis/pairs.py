@@ -50,6 +50,11 @@ class Pair:
         return self.config.experiment.s
 
     @property
+    def end(self) -> int:
+        """Epochs done at interpolation."""
+        return self.place.end
+
+    @property
     def cell(self) -> tuple[int, int]:
         """(k, s)."""
         return self.k, self.s

@@ -173,6 +173,31 @@ class ExperimentConfig:
     child_momentum: str = option(
         "inherit", "momentum that a child's training starts with: the parent's, or zero", choices=("inherit", "reset")
     )
+    rounds: int = option(
+        1,
+        "times that children are cloned, trained for s epochs and averaged; k + rounds s epochs in all",
+        low=1,
+        high=1000,
+    )
+    outer_step: float = option(
+        1.0,
+        "of each round: the average is its start + outer_step x (the children's mean - its start); 1: their mean",
+        low=0.0,
+        high=10.0,
+    )
+    outer_momentum: float = option(0.0, "momentum of the outer step over rounds", low=0.0, high=0.999999)
+    outer_nesterov: bool = option(False, "Nesterov's form of the outer momentum")
+    pull: float = option(
+        1.0,
+        "children of a later round start from (1 - pull) x their own weights + pull x the average; 1: its clones",
+        low=0.0,
+        high=1.0,
+    )
+    round_momentum: str = option(
+        "average",
+        "momentum that children of a later round start with: as the average's (experiment.momentum), or their own",
+        choices=("average", "own"),
+    )
     continue_children: bool = option(False, "train the children on as well, to compare the average with them")
     children_rate_factor: float = option(
         1.0,
@@ -275,8 +300,8 @@ CHECKED_TOGETHER = frozenset({
     "data.train_images", "model.name", "model.width", "model.weights", "model.initialisation",
     "optimizer.batch_size", "schedule.drop_epochs",
     "experiment.k", "experiment.s", "experiment.after", "experiment.children", "experiment.weights",
-    "experiment.continue_children", "experiment.children_rate_factor", "experiment.recompute_images",
-    "experiment.measure", "seeds.child_noise",
+    "experiment.rounds", "experiment.continue_children", "experiment.children_rate_factor",
+    "experiment.recompute_images", "experiment.measure", "seeds.child_noise",
 })  # fmt: skip
 """The keys that `config_problems` reads: cells of a sweep that differ in others have the same problems."""
 
@@ -293,7 +318,8 @@ def config_problems(config: Config) -> Iterator[str]:
         yield "experiment.k: k, s and after are all 0, so nothing is trained; make one at least 1"
     children = experiment.children
     trained_on = 1 + children * experiment.continue_children
-    epochs = {"k": experiment.k, "s": experiment.s * children, "after": experiment.after * trained_on}
+    in_rounds = experiment.rounds * experiment.s * children
+    epochs = {"k": experiment.k, "s": in_rounds, "after": experiment.after * trained_on}
     count = sum(epochs.values())
     if count > MOST_EPOCHS:
         most = max(epochs, key=lambda name: epochs[name])
@@ -301,6 +327,8 @@ def config_problems(config: Config) -> Iterator[str]:
             f"experiment.{most}: {getattr(experiment, most):,} makes {count:,} epochs of all networks together; "
             f"make these at most {MOST_EPOCHS:,}"
         )
+    if experiment.rounds > 1 and not experiment.s:
+        yield f"experiment.rounds: {experiment.rounds}, but experiment.s is 0, so children train nothing; give s"
     for name, given in (("experiment.weights", experiment.weights), ("seeds.child_noise", config.seeds.child_noise)):
         if given and len(given) != children:
             yield f"{name}: has {len(given)} values for {children} children; give {children}, or none"

@@ -12,7 +12,7 @@ from fastwi.config.write import changes
 from fastwi.engine.schedule import CURVES, deciding_rates
 from fastwi.errors import UserError
 from fastwi.experiment.inputs import Inputs
-from fastwi.experiment.tree import Treatment
+from fastwi.experiment.tree import Average, Treatment
 from fastwi.models.names import placeless
 
 KEY_VERSION = 2
@@ -77,14 +77,19 @@ class Namer:
         rates = deciding_rates(first, last, self.per_epoch, self.config.optimizer, self.config.schedule)
         return _digest(self._context, epoch, rates, *["zero momentum"] * reset)
 
-    def average(self, children: Sequence[str], weights: Sequence[float], config: Config) -> str:
-        """The key of the average of the states `children`, as a configuration treats averages."""
+    def average(self, states: Sequence[str], average: Average, own: int | None, config: Config) -> str:
+        """The key of an average of `states`, as a configuration treats averages.
+
+        own: the one of `states` whose momentum it has, whatever experiment.momentum is.
+        """
         experiment = config.experiment
-        treatment: list[object] = [experiment.momentum, experiment.batch_norm]
+        treatment: list[object] = [experiment.momentum if own is None else own, experiment.batch_norm]
         if experiment.batch_norm == "recompute":
             noise = config.seeds.statistics_noise
             treatment += [self._context, noise, self._batches(experiment.recompute_images)[0]]
-        return _digest("average", children, weights, treatment)
+        if average.statistics != average.weights:
+            treatment.append(average.statistics)
+        return _digest("average", states, average.weights, treatment)
 
     def recomputed(self, noise: int, images: int, epoch: int) -> Treatment:
         """Batch-norm statistics recomputed at `epoch` on the batches of `images` images (0: all)."""

@@ -4,12 +4,14 @@ Nothing here imports torch, and everything is linear in the number of epochs and
 """
 
 import functools
+import itertools
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastwi.config.averaging import momentum_weights, outer_coefficients
 from fastwi.config.schema import Config
 from fastwi.config.sweep import RECOMPUTED, Point, SweepOptions, SweepSpec, in_precision, points, run_point
 from fastwi.data.card import read_card
@@ -17,7 +19,7 @@ from fastwi.engine.schedule import FurtherSchedule
 from fastwi.errors import UserError
 from fastwi.experiment.inputs import Inputs, inputs_key
 from fastwi.experiment.keys import Namer, epoch_key
-from fastwi.experiment.tree import OWN, Treatment, Tree
+from fastwi.experiment.tree import OWN, Average, Treatment, Tree
 from fastwi.models.changes import Networks, networks_of
 
 if TYPE_CHECKING:
@@ -27,22 +29,50 @@ MOST_STATES = 5_000_000  # each takes about 0.4 KB, with its share of points and
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """Children from `first` epochs since initialisation to their ends, and the average, measured by `treatments`."""
+
+    first: int
+    end_nodes: tuple[int, ...]
+    average_node: int
+    treatments: Mapping[str, Treatment]
+
+
+@dataclass(frozen=True, slots=True)
 class PointStates:
     """Where a point's results are found in the tree: its last nodes, and by them the keys of all its states.
 
-    `clone_node`: the parent after k epochs. `end_nodes`, `last_nodes`: the children at interpolation, and their last.
-    `after_node`: the average's last. `treatments`: those measured at interpolation, by name, own first. `recomputed`:
-    by epoch the treatment under which all networks are measured beside their own; empty: they are not.
+    `clone_node`: the parent after k epochs. `rounds`: at least one; what is not of them is of the last. `last_nodes`:
+    the children's last. `after_node`: the average's last. `recomputed`: by epoch the treatment under which all
+    networks are measured beside their own; empty: they are not.
     """
 
     tree: Tree = field(repr=False)
     clone_node: int
-    end_nodes: tuple[int, ...]
+    rounds: tuple[Round, ...]
     last_nodes: tuple[int, ...]
-    average_node: int
     after_node: int
-    treatments: Mapping[str, Treatment]
     recomputed: Mapping[int, Treatment]
+
+    @property
+    def end(self) -> int:
+        """Epochs done at interpolation."""
+        return self.tree.epochs[self.average_node]
+
+    @property
+    def end_nodes(self) -> tuple[int, ...]:
+        """The children at interpolation."""
+        return self.rounds[-1].end_nodes
+
+    @property
+    def average_node(self) -> int:
+        """The average of the children."""
+        return self.rounds[-1].average_node
+
+    @property
+    def treatments(self) -> Mapping[str, Treatment]:
+        """Those measured at interpolation, by name, own first."""
+        return self.rounds[-1].treatments
 
     @property
     def clone(self) -> str:
@@ -56,9 +86,11 @@ class PointStates:
 
     @property
     def children(self) -> tuple[tuple[str, ...], ...]:
-        """Each child after epochs k + 1 to k + s, and on where children are trained on."""
-        k = self.tree.epochs[self.clone_node]
-        return tuple(self._path(last, k) for last in self.last_nodes)
+        """Each child after epochs k + 1 to k + s of all rounds, and on where children are trained on."""
+        lasts = [*(each.end_nodes for each in self.rounds[:-1]), self.last_nodes]
+        rounds = zip(self.rounds, lasts, strict=True)
+        paths = [[self._path(last, each.first) for last in nodes] for each, nodes in rounds]
+        return tuple(tuple(itertools.chain(*parts)) for parts in zip(*paths, strict=True))
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -72,8 +104,8 @@ class PointStates:
 
     @property
     def after(self) -> tuple[str, ...]:
-        """The average after epochs k + s + 1 and on."""
-        return self._path(self.after_node, self.tree.epochs[self.average_node])
+        """The average after the epochs past interpolation."""
+        return self._path(self.after_node, self.end)
 
     def _path(self, last: int, first: int) -> tuple[str, ...]:
         return tuple(self.tree.keys[node] for node in self.tree.path(last, first))
@@ -103,10 +135,11 @@ class PlannedSweep:
         kept = set(tree.epoch_nodes()) if keep in ("ends", "all") else set()
         if keep == "ends":
             kept.difference_update(tree.before)
+            kept.difference_update(*(each.end_nodes for place in self.places for each in place.rounds[:-1]))
         if keep == "stops":
             for place in self.places:
-                nodes = (place.clone_node, place.after_node, *place.end_nodes, *place.last_nodes)
-                kept.update(filter(tree.is_epoch, nodes))
+                ends = (node for each in place.rounds for node in each.end_nodes)
+                kept.update(filter(tree.is_epoch, (place.clone_node, place.after_node, *place.last_nodes, *ends)))
         return kept
 
 
@@ -162,19 +195,21 @@ class _Planner:
         self._later = functools.cache(self._namer_later)
         self._treatments = functools.cache(self._new_treatments)
         self._recomputed_by = functools.cache(_RecomputedByEpoch)
+        self._outer = functools.cache(outer_coefficients)
+        self._same = functools.cache(lambda weights: weights)
 
     def add(self, point: Point) -> PointStates:
         """Put what `point` needs into the tree, where it is not there yet."""
         config, tree, namer = point.config, self.tree, self._namer(point.config)
         experiment, seeds = config.experiment, config.seeds
-        k, end, last = experiment.k, experiment.k + experiment.s, experiment.k + experiment.s + experiment.after
+        end = experiment.k + experiment.rounds * experiment.s
+        last = end + experiment.after
         start = tree.add(self._initial(namer, seeds.init), config)
-        clone = self._train(start, k, seeds.parent_noise, config, namer)
+        clone = self._train(start, experiment.k, seeds.parent_noise, config, namer)
+        rounds = self._rounds(clone, config, namer)
+        ends = lasts = rounds[-1].end_nodes
+        average = rounds[-1].average_node
         reset = experiment.child_momentum == "reset"
-        ends = lasts = tuple([self._train(clone, end, noise, config, namer, reset) for noise in seeds.child_noise])
-        weights = experiment.weights or (1 / len(ends),) * len(ends)
-        key = namer.average([tree.keys[node] for node in ends], weights, config)
-        average = tree.add(key, config, end, average=(ends, weights))
         if experiment.continue_children:
             later = self._later(namer, end, last, experiment.children_rate_factor)
             begun = zip(ends, seeds.child_noise, strict=True)
@@ -188,14 +223,70 @@ class _Planner:
         after = self._train(average, last, seeds.average_noise, later.config, later)
         how = namer, seeds.statistics_noise, experiment.recompute_images
         recomputed = self._recomputed_by(*how) if RECOMPUTED in experiment.measure else {}
-        for node in (clone, *lasts, after) if RECOMPUTED in experiment.measure else ():
+        ended = (node for each in rounds for node in each.end_nodes)
+        for node in (clone, *ended, *lasts, after) if RECOMPUTED in experiment.measure else ():
             self._probe_path(node, recomputed, config)
-        treatments = self._treatments(*how, end, self._recomputed or bool(recomputed))
-        for name, treatment in treatments.items():
-            for node in (average, *ends):
-                if name != OWN or not tree.is_epoch(node):
-                    tree.add_probe(node, treatment, config)
-        return PointStates(tree, clone, ends, lasts, average, after, treatments, recomputed)
+        for each in rounds:
+            for name, treatment in each.treatments.items():
+                for node in (each.average_node, *each.end_nodes):
+                    if name != OWN or not tree.is_epoch(node):
+                        tree.add_probe(node, treatment, config)
+        return PointStates(tree, clone, rounds, lasts, after, recomputed)
+
+    def _rounds(self, clone: int, config: Config, namer: Namer) -> tuple[Round, ...]:
+        """Clone, train, average, as often as it is asked for. Averages are sums of epochs and `clone` alone."""
+        experiment, seeds, noises = config.experiment, config.seeds, config.seeds.child_noise
+        first, starts, rounds = experiment.k, [clone] * len(noises), list[Round]()
+        mean = experiment.weights or (1 / len(noises),) * len(noises)
+        for at_clone, *of_means in self._outer(experiment):
+            end = first + experiment.s
+            reset = experiment.child_momentum == "reset" and not rounds
+            trained = zip(starts, noises, strict=True)
+            ends = tuple([self._train(start, end, noise, config, namer, reset) for start, noise in trained])
+            means = [ends, *(each.end_nodes for each in reversed(rounds))]
+            terms = [
+                (node, coefficient * weight)
+                for coefficient, nodes in zip(reversed(of_means), means, strict=True)
+                for node, weight in zip(nodes, mean, strict=True)
+                if coefficient or nodes is ends
+            ]
+            terms += [(clone, at_clone)] if at_clone else []
+            average = self._average(terms, mean, end, config, namer)
+            again = self._recomputed or RECOMPUTED in experiment.measure
+            treatments = self._treatments(namer, seeds.statistics_noise, experiment.recompute_images, end, again)
+            rounds.append(Round(first, ends, average, treatments))
+            first = end
+            if len(rounds) < experiment.rounds:
+                starts = [self._average(terms, mean, end, config, namer, child) for child in range(len(noises))]
+        return tuple(rounds)
+
+    def _average(
+        self,
+        terms: Sequence[tuple[int, float]],
+        mean: tuple[float, ...],
+        epoch: int,
+        config: Config,
+        namer: Namer,
+        child: int | None = None,
+    ) -> int:
+        """The node of a sum of `terms`, nodes with weights, of which the children averaged are the first.
+
+        Statistics and momentum are of these alone, by the weights `mean`. child: the one of them that starts from
+        there, pulled towards the average; the average itself where it is pulled all the way.
+        """
+        experiment, tree = config.experiment, self.tree
+        pull, own = 1.0, None
+        if child is not None:
+            pull, own = experiment.pull, child if experiment.round_momentum == "own" else None
+        nodes, weights = zip(*terms, strict=True)
+        all_means = mean + (0.0,) * (len(nodes) - len(mean))
+        momentum = momentum_weights(experiment.momentum, all_means)
+        if own is not None:
+            momentum = tuple(float(i == own) for i in range(len(nodes)))
+        sums = [tuple(pull * w + (1 - pull) * (i == child) for i, w in enumerate(s)) for s in (weights, all_means)]
+        average = Average(nodes, *map(self._same, (*sums, momentum)))
+        key = namer.average([tree.keys[node] for node in nodes], average, own, config)
+        return tree.add(key, config, epoch, average=average)
 
     def _train(self, start: int, last: int, noise: int, config: Config, namer: Namer, reset: bool = False) -> int:
         """The node after epoch `last` of the trajectory from `start`; extends the tree. reset: with zero momentum."""

@@ -103,7 +103,7 @@ class ResidentStates(StateCache):
         parts = [nodes[first : first + size] for first in range(0, len(nodes), size)]
         uses = Counter(name for part in parts for name in {*((node, False) for node in part), *self._children(part)})
         for part in parts:
-            end_here = all(node in tree.averages and not tree.configs[node].experiment.after for node in part)
+            end_here = all(node in tree.averages and node not in tree.trained for node in part)
             names = self._children(part) if end_here else [(node, False) for node in part]
             passing = [name for name in names if tree.is_epoch(name[0]) and uses[name] == 1 and name not in rows]
             if passing:
@@ -113,7 +113,7 @@ class ResidentStates(StateCache):
             like = rows[names[0]][0]
             made = self._scratch("made", like.layout, len(part), like.device)
             if end_here:
-                yield self._average(part, rows, momentum=None, into=made)
+                yield self._average(part, rows, made)
             else:
                 yield Population.gather([rows[name] for name in names], made)
             for name in passing:
@@ -148,7 +148,7 @@ class ResidentStates(StateCache):
         for node, recomputed in (name for name in dict.fromkeys(names) if name not in rows):
             experiment, noise = tree.configs[node].experiment, tree.configs[node].seeds.statistics_noise
             how = recomputed and (tree.epochs[node], noise, experiment.recompute_images)
-            alike[node in tree.averages, tree.is_epoch(node), experiment.momentum, how].append((node, recomputed))
+            alike[node in tree.averages, tree.is_epoch(node), how].append((node, recomputed))
         for _, made in sorted(alike.items(), key=lambda item: bool(item[0][0])):  # averages of the others last
             nodes = [node for node, _ in made]
             population = self._made(nodes, made[0][1], files, rows)
@@ -164,7 +164,7 @@ class ResidentStates(StateCache):
             networks = [resources.network(tree.configs[node]) for node in nodes]
             return Population.from_modules(networks, resolve_device(config.engine.device))
         self._bring(self._children(nodes), files, rows)
-        averages = self._average(nodes, rows, config.experiment.momentum)
+        averages = self._average(nodes, rows)
         if not recomputed:
             return averages
         noises = [Noise(config.seeds.statistics_noise)] * len(nodes)
@@ -172,14 +172,16 @@ class ResidentStates(StateCache):
         images = config.experiment.recompute_images
         return resources.engine(config).recompute_statistics(averages, train, noises, tree.epochs[nodes[0]], images)
 
-    def _average(
-        self, nodes: Sequence[int], rows: Rows, momentum: str | None, into: Population | None = None
-    ) -> Population:
+    def _average(self, nodes: Sequence[int], rows: Rows, into: Population | None = None) -> Population:
+        """Averages; those made in the memory `into` have no momentum of their own."""
         averages = [self._tree.averages[node] for node in nodes]
-        members_of_L = [[rows[child, False] for child in children] for children, _ in averages]
-        return Population.averages(members_of_L, [weights for _, weights in averages], momentum, into)
+        members_of_L = [[rows[child, False] for child in average.nodes] for average in averages]
+        momentum = [average.momentum for average in averages] if into is None else None
+        return Population.averages(
+            members_of_L, [a.weights for a in averages], momentum, into, [a.statistics for a in averages]
+        )
 
     def _children(self, nodes: Iterable[int]) -> list[Name]:
         """What the averages among `nodes` are made of."""
-        averages = [self._tree.averages[node][0] for node in nodes if node in self._tree.averages]
+        averages = [self._tree.averages[node].nodes for node in nodes if node in self._tree.averages]
         return list(dict.fromkeys((child, False) for children in averages for child in children))

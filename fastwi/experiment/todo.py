@@ -28,7 +28,7 @@ def unfinished(
     for task in reversed(range(tree.probes().stop)):  # later ones first: they say which states they need
         start = tree.start_of(task)
         if start < 0:  # no task: an initial network, or an average
-            for child in tree.averages[task][0] if needed[task] and task in tree.averages else ():
+            for child in tree.averages[task].nodes if needed[task] and task in tree.averages else ():
                 needed[child] = True
             continue
         name = tree.measurement_key(task)
@@ -72,7 +72,7 @@ def lost_with(tree: Tree, nodes: Collection[int]) -> set[int]:
     """The states `nodes` of `tree` and all that are made of them."""
     lost = set(nodes)
     for node in range(min(lost) + 1, len(tree)) if lost else ():
-        if tree.before[node] in lost or (node in tree.averages and not lost.isdisjoint(tree.averages[node][0])):
+        if tree.before[node] in lost or (node in tree.averages and not lost.isdisjoint(tree.averages[node].nodes)):
             lost.add(node)
     return lost
 
@@ -83,7 +83,7 @@ def is_lost(tree: Tree, lost: Collection[int], task: int) -> bool:
     What diverged has measurements of its own: an epoch the one that it ends with, an average all.
     """
     start = tree.start_of(task)
-    children = tree.averages[start][0] if task >= len(tree) and start in tree.averages else (start,)
+    children = tree.averages[start].nodes if task >= len(tree) and start in tree.averages else (start,)
     return any(node in lost for node in children)
 
 

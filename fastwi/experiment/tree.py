@@ -1,7 +1,7 @@
 """A tree of trajectories: states of networks, named by all that decides them, and what is measured of them.
 
 A state is a network at some moment: its weights, momentum and batch-norm statistics. There are three kinds: a freshly
-drawn parent; what one epoch of training makes of the state before it; the weighted mean of children.
+drawn parent; what one epoch of training makes of the state before it; the average of other states.
 
 Keys are hex digests of what decides the state and what is measured of it: the start, the network, optimizer,
 augmentation, dataset, precision, noise, epoch and the learning rates of that epoch. Not: devices, engines, threads,
@@ -41,6 +41,19 @@ class Treatment:
     images: int
 
 
+@dataclass(frozen=True, slots=True)
+class Average:
+    """A state made of the states `nodes`: sums of their weights, batch-norm statistics and momentum.
+
+    Each sum has a weight for each node; 0: it takes no part.
+    """
+
+    nodes: tuple[int, ...]
+    weights: tuple[float, ...]
+    statistics: tuple[float, ...]
+    momentum: tuple[float, ...]
+
+
 class Tree:
     """States, probes, and the states worth keeping (`stops`).
 
@@ -49,6 +62,8 @@ class Tree:
     rates, augmentation, dataset and epoch), `configs`. `averages`: node to (nodes of the children, weights).
     `resets`: epochs that start with zero momentum, whatever their start has. Columns by probe: `probe_nodes`,
     `probe_treatments` (a place in `treatments`), `probe_configs`. `inputs`: see `Inputs`.
+    rates, augmentation, dataset and epoch), `configs`. `averages`: by node; some are `trained` on. Columns by probe:
+    `probe_nodes`, `probe_treatments` (places in `treatments`), `probe_configs`. `inputs`: see `Inputs`.
     """
 
     def __init__(self) -> None:
@@ -59,8 +74,9 @@ class Tree:
         self.noises = array("Q")
         self.alike = array("i")
         self.configs: list[Config] = []
-        self.averages: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = {}
         self.resets: set[int] = set()
+        self.averages: dict[int, Average] = {}
+        self.trained: set[int] = set()
         self.probe_nodes = array("i")
         self.probe_treatments = array("i")
         self.probe_configs: list[Config] = []
@@ -83,7 +99,7 @@ class Tree:
         before: int = -1,
         noise: int = 0,
         alike: str = "",
-        average: tuple[tuple[int, ...], tuple[float, ...]] | None = None,
+        average: Average | None = None,
     ) -> int:
         """The node of a state, added where it is not there yet: of an initial network if no more is given."""
         if key in self.nodes:
@@ -97,6 +113,8 @@ class Tree:
         self.configs.append(config)
         if average is not None:
             self.averages[node] = average
+        if before in self.averages:
+            self.trained.add(before)
         return node
 
     def add_probe(self, node: int, treatment: Treatment, config: Config) -> bool:
@@ -161,6 +179,7 @@ class Tree:
         """The nodes of a trajectory after `first` epochs, up to the node `last`."""
         nodes = []
         for _ in range(self.epochs[last] - first):
+            assert last >= 0  # else an average is on the way
             nodes.append(last)
             last = self.before[last]
         return nodes[::-1]
@@ -173,7 +192,7 @@ class Tree:
         """The epochs whose states are needed to have a state: itself, or what it is made of; none for an initial."""
         if self.before[node] >= 0:
             return (node,)
-        children = self.averages[node][0] if node in self.averages else ()
+        children = self.averages[node].nodes if node in self.averages else ()
         return tuple(dict.fromkeys(source for child in children for source in self.sources(child)))
 
     def needs(self, task: int) -> tuple[int, ...]:

@@ -182,7 +182,7 @@ class Worker:
             )
             # Averages are trained on with these very statistics; those that end here were made without momentum.
             names = map(self.resident.trained_name, map(self.tree.start_of, probes))
-            going_on = [n if n[1] and self.tree.configs[n[0]].experiment.after else None for n in names]
+            going_on = [n if n[1] and n[0] in self.tree.trained else None for n in names]
             self.resident.put(population, going_on)
         return score(engine, population, test, report)
 

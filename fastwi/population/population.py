@@ -15,14 +15,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from fastwi.config.averaging import momentum_weights
 from fastwi.errors import UserError
 from fastwi.files import atomic_open
 from fastwi.kernels.combine import Terms, combine_rows_, copy_rows_
 from fastwi.population import checkpoint
 from fastwi.population.interpolation import Interpolation
 from fastwi.population.layout import MATRICES, Layout, Span
-
-MOMENTUM_TREATMENTS = ("reset", "average", "keep")
 
 Member = tuple["Population", int]  # a population and a row of it
 
@@ -113,8 +112,9 @@ class Population:
     def averages(
         members_of_L: Sequence[Sequence[Member]],
         weights_of_L: Sequence[Sequence[float]],
-        momentum: str | None = "reset",
+        momentum: str | Sequence[Sequence[float]] | None = "reset",
         into: "Population | None" = None,
+        statistics_of_L: Sequence[Sequence[float]] | None = None,
     ) -> "Population":
         """Average l is the sum over i of weights_of_L[l][i] x members_of_L[l][i], a row of any population.
 
@@ -123,27 +123,25 @@ class Population:
         counters are the maximum over the members that take part (weight not zero, so that a diverged member can be
         left out). Negative weights can make a variance negative: recompute statistics then.
 
-        momentum: "reset" to zero, the same "average", or "keep" that of the first member that takes part; None leaves
-        that of `into` as it is. into: L members that no average is made of; fresh memory where left out.
+        momentum: "reset" to zero, the same "average", "keep" that of the first member that takes part, or weights of
+        its own; None leaves that of `into` as it is. into: L members that no average is made of; fresh memory where
+        left out. statistics_of_L: weights of the statistics, where they are others.
         """
-        if momentum is not None or into is None:
-            momentum = momentum or "reset"
-            _require_treatment(momentum)
+        if momentum is None and into is None:
+            momentum = "reset"
         if not all(map(len, members_of_L)):
             raise ValueError("an average needs at least one member")
         members_T = [member for members in members_of_L for member in members]
         used, rows_T2, made = _numbered(members_T, len(members_of_L), into)
         terms = Terms.of(list(map(len, members_of_L)), rows_T2, weights_of_L)
         combine_rows_(made.weights_MP, [population.weights_MP for population in used], terms)
-        combine_rows_(made.statistics_MQ, [population.statistics_MQ for population in used], terms)
-        momenta = [population.momentum_MP for population in used]
-        if momentum == "average":
-            combine_rows_(made.momentum_MP, momenta, terms)
-        elif momentum is not None:
-            made.momentum_MP.zero_()
-        if momentum == "keep":
-            for row, term in zip(*np.unique(terms.sum_T, return_index=True), strict=True):
-                made.momentum_MP[row].copy_(momenta[terms.matrix_T[term]][terms.row_T[term]])
+        statistics = Terms.of(list(map(len, members_of_L)), rows_T2, statistics_of_L or weights_of_L)
+        combine_rows_(made.statistics_MQ, [population.statistics_MQ for population in used], statistics)
+        if momentum is not None:
+            if isinstance(momentum, str):
+                momentum = [momentum_weights(momentum, weights) for weights in weights_of_L]
+            of_momentum = Terms.of(list(map(len, members_of_L)), rows_T2, momentum)
+            combine_rows_(made.momentum_MP, [population.momentum_MP for population in used], of_momentum)
         made.counters_MB.zero_()
         first_row = np.cumsum([0, *map(len, used)])  # of each population in all their counters
         rows_T = torch.from_numpy(first_row[terms.matrix_T] + terms.row_T).to(made.device)
@@ -274,7 +272,7 @@ class Population:
 
         Arguments are checked, and on a GPU carried there, once. It holds both populations.
         """
-        _require_treatment(momentum)
+        momentum_weights(momentum, ())  # which refuses another
         source = self if other is None else other
         _require_layout(self.layout, source.layout)
         return Interpolation(self, source, pairs, alpha, momentum)
@@ -362,8 +360,3 @@ def _require_equal_constants(first: nn.Module, module: nn.Module, m: int) -> Non
                 f"non-persistent buffer {name!r} of module {m} differs from the first module's, and a "
                 "population does not hold it; register it with persistent=True"
             )
-
-
-def _require_treatment(momentum: str) -> None:
-    if momentum not in MOMENTUM_TREATMENTS:
-        raise ValueError(f"momentum treatment {momentum!r} is not one of {', '.join(MOMENTUM_TREATMENTS)}")

@@ -39,6 +39,7 @@ def load_network(
     pair: int | None = None,
     alpha: float | None = None,
     after: int = 0,
+    round: int | None = None,
     axes: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A network of a run or a sweep, on the CPU and in evaluation mode. Nothing is trained.
@@ -56,6 +57,7 @@ def load_network(
         pair: of an average: which tuple of children, from 0, as in a sweep's frames.
         alpha: of an average: its place on the line A -> B.
         after: of an average, or of a child where children are trained on: epochs after the interpolation.
+        round: of an average or a child, where there are several rounds: which, from 1; a child's s counts from it.
         axes: values of a sweep's further axes, {"optimizer.learning_rate": 0.1}.
 
     Returns:
@@ -68,6 +70,7 @@ def load_network(
     if which not in WHICH:
         raise UserError(f"which: {show(which)} is not a choice; valid: {', '.join(WHICH)}")
     given = {"parent": parent, "k": k, "s": s, "child": child, "pair": pair, "alpha": alpha, "after": after or None}
+    given["round"] = round
     for name in axes or {}:
         if name in given:
             raise UserError(f"axes: {name} is an argument of load_network itself; give it as {name}=")
@@ -112,22 +115,24 @@ def _networks(planned: PlannedSweep, which: str, counted: str) -> Iterator[_Netw
     """The parents, children or averages of all points."""
     axes, tuples, epochs = other_axes(planned.spec), child_tuples(planned.spec), planned.tree.epochs
     for point, place in zip(planned.points, planned.places, strict=True):
-        e, interpolation = point.config.experiment, epochs[place.average_node]
+        e = point.config.experiment
         about = {path: axis_value(planned.spec.axes[i], point.values[i]) for path, i in axes.items()}
         about |= {"parent": point.parent, "k": e.k}
         if which == "parent":
             yield _Network(about, place.clone_node, 0)
-        elif which == "average":
-            about |= {"s": e.s, "pair": point.tuple_index, "alpha": point.alpha}
-            yield _Network(about, place.after_node, interpolation)
-        else:
+            continue
+        for at, each in enumerate(place.rounds, 1):
+            ends, end = each is place.rounds[-1], epochs[each.average_node]
+            about |= {"s": e.s, "round": at}
+            if which == "average":
+                about |= {"pair": point.tuple_index, "alpha": point.alpha}
+                yield _Network(about, place.after_node if ends else each.average_node, end)
+                continue
             # A run's children are one tuple, and any sweep's first tuple has its first children.
             numbers = tuples[point.tuple_index] if point.tuple_index else range(1, e.children + 1)
-            lasts, begun = place.end_nodes, epochs[place.clone_node]
-            if counted == "after":
-                lasts, begun = place.last_nodes, interpolation
-            for number, last in zip(numbers, lasts, strict=True):
-                yield _Network(about | {"s": e.s, "child": number}, last, begun)
+            lasts, begun = (each.end_nodes, each.first) if counted == "s" else (place.last_nodes, end)
+            for number, last in zip(numbers, lasts if counted == "s" or ends else (), strict=False):
+                yield _Network(about | {"child": number}, last, begun)
 
 
 def _chosen(networks: list[_Network], name: str, given: Any) -> list[_Network]:

@@ -133,20 +133,25 @@ def _curves(points: Sequence[_Placed], measurements: Measured, metric: str, wind
     a part alone, a quarter of the rest: all of it would flatten what matters.
     """
     e = points[0][0].config.experiment
-    begin = e.k - max(1, (e.s + e.after) // 4) if window else 0
+    begin = e.k - max(1, (e.rounds * e.s + e.after) // 4) if window else 0
     values = {}
     for point, place in points:
-        noises, clone, end = point.config.seeds.child_noise, place.parent[-1:], e.k + e.s
+        noises, clone, keys = point.config.seeds.child_noise, place.parent[-1:], place.tree.keys
         lines = []
-        for treatment in (OWN, *([RECOMPUTED] if place.recomputed else [])):
+        every = (OWN, *([RECOMPUTED] if place.recomputed else []))
+        for treatment in every:
             lines.append(("parents", 0, treatment, 1, place.parent))
             for noise, states in zip(noises, place.children, strict=True):
                 # From the clone on, so that the line begins where the parent's ends.
                 lines.append(("children", noise, treatment, e.k + 1 - len(clone), (*clone, *states)))
-            lines.append(("averages", point.tuple_index, treatment, end, (place.average, *place.after)))
-        for treatment in [name for name in place.treatments if name != OWN and not place.recomputed]:
-            lines += [("children", n, treatment, end, (s,)) for n, s in zip(noises, place.ends, strict=True)]
-            lines.append(("averages", point.tuple_index, treatment, end, (place.average,)))
+        for each in place.rounds:
+            end, average = place.tree.epochs[each.average_node], (keys[each.average_node],)
+            for treatment in each.treatments:
+                lines.append(("averages", point.tuple_index, treatment, end, average))
+                if treatment != OWN and not place.recomputed:
+                    at_end = zip(noises, each.end_nodes, strict=True)
+                    lines += [("children", noise, treatment, end, (keys[node],)) for noise, node in at_end]
+        lines += [("averages", point.tuple_index, treatment, place.end + 1, place.after) for treatment in every]
         for group, number, treatment, first, states in lines:
             for epoch, state in enumerate(states, first):
                 filed = place.recomputed[epoch].name if treatment == RECOMPUTED else treatment
@@ -185,15 +190,16 @@ def _draw_panel(axis: Any, placed: _Placed, frame: polars.DataFrame) -> None:
             LineCollection(thin, colors=colour, linewidths=0.7, alpha=alpha, zorder=level, rasterized=many)
         )
         axis.plot(*_mean(frame, group), color=colour, lw=1.7, marker=".", ms=4, zorder=3 + level)
-    epochs, values = _mean(frame, "averages")
-    if epochs and epochs[0] == e.k + e.s:
-        axis.plot(epochs[:1], values[:1], marker="o", ms=5, color=_COLOURS["averages"], zorder=8)
+    ends = [e.k + e.s * number for number in range(1, e.rounds + 1)]
+    for epoch, value in zip(*_mean(frame, "averages"), strict=True):
+        if epoch in ends:
+            axis.plot([epoch], [value], marker="o", ms=5, color=_COLOURS["averages"], zorder=8)
     for group, colour in _COLOURS.items():
         mean = _mean(frame, group, recomputed=True)
         if mean[0]:
             look = {"ls": ":", "ms": 3.5} if place.recomputed else {"ls": "", "ms": 6}
             axis.plot(*mean, marker="D", markerfacecolor="none", color=colour, zorder=9, **look)
-    for epoch in {e.k, e.k + e.s}:
+    for epoch in {e.k, *ends}:
         axis.axvline(epoch, color="0.6", lw=0.8, ls="--", zorder=0)
 
 

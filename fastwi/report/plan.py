@@ -94,7 +94,7 @@ def naive_epochs(points: Iterable[Point]) -> int:
     total = 0
     for point in points:
         e = point.config.experiment
-        total += e.k + e.children * e.s + e.after * (1 + e.children * e.continue_children)
+        total += e.k + e.rounds * e.children * e.s + e.after * (1 + e.children * e.continue_children)
     return total
 
 
@@ -105,8 +105,10 @@ def tree_lines(planned: PlannedSweep) -> list[str]:
     kinds = defaultdict[str, set[tuple[int, int]]](set)
     for place in planned.places:
         kinds["parents"].add((place.clone_node, 0))
-        kinds["children"].update((last, tree.epochs[place.clone_node]) for last in place.last_nodes)
-        kinds["averages"].add((place.after_node, tree.epochs[place.average_node]))
+        for each in place.rounds:
+            lasts = place.last_nodes if each is place.rounds[-1] else each.end_nodes
+            kinds["children"].update((last, each.first) for last in lasts)
+        kinds["averages"].add((place.after_node, place.end))
     lines = []
     for name, trajectories in kinds.items():
         paths = [path for last, first in trajectories if (path := tree.path(last, first))]

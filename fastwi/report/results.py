@@ -55,7 +55,8 @@ def write_run(
     if any(row["network"] == "average" for row in rows):
         e = point.config.experiment
         subject = f"{point.config.model.name} on {dataset}: k = {e.k}, s = {e.s}, {e.children} children"
-        tables = run_tables(rows, averages, e.k + e.s)
+        subject += f", {e.rounds} rounds" if e.rounds > 1 else ""
+        tables = run_tables(rows, averages, place.end)
         write_text(paths.table, f"# {subject}\n\n" + "\n".join(table.markdown() for table in tables))
         draw_run(planned, measured, paths.figure, subject)
         lines = [f"{paths.directory}: metrics.jsonl, summary.md, figure.png, checkpoints/, store/"]

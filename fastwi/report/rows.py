@@ -43,6 +43,7 @@ COLUMNS = {
     "child": Column("", "number of the child, from 1 within its parent and k", _INT),
     "noise": Column("", "noise seed of the network's training; null for an average not yet trained on", _INT),
     "stage": Column("", "parent, children (also where they are trained on), interpolation or after", _TEXT),
+    "round": Column("", "round of cloning and averaging, from 1; null where all points have one, and before", _INT),
     "epoch": Column("epochs", "epochs done since initialisation", _INT),
     "batch_norm": Column("", "batch-norm statistics at evaluation: own, or recomputed on training images", _TEXT),
     "metric": Column("", "what was measured: " + ", ".join(UNITS), _TEXT),
@@ -84,12 +85,12 @@ GAIN_COLUMNS = {
 """Of gains.parquet, after the axes beside k and s. Null: not measured (yet), or a network of these diverged."""
 
 _ROW_TYPES = {
-    "stage": _TEXT, "epoch": _INT, "network": _TEXT, "batch_norm": _TEXT, "train_loss": polars.Float64,
+    "stage": _TEXT, "round": _INT, "epoch": _INT, "network": _TEXT, "batch_norm": _TEXT, "train_loss": polars.Float64,
     "learning_rate": polars.Float64, "test_loss": polars.Float64, ACCURACY: polars.Float64,
 }  # fmt: skip
 
 _SPAN_TYPES = PAIR_TYPES | {
-    **{name: COLUMNS[name].type for name in ("network", "child", "noise", "stage", "point")},
+    **{name: COLUMNS[name].type for name in ("network", "child", "noise", "stage", "round", "point")},
     "last": _INT, "first": _INT, "treatment": _TEXT,
 }  # fmt: skip
 
@@ -114,22 +115,24 @@ def rows_frame(rows: Iterable[Row]) -> polars.DataFrame:
 
 def point_rows(point: Point, place: PointStates, measurements: Measured) -> list[Row]:
     """The rows of metrics.jsonl for `point`, in its order; without those that have no measurement (yet)."""
-    e = point.config.experiment
-    end = e.k + e.s
+    keys, k, end = place.tree.keys, point.config.experiment.k, place.end
     children = {f"child {i}": states for i, states in enumerate(place.children, 1)}
-    at_end = {"average": place.average, **dict(zip(children, place.ends, strict=True))}
-    # Stage, network, treatment, and states after one epoch each from an epoch on.
+    # Stage, round, network, treatment, and states after one epoch each from an epoch on.
     every = [OWN, *([RECOMPUTED] if place.recomputed else [])]
-    lines = [("parent", "parent", treatment, 1, place.parent) for treatment in every]
+    lines = [("parent", 0, "parent", treatment, 1, place.parent) for treatment in every]
+    for number, each in enumerate(place.rounds, 1):
+        first, last = each.first + 1, place.tree.epochs[each.average_node]
+        spans = {name: states[each.first - k : last - k] for name, states in children.items()}
+        for treatment in every:
+            lines += [("children", number, name, treatment, first, states) for name, states in spans.items()]
+        at_end = {"average": each.average_node, **dict(zip(children, each.end_nodes, strict=True))}
+        for treatment in each.treatments if (keys[each.average_node], OWN) in measurements else ():
+            lines += [("interpolation", number, name, treatment, last, (keys[n],)) for name, n in at_end.items()]
     for treatment in every:
-        lines += [("children", name, treatment, e.k + 1, states[: e.s]) for name, states in children.items()]
-    for treatment in place.treatments if (place.average, OWN) in measurements else ():
-        lines += [("interpolation", name, treatment, end, (state,)) for name, state in at_end.items()]
-    for treatment in every:
-        lines.append(("after", "average", treatment, end + 1, place.after))
-        lines += [("after", name, treatment, end + 1, states[e.s :]) for name, states in children.items()]
+        lines.append(("after", number, "average", treatment, end + 1, place.after))
+        lines += [("after", number, name, treatment, end + 1, states[end - k :]) for name, states in children.items()]
     rows: list[Row] = []
-    for stage, network, treatment, first, states in lines:
+    for stage, number, network, treatment, first, states in lines:
         batch_norm = OWN if treatment == OWN else RECOMPUTED
         for epoch, state in enumerate(states, first):
             filed = place.recomputed[epoch].name if treatment == RECOMPUTED else treatment
@@ -137,6 +140,8 @@ def point_rows(point: Point, place: PointStates, measurements: Measured) -> list
             if found is None:
                 continue
             row: Row = {"stage": stage, "epoch": epoch, "network": network, "batch_norm": batch_norm}
+            if number and len(place.rounds) > 1:
+                row["round"] = number
             if stage != "interpolation" and treatment == OWN:
                 row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
             rows.append(row | {"test_loss": found.test_loss, ACCURACY: found.test_accuracy})
@@ -192,12 +197,13 @@ def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFr
     """All measurements of a sweep that are there, in long form, each once."""
     spec, tree = planned.spec, planned.tree
     axes, tuples = other_axes(spec), child_tuples(spec)
+    many = any(len(place.rounds) > 1 for place in planned.places)
     # Values of axes by their place on the axis: polars compares numbers.
     numbers = {path: {value: n for n, value in enumerate(spec.axes[i].values)} for path, i in axes.items()}
     spans = [
         (*(numbers[path][point.values[i]] for path, i in axes.items()), *span)
         for point, place in zip(planned.points, planned.places, strict=True)
-        for span in _spans(point, place, tuples[point.tuple_index], planned.inputs_of(point.config).digest)
+        for span in _spans(point, place, tuples[point.tuple_index], planned.inputs_of(point.config).digest, many)
     ]
     frame = polars.DataFrame(spans, schema=dict.fromkeys(axes, _INT) | _SPAN_TYPES, orient="row")
     # States are chained: spans with one last state are one span, and a longer one may hold a shorter.
@@ -235,8 +241,13 @@ def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFr
     return long.sort("row", maintain_order=True).select(*axes, *COLUMNS)
 
 
-def _spans(point: Point, place: PointStates, numbers: tuple[int, ...], digest: str) -> Iterator[tuple[Any, ...]]:
-    """What a point measures, as `_SPAN_TYPES`: states in a row up to the node `last`, after `first` epochs."""
+def _spans(
+    point: Point, place: PointStates, numbers: tuple[int, ...], digest: str, many: bool
+) -> Iterator[tuple[Any, ...]]:
+    """What a point measures, as `_SPAN_TYPES`: states in a row up to the node `last`, after `first` epochs.
+
+    many: some point of the sweep has more than one round.
+    """
     config, seed, epochs = point.config, point.parent, place.tree.epochs
     k, s, seeds = config.experiment.k, config.experiment.s, config.seeds
     parent, at_end = ("parent", None, seeds.parent_noise), "interpolation"
@@ -245,21 +256,25 @@ def _spans(point: Point, place: PointStates, numbers: tuple[int, ...], digest: s
         return [OWN, *([place.recomputed[epochs[last]].name] if place.recomputed else [])]
 
     for treatment in every(place.clone_node) if k else ():
-        yield None, None, None, seed, None, *parent, "parent", None, place.clone_node, 0, treatment
-    for number, noise, last in zip(numbers, seeds.child_noise, place.last_nodes, strict=True):
-        for treatment in every(last) if epochs[last] > k else ():
-            yield k, None, None, seed, None, "child", number, noise, "children", None, last, k, treatment
+        yield None, None, None, seed, None, *parent, "parent", None, None, place.clone_node, 0, treatment
     name = config_hash(config, digest)
     mean = (k, s, point.alpha, seed, point.tuple_index, "average", None)
-    for treatment in place.treatments:
-        yield *mean, None, at_end, name, place.average_node, k + s - 1, treatment
-        for number, noise, end in zip(numbers, seeds.child_noise, place.end_nodes, strict=True):
-            # Else it is measured after the network's last epoch.
-            if (treatment != OWN and not place.recomputed) or not (k or s):
-                network = ("child", number, noise) if s else parent
-                yield k, s, None, seed, None, *network, at_end, None, end, k + s - 1, treatment
-    for treatment in every(place.after_node) if epochs[place.after_node] > k + s else ():
-        yield *mean, seeds.average_noise, "after", name, place.after_node, k + s, treatment
+    for at, each in enumerate(place.rounds, 1):
+        number, epoch = at if many else None, epochs[each.average_node]
+        lasts = place.last_nodes if each is place.rounds[-1] else each.end_nodes
+        for child, noise, last in zip(numbers, seeds.child_noise, lasts, strict=True):
+            span = "children", number, None, last, each.first
+            for treatment in every(last) if epochs[last] > each.first else ():
+                yield k, None, None, seed, None, "child", child, noise, *span, treatment
+        for treatment in each.treatments:
+            yield *mean, None, at_end, number, name, each.average_node, epoch - 1, treatment
+            for child, noise, end in zip(numbers, seeds.child_noise, each.end_nodes, strict=True):
+                # Else it is measured after the network's last epoch.
+                if (treatment != OWN and not place.recomputed) or not (k or s):
+                    network = ("child", child, noise) if s else parent
+                    yield k, s, None, seed, None, *network, at_end, number, None, end, epoch - 1, treatment
+    for treatment in every(place.after_node) if epochs[place.after_node] > epoch else ():
+        yield *mean, seeds.average_noise, "after", number, name, place.after_node, epoch, treatment
 
 
 def _shared(frame: polars.DataFrame, *keys: str) -> polars.DataFrame:

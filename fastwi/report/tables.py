@@ -153,10 +153,10 @@ def run_tables(rows: Sequence[Row], gains: polars.DataFrame, end: int) -> list[T
     The average is compared with itself and the best child at interpolation and, where the children were trained on,
     with the best of them at the same epoch, both with the same statistics. Nothing is compared with a network that
     diverged.
-    `gains` has the run's row, if there is one; `end` is the epoch of interpolation, k + s.
+    `gains` has the run's row, if there is one; `end` is the epoch of interpolation, of several rounds the last.
     """
     (gain,) = gains.to_dicts() or [{}]
-    at = [row for row in rows if row["stage"] == "interpolation"]
+    at = [row for row in rows if row["stage"] == "interpolation" and row["epoch"] == end]
     networks = list[tuple[str, ...]]()
     for row in at:
         best = gain.get(f"gain_best_{row['batch_norm']}_points")

@@ -146,8 +146,10 @@ class _Compared:
         self.same: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
         for pair in all_pairs(opened):
             for whole in pair.place.children:
-                # Beyond s children may be trained on at a lower rate: that is another trajectory.
-                path = whole if pair.config.experiment.children_rate_factor == 1 else whole[: pair.s]
+                # Beyond s children may be trained on at a lower rate, or in another round: another trajectory.
+                experiment = pair.config.experiment
+                alone = experiment.children_rate_factor == experiment.rounds == 1
+                path = whole if alone else whole[: pair.s]
                 if path and len(path) > len(self.longest.get(_child(pair, path), ())):
                     self.longest[_child(pair, path)] = path
             for axis in ("alpha", *dict(pair.variant)):
@@ -175,8 +177,9 @@ class _Compared:
         return None if found is None else found.learning_rate
 
     def _paths(self, pair: Pair) -> list[tuple[str, ...]]:
-        """The longest path of each of the pair's children, at its own rates; empty where s is 0."""
-        return [self.longest[_child(pair, path)] if pair.s else () for path in pair.place.children]
+        """The longest path of each of the pair's children, at its own rates; empty where s is 0, or after rounds."""
+        one = pair.s and pair.config.experiment.rounds == 1
+        return [self.longest[_child(pair, path)] if one else () for path in pair.place.children]
 
     def _children(self, pair: Pair) -> Iterator[_Row]:
         for name, treatment in zip((OWN, RECOMPUTED), pair.place.treatments, strict=False):
@@ -230,7 +233,7 @@ class _Compared:
         """Children from the same state under the same noise that ended with a lower rate."""
         average = self._accuracy(pair.place.average)
         factor = pair.config.experiment.children_rate_factor
-        dropped = [path[pair.s :] for path in pair.place.children if pair.s and factor < 1]
+        dropped = [path[pair.end - pair.k :] for path in pair.place.children if pair.s and factor < 1]
         for epochs, states in enumerate(zip(*dropped, strict=True), 1):
             yield _Row("dropped_rate", f"{factor:g}", epochs, OWN, average, self._accuracy(*states))
         rate = self._rate(pair)

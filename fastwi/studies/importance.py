@@ -235,7 +235,7 @@ def _networks(opened: OpenedSweep, pair: Pair, again: bool, lost: set[str]) -> I
     """
     place = pair.place
     k = pair.k
-    end = k + pair.s
+    end = pair.end
 
     def named(network: str, child: int | None, stage: str, epoch: int, treatment: str = OWN) -> dict[str, Any]:
         return {"network": network, "child": child, "stage": stage, "epoch": epoch, "batch_norm": treatment}

@@ -68,6 +68,7 @@ UNEQUAL = {"experiment.weights": (0.25, 0.75)}
 KEEP = {"experiment.momentum": "keep"}
 SHORT = {"schedule.end": 3}
 ANNEAL = {"schedule.at_average": "anneal"}
+ROUNDS = {"experiment.rounds": 2, "experiment.after": 0}
 
 CASES: dict[str, list[Case]] = {
     "run.name": [Case("other", NONE)],
@@ -167,9 +168,30 @@ CASES: dict[str, list[Case]] = {
         Case("reset"), Case("reset", given={**GO_ON, "experiment.s": 0}),
         Case("reset", NONE, {"experiment.s": 0}, renamed=True),
         Case("reset", NONE, {"experiment.k": 0}, renamed=True),
-        Case("reset", NONE, {"optimizer.momentum": 0.0}, renamed=True),
+        Case("reset", NONE, {"optimizer.momentum": 0.0}, renamed=True), Case("reset", given=ROUNDS),
     ],
-    "experiment.continue_children": [Case(True)],
+    "experiment.rounds": [
+        Case(2), Case(2, given=RECOMPUTE), Case(3, given=ROUNDS), Case(3, given={**ROUNDS, "experiment.pull": 0.5}),
+        Case(2, given={"experiment.outer_nesterov": True, "experiment.outer_momentum": 0.9}),
+    ],
+    "experiment.outer_step": [Case(0.5), Case(1.5, given=ROUNDS), Case(0.5, given={**ROUNDS, **RECOMPUTE})],
+    "experiment.outer_momentum": [
+        Case(0.5, given=ROUNDS), Case(0.5, given={**ROUNDS, "experiment.outer_step": 0.5}),
+        Case(0.5, NONE, renamed=True), Case(0.5, given={"experiment.outer_nesterov": True}),
+    ],
+    "experiment.outer_nesterov": [
+        Case(True, given={**ROUNDS, "experiment.outer_momentum": 0.5}), Case(True, NONE, ROUNDS, renamed=True),
+        Case(True, given={"experiment.outer_momentum": 0.5}),
+    ],
+    "experiment.pull": [
+        Case(0.5, given=ROUNDS), Case(0.0, given={**ROUNDS, "experiment.round_momentum": "own"}),
+        Case(0.5, given={**ROUNDS, **RECOMPUTE}), Case(0.5, NONE, renamed=True),
+    ],
+    "experiment.round_momentum": [
+        Case("own", given=ROUNDS), Case("own", given={**ROUNDS, "experiment.momentum": "average"}),
+        Case("own", given={**ROUNDS, "experiment.pull": 0.5}), Case("own", NONE, renamed=True),
+    ],
+    "experiment.continue_children": [Case(True), Case(True, given={"experiment.rounds": 2})],
     "experiment.children_rate_factor": [Case(0.1, given=GO_ON), Case(0.0, given=GO_ON)],
     "experiment.recompute_images": [
         Case(6), Case(12, given=RECOMPUTE), Case(12, given=RECOMPUTED_THERE),

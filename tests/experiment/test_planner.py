@@ -109,9 +109,10 @@ def test_places_and_states():
     for point, place in zip(points(spec), places, strict=True):
         e, seeds = point.config.experiment, point.config.seeds
         assert (len(place.parent), len(place.children), len(place.after)) == (e.k, 2, e.after)
-        children, weights = tree.averages[tree.nodes[place.average]]
-        assert tuple(tree.keys[child] for child in children) == place.ends
-        assert weights == (0.75, 0.25)
+        average = tree.averages[tree.nodes[place.average]]
+        assert tuple(tree.keys[child] for child in average.nodes) == place.ends
+        assert average.weights == average.statistics == (0.75, 0.25)
+        assert average.momentum == (0.0, 0.0)
         assert place.parent[-1:] in ((place.clone,), ())
         for noise, child, end in zip(seeds.child_noise, place.children, place.ends, strict=True):
             assert [tree.noises[tree.nodes[key]] for key in child] == [noise] * e.s
@@ -123,7 +124,7 @@ def test_places_and_states():
         assert (place.average, OWN) in named
     for node in range(len(tree)):
         assert tree.before[node] < node
-        assert all(child < node for child in tree.averages.get(node, ((), ()))[0])
+        assert all(child < node for child in (tree.averages[node].nodes if node in tree.averages else ()))
     assert [tree.nodes[key] for key in tree.keys] == list(range(len(tree)))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from fastwi.config.schema import Config
 from fastwi.experiment.ready import LONGEST_CHAIN, ReadyQueue
-from fastwi.experiment.tree import OWN, Treatment, Tree
+from fastwi.experiment.tree import OWN, Average, Treatment, Tree
 
 CONFIG = Config()
 
@@ -20,7 +20,7 @@ def random_tree(draw: random.Random) -> Tree:
         if draw.random() < 0.15:
             children = tuple(draw.sample(nodes, 2))
             epoch = max(tree.epochs[child] for child in children)
-            node = tree.add(f"average {i}", CONFIG, epoch, average=(children, (0.5, 0.5)))
+            node = tree.add(f"average {i}", CONFIG, epoch, average=Average(children, *[(0.5, 0.5)] * 3))
             tree.add_probe(node, Treatment(OWN, epoch, 0, 0), CONFIG)
         else:
             epoch = tree.epochs[before] + 1
@@ -92,7 +92,7 @@ def test_of_an_average_that_diverged_only_its_training_is_given_up() -> None:
     tree = Tree()
     start = tree.add("start", CONFIG)
     children = tuple(tree.add(f"child {n}", CONFIG, 1, start, n, "alike") for n in (1, 2))
-    average = tree.add("average", CONFIG, 1, average=(children, (0.5, 0.5)))
+    average = tree.add("average", CONFIG, 1, average=Average(children, *[(0.5, 0.5)] * 3))
     first = tree.add("first", CONFIG, 2, average, 7, "later")
     second = tree.add("second", CONFIG, 3, first, 7, "latest")
     on = tree.add("child on", CONFIG, 2, children[0], 1, "later")

@@ -11,7 +11,7 @@ from mappings import config_from_mapping
 from fastwi.experiment.resident import ResidentStates, StateCache
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.store import Store, write_states
-from fastwi.experiment.tree import Tree
+from fastwi.experiment.tree import Average, Tree
 from fastwi.population import Population
 from fastwi.population.layout import Layout
 
@@ -69,7 +69,12 @@ def grown(after: int, pairs: list[tuple[int, int]]) -> tuple[Tree, list[int], li
     start = tree.add("start", config)
     children = [tree.add(name * 2, config, 1, start, noise, "alike") for noise, name in enumerate("abcde")]
     members = [tuple(children[child] for child in pair) for pair in pairs]
-    averages = [tree.add(f"{n}", config, 1, average=(nodes, (0.5, 0.5))) for n, nodes in enumerate(members)]
+    averages = [
+        tree.add(f"{n}", config, 1, average=Average(nodes, (0.5, 0.5), (0.5, 0.5), (0.0, 0.0)))
+        for n, nodes in enumerate(members)
+    ]
+    for node in averages if after else ():
+        tree.add(f"{node} on", config, 2, node, 9, "later")
     return tree, children, averages
 
 

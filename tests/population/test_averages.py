@@ -5,8 +5,8 @@ import torch
 from small_networks import SmallNet, drawn_population, same_rows
 from torch import nn
 
+from fastwi.config.averaging import MOMENTUM_TREATMENTS
 from fastwi.population import Population
-from fastwi.population.population import MOMENTUM_TREATMENTS
 
 
 @pytest.fixture

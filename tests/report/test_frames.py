@@ -53,6 +53,16 @@ ROWS = {
         interpolation 2 average own, interpolation 2 child 1 own, interpolation 2 child 2 own
         """,
     ),
+    "rounds": (
+        {"k": 0, "s": 1, "rounds": 2, "after": 1, "pull": 0.5, "continue_children": True}, {"measure": ("own",)},
+        """
+        children 1 child 1 own, children 1 child 2 own,
+        interpolation 1 average own, interpolation 1 child 1 own, interpolation 1 child 2 own,
+        children 2 child 1 own, children 2 child 2 own,
+        interpolation 2 average own, interpolation 2 child 1 own, interpolation 2 child 2 own,
+        after 3 average own, after 3 child 1 own, after 3 child 2 own
+        """,
+    ),
     "k = s = 0": (
         {"k": 0, "s": 0, "after": 2}, {"measure": ("own",)},
         """
@@ -69,10 +79,12 @@ def recomputed_at(place, epoch):
 
 
 def state_of(row, place, s):
-    """The state that a row of metrics.jsonl measures, from its names alone; `s` as configured."""
+    """The state that a row of metrics.jsonl measures, from its names alone; `s` of all rounds as configured."""
     epoch, network = row["epoch"], row["network"]
     if row["stage"] == "interpolation":
-        return place.average if network == "average" else place.ends[int(network[6:]) - 1]
+        at = place.rounds[row.get("round", 1) - 1]
+        node = at.average_node if network == "average" else at.end_nodes[int(network[6:]) - 1]
+        return place.tree.keys[node]
     if network == "parent":
         return place.parent[epoch - 1]
     if network == "average":
@@ -89,7 +101,10 @@ def test_point_rows(name, seed):
     told = [" ".join(map(str, (row["stage"], row["epoch"], row["network"], row["batch_norm"]))) for row in rows]
     assert told == [each.strip() for each in text.split(",")]
     for row in rows:
-        state = state_of(row, place, point.config.experiment.s)
+        e = point.config.experiment
+        state = state_of(row, place, e.s * e.rounds)
+        number = max(1, min(row["epoch"] - e.k, e.rounds))
+        assert row.pop("round", None) == (number if e.rounds > 1 and row["stage"] != "parent" else None)
         found = measurements[state, OWN if row["batch_norm"] == "own" else recomputed_at(place, row["epoch"])]
         trained = {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
         assert row == {
@@ -100,7 +115,11 @@ def test_point_rows(name, seed):
     some = dict(list(measurements.items())[::2])
     assert 0 < len(point_rows(point, place, some)) < len(rows)
     del measurements[place.average, OWN]  # without it there is nothing to compare at interpolation
-    assert point_rows(point, place, measurements) == [row for row in rows if row["stage"] != "interpolation"]
+    left = [row for row in rows if (row["stage"], row["epoch"]) != ("interpolation", place.end)]
+    for row in point_rows(point, place, measurements):
+        row.pop("round", None)
+        assert row == left.pop(0)
+    assert not left
 
 
 def test_divergence_in_words():
@@ -121,6 +140,14 @@ SPECS = {
         {"augment.padding": (0, 2), "experiment.s": (0, 1, 3)}, {"k": 1, "measure": BOTH}, children=4,
     ),
     "every epoch, from 0": spec_of({"experiment.s": (0, 1)}, {"k": 0, "measure": BOTH}),
+    "rounds": spec_of(
+        {"experiment.rounds": (1, 3), "experiment.k": (0, 1), "experiment.pull": (1.0, 0.25)},
+        {"s": 2, "continue_children": True}, children=4,
+    ),
+    "rounds, every epoch": spec_of(
+        {"experiment.rounds": (1, 2), "experiment.outer_step": (1.0, 0.5)}, {"k": 1, "s": 2, "measure": BOTH},
+        children=4,
+    ),
     "after": spec_of(
         {"experiment.after": (0, 1, 3), "augment.padding": (0, 2)}, children=6, tuple_size=3, measure=("own",)
     ),
@@ -139,7 +166,8 @@ def plain_table(sweep, measurements):
     for point, place in zip(sweep.points, sweep.places, strict=True):
         e, seeds = point.config.experiment, point.config.seeds
         common = {path: point.values[i] for path, i in other_axes(spec).items()} | {"parent_seed": point.parent}
-        none = {"k": None, "s": None, "alpha": None, "pair": None, "child": None, "point": None}
+        many = any(each.config.experiment.rounds > 1 for each in sweep.points)
+        none = dict.fromkeys(("k", "s", "alpha", "pair", "child", "point", "round"))
         parent = {"network": "parent", "noise": point.parent}
 
         def every(state, epoch, place=place, **facts):
@@ -155,23 +183,29 @@ def plain_table(sweep, measurements):
         ):  # fmt: skip
             child = {"network": "child", "child": number, "noise": point.parent * 1_000_000 + number, "k": e.k}
             for i, state in enumerate(states):
-                every(state, e.k + i + 1, **(common | none | child | {"stage": "children"}))
-            at = {"k": e.k, "s": e.s, "stage": "interpolation", "epoch": e.k + e.s}
+                of = {"round": min(i // max(e.s, 1) + 1, e.rounds) if many else None}
+                every(state, e.k + i + 1, **(common | none | child | of | {"stage": "children"}))
             who = child if e.s else parent
-            for treatment in place.treatments.keys() - {OWN} if not (place.recomputed and e.k + e.s) else ():
-                see(end, treatment, **(common | none | who | at))
-            if e.s == e.k == 0:
-                see(end, OWN, **(common | none | who | at))
+            for number, each in enumerate(place.rounds, 1):
+                end = states[number * e.s - 1] if e.s else end
+                at = {"k": e.k, "s": e.s, "stage": "interpolation", "epoch": e.k + number * e.s}
+                at |= {"round": number if many else None}
+                for treatment in each.treatments.keys() - {OWN} if not (place.recomputed and e.k + e.s) else ():
+                    see(end, treatment, **(common | none | who | at))
+                if e.s == e.k == 0:
+                    see(end, OWN, **(common | none | who | at))
         average = {
             "network": "average", "k": e.k, "s": e.s, "alpha": point.alpha, "pair": point.tuple_index, "child": None,
             "point": config_hash(point.config, INPUTS.digest),
         }  # fmt: skip
-        at = {"stage": "interpolation", "epoch": e.k + e.s, "noise": None}
-        for treatment in place.treatments:
-            see(place.average, treatment, **(common | average | at))
+        for number, each in enumerate(place.rounds, 1):
+            average["round"] = number if many else None
+            at = {"stage": "interpolation", "epoch": e.k + number * e.s, "noise": None}
+            for treatment in each.treatments:
+                see(place.tree.keys[each.average_node], treatment, **(common | average | at))
         for i, state in enumerate(place.after):
             after = {"stage": "after", "noise": seeds.average_noise}
-            every(state, e.k + e.s + i + 1, **(common | average | after))
+            every(state, e.k + e.rounds * e.s + i + 1, **(common | average | after))
     table = {}
     for (state, treatment), facts in seen.items():
         row = {name: values.pop() if len(values) == 1 else None for name, values in facts.items()}
