@@ -136,35 +136,46 @@ class Symmetry:
 
         Momentum is permuted too.
         """
-        weights_MP = self._columns(population, self.layout.parameters, self.layout.P, orders)
-        statistics_MQ = self._columns(population, self.layout.statistics, self.layout.Q, orders)
+        return self.reorder(population, zip(self.groups, orders, strict=True))
+
+    def reorder(self, population: Population, orders: Iterable[tuple[Group, Order]]) -> Population:
+        """`permute` by the orders of some groups."""
+        moved: dict[str, list[tuple[Order, Place]]] = defaultdict(list)
+        for group, order_ME in orders:
+            for place in group.places:
+                moved[place.name].append((order_ME, place))
+        layout, members = self.layout, population.members
+        weights_MP, statistics_MQ = (
+            torch.from_numpy(_columns(spans, width, members, moved)).to(population.device)
+            for spans, width in ((layout.parameters, layout.P), (layout.statistics, layout.Q))
+        )
         return Population(
-            self.layout,
+            layout,
             population.weights_MP.gather(1, weights_MP),
             population.momentum_MP.gather(1, weights_MP),
             population.statistics_MQ.gather(1, statistics_MQ),
             population.counters_MB.clone(),
         )
 
-    def _columns(self, population: Population, spans: Iterable[Span], width: int, orders: Sequence[Order]) -> Tensor:
-        """The column that each column is copied from, int64 [M, width]."""
-        members = population.members
-        columns_MP = np.tile(np.arange(width), (members, 1))
-        moved: dict[str, list[tuple[Order, Place]]] = defaultdict(list)
-        for group, order_ME in zip(self.groups, orders, strict=True):
-            for place in group.places:
-                moved[place.name].append((order_ME, place))
-        for span in spans:
-            at = [np.tile(np.arange(size), (members, 1)) for size in span.shape]
-            for order_ME, place in moved[span.name]:
-                row_E = np.zeros(order_ME.shape[1], dtype=np.int64)
-                row_E[place.elements_E] = np.arange(len(place.elements_E))
-                from_MER = place.at_ER[row_E[order_ME[:, place.elements_E]]]
-                at[place.axis][:, place.at_ER.ravel()] = from_MER.reshape(members, -1)
-            grid = span.view(torch.arange(width)).numpy()
-            for m in range(members) if moved[span.name] else ():
-                columns_MP[m, grid] = grid[np.ix_(*(of_axis[m] for of_axis in at))]
-        return torch.from_numpy(columns_MP).to(population.device)
+
+def _columns(
+    spans: Iterable[Span], width: int, members: int, moved: Mapping[str, Sequence[tuple[Order, Place]]]
+) -> Units:
+    """The column that each column is copied from, int64 [M, width]."""
+    columns_MP = np.tile(np.arange(width), (members, 1))
+    for span in spans:
+        if span.name not in moved:
+            continue
+        at = [np.tile(np.arange(size), (members, 1)) for size in span.shape]
+        for order_ME, place in moved[span.name]:
+            row_E = np.zeros(order_ME.shape[1], dtype=np.int64)
+            row_E[place.elements_E] = np.arange(len(place.elements_E))
+            from_MER = place.at_ER[row_E[order_ME[:, place.elements_E]]]
+            at[place.axis][:, place.at_ER.ravel()] = from_MER.reshape(members, -1)
+        grid = span.view(torch.arange(width)).numpy()
+        for m in range(members):
+            columns_MP[m, grid] = grid[np.ix_(*(of_axis[m] for of_axis in at))]
+    return columns_MP
 
 
 Pairs = list[tuple[int, int]]
