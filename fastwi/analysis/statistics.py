@@ -4,6 +4,7 @@ Children of one parent share a training past: what is drawn independently is the
 number a parent. The methods were chosen by their coverage for 5 to 20 parents (docs/intervals.md):
 
 - A mean: Student's t interval of the parents' means.
+- A mean over pairs of parents: the jackknife over parents, with Student's t.
 - A rank correlation: the jackknife over parents (Miller 1974, The Jackknife: a review) of Fisher's z = arctanh(r),
   with Student's t. Where all parents agree, its limits are those of Clopper and Pearson (1934) for n of n: how many
   parents that differ, to the extreme, n parents could miss.
@@ -78,6 +79,30 @@ def mean_estimate(values: ArrayLike, parents: Parents) -> Estimate:
         half = _quantile(count) * float(mean_G.std(ddof=1)) / math.sqrt(count)
         low, high = value - half, value + half
     return Estimate(value, low, high, count, len(values_n), note, tuple(mean_G.tolist()))
+
+
+def between_parents(values: ArrayLike, first: Parents, second: Parents) -> Estimate:
+    """The mean over pairs of different parents, with the jackknife's interval over parents.
+
+    values, first, second: [n], each value and the names of the two parents that it is about. A parent is in many
+    pairs: the pairs are not independent, and their own spread gives an interval that is far too narrow. Raises
+    UserError as `mean_estimate` does, and for a pair of one parent with itself.
+    """
+    both_2n, count = _numbered([*first, *second])
+    values_n = _checked("values", values, both_2n[: len(first)])
+    first_n, second_n = both_2n.reshape(2, -1)
+    if (first_n == second_n).any():
+        raise UserError("values: one is about a parent and itself; leave it out")
+    value = float(values_n.mean())
+    has_Gn = (first_n == np.arange(count)[:, None]) | (second_n == np.arange(count)[:, None])
+    low = high = None
+    note = _too_few(count)
+    if not note and (without := [values_n[~has_n] for has_n in has_Gn]) and all(map(len, without)):
+        pseudo_G = count * value - (count - 1) * np.array([each.mean() for each in without])
+        half = _quantile(count) * float(pseudo_G.std(ddof=1)) / math.sqrt(count)
+        low, high = value - half, value + half
+    points = tuple(float(values_n[has_n].mean()) for has_n in has_Gn)
+    return Estimate(value, low, high, count, len(values_n), note, points)
 
 
 def spearman(x: ArrayLike, y: ArrayLike, parents: Parents) -> Estimate:

@@ -52,6 +52,7 @@ _COPIES: set[Any] = {
     nn.Flatten, nn.Unflatten, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ChannelShuffle,
     nn.PixelShuffle, nn.PixelUnshuffle,
 }  # fmt: skip
+_SAME = {"to", "float", "contiguous", "clone"}
 _FIRST_NUMBER = 2.0**40  # of units in a copied tensor: what is padded with is smaller
 
 
@@ -259,6 +260,8 @@ class TiedUnits(fx.Interpreter):
             return found
         if all(units is None for value in values for units in value.axes):
             return pytree.tree_map_only(Tensor, lambda t: Value(t, (None,) * t.ndim), found)
+        if kind in _SAME and len(values) == 1 and isinstance(found, Tensor) and found.equal(values[0].tensor):
+            return values[0]
         if kind in _COPIES:
             axes = self._of_copies(run, values)
         elif len(tensors) == 1 and isinstance(found, Tensor):
