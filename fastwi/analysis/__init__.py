@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastwi.analysis.activations import images_of
     from fastwi.analysis.blocks import block_groups, evaluate_blocks
     from fastwi.analysis.calibration import Calibration, calibration_of, calibration_scores
     from fastwi.analysis.curvature import (
@@ -33,16 +34,23 @@ if TYPE_CHECKING:
         split_scores,
     )
     from fastwi.analysis.line import Barrier, barrier_between, barrier_of, evaluate_line
+    from fastwi.analysis.matched import MatchedLines
+    from fastwi.analysis.matching import match_activations, match_weights
     from fastwi.analysis.plane import evaluate_plane, plane_points
+    from fastwi.analysis.repair import moments_of, rescaled, variance_ratios
     from fastwi.analysis.representation import Similarities, linear_cka
+    from fastwi.analysis.soups import greedy_soups, uniform_soups
+    from fastwi.analysis.symmetry import Order, Symmetry
 
 __all__ = [
-    "Barrier", "Calibration", "Curvature", "Evaluator", "FunctionDistances", "Measured", "Recomputation",
-    "Similarities", "WeightDistances", "barrier_between", "barrier_of", "block_groups", "calibration_of",
-    "calibration_scores", "curvature_cost", "dataset_from_arrays", "el2n_scores", "ensemble_scores",
-    "equal_splits", "evaluate_blocks", "evaluate_line", "evaluate_plane", "finite", "forgetting_scores",
-    "function_distances", "gradient_noise", "lanczos", "linear_cka", "measure_curvature", "plane_points",
-    "split_scores", "step_noise", "tangent_departure", "weight_distances",
+    "Barrier", "Calibration", "Curvature", "Evaluator", "FunctionDistances", "MatchedLines", "Measured", "Order",
+    "Recomputation", "Similarities", "Symmetry", "WeightDistances", "barrier_between", "barrier_of", "block_groups",
+    "calibration_of", "calibration_scores", "curvature_cost", "dataset_from_arrays", "el2n_scores",
+    "ensemble_scores", "equal_splits", "evaluate_blocks", "evaluate_line", "evaluate_plane", "finite",
+    "forgetting_scores", "function_distances", "gradient_noise", "greedy_soups", "images_of", "lanczos",
+    "linear_cka", "match_activations", "match_weights", "measure_curvature", "moments_of", "plane_points",
+    "rescaled", "split_scores", "step_noise", "tangent_departure", "uniform_soups", "variance_ratios",
+    "weight_distances",
 ]  # fmt: skip
 
 
@@ -50,6 +58,7 @@ def __getattr__(name: str) -> Any:
     """Import the public name from its home on first use (PEP 562)."""
     homes = (
         "evaluator", "line", "plane", "blocks", "distance", "examples", "calibration", "representation", "curvature",
+        "activations", "matching", "repair", "soups", "symmetry", "matched",
     )  # fmt: skip
     for home in homes if name in __all__ else ():
         module = importlib.import_module(f"fastwi.analysis.{home}")

@@ -71,13 +71,11 @@ def match_weights(symmetry: Symmetry, members: Population, pairs: Rows, seed: in
 
 
 @torch.no_grad()
-def match_activations(
-    symmetry: Symmetry, members: Population, pairs: Rows, dataset: ResidentDataset
-) -> list[Order]:
-    """Orders [L, E] of all groups that bring member b's activations on `dataset` nearest to member a's, for each pair.
+def match_activations(symmetry: Symmetry, members: Population, pairs: Rows, dataset: ResidentDataset) -> list[Order]:
+    """Orders [L, E] of all groups that bring the activations of member b of each pair nearest to those of member a.
 
-    Compared are the activations that layers with weights read, without augmentation, each network with its own
-    batch-norm statistics.
+    Compared on `dataset` are the activations that layers with weights read, without augmentation, each network with
+    its own batch-norm statistics.
     """
     gains = [_no_gain(symmetry, g, len(pairs), members.device) for g in range(len(symmetry.groups))]
     reads: dict[str, list[tuple[Tensor, Place]]] = {}
@@ -107,9 +105,7 @@ def _add_products(gain_LEE: Tensor, place: Place, a: Tensor, b: Tensor) -> None:
     """Add the inner product of each two elements over the tensors [L, ...], whose axis 1 + place.axis they are on."""
     elements = len(place.elements_E)
     at = torch.from_numpy(place.at_ER.ravel()).to(a.device)
-    one, other = (
-        x.movedim(1 + place.axis, 1).index_select(1, at).reshape(len(x), elements, -1) for x in (a, b)
-    )
+    one, other = (x.movedim(1 + place.axis, 1).index_select(1, at).reshape(len(x), elements, -1) for x in (a, b))
     rows = torch.from_numpy(place.elements_E).to(a.device)
     gain_LEE[:, rows[:, None], rows] += (one @ other.transpose(1, 2)).double()
 

@@ -108,6 +108,22 @@ class Bench:
         chosen = replace(dataset, images_NHWC=dataset.images_NHWC[kept].contiguous(), labels_N=dataset.labels_N[kept])
         return chosen, kept.tolist()
 
+    def matching_images(self, config: Config) -> "ResidentDataset":
+        """Training images on which activations are compared: analysis.matching_images of the sweep's."""
+        train, _ = self._opened.resident_splits(config)
+        return _evenly(train, range(len(train)), self._options.matching_images)
+
+    def held_out(self, config: Config) -> "ResidentDataset":
+        """analysis.held_out_images of the training images that the sweep left out. Raises UserError for none."""
+        from fastwi.data.resident import even_subset
+
+        whole, _ = self._opened.resident_splits(replace(config, data=replace(config.data, train_images=0)))
+        trained = even_subset(whole.labels_N.cpu().numpy(), config.data.train_images or len(whole))
+        left = sorted(set(range(len(whole))).difference(trained.tolist()))
+        if not left:
+            raise UserError("data.train_images: the sweep trained on all images, and none is left to choose soups on")
+        return _evenly(whole, left, self._options.held_out_images)
+
     def _asked(self, config: Config, split: str) -> int:
         """How many images the options ask for; 0: the sweep's. Raises UserError for more than the sweep has."""
         images: int = getattr(self._options, f"{split}_images")
@@ -129,3 +145,16 @@ class Bench:
             return evaluated
         train, _ = self._opened.resident_splits(config)
         return evaluated + (config.experiment.recompute_images or len(train))
+
+
+def _evenly(dataset: "ResidentDataset", positions: Sequence[int], most: int) -> "ResidentDataset":
+    """At most so many of the images at `positions` (0: all), drawn evenly over classes."""
+    import torch
+
+    from fastwi.data.resident import even_subset
+
+    at_N = torch.tensor(positions)
+    part = dataset.part(at_N)
+    if most == 0 or most >= len(part):
+        return part
+    return part.part(torch.from_numpy(even_subset(part.labels_N.cpu().numpy(), most)))

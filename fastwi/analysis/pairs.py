@@ -7,7 +7,7 @@ pair as in the sweep's results, also where `sweep.tuple_size` is more than 2.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.config.schema import Config
@@ -17,6 +17,7 @@ from fastwi.errors import UserError
 from fastwi.experiment.planner import PointStates
 from fastwi.experiment.tree import OWN
 
+PartT = TypeVar("PartT")
 Progress = Callable[[int, int], None]
 """Called with how much of a study is done, and its total."""
 
@@ -120,12 +121,12 @@ def chosen_lines(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     return _ordered(list(lines.values()), chosen_cells(options))
 
 
-def counted(pairs: Sequence[Pair], progress: Progress) -> Iterator[Pair]:
-    """Each pair, with progress counted in pairs."""
-    for done, pair in enumerate(pairs):
-        progress(done, len(pairs))
-        yield pair
-    progress(len(pairs), len(pairs))
+def counted(parts: Sequence[PartT], progress: Progress) -> Iterator[PartT]:
+    """Each part of a study's work, with progress counted in parts."""
+    for done, part in enumerate(parts):
+        progress(done, len(parts))
+        yield part
+    progress(len(parts), len(parts))
 
 
 def _asked_for(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:

@@ -1,10 +1,10 @@
 """REPAIR and variance collapse: what interpolation does to the statistics of a network's units, and their correction.
 
 Jordan, Sedghi, Saukh, Entezari, Neyshabur 2023, REPAIR: REnormalizing Permuted Activations for Interpolation Repair,
-ICLR: units of an interpolated network vary less than those of its ends (section 3). REPAIR (section 4) gives each unit
-of the network at alpha the mean (1 - alpha) E[X_A] + alpha E[X_B], and the standard deviation likewise. In a network
-with batch norm recomputed statistics do this (`Evaluator.recompute`). In others it is done here: at each layer that
-has a weight and a bias, into which the correction goes.
+ICLR: units of an interpolated network vary less than those of its ends (section 3). REPAIR (section 4) gives each
+unit of the network at alpha the mean (1 - alpha) E[X_A] + alpha E[X_B], and the standard deviation likewise. In a
+network with batch norm recomputed statistics do this (`Evaluator.recompute`). In others it is done here, at each
+layer that has a weight and a bias, into which the correction goes.
 
 Shapes: L interpolated networks, M members, C channels, N images.
 """
@@ -47,7 +47,9 @@ def moments_of(symmetry: Symmetry, members: Population, dataset: ResidentDataset
     return _moments(symmetry, members, dataset, measured_layers(symmetry), {})
 
 
-def variance_ratios(middle: Moments, ends: Moments, pairs: Sequence[tuple[int, int]]) -> dict[str, NDArray[np.float64]]:
+def variance_ratios(
+    middle: Moments, ends: Moments, pairs: Sequence[tuple[int, int]]
+) -> dict[str, NDArray[np.float64]]:
     """By layer, the variance of each interpolated network's units over that of its two ends', float64 [L].
 
     The sum over units, over the mean of the ends' sums. Below 1 it has collapsed. middle: of L networks. ends: of the
@@ -72,9 +74,9 @@ def rescaled(
 ) -> Population:
     """REPAIR without batch norm: a copy of the L interpolated networks, corrected on `dataset`.
 
-    ends: `moments_of` the members that `pairs` lists by number; network l is at alphas[l] between pair l, and stays as
-    it is at 0 and 1. The layers are corrected together, each behind the corrected ones. Raises UserError for a network
-    without a layer for it.
+    ends: `moments_of` the members that `pairs` lists by number; network l is at alphas[l] between pair l, and stays
+    as it is at 0 and 1. The layers are corrected together, each behind the corrected ones. Raises UserError for a
+    network without a layer for it.
     """
     calls = Counter(layer.weight for layer in symmetry.layers)
     layers = [
@@ -153,4 +155,3 @@ def _moments(
     for images_NCHW in images_of(dataset):
         run_together(modules, images_NCHW, see)
     return found
-

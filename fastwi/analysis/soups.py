@@ -1,16 +1,13 @@
 """Soups: averages of several networks, and which networks to average.
 
-Wortsman et al. 2022, Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time, ICML, section 2. The uniform soup averages all. The greedy soup (recipe 1) takes the networks in order
-of their accuracy on held-out images, and keeps one where the average with it is at least as accurate there.
+Wortsman et al. 2022, Model soups: averaging weights of multiple fine-tuned models improves accuracy without
+increasing inference time, ICML, section 2. The uniform soup averages all. The greedy soup (recipe 1) takes the
+networks in order of their accuracy on held-out images, and keeps one where the average with it is as accurate there.
 
 Shapes: S sets, M members.
 """
 
 from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fastwi.analysis.evaluator import Evaluator, Recomputation, Values
 from fastwi.data.resident import ResidentDataset
@@ -20,17 +17,11 @@ from fastwi.population import Population
 Sets = Sequence[Sequence[int]]
 
 
-def soup_weights(sets: Sets, members: int) -> Values:
-    """The weights [S, M] of the uniform average of each set of members."""
-    weights_SM = np.zeros((len(sets), members))
-    for s, rows in enumerate(sets):
-        weights_SM[s, list(rows)] = 1 / len(rows)
-    return weights_SM
-
-
-def soups(members: Population, sets: Sets) -> Population:
+def uniform_soups(members: Population, sets: Sets) -> Population:
     """The uniform average of each set of members, with averaged batch-norm statistics."""
-    return members.combine(soup_weights(sets, members.members))
+    return Population.averages(
+        [[(members, row) for row in rows] for rows in sets], [[1 / len(rows)] * len(rows) for rows in sets]
+    )
 
 
 def greedy_soups(
@@ -43,7 +34,7 @@ def greedy_soups(
     """The members of each set's greedy soup, in the order in which they were taken; of equal ones the first is.
 
     held_out: images that nothing was trained or is tested on. recomputation: of batch-norm statistics, of every
-    network that is measured; None: members have their own, and soups their average. Raises UserError for an empty set.
+    network that is measured; None: members have their own, soups the average. Raises UserError for an empty set.
     """
     if not all(sets):
         raise UserError("a set has no members; a soup needs at least one")
@@ -55,11 +46,11 @@ def greedy_soups(
     own_M = accuracies(members)
     ranked = [sorted(rows, key=lambda row: -own_M[row]) for rows in sets]
     chosen = [[rows[0]] for rows in ranked]
-    best_S: NDArray[np.float64] = np.array([own_M[rows[0]] for rows in ranked])
+    best_S = [own_M[rows[0]] for rows in ranked]
     for step in range(1, max(map(len, sets), default=1)):
         going = [s for s, rows in enumerate(ranked) if step < len(rows)]
         tried = [[*chosen[s], ranked[s][step]] for s in going]
-        for s, rows, accuracy in zip(going, tried, accuracies(soups(members, tried)), strict=True):
+        for s, rows, accuracy in zip(going, tried, accuracies(uniform_soups(members, tried)), strict=True):
             if accuracy >= best_S[s]:
                 chosen[s], best_S[s] = rows, accuracy
     return [tuple(rows) for rows in chosen]

@@ -105,7 +105,7 @@ class Symmetry:
         apart, size = float((moved_NK - logits_NK).abs().max()), float(logits_NK.abs().max())
         if not apart <= 1e-3 * size:
             raise UserError(
-                f"the network's permutations are not those of its graph: one changes logits of {size:.3g} by {apart:.3g}"
+                f"the network is not what its graph says: a permutation changes logits of {size:.3g} by {apart:.3g}"
             )
 
     def module(self, population: Population, m: int) -> fx.GraphModule:
@@ -199,9 +199,10 @@ def _best(one: Tree | int, other: Tree | int, kinds_E: Units, gain_EE: NDArray[n
     """
     from scipy.optimize import linear_sum_assignment
 
+    if isinstance(one, int) and isinstance(other, int):
+        return (float(gain_EE[one, other]), [(one, other)]) if kinds_E[one] == kinds_E[other] else (-np.inf, [])
     if isinstance(one, int) or isinstance(other, int):
-        alike = isinstance(one, int) and isinstance(other, int) and kinds_E[one] == kinds_E[other]
-        return (float(gain_EE[one, other]), [(one, other)]) if alike else (-np.inf, [])  # type: ignore[list-item]
+        return -np.inf, []
     if one.kind != other.kind or len(one.children) != len(other.children):
         return -np.inf, []
     found: list[list[Pairs]] = []
@@ -217,7 +218,9 @@ def _best(one: Tree | int, other: Tree | int, kinds_E: Units, gain_EE: NDArray[n
     except ValueError:  # none is allowed
         return -np.inf, []
     chosen = list(zip(rows.tolist(), columns.tolist(), strict=True))
-    pairs = [pair for i, j in chosen for pair in found[i][j]] if found else [(int(a[i]), int(b[j])) for i, j in chosen]
+    pairs = (
+        [pair for i, j in chosen for pair in found[i][j]] if found else [(int(a[i]), int(b[j])) for i, j in chosen]
+    )
     return float(gains[rows, columns].sum()), pairs
 
 
@@ -245,7 +248,11 @@ def _groups(tied: TiedUnits) -> Iterator[Group]:
         kinds_E = np.array([kind_of[element] for element in elements])
         if len(set(kinds_E.tolist())) < len(elements):
             row = {element: e for e, element in enumerate(elements)}
-            inside = {frozenset(map(row.get, each)): names for each, names in blocks.items() if each <= row.keys()}
+            inside = {
+                frozenset(row[element] for element in each): names
+                for each, names in blocks.items()
+                if each <= row.keys()
+            }
             named = ((name, axis, units_U) for name, axes in tied.axes.items() for axis, units_U in enumerate(axes))
             yield Group(
                 kinds_E,

@@ -30,6 +30,7 @@ _ARGUMENTS = {
     "convolution": ("input", "weight", "bias"),
     "linear": ("input", "weight", "bias"),
     "batch norm": ("input", "running_mean", "running_var", "weight", "bias"),
+    "instance norm": ("input", "running_mean", "running_var", "weight", "bias"),
     "group norm": ("input", "num_groups", "weight", "bias"),
     "layer norm": ("input", "normalized_shape", "weight", "bias"),
     "prelu": ("input", "weight"),
@@ -39,8 +40,8 @@ _LAYERS: dict[Any, str] = {
     functional.conv1d: "convolution", functional.conv2d: "convolution", functional.conv3d: "convolution",
     nn.Conv1d: "convolution", nn.Conv2d: "convolution", nn.Conv3d: "convolution",
     functional.linear: "linear", nn.Linear: "linear",
-    functional.batch_norm: "batch norm", functional.instance_norm: "batch norm", nn.BatchNorm1d: "batch norm",
-    nn.BatchNorm2d: "batch norm", nn.BatchNorm3d: "batch norm", nn.InstanceNorm2d: "batch norm",
+    functional.batch_norm: "batch norm", nn.BatchNorm1d: "batch norm", nn.BatchNorm2d: "batch norm",
+    nn.BatchNorm3d: "batch norm", functional.instance_norm: "instance norm", nn.InstanceNorm2d: "instance norm",
     functional.group_norm: "group norm", nn.GroupNorm: "group norm",
     functional.layer_norm: "layer norm", nn.LayerNorm: "layer norm",
     functional.prelu: "prelu", nn.PReLU: "prelu",
@@ -195,12 +196,15 @@ class TiedUnits(fx.Interpreter):
 
     def _layer(self, kind: str, given: dict[str, Any], call: Callable[[], Tensor]) -> Value:
         """A layer that has a rule, with its arguments by name."""
-        x, weight, bias = given["input"], given.get("weight"), given.get("bias")
-        tensor = call()
-        names = (self._names.get(id(value.tensor), "") if value else "" for value in (weight, bias))
-        if weight is not None or bias is not None:
+        x, tensor = given["input"], call()
+        names = [
+            self._names.get(id(given[name].tensor), "") if given.get(name) is not None else ""
+            for name in ("weight", "bias")
+        ]
+        if any(given.get(name) is not None for name in ("weight", "bias")):
             self.layers.append(Layer(self._node.name, kind, *names))
         if kind in ("convolution", "linear"):
+            weight, bias = given["weight"], given.get("bias")
             axis = 1 if kind == "convolution" else x.tensor.ndim - 1
             units = self._read(x, axis)
             channels, inputs = x.tensor.shape[axis], weight.tensor.shape[1]
@@ -279,8 +283,8 @@ class TiedUnits(fx.Interpreter):
             for value, axes in zip(values, permuted, strict=True):
                 number = torch.full_like(value.tensor, torch.nan, dtype=torch.float64)
                 if turn < len(axes):
-                    units = torch.from_numpy(value.axes[axes[turn]]).to(number) + _FIRST_NUMBER
-                    number[:] = units.view(-1, *(1,) * (number.ndim - axes[turn] - 1))
+                    own = torch.tensor(value.axes[axes[turn]]).to(number) + _FIRST_NUMBER
+                    number[:] = own.view(-1, *(1,) * (number.ndim - axes[turn] - 1))
                 numbers.append(number)
             outputs = [each.cpu().numpy() for each in pytree.tree_leaves(run(numbers))]
             found = found or [[None] * each.ndim for each in outputs]
@@ -303,11 +307,9 @@ class TiedUnits(fx.Interpreter):
             if not (low >= high)[there.any(1)].all():
                 continue
             units = self._units(size)
-            for unit, number, fixed in zip(units, low, np.isnan(rows).any(1), strict=True):
-                if np.isfinite(number):
-                    self._tie(np.array([unit]), np.array([int(number - _FIRST_NUMBER)]))
-                if fixed:
-                    self._fix(np.array([unit]))
+            copied = np.isfinite(low)
+            self._tie(units[copied], (low[copied] - _FIRST_NUMBER).astype(np.int64))
+            self._fix(units[np.isnan(rows).any(axis=1)])
             if np.ptp(low[there.any(1)]) > 0:
                 return axis, units
             self._fix(units)  # one unit alone: it stays in place
@@ -345,7 +347,11 @@ class TiedUnits(fx.Interpreter):
                          for j in range(len(values))]  # fmt: skip
                 after = run(moved)
                 at = next(
-                    (q for q in range(base.ndim) if base.shape[q] == size and _same(after, base.index_select(q, order))),
+                    (
+                        q
+                        for q in range(base.ndim)
+                        if base.shape[q] == size and _same(after, base.index_select(q, order))
+                    ),
                     -1,
                 )
                 if at >= 0:

@@ -121,6 +121,12 @@ class AnalysisOptions:
     curvature_vectors: int = option(20, "Lanczos vectors for the Hessian's eigenvalues", low=1, high=1000)
     curvature_probes: int = option(10, "random vectors for the Hessian's trace", low=1, high=10_000)
     curvature_radius: float = option(0.05, "L2 length of the step of the sharpness", low=1e-6)
+    matching_images: int = option(
+        1000, "at most this many training images to compare activations on, for matching and REPAIR; 0: all", low=0
+    )
+    held_out_images: int = option(
+        1000, "at most this many training images that the sweep left out, to choose soups on; 0: all", low=0
+    )
     directory: str = option("", "directory to write analyses/NAME in; empty: that of the sweep's results")
 
 

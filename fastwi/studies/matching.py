@@ -1,0 +1,284 @@
+"""Networks that share no past: the barrier between them before and after their units are matched.
+
+Pairs of different parents are of the first child of each, in one cell of the sweep. The control is pairs of children
+of one parent, where matching is expected to change little. Weight and activation matching: Ainsworth et al. 2023
+(`fastwi.analysis.matching`). REPAIR and variance collapse: Jordan et al. 2023 (`fastwi.analysis.repair`).
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars
+
+from fastwi import analysis
+from fastwi.analysis.columns import PAIR_COLUMNS, Column
+from fastwi.analysis.measuring import SPLITS, Bench
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import Pair, Progress, chosen_lines
+from fastwi.analysis.statistics import Estimate, between_parents
+from fastwi.config.sweep import AnalysisOptions
+from fastwi.errors import UserError
+from fastwi.report.estimates import (
+    cell_names,
+    draw_spread,
+    estimate_of,
+    groups,
+    set_title,
+    shown,
+    spread_text,
+    style,
+    titled,
+    value_of,
+    variant_of,
+    verdict_cells,
+)
+from fastwi.report.study import Frames, Study
+from fastwi.report.summary import LEVEL, Table, value_text
+
+MIDDLE = 0.5
+STRANGERS, SIBLINGS = "different parents", "one parent"
+MATCHINGS = ("none", "weights", "activations")
+REPAIRS = ("none", "repair")
+_NAMES: dict[str, Column] = {
+    **{name: PAIR_COLUMNS[name] for name in ("k", "s")},
+    "relation": Column("", f"{STRANGERS}, the first child of each; or {SIBLINGS}, two children", polars.String),
+    "parent_seed": Column("", "initialisation seed of A's parent", polars.Int64),
+    "other_seed": Column("", "initialisation seed of B's parent", polars.Int64),
+    "pair": Column("", f"which pair of the parent's children, from 0; 0 for {STRANGERS}", polars.Int64),
+    "matching": Column("", "how B's units were put in order: none, by weights or by activations", polars.String),
+    "repair": Column("", "repair: statistics of units as interpolated from the ends'; or none", polars.String),
+}
+COLUMNS = {
+    "barrier": {
+        **_NAMES,
+        "split": Column("", "images that were measured on, without augmentation: train or test", polars.String),
+        "barrier_error_points": Column("points", "largest error on the line less the mean of the ends' errors"),
+        "barrier_error_linear_points": Column("points", "largest excess of the error over the ends' line"),
+        "barrier_loss_nats": Column("nats", "largest loss on the line less the mean of the ends' losses"),
+        "barrier_loss_linear_nats": Column("nats", "largest excess of the loss over the ends' line"),
+        "middle_error_%": Column("%", "error at alpha = 0.5"),
+        "moved_%": Column("%", "share of B's units that are in another place than before"),
+        "weights_cosine": Column("1", "cosine of the weights of A and B"),
+    },
+    "layers": {
+        **_NAMES,
+        "layer": Column("", "node of the layer in the network's graph", polars.String),
+        "layer_number": Column("", "its place among the layers compared, from 0", polars.Int64),
+        "variance_ratio": Column("1", "variance of its units at alpha = 0.5 over the mean of the ends'"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """The networks of one cell, the pairs of them by number, and what names each pair."""
+
+    pair: Pair
+    networks: tuple[str, ...]
+    rows: tuple[tuple[int, int], ...]
+    names: tuple[dict[str, Any], ...]
+
+
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+    """Match and interpolate all pairs of parents, and the chosen pairs of siblings, of each cell.
+
+    The barriers are over `alphas` evenly spaced places and 0.5. `pairs` counts siblings. Raises UserError for a sweep
+    of one parent, and for a network whose units cannot be permuted.
+    """
+    if len(opened.planned.spec.options.parents) < 2:
+        raise UserError("sweep.parents: has one parent, and this study is of pairs of parents; sweep 2 or more")
+    cells = _cells(chosen_lines(opened, options))
+    opened.require(state for cell in cells for state in cell.networks)
+    bench = Bench(opened, options)
+    symmetries: dict[Any, analysis.Symmetry] = {}
+    alphas_L = np.unique([*np.linspace(0, 1, options.alphas), MIDDLE])
+    barriers = list[dict[str, Any]]()
+    layers = list[dict[str, Any]]()
+    done, total = 0, len(MATCHINGS) * sum(len(cell.rows) for cell in cells)
+    progress(done, total)
+    for cell in cells:
+        config = cell.pair.config
+        images = bench.matching_images(config)
+        few_NCHW = next(analysis.images_of(images, 8))
+        if config.model not in symmetries:
+            symmetries[config.model] = analysis.Symmetry.of(opened.resources.network(config), few_NCHW)
+        symmetry = symmetries[config.model]
+        members = opened.states(cell.networks)
+        symmetry.check(members, few_NCHW)
+        unmoved = symmetry.identity(len(cell.rows))
+        orders = {
+            "none": unmoved,
+            "weights": analysis.match_weights(symmetry, members, cell.rows),
+            "activations": analysis.match_activations(symmetry, members, cell.rows, images),
+        }
+        splits = bench.splits(config)
+        evaluator, on = bench.evaluator(config), bench.recomputation(cell.pair)
+        for matching, order in orders.items():
+            lines = analysis.MatchedLines(evaluator, symmetry, members, cell.rows, order, images, on)
+            moved_R = 100 * (np.concatenate(order, 1) != np.concatenate(unmoved, 1)).mean(1)
+            for repair in REPAIRS:
+                by_layer = lines.collapse(repair == "repair")
+                for (number, (layer, ratio_R)), row in itertools.product(
+                    enumerate(by_layer.items()), range(len(moved_R))
+                ):
+                    named = {**cell.names[row], "matching": matching, "repair": repair}
+                    ratio = analysis.finite(ratio_R[row])
+                    layers.append({**named, "layer": layer, "layer_number": number, "variance_ratio": ratio})
+            for row, name in enumerate(cell.names):
+                named = {**name, "matching": matching, "moved_%": moved_R[row], "weights_cosine": lines.cosine(row)}
+                for repair in REPAIRS:
+                    found = lines.measure(row, alphas_L, splits, repair == "repair")
+                    barriers += [{**named, "repair": repair, **_barrier(found, split)} for split in SPLITS]
+                done += 1
+                progress(done, total)
+    return opened.frames(COLUMNS, barrier=barriers, layers=layers)
+
+
+def _barrier(line: "analysis.Measured", split: str) -> dict[str, Any]:
+    found = analysis.barrier_of(line, split)
+    values = {
+        "barrier_error_points": found.error, "barrier_error_linear_points": found.error_linear,
+        "barrier_loss_nats": found.loss, "barrier_loss_linear_nats": found.loss_linear,
+        "middle_error_%": line.error[split]["averaged"][line.column("alpha") == MIDDLE][0],
+    }  # fmt: skip
+    return {"split": split} | {name: analysis.finite(value) for name, value in values.items()}
+
+
+def _cells(lines: Sequence[Pair]) -> list[_Cell]:
+    """The cells of these pairs of siblings."""
+    by_cell: dict[Any, list[Pair]] = {}
+    for line in lines:
+        by_cell.setdefault(line.point.values, []).append(line)
+    cells = []
+    for siblings in by_cell.values():
+        first: dict[int, Pair] = {}
+        for line in siblings:
+            first.setdefault(line.point.parent, line)
+        ends, names = [], []
+        for a, b in itertools.combinations(first.values(), 2):
+            ends.append((a.place.ends[0], b.place.ends[0]))
+            names.append({**a.columns(), "relation": STRANGERS, "other_seed": b.point.parent, "pair": 0})
+        for line in siblings:
+            ends.append((line.place.ends[0], line.place.ends[1]))
+            names.append({**line.columns(), "relation": SIBLINGS, "other_seed": line.point.parent})
+        for name in names:
+            del name["alpha"]
+        networks = tuple(dict.fromkeys(itertools.chain.from_iterable(ends)))
+        rows = tuple((networks.index(a), networks.index(b)) for a, b in ends)
+        cells.append(_Cell(siblings[0], networks, rows, tuple(names)))
+    return cells
+
+
+def _estimate(rows: polars.DataFrame, column: str) -> Estimate | None:
+    """The mean with its interval over parents, of rows of one relation; None where none has a value."""
+    there = rows.drop_nulls(column)
+    if not there.height or there["relation"][0] == SIBLINGS:
+        return estimate_of(there, column)
+    first, second = (there[name].to_list() for name in ("parent_seed", "other_seed"))
+    return between_parents(there[column].to_numpy(), first, second)
+
+
+_TABLES = {
+    "barrier_error_points": ("Test error barrier over the mean of the ends' errors, in points", 2),
+    "barrier_loss_nats": ("Test loss barrier over the mean of the ends' losses, in nats", 4),
+}
+
+
+def tables(frames: Frames) -> list[Table]:
+    """Barriers and variance ratios by matching, and whether matching lowers the error barrier."""
+    barrier = frames["barrier"].filter(split="test")
+    found = [_by_matching(barrier, title, column, digits) for column, (title, digits) in _TABLES.items()]
+    lowered = _lowered(barrier)
+    title = "Variance of units at alpha = 0.5 over the mean of the ends', mean over layers"
+    return [*found, lowered, _by_matching(frames["layers"], title, "variance_ratio", 3)]
+
+
+def _by_matching(frame: polars.DataFrame, title: str, column: str, digits: int) -> Table:
+    names = [*cell_names(frame), "relation", "repair"]
+    body, notes, most = [], [], 0
+    for values, rows in groups(frame, names):
+        found = [_estimate(rows.filter(matching=matching), column) for matching in MATCHINGS]
+        parents = max((estimate.n_parents for estimate in found if estimate), default=0)
+        most = max(most, parents)
+        notes += [estimate.note for estimate in found if estimate]
+        body.append([*map(value_text, values), str(parents), *(shown(each, parents, digits) for each in found)])
+    columns = (*names, "parents", *(f"matching: {matching}" for matching in MATCHINGS))
+    return titled(title + LEVEL, columns, body, most, notes)
+
+
+def _lowered(barrier: polars.DataFrame) -> Table:
+    names = [*cell_names(barrier), "relation", "repair"]
+    keys = [*names, "parent_seed", "other_seed", "pair"]
+    before = barrier.filter(matching="none").select(*keys, before="barrier_error_points")
+    after = barrier.filter(polars.col("matching") != "none").join(before, on=keys)
+    after = after.with_columns(lowered=polars.col("before") - polars.col("barrier_error_points"))
+    body, notes, most = [], [], 0
+    for values, rows in groups(after, [*names, "matching"]):
+        estimate = _estimate(rows, "lowered")
+        if estimate is not None:
+            body.append([*map(value_text, values), *verdict_cells(estimate)])
+            notes.append(estimate.note)
+            most = max(most, estimate.n_parents)
+    columns = (*names, "matching", f"lower by (points){LEVEL}", "parents", "pairs", "above 0")
+    return titled("Test error barrier without matching less that with it, in points", columns, body, most, notes)
+
+
+_MOST_CELLS = 4
+_LOOKS = {"none": "-", "repair": "--"}
+_COLOURS = {"none": "tab:blue", "weights": "tab:orange", "activations": "tab:green"}
+
+
+def draw(frames: Frames, title: str) -> Any:
+    """Draw the error barriers of both relations, and the variance ratios by layer of pairs of different parents.
+
+    A row of panels a cell; of many cells the last ones.
+    """
+    from matplotlib.figure import Figure
+
+    names = cell_names(frames["barrier"])
+    every = list(groups(frames["barrier"].filter(split="test"), names))
+    of_layers = dict(groups(frames["layers"], names))
+    cells = every[-_MOST_CELLS:]
+    figure = Figure(figsize=(11.0, 3.0 * len(cells) + 0.9), layout="constrained")
+    axes = figure.subplots(len(cells), 3, squeeze=False)
+    found = list[Estimate | None]()
+    for row, (values, rows) in zip(axes, cells, strict=True):
+        for axis, relation in zip(row, (STRANGERS, SIBLINGS), strict=False):
+            found += _draw_bars(axis, rows.filter(relation=relation))
+            heading = [f"{relation}: k = {values[-2]}, s = {values[-1]}", variant_of(names, values)]
+            style(axis, "", "test error barrier (points)", "\n".join(filter(None, heading)))
+        layers = of_layers[values].filter(relation=STRANGERS)
+        for (matching, repair), own in groups(layers, ["matching", "repair"]):
+            means = [value_of(_estimate(here, "variance_ratio")) for _, here in groups(own, ["layer_number"])]
+            row[2].plot(range(len(means)), means, color=_COLOURS[matching], ls=_LOOKS[repair], lw=1.3)
+        row[2].axhline(1, color="0.6", lw=0.8, zorder=0)
+        style(row[2], "layer", "variance ratio at alpha = 0.5", f"{STRANGERS}; dashed: with repair", whole_x=True)
+    axes[0, 0].legend(fontsize=7)
+    part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
+    what = f"Barriers before and after matching{part}"
+    set_title(figure, what, f"{title}; {spread_text(found)}", size=10)
+    return figure
+
+
+def _draw_bars(axis: Any, rows: polars.DataFrame) -> list[Estimate | None]:
+    """A bar for each matching, without and with repair."""
+    every = list[Estimate | None]()
+    for i, matching in enumerate(MATCHINGS):
+        for j, repair in enumerate(REPAIRS):
+            estimate = _estimate(rows.filter(matching=matching, repair=repair), "barrier_error_points")
+            at = j + (i - 1) * 0.27
+            label = f"matching: {matching}" if j == 0 else None
+            axis.bar(at, value_of(estimate), 0.27, color=_COLOURS[matching], alpha=0.75, label=label)
+            draw_spread(axis, estimate, at, "0.15")
+            every.append(estimate)
+    axis.axhline(0, color="0.4", lw=0.8)
+    axis.set_xticks(range(len(REPAIRS)), ["without REPAIR", "with REPAIR"])
+    return every
+
+
+QUESTION = "the barrier between networks of different parents, before and after their units are matched"
+OPTIONS = ("alphas", "train_images", "test_images", "cells", "pairs", "matching_images")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw)

@@ -1,0 +1,127 @@
+"""Soups of all children of a parent: the uniform average, and the greedy one.
+
+Wortsman et al. 2022, Model soups, section 2 (`fastwi.analysis.soups`). A set is all children of one parent in one
+cell of the sweep. Networks are chosen on training images that the sweep left out, and measured on test images.
+"""
+
+from typing import Any
+
+import polars
+
+from fastwi import analysis
+from fastwi.analysis.columns import Column
+from fastwi.analysis.measuring import Bench
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
+from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.report.estimates import (
+    cell_names,
+    counted_text,
+    draw_bars,
+    estimate_of,
+    groups,
+    panels,
+    set_title,
+    spread_text,
+    style,
+    titled,
+    variant_of,
+    verdict_cells,
+)
+from fastwi.report.study import LINE_COLUMNS, Frames, Study
+from fastwi.report.summary import LEVEL, Table, value_text
+
+BEST, UNIFORM, GREEDY = "best", "uniform", "greedy"
+COLUMNS = {
+    "soups": {
+        **{name: column for name, column in LINE_COLUMNS.items() if name != "pair"},
+        "pair": Column("", "0: all children of the parent are one set", polars.Int64),
+        "soup": Column("", "best: the child best on held-out images; uniform: all; greedy: chosen", polars.String),
+        "children": Column("", "networks in the average", polars.Int64),
+        "of_children": Column("", "networks in the set", polars.Int64),
+        "held_out_accuracy_%": Column("%", "accuracy on the held-out training images"),
+        "test_accuracy_%": Column("%", "accuracy on the test images"),
+        "test_loss_nats": Column("nats", "mean cross-entropy on the test images"),
+        "gain_points": Column("points", "test accuracy less that of the best child"),
+    }
+}
+
+
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+    """Average all children of each parent in each cell, and choose greedily among them, under each treatment.
+
+    Raises UserError where the sweep left no training image out.
+    """
+    sets: dict[Any, dict[str, Pair]] = {}
+    for pair in chosen_pairs(opened, options):
+        children = sets.setdefault((*pair.variant, pair.cell, pair.point.parent), {})
+        children.update((end, pair) for end in pair.place.ends)
+    bench = Bench(opened, options)
+    rows = list[dict[str, Any]]()
+    for children in counted(list(sets.values()), progress):
+        pair = next(iter(children.values()))
+        members = opened.states(list(children))
+        held_out = bench.held_out(pair.config)
+        test, _ = bench.part(pair.config, "test")
+        everyone = [range(members.members)]
+        how = bench.how(pair)
+        evaluator = how["evaluator"]
+        for treatment in options.treatments:
+            on = how["recomputation"] if treatment == RECOMPUTED else None
+            (chosen,) = analysis.greedy_soups(evaluator, members, everyone, held_out, on)
+            made = {BEST: chosen[:1], UNIFORM: everyone[0], GREEDY: chosen}
+            networks = analysis.uniform_soups(members, list(made.values()))
+            networks = networks if on is None else evaluator.recompute(networks, on)
+            there, here = (evaluator.scores(networks, images) for images in (held_out, test))
+            for i, (name, own) in enumerate(made.items()):
+                rows.append({
+                    **pair.columns(), "pair": 0, "batch_norm": treatment, "soup": name, "children": len(own),
+                    "of_children": members.members, "held_out_accuracy_%": there.accuracy_M[i],
+                    "test_accuracy_%": here.accuracy_M[i], "test_loss_nats": analysis.finite(here.loss_M[i]),
+                    "gain_points": here.accuracy_M[i] - here.accuracy_M[0],
+                })  # fmt: skip
+    return opened.frames(COLUMNS, soups=rows)
+
+
+def tables(frames: Frames) -> list[Table]:
+    """The gain of each soup over the child that is best on held-out images, with the verdict that it is above 0."""
+    frame = frames["soups"]
+    names = [*cell_names(frame), "soup", "batch_norm"]
+    body, notes, most = [], [], 0
+    for values, rows in groups(frame.filter(polars.col("soup") != BEST), names):
+        estimate = estimate_of(rows, "gain_points")
+        if estimate is not None:
+            taken, of = (sum(rows[name]) / rows.height for name in ("children", "of_children"))
+            children = f"{taken:.1f} of {of:.1f}"
+            body.append([*map(value_text, values), children, *verdict_cells(estimate)])
+            notes.append(estimate.note)
+            most = max(most, estimate.n_parents)
+    columns = (*names, "children", f"gain (points){LEVEL}", "parents", "sets", "above 0")
+    title = "Test accuracy of soups less that of the child best on held-out images, in points; children: mean number"
+    return [titled(title, columns, body, most, notes)]
+
+
+_MOST_CELLS = 8
+
+
+def draw(frames: Frames, title: str) -> Any:
+    """Draw the gain of each soup, a panel a cell; of many cells the last ones."""
+    frame = frames["soups"].filter(polars.col("soup") != BEST)
+    names = cell_names(frame)
+    every = list(groups(frame, names))
+    cells = every[-_MOST_CELLS:]
+    figure, axes = panels(len(cells), 4, (3.2, 2.6), 0.9)
+    found = []
+    for axis, (values, rows) in zip(axes, cells, strict=True):
+        found += draw_bars(axis, rows, "gain_points", "soup", "{} batch-norm statistics")
+        heading = [f"k = {values[-2]}, s = {values[-1]}; {counted_text(rows)}", variant_of(names, values)]
+        style(axis, "", "test accuracy gain (points)", "\n".join(filter(None, heading)))
+    axes[0].legend(fontsize=7)
+    part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
+    set_title(figure, f"Soups less the best child{part}", f"{title}; {spread_text(found)}", size=10)
+    return figure
+
+
+QUESTION = "what uniform and greedy averages of all children of a parent gain over the best of them"
+OPTIONS = ("test_images", "treatments", "cells", "pairs", "held_out_images")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw)
