@@ -81,26 +81,26 @@ def mean_estimate(values: ArrayLike, parents: Parents) -> Estimate:
     return Estimate(value, low, high, count, len(values_n), note, tuple(mean_G.tolist()))
 
 
-def between_parents(values: ArrayLike, first: Parents, second: Parents) -> Estimate:
+def between_parents(values: ArrayLike, pairs: Sequence[tuple[Any, Any]]) -> Estimate:
     """The mean over pairs of different parents, with the jackknife's interval over parents.
 
-    values, first, second: [n], each value and the names of the two parents that it is about. A parent is in many
-    pairs: the pairs are not independent, and their own spread gives an interval that is far too narrow. Raises
-    UserError as `mean_estimate` does, and for a pair of one parent with itself.
+    values, pairs: [n], each value and the names of the two parents that it is about. A parent is in many pairs, which
+    are not independent. Raises UserError as `mean_estimate` does.
     """
-    both_2n, count = _numbered([*first, *second])
-    values_n = _checked("values", values, both_2n[: len(first)])
-    first_n, second_n = both_2n.reshape(2, -1)
-    if (first_n == second_n).any():
-        raise UserError("values: one is about a parent and itself; leave it out")
+    parent_2n, count = _numbered([parent for pair in pairs for parent in pair])
+    values_n = _checked("values", values, parent_2n[::2])
     value = float(values_n.mean())
-    has_Gn = (first_n == np.arange(count)[:, None]) | (second_n == np.arange(count)[:, None])
+    has_Gn = (parent_2n.reshape(-1, 2) == np.arange(count)[:, None, None]).any(axis=2)
     low = high = None
     note = _too_few(count)
-    if not note and (without := [values_n[~has_n] for has_n in has_Gn]) and all(map(len, without)):
-        pseudo_G = count * value - (count - 1) * np.array([each.mean() for each in without])
-        half = _quantile(count) * float(pseudo_G.std(ddof=1)) / math.sqrt(count)
-        low, high = value - half, value + half
+    if not note:
+        without_G = np.array([values_n[~has_n].mean() for has_n in has_Gn])
+        pseudo_G = count * value - (count - 1) * without_G
+        if _spread(pseudo_G) == 0:
+            note = f"all {count} parents have the same value: no spread to make an interval of"
+        else:
+            half = _quantile(count) * float(pseudo_G.std(ddof=1)) / math.sqrt(count)
+            low, high = value - half, value + half
     points = tuple(float(values_n[has_n].mean()) for has_n in has_Gn)
     return Estimate(value, low, high, count, len(values_n), note, points)
 

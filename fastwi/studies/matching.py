@@ -60,6 +60,7 @@ COLUMNS = {
         "barrier_loss_nats": Column("nats", "largest loss on the line less the mean of the ends' losses"),
         "barrier_loss_linear_nats": Column("nats", "largest excess of the loss over the ends' line"),
         "middle_error_%": Column("%", "error at alpha = 0.5"),
+        "middle_loss_nats": Column("nats", "loss at alpha = 0.5"),
         "moved_%": Column("%", "share of B's units that are in another place than before"),
         "weights_cosine": Column("1", "cosine of the weights of A and B"),
     },
@@ -139,10 +140,12 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
 
 def _barrier(line: "analysis.Measured", split: str) -> dict[str, Any]:
     found = analysis.barrier_of(line, split)
+    at_middle = line.column("alpha") == MIDDLE
     values = {
         "barrier_error_points": found.error, "barrier_error_linear_points": found.error_linear,
         "barrier_loss_nats": found.loss, "barrier_loss_linear_nats": found.loss_linear,
-        "middle_error_%": line.error[split]["averaged"][line.column("alpha") == MIDDLE][0],
+        "middle_error_%": line.error[split]["averaged"][at_middle][0],
+        "middle_loss_nats": line.loss[split]["averaged"][at_middle][0],
     }  # fmt: skip
     return {"split": split} | {name: analysis.finite(value) for name, value in values.items()}
 
@@ -177,8 +180,7 @@ def _estimate(rows: polars.DataFrame, column: str) -> Estimate | None:
     there = rows.drop_nulls(column)
     if not there.height or there["relation"][0] == SIBLINGS:
         return estimate_of(there, column)
-    first, second = (there[name].to_list() for name in ("parent_seed", "other_seed"))
-    return between_parents(there[column].to_numpy(), first, second)
+    return between_parents(there[column].to_numpy(), there.select("parent_seed", "other_seed").rows())
 
 
 _TABLES = {

@@ -110,7 +110,7 @@ def draw(frames: Frames, title: str) -> Any:
     names = cell_names(frame)
     every = list(groups(frame, names))
     cells = every[-_MOST_CELLS:]
-    figure, axes = panels(len(cells), 4, (3.2, 2.6), 0.9)
+    figure, axes = panels(len(cells), 2, (5.4, 2.6), 0.9)
     found = []
     for axis, (values, rows) in zip(axes, cells, strict=True):
         found += draw_bars(axis, rows, "gain_points", "soup", "{} batch-norm statistics")

@@ -6,7 +6,7 @@ The table for more methods, distributions and numbers of parents is made by benc
 import numpy as np
 import pytest
 
-from fastwi.analysis.statistics import mean_estimate, spearman
+from fastwi.analysis.statistics import between_parents, mean_estimate, spearman
 
 RUNS, PAIRS = 1500, 3
 
@@ -69,3 +69,22 @@ def test_intervals_of_a_rank_correlation_hold_it(parents, seed):
         found = spearman(x.ravel(), y.ravel(), names)
         held += found.low <= truth <= found.high
     assert held / runs >= 0.90
+
+
+def test_intervals_over_pairs_of_parents_hold_the_mean_where_those_of_pairs_do_not(seed):
+    """All pairs of 6 parents. Over 4,000 runs 95 % and more do; the standard error of 600 runs is 0.9 %."""
+    rng = np.random.default_rng(seed)
+    first, second = np.triu_indices(6, 1)
+    held, as_pairs, runs = 0, 0, 600
+    for _ in range(runs):
+        own = rng.normal(size=6)
+        values = own[first] + own[second] + 0.3 * rng.normal(size=len(first))
+        right, wrong = (
+            between_parents(values, list(zip(first, second, strict=True))),
+            mean_estimate(values, np.arange(len(first))),
+        )
+        assert (right.value, right.n_parents, right.n_pairs) == (pytest.approx(wrong.value), 6, 15)
+        held += right.low <= 0 <= right.high
+        as_pairs += wrong.low <= 0 <= wrong.high
+    assert held / runs >= 0.91
+    assert as_pairs / runs < 0.75

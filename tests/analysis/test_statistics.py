@@ -10,6 +10,7 @@ from scipy import stats
 from fastwi.analysis.statistics import (
     NOTHING,
     Estimate,
+    between_parents,
     mean_estimate,
     spearman,
     verdict,
@@ -49,6 +50,21 @@ def test_few_parents_have_points_and_no_interval(parents, seed):
     assert NOTHING in spearman([1, 1], [1, 3], [0, 0]).note
     assert verdict_text("not settled", 5) == "not settled"
     assert verdict_text("confirmed", 2) == "confirmed"
+
+
+def test_a_mean_over_pairs_of_parents_is_the_jackknife_s(seed):
+    pairs = [(a, b) for a in "uvwxyz" for b in "uvwxyz" if a < b]
+    values = np.random.default_rng(seed).normal(size=len(pairs))
+    found = between_parents(values, pairs)
+    without = [np.mean([v for v, pair in zip(values, pairs, strict=True) if out not in pair]) for out in "uvwxyz"]
+    error = math.sqrt(5 / 6 * sum((each - np.mean(without)) ** 2 for each in without))
+    half = stats.t.ppf(0.975, 5) * error
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half))
+    assert (found.n_parents, found.n_pairs) == (6, 15)
+    assert found.points[0] == pytest.approx(values[:5].mean())
+    assert "no spread" in between_parents(np.ones(15), pairs).note
+    few = between_parents([1.0, 2.0, 4.0], [("a", "b"), ("a", "c"), ("b", "c")])
+    assert (few.value, few.low, few.n_parents) == (pytest.approx(7 / 3), None, 3)
 
 
 def test_student_s_interval_against_scipy(seed):

@@ -1,0 +1,214 @@
+"""Matching, REPAIR and soups against brute force, closed forms and plain loops."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from analytic_networks import PLAIN
+from test_symmetry import drawn
+from torch import nn
+
+from fastwi.analysis import (
+    Evaluator,
+    MatchedLines,
+    Recomputation,
+    Symmetry,
+    barrier_of,
+    dataset_from_arrays,
+    greedy_soups,
+    images_of,
+    match_activations,
+    match_weights,
+    moments_of,
+    rescaled,
+    uniform_soups,
+    variance_ratios,
+)
+from fastwi.errors import UserError
+from fastwi.models.registry import build_model
+from fastwi.population import Population
+
+
+def dataset_of(seed: int, count: int = 60, size: int = 8):
+    draw = np.random.default_rng(seed)
+    pixels = draw.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return dataset_from_arrays(pixels, np.arange(count) % 4, [0.5] * 3, [0.25] * 3, "cpu")
+
+
+class Small(nn.Module):
+    """Two hidden layers of 3 and 4 units."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.hidden, self.last = nn.Conv2d(3, 3, 3), nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.hidden(torch.tanh(self.conv(x)).mean((2, 3)))))
+
+
+def members_of(build, seeds):
+    networks = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        networks.append(drawn(build(), seed))
+    population = Population.from_modules(networks)
+    return Symmetry.of(networks[0], next(images_of(dataset_of(0), 4))), population
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(lambda name=name: build_model(name, 4, 0.25) for name in ("resnet20", "resnet20_gn", "convnet")),
+        lambda: build_model("wrn16_4", 4, 0.0625),
+    ],
+)
+def test_a_permuted_copy_is_recovered(build, seed):
+    """All of it to the bit, by weights and, with units that differ, by activations; several pairs at once."""
+    symmetry, one = members_of(build, [seed])
+    copies = symmetry.permute(one.clone_rows([0, 0]), symmetry.random(2, seed))
+    members = Population.gather([(one, 0), (copies, 0), (copies, 1)])
+    pairs = [(0, 1), (0, 2), (2, 1)]
+    for orders in (
+        match_weights(symmetry, members, pairs, seed),
+        match_activations(symmetry, members, pairs, dataset_of(seed, size=16)),
+    ):
+        found = symmetry.permute(members.clone_rows([1, 2, 1]), orders)
+        assert torch.equal(found.weights_MP, members.clone_rows([0, 0, 2]).weights_MP)
+        assert torch.equal(found.statistics_MQ, members.clone_rows([0, 0, 2]).statistics_MQ)
+        assert not torch.equal(members.weights_MP[0], members.weights_MP[1])
+
+
+def test_against_brute_force_over_all_orders(seed):
+    """Weight matching is no worse than any order of one group, the other as it is; activation matching the best."""
+    symmetry, members = members_of(Small, [seed, seed + 1])
+    dataset = dataset_of(seed)
+    a = members[:1].weights_MP.double()
+    every = [list(itertools.permutations(range(group.size))) for group in symmetry.groups]
+
+    def moved(*orders):
+        return symmetry.permute(members[1:], [np.array([order]) for order in orders])
+
+    def similarity(*orders):
+        return float((a * moved(*orders).weights_MP).sum())
+
+    found = [tuple(order[0].tolist()) for order in match_weights(symmetry, members, [(0, 1)])]
+    reached = similarity(*found)
+    assert reached >= similarity(*(range(group.size) for group in symmetry.groups))
+    assert reached >= max(similarity(order, found[1]) for order in every[0]) - 1e-5
+    assert reached >= max(similarity(found[0], order) for order in every[1]) - 1e-5
+
+    (x,) = images_of(dataset)
+
+    def activations(network):
+        tensors = {name: tensor.double().numpy() for name, tensor in network.parameters(0).items()}
+        conv = torch.conv2d(x.double(), *(network.parameters(0)[f"conv.{n}"].double() for n in ("weight", "bias")))
+        first = torch.tanh(conv).mean((2, 3)).numpy()
+        return first, np.tanh(first @ tensors["hidden.weight"].T + tensors["hidden.bias"])
+
+    of_a, of_b = activations(members[:1]), activations(members[1:])
+    orders = match_activations(symmetry, members, [(0, 1)], dataset)
+    for one, other, order, group in zip(of_a, of_b, orders, every, strict=True):
+        apart = [float(((one - other[:, list(each)]) ** 2).sum()) for each in group]
+        assert group[int(np.argmin(apart))] == tuple(order[0].tolist())
+
+
+def test_a_line_to_a_permuted_copy_has_no_barrier_once_matched(seed):
+    """Unmatched it has one, and its variance collapses, which REPAIR undoes."""
+    symmetry, one = members_of(lambda: build_model("resnet20", 4, 0.25), [seed])
+    dataset = dataset_of(seed, size=16)
+    evaluator = Evaluator(build_model("resnet20", 4, 0.25), PLAIN, batch_size=20)
+    one = evaluator.recompute(one, Recomputation(dataset))
+    members = Population.gather([(one, 0), (symmetry.permute(one, symmetry.random(1, seed)), 0)])
+    logits_NK = torch.cat([logits_NK for _, logits_NK in evaluator.logits(one, 0, dataset)])
+    dataset = replace(dataset, labels_N=logits_NK.argmax(1))  # both ends make no error
+    orders = {"none": symmetry.identity(1), "weights": match_weights(symmetry, members, [(0, 1)])}
+    ratios = {}
+    for name, order in orders.items():
+        lines = MatchedLines(evaluator, symmetry, members, [(0, 1)], order, dataset, Recomputation(dataset))
+        barrier = barrier_of(lines.measure(0, np.linspace(0, 1, 5), {"test": dataset}, repair=False), "test")
+        ratios[name] = np.mean(list(lines.collapse(repair=False).values()))
+        assert (lines.cosine(0) == pytest.approx(1, abs=1e-12)) == (name == "weights")
+        assert (barrier.error > 0, abs(barrier.loss) > 1e-5) == ((name == "none"),) * 2
+        repaired = np.mean(list(lines.collapse(repair=True).values()))
+        assert abs(repaired - 1) < 0.2  # on other, augmented images
+    assert ratios["weights"] == pytest.approx(1, abs=1e-5)
+    assert ratios["none"] < 0.7
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet20_gn"])
+def test_repair_without_batch_norm(name, seed):
+    """On one batch the units' moments are those interpolated from the ends', at every layer that is corrected."""
+    symmetry, members = members_of(lambda: build_model(name, 4, 0.25), [seed, seed + 1])
+    dataset, alphas = dataset_of(seed, size=16), [0.0, 0.3, 1.0]
+    ends = moments_of(symmetry, members, dataset)
+    networks = members.combine([[1 - alpha, alpha] for alpha in alphas])
+    pairs = [(0, 1)] * 3
+    repaired = rescaled(symmetry, networks, ends, pairs, alphas, dataset)
+    assert torch.equal(repaired.weights_MP[[0, 2]], members.weights_MP)
+    before, after = (moments_of(symmetry, each, dataset) for each in (networks, repaired))
+    corrected = [layer.node for layer in symmetry.layers if layer.bias and layer.node in ends]
+    assert len(corrected) == {"convnet": 6, "resnet20_gn": 19}[name]
+    apart = []
+    for node in corrected:
+        (mean, variance), wrong = after[node], before[node]
+        wanted = [0.7 * ends[node][0][0] + 0.3 * ends[node][0][1],
+                  0.7 * ends[node][1][0].sqrt() + 0.3 * ends[node][1][1].sqrt()]  # fmt: skip
+        torch.testing.assert_close(mean[1], wanted[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(variance[1].sqrt(), wanted[1], rtol=1e-3, atol=1e-3)
+        apart.append(float((wrong[1][1].sqrt() - wanted[1]).abs().max()))
+    assert max(apart) > 0.1
+    ratio = variance_ratios(before, ends, pairs)[corrected[0]]
+    (x,) = images_of(dataset)
+    of_unit = [symmetry.module(each, m) for each, m in ((networks, 1), (members, 0), (members, 1))]
+    if name == "convnet":  # the first layer by hand
+        middle, a, b = (module.layers.get_submodule("0")(x).var((0, 2, 3), correction=0).sum() for module in of_unit)
+        assert ratio[1] == pytest.approx(float(2 * middle / (a + b)), rel=1e-5)
+        assert ratio[0] == pytest.approx(float(2 * a / (a + b)), rel=1e-5)
+
+
+def test_a_network_without_a_layer_to_repair_is_refused(seed):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    dataset = dataset_of(seed)
+    symmetry, members = members_of(lambda: network, [seed, seed])
+    ends = moments_of(symmetry, members, dataset)
+    with pytest.raises(UserError, match="REPAIR"):
+        rescaled(symmetry, members, ends, [(0, 1), (0, 1)], [0.5, 0.5], dataset)
+
+
+def test_greedy_soups_against_a_plain_loop(seed):
+    """Several sets of several sizes at once."""
+    _, members = members_of(Small, range(seed, seed + 7))
+    dataset, evaluator = dataset_of(seed, 200), Evaluator(Small(), PLAIN)
+    sets = [[0, 1, 2, 3, 4, 5, 6], [3, 5], [2], [6, 4, 1]]
+
+    def accuracy(rows):
+        mean = Population.averages([[(members, row) for row in rows]], [[1 / len(rows)] * len(rows)])
+        return evaluator.scores(mean, dataset).accuracy_M[0]
+
+    found = greedy_soups(evaluator, members, sets, dataset)
+    for rows, chosen in zip(sets, found, strict=True):
+        best: list[int] = []
+        for row in sorted(rows, key=lambda row: -accuracy([row])):
+            if not best or accuracy([*best, row]) >= accuracy(best):
+                best.append(row)
+        assert chosen == tuple(best)
+    assert len({len(chosen) for chosen in found}) > 1
+    soups = uniform_soups(members, sets)
+    expected = members.weights_MP[sets[3]].double().mean(0)
+    torch.testing.assert_close(soups.weights_MP[3].double(), expected, rtol=1e-6, atol=1e-7)
+    with pytest.raises(UserError, match="set"):
+        greedy_soups(evaluator, members, [[0], []], dataset)
+
+
+def test_greedy_soups_measure_with_recomputed_statistics(seed):
+    """Statistics of no use at all decide nothing then."""
+    symmetry, members = members_of(lambda: build_model("resnet20", 4, 0.125), [seed, seed + 1, seed + 2])
+    del symmetry
+    evaluator, dataset = Evaluator(build_model("resnet20", 4, 0.125), PLAIN, batch_size=20), dataset_of(seed, size=16)
+    spoilt = members.clone_rows(range(3))
+    spoilt.statistics_MQ.mul_(50)
+    on = Recomputation(dataset)
+    expected = greedy_soups(evaluator, members, [[0, 1, 2]], dataset, on)
+    assert greedy_soups(evaluator, spoilt, [[0, 1, 2]], dataset, on) == expected

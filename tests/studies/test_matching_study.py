@@ -1,0 +1,116 @@
+"""matching: each number against stored networks, permuted and interpolated by hand, and against connectivity."""
+
+import numpy as np
+import polars
+import pytest
+from studied import by_cell, column, logits, losses, measured, presented, state_of, studied_sweep
+
+from fastwi.analysis import Symmetry, images_of, match_weights
+from fastwi.errors import UserError
+
+HOW = {"alphas": 3, "cells": ("1,1",), "matching_images": 30}
+KEYS = ["relation", "parent_seed", "other_seed", "pair", "matching", "repair"]
+
+
+@pytest.fixture(scope="module")
+def frames(opened):
+    return measured("matching", opened, **HOW)
+
+
+def test_unmatched_siblings_are_those_of_connectivity(opened, frames):
+    """To the bit, without and with REPAIR: recomputed statistics."""
+    other = measured("connectivity", opened, alphas=3, cells=("1,1",))["barrier"]
+    rows = frames["barrier"].filter(relation="one parent", matching="none")
+    assert rows.height == other.height == 2 * 2 * 2
+    for row in rows.iter_rows(named=True):
+        treatment = {"none": "averaged", "repair": "recomputed"}[row["repair"]]
+        (same,) = other.filter(parent_seed=row["parent_seed"], split=row["split"], batch_norm=treatment).to_dicts()
+        assert {name: row[name] for name in row if "barrier" in name} == {
+            name: same[name] for name in row if "barrier" in name
+        }
+
+
+def test_different_parents_by_hand(opened, frames):
+    """The network at 0.5 of the first children, B permuted by an order that weight matching finds, in float64."""
+    pairs = by_cell(opened)
+    config = pairs[1, 1, 0].config
+    ends = [pairs[1, 1, parent].place.ends[0] for parent in (0, 1)]
+    members = opened.states(ends)
+    train, test = opened.resources.splits(config)
+    symmetry = Symmetry.of(opened.resources.network(config), next(images_of(train, 4)))
+    order = match_weights(symmetry, members, [(0, 1)])
+    assert any((each != np.arange(each.shape[1])).any() for each in order)
+    moved = symmetry.permute(members[1:], order).state_dict(0)
+    found = frames["barrier"].filter(relation="different parents", split="test", repair="none")
+    assert set(zip(found["parent_seed"], found["other_seed"], strict=True)) == {(0, 1)}
+    for matching, b in (("none", state_of(opened, ends[1])), ("weights", moved)):
+        (row,) = found.filter(matching=matching).to_dicts()
+        a = state_of(opened, ends[0])
+        loss = []
+        for alpha in (0.0, 0.5, 1.0):
+            state = {name: (1 - alpha) * a[name] + alpha * b[name].double() for name in a}
+            loss.append(float(losses(logits(opened, state, test), test).mean()))
+        assert row["barrier_loss_nats"] == pytest.approx(max(loss) - (loss[0] + loss[2]) / 2, rel=1e-3, abs=1e-5)
+        assert row["middle_loss_nats"] == pytest.approx(loss[1], rel=1e-4)
+    assert found["middle_loss_nats"].n_unique() == 3
+
+
+def test_what_moves(frames):
+    """Nothing without matching; nearly all between strangers; weights are more alike after weight matching."""
+    barrier = frames["barrier"].filter(split="test", repair="none")
+    assert barrier.height == 3 * 3
+    assert set(barrier.filter(matching="none")["moved_%"]) == {0}
+    strangers = {row["matching"]: row for row in barrier.filter(relation="different parents").to_dicts()}
+    assert strangers["weights"]["moved_%"] > 20
+    assert strangers["activations"]["moved_%"] > 20
+    assert strangers["weights"]["weights_cosine"] > strangers["none"]["weights_cosine"] + 0.01
+    siblings = barrier.filter(relation="one parent")
+    assert siblings.filter(matching="none")["weights_cosine"].min() > strangers["none"]["weights_cosine"]
+    layers = frames["layers"]
+    assert layers.select(KEYS).unique().height == 3 * 3 * 2
+    assert layers["layer"].n_unique() == 19
+    assert layers["variance_ratio"].null_count() == 0
+
+
+def test_one_parent_is_refused(digits_directory, tmp_path_factory):
+    with (
+        studied_sweep(digits_directory, tmp_path_factory, "--sweep.parents", "[0]", trains=False) as other,
+        pytest.raises(UserError, match=r"sweep\.parents"),
+    ):
+        measured("matching", other)
+
+
+def test_tables_and_figure(frames, tmp_path):
+    tables, drawn = presented("matching", frames, tmp_path)
+    error, loss, lowered, variance = tables
+    assert column(error, "relation") == ["different parents"] * 2 + ["one parent"] * 2
+    row = frames["barrier"].filter(relation="different parents", split="test", repair="none", matching="weights")
+    assert column(loss, "matching: weights")[0].startswith(f"{row['barrier_loss_nats'][0]:+.4f}")
+    assert set(column(lowered, "above 0")) == {"not settled (n = 2)"}
+    assert len(variance.rows) == 4
+    for text in ("different parents: k = 1, s = 1", "one parent: k = 1, s = 1", "matching: weights", "dots: each"):
+        assert text in drawn
+
+
+def test_barriers_lowered_are_paired_and_judged_over_parents(frames):
+    """Five parents whose barriers all fall by 3 or 4 points: confirmed, with n parents and n (n - 1) / 2 pairs."""
+    row = (
+        frames["barrier"]
+        .filter(relation="different parents", split="test", repair="none", matching="none")
+        .to_dicts()[0]
+    )
+    rows = []
+    for a in range(5):
+        for b in range(a + 1, 5):
+            for matching, less in (("none", 0), ("weights", 3 + (a == 0)), ("activations", 0.1 * (-1) ** (a + b))):
+                named = {"parent_seed": a, "other_seed": b, "matching": matching}
+                rows.append({**row, **named, "barrier_error_points": 10 + a - less})
+    made = polars.DataFrame(rows, schema=frames["barrier"].schema)
+    from fastwi.studies.matching import STUDY
+
+    lowered = STUDY.tables({"barrier": made, "layers": frames["layers"]})[2]
+    assert column(lowered, "matching") == ["weights", "activations"]
+    assert column(lowered, "above 0") == ["confirmed", "not settled"]
+    assert column(lowered, "parents") == ["5", "5"]
+    assert column(lowered, "pairs") == ["10", "10"]
+    assert lowered.rows[0][5].startswith("+3.40 [")

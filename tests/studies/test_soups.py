@@ -1,0 +1,75 @@
+"""soups: against the stored networks, averaged by hand; chosen on images that nothing was trained on."""
+
+import numpy as np
+import polars
+import pytest
+from studied import accuracy, column, logits, mean_state, measured, presented, state_of, studied_sweep, treated
+
+from fastwi.analysis.measuring import Bench
+from fastwi.analysis.pairs import all_pairs
+from fastwi.config.sweep import AnalysisOptions
+from fastwi.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def frames(pairs):
+    return measured("soups", pairs, held_out_images=100)
+
+
+def test_uniform_and_greedy_soups_by_hand(pairs, frames):
+    frame = frames["soups"]
+    config = pairs.planned.points[0].config
+    test = pairs.resources.splits(config)[1]
+    held_out = Bench(pairs, AnalysisOptions(held_out_images=100)).held_out(config)
+    assert frame.height == 2 * 2 * 3
+    for (parent, treatment), rows in frame.filter(parent_seed=1).group_by("parent_seed", "batch_norm"):
+        places = [pair.place for pair in all_pairs(pairs) if pair.point.parent == parent]
+        states = [state_of(pairs, end) for place in places for end in place.ends]
+        assert len(states) == 4
+
+        def score(chosen, images, treatment=treatment):
+            state = treated(pairs, mean_state(chosen), treatment, 2)
+            return accuracy(logits(pairs, state, images), images)
+
+        ranked = sorted(states, key=lambda state: -score([state], held_out))
+        greedy = ranked[:1]
+        for state in ranked[1:]:
+            if score([*greedy, state], held_out) >= score(greedy, held_out):
+                greedy.append(state)
+        expected = {"best": ranked[:1], "uniform": states, "greedy": greedy}
+        for row in rows.iter_rows(named=True):
+            chosen = expected[row["soup"]]
+            assert (row["children"], row["of_children"]) == (len(chosen), 4)
+            assert row["test_accuracy_%"] == pytest.approx(score(chosen, test), abs=1e-9)
+            assert row["held_out_accuracy_%"] == pytest.approx(score(chosen, held_out), abs=1e-9)
+            gain = score(chosen, test) - score(ranked[:1], test)
+            assert row["gain_points"] == pytest.approx(gain, abs=1e-9)
+
+
+def test_held_out_images_are_those_that_the_sweep_left_out(pairs, digits_directory, tmp_path_factory):
+    config = pairs.planned.points[0].config
+    train, _ = pairs.resources.splits(config)
+    whole = Bench(pairs, AnalysisOptions(held_out_images=0)).held_out(config)
+    some = Bench(pairs, AnalysisOptions(held_out_images=50)).held_out(config)
+    assert (len(some), len(train) + len(whole)) == (50, 1437)
+    assert np.bincount(some.labels_N.numpy()).tolist() == [5] * 10
+    trained, left, chosen = ({image.tobytes() for image in each.images_NHWC.numpy()} for each in (train, whole, some))
+    assert chosen < left
+    assert not trained & left
+    flags = ("--axes.experiment.k", "[1]", "--axes.experiment.s", "[1]", "--data.train_images", "0")
+    with studied_sweep(digits_directory, tmp_path_factory, *flags, trains=False) as other:
+        config = other.planned.points[0].config
+        with pytest.raises(UserError, match=r"data\.train_images"):
+            Bench(other, AnalysisOptions()).held_out(config)
+
+
+def test_tables_and_figure(frames, tmp_path):
+    (table,), drawn = presented("soups", frames, tmp_path)
+    assert column(table, "soup") == ["uniform", "greedy"] * 2
+    uniform = frames["soups"].filter(soup="uniform", batch_norm="averaged")["gain_points"].mean()
+    gain = table.columns.index("children") + 1
+    assert table.rows[0][gain].startswith(f"{uniform:+.2f}")
+    assert column(table, "children")[0] == "4.0 of 4.0"
+    assert set(column(table, "above 0")) == {"not settled (n = 2)"}
+    assert "k = 1, s = 1; n = 2 parents" in drawn
+    assert frames["soups"].schema["children"] == polars.Int64
