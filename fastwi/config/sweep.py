@@ -106,7 +106,7 @@ class AnalysisOptions:
     corruptions: tuple[str, ...] = option(
         (), "corruptions of test images to measure under too, as those of CIFAR-10-C", choices=CORRUPTIONS
     )
-    severities: tuple[int, ...] = option((1, 2, 3, 4, 5), "strengths of each", low=1, high=5, filled=True)
+    severities: tuple[int, ...] = option((1, 2, 3, 4, 5), "severities of each corruption", low=1, high=5, filled=True)
     cells: tuple[str, ...] = option(
         (),
         "cells of the sweep, each as 'k,s', such as \"8,4\"; on the command line 8,4;16,4; empty: all",

@@ -118,21 +118,37 @@ class _Images:
             yield name, severity, replace(test, images_NHWC=images_NHWC)
 
 
-_BETTER = {name: column.help.partition(":")[0] for name, column in MEASURES.items() if name != "temperature"}
-_DIGITS = {"error_%": 2, "ece_%": 2, "adaptive_ece_%": 2}  # others 4
+_BETTER = {
+    "error_%": ("error (%)", 2),
+    "loss_nats": ("loss (nats)", 4),
+    "ece_%": ("calibration error (%)", 2),
+    "adaptive_ece_%": ("calibration error, adaptive bins (%)", 2),
+    "brier": ("Brier score", 4),
+    "scaled_loss_nats": ("loss after temperature scaling (nats)", 4),
+}
+"""Measures of which lower is better: label and digits."""
 _OVER = {"child": "the children's mean", "ensemble": "their ensemble"}
 _WITH_CORRUPTED = ("error_%", "ece_%")
+_ALL = "all corruptions"
 
 
 def improvements(frame: polars.DataFrame, over: str) -> polars.DataFrame:
-    """By how much each measure of the average is below that of the networks `over`, for each pair, treatment and
-    images; the mean over severities. Of several children their mean."""
-    keys = frame.columns[: frame.columns.index("network")]
-    measures = [polars.col(name) for name in _BETTER]
+    """By how much each measure of the average is below that of the networks `over` (of the children: their mean).
+
+    A row for each pair, treatment and kind of images, the mean over severities; after those of the single corruptions
+    come rows with the mean over all of them.
+    """
+    keys = frame.columns[: frame.columns.index("images")]
     of = polars.col("network")
+    measures = [polars.col(name) for name in _BETTER]
     lower = [m.filter(of == over).mean() - m.filter(of == "average").first() for m in measures]
-    by_severity = frame.group_by(keys, maintain_order=True).agg(lower)
-    return by_severity.group_by(keys[:-1], maintain_order=True).agg(polars.col(list(_BETTER)).mean())
+    each = frame.group_by([*keys, "images", "severity"], maintain_order=True).agg(lower)
+    corrupted = each.filter(polars.col("severity") > 0).with_columns(images=polars.lit(_ALL))
+    return (
+        polars.concat([each, corrupted])
+        .group_by([*keys, "images"], maintain_order=True)
+        .agg(measure.mean() for measure in measures)
+    )
 
 
 def tables(frames: Frames) -> list[Table]:
@@ -145,7 +161,8 @@ def tables(frames: Frames) -> list[Table]:
     for name, column in MEASURES.items():
         title = f"{column.help[0].upper()}{column.help[1:]}; in {column.unit}".removesuffix("; in 1")
         by = ["network", "batch_norm"]
-        found.append(estimate_table(clean, title, cell_names(clean), by, name, _DIGITS.get(name, 4)))
+        digits = _BETTER[name][1] if name in _BETTER else 2
+        found.append(estimate_table(clean, title, cell_names(clean), by, name, digits))
     return found
 
 
@@ -161,8 +178,8 @@ def _improved(where: str, frame: polars.DataFrame, measures: Sequence[str]) -> T
                 if estimate is not None:
                     most = max(most, estimate.n_parents)
                     notes.append(estimate.note)
-                    shown = verdict_cells(estimate, _DIGITS.get(name, 4))
-                    body.append([_BETTER[name], words, images, treatment, *shown])
+                    label, digits = _BETTER[name]
+                    body.append([label, words, images, treatment, *verdict_cells(estimate, digits)])
     columns = ("measure", "average against", "images", "batch norm", "lower by", "parents", "pairs", "average better")
     return titled(f"What the average is lower by {where}, all cells together [95 %]", columns, body, most, notes)
 
@@ -200,7 +217,7 @@ def draw(frames: Frames, title: str) -> Any:
             shown = rows.filter((polars.col("images") == CLEAN) == clean)
             found += draw_bars(axis, shown, column, "network", "{} batch-norm statistics")
             style(axis, "", label, "\n".join(filter(None, heading)) if axis is axes[row][0] else "")
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
     set_title(figure, f"Calibration of the networks{part}", f"{title}; {spread_text(found)}", size=10)
     return figure

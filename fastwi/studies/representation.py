@@ -1,6 +1,7 @@
 """How alike children, average and parent represent images, layer by layer: linear CKA on the test images.
 
-`fastwi.analysis.linear_cka` has the estimator. A layer is a block of the network, as in the study blocks.
+`fastwi.analysis.linear_cka` has the estimator. A layer is a block of the network, as in the study blocks. That the
+average is more like each child than they are like each other is expected of any mean; how much more is the result.
 """
 
 import itertools

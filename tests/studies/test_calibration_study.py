@@ -65,12 +65,16 @@ def test_the_average_of_clean_images_is_what_the_sweep_measured(opened, frames):
 def test_improvements_are_paired(frames):
     frame = frames["calibration"]
     found = improvements(frame, "child")
-    assert found.height == 2 * 2 * 2 * 3  # severities are averaged over
-    for row in found.to_dicts()[::5]:
+    assert found.height == 2 * 2 * 2 * (3 + 1)  # severities are averaged over, and then corruptions
+    for row in found.filter(polars.col("images") != "all corruptions").to_dicts()[::5]:
         keys = {name: row[name] for name in ("k", "s", "parent_seed", "batch_norm", "images")}
         rows = frame.filter(**keys)
         children = rows.filter(network="child")["brier"].mean()
         assert row["brier"] == pytest.approx(children - rows.filter(network="average")["brier"].mean())
+        together = found.filter(**keys | {"images": "all corruptions"})["brier"].item()
+        del keys["images"]
+        both = found.filter(polars.col("images").is_in(["jpeg", "contrast"]), **keys)
+        assert together == pytest.approx(both["brier"].mean())
     other = improvements(frame, "ensemble")
     assert (other["brier"] - found["brier"]).abs().max() > 1e-4
 
@@ -78,7 +82,8 @@ def test_improvements_are_paired(frames):
 def test_tables_and_figure(frames, tmp_path):
     (first, corruption, *others), drawn = presented("calibration", frames, tmp_path)
     assert {row[2] for row in first.rows} == {"test"}
-    assert {row[2] for row in corruption.rows} == {"test", "jpeg", "contrast"}
+    assert {row[2] for row in corruption.rows} == {"test", "jpeg", "contrast", "all corruptions"}
+    assert len({row[:4] for row in (*first.rows, *corruption.rows)}) == len(first.rows) + len(corruption.rows) - 8
     assert {row[-1] for row in first.rows} == {"not settled (n = 2)"}
     assert {row[-2] for row in corruption.rows} == {"4"}  # pairs of both cells; severities count once
     assert len(others) == len(MEASURES)

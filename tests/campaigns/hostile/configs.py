@@ -16,7 +16,8 @@ from hostile.target import Finding, command, odd_file
 _OPTIONS = (*OPTIONS, *ANALYSIS)
 _SHIPPED = Path(__file__).parents[3] / "configs"
 _WORDS = (*KEYS, *_OPTIONS, *{key.split(".")[0] + ":" for key in KEYS}, "base: ", "axes:", "sweep:", "analysis:")
-_ANALYSES = ("connectivity", "importance", "governance", "controls", "blocks", "plane", "x", "")
+_ANALYSES = ("connectivity", "importance", "governance", "controls", "blocks", "plane", "calibration",
+             "representation", "x", "")  # fmt: skip
 _MAINS = {"train": fastwi.train.main, "sweep": fastwi.sweep.main, "analyze": fastwi.analyze.main}
 
 
