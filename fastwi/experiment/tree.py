@@ -59,11 +59,9 @@ class Tree:
 
     Columns by node: `keys`, `epochs` (done at the state), `before` (the node that an epoch starts from; -1 for the
     other kinds), `noises`, `alike` (equal for epochs that can be trained as one population: same network, optimizer,
-    rates, augmentation, dataset and epoch), `configs`. `averages`: node to (nodes of the children, weights).
+    rates, augmentation, dataset and epoch), `configs`. `averages`: by node; some are `trained` on.
     `resets`: epochs that start with zero momentum, whatever their start has. Columns by probe: `probe_nodes`,
-    `probe_treatments` (a place in `treatments`), `probe_configs`. `inputs`: see `Inputs`.
-    rates, augmentation, dataset and epoch), `configs`. `averages`: by node; some are `trained` on. Columns by probe:
-    `probe_nodes`, `probe_treatments` (places in `treatments`), `probe_configs`. `inputs`: see `Inputs`.
+    `probe_treatments` (places in `treatments`), `probe_configs`. `inputs`: see `Inputs`.
     """
 
     def __init__(self) -> None:

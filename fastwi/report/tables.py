@@ -12,6 +12,7 @@ import polars
 
 from fastwi.config.sweep import SweepSpec
 from fastwi.experiment.tree import OWN
+from fastwi.report.effects import effects_table
 from fastwi.report.estimates import SAME, cell_names, counted, estimate_of, groups, shown
 from fastwi.report.rows import ACCURACY, OVER, TREATMENTS, Row
 from fastwi.report.summary import OVER_PARENTS, Table, count_of, estimates_table, value_text, variant_text
@@ -70,9 +71,14 @@ def sweep_tables(gains: polars.DataFrame) -> list[Table]:
     if not gains.height:
         return []
     tables = [cell_table(gains), cell_table(gains, "mean")]
+    columns = {f"gain, {name}": gain_column(name) for name in measured(gains)}
     for treatment in measured_after(gains):
         tables += [after_table(gains, against, treatment) for against in ("best", "average")]
-    return tables
+        last = polars.col(after_column(treatment, "vs_best_points")).list.last()
+        gains = gains.with_columns(last.alias(f"last_{treatment}"))
+        columns[f"trained on, over the best child, {treatment}"] = f"last_{treatment}"
+    effects = effects_table(gains, columns, note_of(gains))
+    return [*tables, effects] if effects else tables
 
 
 def cell_table(gains: polars.DataFrame, over: str = "best") -> Table:
