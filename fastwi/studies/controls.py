@@ -10,8 +10,8 @@
   `epochs` more (experiment.children_rate_factor); or before k + s, by another schedule of the same sweep (`epochs` is
   null). Against the average at interpolation.
 - alpha: the average at another weight of the second child, against that at 1/2.
-- experiment.momentum, experiment.batch_norm: the average trained on for `epochs` under the axis's other value,
-  against that under its first.
+- experiment.momentum, experiment.batch_norm, schedule.at_average: the average trained on for `epochs` under the
+  axis's other value, against that under its first.
 
 Shapes: C children, T states along a trajectory, L averages of it.
 """
@@ -46,12 +46,13 @@ from fastwi.report.estimates import (
 )
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
 from fastwi.report.summary import Table, count_of
+from fastwi.report.tables import shown_epochs
 
 EMA_DECAY = 0.8
 """Decay an epoch of the moving average along a child's trajectory."""
 
-AFTER_AXES = ("experiment.momentum", "experiment.batch_norm")
-"""Axes that change how the average trains on, and nothing before."""
+AFTER_AXES = ("experiment.momentum", "experiment.batch_norm", "schedule.at_average")
+"""Axes that change how networks train on from the interpolation, and nothing before."""
 
 ADD = {
     "lawa": "axes.experiment.s with some s and its double (s times the children of an average), sweep.keep: all",
@@ -62,6 +63,7 @@ ADD = {
     "alpha": "sweep.alphas: [0.25, 0.5, 0.75]",
     "experiment.momentum": "axes.experiment.momentum: [reset, average, keep], experiment.after above 0",
     "experiment.batch_norm": "axes.experiment.batch_norm: [average, recompute], experiment.after above 0",
+    "schedule.at_average": "axes.schedule.at_average: [keep, anneal], experiment.after above 0",
     "recomputed": "sweep.measure: [own, recomputed]",
 }
 """What to write into the sweep file for controls that a sweep lacks."""
@@ -146,10 +148,8 @@ class _Compared:
         self.same: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
         for pair in all_pairs(opened):
             for whole in pair.place.children:
-                # Beyond s children may be trained on at a lower rate, or in another round: another trajectory.
-                experiment = pair.config.experiment
-                alone = experiment.children_rate_factor == experiment.rounds == 1
-                path = whole if alone else whole[: pair.s]
+                # Beyond s children may be trained on at other rates, or in another round: another trajectory.
+                path = whole if _goes_on(pair) else whole[: pair.s]
                 if path and len(path) > len(self.longest.get(_child(pair, path), ())):
                     self.longest[_child(pair, path)] = path
             for axis in ("alpha", *dict(pair.variant)):
@@ -221,13 +221,17 @@ class _Compared:
             yield _Row("ema", f"{EMA_DECAY:g}", length, treatment, average, ema)
 
     def _children_on(self, pair: Pair) -> Iterator[_Row]:
-        """The children trained on, in this point or one of a larger s."""
-        paths = self._paths(pair)
+        """The children trained on by the average's rates, in this point or one of a larger s."""
+        experiment = pair.config.experiment
+        here = experiment.continue_children and experiment.children_rate_factor == 1
+        paths = pair.place.children if here else self._paths(pair)
+        if not here and pair.config.schedule.at_average != "keep":
+            return
         for epochs, state in enumerate(pair.place.after if pair.s else (), 1):
-            at = pair.s + epochs - 1
-            if all(len(path) > at for path in paths):
-                mean = self._accuracy(*(path[at] for path in paths))
-                yield _Row("children_on", None, epochs, OWN, self._accuracy(state), mean)
+            at = pair.end - pair.k + epochs - 1
+            for name, treatment in _measured_at(pair, epochs) if all(len(path) > at for path in paths) else ():
+                mean = self._accuracy(*(path[at] for path in paths), treatment=treatment)
+                yield _Row("children_on", None, epochs, name, self._accuracy(state, treatment=treatment), mean)
 
     def _dropped_rate(self, pair: Pair) -> Iterator[_Row]:
         """Children from the same state under the same noise that ended with a lower rate."""
@@ -271,7 +275,9 @@ class _Compared:
                 value = str(dict(other.variant)[axis])
                 both = zip(pair.place.after, other.place.after, strict=True)
                 for epochs, (mine, theirs) in enumerate(both, 1):
-                    yield _Row(axis, value, epochs, OWN, self._accuracy(mine), self._accuracy(theirs))
+                    for name, treatment in _measured_at(pair, epochs):
+                        accuracies = (self._accuracy(state, treatment=treatment) for state in (mine, theirs))
+                        yield _Row(axis, value, epochs, name, *accuracies)
 
 
 def trajectory_weights(states: int) -> NDArray[np.float64]:
@@ -284,6 +290,19 @@ def trajectory_weights(states: int) -> NDArray[np.float64]:
     last_T1 = np.arange(1, states + 1)[:, None]
     ema_T = EMA_DECAY**age_T
     return np.vstack([(age_T < last_T1) / last_T1, ema_T / ema_T.sum()])
+
+
+def _goes_on(pair: Pair) -> bool:
+    """Whether children that are trained on beyond s go on as before."""
+    experiment = pair.config.experiment
+    return experiment.children_rate_factor == experiment.rounds == 1 and pair.config.schedule.at_average == "keep"
+
+
+def _measured_at(pair: Pair, epochs: int) -> Iterator[tuple[str, str]]:
+    """The batch-norm statistics that are measured `epochs` after the interpolation, and their treatment's name."""
+    yield OWN, OWN
+    if pair.place.recomputed:
+        yield RECOMPUTED, pair.place.recomputed[pair.end + epochs].name
 
 
 def _child(pair: Pair, path: tuple[str, ...]) -> tuple[Any, ...]:
@@ -396,8 +415,24 @@ def tables(frames: Frames) -> list[Table]:
     return [
         titled(f"{title}, all cells together [95 %]", columns, body, most, notes),
         estimate_table(by_cell, f"{title}, by cell", cells, ["label"], "effect_points", absent=absent_cell),
+        *_what_is_left(frame, cells),
         *([absent] if rows else []),
     ]
+
+
+def _what_is_left(frame: polars.DataFrame, cells: list[str]) -> list[Table]:
+    """What further training leaves of the gain over the children's mean, by cell and epochs: schedules beside others.
+
+    Both sides train on by the same rates, so that what is left is of averaging and not of more training or annealing.
+    """
+    later = frame.filter(control="children_on")
+    shown = shown_epochs(max(later["epochs"], default=0))
+    begun = frame.filter(control="mean_child").join(later, on=cells, how="semi", nulls_equal=True)
+    rows = polars.concat(
+        [begun.with_columns(epochs=polars.lit(0, polars.Int64)), later.filter(polars.col("epochs").is_in(shown))]
+    )
+    title = "What is left of the gain: the average less its children, all trained on for as many epochs, in points"
+    return [estimate_table(rows, title, cells, ["epochs"], "effect_points", heading="+{}")] if later.height else []
 
 
 def draw(frames: Frames, title: str) -> Any:

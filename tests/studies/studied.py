@@ -53,6 +53,11 @@ VARIANTS = (
 """A cell with all that the plain sweep lacks."""
 SCHEDULES = (*_ONE_CELL, "--axes.schedule.drop_epochs", "[[], [1]]")
 """A cell whose children end with one of two learning rates."""
+ANNEALED = (
+    *_ONE_CELL, "--axes.schedule.at_average", "[keep, anneal]", "--experiment.continue_children", "true",
+    "--experiment.after", "2", "--experiment.measure", "[own, recomputed]",
+)  # fmt: skip
+"""A cell whose averages and children train on by two schedules."""
 PAIRS = (*_ONE_CELL, "--sweep.children", "4")
 """A cell with two pairs of each parent."""
 _made: dict[str, Path] = {}

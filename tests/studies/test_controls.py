@@ -4,6 +4,7 @@ import numpy as np
 import polars
 import pytest
 from studied import (
+    ANNEALED,
     SCHEDULES,
     accuracy,
     by_cell,
@@ -20,7 +21,7 @@ from studied import (
 
 from fastwi.analysis.pairs import all_pairs
 from fastwi.experiment.tree import OWN
-from fastwi.studies.controls import ADD, EMA_DECAY, effects, trajectory_weights
+from fastwi.studies.controls import ADD, EMA_DECAY, STUDY, effects, trajectory_weights
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,42 @@ def test_a_rate_that_dropped_before_averaging_by_another_schedule(digits_directo
     assert "children with a dropped learning rate (0.1 times, before averaging)" in labels
 
 
+def test_what_is_left_of_the_gain_by_schedule(digits_directory, tmp_path_factory, opened):
+    """Against children that train on by the same rates, under both statistics; the past is shared."""
+    with studied_sweep(digits_directory, tmp_path_factory, *ANNEALED) as annealed:
+        frames = measured("controls", annealed)
+        frame = frames["controls"]
+        found = {(row["schedule.at_average"], row["parent_seed"], row["control"], row["epochs"], row["batch_norm"]):
+                 (row["average_%"], row["control_%"]) for row in frame.rows(named=True)}  # fmt: skip
+        places = {(dict(pair.variant)["schedule.at_average"], pair.point.parent): pair.place
+                  for pair in all_pairs(annealed)}  # fmt: skip
+        rates = {}
+        for (at, parent), place in places.items():
+            assert place.ends == places["keep", parent].ends
+            rates[at] = [annealed.measured[state, OWN].learning_rate for state in place.after]
+            assert [annealed.measured[path[2], OWN].learning_rate for path in place.children] == [rates[at][1]] * 2
+            for epochs in (1, 2):
+                for name, treatment in (("own", OWN), ("recomputed", place.recomputed[2 + epochs].name)):
+                    average, *children = (
+                        annealed.measured[state, treatment].test_accuracy
+                        for state in (place.after[epochs - 1], *(path[epochs] for path in place.children))
+                    )
+                    expected = (average, pytest.approx(np.mean(children)))
+                    assert found.pop((at, parent, "children_on", epochs, name)) == expected
+                    if at == "keep":
+                        other = annealed.measured[places["anneal", parent].after[epochs - 1], treatment].test_accuracy
+                        assert found.pop((at, parent, "schedule.at_average", epochs, name)) == (average, other)
+        assert rates == {"keep": [0.05, 0.05], "anneal": [0.05, 0.025]}
+        assert not {name for _, _, name, *_ in found} & {"children_on", "schedule.at_average"}
+        table = next(table for table in STUDY.tables(frames) if "is left" in table.title)
+        assert table.columns[-3:] == ("+0", "+1", "+2")
+        assert [row[0] for row in table.rows] == ["keep", "keep", "anneal", "anneal"]
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+        begun = [column(table, "+0")[i] for i in range(4)]
+        assert begun[:2] == begun[2:]
+        assert column(table, "+2")[:2] != column(table, "+2")[2:]
+
+
 def test_labels_are_in_order_of_epochs():
     rows = [
         {"k": 1, "s": 2, "alpha": None, "parent_seed": 0, "pair": 0, "control": control, "value": value,
@@ -180,7 +217,7 @@ def test_averages_along_a_trajectory_are_those_of_recursion_and_loop(seed):
 
 
 def test_tables_and_figure(frames, tmp_path):
-    (whole, by_cell, absent), drawn = presented("controls", frames, tmp_path)
+    (whole, by_cell, _, absent), drawn = presented("controls", frames, tmp_path)
     assert "n = 2: too few parents" in whole.title
     assert set(column(whole, "average is better")) == {"not settled (n = 2)"}
     assert not any("[" in text for table in (whole, by_cell) for row in (table.columns, *table.rows) for text in row)
