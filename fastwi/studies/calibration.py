@@ -136,18 +136,20 @@ def improvements(frame: polars.DataFrame, over: str) -> polars.DataFrame:
     """By how much each measure of the average is below that of the networks `over` (of the children: their mean).
 
     A row for each pair, treatment and kind of images, the mean over severities; after those of the single corruptions
-    come rows with the mean over all of them.
+    come rows with the mean over all of them. Null where a measure of one of the networks is not defined.
     """
     keys = frame.columns[: frame.columns.index("images")]
     of = polars.col("network")
-    measures = [polars.col(name) for name in _BETTER]
+    # NaN, not null, which means would leave out on one side.
+    measures = [polars.col(name).fill_null(float("nan")) for name in _BETTER]
     lower = [m.filter(of == over).mean() - m.filter(of == "average").first() for m in measures]
     each = frame.group_by([*keys, "images", "severity"], maintain_order=True).agg(lower)
     corrupted = each.filter(polars.col("severity") > 0).with_columns(images=polars.lit(_ALL))
     return (
         polars.concat([each, corrupted])
         .group_by([*keys, "images"], maintain_order=True)
-        .agg(measure.mean() for measure in measures)
+        .agg(polars.col(list(_BETTER)).mean())
+        .fill_nan(None)
     )
 
 

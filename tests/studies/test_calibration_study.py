@@ -77,6 +77,10 @@ def test_improvements_are_paired(frames):
         assert together == pytest.approx(both["brier"].mean())
     other = improvements(frame, "ensemble")
     assert (other["brier"] - found["brier"]).abs().max() > 1e-4
+    # One child without a value: no mean of the others in its place.
+    hole = (polars.col("child") == 1) & (polars.col("severity") == 5) & (polars.col("images") == "jpeg")
+    holes = improvements(frame.with_columns(polars.when(hole).then(None).otherwise("brier").alias("brier")), "child")
+    assert (holes["brier"].is_null() == holes["images"].is_in(["jpeg", "all corruptions"])).all()
 
 
 def test_tables_and_figure(frames, tmp_path):
