@@ -26,6 +26,7 @@ from fastwi.engine.allocator import keep_freed_memory
 from fastwi.engine.device import compiled, cpu_threads, make_deterministic, resolve
 from fastwi.engine.draws import DrawRequest, DrawsAhead
 from fastwi.engine.mixed import low_precision_names, needs_autocast
+from fastwi.engine.recorded import Recorded, can_be_recorded
 from fastwi.engine.schedule import learning_rate
 from fastwi.kernels.augment import augment
 from fastwi.models.generators import draws_of, seeded
@@ -108,6 +109,8 @@ class Engine(abc.ABC):
         self._forward: Callable[..., Tensor] = self._call
         if self.resolved.backend == "compile":
             self._forward = compiled(self._call, self.device)
+        recorded = self.resolved.backend == "fused" and can_be_recorded(self._model)
+        self._recorded = Recorded() if recorded else None
         self._draws_itself = bool(draws_of(model))
         self._ahead = DrawsAhead()
         self._autocast = self.dtype != torch.float32 and needs_autocast(model)
@@ -340,6 +343,7 @@ class Backward:
     `weights`, `low_weights` and `gradient` are one row [P], or all rows [M, P]; parameters in `low` are views of
     `low_weights`. `forward` makes logits of (tensors by name, x), and `loss` one loss a member of (logits, labels).
     The names in `written` are of parameters whose gradients the backward pass wrote to `gradient` itself.
+    Passes are recorded and replayed by `recorded`, where it is given.
     """
 
     def __init__(
@@ -353,6 +357,7 @@ class Backward:
         forward: Callable[..., Tensor],
         loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
         written: set[str] | None = None,
+        recorded: Recorded | None = None,
     ) -> None:
         rows = (weights, low_weights)
         named = {span.name: span.view(rows[span.name in low]) for span in layout.parameters}
@@ -360,9 +365,17 @@ class Backward:
         self._gradients = {span.name: span.view(gradient) for span in layout.parameters}
         self._buffers, self._forward, self._loss = buffers, forward, loss
         self._written = set() if written is None else written
+        tensors = (*self._leaves.values(), *buffers.values(), *self._gradients.values())
+        self._tensors = [each for each in tensors if each is not None]
+        self._recorded = recorded
 
     def __call__(self, x: Tensor, labels: Tensor, scale: Tensor | None) -> Tensor:
         """The loss or losses (nats); the gradients of `scale` times each of them are written to `gradient`."""
+        if self._recorded is None or scale is not None:
+            return self._run(x, labels, scale)
+        return self._recorded(lambda: self._run(x, labels, None), [x, labels, *self._tensors])
+
+    def _run(self, x: Tensor, labels: Tensor, scale: Tensor | None) -> Tensor:
         self._written.clear()
         losses = self._loss(self._forward({**self._leaves, **self._buffers}, x), labels)
         scaled = losses if scale is None else losses * scale

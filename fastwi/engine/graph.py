@@ -35,10 +35,12 @@ class GraphEngine(ProgramEngine):
             self._counted = counters_to_add(traced, _may_have_no_counter)
 
     def _make_gradients(self, state: State) -> Gradients:
-        members = state.members
+        members, recorded = state.members, self._recorded
         uncounted = dict.fromkeys(self._counted)
         branches = [
-            Backward(members.layout, self._low, *rows, members.buffers(b) | uncounted, self._forward)
+            Backward(
+                members.layout, self._low, *rows, members.buffers(b) | uncounted, self._forward, recorded=recorded
+            )
             for b, rows in enumerate(zip(members.weights_MP, state.low_BP, state.gradient_BP, strict=True))
         ]
         on_gpu = self.device.type == "cuda" and len(branches) > 1

@@ -29,8 +29,9 @@ class LoopEngine(Engine):
         low_P = weights_P if self.dtype == torch.float32 else weights_P.to(self.dtype)
         gradient_P = torch.zeros_like(weights_P)
         backward = Backward(
-            population.layout, self._low, weights_P, low_P, gradient_P, population.buffers(m), self._forward
-        )
+            population.layout, self._low, weights_P, low_P, gradient_P, population.buffers(m), self._forward,
+            recorded=self._recorded,
+        )  # fmt: skip
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         scale = LossScale(1, self.device) if self.dtype == torch.float16 else None
         batch = self.settings.optimizer.batch_size

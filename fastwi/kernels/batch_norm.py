@@ -43,7 +43,7 @@ def _channels_last(x: Any) -> Any:
 def _call(function: str, x: Tensor, *arguments: Any) -> None:
     """Call the library's function for x's dtype, with work space and x's sizes at the end."""
     N, C, H, W = x.shape
-    call(f"{function}_{SUFFIX[x.dtype]}", *arguments, scratch(call("norm_floats", C)), N * H * W, C)
+    call(f"{function}_{SUFFIX[x.dtype]}", *arguments, scratch("norm_floats", C), N * H * W, C)
 
 
 class _Training(torch.autograd.Function):

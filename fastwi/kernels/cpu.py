@@ -5,6 +5,7 @@ directory cannot be used, it is built for one process. It links against GNU's Op
 has loaded it under, so that both share one pool of threads. Clang would bring a second pool.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -12,6 +13,7 @@ import platform
 import subprocess
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -108,18 +110,48 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def call(name: str, *arguments: Tensor | float | None) -> int:
+def call(name: str, *arguments: Tensor | float | None) -> None:
     """Run the library's function `name` with torch's number of threads. Tensors are passed by their address."""
     addresses = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
-    return int(getattr(library(), name)(*addresses, torch.get_num_threads()))
+    getattr(library(), name)(*addresses, torch.get_num_threads())
+    if _local.listener is not None:
+        _local.listener(name, arguments)
 
 
-_kept = threading.local()
+class _Local(threading.local):
+    """Of each thread."""
+
+    space = torch.empty(0, dtype=torch.float32, device="cpu")
+    listener: Callable[[str, tuple[Tensor | float | None, ...]], None] | None = None
 
 
-def scratch(floats: int) -> int:
-    """The address of as many float32 values of work space for one call of a kernel. Each thread has its own."""
-    space: Tensor | None = getattr(_kept, "space", None)
-    if space is None or space.numel() < floats:
-        _kept.space = space = torch.empty(floats, dtype=torch.float32, device="cpu")
-    return space.data_ptr()
+_local = _Local()
+
+
+def scratch(name: str, *sizes: int) -> Tensor:
+    """Work space for one call of a kernel: float32 values, at least as many as the library's `name` says.
+
+    Each thread has its own.
+    """
+    floats = _floats(name, *sizes, torch.get_num_threads())
+    if _local.space.numel() < floats:
+        _local.space = torch.empty(floats, dtype=torch.float32, device="cpu")
+    return _local.space
+
+
+@functools.cache
+def _floats(name: str, *sizes: int) -> int:
+    return int(getattr(library(), name)(*sizes))
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[str, tuple[Tensor | float | None, ...]], None]) -> Iterator[None]:
+    """Within the block `listener` gets name and arguments of each `call` of this thread, after it.
+
+    Work space is allocated anew within the block.
+    """
+    _local.listener, _local.space = listener, _Local.space
+    try:
+        yield
+    finally:
+        _local.listener = None

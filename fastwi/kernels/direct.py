@@ -46,7 +46,7 @@ class _Convolution(torch.autograd.Function):
         ctx.geometry = (N, H, W, C, K, stride)
         shape = (N, K, (H - 1) // stride + 1, (W - 1) // stride + 1)
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        work = scratch(call("direct_floats", *ctx.geometry[1:]))
+        work = scratch("direct_floats", *ctx.geometry[1:])
         call(f"direct_forward_{SUFFIX[x.dtype]}", x, weight, bias, y, *ctx.geometry, work)
         return y
 
@@ -57,7 +57,7 @@ class _Convolution(torch.autograd.Function):
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         dweight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        work = scratch(call("direct_floats", *ctx.geometry[1:]))
+        work = scratch("direct_floats", *ctx.geometry[1:])
         call(f"direct_backward_{SUFFIX[x.dtype]}", x, weight, dy, dx, dweight, *ctx.geometry, work)
         dbias = dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         return dx, dweight, dbias, None

@@ -42,16 +42,12 @@ def are_alike(x_NCHW: Tensor, *others: Tensor | None) -> bool:
     return x_NCHW.dim() == 4 and x_NCHW.dtype in SUFFIX and kinds == {(x_NCHW.dtype, "cpu")}
 
 
-def _work(H: int, W: int, C: int, K: int) -> int:
-    return scratch(call("winograd_floats", H, W, C, K))
-
-
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, flipped: bool) -> Tensor:
     N, C, H, W = x.shape
     y = torch.empty((N, channels, H, W), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     call(
         f"winograd_convolve_{SUFFIX[x.dtype]}", x, weight, bias, y, N, H, W, C, channels, flipped,
-        _work(H, W, C, channels),
+        scratch("winograd_floats", H, W, C, channels),
     )  # fmt: skip
     return y
 
@@ -75,7 +71,8 @@ class _Convolution(torch.autograd.Function):
             dx = _convolve(dy, weight, None, C, flipped=True)
         if ctx.needs_input_grad[1]:
             dweight = torch.empty_like(weight)
-            call(f"winograd_weight_gradient_{SUFFIX[x.dtype]}", x, dy, dweight, N, H, W, C, K, _work(H, W, C, K))
+            work = scratch("winograd_floats", H, W, C, K)
+            call(f"winograd_weight_gradient_{SUFFIX[x.dtype]}", x, dy, dweight, N, H, W, C, K, work)
         if ctx.needs_input_grad[2]:
             dbias = dy.sum((0, 2, 3))
         return dx, dweight, dbias
