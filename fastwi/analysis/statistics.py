@@ -105,24 +105,31 @@ def between_parents(values: ArrayLike, pairs: Sequence[tuple[Any, Any]]) -> Esti
     return Estimate(value, low, high, count, len(values_n), note, points)
 
 
-def spearman(x: ArrayLike, y: ArrayLike, parents: Parents) -> Estimate:
+def spearman(x: ArrayLike, y: ArrayLike, parents: Parents, cells: Parents | None = None) -> Estimate:
     """Spearman's rank correlation of x and y [n] over all pairs, in -1 .. 1, ties at their mean rank.
 
-    Its interval is the jackknife's over parents. It is undefined (value None) where x or y is constant, and has no
-    interval where that is so without one parent. Raises UserError as `mean_estimate` does.
+    cells: [n], the name of each pair's cell; then it is the correlation of the cells' means. Its interval is the
+    jackknife's over parents. It is undefined (value None) where x or y is constant, and has no interval where that is
+    so without one parent. Raises UserError as `mean_estimate` does.
     """
     parent_n, count = _numbered(parents)
-    x_n = _checked("x", x, parent_n)
-    y_n = _checked("y", y, parent_n)
-    value = _correlation(x_n, y_n)
+    cell_n = np.arange(len(parent_n)) if cells is None else _numbered(cells)[0]
+    values = [_checked(name, each, parent_n) for name, each in (("x", x), ("y", y))]
+
+    def without(parent: int) -> float | None:
+        kept = parent_n != parent
+        return _correlation(
+            *(_means(each[kept], cell_n[kept]) if cells is not None else each[kept] for each in values)
+        )
+
+    value = without(-1)
     low = high = None
     note = _too_few(count)
     if value is None:
         note = "undefined: x or y is the same for all pairs" + (f"; {NOTHING}" if count == 1 else "")
     elif not note:
-        without = [_correlation(x_n[parent_n != g], y_n[parent_n != g]) for g in range(count)]
-        low, high, note = _jackknife(value, without)
-    return Estimate(value, low, high, count, len(x_n), note)
+        low, high, note = _jackknife(value, [without(g) for g in range(count)])
+    return Estimate(value, low, high, count, len(parent_n), note)
 
 
 def verdict_text(found: str, parents: int) -> str:
@@ -158,6 +165,13 @@ def _checked(name: str, values: ArrayLike, parent_n: NDArray[np.int64]) -> Float
         place = int(np.flatnonzero(~np.isfinite(values_n))[0])
         raise UserError(f"{name}: number {place} is {values_n[place]}; leave out pairs that diverged")
     return values_n
+
+
+def _means(values_n: Float64, cell_n: NDArray[np.int64]) -> Float64:
+    """The mean of each cell, in float32's digits: beyond them means of equal numbers may differ, which ranks see."""
+    counts = np.bincount(cell_n)
+    means = np.bincount(cell_n, weights=values_n)[counts > 0] / counts[counts > 0]
+    return means.astype(np.float32).astype(np.float64)
 
 
 def _too_few(parents: int) -> str:

@@ -170,25 +170,27 @@ def _labelled(frame: polars.DataFrame) -> polars.DataFrame:
     )
 
 
-def _differences(frame: polars.DataFrame, quantity: str) -> Iterator[tuple[str, polars.DataFrame]]:
-    """Contrasts within pairs, in words, and their column `difference`: above 0 where the first network is flatter."""
+def _contrasts(frame: polars.DataFrame, quantity: str) -> Iterator[tuple[str, polars.DataFrame]]:
+    """Contrasts within pairs, in words, and their column `contrast`: above 0 where the first network is flatter.
+
+    It is the log of the second network's value over the first's, of children the mean of their logs. Values that are
+    not above 0, as a trace may be, are left out.
+    """
     keys = [*cell_names(frame, alpha=True), "parent_seed", "pair", "batch_norm"]
+    log = polars.col(quantity).log()
     values = {
-        label: rows.group_by(keys, maintain_order=True).agg(polars.col(quantity).mean())
-        for (label,), rows in groups(_labelled(frame.drop_nulls(quantity)), ["label"])
+        label: rows.group_by(keys, maintain_order=True).agg(log.mean())
+        for (label,), rows in groups(_labelled(frame.filter(polars.col(quantity) > 0)), ["label"])
     }
-    trained_on = [label for label in values if label.startswith("average + ")][-1:]
-    for first, second in [
-        ("average", "parent"),
-        ("average", "children"),
-        *((label, "average") for label in trained_on),
-    ]:
+    pairs = [("average", "parent"), ("average", "children")]
+    pairs += [(label, "average") for label in values if label.startswith("average + ")][-1:]
+    contrast = polars.col(quantity) - polars.col(f"{quantity}_first")
+    for first, second in pairs:
         if first in values and second in values:
             both = values[second].join(
                 values[first], on=keys, suffix="_first", nulls_equal=True, maintain_order="left"
             )
-            difference = polars.col(quantity) - polars.col(f"{quantity}_first")
-            yield f"{first} against {second}", both.with_columns(difference=difference)
+            yield f"{first} against {second}", both.with_columns(contrast=contrast)
 
 
 def tables(frames: Frames) -> list[Table]:
@@ -201,15 +203,15 @@ def tables(frames: Frames) -> list[Table]:
     ]
     body, notes, most = list[list[str]](), list[str](), 0
     for quantity in _FLATTER:
-        for what, rows in _differences(frames["networks"], quantity):
+        for what, rows in _contrasts(frames["networks"], quantity):
             for (treatment,), here in groups(rows, ["batch_norm"]):
-                estimate = estimate_of(here, "difference")
+                estimate = estimate_of(here, "contrast")
                 if estimate is not None:
                     body.append([QUANTITIES[quantity][0], what, treatment, *verdict_cells(estimate)])
                     notes.append(estimate.note)
                     most = max(most, estimate.n_parents)
-    title = "Where the average sits: the second network's value less the first's, paired, all cells together [95 %]"
-    columns = ("quantity", "networks", "batch norm", "difference", "parents", "pairs", "the first is flatter")
+    title = "Log of the second network's value over the first's, paired, all cells together [95 %]"
+    columns = ("quantity", "networks", "batch norm", "log ratio", "parents", "pairs", "the first is flatter")
     return [*found, titled(title, columns, body, most, notes)]
 
 

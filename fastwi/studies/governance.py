@@ -9,8 +9,9 @@ Shapes: C children.
 
 import itertools
 import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars
@@ -39,7 +40,11 @@ from fastwi.report.rows import gains
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import LEVEL, Table
 
-SCOPES = ("all pairs", "within cells")
+if TYPE_CHECKING:
+    from fastwi.population import Population
+
+ALL_PAIRS, WITHIN_CELLS, CELL_MEANS = "all pairs", "within cells", "cell means"
+SCOPES = (ALL_PAIRS, WITHIN_CELLS)
 """What a correlation is taken over; within cells: after the mean of each cell was subtracted."""
 
 GAINS = {
@@ -140,10 +145,15 @@ def _quantities(opened: OpenedSweep, pair: Pair, options: AnalysisOptions, bench
         "children_accuracy_%": _mean([end.test_accuracy for end in ends]),
         "children_train_loss_nats": _mean([end.train_loss for end in ends]) if pair.s else None,
     }
+    return {**found, **barriers_of(children, options.alphas, splits={"test": test}, **how)}
+
+
+def barriers_of(children: "Population", alphas: int, **how: Any) -> dict[str, float | None]:
+    """The barriers between the children, the mean over all two of them, as columns of a frame."""
+    found: dict[str, float | None] = {}
     barriers = []
-    for each in two:
-        line = children.clone_rows(each)
-        barriers += analysis.barrier_between(pair=line, splits={"test": test}, alphas=options.alphas, **how)
+    for each in itertools.combinations(range(children.members), 2):
+        barriers += analysis.barrier_between(pair=children.clone_rows(each), alphas=alphas, **how)
     for treatment, text in (("averaged", ""), (RECOMPUTED, "recomputed_")):
         here = [barrier for barrier in barriers if barrier.treatment == treatment]
         found[f"error_barrier_{text}points"] = _mean([barrier.error for barrier in here])
@@ -156,24 +166,30 @@ def _mean(values: Any) -> float | None:
     return analysis.finite(float(np.mean(np.asarray(values, dtype=np.float64)))) if len(values) else None
 
 
-def correlations(pairs: polars.DataFrame) -> polars.DataFrame:
+def correlations(
+    pairs: polars.DataFrame,
+    outcomes: Iterable[str] = GAINS,
+    quantities: Iterable[str] = QUANTITIES,
+    scopes: Sequence[str] = SCOPES,
+) -> polars.DataFrame:
     """Spearman's rank correlation of each gain with each quantity of a frame `pairs`, with its interval over parents.
 
-    A row for each gain, quantity and scope that has data. Pairs that lack one of the two numbers are left out; n
-    counts those that are in.
+    A row for each gain (or other outcome), quantity and scope that has data. Pairs that lack one of the two numbers
+    are left out; n counts those that are in.
     """
     cell = [*cell_names(pairs), "alpha"]
     rows = []
-    for gain, quantity in itertools.product(GAINS, QUANTITIES):
+    for gain, quantity in itertools.product(outcomes, quantities):
         there = pairs.drop_nulls([gain, quantity])
         columns = [polars.col(name).cast(polars.Float64) for name in (gain, quantity)]
         # Rounded: the mean of equal numbers may differ from them in its last digit, and ranks would see it.
         within = [(column - column.mean().over(cell)).round(10) for column in columns]
-        for scope, chosen in zip(SCOPES, (columns, within), strict=True) if there.height else ():
+        for scope in scopes if there.height else ():
             found = Estimate(None, None, None, 1, 1, "undefined: one pair has no order")
             if there.height > 1:
-                x, y = there.select(chosen)
-                found = spearman(x, y, there["parent_seed"].to_list())
+                x, y = there.select(within if scope == WITHIN_CELLS else columns)
+                cells = list(map(str, there.select(cell).rows())) if scope == CELL_MEANS else None
+                found = spearman(x, y, there["parent_seed"].to_list(), cells)
             interval = (found.value, found.low, found.high)
             counts = (found.n_parents, found.n_pairs)
             rows.append([gain, quantity, scope, *interval, *counts, found.note])
@@ -193,31 +209,38 @@ def tables(frames: Frames) -> list[Table]:
     They are not corrected for their number. `correlates` is confirmed where the interval excludes 0. Within cells k
     and s are constant, and undefined.
     """
+    gains = {gain: f"the gain over {words}" for gain, words in GAINS.items()}
+    return correlation_tables(frames, gains, QUANTITIES, SCOPES)
+
+
+def correlation_tables(
+    frames: Frames, outcomes: Mapping[str, str], quantities: Mapping[str, str], scopes: Sequence[str]
+) -> list[Table]:
+    """A table for each of `outcomes` in words, with two columns for each scope; see `tables`."""
     found = []
-    columns = (
-        "quantity", "all pairs [95 %]", "correlates", "within cells [95 %]", "correlates", "parents", "pairs",
-    )  # fmt: skip
-    for gain, words in GAINS.items():
-        overall, within = (_of_gain(frames, gain, scope) for scope in SCOPES)
+    of_scopes = [name for scope in scopes for name in (f"{scope} [95 %]", "correlates")]
+    columns = ("quantity", *of_scopes, "parents", "pairs")
+    for gain, words in outcomes.items():
+        overall, *others = (of_outcome(frames, gain, quantities, scope) for scope in scopes)
         if not overall:
             continue
         body = list[list[str]]()
         for name in sorted(overall, key=lambda name: -abs(overall[name].value or 0.0)):
-            row = [QUANTITIES[name]]
-            for estimate in (overall[name], within[name]):
+            row = [quantities[name]]
+            for estimate in (overall[name], *(other[name] for other in others)):
                 row += [shown(estimate, estimate.n_parents), _sided(estimate)]
             body.append([*row, str(overall[name].n_parents), str(overall[name].n_pairs)])
         most = max(estimate.n_parents for estimate in overall.values())
-        title = f"Spearman's correlation with the gain over {words}, uncorrected for many comparisons"
+        title = f"Spearman's correlation with {words}, uncorrected for many comparisons"
         found.append(titled(title, columns, body, most, [estimate.note for estimate in overall.values()]))
     return found
 
 
-def _of_gain(frames: Frames, gain: str, scope: str) -> dict[str, Estimate]:
-    """The correlations of one gain by quantity, in the order of `QUANTITIES`."""
-    chosen = frames["correlations"].filter(gain=gain, scope=scope)
+def of_outcome(frames: Frames, outcome: str, quantities: Iterable[str], scope: str) -> dict[str, Estimate]:
+    """The correlations of one outcome by quantity, in the order of `quantities`."""
+    chosen = frames["correlations"].filter(gain=outcome, scope=scope)
     found = {row["quantity"]: correlation_of(row) for row in chosen.iter_rows(named=True)}
-    return {name: found[name] for name in QUANTITIES if name in found}
+    return {name: found[name] for name in quantities if name in found}
 
 
 def _sided(estimate: Estimate) -> str:
@@ -247,7 +270,7 @@ def draw(frames: Frames, title: str) -> Any:
     colours = {k: colormaps["viridis"](0.92 * i / max(1, len(ks) - 1)) for i, k in enumerate(ks)}
     markers = dict(zip(ss, itertools.cycle(_MARKERS)))
     figure, axes = panels(len(drawn), 5, (2.7, 2.5), below=1.3, sharey=True)
-    overall = _of_gain(frames, gain, SCOPES[0])
+    overall = of_outcome(frames, gain, QUANTITIES, ALL_PAIRS)
     for i, (axis, name) in enumerate(zip(axes, drawn, strict=True)):
         for (k, s), dots in groups(pairs, ["k", "s"]):
             axis.plot(dots[name], dots[gain], ls="", marker=markers[s], markersize=4, color=colours[k], alpha=0.75,

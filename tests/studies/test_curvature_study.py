@@ -10,7 +10,7 @@ from torch.nn import functional
 from fastwi.data.noise import Noise
 from fastwi.engine.choose import build_network
 from fastwi.kernels.augment import augment
-from fastwi.studies.curvature import QUANTITIES
+from fastwi.studies.curvature import QUANTITIES, _contrasts
 
 OPTIONS = {"curvature_images": 40, "curvature_vectors": 3, "curvature_probes": 2, "cells": ("1,1",)}
 
@@ -59,19 +59,22 @@ def test_tables_and_figure(frames, tmp_path):
     own = frames["networks"].filter(batch_norm="own")
     trace = own.filter(network="average", epochs_after=0)["trace"].mean()
     assert column(tables[1], "average")[0].startswith(f"{trace:+.1f}")
-    average = own.filter(network="average", epochs_after=0).sort("parent_seed")["trace"].to_numpy()
-    children = (
-        own.filter(network="child")
-        .group_by("parent_seed")
-        .agg(polars.col("trace").mean())
-        .sort("parent_seed")["trace"]
+    # Contrasts are within pairs: of the children's mean log norm, and of one that is not above 0, nothing.
+    logs = []
+    for parent in (0, 1):
+        here = own.filter(parent_seed=parent)
+        children = here.filter(network="child")["gradient_norm"].to_numpy()
+        average = here.filter(network="average", epochs_after=0)["gradient_norm"][0]
+        logs.append(np.log(children / average).mean())
+    row = ("gradient norm (nats)", "average against children", "own")
+    rows = [each for each in tables[-1].rows if each[:3] == row]
+    assert [each[3].split()[0] for each in rows] == [f"{np.mean(logs):+.2f}"]
+    lower = frames["networks"].with_columns(
+        gradient_norm=polars.when(parent_seed=0, network="parent").then(-1.0).otherwise("gradient_norm")
     )
-    rows = [
-        row
-        for row in tables[-1].rows
-        if row[:3] == ("trace of the Hessian (nats)", "average against children", "own")
-    ]
-    assert [row[3].split()[0] for row in rows] == [f"{np.mean(children.to_numpy() - average):+.2f}"]
+    contrasts = dict(_contrasts(lower, "gradient_norm"))
+    assert contrasts["average against parent"].filter(batch_norm="own")["contrast"].is_null().to_list() == [False]
+    assert contrasts["average against children"].filter(batch_norm="own").height == 2
     assert rows[0][-1] == "not settled (n = 2)"
     for text in ("average + 1", "dots: each parent", "k = 1, s = 1; n = 2 parents, 2 pairs", "40 training images"):
         assert text in drawn

@@ -1,0 +1,190 @@
+"""Does one noise scale predict what averaging gives: gain and barrier against the noise of the children's SGD.
+
+Zhang, Theus, Teney, Orvieto, Pang, Mauw, How does the optimizer implicitly bias the model merging loss landscape?
+(arXiv 2510.04686): the success of merging rises and falls with one effective noise scale, which learning rate, weight
+decay, batch size and augmentation change. This project had its abstract only, and uses
+
+- of the settings: l N / (B (1 - m)), with learning rate l, N training images, batch size B and momentum m (Smith,
+  Kindermans, Ying, Le 2018, Don't Decay the Learning Rate, Increase the Batch Size, equation 4). Weight decay and
+  augmentation have no part in it.
+- measured: l / (1 - m) E||g - E g||^2 / ||w||^2, g the gradient of a training batch at a child's last state (see
+  `fastwi.analysis.step_noise`): how far noise alone moves the weights, relative to their length, squared, while the
+  steps' learning rates sum to 1. With batch norm the length of weights does not change what a network computes (van
+  Laarhoven 2017, L2 Regularization versus Batch and Weight Normalization): weight decay acts by ||w||.
+
+l is that of the children's last epoch. A rank correlation does not see what rises and then falls: the figure does.
+"""
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars
+
+from fastwi import analysis
+from fastwi.analysis.columns import PAIR_COLUMNS, Column
+from fastwi.analysis.measuring import Bench
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
+from fastwi.config.sweep import AnalysisOptions
+from fastwi.experiment.tree import OWN
+from fastwi.report.estimates import cell_names, counted_text, groups, set_title, shown, style, value_text
+from fastwi.report.rows import gains
+from fastwi.report.study import Frames, Study
+from fastwi.report.summary import Table
+from fastwi.studies.governance import (
+    ALL_PAIRS,
+    CELL_MEANS,
+    GAINS,
+    barriers_of,
+    correlation_tables,
+    correlations,
+    of_outcome,
+)
+from fastwi.studies.governance import COLUMNS as GOVERNANCE
+
+OUTCOMES = {
+    **{gain: f"the gain over {words}" for gain, words in GAINS.items() if "mean" in gain},
+    "error_barrier_points": "the error barrier (points)",
+    "error_barrier_recomputed_points": "the error barrier, recomputed statistics (points)",
+}
+"""What noise might predict, by column of the frame, in words."""
+
+QUANTITIES = {
+    "noise_measured": "noise scale, measured",
+    "noise_settings": "noise scale of the settings (images)",
+    "learning_rate": "learning rate of the children's last epoch",
+    "batch_size": "batch size (images)",
+    "weight_decay": "weight decay",
+    "padding": "padding of random crops (pixels)",
+    "flip": "probability of a flip",
+    "gradient_variance": "variance of a batch's gradient",
+    "weights_l2": "L2 norm of the children's weights",
+}
+"""What outcomes are compared with, likewise."""
+_SCOPES = (CELL_MEANS, ALL_PAIRS)
+
+COLUMNS = {
+    "pairs": {
+        **PAIR_COLUMNS,
+        **{name: Column("points", words) for name, words in OUTCOMES.items()},
+        **{name: Column("", words) for name, words in QUANTITIES.items()},
+    },
+    "correlations": {
+        **GOVERNANCE["correlations"],
+        "gain": Column("", "which gain or barrier", polars.String),
+        "scope": Column("", "all pairs, or cell means: of the cells' means over parents and pairs", polars.String),
+    },
+}
+
+
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+    """Measure noise and barrier of each chosen pair beside its gain, and correlate over cells.
+
+    Barriers take `options.alphas` places on test images. Null: not measured, or not finite.
+    """
+    bench = Bench(opened, options)
+    pairs = chosen_pairs(opened, options)
+    points = [pair.point for pair in pairs]
+    places = [pair.place for pair in pairs]
+    rows = list[dict[str, Any]]()
+    found = gains(replace(opened.planned, points=points, places=places), opened.measured)
+    for pair, gain in zip(counted(pairs, progress), found.rows(named=True), strict=True):
+        test, _ = bench.part(pair.config, "test")
+        children = opened.states(pair.place.ends)
+        barriers = barriers_of(children, options.alphas, splits={"test": test}, **bench.how(pair))
+        rows.append({**gain, **barriers, **_noise(opened, pair, bench, children)})
+    frame = opened.frames({"pairs": COLUMNS["pairs"]}, pairs=rows)["pairs"]
+    return {"pairs": frame, "correlations": correlations(frame, OUTCOMES, QUANTITIES, _SCOPES)}
+
+
+def _noise(opened: OpenedSweep, pair: Pair, bench: Bench, children: Any) -> dict[str, float | None]:
+    """`QUANTITIES` of a pair: of what is measured, the children's mean."""
+    config = pair.config
+    train, _ = opened.resident_splits(config)
+    rate = opened.measured[pair.place.ends[0], OWN].learning_rate if pair.s else None
+    epoch = pair.k + pair.s
+    variance_M = analysis.step_noise(bench.evaluator(config), children, train, epoch=epoch)
+    norm_M = children.weights_MP.double().norm(dim=1).cpu().numpy()
+    momentum = 1.0 - config.optimizer.momentum
+    found: dict[str, float | None] = {
+        "learning_rate": rate,
+        "batch_size": config.optimizer.batch_size,
+        "weight_decay": config.optimizer.weight_decay,
+        "padding": config.augment.padding,
+        "flip": config.augment.flip,
+        "gradient_variance": analysis.finite(float(variance_M.mean())),
+        "weights_l2": analysis.finite(float(norm_M.mean())),
+    }
+    if rate is not None:
+        found["noise_settings"] = rate * len(train) / (config.optimizer.batch_size * momentum)
+        found["noise_measured"] = analysis.finite(float(np.mean(rate / momentum * variance_M / norm_M**2)))
+    return found
+
+
+def renew(frames: Frames) -> Frames:
+    """The frames of an earlier version with this version's intervals."""
+    if {*OUTCOMES, *QUANTITIES} <= set(frames["pairs"].columns if "pairs" in frames else ()):
+        return {**frames, "correlations": correlations(frames["pairs"], OUTCOMES, QUANTITIES, _SCOPES)}
+    return frames
+
+
+def tables(frames: Frames) -> list[Table]:
+    """A table for each gain and barrier: correlations with both noise scales and with each setting alone."""
+    return correlation_tables(frames, OUTCOMES, QUANTITIES, _SCOPES)
+
+
+_DRAWN = ("noise_measured", "noise_settings")
+_MARKERS = "osD^vP*X<>"
+
+
+def draw(frames: Frames, title: str) -> Any:
+    """Draw gains and barriers against both noise scales: a dot a pair, a marker the mean of a cell.
+
+    Colour: the learning rate; marker: the batch size. The correlation of cell means stands above each panel.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    pairs = frames["pairs"]
+    outcomes = [name for name in OUTCOMES if pairs[name].null_count() < pairs.height] or list(OUTCOMES)[:1]
+    rates, sizes = (sorted(set(pairs[name].drop_nulls())) for name in ("learning_rate", "batch_size"))
+    colours = {rate: colormaps["viridis"](0.92 * i / max(1, len(rates) - 1)) for i, rate in enumerate(rates)}
+    markers = dict(zip(sizes, itertools.cycle(_MARKERS)))
+    figure = Figure(figsize=(3.4 * len(outcomes) + 0.6, 7.0), layout="constrained")
+    axes = figure.subplots(len(_DRAWN), len(outcomes), squeeze=False)
+    cells = list(groups(pairs.drop_nulls("learning_rate"), [*cell_names(pairs), "alpha"]))
+    for row, quantity in zip(axes, _DRAWN, strict=True):
+        for axis, outcome in zip(row, outcomes, strict=True):
+            for _, here in cells:
+                look = {
+                    "color": colours[here["learning_rate"][0]],
+                    "marker": markers[here["batch_size"][0]],
+                    "ls": "",
+                }
+                axis.plot(here[quantity], here[outcome], ms=2, alpha=0.5, **look)
+                axis.plot([here[quantity].mean()], [here[outcome].mean()], ms=7, markeredgecolor="black", **look)
+            estimate = of_outcome(frames, outcome, QUANTITIES, CELL_MEANS).get(quantity)
+            above = f"Spearman of cell means {shown(estimate, estimate.n_parents)}" if estimate else ""
+            style(axis, QUANTITIES[quantity], OUTCOMES[outcome].removeprefix("the "), above)
+            axis.set_xscale("log")
+            axis.axhline(0, color="0.5", lw=0.8)
+    handles: list[Any] = [
+        Line2D([], [], ls="", marker="o", color=colour, label=f"learning rate {value_text(rate)}")
+        for rate, colour in colours.items()
+    ]
+    handles += [
+        Line2D([], [], ls="", marker=marker, color="0.35", label=f"batch size {value_text(size)}")
+        for size, marker in markers.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6) or 1, fontsize=8)
+    what = "Gain and barrier against the noise of the children's SGD"
+    set_title(figure, what, f"{title}; {counted_text(pairs, pairs.height)}; large: means of cells, small: pairs")
+    return figure
+
+
+QUESTION = "whether one noise scale of SGD predicts gain and barrier"
+OPTIONS = ("alphas", "test_images", "treatments", "cells", "pairs")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw, renew)
