@@ -36,6 +36,21 @@ def variant_of(names: Sequence[str], values: Sequence[Any]) -> str:
     return variant_text(zip(names[:-2], values, strict=False))
 
 
+def last_cells(
+    frame: polars.DataFrame, names: Sequence[str], most: int = 8
+) -> tuple[list[tuple[tuple[Any, ...], polars.DataFrame]], str]:
+    """The last `most` cells, values of `names` and rows of each; and for a title, what part of all they are."""
+    every = list(groups(frame, names))
+    cells = every[-most:]
+    return cells, f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
+
+
+def cell_heading(names: Sequence[str], values: Sequence[Any], rows: polars.DataFrame, *more: str) -> str:
+    """A cell's k, s and n, and a line for its other axes and for each of `more`, for a panel."""
+    cell = f"k = {values[-2]}, s = {values[-1]}; {counted_text(rows)}"
+    return "\n".join(filter(None, [cell, variant_of(names, values), *more]))
+
+
 def estimate_of(rows: polars.DataFrame, column: str) -> Estimate | None:
     """The mean over parents of each parent's mean, of the rows that have a value; None where none has."""
     there = rows.drop_nulls(column)
@@ -119,6 +134,16 @@ def verdict_cells(estimate: Estimate, digits: int = 2) -> list[str]:
     """An estimate, its parents and pairs, and the verdict on the claim that it is above 0."""
     n = estimate.n_parents
     return [shown(estimate, n, digits), str(n), str(estimate.n_pairs), verdict_text(verdict(estimate), n)]
+
+
+def verdict_table(
+    title: str, columns: Sequence[str], rows: Iterable[tuple[Sequence[str], Estimate | None]], digits: int = 2
+) -> Table:
+    """A row for each estimate: what names it, and `verdict_cells`. Estimates of None are left out."""
+    there = [(names, estimate) for names, estimate in rows if estimate is not None]
+    body = [[*names, *verdict_cells(estimate, digits)] for names, estimate in there]
+    most = max((estimate.n_parents for _, estimate in there), default=0)
+    return titled(title, columns, body, most, [estimate.note for _, estimate in there])
 
 
 def draw_spread(axis: Any, estimate: Estimate | None, at: float, colour: str, across: bool = False) -> None:

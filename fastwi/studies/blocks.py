@@ -17,15 +17,14 @@ from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Progress, chosen_lines
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.estimates import (
+    cell_heading,
     cell_names,
-    counted_text,
     draw_bars,
     estimate_table,
-    groups,
+    last_cells,
     set_title,
     spread_text,
     style,
-    variant_of,
 )
 from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
 from fastwi.report.summary import Table
@@ -117,7 +116,6 @@ _PANELS = {
     "test_loss_change_nats": "test loss change (nats)",
     "test_error_change_points": "test error change (points)",
 }
-_MOST_CELLS = 8
 
 
 def draw(frames: Frames, title: str) -> Any:
@@ -128,19 +126,16 @@ def draw(frames: Frames, title: str) -> Any:
     from matplotlib.figure import Figure
 
     names = cell_names(frames["blocks"])
-    every = list(groups(frames["blocks"], names))
-    cells = every[-_MOST_CELLS:]
+    cells, part = last_cells(frames["blocks"], names)
     figure = Figure(figsize=(10.5, 2.9 * len(cells) + 0.9), layout="constrained")
     axes = figure.subplots(len(cells), 2, squeeze=False)
     found = []
     for row, (values, rows) in enumerate(cells):
-        heading = [f"k = {values[-2]}, s = {values[-1]}; {counted_text(rows)}", variant_of(names, values)]
         for axis, (column, label) in zip(axes[row], _PANELS.items(), strict=True):
             found += draw_bars(axis, rows.sort("block_number"), column, "block", "{} batch-norm statistics")
-            style(axis, "", label, "\n".join(filter(None, heading)))
+            style(axis, "", label, cell_heading(names, values, rows))
             axis.tick_params(axis="x", labelrotation=40)
     axes[0, 0].legend(fontsize=7)
-    part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
     what = f"Change of one child by one block moved half-way to its sibling{part}"
     set_title(figure, what, f"{title}; {spread_text(found)}", size=10)
     return figure

@@ -17,18 +17,17 @@ from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Progress, chosen_pairs
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.report.estimates import (
+    cell_heading,
     cell_names,
-    counted_text,
     draw_bars,
     estimate_of,
     estimate_table,
     groups,
+    last_cells,
     set_title,
     spread_text,
     style,
-    titled,
-    variant_of,
-    verdict_cells,
+    verdict_table,
 )
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
 from fastwi.report.summary import Table
@@ -119,14 +118,14 @@ class _Images:
 
 
 _BETTER = {
-    "error_%": ("error (%)", 2),
-    "loss_nats": ("loss (nats)", 4),
-    "ece_%": ("calibration error (%)", 2),
-    "adaptive_ece_%": ("calibration error, adaptive bins (%)", 2),
-    "brier": ("Brier score", 4),
-    "scaled_loss_nats": ("loss after temperature scaling (nats)", 4),
+    "error_%": "error (%)",
+    "loss_nats": "loss (nats)",
+    "ece_%": "calibration error (%)",
+    "adaptive_ece_%": "calibration error, adaptive bins (%)",
+    "brier": "Brier score",
+    "scaled_loss_nats": "loss after temperature scaling (nats)",
 }
-"""Measures of which lower is better: label and digits."""
+"""Measures of which lower is better, in words."""
 _OVER = {"child": "the children's mean", "ensemble": "their ensemble"}
 _WITH_CORRUPTED = ("error_%", "ece_%")
 _ALL = "all corruptions"
@@ -163,27 +162,20 @@ def tables(frames: Frames) -> list[Table]:
     for name, column in MEASURES.items():
         title = f"{column.help[0].upper()}{column.help[1:]}; in {column.unit}".removesuffix("; in 1")
         by = ["network", "batch_norm"]
-        digits = _BETTER[name][1] if name in _BETTER else 2
-        found.append(estimate_table(clean, title, cell_names(clean), by, name, digits))
+        found.append(estimate_table(clean, title, cell_names(clean), by, name, 3))
     return found
 
 
 def _improved(where: str, frame: polars.DataFrame, measures: Sequence[str]) -> Table:
     """The paired improvements by averaging over all cells, with the verdict on 'the average is better'."""
-    body = []
-    notes = list[str]()
-    most = 0
-    for over, words in _OVER.items():
-        for (treatment, images), rows in groups(improvements(frame, over), ["batch_norm", "images"]):
-            for name in measures:
-                estimate = estimate_of(rows, name)
-                if estimate is not None:
-                    most = max(most, estimate.n_parents)
-                    notes.append(estimate.note)
-                    label, digits = _BETTER[name]
-                    body.append([label, words, images, treatment, *verdict_cells(estimate, digits)])
+    found = [
+        ((_BETTER[name], words, images, treatment), estimate_of(rows, name))
+        for over, words in _OVER.items()
+        for (treatment, images), rows in groups(improvements(frame, over), ["batch_norm", "images"])
+        for name in measures
+    ]
     columns = ("measure", "average against", "images", "batch norm", "lower by", "parents", "pairs", "average better")
-    return titled(f"What the average is lower by {where}, all cells together [95 %]", columns, body, most, notes)
+    return verdict_table(f"What the average is lower by {where}, all cells together [95 %]", columns, found, 3)
 
 
 _PANELS = {
@@ -194,7 +186,6 @@ _PANELS = {
     (False, "error_%"): "error, corrupted images (%)",
     (False, "ece_%"): "calibration error, corrupted images (%)",
 }
-_MOST_CELLS = 8
 
 
 def draw(frames: Frames, title: str) -> Any:
@@ -205,22 +196,18 @@ def draw(frames: Frames, title: str) -> Any:
     from matplotlib.figure import Figure
 
     frame = frames["calibration"]
-    names = cell_names(frame, alpha=True)
-    every = list(groups(frame, names))
-    cells = every[-_MOST_CELLS:]
+    names = cell_names(frame)
+    cells, part = last_cells(frame, names)
     panels = {key: label for key, label in _PANELS.items() if key[0] or frame["severity"].max()}
     figure = Figure(figsize=(2.7 * len(panels) + 0.4, 2.6 * len(cells) + 1.0), layout="constrained")
     axes = figure.subplots(len(cells), len(panels), squeeze=False)
     found = []
     for row, (values, rows) in enumerate(cells):
-        where = ", ".join(f"{name} = {value}" for name, value in zip(names, values, strict=True) if "." not in name)
-        heading = [f"{where}; {counted_text(rows)}", variant_of(cell_names(frame), values)]
         for axis, ((clean, column), label) in zip(axes[row], panels.items(), strict=True):
             shown = rows.filter((polars.col("images") == CLEAN) == clean)
             found += draw_bars(axis, shown, column, "network", "{} batch-norm statistics")
-            style(axis, "", label, "\n".join(filter(None, heading)) if axis is axes[row][0] else "")
+            style(axis, "", label, cell_heading(names, values, rows) if axis is axes[row][0] else "")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
     set_title(figure, f"Calibration of the networks{part}", f"{title}; {spread_text(found)}", size=10)
     return figure
 

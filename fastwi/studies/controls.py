@@ -41,8 +41,7 @@ from fastwi.report.estimates import (
     set_title,
     spread_text,
     style,
-    titled,
-    verdict_cells,
+    verdict_table,
 )
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
 from fastwi.report.summary import Table, count_of
@@ -398,25 +397,22 @@ def tables(frames: Frames) -> list[Table]:
     """The effects over all cells with the verdict on 'the average is better', some by cell, and what is absent."""
     frame = frames["controls"]
     title = "The average's test accuracy less the control's, paired, in points"
-    found = effects(frame)
-    body = [[label, treatment, *verdict_cells(estimate)] for label, treatment, estimate in found]
+    rows = [((label, treatment), estimate) for label, treatment, estimate in effects(frame)]
     columns = ("average against", "batch norm", "effect", "parents", "pairs", "average is better")
-    most = max((effect.estimate.n_parents for effect in found), default=0)
-    notes = [effect.estimate.note for effect in found]
     by_cell = _labelled(frame.filter(polars.col("control").is_in(_BY_CELL)))
     by_cell = by_cell.filter(~polars.any_horizontal(polars.col("label").str.ends_with(text) for text in _LAWA))
     cells = [*cell_names(frame), "batch_norm"]
     absent_cell = "not in this sweep"
-    rows = []
+    lacking = []
     for name, without, count, line in frames["absent"].rows():
         said = absent_cell if without == count else f"not for {without} of {count} pairs"
-        rows.append((_WORDS.get(name, name).partition(" (")[0].partition(": {")[0], said, line))
-    absent = Table("Controls that are not in this sweep", ("control", "", "what adds it"), tuple(rows))
+        lacking.append((_WORDS.get(name, name).partition(" (")[0].partition(": {")[0], said, line))
+    absent = Table("Controls that are not in this sweep", ("control", "", "what adds it"), tuple(lacking))
     return [
-        titled(f"{title}, all cells together [95 %]", columns, body, most, notes),
+        verdict_table(f"{title}, all cells together [95 %]", columns, rows),
         estimate_table(by_cell, f"{title}, by cell", cells, ["label"], "effect_points", absent=absent_cell),
         *_what_is_left(frame, cells),
-        *([absent] if rows else []),
+        *([absent] if lacking else []),
     ]
 
 

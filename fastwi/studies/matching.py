@@ -26,6 +26,7 @@ from fastwi.report.estimates import (
     draw_spread,
     estimate_of,
     groups,
+    last_cells,
     set_title,
     shown,
     spread_text,
@@ -33,7 +34,7 @@ from fastwi.report.estimates import (
     titled,
     value_of,
     variant_of,
-    verdict_cells,
+    verdict_table,
 )
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import LEVEL, Table, value_text
@@ -217,18 +218,12 @@ def _lowered(barrier: polars.DataFrame) -> Table:
     before = barrier.filter(matching="none").select(*keys, before="barrier_error_points")
     after = barrier.filter(polars.col("matching") != "none").join(before, on=keys)
     after = after.with_columns(lowered=polars.col("before") - polars.col("barrier_error_points"))
-    body, notes, most = [], [], 0
-    for values, rows in groups(after, [*names, "matching"]):
-        estimate = _estimate(rows, "lowered")
-        if estimate is not None:
-            body.append([*map(value_text, values), *verdict_cells(estimate)])
-            notes.append(estimate.note)
-            most = max(most, estimate.n_parents)
+    by = groups(after, [*names, "matching"])
+    found = [([*map(value_text, values)], _estimate(rows, "lowered")) for values, rows in by]
     columns = (*names, "matching", f"lower by (points){LEVEL}", "parents", "pairs", "above 0")
-    return titled("Test error barrier without matching less that with it, in points", columns, body, most, notes)
+    return verdict_table("Test error barrier without matching less that with it, in points", columns, found)
 
 
-_MOST_CELLS = 4
 _LOOKS = {"none": "-", "repair": "--"}
 _COLOURS = {"none": "tab:blue", "weights": "tab:orange", "activations": "tab:green"}
 
@@ -241,9 +236,8 @@ def draw(frames: Frames, title: str) -> Any:
     from matplotlib.figure import Figure
 
     names = cell_names(frames["barrier"])
-    every = list(groups(frames["barrier"].filter(split="test"), names))
+    cells, part = last_cells(frames["barrier"].filter(split="test"), names, 4)
     of_layers = dict(groups(frames["layers"], names))
-    cells = every[-_MOST_CELLS:]
     figure = Figure(figsize=(11.0, 3.0 * len(cells) + 0.9), layout="constrained")
     axes = figure.subplots(len(cells), 3, squeeze=False)
     found = list[Estimate | None]()
@@ -259,7 +253,6 @@ def draw(frames: Frames, title: str) -> Any:
         row[2].axhline(1, color="0.6", lw=0.8, zorder=0)
         style(row[2], "layer", "variance ratio at alpha = 0.5", f"{STRANGERS}; dashed: with repair", whole_x=True)
     axes[0, 0].legend(fontsize=7)
-    part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
     what = f"Barriers before and after matching{part}"
     set_title(figure, what, f"{title}; {spread_text(found)}", size=10)
     return figure

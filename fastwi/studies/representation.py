@@ -18,20 +18,19 @@ from fastwi.analysis.pairs import Progress, chosen_pairs
 from fastwi.analysis.statistics import Estimate
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.report.estimates import (
+    cell_heading,
     cell_names,
-    counted_text,
     distinct,
     draw_spread,
     estimate_of,
     estimate_table,
     groups,
+    last_cells,
     set_title,
     spread_text,
     style,
-    titled,
     value_of,
-    variant_of,
-    verdict_cells,
+    verdict_table,
 )
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
 from fastwi.report.summary import Table
@@ -104,27 +103,19 @@ def closer(frame: polars.DataFrame, more: str, less: str) -> polars.DataFrame:
 def tables(frames: Frames) -> list[Table]:
     """Whether the average is closer to the others, over all cells and layers, and the CKA of each layer by cell."""
     frame = frames["similarity"]
-    body = []
-    notes = list[str]()
-    most = 0
-    for words, (more, less) in _CLOSER.items():
-        for (treatment,), rows in groups(closer(frame, more, less), ["batch_norm"]):
-            estimate = estimate_of(rows, "cka")
-            if estimate is not None:
-                most = max(most, estimate.n_parents)
-                notes.append(estimate.note)
-                body.append([words, treatment, *verdict_cells(estimate, 4)])
+    found = [
+        ((words, treatment), estimate_of(rows, "cka"))
+        for words, (more, less) in _CLOSER.items()
+        for (treatment,), rows in groups(closer(frame, more, less), ["batch_norm"])
+    ]
     columns = ("statement", "batch norm", "CKA higher by", "parents", "pairs", "verdict")
     title = "Linear CKA, mean over layers, paired, all cells together [95 %]"
     names = [*cell_names(frame), "layer"]
     by_layer = "Linear CKA of each layer's outputs on the test images"
     return [
-        titled(title, columns, body, most, notes),
+        verdict_table(title, columns, found, 4),
         estimate_table(frame, by_layer, names, ["between", "batch_norm"], "cka", 4),
     ]
-
-
-_MOST_CELLS = 8
 
 
 def draw(frames: Frames, title: str) -> Any:
@@ -136,8 +127,7 @@ def draw(frames: Frames, title: str) -> Any:
 
     frame = frames["similarity"]
     names = cell_names(frame)
-    every = list(groups(frame, names))
-    cells = every[-_MOST_CELLS:]
+    cells, part = last_cells(frame, names)
     treatments = distinct(frame, "batch_norm")
     figure = Figure(figsize=(5.2 * len(treatments) + 0.6, 3.0 * len(cells) + 1.2), layout="constrained")
     axes = figure.subplots(len(cells), len(treatments), squeeze=False, sharey=True)
@@ -152,12 +142,10 @@ def draw(frames: Frames, title: str) -> Any:
                     draw_spread(axis, estimate, at + 0.06 * (i - 1.5), colour)
                 found += each
             layers = distinct(here, "layer")
-            heading = [f"k = {values[-2]}, s = {values[-1]}; {counted_text(here)}", variant_of(names, values)]
-            heading.append(f"{treatment} batch-norm statistics")
-            style(axis, "", "linear CKA" if axis is axes[row][0] else "", "\n".join(filter(None, heading)))
+            heading = cell_heading(names, values, here, f"{treatment} batch-norm statistics")
+            style(axis, "", "linear CKA" if axis is axes[row][0] else "", heading)
             axis.set_xticks(range(len(layers)), layers, fontsize=7, rotation=40)
     axes[0, 0].legend(fontsize=7)
-    part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
     what = f"How alike networks represent the test images, by layer{part}"
     set_title(figure, what, f"{title}; means over parents; {spread_text(found)}", size=10)
     return figure

@@ -15,18 +15,17 @@ from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.report.estimates import (
+    cell_heading,
     cell_names,
-    counted_text,
     draw_bars,
     estimate_of,
     groups,
+    last_cells,
     panels,
     set_title,
     spread_text,
     style,
-    titled,
-    variant_of,
-    verdict_cells,
+    verdict_table,
 )
 from fastwi.report.study import LINE_COLUMNS, Frames, Study
 from fastwi.report.summary import LEVEL, Table, value_text
@@ -87,37 +86,26 @@ def tables(frames: Frames) -> list[Table]:
     """The gain of each soup over the child that is best on held-out images, with the verdict that it is above 0."""
     frame = frames["soups"]
     names = [*cell_names(frame), "soup", "batch_norm"]
-    body, notes, most = [], [], 0
+    found = []
     for values, rows in groups(frame.filter(polars.col("soup") != BEST), names):
-        estimate = estimate_of(rows, "gain_points")
-        if estimate is not None:
-            taken, of = (sum(rows[name]) / rows.height for name in ("children", "of_children"))
-            children = f"{taken:.1f} of {of:.1f}"
-            body.append([*map(value_text, values), children, *verdict_cells(estimate)])
-            notes.append(estimate.note)
-            most = max(most, estimate.n_parents)
+        taken, of = (sum(rows[name]) / rows.height for name in ("children", "of_children"))
+        found.append(([*map(value_text, values), f"{taken:.1f} of {of:.1f}"], estimate_of(rows, "gain_points")))
     columns = (*names, "children", f"gain (points){LEVEL}", "parents", "sets", "above 0")
     title = "Test accuracy of soups less that of the child best on held-out images, in points; children: mean number"
-    return [titled(title, columns, body, most, notes)]
-
-
-_MOST_CELLS = 8
+    return [verdict_table(title, columns, found)]
 
 
 def draw(frames: Frames, title: str) -> Any:
     """Draw the gain of each soup, a panel a cell; of many cells the last ones."""
     frame = frames["soups"].filter(polars.col("soup") != BEST)
     names = cell_names(frame)
-    every = list(groups(frame, names))
-    cells = every[-_MOST_CELLS:]
+    cells, part = last_cells(frame, names)
     figure, axes = panels(len(cells), 2, (5.4, 2.6), 0.9)
     found = []
     for axis, (values, rows) in zip(axes, cells, strict=True):
         found += draw_bars(axis, rows, "gain_points", "soup", "{} batch-norm statistics")
-        heading = [f"k = {values[-2]}, s = {values[-1]}; {counted_text(rows)}", variant_of(names, values)]
-        style(axis, "", "test accuracy gain (points)", "\n".join(filter(None, heading)))
+        style(axis, "", "test accuracy gain (points)", cell_heading(names, values, rows))
     axes[0].legend(fontsize=7)
-    part = f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
     set_title(figure, f"Soups less the best child{part}", f"{title}; {spread_text(found)}", size=10)
     return figure
 
