@@ -96,6 +96,13 @@ def test_dry_run_trains_nothing(digits_directory, tmp_path, capsys):
     assert shown["seconds"] > 0
     assert main(arguments(digits_directory, tmp_path / "runs", "--dry-run")) == 0
     assert "1,500 images to train" in capsys.readouterr().out.replace("\n", " ")
+    both = ["--dry-run", "--experiment.measure", "own,recomputed"]
+    assert main(arguments(digits_directory, tmp_path / "runs", *both, "--json")) == 0
+    shown = json.loads(capsys.readouterr().out)
+    # Beside the average and the children at interpolation: two epochs of the parent and one further one.
+    assert (shown["epochs_left"], shown["networks_to_measure"], shown["recomputed_every_epoch"]) == (5, 7, 3)
+    assert main(arguments(digits_directory, tmp_path / "runs", *both)) == 0
+    assert "for experiment.measure: 3 networks, about " in capsys.readouterr().out.replace("\n", " ")
     assert not (tmp_path / "runs").exists()
 
 

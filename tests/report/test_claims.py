@@ -106,6 +106,20 @@ def test_claim_2_by_hand(seed, gain, after, expected):
     assert len(found.found.details) == 2 * 2
 
 
+def test_claim_2_under_both_statistics(seed):
+    """Both decide; where they differ nothing is settled."""
+    frame = gains_frame(generator(seed), gain=4.0, after=(-8.0,), spread=0.5)
+    columns = [name for name in frame.columns if name.startswith("after_")]
+    for shift, expected in ((0.0, CONFIRMED), (20.0, NOT_SETTLED)):
+        again = [(polars.col(name) + shift).alias(name.replace("after_", "after_recomputed_", 1)) for name in columns]
+        found = claim(2, frame.with_columns(again))
+        assert found.verdict == expected
+        assert len(found.found.findings) == len(found.found.details) == 4
+        own, recomputed = (finding.estimate.value for finding in found.found.findings[::2])
+        assert recomputed == pytest.approx(own + shift)
+        assert "recomputed" in found.found.findings[-1].what
+
+
 def test_claim_2_estimates(seed):
     frame = gains_frame(generator(seed), gain=1.0, after=(-1.0, 0.5, -2.0))
     found = claim(2, frame)
