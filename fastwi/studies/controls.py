@@ -32,6 +32,7 @@ from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs, count
 from fastwi.analysis.statistics import Estimate, mean_estimate
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.experiment.tree import OWN
+from fastwi.report.effects import effects_table
 from fastwi.report.estimates import (
     TREATMENT_COLOURS,
     cell_names,
@@ -417,18 +418,25 @@ def tables(frames: Frames) -> list[Table]:
 
 
 def _what_is_left(frame: polars.DataFrame, cells: list[str]) -> list[Table]:
-    """What further training leaves of the gain over the children's mean, by cell and epochs: schedules beside others.
+    """What further training leaves of the gain over the children's mean, by cell and epochs; what axes change in it.
 
     Both sides train on by the same rates, so that what is left is of averaging and not of more training or annealing.
     """
     later = frame.filter(control="children_on")
+    if not later.height:
+        return []
     shown = shown_epochs(max(later["epochs"], default=0))
     begun = frame.filter(control="mean_child").join(later, on=cells, how="semi", nulls_equal=True)
     rows = polars.concat(
         [begun.with_columns(epochs=polars.lit(0, polars.Int64)), later.filter(polars.col("epochs").is_in(shown))]
     )
     title = "What is left of the gain: the average less its children, all trained on for as many epochs, in points"
-    return [estimate_table(rows, title, cells, ["epochs"], "effect_points", heading="+{}")] if later.height else []
+    table = estimate_table(rows, title, cells, ["epochs"], "effect_points", heading="+{}")
+    pair = frame.columns[: frame.columns.index("control")]
+    last = later.filter(polars.col("epochs") == polars.col("epochs").max().over(pair))
+    by_pair = last.pivot("batch_norm", index=pair, values="effect_points")
+    ends = {f"left of the gain at the end, {name}": name for name in by_pair.columns[len(pair) :]}
+    return list(filter(None, [table, effects_table(by_pair, ends)]))
 
 
 def draw(frames: Frames, title: str) -> Any:

@@ -161,6 +161,13 @@ def test_what_is_left_of_the_gain_by_schedule(digits_directory, tmp_path_factory
         begun = [column(table, "+0")[i] for i in range(4)]
         assert begun[:2] == begun[2:]
         assert column(table, "+2")[:2] != column(table, "+2")[2:]
+        changed = next(table for table in STUDY.tables(frames) if "axis changes" in table.title)
+        assert column(changed, "axis") == ["schedule.at_average"]
+        for name in ("own", "recomputed"):
+            last = frame.filter(control="children_on", epochs=2, batch_norm=name)
+            means = dict(last.group_by("schedule.at_average").agg(polars.col("effect_points").mean()).rows())
+            difference = means["anneal"] - means["keep"]
+            assert column(changed, f"left of the gain at the end, {name}") == [f"{difference:+.2f} (n = 2)"]
 
 
 def test_labels_are_in_order_of_epochs():
