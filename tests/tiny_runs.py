@@ -140,6 +140,7 @@ def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
     found: dict[Place, tuple[str, ...]] = {("initial",): (tree.keys[first],), ("average",): (place.average,)}
     found |= {("parent", i): (key,) for i, key in enumerate(place.parent)}
     found |= {("child", c, i): (key,) for c, keys in enumerate(place.children) for i, key in enumerate(keys)}
+    found |= {("alone", i): (key,) for i, key in enumerate(place.alone)}
     found |= {("after", i): (key,) for i, key in enumerate(place.after)}
     probed = set(map(tree.measurement_key, tree.probes()))
     for number, each in enumerate(place.rounds, 1):
@@ -153,6 +154,9 @@ def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
                 for kind, treatment in zip(("own", "recomputed"), each.treatments, strict=False)
                 if (tree.keys[node], treatment) in probed
             }
+        for i, (node, treatments) in enumerate(each.alone):
+            (recomputed,) = treatments.keys() - {"own"}
+            found["alone at", number, i] = tree.keys[node], recomputed
     for at, (key, *_) in list(found.items()) if place.recomputed else ():
         if tree.is_epoch(tree.nodes[key]) and at[0] != "end":
             found[(*at, "recomputed")] = key, place.recomputed[tree.epochs[tree.nodes[key]]].name

@@ -198,6 +198,12 @@ class ExperimentConfig:
         "momentum that children of a later round start with: as the average's (experiment.momentum), or their own",
         choices=("average", "own"),
     )
+    continue_parent: str = option(
+        "none",
+        "train the parent on alone as well, to compare the averages with it: for as many epochs as each child and "
+        "the average have, or for as many as all of these together",
+        choices=("none", "each", "total"),
+    )
     continue_children: bool = option(False, "train the children on as well, to compare the average with them")
     children_rate_factor: float = option(
         1.0,
@@ -214,6 +220,11 @@ class ExperimentConfig:
         "over recompute_images more. At interpolation those of sweep.measure too",
         choices=("own", "recomputed"),
     )
+
+    @property
+    def alone(self) -> int:
+        """Times s that the parent trains on alone for each round (`continue_parent`)."""
+        return {"none": 0, "each": 1, "total": self.children}[self.continue_parent]
 
 
 @dataclass(frozen=True)
@@ -300,8 +311,8 @@ CHECKED_TOGETHER = frozenset({
     "data.train_images", "model.name", "model.width", "model.weights", "model.initialisation",
     "optimizer.batch_size", "schedule.drop_epochs",
     "experiment.k", "experiment.s", "experiment.after", "experiment.children", "experiment.weights",
-    "experiment.rounds", "experiment.continue_children", "experiment.children_rate_factor",
-    "experiment.recompute_images", "experiment.measure", "seeds.child_noise",
+    "experiment.rounds", "experiment.continue_parent", "experiment.continue_children",
+    "experiment.children_rate_factor", "experiment.recompute_images", "experiment.measure", "seeds.child_noise",
 })  # fmt: skip
 """The keys that `config_problems` reads: cells of a sweep that differ in others have the same problems."""
 
@@ -318,7 +329,8 @@ def config_problems(config: Config) -> Iterator[str]:
         yield "experiment.k: k, s and after are all 0, so nothing is trained; make one at least 1"
     children = experiment.children
     trained_on = 1 + children * experiment.continue_children
-    in_rounds = experiment.rounds * experiment.s * children
+    trained_on += experiment.alone > 0
+    in_rounds = experiment.rounds * experiment.s * (children + experiment.alone)
     epochs = {"k": experiment.k, "s": in_rounds, "after": experiment.after * trained_on}
     count = sum(epochs.values())
     if count > MOST_EPOCHS:

@@ -30,25 +30,31 @@ MOST_STATES = 5_000_000  # each takes about 0.4 KB, with its share of points and
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Children from `first` epochs since initialisation to their ends, and the average, measured by `treatments`."""
+    """Children from `first` epochs since initialisation to their ends, and the average, measured by `treatments`.
+
+    alone: the parent that is trained on for as many epochs, and for as many as all children together, where it is,
+    and how each is measured.
+    """
 
     first: int
     end_nodes: tuple[int, ...]
     average_node: int
     treatments: Mapping[str, Treatment]
+    alone: tuple[tuple[int, Mapping[str, Treatment]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PointStates:
     """Where a point's results are found in the tree: its last nodes, and by them the keys of all its states.
 
-    `clone_node`: the parent after k epochs. `rounds`: at least one; what is not of them is of the last. `last_nodes`:
-    the children's last. `after_node`: the average's last. `recomputed`: by epoch the treatment under which all
-    networks are measured beside their own; empty: they are not.
+    `clone_node`, `parent_node`: the parent after k epochs, and its last. `rounds`: at least one; what is not of them
+    is of the last. `last_nodes`: the children's last. `after_node`: the average's last. `recomputed`: by epoch the
+    treatment under which all networks are measured beside their own; empty: they are not.
     """
 
     tree: Tree = field(repr=False)
     clone_node: int
+    parent_node: int
     rounds: tuple[Round, ...]
     last_nodes: tuple[int, ...]
     after_node: int
@@ -83,6 +89,11 @@ class PointStates:
     def parent(self) -> tuple[str, ...]:
         """The parent after epochs 1 to k."""
         return self._path(self.clone_node, 0)
+
+    @property
+    def alone(self) -> tuple[str, ...]:
+        """The parent after the epochs that it is trained on alone."""
+        return self._path(self.parent_node, self.tree.epochs[self.clone_node])
 
     @property
     def children(self) -> tuple[tuple[str, ...], ...]:
@@ -139,7 +150,8 @@ class PlannedSweep:
         if keep == "stops":
             for place in self.places:
                 ends = (node for each in place.rounds for node in each.end_nodes)
-                kept.update(filter(tree.is_epoch, (place.clone_node, place.after_node, *place.last_nodes, *ends)))
+                lasts = (place.clone_node, place.parent_node, place.after_node, *place.last_nodes)
+                kept.update(filter(tree.is_epoch, (*lasts, *ends)))
         return kept
 
 
@@ -206,7 +218,9 @@ class _Planner:
         last = end + experiment.after
         start = tree.add(self._initial(namer, seeds.init), config)
         clone = self._train(start, experiment.k, seeds.parent_noise, config, namer)
-        rounds = self._rounds(clone, config, namer)
+        alone = experiment.rounds * experiment.s * experiment.alone + experiment.after * (experiment.alone > 0)
+        parent = self._train(start, experiment.k + alone, seeds.parent_noise, config, namer)
+        rounds = self._rounds(start, clone, config, namer)
         ends = lasts = rounds[-1].end_nodes
         average = rounds[-1].average_node
         reset = experiment.child_momentum == "reset"
@@ -224,16 +238,17 @@ class _Planner:
         how = namer, seeds.statistics_noise, experiment.recompute_images
         recomputed = self._recomputed_by(*how) if RECOMPUTED in experiment.measure else {}
         ended = (node for each in rounds for node in each.end_nodes)
-        for node in (clone, *ended, *lasts, after) if RECOMPUTED in experiment.measure else ():
+        for node in (parent, *ended, *lasts, after) if RECOMPUTED in experiment.measure else ():
             self._probe_path(node, recomputed, config)
         for each in rounds:
-            for name, treatment in each.treatments.items():
-                for node in (each.average_node, *each.end_nodes):
+            networks = [(node, each.treatments) for node in (each.average_node, *each.end_nodes)]
+            for node, treatments in (*networks, *each.alone):
+                for name, treatment in treatments.items():
                     if name != OWN or not tree.is_epoch(node):
                         tree.add_probe(node, treatment, config)
-        return PointStates(tree, clone, rounds, lasts, after, recomputed)
+        return PointStates(tree, clone, parent, rounds, lasts, after, recomputed)
 
-    def _rounds(self, clone: int, config: Config, namer: Namer) -> tuple[Round, ...]:
+    def _rounds(self, start: int, clone: int, config: Config, namer: Namer) -> tuple[Round, ...]:
         """Clone, train, average, as often as it is asked for. Averages are sums of epochs and `clone` alone."""
         experiment, seeds, noises = config.experiment, config.seeds, config.seeds.child_noise
         first, starts, rounds = experiment.k, [clone] * len(noises), list[Round]()
@@ -253,8 +268,13 @@ class _Planner:
             terms += [(clone, at_clone)] if at_clone else []
             average = self._average(terms, mean, end, config, namer)
             again = self._recomputed or RECOMPUTED in experiment.measure
-            treatments = self._treatments(namer, seeds.statistics_noise, experiment.recompute_images, end, again)
-            rounds.append(Round(first, ends, average, treatments))
+            how = namer, seeds.statistics_noise, experiment.recompute_images
+            treatments = self._treatments(*how, end, again)
+            times = sorted({1, experiment.alone} if experiment.alone else ())
+            epochs = [experiment.k + number * (end - experiment.k) for number in times]
+            alone = [self._train(start, epoch, seeds.parent_noise, config, namer) for epoch in epochs]
+            measured = [self._treatments(*how, epoch, again) for epoch in epochs]
+            rounds.append(Round(first, ends, average, treatments, tuple(zip(alone, measured, strict=True))))
             first = end
             if len(rounds) < experiment.rounds:
                 starts = [self._average(terms, mean, end, config, namer, child) for child in range(len(noises))]

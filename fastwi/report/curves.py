@@ -140,7 +140,8 @@ def _curves(points: Sequence[_Placed], measurements: Measured, metric: str, wind
         lines = []
         every = (OWN, *([RECOMPUTED] if place.recomputed else []))
         for treatment in every:
-            lines.append(("parents", 0, treatment, 1, place.parent))
+            alone = place.alone[: place.end + len(place.after) - e.k]
+            lines.append(("parents", 0, treatment, 1, (*place.parent, *alone)))
             for noise, states in zip(noises, place.children, strict=True):
                 # From the clone on, so that the line begins where the parent's ends.
                 lines.append(("children", noise, treatment, e.k + 1 - len(clone), (*clone, *states)))

@@ -94,7 +94,8 @@ def naive_epochs(points: Iterable[Point]) -> int:
     total = 0
     for point in points:
         e = point.config.experiment
-        total += e.k + e.rounds * e.children * e.s + e.after * (1 + e.children * e.continue_children)
+        on = 1 + e.children * e.continue_children + (e.alone > 0)
+        total += e.k + e.rounds * e.s * (e.children + e.alone) + e.after * on
     return total
 
 
@@ -104,7 +105,7 @@ def tree_lines(planned: PlannedSweep) -> list[str]:
     # Trajectories by their last node and the epochs done before their first.
     kinds = defaultdict[str, set[tuple[int, int]]](set)
     for place in planned.places:
-        kinds["parents"].add((place.clone_node, 0))
+        kinds["parents"].add((place.parent_node, 0))
         for each in place.rounds:
             lasts = place.last_nodes if each is place.rounds[-1] else each.end_nodes
             kinds["children"].update((last, each.first) for last in lasts)

@@ -119,13 +119,14 @@ def point_rows(point: Point, place: PointStates, measurements: Measured) -> list
     children = {f"child {i}": states for i, states in enumerate(place.children, 1)}
     # Stage, round, network, treatment, and states after one epoch each from an epoch on.
     every = [OWN, *([RECOMPUTED] if place.recomputed else [])]
-    lines = [("parent", 0, "parent", treatment, 1, place.parent) for treatment in every]
+    lines = [("parent", 0, "parent", treatment, 1, (*place.parent, *place.alone)) for treatment in every]
     for number, each in enumerate(place.rounds, 1):
         first, last = each.first + 1, place.tree.epochs[each.average_node]
         spans = {name: states[each.first - k : last - k] for name, states in children.items()}
         for treatment in every:
             lines += [("children", number, name, treatment, first, states) for name, states in spans.items()]
         at_end = {"average": each.average_node, **dict(zip(children, each.end_nodes, strict=True))}
+        at_end |= {"parent": each.alone[0][0]} if each.alone else {}
         for treatment in each.treatments if (keys[each.average_node], OWN) in measurements else ():
             lines += [("interpolation", number, name, treatment, last, (keys[n],)) for name, n in at_end.items()]
     for treatment in every:
@@ -255,8 +256,8 @@ def _spans(
     def every(last: int) -> list[str]:
         return [OWN, *([place.recomputed[epochs[last]].name] if place.recomputed else [])]
 
-    for treatment in every(place.clone_node) if k else ():
-        yield None, None, None, seed, None, *parent, "parent", None, None, place.clone_node, 0, treatment
+    for treatment in every(place.parent_node) if epochs[place.parent_node] else ():
+        yield None, None, None, seed, None, *parent, "parent", None, None, place.parent_node, 0, treatment
     name = config_hash(config, digest)
     mean = (k, s, point.alpha, seed, point.tuple_index, "average", None)
     for at, each in enumerate(place.rounds, 1):
@@ -266,6 +267,9 @@ def _spans(
             span = "children", number, None, last, each.first
             for treatment in every(last) if epochs[last] > each.first else ():
                 yield k, None, None, seed, None, "child", child, noise, *span, treatment
+        for node, treatments in each.alone if not place.recomputed else ():
+            for treatment in treatments.keys() - {OWN}:
+                yield None, None, None, seed, None, *parent, "parent", None, None, node, epochs[node] - 1, treatment
         for treatment in each.treatments:
             yield *mean, None, at_end, number, name, each.average_node, epoch - 1, treatment
             for child, noise, end in zip(numbers, seeds.child_noise, each.end_nodes, strict=True):

@@ -191,6 +191,7 @@ CASES: dict[str, list[Case]] = {
         Case("own", given=ROUNDS), Case("own", given={**ROUNDS, "experiment.momentum": "average"}),
         Case("own", given={**ROUNDS, "experiment.pull": 0.5}), Case("own", NONE, renamed=True),
     ],
+    "experiment.continue_parent": [Case("each"), Case("total"), Case("total", given=ROUNDS)],
     "experiment.continue_children": [Case(True), Case(True, given={"experiment.rounds": 2})],
     "experiment.children_rate_factor": [Case(0.1, given=GO_ON), Case(0.0, given=GO_ON)],
     "experiment.recompute_images": [

@@ -1,5 +1,6 @@
 """A sweep's results: a point's rows as the protocol orders them, the table against one made by plain loops."""
 
+import itertools
 import json
 import math
 import random
@@ -12,6 +13,7 @@ from drawn_measurements import INPUTS, made, spec_of
 from fastwi.config.sweep import child_tuples, other_axes
 from fastwi.config.write import config_hash
 from fastwi.errors import UserError
+from fastwi.experiment.keys import Namer
 from fastwi.experiment.store.records import infinite_loss
 from fastwi.experiment.tree import OWN
 from fastwi.report.rows import COLUMNS, UNITS, point_rows, result_frame, write_frame
@@ -141,7 +143,8 @@ SPECS = {
     ),
     "every epoch, from 0": spec_of({"experiment.s": (0, 1)}, {"k": 0, "measure": BOTH}),
     "rounds": spec_of(
-        {"experiment.rounds": (1, 3), "experiment.k": (0, 1), "experiment.pull": (1.0, 0.25)},
+        {"experiment.rounds": (1, 3), "experiment.k": (0, 1),
+         "experiment.continue_parent": ("none", "total", "each")},
         {"s": 2, "continue_children": True}, children=4,
     ),
     "rounds, every epoch": spec_of(
@@ -152,6 +155,10 @@ SPECS = {
         {"experiment.after": (0, 1, 3), "augment.padding": (0, 2)}, children=6, tuple_size=3, measure=("own",)
     ),
 }  # fmt: skip
+
+
+def namer_of(sweep, point):
+    return Namer(point.config, sweep.inputs_of(point.config))
 
 
 def plain_table(sweep, measurements):
@@ -176,8 +183,13 @@ def plain_table(sweep, measurements):
             if place.recomputed:
                 see(state, recomputed_at(place, epoch), **facts, epoch=epoch)
 
-        for i, state in enumerate(place.parent):
+        path = place.parent + place.alone
+        for i, state in enumerate(path):
             every(state, i + 1, **(common | none | parent | {"stage": "parent"}))
+        for number, times in itertools.product(range(1, e.rounds + 1), sorted({1, e.alone} - {0}) if e.alone else ()):
+            epoch = e.k + number * e.s * times
+            name = namer_of(sweep, point).recomputed(seeds.statistics_noise, e.recompute_images, epoch).name
+            see(path[epoch - 1], name, **(common | none | parent | {"stage": "parent", "epoch": epoch}))
         for number, states, end in zip(
             child_tuples(spec)[point.tuple_index], place.children, place.ends, strict=True
         ):  # fmt: skip

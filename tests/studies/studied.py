@@ -60,6 +60,8 @@ ANNEALED = (
 """A cell whose averages and children train on by two schedules."""
 PAIRS = (*_ONE_CELL, "--sweep.children", "4")
 """A cell with two pairs of each parent."""
+ROUNDS = (*_ONE_CELL, "--axes.experiment.rounds", "[1, 3]", "--experiment.continue_parent", "total")
+"""A cell with one round of averaging or three, and the parents trained on alone."""
 _made: dict[str, Path] = {}
 
 State = dict[str, Tensor]

@@ -1,0 +1,211 @@
+"""Does the gain of averaging add up over rounds, against the same epochs spent on one network?
+
+The network alone is the parent, trained on under its own noise (experiment.continue_parent). It is compared with the
+average of round r after as many epochs as each child has (k + r s), and after as many as all C children have
+together (k + r s C), at the rates of the global epoch.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars
+
+from fastwi.analysis.columns import Column
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
+from fastwi.analysis.statistics import Estimate
+from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.errors import UserError
+from fastwi.experiment.planner import Round
+from fastwi.experiment.tree import OWN
+from fastwi.report.estimates import (
+    TREATMENT_COLOURS,
+    cell_names,
+    counted_text,
+    distinct,
+    draw_spread,
+    estimate_of,
+    estimate_table,
+    groups,
+    panels,
+    set_title,
+    spread_text,
+    style,
+    titled,
+    value_of,
+    variant_of,
+    verdict_cells,
+)
+from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
+from fastwi.report.summary import Table, value_text
+
+_OVER = {
+    "best": ("best_child", "the best child of the round"),
+    "alone": ("alone", "the parent trained alone for as many epochs as each child"),
+    "total": ("alone_total", "the parent trained alone for as many epochs as all children together"),
+}
+"""What the average of a round is compared with: its column, in words."""
+
+COLUMNS = {
+    "rounds": {
+        **AVERAGE_COLUMNS,
+        "round": Column("", "round of cloning and averaging, from 1", polars.Int64),
+        "epochs_after": Column("epochs", "epochs that the last round's average was trained on; else 0", polars.Int64),
+        "epochs": Column("epochs", "epochs of the average, and of the parent alone, since initialisation"),
+        "epochs_total": Column("epochs", "epochs of the parent, all children and the average together"),
+        "average_%": Column("%", "test accuracy of the average"),
+        **{f"{name}_%": Column("%", f"that of {words}") for name, words in _OVER.values()},
+        **{f"over_{name}_points": Column("points", f"average less {words}") for name, (_, words) in _OVER.items()},
+    }
+}
+"""Null: not measured, or not trained (experiment.continue_parent)."""
+
+
+def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+    """Each round's average beside its children and the parent alone, as the sweep measured them; no state is read.
+
+    rounds: one row a pair, round and treatment of batch norm, and one for each epoch that the last average is trained
+    on. Raises UserError where no pair has several rounds or a parent alone.
+    """
+    pairs = chosen_pairs(opened, options)
+    if all(len(pair.place.rounds) == 1 and not pair.place.alone for pair in pairs):
+        raise UserError("experiment.rounds: is 1 in all cells; sweep more, with experiment.continue_parent: total")
+    rows = []
+    for pair in counted(pairs, progress):
+        for number, each in enumerate(pair.place.rounds, 1):
+            rows += [_row(pair, number, 0, *found) for found in _of_round(opened, pair, each)]
+        rows += [_row(pair, number, *found) for found in _further(opened, pair)]
+    return opened.frames(COLUMNS, rounds=rows)
+
+
+_Accuracies = dict[str, float | None]
+
+
+def _of_round(opened: OpenedSweep, pair: Pair, each: Round) -> Iterator[tuple[str, _Accuracies]]:
+    """Each treatment, and the accuracies of a round at interpolation."""
+    keys = pair.place.tree.keys
+    for i, (batch_norm, treatment) in enumerate(zip((OWN, RECOMPUTED), each.treatments, strict=False)):
+        average, *children = (_accuracy(opened, keys[n], treatment) for n in (each.average_node, *each.end_nodes))
+        sound = [accuracy for accuracy in children if accuracy is not None]
+        alone = [_accuracy(opened, keys[node], list(treatments)[i]) for node, treatments in each.alone]
+        best = max(sound) if len(sound) == len(children) else None
+        yield batch_norm, {"average": average, "best_child": best, **_alone(alone)}
+
+
+def _further(opened: OpenedSweep, pair: Pair) -> Iterator[tuple[int, str, _Accuracies]]:
+    """Each epoch that the last average is trained on, treatment, and the accuracies after it."""
+    place, treatments = pair.place, {OWN: OWN}
+    begun = place.tree.epochs[place.clone_node]
+    ends = [place.tree.epochs[node] - begun for node, _ in place.rounds[-1].alone]
+    for further, state in enumerate(place.after, 1):
+        if place.recomputed:
+            treatments[RECOMPUTED] = place.recomputed[place.end + further].name
+        for batch_norm, treatment in treatments.items():
+            alone = [_accuracy(opened, place.alone[end + further - 1], treatment) for end in ends]
+            average = _accuracy(opened, state, treatment)
+            yield further, batch_norm, {"average": average, "best_child": None, **_alone(alone)}
+
+
+def _alone(accuracies: list[float | None]) -> _Accuracies:
+    each, total = (*accuracies, None, None)[:2]
+    return {"alone": each, "alone_total": total}
+
+
+def _accuracy(opened: OpenedSweep, state: str, treatment: str) -> float | None:
+    found = opened.measured.get((state, treatment))
+    return None if found is None or found.diverged else found.test_accuracy
+
+
+def _row(pair: Pair, number: int, further: int, batch_norm: str, accuracies: _Accuracies) -> dict[str, Any]:
+    experiment, average = pair.config.experiment, accuracies["average"]
+    trained = pair.place.rounds[number - 1].average_node
+    done = pair.place.tree.epochs[trained] - pair.k
+    row: dict[str, Any] = {
+        **pair.columns(), "batch_norm": batch_norm, "round": number, "epochs_after": further,
+        "epochs": pair.k + done + further, "epochs_total": pair.k + done * experiment.children + further,
+    }  # fmt: skip
+    row |= {f"{name}_%": accuracy for name, accuracy in accuracies.items()}
+    for name, (column, _) in _OVER.items():
+        other = accuracies[column]
+        row[f"over_{name}_points"] = None if average is None or other is None else average - other
+    return row
+
+
+def tables(frames: Frames) -> list[Table]:
+    """A table for each comparison: rows a cell and round, columns the treatments; one more of the last average."""
+    frame = frames["rounds"]
+    found = [_verdicts(frame)]
+    names = [*cell_names(frame, alpha=True), "round"]
+    for name, (_, words) in _OVER.items():
+        column = f"over_{name}_points"
+        for rows, what, each in (
+            (frame.filter(epochs_after=0), "Accuracy of each round's average", names),
+            (frame.filter(polars.col("epochs_after") > 0), "The last average trained on", [*names, "epochs_after"]),
+        ):
+            if rows[column].count():
+                title = f"{what} less that of {words}, in points"
+                found.append(estimate_table(rows.drop_nulls(column), title, each, ["batch_norm"], column))
+    return found
+
+
+def _verdicts(frame: polars.DataFrame) -> Table:
+    """What the last round says, a row a cell and treatment for each claim that a difference is above 0."""
+    pair = frame.columns[: frame.columns.index("batch_norm") + 1]
+    at = polars.col("round")
+    rows = frame.filter(epochs_after=0).sort("round", maintain_order=True)
+    rows = rows.with_columns(first=polars.col("over_alone_points").first().over(pair), most=at.max().over(pair))
+    last = rows.filter(at == polars.col("most"))
+    last = last.with_columns(more=polars.col("over_alone_points") - polars.col("first"))
+    names = [*cell_names(frame, alpha=True), "batch_norm"]
+    body, most = [], 0
+    for values, here in groups(last, names):
+        for claim, column in _CLAIMS.items():
+            estimate = estimate_of(here, column)
+            if estimate is not None and (column != "more" or here["most"].max() != 1):
+                body.append([*map(value_text, values), claim, *verdict_cells(estimate)])
+                most = max(most, estimate.n_parents)
+    columns = (*names, "the average of the last round", "points [95 %]", "parents", "pairs", "verdict")
+    return titled("Does the gain add up over rounds? Differences of test accuracy", columns, body, most)
+
+
+_CLAIMS = {
+    "beats its best child": "over_best_points",
+    "beats the parent alone at equal epochs": "over_alone_points",
+    "beats it by more than the first round's did": "more",
+    "beats the parent alone at equal epochs in total": "over_total_points",
+}
+_LOOKS = {"average_%": ("-", "o"), "best_child_%": (":", "^"), "alone_%": ("--", "s"), "alone_total_%": ("-.", "D")}
+
+
+def draw(frames: Frames, title: str) -> Any:
+    """Draw test accuracy against epochs, a panel a cell: each round's average, its best child, the parent alone."""
+    frame = frames["rounds"].filter(epochs_after=0)
+    names = cell_names(frame, alpha=True)
+    cells = list(groups(frame, names))
+    figure, axes = panels(len(cells), 3, (4.0, 3.0), below=1.2)
+    spreads = list[Estimate | None]()
+    for axis, (values, rows) in zip(axes, cells, strict=True):
+        for treatment in distinct(rows, "batch_norm"):
+            own = rows.filter(batch_norm=treatment)
+            for column, (line, marker) in _LOOKS.items():
+                found = {at: estimate_of(here, column) for (at,), here in groups(own, ["epochs"])}
+                points = [(at, value_of(estimate)) for at, estimate in found.items()]
+                label = f"{column.removesuffix('_%').replace('_', ' ')}, {treatment}"
+                if any(value == value for _, value in points):
+                    axis.plot(*zip(*points, strict=True), line, marker=marker, ms=4, lw=1.2,
+                              color=TREATMENT_COLOURS[treatment], label=label)  # fmt: skip
+                if column == "average_%":
+                    spreads += found.values()
+                    for at, estimate in found.items():
+                        draw_spread(axis, estimate, at, TREATMENT_COLOURS[treatment])
+        heading = ", ".join(filter(None, [variant_of(names, values), counted_text(rows)]))
+        style(axis, "epochs of a child since initialisation", "test accuracy (%)", heading, whole_x=True)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+    what = "Rounds of averaging, against one network trained alone for as many epochs and for as many in total"
+    set_title(figure, what, f"{title}; {spread_text(spreads)}")
+    return figure
+
+
+QUESTION = "does the gain add up over rounds of averaging, against the same epochs spent on one network"
+OPTIONS = ("cells", "pairs")
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw)

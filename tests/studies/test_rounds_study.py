@@ -1,0 +1,94 @@
+"""The study `rounds`: every number from the sweep's table of results, by networks and epochs alone."""
+
+import polars
+import pytest
+from studied import ROUNDS, column, measured, presented, studied_sweep
+
+from fastwi.analysis.statistics import mean_estimate
+from fastwi.errors import UserError
+from fastwi.report.rows import result_frame
+from fastwi.studies import all_studies
+
+
+@pytest.fixture(scope="module")
+def several(digits_directory, tmp_path_factory, opened):
+    with studied_sweep(digits_directory, tmp_path_factory, *ROUNDS) as sweep:
+        yield sweep
+
+
+def test_rounds_beside_the_children_and_the_parent_alone(several, tmp_path):
+    found = measured("rounds", several)["rounds"]
+    accuracies = result_frame(several.planned, several.measured).filter(metric="test_accuracy")
+
+    def accuracy(parent: int, epoch: int, batch_norm: str, **facts: object) -> list[float]:
+        rows = accuracies.filter(parent_seed=parent, epoch=epoch, batch_norm=batch_norm, **facts)
+        return rows["value"].to_list()
+
+    k, s, children = 1, 1, 2
+    for row in found.iter_rows(named=True):
+        at = row["parent_seed"], row["epochs"]
+        stage = "after" if row["epochs_after"] else "interpolation"
+        shared = row["round"] == 1 and not row["epochs_after"]
+        of = {} if shared else {"experiment.rounds": row["experiment.rounds"]}
+        (average,) = accuracy(*at, row["batch_norm"], network="average", stage=stage, **of)
+        assert row["average_%"] == average
+        assert row["epochs"] == k + row["round"] * s + row["epochs_after"]
+        total = k + row["round"] * s * children + row["epochs_after"]
+        assert row["epochs_total"] == total
+        for name, epoch in (("alone", row["epochs"]), ("alone_total", total)):
+            (alone,) = accuracy(at[0], epoch, row["batch_norm"], network="parent")
+            assert row[f"{name}_%"] == alone
+        assert row["over_alone_points"] == pytest.approx(average - row["alone_%"])
+        assert row["over_total_points"] == pytest.approx(average - row["alone_total_%"])
+        if row["epochs_after"]:
+            assert row["best_child_%"] is row["over_best_points"] is None
+        else:
+            best = max(accuracy(*at, row["batch_norm"], network="child", round=row["round"]))
+            assert row["over_best_points"] == pytest.approx(average - best)
+    # 2 parents; of one round and of three, both treatments; and one epoch after each.
+    assert found.height == 2 * ((1 + 3) * 2 + 2)
+    tables, svg = presented("rounds", {"rounds": found}, tmp_path)
+    assert "rounds = 3" in svg
+    verdicts = tables[0]
+    last = found.filter(**{"experiment.rounds": 3, "round": 3, "epochs_after": 0, "batch_norm": "own"})
+    first = found.filter(**{"experiment.rounds": 3, "round": 1, "epochs_after": 0, "batch_norm": "own"})
+    more = last["over_alone_points"] - first["over_alone_points"]
+    claims = dict.fromkeys(column(verdicts, "the average of the last round"))
+    own = [row for row in verdicts.rows if row[0] == "3" and "own" in row]
+    values = {row[verdicts.columns.index("the average of the last round")]: row[-4] for row in own}
+    for claim, points in zip(claims, (last["over_best_points"], last["over_alone_points"]), strict=False):
+        value = mean_estimate(points.to_numpy(), last["parent_seed"].to_list()).value
+        assert values[claim].startswith(f"{value:+.2f}")
+    assert any(text.startswith(f"{more.mean():+.2f}") for claim, text in values.items() if "first round" in claim)
+    assert len(values) == 4
+    assert len([row for row in verdicts.rows if row[0] == "1"]) == 2 * 3  # one round adds nothing up
+
+
+def test_parents_trained_on_are_the_parents_of_a_larger_k(several):
+    place = several.planned.places[-1]
+    tree = place.tree
+    assert [tree.epochs[tree.nodes[key]] for key in place.alone] == [2, 3, 4, 5, 6, 7, 8]
+    assert {tree.noises[tree.nodes[key]] for key in (*place.parent, *place.alone)} == {1}
+    assert tree.before[tree.nodes[place.alone[0]]] == place.clone_node
+
+
+def test_a_sweep_without_rounds_is_refused(opened):
+    with pytest.raises(UserError, match=r"^experiment\.rounds: "):
+        measured("rounds", opened)
+
+
+def test_what_diverged_is_null(several):
+    """And the figure and the tables are drawn without it."""
+    place = several.planned.places[0]
+    key = (place.average, "own")
+    whole = dict(several.measured)
+    try:
+        del several.measured[(place.alone[0], "own")]
+        frames = measured("rounds", several)
+    finally:
+        several.measured = whole
+    assert key in whole
+    gone = frames["rounds"].filter(polars.col("alone_%").is_null())
+    assert set(gone["batch_norm"]) == {"own"}
+    assert set(gone["epochs"]) == {2}
+    assert all_studies()["rounds"].tables(frames)
