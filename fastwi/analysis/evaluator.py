@@ -79,7 +79,7 @@ class Measured:
 class Evaluator:
     """Evaluates populations of one architecture: anyone's nn.Module from images [N, C, H, W] to logits [N, K].
 
-    model: gives the architecture; it is copied. batch_size, augment, last_batch: of recomputed statistics alone.
+    model: gives the architecture; it is copied. batch_size, augment, keep_last_batch: of recomputed statistics alone.
     report: called with the number of images evaluated since the last call. memory_bytes: of networks made for a
     measurement and alive at one time; no result depends on it.
     """
@@ -92,14 +92,17 @@ class Evaluator:
         augment: AugmentConfig = _AUGMENT,
         report: Report | None = None,
         memory_bytes: int = 256 * 2**20,
-        last_batch: str = "drop",
+        keep_last_batch: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be at least 1")
         # In evaluation mode: a traced network keeps the mode-dependent branches that it was traced in.
         self.network = copy.deepcopy(model).eval()
         self.layout = Layout.of(self.network)
-        data, optimizer = DataConfig(last_batch=last_batch), OptimizerConfig(batch_size=batch_size)
+        data, optimizer = (
+            DataConfig(last_batch="keep" if keep_last_batch else "drop"),
+            OptimizerConfig(batch_size=batch_size),
+        )
         config = Config(data=data, engine=engine, optimizer=optimizer, augment=augment)
         self._engine = build_engine(config, self.network, STACKED_FROM)  # of many networks, mostly
         self.device = self._engine.device

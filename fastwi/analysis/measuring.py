@@ -61,12 +61,12 @@ class Bench:
         """What evaluates networks of `config`. Compiling one takes longer than measuring with it."""
         from fastwi.analysis.evaluator import Evaluator
 
-        batch, last = config.optimizer.batch_size, config.data.last_batch
-        kind = (config.model, config.engine, config.augment, batch, last)
+        batch, keeps = config.optimizer.batch_size, config.data.last_batch == "keep"
+        kind = (config.model, config.engine, config.augment, batch, keeps)
         if kind not in self._evaluators:
             network = self._opened.resources.network(config)
             self._evaluators[kind] = Evaluator(
-                network, config.engine, batch, config.augment, self._passed, last_batch=last
+                network, config.engine, batch, config.augment, self._passed, keep_last_batch=keeps
             )
         return self._evaluators[kind]
 

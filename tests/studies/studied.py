@@ -29,12 +29,12 @@ from fastwi.studies import all_studies
 from fastwi.sweep import main
 
 TEXT = """
-data: {{path: {data}, train_images: 60, test_images: 50}}
+data: {{path: {data}, train_images: 60, test_images: 50, last_batch: keep}}
 augment: {{padding: 2, flip: 0.0}}
 model: {{name: resnet20, width: 0.125}}
 optimizer: {{batch_size: 20, learning_rate: 0.05}}
 schedule: {{drop_epochs: []}}
-experiment: {{after: 1, recompute_images: 40}}
+experiment: {{after: 1, recompute_images: 50}}
 engine: {{device: cpu, precision: fp32, backend: eager, threads: 1}}
 axes:
   experiment.k: [1, 2]
