@@ -99,11 +99,8 @@ class Evaluator:
         # In evaluation mode: a traced network keeps the mode-dependent branches that it was traced in.
         self.network = copy.deepcopy(model).eval()
         self.layout = Layout.of(self.network)
-        data, optimizer = (
-            DataConfig(last_batch="keep" if keep_last_batch else "drop"),
-            OptimizerConfig(batch_size=batch_size),
-        )
-        config = Config(data=data, engine=engine, optimizer=optimizer, augment=augment)
+        data = DataConfig(last_batch="keep" if keep_last_batch else "drop")
+        config = Config(data=data, engine=engine, optimizer=OptimizerConfig(batch_size=batch_size), augment=augment)
         self._engine = build_engine(config, self.network, STACKED_FROM)  # of many networks, mostly
         self.device = self._engine.device
         self._report = report

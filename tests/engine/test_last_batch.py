@@ -138,6 +138,25 @@ def test_whole_batches_are_the_same_to_the_bit(seed, engine):
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_it_is_kept_in_parts_and_beside_an_epoch_that_drops_it(seed, engine):
+    """An engine of which both are asked in turn, on one dataset; the last part has the last two steps."""
+    start, data, noises = starts("residual", seed, 2), draw_data(seed), [Noise(1), Noise(2)]
+    made, whole = make(engine, "residual"), start.clone_rows([0, 1])
+    expected = keeping(engine).train_epoch(whole, data, noises, 0)
+    dropped, trained = start.clone_rows([0, 1]), start.clone_rows([0, 1])
+    made.train_epoch(dropped, data, noises, 0)
+    made = made.with_settings(replace(made.settings, keep_last_batch=True))
+    first = made.train_epoch(trained, data, noises, 0, steps=range(STEPS - 1))
+    rest = made.train_epoch(trained, data, noises, 0, steps=range(STEPS - 1, STEPS + 1))
+    images = (STEPS - 1) * BATCH
+    losses = [(a * images + b * (IMAGES - images)) / IMAGES for a, b in zip(first, rest, strict=True)]
+    assert losses == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(trained.weights_MP, whole.weights_MP)
+    assert torch.equal(trained.statistics_MQ, whole.statistics_MQ)
+    assert not torch.equal(dropped.weights_MP, whole.weights_MP)
+
+
 @pytest.mark.parametrize("engine", ["graph", "stacked"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpu_replays_a_graph_for_each_size(engine, precision):
