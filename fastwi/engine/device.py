@@ -21,6 +21,7 @@ from fastwi.kernels.compiler import compiler
 from fastwi.kernels.cpu import library
 from fastwi.kernels.direct import use_direct_
 from fastwi.kernels.gpu import has_triton
+from fastwi.kernels.padded import pad_first
 from fastwi.kernels.pointwise import sample_first
 from fastwi.kernels.winograd import use_winograd_
 from fastwi.models.generators import draws_of
@@ -110,6 +111,8 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     device, choice = resolve_device(config.device), resolve_precision(config)
     if device.type == "cpu":
         model = sample_first(model)
+        if choice.precision == "bf16":
+            model = pad_first(model)
     frozen = bool(draws_of(model) - {"torch"})
     if frozen and config.backend in ("compile", "fused"):
         raise ConfigError(

@@ -1,0 +1,105 @@
+"""Convolutions of images smaller than the stride, in bf16 on a CPU: gradients as in float64, whatever runs them."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from fastwi.config.schema import EngineConfig
+from fastwi.engine.device import resolve
+from fastwi.kernels.direct import DirectConv2d
+from fastwi.kernels.padded import convolve, pad_first
+
+
+class Own(nn.Conv2d):
+    """A user's, which torch.fx traces through."""
+
+
+CONVOLUTIONS = [
+    nn.Conv2d(3, 8, 3, 2, 1),
+    nn.Conv2d(3, 8, 7, 3, 3, bias=False),
+    nn.Conv2d(16, 32, 3, 3, 1),
+    nn.Conv2d(16, 32, 3, 2, 2, dilation=2),
+    nn.Conv2d(24, 48, 5, 2, 2, groups=2),
+    nn.Conv2d(3, 8, (1, 3), (1, 3), (0, 1)),
+    nn.Conv2d(16, 16, 3, 2, 1, groups=16),
+    nn.Conv2d(8, 16, 1, 2, 1),
+    Own(64, 128, 3, 2, 1),
+]
+
+
+def results(network: nn.Module, x_NCHW: Tensor, autocast: bool = False) -> list[Tensor]:
+    """Output, and the gradients of input and parameters for a fixed gradient of the output."""
+    x = x_NCHW.clone(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = network(x)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    return [y, *torch.autograd.grad(y, [x, *network.parameters()], dy.to(y.dtype))]
+
+
+def assert_near(network: nn.Module, exact: nn.Module, x_NCHW: Tensor, autocast: bool) -> None:
+    """`network` in bf16 is as near to `exact` in float64 as rounding has it: some 0.002."""
+    low, high = copy.deepcopy(network), copy.deepcopy(exact).double()
+    found = results(low, x_NCHW, True) if autocast else results(low.bfloat16(), x_NCHW.bfloat16())
+    for value, truth in zip(found, results(high, x_NCHW.double()), strict=True):
+        assert (value.double() - truth).norm() <= 0.01 * truth.norm()
+
+
+def rounded(network: nn.Module) -> nn.Module:
+    """With weights that bf16 has."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(parameter.bfloat16())
+    return network
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 4), (4, 1), (5, 6)])
+@pytest.mark.parametrize("convolution", CONVOLUTIONS, ids=str)
+def test_gradients(seed, convolution, size):
+    torch.manual_seed(seed)
+    plain = rounded(copy.deepcopy(convolution))
+    safe = pad_first(plain)
+    assert safe is not plain
+    x_NCHW = torch.randn(4, plain.in_channels, *size).bfloat16().float()
+    for autocast in (False, True):
+        assert_near(safe, plain, x_NCHW, autocast)
+    if size == (5, 6):  # nothing changes
+        assert all(map(torch.equal, results(safe, x_NCHW), results(plain, x_NCHW)))
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2), nn.Conv2d(4, 4, 3, 2, 1, padding_mode="circular")],
+)
+def test_other_convolutions_stay_as_they_are(convolution):
+    network = nn.Sequential(convolution, nn.ReLU())
+    assert pad_first(network) is network
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_a_cpu_engine_runs_the_safe_network(seed, backend):
+    """The last layer's images have one pixel. Modules keep their types, and rewriting finds them."""
+    torch.manual_seed(seed)
+    norm = nn.BatchNorm2d(16)
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), norm, nn.ReLU(), Own(16, 24, 3, 3, 1), nn.Conv2d(24, 8, 3, 2, 1)
+    )
+    network = rounded(network)
+    resolved = resolve(EngineConfig(device="cpu", precision="bf16", backend=backend), network)
+    x_NCHW = torch.randn(64, 3, 4, 4).bfloat16().float()
+    assert resolved.network is not network
+    assert dict(resolved.network.named_parameters()).keys() == dict(network.named_parameters()).keys()
+    if isinstance(resolved.network, fx.GraphModule):
+        assert any(node.target is convolve for node in resolved.network.graph.nodes)
+        assert type(resolved.network.get_submodule("0")) is DirectConv2d
+    found, truth = (
+        results(each, x, a)
+        for each, x, a in (
+            (resolved.network, x_NCHW, True),
+            (copy.deepcopy(network).double(), x_NCHW.double(), False),
+        )
+    )
+    for value, exact in zip(found[-4:], truth[-4:], strict=True):
+        assert (value.double() - exact).norm() <= 0.05 * exact.norm()
+    assert resolve(EngineConfig(device="cpu", precision="fp32", backend="eager"), network).network is network
