@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import polars
 
 from fastwi.config.schema import KEYS
-from fastwi.config.sweep import SweepSpec, column_type, other_axes
+from fastwi.config.sweep import SweepSpec, column_type, in_parts, other_axes
 
 
 class Column(NamedTuple):
@@ -21,6 +21,9 @@ class Column(NamedTuple):
 
 
 Columns = Mapping[str, Column]
+
+IN_EPOCHS = frozenset({"k", "s", "epoch", "epochs_after"})
+"""Columns of times in epochs."""
 
 
 def types_of(columns: Columns) -> dict[str, Any]:
@@ -47,5 +50,11 @@ def axis_types(spec: SweepSpec) -> dict[str, Any]:
 
 
 def schema(spec: SweepSpec, columns: Columns) -> dict[str, Any]:
-    """The types of a table's columns: the axes beside k and s, then `columns`."""
-    return axis_types(spec) | types_of(columns)
+    """The types of a table's columns: the axes beside k and s, then `columns`.
+
+    k, s and epoch are numbers with a fraction where the sweep has times within epochs.
+    """
+    types = types_of(columns)
+    if in_parts(spec):
+        types |= dict.fromkeys(types.keys() & IN_EPOCHS, polars.Float64)
+    return axis_types(spec) | types

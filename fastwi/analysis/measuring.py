@@ -80,7 +80,7 @@ class Bench:
         config = pair.config
         train, _ = self._opened.resident_splits(config)
         noise = Noise(config.seeds.statistics_noise)
-        return Recomputation(train, noise, config.experiment.recompute_images, pair.end)
+        return Recomputation(train, noise, config.experiment.recompute_images, pair.statistics_epoch)
 
     def treated(self, pair: Pair, networks: "Population") -> "Iterator[tuple[str, Population]]":
         """The networks with their own statistics, and with recomputed ones where the options ask for these."""

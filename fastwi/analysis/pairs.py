@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.config.schema import Config
 from fastwi.config.sweep import AnalysisOptions, Point, axis_value, child_tuples, chosen_cells, other_axes
+from fastwi.config.time import AnyTime
 from fastwi.config.values import show
 from fastwi.errors import UserError
 from fastwi.experiment.planner import PointStates
@@ -41,24 +42,34 @@ class Pair:
         return self.point.config
 
     @property
-    def k(self) -> int:
-        """Epochs that the parent trained before cloning."""
-        return self.config.experiment.k
+    def k(self) -> int | float:
+        """Epochs that the parent trained before cloning; an int where they are whole."""
+        return self.place.k
 
     @property
-    def s(self) -> int:
-        """Epochs that each child trained before averaging."""
-        return self.config.experiment.s
+    def s(self) -> int | float:
+        """Epochs that each child trained before averaging, likewise."""
+        return self.place.s
 
     @property
-    def end(self) -> int:
-        """Epochs done at interpolation."""
+    def end(self) -> int | float:
+        """Epochs done at interpolation, likewise."""
         return self.place.end
 
     @property
-    def cell(self) -> tuple[int, int]:
-        """(k, s)."""
-        return self.k, self.s
+    def statistics_epoch(self) -> int:
+        """The epoch of the draws on which statistics at interpolation are recomputed."""
+        return self.place.tree.epochs[self.place.average_node]
+
+    @property
+    def whole(self) -> bool:
+        """Whether both are whole epochs."""
+        return isinstance(self.k, int) and isinstance(self.s, int)
+
+    @property
+    def cell(self) -> tuple[AnyTime, AnyTime]:
+        """(k, s) as the sweep file says them."""
+        return self.config.experiment.k, self.config.experiment.s
 
     def columns(self) -> dict[str, Any]:
         """What a row about this average begins with: axes, k, s, alpha, parent_seed, pair."""
@@ -102,7 +113,7 @@ def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     kept = [
         pair for pair in _sound(opened, asked, diverged) if all((state, OWN) in measured for state in networks(pair))
     ]
-    return _ordered(kept, chosen_cells(options) or sorted({pair.cell for pair in kept}, reverse=True))
+    return _ordered(sorted(kept, key=lambda pair: (pair.k, pair.s), reverse=True), chosen_cells(options))
 
 
 def chosen_lines(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
@@ -157,7 +168,7 @@ def _cell_text(pair: Pair) -> str:
     return ", ".join(f"{name} = {show(value)}" for name, value in named.items() if value is not None)
 
 
-def _ordered(pairs: list[Pair], cells: Sequence[tuple[int, int]]) -> list[Pair]:
+def _ordered(pairs: list[Pair], cells: Sequence[tuple[AnyTime, AnyTime]]) -> list[Pair]:
     if not pairs:
         raise UserError("analysis.cells: no pair of these cells is measured; name others, or run the sweep first")
     return sorted(pairs, key=lambda pair: cells.index(pair.cell)) if cells else pairs

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fastwi.config.time import AnyTime, Time
+from fastwi.config.time import TIME_OR_TO, AnyTime, Time
 from fastwi.config.values import Key, keys_of, option
 from fastwi.models.names import model_problem
 
@@ -153,9 +153,12 @@ class ScheduleConfig:
 class ExperimentConfig:
     """Parent, children, average (paper, Figure 1)."""
 
-    k: int = option(10, "epochs that the parent trains before cloning", unit="epochs", low=0)
-    s: int = option(10, "epochs that each child trains before averaging", unit="epochs", low=0)
-    after: int = option(10, "epochs that the average trains on", unit="epochs", low=0)
+    k: AnyTime = option(10, "epochs that the parent trains before cloning", unit="epochs", low=0)
+    s: AnyTime = option(
+        10, "epochs that each child trains before averaging; 160ep-k: up to 160 epochs in all", unit="epochs", low=0,
+        pattern=TIME_OR_TO,
+    )  # fmt: skip
+    after: AnyTime = option(10, "epochs that the average trains on", unit="epochs", low=0)
     children: int = option(2, "children of the parent", low=2, high=4096)
     weights: tuple[float, ...] = option(
         (), "weights of the average, one a child, summing to 1; empty: the plain mean", repeats=True
@@ -325,20 +328,22 @@ def config_problems(config: Config) -> Iterator[str]:
         yield problem
     if model.weights and model.initialisation != "default":
         yield f"model.initialisation: {model.initialisation}, but model.weights gives the weights; leave one out"
-    if experiment.k + experiment.s + experiment.after < 1:
+    if not (experiment.k or experiment.s or experiment.after):
         yield "experiment.k: k, s and after are all 0, so nothing is trained; make one at least 1"
     children = experiment.children
     trained_on = 1 + children * experiment.continue_children
     trained_on += experiment.alone > 0
-    in_rounds = experiment.rounds * experiment.s * (children + experiment.alone)
-    epochs = {"k": experiment.k, "s": in_rounds, "after": experiment.after * trained_on}
+    networks = {"k": 1, "s": experiment.rounds * (children + experiment.alone), "after": trained_on}
+    epochs = {name: number * _least_epochs(getattr(experiment, name)) for name, number in networks.items()}
     count = sum(epochs.values())
     if count > MOST_EPOCHS:
         most = max(epochs, key=lambda name: epochs[name])
         yield (
-            f"experiment.{most}: {getattr(experiment, most):,} makes {count:,} epochs of all networks together; "
-            f"make these at most {MOST_EPOCHS:,}"
+            f"experiment.{most}: {_least_epochs(getattr(experiment, most)):,} makes {count:,} epochs of all networks "
+            f"together; make these at most {MOST_EPOCHS:,}"
         )
+    if experiment.rounds > 1 and isinstance(experiment.s, Time) and experiment.s.less_k:
+        yield f"experiment.s: {experiment.s} has no rounds; give the length of one, or experiment.rounds: 1"
     if experiment.rounds > 1 and not experiment.s:
         yield f"experiment.rounds: {experiment.rounds}, but experiment.s is 0, so children train nothing; give s"
     for name, given in (("experiment.weights", experiment.weights), ("seeds.child_noise", config.seeds.child_noise)):
@@ -357,6 +362,11 @@ def config_problems(config: Config) -> Iterator[str]:
     for name, images in (("optimizer.batch_size", batch), ("experiment.recompute_images", recompute)):
         if images > most_images:
             yield f"{name}: {images} is more than data.train_images, {most_images}; lower it"
+
+
+def _least_epochs(time: AnyTime) -> int:
+    """A lower bound of a time in epochs. The planner sees what it is."""
+    return time.epochs * (not time.less_k) if isinstance(time, Time) else time
 
 
 def _may_follow(later: AnyTime, earlier: AnyTime) -> bool:

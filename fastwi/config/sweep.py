@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastwi.config.schema import CHECKED_TOGETHER, KEYS, SECTIONS, Config, config_problems, directory_name
-from fastwi.config.time import Time
+from fastwi.config.time import AnyTime, Time, read_time
 from fastwi.config.values import Key, Value, keys_of, option, show
 from fastwi.errors import ConfigError
 
@@ -110,7 +110,7 @@ class AnalysisOptions:
     cells: tuple[str, ...] = option(
         (),
         "cells of the sweep, each as 'k,s', such as \"8,4\"; on the command line 8,4;16,4; empty: all",
-        pattern=" *[0-9]{1,9} *, *[0-9]{1,9} *",
+        pattern=" *[0-9][0-9epitk-]{0,50} *, *[0-9][0-9epitk-]{0,50} *",
         form="a list of cells, each as 'k,s'",
         separator=";",
     )
@@ -226,6 +226,16 @@ def axis_value(axis: Axis, value: Any) -> Any:
     return values if key.many else values[0]
 
 
+def in_parts(spec: SweepSpec) -> bool:
+    """Whether networks may be cloned, averaged or end within an epoch. Tables then have parts of epochs."""
+    axes = {axis.path: axis.values for axis in spec.axes}
+    for name in ("k", "s", "after"):
+        times = axes.get(f"experiment.{name}", (getattr(spec.base.experiment, name),))
+        if any(isinstance(time, Time) and time.iterations for time in times):
+            return True
+    return False
+
+
 def _listed(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
@@ -309,10 +319,11 @@ def _option_problems(options: SweepOptions) -> Iterator[str]:
         yield "sweep.memory_GiB: 0 holds no network; give more"
 
 
-def chosen_cells(options: AnalysisOptions) -> tuple[tuple[int, int], ...]:
-    """The cells asked for as (k, s), in the order given; none: all. Of checked options."""
-    found = (text.partition(",") for text in options.cells)
-    return tuple((int(k), int(s)) for k, _, s in found)
+def chosen_cells(options: AnalysisOptions) -> tuple[tuple[AnyTime, AnyTime], ...]:
+    """The cells asked for as (k, s), in the order given; none: all. Raises ValueError for what is no time."""
+    cells = ((time.strip() for time in text.split(",")) for text in options.cells)
+    times = ((int(time) if time.isdecimal() else read_time(time, "epochs") for time in cell) for cell in cells)
+    return tuple((k, s) for k, s in times)
 
 
 def analysis_problems(options: AnalysisOptions, spec: SweepSpec) -> Iterator[str]:
@@ -321,7 +332,12 @@ def analysis_problems(options: AnalysisOptions, spec: SweepSpec) -> Iterator[str
         yield f"analysis.low: {options.low:g} is not below analysis.high, {options.high:g}; lower it"
     axes, base = {axis.path: axis.values for axis in spec.axes}, spec.base.experiment
     k, s = axes.get("experiment.k", (base.k,)), axes.get("experiment.s", (base.s,))
-    for cell in chosen_cells(options):
+    try:
+        chosen = chosen_cells(options)
+    except ValueError as error:
+        yield f"analysis.cells: {error}"
+        return
+    for cell in chosen:
         if cell[0] not in k or cell[1] not in s:
             yield f"analysis.cells: {show(cell)} is not a cell of this sweep; k is of {show(k)}, s of {show(s)}"
 

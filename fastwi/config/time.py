@@ -63,7 +63,7 @@ def read_time(given: object, unit: str) -> AnyTime:
             number, other = other, number
         return time if other or time.less_k else number
     if not isinstance(given, int) or isinstance(given, bool):
-        raise ValueError(f"{given!r} is not a time")
+        raise ValueError("not a time")
     return given
 
 
@@ -81,6 +81,12 @@ def time_at(iterations: int, per_epoch: int) -> AnyTime:
     """Iterations as a key with epochs as its unit holds them."""
     epochs, rest = divmod(iterations, per_epoch)
     return Time(f"{epochs}ep{rest}it") if rest else epochs
+
+
+def epochs_of(iterations: int, per_epoch: int) -> int | float:
+    """Iterations in epochs: an int where they are whole ones, else with the part."""
+    epochs, rest = divmod(iterations, per_epoch)
+    return iterations / per_epoch if rest else epochs
 
 
 def least_iterations(time: AnyTime) -> int:

@@ -234,10 +234,10 @@ class Key:
 
     def _read_time(self, given: object) -> AnyTime:
         if isinstance(given, str) and not re.fullmatch(self.pattern or TIME, given):
-            raise ValueError(given)
+            raise ValueError("another form")
         time = read_time(given, self.unit)
         if not (self.low or 0) <= least_iterations(time) <= INT64_MAX:
-            raise ValueError(given)
+            raise ValueError("out of bounds")
         return time
 
     def check(self, given: object) -> Any:

@@ -26,7 +26,10 @@ _to_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class Namer:
-    """Gives the keys of all configurations that differ in `seeds` and `experiment` only."""
+    """Gives the keys of all configurations that differ in `seeds` and `experiment` only.
+
+    `per_epoch`: iterations of an epoch.
+    """
 
     def __init__(self, config: Config, inputs: Inputs) -> None:
         """Raises UserError where training images are fewer than a batch, or a kept last batch would have one."""
@@ -68,14 +71,15 @@ class Namer:
         """The key of a parent at initialisation."""
         return _digest("initial", self._untrained, seed)
 
-    def _alike(self, epoch: int, reset: bool = False) -> str:
-        """A digest of what decides an epoch beside its start and noise. `epoch` counts those before it.
+    def _alike(self, first: int, last: int, reset: bool = False) -> str:
+        """A digest of what decides iteration `first` up to `last`, of one epoch, beside their start and noise.
 
-        reset: it starts with zero momentum, whatever its start has.
+        reset: they start with zero momentum, whatever their start has.
         """
-        first, last = epoch * self.per_epoch, (epoch + 1) * self.per_epoch - 1
-        rates = deciding_rates(first, last, self.per_epoch, self.config.optimizer, self.config.schedule)
-        return _digest(self._context, epoch, rates, *["zero momentum"] * reset)
+        epoch, step = divmod(first, self.per_epoch)
+        rates = deciding_rates(first, last - 1, self.per_epoch, self.config.optimizer, self.config.schedule)
+        part = [] if last - first == self.per_epoch else [step, last - first]
+        return _digest(self._context, epoch, rates, *part, *["zero momentum"] * reset)
 
     def average(self, states: Sequence[str], average: Average, own: int | None, config: Config) -> str:
         """The key of an average of `states`, as a configuration treats averages.

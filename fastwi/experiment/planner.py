@@ -5,6 +5,7 @@ Nothing here imports torch, and everything is linear in the number of epochs and
 
 import functools
 import itertools
+import operator
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from fastwi.config.averaging import momentum_weights, outer_coefficients
 from fastwi.config.schema import Config
 from fastwi.config.sweep import RECOMPUTED, Point, SweepOptions, SweepSpec, in_precision, points, run_point
+from fastwi.config.time import Time, epochs_of, iterations_of
 from fastwi.data.card import read_card
 from fastwi.engine.schedule import FurtherSchedule
 from fastwi.errors import UserError
@@ -30,13 +32,14 @@ MOST_STATES = 5_000_000  # each takes about 0.4 KB, with its share of points and
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Children from `first` epochs since initialisation to their ends, and the average, measured by `treatments`.
+    """Children from their starts, at iteration `first`, to their ends, and the average, measured by `treatments`.
 
     alone: the parent that is trained on for as many epochs, and for as many as all children together, where it is,
     and how each is measured.
     """
 
     first: int
+    start_nodes: tuple[int, ...]
     end_nodes: tuple[int, ...]
     average_node: int
     treatments: Mapping[str, Treatment]
@@ -61,9 +64,30 @@ class PointStates:
     recomputed: Mapping[int, Treatment]
 
     @property
-    def end(self) -> int:
-        """Epochs done at interpolation."""
-        return self.tree.epochs[self.average_node]
+    def k(self) -> int | float:
+        """Epochs that the parent trained before cloning; an int where they are whole."""
+        return self.tree.time(self.clone_node)
+
+    @property
+    def s(self) -> int | float:
+        """Epochs that each child trained before averaging, likewise."""
+        tree, end = self.tree, self.average_node
+        return epochs_of(tree.iterations[end] - self.rounds[-1].first, tree.per_epoch[end])
+
+    @property
+    def end(self) -> int | float:
+        """Epochs done at interpolation, likewise."""
+        return self.tree.time(self.average_node)
+
+    def time(self, state: str) -> int | float:
+        """Epochs done at a state, likewise."""
+        return self.tree.time(self.tree.nodes[state])
+
+    def further(self, states: Sequence[str]) -> list[int | float]:
+        """Epochs done at each of `states` since the interpolation, likewise."""
+        tree, end = self.tree, self.tree.iterations[self.average_node]
+        nodes = [tree.nodes[state] for state in states]
+        return [epochs_of(tree.iterations[node] - end, tree.per_epoch[node]) for node in nodes]
 
     @property
     def end_nodes(self) -> tuple[int, ...]:
@@ -93,15 +117,28 @@ class PointStates:
     @property
     def alone(self) -> tuple[str, ...]:
         """The parent after the epochs that it is trained on alone."""
-        return self._path(self.parent_node, self.tree.epochs[self.clone_node])
+        return self._path(self.parent_node, self.tree.iterations[self.clone_node])
 
     @property
     def children(self) -> tuple[tuple[str, ...], ...]:
         """Each child after epochs k + 1 to k + s of all rounds, and on where children are trained on."""
-        lasts = [*(each.end_nodes for each in self.rounds[:-1]), self.last_nodes]
-        rounds = zip(self.rounds, lasts, strict=True)
-        paths = [[self._path(last, each.first) for last in nodes] for each, nodes in rounds]
-        return tuple(tuple(itertools.chain(*parts)) for parts in zip(*paths, strict=True))
+        return tuple(map(operator.add, self.children_to_end, self.children_on))
+
+    @property
+    def children_to_end(self) -> tuple[tuple[str, ...], ...]:
+        """Each child after epochs k + 1 to k + s of all rounds."""
+        rounds = [self.children_in(each) for each in self.rounds]
+        return tuple(tuple(itertools.chain(*parts)) for parts in zip(*rounds, strict=True))
+
+    @property
+    def children_on(self) -> tuple[tuple[str, ...], ...]:
+        """Each child after the epochs past interpolation."""
+        end = self.tree.iterations[self.average_node]
+        return tuple(self._path(last, end) for last in self.last_nodes)
+
+    def children_in(self, one: Round) -> list[tuple[str, ...]]:
+        """Each child after each epoch of a round."""
+        return [self._path(end, one.first) for end in one.end_nodes]
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -116,7 +153,7 @@ class PointStates:
     @property
     def after(self) -> tuple[str, ...]:
         """The average after the epochs past interpolation."""
-        return self._path(self.after_node, self.end)
+        return self._path(self.after_node, self.tree.iterations[self.average_node])
 
     def _path(self, last: int, first: int) -> tuple[str, ...]:
         return tuple(self.tree.keys[node] for node in self.tree.path(last, first))
@@ -179,6 +216,7 @@ def plan_sweep(
         inputs_of or (lambda config: Inputs.of(cards(config.data.path), config)), RECOMPUTED in spec.options.measure
     )
     places = [planner.add(point) for point in every]
+    _check_axes(spec, set(planner.tree.per_epoch))
     networks = networks_of(point.config.model.name for point in every)
     planned = PlannedSweep(spec, every, planner.tree, places, auto, networks)
     planned.tree.stops = planned.kept(spec.options.keep)
@@ -194,6 +232,21 @@ class _RecomputedByEpoch(dict[int, Treatment]):
 
     def __missing__(self, epoch: int) -> Treatment:
         return self.setdefault(epoch, self._at(epoch))
+
+
+def _check_axes(spec: SweepSpec, lengths: Iterable[int]) -> None:
+    """Raise UserError where two values of an axis are one time in epochs of one of the `lengths` (iterations)."""
+    axes = [axis for axis in spec.axes if axis.path in ("experiment.k", "experiment.s", "experiment.after")]
+    for axis, length in itertools.product(axes, lengths):
+        seen: dict[tuple[int, bool], object] = {}
+        for time in axis.values:
+            assert isinstance(time, int | Time)
+            same = seen.setdefault((iterations_of(time, length), isinstance(time, Time) and time.less_k), time)
+            if same != time:
+                raise UserError(
+                    f"axes.{axis.path}: {same} and {time} are one time where an epoch has {length} iterations; leave "
+                    "one out"
+                )
 
 
 class _Planner:
@@ -214,19 +267,22 @@ class _Planner:
         """Put what `point` needs into the tree, where it is not there yet."""
         config, tree, namer = point.config, self.tree, self._namer(point.config)
         experiment, seeds = config.experiment, config.seeds
-        end = experiment.k + experiment.rounds * experiment.s
-        last = end + experiment.after
-        start = tree.add(self._initial(namer, seeds.init), config)
-        clone = self._train(start, experiment.k, seeds.parent_noise, config, namer)
-        alone = experiment.rounds * experiment.s * experiment.alone + experiment.after * (experiment.alone > 0)
-        parent = self._train(start, experiment.k + alone, seeds.parent_noise, config, namer)
+        k = iterations_of(experiment.k, namer.per_epoch)
+        start = tree.add(self._initial(namer, seeds.init), config, per_epoch=namer.per_epoch)
+        clone = self._train(start, k, seeds.parent_noise, config, namer)
         rounds = self._rounds(start, clone, config, namer)
         ends = lasts = rounds[-1].end_nodes
         average = rounds[-1].average_node
+        end = tree.iterations[average]
+        last = end + iterations_of(experiment.after, namer.per_epoch)
+        alone = k + (end - k) * experiment.alone + (last - end) * (experiment.alone > 0)
+        parent = self._train(start, alone, seeds.parent_noise, config, namer)
         reset = experiment.child_momentum == "reset"
         if experiment.continue_children:
             later = self._later(namer, end, last, experiment.children_rate_factor)
-            begun = zip(ends, seeds.child_noise, strict=True)
+            # At the same rates they are the children trained for longer, whose epochs nothing divides.
+            starts = rounds[-1].start_nodes if later is namer else ends
+            begun = zip(starts, seeds.child_noise, strict=True)
             lasts = tuple(
                 [
                     self._train(node, last, noise, later.config, later, reset and node == clone)
@@ -251,10 +307,18 @@ class _Planner:
     def _rounds(self, start: int, clone: int, config: Config, namer: Namer) -> tuple[Round, ...]:
         """Clone, train, average, as often as it is asked for. Averages are sums of epochs and `clone` alone."""
         experiment, seeds, noises = config.experiment, config.seeds, config.seeds.child_noise
-        first, starts, rounds = experiment.k, [clone] * len(noises), list[Round]()
+        first, starts, rounds = self.tree.iterations[clone], [clone] * len(noises), list[Round]()
+        per_epoch = namer.per_epoch
         mean = experiment.weights or (1 / len(noises),) * len(noises)
         for at_clone, *of_means in self._outer(experiment):
-            end = first + experiment.s
+            end = iterations_of(experiment.s, per_epoch)
+            if not (isinstance(experiment.s, Time) and experiment.s.less_k):
+                end += first
+            if end < first:
+                raise UserError(
+                    f"experiment.s: {experiment.s} is less than nothing at experiment.k = {experiment.k}, where an "
+                    f"epoch has {per_epoch} iterations; train to a later end"
+                )
             reset = experiment.child_momentum == "reset" and not rounds
             trained = zip(starts, noises, strict=True)
             ends = tuple([self._train(start, end, noise, config, namer, reset) for start, noise in trained])
@@ -268,13 +332,16 @@ class _Planner:
             terms += [(clone, at_clone)] if at_clone else []
             average = self._average(terms, mean, end, config, namer)
             again = self._recomputed or RECOMPUTED in experiment.measure
-            how = namer, seeds.statistics_noise, experiment.recompute_images
-            treatments = self._treatments(*how, end, again)
-            times = sorted({1, experiment.alone} if experiment.alone else ())
-            epochs = [experiment.k + number * (end - experiment.k) for number in times]
-            alone = [self._train(start, epoch, seeds.parent_noise, config, namer) for epoch in epochs]
-            measured = [self._treatments(*how, epoch, again) for epoch in epochs]
-            rounds.append(Round(first, ends, average, treatments, tuple(zip(alone, measured, strict=True))))
+
+            def measured(node: int, again: bool = again) -> Mapping[str, Treatment]:
+                how = seeds.statistics_noise, experiment.recompute_images, self.tree.epochs[node]
+                return self._treatments(namer, *how, again)
+
+            k = self.tree.iterations[clone]
+            times = [k + n * (end - k) for n in sorted({1, experiment.alone} if experiment.alone else ())]
+            alone = [self._train(start, time, seeds.parent_noise, config, namer) for time in times]
+            of_alone = tuple((node, measured(node)) for node in alone)
+            rounds.append(Round(first, tuple(starts), ends, average, measured(average), of_alone))
             first = end
             if len(rounds) < experiment.rounds:
                 starts = [self._average(terms, mean, end, config, namer, child) for child in range(len(noises))]
@@ -284,7 +351,7 @@ class _Planner:
         self,
         terms: Sequence[tuple[int, float]],
         mean: tuple[float, ...],
-        epoch: int,
+        iteration: int,
         config: Config,
         namer: Namer,
         child: int | None = None,
@@ -306,29 +373,42 @@ class _Planner:
         sums = [tuple(pull * w + (1 - pull) * (i == child) for i, w in enumerate(s)) for s in (weights, all_means)]
         average = Average(nodes, *map(self._same, (*sums, momentum)))
         key = namer.average([tree.keys[node] for node in nodes], average, own, config)
-        return tree.add(key, config, epoch, average=average)
+        return tree.add(key, config, iteration, average=average, per_epoch=namer.per_epoch)
 
     def _train(self, start: int, last: int, noise: int, config: Config, namer: Namer, reset: bool = False) -> int:
-        """The node after epoch `last` of the trajectory from `start`; extends the tree. reset: with zero momentum."""
-        tree, first, path = self.tree, self.tree.epochs[start], array("i", [start])
+        """The node after iteration `last` of the trajectory from `start`; extends the tree.
+
+        reset: with zero momentum.
+        """
+        tree, per_epoch, path = self.tree, namer.per_epoch, array("i", [start])
         reset = reset and tree.is_epoch(start) and config.optimizer.momentum > 0  # else it is zero
         if start not in tree.averages:  # which are hardly ever trained on in two points
             path = self._trajectories.setdefault((start, noise, namer, reset), path)
-        planned = len(tree) + last - first + 1 - len(path)
+        first = tree.iterations[start] // per_epoch  # path[i] is at the end of epoch first + i
+        whole = last // per_epoch - first
+        planned = len(tree) + whole + 1 - len(path)
         if planned > MOST_STATES:
             raise UserError(
                 f"sweep: its tree has {planned:,} epochs and averages or more (at experiment.k = "
-                f"{config.experiment.k:,}, s = {config.experiment.s:,}), and {MOST_STATES:,} is the most that can be "
+                f"{config.experiment.k}, s = {config.experiment.s}), and {MOST_STATES:,} is the most that can be "
                 "planned; make k, s, after, sweep.parents or sweep.children smaller"
             )
-        node = path[-1]
-        for epoch in range(first + len(path) - 1, last):
-            begins = reset and node == start
-            alike = namer.alike(epoch, begins)
-            node = tree.add(epoch_key(tree.keys[node], alike, noise), config, epoch + 1, node, noise, alike)
-            tree.resets.update([node] * begins)
-            path.append(node)
-        return path[last - first]
+        while len(path) <= whole:
+            ends = (first + len(path)) * per_epoch
+            path.append(self._epoch(path[-1], ends, noise, config, namer, reset and len(path) == 1))
+        node = path[whole]
+        if tree.iterations[node] == last:
+            return node
+        return self._epoch(node, last, noise, config, namer, reset and not whole)
+
+    def _epoch(self, before: int, last: int, noise: int, config: Config, namer: Namer, reset: bool) -> int:
+        """The node after iteration `last`, within or at the end of the epoch in which the node `before` is."""
+        tree = self.tree
+        alike = namer.alike(tree.iterations[before], last, reset)
+        key = epoch_key(tree.keys[before], alike, noise)
+        node = tree.add(key, config, last, before, noise, alike, per_epoch=namer.per_epoch)
+        tree.resets.update([node] * reset)
+        return node
 
     def _namer(self, config: Config) -> Namer:
         sections = (config.model, config.data, config.engine, config.augment, config.optimizer, config.schedule)
@@ -353,10 +433,9 @@ class _Planner:
         return {treatment.name: treatment for treatment in (Treatment(OWN, epoch, 0, 0), *recomputed)}
 
     def _namer_later(self, namer: Namer, first: int, last: int, factor: float = 1.0) -> Namer:
-        """Of networks that are trained on from the interpolation, after epoch `first`, to epoch `last`."""
+        """Of networks that are trained on from the interpolation, at iteration `first`, to iteration `last`."""
         optimizer, schedule = namer.config.optimizer, namer.config.schedule
         if schedule.at_average != "keep":
-            begun, ended = first * namer.per_epoch, last * namer.per_epoch
-            schedule = FurtherSchedule(**vars(schedule), first=begun, last=ended)
+            schedule = FurtherSchedule(**vars(schedule), first=first, last=last)
         optimizer = replace(optimizer, learning_rate=optimizer.learning_rate * factor)
         return self._namer(replace(namer.config, optimizer=optimizer, schedule=schedule))

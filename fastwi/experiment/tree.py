@@ -1,7 +1,10 @@
 """A tree of trajectories: states of networks, named by all that decides them, and what is measured of them.
 
 A state is a network at some moment: its weights, momentum and batch-norm statistics. There are three kinds: a freshly
-drawn parent; what one epoch of training makes of the state before it; the average of other states.
+drawn parent; what an epoch of training, or a part of one, makes of the state before it; the average of other states.
+
+A trajectory is cut at the ends of epochs. One that ends within an epoch branches off at the epoch's beginning: its
+last steps are an epoch in part. One that starts within an epoch trains the rest of it first, by its own noise.
 
 Keys are hex digests of what decides the state and what is measured of it: the start, the network, optimizer,
 augmentation, dataset, precision, noise, epoch and the learning rates of that epoch. Not: devices, engines, threads,
@@ -21,6 +24,7 @@ from typing import TypeAlias
 import numpy as np
 
 from fastwi.config.schema import Config
+from fastwi.config.time import epochs_of
 from fastwi.experiment.inputs import Inputs, InputsKey
 
 OWN = "own"
@@ -57,16 +61,19 @@ class Average:
 class Tree:
     """States, probes, and the states worth keeping (`stops`).
 
-    Columns by node: `keys`, `epochs` (done at the state), `before` (the node that an epoch starts from; -1 for the
-    other kinds), `noises`, `alike` (equal for epochs that can be trained as one population: same network, optimizer,
-    rates, augmentation, dataset and epoch), `configs`. `averages`: by node; some are `trained` on.
-    `resets`: epochs that start with zero momentum, whatever their start has. Columns by probe: `probe_nodes`,
-    `probe_treatments` (places in `treatments`), `probe_configs`. `inputs`: see `Inputs`.
+    Columns by node: `keys`, `iterations` (done at the state), `per_epoch` (iterations of an epoch), `epochs` (done,
+    one in part counts as one), `before` (the node that an epoch starts from; -1 for the other kinds), `noises`,
+    `alike` (equal for epochs that can be trained as one population: same network, optimizer, rates, augmentation,
+    dataset and iterations), `configs`. `averages`: by node; some are `trained` on. `resets`: epochs that start with
+    zero momentum, whatever their start has. Columns by probe: `probe_nodes`, `probe_treatments` (places in
+    `treatments`), `probe_configs`. `inputs`: see `Inputs`.
     """
 
     def __init__(self) -> None:
         self.keys: list[str] = []
         self.nodes: dict[str, int] = {}
+        self.iterations = array("q")
+        self.per_epoch = array("i")
         self.epochs = array("i")
         self.before = array("i")
         self.noises = array("Q")
@@ -93,18 +100,21 @@ class Tree:
         self,
         key: str,
         config: Config,
-        epoch: int = 0,
+        iteration: int = 0,
         before: int = -1,
         noise: int = 0,
         alike: str = "",
         average: Average | None = None,
+        per_epoch: int = 1,
     ) -> int:
         """The node of a state, added where it is not there yet: of an initial network if no more is given."""
         if key in self.nodes:
             return self.nodes[key]
         self.nodes[key] = node = len(self.keys)
         self.keys.append(key)
-        self.epochs.append(epoch)
+        self.iterations.append(iteration)
+        self.per_epoch.append(per_epoch)
+        self.epochs.append(-(-iteration // per_epoch))
         self.before.append(before)
         self.noises.append(noise)
         self.alike.append(self._alike.setdefault(alike, len(self._alike)))
@@ -174,13 +184,20 @@ class Tree:
         return self.configs[task] if task < len(self.keys) else self.probe_configs[task - len(self.keys)]
 
     def path(self, last: int, first: int) -> list[int]:
-        """The nodes of a trajectory after `first` epochs, up to the node `last`."""
+        """The nodes of a trajectory after iteration `first`, up to the node `last`."""
         nodes = []
-        for _ in range(self.epochs[last] - first):
-            assert last >= 0  # else an average is on the way
+        while last >= 0 and self.iterations[last] > first:
             nodes.append(last)
             last = self.before[last]
         return nodes[::-1]
+
+    def time(self, node: int) -> int | float:
+        """The epochs done at a state: whole ones as an int, else with the part."""
+        return epochs_of(self.iterations[node], self.per_epoch[node])
+
+    def part(self, epoch: int) -> float:
+        """How much of an epoch the node `epoch` is: 1 for a whole one."""
+        return (self.iterations[epoch] - self.iterations[self.before[epoch]]) / self.per_epoch[epoch]
 
     def start_of(self, task: int) -> int:
         """The node that a task trains or measures."""

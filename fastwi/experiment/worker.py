@@ -95,20 +95,22 @@ class Worker:
         outcome = Outcome([], [])
         for i in range(length):
             since, nodes = time.perf_counter(), [chain[i] for chain in going]
-            number, config = tree.epochs[nodes[0]] - 1, tree.configs[nodes[0]]
+            first, last = (tree.iterations[node] for node in (tree.before[nodes[0]], nodes[0]))
+            (number, step), config = divmod(first, per_epoch), tree.configs[nodes[0]]
             engine = engine.with_settings(Settings.of(config))
             for m in (m for m, node in enumerate(nodes) if node in tree.resets):
                 population.momentum_MP[m].zero_()
             noises = [Noise(tree.noises[node]) for node in nodes]
             if i + 1 < length:
-                engine.draw_ahead(noises, number + 1, train)
-            losses = engine.train_epoch(population, train, noises, number, lambda n: report.images(n, 0))
+                engine.draw_ahead(noises, last // per_epoch, train)
+            steps = range(step, step + last - first)
+            losses = engine.train_epoch(population, train, noises, number, lambda n: report.images(n, 0), steps)
             scores = score(engine, population, test, report)
-            rate = learning_rate(number * per_epoch, per_epoch, config.optimizer, config.schedule)
+            rate = learning_rate(first, per_epoch, config.optimizer, config.schedule)
             now = time.perf_counter()
             seconds = (now - since) / len(nodes)
             rows = [
-                Measurement(tree.keys[node], OWN, number + 1, loss, rate, *tested, seconds)
+                Measurement(tree.keys[node], OWN, tree.epochs[node], loss, rate, *tested, seconds)
                 for node, loss, tested in zip(nodes, losses, scores, strict=True)
             ]
             well = [m for m, row in enumerate(rows) if not row.diverged]

@@ -1,5 +1,6 @@
 """`fastwi.load_network`: any network that a run or a sweep keeps, as an nn.Module."""
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from fastwi.config.layers import read_text
 from fastwi.config.read import config_from_yaml, sweep_from_yaml
 from fastwi.config.schema import Config
 from fastwi.config.sweep import axis_value, child_tuples, other_axes
+from fastwi.config.time import AnyTime, iterations_of, read_time, time_at
 from fastwi.config.values import show
 from fastwi.errors import ConfigError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run, plan_sweep
@@ -32,13 +34,13 @@ def load_network(
     results: Results | str | os.PathLike[str],
     parent: int | None = None,
     child: int | None = None,
-    k: int | None = None,
-    s: int | None = None,
+    k: int | str | None = None,
+    s: int | str | None = None,
     *,
     which: str = "child",
     pair: int | None = None,
     alpha: float | None = None,
-    after: int = 0,
+    after: int | str = 0,
     round: int | None = None,
     axes: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -51,12 +53,12 @@ def load_network(
         results: what `fastwi.run` or `fastwi.sweep` gave, or the directory of a run or of a sweep's results.
         parent: its initialisation seed.
         child: number of the child, from 1; of a sweep from 1 within its parent.
-        k, s: epochs that the parent trained before it was cloned; epochs that the child trained on.
+        k, s: epochs that the parent trained before it was cloned, or a time such as "500it"; that the child trained.
         which: "child" (after s epochs), "parent" (after k epochs), or "average" (of children after s epochs, with
             their batch-norm statistics averaged).
         pair: of an average: which tuple of children, from 0, as in a sweep's frames.
         alpha: of an average: its place on the line A -> B.
-        after: of an average, or of a child where children are trained on: epochs after the interpolation.
+        after: of an average, or of a child where children are trained on: epochs, or a time, after the interpolation.
         round: of an average or a child, where there are several rounds: which, from 1; a child's s counts from it.
         axes: values of a sweep's further axes, {"optimizer.learning_rate": 0.1}.
 
@@ -92,19 +94,23 @@ def _load(directory: Path, which: str, given: dict[str, Any]) -> nn.Module:
         value = given.get(name)
         if name != counted or value is None:
             found = _chosen(found, name, tuple(value) if isinstance(value, list) else value)
-    wanted = found[0].about.get(counted, 0) if given[counted] is None else given[counted]
-    tree, nodes = planned.tree, dict[int, int]()
+    tree, nodes = planned.tree, dict[AnyTime, int]()
     for network in found:
         path = tree.path(network.last, network.begun)
         start = tree.before[path[0]] if path else network.last
-        nodes |= {tree.epochs[node] - network.begun: node for node in (start, *path)}
+        done = {node: tree.iterations[node] - network.begun for node in (start, *path)}
+        nodes |= {time_at(count, tree.per_epoch[node]): node for node, count in done.items() if count >= 0}
+    wanted = found[0].about.get(counted, 0) if given[counted] is None else given[counted]
+    with contextlib.suppress(ValueError):  # a time that is none is not there
+        per_epoch = tree.per_epoch[found[0].last]
+        wanted = time_at(iterations_of(read_time(wanted, "epochs"), per_epoch), per_epoch)
     if wanted not in nodes:
         raise UserError(f"{counted}: there is no {show(wanted)}; there are {_listed(nodes)}")
     return _module(directory, planned, nodes, wanted, f"{which} at {counted}")
 
 
 class _Network(NamedTuple):
-    """The counted part of a network's trajectory: what distinguishes it, its last node, the epochs before it."""
+    """The counted part of a network's trajectory: what distinguishes it, its last node, the iterations before it."""
 
     about: dict[str, Any]
     last: int
@@ -113,7 +119,7 @@ class _Network(NamedTuple):
 
 def _networks(planned: PlannedSweep, which: str, counted: str) -> Iterator[_Network]:
     """The parents, children or averages of all points."""
-    axes, tuples, epochs = other_axes(planned.spec), child_tuples(planned.spec), planned.tree.epochs
+    axes, tuples, done = other_axes(planned.spec), child_tuples(planned.spec), planned.tree.iterations
     for point, place in zip(planned.points, planned.places, strict=True):
         e = point.config.experiment
         about = {path: axis_value(planned.spec.axes[i], point.values[i]) for path, i in axes.items()}
@@ -122,7 +128,7 @@ def _networks(planned: PlannedSweep, which: str, counted: str) -> Iterator[_Netw
             yield _Network(about, place.clone_node, 0)
             continue
         for at, each in enumerate(place.rounds, 1):
-            ends, end = each is place.rounds[-1], epochs[each.average_node]
+            ends, end = each is place.rounds[-1], done[each.average_node]
             about |= {"s": e.s, "round": at}
             if which == "average":
                 about |= {"pair": point.tuple_index, "alpha": point.alpha}
@@ -173,7 +179,9 @@ def _on_cpu(config: Config) -> Config:
     return replace(config, engine=replace(config.engine, device="cpu"))
 
 
-def _module(directory: Path, planned: PlannedSweep, nodes: Mapping[int, int], wanted: int, what: str) -> nn.Module:
+def _module(
+    directory: Path, planned: PlannedSweep, nodes: Mapping[AnyTime, int], wanted: Any, what: str
+) -> nn.Module:
     """The network `wanted` of `nodes`, read from the store. Raises UserError where the store does not have it."""
     tree = planned.tree
     with Store.open(planned.spec.options.store, create=False) as store:

@@ -25,7 +25,7 @@ from fastwi.analysis.statistics import (
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import ALMOST, correlation_of, distinct, estimate_of, hard_less_easy, value_of
 from fastwi.report.rows import OVER
-from fastwi.report.summary import count_of, sentence
+from fastwi.report.summary import count_of, sentence, value_text
 from fastwi.report.tables import (
     after_column,
     cells,
@@ -150,7 +150,7 @@ def _average_beats_both(frames: Frames) -> Found:
             findings += _find(f"gain over {words}, {tail}", gains, side, gain_column(treatment, over))
         of_cells = list[Finding]()
         for variant, k, s, rows in cells(gains):
-            where = ", ".join(filter(None, [variant, f"k = {k}, s = {s}"]))
+            where = ", ".join(filter(None, [variant, f"k = {value_text(k)}, s = {value_text(s)}"]))
             of_cells += _find(f"{where}; {tail}", rows, "above", gain_column(treatment))
         verdicts = [finding.verdict for finding in of_cells]
         if verdicts:
@@ -176,7 +176,8 @@ def _gain_is_transient(frames: Frames) -> Found:
         findings += _find(what, last, "gone", "value")
         for epoch in range(1, most + 1):
             there = gains.with_columns(value=values.get(epoch - 1, null_on_oob=True))
-            what = f"+{count_of(epoch, 'epoch')}, less {words} at interpolation{tail}"
+            at = f"+{count_of(epoch, 'epoch')}" if gains["k"].dtype.is_integer() else f"end {epoch} of an epoch"
+            what = f"{at}, less {words} at interpolation{tail}"
             details += _find(what, there, "gone", "value")
     only = "Own statistics throughout: further epochs are measured with those alone (experiment.measure)."
     notes = [only] if treatments == [OWN] else []

@@ -10,6 +10,7 @@ import numpy as np
 import polars
 
 from fastwi.config.sweep import RECOMPUTED, Point, axis_value, other_axes
+from fastwi.config.time import AnyTime
 from fastwi.experiment.planner import PlannedSweep, PointStates
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import counted_text, style
@@ -47,7 +48,7 @@ def draw_curves(planned: PlannedSweep, measurements: Measured, path: Path, subje
     Returns the PNGs' paths. Raises UserError where a file cannot be written.
     """
     axes = other_axes(planned.spec)
-    files = defaultdict[Any, dict[tuple[int, int], list[_Placed]]](lambda: defaultdict(list))
+    files = defaultdict[Any, dict[tuple[AnyTime, AnyTime], list[_Placed]]](lambda: defaultdict(list))
     for point, place in zip(planned.points, planned.places, strict=True):
         variant = tuple((name, axis_value(planned.spec.axes[at], point.values[at])) for name, at in axes.items())
         variant += () if point.alpha is None else (("alpha", point.alpha),)
@@ -64,8 +65,9 @@ def draw_curves(planned: PlannedSweep, measurements: Measured, path: Path, subje
         if len(files) > _MOST_FILES:
             title.append(f"the first {_MOST_FILES} of {len(files)} combinations are drawn")
         grid = []
-        for name, values in zip("ks", zip(*cells, strict=True), strict=True):
-            every = sorted(set(values))
+        for at, name in enumerate("ks"):
+            times = {cell[at]: getattr(placed[0][1], name) for cell, placed in cells.items()}
+            every = sorted(times, key=times.__getitem__)
             chosen = np.unique(np.linspace(0, len(every) - 1, _MOST_PANELS).round().astype(int))
             grid.append([every[i] for i in chosen])
             if len(chosen) < len(every):
@@ -115,7 +117,7 @@ def _draw(
         if metric == "train_loss":
             heading = "the average has no train loss at interpolation: it is not trained yet"
         style(axis, x, y, heading, whole_x=True)
-        _draw_panel(axis, points[0], frame)
+        _draw_panel(axis, points[0][1], frame)
     handles = [Line2D([], [], color=colour, lw=2.2, label=name) for name, colour in _COLOURS.items()]
     handles.append(Line2D([], [], color=_COLOURS["averages"], marker="o", ls="", label="at interpolation"))
     handles.append(
@@ -132,37 +134,39 @@ def _curves(points: Sequence[_Placed], measurements: Measured, metric: str, wind
     `whole`: whether all values of the network are there and finite; else they are NaN. `window`: of the parent's past
     a part alone, a quarter of the rest: all of it would flatten what matters.
     """
-    e = points[0][0].config.experiment
-    begin = e.k - max(1, (e.rounds * e.s + e.after) // 4) if window else 0
+    some = points[0][1]
+    begin = some.k - max(1, int(some.tree.time(some.after_node) - some.k) // 4) if window else 0
     values = {}
     for point, place in points:
         noises, clone, keys = point.config.seeds.child_noise, place.parent[-1:], place.tree.keys
         lines = []
         every = (OWN, *([RECOMPUTED] if place.recomputed else []))
         for treatment in every:
-            alone = place.alone[: place.end + len(place.after) - e.k]
-            lines.append(("parents", 0, treatment, 1, (*place.parent, *alone)))
+            most = place.tree.time(place.after_node)
+            alone = (state for state in place.alone if place.time(state) <= most)
+            lines.append(("parents", 0, treatment, (*place.parent, *alone)))
             for noise, states in zip(noises, place.children, strict=True):
                 # From the clone on, so that the line begins where the parent's ends.
-                lines.append(("children", noise, treatment, e.k + 1 - len(clone), (*clone, *states)))
+                lines.append(("children", noise, treatment, (*clone, *states)))
         for each in place.rounds:
-            end, average = place.tree.epochs[each.average_node], (keys[each.average_node],)
             for treatment in each.treatments:
-                lines.append(("averages", point.tuple_index, treatment, end, average))
+                lines.append(("averages", point.tuple_index, treatment, (keys[each.average_node],)))
                 if treatment != OWN and not place.recomputed:
                     at_end = zip(noises, each.end_nodes, strict=True)
-                    lines += [("children", noise, treatment, end, (keys[node],)) for noise, node in at_end]
-        lines += [("averages", point.tuple_index, treatment, place.end + 1, place.after) for treatment in every]
-        for group, number, treatment, first, states in lines:
-            for epoch, state in enumerate(states, first):
-                filed = place.recomputed[epoch].name if treatment == RECOMPUTED else treatment
+                    lines += [("children", noise, treatment, (keys[node],)) for noise, node in at_end]
+        lines += [("averages", point.tuple_index, treatment, place.after) for treatment in every]
+        for group, number, treatment, states in lines:
+            for state in states:
+                node, epoch = place.tree.nodes[state], float(place.time(state))
+                filed = place.recomputed[place.tree.epochs[node]].name if treatment == RECOMPUTED else treatment
                 found = measurements.get((state, filed))
                 value = float("nan") if found is None or found.diverged else getattr(found, metric)
                 # None: an average that is not trained on yet has no training loss.
                 if epoch >= begin and value is not None:
                     values[group, treatment != OWN, point.parent, number, epoch] = value
     names = ["group", "recomputed", "parent_seed", "pair", "epoch"]
-    types = dict(zip(names, [polars.String, polars.Boolean, *[polars.Int64] * 3], strict=True))
+    kinds = [polars.String, polars.Boolean, polars.Int64, polars.Int64, polars.Float64]
+    types = dict(zip(names, kinds, strict=True))
     frame = polars.DataFrame(list(values), schema=types, orient="row")
     frame = frame.with_columns(value=polars.Series(list(values.values()), dtype=polars.Float64))
     return frame.with_columns(whole=polars.col("value").is_finite().all().over(names[:-1]))
@@ -176,11 +180,9 @@ def _spans_much(metric: str, frame: polars.DataFrame) -> bool:
     return min(values, default=0.0) > 0 and max(values) > _FLAT * median(values)
 
 
-def _draw_panel(axis: Any, placed: _Placed, frame: polars.DataFrame) -> None:
+def _draw_panel(axis: Any, place: PointStates, frame: polars.DataFrame) -> None:
     from matplotlib.collections import LineCollection
 
-    point, place = placed
-    e = point.config.experiment
     for level, (group, colour) in enumerate(_COLOURS.items(), 1):
         networks = frame.filter(group=group, recomputed=False).group_by("parent_seed", "pair", maintain_order=True)
         thin = [network.select("epoch", "value").to_numpy() for _, network in networks]
@@ -191,7 +193,7 @@ def _draw_panel(axis: Any, placed: _Placed, frame: polars.DataFrame) -> None:
             LineCollection(thin, colors=colour, linewidths=0.7, alpha=alpha, zorder=level, rasterized=many)
         )
         axis.plot(*_mean(frame, group), color=colour, lw=1.7, marker=".", ms=4, zorder=3 + level)
-    ends = [e.k + e.s * number for number in range(1, e.rounds + 1)]
+    ends = [place.tree.time(each.average_node) for each in place.rounds]
     for epoch, value in zip(*_mean(frame, "averages"), strict=True):
         if epoch in ends:
             axis.plot([epoch], [value], marker="o", ms=5, color=_COLOURS["averages"], zorder=8)
@@ -200,11 +202,11 @@ def _draw_panel(axis: Any, placed: _Placed, frame: polars.DataFrame) -> None:
         if mean[0]:
             look = {"ls": ":", "ms": 3.5} if place.recomputed else {"ls": "", "ms": 6}
             axis.plot(*mean, marker="D", markerfacecolor="none", color=colour, zorder=9, **look)
-    for epoch in {e.k, *ends}:
+    for epoch in {place.k, *ends}:
         axis.axvline(epoch, color="0.6", lw=0.8, ls="--", zorder=0)
 
 
-def _mean(frame: polars.DataFrame, group: str, recomputed: bool = False) -> tuple[list[int], list[float]]:
+def _mean(frame: polars.DataFrame, group: str, recomputed: bool = False) -> tuple[list[float], list[float]]:
     """Epochs and the mean over parents of each parent's mean, of networks that are whole."""
     mean = frame.filter(group=group, recomputed=recomputed, whole=True)
     for keys in (["epoch", "parent_seed"], ["epoch"]):

@@ -11,7 +11,7 @@ import polars
 from fastwi.analysis.statistics import FEWEST, Estimate
 from fastwi.report.estimates import estimate_of
 from fastwi.report.figures import numbered, save_figure
-from fastwi.report.summary import interval_text
+from fastwi.report.summary import interval_text, value_text
 from fastwi.report.tables import cells, gain_column, measured, note_of
 
 K_LABEL, S_LABEL = "k: epochs of the parent", "s: epochs of each child"
@@ -36,7 +36,7 @@ def draw_heatmap(gains: polars.DataFrame, path: Path, subject: str) -> list[Path
     treatments = measured(gains)
     if not treatments:
         return []
-    maps: dict[tuple[str, str], dict[tuple[int, int], Estimate]] = {}
+    maps: dict[tuple[str, str], dict[tuple[float, float], Estimate]] = {}
     for variant, k, s, rows in cells(gains):
         for treatment in treatments:
             estimate = estimate_of(rows, gain_column(treatment))
@@ -87,7 +87,7 @@ def draw_heatmap(gains: polars.DataFrame, path: Path, subject: str) -> list[Path
 
 
 def _draw_map(
-    axis: Any, found: Mapping[tuple[int, int], Estimate], ks: Sequence[int], ss: Sequence[int], norm: Any
+    axis: Any, found: Mapping[tuple[float, float], Estimate], ks: Sequence[float], ss: Sequence[float], norm: Any
 ) -> Any:
     """Draw the estimates by k and s; returns the image. Each has its mean, interval and n, on three lines."""
     from matplotlib import colormaps
@@ -113,8 +113,8 @@ def _draw_map(
         ):
             axis.text(x, y + up, text, ha="center", va="center", fontsize=size, color=colour, weight=weight)
     axis.set_facecolor("0.92")
-    axis.set_xticks(range(len(ss)), list(map(str, ss)))
-    axis.set_yticks(range(len(ks)), list(map(str, ks)))
+    axis.set_xticks(range(len(ss)), list(map(value_text, ss)))
+    axis.set_yticks(range(len(ks)), list(map(value_text, ks)))
     axis.set_xlabel(S_LABEL)
     axis.set_ylabel(K_LABEL)
     return axis.imshow(

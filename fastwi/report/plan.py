@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from fastwi.config.schema import Config
-from fastwi.config.sweep import KEEP, Point
+from fastwi.config.sweep import KEEP
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine
-from fastwi.experiment.planner import PlannedSweep
+from fastwi.experiment.planner import PlannedSweep, PointStates
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.todo import left_of
 from fastwi.population import Population
 from fastwi.report.progress import clock, cost_of
-from fastwi.report.summary import Summary, count_of
+from fastwi.report.summary import Summary, count_of, value_text
 from fastwi.sealed import MANIFEST
 
 _STEPS = 8
@@ -43,10 +43,10 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
     """The tree, what it saves, and time and disk, measured on a few steps of its own. `yaml`: the configuration."""
     tree, points, keep = planned.tree, planned.points, planned.spec.options.keep
     left, lines = left_of(planned), tree_lines(planned)
-    epochs, naive = tree.count(tree.tasks())[0], naive_epochs(points)
+    epochs, naive = tree.count(tree.tasks())[0], naive_epochs(planned.places)
     epochs_left, probes_left = tree.count(left)
-    configs = map(tree.config_of, left[:epochs_left])
-    images = sum(planned.inputs_of(config).images("train", config.data) for config in configs)
+    configs = [(tree.part(epoch), tree.config_of(epoch)) for epoch in left[:epochs_left]]
+    images = round(sum(part * planned.inputs_of(config).images("train", config.data) for part, config in configs))
     seconds, sizes = _seconds(planned, left, resources), kept_bytes(planned, resources)
     ends = {node for place in planned.places for node in place.end_nodes}
     every = [
@@ -89,33 +89,32 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
     return Summary(values, [*(f"# {line}" for line in shown), yaml])
 
 
-def naive_epochs(points: Iterable[Point]) -> int:
+def naive_epochs(places: Iterable[PointStates]) -> int:
     """Epochs that would be trained if every point were run alone."""
-    total = 0
-    for point in points:
-        e = point.config.experiment
-        on = 1 + e.children * e.continue_children + (e.alone > 0)
-        total += e.k + e.rounds * e.s * (e.children + e.alone) + e.after * on
-    return total
+    total = 0.0
+    for place in places:
+        further = sum(place.further([place.tree.keys[node] for node in (place.after_node, *place.last_nodes)]))
+        total += place.tree.time(place.parent_node) + len(place.ends) * (place.end - place.k) + further
+    return round(total)
 
 
 def tree_lines(planned: PlannedSweep) -> list[str]:
     """The tree in words, a line a kind of trajectory."""
     tree = planned.tree
-    # Trajectories by their last node and the epochs done before their first.
+    # Trajectories by their last node and the iterations done before their first.
     kinds = defaultdict[str, set[tuple[int, int]]](set)
     for place in planned.places:
         kinds["parents"].add((place.parent_node, 0))
         for each in place.rounds:
             lasts = place.last_nodes if each is place.rounds[-1] else each.end_nodes
-            kinds["children"].update((last, each.first) for last in lasts)
-        kinds["averages"].add((place.after_node, place.end))
+            kinds["children"].update((last, each.first) for last in (*each.end_nodes, *lasts))
+        kinds["averages"].add((place.after_node, tree.iterations[place.average_node]))
     lines = []
     for name, trajectories in kinds.items():
         paths = [path for last, first in trajectories if (path := tree.path(last, first))]
         count = len({(tree.before[path[0]], tree.noises[path[0]]) for path in paths})
         nodes = {node for path in paths for node in path}
-        kept = list(map(str, sorted({tree.epochs[node] for node in nodes & tree.stops})))
+        kept = list(map(value_text, sorted({tree.time(node) for node in nodes & tree.stops})))
         if len(kept) > _MOST_NAMED:
             kept[8:-1] = ["..."]
         where = f", kept at epochs {', '.join(kept)}" if kept else ""

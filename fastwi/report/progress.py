@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as RichProgress
 
 from fastwi.report.rows import ACCURACY, point_rows
-from fastwi.report.summary import count_of
+from fastwi.report.summary import count_of, value_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,7 +32,7 @@ def cost_of(planned: "PlannedSweep", task: int) -> float:
     inputs = planned.inputs_of(config)
     tested = _EVALUATION_COST * inputs.images("test", config.data)
     if task < len(tree):
-        return inputs.images("train", config.data) + tested
+        return inputs.images("train", config.data) * tree.part(task) + tested
     return tested + _EVALUATION_COST * tree.treatment_of(task).images
 
 
@@ -159,4 +159,4 @@ def _named(planned: "PlannedSweep", measurements: "Sequence[Measurement]") -> st
         f"{row['network']}{'*' if row['batch_norm'] == 'recomputed' else ''} {row[ACCURACY]:.2f} %" for row in rows
     )
     named = ", ".join(list(shown)[:_MOST_NAMED]) + (", ..." if len(shown) > _MOST_NAMED else "")
-    return f"epoch {rows[0]['epoch']} {rows[0]['stage']}: {named}"
+    return f"epoch {value_text(rows[0]['epoch'])} {rows[0]['stage']}: {named}"

@@ -45,6 +45,7 @@ COLUMNS = {
     "stage": Column("", "parent, children (also where they are trained on), interpolation or after", _TEXT),
     "round": Column("", "round of cloning and averaging, from 1; null where all points have one, and before", _INT),
     "epoch": Column("epochs", "epochs done since initialisation", _INT),
+    "iteration": Column("iterations", "training steps done since initialisation", _INT),
     "batch_norm": Column("", "batch-norm statistics at evaluation: own, or recomputed on training images", _TEXT),
     "metric": Column("", "what was measured: " + ", ".join(UNITS), _TEXT),
     "unit": Column("", "unit of value", _TEXT),
@@ -71,7 +72,7 @@ def _further(name: str, treatment: str) -> dict[str, Column]:
     at = f"at interpolation, {treatment} statistics"
     return {
         f"{name}_%": Column(
-            "%", f"test accuracy of the average after each further epoch, {treatment} statistics", _LIST
+            "%", f"test accuracy of the average at the end of each further epoch, {treatment} statistics", _LIST
         ),
         f"{name}_vs_average_points": Column("points", f"that less the average's {at}", _LIST),
         f"{name}_vs_best_points": Column("points", f"that less the best child's {at}", _LIST),
@@ -85,8 +86,8 @@ GAIN_COLUMNS = {
 """Of gains.parquet, after the axes beside k and s. Null: not measured (yet), or a network of these diverged."""
 
 _ROW_TYPES = {
-    "stage": _TEXT, "round": _INT, "epoch": _INT, "network": _TEXT, "batch_norm": _TEXT, "train_loss": polars.Float64,
-    "learning_rate": polars.Float64, "test_loss": polars.Float64, ACCURACY: polars.Float64,
+    "stage": _TEXT, "round": _INT, "epoch": _INT, "iteration": _INT, "network": _TEXT, "batch_norm": _TEXT,
+    **dict.fromkeys(("train_loss", "learning_rate", "test_loss", ACCURACY), polars.Float64),
 }  # fmt: skip
 
 _SPAN_TYPES = PAIR_TYPES | {
@@ -110,43 +111,47 @@ def write_frame(frame: polars.DataFrame, path: str | os.PathLike[str], columns: 
 
 def rows_frame(rows: Iterable[Row]) -> polars.DataFrame:
     """The rows of metrics.jsonl as a frame; null where a row has no such column."""
-    return polars.DataFrame([[row.get(name) for name in _ROW_TYPES] for row in rows], schema=_ROW_TYPES, orient="row")
+    every = list(rows)
+    parts = any(isinstance(row["epoch"], float) for row in every)
+    types = _ROW_TYPES | ({"epoch": polars.Float64} if parts else {})
+    return polars.DataFrame([[row.get(name) for name in types] for row in every], schema=types, orient="row")
 
 
 def point_rows(point: Point, place: PointStates, measurements: Measured) -> list[Row]:
     """The rows of metrics.jsonl for `point`, in its order; without those that have no measurement (yet)."""
-    keys, k, end = place.tree.keys, point.config.experiment.k, place.end
-    children = {f"child {i}": states for i, states in enumerate(place.children, 1)}
-    # Stage, round, network, treatment, and states after one epoch each from an epoch on.
+    tree, keys, names = place.tree, place.tree.keys, [f"child {i}" for i in range(1, len(place.ends) + 1)]
+    # Stage, round, network, treatment and states.
     every = [OWN, *([RECOMPUTED] if place.recomputed else [])]
-    lines = [("parent", 0, "parent", treatment, 1, (*place.parent, *place.alone)) for treatment in every]
+    lines = [("parent", 0, "parent", treatment, (*place.parent, *place.alone)) for treatment in every]
     for number, each in enumerate(place.rounds, 1):
-        first, last = each.first + 1, place.tree.epochs[each.average_node]
-        spans = {name: states[each.first - k : last - k] for name, states in children.items()}
+        children = dict(zip(names, place.children_in(each), strict=True))
         for treatment in every:
-            lines += [("children", number, name, treatment, first, states) for name, states in spans.items()]
+            lines += [("children", number, name, treatment, states) for name, states in children.items()]
         at_end = {"average": each.average_node, **dict(zip(children, each.end_nodes, strict=True))}
         at_end |= {"parent": each.alone[0][0]} if each.alone else {}
         for treatment in each.treatments if (keys[each.average_node], OWN) in measurements else ():
-            lines += [("interpolation", number, name, treatment, last, (keys[n],)) for name, n in at_end.items()]
+            lines += [("interpolation", number, name, treatment, (keys[n],)) for name, n in at_end.items()]
     for treatment in every:
-        lines.append(("after", number, "average", treatment, end + 1, place.after))
-        lines += [("after", number, name, treatment, end + 1, states[end - k :]) for name, states in children.items()]
+        lines.append(("after", number, "average", treatment, place.after))
+        further = zip(names, place.children_on, strict=True)
+        lines += [("after", number, name, treatment, states) for name, states in further]
     rows: list[Row] = []
-    for stage, number, network, treatment, first, states in lines:
+    for stage, number, network, treatment, states in lines:
         batch_norm = OWN if treatment == OWN else RECOMPUTED
-        for epoch, state in enumerate(states, first):
-            filed = place.recomputed[epoch].name if treatment == RECOMPUTED else treatment
+        for state in states:
+            node = tree.nodes[state]
+            filed = place.recomputed[tree.epochs[node]].name if treatment == RECOMPUTED else treatment
             found = measurements.get((state, filed))
             if found is None:
                 continue
-            row: Row = {"stage": stage, "epoch": epoch, "network": network, "batch_norm": batch_norm}
+            row: Row = {"stage": stage, "epoch": tree.time(node), "iteration": tree.iterations[node]}
+            row |= {"network": network, "batch_norm": batch_norm}
             if number and len(place.rounds) > 1:
                 row["round"] = number
             if stage != "interpolation" and treatment == OWN:
                 row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
             rows.append(row | {"test_loss": found.test_loss, ACCURACY: found.test_accuracy})
-    return sorted(rows, key=itemgetter("epoch"))  # and within an epoch as they are: networks side by side
+    return sorted(rows, key=itemgetter("iteration"))  # and then as they are: networks side by side
 
 
 def gains(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
@@ -158,9 +163,14 @@ def gains(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
     rows: list[Row] = []
     for point, place in zip(planned.points, planned.places, strict=True):
         networks = (place.average, *place.ends)
-        e = point.config.experiment
         row = {path: axis_value(planned.spec.axes[i], point.values[i]) for path, i in axes.items()}
-        row |= {"k": e.k, "s": e.s, "alpha": point.alpha, "parent_seed": point.parent, "pair": point.tuple_index}
+        row |= {
+            "k": place.k,
+            "s": place.s,
+            "alpha": point.alpha,
+            "parent_seed": point.parent,
+            "pair": point.tuple_index,
+        }
         sound = False
         for name, treatment in zip(TREATMENTS, place.treatments, strict=False):
             accuracies = [_accuracy(measurements, (state, treatment)) for state in networks]
@@ -169,9 +179,9 @@ def gains(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
                 sound = True
         row["after_%"] = [_accuracy(measurements, (state, OWN)) for state in place.after]
         if place.recomputed:
-            again = enumerate(place.after, e.k + e.s + 1)
-            accuracies = [_accuracy(measurements, (state, place.recomputed[epoch].name)) for epoch, state in again]
-            row["after_recomputed_%"] = accuracies
+            epochs = [place.tree.epochs[place.tree.nodes[state]] for state in place.after]
+            again = zip(place.after, (place.recomputed[epoch].name for epoch in epochs), strict=True)
+            row["after_recomputed_%"] = [_accuracy(measurements, key) for key in again]
         if sound and all((state, OWN) in measurements for state in networks):
             rows.append(row)
     types = schema(planned.spec, GAIN_COLUMNS)
@@ -196,7 +206,7 @@ def _accuracy(measurements: Measured, key: MeasurementKey) -> float | None:
 
 def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
     """All measurements of a sweep that are there, in long form, each once."""
-    spec, tree = planned.spec, planned.tree
+    spec, tree, types = planned.spec, planned.tree, schema(planned.spec, COLUMNS)
     axes, tuples = other_axes(spec), child_tuples(spec)
     many = any(len(place.rounds) > 1 for place in planned.places)
     # Values of axes by their place on the axis: polars compares numbers.
@@ -206,7 +216,8 @@ def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFr
         for point, place in zip(planned.points, planned.places, strict=True)
         for span in _spans(point, place, tuples[point.tuple_index], planned.inputs_of(point.config).digest, many)
     ]
-    frame = polars.DataFrame(spans, schema=dict.fromkeys(axes, _INT) | _SPAN_TYPES, orient="row")
+    span_types = _SPAN_TYPES | {name: types[name] for name in ("k", "s")}
+    frame = polars.DataFrame(spans, schema=dict.fromkeys(axes, _INT) | span_types, orient="row")
     # States are chained: spans with one last state are one span, and a longer one may hold a shorter.
     frame = _shared(frame, "last", "first", "treatment")
     nodes = [tree.path(*span) for span in frame.select("last", "first").iter_rows()]
@@ -225,7 +236,8 @@ def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFr
     own = polars.col("treatment") == OWN
     frame = frame.with_columns(
         polars.Series("state", states, _TEXT),
-        polars.Series("epoch", [tree.epochs[node] for node in frame["node"]], _INT),
+        polars.Series("epoch", [tree.time(node) for node in frame["node"]], types["epoch"], strict=False),
+        polars.Series("iteration", [tree.iterations[node] for node in frame["node"]], _INT),
         polars.when(own).then(polars.lit(OWN)).otherwise(polars.lit(RECOMPUTED)).alias("batch_norm"),
         *(polars.Series(name, [m and getattr(m, name) for m in found], polars.Float64) for name in UNITS),
         *(
@@ -245,40 +257,43 @@ def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFr
 def _spans(
     point: Point, place: PointStates, numbers: tuple[int, ...], digest: str, many: bool
 ) -> Iterator[tuple[Any, ...]]:
-    """What a point measures, as `_SPAN_TYPES`: states in a row up to the node `last`, after `first` epochs.
+    """What a point measures, as `_SPAN_TYPES`: states in a row up to the node `last`, after iteration `first`.
 
     many: some point of the sweep has more than one round.
     """
-    config, seed, epochs = point.config, point.parent, place.tree.epochs
-    k, s, seeds = config.experiment.k, config.experiment.s, config.seeds
+    config, seed, seeds, k, s = point.config, point.parent, point.config.seeds, place.k, place.s
+    epochs, done = place.tree.epochs, place.tree.iterations
     parent, at_end = ("parent", None, seeds.parent_noise), "interpolation"
 
     def every(last: int) -> list[str]:
         return [OWN, *([place.recomputed[epochs[last]].name] if place.recomputed else [])]
 
-    for treatment in every(place.parent_node) if epochs[place.parent_node] else ():
-        yield None, None, None, seed, None, *parent, "parent", None, None, place.parent_node, 0, treatment
+    alone = (node for each in place.rounds for node, _ in each.alone)
+    for node in dict.fromkeys((place.clone_node, *alone, place.parent_node)):
+        for treatment in every(node) if done[node] else ():
+            yield None, None, None, seed, None, *parent, "parent", None, None, node, 0, treatment
     name = config_hash(config, digest)
     mean = (k, s, point.alpha, seed, point.tuple_index, "average", None)
     for at, each in enumerate(place.rounds, 1):
-        number, epoch = at if many else None, epochs[each.average_node]
+        number, average = at if many else None, done[each.average_node]
         lasts = place.last_nodes if each is place.rounds[-1] else each.end_nodes
-        for child, noise, last in zip(numbers, seeds.child_noise, lasts, strict=True):
-            span = "children", number, None, last, each.first
-            for treatment in every(last) if epochs[last] > each.first else ():
-                yield k, None, None, seed, None, "child", child, noise, *span, treatment
+        for child, noise, *nodes in zip(numbers, seeds.child_noise, each.end_nodes, lasts, strict=True):
+            for last in dict.fromkeys(nodes):  # a child that is averaged within an epoch may go on past it
+                span = "children", number, None, last, each.first
+                for treatment in every(last) if done[last] > each.first else ():
+                    yield k, None, None, seed, None, "child", child, noise, *span, treatment
         for node, treatments in each.alone if not place.recomputed else ():
             for treatment in treatments.keys() - {OWN}:
-                yield None, None, None, seed, None, *parent, "parent", None, None, node, epochs[node] - 1, treatment
+                yield None, None, None, seed, None, *parent, "parent", None, None, node, done[node] - 1, treatment
         for treatment in each.treatments:
-            yield *mean, None, at_end, number, name, each.average_node, epoch - 1, treatment
+            yield *mean, None, at_end, number, name, each.average_node, average - 1, treatment
             for child, noise, end in zip(numbers, seeds.child_noise, each.end_nodes, strict=True):
                 # Else it is measured after the network's last epoch.
-                if (treatment != OWN and not place.recomputed) or not (k or s):
+                if (treatment != OWN and not place.recomputed) or not average:
                     network = ("child", child, noise) if s else parent
-                    yield k, s, None, seed, None, *network, at_end, number, None, end, epoch - 1, treatment
-    for treatment in every(place.after_node) if epochs[place.after_node] > epoch else ():
-        yield *mean, seeds.average_noise, "after", number, name, place.after_node, epoch, treatment
+                    yield k, s, None, seed, None, *network, at_end, number, None, end, average - 1, treatment
+    for treatment in every(place.after_node) if done[place.after_node] > average else ():
+        yield *mean, seeds.average_noise, "after", number, name, place.after_node, average, treatment
 
 
 def _shared(frame: polars.DataFrame, *keys: str) -> polars.DataFrame:

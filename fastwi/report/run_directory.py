@@ -1,6 +1,7 @@
 """The directory of a run: which run it is of, the networks that are kept, and the rows as they are measured."""
 
 import glob
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastwi.config.read import config_from_yaml
 from fastwi.config.schema import Config
+from fastwi.config.sweep import in_parts
+from fastwi.config.time import AnyTime, iterations_of
 from fastwi.config.write import config_hash, to_yaml
 from fastwi.errors import CheckpointError, ConfigError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run
@@ -59,7 +62,7 @@ class RunDirectory:
             return True
         after = self._further_epochs()
         if begun == config_hash(_with_after(config, after), digest):
-            if after < config.experiment.after:
+            if self._shorter(after, planned):
                 return False
             raise CheckpointError(
                 f"{self.directory}: holds this run with experiment.after: {after}; give that, or another run.name"
@@ -82,7 +85,8 @@ class RunDirectory:
         stem = self.directory.name.rpartition("-")[0]
         inputs = planned.inputs_of(config)
         begun = {path.parent.name for path in self.directory.parent.glob(f"{glob.escape(stem)}-*/{MANIFEST}")}
-        for after in reversed(range(config.experiment.after if begun else 0)):
+        epochs = math.ceil(planned.tree.time(planned.places[0].after_node) - planned.places[0].end)
+        for after in reversed(range(epochs if begun else 0)):
             name = f"{stem}-{config_hash(_with_after(config, after), inputs.digest)}"
             if name not in begun:
                 continue
@@ -96,7 +100,14 @@ class RunDirectory:
                     return f"{other.directory}: has {done:,} of the {epochs:,} epochs; --run.name {name} continues it"
         return ""
 
-    def _further_epochs(self) -> int:
+    def _shorter(self, after: AnyTime, planned: PlannedSweep) -> bool:
+        """Whether a run with this `experiment.after` is the planned one's beginning."""
+        place = planned.places[0]
+        tree, end = planned.tree, place.average_node
+        further = tree.iterations[place.after_node] - tree.iterations[end]
+        return iterations_of(after, tree.per_epoch[end]) < further
+
+    def _further_epochs(self) -> AnyTime:
         """Of the run that is there."""
         try:
             return config_from_yaml(self.config.read_text(encoding="utf-8"), str(self.config)).experiment.after
@@ -139,7 +150,7 @@ class RunDirectory:
                 resident.gather(nodes, files, trains=True).save(self.checkpoint(name))
 
 
-def _with_after(config: Config, after: int) -> Config:
+def _with_after(config: Config, after: AnyTime) -> Config:
     return replace(config, experiment=replace(config.experiment, after=after))
 
 
@@ -154,7 +165,8 @@ def require_tensorboard() -> None:
 class RunRecord:
     """The rows of a run, kept up to date as it goes on: metrics.jsonl, and TensorBoard where it is wanted.
 
-    There a scalar is called `column/network/batch_norm`, and its step is the epoch. Event files are begun again.
+    There a scalar is called `column/network/batch_norm`, and its step is the epoch, or the iteration in a run with
+    times within epochs. Event files are begun again.
     """
 
     def __init__(self, planned: PlannedSweep, store: "Store", paths: RunDirectory) -> None:
@@ -189,12 +201,13 @@ class RunRecord:
         if rows:
             write_text(self._metrics, "".join(f"{to_json(row)}\n" for row in rows))
         for row in rows if self._board is not None else ():
+            step = row["iteration" if in_parts(self._planned.spec) else "epoch"]
             for column in _SCALARS:
                 name = f"{column}/{row['network']}/{row['batch_norm']}"
                 # A child's last epoch and its measurement at interpolation are one point.
-                if row.get(column) is not None and (name, row["epoch"]) not in self._scalars:
-                    self._scalars.add((name, row["epoch"]))
-                    self._board.add_scalar(name, row[column], row["epoch"])
+                if row.get(column) is not None and (name, step) not in self._scalars:
+                    self._scalars.add((name, step))
+                    self._board.add_scalar(name, row[column], step)
         if self._board is not None:
             self._board.flush()
         self._written_at = time.monotonic()

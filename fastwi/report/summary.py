@@ -22,6 +22,7 @@ OVER_PARENTS = (
 LEVEL = " [95 %]"
 """What headings say of intervals."""
 _INTERVAL = re.compile(r"\d \[[-+]")
+_DIGITS = 12  # characters of a number that is shown as it is; a part of an epoch may have more
 _HEADING = 12  # characters of a heading that stay in one line
 _NUMBER = re.compile(r"\[?[-+]?\d")
 
@@ -159,6 +160,8 @@ def value_text(value: Any) -> str:
     """An axis value as tables and figures show it."""
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and len(show(value)) > _DIGITS:
+        return f"{value:.6g}"
     return f"[{', '.join(map(value_text, value))}]" if isinstance(value, list | tuple) else show(value)
 
 

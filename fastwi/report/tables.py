@@ -21,7 +21,7 @@ _MOST_EPOCHS = 8  # columns of a table of further epochs
 _ROUND_EPOCHS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 
 
-def cells(gains: polars.DataFrame) -> Iterator[tuple[str, int, int, polars.DataFrame]]:
+def cells(gains: polars.DataFrame) -> Iterator[tuple[str, float, float, polars.DataFrame]]:
     """Each cell's other axes and alpha in words, k, s and rows, in the order of the sweep."""
     names = [*cell_names(gains), "alpha"]
     for (*values, k, s, alpha), rows in groups(gains, names):
@@ -101,11 +101,13 @@ def shown_epochs(most: int) -> list[int]:
 def after_table(gains: polars.DataFrame, against: str = "best", treatment: str = OWN) -> Table:
     """One row a cell: the average's accuracy after further epochs, less that at interpolation, in points.
 
-    `against`: "average" or "best" child.
+    `against`: "average" or "best" child. In a sweep with times within epochs it is after each end of an epoch ("end
+    1" ...), and at the average's own end.
     """
     epochs = shown_epochs(most_epochs(gains))
     name = after_column(treatment, f"vs_{against}_points")
-    at = {f"+{epoch}": polars.col(name).list.get(epoch - 1, null_on_oob=True) for epoch in epochs}
+    sign = "+" if gains["k"].dtype.is_integer() else "end "
+    at = {f"{sign}{epoch}": polars.col(name).list.get(epoch - 1, null_on_oob=True) for epoch in epochs}
     what = {"average": "the average", "best": "the best child"}[against]
     title = f"The average trained on: accuracy less that of {what} at interpolation, {treatment} statistics"
     title += ", in points [95 %]"
@@ -153,7 +155,7 @@ def summary_markdown(spec: SweepSpec, gains: polars.DataFrame, planned: int, mis
     return "\n".join(lines) + "\n"
 
 
-def run_tables(rows: Sequence[Row], gains: polars.DataFrame, end: int) -> list[Table]:
+def run_tables(rows: Sequence[Row], gains: polars.DataFrame, end: int | float) -> list[Table]:
     """Of one run: every network at interpolation with the gain, and the average trained on.
 
     The average is compared with itself and the best child at interpolation and, where the children were trained on,
@@ -178,22 +180,23 @@ def run_tables(rows: Sequence[Row], gains: polars.DataFrame, end: int) -> list[T
     return tables
 
 
-def _run_after(rows: Sequence[Row], gain: Row, end: int) -> Table:
+def _run_after(rows: Sequence[Row], gain: Row, end: int | float) -> Table:
     """The second table of `run_tables`, of rows under one treatment of batch norm."""
     averages = [row for row in rows if row["network"] == "average"]
     children = [row for row in rows if row["network"] != "average"]
     treatment = rows[0]["batch_norm"]
     epochs = list[tuple[str, ...]]()
     for row in averages:
-        further = row["epoch"] - end
+        at = math.ceil(row["epoch"]) - math.floor(end) - 1
         against = (after_column(treatment, f"vs_{name}_points") for name in ("average", "best"))
-        differences = [gain[column][further - 1] if gain else None for column in against]
+        differences = [gain[column][at] if gain else None for column in against]
         if children:
-            beside = [r[ACCURACY] for r in children if r["epoch"] == row["epoch"] and math.isfinite(r["test_loss"])]
+            same = [r for r in children if r["iteration"] == row["iteration"]]
+            beside = [r[ACCURACY] for r in same if math.isfinite(r["test_loss"])]
             differences.append(row[ACCURACY] - max(beside) if beside else None)
         losses = [f"{row[name]:.4f}" for name in ("train_loss", "test_loss") if name in row]
         texts = ("" if value is None else f"{value:+.2f}" for value in differences)
-        epochs.append((f"+{further}", *losses, f"{row[ACCURACY]:.2f}", *texts))
+        epochs.append((f"+{value_text(row['epoch'] - end)}", *losses, f"{row[ACCURACY]:.2f}", *texts))
     losses = ["train loss", "test loss"] if treatment == OWN else ["test loss"]
     columns = ("epoch", *losses, "test acc. (%)", "vs average", "vs best child")
     columns += ("vs child trained on",) if children else ()

@@ -17,7 +17,7 @@ Shapes: C children, T states along a trajectory, L averages of it.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,9 +147,9 @@ class _Compared:
         self.siblings: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
         self.same: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
         for pair in all_pairs(opened):
-            for whole in pair.place.children:
-                # Beyond s children may be trained on at other rates, or in another round: another trajectory.
-                path = whole if _goes_on(pair) else whole[: pair.s]
+            # Beyond s children may be trained on at other rates, or in another round: that is another trajectory.
+            paths = pair.place.children if _goes_on(pair) else pair.place.children_in(pair.place.rounds[0])
+            for path in paths if pair.whole else ():
                 if path and len(path) > len(self.longest.get(_child(pair, path), ())):
                     self.longest[_child(pair, path)] = path
             for axis in ("alpha", *dict(pair.variant)):
@@ -177,8 +177,10 @@ class _Compared:
         return None if found is None else found.learning_rate
 
     def _paths(self, pair: Pair) -> list[tuple[str, ...]]:
-        """The longest path of each of the pair's children, at its own rates; empty where s is 0, or after rounds."""
-        one = pair.s and pair.config.experiment.rounds == 1
+        """The longest path of each of the pair's children, at its own rates; empty where s is 0 or a part, or after
+        rounds.
+        """
+        one = pair.s and pair.whole and pair.config.experiment.rounds == 1
         return [self.longest[_child(pair, path)] if one else () for path in pair.place.children]
 
     def _children(self, pair: Pair) -> Iterator[_Row]:
@@ -198,7 +200,7 @@ class _Compared:
         evaluator = self.bench.evaluator(pair.config)
         test = opened.resident_splits(pair.config)[1]
         count = len(pair.place.ends)
-        length = count * pair.s
+        length = count * int(pair.s)
         averages = {}
         for treatment, networks in self.bench.treated(pair, opened.states([*pair.place.ends, pair.place.average])):
             ensemble = analysis.ensemble_scores(evaluator, networks[:count], test).accuracy_M
@@ -206,7 +208,7 @@ class _Compared:
             yield _Row("ensemble", None, None, treatment, averages[treatment], float(ensemble[0]))
         paths = [path[:length] for path in self._paths(pair)]
         whole = all(len(path) == length and self.lost.isdisjoint(path) and opened.has(path) for path in paths)
-        if not pair.s or not whole:
+        if not pair.s or not pair.whole or not whole:
             return
         weights_LT = torch.from_numpy(trajectory_weights(length))
         accuracies: dict[str, list[Any]] = defaultdict(list)
@@ -227,9 +229,9 @@ class _Compared:
         paths = pair.place.children if here else self._paths(pair)
         if not here and pair.config.schedule.at_average != "keep":
             return
-        for epochs, state in enumerate(pair.place.after if pair.s else (), 1):
-            at = pair.end - pair.k + epochs - 1
-            for name, treatment in _measured_at(pair, epochs) if all(len(path) > at for path in paths) else ():
+        for epochs, state in _whole_epochs(pair, pair.place.after if pair.s and pair.whole else ()):
+            at = int(pair.end - pair.k) + epochs - 1
+            for name, treatment in _measured_at(pair, state) if all(len(path) > at for path in paths) else ():
                 mean = self._accuracy(*(path[at] for path in paths), treatment=treatment)
                 yield _Row("children_on", None, epochs, name, self._accuracy(state, treatment=treatment), mean)
 
@@ -237,8 +239,10 @@ class _Compared:
         """Children from the same state under the same noise that ended with a lower rate."""
         average = self._accuracy(pair.place.average)
         factor = pair.config.experiment.children_rate_factor
-        dropped = [path[pair.end - pair.k :] for path in pair.place.children if pair.s and factor < 1]
-        for epochs, states in enumerate(zip(*dropped, strict=True), 1):
+        dropped = pair.place.children_on if pair.s and factor < 1 else ()
+        by_epoch = {states[0]: states for states in zip(*dropped, strict=True)}
+        for epochs, first in _whole_epochs(pair, list(by_epoch)):
+            states = by_epoch[first]
             yield _Row("dropped_rate", f"{factor:g}", epochs, OWN, average, self._accuracy(*states))
         rate = self._rate(pair)
         if not pair.s or not rate:
@@ -273,11 +277,17 @@ class _Compared:
                 continue
             for other in others:
                 value = str(dict(other.variant)[axis])
-                both = zip(pair.place.after, other.place.after, strict=True)
-                for epochs, (mine, theirs) in enumerate(both, 1):
-                    for name, treatment in _measured_at(pair, epochs):
-                        accuracies = (self._accuracy(state, treatment=treatment) for state in (mine, theirs))
+                both = dict(zip(pair.place.after, other.place.after, strict=True))
+                for epochs, mine in _whole_epochs(pair, pair.place.after):
+                    for name, treatment in _measured_at(pair, mine):
+                        accuracies = (self._accuracy(state, treatment=treatment) for state in (mine, both[mine]))
                         yield _Row(axis, value, epochs, name, *accuracies)
+
+
+def _whole_epochs(pair: Pair, states: Sequence[str]) -> list[tuple[int, str]]:
+    """Those of `states` that are whole epochs after the interpolation, each behind their number."""
+    further = zip(pair.place.further(states), states, strict=True)
+    return [(epochs, state) for epochs, state in further if isinstance(epochs, int)]
 
 
 def trajectory_weights(states: int) -> NDArray[np.float64]:
@@ -298,11 +308,12 @@ def _goes_on(pair: Pair) -> bool:
     return experiment.children_rate_factor == experiment.rounds == 1 and pair.config.schedule.at_average == "keep"
 
 
-def _measured_at(pair: Pair, epochs: int) -> Iterator[tuple[str, str]]:
-    """The batch-norm statistics that are measured `epochs` after the interpolation, and their treatment's name."""
+def _measured_at(pair: Pair, state: str) -> Iterator[tuple[str, str]]:
+    """The batch-norm statistics that are measured at a state after the interpolation, and their treatment's name."""
     yield OWN, OWN
     if pair.place.recomputed:
-        yield RECOMPUTED, pair.place.recomputed[pair.end + epochs].name
+        tree = pair.place.tree
+        yield RECOMPUTED, pair.place.recomputed[tree.epochs[tree.nodes[state]]].name
 
 
 def _child(pair: Pair, path: tuple[str, ...]) -> tuple[Any, ...]:

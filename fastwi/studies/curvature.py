@@ -153,7 +153,8 @@ def _networks(
         yield {"network": "parent", "batch_norm": batch_norm}, (place.clone, how)
         for number, state in zip(pair.numbers, place.ends, strict=True):
             yield {"network": "child", "child": number, "batch_norm": batch_norm}, (state, how)
-        for epochs, state in enumerate((place.average, *place.after)):
+        averages = (place.average, *place.after)
+        for epochs, state in zip(place.further(averages), averages, strict=True):
             if state not in lost and (not epochs or opened.has([state])):
                 yield {"network": "average", "epochs_after": epochs, "batch_norm": batch_norm}, (state, how)
 

@@ -97,7 +97,7 @@ COLUMNS = {
 }
 
 
-_Key = tuple[str, int | None]
+_Key = tuple[str, float | None]
 """A state, and the epoch of the draws that its statistics are recomputed on; None: its own statistics."""
 
 
@@ -205,7 +205,8 @@ def _parents(opened: OpenedSweep, asked: int, variant: Any) -> _Parents:
     paths: dict[int, tuple[str, ...]] = {}
     for pair in all_pairs(opened):
         if pair.variant == variant:
-            paths[pair.point.parent] = max(pair.place.parent, paths.get(pair.point.parent, ()), key=len)
+            whole = tuple(state for state in pair.place.parent if isinstance(pair.place.time(state), int))
+            paths[pair.point.parent] = max(whole, paths.get(pair.point.parent, ()), key=len)
     sound = []
     for path in paths.values():
         found = [opened.measured.get((state, OWN)) for state in path]
@@ -234,26 +235,28 @@ def _networks(opened: OpenedSweep, pair: Pair, again: bool, lost: set[str]) -> I
     Without those that diverged; of those between stops, the ones that are stored.
     """
     place = pair.place
-    k = pair.k
     end = pair.end
 
-    def named(network: str, child: int | None, stage: str, epoch: int, treatment: str = OWN) -> dict[str, Any]:
+    def named(
+        network: str, child: int | None, stage: str, epoch: int | float, treatment: str = OWN
+    ) -> dict[str, Any]:
         return {"network": network, "child": child, "stage": stage, "epoch": epoch, "batch_norm": treatment}
 
     treatments = ((OWN, None), (RECOMPUTED, end)) if again else ((OWN, None),)
     for treatment, draws in treatments:
-        yield named("parent", None, "parent", k, treatment), (place.clone, draws)
-    for number, path in zip(pair.numbers, place.children, strict=True):
-        for epoch, state in enumerate(path, k + 1):
-            if epoch != end and state not in lost and opened.has([state]):
-                yield named("child", number, "children" if epoch < end else "after", epoch), (state, None)
+        yield named("parent", None, "parent", pair.k, treatment), (place.clone, draws)
+    for number, path, on in zip(pair.numbers, place.children_to_end, place.children_on, strict=True):
+        for stage, states in (("children", path[:-1]), ("after", on)):
+            for state in states:
+                if state not in lost and opened.has([state]):
+                    yield named("child", number, stage, place.time(state)), (state, None)
     for treatment, draws in treatments:
         for number, state in zip(pair.numbers, place.ends, strict=True):
             yield named("child", number, "interpolation", end, treatment), (state, draws)
         yield named("average", None, "interpolation", end, treatment), (place.average, draws)
-    for epoch, state in enumerate(place.after, end + 1):
-        if state not in lost and (opened.has([state]) or epoch == end + len(place.after)):
-            yield named("average", None, "after", epoch), (state, None)
+    for state in place.after:
+        if state not in lost and (opened.has([state]) or state == place.after[-1]):
+            yield named("average", None, "after", place.time(state)), (state, None)
 
 
 def _measure(

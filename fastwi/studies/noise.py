@@ -104,8 +104,7 @@ def _noise(opened: OpenedSweep, pair: Pair, bench: Bench, children: Any) -> dict
     config = pair.config
     train, _ = opened.resident_splits(config)
     rate = opened.measured[pair.place.ends[0], OWN].learning_rate if pair.s else None
-    epoch = pair.k + pair.s
-    variance_M = analysis.step_noise(bench.evaluator(config), children, train, epoch=epoch)
+    variance_M = analysis.step_noise(bench.evaluator(config), children, train, epoch=pair.statistics_epoch)
     norm_M = children.weights_MP.double().norm(dim=1).cpu().numpy()
     momentum = 1.0 - config.optimizer.momentum
     found: dict[str, float | None] = {

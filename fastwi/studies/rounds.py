@@ -92,16 +92,18 @@ def _of_round(opened: OpenedSweep, pair: Pair, each: Round) -> Iterator[tuple[st
         yield batch_norm, {"average": average, "best_child": best, **_alone(alone)}
 
 
-def _further(opened: OpenedSweep, pair: Pair) -> Iterator[tuple[int, str, _Accuracies]]:
+def _further(opened: OpenedSweep, pair: Pair) -> Iterator[tuple[int | float, str, _Accuracies]]:
     """Each epoch that the last average is trained on, treatment, and the accuracies after it."""
-    place, treatments = pair.place, {OWN: OWN}
-    begun = place.tree.epochs[place.clone_node]
-    ends = [place.tree.epochs[node] - begun for node, _ in place.rounds[-1].alone]
-    for further, state in enumerate(place.after, 1):
+    place, tree, treatments = pair.place, pair.place.tree, {OWN: OWN}
+    at = {tree.iterations[tree.nodes[state]]: state for state in place.alone}
+    for further, state in zip(place.further(place.after), place.after, strict=True):
+        node = tree.nodes[state]
+        done = tree.iterations[node] - tree.iterations[place.average_node]
         if place.recomputed:
-            treatments[RECOMPUTED] = place.recomputed[place.end + further].name
+            treatments[RECOMPUTED] = place.recomputed[tree.epochs[node]].name
         for batch_norm, treatment in treatments.items():
-            alone = [_accuracy(opened, place.alone[end + further - 1], treatment) for end in ends]
+            ends = (tree.iterations[end] + done for end, _ in place.rounds[-1].alone)
+            alone = [_accuracy(opened, at[end], treatment) if end in at else None for end in ends]
             average = _accuracy(opened, state, treatment)
             yield further, batch_norm, {"average": average, "best_child": None, **_alone(alone)}
 
@@ -116,10 +118,10 @@ def _accuracy(opened: OpenedSweep, state: str, treatment: str) -> float | None:
     return None if found is None or found.diverged else found.test_accuracy
 
 
-def _row(pair: Pair, number: int, further: int, batch_norm: str, accuracies: _Accuracies) -> dict[str, Any]:
+def _row(pair: Pair, number: int, further: int | float, batch_norm: str, accuracies: _Accuracies) -> dict[str, Any]:
     experiment, average = pair.config.experiment, accuracies["average"]
     trained = pair.place.rounds[number - 1].average_node
-    done = pair.place.tree.epochs[trained] - pair.k
+    done = pair.place.tree.time(trained) - pair.k
     row: dict[str, Any] = {
         **pair.columns(), "batch_norm": batch_norm, "round": number, "epochs_after": further,
         "epochs": pair.k + done + further, "epochs_total": pair.k + done * experiment.children + further,

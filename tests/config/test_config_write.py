@@ -31,7 +31,8 @@ PATTERNED = {
     "run.name": ("", "2024", "a b.c-1", "yes", "\u2013"),
     "sweep.name": ("", "grid"),
     "engine.device": ("auto", "cpu", "cuda", "cuda:0", "cuda:12"),
-    "analysis.cells": ("8,4", " 1, 2 "),
+    "analysis.cells": ("8,4", " 1, 2 ", "500it,160ep-k"),
+    "experiment.s": (0, 3, Time("5it"), Time("160ep-k")),
 }
 
 
@@ -179,7 +180,10 @@ def test_yaml_carries_the_help_or_only_what_was_changed() -> None:
     axes = (Axis("experiment.k", tuple(range(3, 30))), Axis("augment.flip", (0.05, 0.1, 0.15)))
     text = sweep_to_yaml(SweepSpec(Config(), axes, SweepOptions(parents=(*range(8), 2**31 - 1))))
     assert "\nexperiment:  # Parent, children, average (paper, Figure 1).\n" in text
-    assert "  # epochs that the parent trains before cloning [default 10; in epochs; at least 0]\n  k: 10\n" in text
+    assert (
+        "epochs that the parent trains before cloning [default 10; in epochs, or as 10ep50it; at least 0]\n  k: 10\n"
+        in text
+    )
     assert "  experiment.k: 3..29\n  augment.flip: [0.05, 0.1, 0.15]\n" in text  # many in a row are a range
     assert "  parents: [0, 1, 2, 3, 4, 5, 6, 7, 2147483647]\n" in text
 

@@ -309,7 +309,7 @@ def test_help_and_version_win_over_mistakes(reader) -> None:
     assert len(shown("--help").splitlines()) <= 75
     assert "\n\n".join(shown("--help", section) for section in ALL_SECTIONS) == shown("--help", "all")
     for line in (
-        "  # epochs that the parent trains before cloning [default 10; in epochs; at least 0]\n  k: 10\n",
+        "epochs that the parent trains before cloning [default 10; in epochs, or as 10ep50it; at least 0]\n  k: 10\n",
         '[default reset; one of reset, average, keep]\n  momentum: "reset"\n',
         "  # times at which the rate is multiplied [default 80,120; in epochs, or as 10ep50it; at least 1]\n",
     ):

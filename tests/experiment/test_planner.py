@@ -78,14 +78,14 @@ def test_epochs_of_a_sweep_are_those_of_its_points_each_once(axes, options, coun
     tree, places = grown(spec)
     assert len(epochs_of(tree)) == len(set().union(*map(paths, every))) == count
     assert len(every) == len(places)
-    assert naive_epochs(every) == sum(len(paths(point)) for point in every)
+    assert naive_epochs(places) == sum(len(paths(point)) for point in every)
 
 
 def test_children_trained_on_are_their_own_longer_paths():
     spec = sweep({"experiment.s": [1, 2]}, experiment={"k": 1, "after": 2, "continue_children": True})
     tree, places = grown(spec)
     assert len(epochs_of(tree)) == 1 + 2 * 4 + 2 * 2
-    assert naive_epochs(points(spec)) == (1 + 2 * 3 + 2) + (1 + 2 * 4 + 2)
+    assert naive_epochs(places) == (1 + 2 * 3 + 2) + (1 + 2 * 4 + 2)
     assert [len(place.children[0]) for place in places] == [3, 4]
     assert places[0].children[0] == places[1].children[0][:3]
 

@@ -216,8 +216,8 @@ class Changed:
     def with_settings(self, *settings):
         return Changed(self._engine.with_settings(*settings), self._train, self._test)
 
-    def train_epoch(self, population, train, noises, epoch, report):
-        losses = self._engine.train_epoch(population, train, noises, epoch, report)
+    def train_epoch(self, population, train, noises, epoch, report, steps):
+        losses = self._engine.train_epoch(population, train, noises, epoch, report, steps)
         self._train(population, noises, epoch, losses)
         return losses
 

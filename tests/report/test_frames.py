@@ -11,6 +11,7 @@ import pytest
 from drawn_measurements import INPUTS, made, spec_of
 
 from fastwi.config.sweep import child_tuples, other_axes
+from fastwi.config.time import Time, iterations_of
 from fastwi.config.write import config_hash
 from fastwi.errors import UserError
 from fastwi.experiment.keys import Namer
@@ -18,6 +19,7 @@ from fastwi.experiment.store.records import infinite_loss
 from fastwi.experiment.tree import OWN
 from fastwi.report.rows import COLUMNS, UNITS, point_rows, result_frame, write_frame
 
+PER_EPOCH = 2
 BOTH = ("own", "recomputed")
 ROWS = {
     "all of it": (
@@ -77,7 +79,7 @@ ROWS = {
 
 def recomputed_at(place, epoch):
     """The name of the statistics that a network is measured with there."""
-    return place.recomputed[epoch].name if place.recomputed else [*place.treatments][1]
+    return place.recomputed[math.ceil(epoch)].name if place.recomputed else [*place.treatments][1]
 
 
 def state_of(row, place, s):
@@ -111,6 +113,7 @@ def test_point_rows(name, seed):
         trained = {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
         assert row == {
             **{key: row[key] for key in ("stage", "epoch", "network", "batch_norm")},
+            "iteration": PER_EPOCH * row["epoch"],
             **(trained if row["stage"] != "interpolation" and row["batch_norm"] == "own" else {}),
             "test_loss": found.test_loss, "test_accuracy_%": found.test_accuracy,
         }  # fmt: skip
@@ -154,7 +157,19 @@ SPECS = {
     "after": spec_of(
         {"experiment.after": (0, 1, 3), "augment.padding": (0, 2)}, children=6, tuple_size=3, measure=("own",)
     ),
+    "within epochs": spec_of(
+        {"experiment.k": (Time("1it"), 2, Time("1ep1it")), "experiment.s": (Time("1it"), 1, Time("7it"))},
+        {"continue_children": True, "after": Time("1ep1it")}, parents=(1, 2), children=4,
+    ),
+    "within every epoch, in rounds": spec_of(
+        {"experiment.k": (Time("1it"), 2), "experiment.rounds": (1, 2)}, {"s": Time("3it"), "measure": BOTH},
+    ),
 }  # fmt: skip
+
+
+def ends_of(first, last):
+    """In epochs: the ends of those after `first` and before `last`, and that."""
+    return [*range(math.floor(first) + 1, math.ceil(last)), *[last] * (last > first)]
 
 
 def namer_of(sweep, point):
@@ -165,13 +180,16 @@ def plain_table(sweep, measurements):
     """By (state, treatment, metric): every column's value where all points that share it agree, else None."""
     spec, seen = sweep.spec, {}
 
-    def see(state, treatment, **facts):
+    def see(state, treatment, epoch, **facts):
+        facts |= {"epoch": epoch, "iteration": PER_EPOCH * epoch}
         if (state, treatment) in measurements:
             for name, value in facts.items():
                 seen.setdefault((state, treatment), {}).setdefault(name, set()).add(value)
 
     for point, place in zip(sweep.points, sweep.places, strict=True):
         e, seeds = point.config.experiment, point.config.seeds
+        k, s, after = (iterations_of(time, PER_EPOCH) / PER_EPOCH for time in (e.k, e.s, e.after))
+        ends = [k + number * s for number in range(e.rounds + 1)]
         common = {path: point.values[i] for path, i in other_axes(spec).items()} | {"parent_seed": point.parent}
         many = any(each.config.experiment.rounds > 1 for each in sweep.points)
         none = dict.fromkeys(("k", "s", "alpha", "pair", "child", "point", "round"))
@@ -179,45 +197,46 @@ def plain_table(sweep, measurements):
 
         def every(state, epoch, place=place, **facts):
             """Measured after an epoch of training."""
-            see(state, OWN, **facts, epoch=epoch)
+            see(state, OWN, epoch, **facts)
             if place.recomputed:
-                see(state, recomputed_at(place, epoch), **facts, epoch=epoch)
+                see(state, recomputed_at(place, epoch), epoch, **facts)
 
-        path = place.parent + place.alone
-        for i, state in enumerate(path):
-            every(state, i + 1, **(common | none | parent | {"stage": "parent"}))
+        alone = (ends[-1] - k) * e.alone + after * (e.alone > 0)
+        path = dict(zip(ends_of(0, k) + ends_of(k, k + alone), place.parent + place.alone, strict=True))
+        for epoch, state in path.items():
+            every(state, epoch, **(common | none | parent | {"stage": "parent"}))
         for number, times in itertools.product(range(1, e.rounds + 1), sorted({1, e.alone} - {0}) if e.alone else ()):
-            epoch = e.k + number * e.s * times
-            name = namer_of(sweep, point).recomputed(seeds.statistics_noise, e.recompute_images, epoch).name
-            see(path[epoch - 1], name, **(common | none | parent | {"stage": "parent", "epoch": epoch}))
-        for number, states, end in zip(
-            child_tuples(spec)[point.tuple_index], place.children, place.ends, strict=True
-        ):  # fmt: skip
-            child = {"network": "child", "child": number, "noise": point.parent * 1_000_000 + number, "k": e.k}
-            for i, state in enumerate(states):
-                of = {"round": min(i // max(e.s, 1) + 1, e.rounds) if many else None}
-                every(state, e.k + i + 1, **(common | none | child | of | {"stage": "children"}))
-            who = child if e.s else parent
+            epoch = k + number * s * times
+            name = namer_of(sweep, point).recomputed(seeds.statistics_noise, e.recompute_images, int(epoch)).name
+            see(path[epoch], name, **(common | none | parent | {"stage": "parent", "epoch": epoch}))
+        for i, (number, states) in enumerate(zip(child_tuples(spec)[point.tuple_index], place.children, strict=True)):
+            child = {"network": "child", "child": number, "noise": point.parent * 1_000_000 + number, "k": k}
+            spans = [*enumerate(itertools.pairwise(ends), 1)]
+            spans += [(e.rounds, (ends[-1], ends[-1] + after))] if e.continue_children else []
+            times = [(at, epoch) for at, span in spans for epoch in ends_of(*span)]
+            for (at, epoch), state in zip(times, states, strict=True):
+                of = {"round": at if many else None}
+                every(state, epoch, **(common | none | child | of | {"stage": "children"}))
+            who = child if s else parent
             for number, each in enumerate(place.rounds, 1):
-                end = states[number * e.s - 1] if e.s else end
-                at = {"k": e.k, "s": e.s, "stage": "interpolation", "epoch": e.k + number * e.s}
+                end = place.tree.keys[each.end_nodes[i]]
+                at = {"k": k, "s": s, "stage": "interpolation", "epoch": ends[number]}
                 at |= {"round": number if many else None}
-                for treatment in each.treatments.keys() - {OWN} if not (place.recomputed and e.k + e.s) else ():
+                for treatment in each.treatments.keys() - {OWN} if not (place.recomputed and k + s) else ():
                     see(end, treatment, **(common | none | who | at))
-                if e.s == e.k == 0:
+                if s == k == 0:
                     see(end, OWN, **(common | none | who | at))
         average = {
-            "network": "average", "k": e.k, "s": e.s, "alpha": point.alpha, "pair": point.tuple_index, "child": None,
+            "network": "average", "k": k, "s": s, "alpha": point.alpha, "pair": point.tuple_index, "child": None,
             "point": config_hash(point.config, INPUTS.digest),
         }  # fmt: skip
         for number, each in enumerate(place.rounds, 1):
             average["round"] = number if many else None
-            at = {"stage": "interpolation", "epoch": e.k + number * e.s, "noise": None}
+            at = {"stage": "interpolation", "epoch": ends[number], "noise": None}
             for treatment in each.treatments:
                 see(place.tree.keys[each.average_node], treatment, **(common | average | at))
-        for i, state in enumerate(place.after):
-            after = {"stage": "after", "noise": seeds.average_noise}
-            every(state, e.k + e.rounds * e.s + i + 1, **(common | average | after))
+        for epoch, state in zip(ends_of(ends[-1], ends[-1] + after), place.after, strict=True):
+            every(state, epoch, **(common | average | {"stage": "after", "noise": seeds.average_noise}))
     table = {}
     for (state, treatment), facts in seen.items():
         row = {name: values.pop() if len(values) == 1 else None for name, values in facts.items()}

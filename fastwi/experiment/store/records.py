@@ -18,7 +18,7 @@ class Measurement:
     Attributes:
         state: key of the state.
         treatment: "own", or the name of the recomputation of the batch-norm statistics.
-        epoch: epochs done.
+        epoch: epochs done; one in part counts as one.
         train_loss: mean over the training batches, where an epoch of training ends here; likewise learning_rate.
         test_loss: mean over the test images.
         test_accuracy: in %.
