@@ -151,9 +151,15 @@ CASES: dict[str, list[Case]] = {
         Case("anneal", NONE, {"experiment.after": 0}, renamed=True),
         Case("anneal", NONE, {"schedule.final_factor": 1.0, "schedule.drop_epochs": ()}, renamed=True),
     ],
-    "experiment.k": [Case(2), Case(0), Case(0, given={"experiment.s": 0})],
-    "experiment.s": [Case(2), Case(0)],
-    "experiment.after": [Case(2), Case(0)],
+    "experiment.k": [
+        Case(2), Case(0), Case(0, given={"experiment.s": 0}), Case("3it"), Case("6it", given={"experiment.k": "5it"}),
+        Case("4it", NONE, renamed=True), Case("1ep", NONE),
+    ],
+    "experiment.s": [
+        Case(2), Case(0), Case("3it"), Case("6it", given={"experiment.s": "5it"} | GO_ON),
+        Case("2ep-k", NONE, renamed=True), Case("9it-k", given={"experiment.s": "10it-k"}),
+    ],
+    "experiment.after": [Case(2), Case(0), Case("3it"), Case("4it", NONE, renamed=True)],
     "experiment.children": [Case(3), Case(3, given={"experiment.k": 0})],
     "experiment.weights": [
         Case((0.25, 0.75)), Case((0.75, 0.25), given=UNEQUAL), Case((0.5, 0.5), NONE, renamed=True),
