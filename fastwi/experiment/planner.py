@@ -249,21 +249,6 @@ def _check_axes(spec: SweepSpec, lengths: Iterable[int]) -> None:
                 )
 
 
-def _check_axes(spec: SweepSpec, lengths: Iterable[int]) -> None:
-    """Raise UserError where two values of an axis are one time in epochs of one of the `lengths` (iterations)."""
-    axes = [axis for axis in spec.axes if axis.path in ("experiment.k", "experiment.s", "experiment.after")]
-    for axis, length in itertools.product(axes, lengths):
-        seen: dict[tuple[int, bool], object] = {}
-        for time in axis.values:
-            assert isinstance(time, int | Time)
-            same = seen.setdefault((iterations_of(time, length), isinstance(time, Time) and time.less_k), time)
-            if same != time:
-                raise UserError(
-                    f"axes.{axis.path}: {same} and {time} are one time where an epoch has {length} iterations; leave "
-                    "one out"
-                )
-
-
 class _Planner:
     def __init__(self, inputs_of: Callable[[Config], Inputs], recomputed: bool) -> None:
         self.tree = Tree()
