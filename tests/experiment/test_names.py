@@ -82,7 +82,9 @@ CASES: dict[str, list[Case]] = {
     ],
     "data.train_images": [Case(18), Case(TRAIN_IMAGES, NONE, renamed=True)],
     "data.test_images": [Case(15), Case(15, given=FROM_THE_START), Case(TEST_IMAGES, NONE, renamed=True)],
-    "data.streaming": [Case("resident", NONE), Case("streamed", NONE)],
+    "data.streaming": [
+        Case("resident", NONE), Case("streamed", NONE), Case("streamed", NONE, {**UNEVEN, "data.last_batch": "keep"}),
+    ],
     "data.decoder": [Case("reference", NONE)],  # JPEGs have a test of their own
     "data.image_size": [
         Case(8), Case(8, given=FROM_THE_START), Case(16, NONE, renamed=True), Case(12, given={"data.image_size": 8}),

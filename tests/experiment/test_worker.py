@@ -309,3 +309,15 @@ def test_a_child_starts_with_zero_momentum_where_that_is_asked_for(place, togeth
     for name in ("weights_MP", "momentum_MP"):
         torch.testing.assert_close(getattr(found_child, name), getattr(expected, name), rtol=1e-6, atol=1e-7)
         assert (getattr(inherited, name) - getattr(expected, name)).abs().max() > 1e-4
+
+
+def test_images_are_opened_once_for_all_that_use_the_same(place):
+    _, config = place
+    resources = Worker(planned(place).tree, SweepOptions(), Path.cwd()).resources
+    kept, fewer = (
+        dataclasses.replace(config, data=dataclasses.replace(config.data, **changed))
+        for changed in ({"last_batch": "keep"}, {"train_images": 50})
+    )
+    assert resources.splits(kept)[0] is resources.splits(config)[0]
+    assert [len(resources.splits(each)[0]) for each in (config, fewer)] == [60, 50]
+    assert [resources.engine(each).iterations(resources.splits(each)[0]) for each in (kept, fewer)] == [3, 2]
