@@ -1,8 +1,9 @@
-"""Convolutions of images smaller than the stride, in bf16 on a CPU, without oneDNN's fault.
+"""Strided convolutions in bf16 on a CPU, without two faults of oneDNN's (seen with torch 2.11 and 2.14).
 
-There oneDNN's weight gradient of a padded convolution is garbage, or the process crashes (seen with torch 2.11 and
-2.14; float32 and fp16 are right). It is right for an image that was padded before. This file can go when no supported
-torch has the fault. A convolution that a network calls as a function, not as an nn.Conv2d, still has it.
+Of padded images smaller than the stride the weight gradient is garbage, or the process crashes. It is right for an
+image that was padded before. Several outputs of one channel each, of one column, with rows of stride 1 and columns of
+more, are garbage in channels-last order. float32 and fp16 are right. This file can go when no supported torch has the
+faults. Convolutions that a network calls as functions, not as modules, still have them.
 
 Shapes: N images, C channels, H height, W width.
 """
@@ -21,6 +22,8 @@ def convolve(
     x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
     """As functional.conv2d."""
+    if weight.shape[1] == 1 and stride[0] < stride[1]:
+        x_NCHW = x_NCHW.contiguous()
     if x_NCHW.shape[-2] >= stride[0] and x_NCHW.shape[-1] >= stride[1]:
         return functional.conv2d(x_NCHW, weight, bias, stride, padding, dilation, groups)
     (rows, columns), step = padding, stride
@@ -37,7 +40,7 @@ def _convolve(self: nn.Conv2d, x_NCHW: Tensor, weight: Tensor, bias: Tensor | No
 
 
 def pad_first(model: nn.Module) -> nn.Module:
-    """`model` itself, or where it has strided convolutions with padding a copy that pads small images first.
+    """`model` itself, or where it has such convolutions a copy without the faults.
 
     Modules keep their types and names.
     """
@@ -57,5 +60,5 @@ def _is_at_risk(module: nn.Module) -> bool:
         and module.padding_mode == "zeros"  # others pad first
         and max(module.stride) > 1
         and not isinstance(module.padding, str)
-        and max(module.padding) > 0
+        and (max(module.padding) > 0 or module.groups > 1)
     )
