@@ -83,7 +83,7 @@ class Symmetry:
         Raises UserError, naming the node, where an operation's units cannot be permuted, and where the permutations
         that were found change what the network computes on these images.
         """
-        network = copy.deepcopy(network).eval()
+        network = copy.deepcopy(network).eval().to(images_NCHW.device)
         traced = trace(network)
         if traced is None:
             raise UserError(f"{type(network).__name__} cannot be traced by torch.fx, which gives its permutations")
@@ -98,12 +98,12 @@ class Symmetry:
     def check(self, population: Population, images_NCHW: Tensor, seed: int = 0) -> None:
         """Raise UserError where member 0, permuted at random, computes something else on these images.
 
-        Its logits, in float32, may differ by a thousandth of the largest one.
+        Its logits may differ by a hundredth of the largest one: a GPU's convolutions may be in TF32.
         """
         permuted = self.permute(population[:1], self.random(1, seed))
         logits_NK, moved_NK = (self.module(each, 0)(images_NCHW) for each in (population, permuted))
         apart, size = float((moved_NK - logits_NK).abs().max()), float(logits_NK.abs().max())
-        if not apart <= 1e-3 * size:
+        if not apart <= 1e-2 * size:
             raise UserError(
                 f"the network is not what its graph says: a permutation changes logits of {size:.3g} by {apart:.3g}"
             )

@@ -37,14 +37,11 @@ _ARGUMENTS = {
 }
 """The layers that have a rule, and the names of their function's arguments."""
 _LAYERS: dict[Any, str] = {
-    functional.conv1d: "convolution", functional.conv2d: "convolution", functional.conv3d: "convolution",
-    nn.Conv1d: "convolution", nn.Conv2d: "convolution", nn.Conv3d: "convolution",
-    functional.linear: "linear", nn.Linear: "linear",
+    functional.conv2d: "convolution", nn.Conv2d: "convolution", functional.linear: "linear", nn.Linear: "linear",
     functional.batch_norm: "batch norm", nn.BatchNorm1d: "batch norm", nn.BatchNorm2d: "batch norm",
-    nn.BatchNorm3d: "batch norm", functional.instance_norm: "instance norm", nn.InstanceNorm2d: "instance norm",
+    functional.instance_norm: "instance norm", nn.InstanceNorm2d: "instance norm",
     functional.group_norm: "group norm", nn.GroupNorm: "group norm",
-    functional.layer_norm: "layer norm", nn.LayerNorm: "layer norm",
-    functional.prelu: "prelu", nn.PReLU: "prelu",
+    functional.layer_norm: "layer norm", nn.LayerNorm: "layer norm", functional.prelu: "prelu", nn.PReLU: "prelu",
 }  # fmt: skip
 _COPIES: set[Any] = {
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.cat, torch.concat, torch.stack, torch.chunk,
@@ -53,6 +50,7 @@ _COPIES: set[Any] = {
     nn.Flatten, nn.Unflatten, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ChannelShuffle,
     nn.PixelShuffle, nn.PixelUnshuffle,
 }  # fmt: skip
+_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 _SAME = {"to", "float", "contiguous", "clone"}
 _FIRST_NUMBER = 2.0**40  # of units in a copied tensor: what is padded with is smaller
 
@@ -64,14 +62,6 @@ class Layer(NamedTuple):
     kind: str
     weight: str
     bias: str
-
-
-class Read(NamedTuple):
-    """An activation that a layer with weights reads: its node, and the units of one of its axes."""
-
-    node: str
-    axis: int
-    units_U: Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +78,7 @@ class TiedUnits(fx.Interpreter):
     names: of the tensors that are permuted. Afterwards: `origin_U`, the number of the axis that each unit was made
     for; `element`, one unit that stands for all that are tied to it; `fixed`, units that stay in place; `axes`, the
     units of each axis of the named tensors; `blocks`, the groups of each group norm as lists of units, by node;
-    `layers` and `reads`, in the order of the calls.
+    `layers`, in the order of their calls; `reads`, node, axis and units of what convolutions and linear layers read.
     """
 
     def __init__(self, traced: fx.GraphModule, names: Iterable[str]) -> None:
@@ -105,7 +95,7 @@ class TiedUnits(fx.Interpreter):
         self.fixed = set[int]()
         self.blocks: dict[str, list[list[int]]] = {}
         self.layers: list[Layer] = []
-        self.reads: dict[tuple[str, int], Read] = {}
+        self.reads: dict[tuple[str, int], tuple[str, int, Units]] = {}
 
     @property
     def axes(self) -> dict[str, tuple[Units | None, ...]]:
@@ -131,7 +121,7 @@ class TiedUnits(fx.Interpreter):
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         """The logits, which stay in place."""
-        for value in _values_in(args):
+        for value in pytree.tree_leaves(args):
             self._fix(*value.axes)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -197,17 +187,16 @@ class TiedUnits(fx.Interpreter):
     def _layer(self, kind: str, given: dict[str, Any], call: Callable[[], Tensor]) -> Value:
         """A layer that has a rule, with its arguments by name."""
         x, tensor = given["input"], call()
-        names = [
-            self._names.get(id(given[name].tensor), "") if given.get(name) is not None else ""
-            for name in ("weight", "bias")
-        ]
-        if any(given.get(name) is not None for name in ("weight", "bias")):
+        own = {name: given[name] for name in _PARAMETERS if given.get(name) is not None}
+        if own:
+            names = (self._names.get(id(own[name].tensor), "") if name in own else "" for name in ("weight", "bias"))
             self.layers.append(Layer(self._node.name, kind, *names))
         if kind in ("convolution", "linear"):
-            weight, bias = given["weight"], given.get("bias")
-            axis = 1 if kind == "convolution" else x.tensor.ndim - 1
-            units = self._read(x, axis)
-            channels, inputs = x.tensor.shape[axis], weight.tensor.shape[1]
+            weight, axis = own["weight"], 1 if kind == "convolution" else x.tensor.ndim - 1
+            channels, inputs, units = x.tensor.shape[axis], weight.tensor.shape[1], x.axes[axis]
+            source = self._node.all_input_nodes[0].name
+            if units is not None:
+                self.reads[source, axis] = (source, axis, units)
             self._fix(*weight.axes[2:])
             if inputs == channels:
                 self._tie(weight.axes[1], units)
@@ -218,32 +207,22 @@ class TiedUnits(fx.Interpreter):
                 self._fix(*weight.axes)
             else:
                 self._refuse("a convolution of several groups of channels")
-            if bias is not None:
-                self._tie(weight.axes[0], bias.axes[0])
+            if "bias" in own:
+                self._tie(weight.axes[0], own["bias"].axes[0])
             if kind == "convolution":
                 self._fix(*x.axes[2:])
                 return Value(tensor, (x.axes[0], weight.axes[0], *(None,) * (tensor.ndim - 2)))
             return Value(tensor, (*x.axes[:-1], weight.axes[0]))
         if kind == "group norm" and x.axes[1] is not None:
             self.blocks[self._node.name] = x.axes[1].reshape(given["num_groups"], -1).tolist()
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            own = given.get(name)
-            if own is None:
-                continue
-            first = x.tensor.ndim - own.tensor.ndim if kind == "layer norm" else 1
-            for axis, units in enumerate(own.axes):
+        for value in own.values():
+            first = x.tensor.ndim - value.tensor.ndim if kind == "layer norm" else 1
+            for axis, units in enumerate(value.axes):
                 if len(units) > 1:
                     self._tie(units, x.axes[first + axis])
                 else:  # one number for all
                     self._fix(units)
         return Value(tensor, x.axes)
-
-    def _read(self, x: Value, axis: int) -> Units | None:
-        units = x.axes[axis]
-        source = self._node.args[0] if self._node.args else self._node.kwargs["input"]
-        if units is not None and isinstance(source, fx.Node):
-            self.reads[source.name, axis] = Read(source.name, axis, units)
-        return units
 
     def _other(self, kind: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """An operation without weights of its own."""
@@ -343,26 +322,17 @@ class TiedUnits(fx.Interpreter):
                     self._fix(units)
                     continue
                 order = torch.from_numpy(_moves(size, self._draw)).to(base.device)
-                moved = [drawn[j].index_select(dict(together)[j], order) if j in dict(together) else drawn[j]
-                         for j in range(len(values))]  # fmt: skip
+                moved = list(drawn)
+                for j, there in together:
+                    moved[j] = drawn[j].index_select(there, order)
                 after = run(moved)
-                at = next(
-                    (
-                        q
-                        for q in range(base.ndim)
-                        if base.shape[q] == size and _same(after, base.index_select(q, order))
-                    ),
-                    -1,
-                )
-                if at >= 0:
-                    found[at] = units
+                same = [q for q in range(base.ndim) if base.shape[q] == size]
+                same = [q for q in same if _same(after, base.index_select(q, order))]
+                if same:
+                    found[same[0]] = units
                 elif not _same(after, base):
                     self._refuse("permuted inputs do not give permuted outputs, or the same ones")
         return tuple(found)
-
-
-def _values_in(found: Any) -> list[Value]:
-    return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Value)]
 
 
 def _tensors(found: Any) -> Any:
@@ -378,7 +348,7 @@ def _random_like(tensor: Tensor, draw: np.random.Generator) -> Tensor:
 
 
 def _moves(size: int, draw: np.random.Generator) -> Units:
-    """A permutation that moves every place at least one of two: no identity."""
+    """A permutation that moves something."""
     order = draw.permutation(size)
     return order if (order != np.arange(size)).any() else order[::-1].copy()
 
