@@ -147,6 +147,10 @@ def test_repair_without_batch_norm(name, seed):
     pairs = [(0, 1)] * 3
     repaired = rescaled(symmetry, networks, ends, pairs, alphas, dataset)
     assert torch.equal(repaired.weights_MP[[0, 2]], members.weights_MP)
+    batches = dataset_of(seed, 150, 16)  # whose moments are not those of all
+    repaired_on = rescaled(symmetry, networks, moments_of(symmetry, members, batches), pairs, alphas, batches)
+    assert torch.equal(repaired_on.weights_MP[[0, 2]], members.weights_MP)
+    assert not torch.equal(repaired_on.weights_MP, repaired.weights_MP)
     before, after = (moments_of(symmetry, each, dataset) for each in (networks, repaired))
     corrected = [layer.node for layer in symmetry.layers if layer.bias and layer.node in ends]
     assert len(corrected) == {"convnet": 6, "resnet20_gn": 19}[name]
@@ -180,7 +184,11 @@ def test_a_network_without_a_layer_to_repair_is_refused(seed):
 def test_greedy_soups_against_a_plain_loop(seed):
     """Several sets of several sizes at once."""
     _, members = members_of(Small, range(seed, seed + 7))
+    members.weights_MP.mul_(4)
     dataset, evaluator = dataset_of(seed, 200), Evaluator(Small(), PLAIN)
+    logits_NK = sum(logits_NK for m in range(7) for _, logits_NK in evaluator.logits(members, m, dataset))
+    dataset = replace(dataset, labels_N=logits_NK.argmax(1))
+    assert len(set(evaluator.scores(members, dataset).accuracy_M.tolist())) > 3
     sets = [[0, 1, 2, 3, 4, 5, 6], [3, 5], [2], [6, 4, 1]]
 
     def accuracy(rows):

@@ -83,17 +83,17 @@ class Flattened(nn.Module):
 
 
 class Concatenated(nn.Module):
-    """Two branches, one of them read twice, one through a padded, strided view."""
+    """Two branches, one of them twice, the other padded and cut again; one group norm joins them in one group."""
 
     def __init__(self):
         super().__init__()
         self.a, self.b, self.both = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1), nn.Conv2d(13, 6, 1)
-        self.norm, self.last = nn.GroupNorm(2, 6), nn.Linear(6, 4)
+        self.whole, self.norm, self.last = nn.GroupNorm(1, 13), nn.GroupNorm(2, 6), nn.Linear(6, 4)
 
     def forward(self, x):
         a, b = self.a(x).relu(), functional.leaky_relu(self.b(x))
         x = torch.cat([a, functional.pad(b, (1, 1, 1, 1))[:, :, 1:-1, 1:-1], a], dim=1)
-        return self.last(functional.silu(self.norm(self.both(x))).mean((2, 3)))
+        return self.last(functional.silu(self.norm(self.both(self.whole(x)))).mean((2, 3)))
 
 
 class Shared(nn.Module):
@@ -151,7 +151,7 @@ class Depthwise(nn.Module):
     ("network", "sizes"),
     [
         (Flattened, [5, 6]),
-        (Concatenated, [4, 5, 6]),
+        (Concatenated, [6, 9]),
         (Shared, [6]),
         (Mixer, [5, 6, 7]),
         # The excited channels of a kind that the squeeze puts out have to stay with those that it scales.
