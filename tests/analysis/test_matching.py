@@ -186,7 +186,7 @@ def test_greedy_soups_against_a_plain_loop(seed):
     _, members = members_of(Small, range(seed, seed + 7))
     members.weights_MP.mul_(4)
     dataset, evaluator = dataset_of(seed, 200), Evaluator(Small(), PLAIN)
-    logits_NK = sum(logits_NK for m in range(7) for _, logits_NK in evaluator.logits(members, m, dataset))
+    logits_NK = torch.cat([logits_MNK.sum(0) for logits_MNK in evaluator.batches(members, dataset)])
     dataset = replace(dataset, labels_N=logits_NK.argmax(1))
     assert len(set(evaluator.scores(members, dataset).accuracy_M.tolist())) > 3
     sets = [[0, 1, 2, 3, 4, 5, 6], [3, 5], [2], [6, 4, 1]]
