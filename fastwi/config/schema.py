@@ -231,6 +231,25 @@ class ExperimentConfig:
 
 
 @dataclass(frozen=True)
+class TrajectoryConfig:
+    """Averages over time of a network's own states, measured beside it after every epoch; they change no training."""
+
+    averages: tuple[str, ...] = option(
+        (),
+        "lawa: the mean of the last `window` epochs' states; swa: of all after epoch `begin`; ema: moving average "
+        "with `decay` an epoch; empty: none",
+        choices=("lawa", "swa", "ema"),
+    )
+    networks: tuple[str, ...] = option(
+        ("parent", "child", "average"), "whose states; a child's go on from its parent's",
+        choices=("parent", "child", "average"), filled=True,
+    )  # fmt: skip
+    window: int = option(5, "states of lawa", unit="epochs", low=2, high=1000)
+    begin: int = option(0, "epoch after which swa begins", unit="epochs", low=0)
+    decay: float = option(0.8, "decay of ema an epoch", low=0.0, high=0.9999)
+
+
+@dataclass(frozen=True)
 class SeedConfig:
     """All randomness of a run. Draws are pure functions of (seed, stream, epoch)."""
 
@@ -294,6 +313,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     experiment: ExperimentConfig = dataclasses.field(default_factory=ExperimentConfig)
+    trajectory: TrajectoryConfig = dataclasses.field(default_factory=TrajectoryConfig)
     seeds: SeedConfig = dataclasses.field(default_factory=SeedConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
 

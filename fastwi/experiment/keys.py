@@ -95,6 +95,10 @@ class Namer:
             treatment.append(average.statistics)
         return _digest("average", states, average.weights, treatment)
 
+    def over_time(self, name: str, states: Sequence[str], weights: Sequence[float]) -> str:
+        """The key of an average of states that is measured only; by `name`, so that no two are one in tables."""
+        return _digest("over time", name, states, weights)
+
     def recomputed(self, noise: int, images: int, epoch: int) -> Treatment:
         """Batch-norm statistics recomputed at `epoch` on the batches of `images` images (0: all)."""
         batches, passed = self._batches(images)

@@ -7,7 +7,7 @@ import functools
 import itertools
 import operator
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from fastwi.engine.schedule import FurtherSchedule
 from fastwi.errors import UserError
 from fastwi.experiment.inputs import Inputs, inputs_key
 from fastwi.experiment.keys import Namer, epoch_key
+from fastwi.experiment.over_time import weights_over_time
 from fastwi.experiment.tree import OWN, Average, Treatment, Tree
 from fastwi.models.changes import Networks, networks_of
 
@@ -47,6 +48,21 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
+class OverTime:
+    """An average over time of a network's states up to an epoch. `name`: lawa, swa or ema. `network`: whose.
+
+    child: from 0; -1 for others. round: from 0; that of the child.
+    """
+
+    name: str
+    network: str
+    child: int
+    round: int
+    node: int
+    treatments: Mapping[str, Treatment]
+
+
+@dataclass(frozen=True, slots=True)
 class PointStates:
     """Where a point's results are found in the tree: its last nodes, and by them the keys of all its states.
 
@@ -62,6 +78,7 @@ class PointStates:
     last_nodes: tuple[int, ...]
     after_node: int
     recomputed: Mapping[int, Treatment]
+    over_time: tuple[OverTime, ...] = ()
 
     @property
     def k(self) -> int | float:
@@ -302,7 +319,39 @@ class _Planner:
                 for name, treatment in treatments.items():
                     if name != OWN or not tree.is_epoch(node):
                         tree.add_probe(node, treatment, config)
-        return PointStates(tree, clone, parent, rounds, lasts, after, recomputed)
+        over_time = tuple(self._over_time(config, namer, parent, rounds, lasts, after))
+        for of_time in over_time:
+            for treatment in of_time.treatments.values():
+                tree.add_probe(of_time.node, treatment, config)
+        return PointStates(tree, clone, parent, rounds, lasts, after, recomputed, over_time)
+
+    def _over_time(
+        self, config: Config, namer: Namer, parent: int, rounds: Sequence[Round], lasts: Sequence[int], after: int
+    ) -> Iterator[OverTime]:
+        """The averages over time of the networks of a point, in the order of epochs for each network."""
+        chosen, tree = config.trajectory.networks if config.trajectory.averages else (), self.tree
+        networks = [("parent", -1, 0, 0, parent)] if "parent" in chosen else []
+        for number, each in enumerate(rounds) if "child" in chosen else ():
+            ends = lasts if each is rounds[-1] else each.end_nodes
+            networks += [("child", child, number, each.first, last) for child, last in enumerate(ends)]
+        networks += [("average", -1, len(rounds) - 1, 0, after)] if "average" in chosen else []
+        again = self._recomputed or RECOMPUTED in config.experiment.measure
+        how = namer, config.seeds.statistics_noise, config.experiment.recompute_images
+        for network, child, number, first, last in networks:
+            path, node = [], last
+            while tree.is_epoch(node):
+                if tree.iterations[node] % namer.per_epoch == 0:  # no part of an epoch
+                    path.append(node)
+                node = tree.before[node]
+            path.reverse()
+            for count, node in enumerate(path, 1):
+                epoch, at = tree.epochs[node], tree.iterations[node]
+                for name, weights in weights_over_time(config.trajectory, epoch, count) if at > first else ():
+                    states, none = tuple(path[count - len(weights) : count]), (0.0,) * len(weights)
+                    key = namer.over_time(name, [tree.keys[state] for state in states], weights)
+                    average = Average(states, *map(self._same, (weights, weights, none)))
+                    made = tree.add(key, config, at, average=average, per_epoch=namer.per_epoch)
+                    yield OverTime(name, network, child, number, made, self._treatments(*how, epoch, again))
 
     def _rounds(self, start: int, clone: int, config: Config, namer: Namer) -> tuple[Round, ...]:
         """Clone, train, average, as often as it is asked for. Averages are sums of epochs and `clone` alone."""

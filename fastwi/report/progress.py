@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from fastwi.report.rows import ACCURACY, point_rows
+from fastwi.report.rows import ACCURACY, point_rows, row_name
 from fastwi.report.summary import count_of, value_text
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _named(planned: "PlannedSweep", measurements: "Sequence[Measurement]") -> st
     if not rows:  # of the interpolation, and the average is measured already
         return f"epoch {measurements[-1].epoch}: {len(measurements)} networks measured"
     shown = dict.fromkeys(
-        f"{row['network']}{'*' if row['batch_norm'] == 'recomputed' else ''} {row[ACCURACY]:.2f} %" for row in rows
+        f"{row_name(row)}{'*' if row['batch_norm'] == 'recomputed' else ''} {row[ACCURACY]:.2f} %" for row in rows
     )
     named = ", ".join(list(shown)[:_MOST_NAMED]) + (", ..." if len(shown) > _MOST_NAMED else "")
     return f"epoch {value_text(rows[0]['epoch'])} {rows[0]['stage']}: {named}"

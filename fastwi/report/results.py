@@ -14,7 +14,16 @@ from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.todo import without_lost
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.files import locked_directory, write_text
-from fastwi.report.rows import COLUMNS, GAIN_COLUMNS, gains, point_rows, result_frame, rows_frame, write_frame
+from fastwi.report.rows import (
+    COLUMNS,
+    GAIN_COLUMNS,
+    gains,
+    point_rows,
+    result_frame,
+    row_name,
+    rows_frame,
+    write_frame,
+)
 from fastwi.report.run_directory import RunDirectory
 from fastwi.report.summary import Summary, count_of
 from fastwi.report.tables import cell_table, run_tables, summary_markdown
@@ -64,7 +73,7 @@ def write_run(
         loss = infinite_loss(row.get("train_loss"), row["test_loss"], row["batch_norm"] == OWN)
         if loss:
             fix = "lower optimizer.learning_rate, or give schedule.warmup_iterations"
-            problems.append(f"{row['network']} diverged in epoch {row['epoch']}: {loss}; {fix}")
+            problems.append(f"{row_name(row)} diverged in epoch {row['epoch']}: {loss}; {fix}")
     values = {"directory": str(paths.directory), "metrics": rows}
     summary = Summary(values, lines, tables, [*problems, *failures])
     return Results(paths.directory, rows_frame(rows), averages, missing, summary)

@@ -15,7 +15,7 @@ from fastwi.analysis.columns import PAIR_COLUMNS, PAIR_TYPES, Column, Columns, a
 from fastwi.config.schema import KEYS
 from fastwi.config.sweep import RECOMPUTED, Point, axis_value, child_tuples, other_axes
 from fastwi.config.write import config_hash
-from fastwi.experiment.planner import PlannedSweep, PointStates
+from fastwi.experiment.planner import OverTime, PlannedSweep, PointStates
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.files import atomic_path, to_json
 
@@ -44,6 +44,7 @@ COLUMNS = {
     "noise": Column("", "noise seed of the network's training; null for an average not yet trained on", _INT),
     "stage": Column("", "parent, children (also where they are trained on), interpolation or after", _TEXT),
     "round": Column("", "round of cloning and averaging, from 1; null where all points have one, and before", _INT),
+    "over_time": Column("", "which average over time (trajectory.averages) of the network; null: the network", _TEXT),
     "epoch": Column("epochs", "epochs done since initialisation", _INT),
     "iteration": Column("iterations", "training steps done since initialisation", _INT),
     "batch_norm": Column("", "batch-norm statistics at evaluation: own, or recomputed on training images", _TEXT),
@@ -86,13 +87,13 @@ GAIN_COLUMNS = {
 """Of gains.parquet, after the axes beside k and s. Null: not measured (yet), or a network of these diverged."""
 
 _ROW_TYPES = {
-    "stage": _TEXT, "round": _INT, "epoch": _INT, "iteration": _INT, "network": _TEXT, "batch_norm": _TEXT,
-    **dict.fromkeys(("train_loss", "learning_rate", "test_loss", ACCURACY), polars.Float64),
+    "stage": _TEXT, "round": _INT, "epoch": _INT, "iteration": _INT, "network": _TEXT, "over_time": _TEXT,
+    "batch_norm": _TEXT, **dict.fromkeys(("train_loss", "learning_rate", "test_loss", ACCURACY), polars.Float64),
 }  # fmt: skip
 
 _SPAN_TYPES = PAIR_TYPES | {
     **{name: COLUMNS[name].type for name in ("network", "child", "noise", "stage", "round", "point")},
-    "last": _INT, "first": _INT, "treatment": _TEXT,
+    "last": _INT, "first": _INT, "treatment": _TEXT, "over_time": _TEXT,
 }  # fmt: skip
 
 
@@ -107,6 +108,11 @@ def write_frame(frame: polars.DataFrame, path: str | os.PathLike[str], columns: 
     described = {name: {"unit": about[name].unit, "help": about[name].help} for name in there}
     with atomic_path(path) as temporary:
         frame.write_parquet(temporary, metadata={"fastwi.columns": to_json(described)})
+
+
+def row_name(row: Row) -> str:
+    """The network of a row of metrics.jsonl, with its average over time where it is one."""
+    return " ".join(filter(None, (row["network"], row.get("over_time"))))
 
 
 def rows_frame(rows: Iterable[Row]) -> polars.DataFrame:
@@ -135,6 +141,12 @@ def point_rows(point: Point, place: PointStates, measurements: Measured) -> list
         lines.append(("after", number, "average", treatment, place.after))
         further = zip(names, place.children_on, strict=True)
         lines += [("after", number, name, treatment, states) for name, states in further]
+    of_time = dict[str, str]()
+    for average in place.over_time:
+        stage, name = _over_time_names(place, average)
+        only = (keys[average.node],)
+        lines += [(stage, average.round + 1, name, filed, only) for filed in average.treatments]
+        of_time[keys[average.node]] = average.name
     rows: list[Row] = []
     for stage, number, network, treatment, states in lines:
         batch_norm = OWN if treatment == OWN else RECOMPUTED
@@ -146,12 +158,21 @@ def point_rows(point: Point, place: PointStates, measurements: Measured) -> list
                 continue
             row: Row = {"stage": stage, "epoch": tree.time(node), "iteration": tree.iterations[node]}
             row |= {"network": network, "batch_norm": batch_norm}
-            if number and len(place.rounds) > 1:
+            if number and len(place.rounds) > 1 and stage != "parent":
                 row["round"] = number
-            if stage != "interpolation" and treatment == OWN:
+            if state in of_time:
+                row["over_time"] = of_time[state]
+            if stage != "interpolation" and treatment == OWN and found.learning_rate is not None:
                 row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
             rows.append(row | {"test_loss": found.test_loss, ACCURACY: found.test_accuracy})
     return sorted(rows, key=itemgetter("iteration"))  # and then as they are: networks side by side
+
+
+def _over_time_names(place: PointStates, average: OverTime) -> tuple[str, str]:
+    """The stage of an average over time, and its network as rows of metrics.jsonl call it."""
+    name = f"child {average.child + 1}" if average.child >= 0 else average.network
+    past = place.tree.time(average.node) > place.end and average.network != "parent"
+    return "after" if past else {"child": "children"}.get(average.network, average.network), name
 
 
 def gains(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
@@ -211,11 +232,12 @@ def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFr
     many = any(len(place.rounds) > 1 for place in planned.places)
     # Values of axes by their place on the axis: polars compares numbers.
     numbers = {path: {value: n for n, value in enumerate(spec.axes[i].values)} for path, i in axes.items()}
-    spans = [
-        (*(numbers[path][point.values[i]] for path, i in axes.items()), *span)
-        for point, place in zip(planned.points, planned.places, strict=True)
-        for span in _spans(point, place, tuples[point.tuple_index], planned.inputs_of(point.config).digest, many)
-    ]
+    spans = []
+    for point, place in zip(planned.points, planned.places, strict=True):
+        values = [numbers[path][point.values[i]] for path, i in axes.items()]
+        about = point, place, tuples[point.tuple_index], planned.inputs_of(point.config).digest, many
+        spans += [(*values, *span, None) for span in _spans(*about)]
+        spans += [(*values, *span) for span in _over_time_spans(*about)]
     span_types = _SPAN_TYPES | {name: types[name] for name in ("k", "s")}
     frame = polars.DataFrame(spans, schema=dict.fromkeys(axes, _INT) | span_types, orient="row")
     # States are chained: spans with one last state are one span, and a longer one may hold a shorter.
@@ -294,6 +316,37 @@ def _spans(
                     yield k, s, None, seed, None, *network, at_end, number, None, end, average - 1, treatment
     for treatment in every(place.after_node) if done[place.after_node] > average else ():
         yield *mean, seeds.average_noise, "after", number, name, place.after_node, average, treatment
+
+
+def _over_time_spans(
+    point: Point, place: PointStates, numbers: tuple[int, ...], digest: str, many: bool
+) -> Iterator[tuple[Any, ...]]:
+    """The averages over time of a point, likewise, each with its name."""
+    seeds, seed = point.config.seeds, point.parent
+    for average in place.over_time:
+        node, number = average.node, average.round + 1 if many else None
+        names: tuple[Any, ...] = (None, None, None, seed, None, "parent", None, seeds.parent_noise)
+        names += ("parent", None, None)
+        if average.network == "child":
+            noise = seeds.child_noise[average.child]
+            names = (
+                place.k,
+                None,
+                None,
+                seed,
+                None,
+                "child",
+                numbers[average.child],
+                noise,
+                "children",
+                number,
+                None,
+            )
+        elif average.network == "average":
+            whole = place.k, place.s, point.alpha, seed, point.tuple_index, "average", None, seeds.average_noise
+            names = (*whole, "after", number, config_hash(point.config, digest))
+        for treatment in average.treatments:
+            yield *names, node, place.tree.iterations[node] - 1, treatment, average.name
 
 
 def _shared(frame: polars.DataFrame, *keys: str) -> polars.DataFrame:

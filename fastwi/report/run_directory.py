@@ -20,7 +20,7 @@ from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.experiment.todo import left_of, without_lost
 from fastwi.files import locked_directory, to_json, write_text
 from fastwi.models.changes import network_change
-from fastwi.report.rows import ACCURACY, point_rows
+from fastwi.report.rows import ACCURACY, point_rows, row_name
 from fastwi.sealed import MANIFEST, read_sealed, sealed_yaml, write_sealed
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class RunRecord:
         for row in rows if self._board is not None else ():
             step = row["iteration" if in_parts(self._planned.spec) else "epoch"]
             for column in _SCALARS:
-                name = f"{column}/{row['network']}/{row['batch_norm']}"
+                name = f"{column}/{row_name(row)}/{row['batch_norm']}"
                 # A child's last epoch and its measurement at interpolation are one point.
                 if row.get(column) is not None and (name, step) not in self._scalars:
                     self._scalars.add((name, step))

@@ -164,6 +164,8 @@ def run_tables(rows: Sequence[Row], gains: polars.DataFrame, end: int | float) -
     `gains` has the run's row, if there is one; `end` is the epoch of interpolation, of several rounds the last.
     """
     (gain,) = gains.to_dicts() or [{}]
+    over_time = _run_over_time(rows)
+    rows = [row for row in rows if "over_time" not in row]
     at = [row for row in rows if row["stage"] == "interpolation" and row["epoch"] == end]
     networks = list[tuple[str, ...]]()
     for row in at:
@@ -177,7 +179,20 @@ def run_tables(rows: Sequence[Row], gains: polars.DataFrame, end: int | float) -
     for treatment in TREATMENTS:
         under = [row for row in after if row["batch_norm"] == treatment]
         tables += [_run_after(under, gain, end)] if under else []
-    return tables
+    return [*tables, over_time] if over_time.rows else tables
+
+
+def _run_over_time(rows: Sequence[Row]) -> Table:
+    """The averages over time of each network after its last epoch, less the network itself."""
+    lasts = {(row["network"], row["over_time"], row["batch_norm"]): row for row in rows if "over_time" in row}
+    own = {(r["network"], r["epoch"], r["batch_norm"]): r[ACCURACY] for r in rows if "over_time" not in r}
+    body = []
+    for (*names, treatment), row in lasts.items():
+        there = own.get((row["network"], row["epoch"], treatment))
+        difference = "" if there is None else f"{row[ACCURACY] - there:+.2f}"
+        body.append((*names, str(row["epoch"]), treatment, f"{row[ACCURACY]:.2f}", difference))
+    columns = ("network", "over time", "epoch", "statistics", "test acc. (%)", "vs network")
+    return Table("Averages over time, less the network itself, in points", columns, tuple(body))
 
 
 def _run_after(rows: Sequence[Row], gain: Row, end: int | float) -> Table:

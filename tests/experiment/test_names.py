@@ -68,6 +68,7 @@ UNEQUAL = {"experiment.weights": (0.25, 0.75)}
 KEEP = {"experiment.momentum": "keep"}
 SHORT = {"schedule.end": 3}
 ANNEAL = {"schedule.at_average": "anneal"}
+OVER_TIME = {"trajectory.averages": ("lawa", "swa", "ema"), "trajectory.window": 2, "experiment.after": 3}
 ROUNDS = {"experiment.rounds": 2, "experiment.after": 0}
 
 CASES: dict[str, list[Case]] = {
@@ -212,6 +213,11 @@ CASES: dict[str, list[Case]] = {
     "experiment.measure": [
         Case(("own", "recomputed")), Case(("own", "recomputed"), given={"experiment.recompute_images": 12, **GO_ON}),
     ],
+    "trajectory.averages": [Case(("lawa", "swa", "ema")), Case(("ema",), given=OVER_TIME)],
+    "trajectory.networks": [Case(("parent",), given=OVER_TIME)],
+    "trajectory.window": [Case(3, given=OVER_TIME), Case(3, NONE, renamed=True)],
+    "trajectory.begin": [Case(1, given=OVER_TIME)],
+    "trajectory.decay": [Case(0.5, given=OVER_TIME)],
     "seeds.init": [Case(5), Case(5, given=FROM_THE_START)],
     "seeds.parent_noise": [Case(5)],
     "seeds.child_noise": [

@@ -154,6 +154,11 @@ SPECS = {
         {"experiment.rounds": (1, 2), "experiment.outer_step": (1.0, 0.5)}, {"k": 1, "s": 2, "measure": BOTH},
         children=4,
     ),
+    "over time": spec_of(
+        {"trajectory.averages": (("lawa", "ema"), ("swa",), ()), "trajectory.window": (2, 3),
+         "experiment.rounds": (1, 2)},
+        {"s": 3, "continue_children": True}, children=4,
+    ),
     "after": spec_of(
         {"experiment.after": (0, 1, 3), "augment.padding": (0, 2)}, children=6, tuple_size=3, measure=("own",)
     ),
@@ -192,7 +197,7 @@ def plain_table(sweep, measurements):
         ends = [k + number * s for number in range(e.rounds + 1)]
         common = {path: point.values[i] for path, i in other_axes(spec).items()} | {"parent_seed": point.parent}
         many = any(each.config.experiment.rounds > 1 for each in sweep.points)
-        none = dict.fromkeys(("k", "s", "alpha", "pair", "child", "point", "round"))
+        none = dict.fromkeys(("k", "s", "alpha", "pair", "child", "point", "round", "over_time"))
         parent = {"network": "parent", "noise": point.parent}
 
         def every(state, epoch, place=place, **facts):
@@ -228,13 +233,26 @@ def plain_table(sweep, measurements):
                     see(end, OWN, **(common | none | who | at))
         average = {
             "network": "average", "k": k, "s": s, "alpha": point.alpha, "pair": point.tuple_index, "child": None,
-            "point": config_hash(point.config, INPUTS.digest),
+            "point": config_hash(point.config, INPUTS.digest), "over_time": None,
         }  # fmt: skip
         for number, each in enumerate(place.rounds, 1):
             average["round"] = number if many else None
             at = {"stage": "interpolation", "epoch": ends[number], "noise": None}
             for treatment in each.treatments:
                 see(place.tree.keys[each.average_node], treatment, **(common | average | at))
+        for each in place.over_time:
+            about = {
+                "parent": none | parent | {"stage": "parent"},
+                "child": none | {"network": "child", "stage": "children", "k": k},
+                "average": average | {"noise": seeds.average_noise, "stage": "after"},
+            }[each.network]
+            if each.network == "child":
+                number = child_tuples(spec)[point.tuple_index][each.child]
+                about |= {"child": number, "noise": point.parent * 1_000_000 + number}
+                about["round"] = each.round + 1 if many else None
+            epoch = place.tree.iterations[each.node] / PER_EPOCH
+            for treatment in each.treatments:
+                see(place.tree.keys[each.node], treatment, epoch, **(common | about | {"over_time": each.name}))
         for epoch, state in zip(ends_of(ends[-1], ends[-1] + after), place.after, strict=True):
             every(state, epoch, **(common | average | {"stage": "after", "noise": seeds.average_noise}))
     table = {}

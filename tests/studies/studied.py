@@ -62,6 +62,8 @@ PAIRS = (*_ONE_CELL, "--sweep.children", "4")
 """A cell with two pairs of each parent."""
 ROUNDS = (*_ONE_CELL, "--axes.experiment.rounds", "[1, 3]", "--experiment.continue_parent", "total")
 """A cell with one round of averaging or three, and the parents trained on alone."""
+OVER_TIME = (*_ONE_CELL, "--trajectory.averages", "[lawa, swa, ema]", "--trajectory.window", "2")
+"""A cell with averages over time of every network."""
 _made: dict[str, Path] = {}
 
 State = dict[str, Tensor]

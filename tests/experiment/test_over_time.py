@@ -1,0 +1,135 @@
+"""Averages over time: their weights against recursions and torch's, whole runs against the stored states."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from listeners import Silent, Stopped
+from mappings import config_from_mapping
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from fastwi.config.schema import TrajectoryConfig
+from fastwi.experiment.over_time import weights_over_time
+from fastwi.experiment.planner import PlannedSweep, plan_run
+from fastwi.experiment.scheduler import Executor, Limits, carry_out
+from fastwi.experiment.store import Store
+from fastwi.experiment.worker import Worker
+from fastwi.report.rows import point_rows
+
+SMALL = {
+    "augment": {"padding": 1, "flip": 0.0},
+    "model": {"name": "resnet20", "width": 0.125},
+    "optimizer": {"batch_size": 20, "learning_rate": 0.05},
+    "engine": {"name": "loop", "device": "cpu", "precision": "fp32", "backend": "eager", "threads": 1},
+    "experiment": {"k": 2, "s": 2, "after": 2, "rounds": 2, "continue_children": True},
+}
+AVERAGES = {"averages": ["lawa", "swa", "ema"], "window": 2, "begin": 1, "decay": 0.6}
+
+
+def test_weights_are_those_of_recursions(seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=9)
+    config = TrajectoryConfig(averages=("lawa", "swa", "ema"), window=3, begin=2, decay=0.7)
+    network, moving = nn.Linear(1, 1, bias=False), 0.0
+    swa = AveragedModel(network)
+    for epoch, value in enumerate(values, 1):
+        moving = 0.7 * moving + 0.3 * value
+        nn.init.constant_(network.weight, value)
+        if epoch > 2:
+            swa.update_parameters(network)
+        found = {
+            name: float(np.dot(weights, values[epoch - len(weights) : epoch]))
+            for name, weights in weights_over_time(config, epoch, epoch)
+        }
+        expected = {"lawa": values[max(0, epoch - 3) : epoch].mean(), "ema": moving / (1 - 0.7**epoch)}
+        expected |= {"swa": swa.module.weight.item()} if epoch > 3 else {}
+        assert found == pytest.approx(expected if epoch > 1 else {}, rel=1e-6, abs=1e-6)
+
+
+def test_what_float32_would_lose_is_left_out() -> None:
+    ((_, weights),) = weights_over_time(TrajectoryConfig(averages=("ema",), decay=0.5), 100, 100)
+    assert len(weights) == 25
+    assert sum(weights) == pytest.approx(1.0)
+
+
+def planned_run(data: Path, directory: Path, short: bool = False, **trajectory: object) -> PlannedSweep:
+    experiment = {"k": 2, "s": 1, "after": 0} if short else SMALL["experiment"]
+    dataset = {"path": str(data), "train_images": 40, "test_images": 20}
+    mapping = {**SMALL, "data": dataset, "trajectory": trajectory, "experiment": experiment}
+    planned = plan_run(config_from_mapping(mapping), directory)
+    planned.tree.stops = planned.kept("all")
+    return planned
+
+
+def carried_out(
+    planned: PlannedSweep, stop: int = -1, seconds: float = 30.0, memory: float = 1.0
+) -> tuple[Worker, dict]:
+    options = planned.spec.options
+    worker = Worker(planned.tree, replace(options, memory_GiB=memory), Path.cwd())
+    with Store.open(options.store) as store:
+        assert not carry_out(store, Executor(worker), Silent(stop), Limits(4, 8, seconds))
+        return worker, store.measurements(planned.tree.measurement_keys())
+
+
+def test_they_are_sums_of_the_states_and_change_no_training(digits_directory: Path, tmp_path: Path) -> None:
+    without = planned_run(digits_directory, tmp_path / "without")
+    planned = planned_run(digits_directory, tmp_path / "with", **AVERAGES)
+    _, alone = carried_out(without)
+    worker, measured = carried_out(planned)
+    assert {key: replace(m, seconds=0.0) for key, m in alone.items()} == {
+        key: replace(measured[key], seconds=0.0) for key in alone
+    }
+    tree, (place,) = planned.tree, planned.places
+    assert {m.key for m in measured.values()} == set(tree.measurement_keys())
+    # Of the parent 2 epochs; of two children 2 x 2 + 2 trained on; of the average 2.
+    lines = {("parent", -1): place.parent, ("average", -1): place.after}
+    lines |= {("child", c): (*place.parent, *states[:2]) for c, states in enumerate(place.children)}
+    with Store.open(planned.spec.options.store) as store:
+        files = store.state_files(tree.keys[node] for node in tree.epoch_nodes())
+        seen = set()
+        for each in place.over_time:
+            if (each.round == 0 and each.network == "child") or each.network != "child":
+                path = lines[each.network, each.child]
+                at = [tree.epochs[tree.nodes[key]] for key in path].index(tree.epochs[each.node]) + 1
+                states = worker.resident.gather([tree.nodes[key] for key in path[:at]], files, trains=False)
+                rows = states.weights_MP.double(), states.statistics_MQ.double()
+                if each.name == "ema":
+                    age = torch.arange(at - 1, -1, -1, dtype=torch.float64)
+                    weights = 0.6**age / (0.6**age).sum()
+                else:
+                    count = 2 if each.name == "lawa" else tree.epochs[each.node] - 1
+                    weights = torch.zeros(at, dtype=torch.float64)
+                    weights[-count:] = 1 / min(count, at)
+                found = worker.resident.gather([each.node], files, trains=False)
+                for matrix, expected in zip((found.weights_MP, found.statistics_MQ), rows, strict=True):
+                    torch.testing.assert_close(matrix[0].double(), weights @ expected, rtol=1e-6, atol=1e-7)
+                assert not torch.equal(found.weights_MP[0], states.weights_MP[-1])
+                seen.add((each.name, each.network, each.child, tree.epochs[each.node]))
+    # SWA begins after epoch 1: of the parent there is one state then.
+    assert {key for key in seen if key[1] == "parent"} == {("lawa", "parent", -1, 2), ("ema", "parent", -1, 2)}
+    assert {key for key in seen if key[:3] == ("swa", "child", 1)} == {("swa", "child", 1, 3), ("swa", "child", 1, 4)}
+    assert {key[3] for key in seen if key[1] == "average"} == {8}
+    of_second = [tree.epochs[each.node] for each in place.over_time if (each.round, each.child) == (1, 0)]
+    assert set(of_second) == {6, 7, 8}  # the second round begins at epoch 4, with no state of its own
+    rows = [row for row in point_rows(planned.points[0], place, measured) if "over_time" in row]
+    assert len(rows) == 2 * len(place.over_time)
+    assert {row["stage"] for row in rows} == {"parent", "children", "after"}
+
+
+def test_a_stopped_run_goes_on(digits_directory: Path, tmp_path: Path) -> None:
+    whole = planned_run(digits_directory, tmp_path / "whole", short=True, **AVERAGES)
+    _, expected = carried_out(whole)
+    planned = planned_run(digits_directory, tmp_path / "stopped", short=True, **AVERAGES)
+    planned.tree.stops = set()
+    stops, found = 0, {}
+    while not found and stops < 30:
+        try:
+            _, found = carried_out(planned, 4, seconds=0.0, memory=0.0)
+        except Stopped:
+            stops += 1
+    assert 1 < stops < 30
+    assert {key: (m.test_loss, m.test_accuracy) for key, m in found.items()} == {
+        key: (m.test_loss, m.test_accuracy) for key, m in expected.items()
+    }
