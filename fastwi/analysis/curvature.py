@@ -116,7 +116,7 @@ def measure_curvature(
     probes_VP = torch.stack([_signs(layout, number + 1) for number in range(probes)]).to(evaluator.device)
     start_P = _signs(layout, 0).to(evaluator.device)
     found = []
-    with _twice_differentiable(evaluator.device):
+    with _twice_differentiable():
         for m in range(networks.members):
             loss = _Loss(module, networks, m, x_NCHW, labels_N, report)
             found.append(_measure(loss, size, vectors, probes_VP, start_P, radius))
@@ -142,7 +142,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start_P: Tensor, vectors: int) 
     """Eigenvalues of the symmetric operator `product` in the Krylov space of `start_P`, and their residuals.
 
     Float64 [V], the largest first; V is `vectors`, or the dimension of the space where that is smaller. The largest
-    and smallest come near to eigenvalues of the operator first. Raises UserError where a product is not finite.
+    and smallest come near to eigenvalues of the operator first. One NaN where a product is not finite.
     """
     basis_VP = start_P.new_zeros(vectors, len(start_P))
     next_P = start_P
@@ -156,7 +156,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start_P: Tensor, vectors: int) 
             next_P = next_P - (basis_VP[: v + 1] @ next_P) @ basis_VP[: v + 1]
         beside.append(float(torch.linalg.vector_norm(next_P)))
         if not np.isfinite(beside[-1]):
-            raise UserError("the Hessian of this network is not finite; leave the network out")
+            return np.array([np.nan]), np.array([np.nan])
         if beside[-1] <= 10 * torch.finfo(next_P.dtype).eps * float(before_P):
             beside[-1] = 0.0  # the space is invariant: its eigenvalues are the operator's
             break
@@ -329,7 +329,7 @@ def _mean(values: Values) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def _twice_differentiable(device: torch.device) -> Iterator[None]:
+def _twice_differentiable() -> Iterator[None]:
     """Within the block attention is made of plain products, and convolutions on a GPU are in float32."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch 2.9 and on prefer another name for TF32

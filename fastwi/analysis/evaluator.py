@@ -129,6 +129,11 @@ class Evaluator:
         return population
 
     @property
+    def has_statistics(self) -> bool:
+        """Whether there is anything to recompute."""
+        return bool(self._variances)
+
+    @property
     def settings(self) -> Settings:
         """Batch size, augmentation and engine that it was made with."""
         return self._engine.settings

@@ -132,7 +132,8 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
             names = {**pair.columns(), **named}
             rows["networks"].append({**names, **here.row()})
             for number, values in enumerate(zip(here.eigenvalues_V, here.residuals_V, strict=True), 1):
-                rows["spectrum"].append({**names, "number": number, "eigenvalue": values[0], "residual": values[1]})
+                value, residual = map(analysis.finite, values)
+                rows["spectrum"].append({**names, "number": number, "eigenvalue": value, "residual": residual})
     progress(total, total)  # Lanczos may end early
     return opened.frames(COLUMNS, **rows)
 
@@ -148,7 +149,9 @@ def _networks(
     treatments: list[tuple[str, Any]] = [(OWN, None)]
     if RECOMPUTED in options.treatments:
         on = bench.recomputation(pair)
-        treatments.append((RECOMPUTED, (on.noise, on.images, on.epoch)))
+        # Without batch norm both are the same network, which is measured once.
+        of_images = (on.noise, on.images, on.epoch) if bench.evaluator(pair.config).has_statistics else None
+        treatments.append((RECOMPUTED, of_images))
     for batch_norm, how in treatments:
         yield {"network": "parent", "batch_norm": batch_norm}, (place.clone, how)
         for number, state in zip(pair.numbers, place.ends, strict=True):

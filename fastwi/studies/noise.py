@@ -17,7 +17,7 @@ l is that of the children's last epoch. A rank correlation does not see what ris
 
 import itertools
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars
@@ -43,6 +43,9 @@ from fastwi.studies.governance import (
     of_outcome,
 )
 from fastwi.studies.governance import COLUMNS as GOVERNANCE
+
+if TYPE_CHECKING:
+    from fastwi.population import Population
 
 OUTCOMES = {
     **{gain: f"the gain over {words}" for gain, words in GAINS.items() if "mean" in gain},
@@ -99,7 +102,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     return {"pairs": frame, "correlations": correlations(frame, OUTCOMES, QUANTITIES, _SCOPES)}
 
 
-def _noise(opened: OpenedSweep, pair: Pair, bench: Bench, children: Any) -> dict[str, float | None]:
+def _noise(opened: OpenedSweep, pair: Pair, bench: Bench, children: "Population") -> dict[str, float | None]:
     """`QUANTITIES` of a pair: of what is measured, the children's mean."""
     config = pair.config
     train, _ = opened.resident_splits(config)
