@@ -40,7 +40,7 @@ def expected(directory: Path) -> Counter:
         (f"{column}/{row['network']}/{row['batch_norm']}", row["epoch"], float(torch.tensor(value)))
         for row in rows_of(directory)
         for column, value in row.items()
-        if column not in ("stage", "epoch", "network", "batch_norm")
+        if column not in ("stage", "round", "epoch", "iteration", "network", "batch_norm")
     }
     return Counter(scalars)
 
