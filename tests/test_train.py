@@ -96,6 +96,8 @@ def test_dry_run_trains_nothing(digits_directory, tmp_path, capsys):
     assert shown["seconds"] > 0
     assert main(arguments(digits_directory, tmp_path / "runs", "--dry-run")) == 0
     assert "1,500 images to train" in capsys.readouterr().out.replace("\n", " ")
+    assert main(arguments(digits_directory, tmp_path / "runs", "--dry-run", "--json", "--experiment.rounds=2")) == 0
+    assert json.loads(capsys.readouterr().out)["recomputed_every_epoch"] == 0
     both = ["--dry-run", "--experiment.measure", "own,recomputed"]
     assert main(arguments(digits_directory, tmp_path / "runs", *both, "--json")) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -48,12 +48,10 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
     configs = [(tree.part(epoch), tree.config_of(epoch)) for epoch in left[:epochs_left]]
     images = round(sum(part * planned.inputs_of(config).images("train", config.data) for part, config in configs))
     seconds, sizes = _seconds(planned, left, resources), kept_bytes(planned, resources)
-    ends = {node for place in planned.places for node in place.end_nodes}
-    every = [
-        probe
-        for probe in left[epochs_left:]
-        if tree.is_epoch(tree.start_of(probe)) and tree.start_of(probe) not in ends
-    ]
+    rounds = [each for place in planned.places for each in place.rounds]
+    ends = {node for each in rounds for node in (*each.end_nodes, *(node for node, _ in each.alone))}
+    starts = [(probe, tree.start_of(probe)) for probe in left[epochs_left:]]
+    every = [probe for probe, node in starts if tree.is_epoch(node) and node not in ends]
     share = sum(cost_of(planned, task) for task in every) / max(1e-9, sum(cost_of(planned, task) for task in left))
     values = {
         "directory": str(directory),
@@ -79,11 +77,8 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
         f"{count_of(len(points), 'point')}; {count_of(epochs, 'epoch')} in the tree{alone * (naive > epochs)}",
         f"left: {count_of(epochs_left, 'epoch')}, {count_of(images, 'image')} to train, "
         f"{count_of(probes_left, 'network')} to measure: about {clock(seconds)} on one such device",
-        *(
-            [f"of these for experiment.measure: {count_of(len(every), 'network')}, about {share:.0%} of the time"]
-            if every
-            else []
-        ),
+        *[f"of these for experiment.measure: {count_of(len(every), 'network')}, about {share:.0%} of the time"]
+        * bool(every),
         f"states in the store at the end, by sweep.keep: {', '.join(disk)}",
     ]
     return Summary(values, [*(f"# {line}" for line in shown), yaml])
