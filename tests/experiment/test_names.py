@@ -67,6 +67,8 @@ GO_ON = {"experiment.continue_children": True}
 UNEQUAL = {"experiment.weights": (0.25, 0.75)}
 KEEP = {"experiment.momentum": "keep"}
 SHORT = {"schedule.end": 3}
+FEW = {"experiment.recompute_images": 12}
+AT_AVERAGE = ("restart", "anneal")
 ANNEAL = {"schedule.at_average": "anneal"}
 OVER_TIME = {"trajectory.averages": ("lawa", "swa", "ema"), "trajectory.window": 2, "experiment.after": 3}
 ROUNDS = {"experiment.rounds": 2, "experiment.after": 0}
@@ -151,6 +153,7 @@ CASES: dict[str, list[Case]] = {
         Case("restart", NONE, {"schedule.drop_epochs": ()}, renamed=True),
         Case("restart", given={"schedule.drop_epochs": (), "schedule.warmup_iterations": 2}),
         Case("restart", given={**SHORT, "schedule.name": "cosine"}),
+        *(Case(at, given={**SHORT, "schedule.name": "linear", "experiment.s": "5it"}) for at in AT_AVERAGE),
         Case("anneal", NONE, {"experiment.after": 0}, renamed=True),
         Case("anneal", NONE, {"schedule.final_factor": 1.0, "schedule.drop_epochs": ()}, renamed=True),
     ],
@@ -211,7 +214,7 @@ CASES: dict[str, list[Case]] = {
         Case(17, NONE, {**RECOMPUTE, "experiment.recompute_images": 12}, renamed=True),
     ],
     "experiment.measure": [
-        Case(("own", "recomputed")), Case(("own", "recomputed"), given={"experiment.recompute_images": 12, **GO_ON}),
+        *(Case(("own", "recomputed"), given=given) for given in ({}, {"experiment.k": "3it"}, {**GO_ON, **FEW})),
     ],
     "trajectory.averages": [Case(("lawa", "swa", "ema")), Case(("ema",), given=OVER_TIME)],
     "trajectory.networks": [Case(("parent",), given=OVER_TIME)],
