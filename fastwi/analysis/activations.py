@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fastwi.data.resident import ResidentDataset
 from fastwi.kernels.augment import augment
 
-BATCH = 100  # images whose activations are in memory at one time
+BATCH = 50  # images whose activations are in memory at one time
 
 Seen = Callable[[str, list[Tensor]], Sequence[Tensor]]
 """Called with a node's name and its value in each network; gives the values that the network goes on with."""

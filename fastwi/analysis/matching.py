@@ -85,8 +85,9 @@ def match_activations(symmetry: Symmetry, members: Population, pairs: Rows, data
     a_L, b_L = ([pair[i] for pair in pairs] for i in (0, 1))
 
     def add(node: str, values: list[Tensor]) -> list[Tensor]:
-        for gain_LEE, place in reads.get(node, ()):
+        if node in reads:
             every = torch.stack(values)
+        for gain_LEE, place in reads.get(node, ()):
             _add_products(gain_LEE, place, every[a_L], every[b_L])
         return values
 

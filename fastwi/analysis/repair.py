@@ -24,6 +24,7 @@ from fastwi.data.resident import ResidentDataset
 from fastwi.errors import UserError
 from fastwi.population import Population
 
+_TOGETHER = 8  # networks whose activations are in memory at one time
 _LEAST_DEVIATION = 1e-6  # of a unit that is taken to vary
 
 Moments = dict[str, tuple[Tensor, Tensor]]
@@ -90,11 +91,11 @@ def rescaled(
     targets = {}
     for layer in layers:
         mean_MC, variance_MC = ends[layer.node]
-        (mean_a, mean_b), (sd_a, sd_b) = (
-            (value_MC[[a for a, _ in pairs]], value_MC[[b for _, b in pairs]])
-            for value_MC in (mean_MC, variance_MC.sqrt())
+        mean_LC, deviation_LC = (
+            torch.lerp(x_MC[[a for a, _ in pairs]], x_MC[[b for _, b in pairs]], alpha_L1)
+            for x_MC in (mean_MC, variance_MC.sqrt())
         )
-        targets[layer.node] = (torch.lerp(mean_a, mean_b, alpha_L1), torch.lerp(sd_a, sd_b, alpha_L1))
+        targets[layer.node] = mean_LC, deviation_LC
     moments = _moments(symmetry, interpolated, dataset, layers, targets)
     result = interpolated.clone_rows(range(interpolated.members))
     spans = {span.name: span for span in symmetry.layout.parameters}
@@ -131,6 +132,14 @@ def _moments(
 
     targets: by node, the mean and standard deviation that units get.
     """
+    if members.members > _TOGETHER:
+        parts = []
+        for first in range(0, members.members, _TOGETHER):
+            rows = slice(first, first + _TOGETHER)
+            own = {node: (mean_MC[rows], deviation_MC[rows]) for node, (mean_MC, deviation_MC) in targets.items()}
+            parts.append(_moments(symmetry, members[rows], dataset, layers, own))
+        both = {node: zip(*(part[node] for part in parts), strict=True) for node in parts[0]}
+        return {node: tuple(map(torch.cat, moments)) for node, moments in both.items()}  # type: ignore[misc]
     kinds = {layer.node: layer.kind for layer in layers}
     found: Moments = {}
 
@@ -139,7 +148,7 @@ def _moments(
             return values
         axis = -1 if kinds[node] in ("linear", "layer norm") else 2
         every_MC = torch.stack(values).movedim(axis, 1)
-        variance_MC, mean_MC = torch.var_mean(every_MC.flatten(2).double(), dim=2, correction=0)
+        variance_MC, mean_MC = (x_MC.double() for x_MC in torch.var_mean(every_MC.flatten(2), dim=2, correction=0))
         before = found.get(node, (torch.zeros_like(mean_MC), torch.zeros_like(mean_MC)))
         share = len(values[0]) / len(dataset)
         found[node] = before[0] + share * mean_MC, before[1] + share * variance_MC

@@ -31,7 +31,7 @@ from fastwi.models.registry import build_model
 from fastwi.population import Population
 
 
-def dataset_of(seed: int, count: int = 60, size: int = 8):
+def dataset_of(seed: int, count: int = 40, size: int = 8):
     draw = np.random.default_rng(seed)
     pixels = draw.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     return dataset_from_arrays(pixels, np.arange(count) % 4, [0.5] * 3, [0.25] * 3, "cpu")
@@ -147,7 +147,9 @@ def test_repair_without_batch_norm(name, seed):
     pairs = [(0, 1)] * 3
     repaired = rescaled(symmetry, networks, ends, pairs, alphas, dataset)
     assert torch.equal(repaired.weights_MP[[0, 2]], members.weights_MP)
-    batches = dataset_of(seed, 150, 16)  # whose moments are not those of all
+    many = rescaled(symmetry, networks.clone_rows([0, 1, 2] * 3), ends, pairs * 3, alphas * 3, dataset)
+    torch.testing.assert_close(many.weights_MP, repaired.weights_MP.repeat(3, 1), rtol=1e-5, atol=1e-6)
+    batches = dataset_of(seed, 70, 16)  # whose moments are not those of all
     repaired_on = rescaled(symmetry, networks, moments_of(symmetry, members, batches), pairs, alphas, batches)
     assert torch.equal(repaired_on.weights_MP[[0, 2]], members.weights_MP)
     assert not torch.equal(repaired_on.weights_MP, repaired.weights_MP)
