@@ -184,8 +184,11 @@ Pairs = list[tuple[int, int]]
 def best_order(group: Group, gain_EE: NDArray[np.float64]) -> Order:
     """The allowed order [E] with the largest sum of gain[e, order[e]] over elements e.
 
-    Exact: an assignment problem, within each group of a group norm and then between them.
+    Exact: an assignment problem, within each group of a group norm and then between them. Raises UserError for a gain
+    that is NaN or infinite.
     """
+    if not np.isfinite(gain_EE).all():
+        raise UserError("weights or activations of a network are NaN or infinite; leave it out of the matching")
     order = np.arange(group.size)
     _, pairs = _best(group.tree, group.tree, group.kinds_E, gain_EE)
     order[[e for e, _ in pairs]] = [other for _, other in pairs]

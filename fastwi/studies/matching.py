@@ -105,9 +105,10 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
         config = cell.pair.config
         images = bench.matching_images(config)
         few_NCHW = next(analysis.images_of(images, 8))
-        if config.model not in symmetries:
-            symmetries[config.model] = analysis.Symmetry.of(opened.resources.network(config), few_NCHW)
-        symmetry = symmetries[config.model]
+        kind = config.model, config.data
+        if kind not in symmetries:
+            symmetries[kind] = analysis.Symmetry.of(opened.resources.network(config), few_NCHW)
+        symmetry = symmetries[kind]
         members = opened.states(cell.networks)
         symmetry.check(members, few_NCHW)
         unmoved = symmetry.identity(len(cell.rows))

@@ -237,6 +237,12 @@ def test_the_best_order_is_the_best_of_all_that_group_norms_allow(seed):
         assert tuple(best_order(group, gain_EE).tolist()) == allowed[int(np.argmax(sums))]
 
 
+def test_numbers_that_are_not_finite_are_refused(seed):
+    symmetry = Symmetry.of(drawn(of(nn.Conv2d(3, 6, 3)), seed), images(seed))
+    with pytest.raises(UserError, match="NaN"):
+        best_order(symmetry.groups[0], np.full((6, 6), np.nan))
+
+
 def test_each_member_has_its_own_order(seed):
     """Momentum and statistics move with the weights, and an order and its inverse cancel."""
     network = drawn(of(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()), seed)
