@@ -127,6 +127,27 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("s", ["2it", "1ep"])
+def test_children_that_are_not_pulled_go_on_as_if_alone(s: str, digits_directory: Path, tmp_path: Path) -> None:
+    """To the bit, with their momentum and statistics, also where rounds end within epochs of 3 iterations."""
+    own = {"pull": 0.0, "round_momentum": "own", "k": 1, "after": 0}
+    ends = []
+    for rounds, each in ((4, s), (1, {"2it": "2ep2it", "1ep": "4ep"}[s])):
+        data = {**SMALL["data"], "path": str(digits_directory)}
+        experiment = {**own, "s": each, "rounds": rounds}
+        config = config_from_mapping({**SMALL, "data": data, "experiment": experiment})
+        planned = plan_run(config, tmp_path / str(rounds))
+        (place,) = planned.places
+        worker = Worker(planned.tree, replace(planned.spec.options, memory_GiB=1.0), Path.cwd())
+        with Store.open(planned.spec.options.store) as store:
+            assert not carry_out(store, Executor(worker), Silent(), Limits(4, 8, 30.0))
+            files = store.state_files(planned.tree.keys[node] for node in place.end_nodes)
+            ends.append(worker.resident.gather(place.end_nodes, files, trains=True))
+    for one, other in zip(ends[0].matrices, ends[1].matrices, strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(ends[0].weights_MP[0], ends[0].weights_MP[1])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_of_rounds_is_a_plain_loop(name: str, digits_directory: Path, tmp_path: Path) -> None:
     experiment = {"k": 0, "s": 1, "after": 1, "rounds": 3, **CASES[name]}
