@@ -153,7 +153,19 @@ def by_calls(y: Tensor) -> Tensor:
     return y * len(calls)
 
 
+class OwnBuffer(Changed):
+    """A tensor that is no member's."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.relu)
+        self.register_buffer("shift", torch.ones(3, 1, 1), persistent=False)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return super().forward(x_NCHW + self.shift)
+
+
 NOT_REPLAYED = {
+    "a buffer that is not saved": OwnBuffer(),
     "reads a number": Changed(lambda y: y * y.mean().item()),
     "a size that depends on values": Changed(lambda y: y * (y > 0).nonzero().size(0)),
     "mean of all batches": Changed(torch.relu, momentum=None),
