@@ -29,7 +29,7 @@ from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.experiment.tree import OWN
-from fastwi.report.estimates import cell_names, counted_text, groups, set_title, shown, style, value_text
+from fastwi.report.estimates import cell_names, counted_text, groups, set_title, shown, style
 from fastwi.report.rows import gains
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import Table
@@ -149,6 +149,7 @@ def draw(frames: Frames, title: str) -> Any:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator
 
     pairs = frames["pairs"]
     outcomes = [name for name in OUTCOMES if pairs[name].null_count() < pairs.height] or list(OUTCOMES)[:1]
@@ -172,13 +173,16 @@ def draw(frames: Frames, title: str) -> Any:
             above = f"Spearman of cell means {shown(estimate, estimate.n_parents)}" if estimate else ""
             style(axis, QUANTITIES[quantity], OUTCOMES[outcome].removeprefix("the "), above)
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
             axis.axhline(0, color="0.5", lw=0.8)
     handles: list[Any] = [
-        Line2D([], [], ls="", marker="o", color=colour, label=f"learning rate {value_text(rate)}")
+        Line2D([], [], ls="", marker="o", color=colour, label=f"learning rate {rate:g}")
         for rate, colour in colours.items()
     ]
     handles += [
-        Line2D([], [], ls="", marker=marker, color="0.35", label=f"batch size {value_text(size)}")
+        Line2D([], [], ls="", marker=marker, color="0.35", label=f"batch size {size:g}")
         for size, marker in markers.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6) or 1, fontsize=8)
