@@ -109,7 +109,7 @@ class Engine(abc.ABC):
         self._forward: Callable[..., Tensor] = self._call
         if self.resolved.backend == "compile":
             self._forward = compiled(self._call, self.device)
-        recorded = self.resolved.backend == "fused" and can_be_recorded(self._model)
+        recorded = self.resolved.backend == "fused" and can_be_recorded(model, self._model)
         self._recorded = Recorded() if recorded else None
         self._draws_itself = bool(draws_of(model))
         self._ahead = DrawsAhead()

@@ -38,12 +38,15 @@ _KNOWN = {"torch", "fastwi", "operator", "_operator", "builtins", "math"}
 _READS = {"tolist", "numpy", "data_ptr", "storage", "untyped_storage"}  # of values, which no dispatch mode sees
 
 
-def can_be_recorded(network: nn.Module) -> bool:
-    """Whether the traced `network` has nothing but torch's and fastwi's functions and modules.
+def can_be_recorded(model: nn.Module, network: nn.Module) -> bool:
+    """Whether `network`, the trace of `model`, has nothing but torch's and fastwi's functions and modules.
 
-    A function of the user's may do in each pass what no dispatch mode sees.
+    A function of the user's may do in each pass what no dispatch mode sees. Nor may there be buffers that are no
+    member's: to record a pass is to run it again.
     """
-    return isinstance(network, fx.GraphModule) and all(_is_known(network, node) for node in network.graph.nodes)
+    if not isinstance(network, fx.GraphModule) or not model.state_dict().keys() >= dict(model.named_buffers()).keys():
+        return False
+    return all(_is_known(network, node) for node in network.graph.nodes)
 
 
 def _is_known(network: fx.GraphModule, node: fx.Node) -> bool:
