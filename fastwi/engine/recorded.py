@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastwi.kernels.cpu import library, listening
+from fastwi.models import generators
 
 RECORD_AT = 16
 """The pass of a shape that is recorded. That costs as much as three passes, and saves a tenth of each later one."""
@@ -94,9 +95,14 @@ class Recorded:
 def _twice(
     first: Callable[[], Tensor], second: Callable[[], Tensor], tensors: Sequence[Tensor]
 ) -> tuple[Tensor, bool]:
-    """What `first` returns, and whether `second` returns and writes the same from the same state, to the bit."""
-    before = [each.detach().clone() for each in tensors]
+    """What `first` returns, and whether `second` returns and writes the same from the same state, to the bit.
+
+    If `first` draws, `second` is not called: later draws would be others.
+    """
+    before, generator_states = [each.detach().clone() for each in tensors], generators.states()
     loss = first()
+    if generators.drawn_from(generator_states):
+        return loss, False
     after = [each.detach().clone() for each in tensors]
     _restore(tensors, before)
     with torch.no_grad():
