@@ -105,9 +105,12 @@ def _twice(
         return loss, False
     after = [each.detach().clone() for each in tensors]
     _restore(tensors, before)
-    with torch.no_grad():
-        other = second()
-        same = all(map(torch.equal, (loss, *after), (other, *tensors)))
+    try:
+        with torch.no_grad():
+            other = second()
+            same = all(map(torch.equal, (loss, *after), (other, *tensors)))
+    except Exception:  # out of memory, for one: the pass itself goes on
+        same = False
     _restore(tensors, after)
     return loss, same
 

@@ -217,6 +217,19 @@ def test_reads_and_draws_are_refused_though_nothing_has_changed_yet(factor):
     assert list(passes._replays.values()) == [None]
 
 
+def test_training_goes_on_where_recording_fails(monkeypatch, seed):
+    plain, replayed, one, other = both("shared", seed)
+
+    def fails(_: object, run: Callable[[], Tensor]) -> Tensor:
+        run()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(recorded._Recorder, "record", fails)
+    assert train(plain, one, seed) == train(replayed, other, seed)
+    assert same_rows(one, [0, 1], other, [0, 1])
+    assert replays(replayed) == [False]
+
+
 def test_large_batches_are_not_recorded(monkeypatch, seed):
     monkeypatch.setattr(recorded, "MOST_VALUES", 10)
     engine = make(NETWORKS["shared"]())
