@@ -7,7 +7,8 @@ with E(alpha) the error at W(alpha), over 30 evenly spaced alphas,
     linear barrier = max over alpha of [E(alpha) - (1 - alpha) E(0) - alpha E(1)].
 
 Neither bounds the other. Where the error changes evenly the second is zero, and the first is half the difference
-of the end points.
+of the end points. The same group's later code (github.com/gsaltintas/lmc, lmc/utils/lmc_utils.py) takes the excess of
+the second at the alpha of the largest error, over 11 alphas with statistics recomputed at each: the barrier "at".
 
 Shapes: L places on the line.
 """
@@ -37,7 +38,8 @@ class Barrier:
     """The barriers of one line on one split, under one treatment of batch-norm statistics.
 
     Errors in percentage points, losses in nats; NaN where a value on the line is NaN. `alpha_of_error`,
-    `alpha_of_loss`: where the largest value is (the first of several). `alphas`: places that they are taken over.
+    `alpha_of_loss`: where the largest value is (the first of several), `error_at` and `loss_at`: the excess over the
+    ends' line there. `alphas`: places that they are taken over.
     """
 
     split: str
@@ -45,9 +47,11 @@ class Barrier:
     alphas: int
     error: float
     error_linear: float
+    error_at: float
     alpha_of_error: float
     loss: float
     loss_linear: float
+    loss_at: float
     alpha_of_loss: float
 
     def row(self) -> dict[str, Any]:
@@ -57,8 +61,10 @@ class Barrier:
             "batch_norm": self.treatment,
             "error_barrier_%": self.error,
             "error_barrier_linear_%": self.error_linear,
+            "error_barrier_at_%": self.error_at,
             "loss_barrier_nats": self.loss,
             "loss_barrier_linear_nats": self.loss_linear,
+            "loss_barrier_at_nats": self.loss_at,
             "alpha_of_largest_error": self.alpha_of_error,
             "alpha_of_largest_loss": self.alpha_of_loss,
             "alphas": self.alphas,
@@ -109,8 +115,9 @@ def barrier_of(
         values_L = table[split][treatment][inside_L]
         first, last = values_L[alphas_L == 0][0], values_L[alphas_L == 1][0]
         largest = int(np.argmax(values_L))  # numpy takes NaN for the largest, so that it is not overlooked
-        linear = np.max(values_L - (1 - alphas_L) * first - alphas_L * last)
-        found += [float(values_L[largest] - (first + last) / 2), float(linear), float(alphas_L[largest])]
+        excess_L = values_L - (1 - alphas_L) * first - alphas_L * last
+        linear, at = float(np.max(excess_L)), float(excess_L[largest])
+        found += [float(values_L[largest] - (first + last) / 2), linear, at, float(alphas_L[largest])]
     return Barrier(split, treatment, len(alphas_L), *found)
 
 

@@ -47,7 +47,7 @@ def last_cells(
 
 def cell_heading(names: Sequence[str], values: Sequence[Any], rows: polars.DataFrame, *more: str) -> str:
     """A cell's k, s and n, and a line for its other axes and for each of `more`, for a panel."""
-    cell = f"k = {values[-2]}, s = {values[-1]}; {counted_text(rows)}"
+    cell = f"k = {value_text(values[-2])}, s = {value_text(values[-1])}; {counted_text(rows)}"
     return "\n".join(filter(None, [cell, variant_of(names, values), *more]))
 
 

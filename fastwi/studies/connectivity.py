@@ -32,12 +32,16 @@ from fastwi.report.estimates import (
     style,
     value_of,
     variant_of,
+    verdict_table,
 )
 from fastwi.report.heatmap import K_LABEL
 from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
-from fastwi.report.summary import Table
+from fastwi.report.summary import Table, value_text
 
 MIDDLE = 0.5
+STABLE = 2.0
+"""Points of error: networks with a lower barrier are stable (Frankle et al. 2020, section 3)."""
+
 _SNAP = 1e-9  # a place this near to an end or the middle is meant to be it
 
 COLUMNS = {
@@ -52,8 +56,10 @@ COLUMNS = {
         "batch_norm": LINE_COLUMNS["batch_norm"],
         "barrier_error_points": Column("points", "largest error on the line less the mean of the ends' errors"),
         "barrier_error_linear_points": Column("points", "largest excess of the error over the ends' line"),
+        "barrier_error_at_points": Column("points", "that excess where the error is largest (gsaltintas/lmc)"),
         "barrier_loss_nats": Column("nats", "largest loss on the line less the mean of the ends' losses"),
         "barrier_loss_linear_nats": Column("nats", "largest excess of the loss over the ends' line"),
+        "barrier_loss_at_nats": Column("nats", "that excess where the loss is largest (gsaltintas/lmc)"),
         "alpha_of_largest_error": Column("1", "where on the line the error is largest"),
         "alpha_of_largest_loss": Column("1", "where on the line the loss is largest"),
         "gain_best_points": Column("points", "error of the better end less that at alpha = 0.5, same statistics"),
@@ -61,6 +67,7 @@ COLUMNS = {
         "gain_best_nats": Column("nats", "loss of the better end less that at alpha = 0.5, likewise"),
         "gain_mean_nats": Column("nats", "mean of the ends' losses less that at alpha = 0.5, likewise"),
         "places": Column("", "places on the line that the barriers are taken over, from 0 to 1", polars.Int64),
+        "k_iterations": Column("iterations", "training steps of the parent before cloning", polars.Int64),
     },
 }
 
@@ -79,7 +86,8 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     for pair, how in bench.each(pairs, lambda pair: len(alphas_L)):
         line = analysis.evaluate_line(pair=opened.states(pair.place.ends), alphas=alphas_L, **how)
         lines += [{**pair.columns(), **row} for row in line.rows()]
-        barriers += [{**pair.columns(), **row} for row in _barrier_rows(line, counted_L)]
+        cloned = {"k_iterations": pair.place.tree.iterations[pair.place.clone_node]}
+        barriers += [{**pair.columns(), **row, **cloned} for row in _barrier_rows(line, counted_L)]
     return opened.frames(COLUMNS, line=lines, barrier=barriers)
 
 
@@ -102,6 +110,7 @@ def _barrier_rows(line: "analysis.Measured", counted_L: Any) -> Iterator[dict[st
         found = analysis.barrier_of(line, split, treatment, counted_L)
         row = {
             "barrier_error_points": found.error, "barrier_error_linear_points": found.error_linear,
+            "barrier_error_at_points": found.error_at, "barrier_loss_at_nats": found.loss_at,
             "barrier_loss_nats": found.loss, "barrier_loss_linear_nats": found.loss_linear,
             "alpha_of_largest_error": found.alpha_of_error, "alpha_of_largest_loss": found.alpha_of_loss,
         }  # fmt: skip
@@ -117,6 +126,7 @@ def _barrier_rows(line: "analysis.Measured", counted_L: Any) -> Iterator[dict[st
 _TABLES = {
     "barrier_error_points": ("Error barrier over the mean of the ends' errors, in points", 2),
     "barrier_error_linear_points": ("Error barrier over the line between the ends' errors, in points", 2),
+    "barrier_error_at_points": ("The same where the error is largest (gsaltintas/lmc), in points", 2),
     "barrier_loss_nats": ("Loss barrier over the mean of the ends' losses, in nats", 4),
     "barrier_loss_linear_nats": ("Loss barrier over the line between the ends' losses, in nats", 4),
     "gain_best_points": ("Gain at alpha = 0.5 over the better end: its error less that of the middle, in points", 2),
@@ -125,30 +135,49 @@ _TABLES = {
 
 
 def tables(frames: Frames) -> list[Table]:
-    """One table a quantity, one row a cell, one column a split and treatment: means with intervals over parents."""
+    """One table a quantity, one row a cell, one column a split and treatment: means with intervals over parents.
+
+    And where k varies, from which k on training is stable.
+    """
     barrier = frames["barrier"]
     names = cell_names(barrier)
     by = ["split", "batch_norm"]
-    return [
+    shown = [
         estimate_table(barrier, title, names, by, column, digits)
         for column, (title, digits) in _TABLES.items()
-    ]  # fmt: skip
+        if column in barrier.columns  # not in frames of earlier versions
+    ]
+    return [*shown, _stable(barrier)] if barrier["k"].n_unique() > 1 and "k_iterations" in barrier.columns else shown
 
 
-_BARRIERS = {"barrier_error_points": "test error barrier (points)", "barrier_loss_nats": "test loss barrier (nats)"}
+def _stable(barrier: polars.DataFrame) -> Table:
+    """A row for each k, and all else that a cell has: whether the error barrier is below that of a stable network."""
+    names, below = [*cell_names(barrier), "k_iterations", "split", "batch_norm"], barrier.with_columns(
+        below=STABLE - polars.col("barrier_error_points")
+    )  # fmt: skip
+    rows = [(list(map(value_text, values)), estimate_of(here, "below")) for values, here in groups(below, names)]
+    title = (
+        f"Stable to SGD noise from k on: {STABLE:g} points less the error barrier, the limit of Frankle et al. 2020, "
+        "section 3 [95 %]"
+    )
+    return verdict_table(title, [*names, "below the limit by", "parents", "pairs", "stable"], rows)
+
+
+_BARRIERS = {"barrier_error_points": "error barrier (points)", "barrier_loss_nats": "loss barrier (nats)"}
 _MOST_ROWS, _MOST_COLUMNS = 8, 6  # of panels
 
 
 def draw(frames: Frames, title: str) -> Any:
     """Draw the test error along the line of each cell, and below it the barriers against k for each s.
 
-    Of many cells a part is drawn, and the title says so.
+    Against k in iterations where a k is within an epoch, and for each end where s is up to one end for all k. Of many
+    cells a part is drawn, and the title says so.
     """
     from matplotlib.figure import Figure
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
 
-    line = frames["line"]
+    (line, s_name), (barrier, _) = map(_by_end, (frames["line"], frames["barrier"]))
     names = cell_names(line)
     cells = dict(groups(line, names))
     across = sorted({values[-1] for values in cells})[:_MOST_COLUMNS]
@@ -168,7 +197,8 @@ def draw(frames: Frames, title: str) -> Any:
                 axis.set_axis_off()
                 continue
             _draw_lines(axis, rows)
-            heading = [f"k = {row[-1]}, s = {s}; {counted_text(rows)}", variant_of(names, (*row, s))]
+            cell = f"k = {value_text(row[-1])}, {s_name} = {value_text(s)}; {counted_text(rows)}"
+            heading = [cell, variant_of(names, (*row, s))]
             along = "place on the line: 0 is A, 1 is B" if y == len(down) - 1 else ""
             style(axis, along, "error (%)" if x == 0 else "", "\n".join(filter(None, heading)))
     # Each entry is a line in the colour of each treatment that it stands for.
@@ -191,10 +221,17 @@ def draw(frames: Frames, title: str) -> Any:
         ncols=2,
         fontsize=8,
     )
-    _draw_barriers(lower, frames["barrier"])
+    _draw_barriers(lower, barrier, s_name)
     part = f" ({drawn} of {len(cells)} cells)" if drawn < len(cells) else ""
     set_title(figure, f"Error on the line between two children{part}", title, size=10)
     return figure
+
+
+def _by_end(frame: polars.DataFrame) -> tuple[polars.DataFrame, str]:
+    """The frame, and what its column s is: k + s in place of s where that is one end for all k."""
+    ends = (polars.col("k") + polars.col("s")).round(6)
+    one_end = frame["s"].n_unique() > 1 and frame.select(ends.n_unique()).item() == 1
+    return (frame.with_columns(s=ends), "k + s") if one_end else (frame, "s")
 
 
 def _draw_lines(axis: Any, rows: polars.DataFrame) -> None:
@@ -211,32 +248,42 @@ def _draw_lines(axis: Any, rows: polars.DataFrame) -> None:
             axis.plot(list(places), means, color=TREATMENT_COLOURS[treatment], lw=width, ls=dashes)
 
 
-def _draw_barriers(figure: Any, barrier: polars.DataFrame) -> None:
-    """Test error and loss barriers against k, a line for each s and combination of other axes."""
+def _draw_barriers(figure: Any, barrier: polars.DataFrame, s_name: str) -> None:
+    """Error and loss barriers against k, a line for each s and combination of other axes; dashed: training images."""
     from matplotlib import colormaps
 
-    test = barrier.filter(split="test")
+    at, x_label, apart = "k", K_LABEL, 0.03
+    if not barrier["k"].dtype.is_integer():
+        at, x_label = "k_iterations", "k: iterations of the parent"
+        apart = 0.005 * barrier[at].to_numpy().max()
     others = [name for name in cell_names(barrier) if name != "k"]
-    panels = [(t, column, label) for t in distinct(test, "batch_norm") for column, label in _BARRIERS.items()]
+    panels = [(t, column, label) for t in distinct(barrier, "batch_norm") for column, label in _BARRIERS.items()]
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     every = list[Estimate | None]()
     for axis, (treatment, column, label) in zip(axes, panels, strict=True):
-        lines = list(groups(test.filter(batch_norm=treatment), others))
+        lines = list(groups(barrier.filter(batch_norm=treatment), others))
         colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(lines)))
         for i, ((values, rows), colour) in enumerate(zip(lines, colours, strict=True)):
-            by_k = {k: estimate_of(here, column) for (k,), here in groups(rows.sort("k"), ["k"])}
+            by_split = {
+                split: {k: estimate_of(here, column) for (k,), here in groups(own.sort(at), [at])}
+                for (split,), own in groups(rows, ["split"])
+            }
+            by_k = by_split["test"]
             variant = variant_of([*others[:-1], "k", "s"], values[:-1])
-            name = f"s = {values[-1]}" + (f", {variant}" if variant else "")
-            means = [value_of(estimate) for estimate in by_k.values()]
-            axis.plot(list(by_k), means, color=colour, marker="o", ms=3.5, lw=1.3, label=name)
+            name = f"{s_name} = {value_text(values[-1])}" + (f", {variant}" if variant else "")
+            for split, look in (("test", {"marker": "o", "ms": 3.5, "lw": 1.3}), ("train", {"lw": 1.0, "ls": "--"})):
+                means = [value_of(estimate) for estimate in by_split[split].values()]
+                label_of_line = name if split == "test" else None
+                axis.plot(list(by_split[split]), means, color=colour, label=label_of_line, **look)
             for k, estimate in by_k.items():
                 # A little apart, so that each is seen.
-                draw_spread(axis, estimate, k + 0.03 * (i - (len(lines) - 1) / 2), colour)
+                draw_spread(axis, estimate, k + apart * (i - (len(lines) - 1) / 2), colour)
             every += by_k.values()
         axis.axhline(0, color="0.6", lw=0.8, zorder=0)
         axis.margins(0.12)  # intervals stay off the frame
-        style(axis, K_LABEL, "", f"{label}\n{treatment} statistics", whole_x=True)
-    figure.suptitle(f"Barriers, means over parents; {spread_text(every)}", fontsize=9)
+        style(axis, x_label, "", f"{label}\n{treatment} statistics", whole_x=True)
+    heading = "Barriers on test images, on training images dashed; means over parents"
+    figure.suptitle("; ".join(filter(None, [heading, spread_text(every)])), fontsize=9)
     if len(axes[0].get_legend_handles_labels()[1]) <= 12:
         axes[0].legend(fontsize=7)
 

@@ -156,6 +156,7 @@ def test_barriers_worked_by_hand():
     found = barrier_of(made([1, 0, 0.5, -1, 2], loss=[4, 2, 6, 50, 50], error=[20, 10, 16, 99, 99]), "test")
     assert (found.error, found.error_linear, found.alpha_of_error) == (20 - 15, 1, 1)
     assert (found.loss, found.loss_linear, found.alpha_of_loss) == (6 - 3, 3, 0.5)
+    assert (found.error_at, found.loss_at) == (0, 3)  # at the alphas of the largest values
     assert found.alphas == 3
     counted = barrier_of(
         made([0, 0.5, 1], loss=[2, 6, 4], error=[10, 16, 20]), "test", counted_L=np.array([1, 0, 1], bool)

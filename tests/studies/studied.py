@@ -64,6 +64,10 @@ ROUNDS = (*_ONE_CELL, "--axes.experiment.rounds", "[1, 3]", "--experiment.contin
 """A cell with one round of averaging or three, and the parents trained on alone."""
 OVER_TIME = (*_ONE_CELL, "--trajectory.averages", "[lawa, swa, ema]", "--trajectory.window", "2")
 """A cell with averages over time of every network."""
+WITHIN = (
+    "--axes.experiment.k", "[0, 2it, 1, 4it]", "--axes.experiment.s", "[2ep-k]", "--experiment.after", "1ep1it",
+)  # fmt: skip
+"""Cells that are cloned within epochs of 3 iterations, all averaged after 2 epochs."""
 _made: dict[str, Path] = {}
 
 State = dict[str, Tensor]

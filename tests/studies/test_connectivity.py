@@ -3,7 +3,7 @@
 import numpy as np
 import polars
 import pytest
-from studied import by_cell, check, column, measured, mixed, presented, state_of, studied_sweep
+from studied import WITHIN, by_cell, check, column, measured, mixed, presented, state_of, studied_sweep
 
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
@@ -58,6 +58,7 @@ def test_barriers_and_gains_are_those_of_the_line(frames):
             expected = {
                 f"barrier_{value}_{unit}": every[on].max() - (first + last) / 2,
                 f"barrier_{value}_linear_{unit}": (every - (1 - alpha) * first - alpha * last)[on].max(),
+                f"barrier_{value}_at_{unit}": (every - (1 - alpha) * first - alpha * last)[on][every[on].argmax()],
                 f"alpha_of_largest_{value}": alpha[on][every[on].argmax()],
                 f"gain_mean_{unit}": (first + last) / 2 - middle,
                 f"gain_best_{unit}": min(first, last) - middle,
@@ -127,6 +128,57 @@ def test_tables_and_figure(frames, tmp_path):
     # What lines, thin lines and dots are is said.
     for text in ("test images, each pair", "training images, mean over parents", "dots: each parent"):
         assert text in drawn
+
+
+@pytest.fixture(scope="module")
+def unstable(digits_directory, tmp_path_factory):
+    """An instability analysis: cloned within epochs of 3 iterations, all children trained to the end of epoch 2."""
+    with studied_sweep(digits_directory, tmp_path_factory, *WITHIN) as opened:
+        yield opened, measured("connectivity", opened, alphas=3)
+
+
+def test_instability_is_measured_against_iterations(unstable, tmp_path):
+    opened, frames = unstable
+    ks, steps = [0, 2, 3, 4], 3
+    barrier = frames["barrier"]
+    assert barrier["k"].unique(maintain_order=True).to_list() == [k / steps for k in ks]
+    assert barrier["k_iterations"].unique(maintain_order=True).to_list() == ks
+    assert barrier["s"].unique(maintain_order=True).to_list() == [(2 * steps - k) / steps for k in ks]
+    for row in barrier.filter(split="test").iter_rows(named=True):
+        place = by_cell(opened)[row["k"], row["s"], row["parent_seed"]].place
+        errors = dict.fromkeys((0.0, 0.5, 1.0), 0.0)
+        treatment = dict(zip(("averaged", "recomputed"), place.treatments, strict=True))[row["batch_norm"]]
+        for alpha, state in zip(errors, (place.ends[0], place.average, place.ends[1]), strict=True):
+            errors[alpha] = 100 - opened.measured[state, treatment].test_accuracy
+        expected = max(errors.values()) - (errors[0.0] + errors[1.0]) / 2
+        assert row["barrier_error_points"] == pytest.approx(expected, abs=1e-12)
+    tables, drawn = presented("connectivity", frames, tmp_path)
+    stable = tables[-1]
+    assert column(stable, "k_iterations") == [str(k) for k in ks for _ in range(4)]
+    values = barrier.filter(k_iterations=2, split="test", batch_norm="recomputed")["barrier_error_points"]
+    at = [row[:-4][-3:] for row in stable.rows].index(("2", "test", "recomputed"))
+    assert column(stable, "below the limit by")[at] == f"{2 - values.mean():+.2f} (n = 2)"
+    assert set(column(stable, "stable")) == {"not settled (n = 2)"}
+    for text in ("k: iterations of the parent", "k + s = 2"):
+        assert text in drawn
+
+
+@pytest.mark.parametrize("study", ["importance", "controls", "rounds"])
+def test_other_studies_of_times_within_epochs(unstable, study):
+    """Parts of epochs are not counted as whole ones."""
+    opened, _ = unstable
+    if study == "rounds":
+        with pytest.raises(UserError, match="rounds"):
+            measured(study, opened)
+        return
+    for frame in measured(study, opened).values():
+        for name in {"epoch", "epochs_after"} & set(frame.columns):
+            times = frame[name].drop_nulls().unique().to_list()
+            assert all(time * 3 == pytest.approx(round(time * 3), abs=1e-9) for time in times)
+            assert any(time % 1 for time in times)
+    if study == "controls":
+        epochs = measured(study, opened)["controls"].drop_nulls("epochs")
+        assert set(epochs["k"]) <= {0.0, 1.0}
 
 
 def test_what_is_not_defined_is_said_and_drawn(frames, tmp_path):
