@@ -4,8 +4,10 @@ Batch norm, the residual sum and ReLU behind it become one module, and the optio
 """
 
 import copy
+import functools
 import operator
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 import torch
@@ -18,9 +20,16 @@ from fastwi.models import generators
 
 _RELU = (functional.relu, torch.relu)
 _ADD = (operator.add, torch.add)
-_IN_PLACE = (
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.setitem,
-)  # fmt: skip
+_PLAIN: dict[Any, Any] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv, operator.ipow: operator.pow,
+}  # fmt: skip
+_VIEWS = {
+    "getitem", "getattr", "view", "view_as", "reshape", "flatten", "unflatten", "transpose", "permute", "movedim",
+    "t", "squeeze", "unsqueeze", "expand", "chunk", "split", "unbind", "narrow", "select", "detach", "contiguous",
+    "to",
+}  # fmt: skip
+"""Functions and methods, by name, whose result may be in the memory of their first argument."""
 _PAD = (functional.pad, torch._C._nn.pad)
 
 
@@ -49,11 +58,25 @@ def trace(module: nn.Module) -> fx.GraphModule | None:
         return None
     names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     constants = any(node.op == "get_attr" and node.target not in names for node in traced.graph.nodes)
-    return None if constants or _changed_in_place(traced) else traced
+    return None if constants or not _made_plain(traced) or _changed_in_place(traced) else traced
+
+
+class _Proxy(fx.Proxy):
+    """Records `y += z`, which fx would read as y = y + z: another network where y is read by another name later."""
+
+    def _changed(self, function: Any, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    for _function in _PLAIN:
+        locals()[f"__{_function.__name__}__"] = functools.partialmethod(_changed, _function)
 
 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else a buffer's value at the time is what the graph has
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What the traced code computes with."""
+        return _Proxy(node, self)
 
 
 def _traced(module: nn.Module) -> fx.GraphModule:
@@ -62,22 +85,44 @@ def _traced(module: nn.Module) -> fx.GraphModule:
     return fx.GraphModule(tracer.root, graph)
 
 
+def _made_plain(traced: fx.GraphModule) -> bool:
+    """Make y = y + z of `y += z`, and so on; False where that would be another network."""
+    place = {node: i for i, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        if node.target in _PLAIN:
+            for changed in _shared_memory(node.args[0]):
+                if changed.op == "get_attr" or any(place[user] > place[node] for user in changed.users):
+                    return False
+            node.target = _PLAIN[node.target]
+    traced.recompile()
+    return True
+
+
 def _changed_in_place(traced: fx.GraphModule) -> bool:
     """Whether an activation with several readers is changed in place by one of them."""
-    for node in traced.graph.nodes:
-        first = node.args[0] if node.args else None
-        if isinstance(first, fx.Node) and len(first.users) > 1 and _is_in_place(traced, node):
-            return True
-    return False
+    return any(
+        _is_in_place(traced, node) and any(len(changed.users) > 1 for changed in _shared_memory(node.args[0]))
+        for node in traced.graph.nodes
+        if node.args
+    )
+
+
+def _shared_memory(changed: Any) -> Iterator[fx.Node]:
+    """The node `changed`, and what it is a view of."""
+    while isinstance(changed, fx.Node):
+        yield changed
+        is_view = changed.target in _VIEWS or getattr(changed.target, "__name__", "") in _VIEWS
+        changed = changed.args[0] if is_view and changed.args else None
 
 
 def _is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    if node.op == "call_function" and (node.kwargs.get("inplace") or node.args[1:2] == (True,)):
+    second = node.args[1] if len(node.args) > 1 else None  # an index of 1 equals True
+    if node.op == "call_function" and (node.kwargs.get("inplace") or second is True):
         return True
-    return node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    return node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
 
 
 def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:

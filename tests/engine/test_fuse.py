@@ -191,8 +191,22 @@ class Small(nn.Module):
         return self.around(self, self.norm(self.conv(x))).mean((2, 3))
 
 
+def changed_once(net: Small, y: Tensor) -> Tensor:
+    """Nothing reads the old values later."""
+    z = net.relu(y + y.mean())
+    z += net.shift
+    z -= 0.5
+    return z * z.mean()
+
+
 @pytest.mark.parametrize(
-    "around", [lambda net, y: y * torch.exp(net.shift) + net.shift, lambda net, y: relu(y + y.size(1))]
+    "around",
+    [
+        lambda net, y: y * torch.exp(net.shift) + net.shift,
+        lambda net, y: relu(y + y.size(1)),
+        lambda net, y: torch.add(y, 1) * y,  # 1 is no `inplace`
+        changed_once,
+    ],
 )
 def test_buffers_and_sizes_are_those_of_the_call(seed, around):
     torch.manual_seed(seed)
@@ -219,8 +233,20 @@ def counting(net: Small, y: Tensor) -> Tensor:
 
 def in_place_operator(net: Small, y: Tensor) -> Tensor:
     z = y
-    z += 1
+    z += 2
     return z * y
+
+
+def buffer_in_place(net: Small, y: Tensor) -> Tensor:
+    shift = net.shift
+    shift += 1
+    return y * shift
+
+
+def view_in_place(net: Small, y: Tensor) -> Tensor:
+    z = y[:, :8]
+    z += 2
+    return y
 
 
 class OwnTrain(Small):
@@ -250,6 +276,9 @@ LOST = {
     "module in place": Small(lambda net, y: net.relu(y) + y),
     "method in place": Small(lambda net, y: y.mul_(2) + y),
     "operator in place": Small(in_place_operator),
+    "buffer in place": Small(buffer_in_place),
+    "view by operator": Small(view_in_place),
+    "view by method": Small(lambda net, y: y.permute(0, 2, 3, 1).mul_(2).permute(0, 3, 1, 2) + y),
     "function in place": Small(lambda net, y: relu(y, inplace=True) * y),
     "forks": Small(lambda net, y: net.norm(y) if y.sum() > 0 else y),
     "dropout": Small(lambda net, y: functional.dropout(relu(y), 0.5, training=net.training)),
