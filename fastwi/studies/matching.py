@@ -123,13 +123,10 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
             lines = analysis.MatchedLines(evaluator, symmetry, members, cell.rows, order, images, on)
             moved_R = 100 * (np.concatenate(order, 1) != np.concatenate(unmoved, 1)).mean(1)
             for repair in REPAIRS:
-                by_layer = lines.collapse(repair == "repair")
-                for (number, (layer, ratio_R)), row in itertools.product(
-                    enumerate(by_layer.items()), range(len(moved_R))
-                ):
-                    named = {**cell.names[row], "matching": matching, "repair": repair}
-                    ratio = analysis.finite(ratio_R[row])
-                    layers.append({**named, "layer": layer, "layer_number": number, "variance_ratio": ratio})
+                for number, (layer, ratio_R) in enumerate(lines.collapse(repair == "repair").items()):
+                    named = {"matching": matching, "repair": repair, "layer": layer, "layer_number": number}
+                    for name, ratio in zip(cell.names, ratio_R.tolist(), strict=True):
+                        layers.append({**name, **named, "variance_ratio": analysis.finite(ratio)})
             for row, name in enumerate(cell.names):
                 named = {**name, "matching": matching, "moved_%": moved_R[row], "weights_cosine": lines.cosine(row)}
                 for repair in REPAIRS:
