@@ -202,6 +202,43 @@ def test_loaded_networks_are_the_checkpoints(ran, digits_directory, checkpoint, 
         assert torch.equal(network(x_NCHW), other(x_NCHW))
 
 
+def test_a_run_within_epochs(digits_directory, tmp_path):
+    """Times from Python, its networks by them, and a longer run that goes on from it."""
+    times = {"experiment.k": "1it", "experiment.s": "1ep1it", "experiment.after": "1ep"}
+
+    def run(**more) -> fastwi.Results:
+        settings = {**SETTINGS, **times, "experiment.continue_children": True, **more}
+        return fastwi.run(settings, train=digits_directory, directory=tmp_path / "r", progress=False)
+
+    found = run()
+    iterations = found.frame["iteration"].to_list()
+    steps = round(iterations[-1] / found.frame["epoch"].to_list()[-1])
+    assert steps > 2
+    assert found.frame["epoch"].to_list() == [done / steps for done in iterations]
+    assert sorted(set(iterations)) == [1, steps, steps + 2, 2 * steps, 2 * steps + 2]
+    for checkpoint, member, asked in (
+        ("parent", 0, {"which": "parent"}), ("parent", 0, {"which": "parent", "k": "1it"}),
+        ("children", 1, {"child": 2}), ("children", 1, {"child": 2, "s": f"{steps + 1}it"}),
+        ("average", 0, {"which": "average"}), ("final", 0, {"which": "average", "after": 1}),
+        ("final", 1, {"child": 1, "after": f"{steps}it"}),
+    ):  # fmt: skip
+        network = fastwi.load_network(found, **asked).state_dict()
+        expected = fastwi.load_state_dict(
+            found.directory / "checkpoints" / f"{checkpoint}.safetensors", member=member
+        )
+        assert all(torch.equal(network[name], expected[name]) for name in expected), asked
+    said = refusal(UserError, fastwi.load_network, found, which="parent", k="2it")
+    assert "k: there is no '2it'" in said
+    assert "1it" in said
+    longer = run(**{"experiment.after": "1ep2it"})
+    # The end within an epoch is not on the longer run's way.
+    both = [[row for row in rows_in(each.frame) if row["iteration"] <= 2 * steps] for each in (found, longer)]
+    assert both[0] == both[1]
+    assert longer.frame["iteration"].to_list()[-1] == 2 * steps + 4
+    assert f"+{(steps + 2) / steps:.6g}" in (tmp_path / "r" / "summary.md").read_text()
+    assert "experiment.after: 1ep2it" in refusal(CheckpointError, run)
+
+
 def test_a_sweeps_networks(swept, digits_directory):
     """Each cell's networks are those of the cell's own run."""
     child = fastwi.load_network(swept, parent=0, child=3, k=2, s=1)

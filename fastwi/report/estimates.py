@@ -20,6 +20,13 @@ def cell_names(frame: polars.DataFrame, alpha: bool = False) -> list[str]:
     return [*names, "alpha"] if alpha and frame["alpha"].null_count() < frame.height else names
 
 
+def by_end(frame: polars.DataFrame) -> tuple[polars.DataFrame, str]:
+    """A frame to draw, and what its column s is: k + s in place of s where that is one end for all k."""
+    ends = (polars.col("k") + polars.col("s")).round(6)
+    one_end = frame["s"].n_unique() > 1 and frame.select(ends.n_unique()).item() == 1
+    return (frame.with_columns(s=ends), "k + s") if one_end else (frame, "s")
+
+
 def groups(frame: polars.DataFrame, names: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], polars.DataFrame]]:
     """The values of the columns `names` and the rows that have them, in order of first appearance."""
     for values, rows in frame.group_by(names, maintain_order=True):

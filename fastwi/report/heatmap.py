@@ -9,7 +9,7 @@ import numpy as np
 import polars
 
 from fastwi.analysis.statistics import FEWEST, Estimate
-from fastwi.report.estimates import estimate_of
+from fastwi.report.estimates import by_end, estimate_of
 from fastwi.report.figures import numbered, save_figure
 from fastwi.report.summary import interval_text, value_text
 from fastwi.report.tables import cells, gain_column, measured, note_of
@@ -33,7 +33,7 @@ def draw_heatmap(gains: polars.DataFrame, path: Path, subject: str) -> list[Path
     from matplotlib.colors import SymLogNorm
     from matplotlib.figure import Figure
 
-    treatments = measured(gains)
+    treatments, (gains, s_name) = measured(gains), by_end(gains)
     if not treatments:
         return []
     maps: dict[tuple[str, str], dict[tuple[float, float], Estimate]] = {}
@@ -73,6 +73,8 @@ def draw_heatmap(gains: polars.DataFrame, path: Path, subject: str) -> list[Path
         axes = figure.subplots(down, beside, squeeze=False)
         for axis, (variant, treatment) in zip(axes.flat, panels, strict=False):
             image = _draw_map(axis, maps[variant, treatment], ks, ss, norm)
+            if s_name != "s":
+                axis.set_xlabel(f"{s_name}: epochs at averaging")
             where = textwrap.wrap(variant, int(13 * width))
             axis.set_title("\n".join([f"{treatment} batch-norm statistics", *where]), fontsize=8)
         for axis in axes.flat[len(panels) :]:

@@ -20,6 +20,7 @@ from fastwi.analysis.statistics import Estimate
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.estimates import (
     TREATMENT_COLOURS,
+    by_end,
     cell_names,
     counted_text,
     distinct,
@@ -177,7 +178,7 @@ def draw(frames: Frames, title: str) -> Any:
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
 
-    (line, s_name), (barrier, _) = map(_by_end, (frames["line"], frames["barrier"]))
+    (line, s_name), (barrier, _) = map(by_end, (frames["line"], frames["barrier"]))
     names = cell_names(line)
     cells = dict(groups(line, names))
     across = sorted({values[-1] for values in cells})[:_MOST_COLUMNS]
@@ -225,13 +226,6 @@ def draw(frames: Frames, title: str) -> Any:
     part = f" ({drawn} of {len(cells)} cells)" if drawn < len(cells) else ""
     set_title(figure, f"Error on the line between two children{part}", title, size=10)
     return figure
-
-
-def _by_end(frame: polars.DataFrame) -> tuple[polars.DataFrame, str]:
-    """The frame, and what its column s is: k + s in place of s where that is one end for all k."""
-    ends = (polars.col("k") + polars.col("s")).round(6)
-    one_end = frame["s"].n_unique() > 1 and frame.select(ends.n_unique()).item() == 1
-    return (frame.with_columns(s=ends), "k + s") if one_end else (frame, "s")
 
 
 def _draw_lines(axis: Any, rows: polars.DataFrame) -> None:
