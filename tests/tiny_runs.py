@@ -158,10 +158,10 @@ def names_in(tree: Tree, place: PointStates) -> dict[Place, tuple[str, ...]]:
             (recomputed,) = treatments.keys() - {"own"}
             found["alone at", number, i] = tree.keys[node], recomputed
     for average in place.over_time:
-        key, (_, recomputed) = tree.keys[average.node], average.treatments
+        key, (own, recomputed) = tree.keys[average.node], average.treatments.values()
         # Alike in all runs, whatever the average is called.
         at = average.name.split()[0], average.network, average.child, average.round, tree.epochs[average.node]
-        found |= {(*at, "own"): (key, "own"), (*at, "recomputed"): (key, recomputed)}
+        found |= {(*at, "own"): (key, own.name), (*at, "recomputed"): (key, recomputed.name)}
     for at, (key, *_) in list(found.items()) if place.recomputed else ():
         if tree.is_epoch(tree.nodes[key]) and at[0] != "end":
             found[(*at, "recomputed")] = key, place.recomputed[tree.epochs[tree.nodes[key]]].name

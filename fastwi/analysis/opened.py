@@ -87,7 +87,7 @@ class OpenedSweep:
         tree = self.planned.tree
         nodes = [tree.nodes[key] for key in keys]
         files = self.store.state_files({tree.keys[source] for node in nodes for source in tree.sources(node)})
-        return self._resident.gather(nodes, files, trains=False)
+        return self._resident.gather(nodes, files, trains=False).plain
 
     def require(self, keys: Iterable[str]) -> None:
         """Raise UserError where one of the states `keys` is not stored, and cannot be made of stored ones."""

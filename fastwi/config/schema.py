@@ -114,6 +114,12 @@ class OptimizerConfig:
     momentum: float = option(0.9, "momentum", low=0.0, high=0.999999)
     weight_decay: float = option(1e-4, "L2 penalty, on every parameter", low=0.0)
     nesterov: bool = option(False, "Nesterov's form of momentum")
+    ema_decay: float = option(
+        0.0,
+        "decay an iteration of a moving average of the weights, kept and measured beside every network; 0: none",
+        low=0.0,
+        high=0.999999,
+    )
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class ProgramEngine(Engine):
         Earlier programs make room: together they have no more members than fit into memory.
         """
         settings = self.settings
-        key = (members, id(dataset), settings.optimizer, settings.augment, settings.keep_last_batch)
+        key = (members, layout.moving, id(dataset), settings.optimizer, settings.augment, settings.keep_last_batch)
         if key not in self._programs:
             room = self._rooms.get(self._kind(dataset), 10**9)
             while self._programs and (len(self._programs) >= PROGRAMS_KEPT or members + self._held() > room):

@@ -43,5 +43,7 @@ class LoopEngine(Engine):
             total += loss.double() * (len(labels_N) / batch)  # whole batches count 1
             if scale is None or not scale.unscale_(gradient_P[None])[0]:
                 sgd_row_(weights_P, gradient_P, momentum_P, rate, self.settings.optimizer)
+            if population.layout.moving:
+                population.moving_MP[m].lerp_(weights_P, 1 - self.settings.optimizer.ema_decay)
             epoch.report(len(labels_N))
         return float(total) / (epoch.images / batch or 1)

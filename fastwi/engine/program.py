@@ -175,6 +175,8 @@ class Program:
         low_BP = None if state.low_BP is state.members.weights_MP else state.low_BP
         members = state.members
         sgd_(members.weights_MP, state.gradient_BP, members.momentum_MP, rate_B, optimizer, low_BP, skip_B)
+        if members.layout.moving:
+            members.moving_MP.lerp_(members.weights_MP, 1 - optimizer.ema_decay)
         self._first += count
         self._step += 1
 

@@ -58,8 +58,9 @@ class Namer:
             )
         # What decides a parent before its first epoch and its measurement, beside its seed.
         self._untrained = _digest(
-            "untrained", KEY_VERSION, _settings(config, "model"), config.engine.precision, inputs.digest, test_images
-        )
+            "untrained", KEY_VERSION, _settings(config, "model"), config.engine.precision, inputs.digest, test_images,
+            *["moving average"] * (config.optimizer.ema_decay > 0),
+        )  # fmt: skip
         # What decides any epoch beside its start, noise and learning rates.
         kept = ["last batch"] * (sizes[-1] < batch)
         self._context = _digest(

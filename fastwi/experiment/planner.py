@@ -22,7 +22,7 @@ from fastwi.errors import UserError
 from fastwi.experiment.inputs import Inputs, inputs_key
 from fastwi.experiment.keys import Namer, epoch_key
 from fastwi.experiment.over_time import weights_over_time
-from fastwi.experiment.tree import OWN, Average, Treatment, Tree
+from fastwi.experiment.tree import MOVING, OWN, Average, Treatment, Tree
 from fastwi.models.changes import Networks, networks_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class OverTime:
-    """An average over time of a network's states up to an epoch. `name`: lawa, swa or ema. `network`: whose.
+    """An average over time of a network's states up to an epoch. `name`: lawa, swa, ema; or ema_iteration, which is
+    in the network's own state. `network`: whose.
 
     child: from 0; -1 for others. round: from 0; that of the child.
     """
@@ -329,7 +330,8 @@ class _Planner:
         self, config: Config, namer: Namer, parent: int, rounds: Sequence[Round], lasts: Sequence[int], after: int
     ) -> Iterator[OverTime]:
         """The averages over time of the networks of a point, in the order of epochs for each network."""
-        chosen, tree = config.trajectory.networks if config.trajectory.averages else (), self.tree
+        tree, any_at_all = self.tree, config.trajectory.averages or config.optimizer.ema_decay
+        chosen = config.trajectory.networks if any_at_all else ()
         networks = [("parent", -1, 0, 0, parent)] if "parent" in chosen else []
         for number, each in enumerate(rounds) if "child" in chosen else ():
             ends = lasts if each is rounds[-1] else each.end_nodes
@@ -344,6 +346,11 @@ class _Planner:
                     path.append(node)
                 node = tree.before[node]
             path.reverse()
+            if config.optimizer.ema_decay:
+                for node in (node for node in path if tree.iterations[node] > first):
+                    treatments = self._treatments(*how, tree.epochs[node], again).items()
+                    moved = {name: replace(each, name=MOVING + name, moving=True) for name, each in treatments}
+                    yield OverTime("ema_iteration", network, child, number, node, moved)
             for count, node in enumerate(path, 1):
                 epoch, at = tree.epochs[node], tree.iterations[node]
                 for name, weights in weights_over_time(config.trajectory, epoch, count) if at > first else ():

@@ -131,4 +131,5 @@ class ReadyQueue:
         if task < len(tree):
             return tree.epochs[task], 1, tree.alike[task]
         config = tree.probe_configs[task - len(tree)]
-        return tree.epochs[tree.start_of(task)], 0, (config.model, config.data, config.engine)
+        rows = config.model, config.data, config.engine, config.optimizer.ema_decay > 0
+        return tree.epochs[tree.start_of(task)], 0, rows

@@ -148,7 +148,8 @@ class ResidentStates(StateCache):
         for node, recomputed in (name for name in dict.fromkeys(names) if name not in rows):
             experiment, noise = tree.configs[node].experiment, tree.configs[node].seeds.statistics_noise
             how = recomputed and (tree.epochs[node], noise, experiment.recompute_images)
-            alike[node in tree.averages, tree.is_epoch(node), how].append((node, recomputed))
+            moving = tree.configs[node].optimizer.ema_decay > 0
+            alike[node in tree.averages, tree.is_epoch(node), moving, how].append((node, recomputed))
         for _, made in sorted(alike.items(), key=lambda item: bool(item[0][0])):  # averages of the others last
             nodes = [node for node, _ in made]
             population = self._made(nodes, made[0][1], files, rows)
@@ -162,7 +163,8 @@ class ResidentStates(StateCache):
             return self._read(nodes, files)
         if nodes[0] not in tree.averages:
             networks = [resources.network(tree.configs[node]) for node in nodes]
-            return Population.from_modules(networks, resolve_device(config.engine.device))
+            moving = config.optimizer.ema_decay > 0
+            return Population.from_modules(networks, resolve_device(config.engine.device), moving)
         self._bring(self._children(nodes), files, rows)
         averages = self._average(nodes, rows)
         if not recomputed:

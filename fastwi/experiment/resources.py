@@ -67,7 +67,8 @@ class Resources:
         kind = self._architecture(config)
         if kind not in self._layouts:
             self.network(config)
-        return self._layouts[kind]
+        layout = self._layouts[kind]
+        return replace(layout, moving=True) if config.optimizer.ema_decay else layout
 
     def engine(self, config: Config) -> Engine:
         """An engine; the compiled network is shared by all that differ in settings only."""

@@ -28,6 +28,8 @@ from fastwi.config.time import epochs_of
 from fastwi.experiment.inputs import Inputs, InputsKey
 
 OWN = "own"
+MOVING = "moving-"
+"""Before the name of a treatment: of the network at the moving average of its weights."""
 
 MeasurementKey: TypeAlias = tuple[str, str]
 
@@ -36,13 +38,20 @@ MeasurementKey: TypeAlias = tuple[str, str]
 class Treatment:
     """Of batch-norm statistics, where a state is measured: OWN, or the name of their recomputation.
 
-    They are recomputed on `images` images drawn from the statistics streams of `noise` at `epoch`.
+    They are recomputed on `images` images drawn from the statistics streams of `noise` at `epoch`; 0: they are not.
+    moving: the network's weights are the moving average of its own.
     """
 
     name: str
     epoch: int
     noise: int
     images: int
+    moving: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Whether batch-norm statistics are the network's own."""
+        return not self.images
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,9 @@ class Worker:
     ) -> list[Tested]:
         """What `score` finds of members under the treatment of batch-norm statistics that their `probes` share."""
         treatment, (train, test) = self.tree.treatment_of(probes[0]), splits
-        if treatment.name != OWN:
+        if treatment.moving:
+            population = population.of_moving()
+        if not treatment.own:
             noises = [Noise(treatment.noise)] * len(probes)
             population = engine.recompute_statistics(
                 population, train, noises, treatment.epoch, treatment.images, lambda n: report.images(0, n)

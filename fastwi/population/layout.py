@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +65,15 @@ class Layout:
     """The spans of one architecture, in the module's named_parameters and named_buffers order.
 
     `keys` lists every key of the module's state dict, in its order, with the name of the span that holds it:
-    tied tensors have one span and several keys.
+    tied tensors have one span and several keys. `moving`: rows of statistics end with P more columns, a moving
+    average of the weights.
     """
 
     parameters: tuple[Span, ...]
     statistics: tuple[Span, ...]
     counters: tuple[Span, ...]
     keys: tuple[tuple[str, str], ...]
+    moving: bool = False
 
     @classmethod
     def of(cls, module: nn.Module) -> "Layout":
@@ -149,7 +151,12 @@ class Layout:
     @property
     def widths(self) -> dict[str, int]:
         """The columns of each of `MATRICES`."""
-        return dict(zip(MATRICES, (self.P, self.P, self.Q, self.B), strict=True))
+        return dict(zip(MATRICES, (self.P, self.P, self.Q + self.P * self.moving, self.B), strict=True))
+
+    @property
+    def plain(self) -> "Layout":
+        """The layout without moving averages."""
+        return replace(self, moving=False) if self.moving else self
 
     def empty(self, members: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
         """`MATRICES` of so many members in fresh memory."""
@@ -170,7 +177,8 @@ class Layout:
         """SHA-256 (hexadecimal) of all names, shapes, strides, offsets and ties; the same on every machine."""
         groups = (self.parameters, self.statistics, self.counters)
         spans = [[[s.name, s.shape, s.strides, s.offset] for s in group] for group in groups]
-        return hashlib.sha256(json.dumps([*spans, self.keys], ensure_ascii=True).encode()).hexdigest()
+        content = [*spans, self.keys, *["moving"] * self.moving]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
 
     def difference(self, other: "Layout", names: tuple[str, str] = ("the first", "the second")) -> str | None:
         """The first difference in words, with `names` for this layout and the other; None for none."""
@@ -182,6 +190,8 @@ class Layout:
             if (one.shape, one.strides) != (two.shape, two.strides):
                 first = f"{one.shape} strides {one.strides} in {names[0]}"
                 return f"{name!r} is {first} and {two.shape} strides {two.strides} in {names[1]}"
+        if self.moving != other.moving:
+            return f"a moving average of the weights (optimizer.ema_decay) is in {names[other.moving]} only"
         return None if self == other else "the tensors are in another order, or tied otherwise"
 
     @functools.cached_property
@@ -191,7 +201,7 @@ class Layout:
             kind: [[s.name, s.shape, s.strides != _strides(s.shape, False)] for s in getattr(self, kind)]
             for kind in _KINDS
         }
-        content |= {"keys": self.keys, "fingerprint": self.fingerprint}
+        content |= {"keys": self.keys, "fingerprint": self.fingerprint} | ({"moving": True} if self.moving else {})
         return json.dumps(content, separators=(",", ":"))
 
     @classmethod
@@ -200,6 +210,7 @@ class Layout:
         try:
             content = json.loads(text)
             layout = cls._pack(*(content[kind] for kind in (*_KINDS, "keys")))
+            layout = replace(layout, moving=content.get("moving") is True)
             whole = layout.fingerprint == content["fingerprint"]
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a layout ({type(error).__name__}: {error})") from error

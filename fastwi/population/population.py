@@ -7,7 +7,7 @@ L new members, made of T rows in all.
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,20 +78,24 @@ class Population:
         return cls(layout, **layout.empty(members, device))
 
     @classmethod
-    def from_modules(cls, modules: Sequence[nn.Module], device: torch.device | str | None = None) -> "Population":
+    def from_modules(
+        cls, modules: Sequence[nn.Module], device: torch.device | str | None = None, moving: bool = False
+    ) -> "Population":
         """One member for each of `modules`, with zero momentum; on `device`, or where the first module is.
+
+        moving: with moving averages of the weights, which begin as these.
 
         Raises UserError for modules that a population can't hold (see `Layout.of`) or whose non-persistent
         buffers differ, and ValueError naming the first tensor that is not the same in all of them.
         """
         if not modules:
             raise ValueError("from_modules needs at least one module")
-        layout = Layout.of(modules[0])
+        layout = replace(Layout.of(modules[0]), moving=moving)
         if device is None:
             device = next((p.device for p in modules[0].parameters()), None)
         population = cls.zeros(layout, len(modules), device)
         for m, module in enumerate(modules):
-            _require_layout(layout, Layout.of(module))
+            _require_layout(layout.plain, Layout.of(module))
             _require_equal_constants(modules[0], module, m)
             population._copy_in(m, _named_tensors(module))
         return population
@@ -173,6 +177,23 @@ class Population:
         """Where all four matrices are."""
         return self.weights_MP.device
 
+    @property
+    def moving_MP(self) -> Tensor:
+        """The moving averages of the weights, [M, P]; [M, 0] where the layout has none."""
+        return self.statistics_MQ[:, self.layout.Q :]
+
+    @property
+    def plain(self) -> "Population":
+        """The members without moving averages, in the same memory."""
+        matrices = self.weights_MP, self.momentum_MP, self.statistics_MQ[:, : self.layout.Q], self.counters_MB
+        return Population(self.layout.plain, *matrices) if self.layout.moving else self
+
+    def of_moving(self) -> "Population":
+        """Copies of the members with the moving averages of their weights as weights, and their own statistics."""
+        made = self.clone_rows(range(self.members))
+        made.weights_MP.copy_(made.moving_MP)
+        return made
+
     def parameters(self, m: int) -> dict[str, Tensor]:
         """Views of member m's weights by name, in named_parameters order; writing to them writes the row."""
         return _views(self.layout.parameters, self.weights_MP[m])
@@ -216,7 +237,7 @@ class Population:
 
     def write_to(self, m: int, module: nn.Module) -> None:
         """Copy member m's weights, statistics and counters into `module`; ValueError for another layout."""
-        _require_layout(self.layout, Layout.of(module))
+        _require_layout(self.layout.plain, Layout.of(module))
         tensors = _named_tensors(module)
         with torch.no_grad():
             for name, view in (self.parameters(m) | self.buffers(m)).items():
@@ -315,6 +336,8 @@ class Population:
             for name, view in (self.parameters(m) | self.buffers(m)).items():
                 view.copy_(tensors[name])
             self.momentum_MP[m].zero_()
+            if self.layout.moving:
+                self.moving_MP[m].copy_(self.weights_MP[m])
 
 
 def _views(spans: Sequence[Span], row: Tensor) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from fastwi.config.schema import KEYS
 from fastwi.config.sweep import RECOMPUTED, Point, axis_value, child_tuples, other_axes
 from fastwi.config.write import config_hash
 from fastwi.experiment.planner import OverTime, PlannedSweep, PointStates
-from fastwi.experiment.tree import OWN, MeasurementKey
+from fastwi.experiment.tree import MOVING, OWN, MeasurementKey
 from fastwi.files import atomic_path, to_json
 
 if TYPE_CHECKING:
@@ -141,12 +141,13 @@ def point_rows(point: Point, place: PointStates, measurements: Measured) -> list
         lines.append(("after", number, "average", treatment, place.after))
         further = zip(names, place.children_on, strict=True)
         lines += [("after", number, name, treatment, states) for name, states in further]
-    of_time = dict[str, str]()
+    of_time = dict[MeasurementKey, tuple[str, str]]()
     for average in place.over_time:
         stage, name = _over_time_names(place, average)
         only = (keys[average.node],)
-        lines += [(stage, average.round + 1, name, filed, only) for filed in average.treatments]
-        of_time[keys[average.node]] = average.name
+        for how in average.treatments.values():
+            lines.append((stage, average.round + 1, name, how.name, only))
+            of_time[only[0], how.name] = average.name, OWN if how.own else RECOMPUTED
     rows: list[Row] = []
     for stage, number, network, treatment, states in lines:
         batch_norm = OWN if treatment == OWN else RECOMPUTED
@@ -160,8 +161,8 @@ def point_rows(point: Point, place: PointStates, measurements: Measured) -> list
             row |= {"network": network, "batch_norm": batch_norm}
             if number and len(place.rounds) > 1 and stage != "parent":
                 row["round"] = number
-            if state in of_time:
-                row["over_time"] = of_time[state]
+            if (state, filed) in of_time:
+                row["over_time"], row["batch_norm"] = of_time[state, filed]
             if stage != "interpolation" and treatment == OWN and found.learning_rate is not None:
                 row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
             rows.append(row | {"test_loss": found.test_loss, ACCURACY: found.test_accuracy})
@@ -255,7 +256,7 @@ def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFr
     frame = _shared(frame.with_columns(treatment=polars.Series(names, dtype=_TEXT)), "node", "treatment")
     states = [tree.keys[node] for node in frame["node"]]
     found = [measurements.get(name) for name in zip(states, frame["treatment"], strict=True)]
-    own = polars.col("treatment") == OWN
+    own = polars.col("treatment").is_in([OWN, MOVING + OWN])
     frame = frame.with_columns(
         polars.Series("state", states, _TEXT),
         polars.Series("epoch", [tree.time(node) for node in frame["node"]], types["epoch"], strict=False),
@@ -345,8 +346,8 @@ def _over_time_spans(
         elif average.network == "average":
             whole = place.k, place.s, point.alpha, seed, point.tuple_index, "average", None, seeds.average_noise
             names = (*whole, "after", number, config_hash(point.config, digest))
-        for treatment in average.treatments:
-            yield *names, node, place.tree.iterations[node] - 1, treatment, average.name
+        for treatment in average.treatments.values():
+            yield *names, node, place.tree.iterations[node] - 1, treatment.name, average.name
 
 
 def _shared(frame: polars.DataFrame, *keys: str) -> polars.DataFrame:

@@ -147,7 +147,7 @@ class RunDirectory:
             sources = {tree.keys[source] for node in nodes for source in tree.sources(node)}
             files = store.state_files(sources)
             if nodes and len(files) == len(sources) and not self.checkpoint(name).exists():
-                resident.gather(nodes, files, trains=True).save(self.checkpoint(name))
+                resident.gather(nodes, files, trains=True).plain.save(self.checkpoint(name))
 
 
 def _with_after(config: Config, after: AnyTime) -> Config:

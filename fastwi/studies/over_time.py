@@ -10,7 +10,7 @@ from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
 from fastwi.analysis.statistics import Estimate
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.errors import UserError
-from fastwi.experiment.tree import OWN
+from fastwi.experiment.tree import MOVING, OWN
 from fastwi.report.estimates import (
     cell_names,
     counted_text,
@@ -36,7 +36,9 @@ COLUMNS = {
             "", "whose states: the parent's, a child's, or those of the average trained on", polars.String
         ),
         "child": Column("", "number of the child, from 1 within its parent and k", polars.Int64),
-        "over_time": Column("", "lawa, swa or ema, by the sweep's trajectory.*", polars.String),
+        "over_time": Column(
+            "", "lawa, swa or ema (trajectory.*), or ema_iteration (optimizer.ema_decay)", polars.String
+        ),
         "epoch": Column("epochs", "epochs done since initialisation", polars.Int64),
         "over_time_%": Column("%", "test accuracy of the average over time"),
         "network_%": Column("%", "that of the network itself; null: not measured with such statistics"),
@@ -53,7 +55,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     """
     pairs = chosen_pairs(opened, options)
     if not any(pair.place.over_time for pair in pairs):
-        raise UserError("trajectory.averages: is empty in all cells; sweep with [lawa, swa, ema] or some of them")
+        raise UserError("trajectory.averages: is empty in all cells; sweep with some, or with optimizer.ema_decay")
     rows = list[dict[str, Any]]()
     for pair in counted(pairs, progress):
         rows += _rows(opened, pair)
@@ -63,17 +65,20 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
 def _rows(opened: OpenedSweep, pair: Pair) -> list[dict[str, Any]]:
     tree, rows = pair.place.tree, list[dict[str, Any]]()
     for average in pair.place.over_time:
-        network = tree.keys[tree.averages[average.node].nodes[-1]]  # its newest state
+        made = tree.averages.get(average.node)
+        network = average.node if made is None else made.nodes[-1]  # its newest state
         about = {"network": average.network, "over_time": average.name, "epoch": tree.epochs[average.node]}
         about["child"] = pair.numbers[average.child] if average.child >= 0 else None
-        for batch_norm, treatment in zip((OWN, RECOMPUTED), average.treatments, strict=False):
-            made, own = (
-                None if (m := opened.measured.get((key, treatment))) is None or m.diverged else m.test_accuracy
-                for key in (tree.keys[average.node], network)
+        for treatment in average.treatments.values():
+            here = (average.node, treatment.name), (network, treatment.name.removeprefix(MOVING))
+            of_time, own = (
+                None if (m := opened.measured.get((tree.keys[node], name))) is None or m.diverged else m.test_accuracy
+                for node, name in here
             )
-            gain = None if made is None or own is None else made - own
-            found = {"batch_norm": batch_norm, "over_time_%": made, "network_%": own, "gain_points": gain}
-            rows.append({**pair.columns(), **about, **found})
+            gain = None if of_time is None or own is None else of_time - own
+            found = {"over_time_%": of_time, "network_%": own, "gain_points": gain}
+            batch_norm = OWN if treatment.own else RECOMPUTED
+            rows.append({**pair.columns(), **about, "batch_norm": batch_norm, **found})
     return rows
 
 
@@ -93,7 +98,7 @@ def tables(frames: Frames) -> list[Table]:
     return [titled(title, (*names, "points [95 %]", "parents", "pairs", "above 0"), body, most)]
 
 
-_COLOURS = {"lawa": "tab:blue", "swa": "tab:green", "ema": "tab:orange"}
+_COLOURS = {"lawa": "tab:blue", "swa": "tab:green", "ema": "tab:orange", "ema_iteration": "tab:red"}
 
 
 def draw(frames: Frames, title: str) -> Any:

@@ -118,6 +118,7 @@ CASES: dict[str, list[Case]] = {
     "optimizer.momentum": [Case(0.8)],
     "optimizer.weight_decay": [Case(0.01)],
     "optimizer.nesterov": [Case(True)],
+    "optimizer.ema_decay": [Case(0.5), Case(0.5, given={"optimizer.ema_decay": 0.9})],
     "schedule.name": [
         Case("cosine", given=SHORT), Case("linear", given=SHORT), Case("one_cycle", given=SHORT),
         Case("linear", given={**SHORT, "schedule.name": "cosine"}), Case("constant"),

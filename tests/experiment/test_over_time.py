@@ -57,7 +57,8 @@ def test_what_float32_would_lose_is_left_out() -> None:
 def planned_run(data: Path, directory: Path, short: bool = False, **trajectory: object) -> PlannedSweep:
     experiment = {"k": 2, "s": 1, "after": 0} if short else SMALL["experiment"]
     dataset = {"path": str(data), "train_images": 40, "test_images": 20}
-    mapping = {**SMALL, "data": dataset, "trajectory": trajectory, "experiment": experiment}
+    optimizer = {**SMALL["optimizer"], "ema_decay": 0.6 if short else 0.0}
+    mapping = {**SMALL, "data": dataset, "trajectory": trajectory, "experiment": experiment, "optimizer": optimizer}
     planned = plan_run(config_from_mapping(mapping), directory)
     planned.tree.stops = planned.kept("all")
     return planned
@@ -119,6 +120,7 @@ def test_they_are_sums_of_the_states_and_change_no_training(digits_directory: Pa
 
 
 def test_a_stopped_run_goes_on(digits_directory: Path, tmp_path: Path) -> None:
+    """With a moving average by iteration too, which is a part of the states."""
     whole = planned_run(digits_directory, tmp_path / "whole", short=True, **AVERAGES)
     _, expected = carried_out(whole)
     planned = planned_run(digits_directory, tmp_path / "stopped", short=True, **AVERAGES)
@@ -132,4 +134,13 @@ def test_a_stopped_run_goes_on(digits_directory: Path, tmp_path: Path) -> None:
     assert 1 < stops < 30
     assert {key: (m.test_loss, m.test_accuracy) for key, m in found.items()} == {
         key: (m.test_loss, m.test_accuracy) for key, m in expected.items()
+    }
+    rows = point_rows(whole.points[0], whole.places[0], expected)
+    moving = {
+        (row["network"], row["epoch"], row["batch_norm"]) for row in rows if row.get("over_time") == "ema_iteration"
+    }
+    own = {(row["network"], row["epoch"], row["batch_norm"]) for row in rows if "over_time" not in row}
+    assert len(moving) == 2 * (2 + 2)  # the parent after 2 epochs, each child after one; both treatments
+    assert {key for key in own if key[2] == "own" and key[0] != "average"} == {
+        key for key in moving if key[2] == "own"
     }

@@ -156,7 +156,7 @@ SPECS = {
     ),
     "over time": spec_of(
         {"trajectory.averages": (("lawa", "ema"), ("swa",), ()), "trajectory.window": (2, 3),
-         "experiment.rounds": (1, 2)},
+         "experiment.rounds": (1, 2), "optimizer.ema_decay": (0.0, 0.9)},
         {"s": 3, "continue_children": True}, children=4,
     ),
     "after": spec_of(
@@ -251,18 +251,22 @@ def plain_table(sweep, measurements):
                 about |= {"child": number, "noise": point.parent * 1_000_000 + number}
                 about["round"] = each.round + 1 if many else None
             epoch = place.tree.iterations[each.node] / PER_EPOCH
-            for treatment in each.treatments:
-                see(place.tree.keys[each.node], treatment, epoch, **(common | about | {"over_time": each.name}))
+            for treatment in each.treatments.values():
+                see(place.tree.keys[each.node], treatment.name, epoch, **(common | about | {"over_time": each.name}))
         for epoch, state in zip(ends_of(ends[-1], ends[-1] + after), place.after, strict=True):
             every(state, epoch, **(common | average | {"stage": "after", "noise": seeds.average_noise}))
     table = {}
     for (state, treatment), facts in seen.items():
         row = {name: values.pop() if len(values) == 1 else None for name, values in facts.items()}
-        row |= {"state": state, "batch_norm": "own" if treatment == OWN else "recomputed"}
+        row |= {"state": state, "batch_norm": "own" if treatment.endswith(OWN) else "recomputed"}
         for metric, unit in UNITS.items():
             value = getattr(measurements[state, treatment], metric)
             if value is not None:
-                table[state, row["batch_norm"], metric] = row | {"metric": metric, "unit": unit, "value": value}
+                table[state, row["batch_norm"], row["over_time"], metric] = row | {
+                    "metric": metric,
+                    "unit": unit,
+                    "value": value,
+                }
     return table
 
 
@@ -284,7 +288,7 @@ def test_frame(name, partly, seed):
     found = {}
     for row in frame.iter_rows(named=True):
         row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-        found[row["state"], row["batch_norm"], row["metric"]] = row
+        found[row["state"], row["batch_norm"], row["over_time"], row["metric"]] = row
     assert len(found) == frame.height
     assert found == expected
 
