@@ -46,7 +46,7 @@ BATCHES = 20
 _COLUMNS = 2**16  # of gradients that are in float64 at one time
 _TOGETHER = 128  # images whose graph is in memory for second derivatives
 _AS_THEY_ARE = AugmentConfig(padding=0, flip=0.0)
-_IMAGES = Noise(0, statistics=True)  # its order; no network trains on these streams
+_NOISE = Noise(0, statistics=True)  # of the images' order; no network trains on these streams
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def measure_curvature(
     count = min(images or len(dataset), len(dataset))
     size = max(1, min(evaluator.settings.optimizer.batch_size, count // BATCHES))
     count -= count % size
-    x_NCHW, labels_N = _images(evaluator, dataset, _IMAGES, 0, count, _AS_THEY_ARE)
+    x_NCHW, labels_N = _images(evaluator, dataset, 0, count, _AS_THEY_ARE)
     module, layout = evaluator.plain(), networks.layout
     probes_VP = torch.stack([_signs(layout, number + 1) for number in range(probes)]).to(evaluator.device)
     start_P = _signs(layout, 0).to(evaluator.device)
@@ -206,7 +206,7 @@ def step_noise(
     count = min(batches, len(dataset) // size)
     if count < 2:
         return np.full(networks.members, np.nan)
-    x_NCHW, labels_N = _images(evaluator, dataset, _IMAGES, epoch, count * size, evaluator.settings.augment)
+    x_NCHW, labels_N = _images(evaluator, dataset, epoch, count * size, evaluator.settings.augment)
     module = evaluator.plain().train()
     found = []
     for m in range(networks.members):
@@ -251,8 +251,7 @@ class _Loss:
         leaves, found_VP = self._leaves(self._weights_P), torch.zeros_like(vectors_VP)
         parameters = list(leaves.values())
         for part in self._parts(_TOGETHER, passes=len(vectors_VP)):
-            share = len(self._labels[part]) / len(self._labels)
-            loss = self._of(leaves, part)
+            loss, share = self._of(leaves, part), len(self._labels[part]) / len(self._labels)
             first = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
             if not part.start:
                 _require_smooth(first)
@@ -295,17 +294,15 @@ def _require_smooth(gradients: Iterable[Tensor]) -> None:
             continue
         seen.add(node)
         if node.name().endswith(("Error", "NotImplemented")):
-            raise UserError(
-                "the network cannot be differentiated twice: a function of its own is once_differentiable"
-            )
+            raise UserError("the network cannot be differentiated twice: a function in it is once_differentiable")
         to_see += [function for function, _ in node.next_functions]
 
 
 def _images(
-    evaluator: Evaluator, dataset: ResidentDataset, noise: Noise, epoch: int, count: int, changes: AugmentConfig
+    evaluator: Evaluator, dataset: ResidentDataset, epoch: int, count: int, changes: AugmentConfig
 ) -> tuple[Tensor, Tensor]:
-    """The first `count` images of the noise's order, float32 [N, C, H, W], and their labels."""
-    draws = noise.draws(epoch, len(dataset), changes.padding, changes.flip)
+    """The first `count` images in the order of `epoch`, float32 [N, C, H, W], and their labels."""
+    draws = _NOISE.draws(epoch, len(dataset), changes.padding, changes.flip)
     each = (draws.order_N.astype(np.int64), draws.offset_N2.astype(np.int64), draws.flip_N)
     order, offset, flip = (torch.from_numpy(values[:count]).to(evaluator.device) for values in each)
     x_NCHW = augment(dataset.images_NHWC, order, offset, flip, dataset.table_C256, changes.padding)

@@ -125,13 +125,6 @@ def _noise(opened: OpenedSweep, pair: Pair, bench: Bench, children: "Population"
     return found
 
 
-def renew(frames: Frames) -> Frames:
-    """The frames of an earlier version with this version's intervals."""
-    if {*OUTCOMES, *QUANTITIES} <= set(frames["pairs"].columns if "pairs" in frames else ()):
-        return {**frames, "correlations": correlations(frames["pairs"], OUTCOMES, QUANTITIES, _SCOPES)}
-    return frames
-
-
 def tables(frames: Frames) -> list[Table]:
     """A table for each gain and barrier: correlations with both noise scales and with each setting alone."""
     return correlation_tables(frames, OUTCOMES, QUANTITIES, _SCOPES)
@@ -193,4 +186,4 @@ def draw(frames: Frames, title: str) -> Any:
 
 QUESTION = "whether one noise scale of SGD predicts gain and barrier"
 OPTIONS = ("alphas", "test_images", "treatments", "cells", "pairs")
-STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw, renew)
+STUDY = Study(QUESTION, OPTIONS, COLUMNS, measure, tables, draw)

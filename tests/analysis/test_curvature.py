@@ -6,6 +6,7 @@ import torch
 from analytic_networks import PLAIN
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastwi.analysis import Evaluator, curvature, dataset_from_arrays
 from fastwi.analysis.curvature import curvature_cost, gradient_noise, lanczos, measure_curvature, step_noise
@@ -29,6 +30,18 @@ class Small(nn.Module):
 
     def forward(self, x):
         return self.linear(torch.tanh(self.bn(self.conv(x))).mean((2, 3)))
+
+
+class Attentive(nn.Module):
+    """A transformer layer: the fast kernels of attention have no second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.linear = nn.Linear(2, 4), nn.Linear(4, CLASSES)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 4, activation="gelu", batch_first=True)
+
+    def forward(self, x):
+        return self.linear(self.layer(self.embed(x.flatten(2).transpose(1, 2))).mean(1))
 
 
 def images(seed, count=60) -> ResidentDataset:
@@ -72,18 +85,20 @@ def order_of(dataset, count):
     return torch.from_numpy(draws.order_N[:count])
 
 
-def test_against_the_full_hessian_in_float64(seed, monkeypatch):
+@pytest.mark.parametrize("kind", [Small, Attentive])
+def test_against_the_full_hessian_in_float64(kind, seed, monkeypatch):
     monkeypatch.setattr(curvature, "_TOGETHER", 15)  # parts of 15, 15 and 10 images
-    dataset, population = images(seed), networks(seed)
+    dataset, population = images(seed), networks(seed, kind=kind)
     done = []
     found = measure_curvature(
-        Evaluator(Small(), PLAIN), population, dataset, images=41, vectors=60, probes=100, radius=0.1,
+        Evaluator(kind(), PLAIN), population, dataset, images=41, vectors=50, probes=60, radius=0.1,
         report=done.append,
     )  # fmt: skip
     for m, each in enumerate(found):
         x, y = inputs(dataset, order_of(dataset, 40))  # 20 batches of 2
-        of, w = losses(plain(population, m), x, y)
-        hessian = torch.func.jacrev(torch.func.grad(of))(w).numpy()
+        of, w = losses(plain(population, m, kind), x, y)
+        with sdpa_kernel(SDPBackend.MATH):
+            hessian = torch.func.jacrev(torch.func.grad(of))(w).numpy()
         eigenvalues = np.linalg.eigvalsh(hessian)
         largest = eigenvalues[-1]
         assert each.images == 40
@@ -92,8 +107,8 @@ def test_against_the_full_hessian_in_float64(seed, monkeypatch):
         assert each.smallest_eigenvalue == pytest.approx(eigenvalues[0], abs=1e-4 * largest)
         assert max(each.largest_eigenvalue_error, each.smallest_eigenvalue_error) < 1e-3 * largest
         # Rademacher: the variance of z H z is twice the sum of squares off the diagonal.
-        spread = np.sqrt(2 * ((hessian**2).sum() - (hessian.diagonal() ** 2).sum()) / 100)
-        assert each.trace_error == pytest.approx(spread, rel=0.4)
+        spread = np.sqrt(2 * ((hessian**2).sum() - (hessian.diagonal() ** 2).sum()) / 60)
+        assert each.trace_error == pytest.approx(spread, rel=0.5)
         assert abs(each.trace - hessian.trace()) < 4 * spread
         gradient = torch.func.grad(of)(w)
         assert each.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-4)
@@ -102,7 +117,7 @@ def test_against_the_full_hessian_in_float64(seed, monkeypatch):
         assert each.sharpness_error > 0
     assert found[0].largest_eigenvalue != pytest.approx(found[1].largest_eigenvalue, rel=1e-4)
     assert sum(done) == pytest.approx(
-        2 * curvature_cost(40, 60, 100), rel=0.1
+        2 * curvature_cost(40, 50, 60), rel=0.1
     )  # Lanczos ends where the space is exhausted
 
 
