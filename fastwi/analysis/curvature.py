@@ -3,7 +3,7 @@
 L(w) is the mean cross-entropy (nats) over training images, without weight decay; g its gradient, H its Hessian.
 
 - Products H v: two backward passes of the plain module in float32 (Pearlmutter 1994, Fast Exact Multiplication by the
-  Hessian). The fused kernels can be differentiated once only.
+  Hessian). The fused kernels can be differentiated once only. The kinks of ReLU and max pooling have no part in H.
 - Largest and smallest eigenvalues of H: Lanczos with full reorthogonalisation (Golub & Van Loan, Matrix Computations,
   section 10.3). An eigenvalue of H lies within the residual of each value that is found.
 - Trace of H: Hutchinson 1990, the mean of z H z over Rademacher vectors z.
