@@ -15,7 +15,6 @@ from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
 from fastwi.analysis.statistics import Estimate
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
-from fastwi.errors import UserError
 from fastwi.experiment.planner import Round
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import (
@@ -67,11 +66,9 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     """Each round's average beside its children and the parent alone, as the sweep measured them; no state is read.
 
     rounds: one row a pair, round and treatment of batch norm, and one for each epoch that the last average is trained
-    on. Raises UserError where no pair has several rounds or a parent alone.
+    on.
     """
     pairs = chosen_pairs(opened, options)
-    if all(len(pair.place.rounds) == 1 and not pair.place.alone for pair in pairs):
-        raise UserError("experiment.rounds: is 1 in all cells; sweep more, with experiment.continue_parent: total")
     rows = []
     for pair in counted(pairs, progress):
         for number, each in enumerate(pair.place.rounds, 1):

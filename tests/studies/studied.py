@@ -68,6 +68,8 @@ WITHIN = (
     "--axes.experiment.k", "[0, 2it, 1, 4it]", "--axes.experiment.s", "[2ep-k]", "--experiment.after", "1ep1it",
 )  # fmt: skip
 """Cells that are cloned within epochs of 3 iterations, all averaged after 2 epochs."""
+ON_ANY_SWEEP = [name for name in all_studies() if name != "over_time"]
+"""Studies that need no more of a sweep than the plain one has."""
 _made: dict[str, Path] = {}
 
 State = dict[str, Tensor]

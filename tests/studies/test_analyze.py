@@ -8,7 +8,7 @@ import sys
 import polars
 import pytest
 from commands import refused
-from studied import sweep_file
+from studied import ON_ANY_SWEEP, sweep_file
 
 from fastwi.analyze import main
 from fastwi.experiment.store import Store
@@ -27,7 +27,7 @@ def config(digits_directory, tmp_path_factory) -> list[str]:
     return ["--config", str(sweep_file(digits_directory, tmp_path_factory))]
 
 
-@pytest.mark.parametrize("name", all_studies())
+@pytest.mark.parametrize("name", ON_ANY_SWEEP)
 def test_every_file_of_a_study(config, name, tmp_path, capsys):
     study = all_studies()[name]
     assert main([name, *config, *QUICK, "--analysis.directory", str(tmp_path), "--json"]) == 0

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from studied import by_cell, studied_sweep
+from studied import ON_ANY_SWEEP, by_cell, studied_sweep
 
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.config.sweep import AnalysisOptions
@@ -44,7 +44,7 @@ def of_one_parent(opened: OpenedSweep, frames, parent: int) -> None:
     assert opened.left_out == ("1 of 2 at k = 1, s = 1",)
 
 
-@pytest.mark.parametrize("study", all_studies())
+@pytest.mark.parametrize("study", ON_ANY_SWEEP)
 def test_the_others_go_on_and_where_all_diverged_it_is_said(opened, study):
     first, second = (by_cell(opened)[1, 1, parent].place.ends for parent in (0, 1))
     diverge(opened, first[1], test_loss=math.inf)

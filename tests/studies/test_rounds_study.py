@@ -5,7 +5,6 @@ import pytest
 from studied import ROUNDS, column, measured, presented, studied_sweep
 
 from fastwi.analysis.statistics import mean_estimate
-from fastwi.errors import UserError
 from fastwi.report.rows import result_frame
 from fastwi.studies import all_studies
 
@@ -72,9 +71,12 @@ def test_parents_trained_on_are_the_parents_of_a_larger_k(several):
     assert tree.before[tree.nodes[place.alone[0]]] == place.clone_node
 
 
-def test_a_sweep_without_rounds_is_refused(opened):
-    with pytest.raises(UserError, match=r"^experiment\.rounds: "):
-        measured("rounds", opened)
+def test_a_sweep_of_one_round_and_without_a_parent_alone(opened, tmp_path):
+    found = measured("rounds", opened)["rounds"]
+    assert set(found["round"]) == {1}
+    assert found["over_alone_points"].null_count() == found["over_total_points"].null_count() == found.height
+    tables, _ = presented("rounds", {"rounds": found}, tmp_path)
+    assert len(tables) == 2  # the verdicts, and the best child
 
 
 def test_what_diverged_is_null(several):
