@@ -202,6 +202,26 @@ def test_loaded_networks_are_the_checkpoints(ran, digits_directory, checkpoint, 
         assert torch.equal(network(x_NCHW), other(x_NCHW))
 
 
+def test_networks_of_rounds(digits_directory, tmp_path):
+    """Each round's children make its average, and the second round's start from the first's."""
+    settings = {**SETTINGS, "experiment.rounds": 2, "experiment.s": 1, "experiment.after": 0}
+    found = fastwi.run(settings, train=digits_directory, directory=tmp_path / "r", progress=False)
+    averages = []
+    for number in (1, 2):
+        children = [fastwi.load_network(found, child=c, round=number).state_dict() for c in (1, 2)]
+        average = fastwi.load_network(found, which="average", round=number).state_dict()
+        start = fastwi.load_network(found, child=1, round=number, s=0).state_dict()
+        before = averages[-1] if averages else fastwi.load_network(found, which="parent").state_dict()
+        for name, value in average.items():
+            assert torch.equal(start[name], before[name])
+            if value.is_floating_point():
+                torch.testing.assert_close(value, (children[0][name] + children[1][name]) / 2)
+                assert not torch.equal(children[0][name], children[1][name])
+        averages.append(average)
+    said = refusal(UserError, fastwi.load_network, found, which="average")
+    assert said.startswith("round: give one")
+
+
 def test_a_run_within_epochs(digits_directory, tmp_path):
     """Times from Python, its networks by them, and a longer run that goes on from it."""
     times = {"experiment.k": "1it", "experiment.s": "1ep1it", "experiment.after": "1ep"}

@@ -129,16 +129,16 @@ def _networks(planned: PlannedSweep, which: str, counted: str) -> Iterator[_Netw
             continue
         for at, each in enumerate(place.rounds, 1):
             ends, end = each is place.rounds[-1], done[each.average_node]
-            about |= {"s": e.s, "round": at}
+            here = about | {"s": e.s, "round": at}
             if which == "average":
-                about |= {"pair": point.tuple_index, "alpha": point.alpha}
-                yield _Network(about, place.after_node if ends else each.average_node, end)
+                here |= {"pair": point.tuple_index, "alpha": point.alpha}
+                yield _Network(here, place.after_node if ends else each.average_node, end)
                 continue
             # A run's children are one tuple, and any sweep's first tuple has its first children.
             numbers = tuples[point.tuple_index] if point.tuple_index else range(1, e.children + 1)
             lasts, begun = (each.end_nodes, each.first) if counted == "s" else (place.last_nodes, end)
             for number, last in zip(numbers, lasts if counted == "s" or ends else (), strict=False):
-                yield _Network(about | {"child": number}, last, begun)
+                yield _Network(here | {"child": number}, last, begun)
 
 
 def _chosen(networks: list[_Network], name: str, given: Any) -> list[_Network]:
