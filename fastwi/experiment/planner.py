@@ -463,7 +463,8 @@ class _Planner:
         alike = namer.alike(tree.iterations[before], last, reset)
         key = epoch_key(tree.keys[before], alike, noise)
         node = tree.add(key, config, last, before, noise, alike, per_epoch=namer.per_epoch)
-        tree.resets.update([node] * reset)
+        if reset:
+            tree.resets.add(node)
         return node
 
     def _namer(self, config: Config) -> Namer:

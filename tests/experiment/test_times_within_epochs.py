@@ -64,6 +64,20 @@ def test_equal_times_have_equal_names():
     )
 
 
+def test_a_child_trained_on_is_the_one_that_trains_for_longer():
+    """Where it is averaged within an epoch that epoch is not divided, unless it goes on at another rate."""
+
+    def last(s: str, after: str, **more) -> list[str]:
+        (place,) = planned(sweep({}, **experiment("3it", s, after, **more))).places
+        return [states[-1] for states in place.children]
+
+    longer = last("2ep", "0ep")
+    on = {"continue_children": True}
+    assert last("1ep2it", "5it", **on) == longer
+    for same, other in zip(longer, last("1ep2it", "5it", children_rate_factor=0.5, **on), strict=True):
+        assert same != other
+
+
 def test_times_that_cannot_be_are_refused():
     with pytest.raises(UserError, match=r"axes\.experiment\.k: 1 and 7it.*7 iterations"):
         planned(sweep({"experiment.k": [1, Time("7it")]}))
