@@ -71,7 +71,7 @@ class SweepOptions:
     keep: str = option(
         "stops",
         "states that stay in the store. none: no state; ends: the last of each child and average; stops: those at "
-        "each k and k + s too; all: those after every epoch",
+        "each k and k + s, of every round, too; all: those after every epoch",
         choices=KEEP,
     )
     executor: str = option("local", "who trains: this process, or Ray's actors", choices=("local", "ray"))

@@ -348,8 +348,8 @@ class _Planner:
             path.reverse()
             if config.optimizer.ema_decay:
                 for node in (node for node in path if tree.iterations[node] > first):
-                    treatments = self._treatments(*how, tree.epochs[node], again).items()
-                    moved = {name: replace(each, name=MOVING + name, moving=True) for name, each in treatments}
+                    treatments = self._treatments(*how, tree.epochs[node], again).values()
+                    moved = {MOVING + t.name: replace(t, name=MOVING + t.name, moving=True) for t in treatments}
                     yield OverTime("ema_iteration", network, child, number, node, moved)
             for count, node in enumerate(path, 1):
                 epoch, at = tree.epochs[node], tree.iterations[node]

@@ -165,6 +165,7 @@ REFUSED: list[tuple[Any, ...]] = [
     # Values that cannot go together
     ("config", "model: {name: 'a:b', initialisation: open_lth}", 1, "model.initialisation: open_lth for 'a:b'"),
     ("config", "model: {weights: a.pt, initialisation: open_lth}", 1, "model.initialisation: open_lth, but model.we"),
+    ("config", "experiment: {rounds: 2, s: 0}", 1, "experiment.rounds: 2", "experiment.s is 0"),
     ("config", "experiment: {weights: [1.0]}", 1, "experiment.weights", "1 values for 2 children"),
     ("config", "experiment: {weights: [0.5, 0.500002]}", 1, "experiment.weights: sum to 1.000002"),
     ("config", "experiment: {weights: [0.5, 0.499998]}", 1, "experiment.weights: sum to 0.999998"),

@@ -16,7 +16,7 @@ from fastwi.experiment.over_time import weights_over_time
 from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.experiment.scheduler import Executor, Limits, carry_out
 from fastwi.experiment.store import Store
-from fastwi.experiment.worker import Worker
+from fastwi.experiment.worker import Worker, score
 from fastwi.report.rows import point_rows
 
 SMALL = {
@@ -122,7 +122,7 @@ def test_they_are_sums_of_the_states_and_change_no_training(digits_directory: Pa
 def test_a_stopped_run_goes_on(digits_directory: Path, tmp_path: Path) -> None:
     """With a moving average by iteration too, which is a part of the states."""
     whole = planned_run(digits_directory, tmp_path / "whole", short=True, **AVERAGES)
-    _, expected = carried_out(whole)
+    worker, expected = carried_out(whole)
     planned = planned_run(digits_directory, tmp_path / "stopped", short=True, **AVERAGES)
     planned.tree.stops = set()
     stops, found = 0, {}
@@ -144,3 +144,15 @@ def test_a_stopped_run_goes_on(digits_directory: Path, tmp_path: Path) -> None:
     assert {key for key in own if key[2] == "own" and key[0] != "average"} == {
         key for key in moving if key[2] == "own"
     }
+    tree, (place,) = whole.tree, whole.places
+    config, at = whole.points[0].config, [each for each in place.over_time if each.name == "ema_iteration"]
+    with Store.open(whole.spec.options.store) as store:
+        files = store.state_files(tree.keys[each.node] for each in at)
+        networks = worker.resident.gather([each.node for each in at], files, trains=False)
+    engine, (_, test) = worker.resources.engine(config), worker.resources.splits(config)
+    scores = [score(engine, each, test, Silent()) for each in (networks.of_moving(), networks)]
+    for each, *found in zip(at, *scores, strict=True):
+        names = (next(iter(each.treatments)), "own")
+        measured = [expected[tree.keys[each.node], name] for name in names]
+        assert [(m.test_loss, m.test_accuracy) for m in measured] == found
+        assert measured[0].test_loss != measured[1].test_loss
