@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from fastwi.config.schema import Config
+from fastwi.config.schema import Config, ScheduleConfig
 from fastwi.config.values import one_line, show
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
@@ -26,6 +26,8 @@ def try_training(engine: Engine, config: Config, network: nn.Module, train: Data
 
     Raises ConfigError, in one line, where either fails.
     """
+    # One epoch here is one step: a schedule of the run means other iterations.
+    engine = engine.with_settings(replace(engine.settings, schedule=ScheduleConfig(name="constant")))
     population = Population.from_modules([network], device=engine.device)
     batch = _first(train, config.optimizer.batch_size)
 
