@@ -6,8 +6,10 @@ Batch norm, the residual sum and ReLU behind it become one module, and the optio
 import copy
 import functools
 import operator
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any, TypeGuard
 
 import torch
@@ -30,6 +32,13 @@ _VIEWS = {
     "to",
 }  # fmt: skip
 """Functions and methods, by name, whose result may be in the memory of their first argument."""
+_MODES = {
+    each.__code__
+    for each in (
+        torch.no_grad.__enter__, torch.enable_grad.__enter__, torch.set_grad_enabled.__init__,
+        torch.inference_mode.__enter__, torch.autocast.__enter__,
+    )
+}  # fmt: skip
 _PAD = (functional.pad, torch._C._nn.pad)
 
 
@@ -37,8 +46,8 @@ def trace(module: nn.Module) -> fx.GraphModule | None:
     """A traced copy of `module` under the same names; None where fx cannot trace it.
 
     None too where the trace is not what the network does: where it depends on the mode, draws or earlier calls, has
-    computed values as constants, hooks or a `train` of its own, sets a mode, or changes an activation that something
-    else reads.
+    computed values as constants, hooks or a `train` of its own, sets a mode (also that of gradients or of autocast),
+    has a gradient of its own, or changes an activation that something else reads.
     """
     own_train = any(type(each).train is not nn.Module.train for each in module.modules())
     if own_train or any(each._forward_hooks or each._forward_pre_hooks for each in module.modules()):
@@ -64,6 +73,11 @@ def trace(module: nn.Module) -> fx.GraphModule | None:
 class _Proxy(fx.Proxy):
     """Records `y += z`, which fx would read as y = y + z: another network where y is read by another name later."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("data", "grad", "requires_grad"):  # fx would not see it
+            raise TypeError(f"a network sets {name} of an activation")
+        super().__setattr__(name, value)
+
     def _changed(self, function: Any, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
@@ -80,9 +94,26 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(module: nn.Module) -> fx.GraphModule:
-    tracer = _Tracer()
-    graph = tracer.trace(module)
+    """Raises TypeError where the network calls what fx does not see."""
+    tracer, before = _Tracer(), sys.getprofile()
+    sys.setprofile(_refuse_unseen)
+    try:
+        graph = tracer.trace(module)
+    finally:
+        sys.setprofile(before if callable(before) else None)  # cProfile's is not, and ends here
     return fx.GraphModule(tracer.root, graph)
+
+
+def _refuse_unseen(frame: FrameType, event: str, called: Any) -> None:
+    """A profiler that raises TypeError for modes, gradients of its own, and questions about an activation's type."""
+    unseen = event == "call" and frame.f_code in _MODES
+    if event == "c_call":
+        owner = getattr(called, "__self__", None)
+        unseen = called.__name__ == "apply" and isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
+        if called in (isinstance, hasattr) and not frame.f_globals.get("__name__", "").startswith("torch."):
+            unseen = any(isinstance(value, fx.Proxy) for value in frame.f_locals.values())
+    if unseen:
+        raise TypeError("torch.fx does not see this")
 
 
 def _made_plain(traced: fx.GraphModule) -> bool:

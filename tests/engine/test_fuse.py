@@ -256,6 +256,31 @@ class OwnTrain(Small):
         return self
 
 
+class OwnGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx, y):
+        return y.sign()
+
+    @staticmethod
+    def backward(_ctx, gradient):
+        return gradient
+
+
+def within(mode, net: Small, y: Tensor) -> Tensor:
+    with mode:
+        z = y.abs() + net.shift
+    return y * z
+
+
+def asks(question, y: Tensor) -> Tensor:
+    return 2 * y if question(y) else y
+
+
+def sets_data(_: Small, y: Tensor) -> Tensor:
+    y.data = y.data * 2
+    return y
+
+
 def hooked(layer: str) -> nn.Module:
     net = Small()
     net.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: 2 * output)
@@ -286,6 +311,17 @@ LOST = {
     "own train": OwnTrain(),
     "sets a mode": Small(lambda net, y: net.norm.eval()(y)),
     "sets a mode in evaluation": Small(lambda net, y: net.norm.train()(y)),
+    "own gradient": Small(lambda net, y: OwnGradient.apply(y)),
+    "no gradients": Small(lambda net, y: within(torch.no_grad(), net, y)),
+    "no gradients by a function": Small(lambda net, y: y * torch.no_grad()(torch.abs)(y)),
+    "inference": Small(lambda net, y: within(torch.inference_mode(), net, y)),
+    "sets gradients": Small(lambda net, y: within(torch.set_grad_enabled(False), net, y)),
+    "sets autocast": Small(lambda net, y: within(torch.autocast("cpu", enabled=False), net, y)),
+    "asks for the type": Small(lambda net, y: asks(lambda z: isinstance(z, Tensor), y)),
+    "asks for a tensor": Small(lambda net, y: asks(torch.is_tensor, y)),
+    "asks for an attribute": Small(lambda net, y: asks(lambda z: hasattr(z, "missing"), y)),
+    "sets data": Small(sets_data),
+    "hook on an activation": Small(lambda net, y: [y, y.register_hook(lambda g: 2 * g)][0]),
     "hook on the norm": hooked("norm"),
     "hook on another layer": hooked("conv"),
     "hook on the network": hooked(""),
