@@ -363,9 +363,11 @@ class Backward:
         named = {span.name: span.view(rows[span.name in low]) for span in layout.parameters}
         self._leaves = {name: view.detach().requires_grad_() for name, view in named.items()}
         self._gradients = {span.name: span.view(gradient) for span in layout.parameters}
-        self._buffers, self._forward, self._loss = buffers, forward, loss
+        # `data`, so that to change one in place does not make autograd refuse another in the same memory.
+        self._buffers = {name: None if view is None else view.data for name, view in buffers.items()}
+        self._forward, self._loss = forward, loss
         self._written = set() if written is None else written
-        tensors = (*self._leaves.values(), *buffers.values(), *self._gradients.values())
+        tensors = (*self._leaves.values(), *self._buffers.values(), *self._gradients.values())
         self._tensors = [each for each in tensors if each is not None]
         self._recorded = recorded
 

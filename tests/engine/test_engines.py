@@ -185,6 +185,32 @@ def test_parameters_and_counters_that_are_used_twice(seed, engine, precision):
     assert torch.equal(recomputed.counters_MB, averaged.counters_MB)
 
 
+class Centred(nn.Module):
+    """A buffer that each pass changes in place, behind a norm whose buffers are in the same row of memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.linear = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, CLASSES)
+        self.register_buffer("centre", torch.zeros(4, 1, 1))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = self.bn(self.conv(x_NCHW)).sigmoid()
+        self.centre.mul_(0.8).add_(0.2 * x_NCHW.detach().mean((0, 2, 3))[:, None, None])
+        return self.linear((x_NCHW - self.centre).square().mean((2, 3)))
+
+
+@pytest.mark.parametrize("engine", CHOICES)
+def test_a_buffer_that_is_changed_in_place(seed, engine):
+    torch.manual_seed(seed)
+    network, data = Centred(), draw_data(seed)
+    trained = Population.from_modules([network])
+    exact, _, loss = train_exactly(network, trained.clone_rows([0]), 0, data, Noise(seed), EPOCH)
+    assert make(engine, Centred()).train_epoch(trained, data, [Noise(seed)], EPOCH) == pytest.approx([loss], rel=1e-5)
+    expected = Population.from_modules([exact.float()])
+    torch.testing.assert_close(trained.weights_MP, expected.weights_MP, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained.statistics_MQ, expected.statistics_MQ, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_parameter_without_a_gradient_is_refused(engine):
     """Its row would hold the gradient of an earlier step."""
