@@ -67,10 +67,10 @@ class Noise:
     seed: int
     statistics: bool = False
 
-    def layers_seed(self, epoch: int) -> int:
-        """The seed of torch's generator for layers that draw themselves (dropout), in global epoch `epoch`."""
+    def layers_seed(self, epoch: int, step: int = 0) -> int:
+        """The seed of torch's generator for layers that draw themselves (dropout), from `step` of `epoch` on."""
         stream = Stream.STATISTICS_LAYERS if self.statistics else Stream.LAYERS
-        return int(raw_words(self.seed, stream, epoch, 1)[0] >> np.uint64(1))
+        return int(raw_words(self.seed, stream, epoch, step + 1)[step] >> np.uint64(1))
 
     def draws(self, epoch: int, images: int, padding: int, flip_probability: float) -> Draws:
         """Draws of global epoch `epoch` for `images` images.

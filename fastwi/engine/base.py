@@ -307,9 +307,9 @@ class Engine(abc.ABC):
             logits_NK: Tensor = torch.func.functional_call(self._model, state, (x_NCHW,))
         return logits_NK.float()
 
-    def _layers_draw(self, noise: Noise, epoch: int) -> contextlib.AbstractContextManager[None]:
+    def _layers_draw(self, noise: Noise, epoch: int, step: int = 0) -> contextlib.AbstractContextManager[None]:
         """Within the block layers that draw themselves (dropout) draw by the noise. Generators stay as they were."""
-        return seeded(noise.layers_seed(epoch), self.device)
+        return seeded(noise.layers_seed(epoch, step), self.device)
 
     def _request(self, noise: Noise, epoch: int, dataset: Dataset) -> DrawRequest:
         return DrawRequest(noise, epoch, len(dataset), self.settings.augment.padding, self.settings.augment.flip)

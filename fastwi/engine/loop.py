@@ -20,7 +20,7 @@ class LoopEngine(Engine):
     def _train(self, population: Population, epoch: Epoch, rates_S: list[float]) -> list[float]:
         losses = []
         for m, noise in enumerate(epoch.noises):
-            with self._layers_draw(noise, epoch.number):
+            with self._layers_draw(noise, epoch.number, epoch.first):
                 losses.append(self._train_member(population, m, epoch, rates_S))
         return losses
 

@@ -324,6 +324,20 @@ def test_masks_differ_between_epochs_noises_and_statistics(seed):
     assert len(set(drawn)) == 5
 
 
+def test_masks_differ_between_parts_of_an_epoch(seed):
+    begun = []
+
+    class Noting(Dropping):
+        def forward(self, x_NCHW: Tensor) -> Tensor:
+            begun.append(torch.get_rng_state().numpy().tobytes())
+            return super().forward(x_NCHW)
+
+    made, data, members = make("loop", Noting()), draw_data(seed), starts("residual", seed, 1)
+    for steps in (range(2), range(2, 3), range(3, 4)):
+        made.train_epoch(members, data, [Noise(seed)], 0, steps=steps)
+    assert len(begun) == len(set(begun)) == 4
+
+
 @pytest.mark.parametrize("engine", ["graph", "stacked"])
 def test_engines_of_one_generator_refuse_dropout(engine):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.1), nn.Flatten(), nn.Linear(3600, 10))
