@@ -17,7 +17,7 @@ _OPTIONS = (*OPTIONS, *ANALYSIS)
 _SHIPPED = Path(__file__).parents[3] / "configs"
 _WORDS = (*KEYS, *_OPTIONS, *{key.split(".")[0] + ":" for key in KEYS}, "base: ", "axes:", "sweep:", "analysis:")
 _ANALYSES = ("connectivity", "importance", "governance", "controls", "blocks", "plane", "calibration",
-             "representation", "curvature", "noise", "x", "")  # fmt: skip
+             "representation", "curvature", "noise", "rounds", "over_time", "x", "")  # fmt: skip
 _MAINS = {"train": fastwi.train.main, "sweep": fastwi.sweep.main, "analyze": fastwi.analyze.main}
 
 
