@@ -45,4 +45,4 @@ def differences(
             less = [None if a is None or b is None else b - a for a, b in zip(*pair, strict=True)]
             found.append(dict(zip(same, key, strict=True)) | dict(zip(columns, less, strict=True)))
         if found:
-            yield first, value, polars.DataFrame(found)
+            yield first, value, polars.DataFrame(found, infer_schema_length=None)

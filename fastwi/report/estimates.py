@@ -53,9 +53,11 @@ def last_cells(
 
 
 def cell_heading(names: Sequence[str], values: Sequence[Any], rows: polars.DataFrame, *more: str) -> str:
-    """A cell's k, s and n, and a line for its other axes and for each of `more`, for a panel."""
-    cell = f"k = {value_text(values[-2])}, s = {value_text(values[-1])}; {counted_text(rows)}"
-    return "\n".join(filter(None, [cell, variant_of(names, values), *more]))
+    """A cell's k, s, alpha if there is one, and n; a line for its other axes and for each of `more`. For a panel."""
+    at = names.index("k")
+    cell = ", ".join(f"{name} = {value_text(value)}" for name, value in zip(names[at:], values[at:], strict=True))
+    variant = variant_text(zip(names[:at], values, strict=False))
+    return "\n".join(filter(None, [f"{cell}; {counted_text(rows)}", variant, *more]))
 
 
 def estimate_of(rows: polars.DataFrame, column: str) -> Estimate | None:
@@ -208,7 +210,7 @@ def style(axis: Any, x: str = "", y: str = "", title: str = "", whole_x: bool = 
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)
     if whole_x:
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def panels(count: int, across: int, inches: tuple[float, float], below: float, **shared: Any) -> tuple[Any, Any]:

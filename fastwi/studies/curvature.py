@@ -17,8 +17,8 @@ from fastwi.analysis.pairs import Pair, Progress, chosen_pairs
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import (
+    cell_heading,
     cell_names,
-    counted_text,
     draw_bars,
     estimate_of,
     estimate_table,
@@ -27,7 +27,6 @@ from fastwi.report.estimates import (
     spread_text,
     style,
     titled,
-    variant_of,
     verdict_cells,
 )
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
@@ -234,13 +233,11 @@ def draw(frames: Frames, title: str) -> Any:
     axes = figure.subplots(len(cells), len(QUANTITIES), squeeze=False)
     found = []
     for row, (values, rows) in enumerate(cells):
-        heading = "\n".join(filter(None, [f"k = {values[-2]}, s = {values[-1]}; {counted_text(rows)}",
-                                          variant_of(names, values)]))  # fmt: skip
         for axis, (quantity, (text, _)) in zip(axes[row], QUANTITIES.items(), strict=True):
             found += draw_bars(axis, rows, quantity, "label", "{} batch-norm statistics")
-            style(axis, "", text, heading)
+            style(axis, "", text, cell_heading(names, values, rows))
             axis.tick_params(axis="x", labelrotation=40)
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     images = ", ".join(map(value_text, sorted(set(frame["images"]))))
     part = f" (the first {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
     set_title(

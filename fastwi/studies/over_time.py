@@ -12,8 +12,8 @@ from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.errors import UserError
 from fastwi.experiment.tree import MOVING, OWN
 from fastwi.report.estimates import (
+    cell_heading,
     cell_names,
-    counted_text,
     draw_spread,
     estimate_of,
     groups,
@@ -23,7 +23,6 @@ from fastwi.report.estimates import (
     style,
     titled,
     value_of,
-    variant_of,
     verdict_cells,
 )
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
@@ -115,14 +114,8 @@ def draw(frames: Frames, title: str) -> Any:
             for at, estimate in found.items():
                 draw_spread(axis, estimate, at, _COLOURS[name])
             spreads += found.values()
-        heading = ", ".join(filter(None, [variant_of(names[:-1], values[:-1]), f"k = {values[names.index('k')]}"]))
-        style(
-            axis,
-            "epochs since initialisation",
-            "gain (points)",
-            f"{values[-1]}: {heading}; {counted_text(rows)}",
-            True,
-        )
+        heading = f"{values[-1]}: {cell_heading(names[:-1], values[:-1], rows)}"
+        style(axis, "epochs since initialisation", "gain (points)", heading, whole_x=True)
         axis.axhline(0, color="0.4", lw=0.8)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     set_title(

@@ -19,8 +19,8 @@ from fastwi.experiment.planner import Round
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import (
     TREATMENT_COLOURS,
+    cell_heading,
     cell_names,
-    counted_text,
     distinct,
     draw_spread,
     estimate_of,
@@ -32,7 +32,6 @@ from fastwi.report.estimates import (
     style,
     titled,
     value_of,
-    variant_of,
     verdict_cells,
 )
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
@@ -199,7 +198,7 @@ def draw(frames: Frames, title: str) -> Any:
                     spreads += found.values()
                     for at, estimate in found.items():
                         draw_spread(axis, estimate, at, TREATMENT_COLOURS[treatment])
-        heading = ", ".join(filter(None, [variant_of(names, values), counted_text(rows)]))
+        heading = cell_heading(names, values, rows)
         style(axis, "epochs of a child since initialisation", "test accuracy (%)", heading, whole_x=True)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     what = "Rounds of averaging, against one network trained alone for as many epochs and for as many in total"

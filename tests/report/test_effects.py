@@ -62,3 +62,13 @@ def test_none_without_axes_or_common_cells(seed):
     apart = gains.filter((polars.col("model.name") == "a") == (polars.col("k") == 1)).drop("schedule.drop_epochs")
     assert effects_table(apart, {"gain": GAIN}) is None
     assert sweep_tables(gains.clear()) == []
+
+
+def test_many_pairs_without_a_number_come_first():
+    rows = [
+        {"model.name": name, "k": 1, "s": 1, "alpha": None, "parent_seed": parent, "pair": 0,
+         GAIN: None if parent < 150 else gain}
+        for name, gain in (("a", 1.0), ("b", 3.0)) for parent in range(151)
+    ]  # fmt: skip
+    ((_, _, found),) = differences(polars.DataFrame(rows, infer_schema_length=None), "model.name", [GAIN])
+    assert found[GAIN].drop_nulls().to_list() == [2.0]

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fastwi.analysis.statistics import mean_estimate
-from fastwi.report.estimates import SAME, draw_spread, shown, titled
+from fastwi.report.estimates import SAME, cell_heading, draw_spread, shown, titled
 from fastwi.report.study import shown_once
 
 
@@ -53,3 +53,12 @@ def test_rows_of_recomputed_statistics_that_repeat_the_others_are_not_shown(valu
     alone = frames["same"][3:]
     kept, note = shown_once({"alone": alone})
     assert (kept["alone"].height, note) == (2, "")
+
+
+def test_a_heading_names_all_that_a_cell_has():
+    rows = polars.DataFrame({"parent_seed": [0, 1], "pair": [0, 0]})
+    axes = ["optimizer.momentum"]
+    assert cell_heading([*axes, "k", "s"], (0.5, 1, 2), rows, "more").split("\n") == [
+        "k = 1, s = 2; n = 2 parents, 2 pairs", "optimizer.momentum = 0.5", "more",
+    ]  # fmt: skip
+    assert cell_heading([*axes, "k", "s", "alpha"], (0.5, 1, 2, 0.25), rows).startswith("k = 1, s = 2, alpha = 0.25;")

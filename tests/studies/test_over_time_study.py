@@ -41,7 +41,7 @@ def test_averages_over_time_beside_their_networks(over_time, tmp_path):
     first = found.filter(parent_seed=0, child=1, over_time="lawa", batch_norm="own")
     assert first["over_time_%"].item() == pytest.approx(expected, abs=2.0)  # one of 50 images
     tables, svg = presented("over_time", {"over_time": found}, tmp_path)
-    assert "child: k = 1" in svg
+    assert "child: k = 1, s = " in svg
     rows = found.filter(over_time="ema", batch_norm="own")
     value = mean_estimate(rows["gain_points"].to_numpy(), rows["parent_seed"].to_list()).value
     (shown,) = (row for row in tables[0].rows if {"ema", "own"} <= set(row))

@@ -47,7 +47,8 @@ def test_rounds_beside_the_children_and_the_parent_alone(several, tmp_path):
     # 2 parents; of one round and of three, both treatments; and one epoch after each.
     assert found.height == 2 * ((1 + 3) * 2 + 2)
     tables, svg = presented("rounds", {"rounds": found}, tmp_path)
-    assert "rounds = 3" in svg
+    for text in ("rounds = 3", "k = 1, s = "):
+        assert text in svg
     verdicts = tables[0]
     last = found.filter(**{"experiment.rounds": 3, "round": 3, "epochs_after": 0, "batch_norm": "own"})
     first = found.filter(**{"experiment.rounds": 3, "round": 1, "epochs_after": 0, "batch_norm": "own"})
