@@ -10,7 +10,9 @@ Shapes: N images, C channels, H height, W width.
 
 import copy
 from types import MethodType
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
@@ -22,21 +24,21 @@ def convolve(
     x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
     """As functional.conv2d."""
+    if x_NCHW.shape[-2] < stride[0] or x_NCHW.shape[-1] < stride[1]:
+        (rows, columns), padding = padding, (0, 0)
+        x_NCHW = functional.pad(x_NCHW, (columns, columns, rows, rows))
+        if weight.shape[2:] == (1, 1):  # which has another fault: see fastwi.kernels.pointwise
+            x_NCHW, stride = x_NCHW[..., :: stride[0], :: stride[1]], (1, 1)
     if weight.shape[1] == 1 and stride[0] < stride[1]:
-        x_NCHW = x_NCHW.contiguous()
-    if x_NCHW.shape[-2] >= stride[0] and x_NCHW.shape[-1] >= stride[1]:
-        return functional.conv2d(x_NCHW, weight, bias, stride, padding, dilation, groups)
-    (rows, columns), step = padding, stride
-    x_NCHW = functional.pad(x_NCHW, (columns, columns, rows, rows))
-    if weight.shape[2:] == (1, 1):  # which has another fault: see fastwi.kernels.pointwise
-        x_NCHW, step = x_NCHW[..., :: stride[0], :: stride[1]], (1, 1)
-    return functional.conv2d(x_NCHW, weight, bias, step, 0, dilation, groups)
+        # `contiguous` would leave tensors of one channel in channels-last order.
+        x_NCHW, weight = (each.clone(memory_format=torch.contiguous_format) for each in (x_NCHW, weight))
+    return functional.conv2d(x_NCHW, weight, bias, stride, padding, dilation, groups)
 
 
 def _convolve(self: nn.Conv2d, x_NCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """In place of nn.Conv2d._conv_forward."""
-    assert not isinstance(self.padding, str)
-    return convolve(x_NCHW, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+    padding: Any = (0, 0) if self.padding == "valid" else self.padding  # torch has no other names with strides
+    return convolve(x_NCHW, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 def pad_first(model: nn.Module) -> nn.Module:
@@ -59,6 +61,5 @@ def _is_at_risk(module: nn.Module) -> bool:
         and type(module)._conv_forward is nn.Conv2d._conv_forward
         and module.padding_mode == "zeros"  # others pad first
         and max(module.stride) > 1
-        and not isinstance(module.padding, str)
-        and (max(module.padding) > 0 or module.groups > 1)
+        and (module.groups == module.in_channels or module.padding not in ("valid", (0, 0)))
     )

@@ -70,10 +70,24 @@ def test_gradients(seed, convolution, size):
         assert all(map(torch.equal, results(safe, x_NCHW), results(plain, x_NCHW)))
 
 
-def test_one_column_without_padding(seed):
+COLUMNS = [
+    (nn.Conv2d(4, 12, (1, 3), (1, 4), groups=4), (5, 4)),
+    (nn.Conv2d(1, 16, 3, (1, 3)), (8, 3)),
+    (nn.Conv2d(1, 4, (3, 5), (1, 2), "valid"), (5, 6)),
+    (nn.Conv2d(4, 8, (2, 3), (1, 3), (1, 2), groups=4), (2, 1)),  # smaller than the stride
+    (nn.Conv2d(1, 4, (3, 5), (1, 2), (2, 2)), (1, 2)),
+]
+
+
+@pytest.mark.parametrize(("convolution", "size"), COLUMNS, ids=str)
+def test_one_column(seed, convolution, size):
+    """Also where the weights are in channels-last order."""
     torch.manual_seed(seed)
-    plain = rounded(nn.Conv2d(4, 12, (1, 3), (1, 4), groups=4))
-    assert_near(pad_first(plain), plain, torch.randn(4, 4, 5, 4).bfloat16().float(), autocast=False)
+    plain = rounded(copy.deepcopy(convolution))
+    x_NCHW = torch.randn(16, plain.in_channels, *size).bfloat16().float()
+    safe = pad_first(plain)
+    for form in (torch.contiguous_format, torch.channels_last):
+        assert_near(safe.to(memory_format=form), plain, x_NCHW, autocast=False)
 
 
 @pytest.mark.parametrize(
