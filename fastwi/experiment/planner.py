@@ -254,16 +254,21 @@ class _RecomputedByEpoch(dict[int, Treatment]):
 
 def _check_axes(spec: SweepSpec, lengths: Iterable[int]) -> None:
     """Raise UserError where two values of an axis are one time in epochs of one of the `lengths` (iterations)."""
-    axes = [axis for axis in spec.axes if axis.path in ("experiment.k", "experiment.s", "experiment.after")]
-    for axis, length in itertools.product(axes, lengths):
-        seen: dict[tuple[int, bool], object] = {}
-        for time in axis.values:
+    names = "experiment.k", "experiment.s", "experiment.after"
+    times = {axis.path: axis.values for axis in spec.axes if axis.path in names}
+    ks = times.get("experiment.k", (spec.base.experiment.k,))
+    for (path, values), k, length in itertools.product(times.items(), ks, lengths):
+        seen = dict[int, object]()
+        for time in values:
             assert isinstance(time, int | Time)
-            same = seen.setdefault((iterations_of(time, length), isinstance(time, Time) and time.less_k), time)
+            assert isinstance(k, int | Time)
+            begun = iterations_of(k, length) if isinstance(time, Time) and time.less_k else 0
+            same = seen.setdefault(iterations_of(time, length) - begun, time)
             if same != time:
+                at = f" at experiment.k = {k}" * (path == "experiment.s")
                 raise UserError(
-                    f"axes.{axis.path}: {same} and {time} are one time where an epoch has {length} iterations; leave "
-                    "one out"
+                    f"axes.{path}: {same} and {time} are one time{at} where an epoch has {length} iterations; leave "
+                    "one out, or make two sweeps of them"
                 )
 
 

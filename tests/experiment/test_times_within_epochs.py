@@ -81,6 +81,9 @@ def test_a_child_trained_on_is_the_one_that_trains_for_longer():
 def test_times_that_cannot_be_are_refused():
     with pytest.raises(UserError, match=r"axes\.experiment\.k: 1 and 7it.*7 iterations"):
         planned(sweep({"experiment.k": [1, Time("7it")]}))
+    planned(sweep({"experiment.k": [1, 3], "experiment.s": [1, Time("3ep-k")]}))
+    with pytest.raises(UserError, match=r"axes\.experiment\.s: 1 and 3ep-k.*k = 2"):
+        planned(sweep({"experiment.k": [1, 2], "experiment.s": [1, Time("3ep-k")]}))  # pairs would count twice
     with pytest.raises(UserError, match=r"experiment\.s: 1ep-k.*k = 8it"):
         planned(sweep({}, **experiment("8it", "1ep-k", 1)))
 
