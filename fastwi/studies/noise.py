@@ -16,6 +16,7 @@ l is that of the children's last epoch. A rank correlation does not see what ris
 """
 
 import itertools
+import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -164,11 +165,12 @@ def draw(frames: Frames, title: str) -> Any:
                 axis.plot([here[quantity].mean()], [here[outcome].mean()], ms=7, markeredgecolor="black", **look)
             estimate = of_outcome(frames, outcome, QUANTITIES, CELL_MEANS).get(quantity)
             above = f"Spearman of cell means {shown(estimate, estimate.n_parents)}" if estimate else ""
-            style(axis, QUANTITIES[quantity], OUTCOMES[outcome].removeprefix("the "), above)
+            style(axis, QUANTITIES[quantity], textwrap.fill(OUTCOMES[outcome].removeprefix("the "), 32), above)
             axis.set_xscale("log")
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
+            axis.tick_params(axis="x", labelrotation=30)  # they may be long, and many in a narrow range
             axis.axhline(0, color="0.5", lw=0.8)
     handles: list[Any] = [
         Line2D([], [], ls="", marker="o", color=colour, label=f"learning rate {rate:g}")
