@@ -162,7 +162,7 @@ def tables(frames: Frames) -> list[Table]:
     for name, column in MEASURES.items():
         title = f"{column.help[0].upper()}{column.help[1:]}; in {column.unit}".removesuffix("; in 1")
         by = ["network", "batch_norm"]
-        found.append(estimate_table(clean, title, cell_names(clean), by, name, 3))
+        found.append(estimate_table(clean, title, cell_names(clean, alpha=True), by, name, 3))
     return found
 
 
@@ -196,7 +196,7 @@ def draw(frames: Frames, title: str) -> Any:
     from matplotlib.figure import Figure
 
     frame = frames["calibration"]
-    names = cell_names(frame)
+    names = cell_names(frame, alpha=True)
     cells, part = last_cells(frame, names)
     panels = {key: label for key, label in _PANELS.items() if key[0] or frame["severity"].max()}
     figure = Figure(figsize=(2.7 * len(panels) + 0.4, 2.6 * len(cells) + 1.0), layout="constrained")

@@ -413,7 +413,7 @@ def tables(frames: Frames) -> list[Table]:
     columns = ("average against", "batch norm", "effect", "parents", "pairs", "average is better")
     by_cell = _labelled(frame.filter(polars.col("control").is_in(_BY_CELL)))
     by_cell = by_cell.filter(~polars.any_horizontal(polars.col("label").str.ends_with(text) for text in _LAWA))
-    cells = [*cell_names(frame), "batch_norm"]
+    cells = [*cell_names(frame, alpha=True), "batch_norm"]
     absent_cell = "not in this sweep"
     lacking = []
     for name, without, count, line in frames["absent"].rows():

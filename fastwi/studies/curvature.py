@@ -199,7 +199,7 @@ def _contrasts(frame: polars.DataFrame, quantity: str) -> Iterator[tuple[str, po
 def tables(frames: Frames) -> list[Table]:
     """A table a quantity, with a row a cell and a column a network; and whether the average is flatter."""
     frame = _labelled(frames["networks"])
-    names = [*cell_names(frame), "batch_norm"]
+    names = [*cell_names(frame, alpha=True), "batch_norm"]
     found = [
         estimate_table(frame, sentence(text), names, ["label"], quantity, digits, absent="not stored")
         for quantity, (text, digits) in QUANTITIES.items()
@@ -226,7 +226,7 @@ def draw(frames: Frames, title: str) -> Any:
     from matplotlib.figure import Figure
 
     frame = _labelled(frames["networks"])
-    names = cell_names(frame)
+    names = cell_names(frame, alpha=True)
     every = list(groups(frame, names))
     cells = every[:_MOST_CELLS]
     figure = Figure(figsize=(3.0 * len(QUANTITIES), 2.9 * len(cells) + 0.9), layout="constrained")

@@ -110,7 +110,7 @@ def tables(frames: Frames) -> list[Table]:
     ]
     columns = ("statement", "batch norm", "CKA higher by", "parents", "pairs", "verdict")
     title = "Linear CKA, mean over layers, paired, all cells together [95 %]"
-    names = [*cell_names(frame), "layer"]
+    names = [*cell_names(frame, alpha=True), "layer"]
     by_layer = "Linear CKA of each layer's outputs on the test images"
     return [
         verdict_table(title, columns, found, 4),
@@ -126,7 +126,7 @@ def draw(frames: Frames, title: str) -> Any:
     from matplotlib.figure import Figure
 
     frame = frames["similarity"]
-    names = cell_names(frame)
+    names = cell_names(frame, alpha=True)
     cells, part = last_cells(frame, names)
     treatments = distinct(frame, "batch_norm")
     figure = Figure(figsize=(5.2 * len(treatments) + 0.6, 3.0 * len(cells) + 1.2), layout="constrained")

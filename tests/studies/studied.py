@@ -126,6 +126,16 @@ def presented(study: str, frames: Frames, directory: Path) -> tuple[list[Table],
     return tables, path.with_suffix(".svg").read_text()
 
 
+def tables_at_two_alphas(study: str, frames: Frames) -> list[Table]:
+    """The study's tables of a sweep with two alphas, none of them 1/2. Panels name the alpha."""
+    two = [[frame.with_columns(alpha=polars.lit(alpha)) for frame in frames.values()] for alpha in (0.25, 0.75)]
+    both = {name: polars.concat(each) for name, *each in zip(frames, *two, strict=True)}
+    titles = " ".join(axis.get_title() for axis in all_studies()[study].draw(both, "").axes)
+    for text in ("alpha = 0.25", "alpha = 0.75"):
+        assert text in titles
+    return all_studies()[study].tables(both)
+
+
 def column(table: Table, name: str) -> list[str]:
     """One column's cells."""
     return [row[table.columns.index(name)] for row in table.rows]

@@ -4,7 +4,17 @@ import numpy as np
 import polars
 import pytest
 import torch
-from studied import by_cell, logits, mean_state, measured, presented, state_of, treated
+from studied import (
+    by_cell,
+    column,
+    logits,
+    mean_state,
+    measured,
+    presented,
+    state_of,
+    tables_at_two_alphas,
+    treated,
+)
 
 from fastwi.analysis import calibration_of
 from fastwi.data.corruptions import corrupted
@@ -93,6 +103,8 @@ def test_tables_and_figure(frames, tmp_path):
     assert len(others) == len(MEASURES)
     for text in ("k = 1, s = 2", "ensemble", "dots: each parent", "corrupted images"):
         assert text in drawn
+    apart = tables_at_two_alphas("calibration", frames)[-1]
+    assert set(column(apart, "alpha")) == {"0.25", "0.75"}
 
 
 def test_clean_images_alone_and_what_is_not_defined(opened, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import polars
 import pytest
 import torch
-from studied import by_cell, column, mean_state, measured, presented, state_of, treated
+from studied import by_cell, column, mean_state, measured, presented, state_of, tables_at_two_alphas, treated
 from torch.nn import functional
 
 from fastwi.data.noise import Noise
@@ -78,3 +78,5 @@ def test_tables_and_figure(frames, tmp_path):
     assert rows[0][-1] == "not settled (n = 2)"
     for text in ("average + 1", "dots: each parent", "k = 1, s = 1; n = 2 parents, 2 pairs", "40 training images"):
         assert text in drawn
+    apart = tables_at_two_alphas("curvature", frames)[0]
+    assert set(column(apart, "alpha")) == {"0.25", "0.75"}

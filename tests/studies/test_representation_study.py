@@ -5,7 +5,17 @@ import itertools
 import numpy as np
 import polars
 import pytest
-from studied import by_cell, column, logits, mean_state, measured, presented, state_of, treated
+from studied import (
+    by_cell,
+    column,
+    logits,
+    mean_state,
+    measured,
+    presented,
+    state_of,
+    tables_at_two_alphas,
+    treated,
+)
 
 from fastwi.data.noise import Stream, permutation
 from fastwi.studies.representation import AVERAGE, CHILDREN, PARENT, PARENT_AVERAGE, closer
@@ -77,3 +87,5 @@ def test_tables_and_figure(frames, tmp_path):
     assert column(by_layer, "k") == [text for text, _ in itertools.product("12", layers)]
     for text in ("blocks.8", CHILDREN, PARENT_AVERAGE, "dots: each parent", "recomputed batch-norm statistics"):
         assert text in drawn
+    apart = tables_at_two_alphas("representation", frames)[1]
+    assert set(column(apart, "alpha")) == {"0.25", "0.75"}
