@@ -48,8 +48,15 @@ def last_cells(
 ) -> tuple[list[tuple[tuple[Any, ...], polars.DataFrame]], str]:
     """The last `most` cells, values of `names` and rows of each; and for a title, what part of all they are."""
     every = list(groups(frame, names))
-    cells = every[-most:]
-    return cells, f" (the last {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
+    return every[-most:], f" (the last {most} of {len(every)} cells)" if most < len(every) else ""
+
+
+def first_cells(
+    frame: polars.DataFrame, names: Sequence[str], most: int = 8
+) -> tuple[list[tuple[tuple[Any, ...], polars.DataFrame]], str]:
+    """The first ones likewise: of the averages that `chosen_pairs` gives, those of the largest k and s."""
+    every = list(groups(frame, names))
+    return every[:most], f" (the first {most} of {len(every)} cells)" if most < len(every) else ""
 
 
 def cell_heading(names: Sequence[str], values: Sequence[Any], rows: polars.DataFrame, *more: str) -> str:

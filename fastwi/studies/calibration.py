@@ -22,8 +22,8 @@ from fastwi.report.estimates import (
     draw_bars,
     estimate_of,
     estimate_table,
+    first_cells,
     groups,
-    last_cells,
     set_title,
     spread_text,
     style,
@@ -191,13 +191,13 @@ _PANELS = {
 def draw(frames: Frames, title: str) -> Any:
     """Draw a bar for each kind of network: error, loss, ECE and Brier score, a row of panels a cell.
 
-    Of many cells the last ones are drawn, and the title says so. Corrupted images: the mean over all of them.
+    Of many cells the first ones are drawn, and the title says so. Corrupted images: the mean over all of them.
     """
     from matplotlib.figure import Figure
 
     frame = frames["calibration"]
     names = cell_names(frame, alpha=True)
-    cells, part = last_cells(frame, names)
+    cells, part = first_cells(frame, names)
     panels = {key: label for key, label in _PANELS.items() if key[0] or frame["severity"].max()}
     figure = Figure(figsize=(2.7 * len(panels) + 0.4, 2.6 * len(cells) + 1.0), layout="constrained")
     axes = figure.subplots(len(cells), len(panels), squeeze=False)

@@ -22,6 +22,7 @@ from fastwi.report.estimates import (
     draw_bars,
     estimate_of,
     estimate_table,
+    first_cells,
     groups,
     set_title,
     spread_text,
@@ -218,17 +219,13 @@ def tables(frames: Frames) -> list[Table]:
     return [*found, titled(title, columns, body, most, notes)]
 
 
-_MOST_CELLS = 6
-
-
 def draw(frames: Frames, title: str) -> Any:
     """Draw a bar for each network, a panel a quantity and a row of panels a cell; of many cells the first ones."""
     from matplotlib.figure import Figure
 
     frame = _labelled(frames["networks"])
     names = cell_names(frame, alpha=True)
-    every = list(groups(frame, names))
-    cells = every[:_MOST_CELLS]
+    cells, part = first_cells(frame, names, 6)
     figure = Figure(figsize=(3.0 * len(QUANTITIES), 2.9 * len(cells) + 0.9), layout="constrained")
     axes = figure.subplots(len(cells), len(QUANTITIES), squeeze=False)
     found = []
@@ -239,7 +236,6 @@ def draw(frames: Frames, title: str) -> Any:
             axis.tick_params(axis="x", labelrotation=40)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     images = ", ".join(map(value_text, sorted(set(frame["images"]))))
-    part = f" (the first {len(cells)} of {len(every)} cells)" if len(cells) < len(every) else ""
     set_title(
         figure, f"Where the average sits{part}", f"{title}; {images} training images; {spread_text(found)}", size=10
     )

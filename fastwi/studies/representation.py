@@ -24,8 +24,8 @@ from fastwi.report.estimates import (
     draw_spread,
     estimate_of,
     estimate_table,
+    first_cells,
     groups,
-    last_cells,
     set_title,
     spread_text,
     style,
@@ -121,13 +121,13 @@ def tables(frames: Frames) -> list[Table]:
 def draw(frames: Frames, title: str) -> Any:
     """Draw CKA along the layers: a line for each two networks, a row of panels a cell, a panel a treatment.
 
-    Of many cells the last ones are drawn, and the title says so.
+    Of many cells the first ones are drawn, and the title says so.
     """
     from matplotlib.figure import Figure
 
     frame = frames["similarity"]
     names = cell_names(frame, alpha=True)
-    cells, part = last_cells(frame, names)
+    cells, part = first_cells(frame, names)
     treatments = distinct(frame, "batch_norm")
     figure = Figure(figsize=(5.2 * len(treatments) + 0.6, 3.0 * len(cells) + 1.2), layout="constrained")
     axes = figure.subplots(len(cells), len(treatments), squeeze=False, sharey=True)

@@ -19,8 +19,8 @@ from fastwi.report.estimates import (
     cell_names,
     draw_bars,
     estimate_of,
+    first_cells,
     groups,
-    last_cells,
     panels,
     set_title,
     spread_text,
@@ -96,10 +96,10 @@ def tables(frames: Frames) -> list[Table]:
 
 
 def draw(frames: Frames, title: str) -> Any:
-    """Draw the gain of each soup, a panel a cell; of many cells the last ones."""
+    """Draw the gain of each soup, a panel a cell; of many cells the first ones."""
     frame = frames["soups"].filter(polars.col("soup") != BEST)
     names = cell_names(frame)
-    cells, part = last_cells(frame, names)
+    cells, part = first_cells(frame, names)
     figure, axes = panels(len(cells), 2, (5.4, 2.6), 0.9)
     found = []
     for axis, (values, rows) in zip(axes, cells, strict=True):

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fastwi.analysis.statistics import mean_estimate
-from fastwi.report.estimates import SAME, cell_heading, draw_spread, shown, titled
+from fastwi.report.estimates import SAME, cell_heading, draw_spread, first_cells, last_cells, shown, titled
 from fastwi.report.study import shown_once
 
 
@@ -62,3 +62,12 @@ def test_a_heading_names_all_that_a_cell_has():
         "k = 1, s = 2; n = 2 parents, 2 pairs", "optimizer.momentum = 0.5", "more",
     ]  # fmt: skip
     assert cell_heading([*axes, "k", "s", "alpha"], (0.5, 1, 2, 0.25), rows).startswith("k = 1, s = 2, alpha = 0.25;")
+
+
+def test_part_of_the_cells_is_drawn():
+    frame = polars.DataFrame({"k": [3, 2, 1], "s": [1, 1, 1]})
+    first, last = (found(frame, ["k", "s"], 2) for found in (first_cells, last_cells))
+    assert [values for values, _ in first[0]] == [(3, 1), (2, 1)]
+    assert [values for values, _ in last[0]] == [(2, 1), (1, 1)]
+    assert "2 of 3" in first[1]
+    assert first_cells(frame, ["k", "s"], 3)[1] == last_cells(frame, ["k", "s"], 3)[1] == ""
