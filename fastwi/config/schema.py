@@ -230,11 +230,6 @@ class ExperimentConfig:
         choices=("own", "recomputed"),
     )
 
-    @property
-    def alone(self) -> int:
-        """Times s that the parent trains on alone for each round (`continue_parent`)."""
-        return {"none": 0, "each": 1, "total": self.children}[self.continue_parent]
-
 
 @dataclass(frozen=True)
 class TrajectoryConfig:
@@ -346,6 +341,11 @@ CHECKED_TOGETHER = frozenset({
 """The keys that `config_problems` reads: cells of a sweep that differ in others have the same problems."""
 
 
+def times_alone(experiment: ExperimentConfig) -> int:
+    """Times s that the parent trains on alone for each round (`continue_parent`)."""
+    return {"none": 0, "each": 1, "total": experiment.children}[experiment.continue_parent]
+
+
 def config_problems(config: Config) -> Iterator[str]:
     """What is wrong between the values of a run; each by itself is taken as right."""
     experiment, most_images = config.experiment, config.data.train_images or math.inf
@@ -358,8 +358,9 @@ def config_problems(config: Config) -> Iterator[str]:
         yield "experiment.k: k, s and after are all 0, so nothing is trained; make one at least 1"
     children = experiment.children
     trained_on = 1 + children * experiment.continue_children
-    trained_on += experiment.alone > 0
-    networks = {"k": 1, "s": experiment.rounds * (children + experiment.alone), "after": trained_on}
+    alone = times_alone(experiment)
+    trained_on += alone > 0
+    networks = {"k": 1, "s": experiment.rounds * (children + alone), "after": trained_on}
     epochs = {name: number * _least_epochs(getattr(experiment, name)) for name, number in networks.items()}
     count = sum(epochs.values())
     if count > MOST_EPOCHS:

@@ -111,9 +111,16 @@ def _refuse_unseen(frame: FrameType, event: str, called: Any) -> None:
         owner = getattr(called, "__self__", None)
         unseen = called.__name__ == "apply" and isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
         if called in (isinstance, hasattr) and not frame.f_globals.get("__name__", "").startswith("torch."):
-            unseen = any(isinstance(value, fx.Proxy) for value in frame.f_locals.values())
+            unseen = any(isinstance(value, fx.Proxy) for value in frame.f_locals.values()) and not _in_mode(frame)
     if unseen:
         raise TypeError("torch.fx does not see this")
+
+
+def _in_mode(frame: FrameType | None) -> bool:
+    """Whether a mode of torch's is at work, which asks for itself and not for the network."""
+    while frame is not None and frame.f_code.co_name != "__torch_function__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _made_plain(traced: fx.GraphModule) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastwi.config.averaging import momentum_weights, outer_coefficients
-from fastwi.config.schema import Config
+from fastwi.config.schema import Config, times_alone
 from fastwi.config.sweep import RECOMPUTED, Point, SweepOptions, SweepSpec, in_precision, points, run_point
 from fastwi.config.time import Time, epochs_of, iterations_of
 from fastwi.data.card import read_card
@@ -298,7 +298,8 @@ class _Planner:
         average = rounds[-1].average_node
         end = tree.iterations[average]
         last = end + iterations_of(experiment.after, namer.per_epoch)
-        alone = k + (end - k) * experiment.alone + (last - end) * (experiment.alone > 0)
+        times = times_alone(experiment)
+        alone = k + (end - k) * times + (last - end) * (times > 0)
         parent = self._train(start, alone, seeds.parent_noise, config, namer)
         reset = experiment.child_momentum == "reset"
         if experiment.continue_children:
@@ -399,7 +400,9 @@ class _Planner:
                 return self._treatments(namer, *how, again)
 
             k = self.tree.iterations[clone]
-            times = [k + n * (end - k) for n in sorted({1, experiment.alone} if experiment.alone else ())]
+            times = [
+                k + n * (end - k) for n in sorted({1, times_alone(experiment)} if times_alone(experiment) else ())
+            ]
             alone = [self._train(start, time, seeds.parent_noise, config, namer) for time in times]
             of_alone = tuple((node, measured(node)) for node in alone)
             rounds.append(Round(first, tuple(starts), ends, average, measured(average), of_alone))

@@ -167,10 +167,6 @@ def test_instability_is_measured_against_iterations(unstable, tmp_path):
 def test_other_studies_of_times_within_epochs(unstable, study):
     """Parts of epochs are not counted as whole ones."""
     opened, _ = unstable
-    if study == "rounds":
-        with pytest.raises(UserError, match="rounds"):
-            measured(study, opened)
-        return
     for frame in measured(study, opened).values():
         for name in {"epoch", "epochs_after"} & set(frame.columns):
             times = frame[name].drop_nulls().unique().to_list()
