@@ -318,7 +318,7 @@ def _changes(frame: polars.DataFrame) -> polars.DataFrame:
     accuracy = polars.col(_ACCURACY)
     loss = polars.col(_LOSS)
     return averages.with_columns(
-        epochs_after=polars.col("epoch") - polars.col("k") - polars.col("s"),
+        epochs_after=polars.col("epoch") - polars.col("epoch").filter(at).first().over(keys),
         change_points=accuracy - accuracy.filter(at).first().over(keys),
         change_loss_nats=loss - loss.filter(at).first().over(keys),
     ).filter(stage="after")

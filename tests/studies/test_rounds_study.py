@@ -95,3 +95,9 @@ def test_what_diverged_is_null(several):
     assert set(gone["batch_norm"]) == {"own"}
     assert set(gone["epochs"]) == {2}
     assert all_studies()["rounds"].tables(frames)
+
+
+def test_importance_counts_epochs_from_the_last_round(several):
+    changes = measured("importance", several)["split_changes"]
+    assert set(changes["experiment.rounds"]) == {1, 3}
+    assert set(changes["epochs_after"]) == {1}
