@@ -10,6 +10,7 @@ import polars
 import pytest
 from drawn_measurements import INPUTS, made, spec_of
 
+from fastwi.config.schema import times_alone
 from fastwi.config.sweep import child_tuples, other_axes
 from fastwi.config.time import Time, iterations_of
 from fastwi.config.write import config_hash
@@ -206,11 +207,12 @@ def plain_table(sweep, measurements):
             if place.recomputed:
                 see(state, recomputed_at(place, epoch), epoch, **facts)
 
-        alone = (ends[-1] - k) * e.alone + after * (e.alone > 0)
+        again = times_alone(e)
+        alone = (ends[-1] - k) * again + after * (again > 0)
         path = dict(zip(ends_of(0, k) + ends_of(k, k + alone), place.parent + place.alone, strict=True))
         for epoch, state in path.items():
             every(state, epoch, **(common | none | parent | {"stage": "parent"}))
-        for number, times in itertools.product(range(1, e.rounds + 1), sorted({1, e.alone} - {0}) if e.alone else ()):
+        for number, times in itertools.product(range(1, e.rounds + 1), sorted({1, again} - {0}) if again else ()):
             epoch = k + number * s * times
             name = namer_of(sweep, point).recomputed(seeds.statistics_noise, e.recompute_images, int(epoch)).name
             see(path[epoch], name, **(common | none | parent | {"stage": "parent", "epoch": epoch}))
