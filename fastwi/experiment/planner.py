@@ -1,6 +1,6 @@
 """From points to one tree of trajectories: shared epochs, each point's place among them, what stays of them.
 
-Nothing here imports torch, and everything is linear in the number of epochs and points.
+Nothing here imports torch. All but averages over time is linear in the number of epochs and points.
 """
 
 import functools
@@ -22,7 +22,7 @@ from fastwi.errors import UserError
 from fastwi.experiment.inputs import Inputs, inputs_key
 from fastwi.experiment.keys import Namer, epoch_key
 from fastwi.experiment.over_time import weights_over_time
-from fastwi.experiment.tree import MOVING, OWN, Average, Treatment, Tree
+from fastwi.experiment.tree import MOVING, OWN, Average, MeasurementKey, Treatment, Tree
 from fastwi.models.changes import Networks, networks_of
 
 if TYPE_CHECKING:
@@ -172,6 +172,12 @@ class PointStates:
     def after(self) -> tuple[str, ...]:
         """The average after the epochs past interpolation."""
         return self._path(self.after_node, self.tree.iterations[self.average_node])
+
+    def filed(self, state: str, treatment: str) -> MeasurementKey:
+        """What a measurement of a state is filed under; `treatment`: a name, or RECOMPUTED for that of its epoch."""
+        if treatment == RECOMPUTED:
+            treatment = self.recomputed[self.tree.epochs[self.tree.nodes[state]]].name
+        return state, treatment
 
     def _path(self, last: int, first: int) -> tuple[str, ...]:
         return tuple(self.tree.keys[node] for node in self.tree.path(last, first))
@@ -370,8 +376,14 @@ class _Planner:
         """Clone, train, average, as often as it is asked for. Averages are sums of epochs and `clone` alone."""
         experiment, seeds, noises = config.experiment, config.seeds, config.seeds.child_noise
         first, starts, rounds = self.tree.iterations[clone], [clone] * len(noises), list[Round]()
-        per_epoch = namer.per_epoch
+        k, many, per_epoch = first, times_alone(experiment), namer.per_epoch
         mean = experiment.weights or (1 / len(noises),) * len(noises)
+        again = self._recomputed or RECOMPUTED in experiment.measure
+
+        def measured(node: int) -> Mapping[str, Treatment]:
+            how = seeds.statistics_noise, experiment.recompute_images, self.tree.epochs[node]
+            return self._treatments(namer, *how, again)
+
         for at_clone, *of_means in self._outer(experiment):
             end = iterations_of(experiment.s, per_epoch)
             if not (isinstance(experiment.s, Time) and experiment.s.less_k):
@@ -393,16 +405,7 @@ class _Planner:
             ]
             terms += [(clone, at_clone)] if at_clone else []
             average = self._average(terms, mean, end, config, namer)
-            again = self._recomputed or RECOMPUTED in experiment.measure
-
-            def measured(node: int, again: bool = again) -> Mapping[str, Treatment]:
-                how = seeds.statistics_noise, experiment.recompute_images, self.tree.epochs[node]
-                return self._treatments(namer, *how, again)
-
-            k = self.tree.iterations[clone]
-            times = [
-                k + n * (end - k) for n in sorted({1, times_alone(experiment)} if times_alone(experiment) else ())
-            ]
+            times = [k + n * (end - k) for n in sorted({1, many} if many else ())]
             alone = [self._train(start, time, seeds.parent_noise, config, namer) for time in times]
             of_alone = tuple((node, measured(node)) for node in alone)
             rounds.append(Round(first, tuple(starts), ends, average, measured(average), of_alone))

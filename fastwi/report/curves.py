@@ -157,9 +157,8 @@ def _curves(points: Sequence[_Placed], measurements: Measured, metric: str, wind
         lines += [("averages", point.tuple_index, treatment, place.after) for treatment in every]
         for group, number, treatment, states in lines:
             for state in states:
-                node, epoch = place.tree.nodes[state], float(place.time(state))
-                filed = place.recomputed[place.tree.epochs[node]].name if treatment == RECOMPUTED else treatment
-                found = measurements.get((state, filed))
+                epoch = float(place.time(state))
+                found = measurements.get(place.filed(state, treatment))
                 value = float("nan") if found is None or found.diverged else getattr(found, metric)
                 # None: an average that is not trained on yet has no training loss.
                 if epoch >= begin and value is not None:

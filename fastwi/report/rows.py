@@ -153,16 +153,16 @@ def point_rows(point: Point, place: PointStates, measurements: Measured) -> list
         batch_norm = OWN if treatment == OWN else RECOMPUTED
         for state in states:
             node = tree.nodes[state]
-            filed = place.recomputed[tree.epochs[node]].name if treatment == RECOMPUTED else treatment
-            found = measurements.get((state, filed))
+            filed = place.filed(state, treatment)
+            found = measurements.get(filed)
             if found is None:
                 continue
             row: Row = {"stage": stage, "epoch": tree.time(node), "iteration": tree.iterations[node]}
             row |= {"network": network, "batch_norm": batch_norm}
             if number and len(place.rounds) > 1 and stage != "parent":
                 row["round"] = number
-            if (state, filed) in of_time:
-                row["over_time"], row["batch_norm"] = of_time[state, filed]
+            if filed in of_time:
+                row["over_time"], row["batch_norm"] = of_time[filed]
             if stage != "interpolation" and treatment == OWN and found.learning_rate is not None:
                 row |= {"train_loss": found.train_loss, "learning_rate": found.learning_rate}
             rows.append(row | {"test_loss": found.test_loss, ACCURACY: found.test_accuracy})
@@ -201,8 +201,7 @@ def gains(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
                 sound = True
         row["after_%"] = [_accuracy(measurements, (state, OWN)) for state in place.after]
         if place.recomputed:
-            epochs = [place.tree.epochs[place.tree.nodes[state]] for state in place.after]
-            again = zip(place.after, (place.recomputed[epoch].name for epoch in epochs), strict=True)
+            again = [place.filed(state, RECOMPUTED) for state in place.after]
             row["after_recomputed_%"] = [_accuracy(measurements, key) for key in again]
         if sound and all((state, OWN) in measurements for state in networks):
             rows.append(row)
@@ -330,19 +329,8 @@ def _over_time_spans(
         names += ("parent", None, None)
         if average.network == "child":
             noise = seeds.child_noise[average.child]
-            names = (
-                place.k,
-                None,
-                None,
-                seed,
-                None,
-                "child",
-                numbers[average.child],
-                noise,
-                "children",
-                number,
-                None,
-            )
+            child = "child", numbers[average.child], noise
+            names = (place.k, None, None, seed, None, *child, "children", number, None)
         elif average.network == "average":
             whole = place.k, place.s, point.alpha, seed, point.tuple_index, "average", None, seeds.average_noise
             names = (*whole, "after", number, config_hash(point.config, digest))

@@ -312,8 +312,7 @@ def _measured_at(pair: Pair, state: str) -> Iterator[tuple[str, str]]:
     """The batch-norm statistics that are measured at a state after the interpolation, and their treatment's name."""
     yield OWN, OWN
     if pair.place.recomputed:
-        tree = pair.place.tree
-        yield RECOMPUTED, pair.place.recomputed[tree.epochs[tree.nodes[state]]].name
+        yield RECOMPUTED, pair.place.filed(state, RECOMPUTED)[1]
 
 
 def _child(pair: Pair, path: tuple[str, ...]) -> tuple[Any, ...]:

@@ -92,17 +92,14 @@ def _of_round(opened: OpenedSweep, pair: Pair, each: Round) -> Iterator[tuple[st
 
 def _further(opened: OpenedSweep, pair: Pair) -> Iterator[tuple[int | float, str, _Accuracies]]:
     """Each epoch that the last average is trained on, treatment, and the accuracies after it."""
-    place, tree, treatments = pair.place, pair.place.tree, {OWN: OWN}
+    place, tree = pair.place, pair.place.tree
     at = {tree.iterations[tree.nodes[state]]: state for state in place.alone}
     for further, state in zip(place.further(place.after), place.after, strict=True):
-        node = tree.nodes[state]
-        done = tree.iterations[node] - tree.iterations[place.average_node]
-        if place.recomputed:
-            treatments[RECOMPUTED] = place.recomputed[tree.epochs[node]].name
-        for batch_norm, treatment in treatments.items():
+        done = tree.iterations[tree.nodes[state]] - tree.iterations[place.average_node]
+        for batch_norm in (OWN, RECOMPUTED) if place.recomputed else (OWN,):
             ends = (tree.iterations[end] + done for end, _ in place.rounds[-1].alone)
-            alone = [_accuracy(opened, at[end], treatment) if end in at else None for end in ends]
-            average = _accuracy(opened, state, treatment)
+            alone = [_accuracy(opened, *place.filed(at[end], batch_norm)) if end in at else None for end in ends]
+            average = _accuracy(opened, *place.filed(state, batch_norm))
             yield further, batch_norm, {"average": average, "best_child": None, **_alone(alone)}
 
 

@@ -101,3 +101,17 @@ def test_importance_counts_epochs_from_the_last_round(several):
     changes = measured("importance", several)["split_changes"]
     assert set(changes["experiment.rounds"]) == {1, 3}
     assert set(changes["epochs_after"]) == {1}
+
+
+def test_recomputed_statistics_of_the_parent_alone_at_each_epoch(digits_directory, tmp_path_factory, opened):
+    """The parent after as many epochs as the average, and after as many as all networks, has statistics of each."""
+    every = ("--experiment.measure", "[own, recomputed]", "--sweep.parents", "[0]")
+    with studied_sweep(digits_directory, tmp_path_factory, *ROUNDS, *every) as sweep:
+        found = measured("rounds", sweep)["rounds"].filter(polars.col("epochs_after") > 0, batch_norm="recomputed")
+        accuracies = result_frame(sweep.planned, sweep.measured).filter(
+            metric="test_accuracy", network="parent", batch_norm="recomputed"
+        )
+    assert found.height == 2
+    for row in found.iter_rows(named=True):
+        for name, epoch in (("alone_%", row["epochs"]), ("alone_total_%", row["epochs_total"])):
+            assert accuracies.filter(epoch=epoch)["value"].to_list() == [row[name]]
