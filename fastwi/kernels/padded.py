@@ -1,9 +1,9 @@
 """Strided convolutions in bf16 on a CPU, without two faults of oneDNN's (seen with torch 2.11 and 2.14).
 
 Of padded images smaller than the stride the weight gradient is garbage, or the process crashes. It is right for an
-image that was padded before. Several outputs of one channel each, of one column, with rows of stride 1 and columns of
-more, are garbage in channels-last order. float32 and fp16 are right. This file can go when no supported torch has the
-faults. Convolutions that a network calls as functions, not as modules, still have them.
+image that was padded before. Outputs of one column are garbage in channels-last order, with one input channel a group
+and a stride along rows below that along columns. float32 and fp16 are right. This file can go when no supported torch
+has the faults. Convolutions that a network calls as functions, not as modules, still have them.
 
 Shapes: N images, C channels, H height, W width.
 """

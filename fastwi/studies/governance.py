@@ -9,7 +9,7 @@ Shapes: C children.
 
 import itertools
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -103,15 +103,20 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     statistics only where `options.treatments` has them. Null: not measured, or not finite.
     """
     bench = Bench(opened, options)
-    pairs = chosen_pairs(opened, options)
-    points = [pair.point for pair in pairs]
-    places = [pair.place for pair in pairs]
-    rows = list[dict[str, Any]]()
-    found = gains(replace(opened.planned, points=points, places=places), opened.measured)
-    for pair, gain in zip(counted(pairs, progress), found.rows(named=True), strict=True):
-        rows.append({**gain, **_quantities(opened, pair, options, bench)})
+    with_gains = pairs_with_gains(opened, options, progress)
+    rows = [{**gain, **_quantities(opened, pair, options, bench)} for pair, gain in with_gains]
     frame = opened.frames({"pairs": COLUMNS["pairs"]}, pairs=rows)["pairs"]
     return {"pairs": frame, "correlations": correlations(frame)}
+
+
+def pairs_with_gains(
+    opened: OpenedSweep, options: AnalysisOptions, progress: Progress
+) -> Iterator[tuple[Pair, dict[str, Any]]]:
+    """Each chosen pair, and its row of the gains at interpolation as the sweep measured them."""
+    pairs = chosen_pairs(opened, options)
+    points, places = [pair.point for pair in pairs], [pair.place for pair in pairs]
+    found = gains(replace(opened.planned, points=points, places=places), opened.measured)
+    return zip(counted(pairs, progress), found.rows(named=True), strict=True)
 
 
 def _quantities(opened: OpenedSweep, pair: Pair, options: AnalysisOptions, bench: Bench) -> dict[str, float | None]:

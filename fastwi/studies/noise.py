@@ -17,7 +17,6 @@ l is that of the children's last epoch. A rank correlation does not see what ris
 
 import itertools
 import textwrap
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,11 +26,10 @@ from fastwi import analysis
 from fastwi.analysis.columns import PAIR_COLUMNS, Column
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
+from fastwi.analysis.pairs import Pair, Progress
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import cell_names, counted_text, groups, set_title, shown, style
-from fastwi.report.rows import gains
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import Table
 from fastwi.studies.governance import (
@@ -42,6 +40,7 @@ from fastwi.studies.governance import (
     correlation_tables,
     correlations,
     of_outcome,
+    pairs_with_gains,
 )
 from fastwi.studies.governance import COLUMNS as GOVERNANCE
 
@@ -89,12 +88,8 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     Barriers take `options.alphas` places on test images. Null: not measured, or not finite.
     """
     bench = Bench(opened, options)
-    pairs = chosen_pairs(opened, options)
-    points = [pair.point for pair in pairs]
-    places = [pair.place for pair in pairs]
     rows = list[dict[str, Any]]()
-    found = gains(replace(opened.planned, points=points, places=places), opened.measured)
-    for pair, gain in zip(counted(pairs, progress), found.rows(named=True), strict=True):
+    for pair, gain in pairs_with_gains(opened, options, progress):
         test, _ = bench.part(pair.config, "test")
         children = opened.states(pair.place.ends)
         barriers = barriers_of(children, options.alphas, splits={"test": test}, **bench.how(pair))
