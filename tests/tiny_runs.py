@@ -26,7 +26,8 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepOptions, SweepSpec, run_point
 from fastwi.config.write import config_hash
 from fastwi.data.card import CARD_FILE
-from fastwi.experiment.planner import PointStates, plan_sweep
+from fastwi.experiment.places import PointStates
+from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import StoredState, write_states
 from fastwi.experiment.tree import Tree
 from fastwi.experiment.worker import Job, Outcome, Worker, score

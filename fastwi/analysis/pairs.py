@@ -15,7 +15,7 @@ from fastwi.config.sweep import AnalysisOptions, Point, axis_value, child_tuples
 from fastwi.config.time import AnyTime
 from fastwi.config.values import show
 from fastwi.errors import UserError
-from fastwi.experiment.planner import PointStates
+from fastwi.experiment.places import PointStates
 from fastwi.experiment.tree import OWN
 
 PartT = TypeVar("PartT")

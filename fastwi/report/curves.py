@@ -11,7 +11,8 @@ import polars
 
 from fastwi.config.sweep import RECOMPUTED, Point, axis_value, other_axes
 from fastwi.config.time import AnyTime
-from fastwi.experiment.planner import PlannedSweep, PointStates
+from fastwi.experiment.places import PointStates
+from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import counted_text, style
 from fastwi.report.figures import numbered, save_figure

@@ -15,7 +15,8 @@ from fastwi.config.sweep import KEEP
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine
-from fastwi.experiment.planner import PlannedSweep, PointStates
+from fastwi.experiment.places import PointStates
+from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.todo import left_of
 from fastwi.population import Population

@@ -15,7 +15,8 @@ from fastwi.analysis.columns import PAIR_COLUMNS, PAIR_TYPES, Column, Columns, a
 from fastwi.config.schema import KEYS
 from fastwi.config.sweep import RECOMPUTED, Point, axis_value, child_tuples, other_axes
 from fastwi.config.write import config_hash
-from fastwi.experiment.planner import OverTime, PlannedSweep, PointStates
+from fastwi.experiment.places import OverTime, PointStates
+from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.tree import MOVING, OWN, MeasurementKey
 from fastwi.files import atomic_path, to_json
 

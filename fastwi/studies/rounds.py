@@ -15,7 +15,7 @@ from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
 from fastwi.analysis.statistics import Estimate
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
-from fastwi.experiment.planner import Round
+from fastwi.experiment.places import Round
 from fastwi.experiment.tree import OWN
 from fastwi.report.estimates import (
     TREATMENT_COLOURS,

@@ -9,7 +9,8 @@ from fastwi.config.sweep import Axis, Point, SweepOptions, SweepSpec, points
 from fastwi.errors import UserError
 from fastwi.experiment import planner
 from fastwi.experiment.inputs import Inputs
-from fastwi.experiment.planner import PlannedSweep, PointStates, plan_sweep
+from fastwi.experiment.places import PointStates
+from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.tree import OWN, Tree
 from fastwi.report.plan import naive_epochs
 
