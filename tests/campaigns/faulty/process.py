@@ -22,12 +22,16 @@ PATIENCE = 300.0  # seconds on a busy machine
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong in the child: `signal` is sent at the write number `write`, or after `seconds`."""
+    """What goes wrong in the child: `signal` is sent at the write number `write`, or after `seconds`.
+
+    `clock_back`: the time of day runs backwards; `clock_fast`: all that is timed takes ten times as long.
+    """
 
     signal: int = 0
     seconds: float = 0.0
     write: int = 0
     clock_back: bool = False
+    clock_fast: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ def _be_the_child(main: Main, argv: list[str], directory: Path, fault: Fault, lo
         os.chdir(directory)
         if fault.clock_back:
             _turn_clock_back()
+        if fault.clock_fast:
+            _time_tenfold()
         writes = _count_writes(fault)
         code = main(argv)
         sys.stdout.flush()
@@ -106,3 +112,14 @@ def _turn_clock_back() -> None:
 
     time.time = back
     time.time_ns = lambda: int(back() * 1e9)
+
+
+def _time_tenfold() -> None:
+    """What is timed takes ten times as long as it does."""
+    for name in ("monotonic", "perf_counter"):
+        setattr(time, name, _tenfold(getattr(time, name)))
+
+
+def _tenfold(clock: Callable[[], float]) -> Callable[[], float]:
+    start = clock()
+    return lambda: start + 10 * (clock() - start)
