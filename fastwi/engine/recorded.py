@@ -1,9 +1,9 @@
 """Passes by `Backward` on a CPU as flat lists of calls, without modules and autograd: a CPU's CUDA graphs.
 
 A pass is recorded once for each shape of a batch: torch's operations by a dispatch mode, the C++ library's calls by
-`fastwi.kernels.cpu.listening`. The list becomes a Python function of the tensors that the pass reads and writes. It
-allocates as the pass did, and frees each tensor after its last use. It is used if it computes what the pass computes
-on the next batch, to the bit. Where it does not, or where a pass holds more than such calls (draws, reads on the
+`fastwi.kernels.cpu.listening`. The list becomes a Python function of the tensors that the pass reads and writes. What
+the pass allocates has a place in memory that stays. The function is used if it computes what the pass computes on the
+next batch, to the bit. Where it does not, or where a pass holds more than such calls (draws, reads on the
 host), the pass itself goes on.
 """
 
@@ -121,6 +121,10 @@ def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         each.copy_(value)
 
 
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
 class _Recorder(TorchDispatchMode):
     """Writes a pass as the source of a Python function of the tensors that it reads and writes."""
 
@@ -132,6 +136,7 @@ class _Recorder(TorchDispatchMode):
         self._namespace: dict[str, Any] = {"empty": torch.empty_strided}
         self._lines: list[str] = []
         self._last: dict[str, int] = {}  # the line of the last use, by name
+        self._allocated: list[tuple[int, str, Tensor, tuple[int, ...]]] = []  # with lines and strides
         self._result = ""
         self.refusal = ""
         """Why the pass cannot be replayed, if it cannot."""
@@ -147,15 +152,43 @@ class _Recorder(TorchDispatchMode):
         """The recorded pass, of other such tensors and to be called without gradients. None where it was refused."""
         if self.refusal:
             return None
+        stays = self._in_memory_that_stays()
         ends: dict[int, list[str]] = {}
-        for name in self._last.keys() - set(self._inputs):
+        for name in self._last.keys() - {*self._inputs, *stays}:
             ends.setdefault(self._last[name], []).append(name)
         source = [f"def replay(tensors):\n {', '.join(self._inputs)} = tensors"]
         for at, line in enumerate(self._lines):
-            source += [f" {line}", *(f" {name} = None" for name in ends.get(at, []))]
-        exec("\n".join([*source, f" return {self._result}"]), self._namespace)
-        made: Replay = self._namespace["replay"]
+            source += [f" {line}"] * (line.partition(" = empty(")[0] not in stays)
+            source += [f" {name} = None" for name in ends.get(at, [])]
+        text = "\n".join([*source, f" return {self._result}"])
+        for name, tensor in stays.items():
+            text = text.replace(f" {name}.data_ptr()", f" {tensor.data_ptr()}")
+        scope = self._namespace | stays
+        exec(text, scope)
+        made: Replay = scope["replay"]
         return made
+
+    def _in_memory_that_stays(self) -> dict[str, Tensor]:
+        """What the pass allocates, by name, in place. Some have the memory of others before them.
+
+        As much memory as the allocator would keep (`fastwi.engine.allocator`). The result is not among them, nor what
+        changes its strides in place.
+        """
+        last: dict[int, int] = {}  # line of the last use, by memory, which views share
+        for tensor in self._kept:
+            at = _memory(tensor)
+            last[at] = max(last.get(at, 0), self._last.get(self._names[id(tensor)], 0))
+        rooms: list[tuple[int, Tensor]] = []  # bytes, and the line of their last use
+        stays = {}
+        for line, name, tensor, strides in self._allocated:
+            end, size = last[_memory(tensor)], tensor.untyped_storage().nbytes()
+            if end == len(self._lines) or tensor.stride() != strides:
+                continue
+            free = [room for room in rooms if room[0] < line and len(room[1]) == size]
+            latest = max(free, key=lambda room: room[0], default=(0, torch.empty(size, dtype=torch.uint8)))
+            rooms = [room for room in rooms if room is not latest] + [(end, latest[1])]
+            stays[name] = latest[1].view(tensor.dtype).as_strided(tensor.shape, strides)
+        return stays
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -168,7 +201,8 @@ class _Recorder(TorchDispatchMode):
             self._name(result, self._text(args[0]))
         elif func in _EMPTY:
             sizes = f"{tuple(result.shape)}, {result.stride()}, dtype={self._text(result.dtype)}"
-            self._lines.append(f"{self._name(result)} = empty({sizes})")
+            self._allocated.append((len(self._lines), name := self._name(result), result, result.stride()))
+            self._lines.append(f"{name} = empty({sizes})")
         else:
             pools = func is _aten.as_strided_.default  # nn.AdaptiveAvgPool2d(1)
             if func.namespace != "aten" or not (pools or _REFUSED.isdisjoint(func.tags)):

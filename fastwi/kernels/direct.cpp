@@ -1,8 +1,9 @@
-// Direct 3 x 3 convolutions of stride 1 or 2, padding 1, for channels-last activations: what Winograd's do not take.
+// Direct 3 x 3 convolutions of stride 1 or 2, padding 1, for channels-last activations and weights: what Winograd's do
+// not take.
 //
-//     y[h, w, k] = bias[k] + sum over i, j, c of  x[s h + i - 1, s w + j - 1, c]  weight[k, c, i, j]
-//     dx[u, v, c] = sum over i, j, k of  dy[h, w, k]  weight[k, c, i, j],   2 h + i - 1 = u,  2 w + j - 1 = v  (s = 2)
-//     dweight[k, c, i, j] = sum over n, h, w of  x[s h + i - 1, s w + j - 1, c]  dy[h, w, k]
+//     y[h, w, k] = bias[k] + sum over i, j, c of  x[s h + i - 1, s w + j - 1, c]  weight[k, i, j, c]
+//     dx[u, v, c] = sum over i, j, k of  dy[h, w, k]  weight[k, i, j, c],   2 h + i - 1 = u,  2 w + j - 1 = v  (s = 2)
+//     dweight[k, i, j, c] = sum over n, h, w of  x[s h + i - 1, s w + j - 1, c]  dy[h, w, k]
 //
 // Images pass one by one through a copy in the cache with zeros around it. There the three neighbours of a place in a
 // row, with all their channels, are 3 C values in a row of memory: forward and weight gradient are three products of
@@ -106,7 +107,7 @@ void forward(const T *x, const T *weight, const T *bias_K, T *y, const Geometry 
     if (bias_K) convert(bias_K, bias, g.K);
     pack<U>(packed, rows, g.K, width, [&](int64_t row, int64_t k) {
         const int64_t tap = row / g.depth, c = row % g.depth;
-        return c < g.C ? weight[(k * g.C + c) * TAPS + tap] : T{};
+        return c < g.C ? weight[(k * TAPS + tap) * g.C + c] : T{};
     });
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
@@ -137,7 +138,7 @@ void pack_phases(typename U::unit *packed, const T *weight, const Geometry &g, i
             pack<U>(to, taps * pixel, g.C, width, [&](int64_t row, int64_t c) {
                 const int64_t k = row % g.K, right = row / g.K % (1 + odd_v), below = row / g.K / (1 + odd_v);
                 const int64_t i = odd_u ? 2 - 2 * below : 1, j = odd_v ? 2 - 2 * right : 1;
-                return weight[(k * g.C + c) * TAPS + i * 3 + j];
+                return weight[(k * TAPS + i * 3 + j) * g.C + c];
             });
         }
 }
@@ -245,7 +246,7 @@ void backward(const T *x, const T *weight, const T *dy, T *dx, T *dweight, const
             vec sum{};
             for (int64_t chunk = 0; chunk < CHUNKS; ++chunk) sum += load(sums + chunk * g.weights() + row * g.K + k);
             for (int l = 0; l < LANES; ++l)
-                store(dweight + ((k + l) * g.C + row % g.depth) * TAPS + row / g.depth, sum[l]);
+                store(dweight + ((k + l) * TAPS + row / g.depth) * g.C + row % g.depth, sum[l]);
         }
 }
 

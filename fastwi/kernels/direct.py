@@ -5,7 +5,8 @@
 forward, input gradient (stride 2) and weight gradient, each image in the cache. Sums are in float32; with bf16 the
 products are of bf16 where the processor has them.
 
-Shapes: N images, C and K channels in and out, H height, W width. Activations are in torch.channels_last order.
+Shapes: N images, C and K channels in and out, H height, W width. Activations and weights are in torch.channels_last
+order.
 """
 
 from typing import Any
@@ -39,7 +40,7 @@ def supported(x_NCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None, stride
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-        x, weight = x.contiguous(memory_format=torch.channels_last), weight.contiguous()
+        x, weight = (each.contiguous(memory_format=torch.channels_last) for each in (x, weight))
         bias = None if bias is None else bias.contiguous()
         ctx.save_for_backward(x, weight)
         (N, C, H, W), K = x.shape, weight.shape[0]

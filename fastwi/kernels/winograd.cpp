@@ -1,5 +1,5 @@
-// Winograd's convolution F(4 x 4, 3 x 3) for channels-last activations (Lavin & Gray 2016, section 4), in float32 on
-// activations and weights of float32 or bf16.
+// Winograd's convolution F(4 x 4, 3 x 3) for channels-last activations and weights (Lavin & Gray 2016, section 4), in
+// float32 on float32 or bf16.
 //
 // 3 x 3 kernels, stride 1, padding 1. The output is cut into tiles of 4 x 4, each from 6 x 6 of the input d:
 //
@@ -157,8 +157,8 @@ inline int64_t scratch_floats(const Strips &strips, int64_t C, int64_t K) {
     return rows * larger(C, K) + (POSITIONS + 1) * (step_of(tiles, C) + step_of(tiles, K));
 }
 
-// U[36, K / width, C, width] = G g G^T of w[K, C, 3, 3]; flipped: of the kernels that the input gradient convolves
-// with, where C and K are those of that convolution and w is [C, K, 3, 3].
+// U[36, K / width, C, width] = G g G^T of w[K, 3, 3, C]; flipped: of the kernels that the input gradient convolves
+// with, where C and K are those of that convolution and w is [C, 3, 3, K].
 template <typename T>
 void transform_kernels(const T *w, float *U, int64_t C, int64_t K, int64_t width, bool flipped, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -167,12 +167,11 @@ void transform_kernels(const T *w, float *U, int64_t C, int64_t K, int64_t width
             vec half[6][3];
             for (int j = 0; j < 3; ++j) {
                 vec taps[3], column[6];
-                for (int i = 0; i < 3; ++i)
-                    for (int l = 0; l < LANES; ++l) {
-                        const int tap = i * 3 + j;
-                        const int64_t at = flipped ? (c * K + k + l) * TAPS + 8 - tap : ((k + l) * C + c) * TAPS + tap;
-                        taps[i][l] = value(w[at]);
-                    }
+                for (int i = 0; i < 3; ++i) {
+                    const int tap = i * 3 + j;
+                    if (flipped) taps[i] = load(w + (c * TAPS + 8 - tap) * K + k);
+                    else for (int l = 0; l < LANES; ++l) taps[i][l] = value(w[((k + l) * TAPS + tap) * C + c]);
+                }
                 kernel_1d(taps, column);
                 for (int i = 0; i < 6; ++i) half[i][j] = column[i];
             }
@@ -313,16 +312,16 @@ void weight_gradient(const T *x, const T *dy, T *dw, const Strips &strips, int64
                 taps_1d(half[i], row);
                 for (int j = 0; j < 3; ++j)
                     for (int l = 0; l < LANES; ++l)
-                        store(dw + ((k + l) * C + c) * TAPS + i * 3 + j, static_cast<float>(row[j][l]));
+                        store(dw + ((k + l) * TAPS + i * 3 + j) * C + c, static_cast<float>(row[j][l]));
             }
         }
 }
 
 }  // namespace
 
-// winograd_convolve: x[N, H, W, C] and w[K, C, 3, 3] to y[N, H, W, K], with bias[K] where there is one; flipped: w is
-// [C, K, 3, 3], and y the gradient of its input where x is that of its output.
-// winograd_weight_gradient: dw[K, C, 3, 3] of x[N, H, W, C] and dy[N, H, W, K].
+// winograd_convolve: x[N, H, W, C] and w[K, 3, 3, C] to y[N, H, W, K], with bias[K] where there is one; flipped: w is
+// [C, 3, 3, K], and y the gradient of its input where x is that of its output.
+// winograd_weight_gradient: dw[K, 3, 3, C] of x[N, H, W, C] and dy[N, H, W, K].
 #define INSTANTIATE(NAME, T)                                                                                          \
     extern "C" void winograd_convolve_##NAME(const T *x, const T *w, const T *bias, T *y, int64_t N, int64_t H,       \
                                              int64_t W, int64_t C, int64_t K, int flipped, float *work,               \

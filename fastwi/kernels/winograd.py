@@ -6,7 +6,8 @@ by Lavin & Gray 2016 (section 4; points 0, 1, -1, 2, -2): forward, input gradien
 weights are float32 or bf16; all arithmetic is in float32. Against float64 the error is some 2e-6 of the output's
 standard deviation, where a direct float32 convolution's is 4e-7; bf16 adds one rounding of the result.
 
-Shapes: N images, C and K channels in and out, H height, W width. Activations are in torch.channels_last order.
+Shapes: N images, C and K channels in and out, H height, W width. Activations and weights are in torch.channels_last
+order.
 """
 
 from typing import Any, TypeGuard
@@ -55,7 +56,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, fli
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x, weight = x.contiguous(memory_format=torch.channels_last), weight.contiguous()
+        x, weight = (each.contiguous(memory_format=torch.channels_last) for each in (x, weight))
         ctx.save_for_backward(x, weight)
         bias = None if bias is None else bias.contiguous()
         return _convolve(x, weight, bias, weight.shape[0], flipped=False)

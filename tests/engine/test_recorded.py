@@ -222,6 +222,28 @@ def test_new_strides_of_a_second_tensor_in_the_same_memory():
     assert list(passes._replays.values()) == [None]
 
 
+def test_what_is_allocated_once_lends_its_memory_and_no_result_has_it():
+    x, z, _ = torch.ones(3, 4)
+    passes = Recorded()
+
+    def run() -> Tensor:
+        first = torch.empty(4).copy_(x)
+        view = first.view(2, 2)
+        second = torch.empty(4).copy_(z)  # while `view` is read
+        view.add_(second.view(2, 2))
+        third = torch.empty_like(first).copy_(first)  # second's memory
+        return torch.empty(()).copy_(third.sum()).view(())
+
+    losses = []
+    for step in range(8):
+        z.fill_(step)
+        losses.append(passes(run, [x, z]))
+    assert losses == [4.0 * (1 + step) for step in range(8)]
+    (replay,) = passes._replays.values()
+    stays = [value for value in replay.__globals__.values() if isinstance(value, Tensor)]
+    assert [len(stays), len({each.data_ptr() for each in stays})] == [3, 2]
+
+
 @pytest.mark.parametrize("factor", [lambda z: z.item(), lambda z: 0 * torch.rand(4) + z])
 def test_reads_and_draws_are_refused_though_nothing_has_changed_yet(factor):
     x, z, y = torch.ones(3, 4)

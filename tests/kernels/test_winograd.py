@@ -65,7 +65,9 @@ def test_against_float64(seed, shape, dtype):
     found = results(ours(*shape[1:3]), x, weight, dy)
     for threads in (2, 5):
         torch.set_num_threads(threads)
-        assert all(map(torch.equal, results(ours(*shape[1:3]), x, weight, dy), found))
+        for order in (torch.channels_last, torch.contiguous_format):  # of weights; theirs is the first
+            ordered = weight.contiguous(memory_format=order)
+            assert all(map(torch.equal, results(ours(*shape[1:3]), x, ordered, dy), found))
     exact = results(lambda x, w: functional.conv2d(x, w, padding=1), x.double(), weight.double(), dy.double())
     for name, f, e in zip(("y", "dx", "dweight"), found, exact, strict=True):
         assert (f.shape, f.dtype) == (e.shape, dtype)
