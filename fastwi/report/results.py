@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fastwi.experiment.resources import Resources
     from fastwi.experiment.store import Measurement, Store
 
-_FIGURES = re.compile(r"(heatmap|curves)(-[0-9]+)?\.(png|pdf|svg)")
+_FIGURES = re.compile(r"(heatmap|gains|curves)(-[0-9]+)?\.(png|pdf|svg)")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
     `failures`: what could not be done. Raises UserError where a file cannot be written.
     """
     from fastwi.report.curves import draw_curves
-    from fastwi.report.heatmap import draw_heatmap
+    from fastwi.report.heatmap import draw_gains
     from fastwi.report.manifest import manifest
 
     spec, points, directory = planned.spec, planned.points, sweep_directory(planned)
@@ -106,16 +106,18 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
         write_frame(averages, directory / "gains.parquet", GAIN_COLUMNS)
         write_text(directory / "sweep.yaml", sealed_yaml(resolved))
         write_text(directory / "summary.md", summary_markdown(spec, averages, len(points), missing))
+        figures = list[Path]()
         if averages.height:
             subject = f"{config.model.name} on {card.name}"
-            draw_heatmap(averages, directory / "heatmap.png", subject)
-            draw_curves(planned, measured, directory / "curves.png", subject)
+            figures += draw_gains(averages, directory, subject)
+            figures += draw_curves(planned, measured, directory / "curves.png", subject)
         identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
         seal_directory(directory, manifest(card, resources.engine(config).resolved, identity, planned.networks))
     # For `python -m fastwi.report STORE`: which sweeps the store was made for.
     write_text(store.directory / "sweeps" / f"{spec.options.name}.yaml", sealed_yaml(resolved))
     counts = {"points": len(points), "measurements": len(measured), "missing": missing}
-    line = f"{directory}: results.parquet, gains.parquet, summary.md, heatmap.png, curves.png"
+    names = ["results.parquet", "gains.parquet", "summary.md", *(path.name for path in figures)]
+    line = f"{directory}: {', '.join(names)}"
     line += f"; not there yet: {count_of(missing, 'measurement')}" if missing else ""
     tables = [cell_table(averages)] if averages.height else []
     summary = Summary({"directory": str(directory), **counts}, [line], tables, [*problems, *failures])

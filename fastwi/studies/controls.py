@@ -34,9 +34,8 @@ from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.experiment.tree import OWN
 from fastwi.report.effects import effects_table
 from fastwi.report.estimates import (
-    TREATMENT_COLOURS,
     cell_names,
-    draw_spread,
+    draw_rows,
     estimate_table,
     groups,
     set_title,
@@ -457,24 +456,9 @@ def draw(frames: Frames, title: str) -> Any:
     labels = list(dict.fromkeys(effect.label for effect in found))
     figure = Figure(figsize=(9.5, 0.36 * len(labels) + 1.9), layout="constrained")
     axis = figure.subplots()
-    for treatment, offset in ((OWN, -0.14), (RECOMPUTED, 0.14)):
-        colour = TREATMENT_COLOURS[treatment]
-        name = f"{treatment} batch-norm statistics"
-        for label, _, estimate in [effect for effect in found if effect.batch_norm == treatment]:
-            y = labels.index(label) + offset
-            draw_spread(axis, estimate, y, colour, across=True)
-            face = colour if estimate.conclusive else "white"
-            value = estimate.value or 0.0
-            axis.plot([value], [y], "o", markersize=4.5, color=colour, markerfacecolor=face, label=name)
-            n = f"n = {estimate.n_parents} ({estimate.n_pairs})"
-            beside = ("axes fraction", "data")
-            axis.annotate(n, (1.01, y), fontsize=6, va="center", xycoords=beside, color=colour)
-            name = ""  # once in the legend
-    axis.axvline(0, color="0.3", lw=0.9)
+    values = {(effect.batch_norm, effect.label): effect.estimate for effect in found}
     style(axis, "average less control: test accuracy (points); to the right the average is better")
-    axis.set_yticks(range(len(labels)), labels, fontsize=8)
-    axis.set_ylim(len(labels) - 0.4, -0.6)
-    axis.grid(visible=False, axis="y")
+    draw_rows(axis, labels, {name: [values.get((name, label)) for label in labels] for name in (OWN, RECOMPUTED)})
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     spread = spread_text(effect.estimate for effect in found)
     what = "The average against controls, paired, all cells together"

@@ -249,11 +249,35 @@ def test_files(tmp_path, seed):
         heatmap.draw_heatmap(frame, tmp_path / "heatmap.pdf" / "x.png", "A sweep")
 
 
+@pytest.mark.parametrize("parents", [(0, 5), (0, 5, 6, 7, 8)], ids=len)
+def test_gains_at_one_k_and_s_are_a_row_for_each_other_setting(kept, tmp_path, seed, parents):
+    spec = spec_of({"augment.flip": (0, 0.5), "augment.padding": (1, 2)}, parents=parents, children=4)
+    frame = gains(*made(spec, seed))
+    assert heatmap.draw_gains(frame, tmp_path, "A sweep") == [tmp_path / "gains.png"]
+    (axis,) = kept["gains.png"].axes
+    labels = ["0.0, 1", "0.0, 2", "0.5, 1", "0.5, 2"]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == labels
+    dots = [line for line in axis.lines if line.get_marker() == "o" and line.get_markersize() > 3]
+    assert len(dots) == 8
+    for dot, (treatment, label) in zip(
+        dots, [(t, label) for t in ("own", "recomputed") for label in labels], strict=True
+    ):
+        flip, padding = map(float, label.split(","))
+        rows = frame.filter((polars.col("augment.flip") == flip) & (polars.col("augment.padding") == padding))
+        by_parent = rows.group_by("parent_seed").agg(polars.col(f"gain_best_{treatment}_points").mean())
+        assert dot.get_xdata()[0] == pytest.approx(by_parent.to_series(1).mean())
+        assert abs(dot.get_ydata()[0] - labels.index(label)) < 0.5
+        assert (dot.get_markerfacecolor() == "white") == (len(parents) < 5)
+    grid = gains(*made(GRID, seed))
+    assert heatmap.draw_gains(grid, tmp_path, "A sweep") == [tmp_path / "heatmap.png"]
+
+
 def test_nothing_measured_draws_no_map(tmp_path):
     spec = spec_of({})
     sweep = planned(spec)
     frame = gains(sweep, {})
     assert heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep") == []
+    assert heatmap.draw_gains(frame, tmp_path, "A sweep") == []
     assert curves.draw_curves(sweep, {}, tmp_path / "c.png", "A sweep") == [tmp_path / "c.png"]
 
 
