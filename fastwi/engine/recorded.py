@@ -153,18 +153,15 @@ class _Recorder(TorchDispatchMode):
         if self.refusal:
             return None
         stays = self._in_memory_that_stays()
+        done = {line for line, name, *_ in self._allocated if name in stays}
         ends: dict[int, list[str]] = {}
         for name in self._last.keys() - {*self._inputs, *stays}:
             ends.setdefault(self._last[name], []).append(name)
         source = [f"def replay(tensors):\n {', '.join(self._inputs)} = tensors"]
         for at, line in enumerate(self._lines):
-            source += [f" {line}"] * (line.partition(" = empty(")[0] not in stays)
-            source += [f" {name} = None" for name in ends.get(at, [])]
-        text = "\n".join([*source, f" return {self._result}"])
-        for name, tensor in stays.items():
-            text = text.replace(f" {name}.data_ptr()", f" {tensor.data_ptr()}")
+            source += [f" {line}"] * (at not in done) + [f" {name} = None" for name in ends.get(at, [])]
         scope = self._namespace | stays
-        exec(text, scope)
+        exec("\n".join([*source, f" return {self._result}"]), scope)
         made: Replay = scope["replay"]
         return made
 

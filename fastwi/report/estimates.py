@@ -209,29 +209,38 @@ def draw_bars(axis: Any, rows: polars.DataFrame, column: str, by: str, label: st
     return every
 
 
-def draw_rows(axis: Any, labels: Sequence[str], found: Mapping[str, Sequence[Estimate | None]]) -> None:
-    """A row for each label, from the top: an estimate for each treatment of batch norm with its spread and n.
+def draw_rows(
+    labels: Sequence[str], found: Mapping[str, Sequence[Estimate | None]], inches: float, x: str, y: str = ""
+) -> Any:
+    """A figure, that many inches wide, of a row for each label, from the top: estimates with their spread and n.
 
-    found: the estimates of all labels, by treatment. A mean without an interval is hollow.
+    found: the estimates of all labels, by treatment of batch norm. A mean without an interval is hollow.
     """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(inches, 0.36 * len(labels) + 1.9), layout="constrained")
+    axis = figure.subplots()
+    style(axis, x, y)
     for i, (treatment, estimates) in enumerate(found.items()):
         colour = TREATMENT_COLOURS[treatment]
         name = f"{treatment} batch-norm statistics"
-        for at, estimate in enumerate(estimates):
+        for row, estimate in enumerate(estimates):
             if estimate is None:
                 continue
-            y = at + 0.28 * (i - (len(found) - 1) / 2)
-            draw_spread(axis, estimate, y, colour, across=True)
+            at = row + 0.28 * (i - (len(found) - 1) / 2)
+            draw_spread(axis, estimate, at, colour, across=True)
             face = colour if estimate.conclusive else "white"
-            axis.plot([value_of(estimate)], [y], "o", markersize=4.5, color=colour, markerfacecolor=face, label=name)
+            axis.plot([value_of(estimate)], [at], "o", markersize=4.5, color=colour, markerfacecolor=face, label=name)
             n = f"n = {estimate.n_parents} ({estimate.n_pairs})"
             beside = ("axes fraction", "data")
-            axis.annotate(n, (1.01, y), fontsize=6, va="center", xycoords=beside, color=colour)
+            axis.annotate(n, (1.01, at), fontsize=6, va="center", xycoords=beside, color=colour)
             name = ""  # once in the legend
     axis.axvline(0, color="0.3", lw=0.9)
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.set_ylim(len(labels) - 0.4, -0.6)
     axis.grid(visible=False, axis="y")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    return figure
 
 
 def style(axis: Any, x: str = "", y: str = "", title: str = "", whole_x: bool = False) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import polars
 
 from fastwi.analysis.statistics import FEWEST, Estimate
-from fastwi.report.estimates import by_end, cell_names, draw_rows, estimate_of, groups, set_title, spread_text, style
+from fastwi.report.estimates import by_end, cell_names, draw_rows, estimate_of, groups, set_title, spread_text
 from fastwi.report.figures import numbered, save_figure
 from fastwi.report.summary import interval_text, value_text
 from fastwi.report.tables import cells, gain_column, measured, note_of
@@ -35,19 +35,14 @@ def draw_gains(gains: polars.DataFrame, directory: Path, subject: str) -> list[P
 
 def _draw_list(gains: polars.DataFrame, path: Path, subject: str) -> list[Path]:
     """A row for each combination of the other axes, in the order of the sweep."""
-    from matplotlib.figure import Figure
-
     *axes, k, s = cell_names(gains)
     names = [*axes, k, s, *(["alpha"] if gains["alpha"].count() else [])]
     rows = dict(groups(gains, names))
     named = [at for at, name in enumerate(names) if name not in (k, s)] or [len(axes), len(axes) + 1]
     labels = [", ".join(value_text(values[at]) for at in named) for values in rows]
     found = {each: [estimate_of(own, gain_column(each)) for own in rows.values()] for each in measured(gains)}
-    figure = Figure(figsize=(8.0, 0.36 * len(labels) + 1.9), layout="constrained")
-    axis = figure.subplots()
-    style(axis, "gain in test accuracy over the best child (points)", ", ".join(names[at] for at in named))
-    draw_rows(axis, labels, found)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    x, y = "gain in test accuracy over the best child (points)", ", ".join(names[at] for at in named)
+    figure = draw_rows(labels, found, 8.0, x, y)
     spread = spread_text(each for estimates in found.values() for each in estimates)
     cell = f"k = {value_text(gains['k'][0])}, s = {value_text(gains['s'][0])}"
     title = f"Gain of the average over the best child: {subject}; {cell}"

@@ -40,7 +40,6 @@ from fastwi.report.estimates import (
     groups,
     set_title,
     spread_text,
-    style,
     verdict_table,
 )
 from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
@@ -450,16 +449,13 @@ def _what_is_left(frame: polars.DataFrame, cells: list[str]) -> list[Table]:
 
 def draw(frames: Frames, title: str) -> Any:
     """Draw a forest plot: the effect of each control with its interval over parents, all cells together."""
-    from matplotlib.figure import Figure
-
     found = effects(frames["controls"])
     labels = list(dict.fromkeys(effect.label for effect in found))
-    figure = Figure(figsize=(9.5, 0.36 * len(labels) + 1.9), layout="constrained")
-    axis = figure.subplots()
     values = {(effect.batch_norm, effect.label): effect.estimate for effect in found}
-    style(axis, "average less control: test accuracy (points); to the right the average is better")
-    draw_rows(axis, labels, {name: [values.get((name, label)) for label in labels] for name in (OWN, RECOMPUTED)})
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    rows = {name: [values.get((name, label)) for label in labels] for name in (OWN, RECOMPUTED)}
+    figure = draw_rows(
+        labels, rows, 9.5, "average less control: test accuracy (points); to the right the average is better"
+    )
     spread = spread_text(effect.estimate for effect in found)
     what = "The average against controls, paired, all cells together"
     set_title(figure, what, f"{title}; n = parents (pairs); {spread}")
