@@ -166,7 +166,7 @@ class _Recorder(TorchDispatchMode):
         return made
 
     def _in_memory_that_stays(self) -> dict[str, Tensor]:
-        """What the pass allocates, by name, in place. Some have the memory of others before them.
+        """A tensor that stays for each that the pass allocates, by name. Some share the memory of an earlier one.
 
         As much memory as the allocator would keep (`fastwi.engine.allocator`). The result is not among them, nor what
         changes its strides in place.
@@ -175,7 +175,7 @@ class _Recorder(TorchDispatchMode):
         for tensor in self._kept:
             at = _memory(tensor)
             last[at] = max(last.get(at, 0), self._last.get(self._names[id(tensor)], 0))
-        rooms: list[tuple[int, Tensor]] = []  # bytes, and the line of their last use
+        rooms: list[tuple[int, Tensor]] = []  # line of the last use, and the memory
         stays = {}
         for line, name, tensor, strides in self._allocated:
             end, size = last[_memory(tensor)], tensor.untyped_storage().nbytes()

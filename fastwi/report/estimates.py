@@ -212,7 +212,7 @@ def draw_bars(axis: Any, rows: polars.DataFrame, column: str, by: str, label: st
 def draw_rows(
     labels: Sequence[str], found: Mapping[str, Sequence[Estimate | None]], inches: float, x: str, y: str = ""
 ) -> Any:
-    """A figure, that many inches wide, of a row for each label, from the top: estimates with their spread and n.
+    """A figure with a row for each label, from the top: its estimates, their spread and n. `inches`: its width.
 
     found: the estimates of all labels, by treatment of batch norm. A mean without an interval is hollow.
     """
