@@ -1,6 +1,7 @@
 """sweep.keep: what each choice leaves in the store, at the same results; what studies say where they need more."""
 
 import json
+import shutil
 from pathlib import Path
 
 import polars
@@ -13,6 +14,7 @@ from fastwi.config.sweep import KEEP
 from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import Store
 from fastwi.experiment.store.repair import verify
+from fastwi.store import main as look_after
 from fastwi.sweep import main
 
 SWEEP = """
@@ -84,3 +86,51 @@ def test_a_study_says_what_to_keep(sweeps, tmp_path, capsys):
         assert study(sweeps[keep], tmp_path, cell) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.endswith(message)
+
+
+def test_measurements_are_carried_without_states(sweeps, tmp_path, capsys):
+    """metrics.parquet alone makes a store whose sweeps train only what was never measured."""
+    argv = sweeps["ends"]
+    original = Path(argv[1]).parent
+    carried = tmp_path / "carried"
+    carried.mkdir()
+    shutil.copy(original / "store" / "metrics.parquet", carried)
+    assert look_after(["rebuild", str(carried)]) == 0
+    there = [*argv, "--sweep.store", str(carried), "--sweep.directory", str(tmp_path / "sweeps")]
+    there += ["--sweep.keep", "none"]
+
+    def left(*more: str) -> int:
+        capsys.readouterr()
+        assert main([*there, *more, "--dry-run", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["epochs_left"]
+
+    assert left() == 0
+    one_parent = left("--sweep.parents", "1")
+    assert left("--sweep.parents", "0..1") == one_parent > 0
+    assert main([*there, "--sweep.parents", "0..1"]) == 0
+    both = polars.read_parquet(tmp_path / "sweeps" / "grid" / "results.parquet")
+    assert both["parent_seed"].n_unique() == 2
+    assert both.filter(polars.col("parent_seed") == 0).equals(frame(argv), null_equal=True)
+
+
+def test_more_is_kept_of_a_finished_sweep(sweeps, tmp_path, capsys):
+    """What a study asks for is trained again, to the same numbers; what is stored already is not."""
+    store = tmp_path / "store"
+    shutil.copytree(Path(sweeps["none"][1]).parent / "store", store)
+    argv = [*sweeps["none"], "--sweep.store", str(store), "--sweep.directory", str(tmp_path / "sweeps")]
+    assert study(argv, tmp_path / "study", "2,2") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    keep = ["--sweep.keep", line.rpartition(" ")[2]]
+
+    def left() -> int:
+        capsys.readouterr()
+        assert main([*argv, *keep, "--dry-run", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["epochs_left"]
+
+    assert left() > 0
+    assert main([*argv, *keep]) == 0
+    assert left() == 0
+    assert polars.read_parquet(tmp_path / "sweeps" / "grid" / "results.parquet").equals(
+        frame(sweeps["none"]), null_equal=True
+    )
+    assert study([*argv, *keep], tmp_path / "study", "2,2") == 0

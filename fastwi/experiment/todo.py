@@ -21,10 +21,13 @@ def unfinished(
 ) -> Sequence[int]:
     """The tasks of `tree` that are left, ascending, given what is measured and stored.
 
-    An epoch is left where it was never measured, or where its state is gone and needed. What comes of the states
-    `diverged` (nodes) is not left. Tasks `claimed` by others are left, but do not need the states they start from.
+    An epoch is left where it was never measured, or where its state is gone and needed: by what is left, or because
+    it stays in the store (`stops`). What comes of the states `diverged` (nodes) is not left. Tasks `claimed` by
+    others are left, but do not need the states they start from.
     """
     lost, left, needed = lost_with(tree, diverged), array("i"), bytearray(len(tree))
+    for node in tree.stops:
+        needed[node] = True
     for task in reversed(range(tree.probes().stop)):  # later ones first: they say which states they need
         start = tree.start_of(task)
         if start < 0:  # no task: an initial network, or an average
