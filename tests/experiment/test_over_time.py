@@ -8,6 +8,7 @@ import pytest
 import torch
 from listeners import Silent, Stopped
 from mappings import config_from_mapping
+from test_planner import planned, sweep
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -62,6 +63,15 @@ def planned_run(data: Path, directory: Path, short: bool = False, **trajectory: 
     planned = plan_run(config_from_mapping(mapping), directory)
     planned.tree.stops = planned.kept("all")
     return planned
+
+
+def test_they_are_of_ends_of_epochs_alone() -> None:
+    """Also where networks are cloned and averaged within epochs, of 7 iterations here."""
+    cut = {"k": "1ep1it", "s": "3ep", "after": 4}
+    found = planned(sweep({}, trajectory={**AVERAGES, "begin": 0}, experiment=cut))
+    averages = [found.tree.averages[of_time.node] for place in found.places for of_time in place.over_time]
+    assert len(averages) > 10
+    assert not any(found.tree.iterations[node] % 7 for average in averages for node in average.nodes)
 
 
 def carried_out(

@@ -102,6 +102,12 @@ def test_children_trained_on_at_another_rate_part_from_those_at_the_same():
         assert [a == b for a, b in zip(same, dropped, strict=True)] == [True, False, False]
 
 
+def test_momentum_is_reset_where_a_child_begins_and_not_where_it_is_trained_on():
+    more = {"child_momentum": "reset", "continue_children": True, "children_rate_factor": 0.1}
+    tree, _ = grown(sweep({}, experiment={"k": 1, "s": 1, "after": 2, **more}))
+    assert sorted(tree.epochs[node] for node in tree.resets) == [2, 2]
+
+
 def test_places_and_states():
     """A point's states hang together as the protocol says, and each stands after what it is made of."""
     spec = sweep({"experiment.k": [0, 2], "experiment.s": [0, 1]}, {"children": 4, "alphas": (0.25,)})
@@ -178,6 +184,7 @@ def test_stops_and_ends():
     [
         ({"k": 1, "s": 1, "after": 2, "continue_children": True}, "ends", [4, 4, 4]),
         ({"k": 1, "s": 1, "after": 2, "continue_children": True}, "stops", [1, 2, 2, 4, 4, 4]),
+        ({"k": 1, "s": 1, "after": 1, "rounds": 2}, "ends", [3, 3, 4]),
         ({"k": 2, "s": 0, "after": 1}, "ends", [2, 3]),
         ({"k": 0, "s": 0, "after": 1}, "stops", [1]),
     ],

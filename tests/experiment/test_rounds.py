@@ -121,6 +121,7 @@ CASES = {
     "mean": {"k": 1, "rounds": 2},
     "three children, weights": {"children": 3, "weights": [0.5, 0.2, 0.3], "momentum": "average"},
     "DiLoCo": {"outer_step": 0.7, "outer_momentum": 0.9, "outer_nesterov": True, "round_momentum": "own"},
+    "no step": {"outer_step": 0.0, "momentum": "average", "rounds": 2},
     "PAPA": {"pull": 0.3, "round_momentum": "own"},
     "pulled towards a moving average": {"pull": 0.6, "outer_step": 0.5, "outer_momentum": 0.5, "rounds": 4},
     "recomputed": {"batch_norm": "recompute", "recompute_images": 40, "pull": 0.5, "rounds": 2},
