@@ -358,6 +358,12 @@ def test_images_in_memory_are_the_same_as_in_a_directory(ran, digits_directory, 
     assert (data / "train.beton").stat().st_mtime_ns == written
 
 
+def test_the_same_images_with_other_class_names_are_another_dataset(tmp_path):
+    for names in (("a", "b", "c", "d"), ("a", "b", "c", "e")):
+        split = Items(np.zeros((4, 5, 5, 3), np.uint8), np.arange(4), list(names))
+        assert read_card(write_memory(split, split, tmp_path)).classes == names
+
+
 def test_the_documentation_does_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -174,8 +174,12 @@ def test_repair_without_batch_norm(name, seed):
         assert ratio[0] == pytest.approx(float(2 * a / (a + b)), rel=1e-5)
 
 
-def test_a_network_without_a_layer_to_repair_is_refused(seed):
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+TWICE = nn.Conv2d(3, 3, 3, padding=1)  # whose two calls would need two corrections
+
+
+@pytest.mark.parametrize("hidden", [[nn.Conv2d(3, 3, 3, padding=1, bias=False)], [TWICE, nn.ReLU(), TWICE]])
+def test_a_network_without_a_layer_to_repair_is_refused(seed, hidden):
+    network = nn.Sequential(*hidden, nn.ReLU(), nn.Flatten(), nn.Linear(192, 4))
     dataset = dataset_of(seed)
     symmetry, members = members_of(lambda: network, [seed, seed])
     ends = moments_of(symmetry, members, dataset)

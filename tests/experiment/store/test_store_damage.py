@@ -18,6 +18,7 @@ from fastwi.experiment.store import DamagedIndex, Store, rebuild
 from fastwi.experiment.store.index import MEASUREMENTS, TABLES, sealed
 from fastwi.experiment.store.places import StorePlaces, check_directory
 from fastwi.experiment.store.repair import export, read_table, verify
+from fastwi.experiment.store.states import damage_of
 from fastwi.store import listing
 
 FLIPS = 100  # for each of the two stores
@@ -167,6 +168,44 @@ def test_rebuilding_gives_the_same_values_though_it_was_cut_off(closed, tmp_path
         assert (found["states"], found["measurements"]) == (held["states"], held["measurements"])
     else:
         assert found == held
+
+
+def test_a_lost_index_of_a_store_that_was_never_exported_is_damage(tmp_path):
+    with Store.open(tmp_path / "store") as store:
+        fill(store, range(2))
+        states = contents(store)["states"]
+    store.places.index.unlink()
+    assert "store rebuild" in damage(store.directory)[0]
+    rebuild(store.directory)
+    assert held_by(store.directory)["states"] == states
+
+
+def test_rows_on_both_sides_of_a_broken_page_are_kept(closed, tmp_path):
+    """SQLite reads up to the page from either end."""
+    copy, there = copy_of(closed[0], tmp_path / "store"), sorted(closed[1]["measurements"])
+    (copy / "metrics.parquet").unlink()
+    content = bytearray((copy / "index.sqlite").read_bytes())
+    starts = (content.index(state.encode()) // 4096 * 4096 for state, _ in there[70:])
+    page = next(start for start in starts if content[start] == 10)  # a leaf
+    content[page : page + 4096] = bytes(4096)
+    (copy / "index.sqlite").write_bytes(content)
+    rebuild(copy)
+    found = held_by(copy)["measurements"].keys()
+    assert {there[0], there[-1]} < found < set(there)
+    assert len(found) > len(there) // 2
+
+
+def test_a_state_that_another_process_drops_meanwhile_is_no_damage(closed, tmp_path, monkeypatch):
+    copy = copy_of(closed[0], tmp_path / "store")
+    with Store.open(copy) as store, Store.open(copy) as other:
+
+        def late(places, file):
+            other.drop_states([file.key])
+            return damage_of(places, file)
+
+        monkeypatch.setattr("fastwi.experiment.store.repair.damage_of", late)
+        assert verify(store).damage == []
+        assert store.states() == set()
 
 
 @pytest.mark.parametrize("lost", ["index.sqlite", "metrics.parquet", ""])

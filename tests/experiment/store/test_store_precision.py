@@ -9,8 +9,10 @@ from listeners import stopping
 from fastwi.config.read import read_sweep_request
 from fastwi.config.schema import Config, DataConfig, ExperimentConfig, SeedConfig
 from fastwi.engine.precision import Choice
+from fastwi.errors import UserError
 from fastwi.experiment.planner import plan_run, plan_sweep
 from fastwi.experiment.store import Store
+from fastwi.experiment.store.precision import note_precision
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 
@@ -110,3 +112,10 @@ def test_a_damaged_note_of_it_is_refused(digits_directory, tmp_path, capsys):
         assert sweep([*sweep_arguments(tmp_path, digits_directory), "--dry-run"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "precision.json" in line
+
+
+def test_a_store_that_another_process_has_just_begun_in_another_precision_is_refused(tmp_path):
+    note_precision(tmp_path, Choice("fp32", ""))
+    note_precision(tmp_path, Choice("fp32", ""))
+    with pytest.raises(UserError, match="another precision"):
+        note_precision(tmp_path, Choice("bf16", ""))

@@ -16,6 +16,7 @@ from store_samples import contents, fill, key_of, measurement, network
 
 from fastwi.experiment.store import Store, rebuild, write_states
 from fastwi.experiment.store.repair import verify
+from fastwi.files import lock
 
 SPAWN = multiprocessing.get_context("spawn")
 HUNG = 600  # seconds; no machine is so slow
@@ -56,7 +57,7 @@ def test_no_task_is_given_twice_and_no_row_is_lost(tmp_path, seed):
 
 
 HOLDER = """
-import sys
+import os, sys
 sys.path.insert(0, {tests!r})
 from store_samples import *
 store = Store.open({directory!r})
@@ -66,8 +67,10 @@ owner.pin([key_of(0)])
 store.commit([measurement(50)], [], [])
 (store.places.states / "aa").mkdir(parents=True)
 (store.places.states / "aa" / ".aa.safetensors.x1.tmp").write_bytes(b"half")
-print("held", flush=True)
+if os.fork():  # a child that outlives it holds nothing
+    print("held", flush=True)
 sys.stdin.read()
+os._exit(0)
 """
 
 
@@ -108,6 +111,20 @@ def test_kill_9_frees_what_a_process_held(holder, tmp_path):
         assert store.attempts()["aa", "own"] == 2
         assert [path.stem for path in store.places.owners.iterdir()] == [owner.id]
         assert verify(store).damage == []
+
+
+def test_gc_may_take_the_file_of_an_owner_that_has_not_locked_it_yet(tmp_path, monkeypatch):
+    def late(descriptor, path, **how):
+        monkeypatch.undo()
+        path.unlink()
+        return lock(descriptor, path, **how)
+
+    with Store.open(tmp_path / "s") as store:
+        monkeypatch.setattr("fastwi.experiment.store.owner.lock", late)
+        with store.owner() as owner:
+            assert [path.stem for path in store.places.owners.iterdir()] == [owner.id]
+            assert store.gc()["claims"] == 0
+            assert [path.stem for path in store.places.owners.iterdir()] == [owner.id]
 
 
 def test_gc_leaves_alone_what_is_being_written(tmp_path):

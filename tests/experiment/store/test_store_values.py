@@ -48,6 +48,11 @@ def test_measurements_come_back_to_the_bit_from_the_index_and_from_parquet(store
     assert columns(store) == sorted(m.columns() for m in made)
 
 
+def test_transactions_are_on_the_disk_when_they_return(store):
+    with store.reading() as transaction:
+        assert transaction.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
 def test_the_table_is_sorted_and_plain(store):
     export(store)
     assert polars.read_parquet(store.places.metrics).height == 0
