@@ -4,6 +4,7 @@ import itertools
 import random
 
 import pytest
+from mappings import config_from_mapping
 
 from fastwi.config.schema import Config
 from fastwi.experiment.ready import LONGEST_CHAIN, ReadyQueue
@@ -63,6 +64,23 @@ def test_what_is_ready_and_what_is_needed(seed: int, number: int) -> None:
         assert sorted(idle) == sorted(before - after)
         assert all(queue.needed(node) == (node in after) for node in tree.epoch_nodes())
     assert queue.take(4, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "apart"),
+    [
+        ({"optimizer": {"learning_rate": 0.5}}, False),
+        ({"optimizer": {"ema_decay": 0.9}}, True),
+        ({"model": {"width": 0.5}}, True),
+        ({"engine": {"precision": "fp16"}}, True),
+        ({"data": {"test_images": 10}}, True),
+    ],
+)
+def test_probes_are_together_where_one_population_can_do_them(change: dict, apart: bool) -> None:
+    tree = Tree()
+    for name, config in (("one", CONFIG), ("other", config_from_mapping(change))):
+        tree.add_probe(tree.add(name, config), Treatment(OWN, 0, 0, 0), config)
+    assert len(ReadyQueue(tree, tree.probes()).take(9, 9)) == 2 - apart
 
 
 @pytest.mark.parametrize("number", range(8))

@@ -102,3 +102,12 @@ def test_stored_children_of_one_portion_alone_are_not_kept(tmp_path: Path) -> No
     for (a, b), made in zip(pairs, resident.portions(averages, files, 1), strict=True):
         assert torch.equal(made.weights_MP, torch.full_like(made.weights_MP, (a + b) / 2))
     assert [(node, False) in resident for node in children] == [False, True, False, False, False]
+
+
+def test_memory_is_used_again_for_the_same_network_alone(tmp_path: Path) -> None:
+    layouts = [LAYOUT, Layout.of(torch.nn.Linear(2, 3))]  # of as many parameters
+    tree, children, averages = grown(0, [(0, 1), (2, 3)])
+    resident = ResidentStates(tree, tmp_path, RESOURCES, 99 * ROW)
+    for n, node in enumerate(children[:4]):
+        resident.put(Population.zeros(layouts[n // 2], 1), [(node, False)])
+    assert [next(resident.portions([node], {}, 1)).layout for node in averages] == layouts

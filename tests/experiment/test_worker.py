@@ -211,6 +211,18 @@ def test_what_jobs_need_is_loaded_and_built_once(place: Place, monkeypatch: pyte
     assert len(built) == 2
 
 
+def test_own_networks_are_tried_at_each_batch_size_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fastwi.experiment.resources as module
+
+    tried: list[int] = []
+    monkeypatch.setattr(module, "try_training", lambda _, config, *__: tried.append(config.optimizer.batch_size))
+    resources, config = module.Resources(planned(place).tree, Path.cwd()), place[1]
+    for batch in (20, 10, 20):
+        optimizer = dataclasses.replace(config.optimizer, batch_size=batch)
+        resources.tried_engine(dataclasses.replace(config, optimizer=optimizer))
+    assert tried == [20, 10]
+
+
 def test_an_engine_is_chosen_for_the_networks_that_a_sweep_trains_together(place: Place, monkeypatch) -> None:
     """And for streamed images, once they are known to be."""
     import fastwi.experiment.resources as module
