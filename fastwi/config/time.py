@@ -14,40 +14,26 @@ _TIME = re.compile(TIME_OR_TO)
 
 
 class Time(str):
-    """A time that is no bare number, as text in its one spelling. `160ep-k` (of s): from k up to 160 epochs in all.
+    """A time that is no bare number, as text in its one spelling: `epochs` and beside them `iterations`.
 
-    Raises ValueError for other text. It has no order: 1ep may be more or less than 500it.
+    `160ep-k` (of s) is from k up to 160 epochs in all: `less_k`. A time has no order: 1ep may be more or less than
+    500it.
     """
 
-    __slots__ = ()
+    epochs: int
+    iterations: int
+    less_k: bool
 
     def __new__(cls, text: str) -> "Time":
-        """Read one of any spelling."""
+        """Read one of any spelling. Raises ValueError for other text."""
         match = _TIME.fullmatch(text)
         if match is None:
             raise ValueError(f"{text!r} is not a time; write one as 10ep, 500it or 10ep50it")
         epochs, iterations = (int(count or 0) for count in match.groups()[:2])
         counts = f"{epochs}ep" * (epochs > 0) + f"{iterations}it" * (iterations > 0)
-        return super().__new__(cls, (counts or "0ep") + (match[3] or ""))
-
-    @property
-    def epochs(self) -> int:
-        """The whole epochs."""
-        return self._count(1)
-
-    @property
-    def iterations(self) -> int:
-        """The iterations beside the epochs."""
-        return self._count(2)
-
-    @property
-    def less_k(self) -> bool:
-        """Whether k is to be taken off."""
-        return self.endswith("-k")
-
-    def _count(self, group: int) -> int:
-        match = _TIME.fullmatch(self)
-        return int(match[group] or 0) if match else 0
+        time = super().__new__(cls, (counts or "0ep") + (match[3] or ""))
+        time.epochs, time.iterations, time.less_k = epochs, iterations, bool(match[3])
+        return time
 
 
 AnyTime: TypeAlias = int | Time
