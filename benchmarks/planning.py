@@ -22,13 +22,13 @@ def main(report: Report, trajectories: int = 10_000, rounds: int = 5) -> None:
 def measure(least: int) -> dict[str, float]:
     """In a fresh process: plan; counts, seconds a stage and the peak memory (MB, 10^6 bytes)."""
     from fastwi.config.schema import Config, EngineConfig
-    from fastwi.config.sweep import Axis, SweepOptions, SweepSpec, points
+    from fastwi.config.sweep import SweepOptions, SweepSpec, points
     from fastwi.experiment.inputs import Inputs
     from fastwi.experiment.planner import plan_sweep
     from fastwi.experiment.ready import ReadyQueue
     from fastwi.experiment.todo import unfinished
 
-    axes = (Axis("experiment.k", (1, 2, 4, 8, 16)), Axis("experiment.s", (1, 2, 4)))
+    axes = {"experiment.k": (1, 2, 4, 8, 16), "experiment.s": (1, 2, 4)}
     children = 64  # 32 pairs: a parent has 1 + 5 x 64 + 15 x 32 = 801 trajectories
     parents = -(-least // (1 + 5 * children + 15 * children // 2))
     base = Config(engine=EngineConfig(precision="bf16"))

@@ -13,7 +13,7 @@ from fastwi.__main__ import COMMANDS
 from fastwi.analysis.columns import Columns
 from fastwi.config.schema import section_keys
 from fastwi.config.sweep import ALL_SECTIONS, NAMES
-from fastwi.config.write import allowed, default_text, title
+from fastwi.config.write import default_text, title
 from fastwi.report.rows import COLUMNS, GAIN_COLUMNS
 from fastwi.report.summary import sentence
 from fastwi.studies import all_studies
@@ -65,7 +65,7 @@ def config_page() -> str:
         for key in section_keys(section, NAMES.values()):
             default = f"`{default_text(key)}`" if default_text(key) else "empty"
             type_name = "list of " * key.many + key.scalar.__name__
-            values = ", ".join(filter(None, (type_name, allowed(key), key.unit)))
+            values = ", ".join(filter(None, (type_name, key.allowed, key.unit)))
             axis = "yes" if f"axes.{key.path}" in NAMES else "no"
             rows.append([f"`{key.path}`", default, values, axis, key.help])
         lines += [f"## {section}", "", title(section), ""]

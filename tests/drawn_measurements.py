@@ -5,7 +5,7 @@ import random
 
 from mappings import config_from_mapping
 
-from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
+from fastwi.config.sweep import SweepOptions, SweepSpec
 from fastwi.experiment.inputs import Inputs
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.store import Measurement
@@ -24,7 +24,7 @@ def spec_of(axes: dict, experiment: dict | None = None, **options) -> SweepSpec:
         "optimizer": {"batch_size": 50}, "engine": {"precision": "fp32"},
         "experiment": {"k": 2, "s": 1, "after": 2, **(experiment or {})},
     })  # fmt: skip
-    return SweepSpec(base, tuple(Axis(path, tuple(values)) for path, values in axes.items()), SweepOptions(**options))
+    return SweepSpec(base, {path: tuple(values) for path, values in axes.items()}, SweepOptions(**options))
 
 
 def planned(spec: SweepSpec) -> PlannedSweep:

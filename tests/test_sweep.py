@@ -124,7 +124,7 @@ def test_each_point_equals_the_same_point_run_alone(whole, digits_directory, tmp
 
 def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkeypatch):
     directory = copied / "sweeps" / "grid"
-    assert read_sweep_request(["--config", str(directory / "sweep.yaml")]).spec.axes[0].values == (1, 2)
+    assert read_sweep_request(["--config", str(directory / "sweep.yaml")]).spec.axes["experiment.k"] == (1, 2)
     (directory / "curves-2.png").write_bytes((directory / "curves.png").read_bytes())
     (directory / "curves_mine").mkdir()
     assert main(["--config", str(copied / "grid.yaml")]) == 0

@@ -45,7 +45,7 @@ _TYPES = {bool: polars.Boolean, int: polars.Int64, float: polars.Float64, str: p
 
 def axis_types(spec: SweepSpec) -> dict[str, Any]:
     """The Polars type of each axis beside k and s."""
-    types = {path: _TYPES[column_type(spec.axes[i])] for path, i in other_axes(spec).items()}
+    types = {path: _TYPES[column_type(spec, path)] for path in other_axes(spec)}
     return {path: polars.List(kind) if KEYS[path].many else kind for path, kind in types.items()}
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.config.schema import Config
-from fastwi.config.sweep import AnalysisOptions, Point, axis_value, child_tuples, chosen_cells, other_axes
+from fastwi.config.sweep import AnalysisOptions, Point, child_tuples, chosen_cells, variant_of
 from fastwi.config.time import AnyTime
 from fastwi.config.values import show
 from fastwi.errors import UserError
@@ -82,11 +82,10 @@ class Pair:
 def all_pairs(opened: OpenedSweep) -> list[Pair]:
     """Every point of the sweep, measured or not, in the sweep's order."""
     planned = opened.planned
-    axes = other_axes(planned.spec)
     tuples = child_tuples(planned.spec)
     pairs = []
     for point, place in zip(planned.points, planned.places, strict=True):
-        variant = tuple((path, axis_value(planned.spec.axes[i], point.values[i])) for path, i in axes.items())
+        variant = tuple(variant_of(planned.spec, point).items())
         pairs.append(Pair(point, place, variant, tuples[point.tuple_index]))
     return pairs
 

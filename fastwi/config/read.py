@@ -16,12 +16,9 @@ from fastwi.config.layers import Layers, Placed, parse_yaml, shipped_configs, un
 from fastwi.config.schema import KEYS, SECTIONS, Config, section_keys
 from fastwi.config.sweep import (
     ALL_SECTIONS,
-    ANALYSIS,
-    AXES,
     INSTEAD,
     NAMES,
     AnalysisOptions,
-    Axis,
     SweepSpec,
     analysis_problems,
     sweep_problems,
@@ -59,7 +56,7 @@ _OF_ALL = ("config", "dry-run", "print-config", "json")
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 
 _SWEEP_FILE = NAMES | {"base": Key("", "base", str, 0, "", "a config or sweep file")}
-_SWEEP_FLAGS = {path: key for path, key in NAMES.items() if path not in ANALYSIS}
+_SWEEP_FLAGS = {path: key for path, key in NAMES.items() if key.section != "analysis"}
 
 
 @dataclass(frozen=True)
@@ -183,8 +180,7 @@ def read_config(
     layers = Layers(_SWEEP_FILE if sweep else KEYS)
     names = layers.names
     if isinstance(given, SweepSpec):
-        axes = {axis.path: axis.values for axis in given.axes}
-        given = {**asdict(given.base), "sweep": asdict(given.options), "axes": axes}
+        given = {**asdict(given.base), "sweep": asdict(given.options), "axes": given.axes}
     elif isinstance(given, Config):
         given = asdict(given)
     elif isinstance(given, (str, os.PathLike)):
@@ -262,8 +258,8 @@ def _built(layers: Layers, study: str | None = None) -> Request:
         made[section] = kind(**{key.name: values[key.path] for key in keys})
     options = made.pop("sweep")
     analysis = made.pop("analysis")
-    given_axes = [path for path in layers.given if path in AXES]  # an axis that is overridden keeps its place
-    axes = tuple(Axis(path.removeprefix("axes."), values[path]) for path in given_axes)
+    given_axes = [path for path in layers.given if path.startswith("axes.")]  # one that is overridden keeps its place
+    axes = {path.removeprefix("axes."): values[path] for path in given_axes}
     spec = SweepSpec(Config(**made), axes, options)
     name = options.name or (layers.file.stem if layers.file else "sweep")
     if layers.names is _SWEEP_FILE:  # of a run it may be any

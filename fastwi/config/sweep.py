@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -150,41 +150,30 @@ def axis_refusal(key: Key) -> str:
     return ""
 
 
-OPTIONS: dict[str, Key] = keys_of("sweep", SweepOptions)
-"""Every option of a sweep by its dotted name, `sweep.children`."""
-
-ANALYSIS: dict[str, Key] = keys_of("analysis", AnalysisOptions)
-"""Every option of the studies of a sweep, likewise: `analysis.alphas`."""
-
-AXES: dict[str, Key] = {
+_AXES = {
     f"axes.{path}": replace(key, section="axes", name=path, depth=key.depth + 1, default=None, repeats=False)
     for path, key in KEYS.items()
     if not axis_refusal(key)
 }
-"""Every axis that there can be, likewise: `axes.experiment.k`."""
-
-NAMES = KEYS | AXES | OPTIONS | ANALYSIS
-"""All that a sweep file may say, but for `base`."""
+NAMES = KEYS | _AXES | keys_of("sweep", SweepOptions) | keys_of("analysis", AnalysisOptions)
+"""All that a sweep file may say, but for `base`, by dotted name: `sweep.children`, `axes.experiment.k`."""
 
 ALL_SECTIONS = SECTIONS | {"sweep": SweepOptions, "analysis": AnalysisOptions}
 """The dataclass of each section of a sweep file."""
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One key of the configuration, as `section.key`, and the values that it takes in turn."""
-
-    path: str
-    values: tuple[Value, ...]
-
-
-@dataclass(frozen=True)
 class SweepSpec:
-    """A checked sweep."""
+    """A checked sweep. `axes`: keys of the configuration, as `section.key`, each with the values it takes in turn."""
 
     base: Config
-    axes: tuple[Axis, ...] = ()
+    axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     options: SweepOptions = field(default_factory=SweepOptions)
+
+    def values(self, path: str) -> tuple[Any, ...]:
+        """The values that a key takes, an axis or not."""
+        section, _, name = path.partition(".")
+        return self.axes[path] if path in self.axes else (getattr(getattr(self.base, section), name),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,22 +191,28 @@ class Point:
     config: Config
 
 
-def other_axes(spec: SweepSpec) -> dict[str, int]:
-    """The axes beside k and s: dotted name to index among the sweep's axes."""
-    return {axis.path: i for i, axis in enumerate(spec.axes) if axis.path not in ("experiment.k", "experiment.s")}
+def other_axes(spec: SweepSpec) -> list[str]:
+    """The axes beside k and s."""
+    return [path for path in spec.axes if path not in ("experiment.k", "experiment.s")]
 
 
-def column_type(axis: Axis) -> type:
+def variant_of(spec: SweepSpec, point: Point) -> dict[str, Any]:
+    """A point's values of the axes beside k and s, as tables have them."""
+    values = dict(zip(spec.axes, point.values, strict=True))
+    return {path: axis_value(spec, path, values[path]) for path in other_axes(spec)}
+
+
+def column_type(spec: SweepSpec, path: str) -> type:
     """The type of an axis's values in tables: its key's; of times int where all are bare numbers, else str."""
-    scalar = KEYS[axis.path].scalar
+    scalar = KEYS[path].scalar
     if scalar is not Time:
         return scalar
-    return str if any(isinstance(time, Time) for each in axis.values for time in _listed(each)) else int
+    return str if any(isinstance(time, Time) for each in spec.axes[path] for time in _listed(each)) else int
 
 
-def axis_value(axis: Axis, value: Any) -> Any:
+def axis_value(spec: SweepSpec, path: str, value: Any) -> Any:
     """An axis value as tables have it: 0 is 0.0 where the key is a float, and 2 is 2ep among times such as 500it."""
-    key, kind = KEYS[axis.path], column_type(axis)
+    key, kind = KEYS[path], column_type(spec, path)
     if key.scalar is Time and kind is str:
         unit = "it" if key.unit == "iterations" else "ep"
         values = tuple(str(each) if isinstance(each, Time) else f"{each}{unit}" for each in _listed(value))
@@ -228,12 +223,8 @@ def axis_value(axis: Axis, value: Any) -> Any:
 
 def in_parts(spec: SweepSpec) -> bool:
     """Whether networks may be cloned, averaged or end within an epoch. Tables then have parts of epochs."""
-    axes = {axis.path: axis.values for axis in spec.axes}
-    for name in ("k", "s", "after"):
-        times = axes.get(f"experiment.{name}", (getattr(spec.base.experiment, name),))
-        if any(isinstance(time, Time) and time.iterations for time in times):
-            return True
-    return False
+    times = (time for name in ("k", "s", "after") for time in spec.values(f"experiment.{name}"))
+    return any(isinstance(time, Time) and time.iterations for time in times)
 
 
 def _listed(value: Any) -> tuple[Any, ...]:
@@ -258,16 +249,16 @@ def _count_tuples(options: SweepOptions) -> int:
 def count_points(spec: SweepSpec) -> int:
     """Points of the sweep, counted and not expanded."""
     options = spec.options
-    counts = [len(axis.values) for axis in spec.axes]
+    counts = map(len, spec.axes.values())
     return math.prod([*counts, len(options.parents), _count_tuples(options), max(1, len(options.alphas))])
 
 
 def cells(spec: SweepSpec) -> Iterator[tuple[tuple[Value, ...], Config]]:
     """Every combination of axis values, the last axis fastest, and the base with these values."""
-    for values in itertools.product(*(axis.values for axis in spec.axes)):
+    for values in itertools.product(*spec.axes.values()):
         sections: dict[str, dict[str, Any]] = {}
-        for axis, value in zip(spec.axes, values, strict=True):
-            section, _, name = axis.path.partition(".")
+        for path, value in zip(spec.axes, values, strict=True):
+            section, _, name = path.partition(".")
             sections.setdefault(section, {})[name] = value
         changed = {section: replace(getattr(spec.base, section), **keys) for section, keys in sections.items()}
         yield values, replace(spec.base, **changed)
@@ -285,7 +276,7 @@ def sweep_problems(spec: SweepSpec) -> Iterator[str]:
     if count_points(spec) > MOST_POINTS:
         yield f"sweep: {count_points(spec):,} points; make it at most {MOST_POINTS:,}"
         return
-    checked = replace(spec, axes=tuple(axis for axis in spec.axes if axis.path in CHECKED_TOGETHER))
+    checked = replace(spec, axes={path: spec.axes[path] for path in spec.axes if path in CHECKED_TOGETHER})
     first: dict[str, tuple[Value, ...]] = {}
     counts = Counter[str]()
     cell_count = 0
@@ -296,7 +287,7 @@ def sweep_problems(spec: SweepSpec) -> Iterator[str]:
             counts[line] += 1
     for line, values in itertools.islice(first.items(), _MOST_CELL_PROBLEMS):
         given = zip(checked.axes, values, strict=True)
-        where = ", ".join(f"{axis.path} = {show(value)}" for axis, value in given)
+        where = ", ".join(f"{path} = {show(value)}" for path, value in given)
         yield line if counts[line] == cell_count else f"{line} (at {where})"
 
 
@@ -330,8 +321,7 @@ def analysis_problems(options: AnalysisOptions, spec: SweepSpec) -> Iterator[str
     """What is wrong among the options of a study, and between them and the sweep."""
     if options.low >= options.high:
         yield f"analysis.low: {options.low:g} is not below analysis.high, {options.high:g}; lower it"
-    axes, base = {axis.path: axis.values for axis in spec.axes}, spec.base.experiment
-    k, s = axes.get("experiment.k", (base.k,)), axes.get("experiment.s", (base.s,))
+    k, s = spec.values("experiment.k"), spec.values("experiment.s")
     try:
         chosen = chosen_cells(options)
     except ValueError as error:

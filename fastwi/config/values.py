@@ -184,8 +184,10 @@ class Key:
         return self.depth > 0
 
     @property
-    def limits(self) -> str:
-        """The inclusive bounds in words; empty where there are none."""
+    def allowed(self) -> str:
+        """What a value may be, beside its type, in words: one of several words, or between bounds."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
         low, high = ("" if each is None else str(each).removesuffix(".0") for each in (self.low, self.high))
         if low and high:
             return f"from {low} to {high}"
@@ -197,9 +199,7 @@ class Key:
         if self.form:
             return self.form
         filled = self.filled or self.section == "axes"
-        facts = [_WORDS[self.scalar], self.limits]
-        if self.choices:
-            facts = [f"one of {', '.join(self.choices)}"]
+        facts = [_WORDS[self.scalar] * (not self.choices), self.allowed]
         if self.filled and self.scalar is str and not self.many:
             facts.append("not empty")
         value = ", ".join(filter(None, facts))

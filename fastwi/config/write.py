@@ -79,7 +79,7 @@ def sweep_to_yaml(spec: SweepSpec, analysis: AnalysisOptions | None = None, chan
     lines = []
     if spec.axes:
         lines += ["", "axes:  # keys of the configuration, each with the values that it takes in turn"]
-        lines += [f"  {axis.path}: {_yaml(axis.values, ranges=True)}" for axis in spec.axes]
+        lines += [f"  {path}: {_yaml(values, ranges=True)}" for path, values in spec.axes.items()]
     lines += _section_lines("sweep", spec.options, changed)
     if analysis is not None:
         lines += _section_lines("analysis", analysis, changed)
@@ -92,7 +92,7 @@ def _section_lines(section: str, values: object, changed: bool = False) -> list[
         value = getattr(values, key.name)
         if not changed:
             unit = f"in {key.unit}" * bool(key.unit) + ", or as 10ep50it" * (key.scalar is Time)
-            facts = (f"default {default_text(key) or 'empty'}", unit, allowed(key))
+            facts = (f"default {default_text(key) or 'empty'}", unit, key.allowed)
             lines += _wrap(f"{key.help} [{'; '.join(filter(None, facts))}]", "  # ")
         if not changed or value != key.default:
             lines.append(f"  {key.name}: {_yaml(value, ranges=section not in SECTIONS)}")
@@ -116,11 +116,6 @@ def _yaml(value: Any, ranges: bool = False) -> str:
 def title(section: str) -> str:
     """The first line of a section's docstring (empty under `python -OO`)."""
     return (ALL_SECTIONS[section].__doc__ or "").strip().partition("\n")[0]
-
-
-def allowed(key: Key) -> str:
-    """What a value may be, beside its type: one of several words, or between bounds."""
-    return f"one of {', '.join(key.choices)}" if key.choices else key.limits
 
 
 def default_text(key: Key) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fastwi.config.averaging import momentum_weights, outer_coefficients
 from fastwi.config.schema import Config, times_alone
 from fastwi.config.sweep import RECOMPUTED, Point, SweepOptions, SweepSpec, in_precision, points, run_point
-from fastwi.config.time import Time, iterations_of
+from fastwi.config.time import AnyTime, Time, iterations_of
 from fastwi.data.card import read_card
 from fastwi.engine.schedule import FurtherSchedule
 from fastwi.errors import UserError
@@ -109,13 +109,10 @@ class _RecomputedByEpoch(dict[int, Treatment]):
 def _check_axes(spec: SweepSpec, lengths: Iterable[int]) -> None:
     """Raise UserError where two values of an axis are one time in epochs of one of the `lengths` (iterations)."""
     names = "experiment.k", "experiment.s", "experiment.after"
-    times = {axis.path: axis.values for axis in spec.axes if axis.path in names}
-    ks = times.get("experiment.k", (spec.base.experiment.k,))
-    for (path, values), k, length in itertools.product(times.items(), ks, lengths):
-        seen = dict[int, object]()
-        for time in values:
-            assert isinstance(time, int | Time)
-            assert isinstance(k, int | Time)
+    axes = [path for path in names if path in spec.axes]
+    for path, k, length in itertools.product(axes, spec.values("experiment.k"), lengths):
+        seen = dict[int, AnyTime]()
+        for time in spec.axes[path]:
             begun = iterations_of(k, length) if isinstance(time, Time) and time.less_k else 0
             same = seen.setdefault(iterations_of(time, length) - begun, time)
             if same != time:

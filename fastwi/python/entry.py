@@ -105,7 +105,7 @@ def sweep(
     """
     request = _request(config, overrides, network, train, test, directory, sweep=True)
     spec = request.spec
-    if train is not None and any(axis.path == "data.path" for axis in spec.axes):
+    if train is not None and "data.path" in spec.axes:
         raise ConfigError("axes.data.path: train is given too; leave one of them out")
     from fastwi.sweep import carry_out_sweep, open_sweep
 

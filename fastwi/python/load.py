@@ -13,7 +13,7 @@ from torch import nn
 from fastwi.config.layers import read_text
 from fastwi.config.read import config_from_yaml, sweep_from_yaml
 from fastwi.config.schema import Config
-from fastwi.config.sweep import axis_value, child_tuples, other_axes
+from fastwi.config.sweep import child_tuples, variant_of
 from fastwi.config.time import AnyTime, iterations_of, read_time, time_at
 from fastwi.config.values import show
 from fastwi.errors import ConfigError, UserError
@@ -119,11 +119,10 @@ class _Network(NamedTuple):
 
 def _networks(planned: PlannedSweep, which: str, counted: str) -> Iterator[_Network]:
     """The parents, children or averages of all points."""
-    axes, tuples, done = other_axes(planned.spec), child_tuples(planned.spec), planned.tree.iterations
+    tuples, done = child_tuples(planned.spec), planned.tree.iterations
     for point, place in zip(planned.points, planned.places, strict=True):
         e = point.config.experiment
-        about = {path: axis_value(planned.spec.axes[i], point.values[i]) for path, i in axes.items()}
-        about |= {"parent": point.parent, "k": e.k}
+        about = variant_of(planned.spec, point) | {"parent": point.parent, "k": e.k}
         if which == "parent":
             yield _Network(about, place.clone_node, 0)
             continue

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import polars
 
-from fastwi.config.sweep import RECOMPUTED, Point, axis_value, other_axes
+from fastwi.config.sweep import RECOMPUTED, Point, variant_of
 from fastwi.config.time import AnyTime
 from fastwi.experiment.places import PointStates
 from fastwi.experiment.planner import PlannedSweep
@@ -48,10 +48,9 @@ def draw_curves(planned: PlannedSweep, measurements: Measured, path: Path, subje
     combination of other axes and alpha has its files (PNG, PDF, SVG). Of many k, s or combinations a part is drawn.
     Returns the PNGs' paths. Raises UserError where a file cannot be written.
     """
-    axes = other_axes(planned.spec)
     files = defaultdict[Any, dict[tuple[AnyTime, AnyTime], list[_Placed]]](lambda: defaultdict(list))
     for point, place in zip(planned.points, planned.places, strict=True):
-        variant = tuple((name, axis_value(planned.spec.axes[at], point.values[at])) for name, at in axes.items())
+        variant = tuple(variant_of(planned.spec, point).items())
         variant += () if point.alpha is None else (("alpha", point.alpha),)
         e = point.config.experiment
         files[variant][e.k, e.s].append((point, place))

@@ -13,7 +13,7 @@ import polars
 
 from fastwi.analysis.columns import PAIR_COLUMNS, PAIR_TYPES, Column, Columns, axis_types, schema
 from fastwi.config.schema import KEYS
-from fastwi.config.sweep import RECOMPUTED, Point, axis_value, child_tuples, other_axes
+from fastwi.config.sweep import RECOMPUTED, Point, axis_value, child_tuples, other_axes, variant_of
 from fastwi.config.write import config_hash
 from fastwi.experiment.places import OverTime, PointStates
 from fastwi.experiment.planner import PlannedSweep
@@ -182,12 +182,10 @@ def gains(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
 
     A point where one of them diverged under every treatment of batch norm is left out.
     """
-    axes = other_axes(planned.spec)
     rows: list[Row] = []
     for point, place in zip(planned.points, planned.places, strict=True):
         networks = (place.average, *place.ends)
-        row = {path: axis_value(planned.spec.axes[i], point.values[i]) for path, i in axes.items()}
-        row |= {
+        row = variant_of(planned.spec, point) | {
             "k": place.k,
             "s": place.s,
             "alpha": point.alpha,
@@ -232,10 +230,12 @@ def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFr
     axes, tuples = other_axes(spec), child_tuples(spec)
     many = any(len(place.rounds) > 1 for place in planned.places)
     # Values of axes by their place on the axis: polars compares numbers.
-    numbers = {path: {value: n for n, value in enumerate(spec.axes[i].values)} for path, i in axes.items()}
+    numbers = {path: {value: n for n, value in enumerate(spec.axes[path])} for path in axes}
     spans = []
     for point, place in zip(planned.points, planned.places, strict=True):
-        values = [numbers[path][point.values[i]] for path, i in axes.items()]
+        values = [
+            numbers[path][value] for path, value in zip(spec.axes, point.values, strict=True) if path in numbers
+        ]
         about = point, place, tuples[point.tuple_index], planned.inputs_of(point.config).digest, many
         spans += [(*values, *span, None) for span in _spans(*about)]
         spans += [(*values, *span) for span in _over_time_spans(*about)]
@@ -264,10 +264,8 @@ def result_frame(planned: PlannedSweep, measurements: Measured) -> polars.DataFr
         polars.when(own).then(polars.lit(OWN)).otherwise(polars.lit(RECOMPUTED)).alias("batch_norm"),
         *(polars.Series(name, [m and getattr(m, name) for m in found], polars.Float64) for name in UNITS),
         *(
-            polars.Series(path, [axis_value(spec.axes[i], each) for each in spec.axes[i].values], kind).gather(
-                frame[path]
-            )
-            for (path, i), kind in zip(axes.items(), axis_types(spec).values(), strict=True)
+            polars.Series(path, [axis_value(spec, path, each) for each in spec.axes[path]], kind).gather(frame[path])
+            for path, kind in axis_types(spec).items()
         ),
     )
     kept = [name for name in (*axes, *COLUMNS) if name in frame.columns]

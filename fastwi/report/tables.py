@@ -138,7 +138,7 @@ def summary_markdown(spec: SweepSpec, gains: polars.DataFrame, planned: int, mis
     """What was swept, what is there of it, and the tables. `planned`: points; `missing`: measurements, as yet."""
     options = spec.options
     lines = [f"# {options.name or 'Sweep'}", ""]
-    lines += [f"- {axis.path}: {', '.join(map(value_text, axis.values))}" for axis in spec.axes]
+    lines += [f"- {path}: {', '.join(map(value_text, values))}" for path, values in spec.axes.items()]
     lines.append(
         f"- {count_of(len(options.parents), 'parent')}, {options.children} children of each at each k, "
         f"{options.tuple_size} averaged together ({options.tuples})"

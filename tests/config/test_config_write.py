@@ -17,7 +17,7 @@ from fastwi.cli import ShowAndExit
 from fastwi.config.layers import Layers
 from fastwi.config.read import config_from_yaml, read_request, read_sweep_request, sweep_from_yaml
 from fastwi.config.schema import KEYS, SECTIONS, Config
-from fastwi.config.sweep import ALL_SECTIONS, NAMES, Axis, SweepOptions, SweepSpec
+from fastwi.config.sweep import ALL_SECTIONS, NAMES, SweepOptions, SweepSpec
 from fastwi.config.time import Time, read_time
 from fastwi.config.values import Key
 from fastwi.config.write import config_hash, sweep_to_yaml, to_yaml
@@ -69,7 +69,7 @@ def test_every_value_that_is_written_reads_back(data: st.DataObject) -> None:
         section, _, name = path.partition(".")
         sections.setdefault(section, {})[name] = value
     options, analysis = (ALL_SECTIONS[section](**sections.pop(section)) for section in ("sweep", "analysis"))
-    axes = tuple(Axis(path, value) for path, value in sections.pop("axes").items())
+    axes = sections.pop("axes")
     config = Config(**{section: SECTIONS[section](**keys) for section, keys in sections.items()})
     text = sweep_to_yaml(SweepSpec(config, axes, options), analysis)
     assert text.isascii()
@@ -177,7 +177,7 @@ def test_yaml_carries_the_help_or_only_what_was_changed() -> None:
     assert config_from_yaml(to_yaml(Config())) == Config()
     config = config_from_mapping({"experiment": {"k": 3}, "seeds": {"child_noise": [4, 9]}})
     assert yaml.safe_load(to_yaml(config, changed=True)) == {"experiment": {"k": 3}, "seeds": {"child_noise": [4, 9]}}
-    axes = (Axis("experiment.k", tuple(range(3, 30))), Axis("augment.flip", (0.05, 0.1, 0.15)))
+    axes = {"experiment.k": tuple(range(3, 30)), "augment.flip": (0.05, 0.1, 0.15)}
     text = sweep_to_yaml(SweepSpec(Config(), axes, SweepOptions(parents=(*range(8), 2**31 - 1))))
     assert "\nexperiment:  # Parent, children, average (paper, Figure 1).\n" in text
     assert (

@@ -8,9 +8,8 @@ import pytest
 from fastwi.config.schema import CHECKED_TOGETHER, SECTIONS, Config, SeedConfig, config_problems
 from fastwi.config.sweep import (
     AVERAGE_SEEDS,
-    OPTIONS,
+    NAMES,
     SEEDS_A_PARENT,
-    Axis,
     SweepOptions,
     SweepSpec,
     child_tuples,
@@ -31,7 +30,7 @@ from fastwi.errors import ConfigError
     ],
 )
 def test_points_are_counted_as_they_are_expanded(options: SweepOptions) -> None:
-    spec = SweepSpec(Config(), (Axis("experiment.k", (1, 2, 4)), Axis("schedule.drop_epochs", ((5,), ()))), options)
+    spec = SweepSpec(Config(), {"experiment.k": (1, 2, 4), "schedule.drop_epochs": ((5,), ())}, options)
     expanded = list(points(spec))
     assert count_points(spec) == len(expanded)
     assert len(child_tuples(spec)) * len(options.parents) * 6 * max(1, len(options.alphas)) == len(expanded)
@@ -46,7 +45,7 @@ def test_points_are_counted_as_they_are_expanded(options: SweepOptions) -> None:
 
 
 def test_shards_have_each_point_once_and_none_is_empty() -> None:
-    axes = (Axis("experiment.k", (1, 2)),)
+    axes = {"experiment.k": (1, 2)}
     every = list(points(SweepSpec(Config(), axes, SweepOptions(parents=(0, 4), children=6, alphas=(0.2, 0.5)))))
     for count in range(1, 7):
         shards = [shard_of(every, number, count) for number in range(1, count + 1)]
@@ -67,7 +66,7 @@ def test_a_run_is_a_point_whose_children_have_noise_of_their_own() -> None:
 
 def test_noise_seeds_of_the_largest_sweep_do_not_meet() -> None:
     """The bounds of the options are those that the points' seeds need."""
-    parents, children = OPTIONS["sweep.parents"], OPTIONS["sweep.children"]
+    parents, children = NAMES["sweep.parents"], NAMES["sweep.children"]
     assert children.high is not None
     assert parents.high is not None
     assert children.high < AVERAGE_SEEDS <= SEEDS_A_PARENT / 2

@@ -79,7 +79,7 @@ def analyze(*argv: str) -> Request:
 
 
 def axes(request: Request) -> dict[str, tuple]:
-    return {axis.path: axis.values for axis in request.spec.axes}
+    return dict(request.spec.axes)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from mappings import config_from_mapping
 
 from fastwi.config.read import config_from_yaml, read_request, read_sweep_request, sweep_from_yaml
-from fastwi.config.schema import OptimizerConfig, ScheduleConfig
-from fastwi.config.sweep import Axis, axis_value, column_type
+from fastwi.config.schema import Config, OptimizerConfig, ScheduleConfig
+from fastwi.config.sweep import SweepSpec, axis_value, column_type
 from fastwi.config.time import Time, iterations_of, read_time, time_at
 from fastwi.config.write import config_hash, sweep_to_yaml, to_yaml
 from fastwi.engine.schedule import learning_rate
@@ -60,10 +60,10 @@ def test_a_time_that_is_a_number_leaves_the_hash_alone():
 
 def test_ranges_of_axes():
     spec = sweep_from_yaml("axes: {schedule.warmup_iterations: 0it..200it step 50it}")
-    assert spec.axes[0].values == (0, 50, 100, 150, 200)
+    assert spec.axes["schedule.warmup_iterations"] == (0, 50, 100, 150, 200)
     line = "--axes.schedule.warmup_iterations=0ep..2ep"
     spec = read_sweep_request([line]).spec
-    assert spec.axes[0].values == (0, "1ep", "2ep")
+    assert spec.axes["schedule.warmup_iterations"] == (0, "1ep", "2ep")
     assert sweep_from_yaml(sweep_to_yaml(spec)).axes == spec.axes
 
 
@@ -90,13 +90,14 @@ def test_drops_that_cannot_be_in_order(drops):
 
 
 def test_axes_with_times_are_text_in_tables():
-    whole = Axis("schedule.warmup_iterations", (0, 50))
-    mixed = Axis("schedule.warmup_iterations", (0, "2ep", 50))
-    mixed = Axis(mixed.path, tuple(read_time(each, "iterations") for each in mixed.values))
-    assert (column_type(whole), [axis_value(whole, each) for each in whole.values]) == (int, [0, 50])
-    assert (column_type(mixed), [axis_value(mixed, each) for each in mixed.values]) == (str, ["0it", "2ep", "50it"])
-    drops = Axis("schedule.drop_epochs", ((), (Time("5it"), 80)))
-    assert [axis_value(drops, each) for each in drops.values] == [(), ("5it", "80ep")]
+    def in_tables(path, *values):
+        spec = SweepSpec(Config(), {path: values})
+        return column_type(spec, path), [axis_value(spec, path, each) for each in values]
+
+    mixed = (read_time(each, "iterations") for each in (0, "2ep", 50))
+    assert in_tables("schedule.warmup_iterations", 0, 50) == (int, [0, 50])
+    assert in_tables("schedule.warmup_iterations", *mixed) == (str, ["0it", "2ep", "50it"])
+    assert in_tables("schedule.drop_epochs", (), (Time("5it"), 80)) == (str, [(), ("5it", "80ep")])
 
 
 def test_a_rate_drops_and_warms_up_at_iterations():

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from mappings import config_from_mapping
 
-from fastwi.config.sweep import Axis, Point, SweepOptions, SweepSpec, points
+from fastwi.config.sweep import Point, SweepOptions, SweepSpec, points
 from fastwi.errors import UserError
 from fastwi.experiment import planner
 from fastwi.experiment.inputs import Inputs
@@ -20,9 +20,7 @@ INPUTS = Inputs("digest", {"train": 1000, "test": 100})
 def sweep(axes: dict, options: dict | None = None, **sections) -> SweepSpec:
     engine = {"precision": "bf16"}
     base = config_from_mapping({"experiment": {"k": 2, "s": 1, "after": 1}, "engine": engine, **sections})
-    return SweepSpec(
-        base, tuple(Axis(path, tuple(values)) for path, values in axes.items()), SweepOptions(**(options or {}))
-    )
+    return SweepSpec(base, {path: tuple(values) for path, values in axes.items()}, SweepOptions(**(options or {})))
 
 
 def planned(spec: SweepSpec) -> PlannedSweep:

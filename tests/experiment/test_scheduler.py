@@ -18,7 +18,7 @@ import fastwi.experiment.ready as ready
 import fastwi.experiment.scheduler as scheduler
 from data_prep.progress import silent
 from data_prep.write import write_dataset
-from fastwi.config.sweep import Axis, SweepOptions, SweepSpec
+from fastwi.config.sweep import SweepOptions, SweepSpec
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.scheduler import Executor, Limits, carry_out, limits_of
 from fastwi.experiment.store import DamagedState, Owner, Store
@@ -58,11 +58,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield here
 
 
-AXES = (Axis("experiment.k", (1, 3)), Axis("experiment.s", (1, 4)))
+AXES = {"experiment.k": (1, 3), "experiment.s": (1, 4)}
 
 
 def planned(
-    inputs: Path, store: Path, axes: tuple[Axis, ...] = AXES, experiment: Mapping[str, object] = {}, **options: object
+    inputs: Path,
+    store: Path,
+    axes: Mapping[str, tuple[int, ...]] = AXES,
+    experiment: Mapping[str, object] = {},
+    **options: object,
 ) -> PlannedSweep:
     """Two parents, cloned after 1 and 3 epochs into two children of 1 and 4; their averages are trained on."""
     base = config_from_mapping({
@@ -387,7 +391,7 @@ def test_averages_that_some_points_train_on_and_others_do_not(inputs, tmp_path, 
     """They start with the momentum that they have by themselves, in whatever memory they were measured."""
     found = []
     for after in ((2,), (0, 2)):
-        axes = Axis("experiment.s", (1, 2)), Axis("experiment.after", after)
+        axes = {"experiment.s": (1, 2), "experiment.after": after}
         treatment = {"k": 1, "batch_norm": "recompute", "momentum": momentum}
         sweep = planned(inputs, tmp_path / f"{len(after)}", axes, treatment)
         assert carried_out(sweep, Limits(1, 1, 60.0)) == {}

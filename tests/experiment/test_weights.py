@@ -13,7 +13,7 @@ from small_networks import trained
 
 import fastwi
 from fastwi.config.schema import Config
-from fastwi.config.sweep import Axis, SweepSpec
+from fastwi.config.sweep import SweepSpec
 from fastwi.config.write import config_hash
 from fastwi.data.card import read_card
 from fastwi.engine.choose import build_network
@@ -47,7 +47,7 @@ def config_of(data: Path, weights: Path | str, width: float = WIDTH) -> Config:
 def names(data: Path, weights: Path | str) -> tuple[str, frozenset[str]]:
     """The identity of a run, and the states of a sweep over k."""
     config = config_of(data, weights)
-    planned = plan_sweep(SweepSpec(config, (Axis("experiment.k", (1, 2)),)))
+    planned = plan_sweep(SweepSpec(config, {"experiment.k": (1, 2)}))
     return config_hash(config, Inputs.of(read_card(data), config).digest), frozenset(planned.tree.keys)
 
 

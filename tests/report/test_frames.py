@@ -196,7 +196,8 @@ def plain_table(sweep, measurements):
         e, seeds = point.config.experiment, point.config.seeds
         k, s, after = (iterations_of(time, PER_EPOCH) / PER_EPOCH for time in (e.k, e.s, e.after))
         ends = [k + number * s for number in range(e.rounds + 1)]
-        common = {path: point.values[i] for path, i in other_axes(spec).items()} | {"parent_seed": point.parent}
+        values = dict(zip(spec.axes, point.values, strict=True))
+        common = {path: values[path] for path in other_axes(spec)} | {"parent_seed": point.parent}
         many = any(each.config.experiment.rounds > 1 for each in sweep.points)
         none = dict.fromkeys(("k", "s", "alpha", "pair", "child", "point", "round", "over_time"))
         parent = {"network": "parent", "noise": point.parent}

@@ -67,9 +67,10 @@ def test_gains_are_those_of_each_run(name, seed):
     assert frame.height == len(sweep.points)
     for point, place, row in zip(sweep.points, sweep.places, frame.iter_rows(named=True), strict=True):
         expected = expected_gains(point, point_rows(point, place, measurements), spec.options.measure)
-        for path, i in axes.items():
+        values = dict(zip(spec.axes, point.values, strict=True))
+        for path in axes:
             value = row.pop(path)
-            assert (tuple(value) if isinstance(value, list) else value) == point.values[i]
+            assert (tuple(value) if isinstance(value, list) else value) == values[path]
         assert list(row) == list(expected)
         for name, value in expected.items():
             assert row[name] == (value if value is None else pytest.approx(value, abs=1e-12)), name
