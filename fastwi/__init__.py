@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from fastwi.api import average, interpolate_
     from fastwi.population import Layout, Population
     from fastwi.population.state_file import load_state_dict, save_state_dict
-    from fastwi.python.entry import Results, run, sweep
+    from fastwi.python.entry import run, sweep
     from fastwi.python.load import load_network
+    from fastwi.report.results import Results
 
 _HOMES = {
     "fastwi.api": ("average", "interpolate_"),
     "fastwi.population": ("Layout", "Population"),
     "fastwi.population.state_file": ("load_state_dict", "save_state_dict"),
-    "fastwi.python.entry": ("Results", "run"),
+    "fastwi.python.entry": ("run",),
     "fastwi.python.load": ("load_network",),
+    "fastwi.report.results": ("Results",),
 }
 
 __all__ = [

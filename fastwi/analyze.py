@@ -24,14 +24,14 @@ def main(argv: list[str]) -> int:
     studies = all_studies()
     questions = {name: study.question for name, study in studies.items()}
     request = read_analysis_request(argv, questions)
-    set_style(request.figures)
+    set_style(request.flags.figures)
     if not request.study:
-        print(to_json(questions) if request.json else "\n".join(study_lines(questions)))
+        print(to_json(questions) if request.flags.json else "\n".join(study_lines(questions)))
         return 0
     study = studies[request.study]
     with OpenedSweep(request.spec, Path(request.spec.options.directory, request.sweep)) as opened:
-        found = _plan(request, study, opened) if request.dry_run else _carry_out(request, study, opened)
-    found.show(request.json)
+        found = _plan(request, study, opened) if request.flags.dry_run else _carry_out(request, study, opened)
+    found.show(request.flags.json)
     return 0
 
 

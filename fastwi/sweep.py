@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad input, 3 partly done, 130 interrupted."""
     request = read_sweep_request(argv)
-    set_style(request.figures)
+    set_style(request.flags.figures)
     with request.naming_config():
-        sweep = open_sweep(request.spec, request.sweep, request.shard)
-    if request.dry_run:
+        sweep = open_sweep(request.spec, request.sweep, request.flags.part)
+    if request.flags.dry_run:
         from fastwi.report.plan import plan
         from fastwi.report.results import sweep_directory
 
         directory, yaml = sweep_directory(sweep.planned), sweep_to_yaml(sweep.planned.spec, changed=True)
-        plan(sweep.planned, sweep.worker.resources, directory, yaml).show(request.json)
+        plan(sweep.planned, sweep.worker.resources, directory, yaml).show(request.flags.json)
         return 0
     found = carry_out_sweep(sweep)
-    found.summary.show(request.json)
-    return EXIT_PARTLY if found.summary.problems or (found.missing and request.shard is None) else 0
+    found.summary.show(request.flags.json)
+    return EXIT_PARTLY if found.summary.problems or (found.missing and not request.flags.shard) else 0
 
 
 class Sweep(NamedTuple):

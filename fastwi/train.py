@@ -32,20 +32,20 @@ _DESCRIPTION = "Train a parent, its children, and the average of these."
 def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 interrupted."""
     request = read_request(argv, "fastwi.train", _DESCRIPTION, draws=True)
-    set_style(request.figures)
+    set_style(request.flags.figures)
     with request.naming_config():
         run = open_run(request.config, request.config_file)
     shorter = run.paths.shorter_run(run.planned)
     if shorter:
         print(f"fastwi: {shorter}", file=sys.stderr)
-    if request.dry_run:
+    if request.flags.dry_run:
         from fastwi.report.plan import plan
 
         yaml = to_yaml(request.config, changed=True)
-        plan(run.planned, run.worker.resources, run.paths.directory, yaml).show(request.json)
+        plan(run.planned, run.worker.resources, run.paths.directory, yaml).show(request.flags.json)
         return 0
     found = carry_out_run(run).summary
-    found.show(request.json)
+    found.show(request.flags.json)
     return EXIT_FAILED if found.problems else 0
 
 

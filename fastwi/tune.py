@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     config = request.config
     device, dtype = resolve_device(config.engine.device), resolve_dtype(config.engine)
     key = entry_key(config, device, dtype)
-    if request.dry_run:
+    if request.flags.dry_run:
         print(key)
         return 0
     rows: list[Measured] = []
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
                 speeds.setdefault(row.engine, {})[row.members] = row.images_per_s
             progress.show(round(spent_s), round(BUDGET_S))
     write_speeds(key, speeds)
-    if request.json:
+    if request.flags.json:
         print(to_json({"key": key, "table": str(table_path()), "measured": list(map(asdict, rows))}, indent=1))
         return 0
     print(key)

@@ -211,10 +211,6 @@ class Layers:
             raise ConfigError(f"{origin} is base number {len(chain)} in a chain; use at most {_LONGEST_CHAIN}")
         self.add_text(text, origin, path.parent, (*chain, real))
 
-    def flag(self, name: str, default: Any) -> Any:
-        """The value of a name that is no key, such as --json."""
-        return self.given[name].value if name in self.given else default
-
     def merged(self) -> dict[str, Any]:
         """The value of every key. Raises ConfigError with what was noted."""
         self.refuse(())

@@ -50,6 +50,12 @@ class Flags:
     shard: str = option("", "I/N: do part I of N only, such as 2/4", pattern=_PART, form=_PART_FORM)
     list: bool = option(False, "print the studies and stop; with --json as JSON")
 
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """The shard as (i, n), part i of n, from 1; None: all."""
+        number, _, count = self.shard.partition("/")
+        return (int(number), int(count)) if count else None
+
 
 _FLAGS = keys_of("", Flags)
 _OF_ALL = ("config", "dry-run", "print-config", "json")
@@ -63,19 +69,16 @@ _SWEEP_FLAGS = {path: key for path, key in NAMES.items() if key.section != "anal
 class Request:
     """What a command or a program asks for.
 
-    `spec`: the sweep; of a run, its configuration alone. `sweep`: the name of the sweep's directory. `shard`: (i, n),
-    part i of n, from 1; None: all. `study` and `options`: what analyze measures; no study: list them.
+    `spec`: the sweep; of a run, its configuration alone. `sweep`: the name of the sweep's directory. `study` and
+    `options`: what analyze measures; no study: list them.
     """
 
     spec: SweepSpec
     config_file: Path | None
     sweep: str
     options: AnalysisOptions
-    dry_run: bool = False
-    json: bool = False
-    figures: str = "screen"
-    shard: tuple[int, int] | None = None
-    study: str = ""
+    flags: Flags
+    study: str
 
     @property
     def config(self) -> Config:
@@ -128,7 +131,7 @@ def read_analysis_request(argv: Sequence[str], studies: Mapping[str, str]) -> Re
     study, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     layers = Layers(_SWEEP_FILE)
     _add_line(layers, rest, NAMES, ["list", "figures"], "fastwi.analyze STUDY", about, ["analysis"], text)
-    if layers.flag("list", False):
+    if _flags(layers).list:
         study = ""
     elif study not in studies:
         named = f"{show(study)}: is not a study" if study else "no study was given"
@@ -247,10 +250,9 @@ def _override(layers: Layers, given: Mapping[str, Any], names: Mapping[str, Key]
 
 def _built(layers: Layers, study: str | None = None) -> Request:
     """The request that the layers make. `study`: of analyze, whose options are then compared with the sweep."""
-    number, _, count = layers.flag("shard", "").partition("/")
-    shard = (int(number), int(count)) if count else None
-    if shard and shard[0] > shard[1]:
-        layers.problems.append(f"--shard: '{number}/{count}' is not valid; give {_PART_FORM}")
+    flags = _flags(layers)
+    if flags.part and flags.part[0] > flags.part[1]:
+        layers.problems.append(f"--shard: '{flags.shard}' is not valid; give {_PART_FORM}")
     values = layers.merged()
     made = {}
     for section, kind in ALL_SECTIONS.items():
@@ -268,20 +270,14 @@ def _built(layers: Layers, study: str | None = None) -> Request:
     layers.refuse(sweep_problems(spec))
     if study is not None:
         layers.refuse(analysis_problems(analysis, spec))
-    if layers.flag("print-config", False):
+    if flags.print_config:
         if layers.names is KEYS:
             text = to_yaml(spec.base)
         else:
             text = sweep_to_yaml(spec, None if study is None else analysis)
         raise ShowAndExit(text.removesuffix("\n"))
-    return Request(
-        spec,
-        layers.file,
-        name,
-        analysis,
-        dry_run=layers.flag("dry-run", False),
-        json=layers.flag("json", False),
-        figures=layers.flag("figures", "screen"),
-        shard=shard,
-        study=study or "",
-    )
+    return Request(spec, layers.file, name, analysis, flags, study or "")
+
+
+def _flags(layers: Layers) -> Flags:
+    return Flags(**{key.name: layers.given[path].value for path, key in _FLAGS.items() if path in layers.given})

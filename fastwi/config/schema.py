@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fastwi.config.time import TIME_OR_TO, AnyTime, Time
+from fastwi.config.time import TIME_OR_TO, AnyTime, Time, parts_of
 from fastwi.config.values import Key, keys_of, option
 from fastwi.models.names import model_problem
 
@@ -398,7 +398,4 @@ def _least_epochs(time: AnyTime) -> int:
 
 def _may_follow(later: AnyTime, earlier: AnyTime) -> bool:
     """Whether a time is the later one for some length of an epoch. Others are found once the dataset is known."""
-    (epochs, iterations), (before, iterations_before) = (
-        (time.epochs, time.iterations) if isinstance(time, Time) else (time, 0) for time in (later, earlier)
-    )
-    return epochs > before or iterations > iterations_before
+    return any(after > before for after, before in zip(parts_of(later), parts_of(earlier), strict=True))

@@ -75,9 +75,9 @@ def epochs_of(iterations: int, per_epoch: int) -> int | float:
     return iterations / per_epoch if rest else epochs
 
 
-def least_iterations(time: AnyTime) -> int:
-    """A lower bound of a time in iterations, for any length of an epoch; 0 for none only."""
-    return time.epochs + time.iterations if isinstance(time, Time) else time
+def parts_of(time: AnyTime) -> tuple[int, int]:
+    """Epochs and iterations of a time in epochs."""
+    return (time.epochs, time.iterations) if isinstance(time, Time) else (time, 0)
 
 
 def step_sizes(images: int, batch: int, keep: bool) -> list[int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from fastwi.config.time import TIME, AnyTime, Time, least_iterations, read_time
+from fastwi.config.time import TIME, AnyTime, Time, parts_of, read_time
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -236,7 +236,8 @@ class Key:
         if isinstance(given, str) and not re.fullmatch(self.pattern or TIME, given):
             raise ValueError("another form")
         time = read_time(given, self.unit)
-        if not (self.low or 0) <= least_iterations(time) <= INT64_MAX:
+        # The sum of its counts is a lower bound in iterations, for any length of an epoch, and 0 for no time only.
+        if not (self.low or 0) <= sum(parts_of(time)) <= INT64_MAX:
             raise ValueError("out of bounds")
         return time
 

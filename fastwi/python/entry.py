@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,28 +15,9 @@ from fastwi.config.sweep import SweepSpec
 from fastwi.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    import polars
+    from fastwi.report.results import Results
 
 _busy: ContextVar[bool] = ContextVar("_busy", default=False)
-
-
-@dataclass(frozen=True, eq=False)
-class Results:
-    """What a run or a sweep measured, and where its files are.
-
-    Attributes:
-        directory: the run's or the sweep's. `fastwi.load_network` takes it, or the results themselves.
-        problems: a line for each network that diverged, and for each reason why something was not done.
-        frame: a row a measurement. Of a run the columns of metrics.jsonl, null where there is none; of a sweep those
-            of results.parquet. A network that diverged has no further rows.
-        gains: a row an average and its children, as in gains.parquet: accuracies at interpolation (%), gains over the
-            best child and over the children's mean (points), lists over the epochs trained on.
-    """
-
-    directory: Path
-    problems: tuple[str, ...]
-    frame: "polars.DataFrame"
-    gains: "polars.DataFrame"
 
 
 def run(
@@ -48,7 +29,7 @@ def run(
     directory: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> Results:
+) -> "Results":
     """Train a parent, clone it, average the children, train on: `python -m fastwi.train`, to the bit.
 
     A finished run is not trained again, and an interrupted one goes on, here or by the command.
@@ -79,7 +60,8 @@ def run(
     with undisturbed():
         config = _with_images(request.config, train, test, request.config.run.directory)
         found = carry_out_run(open_run(config, request.config_file), quiet=not progress)
-    return _results(found.directory, found.summary.problems, found.frame, found.gains)
+    _warn_of(found.problems)
+    return found
 
 
 def sweep(
@@ -91,7 +73,7 @@ def sweep(
     directory: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> Results:
+) -> "Results":
     """Carry out a grid as one tree, every shared epoch trained once: `python -m fastwi.sweep`, to the bit.
 
     Arguments, results and errors are those of `fastwi.run`, with these differences.
@@ -112,8 +94,8 @@ def sweep(
     with undisturbed():
         spec = replace(spec, base=_with_images(spec.base, train, test, spec.options.directory))
         found = carry_out_sweep(open_sweep(spec, request.sweep), quiet=not progress)
-    missing = [f"measurements that are not there yet: {found.missing:,}"] if found.missing else []
-    return _results(found.directory, found.summary.problems or missing, found.frame, found.gains)
+    _warn_of(found.problems)
+    return found
 
 
 def _request(
@@ -186,8 +168,7 @@ def undisturbed() -> Iterator[None]:
         _busy.reset(token)
 
 
-def _results(directory: Path, problems: Sequence[str], *frames: Any) -> Results:
+def _warn_of(problems: Sequence[str]) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more, in the results' problems)" if len(problems) > 1 else ""
         warnings.warn(f"{problems[0]}{more}", stacklevel=3)
-    return Results(directory, tuple(problems), *frames)

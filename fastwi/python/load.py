@@ -22,7 +22,8 @@ from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.store import Store
 from fastwi.models.changes import network_change
-from fastwi.python.entry import Results, undisturbed
+from fastwi.python.entry import undisturbed
+from fastwi.report.results import Results
 from fastwi.report.run_directory import RunDirectory
 from fastwi.sealed import MANIFEST
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,18 +36,27 @@ if TYPE_CHECKING:
 _FIGURES = re.compile(r"(heatmap|gains|curves)(-[0-9]+)?\.(png|pdf|svg)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
-    """What was written, and what the command prints of it. `missing`: how many measurements are not there.
+    """What a run or a sweep measured, and where its files are.
 
-    `frame`: a sweep's results.parquet, or a run's rows. `gains`: a row an average.
+    Attributes:
+        directory: the run's or the sweep's. `fastwi.load_network` takes it, or the results themselves.
+        problems: a line for each network that diverged, and for each reason why something was not done.
+        frame: a row a measurement. Of a run the columns of metrics.jsonl, null where there is none; of a sweep those
+            of results.parquet. A network that diverged has no further rows.
+        gains: a row an average and its children, as in gains.parquet: accuracies at interpolation (%), gains over the
+            best child and over the children's mean (points), lists over the epochs trained on.
+        missing: how many measurements are not there.
+        summary: what the command prints.
     """
 
     directory: Path
+    problems: tuple[str, ...]
     frame: polars.DataFrame
     gains: polars.DataFrame
-    missing: int
-    summary: Summary
+    missing: int = field(repr=False)
+    summary: Summary = field(repr=False)
 
 
 def write_run(
@@ -76,7 +85,7 @@ def write_run(
             problems.append(f"{row_name(row)} diverged in epoch {row['epoch']}: {loss}; {fix}")
     values = {"directory": str(paths.directory), "metrics": rows}
     summary = Summary(values, lines, tables, [*problems, *failures])
-    return Results(paths.directory, rows_frame(rows), averages, missing, summary)
+    return Results(paths.directory, tuple(summary.problems), rows_frame(rows), averages, missing, summary)
 
 
 def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", failures: Sequence[str]) -> Results:
@@ -121,7 +130,8 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
     line += f"; not there yet: {count_of(missing, 'measurement')}" if missing else ""
     tables = [cell_table(averages)] if averages.height else []
     summary = Summary({"directory": str(directory), **counts}, [line], tables, [*problems, *failures])
-    return Results(directory, frame, averages, missing, summary)
+    late = [f"measurements that are not there yet: {missing:,}"] if missing else []
+    return Results(directory, tuple(summary.problems or late), frame, averages, missing, summary)
 
 
 def sweep_directory(planned: PlannedSweep) -> Path:

@@ -10,6 +10,7 @@ from mappings import config_from_mapping
 from fastwi.cli import ShowAndExit
 from fastwi.config.layers import shipped_configs
 from fastwi.config.read import (
+    Flags,
     Request,
     config_from_yaml,
     read_analysis_request,
@@ -95,25 +96,26 @@ def test_nothing_given_is_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "99")
     assert read("--experiment.k", "3").experiment.k == 3
     request = read_request([], "fastwi.train")
-    assert (request.config, request.config_file, request.dry_run, request.json) == (Config(), None, False, False)
+    assert (request.config, request.config_file, request.flags) == (Config(), None, Flags())
     swept = sweep()
-    assert (swept.spec, swept.sweep, swept.shard) == (SweepSpec(Config()), "sweep", None)
+    assert (swept.spec, swept.sweep, swept.flags.part) == (SweepSpec(Config()), "sweep", None)
     assert count_points(swept.spec) == 1
 
 
 def test_switches_and_file_reach_the_request(directory: Path) -> None:
     argv = ["--json", "--dry-run", f"--config={directory / 'base.yaml'}"]
     request = read_request(argv, "fastwi.train")
-    assert (request.config_file, request.dry_run, request.json) == (directory / "base.yaml", True, True)
+    assert (request.config_file, request.flags.dry_run, request.flags.json) == (directory / "base.yaml", True, True)
     assert request.config.experiment.k == 7
     with pytest.raises(ShowAndExit) as shown:
         read_request([*argv, "--print-config"], "fastwi.train")
     assert config_from_yaml(str(shown.value)) == request.config
     swept = sweep(*argv, "--shard", "2/4")
-    assert (swept.dry_run, swept.json, swept.shard, swept.sweep) == (True, True, (2, 4), "base")
-    assert sweep("--shard=1/1").shard == (1, 1)
+    assert (swept.flags.dry_run, swept.flags.json, swept.flags.part, swept.sweep) == (True, True, (2, 4), "base")
+    assert sweep("--shard=1/1").flags.part == (1, 1)
     drawing = read_request([*argv, "--figures", "paper"], "fastwi.train", draws=True)
-    assert (drawing.figures, sweep("--figures=paper").figures, request.figures) == ("paper", "paper", "screen")
+    drawn = drawing, sweep("--figures=paper"), request
+    assert [each.flags.figures for each in drawn] == ["paper", "paper", "screen"]
 
 
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
