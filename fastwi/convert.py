@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastwi.cli import command
+from fastwi.config.schema import KEYS
 from fastwi.errors import ConfigError, UserError
 from fastwi.files import to_json
 from fastwi.models.names import model_problem
@@ -76,6 +77,10 @@ def _import(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
     problem = model_problem(arguments.model, arguments.width)
     if problem is not None:
         raise UserError(problem.replace("model.name", "--model").replace("model.width", "--width"))
+    try:
+        KEYS["model.width"].check(arguments.width)
+    except ValueError as error:
+        raise UserError(f"--width: {error}") from None
     for option, number in (("--classes", arguments.classes), ("--image-size", arguments.image_size)):
         if number is not None and number < 1:
             raise UserError(f"{option}: {number}; give at least 1")

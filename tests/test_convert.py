@@ -125,6 +125,8 @@ def test_refusals(seed, tmp_path, capsys):
         (("import", state, *into, *model), "'conv.weight' is torch.float32 (4, 3, 3, 3)"),
         (("import", state, *into, "--model", "resnet2", "--classes", "10"), "--model: 'resnet2'"),
         (("import", state, *into, *model, "--width", "0.5", "--model", "a:b"), "--width: 0.5"),
+        (("import", state, *into, *model, "--width", "nan"), "--width: nan is not valid; give a number, from 0.06"),
+        (("import", state, *into, *model, "--width", "0"), "--width: 0.0 is not valid"),
         (("import", state, *into, "--model", "resnet20", "--classes", "0"), "--classes: 0"),
         (("import", state, "--out", out, *model), "--out"),
         (("import", tmp_path / "module.pt", *into, *model), "save network.state_dict() instead"),
