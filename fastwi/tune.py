@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     device, dtype = resolve_device(config.engine.device), resolve_dtype(config.engine)
     key = entry_key(config, device, dtype)
     if request.flags.dry_run:
-        print(key)
+        print(to_json({"key": key, "table": str(table_path())}) if request.flags.json else key)
         return 0
     rows: list[Measured] = []
     speeds: dict[str, dict[int, float]] = {}

@@ -98,6 +98,8 @@ def test_a_damaged_table_is_no_table(text):
 def test_dry_run_measures_nothing(capsys):
     assert tune.main([*FLAGS, "--dry-run"]) == 0
     assert capsys.readouterr().out.strip() == KEY
+    assert tune.main([*FLAGS, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"key": KEY, "table": str(table_path())}
     assert not table_path().exists()
 
 
