@@ -16,7 +16,7 @@ from fastwi.errors import UserError
 from fastwi.experiment.store.index import ATTEMPTS, CLAIMS, MEASUREMENTS, PINS, Index, Transaction, sealed
 from fastwi.experiment.store.places import StorePlaces
 from fastwi.experiment.tree import MeasurementKey
-from fastwi.files import lock, open_lock
+from fastwi.files import lock, open_lock, refusal
 
 KEPT = "kept"
 """The owner of pins that last: of the states that some sweep wants kept once it is done."""
@@ -135,13 +135,18 @@ _LIVE_HERE: dict[str, Owner] = {}
 def _hold(path: Path) -> int:
     """Make and lock an owner's file."""
     while True:
-        descriptor = open_lock(path)
-        lock(descriptor, path, exclusive=True)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
+            descriptor = open_lock(path)
+            stack.callback(os.close, descriptor)
+            lock(descriptor, path, exclusive=True)
+            # `gc` may have taken the file for a dead owner's before it was locked.
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                os.write(descriptor, f"{platform.node()} {os.getpid()}\n".encode())  # for people
+                try:
+                    os.write(descriptor, f"{platform.node()} {os.getpid()}\n".encode())  # for people
+                except OSError as error:
+                    raise refusal(error, path) from error
+                stack.pop_all()
                 return descriptor
-        os.close(descriptor)  # `gc` took the file for a dead owner's before it was locked
 
 
 def _is_live(places: StorePlaces, owner: str) -> bool:

@@ -1,5 +1,6 @@
 """Several processes at one store: no task is given twice, no row is lost, and the dead hold nothing."""
 
+import errno
 import multiprocessing
 import os
 import random
@@ -14,6 +15,7 @@ import pytest
 from begun_stores import claims
 from store_samples import contents, fill, key_of, measurement, network
 
+from fastwi.errors import UserError
 from fastwi.experiment.store import Store, rebuild, write_states
 from fastwi.experiment.store.repair import verify
 from fastwi.files import lock
@@ -144,6 +146,20 @@ def test_gc_leaves_alone_what_is_being_written(tmp_path):
 
         write_states(store.directory, [("aa", Slow())])
         assert store.gc()["temporary"] == 4
+
+
+def test_a_full_disk_is_a_line_and_leaves_no_owner(tmp_path, monkeypatch):
+    def full(_descriptor, _text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Store.open(tmp_path / "s") as store:
+        there = sorted(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", full)
+            with pytest.raises(UserError, match=r"owners/.*\.lock: no space left on the device; free some"):
+                store.owner()
+        assert sorted(os.listdir("/proc/self/fd")) == there
+        assert store.gc()["locks"] == 1
 
 
 def test_claims(tmp_path):
