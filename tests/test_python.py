@@ -263,7 +263,7 @@ def test_a_sweeps_networks(swept, digits_directory):
     """Each cell's networks are those of the cell's own run."""
     child = fastwi.load_network(swept, parent=0, child=3, k=2, s=1)
     average = fastwi.load_network(swept, which="average", pair=1, k=2, s=1)
-    other = fastwi.load_network(swept, parent=0, child=4, k=2, s=1)
+    other = fastwi.load_network(swept, parent=0, child=4, k="2ep", s="1ep")
     mean = fastwi.average([child, other])
     for name, value in average.state_dict().items():
         assert torch.equal(value, mean.state_dict()[name]), name

@@ -86,6 +86,9 @@ def _load(directory: Path, which: str, given: dict[str, Any]) -> nn.Module:
     planned = _planned(directory)
     # The last place of a trajectory is counted in epochs: those before it may be kept too.
     counted = "k" if which == "parent" else "s" if which == "child" and not given["after"] else "after"
+    for name in ("k", "s"):  # as configurations spell them; what is no time is not there
+        with contextlib.suppress(ValueError):
+            given[name] = read_time(given[name], "epochs")
     found = list(_networks(planned, which, counted))
     there = found[0].about
     for name, value in given.items():
