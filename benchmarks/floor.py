@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.runner import GIGA, Floor, Run, Timings
 from benchmarks.task import Task
-from fastwi.kernels.direct import DirectConv2d, use_direct_
-from fastwi.kernels.winograd import WinogradConv2d, use_winograd_
+from fastwi.kernels.convolution import OwnConv2d, use_own_convolutions_
 
 PASSES, EVALUATION_PASSES = 8, 2.5
 """Times that a convolution's output, or its gradient, passes through memory."""
@@ -123,9 +122,8 @@ def ways(convolution: Convolution, batch: int, dtype: torch.dtype, training: boo
         x_NCHW = torch.randn(batch, *convolution.input_CHW).to(dtype, memory_format=order)
         layer = layer.to(dtype, memory_format=order)  # type: ignore[call-overload]
         if way == OWN:
-            use_direct_(layer)
-            use_winograd_(layer)
-            if not isinstance(layer, DirectConv2d | WinogradConv2d) or not layer.takes(x_NCHW):
+            use_own_convolutions_(layer)
+            if not isinstance(layer, OwnConv2d) or layer.kernel(x_NCHW) is None:
                 continue
         runs[way] = _run(layer, x_NCHW, convolution.first, training)
     return runs

@@ -18,12 +18,11 @@ from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.engine.precision import Choice, auto_precision, own_convolutions, processor
 from fastwi.errors import ConfigError
 from fastwi.kernels.compiler import compiler
+from fastwi.kernels.convolution import use_own_convolutions_
 from fastwi.kernels.cpu import library
-from fastwi.kernels.direct import use_direct_
 from fastwi.kernels.gpu import has_triton
 from fastwi.kernels.padded import pad_first
 from fastwi.kernels.pointwise import sample_first
-from fastwi.kernels.winograd import use_winograd_
 from fastwi.models.generators import draws_of
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -122,8 +121,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     may_fuse = not frozen and config.backend in ("auto", "fused") and device.type == "cpu" and library() is not None
     fused = fuse_batch_norm(model) if may_fuse else None
     if fused is not None and own_convolutions(processor(), choice.precision):
-        use_direct_(fused)
-        use_winograd_(fused)
+        use_own_convolutions_(fused)
     if config.backend == "fused" and fused is None:
         raise ConfigError(
             "engine.backend: fused needs a CPU, GNU's C++ compiler with OpenMP and a network with batch norm that "

@@ -13,8 +13,8 @@ from fastwi.engine.base import Settings
 from fastwi.engine.device import resolve, resolve_dtype
 from fastwi.engine.mixed import GROWTH_INTERVAL, START, LossScale
 from fastwi.engine.precision import auto_precision
+from fastwi.kernels.convolution import OwnConv2d
 from fastwi.kernels.cpu import library
-from fastwi.kernels.winograd import WinogradConv2d
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 
@@ -144,7 +144,7 @@ def test_auto_is_what_was_measured_on_such_a_processor(monkeypatch, tmp_path, ve
     for each, own in (("fp32", True), ("bf16", "amx_bf16" not in flags)):
         network = resolve(EngineConfig(device="cpu", precision=each), build_model("resnet20", 10, 1.0)).network
         kinds = {type(module) for module in network.modules()}
-        assert library() is None or (WinogradConv2d in kinds) == own
+        assert library() is None or (OwnConv2d in kinds) == own
 
 
 @pytest.mark.parametrize("text", [None, "", "flags\n", "cpu family: many\nFeatures : fp asimd bf16\n"])

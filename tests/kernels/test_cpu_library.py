@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional
 
 import fastwi.kernels.cpu
+from fastwi.kernels.convolution import OwnConv2d
 from fastwi.kernels.cpu import library
 from fastwi.kernels.shortcut import shortcut
-from fastwi.kernels.winograd import WinogradConv2d
 
 needs_kernels = pytest.mark.skipif(library() is None, reason="no GNU C++ compiler with OpenMP")
 ASK = "from fastwi.kernels.cpu import library; print(library() is not None)"
@@ -48,7 +48,7 @@ def test_clang_is_passed_over(clang: str, monkeypatch: pytest.MonkeyPatch) -> No
 @needs_kernels
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
 def test_torchs_default_dtype_does_not_matter(default: torch.dtype) -> None:
-    layer = WinogradConv2d(16, 32, 3, padding=1, bias=False)
+    layer = OwnConv2d(16, 32, 3, padding=1, bias=False)
     x = torch.randn(3, 16, 8, 8, requires_grad=True)
     before = torch.get_default_dtype()
     try:
@@ -62,19 +62,19 @@ def test_torchs_default_dtype_does_not_matter(default: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", ["_SOURCES", "_HEADERS"])
-def test_a_library_of_other_sources_is_another_file(
+def test_a_library_of_other_sources_is_another_one(
     kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cpu = fastwi.kernels.cpu
     command = next(iter(cpu.compilers()), None)
     if command is None:
         pytest.skip("no compiler")
-    before = cpu._cached(command)
+    before = cpu._made_of(command)
     files = getattr(cpu, kind)
     for changed in files:
         copy = tmp_path / changed.name
         copy.write_text(changed.read_text() + "\n")
         monkeypatch.setattr(cpu, kind, tuple(copy if file == changed else file for file in files))
-        assert cpu._cached(command) != before
+        assert cpu._made_of(command) != before
     monkeypatch.setattr(cpu, kind, files)
-    assert cpu._cached(command) == before
+    assert cpu._made_of(command) == before

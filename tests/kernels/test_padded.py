@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 
 from fastwi.config.schema import EngineConfig
 from fastwi.engine.device import resolve
+from fastwi.kernels.convolution import OwnConv2d
 from fastwi.kernels.cpu import library
-from fastwi.kernels.direct import DirectConv2d
 from fastwi.kernels.padded import convolve, pad_first
 
 
@@ -115,7 +115,7 @@ def test_a_cpu_engine_runs_the_safe_network(seed, backend):
     if backend == "auto" and library() is not None:
         assert isinstance(resolved.network, fx.GraphModule)
         assert any(node.target is convolve for node in resolved.network.graph.nodes)
-        assert type(resolved.network.get_submodule("0")) is DirectConv2d
+        assert type(resolved.network.get_submodule("0")) is OwnConv2d
     found, truth = (
         results(each, x, a)
         for each, x, a in (

@@ -16,8 +16,8 @@ from fastwi.config.schema import EngineConfig
 from fastwi.engine.device import resolve
 from fastwi.errors import ConfigError
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
+from fastwi.kernels.convolution import OwnConv2d
 from fastwi.kernels.cpu import library
-from fastwi.kernels.winograd import WinogradConv2d
 from fastwi.models.names import MODEL_NAMES
 from fastwi.models.registry import _BUILDERS, build_model
 from fastwi.models.resnet import BasicBlock, GroupNorm, WideResNet
@@ -183,7 +183,8 @@ def test_every_batch_norm_and_3_x_3_convolution_has_its_kernel(name, norms, with
     fused = [m for m in modules if isinstance(m, FusedBatchNorm2d)]
     assert (len(fused), sum(m.relu for m in fused)) == (norms, with_relu)
     assert not any(type(m) is nn.BatchNorm2d for m in modules)
-    assert len([m for m in modules if isinstance(m, WinogradConv2d) and m.in_channels > 3]) == convolutions
+    own = [m for m in modules if isinstance(m, OwnConv2d) and m.stride == (1, 1) and m.in_channels > 3]
+    assert len(own) == convolutions
 
 
 @pytest.mark.parametrize(
