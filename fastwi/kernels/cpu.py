@@ -1,17 +1,15 @@
 """Builds, loads and calls the `.cpp` files beside it. They are built once a machine, with GNU's C++ compiler.
 
-The library is kept in the user's cache directory under a hash of source, flags, compiler and processor; where that
-directory cannot be used, it is built for one process. It links against GNU's OpenMP runtime, by the name that torch
-has loaded it under, so that both share one pool of threads. Clang would bring a second pool.
+The library is kept by its sources, flags, compiler and processor (`fastwi.kernels.compiler`). It links against GNU's
+OpenMP runtime, by the name that torch has loaded it under, so that both share one pool of threads. Clang would bring
+a second pool.
 """
 
 import contextlib
 import ctypes
 import functools
-import hashlib
 import platform
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastwi.errors import UserError
-from fastwi.files import atomic_path, cache_directory
-from fastwi.kernels.compiler import compilers
+from fastwi.kernels.compiler import built, compilers, version_of
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "winograd.cpp", "direct.cpp", "combine.cpp"))
 _HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
@@ -61,35 +57,22 @@ def _processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def _version(command: str) -> str:
-    return subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
-
-
-def _cached(command: str) -> Path:
-    version = _version(command)
-    text = "\0".join([*(source.read_text() for source in _SOURCES + _HEADERS), *_FLAGS, version, _processor()])
-    name = hashlib.sha256(text.encode()).hexdigest()[:20]
-    return cache_directory() / f"cpu-{name}.so"
-
-
-def _build(command: str, path: Path) -> ctypes.CDLL:
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            line = [command, *_FLAGS, "-o", str(temporary), *map(str, _SOURCES)]
-            subprocess.run(line, capture_output=True, check=True, timeout=300)
-    return ctypes.CDLL(str(path))
+def _made_of(command: str) -> list[str]:
+    """All that decides what the compiler `command` builds."""
+    sources = [source.read_text() for source in _SOURCES + _HEADERS]
+    return [*sources, *_FLAGS, version_of(command), _processor()]
 
 
 def _built() -> ctypes.CDLL | None:
-    command = next((each for each in compilers() if "clang" not in _version(each)), None)
+    command = next((each for each in compilers() if "clang" not in version_of(each)), None)
     if command is None:
         return None
-    path = _cached(command)
-    try:
-        return _build(command, path)
-    except (OSError, UserError, subprocess.CalledProcessError):  # no home, a full disk, or a disk without execution
-        with tempfile.TemporaryDirectory() as directory:
-            return _build(command, Path(directory) / path.name)
+
+    def build(path: Path) -> None:
+        line = [command, *_FLAGS, "-o", str(path), *map(str, _SOURCES)]
+        subprocess.run(line, capture_output=True, check=True, timeout=300)
+
+    return built("cpu", ".so", _made_of(command), build, lambda path: ctypes.CDLL(str(path)))
 
 
 @functools.cache

@@ -10,21 +10,16 @@ which torch's wheels for Linux depend on. Compiled code is kept in the user's ca
 
 import ctypes
 import functools
-import hashlib
 import subprocess
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastwi.errors import UserError
-from fastwi.files import atomic_path, cache_directory
 from fastwi.kernels import gpu
-from fastwi.kernels.compiler import compiler
+from fastwi.kernels.compiler import built, compiler, version_of
 
 _HERE = Path(__file__).parent
 MULTIPROCESSORS = 132  # that launches are sized for: an H100's
@@ -34,7 +29,6 @@ _DEVICE_FLAGS = ["--std=c++17", "--fmad=false"]
 _LEAST_SHARED = 99 << 10  # bytes that a CTA may have on every such GPU; more on those of data centres
 
 Argument = Tensor | int | None
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -142,7 +136,7 @@ def cubin(kernel: Kernel, architecture: str) -> bytes:
         _checked(nvrtc.nvrtcDestroyProgram(program))
         path.write_bytes(code)
 
-    return _kept(kernel, [version, *options], ".cubin", build, Path.read_bytes)
+    return built("halo", ".cubin", _parts(kernel, [version, *options]), build, Path.read_bytes)
 
 
 @functools.cache
@@ -150,7 +144,6 @@ def _host_function(kernel: Kernel) -> Any:
     command = compiler()
     if command is None:
         raise RuntimeError("the halo kernels need a C++ compiler on a CPU; install g++")
-    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
     flags = [*_HOST_FLAGS, *kernel.definitions]
 
     def build(path: Path) -> None:
@@ -159,27 +152,14 @@ def _host_function(kernel: Kernel) -> Any:
         if done.returncode:
             raise RuntimeError(f"{command} cannot compile {kernel.source}: {done.stderr}")
 
-    library = _kept(kernel, [version, *flags], ".so", build, lambda path: ctypes.CDLL(str(path)))
+    parts = _parts(kernel, [version_of(command), *flags])
+    library = built("halo", ".so", parts, build, lambda path: ctypes.CDLL(str(path)))
     return getattr(library, f"{kernel.name}_on_host")
 
 
-def _kept(
-    kernel: Kernel, parts: list[str], suffix: str, build: Callable[[Path], None], read: Callable[[Path], T]
-) -> T:
-    """What `read` makes of the file that `build` writes, from the cache where it has been built before."""
-    sources = [path.read_text() for path in (_HERE / kernel.source, *sorted(_HERE.glob("*.h")))]
-    name = hashlib.sha256("\0".join([*parts, *sources]).encode()).hexdigest()[:20]
-    path = cache_directory() / f"halo-{name}{suffix}"
-    try:
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                build(temporary)
-        return read(path)
-    except (OSError, UserError):  # no home, a full disk, or a disk without execution
-        with tempfile.TemporaryDirectory() as directory:
-            own = Path(directory) / path.name
-            build(own)
-            return read(own)
+def _parts(kernel: Kernel, options: list[str]) -> list[str]:
+    """All that decides what is built: `options`, the compiler's version among them, and the sources."""
+    return [*options, *(path.read_text() for path in (_HERE / kernel.source, *sorted(_HERE.glob("*.h"))))]
 
 
 def _emulate(kernel: Kernel, grid: tuple[int, int, int], packed: Any, tensors: list[Tensor]) -> None:
