@@ -6,6 +6,7 @@ Shapes: M members, N images, H W height and width, C channels.
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -16,10 +17,18 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from benchmarks.kernels_model import ctas_per_sm, find_cuobjdump, read_cubin
 from fastwi.kernels.compiler import compiler
 from fastwi.kernels.halo import backward
-from fastwi.kernels.halo.backward import NormOf, by_kernel, gradients, kernel_for, takes
+from fastwi.kernels.halo.backward import NormOf, gradients, kernel_for, takes
 from fastwi.kernels.halo.build import cubin
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+
+
+def by_kernel(*arguments) -> tuple[Tensor, Tensor | None, Tensor]:
+    """`gradients` by the kernel; on a CPU in the emulator."""
+    with mock.patch.object(backward, "runs_here", return_value=True):
+        return gradients(*arguments)
+
+
 WAYS = [pytest.param(by_kernel, id="kernel", marks=needs_compiler), pytest.param(gradients, id="torch")]
 # Channels, height, width, images: several CTAs, whole and part tiles, one image in several tiles and the reverse.
 SIZES = [(16, 32, 32, 2), (16, 24, 8, 3), (32, 16, 16, 5), (64, 8, 8, 3), (64, 16, 32, 1)]

@@ -5,6 +5,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -41,6 +42,12 @@ def drawn(seed: int, C: int, H: int, W: int, N: int) -> tuple[Tensor, Tensor, Te
     return x, weight, torch.stack([mean, inverse.exp(), scale, shift], 1), Geometry(x.shape, weight.shape, 1, 1)
 
 
+def by_kernel(*arguments) -> tuple[Tensor, Tensor | None]:
+    """`conv.forward` by the kernel; on a CPU in the emulator."""
+    with mock.patch.object(conv, "runs_here", return_value=True):
+        return conv.forward(*arguments)
+
+
 def operand(x: Tensor, stats_M4C: Tensor | None, relu: bool) -> Tensor:
     """What is multiplied: x, or act(x scale + shift) with one rounding to float32 and one to bf16."""
     if stats_M4C is None:
@@ -72,7 +79,7 @@ def test_forward(seed, case):
     assert not weight[0].data_ptr() % 8
     given, relu = (None, False) if prologue is None else (stats, prologue)
     assert conv.qualifies(x, geometry)
-    y, moments = conv.by_kernel(x, weight, geometry, given, relu, statistics)
+    y, moments = by_kernel(x, weight, geometry, given, relu, statistics)
     a = operand(x, given, relu)
     assert torch.equal(y, in_the_kernels_order(a, weight))
 
@@ -97,7 +104,7 @@ def test_moments_are_of_each_tile_about_its_own_mean(seed):
     x, weight, stats, geometry = drawn(seed, 16, 16, 16, 1)
     stats[:, 3] += 100
     weight[:, :, 0], weight[:, :, 2], weight[:, :, 1, 0], weight[:, :, 1, 2] = 0, 0, 0, 0  # so that borders are alike
-    y, moments = conv.by_kernel(x, weight, geometry, stats, True, True)
+    y, moments = by_kernel(x, weight, geometry, stats, True, True)
     assert moments is not None
     tiles = y.double().unflatten(2, (moments.shape[1], -1))  # M N T rows W C
     assert moments.shape[1] == 2
@@ -114,7 +121,7 @@ def test_moments_are_of_each_tile_about_its_own_mean(seed):
 def test_as_the_reference(seed):
     """Of the torch path it differs by float32 roundings before bf16 ones, and by one rounding in the prologue."""
     x, weight, stats, geometry = drawn(seed, 32, 16, 16, 1)
-    y, moments = conv.by_kernel(x, weight, geometry, stats, True, True)
+    y, moments = by_kernel(x, weight, geometry, stats, True, True)
     expected, expected_moments = stacked_conv.forward(x, weight, geometry, stats, True, True)
     assert moments is not None
     assert expected_moments is not None
@@ -128,15 +135,15 @@ def test_as_the_reference(seed):
 @needs_compiler
 def test_results_depend_on_no_other_member_and_not_on_the_number_of_ctas(seed, monkeypatch):
     x, weight, stats, geometry = drawn(seed, 16, 8, 8, 6)
-    together = conv.by_kernel(x, weight, geometry, stats, True, True)
+    together = by_kernel(x, weight, geometry, stats, True, True)
     for waves in (0, 1e9):  # one CTA a member; one a tile
         monkeypatch.setattr(conv, "_WAVES", waves)
         monkeypatch.setattr(conv, "MULTIPROCESSORS", 1)
-        again = conv.by_kernel(x, weight, geometry, stats, True, True)
+        again = by_kernel(x, weight, geometry, stats, True, True)
         for found, expected in zip(again, together, strict=True):
             assert torch.equal(found, expected)
     one = Geometry(x[1:].shape, weight[1:].shape, 1, 1)
-    alone = conv.by_kernel(x[1:], weight[1:], one, stats[1:], True, True)
+    alone = by_kernel(x[1:], weight[1:], one, stats[1:], True, True)
     for found, expected in zip(alone, together, strict=True):
         assert torch.equal(found[0], expected[1])
     assert not torch.equal(together[0][0], together[0][1])
@@ -156,7 +163,7 @@ def test_what_is_convolved_is_stored_once(seed, sizes, added, way):
     a = (a if residual is None else a + residual.float()).bfloat16()
     expected = torch.where(a < 0, 0, a)
     z = torch.full_like(x, torch.nan)
-    function = conv.by_kernel if way == "kernel" else conv.forward
+    function = by_kernel if way == "kernel" else conv.forward
     y, _ = function(x, weight, geometry, stats, True, True, residual, z)
     if way == "kernel":
         assert torch.equal(z, expected)
@@ -172,7 +179,7 @@ def test_what_is_convolved_is_stored_once(seed, sizes, added, way):
 def test_nan_passes_the_relu_and_reaches_its_neighbours_alone(seed, prologue):
     x, weight, stats, geometry = drawn(seed, 16, 8, 8, 4)
     x[1, 2, 3, 0, 5] = float("nan")
-    y, moments = conv.by_kernel(x, weight, geometry, stats if prologue else None, prologue, True)
+    y, moments = by_kernel(x, weight, geometry, stats if prologue else None, prologue, True)
     expected = torch.zeros(M, 4, 8, 8, dtype=torch.bool)
     expected[1, 2, 2:5, 0:2] = True
     assert torch.equal(y.isnan(), expected[..., None].expand_as(y))
@@ -262,7 +269,7 @@ def test_on_a_gpu_as_in_the_emulator(seed, case, stored):
         more = [torch.full_like(x, 2, device=device) for _ in range(2)] if stored and prologue is not None else []
         own_x, own_weight = x.to(device), weight.to(device)
         own_stats = None if given is None else given.to(device)
-        y, moments = conv.by_kernel(own_x, own_weight, geometry, own_stats, relu, statistics, *more)
+        y, moments = by_kernel(own_x, own_weight, geometry, own_stats, relu, statistics, *more)
         found.append([y.cpu().float(), moments if moments is None else moments.cpu(), *(each.cpu() for each in more)])
     torch.testing.assert_close(*(each[0] for each in found), rtol=2**-7, atol=1e-3)
     torch.testing.assert_close(*(each[1] for each in found), rtol=1e-2, atol=0.5)

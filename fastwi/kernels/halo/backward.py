@@ -64,7 +64,24 @@ def gradients(
     Activations are contiguous.
     """
     if runs_here(x.device) and takes(x, weight_MOHWI, 1, 1):
-        return by_kernel(g, y, made_M2C, x, stats_M4C, relu, weight_MOHWI, residual, u, training)
+        M, N, H, W, C = x.shape
+        norms = [each for norm in (y, u) if norm is not None for each in (norm.x, norm.stats)]
+        optional = (made_M2C, stats_M4C, residual)
+        if not all(each.is_contiguous() for each in (g, x, *optional, *norms) if each is not None):
+            raise ValueError("activations, statistics and sums need to be contiguous")
+        weight = aligned_weights(weight_MOHWI, x.dtype)
+        tiles = tiles_for(M, N * H * W, C)
+        chunks = -(-N * H * W // (_PLACES * tiles))
+        dx = torch.empty_like(x)
+        sums = None if u is None else x.new_empty((M, chunks, 2, C), dtype=torch.float32)
+        partial = x.new_empty((M, chunks, C, 3, 3, C), dtype=torch.float32)
+        launch(
+            kernel_for(H, W, C, tiles), (chunks, C // _SLICE[C], M), g,
+            *((None, None) if y is None else (y.x, y.stats)), made_M2C, N * H * W * training, x, stats_M4C, relu,
+            weight, weight.stride(0), residual, *((None, None) if u is None else (u.x, u.stats)), dx, sums, partial,
+            N * H,
+        )  # fmt: skip
+        return dx, sums, partial
     dy, geometry = g, Geometry(x.shape, weight_MOHWI.shape, 1, 1)
     if y is not None:
         assert made_M2C is not None
@@ -79,38 +96,6 @@ def gradients(
     if residual is not None:
         dx = dx + residual
     return torch.where(a > 0, dx, 0) if relu else dx, None, dw
-
-
-def by_kernel(
-    g: Tensor,
-    y: NormOf | None,
-    made_M2C: Tensor | None,
-    x: Tensor,
-    stats_M4C: Tensor | None,
-    relu: bool,
-    weight_MOHWI: Tensor,
-    residual: Tensor | None = None,
-    u: NormOf | None = None,
-    training: bool = True,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """`gradients` by the kernel: on a GPU, or in the emulator."""
-    M, N, H, W, C = x.shape
-    norms = [each for norm in (y, u) if norm is not None for each in (norm.x, norm.stats)]
-    if not all(each.is_contiguous() for each in (g, x, made_M2C, stats_M4C, residual, *norms) if each is not None):
-        raise ValueError("activations, statistics and sums need to be contiguous")
-    weight = aligned_weights(weight_MOHWI, x.dtype)
-    tiles = tiles_for(M, N * H * W, C)
-    kernel = kernel_for(H, W, C, tiles)
-    chunks = -(-N * H * W // (_PLACES * tiles))
-    dx = torch.empty_like(x)
-    sums = None if u is None else x.new_empty((M, chunks, 2, C), dtype=torch.float32)
-    partial = x.new_empty((M, chunks, C, 3, 3, C), dtype=torch.float32)
-    launch(
-        kernel, (chunks, C // _SLICE[C], M), g, *((None, None) if y is None else (y.x, y.stats)), made_M2C,
-        N * H * W * training, x, stats_M4C, relu, weight, weight.stride(0), residual,
-        *((None, None) if u is None else (u.x, u.stats)), dx, sums, partial, N * H,
-    )  # fmt: skip
-    return dx, sums, partial
 
 
 def tiles_for(M: int, places: int, C: int) -> int:

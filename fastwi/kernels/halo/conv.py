@@ -42,38 +42,25 @@ def forward(
     z_MNHWI: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """See `stacked_conv.forward`. A residual is added before the ReLU, and what is convolved is written to z."""
-    place, prologue = x_MNHWI.device, stats_M4I is not None
-    here = runs_here(place) and qualifies(x_MNHWI, geometry)
-    more = (residual_MNHWI, z_MNHWI)
-    if here and fits(forward_kernel(geometry, prologue, relu, statistics, *(x is not None for x in more)), place):
-        return by_kernel(x_MNHWI, weight_MOHWI, geometry, stats_M4I, relu, statistics, *more)
-    if z_MNHWI is not None and stats_M4I is not None:
-        x_MNHWI = z_MNHWI.copy_(stacked_norm.apply(x_MNHWI, residual_MNHWI, stats_M4I, relu))
-        stats_M4I, relu = None, False
-    return stacked_conv.forward(x_MNHWI, weight_MOHWI, geometry, stats_M4I, relu, statistics)
-
-
-def by_kernel(
-    x_MNHWI: Tensor,
-    weight_MOHWI: Tensor,
-    geometry: Geometry,
-    stats_M4I: Tensor | None,
-    relu: bool,
-    statistics: bool,
-    residual_MNHWI: Tensor | None = None,
-    z_MNHWI: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """`forward` by the kernel, of what qualifies: on a GPU, or in the emulator."""
-    g = geometry
+    g, kernel = geometry, None
+    if runs_here(x_MNHWI.device) and qualifies(x_MNHWI, g):
+        optional = (stats_M4I, residual_MNHWI, z_MNHWI)
+        prologue, residual, stored = (each is not None for each in optional)
+        kernel = forward_kernel(g, prologue, relu, statistics, residual, stored)
+    if kernel is None or not fits(kernel, x_MNHWI.device):
+        if z_MNHWI is not None and stats_M4I is not None:
+            x_MNHWI = z_MNHWI.copy_(stacked_norm.apply(x_MNHWI, residual_MNHWI, stats_M4I, relu))
+            stats_M4I, relu = None, False
+        return stacked_conv.forward(x_MNHWI, weight_MOHWI, geometry, stats_M4I, relu, statistics)
     weight = aligned_weights(weight_MOHWI, x_MNHWI.dtype)
-    more = (residual_MNHWI, z_MNHWI)
-    kernel = forward_kernel(g, stats_M4I is not None, relu, statistics, *(x is not None for x in more))
     tiles = tiles_of(kernel, g.N)
     y = torch.empty_like(x_MNHWI)
     moments = y.new_empty((g.M, tiles, 3, g.CO), dtype=torch.float32) if statistics else None
     # Any number of CTAs gives the same numbers: each keeps its weights and takes every so many-th tile.
     ctas = max(1, min(tiles, most_ctas(g.CI) // g.M))
-    launch(kernel, (ctas, g.M, 1), x_MNHWI, weight, y, stats_M4I, moments, *more, weight.stride(0), g.N)
+    launch(
+        kernel, (ctas, g.M, 1), x_MNHWI, weight, y, stats_M4I, moments, residual_MNHWI, z_MNHWI, weight.stride(0), g.N
+    )  # fmt: skip
     return y, moments
 
 
