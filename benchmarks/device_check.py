@@ -94,16 +94,17 @@ class _Check:
     def _one(self, name: str, step: Step, on_gpu: bool, deadline: float, environment: dict[str, str]) -> str:
         """Run a step until `deadline`; how it ended."""
         print(f"\n== {name}", flush=True)
-        tool = step.tool and (shutil.which(step.tool[0]) or _in_toolkit(step.tool[0]))
+        name_of_tool, *tool_words = step.tool.split() or [""]
+        tool = name_of_tool and (shutil.which(name_of_tool) or _in_toolkit(name_of_tool))
         if not on_gpu and not step.cpu:
             return "left out: torch sees no GPU"
         if step.tool and not tool:
-            return f"left out: {step.tool[0]} is not on this machine"
+            return f"left out: {name_of_tool} is not on this machine"
         out = self._place / name
         out.mkdir()
         words = [sys.executable, *words_of(step, on_gpu, self._data, out)]
         if tool:  # without torch's cache of memory every tensor is an allocation, whose ends can be overrun
-            words = [tool, *step.tool[1:], *words]
+            words = [tool, *tool_words, *words]
             environment = environment | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         begun, left = time.monotonic(), deadline - time.monotonic()
         print(f"at most {left:.0f} s: {' '.join(words)}", flush=True)

@@ -1,6 +1,7 @@
 """The steps of benchmarks.device_check: their seconds and command lines."""
 
 import importlib.util
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,100 +10,78 @@ from fastwi.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 BUDGET_S = 480
-PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A Python command: words for a GPU and for a CPU. Without words for a CPU it needs a GPU.
+    """A Python command: its words on a GPU and on a CPU. Without words for a CPU it needs a GPU.
 
     `{data}`, `{device}`, `{out}` and `{engines}` (all but loop and halo) are filled in; `tool` runs the command.
     """
 
     seconds: int
-    gpu: tuple[str, ...]
-    cpu: tuple[str, ...] = ()
-    tool: tuple[str, ...] = ()
+    gpu: str
+    cpu: str = ""
+    tool: str = ""
     asked: bool = False
     """Only where it is asked for by name."""
 
 
-def _benchmark(name: str, gpu: str, cpu: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    each = [f"-m benchmarks.{name} --device {{device}} --out {{out}} {words}".split() for words in (gpu, cpu)]
-    return tuple(each[0]), tuple(each[1])
+def _benchmark(name: str, words: str = "") -> str:
+    return f"-m benchmarks.{name} --device {{device}} --out {{out}} {words}"
 
 
-_TRITON_TESTS = [f"tests/kernels/test_{name}.py" for name in ("stacked", "interpolate", "sgd", "augment", "combine")]
-_MEMCHECK = "compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9"
+_PYTEST = "-m pytest -p no:cacheprovider"
+_TRITON_TESTS = " ".join(
+    f"tests/kernels/test_{name}.py" for name in ("stacked", "interpolate", "sgd", "augment", "combine")
+)
+_MEMCHECKED = "tests/kernels/test_interpolate.py tests/kernels/test_stacked.py tests/engine/test_halo_engine.py"
 _SMALL = "--batch 16 --batches 2 --least 2 --rounds 2"
-_POPULATION = "--data {data} --baselines {engines} --members"
-_HALO = "--data {data} --baselines stacked,halo"
+_POPULATION = _benchmark("throughput", "--data {data} --baselines {engines} --members")
+_HALO = _benchmark("throughput", "--data {data} --baselines stacked,halo --members")
+_PEERS = _benchmark("throughput", "--data {data} --members")
 STEPS = {
-    "versions": Step(15, ("-m", "benchmarks.machine"), ("-m", "benchmarks.machine")),
-    "numbers": Step(70, *_benchmark("numbers", "", "--members 2 --steps 1 --batch 16 --width 0.25")),
+    "versions": Step(15, "-m benchmarks.machine", "-m benchmarks.machine"),
+    "numbers": Step(
+        70, _benchmark("numbers"), _benchmark("numbers", "--members 2 --steps 1 --batch 16 --width 0.25")
+    ),
     "population": Step(
-        85,
-        *_benchmark(
-            "throughput", f"{_POPULATION} 1,64,256 --batches 390 --least 24 --rounds 5 --minutes 1.2",
-            f"{_POPULATION} 1,2 {_SMALL}",
-        ),
+        85, f"{_POPULATION} 1,64,256 --batches 390 --least 24 --rounds 5 --minutes 1.2", f"{_POPULATION} 1,2 {_SMALL}"
     ),
     # In a process of its own: a profiler slows what runs after it.
     "kernels": Step(
-        50,
-        *_benchmark(
-            "throughput", f"{_POPULATION} 1,64,256 --batches 64 --least 4 --rounds 1 --kernels 12",
-            f"{_POPULATION} 1,2 {_SMALL} --kernels 12",
-        ),
+        50, f"{_POPULATION} 1,64,256 --batches 64 --least 4 --rounds 1 --kernels 12",
+        f"{_POPULATION} 1,2 {_SMALL} --kernels 12",
     ),
     # Likewise: a fault of its kernels would end the other engines' measurements too.
     "halo": Step(
-        50,
-        *_benchmark(
-            "throughput", f"{_HALO} --members 1,64 --batches 128 --least 8 --rounds 3 --kernels 12",
-            f"{_HALO} --members 1,2 {_SMALL}",
-        ),
+        50, f"{_HALO} 1,64 --batches 128 --least 8 --rounds 3 --kernels 12", f"{_HALO} 1,2 {_SMALL}"
     ),
     "interpolation": Step(
-        30,
-        *_benchmark(
-            "interpolation", "--pairs 256,1024 --match fastwi --apart 1 --rounds 9",
-            "--pairs 4,8 --match fastwi --rounds 3",
-        ),
+        30, _benchmark("interpolation", "--pairs 256,1024 --match fastwi --apart 1 --rounds 9"),
+        _benchmark("interpolation", "--pairs 4,8 --match fastwi --rounds 3"),
     ),
-    "tune": Step(25, *_benchmark("tune", "--seconds 15", "--seconds 15")),
-    "gpu-tests": Step(40, (*PYTEST, "{parallel}", "-m", "gpu", "{gpu_tests}")),
-    "kernel-tests": Step(40, (*PYTEST, "{parallel}", *_TRITON_TESTS)),
+    "tune": Step(25, _benchmark("tune", "--seconds 15"), _benchmark("tune", "--seconds 15")),
+    "gpu-tests": Step(40, f"{_PYTEST} {{parallel}} -m gpu {{gpu_tests}}"),
+    "kernel-tests": Step(40, f"{_PYTEST} {{parallel}} {_TRITON_TESTS}"),
     "memcheck": Step(
-        35,
-        (
-            *PYTEST, "-x", "tests/kernels/test_interpolate.py", "tests/kernels/test_stacked.py",
-            "tests/engine/test_halo_engine.py", "-k", "evenly_spaced or diverged or on_a_gpu",
-        ),
-        tool=tuple(_MEMCHECK.split()),
+        35, f"{_PYTEST} -x {_MEMCHECKED} -k 'evenly_spaced or diverged or on_a_gpu'",
+        tool="compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9",
     ),
     "memory": Step(
-        20,
-        *_benchmark(
-            "memory", "--data {data} --engines stacked --members 8,32 --rounds 1",
-            "--data {data} --engines loop --members 1,2 --rounds 1 --batch 16 --width 0.25",
-        ),
+        20, _benchmark("memory", "--data {data} --engines stacked --members 8,32 --rounds 1"),
+        _benchmark("memory", "--data {data} --engines loop --members 1,2 --rounds 1 --batch 16 --width 0.25"),
     ),
     "evaluation": Step(
         20,
-        *_benchmark(
-            "evaluation", "--data {data} --alphas 6 --images 5000 --baselines fastwi,autocast-static",
-            "--data {data} --alphas 2 --images 16 --batch 8 --rounds 1 --baselines fastwi",
-        ),
+        _benchmark("evaluation", "--data {data} --alphas 6 --images 5000 --baselines fastwi,autocast-static"),
+        _benchmark("evaluation", "--data {data} --alphas 2 --images 16 --batch 8 --rounds 1 --baselines fastwi"),
     ),
     "peers": Step(
         150,
-        *_benchmark(
-            "throughput",
-            "--data {data} --members 1,16 --batches 128 --least 8 --rounds 5 --minutes 2.2 "
-            "--baselines {engines},loop,again,usual,stock,stock-graphs,vmap,grouped-nhwc",
-            f"--data {{data}} --members 1 {_SMALL} --baselines loop,vmap-eager",
-        ),
+        f"{_PEERS} 1,16 --batches 128 --least 8 --rounds 5 --minutes 2.2 "
+        "--baselines {engines},loop,again,usual,stock,stock-graphs,vmap,grouped-nhwc",
+        f"{_PEERS} 1 {_SMALL} --baselines loop,vmap-eager",
         asked=True,
     ),
 }  # fmt: skip
@@ -128,23 +107,20 @@ def words_of(step: Step, on_gpu: bool, data: str, out: Path) -> list[str]:
     """The command line of a step, after the interpreter."""
     from fastwi.engine.choose import ENGINES
 
-    filled = {
-        "data": [data],
-        "device": ["cuda" if on_gpu else "cpu"],
-        "out": [str(out)],
-        "engines": [",".join(name for name in ENGINES if name not in ("loop", "halo"))],
-        "parallel": ["-p", "xdist", "--numprocesses", "8"] if importlib.util.find_spec("xdist") else ["-q"],
+    several = {
+        "{parallel}": ["-p", "xdist", "--numprocesses", "8"] if importlib.util.find_spec("xdist") else ["-q"],
         # By file, so that a module that is missing elsewhere costs nothing here.
-        "gpu_tests": [
+        "{gpu_tests}": [
             str(path.relative_to(ROOT))
             for path in sorted((ROOT / "tests").rglob("test_*.py"))
             if "pytest.mark.gpu" in path.read_text()
         ],
     }
+    engines = ",".join(name for name in ENGINES if name not in ("loop", "halo"))
+    filled = {"{data}": data, "{device}": "cuda" if on_gpu else "cpu", "{out}": str(out), "{engines}": engines}
     found: list[str] = []
-    for word in step.gpu if on_gpu else step.cpu:
-        if word[1:-1] in filled:
-            found += filled[word[1:-1]]
-        else:
-            found.append(word.replace("{engines}", filled["engines"][0]))
+    for word in shlex.split(step.gpu if on_gpu else step.cpu):
+        for name, value in filled.items():
+            word = word.replace(name, value)
+        found += several.get(word, [word])
     return found

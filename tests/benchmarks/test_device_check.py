@@ -100,9 +100,9 @@ def test_steps_and_their_files(tmp_path, monkeypatch, capsys):
     """One step passes and leaves JSON, one fails and leaves none of an earlier run, one needs a GPU."""
     write = "import sys, pathlib; pathlib.Path(sys.argv[1], 'a-cpu.json').write_text('{}')"
     steps = {
-        "good": device_steps.Step(60, (), ("-c", write, "{out}")),
-        "bad": device_steps.Step(60, (), ("-c", "raise SystemExit(1)")),
-        "absent": device_steps.Step(60, ("-c", "")),
+        "good": device_steps.Step(60, "", f'-c "{write}" {{out}}'),
+        "bad": device_steps.Step(60, "", "-c 'raise SystemExit(1)'"),
+        "absent": device_steps.Step(60, "-c ''"),
     }
     monkeypatch.setattr(device_steps, "STEPS", steps)
     monkeypatch.setattr(device_check, "KEPT", tmp_path / "kept")
