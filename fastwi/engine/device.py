@@ -21,8 +21,7 @@ from fastwi.kernels.compiler import compiler
 from fastwi.kernels.convolution import use_own_convolutions_
 from fastwi.kernels.cpu import library
 from fastwi.kernels.gpu import has_triton
-from fastwi.kernels.padded import pad_first
-from fastwi.kernels.pointwise import sample_first
+from fastwi.kernels.onednn import without_faults
 from fastwi.models.generators import draws_of
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -109,9 +108,7 @@ def resolve(config: EngineConfig, model: nn.Module) -> Resolved:
     """
     device, choice = resolve_device(config.device), resolve_precision(config)
     if device.type == "cpu":
-        model = sample_first(model)
-        if choice.precision == "bf16":
-            model = pad_first(model)
+        model = without_faults(model, choice.precision == "bf16")
     frozen = bool(draws_of(model) - {"torch"})
     if frozen and config.backend in ("compile", "fused"):
         raise ConfigError(

@@ -147,7 +147,7 @@ def weight_gradient(
         a_MNHWI, stride = x_MNHWI, g.stride
         if stats_M4I is not None:
             a_MNHWI = stacked_norm.apply(x_MNHWI, None, stats_M4I, relu)
-        if (g.KH, g.KW, g.padding) == (1, 1, 0):  # see fastwi.kernels.pointwise
+        if (g.KH, g.KW, g.padding) == (1, 1, 0):  # see fastwi.kernels.onednn
             a_MNHWI, stride = a_MNHWI[:, :, ::stride, ::stride], 1
         shape = (g.CO, g.CI, g.KH, g.KW)
         dw_MOIHW = _by_member(

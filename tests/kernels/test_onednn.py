@@ -1,4 +1,4 @@
-"""Convolutions of images smaller than the stride, in bf16 on a CPU: gradients as in float64, whatever runs them."""
+"""Strided convolutions on a CPU: gradients as in float64, whatever runs them, and only where they are needed."""
 
 import copy
 
@@ -10,7 +10,7 @@ from fastwi.config.schema import EngineConfig
 from fastwi.engine.device import resolve
 from fastwi.kernels.convolution import OwnConv2d
 from fastwi.kernels.cpu import library
-from fastwi.kernels.padded import convolve, pad_first
+from fastwi.kernels.onednn import convolve, without_faults
 
 
 class Own(nn.Conv2d):
@@ -61,7 +61,7 @@ def rounded(network: nn.Module) -> nn.Module:
 def test_gradients(seed, convolution, size):
     torch.manual_seed(seed)
     plain = rounded(copy.deepcopy(convolution))
-    safe = pad_first(plain)
+    safe = without_faults(plain, bf16=True)
     assert safe is not plain
     x_NCHW = torch.randn(4, plain.in_channels, *size).bfloat16().float()
     for autocast in (False, True):
@@ -85,18 +85,57 @@ def test_one_column(seed, convolution, size):
     torch.manual_seed(seed)
     plain = rounded(copy.deepcopy(convolution))
     x_NCHW = torch.randn(16, plain.in_channels, *size).bfloat16().float()
-    safe = pad_first(plain)
+    safe = without_faults(plain, bf16=True)
     for form in (torch.contiguous_format, torch.channels_last):
         assert_near(safe.to(memory_format=form), plain, x_NCHW, autocast=False)
 
 
 @pytest.mark.parametrize(
     "convolution",
-    [nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2), nn.Conv2d(4, 4, 3, 2, 1, padding_mode="circular")],
-)
-def test_other_convolutions_stay_as_they_are(convolution):
+    [
+        nn.Conv2d(3, 5, 1, 2), nn.Conv2d(4, 8, 1, (2, 1)), Own(15, 2, 1, (1, 3)), nn.Conv2d(24, 6, 1, 2, groups=3),
+        nn.Conv2d(8, 8, 1, 4, groups=8), nn.Conv2d(3, 5, 1, 2, padding_mode="circular"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_pointwise_ones_of_few_channels_are_the_same_sums_in_any_precision(seed, convolution):
+    torch.manual_seed(seed)
+    plain = copy.deepcopy(convolution).double()
+    sampled = without_faults(plain, bf16=False)
+    assert sampled is not plain
+    x_NCHW = torch.randn(3, plain.in_channels, 7, 6, dtype=torch.float64)
+    for expected, value in zip(results(plain, x_NCHW), results(sampled, x_NCHW), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2), nn.Conv2d(4, 4, 3, 2, 1, padding_mode="circular"),
+        nn.Conv2d(4, 4, 1), nn.Conv2d(16, 4, 1, 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_convolutions_stay_as_they_are(convolution, bf16):
     network = nn.Sequential(convolution, nn.ReLU())
-    assert pad_first(network) is network
+    assert without_faults(network, bf16) is network
+
+
+@pytest.mark.parametrize("convolution", [nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 1, 2, padding=1)], ids=str)
+def test_padded_ones_stay_as_they_are_but_in_bf16(convolution):
+    assert without_faults(convolution, bf16=False) is convolution
+    assert without_faults(convolution, bf16=True) is not convolution
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_a_cpu_engine_samples_first(backend):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 1, 2))
+    resolved = resolve(EngineConfig(device="cpu", backend=backend), network)
+    replaced = ["_conv_forward" in vars(resolved.network.get_submodule(each)) for each in ("0", "3")]
+    assert replaced == [False, True]
+    assert "_conv_forward" not in vars(network[3])
+    assert dict(resolved.network.named_parameters()).keys() == dict(network.named_parameters()).keys()
 
 
 @pytest.mark.parametrize("backend", ["eager", "auto"])
