@@ -146,23 +146,22 @@ def _cuobjdump(cuobjdump: str, cubin: bytes, *options: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def read_usage(cubin: bytes, cuobjdump: str, function: str = "") -> Usage:
-    """Of a cubin's only kernel, or of `function`. `cuobjdump`: the tool's path. Takes milliseconds."""
+def read_usage(cubin: bytes, cuobjdump: str) -> Usage:
+    """Of a cubin's only kernel. `cuobjdump`: the tool's path. Takes milliseconds."""
     text = _cuobjdump(cuobjdump, cubin, "--dump-resource-usage")
-    found = re.search(rf"Function {function or '.*'}:\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
+    found = re.search(r"Function .*:\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
     if found is None:
-        raise ValueError(f"the cubin has no kernel {function}")
+        raise ValueError("the cubin has no kernel")
     return Usage(*map(int, found.groups()))
 
 
-def read_cubin(cubin: bytes, cuobjdump: str, function: str = "") -> Code:
-    """The code of a cubin's only kernel, or of `function`. It takes some 0.3 s."""
-    sass = _cuobjdump(cuobjdump, cubin, "-sass")
-    part = next(part for part in sass.split("Function : ")[1:] if part.split()[0] == function or not function)
+def read_cubin(cubin: bytes, cuobjdump: str) -> Code:
+    """The code of a cubin's only kernel. It takes some 0.3 s."""
+    _, part, *_ = _cuobjdump(cuobjdump, cubin, "-sass").split("Function : ")
     lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);", part, re.MULTILINE)
     code = [(int(address, 16), mnemonic, operands) for address, mnemonic, operands in lines]
     last = max(place for place, (_, mnemonic, _) in enumerate(code) if mnemonic.startswith("EXIT"))
-    return Code(read_usage(cubin, cuobjdump, function), code[: last + 1])
+    return Code(read_usage(cubin, cuobjdump), code[: last + 1])
 
 
 def ctas_per_sm(registers: int, shared: int, warps: int, arch: int) -> int:

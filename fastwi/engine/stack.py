@@ -61,6 +61,9 @@ class StackedNetwork(fx.Interpreter):
     With `exact` a member's result is the same whatever M is: what has no such kernel is run member after member.
     """
 
+    _conv: Callable[..., tuple[Tensor, Tensor | None]] = staticmethod(stacked_conv)
+    _batch_norm: Callable[..., Any] = staticmethod(stacked_batch_norm)
+
     def __init__(self, traced: fx.GraphModule, exact: bool) -> None:
         super().__init__(traced)
         self.extra_traceback = False
@@ -184,12 +187,6 @@ class StackedNetwork(fx.Interpreter):
         if self._exact:  # the bias's gradient is a sum
             return Images(self._apply(lambda y, bias: y + bias.to(y.dtype), y, own["bias"]))
         return Images(y + own["bias"][:, None, None, None, :].to(y.dtype))
-
-    def _conv(self, *arguments: Any) -> tuple[Tensor, Tensor | None]:
-        return stacked_conv(*arguments)
-
-    def _batch_norm(self, *arguments: Any) -> Any:
-        return stacked_batch_norm(*arguments)
 
     def _mapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Value:
         """`function` of each member's arguments: the rule of everything that has none of its own."""
