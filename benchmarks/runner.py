@@ -5,6 +5,7 @@ rows that it measured itself. Each table is printed at once, and the files hold 
 """
 
 import argparse
+import contextlib
 import inspect
 import json
 import math
@@ -128,25 +129,6 @@ class Report:
         """
         at = at or {}
         ready: dict[str, Case] = {}
-        results: dict[str, Any] = {}
-        problems: dict[str, str] = {}
-        for name, entry in cases.items():
-            begun = time.monotonic()
-            try:
-                case = entry if isinstance(entry, Case) else entry()
-                _prepare(case, self.device.type)
-                results[name] = case.run()
-                ready[name] = case
-                print(f"{name}: built and run once in {time.monotonic() - begun:.1f} s", flush=True)
-            except UserError as error:  # it cannot run here, for this network or for so many members
-                problems[name] = str(error)
-            except Exception as error:  # one case's failure must not cost the others' figures
-                problems[name] = f"failed: {type(error).__name__}: {error}".splitlines()[0]
-                self.failed |= name.startswith("fastwi")
-        if check:
-            check(results)
-        if again in ready:
-            ready[f"{again}, {AGAIN}"] = ready[again]
         # Each floor runs untimed before each timed run, so that none is low because a cache was cold.
         runs = {name: Case(run, 0, run, static_memory=True) for floor in floors for name, run in floor.runs.items()}
 
@@ -154,11 +136,13 @@ class Report:
             rates = ", ".join(f"{name} {case.work / seconds[name]:,.0f}" for name, case in ready.items())
             print(f"round {number}, {unit}/s: {rates}", flush=True)
 
-        try:
+        with contextlib.ExitStack() as built:
+            results, problems = self._build(cases, ready, built)
+            if check:
+                check(results)
+            if again in ready:
+                ready[f"{again}, {AGAIN}"] = ready[again]
             timings = interleave(ready | runs, rounds, self.device, until, show)
-        finally:
-            for case in ready.values():
-                case.close()
         rounds = min(map(len, timings.values()), default=rounds)
         took = {name: (sum if sums else median)(timings[name]) / case.work for name, case in ready.items()}
         best = min((name for name in reference if name in ready), key=lambda name: took[name], default=None)
@@ -187,6 +171,31 @@ class Report:
         self.add(f"{title}; {rounds} rounds; reference: {best or 'none'}", rows, measurements, unit=f"{unit}/s")
         for name, problem in problems.items():
             print(f"{name}: {problem}", flush=True)
+
+    def _build(
+        self, cases: Mapping[str, Case | Callable[[], Case]], ready: dict[str, Case], built: contextlib.ExitStack
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Run each case once. `ready` gets those that can run, and `built` the end of all that were built.
+
+        Returns what the runs returned, and what is wrong with the other cases.
+        """
+        results: dict[str, Any] = {}
+        problems: dict[str, str] = {}
+        for name, entry in cases.items():
+            begun = time.monotonic()
+            try:
+                case = entry if isinstance(entry, Case) else entry()
+                built.callback(case.close)
+                _prepare(case, self.device.type)
+                results[name] = case.run()
+                ready[name] = case
+                print(f"{name}: built and run once in {time.monotonic() - begun:.1f} s", flush=True)
+            except UserError as error:  # it cannot run here, for this network or for so many members
+                problems[name] = str(error)
+            except Exception as error:  # one case's failure must not cost the others' figures
+                problems[name] = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+                self.failed |= name.startswith("fastwi")
+        return results, problems
 
     def add(
         self,

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_a_table_of_known_times(tmp_path, capsys, monkeypatch):
     report.time("Title", "images", cases, 3, reference=["fastwi", "other"], again="fastwi", each={"GB": 0.5},
                 floors=[bound], at={"members": 3})  # fmt: skip
     assert not report.failed  # a baseline's failure
-    assert (len(prepared), len(closed)) == (9, 2)
+    assert (len(prepared), len(closed)) == (9, 1)
     told = json.loads((tmp_path / "tiny-cpu.json").read_text())
     found = {row.pop("case"): row for row in told["measurements"]}
     assert found["gpu"] == {"members": 3, "not_measured": "needs a GPU"}
@@ -63,6 +64,24 @@ def test_a_table_of_known_times(tmp_path, capsys, monkeypatch):
     assert "gpu: needs a GPU" in shown
     assert "Title; 3 rounds; reference: fastwi" in shown
     assert "4,000" in shown
+
+
+def test_what_was_built_is_closed_once_whatever_fails():
+    """A loader's workers, for one, where the first run fails, or where cases disagree."""
+    closed = []
+    cases = {
+        name: Case(run, 1, close=partial(closed.append, name)) for name, run in (("a", lambda: 1 / 0), ("b", int))
+    }
+    report = Report("tiny", {"device": "cpu"}, None)
+    report.time("Title", "images", cases, 1, again="b")
+    assert sorted(closed) == ["a", "b"]
+
+    def disagree(_results):
+        raise UserError("off")
+
+    with pytest.raises(UserError, match="off"):
+        report.time("Title", "images", cases, 1, check=disagree)
+    assert sorted(closed) == ["a", "a", "b", "b"]
 
 
 def test_fastwis_own_failure_is_a_failure(capsys):
