@@ -7,7 +7,6 @@ images, one set of activations. Target: under 12 MB (10^6 bytes) for ResNet20. T
 population alone: weights and momentum [M, P], statistics [M, Q] in float32, counters in int64.
 """
 
-import contextlib
 import sys
 from pathlib import Path
 from statistics import linear_regression
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.runner import Report, benchmark, fresh, memory_bytes, over_rounds
+from benchmarks.runner import Report, benchmark, fresh, over_rounds, peak_bytes
 from benchmarks.task import RANDOM, fastwi_case, make_task
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.device import free_memory
@@ -23,6 +22,7 @@ from fastwi.errors import UserError
 
 MB = 1e6
 TARGET_MB = 12
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 @benchmark
@@ -75,19 +75,21 @@ def train(engine: str, members: int, **settings: Any) -> dict[str, int]:
     forget_peak(task.device)
     case.run()
     # What captured steps use is reserved, and not allocated.
-    peak = torch.cuda.max_memory_reserved() if task.device.type == "cuda" else memory_bytes("VmHWM")
+    peak = torch.cuda.max_memory_reserved() if task.device.type == "cuda" else peak_bytes()
     held = sum(matrix.element_size() * matrix.shape[1] for matrix in population.matrices)
     return {"peak_bytes": peak, "population_bytes_a_member": held}
 
 
 def forget_peak(device: torch.device) -> None:
-    """Begin to measure the peak again, where that is possible."""
+    """Begin to measure the peak again. Raises UserError where the system does not let a process do so."""
     if device.type == "cuda":
         free_memory(device)
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+        try:
+            _CLEAR.write_text("5")
+        except OSError as error:
+            raise UserError(f"a peak of memory cannot be forgotten here: {error}") from None
 
 
 if __name__ == "__main__":

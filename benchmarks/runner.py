@@ -35,6 +35,7 @@ Run = Callable[[], object]
 Timings = Mapping[str, Sequence[float]]
 """The seconds of each counted round, by the case's name."""
 
+_STATUS = Path("/proc/self/status")
 _CHILD = """
 import importlib.util, json, sys
 file, function, settings = sys.argv[1:]
@@ -343,8 +344,10 @@ def fresh(file: str, function: str, **settings: Any) -> Any:
     raise RuntimeError(f"{last:.300}")
 
 
-def memory_bytes(name: str) -> int:
-    """Of this process: VmRSS is the memory in use, VmHWM the most that ever was; 0 where the system has no /proc."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+def peak_bytes() -> int:
+    """The most memory that this process ever had. Raises UserError where the system does not say."""
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    found = next((line for line in lines if line.startswith("VmHWM:")), None)
+    if found is None:
+        raise UserError(f"the memory of a process cannot be measured here: {_STATUS} does not have it")
+    return int(found.split()[1]) * 1024

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from benchmarks import device_check, evaluation, interpolation, kernel_times, memory, numbers, runner, tune
+from benchmarks import device_check, evaluation, interpolation, kernel_times, memory, numbers, planning, runner, tune
 from benchmarks.output import cell
 from fastwi.engine.choose import ENGINES
 from fastwi.errors import UserError
@@ -299,10 +299,20 @@ def test_a_peak_is_seen_and_forgotten():
 
     size = 64 * 2**20
     memory.forget_peak(torch.device("cpu"))
-    before = runner.memory_bytes("VmHWM")
+    before = runner.peak_bytes()
     with mmap.mmap(-1, size) as block:  # not from the heap, which may hold freed memory
         for page in range(0, size, mmap.PAGESIZE):
             block[page] = 1
-    assert runner.memory_bytes("VmHWM") - before > 0.9 * size
+    assert runner.peak_bytes() - before > 0.9 * size
     memory.forget_peak(torch.device("cpu"))
-    assert runner.memory_bytes("VmHWM") - before < 0.5 * size
+    assert runner.peak_bytes() - before < 0.5 * size
+
+
+def test_a_peak_that_is_not_known_is_left_out_and_never_0(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "_STATUS", tmp_path / "absent")
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "absent" / "file")
+    with pytest.raises(UserError, match="cannot be measured here"):
+        runner.peak_bytes()
+    with pytest.raises(UserError, match="cannot be forgotten here"):
+        memory.forget_peak(torch.device("cpu"))
+    assert "peak_MB" not in planning.measure(1)
