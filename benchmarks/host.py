@@ -4,20 +4,21 @@ No GPU is needed or used: Triton compiles for an H100 and prepares its launches,
 the driver's own part of a launch and the copies to the device. The operations on counters are real ones, on a CPU.
 """
 
+import importlib.util
 import os
 import sys
-import time
 from collections.abc import Callable
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.runner import Report, benchmark, fresh
+import torch
+
+from benchmarks.pretended import pretend_driver
+from benchmarks.runner import Case, Report, benchmark, fresh, interleave
 from fastwi.errors import UserError
 
 ALPHA = 0.5
 IMAGES, DRAWN = 50_000, 16
-WARM_UP = 5
 
 
 @benchmark
@@ -30,25 +31,15 @@ def main(report: Report, pairs: int = 256, rounds: int = 300) -> None:
 
 def host_seconds(pairs: int, rounds: int) -> dict[str, list[float]]:
     """The seconds of each call, by case. Calls of all cases come in turn."""
-    runs = _runs(pairs)
-    seconds: dict[str, list[float]] = {case: [] for case in runs}
-    for _ in range(WARM_UP + rounds):
-        for case, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            seconds[case].append(time.perf_counter() - begun)
-    return {case: values[WARM_UP:] for case, values in seconds.items()}
+    cases = {case: Case(run, 1, static_memory=True) for case, run in _runs(pairs).items()}
+    return interleave(cases, rounds, torch.device("cpu"))
 
 
 def _runs(pairs: int) -> dict[str, Callable[[], object]]:
     os.environ["TRITON_INTERPRET"] = "0"
-    try:
-        import triton
-    except ImportError:
-        raise UserError("triton is not installed; it is a part of torch for CUDA") from None
-    import torch
-
-    from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+    if importlib.util.find_spec("triton") is None:
+        raise UserError("triton is not installed; it is a part of torch for CUDA")
+    from fastwi.config.schema import Config, EngineConfig
     from fastwi.data.noise import Noise
     from fastwi.engine.base import Settings
     from fastwi.engine.draws import DrawRequest
@@ -59,12 +50,12 @@ def _runs(pairs: int) -> dict[str, Callable[[], object]]:
     from fastwi.population import Layout, Population
 
     torch.set_num_threads(1)
-    triton.runtime.driver.set_active(_no_driver(triton.backends.compiler.GPUTarget("cuda", 90, 32)))
+    pretend_driver()
     kernels: Any = gpu
     kernels.has_triton = lambda device: True
     network = build_model("resnet20", 10)
     kind = EngineConfig(device="cpu", precision="fp32", backend="eager", threads=1)
-    engine = GraphEngine(network, Settings(kind, OptimizerConfig(), ScheduleConfig(), AugmentConfig()))
+    engine = GraphEngine(network, Settings.of(Config(engine=kind)))
     draws = [DrawRequest(Noise(seed), 0, IMAGES, 4, 0.5).draw() for seed in range(DRAWN)]
     by_kind = list(zip(*((d.order_N, d.offset_N2, d.flip_N) for d in draws), strict=True))
     layout = Layout.of(network)
@@ -83,22 +74,6 @@ def _runs(pairs: int) -> dict[str, Callable[[], object]]:
         "averages": lambda: Population.averages(members, weights, None, averages),
         f"draws of {DRAWN} members and {IMAGES:,} images": lambda: [engine.stacked(arrays) for arrays in by_kind],
     }
-
-
-def _no_driver(target: Any) -> Any:
-    """A driver of Triton's for a device that is not there: what it launches does nothing."""
-    properties = {"max_shared_mem": 232448, "multiprocessor_count": 132, "max_num_regs": 65536, "warpSize": 32}
-    return SimpleNamespace(
-        get_current_target=lambda: target,
-        get_current_device=lambda: 0,
-        get_current_stream=lambda device: 0,
-        launcher_cls=lambda source, metadata: lambda *arguments: None,
-        utils=SimpleNamespace(
-            get_device_properties=lambda device: properties,
-            load_binary=lambda *arguments: (1, 1, 0, 0, 1024),
-            unload_module=lambda module: None,
-        ),
-    )
 
 
 if __name__ == "__main__":

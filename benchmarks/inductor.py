@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.pretended import pretend_driver
 from benchmarks.runner import Report, benchmark
 
 H100 = SimpleNamespace(
@@ -68,7 +69,7 @@ def _traced(network: nn.Module, batch: int, image: int) -> dict[str, tuple[Any, 
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
-    from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+    from fastwi.config.schema import Config, EngineConfig, OptimizerConfig
     from fastwi.engine.base import Settings
     from fastwi.engine.graph import GraphEngine
     from fastwi.population import Population
@@ -88,11 +89,8 @@ def _traced(network: nn.Module, batch: int, image: int) -> dict[str, tuple[Any, 
         boxed._boxed_call = True  # type: ignore[attr-defined]
         return boxed
 
-    settings = Settings(
-        EngineConfig(device="cpu", precision="bf16", backend="eager"), OptimizerConfig(batch_size=batch),
-        ScheduleConfig(), AugmentConfig(),
-    )  # fmt: skip
-    engine = GraphEngine(network, settings)
+    kind = EngineConfig(device="cpu", precision="bf16", backend="eager")
+    engine = GraphEngine(network, Settings.of(Config(engine=kind, optimizer=OptimizerConfig(batch_size=batch))))
     members = Population.from_modules([network])
     low_P = members.weights_MP[0].bfloat16()
     rows = {span.name: span.view(low_P if span.name in engine._low else members.weights_MP[0])
@@ -168,20 +166,6 @@ def _pretend() -> None:
     import torch._inductor.scheduler as scheduler
     import torch._inductor.utils as utils
     import torch.utils._triton as triton_utils
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    class Driver:
-        """Triton's driver, as far as Inductor asks it."""
-
-        def get_current_target(self) -> Any:
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_active_torch_device(self) -> torch.device:
-            return torch.device("cuda", 0)
 
     answers: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
@@ -208,7 +192,7 @@ def _pretend() -> None:
     for module in (scheduler, utils, triton_utils):
         vars(module)["has_triton"] = lambda *_: True
     vars(torch._C)["_conv_determine_backend_memory_format"] = _cudnn_layout
-    triton.runtime.driver.set_active(Driver())
+    pretend_driver()
 
 
 def _cudnn_layout(x: Tensor, weight: Tensor, _: Any) -> torch.memory_format:

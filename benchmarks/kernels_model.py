@@ -53,8 +53,8 @@ class Launch:
     """One launch of a kernel: `ctas` of `warps` warps and `shared` bytes of dynamic shared memory.
 
     `trips` of its main loop; `macs` are the multiply-adds of a trip of a CTA, and `moved` the bytes that it must
-    read from memory and write to it. `count`: how often a step launches the like. `inner`: trips of the loops within
-    the main loop, in their order. No launch of the like has more than `most_ctas`; each then has more trips.
+    read from memory and write to it. `inner`: trips of the loops within the main loop, in their order. No launch of
+    the like has more than `most_ctas`; each then has more trips.
     """
 
     name: str
@@ -64,7 +64,6 @@ class Launch:
     moved: int
     trips: float = 1
     macs: int = 0
-    count: int = 1
     inner: Sequence[float] = ()
     most_ctas: int = 2**31
 

@@ -24,6 +24,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.kernels_model import Launch
+from benchmarks.pretended import pretend_driver
 
 IN_PLACE = {"weights_MP", "momentum_MP"}  # arguments that are read and written
 HALO_BACKWARD_TRIPS = {16: (1, 3, 2), 32: (1, 3, 4), 64: (4, 2, 3, 8)}
@@ -45,23 +46,9 @@ class Recorded:
 class Recorder:
     """What a block launches by Triton, and what else it runs by torch: (operation, bytes)."""
 
-    def __init__(self, arch: int) -> None:
-        self.arch, self.launches, self.others = arch, list[Recorded](), list[tuple[str, int]]()
+    def __init__(self) -> None:
+        self.launches, self.others = list[Recorded](), list[tuple[str, int]]()
         self.outputs = 0  # values that convolutions make
-
-    def get_current_device(self) -> int:
-        """Triton's driver: each architecture is a device, with kernels of its own."""
-        return self.arch
-
-    def get_current_stream(self, device: int) -> int:
-        """Triton's driver."""
-        return 0
-
-    def get_current_target(self) -> Any:
-        """Triton's driver."""
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.arch, 32)
 
 
 class _Others(TorchDispatchMode):
@@ -84,13 +71,12 @@ class _Others(TorchDispatchMode):
 @contextlib.contextmanager
 def recorded(arch: int) -> Iterator[Recorder]:
     """Launches inside the block are compiled for `arch` and recorded, not executed."""
-    from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     from fastwi.kernels import gpu
     from fastwi.kernels.halo import backward, build, conv
 
-    recorder, run, has_triton = Recorder(arch), JITFunction.run, gpu.has_triton
+    recorder, run, has_triton = Recorder(), JITFunction.run, gpu.has_triton
     vars_of: Any = gpu
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -109,7 +95,7 @@ def recorded(arch: int) -> Iterator[Recorder]:
     for module in (conv, backward):  # for good: a process traces and ends
         vars_of_module: Any = module
         vars_of_module.launch, vars_of_module.runs_here = record_halo, lambda device: True
-    driver.set_active(recorder)
+    pretend_driver(arch)
     JITFunction.run = record
     vars_of.has_triton = lambda device: True
     try:
@@ -122,7 +108,7 @@ def training_step(
     model: str, width: float, members: int, batch: int, image: int, precision: str, engine: str
 ) -> Callable[[], None]:
     """A step of the engine as a GPU runs it, on tensors without values."""
-    from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+    from fastwi.config.schema import Config, EngineConfig, OptimizerConfig
     from fastwi.data.resident import ResidentDataset
     from fastwi.engine.base import Settings
     from fastwi.engine.halo import HaloEngine
@@ -138,10 +124,8 @@ def training_step(
             return False
 
     network, meta = build_model(model, 10, width), torch.device("meta")
-    settings = Settings(
-        EngineConfig(device="cpu", precision=precision, backend="eager"),
-        OptimizerConfig(batch_size=batch), ScheduleConfig(), AugmentConfig(),
-    )  # fmt: skip
+    own = EngineConfig(device="cpu", precision=precision, backend="eager")
+    settings = Settings.of(Config(engine=own, optimizer=OptimizerConfig(batch_size=batch)))
     made = Pretended(network, settings)
     images = torch.zeros(4 * batch, image, image, 3, dtype=torch.uint8, device=meta)
     labels = torch.zeros(4 * batch, dtype=torch.int64, device=meta)
@@ -278,13 +262,12 @@ def _halo_launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, 
         parts = zip((" norm", " residual", " stored"), (arguments[3], *arguments[5:7]), strict=True)
         name = f"halo forward {channels}" + "".join(part for part, given in parts if given is not None)
         macs, most = x[0].numel() // tiles * channels * 9, conv.most_ctas(channels)
-        return Launch(name, ctas, warps, kernel.shared_bytes, moved, tiles / grid[0], macs, 1, (), most)
+        return Launch(name, ctas, warps, kernel.shared_bytes, moved, tiles / grid[0], macs, (), most)
     norms = (" from its norm" if arguments[1] is not None else "", " norm" if arguments[6] is not None else "")
     name = f"halo backward {channels}{''.join(norms)}{' residual' if arguments[10] is not None else ''}"
     macs = backward._PLACES * channels * size["SLICE"] * 9 * 2
-    return Launch(
-        name, ctas, warps, kernel.shared_bytes, moved, size["TILES"], macs, 1, HALO_BACKWARD_TRIPS[channels]
-    )
+    trips = HALO_BACKWARD_TRIPS[channels]
+    return Launch(name, ctas, warps, kernel.shared_bytes, moved, size["TILES"], macs, trips)
 
 
 def _name(module: str, kernel: str, named: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
