@@ -12,12 +12,13 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from fastwi.config.schema import Config, ScheduleConfig
-from fastwi.config.values import one_line, show
+from fastwi.config.values import one_line
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Engine
 from fastwi.engine.loop import LoopEngine
 from fastwi.errors import ConfigError
+from fastwi.models.trial import refusal
 from fastwi.population import Population
 
 
@@ -29,12 +30,12 @@ def try_training(engine: Engine, config: Config, network: nn.Module, train: Data
     # One epoch here is one step: a schedule of the run means other iterations.
     engine = engine.with_settings(replace(engine.settings, schedule=ScheduleConfig(name="constant")))
     population = Population.from_modules([network], device=engine.device)
-    batch = _first(train, config.optimizer.batch_size)
+    batch, name = _first(train, config.optimizer.batch_size), config.model.name
 
     def check(_module: nn.Module, _: object) -> None:
         if torch._C._current_graph_task_id() >= 0:  # the network has its own weights again by then
             problem = "calls layers again in its backward pass (torch.utils.checkpoint)"
-            raise _refusal(config, f"{problem}, which engine.backend eager does with other weights; give compile")
+            raise refusal(name, f"{problem}, which engine.backend eager does with other weights; give compile")
 
     hook = register_module_forward_pre_hook(check) if engine.resolved.backend == "eager" else None
     try:
@@ -43,9 +44,9 @@ def try_training(engine: Engine, config: Config, network: nn.Module, train: Data
     except ConfigError:
         raise
     except torch.OutOfMemoryError as error:
-        raise _refusal(config, f"needs more memory than {engine.device} has; lower optimizer.batch_size") from error
+        raise refusal(name, f"needs more memory than {engine.device} has; lower optimizer.batch_size") from error
     except Exception as error:  # whatever the network, torch and its compilers raise
-        raise _refusal(config, _where(engine, network, batch, error)) from error
+        raise refusal(name, _where(engine, network, batch, error)) from error
     finally:
         if hook is not None:
             hook.remove()
@@ -53,10 +54,6 @@ def try_training(engine: Engine, config: Config, network: nn.Module, train: Data
 
 def _first(dataset: Dataset, images: int) -> Dataset:
     return dataset.part(torch.arange(min(images, len(dataset)), device=dataset.labels_N.device))
-
-
-def _refusal(config: Config, problem: str) -> ConfigError:
-    return ConfigError(f"model.name: {show(config.model.name)}: {problem}")
 
 
 def _where(engine: Engine, network: nn.Module, batch: Dataset, error: Exception) -> str:
