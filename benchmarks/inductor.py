@@ -48,13 +48,15 @@ class Pass:
 
 @benchmark
 def main(report: Report, model: str = "resnet20", width: float = 1.0, batch: int = 128, image: int = 32) -> None:
-    """Count what both passes of a member launch, in bf16."""
+    """A table of what each pass of a member launches, in bf16."""
     from fastwi.models.registry import build_model
 
     for name, made in passes(build_model(model, 10, width), batch, image).items():
-        print(f"{name}: {made.launches} launches, {made.other_layouts} outputs of convolutions not channels-last")
-        for kind, number in (made.kernels + made.calls).most_common():
-            print(f"  {number:4} {kind}")
+        rows = [{"launched": kind, "times": times} for kind, times in (made.kernels + made.calls).most_common()]
+        title = f"{name}: {made.launches} launches, {made.other_layouts} outputs of convolutions not channels-last"
+        whole = {"launches": made.launches, "other_layouts": made.other_layouts}
+        found: list[dict[str, Any]] = [whole, *rows]
+        report.add(title, rows, [{"pass": name, **each} for each in found])
 
 
 def passes(network: nn.Module, batch: int, image: int) -> dict[str, Pass]:

@@ -5,8 +5,11 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
+
+from benchmarks import inductor
 
 # A process of its own: torch answers in it as on a machine with a GPU.
 SCRIPT = """
@@ -42,3 +45,15 @@ def test_a_pass_launches_few_kernels_and_copies_nothing_into_another_layout(foun
     assert made["other_layouts"] == 0
     copies = r"triton_poi_fused_(clone|permute|copy_|convolution|convolution_backward|add_copy_)"
     assert not [kernel for kernel in made["kernels"] if re.fullmatch(copies, kernel)]
+
+
+def test_the_counts_are_in_the_table_and_in_the_file(monkeypatch, tmp_path, capsys):
+    made = inductor.Pass(Counter(triton_a=2), Counter(convolution=3), 1)
+    monkeypatch.setattr(inductor, "passes", lambda *_: {"forward": made})
+    assert inductor.main([f"--out={tmp_path}"]) == 0
+    assert "forward: 5 launches, 1 outputs" in capsys.readouterr().out
+    assert json.loads((tmp_path / "inductor-cpu.json").read_text())["measurements"] == [
+        {"pass": "forward", "launches": 5, "other_layouts": 1},
+        {"pass": "forward", "launched": "convolution", "times": 3},
+        {"pass": "forward", "launched": "triton_a", "times": 2},
+    ]
