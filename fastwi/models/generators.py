@@ -16,7 +16,9 @@ States = dict[str, Any]
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Within the block all three draw by `seed`, from 0 to 2^64 - 1; afterwards they go on where they were."""
     before = states()
-    with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    # torch.manual_seed seeds all of them.
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else gpus):
         torch.manual_seed(seed)
         # Different seeds: NumPy and random have the same algorithm, and would give the same numbers.
         np.random.seed([seed & 0xFFFFFFFF, seed >> 32, 1])

@@ -183,3 +183,16 @@ def test_what_a_network_draws_from_is_known():
         "Evaluating": {"random"},
     }  # fmt: skip
     assert {attribute: draws_of(build(attribute)) for attribute in drawn} == drawn
+
+
+def test_the_generators_of_all_gpus_go_on_where_they_were(monkeypatch):
+    """torch.manual_seed seeds those of every GPU, whichever the network is on."""
+    states = {0: "first", 1: "second"}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", states.__getitem__)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state}))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: states.update(dict.fromkeys(states, seed)))
+    with seeded(5):
+        assert states == {0: 5, 1: 5}
+    assert states == {0: "first", 1: "second"}
