@@ -364,8 +364,9 @@ def test_names_are_the_same_alone_and_among_others(runs: Runs) -> None:
         config = tree.configs[node]
         inputs = together.inputs_of(config)
         images = [inputs.images(split, config.data) for split in ("train", "test")]
-        network = config.model.width, config.engine.precision, inputs.digest, *images, tree.epochs[node]
-        alike.setdefault(tree.alike[node], set()).add(network)
+        network = config.model.width, config.engine.precision, inputs.digest, *images
+        trained = tree.iterations[tree.before[node]], tree.iterations[node]
+        alike.setdefault(tree.alike[node], set()).add((*network, *trained))
     assert {len(networks) for networks in alike.values()} == {1}, "one population of networks that are not alike"
 
 
