@@ -18,7 +18,9 @@ import fastwi
 from data_prep import prepare
 from fastwi.config.read import config_from_yaml
 from fastwi.data.card import with_checksum
+from fastwi.engine.choose import build_network
 from fastwi.experiment.store import Store
+from fastwi.population.layout import Layout
 from fastwi.store import main as store
 from fastwi.train import main
 
@@ -215,9 +217,13 @@ def test_refusals(digits_directory, tmp_path, capsys):
 
 
 def test_networks_that_do_not_fit_the_memory(digits_directory, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastwi.experiment.execution.free_host_bytes", lambda: 100 << 20)
-    argv = arguments(digits_directory, tmp_path / "runs", "--experiment.children=400", "--dry-run")
-    assert "experiment.children: 400 networks" in refused(main, capsys, argv)
+    argv = arguments(
+        digits_directory, tmp_path / "runs", "--experiment.children=4", "--model.width=0.25", "--dry-run"
+    )
+    row = Layout.of(build_network(config_from_mapping({"model": {"width": 0.25}}), 10)).row_bytes
+    for free, fits in ((2 * 5 * row, True), (2 * 5 * row - 1, False)):
+        monkeypatch.setattr("fastwi.experiment.execution.free_host_bytes", lambda free=free: free)
+        assert main(argv) == 0 if fits else "experiment.children: 4 networks" in refused(main, capsys, argv)
 
 
 def test_a_damaged_state_is_not_shown_as_a_checkpoint(digits_directory, copied, whole, capsys):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +70,13 @@ def test_half_of_the_free_memory_is_the_share(digits_directory: Path, monkeypatc
         monkeypatch.setattr(fastwi.data.split, "free_host_bytes", lambda free=free: free)
         assert fits_memory(beton, CPU) is fits
     assert 1 << 20 < free_host_bytes() <= 1 << 62
+
+
+@pytest.mark.parametrize(("limit", "free"), [("max", 4096), ("5000", 4096), ("1000", 1000)])
+def test_free_memory_is_within_the_limit_of_the_control_group(monkeypatch: pytest.MonkeyPatch, limit, free) -> None:
+    texts = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 4 kB\n", "/sys/fs/cgroup/memory.max": f"{limit}\n"}
+    monkeypatch.setattr(fastwi.data.split, "Path", lambda path: SimpleNamespace(read_text=lambda: texts[path]))
+    assert free_host_bytes() == free
 
 
 @pytest.mark.parametrize("streaming", ["resident", "streamed"])

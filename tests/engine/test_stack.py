@@ -38,18 +38,38 @@ def stacked(network: nn.Module, exact: bool) -> tuple[StackedNetwork, dict[str, 
     }
 
 
-@pytest.mark.filterwarnings("ignore:This overload of add is deprecated")
-@pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize("name", SUMS)
-def test_sums_are_those_of_the_network(seed, name, exact):
-    torch.manual_seed(seed)
-    network, x_MNHWC = Summed(SUMS[name]), torch.randn(2, 3, 6, 5, 3)
+def check_members(network: nn.Module, exact: bool) -> None:
+    """Each member's outputs are those of the network with its tensors."""
+    x_MNHWC = torch.randn(2, 3, 6, 5, 3)
     made, tensors = stacked(network, exact)
     logits_MNK = made(tensors, x_MNHWC, True)
     for m in range(2):
         own = {key: value[m] for key, value in tensors.items()}
         expected = torch.func.functional_call(network, own, (x_MNHWC[m].permute(0, 3, 1, 2),))
         torch.testing.assert_close(logits_MNK[m], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:This overload of add is deprecated")
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_are_those_of_the_network(seed, name, exact):
+    torch.manual_seed(seed)
+    check_members(Summed(SUMS[name]), exact)
+
+
+CONVOLUTIONS = {
+    "dilated": {"dilation": 2}, "in groups": {"groups": 3}, "reflected": {"padding": 1, "padding_mode": "reflect"},
+    "two strides": {"stride": (1, 2)}, "two paddings": {"padding": (1, 0)}, "same": {"padding": "same"},
+    "plain": {"stride": 2, "padding": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_of_every_kind_are_those_of_the_network(seed, name, exact):
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3, **CONVOLUTIONS[name]), nn.Flatten())
+    check_members(network, exact)
 
 
 class Opened(nn.Module):

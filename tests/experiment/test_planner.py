@@ -261,6 +261,12 @@ def test_a_warm_up_past_the_end_of_a_curve_is_refused():
     grown(sweep({}, schedule={**late, "name": "cosine", "warmup_iterations": 13}))
 
 
+def test_a_batch_is_of_all_training_images_at_most():
+    grown(sweep({}, optimizer={"batch_size": 1000}))
+    with pytest.raises(UserError, match=r"optimizer\.batch_size: 1001 "):
+        grown(sweep({}, optimizer={"batch_size": 1001}))
+
+
 KEPT = {"last_batch": "keep"}
 
 
