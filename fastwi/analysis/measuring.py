@@ -1,11 +1,14 @@
-"""What a study's networks are measured with: evaluators, images, the sweep's own recomputation, and progress."""
+"""The bench of a study: its pairs, evaluators, images, the sweep's own recomputation, progress, and frames."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import polars
+
+from fastwi.analysis.columns import Columns, schema
 from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress
+from fastwi.analysis.pairs import Pair, Progress, chosen_lines, chosen_pairs
 from fastwi.config.schema import Config
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
 from fastwi.data.noise import Noise
@@ -17,43 +20,81 @@ if TYPE_CHECKING:
     from fastwi.data.resident import ResidentDataset
     from fastwi.population import Population
 
+PartT = TypeVar("PartT")
 SPLITS = ("train", "test")
 
 
 class Bench:
-    """Evaluators, each built once, the images that the options ask for, and progress counted in images."""
+    """A finished sweep, and what one study measures it with; `opened`, `options`: what it is given."""
 
     def __init__(
         self, opened: OpenedSweep, options: AnalysisOptions, progress: Progress = lambda done, total: None
     ) -> None:
-        self._opened = opened
-        self._options = options
+        self.opened = opened
+        self.options = options
         self._progress = progress
         self._evaluators: dict[tuple[object, ...], Evaluator] = {}
-        self._done = 0
-        self._total = 1
+        self._done, self._total = 0, 1
+        self._counts_images = False
 
-    def each(
+    def pairs(self, stored: bool = False) -> list[Pair]:
+        """`chosen_pairs`. stored: raises UserError where the states of their parents and children are not."""
+        pairs = chosen_pairs(self.opened, self.options)
+        if stored:
+            self.opened.require(state for pair in pairs for state in (pair.place.clone, *pair.place.ends))
+        return pairs
+
+    def lines(self) -> list[Pair]:
+        """`chosen_lines`."""
+        return chosen_lines(self.opened, self.options)
+
+    def frame(self, columns: Columns, rows: Sequence[dict[str, Any]]) -> polars.DataFrame:
+        """The rows as a frame: the sweep's axes beside k and s, then `columns`."""
+        return polars.DataFrame(rows, schema=schema(self.opened.planned.spec, columns))
+
+    def accuracy(self, state: str, treatment: str = OWN) -> float | None:
+        """Test accuracy (%) as the sweep measured it; None where it did not, or the network diverged."""
+        found = self.opened.measured.get((state, treatment))
+        return None if found is None or found.diverged else found.test_accuracy
+
+    def begin(self, total: int) -> None:
+        """Report progress as parts of `total` from here on."""
+        self._done, self._total = 0, total
+        self.passed(0)
+
+    def passed(self, parts: int = 1) -> None:
+        """Report that so many more parts are done."""
+        self._done = min(self._done + parts, self._total)
+        self._progress(self._done, self._total)
+
+    def each(self, parts: Sequence[PartT]) -> Iterator[PartT]:
+        """Each part of a study's work, with progress counted in parts."""
+        self.begin(len(parts))
+        for part in parts:
+            yield part
+            self.passed()
+
+    def each_line(
         self, pairs: Sequence[Pair], networks: Callable[[Pair], int], splits: Sequence[str] = SPLITS
     ) -> Iterator[tuple[Pair, dict[str, Any]]]:
         """Yield each pair, and how functions of `fastwi.analysis` measure it: evaluator, splits, treatments ...
 
-        networks: how many of a pair are measured, for progress. Raises UserError where the children's states are not
-        stored.
+        networks: how many of a pair are measured; progress is counted in images. Raises UserError where the
+        children's states are not stored.
         """
-        self._opened.require(state for pair in pairs for state in pair.place.ends)
-        self._total = max(1, sum(networks(pair) * self._images(pair.config, splits) for pair in pairs))
-        self._progress(0, self._total)
+        self.opened.require(state for pair in pairs for state in pair.place.ends)
+        self._counts_images = True
+        self.begin(max(1, sum(networks(pair) * self._images(pair.config, splits) for pair in pairs)))
         for pair in pairs:
             found = self.splits(pair.config)
             yield pair, {"splits": {name: found[name] for name in splits}, **self.how(pair)}
-        self._progress(self._total, self._total)  # networks that are not defined are not measured
+        self.passed(self._total)  # networks that are not defined are not measured
 
     def how(self, pair: Pair) -> dict[str, Any]:
         """Evaluator, treatments and recomputation for the pair's networks."""
         return {
             "evaluator": self.evaluator(pair.config),
-            "treatments": self._options.treatments,
+            "treatments": self.options.treatments,
             "recomputation": self.recomputation(pair),
         }
 
@@ -64,9 +105,10 @@ class Bench:
         batch, keeps = config.optimizer.batch_size, config.data.last_batch == "keep"
         kind = (config.model, config.engine, config.augment, batch, keeps)
         if kind not in self._evaluators:
-            network = self._opened.resources.network(config)
+            network = self.opened.resources.network(config)
+            report = self.passed if self._counts_images else None
             self._evaluators[kind] = Evaluator(
-                network, config.engine, batch, config.augment, self._passed, keep_last_batch=keeps
+                network, config.engine, batch, config.augment, report, keep_last_batch=keeps
             )
         return self._evaluators[kind]
 
@@ -78,14 +120,14 @@ class Bench:
         from fastwi.analysis.evaluator import Recomputation
 
         config = pair.config
-        train, _ = self._opened.resident_splits(config)
+        train, _ = self.opened.resident_splits(config)
         noise = Noise(config.seeds.statistics_noise)
         return Recomputation(train, noise, config.experiment.recompute_images, pair.statistics_epoch)
 
     def treated(self, pair: Pair, networks: "Population") -> "Iterator[tuple[str, Population]]":
         """The networks with their own statistics, and with recomputed ones where the options ask for these."""
         yield OWN, networks
-        if RECOMPUTED in self._options.treatments:
+        if RECOMPUTED in self.options.treatments:
             yield RECOMPUTED, self.evaluator(pair.config).recompute(networks, self.recomputation(pair))
 
     def splits(self, config: Config) -> "dict[str, ResidentDataset]":
@@ -94,67 +136,55 @@ class Bench:
         for name in SPLITS:
             counts[f"{name}_images"] = self._asked(config, name) or getattr(config.data, f"{name}_images")
         chosen = replace(config, data=replace(config.data, **counts))
-        return dict(zip(SPLITS, self._opened.resident_splits(chosen), strict=True))
+        return dict(zip(SPLITS, self.opened.resident_splits(chosen), strict=True))
 
     def part(self, config: Config, split: str) -> "tuple[ResidentDataset, list[int]]":
         """The same of one split, drawn from the sweep's, and their positions in it."""
-        from fastwi.data.resident import even_subset
-
-        images = self._asked(config, split)
-        dataset = self._opened.resident_splits(config)[SPLITS.index(split)]
-        if images in (0, len(dataset)):
-            return dataset, list(range(len(dataset)))
-        kept = even_subset(dataset.labels_N.cpu().numpy(), images)
-        chosen = replace(dataset, images_NHWC=dataset.images_NHWC[kept].contiguous(), labels_N=dataset.labels_N[kept])
-        return chosen, kept.tolist()
+        return _evenly(self.opened.resident_splits(config)[SPLITS.index(split)], self._asked(config, split))
 
     def matching_images(self, config: Config) -> "ResidentDataset":
         """Training images on which activations are compared: analysis.matching_images of the sweep's."""
-        train, _ = self._opened.resident_splits(config)
-        return _evenly(train, range(len(train)), self._options.matching_images)
+        return _evenly(self.opened.resident_splits(config)[0], self.options.matching_images)[0]
 
     def held_out(self, config: Config) -> "ResidentDataset":
         """analysis.held_out_images of the training images that the sweep left out. Raises UserError for none."""
+        import torch
+
         from fastwi.data.resident import even_subset
 
-        whole, _ = self._opened.resident_splits(replace(config, data=replace(config.data, train_images=0)))
+        whole, _ = self.opened.resident_splits(replace(config, data=replace(config.data, train_images=0)))
         trained = even_subset(whole.labels_N.cpu().numpy(), config.data.train_images or len(whole))
         left = sorted(set(range(len(whole))).difference(trained.tolist()))
         if not left:
             raise UserError("data.train_images: the sweep trained on all images, and none is left to choose soups on")
-        return _evenly(whole, left, self._options.held_out_images)
+        return _evenly(whole.part(torch.tensor(left)), self.options.held_out_images)[0]
 
     def _asked(self, config: Config, split: str) -> int:
         """How many images the options ask for; 0: the sweep's. Raises UserError for more than the sweep has."""
-        images: int = getattr(self._options, f"{split}_images")
-        most = len(self._opened.resident_splits(config)[SPLITS.index(split)])
+        images: int = getattr(self.options, f"{split}_images")
+        most = len(self.opened.resident_splits(config)[SPLITS.index(split)])
         if images > most:
             raise UserError(f"analysis.{split}_images: {images} is more than the sweep's {most}; lower it, or give 0")
         return images
 
-    def _passed(self, images: int) -> None:
-        self._done = min(self._done + images, self._total)
-        self._progress(self._done, self._total)
-
     def _images(self, config: Config, splits: Sequence[str]) -> int:
         """Images that measuring one network takes."""
         found = self.splits(config)
-        treatments = self._options.treatments
+        treatments = self.options.treatments
         evaluated = len(treatments) * sum(len(found[name]) for name in splits)
         if RECOMPUTED not in treatments:
             return evaluated
-        train, _ = self._opened.resident_splits(config)
+        train, _ = self.opened.resident_splits(config)
         return evaluated + (config.experiment.recompute_images or len(train))
 
 
-def _evenly(dataset: "ResidentDataset", positions: Sequence[int], most: int) -> "ResidentDataset":
-    """At most so many of the images at `positions` (0: all), drawn evenly over classes."""
+def _evenly(dataset: "ResidentDataset", most: int) -> "tuple[ResidentDataset, list[int]]":
+    """At most so many images (0: all), drawn evenly over classes, and their positions."""
     import torch
 
     from fastwi.data.resident import even_subset
 
-    at_N = torch.tensor(positions)
-    part = dataset.part(at_N)
-    if most == 0 or most >= len(part):
-        return part
-    return part.part(torch.from_numpy(even_subset(part.labels_N.cpu().numpy(), most)))
+    if most == 0 or most >= len(dataset):
+        return dataset, list(range(len(dataset)))
+    kept = even_subset(dataset.labels_N.cpu().numpy(), most)
+    return dataset.part(torch.from_numpy(kept)), kept.tolist()

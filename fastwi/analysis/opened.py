@@ -1,12 +1,9 @@
 """A finished sweep opened for studies: which points are measured, and any state as a population."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import polars
-
-from fastwi.analysis.columns import Columns, schema
 from fastwi.config.schema import Config
 from fastwi.config.sweep import KEEP, SweepSpec
 from fastwi.errors import UserError
@@ -63,11 +60,6 @@ class OpenedSweep:
 
     def __exit__(self, *_: object) -> None:
         self.store.close()
-
-    def frames(self, columns: Mapping[str, Columns], **rows: list[dict[str, Any]]) -> dict[str, polars.DataFrame]:
-        """The rows as frames by name: the sweep's axes beside k and s, then each frame's `columns`."""
-        spec = self.planned.spec
-        return {name: polars.DataFrame(rows[name], schema=schema(spec, columns[name])) for name in columns}
 
     def lost(self) -> set[str]:
         """The states that diverged, and those that would be made of them."""

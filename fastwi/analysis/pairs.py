@@ -5,9 +5,9 @@ pair as in the sweep's results, also where `sweep.tuple_size` is more than 2.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.config.schema import Config
@@ -18,7 +18,6 @@ from fastwi.errors import UserError
 from fastwi.experiment.places import PointStates
 from fastwi.experiment.tree import OWN
 
-PartT = TypeVar("PartT")
 Progress = Callable[[int, int], None]
 """Called with how much of a study is done, and its total."""
 
@@ -129,14 +128,6 @@ def chosen_lines(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     for pair in _sound(opened, _asked_for(opened, options), lambda pair: not lost.isdisjoint(pair.place.ends)):
         lines.setdefault((pair.point.values, pair.point.parent, pair.point.tuple_index), pair)
     return _ordered(list(lines.values()), chosen_cells(options))
-
-
-def counted(parts: Sequence[PartT], progress: Progress) -> Iterator[PartT]:
-    """Each part of a study's work, with progress counted in parts."""
-    for done, part in enumerate(parts):
-        progress(done, len(parts))
-        yield part
-    progress(len(parts), len(parts))
 
 
 def _asked_for(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:

@@ -71,13 +71,7 @@ def mean_estimate(values: ArrayLike, parents: Parents) -> Estimate:
     values_n = _checked("values", values, parent_n)
     mean_G = np.bincount(parent_n, weights=values_n) / np.bincount(parent_n)
     value = float(mean_G.mean())
-    low = high = None
-    note = _too_few(count)
-    if not note and _spread(mean_G) == 0:
-        note = f"all {count} parents have the same value: no spread to make an interval of"
-    elif not note:
-        half = _quantile(count) * float(mean_G.std(ddof=1)) / math.sqrt(count)
-        low, high = value - half, value + half
+    low, high, note = _around(value, mean_G)
     return Estimate(value, low, high, count, len(values_n), note, tuple(mean_G.tolist()))
 
 
@@ -95,12 +89,7 @@ def between_parents(values: ArrayLike, pairs: Sequence[tuple[Any, Any]]) -> Esti
     note = _too_few(count)
     if not note:
         without_G = np.array([values_n[~has_n].mean() for has_n in has_Gn])
-        pseudo_G = count * value - (count - 1) * without_G
-        if _spread(pseudo_G) == 0:
-            note = f"all {count} parents have the same value: no spread to make an interval of"
-        else:
-            half = _quantile(count) * float(pseudo_G.std(ddof=1)) / math.sqrt(count)
-            low, high = value - half, value + half
+        low, high, note = _around(value, count * value - (count - 1) * without_G)
     points = tuple(float(values_n[has_n].mean()) for has_n in has_Gn)
     return Estimate(value, low, high, count, len(values_n), note, points)
 
@@ -179,6 +168,16 @@ def _too_few(parents: int) -> str:
     if parents >= FEWEST:
         return ""
     return NOTHING if parents == 1 else f"n = {parents}: too few parents for an interval, which needs {FEWEST}"
+
+
+def _around(value: float, value_G: Float64) -> tuple[float | None, float | None, str]:
+    """Student's t interval around `value`, by the values (or pseudovalues) of the parents, and a note."""
+    count = len(value_G)
+    note = _too_few(count)
+    if note or _spread(value_G) == 0:
+        return None, None, note or f"all {count} parents have the same value: no spread to make an interval of"
+    half = _quantile(count) * float(value_G.std(ddof=1)) / math.sqrt(count)
+    return value - half, value + half, ""
 
 
 def _jackknife(value: float, without: Sequence[float | None]) -> tuple[float | None, float | None, str]:

@@ -14,7 +14,8 @@ from fastwi.config.time import AnyTime
 from fastwi.experiment.places import PointStates
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.tree import OWN
-from fastwi.report.estimates import counted_text, style
+from fastwi.report.drawing import style
+from fastwi.report.estimates import counted_text
 from fastwi.report.figures import numbered, save_figure
 from fastwi.report.rows import Measured
 from fastwi.report.summary import variant_text

@@ -1,14 +1,13 @@
-"""Cells of a long table, means with intervals as text and in figures: what presentations of studies share."""
+"""Cells of a long table, and means with intervals as text: what presentations of studies share."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars
+from polars import selectors
 
-from fastwi.analysis.statistics import NOTHING, Estimate, mean_estimate, verdict, verdict_text
+from fastwi.analysis.statistics import NOTHING, Estimate, between_parents, mean_estimate, verdict, verdict_text
 from fastwi.report.summary import Table, estimates_table, interval_text, n_text, value_text, variant_text
-
-TREATMENT_COLOURS = {"averaged": "tab:blue", "own": "tab:blue", "recomputed": "tab:orange"}
 
 SAME = "recomputed statistics give the same, as without batch norm"
 """What is said where they are not shown for that reason."""
@@ -43,20 +42,27 @@ def variant_of(names: Sequence[str], values: Sequence[Any]) -> str:
     return variant_text(zip(names[:-2], values, strict=False))
 
 
-def last_cells(
-    frame: polars.DataFrame, names: Sequence[str], most: int = 8
-) -> tuple[list[tuple[tuple[Any, ...], polars.DataFrame]], str]:
-    """The last `most` cells, values of `names` and rows of each; and for a title, what part of all they are."""
-    every = list(groups(frame, names))
-    return every[-most:], f" (the last {most} of {len(every)} cells)" if most < len(every) else ""
+class Cell(NamedTuple):
+    """A cell: the values of its `cell_names`, its rows, and what a panel of it is called."""
+
+    values: tuple[Any, ...]
+    rows: polars.DataFrame
+    heading: str
 
 
-def first_cells(
-    frame: polars.DataFrame, names: Sequence[str], most: int = 8
-) -> tuple[list[tuple[tuple[Any, ...], polars.DataFrame]], str]:
-    """The first ones likewise: of the averages that `chosen_pairs` gives, those of the largest k and s."""
-    every = list(groups(frame, names))
-    return every[:most], f" (the first {most} of {len(every)} cells)" if most < len(every) else ""
+def cells_of(
+    frame: polars.DataFrame, alpha: bool = False, most: int = 0, last: bool = False
+) -> tuple[list[Cell], str]:
+    """At most so many cells (0: all) in order, the first or the last; and for a title, what part of all they are.
+
+    Of the averages that `chosen_pairs` gives, the first ones are those of the largest k and s.
+    """
+    names = cell_names(frame, alpha)
+    every = [Cell(values, rows, cell_heading(names, values, rows)) for values, rows in groups(frame, names)]
+    if not 0 < most < len(every):
+        return every, ""
+    which = "last" if last else "first"
+    return every[-most:] if last else every[:most], f" (the {which} {most} of {len(every)} cells)"
 
 
 def cell_heading(names: Sequence[str], values: Sequence[Any], rows: polars.DataFrame, *more: str) -> str:
@@ -68,9 +74,16 @@ def cell_heading(names: Sequence[str], values: Sequence[Any], rows: polars.DataF
 
 
 def estimate_of(rows: polars.DataFrame, column: str) -> Estimate | None:
-    """The mean over parents of each parent's mean, of the rows that have a value; None where none has."""
+    """The mean over parents of each parent's mean, of the rows that have a value; None where none has.
+
+    Of pairs of different parents (`other_seed`) the mean over pairs.
+    """
     there = rows.drop_nulls(column)
-    return mean_estimate(there[column].to_numpy(), there["parent_seed"].to_list()) if there.height else None
+    if not there.height:
+        return None
+    if "other_seed" in there.columns and (there["other_seed"] != there["parent_seed"]).any():
+        return between_parents(there[column].to_numpy(), there.select("parent_seed", "other_seed").rows())
+    return mean_estimate(there[column].to_numpy(), there["parent_seed"].to_list())
 
 
 def value_of(estimate: Estimate | None) -> float:
@@ -86,7 +99,8 @@ def correlation_of(row: Mapping[str, Any]) -> Estimate:
 
 def counted(rows: polars.DataFrame) -> tuple[int, int]:
     """Parents, and pairs of all of them."""
-    return rows["parent_seed"].n_unique(), rows.select("parent_seed", "pair").unique().height
+    pairs = rows.select(selectors.by_name("parent_seed", "other_seed", "pair", require_all=False)).unique()
+    return len({*pairs["parent_seed"], *pairs.get_column("other_seed", default=[])}), pairs.height
 
 
 def counted_text(rows: polars.DataFrame, pairs: int = 0) -> str:
@@ -107,15 +121,13 @@ def shown(estimate: Estimate | None, parents: int, digits: int = 2, pairs: int =
 
 
 def titled(
-    title: str, columns: Sequence[str], body: Sequence[Sequence[str]], parents: int, notes: Iterable[str] = ()
+    title: str, columns: Sequence[str], body: Sequence[Sequence[str]], estimates: Iterable[Estimate | None]
 ) -> Table:
-    """A table with each of `notes` once in its title, and that n = 1 lets nothing be concluded.
-
-    parents: of the row that has most.
-    """
-    said = [NOTHING] if parents == 1 else []
-    end = "".join(f". {note}" for note in dict.fromkeys([*said, *notes]) if note)
-    return estimates_table(title + end, columns, body)
+    """A table with the notes of its estimates, each once, in its title; and that n = 1 lets nothing be concluded."""
+    found = [estimate for estimate in estimates if estimate is not None]
+    said = [NOTHING] if max((estimate.n_parents for estimate in found), default=0) == 1 else []
+    notes = dict.fromkeys([*said, *(estimate.note for estimate in found)])
+    return estimates_table("".join([title, *(f". {note}" for note in notes if note)]), columns, body)
 
 
 def estimate_table(
@@ -134,145 +146,51 @@ def estimate_table(
     """
     across = {values: heading.format(", ".join(map(value_text, values))) for values, _ in groups(frame, by)}
     body = []
-    notes = list[str]()
-    most = 0
+    every = list[Estimate | None]()
     for values, rows in groups(frame, names):
         parents, pairs = counted(rows)
-        most = max(most, parents)
         found = {place: estimate_of(here, column) for place, here in groups(rows, by)}
         cells = [shown(found[place], parents, digits) if place in found else absent for place in across]
-        notes += [estimate.note for estimate in found.values() if estimate]
+        every += found.values()
         body.append([*map(value_text, values), str(parents), str(pairs), *cells])
-    return titled(f"{title} [95 %]", (*names, "parents", "pairs", *across.values()), body, most, notes)
+    return titled(f"{title} [95 %]", (*names, "parents", "pairs", *across.values()), body, every)
 
 
-def verdict_cells(estimate: Estimate, digits: int = 2) -> list[str]:
-    """An estimate, its parents and pairs, and the verdict on the claim that it is above 0."""
-    n = estimate.n_parents
-    return [shown(estimate, n, digits), str(n), str(estimate.n_pairs), verdict_text(verdict(estimate), n)]
+def estimate_tables(
+    frame: polars.DataFrame,
+    quantities: Mapping[str, tuple[str, int]],
+    names: Sequence[str],
+    by: Sequence[str],
+    **how: str,
+) -> list[Table]:
+    """`estimate_table` of each of `quantities`: by column, its title and digits."""
+    return [
+        estimate_table(frame, title, names, by, column, digits, **how)
+        for column, (title, digits) in quantities.items()
+    ]
+
+
+def estimates_by(
+    frame: polars.DataFrame, names: Sequence[str], column: str
+) -> Iterator[tuple[list[str], Estimate | None]]:
+    """For `verdict_table`: the values of the columns `names` as text, and the estimate of `column` there."""
+    for values, rows in groups(frame, names):
+        yield list(map(value_text, values)), estimate_of(rows, column)
 
 
 def verdict_table(
     title: str, columns: Sequence[str], rows: Iterable[tuple[Sequence[str], Estimate | None]], digits: int = 2
 ) -> Table:
-    """A row for each estimate: what names it, and `verdict_cells`. Estimates of None are left out."""
-    there = [(names, estimate) for names, estimate in rows if estimate is not None]
-    body = [[*names, *verdict_cells(estimate, digits)] for names, estimate in there]
-    most = max((estimate.n_parents for _, estimate in there), default=0)
-    return titled(title, columns, body, most, [estimate.note for _, estimate in there])
+    """A row for each estimate: what names it, its parents and pairs, and the verdict on the claim that it is above 0.
 
-
-def draw_spread(axis: Any, estimate: Estimate | None, at: float, colour: str, across: bool = False) -> None:
-    """What an estimate rests on, at the place `at`: its interval as a line, or without one a dot for each parent.
-
-    across: along x, with `at` on y.
+    Estimates of None are left out.
     """
-    if estimate is None:
-        return
-    values: Sequence[float] = estimate.points
-    style: dict[str, Any] = {"ls": "", "marker": "o", "ms": 2.2, "alpha": 0.8}
-    if estimate.low is not None and estimate.high is not None:
-        values = (estimate.low, estimate.high)
-        style = {"lw": 1.2}
-    places = [at] * len(values)
-    axis.plot(*((values, places) if across else (places, values)), color=colour, zorder=4, **style)
-
-
-def spread_text(estimates: Iterable[Estimate | None]) -> str:
-    """What `draw_spread` draws of them, for a reader of the figure."""
-    found = [e for e in estimates if e is not None]
-    bars = any(e.conclusive for e in found)
-    dots = any(e.points and not e.conclusive for e in found)
-    return "; ".join(["bars: 95 % interval over parents"] * bars + ["dots: each parent"] * dots)
-
-
-def draw_bars(axis: Any, rows: polars.DataFrame, column: str, by: str, label: str) -> list[Estimate | None]:
-    """The estimate of `column` for each value of the column `by`, a bar for each treatment of batch norm.
-
-    label: of a treatment, with {} in its place. Returns the estimates.
-    """
-    treatments = distinct(rows, "batch_norm")
-    places = distinct(rows, by)
-    width = 0.8 / len(treatments)
-    every = list[Estimate | None]()
-    for t, treatment in enumerate(treatments):
-        own = rows.filter(batch_norm=treatment)
-        found = [estimate_of(own.filter(polars.col(by) == place), column) for place in places]
-        x = [i + (t - (len(treatments) - 1) / 2) * width for i in range(len(places))]
-        colour = TREATMENT_COLOURS[treatment]
-        axis.bar(x, list(map(value_of, found)), width, color=colour, alpha=0.75, label=label.format(treatment))
-        for at, estimate in zip(x, found, strict=True):
-            draw_spread(axis, estimate, at, "0.15")
-        every += found
-    axis.axhline(0, color="0.4", lw=0.8)
-    axis.set_xticks(range(len(places)), list(map(str, places)), fontsize=7)
-    return every
-
-
-def draw_rows(
-    labels: Sequence[str], found: Mapping[str, Sequence[Estimate | None]], inches: float, x: str, y: str = ""
-) -> Any:
-    """A figure with a row for each label, from the top: its estimates, their spread and n. `inches`: its width.
-
-    found: the estimates of all labels, by treatment of batch norm. A mean without an interval is hollow.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(inches, 0.36 * len(labels) + 1.9), layout="constrained")
-    axis = figure.subplots()
-    style(axis, x, y)
-    for i, (treatment, estimates) in enumerate(found.items()):
-        colour = TREATMENT_COLOURS[treatment]
-        name = f"{treatment} batch-norm statistics"
-        for row, estimate in enumerate(estimates):
-            if estimate is None:
-                continue
-            at = row + 0.28 * (i - (len(found) - 1) / 2)
-            draw_spread(axis, estimate, at, colour, across=True)
-            face = colour if estimate.conclusive else "white"
-            axis.plot([value_of(estimate)], [at], "o", markersize=4.5, color=colour, markerfacecolor=face, label=name)
-            n = f"n = {estimate.n_parents} ({estimate.n_pairs})"
-            beside = ("axes fraction", "data")
-            axis.annotate(n, (1.01, at), fontsize=6, va="center", xycoords=beside, color=colour)
-            name = ""  # once in the legend
-    axis.axvline(0, color="0.3", lw=0.9)
-    axis.set_yticks(range(len(labels)), labels, fontsize=8)
-    axis.set_ylim(len(labels) - 0.4, -0.6)
-    axis.grid(visible=False, axis="y")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    return figure
-
-
-def style(axis: Any, x: str = "", y: str = "", title: str = "", whole_x: bool = False) -> None:
-    """Labels, title, ticks and grid, alike in all figures of studies. `whole_x`: ticks of x at whole numbers."""
-    axis.set_xlabel(x, fontsize=8)
-    axis.set_ylabel(y, fontsize=8)
-    axis.set_title(title, fontsize=8)
-    axis.tick_params(labelsize=7)
-    axis.grid(alpha=0.25)
-    if whole_x:
-        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-
-
-def panels(count: int, across: int, inches: tuple[float, float], below: float, **shared: Any) -> tuple[Any, Any]:
-    """A figure of `count` panels of that many inches, `across` of them in a row, and its axes.
-
-    below: inches for the legend and the title.
-    """
-    from matplotlib.figure import Figure
-
-    across = min(across, count)
-    down = -(-count // across)
-    figure = Figure(figsize=(inches[0] * across + 0.6, inches[1] * down + below), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False, **shared).ravel()
-    for axis in axes[count:]:
-        axis.set_visible(False)
-    return figure, axes[:count]
-
-
-def set_title(figure: Any, *lines: str, size: int = 9) -> None:
-    """Write a figure's title: those of `lines` that are not empty."""
-    figure.suptitle("\n".join(filter(None, lines)), fontsize=size)
+    there = [(names, estimate, estimate.n_parents) for names, estimate in rows if estimate is not None]
+    body = [
+        [*names, shown(found, n, digits), str(n), str(found.n_pairs), verdict_text(verdict(found), n)]
+        for names, found, n in there
+    ]
+    return titled(title, columns, body, [found for _, found, _ in there])
 
 
 ALMOST = 9  # times as much on the hard half as on the easy one, over 90 % of the whole, is almost the whole of it

@@ -9,7 +9,8 @@ import numpy as np
 import polars
 
 from fastwi.analysis.statistics import FEWEST, Estimate
-from fastwi.report.estimates import by_end, cell_names, draw_rows, estimate_of, groups, set_title, spread_text
+from fastwi.report.drawing import draw_rows
+from fastwi.report.estimates import by_end, cell_names, estimate_of, groups
 from fastwi.report.figures import numbered, save_figure
 from fastwi.report.summary import interval_text, value_text
 from fastwi.report.tables import cells, gain_column, measured, note_of
@@ -42,12 +43,10 @@ def _draw_list(gains: polars.DataFrame, path: Path, subject: str) -> list[Path]:
     labels = [", ".join(value_text(values[at]) for at in named) for values in rows]
     found = {each: [estimate_of(own, gain_column(each)) for own in rows.values()] for each in measured(gains)}
     x, y = "gain in test accuracy over the best child (points)", ", ".join(names[at] for at in named)
-    figure = draw_rows(labels, found, 8.0, x, y)
-    spread = spread_text(each for estimates in found.values() for each in estimates)
     cell = f"k = {value_text(gains['k'][0])}, s = {value_text(gains['s'][0])}"
     title = f"Gain of the average over the best child: {subject}; {cell}"
-    set_title(figure, title, f"mean over parents, n = parents (pairs); {spread}", note_of(gains))
-    save_figure(figure, path)
+    counted = "mean over parents, n = parents (pairs)"
+    save_figure(draw_rows(labels, found, 8.0, x, y).titled(title, counted, below=note_of(gains)), path)
     return [path]
 
 

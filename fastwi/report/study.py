@@ -7,7 +7,7 @@ from typing import Any
 import polars
 
 from fastwi.analysis.columns import PAIR_COLUMNS, Column, Columns
-from fastwi.analysis.measuring import SPLITS
+from fastwi.analysis.measuring import SPLITS, Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import Progress
 from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
@@ -15,6 +15,8 @@ from fastwi.report.estimates import SAME
 from fastwi.report.summary import Table
 
 Frames = Mapping[str, polars.DataFrame]
+Row = dict[str, Any]
+Found = Mapping[str, list[Row] | polars.DataFrame]
 
 _STATISTICS = Column("", "batch-norm statistics: averaged as the weights are, own, or recomputed", polars.String)
 AVERAGE_COLUMNS = {**PAIR_COLUMNS, "batch_norm": _STATISTICS}
@@ -49,19 +51,29 @@ class Study:
     """A study. Files of `fastwi/studies` have one each, by the name `STUDY`; the file's name is the study's.
 
     question: in one line. options: those of the section `analysis` that change the result. columns: what `measure`
-    gives, by the name of the frame; the sweep's axes beside k and s stand before. measure: computes the frames and
-    trains nothing; raises UserError where the sweep lacks what it needs. tables, draw (a Matplotlib figure): from the
-    frames of this run or an earlier one. renew: frames of an earlier run as this version makes them, where that needs
-    no states.
+    gives, by the name of the frame; the sweep's axes beside k and s stand before. find: measures on the bench, and
+    gives the rows of each frame, or the frame; trains nothing, and raises UserError where the sweep lacks what it
+    needs. tables, draw (a Matplotlib figure): from the frames of this run or an earlier one. renew: frames of an
+    earlier run as this version makes them, where that needs no states.
     """
 
     question: str
     options: tuple[str, ...]
     columns: Mapping[str, Columns]
-    measure: Callable[[OpenedSweep, AnalysisOptions, Progress], dict[str, polars.DataFrame]]
+    find: Callable[[Bench], Found]
     tables: Callable[[Frames], list[Table]]
     draw: Callable[[Frames, str], Any]
     renew: Callable[[Frames], Frames] = lambda frames: frames
+
+    def measure(
+        self, opened: OpenedSweep, options: AnalysisOptions, progress: Progress
+    ) -> dict[str, polars.DataFrame]:
+        """The frames, by name."""
+        bench = Bench(opened, options, progress)
+        frames = dict[str, polars.DataFrame]()
+        for name, found in self.find(bench).items():
+            frames[name] = bench.frame(self.columns[name], found) if isinstance(found, list) else found
+        return frames
 
     def chosen(self, options: AnalysisOptions) -> dict[str, Any]:
         """The options that change the study's result, with their values."""

@@ -5,7 +5,6 @@ A is replaced by the mean of A's and B's, alpha = 0.5, the rest stays A's; and w
 """
 
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 import polars
@@ -13,24 +12,18 @@ import polars
 from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import SPLITS, Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, chosen_lines
-from fastwi.config.sweep import AnalysisOptions
-from fastwi.report.estimates import (
-    cell_heading,
-    cell_names,
-    draw_bars,
-    estimate_table,
-    last_cells,
-    set_title,
-    spread_text,
-    style,
-)
-from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
+from fastwi.analysis.pairs import Pair
+from fastwi.report.drawing import Sheet, style
+from fastwi.report.estimates import cell_names, cells_of, estimate_tables
+from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table
 
 WHOLE = "all"
-_CHANGES = {"loss_nats": "loss_change_nats", "error_%": "error_change_points"}
+_CHANGES = {
+    f"{split}_{name}": f"{split}_{change}"
+    for split in SPLITS
+    for name, change in (("loss_nats", "loss_change_nats"), ("error_%", "error_change_points"))
+}
 
 COLUMNS = {
     "blocks": {
@@ -40,15 +33,14 @@ COLUMNS = {
         "block_number": Column("", f"place of the block in the network, from 0; -1: {WHOLE}", polars.Int64),
         **MEASURED_COLUMNS,
         **{
-            f"{split}_{change}": Column(change.rpartition("_")[2], "less that of the child that the rest is of")
-            for split in SPLITS
+            change: Column(change.rpartition("_")[2], "less that of the child that the rest is of")
             for change in _CHANGES.values()
         },
     }
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Move one block of A half-way to B, for every block of each chosen pair, and of B half-way to A.
 
     blocks: loss and error, and their change from the network that the rest is of, under the same treatment. The block
@@ -59,16 +51,14 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     def groups_of(pair: Pair) -> dict[str, list[str]]:
         model = pair.config.model
         if model not in by_model:
-            found = analysis.block_groups(opened.resources.network(pair.config))
+            found = analysis.block_groups(bench.opened.resources.network(pair.config))
             by_model[model] = {f"{name} (part)" if name == WHOLE else name: found[name] for name in found}
         return by_model[model]
 
     ends_and_average = 3
-    bench = Bench(opened, options, progress)
-    pairs = chosen_lines(opened, options)
-    rows = list[dict[str, Any]]()
-    for pair, how in bench.each(pairs, lambda pair: ends_and_average + 2 * len(groups_of(pair))):
-        two = opened.states(pair.place.ends)
+    rows = list[Row]()
+    for pair, how in bench.each_line(bench.lines(), lambda pair: ends_and_average + 2 * len(groups_of(pair))):
+        two = bench.opened.states(pair.place.ends)
         line = analysis.evaluate_line(pair=two, alphas=[0, 0.5, 1], **how)
         on_line = {(row["batch_norm"], row["alpha"]): row for row in line.rows()}
         moved = analysis.evaluate_blocks(pair=two, alphas=[0.5], groups=groups_of(pair), **how).rows()
@@ -78,38 +68,29 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
             average = {**on_line[treatment, 0.5], "rest": rest, "block": WHOLE}
             for number, row in enumerate([average, *of_blocks], -1):
                 rows.append({**pair.columns(), **row, "block_number": number, **_changes(row, own)})
-    return opened.frames(COLUMNS, blocks=rows)
+    return {"blocks": rows}
 
 
-def _changes(row: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, float | None]:
-    """Loss and error less the unchanged network's; None where one of them is not defined."""
-    found: dict[str, float | None] = {}
-    for split in SPLITS:
-        for name, change in _CHANGES.items():
-            new = row[f"{split}_{name}"]
-            old = own[f"{split}_{name}"]
-            found[f"{split}_{change}"] = None if new is None or old is None else new - old
-    return found
+def _changes(row: Row, own: Row) -> dict[str, float]:
+    """Loss and error less the unchanged network's, where both are defined."""
+    defined = [name for name in _CHANGES if row[name] is not None and own[name] is not None]
+    return {_CHANGES[name]: row[name] - own[name] for name in defined}
 
 
-_MOVED = "with one block half-way to the sibling, less without"
+_MOVED = "with one block half-way to the sibling, less without, in"
+_WHOLE = f"{WHOLE}: every block, the plain average"
 _TABLES = {
-    "train_error_change_points": (f"Train error {_MOVED}, in points", 2),
-    "test_error_change_points": (f"Test error {_MOVED}, in points", 2),
-    "train_loss_change_nats": (f"Train loss {_MOVED}, in nats", 4),
-    "test_loss_change_nats": (f"Test loss {_MOVED}, in nats", 4),
+    "train_error_change_points": (f"Train error {_MOVED} points; {_WHOLE}", 2),
+    "test_error_change_points": (f"Test error {_MOVED} points; {_WHOLE}", 2),
+    "train_loss_change_nats": (f"Train loss {_MOVED} nats; {_WHOLE}", 4),
+    "test_loss_change_nats": (f"Test loss {_MOVED} nats; {_WHOLE}", 4),
 }
 
 
 def tables(frames: Frames) -> list[Table]:
     """One table a quantity, one row a cell and block: means over both directions, with intervals over parents."""
     frame = frames["blocks"]
-    names = [*cell_names(frame), "block"]
-    end = f"; {WHOLE}: every block, the plain average"
-    return [
-        estimate_table(frame, title + end, names, ["batch_norm"], column, digits)
-        for column, (title, digits) in _TABLES.items()
-    ]
+    return estimate_tables(frame, _TABLES, [*cell_names(frame), "block"], ["batch_norm"])
 
 
 _PANELS = {
@@ -123,22 +104,15 @@ def draw(frames: Frames, title: str) -> Any:
 
     Of many cells the last ones are drawn, and the title says so.
     """
-    from matplotlib.figure import Figure
-
-    names = cell_names(frames["blocks"])
-    cells, part = last_cells(frames["blocks"], names)
-    figure = Figure(figsize=(10.5, 2.9 * len(cells) + 0.9), layout="constrained")
-    axes = figure.subplots(len(cells), 2, squeeze=False)
-    found = []
-    for row, (values, rows) in enumerate(cells):
-        for axis, (column, label) in zip(axes[row], _PANELS.items(), strict=True):
-            found += draw_bars(axis, rows.sort("block_number"), column, "block", "{} batch-norm statistics")
-            style(axis, "", label, cell_heading(names, values, rows))
+    cells, part = cells_of(frames["blocks"], most=8, last=True)
+    sheet = Sheet(len(cells), 2, (5.25, 2.9), (0, 0.9))
+    for row, cell in zip(sheet.axes, cells, strict=True):
+        for axis, (column, label) in zip(row, _PANELS.items(), strict=True):
+            sheet.bars(axis, cell.rows.sort("block_number"), column, "block")
+            style(axis, "", label, cell.heading)
             axis.tick_params(axis="x", labelrotation=40)
-    axes[0, 0].legend(fontsize=7)
-    what = f"Change of one child by one block moved half-way to its sibling{part}"
-    set_title(figure, what, f"{title}; {spread_text(found)}", size=10)
-    return figure
+    sheet.axes[0, 0].legend(fontsize=7)
+    return sheet.titled(f"Change of one child by one block moved half-way to its sibling{part}", title, size=10)
 
 
 QUESTION = "what each block of layers does when it alone is interpolated"

@@ -4,7 +4,8 @@ On the test images, and on demand on corrupted ones (`fastwi.data.corruptions`),
 ensemble is that of the children: the mean of their probabilities. `fastwi.analysis.calibration` has the measures.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +14,12 @@ import polars
 from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, chosen_pairs
-from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
-from fastwi.report.estimates import (
-    cell_heading,
-    cell_names,
-    draw_bars,
-    estimate_of,
-    estimate_table,
-    first_cells,
-    groups,
-    set_title,
-    spread_text,
-    style,
-    verdict_table,
-)
-from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
-from fastwi.report.summary import Table
+from fastwi.analysis.pairs import Pair
+from fastwi.config.sweep import RECOMPUTED
+from fastwi.report.drawing import Sheet, style
+from fastwi.report.estimates import cell_names, cells_of, estimate_of, estimate_table, groups, verdict_table
+from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
+from fastwi.report.summary import Table, sentence
 
 if TYPE_CHECKING:
     from fastwi.data.resident import ResidentDataset
@@ -61,60 +50,48 @@ COLUMNS = {
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Measure parent, children, average and ensemble of each chosen pair, on all images under each treatment.
 
     Corrupted images are in memory together: 31 MB for 10,000 of 32 x 32 for each corruption and severity.
     """
-    bench = Bench(opened, options)
-    pairs = chosen_pairs(opened, options)
-    opened.require(state for pair in pairs for state in (pair.place.clone, *pair.place.ends))
-    images = _Images(bench, options)
-    treatments = 1 + (RECOMPUTED in options.treatments)
-    total = treatments * len(images.names) * sum(len(pair.place.ends) + 3 for pair in pairs)
-    done = 0
-    rows = list[dict[str, Any]]()
-    progress(0, total)
+    options, pairs = bench.options, bench.pairs(stored=True)
+    kinds = [(CLEAN, 0), *itertools.product(options.corruptions, sorted(options.severities))]
+    made: dict[Any, Any] = {}
+    bench.begin(len(pairs) * len(kinds) * (1 + (RECOMPUTED in options.treatments)))
+    rows = list[Row]()
     for pair in pairs:
         evaluator = bench.evaluator(pair.config)
         count = len(pair.place.ends)
         children = [("child", number) for number in pair.numbers]
         named = [*children, ("ensemble", None), ("average", None), ("parent", None)]
-        networks = opened.states([*pair.place.ends, pair.place.average, pair.place.clone])
+        networks = bench.opened.states([*pair.place.ends, pair.place.average, pair.place.clone])
         for treatment, population in bench.treated(pair, networks):
-            for name, severity, dataset in images.of(pair):
+            for name, severity in kinds:
+                dataset = _images(bench, pair, name, severity, made)
                 found = analysis.calibration_scores(evaluator, population[:count], dataset, ensemble=True)
                 found += analysis.calibration_scores(evaluator, population[count:], dataset)
                 for (network, child), scores in zip(named, found, strict=True):
                     what = {"images": name, "severity": severity, "network": network, "child": child}
                     values = dict(zip(MEASURES, map(analysis.finite, scores), strict=True))
                     rows.append({**pair.columns(), "batch_norm": treatment, **what, **values})
-                done += len(named)
-                progress(done, total)
-    return opened.frames(COLUMNS, calibration=rows)
+                bench.passed()
+    return {"calibration": rows}
 
 
-class _Images:
-    """The test images that the options ask for as they are, and corrupted; each made once."""
+def _images(bench: Bench, pair: Pair, name: str, severity: int, made: dict[Any, Any]) -> "ResidentDataset":
+    """The test images that the options ask for, on the device; corrupted ones are made once, and kept in `made`."""
+    import torch
 
-    def __init__(self, bench: Bench, options: AnalysisOptions) -> None:
-        self._bench = bench
-        self.names = [(CLEAN, 0), *((name, s) for name in options.corruptions for s in sorted(options.severities))]
-        self._made: dict[Any, Any] = {}
+    from fastwi.data.corruptions import corrupted
 
-    def of(self, pair: Pair) -> "Iterator[tuple[str, int, ResidentDataset]]":
-        """Name, severity and images of each set, on the device."""
-        import torch
-
-        from fastwi.data.corruptions import corrupted
-
-        test, _ = self._bench.part(pair.config, "test")
-        for name, severity in self.names:
-            key = (pair.config.data, name, severity)
-            if severity and key not in self._made:
-                self._made[key] = torch.from_numpy(corrupted(test.images_NHWC.cpu().numpy(), name, severity))
-            images_NHWC = self._made[key].to(test.images_NHWC.device) if severity else test.images_NHWC
-            yield name, severity, replace(test, images_NHWC=images_NHWC)
+    test, _ = bench.part(pair.config, "test")
+    if not severity:
+        return test
+    key = (pair.config.data, name, severity)
+    if key not in made:
+        made[key] = torch.from_numpy(corrupted(test.images_NHWC.cpu().numpy(), name, severity))
+    return replace(test, images_NHWC=made[key].to(test.images_NHWC.device))
 
 
 _BETTER = {
@@ -160,7 +137,7 @@ def tables(frames: Frames) -> list[Table]:
     if clean.height < frame.height:
         found.append(_improved("on corrupted test images, means over severities", frame, _WITH_CORRUPTED))
     for name, column in MEASURES.items():
-        title = f"{column.help[0].upper()}{column.help[1:]}; in {column.unit}".removesuffix("; in 1")
+        title = f"{sentence(column.help)}; in {column.unit}".removesuffix("; in 1")
         by = ["network", "batch_norm"]
         found.append(estimate_table(clean, title, cell_names(clean, alpha=True), by, name, 3))
     return found
@@ -193,23 +170,17 @@ def draw(frames: Frames, title: str) -> Any:
 
     Of many cells the first ones are drawn, and the title says so. Corrupted images: the mean over all of them.
     """
-    from matplotlib.figure import Figure
-
     frame = frames["calibration"]
-    names = cell_names(frame, alpha=True)
-    cells, part = first_cells(frame, names)
+    cells, part = cells_of(frame, alpha=True, most=8)
     panels = {key: label for key, label in _PANELS.items() if key[0] or frame["severity"].max()}
-    figure = Figure(figsize=(2.7 * len(panels) + 0.4, 2.6 * len(cells) + 1.0), layout="constrained")
-    axes = figure.subplots(len(cells), len(panels), squeeze=False)
-    found = []
-    for row, (values, rows) in enumerate(cells):
-        for axis, ((clean, column), label) in zip(axes[row], panels.items(), strict=True):
-            shown = rows.filter((polars.col("images") == CLEAN) == clean)
-            found += draw_bars(axis, shown, column, "network", "{} batch-norm statistics")
-            style(axis, "", label, cell_heading(names, values, rows) if axis is axes[row][0] else "")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    set_title(figure, f"Calibration of the networks{part}", f"{title}; {spread_text(found)}", size=10)
-    return figure
+    sheet = Sheet(len(cells), len(panels), (2.7, 2.6), (0.4, 1.0))
+    for row, cell in zip(sheet.axes, cells, strict=True):
+        for axis, ((clean, column), label) in zip(row, panels.items(), strict=True):
+            shown = cell.rows.filter((polars.col("images") == CLEAN) == clean)
+            sheet.bars(axis, shown, column, "network")
+            style(axis, "", label, cell.heading if axis is row[0] else "")
+    sheet.legend(ncols=2)
+    return sheet.titled(f"Calibration of the networks{part}", title, size=10)
 
 
 QUESTION = "whether averaging improves calibration, and accuracy on corrupted images"

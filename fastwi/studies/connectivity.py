@@ -14,29 +14,21 @@ import polars
 from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Progress, chosen_lines
-from fastwi.analysis.statistics import Estimate
 from fastwi.config.sweep import AnalysisOptions
+from fastwi.report.drawing import TREATMENT_COLOURS, Sheet, set_title, style
 from fastwi.report.estimates import (
-    TREATMENT_COLOURS,
     by_end,
     cell_names,
     counted_text,
     distinct,
-    draw_spread,
-    estimate_of,
-    estimate_table,
+    estimate_tables,
+    estimates_by,
     groups,
-    set_title,
-    spread_text,
-    style,
-    value_of,
     variant_of,
     verdict_table,
 )
 from fastwi.report.heatmap import K_LABEL
-from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
+from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table, value_text
 
 MIDDLE = 0.5
@@ -73,23 +65,20 @@ COLUMNS = {
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Measure the line of every chosen pair on training and test images, under each treatment of batch norm.
 
     The barriers are over the `alphas` places from `low` to `high` that lie in 0..1. 0, 0.5 and 1 are measured in any
     case; 0.5 counts for a barrier only where it is one of the places.
     """
-    alphas_L, counted_L = line_places(options)
-    bench = Bench(opened, options, progress)
-    pairs = chosen_lines(opened, options)
-    lines = list[dict[str, Any]]()
-    barriers = list[dict[str, Any]]()
-    for pair, how in bench.each(pairs, lambda pair: len(alphas_L)):
-        line = analysis.evaluate_line(pair=opened.states(pair.place.ends), alphas=alphas_L, **how)
+    alphas_L, counted_L = line_places(bench.options)
+    lines, barriers = list[Row](), list[Row]()
+    for pair, how in bench.each_line(bench.lines(), lambda pair: len(alphas_L)):
+        line = analysis.evaluate_line(pair=bench.opened.states(pair.place.ends), alphas=alphas_L, **how)
         lines += [{**pair.columns(), **row} for row in line.rows()]
         cloned = {"k_iterations": pair.place.tree.iterations[pair.place.clone_node]}
         barriers += [{**pair.columns(), **row, **cloned} for row in _barrier_rows(line, counted_L)]
-    return opened.frames(COLUMNS, line=lines, barrier=barriers)
+    return {"line": lines, "barrier": barriers}
 
 
 def line_places(options: AnalysisOptions) -> tuple[Any, Any]:
@@ -104,7 +93,7 @@ def line_places(options: AnalysisOptions) -> tuple[Any, Any]:
     return alphas_L, np.isin(alphas_L, even) | np.isin(alphas_L, [0.0, 1.0])
 
 
-def _barrier_rows(line: "analysis.Measured", counted_L: Any) -> Iterator[dict[str, Any]]:
+def _barrier_rows(line: "analysis.Measured", counted_L: Any) -> Iterator[Row]:
     """The barriers and the gains of one line: a row a split and treatment."""
     alphas_L = line.column("alpha")
     for split, treatment in itertools.product(line.loss, next(iter(line.loss.values()))):
@@ -141,27 +130,22 @@ def tables(frames: Frames) -> list[Table]:
     And where k varies, from which k on training is stable.
     """
     barrier = frames["barrier"]
-    names = cell_names(barrier)
-    by = ["split", "batch_norm"]
-    shown = [
-        estimate_table(barrier, title, names, by, column, digits)
-        for column, (title, digits) in _TABLES.items()
-        if column in barrier.columns  # not in frames of earlier versions
-    ]
+    # Frames of earlier versions have fewer columns.
+    quantities = {column: about for column, about in _TABLES.items() if column in barrier.columns}
+    shown = estimate_tables(barrier, quantities, cell_names(barrier), ["split", "batch_norm"])
     return [*shown, _stable(barrier)] if barrier["k"].n_unique() > 1 and "k_iterations" in barrier.columns else shown
 
 
 def _stable(barrier: polars.DataFrame) -> Table:
     """A row for each k, and all else that a cell has: whether the error barrier is below that of a stable network."""
-    names, below = [*cell_names(barrier), "k_iterations", "split", "batch_norm"], barrier.with_columns(
-        below=STABLE - polars.col("barrier_error_points")
-    )  # fmt: skip
-    rows = [(list(map(value_text, values)), estimate_of(here, "below")) for values, here in groups(below, names)]
+    names = [*cell_names(barrier), "k_iterations", "split", "batch_norm"]
+    below = barrier.with_columns(below=STABLE - polars.col("barrier_error_points"))
     title = (
         f"Stable to SGD noise from k on: {STABLE:g} points less the error barrier, the limit of Frankle et al. 2020, "
         "section 3 [95 %]"
     )
-    return verdict_table(title, [*names, "below the limit by", "parents", "pairs", "stable"], rows)
+    columns = [*names, "below the limit by", "parents", "pairs", "stable"]
+    return verdict_table(title, columns, estimates_by(below, names, "below"))
 
 
 _BARRIERS = {"barrier_error_points": "error barrier (points)", "barrier_loss_nats": "loss barrier (nats)"}
@@ -189,15 +173,15 @@ def draw(frames: Frames, title: str) -> Any:
     figure = Figure(figsize=(width + 0.4, height + 4.3), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=[height, 3.4])
     upper, lower = parts
-    axes = upper.subplots(len(down), len(across), squeeze=False, sharex=True)
+    sheet = Sheet(len(down), len(across), figure=upper, sharex=True)
     for y, row in enumerate(down):
         for x, s in enumerate(across):
-            axis = axes[y, x]
+            axis = sheet.axes[y, x]
             rows = cells.get((*row, s))
             if rows is None:
                 axis.set_axis_off()
                 continue
-            _draw_lines(axis, rows)
+            _draw_lines(sheet, axis, rows)
             cell = f"k = {value_text(row[-1])}, {s_name} = {value_text(s)}; {counted_text(rows)}"
             heading = [cell, variant_of(names, (*row, s))]
             along = "place on the line: 0 is A, 1 is B" if y == len(down) - 1 else ""
@@ -228,7 +212,7 @@ def draw(frames: Frames, title: str) -> Any:
     return figure
 
 
-def _draw_lines(axis: Any, rows: polars.DataFrame) -> None:
+def _draw_lines(sheet: Sheet, axis: Any, rows: polars.DataFrame) -> None:
     """The lines of one cell: thin for each pair, thick for the mean over parents, dashed on training images."""
     pairs = list(groups(rows.sort("alpha"), ["batch_norm", "parent_seed", "pair"]))
     strength = float(np.clip(8 * rows["batch_norm"].n_unique() / len(pairs), 0.08, 0.5))
@@ -236,10 +220,9 @@ def _draw_lines(axis: Any, rows: polars.DataFrame) -> None:
         errors = one["test_error_%"].fill_null(float("nan"))
         axis.plot(one["alpha"], errors, color=TREATMENT_COLOURS[treatment], lw=0.6, alpha=strength)
     for (treatment,), own in groups(rows, ["batch_norm"]):
-        places = {alpha: here for (alpha,), here in groups(own.sort("alpha"), ["alpha"])}
         for column, dashes, width in (("test_error_%", "-", 1.8), ("train_error_%", "--", 1.2)):
-            means = [value_of(estimate_of(here, column)) for here in places.values()]
-            axis.plot(list(places), means, color=TREATMENT_COLOURS[treatment], lw=width, ls=dashes)
+            look: dict[str, Any] = {"color": TREATMENT_COLOURS[treatment], "lw": width, "ls": dashes}
+            sheet.curve(axis, own, "alpha", column, spread=False, **look)
 
 
 def _draw_barriers(figure: Any, barrier: polars.DataFrame, s_name: str) -> None:
@@ -252,34 +235,24 @@ def _draw_barriers(figure: Any, barrier: polars.DataFrame, s_name: str) -> None:
         apart = 0.005 * barrier[at].to_numpy().max()
     others = [name for name in cell_names(barrier) if name != "k"]
     panels = [(t, column, label) for t in distinct(barrier, "batch_norm") for column, label in _BARRIERS.items()]
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    every = list[Estimate | None]()
-    for axis, (treatment, column, label) in zip(axes, panels, strict=True):
+    sheet = Sheet(1, len(panels), figure=figure)
+    for axis, (treatment, column, label) in zip(sheet.axes[0], panels, strict=True):
         lines = list(groups(barrier.filter(batch_norm=treatment), others))
         colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(lines)))
         for i, ((values, rows), colour) in enumerate(zip(lines, colours, strict=True)):
-            by_split = {
-                split: {k: estimate_of(here, column) for (k,), here in groups(own.sort(at), [at])}
-                for (split,), own in groups(rows, ["split"])
-            }
-            by_k = by_split["test"]
             variant = variant_of([*others[:-1], "k", "s"], values[:-1])
             name = f"{s_name} = {value_text(values[-1])}" + (f", {variant}" if variant else "")
-            for split, look in (("test", {"marker": "o", "ms": 3.5, "lw": 1.3}), ("train", {"lw": 1.0, "ls": "--"})):
-                means = [value_of(estimate) for estimate in by_split[split].values()]
-                label_of_line = name if split == "test" else None
-                axis.plot(list(by_split[split]), means, color=colour, label=label_of_line, **look)
-            for k, estimate in by_k.items():
-                # A little apart, so that each is seen.
-                draw_spread(axis, estimate, k + apart * (i - (len(lines) - 1) / 2), colour)
-            every += by_k.values()
+            test, train = (rows.filter(split=split) for split in ("test", "train"))
+            beside = apart * (i - (len(lines) - 1) / 2)  # so that each is seen
+            look: dict[str, Any] = {"color": colour, "marker": "o", "ms": 3.5, "lw": 1.3, "label": name}
+            sheet.curve(axis, test, at, column, apart=beside, **look)
+            sheet.curve(axis, train, at, column, spread=False, color=colour, lw=1.0, ls="--")
         axis.axhline(0, color="0.6", lw=0.8, zorder=0)
         axis.margins(0.12)  # intervals stay off the frame
         style(axis, x_label, "", f"{label}\n{treatment} statistics", whole_x=True)
-    heading = "Barriers on test images, on training images dashed; means over parents"
-    figure.suptitle("; ".join(filter(None, [heading, spread_text(every)])), fontsize=9)
-    if len(axes[0].get_legend_handles_labels()[1]) <= 12:
-        axes[0].legend(fontsize=7)
+    sheet.titled("", "Barriers on test images, on training images dashed; means over parents")
+    if len(sheet.axes[0, 0].get_legend_handles_labels()[1]) <= 12:
+        sheet.axes[0, 0].legend(fontsize=7)
 
 
 QUESTION = "the barrier and the errors on the line between the children, beside the gain"

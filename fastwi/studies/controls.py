@@ -27,22 +27,14 @@ from numpy.typing import NDArray
 from fastwi import analysis
 from fastwi.analysis.columns import Column, types_of
 from fastwi.analysis.measuring import Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs, counted
+from fastwi.analysis.pairs import Pair, all_pairs
 from fastwi.analysis.statistics import Estimate, mean_estimate
-from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.config.sweep import RECOMPUTED
 from fastwi.experiment.tree import OWN
+from fastwi.report.drawing import draw_rows
 from fastwi.report.effects import effects_table
-from fastwi.report.estimates import (
-    cell_names,
-    draw_rows,
-    estimate_table,
-    groups,
-    set_title,
-    spread_text,
-    verdict_table,
-)
-from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
+from fastwi.report.estimates import cell_names, estimate_table, groups, verdict_table
+from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table, count_of
 from fastwi.report.tables import shown_epochs
 
@@ -87,7 +79,7 @@ COLUMNS = {
 }
 
 
-class _Row(NamedTuple):
+class _Control(NamedTuple):
     """Accuracies (%) of the average and of a control; None where one is not measured, and the row is left out."""
 
     control: str
@@ -98,17 +90,17 @@ class _Row(NamedTuple):
     other: float | None
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Compare the average of each chosen pair with every control that the sweep has for it.
 
     controls: one row a pair and control. absent: controls that the sweep has for some pairs or none. Accuracies are
     on the sweep's own test images; statistics are recomputed as the sweep does at the epoch of the average.
     """
-    pairs = chosen_pairs(opened, options)
-    compared = _Compared(opened, options)
-    rows = list[dict[str, Any]]()
+    pairs = bench.pairs()
+    compared = _Compared(bench)
+    rows = list[Row]()
     having = Counter[str]()
-    for pair in counted(pairs, progress):
+    for pair in bench.each(pairs):
         seen = set[str]()
         for row in compared.with_all(pair):
             if row.average is None or row.other is None:
@@ -125,8 +117,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
         for name, add in ADD.items()
         if having[name] < enough[name]
     ]
-    frames = opened.frames({"controls": COLUMNS["controls"]}, controls=rows)
-    return {**frames, "absent": polars.DataFrame(absent, schema=types_of(COLUMNS["absent"]))}
+    return {"controls": rows, "absent": polars.DataFrame(absent, schema=types_of(COLUMNS["absent"]))}
 
 
 class _Compared:
@@ -137,14 +128,13 @@ class _Compared:
     same noise, whatever the axes are.
     """
 
-    def __init__(self, opened: OpenedSweep, options: AnalysisOptions) -> None:
-        self.opened = opened
-        self.lost = opened.lost()
-        self.bench = Bench(opened, options)
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.opened = bench, bench.opened
+        self.lost = self.opened.lost()
         self.longest: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self.siblings: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
         self.same: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
-        for pair in all_pairs(opened):
+        for pair in all_pairs(self.opened):
             # Beyond s children may be trained on at other rates, or in another round: that is another trajectory.
             paths = pair.place.children if _goes_on(pair) else pair.place.children_in(pair.place.rounds[0])
             for path in paths if pair.whole else ():
@@ -154,7 +144,7 @@ class _Compared:
                 self.siblings[_beside(pair, axis)].append(pair)
             self.same[_start(pair)].append(pair)
 
-    def with_all(self, pair: Pair) -> Iterator[_Row]:
+    def with_all(self, pair: Pair) -> Iterator[_Control]:
         """The average of a pair beside each control that the sweep has."""
         yield from self._children(pair)
         yield from self._networks(pair)
@@ -165,8 +155,8 @@ class _Compared:
 
     def _accuracy(self, *states: str, treatment: Any = OWN) -> float | None:
         """The mean of the states' measured accuracies; None where one is missing or diverged."""
-        found = [self.opened.measured.get((state, treatment)) for state in states]
-        there = [m.test_accuracy for m in found if m is not None and not m.diverged]
+        found = [self.bench.accuracy(state, treatment) for state in states]
+        there = [accuracy for accuracy in found if accuracy is not None]
         return sum(there) / len(there) if len(there) == len(found) else None
 
     def _rate(self, pair: Pair) -> float | None:
@@ -181,16 +171,16 @@ class _Compared:
         one = pair.s and pair.whole and pair.config.experiment.rounds == 1
         return [self.longest[_child(pair, path)] if one else () for path in pair.place.children]
 
-    def _children(self, pair: Pair) -> Iterator[_Row]:
+    def _children(self, pair: Pair) -> Iterator[_Control]:
         for name, treatment in zip((OWN, RECOMPUTED), pair.place.treatments, strict=False):
             average = self._accuracy(pair.place.average, treatment=treatment)
             each = [self._accuracy(state, treatment=treatment) for state in pair.place.ends]
             best = max((accuracy for accuracy in each if accuracy is not None), default=0.0)
             mean = self._accuracy(*pair.place.ends, treatment=treatment)
-            yield _Row("mean_child", None, None, name, average, mean)
-            yield _Row("best_child", None, None, name, average, None if mean is None else best)
+            yield _Control("mean_child", None, None, name, average, mean)
+            yield _Control("best_child", None, None, name, average, None if mean is None else best)
 
-    def _networks(self, pair: Pair) -> Iterator[_Row]:
+    def _networks(self, pair: Pair) -> Iterator[_Control]:
         """The ensemble; and averages along each child's own trajectory to C s epochs, where all have it whole."""
         import torch
 
@@ -203,7 +193,7 @@ class _Compared:
         for treatment, networks in self.bench.treated(pair, opened.states([*pair.place.ends, pair.place.average])):
             ensemble = analysis.ensemble_scores(evaluator, networks[:count], test).accuracy_M
             averages[treatment] = float(evaluator.scores(networks[count:], test).accuracy_M[0])
-            yield _Row("ensemble", None, None, treatment, averages[treatment], float(ensemble[0]))
+            yield _Control("ensemble", None, None, treatment, averages[treatment], float(ensemble[0]))
         paths = [path[:length] for path in self._paths(pair)]
         whole = all(len(path) == length and self.lost.isdisjoint(path) and opened.has(path) for path in paths)
         if not pair.s or not pair.whole or not whole:
@@ -215,12 +205,12 @@ class _Compared:
                 accuracies[treatment].append(evaluator.scores(networks, test).accuracy_M)
         for treatment, average in averages.items():
             last_epoch, *means, ema = np.mean(accuracies[treatment], axis=0).tolist()
-            yield _Row("child_longer", None, length, treatment, average, last_epoch)
+            yield _Control("child_longer", None, length, treatment, average, last_epoch)
             for epochs, mean in enumerate(means, 2):
-                yield _Row("lawa", None, epochs, treatment, average, mean)
-            yield _Row("ema", f"{EMA_DECAY:g}", length, treatment, average, ema)
+                yield _Control("lawa", None, epochs, treatment, average, mean)
+            yield _Control("ema", f"{EMA_DECAY:g}", length, treatment, average, ema)
 
-    def _children_on(self, pair: Pair) -> Iterator[_Row]:
+    def _children_on(self, pair: Pair) -> Iterator[_Control]:
         """The children trained on by the average's rates, in this point or one of a larger s."""
         experiment = pair.config.experiment
         here = experiment.continue_children and experiment.children_rate_factor == 1
@@ -231,9 +221,9 @@ class _Compared:
             at = int(pair.end - pair.k) + epochs - 1
             for name, treatment in _measured_at(pair, state) if all(len(path) > at for path in paths) else ():
                 mean = self._accuracy(*(path[at] for path in paths), treatment=treatment)
-                yield _Row("children_on", None, epochs, name, self._accuracy(state, treatment=treatment), mean)
+                yield _Control("children_on", None, epochs, name, self._accuracy(state, treatment=treatment), mean)
 
-    def _dropped_rate(self, pair: Pair) -> Iterator[_Row]:
+    def _dropped_rate(self, pair: Pair) -> Iterator[_Control]:
         """Children from the same state under the same noise that ended with a lower rate."""
         average = self._accuracy(pair.place.average)
         factor = pair.config.experiment.children_rate_factor
@@ -241,7 +231,7 @@ class _Compared:
         by_epoch = {states[0]: states for states in zip(*dropped, strict=True)}
         for epochs, first in _whole_epochs(pair, list(by_epoch)):
             states = by_epoch[first]
-            yield _Row("dropped_rate", f"{factor:g}", epochs, OWN, average, self._accuracy(*states))
+            yield _Control("dropped_rate", f"{factor:g}", epochs, OWN, average, self._accuracy(*states))
         rate = self._rate(pair)
         if not pair.s or not rate:
             return
@@ -255,9 +245,9 @@ class _Compared:
             seen.add(other.place.ends)
             if their_rate < rate:
                 mean = self._accuracy(*other.place.ends)
-                yield _Row("dropped_rate", f"{their_rate / rate:g}", None, OWN, average, mean)
+                yield _Control("dropped_rate", f"{their_rate / rate:g}", None, OWN, average, mean)
 
-    def _alphas(self, pair: Pair) -> Iterator[_Row]:
+    def _alphas(self, pair: Pair) -> Iterator[_Control]:
         """The average at other alphas, where this pair has 1/2."""
         others = self.siblings[_beside(pair, "alpha")] if pair.point.alpha == 0.5 else []
         for other in others:
@@ -265,9 +255,9 @@ class _Compared:
             for name, mine, theirs in treatments if other.point.alpha != 0.5 else ():
                 average = self._accuracy(pair.place.average, treatment=mine)
                 accuracy = self._accuracy(other.place.average, treatment=theirs)
-                yield _Row("alpha", f"{other.point.alpha:g}", None, name, average, accuracy)
+                yield _Control("alpha", f"{other.point.alpha:g}", None, name, average, accuracy)
 
-    def _after_axes(self, pair: Pair) -> Iterator[_Row]:
+    def _after_axes(self, pair: Pair) -> Iterator[_Control]:
         """The average trained on under other values of an axis, where this pair has the axis's first."""
         for axis, value in pair.variant:
             first, *others = self.siblings[_beside(pair, axis)]
@@ -279,7 +269,7 @@ class _Compared:
                 for epochs, mine in _whole_epochs(pair, pair.place.after):
                     for name, treatment in _measured_at(pair, mine):
                         accuracies = (self._accuracy(state, treatment=treatment) for state in (mine, both[mine]))
-                        yield _Row(axis, value, epochs, name, *accuracies)
+                        yield _Control(axis, value, epochs, name, *accuracies)
 
 
 def _whole_epochs(pair: Pair, states: Sequence[str]) -> list[tuple[int, str]]:
@@ -386,12 +376,8 @@ def _labelled(frame: polars.DataFrame) -> polars.DataFrame:
             continue
         if name in ("children_on", "dropped_rate"):
             rows = rows.sort("epochs", maintain_order=True)
-        fields = [field for field in ("value", "epochs") if f"{{{field}}}" in words]
-        for values, chosen in groups(rows, fields) if fields else [((), rows)]:
-            said = dict(zip(fields, values, strict=True))
-            if "epochs" in said:
-                said["epochs"] = _epochs_text(name, said["epochs"])
-            add(words.format(**said), chosen)
+        for (value, epochs), chosen in groups(rows, ["value", "epochs"]):
+            add(words.format(value=value, epochs=_epochs_text(name, epochs)), chosen)
     return polars.concat(found)
 
 
@@ -453,13 +439,9 @@ def draw(frames: Frames, title: str) -> Any:
     labels = list(dict.fromkeys(effect.label for effect in found))
     values = {(effect.batch_norm, effect.label): effect.estimate for effect in found}
     rows = {name: [values.get((name, label)) for label in labels] for name in (OWN, RECOMPUTED)}
-    figure = draw_rows(
-        labels, rows, 9.5, "average less control: test accuracy (points); to the right the average is better"
-    )
-    spread = spread_text(effect.estimate for effect in found)
+    x = "average less control: test accuracy (points); to the right the average is better"
     what = "The average against controls, paired, all cells together"
-    set_title(figure, what, f"{title}; n = parents (pairs); {spread}")
-    return figure
+    return draw_rows(labels, rows, 9.5, x).titled(what, title, "n = parents (pairs)")
 
 
 QUESTION = "what else could explain the gain: control comparisons"

@@ -12,25 +12,12 @@ import polars
 from fastwi import analysis
 from fastwi.analysis.columns import PAIR_COLUMNS, Column
 from fastwi.analysis.measuring import Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, chosen_pairs
-from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.analysis.pairs import Pair
+from fastwi.config.sweep import RECOMPUTED
 from fastwi.experiment.tree import OWN
-from fastwi.report.estimates import (
-    cell_heading,
-    cell_names,
-    draw_bars,
-    estimate_of,
-    estimate_table,
-    first_cells,
-    groups,
-    set_title,
-    spread_text,
-    style,
-    titled,
-    verdict_cells,
-)
-from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
+from fastwi.report.drawing import Sheet, style
+from fastwi.report.estimates import cell_names, cells_of, estimate_of, estimate_tables, groups, verdict_table
+from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table, sentence, value_text
 
 QUANTITIES = {
@@ -85,17 +72,15 @@ _Key = tuple[str, Any]
 """A state, and what decides its recomputed statistics; None: its own statistics."""
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Measure the parent, the children and the average of each chosen pair, and the average as it trains on.
 
     Of states after further epochs those that are stored. Recomputed statistics are those of the interpolation epoch,
     for all networks. A network that several pairs share is measured once.
     """
-    bench = Bench(opened, options)
-    pairs = chosen_pairs(opened, options)
+    opened, options, pairs = bench.opened, bench.options, bench.pairs(stored=True)
     lost = opened.lost()
-    opened.require(state for pair in pairs for state in (pair.place.clone, *pair.place.ends))
-    networks = {pair: list(_networks(opened, bench, pair, options, lost)) for pair in pairs}
+    networks = {pair: list(_networks(bench, pair, lost)) for pair in pairs}
     vectors, probes = options.curvature_vectors, options.curvature_probes
 
     def images_of(pair: Pair) -> int:
@@ -106,16 +91,9 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
         key: analysis.curvature_cost(images_of(pair), vectors, probes) for pair in pairs for _, key in networks[pair]
     }
     total = sum(costs.values())
-    done = 0
-
-    def passed(images: int) -> None:
-        nonlocal done
-        done = min(done + images, total)
-        progress(done, total)
-
-    passed(0)
+    bench.begin(total)
     found = dict[_Key, "analysis.Curvature"]()
-    rows: dict[str, list[dict[str, Any]]] = {"networks": [], "spectrum": []}
+    measured, spectrum = list[Row](), list[Row]()
     for pair in pairs:
         evaluator = bench.evaluator(pair.config)
         train, _ = opened.resident_splits(pair.config)
@@ -126,28 +104,26 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
                     network = evaluator.recompute(network, bench.recomputation(pair))
                 (found[key],) = analysis.measure_curvature(
                     evaluator, network, train, images=options.curvature_images, vectors=vectors, probes=probes,
-                    radius=options.curvature_radius, report=passed,
+                    radius=options.curvature_radius, report=bench.passed,
                 )  # fmt: skip
             here = found[key]
             names = {**pair.columns(), **named}
-            rows["networks"].append({**names, **here.row()})
+            measured.append({**names, **here.row()})
             for number, values in enumerate(zip(here.eigenvalues_V, here.residuals_V, strict=True), 1):
                 value, residual = map(analysis.finite, values)
-                rows["spectrum"].append({**names, "number": number, "eigenvalue": value, "residual": residual})
-    progress(total, total)  # Lanczos may end early
-    return opened.frames(COLUMNS, **rows)
+                spectrum.append({**names, "number": number, "eigenvalue": value, "residual": residual})
+    bench.passed(total)  # Lanczos may end early
+    return {"networks": measured, "spectrum": spectrum}
 
 
-def _networks(
-    opened: OpenedSweep, bench: Bench, pair: Pair, options: AnalysisOptions, lost: set[str]
-) -> Iterator[tuple[dict[str, Any], _Key]]:
+def _networks(bench: Bench, pair: Pair, lost: set[str]) -> Iterator[tuple[Row, _Key]]:
     """The pair's networks in order, under each treatment: columns that name each, and its key.
 
     Without those that diverged; of those after further epochs, the ones that are stored.
     """
     place = pair.place
     treatments: list[tuple[str, Any]] = [(OWN, None)]
-    if RECOMPUTED in options.treatments:
+    if RECOMPUTED in bench.options.treatments:
         on = bench.recomputation(pair)
         # Without batch norm both are the same network, which is measured once.
         of_images = (on.noise, on.images, on.epoch) if bench.evaluator(pair.config).has_statistics else None
@@ -158,7 +134,7 @@ def _networks(
             yield {"network": "child", "child": number, "batch_norm": batch_norm}, (state, how)
         averages = (place.average, *place.after)
         for epochs, state in zip(place.further(averages), averages, strict=True):
-            if state not in lost and (not epochs or opened.has([state])):
+            if state not in lost and (not epochs or bench.opened.has([state])):
                 yield {"network": "average", "epochs_after": epochs, "batch_norm": batch_norm}, (state, how)
 
 
@@ -201,45 +177,32 @@ def tables(frames: Frames) -> list[Table]:
     """A table a quantity, with a row a cell and a column a network; and whether the average is flatter."""
     frame = _labelled(frames["networks"])
     names = [*cell_names(frame, alpha=True), "batch_norm"]
+    titles = {quantity: (sentence(text), digits) for quantity, (text, digits) in QUANTITIES.items()}
     found = [
-        estimate_table(frame, sentence(text), names, ["label"], quantity, digits, absent="not stored")
-        for quantity, (text, digits) in QUANTITIES.items()
+        ((QUANTITIES[quantity][0], what, treatment), estimate_of(here, "contrast"))
+        for quantity in _FLATTER
+        for what, rows in _contrasts(frames["networks"], quantity)
+        for (treatment,), here in groups(rows, ["batch_norm"])
     ]
-    body, notes, most = list[list[str]](), list[str](), 0
-    for quantity in _FLATTER:
-        for what, rows in _contrasts(frames["networks"], quantity):
-            for (treatment,), here in groups(rows, ["batch_norm"]):
-                estimate = estimate_of(here, "contrast")
-                if estimate is not None:
-                    body.append([QUANTITIES[quantity][0], what, treatment, *verdict_cells(estimate)])
-                    notes.append(estimate.note)
-                    most = max(most, estimate.n_parents)
     title = "Log of the second network's value over the first's, paired, all cells together [95 %]"
     columns = ("quantity", "networks", "batch norm", "log ratio", "parents", "pairs", "the first is flatter")
-    return [*found, titled(title, columns, body, most, notes)]
+    by_cell = estimate_tables(frame, titles, names, ["label"], absent="not stored")
+    return [*by_cell, verdict_table(title, columns, found)]
 
 
 def draw(frames: Frames, title: str) -> Any:
     """Draw a bar for each network, a panel a quantity and a row of panels a cell; of many cells the first ones."""
-    from matplotlib.figure import Figure
-
     frame = _labelled(frames["networks"])
-    names = cell_names(frame, alpha=True)
-    cells, part = first_cells(frame, names, 6)
-    figure = Figure(figsize=(3.0 * len(QUANTITIES), 2.9 * len(cells) + 0.9), layout="constrained")
-    axes = figure.subplots(len(cells), len(QUANTITIES), squeeze=False)
-    found = []
-    for row, (values, rows) in enumerate(cells):
-        for axis, (quantity, (text, _)) in zip(axes[row], QUANTITIES.items(), strict=True):
-            found += draw_bars(axis, rows, quantity, "label", "{} batch-norm statistics")
-            style(axis, "", text, cell_heading(names, values, rows))
+    cells, part = cells_of(frame, alpha=True, most=6)
+    sheet = Sheet(len(cells), len(QUANTITIES), (3.0, 2.9), (0, 0.9))
+    for row, cell in zip(sheet.axes, cells, strict=True):
+        for axis, (quantity, (text, _)) in zip(row, QUANTITIES.items(), strict=True):
+            sheet.bars(axis, cell.rows, quantity, "label")
+            style(axis, "", text, cell.heading)
             axis.tick_params(axis="x", labelrotation=40)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    sheet.legend(ncols=2)
     images = ", ".join(map(value_text, sorted(set(frame["images"]))))
-    set_title(
-        figure, f"Where the average sits{part}", f"{title}; {images} training images; {spread_text(found)}", size=10
-    )
-    return figure
+    return sheet.titled(f"Where the average sits{part}", title, f"{images} training images", size=10)
 
 
 QUESTION = "where the average sits: the Hessian's eigenvalues and trace, sharpness, gradient and its noise"

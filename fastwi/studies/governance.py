@@ -19,25 +19,14 @@ import polars
 from fastwi import analysis
 from fastwi.analysis.columns import PAIR_COLUMNS, Column, types_of
 from fastwi.analysis.measuring import Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
+from fastwi.analysis.pairs import Pair
 from fastwi.analysis.statistics import CONFIRMED, REFUTED, Estimate, spearman, verdict, verdict_text
-from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.config.sweep import RECOMPUTED
 from fastwi.experiment.tree import OWN
-from fastwi.report.estimates import (
-    cell_names,
-    correlation_of,
-    counted_text,
-    distinct,
-    groups,
-    panels,
-    set_title,
-    shown,
-    style,
-    titled,
-)
+from fastwi.report.drawing import Sheet, looks, style
+from fastwi.report.estimates import cell_names, correlation_of, counted_text, distinct, groups, shown, titled
 from fastwi.report.rows import gains
-from fastwi.report.study import Frames, Study
+from fastwi.report.study import Found, Frames, Row, Study
 from fastwi.report.summary import LEVEL, Table
 
 if TYPE_CHECKING:
@@ -95,32 +84,28 @@ COLUMNS = {
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Measure each chosen pair, and correlate.
 
     pairs: the gains at interpolation as the sweep measured them, and `QUANTITIES`. Tuples of more than two children
     have the mean over their pairs. Barriers take `options.alphas` places from 0 to 1 on test images, with recomputed
     statistics only where `options.treatments` has them. Null: not measured, or not finite.
     """
-    bench = Bench(opened, options)
-    with_gains = pairs_with_gains(opened, options, progress)
-    rows = [{**gain, **_quantities(opened, pair, options, bench)} for pair, gain in with_gains]
-    frame = opened.frames({"pairs": COLUMNS["pairs"]}, pairs=rows)["pairs"]
+    rows = [{**gain, **_quantities(bench, pair)} for pair, gain in pairs_with_gains(bench)]
+    frame = bench.frame(COLUMNS["pairs"], rows)
     return {"pairs": frame, "correlations": correlations(frame)}
 
 
-def pairs_with_gains(
-    opened: OpenedSweep, options: AnalysisOptions, progress: Progress
-) -> Iterator[tuple[Pair, dict[str, Any]]]:
+def pairs_with_gains(bench: Bench) -> Iterator[tuple[Pair, Row]]:
     """Each chosen pair, and its row of the gains at interpolation as the sweep measured them."""
-    pairs = chosen_pairs(opened, options)
+    opened, pairs = bench.opened, bench.pairs()
     points, places = [pair.point for pair in pairs], [pair.place for pair in pairs]
     found = gains(replace(opened.planned, points=points, places=places), opened.measured)
-    return zip(counted(pairs, progress), found.rows(named=True), strict=True)
+    return zip(bench.each(pairs), found.rows(named=True), strict=True)
 
 
-def _quantities(opened: OpenedSweep, pair: Pair, options: AnalysisOptions, bench: Bench) -> dict[str, float | None]:
-    place = pair.place
+def _quantities(bench: Bench, pair: Pair) -> dict[str, float | None]:
+    opened, place = bench.opened, pair.place
     test, _ = bench.part(pair.config, "test")
     how = bench.how(pair)
     evaluator = how["evaluator"]
@@ -150,7 +135,7 @@ def _quantities(opened: OpenedSweep, pair: Pair, options: AnalysisOptions, bench
         "children_accuracy_%": _mean([end.test_accuracy for end in ends]),
         "children_train_loss_nats": _mean([end.train_loss for end in ends]) if pair.s else None,
     }
-    return {**found, **barriers_of(children, options.alphas, splits={"test": test}, **how)}
+    return {**found, **barriers_of(children, bench.options.alphas, splits={"test": test}, **how)}
 
 
 def barriers_of(children: "Population", alphas: int, **how: Any) -> dict[str, float | None]:
@@ -235,9 +220,8 @@ def correlation_tables(
             for estimate in (overall[name], *(other[name] for other in others)):
                 row += [shown(estimate, estimate.n_parents), _sided(estimate)]
             body.append([*row, str(overall[name].n_parents), str(overall[name].n_pairs)])
-        most = max(estimate.n_parents for estimate in overall.values())
         title = f"Spearman's correlation with {words}, uncorrected for many comparisons"
-        found.append(titled(title, columns, body, most, [estimate.note for estimate in overall.values()]))
+        found.append(titled(title, columns, body, overall.values()))
     return found
 
 
@@ -255,28 +239,21 @@ def _sided(estimate: Estimate) -> str:
     return signed.get(found) or verdict_text(found, estimate.n_parents)
 
 
-_MARKERS = "osD^vP*X<>"
-
-
 def draw(frames: Frames, title: str) -> Any:
     """Draw the gain over the best child against each quantity that varies, a dot a pair: colour k, marker s.
 
     Own statistics; correlations over all pairs stand above each panel.
     """
-    from matplotlib import colormaps
-    from matplotlib.lines import Line2D
-
     gain = next(iter(GAINS))
     pairs = frames["pairs"].drop_nulls(gain)
     varied = [name for name in QUANTITIES if pairs[name].drop_nulls().n_unique() > 1]
     # Of a single pair nothing varies: what it has is shown.
     drawn = varied or [name for name in QUANTITIES if pairs[name].null_count() < pairs.height]
     ks, ss = (sorted(distinct(pairs, name)) for name in ("k", "s"))
-    colours = {k: colormaps["viridis"](0.92 * i / max(1, len(ks) - 1)) for i, k in enumerate(ks)}
-    markers = dict(zip(ss, itertools.cycle(_MARKERS)))
-    figure, axes = panels(len(drawn), 5, (2.7, 2.5), below=1.3, sharey=True)
+    colours, markers, handles = looks(ks, ss, ("k = {}", "s = {}"))
+    sheet = Sheet.of(len(drawn), 5, (2.7, 2.5), below=1.3, sharey=True)
     overall = of_outcome(frames, gain, QUANTITIES, ALL_PAIRS)
-    for i, (axis, name) in enumerate(zip(axes, drawn, strict=True)):
+    for i, (axis, name) in enumerate(zip(sheet.axes, drawn, strict=True)):
         for (k, s), dots in groups(pairs, ["k", "s"]):
             axis.plot(dots[name], dots[gain], ls="", marker=markers[s], markersize=4, color=colours[k], alpha=0.75,
                       markeredgewidth=0.3, markeredgecolor="white")  # fmt: skip
@@ -285,18 +262,13 @@ def draw(frames: Frames, title: str) -> Any:
         above = shown(estimate, estimate.n_parents) if estimate else ""
         style(axis, words, "gain (points)" if i % 5 == 0 else "", above, name in ("k", "s"))
         axis.axhline(0, color="0.5", lw=0.8)
-    handles: list[Any] = [Line2D([], [], ls="", marker="o", color=colours[k], label=f"k = {k}") for k in ks]
-    handles += [Line2D([], [], ls="", marker=markers[s], color="0.35", label=f"s = {s}") for s in ss]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 12), fontsize=8)
+    sheet.figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 12), fontsize=8)
     level = LEVEL if any(estimate.conclusive for estimate in overall.values()) else ""
     constant = len(QUANTITIES) - len(drawn)
-    left = f"; left out: {constant} that were not measured or do not vary" if constant else ""
-    set_title(
-        figure,
-        f"Gain of the average over {GAINS[gain]}, against what it may depend on",
-        f"{title}; {counted_text(pairs, pairs.height)}; above each panel Spearman's rank correlation{level}{left}",
-    )
-    return figure
+    left = f"left out: {constant} that were not measured or do not vary" if constant else ""
+    above = f"above each panel Spearman's rank correlation{level}"
+    what = f"Gain of the average over {GAINS[gain]}, against what it may depend on"
+    return sheet.titled(what, title, counted_text(pairs, pairs.height), above, left)
 
 
 QUESTION = "what goes with the gain: k, s, learning rate, the children's distance, the barrier"

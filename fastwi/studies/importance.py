@@ -7,7 +7,7 @@ on all splits without augmentation. Forgetting events stand beside EL2N where al
 Shapes: N images; S splits; T epochs; G parents.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,31 +17,24 @@ from numpy.typing import NDArray
 from fastwi import analysis
 from fastwi.analysis.columns import PAIR_COLUMNS, Column
 from fastwi.analysis.measuring import Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, all_pairs, chosen_pairs
+from fastwi.analysis.pairs import Pair, all_pairs
 from fastwi.analysis.statistics import spearman
-from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.config.sweep import RECOMPUTED
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
 from fastwi.report.claims import CLAIMS
+from fastwi.report.drawing import Sheet, set_title, spread_text, style
 from fastwi.report.estimates import (
     cell_names,
     counted_text,
     distinct,
-    draw_bars,
-    estimate_of,
-    estimate_table,
+    estimate_tables,
     groups,
-    panels,
-    set_title,
     shown,
-    spread_text,
-    style,
     titled,
-    value_of,
     variant_of,
 )
-from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
+from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table
 
 if TYPE_CHECKING:
@@ -117,10 +110,10 @@ class _Scored(NamedTuple):
 
     images: "ResidentDataset"
     splits_N: NDArray[np.int64]
-    found: dict[_Key, list[dict[str, Any]]]
+    found: dict[_Key, list[Row]]
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Measure parent, children, average and continued average on each split, one combination of axes after another.
 
     scores: forgetting events are null where states are missing; an image that a parent never learned counts as many
@@ -128,37 +121,25 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     average after each further epoch less the average at interpolation, own statistics. Recomputed statistics are
     those of the interpolation epoch, for all networks. Raises UserError where no epoch has all parents' states.
     """
-    bench = Bench(opened, options)
-    pairs = chosen_pairs(opened, options)
+    pairs = bench.pairs()
     variants = list(dict.fromkeys(pair.variant for pair in pairs))
     pairs.sort(key=lambda pair: variants.index(pair.variant))
-    parents = {variant: _parents(opened, options.score_epoch, variant) for variant in variants}
-    again = RECOMPUTED in options.treatments
-    lost = opened.lost()
-    networks = {pair: list(_networks(opened, pair, again, lost)) for pair in pairs}
+    parents = {variant: _parents(bench, variant) for variant in variants}
+    lost = bench.opened.lost()
+    networks = {pair: list(_networks(bench, pair, lost)) for pair in pairs}
     each = {(pair.variant, key) for pair in pairs for _, key in networks[pair]}
-    total = len(each) + sum(len(states) for p in parents.values() for states in (p.last_G, *p.along_TG))
-    done = 0
-
-    def passed(count: int) -> None:
-        """Report that `count` more networks were passed over the images."""
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    passed(0)
+    bench.begin(len(each) + sum(len(states) for p in parents.values() for states in (p.last_G, *p.along_TG)))
     by_variant: dict[Any, _Scored] = {}
-    rows: dict[str, list[dict[str, Any]]] = {"scores": [], "splits": [], "missing": []}
+    rows: dict[str, list[Row]] = {"scores": [], "splits": [], "missing": []}
     for pair in pairs:
         if pair.variant not in by_variant:
-            of_parents = parents[pair.variant]
-            by_variant[pair.variant] = _score(opened, bench, options, pair, of_parents, rows["scores"], passed)
+            by_variant[pair.variant] = _score(bench, pair, parents[pair.variant], rows["scores"])
         scored = by_variant[pair.variant]
-        _measure(opened, bench, pair, [key for _, key in networks[pair]], scored, passed)
+        _measure(bench, pair, [key for _, key in networks[pair]], scored)
         for named, key in networks[pair]:
             rows["splits"] += [{**pair.columns(), **named, **row} for row in scored.found[key]]
-        rows["missing"] += _missing(opened, pair)
-    frames = opened.frames({name: COLUMNS[name] for name in rows}, **rows)
+        rows["missing"] += _missing(bench, pair)
+    frames = {name: bench.frame(COLUMNS[name], found) for name, found in rows.items()}
     frames |= {"split_gains": _gains(frames["splits"]), "split_changes": _changes(frames["splits"])}
     for name, columns in COLUMNS.items():
         losses = [polars.col(column) for column in columns if column.endswith("nats")]
@@ -167,27 +148,19 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
     return {name: frames[name] for name in COLUMNS}
 
 
-def _score(
-    opened: OpenedSweep,
-    bench: Bench,
-    options: AnalysisOptions,
-    pair: Pair,
-    parents: _Parents,
-    rows: list[dict[str, Any]],
-    passed: Callable[[int], None],
-) -> _Scored:
+def _score(bench: Bench, pair: Pair, parents: _Parents, rows: list[Row]) -> _Scored:
     """Score and split the images of the pair's combination of axes, and add their rows."""
 
     def loaded(each: Iterable[Sequence[str]]) -> "Iterator[Population]":
         for states in each:
-            yield opened.states(states)
-            passed(len(states))
+            yield bench.opened.states(states)
+            bench.passed(len(states))
 
     evaluator = bench.evaluator(pair.config)
     images, positions = bench.part(pair.config, "train")
     count = len(parents.last_G)
     el2n_N = analysis.el2n_scores(evaluator, loaded([state] for state in parents.last_G), images)
-    splits_N = analysis.equal_splits(el2n_N, options.splits)
+    splits_N = analysis.equal_splits(el2n_N, bench.options.splits)
     columns = {"example": positions, "label": images.labels_N.tolist(), "el2n": el2n_N, "split": splits_N + 1}
     if parents.along_TG:
         events_N = analysis.forgetting_scores(evaluator, loaded(parents.along_TG), images, parents.epoch)
@@ -197,11 +170,12 @@ def _score(
     return _Scored(images, splits_N, {})
 
 
-def _parents(opened: OpenedSweep, asked: int, variant: Any) -> _Parents:
+def _parents(bench: Bench, variant: Any) -> _Parents:
     """The parents' states at the epoch that gives scores: `asked`, or the last that is stored of all parents.
 
     Parents that diverged or are not trained to their end are left out: n counts the others only.
     """
+    opened, asked = bench.opened, bench.options.score_epoch
     paths: dict[int, tuple[str, ...]] = {}
     for pair in all_pairs(opened):
         if pair.variant == variant:
@@ -229,44 +203,35 @@ def _parents(opened: OpenedSweep, asked: int, variant: Any) -> _Parents:
     return _Parents(epoch, along_TG[-1], along_TG if epoch > 1 and all(map(opened.has, along_TG)) else [])
 
 
-def _networks(opened: OpenedSweep, pair: Pair, again: bool, lost: set[str]) -> Iterator[tuple[dict[str, Any], _Key]]:
+def _networks(bench: Bench, pair: Pair, lost: set[str]) -> Iterator[tuple[Row, _Key]]:
     """The pair's networks in order: columns that name each, and its key.
 
     Without those that diverged; of those between stops, the ones that are stored.
     """
-    place = pair.place
-    end = pair.end
+    place, end, has = pair.place, pair.end, bench.opened.has
 
-    def named(
-        network: str, child: int | None, stage: str, epoch: int | float, treatment: str = OWN
-    ) -> dict[str, Any]:
+    def named(network: str, child: int | None, stage: str, epoch: int | float, treatment: str = OWN) -> Row:
         return {"network": network, "child": child, "stage": stage, "epoch": epoch, "batch_norm": treatment}
 
+    again = RECOMPUTED in bench.options.treatments
     treatments = ((OWN, None), (RECOMPUTED, end)) if again else ((OWN, None),)
     for treatment, draws in treatments:
         yield named("parent", None, "parent", pair.k, treatment), (place.clone, draws)
     for number, path, on in zip(pair.numbers, place.children_to_end, place.children_on, strict=True):
         for stage, states in (("children", path[:-1]), ("after", on)):
             for state in states:
-                if state not in lost and opened.has([state]):
+                if state not in lost and has([state]):
                     yield named("child", number, stage, place.time(state)), (state, None)
     for treatment, draws in treatments:
         for number, state in zip(pair.numbers, place.ends, strict=True):
             yield named("child", number, "interpolation", end, treatment), (state, draws)
         yield named("average", None, "interpolation", end, treatment), (place.average, draws)
     for state in place.after:
-        if state not in lost and (opened.has([state]) or state == place.after[-1]):
+        if state not in lost and (has([state]) or state == place.after[-1]):
             yield named("average", None, "after", place.time(state)), (state, None)
 
 
-def _measure(
-    opened: OpenedSweep,
-    bench: Bench,
-    pair: Pair,
-    wanted: list[_Key],
-    scored: _Scored,
-    passed: Callable[[int], None],
-) -> None:
+def _measure(bench: Bench, pair: Pair, wanted: list[_Key], scored: _Scored) -> None:
     """Measure those of the pair's networks that were not before on each split, some networks at a time."""
     evaluator = bench.evaluator(pair.config)
     missing = [key for key in wanted if key not in scored.found]
@@ -274,21 +239,21 @@ def _measure(
         alike = list(dict.fromkeys(key for key in missing if key[1] == draws))
         for first in range(0, len(alike), _TOGETHER):
             keys = alike[first : first + _TOGETHER]
-            population = opened.states([state for state, _ in keys])
+            population = bench.opened.states([state for state, _ in keys])
             if draws is not None:
                 population = evaluator.recompute(population, bench.recomputation(pair))
             scores = analysis.split_scores(evaluator, population, scored.images, scored.splits_N)
             for key, accuracy_S, loss_S in zip(keys, *scores, strict=True):
                 columns = {"images": np.bincount(scored.splits_N), _ACCURACY: accuracy_S, _LOSS: loss_S}
                 scored.found[key] = polars.DataFrame(columns).with_row_index("split", 1).rows(named=True)
-            passed(len(keys))
+            bench.passed(len(keys))
 
 
-def _missing(opened: OpenedSweep, pair: Pair) -> Iterator[dict[str, Any]]:
+def _missing(bench: Bench, pair: Pair) -> Iterator[Row]:
     """How many of the pair's states are not stored."""
     for name, paths in (("child", pair.place.children), ("average", (pair.place.after,))):
         states = [state for path in paths for state in path]
-        lacking = sum(not opened.has([state]) for state in states)
+        lacking = sum(not bench.opened.has([state]) for state in states)
         if lacking:
             yield {**pair.columns(), "network": name, "epochs": len(states), "epochs_not_stored": lacking}
 
@@ -331,15 +296,15 @@ def tables(frames: Frames) -> list[Table]:
     missing = frames["missing"]
     found = [_claim(frames)]
     for frame, quantities, name in ((gains, _GAINS, "batch_norm"), (changes, _CHANGES, "epochs_after")):
-        for column, (title, digits) in quantities.items() if frame.height else ():
-            names = [*cell_names(gains, alpha=True), name]
-            found.append(estimate_table(frame.sort("split"), title, names, ["split"], column, digits, "split {}"))
+        names = [*cell_names(gains, alpha=True), name]
+        rows = frame.sort("split")
+        found += estimate_tables(rows, quantities, names, ["split"], heading="split {}") if rows.height else []
     found.append(_scores(frames["scores"]))
     if missing.height:
         names = [*cell_names(missing), "network"]
         body = tuple(
-            (*map(str, values), f"{rows['epochs_not_stored'].sum():,} of {rows['epochs'].sum():,}")
-            for values, rows in groups(missing, names)
+            (*map(str, values), f"{here['epochs_not_stored'].sum():,} of {here['epochs'].sum():,}")
+            for values, here in groups(missing, names)
         )
         title = "Epochs that were not measured, because their states were not kept (sweep.keep: all keeps them)"
         found.append(Table(title, (*names, "epochs not stored"), body))
@@ -366,10 +331,9 @@ def _claim(frames: Frames) -> Table:
         estimate = finding.estimate
         n = estimate.n_parents
         body.append([finding.what, shown(estimate, n), str(n), str(estimate.n_pairs), finding.verdict_text])
-    most = max((finding.estimate.n_parents for finding in found), default=0)
-    notes = [finding.estimate.note for finding in found]
+    estimates = [finding.estimate for finding in found]
     columns = ("estimate, all cells together", "points [95 %]", "parents", "pairs", "verdict")
-    return titled(f"Claim 5: {statement.title.rstrip('.')}", columns, body, most, notes)
+    return titled(f"Claim 5: {statement.title.rstrip('.')}", columns, body, estimates)
 
 
 def _scores(frame: polars.DataFrame) -> Table:
@@ -401,61 +365,54 @@ def draw(frames: Frames, title: str) -> Any:
     values, rows = next(groups(frames["splits"], names))
     gains = next(groups(frames["split_gains"], names))[1]
     numbers = sorted(distinct(rows, "split"))
-    figure, axes = panels(len(numbers) + 1, 5, (2.9, 3.0), below=1.1)
-    for axis, number in zip(axes, numbers, strict=False):
+    sheet = Sheet.of(len(numbers) + 1, 5, (2.9, 3.0), below=1.1)
+    *axes, bars = sheet.axes
+    for axis, number in zip(axes, numbers, strict=True):
         panel = rows.filter(split=number, batch_norm=OWN)
-        _draw_curves(axis, panel)
+        _draw_curves(sheet, axis, panel)
         hardness = " (easiest)" if number == numbers[0] else " (hardest)" if number == numbers[-1] else ""
         label = "training accuracy (%)" if axis is axes[0] else ""
         heading = f"Split {number}{hardness}: {panel['images'][0]:,} images"
         style(axis, "epochs since initialisation", label, heading, whole_x=True)
-    _same_span(axes[:-1])
-    bars = axes[-1]
-    spread = spread_text(draw_bars(bars, gains, "gain_mean_points", "split", "{} statistics"))
+    _same_span(axes)
+    spread = spread_text(sheet.bars(bars, gains, "gain_mean_points", "split", "{} statistics"))
     style(bars, "split", "gain (points)", f"Gain over the children's mean\n{spread}")
     bars.margins(y=0.2)
     bars.legend(fontsize=7)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    sheet.legend(ncols=4)
     score = frames["scores"]
     cell = dict(zip(names, values, strict=True))
     where = ", ".join(f"{name} = {cell[name]:g}" for name in ("k", "s", "alpha") if cell.get(name) is not None)
     set_title(
-        figure,
+        sheet.figure,
         "Training accuracy by importance of the examples: thin lines each network, thick their mean over parents",
         title,
         variant_of(cell_names(rows), values),
         f"{where}; {counted_text(gains)}; split by EL2N at epoch {score['score_epoch'][0]} (mean of "
         f"{score['n_parents'][0]} parents); curves with own batch-norm statistics",
     )
-    return figure
+    return sheet.figure
 
 
-def _draw_curves(axis: Any, rows: polars.DataFrame) -> None:
+def _draw_curves(sheet: Sheet, axis: Any, rows: polars.DataFrame) -> None:
     """One split: children from the parent on, the average, and the average trained on."""
     parent, average = (rows.filter(network=name) for name in ("parent", "average"))
-    for label, colour, chosen in (
-        ("children", _CHILD, rows.filter(network="child")),
-        ("average trained on", _AVERAGE, average),
-    ):
+    children = rows.filter(network="child")
+    start = average["epoch"].min()
+
+    def mean(chosen: polars.DataFrame, **look: Any) -> None:
+        sheet.curve(axis, chosen, "epoch", _ACCURACY, spread=False, **look)
+
+    for label, colour, chosen in (("children", _CHILD, children), ("average trained on", _AVERAGE, average)):
         for (seed, pair, child), line in groups(chosen.sort("epoch"), ["parent_seed", "pair", "child"]):
             if child is not None:
                 line = polars.concat([parent.filter(parent_seed=seed, pair=pair), line])
             axis.plot(line["epoch"], line[_ACCURACY], color=colour, lw=0.5, alpha=0.35)
-        means = _means(polars.concat([parent, chosen]) if label == "children" else chosen)
-        axis.plot(*means, color=colour, lw=1.8, marker="o", markersize=2.5, label=label, zorder=3)
-    start = average["epoch"].min()
-    at = _means(average.filter(epoch=start))
-    axis.plot(*at, color=_AVERAGE, marker="*", ls="", markersize=10, label="average", zorder=4)
+        whole = polars.concat([parent, chosen]) if label == "children" else chosen
+        mean(whole, color=colour, lw=1.8, marker="o", markersize=2.5, label=label, zorder=3)
+    mean(average.filter(epoch=start), color=_AVERAGE, marker="*", ls="", markersize=10, label="average", zorder=4)
     axis.axvline(start, color="0.6", lw=0.8, ls="--", zorder=0)
-    at = _means(parent)
-    axis.plot(*at, color=_PARENT, marker="s", ls="", markersize=4, label="parent at k", zorder=4)
-
-
-def _means(rows: polars.DataFrame) -> tuple[list[int], list[float]]:
-    """Epochs, and the mean accuracy over parents after each."""
-    by_epoch = {epoch: estimate_of(here, _ACCURACY) for (epoch,), here in groups(rows.sort("epoch"), ["epoch"])}
-    return list(by_epoch), [value_of(estimate) for estimate in by_epoch.values()]
+    mean(parent, color=_PARENT, marker="s", ls="", markersize=4, label="parent at k", zorder=4)
 
 
 def _same_span(axes: Sequence[Any]) -> None:

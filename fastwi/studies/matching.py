@@ -16,28 +16,22 @@ import polars
 from fastwi import analysis
 from fastwi.analysis.columns import PAIR_COLUMNS, Column
 from fastwi.analysis.measuring import SPLITS, Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, chosen_lines
-from fastwi.analysis.statistics import Estimate, between_parents
-from fastwi.config.sweep import AnalysisOptions
+from fastwi.analysis.pairs import Pair
 from fastwi.errors import UserError
+from fastwi.report.drawing import Sheet, style
 from fastwi.report.estimates import (
     cell_names,
-    draw_spread,
+    cells_of,
     estimate_of,
+    estimate_table,
+    estimate_tables,
+    estimates_by,
     groups,
-    last_cells,
-    set_title,
-    shown,
-    spread_text,
-    style,
-    titled,
-    value_of,
     variant_of,
     verdict_table,
 )
-from fastwi.report.study import Frames, Study
-from fastwi.report.summary import LEVEL, Table, value_text
+from fastwi.report.study import Found, Frames, Row, Study
+from fastwi.report.summary import LEVEL, Table
 
 MIDDLE = 0.5
 STRANGERS, SIBLINGS = "different parents", "one parent"
@@ -81,26 +75,24 @@ class _Cell:
     pair: Pair
     networks: tuple[str, ...]
     rows: tuple[tuple[int, int], ...]
-    names: tuple[dict[str, Any], ...]
+    names: tuple[Row, ...]
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Match and interpolate all pairs of parents, and the chosen pairs of siblings, of each cell.
 
     The barriers are over `alphas` evenly spaced places and 0.5. `pairs` counts siblings. Raises UserError for a sweep
     of one parent, and for a network whose units cannot be permuted.
     """
+    opened, options = bench.opened, bench.options
     if len(opened.planned.spec.options.parents) < 2:
         raise UserError("sweep.parents: has one parent, and this study is of pairs of parents; sweep 2 or more")
-    cells = _cells(chosen_lines(opened, options))
+    cells = _cells(bench.lines())
     opened.require(state for cell in cells for state in cell.networks)
-    bench = Bench(opened, options)
     symmetries: dict[Any, analysis.Symmetry] = {}
     alphas_L = np.unique([*np.linspace(0, 1, options.alphas), MIDDLE])
-    barriers = list[dict[str, Any]]()
-    layers = list[dict[str, Any]]()
-    done, total = 0, len(MATCHINGS) * sum(len(cell.rows) for cell in cells)
-    progress(done, total)
+    barriers, layers = list[Row](), list[Row]()
+    bench.begin(len(MATCHINGS) * sum(len(cell.rows) for cell in cells))
     for cell in cells:
         config = cell.pair.config
         images = bench.matching_images(config)
@@ -132,12 +124,11 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
                 for repair in REPAIRS:
                     found = lines.measure(row, alphas_L, splits, repair == "repair")
                     barriers += [{**named, "repair": repair, **_barrier(found, split)} for split in SPLITS]
-                done += 1
-                progress(done, total)
-    return opened.frames(COLUMNS, barrier=barriers, layers=layers)
+                bench.passed()
+    return {"barrier": barriers, "layers": layers}
 
 
-def _barrier(line: "analysis.Measured", split: str) -> dict[str, Any]:
+def _barrier(line: "analysis.Measured", split: str) -> Row:
     found = analysis.barrier_of(line, split)
     at_middle = line.column("alpha") == MIDDLE
     values = {
@@ -166,20 +157,10 @@ def _cells(lines: Sequence[Pair]) -> list[_Cell]:
         for line in siblings:
             ends.append((line.place.ends[0], line.place.ends[1]))
             names.append({**line.columns(), "relation": SIBLINGS, "other_seed": line.point.parent})
-        for name in names:
-            del name["alpha"]
         networks = tuple(dict.fromkeys(itertools.chain.from_iterable(ends)))
         rows = tuple((networks.index(a), networks.index(b)) for a, b in ends)
         cells.append(_Cell(siblings[0], networks, rows, tuple(names)))
     return cells
-
-
-def _estimate(rows: polars.DataFrame, column: str) -> Estimate | None:
-    """The mean with its interval over parents, of rows of one relation; None where none has a value."""
-    there = rows.drop_nulls(column)
-    if not there.height or there["relation"][0] == SIBLINGS:
-        return estimate_of(there, column)
-    return between_parents(there[column].to_numpy(), there.select("parent_seed", "other_seed").rows())
 
 
 _TABLES = {
@@ -191,23 +172,12 @@ _TABLES = {
 def tables(frames: Frames) -> list[Table]:
     """Barriers and variance ratios by matching, and whether matching lowers the error barrier."""
     barrier = frames["barrier"].filter(split="test")
-    found = [_by_matching(barrier, title, column, digits) for column, (title, digits) in _TABLES.items()]
-    lowered = _lowered(barrier)
+    names = [*cell_names(barrier), "relation", "repair"]
+    by, heading = ["matching"], "matching: {}"
+    found = estimate_tables(barrier, _TABLES, names, by, heading=heading)
     title = "Variance of units at alpha = 0.5 over the mean of the ends', mean over layers"
-    return [*found, lowered, _by_matching(frames["layers"], title, "variance_ratio", 3)]
-
-
-def _by_matching(frame: polars.DataFrame, title: str, column: str, digits: int) -> Table:
-    names = [*cell_names(frame), "relation", "repair"]
-    body, notes, most = [], [], 0
-    for values, rows in groups(frame, names):
-        found = [_estimate(rows.filter(matching=matching), column) for matching in MATCHINGS]
-        parents = max((estimate.n_parents for estimate in found if estimate), default=0)
-        most = max(most, parents)
-        notes += [estimate.note for estimate in found if estimate]
-        body.append([*map(value_text, values), str(parents), *(shown(each, parents, digits) for each in found)])
-    columns = (*names, "parents", *(f"matching: {matching}" for matching in MATCHINGS))
-    return titled(title + LEVEL, columns, body, most, notes)
+    variance = estimate_table(frames["layers"], title, names, by, "variance_ratio", 3, heading)
+    return [*found, _lowered(barrier), variance]
 
 
 def _lowered(barrier: polars.DataFrame) -> Table:
@@ -216,8 +186,7 @@ def _lowered(barrier: polars.DataFrame) -> Table:
     before = barrier.filter(matching="none").select(*keys, before="barrier_error_points")
     after = barrier.filter(polars.col("matching") != "none").join(before, on=keys)
     after = after.with_columns(lowered=polars.col("before") - polars.col("barrier_error_points"))
-    by = groups(after, [*names, "matching"])
-    found = [([*map(value_text, values)], _estimate(rows, "lowered")) for values, rows in by]
+    found = estimates_by(after, [*names, "matching"], "lowered")
     columns = (*names, "matching", f"lower by (points){LEVEL}", "parents", "pairs", "above 0")
     return verdict_table("Test error barrier without matching less that with it, in points", columns, found)
 
@@ -231,45 +200,35 @@ def draw(frames: Frames, title: str) -> Any:
 
     A row of panels a cell; of many cells the last ones.
     """
-    from matplotlib.figure import Figure
-
     names = cell_names(frames["barrier"])
-    cells, part = last_cells(frames["barrier"].filter(split="test"), names, 4)
+    cells, part = cells_of(frames["barrier"].filter(split="test"), most=4, last=True)
     of_layers = dict(groups(frames["layers"], names))
-    figure = Figure(figsize=(11.0, 3.0 * len(cells) + 0.9), layout="constrained")
-    axes = figure.subplots(len(cells), 3, squeeze=False)
-    found = list[Estimate | None]()
-    for row, (values, rows) in zip(axes, cells, strict=True):
+    sheet = Sheet(len(cells), 3, (11 / 3, 3.0), (0, 0.9))
+    for row, cell in zip(sheet.axes, cells, strict=True):
+        *_, k, s = cell.values
         for axis, relation in zip(row, (STRANGERS, SIBLINGS), strict=False):
-            found += _draw_bars(axis, rows.filter(relation=relation))
-            heading = [f"{relation}: k = {values[-2]}, s = {values[-1]}", variant_of(names, values)]
+            _draw_bars(sheet, axis, cell.rows.filter(relation=relation))
+            heading = [f"{relation}: k = {k}, s = {s}", variant_of(names, cell.values)]
             style(axis, "", "test error barrier (points)", "\n".join(filter(None, heading)))
-        layers = of_layers[values].filter(relation=STRANGERS)
+        layers = of_layers[cell.values].filter(relation=STRANGERS)
         for (matching, repair), own in groups(layers, ["matching", "repair"]):
-            means = [value_of(_estimate(here, "variance_ratio")) for _, here in groups(own, ["layer_number"])]
-            row[2].plot(range(len(means)), means, color=_COLOURS[matching], ls=_LOOKS[repair], lw=1.3)
+            look: dict[str, Any] = {"color": _COLOURS[matching], "ls": _LOOKS[repair], "lw": 1.3}
+            sheet.curve(row[2], own, "layer_number", "variance_ratio", spread=False, **look)
         row[2].axhline(1, color="0.6", lw=0.8, zorder=0)
         style(row[2], "layer", "variance ratio at alpha = 0.5", f"{STRANGERS}; dashed: with repair", whole_x=True)
-    axes[0, 0].legend(fontsize=7)
-    what = f"Barriers before and after matching{part}"
-    set_title(figure, what, f"{title}; {spread_text(found)}", size=10)
-    return figure
+    sheet.axes[0, 0].legend(fontsize=7)
+    return sheet.titled(f"Barriers before and after matching{part}", title, size=10)
 
 
-def _draw_bars(axis: Any, rows: polars.DataFrame) -> list[Estimate | None]:
+def _draw_bars(sheet: Sheet, axis: Any, rows: polars.DataFrame) -> None:
     """A bar for each matching, without and with repair."""
-    every = list[Estimate | None]()
     for i, matching in enumerate(MATCHINGS):
-        for j, repair in enumerate(REPAIRS):
-            estimate = _estimate(rows.filter(matching=matching, repair=repair), "barrier_error_points")
-            at = j + (i - 1) * 0.27
-            label = f"matching: {matching}" if j == 0 else None
-            axis.bar(at, value_of(estimate), 0.27, color=_COLOURS[matching], alpha=0.75, label=label)
-            draw_spread(axis, estimate, at, "0.15")
-            every.append(estimate)
+        here = rows.filter(matching=matching)
+        found = [estimate_of(here.filter(repair=repair), "barrier_error_points") for repair in REPAIRS]
+        x = [j + (i - 1) * 0.27 for j in range(len(REPAIRS))]
+        sheet.bar(axis, x, found, 0.27, _COLOURS[matching], f"matching: {matching}")
     axis.axhline(0, color="0.4", lw=0.8)
     axis.set_xticks(range(len(REPAIRS)), ["without REPAIR", "with REPAIR"])
-    return every
 
 
 QUESTION = "the barrier between networks of different parents, before and after their units are matched"

@@ -15,7 +15,6 @@ decay, batch size and augmentation change. This project had its abstract only, a
 l is that of the children's last epoch. A rank correlation does not see what rises and then falls: the figure does.
 """
 
-import itertools
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +24,11 @@ import polars
 from fastwi import analysis
 from fastwi.analysis.columns import PAIR_COLUMNS, Column
 from fastwi.analysis.measuring import Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress
-from fastwi.config.sweep import AnalysisOptions
+from fastwi.analysis.pairs import Pair
 from fastwi.experiment.tree import OWN
-from fastwi.report.estimates import cell_names, counted_text, groups, set_title, shown, style
-from fastwi.report.study import Frames, Study
+from fastwi.report.drawing import Sheet, looks, style
+from fastwi.report.estimates import cell_names, counted_text, groups, shown
+from fastwi.report.study import Found, Frames, Row, Study
 from fastwi.report.summary import Table
 from fastwi.studies.governance import (
     ALL_PAIRS,
@@ -82,25 +80,24 @@ COLUMNS = {
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Measure noise and barrier of each chosen pair beside its gain, and correlate over cells.
 
     Barriers take `options.alphas` places on test images. Null: not measured, or not finite.
     """
-    bench = Bench(opened, options)
-    rows = list[dict[str, Any]]()
-    for pair, gain in pairs_with_gains(opened, options, progress):
+    rows = list[Row]()
+    for pair, gain in pairs_with_gains(bench):
         test, _ = bench.part(pair.config, "test")
-        children = opened.states(pair.place.ends)
-        barriers = barriers_of(children, options.alphas, splits={"test": test}, **bench.how(pair))
-        rows.append({**gain, **barriers, **_noise(opened, pair, bench, children)})
-    frame = opened.frames({"pairs": COLUMNS["pairs"]}, pairs=rows)["pairs"]
+        children = bench.opened.states(pair.place.ends)
+        barriers = barriers_of(children, bench.options.alphas, splits={"test": test}, **bench.how(pair))
+        rows.append({**gain, **barriers, **_noise(bench, pair, children)})
+    frame = bench.frame(COLUMNS["pairs"], rows)
     return {"pairs": frame, "correlations": correlations(frame, OUTCOMES, QUANTITIES, _SCOPES)}
 
 
-def _noise(opened: OpenedSweep, pair: Pair, bench: Bench, children: "Population") -> dict[str, float | None]:
+def _noise(bench: Bench, pair: Pair, children: "Population") -> dict[str, float | None]:
     """`QUANTITIES` of a pair: of what is measured, the children's mean."""
-    config = pair.config
+    config, opened = pair.config, bench.opened
     train, _ = opened.resident_splits(config)
     rate = opened.measured[pair.place.ends[0], OWN].learning_rate if pair.s else None
     variance_M = analysis.step_noise(bench.evaluator(config), children, train, epoch=pair.statistics_epoch)
@@ -127,7 +124,6 @@ def tables(frames: Frames) -> list[Table]:
 
 
 _DRAWN = ("noise_measured", "noise_settings")
-_MARKERS = "osD^vP*X<>"
 
 
 def draw(frames: Frames, title: str) -> Any:
@@ -135,20 +131,15 @@ def draw(frames: Frames, title: str) -> Any:
 
     Colour: the learning rate; marker: the batch size. The correlation of cell means stands above each panel.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator
 
     pairs = frames["pairs"]
     outcomes = [name for name in OUTCOMES if pairs[name].null_count() < pairs.height] or list(OUTCOMES)[:1]
     rates, sizes = (sorted(set(pairs[name].drop_nulls())) for name in ("learning_rate", "batch_size"))
-    colours = {rate: colormaps["viridis"](0.92 * i / max(1, len(rates) - 1)) for i, rate in enumerate(rates)}
-    markers = dict(zip(sizes, itertools.cycle(_MARKERS)))
-    figure = Figure(figsize=(3.4 * len(outcomes) + 0.6, 7.0), layout="constrained")
-    axes = figure.subplots(len(_DRAWN), len(outcomes), squeeze=False)
+    colours, markers, handles = looks(rates, sizes, ("learning rate {:g}", "batch size {:g}"))
+    sheet = Sheet(len(_DRAWN), len(outcomes), (3.4, 3.0), (0.6, 1.0))
     cells = list(groups(pairs.drop_nulls("learning_rate"), [*cell_names(pairs), "alpha"]))
-    for row, quantity in zip(axes, _DRAWN, strict=True):
+    for row, quantity in zip(sheet.axes, _DRAWN, strict=True):
         for axis, outcome in zip(row, outcomes, strict=True):
             for _, here in cells:
                 look = {
@@ -167,18 +158,9 @@ def draw(frames: Frames, title: str) -> Any:
             axis.minorticks_off()
             axis.tick_params(axis="x", labelrotation=30)  # they may be long, and many in a narrow range
             axis.axhline(0, color="0.5", lw=0.8)
-    handles: list[Any] = [
-        Line2D([], [], ls="", marker="o", color=colour, label=f"learning rate {rate:g}")
-        for rate, colour in colours.items()
-    ]
-    handles += [
-        Line2D([], [], ls="", marker=marker, color="0.35", label=f"batch size {size:g}")
-        for size, marker in markers.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6) or 1, fontsize=8)
+    sheet.figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6) or 1, fontsize=8)
     what = "Gain and barrier against the noise of the children's SGD"
-    set_title(figure, what, f"{title}; {counted_text(pairs, pairs.height)}; large: means of cells, small: pairs")
-    return figure
+    return sheet.titled(what, title, counted_text(pairs, pairs.height), "large: means of cells, small: pairs")
 
 
 QUESTION = "whether one noise scale of SGD predicts gain and barrier"

@@ -1,32 +1,20 @@
 """What averages over time (LAWA, SWA, EMA: trajectory.averages) gain over the network whose states they average."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import polars
 
 from fastwi.analysis.columns import Column
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
-from fastwi.analysis.statistics import Estimate
-from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.analysis.measuring import Bench
+from fastwi.analysis.pairs import Pair
+from fastwi.config.sweep import RECOMPUTED
 from fastwi.errors import UserError
 from fastwi.experiment.tree import MOVING, OWN
-from fastwi.report.estimates import (
-    cell_heading,
-    cell_names,
-    draw_spread,
-    estimate_of,
-    groups,
-    panels,
-    set_title,
-    spread_text,
-    style,
-    titled,
-    value_of,
-    verdict_cells,
-)
-from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
-from fastwi.report.summary import Table, value_text
+from fastwi.report.drawing import Sheet, style
+from fastwi.report.estimates import cell_heading, cell_names, estimates_by, groups, verdict_table
+from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
+from fastwi.report.summary import Table
 
 COLUMNS = {
     "over_time": {
@@ -46,39 +34,32 @@ COLUMNS = {
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Each average over time beside its network, after every epoch, as the sweep measured them; no state is read.
 
     over_time: one row an average, treatment of batch norm and pair. Recomputed statistics of the networks themselves
     are there at interpolation alone, or with experiment.measure: [own, recomputed]. Raises UserError without any.
     """
-    pairs = chosen_pairs(opened, options)
+    pairs = bench.pairs()
     if not any(pair.place.over_time for pair in pairs):
         raise UserError("trajectory.averages: is empty in all cells; sweep with some, or with optimizer.ema_decay")
-    rows = list[dict[str, Any]]()
-    for pair in counted(pairs, progress):
-        rows += _rows(opened, pair)
-    return opened.frames(COLUMNS, over_time=rows)
+    return {"over_time": [row for pair in bench.each(pairs) for row in _rows(bench, pair)]}
 
 
-def _rows(opened: OpenedSweep, pair: Pair) -> list[dict[str, Any]]:
-    tree, rows = pair.place.tree, list[dict[str, Any]]()
+def _rows(bench: Bench, pair: Pair) -> Iterator[Row]:
+    tree = pair.place.tree
     for average in pair.place.over_time:
         made = tree.averages.get(average.node)
         network = average.node if made is None else made.nodes[-1]  # its newest state
         about = {"network": average.network, "over_time": average.name, "epoch": tree.epochs[average.node]}
         about["child"] = pair.numbers[average.child] if average.child >= 0 else None
         for treatment in average.treatments.values():
-            here = (average.node, treatment.name), (network, treatment.name.removeprefix(MOVING))
-            of_time, own = (
-                None if (m := opened.measured.get((tree.keys[node], name))) is None or m.diverged else m.test_accuracy
-                for node, name in here
-            )
+            of_time = bench.accuracy(tree.keys[average.node], treatment.name)
+            own = bench.accuracy(tree.keys[network], treatment.name.removeprefix(MOVING))
             gain = None if of_time is None or own is None else of_time - own
             found = {"over_time_%": of_time, "network_%": own, "gain_points": gain}
             batch_norm = OWN if treatment.own else RECOMPUTED
-            rows.append({**pair.columns(), **about, "batch_norm": batch_norm, **found})
-    return rows
+            yield {**pair.columns(), **about, "batch_norm": batch_norm, **found}
 
 
 def tables(frames: Frames) -> list[Table]:
@@ -87,14 +68,9 @@ def tables(frames: Frames) -> list[Table]:
     names = [*cell_names(frame, alpha=True), "network", "over_time", "batch_norm", "epoch"]
     of_network = [name for name in names if name != "epoch"]
     last = frame.filter(polars.col("epoch") == polars.col("epoch").max().over(of_network))
-    body, most = [], 0
-    for values, rows in groups(last, names):
-        estimate = estimate_of(rows, "gain_points")
-        if estimate is not None:
-            body.append([*map(value_text, values), *verdict_cells(estimate)])
-            most = max(most, estimate.n_parents)
     title = "Accuracy of averages over time less that of the network itself, after its last epoch"
-    return [titled(title, (*names, "points [95 %]", "parents", "pairs", "above 0"), body, most)]
+    columns = (*names, "points [95 %]", "parents", "pairs", "above 0")
+    return [verdict_table(title, columns, estimates_by(last, names, "gain_points"))]
 
 
 _COLOURS = {"lawa": "tab:blue", "swa": "tab:green", "ema": "tab:orange", "ema_iteration": "tab:red"}
@@ -105,23 +81,15 @@ def draw(frames: Frames, title: str) -> Any:
     frame = frames["over_time"].filter(batch_norm=OWN)
     names = [*cell_names(frame, alpha=True), "network"]
     cells = list(groups(frame, names))
-    figure, axes = panels(len(cells), 3, (3.8, 2.8), below=1.1)
-    spreads = list[Estimate | None]()
-    for axis, (values, rows) in zip(axes, cells, strict=True):
+    sheet = Sheet.of(len(cells), 3, (3.8, 2.8), below=1.1)
+    for axis, (values, rows) in zip(sheet.axes, cells, strict=True):
         for (name,), own in groups(rows, ["over_time"]):
-            found = {at: estimate_of(here, "gain_points") for (at,), here in groups(own.sort("epoch"), ["epoch"])}
-            axis.plot(list(found), list(map(value_of, found.values())), marker=".", color=_COLOURS[name], label=name)
-            for at, estimate in found.items():
-                draw_spread(axis, estimate, at, _COLOURS[name])
-            spreads += found.values()
+            sheet.curve(axis, own, "epoch", "gain_points", marker=".", color=_COLOURS[name], label=name)
         heading = f"{values[-1]}: {cell_heading(names[:-1], values[:-1], rows)}"
         style(axis, "epochs since initialisation", "gain (points)", heading, whole_x=True)
         axis.axhline(0, color="0.4", lw=0.8)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    set_title(
-        figure, "Averages over time, less the network itself; own statistics", f"{title}; {spread_text(spreads)}"
-    )
-    return figure
+    sheet.legend(ncols=3)
+    return sheet.titled("Averages over time, less the network itself; own statistics", title)
 
 
 QUESTION = "what averages over time of one network (LAWA, SWA, EMA) gain over it"

@@ -12,11 +12,10 @@ import polars
 from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Progress, chosen_lines
-from fastwi.config.sweep import AnalysisOptions
-from fastwi.report.estimates import cell_names, distinct, set_title, style, titled, variant_of
-from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Frames, Study
+from fastwi.analysis.statistics import NOTHING
+from fastwi.report.drawing import set_title, style
+from fastwi.report.estimates import cell_names, distinct, variant_of
+from fastwi.report.study import LINE_COLUMNS, MEASURED_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table, value_text
 
 POINTS = {"parent": (1.0, 0.0, 0.0), "A": (0.0, 1.0, 0.0), "B": (0.0, 0.0, 1.0), "average": (0.0, 0.5, 0.5)}
@@ -37,21 +36,19 @@ COLUMNS = {
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Measure a grid of `alphas` x `alphas` networks over the plane of one pair, and the pair, on the test images.
 
     The pair is the first of the first of `cells`; of the largest k, and of its largest s, where none is given. Null
     where a variance is negative. Raises UserError where parent, A and B span no plane (s = 0).
     """
-    pairs = chosen_lines(opened, options)
+    options, pairs = bench.options, bench.lines()
     chosen = pairs[0] if options.cells else max(pairs, key=lambda pair: pair.cell)
-    grid = list[dict[str, Any]]()
-    at = list[dict[str, Any]]()
+    grid, at = list[Row](), list[Row]()
     weights_43 = np.array(list(POINTS.values()))
     size = (options.alphas, options.alphas)
-    bench = Bench(opened, options, progress)
-    for pair, how in bench.each([chosen], lambda pair: options.alphas**2 + len(POINTS), ["test"]):
-        three = opened.states((pair.place.clone, *pair.place.ends))
+    for pair, how in bench.each_line([chosen], lambda pair: options.alphas**2 + len(POINTS), ["test"]):
+        three = bench.opened.states((pair.place.clone, *pair.place.ends))
         found = analysis.evaluate_plane(three=three, points=size, **how)
         grid += [{**pair.columns(), **row} for row in found.rows()]
         places = (weights_43 @ analysis.plane_points(three)).tolist()
@@ -59,7 +56,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
         evaluator = how.pop("evaluator")
         found = evaluator.measure_sums(names, three, weights_43, **how)
         at += [{**pair.columns(), **row} for row in found.rows()]
-    return opened.frames(COLUMNS, plane=grid, points=at)
+    return {"plane": grid, "points": at}
 
 
 def tables(frames: Frames) -> list[Table]:
@@ -73,7 +70,8 @@ def tables(frames: Frames) -> list[Table]:
         measured = (row["test_loss_nats"], row["test_error_%"])
         body.append([*texts, *("not defined" if value is None else f"{value:.4f}" for value in measured)])
     columns = (*names, "network", "batch_norm", "x (L2)", "y (L2)", "test loss (nats)", "test error (%)")
-    return [titled("The networks that span the plane, and the average of A and B", columns, body, 1)]
+    title = f"The networks that span the plane, and the average of A and B. {NOTHING}"
+    return [Table(title, columns, tuple(map(tuple, body)))]
 
 
 _LEVELS = 24

@@ -13,26 +13,18 @@ import polars
 from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Progress, chosen_pairs
-from fastwi.analysis.statistics import Estimate
-from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.report.drawing import Sheet, style
 from fastwi.report.estimates import (
     cell_heading,
     cell_names,
+    cells_of,
     distinct,
-    draw_spread,
     estimate_of,
     estimate_table,
-    first_cells,
     groups,
-    set_title,
-    spread_text,
-    style,
-    value_of,
     verdict_table,
 )
-from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
+from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table
 
 CHILDREN, AVERAGE = "children", "children and average"
@@ -50,20 +42,14 @@ COLUMNS = {
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Compare each two networks of each chosen pair in every layer, under each treatment of batch norm."""
-    bench = Bench(opened, options)
-    pairs = chosen_pairs(opened, options)
-    opened.require(state for pair in pairs for state in (pair.place.clone, *pair.place.ends))
-    total = (1 + (RECOMPUTED in options.treatments)) * len(pairs)
-    done = 0
-    rows = list[dict[str, Any]]()
-    progress(0, total)
-    for pair in pairs:
+    rows = list[Row]()
+    for pair in bench.each(bench.pairs(stored=True)):
         test, _ = bench.part(pair.config, "test")
         count = len(pair.place.ends)
         two = np.array(list(itertools.combinations(range(count), 2)))
-        networks = opened.states([*pair.place.ends, pair.place.average, pair.place.clone])
+        networks = bench.opened.states([*pair.place.ends, pair.place.average, pair.place.clone])
         for treatment, population in bench.treated(pair, networks):
             layers, cka_LMM = analysis.linear_cka(bench.evaluator(pair.config), population, test)
             for number, (layer, cka_MM) in enumerate(zip(layers, cka_LMM, strict=True)):
@@ -76,9 +62,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
                 where = {"batch_norm": treatment, "layer": layer, "layer_number": number}
                 for between, cka in found.items():
                     rows.append({**pair.columns(), **where, "between": between, "cka": analysis.finite(cka)})
-            done += 1
-            progress(done, total)
-    return opened.frames(COLUMNS, similarity=rows)
+    return {"similarity": rows}
 
 
 _CLOSER = {
@@ -123,32 +107,25 @@ def draw(frames: Frames, title: str) -> Any:
 
     Of many cells the first ones are drawn, and the title says so.
     """
-    from matplotlib.figure import Figure
-
     frame = frames["similarity"]
     names = cell_names(frame, alpha=True)
-    cells, part = first_cells(frame, names)
+    cells, part = cells_of(frame, alpha=True, most=8)
     treatments = distinct(frame, "batch_norm")
-    figure = Figure(figsize=(5.2 * len(treatments) + 0.6, 3.0 * len(cells) + 1.2), layout="constrained")
-    axes = figure.subplots(len(cells), len(treatments), squeeze=False, sharey=True)
-    found = list[Estimate | None]()
-    for row, (values, rows) in enumerate(cells):
-        for axis, treatment in zip(axes[row], treatments, strict=True):
-            here = rows.filter(batch_norm=treatment).sort("layer_number")
+    sheet = Sheet(len(cells), len(treatments), (5.2, 3.0), (0.6, 1.2), sharey=True)
+    for row, cell in zip(sheet.axes, cells, strict=True):
+        for axis, treatment in zip(row, treatments, strict=True):
+            here = cell.rows.filter(batch_norm=treatment).sort("layer_number")
             for i, (between, colour) in enumerate(_COLOURS.items()):
-                each = [estimate_of(r, "cka") for _, r in groups(here.filter(between=between), ["layer"])]
-                axis.plot(list(map(value_of, each)), color=colour, marker="o", ms=3, lw=1.3, label=between)
-                for at, estimate in enumerate(each):
-                    draw_spread(axis, estimate, at + 0.06 * (i - 1.5), colour)
-                found += each
+                look: dict[str, Any] = {"color": colour, "marker": "o", "ms": 3, "lw": 1.3, "label": between}
+                own = here.filter(between=between)
+                sheet.curve(axis, own, "layer_number", "cka", apart=0.06 * (i - 1.5), **look)
             layers = distinct(here, "layer")
-            heading = cell_heading(names, values, here, f"{treatment} batch-norm statistics")
-            style(axis, "", "linear CKA" if axis is axes[row][0] else "", heading)
+            heading = cell_heading(names, cell.values, here, f"{treatment} batch-norm statistics")
+            style(axis, "", "linear CKA" if axis is row[0] else "", heading)
             axis.set_xticks(range(len(layers)), layers, fontsize=7, rotation=40)
-    axes[0, 0].legend(fontsize=7)
+    sheet.axes[0, 0].legend(fontsize=7)
     what = f"How alike networks represent the test images, by layer{part}"
-    set_title(figure, what, f"{title}; means over parents; {spread_text(found)}", size=10)
-    return figure
+    return sheet.titled(what, title, "means over parents", size=10)
 
 
 QUESTION = "how alike children, average and parent represent images, by layer (CKA)"

@@ -11,30 +11,14 @@ from typing import Any
 import polars
 
 from fastwi.analysis.columns import Column
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
-from fastwi.analysis.statistics import Estimate
-from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
+from fastwi.analysis.measuring import Bench
+from fastwi.analysis.pairs import Pair
+from fastwi.config.sweep import RECOMPUTED
 from fastwi.experiment.places import Round
 from fastwi.experiment.tree import OWN
-from fastwi.report.estimates import (
-    TREATMENT_COLOURS,
-    cell_heading,
-    cell_names,
-    distinct,
-    draw_spread,
-    estimate_of,
-    estimate_table,
-    groups,
-    panels,
-    set_title,
-    spread_text,
-    style,
-    titled,
-    value_of,
-    verdict_cells,
-)
-from fastwi.report.study import AVERAGE_COLUMNS, Frames, Study
+from fastwi.report.drawing import TREATMENT_COLOURS, Sheet, style
+from fastwi.report.estimates import cell_names, cells_of, estimate_of, estimate_table, groups, verdict_table
+from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table, value_text
 
 _OVER = {
@@ -61,36 +45,35 @@ COLUMNS = {
 """Null: not measured, or not trained (experiment.continue_parent)."""
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Each round's average beside its children and the parent alone, as the sweep measured them; no state is read.
 
     rounds: one row a pair, round and treatment of batch norm, and one for each epoch that the last average is trained
     on.
     """
-    pairs = chosen_pairs(opened, options)
-    rows = []
-    for pair in counted(pairs, progress):
+    rows = list[Row]()
+    for pair in bench.each(bench.pairs()):
         for number, each in enumerate(pair.place.rounds, 1):
-            rows += [_row(pair, number, 0, *found) for found in _of_round(opened, pair, each)]
-        rows += [_row(pair, number, *found) for found in _further(opened, pair)]
-    return opened.frames(COLUMNS, rounds=rows)
+            rows += [_row(pair, number, 0, *found) for found in _of_round(bench, pair, each)]
+        rows += [_row(pair, number, *found) for found in _further(bench, pair)]
+    return {"rounds": rows}
 
 
 _Accuracies = dict[str, float | None]
 
 
-def _of_round(opened: OpenedSweep, pair: Pair, each: Round) -> Iterator[tuple[str, _Accuracies]]:
+def _of_round(bench: Bench, pair: Pair, each: Round) -> Iterator[tuple[str, _Accuracies]]:
     """Each treatment, and the accuracies of a round at interpolation."""
     keys = pair.place.tree.keys
     for i, (batch_norm, treatment) in enumerate(zip((OWN, RECOMPUTED), each.treatments, strict=False)):
-        average, *children = (_accuracy(opened, keys[n], treatment) for n in (each.average_node, *each.end_nodes))
+        average, *children = (bench.accuracy(keys[n], treatment) for n in (each.average_node, *each.end_nodes))
         sound = [accuracy for accuracy in children if accuracy is not None]
-        alone = [_accuracy(opened, keys[node], list(treatments)[i]) for node, treatments in each.alone]
+        alone = [bench.accuracy(keys[node], list(treatments)[i]) for node, treatments in each.alone]
         best = max(sound) if len(sound) == len(children) else None
         yield batch_norm, {"average": average, "best_child": best, **_alone(alone)}
 
 
-def _further(opened: OpenedSweep, pair: Pair) -> Iterator[tuple[int | float, str, _Accuracies]]:
+def _further(bench: Bench, pair: Pair) -> Iterator[tuple[int | float, str, _Accuracies]]:
     """Each epoch that the last average is trained on, treatment, and the accuracies after it."""
     place, tree = pair.place, pair.place.tree
     at = {tree.iterations[tree.nodes[state]]: state for state in place.alone}
@@ -98,8 +81,8 @@ def _further(opened: OpenedSweep, pair: Pair) -> Iterator[tuple[int | float, str
         done = tree.iterations[tree.nodes[state]] - tree.iterations[place.average_node]
         for batch_norm in (OWN, RECOMPUTED) if place.recomputed else (OWN,):
             ends = (tree.iterations[end] + done for end, _ in place.rounds[-1].alone)
-            alone = [_accuracy(opened, *place.filed(at[end], batch_norm)) if end in at else None for end in ends]
-            average = _accuracy(opened, *place.filed(state, batch_norm))
+            alone = [bench.accuracy(*place.filed(at[end], batch_norm)) if end in at else None for end in ends]
+            average = bench.accuracy(*place.filed(state, batch_norm))
             yield further, batch_norm, {"average": average, "best_child": None, **_alone(alone)}
 
 
@@ -108,16 +91,11 @@ def _alone(accuracies: list[float | None]) -> _Accuracies:
     return {"alone": each, "alone_total": total}
 
 
-def _accuracy(opened: OpenedSweep, state: str, treatment: str) -> float | None:
-    found = opened.measured.get((state, treatment))
-    return None if found is None or found.diverged else found.test_accuracy
-
-
-def _row(pair: Pair, number: int, further: int | float, batch_norm: str, accuracies: _Accuracies) -> dict[str, Any]:
+def _row(pair: Pair, number: int, further: int | float, batch_norm: str, accuracies: _Accuracies) -> Row:
     experiment, average = pair.config.experiment, accuracies["average"]
     trained = pair.place.rounds[number - 1].average_node
     done = pair.place.tree.time(trained) - pair.k
-    row: dict[str, Any] = {
+    row: Row = {
         **pair.columns(), "batch_norm": batch_norm, "round": number, "epochs_after": further,
         "epochs": pair.k + done + further, "epochs_total": pair.k + done * experiment.children + further,
     }  # fmt: skip
@@ -154,15 +132,14 @@ def _verdicts(frame: polars.DataFrame) -> Table:
     last = rows.filter(at == polars.col("most"))
     last = last.with_columns(more=polars.col("over_alone_points") - polars.col("first"))
     names = [*cell_names(frame, alpha=True), "batch_norm"]
-    body, most = [], 0
-    for values, here in groups(last, names):
-        for claim, column in _CLAIMS.items():
-            estimate = estimate_of(here, column)
-            if estimate is not None and (column != "more" or here["most"].max() != 1):
-                body.append([*map(value_text, values), claim, *verdict_cells(estimate)])
-                most = max(most, estimate.n_parents)
+    found = [
+        ([*map(value_text, values), claim], estimate_of(here, column))
+        for values, here in groups(last, names)
+        for claim, column in _CLAIMS.items()
+        if column != "more" or here["most"].max() != 1
+    ]
     columns = (*names, "the average of the last round", "points [95 %]", "parents", "pairs", "verdict")
-    return titled("Does the gain add up over rounds? Differences of test accuracy", columns, body, most)
+    return verdict_table("Does the gain add up over rounds? Differences of test accuracy", columns, found)
 
 
 _CLAIMS = {
@@ -171,36 +148,28 @@ _CLAIMS = {
     "beats it by more than the first round's did": "more",
     "beats the parent alone at equal epochs in total": "over_total_points",
 }
-_LOOKS = {"average_%": ("-", "o"), "best_child_%": (":", "^"), "alone_%": ("--", "s"), "alone_total_%": ("-.", "D")}
+_LOOKS: dict[str, dict[str, Any]] = {
+    "average_%": {"ls": "-", "marker": "o"},
+    "best_child_%": {"ls": ":", "marker": "^"},
+    "alone_%": {"ls": "--", "marker": "s"},
+    "alone_total_%": {"ls": "-.", "marker": "D"},
+}
 
 
 def draw(frames: Frames, title: str) -> Any:
     """Draw test accuracy against epochs, a panel a cell: each round's average, its best child, the parent alone."""
-    frame = frames["rounds"].filter(epochs_after=0)
-    names = cell_names(frame, alpha=True)
-    cells = list(groups(frame, names))
-    figure, axes = panels(len(cells), 3, (4.0, 3.0), below=1.2)
-    spreads = list[Estimate | None]()
-    for axis, (values, rows) in zip(axes, cells, strict=True):
-        for treatment in distinct(rows, "batch_norm"):
-            own = rows.filter(batch_norm=treatment)
-            for column, (line, marker) in _LOOKS.items():
-                found = {at: estimate_of(here, column) for (at,), here in groups(own, ["epochs"])}
-                points = [(at, value_of(estimate)) for at, estimate in found.items()]
+    cells, _ = cells_of(frames["rounds"].filter(epochs_after=0), alpha=True)
+    sheet = Sheet.of(len(cells), 3, (4.0, 3.0), below=1.2)
+    for axis, cell in zip(sheet.axes, cells, strict=True):
+        for (treatment,), own in groups(cell.rows, ["batch_norm"]):
+            for column, line in _LOOKS.items():
                 label = f"{column.removesuffix('_%').replace('_', ' ')}, {treatment}"
-                if any(value == value for _, value in points):
-                    axis.plot(*zip(*points, strict=True), line, marker=marker, ms=4, lw=1.2,
-                              color=TREATMENT_COLOURS[treatment], label=label)  # fmt: skip
-                if column == "average_%":
-                    spreads += found.values()
-                    for at, estimate in found.items():
-                        draw_spread(axis, estimate, at, TREATMENT_COLOURS[treatment])
-        heading = cell_heading(names, values, rows)
-        style(axis, "epochs of a child since initialisation", "test accuracy (%)", heading, whole_x=True)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+                look: dict[str, Any] = {"color": TREATMENT_COLOURS[treatment], "label": label, "ms": 4, "lw": 1.2}
+                sheet.curve(axis, own, "epochs", column, spread=column == "average_%", **look, **line)
+        style(axis, "epochs of a child since initialisation", "test accuracy (%)", cell.heading, whole_x=True)
+    sheet.legend(ncols=4, size=7)
     what = "Rounds of averaging, against one network trained alone for as many epochs and for as many in total"
-    set_title(figure, what, f"{title}; {spread_text(spreads)}")
-    return figure
+    return sheet.titled(what, title)
 
 
 QUESTION = "does the gain add up over rounds of averaging, against the same epochs spent on one network"

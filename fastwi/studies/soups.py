@@ -11,23 +11,11 @@ import polars
 from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
-from fastwi.analysis.opened import OpenedSweep
-from fastwi.analysis.pairs import Pair, Progress, chosen_pairs, counted
-from fastwi.config.sweep import RECOMPUTED, AnalysisOptions
-from fastwi.report.estimates import (
-    cell_heading,
-    cell_names,
-    draw_bars,
-    estimate_of,
-    first_cells,
-    groups,
-    panels,
-    set_title,
-    spread_text,
-    style,
-    verdict_table,
-)
-from fastwi.report.study import LINE_COLUMNS, Frames, Study
+from fastwi.analysis.pairs import Pair
+from fastwi.config.sweep import RECOMPUTED
+from fastwi.report.drawing import Sheet, style
+from fastwi.report.estimates import cell_names, cells_of, estimate_of, groups, verdict_table
+from fastwi.report.study import LINE_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import LEVEL, Table, value_text
 
 BEST, UNIFORM, GREEDY = "best", "uniform", "greedy"
@@ -46,26 +34,25 @@ COLUMNS = {
 }
 
 
-def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -> dict[str, polars.DataFrame]:
+def measure(bench: Bench) -> Found:
     """Average all children of each parent in each cell, and choose greedily among them, under each treatment.
 
     Raises UserError where the sweep left no training image out.
     """
     sets: dict[Any, dict[str, Pair]] = {}
-    for pair in chosen_pairs(opened, options):
+    for pair in bench.pairs():
         children = sets.setdefault((*pair.variant, pair.cell, pair.point.parent), {})
         children.update((end, pair) for end in pair.place.ends)
-    bench = Bench(opened, options)
-    rows = list[dict[str, Any]]()
-    for children in counted(list(sets.values()), progress):
+    rows = list[Row]()
+    for children in bench.each(list(sets.values())):
         pair = next(iter(children.values()))
-        members = opened.states(list(children))
+        members = bench.opened.states(list(children))
         held_out = bench.held_out(pair.config)
         test, _ = bench.part(pair.config, "test")
         everyone = [range(members.members)]
         how = bench.how(pair)
         evaluator = how["evaluator"]
-        for treatment in options.treatments:
+        for treatment in bench.options.treatments:
             on = how["recomputation"] if treatment == RECOMPUTED else None
             (chosen,) = analysis.greedy_soups(evaluator, members, everyone, held_out, on)
             made = {BEST: chosen[:1], UNIFORM: everyone[0], GREEDY: chosen}
@@ -79,7 +66,7 @@ def measure(opened: OpenedSweep, options: AnalysisOptions, progress: Progress) -
                     "test_accuracy_%": here.accuracy_M[i], "test_loss_nats": analysis.finite(here.loss_M[i]),
                     "gain_points": here.accuracy_M[i] - here.accuracy_M[0],
                 })  # fmt: skip
-    return opened.frames(COLUMNS, soups=rows)
+    return {"soups": rows}
 
 
 def tables(frames: Frames) -> list[Table]:
@@ -98,16 +85,13 @@ def tables(frames: Frames) -> list[Table]:
 def draw(frames: Frames, title: str) -> Any:
     """Draw the gain of each soup, a panel a cell; of many cells the first ones."""
     frame = frames["soups"].filter(polars.col("soup") != BEST)
-    names = cell_names(frame)
-    cells, part = first_cells(frame, names)
-    figure, axes = panels(len(cells), 2, (5.4, 2.6), 0.9)
-    found = []
-    for axis, (values, rows) in zip(axes, cells, strict=True):
-        found += draw_bars(axis, rows, "gain_points", "soup", "{} batch-norm statistics")
-        style(axis, "", "test accuracy gain (points)", cell_heading(names, values, rows))
-    axes[0].legend(fontsize=7)
-    set_title(figure, f"Soups less the best child{part}", f"{title}; {spread_text(found)}", size=10)
-    return figure
+    cells, part = cells_of(frame, most=8)
+    sheet = Sheet.of(len(cells), 2, (5.4, 2.6), below=0.9)
+    for axis, cell in zip(sheet.axes, cells, strict=True):
+        sheet.bars(axis, cell.rows, "gain_points", "soup")
+        style(axis, "", "test accuracy gain (points)", cell.heading)
+    sheet.axes[0].legend(fontsize=7)
+    return sheet.titled(f"Soups less the best child{part}", title, size=10)
 
 
 QUESTION = "what uniform and greedy averages of all children of a parent gain over the best of them"

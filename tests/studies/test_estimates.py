@@ -5,7 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from fastwi.analysis.statistics import mean_estimate
-from fastwi.report.estimates import SAME, cell_heading, draw_spread, first_cells, last_cells, shown, titled
+from fastwi.report.drawing import draw_spread
+from fastwi.report.estimates import SAME, cell_heading, cells_of, shown, titled
 from fastwi.report.study import shown_once
 
 
@@ -26,7 +27,7 @@ def test_headings_promise_intervals_where_there_are_some():
     values = [1.0, 2.0, 4.0, 8.0, 16.0]
     for count, some in ((5, True), (4, False)):
         estimate = mean_estimate(values[:count], range(count))
-        table = titled("Gain [95 %]", ("k", "own [95 %]"), [["[3]", shown(estimate, count)]], count, [estimate.note])
+        table = titled("Gain [95 %]", ("k", "own [95 %]"), [["[3]", shown(estimate, count)]], [estimate])
         assert ("[95 %]" in table.title, "[95 %]" in table.columns[1]) == (some, some)
         assert ("n = 4: too few" in table.title) == (not some)
 
@@ -65,9 +66,11 @@ def test_a_heading_names_all_that_a_cell_has():
 
 
 def test_part_of_the_cells_is_drawn():
-    frame = polars.DataFrame({"k": [3, 2, 1], "s": [1, 1, 1]})
-    first, last = (found(frame, ["k", "s"], 2) for found in (first_cells, last_cells))
-    assert [values for values, _ in first[0]] == [(3, 1), (2, 1)]
-    assert [values for values, _ in last[0]] == [(2, 1), (1, 1)]
-    assert "2 of 3" in first[1]
-    assert first_cells(frame, ["k", "s"], 3)[1] == last_cells(frame, ["k", "s"], 3)[1] == ""
+    frame = polars.DataFrame({"k": [3, 2, 1], "s": 1, "parent_seed": 0, "pair": 0})
+    first, last = (cells_of(frame, most=2, last=which) for which in (False, True))
+    assert [cell.values for cell in first[0]] == [(3, 1), (2, 1)]
+    assert [cell.values for cell in last[0]] == [(2, 1), (1, 1)]
+    assert ("first 2 of 3" in first[1], "last 2 of 3" in last[1]) == (True, True)
+    for most in (0, 3):
+        found, part = cells_of(frame, most=most)
+        assert (len(found), part) == (3, "")
