@@ -18,6 +18,7 @@ Shapes: C children, T states along a trajectory, L averages of it.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -334,6 +335,7 @@ _WORDS = {
     **{axis: axis + ": {value}, after {epochs} of further training" for axis in AFTER_AXES},
 }
 _BY_CELL = ("mean_child", "best_child", "ensemble", "child_longer", "lawa", "ema")
+_BEFORE = "before averaging"
 _LAWA = ("last 2 epochs", "its second half", "all its epochs")
 
 
@@ -346,11 +348,19 @@ class Effect(NamedTuple):
 
 
 def effects(frame: polars.DataFrame) -> list[Effect]:
-    """The paired effect of each control with its interval over parents, over all cells together."""
-    return [
-        Effect(label, treatment, mean_estimate(rows["effect_points"].to_numpy(), rows["parent_seed"].to_list()))
-        for (label, treatment), rows in groups(_labelled(frame), ["label", "batch_norm"])
-    ]
+    """The paired effect of each control with its interval over parents, over all cells together.
+
+    A pair that is compared at interpolation counts once, however many values the axes of its further training have.
+    """
+    names = cell_names(frame, alpha=True)
+    same = [*(name for name in names if name not in AFTER_AXES), "parent_seed", "pair"]
+    found = []
+    for (label, treatment), rows in groups(_labelled(frame), ["label", "batch_norm"]):
+        estimate = mean_estimate(rows["effect_points"].to_numpy(), rows["parent_seed"].to_list())
+        if rows["control"][0] in (*_BY_CELL, "alpha") or _BEFORE in label:
+            estimate = replace(estimate, n_pairs=rows.select(same).n_unique())
+        found.append(Effect(label, treatment, estimate))
+    return found
 
 
 def _labelled(frame: polars.DataFrame) -> polars.DataFrame:
@@ -383,7 +393,7 @@ def _labelled(frame: polars.DataFrame) -> polars.DataFrame:
 
 def _epochs_text(name: str, epochs: int | None) -> str:
     if epochs is None:
-        return "before averaging"
+        return _BEFORE
     text = count_of(epochs, "epoch")
     return f"for {text} more" if name == "dropped_rate" else text
 

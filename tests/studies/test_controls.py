@@ -152,6 +152,10 @@ def test_what_is_left_of_the_gain_by_schedule(digits_directory, tmp_path_factory
                     if at == "keep":
                         other = annealed.measured[places["anneal", parent].after[epochs - 1], treatment].test_accuracy
                         assert found.pop((at, parent, "schedule.at_average", epochs, name)) == (average, other)
+        whole = STUDY.tables(frames)[0]
+        pairs = dict(zip(column(whole, whole.columns[0]), column(whole, "pairs"), strict=True))
+        assert pairs["the children's mean"] == pairs["the children's ensemble"] == "2"  # whatever comes after
+        assert pairs["the children trained on, after the average is trained on as long (1 epoch)"] == "4"
         assert rates == {"keep": [0.05, 0.05], "anneal": [0.05, 0.025]}
         assert not {name for _, _, name, *_ in found} & {"children_on", "schedule.at_average"}
         table = next(table for table in STUDY.tables(frames) if "is left" in table.title)
