@@ -38,6 +38,10 @@ PAIR_COLUMNS: dict[str, Column] = {
     "parent_seed": Column("", "initialisation seed of the parent", polars.Int64),
     "pair": Column("", "which tuple of the parent's children was averaged, from 0", polars.Int64),
 }
+TIME_COLUMNS: dict[str, Column] = {
+    "k_iterations": Column("iterations", "training steps of the parent before cloning", polars.Int64),
+    "s_iterations": Column("iterations", "training steps of each child before averaging", polars.Int64),
+}
 PAIR_TYPES = types_of(PAIR_COLUMNS)
 
 _TYPES = {bool: polars.Boolean, int: polars.Int64, float: polars.Float64, str: polars.String}

@@ -68,8 +68,17 @@ class PointStates:
     @property
     def s(self) -> int | float:
         """Epochs that each child trained before averaging, likewise."""
-        tree, end = self.tree, self.average_node
-        return epochs_of(tree.iterations[end] - self.rounds[-1].first, tree.per_epoch[end])
+        return epochs_of(self.s_iterations, self.tree.per_epoch[self.average_node])
+
+    @property
+    def k_iterations(self) -> int:
+        """Training steps of the parent before cloning."""
+        return self.tree.iterations[self.clone_node]
+
+    @property
+    def s_iterations(self) -> int:
+        """Training steps of each child before averaging."""
+        return self.tree.iterations[self.average_node] - self.rounds[-1].first
 
     @property
     def end(self) -> int | float:

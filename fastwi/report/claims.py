@@ -23,9 +23,17 @@ from fastwi.analysis.statistics import (
     verdict_text,
 )
 from fastwi.experiment.tree import OWN
-from fastwi.report.estimates import ALMOST, correlation_of, distinct, estimate_of, hard_less_easy, value_of
+from fastwi.report.estimates import (
+    ALMOST,
+    correlation_of,
+    distinct,
+    estimate_of,
+    hard_less_easy,
+    named_texts,
+    value_of,
+)
 from fastwi.report.rows import OVER
-from fastwi.report.summary import count_of, sentence, value_text
+from fastwi.report.summary import count_of, sentence
 from fastwi.report.tables import (
     after_column,
     cells,
@@ -150,7 +158,8 @@ def _average_beats_both(frames: Frames) -> Found:
             findings += _find(f"gain over {words}, {tail}", gains, side, gain_column(treatment, over))
         of_cells = list[Finding]()
         for variant, k, s, rows in cells(gains):
-            where = ", ".join(filter(None, [variant, f"k = {value_text(k)}, s = {value_text(s)}"]))
+            times = "k = {}, s = {}".format(*named_texts(("k", "s"), (k, s), rows))
+            where = ", ".join(filter(None, [variant, times]))
             of_cells += _find(f"{where}; {tail}", rows, "above", gain_column(treatment))
         verdicts = [finding.verdict for finding in of_cells]
         if verdicts:

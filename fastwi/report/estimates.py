@@ -68,9 +68,24 @@ def cells_of(
 def cell_heading(names: Sequence[str], values: Sequence[Any], rows: polars.DataFrame, *more: str) -> str:
     """A cell's k, s, alpha if there is one, and n; a line for its other axes and for each of `more`. For a panel."""
     at = names.index("k")
-    cell = ", ".join(f"{name} = {value_text(value)}" for name, value in zip(names[at:], values[at:], strict=True))
+    texts = named_texts(names, values, rows)[at:]
+    cell = ", ".join(f"{name} = {text}" for name, text in zip(names[at:], texts, strict=True))
     variant = variant_text(zip(names[:at], values, strict=False))
     return "\n".join(filter(None, [f"{cell}; {counted_text(rows)}", variant, *more]))
+
+
+def named_texts(names: Sequence[str], values: Sequence[Any], rows: polars.DataFrame) -> list[str]:
+    """The values of the columns `names` of some rows as text; k and s within an epoch in iterations, such as 10it.
+
+    These are in epochs where the rows, of an earlier version or of another study, have no iterations.
+    """
+    texts = []
+    for name, value in zip(names, values, strict=True):
+        within = (
+            name in ("k", "s") and isinstance(value, float) and value % 1 and f"{name}_iterations" in rows.columns
+        )
+        texts.append(f"{rows[f'{name}_iterations'][0]}it" if within else value_text(value))
+    return texts
 
 
 def estimate_of(rows: polars.DataFrame, column: str) -> Estimate | None:
@@ -152,7 +167,7 @@ def estimate_table(
         found = {place: estimate_of(here, column) for place, here in groups(rows, by)}
         cells = [shown(found[place], parents, digits) if place in found else absent for place in across]
         every += found.values()
-        body.append([*map(value_text, values), str(parents), str(pairs), *cells])
+        body.append([*named_texts(names, values, rows), str(parents), str(pairs), *cells])
     return titled(f"{title} [95 %]", (*names, "parents", "pairs", *across.values()), body, every)
 
 
@@ -175,7 +190,7 @@ def estimates_by(
 ) -> Iterator[tuple[list[str], Estimate | None]]:
     """For `verdict_table`: the values of the columns `names` as text, and the estimate of `column` there."""
     for values, rows in groups(frame, names):
-        yield list(map(value_text, values)), estimate_of(rows, column)
+        yield named_texts(names, values, rows), estimate_of(rows, column)
 
 
 def verdict_table(

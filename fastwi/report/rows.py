@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars
 
-from fastwi.analysis.columns import PAIR_COLUMNS, PAIR_TYPES, Column, Columns, axis_types, schema
+from fastwi.analysis.columns import PAIR_COLUMNS, PAIR_TYPES, TIME_COLUMNS, Column, Columns, axis_types, schema
 from fastwi.config.schema import KEYS
 from fastwi.config.sweep import RECOMPUTED, Point, axis_value, child_tuples, other_axes, variant_of
 from fastwi.config.write import config_hash
@@ -83,7 +83,7 @@ def _further(name: str, treatment: str) -> dict[str, Column]:
 
 GAIN_COLUMNS = {
     **PAIR_COLUMNS, **_treated(OWN), **_treated(RECOMPUTED),
-    **_further("after", OWN), **_further("after_recomputed", RECOMPUTED),
+    **_further("after", OWN), **_further("after_recomputed", RECOMPUTED), **TIME_COLUMNS,
 }  # fmt: skip
 """Of gains.parquet, after the axes beside k and s. Null: not measured (yet), or a network of these diverged."""
 
@@ -191,6 +191,8 @@ def gains(planned: PlannedSweep, measurements: Measured) -> polars.DataFrame:
             "alpha": point.alpha,
             "parent_seed": point.parent,
             "pair": point.tuple_index,
+            "k_iterations": place.k_iterations,
+            "s_iterations": place.s_iterations,
         }
         sound = False
         for name, treatment in zip(TREATMENTS, place.treatments, strict=False):

@@ -13,7 +13,7 @@ import polars
 from fastwi.config.sweep import SweepSpec
 from fastwi.experiment.tree import OWN
 from fastwi.report.effects import effects_table
-from fastwi.report.estimates import SAME, cell_names, counted, estimate_of, groups, shown
+from fastwi.report.estimates import SAME, cell_names, counted, estimate_of, groups, named_texts, shown
 from fastwi.report.rows import ACCURACY, OVER, TREATMENTS, Row
 from fastwi.report.summary import OVER_PARENTS, Table, count_of, estimates_table, value_text, variant_text
 
@@ -119,7 +119,7 @@ def _table(title: str, gains: polars.DataFrame, columns: Mapping[str, Callable[[
     names, body = cell_names(gains, alpha=True), []
     for values, rows in groups(gains, names):
         texts = [text(rows) for text in columns.values()]
-        body.append([*map(value_text, values), *map(str, counted(rows)), *texts])
+        body.append([*named_texts(names, values, rows), *map(str, counted(rows)), *texts])
     return estimates_table(title, [*names, "parents", "pairs", *columns], body)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import polars
 
 from fastwi import analysis
-from fastwi.analysis.columns import Column
+from fastwi.analysis.columns import TIME_COLUMNS, Column
 from fastwi.analysis.measuring import Bench
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.report.drawing import TREATMENT_COLOURS, Sheet, set_title, style
@@ -60,7 +60,7 @@ COLUMNS = {
         "gain_best_nats": Column("nats", "loss of the better end less that at alpha = 0.5, likewise"),
         "gain_mean_nats": Column("nats", "mean of the ends' losses less that at alpha = 0.5, likewise"),
         "places": Column("", "places on the line that the barriers are taken over, from 0 to 1", polars.Int64),
-        "k_iterations": Column("iterations", "training steps of the parent before cloning", polars.Int64),
+        **TIME_COLUMNS,
     },
 }
 
@@ -76,8 +76,8 @@ def measure(bench: Bench) -> Found:
     for pair, how in bench.each_line(bench.lines(), lambda pair: len(alphas_L)):
         line = analysis.evaluate_line(pair=bench.opened.states(pair.place.ends), alphas=alphas_L, **how)
         lines += [{**pair.columns(), **row} for row in line.rows()]
-        cloned = {"k_iterations": pair.place.tree.iterations[pair.place.clone_node]}
-        barriers += [{**pair.columns(), **row, **cloned} for row in _barrier_rows(line, counted_L)]
+        times = {"k_iterations": pair.place.k_iterations, "s_iterations": pair.place.s_iterations}
+        barriers += [{**pair.columns(), **row, **times} for row in _barrier_rows(line, counted_L)]
     return {"line": lines, "barrier": barriers}
 
 

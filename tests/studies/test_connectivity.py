@@ -7,6 +7,8 @@ from studied import WITHIN, by_cell, check, column, measured, mixed, presented, 
 
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
+from fastwi.report.rows import gains
+from fastwi.report.tables import cell_table
 from fastwi.studies.connectivity import line_places
 
 NAMES = ("k", "s", "parent_seed", "pair")
@@ -153,6 +155,8 @@ def test_instability_is_measured_against_iterations(unstable, tmp_path):
         expected = max(errors.values()) - (errors[0.0] + errors[1.0]) / 2
         assert row["barrier_error_points"] == pytest.approx(expected, abs=1e-12)
     tables, drawn = presented("connectivity", frames, tmp_path)
+    for table in (tables[0], cell_table(gains(opened.planned, opened.measured))):
+        assert (column(table, "k"), column(table, "s")) == (["0", "2it", "1", "4it"], ["2", "4it", "1", "2it"])
     stable = tables[-1]
     assert column(stable, "k_iterations") == [str(k) for k in ks for _ in range(4)]
     values = barrier.filter(k_iterations=2, split="test", batch_norm="recomputed")["barrier_error_points"]
