@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fastwi.analysis.plane import evaluate_plane, plane_points
     from fastwi.analysis.repair import moments_of, rescaled, variance_ratios
     from fastwi.analysis.representation import Similarities, linear_cka
-    from fastwi.analysis.soups import greedy_soups, uniform_soups
+    from fastwi.analysis.soups import greedy_soup, uniform_soups
     from fastwi.analysis.symmetry import Order, Symmetry
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
     "Recomputation", "Similarities", "Symmetry", "WeightDistances", "barrier_between", "barrier_of", "block_groups",
     "calibration_of", "calibration_scores", "curvature_cost", "dataset_from_arrays", "el2n_scores",
     "ensemble_scores", "equal_splits", "evaluate_blocks", "evaluate_line", "evaluate_plane", "finite",
-    "forgetting_scores", "function_distances", "gradient_noise", "greedy_soups", "images_of", "lanczos",
+    "forgetting_scores", "function_distances", "gradient_noise", "greedy_soup", "images_of", "lanczos",
     "linear_cka", "match_activations", "match_weights", "measure_curvature", "moments_of", "plane_points",
     "rescaled", "split_scores", "step_noise", "tangent_departure", "uniform_soups", "variance_ratios",
     "weight_distances",

@@ -6,7 +6,6 @@ Shapes: M members, N images, n images of a batch, K classes, S splits.
 import functools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,19 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fastwi.analysis.evaluator import Values
+from fastwi.analysis.evaluator import Evaluator, Values
 from fastwi.data.resident import ResidentDataset
-from fastwi.engine.base import Scores
+from fastwi.engine.base import Engine, Scores
 from fastwi.errors import UserError
 from fastwi.population import Population
 
-
-class LogitsEngine(Protocol):
-    """An engine, as far as these analyses need one: `fastwi.engine.base.Engine` is such."""
-
-    def logits(self, population: Population, m: int, dataset: ResidentDataset) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (positions int64 [n], logits float32 [n, K]) until each image of `dataset` was there once."""
-        ...
+LogitsEngine = Engine | Evaluator
+"""What gives logits, by its method of that name."""
 
 
 def el2n_scores(

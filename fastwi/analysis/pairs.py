@@ -51,11 +51,6 @@ class Pair:
         return self.place.s
 
     @property
-    def end(self) -> int | float:
-        """Epochs done at interpolation, likewise."""
-        return self.place.end
-
-    @property
     def statistics_epoch(self) -> int:
         """The epoch of the draws on which statistics at interpolation are recomputed."""
         return self.place.tree.epochs[self.place.average_node]

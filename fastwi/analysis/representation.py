@@ -4,8 +4,9 @@ Shapes: M members, L layers, N images, n of a batch, F features of a layer (its 
 """
 
 import copy
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,14 +96,11 @@ class _Watched:
         modules = dict(network.named_modules())
         for shown, (name,) in block_groups(network).items():
             if name in modules:  # a parameter of the network itself is no layer
-                modules[name].register_forward_hook(self._keeper(shown))
+                modules[name].register_forward_hook(functools.partial(self._keep, shown))
 
-    def _keeper(self, layer: str) -> Any:
-        def keep(module: nn.Module, arguments: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim > 0:
-                self._outputs[layer] = output.flatten(1) if output.ndim > 1 else output[:, None]
-
-        return keep
+    def _keep(self, layer: str, module: nn.Module, arguments: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim > 0:
+            self._outputs[layer] = output.flatten(1) if output.ndim > 1 else output[:, None]
 
     def outputs(self, state: dict[str, Tensor], x_NCHW: Tensor) -> dict[str, Tensor]:
         """[N, F] of each layer by name; of one that is called more than once, its last output."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars
 
-from fastwi.report.estimates import cell_names, estimate_of, groups, shown
+from fastwi.report.estimates import cell_names, groups, mean_text
 from fastwi.report.summary import Table, estimates_table, value_text
 
 
@@ -18,8 +18,7 @@ def effects_table(gains: polars.DataFrame, columns: Mapping[str, str], note: str
     for axis in axes:
         for first, value, rows in differences(gains, axis, list(columns.values())):
             parents, pairs = rows["parent_seed"].n_unique(), rows.height
-            estimates = [estimate_of(rows, column) for column in columns.values()]
-            texts = ["" if each is None else shown(each, parents, pairs=pairs) for each in estimates]
+            texts = [mean_text(rows, column, pairs) for column in columns.values()]
             body.append([axis, value_text(value), value_text(first), str(parents), str(pairs), *texts])
     if not body:
         return None

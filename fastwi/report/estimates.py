@@ -135,6 +135,13 @@ def shown(estimate: Estimate | None, parents: int, digits: int = 2, pairs: int =
     return f"{estimate.value:+.{digits}f}" + (f" {interval}" if interval else "") + n
 
 
+def mean_text(rows: polars.DataFrame, column: str, pairs: int = 0) -> str:
+    """The estimate of a column as `shown`; empty where no row has a value. `pairs`: of all cells, as before."""
+    estimate = estimate_of(rows, column)
+    parents, here = counted(rows)
+    return "" if estimate is None else shown(estimate, parents, pairs=pairs or here)
+
+
 def titled(
     title: str, columns: Sequence[str], body: Sequence[Sequence[str]], estimates: Iterable[Estimate | None]
 ) -> Table:

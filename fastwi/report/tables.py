@@ -5,18 +5,19 @@ same batch-norm statistics on both sides. Intervals are over parents. Sweeps' ta
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
 import polars
 
 from fastwi.config.sweep import SweepSpec
 from fastwi.experiment.tree import OWN
 from fastwi.report.effects import effects_table
-from fastwi.report.estimates import SAME, cell_names, counted, estimate_of, groups, named_texts, shown
+from fastwi.report.estimates import SAME, cell_names, counted, estimate_of, groups, mean_text, named_texts
 from fastwi.report.rows import ACCURACY, OVER, TREATMENTS, Row
 from fastwi.report.summary import OVER_PARENTS, Table, count_of, estimates_table, value_text, variant_text
 
+Shown = dict[str, tuple[Callable[[polars.DataFrame, str], str], str]]
+"""By heading, what makes a cell's text of its rows and a column, and the column."""
 _MOST_EPOCHS = 8  # columns of a table of further epochs
 _ROUND_EPOCHS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 
@@ -83,10 +84,10 @@ def sweep_tables(gains: polars.DataFrame) -> list[Table]:
 
 def cell_table(gains: polars.DataFrame, over: str = "best") -> Table:
     """One row a cell: the mean gain `over` the "best" child or the "mean", and the share of pairs that beat all."""
-    columns: dict[str, Callable[[polars.DataFrame], str]] = {}
+    columns: Shown = {}
     for name in measured(gains, over):
-        columns[f"gain, {name} [95 %]"] = partial(_mean, column=gain_column(name, over))
-        columns[f"beats all, {name} (%)"] = partial(_wins, column=gain_column(name))
+        columns[f"gain, {name} [95 %]"] = mean_text, gain_column(name, over)
+        columns[f"beats all, {name} (%)"] = _wins, gain_column(name)
     title = f"Gain of the average over {OVER[over]} at interpolation, in points"
     return _table("; ".join(filter(None, [title, note_of(gains)])), gains, columns)
 
@@ -111,22 +112,16 @@ def after_table(gains: polars.DataFrame, against: str = "best", treatment: str =
     what = {"average": "the average", "best": "the best child"}[against]
     title = f"The average trained on: accuracy less that of {what} at interpolation, {treatment} statistics"
     title += ", in points [95 %]"
-    return _table(title, gains.with_columns(**at), {column: partial(_mean, column=column) for column in at})
+    return _table(title, gains.with_columns(**at), {column: (mean_text, column) for column in at})
 
 
-def _table(title: str, gains: polars.DataFrame, columns: Mapping[str, Callable[[polars.DataFrame], str]]) -> Table:
+def _table(title: str, gains: polars.DataFrame, columns: Shown) -> Table:
     """One row a cell: axes, k, s, alpha where there is one, parents, pairs, and then `columns`."""
     names, body = cell_names(gains, alpha=True), []
     for values, rows in groups(gains, names):
-        texts = [text(rows) for text in columns.values()]
+        texts = [text(rows, column) for text, column in columns.values()]
         body.append([*named_texts(names, values, rows), *map(str, counted(rows)), *texts])
     return estimates_table(title, [*names, "parents", "pairs", *columns], body)
-
-
-def _mean(rows: polars.DataFrame, column: str) -> str:
-    estimate = estimate_of(rows, column)
-    parents, pairs = counted(rows)
-    return "" if estimate is None else shown(estimate, parents, pairs=pairs)
 
 
 def _wins(rows: polars.DataFrame, column: str) -> str:

@@ -219,7 +219,7 @@ class _Compared:
         if not here and pair.config.schedule.at_average != "keep":
             return
         for epochs, state in _whole_epochs(pair, pair.place.after if pair.s and pair.whole else ()):
-            at = int(pair.end - pair.k) + epochs - 1
+            at = int(pair.place.end - pair.k) + epochs - 1
             for name, treatment in _measured_at(pair, state) if all(len(path) > at for path in paths) else ():
                 mean = self._accuracy(*(path[at] for path in paths), treatment=treatment)
                 yield _Control("children_on", None, epochs, name, self._accuracy(state, treatment=treatment), mean)

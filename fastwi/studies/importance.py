@@ -208,7 +208,7 @@ def _networks(bench: Bench, pair: Pair, lost: set[str]) -> Iterator[tuple[Row, _
 
     Without those that diverged; of those between stops, the ones that are stored.
     """
-    place, end, has = pair.place, pair.end, bench.opened.has
+    place, end, has = pair.place, pair.place.end, bench.opened.has
 
     def named(network: str, child: int | None, stage: str, epoch: int | float, treatment: str = OWN) -> Row:
         return {"network": network, "child": child, "stage": stage, "epoch": epoch, "batch_norm": treatment}

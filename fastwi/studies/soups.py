@@ -49,13 +49,13 @@ def measure(bench: Bench) -> Found:
         members = bench.opened.states(list(children))
         held_out = bench.held_out(pair.config)
         test, _ = bench.part(pair.config, "test")
-        everyone = [range(members.members)]
+        everyone = range(members.members)
         how = bench.how(pair)
         evaluator = how["evaluator"]
         for treatment in bench.options.treatments:
             on = how["recomputation"] if treatment == RECOMPUTED else None
-            (chosen,) = analysis.greedy_soups(evaluator, members, everyone, held_out, on)
-            made = {BEST: chosen[:1], UNIFORM: everyone[0], GREEDY: chosen}
+            chosen = analysis.greedy_soup(evaluator, members, held_out, on)
+            made = {BEST: chosen[:1], UNIFORM: everyone, GREEDY: chosen}
             networks = analysis.uniform_soups(members, list(made.values()))
             networks = networks if on is None else evaluator.recompute(networks, on)
             there, here = (evaluator.scores(networks, images) for images in (held_out, test))
