@@ -30,6 +30,7 @@ from fastwi.report.estimates import (
     estimate_of,
     hard_less_easy,
     named_texts,
+    pairs_at_interpolation,
     value_of,
 )
 from fastwi.report.rows import OVER
@@ -316,10 +317,11 @@ def _find(what: str, frame: polars.DataFrame, side: Side, *columns: str) -> list
     if there.height < len(columns):  # one pair has no order
         return []
     parents = there["parent_seed"].to_list()
-    if len(columns) == 1:
-        return [_finding(what, mean_estimate(there[columns[0]].to_numpy(), parents), side)]
-    x, y = (there[name].to_numpy() for name in columns)
-    return [_finding(what, spearman(x, y, parents), side, _CORRELATION)]
+    values = [there[name].to_numpy() for name in columns]
+    estimate = mean_estimate(*values, parents) if len(columns) == 1 else spearman(*values, parents)
+    if columns[-1].startswith(("gain_", "barrier_")):  # the same whatever the axes of further training are
+        estimate = replace(estimate, n_pairs=pairs_at_interpolation(there, *set(columns)))
+    return [_finding(what, estimate, side, "points" if len(columns) == 1 else _CORRELATION)]
 
 
 def _finding(what: str, estimate: Estimate, side: Side = "", unit: str = "points") -> Finding:

@@ -83,15 +83,12 @@ class Sheet:
         apart: float = 0.0,
         **look: Any,
     ) -> None:
-        """The estimates of `column` along the column `at`, in its order; nothing where none is defined.
+        """The estimates of `column` along the column `at`, in its order.
 
         spread: what each rests on, too, `apart` from its place. look: of the line.
         """
         found = {place: estimate_of(here, column) for (place,), here in groups(rows.sort(at), [at])}
-        means = list(map(value_of, found.values()))
-        if all(mean != mean for mean in means):
-            return
-        axis.plot(list(found), means, **look)
+        axis.plot(list(found), list(map(value_of, found.values())), **look)
         for place, estimate in found.items() if spread else ():
             draw_spread(axis, estimate, place + apart, look["color"])
             self._found.append(estimate)

@@ -118,6 +118,19 @@ def counted(rows: polars.DataFrame) -> tuple[int, int]:
     return len({*pairs["parent_seed"], *pairs.get_column("other_seed", default=[])}), pairs.height
 
 
+_LATER = frozenset({
+    "schedule.at_average", "experiment.momentum", "experiment.batch_norm", "experiment.after",
+    "experiment.continue_children", "experiment.children_rate_factor", "experiment.continue_parent",
+})  # fmt: skip
+"""Axes that change how networks train on from the interpolation."""
+
+
+def pairs_at_interpolation(rows: polars.DataFrame, *columns: str) -> int:
+    """How many pairs rows of all cells have that differ before axes of further training, or in one of `columns`."""
+    names = [name for name in cell_names(rows, alpha="alpha" in rows.columns) if name not in _LATER]
+    return rows.select(*names, "parent_seed", "pair", *columns).n_unique()
+
+
 def counted_text(rows: polars.DataFrame, pairs: int = 0) -> str:
     """The same in words. `pairs`: of all cells, where the rows are of several."""
     parents, here = counted(rows)

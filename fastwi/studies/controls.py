@@ -34,7 +34,7 @@ from fastwi.config.sweep import RECOMPUTED
 from fastwi.experiment.tree import OWN
 from fastwi.report.drawing import draw_rows
 from fastwi.report.effects import effects_table
-from fastwi.report.estimates import cell_names, estimate_table, groups, verdict_table
+from fastwi.report.estimates import cell_names, estimate_table, groups, pairs_at_interpolation, verdict_table
 from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table, count_of
 from fastwi.report.tables import shown_epochs
@@ -352,13 +352,11 @@ def effects(frame: polars.DataFrame) -> list[Effect]:
 
     A pair that is compared at interpolation counts once, however many values the axes of its further training have.
     """
-    names = cell_names(frame, alpha=True)
-    same = [*(name for name in names if name not in AFTER_AXES), "parent_seed", "pair"]
     found = []
     for (label, treatment), rows in groups(_labelled(frame), ["label", "batch_norm"]):
         estimate = mean_estimate(rows["effect_points"].to_numpy(), rows["parent_seed"].to_list())
         if rows["control"][0] in (*_BY_CELL, "alpha") or _BEFORE in label:
-            estimate = replace(estimate, n_pairs=rows.select(same).n_unique())
+            estimate = replace(estimate, n_pairs=pairs_at_interpolation(rows, "effect_points"))
         found.append(Effect(label, treatment, estimate))
     return found
 

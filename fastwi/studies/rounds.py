@@ -163,6 +163,8 @@ def draw(frames: Frames, title: str) -> Any:
     for axis, cell in zip(sheet.axes, cells, strict=True):
         for (treatment,), own in groups(cell.rows, ["batch_norm"]):
             for column, line in _LOOKS.items():
+                if not own[column].count():
+                    continue
                 label = f"{column.removesuffix('_%').replace('_', ' ')}, {treatment}"
                 look: dict[str, Any] = {"color": TREATMENT_COLOURS[treatment], "label": label, "ms": 4, "lw": 1.2}
                 sheet.curve(axis, own, "epochs", column, spread=column == "average_%", **look, **line)

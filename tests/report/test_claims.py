@@ -67,6 +67,17 @@ def test_claim_1_estimates(seed):
     assert not expected
 
 
+def test_a_pair_counts_once_whatever_comes_after_it(seed):
+    """Axes of further training change nothing at interpolation; others do."""
+    frame = gains_frame(generator(seed))
+    once = [finding.estimate for finding in claim(1, frame).found.findings]
+    for axis, times in (("schedule.at_average", 1), ("schedule.name", 2)):
+        parts = [frame.select(polars.lit(value).alias(axis), polars.all()) for value in "ab"]
+        twice = [finding.estimate for finding in claim(1, polars.concat(parts)).found.findings]
+        assert [each.n_pairs for each in twice] == [times * each.n_pairs for each in once]
+        assert [each.value for each in twice] == pytest.approx([each.value for each in once])
+
+
 def test_the_middle_is_one_half_and_the_plain_mean(seed):
     frame = gains_frame(generator(seed), alphas=(None, 0.25, 0.5, 0.75))
     assert middle(frame)["alpha"].unique().sort().to_list() == [None, 0.5]
