@@ -44,34 +44,36 @@ class Sheet:
         return sheet
 
     def bars(
-        self, axis: Any, rows: polars.DataFrame, column: str, by: str, label: str = "{} batch-norm statistics"
+        self,
+        axis: Any,
+        rows: polars.DataFrame,
+        column: str,
+        by: str,
+        label: str = "{} batch-norm statistics",
+        hue: str = "batch_norm",
+        colours: Mapping[str, str] = TREATMENT_COLOURS,
     ) -> list[Estimate | None]:
-        """The estimate of `column` for each value of the column `by`, a bar for each treatment of batch norm.
+        """The estimate of `column` for each value of the column `by`, a bar for each of the column `hue`.
 
-        label: of a treatment, with {} in its place. Returns the estimates.
+        label: of one of the latter, with {} in its place. Returns the estimates.
         """
-        treatments = distinct(rows, "batch_norm")
+        kinds = distinct(rows, hue)
         places = distinct(rows, by)
-        width = 0.8 / len(treatments)
+        width = 0.8 / max(1, len(kinds))
         every = list[Estimate | None]()
-        for t, treatment in enumerate(treatments):
-            own = rows.filter(batch_norm=treatment)
+        for k, kind in enumerate(kinds):
+            own = rows.filter(polars.col(hue) == kind)
             found = [estimate_of(own.filter(polars.col(by) == place), column) for place in places]
-            x = [i + (t - (len(treatments) - 1) / 2) * width for i in range(len(places))]
-            self.bar(axis, x, found, width, TREATMENT_COLOURS[treatment], label.format(treatment))
+            x = [i + (k - (len(kinds) - 1) / 2) * width for i in range(len(places))]
+            heights = list(map(value_of, found))
+            axis.bar(x, heights, width, color=colours[kind], alpha=0.75, label=label.format(kind))
+            for at, estimate in zip(x, found, strict=True):
+                draw_spread(axis, estimate, at, "0.15")
             every += found
         axis.axhline(0, color="0.4", lw=0.8)
         axis.set_xticks(range(len(places)), list(map(str, places)), fontsize=7)
+        self._found += every
         return every
-
-    def bar(
-        self, axis: Any, x: Sequence[float], found: Sequence[Estimate | None], width: float, colour: str, label: str
-    ) -> None:
-        """A bar for each estimate, at the places `x`."""
-        axis.bar(x, list(map(value_of, found)), width, color=colour, alpha=0.75, label=label)
-        for at, estimate in zip(x, found, strict=True):
-            draw_spread(axis, estimate, at, "0.15")
-        self._found += found
 
     def curve(
         self,

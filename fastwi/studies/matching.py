@@ -22,7 +22,6 @@ from fastwi.report.drawing import Sheet, style
 from fastwi.report.estimates import (
     cell_names,
     cells_of,
-    estimate_of,
     estimate_table,
     estimate_tables,
     estimates_by,
@@ -192,6 +191,7 @@ def _lowered(barrier: polars.DataFrame) -> Table:
 
 
 _LOOKS = {"none": "-", "repair": "--"}
+_REPAIRED = {"none": "without REPAIR", "repair": "with REPAIR"}
 _COLOURS = {"none": "tab:blue", "weights": "tab:orange", "activations": "tab:green"}
 
 
@@ -207,7 +207,8 @@ def draw(frames: Frames, title: str) -> Any:
     for row, cell in zip(sheet.axes, cells, strict=True):
         *_, k, s = cell.values
         for axis, relation in zip(row, (STRANGERS, SIBLINGS), strict=False):
-            _draw_bars(sheet, axis, cell.rows.filter(relation=relation))
+            rows = cell.rows.filter(relation=relation).with_columns(polars.col("repair").replace(_REPAIRED))
+            sheet.bars(axis, rows, "barrier_error_points", "repair", "matching: {}", "matching", _COLOURS)
             heading = [f"{relation}: k = {k}, s = {s}", variant_of(names, cell.values)]
             style(axis, "", "test error barrier (points)", "\n".join(filter(None, heading)))
         layers = of_layers[cell.values].filter(relation=STRANGERS)
@@ -216,19 +217,8 @@ def draw(frames: Frames, title: str) -> Any:
             sheet.curve(row[2], own, "layer_number", "variance_ratio", spread=False, **look)
         row[2].axhline(1, color="0.6", lw=0.8, zorder=0)
         style(row[2], "layer", "variance ratio at alpha = 0.5", f"{STRANGERS}; dashed: with repair", whole_x=True)
-    sheet.axes[0, 0].legend(fontsize=7)
+    next(axis for axis in sheet.axes.flat if axis.containers).legend(fontsize=7)  # a parent may be alone in its cell
     return sheet.titled(f"Barriers before and after matching{part}", title, size=10)
-
-
-def _draw_bars(sheet: Sheet, axis: Any, rows: polars.DataFrame) -> None:
-    """A bar for each matching, without and with repair."""
-    for i, matching in enumerate(MATCHINGS):
-        here = rows.filter(matching=matching)
-        found = [estimate_of(here.filter(repair=repair), "barrier_error_points") for repair in REPAIRS]
-        x = [j + (i - 1) * 0.27 for j in range(len(REPAIRS))]
-        sheet.bar(axis, x, found, 0.27, _COLOURS[matching], f"matching: {matching}")
-    axis.axhline(0, color="0.4", lw=0.8)
-    axis.set_xticks(range(len(REPAIRS)), ["without REPAIR", "with REPAIR"])
 
 
 QUESTION = "the barrier between networks of different parents, before and after their units are matched"

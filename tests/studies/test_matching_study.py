@@ -92,6 +92,12 @@ def test_tables_and_figure(frames, tmp_path):
         assert text in drawn
 
 
+def test_a_parent_that_is_alone_in_its_cell_is_drawn(frames, tmp_path):
+    alone = {name: frame.filter(relation="one parent", parent_seed=1) for name, frame in frames.items()}
+    _, drawn = presented("matching", alone, tmp_path)
+    assert "matching: weights" in drawn
+
+
 def test_barriers_lowered_are_paired_and_judged_over_parents(frames):
     """Five parents whose barriers all fall by 3 or 4 points: confirmed, with n parents and n (n - 1) / 2 pairs."""
     row = (
