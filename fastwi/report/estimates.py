@@ -79,13 +79,14 @@ def named_texts(names: Sequence[str], values: Sequence[Any], rows: polars.DataFr
 
     These are in epochs where the rows, of an earlier version or of another study, have no iterations.
     """
-    texts = []
-    for name, value in zip(names, values, strict=True):
-        within = (
-            name in ("k", "s") and isinstance(value, float) and value % 1 and f"{name}_iterations" in rows.columns
-        )
-        texts.append(f"{rows[f'{name}_iterations'][0]}it" if within else value_text(value))
-    return texts
+    found = dict(zip(names, values, strict=True))
+    for name in {"k", "s"} & found.keys():
+        time, steps = found[name], f"{name}_iterations"
+        if isinstance(time, float) and time.is_integer():
+            found[name] = int(time)
+        elif isinstance(time, float) and steps in rows.columns:
+            found[name] = f"{rows[steps][0]}it"
+    return list(map(value_text, found.values()))
 
 
 def estimate_of(rows: polars.DataFrame, column: str) -> Estimate | None:
