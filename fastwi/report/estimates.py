@@ -1,6 +1,7 @@
 """Cells of a long table, and means with intervals as text: what presentations of studies share."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import polars
@@ -100,6 +101,12 @@ def estimate_of(rows: polars.DataFrame, column: str) -> Estimate | None:
     if "other_seed" in there.columns and (there["other_seed"] != there["parent_seed"]).any():
         return between_parents(there[column].to_numpy(), there.select("parent_seed", "other_seed").rows())
     return mean_estimate(there[column].to_numpy(), there["parent_seed"].to_list())
+
+
+def estimate_at_interpolation(rows: polars.DataFrame, column: str) -> Estimate | None:
+    """`estimate_of` of rows of all cells: a pair counts once, whatever the axes of its further training are."""
+    found, there = estimate_of(rows, column), rows.drop_nulls(column)
+    return None if found is None else replace(found, n_pairs=pairs_at_interpolation(there, column))
 
 
 def value_of(estimate: Estimate | None) -> float:

@@ -17,7 +17,14 @@ from fastwi.analysis.measuring import Bench
 from fastwi.analysis.pairs import Pair
 from fastwi.config.sweep import RECOMPUTED
 from fastwi.report.drawing import Sheet, style
-from fastwi.report.estimates import cell_names, cells_of, estimate_of, estimate_table, groups, verdict_table
+from fastwi.report.estimates import (
+    cell_names,
+    cells_of,
+    estimate_at_interpolation,
+    estimate_table,
+    groups,
+    verdict_table,
+)
 from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table, sentence
 
@@ -146,7 +153,7 @@ def tables(frames: Frames) -> list[Table]:
 def _improved(where: str, frame: polars.DataFrame, measures: Sequence[str]) -> Table:
     """The paired improvements by averaging over all cells, with the verdict on 'the average is better'."""
     found = [
-        ((_BETTER[name], words, images, treatment), estimate_of(rows, name))
+        ((_BETTER[name], words, images, treatment), estimate_at_interpolation(rows, name))
         for over, words in _OVER.items()
         for (treatment, images), rows in groups(improvements(frame, over), ["batch_norm", "images"])
         for name in measures

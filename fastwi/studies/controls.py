@@ -18,7 +18,6 @@ Shapes: C children, T states along a trajectory, L averages of it.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,12 +28,19 @@ from fastwi import analysis
 from fastwi.analysis.columns import Column, types_of
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.pairs import Pair, all_pairs
-from fastwi.analysis.statistics import Estimate, mean_estimate
+from fastwi.analysis.statistics import Estimate
 from fastwi.config.sweep import RECOMPUTED
 from fastwi.experiment.tree import OWN
 from fastwi.report.drawing import draw_rows
 from fastwi.report.effects import effects_table
-from fastwi.report.estimates import cell_names, estimate_table, groups, pairs_at_interpolation, verdict_table
+from fastwi.report.estimates import (
+    cell_names,
+    estimate_at_interpolation,
+    estimate_of,
+    estimate_table,
+    groups,
+    verdict_table,
+)
 from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table, count_of
 from fastwi.report.tables import shown_epochs
@@ -352,12 +358,11 @@ def effects(frame: polars.DataFrame) -> list[Effect]:
 
     A pair that is compared at interpolation counts once, however many values the axes of its further training have.
     """
-    found = []
+    found = list[Effect]()
     for (label, treatment), rows in groups(_labelled(frame), ["label", "batch_norm"]):
-        estimate = mean_estimate(rows["effect_points"].to_numpy(), rows["parent_seed"].to_list())
-        if rows["control"][0] in (*_BY_CELL, "alpha") or _BEFORE in label:
-            estimate = replace(estimate, n_pairs=pairs_at_interpolation(rows, "effect_points"))
-        found.append(Effect(label, treatment, estimate))
+        at_once = rows["control"][0] in (*_BY_CELL, "alpha") or _BEFORE in label
+        estimate = (estimate_at_interpolation if at_once else estimate_of)(rows, "effect_points")
+        found += [Effect(label, treatment, estimate)] if estimate else []
     return found
 
 

@@ -19,7 +19,7 @@ from fastwi.report.estimates import (
     cell_names,
     cells_of,
     distinct,
-    estimate_of,
+    estimate_at_interpolation,
     estimate_table,
     groups,
     verdict_table,
@@ -88,7 +88,7 @@ def tables(frames: Frames) -> list[Table]:
     """Whether the average is closer to the others, over all cells and layers, and the CKA of each layer by cell."""
     frame = frames["similarity"]
     found = [
-        ((words, treatment), estimate_of(rows, "cka"))
+        ((words, treatment), estimate_at_interpolation(rows, "cka"))
         for words, (more, less) in _CLOSER.items()
         for (treatment,), rows in groups(closer(frame, more, less), ["batch_norm"])
     ]

@@ -6,7 +6,15 @@ from matplotlib.figure import Figure
 
 from fastwi.analysis.statistics import mean_estimate
 from fastwi.report.drawing import draw_spread
-from fastwi.report.estimates import SAME, cell_heading, cells_of, shown, titled
+from fastwi.report.estimates import (
+    SAME,
+    cell_heading,
+    cells_of,
+    estimate_at_interpolation,
+    estimate_of,
+    shown,
+    titled,
+)
 from fastwi.report.study import shown_once
 
 
@@ -54,6 +62,19 @@ def test_rows_of_recomputed_statistics_that_repeat_the_others_are_not_shown(valu
     alone = frames["same"][3:]
     kept, note = shown_once({"alone": alone})
     assert (kept["alone"].height, note) == (2, "")
+
+
+def test_a_pair_counts_once_whatever_the_axes_of_its_further_training_are():
+    """Null, and what another axis changes, too."""
+    rows = [
+        {"schedule.at_average": at, "model.name": name, "k": 1, "s": 1, "alpha": None,
+         "parent_seed": parent, "pair": 0, "gain": None if parent == 3 else float(parent)}
+        for at in ("keep", "anneal") for name in "ab" for parent in range(4)
+    ]  # fmt: skip
+    frame = polars.DataFrame(rows)
+    once, all_rows = estimate_at_interpolation(frame, "gain"), estimate_of(frame, "gain")
+    assert (once.value, once.n_parents, once.n_pairs, all_rows.n_pairs) == (all_rows.value, 3, 6, 12)
+    assert estimate_at_interpolation(frame.filter(parent_seed=3), "gain") is None
 
 
 def test_a_heading_names_all_that_a_cell_has():
