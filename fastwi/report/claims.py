@@ -317,11 +317,11 @@ def _find(what: str, frame: polars.DataFrame, side: Side, *columns: str) -> list
     if there.height < len(columns):  # one pair has no order
         return []
     parents = there["parent_seed"].to_list()
-    values = [there[name].to_numpy() for name in columns]
-    estimate = mean_estimate(*values, parents) if len(columns) == 1 else spearman(*values, parents)
+    x, *others = (there[name].to_numpy() for name in columns)
+    estimate = spearman(x, others[0], parents) if others else mean_estimate(x, parents)
     if columns[-1].startswith(("gain_", "barrier_")):  # the same whatever the axes of further training are
         estimate = replace(estimate, n_pairs=pairs_at_interpolation(there, *set(columns)))
-    return [_finding(what, estimate, side, "points" if len(columns) == 1 else _CORRELATION)]
+    return [_finding(what, estimate, side, _CORRELATION if others else "points")]
 
 
 def _finding(what: str, estimate: Estimate, side: Side = "", unit: str = "points") -> Finding:
