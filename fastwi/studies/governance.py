@@ -121,7 +121,6 @@ def _quantities(bench: Bench, pair: Pair) -> dict[str, float | None]:
     distance = _mean(weights.l2_CC[first, second])
     norm = float(parent.weights_MP[0].double().norm())
     ends = [opened.measured[end, OWN] for end in place.ends]
-    of_parent = opened.measured.get((place.clone, OWN))
     found: dict[str, float | None] = {
         "learning_rate": ends[0].learning_rate if pair.s else None,
         "distance_l2": distance,
@@ -131,7 +130,7 @@ def _quantities(bench: Bench, pair: Pair) -> dict[str, float | None]:
         "disagreement_%": _mean(functions.disagreement_CC[first, second]),
         "kl_nats": _mean(functions.kl_CC[first + second, second + first]),
         "tangent_departure": analysis.finite(analysis.tangent_departure(evaluator, children, average, test)),
-        "parent_accuracy_%": None if of_parent is None else of_parent.test_accuracy,
+        "parent_accuracy_%": bench.accuracy(place.clone),
         "children_accuracy_%": _mean([end.test_accuracy for end in ends]),
         "children_train_loss_nats": _mean([end.train_loss for end in ends]) if pair.s else None,
     }

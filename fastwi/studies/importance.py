@@ -181,11 +181,7 @@ def _parents(bench: Bench, variant: Any) -> _Parents:
         if pair.variant == variant:
             whole = tuple(state for state in pair.place.parent if isinstance(pair.place.time(state), int))
             paths[pair.point.parent] = max(whole, paths.get(pair.point.parent, ()), key=len)
-    sound = []
-    for path in paths.values():
-        found = [opened.measured.get((state, OWN)) for state in path]
-        if all(m is not None and not m.diverged for m in found):
-            sound.append(path)
+    sound = [path for path in paths.values() if all(bench.accuracy(state) is not None for state in path)]
     reached = min(map(len, sound), default=0)
     if asked > reached:
         raise UserError(
