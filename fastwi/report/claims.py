@@ -320,7 +320,7 @@ def _find(what: str, frame: polars.DataFrame, side: Side, *columns: str) -> list
     x, *others = (there[name].to_numpy() for name in columns)
     estimate = spearman(x, others[0], parents) if others else mean_estimate(x, parents)
     if columns[-1].startswith(("gain_", "barrier_")):  # the same whatever the axes of further training are
-        estimate = replace(estimate, n_pairs=pairs_at_interpolation(there, *set(columns)))
+        estimate = replace(estimate, n_pairs=pairs_at_interpolation(there, *columns))
     return [_finding(what, estimate, side, _CORRELATION if others else "points")]
 
 

@@ -136,7 +136,7 @@ _LATER = frozenset({
 def pairs_at_interpolation(rows: polars.DataFrame, *columns: str) -> int:
     """How many pairs rows of all cells have that differ before axes of further training, or in one of `columns`."""
     names = [name for name in cell_names(rows, alpha="alpha" in rows.columns) if name not in _LATER]
-    return rows.select(*names, "parent_seed", "pair", *columns).n_unique()
+    return rows.select(list(dict.fromkeys([*names, "parent_seed", "pair", *columns]))).n_unique()
 
 
 def counted_text(rows: polars.DataFrame, pairs: int = 0) -> str:

@@ -57,6 +57,7 @@ def barrier_frame(
     """Barriers of 0 to 20 points on two splits, and gains that are `slope` of them, give or take `spread`."""
     rows = list(product(range(parents), range(pairs), ("train", "test"), ("averaged", "recomputed")))
     frame = polars.DataFrame(rows, schema=["parent_seed", "pair", "split", "batch_norm"], orient="row")
+    frame = frame.select(polars.lit(1).alias("k"), polars.lit(1).alias("s"), polars.all())
     barriers = rng.uniform(0, 20, len(rows))
     # On the training images the relation is the other way round: they must not count.
     slopes = np.where(frame["split"] == "test", slope, -slope)

@@ -54,7 +54,9 @@ def expected_gains(point, rows, measure):
         for over in ("average", "best"):
             base = there and (row[f"average_{name}_%"] if over == "average" else max(row[f"children_{name}_%"]))
             row[f"{text}_vs_{over}_points"] = [each - base for each in after] if there else None
-    return row
+    at = next(row for row in rows if row["stage"] == "interpolation")
+    steps = at["iteration"] / max(1, at["epoch"])
+    return row | {"k_iterations": e.k * steps, "s_iterations": e.s * steps}
 
 
 @pytest.mark.parametrize("name", SPECS)
