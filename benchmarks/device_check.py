@@ -170,8 +170,11 @@ def _environment(on_gpu: bool) -> dict[str, str]:
     """Of the steps: compiled kernels are kept, and wheels are importable."""
     site = KEPT / "site"
     if WHEELS.is_dir() and not site.is_dir():
+        unfinished = KEPT / "site.unfinished"  # an installation that was cut off is not taken for a whole one
+        shutil.rmtree(unfinished, ignore_errors=True)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
-        subprocess.run([*pip, "--no-deps", "--target", str(site), *map(str, WHEELS.glob("*.whl"))], check=True)
+        subprocess.run([*pip, "--no-deps", "--target", str(unfinished), *map(str, WHEELS.glob("*.whl"))], check=True)
+        unfinished.rename(site)
     path = [str(ROOT), os.environ.get("PYTHONPATH", ""), *([str(site)] if site.is_dir() else [])]
     interpret = {"TRITON_INTERPRET": "0"} if on_gpu else {}  # or tests/conftest.py may ask for the interpreter
     return (
