@@ -71,6 +71,12 @@ def test_an_average_that_diverges_as_it_is_trained_on(opened):
     assert "children_on" not in set(controls["control"])
 
 
+def test_an_average_that_diverged_has_no_curvature(opened):
+    diverge(opened, by_cell(opened)[1, 1, 0].place.after[-1], test_loss=math.nan)
+    averages = run("curvature", opened)["networks"].filter(network="average")
+    assert set(averages["parent_seed", "epochs_after"].rows()) == {(0, 0), (1, 0), (1, 1)}
+
+
 def test_a_parent_that_diverges_later_has_no_part_in_scores(opened):
     diverge(opened, by_cell(opened)[2, 1, 0].place.parent[1], test_loss=math.inf)
     frames = run("importance", opened)  # at k = 1
