@@ -1,5 +1,7 @@
 """calibration: numbers of each network against the stored networks in float64, and what averaging improves."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import polars
 import pytest
@@ -16,9 +18,11 @@ from studied import (
     treated,
 )
 
-from fastwi.analysis import calibration_of
+from fastwi.analysis import calibration_of, dataset_from_arrays
+from fastwi.config.schema import Config, DataConfig
+from fastwi.config.sweep import AnalysisOptions
 from fastwi.data.corruptions import corrupted
-from fastwi.studies.calibration import MEASURES, improvements
+from fastwi.studies.calibration import MEASURES, _Images, improvements
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,20 @@ def test_each_network_is_measured_on_the_same_images(opened, frames, seed):
         for name in ("error_%", "ece_%", "adaptive_ece_%"):
             assert row[name] == pytest.approx(expected[name], abs=4.01), (name, row)
     assert frame["loss_nats"].n_unique() > frame.height / 2
+
+
+def test_corrupted_images_are_of_each_dataset(seed):
+    draw, at = np.random.default_rng(seed), ("contrast", 5)
+    sets = {name: draw.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8) for name in ("one", "other")}
+    datasets = {
+        name: dataset_from_arrays(pixels, np.arange(3), [0.5] * 3, [0.25] * 3, "cpu") for name, pixels in sets.items()
+    }
+    bench = SimpleNamespace(part=lambda config, split: (datasets[config.data.path], None))
+    images = _Images(bench, AnalysisOptions(corruptions=at[:1], severities=at[1:]))
+    for name, pixels in sets.items():
+        _, (*named, found) = images.of(SimpleNamespace(config=Config(data=DataConfig(path=name))))
+        assert tuple(named) == at
+        assert torch.equal(found.images_NHWC, torch.from_numpy(corrupted(pixels, *at)))
 
 
 def test_the_average_of_clean_images_is_what_the_sweep_measured(opened, frames):
