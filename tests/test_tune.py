@@ -84,6 +84,16 @@ def test_entries_are_kept_apart():
     assert engine_name(CONFIG) == "loop"  # an engine that this fastwi lacks is not taken
 
 
+def test_what_speeds_depend_on_is_in_the_key():
+    others = [("model", "name", "resnet20"), ("model", "width", 0.125), ("optimizer", "batch_size", 5),
+              ("engine", "threads", 2)]  # fmt: skip
+    configs = [replace(CONFIG, **{part: replace(getattr(CONFIG, part), **{name: v})}) for part, name, v in others]
+    keys = {
+        entry_key(config, CPU, dtype) for config in [CONFIG, *configs] for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert len(keys) == 10
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"k": 1}', '{"k": {"loop": 3}}', '{"k": {"loop": {"one": 3}}}', "null"]
 )

@@ -18,7 +18,7 @@ from fastwi.models.resnet import ResNet
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
 
 CLEAR = 1e-5
-relu = functional.relu
+relu, pad = functional.relu, functional.pad
 Result = dict[str, Tensor]
 
 
@@ -53,6 +53,7 @@ def sum_used_elsewhere(net: Net, x: Tensor) -> Tensor:
     return relu(y) * y
 
 
+EIGHT = (0, 0, 0, 0, 8, 8)  # channels on either side
 JOINS = {
     "plain chain": lambda net, x: net.relu(net.bn2(net.conv2(relu(net.bn1(x))))),
     "sum": lambda net, x: relu(net.bn2(net.conv2(x)) + x * 2),
@@ -71,6 +72,9 @@ JOINS = {
     "keyword for ReLU": lambda net, x: relu(input=net.bn1(x)),
     "keyword for norm": lambda net, x: relu(net.bn2(net.conv2(net.bn1(input=x)))),
     "broadcast sum": lambda net, x: relu(net.bn1(x) + x.mean((2, 3), keepdim=True)),
+    "padded by numbers": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], EIGHT, value=0.5)[:, 4:20],
+    "padded by zeros": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], EIGHT, value=0)[:, 4:20],
+    "two strides": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::4], EIGHT)[:, 4:20],
     # One module at two places, with a ReLU behind one of them only.
     "called twice": lambda net, x: net.bn1(relu(net.bn1(x)) + x) * 0.5 + net.bn2(x),
 }
