@@ -24,7 +24,16 @@ from fastwi.analysis.statistics import CONFIRMED, REFUTED, Estimate, spearman, v
 from fastwi.config.sweep import RECOMPUTED
 from fastwi.experiment.tree import OWN
 from fastwi.report.drawing import Sheet, looks, style
-from fastwi.report.estimates import cell_names, correlation_of, counted_text, distinct, groups, shown, titled
+from fastwi.report.estimates import (
+    cell_names,
+    correlation_of,
+    counted_text,
+    distinct,
+    groups,
+    pairs_at_interpolation,
+    shown,
+    titled,
+)
 from fastwi.report.rows import gains
 from fastwi.report.study import Found, Frames, Row, Study
 from fastwi.report.summary import LEVEL, Table
@@ -164,7 +173,7 @@ def correlations(
     """Spearman's rank correlation of each gain with each quantity of a frame `pairs`, with its interval over parents.
 
     A row for each gain (or other outcome), quantity and scope that has data. Pairs that lack one of the two numbers
-    are left out; n counts those that are in.
+    are left out; n counts those that are in, each once, whatever the axes of its further training are.
     """
     cell = [*cell_names(pairs), "alpha"]
     rows = []
@@ -180,7 +189,7 @@ def correlations(
                 cells = list(map(str, there.select(cell).rows())) if scope == CELL_MEANS else None
                 found = spearman(x, y, there["parent_seed"].to_list(), cells)
             interval = (found.value, found.low, found.high)
-            counts = (found.n_parents, found.n_pairs)
+            counts = (found.n_parents, pairs_at_interpolation(there, gain, quantity))
             rows.append([gain, quantity, scope, *interval, *counts, found.note])
     return polars.DataFrame(rows, schema=types_of(COLUMNS["correlations"]), orient="row")
 
@@ -267,7 +276,7 @@ def draw(frames: Frames, title: str) -> Any:
     left = f"left out: {constant} that were not measured or do not vary" if constant else ""
     above = f"above each panel Spearman's rank correlation{level}"
     what = f"Gain of the average over {GAINS[gain]}, against what it may depend on"
-    return sheet.titled(what, title, counted_text(pairs, pairs.height), above, left)
+    return sheet.titled(what, title, counted_text(pairs, pairs_at_interpolation(pairs, gain)), above, left)
 
 
 QUESTION = "what goes with the gain: k, s, learning rate, the children's distance, the barrier"

@@ -27,7 +27,7 @@ from fastwi.analysis.measuring import Bench
 from fastwi.analysis.pairs import Pair
 from fastwi.experiment.tree import OWN
 from fastwi.report.drawing import Sheet, looks, style
-from fastwi.report.estimates import cell_names, counted_text, groups, shown
+from fastwi.report.estimates import cell_names, counted_text, groups, pairs_at_interpolation, shown
 from fastwi.report.study import Found, Frames, Row, Study
 from fastwi.report.summary import Table
 from fastwi.studies.governance import (
@@ -160,7 +160,8 @@ def draw(frames: Frames, title: str) -> Any:
             axis.axhline(0, color="0.5", lw=0.8)
     sheet.figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6) or 1, fontsize=8)
     what = "Gain and barrier against the noise of the children's SGD"
-    return sheet.titled(what, title, counted_text(pairs, pairs.height), "large: means of cells, small: pairs")
+    counts = counted_text(pairs, pairs_at_interpolation(pairs))
+    return sheet.titled(what, title, counts, "large: means of cells, small: pairs")
 
 
 QUESTION = "whether one noise scale of SGD predicts gain and barrier"

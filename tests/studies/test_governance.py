@@ -107,6 +107,18 @@ def test_intervals_over_parents_and_pairs_that_lack_a_number(frames, seed):
     assert all_studies()["governance"].renew(old)["correlations"].equals(correlations(pairs), null_equal=True)
 
 
+def test_a_pair_counts_once_whatever_its_further_training_is(frames):
+    """Axes that change only how the average is trained on leave a pair as it is, and other axes do not."""
+    for path, values, pairs in (
+        ("schedule.at_average", ("keep", "restart"), 8),
+        ("experiment.child_momentum", ("keep", "reset"), 16),
+    ):
+        both = polars.concat(
+            [frames["pairs"].select(polars.lit(value).alias(path), polars.all()) for value in values]
+        )
+        assert set(correlations(both)["n_pairs"]) == {pairs}
+
+
 def test_tables_and_figure(frames, tmp_path):
     tables, drawn = presented("governance", frames, tmp_path)
     assert len(tables) == len(GAINS)
