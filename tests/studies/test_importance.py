@@ -134,6 +134,13 @@ def test_options(opened):
         assert "\n" not in str(raised.value)
 
 
+def test_scores_are_of_the_longest_parents_whatever_the_order(opened, digits_directory, tmp_path_factory):
+    flags = ("--axes.experiment.k", "[2, 1]", "--axes.experiment.s", "[1]")
+    with studied_sweep(digits_directory, tmp_path_factory, *flags, trains=False) as turned:
+        frames = measured("importance", turned, splits=2, treatments=("averaged",))
+    assert set(frames["scores"]["score_epoch"]) == {2}
+
+
 def test_of_several_alphas_the_middle_is_studied(variants):
     frames = measured("importance", variants, treatments=("averaged",), splits=2)
     assert all(set(frames[name]["alpha"]) == {0.5} for name in ("splits", "split_gains", "split_changes"))

@@ -46,6 +46,12 @@ def test_uniform_and_greedy_soups_by_hand(pairs, frames):
             assert row["gain_points"] == pytest.approx(gain, abs=1e-9)
 
 
+def test_a_soup_is_of_one_cell(opened):
+    frame = measured("soups", opened, held_out_images=20, treatments=("averaged",))["soups"]
+    assert set(frame["of_children"]) == {2}
+    assert frame.group_by("k", "s", "parent_seed").len().height == 2 * 2 * 2
+
+
 def test_held_out_images_are_those_that_the_sweep_left_out(pairs, digits_directory, tmp_path_factory):
     config = pairs.planned.points[0].config
     train, _ = pairs.resources.splits(config)
