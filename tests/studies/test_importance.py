@@ -160,6 +160,13 @@ def test_one_parent_and_states_that_are_not_stored(digits_directory, tmp_path_fa
     assert tables[-1].rows == (("2", "2", "child", "2 of 4"),)
 
 
+def test_an_average_that_is_not_trained_to_its_end_is_refused(opened, digits_directory, tmp_path_factory):
+    flags = ("--experiment.after", "2")
+    with studied_sweep(digits_directory, tmp_path_factory, *flags, trains=False) as unfinished:
+        with pytest.raises(UserError, match="run the sweep"):
+            measured("importance", unfinished)
+
+
 def test_tables_and_figure(frames, tmp_path):
     (claims, over_mean, *_, scores), drawn = presented("importance", frames, tmp_path)
     assert "n = 2: too few parents" in claims.title

@@ -80,18 +80,17 @@ def test_a_sweep_of_one_round_and_without_a_parent_alone(opened, tmp_path):
     assert len(tables) == 2  # the verdicts, and the best child
 
 
-def test_what_diverged_is_null(several):
+@pytest.mark.parametrize("name", ["alone_%", "best_child_%"])
+def test_what_diverged_is_null(several, name):
     """And the figure and the tables are drawn without it."""
     place = several.planned.places[0]
-    key = (place.average, "own")
     whole = dict(several.measured)
     try:
-        del several.measured[(place.alone[0], "own")]
+        del several.measured[({"alone_%": place.alone, "best_child_%": place.ends}[name][0], "own")]
         frames = measured("rounds", several)
     finally:
         several.measured = whole
-    assert key in whole
-    gone = frames["rounds"].filter(polars.col("alone_%").is_null())
+    gone = frames["rounds"].filter(polars.col(name).is_null(), epochs_after=0)
     assert set(gone["batch_norm"]) == {"own"}
     assert set(gone["epochs"]) == {2}
     assert all_studies()["rounds"].tables(frames)
