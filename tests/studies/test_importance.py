@@ -161,10 +161,9 @@ def test_one_parent_and_states_that_are_not_stored(digits_directory, tmp_path_fa
 
 
 def test_an_average_that_is_not_trained_to_its_end_is_refused(opened, digits_directory, tmp_path_factory):
-    flags = ("--experiment.after", "2")
-    with studied_sweep(digits_directory, tmp_path_factory, *flags, trains=False) as unfinished:
-        with pytest.raises(UserError, match="run the sweep"):
-            measured("importance", unfinished)
+    unfinished = studied_sweep(digits_directory, tmp_path_factory, "--experiment.after", "2", trains=False)
+    with unfinished as found, pytest.raises(UserError, match="run the sweep"):
+        measured("importance", found)
 
 
 def test_tables_and_figure(frames, tmp_path):
