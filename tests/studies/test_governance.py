@@ -4,7 +4,18 @@ import numpy as np
 import polars
 import pytest
 from scipy import stats
-from studied import accuracy, by_cell, column, logits, losses, mean_state, measured, presented, state_of
+from studied import (
+    accuracy,
+    by_cell,
+    column,
+    logits,
+    losses,
+    mean_state,
+    measured,
+    presented,
+    state_of,
+    studied_sweep,
+)
 
 from fastwi.experiment.tree import OWN
 from fastwi.studies import all_studies
@@ -150,3 +161,10 @@ def test_verdicts_where_there_are_parents_enough(frames, seed):
     assert first[1] == "-1.00 [-1.00, -0.38]"  # all 10 agree; 1 - 0.025^(1 / 10) = 31 % could differ unseen
     assert first[2] == "confirmed, falling"
     assert first[-2:] == ("10", "40")
+
+
+def test_children_that_did_not_train_have_no_learning_rate(digits_directory, tmp_path_factory, opened):
+    flags = ("--axes.experiment.k", "[1]", "--axes.experiment.s", "[0]")
+    with studied_sweep(digits_directory, tmp_path_factory, *flags) as untrained:
+        pairs = measured("governance", untrained)["pairs"]
+    assert pairs.select("learning_rate", "distance_l2").rows() == [(None, 0.0)] * 2
