@@ -158,6 +158,7 @@ def test_what_is_left_of_the_gain_by_schedule(digits_directory, tmp_path_factory
         assert pairs["the children trained on, after the average is trained on as long (1 epoch)"] == "4"
         assert rates == {"keep": [0.05, 0.05], "anneal": [0.05, 0.025]}
         assert not {name for _, _, name, *_ in found} & {"children_on", "schedule.at_average"}
+        assert {at for at, _, name, *_ in found if name == "lawa"} == {"keep"}  # its children go on as they began
         table = next(table for table in STUDY.tables(frames) if "is left" in table.title)
         assert table.columns[-3:] == ("+0", "+1", "+2")
         assert [row[0] for row in table.rows] == ["keep", "keep", "anneal", "anneal"]

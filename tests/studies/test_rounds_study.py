@@ -96,6 +96,13 @@ def test_what_diverged_is_null(several, name):
     assert all_studies()["rounds"].tables(frames)
 
 
+def test_no_control_takes_a_first_round_for_a_whole_trajectory(digits_directory, tmp_path_factory, opened):
+    flags = ("--axes.experiment.k", "[1]", "--axes.experiment.rounds", "[1, 2]", "--sweep.parents", "[0]")
+    with studied_sweep(digits_directory, tmp_path_factory, *flags) as sweep:
+        frame = measured("controls", sweep, treatments=("averaged",))["controls"]
+    assert frame.filter(control="lawa").select("experiment.rounds", "s").unique().rows() == [(1, 1)]
+
+
 def test_importance_counts_epochs_from_the_last_round(several):
     changes = measured("importance", several)["split_changes"]
     assert set(changes["experiment.rounds"]) == {1, 3}
