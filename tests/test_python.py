@@ -57,8 +57,12 @@ def ran(digits_directory, tmp_path_factory) -> fastwi.Results:
     """A run, from Python. Tests must not write to it."""
     directory = tmp_path_factory.mktemp("python") / "r"
     threads = torch.get_num_threads()
-    found = fastwi.run(SETTINGS, train=digits_directory, directory=directory, progress=False)
-    assert torch.get_num_threads() == threads
+    torch.set_num_threads(3)  # the run has one
+    try:
+        found = fastwi.run(SETTINGS, train=digits_directory, directory=directory, progress=False)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
     return found
 
 
