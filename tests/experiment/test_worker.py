@@ -77,7 +77,7 @@ def place(tmp_path: Path) -> Place:
 
 def planned(place: Place) -> PlannedSweep:
     directory, config = place
-    return plan_sweep(SweepSpec(config, (), SweepOptions(store=str(directory / "store"), parents=(0, 1))))
+    return plan_sweep(SweepSpec(config, {}, SweepOptions(store=str(directory / "store"), parents=(0, 1))))
 
 
 def carried_out(

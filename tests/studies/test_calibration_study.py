@@ -20,9 +20,8 @@ from studied import (
 
 from fastwi.analysis import calibration_of, dataset_from_arrays
 from fastwi.config.schema import Config, DataConfig
-from fastwi.config.sweep import AnalysisOptions
 from fastwi.data.corruptions import corrupted
-from fastwi.studies.calibration import MEASURES, _Images, improvements
+from fastwi.studies.calibration import MEASURES, _images, improvements
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +72,9 @@ def test_corrupted_images_are_of_each_dataset(seed):
         name: dataset_from_arrays(pixels, np.arange(3), [0.5] * 3, [0.25] * 3, "cpu") for name, pixels in sets.items()
     }
     bench = SimpleNamespace(part=lambda config, split: (datasets[config.data.path], None))
-    images = _Images(bench, AnalysisOptions(corruptions=at[:1], severities=at[1:]))
+    made: dict = {}
     for name, pixels in sets.items():
-        _, (*named, found) = images.of(SimpleNamespace(config=Config(data=DataConfig(path=name))))
-        assert tuple(named) == at
+        found = _images(bench, SimpleNamespace(config=Config(data=DataConfig(path=name))), *at, made)
         assert torch.equal(found.images_NHWC, torch.from_numpy(corrupted(pixels, *at)))
 
 
