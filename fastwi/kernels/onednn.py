@@ -57,7 +57,7 @@ def without_faults(model: nn.Module, bf16: bool) -> nn.Module:
     safe = copy.deepcopy(model)
     for module in safe.modules():
         if _is_at_risk(module, bf16):
-            module._conv_forward = MethodType(_convolve, module)  # type: ignore[assignment]  # deepcopy binds it anew
+            module._conv_forward = MethodType(_convolve, module)  # type: ignore[assignment]  # deepcopy binds it again
     return safe
 
 

@@ -8,12 +8,12 @@ import fastwi.sweep
 import fastwi.train
 from fastwi.config.read import config_from_yaml, sweep_from_yaml
 from fastwi.config.schema import KEYS, Config
-from fastwi.config.sweep import ANALYSIS, OPTIONS
+from fastwi.config.sweep import NAMES
 from fastwi.config.write import sweep_to_yaml, to_yaml
 from hostile.mutate import TEXTS, damaged, damaged_text
 from hostile.target import Finding, command, odd_file
 
-_OPTIONS = (*OPTIONS, *ANALYSIS)
+_OPTIONS = tuple(name for name in NAMES if name.startswith(("sweep.", "analysis.")))
 _SHIPPED = Path(__file__).parents[3] / "configs"
 _WORDS = (*KEYS, *_OPTIONS, *{key.split(".")[0] + ":" for key in KEYS}, "base: ", "axes:", "sweep:", "analysis:")
 _ANALYSES = ("connectivity", "importance", "governance", "controls", "blocks", "plane", "calibration",
