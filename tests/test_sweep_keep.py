@@ -70,6 +70,12 @@ def test_what_stays(sweeps, keep, capsys):
     assert f" {keep} {KEPT[keep] * one / 2**20:,.0f} MiB (chosen)" in capsys.readouterr().out
 
 
+def epochs_left(argv: list[str], capsys) -> int:
+    capsys.readouterr()
+    assert main([*argv, "--dry-run", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["epochs_left"]
+
+
 def study(argv: list[str], tmp_path: Path, *cells: str) -> int:
     quick = ("--analysis.alphas", "3", "--analysis.treatments", "[averaged]", "--analysis.directory", str(tmp_path))
     return analyze(["connectivity", *argv, *quick, "--analysis.cells", json.dumps(list(cells))])
@@ -98,15 +104,9 @@ def test_measurements_are_carried_without_states(sweeps, tmp_path, capsys):
     assert look_after(["rebuild", str(carried)]) == 0
     there = [*argv, "--sweep.store", str(carried), "--sweep.directory", str(tmp_path / "sweeps")]
     there += ["--sweep.keep", "none"]
-
-    def left(*more: str) -> int:
-        capsys.readouterr()
-        assert main([*there, *more, "--dry-run", "--json"]) == 0
-        return json.loads(capsys.readouterr().out)["epochs_left"]
-
-    assert left() == 0
-    one_parent = left("--sweep.parents", "1")
-    assert left("--sweep.parents", "0..1") == one_parent > 0
+    assert epochs_left(there, capsys) == 0
+    one_parent = epochs_left([*there, "--sweep.parents", "1"], capsys)
+    assert epochs_left([*there, "--sweep.parents", "0..1"], capsys) == one_parent > 0
     assert main([*there, "--sweep.parents", "0..1"]) == 0
     both = polars.read_parquet(tmp_path / "sweeps" / "grid" / "results.parquet")
     assert both["parent_seed"].n_unique() == 2
@@ -120,17 +120,11 @@ def test_more_is_kept_of_a_finished_sweep(sweeps, tmp_path, capsys):
     argv = [*sweeps["none"], "--sweep.store", str(store), "--sweep.directory", str(tmp_path / "sweeps")]
     assert study(argv, tmp_path / "study", "2,2") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    keep = ["--sweep.keep", line.rpartition(" ")[2]]
-
-    def left() -> int:
-        capsys.readouterr()
-        assert main([*argv, *keep, "--dry-run", "--json"]) == 0
-        return json.loads(capsys.readouterr().out)["epochs_left"]
-
-    assert left() > 0
-    assert main([*argv, *keep]) == 0
-    assert left() == 0
+    more = [*argv, "--sweep.keep", line.rpartition(" ")[2]]
+    assert epochs_left(more, capsys) > 0
+    assert main(more) == 0
+    assert epochs_left(more, capsys) == 0
     assert polars.read_parquet(tmp_path / "sweeps" / "grid" / "results.parquet").equals(
         frame(sweeps["none"]), null_equal=True
     )
-    assert study([*argv, *keep], tmp_path / "study", "2,2") == 0
+    assert study(more, tmp_path / "study", "2,2") == 0
