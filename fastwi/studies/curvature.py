@@ -16,7 +16,14 @@ from fastwi.analysis.pairs import Pair
 from fastwi.config.sweep import RECOMPUTED
 from fastwi.experiment.tree import OWN
 from fastwi.report.drawing import Sheet, style
-from fastwi.report.estimates import cell_names, cells_of, estimate_of, estimate_tables, groups, verdict_table
+from fastwi.report.estimates import (
+    cell_names,
+    cells_of,
+    estimate_at_interpolation,
+    estimate_tables,
+    groups,
+    verdict_table,
+)
 from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table, sentence, value_text
 
@@ -179,7 +186,7 @@ def tables(frames: Frames) -> list[Table]:
     names = [*cell_names(frame, alpha=True), "batch_norm"]
     titles = {quantity: (sentence(text), digits) for quantity, (text, digits) in QUANTITIES.items()}
     found = [
-        ((QUANTITIES[quantity][0], what, treatment), estimate_of(here, "contrast"))
+        ((QUANTITIES[quantity][0], what, treatment), estimate_at_interpolation(here, "contrast"))
         for quantity in _FLATTER
         for what, rows in _contrasts(frames["networks"], quantity)
         for (treatment,), here in groups(rows, ["batch_norm"])

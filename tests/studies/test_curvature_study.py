@@ -10,7 +10,7 @@ from torch.nn import functional
 from fastwi.data.noise import Noise
 from fastwi.engine.choose import build_network
 from fastwi.kernels.augment import augment
-from fastwi.studies.curvature import QUANTITIES, _contrasts
+from fastwi.studies.curvature import QUANTITIES, STUDY, _contrasts
 
 OPTIONS = {"curvature_images": 40, "curvature_vectors": 3, "curvature_probes": 2, "cells": ("1,1",)}
 
@@ -80,3 +80,22 @@ def test_tables_and_figure(frames, tmp_path):
         assert text in drawn
     apart = tables_at_two_alphas("curvature", frames)[0]
     assert set(column(apart, "alpha")) == {"0.25", "0.75"}
+
+
+def test_a_pair_counts_once_whatever_its_further_training_is(frames):
+    """But what the average trains on to is another network with each axis value, and so another contrast."""
+    frame = frames["networks"].filter(batch_norm="own")
+    changed = polars.when(polars.col("epochs_after") > 0).then(2 * polars.col("gradient_norm"))
+    both = [
+        frame.select(polars.lit("keep").alias("schedule.at_average"), polars.all()),
+        frame.with_columns(gradient_norm=changed.otherwise("gradient_norm")).select(
+            polars.lit("restart").alias("schedule.at_average"), polars.all()
+        ),
+    ]
+    table = STUDY.tables({**frames, "networks": polars.concat(both)})[-1]
+    norms = zip(column(table, "quantity"), column(table, "networks"), column(table, "pairs"), strict=True)
+    assert {networks: pairs for quantity, networks, pairs in norms if quantity == "gradient norm (nats)"} == {
+        "average against parent": "2",
+        "average against children": "2",
+        "average + 1 against average": "4",
+    }
