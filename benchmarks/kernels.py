@@ -1,7 +1,7 @@
 """Triton kernels compiled for GPUs that need not be there, and the roofline of the `stacked` engine, or of `halo`.
 
 For the installed Triton and each directory in --triton (made by pip install --target DIR; several with commas), and
-for each compute capability in --archs: registers, spills, shared memory, CTAs an SM, loads and stores (instructions
+for each compute capability of --gpus: registers, spills, shared memory, CTAs an SM, loads and stores (instructions
 that move 16/8/4/2/1 bytes a thread), matrix instructions.
 
 For each of --gpus: what limits each launch (see benchmarks/kernels_model.py), and the images/s of a training step
@@ -36,9 +36,9 @@ _TRACED = 2  # members of the traced step of several; launches have CTAs and byt
 
 @benchmark
 def main(
-    report: Report, triton: str = "", archs: tuple[int, ...] = (80, 90, 100), gpus: tuple[str, ...] = tuple(GPUS),
-    members: tuple[int, ...] = (1, 64), model: str = "resnet20", width: float = 1.0, batch: int = 128,
-    image: int = 32, precision: str = "bf16", engine: str = "stacked",
+    report: Report, triton: str = "", gpus: tuple[str, ...] = tuple(GPUS), members: tuple[int, ...] = (1, 64),
+    model: str = "resnet20", width: float = 1.0, batch: int = 128, image: int = 32, precision: str = "bf16",
+    engine: str = "stacked",
 ) -> None:  # fmt: skip
     """A table of kernels for each Triton and capability, one of limits for each GPU, then the engine's bounds."""
     directories = [Path(text).resolve() for text in filter(None, triton.split(","))]
@@ -47,6 +47,7 @@ def main(
             raise UserError(
                 f"--triton {directory}: holds no Triton; make it by pip install --target DIR triton==VERSION"
             )
+    archs = sorted({GPUS[name].arch for name in gpus})
     bounds: list[dict[str, Any]] = []
     points: Points = {}
     for place in ("", *map(str, directories)):
