@@ -100,10 +100,13 @@ def test_children_trained_on_at_another_rate_part_from_those_at_the_same():
         assert [a == b for a, b in zip(same, dropped, strict=True)] == [True, False, False]
 
 
-def test_momentum_is_reset_where_a_child_begins_and_not_where_it_is_trained_on():
+@pytest.mark.parametrize("s", ["1ep", "3ep", "3it", "1ep3it"])
+@pytest.mark.parametrize("k", ["1ep", "2it"])
+def test_momentum_is_reset_where_a_child_begins_and_not_where_it_is_trained_on(k, s):
     more = {"child_momentum": "reset", "continue_children": True, "children_rate_factor": 0.1}
-    tree, _ = grown(sweep({}, experiment={"k": 1, "s": 1, "after": 2, **more}))
-    assert sorted(tree.epochs[node] for node in tree.resets) == [2, 2]
+    tree, (place,) = grown(sweep({}, experiment={"k": k, "s": s, "after": 2, **more}))
+    starts = [(tree.keys[tree.before[node]], tree.noises[node]) for node in sorted(tree.resets)]
+    assert starts == [(place.clone, 1), (place.clone, 2)]
 
 
 def test_places_and_states():
