@@ -104,13 +104,21 @@ def test_a_state_goes_after_what_was_made_of_it_is_written(store: Store, slow: S
 
 
 def test_an_error_is_raised_where_the_training_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(directory: Path, states: object) -> list[StoredState]:
-        raise UserError("no space left")
+    """What waits behind the outcome that fails is not written either."""
+    go = threading.Event()
+
+    def full(directory: Path, states: Sequence[tuple[str, Population]]) -> list[StoredState]:
+        assert go.wait(60)
+        if states[0][0] == "aa":
+            raise UserError("no space left")
+        return write_states(directory, states)
 
     writer = Writer(store, print)
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_states", full)
         writer.put(outcome("aa"), ())
+        writer.put(outcome("waits"), ())
+        go.set()
         with pytest.raises(UserError, match="no space left"):
             writer.flush()
     for use in (lambda: writer.put(outcome("bb"), ()), lambda: writer.__exit__(None, None, None)):
