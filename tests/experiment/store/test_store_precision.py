@@ -105,6 +105,17 @@ def test_a_store_goes_on_in_the_precision_that_it_was_begun_in(
     assert before.keys() < both.keys()
 
 
+@pytest.mark.parametrize("base", ["auto", "fp32"])
+def test_auto_on_an_axis_is_what_it_is_on_the_machine(digits_directory, tmp_path, monkeypatch, base):
+    """Whatever the axis replaces."""
+    machine(monkeypatch, "bf16")
+    (tmp_path / "base.yaml").write_text(f"engine: {{precision: {base}}}")
+    argv = [*sweep_arguments(tmp_path, digits_directory), f"--config={tmp_path / 'base.yaml'}"]
+    planned = plan_sweep(read_sweep_request([*argv, "--axes.engine.precision=[fp32, auto]"]).spec)
+    assert [point.config.engine.precision for point in planned.points] == ["fp32", "bf16"]
+    assert planned.auto == Choice("bf16", "it was measured")
+
+
 def test_a_damaged_note_of_it_is_refused(digits_directory, tmp_path, capsys):
     (tmp_path / "store").mkdir()
     for text in ("", "{", "[]", '{"auto": "fp32"}', '{"auto": "fp32", "sha256": "0"}'):
