@@ -1,6 +1,7 @@
 """What files, command lines and mappings mean, and which layer wins."""
 
 import dataclasses
+import itertools
 import os
 from pathlib import Path
 
@@ -158,7 +159,8 @@ def test_values_in_yaml_and_in_mappings() -> None:
     assert repr(config_from_yaml("optimizer: {learning_rate: 1e-4}").optimizer.learning_rate) == "0.0001"
     assert config_from_yaml("schedule: {drop_epochs: []}").schedule.drop_epochs == ()
     assert config_from_yaml("experiment: {weights: [1, 0]}").experiment.weights == (1.0, 0.0)
-    assert config_from_yaml("run: {name: 'yes'}").run.name == "yes"
+    for text, quoted in itertools.product(("2024", "1e3", "yes"), ("'{}'", '"{}"', "|-\n    {}", ">-\n    {}")):
+        assert config_from_yaml(f"run:\n  name: {quoted.format(text)}\n").run.name == text
     mapping = {"schedule": {"drop_epochs": range(3, 5)}, "data.path": Path("a/b")}
     config = config_from_mapping(mapping)
     assert (config.schedule.drop_epochs, config.data.path) == ((3, 4), "a/b")
