@@ -23,7 +23,11 @@ def test_this_machine(capsys):
 
 @pytest.mark.parametrize(("needed", "code", "mark"), [(True, 1, "LACKS"), (False, 0, "could")])
 def test_only_what_is_needed_and_missing_stops_training(monkeypatch, capsys, needed, code, mark):
-    checks = [Check("a", "1.0", needed=True), Check("b", "none", "pip install b", needed)]
+    checks = [
+        Check("a", "1.0", needed=True),
+        Check("b", "none", "pip install b", needed),
+        Check("c", "1.0", needed=True),
+    ]
     monkeypatch.setattr(fastwi.doctor, "examine", lambda: iter(checks))
     assert main([]) == code
     lines = capsys.readouterr().out.splitlines()
