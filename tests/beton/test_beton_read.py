@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from beton_samples import random_split
+from beton_samples import Poked, random_split
 from stored_samples import random_stored, write_digests, write_stored
 
 from fastwi.beton import StoredBeton, StoredImage, content_sha256, read_beton, write_beton
@@ -35,6 +35,14 @@ def test_what_was_stored_comes_back(tmp_path: Path, seed: int) -> None:
     assert (raw.all_raw, raw.one_size) == (True, None)
     with pytest.raises(BetonError, match="JPEGs or images of several sizes"):
         raw.read_raw()
+
+
+def test_a_table_in_another_order_is_read(tmp_path: Path) -> None:
+    """FFCV's workers list images in the order in which each wrote its own."""
+    poked = Poked(tmp_path)
+    table = poked.part("table")
+    table[:] = table[[3, 0, 4, 1, 2]]
+    assert np.array_equal(read_beton(poked.write()).images_NHWC, poked.images_NHWC)
 
 
 def test_content_sha256_is_the_documented_one_of_arrays_and_files(tmp_path: Path) -> None:

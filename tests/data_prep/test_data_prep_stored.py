@@ -68,6 +68,17 @@ def test_nothing_is_lost_and_training_sees_what_a_raw_set_holds(tmp_path: Path, 
         assert torch.equal(streamed.labels_N, resident.labels_N)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_set_with_jpegs_in_one_split_alone_is_mixed(tmp_path: Path, seed: int, split: str) -> None:
+    files = files_of(seed, sizes=False).items()
+    some = {path: data for path, data in files if path.endswith(".jpg") == path.startswith(split)}
+    prepare("folder", tmp_path / "out", write_zip(tmp_path / "s.zip", some), write_mode="smart")
+    card = read_card(tmp_path / "out")
+    assert card.encoding == "mixed"
+    for name, count in (("train", 12), ("test", 4)):
+        assert whole_images(open_split(tmp_path / "out", name, card, DataConfig(), CPU)).shape == (count, 12, 12, 3)
+
+
 @pytest.mark.parametrize(
     ("mode", "encoding", "said"),
     [
