@@ -251,6 +251,13 @@ def test_shards(digits_directory, tmp_path, whole, capsys):
     assert set(attempts(tmp_path).values()) == {1}
 
 
+@pytest.mark.parametrize(("options", "code"), [([], 3), (["--shard=1/2"], 0)])
+def test_a_sweep_whose_measurements_are_missing_is_not_done(digits_directory, tmp_path, monkeypatch, options, code):
+    """Without another problem: measured by this process or others, and removed since. A shard leaves the other's."""
+    monkeypatch.setattr("fastwi.experiment.execution.carry_out_planned", lambda *_: [])
+    assert main([*sweep_file(tmp_path, digits_directory), *options]) == code
+
+
 def test_a_network_that_diverges_is_named_and_the_others_go_on(digits_directory, tmp_path, capsys):
     argv = [*sweep_file(tmp_path, digits_directory), "--axes.optimizer.learning_rate", "[0.05, 1.0e+30]"]
     argv += ["--sweep.children", "2", "--axes.experiment.k", "[1]"]
