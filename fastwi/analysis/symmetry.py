@@ -101,7 +101,8 @@ class Symmetry:
         Its logits may differ by a hundredth of the largest one: a GPU's convolutions may be in TF32.
         """
         permuted = self.permute(population[:1], self.random(1, seed))
-        logits_NK, moved_NK = (self.module(each, 0)(images_NCHW) for each in (population, permuted))
+        # A network may change its images in place.
+        logits_NK, moved_NK = (self.module(each, 0)(images_NCHW.clone()) for each in (population, permuted))
         apart, size = float((moved_NK - logits_NK).abs().max()), float(logits_NK.abs().max())
         if not apart <= 1e-2 * size:
             raise UserError(

@@ -174,6 +174,21 @@ def test_repair_without_batch_norm(name, seed):
         assert ratio[0] == pytest.approx(float(2 * a / (a + b)), rel=1e-5)
 
 
+class Negated(Small):
+    def forward(self, x):
+        return super().forward(x.neg_())
+
+
+def test_networks_that_change_their_images_in_place_do_not_share_them(seed):
+    symmetry, members = members_of(Negated, [seed, seed + 1])
+    dataset = dataset_of(seed)
+    together = moments_of(symmetry, members, dataset)
+    for m in range(2):
+        for node, moments in moments_of(symmetry, members[m : m + 1], dataset).items():
+            for found_MC, expected_1C in zip(together[node], moments, strict=True):
+                torch.testing.assert_close(found_MC[m], expected_1C[0])
+
+
 TWICE = nn.Conv2d(3, 3, 3, padding=1)  # whose two calls would need two corrections
 
 
