@@ -109,6 +109,18 @@ class MixesItself(_Patches):
         return self.mixed(tokens, tokens)
 
 
+class MixesMeasured(_Patches):
+    """Does so in evaluation alone."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.register_buffer("mixing", torch.ones(WIDTH, WIDTH, WIDTH))
+
+    def tokens(self, x_NCHW: Tensor) -> Tensor:
+        tokens = super().tokens(x_NCHW)
+        return tokens if self.training else functional.bilinear(tokens, tokens, self.mixing)
+
+
 class Checkpointed(_Patches):
     """Its backward pass calls a layer again."""
 

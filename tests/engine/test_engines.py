@@ -25,7 +25,7 @@ from trained_networks import (
     train_exactly,
 )
 
-from fastwi.config.schema import OptimizerConfig
+from fastwi.config.schema import AugmentConfig, OptimizerConfig
 from fastwi.data.noise import Noise
 from fastwi.engine.captured import SHARE_OF_MEMORY
 from fastwi.engine.program import Program, State
@@ -346,16 +346,26 @@ def test_steps_on_a_gpu_equal_those_of_loop(seed, engine, backend, network, prec
         assert error.norm() <= {"fp32": 1e-2, "bf16": 0.5}[precision] * moved.norm(), matrix
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        [{"optimizer": OptimizerConfig(BATCH, 0.01, 0.5, 0.0)}],
+        [{"augment": AugmentConfig(padding=padding, flip=flip)} for padding, flip in ((1, 0.0), (2, 0.0), (2, 0.5))],
+        [{"keep_last_batch": True}],
+    ],
+    ids=lambda others: next(iter(others[0])),
+)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_settings_share_the_engine_and_not_the_rates(seed, engine):
+def test_settings_share_the_engine_and_not_its_steps(seed, engine, others):
     data, population, noises = draw_data(seed), starts("residual", seed, 2), [Noise(1), Noise(2)]
     made = make(engine, "residual")
     made.train_epoch(population.clone_rows([0, 1]), data, noises, 0)
-    other = OptimizerConfig(BATCH, 0.01, 0.5, 0.0)
-    changed, expected = population.clone_rows([0, 1]), population.clone_rows([0, 1])
-    made.with_settings(dataclasses.replace(made.settings, optimizer=other)).train_epoch(changed, data, noises, 0)
-    make(engine, "residual", optimizer=other).train_epoch(expected, data, noises, 0)
-    assert torch.equal(changed.weights_MP, expected.weights_MP)
+    for other in others:
+        settings = dataclasses.replace(made.settings, **other)
+        changed, expected = population.clone_rows([0, 1]), population.clone_rows([0, 1])
+        made.with_settings(settings).train_epoch(changed, data, noises, 0)
+        make(engine, "residual").with_settings(settings).train_epoch(expected, data, noises, 0)
+        assert torch.equal(changed.weights_MP, expected.weights_MP)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -211,7 +211,15 @@ class Named(Tied):
         return self.linear(functional.silu(self.last(x_NCHW)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("network", [Tied, Named])
+class Cumulative(Named):
+    """Its last batch norm divides by its counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last.momentum = None
+
+
+@pytest.mark.parametrize("network", [Tied, Named, Cumulative])
 @pytest.mark.parametrize("engine", ["graph", "stacked", "vmapped"])
 def test_layers_that_have_no_rule_of_their_own(seed, engine, network):
     torch.manual_seed(seed)

@@ -30,6 +30,7 @@ def run(network: str, data: Path, directory: Path, precision: str, *more: str) -
     [
         ("MixesItself", ["--dry-run"], ["bfloat16", "layer mixed:", "engine.precision fp32"]),
         ("MixesItself", [], ["bfloat16", "layer mixed:", "engine.precision fp32"]),
+        ("MixesMeasured", [], ["bfloat16", "in its forward", "engine.precision fp32"]),
         ("PositionBuffer", ["--engine.name=stacked"], ["bfloat16", "engine.name stacked", "engine.name loop"]),
         ("Checkpointed", [], ["torch.utils.checkpoint", "give compile"]),
     ],
