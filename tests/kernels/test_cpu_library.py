@@ -78,3 +78,16 @@ def test_a_library_of_other_sources_is_another_one(
         assert cpu._made_of(command) != before
     monkeypatch.setattr(cpu, kind, files)
     assert cpu._made_of(command) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("_FLAGS", ["-O2"]), ("version_of", lambda _: "another"), ("_processor", lambda: "another")]
+)
+def test_a_library_built_otherwise_or_for_another_processor_is_another_one(name, other, monkeypatch) -> None:
+    cpu = fastwi.kernels.cpu
+    command = next(iter(cpu.compilers()), None)
+    if command is None:
+        pytest.skip("no compiler")
+    before = cpu._made_of(command)
+    monkeypatch.setattr(cpu, name, other)
+    assert cpu._made_of(command) != before
