@@ -4,9 +4,21 @@ import numpy as np
 import polars
 import pytest
 import torch
-from studied import by_cell, column, mean_state, measured, presented, state_of, tables_at_two_alphas, treated
+from studied import (
+    by_cell,
+    column,
+    logits,
+    losses,
+    mean_state,
+    measured,
+    presented,
+    state_of,
+    tables_at_two_alphas,
+    treated,
+)
 from torch.nn import functional
 
+from fastwi.analysis import Curvature
 from fastwi.data.noise import Noise
 from fastwi.engine.choose import build_network
 from fastwi.kernels.augment import augment
@@ -50,6 +62,25 @@ def test_every_network_on_the_same_images(opened, frames):
     assert frame["largest_eigenvalue"].n_unique() == frame.height
     spectrum = frames["spectrum"].filter(number=1)
     assert spectrum["eigenvalue"].to_list() == frame["largest_eigenvalue"].to_list()
+
+
+def test_a_parent_of_two_cells_has_the_statistics_of_each(opened, monkeypatch):
+    """They are recomputed at another epoch. Only the loss is measured: all else takes long."""
+
+    def loss_alone(evaluator, network, train, **_):
+        (loss,) = evaluator.scores(network, train).loss_M
+        return [Curvature(len(train), float(loss), *[0.0] * 13, np.zeros(1), np.zeros(1))]
+
+    monkeypatch.setattr("fastwi.analysis.measure_curvature", loss_alone)
+    frame = measured("curvature", opened, cells=("1,1", "1,2"))["networks"]
+    rows = frame.filter(network="parent", parent_seed=0)
+    train, _ = opened.resources.splits(opened.planned.points[0].config)
+    state = state_of(opened, by_cell(opened)[1, 1, 0].place.clone)
+    for row in rows.iter_rows(named=True):
+        own = treated(opened, state, row["batch_norm"], row["k"] + row["s"])
+        assert row["loss_nats"] == pytest.approx(losses(logits(opened, own, train), train).mean(), rel=2e-4)
+    assert rows.height == 4
+    assert rows["loss_nats"].n_unique() == 3  # its own statistics are those of both
 
 
 def test_tables_and_figure(frames, tmp_path):
