@@ -27,7 +27,7 @@ from fastwi.train import main
 FILES = ["config.yaml", "figure.png", "manifest.json", "metrics.jsonl", "summary.md"]
 
 
-def arguments(data: Path, runs: Path, *more: str, batch: int = 50, after: int = 1) -> list[str]:
+def arguments(data: Path, runs: Path, *more: str, batch: int = 50, after: int | str = 1) -> list[str]:
     pairs = {
         "data.path": data, "data.train_images": 300, "data.test_images": 100, "run.directory": runs, "run.name": "r",
         "optimizer.batch_size": batch, "experiment.k": 2, "experiment.s": 1, "experiment.after": after,
@@ -96,8 +96,8 @@ def test_dry_run_trains_nothing(digits_directory, tmp_path, capsys):
     assert (shown["epochs_left"], shown["networks_to_measure"], shown["images_to_train"]) == (5, 4, 1500)
     assert shown["config"]["experiment"]["k"] == 2
     assert shown["seconds"] > 0
-    assert main(arguments(digits_directory, tmp_path / "runs", "--dry-run")) == 0
-    assert "1,500 images to train" in capsys.readouterr().out.replace("\n", " ")
+    assert main(arguments(digits_directory, tmp_path / "runs", "--dry-run", after="3it")) == 0  # half an epoch
+    assert "1,350 images to train" in capsys.readouterr().out.replace("\n", " ")
     assert main(arguments(digits_directory, tmp_path / "runs", "--dry-run", "--json", "--experiment.rounds=2")) == 0
     assert json.loads(capsys.readouterr().out)["recomputed_every_epoch"] == 0
     both = ["--dry-run", "--experiment.measure", "own,recomputed"]

@@ -336,10 +336,15 @@ def test_a_damaged_study_is_not_shown(copied, capsys, seed, name):
     assert "connectivity again" in said
 
 
-def test_a_flipped_bit_of_a_sweep_noted_in_the_store_is_refused(results, tmp_path, capsys, seed):
+def test_a_sweep_noted_in_the_store_with_a_flipped_bit_or_without_its_checksum_is_refused(
+    results, tmp_path, capsys, seed
+):
     store = Path(shutil.copytree(results / "store", tmp_path / "store"))
     path = store / "sweeps" / "grid.yaml"
+    unsealed = path.read_text().rpartition("\n#")[0]
     flip(path, seed)
+    assert str(path) in refused(main, capsys, [str(store)])
+    path.write_text(unsealed)
     assert str(path) in refused(main, capsys, [str(store)])
 
 
