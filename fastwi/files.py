@@ -11,9 +11,12 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fastwi.errors import UserError
+
+if TYPE_CHECKING:
+    import polars
 
 
 def refusal(error: OSError, path: Path) -> UserError:
@@ -87,6 +90,19 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_text(path, to_json(value, indent=2) + "\n")
+
+
+def write_parquet(
+    path: str | os.PathLike[str], frame: "polars.DataFrame", metadata: dict[str, str] | None = None
+) -> None:
+    """Write `frame` as Parquet, atomically.
+
+    By way of memory: of a disk that fills while Polars writes, its error says neither that nor a number.
+    """
+    written = io.BytesIO()
+    frame.write_parquet(written, metadata=metadata)
+    with atomic_open(path) as stream:
+        stream.write(written.getbuffer())
 
 
 def sync_directory(path: Path) -> None:

@@ -3,16 +3,19 @@
 import errno
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import polars
 import pytest
 
 import fastwi.files
 from fastwi.errors import UserError
-from fastwi.files import atomic_open, atomic_path, locked_directory, write_json
+from fastwi.files import atomic_open, atomic_path, locked_directory, write_json, write_parquet
 
 ROOT = Path(fastwi.files.__file__).parents[1]
 
@@ -58,6 +61,24 @@ def test_the_systems_refusals_are_one_line(tmp_path: Path, number: int) -> None:
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [write_json, write_parquet], ids=lambda write: write.__name__)
+def test_a_disk_that_fills_while_a_file_is_written_is_one_line(tmp_path: Path, write: Callable[..., None]) -> None:
+    """Whoever writes: a bound on the size of files stands in for the disk's."""
+    final, frame = tmp_path / "a", polars.DataFrame({"a": list(range(2000))})
+    content = frame["a"].to_list() if write is write_json else frame
+    write(final, content)
+    before = final.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+        with pytest.raises(UserError, match=f"{final}: "):
+            write(final, content)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert final.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [final]
 
 
 @pytest.mark.parametrize("path", ["file/a.bin", "directory"])

@@ -18,7 +18,7 @@ from fastwi.config.write import config_hash
 from fastwi.experiment.places import OverTime, PointStates
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.tree import MOVING, OWN, MeasurementKey
-from fastwi.files import atomic_path, to_json
+from fastwi.files import to_json, write_parquet
 
 if TYPE_CHECKING:
     from fastwi.experiment.store import Measurement
@@ -107,8 +107,7 @@ def write_frame(frame: polars.DataFrame, path: str | os.PathLike[str], columns: 
     about |= columns
     there = [name for name in frame.columns if name in about]
     described = {name: {"unit": about[name].unit, "help": about[name].help} for name in there}
-    with atomic_path(path) as temporary:
-        frame.write_parquet(temporary, metadata={"fastwi.columns": to_json(described)})
+    write_parquet(path, frame, {"fastwi.columns": to_json(described)})
 
 
 def row_name(row: Row) -> str:

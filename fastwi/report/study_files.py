@@ -9,7 +9,7 @@ from fastwi.analysis.columns import Columns
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.config.read import Request
 from fastwi.config.write import sweep_to_yaml
-from fastwi.files import atomic_path, to_json, write_text
+from fastwi.files import to_json, write_text
 from fastwi.report.figures import save_figure
 from fastwi.report.manifest import manifest
 from fastwi.report.rows import write_frame
@@ -65,5 +65,4 @@ def _write_frame(frame: polars.DataFrame, stem: Path, columns: Columns) -> None:
         for name, kind in frame.schema.items()
         if kind == polars.List
     )
-    with atomic_path(stem.with_suffix(".csv")) as temporary:
-        flat.write_csv(temporary)
+    write_text(stem.with_suffix(".csv"), flat.write_csv())

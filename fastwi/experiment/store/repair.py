@@ -34,7 +34,7 @@ from fastwi.experiment.store.places import CARD, StorePlaces, check_directory, c
 from fastwi.experiment.store.records import StoredState, bytes_float, float_bytes
 from fastwi.experiment.store.states import damage_of
 from fastwi.experiment.store.store import Store, set_aside, state_paths
-from fastwi.files import atomic_path, locked, sync_directory, write_json
+from fastwi.files import atomic_path, locked, sync_directory, write_json, write_parquet
 from fastwi.sealed import file_sha256
 
 _BATCH = 50_000  # rows made into columns at a time: as Python's objects they take several times the memory
@@ -47,17 +47,13 @@ def export(index: Index) -> None:
     types: dict[str, Any] = dict.fromkeys(MEASUREMENTS.columns, polars.Float64())
     types |= {"state": polars.String(), "treatment": polars.String(), "epoch": polars.Int64(), "crc": polars.UInt32()}
     places, frames = index.places, [polars.DataFrame(schema=types)]
-    with (
-        locked(places.writing_lock, exclusive=False),
-        index.writing() as transaction,
-        atomic_path(places.metrics) as temporary,
-    ):
+    with locked(places.writing_lock, exclusive=False), index.writing() as transaction:
         rows = transaction.rows(MEASUREMENTS)
         while batch := list(islice(rows, _BATCH)):
             columns: dict[str, Any] = dict(zip(types, zip(*batch, strict=True), strict=True))
             columns |= {name: list(map(bytes_float, columns[name])) for name in FLOATS}
             frames.append(polars.DataFrame(columns, schema=types))
-        polars.concat(frames).write_parquet(temporary)
+        write_parquet(places.metrics, polars.concat(frames))
 
 
 def read_table(places: StorePlaces) -> Iterator[Row | None]:
