@@ -309,17 +309,17 @@ def test_of_two_exports_at_once_the_later_measurements_stay(tmp_path, monkeypatc
     """The first is held up after it has read the index, until the second has ended or waits for it."""
     write, wrote, begun = polars.DataFrame.write_parquet, threading.Event(), threading.Event()
 
-    def slow(frame, path):
+    def slow(*args, **more):
         if not begun.is_set():
             begun.set()
             wrote.wait(1)
-        write(frame, path)
+        write(*args, **more)
 
     monkeypatch.setattr(polars.DataFrame, "write_parquet", slow)
     with Store.open(tmp_path / "s") as store, Store.open(tmp_path / "s") as other, ThreadPoolExecutor(2) as pool:
         store.commit([measurement(1)], [], [])
         first = pool.submit(export, store)
-        begun.wait()
+        assert begun.wait(60)
         second = pool.submit(lambda: (other.commit([measurement(2)], [], []), export(other), wrote.set()))
         first.result()
         second.result()
