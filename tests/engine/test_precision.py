@@ -45,12 +45,14 @@ def test_scale_of_each_member():
 
     gradient_MP = torch.full((3, 4), 2 * START)
     gradient_MP[1, 2], gradient_MP[2, 0] = float("inf"), float("nan")
+    assert steps(5) == [START] * 3
     assert scale.unscale_(gradient_MP).tolist() == [False, True, True]
     assert gradient_MP[0].tolist() == [2.0] * 4
     assert steps(0) == [START, START / 2, START / 2]
-    assert steps(GROWTH_INTERVAL - 1) == [2 * START, START / 2, START / 2]
+    assert steps(GROWTH_INTERVAL - 6) == [2 * START, START / 2, START / 2]
+    assert steps(5) == [2 * START, START / 2, START / 2]  # good steps from before an overflow do not count
     assert steps(1) == [2 * START, START, START]
-    assert steps(GROWTH_INTERVAL - 2) == [2 * START, START, START]  # it grows once an interval
+    assert steps(GROWTH_INTERVAL - 7) == [2 * START, START, START]  # it grows once an interval
     assert steps(1) == [4 * START, START, START]
     scale.restart()
     assert steps(GROWTH_INTERVAL - 1) == [START] * 3  # good steps from before do not count
