@@ -170,12 +170,15 @@ def test_rebuilding_gives_the_same_values_though_it_was_cut_off(closed, tmp_path
         assert found == held
 
 
-def test_a_lost_index_of_a_store_that_was_never_exported_is_damage(tmp_path):
+@pytest.mark.parametrize("lost", ["index", "index, empty"])
+def test_a_lost_index_of_a_store_that_was_never_exported_is_damage(tmp_path, lost):
     with Store.open(tmp_path / "store") as store:
         fill(store, range(2))
         states = contents(store)["states"]
-    store.places.index.unlink()
+    harmed(store.directory, lost)
     assert "store rebuild" in damage(store.directory)[0]
+    with pytest.raises(DamagedIndex, match="store rebuild"):  # or all would be trained again without a word
+        Store.open(store.directory)
     rebuild(store.directory)
     assert held_by(store.directory)["states"] == states
 
