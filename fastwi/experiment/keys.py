@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Sequence
 
+from fastwi.config.averaging import momentum_weights
 from fastwi.config.schema import Config, section_keys
 from fastwi.config.time import iterations_of, step_sizes
 from fastwi.config.write import changes
@@ -94,6 +95,9 @@ class Namer:
             treatment += [self._context, noise, self._batches(experiment.recompute_images)[0]]
         if average.statistics != average.weights:
             treatment.append(average.statistics)
+        # A pulled child has the momentum of its average, whose weights are others.
+        if own is None and average.momentum != momentum_weights(experiment.momentum, average.statistics):
+            treatment.append({"momentum": average.momentum})
         return _digest("average", states, average.weights, treatment)
 
     def over_time(self, name: str, states: Sequence[str], weights: Sequence[float]) -> str:

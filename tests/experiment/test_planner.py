@@ -229,6 +229,20 @@ def test_probes_of_every_epoch():
     assert len(names) == max(tree.epochs)
 
 
+@pytest.mark.parametrize(
+    ("momentum", "alphas", "pull"),
+    [("average", (0.5, 0.25), 0.5), ("average", (0.25, 0.0), 0.0), ("keep", (1.0, 0.5), 0.5)],
+)
+def test_a_pulled_child_has_the_momentum_of_its_own_average(momentum, alphas, pull):
+    """Its weights are those of an average at another alpha, whose momentum is another one."""
+    experiment = {"rounds": 2, "momentum": momentum, "pull": pull}
+    tree, places = grown(sweep({}, {"alphas": alphas}, experiment=experiment))
+    for alpha, place in zip(alphas, places, strict=True):
+        expected = (1 - alpha, alpha) if momentum == "average" else (float(alpha < 1), float(alpha == 1))
+        for node in (place.rounds[0].average_node, *place.rounds[1].start_nodes):
+            assert tree.averages[node].momentum == expected
+
+
 def test_keys_of_before():
     """Stores go on: these keys were named by the version before, and by KEY_VERSION 2."""
     spec = sweep(
