@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastwi.config.averaging import momentum_weights, outer_coefficients
-from fastwi.config.schema import Config, times_alone
+from fastwi.config.schema import Config, ExperimentConfig, times_alone
 from fastwi.config.sweep import RECOMPUTED, Point, SweepOptions, SweepSpec, in_precision, points, run_point
 from fastwi.config.time import AnyTime, Time, iterations_of
 from fastwi.data.card import read_card
@@ -28,6 +28,7 @@ from fastwi.models.changes import Networks, networks_of
 if TYPE_CHECKING:
     from fastwi.engine.precision import Choice
 
+_LARGEST_COEFFICIENT = 2.0**26  # a float64 has 29 bits more than a float32: sums of such terms are right to the last
 MOST_STATES = 5_000_000  # each takes about 0.4 KB, with its share of points and of what is planned for it
 
 
@@ -106,6 +107,19 @@ class _RecomputedByEpoch(dict[int, Treatment]):
         return self.setdefault(epoch, self._at(epoch))
 
 
+def _outer(experiment: ExperimentConfig) -> list[tuple[float, ...]]:
+    """`outer_coefficients`. Raises UserError where they are so large that rounding would decide their sum."""
+    found = outer_coefficients(experiment)
+    if not all(abs(coefficient) <= _LARGEST_COEFFICIENT for coefficient in itertools.chain(*found)):
+        raise UserError(
+            f"experiment.outer_step: {experiment.outer_step:g} at experiment.outer_momentum = "
+            f"{experiment.outer_momentum:g} makes the averages of {experiment.rounds} rounds differences of networks "
+            f"times {_LARGEST_COEFFICIENT:.0e} or more, which rounding decides; lower one of these, or "
+            "experiment.rounds"
+        )
+    return found
+
+
 def _check_axes(spec: SweepSpec, lengths: Iterable[int]) -> None:
     """Raise UserError where two values of an axis are one time in epochs of one of the `lengths` (iterations)."""
     names = "experiment.k", "experiment.s", "experiment.after"
@@ -134,7 +148,7 @@ class _Planner:
         self._later = functools.cache(self._namer_later)
         self._treatments = functools.cache(self._new_treatments)
         self._recomputed_by = functools.cache(_RecomputedByEpoch)
-        self._outer = functools.cache(outer_coefficients)
+        self._outer = functools.cache(_outer)
         self._same = functools.cache(lambda weights: weights)
 
     def add(self, point: Point) -> PointStates:

@@ -243,6 +243,15 @@ def test_a_pulled_child_has_the_momentum_of_its_own_average(momentum, alphas, pu
             assert tree.averages[node].momentum == expected
 
 
+@pytest.mark.parametrize(("step", "momentum", "nesterov"), [(3.0, 0.0, False), (1.5, 0.9, True), (10.0, 0.5, False)])
+def test_outer_steps_whose_sum_rounding_would_decide_are_refused(step, momentum, nesterov):
+    """Over many rounds; of 100 at the second the average was wrong in its third digit, where a plain loop is not."""
+    outer = {"outer_step": step, "outer_momentum": momentum, "outer_nesterov": nesterov}
+    grown(sweep({}, experiment={**outer, "rounds": 5}))
+    with pytest.raises(UserError, match=r"^experiment\.outer_step: .*experiment\.rounds"):
+        grown(sweep({}, experiment={**outer, "rounds": 150}))
+
+
 def test_keys_of_before():
     """Stores go on: these keys were named by the version before, and by KEY_VERSION 2."""
     spec = sweep(
