@@ -199,6 +199,13 @@ class Layers:
                 self.file = path
             with self.noting(f"{below.origin}{name}: "):
                 self._add_file(path, chain)
+        for path, (_, origin) in layer.items():
+            axis = f"axes.{path}"
+            if axis in self.given and axis not in layer:  # an axis of a base, which would win
+                flag = "--" if origin == "--" else ""
+                self.problems.append(
+                    f"{origin}{path}: a sweep does not use it; use {flag}{axis}, as it is an axis here"
+                )
         self.given |= layer
         self.last = set(layer)
         self._merged.collect({path: placed.value for path, placed in layer.items()})

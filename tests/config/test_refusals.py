@@ -294,6 +294,17 @@ def test_what_cannot_go_together_comes_at_once() -> None:
         assert [": ".join(line.split(": ")[:2]) for line in lines] == [f"sweep line {each}" for each in named]
 
 
+def test_a_value_that_an_axis_of_the_base_would_override_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("experiment: {k: 3, s: 4}\naxes: {experiment.k: [1, 2]}")
+    for text, refused in (("{k: 5}", True), ("{s: 5}", False), ("{k: 5}\naxes: {experiment.k: [1, 5]}", False)):
+        (tmp_path / "a.yaml").write_text(f"base: base.yaml\nexperiment: {text}")
+        if refused:
+            with pytest.raises(ConfigError, match=r"a\.yaml line 2: experiment\.k: .* axes\.experiment\.k"):
+                read_sweep_request(["--config", str(tmp_path / "a.yaml")])
+        else:
+            read_sweep_request(["--config", str(tmp_path / "a.yaml")])
+
+
 @pytest.mark.parametrize("name", ["experiment.k", "axes.experiment.k"])
 def test_a_wrong_value_of_a_file_is_refused_though_a_flag_overrides_it(tmp_path: Path, name: str) -> None:
     section, _, key = name.partition(".")
