@@ -93,6 +93,37 @@ def test_a_run_is_that_of_the_command(ran, digits_directory, tmp_path, capfd):
     assert said.out == ""
 
 
+@pytest.fixture
+def odd_settings() -> Iterator[Callable[[], tuple]]:
+    """What a program may have set for work of its own; returns what reads it."""
+
+    def settings() -> tuple:
+        switches = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        numbers = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+        return *switches, *numbers, torch.get_default_device()
+
+    torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("medium")
+    torch.set_default_device("meta")
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            yield settings
+    finally:
+        torch.set_default_device(None)
+        torch.set_float32_matmul_precision("highest")
+        torch.set_default_dtype(torch.float32)
+
+
+def test_torchs_settings_decide_nothing_and_stay(ran, digits_directory, tmp_path, odd_settings):
+    before = odd_settings()
+    found = fastwi.run(SETTINGS, train=digits_directory, directory=tmp_path / "r", progress=False)
+    child = fastwi.load_network(found, child=2)
+    assert odd_settings() == before
+    assert found.frame.equals(ran.frame, null_equal=True)
+    kinds = {(each.dtype, each.device.type, each.is_inference()) for each in child.parameters()}
+    assert kinds == {(torch.float32, "cpu", False)}
+
+
 def test_every_form_of_a_configuration(ran, digits_directory, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     nested: dict[str, dict] = {"data": {"path": str(digits_directory)}}

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -143,7 +143,7 @@ def _with_images(config: Config, train: Any, test: Any, within: str) -> Config:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leave torch's settings, and the modules that the caller has imported, as they were.
+    """Have torch's settings as a command has them; leave them, and the caller's modules, as they were.
 
     Raises UserError where the file of a network calls this module itself, as it is imported.
     """
@@ -160,12 +160,37 @@ def undisturbed() -> Iterator[None]:
     exact = torch.are_deterministic_algorithms_enabled()
     only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
-        with modules_restored():
+        with modules_restored(), _torchs_defaults():
             yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(exact, warn_only=only_warn)
         _busy.reset(token)
+
+
+@contextmanager
+def _torchs_defaults() -> Iterator[None]:
+    """Within the block what the caller set decides no result: torch.no_grad, autocast, another default dtype, ..."""
+    import torch
+
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch's newer settings of the same were used, and are left alone
+        precision = ""
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        if precision:
+            stack.callback(torch.set_float32_matmul_precision, precision)
+            torch.set_float32_matmul_precision("highest")
+        if device.type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
 
 
 def _warn_of(problems: Sequence[str]) -> None:
