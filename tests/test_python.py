@@ -205,6 +205,27 @@ def test_a_network_of_a_file_is_what_a_configuration_names(digits_directory, tmp
     assert not set(edited.frame["test_loss"]) & set(found.frame["test_loss"])
 
 
+def test_a_network_of_a_package_again_and_again(digits_directory, tmp_path, monkeypatch):
+    """Of an __init__.py with relative imports, and of a folder without one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for folder in ("h2_package", "h2_folder"):
+        Path(folder).mkdir()
+        Path(folder, "net.py").write_text(NET)
+    Path("h2_package/__init__.py").write_text("from .net import Net as Base\nclass Net(Base):\n    pass\n")
+    import h2_folder.net
+    import h2_package
+
+    for network in (h2_package.Net, h2_folder.net.Net):
+        for _ in range(2):
+            found = fastwi.run(
+                OWN, network=network, train=digits_directory, directory=network.__module__, progress=False
+            )
+            assert found.frame.height
+        assert sys.modules[network.__module__].Net is network
+    assert h2_folder.net is sys.modules["h2_folder.net"]
+
+
 def inputs(data: Path) -> torch.Tensor:
     """A few test images as a network gets them."""
     card = read_card(data)

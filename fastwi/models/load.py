@@ -106,11 +106,19 @@ def forget(source: Source) -> dict[str, ModuleType]:
 
 @contextlib.contextmanager
 def modules_restored() -> Iterator[None]:
-    """Within the block files of networks may be executed again; afterwards sys.modules has what it had before."""
+    """Within the block files of networks may be executed again; afterwards sys.modules has what it had before.
+
+    So have the folders without __init__.py that modules lie in: these are not executed, but refer to their modules.
+    """
     before = dict(sys.modules)
     try:
         yield
     finally:
+        for name, module in before.items():
+            executed = sys.modules.get(name)
+            parent, _, child = name.rpartition(".")
+            if executed not in (None, module) and getattr(before.get(parent), child, None) is executed:
+                setattr(before[parent], child, module)
         sys.modules.update(before)
 
 

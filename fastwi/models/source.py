@@ -101,7 +101,9 @@ def name_of(network: Callable[..., Any]) -> str:
         problem = f"is the name of something else in {Path(file).name}; give that"
     if problem is not None:
         raise ConfigError(f"network: {attribute} {problem}")
-    by_file = script or ("." not in dotted and file.endswith(".py") and is_local(file))
+    # Executed alone, the file of a package would be another module than its relative imports start from.
+    alone = "." not in dotted and file.endswith(".py") and Path(file).name != "__init__.py"
+    by_file = script or (alone and is_local(file))
     return f"{Path(file).resolve() if by_file else dotted}:{attribute}"
 
 
