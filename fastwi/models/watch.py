@@ -1,6 +1,6 @@
 """Which files of the user's a piece of code uses: those whose code runs, and those that are opened to be read.
 
-What native code opens by itself is not seen, except by safetensors' functions and as libraries to be loaded.
+What native code opens by itself is not seen, except by safetensors and as libraries to be loaded.
 """
 
 import contextlib
@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+from unittest import mock
+
+import safetensors.torch
 
 from fastwi.models.installed import is_local
 
@@ -20,6 +23,7 @@ _SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/")
 # Bytecode, and what compilers made of code that is watched itself.
 _CACHES = ("__pycache__", "torchinductor_", ".triton", "torch_extensions")
 _HERE = os.path.dirname(__file__) + os.sep
+_native_safe_open = safetensors.safe_open
 
 
 class Watch:
@@ -54,8 +58,6 @@ class Watch:
     def _profile(self, frame: FrameType, event: str, _argument: object) -> None:
         if event == "call":
             self._used.add(frame.f_code.co_filename)
-            if frame.f_code.co_name == "load_file" and frame.f_globals.get("__name__") == "safetensors.torch":
-                self._used.add(os.fspath(frame.f_locals["filename"]))
 
     def on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         """See sys.addaudithook."""
@@ -82,9 +84,22 @@ def watching() -> Iterator[Watch]:
     watch = (threading.get_ident(), Watch())
     _active.append(watch)
     try:
-        yield watch[1]
+        with (
+            mock.patch.object(safetensors, "safe_open", _safe_open),
+            mock.patch.object(safetensors.torch, "safe_open", _safe_open),  # of load_file and load_model
+        ):
+            yield watch[1]
     finally:
         _active.remove(watch)
+
+
+def _safe_open(filename: str | os.PathLike[str], *rest: Any, **more: Any) -> Any:
+    """safetensors.safe_open, native code, with the event that Python's own open has.
+
+    A user's module that imports it while it is watched keeps it.
+    """
+    sys.audit("open", os.fspath(filename), "rb", os.O_RDONLY)
+    return _native_safe_open(filename, *rest, **more)
 
 
 @functools.cache

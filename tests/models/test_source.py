@@ -186,6 +186,15 @@ UNNAMED = {
     "by safetensors": (
         "from safetensors.torch import load_file\nscale = lambda: load_file('h1_data.st')['x']\n", "h1_data.st",
     ),
+    "by safetensors, imported": (
+        "from safetensors.torch import load_file\nDATA = load_file('h1_data.st')\nscale = lambda: DATA['x']\n",
+        "h1_data.st",
+    ),
+    "by safe_open": (
+        "from safetensors import safe_open\n"
+        "def scale():\n    with safe_open('h1_data.st', 'pt') as f:\n        return f.get_tensor('x')\n",
+        "h1_data.st",
+    ),
 }  # fmt: skip
 
 
