@@ -13,11 +13,12 @@ from fastwi.config.sweep import SweepSpec, column_type, in_parts, other_axes
 
 
 class Column(NamedTuple):
-    """Unit, meaning and Polars type of a column."""
+    """Unit, meaning and Polars type of a column. `in_parts`: a time in epochs, beside those of `IN_EPOCHS`."""
 
     unit: str
     help: str
     type: Any = polars.Float64
+    in_parts: bool = False
 
 
 Columns = Mapping[str, Column]
@@ -56,9 +57,10 @@ def axis_types(spec: SweepSpec) -> dict[str, Any]:
 def schema(spec: SweepSpec, columns: Columns) -> dict[str, Any]:
     """The types of a table's columns: the axes beside k and s, then `columns`.
 
-    k, s and epoch are numbers with a fraction where the sweep has times within epochs.
+    Times in epochs are numbers with a fraction where the sweep has times within epochs.
     """
     types = types_of(columns)
     if in_parts(spec):
-        types |= dict.fromkeys(types.keys() & IN_EPOCHS, polars.Float64)
+        times = [name for name, column in columns.items() if name in IN_EPOCHS or column.in_parts]
+        types |= dict.fromkeys(times, polars.Float64)
     return axis_types(spec) | types

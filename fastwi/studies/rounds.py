@@ -34,9 +34,11 @@ COLUMNS = {
         "round": Column("", "round of cloning and averaging, from 1", polars.Int64),
         "epochs_after": Column("epochs", "epochs that the last round's average was trained on; else 0", polars.Int64),
         "epochs": Column(
-            "epochs", "epochs of the average and of the parent alone, from initialisation", polars.Int64
+            "epochs", "epochs of the average and of the parent alone, from initialisation", polars.Int64, True
         ),
-        "epochs_total": Column("epochs", "epochs of the parent, all children and the average together", polars.Int64),
+        "epochs_total": Column(
+            "epochs", "epochs of the parent, all children and the average together", polars.Int64, True
+        ),
         "average_%": Column("%", "test accuracy of the average"),
         **{f"{name}_%": Column("%", f"that of {words}") for name, words in _OVER.values()},
         **{f"over_{name}_points": Column("points", f"average less {words}") for name, (_, words) in _OVER.items()},

@@ -68,6 +68,16 @@ def test_rounds_beside_the_children_and_the_parent_alone(several, tmp_path):
     assert len([row for row in verdicts.rows if row[0] == "1"]) == 2 * 3  # one round adds nothing up
 
 
+def test_epochs_of_rounds_within_epochs_have_their_part(digits_directory, tmp_path_factory, opened):
+    flags = ("--axes.experiment.k", "[2it]", "--axes.experiment.s", "[1]", "--experiment.rounds", "2")
+    with studied_sweep(digits_directory, tmp_path_factory, *flags, "--sweep.parents", "[0]") as within:
+        found = measured("rounds", within)["rounds"]
+    k, s, children = 2 / 3, 1, 2  # epochs have 3 iterations
+    for row in found.iter_rows(named=True):
+        assert row["epochs"] == pytest.approx(k + row["round"] * s + row["epochs_after"])
+        assert row["epochs_total"] == pytest.approx(k + row["round"] * s * children + row["epochs_after"])
+
+
 def test_parents_trained_on_are_the_parents_of_a_larger_k(several):
     place = several.planned.places[-1]
     tree = place.tree
