@@ -43,7 +43,7 @@ def measure(bench: Bench) -> Found:
     where a variance is negative. Raises UserError where parent, A and B span no plane (s = 0).
     """
     options, pairs = bench.options, bench.lines()
-    chosen = pairs[0] if options.cells else max(pairs, key=lambda pair: pair.cell)
+    chosen = pairs[0] if options.cells else max(pairs, key=lambda pair: (pair.k, pair.s))
     grid, at = list[Row](), list[Row]()
     weights_43 = np.array(list(POINTS.values()))
     size = (options.alphas, options.alphas)

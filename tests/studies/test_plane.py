@@ -5,7 +5,7 @@ import polars
 import pytest
 import torch
 from matplotlib.tri import LinearTriInterpolator
-from studied import by_cell, check, measured, mixed, presented, state_of, studied_sweep
+from studied import WITHIN, by_cell, check, measured, mixed, presented, state_of, studied_sweep
 
 from fastwi.errors import UserError
 from fastwi.studies import plane
@@ -45,6 +45,12 @@ def test_the_plane_holds_the_parent_and_the_pair(opened, frames, seed):
     assert checked
     chosen = measured("plane", opened, alphas=2, cells=("1,1",), treatments=("recomputed",))["plane"]
     assert chosen.select("k", "s").unique().rows() == [(1, 1)]
+
+
+def test_the_largest_k_where_some_are_within_epochs(digits_directory, tmp_path_factory, opened):
+    with studied_sweep(digits_directory, tmp_path_factory, *WITHIN) as within:
+        points = measured("plane", within, alphas=2, treatments=("averaged",))["points"]
+    assert points.select("k", "s").unique().row(0) == pytest.approx((4 / 3, 2 / 3))  # epochs have 3 iterations
 
 
 def test_only_the_states_of_its_own_pair_are_needed(digits_directory, tmp_path_factory):
