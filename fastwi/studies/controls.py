@@ -145,6 +145,8 @@ class _Compared:
             # Beyond s children may be trained on at other rates, or in another round: that is another trajectory.
             paths = pair.place.children if _goes_on(pair) else pair.place.children_in(pair.place.rounds[0])
             for path in paths if pair.whole else ():
+                # Trained on, it may end within an epoch.
+                path = tuple(state for state in path if isinstance(pair.place.time(state), int))
                 if path and len(path) > len(self.longest.get(_child(pair, path), ())):
                     self.longest[_child(pair, path)] = path
             for axis in ("alpha", *dict(pair.variant)):

@@ -70,6 +70,17 @@ def test_every_control_of_the_plain_sweep(opened, frames):
     assert seen == 4 * 6 + 4 * 13
 
 
+def test_a_child_that_ends_within_an_epoch_is_no_control_at_equal_cost(digits_directory, tmp_path_factory, opened):
+    """Three children of one epoch cost three epochs, and a child has two and a third."""
+    flags = ("--axes.experiment.k", "[1]", "--axes.experiment.s", "[1]", "--sweep.parents", "[0]")
+    flags += ("--sweep.children", "3", "--sweep.tuple_size", "3")
+    flags += ("--experiment.continue_children", "true", "--experiment.after", "1ep1it")
+    with studied_sweep(digits_directory, tmp_path_factory, *flags) as within:
+        found = measured("controls", within, treatments=("averaged",))["controls"]
+    assert {"child_longer", "lawa", "ema"}.isdisjoint(found["control"])
+    assert found.filter(control="children_on")["epochs"].to_list() == [1]
+
+
 def test_controls_that_a_sweep_may_have(variants):
     """A dropped rate, other alphas, and another momentum: as the sweep measured them."""
     frames = measured("controls", variants, treatments=("averaged",))
