@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fastwi.config.read import read_sweep_request
+
 TOP = Path(__file__).parents[1]
 PAGES = [
     path
@@ -32,6 +34,21 @@ def test_code_is_valid(page: Path) -> None:
         r"^```(python|yaml)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE
     ):
         assert (ast.parse(code) if language == "python" else yaml.safe_load(code)) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_configuration_files_are_read_where_they_are_copied_to(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that begins with `# NAME.yaml` is a file. It works in a new directory, with the page's `# NAME.py`."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(
+        r"^```(?:python|yaml)\n(# (\w+\.(?:py|yaml)).*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+    )
+    for text, name in blocks:
+        Path(name).write_text(text)
+    for path in sorted(tmp_path.glob("*.yaml")):
+        read_sweep_request(["--config", path.name])
 
 
 def test_the_readme_is_short() -> None:
