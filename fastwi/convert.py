@@ -1,6 +1,7 @@
 """`python -m fastwi.convert export|import`: a member of a checkpoint as an ordinary state dict, and back."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     into.add_argument("files", nargs="+", metavar="FILE", help="a state dict, one a member")
     into.add_argument("--model", required=True, metavar="NAME", help="as model.name: a built-in or your own network")
     into.add_argument("--classes", required=True, type=int, metavar="K", help="classes of the network")
-    size = "side of the images, for a network of your own that takes image_size"
-    into.add_argument("--image-size", type=int, metavar="PIXELS", help=size)
+    size = "side of the images, or height and width such as 24x32, for a network of your own that takes image_size"
+    into.add_argument("--image-size", metavar="PIXELS", help=size)
     into.add_argument("--width", type=float, default=1.0, help="multiplier of channels, as model.width; default: 1")
     for action, endings in ((out, ".safetensors, .pt or .pth"), (into, ".safetensors")):
         action.add_argument("--out", required=True, metavar="FILE", help=f"what to write: {endings}")
@@ -73,6 +74,16 @@ def _export(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
     return f"member {member} of {arguments.checkpoint}", {"member": member}
 
 
+def _image_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels, of 32 or of 24x32."""
+    # At most nine digits: int() refuses thousands of them, and no image is so large.
+    found = re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,8}))?", text)
+    if found is None:
+        raise UserError(f"--image-size: {text}; give a side of at least 1 pixel, or height and width such as 24x32")
+    height, width = found.groups(default=found[1])
+    return int(height), int(width)
+
+
 def _import(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
     problem = model_problem(arguments.model, arguments.width)
     if problem is not None:
@@ -81,9 +92,9 @@ def _import(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
         KEYS["model.width"].check(arguments.width)
     except ValueError as error:
         raise UserError(f"--width: {error}") from None
-    for option, number in (("--classes", arguments.classes), ("--image-size", arguments.image_size)):
-        if number is not None and number < 1:
-            raise UserError(f"{option}: {number}; give at least 1")
+    if arguments.classes < 1:
+        raise UserError(f"--classes: {arguments.classes}; give at least 1")
+    image_size = None if arguments.image_size is None else _image_size(arguments.image_size)
     if Path(arguments.out).suffix != ".safetensors":
         raise UserError(f"--out: {arguments.out} does not end in .safetensors; call it so")
 
@@ -92,7 +103,6 @@ def _import(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
     from fastwi.population.state_file import read_state_file
     from fastwi.report.summary import count_of
 
-    image_size = None if arguments.image_size is None else (arguments.image_size,) * 2
     try:
         network = build_model(arguments.model, arguments.classes, arguments.width, image_size)
     except ConfigError as error:
