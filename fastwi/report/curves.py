@@ -139,22 +139,25 @@ def _curves(points: Sequence[_Placed], measurements: Measured, metric: str, wind
     begin = some.k - max(1, int(some.tree.time(some.after_node) - some.k) // 4) if window else 0
     values = {}
     for point, place in points:
-        noises, clone, keys = point.config.seeds.child_noise, place.parent[-1:], place.tree.keys
+        # From the second round on, a child's states are those of its tuple alone.
+        of_tuple = point.tuple_index << 32 if len(place.rounds) > 1 else 0
+        numbers = [of_tuple + noise for noise in point.config.seeds.child_noise]
+        clone, keys = place.parent[-1:], place.tree.keys
         lines = []
         every = (OWN, *([RECOMPUTED] if place.recomputed else []))
         for treatment in every:
             most = place.tree.time(place.after_node)
             alone = (state for state in place.alone if place.time(state) <= most)
             lines.append(("parents", 0, treatment, (*place.parent, *alone)))
-            for noise, states in zip(noises, place.children, strict=True):
+            for number, states in zip(numbers, place.children, strict=True):
                 # From the clone on, so that the line begins where the parent's ends.
-                lines.append(("children", noise, treatment, (*clone, *states)))
+                lines.append(("children", number, treatment, (*clone, *states)))
         for each in place.rounds:
             for treatment in each.treatments:
                 lines.append(("averages", point.tuple_index, treatment, (keys[each.average_node],)))
                 if treatment != OWN and not place.recomputed:
-                    at_end = zip(noises, each.end_nodes, strict=True)
-                    lines += [("children", noise, treatment, (keys[node],)) for noise, node in at_end]
+                    at_end = zip(numbers, each.end_nodes, strict=True)
+                    lines += [("children", number, treatment, (keys[node],)) for number, node in at_end]
         lines += [("averages", point.tuple_index, treatment, place.after) for treatment in every]
         for group, number, treatment, states in lines:
             for state in states:

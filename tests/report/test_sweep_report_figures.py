@@ -202,6 +202,19 @@ def test_curves(kept, tmp_path, seed):
         assert {line.get_xdata()[0] for line in axis.lines[6:]} == {k, k + s}
 
 
+def test_children_of_later_rounds_are_of_their_tuple(kept, tmp_path, seed):
+    """Child 1 of the tuples 1-2 and 1-3 is one network in the first round, and two from then on."""
+    experiment = {"k": 1, "s": 1, "after": 0, "rounds": 2}
+    sweep, measurements = made(spec_of({}, experiment, children=3, tuples="all"), seed)
+    curves.draw_curves(sweep, measurements, tmp_path / "c.png", "A sweep")
+    (axis,) = panels(kept["c.png"])
+    lines = [states for place in sweep.places for states in place.children]
+    assert len({states[0] for states in lines}) == 3
+    assert len({states[1] for states in lines}) == len(axis.collections[1].get_paths()) == 6
+    expected = [fmean(measurements[states[i], OWN].test_accuracy for states in lines) for i in (0, 1)]
+    assert list(axis.lines[1].get_ydata()[1:]) == pytest.approx(expected)
+
+
 def test_curves_under_both_statistics(kept, tmp_path, seed):
     """Every network and epoch, with the statistics of that epoch."""
     sweep, measurements = made(spec_of({}, {"measure": ("own", "recomputed")}), seed)
