@@ -130,12 +130,13 @@ _LATER = frozenset({
     "schedule.at_average", "experiment.momentum", "experiment.batch_norm", "experiment.after",
     "experiment.continue_children", "experiment.children_rate_factor", "experiment.continue_parent",
 })  # fmt: skip
-"""Axes that change how networks train on from the interpolation."""
+"""Axes that change how networks train on from the interpolation. Nor does the section `trajectory` change it."""
 
 
 def pairs_at_interpolation(rows: polars.DataFrame, *columns: str) -> int:
     """How many pairs rows of all cells have that differ before axes of further training, or in one of `columns`."""
-    names = [name for name in cell_names(rows, alpha="alpha" in rows.columns) if name not in _LATER]
+    every = cell_names(rows, alpha="alpha" in rows.columns)
+    names = [name for name in every if name not in _LATER and not name.startswith("trajectory.")]
     return rows.select(list(dict.fromkeys([*names, "parent_seed", "pair", *columns]))).n_unique()
 
 

@@ -122,6 +122,7 @@ def test_a_pair_counts_once_whatever_its_further_training_is(frames):
     """Axes that change only how the average is trained on leave a pair as it is, and other axes do not."""
     for path, values, pairs in (
         ("schedule.at_average", ("keep", "restart"), 8),
+        ("trajectory.window", (3, 5), 8),
         ("experiment.child_momentum", ("keep", "reset"), 16),
     ):
         both = polars.concat(
