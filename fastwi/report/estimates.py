@@ -130,7 +130,7 @@ _LATER = frozenset({
     "schedule.at_average", "experiment.momentum", "experiment.batch_norm", "experiment.after",
     "experiment.continue_children", "experiment.children_rate_factor", "experiment.continue_parent",
 })  # fmt: skip
-"""Axes that change how networks train on from the interpolation. Nor does the section `trajectory` change it."""
+"""Axes that leave a pair at interpolation as it is, beside those of the section `trajectory`."""
 
 
 def pairs_at_interpolation(rows: polars.DataFrame, *columns: str) -> int:
