@@ -171,10 +171,12 @@ class Layers:
         origin: str = "configuration",
         directory: Path = Path(),
         chain: tuple[str, ...] = (),
+        last: bool = False,
     ) -> None:
         """Add a mapping, nested or with dotted names, and below it the file of `base` or `config`.
 
-        `names`: what it may say. `chain`: the files that led here.
+        `names`: what it may say. `chain`: the files that led here. A key that is an axis of a layer below is refused,
+        as the axis would win; in the `last` layer one that is its own axis too.
         """
         if not isinstance(given, Mapping):
             raise ConfigError(f"{origin}: {show(given)} is not a mapping of sections; give one")
@@ -199,9 +201,10 @@ class Layers:
                 self.file = path
             with self.noting(f"{below.origin}{name}: "):
                 self._add_file(path, chain)
+        named = self.given.keys() | layer.keys() if last else self.given.keys() - layer.keys()
         for path, (_, origin) in layer.items():
             axis = f"axes.{path}"
-            if axis in self.given and axis not in layer:  # an axis of a base, which would win
+            if axis in named:
                 flag = "--" if origin == "--" else ""
                 self.problems.append(
                     f"{origin}{path}: a sweep does not use it; use {flag}{axis}, as it is an axis here"

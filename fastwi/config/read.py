@@ -239,13 +239,9 @@ def _scalar(kind: type, text: str) -> object:
 
 def _override(layers: Layers, given: Mapping[str, Any], names: Mapping[str, Key]) -> None:
     """Add the last layer, and note what it overrides though a sweep does not use it: that would mislead."""
-    layers.add(given, names)
-    for path in layers.last if layers.names is _SWEEP_FILE else ():
-        origin, instead = layers.given[path].origin, INSTEAD.get(path, "")
-        if f"axes.{path}" in layers.given:
-            instead = f"{origin}axes.{path}, as it is an axis here"
-        if instead:
-            layers.problems.append(f"{origin}{path}: a sweep does not use it; use {instead}")
+    layers.add(given, names, last=True)
+    for path in INSTEAD.keys() & layers.last if layers.names is _SWEEP_FILE else ():
+        layers.problems.append(f"{layers.given[path].origin}{path}: a sweep does not use it; use {INSTEAD[path]}")
 
 
 def _built(layers: Layers, study: str | None = None) -> Request:
