@@ -217,9 +217,15 @@ def estimate_tables(
 def estimates_by(
     frame: polars.DataFrame, names: Sequence[str], column: str
 ) -> Iterator[tuple[list[str], Estimate | None]]:
-    """For `verdict_table`: the values of the columns `names` as text, and the estimate of `column` there."""
+    """For `verdict_table`: the values of the columns `names` as text, and the estimate of `column` there.
+
+    `names` has those of the cell. A pair counts once, also where it has a row for each of its children.
+    """
     for values, rows in groups(frame, names):
-        yield named_texts(names, values, rows), estimate_of(rows, column)
+        estimate = estimate_of(rows, column)
+        if estimate is not None:
+            estimate = replace(estimate, n_pairs=counted(rows.drop_nulls(column))[1])
+        yield named_texts(names, values, rows), estimate
 
 
 def verdict_table(

@@ -1,7 +1,6 @@
 """What averages over time (LAWA, SWA, EMA: trajectory.averages) gain over the network whose states they average."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import polars
@@ -13,15 +12,7 @@ from fastwi.config.sweep import RECOMPUTED
 from fastwi.errors import UserError
 from fastwi.experiment.tree import MOVING, OWN
 from fastwi.report.drawing import Sheet, style
-from fastwi.report.estimates import (
-    cell_heading,
-    cell_names,
-    counted,
-    estimate_of,
-    groups,
-    named_texts,
-    verdict_table,
-)
+from fastwi.report.estimates import cell_heading, cell_names, estimates_by, groups, verdict_table
 from fastwi.report.study import AVERAGE_COLUMNS, Found, Frames, Row, Study
 from fastwi.report.summary import Table
 
@@ -79,13 +70,7 @@ def tables(frames: Frames) -> list[Table]:
     last = frame.filter(polars.col("epoch") == polars.col("epoch").max().over(of_network))
     title = "Accuracy of averages over time less that of the network itself, after its last epoch"
     columns = (*names, "points [95 %]", "parents", "pairs", "above 0")
-    found = []
-    for values, rows in groups(last, names):
-        estimate = estimate_of(rows, "gain_points")
-        if estimate is not None:  # a pair counts once, and has a row for each of its children
-            estimate = replace(estimate, n_pairs=counted(rows.drop_nulls("gain_points"))[1])
-        found.append((named_texts(names, values, rows), estimate))
-    return [verdict_table(title, columns, found)]
+    return [verdict_table(title, columns, estimates_by(last, names, "gain_points"))]
 
 
 _COLOURS = {"lawa": "tab:blue", "swa": "tab:green", "ema": "tab:orange", "ema_iteration": "tab:red"}
