@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import gzip
 import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,14 +24,22 @@ from fastwi.version import __version__
 
 _WIDE = 5.0  # what spans this many times the median would shrink all others
 _MOST_CSV_ROWS = 20_000  # of a data frame in the page; a larger one stays a file
+_LONG_CSV = 16 << 10  # bytes; a longer CSV is compressed, to a tenth or so
 
 
 class Figure(NamedTuple):
-    """A figure as data: URIs: `shown` as SVG where there is one, `png` to download; `width` in CSS pixels."""
+    """A figure as a data: URI of its PNG; `path` of that, with PDF and SVG beside it; `width` in CSS pixels."""
 
     shown: str
-    png: str
+    path: Path
     width: int
+
+
+class Download(NamedTuple):
+    """A table as a data: URI, and what its file's name ends with."""
+
+    uri: str
+    ending: str
 
 
 def page_html(sweeps: Sequence[Finished], studies: Mapping[str, Study], command: str) -> str:
@@ -42,7 +51,7 @@ def page_html(sweeps: Sequence[Finished], studies: Mapping[str, Study], command:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"csv": csv_uri, "marked": marked, "counted": counted, "flat": flat}
+    environment.filters |= {"csv": csv_download, "marked": marked, "counted": counted, "flat": flat}
     environment.filters |= {"sentence": sentence, "value": value_text}
     environment.globals |= {"figures": figures, "interval": interval_text, "most_csv_rows": _MOST_CSV_ROWS}
     return environment.get_template("page.html.j2").render(
@@ -57,18 +66,17 @@ def page_html(sweeps: Sequence[Finished], studies: Mapping[str, Study], command:
 
 
 def figures(directory: Path, stem: str) -> list[Figure]:
-    """The figures stem.png, stem-2.png ... of a directory. In an image, as SVGs are shown, a browser runs nothing."""
+    """The figures stem.png, stem-2.png ... of a directory."""
     found: list[Figure] = []
     while (path := numbered(directory / f"{stem}.png", len(found) + 1)).exists():
-        content, svg = path.read_bytes(), path.with_suffix(".svg")
-        png = _data_uri(content, "image/png")
-        shown = _data_uri(svg.read_bytes(), "image/svg+xml") if svg.exists() else png
-        found.append(Figure(shown, png, round(int.from_bytes(content[16:20], "big") * 96 / DPI)))
+        content = path.read_bytes()
+        width = round(int.from_bytes(content[16:20], "big") * 96 / DPI)
+        found.append(Figure(_data_uri(content, "image/png"), path, width))
     return found
 
 
-def csv_uri(data: "Table | polars.DataFrame | list[Finding]") -> str:
-    """A table, a frame (lists as JSON) or findings as a CSV data: URI."""
+def csv_download(data: "Table | polars.DataFrame | list[Finding]") -> Download:
+    """A table, a frame (lists as JSON) or findings as CSV; compressed by gzip where it is long."""
     if isinstance(data, list):
         data = polars.DataFrame([finding.facts for finding in data], infer_schema_length=None)
     rows = data.rows if isinstance(data, Table) else data.iter_rows()
@@ -77,7 +85,10 @@ def csv_uri(data: "Table | polars.DataFrame | list[Finding]") -> str:
     writer.writerow(data.columns)
     for row in rows:
         writer.writerow([to_json(value) if isinstance(value, list) else value for value in row])
-    return _data_uri(text.getvalue().encode(), "text/csv;charset=utf-8")
+    content = text.getvalue().encode()
+    if len(content) > _LONG_CSV:
+        return Download(_data_uri(gzip.compress(content, mtime=0), "application/gzip"), ".csv.gz")
+    return Download(_data_uri(content, "text/csv;charset=utf-8"), ".csv")
 
 
 def marked(findings: Sequence[Finding]) -> list[tuple[Finding, list[float], list[float]]]:

@@ -10,6 +10,7 @@ import pytest
 from drawn_measurements import made, planned, spec_of
 from matplotlib import pyplot
 from matplotlib.colors import SymLogNorm
+from PIL import Image
 
 from fastwi.analysis.statistics import mean_estimate
 from fastwi.errors import UserError
@@ -348,3 +349,21 @@ def test_a_figure_for_a_paper_has_no_title_and_fonts_that_are_text(tmp_path):
         assert b"Date" not in path.read_bytes()
         assert b"<dc:date>" not in path.read_bytes()
     assert b"/Type3" not in (tmp_path / "paper.pdf").read_bytes()
+
+
+def test_a_png_has_a_palette_that_nobody_sees(tmp_path, seed):
+    """Of a figure with thousands of colours, and one that a single marker has."""
+    figure, (left, right) = pyplot.subplots(1, 2)
+    left.pcolormesh(np.random.default_rng(seed).random((40, 40)), cmap="viridis")
+    right.scatter(*np.random.default_rng(seed).random((2, 50)), c=range(50), cmap="plasma")
+    right.plot([0.5], [0.5], "o", color="lime", ms=3)
+    figures.save_figure(figure, tmp_path / "palette.png")
+    figure.savefig(tmp_path / "all.png", dpi=figures.DPI)
+    pyplot.close(figure)
+    palette, every = (Image.open(tmp_path / f"{name}.png") for name in ("palette", "all"))
+    assert palette.mode == "P"
+    assert palette.info["dpi"] == pytest.approx(every.info["dpi"])
+    different = np.abs(np.asarray(palette.convert("RGB"), int) - np.asarray(every.convert("RGB"), int))
+    assert len(every.getcolors(2**24) or ()) > 1000
+    assert different.max() <= 24  # of 255
+    assert different.mean() < 3
