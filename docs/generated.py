@@ -1,6 +1,6 @@
-"""Pages of the reference that follow from declarations: keys, commands, columns. `python docs/generated.py` writes them.
+"""Pages that follow from declarations and results: keys, commands, columns, claims. `python docs/generated.py` writes them.
 
-They are committed, so that they can be read without building the site; a test compares them with the declarations.
+They are committed, so that they can be read without building the site; a test compares them with what they are made from.
 """
 
 import os
@@ -11,14 +11,18 @@ from pathlib import Path
 
 from fastwi.__main__ import COMMANDS
 from fastwi.analysis.columns import Columns
+from fastwi.analysis.statistics import FEWEST
 from fastwi.config.schema import section_keys
 from fastwi.config.sweep import ALL_SECTIONS, NAMES
 from fastwi.config.write import default_text, title
+from fastwi.report.claims import CLAIMS, Finding
+from fastwi.report.finished import Finished, find_sweeps
 from fastwi.report.rows import COLUMNS, GAIN_COLUMNS
-from fastwi.report.summary import sentence
+from fastwi.report.summary import count_of, interval_text, sentence
 from fastwi.studies import all_studies
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results"
 MODULES = {"data-prep": "data_prep"}
 """Of commands, where it is not fastwi.COMMAND."""
 
@@ -48,6 +52,14 @@ metrics.jsonl and in all `--json` output: `"NaN"`, `"Infinity"`, `"-Infinity"`.
 | `train_loss` | nats: mean cross-entropy of the epoch's batches, each before its step |
 | `learning_rate` | at the start of the epoch |
 | `test_loss`, `test_accuracy_%` | nats and %, on the test images without augmentation; NaN for a network that is not finite |
+"""
+_CLAIMS = f"""\
+# The paper's claims, sweep by sweep
+
+What each sweep under `results/` says about the claims of Iyer, Dziugaite and Rolnick (TMLR 2024). An estimate has its 95 % interval over parents; with
+fewer than {FEWEST} parents there is none, and nothing is settled. Confirmed: the whole interval lies on the claimed side; refuted: all of it lies on the other
+side. `python -m fastwi.report results/SWEEP` has every estimate that a verdict rests on, with tables and figures.
+[The findings](../tutorials/findings.md) say it in words.
 """
 
 
@@ -102,9 +114,58 @@ def commands_page() -> str:
     return "\n".join(sections)
 
 
+def _made(sweep: Finished) -> list[str]:
+    """A row on how a sweep was made."""
+    about, base, n = sweep.manifest, sweep.spec.base, sweep.gains.height
+    cost = about.get("cost")
+    spent = f"{cost['trained_epochs']:,} epochs, {cost['seconds'] / 3600:.1f} h" if cost else "not recorded"
+    images = f", {base.data.train_images:,} training images" if base.data.train_images else ""
+    machine = f"{about['device'].get('gpu', about['device']['cpu'])}, {about['precision']}"
+    command = f"`python -m fastwi.sweep --config results/{sweep.directory.name}/sweep.yaml`"
+    what = f"{base.model.name} on {about['dataset']['name']}{images}"
+    return [
+        sweep.directory.name,
+        what,
+        f"{count_of(sweep.parents, 'parent')}, {n:,} averages",
+        machine,
+        spent,
+        command,
+    ]
+
+
+def claims_page() -> str:
+    """Each claim's verdict and the estimates that decide it, of every sweep under results/."""
+    sweeps = find_sweeps(sorted(path.parent for path in RESULTS.glob("*/gains.parquet")), all_studies())
+    names = [sweep.directory.name for sweep in sweeps]
+    verdicts = [
+        [f"{number}. {statement.title}", *(sweep.claims[number - 1].verdict_text for sweep in sweeps)]
+        for number, statement in CLAIMS.items()
+    ]
+    lines = [_CLAIMS, *_table(["claim", *names], verdicts)]
+    made = ["sweep", "network and data", "n", "processor, precision", "work", "again"]
+    lines += ["## How they were made", "", *_table(made, list(map(_made, sweeps)))]
+    for number, statement in CLAIMS.items():
+        rows = [
+            [sweep.directory.name, found.what, _estimate(found), f"{found.estimate.n_parents}", found.verdict_text]
+            for sweep in sweeps
+            for found in sweep.claims[number - 1].found.findings
+            if found.verdict and found.estimate.conclusive
+        ]
+        lines += [f"## {number}. {statement.title}", "", statement.estimand, ""]
+        columns = ["sweep", "what", "estimate", "parents", "verdict"]
+        lines += _table(columns, rows) if rows else ["No sweep has an interval for it yet.", ""]
+    return "\n".join(lines)
+
+
+def _estimate(finding: Finding) -> str:
+    """'+0.50 [+0.22, +0.78] points'."""
+    return f"{finding.estimate.value:+.2f} {interval_text(finding.estimate)} {finding.unit}"
+
+
 def pages() -> Mapping[str, str]:
     """The text of each page by its file below docs/reference."""
-    return {"config.md": config_page(), "columns.md": columns_page(), "commands.md": commands_page()}
+    made = {"config.md": config_page, "columns.md": columns_page, "commands.md": commands_page}
+    return {name: page() for name, page in {**made, "claims.md": claims_page}.items()}
 
 
 if __name__ == "__main__":

@@ -131,6 +131,11 @@ def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkey
     manifest = json.loads((directory / "manifest.json").read_text())
     assert "curves.png" in manifest["files"]
     assert "curves-2.png" not in manifest["files"]
+    rows = polars.read_parquet(directory / "results.parquet").filter(metric="train_loss")
+    assert manifest["cost"]["trained_epochs"] == rows["state"].n_unique()
+    with Store.open(copied / "store", create=False) as store:
+        seconds = sum(found.seconds for found in store.measurements().values())
+    assert manifest["cost"]["seconds"] == pytest.approx(seconds, abs=0.1)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt

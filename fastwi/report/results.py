@@ -17,6 +17,7 @@ from fastwi.files import locked_directory, write_text
 from fastwi.report.rows import (
     COLUMNS,
     GAIN_COLUMNS,
+    Measured,
     gains,
     point_rows,
     result_frame,
@@ -121,7 +122,8 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
             figures += draw_gains(averages, directory, subject)
             figures += draw_curves(planned, measured, directory / "curves.png", subject)
         identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
-        seal_directory(directory, manifest(card, resources.engine(config).resolved, identity, planned.networks))
+        about = manifest(card, resources.engine(config).resolved, identity, planned.networks)
+        seal_directory(directory, {**about, "cost": cost(measured)})
     # For `python -m fastwi.report STORE`: which sweeps the store was made for.
     write_text(store.directory / "sweeps" / f"{spec.options.name}.yaml", sealed_yaml(resolved))
     counts = {"points": len(points), "measurements": len(measured), "missing": missing}
@@ -137,6 +139,12 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
 def sweep_directory(planned: PlannedSweep) -> Path:
     """Where a sweep's results are."""
     return Path(planned.spec.options.directory) / planned.spec.options.name
+
+
+def cost(measured: Measured) -> dict[str, float]:
+    """Epochs that were trained, and seconds of work for them and for all tests, whoever did it and when."""
+    trained = [m for m in measured.values() if m.train_loss is not None]
+    return {"trained_epochs": len(trained), "seconds": round(sum(m.seconds for m in measured.values()), 1)}
 
 
 def _measured(planned: PlannedSweep, store: "Store") -> "tuple[dict[MeasurementKey, Measurement], int]":
