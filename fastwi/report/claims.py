@@ -6,6 +6,7 @@ on the other side, else not settled. Without an interval (`fastwi.analysis.stati
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -47,6 +48,7 @@ from fastwi.report.tables import (
 
 NOT_MEASURED = "not measured"
 _MIDDLE = 0.5
+_TIME_DIGITS = 9  # of a part of an epoch
 _SAME = 1e-6  # points: a barrier and a loss of accuracy this close are one measurement
 _GAIN = "gain_best_own_points"
 _CORRELATION = "rank correlation"
@@ -238,6 +240,8 @@ def _not_a_tie(frames: Frames, rows: polars.DataFrame, treatment: str) -> list[s
     reasons = list[str]()
     column = gain_column("own" if treatment == "averaged" else treatment)
     gain = value_of(estimate_of(frames["gains"], column))
+    if math.isnan(gain) and "gain_best_points" in rows.columns:  # sweep.measure may be [own]
+        gain = value_of(estimate_of(_finite(rows, "gain_best_points"), "gain_best_points"))
     if gain <= 0:
         reasons.append(f"claim 1 fails: the average does not gain ({gain:+.2f} points)")
     there = _finite(rows, "barrier_error_linear_points", "gain_mean_points")
@@ -268,6 +272,8 @@ def _falls_on_hard_examples(frames: Frames) -> Found:
         parts.append(_by_split("gain", f", {treatment} statistics", rows, "gain_mean_points", "above"))
     early = Found()
     if changes is not None and changes.height:
+        # Parts of an epoch that are equal may differ in their last digits.
+        changes = changes.with_columns(polars.col("epochs_after").round(_TIME_DIGITS))
         # Each pair's own last epoch: further epochs may be an axis of the sweep.
         pair = changes.columns[: changes.columns.index("epochs_after")]
         last = changes.filter(polars.col("epochs_after") == polars.col("epochs_after").max().over(pair))

@@ -224,6 +224,21 @@ def test_claim_4_needs_a_gain_and_barriers_that_are_not_that_gain(seed, gain, at
         assert all(reason in finding.facts["note"] for reason in reasons)
 
 
+@pytest.mark.parametrize("gain", [-3.0, 3.0])
+def test_claim_4_checks_the_gain_that_the_sweep_did_not_measure(seed, gain):
+    """With sweep.measure: [own] the study alone has it under recomputed statistics."""
+    none = polars.lit(None, polars.Float64)
+    gains = gains_frame(generator(seed), gain=3.0).with_columns(gain_best_recomputed_points=none)
+    frame = barrier_frame(generator(seed), -1.0).with_columns(gain_best_points=polars.lit(gain))
+    found = claim(4, gains, barrier=frame)
+    notes = {f.what.rpartition(", ")[2]: f.estimate.note for f in found.found.findings if f.verdict}
+    assert notes == {
+        "averaged statistics": "",
+        "recomputed statistics": "" if gain > 0 else "claim 1 fails: the average does not gain (-3.00 points)",
+    }
+    assert found.verdict == (CONFIRMED if gain > 0 else NOT_SETTLED)
+
+
 def test_pairs_without_a_barrier_are_not_related_by_definition(seed):
     """No barrier and no gain: both are 0."""
     frame = barrier_frame(generator(seed), -1.0)
@@ -376,6 +391,16 @@ def test_the_last_further_epoch_is_each_pairs_own(seed, number):
         frame = changes.filter(last)
         values = frame["change_points"].to_list()
     assert found.estimate.value == pytest.approx(parents_mean(frame, values), abs=CLOSE)
+
+
+def test_claim_5_takes_parts_of_an_epoch_as_equal_that_differ_by_rounding(seed):
+    """2 - 4/3 and 3 - 7/3 epochs differ in their last digits."""
+    gains, changes = split_frames(generator(seed), 8.0, -1.4, 1.0)
+    first = polars.when(polars.col("parent_seed") < 3).then(2 - 4 / 3).otherwise(3 - 7 / 3)
+    epochs = polars.when(polars.col("epochs_after") == 1).then(first).otherwise(first + 1)
+    changes = changes.with_columns(epochs_after=epochs)
+    early = [f for f in claim(5, split_gains=gains, split_changes=changes).found.details if "with 0.66" in f.what]
+    assert [finding.estimate.n_parents for finding in early] == [6] * 5
 
 
 def test_pairs_that_lack_a_split_do_not_count(seed):
