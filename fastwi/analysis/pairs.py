@@ -102,7 +102,6 @@ def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
         return not lost.isdisjoint(networks(pair)) or any(m is not None and m.diverged for m in found)
 
     asked = _asked_for(opened, options)
-    asked = [pair for pair in asked if pair.point.alpha in (None, 0.5)] or asked
     kept = [
         pair for pair in _sound(opened, asked, diverged) if all((state, OWN) in measured for state in networks(pair))
     ]
@@ -112,8 +111,8 @@ def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
 def chosen_lines(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     """The pairs of `options.cells` whose line is measured, each once: points that differ in alpha have one line.
 
-    Those with a child that diverged are left out, and noted. Raises UserError for tuples that are not pairs, and
-    where nothing is left.
+    Those with a child that diverged are left out, and noted. Raises UserError for tuples that are not pairs, as
+    `require_one_line` does, and where nothing is left.
     """
     size = opened.planned.spec.options.tuple_size
     if size != 2:
@@ -121,15 +120,30 @@ def chosen_lines(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
     lost = opened.lost()
     lines: dict[tuple[Any, ...], Pair] = {}
     for pair in _sound(opened, _asked_for(opened, options), lambda pair: not lost.isdisjoint(pair.place.ends)):
-        lines.setdefault((pair.point.values, pair.point.parent, pair.point.tuple_index), pair)
+        require_one_line(pair, lines.setdefault((pair.point.values, pair.point.parent, pair.point.tuple_index), pair))
     return _ordered(list(lines.values()), chosen_cells(options))
 
 
+def require_one_line(pair: Pair, other: Pair) -> None:
+    """Raise UserError where two points that differ in alpha alone have other children.
+
+    From the second round on, children start from the average of the round before, which alpha decides.
+    """
+    if pair.place.ends != other.place.ends:
+        raise UserError(
+            f"sweep.alphas: after experiment.rounds: {pair.config.experiment.rounds}, the children at alpha = "
+            f"{show(pair.point.alpha)} are others than those at {show(other.point.alpha)}, and this study is of one "
+            "set of children; sweep 0.5 too, which is chosen, or one alpha alone"
+        )
+
+
 def _asked_for(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
+    """Of a sweep's alphas 1/2 alone where it is among them."""
     cells = chosen_cells(options)
     most = options.pairs
     every = [pair for pair in all_pairs(opened) if not cells or pair.cell in cells]
-    return [pair for pair in every if not most or pair.point.tuple_index < most]
+    asked = [pair for pair in every if not most or pair.point.tuple_index < most]
+    return [pair for pair in asked if pair.point.alpha in (None, 0.5)] or asked
 
 
 def _sound(opened: OpenedSweep, chosen: list[Pair], diverged: Callable[[Pair], bool]) -> list[Pair]:

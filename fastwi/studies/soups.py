@@ -1,7 +1,8 @@
 """Soups of all children of a parent: the uniform average, and the greedy one.
 
 Wortsman et al. 2022, Model soups, section 2 (`fastwi.analysis.soups`). A set is all children of one parent in one
-cell of the sweep. Networks are chosen on training images that the sweep left out, and measured on test images.
+cell of the sweep; after rounds of averaging, the children of one average. Networks are chosen on training images that
+the sweep left out, and measured on test images.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ import polars
 from fastwi import analysis
 from fastwi.analysis.columns import Column
 from fastwi.analysis.measuring import Bench
-from fastwi.analysis.pairs import Pair
+from fastwi.analysis.pairs import Pair, require_one_line
 from fastwi.config.sweep import RECOMPUTED
 from fastwi.report.drawing import Sheet, style
 from fastwi.report.estimates import cell_names, cells_of, estimate_of, groups, verdict_table
@@ -22,7 +23,9 @@ BEST, UNIFORM, GREEDY = "best", "uniform", "greedy"
 COLUMNS = {
     "soups": {
         **{name: column for name, column in LINE_COLUMNS.items() if name != "pair"},
-        "pair": Column("", "0: all children of the parent are one set", polars.Int64),
+        "pair": Column(
+            "", "0: all children of the parent are one set; after rounds each tuple is one, from 0", polars.Int64
+        ),
         "soup": Column("", "best: the child best on held-out images; uniform: all; greedy: chosen", polars.String),
         "children": Column("", "networks in the average", polars.Int64),
         "of_children": Column("", "networks in the set", polars.Int64),
@@ -37,11 +40,14 @@ COLUMNS = {
 def measure(bench: Bench) -> Found:
     """Average all children of each parent in each cell, and choose greedily among them, under each treatment.
 
-    Raises UserError where the sweep left no training image out.
+    Raises UserError where the sweep left no training image out, and as `require_one_line` does.
     """
     sets: dict[Any, dict[str, Pair]] = {}
+    lines: dict[Any, Pair] = {}
     for pair in bench.pairs():
-        children = sets.setdefault((*pair.variant, pair.cell, pair.point.parent), {})
+        parent = (*pair.variant, pair.cell, pair.point.parent)
+        require_one_line(pair, lines.setdefault((*parent, pair.point.tuple_index), pair))
+        children = sets.setdefault((*parent, _number(pair)), {})
         children.update((end, pair) for end in pair.place.ends)
     rows = list[Row]()
     for children in bench.each(list(sets.values())):
@@ -61,12 +67,18 @@ def measure(bench: Bench) -> Found:
             there, here = (evaluator.scores(networks, images) for images in (held_out, test))
             for i, (name, own) in enumerate(made.items()):
                 rows.append({
-                    **pair.columns(), "pair": 0, "batch_norm": treatment, "soup": name, "children": len(own),
-                    "of_children": members.members, "held_out_accuracy_%": there.accuracy_M[i],
+                    **pair.columns(), "pair": _number(pair), "batch_norm": treatment, "soup": name,
+                    "children": len(own), "of_children": members.members,
+                    "held_out_accuracy_%": there.accuracy_M[i],
                     "test_accuracy_%": here.accuracy_M[i], "test_loss_nats": analysis.finite(here.loss_M[i]),
                     "gain_points": here.accuracy_M[i] - here.accuracy_M[0],
                 })  # fmt: skip
     return {"soups": rows}
+
+
+def _number(pair: Pair) -> int:
+    """The number of the pair's set. After a round its children start from an average of their own."""
+    return pair.point.tuple_index if pair.config.experiment.rounds > 1 else 0
 
 
 def tables(frames: Frames) -> list[Table]:

@@ -5,6 +5,7 @@ import polars
 import pytest
 from studied import WITHIN, by_cell, check, column, measured, mixed, presented, state_of, studied_sweep
 
+from fastwi.analysis.pairs import all_pairs, chosen_lines
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
 from fastwi.report.rows import gains
@@ -116,6 +117,21 @@ def test_refusals(digits_directory, tmp_path_factory, flags, options, message):
         measured("connectivity", other, **options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_the_line_is_between_the_children_at_alpha_one_half(digits_directory, tmp_path_factory, opened, rounds):
+    """After a round children start from an average, which alpha decides."""
+    flags = "--experiment.rounds", f"{rounds}", "--sweep.alphas"
+    with studied_sweep(digits_directory, tmp_path_factory, *flags, "[0.25, 0.5]", trains=False) as other:
+        expected = {pair.place.ends for pair in all_pairs(other) if pair.point.alpha == 0.5}
+        assert {line.place.ends for line in chosen_lines(other, AnalysisOptions())} == expected
+    with studied_sweep(digits_directory, tmp_path_factory, *flags, "[0.25, 0.75]", trains=False) as other:
+        if rounds == 1:
+            assert len(chosen_lines(other, AnalysisOptions())) == 2 * 2 * 2
+        else:
+            with pytest.raises(UserError, match=r"sweep\.alphas"):
+                chosen_lines(other, AnalysisOptions())
 
 
 def test_tables_and_figure(frames, tmp_path):

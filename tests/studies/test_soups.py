@@ -3,12 +3,13 @@
 import numpy as np
 import polars
 import pytest
-from studied import accuracy, column, logits, mean_state, measured, presented, state_of, studied_sweep, treated
+from studied import PAIRS, accuracy, column, logits, mean_state, measured, presented, state_of, studied_sweep, treated
 
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.pairs import all_pairs
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
+from fastwi.report.rows import gains
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,17 @@ def test_a_soup_is_of_one_cell(opened):
     frame = measured("soups", opened, held_out_images=20, treatments=("averaged",))["soups"]
     assert set(frame["of_children"]) == {2}
     assert frame.group_by("k", "s", "parent_seed").len().height == 2 * 2 * 2
+
+
+def test_after_rounds_a_soup_is_of_the_children_of_one_average(digits_directory, tmp_path_factory, pairs):
+    with studied_sweep(digits_directory, tmp_path_factory, *PAIRS, "--experiment.rounds", "2") as opened:
+        frame = measured("soups", opened, held_out_images=20, treatments=("averaged",))["soups"]
+        averages = gains(opened.planned, opened.measured)
+    assert set(frame["of_children"]) == {2}
+    keys = ["parent_seed", "pair"]
+    both = frame.filter(soup="uniform").join(averages, on=keys)
+    assert sorted(both.select(keys).rows()) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert both["test_accuracy_%"].to_list() == pytest.approx(both["average_own_%"].to_list(), abs=1e-9)
 
 
 def test_held_out_images_are_those_that_the_sweep_left_out(pairs, digits_directory, tmp_path_factory):
