@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fastwi.config.schema import KEYS, SECTIONS, Config, section_keys
-from fastwi.config.sweep import ALL_SECTIONS, NAMES, AnalysisOptions, SweepSpec
+from fastwi.config.sweep import ALL_SECTIONS, INSTEAD, NAMES, AnalysisOptions, SweepSpec
 from fastwi.config.time import Time
 from fastwi.config.values import Key
 from fastwi.models.names import placeless
@@ -29,6 +29,7 @@ _NO_RESULT = {key.path for key in KEYS.values() if key.section in ("run", "engin
     "data.streaming",
     "data.decoder",
 }
+_PLACES = {"data.path", "model.weights"}
 
 
 def changes(config: Config, keys: Iterable[Key]) -> dict[str, Any]:
@@ -61,6 +62,29 @@ def config_hash(config: Config, dataset_digest: str | None = None) -> str:
         decides["data.path"] = {"digest": dataset_digest}
     text = json.dumps([HASH_VERSION, decides], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:HASH_DIGITS]
+
+
+def deciding(spec: SweepSpec) -> dict[str, list[str]]:
+    """The values, as text, of each key that decides a sweep's results, where they are not the default alone.
+
+    Without parents and children, which all tables name, and without the places of files: see the dataset's digest.
+    """
+    named = {*_NO_RESULT, *INSTEAD, *_PLACES, "experiment.measure"}
+    keys = [key for key in KEYS.values() if key.path not in named]
+    found = {path: [_yaml(value)] for path, value in changes(spec.base, keys).items()}
+    found |= {path: [_yaml(value) for value in values] for path, values in spec.axes.items() if path not in named}
+    if "model.name" in found:
+        found["model.name"] = [placeless(yaml.safe_load(name)) for name in found["model.name"]]
+    return found | {"sweep.tuple_size": [str(spec.options.tuple_size)]}
+
+
+def decided_otherwise(part: Mapping[str, list[str]], whole: Mapping[str, list[str]]) -> str:
+    """The first key of which `part` has a value that `whole` lacks; empty: there is none. Both are of `deciding`."""
+    for path in {**part, **whole}:
+        default = [_yaml(KEYS[path].default)] if path in KEYS else []
+        if not set(part.get(path, default)) <= set(whole.get(path, default)):
+            return path
+    return ""
 
 
 def to_yaml(config: Config, changed: bool = False) -> str:

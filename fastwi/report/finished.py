@@ -12,10 +12,11 @@ import polars
 
 from fastwi.config.read import sweep_from_yaml
 from fastwi.config.sweep import AnalysisOptions, SweepSpec
+from fastwi.config.write import decided_otherwise, deciding
 from fastwi.errors import ConfigError, UserError
 from fastwi.models.changes import NETWORKS
 from fastwi.report.claims import Claim, judge
-from fastwi.report.study import Frames, Study, shown_once
+from fastwi.report.study import DECIDING, Frames, Study, shown_once
 from fastwi.report.summary import Table
 from fastwi.report.tables import sweep_tables
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
@@ -116,7 +117,7 @@ def _read(directory: Path, studies: Mapping[str, Study]) -> Finished:
     for name, study in studies.items():
         home = directory / "analyses" / name
         if (home / MANIFEST).exists():  # it is written last: without one, what is there may be half of it
-            runs[name] = _read_study(home, study, about)
+            runs[name] = _read_study(home, study, spec, about)
     path = directory / "gains.parquet"
     with _of_this_version(path, _AGAIN):
         gains = _parquet(path)
@@ -124,17 +125,27 @@ def _read(directory: Path, studies: Mapping[str, Study]) -> Finished:
         return Finished(directory, spec, yaml, about, gains, sweep_tables(gains), runs, claims)
 
 
-def _read_study(home: Path, study: Study, sweep: Mapping[str, Any]) -> StudyRun:
-    """`sweep`: the manifest of the sweep that the study is of."""
+def _read_study(home: Path, study: Study, spec: SweepSpec, sweep: Mapping[str, Any]) -> StudyRun:
+    """`spec`, `sweep`: the sweep whose results are there, and its manifest. An earlier one may have had its name."""
     again = f"run python -m fastwi.analyze {home.name} again"
     about = open_directory(home, again)
     if NETWORKS in about and about[NETWORKS] != sweep.get(NETWORKS):
         raise UserError(f"{home}: is of another source of the network than the sweep's results; {again}")
+    if "dataset" in about and "data.path" not in spec.axes and _pixels(about) != _pixels(sweep):
+        raise UserError(f"{home}: is of another dataset than the sweep's results; {again}")
+    other = decided_otherwise(about[DECIDING], deciding(spec)) if DECIDING in about else ""
+    if other:
+        raise UserError(f"{home}: is of another {other} than the sweep's results; {again}")
     with _of_this_version(home, again):
         names = {path.stem for path in home.glob("*.parquet")} | set(about.get("rows", ()))
         frames = study.renew({name: _parquet(home / f"{name}.parquet") for name in sorted(names)})
         shown, _ = shown_once(frames)
         return StudyRun(home, frames, shown, study.tables(shown), about.get("options", {}))
+
+
+def _pixels(about: Mapping[str, Any]) -> Any:
+    """The checksums of a manifest's dataset, where it has one."""
+    return (about.get("dataset") or {}).get("sha256")
 
 
 def _spec(path: Path) -> tuple[SweepSpec, str]:

@@ -18,6 +18,8 @@ Frames = Mapping[str, polars.DataFrame]
 Row = dict[str, Any]
 Found = Mapping[str, list[Row] | polars.DataFrame]
 
+DECIDING = "deciding"
+"""Where a study's manifest has what decided the sweep's results: `fastwi.config.write.deciding`."""
 _STATISTICS = Column("", "batch-norm statistics: averaged as the weights are, own, or recomputed", polars.String)
 AVERAGE_COLUMNS = {**PAIR_COLUMNS, "batch_norm": _STATISTICS}
 """What rows about an average begin with, after the sweep's axes beside k and s."""

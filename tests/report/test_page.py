@@ -18,7 +18,8 @@ import torch
 from commands import refused
 
 from fastwi.analysis.statistics import Estimate
-from fastwi.config.read import read_analysis_request
+from fastwi.config.read import read_analysis_request, read_sweep_request
+from fastwi.config.write import deciding
 from fastwi.report.__main__ import main
 from fastwi.report.claims import CLAIMS, Finding
 from fastwi.report.page import csv_download, marked
@@ -343,6 +344,37 @@ def test_a_damaged_study_is_not_shown(copied, capsys, seed, name):
     said = refused(main, capsys, [str(copied)])
     assert str(home / name) in said
     assert "connectivity again" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({}, ""),
+        ({"experiment.k": ["1"]}, ""),  # a part of the sweep
+        ({"experiment.k": ["1", "4"]}, "experiment.k"),
+        ({"optimizer.learning_rate": ["0.1"]}, "optimizer.learning_rate"),
+        ({"optimizer.momentum": ["0.5"]}, "optimizer.momentum"),
+        ({"experiment.after": None}, "experiment.after"),
+        ({"sweep.tuple_size": ["3"]}, "sweep.tuple_size"),
+        ({"dataset": None}, "dataset"),
+    ],
+)
+def test_a_study_of_an_earlier_sweep_of_the_same_name_is_refused(results, copied, capsys, changed, named):
+    """A key that is not noted had its default."""
+    spec = read_sweep_request(["--config", str(results / "grid.yaml")]).spec
+    decided = {name: values for name, values in {**deciding(spec), **changed}.items() if values is not None}
+    dataset = json.loads((copied / "manifest.json").read_text())["dataset"]
+    if "dataset" in changed:
+        dataset["sha256"]["train"] = "0" * 64
+    types = {name: column.type for name, column in all_studies()["governance"].columns["correlations"].items()}
+    none = polars.DataFrame(schema=types)
+    study_of(copied, "governance", {"correlations": none}, deciding=decided, dataset=dataset)
+    if named:
+        said = refused(main, capsys, [str(copied)])
+        assert f"another {named} " in said
+        assert "governance again" in said
+    else:
+        assert main([str(copied)]) == 0
 
 
 def test_a_sweep_noted_in_the_store_with_a_flipped_bit_or_without_its_checksum_is_refused(

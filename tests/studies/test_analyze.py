@@ -43,6 +43,9 @@ def test_every_file_of_a_study(config, name, tmp_path, capsys):
     assert (manifest["study"], manifest["dataset"]["name"]) == (name, "digits")
     assert manifest["options"]["cells"] == ["1,1"]
     assert "commit" in manifest
+    decided = manifest["deciding"]
+    assert (decided["experiment.k"], decided["optimizer.learning_rate"]) == (["1", "2"], ["0.05"])
+    assert not {"data.path", "experiment.measure", "engine.threads", "seeds.init"} & set(decided)
     for frame, columns in study.columns.items():
         found = polars.read_parquet(directory / f"{frame}.parquet")
         assert found.height == manifest["rows"][frame] == shown["rows"][frame]
