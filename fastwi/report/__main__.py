@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     size, shown, lines = out.stat().st_size, [], []
     for sweep in sweeps:
         lines += [
-            f"{sweep.name}: claim {claim.number}: {claim.verdict_text}: {claim.statement.title}"
+            f"{sweep.title}: claim {claim.number}: {claim.verdict_text}: {claim.statement.title}"
             for claim in sweep.claims
         ]
         claims = [
@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
             for claim in sweep.claims
         ]
         not_run = [name for name in studies if name not in sweep.studies]
-        shown.append({"name": sweep.name, "claims": claims, "not_run": not_run})
+        about = {"name": sweep.name, "directory": str(sweep.directory)}
+        shown.append({**about, "claims": claims, "not_run": not_run})
     lines.append(f"{out}: {count_of(len(sweeps), 'sweep')}, {size / 2**20:.1f} MiB")
     Summary({"file": str(out), "bytes": size, "sweeps": shown}, lines).show(arguments.json)
     return 0

@@ -2,9 +2,10 @@
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Finished:
-    """A sweep's results. `yaml` is its sweep.yaml; `claims` are the paper's, judged on them."""
+    """A sweep's results. `yaml` is its sweep.yaml; `claims` are the paper's, judged on them.
+
+    `shares_name`: another sweep that is shown has its name.
+    """
 
     directory: Path
     spec: SweepSpec
@@ -47,6 +51,12 @@ class Finished:
     tables: list[Table]
     studies: Mapping[str, StudyRun]
     claims: list[Claim]
+    shares_name: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name, with the directory where another sweep has it too."""
+        return f"{self.name} ({self.directory})" if self.shares_name else self.name
 
     @property
     def name(self) -> str:
@@ -88,7 +98,9 @@ def find_sweeps(targets: Iterable[Path], studies: Mapping[str, Study]) -> list[F
     for target in targets:
         for directory in _directories(target):
             found.setdefault(directory.resolve(), directory)
-    return [_read(directory, studies) for directory in found.values()]
+    sweeps = [_read(directory, studies) for directory in found.values()]
+    names = Counter(sweep.name for sweep in sweeps)
+    return [replace(sweep, shares_name=names[sweep.name] > 1) for sweep in sweeps]
 
 
 def _directories(target: Path) -> list[Path]:
@@ -98,11 +110,18 @@ def _directories(target: Path) -> list[Path]:
         return [target]
     directories = []
     for path in sorted((target / "sweeps").glob("*.yaml")):
-        options = _spec(path)[0].options
+        spec = _spec(path)[0]
+        options = spec.options
         directory = Path(options.directory) / (options.name or path.stem)
         if not (directory / "gains.parquet").exists():
             raise UserError(
                 f"{path}: its results are not at {directory}; start where the sweep did, or give its directory"
+            )
+        now, then = deciding(_spec(directory / "sweep.yaml")[0]), deciding(spec)
+        other = decided_otherwise(now, then) or decided_otherwise(then, now)
+        if other:
+            raise UserError(
+                f"{path}: {directory} has results of another {other} by now; {_AGAIN}, or give that directory"
             )
         directories.append(directory)
     if not directories:

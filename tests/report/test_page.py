@@ -157,6 +157,7 @@ def test_the_page_of_a_sweep(copied, capsys):
     # Its numbers are those of the files.
     frame = polars.read_parquet(copied / "gains.parquet")
     (found,) = said["sweeps"]
+    assert (found["name"], found["directory"]) == ("grid", str(copied))
     assert [claim["claim"] for claim in found["claims"]] == list(CLAIMS)
     first = found["claims"][0]["findings"][0]
     by_parent = frame.group_by("parent_seed").agg(polars.col("gain_best_own_points").mean())
@@ -283,6 +284,9 @@ def test_a_store_and_several_targets(results, copied, tmp_path, capsys):
     assert [value for value in page.values("id") if re.fullmatch(r"sweep-\d+", value)] == ["sweep-1", "sweep-2"]
     out = capsys.readouterr().out
     assert "2 sweeps" in out
+    for directory in (copied, results / "sweeps" / "grid"):  # both are called grid
+        assert f"grid ({directory}): claim 1" in out
+        assert page.text.count(f"grid ({directory})") == 4  # title, contents, verdicts, heading
     assert all(f"claim {number}: " in out and statement.title in out for number, statement in CLAIMS.items())
 
 
@@ -402,3 +406,8 @@ def test_bad_targets_are_one_line(results, tmp_path, capsys):
     text = path.read_text().rpartition("\n#")[0].replace(str(results / "sweeps"), str(tmp_path / "moved"))
     path.write_text(sealed_yaml(text))
     assert "its results are not at" in refused(main, capsys, [str(tmp_path / "store")])
+    path.write_text(sealed_yaml(text.replace("learning_rate: 0.05", "learning_rate: 0.1")))
+    (tmp_path / "moved").symlink_to(results / "sweeps")
+    said = refused(main, capsys, [str(tmp_path / "store")])  # a later sweep of the same name
+    assert str(path) in said
+    assert "optimizer.learning_rate" in said
