@@ -12,7 +12,7 @@ from typing import Any
 import polars
 
 from fastwi.config.read import sweep_from_yaml
-from fastwi.config.sweep import AnalysisOptions, SweepSpec
+from fastwi.config.sweep import AnalysisOptions, SweepSpec, count_points
 from fastwi.config.write import decided_otherwise, deciding
 from fastwi.errors import ConfigError, UserError
 from fastwi.models.changes import NETWORKS
@@ -67,6 +67,11 @@ class Finished:
     def parents(self) -> int:
         """How many parents are measured."""
         return self.gains["parent_seed"].n_unique()
+
+    @property
+    def averages(self) -> int:
+        """How many averages the sweep has, measured or not."""
+        return count_points(self.spec)
 
     @property
     def command(self) -> str:
