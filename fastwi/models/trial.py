@@ -21,6 +21,7 @@ from fastwi.models import generators
 _UNSEEDED = "draw from the global generators of torch, NumPy or random, which are seeded, and from nothing else"
 _ROUNDING = 1e-3
 _SCALES = (0.0, 0.3, 1.0, 3.0, 3.0, 3.0, 10.0)  # standard deviations of what is added to the weights
+_CHANGE = 0.02  # standard deviation of what is added to the weights of another member
 _HERE = os.path.join(os.path.dirname(__file__), "")
 
 
@@ -75,6 +76,7 @@ def try_network(
         except Exception as error:  # whatever the user's code raises
             fails = f"fails on images of {size} (take image_size to build it for them)"
             raise refusal(name, f"{'fails when it is trained' if training else fails}: {reason(error)}") from error
+    _require_no_memory(name, network, images_NCHW)
     if drawn:
         network.fastwi_draws = drawn  # type: ignore[assignment]
 
@@ -117,6 +119,29 @@ def _try(
         fix = "return the logits that go into it, which the loss takes"
         raise refusal(name, f"gives numbers from 0 to 1 whatever its weights are (a softmax or a sigmoid?); {fix}")
     return drawn
+
+
+@torch.no_grad()
+def _require_no_memory(name: str, network: nn.Module, images_NCHW: Tensor) -> None:
+    """Raise ConfigError where what a call leaves behind, outside parameters and buffers, decides later outputs.
+
+    One module computes for all members, and a resumed run has a new one.
+    """
+    called = copy.deepcopy(network)
+    own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    with generators.seeded(0):
+        changed = {each: p + _CHANGE * torch.randn_like(p) for each, p in network.named_parameters()}
+    for training, weights in ((False, own), (False, changed), (True, own), (True, changed), (False, own)):
+        outputs = []
+        for each in (called, copy.deepcopy(network)):
+            tensors = {place: tensor.clone() for place, tensor in {**own, **weights}.items()}
+            if each.training != training:  # engines set the mode once for all members
+                each.train(training)
+            with generators.seeded(0):
+                outputs.append(functional_call(each, tensors, (images_NCHW,)))
+        if not _alike(*outputs):
+            problem = "keeps between calls what decides its outputs and is neither a parameter nor a buffer"
+            raise refusal(name, f"{problem}; register it as a buffer, or compute it in each call")
 
 
 def _alike(one: Tensor, two: Tensor) -> bool:

@@ -94,6 +94,46 @@ class Assigning(Net):
         if self.training:
             self.seen = 0.9 * self.seen + 0.1 * x.mean((0, 2, 3)) + torch.rand(3)
         return 0
+
+class Remembering(Net):
+    "Adds 0 in the first call in each mode. Each call in training adds 1 to that."
+    def start(self):
+        self.mean = torch.zeros(())
+    def noise(self, x):
+        found = self.mean.clone()
+        if self.training:
+            self.mean.add_(1)
+        return found
+RemembersTested = changed(
+    start=Remembering.start, noise=lambda self, x: (Remembering.noise(self, x), 0)[1] if self.training else self.mean)
+GeneratorOfEach = changed(
+    start=lambda self: setattr(self, "draws", torch.Generator().manual_seed(0)),
+    noise=lambda self, x: torch.randn((), generator=self.draws) if self.training else 0)
+class StartsFromData(Net):
+    def start(self):
+        self.ready, self.place = False, nn.Parameter(torch.zeros(()))
+    def noise(self, x):
+        if self.training and not self.ready:
+            with torch.no_grad():
+                self.place.copy_(1 + x.mean())
+            self.ready = True
+        return self.place
+class CachesWeights(Net):
+    "In evaluation, until it is trained again, as timm's LeViT does."
+    def train(self, mode=True):
+        self.cache = None
+        return super().train(mode)
+    def noise(self, x):
+        if self.training or self.cache is None:
+            self.cache = self.linear.bias.square()
+        return self.cache
+class Cached(Net):
+    "The same for each call."
+    cache = None
+    def noise(self, x):
+        if self.cache is None:
+            self.cache = torch.full((), float(x.shape[2]))
+        return self.cache
 class InPlace(Net):
     def noise(self, x):
         if self.training:
@@ -153,7 +193,9 @@ REFUSED = {
     "SeedsTorch": "seeds torch itself", "SeedsNumpy": "seeds numpy itself", "SeedsRandom": "seeds random itself",
     "Bare": "no parameters", "Lazy": "lazy layers", "Frozen": "linear.bias", "Unused": "linear.weight",
     "Two": "a value of type tuple in training", "Failing": "fails when it is trained: AttributeError",
-    "Assigning": "buffer seen",
+    "Assigning": "buffer seen", "Remembering": "between calls", "RemembersTested": "between calls",
+    "GeneratorOfEach": "between calls", "StartsFromData": "between calls",
+    "CachesWeights": "between calls",
 }  # fmt: skip
 
 
@@ -168,7 +210,7 @@ def test_what_is_refused(attribute):
 
 @pytest.mark.parametrize("classes", [2, 10])
 @pytest.mark.parametrize(
-    "attribute", ["Pretrained", "LogSoftmax", "Zero", "Tenths", "Tanh", "Rectified", "Net", "InPlace"]
+    "attribute", ["Pretrained", "LogSoftmax", "Zero", "Tenths", "Tanh", "Rectified", "Net", "InPlace", "Cached"]
 )
 def test_logits_of_any_kind_are_taken(attribute, classes):
     """The logarithms of probabilities are logits: log-softmax leaves them as they are."""
