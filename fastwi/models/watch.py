@@ -1,6 +1,7 @@
 """Which files of the user's a piece of code uses: those whose code runs, and those that are opened to be read.
 
-What native code opens by itself is not seen, except by safetensors and as libraries to be loaded.
+What native code opens by itself is not seen, except by safetensors, torch.jit.load and torch.from_file, and as
+libraries to be loaded.
 """
 
 import contextlib
@@ -9,13 +10,14 @@ import linecache
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 from unittest import mock
 
 import safetensors.torch
+import torch
 
 from fastwi.models.installed import is_local
 
@@ -23,6 +25,7 @@ _SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/")
 # Bytecode, and what compilers made of code that is watched itself.
 _CACHES = ("__pycache__", "torchinductor_", ".triton", "torch_extensions")
 _HERE = os.path.dirname(__file__) + os.sep
+_SHARED_MEMORY = "/dev/shm/"  # a disk like others
 _native_safe_open = safetensors.safe_open
 
 
@@ -36,7 +39,6 @@ class Watch:
     def files(self) -> set[Path]:
         """The local files, resolved. Those written before they were read are left out: they follow from the code."""
         found = {os.path.realpath(each) for each in self._used if is_local(each)}
-        found -= {os.path.realpath(each) for each in self._written}
         found.discard(os.path.realpath(sys.executable))  # platform reads it
         return {Path(each) for each in found if not any(part in each for part in _CACHES)}
 
@@ -65,12 +67,14 @@ class Watch:
             self._used.add(arguments[0].co_filename)
         elif event in ("open", "ctypes.dlopen") and isinstance(arguments[0], (str, bytes)):
             path = os.path.abspath(os.fsdecode(arguments[0]))
-            if path.startswith(_SYSTEM):
+            if path.startswith(_SYSTEM) and not path.startswith(_SHARED_MEMORY):
                 return
-            if event == "open" and arguments[2] & os.O_ACCMODE != os.O_RDONLY:
-                if arguments[2] & os.O_TRUNC:
-                    self._written.add(path)
-            elif not _is_ignored(sys._getframe(2)):
+            path = os.path.realpath(path)
+            flags = arguments[2] if event == "open" else os.O_RDONLY
+            reads = flags & os.O_ACCMODE != os.O_WRONLY
+            if flags & os.O_TRUNC or (flags & os.O_CREAT and not os.path.exists(path)):
+                self._written.add(path)
+            elif reads and path not in self._written and not _is_ignored(sys._getframe(2)):
                 self._used.add(path)
 
 
@@ -87,10 +91,28 @@ def watching() -> Iterator[Watch]:
         with (
             mock.patch.object(safetensors, "safe_open", _safe_open),
             mock.patch.object(safetensors.torch, "safe_open", _safe_open),  # of load_file and load_model
+            mock.patch.object(torch.jit, "load", _jit_load),
+            mock.patch.object(torch, "from_file", _from_file),
         ):
             yield watch[1]
     finally:
         _active.remove(watch)
+
+
+def _audited(read: Callable[..., Any]) -> Callable[..., Any]:
+    """`read`, native code that is given a path or an open file first, with the event that Python's own open has."""
+
+    @functools.wraps(read)
+    def audited(*given: Any, **named: Any) -> Any:
+        file = next(iter((*given, *named.values())), None)
+        if isinstance(file, (str, os.PathLike)):
+            sys.audit("open", os.fspath(file), "rb", os.O_RDONLY)
+        return read(*given, **named)
+
+    return audited
+
+
+_jit_load, _from_file = _audited(torch.jit.load), _audited(torch.from_file)
 
 
 def _safe_open(filename: str | os.PathLike[str], *rest: Any, **more: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from importlib.metadata import version as version_of
 
 import pytest
@@ -181,6 +182,15 @@ UNNAMED = {
         "open('h1_data.txt', 'a').close()\nscale = lambda: int(Path('h1_data.txt').read_text())\n", "h1_data.txt",
     ),
     "read as it runs": ("def scale():\n    return int(Path('h1_data.txt').read_text())\n", "h1_data.txt"),
+    "read and written back": (
+        "DATA = Path('h1_data.txt').read_text()\nPath('h1_data.txt').write_text(DATA)\nscale = lambda: int(DATA)\n",
+        "h1_data.txt",
+    ),
+    "open for both": (
+        "def scale():\n    with open('h1_data.txt', 'r+') as file:\n        return int(file.read())\n", "h1_data.txt",
+    ),
+    "by torch.jit": ("scale = lambda: torch.jit.load('h1_data.ts').bias.item()\n", "h1_data.ts"),
+    "by from_file": ("scale = lambda: torch.from_file('h1_data.bin', size=1).item()\n", "h1_data.bin"),
     "by NumPy": ("import numpy\nscale = lambda: float(numpy.load('h1_data.npy'))\n", "h1_data.npy"),
     "by torch": ("scale = lambda: torch.load('h1_data.pt')\n", "h1_data.pt"),
     "by safetensors": (
@@ -198,6 +208,7 @@ UNNAMED = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # TorchScript is deprecated
 @pytest.mark.parametrize("form", ["h1_net.py:Net", "h1_net:Net"])
 @pytest.mark.parametrize("how", UNNAMED)
 def test_what_the_name_would_not_cover_is_refused(write, how, form):
@@ -209,7 +220,9 @@ def test_what_the_name_would_not_cover_is_refused(write, how, form):
     text = net(code)
     write({"h1_net.py": text, "h1_blk.py": scale(2), "other/h1_far.py": scale(2), "h1_data.txt": "2"})
     np.save("h1_data.npy", 2.0)
+    np.array(2.0, np.float32).tofile("h1_data.bin")
     torch.save(torch.tensor(2.0), "h1_data.pt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), "h1_data.ts")
     save_file({"x": torch.tensor(2.0)}, "h1_data.st")
     for _ in range(2):
         with pytest.raises(ConfigError) as caught:
@@ -220,6 +233,16 @@ def test_what_the_name_would_not_cover_is_refused(write, how, form):
     fix = said.partition("write ")[2].partition(" in h1_net.py")[0]
     write({"h1_net.py": text + fix + "\n"})
     assert logits(form).shape == (1, 4)
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no shared memory")
+def test_a_file_in_shared_memory_is_one_like_others(write):
+    with tempfile.NamedTemporaryFile("w", dir="/dev/shm") as file:
+        file.write("2")
+        file.flush()
+        write({"h1_net.py": net(f"scale = lambda: int(Path({file.name!r}).read_text())\n")})
+        with pytest.raises(ConfigError, match=f"uses {os.path.basename(file.name)}"):
+            build_model("h1_net.py:Net", 4, image_size=(8, 8))
 
 
 def test_what_is_written_first_and_read_then_is_code(write):
