@@ -74,6 +74,30 @@ def test_what_fails_and_what_there_is_no_time_for_is_reported(monkeypatch, capsy
     assert {(row.images_per_s, row.why) for row in found} == {(None, "no time left")}
 
 
+def test_an_earlier_measurement_stays_where_nothing_can_be_measured(monkeypatch, capsys):
+    write_speeds(KEY, {"loop": {1: 1.0}})
+    monkeypatch.setattr(tune.measure, "__defaults__", (-1.0,))
+    assert tune.main(FLAGS) == 0
+    assert "no time left" in capsys.readouterr().out
+    assert read_speeds(KEY) == {"loop": {1: 1.0}}
+
+
+def test_what_is_no_network_is_refused(capsys):
+    """Not listed as a failure of every engine, as if it had been measured."""
+    for more in ([], ["--dry-run"]):
+        assert tune.main(["--model.name=nowhere.py:Net", *FLAGS[2:], *more]) == 2
+        assert "nowhere.py" in capsys.readouterr().err
+    assert not table_path().exists()
+
+
+def test_weights_do_not_matter(tmp_path):
+    """They may be for another number of classes than the random images have."""
+    network = build_network(CONFIG, 7)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    assert tune.main([*FLAGS, f"--model.weights={tmp_path / 'w.pt'}"]) == 0
+    assert read_speeds(KEY)
+
+
 def test_entries_are_kept_apart():
     write_speeds("one", {"loop": {1: 10.0}})
     write_speeds("other", {"stacked": {4: 20.0}, "loop": {4: 30.0, 1: 5.0}})
