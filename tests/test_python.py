@@ -375,6 +375,33 @@ def test_another_dataset_under_the_runs_path_is_refused(digits_directory, tmp_pa
     assert "another configuration or dataset" in refusal(CheckpointError, fastwi.load_network, found, child=1)
 
 
+def test_networks_are_loaded_from_where_the_run_began(digits_directory, tmp_path, monkeypatch):
+    """Elsewhere one line says where paths are looked for, and advises nothing that loses the run."""
+    begun, elsewhere = tmp_path / "begun", tmp_path / "elsewhere"
+    for place in (begun, elsewhere):
+        place.mkdir()
+    (begun / "data").symlink_to(digits_directory)
+    (begun / "own.py").write_text(NET)
+    monkeypatch.chdir(begun)
+    settings = {**OWN, "model.name": "own.py:Net", "data.path": "data"}
+    found = fastwi.run(settings, directory="r", progress=False)
+    fastwi.load_network(found, child=1)
+    monkeypatch.chdir(elsewhere)
+    for name in ("data", "own.py"):
+        line = refusal(UserError, fastwi.load_network, begun / "r", child=1)
+        assert name in line
+        assert str(elsewhere) in line
+        assert "delete" not in line
+        (elsewhere / name).symlink_to(begun / name)
+    assert fastwi.load_network(begun / "r", child=1).linear.in_features == 4
+    (elsewhere / "own.py").unlink()
+    (elsewhere / "own.py").write_text(NET.replace("WIDTH = 4", "WIDTH = 5"))
+    line = refusal(CheckpointError, fastwi.load_network, begun / "r", child=1)
+    assert "another network" in line
+    assert str(elsewhere) in line
+    assert "delete" not in line
+
+
 def pairs(data: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     """The splits of a dataset's directory."""
     betons = [read_beton(data / f"{split}.beton") for split in ("train", "test")]
@@ -446,6 +473,7 @@ RGB, LABELS = np.zeros((4, 5, 5, 3), np.uint8), np.arange(4)
         ((RGB[:0], LABELS[:0]), "train:", "[0, 5, 5, 3]"),
         ((RGB, LABELS[:3]), "train:", "labels"),
         ((RGB, LABELS - 1), "train:", "-1"),
+        ((RGB, LABELS + 10**12), "train:", "1000000000003"),
         ((RGB, LABELS / 2), "train:", "labels"),
         (iter([]), "train:", "list_iterator"),
         ([(RGB[0], 0), (RGB[0, :4], 1)], "train[1]:", "4 x 5 pixels"),

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.store import Store
 from fastwi.models.changes import network_change
+from fastwi.models.names import is_own
 from fastwi.python.entry import undisturbed
 from fastwi.report.results import Results
 from fastwi.report.run_directory import RunDirectory
@@ -48,7 +49,7 @@ def load_network(
     """A network of a run or a sweep, on the CPU and in evaluation mode. Nothing is trained.
 
     What is left out is taken where there is only one of it. The dataset and a network of the user's own must be as
-    they were, at paths relative to the working directory as when the run began.
+    they were; relative paths are searched for from the working directory, as when the run began.
 
     Args:
         results: what `fastwi.run` or `fastwi.sweep` gave, or the directory of a run or of a sweep's results.
@@ -167,15 +168,32 @@ def _planned(directory: Path) -> PlannedSweep:
         ) from None
     if path == run.config:
         config = _on_cpu(config_from_yaml(text, str(path)))
-        planned = plan_run(config, run.store)
-        run.check(planned)
+        planned = _found(lambda: plan_run(config, run.store))
+        run.check(planned, f"bring back what it was made of, or {_from_there()}")
         return planned
     spec = sweep_from_yaml(text, str(path), directory)
-    planned = plan_sweep(replace(spec, base=_on_cpu(spec.base)))
+    planned = _found(lambda: plan_sweep(replace(spec, base=_on_cpu(spec.base))))
     change = network_change(directory / MANIFEST, planned.networks)
     if change is not None:
         raise UserError(f"{directory}: {change}; bring the source back, or run the sweep again")
     return planned
+
+
+def _found(plan: Callable[[], PlannedSweep]) -> PlannedSweep:
+    """What `plan` gives. Raises UserError where dataset, weights or a network of the user's own are not found."""
+    try:
+        planned = plan()
+    except UserError as error:
+        raise type(error)(f"{error}; or {_from_there()}") from None
+    for name in {point.config.model.name for point in planned.points}:
+        if is_own(name) and name not in planned.networks:
+            raise UserError(f"model.name: {show(name)} is not found; bring it back, or {_from_there()}")
+    return planned
+
+
+def _from_there() -> str:
+    """What else helps where a file that a configuration names is not the one that it was."""
+    return f"load networks from the directory that the run began in: paths are relative to it, now {Path.cwd()}"
 
 
 def _on_cpu(config: Config) -> Config:

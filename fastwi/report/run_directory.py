@@ -47,9 +47,10 @@ class RunDirectory:
         """Networks that are kept: parent, children, average, final."""
         return self.directory / "checkpoints" / f"{name}.safetensors"
 
-    def check(self, planned: PlannedSweep) -> bool:
+    def check(self, planned: PlannedSweep, fix: str = "give another run.name, or delete the directory") -> bool:
         """Whether the directory has this run already; False where it is new, or has it with fewer epochs after.
 
+        fix: what the error of another run advises.
         Raises CheckpointError where it has another run. One with more epochs after is another: its store need not
         have the network at the shorter run's end.
         """
@@ -69,9 +70,7 @@ class RunDirectory:
             )
         change = network_change(self.manifest, planned.networks)
         what = "another configuration or dataset" if change is None else f"another network: {change}"
-        raise CheckpointError(
-            f"{self.directory}: holds a run of {what}; give another run.name, or delete the directory"
-        )
+        raise CheckpointError(f"{self.directory}: holds a run of {what}; {fix}")
 
     def shorter_run(self, planned: PlannedSweep) -> str:
         """A line on a directory beside this one that could go on as this run; empty: there is none.
