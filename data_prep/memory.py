@@ -21,6 +21,8 @@ from fastwi.data.card import SPLITS, read_card
 from fastwi.errors import UserError
 from fastwi.sealed import sha256_of
 
+_MOST_CLASSES = 1_000_000  # larger labels are no indices: all classes up to the largest have a name in the card
+
 
 def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
     """Write two splits to a directory in `within` that is named by their content, unless it is there; return it.
@@ -108,7 +110,7 @@ def _check(where: str, images_NHWC: np.ndarray, labels_N: np.ndarray) -> None:
         fix = f"give [N, H, W, 3] with 1 to {MAX_SIDE} pixels a side"
     elif labels_N.dtype.kind not in "iu" or labels_N.shape != shape[:1]:
         fix = f"give {shape[0]} integers as labels"
-    elif not 0 <= labels_N.min() <= labels_N.max() <= np.iinfo(np.int64).max:
+    elif not 0 <= labels_N.min() <= labels_N.max() < _MOST_CLASSES:
         fix = f"labels are from {labels_N.min()} to {labels_N.max()}; count classes from 0"
     if fix:
         given = f"images are {images_NHWC.dtype}{list(shape)}, labels {labels_N.dtype}{list(labels_N.shape)}"

@@ -76,12 +76,15 @@ def _export(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:
 
 def _image_size(text: str) -> tuple[int, int]:
     """Height and width in pixels, of 32 or of 24x32."""
-    # At most nine digits: int() refuses thousands of them, and no image is so large.
-    found = re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,8}))?", text)
-    if found is None:
-        raise UserError(f"--image-size: {text}; give a side of at least 1 pixel, or height and width such as 24x32")
-    height, width = found.groups(default=found[1])
-    return int(height), int(width)
+    from fastwi.beton.format import MAX_SIDE  # imports NumPy
+
+    # At most five digits: int() refuses thousands of them, and no image is so large.
+    found = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text)
+    height, width = map(int, found.groups(default=found[1])) if found is not None else (0, 0)
+    if not 1 <= max(height, width) <= MAX_SIDE:
+        fix = f"give a side of 1 to {MAX_SIDE} pixels, or height and width such as 24x32"
+        raise UserError(f"--image-size: {text}; {fix}")
+    return height, width
 
 
 def _import(arguments: argparse.Namespace) -> tuple[str, dict[str, int]]:

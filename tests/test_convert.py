@@ -107,7 +107,9 @@ def test_import_of_ones_own_network(tmp_path, capsys, monkeypatch):
     assert Population.load("p.safetensors").parameters(0)["1.weight"].shape == (7, 3 * 8 * 8)
 
 
-@pytest.mark.parametrize("wrong", ["8x", "x8", "8x0", "8x-4", "08", "8x4x2", "8.5", "", "eight"])
+@pytest.mark.parametrize(
+    "wrong", ["8x", "x8", "8x0", "8x-4", "08", "8x4x2", "8.5", "", "eight", "999999999", "70000"]
+)
 def test_import_of_a_network_of_images_that_are_not_square(tmp_path, capsys, monkeypatch, wrong):
     """Height before width, as image_size has them."""
     monkeypatch.chdir(tmp_path)

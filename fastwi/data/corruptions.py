@@ -100,7 +100,7 @@ def _saturate(x: Intensities, change: tuple[float, float], draw: np.random.Gener
 
 def _pixelate(x: Intensities, share: float, draw: np.random.Generator) -> Intensities:
     height, width = x.shape[1:3]
-    small = (int(width * share), int(height * share))
+    small = (max(1, int(width * share)), max(1, int(height * share)))
     box = Image.Resampling.BOX
     return _by_pillow(x, lambda image: image.resize(small, box).resize((width, height), box))
 

@@ -40,6 +40,12 @@ def test_images_are_changed_the_same_way_each_time_and_more_with_severity(name, 
     assert bool((again == found[2][7:8]).all()) == (not name.endswith("noise"))
 
 
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("shape", [(2, 1, 7, 3), (2, 7, 1, 3), (2, 1, 1, 3)])
+def test_images_of_one_pixel_a_side(name, shape):
+    assert corrupted(np.full(shape, 100, np.uint8), name, 5).shape == shape
+
+
 def by_colorsys(pixel, change):
     hsv = change(*colorsys.rgb_to_hsv(*(pixel / 255.0)))
     return 255 * np.clip(np.array(colorsys.hsv_to_rgb(*hsv)), 0, 1)
