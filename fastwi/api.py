@@ -22,7 +22,8 @@ from fastwi.population.state_file import load_state_dict
 
 Network = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
 State = Mapping[str, Tensor] | str | os.PathLike[str]
-Place = tuple[int, tuple[int, ...], tuple[int, ...]]
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+Place = tuple[torch.dtype, int, tuple[int, ...], tuple[int, ...]]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -58,6 +59,13 @@ def interpolate_(
     weight = float(cast(float, alpha))
     tensors = _distinct(_matched([_named(a), _named(b)]))
     floats = [both for both in tensors.values() if both[0].is_floating_point()]
+    narrow = next(
+        (name for name, both in tensors.items() if both[0].is_floating_point() and both[0].itemsize == 1), None
+    )
+    if narrow is not None:  # torch's lerp does not know them, and would find out after others were written
+        raise ValueError(
+            f"{narrow!r} has dtype {tensors[narrow][0].dtype}, which is not interpolated in place; use average"
+        )
     lerp_lists_([mine for mine, _ in floats], [theirs for _, theirs in floats], weight)
     for mine, theirs in tensors.values():
         if not mine.is_floating_point():
@@ -131,6 +139,12 @@ def _named(network: Network) -> dict[str, Tensor]:
     """The live tensors of a network by state-dict key, or by place in a list."""
     if isinstance(network, nn.Module):
         named: Mapping[str, Any] = network.state_dict(keep_vars=True)
+        own = {_place(tensor) for tensor in (*network.parameters(), *network.buffers())}
+        other = next(
+            (name for name, each in named.items() if not isinstance(each, Tensor) or _place(each) not in own), None
+        )
+        if other is not None:  # writing to a hook's copy would change nothing
+            raise ValueError(f"state dict entry {other!r} is neither a parameter nor a buffer; pass state dicts")
     elif isinstance(network, Mapping):
         named = network
     elif isinstance(network, Sequence):
@@ -140,6 +154,8 @@ def _named(network: Network) -> dict[str, Tensor]:
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name!r} is a {type(tensor).__name__}, not a tensor; take it out of the state dict")
+        if not tensor.is_floating_point() and tensor.dtype not in _INTEGERS:
+            raise ValueError(f"{name!r} has dtype {tensor.dtype}, which is not averaged here; convert it")
     return dict(named)
 
 
@@ -183,7 +199,7 @@ def _distinct(pairs: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
 
 def _place(tensor: Tensor) -> Place:
     """Where a tensor's elements are: the same for two tensors that are one."""
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+    return tensor.dtype, tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
 def _weights(weights: Sequence[float] | None, networks: int) -> list[float]:

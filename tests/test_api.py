@@ -202,3 +202,28 @@ def test_networks_that_share_a_part_of_their_memory_are_refused():
     assert torch.equal(base, torch.arange(6.0))
     fastwi.interpolate_({"a": base[:3], "b": base[3:]}, {"a": torch.zeros(3), "b": torch.zeros(3)}, 0.5)
     assert torch.equal(base, torch.arange(6.0) / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.uint16, torch.float8_e4m3fn])
+def test_other_dtypes_are_refused_and_nothing_is_written(dtype):
+    a, b = ({"w": value, "x": value.to(dtype)} for value in (torch.zeros(3), torch.ones(3)))
+    for call in (fastwi.interpolate_, fastwi.average)[: 1 if dtype.is_floating_point else 2]:
+        with pytest.raises(ValueError, match=f"'x' has dtype {dtype}"):
+            call(a, b)
+    assert torch.equal(a["w"], torch.zeros(3))
+
+
+def test_a_module_whose_state_dict_holds_copies_is_refused():
+    networks = [trained(SmallNet(), seed) for seed in (1, 2)]
+    for network in networks:
+        network.register_state_dict_post_hook(lambda _, state, *__: state.update(copied(state)))
+    for call in (fastwi.interpolate_, fastwi.average):
+        with pytest.raises(ValueError, match=r"'scale' is neither a parameter nor a buffer"):
+            call(*networks)
+    fastwi.average([network.state_dict() for network in networks])
+
+
+def test_one_memory_as_two_dtypes_is_not_tied():
+    x = torch.arange(4.0)
+    found = fastwi.average([{"a": x, "b": x.view(torch.int32)}] * 2)
+    assert torch.equal(found["b"], x.view(torch.int32))
