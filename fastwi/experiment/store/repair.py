@@ -34,7 +34,7 @@ from fastwi.experiment.store.places import CARD, StorePlaces, check_directory, c
 from fastwi.experiment.store.records import StoredState, bytes_float, float_bytes
 from fastwi.experiment.store.states import damage_of
 from fastwi.experiment.store.store import Store, set_aside, state_paths
-from fastwi.files import atomic_path, locked, sync_directory, write_json, write_parquet
+from fastwi.files import atomic_path, locked, open_plain, sync_directory, write_json, write_parquet
 from fastwi.sealed import file_sha256
 
 _BATCH = 50_000  # rows made into columns at a time: as Python's objects they take several times the memory
@@ -67,10 +67,11 @@ def read_table(places: StorePlaces) -> Iterator[Row | None]:
         return
     try:
         # In a thread: Ctrl-C and SIGTERM, raised in the main one, would be a panic to polars, and look like damage.
-        with ThreadPoolExecutor(1) as pool:
+        # A stream: in a path polars takes brackets and stars for a pattern.
+        with open_plain(places.metrics) as stream, ThreadPoolExecutor(1) as pool:
             columns = list(MEASUREMENTS.columns)
             # Eager: a damaged file is an exception here and nothing later.
-            frame = pool.submit(polars.read_parquet, places.metrics, columns=columns, use_statistics=False).result()
+            frame = pool.submit(polars.read_parquet, stream, columns=columns, use_statistics=False).result()
         rows = frame.rows()
     except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError, ValueError):
         yield None

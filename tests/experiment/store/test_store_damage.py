@@ -308,6 +308,21 @@ def test_measurements_that_the_index_lacks_are_damage_and_rebuilding_takes_them_
     assert held_by(copy) == held | {"attempts": closed[1]["attempts"]}
 
 
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?c", "{a,b}"])
+def test_the_name_of_a_store_is_no_pattern(closed, tmp_path, name):
+    """Polars takes these for the names of other files, which may be there."""
+    copy = copy_of(closed[0], tmp_path / name)
+    with Store.open(tmp_path / "abc") as other:
+        fill(other, range(160, 163))
+        export(other)
+    with Store.open(copy) as store:
+        assert not verify(store).damage
+    (copy / "index.sqlite").unlink()
+    rebuild(copy)
+    with Store.open(copy) as store:
+        assert contents(store) == closed[1] | {"attempts": {}}
+
+
 def test_of_two_exports_at_once_the_later_measurements_stay(tmp_path, monkeypatch):
     """The first is held up after it has read the index, until the second has ended or waits for it."""
     write, wrote, begun = polars.DataFrame.write_parquet, threading.Event(), threading.Event()
