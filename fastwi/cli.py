@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TextIO
 
-from fastwi.errors import UserError
+from fastwi.errors import UserError, printable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -79,6 +79,9 @@ def _exit_code(error: BaseException, after_interrupt: str) -> int:
         raise error
     if isinstance(error, UserError):
         _say_error(str(error))
+        return EXIT_USAGE
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # where no one asked whether a path is there
+        _say_error(f"{printable(str(error.filename))}: {error.strerror}; give shorter names")
         return EXIT_USAGE
     # A pipe to a worker process breaks with the same exception, and that is no quiet end.
     if isinstance(error, BrokenPipeError) and _silence_broken(sys.stdout) | _silence_broken(sys.stderr):

@@ -1,5 +1,6 @@
 """How commands end: exit codes, what is printed where, signals, broken pipes."""
 
+import errno
 import os
 import shlex
 import signal
@@ -62,6 +63,7 @@ ALLOCATOR = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you trie
     [
         (UserError("a.beton: is cut short"), None, 2, ["fastwi: error: a.beton: is cut short"]),
         (ConfigError("one\ntwo"), None, 2, ["fastwi: error: one", "fastwi: error: two"]),
+        (OSError(errno.ENAMETOOLONG, "too long", "r\nx"), None, 2, ["fastwi: error: r"]),
         (KeyboardInterrupt(), None, 130, ["fastwi: interrupted"]),
         (ODD, KeyboardInterrupt(), 130, ["fastwi: interrupted"]),
         (Terminated(), None, 143, ["fastwi: terminated"]),

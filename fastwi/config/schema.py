@@ -20,17 +20,18 @@ MOST_EPOCHS = 1_000_000
 """Of all networks of a run together. Steps, measurements and progress are lists as long."""
 
 _NAME = r"([^./\\\p{Cc}\p{Zl}\p{Zp}][^/\\\p{Cc}\p{Zl}\p{Zp}]{0,99})?"
-_NAME_RULE = "in quotes if it is a number, 100 characters at most without / and \\, no dot first"
+_NAME_BYTES = 200  # 100 letters of Chinese or Japanese take 300
+_NAME_RULE = "in quotes if it is a number, 100 characters (200 bytes) at most without / and \\, no dot first"
 _DEVICE = "auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?"
 
 
 def directory_name(whose: str, empty: str) -> Any:
     """The name of a run's or a sweep's directory, as a field. `empty`: what an empty one stands for.
 
-    With hash and suffixes it stays below the 255 bytes of a file system.
+    With what is added to it, as in `.NAME.yaml.0123abcd.tmp`, it stays below the 255 bytes of a file system.
     """
     text = f"name of the {whose} directory, {_NAME_RULE}; empty: {empty}"
-    return option("", text, pattern=_NAME, form=f"a name of a directory, {_NAME_RULE}")
+    return option("", text, pattern=_NAME, form=f"a name of a directory, {_NAME_RULE}", most_bytes=_NAME_BYTES)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,8 @@ class Key:
     """One key, `section.name`. `depth`: 0 for a value of the type `scalar`, 1 for a list, 2 for a list of lists.
 
     Bounds are inclusive. `pattern`: of a text, a regular expression; `form` says it in words. `filled`: not
-    empty. `repeats`: a list may have a value twice. `separator`: of a list on the command line.
+    empty. `most_bytes`: of a text in UTF-8, as in a file's name; 0: any. `repeats`: a list may have a value twice.
+    `separator`: of a list on the command line.
     """
 
     section: str
@@ -170,6 +171,7 @@ class Key:
     pattern: str = ""
     form: str = ""
     filled: bool = False
+    most_bytes: int = 0
     repeats: bool = False
     separator: str = ","
 
@@ -258,6 +260,9 @@ class Key:
             guess = nearest(bad, self.choices) if isinstance(bad, str) else None
             end = f"; did you mean {guess}?" if guess else ""
             raise ValueError(f"{show(bad)} is not valid; give {self.expected}{end}") from None
+        size = len(checked.encode()) if self.most_bytes else 0
+        if size > self.most_bytes:
+            raise ValueError(f"{show(checked)} takes {size} bytes as a file name; give at most {self.most_bytes}")
         if self.many and not self.repeats and len(set(checked)) < len(checked):
             twice = next(each for index, each in enumerate(checked) if each in checked[:index])
             raise ValueError(f"{show(twice)} is given twice; remove one")

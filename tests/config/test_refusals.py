@@ -94,6 +94,8 @@ REFUSED: list[tuple[Any, ...]] = [
     ("config", "optimizer: {nesterov: 1}", 1, "optimizer.nesterov: 1 is not", "true or false"),
     ("config", "experiment: {momentum: Rest}", 1, "momentum: 'Rest' is not", "average, keep", "did you mean reset?"),
     ("config", "run: {name: 2024}", 1, "run.name: 2024 is not", "in quotes", "100 characters"),
+    ("config", f"run: {{name: {'語' * 70}}}", 1, "run.name: '語語", "210 bytes", "at most 200"),
+    ("sweeping", f"--sweep.name {'語' * 70}", "--sweep.name: '語語", "210 bytes", "at most 200"),
     ("config", 'run: {name: "a\\nb"}', 1, "run.name: 'a\\nb' is not"),
     ("config", "schedule: {drop_epochs: 80}", 1, "drop_epochs: 80 is not", "a list, each value a whole number"),
     ("config", "schedule:\n  drop_epochs:\n  - 80\n  - 9.5", 2, "schedule.drop_epochs: 9.5 is not"),
