@@ -288,6 +288,10 @@ def test_refusals(digits_directory, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "file" in refused(main, capsys, [*argv, "--sweep.store", str(tmp_path / "file")])
     assert not (tmp_path / "sweeps").exists()
+    # Before all is trained for it, not after.
+    (tmp_path / "sweeps").write_text("")
+    assert str(tmp_path / "sweeps") in refused(main, capsys, argv)
+    assert measured_so_far(tmp_path) == 0
 
 
 @pytest.mark.ray
