@@ -227,3 +227,9 @@ def test_one_memory_as_two_dtypes_is_not_tied():
     x = torch.arange(4.0)
     found = fastwi.average([{"a": x, "b": x.view(torch.int32)}] * 2)
     assert torch.equal(found["b"], x.view(torch.int32))
+
+
+def test_float64_networks_are_interpolated_in_float64():
+    a, b = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    fastwi.interpolate_([a], [b], 0.1)
+    assert a.tolist() == [0.1] * 3

@@ -140,7 +140,9 @@ def lerp_lists_(
                 f"pair {place}: a is {a.dtype} {tuple(a.shape)} on {a.device}, b is {b.dtype} {tuple(b.shape)} on "
                 f"{b.device}; they need one shape, floating dtype and device"
             )
-    alphas = pair_alphas(alpha, len(a_tensors))
+    pair_alphas(alpha, len(a_tensors))  # which checks them
+    exact = np.asarray(alpha.detach().cpu() if isinstance(alpha, Tensor) else alpha, dtype=np.float64)
+    alphas = np.broadcast_to(exact, (len(a_tensors),))  # not rounded: tensors may be float64
     a_at, b_at = (np.array([x.data_ptr() for x in tensors], dtype=np.int64) for tensors in (a_tensors, b_tensors))
     filled = np.flatnonzero(a_at)  # tensors without elements are at address 0
     unsafe = read_elsewhere(a_at[filled], b_at[filled])
