@@ -4,14 +4,14 @@ import hashlib
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import yaml
 
 from fastwi.config.schema import KEYS, SECTIONS, Config, section_keys
 from fastwi.config.sweep import ALL_SECTIONS, INSTEAD, NAMES, AnalysisOptions, SweepSpec
-from fastwi.config.time import Time
+from fastwi.config.time import Time, parts_of, read_time
 from fastwi.config.values import Key
 from fastwi.models.names import placeless
 
@@ -67,7 +67,7 @@ def config_hash(config: Config, dataset_digest: str | None = None) -> str:
 def deciding(spec: SweepSpec) -> dict[str, list[str]]:
     """The values, as text, of each key that decides a sweep's results, where they are not the default alone.
 
-    Without parents and children, which all tables name, and without the places of files: see the dataset's digest.
+    Without the places of files, whose contents decide (`fastwi.report.manifest.INPUTS`).
     """
     named = {*_NO_RESULT, *INSTEAD, *_PLACES, "experiment.measure"}
     keys = [key for key in KEYS.values() if key.path not in named]
@@ -75,16 +75,45 @@ def deciding(spec: SweepSpec) -> dict[str, list[str]]:
     found |= {path: [_yaml(value) for value in values] for path, values in spec.axes.items() if path not in named}
     if "model.name" in found:
         found["model.name"] = [placeless(yaml.safe_load(name)) for name in found["model.name"]]
-    return found | {"sweep.tuple_size": [str(spec.options.tuple_size)]}
+    options = spec.options
+    alphas = options.alphas or ((0.5,) if options.tuple_size == 2 else ())  # the plain mean of two is at 1/2
+    return found | {
+        "sweep.parents": [str(parent) for parent in options.parents],
+        "sweep.tuple_size": [str(options.tuple_size)],
+        "sweep.tuples": [options.tuples],
+        "sweep.children": [str(options.children)],
+        "sweep.alphas": [str(alpha) for alpha in alphas],
+    }
 
 
 def decided_otherwise(part: Mapping[str, list[str]], whole: Mapping[str, list[str]]) -> str:
-    """The first key of which `part` has a value that `whole` lacks; empty: there is none. Both are of `deciding`."""
+    """The first key of which `part` has a value that `whole` lacks; empty: there is none. Both are of `deciding`.
+
+    Fewer epochs of further training are a part of more, and fewer children of more.
+    """
     for path in {**part, **whole}:
         default = [_yaml(KEYS[path].default)] if path in KEYS else []
-        if not set(part.get(path, default)) <= set(whole.get(path, default)):
+        of_part, of_whole = part.get(path, default), whole.get(path, default)
+        contained = set(of_part) <= set(of_whole)
+        if path in _PART_OF_MORE and _PART_OF_MORE[path](whole):
+            contained = all(any(_at_most(less, more) for more in of_whole) for less in of_part)
+        if not contained:
             return path
     return ""
+
+
+def _at_most(less: str, more: str) -> bool:
+    """Whether the time or number `less` is at most `more`, however many iterations an epoch has."""
+    times = (parts_of(read_time(yaml.safe_load(text), "epochs")) for text in (less, more))
+    return all(one <= other for one, other in zip(*times, strict=True))
+
+
+# Keys of which a lower value makes a part of what a higher one makes, and whether that is so beside the other keys:
+# rates that go down to the last epoch depend on it, and of all tuples those of more children are numbered otherwise.
+_PART_OF_MORE: dict[str, Callable[[Mapping[str, list[str]]], bool]] = {
+    "experiment.after": lambda whole: _yaml("anneal") not in whole.get("schedule.at_average", ()),
+    "sweep.children": lambda whole: whole.get("sweep.tuples") == ["disjoint"],
+}
 
 
 def to_yaml(config: Config, changed: bool = False) -> str:

@@ -4,6 +4,7 @@ Nothing here imports torch. All but averages over time is linear in the number o
 """
 
 import functools
+import hashlib
 import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,6 +50,11 @@ class PlannedSweep:
     def inputs_of(self, config: Config) -> Inputs:
         """What a configuration was planned on."""
         return self.tree.inputs[inputs_key(config)]
+
+    def contents(self) -> list[str]:
+        """What the files hold that the points were planned on, each in a digest (`Inputs.digest`)."""
+        digests = (inputs.digest for inputs in self.tree.inputs.values())
+        return sorted({hashlib.sha256(digest.encode()).hexdigest() for digest in digests})
 
     def kept(self, keep: str) -> set[int]:
         """The epochs whose states stay in the store under the choice `keep` of sweep.keep."""

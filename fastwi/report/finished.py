@@ -17,7 +17,7 @@ from fastwi.config.write import decided_otherwise, deciding
 from fastwi.errors import ConfigError, UserError
 from fastwi.models.changes import NETWORKS
 from fastwi.report.claims import Claim, judge
-from fastwi.report.study import DECIDING, Frames, Study, shown_once
+from fastwi.report.study import DECIDING, INPUTS, Frames, Study, shown_once
 from fastwi.report.summary import Table
 from fastwi.report.tables import sweep_tables
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
@@ -158,6 +158,8 @@ def _read_study(home: Path, study: Study, spec: SweepSpec, sweep: Mapping[str, A
     if "dataset" in about and "data.path" not in spec.axes and _pixels(about) != _pixels(sweep):
         raise UserError(f"{home}: is of another dataset than the sweep's results; {again}")
     other = decided_otherwise(about[DECIDING], deciding(spec)) if DECIDING in about else ""
+    if not other and INPUTS in sweep and not set(about.get(INPUTS, ())) <= set(sweep[INPUTS]):
+        other = "dataset, start (model.weights) or source of a network"
     if other:
         raise UserError(f"{home}: is of another {other} than the sweep's results; {again}")
     with _of_this_version(home, again):

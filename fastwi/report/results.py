@@ -97,6 +97,7 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
     from fastwi.report.curves import draw_curves
     from fastwi.report.heatmap import draw_gains
     from fastwi.report.manifest import manifest
+    from fastwi.report.study import INPUTS
 
     spec, points, directory = planned.spec, planned.points, sweep_directory(planned)
     config = points[0].config
@@ -123,7 +124,7 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
             figures += draw_curves(planned, measured, directory / "curves.png", subject)
         identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
         about = manifest(card, resources.engine(config).resolved, identity, planned.networks)
-        seal_directory(directory, {**about, "cost": cost(measured)})
+        seal_directory(directory, {**about, INPUTS: planned.contents(), "cost": cost(measured)})
     # For `python -m fastwi.report STORE`: which sweeps the store was made for.
     write_text(store.directory / "sweeps" / f"{spec.options.name}.yaml", sealed_yaml(resolved))
     counts = {"points": len(points), "measurements": len(measured), "missing": missing}

@@ -13,7 +13,7 @@ from fastwi.files import to_json, write_text
 from fastwi.report.figures import save_figure
 from fastwi.report.manifest import manifest
 from fastwi.report.rows import write_frame
-from fastwi.report.study import DECIDING, Frames, Study, shown_once
+from fastwi.report.study import DECIDING, INPUTS, Frames, Study, shown_once
 from fastwi.report.summary import OVER_PARENTS, Table, sentence
 from fastwi.sealed import MANIFEST, seal_directory
 
@@ -53,7 +53,7 @@ def write_study(
     about = manifest(card, opened.resources.engine(config).resolved, identity, opened.planned.networks)
     rows = {name: frame.height for name, frame in frames.items()}
     made = {"study": request.study, "sweep": request.sweep, "options": options, "rows": rows}
-    made |= {DECIDING: deciding(request.spec)}
+    made |= {DECIDING: deciding(request.spec), INPUTS: opened.planned.contents()}
     seal_directory(directory, {**made, "left_out_diverged": opened.left_out, "seconds": round(seconds, 3), **about})
     return tables, note
 

@@ -19,7 +19,7 @@ from commands import refused
 
 from fastwi.analysis.statistics import Estimate
 from fastwi.config.read import read_analysis_request, read_sweep_request
-from fastwi.config.write import deciding
+from fastwi.config.write import deciding, sweep_to_yaml
 from fastwi.report.__main__ import main
 from fastwi.report.claims import CLAIMS, Finding
 from fastwi.report.page import csv_download, marked
@@ -351,35 +351,73 @@ def test_a_damaged_study_is_not_shown(copied, capsys, seed, name):
     assert "connectivity again" in said
 
 
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({}, ""),
-        ({"experiment.k": ["1"]}, ""),  # a part of the sweep
-        ({"experiment.k": ["1", "4"]}, "experiment.k"),
-        ({"optimizer.learning_rate": ["0.1"]}, "optimizer.learning_rate"),
-        ({"optimizer.momentum": ["0.5"]}, "optimizer.momentum"),
-        ({"experiment.after": None}, "experiment.after"),
-        ({"sweep.tuple_size": ["3"]}, "sweep.tuple_size"),
-        ({"dataset": None}, "dataset"),
-    ],
-)
-def test_a_study_of_an_earlier_sweep_of_the_same_name_is_refused(results, copied, capsys, changed, named):
-    """A key that is not noted had its default."""
-    spec = read_sweep_request(["--config", str(results / "grid.yaml")]).spec
-    decided = {name: values for name, values in {**deciding(spec), **changed}.items() if values is not None}
-    dataset = json.loads((copied / "manifest.json").read_text())["dataset"]
-    if "dataset" in changed:
-        dataset["sha256"]["train"] = "0" * 64
-    types = {name: column.type for name, column in all_studies()["governance"].columns["correlations"].items()}
-    none = polars.DataFrame(schema=types)
-    study_of(copied, "governance", {"correlations": none}, deciding=decided, dataset=dataset)
+EARLIER = [
+    # (what the study's sweep had, what the sweep has now, the key that the refusal names; none: the study is shown)
+    ({}, {}, ""),
+    ({"experiment.k": ["1"]}, {}, ""),  # the sweep has k 1 and 2
+    ({"experiment.k": ["1", "4"]}, {}, "experiment.k"),
+    ({"optimizer.learning_rate": ["0.1"]}, {}, "optimizer.learning_rate"),
+    ({}, {"axes.optimizer.learning_rate": "0.05,0.1"}, ""),
+    ({"optimizer.momentum": ["0.5"]}, {}, "optimizer.momentum"),
+    ({"experiment.after": None}, {}, "experiment.after"),  # a key that is not noted had its default, 10
+    ({}, {"experiment.after": "3"}, ""),
+    ({}, {"experiment.after": "1ep5it"}, ""),
+    ({}, {"experiment.after": "5it"}, "experiment.after"),  # maybe less than an epoch
+    ({}, {"experiment.after": "0"}, "experiment.after"),
+    ({}, {"axes.experiment.after": "0,3"}, ""),
+    ({"schedule.at_average": ['"anneal"']}, {"experiment.after": "3", "schedule.at_average": "anneal"}, "after"),
+    ({}, {"experiment.measure": "own,recomputed"}, ""),
+    ({}, {"sweep.parents": "0..5"}, ""),
+    ({"sweep.parents": ["0", "5"]}, {}, "sweep.parents"),
+    ({}, {"sweep.children": "6"}, ""),
+    ({"sweep.children": ["4"]}, {}, "sweep.children"),
+    ({"sweep.tuples": ["all"]}, {"sweep.tuples": "all", "sweep.children": "3"}, "sweep.children"),
+    ({}, {"sweep.tuples": "all", "sweep.children": "4"}, "sweep.tuples"),
+    ({"sweep.tuple_size": ["3"], "sweep.children": ["3"]}, {"sweep.children": "4"}, "sweep.tuple_size"),
+    ({}, {"sweep.alphas": "0.25,0.5"}, ""),  # the plain mean is at 0.5
+    ({"sweep.alphas": ["0.25"]}, {"sweep.alphas": "0.25,0.75"}, ""),
+    ({}, {"sweep.alphas": "0.25,0.75"}, "sweep.alphas"),
+]
+
+
+@pytest.mark.parametrize(("earlier", "now", "named"), EARLIER)
+def test_a_study_of_an_earlier_sweep_is_shown_where_that_is_a_part_of_it(
+    results, copied, capsys, earlier, now, named
+):
+    arguments = ["--config", str(results / "grid.yaml")]
+    then = deciding(read_sweep_request(arguments).spec)
+    decided = {name: values for name, values in {**then, **earlier}.items() if values is not None}
+    spec = read_sweep_request([*arguments, *(f"--{key}={value}" for key, value in now.items())]).spec
+    (copied / "sweep.yaml").write_text(sealed_yaml(sweep_to_yaml(spec)))
+    sealed_again(copied)
+    about = json.loads((copied / "manifest.json").read_text())
+    empty_study(copied, deciding=decided, dataset=about["dataset"], inputs=about["inputs"])
     if named:
         said = refused(main, capsys, [str(copied)])
-        assert f"another {named} " in said
+        assert re.search(rf"another [a-z.]*{named} ", said)
         assert "governance again" in said
     else:
         assert main([str(copied)]) == 0
+
+
+def test_a_study_of_other_files_is_refused(copied, capsys):
+    """Of a replaced dataset, on an axis too, and of replaced weights."""
+    about = json.loads((copied / "manifest.json").read_text())
+    assert len(about["inputs"]) == 1
+    home = empty_study(copied, dataset={"sha256": {"train": "0" * 64}})
+    assert "another dataset " in refused(main, capsys, [str(copied)])
+    shutil.rmtree(home)
+    home = empty_study(copied, dataset=about["dataset"], inputs=["0" * 64])
+    assert "model.weights" in refused(main, capsys, [str(copied)])
+    shutil.rmtree(home)
+    empty_study(copied, dataset=about["dataset"])  # an earlier version noted none
+    assert main([str(copied)]) == 0
+
+
+def empty_study(sweep: Path, **about) -> Path:
+    """A study of it that found nothing."""
+    types = {name: column.type for name, column in all_studies()["governance"].columns["correlations"].items()}
+    return study_of(sweep, "governance", {"correlations": polars.DataFrame(schema=types)}, **about)
 
 
 def test_a_sweep_noted_in_the_store_with_a_flipped_bit_or_without_its_checksum_is_refused(
