@@ -50,3 +50,8 @@ class ImageSet:
     source: str
     notes: Callable[[], list[str]] = list
     warnings: Callable[[], list[str]] = list
+
+
+def is_text(name: str) -> bool:
+    """Whether a name from the file system is UTF-8. Python has a surrogate for each byte of it that is not."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)

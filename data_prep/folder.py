@@ -67,6 +67,8 @@ def open_folder(source: Path, name: str | None, options: Options) -> Iterator[Im
     Raises UserError for another layout and, as images are read, a bad image.
     """
     background = background_colour(options.background)
+    place = Path(os.path.abspath(source))  # "." has no name
+    own_name = place.name if source.is_dir() else place.stem
     with open_tree(source) as tree:
         layout = Layout(tree, source, options.with_valid)
         seen = _Seen()
@@ -88,11 +90,11 @@ def open_folder(source: Path, name: str | None, options: Options) -> Iterator[Im
             return [f"{source}: {line}" for line in lines]
 
         yield ImageSet(
-            name or layout.base or Path(os.path.abspath(source)).stem or "folder",
+            name or layout.base or own_name or "folder",
             layout.classes,
             train,
             test,
-            ", ".join([f"image folder {source.name}", *options.in_words()]),
+            ", ".join([f"image folder {place.name}", *options.in_words()]),
             notes=lambda: [
                 f"{len(paths):,} {text}".format(background=options.background) for text, paths in noted(_DONE)
             ],

@@ -4,6 +4,7 @@ import unicodedata
 from pathlib import Path
 from typing import NoReturn
 
+from data_prep.dataset import is_text
 from data_prep.trees import FileTree, join
 from fastwi.errors import UserError
 
@@ -87,9 +88,11 @@ class Layout:
         return folders, [name for name in seen if not name.endswith("/")]
 
     def _check_names(self) -> None:
-        """Refuse classes whose names look the same; warn of those that differ in case or spaces alone."""
+        """Refuse names that are not UTF-8, or look the same; warn of those that differ in case or spaces alone."""
         seen: dict[str, str] = {}
         for name in self.classes:
+            if not is_text(name):
+                self._refuse(f"{join(self.base, 'train', name)}/: its name is not UTF-8; rename it, in each split")
             other = seen.setdefault(_plain(name).casefold().strip(), name)
             if other is not name and _plain(other) == _plain(name):
                 self._refuse(f"has class {name} twice, in two spellings of Unicode; merge the two folders")

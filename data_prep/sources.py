@@ -35,7 +35,7 @@ def load_torchvision(dataset: str, source: str | os.PathLike[str] | None, scratc
     kind = getattr(torchvision.datasets, _CLASSES[dataset])
     files = f"{kind.base_folder} or {kind.filename}" if dataset != "svhn" else "train_32x32.mat and test_32x32.mat"
     said = f"torchvision {torchvision.__version__}"
-    said += " download" if source is None else f", local copy {Path(source).name}"
+    said += " download" if source is None else f", local copy {Path(os.path.abspath(source)).name}"
     with tempfile.TemporaryDirectory(prefix=".download.", dir=scratch) as temporary:
         root, fetch = Path(temporary), True
         if source is not None:

@@ -25,7 +25,7 @@ def open_tree(source: Path) -> Iterator["FileTree"]:
         raise UserError(f"{source}: does not exist; give an image folder or a zip of one")
     try:
         archive = zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: not a zip archive that can be read ({error}); extract it yourself") from error
     with archive:
         yield _ZipTree(source, archive)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.dataset import Images, ImageSet
+from data_prep.dataset import Images, ImageSet, is_text
 from data_prep.progress import Report
 from fastwi.beton import StoredBeton, StoredImage, write_stored_stream
 from fastwi.beton.digests import DIGEST, image_digest, read_digests
@@ -58,6 +58,9 @@ def write_dataset(dataset: ImageSet, directory: Path, writer: str, report: Repor
     stands there is no card, so that no reader takes a mixture for a dataset.
     Raises UserError where the writer is not installed, the disk is full, images have different sizes, ...
     """
+    for text, fix in ((dataset.name, "give another with --name"), (dataset.source, "rename it")):
+        if not is_text(text):
+            raise UserError(f"{text}: cannot be named in card.json, as it is not UTF-8; {fix}")
     written_by, write = _choose_writer(writer)
     splits: dict[str, _Split] = {}
     with contextlib.ExitStack() as stack:

@@ -33,8 +33,33 @@ def test_folders_and_zips(tmp_path: Path, name: str, kind: str) -> None:
     prepare("folder", tmp_path / "out", source, writer="raw")
     card = check_prepared(tmp_path / "out", train, test)
     assert card.classes == tuple(f"class{label}" for label in range(10))
-    assert card.name == ("mine" if "mine" in name else "source")
+    own = "source.zip" if kind == "folder" else "source"
+    assert card.name == ("mine" if "mine" in name else own)
     assert card.source == "image folder source.zip"
+
+
+def test_a_source_by_a_relative_path_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_folder(tmp_path / "pets 1.5 \u00e9", two_splits()[2])
+    for place, path in ((source, "."), (source / "train", "..")):
+        monkeypatch.chdir(place)
+        prepare("folder", tmp_path / "out", path, writer="raw")
+        card = read_card(tmp_path / "out")
+        assert (card.name, card.source) == (source.name, f"image folder {source.name}")
+
+
+@pytest.mark.parametrize("place", ["train/caf\udce9/", "caf\udce9"])
+def test_names_that_are_not_utf_8_are_refused_before_images_are_read(tmp_path: Path, place: str) -> None:
+    """Of a class, and of the source."""
+    files = two_splits()[2]
+    files["train/class0/0000.png"] = b"damaged"
+    if place.startswith("train/"):
+        files = renamed(files, "class1", "caf\udce9")
+        source = write_folder(tmp_path / "s", files)
+    else:
+        source = write_folder(tmp_path / place, files)
+    message = refusal(tmp_path, source)
+    assert "caf\\udce9" in message
+    assert "UTF-8" in message
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
@@ -161,6 +186,12 @@ def test_zip_entries_that_are_refused(tmp_path: Path, name: str, said: str) -> N
     assert refusal(tmp_path, source).startswith(f"{source}: entry {name!r} {said}")
 
 
+def test_a_zip_whose_names_are_not_the_utf_8_that_it_says(tmp_path: Path) -> None:
+    source = write_zip(tmp_path / "s.zip", renamed(two_splits()[2], "class1", "caf\u00e9"))
+    source.write_bytes(source.read_bytes().replace("\u00e9".encode(), b"\xe9\xff"))
+    assert refusal(tmp_path, source).startswith(f"{source}: not a zip archive that can be read ")
+
+
 def test_links_in_a_zip_are_refused_and_on_disk_followed(tmp_path: Path) -> None:
     train, test, files = two_splits()
     source = write_zip(tmp_path / "s.zip", files)
@@ -201,9 +232,6 @@ def test_names_of_classes_that_look_the_same(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     files = two_splits()[2]
     source = write_folder(tmp_path / "s", files)
-    for split in ("train", "test"):
-        os.rename(source / split / "class9", os.fsencode(source / split) + b"/class\xff")
-    assert "classes.9" in refusal(tmp_path, source)
     os.mkfifo(source / "train" / "class0" / "pipe.png")
     assert "train/class0/pipe.png: cannot be read (not a regular file)" in refusal(tmp_path, source)
     damaged = write_zip(tmp_path / "s.zip", files)
