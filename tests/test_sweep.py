@@ -189,6 +189,42 @@ def test_dry_run(copied, digits_directory, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["epochs_left"] == 0
 
 
+@pytest.mark.parametrize(
+    ("axis", "measured"),
+    [
+        ("data.image_size=8,16", 2),
+        ("augment.padding=0,2,4", 2),
+        ("augment.flip=0,0.5", 2),
+        ("optimizer.batch_size=20,50", 2),
+        ("optimizer.ema_decay=0,0.9", 2),
+        ("data.train_images=100,110", 1),
+        ("optimizer.learning_rate=0.1,0.05", 1),
+    ],
+)
+def test_dry_run_measures_each_speed(digits_directory, tmp_path, capsys, monkeypatch, axis, measured):
+    speeds = iter([10.0, 40.0])
+    monkeypatch.setattr("fastwi.report.plan._measure", lambda *_: (next(speeds), 0.0))
+    argv = [*sweep_file(tmp_path, digits_directory), "--dry-run", "--json", f"--axes.{axis}"]
+    assert main(argv) == 0
+    assert len(list(speeds)) == 2 - measured
+    assert json.loads(capsys.readouterr().out)["seconds"] > 0
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("after", ["1", "1it", "1ep1it"])
+def test_dry_run_counts_the_images_of_steps(digits_directory, tmp_path, capsys, monkeypatch, keep, after):
+    """90 images in batches of 40: an epoch has two, and where the rest is kept, one of 10."""
+    monkeypatch.setattr("fastwi.report.plan._measure", lambda *_: (1.0, 0.0))
+    argv = [*sweep_file(tmp_path, digits_directory), "--dry-run", "--json", "--sweep.children=2", "--sweep.parents=0"]
+    argv += ["--data.train_images=90", "--optimizer.batch_size=40", f"--data.last_batch={'keep' if keep else 'drop'}"]
+    argv += ["--axes.experiment.k=2it", "--axes.experiment.s=1", f"--experiment.after={after}"]
+    argv += ["--experiment.continue_parent=none", "--experiment.recompute_images=0"]
+    assert main(argv) == 0
+    epoch = 90 if keep else 80
+    further = {"1": epoch, "1it": 10 if keep else 40, "1ep1it": epoch + (10 if keep else 40)}[after]
+    assert json.loads(capsys.readouterr().out)["images_to_train"] == 80 + 2 * epoch + further
+
+
 @pytest.mark.parametrize("everything", [False, True], ids=["one state", "all states"])
 def test_damaged_states_are_named_and_trained_again(copied, whole, capsys, seed, everything):
     draw = random.Random(seed)

@@ -3,7 +3,7 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.todo import left_of
 from fastwi.population import Population
-from fastwi.report.progress import clock, cost_of
+from fastwi.report.progress import clock, cost_of, trained_images
 from fastwi.report.summary import Summary, count_of, value_text
 from fastwi.sealed import MANIFEST
 
@@ -47,8 +47,7 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
     left, lines = left_of(planned), tree_lines(planned)
     epochs, naive = tree.count(tree.tasks())[0], naive_epochs(planned.places)
     epochs_left, probes_left = tree.count(left)
-    configs = [(tree.part(epoch), tree.config_of(epoch)) for epoch in left[:epochs_left]]
-    images = round(sum(part * planned.inputs_of(config).images("train", config.data) for part, config in configs))
+    images = sum(trained_images(planned, epoch) for epoch in left[:epochs_left])
     seconds, sizes = _seconds(planned, left, resources), kept_bytes(planned, resources)
     rounds = [each for place in planned.places for each in place.rounds]
     ends = {node for each in rounds for node in (*each.end_nodes, *(node for node, _ in each.alone))}
@@ -140,20 +139,30 @@ def _seconds(planned: PlannedSweep, left: Sequence[int], resources: Resources) -
     examples: dict[Any, Config] = {}
     for tasks in tasks_of.values():
         config = tree.config_of(tasks[0])
-        speed = (config.model, config.engine, config.optimizer.batch_size, config.data.path)
+        speed = _speed(config)
         examples.setdefault(speed, config)
         costs[speed] += sum(cost_of(planned, task) for task in tasks)
     seconds = 0.0
     for speed, config in examples.items():
         engine, network = resources.tried_engine(config), resources.network(config)
-        trained_per_s, start_s = _measure(engine, network, *resources.splits(config))
+        trained_per_s, start_s = _measure(engine, network, *resources.splits(config), config.optimizer.ema_decay > 0)
         seconds += costs[speed] / trained_per_s + start_s
     return seconds
 
 
-def _measure(engine: Engine, network: nn.Module, train: Dataset, test: Dataset) -> tuple[float, float]:
-    """Images trained a second, and the seconds that compilation takes: a few steps, after as many to warm up."""
-    population = Population.from_modules([network], device=engine.device)
+def _speed(config: Config) -> tuple[object, ...]:
+    """What decides how long a step takes. Not how many images there are, nor rates, which are numbers alone."""
+    data, optimizer = replace(config.data, train_images=0, test_images=0, last_batch="drop"), config.optimizer
+    steps = optimizer.batch_size, optimizer.momentum > 0, optimizer.nesterov, optimizer.ema_decay > 0
+    return config.model, config.engine, data, config.augment.padding > 0, config.augment.flip > 0, steps
+
+
+def _measure(engine: Engine, network: nn.Module, train: Dataset, test: Dataset, moving: bool) -> tuple[float, float]:
+    """Images trained a second, and the seconds that compilation takes: a few steps, after as many to warm up.
+
+    moving: with a moving average of the weights.
+    """
+    population = Population.from_modules([network], engine.device, moving)
     # At least whole batches: a kept last one is of fewer images.
     batch = max(engine.settings.optimizer.batch_size, len(train) // engine.iterations(train))
     few_train = _spread(train, _STEPS * batch)
@@ -163,7 +172,7 @@ def _measure(engine: Engine, network: nn.Module, train: Dataset, test: Dataset) 
         begun = time.perf_counter()
         engine.train_epoch(population, few_train, [Noise(0)], 0)
         rates.append(len(few_train) / (time.perf_counter() - begun))
-        engine.evaluate(population, few_test)
+        engine.evaluate(population.plain, few_test)
         seconds.append(time.perf_counter() - begun)
     return rates[-1], max(0.0, seconds[0] - seconds[1])
 

@@ -32,8 +32,19 @@ def cost_of(planned: "PlannedSweep", task: int) -> float:
     inputs = planned.inputs_of(config)
     tested = _EVALUATION_COST * inputs.images("test", config.data)
     if task < len(tree):
-        return inputs.images("train", config.data) * tree.part(task) + tested
+        return trained_images(planned, task) + tested
     return tested + _EVALUATION_COST * tree.treatment_of(task).images
+
+
+def trained_images(planned: "PlannedSweep", epoch: int) -> int:
+    """The images that the steps of an epoch, or of a part of one, take: without those that data.last_batch drops."""
+    tree = planned.tree
+    config = tree.config_of(epoch)
+    images, keep = planned.inputs_of(config).images("train", config.data), config.data.last_batch == "keep"
+    batch, begun = config.optimizer.batch_size, tree.iterations[tree.before[epoch]]
+    first = begun % tree.per_epoch[epoch]
+    last = first + tree.iterations[epoch] - begun
+    return min(last * batch, images if keep else images - images % batch) - first * batch
 
 
 def clock(seconds: float) -> str:
