@@ -11,7 +11,7 @@ from fastwi.analysis.opened import OpenedSweep
 from fastwi.cli import command
 from fastwi.config.read import Request, read_analysis_request
 from fastwi.config.write import study_lines, sweep_to_yaml
-from fastwi.files import to_json
+from fastwi.files import check_writable, locked_directory, to_json
 from fastwi.report.figures import set_style
 from fastwi.report.study import Frames, Study
 from fastwi.report.summary import Summary, count_of
@@ -40,12 +40,15 @@ def _carry_out(request: Request, study: Study, opened: OpenedSweep) -> Summary:
     from fastwi.report.progress import Progress
     from fastwi.report.study_files import write_study
 
+    check_writable(request.directory)  # before an hour of measuring, not after it
     begun = time.monotonic()
     with Progress(request.study) as progress:
         frames: Frames = study.measure(opened, request.options, progress.show)
     for cell in opened.left_out:
         print(f"fastwi: left out, diverged: {cell}", file=sys.stderr)
-    tables, note = write_study(request, study, opened, frames, time.monotonic() - begun)
+    # One process at a time: the manifest has the checksums of all other files.
+    with locked_directory(request.directory.parent):
+        tables, note = write_study(request, study, opened, frames, time.monotonic() - begun)
     rows = {name: frame.height for name, frame in frames.items()}
     values = {"study": request.study, "directory": str(request.directory), "rows": rows}
     files = ", ".join(f"{name}.parquet" for name in frames)

@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -32,6 +33,16 @@ def refusal(error: OSError, path: Path) -> UserError:
 def cache_directory() -> Path:
     """Where this user's machine keeps what can be made again. It need not be there yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastwi"
+
+
+def check_writable(directory: Path) -> None:
+    """Raise UserError where files could not be written in `directory`. It is not made where it is missing."""
+    place = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise refusal(error, directory) from error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from studied import ON_ANY_SWEEP, sweep_file
 
 from fastwi.analyze import main
 from fastwi.experiment.store import Store
+from fastwi.report.study import Study
 from fastwi.studies import all_studies, connectivity
 
 QUICK = [
@@ -96,6 +97,20 @@ def test_refusals(config, tmp_path, capsys):
     assert "connectivity" in refused(main, capsys, config)
     assert "no store" in refused(main, capsys, ["plane", *config, "--sweep.store", str(tmp_path / "none")]).lower()
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/deeper", "link", "analyses"])
+def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_measured(
+    config, tmp_path, capsys, monkeypatch, place
+):
+    monkeypatch.setattr(Study, "measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    if place == "analyses":
+        place = "."
+        (tmp_path / "analyses").write_text("")
+    said = refused(main, capsys, ["connectivity", *config, "--analysis.directory", str(tmp_path / place)])
+    assert str(tmp_path / place) in said
 
 
 def test_a_study_that_fails_leaves_no_manifest(config, tmp_path, capsys, monkeypatch):
