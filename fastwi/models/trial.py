@@ -5,6 +5,8 @@ Shapes: N images, H height, W width, K classes.
 
 import contextlib
 import copy
+import itertools
+import math
 import os
 import traceback
 from pathlib import Path
@@ -22,6 +24,9 @@ _UNSEEDED = "draw from the global generators of torch, NumPy or random, which ar
 _ROUNDING = 1e-3
 _SCALES = (0.0, 0.3, 1.0, 3.0, 3.0, 3.0, 10.0)  # standard deviations of what is added to the weights
 _CHANGE = 0.02  # standard deviation of what is added to the weights of another member
+_FURTHER = 1_000_000  # calls
+_MEMORY = "keeps between calls what decides its outputs and is neither a parameter nor a persistent buffer"
+_WITHOUT = "register it as a buffer, or compute it in each call"
 _HERE = os.path.join(os.path.dirname(__file__), "")
 
 
@@ -89,7 +94,7 @@ def _try(
     The second one is run as engines run it: its weights and buffers are given, and buffers must change in place.
     """
     mode = " in training mode" if training else ""
-    one, two = (copy.deepcopy(each).train(training) for each in networks)
+    one, two = (_copied(name, each).train(training) for each in networks)
     leaves = {each: p.detach().clone().requires_grad_() for each, p in two.named_parameters()}
     buffers = {each: buffer.clone() for each, buffer in two.named_buffers()}
     with torch.set_grad_enabled(training):
@@ -111,37 +116,112 @@ def _try(
         for each, gradient in zip(leaves, gradients, strict=True):
             if gradient is None:
                 raise refusal(name, f"parameter {each} has no part in the logits; remove it")
-        for each, buffer in one.named_buffers():
+        for each, buffer in _persistent(one).items():
+            if each not in buffers:
+                fix = "make it when it is built, or with persistent=False"
+                raise refusal(name, f"adds its buffer {each} in a call; {fix}")
             if not _alike(buffer, buffers[each]):
                 fix = "change it in place (mul_, add_, copy_)"
                 raise refusal(name, f"assigns a new tensor to its buffer {each}; {fix}")
-    if _are_probabilities(copy.deepcopy(networks[0]).train(training), images_NCHW):
+    if _are_probabilities(_copied(name, networks[0]).train(training), images_NCHW):
         fix = "return the logits that go into it, which the loss takes"
         raise refusal(name, f"gives numbers from 0 to 1 whatever its weights are (a softmax or a sigmoid?); {fix}")
     return drawn
 
 
-@torch.no_grad()
 def _require_no_memory(name: str, network: nn.Module, images_NCHW: Tensor) -> None:
-    """Raise ConfigError where what a call leaves behind, outside parameters and buffers, decides later outputs.
+    """Raise ConfigError where what a call leaves behind decides later outputs, except in persistent buffers.
 
     One module computes for all members, and a resumed run has a new one.
     """
-    called = copy.deepcopy(network)
-    own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    with generators.seeded(0):
+    called = _copied(name, network)
+    own = {**dict(network.named_parameters()), **_persistent(network)}
+    with generators.seeded(0), torch.no_grad():
         changed = {each: p + _CHANGE * torch.randn_like(p) for each, p in network.named_parameters()}
-    for training, weights in ((False, own), (False, changed), (True, own), (True, changed), (False, own)):
-        outputs = []
-        for each in (called, copy.deepcopy(network)):
-            tensors = {place: tensor.clone() for place, tensor in {**own, **weights}.items()}
-            if each.training != training:  # engines set the mode once for all members
-                each.train(training)
-            with generators.seeded(0):
-                outputs.append(functional_call(each, tensors, (images_NCHW,)))
-        if not _alike(*outputs):
-            problem = "keeps between calls what decides its outputs and is neither a parameter nor a buffer"
-            raise refusal(name, f"{problem}; register it as a buffer, or compute it in each call")
+    calls = ((False, own), (False, own | changed), (True, own), (True, own | changed), (False, own))
+    for counted_on in (False, True):
+        numbers = []
+        for place, (training, tensors) in enumerate(calls):
+            images = (1 + place / 8) * images_NCHW + place / 8  # others in each call: they may be kept too
+            try:
+                expected_NK = _outputs(_copied(name, network), tensors, images, training)
+            except Exception:  # for instance of weights that must be positive
+                continue
+            try:
+                found_NK = _outputs(called, tensors, images, training)
+            except Exception as error:  # whatever the user's code raises
+                if counted_on:
+                    return
+                raise refusal(name, f"{_MEMORY} ({reason(error)}); {_WITHOUT}") from error
+            if not _alike(found_NK, expected_NK):
+                raise refusal(name, f"{_MEMORY}; {_WITHOUT}")
+            numbers.append((training, _numbers(called)))
+        if not _count_on(called, numbers):
+            return
+
+
+def _outputs(network: nn.Module, tensors: dict[str, Tensor], images_NCHW: Tensor, training: bool) -> Tensor:
+    """The outputs of `network` with copies of `tensors`."""
+    parameters = dict(network.named_parameters())
+    given = {each: t.detach().clone().requires_grad_(each in parameters) for each, t in tensors.items()}
+    if network.training != training:  # engines set the mode once for all members
+        network.train(training)
+    with generators.seeded(0), torch.set_grad_enabled(training):
+        outputs_NK: Tensor = functional_call(network, given, (images_NCHW,))
+    return outputs_NK.detach()
+
+
+Numbers = dict[tuple[str, str], float]
+
+
+def _numbers(network: nn.Module) -> Numbers:
+    """The numbers among the attributes of its modules, by path and name."""
+    return {
+        (path, key): float(value.item() if isinstance(value, Tensor) else value)
+        for path, module in network.named_modules()
+        for key, value in vars(module).items()
+        if type(value) in (int, float) or (isinstance(value, Tensor) and value.numel() == 1 and value.isreal().all())
+    }
+
+
+def _count_on(network: nn.Module, numbers: list[tuple[bool, Numbers]]) -> bool:
+    """Set numbers that each call in a mode changes far ahead; returns whether there are any.
+
+    A count may decide something only after many calls.
+    """
+    modules, found = dict(network.named_modules()), False
+    for (mode, before), (next_mode, after) in itertools.pairwise(numbers):
+        for path, key in after.keys() & before.keys() if mode == next_mode else ():
+            step = after[path, key] - before[path, key]
+            if step and math.isfinite(step):
+                value = getattr(modules[path], key)
+                further = int(_FURTHER * step) if isinstance(value, int) else _FURTHER * step
+                setattr(modules[path], key, value + further)
+                found = True
+    return found
+
+
+def _copied(name: str, network: nn.Module) -> nn.Module:
+    """A copy, as engines make them. Raises ConfigError where Python cannot make one."""
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # whatever the user's code raises
+        computed = [
+            f"{path}.{key}".lstrip(".")
+            for path, module in network.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, Tensor) and value.grad_fn is not None
+        ]
+        if not computed:
+            raise refusal(name, f"cannot be copied by copy.deepcopy, as engines do: {reason(error)}") from error
+        fix = "keep none between calls (for weight_norm take torch.nn.utils.parametrizations.weight_norm)"
+        raise refusal(name, f"cannot be copied: {computed[0]} is computed from weights; {fix}") from error
+
+
+def _persistent(network: nn.Module) -> dict[str, Tensor]:
+    """The buffers that each member has its own of."""
+    kept = network.state_dict(keep_vars=True)
+    return {each: buffer for each, buffer in network.named_buffers() if each in kept}
 
 
 def _alike(one: Tensor, two: Tensor) -> bool:
@@ -154,7 +234,6 @@ def _alike(one: Tensor, two: Tensor) -> bool:
     return torch.allclose(one, two, rtol=1e-5, atol=1e-6 * size, equal_nan=True)
 
 
-@torch.no_grad()
 def _are_probabilities(network: nn.Module, images_NCHW: Tensor) -> bool:
     """Whether the outputs of `network`, in its mode, lie in 0..1 whatever its weights are.
 
@@ -167,9 +246,11 @@ def _are_probabilities(network: nn.Module, images_NCHW: Tensor) -> bool:
         changed = copy.deepcopy(network)
         # Suppressed is what the user's code raises: with its own weights it ran.
         with contextlib.suppress(Exception), generators.seeded(seed):
-            for parameter in changed.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=scale)
-            outputs_NK = changed(images_NCHW)
+            with torch.no_grad():
+                for parameter in changed.parameters():
+                    parameter.add_(torch.randn_like(parameter), alpha=scale)
+            with torch.set_grad_enabled(changed.training):
+                outputs_NK = changed(images_NCHW)
             if outputs_NK.isfinite().all():
                 if outputs_NK.min() < 0 or outputs_NK.max() > 1 + _ROUNDING:
                     return False

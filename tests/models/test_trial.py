@@ -134,6 +134,67 @@ class Cached(Net):
         if self.cache is None:
             self.cache = torch.full((), float(x.shape[2]))
         return self.cache
+class KeepsImages(Net):
+    "The mean of the first images."
+    mean = None
+    def noise(self, x):
+        if self.mean is None:
+            self.mean = x.mean()
+        return self.mean
+class NotPersistent(Net):
+    def start(self):
+        self.register_buffer("center", torch.zeros(()), persistent=False)
+    def noise(self, x):
+        return self.center.add_(1) if self.training else self.center
+class MuchLater(Net):
+    "Whether in the thousandth call."
+    calls = 0
+    def noise(self, x):
+        self.calls += self.training
+        return float(self.calls > 1000)
+class Logs(Net):
+    "What decides no output: a count, the last images, gradients, a list that is too short for a million calls."
+    def start(self):
+        self.calls, self.means, self.last, self.size = 0, [0.0] * 20, None, 0
+    def noise(self, x):
+        self.means[self.calls] = float(x.mean())
+        self.calls += 1
+        self.last = x
+        self.size = self.size or x.shape[2]
+        return torch.full((), float(self.size))
+    def outputs(self, y):
+        if self.training:
+            y.register_hook(lambda gradient: None)
+            self.loss = y.square().mean()
+        return y
+class Grid(Net):
+    "Made in a call, as it must be for images of a size that is not given before."
+    def start(self):
+        self.register_buffer("grid", torch.zeros(1), persistent=False)
+        self.register_buffer("other", None, persistent=False)
+    def noise(self, x):
+        if len(self.grid) != x.shape[2]:
+            self.grid = torch.linspace(-1, 1, x.shape[2])
+        if self.other is None:
+            self.other = torch.linspace(0, 1, x.shape[2])
+        return self.grid.square().sum() + self.other.sum()
+class Added(Grid):
+    def start(self):
+        Grid.start(self)
+        self.register_buffer("other", None)
+class Positive(Net):
+    "Fails with other weights."
+    def start(self):
+        self.scale = nn.Parameter(torch.full((8,), 0.001))
+    def outputs(self, y):
+        return y * torch.linalg.cholesky(torch.diag(self.scale))[0, 0]
+class WeightNorm(Net):
+    def start(self):
+        self.linear = torch.nn.utils.weight_norm(self.linear)
+class Locked(Net):
+    def start(self):
+        import threading
+        self.lock = threading.Lock()
 class InPlace(Net):
     def noise(self, x):
         if self.training:
@@ -195,10 +256,13 @@ REFUSED = {
     "Two": "a value of type tuple in training", "Failing": "fails when it is trained: AttributeError",
     "Assigning": "buffer seen", "Remembering": "between calls", "RemembersTested": "between calls",
     "GeneratorOfEach": "between calls", "StartsFromData": "between calls",
-    "CachesWeights": "between calls",
+    "CachesWeights": "between calls", "KeepsImages": "between calls", "NotPersistent": "between calls",
+    "MuchLater": "between calls", "Added": "buffer other", "Locked": "cannot be copied",
+    "WeightNorm": "linear.weight is computed from weights",
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize("attribute", REFUSED)
 def test_what_is_refused(attribute):
     with pytest.raises(ConfigError) as caught:
@@ -210,8 +274,12 @@ def test_what_is_refused(attribute):
 
 @pytest.mark.parametrize("classes", [2, 10])
 @pytest.mark.parametrize(
-    "attribute", ["Pretrained", "LogSoftmax", "Zero", "Tenths", "Tanh", "Rectified", "Net", "InPlace", "Cached"]
-)
+    "attribute",
+    [
+        "Pretrained", "LogSoftmax", "Zero", "Tenths", "Tanh", "Rectified", "Net", "InPlace", "Cached", "Logs", "Grid",
+        "Positive",
+    ],
+)  # fmt: skip
 def test_logits_of_any_kind_are_taken(attribute, classes):
     """The logarithms of probabilities are logits: log-softmax leaves them as they are."""
     for seed in range(5):
