@@ -53,7 +53,10 @@ def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
 
 def _split(name: str, given: Any) -> Split:
     if isinstance(given, tuple) and len(given) == 2:
-        images_NHWC, labels_N = map(_array, given)
+        try:
+            images_NHWC, labels_N = map(_array, given)
+        except (TypeError, ValueError) as error:  # images of several sizes, or tensors that NumPy does not know
+            raise UserError(f"{name}: not a pair of arrays: {error}; give (images, labels)") from None
     elif hasattr(given, "__getitem__") and hasattr(given, "__len__"):
         images_NHWC, labels_N = _items(name, given)
     else:
@@ -75,7 +78,11 @@ def _items(name: str, given: Any) -> tuple[np.ndarray, np.ndarray]:
     for n in range(len(given)):
         where = f"{name}[{n}]"
         try:
-            image, label = given[n]
+            item = given[n]
+        except (KeyError, NotImplementedError):  # a dictionary; an iterable dataset with a length
+            raise UserError(f"{where}: a {type(given).__name__} without this item; count items from 0") from None
+        try:
+            image, label = item
             labels.append(operator.index(label))
             images.append(_pixels(image))
         except (TypeError, ValueError):

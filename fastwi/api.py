@@ -14,10 +14,12 @@ from typing import Any, TypeVar, cast, overload
 import torch
 from torch import Tensor, nn
 
+from fastwi.config.averaging import momentum_weights
 from fastwi.kernels.combine import weighted_sum
 from fastwi.kernels.interpolate import lerp_lists_
 from fastwi.population import Population
 from fastwi.population.layout import first_overlap
+from fastwi.population.population import require_equal_constants
 from fastwi.population.state_file import load_state_dict
 
 Network = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
@@ -43,7 +45,8 @@ def interpolate_(
     m of `a`. alpha: any finite number, for populations also one a pair; 0 leaves a as it is to the bit and 1
     gives b to the bit. `momentum`: of a population's interpolated rows (see `Population.lerp_rows_`).
 
-    Raises ValueError naming the first tensor that is missing, unknown or of another shape or dtype.
+    Raises ValueError naming the first tensor that is missing, unknown or of another shape or dtype, and UserError for
+    modules whose non-persistent buffers differ: pass state dicts to leave these out.
     """
     if isinstance(a, Population):
         if b is not None and not isinstance(b, Population):
@@ -56,6 +59,8 @@ def interpolate_(
         return
     if pairs is not None or b is None or isinstance(b, Population):
         raise ValueError("rows and pairs are for populations; two networks are needed otherwise")
+    momentum_weights(momentum, ())  # which refuses another, though networks have none
+    _require_equal_constants([a, b])
     weight = float(cast(float, alpha))
     tensors = _distinct(_matched([_named(a), _named(b)]))
     floats = [both for both in tensors.values() if both[0].is_floating_point()]
@@ -101,6 +106,7 @@ def average(*networks: Any, weights: Sequence[float] | None = None, rows: Sequen
     Raises:
         ValueError: naming the first tensor that is missing, unknown or of another shape or dtype.
         CheckpointError: for a file that is not a state dict.
+        UserError: for modules whose non-persistent buffers differ; state dicts leave these out.
     """
     if len(networks) > 1 and any(isinstance(each, Population) or _is_list_of_others(each) for each in networks):
         raise ValueError("give networks one by one or as a list, a population alone, weights by name: weights=[...]")
@@ -114,6 +120,7 @@ def average(*networks: Any, weights: Sequence[float] | None = None, rows: Sequen
         networks = tuple(networks[0])
     shares = _weights(weights, len(networks))
     networks = tuple(load_state_dict(each) if isinstance(each, (str, os.PathLike)) else each for each in networks)
+    _require_equal_constants(networks)
     tensors = _matched([_named(network) for network in networks])
     means: dict[tuple[Place, ...], Tensor] = {}  # by place in memory, so that tied tensors stay tied
     result = {}
@@ -157,6 +164,12 @@ def _named(network: Network) -> dict[str, Tensor]:
         if not tensor.is_floating_point() and tensor.dtype not in _INTEGERS:
             raise ValueError(f"{name!r} has dtype {tensor.dtype}, which is not averaged here; convert it")
     return dict(named)
+
+
+def _require_equal_constants(networks: Sequence[Network]) -> None:
+    modules = [(place, network) for place, network in enumerate(networks) if isinstance(network, nn.Module)]
+    for place, module in modules[1:]:
+        require_equal_constants(modules[0][1], module, place)
 
 
 def _matched(networks: Sequence[dict[str, Tensor]]) -> dict[str, list[Tensor]]:

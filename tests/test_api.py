@@ -7,7 +7,7 @@ from small_networks import SmallNet, TiedNet, trained
 
 import fastwi
 from fastwi import Population
-from fastwi.errors import CheckpointError
+from fastwi.errors import CheckpointError, UserError
 
 
 def exact_mix(a: torch.Tensor, b: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -192,6 +192,24 @@ def test_what_cannot_be_averaged_is_refused(tmp_path):
     (tmp_path / "x.pt").write_text("")
     with pytest.raises(CheckpointError, match=r"x\.pt"):
         fastwi.average(tmp_path / "x.pt", tmp_path / "x.pt")
+
+
+def test_modules_whose_other_buffers_differ_are_refused():
+    """The result would have the first one's. State dicts do not hold them."""
+    a, b = SmallNet(), SmallNet()
+    b.mean.add_(1)
+    before = copied(a.state_dict())
+    for call in (fastwi.average, fastwi.interpolate_):
+        with pytest.raises(UserError, match="buffer 'mean' of module 1"):
+            call(a, b)
+    assert all(torch.equal(value, before[key]) for key, value in a.state_dict().items())
+    fastwi.average(a.state_dict(), b.state_dict())
+    fastwi.interpolate_(a, b.state_dict())
+
+
+def test_an_unknown_treatment_of_momentum_is_refused_of_modules_too():
+    with pytest.raises(ValueError, match="anything"):
+        fastwi.interpolate_(SmallNet(), SmallNet(), momentum="anything")
 
 
 def test_networks_that_share_a_part_of_their_memory_are_refused():

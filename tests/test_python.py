@@ -16,7 +16,7 @@ from commands import rows_of
 from mappings import config_from_mapping
 from PIL import Image
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import fastwi
 from data_prep.memory import write_memory
@@ -462,6 +462,16 @@ def test_the_documentation_does_what_it_says(tmp_path, monkeypatch, capsys):
     del sys.modules["my_network"]
 
 
+class Streamed(IterableDataset):
+    """With a length, and without items."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[object]:
+        return iter([])
+
+
 RGB, LABELS = np.zeros((4, 5, 5, 3), np.uint8), np.arange(4)
 
 
@@ -475,7 +485,14 @@ RGB, LABELS = np.zeros((4, 5, 5, 3), np.uint8), np.arange(4)
         ((RGB, LABELS - 1), "train:", "-1"),
         ((RGB, LABELS + 10**12), "train:", "1000000000003"),
         ((RGB, LABELS / 2), "train:", "labels"),
+        (([RGB[0], RGB[0, :4]], LABELS[:2]), "train:", "pair of arrays"),
+        ((torch.zeros(4, 5, 5, 3, dtype=torch.bfloat16), LABELS), "train:", "BFloat16"),
         (iter([]), "train:", "list_iterator"),
+        (DataLoader([(RGB[0], 0)]), "train:", "DataLoader"),
+        (Dataset(), "train:", "Dataset"),
+        (Streamed(), "train[0]:", "Streamed"),
+        ({1: (RGB[0], 0)}, "train[0]:", "dict"),
+        ([(RGB[0], LABELS == 1)], "train[0]:", "pair"),
         ([(RGB[0], 0), (RGB[0, :4], 1)], "train[1]:", "4 x 5 pixels"),
         ([(RGB[0], 0), RGB[0]], "train[1]:", "pair"),
         ([(RGB[0], 0.5)], "train[0]:", "pair"),

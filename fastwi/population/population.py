@@ -96,7 +96,7 @@ class Population:
         population = cls.zeros(layout, len(modules), device)
         for m, module in enumerate(modules):
             _require_layout(layout.plain, Layout.of(module))
-            _require_equal_constants(modules[0], module, m)
+            require_equal_constants(modules[0], module, m)
             population._copy_in(m, _named_tensors(module))
         return population
 
@@ -371,8 +371,8 @@ def _require_layout(layout: Layout, other: Layout) -> None:
         raise ValueError(f"two networks of different layouts: {layout.difference(other)}")
 
 
-def _require_equal_constants(first: nn.Module, module: nn.Module, m: int) -> None:
-    """Raise UserError where a buffer that no row holds differs between modules: its values would be lost."""
+def require_equal_constants(first: nn.Module, module: nn.Module, m: int) -> None:
+    """Raise UserError where a buffer that no state dict holds differs between modules: its values would be lost."""
     held, theirs = first.state_dict(), dict(module.named_buffers())
     for name, buffer in first.named_buffers():
         other = theirs.get(name)
@@ -380,6 +380,6 @@ def _require_equal_constants(first: nn.Module, module: nn.Module, m: int) -> Non
             continue
         if other is None or other.dtype != buffer.dtype or not torch.equal(buffer, other.to(buffer.device)):
             raise UserError(
-                f"non-persistent buffer {name!r} of module {m} differs from the first module's, and a "
-                "population does not hold it; register it with persistent=True"
+                f"non-persistent buffer {name!r} of module {m} differs from the first module's, and no "
+                "state dict holds it; register it with persistent=True"
             )
