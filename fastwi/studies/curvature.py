@@ -75,8 +75,11 @@ COLUMNS = {
 }
 
 
-_Key = tuple[str, Any]
-"""A state, and what decides its recomputed statistics; None: its own statistics."""
+_Key = tuple[str, Any, Any]
+"""A state; what decides its recomputed statistics, or None: its own; and what it is measured on.
+
+Trained states are of one dataset and augmentation. One that was never trained serves all of them.
+"""
 
 
 def measure(bench: Bench) -> Found:
@@ -131,18 +134,20 @@ def _networks(bench: Bench, pair: Pair, lost: set[str]) -> Iterator[tuple[Row, _
     place = pair.place
     treatments: list[tuple[str, Any]] = [(OWN, None)]
     if RECOMPUTED in bench.options.treatments:
-        on = bench.recomputation(pair)
+        drawn = bench.recomputation(pair)
         # Without batch norm both are the same network, which is measured once.
-        of_images = (on.noise, on.images, on.epoch) if bench.evaluator(pair.config).has_statistics else None
+        of_images = (drawn.noise, drawn.images, drawn.epoch) if bench.evaluator(pair.config).has_statistics else None
         treatments.append((RECOMPUTED, of_images))
+    on = (pair.config.data, pair.config.augment, pair.config.optimizer.batch_size)
     for batch_norm, how in treatments:
-        yield {"network": "parent", "batch_norm": batch_norm}, (place.clone, how)
+        yield {"network": "parent", "batch_norm": batch_norm}, (place.clone, how, on)
         for number, state in zip(pair.numbers, place.ends, strict=True):
-            yield {"network": "child", "child": number, "batch_norm": batch_norm}, (state, how)
+            yield {"network": "child", "child": number, "batch_norm": batch_norm}, (state, how, on)
         averages = (place.average, *place.after)
         for epochs, state in zip(place.further(averages), averages, strict=True):
             if state not in lost and (not epochs or bench.opened.has([state])):
-                yield {"network": "average", "epochs_after": epochs, "batch_norm": batch_norm}, (state, how)
+                named = {"network": "average", "epochs_after": epochs, "batch_norm": batch_norm}
+                yield named, (state, how, on)
 
 
 def _labelled(frame: polars.DataFrame) -> polars.DataFrame:

@@ -13,6 +13,7 @@ from studied import (
     measured,
     presented,
     state_of,
+    studied_sweep,
     tables_at_two_alphas,
     treated,
 )
@@ -64,14 +65,20 @@ def test_every_network_on_the_same_images(opened, frames):
     assert spectrum["eigenvalue"].to_list() == frame["largest_eigenvalue"].to_list()
 
 
-def test_a_parent_of_two_cells_has_the_statistics_of_each(opened, monkeypatch):
-    """They are recomputed at another epoch. Only the loss is measured: all else takes long."""
+@pytest.fixture
+def loss_alone(monkeypatch):
+    """Only the loss is measured: all else takes long."""
 
-    def loss_alone(evaluator, network, train, **_):
+    def measure(evaluator, network, train, **_):
         (loss,) = evaluator.scores(network, train).loss_M
         return [Curvature(len(train), float(loss), *[0.0] * 13, np.zeros(1), np.zeros(1))]
 
-    monkeypatch.setattr("fastwi.analysis.measure_curvature", loss_alone)
+    monkeypatch.setattr("fastwi.analysis.measure_curvature", measure)
+
+
+@pytest.mark.usefixtures("loss_alone")
+def test_a_parent_of_two_cells_has_the_statistics_of_each(opened):
+    """They are recomputed at another epoch."""
     frame = measured("curvature", opened, cells=("1,1", "1,2"))["networks"]
     rows = frame.filter(network="parent", parent_seed=0)
     train, _ = opened.resources.splits(opened.planned.points[0].config)
@@ -81,6 +88,28 @@ def test_a_parent_of_two_cells_has_the_statistics_of_each(opened, monkeypatch):
         assert row["loss_nats"] == pytest.approx(losses(logits(opened, own, train), train).mean(), rel=2e-4)
     assert rows.height == 4
     assert rows["loss_nats"].n_unique() == 3  # its own statistics are those of both
+
+
+@pytest.mark.usefixtures("loss_alone")
+@pytest.mark.parametrize(
+    ("axis", "values", "apart"),
+    [("data.train_images", "[50, 60]", ["own", "recomputed"]), ("augment.padding", "[0, 4]", ["recomputed"])],
+)
+def test_an_untrained_parent_is_measured_on_the_images_of_each_cell(
+    digits_directory, tmp_path_factory, axis, values, apart
+):
+    """It is one state, whatever would be trained on."""
+    flags = (
+        "--axes.experiment.k", "[0]", "--axes.experiment.s", "[1]", "--sweep.parents", "[0]",
+        "--experiment.after", "0", f"--axes.{axis}", values,
+    )  # fmt: skip
+    with studied_sweep(digits_directory, tmp_path_factory, *flags) as sweep:
+        frame = measured("curvature", sweep)["networks"].filter(network="parent")
+    assert frame.height == 4
+    for treatment in ("own", "recomputed"):
+        assert frame.filter(batch_norm=treatment)["loss_nats"].n_unique() == 1 + (treatment in apart)
+    if axis == "data.train_images":
+        assert frame["images"].to_list() == frame[axis].to_list()
 
 
 def test_tables_and_figure(frames, tmp_path):
