@@ -168,6 +168,16 @@ def test_an_untuned_gpu_gets_graph_or_for_several_networks_stacked(gpu, members,
     assert engine_name(CONFIG, members) == "loop"  # measured
 
 
+@pytest.mark.parametrize("members", [1, 512])
+def test_the_choice_of_a_deterministic_engine_depends_on_the_device_alone(gpu, monkeypatch, members):
+    config = replace(CONFIG, engine=replace(CONFIG.engine, deterministic=True))
+    write_speeds("a GPU", {"loop": {4: 2.0}, "graph": {1: 3.0}})
+    assert engine_name(CONFIG, members) == "graph"
+    assert engine_name(config, members) == "stacked"
+    monkeypatch.setattr("fastwi.engine.choose.resolve_device", lambda _: CPU)
+    assert engine_name(config, members) == "loop"
+
+
 def test_without_triton_no_network_is_stacked(gpu, monkeypatch):
     monkeypatch.setattr("fastwi.engine.choose.has_triton", lambda _: False)
     assert engine_name(CONFIG, 512) == "graph"

@@ -66,18 +66,21 @@ def build_engine(config: Config, model: nn.Module, members: int = 1, resident: b
 
     auto: the fastest that `python -m fastwi.tune` measured here. Before it has: on a CPU `loop`; on a GPU `stacked`
     where at least `STACKED_FROM` of `members` networks are trained together, else `graph`. `loop` for
-    networks that those refuse or that torch.fx cannot trace, and for images that are not `resident`.
+    networks that those refuse or that torch.fx cannot trace, and for images that are not `resident`. With
+    `engine.deterministic` neither what was measured nor `members` decides, as engines differ in their last bits.
     """
     settings = Settings.of(config)
     if config.engine.name != "auto":
         return ENGINES[config.engine.name](model, settings)
     device, dtype = resolve_device(config.engine.device), resolve_dtype(config.engine)
-    best = fastest(read_speeds(entry_key(config, device, dtype)))
+    fixed = config.engine.deterministic
+    best = None if fixed else fastest(read_speeds(entry_key(config, device, dtype)))
     kind: type[Engine] = LoopEngine
     if best is not None and best[0] in ENGINES:
         kind = ENGINES[best[0]]
     elif device.type == "cuda" and resident and trace(model) is not None:
-        kind = StackedEngine if members >= STACKED_FROM and has_triton(device) else GraphEngine
+        several = fixed or members >= STACKED_FROM
+        kind = StackedEngine if several and has_triton(device) else GraphEngine
     if kind is not LoopEngine and resident:
         with contextlib.suppress(ConfigError):  # of networks with dropout, for one; what loop refuses too comes again
             return kind(model, settings)

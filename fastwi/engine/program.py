@@ -154,7 +154,8 @@ class Program:
             torch.cuda.current_stream().wait_stream(stream)
             self.restart()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream()):
+            # Of this thread's work alone: another may copy states from the device to a file meanwhile.
+            with torch.cuda.graph(graph, pool, torch.cuda.Stream(), capture_error_mode="thread_local"):
                 self._run(size)
         return graph
 

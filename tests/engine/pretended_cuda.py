@@ -90,8 +90,16 @@ class PretendedCuda(TorchDispatchMode):
         return Counter(launch[0] for launch in self.launches)
 
     @contextlib.contextmanager
-    def capture(self, graph: Graph, pool: object = None, stream: Stream | None = None) -> Iterator[None]:
+    def capture(
+        self,
+        graph: Graph,
+        pool: object = None,
+        stream: Stream | None = None,
+        capture_error_mode: str = "global",
+    ) -> Iterator[None]:
         """Refuse what a capture refuses. The graph gets the launches, which are the same in captures of one step."""
+        if capture_error_mode != "thread_local":
+            raise Refused("copies by other threads, such as the store's, which a capture in global mode forbids")
         outside, self.launches = self.launches, []
         with self.on(stream or Stream()):
             self._origin, self._made = self.stream, {}

@@ -49,7 +49,7 @@ def cuda():
 def captured(cuda: PretendedCuda, function) -> Graph:
     x = torch.zeros(2, 3, device="cuda")
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
         function(x)
     assert cuda.graphs[-1] is graph
     return graph
