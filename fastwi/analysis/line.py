@@ -115,7 +115,9 @@ def barrier_of(
         values_L = table[split][treatment][inside_L]
         first, last = values_L[alphas_L == 0][0], values_L[alphas_L == 1][0]
         largest = int(np.argmax(values_L))  # numpy takes NaN for the largest, so that it is not overlooked
-        excess_L = values_L - (1 - alphas_L) * first - alphas_L * last
+        # Exact where the ends are equal, and at both ends: a flat line has no barrier, not one of rounding.
+        from_first_L, from_last_L = first + alphas_L * (last - first), last - (1 - alphas_L) * (last - first)
+        excess_L = values_L - np.where(alphas_L < 0.5, from_first_L, from_last_L)
         linear, at = float(np.max(excess_L)), float(excess_L[largest])
         found += [float(values_L[largest] - (first + last) / 2), linear, at, float(alphas_L[largest])]
     return Barrier(split, treatment, len(alphas_L), *found)

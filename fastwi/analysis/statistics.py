@@ -88,8 +88,11 @@ def between_parents(values: ArrayLike, pairs: Sequence[tuple[Any, Any]]) -> Esti
     low = high = None
     note = _too_few(count)
     if not note:
-        without_G = np.array([values_n[~has_n].mean() for has_n in has_Gn])
-        low, high, note = _around(value, count * value - (count - 1) * without_G)
+        if has_Gn.all(axis=1).any():
+            note = "undefined without one of the parents, which is in all pairs; no interval"
+        else:
+            without_G = np.array([values_n[~has_n].mean() for has_n in has_Gn])
+            low, high, note = _around(value, count * value - (count - 1) * without_G)
     points = tuple(float(values_n[has_n].mean()) for has_n in has_Gn)
     return Estimate(value, low, high, count, len(values_n), note, points)
 
@@ -156,6 +159,12 @@ def _checked(name: str, values: ArrayLike, parent_n: NDArray[np.int64]) -> Float
     return values_n
 
 
+def _without_rounding(values_n: Float64) -> Float64:
+    """The values to 10 digits of the largest: differences of equal numbers differ in their last, which ranks see."""
+    largest = float(np.abs(values_n).max())
+    return np.round(values_n / largest, 10) if largest else values_n
+
+
 def _means(values_n: Float64, cell_n: NDArray[np.int64]) -> Float64:
     """The mean of each cell, in float32's digits: beyond them means of equal numbers may differ, which ranks see."""
     counts = np.bincount(cell_n)
@@ -211,6 +220,7 @@ def _correlation(x_n: Float64, y_n: Float64) -> float | None:
     """Spearman's correlation, or None where it is undefined (scipy would warn)."""
     from scipy import stats
 
+    x_n, y_n = map(_without_rounding, (x_n, y_n))
     if np.ptp(x_n) == 0 or np.ptp(y_n) == 0:
         return None
     return float(stats.spearmanr(x_n, y_n).statistic)

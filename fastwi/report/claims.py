@@ -193,7 +193,8 @@ def _gain_is_transient(frames: Frames) -> Found:
             details += _find(what, there, "gone", "value")
     only = "Own statistics throughout: further epochs are measured with those alone (experiment.measure)."
     notes = [only] if treatments == [OWN] else []
-    notes.append(f"The average was trained on for {count_of(most, 'epoch')}.")
+    further = count_of(most, "epoch") if gains["k"].dtype.is_integer() else f"{most} ends of epochs"
+    notes.append(f"The average was trained on for {further}.")
     return Found(findings, notes if findings else (), details)
 
 
@@ -212,7 +213,8 @@ def _two_quantities_govern(frames: Frames) -> Found:
             words = wanted.get((row["quantity"], row["scope"]), "")
             if words:
                 findings.append(_finding(f"gain and {words}", correlation_of(row), "either", _CORRELATION))
-    constant = [f.what.removeprefix("gain and ") for f in findings if f.estimate.value is None]
+    undefined = [f.what.removeprefix("gain and ") for f in findings if f.estimate.value is None]
+    constant = [name for name in undefined if name in _SETTINGS.values()]
     return Found(findings, [f"{name} does not vary in this sweep: make it an axis to test it." for name in constant])
 
 
@@ -246,7 +248,7 @@ def _not_a_tie(frames: Frames, rows: polars.DataFrame, treatment: str) -> list[s
         reasons.append(f"claim 1 fails: the average does not gain ({gain:+.2f} points)")
     there = _finite(rows, "barrier_error_linear_points", "gain_mean_points")
     barrier = polars.col("barrier_error_linear_points")
-    at_middle = there.filter(barrier > 0, (barrier + polars.col("gain_mean_points")).abs() < _SAME).height
+    at_middle = there.filter(barrier > _SAME, (barrier + polars.col("gain_mean_points")).abs() < _SAME).height
     if 2 * at_middle > there.height:
         where = f"the barrier of {at_middle} of {count_of(there.height, 'pair')} is highest at the middle"
         reasons.append(f"{where}, where it is the gain with the other sign by definition")
@@ -305,6 +307,9 @@ def _by_split(what: str, tail: str, rows: polars.DataFrame, column: str, side: S
         return Found()
     pair = rows.columns[: rows.columns.index("pair") + 1]
     of_pairs = rows.group_by(pair, maintain_order=True).agg(polars.col(column).mean())
+    if column.startswith("gain_"):  # the same whatever the axes of further training are
+        n = pairs_at_interpolation(of_pairs, column)
+        share, halves, ends = (replace(each, n_pairs=min(each.n_pairs, n)) for each in (share, halves, ends))
     words = f"{what}, harder half minus {ALMOST} x easier half{tail}"
     apart = f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}"
     findings = [

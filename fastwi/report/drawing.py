@@ -96,9 +96,12 @@ class Sheet:
             self._found.append(estimate)
 
     def legend(self, ncols: int, size: int = 8) -> None:
-        """A legend below the panels, of what the first of them shows."""
-        shown = self.axes.flat[0].get_legend_handles_labels()
-        self.figure.legend(*shown, loc="outside lower center", ncols=ncols, fontsize=size)
+        """A legend below the panels, of what they show: each label once."""
+        shown = dict[str, Any]()
+        for axis in self.axes.flat:
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+                shown.setdefault(label, handle)
+        self.figure.legend(shown.values(), shown, loc="outside lower center", ncols=ncols, fontsize=size)
 
     def titled(self, what: str, *lines: str, below: str = "", size: int = 9) -> Any:
         """The figure with its title: what it shows; `lines` and what its estimates rest on, in one line; `below`."""

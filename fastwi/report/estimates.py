@@ -250,14 +250,15 @@ def hard_less_easy(rows: polars.DataFrame, column: str, times: int = 1) -> Estim
     """The mean of `column` over the harder half of the splits, less `times` that over the easier half, paired.
 
     In points. Where the whole is positive, it is above 0 where the harder half has over times / (1 + times) of the
-    whole: 9 times asks for over 90 %. Of an odd number of splits the middle one is in neither half. Pairs that lack a
-    split are left out; None where no pair has all.
+    whole: 9 times asks for over 90 %. Of an odd number of splits the middle one is in neither half where they are
+    compared (1 time), and not in the harder one where its share is asked for. Pairs that lack a split are left out;
+    None where no pair has all.
     """
     splits = sorted(distinct(rows, "split"))
     half = len(splits) // 2
     split = polars.col("split")
     hard = split.is_in(splits[-half:])
-    easy = split.is_in(splits[:half])
+    easy = split.is_in(splits[:half] if times == 1 else splits[:-half])
     weight = polars.when(hard).then(1).when(easy).then(-times).otherwise(0)
     each = [name for name in ("epochs_after", "batch_norm") if name in rows.columns]
     keys = [*cell_names(rows, alpha=True), "parent_seed", "pair", *each]

@@ -84,7 +84,9 @@ COLUMNS = {
     "missing": {
         **PAIR_COLUMNS,
         "network": Column("", "child or average", polars.String),
-        "epochs": Column("epochs", "states of such networks beside the one at interpolation", polars.Int64),
+        "epochs": Column(
+            "epochs", "states of such networks, of the average without the one at interpolation", polars.Int64
+        ),
         "epochs_not_stored": Column("epochs", "how many of them are not stored, nor measured", polars.Int64),
     },
 }

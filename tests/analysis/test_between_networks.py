@@ -171,6 +171,9 @@ def test_barriers_worked_by_hand():
     steep = barrier_of(made([0, 0.1, 1], loss=[0, 9, 10], error=[0, 9, 10]), "test")
     assert (steep.loss, steep.loss_linear) == (5, pytest.approx(8))
     # A hole in the line is not overlooked.
+    places = np.linspace(0, 1, 11)
+    flat = barrier_of(made(places, loss=np.full(11, 0.7), error=np.full(11, 3.0)), "test")
+    assert (flat.error_linear, flat.loss_linear) == (0.0, 0.0)
     found = barrier_of(made([0, 0.5, 1], loss=[1, np.nan, 1], error=[1, 2, 3]), "test")
     assert np.isnan([found.loss, found.loss_linear]).all()
     assert found.error == 1

@@ -63,6 +63,9 @@ def test_a_mean_over_pairs_of_parents_is_the_jackknife_s(seed):
     assert (found.n_parents, found.n_pairs) == (6, 15)
     assert found.points[0] == pytest.approx(values[:5].mean())
     assert "no spread" in between_parents(np.ones(15), pairs).note
+    star = between_parents(values[:5], pairs[:5])  # u is in all
+    assert (star.low, star.high) == (None, None)
+    assert verdict(star) == "not settled"
     few = between_parents([1.0, 2.0, 4.0], [("a", "b"), ("a", "c"), ("b", "c")])
     assert (few.value, few.low, few.n_parents) == (pytest.approx(7 / 3), None, 3)
 
@@ -133,6 +136,7 @@ def test_equal_differences_are_equal_whatever_their_last_digits():
     after = before + 1.2
     assert np.ptp(after - before) > 0  # of rounding alone
     assert not mean_estimate(after - before, range(6)).conclusive
+    assert spearman(after - before, range(6), range(6)).value is None  # and ties of ranks
 
 
 def test_names_of_parents_do_not_matter(seed):

@@ -197,6 +197,9 @@ def test_the_hard_half_less_the_easy_half(by_split, seed):
     hard, easy = np.mean(by_split[-half:]), np.mean(by_split[:half])
     for times in (1, 9):
         found = hard_less_easy(polars.DataFrame(rows), "gain", times)
+        if times > 1:  # the middle one is not hard: what is above 0 is over 90 % of the whole
+            easy = np.sum(by_split[:-half]) / half
+            assert (found.value > 0) == (np.sum(by_split[-half:]) > 0.9 * np.sum(by_split))
         # Of 7 draws each, 0.01 apart: a deviation of sqrt(1 + 9^2) * 0.01 / sqrt(7) = 0.034
         assert found.value == pytest.approx(hard - times * easy, abs=0.2)
         assert (found.n_parents, found.n_pairs) == (7, 7)
