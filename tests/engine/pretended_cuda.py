@@ -6,6 +6,7 @@ Triton's kernels are not run: what they assume of their arguments is checked whe
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import re
@@ -95,7 +96,7 @@ class PretendedCuda(TorchDispatchMode):
         graph: Graph,
         pool: object = None,
         stream: Stream | None = None,
-        capture_error_mode: str = "global",
+        capture_error_mode: str = "thread_local",
     ) -> Iterator[None]:
         """Refuse what a capture refuses. The graph gets the launches, which are the same in captures of one step."""
         if capture_error_mode != "thread_local":
@@ -317,7 +318,7 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
         "CUDAGraph": Graph,
         "current_stream": lambda *_: pretended.stream,
         "stream": pretended.on,
-        "graph": pretended.capture,
+        "graph": functools.partial(pretended.capture, capture_error_mode="global"),  # torch's default
         "device": lambda _: contextlib.nullcontext(),
     }
     with pytest.MonkeyPatch.context() as patch:
