@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         from fastwi.report.results import sweep_directory
 
         directory, yaml = sweep_directory(sweep.planned), sweep_to_yaml(sweep.planned.spec, changed=True)
-        plan(sweep.planned, sweep.worker.resources, directory, yaml).show(request.flags.json)
+        plan(sweep.part, sweep.worker.resources, directory, yaml).show(request.flags.json)
         return 0
     found = carry_out_sweep(sweep)
     found.summary.show(request.flags.json)

@@ -187,6 +187,13 @@ def test_dry_run(copied, digits_directory, tmp_path, capsys):
     assert not (tmp_path / "new" / "store").exists()
     assert main(["--config", str(copied / "grid.yaml"), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["epochs_left"] == 0
+    # Each of two parts has the parent and the half of the rest.
+    assert main([*argv, "--dry-run", "--json", "--shard", "1/2"]) == 0
+    part, half = json.loads(capsys.readouterr().out), (EPOCHS - 2) // 2
+    assert (part["points"], part["epochs"], part["epochs_left"]) == (4, 2 + half, 2 + half)
+    assert part["networks_to_measure"] == PROBES // 2
+    assert part["bytes"] < shown["bytes"]
+    assert part["directory"] == shown["directory"]
 
 
 @pytest.mark.parametrize(
