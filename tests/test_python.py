@@ -278,6 +278,33 @@ def test_networks_of_rounds(digits_directory, tmp_path):
     assert said.startswith("round: give one")
 
 
+def test_networks_of_rounds_of_a_sweep(digits_directory, tmp_path):
+    """From round 2 on each cell has children of its own: they start from its own average."""
+    grid = {"axes.experiment.s": [1, 2], "sweep.alphas": [0.25, 0.5], "sweep.children": 3, "sweep.tuples": "all"}
+    settings = {**SETTINGS, **grid, "experiment.rounds": 2, "experiment.after": 0, "sweep.store": tmp_path / "store"}
+    found = fastwi.sweep(settings, train=digits_directory, directory=tmp_path / "g", progress=False)
+
+    def weights(**asked) -> dict[str, torch.Tensor]:
+        return fastwi.load_network(found, **asked).state_dict()
+
+    for number, s, alpha, pair, children in (
+        (1, 1, 0.5, 1, (1, 3)), (2, 1, 0.25, 0, (1, 2)), (2, 1, 0.5, 1, (1, 3)), (2, 2, 0.25, 1, (1, 3)),
+    ):  # fmt: skip
+        cell = {"pair": pair, "alpha": alpha}
+        average = weights(which="average", round=number, s=s, **cell)
+        first, second = (weights(child=c, round=number, s=s, **cell if number > 1 else {}) for c in children)
+        for name in filter(lambda name: average[name].is_floating_point(), average):
+            torch.testing.assert_close(average[name], (1 - alpha) * first[name] + alpha * second[name])
+    cell = {"child": 1, "round": 2, "pair": 0, "alpha": 0.5, "s": 1}
+    for name, words in (("pair", "there are 0, 1"), ("alpha", "there are 0.25, 0.5"), ("s", "there are 1, 2")):
+        line = refusal(UserError, fastwi.load_network, found, **{**cell, name: None})
+        assert line.startswith(f"{name}: give one")
+        assert words in line
+    for name, other in (("pair", 2), ("alpha", 0.75), ("s", 0)):
+        assert refusal(UserError, weights, **{**cell, name: other}).startswith(f"{name}: there is no {other}")
+    assert refusal(UserError, weights, **{**cell, "round": 1}).startswith("pair: ")
+
+
 def test_a_run_within_epochs(digits_directory, tmp_path):
     """Times from Python, its networks by them, and a longer run that goes on from it."""
     times = {"experiment.k": "1it", "experiment.s": "1ep1it", "experiment.after": "1ep"}

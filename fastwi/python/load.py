@@ -58,10 +58,12 @@ def load_network(
         k, s: epochs that the parent trained before it was cloned, or a time such as "500it"; that the child trained.
         which: "child" (after s epochs), "parent" (after k epochs), or "average" (of children after s epochs, with
             their batch-norm statistics averaged).
-        pair: of an average: which tuple of children, from 0, as in a sweep's frames.
-        alpha: of an average: its place on the line A -> B.
+        pair: of an average, or of a child from round 2 on: which tuple of children, from 0, as in a sweep's frames.
+        alpha: likewise: the average's place on the line A -> B.
         after: of an average, or of a child where children are trained on: epochs, or a time, after the interpolation.
         round: of an average or a child, where there are several rounds: which, from 1; a child's s counts from it.
+            From round 2 on a child starts from its own tuple's average, so that pair and alpha name it too, and s
+            where there are several: the network is then the one after all s epochs.
         axes: values of a sweep's further axes, {"optimizer.learning_rate": 0.1}.
 
     Returns:
@@ -91,13 +93,15 @@ def _load(directory: Path, which: str, given: dict[str, Any]) -> nn.Module:
         with contextlib.suppress(ValueError):
             given[name] = read_time(given[name], "epochs")
     found = list(_networks(planned, which, counted))
-    there = found[0].about
+    there = max((network.about for network in found), key=len)  # from round 2 on a child has more
     for name, value in given.items():
         if value is not None and name not in (*there, counted):
             raise UserError(f"{name}: is not one of the arguments of {which} networks: {', '.join(there)}")
     for name in there:
         value = given.get(name)
-        if name != counted or value is None:
+        # Children of a later round with another s have another start: they are not on one trajectory.
+        apart = "pair" in found[0].about and len({network.about.get(name) for network in found}) > 1
+        if name != counted or value is None or apart:
             found = _chosen(found, name, tuple(value) if isinstance(value, list) else value)
     tree, nodes = planned.tree, dict[AnyTime, int]()
     for network in found:
@@ -133,22 +137,23 @@ def _networks(planned: PlannedSweep, which: str, counted: str) -> Iterator[_Netw
             continue
         for at, each in enumerate(place.rounds, 1):
             ends, end = each is place.rounds[-1], done[each.average_node]
-            here = about | {"s": e.s, "round": at}
+            here = about | {"round": at, "s": e.s}
+            start = {"pair": point.tuple_index, "alpha": point.alpha}
             if which == "average":
-                here |= {"pair": point.tuple_index, "alpha": point.alpha}
+                here |= start
                 yield _Network(here, place.after_node if ends else each.average_node, end)
                 continue
             # A run's children are one tuple, and any sweep's first tuple has its first children.
             numbers = tuples[point.tuple_index] if point.tuple_index else range(1, e.children + 1)
             lasts, begun = (each.end_nodes, each.first) if counted == "s" else (place.last_nodes, end)
             for number, last in zip(numbers, lasts if counted == "s" or ends else (), strict=False):
-                yield _Network(here | {"child": number}, last, begun)
+                yield _Network(here | {"child": number} | (start if at > 1 else {}), last, begun)
 
 
 def _chosen(networks: list[_Network], name: str, given: Any) -> list[_Network]:
     """Those of `networks` of which `name` is `given`; all where nothing is given and they have one value."""
-    there = list(dict.fromkeys(network.about[name] for network in networks))
-    if given is None and len(there) == 1:
+    there = list(dict.fromkeys(network.about[name] for network in networks if name in network.about))
+    if given is None and len(there) <= 1:
         return networks
     if given not in there:
         what = "give one" if given is None else f"there is no {show(given)}"
