@@ -342,6 +342,17 @@ def test_a_run_within_epochs(digits_directory, tmp_path):
     assert "experiment.after: 1ep2it" in refusal(CheckpointError, run)
 
 
+def test_a_child_up_to_a_global_end(digits_directory, tmp_path):
+    settings = {**SETTINGS, "experiment.k": 2, "experiment.s": "3ep-k", "experiment.after": 0}
+    found = fastwi.run(settings, train=digits_directory, directory=tmp_path / "r", progress=False)
+    expected = fastwi.load_state_dict(found.directory / "checkpoints" / "children.safetensors", member=0)
+    for asked in ({}, {"s": 1}, {"s": "3ep-k"}):
+        child = fastwi.load_network(found, child=1, **asked).state_dict()
+        assert all(torch.equal(child[name], expected[name]) for name in expected), asked
+    for end in (3, "1ep-k", "4ep-k"):
+        assert refusal(UserError, fastwi.load_network, found, child=1, s=end).startswith("s: there is no")
+
+
 def test_a_sweeps_networks(swept, digits_directory):
     """Each cell's networks are those of the cell's own run."""
     child = fastwi.load_network(swept, parent=0, child=3, k=2, s=1)

@@ -14,7 +14,7 @@ from fastwi.config.layers import read_text
 from fastwi.config.read import config_from_yaml, sweep_from_yaml
 from fastwi.config.schema import Config
 from fastwi.config.sweep import child_tuples, variant_of
-from fastwi.config.time import AnyTime, iterations_of, read_time, time_at
+from fastwi.config.time import AnyTime, Time, iterations_of, read_time, time_at
 from fastwi.config.values import show
 from fastwi.errors import ConfigError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run, plan_sweep
@@ -112,7 +112,10 @@ def _load(directory: Path, which: str, given: dict[str, Any]) -> nn.Module:
     wanted = found[0].about.get(counted, 0) if given[counted] is None else given[counted]
     with contextlib.suppress(ValueError):  # a time that is none is not there
         per_epoch = tree.per_epoch[found[0].last]
-        wanted = time_at(iterations_of(read_time(wanted, "epochs"), per_epoch), per_epoch)
+        time = read_time(wanted, "epochs")
+        to_global_end = counted == "s" and isinstance(time, Time) and time.less_k
+        iterations = iterations_of(time, per_epoch) - (found[0].begun if to_global_end else 0)
+        wanted = time_at(iterations, per_epoch)
     if wanted not in nodes:
         raise UserError(f"{counted}: there is no {show(wanted)}; there are {_listed(nodes)}")
     return _module(directory, planned, nodes, wanted, f"{which} at {counted}")
