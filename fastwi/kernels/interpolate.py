@@ -16,6 +16,7 @@ Symbols: M (and N) rows of P columns, L pairs.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,9 +141,7 @@ def lerp_lists_(
                 f"pair {place}: a is {a.dtype} {tuple(a.shape)} on {a.device}, b is {b.dtype} {tuple(b.shape)} on "
                 f"{b.device}; they need one shape, floating dtype and device"
             )
-    pair_alphas(alpha, len(a_tensors))  # which checks them
-    exact = np.asarray(alpha.detach().cpu() if isinstance(alpha, Tensor) else alpha, dtype=np.float64)
-    alphas = np.broadcast_to(exact, (len(a_tensors),))  # not rounded: tensors may be float64
+    alphas = pair_alphas(alpha, len(a_tensors), np.float64)  # not rounded: tensors may be float64
     a_at, b_at = (np.array([x.data_ptr() for x in tensors], dtype=np.int64) for tensors in (a_tensors, b_tensors))
     filled = np.flatnonzero(a_at)  # tensors without elements are at address 0
     unsafe = read_elsewhere(a_at[filled], b_at[filled])
@@ -188,14 +187,16 @@ def row_numbers(rows: Sequence[int] | Tensor, members: int, name: str) -> NDArra
     return numbers.astype(np.int64)
 
 
-def pair_alphas(alpha: float | Sequence[float] | Tensor, pairs: int) -> NDArray[np.float32]:
-    """`alpha` as float32, one a pair. Raises ValueError unless it is finite, and a scalar or that long."""
-    alphas = np.asarray(alpha.detach().cpu() if isinstance(alpha, Tensor) else alpha, dtype=np.float32)
+def pair_alphas(
+    alpha: float | Sequence[float] | Tensor, pairs: int, dtype: type[np.floating[Any]] = np.float32
+) -> NDArray[Any]:
+    """`alpha` in `dtype`, one a pair. Raises ValueError unless it is finite in float32, and a scalar or that long."""
+    alphas = np.asarray(alpha.detach().cpu() if isinstance(alpha, Tensor) else alpha, dtype=dtype)
     if alphas.shape not in ((), (pairs,)):
         raise ValueError(
             f"alpha has shape {alphas.shape}; it needs to be one number, or one for each of {pairs} pairs"
         )
-    if not np.isfinite(alphas).all():
+    if not (np.abs(alphas) <= np.finfo(np.float32).max).all():
         raise ValueError("alpha must be finite")
     return np.broadcast_to(alphas, (pairs,)).copy()
 
