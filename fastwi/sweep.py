@@ -16,7 +16,7 @@ from fastwi.config.read import read_sweep_request
 from fastwi.config.sweep import SweepSpec, points, shard_of
 from fastwi.config.write import sweep_to_yaml
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
-from fastwi.files import locked_directory
+from fastwi.files import check_writable
 from fastwi.python import entry
 from fastwi.report.figures import set_style
 
@@ -75,8 +75,7 @@ def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "Results":
     planned, part, worker = sweep
     first = engine_text(worker.resources.engine(planned.points[0].config), planned)
     with Store.open(planned.spec.options.store) as store, TreeProgress(part, first, quiet) as progress:
-        with locked_directory(sweep_directory(planned)):
-            pass  # what cannot be written is refused before anything is trained for it
+        check_writable(sweep_directory(planned))  # before anything is trained for it
         failures = carry_out_planned(part, worker, store, progress)
         return write_sweep(planned, store, worker.resources, failures)
 
