@@ -307,9 +307,7 @@ def _by_split(what: str, tail: str, rows: polars.DataFrame, column: str, side: S
         return Found()
     pair = rows.columns[: rows.columns.index("pair") + 1]
     of_pairs = rows.group_by(pair, maintain_order=True).agg(polars.col(column).mean())
-    if column.startswith("gain_"):  # the same whatever the axes of further training are
-        n = pairs_at_interpolation(of_pairs, column)
-        share, halves, ends = (replace(each, n_pairs=min(each.n_pairs, n)) for each in (share, halves, ends))
+    share, halves, ends = (_counted(each, of_pairs, column) for each in (share, halves, ends))
     words = f"{what}, harder half minus {ALMOST} x easier half{tail}"
     apart = f"{what}, split {hard} (hardest) less split {easy} (easiest){tail}"
     findings = [
@@ -330,9 +328,15 @@ def _find(what: str, frame: polars.DataFrame, side: Side, *columns: str) -> list
     parents = there["parent_seed"].to_list()
     x, *others = (there[name].to_numpy() for name in columns)
     estimate = spearman(x, others[0], parents) if others else mean_estimate(x, parents)
-    if columns[-1].startswith(("gain_", "barrier_")):  # the same whatever the axes of further training are
-        estimate = replace(estimate, n_pairs=pairs_at_interpolation(there, *columns))
+    estimate = _counted(estimate, there, *columns)
     return [_finding(what, estimate, side, _CORRELATION if others else "points")]
+
+
+def _counted(estimate: Estimate, rows: polars.DataFrame, *columns: str) -> Estimate:
+    """With each pair counted once where the columns are the same whatever the axes of further training are."""
+    if not columns[-1].startswith(("gain_", "barrier_")):
+        return estimate
+    return replace(estimate, n_pairs=min(estimate.n_pairs, pairs_at_interpolation(rows, *columns)))
 
 
 def _finding(what: str, estimate: Estimate, side: Side = "", unit: str = "points") -> Finding:
