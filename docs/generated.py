@@ -16,9 +16,10 @@ from fastwi.config.schema import section_keys
 from fastwi.config.sweep import ALL_SECTIONS, NAMES
 from fastwi.config.write import default_text, title
 from fastwi.report.claims import CLAIMS, Finding
+from fastwi.report.estimates import shown
 from fastwi.report.finished import Finished, find_sweeps
 from fastwi.report.rows import COLUMNS, GAIN_COLUMNS
-from fastwi.report.summary import count_of, interval_text, sentence
+from fastwi.report.summary import count_of, sentence
 from fastwi.studies import all_studies
 
 HERE = Path(__file__).parent
@@ -133,6 +134,12 @@ def _made(sweep: Finished) -> list[str]:
     ]
 
 
+def _finding(found: Finding) -> list[str]:
+    """What was found, as '+0.50 [+0.22, +0.78] points', of how many parents, and its verdict."""
+    n = found.estimate.n_parents
+    return [found.what, f"{shown(found.estimate, n)} {found.unit}", f"{n}", found.verdict_text]
+
+
 def claims_page() -> str:
     """Each claim's verdict and the estimates that decide it, of every sweep under results/."""
     sweeps = find_sweeps(sorted(path.parent for path in RESULTS.glob("*/gains.parquet")), all_studies())
@@ -146,7 +153,7 @@ def claims_page() -> str:
     lines += ["## How they were made", "", *_table(made, list(map(_made, sweeps)))]
     for number, statement in CLAIMS.items():
         rows = [
-            [sweep.directory.name, found.what, _estimate(found), f"{found.estimate.n_parents}", found.verdict_text]
+            [sweep.directory.name, *_finding(found)]
             for sweep in sweeps
             for found in sweep.claims[number - 1].found.findings
             if found.verdict and found.estimate.conclusive
@@ -155,11 +162,6 @@ def claims_page() -> str:
         columns = ["sweep", "what", "estimate", "parents", "verdict"]
         lines += _table(columns, rows) if rows else ["No sweep has an interval for it yet.", ""]
     return "\n".join(lines)
-
-
-def _estimate(finding: Finding) -> str:
-    """'+0.50 [+0.22, +0.78] points'."""
-    return f"{finding.estimate.value:+.2f} {interval_text(finding.estimate)} {finding.unit}"
 
 
 def pages() -> Mapping[str, str]:

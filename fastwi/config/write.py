@@ -67,7 +67,7 @@ def config_hash(config: Config, dataset_digest: str | None = None) -> str:
 def deciding(spec: SweepSpec) -> dict[str, list[str]]:
     """The values, as text, of each key that decides a sweep's results, where they are not the default alone.
 
-    Without the places of files, whose contents decide (`fastwi.report.manifest.INPUTS`).
+    Without the places of files, whose contents decide (`fastwi.report.study.INPUTS`).
     """
     named = {*_NO_RESULT, *INSTEAD, *_PLACES, "experiment.measure"}
     keys = [key for key in KEYS.values() if key.path not in named]

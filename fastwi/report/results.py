@@ -124,7 +124,7 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
             figures += draw_curves(planned, measured, directory / "curves.png", subject)
         identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
         about = manifest(card, resources.engine(config).resolved, identity, planned.networks)
-        seal_directory(directory, {**about, INPUTS: planned.contents(), "cost": cost(measured)})
+        seal_directory(directory, {**about, INPUTS: planned.contents(), "cost": _cost(measured)})
     # For `python -m fastwi.report STORE`: which sweeps the store was made for.
     write_text(store.directory / "sweeps" / f"{spec.options.name}.yaml", sealed_yaml(resolved))
     counts = {"points": len(points), "measurements": len(measured), "missing": missing}
@@ -142,7 +142,7 @@ def sweep_directory(planned: PlannedSweep) -> Path:
     return Path(planned.spec.options.directory) / planned.spec.options.name
 
 
-def cost(measured: Measured) -> dict[str, float]:
+def _cost(measured: Measured) -> dict[str, float]:
     """Epochs that were trained, and seconds of work for them and for all tests, whoever did it and when."""
     trained = [m for m in measured.values() if m.train_loss is not None]
     return {"trained_epochs": len(trained), "seconds": round(sum(m.seconds for m in measured.values()), 1)}
