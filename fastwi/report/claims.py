@@ -48,12 +48,13 @@ from fastwi.report.tables import (
 
 NOT_MEASURED = "not measured"
 _MIDDLE = 0.5
-_TIME_DIGITS = 9  # of a part of an epoch
+_TIME_DIGITS = 9  # of a part of an epoch, and of a learning rate
 _SAME = 1e-6  # points: a barrier and a loss of accuracy this close are one measurement
 _GAIN = "gain_best_own_points"
 _CORRELATION = "rank correlation"
 _BEFORE = {"average": "the average", "best": "the best child"}
-_SETTINGS = {"k": "k", "s": "s", "learning_rate": "learning rate"}
+_RATE = "learning_rate"
+_SETTINGS = {"k": "k", "s": "s", _RATE: "learning rate"}
 _DISTANCES = {
     "distance_l2": "children's distance (L2), within cells",
     "relative_distance": "children's distance relative to the parent's norm, within cells",
@@ -200,22 +201,37 @@ def _gain_is_transient(frames: Frames) -> Found:
 
 def _two_quantities_govern(frames: Frames) -> Found:
     gains = frames["gains"]
-    correlations = frames.get("governance/correlations")
+    studied = middle(frames.get("governance/pairs", gains))
     findings = list[Finding]()
-    if correlations is None:
-        for column in ("k", "s", "optimizer.learning_rate"):
-            words = _SETTINGS[column.removeprefix("optimizer.")]
-            findings += _find(f"gain and {words}", gains, "either", column, _GAIN)
-    else:
-        wanted = {(name, "all pairs"): words for name, words in _SETTINGS.items()}
-        wanted |= {(name, "within cells"): words for name, words in _DISTANCES.items()}
-        for row in correlations.filter(gain=_GAIN).to_dicts():
-            words = wanted.get((row["quantity"], row["scope"]), "")
-            if words:
-                findings.append(_finding(f"gain and {words}", correlation_of(row), "either", _CORRELATION))
-    undefined = [f.what.removeprefix("gain and ") for f in findings if f.estimate.value is None]
-    constant = [name for name in undefined if name in _SETTINGS.values()]
-    return Found(findings, [f"{name} does not vary in this sweep: make it an axis to test it." for name in constant])
+    notes = list[str]()
+    # All pairs of the sweep, where they have the quantity: the study may have measured a part of them.
+    axis = f"optimizer.{_RATE}"
+    rates, rate = (gains, axis) if axis in gains.columns else (studied, _RATE)
+    for rows, column, before in ((gains, "k", ()), (gains, "s", ("k",)), (rates, rate, ("k", "s"))):
+        words = _SETTINGS[column.removeprefix("optimizer.")]
+        for finding in _find(f"gain and {words}", rows, "either", column, _GAIN):
+            there = _finite(rows, *before, column, _GAIN)
+            counted = finding
+            if there[column].n_unique() == 1:
+                notes.append(f"{words} does not vary over the measured pairs: make it an axis to test it.")
+            elif _follows(there, column, before):
+                one = " and ".join(before)
+                notes.append(f"Over the measured pairs {words} follows from {one}: it is not counted beside {one}.")
+                counted = replace(finding, verdict="")
+            findings.append(counted)
+    if "governance/correlations" in frames:
+        within = frames["governance/correlations"].filter(gain=_GAIN, scope="within cells")
+        for row in within.filter(polars.col("quantity").is_in(list(_DISTANCES))).to_dicts():
+            what = f"gain and {_DISTANCES[row['quantity']]}"
+            findings.append(_finding(what, correlation_of(row), "either", _CORRELATION))
+    return Found(findings, notes)
+
+
+def _follows(rows: polars.DataFrame, column: str, others: Sequence[str]) -> bool:
+    """Whether `column` has one value for all rows that share those of `others`, of which there are some."""
+    # Rounded: parts of an epoch and rates that are equal may differ in their last digits.
+    values = rows.select(polars.col(column, *others).cast(polars.Float64).round_sig_figs(_TIME_DIGITS))
+    return bool(others) and values.n_unique() == values.select(others).n_unique()
 
 
 def _tied_to_connectivity(frames: Frames) -> Found:
@@ -391,7 +407,8 @@ CLAIMS = {
         "Two quantities govern the gain.",
         "Spearman's rank correlation of the gain over the best child (own statistics) with k, s and the learning "
         "rate over all pairs, and with the children's distance within cells. An interval that excludes 0 shows a "
-        "relation; two such quantities confirm, of which one may be a distance. Never refuted: a "
+        "relation; two such quantities confirm, of which one may be a distance. A quantity that follows from those "
+        "before it, as s from k where all children end at one epoch, is not counted. Never refuted: a "
         "relation that rises and falls has a rank correlation near 0.",
         _two_quantities_govern,
         _two_related,
