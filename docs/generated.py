@@ -48,7 +48,10 @@ metrics.jsonl and in all `--json` output: `"NaN"`, `"Infinity"`, `"-Infinity"`.
 |---|---|
 | `stage` | `parent`, `children`, `interpolation` or `after` |
 | `epoch` | epochs since initialisation: children of a parent at k start from k, their average from k + s |
+| `iteration` | training steps done since initialisation |
+| `round` | round of cloning and averaging, from 1; only in a run of several (`experiment.rounds`), and not of the parent |
 | `network` | `parent`, `child 1` ... `child n`, `average` |
+| `over_time` | which average over time of the network (`trajectory.averages`, `optimizer.ema_decay`); only there |
 | `batch_norm` | statistics used for testing: `own` (of the average: the mean of the children's), or `recomputed` on training images |
 | `train_loss` | nats: mean cross-entropy of the epoch's batches, each before its step |
 | `learning_rate` | at the start of the epoch |

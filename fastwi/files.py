@@ -73,8 +73,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_open(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
-    """`open(path, mode)` for writing a whole file, with the promise of `atomic_path`."""
-    with atomic_path(path) as temporary, open(temporary, mode) as stream:
+    """`open(path, mode)` for writing a whole file, with the promise of `atomic_path`. Text is UTF-8."""
+    encoding = None if "b" in mode else "utf-8"
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=encoding) as stream:
         yield stream
 
 

@@ -35,6 +35,13 @@ def test_a_file_appears_whole_with_the_permissions_of_the_umask(tmp_path: Path) 
     assert list(final.parent.iterdir()) == [final]
 
 
+def test_text_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    code = f"from fastwi.files import write_text; write_text({str(tmp_path / 'a.md')!r}, '\\xe4\\u2265')"
+    plain = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-X", "utf8=0", "-c", code], env=plain, check=True)
+    assert (tmp_path / "a.md").read_text(encoding="utf-8") == "\xe4\u2265"
+
+
 @pytest.mark.parametrize("error", [RuntimeError("odd"), KeyboardInterrupt()])
 def test_whatever_is_raised_leaves_the_earlier_file(tmp_path: Path, error: BaseException) -> None:
     final = tmp_path / "a.bin"

@@ -19,6 +19,8 @@ from fastwi.config.write import to_yaml
 from fastwi.experiment.planner import plan_sweep
 from fastwi.experiment.store import Store
 from fastwi.experiment.store.repair import verify
+from fastwi.files import locked
+from fastwi.report import results as written
 from fastwi.report.rows import point_rows
 from fastwi.sweep import main
 from fastwi.train import main as train
@@ -127,6 +129,15 @@ def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkey
     assert read_sweep_request(["--config", str(directory / "sweep.yaml")]).spec.axes["experiment.k"] == (1, 2)
     (directory / "curves-2.png").write_bytes((directory / "curves.png").read_bytes())
     (directory / "curves_mine").mkdir()
+    read = written._measured
+
+    def in_turn(*about):
+        """An earlier state of the store must not be written after a later one."""
+        with locked(directory / ".lock", exclusive=True, wait=False) as free:
+            assert not free
+        return read(*about)
+
+    monkeypatch.setattr(written, "_measured", in_turn)
     assert main(["--config", str(copied / "grid.yaml")]) == 0
     manifest = json.loads((directory / "manifest.json").read_text())
     assert "curves.png" in manifest["files"]

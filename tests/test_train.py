@@ -100,6 +100,9 @@ def test_dry_run_trains_nothing(digits_directory, tmp_path, capsys):
     assert "1,350 images to train" in capsys.readouterr().out.replace("\n", " ")
     assert main(arguments(digits_directory, tmp_path / "runs", "--dry-run", "--json", "--experiment.rounds=2")) == 0
     assert json.loads(capsys.readouterr().out)["recomputed_every_epoch"] == 0
+    moving = arguments(digits_directory, tmp_path / "runs", "--dry-run", "--optimizer.ema_decay=0.9")
+    assert main([*moving, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recomputed_every_epoch"] == 0
     both = ["--dry-run", "--experiment.measure", "own,recomputed"]
     assert main(arguments(digits_directory, tmp_path / "runs", *both, "--json")) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -44,6 +44,7 @@ from fastwi.report.tables import (
     measured_after,
     most_epochs,
     note_of,
+    treatments_after,
 )
 
 NOT_MEASURED = "not measured"
@@ -124,8 +125,13 @@ class Claim(NamedTuple):
     @property
     def verdict_text(self) -> str:
         """The verdict, with the fewest parents of what decides it where they were too few to settle anything."""
-        fewest = min((f.estimate.n_parents for f in self.found.findings if f.verdict), default=0)
-        return verdict_text(self.verdict, fewest)
+        return verdict_text(self.verdict, self.fewest.n_parents if self.fewest else 0)
+
+    @property
+    def fewest(self) -> Estimate | None:
+        """Of the estimates that decide it the first of those of the fewest parents; None where nothing decides."""
+        decisive = [finding.estimate for finding in self.found.findings if finding.verdict]
+        return min(decisive, key=lambda estimate: estimate.n_parents, default=None)
 
 
 def judge(gains: polars.DataFrame, studies: Mapping[str, Frames]) -> list[Claim]:
@@ -193,7 +199,7 @@ def _gain_is_transient(frames: Frames) -> Found:
             what = f"{at}, less {words} at interpolation{tail}"
             details += _find(what, there, "gone", "value")
     only = "Own statistics throughout: further epochs are measured with those alone (experiment.measure)."
-    notes = [only] if treatments == [OWN] else []
+    notes = [only] if treatments_after(gains) == [OWN] else []
     further = count_of(most, "epoch") if gains["k"].dtype.is_integer() else f"{most} ends of epochs"
     notes.append(f"The average was trained on for {further}.")
     return Found(findings, notes if findings else (), details)

@@ -28,7 +28,10 @@ def cpu_name() -> str:
 
 def commit() -> str | None:
     """The commit of the source tree that runs, with "+changes" where files differ from it; None outside git."""
-    run = ["git", "-C", str(Path(__file__).resolve().parents[2])]
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # an installed package may lie within somebody else's repository
+        return None
+    run = ["git", "-C", str(root)]
     try:
         head, changed = (
             subprocess.run([*run, *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -52,7 +52,8 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
     rounds = [each for place in planned.places for each in place.rounds]
     ends = {node for each in rounds for node in (*each.end_nodes, *(node for node, _ in each.alone))}
     starts = [(probe, tree.start_of(probe)) for probe in left[epochs_left:]]
-    every = [probe for probe, node in starts if tree.is_epoch(node) and node not in ends]
+    later = [probe for probe, node in starts if tree.is_epoch(node) and node not in ends]
+    every = [probe for probe in later if not tree.treatment_of(probe).moving]  # those are for optimizer.ema_decay
     share = sum(cost_of(planned, task) for task in every) / max(1e-9, sum(cost_of(planned, task) for task in left))
     values = {
         "directory": str(directory),

@@ -101,14 +101,15 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
 
     spec, points, directory = planned.spec, planned.points, sweep_directory(planned)
     config = points[0].config
-    measured, missing = _measured(planned, store)
-    problems = sorted(m.divergence() for m in measured.values() if m.diverged)
-    frame = result_frame(planned, measured)
-    averages = gains(planned, measured)
     resolved = sweep_to_yaml(spec)
     card = resources.card(config)
-    # One process at a time: the manifest has the checksums of all other files.
+    # One process at a time: the manifest has the checksums of all other files. The store is read within its turn, or
+    # of shards that end at once the one that read less might write last.
     with locked_directory(directory):
+        measured, missing = _measured(planned, store)
+        problems = sorted(m.divergence() for m in measured.values() if m.diverged)
+        frame = result_frame(planned, measured)
+        averages = gains(planned, measured)
         (directory / MANIFEST).unlink(missing_ok=True)
         for path in directory.iterdir():  # an earlier sweep of this name may have had more of them
             if _FIGURES.fullmatch(path.name):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import polars
 
 from fastwi.config.sweep import SweepSpec
+from fastwi.experiment.store.records import infinite_loss
 from fastwi.experiment.tree import OWN
 from fastwi.report.effects import effects_table
 from fastwi.report.estimates import SAME, cell_names, counted, estimate_of, groups, mean_text, named_texts
@@ -60,10 +61,15 @@ def after_column(treatment: str, what: str) -> str:
     return f"after_{what}" if treatment == OWN else f"after_{treatment}_{what}"
 
 
-def measured_after(gains: polars.DataFrame) -> list[str]:
-    """The treatments of batch norm under which further training is measured, likewise."""
+def treatments_after(gains: polars.DataFrame) -> list[str]:
+    """The treatments of batch norm under which further training is measured."""
     columns = {name: after_column(name, "%") for name in TREATMENTS}
-    names = [name for name, column in columns.items() if column in gains.columns and gains[column].list.len().max()]
+    return [name for name, column in columns.items() if column in gains.columns and gains[column].list.len().max()]
+
+
+def measured_after(gains: polars.DataFrame) -> list[str]:
+    """The same; the first alone where the other repeats it."""
+    names = treatments_after(gains)
     return names[:1] if note_of(gains) else names
 
 
@@ -177,14 +183,20 @@ def run_tables(rows: Sequence[Row], gains: polars.DataFrame, end: int | float) -
     return [*tables, over_time] if over_time.rows else tables
 
 
+def _sound(row: Row) -> bool:
+    """Whether the network of a row did not diverge in that epoch."""
+    return not infinite_loss(row.get("train_loss"), row["test_loss"], row["batch_norm"] == OWN)
+
+
 def _run_over_time(rows: Sequence[Row]) -> Table:
     """The averages over time of each network after its last epoch, less the network itself."""
     lasts = {(row["network"], row["over_time"], row["batch_norm"]): row for row in rows if "over_time" in row}
-    own = {(r["network"], r["epoch"], r["batch_norm"]): r[ACCURACY] for r in rows if "over_time" not in r}
+    plain = [row for row in rows if "over_time" not in row and _sound(row)]
+    own = {(row["network"], row["epoch"], row["batch_norm"]): row[ACCURACY] for row in plain}
     body = []
     for (*names, treatment), row in lasts.items():
         there = own.get((row["network"], row["epoch"], treatment))
-        difference = "" if there is None else f"{row[ACCURACY] - there:+.2f}"
+        difference = f"{row[ACCURACY] - there:+.2f}" if there is not None and _sound(row) else ""
         body.append((*names, str(row["epoch"]), treatment, f"{row[ACCURACY]:.2f}", difference))
     columns = ("network", "over time", "epoch", "statistics", "test acc. (%)", "vs network")
     return Table("Averages over time, less the network itself, in points", columns, tuple(body))
@@ -202,8 +214,8 @@ def _run_after(rows: Sequence[Row], gain: Row, end: int | float) -> Table:
         differences = [gain[column][at] if gain else None for column in against]
         if children:
             same = [r for r in children if r["iteration"] == row["iteration"]]
-            beside = [r[ACCURACY] for r in same if math.isfinite(r["test_loss"])]
-            differences.append(row[ACCURACY] - max(beside) if beside else None)
+            beside = [r[ACCURACY] for r in same if _sound(r)]
+            differences.append(row[ACCURACY] - max(beside) if beside and _sound(row) else None)
         losses = [f"{row[name]:.4f}" for name in ("train_loss", "test_loss") if name in row]
         texts = ("" if value is None else f"{value:+.2f}" for value in differences)
         epochs.append((f"+{value_text(row['epoch'] - end)}", *losses, f"{row[ACCURACY]:.2f}", *texts))

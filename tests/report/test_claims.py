@@ -360,12 +360,27 @@ def test_few_parents_settle_nothing(seed, parents):
         assert (NOTHING in finding.estimate.note) == (parents == 1)
 
 
+def test_claim_2_says_only_where_it_is_so_that_further_epochs_have_own_statistics_alone(seed):
+    """Without batch norm recomputed statistics repeat them."""
+    frame = gains_frame(generator(seed), after=(-1.0,))
+    same = {
+        f"after_recomputed_{name}": polars.col(f"after_{name}")
+        for name in ("%", "vs_average_points", "vs_best_points")
+    }
+    same |= {name.replace("own", "recomputed"): polars.col(name) for name in frame.columns if "own" in name}
+    for gains, alone in ((frame, True), (frame.with_columns(**same), False)):
+        notes = claim(2, gains).found.notes
+        assert any("with those alone" in note for note in notes) == alone
+        assert len(claim(2, gains).found.findings) == 2
+
+
 def test_the_n_beside_a_verdict_is_the_fewest(seed):
     frame = gains_frame(generator(seed), gain=5.0)
     few = polars.when(polars.col("parent_seed") < 103).then(polars.col("gain_best_recomputed_points"))
     found = claim(1, frame.with_columns(few))
     assert [f.verdict_text for f in found.found.findings if f.verdict] == [CONFIRMED, "not settled (n = 3)"]
     assert found.verdict_text == "not settled (n = 3)"
+    assert found.fewest == next(f.estimate for f in found.found.findings if f.estimate.n_parents == 3)
 
 
 def test_nothing_measured(seed):

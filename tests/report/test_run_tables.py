@@ -23,8 +23,11 @@ STATES = {
     "child, recomputed": lambda place: [(place.ends[0], [*place.treatments][1])],
     "child": lambda place: [(place.ends[0], OWN)],
     "children later": lambda place: [(states[-1], OWN) for states in place.children],
+    "average later": lambda place: [(place.after[-1], OWN)],
+    "child later, in training": lambda place: [(place.children[0][-1], OWN)],
+    "average later, in training": lambda place: [(place.after[-1], OWN)],
 }
-"""What diverges, by its states and treatments."""
+"""What diverges, by its states and treatments; in training: its training loss alone."""
 
 
 def less(value, others):
@@ -36,13 +39,14 @@ def test_tables_are_those_of_the_rows(seed, diverged):
     """Nothing is compared with what diverged."""
     sweep, measurements = made(SPEC, seed)
     (place,) = sweep.places
+    loss = "train_loss" if "training" in diverged else "test_loss"
     for key in STATES[diverged](place):
-        measurements[key] = dataclasses.replace(measurements[key], test_loss=math.inf)
+        measurements[key] = dataclasses.replace(measurements[key], **{loss: math.inf})
     rows = point_rows(sweep.points[0], place, measurements)
     at, after = run_tables(rows, gains(sweep, measurements), 3)
     accuracy = {}  # NaN: it diverged
     for row in rows:
-        finite = math.isfinite(row["test_loss"])
+        finite = math.isfinite(row["test_loss"]) and math.isfinite(row.get("train_loss") or 0)
         place_of = row["stage"], row["epoch"], row["network"], row["batch_norm"]
         accuracy[place_of] = row["test_accuracy_%"] if finite else math.nan
     expected = []
@@ -61,6 +65,24 @@ def test_tables_are_those_of_the_rows(seed, diverged):
         compared = less(now, [average]), less(now, children)
         assert row[0] == f"+{epoch}"
         assert row[4:] == (*(compared if whole else ("", "")), less(now, sound) if sound else "")
+
+
+def test_averages_over_time_are_not_compared_with_what_diverged(seed):
+    sweep, measurements = made(spec_of({"trajectory.averages": [("ema",)]}), seed)
+    (place,) = sweep.places
+    last = [average for average in place.over_time if average.network == "average"][-1]
+    over_time = place.tree.keys[last.node], OWN
+
+    def compared(key, **loss):
+        found = {**measurements, key: dataclasses.replace(measurements[key], **loss)}
+        table = run_tables(point_rows(sweep.points[0], place, found), gains(sweep, found), 3)[-1]
+        return {row[0]: bool(row[-1]) for row in table.rows if row[3] == OWN}
+
+    whole = compared(over_time)
+    assert all(whole[name] for name in ("parent", "child 1", "average"))
+    network = (place.after[-1], OWN)
+    for key, loss in ((network, "test_loss"), (network, "train_loss"), (over_time, "test_loss")):
+        assert compared(key, **{loss: math.nan}) == {**whole, "average": False}
 
 
 def test_an_epoch_that_is_missing_leaves_the_others_in_their_place(seed):
