@@ -8,10 +8,15 @@ names of states. This module imports torch only where a device is asked for.
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastwi.sealed import read_sealed
+
 if TYPE_CHECKING:
     import torch
 
 _CPUINFO = Path("/proc/cpuinfo")
+
+NOTED = "precision.json"
+"""The file of a store that says what auto was where the store was begun."""
 
 
 class Processor(NamedTuple):
@@ -71,3 +76,11 @@ def auto_precision(device: "torch.device") -> Choice:
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return Choice("bf16", "the device computes in it")
     return Choice("fp32", "the device does not compute in bf16")
+
+
+def noted_precision(store: Path) -> str:
+    """What auto was where `store` was begun; empty: it is not noted. CheckpointError where the note is damaged."""
+    if not (store / NOTED).exists():
+        return ""
+    fix = "delete it, and give engine.precision: bf16 or fp32, as the store was begun"
+    return str(read_sealed(store / NOTED, fix)["auto"])

@@ -52,8 +52,12 @@ class PlannedSweep:
         return self.tree.inputs[inputs_key(config)]
 
     def contents(self) -> list[str]:
-        """What the files hold that the points were planned on, each in a digest (`Inputs.digest`)."""
-        digests = (inputs.digest for inputs in self.tree.inputs.values())
+        """What decides the points beside their keys, each in a digest: what their files hold (`Inputs.digest`), and
+        what `auto` was where it is one of several precisions.
+        """
+        digests = [inputs.digest for inputs in self.tree.inputs.values()]
+        if self.auto and "engine.precision" in self.spec.axes:
+            digests.append(f"engine.precision: auto is {self.auto.precision}")
         return sorted({hashlib.sha256(digest.encode()).hexdigest() for digest in digests})
 
     def kept(self, keep: str) -> set[int]:

@@ -14,6 +14,7 @@ import polars
 from fastwi.config.read import sweep_from_yaml
 from fastwi.config.sweep import AnalysisOptions, SweepSpec, count_points
 from fastwi.config.write import decided_otherwise, deciding
+from fastwi.engine.precision import noted_precision
 from fastwi.errors import ConfigError, UserError
 from fastwi.models.changes import NETWORKS
 from fastwi.report.claims import Claim, judge
@@ -23,6 +24,7 @@ from fastwi.report.tables import sweep_tables
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
 
 _AGAIN = "run the sweep again"
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # of engine.precision, by manifests' names
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ def _directories(target: Path) -> list[Path]:
             raise UserError(
                 f"{path}: its results are not at {directory}; start where the sweep did, or give its directory"
             )
-        now, then = deciding(_spec(directory / "sweep.yaml")[0]), deciding(spec)
+        auto = _precision(open_directory(directory, _AGAIN))
+        now = _resolved(deciding(_spec(directory / "sweep.yaml")[0]), auto)
+        then = _resolved(deciding(spec), noted_precision(target) or auto)
         other = decided_otherwise(now, then) or decided_otherwise(then, now)
         if other:
             raise UserError(
@@ -157,9 +161,12 @@ def _read_study(home: Path, study: Study, spec: SweepSpec, sweep: Mapping[str, A
         raise UserError(f"{home}: is of another source of the network than the sweep's results; {again}")
     if "dataset" in about and "data.path" not in spec.axes and _pixels(about) != _pixels(sweep):
         raise UserError(f"{home}: is of another dataset than the sweep's results; {again}")
-    other = decided_otherwise(about[DECIDING], deciding(spec)) if DECIDING in about else ""
+    other = ""
+    if DECIDING in about:
+        then, now = _resolved(about[DECIDING], _precision(about)), _resolved(deciding(spec), _precision(sweep))
+        other = decided_otherwise(then, now)
     if not other and INPUTS in sweep and not set(about.get(INPUTS, ())) <= set(sweep[INPUTS]):
-        other = "dataset, start (model.weights) or source of a network"
+        other = "dataset, start (model.weights), source of a network or engine.precision: auto"
     if other:
         raise UserError(f"{home}: is of another {other} than the sweep's results; {again}")
     with _of_this_version(home, again):
@@ -167,6 +174,20 @@ def _read_study(home: Path, study: Study, spec: SweepSpec, sweep: Mapping[str, A
         frames = study.renew({name: _parquet(home / f"{name}.parquet") for name in sorted(names)})
         shown, _ = shown_once(frames)
         return StudyRun(home, frames, shown, study.tables(shown), about.get("options", {}))
+
+
+def _precision(about: Mapping[str, Any]) -> str:
+    """The precision that a manifest has, as engine.precision names it; of several the first."""
+    return _PRECISIONS.get(about.get("precision", ""), "auto")
+
+
+def _resolved(decided: Mapping[str, list[str]], precision: str) -> dict[str, list[str]]:
+    """`decided` (of `deciding`) with what engine.precision: auto was, another one on other machines.
+
+    Among several of an axis it stays auto: `INPUTS` says what that was.
+    """
+    given = decided.get("engine.precision", [])
+    return {**decided, "engine.precision": [f'"{precision}"']} if given in ([], ['"auto"']) else dict(decided)
 
 
 def _pixels(about: Mapping[str, Any]) -> Any:

@@ -21,7 +21,7 @@ Found = Mapping[str, list[Row] | polars.DataFrame]
 DECIDING = "deciding"
 """Where a study's manifest has what decided the sweep's results: `fastwi.config.write.deciding`."""
 INPUTS = "inputs"
-"""Where a manifest has `PlannedSweep.contents`: datasets, weights and networks' sources, a digest each."""
+"""Where a manifest has `PlannedSweep.contents`: datasets, weights, networks' sources and so on, a digest each."""
 _STATISTICS = Column("", "batch-norm statistics: averaged as the weights are, own, or recomputed", polars.String)
 AVERAGE_COLUMNS = {**PAIR_COLUMNS, "batch_norm": _STATISTICS}
 """What rows about an average begin with, after the sweep's axes beside k and s."""

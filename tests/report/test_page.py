@@ -23,7 +23,7 @@ from fastwi.config.write import deciding, sweep_to_yaml
 from fastwi.report.__main__ import main
 from fastwi.report.claims import CLAIMS, Finding
 from fastwi.report.page import csv_download, marked
-from fastwi.sealed import seal_directory, sealed_yaml
+from fastwi.sealed import seal_directory, sealed_yaml, write_sealed
 from fastwi.studies import all_studies
 from fastwi.sweep import main as sweep
 
@@ -377,6 +377,11 @@ EARLIER = [
     ({}, {"sweep.alphas": "0.25,0.5"}, ""),  # the plain mean is at 0.5
     ({"sweep.alphas": ["0.25"]}, {"sweep.alphas": "0.25,0.75"}, ""),
     ({}, {"sweep.alphas": "0.25,0.75"}, "sweep.alphas"),
+    ({"engine.precision": None}, {}, ""),  # auto, which was fp32 there
+    ({}, {"engine.precision": "auto"}, ""),
+    ({"engine.precision": ['"bf16"']}, {}, "engine.precision"),
+    ({"engine.precision": None}, {"axes.engine.precision": "bf16,fp32"}, ""),
+    ({}, {"axes.engine.precision": "bf16,fp16"}, "engine.precision"),
 ]
 
 
@@ -391,13 +396,40 @@ def test_a_study_of_an_earlier_sweep_is_shown_where_that_is_a_part_of_it(
     (copied / "sweep.yaml").write_text(sealed_yaml(sweep_to_yaml(spec)))
     sealed_again(copied)
     about = json.loads((copied / "manifest.json").read_text())
-    empty_study(copied, deciding=decided, dataset=about["dataset"], inputs=about["inputs"])
+    same = {name: about[name] for name in ("dataset", "inputs", "precision")}
+    empty_study(copied, deciding=decided, **same)
     if named:
         said = refused(main, capsys, [str(copied)])
         assert re.search(rf"another [a-z.]*{named} ", said)
         assert "governance again" in said
     else:
         assert main([str(copied)]) == 0
+
+
+@pytest.mark.parametrize("now", ["auto", "fp32"])
+def test_a_study_of_auto_on_another_machine_is_refused(results, copied, capsys, now):
+    """There it was bf16, here it is fp32."""
+    spec = read_sweep_request(["--config", str(results / "grid.yaml"), f"--engine.precision={now}"]).spec
+    (copied / "sweep.yaml").write_text(sealed_yaml(sweep_to_yaml(spec)))
+    sealed_again(copied)
+    about = json.loads((copied / "manifest.json").read_text())
+    decided = {name: values for name, values in deciding(spec).items() if name != "engine.precision"}
+    empty_study(copied, deciding=decided, precision="bfloat16", dataset=about["dataset"], inputs=about["inputs"])
+    assert "engine.precision" in refused(main, capsys, [str(copied)])
+
+
+@pytest.mark.parametrize("noted", ["fp32", "bf16"])
+def test_a_store_on_which_auto_is_another_precision_is_refused(results, tmp_path, capsys, noted):
+    """The results that are there by now were made on another store."""
+    store = Path(shutil.copytree(results / "store", tmp_path / "store"))
+    path = store / "sweeps" / "grid.yaml"
+    text = path.read_text().rpartition("\n#")[0].replace('precision: "fp32"', 'precision: "auto"')
+    path.write_text(sealed_yaml(text))
+    write_sealed(store / "precision.json", {"auto": noted})
+    if noted == "fp32":
+        assert main([str(store), "--out", str(tmp_path / "report.html")]) == 0
+    else:
+        assert "engine.precision" in refused(main, capsys, [str(store)])
 
 
 def test_a_study_of_other_files_is_refused(copied, capsys):

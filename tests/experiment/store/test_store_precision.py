@@ -111,9 +111,12 @@ def test_auto_on_an_axis_is_what_it_is_on_the_machine(digits_directory, tmp_path
     machine(monkeypatch, "bf16")
     (tmp_path / "base.yaml").write_text(f"engine: {{precision: {base}}}")
     argv = [*sweep_arguments(tmp_path, digits_directory), f"--config={tmp_path / 'base.yaml'}"]
-    planned = plan_sweep(read_sweep_request([*argv, "--axes.engine.precision=[fp32, auto]"]).spec)
+    spec = read_sweep_request([*argv, "--axes.engine.precision=[fp32, auto]"]).spec
+    planned = plan_sweep(spec)
     assert [point.config.engine.precision for point in planned.points] == ["fp32", "bf16"]
     assert planned.auto == Choice("bf16", "it was measured")
+    machine(monkeypatch, "fp32")
+    assert set(planned.contents()) ^ set(plan_sweep(spec).contents())  # so that no report mixes them
 
 
 def test_a_damaged_note_of_it_is_refused(digits_directory, tmp_path, capsys):
