@@ -1,10 +1,11 @@
 """Open a split as the configuration says: resident on the device, or streamed from the disk."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from fastwi.beton import StoredBeton
 from fastwi.beton.digests import read_digests
 from fastwi.config.schema import DataConfig
 from fastwi.data.batches import Dataset, whole_images
@@ -36,14 +37,16 @@ def open_split(directory: Path, split: str, card: Card, data: DataConfig, device
     images: int = getattr(data, f"{split}_images")
     beton = open_beton(directory, split, card)
     height, width = target_size(card, data)
-    plain = beton.all_raw and beton.one_size == (height, width)
-    resident = data.streaming == "resident" or (data.streaming == "auto" and plain and fits_memory(beton, device))
+    raw = beton.all_raw and beton.one_size is not None
+    plain = raw and beton.one_size == (height, width)
+    size = len(beton) * height * width * 3
+    resident = data.streaming == "resident" or (data.streaming == "auto" and raw and fits_memory(size, device))
     try:
         if resident and plain:
             return resident_split(beton, split, card, device, images)
         # Labels are compared here, each image when it is read: the whole of a resident set is compared with the card.
         beton.hold_to(read_digests(digests_path(directory, split), card.digests_sha256[split]))
-        kept_N = chosen_images(beton, split, images)
+        kept_N = chosen_images(beton, images)
         streamed = StreamedDataset(
             beton=beton,
             file_N=kept_N,
@@ -60,22 +63,33 @@ def open_split(directory: Path, split: str, card: Card, data: DataConfig, device
         raise UserError(f"{beton.path}: does not fit memory ({error}); set data.streaming: streamed") from error
 
 
-def fits_memory(beton: StoredBeton, device: torch.device) -> bool:
-    """Whether all pixels of raw images take at most `SHARE` of the free memory, on the host and on the device."""
+def fits_memory(size: int, device: torch.device) -> bool:
+    """Whether `size` bytes of pixels are at most `SHARE` of the free memory, on the host and on the device."""
     free = free_host_bytes()
     if device.type == "cuda":
         free = min(free, torch.cuda.mem_get_info(device)[0])
-    return int(beton.sizes_N.sum()) <= SHARE * free
+    return size <= SHARE * free
 
 
-def free_host_bytes() -> int:
-    """Memory that can be taken without swapping, as Linux estimates it, within the limit of the control group."""
-    free = 1 << 62
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+def free_host_bytes(root: Path = Path("/")) -> int:
+    """Memory that can be taken without swapping, as Linux estimates it, within the limits of control groups."""
+    free = [1 << 62, *_control_group_limits(root)]
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        return free if limit == "max" else min(free, int(limit))
-    except OSError:
-        return free
+                free.append(int(line.split()[1]) * 1024)
+    return min(free)
+
+
+def _control_group_limits(root: Path) -> Iterator[int]:
+    """The memory limits of this process's control groups and of all groups around them, of both versions of them."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            mount, name = ("memory", "memory.limit_in_bytes") if controllers else ("", "memory.max")
+            group = root / "sys/fs/cgroup" / mount / path.lstrip("/")
+            for each in (group, *group.parents):
+                with contextlib.suppress(OSError, ValueError):  # no such file, as in a container; or "max"
+                    yield int((each / name).read_text())

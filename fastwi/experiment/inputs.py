@@ -32,8 +32,11 @@ class Inputs:
         return cls("\n".join(f"{name}: {content}" for name, content in contents.items() if content), card.counts)
 
     def images(self, split: str, data: DataConfig) -> int:
-        """Images of `split` that are used."""
-        return min(getattr(data, f"{split}_images") or self.counts[split], self.counts[split])
+        """Images of `split` that are used. Raises UserError where the dataset has fewer than are asked for."""
+        images, count = getattr(data, f"{split}_images"), self.counts[split]
+        if images > count:
+            raise UserError(f"data.{split}_images: {images} asked for, {data.path} has {count}; give fewer")
+        return images or count
 
     def check(self, found: Mapping[str, str], config: Config) -> None:
         """Raise UserError where one of `found` (name -> content) was another one: its file was replaced."""

@@ -287,6 +287,13 @@ def test_a_warm_up_past_the_end_of_a_curve_is_refused():
     grown(sweep({}, schedule={**late, "name": "cosine", "warmup_iterations": 13}))
 
 
+@pytest.mark.parametrize(("split", "count"), [("train", 1000), ("test", 100)])
+def test_no_more_images_than_the_dataset_has(split, count):
+    planned(sweep({}, data={f"{split}_images": count}))
+    with pytest.raises(UserError, match=rf"data\.{split}_images: {count + 1} asked for, data/cifar10 has {count}"):
+        planned(sweep({}, data={f"{split}_images": count + 1}))
+
+
 def test_a_batch_is_of_all_training_images_at_most():
     grown(sweep({}, optimizer={"batch_size": 1000}))
     with pytest.raises(UserError, match=r"optimizer\.batch_size: 1001 "):
