@@ -5,6 +5,8 @@ Shapes: N images, H W in pixels, 3 channels.
 
 import operator
 import os
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from data_prep.dataset import ImageSet, Split
 from data_prep.decode import MODES, ImageError, without_alpha
 from data_prep.progress import silent
 from data_prep.write import output_directory, write_dataset
-from fastwi.beton import content_sha256
+from fastwi.beton import StoredBeton, content_sha256
+from fastwi.beton.digests import read_digests
 from fastwi.beton.format import MAX_SIDE
-from fastwi.data.card import SPLITS, read_card
+from fastwi.data.card import SPLITS, beton_path, digests_path, read_card
 from fastwi.errors import UserError
+from fastwi.files import locked
 from fastwi.sealed import sha256_of
 
 _MOST_CLASSES = 1_000_000  # larger labels are no indices: all classes up to the largest have a name in the card
@@ -39,16 +43,29 @@ def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
     sha256 = {name: content_sha256(splits[name].images_NHWC, splits[name].labels_N) for name in SPLITS}
     content = "\n".join([*sha256.values(), *classes]).encode()
     directory = Path(within) / sha256_of(content)[:16]
-    try:
-        there = read_card(directory).sha256 == sha256
-    except UserError:  # none, or a damaged one
-        there = False
-    if not there:
-        name = "arrays" if isinstance(train, tuple) else type(train).__name__
-        with output_directory(directory):
+    if _is_whole(directory, sha256):
+        return directory
+    # Two processes that write it at one time would each take away the card that the other has just written.
+    with output_directory(directory), locked(Path(within) / ".lock", exclusive=True):
+        if not _is_whole(directory, sha256):
+            name = "arrays" if isinstance(train, tuple) else type(train).__name__
             dataset = ImageSet(name, classes, splits["train"], splits["test"], "a program's memory")
             write_dataset(dataset, directory, "raw", silent)
     return directory
+
+
+def _is_whole(directory: Path, sha256: Mapping[str, str]) -> bool:
+    """Whether the dataset is there, every image of it: `data_prep` could not write it again."""
+    try:
+        card = read_card(directory)
+        for name in SPLITS:
+            read_digests(digests_path(directory, name), card.digests_sha256[name])
+            with closing(StoredBeton(beton_path(directory, name))) as beton:
+                if content_sha256(beton.read_raw(), beton.labels_N) != sha256[name]:
+                    return False
+    except UserError:  # one of the files is missing or damaged
+        return False
+    return card.sha256 == sha256
 
 
 def _split(name: str, given: Any) -> Split:

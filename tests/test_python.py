@@ -4,8 +4,10 @@ import inspect
 import json
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import fastwi
 from data_prep.memory import write_memory
+from data_prep.write import write_dataset
 from fastwi.beton import read_beton
 from fastwi.data.card import read_card, with_checksum
 from fastwi.errors import CheckpointError, ConfigError, UserError
@@ -472,7 +475,7 @@ def test_images_in_memory_are_the_same_as_in_a_directory(ran, digits_directory, 
     found = fastwi.run(SETTINGS, train=splits[0], test=splits[1], progress=False)
     assert found.frame.equals(ran.frame, null_equal=True)
     assert found.directory.name == "run-" + json.loads((ran.directory / "manifest.json").read_text())["identity"]
-    (data,) = Path("runs/datasets").iterdir()
+    (data,) = Path("runs/datasets").glob("[!.]*")
     assert read_card(data).sha256 == read_card(digits_directory).sha256
     written = (data / "train.beton").stat().st_mtime_ns
     assert write_memory(*splits, "runs/datasets") == data
@@ -483,6 +486,36 @@ def test_the_same_images_with_other_class_names_are_another_dataset(tmp_path):
     for names in (("a", "b", "c", "d"), ("a", "b", "c", "e")):
         split = Items(np.zeros((4, 5, 5, 3), np.uint8), np.arange(4), list(names))
         assert read_card(write_memory(split, split, tmp_path)).classes == names
+
+
+@pytest.mark.parametrize("name", ["card.json", "train.beton", "train.digests", "test.beton"])
+@pytest.mark.parametrize("change", ["removed", "damaged"])
+def test_images_in_memory_are_written_again_where_a_file_of_them_is_not_whole(tmp_path, name, change):
+    split = Items(np.full((4, 5, 5, 3), 7, np.uint8), np.arange(4), list("abcd"))
+    path = write_memory(split, split, tmp_path) / name
+    whole = path.read_bytes()
+    path.unlink()
+    if change == "damaged":
+        at = max(0, whole.find(bytes([7] * 75)))  # a pixel, where there are some
+        path.write_bytes(whole[:at] + b"\0" + whole[at + 1 :])
+    assert write_memory(split, split, tmp_path) / name == path
+    assert path.read_bytes() == whole
+
+
+def test_two_at_one_time_write_the_same_images_once(tmp_path, monkeypatch):
+    """As the jobs of an array do on a shared file system."""
+    written = list[Path]()
+
+    def slow(dataset, directory, *more):
+        written.append(directory)
+        time.sleep(0.2)
+        return write_dataset(dataset, directory, *more)
+
+    monkeypatch.setattr("data_prep.memory.write_dataset", slow)
+    split = Items(np.zeros((4, 5, 5, 3), np.uint8), np.arange(4), list("abcd"))
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda _: write_memory(split, split, tmp_path), range(2))
+    assert written == [first] == [second]
 
 
 def test_the_documentation_does_what_it_says(tmp_path, monkeypatch, capsys):
