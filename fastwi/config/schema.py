@@ -222,7 +222,11 @@ class ExperimentConfig:
         high=1.0,
     )
     recompute_images: int = option(
-        0, "training images over which batch-norm statistics are recomputed; 0: all", unit="images", low=0
+        0,
+        "training images over which batch-norm statistics are recomputed, in whole batches, at least one (with "
+        "data.last_batch: keep, all of them); 0: all",
+        unit="images",
+        low=0,
     )
     measure: tuple[str, ...] = option(
         ("own",),

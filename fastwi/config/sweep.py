@@ -145,7 +145,8 @@ def axis_refusal(key: Key) -> str:
         return f"a sweep does not use it; use {INSTEAD[key.path]}"
     if key.section == "seeds":
         return "use sweep.parents and sweep.children for other seeds"
-    if (key.section == "engine" and key.name != "precision") or key.path == "experiment.measure":
+    unchanging = key.path in ("data.streaming", "experiment.measure")
+    if unchanging or (key.section == "engine" and key.name != "precision"):
         return f"it changes no result; give it one value, in the section {key.section}"
     return ""
 

@@ -26,7 +26,8 @@ _TOGETHER = 500  # images in float64 at one time
 def corrupted(images_NHWC: Pixels, name: str, severity: int) -> Pixels:
     """The images under corruption `name` of `fastwi.config.sweep.CORRUPTIONS`, severity 1 to 5: uint8 [N, H, W, C].
 
-    Draws are a function of name, severity and the image's place. Intensities are rounded down, as CIFAR-10-C's are.
+    Draws are a function of name, severity and the image's place, those of shot_noise also of the pixels up to there.
+    Intensities are rounded down, as CIFAR-10-C's are.
     """
     change, strengths = _CORRUPTIONS[name]
     words = np.frombuffer(hashlib.sha256(name.encode()).digest(), np.uint64)

@@ -55,6 +55,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("sweep", "axes: {run.name: [a]}", 1, "axes.run.name: cannot be an axis", "sweep.name"),
     ("sweep", "axes: {seeds.statistics_noise: [1]}", 1, "axes.seeds.statistics_noise", "sweep.parents"),
     ("sweep", "axes: {engine.device: [cpu, cuda]}", 1, "axes.engine.device", "changes no result"),
+    ("sweep", "axes: {data.streaming: [auto, streamed]}", 1, "axes.data.streaming", "changes no result"),
     ("config", "foo: {}", 1, "foo: unknown name"),
     ("config", "'': {}", 1, ": unknown name"),
     ("config", "optimizer: {learnin_rate: {}}", 1, "optimizer.learnin_rate", "did you mean optimizer.learning_rate?"),
