@@ -41,7 +41,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("--source", metavar="PATH", help=source)
     add("--name", help="the dataset's name in card.json")
     writer = "FFCV, the project's own, or FFCV where it is installed (auto); the files are the same"
-    add("--writer", choices=WRITERS, default="auto", help=writer)
+    add("--writer", metavar="{" + ",".join(WRITERS) + "}", default="auto", help=writer)
     folder = parser.add_argument_group("for folder and cinic10")
     add = folder.add_argument
     add("--size", type=int, metavar="N", help="resize every image to N x N pixels")
@@ -50,7 +50,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "pixels; or, for sets larger than memory, smart: JPEG files as they are, other images raw, so that nothing "
         "is lost; jpeg: others encoded as JPEGs"
     )
-    add("--write-mode", choices=WRITE_MODES, default="raw", help=mode)
+    add("--write-mode", metavar="{" + ",".join(WRITE_MODES) + "}", default="raw", help=mode)
     colour = "lay images with transparent pixels on this colour: white, #808080; without it they are refused"
     add("--background", metavar="COLOUR", help=colour)
     add("--keep-size", action="store_true", help="store images of several sizes as they are")

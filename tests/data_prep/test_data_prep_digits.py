@@ -1,13 +1,10 @@
 """The bundled digits: the documented pixels and the documented split, the same on every machine."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from prepared import check_prepared, digits
+from prepared import digits
 from sklearn.datasets import load_digits as bundled
 
-from data_prep import prepare
 from data_prep.digits import stratified_choice
 from fastwi.beton import content_sha256
 
@@ -38,10 +35,3 @@ def test_each_class_has_its_share(sizes: list[int], count: int) -> None:
     assert chosen_N.sum() == count
     shares = np.array(sizes) * count / sum(sizes)
     assert np.abs(np.bincount(labels_N[chosen_N], minlength=len(sizes)) - shares).max() < 1
-
-
-def test_prepared(tmp_path: Path) -> None:
-    assert prepare("digits", tmp_path / "out") == tmp_path / "out"
-    card = check_prepared(tmp_path / "out", digits().train, digits().test)
-    assert (card.name, card.classes) == ("digits", tuple("0123456789"))
-    assert "8 x 8" in card.source
