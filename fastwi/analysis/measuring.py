@@ -103,7 +103,7 @@ class Bench:
         from fastwi.analysis.evaluator import Evaluator
 
         batch, keeps = config.optimizer.batch_size, config.data.last_batch == "keep"
-        kind = (config.model, config.engine, config.augment, batch, keeps)
+        kind = (self.opened.resources.architecture(config), config.engine, config.augment, batch, keeps)
         if kind not in self._evaluators:
             network = self.opened.resources.network(config)
             report = self.passed if self._counts_images else None

@@ -23,6 +23,7 @@ from fastwi.models.names import is_own
 from fastwi.population import Layout
 
 Splits = tuple[Dataset, Dataset]  # training and test images
+Architecture = tuple[ModelConfig, int, tuple[int, int]]  # with the number of classes, height and width of the images
 
 
 class Resources:
@@ -33,7 +34,7 @@ class Resources:
         self._inputs, self._root = tree.inputs, root
         self._members = min(filter(None, (tree.widest(), population)), default=1)  # trained together
         self._splits: dict[tuple[DataConfig, str], tuple[Dataset, Dataset, Card]] = {}
-        self._layouts: dict[tuple[ModelConfig, int, tuple[int, int]], Layout] = {}
+        self._layouts: dict[Architecture, Layout] = {}
         self._engines: dict[tuple[object, ...], Engine] = {}
         self._tried: set[tuple[object, ...]] = set()
 
@@ -52,9 +53,14 @@ class Resources:
         self.card(config)
         return self._splits[kind][:2]
 
+    def architecture(self, config: Config) -> Architecture:
+        """What decides a network beside its seed: equal for configurations whose networks differ in weights alone."""
+        card = self.card(config)
+        return config.model, len(card.classes), target_size(card, config.data)
+
     def network(self, config: Config) -> nn.Module:
         """The parent at initialisation."""
-        kind = self._architecture(config)
+        kind = self.architecture(config)
         network = build_network(config, *kind[1:], self._root)
         # After they are read: what was replaced before shows, and what is replaced later was not used.
         self._inputs[inputs_key(config)].check(network_contents(config, self._root, built=True), config)
@@ -64,7 +70,7 @@ class Resources:
 
     def layout(self, config: Config) -> Layout:
         """The layout of the network; a network is built for it only where none was before."""
-        kind = self._architecture(config)
+        kind = self.architecture(config)
         if kind not in self._layouts:
             self.network(config)
         layout = self._layouts[kind]
@@ -100,17 +106,12 @@ class Resources:
 
     def _kind(self, config: Config) -> tuple[object, ...]:
         """What decides an engine."""
-        return *self._architecture(config), config.engine, self._streamed(config)
+        return *self.architecture(config), config.engine, self._streamed(config)
 
     def _streamed(self, config: Config) -> bool:
         """Whether images are streamed, as far as it is known before they are opened."""
         opened = self._splits.get(_images_of(config), ())[:2]
         return config.data.streaming == "streamed" or any(isinstance(each, StreamedDataset) for each in opened)
-
-    def _architecture(self, config: Config) -> tuple[ModelConfig, int, tuple[int, int]]:
-        """What decides a network's layout: the model, the number of classes, height and width of the images."""
-        card = self.card(config)
-        return config.model, len(card.classes), target_size(card, config.data)
 
 
 def _images_of(config: Config) -> tuple[DataConfig, str]:

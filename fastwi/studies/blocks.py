@@ -46,14 +46,14 @@ def measure(bench: Bench) -> Found:
     blocks: loss and error, and their change from the network that the rest is of, under the same treatment. The block
     "all" is the plain average.
     """
-    by_model: dict[Any, dict[str, list[str]]] = {}  # a network is built for the names
+    by_architecture: dict[Any, dict[str, list[str]]] = {}  # a network is built for the names
 
     def groups_of(pair: Pair) -> dict[str, list[str]]:
-        model = pair.config.model
-        if model not in by_model:
+        kind = bench.opened.resources.architecture(pair.config)
+        if kind not in by_architecture:
             found = analysis.block_groups(bench.opened.resources.network(pair.config))
-            by_model[model] = {f"{name} (part)" if name == WHOLE else name: found[name] for name in found}
-        return by_model[model]
+            by_architecture[kind] = {f"{name} (part)" if name == WHOLE else name: found[name] for name in found}
+        return by_architecture[kind]
 
     ends_and_average = 3
     rows = list[Row]()

@@ -96,7 +96,7 @@ def measure(bench: Bench) -> Found:
         config = cell.pair.config
         images = bench.matching_images(config)
         few_NCHW = next(analysis.images_of(images, 8))
-        kind = config.model, config.data
+        kind = opened.resources.architecture(config)
         if kind not in symmetries:
             symmetries[kind] = analysis.Symmetry.of(opened.resources.network(config), few_NCHW)
         symmetry = symmetries[kind]

@@ -1,0 +1,74 @@
+"""A sweep over datasets and sizes of images: each network is measured as the one that it is."""
+
+import pytest
+from studied import measured
+from tiny_runs import write_digits
+
+from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import all_pairs
+from fastwi.config.read import read_sweep_request
+from fastwi.experiment.tree import OWN
+from fastwi.sweep import main
+
+NETWORK = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes, image_size):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, stride=2 if image_size[0] > 16 else 1), nn.BatchNorm2d(4)
+        self.head = f"to_{classes}"
+        self.add_module(self.head, nn.Linear(4, classes))
+    def forward(self, x):
+        return self.get_submodule(self.head)(self.norm(self.conv(x)).relu().mean((2, 3)))
+"""
+SWEEP = """
+data: {{streaming: resident}}
+augment: {{padding: 0, flip: 0.0}}
+model: {{name: "{here}/net.py:Net"}}
+optimizer: {{batch_size: 12, learning_rate: 0.05}}
+schedule: {{drop_epochs: []}}
+experiment: {{k: 1, s: 1, after: 0, recompute_images: 24}}
+engine: {{device: cpu, precision: fp32, backend: eager, threads: 1}}
+axes: {{data.path: [{here}/ten, {here}/eleven], data.image_size: [16, 32]}}
+sweep: {{store: {here}/store, directory: {here}/sweeps, parents: [0, 1], children: 2, measure: [own]}}
+"""
+OF_THE_AVERAGE = {
+    "calibration": ("loss_nats", {"network": "average", "batch_norm": "own"}),
+    "blocks": ("test_loss_nats", {"block": "all", "rest": "A", "batch_norm": "averaged"}),
+    "matching": (
+        "middle_loss_nats", {"relation": "one parent", "split": "test", "matching": "none", "repair": "none"}
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Networks of one name and four kinds: the number of classes decides the layout, the size the graph alone."""
+    here = tmp_path_factory.mktemp("several")
+    (here / "net.py").write_text(NETWORK)
+    (here / "sweep.yaml").write_text(SWEEP.format(here=here))
+    write_digits(here / "ten")
+    write_digits(here / "eleven", "classes")
+    config = ["--config", str(here / "sweep.yaml")]
+    assert main(config) == 0
+    with OpenedSweep(read_sweep_request(config).spec) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("study", OF_THE_AVERAGE)
+def test_the_average_is_what_the_sweep_measured(several, study):
+    frames = measured(study, several, alphas=3, corruptions=(), treatments=("averaged",))
+    column, chosen = OF_THE_AVERAGE[study]
+    rows = frames["barrier" if study == "matching" else study].filter(**chosen).rows(named=True)
+    found = {(row["data.path"], row["data.image_size"], row["parent_seed"]): row[column] for row in rows}
+    expected = {
+        (pair.config.data.path, pair.config.data.image_size, pair.point.parent): several.measured[
+            pair.place.average, OWN
+        ].test_loss
+        for pair in all_pairs(several)
+    }
+    assert len(expected) == len(set(expected.values())) == 2 * 2 * 2
+    assert found == pytest.approx(expected, rel=1e-5)
+    for row in frames[study].filter(block_number=2).rows(named=True) if study == "blocks" else ():
+        assert row["block"] == ("to_11" if row["data.path"].endswith("eleven") else "to_10")
