@@ -20,10 +20,12 @@ def set_style(style: str) -> None:
 def save_figure(figure: Any, path: Path, dpi: int = DPI, kinds: Sequence[str] = ("png", "pdf", "svg")) -> None:
     """Write a figure in each of `kinds`, beside `path` by its ending, whole or not at all.
 
-    The same figure gives the same bytes: no dates are written. Raises UserError where a file cannot be written.
+    The same figure gives the same bytes: no dates are written. Dollar signs of names are drawn. Raises UserError
+    where a file cannot be written.
     """
     from matplotlib import rc_context
 
+    _as_they_are(figure)
     rc: dict[str, Any] = {"svg.hashsalt": "fastwi"}
     if _style.get() == "paper":  # a caption says what the title does
         figure.suptitle("")
@@ -36,6 +38,19 @@ def save_figure(figure: Any, path: Path, dpi: int = DPI, kinds: Sequence[str] = 
             content = drawn.getvalue() if kind != "png" else _with_palette(drawn, dpi)
             with atomic_path(path.with_suffix(f".{kind}")) as temporary:
                 temporary.write_bytes(content)
+
+
+def _as_they_are(figure: Any) -> None:
+    """Have the figure's texts drawn as they are: Matplotlib takes what is between two dollar signs for a formula.
+
+    Names and paths of the user's may have such signs. Ticks of logarithmic axes are formulas, and stay.
+    """
+    from matplotlib.text import Text
+
+    every = (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis))
+    powers = {tick for axis in every if axis.get_scale() == "log" for tick in axis.get_ticklabels(which="both")}
+    for text in figure.findobj(Text):
+        text.set_parse_math(text in powers)
 
 
 def _with_palette(png: io.BytesIO, dpi: int) -> bytes:

@@ -331,20 +331,26 @@ def test_a_run_with_a_huge_first_loss_has_a_logarithmic_axis(kept, tmp_path, see
 
 
 def test_a_figure_for_a_paper_has_no_title_and_fonts_that_are_text(tmp_path):
-    found = {}
+    """What is between two dollar signs of a name is no formula, and this one is none; ticks of powers are such."""
+    found, label = {}, "label of $^{the$ axis"
     for style in ("screen", "paper"):
         figure, axis = pyplot.subplots()
-        axis.plot([1, 2], label="label of the axis")
-        axis.set_xlabel("label of the axis")
-        figure.suptitle("title of the figure")
+        axis.plot([1, 1000], label=label)
+        axis.set_yscale("log")
+        axis.set_xlabel(label)
+        axis.set_title(label)
+        axis.set_xticks([0, 1], [label] * 2)
+        axis.legend()
+        figure.suptitle("title of $^{the$ figure")
         figures.set_style(style)
         figures.save_figure(figure, tmp_path / f"{style}.png")
         found[style] = (tmp_path / f"{style}.svg").read_text()
         pyplot.close(figure)
     figures.set_style("screen")
-    assert ">label of the axis<" in found["paper"]
-    assert "title of the figure" not in found["paper"]
-    assert "title of the figure" in found["screen"]  # as a comment: its letters are shapes
+    assert found["paper"].count(f">{label}<") == 5
+    assert r">$\mathdefault" not in found["paper"]
+    assert "title of $^{the$ figure" not in found["paper"]
+    assert "title of $^{the$ figure" in found["screen"]  # as a comment: its letters are shapes
     for path in tmp_path.iterdir():
         assert b"Date" not in path.read_bytes()
         assert b"<dc:date>" not in path.read_bytes()
