@@ -80,8 +80,8 @@ class Symmetry:
     def of(cls, network: nn.Module, images_NCHW: Tensor) -> "Symmetry":
         """The symmetry of `network`, which takes float32 images such as these; two or more.
 
-        Raises UserError, naming the node, where an operation's units cannot be permuted, and where the permutations
-        that were found change what the network computes on these images.
+        Raises UserError, naming the node, where an operation's units cannot be permuted, where there are no units
+        to permute, and where the permutations that were found change what the network computes on these images.
         """
         network = copy.deepcopy(network).eval().to(images_NCHW.device)
         traced = trace(network)
@@ -91,6 +91,11 @@ class Symmetry:
         tied = TiedUnits(traced.eval(), [span.name for span in (*layout.parameters, *layout.statistics)])
         tied.run(images_NCHW)
         symmetry = cls(traced, layout, tuple(_groups(tied)), tuple(tied.layers))
+        if not symmetry.groups:
+            name = type(network).__name__
+            raise UserError(
+                f"{name} has no units to permute, so nothing to match; it takes 2 or more in a hidden layer"
+            )
         symmetry.check(Population.from_modules([network], images_NCHW.device), images_NCHW)
         return symmetry
 

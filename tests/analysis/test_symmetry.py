@@ -202,6 +202,7 @@ class Branching(nn.Module):
         (of(nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 6, 3)), "ConvTranspose2d"),
         (of(nn.Conv2d(3, 6, 3), nn.GroupNorm(3, 6), nn.GroupNorm(2, 6)), "overlap"),
         (Branching(), "Branching"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), "Sequential has no units"),
     ],
 )
 def test_refusals_name_the_node(network, named, seed):
