@@ -40,7 +40,9 @@ def _carry_out(request: Request, study: Study, opened: OpenedSweep) -> Summary:
     from fastwi.report.progress import Progress
     from fastwi.report.study_files import write_study
 
-    check_writable(request.directory)  # before an hour of measuring, not after it
+    # Before an hour of measuring, not after it: what is written names the engine, and is of a network as planned.
+    check_writable(request.directory)
+    opened.resources.engine(opened.planned.points[0].config)
     begun = time.monotonic()
     with Progress(request.study) as progress:
         frames: Frames = study.measure(opened, request.options, progress.show)

@@ -10,6 +10,7 @@ from fastwi.analyze import main as analyze
 from fastwi.experiment.store import Store
 from fastwi.models.source import source_digest
 from fastwi.report.__main__ import main as report
+from fastwi.report.progress import Progress
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 
@@ -86,7 +87,7 @@ def test_a_directory_with_another_networks_run_is_refused_by_name(folder, capsys
     assert losses(folder / "runs/r") == kept
 
 
-def test_a_sweep_and_its_analyses(folder, capsys):
+def test_a_sweep_and_its_analyses(folder, capsys, monkeypatch):
     config = ["--config", "grid.yaml"]
     first = source_digest("net.py:Net")
     assert sweep(config) == 0
@@ -110,7 +111,13 @@ def test_a_sweep_and_its_analyses(folder, capsys):
     said = refused(report, capsys, ["sweeps/grid"])  # its study is of the first network
     assert "analyses/connectivity" in said
     assert "fastwi.analyze connectivity" in said
-    assert analyze(["connectivity", *config]) == 0
+
+    # What was measured before an edit is written, as the second network's.
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "show", lambda self, done, total: edit(folder, 1) if done == total else None)
+        assert analyze(["connectivity", *config]) == 0
+    about = json.loads(Path("sweeps/grid/analyses/connectivity/manifest.json").read_text())["networks"]
+    assert about["net.py:Net"]["digest"] == second == edit(folder, 2)
     assert report(["sweeps/grid"]) == 0
     edit(folder, 1)
     assert analyze(["connectivity", *config]) == 2
