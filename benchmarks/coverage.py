@@ -27,6 +27,7 @@ Columns = tuple[NDArray[Any], ...]
 _PAIRS = 4  # of each parent
 _WITHIN = 0.5  # deviation between the pairs of a parent, in units of that between parents
 _CELLS = np.repeat(np.arange(4.0), 3)  # k of the cells of a 4 x 3 grid of k x s, each with one pair of each parent
+WITHIN_CELLS = "within cells"
 _LARGE = 20_000  # parents of the data set whose correlation is the true one
 _SLACK = 1e-9  # of the comparison with the truth, for roundings
 
@@ -63,10 +64,10 @@ def _drawn(relation: float, pairs: int, rng: Rng, G: int) -> Columns:
     return np.exp(x), np.round(3 * y)
 
 
-def _within(relation: float, rng: Rng, G: int) -> Columns:
-    """Two quantities that move with the cell, less each cell's mean, as the study governance has them."""
+def _in_cells(relation: float, rng: Rng, G: int) -> Columns:
+    """Two quantities of each pair, one pair of each parent in every cell."""
     x, y = _drawn(relation, len(_CELLS), rng, G)
-    return np.log(x) - np.log(x).mean(axis=0), np.round(y - y.mean(axis=0), 10)
+    return np.log(x), y
 
 
 _SPREAD = float(np.sqrt(1 + _WITHIN**2))
@@ -89,7 +90,7 @@ CORRELATIONS: dict[str, tuple[Callable[[Rng, int], Columns], float | None]] = {
     "pairs, middling": (partial(_drawn, 0.5, _PAIRS), None),
     "pairs, strong": (partial(_drawn, 0.9, _PAIRS), None),
     "one pair a parent": (partial(_drawn, 0.5, 1), None),
-    "within cells": (partial(_within, 0.5), None),
+    WITHIN_CELLS: (partial(_in_cells, 0.5), None),
 }
 """The same by what is related and how strongly. The true correlation is that of very many parents."""
 
@@ -107,9 +108,10 @@ def main(
         rows: dict[str, dict[str, Any]] = {}
         measurements = []
         for name, (draw, truth) in table.items():
-            truth = float(_statistic(draw(rng, _LARGE))) if truth is None else truth
+            within = name == WITHIN_CELLS
+            truth = float(_statistic(draw(rng, _LARGE), within)) if truth is None else truth
             for G in parents:
-                found = [intervals(draw(rng, G), rng, resamples) for _ in range(count)]
+                found = [intervals(draw(rng, G), rng, resamples, within) for _ in range(count)]
                 for method in found[0]:
                     low_D, high_D = np.array([each[method] for each in found], dtype=np.float64).T
                     given_D = ~np.isnan(low_D) & ~np.isnan(high_D)
@@ -122,19 +124,22 @@ def main(
         report.add(f"Coverage (%) of 95 % intervals of a {statistic}", list(rows.values()), measurements)
 
 
-def intervals(columns: Columns, rng: Rng, resamples: int) -> dict[str, Sequence[float | None]]:
+def intervals(columns: Columns, rng: Rng, resamples: int, within: bool = False) -> dict[str, Sequence[float | None]]:
     """The ends of the 95 % intervals of the mean or the rank correlation, by the method's name.
 
+    within: of the correlation after the mean over parents of each of a parent's pairs, its cell, was subtracted.
     The widened percentile interval is as much wider as Student's t (Hesterberg 2015: expanded percentile interval).
     Where the BCa interval is undefined, as it is of equal values, the percentile interval stands for it.
     """
     G, pairs = columns[0].shape
-    estimate: Callable[..., Any] = mean_estimate if len(columns) == 1 else spearman
-    ours = estimate(*(v_GP.ravel() for v_GP in columns), np.repeat(np.arange(G), pairs))
-    whole = _statistic(columns)
+    x, *others = (v_GP.ravel() for v_GP in columns)
+    names = np.repeat(np.arange(G), pairs)
+    cells = np.tile(np.arange(pairs), G) if within else None
+    ours = spearman(x, others[0], names, cells, within) if others else mean_estimate(x, names)
+    whole = _statistic(columns, within)
 
     def of_parents(at: Any, axis: int) -> Float64:
-        drawn = _statistic([v_GP[at] for v_GP in columns])
+        drawn = _statistic([v_GP[at] for v_GP in columns], within)
         return np.where(np.isnan(drawn), whole, drawn)  # an undefined resample says nothing
 
     tail = float(stats.norm.sf(stats.t.isf(0.025, G - 1) * np.sqrt(G / (G - 1))))
@@ -151,8 +156,10 @@ def intervals(columns: Columns, rng: Rng, resamples: int) -> dict[str, Sequence[
     return found
 
 
-def _statistic(columns: Sequence[NDArray[Any]]) -> Float64:
+def _statistic(columns: Sequence[NDArray[Any]], within: bool = False) -> Float64:
     """Over the last two axes, parents and pairs; a correlation is NaN where one of the two is constant."""
+    if within:
+        columns = [np.round(v_GP - v_GP.mean(axis=-2, keepdims=True), 10) for v_GP in columns]
     flat = [v_GP.reshape(*v_GP.shape[:-2], -1) for v_GP in columns]
     if len(flat) == 1:
         return np.asarray(flat[0].mean(axis=-1))

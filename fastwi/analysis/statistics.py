@@ -97,22 +97,25 @@ def between_parents(values: ArrayLike, pairs: Sequence[tuple[Any, Any]]) -> Esti
     return Estimate(value, low, high, count, len(values_n), note, points)
 
 
-def spearman(x: ArrayLike, y: ArrayLike, parents: Parents, cells: Parents | None = None) -> Estimate:
+def spearman(
+    x: ArrayLike, y: ArrayLike, parents: Parents, cells: Parents | None = None, within: bool = False
+) -> Estimate:
     """Spearman's rank correlation of x and y [n] over all pairs, in -1 .. 1, ties at their mean rank.
 
-    cells: [n], the name of each pair's cell; then it is the correlation of the cells' means. Its interval is the
-    jackknife's over parents. It is undefined (value None) where x or y is constant, and has no interval where that is
-    so without one parent. Raises UserError as `mean_estimate` does.
+    cells: [n], the name of each pair's cell; then it is the correlation of the cells' means, or, `within` cells, of
+    what is left of x and y less these. Its interval is the jackknife's over parents; cells have the means of the
+    parents that are not left out. It is undefined (value None) where x or y is constant, and has no interval where
+    that is so without one parent. Raises UserError as `mean_estimate` does.
     """
     parent_n, count = _numbered(parents)
     cell_n = np.arange(len(parent_n)) if cells is None else _numbered(cells)[0]
     values = [_checked(name, each, parent_n) for name, each in (("x", x), ("y", y))]
+    of_cells = _less_means if within else _means
 
     def without(parent: int) -> float | None:
         kept = parent_n != parent
-        return _correlation(
-            *(_means(each[kept], cell_n[kept]) if cells is not None else each[kept] for each in values)
-        )
+        x_n, y_n = (each[kept] if cells is None else of_cells(each[kept], cell_n[kept]) for each in values)
+        return _correlation(x_n, y_n)
 
     value = without(-1)
     low = high = None
@@ -170,6 +173,16 @@ def _means(values_n: Float64, cell_n: NDArray[np.int64]) -> Float64:
     counts = np.bincount(cell_n)
     means = np.bincount(cell_n, weights=values_n)[counts > 0] / counts[counts > 0]
     return means.astype(np.float32).astype(np.float64)
+
+
+def _less_means(values_n: Float64, cell_n: NDArray[np.int64]) -> Float64:
+    """Each value less the mean of its cell, in units of the largest value, to 10 digits of it.
+
+    The mean of equal numbers may differ from them in its last digit, which ranks would see.
+    """
+    scaled_n = values_n / (float(np.abs(values_n).max()) or 1.0)
+    mean_C = np.bincount(cell_n, weights=scaled_n) / np.maximum(1, np.bincount(cell_n))
+    return np.round(scaled_n - mean_C[cell_n], 10)
 
 
 def _too_few(parents: int) -> str:

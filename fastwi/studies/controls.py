@@ -169,7 +169,7 @@ class _Compared:
         return sum(there) / len(there) if len(there) == len(found) else None
 
     def _rate(self, pair: Pair) -> float | None:
-        """The learning rate of the children's last epoch; None where it is not measured."""
+        """The learning rate at the start of the children's last epoch; None where it is not measured."""
         found = self.opened.measured.get((pair.place.ends[0], OWN))
         return None if found is None else found.learning_rate
 

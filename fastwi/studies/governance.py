@@ -2,7 +2,8 @@
 
 The paper's claims 3 and 4. Correlation shows what goes along with the gain, not what causes it: over all pairs every
 quantity moves with k and s. So each correlation is also given within cells, after the mean of each cell was
-subtracted. A barrier and a gain are of one line: part of their correlation follows from that.
+subtracted. A barrier and a gain are of one line: part of their correlation follows from that. The learning rate is
+that of the first step of the children's last epoch: a warm-up or a drop within it is not seen.
 
 Shapes: C children.
 """
@@ -55,7 +56,7 @@ GAINS = {
 QUANTITIES = {
     "k": "k: epochs of the parent",
     "s": "s: epochs of each child",
-    "learning_rate": "learning rate of the children's last epoch",
+    "learning_rate": "learning rate at the start of the children's last epoch",
     "distance_l2": "children's L2 distance",
     "relative_distance": "children's distance / parent's norm",
     "displacement_l2": "children's mean L2 displacement from the parent",
@@ -180,14 +181,12 @@ def correlations(
     for gain, quantity in itertools.product(outcomes, quantities):
         there = pairs.drop_nulls([gain, quantity])
         columns = [polars.col(name).cast(polars.Float64) for name in (gain, quantity)]
-        # Rounded: the mean of equal numbers may differ from them in its last digit, and ranks would see it.
-        within = [(column - column.mean().over(cell)).round(10) for column in columns]
         for scope in scopes if there.height else ():
             found = Estimate(None, None, None, 1, 1, "undefined: one pair has no order")
             if there.height > 1:
-                x, y = there.select(within if scope == WITHIN_CELLS else columns)
-                cells = list(map(str, there.select(cell).rows())) if scope == CELL_MEANS else None
-                found = spearman(x, y, there["parent_seed"].to_list(), cells)
+                x, y = there.select(columns)
+                cells = None if scope == ALL_PAIRS else list(map(str, there.select(cell).rows()))
+                found = spearman(x, y, there["parent_seed"].to_list(), cells, within=scope == WITHIN_CELLS)
             interval = (found.value, found.low, found.high)
             counts = (found.n_parents, pairs_at_interpolation(there, gain, quantity))
             rows.append([gain, quantity, scope, *interval, *counts, found.note])

@@ -12,7 +12,8 @@ decay, batch size and augmentation change. This project had its abstract only, a
   steps' learning rates sum to 1. With batch norm the length of weights does not change what a network computes (van
   Laarhoven 2017, L2 Regularization versus Batch and Weight Normalization): weight decay acts by ||w||.
 
-l is that of the children's last epoch. A rank correlation does not see what rises and then falls: the figure does.
+l is that at the start of the children's last epoch: a warm-up or a drop within it is not seen. A rank correlation
+does not see what rises and then falls: the figure does.
 """
 
 import textwrap
@@ -55,7 +56,7 @@ OUTCOMES = {
 QUANTITIES = {
     "noise_measured": "noise scale, measured",
     "noise_settings": "noise scale of the settings (images)",
-    "learning_rate": "learning rate of the children's last epoch",
+    "learning_rate": "learning rate at the start of the children's last epoch",
     "batch_size": "batch size (images)",
     "weight_decay": "weight decay",
     "padding": "padding of random crops (pixels)",

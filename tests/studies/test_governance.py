@@ -113,6 +113,12 @@ def test_intervals_over_parents_and_pairs_that_lack_a_number(frames, seed):
         (row,) = rows.rows(named=True)
         assert (row["n_parents"], row["n_pairs"]) == (parents, 4 * parents)
         assert 0.9 < row["low"] <= row["spearman"]
+    # Of one parent alone, within cells too, where its part in the cells' means moves all others.
+    of_one = polars.when(polars.col("parent_seed") == 3).then(polars.col("distance_l2")).otherwise(1.0)
+    alone = correlations(pairs.with_columns(kl_nats=of_one)).filter(gain=FIRST, quantity="kl_nats")
+    for row in alone.rows(named=True):
+        assert (row["spearman"] is None, row["low"]) == (False, None), row
+        assert "undefined without one" in row["note"]
     # Stored frames get the intervals of this version.
     old = {"pairs": pairs, "correlations": correlations(pairs).with_columns(low=0.0)}
     assert all_studies()["governance"].renew(old)["correlations"].equals(correlations(pairs), null_equal=True)
@@ -146,7 +152,7 @@ def test_tables_and_figure(frames, tmp_path):
         assert text in drawn
     # A quantity that is the same for all pairs has no panel.
     assert "left out: 1 that" in drawn
-    assert "learning rate of" not in drawn
+    assert "learning rate" not in drawn
 
 
 def test_verdicts_where_there_are_parents_enough(frames, seed):

@@ -19,7 +19,8 @@ class Measurement:
         state: key of the state.
         treatment: "own", or the name of the recomputation of the batch-norm statistics.
         epoch: epochs done; one in part counts as one.
-        train_loss: mean over the training batches, where an epoch of training ends here; likewise learning_rate.
+        train_loss: mean over the training batches, where an epoch of training ends here.
+        learning_rate: at the start of that epoch.
         test_loss: mean over the test images.
         test_accuracy: in %.
         seconds: of work. The one value that may differ when the same work is done again.
