@@ -113,6 +113,11 @@ class RunDirectory:
         except (OSError, UnicodeDecodeError, UserError):
             return 0
 
+    def _made(self) -> list[Path]:
+        """What is made from the store."""
+        networks = map(self.checkpoint, ("parent", "children", "average", "final"))
+        return [*networks, self.metrics, self.table, self.figure, self.figure.with_suffix(".pdf")]
+
     @contextmanager
     def begun(self, manifest: Mapping[str, Any], planned: PlannedSweep) -> Iterator[None]:
         """Hold the directory; where it is new, or its run goes on as a longer one, note in it what the run is.
@@ -123,8 +128,8 @@ class RunDirectory:
         with locked_directory(self.directory, busy):
             if not self.check(planned):
                 self.manifest.unlink(missing_ok=True)
-                # Of the shorter run. Its parent, children and average are those of the longer one.
-                for path in (self.checkpoint("final"), self.table, self.figure, self.figure.with_suffix(".pdf")):
+                # Of the shorter run, or of any where the manifest was lost. The store has what they are made of.
+                for path in self._made():
                     path.unlink(missing_ok=True)
                 write_text(self.config, sealed_yaml(to_yaml(planned.spec.base)))
                 write_sealed(self.manifest, manifest)
