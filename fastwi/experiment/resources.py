@@ -105,8 +105,9 @@ class Resources:
         return engine
 
     def _kind(self, config: Config) -> tuple[object, ...]:
-        """What decides an engine."""
-        return *self.architecture(config), config.engine, self._streamed(config)
+        """What decides an engine: of `auto` the batch size too, as what was measured depends on it."""
+        batch = config.optimizer.batch_size if config.engine.name == "auto" else 0
+        return *self.architecture(config), config.engine, batch, self._streamed(config)
 
     def _streamed(self, config: Config) -> bool:
         """Whether images are streamed, as far as it is known before they are opened."""

@@ -252,6 +252,27 @@ def test_an_engine_is_chosen_for_the_networks_that_a_sweep_trains_together(place
     assert resources.engine(auto).resolved is resources.engine(streamed).resolved
 
 
+@pytest.mark.parametrize(("name", "expected"), [("auto", [20, 10]), ("loop", [20])])
+def test_auto_chooses_an_engine_for_each_batch_size(
+    place: Place, monkeypatch: pytest.MonkeyPatch, name: str, expected: list[int]
+) -> None:
+    """What was measured depends on it."""
+    import fastwi.experiment.resources as module
+
+    chosen, build = list[int](), module.build_engine
+    monkeypatch.setattr(
+        module,
+        "build_engine",
+        lambda config, *given: (chosen.append(config.optimizer.batch_size), build(config, *given))[1],
+    )
+    resources, config = module.Resources(planned(place).tree, Path.cwd()), place[1]
+    for batch in (20, 10, 20):
+        optimizer = dataclasses.replace(config.optimizer, batch_size=batch)
+        engine = dataclasses.replace(config.engine, name=name)
+        resources.engine(dataclasses.replace(config, optimizer=optimizer, engine=engine))
+    assert chosen == expected
+
+
 def test_both_splits_are_of_one_card(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset that is replaced between its splits is refused, though each goes with the card of its moment."""
     import fastwi.data.split as module
