@@ -204,10 +204,6 @@ class Tree:
         """The epochs done at a state: whole ones as an int, else with the part."""
         return epochs_of(self.iterations[node], self.per_epoch[node])
 
-    def part(self, epoch: int) -> float:
-        """How much of an epoch the node `epoch` is: 1 for a whole one."""
-        return (self.iterations[epoch] - self.iterations[self.before[epoch]]) / self.per_epoch[epoch]
-
     def start_of(self, task: int) -> int:
         """The node that a task trains or measures."""
         return self.before[task] if task < len(self.keys) else self.probe_nodes[task - len(self.keys)]
