@@ -138,6 +138,16 @@ def test_more_epochs_for_a_finished_run(digits_directory, copied, tmp_path, caps
     assert "experiment.after: 3" in refused(main, capsys, arguments(digits_directory, copied))  # and not fewer
 
 
+def test_a_directory_that_lost_its_manifest_keeps_no_network_of_another_run(digits_directory, copied):
+    run = copied / "r"
+    before = contents(run / "checkpoints")
+    (run / "manifest.json").unlink()
+    assert main(arguments(digits_directory, copied, "--model.width=0.0625")) == 0
+    found = contents(run / "checkpoints")
+    assert found.keys() == before.keys()
+    assert all(found[name] != before[name] for name in before)
+
+
 def test_a_shorter_run_beside_it_is_named(digits_directory, tmp_path, capsys):
     """Where no name is given: with the epochs that it has, and the flag that continues it."""
 
@@ -227,6 +237,15 @@ def test_networks_that_do_not_fit_the_memory(digits_directory, tmp_path, capsys,
     for free, fits in ((2 * 5 * row, True), (2 * 5 * row - 1, False)):
         monkeypatch.setattr("fastwi.experiment.execution.free_host_bytes", lambda free=free: free)
         assert main(argv) == 0 if fits else "experiment.children: 4 networks" in refused(main, capsys, argv)
+
+
+def test_an_average_over_time_that_does_not_fit_the_memory(digits_directory, tmp_path, capsys, monkeypatch):
+    flags = ["--experiment.s=18", "--trajectory.averages=swa", "--model.width=0.25", "--dry-run"]
+    argv = [each for each in arguments(digits_directory, tmp_path / "runs") if "experiment.s" not in each] + flags
+    row = Layout.of(build_network(config_from_mapping({"model": {"width": 0.25}}), 10)).row_bytes
+    for free, fits in ((2 + 20, True), (2 + 19, False)):
+        monkeypatch.setattr("fastwi.experiment.execution.free_host_bytes", lambda free=free: free * row)
+        assert main(argv) == 0 if fits else "trajectory.averages: 20 networks" in refused(main, capsys, argv)
 
 
 def test_a_damaged_state_is_not_shown_as_a_checkpoint(digits_directory, copied, whole, capsys):

@@ -177,7 +177,8 @@ class ExperimentConfig:
     )
     momentum: str = option(
         "reset",
-        "momentum that the average starts with: zero, the children's averaged, or the first child's",
+        "momentum that the average starts with: zero, the children's averaged, or that of the first child whose "
+        "weight is not 0",
         choices=("reset", "average", "keep"),
     )
     child_momentum: str = option(

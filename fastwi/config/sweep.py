@@ -78,9 +78,18 @@ class SweepOptions:
     workers: int = option(0, "Ray actors; 0: one a GPU, or one where there is none", low=0, high=100_000)
     gpus_per_worker: float = option(1.0, "GPUs of a Ray actor, where there are any; fractions share one", low=0.0)
     population: int = option(0, "most networks trained together; 0: as many as the engine is good for", low=0)
-    memory_GiB: float = option(4.0, "most memory for networks, those held for later too", unit="GiB", low=0.0)
+    memory_GiB: float = option(
+        4.0,
+        "most memory for networks, those held for later too; but at least one average and all that it is made of",
+        unit="GiB",
+        low=0.0,
+    )
     checkpoint_seconds: float = option(
-        30.0, "most seconds of training between two writes of a state: what a kill loses", unit="s", low=0.0
+        30.0,
+        "most seconds of training between two writes of a state, which a kill loses; but at least one epoch of the "
+        "networks that are trained together",
+        unit="s",
+        low=0.0,
     )
 
 

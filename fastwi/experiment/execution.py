@@ -2,6 +2,7 @@
 
 import gc
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -26,26 +27,40 @@ def worker_for(planned: PlannedSweep) -> Worker:
 
     Raises UserError where that fails.
     """
-    options = planned.spec.options
-    worker = Worker(planned.tree, options, Path.cwd())
+    options, tree = planned.spec.options, planned.tree
+    worker = Worker(tree, options, Path.cwd())
     if options.executor == "local":
-        configs = (planned.tree.configs[task] for task in left_of(planned) if task < len(planned.tree))
-        for config in {(c.model, c.engine, c.optimizer.batch_size, c.data): c for c in configs}.values():
-            _check_memory(config, worker.resources)
+        left = left_of(planned)
+        averages = (tree.averages.get(tree.start_of(task)) for task in left)
+        widest = max((len(average.nodes) for average in averages if average), default=0)
+        for config in _unlike(map(tree.config_of, left)):
+            _check_memory(config, widest, worker.resources)
+        for config in _unlike(tree.configs[task] for task in left if task < len(tree)):
             worker.resources.tried_engine(config)
     return worker
 
 
-def _check_memory(config: Config, resources: Resources) -> None:
-    """At the interpolation there are an average and its children, and a copy of them with recomputed statistics."""
-    device, networks = resolve_device(config.engine.device), config.experiment.children
-    needed = 2 * (1 + networks) * resources.layout(config).row_bytes
+def _unlike(configs: Iterable[Config]) -> Iterable[Config]:
+    """One for each network, engine, batch size and dataset."""
+    return {(c.model, c.engine, c.optimizer.batch_size, c.data): c for c in configs}.values()
+
+
+def _check_memory(config: Config, widest: int, resources: Resources) -> None:
+    """UserError where there is no room for an average and all that it is made of, `widest` networks at most.
+
+    Beside these there is a copy of the average with recomputed statistics; at the interpolation, of children too.
+    """
+    device, experiment = resolve_device(config.engine.device), config.experiment
+    networks = max(2 * (1 + experiment.children), 2 + widest)
+    needed = networks * resources.layout(config).row_bytes
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
     if needed > free:
+        key, fix = "experiment.children", "average fewer (of a sweep: sweep.tuple_size), in fewer experiment.rounds,"
+        if widest > experiment.children * experiment.rounds + 1:
+            key, fix = "trajectory.averages", "give lawa alone, or for swa a later trajectory.begin,"
         raise UserError(
-            f"experiment.children: {networks:,} networks of {resources.layout(config).P:,} parameters need "
-            f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free; average fewer (of a sweep: "
-            "sweep.tuple_size), or give a smaller model.width"
+            f"{key}: {max(experiment.children, widest):,} networks of {resources.layout(config).P:,} parameters need "
+            f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free; {fix} or a smaller model.width"
         )
 
 
@@ -59,7 +74,8 @@ def carry_out_planned(planned: PlannedSweep, worker: Worker, store: Store, liste
     if planned.auto:
         note_precision(store.directory, planned.auto)
     engine = resources.engine(config)
-    limits = limits_of(options, resources.layout(config).row_bytes, engine.members_at_once)
+    largest = max(resources.layout(each).row_bytes for each in _unlike(point.config for point in planned.points))
+    limits = limits_of(options, largest, engine.members_at_once)
     with ExitStack() as stack:
         stack.callback(export, store)
         gc.freeze()  # else every full collection walks the whole tree

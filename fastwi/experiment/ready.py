@@ -1,5 +1,6 @@
 """The ready queue: what of a tree can be done now, gathered with what is alike, and who needs which state."""
 
+import math
 from array import array
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
@@ -10,6 +11,9 @@ from fastwi.experiment.tree import Tree
 
 LONGEST_CHAIN = 64  # epochs; other processes wait for whole chains
 WORTH_A_JOB = 16  # probes that are made without waiting for more, or as many as a population has members
+
+ROWS_A_NETWORK = 3
+"""Of memory, in a job: a network's own row, its gradient, and a copy of it at the start."""
 
 _Group = tuple[int, int, object]  # the epoch, 0 for probes or 1 for epochs, and what is alike
 
@@ -42,8 +46,10 @@ class ReadyQueue:
         """Tasks that are neither done nor given up."""
         return self._count
 
-    def take(self, members: int, probes: int, shares: int = 1) -> list[int]:
+    def take(self, members: int, probes: int, shares: int = 1, rows: float = math.inf) -> list[int]:
         """Ready tasks alike: up to `members` epochs or `probes` probes; a fair part where `shares` workers wait.
+
+        As many of them, at least one, as take up to `rows` of memory with the networks that averages are made of.
 
         Of a group that is worth a job the one that was added to last: its states are likely to be at hand, and may be
         let go then. Where there is none, of the earliest epoch, so that the others gather.
@@ -55,7 +61,13 @@ class ReadyQueue:
         group = next(full, None) or min(self._groups, key=lambda group: group[:2])
         queue = self._groups[group]
         count = min(members if group[1] else probes, -(-len(queue) // max(1, shares)))
-        taken = [queue.popleft() for _ in range(count)]
+        taken, made_of = list[int](), set[int]()
+        while len(taken) < count:
+            average = self._tree.averages.get(self._tree.start_of(queue[0]))
+            made_of.update(average.nodes if average else ())
+            if taken and ROWS_A_NETWORK * (len(taken) + 1) + len(made_of) > rows:
+                break
+            taken.append(queue.popleft())
         if not queue:
             del self._groups[group]
         return taken
@@ -131,5 +143,6 @@ class ReadyQueue:
         if task < len(tree):
             return tree.epochs[task], 1, tree.alike[task]
         config = tree.probe_configs[task - len(tree)]
-        rows = config.model, config.data, config.engine, config.optimizer.ema_decay > 0
+        batch = config.optimizer.batch_size if config.engine.name == "auto" else 0  # which may decide the engine
+        rows = config.model, config.data, config.engine, batch, config.optimizer.ema_decay > 0
         return tree.epochs[tree.start_of(task)], 0, rows

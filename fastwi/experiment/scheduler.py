@@ -4,6 +4,7 @@ Any number of processes may carry out the same tree, or trees that share epochs,
 before they are trained, and a process that dies loses its claims. What is done is never done again.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Protocol
 
 from fastwi.config.sweep import SweepOptions
 from fastwi.errors import UserError
-from fastwi.experiment.ready import ReadyQueue
+from fastwi.experiment.ready import ROWS_A_NETWORK, ReadyQueue
 from fastwi.experiment.store import DamagedState, Owner, Store, StoredState
 from fastwi.experiment.todo import stopped_states, unfinished
 from fastwi.experiment.tree import MeasurementKey
@@ -64,22 +65,27 @@ class Listener(Report, Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """Networks trained together, and probed together; seconds of training between two checkpoints."""
+    """Networks trained together, and probed together; seconds of training between two checkpoints.
+
+    rows: of networks that a job may hold, as far as it is of several tasks.
+    """
 
     members: int
     probes: int
     checkpoint_seconds: float
+    rows: float = math.inf
 
 
 def limits_of(options: SweepOptions, state_bytes: int, members_at_once: int) -> Limits:
     """The limits of a sweep whose networks take `state_bytes`; its engine is fastest with `members_at_once`.
 
-    Half of the memory is for the populations of a job: beside a network's own row there are its gradient and a copy
-    of it at the start, and an average has its children beside it. The other half is for resident states.
+    Half of the memory is for the populations of a job: the rows of its networks, and what averages are made of. The
+    other half is for resident states.
     """
-    room = options.memory_GiB * 2**30 / 2 / state_bytes
-    members = max(1, min(options.population or members_at_once, int(room / 3)))
-    return Limits(members, max(1, int(room / 5)), options.checkpoint_seconds)
+    rows = options.memory_GiB * 2**30 / 2 / state_bytes
+    members = max(1, min(options.population or members_at_once, int(rows / ROWS_A_NETWORK)))
+    probes = max(1, int(rows / (ROWS_A_NETWORK + 2)))  # most are of averages of two
+    return Limits(members, probes, options.checkpoint_seconds, rows)
 
 
 def carry_out(store: Store, executor: Executor, listener: Listener, limits: Limits) -> dict[MeasurementKey, str]:
@@ -148,7 +154,7 @@ class _Pass:
         while len(self.queue) or self.running:
             while self.running < self.executor.jobs and not self.outdated:
                 shares = self.executor.jobs - self.running
-                tasks = self.queue.take(self.limits.members, self.limits.probes, shares)
+                tasks = self.queue.take(self.limits.members, self.limits.probes, shares, self.limits.rows)
                 if not tasks:
                     break
                 mine, others = self._claim(tasks)

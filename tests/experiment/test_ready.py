@@ -74,6 +74,7 @@ def test_what_is_ready_and_what_is_needed(seed: int, number: int) -> None:
         ({"model": {"width": 0.5}}, True),
         ({"engine": {"precision": "fp16"}}, True),
         ({"data": {"test_images": 10}}, True),
+        ({"optimizer": {"batch_size": 64}}, True),  # of which engine.name: auto looks up what was measured
     ],
 )
 def test_probes_are_together_where_one_population_can_do_them(change: dict, apart: bool) -> None:
@@ -81,6 +82,24 @@ def test_probes_are_together_where_one_population_can_do_them(change: dict, apar
     for name, config in (("one", CONFIG), ("other", config_from_mapping(change))):
         tree.add_probe(tree.add(name, config), Treatment(OWN, 0, 0, 0), config)
     assert len(ReadyQueue(tree, tree.probes()).take(9, 9)) == 2 - apart
+
+
+def test_what_averages_are_made_of_counts_once() -> None:
+    """Beside three rows for each of them; one is taken however wide it is."""
+    tree = Tree()
+    start = tree.add("start", CONFIG)
+    states = [tree.add(f"{n}", CONFIG, 1, start, n, "alike") for n in range(6)]
+    for n, nodes in enumerate((states[:4], states[1:5], states[:5], states[2:])):
+        weights = (0.25,) * len(nodes)
+        node = tree.add(f"average {n}", CONFIG, 1, average=Average(tuple(nodes), weights, weights, weights))
+        tree.add_probe(node, Treatment(OWN, 1, 0, 0), CONFIG)
+    taken = []
+    for rows in (3 * 3 + 5, 0):
+        queue = ReadyQueue(tree, tree.probes())
+        while tasks := queue.take(9, 9, rows=rows):
+            taken.append(len(tasks))
+            queue.done(tasks)
+    assert taken == [3, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("number", range(8))

@@ -403,8 +403,27 @@ def test_limits_are_what_the_memory_holds() -> None:
     def limits(**options: object) -> Limits:
         return limits_of(SweepOptions(checkpoint_seconds=7.0, **options), 2**20, 32)  # type: ignore[arg-type]
 
-    assert limits(memory_GiB=4.0) == Limits(32, 409, 7.0)  # 2048 rows: what is fastest, and a fifth of them
-    assert limits(memory_GiB=4.0, population=100) == Limits(100, 409, 7.0)
-    assert limits(memory_GiB=0.125) == Limits(21, 12, 7.0)  # 64 rows
-    assert limits(memory_GiB=0.125, population=100) == Limits(21, 12, 7.0)
-    assert limits(memory_GiB=0.0) == Limits(1, 1, 7.0)
+    assert limits(memory_GiB=4.0) == Limits(32, 409, 7.0, 2048)  # what is fastest, and a fifth of the rows
+    assert limits(memory_GiB=4.0, population=100) == Limits(100, 409, 7.0, 2048)
+    assert limits(memory_GiB=0.125) == Limits(21, 12, 7.0, 64)
+    assert limits(memory_GiB=0.125, population=100) == Limits(21, 12, 7.0, 64)
+    assert limits(memory_GiB=0.0) == Limits(1, 1, 7.0, 0)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(10, 2), (9, 1)])
+def test_a_job_brings_no_more_networks_than_the_memory_holds(inputs, tmp_path, rows: int, most: int) -> None:
+    """Two averages take three rows each, and one for each of their four children: measured, and trained on."""
+    sweep = planned(inputs, tmp_path / "store", {"experiment.k": (1,), "experiment.s": (1,)}, measure=(OWN,))
+    tree, jobs = sweep.tree, list[Job]()
+
+    def recorded(run: Do) -> Do:
+        def do(job: Job, report: Report) -> Outcome:
+            jobs.append(job)
+            return run(job, report)
+
+        return do
+
+    assert carried_out(sweep, Limits(8, 8, 60.0, rows), do=recorded) == {}
+    of_averages = [job for job in jobs if tree.start_of(job.tasks[0]) in tree.averages]
+    assert {job.tasks[0] < len(tree) for job in of_averages} == {False, True}
+    assert max(len(job.chains) for job in of_averages) == most
