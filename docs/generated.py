@@ -120,13 +120,14 @@ def commands_page() -> str:
 
 def _made(sweep: Finished) -> list[str]:
     """A row on how a sweep was made."""
-    about, base, n = sweep.manifest, sweep.spec.base, sweep.gains.height
+    about, spec, n = sweep.manifest, sweep.spec, sweep.gains.height
     cost = about.get("cost")
     spent = f"{cost['trained_epochs']:,} epochs, {cost['seconds'] / 3600:.1f} h" if cost else "not recorded"
-    images = f", {base.data.train_images:,} training images" if base.data.train_images else ""
+    counts = ", ".join(f"{count:,}" if count else "all" for count in spec.values("data.train_images"))
+    images = f", {counts} training images" if counts != "all" else ""
     machine = f"{about['device'].get('gpu', about['device']['cpu'])}, {about['precision']}"
     command = f"`python -m fastwi.sweep --config results/{sweep.directory.name}/sweep.yaml`"
-    what = f"{base.model.name} on {about['dataset']['name']}{images}"
+    what = f"{', '.join(spec.values('model.name'))} on {about['dataset']['name']}{images}"
     return [
         sweep.directory.name,
         what,

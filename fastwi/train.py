@@ -91,7 +91,7 @@ def carry_out_run(run: Run, quiet: bool = False) -> "Results":
     identity, paths, planned, worker = run
     config = planned.points[0].config
     engine, card = worker.resources.engine(config), worker.resources.card(config)
-    about = manifest(card, engine.resolved, identity, planned.networks)
+    about = manifest([card], engine.resolved, identity, planned.networks)
     with paths.begun(about, planned), Store.open(paths.store) as store:
         with (
             closing(RunRecord(planned, store, paths)) as record,

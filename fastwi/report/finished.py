@@ -82,8 +82,10 @@ class Finished:
 
     @property
     def _config(self) -> str:
-        """The flag that gives a command this sweep."""
-        return f"--config {shlex.quote(str(self.directory / 'sweep.yaml'))}"
+        """The flag that gives a command this sweep, from where the sweep was started if its directory says that."""
+        begun = Path(self.spec.options.directory, self.name)
+        kept = not begun.is_absolute() and self.directory.resolve().parts[-len(begun.parts) :] == begun.parts
+        return f"--config {shlex.quote(str((begun if kept else self.directory) / 'sweep.yaml'))}"
 
     def study_command(self, name: str) -> str:
         """The command that runs the study `name`, with the options that it was run with."""

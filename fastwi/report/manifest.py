@@ -3,18 +3,22 @@
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from fastwi.config.sweep import SweepSpec
 from fastwi.engine.device import Resolved
 from fastwi.models.changes import NETWORKS, Networks
 from fastwi.version import __version__
 
 if TYPE_CHECKING:
     from fastwi.data.card import Card
+    from fastwi.experiment.planner import PlannedSweep
+    from fastwi.experiment.resources import Resources
 
 
 def cpu_name() -> str:
@@ -42,12 +46,29 @@ def commit() -> str | None:
     return head + ("+changes" if changed else "")
 
 
-def manifest(card: "Card", resolved: Resolved, identity: str, networks: Networks) -> dict[str, Any]:
-    """The manifest of a run as plain values; `networks`: the users' own."""
+def cards_of(planned: "PlannedSweep", resources: "Resources") -> "list[Card]":
+    """The card of each dataset of a sweep, in the order of its points."""
+    configs = {point.config.data.path: point.config for point in planned.points}
+    return list(map(resources.card, configs.values()))
+
+
+def subject_of(spec: SweepSpec, cards: "Sequence[Card]") -> str:
+    """Networks and datasets of a sweep in words, all where they are axes."""
+    return f"{', '.join(spec.values('model.name'))} on {', '.join(card.name for card in cards)}"
+
+
+def manifest(cards: "Sequence[Card]", resolved: Resolved, identity: str, networks: Networks) -> dict[str, Any]:
+    """The manifest of a run or a sweep as plain values; `networks`: the users' own.
+
+    Of several datasets it has names and sources; `PlannedSweep.contents` has a digest of each.
+    """
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     device: dict[str, Any] = {"type": resolved.device.type, "cpu": cpu_name(), "threads": torch.get_num_threads()}
     if resolved.device.type == "cuda":
         device |= {"gpu": torch.cuda.get_device_name(resolved.device), "cuda": torch.version.cuda}
+    dataset: dict[str, Any] = {name: "; ".join(getattr(card, name) for card in cards) for name in ("name", "source")}
+    if len(cards) == 1:
+        dataset["sha256"] = dict(cards[0].sha256)
     made = {
         "identity": identity,
         "versions": {"fastwi": __version__, **versions},
@@ -55,6 +76,6 @@ def manifest(card: "Card", resolved: Resolved, identity: str, networks: Networks
         "device": device,
         "precision": str(resolved.dtype).removeprefix("torch."),
         "backend": resolved.backend,
-        "dataset": {"name": card.name, "sha256": dict(card.sha256), "source": card.source},
+        "dataset": dataset,
     }
     return made | ({NETWORKS: networks} if networks else {})

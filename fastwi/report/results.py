@@ -1,6 +1,7 @@
 """What is written of all that a run or a sweep measured. It comes from the store, whichever process measured it."""
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import polars
 
+from fastwi.config.read import sweep_from_yaml
+from fastwi.config.sweep import SweepOptions
 from fastwi.config.write import sweep_to_yaml
+from fastwi.errors import ConfigError
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.todo import without_lost
 from fastwi.experiment.tree import OWN, MeasurementKey
@@ -96,13 +100,13 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
     """
     from fastwi.report.curves import draw_curves
     from fastwi.report.heatmap import draw_gains
-    from fastwi.report.manifest import manifest
+    from fastwi.report.manifest import cards_of, manifest, subject_of
     from fastwi.report.study import INPUTS
 
     spec, points, directory = planned.spec, planned.points, sweep_directory(planned)
     config = points[0].config
     resolved = sweep_to_yaml(spec)
-    card = resources.card(config)
+    cards = cards_of(planned, resources)
     # One process at a time: the manifest has the checksums of all other files. The store is read within its turn, or
     # of shards that end at once the one that read less might write last.
     with locked_directory(directory):
@@ -120,14 +124,14 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
         write_text(directory / "summary.md", summary_markdown(spec, averages, len(points), missing))
         figures = list[Path]()
         if averages.height:
-            subject = f"{config.model.name} on {card.name}"
+            subject = subject_of(spec, cards)
             figures += draw_gains(averages, directory, subject)
             figures += draw_curves(planned, measured, directory / "curves.png", subject)
         identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
-        about = manifest(card, resources.engine(config).resolved, identity, planned.networks)
+        about = manifest(cards, resources.engine(config).resolved, identity, planned.networks)
         seal_directory(directory, {**about, INPUTS: planned.contents(), "cost": _cost(measured)})
     # For `python -m fastwi.report STORE`: which sweeps the store was made for.
-    write_text(store.directory / "sweeps" / f"{spec.options.name}.yaml", sealed_yaml(resolved))
+    write_text(_note_of(spec.options, store.directory / "sweeps"), sealed_yaml(resolved))
     counts = {"points": len(points), "measurements": len(measured), "missing": missing}
     names = ["results.parquet", "gains.parquet", "summary.md", *(path.name for path in figures)]
     line = f"{directory}: {', '.join(names)}"
@@ -141,6 +145,19 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
 def sweep_directory(planned: PlannedSweep) -> Path:
     """Where a sweep's results are."""
     return Path(planned.spec.options.directory) / planned.spec.options.name
+
+
+def _note_of(options: SweepOptions, notes: Path) -> Path:
+    """Where a store notes a sweep: by its name, with a hash of its directory where another of its name has that."""
+    here, plain = Path(options.directory).resolve(), notes / f"{options.name}.yaml"
+    try:
+        noted = sweep_from_yaml(plain.read_text(encoding="utf-8"), str(plain), notes).options
+    except (OSError, ValueError, ConfigError):
+        return plain
+    there = Path(noted.directory).resolve()
+    if there == here or not (there / options.name / "gains.parquet").exists():  # else it was moved
+        return plain
+    return notes / f"{options.name}-{hashlib.sha256(os.fsencode(here)).hexdigest()[:8]}.yaml"
 
 
 def _cost(measured: Measured) -> dict[str, float]:

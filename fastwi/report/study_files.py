@@ -11,7 +11,7 @@ from fastwi.config.read import Request
 from fastwi.config.write import deciding, sweep_to_yaml
 from fastwi.files import to_json, write_text
 from fastwi.report.figures import save_figure
-from fastwi.report.manifest import manifest
+from fastwi.report.manifest import cards_of, manifest, subject_of
 from fastwi.report.rows import write_frame
 from fastwi.report.study import DECIDING, INPUTS, Frames, Study, shown_once
 from fastwi.report.summary import OVER_PARENTS, Table, sentence
@@ -28,12 +28,12 @@ def write_study(
     directory, config = request.directory, opened.planned.points[0].config
     kept, note = shown_once(frames)
     tables = study.tables(kept)
-    card = opened.resources.card(config)
+    cards = cards_of(opened.planned, opened.resources)
     # An old manifest must not stand for a mixture of old and new files.
     (directory / MANIFEST).unlink(missing_ok=True)
     for name, frame in frames.items():
         _write_frame(frame, directory / name, study.columns[name])
-    title = f"{config.model.name} on {card.name} (sweep {request.sweep})"
+    title = f"{subject_of(request.spec, cards)} (sweep {request.sweep})"
     options = study.chosen(request.options)
     lines = [
         f"# {request.sweep}: {request.study}",
@@ -50,7 +50,7 @@ def write_study(
     save_figure(study.draw(kept, "\n".join(filter(None, [title, note]))), directory / "figure.png")
     resolved = sweep_to_yaml(request.spec, request.options)
     identity = hashlib.sha256(f"{request.study}\n{resolved}".encode()).hexdigest()[:12]
-    about = manifest(card, opened.resources.engine(config).resolved, identity, opened.planned.networks)
+    about = manifest(cards, opened.resources.engine(config).resolved, identity, opened.planned.networks)
     rows = {name: frame.height for name, frame in frames.items()}
     made = {"study": request.study, "sweep": request.sweep, "options": options, "rows": rows}
     made |= {DECIDING: deciding(request.spec), INPUTS: opened.planned.contents()}

@@ -1,6 +1,9 @@
 """What a manifest says of the program that made a result."""
 
 import subprocess
+from types import SimpleNamespace
+
+from drawn_measurements import planned, spec_of
 
 import fastwi.report.manifest as made
 
@@ -16,3 +19,9 @@ def test_the_commit_is_that_of_the_programs_own_repository(tmp_path, monkeypatch
         package.mkdir(parents=True)
         monkeypatch.setattr(made, "__file__", str(package / "manifest.py"))
         assert made.commit() == expected
+
+
+def test_networks_and_datasets_on_axes_are_all_named():
+    spec = spec_of({"model.name": ["resnet20", "resnet32"], "data.path": ["data/a", "data/b"]})
+    resources = SimpleNamespace(card=lambda config: SimpleNamespace(name=config.data.path.rpartition("/")[2].upper()))
+    assert made.subject_of(spec, made.cards_of(planned(spec), resources)) == "resnet20, resnet32 on A, B"

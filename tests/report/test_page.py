@@ -310,6 +310,32 @@ def test_hostile_names(copied, tmp_path):
     assert hostile.name in page.text
 
 
+def test_axes_have_all_their_values_and_commands_the_path_from_where_the_sweep_was_started(results, copied, tmp_path):
+    axes = {"axes.model.name": "resnet20,resnet32", "axes.experiment.after": "1,3", "sweep.directory": "kept"}
+    argv = ["--config", str(results / "grid.yaml"), *(f"--{key}={value}" for key, value in axes.items())]
+    (copied / "sweep.yaml").write_text(sealed_yaml(sweep_to_yaml(read_sweep_request(argv).spec)))
+    sealed_again(copied)
+    for place, shown in (("kept", "kept"), ("moved", str(tmp_path / "moved"))):
+        shutil.copytree(copied, tmp_path / place / "grid")
+        html, page = page_of(tmp_path / place / "grid")
+        assert re.search(r"network\s*resnet20, resnet32\s", page.text)
+        assert re.search(r"further epochs of the average\s*1, 3\s", page.text)
+        assert set(re.findall(r"fastwi.sweep --config (\S+)/grid/sweep.yaml", html)) == {shown}
+
+
+def test_a_store_has_sweeps_of_one_name_in_several_directories(results, tmp_path, capsys):
+    store = tmp_path / "store"
+    shutil.copytree(results / "store", store)
+    argv = ["--config", str(results / "grid.yaml"), "--sweep.store", str(store), "--sweep.directory"]
+    for _ in range(2):
+        assert sweep([*argv, str(tmp_path / "other")]) == 0
+    assert len(list((store / "sweeps").iterdir())) == 2
+    capsys.readouterr()
+    assert main([str(store), "--json"]) == 0
+    found = {Path(each["directory"]) for each in json.loads(capsys.readouterr().out)["sweeps"]}
+    assert found == {results / "sweeps" / "grid", tmp_path / "other" / "grid"}
+
+
 @pytest.mark.parametrize(("rows", "ending"), [(10, ".csv"), (20_000, ".csv.gz")])
 def test_a_long_table_is_compressed(rows, ending):
     frame = polars.DataFrame({"a": range(rows), "b": [[0.5, 1.5]] * rows})
