@@ -8,6 +8,7 @@ stay tied and are averaged once. Whether averaged statistics are the right ones 
 import copy
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast, overload
 
@@ -104,7 +105,8 @@ def average(*networks: Any, weights: Sequence[float] | None = None, rows: Sequen
         rows: the members of the population to average; all where left out.
 
     Raises:
-        ValueError: naming the first tensor that is missing, unknown or of another shape or dtype.
+        ValueError: naming the first tensor that is missing, unknown or of another shape or dtype, or that the first
+            of several modules ties and another does not.
         CheckpointError: for a file that is not a state dict.
         UserError: for modules whose non-persistent buffers differ; state dicts leave these out.
     """
@@ -132,9 +134,25 @@ def average(*networks: Any, weights: Sequence[float] | None = None, rows: Sequen
     if not isinstance(networks[0], nn.Module):
         return result
     module = copy.deepcopy(networks[0])
-    for name, tensor in _named(module).items():
+    named = _named(module)
+    for name, tensor in named.items():
         tensor.copy_(result[name])
+    _require_written(named, result)
     return module
+
+
+def _require_written(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a tensor is not its value, as one that it shares memory with has been written since."""
+    storages = {name: tensor.untyped_storage().data_ptr() for name, tensor in named.items() if tensor.numel()}
+    shared = Counter(storages.values())
+    for name, storage in storages.items():
+        tensor, value = named[name], values[name].to(named[name].device)
+        alike = shared[storage] == 1 or bool(((tensor == value) | ((tensor != tensor) & (value != value))).all())
+        if not alike:  # NaN is alike
+            other = next(each for each, place in storages.items() if place == storage and each != name)
+            raise ValueError(
+                f"network 0 ties {name!r} and {other!r}, others do not, and the averages differ; pass state dicts"
+            )
 
 
 def _is_list_of_others(given: Any) -> bool:

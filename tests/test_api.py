@@ -83,6 +83,10 @@ def test_tensors_that_one_network_alone_ties_are_averaged_one_by_one():
     for key in ("encoder.weight", "decoder.weight"):
         torch.testing.assert_close(found[key], (states[0][key] + states[1][key]) / 2)
     assert not torch.equal(found["encoder.weight"], found["decoder.weight"])
+    with pytest.raises(ValueError, match=r"network 0 ties 'encoder\.weight' and 'decoder\.weight', others do not"):
+        fastwi.average(tied, untied)  # a copy of the first holds one of the two
+    torch.nn.init.constant_(tied.encoder.weight, torch.nan)
+    assert fastwi.average(tied, tied).encoder.weight.isnan().all()
 
 
 @pytest.mark.parametrize("call", [fastwi.interpolate_, lambda a, b: fastwi.average([a, b])])
