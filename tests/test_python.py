@@ -26,6 +26,7 @@ from data_prep.write import write_dataset
 from fastwi.beton import read_beton
 from fastwi.data.card import read_card, with_checksum
 from fastwi.errors import CheckpointError, ConfigError, UserError
+from fastwi.python.entry import _newer_settings, undisturbed
 from fastwi.sweep import main as sweep_main
 from fastwi.train import main as train_main
 
@@ -125,6 +126,22 @@ def test_torchs_settings_decide_nothing_and_stay(ran, digits_directory, tmp_path
     assert found.frame.equals(ran.frame, null_equal=True)
     kinds = {(each.dtype, each.device.type, each.is_inference()) for each in child.parameters()}
     assert kinds == {(torch.float32, "cpu", False)}
+
+
+def test_products_of_float32_are_not_rounded_to_less():
+    """Whatever a program asked for by the settings of newer versions of torch, which stay."""
+    newer = _newer_settings()
+    before = [each.fp32_precision for each in newer]
+    asked = ["tf32" if each is torch.backends.cuda.matmul else "bf16" for each in newer]
+    try:
+        for each, value in zip(newer, asked, strict=True):
+            each.fp32_precision = value
+        with undisturbed():
+            assert {each.fp32_precision for each in newer} <= {"ieee"}
+        assert [each.fp32_precision for each in newer] == asked
+    finally:
+        for each, value in zip(newer, before, strict=True):
+            each.fp32_precision = value
 
 
 def test_every_form_of_a_configuration(ran, digits_directory, tmp_path, monkeypatch):

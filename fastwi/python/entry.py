@@ -176,9 +176,12 @@ def _torchs_defaults() -> Iterator[None]:
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     try:
         precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch's newer settings of the same were used, and are left alone
+    except RuntimeError:  # torch's newer settings of the same were used
         precision = ""
     with ExitStack() as stack:
+        for settings in _newer_settings():
+            stack.callback(setattr, settings, "fp32_precision", settings.fp32_precision)
+            settings.fp32_precision = "ieee"
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
         if precision:
@@ -191,6 +194,15 @@ def _torchs_defaults() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield
+
+
+def _newer_settings() -> list[Any]:
+    """What newer versions of torch have for the precision of float32's products, each by its `fp32_precision`."""
+    import torch
+
+    onednn = torch.backends.mkldnn
+    found = [getattr(onednn, name, None) for name in ("conv", "matmul", "rnn")]
+    return [each for each in (*found, torch.backends.cuda.matmul) if hasattr(each, "fp32_precision")]
 
 
 def _warn_of(problems: Sequence[str]) -> None:
