@@ -114,7 +114,7 @@ class _Closure:
         self.files: dict[str, SourceFile] = {}
         self.packages: dict[str, str] = {}
         self.folder: list[str] = []
-        self._seen: set[str] = set()
+        self._seen: dict[str, Path] = {}
 
     def add_module(self, dotted: str) -> None:
         """Add the module `dotted` and the packages that it lies in, as far as they are there."""
@@ -146,7 +146,7 @@ class _Closure:
         """Add a file and what it imports, if it is Python; `package` is what its relative imports start from."""
         if name in self._seen:
             return
-        self._seen.add(name)
+        self._seen[name] = path
         try:
             if path.suffix != ".py":  # data and compiled code
                 self.files[name] = SourceFile(path, file_sha256(path))
@@ -162,7 +162,10 @@ class _Closure:
         for dotted in _imported(tree, package):
             self.add_module(dotted)
         for listed in _listed(tree):
-            self.add_file(f"file {listed}", (path.parent / Path(listed).expanduser()).resolve(), "")
+            file, listed_as = (path.parent / Path(listed).expanduser()).resolve(), f"file {listed}"
+            if self._seen.get(listed_as, file) != file:  # a file in another folder lists another one by this name
+                listed_as = f"{listed_as} of {name}"
+            self.add_file(listed_as, file, "")
 
 
 def _imported(tree: ast.Module, package: str) -> Iterator[str]:

@@ -95,6 +95,21 @@ def test_an_edit_anywhere_is_another_network_and_what_is_built_is_what_is_named(
     assert all(torch.allclose(value, n * values[0]) for n, value in enumerate(values, 1))
 
 
+def test_two_folders_list_files_of_one_name(write):
+    """Both are in the network's name; the second has that of the module that lists it too."""
+    listing = "fastwi_files = ['h1_table.txt']\n"
+    write(
+        {"h1_net.py": net(f"{listing}import h1_pkg.blk\n{scale(1)}"), "h1_pkg/__init__.py": "", "h1_table.txt": "1"}
+    )
+    write({"h1_pkg/blk.py": listing, "h1_pkg/h1_table.txt": "1"})
+    found = {source_digest("h1_net.py:Net")}
+    for edited in ("h1_table.txt", "h1_pkg/h1_table.txt"):
+        write({edited: "2"})
+        found.add(source_digest("h1_net.py:Net"))
+    assert len(found) == 3
+    assert len(source_of("h1_net.py:Net").by_path) == 5
+
+
 MIDDLES = ("h1_mid", "h1_space.mid")
 
 
