@@ -28,10 +28,14 @@ from fastwi.models.watch import watching
 
 Builder = Callable[..., Any]
 _ANOTHER_SEED = 0x5EED
+_tried: set[tuple[object, ...]] = set()
+"""What was executed twice and built by other draws in this process: name, digest, classes, image size."""
 
 
 def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None) -> nn.Module:
     """Build the user's own network `name` twice, and try it on images of `image_size` (height, width) if given.
+
+    The first time its files are executed twice too, and it is built once more, by other draws.
 
     It draws from the global generators as one building does. While its modules are imported, they are seeded with 0.
 
@@ -52,24 +56,26 @@ def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None
         known = load.bring_back(source, place)
         before = generators.states()
         builder = _builder(name, place, attribute, source)
-        first = call(builder)
-        if not known:  # what importing draws or counts must not decide the weights
+        first, other, kind = call(builder), None, (name, source.digest, classes, image_size)
+        first_time = not known or kind not in _tried
+        if first_time:  # what importing draws or counts must not decide the weights
             builder = _executed_again(name, place, attribute, source) or builder
         generators.restore(before)
         second = call(builder)
-        if not known:
+        if first_time:
             after = generators.states()
             with generators.seeded(_ANOTHER_SEED):
-                call(builder)
+                other = call(builder)
                 # Those that are where the last building left them, though this one began elsewhere.
                 seeded = sorted(after.keys() - generators.drawn_from(after))
             if seeded:
                 problem = f"seeds {' and '.join(seeded)} itself, so that all parents start alike"
                 raise refusal(name, f"{problem}; remove that: seeds.init decides")
         with watch.every_call():
-            try_network(name, second, first, classes, image_size)
+            try_network(name, second, first, other, classes, image_size)
     _require_named(name, place, source, watch.files())
     load.note_built(source, place)
+    _tried.add(kind)
     return second
 
 

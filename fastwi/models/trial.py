@@ -26,6 +26,7 @@ _SCALES = (0.0, 0.3, 1.0, 3.0, 3.0, 3.0, 10.0)  # standard deviations of what is
 _CHANGE = 0.02  # standard deviation of what is added to the weights of another member
 _FURTHER = 1_000_000  # calls
 _MEMORY = "keeps between calls what decides its outputs and is neither a parameter nor a persistent buffer"
+_DRAWN = "draws, when it is built, what decides its outputs and is neither a parameter nor a persistent buffer"
 _WITHOUT = "register it as a buffer, or compute it in each call"
 _HERE = os.path.join(os.path.dirname(__file__), "")
 
@@ -50,12 +51,18 @@ def reason(error: BaseException) -> str:
 
 
 def try_network(
-    name: str, network: nn.Module, again: nn.Module, classes: int, image_size: tuple[int, int] | None
+    name: str,
+    network: nn.Module,
+    again: nn.Module,
+    other: nn.Module | None,
+    classes: int,
+    image_size: tuple[int, int] | None,
 ) -> None:
     """Raise ConfigError, in one line, where `network` is not fit for a run. Copies run: nothing in it is changed.
 
-    again: the same network from another building by the same draws. Without an image size (height, width) nothing is
-    run. What the network draws from is noted on it (`fastwi.models.generators.draws_of`).
+    again: the same network from another building by the same draws; other: one by other draws, to be compared too.
+    Without an image size (height, width) nothing is run. What the network draws from is noted on it
+    (`fastwi.models.generators.draws_of`).
     """
     one, two = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (network, again))
     if not any(True for _ in network.parameters()):
@@ -82,6 +89,8 @@ def try_network(
             fails = f"fails on images of {size} (take image_size to build it for them)"
             raise refusal(name, f"{'fails when it is trained' if training else fails}: {reason(error)}") from error
     _require_no_memory(name, network, images_NCHW)
+    if other is not None:
+        _require_no_drawn_constant(name, network, other, images_NCHW)
     if drawn:
         network.fastwi_draws = drawn  # type: ignore[assignment]
 
@@ -100,7 +109,7 @@ def _try(
     with torch.set_grad_enabled(training):
         with generators.seeded(0):
             before = generators.states()
-            found = one(images_NCHW)
+            found = one(images_NCHW.clone())  # a network may change them in place
             drawn = generators.drawn_from(before)
         if not isinstance(found, Tensor) or found.shape != (2, classes):
             got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type_of(found)
@@ -108,7 +117,7 @@ def _try(
             fix = f"return logits of shape (2, {classes}) alone, and take the classes as classes or num_classes"
             raise refusal(name, f"gives {got}{mode} for {images} and {classes} classes; {fix}")
         with generators.seeded(0):
-            other = functional_call(two, {**leaves, **buffers}, (images_NCHW,))
+            other = functional_call(two, {**leaves, **buffers}, (images_NCHW.clone(),))
     if not _alike(found, other):
         raise refusal(name, f"gives other outputs each time{mode or ', also in evaluation mode'}; {_UNSEEDED}")
     if training:
@@ -135,10 +144,8 @@ def _require_no_memory(name: str, network: nn.Module, images_NCHW: Tensor) -> No
     One module computes for all members, and a resumed run has a new one.
     """
     called = _copied(name, network)
-    own = {**dict(network.named_parameters()), **_persistent(network)}
-    with generators.seeded(0), torch.no_grad():
-        changed = {each: p + _CHANGE * torch.randn_like(p) for each, p in network.named_parameters()}
-    calls = ((False, own), (False, own | changed), (True, own), (True, own | changed), (False, own))
+    own, changed = _own(network), _changed(network)
+    calls = ((False, own), (False, changed), (True, own), (True, changed), (False, own))
     for counted_on in (False, True):
         numbers = []
         for place, (training, tensors) in enumerate(calls):
@@ -160,6 +167,41 @@ def _require_no_memory(name: str, network: nn.Module, images_NCHW: Tensor) -> No
             return
 
 
+def _require_no_drawn_constant(name: str, network: nn.Module, other: nn.Module, images_NCHW: Tensor) -> None:
+    """Raise ConfigError where `other`, built by other draws, with the tensors of `network` is not the same network.
+
+    One module computes for all members, with the parameters and persistent buffers of each.
+    """
+    own, others = _own(network), _own(other)
+    for each in (*own, *others):
+        if each not in own or each not in others or own[each].shape != others[each].shape:
+            raise refusal(name, f"draws, when it is built, whether it has {each}, or its shape; draw values alone")
+    for training in (False, True):
+        for tensors in (own, _changed(network)):  # with its own, for instance, the last layer may give zeros
+            try:
+                expected_NK = _outputs(_copied(name, network), tensors, images_NCHW, training)
+            except Exception:  # for instance of weights that must be positive
+                continue
+            try:
+                found_NK = _outputs(_copied(name, other), tensors, images_NCHW, training)
+            except Exception as error:  # whatever the user's code raises
+                raise refusal(name, f"{_DRAWN} ({reason(error)}); register it as a buffer") from error
+            if not _alike(found_NK, expected_NK):
+                raise refusal(name, f"{_DRAWN}; register it as a buffer")
+
+
+def _own(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors that each member has its own of."""
+    return {**dict(network.named_parameters()), **_persistent(network)}
+
+
+def _changed(network: nn.Module) -> dict[str, Tensor]:
+    """The same of another member."""
+    with generators.seeded(0), torch.no_grad():
+        changed = {each: p + _CHANGE * torch.randn_like(p) for each, p in network.named_parameters()}
+    return _own(network) | changed
+
+
 def _outputs(network: nn.Module, tensors: dict[str, Tensor], images_NCHW: Tensor, training: bool) -> Tensor:
     """The outputs of `network` with copies of `tensors`."""
     parameters = dict(network.named_parameters())
@@ -167,7 +209,7 @@ def _outputs(network: nn.Module, tensors: dict[str, Tensor], images_NCHW: Tensor
     if network.training != training:  # engines set the mode once for all members
         network.train(training)
     with generators.seeded(0), torch.set_grad_enabled(training):
-        outputs_NK: Tensor = functional_call(network, given, (images_NCHW,))
+        outputs_NK: Tensor = functional_call(network, given, (images_NCHW.clone(),))
     return outputs_NK.detach()
 
 
@@ -250,7 +292,7 @@ def _are_probabilities(network: nn.Module, images_NCHW: Tensor) -> bool:
                 for parameter in changed.parameters():
                     parameter.add_(torch.randn_like(parameter), alpha=scale)
             with torch.set_grad_enabled(changed.training):
-                outputs_NK = changed(images_NCHW)
+                outputs_NK = changed(images_NCHW.clone())
             if outputs_NK.isfinite().all():
                 if outputs_NK.min() < 0 or outputs_NK.max() > 1 + _ROUNDING:
                     return False

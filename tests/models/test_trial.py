@@ -195,6 +195,26 @@ class Locked(Net):
     def start(self):
         import threading
         self.lock = threading.Lock()
+DrawnShape = changed(start=lambda self: self.register_buffer("kept", torch.zeros(random.randrange(1000))))
+def drawing(draw):
+    return changed(start=lambda self: setattr(self, "drawn", draw()), outputs=lambda self, y: y[:, self.drawn])
+DrawnOrder = drawing(lambda: torch.randperm(4))
+DrawnPlace = drawing(lambda: random.sample(range(4), 4))
+class DrawnRarely(Net):
+    "In training alone, behind a layer that starts at zero."
+    def start(self):
+        nn.init.zeros_(self.linear.weight), nn.init.zeros_(self.linear.bias)
+        self.register_buffer("drawn", torch.randn(4), persistent=False)
+    def outputs(self, y):
+        return y * self.drawn if self.training else y
+class DrawnBuffer(Net):
+    "And a dropout, which draws in each call."
+    def start(self):
+        self.register_buffer("drawn", torch.randn(3, 3))
+    def forward(self, x):
+        x.sub_(0.5)
+        return self.linear(nn.functional.dropout(x.mean((2, 3)), 0.5, self.training) @ self.drawn)
+
 class InPlace(Net):
     def noise(self, x):
         if self.training:
@@ -258,6 +278,8 @@ REFUSED = {
     "GeneratorOfEach": "between calls", "StartsFromData": "between calls",
     "CachesWeights": "between calls", "KeepsImages": "between calls", "NotPersistent": "between calls",
     "MuchLater": "between calls", "Added": "buffer other", "Locked": "cannot be copied",
+    "DrawnOrder": "draws, when it is built", "DrawnPlace": "draws, when it is built",
+    "DrawnRarely": "draws, when it is built", "DrawnShape": "whether it has kept, or its shape",
     "WeightNorm": "linear.weight is computed from weights",
 }  # fmt: skip
 
@@ -265,6 +287,8 @@ REFUSED = {
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize("attribute", REFUSED)
 def test_what_is_refused(attribute):
+    """Also where another network of the same file was built before."""
+    build("Net")
     with pytest.raises(ConfigError) as caught:
         build(attribute)
     (line,) = str(caught.value).splitlines()
@@ -277,7 +301,7 @@ def test_what_is_refused(attribute):
     "attribute",
     [
         "Pretrained", "LogSoftmax", "Zero", "Tenths", "Tanh", "Rectified", "Net", "InPlace", "Cached", "Logs", "Grid",
-        "Positive",
+        "Positive", "DrawnBuffer",
     ],
 )  # fmt: skip
 def test_logits_of_any_kind_are_taken(attribute, classes):
