@@ -255,7 +255,8 @@ class Engine(abc.ABC):
         if not self._norms:  # nothing to recompute; the images still count as done
             report(population.members * images)
             return result
-        reset_statistics(result, self.resolved.model)
+        self._model.train()
+        reset_statistics(result, self._model)
         momenta = [norm.momentum for norm in self._norms]
         own = [Noise(noise.seed, statistics=True) for noise in noises]
         try:
@@ -410,11 +411,12 @@ def buffer_views(population: Population) -> dict[str, Tensor]:
 def reset_statistics(population: Population, model: nn.Module) -> None:
     """The running statistics and counters of `model`'s batch norms as before the first batch, of all members.
 
-    In place. Other layers' buffers stay, whatever their names (frozen batch norms, instance norms).
+    In place, of those in training mode: one that the network keeps in evaluation mode is not updated again. Other
+    layers' buffers stay, whatever their names (frozen batch norms, instance norms).
     """
     buffers = buffer_views(population)
     for path, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             for own, value in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
                 name = f"{path}.{own}".removeprefix(".")
                 if name in buffers:

@@ -268,10 +268,29 @@ class HalfFrozen(Residual):
         return super().forward(functional.batch_norm(x_NCHW, self.fixed.running_mean, self.fixed.running_var))
 
 
+class KeptInEvaluation(HalfFrozen):
+    """And a batch norm that its own `train` keeps in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed.norm = nn.BatchNorm2d(3)
+        self.fixed.norm.running_mean.fill_(0.5)
+        self.fixed.norm.running_var.fill_(3.0)
+
+    def train(self, mode: bool = True) -> "KeptInEvaluation":
+        super().train(mode)
+        self.fixed.eval()
+        return self
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return super().forward(self.fixed.norm(x_NCHW))
+
+
+@pytest.mark.parametrize("network", [HalfFrozen, KeptInEvaluation])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_only_batch_norms_are_recomputed(seed, engine):
+def test_only_batch_norms_that_are_trained_are_recomputed(seed, engine, network):
     torch.manual_seed(seed)
-    network = HalfFrozen()
+    network = network()
     before = Population.from_modules([network])
     after = make(engine, network).recompute_statistics(before, draw_data(seed), [Noise(seed)], 0)
     for name, buffer in after.buffers(0).items():
