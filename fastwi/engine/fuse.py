@@ -29,9 +29,14 @@ _PLAIN: dict[Any, Any] = {
 _VIEWS = {
     "getitem", "getattr", "view", "view_as", "reshape", "flatten", "unflatten", "transpose", "permute", "movedim",
     "t", "squeeze", "unsqueeze", "expand", "chunk", "split", "unbind", "narrow", "select", "detach", "contiguous",
-    "to",
+    "ravel", "swapaxes", "moveaxis", "diagonal", "dropout",
 }  # fmt: skip
-"""Functions and methods, by name, whose result may be in the memory of their first argument."""
+"""Functions, by name, whose result may be in the memory of their first argument. Any method's may be."""
+_FRESH = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm,
+    nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
+)  # fmt: skip
+"""Layers whose result is in memory of its own, as is that of activations that are not in place."""
 _MODES = {
     each.__code__
     for each in (
@@ -39,6 +44,7 @@ _MODES = {
         torch.inference_mode.__enter__, torch.autocast.__enter__,
     )
 }  # fmt: skip
+_ASKED = (torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.is_autocast_enabled)
 _PAD = (functional.pad, torch._C._nn.pad)
 
 
@@ -47,7 +53,7 @@ def trace(module: nn.Module) -> fx.GraphModule | None:
 
     None too where the trace is not what the network does: where it depends on the mode, draws or earlier calls, has
     computed values as constants, hooks or a `train` of its own, sets a mode (also that of gradients or of autocast),
-    has a gradient of its own, or changes an activation that something else reads.
+    asks for one of these, has a gradient of its own, or changes an activation that something else reads.
     """
     own_train = any(type(each).train is not nn.Module.train for each in module.modules())
     if own_train or any(each._forward_hooks or each._forward_pre_hooks for each in module.modules()):
@@ -110,7 +116,10 @@ def _refuse_unseen(frame: FrameType, event: str, called: Any) -> None:
     if event == "c_call":
         owner = getattr(called, "__self__", None)
         unseen = called.__name__ == "apply" and isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
-        if called in (isinstance, hasattr) and not frame.f_globals.get("__name__", "").startswith("torch."):
+        of_torch = frame.f_globals.get("__name__", "").startswith("torch.")
+        if called in _ASKED:
+            unseen = not of_torch
+        elif called in (isinstance, hasattr) and not of_torch:
             unseen = any(isinstance(value, fx.Proxy) for value in frame.f_locals.values()) and not _in_mode(frame)
     if unseen:
         raise TypeError("torch.fx does not see this")
@@ -128,7 +137,7 @@ def _made_plain(traced: fx.GraphModule) -> bool:
     place = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in traced.graph.nodes:
         if node.target in _PLAIN:
-            for changed in _shared_memory(node.args[0]):
+            for changed in _shared_memory(traced, node.args[0]):
                 if changed.op == "get_attr" or any(place[user] > place[node] for user in changed.users):
                     return False
             node.target = _PLAIN[node.target]
@@ -139,18 +148,30 @@ def _made_plain(traced: fx.GraphModule) -> bool:
 def _changed_in_place(traced: fx.GraphModule) -> bool:
     """Whether an activation with several readers is changed in place by one of them."""
     return any(
-        _is_in_place(traced, node) and any(len(changed.users) > 1 for changed in _shared_memory(node.args[0]))
+        _is_in_place(traced, node) and any(len(each.users) > 1 for each in _shared_memory(traced, _first_of(node)))
         for node in traced.graph.nodes
-        if node.args
     )
 
 
-def _shared_memory(changed: Any) -> Iterator[fx.Node]:
-    """The node `changed`, and what it is a view of."""
+def _first_of(node: fx.Node) -> Any:
+    """What the node is called with first, also by keyword."""
+    return next(iter((*node.args, *node.kwargs.values())), None)
+
+
+def _shared_memory(traced: fx.GraphModule, changed: Any) -> Iterator[fx.Node]:
+    """The node `changed`, and what it may be in the memory of."""
     while isinstance(changed, fx.Node):
         yield changed
-        is_view = changed.target in _VIEWS or getattr(changed.target, "__name__", "") in _VIEWS
-        changed = changed.args[0] if is_view and changed.args else None
+        changed = _first_of(changed) if _may_share_memory(traced, changed) else None
+
+
+def _may_share_memory(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the result may be in the memory of what the node is called with first."""
+    if node.op == "call_module":
+        module = traced.get_submodule(str(node.target))
+        is_activation = type(module).__module__ == "torch.nn.modules.activation"
+        return not isinstance(module, _FRESH) and (not is_activation or _is_in_place(traced, node))
+    return node.op == "call_method" or getattr(node.target, "__name__", "") in _VIEWS
 
 
 def _is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -263,8 +284,10 @@ def _fuse_shortcut(traced: fx.GraphModule, node: fx.Node) -> None:
     sampled, padding = node.args
     if not isinstance(sampled, fx.Node) or sampled.target is not operator.getitem or len(sampled.users) != 1:
         return
-    if not isinstance(padding, (tuple, list)) or len(padding) != 6 or any(padding[:4]) or min(padding[4:]) < 0:
+    if not isinstance(padding, (tuple, list)) or len(padding) != 6:
         return
+    if not all(isinstance(each, int) for each in padding) or any(padding[:4]) or min(padding[4:]) < 0:
+        return  # a computed padding is known when it runs
     place: Any = sampled.args[1]
     stride = getattr(place[-1], "step", None) if isinstance(place, tuple) and place else None
     every = slice(None, None, stride)

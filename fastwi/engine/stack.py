@@ -126,8 +126,11 @@ class StackedNetwork(fx.Interpreter):
                 norm = dataclasses.replace(norm, gradients=(weight, bias))
             if self._node in self._left:
                 return Pending(x, norm)
-            residual, users = args[1].x_MNHWC if len(args) > 1 else None, getattr(module, "users", 1)
-            made = self._batch_norm(x.x_MNHWC, residual, norm, x.moments, users)
+            residual, users = args[1] if len(args) > 1 else None, getattr(module, "users", 1)
+            if residual is not None and not _alike(x, residual):
+                return self._plain_sum(x, residual, norm, users)
+            residual_MNHWC = None if residual is None else residual.x_MNHWC
+            made = self._batch_norm(x.x_MNHWC, residual_MNHWC, norm, x.moments, users)
             return tuple(map(Images, made)) if users == 2 else Images(made)
         if has_rule(module) and isinstance(x, (Images, Pending)):
             return self._convolution(module, own, x, self._place(f"{prefix}weight"))
@@ -168,6 +171,14 @@ class StackedNetwork(fx.Interpreter):
                 # [M, N, C] from float32 sums, as torch's own mean makes them; H and W are at 2 and 3 here too.
                 return self._apply(lambda x_NHWC: x_NHWC.mean((1, 2)), x) if self._exact else x.mean((2, 3))
         return self._mapped(target, args, kwargs)
+
+    def _plain_sum(self, x: Images, other: Value, norm: Norm, users: int) -> Value:
+        """The batch norm, its sum with what has another shape (a parameter, a mean, a number), and the ReLU."""
+        made = Images(self._batch_norm(x.x_MNHWC, None, dataclasses.replace(norm, relu=False), x.moments, 1))
+        result = self._mapped(operator.add, (made, other), {})
+        if norm.relu:
+            result = self._mapped(functional.relu, (result,), {})
+        return (result, result) if users == 2 else result
 
     def _place(self, name: str) -> Place | None:
         """Where the gradient of a parameter goes, if it has a place and one gradient only."""
@@ -273,6 +284,10 @@ def _norm(module: nn.Module, own: Tensors, training: bool, counted: bool) -> Nor
         module.eps,
         bool(getattr(module, "relu", False)),
     )
+
+
+def _alike(x: Images, other: Value) -> bool:
+    return isinstance(other, Images) and other.x_MNHWC.shape == x.x_MNHWC.shape
 
 
 def _linear(own: Tensors, x_MNF: Tensor) -> Tensor:

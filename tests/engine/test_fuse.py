@@ -74,6 +74,9 @@ JOINS = {
     "broadcast sum": lambda net, x: relu(net.bn1(x) + x.mean((2, 3), keepdim=True)),
     "padded by numbers": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], EIGHT, value=0.5)[:, 4:20],
     "padded by zeros": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], EIGHT, value=0)[:, 4:20],
+    "computed padding": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], (0, 0, 0, 0, p := x.shape[1] // 2, p))[
+        :, 4:20
+    ],
     "two strides": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::4], EIGHT)[:, 4:20],
     # One module at two places, with a ReLU behind one of them only.
     "called twice": lambda net, x: net.bn1(relu(net.bn1(x)) + x) * 0.5 + net.bn2(x),
@@ -285,6 +288,28 @@ def sets_data(_: Small, y: Tensor) -> Tensor:
     return y
 
 
+def changed_behind(alias) -> nn.Module:
+    """The network changes in place what `alias`, a layer or a function, makes of an activation that is read again."""
+
+    def around(net: Small, y: Tensor) -> Tensor:
+        z = net.alias(y) if isinstance(alias, nn.Module) else alias(y)
+        z += 1
+        return y
+
+    net = Small(around)
+    if isinstance(alias, nn.Module):
+        net.alias = alias
+    return net
+
+
+ALIASES = {
+    "Identity": nn.Identity(), "Flatten": nn.Flatten(), "Dropout": nn.Dropout(0.1), "float": lambda y: y.float(),
+    "type_as": lambda y: y.type_as(y), "ravel": lambda y: torch.ravel(y), "diagonal": lambda y: torch.diagonal(y),
+    "swapaxes": lambda y: y.swapaxes(1, 2), "keyword": lambda y: torch.moveaxis(input=y, source=1, destination=2),
+    "dropout in evaluation": lambda y: functional.dropout(y, 0.1, training=False),
+}  # fmt: skip
+
+
 def hooked(layer: str) -> nn.Module:
     net = Small()
     net.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: 2 * output)
@@ -303,6 +328,8 @@ LOST = {
     "counts": Small(counting),
     "a constant": Small(lambda net, y: y + torch.ones(16, 1, 1) * 2),
     "module in place": Small(lambda net, y: net.relu(y) + y),
+    "module in place by keyword": Small(lambda net, y: net.relu(input=y) + y),
+    **{f"in place behind {name}": changed_behind(alias) for name, alias in ALIASES.items()},
     "method in place": Small(lambda net, y: y.mul_(2) + y),
     "operator in place": Small(in_place_operator),
     "buffer in place": Small(buffer_in_place),
@@ -321,6 +348,9 @@ LOST = {
     "inference": Small(lambda net, y: within(torch.inference_mode(), net, y)),
     "sets gradients": Small(lambda net, y: within(torch.set_grad_enabled(False), net, y)),
     "sets autocast": Small(lambda net, y: within(torch.autocast("cpu", enabled=False), net, y)),
+    "asks for gradients": Small(lambda net, y: 3 * y if torch.is_grad_enabled() else y),
+    "asks for inference": Small(lambda net, y: y if torch.is_inference_mode_enabled() else 3 * y),
+    "asks for autocast": Small(lambda net, y: y if torch.is_autocast_enabled("cpu") else 3 * y),
     "asks for the type": Small(lambda net, y: asks(lambda z: isinstance(z, Tensor), y)),
     "asks for a tensor": Small(lambda net, y: asks(torch.is_tensor, y)),
     "asks for an attribute": Small(lambda net, y: asks(lambda z: hasattr(z, "missing"), y)),

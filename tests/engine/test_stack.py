@@ -34,7 +34,8 @@ def stacked(network: nn.Module, exact: bool) -> tuple[StackedNetwork, dict[str, 
     made = StackedNetwork.of(network, exact)
     assert made is not None
     return made, {
-        name: torch.stack([value.detach(), 2 * value.detach()]) for name, value in network.named_parameters()
+        name: torch.stack([value.detach(), 2 * value.detach()])
+        for name, value in (*network.named_parameters(), *network.named_buffers())
     }
 
 
@@ -55,6 +56,33 @@ def check_members(network: nn.Module, exact: bool) -> None:
 def test_sums_are_those_of_the_network(seed, name, exact):
     torch.manual_seed(seed)
     check_members(Summed(SUMS[name]), exact)
+
+
+class NormSummed(nn.Module):
+    """The sum of a batch norm and what is no activation of its shape, and a ReLU."""
+
+    def __init__(self, other) -> None:
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), other
+        self.shift = nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y_NCHW = functional.relu(self.norm(self.conv(x_NCHW)) + self.other(self, x_NCHW))
+        return torch.mean(y_NCHW * y_NCHW, dim=(2, 3)) + self.shift.flatten()
+
+
+OTHERS = {
+    "parameter": lambda net, x: net.shift,
+    "size": lambda net, x: x.size(1),
+    "mean": lambda net, x: x.mean((1, 2, 3), keepdim=True),
+}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_added_to_a_batch_norm_need_not_be_an_activation(seed, name, exact):
+    torch.manual_seed(seed)
+    check_members(NormSummed(OTHERS[name]), exact)
 
 
 CONVOLUTIONS = {
