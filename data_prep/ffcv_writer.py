@@ -63,7 +63,7 @@ class _Samples:
 
 
 def write_with_ffcv(path: Path, images: Iterator[StoredImage], labels_N: np.ndarray, page_size: int) -> None:
-    """`fastwi.beton.write_stored_stream` of raw images, to a file."""
+    """`fastwi.beton.write_stored` of raw images."""
     fields = dict(zip(FIELD_NAMES, (RGBImageField(write_mode="raw"), IntField()), strict=True))
     writer = _InlineWriter(str(path), fields, page_size=page_size, num_workers=1)
     writer.from_indexed_dataset(_Samples(images, labels_N, page_size))

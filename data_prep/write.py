@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.dataset import Images, ImageSet, is_text
 from data_prep.progress import Report
-from fastwi.beton import StoredBeton, StoredImage, write_stored_stream
+from fastwi.beton import StoredBeton, StoredImage, write_stored
 from fastwi.beton.digests import DIGEST, image_digest, read_digests
 from fastwi.beton.format import JPEG, PAGE_SIZE, page_size_for
 from fastwi.beton.writer import ImageTooLarge
@@ -176,9 +176,4 @@ def _choose_writer(writer: str) -> tuple[str, BetonWriter]:
             if writer == "ffcv":
                 fix = "`python -m fastwi.doctor` says what is missing, or pass --writer raw"
                 raise UserError(f"ffcv: cannot be imported ({error}); {fix}") from error
-    return f"fastwi {__version__}", _write_raw
-
-
-def _write_raw(path: Path, images: Iterator[StoredImage], labels_N: np.ndarray, page_size: int) -> None:
-    with open(path, "wb") as stream:
-        write_stored_stream(stream, images, labels_N, page_size)
+    return f"fastwi {__version__}", write_stored

@@ -1,12 +1,14 @@
 """Betons of JPEGs and raw images of any sizes, and FFCV's writer for the like."""
 
 import io
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from fastwi.beton import StoredImage, write_stored_stream
+from data_prep.dataset import Split
+from fastwi.beton import StoredBeton, StoredImage, write_stored
 from fastwi.beton.digests import DIGEST, image_digest
 from fastwi.beton.format import JPEG, RAW, page_size_for
 from fastwi.sealed import sha256_of
@@ -46,16 +48,25 @@ def random_stored(
     return images, generator.integers(0, 10, samples)
 
 
-def write_stored(path: Path, images: list[StoredImage], labels_N: np.ndarray, largest: int = 0) -> Path:
-    with open(path, "wb") as stream:
-        write_stored_stream(
-            stream, images, labels_N, page_size_for(largest or max(len(image.data) for image in images))
-        )
+def write_images(path: Path, images: list[StoredImage], labels_N: np.ndarray, largest: int = 0) -> Path:
+    """Write a beton, with pages for images of `largest` bytes."""
+    write_stored(path, images, labels_N, page_size_for(largest or max(len(image.data) for image in images)))
     return path
 
 
+def read_beton(path: Path) -> Split:
+    """All of a beton of raw images of one size."""
+    with closing(StoredBeton(path)) as beton:
+        return Split(beton.read_raw(), beton.labels_N)
+
+
+def write_beton(path: Path, images_NHWC: np.ndarray, labels_N: np.ndarray, page_size: int = 0) -> None:
+    images = (image for image, _ in Split(images_NHWC, labels_N).stored())
+    write_stored(path, images, labels_N, page_size or page_size_for(images_NHWC[0].nbytes))
+
+
 def write_digests(path: Path, images: list[StoredImage], labels_N: np.ndarray) -> str:
-    """Write the digests of the images that `write_stored` writes; the SHA-256 of the file."""
+    """Write the digests of the images that `write_images` writes; the SHA-256 of the file."""
     digests_N = np.zeros(len(images), DIGEST)
     for n, image in enumerate(images):
         label = int(labels_N[n])

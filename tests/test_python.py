@@ -17,13 +17,13 @@ import torch
 from commands import rows_of
 from mappings import config_from_mapping
 from PIL import Image
+from stored_samples import read_beton
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import fastwi
 from data_prep.memory import write_memory
 from data_prep.write import write_dataset
-from fastwi.beton import read_beton
 from fastwi.data.card import read_card, with_checksum
 from fastwi.errors import CheckpointError, ConfigError, UserError
 from fastwi.python.entry import _newer_settings, undisturbed

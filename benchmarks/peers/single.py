@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from benchmarks.runner import Case, Run
 from benchmarks.task import Batches, Task
-from fastwi.beton import write_beton
+from data_prep.dataset import Split
+from fastwi.beton import write_stored
+from fastwi.beton.format import page_size_for
 from fastwi.errors import UserError
 
 
@@ -78,7 +80,9 @@ def ffcv_batches(task: Task) -> tuple[Callable[[], Batches], Run]:
         raise UserError("FFCV is not installed") from None
     folder = tempfile.TemporaryDirectory()
     path = Path(folder.name) / "train.beton"
-    write_beton(path, task.dataset.images_NHWC.numpy(), task.dataset.labels_N.numpy())
+    split = Split(task.dataset.images_NHWC.numpy(), task.dataset.labels_N.numpy())
+    images = (image for image, _ in split.stored())
+    write_stored(path, images, split.labels_N, page_size_for(split.images_NHWC[0].nbytes))
     augment = task.config.augment
     image = [
         SimpleRGBImageDecoder(), transforms.RandomHorizontalFlip(augment.flip),

@@ -1,4 +1,4 @@
-"""Read .beton files of raw images, JPEGs or both: `StoredBeton` one image at a time, `read_beton` as arrays.
+"""Read .beton files of raw images, JPEGs or both.
 
 Header, metadata and allocation table are checked against the file's size when it is opened; each image when it is
 read, where its digest is known (`fastwi.beton.digests`). Files are read with pread: one that is cut short while it is
@@ -9,8 +9,6 @@ import hashlib
 import itertools
 import os
 import weakref
-from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,20 +23,6 @@ MAX_JPEG_PIXELS = 1 << 26
 """A JPEG of a few bytes may claim any size; more pixels than this are refused before memory is taken for them."""
 
 _DAMAGED = "the file is damaged or cut short, write it again"
-
-
-@dataclass(frozen=True)
-class Beton:
-    """images_NHWC: uint8 `[N, H, W, 3]`, RGB, contiguous, in the order of the samples. labels_N: int64 `[N]`."""
-
-    images_NHWC: np.ndarray
-    labels_N: np.ndarray
-
-
-def read_beton(path: str | os.PathLike[str]) -> Beton:
-    """Read a whole .beton file whose images are raw and of one size. Raises BetonError for others and bad ones."""
-    with closing(StoredBeton(path)) as beton:
-        return Beton(beton.read_raw(), beton.labels_N)
 
 
 class StoredBeton:

@@ -1,16 +1,14 @@
 """Write a .beton file in one streaming pass, the same bytes as FFCV's DatasetWriter with one worker."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
 
 import numpy as np
 
 from fastwi.beton import format as form
-from fastwi.beton.format import JPEG, MAX_PAGE_SIZE, MAX_SIDE, RAW, page_size_for
+from fastwi.beton.format import JPEG, MAX_PAGE_SIZE, MAX_SIDE, RAW
 from fastwi.errors import BetonError
-from fastwi.files import atomic_open
 
 
 @dataclass(frozen=True)
@@ -31,24 +29,8 @@ class ImageTooLarge(BetonError):
         self.needed = needed
 
 
-def write_beton(
-    path: str | os.PathLike[str], images_NHWC: np.ndarray, labels_N: np.ndarray, *, page_size: int | None = None
-) -> None:
-    """Write images and labels as `path`, whole or not at all. The same arrays give the same bytes.
-
-    images_NHWC: uint8 `[N, H, W, 3]`, RGB, in any memory layout. labels_N: int64 `[N]`. page_size: bytes; None:
-    `page_size_for` an image. Raises UserError where the operating system refuses to write.
-    """
-    height, width = images_NHWC.shape[1:3]
-    images = (StoredImage(RAW, height, width, image_HWC.tobytes()) for image_HWC in images_NHWC)
-    with atomic_open(path) as stream:
-        write_stored_stream(stream, images, labels_N, page_size or page_size_for(height * width * 3))
-
-
-def write_stored_stream(
-    stream: IO[bytes], images: Iterable[StoredImage], labels_N: np.ndarray, page_size: int
-) -> None:
-    """Write `images` into a stream that stands at its start and can seek. An OSError comes out as it is.
+def write_stored(path: Path, images: Iterable[StoredImage], labels_N: np.ndarray, page_size: int) -> None:
+    """Write `images` as `path`, which is not flushed. An OSError comes out as it is.
 
     Images lie in order, none across two pages of `page_size` bytes. Memory: one image and 48 bytes a sample.
     Raises ImageTooLarge where an image does not fit a page, BetonError where an image or the page size cannot be in a
@@ -60,31 +42,32 @@ def write_stored_stream(
     records_N = np.zeros(samples, form.RECORD)
     records_N["label"] = labels_N
     table_N = np.zeros(samples, form.ALLOCATION)
-    position = -(-(form.METADATA_START + records_N.nbytes) // page_size) * page_size
-    page_end = position + page_size
-    stream.seek(position)
-    for n, image in zip(range(samples), images, strict=True):
-        size = len(image.data)
-        _check_image(image, n)
-        if size > page_size:
-            raise ImageTooLarge(size, page_size)
-        if size > page_end - position:
-            stream.write(bytes(page_end - position))
-            position, page_end = page_end, page_end + page_size
-        stream.write(image.data)
-        records_N["image"][n] = (image.mode, image.width, image.height, position)
-        table_N[n] = (n, position, size)
-        position += size
-    stream.write(bytes(page_end - position))
-    stream.write(table_N.tobytes())
+    with open(path, "wb") as stream:
+        position = -(-(form.METADATA_START + records_N.nbytes) // page_size) * page_size
+        page_end = position + page_size
+        stream.seek(position)
+        for n, image in zip(range(samples), images, strict=True):
+            size = len(image.data)
+            _check_image(image, n)
+            if size > page_size:
+                raise ImageTooLarge(size, page_size)
+            if size > page_end - position:
+                stream.write(bytes(page_end - position))
+                position, page_end = page_end, page_end + page_size
+            stream.write(image.data)
+            records_N["image"][n] = (image.mode, image.width, image.height, position)
+            table_N[n] = (n, position, size)
+            position += size
+        stream.write(bytes(page_end - position))
+        stream.write(table_N.tobytes())
 
-    header = np.array([(form.VERSION, len(form.FIELD_TYPES), page_size, samples, page_end)], form.HEADER)
-    fields = np.zeros(len(form.FIELD_TYPES), form.FIELD)
-    fields["type_id"] = form.FIELD_TYPES
-    fields["name"] = [name.encode() for name in form.FIELD_NAMES]
-    stream.seek(0)
-    for part in (header, fields, records_N):
-        stream.write(part.tobytes())
+        header = np.array([(form.VERSION, len(form.FIELD_TYPES), page_size, samples, page_end)], form.HEADER)
+        fields = np.zeros(len(form.FIELD_TYPES), form.FIELD)
+        fields["type_id"] = form.FIELD_TYPES
+        fields["name"] = [name.encode() for name in form.FIELD_NAMES]
+        stream.seek(0)
+        for part in (header, fields, records_N):
+            stream.write(part.tobytes())
 
 
 def _check_image(image: StoredImage, n: int) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stored_samples import write_beton
 
-from fastwi.beton import write_beton
 from fastwi.beton.format import ALLOCATION, FIELD, HEADER, METADATA_START, RECORD
 
 

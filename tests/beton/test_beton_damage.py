@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from beton_samples import Poked
+from stored_samples import read_beton
 
-from fastwi.beton import read_beton
 from fastwi.beton.format import JPEG, METADATA_START
 from fastwi.errors import BetonError
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from beton_samples import random_split
-from stored_samples import smooth_image
+from stored_samples import read_beton, smooth_image, write_beton
 
-from fastwi.beton import StoredBeton, read_beton, write_beton
+from fastwi.beton import StoredBeton
 from fastwi.beton.format import JPEG, RAW
 from fastwi.data.decode import decode_jpeg
 from fastwi.errors import BetonError

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from beton_samples import Poked, random_split
-from stored_samples import random_stored, write_digests, write_stored
+from stored_samples import random_stored, read_beton, write_beton, write_digests, write_images
 
-from fastwi.beton import StoredBeton, StoredImage, content_sha256, read_beton, write_beton
+from fastwi.beton import StoredBeton, StoredImage, content_sha256
 from fastwi.beton.digests import image_digest, read_digests
 from fastwi.beton.format import JPEG, RAW
 from fastwi.errors import BetonError
@@ -19,7 +19,7 @@ from fastwi.errors import BetonError
 
 def test_what_was_stored_comes_back(tmp_path: Path, seed: int) -> None:
     images, labels_N = random_stored(seed, 40)
-    beton = StoredBeton(write_stored(tmp_path / "a.beton", images, labels_N))
+    beton = StoredBeton(write_images(tmp_path / "a.beton", images, labels_N))
     assert len(beton) == 40
     np.testing.assert_array_equal(beton.labels_N, labels_N)
     for n in np.random.default_rng(seed).permutation(40):
@@ -31,7 +31,7 @@ def test_what_was_stored_comes_back(tmp_path: Path, seed: int) -> None:
     with pytest.raises(BetonError, match="JPEGs or images of several sizes"):
         beton.read_raw()
     several = [StoredImage(RAW, 1, side, bytes(3 * side)) for side in (1, 2)]
-    raw = StoredBeton(write_stored(tmp_path / "b.beton", several, labels_N[:2]))
+    raw = StoredBeton(write_images(tmp_path / "b.beton", several, labels_N[:2]))
     assert (raw.all_raw, raw.one_size) == (True, None)
     with pytest.raises(BetonError, match="JPEGs or images of several sizes"):
         raw.read_raw()
@@ -70,7 +70,7 @@ def test_the_digest_of_other_files_is_the_documented_one(tmp_path: Path, seed: i
     expected.update(labels_N.astype("<i8").tobytes())
     # Where the images lie in the file is not content.
     for largest in (0, 1 << 23):
-        written = write_stored(tmp_path / "a.beton", images, labels_N, largest)
+        written = write_images(tmp_path / "a.beton", images, labels_N, largest)
         assert StoredBeton(written).sha256() == expected.hexdigest()
 
 
@@ -110,7 +110,7 @@ def test_a_beton_is_held_to_its_digests(tmp_path: Path, seed: int) -> None:
     digests_N = read_digests(tmp_path / "a.digests", write_digests(tmp_path / "a.digests", images, labels_N))
 
     def held(images: list[StoredImage], labels_N: np.ndarray) -> StoredBeton:
-        beton = StoredBeton(write_stored(tmp_path / "a.beton", images, labels_N))
+        beton = StoredBeton(write_images(tmp_path / "a.beton", images, labels_N))
         beton.hold_to(digests_N)
         return beton
 
@@ -127,7 +127,7 @@ def test_a_beton_is_held_to_its_digests(tmp_path: Path, seed: int) -> None:
 
 def test_a_file_cut_short_while_it_is_open(tmp_path: Path, seed: int) -> None:
     images, labels_N = random_stored(seed, 20)
-    path = write_stored(tmp_path / "a.beton", images, labels_N)
+    path = write_images(tmp_path / "a.beton", images, labels_N)
     beton = StoredBeton(path)
     os.truncate(path, int(beton.pointers_N[7]) + len(images[7].data) // 2)
     assert beton.read(6) == images[6].data
@@ -138,9 +138,9 @@ def test_a_file_cut_short_while_it_is_open(tmp_path: Path, seed: int) -> None:
 
 def test_a_file_that_another_one_replaces_is_read_on(tmp_path: Path, seed: int) -> None:
     images, labels_N = random_stored(seed, 5)
-    beton = StoredBeton(write_stored(tmp_path / "a.beton", images, labels_N))
+    beton = StoredBeton(write_images(tmp_path / "a.beton", images, labels_N))
     shutil.copyfile(tmp_path / "a.beton", tmp_path / "b.beton")
-    os.replace(write_stored(tmp_path / "c.beton", images[::-1], labels_N), tmp_path / "a.beton")
+    os.replace(write_images(tmp_path / "c.beton", images[::-1], labels_N), tmp_path / "a.beton")
     assert [beton.read(n) for n in range(5)] == [image.data for image in images]
     beton.close()
     beton.close()

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stored_samples import read_beton, write_beton
 from various import various_set
 
 import fastwi.data.split
-from fastwi.beton import StoredBeton, read_beton, write_beton
+from fastwi.beton import StoredBeton
 from fastwi.config.schema import DataConfig
 from fastwi.data.batches import Dataset, whole_images
 from fastwi.data.card import read_card, with_checksum

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stored_samples import jpeg_of, random_stored, smooth_image, write_stored
+from stored_samples import jpeg_of, random_stored, smooth_image, write_beton, write_images
 
-from fastwi.beton import StoredBeton, StoredImage, write_beton
+from fastwi.beton import StoredBeton, StoredImage
 from fastwi.beton.format import JPEG, RAW
 from fastwi.data.batches import Dataset, whole_images
 from fastwi.data.decode import decode_jpeg, fit
@@ -75,7 +75,7 @@ def test_streamed_is_resident_for_any_order(tmp_path: Path, seed: int) -> None:
 
 def test_jpegs_and_several_sizes(tmp_path: Path, seed: int) -> None:
     images, labels_N = random_stored(seed, 50)
-    path = write_stored(tmp_path / "a.beton", images, labels_N)
+    path = write_images(tmp_path / "a.beton", images, labels_N)
     height, width = (int(side) for side in np.random.default_rng(seed).integers(1, 30, 2))
     stream = streamed(path, height, width)
     expected_NHWC = np.stack([stored_pixels(image, height, width) for image in images])
@@ -169,7 +169,7 @@ def test_a_damaged_image_is_named_and_ends_the_iterator(tmp_path: Path, seed: in
     for side, cut, said in ((12, 20, "is a damaged JPEG"), (6, 0, "is a JPEG of 6 x 6 pixels, not 12 x 12")):
         data = jpeg_of(smooth_image(np.random.default_rng(seed), side, side))
         images[17] = StoredImage(JPEG, 12, 12, data[: len(data) - cut])
-        path = write_stored(tmp_path / "a.beton", images, labels_N)
+        path = write_images(tmp_path / "a.beton", images, labels_N)
         stream = streamed(path, 12, 12)
         order_N = torch.arange(30)
         with pytest.raises(BetonError, match=rf"^{path}: image 17 {said}.*write the file again"):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from stored_samples import random_stored, write_digests, write_stored
+from stored_samples import random_stored, write_digests, write_images
 
 from fastwi.beton import StoredBeton
 from fastwi.data.card import Card
@@ -18,7 +18,7 @@ def various_set(directory: Path, seed: int) -> Path:
         images, labels_N = random_stored(seed + number, 40, sides=(5, 30))
         first, _ = random_stored(seed + number, 1, sides=(20, 20))
         images = [*first, *images[1:]]
-        write_stored(directory / f"{split}.beton", images, labels_N)
+        write_images(directory / f"{split}.beton", images, labels_N)
         contents[split] = StoredBeton(directory / f"{split}.beton").sha256()
         digests[split] = write_digests(directory / f"{split}.digests", images, labels_N)
         counts[split] = tuple(np.bincount(labels_N, minlength=10).tolist())

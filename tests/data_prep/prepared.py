@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from stored_samples import read_beton
 
 from data_prep import prepare
 from data_prep.dataset import ImageSet, Split
 from data_prep.digits import load_digits
-from fastwi.beton import Beton, content_sha256, read_beton
+from fastwi.beton import content_sha256
 from fastwi.beton.digests import image_digest, read_digests
 from fastwi.beton.format import RAW
 from fastwi.data.card import Card, beton_path, digests_path, read_card
@@ -78,7 +79,7 @@ def check_prepared(directory: Path, train: Split, test: Split) -> Card:
     assert sorted(path.name for path in directory.iterdir()) == written
     card = read_card(directory)
     for name, split in (("train", train), ("test", test)):
-        beton: Beton = read_beton(beton_path(directory, name))
+        beton = read_beton(beton_path(directory, name))
         np.testing.assert_array_equal(beton.images_NHWC, split.images_NHWC)
         np.testing.assert_array_equal(beton.labels_N, split.labels_N)
         assert card.counts[name] == len(split.labels_N)

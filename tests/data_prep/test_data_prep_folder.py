@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prepared import check_prepared, image_files, png, refusal, some_digits, two_splits, write_folder, write_zip
+from stored_samples import read_beton
 
 from data_prep import prepare
 from data_prep.dataset import Split
-from fastwi.beton import read_beton
 from fastwi.data.card import read_card
 
 

@@ -91,7 +91,7 @@ def test_bytes_lost_on_the_way_to_the_disk_are_noticed(
         changed = whole[:-24] if damage == "cut" else whole[: 1 << 21] + b"\7" + whole[(1 << 21) + 1 :]
         path.write_bytes(changed)
 
-    monkeypatch.setattr(data_prep.write, "_write_raw", lossy)
+    monkeypatch.setattr(data_prep.write, "write_stored", lossy)
     with pytest.raises(UserError, match=r"train\.beton: does not read back as it was written; check the disk"):
         write_dataset(small_dataset(), tmp_path, "raw", silent)
     assert snapshot(tmp_path) == before

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars
 from PIL import Image
 
-from fastwi.beton import read_beton
+from fastwi.beton import StoredBeton
 from fastwi.experiment.store import Store
 from fastwi.experiment.store.repair import verify
 from fastwi.population import Population
@@ -158,7 +158,7 @@ _READERS: dict[str, Callable[[Path], object]] = {
     ".json": lambda path: json.loads(path.read_text()), ".jsonl": _lines, ".png": lambda path: Image.open(path).load(),
     ".parquet": lambda path: _in_child(lambda: polars.read_parquet(path)), ".pdf": _ends_with(b"%%EOF"),
     ".svg": _ends_with(b"</svg>"), ".html": _ends_with(b"</html>"), ".safetensors": Population.load,
-    ".beton": read_beton,
+    ".beton": lambda path: StoredBeton(path).read_raw(),
 }  # fmt: skip
 
 

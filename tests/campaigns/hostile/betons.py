@@ -1,5 +1,6 @@
 """Damaged .beton files and cards. What is accepted is compared with a second, plain reading of the bytes."""
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -15,7 +16,7 @@ from PIL import Image
 from data_prep.dataset import Split
 from data_prep.digits import load_digits
 from data_prep.write import write_dataset
-from fastwi.beton import Beton, StoredBeton, StoredImage, content_sha256, read_beton, write_beton, write_stored_stream
+from fastwi.beton import StoredBeton, StoredImage, content_sha256, write_stored
 from fastwi.beton.format import JPEG, RAW, page_size_for
 from fastwi.config.schema import DataConfig
 from fastwi.data.batches import whole_images
@@ -31,22 +32,22 @@ _VARIANTS = ((12, 16, 16, 4096), (1, 16, 16, 1024), (3, 8, 5, 128), (40, 4, 4, 6
 
 
 class Betons:
-    """`read_beton` and `load_split` on files of real digits, and what streams them."""
+    """`StoredBeton` and `load_split` on files of real digits, and what streams them."""
 
     @staticmethod
     def make_corpus(directory: Path) -> None:
         digits = load_digits("digits")
-        _write_stored(directory / f"{len(_VARIANTS)}.beton", digits.train)
+        _write_several(directory / f"{len(_VARIANTS)}.beton", digits.train)
         for number, (images, height, width, page) in enumerate(_VARIANTS):
-            part = digits.train.images_NHWC[:images, :height, :width]
-            write_beton(directory / f"{number}.beton", part, digits.train.labels_N[:images], page_size=page)
+            part = Split(digits.train.images_NHWC[:images, :height, :width], digits.train.labels_N[:images])
+            _write(directory / f"{number}.beton", part, page)
         train, test = (Split(split.images_NHWC[:40], split.labels_N[:40]) for split in (digits.train, digits.test))
         (directory / "set").mkdir()
         small = dataclasses.replace(digits, train=train, test=test)
         write_dataset(small, directory / "set", "raw", lambda *_: None)
         for name in ("train", "test"):  # the writer's pages of 2 MiB are mostly zeros
-            beton = read_beton(directory / "set" / f"{name}.beton")
-            write_beton(directory / "set" / f"{name}.beton", beton.images_NHWC, beton.labels_N, page_size=4096)
+            path = directory / "set" / f"{name}.beton"
+            _write(path, _read(path), 4096)
 
     def __init__(self, corpus: Path) -> None:
         self._files = [(corpus / f"{number}.beton").read_bytes() for number in range(len(_VARIANTS) + 1)]
@@ -65,7 +66,7 @@ class Betons:
             path.write_bytes(damaged(draw, data, _places(data), self._files))
         if draw.random() < 0.4:
             return _streamed(path)
-        beton = accepted(lambda: read_beton(path))
+        beton = accepted(lambda: _read(path))
         if beton is not None:
             _compare(path.read_bytes(), beton)
         return beton is not None
@@ -84,7 +85,7 @@ class Betons:
             return _streamed_set(work, images)
         if refused(lambda: load_split(work, "train", torch.device("cpu"), images)):
             return False
-        card, beton = read_card(work), read_beton(work / "train.beton")
+        card, beton = read_card(work), _read(work / "train.beton")
         if card.sha256["train"] != content_sha256(beton.images_NHWC, beton.labels_N):
             raise Finding("a dataset was accepted that is not what its card says")
         if card.image_shape != beton.images_NHWC.shape[1:]:
@@ -105,7 +106,16 @@ def _streamed_set(work: Path, images: int) -> bool:
     return sha256 is not None
 
 
-def _write_stored(path: Path, split: Split) -> None:
+def _write(path: Path, split: Split, page_size: int) -> None:
+    write_stored(path, (image for image, _ in split.stored()), split.labels_N, page_size)
+
+
+def _read(path: Path) -> Split:
+    with contextlib.closing(StoredBeton(path)) as beton:
+        return Split(beton.read_raw(), beton.labels_N)
+
+
+def _write_several(path: Path, split: Split) -> None:
     """Raw images and JPEGs of several sizes in one file."""
     images = []
     for place in range(8):
@@ -116,8 +126,7 @@ def _write_stored(path: Path, split: Split) -> None:
             Image.fromarray(image_HWC).save(buffer, "JPEG")
             pixels = buffer.getvalue()
         images.append(StoredImage(JPEG if place % 2 else RAW, 16 - place, 16, pixels))
-    with path.open("wb") as stream:
-        write_stored_stream(stream, images, split.labels_N[:8], page_size_for(2048))
+    write_stored(path, images, split.labels_N[:8], page_size_for(2048))
 
 
 def _streamed(path: Path) -> bool:
@@ -151,7 +160,7 @@ def _places(data: bytes) -> list[tuple[int, int]]:
     return places
 
 
-def _compare(data: bytes, beton: Beton) -> None:
+def _compare(data: bytes, beton: Split) -> None:
     """Read the records one by one, as the format says, and compare."""
     _, fields, _, samples, _ = struct.unpack_from("<HHIQQ", data)
     if fields != 2:

@@ -22,7 +22,7 @@ from torchvision.datasets import CIFAR10, SVHN
 
 from data_prep.__main__ import main
 from data_prep.digits import load_digits
-from fastwi.beton import content_sha256, read_beton
+from fastwi.beton import StoredBeton, content_sha256
 from fastwi.data.card import read_card
 from hostile.checkpoints import Malicious
 from hostile.mutate import TEXTS, damaged, number
@@ -98,8 +98,8 @@ class Sources:
             raise Finding(f"wrote {left}")
         card = read_card(out)
         for split in ("train", "test"):
-            beton = read_beton(out / f"{split}.beton")
-            if content_sha256(beton.images_NHWC, beton.labels_N) != card.sha256[split]:
+            beton = StoredBeton(out / f"{split}.beton")
+            if content_sha256(beton.read_raw(), beton.labels_N) != card.sha256[split]:
                 raise Finding(f"{split}.beton is not what the card says")
             if not 0 <= beton.labels_N.min() <= beton.labels_N.max() < len(card.classes):
                 raise Finding(f"{split}.beton has labels beyond the classes")
