@@ -193,7 +193,7 @@ _Rows = tuple[float | None, ...]
 
 def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict[tuple[str, str], _Rows]]:
     """Each state's content and measurement, each probe's measurement."""
-    worker, silent = Worker(tree, SweepOptions(store=str(directory), memory_GiB=0.0), Path.cwd()), Silent()
+    worker, silent = Worker(tree, SweepOptions(store=str(directory), memory_GiB=0.0)), Silent()
     files: dict[str, StoredState] = {}
 
     def outcome(task: int) -> Outcome:

@@ -40,7 +40,7 @@ class OpenedSweep:
             raise UserError(f"{results}: {change}; bring the source back, or run the sweep again")
         self.store = Store.open(spec.options.store, create=False)
         tree = self.planned.tree
-        self.resources = Resources(tree, Path.cwd())
+        self.resources = Resources(tree)
         self.measured: dict[MeasurementKey, Measurement]
         self.measured = without_lost(tree, self.store.measurements(tree.measurement_keys()))
         self.left_out: tuple[str, ...] = ()

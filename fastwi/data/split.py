@@ -20,9 +20,9 @@ SHARE = 0.5
 """Of the free memory, for both the host and the device: a raw split that takes more is streamed (streaming: auto)."""
 
 
-def open_splits(data: DataConfig, device: torch.device, root: str | Path = "") -> tuple[Dataset, Dataset, Card]:
-    """`open_split` of training and test images of the dataset at `data.path`, relative to `root`, and its card."""
-    directory = Path(root) / data.path
+def open_splits(data: DataConfig, device: torch.device) -> tuple[Dataset, Dataset, Card]:
+    """`open_split` of training and test images of the dataset at `data.path`, and its card."""
+    directory = Path(data.path)
     card = read_card(directory)  # once, or a dataset that is replaced meanwhile would be mixed
     train, test = (open_split(directory, split, card, data, device) for split in SPLITS)
     return train, test, card

@@ -37,15 +37,11 @@ ENGINES: dict[str, type[Engine]] = {
 STACKED_FROM = 4
 """Networks trained together from which on `stacked` is expected to be faster than `graph` on a GPU."""
 
-_HERE = Path()
 
-
-def build_network(
-    config: Config, classes: int, image_size: tuple[int, int] | None = None, root: Path = _HERE
-) -> nn.Module:
+def build_network(config: Config, classes: int, image_size: tuple[int, int] | None = None) -> nn.Module:
     """The parent at initialisation: a pure function of `seeds.init`, drawn on the CPU, or what `model.weights` holds.
 
-    image_size: (height, width) in pixels, where they are known. A relative path of weights is relative to `root`.
+    image_size: (height, width) in pixels, where they are known.
     Raises ConfigError where the network cannot be built, and CheckpointError where the weights are of another one.
     """
     seed = int(raw_words(config.seeds.init, Stream.INIT, 0, 1)[0]) >> 1
@@ -56,7 +52,7 @@ def build_network(
         from fastwi.population.state_file import read_state_file  # imports safetensors
 
         population = Population.from_modules([network])
-        read_state_file(root / config.model.weights).copy_into(population, 0)
+        read_state_file(Path(config.model.weights)).copy_into(population, 0)
         population.write_to(0, network)
     return network
 

@@ -8,8 +8,10 @@ of) GPUs actors run. An actor that dies is replaced by a new one, which begins i
 """
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +104,12 @@ class RayExecutor(Executor):
 class _Actor:
     """A worker in a process of its own. As its own report it does nothing: the outcome has all measurements."""
 
-    def __init__(self, tree: Tree, options: SweepOptions, root: Path) -> None:
+    def __init__(self, tree: Tree, options: SweepOptions, directory: Path) -> None:
+        """`directory`: of relative paths, where this machine has it."""
+        with suppress(OSError):
+            os.chdir(directory)
         self._store = options.store
-        self._worker = Worker(tree, options, root)
+        self._worker = Worker(tree, options)
 
     def run(self, job: Job) -> Outcome | Exception:
         """The outcome, its states on the disk, or the exception that it met: Ray would wrap one that is raised."""

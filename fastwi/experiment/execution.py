@@ -4,7 +4,6 @@ import gc
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import torch
 
@@ -28,7 +27,7 @@ def worker_for(planned: PlannedSweep) -> Worker:
     Raises UserError where that fails.
     """
     options, tree = planned.spec.options, planned.tree
-    worker = Worker(tree, options, Path.cwd())
+    worker = Worker(tree, options)
     if options.executor == "local":
         left = left_of(planned)
         averages = (tree.averages.get(tree.start_of(task)) for task in left)

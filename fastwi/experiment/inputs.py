@@ -28,7 +28,7 @@ class Inputs:
     @classmethod
     def of(cls, card: Card, config: Config) -> "Inputs":
         """Read them; the dataset is what its card says. Raises CheckpointError where weights cannot be read."""
-        contents = data_contents(card, config.data) | network_contents(config, Path())
+        contents = data_contents(card, config.data) | network_contents(config)
         return cls("\n".join(f"{name}: {content}" for name, content in contents.items() if content), card.counts)
 
     def images(self, split: str, data: DataConfig) -> int:
@@ -56,8 +56,8 @@ def inputs_key(config: Config) -> InputsKey:
     return data.path, data.decoder, data.image_size, model.name, model.weights
 
 
-def network_contents(config: Config, root: Path, built: bool = False) -> dict[str, str]:
-    """Name -> content of the files that a network is made of. `root`: of a relative path of weights.
+def network_contents(config: Config, built: bool = False) -> dict[str, str]:
+    """Name -> content of the files that a network is made of.
 
     `built`: of the source that this process built the network from last, which may be edited by now.
     """
@@ -65,5 +65,5 @@ def network_contents(config: Config, root: Path, built: bool = False) -> dict[st
     if config.model.weights:
         from fastwi.population.state_file import read_state_file  # imports torch
 
-        weights = read_state_file(root / config.model.weights).digest
+        weights = read_state_file(Path(config.model.weights)).digest
     return {"network": (built_digest if built else source_digest)(config.model.name), "weights": weights}

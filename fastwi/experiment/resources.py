@@ -1,7 +1,6 @@
 """Datasets, networks and engines, each loaded or built once, and held to what the results are named by."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from torch import nn
 
@@ -29,9 +28,9 @@ Architecture = tuple[ModelConfig, int, tuple[int, int]]  # with the number of cl
 class Resources:
     """What jobs need beside states, on one device. UserError where inputs are not those that were planned on."""
 
-    def __init__(self, tree: Tree, root: Path, population: int = 0) -> None:
-        """`root`: of a relative `data.path` or `model.weights`. population: `sweep.population`."""
-        self._inputs, self._root = tree.inputs, root
+    def __init__(self, tree: Tree, population: int = 0) -> None:
+        """population: `sweep.population`."""
+        self._inputs = tree.inputs
         self._members = min(filter(None, (tree.widest(), population)), default=1)  # trained together
         self._splits: dict[tuple[DataConfig, str], tuple[Dataset, Dataset, Card]] = {}
         self._layouts: dict[Architecture, Layout] = {}
@@ -41,7 +40,7 @@ class Resources:
     def card(self, config: Config) -> Card:
         """The dataset's card: where its images are loaded, the one that they were loaded by."""
         loaded = self._splits.get(_images_of(config))
-        card = read_card(self._root / config.data.path) if loaded is None else loaded[2]
+        card = read_card(config.data.path) if loaded is None else loaded[2]
         self._inputs[inputs_key(config)].check(data_contents(card, config.data), config)
         return card
 
@@ -49,7 +48,7 @@ class Resources:
         """Training and test images."""
         kind = _images_of(config)
         if kind not in self._splits:
-            self._splits[kind] = open_splits(config.data, resolve_device(config.engine.device), self._root)
+            self._splits[kind] = open_splits(config.data, resolve_device(config.engine.device))
         self.card(config)
         return self._splits[kind][:2]
 
@@ -61,9 +60,9 @@ class Resources:
     def network(self, config: Config) -> nn.Module:
         """The parent at initialisation."""
         kind = self.architecture(config)
-        network = build_network(config, *kind[1:], self._root)
+        network = build_network(config, *kind[1:])
         # After they are read: what was replaced before shows, and what is replaced later was not used.
-        self._inputs[inputs_key(config)].check(network_contents(config, self._root, built=True), config)
+        self._inputs[inputs_key(config)].check(network_contents(config, built=True), config)
         if kind not in self._layouts:
             self._layouts[kind] = Layout.of(network)
         return network

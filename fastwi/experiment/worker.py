@@ -72,10 +72,10 @@ class Outcome:
 class Worker:
     """Does jobs of one tree on one device."""
 
-    def __init__(self, tree: Tree, options: SweepOptions, root: Path) -> None:
-        """`root`: of a relative `data.path` or `model.weights`. Half of the memory is for resident states."""
+    def __init__(self, tree: Tree, options: SweepOptions) -> None:
+        """Half of the memory is for resident states."""
         self.tree = tree
-        self.resources = Resources(tree, root, options.population)
+        self.resources = Resources(tree, options.population)
         self.resident = ResidentStates(tree, Path(options.store), self.resources, options.memory_GiB * 2**30 / 2)
 
     def run(self, job: Job, report: Report) -> Outcome:

@@ -221,7 +221,7 @@ def _module(
         raise UserError(f"{directory}: the {what} = {wanted} is not kept; {there}")
     node = nodes[wanted]
     config = tree.configs[node]
-    resources = Resources(tree, Path.cwd())
+    resources = Resources(tree)
     states = ResidentStates(tree, Path(planned.spec.options.store), resources, 0)
     population = states.gather([node], files, trains=False)
     network = resources.network(config)

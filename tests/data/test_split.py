@@ -17,7 +17,7 @@ from fastwi.data.batches import Dataset, whole_images
 from fastwi.data.card import read_card, with_checksum
 from fastwi.data.decode import fit
 from fastwi.data.resident import ResidentDataset, even_subset, load_split, normalisation_table
-from fastwi.data.split import fits_memory, free_host_bytes, open_split, open_splits
+from fastwi.data.split import fits_memory, free_host_bytes, open_split
 from fastwi.data.streamed import StreamedDataset
 from fastwi.errors import UserError
 
@@ -160,13 +160,6 @@ def test_a_raw_set_can_be_resized(digits_directory: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(fastwi.data.split, "free_host_bytes", lambda: 2 * 360 * 9 * 9 * 3)
     assert type(opened(digits_directory, "test", image_size=9)) is ResidentDataset
     assert type(opened(digits_directory, "test", image_size=10)) is StreamedDataset
-
-
-def test_root_is_what_a_relative_path_is_relative_to(digits_directory: Path) -> None:
-    data = DataConfig(path=digits_directory.name)
-    assert len(open_splits(data, CPU, digits_directory.parent)[1]) == 360
-    with pytest.raises(UserError, match="no dataset here"):
-        open_splits(data, CPU, digits_directory)
 
 
 def refused(path: Path, said: str, split: str = "train", **options: object) -> None:

@@ -78,7 +78,7 @@ def carried_out(
     planned: PlannedSweep, stop: int = -1, seconds: float = 30.0, memory: float = 1.0
 ) -> tuple[Worker, dict]:
     options = planned.spec.options
-    worker = Worker(planned.tree, replace(options, memory_GiB=memory), Path.cwd())
+    worker = Worker(planned.tree, replace(options, memory_GiB=memory))
     with Store.open(options.store) as store:
         assert not carry_out(store, Executor(worker), Silent(stop), Limits(4, 8, seconds))
         return worker, store.measurements(planned.tree.measurement_keys())

@@ -139,7 +139,7 @@ def test_children_that_are_not_pulled_go_on_as_if_alone(s: str, digits_directory
         config = config_from_mapping({**SMALL, "data": data, "experiment": experiment})
         planned = plan_run(config, tmp_path / str(rounds))
         (place,) = planned.places
-        worker = Worker(planned.tree, replace(planned.spec.options, memory_GiB=1.0), Path.cwd())
+        worker = Worker(planned.tree, replace(planned.spec.options, memory_GiB=1.0))
         with Store.open(planned.spec.options.store) as store:
             assert not carry_out(store, Executor(worker), Silent(), Limits(4, 8, 30.0))
             files = store.state_files(planned.tree.keys[node] for node in place.end_nodes)
@@ -156,7 +156,7 @@ def test_a_run_of_rounds_is_a_plain_loop(name: str, digits_directory: Path, tmp_
     config = config_from_mapping({**SMALL, "data": data, "experiment": experiment})
     planned = plan_run(config, tmp_path)
     (place,) = planned.places
-    worker = Worker(planned.tree, replace(planned.spec.options, memory_GiB=1.0), Path.cwd())
+    worker = Worker(planned.tree, replace(planned.spec.options, memory_GiB=1.0))
     with Store.open(tmp_path) as store:
         assert not carry_out(store, Executor(worker), Silent(), Limits(4, 8, 30.0))
         measured = store.measurements(planned.tree.measurement_keys())

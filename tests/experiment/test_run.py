@@ -53,7 +53,7 @@ def run(
     """Carry a run out, or go on with it; returns its rows. `engine` wraps every engine."""
     paths = RunDirectory(directory)
     planned = plan_run(config, paths.store)
-    worker = Worker(planned.tree, replace(planned.spec.options, memory_GiB=2 * memory / 2**30), Path.cwd())
+    worker = Worker(planned.tree, replace(planned.spec.options, memory_GiB=2 * memory / 2**30))
     if engine is not None:
         build = worker.resources.engine
         worker.resources.engine = lambda given: engine(build(given))

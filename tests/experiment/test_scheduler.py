@@ -102,7 +102,7 @@ def carried_out(
 ) -> dict[MeasurementKey, str]:
     """Carry a sweep out by a worker of its own; `do` makes of its `run` the one that is used."""
     store = Path(sweep.spec.options.store)
-    worker = Worker(sweep.tree, sweep.spec.options, Path.cwd())
+    worker = Worker(sweep.tree, sweep.spec.options)
     if do is not None:
         worker.run = do(worker.run)  # type: ignore[method-assign]
     with Store.open(store) as opened:
@@ -341,7 +341,7 @@ def test_a_state_goes_whose_users_were_given_up_while_it_was_made(inputs, tmp_pa
     sweep = planned(inputs, tmp_path / "store", keep="none", measure=(OWN,))
     tree, children = sweep.tree, sweep.places[-1].children
     last, fails = (tree.nodes[children[child][-1]] for child in (1 - bad, bad))
-    worker, done = Worker(tree, sweep.spec.options, Path.cwd()), list[int]()
+    worker, done = Worker(tree, sweep.spec.options), list[int]()
 
     class Several(Executor):
         jobs = 50
@@ -361,7 +361,7 @@ def test_a_state_goes_whose_users_were_given_up_while_it_was_made(inputs, tmp_pa
 def test_a_job_that_meets_a_damaged_state_gives_its_claims_back_at_once(inputs, tmp_path, whole) -> None:
     """Other processes need not wait for the jobs that are under way beside it."""
     sweep = planned(inputs, tmp_path / "store")
-    tree, worker, met = sweep.tree, Worker(sweep.tree, sweep.spec.options, Path.cwd()), list[int]()
+    tree, worker, met = sweep.tree, Worker(sweep.tree, sweep.spec.options), list[int]()
     run = worker.run
 
     def do(job: Job, report: Report) -> Outcome:

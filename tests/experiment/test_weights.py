@@ -51,12 +51,13 @@ def names(data: Path, weights: Path | str) -> tuple[str, frozenset[str]]:
     return config_hash(config, Inputs.of(read_card(data), config).digest), frozenset(planned.tree.keys)
 
 
-def test_the_parent_starts_there(seed, digits_directory, tmp_path):
+def test_the_parent_starts_there(seed, digits_directory, tmp_path, monkeypatch):
     expected = trained(network(0), seed)
     fastwi.save_state_dict(torch.nn.DataParallel(expected).state_dict(), tmp_path / "x.pt")
     Population.from_modules([expected]).save(tmp_path / "x.safetensors")
+    monkeypatch.chdir(tmp_path)
     for name in ("x.pt", "x.safetensors"):
-        found = build_network(config_of(digits_directory, name), 10, root=tmp_path).state_dict()
+        found = build_network(config_of(digits_directory, name), 10).state_dict()
         assert all(torch.equal(found[key], value) for key, value in expected.state_dict().items())
     with pytest.raises(CheckpointError, match=r"x\.pt: 'conv\.weight' is"):
         build_network(config_of(digits_directory, tmp_path / "x.pt", width=0.5), 10)

@@ -85,7 +85,7 @@ def carried_out(
 ) -> dict[MeasurementKey, Measurement]:
     """All that is measured once the sweep is carried out, one network at a time, each job by what `do` makes."""
     with Store.open(place[0] / "store") as store:
-        worker = Worker(sweep.tree, sweep.spec.options, Path.cwd())
+        worker = Worker(sweep.tree, sweep.spec.options)
         if do is not None:
             worker.run = do(worker)
         carry_out(store, Executor(worker), Silent(), Limits(1, 1, 30.0))
@@ -201,7 +201,7 @@ def test_what_jobs_need_is_loaded_and_built_once(place: Place, monkeypatch: pyte
 
     built, build = [], module.build_network
     monkeypatch.setattr(module, "build_network", lambda *given: built.append(given) or build(*given))
-    resources, config = module.Resources(planned(place).tree, Path.cwd()), place[1]
+    resources, config = module.Resources(planned(place).tree), place[1]
     other = dataclasses.replace(config, engine=dataclasses.replace(config.engine, precision="bf16"))
     slower = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.01))
     assert [resources.engine(each).dtype for each in (config, other)] == [torch.float32, torch.bfloat16]
@@ -216,7 +216,7 @@ def test_own_networks_are_tried_at_each_batch_size_once(place: Place, monkeypatc
 
     tried: list[int] = []
     monkeypatch.setattr(module, "try_training", lambda _, config, *__: tried.append(config.optimizer.batch_size))
-    resources, config = module.Resources(planned(place).tree, Path.cwd()), place[1]
+    resources, config = module.Resources(planned(place).tree), place[1]
     for batch in (20, 10, 20):
         optimizer = dataclasses.replace(config.optimizer, batch_size=batch)
         resources.tried_engine(dataclasses.replace(config, optimizer=optimizer))
@@ -228,7 +228,7 @@ def test_an_engine_is_chosen_for_the_networks_that_a_sweep_trains_together(place
     import fastwi.experiment.resources as module
 
     chosen: list[tuple[int, bool]] = []
-    build, root, config = module.build_engine, Path.cwd(), place[1]
+    build, config = module.build_engine, place[1]
     monkeypatch.setattr(
         module,
         "build_engine",
@@ -237,7 +237,7 @@ def test_an_engine_is_chosen_for_the_networks_that_a_sweep_trains_together(place
     tree = planned(place).tree
     children = [node for node in tree.epoch_nodes() if tree.epochs[node] == 2]
     assert tree.widest() == len(children) == 4  # of two parents
-    for resources in (module.Resources(tree, root), module.Resources(tree, root, 1), module.Resources(Tree(), root)):
+    for resources in (module.Resources(tree), module.Resources(tree, 1), module.Resources(Tree())):
         resources._inputs = tree.inputs
         resources.engine(config)
     assert chosen == [(4, True), (1, True), (1, True)]
@@ -265,7 +265,7 @@ def test_auto_chooses_an_engine_for_each_batch_size(
         "build_engine",
         lambda config, *given: (chosen.append(config.optimizer.batch_size), build(config, *given))[1],
     )
-    resources, config = module.Resources(planned(place).tree, Path.cwd()), place[1]
+    resources, config = module.Resources(planned(place).tree), place[1]
     for batch in (20, 10, 20):
         optimizer = dataclasses.replace(config.optimizer, batch_size=batch)
         engine = dataclasses.replace(config.engine, name=name)
@@ -307,6 +307,8 @@ class Unpicklable(Exception):
     ],
 )
 def test_answers_survive_the_way(tmp_path, monkeypatch, met, words):
+    monkeypatch.chdir(tmp_path)  # where the actor goes
+
     def run(_job, _report):
         raise met
 
@@ -317,6 +319,21 @@ def test_answers_survive_the_way(tmp_path, monkeypatch, met, words):
     assert getattr(answer, "key", None) == getattr(met, "key", None)
 
 
+def test_an_actor_goes_to_the_directory_of_relative_paths(place, tmp_path_factory, monkeypatch):
+    """Of images, weights and a network's source; where its machine has no such directory it stays."""
+    directory, config = place
+    monkeypatch.chdir(directory)
+    model = dataclasses.replace(config.model, name="net.py:Net", weights="parent.pt")
+    config = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, path="data"))
+    found = planned((directory, config))
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    resources = _Actor(found.tree, found.spec.options, directory)._worker.resources
+    assert resources.layout(config).row_bytes
+    assert len(resources.splits(config)[0]) == 60
+    _Actor(found.tree, found.spec.options, directory / "gone")
+    assert Path.cwd() == directory
+
+
 @pytest.mark.parametrize("together", [False, True])
 def test_a_child_starts_with_zero_momentum_where_that_is_asked_for(place, together):
     """As its own job, and in one with the parent's epochs; its parent's state keeps its momentum."""
@@ -325,7 +342,7 @@ def test_a_child_starts_with_zero_momentum_where_that_is_asked_for(place, togeth
     found = planned((directory, dataclasses.replace(config, experiment=experiment)))
     tree, (point, *_) = found.tree, found.places
     parent, child = point.clone_node, point.end_nodes[0]
-    worker, silent_ = Worker(tree, found.spec.options, Path.cwd()), Silent()
+    worker, silent_ = Worker(tree, found.spec.options), Silent()
     write = frozenset([parent, child])
     if together:
         states = dict(worker.run(Job(((parent, child),), {}, write, 1e9), silent_).states)
@@ -346,7 +363,7 @@ def test_a_child_starts_with_zero_momentum_where_that_is_asked_for(place, togeth
 
 def test_images_are_opened_once_for_all_that_use_the_same(place):
     _, config = place
-    resources = Worker(planned(place).tree, SweepOptions(), Path.cwd()).resources
+    resources = Worker(planned(place).tree, SweepOptions()).resources
     kept, fewer = (
         dataclasses.replace(config, data=dataclasses.replace(config.data, **changed))
         for changed in ({"last_batch": "keep"}, {"train_images": 50})
