@@ -77,7 +77,7 @@ def carry_out_sweep(sweep: Sweep, quiet: bool = False) -> "Results":
     with Store.open(planned.spec.options.store) as store, TreeProgress(part, first, quiet) as progress:
         check_writable(sweep_directory(planned))  # before anything is trained for it
         failures = carry_out_planned(part, worker, store, progress)
-        return write_sweep(planned, store, worker.resources, failures)
+        return write_sweep(planned, store, worker.resources, failures, progress.tasks_done > 0)
 
 
 # `fastwi.sweep(config, ...)`: whoever imports this module binds that name to it, so it is what is called.

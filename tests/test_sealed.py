@@ -68,6 +68,9 @@ def test_a_directory_is_what_its_manifest_says(tmp_path: Path) -> None:
     assert open_directory(tmp_path, "again") == {"x": 1}
     seal_directory(tmp_path, json.loads((tmp_path / "manifest.json").read_text()))
     assert open_directory(tmp_path, "again") == {"x": 1}
+    seal_directory(tmp_path, {}, ["a.parquet", "notes.txt"])
+    (tmp_path / "b.svg").write_text("mine")  # not one of those that were written
+    assert open_directory(tmp_path, "again") == {}
     for change in (lambda path: path.write_bytes(b"b.parquet"), Path.unlink):
         change(tmp_path / "a.parquet")
         with pytest.raises(CheckpointError, match=r"a\.parquet: .*; again"):

@@ -22,6 +22,7 @@ from fastwi.experiment.store.repair import verify
 from fastwi.files import locked
 from fastwi.report import results as written
 from fastwi.report.rows import point_rows
+from fastwi.sealed import read_sealed, write_sealed
 from fastwi.sweep import main
 from fastwi.train import main as train
 
@@ -129,6 +130,7 @@ def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkey
     assert read_sweep_request(["--config", str(directory / "sweep.yaml")]).spec.axes["experiment.k"] == (1, 2)
     (directory / "curves-2.png").write_bytes((directory / "curves.png").read_bytes())
     (directory / "curves_mine").mkdir()
+    (directory / "mine.png").write_bytes(b"a file of the user's own")
     read = written._measured
 
     def in_turn(*about):
@@ -140,8 +142,10 @@ def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkey
     monkeypatch.setattr(written, "_measured", in_turn)
     assert main(["--config", str(copied / "grid.yaml")]) == 0
     manifest = json.loads((directory / "manifest.json").read_text())
-    assert "curves.png" in manifest["files"]
-    assert "curves-2.png" not in manifest["files"]
+    files = {"results.parquet", "gains.parquet", "sweep.yaml"}
+    assert set(manifest["files"]) == files | {
+        f"{name}.{kind}" for name in ("heatmap", "curves") for kind in ("png", "svg")
+    }
     rows = polars.read_parquet(directory / "results.parquet").filter(metric="train_loss")
     assert manifest["cost"]["trained_epochs"] == rows["state"].n_unique()
     with Store.open(copied / "store", create=False) as store:
@@ -167,9 +171,14 @@ def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkey
     ids=["nothing", "a parent", "a k", "another sweep"],
 )
 def test_only_what_is_new_is_trained(copied, whole, capsys, more, epochs):
-    before = attempts(copied)
+    before, manifest = attempts(copied), copied / "sweeps" / "grid" / "manifest.json"
+    elsewhere = {"device": {"cpu": "of another machine"}, "commit": "another", "versions": {}, "backend": "another"}
+    write_sealed(manifest, {**read_sealed(manifest, ""), **elsewhere})
     assert main(["--config", str(copied / "grid.yaml"), *more, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
+    # How results were made: where the last work on them was done.
+    made = json.loads((Path(shown["directory"]) / "manifest.json").read_text())
+    assert all((made[name] == value) == (not more) for name, value in elsewhere.items())
     assert shown["missing"] == 0
     assert Path(shown["directory"]).parent == copied / "sweeps"
     after = attempts(copied)

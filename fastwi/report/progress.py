@@ -111,7 +111,8 @@ class TreeProgress(Progress):
         self._planned, self._record = planned, record
         self._waiting = {"first": first} if first else {}  # lines that are shown before the first images
         self._total = self._done = self._here = 0.0
-        self._tasks = self._tasks_done = 0
+        self._tasks = 0
+        self.tasks_done = 0  # here
 
     def planned(self, left: Sequence[int]) -> None:
         """Take `left` as what is left."""
@@ -119,7 +120,7 @@ class TreeProgress(Progress):
             finished = "already finished; showing the stored results (engine.* is ignored)"
             self._print("other processes did the rest" if self._tasks else finished)
         self._total = self._done + self._cost(left)
-        self._tasks = self._tasks_done + len(left)
+        self._tasks = self.tasks_done + len(left)
         self._bar.update(self._task, total=self._total)
         epochs, probes = self._planned.tree.count(left)
         self._waiting["planned"] = f"{count_of(epochs, 'epoch')} to train, {count_of(probes, 'network')} to measure"
@@ -135,11 +136,11 @@ class TreeProgress(Progress):
         self._say_first()
         self._done += self._cost(tasks)
         self._here = 0.0
-        self._tasks_done += len(tasks)
+        self.tasks_done += len(tasks)
         speed = f"{self._done / max(time.monotonic() - self._begun, 1e-9):,.0f} images/s"
         last = measurements[-1]
         said = (
-            f"networks measured: {self._tasks_done:,} of {self._tasks:,}, the last at epoch {last.epoch}: "
+            f"networks measured: {self.tasks_done:,} of {self._tasks:,}, the last at epoch {last.epoch}: "
             f"{last.test_accuracy:.2f} %"
         )
         if self._record is None:

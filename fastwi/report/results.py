@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars
 
 from fastwi.config.read import sweep_from_yaml
 from fastwi.config.sweep import SweepOptions
 from fastwi.config.write import sweep_to_yaml
-from fastwi.errors import ConfigError
+from fastwi.errors import CheckpointError, ConfigError
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.todo import without_lost
 from fastwi.experiment.tree import OWN, MeasurementKey
@@ -32,12 +32,13 @@ from fastwi.report.rows import (
 from fastwi.report.run_directory import RunDirectory
 from fastwi.report.summary import Summary, count_of
 from fastwi.report.tables import cell_table, run_tables, summary_markdown
-from fastwi.sealed import MANIFEST, seal_directory, sealed_yaml
+from fastwi.sealed import MANIFEST, read_sealed, seal_directory, sealed_yaml
 
 if TYPE_CHECKING:
     from fastwi.experiment.resources import Resources
     from fastwi.experiment.store import Measurement, Store
 
+_MADE_WITH = "versions", "commit", "device", "backend"
 _FIGURES = re.compile(r"(heatmap|gains|curves)(-[0-9]+)?\.(png|pdf|svg)")
 
 
@@ -93,10 +94,13 @@ def write_run(
     return Results(paths.directory, tuple(summary.problems), rows_frame(rows), averages, missing, summary)
 
 
-def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", failures: Sequence[str]) -> Results:
+def write_sweep(
+    planned: PlannedSweep, store: "Store", resources: "Resources", failures: Sequence[str], worked: bool
+) -> Results:
     """Write the sweep's directory, its manifest last, and note the sweep in its store.
 
-    `failures`: what could not be done. Raises UserError where a file cannot be written.
+    `failures`: what could not be done. worked: whether anything was done here and now; else the manifest goes on
+    saying where it was. Raises UserError where a file cannot be written.
     """
     from fastwi.report.curves import draw_curves
     from fastwi.report.heatmap import draw_gains
@@ -114,6 +118,7 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
         problems = sorted(m.divergence() for m in measured.values() if m.diverged)
         frame = result_frame(planned, measured)
         averages = gains(planned, measured)
+        begun = _manifest_of(directory)
         (directory / MANIFEST).unlink(missing_ok=True)
         for path in directory.iterdir():  # an earlier sweep of this name may have had more of them
             if _FIGURES.fullmatch(path.name):
@@ -129,7 +134,11 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
             figures += draw_curves(planned, measured, directory / "curves.png", subject)
         identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
         about = manifest(cards, resources.engine(config).resolved, identity, planned.networks)
-        seal_directory(directory, {**about, INPUTS: planned.contents(), "cost": _cost(measured)})
+        about |= {INPUTS: planned.contents(), "cost": _cost(measured)}
+        if not worked and begun.get(INPUTS) == about[INPUTS] and begun.get("precision") == about["precision"]:
+            about |= {name: begun[name] for name in _MADE_WITH if name in begun}
+        drawn = [path.with_suffix(kind).name for path in figures for kind in (".png", ".svg")]
+        seal_directory(directory, about, ["results.parquet", "gains.parquet", "sweep.yaml", *drawn])
     # For `python -m fastwi.report STORE`: which sweeps the store was made for.
     write_text(_note_of(spec.options, store.directory / "sweeps"), sealed_yaml(resolved))
     counts = {"points": len(points), "measurements": len(measured), "missing": missing}
@@ -140,6 +149,14 @@ def write_sweep(planned: PlannedSweep, store: "Store", resources: "Resources", f
     summary = Summary({"directory": str(directory), **counts}, [line], tables, [*problems, *failures])
     late = [f"measurements that are not there yet: {missing:,}"] if missing else []
     return Results(directory, tuple(summary.problems or late), frame, averages, missing, summary)
+
+
+def _manifest_of(directory: Path) -> dict[str, Any]:
+    """The manifest that is there; empty where there is none, or it is damaged."""
+    try:
+        return read_sealed(directory / MANIFEST, "")
+    except CheckpointError:
+        return {}
 
 
 def sweep_directory(planned: PlannedSweep) -> Path:

@@ -54,7 +54,9 @@ def write_study(
     rows = {name: frame.height for name, frame in frames.items()}
     made = {"study": request.study, "sweep": request.sweep, "options": options, "rows": rows}
     made |= {DECIDING: deciding(request.spec), INPUTS: opened.planned.contents()}
-    seal_directory(directory, {**made, "left_out_diverged": opened.left_out, "seconds": round(seconds, 3), **about})
+    written = [*(f"{name}.parquet" for name in frames), "figure.png", "figure.svg"]
+    made |= {"left_out_diverged": opened.left_out}
+    seal_directory(directory, {**made, "seconds": round(seconds, 3), **about}, written)
     return tables, note
 
 
