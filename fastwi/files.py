@@ -31,8 +31,14 @@ def refusal(error: OSError, path: Path) -> UserError:
 
 
 def cache_directory() -> Path:
-    """Where this user's machine keeps what can be made again. It need not be there yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastwi"
+    """Where this user's machine keeps what can be made again. It need not be there yet.
+
+    Raises UserError for a user without a home directory.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastwi"
+    except RuntimeError as error:  # neither $HOME nor an entry of the user, as in a container run under any user
+        raise UserError("there is no home directory for a cache; set HOME or XDG_CACHE_HOME") from error
 
 
 def check_writable(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from fastwi.engine.choose import (
 )
 from fastwi.engine.loop import LoopEngine
 from fastwi.errors import ConfigError
+from fastwi.kernels import compiler
 
 CPU = torch.device("cpu")
 FLAGS = [
@@ -135,6 +137,22 @@ def test_dry_run_measures_nothing(capsys):
     assert tune.main([*FLAGS, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"key": KEY, "table": str(table_path())}
     assert not table_path().exists()
+
+
+def test_a_user_without_a_home_directory_has_no_table(capsys, monkeypatch):
+    """As in a container that is run under any user; `tune` alone needs a place to keep it."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert engine_name(CONFIG) == "loop"
+    build = compiler.built("a", ".txt", ["part"], lambda path: path.write_text("made"), Path.read_text)
+    assert build == "made"
+    assert tune.main([*FLAGS, "--dry-run", "--json"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "XDG_CACHE_HOME" in line
 
 
 class Branching(nn.Module):

@@ -1,6 +1,7 @@
 """The network and the engine that a configuration names, and what `python -m fastwi.tune` measured.
 
-Its table of images/s is a JSON file in the user's cache directory. A missing or damaged file is an empty table.
+Its table of images/s is a JSON file in the user's cache directory. A missing or damaged file is an empty table, and
+so is no such directory.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from fastwi.engine.graph import GraphEngine
 from fastwi.engine.halo import HaloEngine
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.stacked import StackedEngine
-from fastwi.errors import ConfigError
+from fastwi.errors import ConfigError, UserError
 from fastwi.files import cache_directory, write_json
 from fastwi.kernels.gpu import has_triton
 from fastwi.models.generators import seeded
@@ -125,5 +126,5 @@ def _read() -> dict[str, Speeds]:
             key: {engine: {int(m): float(speed) for m, speed in by.items()} for engine, by in speeds.items()}
             for key, speeds in json.loads(table_path().read_text()).items()
         }
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (UserError, OSError, ValueError, AttributeError, TypeError):
         return {}

@@ -40,14 +40,15 @@ def built(
     directory cannot be used, it is built for this call alone.
     """
     name = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:20]
-    path = cache_directory() / f"{kind}-{name}{suffix}"
+    file = f"{kind}-{name}{suffix}"
     try:
+        path = cache_directory() / file
         if not path.exists():
             with atomic_path(path) as temporary:
                 build(temporary)
         return read(path)
     except (OSError, UserError, subprocess.CalledProcessError):  # no home, a full disk, or one without execution
         with tempfile.TemporaryDirectory() as directory:
-            own = Path(directory) / path.name
+            own = Path(directory) / file
             build(own)
             return read(own)
