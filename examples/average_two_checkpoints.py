@@ -7,21 +7,23 @@ statistics are averaged too: recompute them (torch.optim.swa_utils.update_bn) be
 import sys
 
 import fastwi
+from fastwi.cli import command
 from fastwi.errors import UserError
 
 
-def main(*files: str) -> int:
+@command  # what is wrong with a file is one line and exit code 2
+def main(files: list[str]) -> int:
     """Average all files but the last, and write that one. Returns the exit code."""
     if len(files) < 3:
         print(f"usage: python {sys.argv[0]} A.pt B.pt OUT.pt", file=sys.stderr)
         return 2
     try:
-        fastwi.save_state_dict(fastwi.average(files[:-1]), files[-1])
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        average = fastwi.average(files[:-1])
+    except ValueError as error:  # networks of two architectures
+        raise UserError(str(error)) from error
+    fastwi.save_state_dict(average, files[-1])
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

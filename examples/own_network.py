@@ -4,10 +4,14 @@ FOLDER holds train/<class>/*.png (or *.jpg) and test/<class>/... ; images are re
 your network in place of `SmallNet`, and go on from there. Further arguments go to fastwi.train: --experiment.k 20 ...
 """
 
+import json
 import sys
 from pathlib import Path
 
 from torch import Tensor, nn
+
+from fastwi.cli import command
+from fastwi.errors import UserError
 
 
 class SmallNet(nn.Module):
@@ -35,25 +39,29 @@ def build(classes: int) -> nn.Module:
 CONFIG = """\
 data: {{path: {data}}}
 augment: {{padding: 4, flip: 0.5}}
-model: {{name: "{this}:build"}}
+model: {{name: {name}}}
 optimizer: {{batch_size: 32, learning_rate: 0.05}}
 schedule: {{drop_epochs: []}}
 experiment: {{k: 3, s: 3, after: 3}}   # epochs of the parent, of each child, of their average
 """
 
 
-def main(folder: str, *more: str) -> int:
+@command  # what is wrong with the folder is one line and exit code 2
+def main(words: list[str]) -> int:
     """Write the images as a dataset, write a config beside it, train."""
     from data_prep import prepare
     from fastwi.train import main as train
 
-    data = prepare("folder", Path(folder).with_name(Path(folder).name + "_beton"), folder, size=32)
+    if not words or words[0].startswith("-"):
+        raise UserError(f"use: python {sys.argv[0]} FOLDER [--experiment.k 20 ...]")
+    folder, *more = words
+    data = prepare("folder", Path(f"{Path(folder).resolve()}_beton"), folder, size=32)
     config = data / "own_network.yaml"
-    config.write_text(CONFIG.format(data=data, this=__file__))
+    names = {"data": str(data), "name": f"{__file__}:build"}
+    # As JSON: a name may hold what YAML would read otherwise.
+    config.write_text(CONFIG.format(**{key: json.dumps(name, ensure_ascii=False) for key, name in names.items()}))
     return train(["--config", str(config), *more])
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        sys.exit(f"use: python {sys.argv[0]} FOLDER [--experiment.k 20 ...]")
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

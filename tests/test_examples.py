@@ -48,20 +48,29 @@ def test_average_two_checkpoints(seed, tmp_path, monkeypatch, ending):
             assert torch.equal(value, torch.maximum(a, b))
 
 
-@pytest.mark.parametrize("files", [["a.pt", "b.pt", "out.pt"], ["a.pt", "out.pt"]])
-def test_average_of_missing_files(tmp_path, monkeypatch, capsys, files):
-    """A missing file or argument is one line."""
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (["a.pt", "b.pt", "out.pt"], "a.pt"),
+        (["a.pt", "out.pt"], "usage: "),
+        (["small.pt", "other.pt", "out.pt"], "weight"),  # of another architecture
+    ],
+)
+def test_average_of_wrong_files(tmp_path, monkeypatch, capsys, files, named):
+    """A missing file or argument, and networks that do not fit together, are one line."""
     monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.ones(2)}, "small.pt")
+    torch.save({"weight": torch.ones(3)}, "other.pt")
     run(monkeypatch, "average_two_checkpoints.py", *files, expected=2)
     (line,) = capsys.readouterr().err.splitlines()
-    assert ("a.pt" if len(files) == 3 else "usage: ") in line
+    assert named in line
     assert not Path("out.pt").exists()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Digits as an image folder of three classes."""
-    top, digits = tmp_path_factory.mktemp("images") / "digits", load_digits("digits")
+    """Digits as an image folder of three classes. Its name is no plain word of YAML."""
+    top, digits = tmp_path_factory.mktemp("images") / 'digits, "a: b"', load_digits("digits")
     for part, split, count in (("train", digits.train, 32), ("test", digits.test, 10)):
         for label in range(3):
             (top / part / f"digit_{label}").mkdir(parents=True)
@@ -75,9 +84,9 @@ def test_own_network(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ("--experiment.k=1", "--experiment.s=1", "--experiment.after=0", "--engine.device=cpu",
              "--engine.backend=eager", "--engine.precision=fp32", "--engine.threads=1", "--json")  # fmt: skip
-    run(monkeypatch, "own_network.py", folder, *small)
+    run(monkeypatch, "own_network.py", f"{folder}/train/..", *small)
     told = json.loads(capsys.readouterr().out)
-    card = read_card(folder.with_name("digits_beton"))
+    card = read_card(Path(f"{folder}_beton"))
     assert card.classes == ("digit_0", "digit_1", "digit_2")
     assert card.image_shape[:2] == (32, 32)
     assert Path(told["directory"], "figure.png").stat().st_size > 0
@@ -89,3 +98,12 @@ def test_own_network(folder, tmp_path, monkeypatch, capsys):
     settings = ("--optimizer.batch_size=32", "--optimizer.learning_rate=0.05")
     assert train(["--data.path=again", f"--model.name={network}", "--run.name=again", *settings, *small]) == 0
     assert rows_of(tmp_path / "runs" / "again") == told["metrics"]
+
+
+@pytest.mark.parametrize(("arguments", "named"), [(["nowhere"], "nowhere"), ([], "FOLDER")])
+def test_own_network_without_images(tmp_path, monkeypatch, capsys, arguments, named):
+    """A folder that is not there is one line."""
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "own_network.py", *arguments, expected=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
