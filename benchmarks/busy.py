@@ -44,7 +44,7 @@ def main(
                 loop = spawn.Process(target=_loop, args=(os.getpid(),), daemon=True)
                 loop.start()
                 stack.callback(loop.kill)
-            title = f"Training beside {count} busy processes, {os.cpu_count()} cores"
+            title = f"Training beside busy processes, {os.cpu_count()} cores; {count} of them"
             cases = {way: Case(_run(trainer), batch * batches) for way, trainer in trainers.items()}
             report.time(title, "images", cases, rounds, reference=["fastwi"], at={"busy": f"{count} busy"})
 

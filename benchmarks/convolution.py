@@ -33,8 +33,9 @@ def main(
             cases = {way: Case(run, batch, run, static_memory=True) for way, run in runs.items()}
             flops = layer.flops(training=each == "step")
             name = f"{count} x {layer}"
+            title = f"Convolutions of {model}, batch {batch}, float32; {name}, {each}"
             report.time(
-                f"{name}, {each}, batch {batch}, float32", "images", cases, rounds, again=OWN,
+                title, "images", cases, rounds, again=OWN,
                 reference=[OWN] if OWN in cases else [*cases], each={"GFLOP": flops / GIGA},
                 floors=[_direct(flops)], at={"convolution": name, "pass": each},
             )  # fmt: skip

@@ -52,7 +52,7 @@ def main(
         bytes_each = BYTES_PER_FLOAT * floats
         floor = copy_floor(report.device, bytes_each)
         at = {"pairs": count} if len(pairs) > 1 else {}
-        title = f"{count} pairs of {floats:,} floats averaged"
+        title = f"Averages of pairs of {floats:,} floats; {count} pairs"
         cases = {name: Case(run, count, restore) for name, (restore, run, _) in ways.items()}
         report.time(
             title, "pairs", cases, rounds, reference=[OURS], again=OURS, each={"GB": bytes_each / GIGA},

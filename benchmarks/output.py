@@ -54,7 +54,7 @@ def plot(stem: Path, title: str, unit: str, points: Points) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     for place, (name, line) in enumerate(points.items()):
         values = np.array(list(line.values()))
-        errors = np.abs(values[:, 1:] - values[:, :1]).T
+        errors = np.maximum(0, (values[:, 1:] - values[:, :1]) * (-1, 1)).T  # a mean may lie outside the quartiles
         color = _OTHERS[place % len(_OTHERS)]
         if name.startswith("fastwi"):
             color = _OURS

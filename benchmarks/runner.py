@@ -115,7 +115,7 @@ class Report:
         Each round's rates are printed as it ends, so that a run that is cut off leaves figures.
 
         Args:
-            title: the table's.
+            title: the table's. Up to a semicolon it is the figure's, which shows the cases of all calls.
             unit: of the cases' work, such as "images".
             cases: by their names in tables; what may fail, or be unavailable here, is built by a call.
             rounds: counted rounds.
@@ -152,6 +152,8 @@ class Report:
         for name, case in ready.items():
             rates = [case.work / seconds for seconds in timings[name]]
             low, rate, high = quantiles(rates if rounds > 1 else 2 * rates, n=4, method="inclusive")
+            if sums:  # parts may be unlike, and the median one is not the whole
+                rate = rounds / took[name]
             row: dict[str, Any] = {"case": name, f"{unit}_per_s": rate, "quartiles": [low, high]}
             row["s_in_all" if sums else "ms_a_round"] = took[name] * case.work * (1 if sums else 1e3)
             if best:

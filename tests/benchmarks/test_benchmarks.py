@@ -13,7 +13,7 @@ import torch
 from torch.autograd import DeviceType
 
 from benchmarks import device_check, evaluation, interpolation, kernel_times, memory, numbers, planning, runner, tune
-from benchmarks.output import cell
+from benchmarks.output import cell, plot
 from fastwi.engine.choose import ENGINES
 from fastwi.errors import UserError
 from fastwi.kernels.cpu import library
@@ -150,10 +150,13 @@ def check_throughput(told):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_tiny_run(name, digits_directory, tmp_path, capsys):
+def test_a_tiny_run(name, digits_directory, tmp_path, capsys, monkeypatch):
     if name == "host":
         pytest.importorskip("triton")
+    titles = []
+    monkeypatch.setattr(runner, "plot", lambda stem, title, *more: titles.append(title) or plot(stem, title, *more))
     told = run(name, tmp_path, digits_directory)
+    assert len(set(titles)) <= 1  # a figure has the points of all tables, and so has its title
     shown = capsys.readouterr().out
     globals()[f"check_{name}"](told)
     assert {"cpu", "torch", "commit", "date"} <= told["machine"].keys()

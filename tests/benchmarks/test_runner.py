@@ -99,6 +99,7 @@ def test_parts_of_a_whole_are_summed(capsys, monkeypatch):
     Report("tiny", {"device": "cpu"}, None).time("Title", "images", cases, 3, reference=["b"], sums=True)
     assert [row["s_in_all"] for row in rows] == [9.0, 6.0]
     assert [row["reference_is_x"] for row in rows] == [1.5, 1.0]
+    assert [row["images_per_s"] for row in rows] == [3 / 9, 0.5]  # of the whole, as the verdict
 
 
 def test_options_are_read_by_their_defaults(monkeypatch):
