@@ -1,6 +1,6 @@
 """Interpolate hundreds of pairs of rows or tensors in place.
 
-    c = a + alpha (b - a)          where alpha < 1/2
+    c = a + alpha (b - a)          where |alpha| < 1/2
     c = b - (1 - alpha) (b - a)    elsewhere
     c = a                          where alpha = 0, whatever b holds (infinities and NaN too)
     c = b                          where alpha = 1, whatever a holds
@@ -255,7 +255,7 @@ def _interpolate(a_row, b_row, c_row, columns, mask, alpha, ELEMENT: tl.constexp
     a = tl.load(a_row + columns, mask=mask).to(tl.float32)
     b = tl.load(b_row + columns, mask=mask).to(tl.float32)
     step = b - a
-    mixed = tl.where(alpha < 0.5, a + alpha * step, b - (1.0 - alpha) * step)
+    mixed = tl.where(tl.abs(alpha) < 0.5, a + alpha * step, b - (1.0 - alpha) * step)
     c = tl.where(alpha == 0.0, a, tl.where(alpha == 1.0, b, mixed))
     tl.store(c_row + columns, c.to(ELEMENT), mask=mask)
 

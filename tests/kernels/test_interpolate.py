@@ -59,6 +59,15 @@ def test_a_pair_is_the_same_bit_for_bit_alone_and_among_others(seed, device, alp
         assert torch.equal(alone[0], listed[row])
 
 
+def test_rows_are_torchs_lerp_where_products_are_exact(seed, device):
+    """Beyond -1/2 and 3/2 too, where b - (1 - alpha) (b - a) and a + alpha (b - a) are rounded otherwise."""
+    x_MP = rows(seed, 2, 500, torch.float32, device)
+    for alpha in (-3.0, -1.0, 0.25, 0.5, 2.0):
+        mixed_MP = x_MP.clone()
+        RowInterpolation(mixed_MP, [0], [1], alpha)()
+        assert torch.equal(mixed_MP[0], x_MP[0].lerp(x_MP[1], alpha))
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
 def test_evenly_spaced_rows(device, order):
     x_MP = rows(6, 12, 1025, torch.float32, device)
