@@ -1,8 +1,8 @@
 """Builds, loads and calls the `.cpp` files beside it. They are built once a machine, with GNU's C++ compiler.
 
 The library is kept by its sources, flags, compiler and processor (`fastwi.kernels.compiler`). It links against GNU's
-OpenMP runtime, by the name that torch has loaded it under, so that both share one pool of threads. Clang would bring
-a second pool.
+OpenMP runtime, by the name that torch has loaded it under, so that both share one pool of threads. Clang and the
+compilers made of it would bring a second pool, and they ignore the pragma of combine.cpp, which has products rounded.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ def _made_of(command: str) -> list[str]:
 
 
 def _built() -> ctypes.CDLL | None:
-    command = next((each for each in compilers() if "clang" not in version_of(each)), None)
+    command = next((each for each in compilers() if "Free Software Foundation" in version_of(each)), None)
     if command is None:
         return None
 

@@ -19,11 +19,11 @@ needs_kernels = pytest.mark.skipif(library() is None, reason="no GNU C++ compile
 ASK = "from fastwi.kernels.cpu import library; print(library() is not None)"
 
 
-@pytest.fixture
-def clang(tmp_path: Path) -> str:
-    """A compiler that says it is Clang, and can do nothing else."""
-    path = tmp_path / "clang++"
-    path.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 'clang version 19.1.0'\n")
+@pytest.fixture(params=["clang version 19.1.0", "Intel(R) oneAPI DPC++/C++ Compiler 2024.0.0 (2024.0.0.20231017)"])
+def another(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A compiler that says it is another one than GNU's, and can do nothing else."""
+    path = tmp_path / "another++"
+    path.write_text(f"#!/bin/sh\n[ \"$1\" = --version ] && echo '{request.param}'\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return str(path)
 
@@ -37,11 +37,11 @@ def test_built_where_the_cache_cannot_be(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing is left behind
 
 
-def test_clang_is_passed_over(clang: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", clang)
-    assert fastwi.kernels.cpu.compilers()[0] == clang
+def test_another_compiler_is_passed_over(another: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", another)
+    assert fastwi.kernels.cpu.compilers()[0] == another
     assert library() is None or fastwi.kernels.cpu._built() is not None
-    monkeypatch.setattr(fastwi.kernels.cpu, "compilers", lambda: [clang])
+    monkeypatch.setattr(fastwi.kernels.cpu, "compilers", lambda: [another])
     assert fastwi.kernels.cpu._built() is None
 
 
@@ -61,33 +61,23 @@ def test_torchs_default_dtype_does_not_matter(default: torch.dtype) -> None:
     torch.testing.assert_close(y, functional.conv2d(x, layer.weight, padding=1), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["_SOURCES", "_HEADERS"])
-def test_a_library_of_other_sources_is_another_one(
-    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("part", ["_SOURCES", "_HEADERS", "_FLAGS", "version_of", "_processor"])
+def test_a_library_of_other_parts_is_another_one(part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each file; the options, the compiler and the processor."""
     cpu = fastwi.kernels.cpu
     command = next(iter(cpu.compilers()), None)
     if command is None:
         pytest.skip("no compiler")
-    before = cpu._made_of(command)
-    files = getattr(cpu, kind)
-    for changed in files:
-        copy = tmp_path / changed.name
-        copy.write_text(changed.read_text() + "\n")
-        monkeypatch.setattr(cpu, kind, tuple(copy if file == changed else file for file in files))
+    before, own = cpu._made_of(command), getattr(cpu, part)
+    if part in ("_SOURCES", "_HEADERS"):
+        copies = {file: tmp_path / file.name for file in own}
+        for file, copy in copies.items():
+            copy.write_text(file.read_text() + "\n")
+        others = [tuple(copy if each == file else each for each in own) for file, copy in copies.items()]
+    else:
+        others = [["-O2"] if part == "_FLAGS" else lambda *_: "another"]
+    for other in others:
+        monkeypatch.setattr(cpu, part, other)
         assert cpu._made_of(command) != before
-    monkeypatch.setattr(cpu, kind, files)
+    monkeypatch.setattr(cpu, part, own)
     assert cpu._made_of(command) == before
-
-
-@pytest.mark.parametrize(
-    ("name", "other"), [("_FLAGS", ["-O2"]), ("version_of", lambda _: "another"), ("_processor", lambda: "another")]
-)
-def test_a_library_built_otherwise_or_for_another_processor_is_another_one(name, other, monkeypatch) -> None:
-    cpu = fastwi.kernels.cpu
-    command = next(iter(cpu.compilers()), None)
-    if command is None:
-        pytest.skip("no compiler")
-    before = cpu._made_of(command)
-    monkeypatch.setattr(cpu, name, other)
-    assert cpu._made_of(command) != before
