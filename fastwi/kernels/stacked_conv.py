@@ -7,6 +7,8 @@
 a is x, or with batch norm and ReLU in the prologue act(x scale[m, i] + shift[m, i]), and 0 outside the image either
 way. Sums are in float32; inputs are rounded to the activations' dtype first, as a product of that dtype does.
 
+A member may have 2^31 values or more: a program counts rows and values from its own first image, in 32 bits.
+
 By Triton on a GPU. Elsewhere by torch, member by member (sums in float64 for float64 inputs). Every program owns its
 outputs and sizes follow from a member's own shapes: results are the same each time, whatever other members are.
 
@@ -159,7 +161,7 @@ def weight_gradient(
     chunk = chunk_rows(g, tile)
     chunks = -(-g.R // chunk)
     partial = x_MNHWI.new_empty((g.M, chunks, *g.weight_shape[1:]), dtype=torch.float32)
-    grid = (-(-g.K // tile.depth) * -(-g.CO // tile.columns), chunks, g.M)
+    grid = (-(-g.K // tile.depth) * -(-g.CO // tile.columns) * chunks, 1, g.M)  # y is 65,535 at most
     _launch(
         weight_gradient_kernel, grid, tile, partial.device, x_MNHWI, dy_MNPQO, partial, stats_M4I,
         g.R, *g.kernel_sizes, relu, _precision(x_MNHWI.dtype), chunk,
@@ -245,11 +247,12 @@ def forward_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """One tile of y: rows x channels out, of one member. Grid: tiles of rows, tiles of channels, members."""
     member = tl.program_id(2).to(tl.int64)
-    row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    first = tl.program_id(0) * BLOCK_R // (OH * OW)  # image
+    row_R = tl.program_id(0) * BLOCK_R - first * (OH * OW) + tl.arange(0, BLOCK_R)
     out_O = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    inside_R = row_R < R
+    inside_R = row_R < R - first * (OH * OW)
     image_R = row_R // (OH * OW)
-    x_NHWI = x_MNHWI + member * (R // (OH * OW) * (H * W * CI))
+    x_NHWI = x_MNHWI + (member * (R // (OH * OW)) + first) * (H * W * CI)
     w_OK = tl.multiple_of(w_MOK + member * member_stride, ALIGNED)
     top_R = row_R // OW % OH * STRIDE - PADDING
     left_R = row_R % OW * STRIDE - PADDING
@@ -263,7 +266,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         w = tl.load(w_OK + out_O[None, :] * (KH * KW * CI) + k[:, None], mask=exists, other=0.0)
         sums = _product(a, _operand(w, x_MNHWI.dtype.element_ty), sums, PRECISION)
     y = rounded(sums, y_MRO.dtype.element_ty)
-    at = member * R * CO + row_R[:, None] * CO + out_O[None, :]
+    at = (member * R + first * (OH * OW)) * CO + row_R[:, None] * CO + out_O[None, :]
     tl.store(y_MRO + at, y, mask=inside_R[:, None] & (out_O < CO)[None, :])
     if moments_MT3O is not None:
         store_moments(y.to(tl.float32), inside_R, moments_MT3O, member, out_O, CO)
@@ -292,13 +295,15 @@ def input_gradient_kernel(  # type: ignore[no-untyped-def]
         phase_h, phase_w = 0, 0
     else:
         phase_h, phase_w = pid % (STRIDE * STRIDE) // STRIDE, pid % STRIDE
-    row_R = pid // (STRIDE * STRIDE) * BLOCK_R + tl.arange(0, BLOCK_R)
+    start = pid // (STRIDE * STRIDE) * BLOCK_R
+    first = start // (PLACES_H * PLACES_W)  # image
+    row_R = start - first * (PLACES_H * PLACES_W) + tl.arange(0, BLOCK_R)
     image_R = row_R // (PLACES_H * PLACES_W)
     place_h_R = row_R // PLACES_W % PLACES_H
     place_w_R = row_R % PLACES_W
     h_R = place_h_R * STRIDE + phase_h
     w_R = place_w_R * STRIDE + phase_w
-    inside_R = (row_R < N * PLACES_H * PLACES_W) & (h_R < H) & (w_R < W)
+    inside_R = (row_R < (N - first) * (PLACES_H * PLACES_W)) & (h_R < H) & (w_R < W)
     in_I = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
 
     # The phase's taps are first, first + STRIDE, ...; tap number j of a place reads output row p_R - j.
@@ -307,7 +312,7 @@ def input_gradient_kernel(  # type: ignore[no-untyped-def]
     p_R = place_h_R + (phase_h + PADDING) // STRIDE
     q_R = place_w_R + (phase_w + PADDING) // STRIDE
 
-    dy_NPQO = dy_MNPQO + member * (N * OH * OW * CO)
+    dy_NPQO = dy_MNPQO + (member * N + first) * (OH * OW * CO)
     w_OK = tl.multiple_of(w_MOK + member * member_stride, ALIGNED)
     sums = tl.zeros((BLOCK_R, BLOCK_I), tl.float32)
     for k_start in range(0, taps_h * taps_w * CO, BLOCK_K):
@@ -336,7 +341,7 @@ def input_gradient_kernel(  # type: ignore[no-untyped-def]
         sums = _product(dy, _operand(w, dy_MNPQO.dtype.element_ty), sums, PRECISION)
 
     exists = inside_R[:, None] & (in_I < CI)[None, :]
-    at = member * (N * H * W * CI) + ((image_R * H + h_R) * W + w_R)[:, None] * CI + in_I[None, :]
+    at = (member * N + first) * (H * W * CI) + ((image_R * H + h_R) * W + w_R)[:, None] * CI + in_I[None, :]
     if stats_M4I is not None:
         x = tl.load(x_MNHWI + at, mask=exists, other=0.0).to(tl.float32)
         if RELU:
@@ -356,17 +361,21 @@ def weight_gradient_kernel(  # type: ignore[no-untyped-def]
     RELU: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_K x BLOCK_O of one chunk's sum. Grid: blocks of k and of o, chunks of CHUNK rows, members."""
-    pid, chunk, member = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    """BLOCK_K x BLOCK_O of one chunk's sum. Grid: blocks of k and of o times chunks of CHUNK rows, 1, members."""
     BLOCKS_K: tl.constexpr = (KH * KW * CI + BLOCK_K - 1) // BLOCK_K
+    BLOCKS: tl.constexpr = BLOCKS_K * ((CO + BLOCK_O - 1) // BLOCK_O)
+    pid, chunk, member = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS, tl.program_id(2).to(tl.int64)
     k_start = pid % BLOCKS_K * BLOCK_K
     out_O = pid // BLOCKS_K * BLOCK_O + tl.arange(0, BLOCK_O)
-    x_NHWI = x_MNHWI + member * (R // (OH * OW) * (H * W * CI))
-    dy_RO = dy_MRO + member * R * CO
+    start = chunk * CHUNK
+    first = start // (OH * OW)  # image
+    before = first * (OH * OW)  # rows
+    x_NHWI = x_MNHWI + (member * (R // (OH * OW)) + first) * (H * W * CI)
+    dy_RO = dy_MRO + (member * R + before) * CO
     sums = tl.zeros((BLOCK_K, BLOCK_O), tl.float32)
-    for row_start in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, R), BLOCK_R):
+    for row_start in range(start - before, min(start + CHUNK, R) - before, BLOCK_R):
         row_R = row_start + tl.arange(0, BLOCK_R)
-        inside_R = row_R < R
+        inside_R = row_R < R - before
         image_R = row_R // (OH * OW)
         top_R = row_R // OW % OH * STRIDE - PADDING
         left_R = row_R % OW * STRIDE - PADDING
@@ -377,6 +386,6 @@ def weight_gradient_kernel(  # type: ignore[no-untyped-def]
         dy = tl.load(dy_RO + row_R[:, None] * CO + out_O[None, :], mask=exists, other=0.0)
         sums = _product(tl.trans(a), dy, sums, PRECISION)
     k = k_start + tl.arange(0, BLOCK_K)
-    partial_E = partial_MSE + (member * tl.num_programs(1) + chunk) * (CO * KH * KW * CI)
+    partial_E = partial_MSE + (member * ((R + CHUNK - 1) // CHUNK) + chunk) * (CO * KH * KW * CI)
     at = partial_E + out_O[None, :] * (KH * KW * CI) + k[:, None]
     tl.store(at, sums, mask=(k < KH * KW * CI)[:, None] & (out_O < CO)[None, :])

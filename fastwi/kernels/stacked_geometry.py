@@ -8,6 +8,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MOST_ROWS = 2048
+"""Rows that a program goes over, at most: those of a partial weight gradient."""
+
 
 class Geometry:
     """The sizes of one convolution of M networks, from the shapes of x [M, N, H, W, CI] and w [M, CO, KH, KW, CI].
@@ -36,8 +39,11 @@ class Geometry:
         self.R = self.N * self.OH * self.OW
         self.K = self.KH * self.KW * self.CI
         self.y_shape = (self.M, self.N, self.OH, self.OW, self.CO)
-        if max(self.N * self.H * self.W * self.CI, self.R * self.CO) >= 2**31:
-            raise ValueError(f"activations of {self.N} images have 2^31 values or more; use smaller batches")
+        # Kernels count rows in 32 bits, and values from the first image of a program's MOST_ROWS rows.
+        places = min(self.OH * self.OW, -(-self.H // stride) * -(-self.W // stride))
+        values = (MOST_ROWS // places + 2) * max(self.H * self.W * self.CI, self.OH * self.OW * self.CO)
+        if max(self.N * self.H * self.W + MOST_ROWS, self.R + MOST_ROWS, values) >= 2**31:
+            raise ValueError(f"activations of {self.N} images have 2^31 places or more; use smaller batches")
 
     @property
     def kernel_sizes(self) -> tuple[int, ...]:
@@ -96,7 +102,7 @@ def chunk_rows(geometry: Geometry, tile: Tile) -> int:
     """
     g = geometry
     blocks = -(-g.K // tile.depth) * -(-g.CO // tile.columns)
-    chunk = power_of_two(32 * max(g.CI, g.CO), 512, 2048)
+    chunk = power_of_two(32 * max(g.CI, g.CO), 512, MOST_ROWS)
     while chunk > 512 and blocks * -(-g.R // chunk) < 64:
         chunk //= 2
     return chunk

@@ -280,10 +280,12 @@ def input_gradient(
 @triton.jit
 def _places(R, C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):  # type: ignore[no-untyped-def]
     """The program's rows, channels, and places in activations, and which exist. Grid: tiles, channels, members."""
-    row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    start = tl.program_id(0) * BLOCK_R
+    row_R = start + tl.arange(0, BLOCK_R)
     channel_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     exists = (row_R < R)[:, None] & (channel_C < C)[None, :]
-    at = tl.program_id(2).to(tl.int64) * R * C + row_R[:, None] * C + channel_C[None, :]
+    first = (tl.program_id(2).to(tl.int64) * R + start) * C  # a member may have 2^31 values or more
+    at = first + tl.arange(0, BLOCK_R)[:, None] * C + channel_C[None, :]
     return row_R, channel_C, exists, at
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastwi.kernels import gpu
+from fastwi.kernels import stacked_conv as stacked_conv_kernels
 from fastwi.kernels.shortcut import shortcut_reference
 from fastwi.kernels.stacked import Norm, Place, stacked_batch_norm, stacked_conv, stacked_shortcut
 from fastwi.kernels.stacked_geometry import Geometry, stores_activation
@@ -24,7 +26,7 @@ EPS = 0.02  # not the default
 # (channels in, channels out, window, stride): a ResNet's, odd ones, 1 x 1, and taps that a stride leaves out.
 KINDS = [
     (3, 16, 3, 1), (16, 16, 3, 1), (16, 32, 3, 2), (32, 32, 3, 1), (32, 64, 3, 2), (64, 64, 3, 1), (5, 3, 3, 2),
-    (16, 5, 3, 1), (16, 32, 1, 2), (5, 64, 1, 1), (3, 5, 2, 3),
+    (16, 5, 3, 1), (16, 5, 3, 2), (16, 32, 1, 2), (5, 64, 1, 1), (3, 5, 2, 3),
 ]  # fmt: skip
 # A ResNet's channels and odd ones, several blocks of channels, several tiles of rows, few rows.
 SHAPES = [
@@ -114,7 +116,7 @@ def doubles(tensors: Tensors) -> Tensors:
 )
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_convolution(seed, path, kind, dtype, low_weights):
-    """At 16 channels in and 5 out the weight gradient has several chunks."""
+    """At 16 channels in and 5 out each gradient has several programs: their first images are not the first of all."""
     draw, (I, O, window, stride) = Draw(seed), kind  # noqa: E741
     sizes = [5, 11, 10] if O == 5 else torch.randint(1, 10, (3,), generator=draw.generator).tolist()
     shape = (2, *sizes, I)
@@ -436,6 +438,47 @@ def test_bf16_is_rounded_to_the_nearest_and_ties_to_even(seed, path):
     assert torch.equal(apply(x, residual, stats_M4C, False), exact.bfloat16())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter")
+def test_the_last_program_of_more_than_2_to_the_31_values(seed, tmp_path, monkeypatch):
+    """It gives what it gives on the last image alone. Before it are zeros, which a file need not store."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    builder, new_empty, grids = interpreter.interpreter_builder, Tensor.new_empty, []
+    N, draw = 2**15 + 1, Draw(seed)
+
+    def sparse(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        file = tmp_path / str(len(list(tmp_path.iterdir())))
+        return torch.from_file(str(file), True, math.prod(shape), dtype=dtype).view(shape)
+
+    def made(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None, **more: object) -> Tensor:
+        return sparse(*shape, dtype=dtype or x.dtype) if shape else new_empty(x, shape, dtype=dtype, **more)
+
+    def launch_last(kernel: object, grid: tuple[int, int, int], *rest: object) -> None:
+        grids.append(grid)
+        launch(kernel, (1, 1, 1), *rest)
+
+    launch = stacked_conv_kernels._launch
+    monkeypatch.setattr(stacked_conv_kernels, "_launch", launch_last)
+    monkeypatch.setattr(gpu, "has_triton", lambda device: True)
+    monkeypatch.setattr(Tensor, "new_empty", made)
+    monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)  # would copy all of them
+    monkeypatch.setattr(type(builder), "set_grid_dim", lambda self, *_: setattr(self, "grid_dim", grids[-1]))
+    monkeypatch.setattr(
+        type(builder), "set_grid_idx", lambda self, *_: setattr(self, "grid_idx", tuple(n - 1 for n in grids[-1]))
+    )
+    x, dy, weight = sparse(1, N, 32, 32, 64), sparse(1, N, 32, 32, 64), draw.weight(1, 64, 3, 64)
+    for tensor in (x, dy):
+        tensor[0, -1] = draw.tensor(32, 32, 64)
+    own = {"x": x[:, -1:].double(), "w": weight.bfloat16().double()}
+    exact = results(lambda leaves: conv64(leaves["x"], leaves["w"], 1), own, dy[:, -1:].double())
+    geometry = Geometry(x.shape, weight.shape, 1, 1)
+    y, _ = stacked_conv_kernels.forward(x, weight, geometry, None, False, False)
+    dx, _ = stacked_conv_kernels.input_gradient(dy, weight, geometry, None, None, False)
+    dw = stacked_conv_kernels.weight_gradient(x, dy, geometry, None, False)
+    found = {"y": y[:, -1:, -8:], "dx": dx[:, -1:, -8:], "dw": dw[:, -1, :, 2:, 2:]}
+    wanted = {"y": exact["y"][:, :, -8:], "dx": exact["dx"][:, :, -8:], "dw": exact["dw"][:, :, 2:, 2:]}
+    assert_near(found, wanted, torch.bfloat16, dy[:, -1:])
+
+
 NAMES = ("weight_MC", "bias_MC", "running_mean_MC", "running_var_MC")
 
 
@@ -460,7 +503,8 @@ def test_bad_norms_are_refused(shape, residual, changed, message):
         ((2, 1, 4, 4, 3), (3, 5, 3, 3, 3), 1, 1, r"\(2, 1, 4, 4, 3\).*\(3, 5, 3, 3, 3\)"),
         ((2, 1, 4, 4, 3), (2, 5, 3, 3, 3), 0, 1, "stride is 0"),
         ((2, 1, 2, 2, 3), (2, 5, 3, 3, 3), 1, 0, "3 x 3 kernel does not fit into 2 x 2"),
-        ((1, 2**20, 32, 32, 16), (1, 16, 3, 3, 16), 1, 1, r"2\^31"),
+        ((1, 2**21, 32, 32, 16), (1, 16, 3, 3, 16), 1, 1, r"2\^31"),
+        ((1, 2, 2**10, 2**10, 2**10), (1, 16, 3, 3, 2**10), 1, 1, r"2\^31"),
     ],
 )
 def test_bad_shapes_are_refused(x_shape, weight_shape, stride, padding, message):

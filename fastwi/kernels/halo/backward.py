@@ -42,7 +42,8 @@ def takes(x_MNHWC: Tensor, weight_MOHWI: Tensor, stride: int, padding: int) -> b
     """Whether the kernel computes this convolution's gradients; `conv` takes all such convolutions too."""
     *_, H, W, C = x_MNHWC.shape
     square = tuple(weight_MOHWI.shape[1:]) == (C, 3, 3, C) and (stride, padding) == (1, 1)
-    return square and x_MNHWC.dtype == torch.bfloat16 and C in _WARPS and H % 8 == 0 and W in (8, 16, 32)
+    images = C in _WARPS and H % 8 == 0 and W in (8, 16, 32)
+    return square and images and x_MNHWC.dtype == torch.bfloat16 and x_MNHWC[0].numel() < 2**31  # counted in 32 bits
 
 
 def gradients(
