@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, require_resident
 from fastwi.engine.base import Engine, Epoch, Settings
-from fastwi.engine.device import free_memory
+from fastwi.engine.device import free_memory, peak_bytes
 from fastwi.engine.program import Gradients, Program, State
 from fastwi.errors import ConfigError
 from fastwi.models.generators import draws_of
@@ -105,13 +105,8 @@ class ProgramEngine(Engine):
             program = self._new_program(layout, 1, dataset)
             program.draw_weights()
             program.step()
-            torch.cuda.synchronize(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
             program.restart()  # an epoch may have one step only
-            program.step()
-            torch.cuda.synchronize(self.device)
-            taken = torch.cuda.max_memory_allocated(self.device) - before + 16 * layout.P
+            taken = peak_bytes(self.device, program.step) + 16 * layout.P
             del program
             free_memory(self.device)
             free = torch.cuda.mem_get_info(self.device)[0]

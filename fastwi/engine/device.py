@@ -84,6 +84,16 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def peak_bytes(device: torch.device, run: Callable[[], object]) -> int:
+    """The most memory of a GPU that `run` takes."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """torch.compile for fixed shapes. On a GPU Inductor keeps channels-last for narrow convolutions too."""
     # It warns about a CUDA toolkit that it does not need; errors are raised all the same.

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastwi.data.batches import Dataset
-from fastwi.data.resident import require_resident
+from fastwi.data.resident import ResidentDataset, require_resident
 from fastwi.engine.base import Backward, Epoch, Settings, batch_norms, buffer_views
-from fastwi.engine.captured import ProgramEngine
+from fastwi.engine.captured import SHARE_OF_MEMORY, ProgramEngine
 from fastwi.engine.counters import batch_of
-from fastwi.engine.device import compiled
+from fastwi.engine.device import compiled, free_memory, peak_bytes
 from fastwi.engine.members import one_by_one
 from fastwi.engine.mixed import low_precision_names
 from fastwi.engine.program import Gradients, State
@@ -74,10 +74,10 @@ class StackedEngine(ProgramEngine):
         """See `Engine._all_logits`. The members of a portion see each batch of images together."""
         dataset = require_resident(dataset, f"engine.name: {self.name}")
         table = dataset.table_C256.to(self.dtype)
-        for rows in self._portions(population):
+        size = self.evaluation_batch(dataset, min(population.members, FORWARD_MEMBERS[self.device.type]))
+        for rows in self._portions(population, dataset, size, training=False):
             part = population[rows]
             tensors = self._tensors(part)
-            size = self.evaluation_batch(dataset, part.members)
             for at in torch.arange(len(dataset), device=self.device).split(size):
                 x_NHWC = augment(dataset.images_NHWC, at, None, None, table, 0).permute(0, 2, 3, 1)
                 x_MNHWC = torch.stack([x_NHWC] * part.members)
@@ -96,7 +96,7 @@ class StackedEngine(ProgramEngine):
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         table = dataset.table_C256.to(self.dtype)
         batch_B = batch_of(self._counted, population.layout, self.device)
-        for rows in self._portions(population):
+        for rows in self._portions(population, dataset, min(batch, epoch.images), training=True):
             part = population[rows]
             tensors = self._tensors(part)
             order, offset, flip = self._stacked_draws(epoch.noises[rows], epoch)
@@ -112,10 +112,35 @@ class StackedEngine(ProgramEngine):
                 self._stacked_forward(tensors, x_MNHWC, training=True)
                 epoch.report(part.members * count)
 
-    def _portions(self, population: Population) -> list[slice]:
-        """Rows that are passed forward together: few enough that their activations stay small beside training's."""
+    def _portions(self, population: Population, dataset: ResidentDataset, images: int, training: bool) -> list[slice]:
+        """Rows that are passed forward together, on so many images a batch.
+
+        Few enough that their activations stay small beside training's and, on a GPU, that they fit into its memory.
+        """
         at_once = FORWARD_MEMBERS[self.device.type]
+        if self.device.type == "cuda" and population.members > 1:
+            at_once = min(at_once, self._forward_room(population, dataset, images, training))
         return [slice(first, first + at_once) for first in range(0, population.members, at_once)]
+
+    def _forward_room(self, population: Population, dataset: ResidentDataset, images: int, training: bool) -> int:
+        """Members that fit into the memory beside all programs, from what one takes. Measured once a shape."""
+        kind = images, dataset.image_shape, training, tuple(self._programs)
+        if kind not in self._rooms:
+            alone = population.clone_rows([0])  # a pass in training changes its statistics
+            at = torch.arange(min(images, len(dataset)), device=self.device)
+            x_NCHW = augment(dataset.images_NHWC, at, None, None, dataset.table_C256.to(self.dtype), 0)
+
+            def forward() -> None:
+                self._stacked_forward(
+                    self._tensors(alone), torch.stack([x_NCHW.permute(0, 2, 3, 1)]), training=training
+                )
+
+            forward()  # compiles and chooses kernels, which takes memory too
+            taken = peak_bytes(self.device, forward)
+            free_memory(self.device)
+            free = torch.cuda.mem_get_info(self.device)[0]
+            self._rooms[kind] = max(1, int(SHARE_OF_MEMORY * free / max(1, taken)))
+        return self._rooms[kind]
 
     def _tensors(self, population: Population) -> dict[str, Tensor]:
         """All members' tensors by name, [M, *shape]: parameters in the activations' dtype, buffers as they are."""

@@ -28,6 +28,7 @@ from fastwi.config.schema import EngineConfig, OptimizerConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
 from fastwi.engine.base import Engine, Epoch, Settings
+from fastwi.engine.captured import SHARE_OF_MEMORY
 from fastwi.engine.choose import ENGINES
 from fastwi.models.registry import build_model
 from fastwi.population import Layout, Population
@@ -92,6 +93,31 @@ def test_an_engine_reads_results_alone(cuda, engine, network, precision):
     recomputed = made.recompute_statistics(members, data, [Noise(m) for m in range(2)], 0)
     assert recomputed.device == members.device
     assert len(cuda.reads) == 1  # of evaluation
+
+
+@pytest.mark.parametrize("engine", ["stacked", "halo"])
+def test_members_pass_forward_together_as_memory_allows(cuda, engine, monkeypatch):
+    """Five, where memory beside the programs holds two; the size of a batch is not that of the portion left over."""
+    made, data, members = make(engine, "residual", "bf16", OPTIMIZERS["plain"]), dataset(), population("residual", 5)
+    monkeypatch.setattr(made, "evaluation_batch", lambda _, together: 8 if together == 5 else 16)
+    free, passed = [2.9 * 2**30 / SHARE_OF_MEMORY], list[tuple[int, int]]()  # a member takes 2^30 bytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free[0]), 80 * 2**30))
+    found = {(rows.start, len(logits)) for rows, _, logits in made._all_logits(members, data)}
+    assert found == {(0, 2), (2, 2), (4, 1)}
+    assert {len(at) for _, at, _ in made._all_logits(members, data)} == {8}
+    forward = made._stacked_forward  # type: ignore[attr-defined]
+
+    def watched(tensors: Any, x_MNHWC: torch.Tensor, **more: Any) -> torch.Tensor:
+        passed.append(x_MNHWC.shape[:2])
+        return forward(tensors, x_MNHWC, **more)
+
+    monkeypatch.setattr(made, "_stacked_forward", watched)
+    made.recompute_statistics(members, data, [Noise(m) for m in range(5)], 0)
+    assert passed[:2] == [(1, BATCH)] * 2  # measured
+    assert {at_once for at_once, _ in passed[2:]} == {2, 1}
+    free[0] *= 2
+    made.train_epoch(members, data, [Noise(m) for m in range(5)], 0)  # a program takes memory: measured again
+    assert {len(logits) for _, _, logits in made._all_logits(members, data)} == {5}
 
 
 # Of a step of two members in bf16. Those of `stacked` are of any number; `graph` has 321 with torch 2.14.
