@@ -12,7 +12,7 @@ from types import CodeType, ModuleType
 from unittest import mock
 
 from fastwi.models.names import split_own
-from fastwi.models.source import Source
+from fastwi.models.source import Source, file_at
 from fastwi.sealed import sha256_of
 
 _built: dict[str, tuple[Source, dict[str, ModuleType]]] = {}
@@ -37,7 +37,7 @@ def executing(source: Source, place: str) -> Iterator[None]:
             return load(loader, name) if code is None else loader.source_to_code(code, loader.path)
 
         if place.endswith(".py"):
-            sys.path.append(str(_file(place).parent))
+            sys.path.append(str(file_at(place).parent))
         try:
             with mock.patch.object(SourceFileLoader, "get_code", get_code):
                 yield
@@ -50,7 +50,7 @@ def imported(place: str) -> ModuleType:
     entry = _entry(place)
     if entry in sys.modules or entry == place:
         return importlib.import_module(entry)
-    loader = SourceFileLoader(entry, str(_file(place)))
+    loader = SourceFileLoader(entry, str(file_at(place)))
     spec = importlib.util.spec_from_loader(entry, loader)
     assert spec is not None
     sys.modules[entry] = importlib.util.module_from_spec(spec)
@@ -58,15 +58,11 @@ def imported(place: str) -> ModuleType:
     return sys.modules[entry]
 
 
-def _file(place: str) -> Path:
-    return Path(place).expanduser().resolve()
-
-
 def _entry(place: str) -> str:
     """The name that the module at `place` has in this process."""
     if not place.endswith(".py"):
         return place
-    path = _file(place)
+    path = file_at(place)
     stem = path.stem.replace(".", "_")  # a dot would make it a module of a package
     return f"fastwi_own_{stem}_{sha256_of(str(path).encode())[:8]}"
 

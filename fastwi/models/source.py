@@ -66,12 +66,17 @@ def source_of(name: str) -> Source:
     if own is not None:
         importlib.invalidate_caches()  # a file may be younger than the listing of its directory that Python keeps
         if own[0].endswith(".py"):
-            path = Path(own[0]).expanduser().resolve()
+            path = file_at(own[0])
             closure.folder.append(str(path.parent))
             closure.add_file(path.name, path, "")
         else:
             closure.add_module(own[0])
     return Source(closure.files, closure.packages)
+
+
+def file_at(place: str, folder: Path = Path()) -> Path:
+    """The file at `place`, relative to `folder`. A home directory that nobody has is a name like others."""
+    return (folder / os.path.expanduser(place)).resolve()
 
 
 def source_digest(name: str) -> str:
@@ -162,7 +167,7 @@ class _Closure:
         for dotted in _imported(tree, package):
             self.add_module(dotted)
         for listed in _listed(tree):
-            file, listed_as = (path.parent / Path(listed).expanduser()).resolve(), f"file {listed}"
+            file, listed_as = file_at(listed, path.parent), f"file {listed}"
             if self._seen.get(listed_as, file) != file:  # a file in another folder lists another one by this name
                 listed_as = f"{listed_as} of {name}"
             self.add_file(listed_as, file, "")

@@ -142,6 +142,7 @@ REFUSALS = [
     ("h1_own.leaving:net", "SystemExit: usage: ... (leaving.py line 2)"),
     ("h1_own/raising.py:net", "AttributeError: 'int' object has no attribute 'y' (raising.py line 2)"),
     ("nowhere/net.py:Net", "no file nowhere/net.py"),
+    ("~nobody_of_this_name/net.py:Net", "no file ~nobody_of_this_name/net.py"),
     ("h1_own/folder.py:Net", "no file h1_own/folder.py"),
     ("h1_own/nets.py:net", "no attribute net; did you mean Net?"),
 ]
