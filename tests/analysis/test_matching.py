@@ -189,10 +189,11 @@ def test_networks_that_change_their_images_in_place_do_not_share_them(seed):
                 torch.testing.assert_close(found_MC[m], expected_1C[0])
 
 
+NO_BIAS = nn.Conv2d(3, 3, 3, padding=1, bias=False)
 TWICE = nn.Conv2d(3, 3, 3, padding=1)  # whose two calls would need two corrections
 
 
-@pytest.mark.parametrize("hidden", [[nn.Conv2d(3, 3, 3, padding=1, bias=False)], [TWICE, nn.ReLU(), TWICE]])
+@pytest.mark.parametrize("hidden", [[NO_BIAS], [NO_BIAS, nn.ReLU(), TWICE, nn.ReLU(), TWICE]])
 def test_a_network_without_a_layer_to_repair_is_refused(seed, hidden):
     network = nn.Sequential(*hidden, nn.ReLU(), nn.Flatten(), nn.Linear(192, 4))
     dataset = dataset_of(seed)
