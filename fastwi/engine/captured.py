@@ -108,10 +108,14 @@ class ProgramEngine(Engine):
             program.restart()  # an epoch may have one step only
             taken = peak_bytes(self.device, program.step) + 16 * layout.P
             del program
-            free_memory(self.device)
-            free = torch.cuda.mem_get_info(self.device)[0]
-            self._rooms[kind] = max(1, int(SHARE_OF_MEMORY * free / max(1, taken)))
+            self._rooms[kind] = self._members_of(taken)
         return self._rooms[kind]
+
+    def _members_of(self, taken: int) -> int:
+        """Members that fit into the memory that is free now, where one takes `taken` bytes."""
+        free_memory(self.device)
+        free = torch.cuda.mem_get_info(self.device)[0]
+        return max(1, int(SHARE_OF_MEMORY * free / max(1, taken)))
 
     def _kind(self, dataset: ResidentDataset) -> Hashable:
         """What decides how much memory a member's step takes."""

@@ -18,9 +18,9 @@ from torch.nn import functional
 from fastwi.data.batches import Dataset
 from fastwi.data.resident import ResidentDataset, require_resident
 from fastwi.engine.base import Backward, Epoch, Settings, batch_norms, buffer_views
-from fastwi.engine.captured import SHARE_OF_MEMORY, ProgramEngine
+from fastwi.engine.captured import ProgramEngine
 from fastwi.engine.counters import batch_of
-from fastwi.engine.device import compiled, free_memory, peak_bytes
+from fastwi.engine.device import compiled, peak_bytes
 from fastwi.engine.members import one_by_one
 from fastwi.engine.mixed import low_precision_names
 from fastwi.engine.program import Gradients, State
@@ -136,10 +136,7 @@ class StackedEngine(ProgramEngine):
                 )
 
             forward()  # compiles and chooses kernels, which takes memory too
-            taken = peak_bytes(self.device, forward)
-            free_memory(self.device)
-            free = torch.cuda.mem_get_info(self.device)[0]
-            self._rooms[kind] = max(1, int(SHARE_OF_MEMORY * free / max(1, taken)))
+            self._rooms[kind] = self._members_of(peak_bytes(self.device, forward))
         return self._rooms[kind]
 
     def _tensors(self, population: Population) -> dict[str, Tensor]:
