@@ -44,15 +44,15 @@ def read_sealed(path: Path, fix: str) -> dict[str, Any]:
     return found
 
 
-def seal_directory(directory: Path, about: Mapping[str, Any], written: Iterable[str] | None = None) -> None:
+def seal_directory(directory: Path, about: Mapping[str, Any], written: Iterable[str]) -> None:
     """Write manifest.json: `about`, and the SHA-256 of every file of the directory that is read again.
 
-    written: the names of those that may be, so that a file of the user's own stays theirs; None: of any.
+    written: the names of those that may be, so that a file of the user's own stays theirs.
 
     Write it last, and remove an old one first: its presence says that all other files belong together.
     """
     kept = {name: value for name, value in about.items() if name not in (_FILES, CHECKSUM)}
-    paths = directory.iterdir() if written is None else map(directory.joinpath, written)
+    paths = map(directory.joinpath, written)
     names = sorted(path.name for path in paths if path.suffix in _READ_AGAIN and path.is_file())
     write_sealed(directory / MANIFEST, {**kept, _FILES: {name: file_sha256(directory / name) for name in names}})
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,10 @@ def test_a_directory_is_what_its_manifest_says(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.svg", "notes.txt"):
         (tmp_path / name).write_bytes(name.encode() * 300_000)
     assert file_sha256(tmp_path / "a.parquet") == sha256_of((tmp_path / "a.parquet").read_bytes())
-    seal_directory(tmp_path, {"x": 1})
+    seal_directory(tmp_path, {"x": 1}, os.listdir(tmp_path))
     (tmp_path / "notes.txt").write_text("nothing that is read again")
     assert open_directory(tmp_path, "again") == {"x": 1}
-    seal_directory(tmp_path, json.loads((tmp_path / "manifest.json").read_text()))
+    seal_directory(tmp_path, json.loads((tmp_path / "manifest.json").read_text()), os.listdir(tmp_path))
     assert open_directory(tmp_path, "again") == {"x": 1}
     seal_directory(tmp_path, {}, ["a.parquet", "notes.txt"])
     (tmp_path / "b.svg").write_text("mine")  # not one of those that were written

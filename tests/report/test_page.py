@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import random
 import re
 import shlex
@@ -93,7 +94,7 @@ def copied(results, tmp_path) -> Path:
 
 def sealed_again(directory: Path) -> None:
     """Have the files as they are now be the sweep's."""
-    seal_directory(directory, json.loads((directory / "manifest.json").read_text()))
+    seal_directory(directory, json.loads((directory / "manifest.json").read_text()), os.listdir(directory))
 
 
 def flip(path: Path, seed: int) -> None:
@@ -115,7 +116,8 @@ def study_of(directory: Path, name: str, frames: dict[str, polars.DataFrame], **
     home.mkdir(parents=True)
     for stem, frame in frames.items():
         frame.write_parquet(home / f"{stem}.parquet")
-    seal_directory(home, {"rows": {stem: frame.height for stem, frame in frames.items()}, **about})
+    rows = {stem: frame.height for stem, frame in frames.items()}
+    seal_directory(home, {"rows": rows, **about}, os.listdir(home))
     return home
 
 
@@ -301,7 +303,7 @@ def test_hostile_names(copied, tmp_path):
     frame = polars.read_parquet(copied / "gains.parquet")
     frame = frame.insert_column(0, polars.Series("model.name", [HOSTILE] * frame.height))
     frame.write_parquet(copied / "gains.parquet")
-    seal_directory(copied, manifest)
+    seal_directory(copied, manifest, os.listdir(copied))
     hostile = copied.rename(tmp_path / HOSTILE.replace("/", "|"))
     html, page = page_of(hostile)
     self_contained(html, page)

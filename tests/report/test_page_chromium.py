@@ -1,5 +1,6 @@
 """The page in a real browser at a phone's width: nothing overflows, every figure is drawn, no errors."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -51,7 +52,8 @@ def results(tmp_path, seed) -> Path:
     draw_heatmap(frame, tmp_path / "heatmap.png", "digits")
     draw_heatmap(frame, tmp_path / "curves.png", "digits")
     (tmp_path / "curves.svg").unlink(missing_ok=True)
-    seal_directory(tmp_path, {"dataset": {"name": "digits", "sha256": {"train": "0123456789abcdef" * 4}}})
+    about = {"dataset": {"name": "digits", "sha256": {"train": "0123456789abcdef" * 4}}}
+    seal_directory(tmp_path, about, os.listdir(tmp_path))
     return tmp_path
 
 
