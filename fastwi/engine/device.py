@@ -15,7 +15,7 @@ from torch import nn
 from fastwi.config.schema import EngineConfig
 from fastwi.data.streamed import processors
 from fastwi.engine.fuse import fuse_batch_norm
-from fastwi.engine.precision import Choice, auto_precision, own_convolutions, processor
+from fastwi.engine.precision import DTYPES, Choice, auto_precision, own_convolutions, processor
 from fastwi.errors import ConfigError
 from fastwi.kernels.compiler import compiler
 from fastwi.kernels.convolution import use_own_convolutions_
@@ -24,7 +24,7 @@ from fastwi.kernels.gpu import has_triton
 from fastwi.kernels.onednn import without_faults
 from fastwi.models.generators import draws_of
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, dtype) for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _CPUINFO = Path("/proc/cpuinfo")
 
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""Of each engine.precision torch's name of its dtype, which manifests have."""
+
 NOTED = "precision.json"
 """The file of a store that says what auto was where the store was begun."""
 

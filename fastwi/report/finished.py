@@ -14,7 +14,7 @@ import polars
 from fastwi.config.read import sweep_from_yaml
 from fastwi.config.sweep import AnalysisOptions, SweepSpec, count_points
 from fastwi.config.write import decided_otherwise, deciding
-from fastwi.engine.precision import noted_precision
+from fastwi.engine.precision import DTYPES, noted_precision
 from fastwi.errors import ConfigError, UserError
 from fastwi.models.changes import NETWORKS
 from fastwi.report.claims import Claim, judge
@@ -24,7 +24,7 @@ from fastwi.report.tables import sweep_tables
 from fastwi.sealed import MANIFEST, is_sealed, open_directory, yaml_damage
 
 _AGAIN = "run the sweep again"
-_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # of engine.precision, by manifests' names
+_PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
