@@ -87,12 +87,12 @@ class Sheet:
     ) -> None:
         """The estimates of `column` along the column `at`, in its order.
 
-        spread: what each rests on, too, `apart` from its place. look: of the line.
+        spread: what each rests on, too. apart: how far from its place each is drawn. look: of the line.
         """
-        found = {place: estimate_of(here, column) for (place,), here in groups(rows.sort(at), [at])}
+        found = {place + apart: estimate_of(here, column) for (place,), here in groups(rows.sort(at), [at])}
         axis.plot(list(found), list(map(value_of, found.values())), **look)
         for place, estimate in found.items() if spread else ():
-            draw_spread(axis, estimate, place + apart, look["color"])
+            draw_spread(axis, estimate, place, look["color"])
             self._found.append(estimate)
 
     def legend(self, ncols: int, size: int = 8) -> None:

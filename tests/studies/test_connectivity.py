@@ -8,6 +8,7 @@ from studied import WITHIN, by_cell, check, column, measured, mixed, presented, 
 from fastwi.analysis.pairs import all_pairs, chosen_lines
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
+from fastwi.report.drawing import Sheet
 from fastwi.report.rows import gains
 from fastwi.report.tables import cell_table
 from fastwi.studies.connectivity import line_places
@@ -146,6 +147,17 @@ def test_tables_and_figure(frames, tmp_path):
     # What lines, thin lines and dots are is said.
     for text in ("test images, each pair", "training images, mean over parents", "dots: each parent"):
         assert text in drawn
+
+
+def test_an_estimate_is_drawn_where_its_interval_is():
+    values = {"parent_seed": [0, 1, 2, 3, 4], "pair": [0] * 5, "k": [1] * 5, "barrier": [0.1, 0.3, 0.2, 0.5, 0.4]}
+    sheet = Sheet(1, 1)
+    axis = sheet.axes[0, 0]
+    sheet.curve(axis, polars.DataFrame(values), "k", "barrier", apart=0.25, color="k")
+    estimate, interval = axis.lines
+    assert set(estimate.get_xdata()) == set(interval.get_xdata()) == {1.25}
+    assert estimate.get_ydata() == pytest.approx([0.3])
+    assert min(interval.get_ydata()) < 0.3 < max(interval.get_ydata())
 
 
 @pytest.fixture(scope="module")
