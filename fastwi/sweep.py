@@ -16,6 +16,7 @@ from fastwi.config.read import read_sweep_request
 from fastwi.config.sweep import SweepSpec, points, shard_of
 from fastwi.config.write import sweep_to_yaml
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
+from fastwi.experiment.todo import left_of
 from fastwi.files import check_writable
 from fastwi.python import entry
 from fastwi.report.figures import set_style
@@ -41,7 +42,8 @@ def main(argv: list[str]) -> int:
         return 0
     found = carry_out_sweep(sweep)
     found.summary.show(request.flags.json)
-    return EXIT_PARTLY if found.summary.problems or (found.missing and not request.flags.shard) else 0
+    missing = left_of(sweep.part) if request.flags.shard else found.missing  # of a shard what is its own
+    return EXIT_PARTLY if found.summary.problems or missing else 0
 
 
 class Sweep(NamedTuple):

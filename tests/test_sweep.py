@@ -319,11 +319,21 @@ def test_shards(digits_directory, tmp_path, whole, capsys):
     assert set(attempts(tmp_path).values()) == {1}
 
 
-@pytest.mark.parametrize(("options", "code"), [([], 3), (["--shard=1/2"], 0)])
-def test_a_sweep_whose_measurements_are_missing_is_not_done(digits_directory, tmp_path, monkeypatch, options, code):
-    """Without another problem: measured by this process or others, and removed since. A shard leaves the other's."""
+@pytest.mark.parametrize("options", [[], ["--shard=1/2"]])
+def test_a_sweep_whose_measurements_are_missing_is_not_done(digits_directory, tmp_path, monkeypatch, options):
+    """Without another problem: measured by this process or others, and removed since."""
     monkeypatch.setattr("fastwi.experiment.execution.carry_out_planned", lambda *_: [])
-    assert main([*sweep_file(tmp_path, digits_directory), *options]) == code
+    assert main([*sweep_file(tmp_path, digits_directory), *options]) == 3
+
+
+def test_a_sweep_whose_jobs_fail_is_not_done(digits_directory, tmp_path, capsys, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr("fastwi.experiment.worker.score", failing)
+    assert main([*sweep_file(tmp_path, digits_directory), "--shard", "1/2"]) == 3
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastwi: error: ")]
+    assert "RuntimeError: odd" in line
 
 
 def test_a_network_that_diverges_is_named_and_the_others_go_on(digits_directory, tmp_path, capsys):
@@ -337,7 +347,7 @@ def test_a_network_that_diverges_is_named_and_the_others_go_on(digits_directory,
     assert sum(m.train_loss == m.train_loss for m in epochs) == 1 + 2 * 2 + 2
     assert len(epochs) == 1 + 2 * 2 + 2 + 1
     before = attempts(tmp_path)
-    assert main(argv) == 3  # and nothing is begun again
+    assert main([*argv, "--shard", "1/1"]) == 3  # and nothing is begun again
     assert attempts(tmp_path) == before
 
 

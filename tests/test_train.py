@@ -20,6 +20,7 @@ from fastwi.config.read import config_from_yaml
 from fastwi.data.card import with_checksum
 from fastwi.engine.choose import build_network
 from fastwi.experiment.store import Store
+from fastwi.population import Population
 from fastwi.population.layout import Layout
 from fastwi.store import main as store
 from fastwi.train import main
@@ -286,22 +287,33 @@ def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
 
 
 @pytest.mark.parametrize(
-    ("rate", "loss"), [("1e30", "its training loss is"), ("3000", "its test loss is nan")], ids=["training", "test"]
+    ("rate", "loss"), [("1e30", "its training loss is"), ("0.05", "its test loss is nan")], ids=["training", "test"]
 )
-def test_divergence_is_named(digits_directory, tmp_path, capsys, rate, loss):
+def test_divergence_is_named(digits_directory, tmp_path, capsys, monkeypatch, rate, loss):
     """Also where the training loss is a number still; the results are JSON for every reader."""
-    width = ["--model.width=0.25"] * (rate == "3000")
-    argv = arguments(digits_directory, tmp_path, f"--optimizer.learning_rate={rate}", *width)
+    if rate == "0.05":
+        monkeypatch.setattr(Population, "finite_M", lambda self: [False] * self.members)
+    argv = arguments(digits_directory, tmp_path, f"--optimizer.learning_rate={rate}", "--model.width=0.25")
     for _ in range(2):  # the second run finds it so
         assert main(argv) == 1
         assert f"error: parent diverged in epoch 1: {loss}" in capsys.readouterr().err
     (line,) = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
     row = json.loads(line, parse_constant=pytest.fail)
     assert (row["network"], row["epoch"]) == ("parent", 1)
-    if rate == "3000":
+    if rate == "0.05":
         assert math.isfinite(row["train_loss"])
         assert row["test_loss"] == "NaN"
     assert not (tmp_path / "r" / "summary.md").exists()
+
+
+def test_a_run_whose_jobs_fail_has_failed(digits_directory, tmp_path, capsys, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr("fastwi.experiment.worker.score", failing)
+    assert main(arguments(digits_directory, tmp_path, "--model.width=0.25")) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastwi: error: ")]
+    assert "RuntimeError: odd" in line
 
 
 def test_streamed_images_give_the_same_results(digits_directory, whole, tmp_path):

@@ -221,5 +221,5 @@ def _do(tree: Tree, directory: Path) -> tuple[dict[str, tuple[str, _Rows]], dict
 def _content(population: Population) -> str:
     digest = hashlib.sha256(json.dumps([population.members, population.layout.P]).encode())
     for tensor in population.matrices:
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -170,7 +170,7 @@ CASES: dict[str, list[Case]] = {
     "experiment.children": [Case(3), Case(3, given={"experiment.k": 0})],
     "experiment.weights": [
         Case((0.25, 0.75)), Case((0.75, 0.25), given=UNEQUAL), Case((0.5, 0.5), NONE, renamed=True),
-        Case((1.0, 0.0)), Case((-0.5, 1.5)),
+        Case((1.0, 0.0)), Case((-0.5, 1.5)), Case((0.75, 0.25), given={**UNEQUAL, "experiment.outer_step": 0.0}),
     ],
     "experiment.batch_norm": [Case("recompute"), Case("recompute", given=FROM_THE_START)],
     "experiment.momentum": [
@@ -213,9 +213,11 @@ CASES: dict[str, list[Case]] = {
         Case(17, NONE, {"experiment.recompute_images": 12}, renamed=True),
         Case(17, given={"experiment.recompute_images": 16, "data.last_batch": "keep"}),
         Case(17, NONE, {**RECOMPUTE, "experiment.recompute_images": 12}, renamed=True),
+        Case(6, NONE, {"experiment.recompute_images": 4}, renamed=True),  # a batch at least
     ],
     "experiment.measure": [
         *(Case(("own", "recomputed"), given=given) for given in ({}, {"experiment.k": "3it"}, {**GO_ON, **FEW})),
+        Case(("own", "recomputed"), given={**ROUNDS, "experiment.s": 2, "experiment.continue_parent": "total"}),
     ],
     "trajectory.averages": [Case(("lawa", "swa", "ema")), Case(("ema",), given=OVER_TIME)],
     "trajectory.networks": [Case(("parent",), given=OVER_TIME)],

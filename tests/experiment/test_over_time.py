@@ -95,35 +95,35 @@ def test_they_are_sums_of_the_states_and_change_no_training(digits_directory: Pa
     tree, (place,) = planned.tree, planned.places
     assert {m.key for m in measured.values()} == set(tree.measurement_keys())
     # Of the parent 2 epochs; of two children 2 x 2 + 2 trained on; of the average 2.
-    lines = {("parent", -1): place.parent, ("average", -1): place.after}
-    lines |= {("child", c): (*place.parent, *states[:2]) for c, states in enumerate(place.children)}
+    lines = {("parent", -1, 0): place.parent, ("average", -1, 1): place.after}
+    for c, states in enumerate(place.children):
+        lines |= {("child", c, 0): (*place.parent, *states[:2]), ("child", c, 1): states[2:]}
     with Store.open(planned.spec.options.store) as store:
         files = store.state_files(tree.keys[node] for node in tree.epoch_nodes())
         seen = set()
         for each in place.over_time:
-            if (each.round == 0 and each.network == "child") or each.network != "child":
-                path = lines[each.network, each.child]
-                at = [tree.epochs[tree.nodes[key]] for key in path].index(tree.epochs[each.node]) + 1
-                states = worker.resident.gather([tree.nodes[key] for key in path[:at]], files, trains=False)
-                rows = states.weights_MP.double(), states.statistics_MQ.double()
-                if each.name == "ema":
-                    age = torch.arange(at - 1, -1, -1, dtype=torch.float64)
-                    weights = 0.6**age / (0.6**age).sum()
-                else:
-                    count = 2 if each.name == "lawa" else tree.epochs[each.node] - 1
-                    weights = torch.zeros(at, dtype=torch.float64)
-                    weights[-count:] = 1 / min(count, at)
-                found = worker.resident.gather([each.node], files, trains=False)
-                for matrix, expected in zip((found.weights_MP, found.statistics_MQ), rows, strict=True):
-                    torch.testing.assert_close(matrix[0].double(), weights @ expected, rtol=1e-6, atol=1e-7)
-                assert not torch.equal(found.weights_MP[0], states.weights_MP[-1])
-                seen.add((each.name, each.network, each.child, tree.epochs[each.node]))
+            path = lines[each.network, each.child, each.round]
+            at = [tree.epochs[tree.nodes[key]] for key in path].index(tree.epochs[each.node]) + 1
+            states = worker.resident.gather([tree.nodes[key] for key in path[:at]], files, trains=False)
+            rows = states.weights_MP.double(), states.statistics_MQ.double()
+            if each.name == "ema":
+                age = torch.arange(at - 1, -1, -1, dtype=torch.float64)
+                weights = 0.6**age / (0.6**age).sum()
+            else:
+                count = 2 if each.name == "lawa" else tree.epochs[each.node] - 1
+                weights = torch.zeros(at, dtype=torch.float64)
+                weights[-count:] = 1 / min(count, at)
+            found = worker.resident.gather([each.node], files, trains=False)
+            for matrix, expected in zip((found.weights_MP, found.statistics_MQ), rows, strict=True):
+                torch.testing.assert_close(matrix[0].double(), weights @ expected, rtol=1e-6, atol=1e-7)
+            assert not torch.equal(found.weights_MP[0], states.weights_MP[-1])
+            seen.add((each.name, each.network, each.child, tree.epochs[each.node]))
     # SWA begins after epoch 1: of the parent there is one state then.
     assert {key for key in seen if key[1] == "parent"} == {("lawa", "parent", -1, 2), ("ema", "parent", -1, 2)}
-    assert {key for key in seen if key[:3] == ("swa", "child", 1)} == {("swa", "child", 1, 3), ("swa", "child", 1, 4)}
+    assert {key[3] for key in seen if key[:3] == ("swa", "child", 1)} == {3, 4, 6, 7, 8}
     assert {key[3] for key in seen if key[1] == "average"} == {8}
-    of_second = [tree.epochs[each.node] for each in place.over_time if (each.round, each.child) == (1, 0)]
-    assert set(of_second) == {6, 7, 8}  # the second round begins at epoch 4, with no state of its own
+    # The second round begins at epoch 4, with no state of its own.
+    assert {key[3] for key in seen if key[1] == "child"} == {3, 4, 6, 7, 8}
     rows = [row for row in point_rows(planned.points[0], place, measured) if "over_time" in row]
     assert len(rows) == 2 * len(place.over_time)
     assert {row["stage"] for row in rows} == {"parent", "children", "after"}

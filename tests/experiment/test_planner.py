@@ -188,6 +188,7 @@ def test_stops_and_ends():
         ({"k": 1, "s": 1, "after": 1, "rounds": 2}, "ends", [3, 3, 4]),
         ({"k": 2, "s": 0, "after": 1}, "ends", [2, 3]),
         ({"k": 0, "s": 0, "after": 1}, "stops", [1]),
+        ({"k": 1, "s": 1, "after": 1, "continue_parent": "total"}, "stops", [1, 2, 2, 3, 4]),
     ],
 )
 def test_what_is_kept_of_children_that_are_trained_on_or_not_at_all(experiment, keep, epochs):
@@ -216,13 +217,18 @@ def test_probes_of_one_child_are_shared_by_its_pairs(measure, probes):
 
 def test_probes_of_every_epoch():
     """Each epoch once, however many points share it; each average too, and names of before stay."""
-    plain = grown(sweep(GRID))[0]
-    tree, places = grown(sweep(GRID, experiment={"measure": ["own", "recomputed"]}))
+    over_time = {"averages": ["lawa"]}
+    plain = grown(sweep(GRID, trajectory=over_time))[0]
+    every = {"experiment": {"measure": ["own", "recomputed"]}, "trajectory": over_time}
+    tree, places = grown(sweep(GRID, {"measure": (OWN,)}, **every))
     assert tree.keys == plain.keys
     assert {*plain.measurement_keys()} < {*tree.measurement_keys()}
     probed = [tree.measurement_key(probe) for probe in tree.probes()]
     assert len(set(probed)) == len(probed)
     averages = {(place.average, treatment) for place in places for treatment in place.treatments}
+    averages |= {
+        (tree.keys[each.node], name) for place in places for each in place.over_time for name in each.treatments
+    }
     epochs = {(key, places[0].recomputed[epoch].name) for key, epoch in epochs_of(tree).items()}
     assert set(probed) == averages | epochs
     names = {treatment.name for treatment in places[0].recomputed.values()}
@@ -243,13 +249,15 @@ def test_a_pulled_child_has_the_momentum_of_its_own_average(momentum, alphas, pu
             assert tree.averages[node].momentum == expected
 
 
-@pytest.mark.parametrize(("step", "momentum", "nesterov"), [(3.0, 0.0, False), (1.5, 0.9, True), (10.0, 0.5, False)])
-def test_outer_steps_whose_sum_rounding_would_decide_are_refused(step, momentum, nesterov):
+@pytest.mark.parametrize(
+    ("step", "momentum", "nesterov", "refused"), [(3.0, 0.0, False, 26), (1.5, 0.9, True, 66), (10.0, 0.5, False, 9)]
+)
+def test_outer_steps_whose_sum_rounding_would_decide_are_refused(step, momentum, nesterov, refused):
     """Over many rounds; of 100 at the second the average was wrong in its third digit, where a plain loop is not."""
     outer = {"outer_step": step, "outer_momentum": momentum, "outer_nesterov": nesterov}
-    grown(sweep({}, experiment={**outer, "rounds": 5}))
+    grown(sweep({}, experiment={**outer, "rounds": refused - 1}))
     with pytest.raises(UserError, match=r"^experiment\.outer_step: .*experiment\.rounds"):
-        grown(sweep({}, experiment={**outer, "rounds": 150}))
+        grown(sweep({}, experiment={**outer, "rounds": refused}))
 
 
 def test_keys_of_before():

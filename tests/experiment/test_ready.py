@@ -22,7 +22,8 @@ def random_tree(draw: random.Random) -> Tree:
             children = tuple(draw.sample(nodes, 2))
             epoch = max(tree.epochs[child] for child in children)
             node = tree.add(f"average {i}", CONFIG, epoch, average=Average(children, *[(0.5, 0.5)] * 3))
-            tree.add_probe(node, Treatment(OWN, epoch, 0, 0), CONFIG)
+            if draw.random() < 0.5:  # as of those that pulled children start from
+                tree.add_probe(node, Treatment(OWN, epoch, 0, 0), CONFIG)
         else:
             epoch = tree.epochs[before] + 1
             node = tree.add(f"epoch {i}", CONFIG, epoch, before, i, f"alike {epoch % 3}")
@@ -44,8 +45,9 @@ def test_what_is_ready_and_what_is_needed(seed: int, number: int) -> None:
     queue = ReadyQueue(tree, sorted(left))
     while left:
         assert len(queue) == len(left)
-        taken = queue.take(draw.randint(1, 4), draw.randint(1, 4), draw.randint(1, 2))
-        assert taken
+        members, probes = draw.randint(1, 4), draw.randint(1, 4)
+        taken = queue.take(members, probes, draw.randint(1, 2))
+        assert 1 <= len(taken) <= (members if taken[0] < len(tree) else probes)
         assert len({(tree.alike[t] if t < len(tree) else -1) for t in taken}) == 1
         assert ready_by_hand(tree, left) >= set(taken)
         assert given.isdisjoint(taken)
@@ -54,6 +56,7 @@ def test_what_is_ready_and_what_is_needed(seed: int, number: int) -> None:
         for chain in chains:
             for before, task in itertools.pairwise(chain):
                 assert [t for t in left if before in tree.needs(t)] == [task]
+                assert tree.before[task] == before
             assert len(chain) <= LONGEST_CHAIN
             done += chain[: draw.randint(1, len(chain))]
         given |= set(done)

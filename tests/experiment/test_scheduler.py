@@ -64,7 +64,7 @@ AXES = {"experiment.k": (1, 3), "experiment.s": (1, 4)}
 def planned(
     inputs: Path,
     store: Path,
-    axes: Mapping[str, tuple[int, ...]] = AXES,
+    axes: Mapping[str, tuple[object, ...]] = AXES,
     experiment: Mapping[str, object] = {},
     **options: object,
 ) -> PlannedSweep:
@@ -76,7 +76,8 @@ def planned(
         "experiment": {"after": 1, "recompute_images": 20, **experiment},
         "engine": {"device": "cpu", "precision": "fp32", "backend": "eager", "threads": 1},
     })  # fmt: skip
-    return plan_sweep(SweepSpec(base, axes, SweepOptions(store=str(store), parents=(0, 1), **options)))  # type: ignore
+    given = {"store": str(store), "parents": (0, 1), **options}
+    return plan_sweep(SweepSpec(base, axes, SweepOptions(**given)))  # type: ignore
 
 
 Do = Callable[[Job, Report], Outcome]
@@ -133,6 +134,9 @@ def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[object
     found = measured(sweep)
     assert set(found) == set(sweep.tree.measurement_keys())
     assert set(attempts(sweep).values()) == {1}
+    tree = sweep.tree
+    with Store.open(sweep.spec.options.store, create=False) as store:
+        assert all(m.epoch == tree.epochs[tree.nodes[m.state]] for m in store.measurements().values())
     return found
 
 
@@ -397,6 +401,39 @@ def test_averages_that_some_points_train_on_and_others_do_not(inputs, tmp_path, 
         assert carried_out(sweep, Limits(1, 1, 60.0)) == {}
         found.append(measured(sweep))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "experiment", "measure"),
+    [
+        ("augment.padding", (0, 2), {}, (OWN, "recomputed")),
+        ("experiment.recompute_images", (20, 40), {"batch_norm": "recompute"}, (OWN,)),
+    ],
+)
+def test_points_done_together_are_as_alone(inputs, tmp_path, path, values, experiment, measure) -> None:
+    def found(*some: int) -> dict[object, object]:
+        axes = {"experiment.k": (1,), "experiment.s": (1,), path: some}
+        sweep = planned(inputs, tmp_path / f"{some}", axes, experiment, measure=measure)
+        assert carried_out(sweep, IN_CHAINS) == {}
+        return measured(sweep)
+
+    assert found(*values) == found(values[0]) | found(values[1])
+
+
+@pytest.mark.parametrize("limits", [Limits(1, 1, 60.0), IN_CHAINS], ids=["one by one", "together"])
+def test_epochs_of_a_chain_have_settings_of_their_own(inputs, tmp_path, limits: Limits) -> None:
+    """Two parents whose rates drop at other epochs are trained together where these agree; the second half later."""
+    drops, axes = ((1,), (2,)), {"experiment.k": (3,), "experiment.s": (1,)}
+
+    def done(store: str, some: tuple[tuple[int, ...], ...], **options: object) -> dict[object, object]:
+        sweep = planned(inputs, tmp_path / store, {"schedule.drop_epochs": some, **axes}, **options)
+        assert carried_out(sweep, limits) == {}
+        return measured(sweep)
+
+    whole = done("whole", drops)
+    for parent, drop in enumerate(drops):
+        done("parts", (drop,), keep="none", parents=(parent,))
+    assert done("parts", drops, keep="none") == whole
 
 
 def test_limits_are_what_the_memory_holds() -> None:

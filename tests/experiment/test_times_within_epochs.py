@@ -81,6 +81,11 @@ def test_a_child_trained_on_is_the_one_that_trains_for_longer():
 def test_times_that_cannot_be_are_refused():
     with pytest.raises(UserError, match=r"axes\.experiment\.k: 1 and 7it.*7 iterations"):
         planned(sweep({"experiment.k": [1, Time("7it")]}))
+    with pytest.raises(UserError, match=r"axes\.experiment\.after: 1 and 7it.*7 iterations"):
+        planned(sweep({"experiment.after": [1, Time("7it")]}))
+    planned(sweep({}, schedule={"drop_epochs": [1, "8it"]}))
+    with pytest.raises(UserError, match=r"schedule\.drop_epochs: .*7 iterations: 1, 7it"):
+        planned(sweep({}, schedule={"drop_epochs": [1, "7it"]}))
     planned(sweep({"experiment.k": [1, 3], "experiment.s": [1, Time("3ep-k")]}))
     with pytest.raises(UserError, match=r"axes\.experiment\.s: 1 and 3ep-k.*k = 2"):
         planned(sweep({"experiment.k": [1, 2], "experiment.s": [1, Time("3ep-k")]}))  # pairs would count twice
@@ -90,10 +95,11 @@ def test_times_that_cannot_be_are_refused():
 
 @pytest.fixture(scope="module")
 def within(digits_directory, tmp_path_factory):
-    """A run of 4 steps an epoch that clones after 6, averages after 11 and trains on up to 18."""
+    """A run of 4 steps an epoch that clones after 6, averages after 11 and trains on up to 18; 12 of warm-up."""
     config = config_of(digits_directory, k="1ep2it", s="5it", after="7it", continue_children=True)
     model, optimizer = replace(config.model, width=0.125), replace(config.optimizer, batch_size=25)
-    config = replace(config, model=model, optimizer=optimizer)
+    schedule = replace(config.schedule, warmup_iterations=12)
+    config = replace(config, model=model, optimizer=optimizer, schedule=schedule)
     directory = tmp_path_factory.mktemp("within")
     return config, directory, run(config, directory)
 
@@ -130,6 +136,13 @@ def test_networks_within_epochs_are_trained_as_in_plain_loops(within, digits_dir
     assert sorted(set(by_stage["children"])) == [*ends, end]
     assert sorted(set(by_stage["after"])) == [*(i for i in range(end + 1, last) if i % steps == 0), last]
     assert all(row["epoch"] == row["iteration"] / steps for row in rows)
+    # Rows have the rate of the first step of their epoch, or of their part of it.
+    begins = {"parent": 0, "children": k, "after": end}
+    for row in rows:
+        # A child trained on goes through the interpolation as if it were not there.
+        if "learning_rate" in row and (row["stage"] != "after" or row["network"] == "average"):
+            begun = max(begins[row["stage"]], (row["iteration"] - 1) // steps * steps)
+            assert row["learning_rate"] == pytest.approx(0.05 * min(1, begun / 12)), row
 
 
 def test_a_run_within_epochs_goes_on_from_files_to_the_bit(within, tmp_path):

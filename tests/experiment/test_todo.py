@@ -59,6 +59,8 @@ def test_what_comes_of_a_diverged_network_is_not_left():
     child, average, after = places[0].end_nodes[0], places[0].average_node, places[0].after_node
     left = unfinished(tree, {(tree.keys[child], OWN)}, {tree.keys[child]}, [child])
     assert lost_with(tree, [child]) == {child, average, after}
+    other = places[-1].after_node
+    assert lost_with(tree, [child, other]) == {child, average, after, other}
     assert lost_with(tree, []) == set()
     gone = set(tree.tasks()) - set(left)
     lost = {child, average, after}
