@@ -120,8 +120,13 @@ def test_what_speeds_depend_on_is_in_the_key():
     assert len(keys) == 10
 
 
+TOO_LARGE, TOO_DEEP = f'{{"k": {{"loop": {{"1": 1{400 * "0"}}}}}}}', 20_000 * "[" + 20_000 * "]"
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"k": 1}', '{"k": {"loop": 3}}', '{"k": {"loop": {"one": 3}}}', "null"]
+    "text",
+    ["", "{", "[]", '{"k": 1}', '{"k": {"loop": 3}}', '{"k": {"loop": {"one": 3}}}', "null", TOO_LARGE, TOO_DEEP],
+    ids=range(9),
 )
 def test_a_damaged_table_is_no_table(text):
     table_path().parent.mkdir(parents=True)

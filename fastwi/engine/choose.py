@@ -126,5 +126,5 @@ def _read() -> dict[str, Speeds]:
             key: {engine: {int(m): float(speed) for m, speed in by.items()} for engine, by in speeds.items()}
             for key, speeds in json.loads(table_path().read_text()).items()
         }
-    except (UserError, OSError, ValueError, AttributeError, TypeError):
+    except (UserError, OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return {}

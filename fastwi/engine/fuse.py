@@ -44,6 +44,7 @@ _MODES = {
         torch.inference_mode.__enter__, torch.autocast.__enter__,
     )
 }  # fmt: skip
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _ASKED = (torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.is_autocast_enabled)
 _PAD = (functional.pad, torch._C._nn.pad)
 
@@ -56,7 +57,7 @@ def trace(module: nn.Module) -> fx.GraphModule | None:
     asks for one of these, has a gradient of its own, or changes an activation that something else reads.
     """
     own_train = any(type(each).train is not nn.Module.train for each in module.modules())
-    if own_train or any(each._forward_hooks or each._forward_pre_hooks for each in module.modules()):
+    if own_train or any(getattr(each, hooks) for hooks in _HOOKS for each in module.modules()):
         return None
     evaluated, trained = copy.deepcopy(module).eval(), copy.deepcopy(module).train()
     before = generators.states()
@@ -84,11 +85,18 @@ class _Proxy(fx.Proxy):
             raise TypeError(f"a network sets {name} of an activation")
         super().__setattr__(name, value)
 
+    def __getattr__(self, name: str) -> "_Attribute":
+        return _Attribute(self, name)
+
     def _changed(self, function: Any, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     for _function in _PLAIN:
         locals()[f"__{_function.__name__}__"] = functools.partialmethod(_changed, _function)
+
+
+class _Attribute(fx.proxy.Attribute, _Proxy):
+    """`y.mT`, say: a view, which `+=` changes too."""
 
 
 class _Tracer(fx.Tracer):

@@ -373,12 +373,17 @@ def _require_layout(layout: Layout, other: Layout) -> None:
 
 def require_equal_constants(first: nn.Module, module: nn.Module, m: int) -> None:
     """Raise UserError where a buffer that no state dict holds differs between modules: its values would be lost."""
-    held, theirs = first.state_dict(), dict(module.named_buffers())
-    for name, buffer in first.named_buffers():
-        other = theirs.get(name)
+    held, own, theirs = first.state_dict(), dict(first.named_buffers()), dict(module.named_buffers())
+    for name in own | theirs:
+        buffer, other = own.get(name), theirs.get(name)
         if name in held or other is buffer:
             continue
-        if other is None or other.dtype != buffer.dtype or not torch.equal(buffer, other.to(buffer.device)):
+        if (
+            buffer is None
+            or other is None
+            or other.dtype != buffer.dtype
+            or not torch.equal(buffer, other.to(buffer.device))
+        ):
             raise UserError(
                 f"non-persistent buffer {name!r} of module {m} differs from the first module's, and no "
                 "state dict holds it; register it with persistent=True"

@@ -53,7 +53,7 @@ def sum_used_elsewhere(net: Net, x: Tensor) -> Tensor:
     return relu(y) * y
 
 
-EIGHT = (0, 0, 0, 0, 8, 8)  # channels on either side
+CHANNELS = (0, 0, 0, 0, 6, 10)  # before and after those that are there
 JOINS = {
     "plain chain": lambda net, x: net.relu(net.bn2(net.conv2(relu(net.bn1(x))))),
     "sum": lambda net, x: relu(net.bn2(net.conv2(x)) + x * 2),
@@ -72,12 +72,14 @@ JOINS = {
     "keyword for ReLU": lambda net, x: relu(input=net.bn1(x)),
     "keyword for norm": lambda net, x: relu(net.bn2(net.conv2(net.bn1(input=x)))),
     "broadcast sum": lambda net, x: relu(net.bn1(x) + x.mean((2, 3), keepdim=True)),
-    "padded by numbers": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], EIGHT, value=0.5)[:, 4:20],
-    "padded by zeros": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], EIGHT, value=0)[:, 4:20],
+    "padded by numbers": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], CHANNELS, value=0.5)[:, 4:20],
+    "padded by zeros": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], CHANNELS, value=0)[:, 4:20],
     "computed padding": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], (0, 0, 0, 0, p := x.shape[1] // 2, p))[
         :, 4:20
     ],
-    "two strides": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::4], EIGHT)[:, 4:20],
+    "padded in space": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], (1, 0, 0, 1, 8, 8))[:, 4:20],
+    "cropped": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], (0, 0, 0, 0, 8, -4))[:, 4:20],
+    "two strides": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::4], CHANNELS)[:, 4:20],
     # One module at two places, with a ReLU behind one of them only.
     "called twice": lambda net, x: net.bn1(relu(net.bn1(x)) + x) * 0.5 + net.bn2(x),
 }
@@ -303,15 +305,25 @@ def changed_behind(alias) -> nn.Module:
 
 ALIASES = {
     "Identity": nn.Identity(), "Flatten": nn.Flatten(), "Dropout": nn.Dropout(0.1), "float": lambda y: y.float(),
-    "type_as": lambda y: y.type_as(y), "ravel": lambda y: torch.ravel(y), "diagonal": lambda y: torch.diagonal(y),
-    "swapaxes": lambda y: y.swapaxes(1, 2), "keyword": lambda y: torch.moveaxis(input=y, source=1, destination=2),
+    "type_as": lambda y: y.type_as(y), "attribute": lambda y: y.mT,
+    "keyword": lambda y: torch.moveaxis(input=y, source=1, destination=2),
     "dropout in evaluation": lambda y: functional.dropout(y, 0.1, training=False),
 }  # fmt: skip
+VIEWS: dict[str, tuple] = {
+    "ravel": (), "diagonal": (), "flatten": (), "squeeze": (), "detach": (), "unbind": (), "reshape": ((-1,),),
+    "unflatten": (1, (4, 4)), "transpose": (1, 2), "swapaxes": (1, 2), "movedim": (1, 2), "permute": ((0, 2, 3, 1),),
+    "unsqueeze": (0,), "narrow": (1, 0, 4), "select": (1, 0), "chunk": (2,), "split": (2,),
+}  # fmt: skip
+"""Functions of torch, and their arguments. What is changed in place is the first part of the view."""
+ALIASES |= {
+    name: lambda y, name=name, arguments=arguments: getattr(torch, name)(y, *arguments)[0]
+    for name, arguments in VIEWS.items()
+}
 
 
-def hooked(layer: str) -> nn.Module:
+def hooked(layer: str, kind: str = "forward") -> nn.Module:
     net = Small()
-    net.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    getattr(net.get_submodule(layer), f"register_{kind}_hook")(lambda *_: None)
     return net
 
 
@@ -358,6 +370,10 @@ LOST = {
     "hook on the norm": hooked("norm"),
     "hook on another layer": hooked("conv"),
     "hook on the network": hooked(""),
+    "hook before the norm": hooked("norm", "forward_pre"),
+    "hook before the network": hooked("", "forward_pre"),
+    "backward hook": hooked("norm", "full_backward"),
+    "hook before the backward pass": hooked("norm", "full_backward_pre"),
     "no norm": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
     "not affine": nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, affine=False)),
     "no bias": nn.Sequential(nn.Conv2d(3, 16, 3), biasless()),

@@ -86,11 +86,12 @@ def test_modules_that_differ_are_refused(made):
         Population.from_modules([SmallNet(), SmallNet(6)])
     with pytest.raises(ValueError, match=r"stem\.weight"):
         made.write_to(0, SmallNet(6))
-    for constant in (torch.tensor([0.5, 0.2, 0.3]), SmallNet().mean.double()):
+    for constant in (torch.tensor([0.5, 0.2, 0.3]), SmallNet().mean.double(), None):
         other = SmallNet()
         other.mean = constant
-        with pytest.raises(UserError, match="non-persistent buffer 'mean' of module 1"):
-            Population.from_modules([SmallNet(), other])
+        for pair in ([SmallNet(), other], [other, SmallNet()]):
+            with pytest.raises(UserError, match="non-persistent buffer 'mean' of module 1"):
+                Population.from_modules(pair)
     with pytest.raises(ValueError, match="at least one module"):
         Population.from_modules([])
 
