@@ -12,7 +12,9 @@ from fastwi.config.schema import EngineConfig, ScheduleConfig
 from fastwi.data.noise import Noise
 from fastwi.engine.base import Settings
 from fastwi.engine.choose import ENGINES
+from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.engine.mixed import needs_autocast
+from fastwi.kernels.cpu import library
 from fastwi.models.names import MODEL_NAMES
 from fastwi.models.registry import build_model
 from fastwi.population import Population
@@ -56,6 +58,8 @@ def test_other_backends_and_engines_too(seed, monkeypatch, network, backend, eng
     monkeypatch.setattr("fastwi.engine.base.compiled", lambda function, _: traced(function))
     made = build(network, seed)
     expected_way, *expected = trained(made, seed, "bf16", "eager")
+    if backend == "auto" and library() is not None:
+        assert fuse_batch_norm(made) is not None
     way, *losses = trained(made, seed, "bf16", backend, engine)
     assert losses == pytest.approx(expected, rel=0.02)
     assert torch.cosine_similarity(way, expected_way, dim=0) > 0.98

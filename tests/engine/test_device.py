@@ -11,8 +11,9 @@ import fastwi.engine.device
 from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.streamed import processors
 from fastwi.engine.base import Settings
-from fastwi.engine.device import compiled, cpu_threads, resolve
+from fastwi.engine.device import compiled, cpu_threads, resolve, resolve_device
 from fastwi.engine.loop import LoopEngine
+from fastwi.errors import ConfigError
 from fastwi.models.registry import build_model
 
 
@@ -37,6 +38,19 @@ def test_processors_are_limited(monkeypatch):
     assert processors() >= 1
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # joblib's own limit stands in for a control group's
     assert processors() == 1
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, name):
+    device = torch.device(name)
+    there = (device.index or 0) + 1
+    for count in range(3):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        if count >= there:
+            assert resolve_device(name) == device
+        else:
+            with pytest.raises(ConfigError, match=f"engine.device: {name} .*{count} CUDA"):
+                resolve_device(name)
 
 
 @pytest.mark.parametrize(

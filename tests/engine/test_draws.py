@@ -37,6 +37,9 @@ def net(noise, tests=False):
 numpy, random_, torch_ = (lambda: 1 + np.random.random()), (lambda: 1 + random.random()), (lambda: 1 + torch.rand(()))
 Numpy, Random, Torch = net(numpy), net(random_), net(torch_)
 Tested = net(numpy, tests=True)
+
+def dropping(classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.1), nn.Flatten(), nn.Linear(784, classes))
 """
 
 
@@ -89,15 +92,18 @@ def test_draws_in_training_follow_each_members_noise(built, data, attribute):
     assert torch.equal(again.statistics_MQ, loop.recompute_statistics(among, data, noises, 0, 40).statistics_MQ)
 
 
-def test_draws_in_evaluation_are_the_same_each_time(built, data):
-    model = built("Tested")
+def test_draws_in_evaluation_are_the_same_each_time(built, data, monkeypatch):
+    """For every member too; three batches have three."""
+    model, drawn = built("Tested"), []
     loop = engine(model)
+    monkeypatch.setattr(type(model), "noise", lambda _: [drawn.append(np.random.random()), 1 + drawn[-1]][1])
     population = Population.from_modules([model, model])
     first = loop.evaluate(population, data)
     stir()
     second = loop.evaluate(population, data)
     assert first.loss_M.tolist() == second.loss_M.tolist()
     assert first.loss_M[0] == first.loss_M[1]
+    assert (len(drawn), len(set(drawn))) == (4 * 3, 3)
 
 
 @pytest.mark.parametrize("attribute", ["Numpy", "Random", "Tested"])
@@ -112,7 +118,7 @@ def test_compiled_code_would_freeze_python_draws(built, attribute):
 
 
 @pytest.mark.parametrize("name", ["graph", "stacked"])
-@pytest.mark.parametrize("attribute", ["Numpy", "Random", "Torch"])
+@pytest.mark.parametrize("attribute", ["Numpy", "Random", "Torch", "dropping"])
 def test_engines_of_one_generator_refuse_draws(built, attribute, name):
     with pytest.raises(ConfigError, match=f"engine.name: {name}.*loop"):
         engine(built(attribute), name)

@@ -1,7 +1,10 @@
 """What auto is, fp16 with its loss scale, and deterministic kernels."""
 
+import os
+
 import pytest
 import torch
+from pretended_cuda import pretended_cuda
 from torch import Tensor, nn
 from trained_networks import AUGMENT, CHOICES, OPTIMIZER, SCHEDULE, build, draw_data, make
 
@@ -74,15 +77,21 @@ def test_an_epoch_in_fp16_is_a_function_of_its_start(seed, engine, monkeypatch):
     assert 0 < ways[0] < 0.95 * ways[1]  # some steps were skipped
 
 
-def test_deterministic_kernels(seed, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
-    config = EngineConfig(device="cpu", precision="fp32", backend="eager", deterministic=True)
+@pytest.mark.filterwarnings("ignore:Please use the new API settings")
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_kernels_on_a_gpu(monkeypatch, deterministic):
+    """Those of float32 are exact. Members are computed one by one where the bits may not depend on their number."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is restored
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    config = EngineConfig(device="cuda", precision="fp32", backend="eager", deterministic=deterministic)
     try:
-        engine = CHOICES["loop"](build("residual", 0), Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
-        assert torch.are_deterministic_algorithms_enabled()
-        population = Population.from_modules([build("residual", seed)] * 2)
-        engine.train_epoch(population, draw_data(seed), [Noise(1), Noise(1)], 0)
-        assert torch.equal(*population.weights_MP)
+        with pretended_cuda():
+            made = CHOICES["stacked"](build("residual", 0), Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
+        assert made._exact == torch.are_deterministic_algorithms_enabled() == deterministic
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
+        assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32) == (not deterministic, False)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -147,6 +156,15 @@ def test_auto_is_what_was_measured_on_such_a_processor(monkeypatch, tmp_path, ve
         network = resolve(EngineConfig(device="cpu", precision=each), build_model("resnet20", 10, 1.0)).network
         kinds = {type(module) for module in network.modules()}
         assert library() is None or (OwnConv2d in kinds) == own
+
+
+@pytest.mark.parametrize(("computes", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bf16_on_a_gpu_that_computes_in_it(monkeypatch, computes, precision):
+    """Not on one that emulates it."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or computes
+    )
+    assert auto_precision(torch.device("cuda")).precision == precision
 
 
 @pytest.mark.parametrize("text", [None, "", "flags\n", "cpu family: many\nFeatures : fp asimd bf16\n"])

@@ -39,11 +39,6 @@ def test_drops():
     )
 
 
-def test_warm_up():
-    schedule = ScheduleConfig(drop_epochs=(), warmup_iterations=8)
-    assert rates(range(10), 3, schedule) == pytest.approx([0.4 * i / 8 for i in range(8)] + [0.4, 0.4], rel=1e-12)
-
-
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
 def test_curves_after_a_warm_up_are_torchs(name, seed):
     draw = random.Random(seed)

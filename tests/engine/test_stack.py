@@ -1,4 +1,4 @@
-"""The interpreter of M networks at once: sums by any call of torch.add, and what it keeps after a call."""
+"""The interpreter of M networks at once against each network by itself, and what it keeps after a call."""
 
 import weakref
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastwi.engine.stack import StackedNetwork
+from fastwi.models.registry import build_model
 
 SUMS = {
     "x + y": lambda x, y: x + y,
@@ -39,15 +40,19 @@ def stacked(network: nn.Module, exact: bool) -> tuple[StackedNetwork, dict[str, 
     }
 
 
-def check_members(network: nn.Module, exact: bool) -> None:
-    """Each member's outputs are those of the network with its tensors."""
-    x_MNHWC = torch.randn(2, 3, 6, 5, 3)
-    made, tensors = stacked(network, exact)
+def check_members(network: nn.Module, exact: bool, size: tuple[int, int] = (6, 5)) -> None:
+    """Each member's outputs, and its buffers afterwards, are those of the network with its tensors; in float64."""
+    x_MNHWC = torch.randn(2, 3, *size, 3, dtype=torch.float64)
+    made, tensors = stacked(network.double(), exact)
+    before = {key: value.clone() for key, value in tensors.items()}
     logits_MNK = made(tensors, x_MNHWC, True)
     for m in range(2):
-        own = {key: value[m] for key, value in tensors.items()}
+        own = {key: value[m] for key, value in before.items()}
         expected = torch.func.functional_call(network, own, (x_MNHWC[m].permute(0, 3, 1, 2),))
-        torch.testing.assert_close(logits_MNK[m], expected.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits_MNK[m], expected.detach().float(), rtol=1e-4, atol=1e-5)
+        for key, value in own.items():
+            if key not in made.counted:  # to which the caller adds
+                torch.testing.assert_close(tensors[key][m], value, msg=key)
 
 
 @pytest.mark.filterwarnings("ignore:This overload of add is deprecated")
@@ -83,6 +88,36 @@ OTHERS = {
 def test_what_is_added_to_a_batch_norm_need_not_be_an_activation(seed, name, exact):
     torch.manual_seed(seed)
     check_members(NormSummed(OTHERS[name]), exact)
+
+
+class Read(nn.Module):
+    """A batch norm, by itself or in a sum, that convolutions alone read; and an uneven option-A shortcut."""
+
+    def __init__(self, readers: int, summed: bool) -> None:
+        super().__init__()
+        self.norm, self.summed = nn.BatchNorm2d(3), summed
+        self.convs = nn.ModuleList(nn.Conv2d(3, 4, 3, padding=1) for _ in range(readers))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y_NCHW = self.norm(x_NCHW)
+        y_NCHW = functional.relu(y_NCHW + x_NCHW if self.summed else y_NCHW)
+        y_NCHW = sum(conv(y_NCHW) for conv in self.convs)
+        return torch.mean(functional.pad(y_NCHW[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2)), dim=(2, 3))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_batch_norms_that_convolutions_read(seed, readers, summed, exact):
+    torch.manual_seed(seed)
+    check_members(Read(readers, summed), exact)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "wrn16_4", "convnet"])
+def test_built_in_networks(seed, name, exact):
+    torch.manual_seed(seed)
+    check_members(build_model(name, 10, 1 / 16), exact, (32, 32))
 
 
 CONVOLUTIONS = {

@@ -70,9 +70,9 @@ def test_lerp_rows_with_another_population(made, seed):
 
 
 @pytest.mark.parametrize("momentum", MOMENTUM_TREATMENTS)
-def test_combine_matches_float64(made, momentum):
+def test_combine_matches_float64(made, seed, momentum):
     """Weights of any sign; the first member of weight not zero is kept, and none where all are zero."""
-    weights_LM = torch.randn(5, 5)
+    weights_LM = torch.randn(5, 5, generator=torch.Generator().manual_seed(seed))
     weights_LM[1, 0] = weights_LM[2, :3] = weights_LM[4] = 0
     averages = made.combine(weights_LM, momentum=momentum)
     exact_LM = weights_LM.double()
@@ -113,7 +113,8 @@ def test_rows_of_several_populations_are_averaged_into_given_rows(made, seed, mo
     other = drawn_population(seed + 1000, 3)
     everything = Population.gather([*((made, m) for m in range(5)), *((other, m) for m in range(3))])
     weights_LM = torch.zeros(3, 8, dtype=torch.float64)
-    weights_LM[0, [1, 6]], weights_LM[1, [4, 5, 7]] = 0.5, torch.rand(3, dtype=torch.float64)
+    weights_LM[0, [1, 6]] = 0.5
+    weights_LM[1, [4, 5, 7]] = torch.rand(3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     expected = everything.combine(weights_LM, momentum)
     target = everything.clone_rows(range(8))
     members_of_L = [[(made, 1), (other, 1)], [(made, 4), (other, 0), (made, 2), (other, 2)], [(made, 0)]]
