@@ -67,6 +67,9 @@ def test_half_of_the_free_memory_is_the_share(monkeypatch: pytest.MonkeyPatch) -
     for free, fits in ((2000, True), (1999, False)):
         monkeypatch.setattr(fastwi.data.split, "free_host_bytes", lambda free=free: free)
         assert fits_memory(1000, CPU) is fits
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 1 << 40))
+        monkeypatch.setattr(fastwi.data.split, "free_host_bytes", lambda: 1 << 20)
+        assert fits_memory(1000, torch.device("cuda")) is fits
 
 
 @pytest.mark.parametrize(

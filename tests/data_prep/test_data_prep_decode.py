@@ -9,6 +9,7 @@ from encoded import chunk, deep_png, encoded, exif, picture, png_of_chunks
 from PIL import Image, ImageCms
 
 from data_prep.decode import ImageError, background_colour, decode_image
+from fastwi.data.decode import fit
 from fastwi.errors import UserError
 
 
@@ -110,6 +111,11 @@ def large(side: int) -> bytes:
     return png_of_chunks((b"IHDR", header), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b""))
 
 
+# A PNG of 16 bits whose first chunk says "8 bits" at the header's place.
+DEEP = deep_png(np.full((9, 7, 3), 40_000), 2)
+TEXT_FIRST = DEEP[:8] + chunk(b"tEXt", b"Comment\0\x08\x02aa") + DEEP[8:]
+
+
 def test_few_bits_a_grey_are_scaled() -> None:
     np.testing.assert_array_equal(decode_image(few_bits()).pixels_HWC[0, :, 0], (0, 85, 170, 255))
 
@@ -118,11 +124,12 @@ def test_few_bits_a_grey_are_scaled() -> None:
     ("data", "said"),
     [
         (deep_png(np.full((9, 7, 1), 40_000), 0), "16 bits"),
-        (deep_png(np.full((9, 7, 3), 40_000), 2), "16 bits"),
+        (DEEP, "16 bits"),
         (deep_png(np.full((9, 7, 2), 40_000), 4), "16 bits"),
         (deep_png(np.full((9, 7, 4), 40_000), 6), "16 bits"),
         (few_bits((b"tRNS", b"\0\0")), "transparent grey of 2 bits"),
         (encoded(picture(), save_all=True, append_images=[picture().rotate(90)]), "animated"),
+        (TEXT_FIRST, "begin with its header"),
         (large(8193), "8193 x 8193 pixels, too many"),
         (large(10_000), "too many"),
         (large(60_000), "exceeds limit"),
@@ -157,4 +164,6 @@ def test_resizing() -> None:
     assert decode_rgb(encoded(picture().resize((9, 31))), 12).shape == (12, 12, 3)
     flat = Image.new("RGB", (7, 5), (10, 20, 30))
     np.testing.assert_array_equal(decode_rgb(encoded(flat), 4), np.full((4, 4, 3), (10, 20, 30), np.uint8))
-    np.testing.assert_array_equal(decode_rgb(encoded(picture()), 16), np.asarray(picture()))
+    pixels_HWC = np.asarray(picture())
+    for size in (8, 12, 16, 24):
+        np.testing.assert_array_equal(decode_rgb(encoded(picture()), size), fit(pixels_HWC, size, size))

@@ -1,11 +1,13 @@
 """Folders whose JPEGs or sizes are kept: what is stored, what the card says, what is refused; nothing half done."""
 
 import importlib.util
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from prepared import card_values, png, snapshot, write_zip
 from stored_samples import jpeg_of, smooth_image
 
@@ -104,6 +106,8 @@ def test_sizes_kept(
     for n, data in enumerate(in_order(files, "train")):
         stored = beton.read(n)
         assert beton.modes_N[n] == RAW or mode == "jpeg" or stored == data
+        if mode == "jpeg" and data.startswith(b"\x89PNG"):
+            assert stored == jpeg_of(np.asarray(Image.open(io.BytesIO(data))), quality=95)
         decoded = decode_jpeg(stored, *beton.size(n)) if beton.modes_N[n] == JPEG else np.frombuffer(stored, np.uint8)
         pixels.append(decoded.reshape(-1, 3) / 255)
     # The statistics are of what is stored, not of what it was made from.
@@ -114,7 +118,12 @@ def test_sizes_kept(
 
 
 def test_one_size_kept_raw_is_the_plain_set(tmp_path: Path, seed: int) -> None:
-    source = write_zip(tmp_path / "s.zip", files_of(seed, sizes=False))
+    """Test images of another size make a set of several."""
+    files = files_of(seed, sizes=False)
+    other = {path: png(np.zeros((14, 14, 3), np.uint8)) for path in files if path.startswith("test/")}
+    prepare("folder", tmp_path / "other", write_zip(tmp_path / "other.zip", files | other), keep_size=True)
+    assert read_card(tmp_path / "other").sizes == "various"
+    source = write_zip(tmp_path / "s.zip", files)
     prepare("folder", tmp_path / "kept", source, keep_size=True)
     prepare("folder", tmp_path / "plain", source, writer="raw")
     kept, plain = card_values(tmp_path / "kept"), card_values(tmp_path / "plain")

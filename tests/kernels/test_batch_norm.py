@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from fastwi.kernels.batch_norm import FusedBatchNorm2d, supported
 from fastwi.kernels.cpu import library
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
+pytestmark = [
+    pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP"),
+    pytest.mark.usefixtures("work_space_of_its_size"),
+]
 
 DTYPES = [torch.float32, torch.bfloat16]
 NEAR = {torch.float32: 3e-6, torch.bfloat16: 6e-3}  # of a tensor's norm, and of the output's gradient
@@ -94,10 +97,14 @@ def test_training_step(seed, channels, with_residual, relu, users, dtype):
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 16, 2, 2), (3, 64, 1, 1), (5, 8, 16, 1), (33, 64, 16, 16), (2, 192, 3, 3), (6, 20, 8, 10)]
-)
+    "shape",
+    [
+        (1, 16, 2, 2), (3, 64, 1, 1), (5, 8, 16, 1), (33, 64, 16, 16), (2, 192, 3, 3),
+        (3, 16, 3, 3), (6, 20, 8, 10),  # torch's own kernel
+    ],
+)  # fmt: skip
 def test_odd_shapes(seed, shape):
-    """Fewer rows than chunks, more rows than a float32 span, several blocks of channels, and torch's own kernel."""
+    """Fewer rows than chunks, more rows than a float32 span, several blocks of channels, part of a lane row."""
     x, residual, *dy = draw(seed, shape, torch.float32)
     check(make_norm(seed, shape[1]), x, residual, True, 1, dy)
 
@@ -180,6 +187,8 @@ def test_not_a_number_is_not_hidden():
 @pytest.mark.parametrize(("dtype", "channels"), [(torch.float64, 16), (torch.float16, 16), (torch.float32, 48)])
 def test_what_the_kernels_do_not_take(dtype, channels):
     assert not supported(torch.zeros(4, channels, 4, 4, dtype=dtype))
+    x = torch.zeros(4, 16, 4, 4, dtype=torch.bfloat16)
+    assert [supported(x, residual) for residual in (x, x.float(), x[:1], 1)] == [True, False, False, False]
 
 
 def test_low_precision_parameters_fall_back(seed):

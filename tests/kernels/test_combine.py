@@ -79,11 +79,13 @@ def test_each_product_and_each_sum_is_rounded(seed, combined, columns):
     assert torch.equal(bits(combined(weights_LM, x_MP)), bits(plainly(weights_LM, x_MP)))
 
 
-@pytest.mark.parametrize("columns", [1, 7, 64, 5001, 100_003])
+@pytest.mark.parametrize("columns", [1, 7, 64, 5001, 300_001])
 def test_a_sum_is_the_same_bit_for_bit_whatever_is_beside_it_and_in_either_order(
-    seed, combined, columns, monkeypatch
+    seed, device, combined, columns, monkeypatch
 ):
     """Where there are more columns than are summed at a time too."""
+    if columns > 100_000 and gpu.has_triton(device):
+        pytest.skip("5001 columns are several blocks; the interpreter is slow")
     torch.manual_seed(seed)
     x_MP, alpha_L = torch.randn(2, columns), torch.rand(12, dtype=torch.float64)
     weights_L2 = torch.stack([1 - alpha_L, alpha_L], dim=1)
@@ -119,16 +121,16 @@ def test_rows_of_several_matrices_into_every_other_row(seed, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
 def test_rows_of_several_matrices_are_copied_to_the_bit(seed, device, dtype):
     torch.manual_seed(seed)
-    made = [torch.randn(4, 40_001), torch.randn(9, 80_002)[1::3, 7:40_008]]
+    made = [torch.randn(4, 300_001), torch.randn(9, 600_002)[1::3, 7:300_008]]
     made[0][2, :2] = torch.tensor([-0.0, float("nan")])
     matrices = [matrix.to(device, dtype) if dtype == torch.int64 else matrix.to(device) for matrix in made]
     matrix_L, row_L = np.array([1, 0, 0, 1, 1]), np.array([2, 2, 3, 0, 2])
-    backing = torch.full((10, 40_005), 7, device=device, dtype=dtype)
-    copy_rows_(backing[::2, 2:40_003], matrices, matrix_L, row_L)
+    backing = torch.full((10, 300_005), 7, device=device, dtype=dtype)
+    copy_rows_(backing[::2, 2:300_003], matrices, matrix_L, row_L)
     for copy, matrix, row in zip(backing[::2], matrix_L, row_L, strict=True):
-        assert torch.equal(bits(copy[2:40_003]), bits(matrices[matrix][row]))
+        assert torch.equal(bits(copy[2:300_003]), bits(matrices[matrix][row]))
     assert (backing[1::2] == 7).all()
-    assert (backing[:, [0, 1, 40_003, 40_004]] == 7).all()
+    assert (backing[:, [0, 1, 300_003, 300_004]] == 7).all()
     with pytest.raises(ValueError, match="both read and written"):
         copy_rows_(matrices[0][1:3], matrices, matrix_L[:2], row_L[:2])
 

@@ -13,7 +13,10 @@ from torch.nn import functional
 from fastwi.kernels.convolution import OwnConv2d, kernel_for, use_own_convolutions_
 from fastwi.kernels.cpu import library
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP")
+pytestmark = [
+    pytest.mark.skipif(library() is None, reason="no C++ compiler with OpenMP"),
+    pytest.mark.usefixtures("work_space_of_its_size"),
+]
 
 SHAPES = {  # N, C, K, H, W, stride
     "winograd": [
@@ -208,6 +211,7 @@ def test_what_the_kernels_take_and_that_torch_computes_the_rest(seed, shape, dty
     assert kernel_for(x, weight, None, shape[5]) == kernel
     if dtype == torch.bfloat16:
         assert kernel_for(x, weight.float(), None, shape[5]) is None
+        assert kernel_for(x, weight, torch.zeros(shape[1]), shape[5]) is None
     ours, plain = layers(shape[1], shape[2], shape[5])
     both = [torch.func.functional_call(each, {"weight": weight}, (x,)) for each in (ours, plain)]
     assert kernel or torch.equal(*both)

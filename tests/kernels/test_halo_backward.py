@@ -248,6 +248,10 @@ def test_what_the_kernel_takes():
     assert not takes(x[:, :, :, :12], weight, 1, 1)
     assert not takes(x[..., :16], weight, 1, 1)
     assert not takes(x[..., :8], weight[:, :8, ..., :8], 1, 1)
+    x = torch.empty(1, 2**17, 32, 32, 16, dtype=torch.bfloat16, device="meta")  # 2^31 values a member
+    weight = torch.empty(1, 16, 3, 3, 16, device="meta")
+    assert not takes(x, weight, 1, 1)
+    assert takes(x[:, 1:], weight, 1, 1)
 
 
 def test_needs_contiguous_activations(seed):
