@@ -67,5 +67,4 @@ def test_notebooks_are_executed_in_order_and_without_errors(notebook: Path) -> N
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert "error" not in {output["output_type"] for output in outputs}
-    assert str(Path.home()) + "/" not in notebook.read_text()
-    assert "/tmp/" not in notebook.read_text()
+    assert re.search(r"/(home|root|tmp|Users)/", notebook.read_text()) is None
