@@ -48,17 +48,19 @@ def try_all(name: str, numbers: range, seed: int, place: Path, findings: Path, p
     from hostile.guard import Guard
 
     corpus, work = place / "corpus" / name, place / "box" / "work" / "t"
-    tempfile.tempdir = str(work.parent)
+    temporary = work / "temporary"
+    temporary.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(temporary)
     kind: Any = getattr(importlib.import_module(f"hostile.{name}"), name.capitalize())
     if not corpus.exists():
         corpus.mkdir(parents=True)
         kind.make_corpus(corpus)
-    guard, target = Guard(place / "box"), kind(corpus)
+    guard, target = Guard(place / "box", work), kind(corpus)
     for number in numbers:
         pipe.send((number, ""))
         if work.exists():
             shutil.rmtree(work)
-        work.mkdir()
+        temporary.mkdir(parents=True)
         os.chdir(work)
         try:
             with guard:

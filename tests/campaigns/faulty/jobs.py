@@ -18,6 +18,12 @@ from fastwi.population import Population
 from faulty.process import Ended, Fault, Main, run
 
 _VOLATILE = (".lock", ".tmp", "-wal", "-shm", "-journal")
+# Results that no time is in, by command.
+_RESULTS = {
+    "data_prep": {"card.json", "train.beton", "test.beton"}, "train": {"metrics.jsonl", "final.safetensors"},
+    "sweep": {"results.parquet", "gains.parquet", "summary.md"}, "analyze": {"barrier.parquet"},
+    "report": {"report.html"}, "convert": {"out.pt"},
+}  # fmt: skip
 
 
 @dataclass
@@ -49,6 +55,8 @@ def make_job(place: Path, name: str, main: Main, argv: list[str], start: Path) -
     files, others = map(contents, ends)
     assert files.keys() == others.keys(), sorted(files.keys() ^ others.keys())
     stable = {path for path, data in files.items() if data == others[path] and not _is_index(path)}
+    lacking = _RESULTS.get(name.partition(",")[0], set()) - {Path(path).name for path in stable}
+    assert not lacking, f"{name}: two undisturbed runs give other {sorted(lacking)}"
     seconds = min(ended.seconds for ended in runs)
     return Job(name, main, argv, start, ends[0], stable, measurements(ends[0]), seconds, runs[0].writes)
 

@@ -4,10 +4,13 @@ import json
 import pickle
 import random
 import struct
+import warnings
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -19,6 +22,7 @@ from hostile.mutate import damaged, damaged_text, damaged_value
 from hostile.target import Finding, accepted, odd_file
 
 MEMBERS = 3
+_DICTS = ("dict.safetensors", "moving.safetensors", "dict.pt", "wrapped.pt")
 _DTYPES = ("F64", "F32", "I64", "BF16", "F16", "U8", "BOOL", "F8_E4M3", "C64")
 
 
@@ -56,6 +60,8 @@ class Checkpoints:
         state = networks()[0].state_dict()
         save_state_dict(state, directory / "dict.safetensors")
         save_state_dict(state, directory / "dict.pt")
+        moving = {name: value * 0.5 for name, value in networks()[0].named_parameters()}
+        save_state_dict(state, directory / "moving.safetensors", moving)
         torch.save(
             {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3},
             directory / "wrapped.pt",
@@ -63,7 +69,7 @@ class Checkpoints:
 
     def __init__(self, corpus: Path) -> None:
         self._files = [(corpus / f"{place}.safetensors").read_bytes() for place in range(2)]
-        self._dicts = [(corpus / name).read_bytes() for name in ("dict.safetensors", "dict.pt", "wrapped.pt")]
+        self._dicts = [(corpus / name).read_bytes() for name in _DICTS]
         self._layouts = [Layout.of(module) for module in networks()]
 
     def attempt(self, draw: random.Random, work: Path) -> bool:
@@ -79,7 +85,7 @@ class Checkpoints:
             path.write_bytes(damaged(draw, draw.choice(self._files), [(0, 8)], self._files))
         else:
             path.write_bytes(_crafted(draw, draw.choice(self._files)))
-        found = _state_file(path) if draw.random() < 0.25 else self._population(draw, path)
+        found = _state_file(draw, path) if draw.random() < 0.25 else self._population(draw, path)
         if (work / "EXECUTED").exists():
             raise Finding("a pickle was executed")
         return found
@@ -94,21 +100,41 @@ class Checkpoints:
         return population is not None
 
 
-def _state_file(path: Path) -> bool:
-    """The file as an ordinary state dict, or as a member of a population."""
-    state = accepted(lambda: read_state_file(path))
+def _state_file(draw: random.Random, path: Path) -> bool:
+    """The file as an ordinary state dict, or a member of it as a population."""
+    member = draw.choice((None, 0, 1, MEMBERS))
+    state = accepted(lambda: read_state_file(path, member))
     if state is None:
         return False
-    _check_tensors(state.tensors)
-    _check_tensors(state.momentum)
     if len(state.digest) != 64:
         raise Finding("no digest")
+    if _named_bytes(state.tensors, state.momentum) != _stored(path, member or 0):
+        raise Finding("a state dict or momentum that is not the file's")
     return True
 
 
-def _check_tensors(state: dict[str, Any]) -> None:
-    if not all(isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()):
-        raise Finding("a state dict of other things than tensors")
+def _stored(path: Path, member: int) -> dict[str, tuple[object, ...]]:
+    """The same of the file as the library that wrote it reads it."""
+    data = path.read_bytes()
+    if data[8:9] != b"{":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            told = torch.load(path, weights_only=True)
+        return _named_bytes(told.get("state_dict", told), {})
+    if "weights_MP" in split(data)[0]:
+        population = Population.load(path, member=member)
+        _compare(data, population, slice(member, member + 1))
+        return _named_bytes(population.state_dict(0), population.momentum(0))
+    return _named_bytes(safetensors.torch.load(data), {})
+
+
+def _named_bytes(tensors: Mapping[str, Any], momentum: Mapping[str, Any]) -> dict[str, tuple[object, ...]]:
+    """Dtype, shape and bits of all tensors: momentum under its name in a file, names without a wrapper's prefix."""
+    named = {**tensors, **{f"momentum.{name}": tensor for name, tensor in momentum.items()}}
+    return {
+        name.removeprefix("module."): (tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).tolist())
+        for name, tensor in named.items()
+    }
 
 
 def _pickled(draw: random.Random, work: Path, whole: bytes) -> bytes:
@@ -204,5 +230,4 @@ def _compare(data: bytes, population: Population, rows: slice) -> None:
         (stored,) = struct.unpack("<q", _rows(header, body, "checksum_M", member))
         if stored != _checksum(header, body, member):
             raise Finding(f"member {member} was loaded against its checksum")
-    _check_tensors(population.state_dict(0))
-    _check_tensors(population.momentum(0))
+    _named_bytes(population.state_dict(0), population.momentum(0))  # each a tensor under a name

@@ -24,15 +24,17 @@ _PATHS = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.link
 
 
 class Guard:
-    """Watches this process (audit events, PEP 578) and the files beside the working directory, within its block.
+    """Watches this process (audit events, PEP 578) and the files beside the input's directory, within its block.
 
     Libraries that open files in native code raise no audit events: for them there is the tree of canaries.
     """
 
-    def __init__(self, box: Path) -> None:
-        """Bounds the address space too, so that a blow-up is a MemoryError here and no swapping machine."""
-        self._box, self._watching = box, False
-        self._allowed = os.path.realpath(box / "work") + os.sep
+    def __init__(self, box: Path, work: Path) -> None:
+        """`work`, the input's directory, lies right below a directory of `box`.
+
+        Bounds the address space too, so that a blow-up is a MemoryError here and no swapping machine."""
+        self._box, self._work, self._watching = box, work, False
+        self._allowed = os.path.realpath(work) + os.sep
         self._broken: list[str] = []
         self._canaries = self._look()
         sys.addaudithook(self._hear)
@@ -56,14 +58,14 @@ class Guard:
         if grown > MOST_GROWTH:
             self._broken.append(f"took {grown / 2**30:.1f} GiB of memory")
         if self._look() != self._canaries:
-            self._broken.append("files outside of the working directory changed")
+            self._broken.append("files outside of the input's directory changed")
         if self._broken:
             raise Finding("; ".join(self._broken[:5]))
 
     def _look(self) -> list[tuple[str, int, int]]:
-        """Name, size and time of everything beside the working directory."""
-        paths = [path for path in self._box.iterdir() if path.name != "work"]
-        paths += (self._box / "outside").rglob("*")
+        """Name, size and time of everything beside the input's directory."""
+        paths = {*self._box.iterdir(), *self._work.parent.iterdir(), *(self._box / "outside").rglob("*")}
+        paths -= {self._work, self._work.parent}
         return sorted((str(path), path.lstat().st_size, path.lstat().st_mtime_ns) for path in paths)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:

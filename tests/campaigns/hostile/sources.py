@@ -13,6 +13,8 @@ import tarfile
 import warnings
 import zipfile
 import zlib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,20 +91,26 @@ class Sources:
         if code != 0 and left:
             raise Finding(f"refused, and yet {left} were written")
         if code == 0:
-            self._check_written(out, left)
+            resized = any(word.startswith("--size=") for word in argv)
+            self._check_written(out, left, source if dataset == "folder" and not resized else None)
         return code == 0
 
-    def _check_written(self, out: Path, left: list[str]) -> None:
-        """The directory holds a dataset, and nothing else."""
+    def _check_written(self, out: Path, left: list[str], source: Path | None) -> None:
+        """The directory holds a dataset, and nothing else; that of the folder or archive `source`."""
         if left != ["card.json", "test.beton", "test.digests", "train.beton", "train.digests"]:
             raise Finding(f"wrote {left}")
         card = read_card(out)
         for split in ("train", "test"):
             beton = StoredBeton(out / f"{split}.beton")
-            if content_sha256(beton.read_raw(), beton.labels_N) != card.sha256[split]:
+            images_NHWC = beton.read_raw()
+            if content_sha256(images_NHWC, beton.labels_N) != card.sha256[split]:
                 raise Finding(f"{split}.beton is not what the card says")
             if not 0 <= beton.labels_N.min() <= beton.labels_N.max() < len(card.classes):
                 raise Finding(f"{split}.beton has labels beyond the classes")
+            labelled = zip(beton.labels_N, images_NHWC, strict=True)
+            written = Counter((card.classes[label], image_HWC.tobytes()) for label, image_HWC in labelled)
+            if source is not None and written != Counter(_labelled_pixels(source, split)):
+                raise Finding(f"{split}.beton has other images than its source")
 
     def _zip(self, draw: random.Random, work: Path) -> Path:
         path, members = work / draw.choice(("source.zip", "source")), dict(self._images)
@@ -207,6 +215,30 @@ class Sources:
         if draw.random() < 0.05:
             odd_file(draw, source / _MATS[0], work.parent.parent / "outside")
         return source
+
+
+def _labelled_pixels(source: Path, split: str) -> Iterator[tuple[str, bytes]]:
+    """The class of each image of a folder or archive that is used, and its pixels as Pillow shows them."""
+    for name, data in _files(source):
+        folder, label, file = name.split("/")
+        if folder == split and not label.startswith(".") and not file.startswith("."):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield label, Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+
+
+def _files(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Path and content of each file that lies as deep as images do."""
+    if source.is_dir():
+        for path in source.glob("*/*/*"):
+            if path.is_file():
+                yield path.relative_to(source).as_posix(), path.read_bytes()
+        return
+    with zipfile.ZipFile(source) as archive:
+        for info in archive.infolist():
+            name = info.filename.removeprefix("prefix/")
+            if name.count("/") == 2:
+                yield name, archive.read(info)
 
 
 def _batch(draw: random.Random, work: Path, data: bytes, others: list[bytes]) -> bytes:

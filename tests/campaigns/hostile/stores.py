@@ -87,14 +87,18 @@ class Stores:
         self._stores = [corpus / "closed", corpus / "killed"]
         with Store.open(shutil.copytree(corpus / "closed", corpus / "read")) as store:
             self._measurements, self._states = _held(store)
+        # What goes with no state's file.
+        self._kept = {key for key in self._measurements if key[0] not in self._states}
         # A damaged journal may undo a part of the transaction only.
         self._measurements |= {m.key: m.result() for n in range(30, 200) for m in _rows(n)}
         shutil.rmtree(corpus / "read")
 
     def attempt(self, draw: random.Random, work: Path) -> bool:
         directory = Path(shutil.copytree(draw.choice(self._stores), work / "store"))
+        whole = _index_of(directory)
         for _ in range(1 + min(int(draw.expovariate(1.0)), 4)):
             self._damage(draw, directory, work.parent.parent / "outside")
+        kept = self._kept if _index_of(directory) == whole else set()
         taken = True
         for action in draw.sample(_ACTIONS, draw.randrange(1, 4)):
             codes = (0, 1, 2) if action[0] == "verify" else (0, 2)
@@ -102,7 +106,7 @@ class Stores:
             taken = taken and code == 0
             if action == ["rebuild"] and code == 0:
                 self._is_whole(directory)
-        return self._values_are_right(directory) and taken
+        return self._values_are_right(directory, kept) and taken
 
     def _is_whole(self, directory: Path) -> None:
         """A rebuilt store has no damage, and takes new work."""
@@ -112,11 +116,14 @@ class Stores:
         with Store.open(directory) as store, store.owner() as owner:
             store.commit(_rows(199), [], owner.claim([(key_of(199), "own")]))
 
-    def _values_are_right(self, directory: Path) -> bool:
-        """Whatever the store gives is what was stored; whether it gives all that it says it has."""
+    def _values_are_right(self, directory: Path, kept: set[tuple[str, str]]) -> bool:
+        """Whatever the store gives is what was stored, and no value of `kept` is lost; whether it gives all it says."""
         try:
             with Store.open(directory, create=False) as store:
-                for key, m in store.measurements().items():
+                found = store.measurements()
+                if not kept <= found.keys():
+                    raise Finding(f"lost, with a whole index: {sorted(kept - found.keys())}")
+                for key, m in found.items():
                     if self._measurements.get(key) != m.result():
                         raise Finding(f"measurement {key} is not what was stored")
                 for key in sorted(store.states()):
@@ -159,6 +166,11 @@ class Stores:
                 odd_file(draw, stray / name, outside)
         else:
             _sql(draw, directory / "index.sqlite")
+
+
+def _index_of(directory: Path) -> dict[str, bytes]:
+    """The index and SQLite's logs."""
+    return {path.name: path.read_bytes() for path in directory.glob("index.sqlite*") if path.is_file()}
 
 
 def _numbers(path: Path, data: bytes) -> list[tuple[int, int]]:
