@@ -26,7 +26,7 @@ from data_prep.memory import write_memory
 from data_prep.write import write_dataset
 from fastwi.data.card import read_card, with_checksum
 from fastwi.errors import CheckpointError, ConfigError, UserError
-from fastwi.python.entry import _newer_settings, undisturbed
+from fastwi.python.entry import _request, undisturbed
 from fastwi.sweep import main as sweep_main
 from fastwi.train import main as train_main
 
@@ -130,18 +130,55 @@ def test_torchs_settings_decide_nothing_and_stay(ran, digits_directory, tmp_path
 
 def test_products_of_float32_are_not_rounded_to_less():
     """Whatever a program asked for by the settings of newer versions of torch, which stay."""
-    newer = _newer_settings()
+    onednn, cudnn, matmul = torch.backends.mkldnn, torch.backends.cudnn, torch.backends.cuda.matmul
+    exact = [onednn.conv, onednn.matmul, onednn.rnn, matmul]
+    newer = [torch.backends, cudnn, *exact, cudnn.conv, cudnn.rnn]
     before = [each.fp32_precision for each in newer]
-    asked = ["tf32" if each is torch.backends.cuda.matmul else "bf16" for each in newer]
     try:
+        for allowed in (True, False):  # by the older name of cuDNN's
+            cudnn.allow_tf32 = allowed
+            with undisturbed():
+                assert cudnn.allow_tf32
+                cudnn.allow_tf32 = False  # as the engines do on a GPU
+            assert cudnn.allow_tf32 == allowed
+        torch.backends.fp32_precision = "tf32"
+        with undisturbed():
+            assert {each.fp32_precision for each in exact} == {"ieee"}
+            cudnn.allow_tf32 = False
+            assert "tf32" not in {each.fp32_precision for each in newer}
+        torch.backends.fp32_precision = "none"
+        assert "tf32" not in {each.fp32_precision for each in newer}
+        asked = ["bf16", "tf32", "bf16", "bf16", "bf16", "tf32", "ieee", "tf32"]
         for each, value in zip(newer, asked, strict=True):
             each.fp32_precision = value
         with undisturbed():
-            assert {each.fp32_precision for each in newer} <= {"ieee"}
+            assert {each.fp32_precision for each in exact} == {"ieee"}
         assert [each.fp32_precision for each in newer] == asked
     finally:
+        cudnn.allow_tf32 = True
         for each, value in zip(newer, before, strict=True):
             each.fp32_precision = value
+
+
+def test_exact_kernels_are_the_callers_again():
+    """engine.deterministic sets them for a process."""
+    cudnn, attention = torch.backends.cudnn, torch.backends.mha
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        cudnn.benchmark, cudnn.deterministic = True, True
+        attention.set_fastpath_enabled(False)
+        with undisturbed():
+            assert not torch.are_deterministic_algorithms_enabled()
+            assert (cudnn.benchmark, cudnn.deterministic) == (False, False)
+            assert attention.get_fastpath_enabled()
+            torch.use_deterministic_algorithms(True)
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert (cudnn.benchmark, cudnn.deterministic) == (True, True)
+        assert not attention.get_fastpath_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        cudnn.benchmark, cudnn.deterministic = False, False
+        attention.set_fastpath_enabled(True)
 
 
 def test_every_form_of_a_configuration(ran, digits_directory, tmp_path, monkeypatch):
@@ -151,6 +188,8 @@ def test_every_form_of_a_configuration(ran, digits_directory, tmp_path, monkeypa
         section, _, key = name.partition(".")
         nested.setdefault(section, {})[key] = value
     Path("mine.yaml").write_text(json.dumps(nested))
+    run = _request(None, None, None, None, None, ".").config.run
+    assert (Path(run.directory), run.name) == (tmp_path.parent, tmp_path.name)
     for form in ("mine.yaml", nested, config_from_mapping(nested)):
         overrides = {"experiment": {"s": np.int64(2)}, "run.directory": Path("here")}
         found = fastwi.run(form, overrides=overrides, progress=False)
@@ -218,7 +257,6 @@ def test_a_network_of_a_file_is_what_a_configuration_names(digits_directory, tmp
     assert type(loaded).__name__ == "Net"
     assert not loaded.training
     Path("h2_net.py").write_text(NET.replace("WIDTH = 4", "WIDTH = 5"))
-    assert "another network: the source of" in refusal(CheckpointError, run, h2_net.Net, "python")
     assert "another network: the source of" in refusal(CheckpointError, fastwi.load_network, found, child=2)
     edited = run(h2_net.Net, "edited")
     assert fastwi.load_network(edited, child=2).linear.in_features == 5
@@ -479,9 +517,18 @@ class Items:
         return Image.fromarray(self._images_NHWC[n]), int(self._labels_N[n])
 
 
-@pytest.mark.parametrize("form", ["arrays", "tensors", "items", "torch"])
-def test_images_in_memory_are_the_same_as_in_a_directory(ran, digits_directory, tmp_path, monkeypatch, form):
+def test_a_run_on_images_in_memory_is_that_on_their_directory(ran, digits_directory, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    train, test = pairs(digits_directory)
+    found = fastwi.run(SETTINGS, train=train, test=test, progress=False)
+    assert found.frame.equals(ran.frame, null_equal=True)
+    assert found.directory.name == "run-" + json.loads((ran.directory / "manifest.json").read_text())["identity"]
+    (data,) = Path("runs/datasets").glob("[!.]*")
+    assert write_memory(train, test, "runs/datasets") == data
+
+
+@pytest.mark.parametrize("form", ["arrays", "tensors", "items", "torch"])
+def test_images_in_memory_are_the_same_as_in_a_directory(digits_directory, tmp_path, form):
     train, test = pairs(digits_directory)
     splits: list[object] = [train, test]
     if form in ("tensors", "torch"):
@@ -489,13 +536,10 @@ def test_images_in_memory_are_the_same_as_in_a_directory(ran, digits_directory, 
         splits = [TensorDataset(*split) for split in tensors] if form == "torch" else list(tensors)
     if form == "items":
         splits = [Items(*split, [f"digit {i}" for i in range(10)]) for split in (train, test)]
-    found = fastwi.run(SETTINGS, train=splits[0], test=splits[1], progress=False)
-    assert found.frame.equals(ran.frame, null_equal=True)
-    assert found.directory.name == "run-" + json.loads((ran.directory / "manifest.json").read_text())["identity"]
-    (data,) = Path("runs/datasets").glob("[!.]*")
+    data = write_memory(*splits, tmp_path)
     assert read_card(data).sha256 == read_card(digits_directory).sha256
     written = (data / "train.beton").stat().st_mtime_ns
-    assert write_memory(*splits, "runs/datasets") == data
+    assert write_memory(*splits, tmp_path) == data
     assert (data / "train.beton").stat().st_mtime_ns == written
 
 
@@ -654,7 +698,7 @@ if {guard}:
 @pytest.mark.parametrize("guard", ["__name__ == '__main__'", "True"])
 def test_a_script_is_its_own_networks_file(digits_directory, tmp_path, guard):
     (tmp_path / "script.py").write_text(SCRIPT.format(guard=guard, settings=OWN, data=str(digits_directory)))
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     if guard == "True":
         assert "__name__ == '__main__'" in done.stderr.splitlines()[-1]
         assert not (tmp_path / "r").exists()

@@ -157,14 +157,11 @@ def undisturbed() -> Iterator[None]:
             "if __name__ == '__main__':"
         )
     token, threads = _busy.set(True), torch.get_num_threads()
-    exact = torch.are_deterministic_algorithms_enabled()
-    only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         with modules_restored(), _torchs_defaults():
             yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(exact, warn_only=only_warn)
         _busy.reset(token)
 
 
@@ -174,14 +171,23 @@ def _torchs_defaults() -> Iterator[None]:
     import torch
 
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    exact = torch.are_deterministic_algorithms_enabled()
+    only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # torch's newer settings of the same were used
         precision = ""
+    tf32 = _cudnns_tf32()
     with ExitStack() as stack:
-        for settings in _newer_settings():
-            stack.callback(setattr, settings, "fp32_precision", settings.fp32_precision)
-            settings.fp32_precision = "ieee"
+        for place, name, value in _backends_defaults():
+            stack.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, value)
+        stack.callback(_cudnns_tf32, tf32)
+        _cudnns_tf32(True)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(True)
+        stack.callback(torch.use_deterministic_algorithms, exact, warn_only=only_warn)
+        torch.use_deterministic_algorithms(False)
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
         if precision:
@@ -196,13 +202,39 @@ def _torchs_defaults() -> Iterator[None]:
         yield
 
 
-def _newer_settings() -> list[Any]:
-    """What newer versions of torch have for the precision of float32's products, each by its `fp32_precision`."""
-    import torch
+def _backends_defaults() -> list[tuple[Any, str, Any]]:
+    """Settings of torch.backends that decide results: where, its name, and what a command has.
 
-    onednn = torch.backends.mkldnn
-    found = [getattr(onednn, name, None) for name in ("conv", "matmul", "rnn")]
-    return [each for each in (*found, torch.backends.cuda.matmul) if hasattr(each, "fp32_precision")]
+    A precision of "none" is that of the setting above it, so the upper ones come first: set and read, and, as all are
+    set back in the reverse order, set back last.
+    """
+    from torch import backends
+
+    onednn: Any = backends.mkldnn  # their newer names are not typed
+    cudnn: Any = backends.cudnn
+    above = [(each, "fp32_precision", "none") for each in (backends, cudnn)]
+    products = (onednn.conv, onednn.matmul, onednn.rnn, backends.cuda.matmul)
+    return [
+        *above,
+        *((each, "fp32_precision", "ieee") for each in products),
+        *((each, "fp32_precision", "tf32") for each in (cudnn.conv, cudnn.rnn)),
+        (cudnn, "benchmark", False),
+        (cudnn, "deterministic", False),
+    ]
+
+
+def _cudnns_tf32(allowed: bool | None = None) -> bool:
+    """The older name of cuDNN's precisions, which torch keeps beside the newer ones; set where `allowed` is given."""
+    from torch.backends import cudnn
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions of torch prefer the newer names
+        if allowed is not None:
+            cudnn.allow_tf32 = allowed
+        try:
+            return cudnn.allow_tf32
+        except RuntimeError:  # the newer names say otherwise
+            return True
 
 
 def _warn_of(problems: Sequence[str]) -> None:
