@@ -1,5 +1,8 @@
 """The public functions on every form of network."""
 
+import copy
+import itertools
+
 import pytest
 import torch
 import torchvision
@@ -31,8 +34,13 @@ def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value.detach().clone() for key, value in state.items()}
 
 
-@pytest.mark.parametrize("alpha", [0.5, 0.1, -0.5, 1.5, 0.0, 1.0])
-@pytest.mark.parametrize("build", [SmallNet, TiedNet, torchvision.models.resnet18])
+@pytest.mark.parametrize(
+    ("build", "alpha"),
+    [
+        *itertools.product((SmallNet, TiedNet), (0.5, 0.1, -0.5, 1.5, 0.0, 1.0)),
+        *itertools.product((torchvision.models.resnet18,), (0.1, 1.0)),
+    ],
+)
 def test_modules_are_interpolated_in_place(build, alpha):
     a, b = trained(build(), 1), trained(build(), 2)
     old_a, old_b = copied(a.state_dict()), copied(b.state_dict())
@@ -54,15 +62,23 @@ def test_a_module_and_a_state_dict_and_lists():
     assert [tensor.tolist() for tensor in mine] == [[0.25] * 3, [2, 5]]
 
 
-def test_populations_agree_with_modules():
-    networks = [trained(SmallNet(), seed) for seed in range(4)]
+def test_populations_agree_with_modules(seed):
+    networks = [trained(SmallNet(), number) for number in range(4)]
     population, other = Population.from_modules(networks[:2]), Population.from_modules(networks[2:])
-    both = Population.from_modules([networks[0], networks[2]])
+    both, crossed = Population.from_modules([networks[0], networks[2]]), Population.from_modules(networks[:2])
+    both.momentum_MP.normal_(generator=torch.Generator().manual_seed(seed))
+    momentum_MP = both.momentum_MP.clone()
     fastwi.interpolate_(population, other, [0.25, 0.75])  # member by member
-    fastwi.interpolate_(both, pairs=[(0, 1)], alpha=0.25)
+    fastwi.interpolate_(both, pairs=[(0, 1)], alpha=0.25, momentum="average")
+    fastwi.interpolate_(crossed, other, 0.75, pairs=[(1, 0)])
+    torch.testing.assert_close(both.momentum_MP[0], 0.75 * momentum_MP[0] + 0.25 * momentum_MP[1])
+    assert torch.equal(both.momentum_MP[1], momentum_MP[1])
+    assert all(torch.equal(value, networks[0].state_dict()[key]) for key, value in crossed.state_dict(0).items())
+    networks.append(copy.deepcopy(networks[1]))
+    fastwi.interpolate_(networks[4], networks[2], 0.75)
     fastwi.interpolate_(networks[0], networks[2], 0.25)
     fastwi.interpolate_(networks[1], networks[3], 0.75)
-    for found, m, network in ((population, 0, 0), (population, 1, 1), (both, 0, 0), (both, 1, 2)):
+    for found, m, network in ((population, 0, 0), (population, 1, 1), (both, 0, 0), (both, 1, 2), (crossed, 1, 4)):
         expected = networks[network].state_dict()
         for key, value in found.state_dict(m).items():
             torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-6)

@@ -144,7 +144,10 @@ def test_a_reader_that_went_away_is_no_error_message(environment: dict[str, str]
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+@needs_full
 @pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
 @pytest.mark.parametrize("lines", [1, 100_000])  # so many do not fit into the buffer
 def test_a_full_disk_behind_stdout_is_said(environment: dict[str, str], lines: int) -> None:
@@ -155,6 +158,7 @@ def test_a_full_disk_behind_stdout_is_said(environment: dict[str, str], lines: i
     assert len(done.stderr.splitlines()) == 1
 
 
+@needs_full
 def test_a_full_disk_elsewhere_is_not_said_of_stdout() -> None:
     done = ended("with open('/dev/full', 'w') as full:\n    full.write('a')")
     assert (done.returncode, done.stdout.strip()) == (1, "")

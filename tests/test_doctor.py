@@ -49,6 +49,14 @@ def test_the_lowest_torch(monkeypatch, version, enough):
     assert (check.found, check.needed, check.fix == "") == (version, True, enough)
 
 
+@pytest.mark.parametrize(("version", "enough"), [((3, 9), False), ((3, 10), True), ((3, 13), True), ((3, 14), False)])
+def test_pythons_that_are_supported(monkeypatch, version, enough):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "version_info", version)
+        check = next(examine())
+    assert (check.subject, check.needed, check.fix == "") == ("Python", True, enough)
+
+
 def test_missing_packages_are_named_as_pip_calls_them(monkeypatch):
     packages = {"numpy": None, "no_such_module": None, "nor_this": "other==1.0"}
     monkeypatch.setattr(fastwi.doctor, "_PACKAGES", packages)
@@ -64,10 +72,10 @@ def test_ffcv_that_fails_takes_only_its_own_process_down(monkeypatch, tmp_path, 
     (tmp_path / "ffcv.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    checks = {check.subject: check for check in examine()}
-    assert reason in checks["FFCV"].found
-    assert checks["FFCV"].fix.endswith("pip install ffcv==1.0.2")
-    assert not checks["FFCV"].needed
+    check = fastwi.doctor._ffcv()
+    assert reason in check.found
+    assert check.fix.endswith("pip install ffcv==1.0.2")
+    assert not check.needed
 
 
 def test_ffcv_that_does_not_end_is_given_up(monkeypatch, tmp_path):
@@ -83,6 +91,7 @@ def test_ffcv_that_does_not_end_is_given_up(monkeypatch, tmp_path):
 def test_the_cores_are_those_of_this_process(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5, 8})
     monkeypatch.setattr("os.cpu_count", lambda: 77)
+    monkeypatch.setattr(fastwi.doctor, "_ffcv", lambda: Check("FFCV", "not looked for"))
     checks = {check.subject: check for check in examine()}
     assert checks["CPU cores"].found == "3 for this process, 77 in all"
 
@@ -93,4 +102,5 @@ def test_the_packages_are_those_of_the_project():
     declared = {re.split("[<>=]", requirement)[0] for requirement in project["dependencies"]}
     looked_for = {(pip or name).split("==")[0] for name, pip in fastwi.doctor._PACKAGES.items()}
     assert looked_for | {"torch", "torchvision", "simplejpeg"} == declared
+    assert f"torch>={'.'.join(map(str, fastwi.doctor.LOWEST_TORCH))}" in project["dependencies"]
     assert project["optional-dependencies"]["ffcv"] == [fastwi.doctor.FFCV_FIX.split()[-1]]

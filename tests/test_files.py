@@ -20,8 +20,13 @@ from fastwi.files import atomic_open, atomic_path, locked_directory, write_json,
 ROOT = Path(fastwi.files.__file__).parents[1]
 
 
-def test_a_file_appears_whole_with_the_permissions_of_the_umask(tmp_path: Path) -> None:
-    final = tmp_path / "new" / "a.bin"
+def test_a_file_appears_whole_with_the_permissions_of_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, done = tmp_path / "new" / "a.bin", list[str]()
+    for name in ("fsync", "replace"):
+        do = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, do=do: (done.append(name), do(*given)))
     previous = os.umask(0o027)
     try:
         with atomic_path(final) as temporary:
@@ -30,6 +35,7 @@ def test_a_file_appears_whole_with_the_permissions_of_the_umask(tmp_path: Path) 
             assert not final.exists()
     finally:
         os.umask(previous)
+    assert done == ["fsync", "replace"]
     assert final.read_bytes() == b"content"
     assert stat.S_IMODE(final.stat().st_mode) == 0o640
     assert list(final.parent.iterdir()) == [final]

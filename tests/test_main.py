@@ -26,13 +26,13 @@ def test_every_command_says_help(name, capsys):
     assert name in capsys.readouterr().out
 
 
-def test_help_needs_no_torch():
+def test_help_needs_neither_torch_nor_polars():
     code = (
         "import sys; from fastwi.__main__ import main\n"
-        "for name in ('train', 'sweep', 'convert', 'doctor', 'tune'):\n"
+        "for name in ('train', 'sweep', 'convert', 'doctor', 'tune', 'store'):\n"
         "    try: main([name, '--help'])\n"
         "    except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules"
+        "assert not {'torch', 'polars'} & sys.modules.keys()"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -18,7 +18,7 @@ TOP = Path(__file__).parents[1]
 def python(directory: Path, *arguments: str, path: Path = TOP) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(path)}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=directory, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], cwd=directory, env=environment, capture_output=True, text=True, timeout=600
     )
 
 
@@ -44,7 +44,7 @@ def test_the_wheel_holds_every_file_and_nothing_else(installed: Path) -> None:
         path.relative_to(TOP).as_posix()
         for name in ("fastwi", "data_prep")
         for path in (TOP / name).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".") and not path.name.endswith("~")
     }
     expected |= {f"fastwi/configs/{path.name}" for path in (TOP / "configs").iterdir()}
     assert {path for path in found if ".dist-info/" not in path} == expected

@@ -27,9 +27,9 @@ VALUE = {
     "name": "é",
     "numbers": [1, 2.5, 1e-300],
     "nested": {"yes": True, "none": None},
-    "odd": [math.nan, -math.inf],
+    "odd": [math.nan, -math.inf, math.inf],
 }
-READ = VALUE | {"odd": ["NaN", "-Infinity"]}
+READ = VALUE | {"odd": ["NaN", "-Infinity", "Infinity"]}
 
 
 def test_what_was_written_comes_back_whatever_bit_is_flipped(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """`python -m fastwi.tune`: what it measures is what `engine.name: auto` takes; a damaged table is no table."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,9 +59,19 @@ def test_auto_takes_the_fastest(capsys):
     }
     assert all(row["images_per_s"] > 0 for row in shown["measured"])
     assert shown["key"] == KEY
-    best = max(shown["measured"], key=lambda row: row["images_per_s"])
-    assert fastest(read_speeds(KEY)) == (best["engine"], best["members"])
-    assert engine_name(CONFIG) == best["engine"]
+    # The table is rounded, so the two fastest may be as fast there.
+    most = max(row["images_per_s"] for row in shown["measured"])
+    best = {(row["engine"], row["members"]) for row in shown["measured"] if row["images_per_s"] > most - 1}
+    found = fastest(read_speeds(KEY))
+    assert found in best
+    assert engine_name(CONFIG) == found[0]
+
+
+def test_speeds_are_of_all_images_of_all_members(monkeypatch):
+    """In two rounds of one step of 4 images; the clock is read at the beginning, after each round and at the end."""
+    monkeypatch.setattr(tune, "LEAST_S", 1.5)
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    assert tune._speed(LoopEngine, CONFIG, CPU, 3) == 2 * 3 * 4 / 3
 
 
 def test_what_fails_and_what_there_is_no_time_for_is_reported(monkeypatch, capsys):
@@ -96,8 +108,7 @@ def test_weights_do_not_matter(tmp_path):
     """They may be for another number of classes than the random images have."""
     network = build_network(CONFIG, 7)
     torch.save(network.state_dict(), tmp_path / "w.pt")
-    assert tune.main([*FLAGS, f"--model.weights={tmp_path / 'w.pt'}"]) == 0
-    assert read_speeds(KEY)
+    assert tune.main([*FLAGS, f"--model.weights={tmp_path / 'w.pt'}", "--dry-run"]) == 0
 
 
 def test_entries_are_kept_apart():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,7 @@ def test_points_are_counted_as_they_are_expanded(options: SweepOptions) -> None:
     assert count_points(spec) == len(expanded)
     assert len(child_tuples(spec)) * len(options.parents) * 6 * max(1, len(options.alphas)) == len(expanded)
     assert {point.config.experiment.k for point in expanded} == {1, 2, 4}
+    assert {point.config.experiment.children for point in expanded} == {options.tuple_size}
     for point in expanded:
         seeds, first = point.config.seeds, point.parent * SEEDS_A_PARENT
         assert (seeds.init, seeds.parent_noise) == (point.parent, point.parent)
@@ -42,6 +44,14 @@ def test_points_are_counted_as_they_are_expanded(options: SweepOptions) -> None:
         assert seeds.average_noise == first + AVERAGE_SEEDS + point.tuple_index
         weights = () if point.alpha is None else (1 - point.alpha, point.alpha)  # alpha is the second child's
         assert point.config.experiment.weights == weights
+
+
+def test_tuples_of_children() -> None:
+    def tuples(**options: Any) -> list[tuple[int, ...]]:
+        return child_tuples(SweepSpec(Config(), {}, SweepOptions(**options)))
+
+    assert tuples(children=9, tuple_size=3) == [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    assert tuples(children=3, tuples="all") == [(1, 2), (1, 3), (2, 3)]
 
 
 def test_shards_have_each_point_once_and_none_is_empty() -> None:

@@ -161,6 +161,8 @@ def test_values_in_yaml_and_in_mappings() -> None:
     assert config_from_yaml("experiment: {weights: [1, 0]}").experiment.weights == (1.0, 0.0)
     for text, quoted in itertools.product(("2024", "1e3", "yes"), ("'{}'", '"{}"', "|-\n    {}", ">-\n    {}")):
         assert config_from_yaml(f"run:\n  name: {quoted.format(text)}\n").run.name == text
+    for word, means in {"yes": True, "on": True, "True": True, "ON": True, "no": False, "Off": False}.items():
+        assert config_from_yaml(f"optimizer: {{nesterov: {word}}}").optimizer.nesterov is means
     mapping = {"schedule": {"drop_epochs": range(3, 5)}, "data.path": Path("a/b")}
     config = config_from_mapping(mapping)
     assert (config.schedule.drop_epochs, config.data.path) == ((3, 4), "a/b")
@@ -185,6 +187,7 @@ def test_every_form_of_a_sweep_file(directory: Path) -> None:
     )
     assert count_points(request.spec) == 4 * 4 * 3 * 4 * 3 * 2 * 2 * 2 * 4 * 4 * 5
     assert (request.config_file, request.sweep) == (directory / "full.yaml", "grid")
+    assert read_config(request.spec, sweep=True).spec == request.spec
 
 
 def test_flags_win_over_the_sweep_file(directory: Path) -> None:
@@ -274,6 +277,8 @@ def test_the_options_of_a_study(directory: Path) -> None:
     request = analyze("plane", "--config", file)
     wanted = AnalysisOptions(alphas=11, low=-0.5, cells=("8,4", "1, 2"), treatments=("recomputed",))
     assert (request.options, chosen_cells(request.options)) == (wanted, ((8, 4), (1, 2)))
+    mixed = AnalysisOptions(cells=("8ep, 1ep2it", "500it,3"))
+    assert chosen_cells(mixed) == ((8, "1ep2it"), ("500it", 3))
     assert (request.study, request.sweep, request.directory) == ("plane", "grid", Path("out/grid/analyses/plane"))
     (directory / "top.yaml").write_text("base: grid.yaml\nanalysis: {alphas: 5, pairs: 2}\n")
     argv = ["plane", "--config", str(directory / "top.yaml"), "--analysis.low=-0.25", "--analysis.directory", "x"]

@@ -10,7 +10,7 @@ from mappings import config_from_mapping
 
 from fastwi.config.read import config_from_yaml, read_request, read_sweep_request, sweep_from_yaml
 from fastwi.config.schema import Config, OptimizerConfig, ScheduleConfig
-from fastwi.config.sweep import SweepSpec, axis_value, column_type
+from fastwi.config.sweep import SweepSpec, axis_value, column_type, in_parts
 from fastwi.config.time import Time, iterations_of, read_time, time_at
 from fastwi.config.write import config_hash, sweep_to_yaml, to_yaml
 from fastwi.engine.schedule import learning_rate
@@ -98,6 +98,12 @@ def test_axes_with_times_are_text_in_tables():
     assert in_tables("schedule.warmup_iterations", 0, 50) == (int, [0, 50])
     assert in_tables("schedule.warmup_iterations", *mixed) == (str, ["0it", "2ep", "50it"])
     assert in_tables("schedule.drop_epochs", (), (Time("5it"), 80)) == (str, [(), ("5it", "80ep")])
+
+
+def test_times_within_epochs_make_parts_of_epochs():
+    for name in ("k", "s", "after"):
+        assert in_parts(SweepSpec(Config(), {f"experiment.{name}": (1, Time("2it"))}))
+    assert not in_parts(SweepSpec(Config(), {"experiment.s": (1, Time("8ep-k"))}))
 
 
 def test_a_rate_drops_and_warms_up_at_iterations():

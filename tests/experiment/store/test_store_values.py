@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import polars
 import pytest
+import torch
 from begun_stores import claims
 from store_samples import bits, contents, fill, flip, key_of, measurement, network, values, written
 from torch import nn
@@ -35,7 +36,8 @@ def columns(store: Store) -> list[tuple]:
     return [m.columns() for m in store.measurements().values()]
 
 
-def test_measurements_come_back_to_the_bit_from_the_index_and_from_parquet(store, seed):
+def test_measurements_come_back_to_the_bit_from_the_index_and_from_parquet(store, monkeypatch, seed):
+    monkeypatch.setattr("fastwi.experiment.store.repair._BATCH", 7)
     draw = random.Random(seed)
     made = [measurement(n) for n in range(40)] + [measurement(n, "recomputed", draw) for n in range(200)]
     made += [measurement(n, "own", draw) for n in range(40, 200)]
@@ -78,7 +80,8 @@ def test_the_first_measurement_stays_and_a_different_one_is_named(store):
     first = measurement(1)  # its values include NaN
     assert store.commit([first], [], []) == []
     assert store.commit([first, dataclasses.replace(first, seconds=9.0)], [], []) == []
-    for name, value in (("test_loss", 1.5), ("epoch", 5), ("train_loss", None), ("learning_rate", bits(1))):
+    others = {"epoch": 5, "train_loss": None, "learning_rate": bits(1), "test_loss": 1.5, "test_accuracy": 12.5}
+    for name, value in others.items():
         changed = dataclasses.replace(first, **{name: value})
         assert store.commit([changed, measurement(2)], [], []) == [first.key], name
     zero = dataclasses.replace(first, state="zz", test_loss=0.0)
@@ -99,7 +102,8 @@ def test_a_failed_commit_changes_nothing(store):
     assert contents(store) == before
 
 
-def test_many_states_at_once_are_the_same_files_as_one_by_one(store):
+def test_many_states_at_once_are_the_same_files_as_one_by_one(store, monkeypatch):
+    torch.set_num_threads(4)  # that read
     made = [(key_of(n), network(n)) for n in range(20)]
     single = [written(store, n) for n in range(20)]
     files = [store.places.state(file.key) for file in single]
@@ -107,9 +111,12 @@ def test_many_states_at_once_are_the_same_files_as_one_by_one(store):
     assert [file.bytes for file in single] == list(map(len, before))
     for path in files:
         path.unlink()
+    flushed = set()
+    monkeypatch.setattr("fastwi.experiment.store.states.sync_directory", flushed.add)
     with ThreadPoolExecutor(2) as threads:  # as a sweep's writer does
         halves = list(threads.map(lambda part: write_states(store.directory, part), (made[:10], made[10:])))
     assert halves[0] + halves[1] == single
+    assert flushed == {store.directory, store.places.states, *(path.parent for path in files)}
     assert [path.read_bytes() for path in files] == before
     loaded = read_states(store.directory, [*single, single[3]], LAYOUT, "cpu")
     for m, n in enumerate((*range(20), 3)):
@@ -118,6 +125,7 @@ def test_many_states_at_once_are_the_same_files_as_one_by_one(store):
 
 
 def test_what_is_not_a_state_of_this_network(store):
+    torch.set_num_threads(4)  # that read
     files = [written(store, n) for n in range(12)]
     for n in (5, 8):
         flip(store.places.state(key_of(n)), -1)
@@ -182,22 +190,24 @@ def test_a_damaged_file_is_set_aside_before_others_can_write_the_state_again(sto
     set_aside = module.set_aside
     monkeypatch.setattr(module, "set_aside", looked_at)
     assert store.mark_damaged(key_of(0))
-    assert set(seen) == {(key_of(0),)}  # not committed yet
+    assert seen == [(key_of(0),)] * 2  # not committed yet
     assert store.states() == set()
 
 
-def test_states_go_and_measurements_stay(store):
+def test_states_go_and_measurements_stay(store, monkeypatch):
+    monkeypatch.setattr(module, "_BATCH", 2)
     fill(store, range(3))
     rows = store.measurements().keys()
-    assert store.drop_states([key_of(0), key_of(2), "absent"]) == {key_of(0), key_of(2)}
+    assert store.drop_states(["absent", key_of(0), key_of(2)]) == {key_of(0), key_of(2)}
     assert store.states() == {key_of(1)}
     assert not store.places.state(key_of(0)).exists()
     assert store.measurements().keys() == rows
     before = contents(store)
-    written(store, 5)  # a crash between a file and its commit, or between a drop's row and its file
+    # A crash between files and their commit, or between a drop's rows and its files.
+    size = sum(written(store, n).bytes for n in (5, 6, 7))
     assert (contents(store), verify(store).damage) == (before, [])
-    assert store.gc()["orphans"] > 0
-    assert not store.places.state(key_of(5)).exists()
+    assert store.gc()["orphans"] == size
+    assert not any(store.places.state(key_of(n)).exists() for n in (5, 6, 7))
     assert contents(store) == before
 
 
