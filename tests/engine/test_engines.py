@@ -21,6 +21,7 @@ from trained_networks import (
     build,
     draw_data,
     make,
+    on_gpu,
     starts,
     train_exactly,
 )
@@ -314,8 +315,7 @@ ON_A_GPU += [("loop", "auto", "residual"), ("graph", "auto", "residual"), ("vmap
 def test_steps_on_a_gpu_equal_those_of_loop(seed, engine, backend, network, precision):
     """Two epochs, captured where they are: the second on the graph that the first has captured."""
     population, data, noises, _ = clear_start(network, seed, 3, OPTIMIZER)
-    tensors = {name: getattr(data, name).to("cuda") for name in ("images_NHWC", "labels_N", "table_C256")}
-    data, trained = dataclasses.replace(data, **tensors), []
+    data, trained = on_gpu(data), []
     for name, way in (("loop", "eager"), (engine, backend)):
         members = population.clone_rows(range(3)).to("cuda")
         made = make(name, network, precision, way, device="cuda")

@@ -1,19 +1,16 @@
 """The `halo` engine against `stacked`: what its layers hand over, on the references and on the emulated kernels."""
 
-import dataclasses
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from pretended_cuda import Graph, pretended_cuda
 from torch import Tensor, nn
 from torch.nn import functional
-from trained_networks import BATCH, CLASSES, OPTIMIZER, SCHEDULE, draw_data, draw_momentum
+from trained_networks import BATCH, CLASSES, OPTIMIZER, SCHEDULE, draw_data, draw_momentum, on_gpu
 
 from fastwi.config.schema import AugmentConfig, EngineConfig
 from fastwi.data.noise import Noise
-from fastwi.data.resident import ResidentDataset
 from fastwi.engine import halo
 from fastwi.engine.base import Settings
 from fastwi.engine.halo import HaloEngine, HaloNetwork
@@ -240,24 +237,14 @@ def test_a_device_that_cannot_run_the_kernels_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [StackedEngine, HaloEngine])
-def test_launches_of_a_captured_step(kind):
-    """On a pretended GPU: the host waits for nothing within a step, and two steps are the same launches."""
-    with pretended_cuda() as cuda:
-        made = engine(kind, device="cuda")
-        members = Population.zeros(Layout.of(Narrow()), M, "cuda")
-        images = torch.zeros(2 * BATCH, 8, 8, 3, dtype=torch.uint8, device="cuda")
-        labels = torch.zeros(2 * BATCH, dtype=torch.int64, device="cuda")
-        data = ResidentDataset(images, labels, torch.zeros(3, 256, device="cuda"), CLASSES)
-        made.train_epoch(members, data, [Noise(0), Noise(1)], 0)
-        (program,) = made._programs.values()
-        graph = Graph()
-        with cuda.capture(graph):
-            program._run(BATCH)
-        assert cuda.graphs[0].launches == graph.launches
-        made.evaluate(members, data)  # measures once what a member takes
-        cuda.launches.clear()
-        made.evaluate(members, data)
-    launched = Counter(launch[0] for launch in graph.launches)
+def test_launches_of_a_captured_step(cuda, kind):
+    made, data = engine(kind, device="cuda"), on_gpu(draw_data(0, 2 * BATCH))
+    members = Population.zeros(Layout.of(Narrow()), M, "cuda")
+    made.train_epoch(members, data, [Noise(0), Noise(1)], 0)
+    launched = Counter(launch[0] for launch in cuda.graphs[0].launches)
+    made.evaluate(members, data)  # measures once what a member takes
+    cuda.launches.clear()
+    made.evaluate(members, data)
     # Left of `stacked`: the first convolution and the last block's two. Passes for the sums of gradients at the ends
     # of the last two blocks. dx of these two convolutions, and of the norms behind the three.
     # Activations at the ends of the last two blocks and within the last.
@@ -275,9 +262,7 @@ def test_on_a_gpu_as_stacked(seed, M):
     torch.manual_seed(seed)
     start = Population.from_modules([Narrow() for _ in range(M)])
     draw_momentum(start, seed)
-    data, noises, moved = draw_data(seed, BATCH), [Noise(seed + m) for m in range(M)], []
-    tensors = {name: getattr(data, name).to("cuda") for name in ("images_NHWC", "labels_N", "table_C256")}
-    data = dataclasses.replace(data, **tensors)
+    data, noises, moved = on_gpu(draw_data(seed, BATCH)), [Noise(seed + m) for m in range(M)], []
     for kind in (StackedEngine, HaloEngine):
         trained = start.clone_rows(range(M)).to("cuda")
         engine(kind, device="cuda").train_epoch(trained, data, noises, 1)

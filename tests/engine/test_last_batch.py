@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from pretended_cuda import pretended_cuda
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
@@ -23,6 +22,7 @@ from trained_networks import (
     build,
     draw_data,
     make,
+    on_gpu,
     starts,
 )
 
@@ -158,18 +158,12 @@ def test_it_is_kept_in_parts_and_beside_an_epoch_that_drops_it(seed, engine):
 
 
 @pytest.mark.parametrize("engine", ["graph", "stacked"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gpu_replays_a_graph_for_each_size(engine, precision):
+def test_a_gpu_replays_a_graph_for_each_size(cuda, engine):
     """Two epochs of two whole steps and one of two images; the host waits at the end of each epoch alone."""
-    images = 2 * BATCH + 2
-    with pretended_cuda() as cuda:
-        made = keeping(engine, device="cuda", precision=precision)
-        data = draw_data(0, images)
-        there = {name: getattr(data, name).to("cuda") for name in ("images_NHWC", "labels_N", "table_C256")}
-        data = replace(data, **there)
-        members = starts("residual", 0, 2).to("cuda")
-        for epoch in range(2):
-            made.train_epoch(members, data, [Noise(0), Noise(1)], epoch)
-        whole, rest = cuda.graphs
-        assert (whole.replays, rest.replays) == (4, 2)
-        assert len(cuda.reads) == 2
+    made, data = keeping(engine, device="cuda", precision="bf16"), on_gpu(draw_data(0, 2 * BATCH + 2))
+    members = starts("residual", 0, 2).to("cuda")
+    for epoch in range(2):
+        made.train_epoch(members, data, [Noise(0), Noise(1)], epoch)
+    whole, rest = cuda.graphs
+    assert (whole.replays, rest.replays) == (4, 2)
+    assert len(cuda.reads) == 2

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pretended_cuda import Graph, PretendedCuda, Refused, Stream, pretended_cuda
+from pretended_cuda import Graph, PretendedCuda, Refused, Stream
 from torch import Tensor
 
 from fastwi.config.schema import OptimizerConfig
@@ -38,12 +38,6 @@ CAPTURED = {
     "gathers": lambda x: x.index_select(1, torch.zeros(1, dtype=torch.int64, device="cuda")),
     "where": lambda x: torch.where(x > 0, 0.5, x),
 }
-
-
-@pytest.fixture
-def cuda():
-    with pretended_cuda() as device:
-        yield device
 
 
 def captured(cuda: PretendedCuda, function) -> Graph:

@@ -5,6 +5,7 @@ differ by more than rounding. So comparisons start from states where no such inp
 network here a bias or scale that a norm behind it takes away: its gradient would be nothing but rounding.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
@@ -119,6 +120,11 @@ def draw_data(seed: int, images: int = IMAGES) -> ResidentDataset:
     pixels = torch.randint(0, 256, (images, SIZE, SIZE, 3), dtype=torch.uint8, generator=draw)
     labels = torch.randint(0, CLASSES, (images,), generator=draw)
     return ResidentDataset(pixels, labels, normalisation_table((0.4, 0.5, 0.6), (0.2, 0.3, 0.25)), CLASSES)
+
+
+def on_gpu(data: ResidentDataset) -> ResidentDataset:
+    tensors = {name: getattr(data, name).to("cuda") for name in ("images_NHWC", "labels_N", "table_C256")}
+    return dataclasses.replace(data, **tensors)
 
 
 def draw_momentum(population: Population, seed: int) -> None:

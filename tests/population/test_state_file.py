@@ -73,8 +73,13 @@ def test_the_digest_is_of_names_dtypes_shapes_and_values(tmp_path):
     assert len({digest(base), *map(digest, others)}) == 6
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict", "net"])
+@pytest.mark.parametrize(
+    ("prefix", "wrapper"),
+    [
+        ("", None), ("module.", None), ("_orig_mod.", None), ("module._orig_mod.", None), ("_orig_mod.module.", None),
+        ("", "state_dict"), ("", "model"), ("", "model_state_dict"), ("module.", "net"),
+    ],
+)  # fmt: skip
 def test_wrappers_and_prefixes(seed, tmp_path, prefix, wrapper):
     network = trained(SmallNet(), seed)
     state = {prefix + name: tensor for name, tensor in network.state_dict().items()}
