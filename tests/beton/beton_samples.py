@@ -9,9 +9,9 @@ from stored_samples import write_beton
 from fastwi.beton.format import ALLOCATION, FIELD, HEADER, METADATA_START, RECORD
 
 
-def random_split(samples: int, height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def random_split(samples: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """uint8 `[samples, height, width, 3]` and int64 labels, some of them negative."""
-    generator = np.random.default_rng([seed, samples, height, width])
+    generator = np.random.default_rng([samples, height, width])
     images_NHWC = generator.integers(0, 256, (samples, height, width, 3), dtype=np.uint8)
     return images_NHWC, generator.integers(-5, 100, samples)
 

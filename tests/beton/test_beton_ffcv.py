@@ -3,13 +3,11 @@
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from beton_samples import random_split
 from stored_samples import read_beton, smooth_image, write_beton
 
@@ -24,14 +22,6 @@ pytestmark = [
     # FFCV's writer forks; Python 3.12 warns of that where torch's threads run.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _threads_kept() -> Iterator[None]:
-    """FFCV sets torch's threads at its import."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 class Rows:

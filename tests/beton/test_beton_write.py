@@ -36,16 +36,6 @@ def test_random_sizes_come_back_equal(
     assert path.read_bytes() == whole  # the same arrays, in any layout, give the same bytes
 
 
-@pytest.mark.parametrize(("samples", "height", "width"), [(1, 32, 32), (682, 32, 32), (683, 32, 32), (2, 900, 801)])
-def test_counts_around_a_page(tmp_path: Path, samples: int, height: int, width: int) -> None:
-    """682 images of 32 x 32 fill a page of 2 MiB; one of 900 x 801 does not fit it."""
-    images_NHWC, labels_N = random_split(samples, height, width)
-    write_beton(tmp_path / "a.beton", images_NHWC, labels_N)
-    beton = read_beton(tmp_path / "a.beton")
-    np.testing.assert_array_equal(beton.images_NHWC, images_NHWC)
-    np.testing.assert_array_equal(beton.labels_N, labels_N)
-
-
 @pytest.mark.parametrize(
     ("sizes", "page", "places"),
     [

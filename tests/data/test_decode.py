@@ -86,11 +86,9 @@ def test_what_is_no_jpeg_of_the_size(seed: int) -> None:
 @pytest.mark.ffcv
 @pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
 def test_ffcvs_decoder(seed: int) -> None:
-    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     decode = decoder("ffcv")
     assert torch.get_num_threads() == 2
-    torch.set_num_threads(threads)
     generator = np.random.default_rng(seed)
     difference = []
     for image in random_stored(seed, 30, jpegs=1.0)[0]:

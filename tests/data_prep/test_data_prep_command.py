@@ -12,11 +12,9 @@ import data_prep.progress
 from data_prep import DATASETS
 from data_prep.__main__ import main
 
-ROOT = Path(data_prep.__file__).parents[1]
-
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
 def test_help_needs_neither_torch_nor_numpy() -> None:
@@ -31,7 +29,12 @@ def test_help_needs_neither_torch_nor_numpy() -> None:
     ended = run("-c", program, "folder", "--help")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert all(f"\n    {dataset}" in ended.stdout for dataset in DATASETS)
-    assert run("-m", "data_prep", "--version").stdout.startswith("fastwi ")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("fastwi ")
 
 
 def test_a_run_as_a_module(tmp_path: Path) -> None:

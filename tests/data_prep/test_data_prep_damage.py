@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 from encoded import chunk, encoded, exif, picture
 from PIL import Image
-from stored_samples import smooth_image
+from stored_samples import jpeg_of, smooth_image
 
 from data_prep.decode import ImageError, check_jpeg, decode_image, simplejpeg
 
 needs_simplejpeg = pytest.mark.skipif(simplejpeg is None, reason="simplejpeg is not installed")
-
-
-def jpeg(seed: int, **options: object) -> bytes:
-    return encoded(Image.fromarray(smooth_image(np.random.default_rng(seed), 64, 48)), "JPEG", **options)
 
 
 def entropy_coded(data: bytes) -> int:
@@ -27,7 +23,7 @@ def entropy_coded(data: bytes) -> int:
 @pytest.mark.parametrize("damage", ["left over", "missing"])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpegs_damaged_in_the_middle_are_refused(seed: int, progressive: bool, damage: str) -> None:
-    data = jpeg(seed, progressive=progressive)
+    data = jpeg_of(smooth_image(np.random.default_rng(seed), 64, 48), progressive=progressive)
     begin = entropy_coded(data)
     end = begin + next(at for at in range(len(data)) if data[begin + at] == 0xFF and data[begin + at + 1])
     half = (begin + end) // 2

@@ -9,7 +9,7 @@ from torchvision.transforms import functional as tv
 
 from fastwi.kernels import augment as module
 from fastwi.kernels import gpu
-from fastwi.kernels.augment import augment, augment_many, augment_reference
+from fastwi.kernels.augment import augment, augment_many
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SIZES = [  # H, W, C, padding; the last two take several blocks an image
@@ -106,10 +106,9 @@ def test_without_offsets_or_flips(seed, device, dtype, first):
             assert torch.equal(task.many(first, 4), task.expected(first or 0, 4))
 
 
-@pytest.mark.parametrize("call", [augment, augment_reference])
-def test_one_network(seed, device, call):
+def test_one_network(seed, device):
     task = draw(seed, device, (9, 12, 3, 4), torch.float32, members=1)
-    found = call(
+    found = augment(
         task.images_DHWC, task.order_MS[0], task.offset_MS2[0], task.flip_MS[0], task.table_C256, 4
     )  # fmt: skip
     assert found.is_contiguous(memory_format=torch.channels_last)

@@ -1,9 +1,8 @@
 """Where the CPU's kernels are built, by which compiler, and that torch's default dtype does not reach them."""
 
-import os
+import ctypes
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,12 @@ import torch
 from torch.nn import functional
 
 import fastwi.kernels.cpu
+from fastwi.kernels.compiler import built, compilers
 from fastwi.kernels.convolution import OwnConv2d
 from fastwi.kernels.cpu import library
 from fastwi.kernels.shortcut import shortcut
 
 needs_kernels = pytest.mark.skipif(library() is None, reason="no GNU C++ compiler with OpenMP")
-ASK = "from fastwi.kernels.cpu import library; print(library() is not None)"
 
 
 @pytest.fixture(params=["clang version 19.1.0", "Intel(R) oneAPI DPC++/C++ Compiler 2024.0.0 (2024.0.0.20231017)"])
@@ -29,11 +28,16 @@ def another(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @needs_kernels
-def test_built_where_the_cache_cannot_be(tmp_path: Path) -> None:
+def test_built_where_the_cache_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no directory")
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
-    asked = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True)
-    assert asked.stdout == "True\n", asked.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def build(path: Path) -> None:
+        line = [compilers()[0], "-shared", "-fPIC", "-x", "c++", "-", "-o", str(path)]
+        subprocess.run(line, input='extern "C" int seven() { return 7; }', text=True, check=True)
+
+    assert built("seven", ".so", [], build, lambda path: ctypes.CDLL(str(path))).seven() == 7
     assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing is left behind
 
 

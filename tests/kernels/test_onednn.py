@@ -41,11 +41,15 @@ def results(network: nn.Module, x_NCHW: Tensor, autocast: bool = False) -> list[
 
 
 def assert_near(network: nn.Module, exact: nn.Module, x_NCHW: Tensor, autocast: bool) -> None:
-    """`network` in bf16 is as near to `exact` in float64 as rounding has it: some 0.002."""
+    """`network` in bf16 is as near to `exact` in float64 as rounding has it: some 0.002.
+
+    More where the processor has no instructions for bf16, and partial sums are rounded.
+    """
+    near = 0.01 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.05
     low, high = copy.deepcopy(network), copy.deepcopy(exact).double()
     found = results(low, x_NCHW, True) if autocast else results(low.bfloat16(), x_NCHW.bfloat16())
     for value, truth in zip(found, results(high, x_NCHW.double()), strict=True):
-        assert (value.double() - truth).norm() <= 0.01 * truth.norm()
+        assert (value.double() - truth).norm() <= near * truth.norm()
 
 
 def rounded(network: nn.Module) -> nn.Module:
