@@ -8,51 +8,19 @@ import pytest
 
 from fastwi.analysis.statistics import between_parents, mean_estimate, spearman
 
-RUNS, PAIRS = 1500, 3
 
-# Distribution of parents, its mean, and the least share of intervals of 5 parents that must hold it. Over 4,000 runs
-# 95, 96, 90 and 92 % do; the standard error of 1,500 runs is 0.6 to 0.8 %.
-DISTRIBUTIONS = {
-    "normal": (lambda rng, shape: rng.normal(size=shape), 0.0, 0.925),
-    "heavy tails": (lambda rng, shape: rng.standard_t(3, size=shape), 0.0, 0.925),
-    "skewed": (lambda rng, shape: rng.exponential(size=shape), 1.0, 0.865),
-    "accuracies": (lambda rng, shape: 2.0 * rng.binomial(50, rng.beta(48, 2, size=shape)), 96.0, 0.88),
-}
-
-
-def percentile_interval(mean_G: np.ndarray, drawn_RG: np.ndarray) -> np.ndarray:
-    return np.quantile(mean_G[drawn_RG].mean(axis=1), [0.025, 0.975])
-
-
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_intervals_of_five_parents_hold_the_mean_where_the_percentile_bootstrap_does_not(name, seed):
-    draw, truth, least = DISTRIBUTIONS[name]
+def test_intervals_of_five_parents_hold_the_mean_of_accuracies_where_those_of_pairs_do_not(seed):
+    """Over 4,000 runs 92 % do; the standard error of 500 runs is 1.2 %."""
     rng = np.random.default_rng(seed)
-    names, drawn_RG = np.repeat(np.arange(5), PAIRS), rng.integers(0, 5, (500, 5))
-    held, given, percentile = 0, 0, 0
-    for _ in range(RUNS):
-        shared_GP = draw(rng, (5, 1)) + 0.2 * rng.normal(size=(5, PAIRS))  # a parent's pairs share its draw
-        found = mean_estimate(shared_GP.ravel(), names)
-        low, high = percentile_interval(shared_GP.mean(axis=1), drawn_RG)
-        percentile += low <= truth <= high
-        given += found.conclusive
-        held += found.conclusive and found.low <= truth <= found.high
-    assert given > 0.95 * RUNS
-    assert held / given >= least
-    assert percentile / RUNS < least - 0.02
-
-
-def test_pairs_taken_for_parents_would_not_cover(seed):
-    """What the whole of this is for: pairs of one parent are no independent evidence."""
-    rng = np.random.default_rng(seed)
-    names, held, as_pairs = np.repeat(np.arange(8), 4), 0, 0
-    for _ in range(RUNS):
-        values = (rng.normal(size=(8, 1)) + 0.3 * rng.normal(size=(8, 4))).ravel()
-        right, wrong = mean_estimate(values, names), mean_estimate(values, np.arange(32))
-        held += right.low <= 0 <= right.high
-        as_pairs += wrong.low <= 0 <= wrong.high
-    assert 0.925 <= held / RUNS <= 0.975
-    assert as_pairs / RUNS < 0.78
+    names, held, as_pairs, runs = np.repeat(np.arange(5), 3), 0, 0, 500
+    for _ in range(runs):
+        shared_G1 = 2.0 * rng.binomial(50, rng.beta(48, 2, size=(5, 1)))  # a parent's pairs share its draw
+        values = (shared_G1 + 0.2 * rng.normal(size=(5, 3))).ravel()
+        right, wrong = mean_estimate(values, names), mean_estimate(values, np.arange(15))
+        held += right.low <= 96 <= right.high
+        as_pairs += wrong.low <= 96 <= wrong.high
+    assert held / runs >= 0.87
+    assert as_pairs / runs < 0.78
 
 
 @pytest.mark.parametrize("parents", [5, 10])

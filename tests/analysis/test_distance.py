@@ -1,5 +1,7 @@
 """Distances against float64 sums over state dicts and plain loops over images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,7 @@ def test_functions_with_a_closed_form():
     z_ND = np.array([[1, 0], [0, 1], [1, 1], [0.2, 0]])
     weights = [[2.0, 1.0], [0.5, 0.5], [-1.0, 3.0]]
     population = Population.from_modules([Linear(w) for w in weights])
-    evaluator = Evaluator(Linear(weights[0]), PLAIN)
+    evaluator = Evaluator(Linear(weights[0]), replace(PLAIN, evaluation_batch=3))
     found = function_distances(evaluator, population, dataset)
     p_CNK = [np.exp(z_ND * w) / np.exp(z_ND * w).sum(1, keepdims=True) for w in weights]
     for i, p in enumerate(p_CNK):

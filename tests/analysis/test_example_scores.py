@@ -108,15 +108,6 @@ def test_events_are_those_of_the_definition(history_TMN):
     assert over(history_TMN, never_learned=100) == np.sum(each, axis=0).tolist()
 
 
-def test_splits_of_a_hand_made_case():
-    # ascending: positions 4 (0.1), 1, 3 (tied at 0.2), 0 (0.5), 2 (0.9), 5 (inf); 6 images in 4 splits: 2 2 1 1
-    scores = [0.5, 0.2, 0.9, 0.2, 0.1, math.inf]
-    assert equal_splits(scores, 4).tolist() == [1, 0, 2, 1, 0, 3]
-    assert equal_splits(scores, 1).tolist() == [0] * 6
-    assert equal_splits(scores, 6).tolist() == [3, 1, 4, 2, 0, 5]
-    assert np.bincount(equal_splits(np.arange(50_000.0))).tolist() == [12_500] * 4  # the paper's Figure 5
-
-
 @settings(deadline=None)
 @given(scores=st.lists(st.sampled_from([-0.0, 0.0, 0.25, 1.0, math.inf]), min_size=1, max_size=60), data=st.data())
 def test_splits_are_equal_ascending_and_stable(scores, data):

@@ -149,10 +149,18 @@ def test_repair_without_batch_norm(name, seed):
     assert torch.equal(repaired.weights_MP[[0, 2]], members.weights_MP)
     many = rescaled(symmetry, networks.clone_rows([0, 1, 2] * 3), ends, pairs * 3, alphas * 3, dataset)
     torch.testing.assert_close(many.weights_MP, repaired.weights_MP.repeat(3, 1), rtol=1e-5, atol=1e-6)
-    batches = dataset_of(seed, 70, 16)  # whose moments are not those of all
-    repaired_on = rescaled(symmetry, networks, moments_of(symmetry, members, batches), pairs, alphas, batches)
+    evaluator, on = Evaluator(build_model(name, 4, 0.25), PLAIN), Recomputation(dataset)
+    lines = MatchedLines(evaluator, symmetry, members, [(1, 0), (0, 1)], symmetry.identity(2), dataset, on)
+    line = lines.measure(1, np.array(alphas), {"all": dataset}, repair=True)
+    np.testing.assert_allclose(line.loss["all"]["averaged"], evaluator.scores(repaired, dataset).loss_M, rtol=1e-4)
+    batches = dataset_of(seed, 70, 16)  # a batch of 50 images and one of 20
+    of_batches = moments_of(symmetry, members, batches)
+    first, rest = (moments_of(symmetry, members, batches.part(part)) for part in torch.arange(70).split(50))
+    for node, moments in of_batches.items():
+        for whole, one, other in zip(moments, first[node], rest[node], strict=True):
+            torch.testing.assert_close(whole, (50 * one + 20 * other) / 70)
+    repaired_on = rescaled(symmetry, networks, of_batches, pairs, alphas, batches)
     assert torch.equal(repaired_on.weights_MP[[0, 2]], members.weights_MP)
-    assert not torch.equal(repaired_on.weights_MP, repaired.weights_MP)
     before, after = (moments_of(symmetry, each, dataset) for each in (networks, repaired))
     corrected = [layer.node for layer in symmetry.layers if layer.bias and layer.node in ends]
     assert len(corrected) == {"convnet": 6, "resnet20_gn": 19}[name]
@@ -227,6 +235,7 @@ def test_greedy_soups_against_a_plain_loop(seed):
                 best.append(row)
         assert [rows[row] for row in chosen] == best
     assert len(sizes) > 1
+    assert greedy_soup(evaluator, members.clone_rows([2, 2]), dataset) == (0, 1)
     soups = uniform_soups(members, sets)
     expected = members.weights_MP[sets[3]].double().mean(0)
     torch.testing.assert_close(soups.weights_MP[3].double(), expected, rtol=1e-6, atol=1e-7)
@@ -236,8 +245,7 @@ def test_greedy_soups_against_a_plain_loop(seed):
 
 def test_greedy_soups_measure_with_recomputed_statistics(seed):
     """Statistics of no use at all decide nothing then."""
-    symmetry, members = members_of(lambda: build_model("resnet20", 4, 0.125), [seed, seed + 1, seed + 2])
-    del symmetry
+    _, members = members_of(lambda: build_model("resnet20", 4, 0.125), [seed, seed + 1, seed + 2])
     evaluator, dataset = Evaluator(build_model("resnet20", 4, 0.125), PLAIN, batch_size=20), dataset_of(seed, size=16)
     spoilt = members.clone_rows(range(3))
     spoilt.statistics_MQ.mul_(50)

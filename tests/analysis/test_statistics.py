@@ -78,28 +78,32 @@ def test_student_s_interval_against_scipy(seed):
     assert found.value == pytest.approx(means.mean())
 
 
-@pytest.mark.parametrize("within", [False, True])
-def test_their_intervals_leave_out_whole_parents(within, seed):
-    """The jackknife by hand, with parents of 1 to 3 pairs, on the scale of Fisher's z.
+@pytest.mark.parametrize("scope", ["all pairs", "cell means", "within cells"])
+def test_their_intervals_leave_out_whole_parents(scope, seed):
+    """The jackknife by hand, with parents of 1 to 19 pairs, on the scale of Fisher's z.
 
-    Within cells it leaves a parent out of the cells' means too.
+    It leaves a parent out of the cells' means too.
     """
-    rng = np.random.default_rng(seed)
-    parents = np.repeat(np.arange(7), rng.integers(1, 4, 7))
-    cells = rng.permutation(len(parents)) % 3 if within else np.arange(len(parents))
+    rng, within = np.random.default_rng(seed), scope == "within cells"
+    parents = np.repeat(np.arange(7), rng.integers(1, 20, 7))
+    cells = rng.permutation(len(parents)) % (3 if within else 12)
     x = rng.integers(0, 9, len(parents)) + 100 * cells * within
     y = x + rng.integers(0, 9, len(parents))
 
     def by_hand(rows: list[int]) -> float:
-        alike = [[i for i in rows if cells[i] == cells[row]] for row in rows] if within else []
-        less = [(x[here].mean(), y[here].mean()) for here in alike] or [(0.0, 0.0)] * len(rows)
-        return stats.spearmanr(np.round(np.stack([x[rows], y[rows]], 1) - less, 9)).statistic
+        both_n2, cell_n = np.stack([x, y], 1)[rows], cells[rows]
+        means = {cell: both_n2[cell_n == cell].mean(0) for cell in cell_n}
+        if scope == "cell means":
+            both_n2 = np.array([*means.values()])
+        elif within:
+            both_n2 = both_n2 - [means[cell] for cell in cell_n]
+        return stats.spearmanr(np.round(both_n2, 9)).statistic
 
     every = list(range(len(parents)))
     z = [math.atanh(by_hand([i for i in every if parents[i] != left])) for left in range(7)]
     error = math.sqrt(6 / 7 * sum((each - sum(z) / 7) ** 2 for each in z))
     middle, reach = math.atanh(by_hand(every)), stats.t.isf(0.025, 6) * error
-    found = spearman(x, y, parents, cells if within else None, within)
+    found = spearman(x, y, parents, None if scope == "all pairs" else cells, within)
     assert (found.low, found.high) == pytest.approx((math.tanh(middle - reach), math.tanh(middle + reach)), rel=1e-9)
     assert found.value == pytest.approx(by_hand(every), rel=1e-12)
     assert (found.n_parents, found.n_pairs, found.note) == (7, len(parents), "")

@@ -9,7 +9,6 @@ from studied import column, measured, presented, state_of, studied_sweep
 from torch.nn import functional
 
 from fastwi.analysis.pairs import all_pairs
-from fastwi.analysis.statistics import spearman
 from fastwi.data.noise import Noise
 from fastwi.engine.choose import build_network
 from fastwi.kernels.augment import augment
@@ -17,7 +16,8 @@ from fastwi.studies.noise import OUTCOMES, QUANTITIES
 
 AXES = (
     "--axes.experiment.k", "[1]", "--axes.experiment.s", "[1]", "--axes.optimizer.batch_size", "[10, 20]",
-    "--axes.augment.padding", "[0, 2]", "--experiment.after", "0",
+    "--axes.augment.padding", "[0, 2]", "--experiment.after", "0", "--schedule.drop_epochs", "[1]",
+    "--schedule.drop_factor", "0.5",
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_noise_of_every_cell(swept, frames, seed):
                 rows.append(torch.cat([g.reshape(-1) for g in gradients]).numpy())
             variances.append(np.var(rows, axis=0, ddof=1).sum())
             norms.append(sum(float((p.detach() ** 2).sum()) for p in network.parameters()))
-        rate = optimizer.learning_rate
+        rate = 0.5 * optimizer.learning_rate  # it has dropped since the parent
         expected = {
             "learning_rate": rate, "batch_size": size, "weight_decay": optimizer.weight_decay,
             "padding": config.augment.padding, "flip": 0.0, "noise_settings": rate * 60 / size / 0.1,
@@ -67,14 +67,15 @@ def test_noise_of_every_cell(swept, frames, seed):
             "noise_measured": np.mean([rate / 0.1 * v / n for v, n in zip(variances, norms, strict=True)]),
         }  # fmt: skip
         assert {name: row[name] for name in expected} == pytest.approx(expected, rel=2e-3)
-        accuracies = [swept.measured[key, "own"].test_accuracy for key in (pair.place.average, *pair.place.ends)]
-        assert row["gain_mean_own_points"] == pytest.approx(accuracies[0] - np.mean(accuracies[1:]))
-        assert row["error_barrier_points"] >= -row["gain_mean_own_points"] - 1e-6  # the middle is one of three places
+        networks = (pair.place.average, *pair.place.ends)  # at the three places of the line
+        errors = [100 - swept.measured[key, "own"].test_accuracy for key in networks]
+        assert row["gain_mean_own_points"] == pytest.approx(np.mean(errors[1:]) - errors[0])
+        assert row["error_barrier_points"] == pytest.approx(max(errors) - np.mean(errors[1:]), abs=1e-4)
     assert frames["pairs"]["noise_measured"].n_unique() == 2 * 4
     assert frames["pairs"]["noise_settings"].n_unique() == 2
 
 
-def test_correlations_of_cell_means(frames, seed):
+def test_correlations_of_cell_means(frames):
     pairs = frames["pairs"]
     names = [name for name in pairs.columns if "." in name]
     means = pairs.group_by(names).agg(polars.col("noise_measured", "error_barrier_points").mean())
@@ -83,21 +84,6 @@ def test_correlations_of_cell_means(frames, seed):
     assert rows["spearman"].to_list() == [pytest.approx(expected, abs=1e-9)]
     assert (rows["n_parents"][0], rows["n_pairs"][0], rows["low"][0]) == (2, 8, None)
     assert set(frames["correlations"]["gain"]) == set(OUTCOMES)
-    # Noise of parents hides what cells have in common: their means show it, with an interval over parents.
-    draw = np.random.default_rng(seed)
-    cell_n, parent_n = np.divmod(np.arange(200), 10)
-    x, y = cell_n * 1.0, cell_n + draw.normal(size=200) * 15
-    found, all_pairs_ = spearman(x, y, parent_n, cell_n), spearman(x, y, parent_n)
-    y_means = [y[cell_n == cell].mean() for cell in range(20)]
-    assert found.value == pytest.approx(stats.spearmanr(range(20), y_means).statistic)
-    assert (found.n_parents, found.n_pairs) == (10, 200)
-    assert found.value > all_pairs_.value
-    assert found.low is not None
-    assert found.low < found.value < found.high
-    without = [spearman(x[parent_n != g], y[parent_n != g], parent_n[parent_n != g], cell_n[parent_n != g]).value
-               for g in range(10)]  # fmt: skip
-    half = stats.t.ppf(0.975, 9) * np.arctanh(without).std() * 3
-    assert np.arctanh(found.value) - np.arctanh(found.low) == pytest.approx(half)
 
 
 def test_tables_and_figure(frames, tmp_path):
@@ -105,5 +91,5 @@ def test_tables_and_figure(frames, tmp_path):
     assert len(tables) == len(OUTCOMES)
     assert column(tables[0], "pairs") == ["8"] * len(QUANTITIES)
     assert tables[0].columns[1] == "cell means"
-    for text in ("learning rate 0.05", "batch size 20", "Spearman of cell means", "n = 2 parents, 8 pairs"):
+    for text in ("learning rate 0.025", "batch size 20", "Spearman of cell means", "n = 2 parents, 8 pairs"):
         assert text in drawn
