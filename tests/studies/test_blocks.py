@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from studied import by_cell, check, column, measured, mixed, presented, state_of, studied_sweep
+from studied import bars, by_cell, check, column, measured, mixed, presented, state_of, studied_sweep
 from torch import nn
 
 from fastwi.analysis import block_groups
@@ -77,6 +77,19 @@ def test_tables_and_figure(frames, tmp_path):
     tables, drawn = presented("blocks", frames, tmp_path)
     assert column(tables[0], "block") == NAMES
     assert "n = 2: too few parents" in tables[0].title
-    assert all("the plain average" in table.title for table in tables)
+    heights = bars("blocks", frames)
+    averages = frames["blocks"].filter(block="all", batch_norm="averaged")
+    for table, title, name, digits in zip(
+        tables,
+        ("Train error", "Test error", "Train loss", "Test loss"),
+        ("train_error_change_points", "test_error_change_points", "train_loss_change_nats", "test_loss_change_nats"),
+        (2, 2, 4, 4),
+        strict=True,
+    ):
+        assert table.title.startswith(title)
+        assert "the plain average" in table.title
+        assert column(table, "averaged")[0].startswith(f"{averages[name].mean():+.{digits}f}")
+    assert heights["test error change (points)"][0] == pytest.approx(averages["test_error_change_points"].mean())
+    assert heights["test loss change (nats)"][0] == pytest.approx(averages["test_loss_change_nats"].mean())
     for text in ("blocks.8", "dots: each parent", "k = 1, s = 1; n = 2 parents, 2 pairs"):
         assert text in drawn

@@ -7,6 +7,7 @@ import polars
 import pytest
 import torch
 from studied import (
+    bars,
     by_cell,
     column,
     logits,
@@ -36,6 +37,7 @@ def test_each_network_is_measured_on_the_same_images(opened, frames, seed):
     assert frame.height == 2 * 2 * 2 * len(images) * 5  # cells, parents, treatments, networks
     assert frame["network"].value_counts().sort("network")["count"].to_list() == [40, 80, 40, 40]
     _, test = opened.resources.splits(opened.planned.points[0].config)
+    close = dict.fromkeys(("error_%", "ece_%", "adaptive_ece_%"), 0)
     for i in np.random.default_rng(seed).permutation(frame.height)[:12]:
         row = frame.row(int(i), named=True)
         place = by_cell(opened)[row["k"], row["s"], row["parent_seed"]].place
@@ -56,12 +58,19 @@ def test_each_network_is_measured_on_the_same_images(opened, frames, seed):
             z_NK = logits(opened, treated(opened, state, row["batch_norm"], row["k"] + row["s"]), dataset)
             logs.append(z_NK - np.logaddexp.reduce(z_NK, axis=1)[:, None])
         log_NK = np.logaddexp.reduce(logs, axis=0) - np.log(len(logs))
-        expected = dict(zip(MEASURES, calibration_of(torch.from_numpy(log_NK), test.labels_N), strict=True))
+        of = calibration_of(torch.from_numpy(log_NK), test.labels_N)
+        expected = {
+            "error_%": of.error, "loss_nats": of.loss, "ece_%": of.calibration_error,
+            "adaptive_ece_%": of.adaptive_calibration_error, "brier": of.brier, "temperature": of.temperature,
+            "scaled_loss_nats": of.scaled_loss,
+        }  # fmt: skip
         for name, rel in (("loss_nats", 2e-4), ("brier", 2e-3), ("temperature", 2e-2), ("scaled_loss_nats", 2e-2)):
             assert row[name] == pytest.approx(expected[name], rel=rel), (name, row)
         # An image near a bin's edge, or with two classes alike, may be counted elsewhere.
-        for name in ("error_%", "ece_%", "adaptive_ece_%"):
+        for name in close:
             assert row[name] == pytest.approx(expected[name], abs=4.01), (name, row)
+            close[name] += abs(row[name] - expected[name]) < 0.05
+    assert min(close.values()) >= 9
     assert frame["loss_nats"].n_unique() > frame.height / 2
 
 
@@ -114,6 +123,23 @@ def test_tables_and_figure(frames, tmp_path):
     assert {row[2] for row in first.rows} == {"test"}
     assert {row[2] for row in corruption.rows} == {"test", "jpeg", "contrast", "all corruptions"}
     assert len({row[:4] for row in (*first.rows, *corruption.rows)}) == len(first.rows) + len(corruption.rows) - 8
+    clean, bad = (
+        frames["calibration"].filter((polars.col("severity") > 0) == bad, batch_norm="own") for bad in (0, 1)
+    )
+    brier = dict(clean.group_by("network").agg(polars.col("brier").mean()).rows())
+    for words, over in (("the children's mean", "child"), ("their ensemble", "ensemble")):
+        (row,) = (row for row in first.rows if row[:4] == ("Brier score", words, "test", "own"))
+        assert row[4].startswith(f"{brier[over] - brier['average']:+.3f}")
+    heights = bars("calibration", frames)
+    for label, frame, name in (
+        ("test error (%)", clean, "error_%"),
+        ("test loss (nats)", clean, "loss_nats"),
+        ("calibration error (%)", clean, "ece_%"),
+        ("Brier score", clean, "brier"),
+        ("error, corrupted images (%)", bad, "error_%"),
+        ("calibration error, corrupted images (%)", bad, "ece_%"),
+    ):
+        assert heights[label][0] == pytest.approx(frame.filter(k=1, s=2, network="child")[name].mean())
     assert {row[-1] for row in first.rows} == {"not settled (n = 2)"}
     assert {row[-2] for row in corruption.rows} == {"4"}  # pairs of both cells; severities count once
     assert len(others) == len(MEASURES)

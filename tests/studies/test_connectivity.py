@@ -11,7 +11,7 @@ from fastwi.errors import UserError
 from fastwi.report.drawing import Sheet
 from fastwi.report.rows import gains
 from fastwi.report.tables import cell_table
-from fastwi.studies.connectivity import line_places
+from fastwi.studies.connectivity import STUDY, line_places
 
 NAMES = ("k", "s", "parent_seed", "pair")
 
@@ -90,8 +90,9 @@ def test_cells_pairs_and_images_are_chosen(opened, pairs, variants):
     line = measured("connectivity", opened, cells=("2,1", "1,2"), train_images=10, test_images=20, **how)["line"]
     assert line.select("k", "s").unique(maintain_order=True).rows() == [(2, 1), (1, 2)]
     assert line.height == 2 * 2 * 3
-    assert all(error % 10 == pytest.approx(0, abs=1e-9) for error in line["train_error_%"])
-    assert all(error % 5 == pytest.approx(0, abs=1e-9) for error in line["test_error_%"])
+    for split, one in (("train", 10), ("test", 5)):  # of so many %
+        errors = line[f"{split}_error_%"].to_numpy()
+        assert errors == pytest.approx(one * np.round(errors / one))
     for most, found in ((0, {0, 1}), (1, {0})):
         assert set(measured("connectivity", pairs, pairs=most, **how)["line"]["pair"]) == found
     # Points that differ in alpha have one line; those that differ in another axis have each their own.
@@ -137,13 +138,32 @@ def test_the_line_is_between_the_children_at_alpha_one_half(digits_directory, tm
 
 def test_tables_and_figure(frames, tmp_path):
     tables, drawn = presented("connectivity", frames, tmp_path)
-    table = next(table for table in tables if table.title.startswith("Loss barrier over the mean"))
-    assert "n = 2: too few parents" in table.title
-    assert "[" not in table.title
-    values = frames["barrier"].filter(k=1, s=2, split="test", batch_norm="recomputed")["barrier_loss_nats"]
-    assert table.columns[:4] == ("k", "s", "parents", "pairs")
-    assert table.rows[1][:4] == ("1", "2", "2", "2")
-    assert column(table, "test, recomputed")[1] == f"{values.mean():+.4f} (n = 2)"
+    named = {
+        "Error barrier over the mean": ("barrier_error_points", 2),
+        "Error barrier over the line": ("barrier_error_linear_points", 2),
+        "The same where": ("barrier_error_at_points", 2),
+        "Loss barrier over the mean": ("barrier_loss_nats", 4),
+        "Loss barrier over the line": ("barrier_loss_linear_nats", 4),
+        "Gain at alpha = 0.5 over the better": ("gain_best_points", 2),
+        "Gain at alpha = 0.5 over the mean": ("gain_mean_points", 2),
+    }
+    own = frames["barrier"].filter(batch_norm="averaged")
+    for table, (title, (name, digits)) in zip(tables, named.items(), strict=False):
+        assert table.title.startswith(title)
+        assert "n = 2: too few parents" in table.title
+        assert "[" not in table.title
+        assert table.columns[:4] == ("k", "s", "parents", "pairs")
+        assert table.rows[1][:4] == ("1", "2", "2", "2")
+        for split in ("train", "test"):
+            means = [own.filter(k=int(row[0]), s=int(row[1]), split=split)[name].mean() for row in table.rows]
+            assert column(table, f"{split}, averaged") == [f"{mean:+.{digits}f} (n = 2)" for mean in means]
+    panels = {axis.get_title(): axis for axis in STUDY.draw(frames, "").axes}
+    for label, name in (
+        ("error barrier (points)", "barrier_error_points"),
+        ("loss barrier (nats)", "barrier_loss_nats"),
+    ):
+        means = [own.filter(k=k, s=1, split="test")[name].mean() for k in (1, 2)]
+        assert panels[f"{label}\naveraged statistics"].lines[0].get_ydata() == pytest.approx(means)
     # What lines, thin lines and dots are is said.
     for text in ("test images, each pair", "training images, mean over parents", "dots: each parent"):
         assert text in drawn
@@ -199,14 +219,16 @@ def test_instability_is_measured_against_iterations(unstable, tmp_path):
 def test_other_studies_of_times_within_epochs(unstable, study):
     """Parts of epochs are not counted as whole ones."""
     opened, _ = unstable
-    for frame in measured(study, opened).values():
-        for name in {"epoch", "epochs_after"} & set(frame.columns):
-            times = frame[name].drop_nulls().unique().to_list()
-            assert all(time * 3 == pytest.approx(round(time * 3), abs=1e-9) for time in times)
-            assert any(time % 1 for time in times)
+    frames = measured(study, opened)
     if study == "controls":
-        epochs = measured(study, opened)["controls"].drop_nulls("epochs")
-        assert set(epochs["k"]) <= {0.0, 1.0}
+        assert set(frames["controls"].drop_nulls("epochs")["k"]) <= {0.0, 1.0}
+        return
+    every = [frame[name] for frame in frames.values() for name in {"epoch", "epochs_after"} & set(frame.columns)]
+    assert every
+    for each in every:
+        times = each.drop_nulls().to_numpy()
+        assert times * 3 == pytest.approx(np.round(times * 3), abs=1e-9)
+        assert (times % 1 > 0).any()
 
 
 def test_what_is_not_defined_is_said_and_drawn(frames, tmp_path):

@@ -17,6 +17,7 @@ from studied import (
     state_of,
     studied_sweep,
     treated,
+    unclear,
 )
 
 from fastwi.analysis.pairs import all_pairs
@@ -32,7 +33,7 @@ def frames(opened):
 def test_every_control_of_the_plain_sweep(opened, frames):
     """At s = 1 the child of s = 2 is there: the trajectory at equal cost, and the children trained on."""
     frame = frames["controls"]
-    seen = 0
+    seen, off = 0, list[float]()  # what rounding may change
     _, test = opened.resources.splits(opened.planned.points[0].config)
     pairs = by_cell(opened)
     for (k, s, parent), pair in pairs.items():
@@ -42,7 +43,9 @@ def test_every_control_of_the_plain_sweep(opened, frames):
         for treatment in ("own", "recomputed"):
 
             def score(states, treatment=treatment, epoch=k + s):
-                return [logits(opened, treated(opened, state, treatment, epoch), test) for state in states]
+                found = [logits(opened, treated(opened, state, treatment, epoch), test) for state in states]
+                off.extend(map(unclear, found))
+                return found
 
             both = score(ends)
             accuracies = [accuracy(each, test) for each in both]
@@ -51,6 +54,7 @@ def test_every_control_of_the_plain_sweep(opened, frames):
             expected["mean_child", None, treatment] = of_average, np.mean(accuracies)
             expected["best_child", None, treatment] = of_average, max(accuracies)
             expected["ensemble", None, treatment] = of_average, accuracy(sum(probabilities), test)
+            off.append(unclear(np.log(sum(probabilities))))
             if s == 1:
                 decayed = np.array([EMA_DECAY, 1]) / (1 + EMA_DECAY)
                 paths = [[state_of(opened, key) for key in path] for path in pairs[k, 2, parent].place.children]
@@ -64,7 +68,7 @@ def test_every_control_of_the_plain_sweep(opened, frames):
         assert rows.height == len(expected)
         for row in rows.rows(named=True):
             average, control = expected[row["control"], row["epochs"], row["batch_norm"]]
-            assert (row["average_%"], row["control_%"]) == pytest.approx((average, control), abs=1e-9), row
+            assert (row["average_%"], row["control_%"]) == pytest.approx((average, control), abs=max(off) + 1e-9), row
             assert row["effect_points"] == row["average_%"] - row["control_%"]
             seen += 1
     assert seen == 4 * 6 + 4 * 13

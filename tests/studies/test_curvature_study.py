@@ -5,6 +5,7 @@ import polars
 import pytest
 import torch
 from studied import (
+    bars,
     by_cell,
     column,
     logits,
@@ -25,7 +26,9 @@ from fastwi.engine.choose import build_network
 from fastwi.kernels.augment import augment
 from fastwi.studies.curvature import QUANTITIES, STUDY, _contrasts
 
-OPTIONS = {"curvature_images": 40, "curvature_vectors": 3, "curvature_probes": 2, "cells": ("1,1",)}
+OPTIONS = {
+    "curvature_images": 40, "curvature_vectors": 3, "curvature_probes": 2, "curvature_radius": 0.1, "cells": ("1,1",),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +59,19 @@ def test_every_network_on_the_same_images(opened, frames):
             network = build_network(config, train.classes).double().eval()
             network.load_state_dict(treated(opened, state, row["batch_norm"], k + s))
             loss = functional.cross_entropy(network(x), train.labels_N[order])
-            norm = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(network.parameters()))]).norm()
+            parameters = list(network.parameters())
+            gradients = torch.autograd.grad(loss, parameters)
+            norm = torch.cat([g.reshape(-1) for g in gradients]).norm()
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter += 0.1 * gradient / norm
+                rise = functional.cross_entropy(network(x), train.labels_N[order]) - loss
             assert row["images"] == 40
             assert row["loss_nats"] == pytest.approx(float(loss.detach()), rel=2e-4)
             assert row["gradient_norm"] == pytest.approx(float(norm), rel=2e-3)
+            assert row["sharpness_nats"] == pytest.approx(float(rise), rel=2e-2, abs=1e-4)
     assert frame["largest_eigenvalue"].n_unique() == frame.height
+    assert frames["spectrum"]["number"].max() == 3
     spectrum = frames["spectrum"].filter(number=1)
     assert spectrum["eigenvalue"].to_list() == frame["largest_eigenvalue"].to_list()
 
@@ -119,6 +130,9 @@ def test_tables_and_figure(frames, tmp_path):
     own = frames["networks"].filter(batch_norm="own")
     trace = own.filter(network="average", epochs_after=0)["trace"].mean()
     assert column(tables[1], "average")[0].startswith(f"{trace:+.1f}")
+    heights = bars("curvature", frames)
+    for quantity, (text, _) in QUANTITIES.items():
+        assert heights[text][0] == pytest.approx(own.filter(network="parent")[quantity].mean())
     # Contrasts are within pairs: of the children's mean log norm, and of one that is not above 0, nothing.
     logs = []
     for parent in (0, 1):

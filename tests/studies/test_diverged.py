@@ -34,8 +34,8 @@ def run(name: str, opened: OpenedSweep):
     return all_studies()[name].measure(opened, OPTIONS, lambda done, total: None)
 
 
-def diverge(opened: OpenedSweep, state: str, **losses: float) -> None:
-    opened.measured[state, OWN] = dataclasses.replace(opened.measured[state, OWN], **losses)
+def diverge(opened: OpenedSweep, state: str, treatment: str = OWN, **losses: float) -> None:
+    opened.measured[state, treatment] = dataclasses.replace(opened.measured[state, treatment], **losses)
 
 
 def of_one_parent(opened: OpenedSweep, frames, parent: int) -> None:
@@ -54,10 +54,12 @@ def test_the_others_go_on_and_where_all_diverged_it_is_said(opened, study):
         run(study, opened)
 
 
-@pytest.mark.parametrize("study", ["governance", "importance", "controls"])
-def test_an_average_that_diverged_gives_no_gain(opened, study):
-    diverge(opened, by_cell(opened)[1, 1, 1].place.average, test_loss=math.inf)
-    of_one_parent(opened, run(study, opened), 0)
+@pytest.mark.parametrize("statistics", ["own", "recomputed"])
+def test_an_average_that_diverged_gives_no_gain(opened, statistics):
+    place = by_cell(opened)[1, 1, 1].place
+    treatment = dict(zip(("own", "recomputed"), place.treatments, strict=True))[statistics]
+    diverge(opened, place.average, treatment, test_loss=math.inf)
+    of_one_parent(opened, run("controls", opened), 0)
 
 
 def test_an_average_that_diverges_as_it_is_trained_on(opened):

@@ -15,12 +15,11 @@ from studied import (
     state_of,
     studied_sweep,
     treated,
+    unclear,
 )
 
-from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
 from fastwi.report.estimates import hard_less_easy
-from fastwi.studies import all_studies
 
 IMAGES, SPLITS = 60, 4
 
@@ -74,7 +73,7 @@ def test_networks_on_splits_gains_and_changes(opened, frames):
         here = {"k": k, "s": s, "parent_seed": parent, "pair": 0}
         rows = one(frames["splits"], **here)
         assert rows.height == len(found) * SPLITS
-        right, loss = {}, {}
+        right, loss, off = {}, {}, 0.0
         for (name, epoch, how), state in found.items():
             network, _, child = name.partition(" ")
             at = {"network": network, "child": int(child) if child else None, "epoch": epoch, "batch_norm": how}
@@ -85,7 +84,8 @@ def test_networks_on_splits_gains_and_changes(opened, frames):
             key = name, epoch, how
             right[key] = np.array([100 * np.mean(correct[split_N == s]) for s in range(SPLITS)])
             loss[key] = np.array([np.mean(loss_N[split_N == s]) for s in range(SPLITS)])
-            np.testing.assert_allclose(mine["train_accuracy_%"], right[key], atol=1e-9)
+            off = max(off, SPLITS * unclear(logits_NK))
+            np.testing.assert_allclose(mine["train_accuracy_%"], right[key], atol=off + 1e-9)
             np.testing.assert_allclose(mine["train_loss_nats"], loss[key], rtol=1e-3)
         for how in ("own", "recomputed"):
             gains = one(frames["split_gains"], **here, batch_norm=how).sort("split")
@@ -93,23 +93,13 @@ def test_networks_on_splits_gains_and_changes(opened, frames):
             of_children = np.mean([loss[f"child {i}", end, how] for i in (1, 2)], axis=0)
             average = right["average", end, how]
             less = loss["average", end, how] - of_children
-            np.testing.assert_allclose(gains["gain_mean_points"], average - children.mean(0), atol=1e-9)
-            np.testing.assert_allclose(gains["gain_best_points"], average - children.max(0), atol=1e-9)
+            np.testing.assert_allclose(gains["gain_mean_points"], average - children.mean(0), atol=2 * off + 1e-9)
+            np.testing.assert_allclose(gains["gain_best_points"], average - children.max(0), atol=2 * off + 1e-9)
             np.testing.assert_allclose(gains["gain_mean_loss_nats"], less, atol=1e-3 * of_children.max())
         changes = one(frames["split_changes"], **here, epochs_after=1).sort("split")
         change, of_loss = (table["average", end + 1, "own"] - table["average", end, "own"] for table in (right, loss))
-        np.testing.assert_allclose(changes["change_points"], change, atol=1e-9)
+        np.testing.assert_allclose(changes["change_points"], change, atol=2 * off + 1e-9)
         np.testing.assert_allclose(changes["change_loss_nats"], of_loss, atol=1e-3 * of_loss.max() + 1e-3)
-
-
-def test_progress_counts_networks(opened):
-    """At k = 1, s = 1: 2 parents for scores; of each the parent, 2 children, average, and average trained on."""
-    seen = list[tuple[int, int]]()
-    options = AnalysisOptions(cells=("1,1",), treatments=("averaged",), score_epoch=1)
-    all_studies()["importance"].measure(opened, options, lambda *at: seen.append(at))
-    assert seen[0] == (0, 2 + 2 * 5)
-    assert seen[1] == (1, 2 + 2 * 5)
-    assert seen[-1] == (2 + 2 * 5, 2 + 2 * 5)
 
 
 def test_options(opened):
@@ -141,11 +131,6 @@ def test_scores_are_of_the_longest_parents_whatever_the_order(opened, digits_dir
     assert set(frames["scores"]["score_epoch"]) == {2}
 
 
-def test_of_several_alphas_the_middle_is_studied(variants):
-    frames = measured("importance", variants, treatments=("averaged",), splits=2)
-    assert all(set(frames[name]["alpha"]) == {0.5} for name in ("splits", "split_gains", "split_changes"))
-
-
 def test_one_parent_and_states_that_are_not_stored(digits_directory, tmp_path_factory, tmp_path):
     with studied_sweep(digits_directory, tmp_path_factory, *STOPS) as stops:
         frames = measured("importance", stops)
@@ -167,15 +152,25 @@ def test_an_average_that_is_not_trained_to_its_end_is_refused(opened, digits_dir
 
 
 def test_tables_and_figure(frames, tmp_path):
-    (claims, over_mean, *_, scores), drawn = presented("importance", frames, tmp_path)
+    (claims, over_mean, over_best, *changes, scores), drawn = presented("importance", frames, tmp_path)
     assert "n = 2: too few parents" in claims.title
     assert set(column(claims, "pairs")) == {"8"}
     more = "gain, harder half minus easier half, own statistics"
     verdicts = dict(zip(column(claims, claims.columns[0]), column(claims, "verdict"), strict=True))
     assert verdicts[more] == "not settled (n = 2)"
-    expected = frames["split_gains"].filter(k=2, s=2, batch_norm="own", split=4)["gain_mean_points"].mean()
-    (row,) = (row for row in over_mean.rows if row[:3] == ("2", "2", "own"))
-    assert row[over_mean.columns.index("split 4")].startswith(f"{expected:+.2f}")
+    gains = frames["split_gains"].filter(batch_norm="own").rename({"batch_norm": "at"})
+    changed = frames["split_changes"].filter(epochs_after=1).rename({"epochs_after": "at"})
+    for table, title, frame, name, digits in (
+        (over_mean, "Gain of the average over the children's mean", gains, "gain_mean_points", 2),
+        (over_best, "Gain of the average over the best child", gains, "gain_best_points", 2),
+        (changes[0], "The average trained on: accuracy", changed, "change_points", 2),
+        (changes[1], "The average trained on: loss", changed, "change_loss_nats", 4),
+    ):
+        assert table.title.startswith(title)
+        (row,) = (row for row in table.rows if row[:2] == ("2", "2") and row[2] in ("own", "1"))
+        for split in range(1, 5):
+            expected = frame.filter(k=2, s=2, split=split)[name].mean()
+            assert row[table.columns.index(f"split {split}")].startswith(f"{expected:+.{digits}f}")
     assert scores.rows[0][:3] == ("2", "2", "60")
     for text in ("Split 1 (easiest): 15 images", "Split 4 (hardest): 15 images",
                  "k = 2, s = 2; n = 2 parents, 2 pairs"):  # fmt: skip

@@ -3,9 +3,23 @@
 import numpy as np
 import polars
 import pytest
-from studied import by_cell, column, logits, losses, measured, presented, state_of, studied_sweep
+import torch
+from studied import (
+    accuracy,
+    bars,
+    by_cell,
+    column,
+    logits,
+    losses,
+    measured,
+    presented,
+    state_of,
+    studied_sweep,
+    unclear,
+)
 
-from fastwi.analysis import Symmetry, images_of, match_weights
+from fastwi.analysis import Symmetry, images_of, match_activations, match_weights
+from fastwi.data.resident import even_subset
 from fastwi.errors import UserError
 
 HOW = {"alphas": 3, "cells": ("1,1",), "matching_images": 30}
@@ -41,17 +55,23 @@ def test_different_parents_by_hand(opened, frames):
     order = match_weights(symmetry, members, [(0, 1)])
     assert any((each != np.arange(each.shape[1])).any() for each in order)
     moved = symmetry.permute(members[1:], order).state_dict(0)
+    kept = train.part(torch.from_numpy(even_subset(train.labels_N.numpy(), 30)))
+    by_images = match_activations(symmetry, members, [(0, 1)], kept)
+    as_active = symmetry.permute(members[1:], by_images).state_dict(0)
     found = frames["barrier"].filter(relation="different parents", split="test", repair="none")
     assert set(zip(found["parent_seed"], found["other_seed"], strict=True)) == {(0, 1)}
-    for matching, b in (("none", state_of(opened, ends[1])), ("weights", moved)):
+    for matching, b in (("none", state_of(opened, ends[1])), ("weights", moved), ("activations", as_active)):
         (row,) = found.filter(matching=matching).to_dicts()
         a = state_of(opened, ends[0])
-        loss = []
+        loss, errors = [], []
         for alpha in (0.0, 0.5, 1.0):
             state = {name: (1 - alpha) * a[name] + alpha * b[name].double() for name in a}
-            loss.append(float(losses(logits(opened, state, test), test).mean()))
+            logits_NK = logits(opened, state, test)
+            loss.append(float(losses(logits_NK, test).mean()))
+            errors.append(pytest.approx(100 - accuracy(logits_NK, test), abs=unclear(logits_NK) + 1e-9))
         assert row["barrier_loss_nats"] == pytest.approx(max(loss) - (loss[0] + loss[2]) / 2, rel=1e-3, abs=1e-5)
         assert row["middle_loss_nats"] == pytest.approx(loss[1], rel=1e-4)
+        assert row["middle_error_%"] == errors[1]
     assert found["middle_loss_nats"].n_unique() == 3
 
 
@@ -70,6 +90,10 @@ def test_what_moves(frames):
     assert layers.select(KEYS).unique().height == 3 * 3 * 2
     assert layers["layer"].n_unique() == 19
     assert layers["variance_ratio"].null_count() == 0
+    collapsed = layers.filter(relation="different parents", matching="none")
+    off = collapsed.group_by("repair").agg((polars.col("variance_ratio") - 1).abs().mean())
+    ratios = dict(off.rows())
+    assert ratios["repair"] < ratios["none"]
 
 
 def test_one_parent_is_refused(digits_directory, tmp_path_factory):
@@ -87,6 +111,8 @@ def test_tables_and_figure(frames, tmp_path):
     row = frames["barrier"].filter(relation="different parents", split="test", repair="none", matching="weights")
     assert column(loss, "matching: weights")[0].startswith(f"{row['barrier_loss_nats'][0]:+.4f}")
     assert set(column(lowered, "above 0")) == {"not settled (n = 2)"}
+    unmoved = frames["barrier"].filter(relation="different parents", split="test", repair="none", matching="none")
+    assert bars("matching", frames)["test error barrier (points)"][0] == unmoved["barrier_error_points"].item()
     assert len(variance.rows) == 4
     for text in ("different parents: k = 1, s = 1", "one parent: k = 1, s = 1", "matching: weights", "dots: each"):
         assert text in drawn

@@ -7,6 +7,7 @@ from studied import OVER_TIME, accuracy, column, logits, measured, mixed, presen
 from fastwi.analysis.statistics import mean_estimate
 from fastwi.errors import UserError
 from fastwi.report.rows import result_frame
+from fastwi.studies.over_time import STUDY
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,9 @@ def test_averages_over_time_beside_their_networks(over_time, tmp_path):
         else:  # recomputed statistics of a network that is not at its interpolation
             assert row["network_%"] is row["gain_points"] is None
             assert row["batch_norm"] == "recomputed"
+    of_iterations = polars.col("over_time") == "ema_iteration"
+    assert found.filter(of_iterations)["gain_points"].n_unique() > 2
+    found = found.filter(~of_iterations)
     # k = s = after = 1: a child has two states, its parent's and its own; the others have one.
     assert set(found["network"]) == {"child"}
     assert found.height == 2 * 2 * 3 * 2  # parents, children, averages, treatments
@@ -42,6 +46,8 @@ def test_averages_over_time_beside_their_networks(over_time, tmp_path):
     assert first["over_time_%"].item() == pytest.approx(expected, abs=2.0)  # one of 50 images
     tables, svg = presented("over_time", {"over_time": found}, tmp_path)
     assert "child: k = 1, s = " in svg
+    earlier = found.with_columns(epoch=polars.col("epoch") - 1, gain_points=99.0)
+    assert STUDY.tables({"over_time": polars.concat([earlier, found])}) == tables
     rows = found.filter(over_time="ema", batch_norm="own")
     value = mean_estimate(rows["gain_points"].to_numpy(), rows["parent_seed"].to_list()).value
     (shown,) = (row for row in tables[0].rows if {"ema", "own"} <= set(row))

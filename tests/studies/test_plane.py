@@ -38,7 +38,7 @@ def test_the_plane_holds_the_parent_and_the_pair(opened, frames, seed):
         network = mixed(*zip(weights.tolist(), (parent, a, b), strict=True))
         negative = any((value < 0).any() for name, value in network.items() if name.endswith("running_var"))
         if row["batch_norm"] == "averaged" and negative:
-            assert row["test_loss_nats"] is None
+            assert row["test_loss_nats"] is row["test_error_%"] is None
         else:
             check(opened, row, network, "test", rel=2e-3)  # outside of the triangle weights cancel
             checked += 1
@@ -75,6 +75,10 @@ def test_a_plane_needs_three_networks(digits_directory, tmp_path_factory):
 def test_losses_that_are_out_of_range_are_clipped_and_said(frames, tmp_path):
     tables, drawn = presented("plane", frames, tmp_path / "plain")
     assert "n = 1: nothing can be concluded" in tables[0].title
+    shown = frames["points"].select("x_l2", "y_l2", "test_loss_nats", "test_error_%").row(1)
+    assert tables[0].rows[1][-4:] == tuple(
+        f"{value:.{digits}f}" for value, digits in zip(shown, (3, 3, 4, 4), strict=True)
+    )
     assert "darkest colour" not in drawn
     assert "grey" not in drawn
     number = polars.int_range(polars.len())

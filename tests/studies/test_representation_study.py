@@ -6,6 +6,7 @@ import numpy as np
 import polars
 import pytest
 from studied import (
+    THREE,
     by_cell,
     column,
     logits,
@@ -13,6 +14,7 @@ from studied import (
     measured,
     presented,
     state_of,
+    studied_sweep,
     tables_at_two_alphas,
     treated,
 )
@@ -63,6 +65,16 @@ def test_the_last_layer_is_that_of_the_stored_networks(opened, frames):
     assert frame["cka"].n_unique() > frame.height / 2
 
 
+def test_of_three_children_all_two_are_compared(digits_directory, tmp_path_factory):
+    with studied_sweep(digits_directory, tmp_path_factory, *THREE) as three:
+        found = measured("representation", three, treatments=("averaged",))["similarity"].filter(layer="linear")
+        place, (_, test) = three.planned.places[0], three.resources.splits(three.planned.points[0].config)
+        order = permutation(0, Stream.SUBSET, 1, len(test))
+        outputs = [logits(three, state_of(three, end), test)[order] for end in place.ends]
+    expected = np.mean([cka(*two) for two in itertools.combinations(outputs, 2)])
+    assert found.filter(between=CHILDREN)["cka"].item() == pytest.approx(expected, abs=1e-3)
+
+
 def test_closer_is_paired_by_layer(frames):
     frame = frames["similarity"]
     found = closer(frame, AVERAGE, CHILDREN)
@@ -82,6 +94,9 @@ def test_tables_and_figure(frames, tmp_path):
     (statements, by_layer), drawn = presented("representation", frames, tmp_path)
     assert column(statements, "batch norm") == ["own", "recomputed"] * 2
     assert column(statements, "pairs") == ["4"] * 4
+    own = dict(frames["similarity"].filter(batch_norm="own").group_by("between").agg(polars.col("cka").mean()).rows())
+    for row, (more, less) in zip(statements.rows[::2], ((AVERAGE, CHILDREN), (PARENT_AVERAGE, PARENT)), strict=True):
+        assert row[2].startswith(f"{own[more] - own[less]:+.4f}")
     layers = frames["similarity"]["layer"].unique(maintain_order=True).to_list()
     assert column(by_layer, "layer") == layers * 2
     assert column(by_layer, "k") == [text for text, _ in itertools.product("12", layers)]

@@ -1,12 +1,16 @@
 """A sweep over datasets and sizes of images: each network is measured as the one that it is."""
 
+from dataclasses import replace
+
 import pytest
 from studied import measured
 from tiny_runs import write_digits
 
+from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import all_pairs
 from fastwi.config.read import read_sweep_request
+from fastwi.config.sweep import AnalysisOptions
 from fastwi.experiment.tree import OWN
 from fastwi.sweep import main
 
@@ -54,6 +58,22 @@ def several(tmp_path_factory):
     assert main(config) == 0
     with OpenedSweep(read_sweep_request(config).spec) as opened:
         yield opened
+
+
+def test_an_evaluator_is_of_one_kind_of_cell(several):
+    config = several.planned.points[0].config
+    configs = [
+        config,
+        replace(config, data=replace(config.data, last_batch="keep")),
+        replace(config, augment=replace(config.augment, padding=1)),
+        replace(config, optimizer=replace(config.optimizer, batch_size=6)),
+        replace(config, engine=replace(config.engine, precision="bf16")),
+    ]
+    bench = Bench(several, AnalysisOptions())
+    made = [bench.evaluator(each) for each in configs]
+    assert len({*map(id, made)}) == 5
+    assert [each.settings.keep_last_batch for each in made] == [False, True, False, False, False]
+    assert bench.evaluator(config) is made[0]
 
 
 @pytest.mark.parametrize("study", OF_THE_AVERAGE)
