@@ -28,7 +28,7 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MPLBACKEND": "agg"}
 
 from faulty.begin import printed_seed, shown, workplace
-from faulty.jobs import Job, check_same, check_whole, contents, copied, make_job
+from faulty.jobs import Job, check_same, check_whole, contents, copied, make_job, measurements
 from faulty.process import Ended, Fault, Main, run
 
 import data_prep.__main__
@@ -217,12 +217,21 @@ class Faults:
         ended = run(job.main, job.argv, directory)
         # The store's keys hold the dataset's digest: a sweep on another dataset is another sweep, beside the first.
         refused = not whole_set or (job.name == "train" and began)
-        if refused:
-            _check_said(ended, (2,))
+        _check_said(ended, (2,) if refused else (0,))
         shutil.rmtree(directory / "data")
         (directory / "kept").rename(directory / "data")
         if refused:
             self._again(job, directory)
+            return
+        ended = run(job.main, job.argv, directory)
+        if job.name == "train":  # the run is another dataset's now
+            _check_said(ended, (2,))
+            return
+        _check_said(ended, (0,))
+        assert job.measured.items() <= measurements(directory).items(), "measurements are lost"
+        end, found = contents(job.end), contents(directory)
+        differing = [path for path in job.stable if path.startswith("sweeps/") and found.get(path) != end[path]]
+        assert not differing, f"back on the first dataset {sorted(differing)} differ"
 
     def _claimed(self, job: Job) -> None:
         """Another process has claimed and pinned what the sweep wants, and is killed while the sweep waits."""

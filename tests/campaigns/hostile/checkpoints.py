@@ -85,7 +85,9 @@ class Checkpoints:
             path.write_bytes(damaged(draw, draw.choice(self._files), [(0, 8)], self._files))
         else:
             path.write_bytes(_crafted(draw, draw.choice(self._files)))
-        found = _state_file(draw, path) if draw.random() < 0.25 else self._population(draw, path)
+        found = (
+            _state_file(draw, path) if draw.random() < (0.8 if kind < 0.10 else 0.2) else self._population(draw, path)
+        )
         if (work / "EXECUTED").exists():
             raise Finding("a pickle was executed")
         return found
