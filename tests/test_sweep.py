@@ -32,6 +32,7 @@ KILLS = int(os.environ.get("FASTWI_KILLS", "3"))
 SWEEP = """
 data: {{path: {data}, train_images: 100, test_images: 50}}
 augment: {{padding: 2, flip: 0.0}}
+model: {{width: 0.25}}
 optimizer: {{batch_size: 50, learning_rate: 0.05}}
 schedule: {{drop_epochs: []}}
 experiment: {{after: 1, recompute_images: 100}}
@@ -45,10 +46,10 @@ EPOCHS = 2 + 2 * 4 * 2 + 4 * 2  # of the parent, the children, the averages
 PROBES = 8 + 8 + 16  # averages with own and recomputed statistics, children with recomputed ones
 
 
-def sweep_file(directory: Path, data: Path, text: str = SWEEP) -> list[str]:
+def sweep_file(directory: Path, data: Path) -> list[str]:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "grid.yaml"
-    path.write_text(text.format(data=data, here=directory))
+    path.write_text(SWEEP.format(data=data, here=directory))
     return ["--config", str(path)]
 
 
@@ -201,7 +202,7 @@ def test_dry_run(digits_directory, tmp_path, capsys):
     assert (shown["points"], shown["epochs"], shown["naive_epochs"]) == (8, EPOCHS, 44)
     assert (shown["epochs_left"], shown["networks_to_measure"]) == (EPOCHS, PROBES)
     assert shown["seconds"] > 0
-    assert shown["bytes"] > 20 * 2_000_000
+    assert shown["bytes"] > 20 * 100_000
     assert main([*argv, "--dry-run"]) == 0
     assert "26 epochs in the tree, 44" in capsys.readouterr().out
     assert not (tmp_path / "new" / "store").exists()
@@ -250,19 +251,17 @@ def test_dry_run_counts_the_images_of_steps(digits_directory, tmp_path, capsys, 
     assert json.loads(capsys.readouterr().out)["images_to_train"] == 80 + 2 * epoch + further
 
 
-@pytest.mark.parametrize("everything", [False, True], ids=["one state", "all states"])
-def test_damaged_states_are_named_and_trained_again(copied, whole, capsys, seed, everything):
+def test_damaged_states_are_named_and_trained_again(copied, whole, seed):
     draw = random.Random(seed)
     files = sorted((copied / "store" / "states").rglob("*.safetensors"))
-    for path in files if everything else [draw.choice(files)]:
+    for path in files:
         content = bytearray(path.read_bytes())
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         path.write_bytes(content)
     with Store.open(copied / "store", create=False) as store:
         damage = verify(store, repair=True).damage
-    assert len(damage) == (len(files) if everything else 1)
+    assert len(damage) == len(files)
     assert main(["--config", str(copied / "grid.yaml")]) == 0
-    capsys.readouterr()
     same_results(copied, whole)
     tree_is_done(copied)
 

@@ -28,11 +28,13 @@ from fastwi.train import main
 FILES = ["config.yaml", "figure.png", "manifest.json", "metrics.jsonl", "summary.md"]
 
 
-def arguments(data: Path, runs: Path, *more: str, batch: int = 50, after: int | str = 1) -> list[str]:
+def arguments(
+    data: Path, runs: Path, *more: str, batch: int = 50, after: int | str = 1, width: float = 0.25
+) -> list[str]:
     pairs = {
         "data.path": data, "data.train_images": 300, "data.test_images": 100, "run.directory": runs, "run.name": "r",
-        "optimizer.batch_size": batch, "experiment.k": 2, "experiment.s": 1, "experiment.after": after,
-        "engine.device": "cpu", "engine.precision": "fp32", "engine.threads": 1,
+        "model.width": width, "optimizer.batch_size": batch, "experiment.k": 2, "experiment.s": 1,
+        "experiment.after": after, "engine.device": "cpu", "engine.precision": "fp32", "engine.threads": 1,
     }  # fmt: skip
     return [f"--{key}={value}" for key, value in pairs.items()] + list(more)
 
@@ -149,7 +151,7 @@ def test_a_directory_that_lost_its_manifest_keeps_no_network_of_another_run(digi
     run = copied / "r"
     before = contents(run / "checkpoints")
     (run / "manifest.json").unlink()
-    assert main(arguments(digits_directory, copied, "--model.width=0.0625")) == 0
+    assert main(arguments(digits_directory, copied, width=0.0625)) == 0
     found = contents(run / "checkpoints")
     assert found.keys() == before.keys()
     assert all(found[name] != before[name] for name in before)
@@ -214,7 +216,8 @@ def test_weights_replaced_while_a_run_begins_are_refused(digits_directory, tmp_p
     import fastwi.experiment.resources as resources
 
     build, weights = resources.build_network, tmp_path / "x.pt"
-    networks = [build(config_from_mapping({"seeds": {"init": i}}), 10).state_dict() for i in range(2)]
+    configs = [config_from_mapping({"model": {"width": 0.25}, "seeds": {"init": i}}) for i in range(2)]
+    networks = [build(config, 10).state_dict() for config in configs]
     fastwi.save_state_dict(networks[0], weights)
 
     def replaced_before(*given):
@@ -239,9 +242,7 @@ def test_refusals(digits_directory, tmp_path, capsys):
 
 def test_networks_that_do_not_fit_the_memory(digits_directory, tmp_path, capsys, monkeypatch):
     not_measured(monkeypatch)
-    argv = arguments(
-        digits_directory, tmp_path / "runs", "--experiment.children=4", "--model.width=0.25", "--dry-run"
-    )
+    argv = arguments(digits_directory, tmp_path / "runs", "--experiment.children=4", "--dry-run")
     row = Layout.of(build_network(config_from_mapping({"model": {"width": 0.25}}), 10)).row_bytes
     for free, fits in ((2 * 5 * row, True), (2 * 5 * row - 1, False)):
         monkeypatch.setattr("fastwi.experiment.execution.free_host_bytes", lambda free=free: free)
@@ -250,7 +251,7 @@ def test_networks_that_do_not_fit_the_memory(digits_directory, tmp_path, capsys,
 
 def test_an_average_over_time_that_does_not_fit_the_memory(digits_directory, tmp_path, capsys, monkeypatch):
     not_measured(monkeypatch)
-    flags = ["--experiment.s=18", "--trajectory.averages=swa", "--model.width=0.25", "--dry-run"]
+    flags = ["--experiment.s=18", "--trajectory.averages=swa", "--dry-run"]
     argv = [each for each in arguments(digits_directory, tmp_path / "runs") if "experiment.s" not in each] + flags
     row = Layout.of(build_network(config_from_mapping({"model": {"width": 0.25}}), 10)).row_bytes
     for free, fits in ((2 + 20, True), (2 + 19, False)):
@@ -285,9 +286,9 @@ def test_a_run_is_trained_by_one_process(digits_directory, copied, capsys):
 
 
 def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):
-    """kill -9 four times, wherever the run is; then it ends with the bytes of a run that nobody killed."""
+    """kill -9 twice, wherever the run is; then it ends with the bytes of a run that nobody killed."""
     directory = tmp_path / "r"
-    killed("fastwi.train", arguments(digits_directory, tmp_path), directory, 4, seed)
+    killed("fastwi.train", arguments(digits_directory, tmp_path), directory, 2, seed)
     assert (directory / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     for name in ("parent", "children", "average", "final"):
         found, expected = (load_file(d / "checkpoints" / f"{name}.safetensors") for d in (directory, whole))
@@ -302,7 +303,7 @@ def test_divergence_is_named(digits_directory, tmp_path, capsys, monkeypatch, ra
     """Also where the training loss is a number still; the results are JSON for every reader."""
     if rate == "0.05":
         monkeypatch.setattr(Population, "finite_M", lambda self: [False] * self.members)
-    argv = arguments(digits_directory, tmp_path, f"--optimizer.learning_rate={rate}", "--model.width=0.25")
+    argv = arguments(digits_directory, tmp_path, f"--optimizer.learning_rate={rate}")
     for _ in range(2):  # the second run finds it so
         assert main(argv) == 1
         assert f"error: parent diverged in epoch 1: {loss}" in capsys.readouterr().err
@@ -320,7 +321,7 @@ def test_a_run_whose_jobs_fail_has_failed(digits_directory, tmp_path, capsys, mo
         raise RuntimeError("odd")
 
     monkeypatch.setattr("fastwi.experiment.worker.score", failing)
-    assert main(arguments(digits_directory, tmp_path, "--model.width=0.25")) == 1
+    assert main(arguments(digits_directory, tmp_path)) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastwi: error: ")]
     assert "RuntimeError: odd" in line
 
@@ -334,8 +335,6 @@ def test_every_engine_serves_the_command(digits_directory, tmp_path, monkeypatch
         return train_epoch(self, *given)
 
     monkeypatch.setattr(ENGINES[engine], "train_epoch", noted)
-    argv = arguments(
-        digits_directory, tmp_path, f"--engine.name={engine}", "--model.name=convnet", "--model.width=0.0625"
-    )
+    argv = arguments(digits_directory, tmp_path, f"--engine.name={engine}", "--model.name=convnet", width=0.0625)
     assert main(argv) == 0
     assert trained == {engine}

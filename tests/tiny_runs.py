@@ -79,7 +79,6 @@ class Named(NamedTuple):
 class TinyRun(NamedTuple):
     """A run's states and measurements by their place, and the name that `python -m fastwi.train` gives the run."""
 
-    config: Config
     identity: str
     found: dict[Place, Named]
 
@@ -185,7 +184,7 @@ def tiny_run(settings: Settings) -> TinyRun:
     for at, name in names_in(tree, place).items():
         content, rows = states[name[0]]
         found[at] = Named(name, (content, *(probes[name[0], name[1]] if len(name) == 2 else rows)))
-    return TinyRun(config, config_hash(config, planned.inputs_of(config).digest), found)
+    return TinyRun(config_hash(config, planned.inputs_of(config).digest), found)
 
 
 _Rows = tuple[float | None, ...]

@@ -30,13 +30,13 @@ from tiny_runs import (
 )
 
 import fastwi
-from fastwi.config.schema import KEYS, EngineConfig
+from fastwi.config.schema import KEYS
 from fastwi.config.sweep import SweepSpec
-from fastwi.engine.device import resolve_dtype
 from fastwi.engine.schedule import CURVES
 from fastwi.experiment.planner import plan_sweep
 from fastwi.kernels.cpu import library
 from fastwi.models.registry import _BUILDERS, build_model
+from fastwi.population import Population
 
 OTHER, NONE, ROUNDING = "another number", "no number", "rounding alone"
 
@@ -106,8 +106,8 @@ CASES: dict[str, list[Case]] = {
     ],
     "model.width": [Case(0.125), Case(0.125, given=FROM_THE_START)],
     "model.weights": [
-        Case("WEIGHTS"), Case("WEIGHTS", given=FROM_THE_START), Case("SAME", NONE, {"model.weights": "WEIGHTS"}),
-        Case("OTHERS", given={"model.weights": "WEIGHTS"}),
+        Case("WEIGHTS"), Case("WEIGHTS", given=FROM_THE_START), Case("OTHERS", given={"model.weights": "WEIGHTS"}),
+        *(Case(same, NONE, {"model.weights": "WEIGHTS"}) for same in ("SAME", "POPULATION")),
     ],
     "model.initialisation": [
         Case("kaiming_normal"), Case("open_lth"), Case("open_lth", given={"model.initialisation": "kaiming_normal"}),
@@ -266,12 +266,13 @@ class Runs:
             "experiment.k": 1, "experiment.s": 1, "experiment.after": 1, "engine.device": "cpu",
             "engine.precision": "fp32", "engine.backend": "eager", "engine.threads": 1,
         }  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            network = build_model(self.base["model.name"], 10, self.base["model.width"])
         for name, seed, file in (("WEIGHTS", 1, "a.pt"), ("SAME", 1, "b.safetensors"), ("OTHERS", 2, "c.pt")):
             self._files[name] = place / file
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                network = build_model(self.base["model.name"], 10, self.base["model.width"])
             fastwi.save_state_dict(trained(network, seed).state_dict(), place / file)
+        self._files["POPULATION"] = place / "d.safetensors"
+        Population.from_modules([trained(network, 1)]).save(place / "d.safetensors")
 
     def settings(self, given: Settings) -> dict[str, Any]:
         """Those of the base and those `given`."""
@@ -393,11 +394,3 @@ def test_an_edited_network_has_other_names(file: str, runs: Runs, tmp_path: Path
     other = run_of()
     check_pair(one, other)
     assert one.numbers != other.numbers
-
-
-def test_precision_is_named_by_what_auto_means(runs: Runs) -> None:
-    meant = str(resolve_dtype(EngineConfig(device="cpu"))).removeprefix("torch.")
-    precision = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[meant]
-    auto, said = (runs.run({"engine.precision": each}) for each in ("auto", precision))
-    assert auto.names == said.names
-    assert auto.numbers == said.numbers

@@ -9,24 +9,18 @@ import torch
 from listeners import Silent, Stopped
 from mappings import config_from_mapping
 from test_planner import planned, sweep
+from test_rounds import SMALL, carried_out
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from fastwi.config.schema import TrajectoryConfig
 from fastwi.experiment.over_time import weights_over_time
 from fastwi.experiment.planner import PlannedSweep, plan_run
-from fastwi.experiment.scheduler import Executor, Limits, carry_out
 from fastwi.experiment.store import Store
-from fastwi.experiment.worker import Worker, score
+from fastwi.experiment.worker import score
 from fastwi.report.rows import point_rows
 
-SMALL = {
-    "augment": {"padding": 1, "flip": 0.0},
-    "model": {"name": "resnet20", "width": 0.125},
-    "optimizer": {"batch_size": 20, "learning_rate": 0.05},
-    "engine": {"name": "loop", "device": "cpu", "precision": "fp32", "backend": "eager", "threads": 1},
-    "experiment": {"k": 2, "s": 2, "after": 2, "rounds": 2, "continue_children": True},
-}
+EXPERIMENT = {"k": 2, "s": 2, "after": 2, "rounds": 2, "continue_children": True}
 AVERAGES = {"averages": ["lawa", "swa", "ema"], "window": 2, "begin": 1, "decay": 0.6}
 
 
@@ -56,7 +50,7 @@ def test_what_float32_would_lose_is_left_out() -> None:
 
 
 def planned_run(data: Path, directory: Path, short: bool = False, **trajectory: object) -> PlannedSweep:
-    experiment = {"k": 2, "s": 1, "after": 0} if short else SMALL["experiment"]
+    experiment = {"k": 2, "s": 1, "after": 0} if short else EXPERIMENT
     dataset = {"path": str(data), "train_images": 40, "test_images": 20}
     optimizer = {**SMALL["optimizer"], "ema_decay": 0.6 if short else 0.0}
     mapping = {**SMALL, "data": dataset, "trajectory": trajectory, "experiment": experiment, "optimizer": optimizer}
@@ -72,16 +66,6 @@ def test_they_are_of_ends_of_epochs_alone() -> None:
     averages = [found.tree.averages[of_time.node] for place in found.places for of_time in place.over_time]
     assert len(averages) > 10
     assert not any(found.tree.iterations[node] % 7 for average in averages for node in average.nodes)
-
-
-def carried_out(
-    planned: PlannedSweep, stop: int = -1, seconds: float = 30.0, memory: float = 1.0
-) -> tuple[Worker, dict]:
-    options = planned.spec.options
-    worker = Worker(planned.tree, replace(options, memory_GiB=memory))
-    with Store.open(options.store) as store:
-        assert not carry_out(store, Executor(worker), Silent(stop), Limits(4, 8, seconds))
-        return worker, store.measurements(planned.tree.measurement_keys())
 
 
 def test_they_are_sums_of_the_states_and_change_no_training(digits_directory: Path, tmp_path: Path) -> None:

@@ -327,14 +327,9 @@ def test_a_kept_last_batch_of_one_image_is_refused():
 def test_a_kept_last_batch_is_a_step_in_rates_and_recomputation():
     spec = sweep({}, {"measure": ("own", "recomputed")}, data=KEPT, schedule={"drop_epochs": ["8it"]})
     found = planned(spec)
-    assert found.places[0].treatments[spec_name(found)].images == 1000
+    assert [*found.places[0].treatments.values()][1].images == 1000
     # An epoch of eight iterations ends at the drop; one of seven does not.
     whole = epoch_keys(sweep({}, data=KEPT, schedule={"drop_epochs": [1]}))
     assert epoch_keys(spec) == whole
     dropped = [epoch_keys(sweep({}, schedule={"drop_epochs": drops})) for drops in (["8it"], [1])]
     assert dropped[0] != dropped[1]
-
-
-def spec_name(found: PlannedSweep) -> str:
-    """Of the recomputation."""
-    return next(name for name in found.places[0].treatments if name != OWN)

@@ -16,7 +16,7 @@ from fastwi.data.resident import load_split
 from fastwi.engine.base import Settings
 from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
-from fastwi.experiment.planner import plan_run
+from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.experiment.scheduler import Executor, Limits, carry_out
 from fastwi.experiment.store import Store
 from fastwi.experiment.worker import Worker
@@ -30,6 +30,17 @@ SMALL = {
     "schedule": {"drop_epochs": [2]},
     "engine": {"name": "loop", "device": "cpu", "precision": "fp32", "backend": "eager", "threads": 1},
 }
+
+
+def carried_out(
+    planned: PlannedSweep, stop: int = -1, seconds: float = 30.0, memory: float = 1.0
+) -> tuple[Worker, dict]:
+    """The worker that has done all that is planned, and the measurements."""
+    options = planned.spec.options
+    worker = Worker(planned.tree, replace(options, memory_GiB=memory))
+    with Store.open(options.store) as store:
+        assert not carry_out(store, Executor(worker), Silent(stop), Limits(4, 8, seconds))
+        return worker, store.measurements(planned.tree.measurement_keys())
 
 
 @pytest.mark.parametrize("step", [0.0, 0.5, 0.7, 1.0, 1.5])
@@ -139,9 +150,8 @@ def test_children_that_are_not_pulled_go_on_as_if_alone(s: str, digits_directory
         config = config_from_mapping({**SMALL, "data": data, "experiment": experiment})
         planned = plan_run(config, tmp_path / str(rounds))
         (place,) = planned.places
-        worker = Worker(planned.tree, replace(planned.spec.options, memory_GiB=1.0))
+        worker, _ = carried_out(planned)
         with Store.open(planned.spec.options.store) as store:
-            assert not carry_out(store, Executor(worker), Silent(), Limits(4, 8, 30.0))
             files = store.state_files(planned.tree.keys[node] for node in place.end_nodes)
             ends.append(worker.resident.gather(place.end_nodes, files, trains=True))
     for one, other in zip(ends[0].matrices, ends[1].matrices, strict=True):
@@ -156,11 +166,9 @@ def test_a_run_of_rounds_is_a_plain_loop(name: str, digits_directory: Path, tmp_
     config = config_from_mapping({**SMALL, "data": data, "experiment": experiment})
     planned = plan_run(config, tmp_path)
     (place,) = planned.places
-    worker = Worker(planned.tree, replace(planned.spec.options, memory_GiB=1.0))
+    worker, measured = carried_out(planned)
+    assert len(measured) == len(planned.tree.measurement_keys())
     with Store.open(tmp_path) as store:
-        assert not carry_out(store, Executor(worker), Silent(), Limits(4, 8, 30.0))
-        measured = store.measurements(planned.tree.measurement_keys())
-        assert len(measured) == len(planned.tree.measurement_keys())
         nodes = [[*each.end_nodes, each.average_node] for each in place.rounds] + [[place.after_node]]
         expected = list(Plain(config, digits_directory).rounds())
         assert len(nodes) == len(expected) == config.experiment.rounds + 1

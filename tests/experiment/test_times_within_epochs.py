@@ -97,9 +97,8 @@ def test_times_that_cannot_be_are_refused():
 def within(digits_directory, tmp_path_factory):
     """A run of 4 steps an epoch that clones after 6, averages after 11 and trains on up to 18; 12 of warm-up."""
     config = config_of(digits_directory, k="1ep2it", s="5it", after="7it", continue_children=True)
-    model, optimizer = replace(config.model, width=0.125), replace(config.optimizer, batch_size=25)
-    schedule = replace(config.schedule, warmup_iterations=12)
-    config = replace(config, model=model, optimizer=optimizer, schedule=schedule)
+    optimizer, schedule = replace(config.optimizer, batch_size=25), replace(config.schedule, warmup_iterations=12)
+    config = replace(config, optimizer=optimizer, schedule=schedule)
     directory = tmp_path_factory.mktemp("within")
     return config, directory, run(config, directory)
 

@@ -8,9 +8,16 @@ from drawn_measurements import planned, spec_of
 
 from fastwi.experiment.store import Measurement
 from fastwi.experiment.todo import is_lost, lost_with, stopped_states, unfinished, without_lost
-from fastwi.experiment.tree import OWN
+from fastwi.experiment.tree import OWN, Tree
 
 K_AND_S = {"experiment.k": [1, 2], "experiment.s": [0, 2]}
+
+
+def progress(draw: random.Random, tree: Tree) -> tuple[set[int], set[int]]:
+    """Tasks that are done, and epochs among them whose states are there."""
+    share = draw.random()
+    done = {task for task in tree.tasks() if draw.random() < share}
+    return done, {node for node in tree.epoch_nodes() if node in done and draw.random() < share}
 
 
 def test_unfinished_is_enough_and_not_too_much(seed):
@@ -18,9 +25,7 @@ def test_unfinished_is_enough_and_not_too_much(seed):
     tree = planned(spec_of(K_AND_S, children=4)).tree
     tasks = tree.tasks()
     for _ in range(100):
-        share = draw.random()
-        done = {task for task in tasks if draw.random() < share}
-        have = {node for node in tree.epoch_nodes() if node in done and draw.random() < share}
+        done, have = progress(draw, tree)
         left = unfinished(tree, {tree.measurement_key(task) for task in done}, {tree.keys[node] for node in have})
         wanted = {node for task in left for node in tree.needs(task)}
         for task in left:
@@ -42,9 +47,7 @@ def test_tasks_that_others_claimed_leave_what_mine_need(seed):
     tree = planned(spec_of(K_AND_S, children=4)).tree
     tasks, names = tree.tasks(), tree.measurement_keys()
     for _ in range(100):
-        share = draw.random()
-        done = {task for task in tasks if draw.random() < share}
-        have = {node for node in tree.epoch_nodes() if node in done and draw.random() < share}
+        done, have = progress(draw, tree)
         claimed = {name for name in names if draw.random() < 0.5}
         measured = {tree.measurement_key(task) for task in done}
         left = set(unfinished(tree, measured, {tree.keys[node] for node in have}, claimed=claimed))

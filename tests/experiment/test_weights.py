@@ -13,13 +13,8 @@ from small_networks import trained
 
 import fastwi
 from fastwi.config.schema import Config
-from fastwi.config.sweep import SweepSpec
-from fastwi.config.write import config_hash
-from fastwi.data.card import read_card
 from fastwi.engine.choose import build_network
 from fastwi.errors import CheckpointError
-from fastwi.experiment.inputs import Inputs
-from fastwi.experiment.planner import plan_sweep
 from fastwi.models.registry import build_model
 from fastwi.population import Population
 from fastwi.sweep import main as sweep
@@ -44,13 +39,6 @@ def config_of(data: Path, weights: Path | str, width: float = WIDTH) -> Config:
     return config_from_mapping({"data": {"path": str(data)}, "model": model})
 
 
-def names(data: Path, weights: Path | str) -> tuple[str, frozenset[str]]:
-    """The identity of a run, and the states of a sweep over k."""
-    config = config_of(data, weights)
-    planned = plan_sweep(SweepSpec(config, {"experiment.k": (1, 2)}))
-    return config_hash(config, Inputs.of(read_card(data), config).digest), frozenset(planned.tree.keys)
-
-
 def test_the_parent_starts_there(seed, digits_directory, tmp_path, monkeypatch):
     expected = trained(network(0), seed)
     fastwi.save_state_dict(torch.nn.DataParallel(expected).state_dict(), tmp_path / "x.pt")
@@ -61,20 +49,6 @@ def test_the_parent_starts_there(seed, digits_directory, tmp_path, monkeypatch):
         assert all(torch.equal(found[key], value) for key, value in expected.state_dict().items())
     with pytest.raises(CheckpointError, match=r"x\.pt: 'conv\.weight' is"):
         build_network(config_of(digits_directory, tmp_path / "x.pt", width=0.5), 10)
-
-
-def test_content_decides_and_not_the_path(digits_directory, tmp_path):
-    same = [saved(tmp_path / name, 1) for name in ("a.pt", "b.safetensors")]
-    Population.from_modules([network(1)]).save(tmp_path / "c.safetensors")
-    other = saved(tmp_path / "d.pt", 2)
-    (first,) = {names(digits_directory, path) for path in (*same, tmp_path / "c.safetensors")}
-    others, drawn = names(digits_directory, other), names(digits_directory, "")
-    for one, two in ((first, others), (first, drawn), (others, drawn)):
-        assert one[0] != two[0]
-        assert len(one[1]) == len(two[1])
-        assert one[1].isdisjoint(two[1])
-    saved(same[0], 2)
-    assert names(digits_directory, same[0]) == others
 
 
 def arguments(data: Path, weights: Path | str, *more: str) -> list[str]:

@@ -13,6 +13,7 @@ from mappings import config_from_mapping
 from tiny_runs import few_digits
 
 import fastwi
+import fastwi.experiment.resources as of_jobs
 from data_prep.progress import silent
 from data_prep.write import write_dataset
 from fastwi.analysis.opened import OpenedSweep
@@ -20,9 +21,11 @@ from fastwi.beton import StoredBeton
 from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepOptions, SweepSpec
 from fastwi.data.noise import Noise
+from fastwi.engine.choose import build_engine, build_network
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.distributed import _Actor
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
+from fastwi.experiment.resources import Resources
 from fastwi.experiment.scheduler import Executor, Limits, carry_out
 from fastwi.experiment.store import DamagedState, Measurement, Store
 from fastwi.experiment.tree import MeasurementKey, Tree
@@ -167,7 +170,7 @@ def test_what_is_read_again_is_checked_again(place: Place, what: str) -> None:
         return do
 
     if what == "pixel":
-        expected = carried_out(place, sweep)
+        expected = carried_out(place, sweep, by_actor)
         shutil.rmtree(place[0] / "store")
         found = carried_out(place, sweep, replacing)
         assert {key: m.result() for key, m in found.items()} == {key: m.result() for key, m in expected.items()} != {}
@@ -197,11 +200,9 @@ def test_analyses_are_held_to_what_was_planned(place: Place) -> None:
 
 def test_what_jobs_need_is_loaded_and_built_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images for all precisions; a network for an engine of each, and none for the layout then."""
-    import fastwi.experiment.resources as module
-
-    built, build = [], module.build_network
-    monkeypatch.setattr(module, "build_network", lambda *given: built.append(given) or build(*given))
-    resources, config = module.Resources(planned(place).tree), place[1]
+    built = []
+    monkeypatch.setattr(of_jobs, "build_network", lambda *given: built.append(given) or build_network(*given))
+    resources, config = Resources(planned(place).tree), place[1]
     other = dataclasses.replace(config, engine=dataclasses.replace(config.engine, precision="bf16"))
     slower = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.01))
     assert [resources.engine(each).dtype for each in (config, other)] == [torch.float32, torch.bfloat16]
@@ -212,41 +213,38 @@ def test_what_jobs_need_is_loaded_and_built_once(place: Place, monkeypatch: pyte
 
 
 def test_own_networks_are_tried_at_each_batch_size_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fastwi.experiment.resources as module
-
     tried: list[int] = []
-    monkeypatch.setattr(module, "try_training", lambda _, config, *__: tried.append(config.optimizer.batch_size))
-    resources, config = module.Resources(planned(place).tree), place[1]
+    monkeypatch.setattr(of_jobs, "try_training", lambda _, config, *__: tried.append(config.optimizer.batch_size))
+    resources, config = Resources(planned(place).tree), place[1]
     for batch in (20, 10, 20):
         optimizer = dataclasses.replace(config.optimizer, batch_size=batch)
         resources.tried_engine(dataclasses.replace(config, optimizer=optimizer))
     assert tried == [20, 10]
 
 
-def test_an_engine_is_chosen_for_the_networks_that_a_sweep_trains_together(place: Place, monkeypatch) -> None:
-    """And for streamed images, once they are known to be."""
-    import fastwi.experiment.resources as module
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What each engine is built of."""
+    calls: list[tuple] = []
+    monkeypatch.setattr(of_jobs, "build_engine", lambda *given: calls.append(given) or build_engine(*given))
+    return calls
 
-    chosen: list[tuple[int, bool]] = []
-    build, config = module.build_engine, place[1]
-    monkeypatch.setattr(
-        module,
-        "build_engine",
-        lambda *given: (chosen.append(given[2:]), build(*given))[1],  # members, resident
-    )
-    tree = planned(place).tree
+
+def test_an_engine_is_chosen_for_the_networks_that_a_sweep_trains_together(place: Place, monkeypatch, built) -> None:
+    """And for streamed images, once they are known to be."""
+    config, tree = place[1], planned(place).tree
     children = [node for node in tree.epoch_nodes() if tree.epochs[node] == 2]
     assert tree.widest() == len(children) == 4  # of two parents
-    for resources in (module.Resources(tree), module.Resources(tree, 1), module.Resources(Tree())):
+    for resources in (Resources(tree), Resources(tree, 1), Resources(Tree())):
         resources._inputs = tree.inputs
         resources.engine(config)
-    assert chosen == [(4, True), (1, True), (1, True)]
+    assert [given[2:] for given in built] == [(4, True), (1, True), (1, True)]  # members, resident
     streamed, auto = (
         dataclasses.replace(config, data=dataclasses.replace(config.data, streaming=streaming))
         for streaming in ("streamed", "auto")
     )
     assert resources.engine(auto).resolved is not resources.engine(streamed).resolved
-    assert chosen[3:] == [(1, False)]
+    assert [given[2:] for given in built[3:]] == [(1, False)]
     monkeypatch.setattr("fastwi.data.split.fits_memory", lambda *_: False)
     resources.splits(auto)
     assert resources.engine(auto).resolved is resources.engine(streamed).resolved
@@ -254,23 +252,15 @@ def test_an_engine_is_chosen_for_the_networks_that_a_sweep_trains_together(place
 
 @pytest.mark.parametrize(("name", "expected"), [("auto", [20, 10]), ("loop", [20])])
 def test_auto_chooses_an_engine_for_each_batch_size(
-    place: Place, monkeypatch: pytest.MonkeyPatch, name: str, expected: list[int]
+    place: Place, built: list[tuple], name: str, expected: list[int]
 ) -> None:
     """What was measured depends on it."""
-    import fastwi.experiment.resources as module
-
-    chosen, build = list[int](), module.build_engine
-    monkeypatch.setattr(
-        module,
-        "build_engine",
-        lambda config, *given: (chosen.append(config.optimizer.batch_size), build(config, *given))[1],
-    )
-    resources, config = module.Resources(planned(place).tree), place[1]
+    resources, config = Resources(planned(place).tree), place[1]
     for batch in (20, 10, 20):
         optimizer = dataclasses.replace(config.optimizer, batch_size=batch)
         engine = dataclasses.replace(config.engine, name=name)
         resources.engine(dataclasses.replace(config, optimizer=optimizer, engine=engine))
-    assert chosen == expected
+    assert [config.optimizer.batch_size for config, *_ in built] == expected
 
 
 def test_both_splits_are_of_one_card(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +291,6 @@ class Unpicklable(Exception):
     ("met", "words"),
     [
         (Unpicklable("of no", "use"), "RuntimeError: Unpicklable: of no use"),
-        (UserError("data: gone"), "UserError: data: gone"),
         (CheckpointError("a: foreign"), "CheckpointError: a: foreign"),
         (DamagedState("a: damaged", "key"), "DamagedState: a: damaged"),
     ],
