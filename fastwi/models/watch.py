@@ -9,6 +9,7 @@ import functools
 import linecache
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,6 @@ import torch
 from fastwi.models.installed import is_local
 
 _SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/")
-# Bytecode, and what compilers made of code that is watched itself.
-_CACHES = ("__pycache__", "torchinductor_", ".triton", "torch_extensions")
 _HERE = os.path.dirname(__file__) + os.sep
 _SHARED_MEMORY = "/dev/shm/"  # a disk like others
 _native_safe_open = safetensors.safe_open
@@ -40,7 +39,8 @@ class Watch:
         """The local files, resolved. Those written before they were read are left out: they follow from the code."""
         found = {os.path.realpath(each) for each in self._used if is_local(each)}
         found.discard(os.path.realpath(sys.executable))  # platform reads it
-        return {Path(each) for each in found if not any(part in each for part in _CACHES)}
+        caches = _caches()
+        return {Path(each) for each in found if "__pycache__" not in Path(each).parts and not each.startswith(caches)}
 
     @contextlib.contextmanager
     def every_call(self) -> Iterator[None]:
@@ -122,6 +122,18 @@ def _safe_open(filename: str | os.PathLike[str], *rest: Any, **more: Any) -> Any
     """
     sys.audit("open", os.fspath(filename), "rb", os.O_RDONLY)
     return _native_safe_open(filename, *rest, **more)
+
+
+def _caches() -> tuple[str, ...]:
+    """How paths begin where compilers keep what they made of code, which is watched itself."""
+    home, given = os.path.expanduser("~"), os.environ.get
+    folders = [
+        *map(given, ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR")),
+        os.path.join(given("TRITON_HOME") or home, ".triton"),
+        os.path.join(given("XDG_CACHE_HOME") or os.path.join(home, ".cache"), "torch_extensions"),
+    ]
+    inductor = os.path.join(os.path.realpath(tempfile.gettempdir()), "torchinductor_")  # and the user's name
+    return inductor, *(os.path.realpath(folder) + os.sep for folder in folders if folder)
 
 
 @functools.cache

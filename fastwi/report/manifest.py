@@ -1,5 +1,6 @@
 """What a result was made with: versions, commit, device, dataset."""
 
+import os
 import platform
 import re
 import subprocess
@@ -35,10 +36,12 @@ def commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # an installed package may lie within somebody else's repository
         return None
-    run = ["git", "-C", str(root)]
+    # Without what hooks of Git have: GIT_DIR is another repository, that of the hook.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    how: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "check": True, "env": environment}
     try:
         head, changed = (
-            subprocess.run([*run, *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            subprocess.run(["git", "-C", str(root), *words], **how).stdout.strip()
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):

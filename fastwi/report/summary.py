@@ -43,10 +43,9 @@ class Table:
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown."""
-        lines = [f"**{self.title}**", "", "| " + " | ".join(self.columns) + " |"]
-        lines.append("|" + "---|" * len(self.columns))
-        lines.extend("| " + " | ".join(row) + " |" for row in self.rows)
-        return "\n".join(lines) + "\n"
+        escaped = [[cell.replace("|", "\\|") for cell in row] for row in (self.columns, *self.rows)]
+        columns, *rows = (f"| {' | '.join(row)} |" for row in escaped)
+        return "\n".join([f"**{self.title}**", "", columns, "|" + "---|" * len(self.columns), *rows]) + "\n"
 
     def print(self) -> None:
         """Print it to stdout, every cell whole: what is wider than the terminal in parts, or a line a cell."""

@@ -15,6 +15,7 @@ from fastwi.models.changes import network_change
 from fastwi.models.load import built_digest
 from fastwi.models.registry import build_model
 from fastwi.models.source import source_digest, source_of
+from fastwi.models.watch import watching
 from fastwi.version import __version__
 
 NET = """
@@ -258,6 +259,30 @@ def test_a_file_in_shared_memory_is_one_like_others(write):
         write({"h1_net.py": net(f"scale = lambda: int(Path({file.name!r}).read_text())\n")})
         with pytest.raises(ConfigError, match=f"uses {os.path.basename(file.name)}"):
             build_model("h1_net.py:Net", 4, image_size=(8, 8))
+
+
+def test_what_compilers_keep_is_left_out_and_no_folder_that_is_named_alike(tmp_path, monkeypatch):
+    folders = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "TRITON_HOME", "XDG_CACHE_HOME")
+    for name in folders:
+        monkeypatch.setenv(name, str(tmp_path / name))
+    kept = {*folders[:3], "TRITON_HOME/.triton", "XDG_CACHE_HOME/torch_extensions", "temporary/torchinductor_me"}
+    alike = {
+        "torchinductor_nets",
+        "x.triton",
+        ".triton",
+        "torch_extensions_demo",
+        "torch_extensions",
+        f"{folders[0]}2",
+    }
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    paths = {folder: tmp_path.resolve() / folder / "deep" / "file" for folder in kept | alike}
+    for path in paths.values():
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with watching() as watch:
+        for path in paths.values():
+            path.read_bytes()
+    assert watch.files() == {paths[folder] for folder in alike}
 
 
 def test_what_is_written_first_and_read_then_is_code(write):

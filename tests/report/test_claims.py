@@ -1,6 +1,8 @@
 """Verdicts that are known by hand, and estimates held to plain Python."""
 
 import math
+import re
+from itertools import product
 
 import numpy as np
 import polars
@@ -24,17 +26,13 @@ def claim(number: int, gains: polars.DataFrame | None = None, **frames: polars.D
     studies: dict = {}
     for name, frame in frames.items():
         studies.setdefault(STUDIES[name], {})[name] = frame
-    frame = gains_frame(generator(0)) if gains is None else gains
+    frame = gains_frame(np.random.default_rng(0)) if gains is None else gains
     return judge(frame, studies)[number - 1]
-
-
-def generator(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(3.0, CONFIRMED), (-3.0, REFUTED)])
 def test_claim_1_by_hand(seed, gain, expected):
-    found = claim(1, gains_frame(generator(seed), gain=gain))
+    found = claim(1, gains_frame(np.random.default_rng(seed), gain=gain))
     assert found.verdict == expected
     assert {f.verdict for f in found.found.details} == {expected}
     assert len(found.found.details) == 3 * 2
@@ -42,7 +40,7 @@ def test_claim_1_by_hand(seed, gain, expected):
 
 
 def test_claim_1_is_not_settled_where_parents_or_treatments_differ(seed):
-    frame = gains_frame(generator(seed), gain=5.0)
+    frame = gains_frame(np.random.default_rng(seed), gain=5.0)
     sign = polars.when(polars.col("parent_seed") % 2 == 0).then(1).otherwise(-1)
     both_ways = frame.with_columns(polars.col("gain_best_own_points", "gain_best_recomputed_points") * sign)
     assert claim(1, both_ways).verdict == NOT_SETTLED
@@ -53,8 +51,7 @@ def test_claim_1_is_not_settled_where_parents_or_treatments_differ(seed):
 
 
 def test_claim_1_estimates(seed):
-    rng = generator(seed)
-    frame = gains_frame(rng, gain=rng.uniform(-1, 1))
+    frame = gains_frame(np.random.default_rng(seed), gain=lambda k, s: float(k - s))
     found = claim(1, frame)
     expected = {}
     for treatment in ("own", "recomputed"):
@@ -64,28 +61,44 @@ def test_claim_1_estimates(seed):
         assert (finding.estimate.n_parents, finding.estimate.n_pairs, finding.unit) == (6, frame.height, "points")
         if finding.what in expected:
             assert finding.estimate.value == pytest.approx(parents_mean(frame, expected.pop(finding.what)), abs=CLOSE)
+        e = finding.estimate
+        assert e.low < e.value < e.high
+        facts = (e.value, e.low, e.high, e.n_parents, e.n_pairs, finding.verdict)
+        assert tuple(map(finding.facts.get, ("value", "low", "high", "n_parents", "n_pairs", "verdict"))) == facts
     assert not expected
+    assert len(found.found.details) == 3 * 2
+    for finding in found.found.details:
+        k, s, name = re.fullmatch(r"k = (\d+), s = (\d+); (\w+) statistics", finding.what).groups()
+        rows = frame.filter(k=int(k), s=int(s))
+        gains = rows[f"gain_best_{name}_points"].to_list()
+        assert finding.estimate.value == pytest.approx(parents_mean(rows, gains), abs=CLOSE)
+        assert finding.verdict == (CONFIRMED if int(k) > int(s) else REFUTED)
+    assert [f"1 {CONFIRMED}" in note and f"2 {REFUTED}" in note for note in found.found.notes] == [True, True]
 
 
 def test_a_pair_counts_once_whatever_comes_after_it(seed):
     """Axes of further training change nothing at interpolation; others do."""
-    frame = gains_frame(generator(seed))
-    once = [finding.estimate for finding in claim(1, frame).found.findings]
-    for axis, times in (("schedule.at_average", 1), ("schedule.name", 2)):
-        parts = [frame.select(polars.lit(value).alias(axis), polars.all()) for value in "ab"]
-        twice = [finding.estimate for finding in claim(1, polars.concat(parts)).found.findings]
-        assert [each.n_pairs for each in twice] == [times * each.n_pairs for each in once]
-        assert [each.value for each in twice] == pytest.approx([each.value for each in once])
+    later = ("schedule.at_average", "trajectory.window", *(f"experiment.{name}" for name in (
+        "momentum", "batch_norm", "after", "continue_children", "children_rate_factor", "continue_parent"
+    )))  # fmt: skip
+    frame = gains_frame(np.random.default_rng(seed))
+    for number in (1, 3):
+        once = [finding.estimate for finding in claim(number, frame).found.findings]
+        for axis in (*later, "schedule.name", "experiment.child_momentum"):
+            parts = [frame.select(polars.lit(value).alias(axis), polars.all()) for value in "ab"]
+            twice = [finding.estimate for finding in claim(number, polars.concat(parts)).found.findings]
+            assert [each.n_pairs for each in twice] == [(1 + (axis not in later)) * each.n_pairs for each in once]
+            assert [each.value for each in twice] == pytest.approx([each.value for each in once])
 
 
 def test_the_middle_is_one_half_and_the_plain_mean(seed):
-    frame = gains_frame(generator(seed), alphas=(None, 0.25, 0.5, 0.75))
+    frame = gains_frame(np.random.default_rng(seed), alphas=(None, 0.25, 0.5, 0.75))
     assert middle(frame)["alpha"].unique().sort().to_list() == [None, 0.5]
     assert middle(frame.filter(polars.col("alpha") == 0.75))["alpha"].unique().to_list() == [0.75]
 
 
 def test_only_the_middle_of_the_line_counts(seed):
-    frame = gains_frame(generator(seed), gain=3.0, alphas=(0.25, 0.5, 0.75))
+    frame = gains_frame(np.random.default_rng(seed), gain=3.0, alphas=(0.25, 0.5, 0.75))
     frame = frame.with_columns(
         polars.when(polars.col("alpha") != 0.5).then(-50.0).otherwise(polars.col(name)).alias(name)
         for name in ("gain_best_own_points", "gain_best_recomputed_points")
@@ -105,7 +118,7 @@ def test_only_the_middle_of_the_line_counts(seed):
     ],
 )
 def test_claim_2_by_hand(seed, gain, after, expected):
-    frame = gains_frame(generator(seed), gain=gain, after=after, spread=0.5)
+    frame = gains_frame(np.random.default_rng(seed), gain=gain, after=after, spread=0.5)
     if not gain:
         sign = polars.when(polars.col("parent_seed") % 2 == 0).then(1.0).otherwise(-1.0)
         frame = frame.with_columns(
@@ -114,12 +127,15 @@ def test_claim_2_by_hand(seed, gain, after, expected):
     found = claim(2, frame)
     assert found.verdict == expected
     assert len(found.found.findings) == 2
-    assert len(found.found.details) == 2 * 2
+    # Less the average after each epoch, then less the best child.
+    assert [finding.verdict for finding in found.found.details] == [
+        CONFIRMED if gain and each + above < 0 else NOT_SETTLED for above in (0.0, gain) for each in after
+    ]
 
 
 def test_claim_2_under_both_statistics(seed):
     """Both decide; where they differ nothing is settled."""
-    frame = gains_frame(generator(seed), gain=4.0, after=(-8.0,), spread=0.5)
+    frame = gains_frame(np.random.default_rng(seed), gain=4.0, after=(-8.0,), spread=0.5)
     columns = [name for name in frame.columns if name.startswith("after_")]
     for shift, expected in ((0.0, CONFIRMED), (20.0, NOT_SETTLED)):
         again = [(polars.col(name) + shift).alias(name.replace("after_", "after_recomputed_", 1)) for name in columns]
@@ -132,16 +148,12 @@ def test_claim_2_under_both_statistics(seed):
 
 
 def test_claim_2_estimates(seed):
-    frame = gains_frame(generator(seed), gain=1.0, after=(-1.0, 0.5, -2.0))
+    frame = gains_frame(np.random.default_rng(seed), gain=1.0, after=(-1.0, 0.5, -2.0))
     found = claim(2, frame)
-    later = frame["after_%"].to_list()
-    best = [max(c) for c in frame["children_own_%"].to_list()]
-    less_average = [a[-1] - b for a, b in zip(later, frame["average_own_%"], strict=True)]
-    less_best = [a[-1] - b for a, b in zip(later, best, strict=True)]
-    first = [a[0] - b for a, b in zip(later, frame["average_own_%"], strict=True)]
-    for finding, values in zip(
-        (*found.found.findings, found.found.details[0]), (less_average, less_best, first), strict=True
-    ):
+    before = frame["average_own_%"].to_list(), [max(c) for c in frame["children_own_%"].to_list()]
+    findings = [*found.found.findings, *found.found.details]
+    for finding, (base, at) in zip(findings, [*product(before, [-1]), *product(before, range(3))], strict=True):
+        values = [after[at] - b for after, b in zip(frame["after_%"].to_list(), base, strict=True)]
         assert finding.estimate.value == pytest.approx(parents_mean(frame, values), abs=CLOSE)
 
 
@@ -151,7 +163,7 @@ def test_claim_2_estimates(seed):
 def test_claim_3_by_hand(seed, gain, expected):
     """Two quantities or one; k and s are not crossed with s where only k may matter."""
     cells = ((1, 2), (4, 2), (4, 8)) if expected == CONFIRMED else ((1, 2), (4, 2))
-    frame = gains_frame(generator(seed), gain=gain, cells=cells)
+    frame = gains_frame(np.random.default_rng(seed), gain=gain, cells=cells)
     found = claim(3, frame)
     assert found.verdict == expected
     assert found.lacking == "governance"
@@ -169,13 +181,13 @@ def test_claim_3_by_hand(seed, gain, expected):
 def test_claim_3_counts_one_of_quantities_that_follow_from_each_other(seed):
     """All children end at epoch 10; the rate follows from that, or from k and s, unless it is an axis too."""
     cells = ((1, 9), (4, 6), (6, 4))
-    frame = gains_frame(generator(seed), gain=lambda k, s: 3.0 * k, cells=cells)
+    frame = gains_frame(np.random.default_rng(seed), gain=lambda k, s: 3.0 * k, cells=cells)
     found = claim(3, frame)
     assert found.verdict == NOT_SETTLED
     assert {f.what: f.verdict for f in found.found.findings} == {"gain and k": CONFIRMED, "gain and s": ""}
     assert [note for note in found.found.notes if "s follows from k" in note] == found.found.notes
     k, s = polars.col("k"), polars.col("s")
-    grid = gains_frame(generator(seed), gain=lambda k, s: 3.0 * k, cells=((1, 2), (4, 2), (1, 8), (4, 8)))
+    grid = gains_frame(np.random.default_rng(seed), gain=lambda k, s: 3.0 * k, cells=((1, 2), (4, 2), (1, 8), (4, 8)))
     rates = (frame, 0.1 / k, False), (grid, 0.1 / (k + s), False), (grid, (k + polars.col("pair") % 2) / 10, True)
     for gains, rate, counted in rates:
         pairs = gains.with_columns(learning_rate=rate)
@@ -196,8 +208,12 @@ def test_claim_3_takes_the_distances_of_governance(seed):
         for quantity, value in (("k", 0.5), ("distance_l2", -0.6), ("s", 0.05), ("kl_nats", 0.9))
         for scope in ("all pairs", "within cells")
     ]  # fmt: skip
-    frame = gains_frame(generator(seed), gain=lambda k, s: 3.0 * k, cells=((1, 2), (4, 2), (1, 8), (4, 8)))
+    frame = gains_frame(
+        np.random.default_rng(seed), gain=lambda k, s: 3.0 * k, cells=((1, 2), (4, 2), (1, 8), (4, 8))
+    )
     part = frame.filter(k=1).with_columns(learning_rate=0.1)
+    elsewhere = part.with_columns(alpha=0.25, learning_rate=polars.int_range(polars.len()) / 10)  # does not count
+    part = polars.concat([part, elsewhere])
     found = claim(3, frame, correlations=polars.DataFrame(rows), pairs=part)
     assert found.verdict == CONFIRMED
     assert {f.what: (f.verdict, f.estimate.n_parents) for f in found.found.findings} == {
@@ -208,15 +224,15 @@ def test_claim_3_takes_the_distances_of_governance(seed):
     assert found.lacking == ""
     # Two measures of distance are one quantity.
     distances = [{**row, "quantity": name} for row in rows[2:4] for name in ("distance_l2", "relative_distance")]
-    found = claim(3, gains_frame(generator(seed)), correlations=polars.DataFrame(distances), pairs=part)
+    found = claim(3, gains_frame(np.random.default_rng(seed)), correlations=polars.DataFrame(distances), pairs=part)
     assert [f.verdict for f in found.found.findings[-2:]] == [CONFIRMED, CONFIRMED]
     assert found.verdict == NOT_SETTLED
 
 
 @pytest.mark.parametrize(("slope", "expected"), [(-1.0, CONFIRMED), (1.0, REFUTED)])
 def test_claim_4_by_hand(seed, slope, expected):
-    frame = barrier_frame(generator(seed), slope)
-    found = claim(4, gains_frame(generator(seed), gain=3.0), barrier=frame)
+    frame = barrier_frame(np.random.default_rng(seed), slope)
+    found = claim(4, gains_frame(np.random.default_rng(seed), gain=3.0), barrier=frame)
     assert found.verdict == expected
     rows = frame.filter(polars.col("split") == "test", polars.col("batch_norm") == "averaged")
     barriers, gains = rows["barrier_error_linear_points"].to_list(), rows["gain_mean_points"].to_list()
@@ -235,11 +251,11 @@ def test_claim_4_by_hand(seed, slope, expected):
 ])  # fmt: skip
 def test_claim_4_needs_a_gain_and_barriers_that_are_not_that_gain(seed, gain, at_middle, reasons):
     """The first pairs' barriers are highest at the middle: there they are the gain with the other sign."""
-    frame = barrier_frame(generator(seed), -1.0, spread=5.0).with_row_index("row")
+    frame = barrier_frame(np.random.default_rng(seed), -1.0, spread=5.0).with_row_index("row")
     number = polars.col("row").rank("ordinal").over("split", "batch_norm")
     by_definition = polars.when(number <= at_middle).then(-polars.col("barrier_error_linear_points"))
     frame = frame.with_columns(gain_mean_points=by_definition.otherwise(polars.col("gain_mean_points")))
-    found = claim(4, gains_frame(generator(seed), gain=gain), barrier=frame)
+    found = claim(4, gains_frame(np.random.default_rng(seed), gain=gain), barrier=frame)
     assert found.verdict == (NOT_SETTLED if reasons else CONFIRMED)
     for finding in (finding for finding in found.found.findings if finding.verdict):
         assert finding.verdict == found.verdict
@@ -253,8 +269,8 @@ def test_claim_4_needs_a_gain_and_barriers_that_are_not_that_gain(seed, gain, at
 def test_claim_4_checks_the_gain_that_the_sweep_did_not_measure(seed, gain):
     """With sweep.measure: [own] the study alone has it under recomputed statistics."""
     none = polars.lit(None, polars.Float64)
-    gains = gains_frame(generator(seed), gain=3.0).with_columns(gain_best_recomputed_points=none)
-    frame = barrier_frame(generator(seed), -1.0).with_columns(gain_best_points=polars.lit(gain))
+    gains = gains_frame(np.random.default_rng(seed), gain=3.0).with_columns(gain_best_recomputed_points=none)
+    frame = barrier_frame(np.random.default_rng(seed), -1.0).with_columns(gain_best_points=polars.lit(gain))
     found = claim(4, gains, barrier=frame)
     notes = {f.what.rpartition(", ")[2]: f.estimate.note for f in found.found.findings if f.verdict}
     assert notes == {
@@ -266,14 +282,14 @@ def test_claim_4_checks_the_gain_that_the_sweep_did_not_measure(seed, gain):
 
 def test_pairs_without_a_barrier_are_not_related_by_definition(seed):
     """No barrier and no gain: both are 0."""
-    frame = barrier_frame(generator(seed), -1.0)
+    frame = barrier_frame(np.random.default_rng(seed), -1.0)
     none = polars.col("pair") < 3
     rounded = 2e-16  # as a flat line may leave
     columns = ("barrier_error_linear_points", "gain_mean_points")
     frame = frame.with_columns(
         polars.when(none).then(rounded).otherwise(polars.col(name)).alias(name) for name in columns
     )
-    found = claim(4, gains_frame(generator(seed), gain=3.0), barrier=frame).found.findings
+    found = claim(4, gains_frame(np.random.default_rng(seed), gain=3.0), barrier=frame).found.findings
     assert all("by definition" not in finding.estimate.note for finding in found)
 
 
@@ -287,7 +303,7 @@ def test_pairs_without_a_barrier_are_not_related_by_definition(seed):
     ],
 )
 def test_claim_5_by_hand(seed, hard, easy, lost, expected):
-    gains, changes = split_frames(generator(seed), hard, easy, lost)
+    gains, changes = split_frames(np.random.default_rng(seed), hard, easy, lost)
     found = claim(5, split_gains=gains, split_changes=changes)
     assert found.verdict == expected
     own = gains.filter(polars.col("batch_norm") == "own")
@@ -315,10 +331,13 @@ def test_claim_5_by_hand(seed, hard, easy, lost, expected):
 
 
 def test_claim_5_without_further_epochs(seed):
-    gains, changes = split_frames(generator(seed), 8.0, -1.4, 1.0)
-    assert claim(5, split_gains=gains, split_changes=changes.clear()).verdict == CONFIRMED
+    gains, changes = split_frames(np.random.default_rng(seed), 8.0, -1.4, 1.0)
+    found = claim(5, split_gains=gains, split_changes=changes.clear())
+    assert found.verdict == CONFIRMED
+    middle_alone = [gains.with_columns(alpha=0.5), gains.with_columns(alpha=0.25, gain_mean_points=-50.0)]
+    assert claim(5, split_gains=polars.concat(middle_alone), split_changes=changes.clear()).found == found.found
     # Almost all of it is on the hard half, and it is a loss.
-    gains, changes = split_frames(generator(seed), -0.1, -4.0, 1.0)
+    gains, changes = split_frames(np.random.default_rng(seed), -0.1, -4.0, 1.0)
     found = claim(5, split_gains=gains, split_changes=changes.clear())
     assert [finding.verdict for finding in found.found.findings[:2]] == [REFUTED, CONFIRMED]
     assert found.verdict == REFUTED
@@ -326,7 +345,7 @@ def test_claim_5_without_further_epochs(seed):
 
 def test_claim_5_in_detail(seed):
     """More on the hard half than on the easy one, which decides nothing, and the first further epoch."""
-    gains, changes = split_frames(generator(seed), 8.0, 2.0, 1.0)
+    gains, changes = split_frames(np.random.default_rng(seed), 8.0, 2.0, 1.0)
     found = claim(5, split_gains=gains, split_changes=changes)
     assert found.verdict == REFUTED  # not almost all of it
     details = {finding.what: finding for finding in found.found.details}
@@ -345,7 +364,7 @@ def test_claim_5_in_detail(seed):
 @pytest.mark.parametrize("parents", [1, 2, 4])
 def test_few_parents_settle_nothing(seed, parents):
     """Whatever they say. The verdict itself has the n."""
-    rng = generator(seed)
+    rng = np.random.default_rng(seed)
     frame = gains_frame(rng, parents=parents, gain=lambda k, s: 9.0 + 3 * k + 5 * s, after=(-60.0,))
     splits, changes = split_frames(rng, 8.0, -1.4, 1.0, parents=parents)
     found = judge(
@@ -362,7 +381,7 @@ def test_few_parents_settle_nothing(seed, parents):
 
 def test_claim_2_says_only_where_it_is_so_that_further_epochs_have_own_statistics_alone(seed):
     """Without batch norm recomputed statistics repeat them."""
-    frame = gains_frame(generator(seed), after=(-1.0,))
+    frame = gains_frame(np.random.default_rng(seed), after=(-1.0,))
     same = {
         f"after_recomputed_{name}": polars.col(f"after_{name}")
         for name in ("%", "vs_average_points", "vs_best_points")
@@ -375,7 +394,7 @@ def test_claim_2_says_only_where_it_is_so_that_further_epochs_have_own_statistic
 
 
 def test_the_n_beside_a_verdict_is_the_fewest(seed):
-    frame = gains_frame(generator(seed), gain=5.0)
+    frame = gains_frame(np.random.default_rng(seed), gain=5.0)
     few = polars.when(polars.col("parent_seed") < 103).then(polars.col("gain_best_recomputed_points"))
     found = claim(1, frame.with_columns(few))
     assert [f.verdict_text for f in found.found.findings if f.verdict] == [CONFIRMED, "not settled (n = 3)"]
@@ -384,7 +403,7 @@ def test_the_n_beside_a_verdict_is_the_fewest(seed):
 
 
 def test_nothing_measured(seed):
-    found = judge(gains_frame(generator(seed), after=(1.0,)).clear(), {})
+    found = judge(gains_frame(np.random.default_rng(seed), after=(1.0,)).clear(), {})
     assert [each.number for each in found] == list(CLAIMS)
     assert {each.verdict for each in found} == {NOT_MEASURED}
     assert [each.lacking for each in found[2:]] == ["governance", "connectivity", "importance"]
@@ -392,15 +411,17 @@ def test_nothing_measured(seed):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
 def test_what_is_not_finite_is_left_out(seed, value):
-    frame = barrier_frame(generator(seed), -1.0)
+    frame = barrier_frame(np.random.default_rng(seed), -1.0)
     gains = polars.when(polars.col("pair") > 0).then(polars.col("gain_mean_points")).otherwise(value)
     damaged = frame.with_columns(gain_mean_points=gains)
     assert claim(4, barrier=damaged).found.findings[0].estimate.n_pairs == 6 * 3
 
 
 def test_claim_3_has_a_row_for_the_learning_rate(seed):
-    frame = gains_frame(generator(seed))
-    rates = polars.Series("optimizer.learning_rate", generator(seed + 1).choice([0.1, 0.01], frame.height))
+    frame = gains_frame(np.random.default_rng(seed))
+    rates = polars.Series(
+        "optimizer.learning_rate", np.random.default_rng(seed + 1).choice([0.1, 0.01], frame.height)
+    )
     found = claim(3, frame.insert_column(0, rates)).found.findings
     assert [finding.what for finding in found] == ["gain and k", "gain and s", "gain and learning rate"]
     expected = rank_correlation(rates.to_list(), frame["gain_best_own_points"].to_list())
@@ -410,7 +431,7 @@ def test_claim_3_has_a_row_for_the_learning_rate(seed):
 @pytest.mark.parametrize("number", [2, 5])
 def test_the_last_further_epoch_is_each_pairs_own(seed, number):
     """Further epochs may be an axis of the sweep: half of the pairs have 1, at which their values are 100 lower."""
-    rng = generator(seed)
+    rng = np.random.default_rng(seed)
     if number == 2:
         frames = [gains_frame(rng, after=(0.0, 50.0), spread=0.1, parents=6) for _ in range(2)]
         lists = ("after_%", "after_vs_average_points", "after_vs_best_points")
@@ -432,7 +453,7 @@ def test_the_last_further_epoch_is_each_pairs_own(seed, number):
 
 def test_claim_5_takes_parts_of_an_epoch_as_equal_that_differ_by_rounding(seed):
     """2 - 4/3 and 3 - 7/3 epochs differ in their last digits."""
-    gains, changes = split_frames(generator(seed), 8.0, -1.4, 1.0)
+    gains, changes = split_frames(np.random.default_rng(seed), 8.0, -1.4, 1.0)
     first = polars.when(polars.col("parent_seed") < 3).then(2 - 4 / 3).otherwise(3 - 7 / 3)
     epochs = polars.when(polars.col("epochs_after") == 1).then(first).otherwise(first + 1)
     changes = changes.with_columns(epochs_after=epochs)
@@ -441,7 +462,7 @@ def test_claim_5_takes_parts_of_an_epoch_as_equal_that_differ_by_rounding(seed):
 
 
 def test_pairs_that_lack_a_split_do_not_count(seed):
-    gains, changes = split_frames(generator(seed), 8.0, -1.4, 1.0)
+    gains, changes = split_frames(np.random.default_rng(seed), 8.0, -1.4, 1.0)
     lost = (polars.col("pair") == 0) & (polars.col("split") == 3)
     found = claim(5, split_gains=gains.filter(~lost), split_changes=changes).found.findings[1]
     assert found.what.startswith("gain, harder half")

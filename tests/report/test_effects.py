@@ -11,19 +11,26 @@ GAIN = "gain_best_own_points"
 
 
 def drawn(seed: int) -> tuple[polars.DataFrame, np.ndarray]:
-    """Gains of 2 x 2 x 2 cells of 6 parents with 2 pairs; and what the first axis adds to each."""
-    draw, rows, added = np.random.default_rng(seed), [], np.empty((6, 2, 2, 2))
+    """Gains of 2 x 2 x 2 x 2 cells of 6 parents with 2 pairs; and what the first axis adds to each."""
+    draw, rows, added = np.random.default_rng(seed), [], np.empty((6, 2, 2, 2, 2))
     for parent in range(6):
         of_parent = draw.normal(scale=50)
         for pair in range(2):
             for j, drops in enumerate(([], [80])):
                 for k in (1, 2):
                     base = of_parent + draw.normal()
-                    added[parent, pair, j, k - 1] = draw.normal(3)
-                    for i, name in enumerate(("a", "b")):
-                        gain = base + i * added[parent, pair, j, k - 1]
-                        place = {"model.name": name, "schedule.drop_epochs": drops, "k": k, "s": 1, "alpha": None}
-                        rows.append(place | {"parent_seed": parent, "pair": pair, GAIN: gain})
+                    for a, alpha in enumerate((0.25, 0.75)):
+                        added[parent, pair, j, k - 1, a] = draw.normal(3)
+                        for i, name in enumerate(("a", "b")):
+                            gain = base + i * added[parent, pair, j, k - 1, a]
+                            place = {
+                                "model.name": name,
+                                "schedule.drop_epochs": drops,
+                                "k": k,
+                                "s": 1,
+                                "alpha": alpha,
+                            }
+                            rows.append(place | {"parent_seed": parent, "pair": pair, GAIN: gain})
     return polars.DataFrame(rows).sample(fraction=1, shuffle=True, seed=seed), added
 
 
@@ -34,10 +41,10 @@ def test_differences_are_of_what_agrees_in_all_else(seed):
     )
     ((first, value, rows),) = differences(frame, "model.name", [GAIN])
     sign = 1 if (first, value) == ("a", "b") else -1
-    assert rows.height == added.size - 4
+    assert rows.height == added.size - 8
     for row in rows.iter_rows(named=True):
         drops = row["schedule.drop_epochs"]
-        expected = sign * added[row["parent_seed"], row["pair"], len(drops), row["k"] - 1]
+        expected = sign * added[row["parent_seed"], row["pair"], len(drops), row["k"] - 1, int(row["alpha"] > 0.5)]
         assert abs(row[GAIN] - expected) < 1e-9
 
 
@@ -50,9 +57,9 @@ def test_the_table_has_the_mean_over_parents_of_each_axis(seed):
         "model.name",
         "schedule.drop_epochs",
     ]  # k and s have tables of their own
-    expected = mean_estimate(added.ravel(), np.repeat(np.arange(6), 8))
+    expected = mean_estimate(added.ravel(), np.repeat(np.arange(6), 16))
     text = f"{expected.value:+.2f} [{expected.low:+.2f}, {expected.high:+.2f}]"
-    assert table.rows[0] == ("model.name", "b", "a", "6", "48", text)
+    assert table.rows[0] == ("model.name", "b", "a", "6", "96", text)
 
 
 def test_none_without_axes_or_common_cells(seed):

@@ -1,5 +1,6 @@
 """What a manifest says of the program that made a result."""
 
+import os
 import subprocess
 from types import SimpleNamespace
 
@@ -9,15 +10,26 @@ import fastwi.report.manifest as made
 
 
 def test_the_commit_is_that_of_the_programs_own_repository(tmp_path, monkeypatch):
-    """Installed within somebody else's repository it has none."""
+    """Installed within somebody else's repository it has none. A hook of Git's has the directory of its own."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+    tracked = tmp_path / "tracked"
+    tracked.write_text("1")
+    for words in (["init", "-q"], ["add", "tracked"], ["commit", "-q", "-m", "theirs"]):
         subprocess.run([*git, *words], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    for root, expected in ((tmp_path, head), (tmp_path / ".venv" / "site-packages", None)):
-        package = root / "fastwi" / "report"
-        package.mkdir(parents=True)
-        monkeypatch.setattr(made, "__file__", str(package / "manifest.py"))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "another"))
+    for root, content, expected in (
+        (tmp_path, "1", head), (tmp_path, "changed", f"{head}+changes"), (tmp_path / ".venv", "1", None)
+    ):  # fmt: skip
+        source = root / "fastwi" / "report" / "manifest.py"  # which is not tracked
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.touch()
+        tracked.write_text(content)
+        monkeypatch.setattr(made, "__file__", str(source))
         assert made.commit() == expected
 
 

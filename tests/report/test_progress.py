@@ -1,12 +1,14 @@
 """The progress of a sweep in lines: what is left, also where other processes take part."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 from drawn_measurements import drawn, inputs_of, spec_of
 
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
-from fastwi.report.progress import Progress, TreeProgress
+from fastwi.report import plan
+from fastwi.report.progress import Progress, TreeProgress, clock, cost_of
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -46,12 +48,37 @@ def test_what_is_finished_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> N
     assert line.startswith("already finished")
 
 
-def test_time_left_is_estimated_once_something_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_time_left_is_estimated_once_something_is_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "fastwi.report.progress.time", SimpleNamespace(monotonic=iter((100.0, 112.0, 130.0)).__next__)
+    )
     with Progress("work") as progress:
         for done in (1.0, 10.0):
             progress.show(done, 1000.0, every=True)
     first, second = lines(capsys)
-    assert first.startswith("work: 0 %")
-    assert "left" not in first
-    assert second.startswith("work: 1 %")
-    assert "left]" in second
+    assert first == "work: 0 %  [0:12 spent]"
+    assert second == "work: 1 %  [0:30 spent, 49:30 left]"  # 990 of which 10 took 30 s
+    assert [clock(seconds) for seconds in (59.6, 754, 3723)] == ["1:00", "12:34", "1:02:03"]
+
+
+def test_the_time_that_a_plan_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each speed: what is to be done over the speed, and what begins it once."""
+    planned = plan_sweep(spec_of({"optimizer.batch_size": (25, 50)}), inputs_of=inputs_of)
+    tree = planned.tree
+    tasks = tree.tasks()
+    measured = {25: (4.0, 7.0), 50: (8.0, 3.0)}
+    monkeypatch.setattr(plan, "_measure", lambda config, *given: measured[config.optimizer.batch_size])
+    resources = SimpleNamespace(
+        tried_engine=lambda config: config, network=lambda config: None, splits=lambda config: (None, None)
+    )
+    costs = dict.fromkeys(measured, 0.0)
+    for task in tasks:
+        # An image that is evaluated counts as a quarter of one that is trained. Epochs are tested on 50 images.
+        images = 100 if task < len(tree) else 0.25 * tree.treatment_of(task).images
+        assert cost_of(planned, task) == images + 0.25 * 50
+        costs[tree.config_of(task).optimizer.batch_size] += images + 0.25 * 50
+    assert min(costs.values()) > 0
+    seconds = plan._seconds(planned, tasks, resources)
+    assert seconds == pytest.approx(costs[25] / 4 + 7 + costs[50] / 8 + 3)

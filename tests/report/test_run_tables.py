@@ -110,6 +110,14 @@ def test_without_the_average_at_interpolation_its_epochs_are_compared_with_the_c
     assert at.markdown().count("\n") == 4
 
 
+def test_markdown_keeps_bars_within_cells():
+    """As an axis of networks has them, whose files have any names."""
+    lines = Table("A title", ("a|b", "gain"), (("n|t.py:Net", "+1.00"),)).markdown().splitlines()
+    assert [re.split(r" ?(?<!\\)\| ?", line)[1:-1] for line in lines[2:]] == [
+        [r"a\|b", "gain"], ["---", "---"], [r"n\|t.py:Net", "+1.00"],
+    ]  # fmt: skip
+
+
 def test_a_printed_table_keeps_brackets_and_numbers(capsys, monkeypatch):
     """In a pipe, 80 columns wide: headings may wrap, cells do not. Text is to the left, numbers are to the right."""
     monkeypatch.setenv("COLUMNS", "80")
