@@ -31,6 +31,11 @@ def rows_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file below the directory, by its path there."""
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
 def started(module: str, argv: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", module, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -21,7 +21,7 @@ from fastwi.experiment.store import Store
 from fastwi.experiment.store.repair import verify
 from fastwi.files import locked
 from fastwi.report import results as written
-from fastwi.report.rows import point_rows
+from fastwi.report.rows import COLUMNS, GAIN_COLUMNS, point_rows
 from fastwi.sealed import read_sealed, write_sealed
 from fastwi.sweep import main
 from fastwi.train import main as train
@@ -147,6 +147,9 @@ def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkey
     assert set(manifest["files"]) == files | {
         f"{name}.{kind}" for name in ("heatmap", "curves") for kind in ("png", "svg")
     }
+    for name, columns in (("results", COLUMNS), ("gains", GAIN_COLUMNS)):
+        described = json.loads(polars.read_parquet_metadata(directory / f"{name}.parquet")["fastwi.columns"])
+        assert list(described) == list(columns)
     rows = polars.read_parquet(directory / "results.parquet").filter(metric="train_loss")
     assert manifest["cost"]["trained_epochs"] == rows["state"].n_unique()
     with Store.open(copied / "store", create=False) as store:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import killed, refused, rows_of
+from commands import contents, killed, refused, rows_of
 from mappings import config_from_mapping
 from PIL import Image
 from safetensors.torch import load_file
@@ -51,10 +51,6 @@ def whole(digits_directory, tmp_path_factory) -> Path:
 def copied(whole, tmp_path) -> Path:
     shutil.copytree(whole, tmp_path / "runs" / "r")
     return tmp_path / "runs"
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
 def folder_of_noise(folder: Path, train: int, test: int) -> Path:

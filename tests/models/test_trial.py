@@ -306,7 +306,8 @@ def test_what_is_refused(attribute):
 )  # fmt: skip
 def test_logits_of_any_kind_are_taken(attribute, classes):
     """The logarithms of probabilities are logits: log-softmax leaves them as they are."""
-    for seed in range(5):
+    drawn = classes == 10 and attribute not in ("Zero", "Tenths")
+    for seed in range(5 if drawn else 1):
         torch.manual_seed(seed)
         build(attribute, classes)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import product
+from statistics import fmean
 
 import numpy as np
 import polars
@@ -89,13 +90,14 @@ def split_frames(
     )
 
 
+def mean_over_parents(pairs: list[tuple[int, float]]) -> float:
+    """The mean over parents of each parent's mean of values, of (parent, value), in plain Python."""
+    return fmean(fmean(v for p, v in pairs if p == parent) for parent in dict.fromkeys(p for p, _ in pairs))
+
+
 def parents_mean(frame: polars.DataFrame, values: list[float]) -> float:
-    """The mean over parents of each parent's mean, in plain Python."""
-    by_parent: dict[int, list[float]] = {}
-    for parent, value in zip(frame["parent_seed"].to_list(), values, strict=True):
-        by_parent.setdefault(parent, []).append(value)
-    means = [sum(found) / len(found) for found in by_parent.values()]
-    return sum(means) / len(means)
+    """The same, of values of the rows of a frame."""
+    return mean_over_parents(list(zip(frame["parent_seed"], values, strict=True)))
 
 
 def rank_correlation(x: list[float], y: list[float]) -> float:

@@ -21,8 +21,10 @@ from commands import refused
 from fastwi.analysis.statistics import Estimate
 from fastwi.config.read import read_analysis_request, read_sweep_request
 from fastwi.config.write import deciding, sweep_to_yaml
+from fastwi.errors import UserError
 from fastwi.report.__main__ import main
 from fastwi.report.claims import CLAIMS, Finding
+from fastwi.report.finished import find_sweeps
 from fastwi.report.page import csv_download, marked
 from fastwi.sealed import seal_directory, sealed_yaml, write_sealed
 from fastwi.studies import all_studies
@@ -110,6 +112,14 @@ def page_of(target: Path, *more: str) -> tuple[str, Page]:
     return html, Page(html)
 
 
+def unreadable(target: Path) -> str:
+    """The line that says why the page of `target` is not made."""
+    with pytest.raises(UserError) as caught:
+        find_sweeps([target], all_studies())
+    (line,) = str(caught.value).splitlines()
+    return line
+
+
 def study_of(directory: Path, name: str, frames: dict[str, polars.DataFrame], **about) -> Path:
     """Files as a study leaves them."""
     home = directory / "analyses" / name
@@ -195,6 +205,9 @@ def test_every_claim_has_its_n(copied):
         badges = set(re.findall(r'class="badge ([^"]+)">([^<]+)<', article[1]))
         expected = ("not-settled", "not settled (n = 2)") if rows else ("not-measured", "not measured")
         assert badges == {expected}
+        top = re.search(rf'<a href="#sweep-1-claim-{number}"><span class="badge ([^"]+)">([^<]+)<', html)
+        assert top is not None
+        assert top.groups() == expected
 
 
 def test_one_parent(copied):
@@ -349,23 +362,32 @@ def test_a_long_table_is_compressed(rows, ending):
     assert [json.loads(text) for text in read["b"]] == frame["b"].to_list()
 
 
+def test_findings_as_csv():
+    download = csv_download([Finding("gain", Estimate(2.0, 1.0, 4.0, 5, 7, note="a note"), "points", "confirmed")])
+    (row,) = polars.read_csv(base64.b64decode(download.uri.split(",")[1])).to_dicts()
+    assert row == {
+        "what": "gain", "value": 2.0, "low": 1.0, "high": 4.0, "unit": "points", "n_parents": 5, "n_pairs": 7,
+        "verdict": "confirmed", "note": "a note",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "name", ["gains.parquet", "results.parquet", "sweep.yaml", "manifest.json", "heatmap.png", "heatmap.svg"]
 )
 def test_a_damaged_file_is_not_shown(copied, capsys, seed, name):
-    """A flipped bit, half of a file, none of it, and no file: one line that names it. An old page stays."""
+    """A flipped bit, half of a file, none of it, and no file: one line that names it."""
     path = copied / name
     whole = path.read_bytes()
     flip(path, seed)
     assert name in refused(main, capsys, [str(copied)])
+    assert not (copied / "report.html").exists()
     for content in (whole[: len(whole) // 2], b""):
         path.write_bytes(content)
-        assert name in refused(main, capsys, [str(copied)])
+        assert name in unreadable(copied)
     path.unlink()
-    assert name in refused(main, capsys, [str(copied)])
-    assert not (copied / "report.html").exists()
+    assert name in unreadable(copied)
     path.write_bytes(whole)
-    assert main([str(copied)]) == 0
+    assert len(find_sweeps([copied], all_studies())) == 1
 
 
 @pytest.mark.parametrize("name", ["frame.parquet", "figure.svg", "manifest.json"])
@@ -414,9 +436,7 @@ EARLIER = [
 
 
 @pytest.mark.parametrize(("earlier", "now", "named"), EARLIER)
-def test_a_study_of_an_earlier_sweep_is_shown_where_that_is_a_part_of_it(
-    results, copied, capsys, earlier, now, named
-):
+def test_a_study_of_an_earlier_sweep_is_shown_where_that_is_a_part_of_it(results, copied, earlier, now, named):
     arguments = ["--config", str(results / "grid.yaml")]
     then = deciding(read_sweep_request(arguments).spec)
     decided = {name: values for name, values in {**then, **earlier}.items() if values is not None}
@@ -427,15 +447,16 @@ def test_a_study_of_an_earlier_sweep_is_shown_where_that_is_a_part_of_it(
     same = {name: about[name] for name in ("dataset", "inputs", "precision")}
     empty_study(copied, deciding=decided, **same)
     if named:
-        said = refused(main, capsys, [str(copied)])
+        said = unreadable(copied)
         assert re.search(rf"another [a-z.]*{named} ", said)
         assert "governance again" in said
     else:
-        assert main([str(copied)]) == 0
+        (found,) = find_sweeps([copied], all_studies())
+        assert list(found.studies) == ["governance"]
 
 
 @pytest.mark.parametrize("now", ["auto", "fp32"])
-def test_a_study_of_auto_on_another_machine_is_refused(results, copied, capsys, now):
+def test_a_study_of_auto_on_another_machine_is_refused(results, copied, now):
     """There it was bf16, here it is fp32."""
     spec = read_sweep_request(["--config", str(results / "grid.yaml"), f"--engine.precision={now}"]).spec
     (copied / "sweep.yaml").write_text(sealed_yaml(sweep_to_yaml(spec)))
@@ -443,7 +464,7 @@ def test_a_study_of_auto_on_another_machine_is_refused(results, copied, capsys, 
     about = json.loads((copied / "manifest.json").read_text())
     decided = {name: values for name, values in deciding(spec).items() if name != "engine.precision"}
     empty_study(copied, deciding=decided, precision="bfloat16", dataset=about["dataset"], inputs=about["inputs"])
-    assert "engine.precision" in refused(main, capsys, [str(copied)])
+    assert "engine.precision" in unreadable(copied)
 
 
 @pytest.mark.parametrize("noted", ["fp32", "bf16"])

@@ -65,7 +65,8 @@ def test_time_left_is_estimated_once_something_is_done(
 
 def test_the_time_that_a_plan_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """At each speed: what is to be done over the speed, and what begins it once."""
-    planned = plan_sweep(spec_of({"optimizer.batch_size": (25, 50)}), inputs_of=inputs_of)
+    axes = {"optimizer.batch_size": (25, 50), "optimizer.learning_rate": (0.1, 0.05)}  # a rate changes no speed
+    planned = plan_sweep(spec_of(axes), inputs_of=inputs_of)
     tree = planned.tree
     tasks = tree.tasks()
     measured = {25: (4.0, 7.0), 50: (8.0, 3.0)}

@@ -1,8 +1,7 @@
 """A run's directory: which run may go on there, and that what it was begun as stays noted."""
 
-from pathlib import Path
-
 import pytest
+from commands import contents
 from mappings import config_from_mapping
 
 from fastwi.config.read import config_from_yaml
@@ -11,10 +10,6 @@ from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.report.run_directory import RunDirectory
 from fastwi.sealed import read_sealed
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
 def test_a_directory_is_of_the_run_that_it_was_begun_as(tmp_path, digits_directory):

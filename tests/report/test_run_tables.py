@@ -14,8 +14,7 @@ from fastwi.report.summary import Table
 from fastwi.report.tables import run_tables
 
 SPEC = spec_of({}, {"continue_children": True})
-
-
+BOTH = ("own", "recomputed")
 STATES = {
     "nothing": lambda place: (),
     "average": lambda place: [(place.average, OWN)],
@@ -34,50 +33,77 @@ def less(value, others):
     return f"{value - max(others):+.2f}" if all(map(math.isfinite, (value, *others))) else ""
 
 
+@pytest.mark.parametrize("measure", [BOTH[:1], BOTH], ids=len)
 @pytest.mark.parametrize("diverged", STATES)
-def test_tables_are_those_of_the_rows(seed, diverged):
+def test_tables_are_those_of_the_rows(seed, diverged, measure):
     """Nothing is compared with what diverged."""
-    sweep, measurements = made(SPEC, seed)
+    sweep, measurements = made(spec_of({}, {"continue_children": True, "measure": measure}), seed)
     (place,) = sweep.places
     loss = "train_loss" if "training" in diverged else "test_loss"
     for key in STATES[diverged](place):
         measurements[key] = dataclasses.replace(measurements[key], **{loss: math.inf})
     rows = point_rows(sweep.points[0], place, measurements)
-    at, after = run_tables(rows, gains(sweep, measurements), 3)
+    at, *tables = run_tables(rows, gains(sweep, measurements), 3)
     accuracy = {}  # NaN: it diverged
+    numbers = {}
     for row in rows:
         finite = math.isfinite(row["test_loss"]) and math.isfinite(row.get("train_loss") or 0)
         place_of = row["stage"], row["epoch"], row["network"], row["batch_norm"]
         accuracy[place_of] = row["test_accuracy_%"] if finite else math.nan
+        losses = [f"{row[name]:.4f}" for name in ("train_loss", "test_loss") if name in row]
+        numbers[place_of] = (*losses, f"{row['test_accuracy_%']:.2f}")
     expected = []
     for row in (row for row in rows if row["stage"] == "interpolation"):
         name, treatment = row["network"], row["batch_norm"]
         average, *children = (accuracy["interpolation", 3, n, treatment] for n in ("average", "child 1", "child 2"))
         gain = (less(average, children) or "none: diverged") if name == "average" else ""
-        numbers = f"{row['test_loss']:.4f}", f"{row['test_accuracy_%']:.2f}"
-        expected.append((name, treatment, *numbers, gain))
+        expected.append((name, treatment, *numbers["interpolation", 3, name, treatment], gain))
     assert list(at.rows) == expected
-    average, *children = (accuracy["interpolation", 3, n, "own"] for n in ("average", "child 1", "child 2"))
-    whole = not math.isnan(sum((average, *children)))
-    for epoch, row in enumerate(after.rows, 1):
-        now, *beside = (accuracy["after", 3 + epoch, n, "own"] for n in ("average", "child 1", "child 2"))
-        sound = [each for each in beside if not math.isnan(each)]
-        compared = less(now, [average]), less(now, children)
-        assert row[0] == f"+{epoch}"
-        assert row[4:] == (*(compared if whole else ("", "")), less(now, sound) if sound else "")
+    for treatment, after in zip(measure, tables, strict=True):
+        average, *children = (accuracy["interpolation", 3, n, treatment] for n in ("average", "child 1", "child 2"))
+        whole = not math.isnan(sum((average, *children)))
+        for epoch, row in enumerate(after.rows, 1):
+            now, *beside = (accuracy["after", 3 + epoch, n, treatment] for n in ("average", "child 1", "child 2"))
+            sound = [each for each in beside if not math.isnan(each)]
+            compared = (less(now, [average]), less(now, children)) if whole else ("", "")
+            shown = numbers["after", 3 + epoch, "average", treatment]
+            assert row == (f"+{epoch}", *shown, *compared, less(now, sound) if sound else "")
+        assert len(after.rows) == 2
+
+
+def test_of_several_rounds_the_last_is_shown(seed):
+    sweep, measurements = made(spec_of({}, {"rounds": 2}), seed)
+    rows = point_rows(sweep.points[0], sweep.places[0], measurements)
+    at, _ = run_tables(rows, gains(sweep, measurements), 4)
+    assert [row[:4] for row in at.rows] == [
+        (r["network"], r["batch_norm"], f"{r['test_loss']:.4f}", f"{r['test_accuracy_%']:.2f}")
+        for r in rows if (r["stage"], r.get("round")) == ("interpolation", 2)
+    ]  # fmt: skip
 
 
 def test_averages_over_time_are_not_compared_with_what_diverged(seed):
-    sweep, measurements = made(spec_of({"trajectory.averages": [("ema",)]}), seed)
+    """Of two rounds, each of which has averages of the children."""
+    sweep, measurements = made(spec_of({"trajectory.averages": [("ema",)]}, {"rounds": 2, "s": 2}), seed)
     (place,) = sweep.places
     last = [average for average in place.over_time if average.network == "average"][-1]
     over_time = place.tree.keys[last.node], OWN
 
+    def table_of(found):
+        rows = point_rows(sweep.points[0], place, found)
+        return rows, run_tables(rows, gains(sweep, found), 6)[-1].rows
+
     def compared(key, **loss):
         found = {**measurements, key: dataclasses.replace(measurements[key], **loss)}
-        table = run_tables(point_rows(sweep.points[0], place, found), gains(sweep, found), 3)[-1]
-        return {row[0]: bool(row[-1]) for row in table.rows if row[3] == OWN}
+        return {row[0]: bool(row[-1]) for row in table_of(found)[1] if row[3] == OWN}
 
+    rows, shown = table_of(measurements)
+    assert len({row[:2] + row[3:4] for row in shown}) == len(shown)
+    for name, over, epoch, treatment, accuracy, difference in shown:
+        same = [row for row in rows if (row["network"], row["batch_norm"]) == (name, treatment)]
+        last = [row for row in same if row.get("over_time") == over][-1]
+        beside = {row["test_accuracy_%"] for row in same if "over_time" not in row and row["epoch"] == last["epoch"]}
+        assert (epoch, accuracy) == (str(last["epoch"]), f"{last['test_accuracy_%']:.2f}")
+        assert [difference] == ([f"{last['test_accuracy_%'] - each:+.2f}" for each in beside] or [""])
     whole = compared(over_time)
     assert all(whole[name] for name in ("parent", "child 1", "average"))
     network = (place.after[-1], OWN)

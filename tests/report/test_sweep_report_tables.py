@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 from statistics import fmean
 
@@ -13,8 +12,9 @@ from drawn_measurements import made, planned, spec_of
 from fastwi.analysis.statistics import mean_estimate
 from fastwi.config.sweep import other_axes
 from fastwi.experiment.tree import OWN
-from fastwi.report.rows import GAIN_COLUMNS, gains, point_rows, write_frame
-from fastwi.report.tables import after_table, cell_table, summary_markdown
+from fastwi.report.effects import differences
+from fastwi.report.rows import GAIN_COLUMNS, gains, point_rows
+from fastwi.report.tables import after_table, cell_table, summary_markdown, sweep_tables
 
 TREATMENTS = ("own", "recomputed")
 SPECS = {
@@ -128,11 +128,18 @@ def test_tables_of_cells(name, seed):
     for against, treatment in itertools.product(("best", "average"), spec.base.experiment.measure):
         table = after_table(frame, against, treatment)
         assert table.columns[len(names) + 2 :] == tuple(f"+{epoch}" for epoch in epochs)
+        assert [text in table.title for text in ("best child", treatment)] == [against == "best", True]
         lists = f"after_vs_{against}_points" if treatment == "own" else f"after_recomputed_vs_{against}_points"
         assert list(table.rows) == [
             (*named, *(shown([r[lists][epoch - 1] for r in rows], len(rows), parents) for epoch in epochs))
             for named, rows, parents in cells_of(frame, names)
         ]
+    if name == "axes":
+        last = frame.with_columns(x=polars.col("after_vs_best_points").list.last())
+        axis = "optimizer.nesterov"  # which differs from the first step on
+        ((_, _, rows),) = differences(last, axis, ["x"])
+        effect = sweep_tables(frame)[-1].rows[-1]
+        assert (effect[0], effect[-1]) == (axis, shown(rows["x"], rows.height, rows["parent_seed"]))
 
 
 def test_what_diverged_gives_no_gain(seed):
@@ -182,6 +189,8 @@ def test_a_sweep_partly_done(seed):
     first, last = cell_table(frame).rows[0], after_table(frame).rows[-1]
     assert first[2:4] == ("5", "9")
     assert first[6].endswith("(n = 4, 8 pairs)")
+    there = frame.filter(k=0, s=1)["gain_best_recomputed_points"].drop_nulls()
+    assert first[7] == f"{100 * (there > 0).sum() / 8:.0f}"
     assert last[-1].endswith("(n = 5, 9 pairs)")
     assert last[-2].endswith("]")
     summary = summary_markdown(spec, frame, len(sweep.points), len(sweep.tree.measurement_keys()) - len(measurements))
@@ -199,13 +208,3 @@ def test_nothing_measured():
     summary = summary_markdown(spec, frame, len(sweep.points), len(sweep.tree.measurement_keys()))
     assert "0 of 60 averages measured" in summary
     assert "|" not in summary
-
-
-def test_gains_file_says_what_its_columns_are(tmp_path, seed):
-    spec = SPECS["axes"]
-    frame = gains(*made(spec, seed))
-    write_frame(frame, tmp_path / "gains.parquet", GAIN_COLUMNS)
-    assert polars.read_parquet(tmp_path / "gains.parquet").equals(frame)
-    described = json.loads(polars.read_parquet_metadata(tmp_path / "gains.parquet")["fastwi.columns"])
-    assert list(described) == frame.columns
-    assert described["gain_mean_own_points"]["unit"] == "points"

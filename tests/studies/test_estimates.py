@@ -1,11 +1,16 @@
 """What figures of studies draw of an estimate."""
 
+import itertools
+import random
+from statistics import fmean
+
+import matplotlib
 import polars
 import pytest
 from matplotlib.figure import Figure
 
 from fastwi.analysis.statistics import mean_estimate
-from fastwi.report.drawing import draw_spread
+from fastwi.report.drawing import TREATMENT_COLOURS, Sheet, draw_spread
 from fastwi.report.estimates import (
     SAME,
     cell_heading,
@@ -29,6 +34,19 @@ def test_an_interval_is_a_line_and_few_parents_are_dots(across):
     assert [list(along) for along, _ in drawn] == [[five.low, five.high], values[:4], [3.0] * 6]
     assert [list(at) for _, at in drawn] == [[0.0] * 2, [1.0] * 4, [2.0] * 6]
     assert [line.get_linestyle() == "None" for line in axis.lines] == [False, True, True]
+
+
+def test_bars_are_the_means_of_their_place_and_colour(seed):
+    draw = random.Random(seed)
+    names = ["batch_norm", "split", "parent_seed", "pair"]
+    rows = [(*at, draw.uniform(-1, 1)) for at in itertools.product(("own", "recomputed"), (1, 2, 3), range(5), (0,))]
+    sheet = Sheet(1, 1)
+    axis = sheet.axes[0, 0]
+    sheet.bars(axis, polars.DataFrame(rows, schema=[*names, "gain"], orient="row"), "gain", "split")
+    for bar, (kind, split) in zip(axis.patches, itertools.product(("own", "recomputed"), (1, 2, 3)), strict=True):
+        assert bar.get_height() == pytest.approx(fmean(row[-1] for row in rows if row[:2] == (kind, split)))
+        assert abs(bar.get_x() + bar.get_width() / 2 - (split - 1)) < 0.5
+        assert matplotlib.colors.same_color(bar.get_facecolor()[:3], TREATMENT_COLOURS[kind])
 
 
 def test_headings_promise_intervals_where_there_are_some():
