@@ -72,7 +72,8 @@ def test_of_three_children_all_two_are_compared(digits_directory, tmp_path_facto
         order = permutation(0, Stream.SUBSET, 1, len(test))
         outputs = [logits(three, state_of(three, end), test)[order] for end in place.ends]
     expected = np.mean([cka(*two) for two in itertools.combinations(outputs, 2)])
-    assert found.filter(between=CHILDREN)["cka"].item() == pytest.approx(expected, abs=1e-3)
+    # Children are alike: the mean over the first two alone differs by 2e-4.
+    assert found.filter(between=CHILDREN)["cka"].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_closer_is_paired_by_layer(frames):
