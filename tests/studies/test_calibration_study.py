@@ -143,6 +143,11 @@ def test_tables_and_figure(frames, tmp_path):
     assert {row[-1] for row in first.rows} == {"not settled (n = 2)"}
     assert {row[-2] for row in corruption.rows} == {"4"}  # pairs of both cells; severities count once
     assert len(others) == len(MEASURES)
+    for table, name in zip(others, MEASURES, strict=True):
+        means = clean.filter(network="child").group_by("k", "s", maintain_order=True).agg(polars.col(name).mean())
+        assert len(table.rows) == means.height
+        for shown, mean in zip(column(table, "child, own"), means[name], strict=True):
+            assert mean is None or shown.startswith(f"{mean:+.3f} ")
     for text in ("k = 1, s = 2", "ensemble", "dots: each parent", "corrupted images"):
         assert text in drawn
     apart = tables_at_two_alphas("calibration", frames)[-1]
