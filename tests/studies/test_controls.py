@@ -33,16 +33,17 @@ def frames(opened):
 def test_every_control_of_the_plain_sweep(opened, frames):
     """At s = 1 the child of s = 2 is there: the trajectory at equal cost, and the children trained on."""
     frame = frames["controls"]
-    seen, off = 0, list[float]()  # what rounding may change
+    seen = 0
     _, test = opened.resources.splits(opened.planned.points[0].config)
     pairs = by_cell(opened)
     for (k, s, parent), pair in pairs.items():
+        off = list[float]()  # what rounding may change
         place = pair.place
         ends = [state_of(opened, key) for key in place.ends]
         expected = {}
         for treatment in ("own", "recomputed"):
 
-            def score(states, treatment=treatment, epoch=k + s):
+            def score(states, treatment=treatment, epoch=k + s, off=off):
                 found = [logits(opened, treated(opened, state, treatment, epoch), test) for state in states]
                 off.extend(map(unclear, found))
                 return found
