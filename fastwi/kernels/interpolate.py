@@ -5,7 +5,7 @@
     c = a                          where alpha = 0, whatever b holds (infinities and NaN too)
     c = b                          where alpha = 1, whatever a holds
 
-computed in float32 and rounded once to the storage dtype.
+computed in float32 (float64 for lists of such tensors) and rounded once to the storage dtype.
 
 Rows on a GPU with Triton: one launch for all pairs, over a table of addresses. Elsewhere, and for lists of tensors:
 torch's lerp, which runs at the speed of memory. Checks and the table take the host as long as the launch takes a GPU,
@@ -44,7 +44,7 @@ class RowInterpolation:
     pair reads it, for the stream that it was made on.
 
     Raises ValueError for row numbers out of range, a destination named twice, rows of x that overlap in memory, wrong
-    shapes or dtypes; and in a call where a matrix lies elsewhere in memory than when it was planned.
+    shapes, dtypes or alphas; and in a call where a matrix lies elsewhere in memory than when it was planned.
     """
 
     @torch.no_grad()
@@ -129,8 +129,8 @@ def lerp_lists_(
     """Overwrite each tensor of `a_tensors` with its interpolation with the same place of `b_tensors`.
 
     The two tensors of a place have one shape, floating dtype and device. `alpha` is one number, or one a tensor.
-    Raises ValueError, with nothing written, where that is not so, where the lists differ in length, and where one
-    pair would overwrite what another pair reads.
+    Raises ValueError, with nothing written, where that is not so, where the lists differ in length, where alpha is
+    not finite, and where one pair would overwrite what another pair reads.
     """
     if len(a_tensors) != len(b_tensors):
         raise ValueError(f"{len(a_tensors)} tensors a and {len(b_tensors)} tensors b; they come in pairs")

@@ -30,9 +30,9 @@ Member = tuple["Population", int]  # a population and a row of it
 class Population:
     """M networks as rows. `parameters`, `buffers` and `momentum` give views of a row.
 
-    weights_MP, momentum_MP: float32 [M, P]; statistics_MQ: float32 [M, Q]; counters_MB: int64 [M, B]; all on one
-    device. Padding is zero. `len(population)`, `population[0]` and `population[1:3]` are as of a sequence of
-    populations that share this one's memory.
+    weights_MP, momentum_MP: float32 [M, P]; statistics_MQ: float32 [M, Q], with moving averages of the weights
+    [M, Q + P]; counters_MB: int64 [M, B]; all on one device. Padding is zero. `len(population)`, `population[0]` and
+    `population[1:3]` are as of a sequence of populations that share this one's memory.
     """
 
     layout: Layout
@@ -72,7 +72,10 @@ class Population:
 
     @classmethod
     def empty(cls, layout: Layout, members: int, device: torch.device | str | None = None) -> "Population":
-        """A population in fresh memory, whose values, padding included, are still to be written."""
+        """A population in fresh memory, whose values, padding included, are still to be written.
+
+        Raises ValueError for no members.
+        """
         if members < 1:
             raise ValueError(f"a population has at least 1 member, not {members}")
         return cls(layout, **layout.empty(members, device))
@@ -86,7 +89,7 @@ class Population:
         moving: with moving averages of the weights, which begin as these.
 
         Raises UserError for modules that a population can't hold (see `Layout.of`) or whose non-persistent
-        buffers differ, and ValueError naming the first tensor that is not the same in all of them.
+        buffers differ, and ValueError for no modules, or naming the first tensor that is not the same in all of them.
         """
         if not modules:
             raise ValueError("from_modules needs at least one module")
@@ -106,6 +109,7 @@ class Population:
 
         The populations have one layout and are on one device; `into` has L members, none of them among those copied.
         Fresh memory takes a CPU several times as long as the copies themselves when it is used for the first time.
+        Raises ValueError where that is not so, and for row numbers out of range.
         """
         used, rows_L2, made = _numbered(members_L, len(members_L), into)
         for destination, *sources in zip(*(population.matrices for population in (made, *used)), strict=True):
@@ -130,6 +134,8 @@ class Population:
         momentum: "reset" to zero, the same "average", "keep" that of the first member that takes part, or weights of
         its own; None leaves that of `into` as it is. into: L members that no average is made of; fresh memory where
         left out. statistics_of_L: weights of the statistics, where they are others.
+
+        Raises ValueError where that is not so, for rows that take part and are not there, and for no members.
         """
         if momentum is None and into is None:
             momentum = "reset"
@@ -278,7 +284,8 @@ class Population:
         pairs: (a, b) row numbers; b counts in `other` where it is given. alpha: one number or one a pair; 0
         gives exactly a, 1 exactly b. Every read sees the members from before the call. Statistics are interpolated
         too, counters are the maximum of the two, and `momentum` is "reset" to zero, the same "average", or "keep"
-        that of a (of b at alpha = 1).
+        that of a (of b at alpha = 1). Raises ValueError for row numbers out of range, a row a that is named twice,
+        populations of different layouts, and another alpha or momentum.
         """
         self.interpolation(pairs, alpha, other, momentum)()
 
@@ -291,7 +298,7 @@ class Population:
     ) -> Interpolation:
         """What does `lerp_rows_` with these arguments each time it is called: for pairs that come again.
 
-        Arguments are checked, and on a GPU carried there, once. It holds both populations.
+        Arguments are checked, and on a GPU carried there, once. It holds both populations. Raises as `lerp_rows_`.
         """
         momentum_weights(momentum, ())  # which refuses another
         source = self if other is None else other
