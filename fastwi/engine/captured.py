@@ -1,4 +1,4 @@
-"""What the `graph` and `stacked` engines share: programs of B members, through which populations are passed.
+"""What `graph`, `stacked` and `halo` share: programs of B members, through which populations are passed.
 
 Shapes: M members of a population, B members of a program.
 """
@@ -52,7 +52,7 @@ class ProgramEngine(Engine):
 
     @property
     def members_at_once(self) -> int:  # type: ignore[override]
-        """As many as a GPU's memory holds; found out at the first epoch."""
+        """At most; how many of these a GPU's memory holds is found out at the first epoch."""
         return MOST_MEMBERS if self.device.type == "cuda" else MEMBERS_ON_CPU
 
     @abc.abstractmethod

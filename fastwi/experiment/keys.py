@@ -33,7 +33,9 @@ class Namer:
     """
 
     def __init__(self, config: Config, inputs: Inputs) -> None:
-        """Raises UserError where training images are fewer than a batch, or a kept last batch would have one."""
+        """Raises UserError for fewer training images than a batch, a kept last batch of one image, and times of the
+        schedule that are out of order in an epoch of so many iterations.
+        """
         assert config.engine.precision != "auto"
         self.config, self._images = config, inputs.images("train", config.data)
         batch, test_images = config.optimizer.batch_size, inputs.images("test", config.data)

@@ -1,5 +1,8 @@
 """From points to one tree of trajectories: shared epochs, each point's place among them, what stays of them.
 
+A point is the protocol of the paper (its Figure 1): a parent trains for k epochs and is cloned, each child trains
+for s epochs under its own noise, their weights are averaged, and the average is trained on.
+
 Nothing here imports torch. All but averages over time is linear in the number of epochs and points.
 """
 
@@ -86,7 +89,8 @@ def plan_sweep(
 ) -> PlannedSweep:
     """Plan `some` points of a sweep (default: all). `inputs_of` is `Inputs.of` the dataset's card by default.
 
-    Raises UserError where a dataset is not there or is smaller than a batch.
+    Raises UserError where a dataset is not there or is smaller than a batch, where two values of an axis are one
+    time, and for a tree of more than `MOST_STATES` states.
     """
     cards = functools.cache(read_card)
     every, auto = list(points(spec) if some is None else some), None

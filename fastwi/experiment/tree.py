@@ -205,7 +205,7 @@ class Tree:
         return epochs_of(self.iterations[node], self.per_epoch[node])
 
     def start_of(self, task: int) -> int:
-        """The node that a task trains or measures."""
+        """The node that a task trains from, or measures."""
         return self.before[task] if task < len(self.keys) else self.probe_nodes[task - len(self.keys)]
 
     def sources(self, node: int) -> tuple[int, ...]:

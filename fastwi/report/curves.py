@@ -1,4 +1,4 @@
-"""Curves over epochs of parents, children, and averages trained on: of one run, and of each cell of a sweep."""
+"""Curves over epochs of parents, children, and averages trained on (paper, Figure 1): of a run or of a sweep."""
 
 from collections import defaultdict
 from collections.abc import Sequence

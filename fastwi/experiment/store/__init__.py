@@ -5,6 +5,9 @@
     states/ab/<key>.safetensors     a population of one member; the index knows its size and SHA-256
     metrics.parquet                 all measurements, for other tools and to make a lost index again
     owners/<id>.lock                held (flock) by a live process that claims work
+    precision.json                  what `engine.precision: auto` was where the store was begun
+    sweeps/NAME.yaml                the sweeps that it was made for
+    *.lock                          locks of the index, of writing, and of turns
     damaged/                        what was found damaged; `gc` removes it
 
 Nothing of a state or a measurement is used before its checksum is checked.
