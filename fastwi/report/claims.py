@@ -1,8 +1,9 @@
 """The paper's five claims, each declared once and judged on what a sweep and its studies measured.
 
-Source: Iyer, Dziugaite, Rolnick, Linear Weight Interpolation Leads to Transient Performance Gains, TMLR 2024. A
-finding is confirmed where its whole 95 % interval over parents lies on the claimed side, refuted where all of it lies
-on the other side, else not settled. Without an interval (`fastwi.analysis.statistics`) nothing is settled.
+Source: Iyer, Dziugaite, Rolnick, Linear Weight Interpolation Leads to Transient Performance Gains, TMLR 2024; the
+splits of claim 5 are those of its Figure 5. A finding is confirmed where its whole 95 % interval over parents lies on
+the claimed side, refuted where all of it lies on the other side, else not settled. Without an interval
+(`fastwi.analysis.statistics`) nothing is settled.
 """
 
 import itertools
