@@ -103,7 +103,7 @@ def measure_curvature(
     probes: vectors z of the trace. radius: r of the sharpness. report: called with images done, `curvature_cost` in
     all for a network. Time of a vector: as of three to four training steps on the images. Memory: `BATCHES` or more,
     vectors and probes rows of weights, and the activations of 128 images four times. Raises UserError as
-    `Evaluator.scores` does, and for a network that cannot be differentiated twice.
+    `Evaluator.scores` does, for numbers out of range, and for a network that cannot be differentiated twice.
     """
     if min(images, vectors - 1, probes - 1) < 0 or radius <= 0:
         raise UserError("give images of 0 or more, vectors and probes of 1 or more, and a radius above 0")

@@ -35,7 +35,7 @@ def match_weights(symmetry: Symmetry, members: Population, pairs: Rows, seed: in
     """Orders [L, E] of all groups that make member b of each pair as like member a as weight matching finds.
 
     No step lowers the inner product of the weights; the result is a local optimum. Groups are visited from the images
-    on, and then in random order until none changes.
+    on, and then in random order until none changes. Raises UserError for weights that are NaN or infinite.
     """
     a, moved = (members.clone_rows([pair[i] for pair in pairs]) for i in (0, 1))
     spans = {span.name: span for span in symmetry.layout.parameters}
@@ -75,7 +75,7 @@ def match_activations(symmetry: Symmetry, members: Population, pairs: Rows, data
     """Orders [L, E] of all groups that bring the activations of member b of each pair nearest to those of member a.
 
     Compared on `dataset` are the activations that layers with weights read, without augmentation, each network with
-    its own batch-norm statistics.
+    its own batch-norm statistics. Raises UserError for activations that are NaN or infinite.
     """
     gains = [_no_gain(symmetry, g, len(pairs), members.device) for g in range(len(symmetry.groups))]
     reads: dict[str, list[tuple[Tensor, Place]]] = {}
