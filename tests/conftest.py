@@ -10,7 +10,6 @@ import hashlib
 import os
 import secrets
 import signal
-import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -56,6 +55,28 @@ def _version(package: str) -> tuple[int, ...]:
         return (999, 0)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[bool | None]:
+    """What engines and commands set in torch for their process, which is here that of all tests, is set back.
+
+    After fixtures of modules too. Which tests share a process, and in what order, depends on the machine.
+    """
+    import torch
+
+    cudnn, attention, variable = torch.backends.cudnn, torch.backends.mha, "CUBLAS_WORKSPACE_CONFIG"
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    fast, flags, found = attention.get_fastpath_enabled(), (cudnn.benchmark, cudnn.deterministic), os.getenv(variable)
+    try:
+        return (yield)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(exact)
+        attention.set_fastpath_enabled(fast)
+        cudnn.benchmark, cudnn.deterministic = flags
+        os.environ.pop(variable, None)
+        os.environ.update({} if found is None else {variable: found})
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     times = metafunc.config.getoption("--fresh")
     if times and "seed" in metafunc.fixturenames:
@@ -68,16 +89,6 @@ def seed(request: pytest.FixtureRequest) -> int:
     drawn = int.from_bytes(hashlib.sha256(request.node.nodeid.encode()).digest()[:4], "little")
     print(f"seed {drawn}")
     return drawn
-
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    """Commands set torch's number of threads for their process, which is here that of all tests."""
-    torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch else 0
-    yield
-    if torch:
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

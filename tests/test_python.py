@@ -60,13 +60,9 @@ def same_modules() -> Iterator[None]:
 def ran(digits_directory, tmp_path_factory) -> fastwi.Results:
     """A run, from Python. Tests must not write to it."""
     directory = tmp_path_factory.mktemp("python") / "r"
-    threads = torch.get_num_threads()
     torch.set_num_threads(3)  # the run has one
-    try:
-        found = fastwi.run(SETTINGS, train=digits_directory, directory=directory, progress=False)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(threads)
+    found = fastwi.run(SETTINGS, train=digits_directory, directory=directory, progress=False)
+    assert torch.get_num_threads() == 3
     return found
 
 
@@ -163,22 +159,17 @@ def test_products_of_float32_are_not_rounded_to_less():
 def test_exact_kernels_are_the_callers_again():
     """engine.deterministic sets them for a process."""
     cudnn, attention = torch.backends.cudnn, torch.backends.mha
-    try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        cudnn.benchmark, cudnn.deterministic = True, True
-        attention.set_fastpath_enabled(False)
-        with undisturbed():
-            assert not torch.are_deterministic_algorithms_enabled()
-            assert (cudnn.benchmark, cudnn.deterministic) == (False, False)
-            assert attention.get_fastpath_enabled()
-            torch.use_deterministic_algorithms(True)
-        assert torch.is_deterministic_algorithms_warn_only_enabled()
-        assert (cudnn.benchmark, cudnn.deterministic) == (True, True)
-        assert not attention.get_fastpath_enabled()
-    finally:
-        torch.use_deterministic_algorithms(False)
-        cudnn.benchmark, cudnn.deterministic = False, False
-        attention.set_fastpath_enabled(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.benchmark, cudnn.deterministic = True, True
+    attention.set_fastpath_enabled(False)
+    with undisturbed():
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert (cudnn.benchmark, cudnn.deterministic) == (False, False)
+        assert attention.get_fastpath_enabled()
+        torch.use_deterministic_algorithms(True)
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert (cudnn.benchmark, cudnn.deterministic) == (True, True)
+    assert not attention.get_fastpath_enabled()
 
 
 def test_every_form_of_a_configuration(ran, digits_directory, tmp_path, monkeypatch):
@@ -547,6 +538,8 @@ def test_the_same_images_with_other_class_names_are_another_dataset(tmp_path):
     for names in (("a", "b", "c", "d"), ("a", "b", "c", "e")):
         split = Items(np.zeros((4, 5, 5, 3), np.uint8), np.arange(4), list(names))
         assert read_card(write_memory(split, split, tmp_path)).classes == names
+    few = Items(np.zeros((4, 5, 5, 3), np.uint8), np.arange(4), list("abc"))  # a label has no name
+    assert read_card(write_memory(few, few, tmp_path)).classes == tuple("0123")
 
 
 @pytest.mark.parametrize("name", ["card.json", "train.beton", "train.digests", "test.beton"])

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import polars
 import pytest
-import torch
 from begun_stores import measured_so_far
 from commands import HUNG, ended, killed, refused, rows_of, started
 
@@ -75,9 +74,7 @@ def tree_is_done(directory: Path) -> None:
 def whole(digits_directory, tmp_path_factory) -> Path:
     """A sweep that nobody disturbed. Tests must not write to it."""
     directory = tmp_path_factory.mktemp("sweep")
-    threads = torch.get_num_threads()
     assert main(sweep_file(directory, digits_directory)) == 0
-    torch.set_num_threads(threads)
     return directory
 
 
@@ -147,6 +144,8 @@ def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkey
     assert set(manifest["files"]) == files | {
         f"{name}.{kind}" for name in ("heatmap", "curves") for kind in ("png", "svg")
     }
+    assert not (directory / "curves-2.png").exists()
+    assert (directory / "mine.png").read_bytes() == b"a file of the user's own"
     for name, columns in (("results", COLUMNS), ("gains", GAIN_COLUMNS)):
         described = json.loads(polars.read_parquet_metadata(directory / f"{name}.parquet")["fastwi.columns"])
         assert list(described) == list(columns)

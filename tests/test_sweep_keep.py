@@ -6,7 +6,6 @@ from pathlib import Path
 
 import polars
 import pytest
-import torch
 
 from fastwi.analyze import main as analyze
 from fastwi.config.read import read_sweep_request
@@ -35,14 +34,12 @@ KEPT = {"none": 0, "ends": 4 + 4, "stops": 2 + 8 + 4, "all": 2 + 8 + 8}
 @pytest.fixture(scope="module")
 def sweeps(digits_directory, tmp_path_factory) -> dict[str, list[str]]:
     """The arguments of a finished sweep for each choice. Tests must not write to them."""
-    threads = torch.get_num_threads()
     found = {}
     for keep in KEEP:
         here = tmp_path_factory.mktemp(keep)
         (here / "grid.yaml").write_text(SWEEP.format(data=digits_directory, here=here, keep=keep))
         found[keep] = ["--config", str(here / "grid.yaml")]
         assert main(found[keep]) == 0
-    torch.set_num_threads(threads)
     return found
 
 

@@ -149,7 +149,7 @@ def test_repair_without_batch_norm(name, seed):
     assert torch.equal(repaired.weights_MP[[0, 2]], members.weights_MP)
     many = rescaled(symmetry, networks.clone_rows([0, 1, 2] * 3), ends, pairs * 3, alphas * 3, dataset)
     torch.testing.assert_close(many.weights_MP, repaired.weights_MP.repeat(3, 1), rtol=1e-5, atol=1e-6)
-    evaluator, on = Evaluator(build_model(name, 4, 0.25), PLAIN), Recomputation(dataset)
+    evaluator, on = Evaluator(build_model(name, 4, 0.25), PLAIN, memory_bytes=1), Recomputation(dataset)  # one by one
     lines = MatchedLines(evaluator, symmetry, members, [(1, 0), (0, 1)], symmetry.identity(2), dataset, on)
     line = lines.measure(1, np.array(alphas), {"all": dataset}, repair=True)
     np.testing.assert_allclose(line.loss["all"]["averaged"], evaluator.scores(repaired, dataset).loss_M, rtol=1e-4)

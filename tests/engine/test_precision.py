@@ -81,19 +81,15 @@ def test_an_epoch_in_fp16_is_a_function_of_its_start(seed, engine, monkeypatch):
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_kernels_on_a_gpu(monkeypatch, deterministic):
     """Those of float32 are exact. Members are computed one by one where the bits may not depend on their number."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is restored
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     config = EngineConfig(device="cuda", precision="fp32", backend="eager", deterministic=deterministic)
-    try:
-        with pretended_cuda():
-            made = CHOICES["stacked"](build("residual", 0), Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
-        assert made._exact == torch.are_deterministic_algorithms_enabled() == deterministic
-        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
-        assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32) == (not deterministic, False)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with pretended_cuda():
+        made = CHOICES["stacked"](build("residual", 0), Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
+    assert made._exact == torch.are_deterministic_algorithms_enabled() == deterministic
+    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32) == (not deterministic, False)
 
 
 class Attending(nn.Module):

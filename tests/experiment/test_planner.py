@@ -87,6 +87,8 @@ def test_children_trained_on_are_their_own_longer_paths():
     assert naive_epochs(places) == (1 + 2 * 3 + 2) + (1 + 2 * 4 + 2)
     assert [len(place.children[0]) for place in places] == [3, 4]
     assert places[0].children[0] == places[1].children[0][:3]
+    tree, places = grown(sweep({}, experiment={"k": 1, "s": 1, "after": 2, "continue_parent": "total"}))
+    assert naive_epochs(places) == len(epochs_of(tree)) == (1 + 2 + 2) + 2 * 1 + 2
 
 
 def test_children_trained_on_at_another_rate_part_from_those_at_the_same():

@@ -17,7 +17,7 @@ from fastwi.kernels import stacked_conv as stacked_conv_kernels
 from fastwi.kernels.shortcut import shortcut_reference
 from fastwi.kernels.stacked import Norm, Place, stacked_batch_norm, stacked_conv, stacked_shortcut
 from fastwi.kernels.stacked_geometry import Geometry, stores_activation
-from fastwi.kernels.stacked_norm import apply, sum_tiles
+from fastwi.kernels.stacked_norm import apply, moments, sum_tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -332,6 +332,14 @@ def test_a_member_is_the_same_alone_and_among_others_and_each_time(seed, path, d
             assert torch.equal(value, again[name]), name
             assert torch.equal(value[member], alone[name][0]), name
     assert not torch.equal(together["y"][0], together["y"][1])
+
+
+def test_sums_of_many_values_are_the_same_alone_and_among_others(seed):
+    """Where they are of torch, more than it adds up on one thread."""
+    torch.set_num_threads(2)
+    x = Draw(seed).tensor(4, 4, 128, 128, 1)
+    for m, own in enumerate(moments(x)):
+        assert torch.equal(own, moments(x[m : m + 1])[0])
 
 
 def test_a_diverged_member_leaves_the_others_alone(seed, path):

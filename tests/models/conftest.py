@@ -12,7 +12,7 @@ Write = Callable[[Mapping[str, str]], None]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    torch.set_num_threads(1)  # `same_threads` sets it back
+    torch.set_num_threads(1)  # the conftest.py of all tests sets it back
 
 
 @pytest.fixture

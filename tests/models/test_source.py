@@ -168,6 +168,15 @@ def test_installed_packages_count_by_version(tmp_path, write, monkeypatch):
         digests.append(source.digest)
     assert digests[0] == digests[1]
     assert len(set(digests)) == 4
+    # An editable install has its metadata, with a record, in another folder than its code.
+    write({
+        "site/h1_linked-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: h1_linked\nVersion: 1\n",
+        "site/h1_linked-1.dist-info/RECORD": "__editable__.h1_linked.pth,,\n",
+        "code/h1_linked.py": "x = 1", "code/net.py": "import h1_linked, torch\n",
+    })  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    source = source_of("code/net.py:Net")
+    assert (set(source.files), set(source.packages)) == ({"net.py", "h1_linked"}, {"torch"})
 
 
 def test_data_prep_is_a_part_of_fastwi(write):
@@ -292,11 +301,19 @@ def test_what_is_written_first_and_read_then_is_code(write):
 
 
 def test_a_file_beside_the_networks_is_found_from_anywhere(write):
-    write({"nets/h1_net.py": net("fastwi_files = ['h1_more.txt']\nfrom h1_blk import scale")})
-    write({"nets/h1_blk.py": scale(2), "nets/h1_more.txt": ""})
+    """After what the path has under that name."""
+    write({"nets/h1_net.py": net("fastwi_files = ['h1_more.txt']\nimport h1_both\nfrom h1_blk import scale")})
+    write(
+        {
+            "nets/h1_blk.py": scale(2),
+            "nets/h1_more.txt": "",
+            "h1_both.py": "",
+            "nets/h1_both.py": "raise ValueError\n",
+        }
+    )
     path = list(sys.path)
     assert logits("nets/h1_net.py:Net").shape == (1, 4)
-    assert set(source_of("nets/h1_net.py:Net").files) == {"h1_net.py", "h1_blk", "file h1_more.txt"}
+    assert set(source_of("nets/h1_net.py:Net").files) == {"h1_net.py", "h1_both", "h1_blk", "file h1_more.txt"}
     assert sys.path == path
 
 

@@ -36,10 +36,11 @@ def test_modules_survive_the_round_trip_to_the_bit(build):
 
 
 def test_views_write_to_their_row_alone_and_padding_stays_zero(made):
-    before = made.clone_rows(range(4))
+    before, state = made.clone_rows(range(4)), made.state_dict(2)
     views = (made.parameters(2), made.momentum(2), made.buffers(2))
     for view in (view for group in views for view in group.values()):
         view.fill_(7)
+    assert all(torch.equal(state[key], value) for key, value in before.state_dict(2).items())  # copies
     assert same_rows(made, [0, 1, 3], before, [0, 1, 3])
     layout = made.layout
     spans_of = (layout.parameters, layout.parameters, layout.statistics, layout.counters)

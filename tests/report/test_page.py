@@ -15,7 +15,6 @@ from pathlib import Path
 
 import polars
 import pytest
-import torch
 from commands import refused
 
 from fastwi.analysis.statistics import Estimate
@@ -81,9 +80,7 @@ def results(digits_directory, tmp_path_factory) -> Path:
     """A directory with a store and one tiny sweep, trained once. Tests must not write to it."""
     here = tmp_path_factory.mktemp("report")
     (here / "grid.yaml").write_text(SWEEP.format(data=digits_directory, here=here))
-    threads = torch.get_num_threads()
     assert sweep(["--config", str(here / "grid.yaml")]) == 0
-    torch.set_num_threads(threads)
     return here
 
 
@@ -166,6 +163,8 @@ def test_the_page_of_a_sweep(copied, capsys):
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert all(b - a <= 1 for a, b in pairwise(levels))
+    for part, digest in json.loads((copied / "manifest.json").read_text())["dataset"]["sha256"].items():
+        assert f"dataset.sha256.{part}{digest}" in page.text
     # Its numbers are those of the files.
     frame = polars.read_parquet(copied / "gains.parquet")
     (found,) = said["sweeps"]
@@ -292,7 +291,7 @@ def test_a_half_written_study_counts_as_not_run(copied):
 
 def test_a_store_and_several_targets(results, copied, tmp_path, capsys):
     out = tmp_path / "pages" / "all.html"
-    targets = [str(results / "store"), str(copied), str(results / "sweeps" / "grid")]
+    targets = [str(results / "store"), str(copied), str(results / "store" / ".." / "sweeps" / "grid")]
     assert main([*targets, "--out", str(out)]) == 0
     html = out.read_text()
     page = Page(html)

@@ -8,6 +8,7 @@ import sys
 import pytest
 from drawn_measurements import made, spec_of
 
+from fastwi.config.time import Time
 from fastwi.experiment.tree import OWN
 from fastwi.report.rows import gains, point_rows
 from fastwi.report.summary import Table
@@ -111,17 +112,18 @@ def test_averages_over_time_are_not_compared_with_what_diverged(seed):
         assert compared(key, **{loss: math.nan}) == {**whole, "average": False}
 
 
-def test_an_epoch_that_is_missing_leaves_the_others_in_their_place(seed):
-    sweep, measurements = made(SPEC, seed)
+@pytest.mark.parametrize("after", [2, Time("3it")])
+def test_an_epoch_that_is_missing_leaves_the_others_in_their_place(seed, after):
+    sweep, measurements = made(spec_of({}, {"continue_children": True, "after": after}), seed)
     (place,) = sweep.places
 
-    def after():
+    def trained_on():
         rows = point_rows(sweep.points[0], place, measurements)
         return run_tables(rows, gains(sweep, measurements), 3)[1].rows
 
-    whole = after()
+    whole = trained_on()
     del measurements[place.after[0], OWN]
-    assert after() == whole[1:]
+    assert trained_on() == whole[1:]
 
 
 def test_without_the_average_at_interpolation_its_epochs_are_compared_with_the_children_alone(seed):

@@ -5,12 +5,8 @@ import torch
 from studied import PAIRS, VARIANTS, studied_sweep
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def pytest_runtest_setup() -> None:
+    torch.set_num_threads(1)  # before the module's fixtures too; conftest.py of all tests sets it back
 
 
 @pytest.fixture(scope="module")

@@ -170,14 +170,19 @@ def test_tables_and_figure(frames, tmp_path):
 
 
 def test_an_estimate_is_drawn_where_its_interval_is():
-    values = {"parent_seed": [0, 1, 2, 3, 4], "pair": [0] * 5, "k": [1] * 5, "barrier": [0.1, 0.3, 0.2, 0.5, 0.4]}
+    values = {
+        "parent_seed": [0, 1, 2, 3, 4] * 2, "pair": [0] * 10, "k": [2] * 5 + [1] * 5,
+        "barrier": [1.1, 1.3, 1.2, 1.5, 1.4, 0.1, 0.3, 0.2, 0.5, 0.4],
+    }  # fmt: skip
     sheet = Sheet(1, 1)
     axis = sheet.axes[0, 0]
     sheet.curve(axis, polars.DataFrame(values), "k", "barrier", apart=0.25, color="k")
-    estimate, interval = axis.lines
-    assert set(estimate.get_xdata()) == set(interval.get_xdata()) == {1.25}
-    assert estimate.get_ydata() == pytest.approx([0.3])
-    assert min(interval.get_ydata()) < 0.3 < max(interval.get_ydata())
+    estimate, *intervals = axis.lines
+    assert list(estimate.get_xdata()) == [1.25, 2.25]  # in order, whatever that of the rows is
+    assert estimate.get_ydata() == pytest.approx([0.3, 1.3])
+    for interval, x, y in zip(intervals, (1.25, 2.25), (0.3, 1.3), strict=True):
+        assert set(interval.get_xdata()) == {x}
+        assert min(interval.get_ydata()) < y < max(interval.get_ydata())
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,7 @@ def test_tables_and_figure(frames, tmp_path):
     tables, drawn = presented("matching", frames, tmp_path)
     error, loss, lowered, variance = tables
     assert column(error, "relation") == ["different parents"] * 2 + ["one parent"] * 2
+    assert column(error, "parents") == ["2"] * 4
     row = frames["barrier"].filter(relation="different parents", split="test", repair="none", matching="weights")
     assert column(loss, "matching: weights")[0].startswith(f"{row['barrier_loss_nats'][0]:+.4f}")
     assert set(column(lowered, "above 0")) == {"not settled (n = 2)"}

@@ -12,7 +12,7 @@ from fastwi.studies.over_time import STUDY
 
 @pytest.fixture(scope="module")
 def over_time(digits_directory, tmp_path_factory, opened):
-    with studied_sweep(digits_directory, tmp_path_factory, *OVER_TIME) as sweep:
+    with studied_sweep(digits_directory, tmp_path_factory, *OVER_TIME, "--sweep.children", "4") as sweep:
         yield sweep
 
 
@@ -37,7 +37,7 @@ def test_averages_over_time_beside_their_networks(over_time, tmp_path):
     found = found.filter(~of_iterations)
     # k = s = after = 1: a child has two states, its parent's and its own; the others have one.
     assert set(found["network"]) == {"child"}
-    assert found.height == 2 * 2 * 3 * 2  # parents, children, averages, treatments
+    assert found.height == 2 * 4 * 3 * 2  # parents, children in pairs, averages, treatments
     pair = over_time.planned.places[0]
     states = [state_of(over_time, key) for key in (pair.clone, pair.ends[0])]
     test = over_time.resources.splits(over_time.planned.points[0].config)[1]
@@ -52,7 +52,7 @@ def test_averages_over_time_beside_their_networks(over_time, tmp_path):
     value = mean_estimate(rows["gain_points"].to_numpy(), rows["parent_seed"].to_list()).value
     (shown,) = (row for row in tables[0].rows if {"ema", "own"} <= set(row))
     assert any(cell.startswith(f"{value:+.2f}") for cell in shown)
-    assert set(column(tables[0], "pairs")) == {"2"}  # of two children each
+    assert set(column(tables[0], "pairs")) == {"4"}  # of two children each
     assert set(column(tables[0], "over_time")) == {"lawa", "swa", "ema"}
 
 

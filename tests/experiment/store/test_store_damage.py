@@ -20,6 +20,7 @@ from fastwi.experiment.store.index import MEASUREMENTS, TABLES, sealed
 from fastwi.experiment.store.places import StorePlaces, check_directory
 from fastwi.experiment.store.repair import export, read_table, verify
 from fastwi.experiment.store.states import damage_of
+from fastwi.experiment.store.store import set_aside
 from fastwi.store import listing
 
 FLIPS = 100  # for each of the two stores
@@ -155,15 +156,24 @@ def test_a_damaged_version_in_the_header_of_the_index_is_damage(closed, tmp_path
     [
         *((each, "") for each in ("nothing", "index, empty", "row", "order", "card")),
         *itertools.product(("index", "header", "table"), ("", "_check_files", "set_aside", "export")),
+        ("index", "all set aside"),
+        ("header", "all set aside"),
     ],
 )
 def test_rebuilding_gives_the_same_values_though_it_was_cut_off(closed, tmp_path, monkeypatch, lost, cut_off):
+    def then_cut_off(places: StorePlaces, path: Path) -> None:
+        set_aside(places, path)
+        1 / (path != places.metrics)
+
     copy, held = copy_of(closed[0], tmp_path / "store"), closed[1]
     harmed(copy, lost)
     assert bool(damage(copy)) == (lost != "nothing")
     if cut_off:
         with monkeypatch.context() as patch:
-            patch.setattr(f"fastwi.experiment.store.repair.{cut_off}", lambda *_: 1 / 0)
+            if cut_off == "all set aside":  # the old index and metrics.parquet; the new index is whole
+                patch.setattr("fastwi.experiment.store.repair.set_aside", then_cut_off)
+            else:
+                patch.setattr(f"fastwi.experiment.store.repair.{cut_off}", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 rebuild(copy)
         assert damage(copy) or cut_off == "export"
