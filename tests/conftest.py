@@ -8,6 +8,7 @@ Where there is no GPU, Triton kernels are interpreted. That must be said before 
 
 import hashlib
 import os
+import random
 import secrets
 import signal
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
 # The sources' own packages are what the commands under test import too, installed or not.
 _PATHS = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _PATHS if path)
+
+# What has programs write in colour, or in other columns than those that tests read.
+for _name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "PYTHON_COLORS", "COLUMNS"):
+    os.environ.pop(_name, None)
 
 # A shell's background jobs ignore Ctrl-C, and the commands under test would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -56,13 +61,17 @@ def _version(package: str) -> tuple[int, ...]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol() -> Iterator[bool | None]:
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[bool | None]:
     """What engines and commands set in torch for their process, which is here that of all tests, is set back.
 
-    After fixtures of modules too. Which tests share a process, and in what order, depends on the machine.
+    After fixtures of modules too. Which tests share a process, and in what order, depends on the machine. So do the
+    global generators, which start from the test's name.
     """
+    import numpy
     import torch
 
+    for generator in (torch.manual_seed, numpy.random.seed, random.seed):
+        generator(_seed_of(item.nodeid))
     cudnn, attention, variable = torch.backends.cudnn, torch.backends.mha, "CUBLAS_WORKSPACE_CONFIG"
     threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     fast, flags, found = attention.get_fastpath_enabled(), (cudnn.benchmark, cudnn.deterministic), os.getenv(variable)
@@ -83,10 +92,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed", [secrets.randbits(32) for _ in range(times)])
 
 
+def _seed_of(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """A seed for a test's inputs; pytest shows it where the test fails."""
-    drawn = int.from_bytes(hashlib.sha256(request.node.nodeid.encode()).digest()[:4], "little")
+    drawn = _seed_of(request.node.nodeid)
     print(f"seed {drawn}")
     return drawn
 

@@ -27,7 +27,8 @@ def program(body: str) -> list[str]:
 
 def ended(body: str, stdout: object = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess[str]:
     """Such a program at its end. Python's output is buffered unless `environment` says otherwise."""
-    mine = {name: value for name, value in os.environ.items() if name not in ("PYTHONUNBUFFERED", "GOMP_SPINCOUNT")}
+    others = ("PYTHONUNBUFFERED", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    mine = {name: value for name, value in os.environ.items() if name not in others}
     return subprocess.run(
         program(body), cwd=ROOT, env=mine | environment, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
     )

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def test_the_wheel_holds_every_file_and_nothing_else(installed: Path) -> None:
         path.relative_to(TOP).as_posix()
         for name in ("fastwi", "data_prep")
         for path in (TOP / name).rglob("*")
-        if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".") and not path.name.endswith("~")
+        if path.is_file() and not re.search(r"/__pycache__/|/\.|~$", f"/{path.relative_to(TOP).as_posix()}")
     }
     expected |= {f"fastwi/configs/{path.name}" for path in (TOP / "configs").iterdir()}
     assert {path for path in found if ".dist-info/" not in path} == expected

@@ -39,6 +39,7 @@ def is_that_of(found: Draws, request: DrawRequest) -> bool:
 @pytest.fixture
 def drawn(monkeypatch):
     """(name of the thread, request) of everything that is drawn."""
+    finish()  # what an earlier test asked for
     made: list[tuple[str, DrawRequest]] = []
     original = DrawRequest.draw
 

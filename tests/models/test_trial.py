@@ -61,7 +61,7 @@ RandomForward = noisy(random.random)
 TorchForward = noisy(lambda: torch.randn(()))
 OwnForward = noisy(lambda: OF_ITS_OWN.standard_normal())
 Evaluating = changed(noise=lambda self, x: 0 if self.training else random.random())
-ClockEvaluating = changed(noise=lambda self, x: time.time_ns() % 1000)
+ClockEvaluating = changed(noise=lambda self, x: time.time_ns() % 10_000_000)
 Attribute = changed(
     start=lambda self: setattr(self, "order", OF_ITS_OWN.standard_normal()), noise=lambda self, x: self.order)
 

@@ -1,14 +1,17 @@
 """What a manifest says of the program that made a result."""
 
 import os
+import shutil
 import subprocess
 from types import SimpleNamespace
 
+import pytest
 from drawn_measurements import planned, spec_of
 
 import fastwi.report.manifest as made
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs Git")
 def test_the_commit_is_that_of_the_programs_own_repository(tmp_path, monkeypatch):
     """Installed within somebody else's repository it has none. A hook of Git's has the directory of its own."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:

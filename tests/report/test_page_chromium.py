@@ -66,9 +66,9 @@ def rendered(browser: str, page: Path) -> tuple[list[dict[str, int]], str]:
     frame.write_text(f"<body>{frames}{titles}")
     profile = page.with_name("profile")
     run = subprocess.run(
-        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
-         f"--user-data-dir={profile}", "--enable-logging=stderr", "--window-size=1300,900",
-         "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()],
+        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+         "--allow-file-access-from-files", f"--user-data-dir={profile}", "--enable-logging=stderr",
+         "--window-size=1300,900", "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()],
         capture_output=True, text=True, timeout=1200, check=True,
     )  # fmt: skip
     title = re.search(r"<title>(wide=.*?)</title>", run.stdout)

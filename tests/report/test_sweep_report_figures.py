@@ -9,8 +9,8 @@ import polars
 import pytest
 from drawn_measurements import made, planned, spec_of
 from drawn_results import mean_over_parents
-from matplotlib import pyplot
 from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fastwi.analysis.statistics import mean_estimate
@@ -338,7 +338,8 @@ def test_a_figure_for_a_paper_has_no_title_and_fonts_that_are_text(tmp_path, req
     request.addfinalizer(lambda: figures.set_style("screen"))
     found, label = {}, "label of $^{the$ axis"
     for style in ("screen", "paper"):
-        figure, axis = pyplot.subplots()
+        figure = Figure()
+        axis = figure.subplots()
         axis.plot([1, 1000], label=label)
         axis.set_yscale("log")
         axis.set_xlabel(label)
@@ -349,7 +350,6 @@ def test_a_figure_for_a_paper_has_no_title_and_fonts_that_are_text(tmp_path, req
         figures.set_style(style)
         figures.save_figure(figure, tmp_path / f"{style}.png")
         found[style] = (tmp_path / f"{style}.svg").read_text()
-        pyplot.close(figure)
     assert found["paper"].count(f">{label}<") == 5
     assert r">$\mathdefault" not in found["paper"]
     assert "title of $^{the$ figure" not in found["paper"]
@@ -362,13 +362,13 @@ def test_a_figure_for_a_paper_has_no_title_and_fonts_that_are_text(tmp_path, req
 
 def test_a_png_has_a_palette_that_nobody_sees(tmp_path, seed):
     """Of a figure with thousands of colours, and one that a single marker has."""
-    figure, (left, right) = pyplot.subplots(1, 2)
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
     left.pcolormesh(np.random.default_rng(seed).random((40, 40)), cmap="viridis")
     right.scatter(*np.random.default_rng(seed).random((2, 50)), c=range(50), cmap="plasma")
     right.plot([0.5], [0.5], "o", color="lime", ms=3)
     figures.save_figure(figure, tmp_path / "palette.png")
     figure.savefig(tmp_path / "all.png", dpi=figures.DPI)
-    pyplot.close(figure)
     palette, every = (Image.open(tmp_path / f"{name}.png") for name in ("palette", "all"))
     assert palette.mode == "P"
     assert palette.info["dpi"] == pytest.approx(every.info["dpi"])

@@ -1,6 +1,7 @@
 """Several processes at one store: no task is given twice, no row is lost, and the dead hold nothing."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import random
@@ -152,6 +153,7 @@ def test_a_full_disk_is_a_line_and_leaves_no_owner(tmp_path, monkeypatch):
     def full(_descriptor, _text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    gc.collect()  # earlier tests' files
     with Store.open(tmp_path / "s") as store:
         there = sorted(os.listdir("/proc/self/fd"))
         with monkeypatch.context() as patched:
