@@ -16,10 +16,12 @@ from fastwi.population import Population
 
 
 def uniform_soups(members: Population, sets: Sequence[Sequence[int]]) -> Population:
-    """The uniform average of each set of members, with averaged batch-norm statistics."""
-    return Population.averages(
-        [[(members, row) for row in rows] for rows in sets], [[1 / len(rows)] * len(rows) for rows in sets]
-    )
+    """The uniform average of each set of members, with averaged batch-norm statistics.
+
+    Raises ValueError for a set without members, and for rows that are not there.
+    """
+    weights = [[1 / len(rows) for _ in rows] for rows in sets]
+    return Population.averages([[(members, row) for row in rows] for rows in sets], weights)
 
 
 def greedy_soup(

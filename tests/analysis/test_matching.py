@@ -241,6 +241,9 @@ def test_greedy_soups_against_a_plain_loop(seed):
     torch.testing.assert_close(soups.weights_MP[3].double(), expected, rtol=1e-6, atol=1e-7)
     with pytest.raises(UserError, match="at least one"):
         greedy_soup(evaluator, members[:0], dataset)
+    for wrong in ([], [7]):
+        with pytest.raises(ValueError, match=r"member|row"):
+            uniform_soups(members, [[0, 1], wrong])
 
 
 def test_greedy_soups_measure_with_recomputed_statistics(seed):
