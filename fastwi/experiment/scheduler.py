@@ -216,7 +216,11 @@ class _Pass:
         if chains[0][0] < len(tree):
             alike = [len({tree.alike[node] for node in column}) == 1 for column in zip(*chains, strict=False)]
             chains = [chain[: [*alike, False].index(False)] for chain in chains]
-        write = [node for chain in chains for node in chain if node in tree.stops]
+        nodes = [node for chain in chains for node in chain if node < len(tree)]
+        # Or another sweep, whose states these are to be, would have to train them again.
+        passed = [tree.keys[node] for node in nodes if node not in tree.stops]
+        kept = self.store.kept(passed) if passed else set()
+        write = [node for node in nodes if node in tree.stops or tree.keys[node] in kept]
         write += [chain[-1] for chain in chains if chain[-1] < len(tree) and self.queue.needed(chain[-1])]
         return Job(tuple(map(tuple, chains)), files, frozenset(write), self.limits.checkpoint_seconds)
 

@@ -144,6 +144,36 @@ def names_of(sweep: PlannedSweep, tasks: Counter[int]) -> Counter[object]:
     return Counter({sweep.tree.measurement_key(task): count for task, count in tasks.items()})
 
 
+def carried_out_by_two(
+    sweeps: Sequence[PlannedSweep], limits: Sequence[Limits], after: int
+) -> Counter[MeasurementKey]:
+    """Each carries out a sweep; the other one begins when the first has measured `after`. How often each was done."""
+    begin = threading.Event()
+
+    class Calling(Silent):
+        def measured(self, *what) -> None:  # type: ignore[no-untyped-def]
+            super().measured(*what)
+            if self.reports == after:
+                begin.set()
+
+    listeners, failures = (Calling(), Silent()), []
+
+    def other() -> None:
+        try:
+            begin.wait(60)
+            carried_out(sweeps[1], limits[1], listeners[1])
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    carried_out(sweeps[0], limits[0], listeners[0])
+    thread.join()
+    assert failures == []
+    done = [names_of(sweep, listener.here) for sweep, listener in zip(sweeps, listeners, strict=True)]
+    return done[0] + done[1]
+
+
 @pytest.mark.parametrize(
     ("mine", "others", "after"),
     [  # every pair of two of them
@@ -154,34 +184,30 @@ def names_of(sweep: PlannedSweep, tasks: Counter[int]) -> Counter[object]:
 def test_two_carry_out_one_sweep(
     inputs: Path, tmp_path: Path, whole, mine: Limits, others: Limits, after: int
 ) -> None:
-    """The other one begins while the first is under way; each task is done by one of them, once."""
+    """Each task is done by one of them, once."""
     sweep = planned(inputs, tmp_path / "store", keep="none")
-    begin = threading.Event()
-
-    class Calling(Silent):
-        def measured(self, *what) -> None:  # type: ignore[no-untyped-def]
-            super().measured(*what)
-            if self.reports == after:
-                begin.set()
-
-    first, second, failures = Calling(), Silent(), []
-
-    def other() -> None:
-        try:
-            begin.wait(60)
-            carried_out(sweep, others, second)
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    carried_out(sweep, mine, first)
-    thread.join()
-    assert failures == []
+    done = carried_out_by_two([sweep, sweep], [mine, others], after)
     assert measured(sweep) == whole
-    assert names_of(sweep, first.here) + names_of(sweep, second.here) == Counter(dict.fromkeys(whole, 1))
+    assert done == Counter(dict.fromkeys(whole, 1))
     assert set(attempts(sweep).values()) == {1}
     assert states(sweep) == set()
+
+
+def test_two_carry_out_sweeps_that_share_a_part(inputs: Path, tmp_path: Path, whole) -> None:
+    """Each with the results that it has alone, and what they share is done once.
+
+    Also the parents' first epoch, whose state only the first is to have.
+    """
+    sweeps = [
+        planned(inputs, tmp_path / "store", {"experiment.k": k, "experiment.s": s}, name=name)
+        for name, k, s in (("first", (1, 3), (1,)), ("second", (3,), (1, 4)))
+    ]
+    keys = [set(sweep.tree.measurement_keys()) for sweep in sweeps]
+    assert keys[0] & keys[1] < keys[0] < keys[0] | keys[1] < set(whole)
+    done = carried_out_by_two(sweeps, [EPOCH_BY_EPOCH, ONE_BY_ONE], 5)
+    expected = {name: whole[name] for name in keys[0] | keys[1]}
+    assert measured(sweeps[0]) == expected
+    assert done == Counter(dict.fromkeys(expected, 1))
 
 
 def while_waiting(monkeypatch: pytest.MonkeyPatch, *others: Callable[[], object]) -> None:

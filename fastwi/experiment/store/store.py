@@ -116,6 +116,11 @@ class Store(Index, AbstractContextManager["Store"]):
         """Have the states `keys`, there already or not, survive every `drop_states`, of other sweeps too."""
         add_pins(self, keys, KEPT)
 
+    def kept(self, keys: Iterable[str]) -> set[str]:
+        """Which of the states `keys`, there already or not, `keep` was called for by any process."""
+        with self.reading() as transaction:
+            return {row[0] for row in transaction.of(PINS, ((key, KEPT) for key in keys))}
+
     def drop_states(self, keys: Iterable[str]) -> set[str]:
         """Remove states but not measurements; return those gone. The pins that this `Store` has on `keys` end.
 
