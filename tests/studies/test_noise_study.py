@@ -66,7 +66,7 @@ def test_noise_of_every_cell(swept, frames, seed):
             "gradient_variance": np.mean(variances), "weights_l2": np.mean(np.sqrt(norms)),
             "noise_measured": np.mean([rate / 0.1 * v / n for v, n in zip(variances, norms, strict=True)]),
         }  # fmt: skip
-        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=2e-5)
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=2e-3)
         networks = (pair.place.average, *pair.place.ends)  # at the three places of the line
         errors = [100 - swept.measured[key, "own"].test_accuracy for key in networks]
         assert row["gain_mean_own_points"] == pytest.approx(np.mean(errors[1:]) - errors[0])

@@ -22,6 +22,7 @@ def test_averages_over_time_beside_their_networks(over_time, tmp_path):
     for row in found.iter_rows(named=True):
         here = table.filter(
             polars.col("child").eq_missing(row["child"]),
+            polars.col("pair").is_null() | (polars.col("pair") == row["pair"]),
             parent_seed=row["parent_seed"], network=row["network"], epoch=row["epoch"], batch_norm=row["batch_norm"],
         )  # fmt: skip
         (average,) = here.filter(over_time=row["over_time"])["value"]
