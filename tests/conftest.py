@@ -83,7 +83,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[bool | None]:
         attention.set_fastpath_enabled(fast)
         cudnn.benchmark, cudnn.deterministic = flags
         os.environ.pop(variable, None)
-        os.environ.update({} if found is None else {variable: found})
+        if found is not None:
+            os.environ[variable] = found
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -170,10 +170,6 @@ def test_a_stopped_write_leaves_the_earlier_dataset(
 @both_writers
 def test_a_full_disk_is_one_line(tmp_path: Path, writer: str) -> None:
     """A limit on the size of files stops the write as a full disk does: in the midst of the training split."""
-
-    def shared() -> set[Path]:
-        return set(Path("/dev/shm").glob("psm_*"))
-
     program = (
         "import resource, sys\n"
         "from data_prep.__main__ import main\n"
@@ -182,7 +178,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path, writer: str) -> None:
     )
     write_dataset(small_dataset(), tmp_path, "raw", silent)
     before = snapshot(tmp_path)
-    earlier = shared()
+    shared = Path("/dev/shm")
+    earlier = set(shared.glob("psm_*"))
     with run_python(program, "digits", "--out", str(tmp_path), "--writer", writer) as running:
         out, err = running.communicate(timeout=300)
     assert (running.returncode, out) == (2, "")
@@ -190,11 +187,11 @@ def test_a_full_disk_is_one_line(tmp_path: Path, writer: str) -> None:
     assert errors == [f"fastwi: error: {tmp_path / 'train.beton'}: cannot be written (File too large)"]
     assert "Traceback" not in err
     assert snapshot(tmp_path) == before
-    for _ in range(200 if writer == "ffcv" else 0):  # a test in another process may have some too, for a while
-        if shared() <= earlier:
+    for _ in range(200):  # a test in another process may have some too, for a while
+        if set(shared.glob("psm_*")) <= earlier:
             break
         time.sleep(0.1)
-    assert writer == "raw" or shared() <= earlier  # raw makes none; there may be those of other programs
+    assert set(shared.glob("psm_*")) <= earlier
 
 
 def fail_within(directory: Path, content: str) -> None:

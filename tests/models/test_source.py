@@ -303,14 +303,8 @@ def test_what_is_written_first_and_read_then_is_code(write):
 def test_a_file_beside_the_networks_is_found_from_anywhere(write):
     """After what the path has under that name."""
     write({"nets/h1_net.py": net("fastwi_files = ['h1_more.txt']\nimport h1_both\nfrom h1_blk import scale")})
-    write(
-        {
-            "nets/h1_blk.py": scale(2),
-            "nets/h1_more.txt": "",
-            "h1_both.py": "",
-            "nets/h1_both.py": "raise ValueError\n",
-        }
-    )
+    write({"nets/h1_blk.py": scale(2), "nets/h1_more.txt": ""})
+    write({"nets/h1_both.py": "raise ValueError\n", "h1_both.py": ""})
     path = list(sys.path)
     assert logits("nets/h1_net.py:Net").shape == (1, 4)
     assert set(source_of("nets/h1_net.py:Net").files) == {"h1_net.py", "h1_both", "h1_blk", "file h1_more.txt"}

@@ -62,10 +62,9 @@ PAIRS = (*_ONE_CELL, "--sweep.children", "4")
 ROUNDS = (*_ONE_CELL, "--axes.experiment.rounds", "[1, 3]", "--experiment.continue_parent", "total")
 """A cell with one round of averaging or three, and the parents trained on alone."""
 OVER_TIME = (
-    *_ONE_CELL, "--trajectory.averages", "[lawa, swa, ema]", "--trajectory.window", "2",
-    "--optimizer.ema_decay", "0.6",
+    *PAIRS, "--trajectory.averages", "[lawa, swa, ema]", "--trajectory.window", "2", "--optimizer.ema_decay", "0.6",
 )  # fmt: skip
-"""A cell with averages over time of every network."""
+"""A cell with two pairs of each parent, and averages over time of every network."""
 THREE = (
     *_ONE_CELL, "--sweep.parents", "[0]", "--sweep.children", "3", "--sweep.tuple_size", "3",
     "--schedule.drop_epochs", "[1]",

@@ -12,7 +12,7 @@ from fastwi.studies.over_time import STUDY
 
 @pytest.fixture(scope="module")
 def over_time(digits_directory, tmp_path_factory, opened):
-    with studied_sweep(digits_directory, tmp_path_factory, *OVER_TIME, "--sweep.children", "4") as sweep:
+    with studied_sweep(digits_directory, tmp_path_factory, *OVER_TIME) as sweep:
         yield sweep
 
 
