@@ -29,7 +29,7 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
 _PATHS = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _PATHS if path)
 
-# What has programs write in colour, or in other columns than those that tests read.
+# These make programs write in colour, or wrap lines at another width than the tests expect.
 for _name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "PYTHON_COLORS", "COLUMNS"):
     os.environ.pop(_name, None)
 
@@ -62,10 +62,10 @@ def _version(package: str) -> tuple[int, ...]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[bool | None]:
-    """What engines and commands set in torch for their process, which is here that of all tests, is set back.
+    """Restore after each test what engines and commands set in torch for their process, also in a module's fixtures.
 
-    After fixtures of modules too. Which tests share a process, and in what order, depends on the machine. So do the
-    global generators, which start from the test's name.
+    The global random generators start from the test's name. So no result depends on which tests share a process, and
+    in what order, which differs between machines.
     """
     import numpy
     import torch

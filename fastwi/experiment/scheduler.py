@@ -217,7 +217,7 @@ class _Pass:
             alike = [len({tree.alike[node] for node in column}) == 1 for column in zip(*chains, strict=False)]
             chains = [chain[: [*alike, False].index(False)] for chain in chains]
         nodes = [node for chain in chains for node in chain if node < len(tree)]
-        # Or another sweep, whose states these are to be, would have to train them again.
+        # States that another sweep on this store keeps are written too, or it would have to train them again.
         passed = [tree.keys[node] for node in nodes if node not in tree.stops]
         kept = self.store.kept(passed) if passed else set()
         write = [node for node in nodes if node in tree.stops or tree.keys[node] in kept]

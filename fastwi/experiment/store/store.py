@@ -117,7 +117,7 @@ class Store(Index, AbstractContextManager["Store"]):
         add_pins(self, keys, KEPT)
 
     def kept(self, keys: Iterable[str]) -> set[str]:
-        """Which of the states `keys`, there already or not, `keep` was called for by any process."""
+        """Those of `keys` that any process has given to `keep`, whether their states are there yet or not."""
         with self.reading() as transaction:
             return {row[0] for row in transaction.of(PINS, ((key, KEPT) for key in keys))}
 
