@@ -267,8 +267,8 @@ class Population:
         finite_M = torch.ones(self.members, dtype=torch.bool, device=self.device)
         for matrix in (self.weights_MP, self.statistics_MQ):
             if matrix.shape[1]:
-                low_M, high_M = torch.aminmax(matrix, dim=1)  # NaN where any of the row is
-                finite_M &= torch.isfinite(low_M) & torch.isfinite(high_M)
+                # NaN where any of the row is. torch.aminmax reads once and, along rows on a CPU, takes 20 x as long.
+                finite_M &= matrix.amin(1).isfinite() & matrix.amax(1).isfinite()
         found: list[bool] = finite_M.tolist()
         return found
 
