@@ -55,8 +55,8 @@ def cpu_precision(cpu: Processor) -> Choice:
         return Choice("bf16", "AMX, measured faster than fp32 there")
     if "avx512_bf16" not in cpu.flags:
         return Choice("fp32", "no bf16 instructions")
-    if (cpu.vendor, cpu.family) == ("AuthenticAMD", "26"):
-        return Choice("bf16", "AVX512-BF16 of AMD's family 26, measured faster than fp32 there")
+    if cpu.vendor == "AuthenticAMD" and cpu.family in {"25", "26"}:  # Zen 4 and Zen 5
+        return Choice("bf16", f"AVX512-BF16 of AMD's family {cpu.family}, measured faster than fp32 there")
     if cpu.vendor == "GenuineIntel":
         return Choice("fp32", "AVX512-BF16 without AMX, measured slower than fp32 on Intel")
     return Choice("fp32", f"AVX512-BF16 of {cpu.vendor or 'a vendor'}'s family {cpu.family} was not measured")

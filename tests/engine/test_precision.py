@@ -133,7 +133,9 @@ AVX2, AVX512_BF16 = {"avx2", "fma"}, {"avx2", "fma", "avx512f", "avx512_bf16"}
         ("GenuineIntel", 6, AVX512_BF16, "fp32"),  # measured: 0.55 x of fp32
         ("GenuineIntel", 6, AVX512_BF16 | {"amx_tile", "amx_fp16"}, "fp32"),
         ("AuthenticAMD", 26, AVX512_BF16, "bf16"),
-        ("AuthenticAMD", 25, AVX512_BF16, "fp32"),  # not measured
+        ("AuthenticAMD", 25, AVX512_BF16, "bf16"),
+        ("AuthenticAMD", 25, AVX2, "fp32"),
+        ("AuthenticAMD", 27, AVX512_BF16, "fp32"),  # not measured
         ("SomebodyElse", 26, AVX512_BF16, "fp32"),
         ("AuthenticAMD", 23, AVX2, "fp32"),
         ("AuthenticAMD", 26, AVX2, "fp32"),
