@@ -65,13 +65,10 @@ def interpolate_(
     weight = float(cast(float, alpha))
     tensors = _distinct(_matched([_named(a), _named(b)]))
     floats = [both for both in tensors.values() if both[0].is_floating_point()]
-    narrow = next(
-        (name for name, both in tensors.items() if both[0].is_floating_point() and both[0].itemsize == 1), None
-    )
-    if narrow is not None:  # torch's lerp does not know them, and would find out after others were written
-        raise ValueError(
-            f"{narrow!r} has dtype {tensors[narrow][0].dtype}, which is not interpolated in place; use average"
-        )
+    for name, (mine, _) in tensors.items():
+        # torch's lerp does not know these, and would find out after others were written.
+        if mine.is_floating_point() and mine.itemsize == 1:
+            raise ValueError(f"{name!r} has dtype {mine.dtype}, which is not interpolated in place; use average")
     lerp_lists_([mine for mine, _ in floats], [theirs for _, theirs in floats], weight)
     for mine, theirs in tensors.values():
         if not mine.is_floating_point():
@@ -165,11 +162,9 @@ def _named(network: Network) -> dict[str, Tensor]:
     if isinstance(network, nn.Module):
         named: Mapping[str, Any] = network.state_dict(keep_vars=True)
         own = {_place(tensor) for tensor in (*network.parameters(), *network.buffers())}
-        other = next(
-            (name for name, each in named.items() if not isinstance(each, Tensor) or _place(each) not in own), None
-        )
-        if other is not None:  # writing to a hook's copy would change nothing
-            raise ValueError(f"state dict entry {other!r} is neither a parameter nor a buffer; pass state dicts")
+        for name, each in named.items():
+            if not isinstance(each, Tensor) or _place(each) not in own:  # writing to a hook's copy changes nothing
+                raise ValueError(f"state dict entry {name!r} is neither a parameter nor a buffer; pass state dicts")
     elif isinstance(network, Mapping):
         named = network
     elif isinstance(network, Sequence):

@@ -155,10 +155,12 @@ def _du(store: Store) -> Shown:
 
 
 def _verify(arguments: argparse.Namespace) -> Shown:
+    from fastwi.report.progress import Progress  # imports polars
+
     begun = time.monotonic()
     try:
-        with Store.open(arguments.directory, create=False) as store:
-            found = verify(store, arguments.repair, _Progress())
+        with Store.open(arguments.directory, create=False) as store, Progress("verifying") as progress:
+            found = verify(store, arguments.repair, progress.show)
     except DamagedIndex as error:
         found = Verification(damage=[str(error)])
     seconds = time.monotonic() - begun
@@ -169,19 +171,6 @@ def _verify(arguments: argparse.Namespace) -> Shown:
         f"{arguments.directory}: {found.states:,} states ({_size(found.bytes)}), {found.rows:,} rows checked "
         f"in {seconds:.1f} s: {verdict}",
     ]
-
-
-class _Progress:
-    """A line to stderr about every ten seconds."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= 10:
-            self._last = now
-            print(f"checked {_size(done)} of {_size(total)}", file=sys.stderr)
 
 
 def _gc(store: Store) -> Shown:

@@ -337,16 +337,6 @@ def section_keys(section: str, keys: Iterable[Key] = KEYS.values()) -> list[Key]
     return [key for key in keys if key.section == section]
 
 
-CHECKED_TOGETHER = frozenset({
-    "data.train_images", "model.name", "model.width", "model.weights", "model.initialisation",
-    "optimizer.batch_size", "schedule.drop_epochs",
-    "experiment.k", "experiment.s", "experiment.after", "experiment.children", "experiment.weights",
-    "experiment.rounds", "experiment.continue_parent", "experiment.continue_children",
-    "experiment.children_rate_factor", "experiment.recompute_images", "experiment.measure", "seeds.child_noise",
-})  # fmt: skip
-"""The keys that `config_problems` reads: cells of a sweep that differ in others have the same problems."""
-
-
 def times_alone(experiment: ExperimentConfig) -> int:
     """Times s that the parent trains on alone for each round (`continue_parent`)."""
     return {"none": 0, "each": 1, "total": experiment.children}[experiment.continue_parent]

@@ -11,12 +11,11 @@ p > 0 has the noise of parent 0's child p: in epochs that both train, networks o
 import functools
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastwi.config.schema import CHECKED_TOGETHER, KEYS, SECTIONS, Config, config_problems, directory_name
+from fastwi.config.schema import KEYS, SECTIONS, Config, config_problems, directory_name
 from fastwi.config.time import AnyTime, Time, read_time
 from fastwi.config.values import Key, Value, keys_of, option, show
 from fastwi.errors import ConfigError
@@ -277,7 +276,8 @@ def cells(spec: SweepSpec) -> Iterator[tuple[tuple[Value, ...], Config]]:
 def sweep_problems(spec: SweepSpec) -> Iterator[str]:
     """What is wrong between the values of a sweep, or of the run that is its base.
 
-    Of the cells, the first ten problems. A line names the first cell that has it, unless all have it.
+    Of the cells, the first ten problems. A line names the first cell that has it, by the axes that decide: others
+    have it at each of their values.
     """
     problems = list(_option_problems(spec.options))
     yield from problems
@@ -286,19 +286,14 @@ def sweep_problems(spec: SweepSpec) -> Iterator[str]:
     if count_points(spec) > MOST_POINTS:
         yield f"sweep: {count_points(spec):,} points; make it at most {MOST_POINTS:,}"
         return
-    checked = replace(spec, axes={path: spec.axes[path] for path in spec.axes if path in CHECKED_TOGETHER})
-    first: dict[str, tuple[Value, ...]] = {}
-    counts = Counter[str]()
-    cell_count = 0
-    for values, config in cells(checked):
-        cell_count += 1
+    found: dict[str, list[tuple[Value, ...]]] = {}
+    for values, config in cells(spec):
         for line in config_problems(config):
-            first.setdefault(line, values)
-            counts[line] += 1
-    for line, values in itertools.islice(first.items(), _MOST_CELL_PROBLEMS):
-        given = zip(checked.axes, values, strict=True)
-        where = ", ".join(f"{path} = {show(value)}" for path, value in given)
-        yield line if counts[line] == cell_count else f"{line} (at {where})"
+            found.setdefault(line, []).append(values)
+    for line, bad in itertools.islice(found.items(), _MOST_CELL_PROBLEMS):
+        axes = zip(spec.axes.items(), bad[0], zip(*bad, strict=True), strict=True)
+        deciding = [f"{path} = {show(value)}" for (path, every), value, some in axes if len(set(some)) < len(every)]
+        yield f"{line} (at {', '.join(deciding)})" if deciding else line
 
 
 def _option_problems(options: SweepOptions) -> Iterator[str]:

@@ -3,9 +3,10 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,30 +171,25 @@ def _torchs_defaults() -> Iterator[None]:
     """Within the block what the caller set decides no result: torch.no_grad, autocast, another default dtype, ..."""
     import torch
 
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    exact = torch.are_deterministic_algorithms_enabled()
-    only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch's newer settings of the same were used
-        precision = ""
-    tf32 = _cudnns_tf32()
+    only_warn, mha = torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.mha
+    exactly = partial(torch.use_deterministic_algorithms, warn_only=only_warn)
+    # How each is set, what it is, and what it is for a command.
+    settings: list[tuple[Callable[[Any], object], object, object]] = [
+        (_cudnns_tf32, _cudnns_tf32(), True),
+        (mha.set_fastpath_enabled, mha.get_fastpath_enabled(), True),
+        (exactly, torch.are_deterministic_algorithms_enabled(), False),
+        (torch.set_default_dtype, torch.get_default_dtype(), torch.float32),
+    ]
+    with suppress(RuntimeError):  # torch's newer settings of the same were used
+        settings.append((torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest"))
     with ExitStack() as stack:
         for place, name, value in _backends_defaults():
             stack.callback(setattr, place, name, getattr(place, name))
             setattr(place, name, value)
-        stack.callback(_cudnns_tf32, tf32)
-        _cudnns_tf32(True)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(True)
-        stack.callback(torch.use_deterministic_algorithms, exact, warn_only=only_warn)
-        torch.use_deterministic_algorithms(False)
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
-        if precision:
-            stack.callback(torch.set_float32_matmul_precision, precision)
-            torch.set_float32_matmul_precision("highest")
-        if device.type != "cpu":
+        for put, before, default in settings:
+            stack.callback(put, before)
+            put(default)
+        if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
             stack.enter_context(torch.autocast(kind, enabled=False))

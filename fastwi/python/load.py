@@ -89,7 +89,7 @@ def _load(directory: Path, which: str, given: dict[str, Any]) -> nn.Module:
     planned = _planned(directory)
     # The last place of a trajectory is counted in epochs: those before it may be kept too.
     counted = "k" if which == "parent" else "s" if which == "child" and not given["after"] else "after"
-    for name in ("k", "s"):  # as configurations spell them; what is no time is not there
+    for name in ("k", "s", "after"):  # as configurations spell them; what is no time is not there
         with contextlib.suppress(ValueError):
             given[name] = read_time(given[name], "epochs")
     found = list(_networks(planned, which, counted))
@@ -103,19 +103,17 @@ def _load(directory: Path, which: str, given: dict[str, Any]) -> nn.Module:
         apart = "pair" in found[0].about and len({network.about.get(name) for network in found}) > 1
         if name != counted or value is None or apart:
             found = _chosen(found, name, tuple(value) if isinstance(value, list) else value)
-    tree, nodes = planned.tree, dict[AnyTime, int]()
-    for network in found:
-        path = tree.path(network.last, network.begun)
-        start = tree.before[path[0]] if path else network.last
-        done = {node: tree.iterations[node] - network.begun for node in (start, *path)}
-        nodes |= {time_at(count, tree.per_epoch[node]): node for node, count in done.items() if count >= 0}
-    wanted = found[0].about.get(counted, 0) if given[counted] is None else given[counted]
-    with contextlib.suppress(ValueError):  # a time that is none is not there
-        per_epoch = tree.per_epoch[found[0].last]
-        time = read_time(wanted, "epochs")
-        to_global_end = counted == "s" and isinstance(time, Time) and time.less_k
-        iterations = iterations_of(time, per_epoch) - (found[0].begun if to_global_end else 0)
-        wanted = time_at(iterations, per_epoch)
+    tree, first = planned.tree, found[0]
+    nodes: dict[AnyTime, int] = {
+        time_at(tree.iterations[node] - network.begun, tree.per_epoch[node]): node
+        for network in found
+        for node in tree.path(network.last, network.begun - 1)  # from where it begins
+    }
+    wanted = first.about.get(counted, 0) if given[counted] is None else given[counted]
+    if isinstance(wanted, (int, Time)):
+        per_epoch = tree.per_epoch[first.last]
+        to_global_end = counted == "s" and isinstance(wanted, Time) and wanted.less_k
+        wanted = time_at(iterations_of(wanted, per_epoch) - to_global_end * first.begun, per_epoch)
     if wanted not in nodes:
         raise UserError(f"{counted}: there is no {show(wanted)}; there are {_listed(nodes)}")
     return _module(directory, planned, nodes, wanted, f"{which} at {counted}")

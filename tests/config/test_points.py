@@ -1,12 +1,11 @@
 """The points of a sweep, and its parts."""
 
-import dataclasses
 import itertools
 from typing import Any
 
 import pytest
 
-from fastwi.config.schema import CHECKED_TOGETHER, SECTIONS, Config, SeedConfig, config_problems
+from fastwi.config.schema import Config, SeedConfig
 from fastwi.config.sweep import (
     AVERAGE_SEEDS,
     NAMES,
@@ -81,25 +80,3 @@ def test_noise_seeds_of_the_largest_sweep_do_not_meet() -> None:
     assert parents.high is not None
     assert children.high < AVERAGE_SEEDS <= SEEDS_A_PARENT / 2
     assert (parents.high + 1) * SEEDS_A_PARENT <= 2**63
-
-
-class Watched:
-    """A configuration, or a section of one, that notes the keys that are read of it."""
-
-    def __init__(self, watched: object, path: str, read: set[str]) -> None:
-        self.watched, self.path, self.read = watched, path, read
-
-    def __getattr__(self, name: str) -> object:
-        value = getattr(self.watched, name)
-        if name in SECTIONS and not self.path:
-            return Watched(value, f"{name}.", self.read)
-        self.read.add(self.path + name)
-        return value
-
-
-def test_the_keys_that_are_checked_together_are_all_that_the_check_reads() -> None:
-    read = set[str]()
-    experiment = dataclasses.replace(Config().experiment, children_rate_factor=0.5, weights=(0.5, 0.5))
-    config = dataclasses.replace(Config(), experiment=experiment)
-    assert len(list(config_problems(Watched(config, "", read)))) == 1  # type: ignore[arg-type]
-    assert read == CHECKED_TOGETHER

@@ -327,6 +327,8 @@ def test_a_wrong_value_of_a_file_is_refused_though_a_flag_overrides_it(tmp_path:
             "experiment: {s: 0, after: 0}\naxes: {optimizer.learning_rate: [0.1, 0.2], experiment.k: [1, 0]}",
             " (at experiment.k = 0)",
         ),
+        ("data: {train_images: 9}\naxes: {experiment.k: [1, 2], optimizer.batch_size: [9, 10]}", "size = 10)"),
+        ("experiment: {after: 0}\naxes: {experiment.s: [0, 1], experiment.k: [0, 1]}", "s = 0, experiment.k = 0)"),
     ],
 )
 def test_a_problem_names_the_axes_that_make_it(text: str, end: str) -> None:
@@ -334,7 +336,7 @@ def test_a_problem_names_the_axes_that_make_it(text: str, end: str) -> None:
         sweep_from_yaml(text)
     (line,) = str(caught.value).splitlines()
     assert line.endswith(end)
-    assert line.count("(at ") == len(end[:1])
+    assert line.count("(at ") == bool(end)
 
 
 def test_many_impossible_cells_give_a_few_lines() -> None:

@@ -91,10 +91,6 @@ class Transaction:
             found = (row for key in sorted(wanted) for row in self.execute(query, key))
         return self._checked(table, found)
 
-    def is_empty(self, table: Table) -> bool:
-        """Whether a table has no rows."""
-        return self.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone() is None
-
     def add(self, table: Table, rows: Iterable[Row]) -> None:
         """Add rows, in the place of those with the same key."""
         values = ", ".join("?" * len(table.columns))

@@ -165,7 +165,7 @@ class Store(Index, AbstractContextManager["Store"]):
         """
         places, temporary, strays = self.places, 0, self.stray_states()
         with self.reading() as transaction:
-            if strays and all(map(transaction.is_empty, (MEASUREMENTS, STATES, ATTEMPTS))):
+            if strays and not any(any(transaction.rows(table)) for table in (MEASUREMENTS, STATES, ATTEMPTS)):
                 raise UserError(f"{places.index}: empty, and {places.states} is not; {places.rebuild_line}")
         claims, locks = remove_dead(self)
         with translated(places), locked(places.writing_lock, exclusive=True, wait=False) as alone:
