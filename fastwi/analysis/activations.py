@@ -29,10 +29,6 @@ def images_of(dataset: ResidentDataset, size: int = BATCH) -> Iterator[Tensor]:
 def run_together(modules: Sequence[fx.GraphModule], images_NCHW: Tensor, seen: Seen) -> None:
     """Run all `modules`, networks of one graph, on the images."""
     graph = modules[0].graph
-    last = {source: node for node in graph.nodes for source in node.all_input_nodes}  # the last use wins
-    freed: dict[fx.Node, list[fx.Node]] = {}
-    for source, node in last.items():
-        freed.setdefault(node, []).append(source)
     runs = [fx.Interpreter(module, graph=graph) for module in modules]
     for run in runs:
         run.args_iter = iter([images_NCHW.clone()])
@@ -42,5 +38,5 @@ def run_together(modules: Sequence[fx.GraphModule], images_NCHW: Tensor, seen: S
             values = list(seen(node.name, values))
         for run, value in zip(runs, values, strict=True):
             run.env[node] = value
-            for source in freed.get(node, ()):
+            for source in run.user_to_last_uses.get(node, ()):
                 del run.env[source]

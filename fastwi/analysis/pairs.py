@@ -101,10 +101,8 @@ def chosen_pairs(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
         found = (measured.get((state, name)) for state in networks(pair) for name in pair.place.treatments)
         return not lost.isdisjoint(networks(pair)) or any(m is not None and m.diverged for m in found)
 
-    asked = _asked_for(opened, options)
-    kept = [
-        pair for pair in _sound(opened, asked, diverged) if all((state, OWN) in measured for state in networks(pair))
-    ]
+    sound = _sound(opened, options, diverged)
+    kept = [pair for pair in sound if all((state, OWN) in measured for state in networks(pair))]
     return _ordered(sorted(kept, key=lambda pair: (pair.k, pair.s), reverse=True), chosen_cells(options))
 
 
@@ -119,7 +117,7 @@ def chosen_lines(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
         raise UserError(f"sweep.tuple_size: {size}; this study is of pairs; sweep tuples of 2")
     lost = opened.lost()
     lines: dict[tuple[Any, ...], Pair] = {}
-    for pair in _sound(opened, _asked_for(opened, options), lambda pair: not lost.isdisjoint(pair.place.ends)):
+    for pair in _sound(opened, options, lambda pair: not lost.isdisjoint(pair.place.ends)):
         require_one_line(pair, lines.setdefault((pair.point.values, pair.point.parent, pair.point.tuple_index), pair))
     return _ordered(list(lines.values()), chosen_cells(options))
 
@@ -137,21 +135,20 @@ def require_one_line(pair: Pair, other: Pair) -> None:
         )
 
 
-def _asked_for(opened: OpenedSweep, options: AnalysisOptions) -> list[Pair]:
-    """Of a sweep's alphas 1/2 alone where it is among them."""
+def _sound(opened: OpenedSweep, options: AnalysisOptions, diverged: Callable[[Pair], bool]) -> list[Pair]:
+    """The averages that the options ask for without those that diverged, which are noted in `opened.left_out`.
+
+    Of a sweep's alphas 1/2 alone where it is among them. Raises UserError where all diverged.
+    """
     cells = chosen_cells(options)
     most = options.pairs
     every = [pair for pair in all_pairs(opened) if not cells or pair.cell in cells]
     asked = [pair for pair in every if not most or pair.point.tuple_index < most]
-    return [pair for pair in asked if pair.point.alpha in (None, 0.5)] or asked
-
-
-def _sound(opened: OpenedSweep, chosen: list[Pair], diverged: Callable[[Pair], bool]) -> list[Pair]:
-    """Those that did not diverge; the others are noted in `opened.left_out`. Raises UserError where all did."""
+    chosen = [pair for pair in asked if pair.point.alpha in (None, 0.5)] or asked
     gone = [pair for pair in chosen if diverged(pair)]
-    cells = Counter(map(_cell_text, chosen))
+    counts = Counter(map(_cell_text, chosen))
     names = Counter(map(_cell_text, gone))
-    opened.left_out = tuple(f"{count} of {cells[name]} at {name}" for name, count in names.items())
+    opened.left_out = tuple(f"{count} of {counts[name]} at {name}" for name, count in names.items())
     if gone and len(gone) == len(chosen):
         raise UserError(
             f"analysis: all {len(chosen)} pairs of these cells diverged ({next(iter(names))}); sweep a lower "

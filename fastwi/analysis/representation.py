@@ -52,15 +52,20 @@ def linear_cka(evaluator: Evaluator, networks: Population, dataset: ResidentData
     device = evaluator.device
     networks = networks.to(device)
     states = [networks.parameters(m) | networks.buffers(m) for m in range(networks.members)]
-    watched = _Watched(copy.deepcopy(evaluator.network).to(device))
+    network = copy.deepcopy(evaluator.network).to(device).eval()
+    outputs = _watch(network)
     order = torch.from_numpy(permutation(0, Stream.SUBSET, 1, len(dataset)).copy()).to(device)
     hsic: dict[str, Tensor] = {}
     for at_n in order.tensor_split(-(-len(order) // BATCH)):
         grams: dict[str, list[Tensor]] = {}
         for state in states:
             x_NCHW = augment(dataset.images_NHWC, at_n, None, None, dataset.table_C256, 0)
-            for layer, y_nF in watched.outputs(state, x_NCHW).items():
-                grams.setdefault(layer, []).append(_centred_gram(y_nF))
+            outputs.clear()
+            with seeded(0, x_NCHW.device):  # what a network draws in evaluation is the same for every member
+                torch.func.functional_call(network, state, (x_NCHW,))
+            for layer, y_nF in outputs.items():
+                if len(y_nF) == len(at_n):
+                    grams.setdefault(layer, []).append(_centred_gram(y_nF))
         for layer, each in grams.items():
             gram_Mnn = torch.stack(each)
             hsic[layer] = hsic.get(layer, 0) + gram_Mnn @ gram_Mnn.T / (len(at_n) * (len(at_n) - 3))
@@ -87,25 +92,16 @@ def _centred_gram(y_nF: Tensor) -> Tensor:
     return gram_nn.fill_diagonal_(0).flatten()
 
 
-class _Watched:
-    """A network in evaluation mode, and the outputs of its blocks in a forward pass of any member's tensors."""
+def _watch(network: nn.Module) -> dict[str, Tensor]:
+    """Where each forward pass leaves the last output [N, F] of each block that it calls, by the block's name."""
+    found = dict[str, Tensor]()
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network.eval()
-        self._outputs: dict[str, Tensor] = {}
-        modules = dict(network.named_modules())
-        for shown, (name,) in block_groups(network).items():
-            if name in modules:  # a parameter of the network itself is no layer
-                modules[name].register_forward_hook(functools.partial(self._keep, shown))
-
-    def _keep(self, layer: str, module: nn.Module, arguments: object, output: object) -> None:
+    def keep(layer: str, module: nn.Module, arguments: object, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim > 0:
-            self._outputs[layer] = output.flatten(1) if output.ndim > 1 else output[:, None]
+            found[layer] = output.flatten(1) if output.ndim > 1 else output[:, None]
 
-    def outputs(self, state: dict[str, Tensor], x_NCHW: Tensor) -> dict[str, Tensor]:
-        """[N, F] of each layer by name; of one that is called more than once, its last output."""
-        self._outputs = {}
-        images = len(x_NCHW)
-        with seeded(0, x_NCHW.device):  # what a network draws in evaluation is the same for every member
-            torch.func.functional_call(self._network, state, (x_NCHW,))
-        return {layer: y_NF for layer, y_NF in self._outputs.items() if len(y_NF) == images}
+    modules = dict(network.named_modules())
+    for shown, (name,) in block_groups(network).items():
+        if name in modules:  # a parameter of the network itself is no layer
+            modules[name].register_forward_hook(functools.partial(keep, shown))
+    return found

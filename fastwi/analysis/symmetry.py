@@ -117,12 +117,7 @@ class Symmetry:
     def module(self, population: Population, m: int) -> fx.GraphModule:
         """The traced network with the weights and statistics of member m, in evaluation mode."""
         module = copy.deepcopy(self.traced).to(population.device)
-        tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-        tensors |= dict(module.named_buffers(remove_duplicate=False))
-        with torch.no_grad():
-            for name, view in (population.parameters(m) | population.buffers(m)).items():
-                if name in tensors:
-                    tensors[name].copy_(view)
+        module.load_state_dict(population.state_dict(m), strict=False)  # it has what its graph uses alone
         return module.requires_grad_(False)
 
     def identity(self, members: int) -> list[Order]:

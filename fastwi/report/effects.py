@@ -35,13 +35,9 @@ def differences(
     What is compared has the same seeds, and the same values of all other axes; null where either has no number.
     """
     same = [name for name in (*cell_names(gains, alpha=True), "parent_seed", "pair") if name != axis]
-    by_value = {values: dict(groups(rows, same)) for values, rows in groups(gains, [axis])}
-    ((first,), begin), *others = by_value.items()
+    ((first,), begin), *others = groups(gains, [axis])
+    less = [(polars.col(f"{name} there") - polars.col(name)).alias(name) for name in columns]
     for (value,), rows in others:
-        found = []
-        for key in filter(rows.__contains__, begin):
-            pair = begin[key].select(columns).row(0), rows[key].select(columns).row(0)
-            less = [None if a is None or b is None else b - a for a, b in zip(*pair, strict=True)]
-            found.append(dict(zip(same, key, strict=True)) | dict(zip(columns, less, strict=True)))
-        if found:
-            yield first, value, polars.DataFrame(found, infer_schema_length=None)
+        both = begin.join(rows, on=same, suffix=" there", nulls_equal=True, maintain_order="left")
+        if both.height:
+            yield first, value, both.select(*same, *less)
