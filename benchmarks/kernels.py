@@ -53,7 +53,7 @@ def main(
     for place in ("", *map(str, directories)):
         steps = {
             traced_members: fresh(
-                kernels_traced.__file__, "trace", triton=place, archs=archs, model=model, width=width,
+                kernels_traced.trace, triton=place, archs=archs, model=model, width=width,
                 members=traced_members, batch=batch, image=image, precision=precision, engine=engine,
             ) for traced_members in sorted({min(count, _TRACED) for count in members})
         }  # fmt: skip

@@ -28,7 +28,7 @@ def traced(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
         return fresh(
-            kernels_traced.__file__, "trace", triton="", archs=[90], model="resnet20", width=1.0, members=2,
+            kernels_traced.trace, triton="", archs=[90], model="resnet20", width=1.0, members=2,
             batch=128, image=32, precision="bf16",
         )  # fmt: skip
 
