@@ -44,16 +44,14 @@ class Case:
     """One way to do a benchmark's work.
 
     `run` is timed and does `work` units; `prepare` runs before each run, untimed; `close` ends it. On a CPU it runs
-    under the allocator settings that fastwi makes if `static_memory`, else under glibc's own. `epoch`: `run` for
-    a profile, which takes a function to call with the number of images done after each step.
+    under the allocator settings that fastwi makes if `static_memory`, else under glibc's own.
     """
 
-    run: Run
+    run: Callable[..., object]
     work: float
     prepare: Run = lambda: None
     close: Run = lambda: None
     static_memory: bool = False
-    epoch: Callable[..., object] | None = None
 
 
 @dataclass(frozen=True)
