@@ -112,22 +112,18 @@ class Code:
 
         Of `launch.inner` the first have no loop where the compiler unrolled them. Raises ValueError for more loops.
         """
-        if launch.inner:
-            inner = [loop for loop in self.loops if loop != self.main_loop and loop.start in self.main_loop]
-            executed = [
-                float(launch.trips if place in self.main_loop else 1) for place in range(len(self.instructions))
-            ]
-            if len(inner) > len(launch.inner):
-                raise ValueError(f"{launch.name} has {len(inner)} loops within its main loop, not {launch.inner}")
-            for loop, trips in zip(reversed(inner), reversed(launch.inner), strict=False):
-                for place in loop:
-                    executed[place] *= trips
-            return executed
+        inner = [loop for loop in self.loops if loop != self.main_loop and loop.start in self.main_loop]
+        if launch.inner and len(inner) > len(launch.inner):
+            raise ValueError(f"{launch.name} has {len(inner)} loops within its main loop, not {launch.inner}")
         in_loop = sum(_macs(self.instructions[place], launch.warps) for place in self.main_loop)
         unrolled = max(1, round(in_loop / launch.macs)) if launch.macs else 1
-        return [
-            launch.trips / unrolled if place in self.main_loop else 1.0 for place in range(len(self.instructions))
-        ]
+        executed = [1.0] * len(self.instructions)
+        for place in self.main_loop:
+            executed[place] = launch.trips / unrolled
+        for loop, trips in zip(reversed(inner), reversed(launch.inner), strict=False):
+            for place in loop:
+                executed[place] *= trips
+        return executed
 
     def count(self, pattern: str) -> int:
         """Instructions whose mnemonic begins so."""
