@@ -29,8 +29,6 @@ from benchmarks.output import Points
 from benchmarks.runner import Report, benchmark, fresh
 from fastwi.errors import UserError
 
-_TRACED = 2  # members of the traced step of several; launches have CTAs and bytes in proportion to members
-
 
 @benchmark
 def main(
@@ -51,12 +49,12 @@ def main(
     for place in ("", *map(str, directories)):
         for arch in archs:
             traced = {
-                few: fresh(
-                    kernels_traced.trace, triton=place, arch=arch, model=model, width=width, members=few,
+                count: fresh(
+                    kernels_traced.trace, triton=place, arch=arch, model=model, width=width, members=count,
                     batch=batch, image=image, precision=precision, engine=engine,
-                ) for few in sorted({min(count, _TRACED) for count in members})
+                ) for count in members
             }  # fmt: skip
-            most = traced[max(traced)]
+            most = traced[members[-1]]
             version, tool = f"Triton {most.triton}", find_cuobjdump(most.directory)
             every = [each for found in traced.values() for each in found.step.launches + found.apart.launches]
             cubins = {each.kernel: each.cubin for each in every}
@@ -69,14 +67,13 @@ def main(
                 if GPUS[name].arch != arch:
                     continue
                 at = {"triton": version, "gpu": name, "members": count}
-                step = traced[min(count, _TRACED)].step
-                factor = count / min(count, _TRACED)
-                rows, seconds, moved = _limits(step, codes, GPUS[name], count, factor)
+                step = traced[count].step
+                rows, seconds, moved = _limits(step, codes, GPUS[name], count)
                 title = f"{version}, {name}, {count} members: us a member at least of a launch, and of all such"
                 report.add(title, rows, [at | each for each in rows])
-                images, outputs = count * batch, step.outputs * factor
+                images = count * batch
                 bounds.append(at | {
-                    "nodes": len(step.launches) + len(step.others), "bytes_an_output": moved / outputs,
+                    "nodes": len(step.launches) + len(step.others), "bytes_an_output": moved / step.outputs,
                     "memory_images_per_s": images / (moved / GPUS[name].bytes_per_s),
                     "all_limits_images_per_s": images / seconds,
                 })  # fmt: skip
@@ -86,9 +83,9 @@ def main(
 
 
 def _limits(
-    step: kernels_traced.Recorder, codes: Mapping[str, Code], gpu: Gpu, members: int, scale: float
+    step: kernels_traced.Recorder, codes: Mapping[str, Code], gpu: Gpu, members: int
 ) -> tuple[list[dict[str, Any]], float, float]:
-    """Rows by name, and the least seconds and the bytes of a step of so many members: `scale` times those traced."""
+    """Rows by name, and the least seconds and the bytes of a step of so many members."""
     rows: dict[str, dict[str, Any]] = {}
     seconds = total = 0.0
 
@@ -101,13 +98,12 @@ def _limits(
         seconds, total = seconds + least, total + moved
 
     for each in step.launches:
-        launch = each.launch.scaled(scale)
-        by = limits(launch, codes[each.kernel], gpu)
+        launch, by = each.launch, limits(each.launch, codes[each.kernel], gpu)
         add(launch.name, launch.moved, launch.ctas, by, max(*by.values(), NODE_S))
     for name, moved in step.others:
-        memory = moved * scale / gpu.bytes_per_s
+        memory = moved / gpu.bytes_per_s
         by_torch = dict.fromkeys(("issue", "shared", "tensor")) | {"memory": memory}
-        add(f"torch {name}", moved * scale, None, by_torch, max(memory, NODE_S))
+        add(f"torch {name}", moved, None, by_torch, max(memory, NODE_S))
     return list(rows.values()), seconds, total
 
 

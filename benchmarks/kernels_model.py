@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,7 @@ class Launch:
     """One launch of a kernel: `ctas` of `warps` warps and `shared` bytes of dynamic shared memory.
 
     `trips` of its main loop; `macs` are the multiply-adds of a trip of a CTA, and `moved` the bytes that it must
-    read from memory and write to it. `inner`: trips of the loops within the main loop, in their order. No launch of
-    the like has more than `most_ctas`; each then has more trips.
+    read from memory and write to it. `inner`: trips of the loops within the main loop, in their order.
     """
 
     name: str
@@ -65,13 +64,6 @@ class Launch:
     trips: float = 1
     macs: int = 0
     inner: Sequence[float] = ()
-    most_ctas: int = 2**31
-
-    def scaled(self, factor: float) -> "Launch":
-        """The launch for `factor` times as many members."""
-        ctas = round(self.ctas * factor)
-        few = min(ctas, self.most_ctas)
-        return replace(self, ctas=few, trips=self.trips * ctas / few, moved=round(self.moved * factor))
 
 
 @dataclass(frozen=True)

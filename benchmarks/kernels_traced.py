@@ -192,9 +192,6 @@ def trace(
     if triton:
         sys.path.insert(0, str(Path(triton).resolve()))
     module = importlib.import_module("triton")
-    if members > 1:  # a step of many is scaled from it
-        halo_backward: Any = importlib.import_module("fastwi.kernels.halo.backward")
-        halo_backward.MULTIPROCESSORS = 0
     run = training_step(model, width, members, batch, image, precision, engine)
     with recorded(arch) as step, _Others(step):
         run()
@@ -240,8 +237,8 @@ def _halo_launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, 
         x, tiles = arguments[0], conv.tiles_of(kernel, arguments[-1])
         parts = zip((" norm", " residual", " stored"), (arguments[3], *arguments[5:7]), strict=True)
         name = f"halo forward {channels}" + "".join(part for part, given in parts if given is not None)
-        macs, most = x[0].numel() // tiles * channels * 9, conv.most_ctas(channels)
-        return Launch(name, ctas, warps, kernel.shared_bytes, moved, tiles / grid[0], macs, (), most)
+        macs = x[0].numel() // tiles * channels * 9
+        return Launch(name, ctas, warps, kernel.shared_bytes, moved, tiles / grid[0], macs)
     norms = (" from its norm" if arguments[1] is not None else "", " norm" if arguments[6] is not None else "")
     name = f"halo backward {channels}{''.join(norms)}{' residual' if arguments[10] is not None else ''}"
     macs = backward._PLACES * channels * size["SLICE"] * 9 * 2

@@ -66,20 +66,17 @@ def test_loops_within_the_main_loop():
         nested.times(replace(launch, inner=(2,)))
 
 
-def test_a_launch_for_more_members():
-    some = Launch("some", 8, 4, 0, 1000, trips=2, most_ctas=20)
-    assert some.scaled(2) == replace(some, ctas=16, moved=2000)
-    assert some.scaled(5) == replace(some, ctas=20, moved=5000, trips=4)
-
-
 @pytest.fixture
 def told(monkeypatch, tmp_path):
-    """The benchmark's JSON of a step of two launches and one other operation, for two members."""
-    step = Recorder()
-    step.launches = [Recorded(replace(LAUNCH, name=name), "k", "", b"") for name in "ab"]
-    step.others, step.outputs = [("copy_", 6_000_000)], 500_000
-    traced = Traced("9.9", "", step, Recorder())
-    monkeypatch.setattr(kernels, "fresh", lambda *_, **__: traced)
+    """The benchmark's JSON of a step of two launches and one other operation."""
+
+    def traced(_trace, members, **_):
+        step, launch = Recorder(), replace(LAUNCH, moved=1_500_000 * members)
+        step.launches = [Recorded(replace(launch, name=name), "k", "", b"") for name in "ab"]
+        step.others, step.outputs = [("copy_", 3_000_000 * members)], 250_000 * members
+        return Traced("9.9", "", step, Recorder())
+
+    monkeypatch.setattr(kernels, "fresh", traced)
     monkeypatch.setattr(kernels, "read_cubin", lambda *_: CODE)
     assert kernels.main(["--gpus=H100,H200", "--members=2,8", f"--out={tmp_path}"]) == 0
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".svg"}
