@@ -107,20 +107,20 @@ def words_of(step: Step, on_gpu: bool, data: str, out: Path) -> list[str]:
     """The command line of a step, after the interpreter."""
     from fastwi.engine.choose import ENGINES
 
-    several = {
-        "{parallel}": ["-p", "xdist", "--numprocesses", "8"] if importlib.util.find_spec("xdist") else ["-q"],
+    filled = {
+        "{data}": shlex.quote(data),
+        "{device}": "cuda" if on_gpu else "cpu",
+        "{out}": shlex.quote(str(out)),
+        "{engines}": ",".join(name for name in ENGINES if name not in ("loop", "halo")),
+        "{parallel}": "-p xdist --numprocesses 8" if importlib.util.find_spec("xdist") else "-q",
         # By file, so that a module that is missing elsewhere costs nothing here.
-        "{gpu_tests}": [
+        "{gpu_tests}": shlex.join(
             str(path.relative_to(ROOT))
             for path in sorted((ROOT / "tests").rglob("test_*.py"))
             if "pytest.mark.gpu" in path.read_text()
-        ],
+        ),
     }
-    engines = ",".join(name for name in ENGINES if name not in ("loop", "halo"))
-    filled = {"{data}": data, "{device}": "cuda" if on_gpu else "cpu", "{out}": str(out), "{engines}": engines}
-    found: list[str] = []
-    for word in shlex.split(step.gpu if on_gpu else step.cpu):
-        for name, value in filled.items():
-            word = word.replace(name, value)
-        found += several.get(word, [word])
-    return found
+    text = step.gpu if on_gpu else step.cpu
+    for name, value in filled.items():
+        text = text.replace(name, value)
+    return shlex.split(text)

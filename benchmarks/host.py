@@ -24,7 +24,7 @@ IMAGES, DRAWN = 50_000, 16
 @benchmark
 def main(report: Report, pairs: int = 256, rounds: int = 300) -> None:
     """One table, measured in a process of its own: whether kernels are interpreted is decided at import."""
-    found = fresh(__file__, "host_seconds", pairs=pairs, rounds=rounds)
+    found = fresh(host_seconds, pairs=pairs, rounds=rounds)
     rows = [{"case": case, "us": median(s) * 1e6, "least_us": min(s) * 1e6} for case, s in found.items()]
     report.add(f"host time, {pairs} pairs of ResNet20s, one thread; {rounds} calls", rows)
 

@@ -30,9 +30,7 @@ class _Window:
     """An epoch's report of images done: profiles from `first` images on, until `count` more are done."""
 
     def __init__(self, device: torch.device, first: int, count: int) -> None:
-        on_gpu = device.type == "cuda"
-        self.profiler = profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
-        self.done, self.seconds = 0, 0.0
+        self.profiler, self.done, self.seconds = _profiler(device), 0, 0.0
         self._device, self._first, self._count, self._seen = device, first, count, 0
         self._state = "before"
         if first <= 0:
@@ -95,14 +93,19 @@ def of_calls(runs: Mapping[str, Run], device: torch.device, calls: int = 5) -> d
             begun = time.perf_counter()
             run()
             host.append(time.perf_counter() - begun)
-        window = _Window(device, 0, 0)
-        for _ in range(calls):
-            run()
-        window.stop()
-        kernels = kernels_of(window.profiler, device)
+        _wait(device)
+        with _profiler(device) as profiler:
+            for _ in range(calls):
+                run()
+            _wait(device)
+        kernels = kernels_of(profiler, device)
         seconds, launches = (sum(each) / calls for each in list(zip(*kernels, strict=True))[1:])
         measured[name] = (min(host), seconds, launches)
     return measured
+
+
+def _profiler(device: torch.device) -> profile:
+    return profile(activities=[ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU])
 
 
 def kernels_of(profiler: profile, device: torch.device) -> list[Kernel]:

@@ -8,7 +8,6 @@ For each of --gpus: what limits each launch (see benchmarks/kernels_model.py), a
 that runs at these limits. It is a bound from above, not an estimate: nothing runs on a GPU here.
 """
 
-import base64
 import itertools
 import sys
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ from benchmarks.kernels_model import (
     NODE_S,
     Code,
     Gpu,
-    Launch,
     find_cuobjdump,
     limits,
     read_cubin,
@@ -30,8 +28,6 @@ from benchmarks.kernels_model import (
 from benchmarks.output import Points
 from benchmarks.runner import Report, benchmark, fresh
 from fastwi.errors import UserError
-
-_TRACED = 2  # members of the traced step of several; launches have CTAs and bytes in proportion to members
 
 
 @benchmark
@@ -51,33 +47,33 @@ def main(
     bounds: list[dict[str, Any]] = []
     points: Points = {}
     for place in ("", *map(str, directories)):
-        steps = {
-            traced_members: fresh(
-                kernels_traced.__file__, "trace", triton=place, archs=archs, model=model, width=width,
-                members=traced_members, batch=batch, image=image, precision=precision, engine=engine,
-            ) for traced_members in sorted({min(count, _TRACED) for count in members})
-        }  # fmt: skip
-        traced = steps[max(steps)]
-        version, tool = f"Triton {traced['triton']}", find_cuobjdump(traced["directory"])
-        cubins = {key: text for each in steps.values() for key, text in each["cubins"].items()}
-        codes = {key: read_cubin(base64.b64decode(text), tool) for key, text in cubins.items()}
-        for arch, found in traced["archs"].items():
-            launches = {key: Launch(**launch) for launch, key in reversed(found["step"] + found["apart"])}
-            rows = [row(launches[key], codes[key], int(arch)) for key in reversed(launches)]
-            measurements = [{"triton": version, "arch": arch, **each} for each in rows]
+        for arch in archs:
+            traced = {
+                count: fresh(
+                    kernels_traced.trace, triton=place, arch=arch, model=model, width=width, members=count,
+                    batch=batch, image=image, precision=precision, engine=engine,
+                ) for count in members
+            }  # fmt: skip
+            most = traced[members[-1]]
+            version, tool = f"Triton {most.triton}", find_cuobjdump(most.directory)
+            every = [each for found in traced.values() for each in found.step.launches + found.apart.launches]
+            cubins = {each.kernel: each.cubin for each in every}
+            codes = {kernel: read_cubin(cubin, tool) for kernel, cubin in cubins.items()}
+            launches = {each.kernel: each.launch for each in reversed(most.step.launches + most.apart.launches)}
+            rows = [row(launches[kernel], codes[kernel], arch) for kernel in reversed(launches)]
+            measurements = [{"triton": version, "arch": str(arch), **each} for each in rows]
             report.add(f"{version}, sm_{arch}: compiled kernels", rows, measurements)
             for name, count in itertools.product(gpus, members):
-                if GPUS[name].arch != int(arch):
+                if GPUS[name].arch != arch:
                     continue
                 at = {"triton": version, "gpu": name, "members": count}
-                step = steps[min(count, _TRACED)]["archs"][arch]
-                factor = count / min(count, _TRACED)
-                rows, seconds, moved = _limits(step, codes, GPUS[name], count, factor)
+                step = traced[count].step
+                rows, seconds, moved = _limits(step, codes, GPUS[name], count)
                 title = f"{version}, {name}, {count} members: us a member at least of a launch, and of all such"
                 report.add(title, rows, [at | each for each in rows])
-                images, outputs = count * batch, step["outputs"] * factor
+                images = count * batch
                 bounds.append(at | {
-                    "nodes": len(step["step"]) + len(step["others"]), "bytes_an_output": moved / outputs,
+                    "nodes": len(step.launches) + len(step.others), "bytes_an_output": moved / step.outputs,
                     "memory_images_per_s": images / (moved / GPUS[name].bytes_per_s),
                     "all_limits_images_per_s": images / seconds,
                 })  # fmt: skip
@@ -87,9 +83,9 @@ def main(
 
 
 def _limits(
-    found: Mapping[str, Any], codes: Mapping[str, Code], gpu: Gpu, members: int, scale: float
+    step: kernels_traced.Recorder, codes: Mapping[str, Code], gpu: Gpu, members: int
 ) -> tuple[list[dict[str, Any]], float, float]:
-    """Rows by name, and the least seconds and the bytes of a step of so many members: `scale` times those traced."""
+    """Rows by name, and the least seconds and the bytes of a step of so many members."""
     rows: dict[str, dict[str, Any]] = {}
     seconds = total = 0.0
 
@@ -101,14 +97,13 @@ def _limits(
         each["all"] += 1e6 * least / members
         seconds, total = seconds + least, total + moved
 
-    for facts, key in found["step"]:
-        launch = Launch(**facts).scaled(scale)
-        by = limits(launch, codes[key], gpu)
+    for each in step.launches:
+        launch, by = each.launch, limits(each.launch, codes[each.kernel], gpu)
         add(launch.name, launch.moved, launch.ctas, by, max(*by.values(), NODE_S))
-    for name, moved in found["others"]:
-        memory = moved * scale / gpu.bytes_per_s
+    for name, moved in step.others:
+        memory = moved / gpu.bytes_per_s
         by_torch = dict.fromkeys(("issue", "shared", "tensor")) | {"memory": memory}
-        add(f"torch {name}", moved * scale, None, by_torch, max(memory, NODE_S))
+        add(f"torch {name}", moved, None, by_torch, max(memory, NODE_S))
     return list(rows.values()), seconds, total
 
 

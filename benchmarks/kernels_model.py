@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,7 @@ class Launch:
     """One launch of a kernel: `ctas` of `warps` warps and `shared` bytes of dynamic shared memory.
 
     `trips` of its main loop; `macs` are the multiply-adds of a trip of a CTA, and `moved` the bytes that it must
-    read from memory and write to it. `inner`: trips of the loops within the main loop, in their order. No launch of
-    the like has more than `most_ctas`; each then has more trips.
+    read from memory and write to it. `inner`: trips of the loops within the main loop, in their order.
     """
 
     name: str
@@ -65,13 +64,6 @@ class Launch:
     trips: float = 1
     macs: int = 0
     inner: Sequence[float] = ()
-    most_ctas: int = 2**31
-
-    def scaled(self, factor: float) -> "Launch":
-        """The launch for `factor` times as many members."""
-        ctas = round(self.ctas * factor)
-        few = min(ctas, self.most_ctas)
-        return replace(self, ctas=few, trips=self.trips * ctas / few, moved=round(self.moved * factor))
 
 
 @dataclass(frozen=True)
@@ -112,22 +104,18 @@ class Code:
 
         Of `launch.inner` the first have no loop where the compiler unrolled them. Raises ValueError for more loops.
         """
-        if launch.inner:
-            inner = [loop for loop in self.loops if loop != self.main_loop and loop.start in self.main_loop]
-            executed = [
-                float(launch.trips if place in self.main_loop else 1) for place in range(len(self.instructions))
-            ]
-            if len(inner) > len(launch.inner):
-                raise ValueError(f"{launch.name} has {len(inner)} loops within its main loop, not {launch.inner}")
-            for loop, trips in zip(reversed(inner), reversed(launch.inner), strict=False):
-                for place in loop:
-                    executed[place] *= trips
-            return executed
+        inner = [loop for loop in self.loops if loop != self.main_loop and loop.start in self.main_loop]
+        if launch.inner and len(inner) > len(launch.inner):
+            raise ValueError(f"{launch.name} has {len(inner)} loops within its main loop, not {launch.inner}")
         in_loop = sum(_macs(self.instructions[place], launch.warps) for place in self.main_loop)
         unrolled = max(1, round(in_loop / launch.macs)) if launch.macs else 1
-        return [
-            launch.trips / unrolled if place in self.main_loop else 1.0 for place in range(len(self.instructions))
-        ]
+        executed = [1.0] * len(self.instructions)
+        for place in self.main_loop:
+            executed[place] = launch.trips / unrolled
+        for loop, trips in zip(reversed(inner), reversed(launch.inner), strict=False):
+            for place in loop:
+                executed[place] *= trips
+        return executed
 
     def count(self, pattern: str) -> int:
         """Instructions whose mnemonic begins so."""

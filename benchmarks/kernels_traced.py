@@ -7,7 +7,6 @@ specialisation are those of the engine's code. What a step lacks is called in th
 A process imports this module for one Triton: `trace` must run before anything else imports fastwi's kernels.
 """
 
-import base64
 import contextlib
 import dataclasses
 import functools
@@ -17,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -51,6 +50,15 @@ class Recorder:
         self.outputs = 0  # values that convolutions make
 
 
+class Traced(NamedTuple):
+    """Triton's version and directory, and what a step and `apart` launch by it."""
+
+    triton: str
+    directory: str
+    step: Recorder
+    apart: Recorder
+
+
 class _Others(TorchDispatchMode):
     """Records operations that read or write memory."""
 
@@ -76,8 +84,7 @@ def recorded(arch: int) -> Iterator[Recorder]:
     from fastwi.kernels import gpu
     from fastwi.kernels.halo import backward, build, conv
 
-    recorder, run, has_triton = Recorder(), JITFunction.run, gpu.has_triton
-    vars_of: Any = gpu
+    recorder, run = Recorder(), JITFunction.run
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
@@ -92,16 +99,13 @@ def recorded(arch: int) -> Iterator[Recorder]:
         recorder.outputs += arguments[2].numel() if kernel.name == "forward" else 0
         recorder.launches.append(Recorded(launch, repr(kernel), "", build.cubin(kernel, f"sm_{arch}")))
 
-    for module in (conv, backward):  # for good: a process traces and ends
-        vars_of_module: Any = module
-        vars_of_module.launch, vars_of_module.runs_here = record_halo, lambda device: True
     pretend_driver(arch)
-    JITFunction.run = record
-    vars_of.has_triton = lambda device: True
-    try:
+    halo: Any = {"launch": record_halo, "runs_here": lambda device: True}
+    with (
+        patch.object(JITFunction, "run", record), patch.object(gpu, "has_triton", lambda device: True),
+        patch.multiple(conv, **halo), patch.multiple(backward, **halo),
+    ):  # fmt: skip
         yield recorder
-    finally:
-        JITFunction.run, vars_of.has_triton = run, has_triton
 
 
 def training_step(
@@ -135,8 +139,8 @@ def training_step(
     return functools.partial(program._run, batch)
 
 
-def apart(members: int, batch: int, parameters: int = 271_098) -> Callable[[], None]:
-    """What such a step lacks: fused prologues, 128 channels, interpolation, weighted sums, optional arguments."""
+def apart(members: int, batch: int, parameters: int = 271_098) -> None:
+    """Launch what such a step lacks: fused prologues, 128 channels, interpolation, weighted sums, options."""
     import numpy as np
 
     from fastwi.config.schema import OptimizerConfig
@@ -161,67 +165,39 @@ def apart(members: int, batch: int, parameters: int = 271_098) -> Callable[[], N
         y, _ = stacked_conv(x, weight, stride, 1, norm, None, True)
         torch.autograd.grad([y], [x, weight], [torch.empty_like(y)])
 
-    def run() -> None:
-        layer(128, 128, 1, False)
-        layer(64, 128, 2, False)
-        with patch.dict(os.environ, FASTWI_PROLOGUE="fused"):
-            for channels in (16, 32, 64, 128):
-                layer(channels, channels, 1, True)
-        P = parameters // 4 * 4
-        for dtype in (torch.float32, torch.bfloat16):
-            RowInterpolation(torch.zeros(2, -(-P // 8) * 8, dtype=dtype)[:, :P], [0], [1], 0.3)()  # addresses count
-        x = torch.zeros(3, P)
-        combine_rows_(x[:1], [x], Terms.of([2], np.array([[0, 1], [0, 2]]), [[0.5, 0.5]]))
-        weights, gradient, momentum = (empty(members, P, dtype=torch.float32) for _ in range(3))
-        rate, skip = empty(members, dtype=torch.float32), empty(members, dtype=torch.uint8)
-        sgd_(weights, gradient, momentum, rate, OptimizerConfig(nesterov=True), empty(members, P), skip)
-        sgd_(weights, gradient, momentum, rate, OptimizerConfig(momentum=0.0, nesterov=False))
-        images, order = empty(batch, 32, 32, 3, dtype=torch.uint8), empty(members, batch, dtype=torch.int64)
-        augment_many(images, order, None, None, empty(3, 256), 0, None, batch)
-
-    return run
+    layer(128, 128, 1, False)
+    layer(64, 128, 2, False)
+    with patch.dict(os.environ, FASTWI_PROLOGUE="fused"):
+        for channels in (16, 32, 64, 128):
+            layer(channels, channels, 1, True)
+    P = parameters // 4 * 4
+    for dtype in (torch.float32, torch.bfloat16):
+        RowInterpolation(torch.zeros(2, -(-P // 8) * 8, dtype=dtype)[:, :P], [0], [1], 0.3)()  # addresses count
+    x = torch.zeros(3, P)
+    combine_rows_(x[:1], [x], Terms.of([2], np.array([[0, 1], [0, 2]]), [[0.5, 0.5]]))
+    weights, gradient, momentum = (empty(members, P, dtype=torch.float32) for _ in range(3))
+    rate, skip = empty(members, dtype=torch.float32), empty(members, dtype=torch.uint8)
+    sgd_(weights, gradient, momentum, rate, OptimizerConfig(nesterov=True), empty(members, P), skip)
+    sgd_(weights, gradient, momentum, rate, OptimizerConfig(momentum=0.0, nesterov=False))
+    images, order = empty(batch, 32, 32, 3, dtype=torch.uint8), empty(members, batch, dtype=torch.int64)
+    augment_many(images, order, None, None, empty(3, 256), 0, None, batch)
 
 
 def trace(
-    triton: str, archs: list[int], model: str, width: float, members: int, batch: int, image: int, precision: str,
+    triton: str, arch: int, model: str, width: float, members: int, batch: int, image: int, precision: str,
     engine: str = "stacked",
-) -> dict[str, Any]:  # fmt: skip
-    """The launches of a step and of `apart` for each of `archs` by the Triton in directory `triton` ("": installed).
-
-    As JSON has it: Triton's version and directory; for each arch the launches, the other operations of the step and
-    the values that its convolutions make; PTX and cubins (base64) by the kernel's hash.
-    """
+) -> Traced:  # fmt: skip
+    """The launches of a step and of `apart` for `arch` by the Triton in directory `triton` ("": installed)."""
     os.environ["TRITON_INTERPRET"] = "0"
     if triton:
         sys.path.insert(0, str(Path(triton).resolve()))
     module = importlib.import_module("triton")
-    if members > 1:  # a step of many is scaled from it
-        halo_backward: Any = importlib.import_module("fastwi.kernels.halo.backward")
-        halo_backward.MULTIPROCESSORS = 0
-    step, more = training_step(model, width, members, batch, image, precision, engine), apart(members, batch)
-    ptx: dict[str, str] = {}
-    cubins: dict[str, str] = {}
-    found: dict[str, Any] = {}
-    for arch in archs:
-        with recorded(arch) as recorder, _Others(recorder):
-            step()
-        with recorded(arch) as besides:
-            more()
-        for each in (*recorder.launches, *besides.launches):
-            ptx[each.kernel], cubins[each.kernel] = each.ptx, base64.b64encode(each.cubin).decode()
-        found[str(arch)] = {
-            "step": [(dataclasses.asdict(each.launch), each.kernel) for each in recorder.launches],
-            "apart": [(dataclasses.asdict(each.launch), each.kernel) for each in besides.launches],
-            "others": recorder.others,
-            "outputs": recorder.outputs,
-        }
-    return {
-        "triton": module.__version__,
-        "directory": str(Path(str(module.__file__)).parent),
-        "archs": found,
-        "ptx": ptx,
-        "cubins": cubins,
-    }
+    run = training_step(model, width, members, batch, image, precision, engine)
+    with recorded(arch) as step, _Others(step):
+        run()
+    with recorded(arch) as besides:
+        apart(members, batch)
+    return Traced(module.__version__, str(Path(str(module.__file__)).parent), step, besides)
 
 
 def _launch(function: Any, named: Mapping[str, Any], ctas: int, warps: int, shared: int) -> Launch:
@@ -261,8 +237,8 @@ def _halo_launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, 
         x, tiles = arguments[0], conv.tiles_of(kernel, arguments[-1])
         parts = zip((" norm", " residual", " stored"), (arguments[3], *arguments[5:7]), strict=True)
         name = f"halo forward {channels}" + "".join(part for part, given in parts if given is not None)
-        macs, most = x[0].numel() // tiles * channels * 9, conv.most_ctas(channels)
-        return Launch(name, ctas, warps, kernel.shared_bytes, moved, tiles / grid[0], macs, (), most)
+        macs = x[0].numel() // tiles * channels * 9
+        return Launch(name, ctas, warps, kernel.shared_bytes, moved, tiles / grid[0], macs)
     norms = (" from its norm" if arguments[1] is not None else "", " norm" if arguments[6] is not None else "")
     name = f"halo backward {channels}{''.join(norms)}{' residual' if arguments[10] is not None else ''}"
     macs = backward._PLACES * channels * size["SLICE"] * 9 * 2

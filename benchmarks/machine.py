@@ -4,13 +4,12 @@ import datetime
 import importlib.util
 import os
 import platform
-import re
 import subprocess
 from importlib import metadata
-from pathlib import Path
 
 import torch
 
+from fastwi.engine.precision import processor
 from fastwi.report.manifest import commit, cpu_name
 from fastwi.version import __version__
 
@@ -24,9 +23,7 @@ _POWER = "--query-gpu=power.limit --format=csv,noheader"
 
 def describe_machine(device: torch.device) -> dict[str, str]:
     """The machine, the versions, the commit and the date."""
-    info = Path("/proc/cpuinfo")
-    flags = set(re.findall(r"\w+", info.read_text())) if info.exists() else set()
-    vectors = ", ".join(words for flag, words in _EXTENSIONS.items() if flag in flags)
+    vectors = ", ".join(words for flag, words in _EXTENSIONS.items() if flag in processor().flags)
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
         "cpu": f"{len(os.sched_getaffinity(0))} cores of {cpu_name()} ({vectors})",

@@ -98,19 +98,19 @@ def exact_outcome(
     config: Config, network: nn.Module, dataset: ResidentDataset, noises: Sequence[Noise]
 ) -> tuple[Outcome, Population]:
     """The reference, and its final networks rounded to float32."""
-    device = dataset.labels_N.device
+    device, kind = dataset.labels_N.device, config.optimizer
     start = copy.deepcopy(network).double().to(device)
     every: list[list[Tensor]] = []
     trained = []
     for noise in noises:
-        one_step = copy.deepcopy(start)
-        optimizer, _ = _train_exactly(one_step, config, _first_batch(dataset, config), noise, 0)
-        momenta = [optimizer.state[value]["momentum_buffer"] for value in one_step.parameters()]
-        member, losses = copy.deepcopy(start), []
-        momentum: torch.optim.Optimizer | None = None
-        for epoch in range(EPOCHS):
-            momentum, loss = _train_exactly(member, config, dataset, noise, epoch, momentum)
-            losses.append(loss)
+        once, member = copy.deepcopy(start), copy.deepcopy(start)
+        optimizers = [
+            torch.optim.SGD(each.parameters(), kind.learning_rate, kind.momentum, weight_decay=kind.weight_decay)
+            for each in (once, member)
+        ]
+        _train_exactly(once, optimizers[0], config, _first_batch(dataset, config), noise, 0)
+        momenta = [optimizers[0].state[value]["momentum_buffer"] for value in once.parameters()]
+        losses = [_train_exactly(member, optimizers[1], config, dataset, noise, epoch) for epoch in range(EPOCHS)]
         trained.append(copy.deepcopy(member).float())
         rounded = copy.deepcopy(trained[-1]).double().eval()
         order = torch.arange(len(dataset), device=device)
@@ -125,15 +125,11 @@ def exact_outcome(
 
 
 def _train_exactly(
-    network: nn.Module, config: Config, dataset: ResidentDataset, noise: Noise, epoch: int,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> tuple[torch.optim.Optimizer, Tensor]:  # fmt: skip
+    network: nn.Module, optimizer: torch.optim.Optimizer, config: Config, dataset: ResidentDataset, noise: Noise,
+    epoch: int,
+) -> Tensor:  # fmt: skip
     """Train in place through an epoch, in the network's dtype; the mean loss."""
     kind, padding, total = config.optimizer, config.augment.padding, torch.zeros((), device=dataset.labels_N.device)
-    if optimizer is None:
-        optimizer = torch.optim.SGD(
-            network.parameters(), kind.learning_rate, kind.momentum, weight_decay=kind.weight_decay
-        )
     draws = noise.draws(epoch, len(dataset), padding, config.augment.flip)
     order, offset, flip = (
         torch.from_numpy(each).to(total.device) for each in (draws.order_N, draws.offset_N2, draws.flip_N)
@@ -150,7 +146,7 @@ def _train_exactly(
         loss.backward()
         optimizer.step()
         total = total + loss.detach()
-    return optimizer, total / steps
+    return total / steps
 
 
 def outcome(

@@ -17,7 +17,7 @@ from fastwi.errors import UserError
 @benchmark
 def main(report: Report, trajectories: int = 10_000, rounds: int = 5) -> None:
     """A fresh process for each round."""
-    found = [fresh(__file__, "measure", least=trajectories) for _ in range(rounds)]
+    found = [fresh(measure, least=trajectories) for _ in range(rounds)]
     report.add("Planning a sweep, median (range)", [over_rounds(found)], found)
 
 

@@ -7,19 +7,19 @@ rows that it measured itself. Each table is printed at once, and the files hold 
 import argparse
 import contextlib
 import inspect
-import json
 import math
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.output import Points, plot, print_table
 from fastwi.cli import command
@@ -31,19 +31,12 @@ GIGA = 1e9
 AGAIN = "again"
 """Among --baselines: fastwi's first case once more. Its difference from the first is the noise."""
 
+Result = TypeVar("Result")
 Run = Callable[[], object]
 Timings = Mapping[str, Sequence[float]]
 """The seconds of each counted round, by the case's name."""
 
 _STATUS = Path("/proc/self/status")
-_CHILD = """
-import importlib.util, json, sys
-file, function, settings = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("part", file)
-sys.modules["part"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-print(json.dumps(getattr(module, function)(**json.loads(settings))))
-"""
 
 
 @dataclass(frozen=True)
@@ -51,16 +44,14 @@ class Case:
     """One way to do a benchmark's work.
 
     `run` is timed and does `work` units; `prepare` runs before each run, untimed; `close` ends it. On a CPU it runs
-    under the allocator settings that fastwi makes if `static_memory`, else under glibc's own. `epoch`: `run` for
-    a profile, which takes a function to call with the number of images done after each step.
+    under the allocator settings that fastwi makes if `static_memory`, else under glibc's own.
     """
 
-    run: Run
+    run: Callable[..., object]
     work: float
     prepare: Run = lambda: None
     close: Run = lambda: None
     static_memory: bool = False
-    epoch: Callable[..., object] | None = None
 
 
 @dataclass(frozen=True)
@@ -193,11 +184,9 @@ class Report:
                 results[name] = case.run()
                 ready[name] = case
                 print(f"{name}: built and run once in {time.monotonic() - begun:.1f} s", flush=True)
-            except UserError as error:  # it cannot run here, for this network or for so many members
-                problems[name] = str(error)
             except Exception as error:  # one case's failure must not cost the others' figures
-                problems[name] = f"failed: {type(error).__name__}: {error}".splitlines()[0]
-                self.failed |= name.startswith("fastwi")
+                problems[name] = problem_of(error)
+                self.failed |= name.startswith("fastwi") and not isinstance(error, UserError)
         return results, problems
 
     def add(
@@ -321,29 +310,24 @@ def _time(run: Run, device: Any) -> float:
     return first.elapsed_time(last) / 1e3
 
 
+def problem_of(error: Exception) -> str:
+    """In a line: what failed, or by a UserError why it cannot run here, as for this network or so many members."""
+    return str(error) if isinstance(error, UserError) else f"failed: {type(error).__name__}: {error}".splitlines()[0]
+
+
 def over_rounds(found: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Of measurements of several rounds: median, least and greatest of every number that all have."""
     every = {key: [each[key] for each in found] for key in found[0] if isinstance(found[0][key], int | float)}
     return {key: [median(values), min(values), max(values)] for key, values in every.items()}
 
 
-def fresh(file: str, function: str, **settings: Any) -> Any:
-    """What `function(**settings)` of a Python file returns, in a process and an empty directory of its own.
-
-    Raises UserError where the function does, and RuntimeError where it fails.
-    """
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    with tempfile.TemporaryDirectory() as place:
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, file, function, json.dumps(settings)], cwd=place,
-            env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    if last.startswith(UserError.__module__):
-        raise UserError(last.partition(": ")[2])
-    raise RuntimeError(f"{last:.300}")
+def fresh(function: Callable[..., Result], **settings: Any) -> Result:
+    """What `function(**settings)` returns or raises, in a process and an empty directory of its own."""
+    with (
+        tempfile.TemporaryDirectory() as place,
+        ProcessPoolExecutor(1, get_context("spawn"), os.chdir, (place,)) as process,
+    ):
+        return process.submit(function, **settings).result()
 
 
 def peak_bytes() -> int:

@@ -56,7 +56,7 @@ def main(
         data = str(prepare("digits", Path(directory) / "digits", writer="raw"))
         settings = {"data": data, "threads": threads, "parents": parents, "pairs": pairs, "images": images}
         for part in ("long",) if long else parts:
-            found = [fresh(__file__, part, epochs=long, **settings) for _ in range(rounds)]
+            found = [fresh(globals()[part], epochs=long, **settings) for _ in range(rounds)]
             report.add(PARTS.get(part, _LONG), [over_rounds(found)], [{"part": part, **each} for each in found])
 
 

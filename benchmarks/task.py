@@ -72,11 +72,9 @@ class Task:
         """bf16 autocast where the device computes in bf16, else nothing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def of_images(self, at_N: Tensor | slice) -> "Task":
+    def of_images(self, at_N: Tensor) -> "Task":
         """The same task with these images."""
-        images_NHWC, labels_N = self.dataset.images_NHWC[at_N], self.dataset.labels_N[at_N]
-        kept = dataclasses.replace(self.dataset, images_NHWC=images_NHWC, labels_N=labels_N)
-        return dataclasses.replace(self, dataset=kept)
+        return dataclasses.replace(self, dataset=self.dataset.part(at_N))
 
     def case(self, step: Callable[[Tensor, Tensor], object], members: int, static_memory: bool = True) -> Case:
         """A round of steps on (images [M, N, C, H, W], labels [M, N])."""
@@ -105,7 +103,7 @@ def make_task(
     # Drawn at random: files are often sorted by class, and a network that sees one class alone soon computes with
     # subnormal numbers, at a fifth of the speed.
     drawn_N = np.resize(permutation(0, Stream.SUBSET, 0, len(dataset)), batch * steps)
-    return task.of_images(torch.from_numpy(drawn_N).to(on))
+    return task.of_images(torch.from_numpy(drawn_N))
 
 
 def load(
@@ -143,7 +141,10 @@ def stock_batches(task: Task, members: int, compiled: bool = True) -> Callable[[
 
 
 def fastwi_case(task: Task, members: int, engine: str) -> tuple[Case, Population]:
-    """A case that trains siblings, each under its own noise, by an engine of fastwi; and their population."""
+    """A case that trains siblings, each under its own noise, by an engine of fastwi; and their population.
+
+    Its run takes a function to call with the number of images done after each step, for a profile.
+    """
     config = dataclasses.replace(task.config, engine=dataclasses.replace(task.config.engine, name=engine))
     network, epochs = task.network(), itertools.count()
     trainer = build_engine(config, network)
@@ -153,4 +154,4 @@ def fastwi_case(task: Task, members: int, engine: str) -> tuple[Case, Population
     def epoch(report: Callable[[int], None] | None = None) -> None:
         trainer.train_epoch(population, task.dataset, noises, next(epochs), report)
 
-    return Case(epoch, members * task.images, static_memory=True, epoch=epoch), population
+    return Case(epoch, members * task.images, static_memory=True), population

@@ -166,7 +166,7 @@ def test_a_tiny_run(name, digits_directory, tmp_path, capsys, monkeypatch):
         needs_peaks()
     if name == "planning":
         (tmp_path / "torch.py").write_text("raise AssertionError('planning needs no torch')")
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.syspath_prepend(tmp_path)
     titles = []
     monkeypatch.setattr(runner, "plot", lambda stem, title, *more: titles.append(title) or plot(stem, title, *more))
     told = run(name, tmp_path, digits_directory)

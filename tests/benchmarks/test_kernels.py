@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import kernels
 from benchmarks.kernels_model import GPUS, NODE_S, Code, Launch, Usage, ctas_per_sm, limits, row
+from benchmarks.kernels_traced import Recorded, Recorder, Traced
 
 # 3 instructions, a loop of 4 (one of them a product of 64 x 16 x 16 by a warpgroup), 3 more.
 CODE = Code(
@@ -65,19 +66,17 @@ def test_loops_within_the_main_loop():
         nested.times(replace(launch, inner=(2,)))
 
 
-def test_a_launch_for_more_members():
-    some = Launch("some", 8, 4, 0, 1000, trips=2, most_ctas=20)
-    assert some.scaled(2) == replace(some, ctas=16, moved=2000)
-    assert some.scaled(5) == replace(some, ctas=20, moved=5000, trips=4)
-
-
 @pytest.fixture
 def told(monkeypatch, tmp_path):
-    """The benchmark's JSON of a step of two launches and one other operation, for two members."""
-    launches = [({"name": f"{name}", **{k: v for k, v in vars(LAUNCH).items() if k != "name"}}, "k") for name in "ab"]
-    found = {"step": launches, "apart": [], "others": [("copy_", 6_000_000)], "outputs": 500_000}
-    traced = {"triton": "9.9", "directory": "", "archs": {"90": found}, "cubins": {"k": ""}}
-    monkeypatch.setattr(kernels, "fresh", lambda *_, **__: traced)
+    """The benchmark's JSON of a step of two launches and one other operation."""
+
+    def traced(_trace, members, **_):
+        step, launch = Recorder(), replace(LAUNCH, moved=1_500_000 * members)
+        step.launches = [Recorded(replace(launch, name=name), "k", "", b"") for name in "ab"]
+        step.others, step.outputs = [("copy_", 3_000_000 * members)], 250_000 * members
+        return Traced("9.9", "", step, Recorder())
+
+    monkeypatch.setattr(kernels, "fresh", traced)
     monkeypatch.setattr(kernels, "read_cubin", lambda *_: CODE)
     assert kernels.main(["--gpus=H100,H200", "--members=2,8", f"--out={tmp_path}"]) == 0
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".svg"}

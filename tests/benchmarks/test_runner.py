@@ -11,6 +11,7 @@ import torch
 from benchmarks import floor, runner, task
 from benchmarks.peers import single
 from benchmarks.runner import Case, Floor, Report
+from fastwi.data.card import read_card
 from fastwi.errors import UserError
 from fastwi.kernels.cpu import library
 from fastwi.models.registry import build_model
@@ -115,23 +116,14 @@ def test_options_are_read_by_their_defaults(monkeypatch):
     assert given == [(9, ("a", "b"), 0, (1, 2), 0.5), (5, ("b",), 0, (1, 4, 8), 2.0)]
 
 
-def test_processes_of_their_own(tmp_path, monkeypatch):
-    file = tmp_path / "part.py"
-    file.write_text(
-        "import os\nfrom fastwi.errors import UserError\n"
-        "def tell(a):\n    print('hidden')\n    return [a, os.getcwd(), os.listdir(), os.environ['PYTHONPATH']]\n"
-        "def refuse():\n    raise UserError('not here')\n"
-        "def fail():\n    raise ValueError('broken')\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", "elsewhere")  # which stays: modules may be there
-    a, place, files, path = runner.fresh(str(file), "tell", a=5)
-    assert (a, files) == (5, [])
-    assert place != os.getcwd()
-    assert path.endswith(os.pathsep + "elsewhere")
-    with pytest.raises(UserError, match="not here"):
-        runner.fresh(str(file), "refuse")
-    with pytest.raises(RuntimeError, match="broken"):
-        runner.fresh(str(file), "fail")
+def test_processes_of_their_own():
+    assert runner.fresh(os.listdir) == []
+    assert runner.fresh(os.getcwd) != os.getcwd()
+    assert runner.fresh(os.getpid) != os.getpid()
+    with pytest.raises(UserError, match="nowhere"):
+        runner.fresh(read_card, directory="nowhere")
+    with pytest.raises(RuntimeError, match="terminated"):
+        runner.fresh(os._exit, status=3)
 
 
 def test_the_convolutions_of_resnet20():

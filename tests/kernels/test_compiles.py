@@ -3,7 +3,6 @@
 A training step of ResNet20s in bf16, and what it lacks, are compiled once, as the engine launches them.
 """
 
-import base64
 import re
 from pathlib import Path
 
@@ -28,24 +27,24 @@ def traced(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
         return fresh(
-            kernels_traced.__file__, "trace", triton="", archs=[90], model="resnet20", width=1.0, members=2,
-            batch=128, image=32, precision="bf16",
+            kernels_traced.trace, triton="", arch=90, model="resnet20", width=1.0, members=2, batch=128,
+            image=32, precision="bf16",
         )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def kernels(traced):
-    """{name: {hash}} of all launches."""
-    found: dict[str, set[str]] = {}
-    for launch, key in traced["archs"]["90"]["step"] + traced["archs"]["90"]["apart"]:
-        found.setdefault(launch["name"], set()).add(key)
+    """By name and hash, what was recorded of each kernel."""
+    found: dict[str, dict[str, kernels_traced.Recorded]] = {}
+    for each in traced.step.launches + traced.apart.launches:
+        found.setdefault(each.launch.name, {})[each.kernel] = each
     return found
 
 
 @pytest.fixture(scope="module")
-def ptx(traced, kernels):
+def ptx(kernels):
     """(name, PTX) of each kernel."""
-    return [(name, traced["ptx"][key]) for name, keys in kernels.items() for key in keys]
+    return [(name, each.ptx) for name, found in kernels.items() for each in found.values()]
 
 
 def named(ptx, beginning):
@@ -67,10 +66,10 @@ def test_every_kernel_of_the_package_is_compiled(kernels):
 
 
 def test_no_kernel_spills_registers(traced, kernels):
-    tool = find_cuobjdump(traced["directory"])
-    for name, keys in kernels.items():
-        for key in keys:
-            assert read_usage(base64.b64decode(traced["cubins"][key]), tool).stack == 0, name
+    tool = find_cuobjdump(traced.directory)
+    for name, found in kernels.items():
+        for each in found.values():
+            assert read_usage(each.cubin, tool).stack == 0, name
 
 
 def test_stacked_products_load_16_bytes_at_a_time_and_use_the_tensor_cores(ptx, kernels):
@@ -109,8 +108,8 @@ def test_interpolation_moves_16_bytes_at_a_time(ptx, element, bytes_each):
 
 def test_weighted_sums_round_each_product(traced, kernels):
     """In the machine code: the assembler too fuses products with sums where it may."""
-    (key,) = kernels["combine"]
-    code = read_cubin(base64.b64decode(traced["cubins"][key]), find_cuobjdump(traced["directory"]))
+    (kernel,) = kernels["combine"].values()
+    code = read_cubin(kernel.cubin, find_cuobjdump(traced.directory))
     assert code.count("DFMA") == 0
     assert code.count("DMUL") == code.count("DADD") > 0
     assert code.count(r"LDG\.E\.128") > 0
