@@ -222,6 +222,8 @@ def test_modules_whose_other_buffers_differ_are_refused():
     for call in (fastwi.average, fastwi.interpolate_):
         with pytest.raises(UserError, match="buffer 'mean' of module 1"):
             call(a, b)
+    with pytest.raises(UserError, match="buffer 'mean' of module 2"):
+        fastwi.average(a, SmallNet(), b)
     assert all(torch.equal(value, before[key]) for key, value in a.state_dict().items())
     fastwi.average(a.state_dict(), b.state_dict())
     fastwi.interpolate_(a, b.state_dict())

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastwi.cli
 from fastwi.cli import ShowAndExit, Terminated, command
@@ -71,6 +72,7 @@ ALLOCATOR = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you trie
         (ODD, Terminated(), 143, ["fastwi: terminated"]),
         (MemoryError("that many"), None, 1, ["fastwi: error: not enough memory (that many)"]),
         (RuntimeError(ALLOCATOR), None, 1, ["fastwi: error: not enough memory ("]),
+        (torch.OutOfMemoryError("of a GPU"), None, 1, ["fastwi: error: not enough memory (of a GPU)"]),
     ],
 )
 def test_what_the_user_can_help_is_said_in_a_line(capsys, error, after, code, lines) -> None:

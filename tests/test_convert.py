@@ -114,7 +114,7 @@ def test_import_of_a_network_of_images_that_are_not_square(tmp_path, capsys, mon
     network = build_model("net.py:sized", 7, image_size=(8, 4))
     torch.save(network.state_dict(), "a.pt")
     argv = ["import", "a.pt", "--out", "p.safetensors", "--model", "net.py:sized", "--classes", "7"]
-    for wrong in ("8x", "x8", "8x0", "8x-4", "08", "8x4x2", "8.5", "", "eight", "999999999", "70000"):
+    for wrong in ("8x", "x8", "8x0", "8x-4", "08", "8x4x2", "8.5", "", "eight", "999999999", "70000", "8x70000"):
         assert f"--image-size: {wrong}" in refused(capsys, *argv, "--image-size", wrong)
     run(*argv, "--image-size", "8x4")
     assert torch.equal(Population.load("p.safetensors").parameters(0)["0.weight"], network[0].weight)

@@ -179,8 +179,9 @@ def test_every_form_of_a_configuration(ran, digits_directory, tmp_path, monkeypa
         section, _, key = name.partition(".")
         nested.setdefault(section, {})[key] = value
     Path("mine.yaml").write_text(json.dumps(nested))
-    run = _request(None, None, None, None, None, ".").config.run
-    assert (Path(run.directory), run.name) == (tmp_path.parent, tmp_path.name)
+    for here in (".", "below/.."):
+        run = _request(None, None, None, None, None, here).config.run
+        assert (Path(run.directory), run.name) == (tmp_path.parent, tmp_path.name)
     for form in ("mine.yaml", nested, config_from_mapping(nested)):
         overrides = {"experiment": {"s": np.int64(2)}, "run.directory": Path("here")}
         found = fastwi.run(form, overrides=overrides, progress=False)
@@ -308,8 +309,12 @@ def test_loaded_networks_are_the_checkpoints(ran, digits_directory, checkpoint, 
 
 
 def test_networks_of_rounds(digits_directory, tmp_path):
-    """Each round's children make its average, and the second round's start from the first's."""
+    """Each round's children make its average, and the second round's start from the first's.
+
+    Its statistics are averaged too, also where it is trained on with others.
+    """
     settings = {**SETTINGS, "experiment.rounds": 2, "experiment.s": 1, "experiment.after": 0}
+    settings["experiment.batch_norm"] = "recompute"
     found = fastwi.run(settings, train=digits_directory, directory=tmp_path / "r", progress=False)
     averages = []
     for number in (1, 2):
@@ -389,6 +394,17 @@ def test_a_run_within_epochs(digits_directory, tmp_path):
     assert longer.frame["iteration"].to_list()[-1] == 2 * steps + 4
     assert f"+{(steps + 2) / steps:.6g}" in (tmp_path / "r" / "summary.md").read_text()
     assert "experiment.after: 1ep2it" in refusal(CheckpointError, run)
+
+
+def test_a_child_that_goes_through_the_interpolation_within_an_epoch(digits_directory, tmp_path):
+    """At the same rates its epoch of three steps is not divided there: no state of it is at the interpolation."""
+    settings = {**SETTINGS, "experiment.s": "1it", "experiment.after": "2it", "experiment.children_rate_factor": 1.0}
+    found = fastwi.run(settings, train=digits_directory, directory=tmp_path / "r", progress=False)
+    expected = fastwi.load_state_dict(found.directory / "checkpoints" / "final.safetensors", member=1)
+    child = fastwi.load_network(found, child=1, after="2it").state_dict()
+    assert all(torch.equal(child[name], expected[name]) for name in expected)
+    line = refusal(UserError, fastwi.load_network, found, child=1, after="1it")
+    assert line == "after: there is no '1it'; there are '2it'"
 
 
 def test_a_child_up_to_a_global_end(digits_directory, tmp_path):

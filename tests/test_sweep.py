@@ -349,6 +349,10 @@ def test_a_network_that_diverges_is_named_and_the_others_go_on(digits_directory,
     before = attempts(tmp_path)
     assert main([*argv, "--shard", "1/1"]) == 3  # and nothing is begun again
     assert attempts(tmp_path) == before
+    capsys.readouterr()
+    assert main([*argv, "--dry-run", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["epochs_left"] == shown["networks_to_measure"] == 0
 
 
 def test_refusals(digits_directory, tmp_path, capsys):

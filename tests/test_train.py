@@ -243,6 +243,12 @@ def test_networks_that_do_not_fit_the_memory(digits_directory, tmp_path, capsys,
     for free, fits in ((2 * 5 * row, True), (2 * 5 * row - 1, False)):
         monkeypatch.setattr("fastwi.experiment.execution.free_host_bytes", lambda free=free: free)
         assert main(argv) == 0 if fits else "experiment.children: 4 networks" in refused(main, capsys, argv)
+    # A later round's average is a sum of the children of all rounds and of the parent.
+    rounds = ["--experiment.rounds=3", "--experiment.outer_step=0.5", "--dry-run"]
+    argv = arguments(digits_directory, tmp_path / "runs", *rounds)
+    for free, fits in ((2 + 7, True), (2 + 6, False)):
+        monkeypatch.setattr("fastwi.experiment.execution.free_host_bytes", lambda free=free: free * row)
+        assert main(argv) == 0 if fits else "experiment.children: 7 networks" in refused(main, capsys, argv)
 
 
 def test_an_average_over_time_that_does_not_fit_the_memory(digits_directory, tmp_path, capsys, monkeypatch):

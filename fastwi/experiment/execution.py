@@ -40,8 +40,9 @@ def worker_for(planned: PlannedSweep) -> Worker:
 
 
 def _unlike(configs: Iterable[Config]) -> Iterable[Config]:
-    """One for each network, engine, batch size and dataset."""
-    return {(c.model, c.engine, c.optimizer.batch_size, c.data): c for c in configs}.values()
+    """One for each network, with or without a moving average, engine, batch size and dataset."""
+    kinds = ((c, (c.model, c.optimizer.ema_decay > 0, c.engine, c.optimizer.batch_size, c.data)) for c in configs)
+    return {kind: config for config, kind in kinds}.values()
 
 
 def _check_memory(config: Config, widest: int, resources: Resources) -> None:

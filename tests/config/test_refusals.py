@@ -84,6 +84,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("config", "experiment: {k: 010}", 1, "experiment.k: '010' is not"),
     ("config", "experiment: {k: -1}", 1, "experiment.k: -1 is not", "at least 0"),
     ("config", "experiment: {k: 99999999999999999999}", 1, "experiment.k: a whole number beyond 64 bits is not"),
+    ("config", f"seeds: {{init: {2**63}}}", 1, "seeds.init: a whole number beyond 64 bits is not"),
     ("config", "experiment: {k: }", 1, "experiment.k: null is not"),
     ("config", "experiment: {children: 1}", 1, "experiment.children: 1 is not", "a whole number, from 2 to 4096"),
     ("config", "optimizer: {batch_size: 0}", 1, "optimizer.batch_size: 0 is not", "at least 1"),
@@ -254,6 +255,8 @@ def test_what_is_refused_is_named(row: tuple[Any, ...]) -> None:
         {"experiment": {"weights": [0.5, 0.5]}},
         {"experiment": {"k": 0, "s": 0, "after": 1}},
         {"experiment": {"k": 10**6 - 1, "s": 0, "after": 1}},
+        {"experiment": {"k": 599_990, "s": "600000ep-k", "after": 0}},  # ten epochs of each child
+        {"seeds": {"init": 2**63 - 1}},
         {"seeds": {"parent_noise": 5, "child_noise": [5, 6], "average_noise": 5}},  # their epochs differ
         {"experiment": {"children": 3}, "seeds": {"child_noise": [9, 1, 4]}},
         {"data": {"train_images": 128}, "experiment": {"recompute_images": 128}},

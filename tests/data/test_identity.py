@@ -10,10 +10,12 @@ import PIL.features
 import pytest
 from various import various_set
 
-from fastwi.config.schema import Config, DataConfig
+from fastwi.config.schema import Config, DataConfig, EngineConfig, OptimizerConfig
+from fastwi.config.sweep import SweepOptions, SweepSpec
 from fastwi.config.write import config_hash
 from fastwi.data.card import Card, read_card
 from fastwi.experiment.inputs import Inputs
+from fastwi.experiment.planner import plan_sweep
 
 
 @pytest.fixture
@@ -44,6 +46,19 @@ def test_only_what_changes_pixels_changes_the_identity(raw: Card, various: Card)
     assert all(map(operator.ne, names(various, decoder="ffcv"), names(various)))
     # The size that the images have anyway is no other content.
     assert names(raw, image_size=16)[0] == names(raw)[0]
+
+
+def test_each_decoder_of_a_sweep_has_results_of_its_own(tmp_path: Path, seed: int) -> None:
+    directory = various_set(tmp_path / "various", seed)
+    base = Config(
+        data=DataConfig(path=str(directory)), optimizer=OptimizerConfig(batch_size=10),
+        engine=EngineConfig(precision="fp32"),
+    )  # fmt: skip
+    decoders = "reference", "ffcv", "auto"
+    planned = plan_sweep(SweepSpec(base, {"data.decoder": decoders}, SweepOptions(store=str(tmp_path / "none"))))
+    assert len(planned.contents()) == 2
+    clones = dict(zip(decoders, (place.clone for place in planned.places), strict=True))
+    assert clones["reference"] == clones["auto"] != clones["ffcv"]
 
 
 def test_whatever_is_read_of_a_dataset_is_in_its_identity(raw: Card) -> None:

@@ -14,6 +14,7 @@ from small_networks import trained
 from tiny_runs import few_digits, tiny_network
 
 import fastwi
+import fastwi.experiment.execution as execution
 import fastwi.experiment.ready as ready
 import fastwi.experiment.scheduler as scheduler
 from data_prep.progress import silent
@@ -234,6 +235,30 @@ def test_another_process_does_all_meanwhile(inputs, tmp_path, whole, monkeypatch
     assert measured(sweep) == whole
     assert set(attempts(sweep).values()) == {2}
     assert states(sweep) == set()
+
+
+def test_what_another_process_makes_stays_for_those_that_wait_for_it(inputs, tmp_path, whole, monkeypatch) -> None:
+    """Its own children are others, and when they are trained it has no more use for their parents."""
+    axes = {"experiment.k": (3,), "experiment.s": (1,)}
+    mine, theirs = (
+        planned(inputs, tmp_path / "store", axes, {"child_momentum": momentum}, keep="none")
+        for momentum in ("inherit", "reset")
+    )
+    parents = [(key, OWN) for place in mine.places for key in place.parent]
+    with Store.open(mine.spec.options.store) as store, store.owner() as owner:
+        assert owner.claim(parents) == parents
+
+        def do_theirs() -> None:
+            owner.close()
+            carried_out(theirs, IN_CHAINS)
+
+        while_waiting(monkeypatch, do_theirs)
+        listener = Silent()
+        carried_out(mine, IN_CHAINS, listener)
+    done = names_of(mine, listener.here)
+    assert done == Counter(set(mine.tree.measurement_keys()).difference(parents))
+    assert {name: whole[name] for name in (*done, *parents)}.items() <= measured(mine).items()
+    assert states(mine) == set()
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["states stored", "states gone"])
@@ -477,6 +502,19 @@ def test_limits_are_what_the_memory_holds() -> None:
     assert limits(memory_GiB=0.125) == Limits(21, 12, 7.0, 64)
     assert limits(memory_GiB=0.125, population=100) == Limits(21, 12, 7.0, 64)
     assert limits(memory_GiB=0.0) == Limits(1, 1, 7.0, 0)
+
+
+@pytest.mark.parametrize("decays", [(0.0, 0.9), (0.9, 0.0)])
+def test_the_memory_is_shared_by_the_largest_networks_of_a_sweep(inputs, tmp_path, monkeypatch, decays) -> None:
+    """Those with a moving average of their weights, on whichever place of the axis."""
+    axes = {"experiment.k": (1,), "optimizer.ema_decay": decays}
+    sweep, given = planned(inputs, tmp_path / "store", axes, memory_GiB=1.0), list[Limits]()
+    monkeypatch.setattr(execution, "carry_out", lambda *what: given.append(what[-1]) or {})
+    worker = execution.worker_for(sweep)
+    with Store.open(sweep.spec.options.store) as store:
+        assert execution.carry_out_planned(sweep, worker, store, Silent()) == []
+    _, moving = sorted({worker.resources.layout(point.config).row_bytes for point in sweep.points})
+    assert [limits.rows for limits in given] == [2**29 / moving]
 
 
 @pytest.mark.parametrize(("rows", "most"), [(10, 2), (9, 1)])

@@ -1,10 +1,12 @@
 """A worker trains what was planned or nothing: what is replaced after the plan is refused when it is read."""
 
 import dataclasses
+import itertools
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -213,13 +215,22 @@ def test_what_jobs_need_is_loaded_and_built_once(place: Place, monkeypatch: pyte
 
 
 def test_own_networks_are_tried_at_each_batch_size_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
-    monkeypatch.setattr(of_jobs, "try_training", lambda _, config, *__: tried.append(config.optimizer.batch_size))
-    resources, config = Resources(planned(place).tree), place[1]
-    for batch in (20, 10, 20):
+    """Each of several networks."""
+    tried: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        of_jobs,
+        "try_training",
+        lambda _, config, *__: tried.append((config.model.name, config.optimizer.batch_size)),
+    )
+    directory, config = place
+    (directory / "other.py").write_text(NETWORK)
+    names = config.model.name, f"{directory / 'other.py'}:Net"
+    resources = Resources(plan_sweep(SweepSpec(config, {"model.name": names}, SweepOptions(store="none"))).tree)
+    for name, batch in ((names[0], 20), (names[0], 10), (names[1], 20), (names[0], 20)):
         optimizer = dataclasses.replace(config.optimizer, batch_size=batch)
-        resources.tried_engine(dataclasses.replace(config, optimizer=optimizer))
-    assert tried == [20, 10]
+        model = dataclasses.replace(config.model, name=name)
+        resources.tried_engine(dataclasses.replace(config, model=model, optimizer=optimizer))
+    assert tried == [(names[0], 20), (names[0], 10), (names[1], 20)]
 
 
 @pytest.fixture
@@ -235,6 +246,8 @@ def test_an_engine_is_chosen_for_the_networks_that_a_sweep_trains_together(place
     config, tree = place[1], planned(place).tree
     children = [node for node in tree.epoch_nodes() if tree.epochs[node] == 2]
     assert tree.widest() == len(children) == 4  # of two parents
+    alphas = SweepOptions(store="none", alphas=(0.0, 0.25, 0.5))
+    assert plan_sweep(SweepSpec(config, {}, alphas)).tree.widest() == 2  # averages are not trained together
     for resources in (Resources(tree), Resources(tree, 1), Resources(Tree())):
         resources._inputs = tree.inputs
         resources.engine(config)
@@ -321,6 +334,22 @@ def test_an_actor_goes_to_the_directory_of_relative_paths(place, tmp_path_factor
     assert len(resources.splits(config)[0]) == 60
     _Actor(found.tree, found.spec.options, directory / "gone")
     assert Path.cwd() == directory
+
+
+def test_the_seconds_of_a_job_are_shared_by_its_networks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second at each look, one a job."""
+    found = planned(place)
+    tree, point = found.tree, found.places[0]
+    worker, silent_ = Worker(tree, found.spec.options), Silent()
+    monkeypatch.setattr("fastwi.experiment.worker.time", SimpleNamespace(perf_counter=itertools.count().__next__))
+
+    def seconds(*tasks: int) -> list[float]:
+        job = Job(tuple((task,) for task in tasks), {}, frozenset(task for task in tasks if task < len(tree)), 1e9)
+        return [m.seconds for m in worker.run(job, silent_).measurements]
+
+    assert seconds(point.clone_node) == [1.0]
+    assert seconds(*point.end_nodes) == [0.5, 0.5]
+    assert seconds(*(probe for probe in tree.probes() if tree.start_of(probe) == point.average_node)) == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -1,5 +1,6 @@
 """Damage anywhere in a store is named, or costs work and never a value; and what fixes it."""
 
+import dataclasses
 import itertools
 import os
 import random
@@ -247,6 +248,18 @@ def test_rebuilding_leaves_damaged_states_and_rows_out(closed, tmp_path, lost):
     assert (key_of(4) in measured) == (lost != "metrics.parquet")  # trained again, else
 
 
+def test_rebuilding_prefers_the_index_where_the_table_has_another_row(closed, tmp_path):
+    """As of a measurement that was forgotten, and made again since the last export: its seconds are others."""
+    copy, first = copy_of(closed[0], tmp_path / "store"), measurement(1)
+    with Store.open(copy) as store:
+        with store.writing() as transaction:
+            transaction.add(MEASUREMENTS, [sealed(*dataclasses.replace(first, seconds=9.0).columns())])
+        held = contents(store)
+    rebuild(copy)
+    assert held_by(copy) == held
+    assert held["measurements"][first.key] != closed[1]["measurements"][first.key]
+
+
 def test_rebuilding_needs_the_store_for_itself(closed, tmp_path):
     copy = copy_of(closed[0], tmp_path / "store")
     with Store.open(copy) as store:
@@ -378,13 +391,18 @@ def test_a_row_that_was_changed_is_refused_wherever_it_is_read(closed, tmp_path,
     with Store.open(copy_of(closed[0], tmp_path / "store")) as store, store.owner() as owner:
         owner.claim([("aa", "own")])
         owner.pin([key_of(0)])
+        store.keep([key_of(0)])
         with store.writing() as transaction:
             transaction.execute(f"UPDATE {table} SET crc = crc + 1")
+        # All of its rows, and one that is named.
         uses = {
-            "measurements": store.measurements, "states": store.states, "claims": lambda: store.look((), ()),
-            "pins": lambda: store.drop_states([key_of(0)]), "attempts": store.attempts,
-        }  # fmt: skip
-        for use in (uses[table], lambda: listing(store)):
+            "measurements": [store.measurements, lambda: store.measurements([(key_of(0), "own")])],
+            "states": [store.states, lambda: store.state_files([key_of(0)])],
+            "claims": [lambda: store.look((), ()), lambda: owner.release([("aa", "own")])],
+            "pins": [lambda: store.drop_states([key_of(0)]), lambda: store.kept([key_of(0)])],
+            "attempts": [store.attempts],
+        }
+        for use in (*uses[table], lambda: listing(store)):
             with pytest.raises(DamagedIndex, match=f"{table} is damaged.*store rebuild"):
                 use()
         assert [line.count("rebuild") for line in verify(store).damage] == [1]
@@ -454,6 +472,7 @@ def test_files_that_no_row_names_are_no_damage(closed, tmp_path):
     with Store.open(copy_of(closed[0], tmp_path / "store")) as store:
         written(store, 77)
         (store.places.states / "note.txt").write_text("mine")
+        (store.places.states / f"{key_of(78)}.safetensors").write_text("not where a state of this name is")
         found = verify(store)
         assert found.damage == []
         (note,) = found.notes

@@ -149,6 +149,16 @@ def test_gc_leaves_alone_what_is_being_written(tmp_path):
         assert store.gc()["temporary"] == 4
 
 
+def test_gc_of_a_store_whose_first_process_died_before_it_committed_anything(tmp_path):
+    """Its attempts say that the index was not lost."""
+    with Store.open(tmp_path / "s") as store:
+        with store.owner() as owner:
+            owner.claim([("aa", "own")])
+            (file,) = write_states(store.directory, [("aa", network(1))])
+        assert store.gc()["orphans"] == file.bytes
+        assert not store.places.state("aa").exists()
+
+
 def test_a_full_disk_is_a_line_and_leaves_no_owner(tmp_path, monkeypatch):
     def full(_descriptor, _text):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -141,7 +141,8 @@ def test_what_is_not_a_state_of_this_network(store):
     with pytest.raises(DamagedState, match="2 members"):
         read_states(store.directory, [StoredState("several", two.stat().st_size, file_sha256(two))], LAYOUT)
     with pytest.raises(ValueError, match="several members"):
-        write_states(store.directory, [("abc", network(1).clone_rows([0, 0]))])
+        write_states(store.directory, [("abd", network(2)), ("abc", network(1).clone_rows([0, 0]))])
+    assert not store.places.state("abd").exists()
     for key in ("", "a", "../x", "a/b", ".ab"):
         with pytest.raises(ValueError, match="not a state's key"):
             write_states(store.directory, [(key, network(1))])
