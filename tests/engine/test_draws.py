@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.config.schema import AugmentConfig, Config, EngineConfig, OptimizerConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split
-from fastwi.engine.base import Settings
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.fuse import fuse_batch_norm, trace
 from fastwi.errors import ConfigError
@@ -58,7 +57,8 @@ def data(digits_directory):
 def engine(model, name="loop", backend="auto"):
     config = EngineConfig(name=name, device="cpu", precision="fp32", backend=backend, evaluation_batch=25)
     optimizer = OptimizerConfig(batch_size=20, learning_rate=0.05)
-    return ENGINES[name](model, Settings(config, optimizer, ScheduleConfig(), AugmentConfig(padding=1, flip=0.5)))
+    augment = AugmentConfig(padding=1, flip=0.5)
+    return ENGINES[name](model, Config(engine=config, optimizer=optimizer, augment=augment))
 
 
 def stir() -> None:

@@ -9,7 +9,6 @@ from mappings import config_from_mapping
 
 from fastwi.data.noise import Noise
 from fastwi.data.resident import load_split
-from fastwi.engine.base import Settings
 from fastwi.engine.choose import build_network
 from fastwi.engine.graph import GraphEngine
 from fastwi.engine.loop import LoopEngine
@@ -33,8 +32,8 @@ def test_it_follows_the_weights_and_changes_no_training(kind, precision: str, di
     noises = [Noise(3), Noise(4)]
     alone, with_average = Population.from_modules(networks), Population.from_modules(networks, moving=True)
     assert torch.equal(with_average.moving_MP, with_average.weights_MP)
-    engine = kind(networks[0], Settings.of(config))
-    reference = kind(networks[0], Settings.of(plain))
+    engine = kind(networks[0], config)
+    reference = kind(networks[0], plain)
     expected = alone.weights_MP.double()
     for epoch in range(2):
         losses = engine.train_epoch(with_average, train, noises, epoch)

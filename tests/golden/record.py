@@ -26,7 +26,6 @@ from fastwi.config.read import read_config
 from fastwi.config.schema import Config
 from fastwi.data.noise import Noise, Stream, raw_words
 from fastwi.data.resident import ResidentDataset, load_split
-from fastwi.engine.base import Settings
 from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.schedule import learning_rate
@@ -85,7 +84,7 @@ def trace(name: str, backend: str, digits: ResidentDataset) -> list[float]:
     """The engine's losses, each the mean over the step's batch before the step (nats)."""
     config = configuration(name, backend)
     network = build_network(config, digits.classes)
-    engine = LoopEngine(network, Settings.of(config))
+    engine = LoopEngine(network, config)
     population = Population.from_modules([network])
     losses = []
     for step in range(STEPS):
