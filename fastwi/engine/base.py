@@ -306,18 +306,15 @@ class Engine(abc.ABC):
 
         The last batch may be smaller.
         """
-        padding = self.config.augment.padding
         order = torch.from_numpy(draws.order_N).to(self.device).long()
-        offset = torch.from_numpy(draws.offset_N2).to(self.device).long() if padding else None
-        flip = torch.from_numpy(draws.flip_N).to(self.device) if self.config.augment.flip else None
+        offset = torch.from_numpy(draws.offset_N2).to(self.device).long()
+        flip = torch.from_numpy(draws.flip_N).to(self.device)
         table = epoch.dataset.table_C256.to(self.dtype)
         size = min(self.config.optimizer.batch_size, len(epoch.dataset))
         begin, end = epoch.first * size, epoch.first * size + epoch.images
         for step, (images, at) in enumerate(epoch.dataset.chunks(order[begin:end], size), epoch.first):
             chosen = slice(step * size, min((step + 1) * size, end))
-            own_offset = None if offset is None else offset[chosen]
-            own_flip = None if flip is None else flip[chosen]
-            x_NCHW = augment(images, at, own_offset, own_flip, table, padding)
+            x_NCHW = augment(images, at, offset[chosen], flip[chosen], table, self.config.augment.padding)
             yield x_NCHW, epoch.dataset.labels_N[order[chosen]]
 
 

@@ -57,7 +57,7 @@ class Program:
     ) -> None:
         """`gradients` is called with the state that it reads and writes. The step counts the batch in `counted`."""
         device = dataset.labels_N.device
-        self._dataset, self._optimizer, self._augment = dataset, config.optimizer, config.augment
+        self._dataset, self._optimizer, self._padding = dataset, config.optimizer, config.augment.padding
         batch = self._optimizer.batch_size
         self._sizes, self._done = step_sizes(len(dataset), batch, config.data.last_batch == "keep"), 0
         images = sum(self._sizes)
@@ -160,10 +160,10 @@ class Program:
         return graph
 
     def _run(self, count: int) -> None:
-        augmentation, optimizer, state = self._augment, self._optimizer, self.state
+        optimizer, state = self._optimizer, self.state
         x_BNHWC = augment_many(
-            self._dataset.images_NHWC, self._order, self._offset if augmentation.padding else None,
-            self._flip if augmentation.flip else None, self._table, augmentation.padding, self._first, count,
+            self._dataset.images_NHWC, self._order, self._offset, self._flip, self._table, self._padding,
+            self._first, count,
         )  # fmt: skip
         labels_BN = self._labels.index_select(1, self._first + self._in_batch[:count])
         if self._batch_B is not None:

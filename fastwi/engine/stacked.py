@@ -92,16 +92,15 @@ class StackedEngine(ProgramEngine):
         if not self._counts_all:
             super()._average_statistics(population, epoch)
             return
-        dataset, augmentation = require_resident(epoch.dataset, f"engine.name: {self.name}"), self.config.augment
-        batch = self.config.optimizer.batch_size
+        dataset = require_resident(epoch.dataset, f"engine.name: {self.name}")
+        batch, padding = self.config.optimizer.batch_size, self.config.augment.padding
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         table = dataset.table_C256.to(self.dtype)
         batch_B = batch_of(self._counted, population.layout, self.device)
         for rows in self._portions(population, dataset, min(batch, epoch.images), training=True):
             part = population[rows]
             tensors = self._tensors(part)
-            order, offset, flip = self._stacked_draws(epoch.noises[rows], epoch)
-            draws = order, offset if augmentation.padding else None, flip if augmentation.flip else None
+            draws = self._stacked_draws(epoch.noises[rows], epoch)
             for step, at in enumerate(range(0, epoch.images, batch)):
                 for norm in self._norms:
                     norm.momentum = 1 / (step + 1)  # the plain mean over batches so far
@@ -109,7 +108,7 @@ class StackedEngine(ProgramEngine):
                     part.counters_MB.add_(batch_B)
                 first.fill_(at)
                 count = min(batch, epoch.images - at)
-                x_MNHWC = augment_many(dataset.images_NHWC, *draws, table, augmentation.padding, first, count)
+                x_MNHWC = augment_many(dataset.images_NHWC, *draws, table, padding, first, count)
                 self._stacked_forward(tensors, x_MNHWC, training=True)
                 epoch.report(part.members * count)
 
