@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastwi.config.schema import AugmentConfig, Config, EngineConfig, OptimizerConfig
+from fastwi.config.schema import AugmentConfig, Config, DataConfig, EngineConfig, OptimizerConfig
 from fastwi.data.noise import Noise
-from fastwi.data.resident import load_split
+from fastwi.data.split import open_splits
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.fuse import fuse_batch_norm, trace
 from fastwi.errors import ConfigError
@@ -51,7 +51,7 @@ def built(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(digits_directory):
-    return load_split(digits_directory, "train", torch.device("cpu"), 60)[0]
+    return open_splits(DataConfig(path=str(digits_directory), train_images=60), torch.device("cpu"))[0]
 
 
 def engine(model, name="loop", backend="auto"):

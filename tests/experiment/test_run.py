@@ -9,8 +9,8 @@ import torch
 from listeners import Silent, Stopped
 from mappings import config_from_mapping
 
-from fastwi.config.schema import Config
-from fastwi.data.resident import load_split
+from fastwi.config.schema import Config, DataConfig
+from fastwi.data.split import open_splits
 from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.experiment.planner import PlannedSweep, plan_run
@@ -37,7 +37,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def splits(digits_directory):
-    return [load_split(digits_directory, split, CPU, n)[0] for split, n in (("train", 100), ("test", 50))]
+    return open_splits(DataConfig(path=str(digits_directory), train_images=100, test_images=50), CPU)[:2]
 
 
 def config_of(data: Path, **experiment) -> Config:
