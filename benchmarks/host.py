@@ -41,7 +41,6 @@ def _runs(pairs: int) -> dict[str, Callable[[], object]]:
         raise UserError("triton is not installed; it is a part of torch for CUDA")
     from fastwi.config.schema import Config, EngineConfig
     from fastwi.data.noise import Noise
-    from fastwi.engine.base import Settings
     from fastwi.engine.draws import DrawRequest
     from fastwi.engine.graph import GraphEngine
     from fastwi.kernels import gpu
@@ -55,7 +54,7 @@ def _runs(pairs: int) -> dict[str, Callable[[], object]]:
     kernels.has_triton = lambda device: True
     network = build_model("resnet20", 10)
     kind = EngineConfig(device="cpu", precision="fp32", backend="eager", threads=1)
-    engine = GraphEngine(network, Settings.of(Config(engine=kind)))
+    engine = GraphEngine(network, Config(engine=kind))
     draws = [DrawRequest(Noise(seed), 0, IMAGES, 4, 0.5).draw() for seed in range(DRAWN)]
     by_kind = list(zip(*((d.order_N, d.offset_N2, d.flip_N) for d in draws), strict=True))
     layout = Layout.of(network)

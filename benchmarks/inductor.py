@@ -72,7 +72,6 @@ def _traced(network: nn.Module, batch: int, image: int) -> dict[str, tuple[Any, 
     from torch._inductor.compile_fx import compile_fx
 
     from fastwi.config.schema import Config, EngineConfig, OptimizerConfig
-    from fastwi.engine.base import Settings
     from fastwi.engine.graph import GraphEngine
     from fastwi.population import Population
 
@@ -92,7 +91,7 @@ def _traced(network: nn.Module, batch: int, image: int) -> dict[str, tuple[Any, 
         return boxed
 
     kind = EngineConfig(device="cpu", precision="bf16", backend="eager")
-    engine = GraphEngine(network, Settings.of(Config(engine=kind, optimizer=OptimizerConfig(batch_size=batch))))
+    engine = GraphEngine(network, Config(engine=kind, optimizer=OptimizerConfig(batch_size=batch)))
     members = Population.from_modules([network])
     low_P = members.weights_MP[0].bfloat16()
     rows = {span.name: span.view(low_P if span.name in engine._low else members.weights_MP[0])

@@ -114,7 +114,6 @@ def training_step(
     """A step of the engine as a GPU runs it, on tensors without values."""
     from fastwi.config.schema import Config, EngineConfig, OptimizerConfig
     from fastwi.data.resident import ResidentDataset
-    from fastwi.engine.base import Settings
     from fastwi.engine.halo import HaloEngine
     from fastwi.engine.program import Program
     from fastwi.engine.stacked import StackedEngine
@@ -129,13 +128,13 @@ def training_step(
 
     network, meta = build_model(model, 10, width), torch.device("meta")
     own = EngineConfig(device="cpu", precision=precision, backend="eager")
-    settings = Settings.of(Config(engine=own, optimizer=OptimizerConfig(batch_size=batch)))
-    made = Pretended(network, settings)
+    config = Config(engine=own, optimizer=OptimizerConfig(batch_size=batch))
+    made = Pretended(network, config)
     images = torch.zeros(4 * batch, image, image, 3, dtype=torch.uint8, device=meta)
     labels = torch.zeros(4 * batch, dtype=torch.int64, device=meta)
     dataset = ResidentDataset(images, labels, torch.zeros(3, 256, device=meta), 10)
     layout = Layout.of(network)
-    program = Program(layout, members, dataset, made.dtype, settings, made._make_gradients, made._counted)
+    program = Program(layout, members, dataset, made.dtype, config, made._make_gradients, made._counted)
     return functools.partial(program._run, batch)
 
 

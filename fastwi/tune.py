@@ -108,7 +108,6 @@ def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members
     """Images/s of training, after a round that compiles and fills caches."""
     from fastwi.data.noise import Noise
     from fastwi.data.resident import random_images
-    from fastwi.engine.base import Settings
     from fastwi.engine.choose import build_network
     from fastwi.engine.device import free_memory
     from fastwi.population import Population
@@ -117,7 +116,7 @@ def _speed(kind: "type[Engine]", config: Config, device: "torch.device", members
     images = STEPS * config.optimizer.batch_size
     dataset = random_images(images, device)
     network = build_network(config, dataset.classes, dataset.image_shape[:2])
-    engine = kind(network, Settings.of(config))
+    engine = kind(network, config)
     population = Population.from_modules([network], device=device).clone_rows([0] * members)
     noises = [Noise(m) for m in range(members)]
     engine.train_epoch(population, dataset, noises, 0)

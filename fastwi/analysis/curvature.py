@@ -109,7 +109,7 @@ def measure_curvature(
         raise UserError("give images of 0 or more, vectors and probes of 1 or more, and a radius above 0")
     networks = evaluator.require_fit(networks, dataset)
     count = min(images or len(dataset), len(dataset))
-    size = max(1, min(evaluator.settings.optimizer.batch_size, count // BATCHES))
+    size = max(1, min(evaluator.config.optimizer.batch_size, count // BATCHES))
     count -= count % size
     x_NCHW, labels_N = _images(evaluator, dataset, 0, count, _AS_THEY_ARE)
     module, layout = evaluator.plain(), networks.layout
@@ -202,11 +202,11 @@ def step_noise(
     them, or an epoch's. Every member has the same draws, those of `epoch`. NaN for fewer than 2 batches.
     """
     networks = evaluator.require_fit(networks, dataset)
-    size = evaluator.settings.optimizer.batch_size
+    size = evaluator.config.optimizer.batch_size
     count = min(batches, len(dataset) // size)
     if count < 2:
         return np.full(networks.members, np.nan)
-    x_NCHW, labels_N = _images(evaluator, dataset, epoch, count * size, evaluator.settings.augment)
+    x_NCHW, labels_N = _images(evaluator, dataset, epoch, count * size, evaluator.config.augment)
     module = evaluator.plain().train()
     found = []
     for m in range(networks.members):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastwi.config.schema import AugmentConfig, Config, DataConfig, EngineConfig, OptimizerConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, normalisation_table
-from fastwi.engine.base import Report, Scores, Settings
+from fastwi.engine.base import Report, Scores
 from fastwi.engine.choose import STACKED_FROM, build_engine
 from fastwi.engine.device import resolve_device
 from fastwi.errors import UserError
@@ -134,9 +134,9 @@ class Evaluator:
         return bool(self._variances)
 
     @property
-    def settings(self) -> Settings:
-        """Batch size, augmentation and engine that it was made with."""
-        return self._engine.settings
+    def config(self) -> Config:
+        """What it was made with: batch size, augmentation and engine."""
+        return self._engine.config
 
     def plain(self) -> nn.Module:
         """A copy of the network, without this project's kernels, in evaluation mode on the device."""

@@ -81,23 +81,9 @@ def random_images(images: int, device: torch.device, seed: int = 0) -> ResidentD
     )
 
 
-def load_split(
-    directory: str | Path, split: str, device: torch.device, images: int = 0
-) -> "tuple[ResidentDataset, Card]":
-    """Read raw images of `split` ("train" or "test") of the dataset in `directory` onto `device`, and its card.
-
-    `images` > 0 keeps that many, evenly over classes, the same ones every time.
-    Raises UserError where the card or the beton is missing or damaged, or they disagree.
-    """
-    from fastwi.data.card import read_card  # imports pydantic, as the next does
-
-    card = read_card(directory)
-    return resident_split(open_beton(directory, split, card), split, card, device, images), card
-
-
 def open_beton(directory: str | Path, split: str, card: "Card") -> StoredBeton:
     """The beton of `split`, whose labels, sizes and encoding are those of its card. Raises UserError otherwise."""
-    from fastwi.data.card import beton_path
+    from fastwi.data.card import beton_path  # imports pydantic
 
     beton = StoredBeton(beton_path(directory, split))
     height, width, _ = card.image_shape
@@ -118,7 +104,11 @@ def open_beton(directory: str | Path, split: str, card: "Card") -> StoredBeton:
 def resident_split(
     beton: StoredBeton, split: str, card: "Card", device: torch.device, images: int = 0
 ) -> ResidentDataset:
-    """`load_split` of a beton of raw images that `open_beton` has opened; it is closed."""
+    """The split in `beton`, raw images that `open_beton` has opened; it is closed.
+
+    `images` > 0 keeps that many, evenly over classes, the same ones every time. Raises UserError where images or
+    labels are not those of the card.
+    """
     images_NHWC, labels_N = beton.read_raw(), beton.labels_N
     beton.close()
     # Results are filed under the card's digest: what was replaced since the card was written must not pass for it.

@@ -1,4 +1,4 @@
-"""What all engines share: settings, evaluation, statistics, batches. Each engine trains members in its own way.
+"""What all engines share: evaluation, statistics, batches. Each engine trains members in its own way.
 
 Shapes: M members, R of them in one pass, N images of a batch, K classes, C H W of an image.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastwi.config.schema import AugmentConfig, Config, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.config.schema import Config
 from fastwi.config.time import step_sizes
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Draws, Noise
@@ -36,23 +36,6 @@ Report = Callable[[int], None]  # called with the number of images done since th
 AnyEngine = TypeVar("AnyEngine", bound="Engine")
 EVALUATION_BATCH, LARGE_EVALUATION_BATCH = 500, 2500  # both divide test sets of 10,000: code is compiled once
 MEMBERS_A_BATCH = 16  # that see an evaluation batch in turn; their weights in low precision are in memory together
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The sections of a configuration that engines read."""
-
-    engine: EngineConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
-    augment: AugmentConfig
-    keep_last_batch: bool = False
-
-    @classmethod
-    def of(cls, config: Config) -> "Settings":
-        """Those of `config`."""
-        keep = config.data.last_batch == "keep"
-        return cls(config.engine, config.optimizer, config.schedule, config.augment, keep)
 
 
 @dataclass(frozen=True)
@@ -81,7 +64,8 @@ class Epoch:
 class Engine(abc.ABC):
     """Trains and evaluates populations of one architecture. All engines equal `loop` to float tolerance.
 
-    `model` gives the architecture only. A member's results depend on its own row, noise and rates only.
+    `model` gives the architecture only, `config` what its sections engine, optimizer, schedule and augment and
+    data.last_batch say. A member's results depend on its own row, noise and rates only.
     """
 
     name: str
@@ -90,11 +74,10 @@ class Engine(abc.ABC):
     tuned_on: tuple[str, ...] = ("cpu", "cuda")
     """The kinds of devices that `python -m fastwi.tune` measures it on."""
 
-    def __init__(self, model: nn.Module, settings: Settings) -> None:
-        config = settings.engine
-        self.settings, self.resolved = settings, resolve(config, model)
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        self.config, self.resolved = config, resolve(config.engine, model)
         self.device, self.dtype = self.resolved.device, self.resolved.dtype
-        if config.deterministic:
+        if config.engine.deterministic:
             make_deterministic()
         if self.device.type == "cuda" and self.dtype == torch.float32:
             with warnings.catch_warnings():
@@ -102,8 +85,8 @@ class Engine(abc.ABC):
                 torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as it is in the Triton kernels
         if self.device.type == "cpu":
             keep_freed_memory()
-            if config.threads or cpu_threads(config) < torch.get_num_threads():
-                torch.set_num_threads(cpu_threads(config))
+            if config.engine.threads or cpu_threads(config.engine) < torch.get_num_threads():
+                torch.set_num_threads(cpu_threads(config.engine))
         self._model = self.resolved.network.to(self.device)
         self._norms = batch_norms(self._model.modules())
         self._forward: Callable[..., Tensor] = self._call
@@ -142,7 +125,7 @@ class Engine(abc.ABC):
         if not 0 <= steps.start <= steps.stop <= len(every) or steps.step != 1:
             raise ValueError(f"an epoch has {len(every)} steps, got {steps}")
         self._model.train()
-        optimizer, schedule = self.settings.optimizer, self.settings.schedule
+        optimizer, schedule = self.config.optimizer, self.config.schedule
         rates_S = [learning_rate(epoch * len(every) + step, len(every), optimizer, schedule) for step in steps]
         images = sum(sizes[steps.start : steps.stop])
         return self._train(population, Epoch(dataset, noises, epoch, report or _silent, images, steps.start), rates_S)
@@ -158,10 +141,10 @@ class Engine(abc.ABC):
         """
         self._ahead.ask([self._request(noise, epoch, dataset) for noise in noises])
 
-    def with_settings(self: AnyEngine, settings: Settings) -> AnyEngine:
-        """An engine under other settings with the same `engine` section. It shares the compiled network."""
+    def with_config(self: AnyEngine, config: Config) -> AnyEngine:
+        """An engine under another configuration with the same `engine` section. It shares the compiled network."""
         other = copy.copy(self)
-        other.settings = settings
+        other.config = config
         return other
 
     def iterations(self, dataset: Dataset) -> int:
@@ -170,15 +153,15 @@ class Engine(abc.ABC):
 
     def _sizes(self, dataset: Dataset, images: int = 0) -> list[int]:
         """Images of each step of a pass over `images` of the dataset (0: all)."""
-        settings, count = self.settings, min(images or len(dataset), len(dataset))
-        return step_sizes(count, settings.optimizer.batch_size, settings.keep_last_batch)
+        config, count = self.config, min(images or len(dataset), len(dataset))
+        return step_sizes(count, config.optimizer.batch_size, config.data.last_batch == "keep")
 
     def evaluation_batch(self, dataset: Dataset, members: int = 1) -> int:
         """Images of an evaluation step, of `members` networks together: `engine.evaluation_batch`.
 
         0: as many as keep a GPU busy for longer than their launches take, for few small networks.
         """
-        config, (height, width, _) = self.settings.engine, dataset.image_shape
+        config, (height, width, _) = self.config.engine, dataset.image_shape
         # With engine.deterministic a member's sums are the same among however many others.
         may_vary = self.device.type == "cuda" and not config.deterministic
         large = may_vary and height * width <= 64 * 64 and members <= 4
@@ -251,7 +234,7 @@ class Engine(abc.ABC):
         """
         result = population.clone_rows(range(population.members))
         report = report or _silent
-        images = sum(self._sizes(dataset, images)) or min(self.settings.optimizer.batch_size, len(dataset))
+        images = sum(self._sizes(dataset, images)) or min(self.config.optimizer.batch_size, len(dataset))
         if not self._norms:  # nothing to recompute; the images still count as done
             report(population.members * images)
             return result
@@ -313,7 +296,7 @@ class Engine(abc.ABC):
         return seeded(noise.layers_seed(epoch, step), self.device)
 
     def _request(self, noise: Noise, epoch: int, dataset: Dataset) -> DrawRequest:
-        return DrawRequest(noise, epoch, len(dataset), self.settings.augment.padding, self.settings.augment.flip)
+        return DrawRequest(noise, epoch, len(dataset), self.config.augment.padding, self.config.augment.flip)
 
     def _draws(self, noise: Noise, epoch: Epoch) -> Draws:
         return self._ahead.take(self._request(noise, epoch.number, epoch.dataset))
@@ -323,18 +306,15 @@ class Engine(abc.ABC):
 
         The last batch may be smaller.
         """
-        padding = self.settings.augment.padding
         order = torch.from_numpy(draws.order_N).to(self.device).long()
-        offset = torch.from_numpy(draws.offset_N2).to(self.device).long() if padding else None
-        flip = torch.from_numpy(draws.flip_N).to(self.device) if self.settings.augment.flip else None
+        offset = torch.from_numpy(draws.offset_N2).to(self.device).long()
+        flip = torch.from_numpy(draws.flip_N).to(self.device)
         table = epoch.dataset.table_C256.to(self.dtype)
-        size = min(self.settings.optimizer.batch_size, len(epoch.dataset))
+        size = min(self.config.optimizer.batch_size, len(epoch.dataset))
         begin, end = epoch.first * size, epoch.first * size + epoch.images
         for step, (images, at) in enumerate(epoch.dataset.chunks(order[begin:end], size), epoch.first):
             chosen = slice(step * size, min((step + 1) * size, end))
-            own_offset = None if offset is None else offset[chosen]
-            own_flip = None if flip is None else flip[chosen]
-            x_NCHW = augment(images, at, own_offset, own_flip, table, padding)
+            x_NCHW = augment(images, at, offset[chosen], flip[chosen], table, self.config.augment.padding)
             yield x_NCHW, epoch.dataset.labels_N[order[chosen]]
 
 

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastwi.config.schema import Config
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, require_resident
-from fastwi.engine.base import Engine, Epoch, Settings
+from fastwi.engine.base import Engine, Epoch
 from fastwi.engine.device import free_memory, peak_bytes
 from fastwi.engine.program import Gradients, Program, State
 from fastwi.errors import ConfigError
@@ -37,8 +38,8 @@ class ProgramEngine(Engine):
     _counted: frozenset[str] = frozenset()
     """Counters of batch norms to which the program adds the batch (see `fastwi.engine.counters`)."""
 
-    def __init__(self, model: nn.Module, settings: Settings) -> None:
-        super().__init__(model, settings)
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        super().__init__(model, config)
         drops = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
         if drops or draws_of(model):
             raise ConfigError(
@@ -47,7 +48,7 @@ class ProgramEngine(Engine):
             )
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._rooms: dict[Hashable, int] = {}
-        if self.device.type == "cuda" and not settings.engine.deterministic:
+        if self.device.type == "cuda" and not config.engine.deterministic:
             torch.backends.cudnn.benchmark = True  # chosen in the warm-up, frozen into the graph
 
     @property
@@ -119,15 +120,15 @@ class ProgramEngine(Engine):
 
     def _kind(self, dataset: ResidentDataset) -> Hashable:
         """What decides how much memory a member's step takes."""
-        return len(dataset), dataset.image_shape, self.settings.optimizer.batch_size
+        return len(dataset), dataset.image_shape, self.config.optimizer.batch_size
 
     def _program(self, layout: Layout, members: int, dataset: ResidentDataset) -> Program:
         """The program for so many members, made at first use. It holds the dataset, whose address is in the key.
 
         Earlier programs make room: together they have no more members than fit into memory.
         """
-        settings = self.settings
-        key = (members, layout.moving, id(dataset), settings.optimizer, settings.augment, settings.keep_last_batch)
+        config = self.config
+        key = (members, layout.moving, id(dataset), config.optimizer, config.augment, config.data.last_batch)
         if key not in self._programs:
             room = self._rooms.get(self._kind(dataset), 10**9)
             while self._programs and (len(self._programs) >= PROGRAMS_KEPT or members + self._held() > room):
@@ -143,4 +144,4 @@ class ProgramEngine(Engine):
         return sum(program.members for program in self._programs.values())
 
     def _new_program(self, layout: Layout, members: int, dataset: ResidentDataset) -> Program:
-        return Program(layout, members, dataset, self.dtype, self.settings, self._make_gradients, self._counted)
+        return Program(layout, members, dataset, self.dtype, self.config, self._make_gradients, self._counted)

@@ -15,7 +15,7 @@ from torch import nn
 
 from fastwi.config.schema import Config
 from fastwi.data.noise import Stream, raw_words
-from fastwi.engine.base import Engine, Settings
+from fastwi.engine.base import Engine
 from fastwi.engine.device import cpu_threads, resolve_device, resolve_dtype
 from fastwi.engine.fuse import trace
 from fastwi.engine.graph import GraphEngine
@@ -66,9 +66,8 @@ def build_engine(config: Config, model: nn.Module, members: int = 1, resident: b
     networks that those refuse or that torch.fx cannot trace, and for images that are not `resident`. With
     `engine.deterministic` neither what was measured nor `members` decides, as engines differ in their last bits.
     """
-    settings = Settings.of(config)
     if config.engine.name != "auto":
-        return ENGINES[config.engine.name](model, settings)
+        return ENGINES[config.engine.name](model, config)
     device, dtype = resolve_device(config.engine.device), resolve_dtype(config.engine)
     fixed = config.engine.deterministic
     best = None if fixed else fastest(read_speeds(entry_key(config, device, dtype)))
@@ -80,8 +79,8 @@ def build_engine(config: Config, model: nn.Module, members: int = 1, resident: b
         kind = StackedEngine if several and has_triton(device) else GraphEngine
     if kind is not LoopEngine and resident:
         with contextlib.suppress(ConfigError):  # of networks with dropout, for one; what loop refuses too comes again
-            return kind(model, settings)
-    return LoopEngine(model, settings)
+            return kind(model, config)
+    return LoopEngine(model, config)
 
 
 def table_path() -> Path:

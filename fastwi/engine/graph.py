@@ -10,7 +10,8 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from fastwi.engine.base import Backward, Settings
+from fastwi.config.schema import Config
+from fastwi.engine.base import Backward
 from fastwi.engine.captured import ProgramEngine
 from fastwi.engine.counters import counters_to_add
 from fastwi.engine.fuse import trace
@@ -25,8 +26,8 @@ class GraphEngine(ProgramEngine):
 
     name = "graph"
 
-    def __init__(self, model: nn.Module, settings: Settings) -> None:
-        super().__init__(model, settings)
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        super().__init__(model, config)
         # torch reads the count of batches on the host for it, which no captured step may.
         if self.device.type == "cuda" and any(norm.momentum is None for norm in self._norms):
             raise ConfigError("engine.name: graph captures no batch norm with momentum None; use loop or stacked")

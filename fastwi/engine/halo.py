@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fastwi.engine.base import Settings
+from fastwi.config.schema import Config
 from fastwi.engine.stack import StackedNetwork, has_rule
 from fastwi.engine.stacked import StackedEngine
 from fastwi.errors import ConfigError
@@ -50,8 +50,8 @@ class HaloEngine(StackedEngine):
     tuned_on = ("cuda",)
     network_type = HaloNetwork
 
-    def __init__(self, model: nn.Module, settings: Settings) -> None:
-        super().__init__(model, settings)
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        super().__init__(model, config)
         lacks = missing(self.device) if self.device.type == "cuda" else None
         if lacks is not None:
             raise ConfigError(f"engine.name: halo needs {lacks}; use stacked")

@@ -34,7 +34,7 @@ class LoopEngine(Engine):
         )  # fmt: skip
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         scale = LossScale(1, self.device) if self.dtype == torch.float16 else None
-        batch = self.settings.optimizer.batch_size
+        batch = self.config.optimizer.batch_size
         batches = self._batches(epoch, self._draws(epoch.noises[m], epoch))
         for rate, (x_NCHW, labels_N) in zip(rates_S, batches, strict=True):
             if low_P is not weights_P:
@@ -42,8 +42,8 @@ class LoopEngine(Engine):
             loss = backward(x_NCHW, labels_N, None if scale is None else scale.scale_M[0])
             total += loss.double() * (len(labels_N) / batch)  # whole batches count 1
             if scale is None or not scale.unscale_(gradient_P[None])[0]:
-                sgd_row_(weights_P, gradient_P, momentum_P, rate, self.settings.optimizer)
+                sgd_row_(weights_P, gradient_P, momentum_P, rate, self.config.optimizer)
             if population.layout.moving:
-                population.moving_MP[m].lerp_(weights_P, 1 - self.settings.optimizer.ema_decay)
+                population.moving_MP[m].lerp_(weights_P, 1 - self.config.optimizer.ema_decay)
             epoch.report(len(labels_N))
         return float(total) / (epoch.images / batch or 1)

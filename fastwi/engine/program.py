@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastwi.config.schema import Config
 from fastwi.config.time import step_sizes
 from fastwi.data.resident import ResidentDataset
-from fastwi.engine.base import Settings
 from fastwi.engine.counters import batch_of
 from fastwi.engine.mixed import LossScale
 from fastwi.kernels.augment import augment_many
@@ -43,7 +43,7 @@ Gradients = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Program:
-    """Trains B members through an epoch of one dataset under one set of settings."""
+    """Trains B members through an epoch of one dataset under one configuration."""
 
     def __init__(
         self,
@@ -51,15 +51,15 @@ class Program:
         members: int,
         dataset: ResidentDataset,
         dtype: torch.dtype,
-        settings: Settings,
+        config: Config,
         gradients: Callable[[State], Gradients],
         counted: frozenset[str] = frozenset(),
     ) -> None:
         """`gradients` is called with the state that it reads and writes. The step counts the batch in `counted`."""
         device = dataset.labels_N.device
-        self._dataset, self._optimizer, self._augment = dataset, settings.optimizer, settings.augment
+        self._dataset, self._optimizer, self._padding = dataset, config.optimizer, config.augment.padding
         batch = self._optimizer.batch_size
-        self._sizes, self._done = step_sizes(len(dataset), batch, settings.keep_last_batch), 0
+        self._sizes, self._done = step_sizes(len(dataset), batch, config.data.last_batch == "keep"), 0
         images = sum(self._sizes)
         population = Population.zeros(layout, members, device)
         population = replace(population, counters_MB=_aligned_rows(population.counters_MB, torch.int64))
@@ -160,10 +160,10 @@ class Program:
         return graph
 
     def _run(self, count: int) -> None:
-        augmentation, optimizer, state = self._augment, self._optimizer, self.state
+        optimizer, state = self._optimizer, self.state
         x_BNHWC = augment_many(
-            self._dataset.images_NHWC, self._order, self._offset if augmentation.padding else None,
-            self._flip if augmentation.flip else None, self._table, augmentation.padding, self._first, count,
+            self._dataset.images_NHWC, self._order, self._offset, self._flip, self._table, self._padding,
+            self._first, count,
         )  # fmt: skip
         labels_BN = self._labels.index_select(1, self._first + self._in_batch[:count])
         if self._batch_B is not None:

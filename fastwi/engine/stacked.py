@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastwi.config.schema import Config
 from fastwi.data.batches import Dataset
 from fastwi.data.resident import ResidentDataset, require_resident
-from fastwi.engine.base import Backward, Epoch, Settings, batch_norms, buffer_views
+from fastwi.engine.base import Backward, Epoch, batch_norms, buffer_views
 from fastwi.engine.captured import ProgramEngine
 from fastwi.engine.counters import batch_of
 from fastwi.engine.device import compiled, peak_bytes
@@ -39,8 +40,8 @@ class StackedEngine(ProgramEngine):
     name = "stacked"
     network_type: type[StackedNetwork] = StackedNetwork
 
-    def __init__(self, model: nn.Module, settings: Settings) -> None:
-        super().__init__(model, settings)
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        super().__init__(model, config)
         self._low = low_precision_names(model)  # its rules cast no operands, as autocast does
         self._exact = self._must_be_exact()
         network = self.network_type.of(self.resolved.model, self._exact)
@@ -57,7 +58,7 @@ class StackedEngine(ProgramEngine):
 
     def _must_be_exact(self) -> bool:
         """Whether a member's numbers may not depend on how many there are. It costs nothing on a CPU."""
-        return self.device.type == "cpu" or self.settings.engine.deterministic
+        return self.device.type == "cpu" or self.config.engine.deterministic
 
     def _make_gradients(self, state: State) -> Gradients:
         members, written = state.members, set[str]()
@@ -91,16 +92,15 @@ class StackedEngine(ProgramEngine):
         if not self._counts_all:
             super()._average_statistics(population, epoch)
             return
-        dataset, augmentation = require_resident(epoch.dataset, f"engine.name: {self.name}"), self.settings.augment
-        batch = self.settings.optimizer.batch_size
+        dataset = require_resident(epoch.dataset, f"engine.name: {self.name}")
+        batch, padding = self.config.optimizer.batch_size, self.config.augment.padding
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         table = dataset.table_C256.to(self.dtype)
         batch_B = batch_of(self._counted, population.layout, self.device)
         for rows in self._portions(population, dataset, min(batch, epoch.images), training=True):
             part = population[rows]
             tensors = self._tensors(part)
-            order, offset, flip = self._stacked_draws(epoch.noises[rows], epoch)
-            draws = order, offset if augmentation.padding else None, flip if augmentation.flip else None
+            draws = self._stacked_draws(epoch.noises[rows], epoch)
             for step, at in enumerate(range(0, epoch.images, batch)):
                 for norm in self._norms:
                     norm.momentum = 1 / (step + 1)  # the plain mean over batches so far
@@ -108,7 +108,7 @@ class StackedEngine(ProgramEngine):
                     part.counters_MB.add_(batch_B)
                 first.fill_(at)
                 count = min(batch, epoch.images - at)
-                x_MNHWC = augment_many(dataset.images_NHWC, *draws, table, augmentation.padding, first, count)
+                x_MNHWC = augment_many(dataset.images_NHWC, *draws, table, padding, first, count)
                 self._stacked_forward(tensors, x_MNHWC, training=True)
                 epoch.report(part.members * count)
 

@@ -28,7 +28,7 @@ def try_training(engine: Engine, config: Config, network: nn.Module, train: Data
     Raises ConfigError, in one line, where either fails.
     """
     # One epoch here is one step: a schedule of the run means other iterations.
-    engine = engine.with_settings(replace(engine.settings, schedule=ScheduleConfig(name="constant")))
+    engine = engine.with_config(replace(engine.config, schedule=ScheduleConfig(name="constant")))
     population = Population.from_modules([network], device=engine.device)
     batch, name = _first(train, config.optimizer.batch_size), config.model.name
 
@@ -60,7 +60,7 @@ def _where(engine: Engine, network: nn.Module, batch: Dataset, error: Exception)
     """Where it failed and what helps, found by a step of the `loop` engine without compiled or fused code."""
     running = list[str]()
     how = f"fails in {str(engine.dtype).removeprefix('torch.')} on {engine.device}"
-    eager = replace(engine.settings, engine=replace(engine.settings.engine, backend="eager"))
+    eager = replace(engine.config, engine=replace(engine.config.engine, backend="eager"))
     plain = LoopEngine(network, eager)
     population = Population.from_modules([network], device=engine.device)
     try:

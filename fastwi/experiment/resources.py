@@ -10,7 +10,7 @@ from fastwi.data.card import Card, read_card
 from fastwi.data.identity import data_contents, target_size
 from fastwi.data.split import open_splits
 from fastwi.data.streamed import StreamedDataset
-from fastwi.engine.base import Engine, Settings
+from fastwi.engine.base import Engine
 from fastwi.engine.choose import build_engine, build_network
 from fastwi.engine.device import resolve_device
 from fastwi.engine.loop import LoopEngine
@@ -81,7 +81,7 @@ class Resources:
         if kind not in self._engines:
             resident = not self._streamed(config)
             self._engines[kind] = build_engine(config, self.network(config), self._members, resident)
-        return self._engines[kind].with_settings(Settings.of(config))
+        return self._engines[kind].with_config(config)
 
     def tried_engine(self, config: Config) -> Engine:
         """`engine`, once it has tried a network of the user's own. ConfigError where that fails.
@@ -98,7 +98,7 @@ class Resources:
             except ConfigError:
                 if not chosen:
                     raise
-                engine = self._engines[self._kind(config)] = LoopEngine(network, Settings.of(config))
+                engine = self._engines[self._kind(config)] = LoopEngine(network, config)
                 try_training(engine, config, network, train, test)
             self._tried.add(kind)
         return engine

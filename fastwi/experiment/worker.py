@@ -17,7 +17,7 @@ from fastwi.config.schema import Config
 from fastwi.config.sweep import SweepOptions
 from fastwi.data.batches import Dataset
 from fastwi.data.noise import Noise
-from fastwi.engine.base import Engine, Settings
+from fastwi.engine.base import Engine
 from fastwi.engine.schedule import learning_rate
 from fastwi.experiment.resident import ResidentStates
 from fastwi.experiment.resources import Resources, Splits
@@ -97,7 +97,7 @@ class Worker:
             since, nodes = time.perf_counter(), [chain[i] for chain in going]
             first, last = (tree.iterations[node] for node in (tree.before[nodes[0]], nodes[0]))
             (number, step), config = divmod(first, per_epoch), tree.configs[nodes[0]]
-            engine = engine.with_settings(Settings.of(config))
+            engine = engine.with_config(config)
             for m in (m for m, node in enumerate(nodes) if node in tree.resets):
                 population.momentum_MP[m].zero_()
             noises = [Noise(tree.noises[node]) for node in nodes]

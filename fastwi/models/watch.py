@@ -25,7 +25,6 @@ from fastwi.models.installed import is_local
 _SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/")
 _HERE = os.path.dirname(__file__) + os.sep
 _SHARED_MEMORY = "/dev/shm/"  # a disk like others
-_native_safe_open = safetensors.safe_open
 
 
 class Watch:
@@ -99,12 +98,15 @@ def watching() -> Iterator[Watch]:
         _active.remove(watch)
 
 
-def _audited(read: Callable[..., Any]) -> Callable[..., Any]:
-    """`read`, native code that is given a path or an open file first, with the event that Python's own open has."""
+def _audited(read: Callable[..., Any], first: str) -> Callable[..., Any]:
+    """`read`, native code whose argument `first` is a path or an open file, with the event of Python's own open.
 
-    @functools.wraps(read)
+    A user's module that imports it while it is watched keeps it.
+    """
+
+    @functools.wraps(read, updated=())  # one is a class
     def audited(*given: Any, **named: Any) -> Any:
-        file = next(iter((*given, *named.values())), None)
+        file = given[0] if given else named.get(first)
         if isinstance(file, (str, os.PathLike)):
             sys.audit("open", os.fspath(file), "rb", os.O_RDONLY)
         return read(*given, **named)
@@ -112,16 +114,8 @@ def _audited(read: Callable[..., Any]) -> Callable[..., Any]:
     return audited
 
 
-_jit_load, _from_file = _audited(torch.jit.load), _audited(torch.from_file)
-
-
-def _safe_open(filename: str | os.PathLike[str], *rest: Any, **more: Any) -> Any:
-    """safetensors.safe_open, native code, with the event that Python's own open has.
-
-    A user's module that imports it while it is watched keeps it.
-    """
-    sys.audit("open", os.fspath(filename), "rb", os.O_RDONLY)
-    return _native_safe_open(filename, *rest, **more)
+_jit_load, _from_file = _audited(torch.jit.load, "f"), _audited(torch.from_file, "filename")
+_safe_open = _audited(safetensors.safe_open, "filename")
 
 
 def _caches() -> tuple[str, ...]:

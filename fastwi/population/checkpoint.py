@@ -27,6 +27,8 @@ from fastwi.population.layout import MATRICES, Layout
 
 FORMAT = "fastwi.population"
 VERSION = "1"
+TENSORS = ("checksum_M", *sorted(MATRICES))
+"""In the order of the file, which is safetensors' own."""
 
 
 class ByteStream(Protocol):
@@ -41,11 +43,10 @@ class ByteStream(Protocol):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds. `row_bytes`: the bytes of one member in each tensor, in the order of the file."""
+    """What a file holds."""
 
     layout: Layout
     members: int
-    row_bytes: dict[str, int]
 
 
 def pieces(layout: Layout, matrices: Mapping[str, Tensor]) -> Iterator[memoryview]:
@@ -53,20 +54,19 @@ def pieces(layout: Layout, matrices: Mapping[str, Tensor]) -> Iterator[memoryvie
     tensors = {name: matrix.cpu().contiguous() for name, matrix in matrices.items()}
     members = len(tensors["weights_MP"])
     tensors["checksum_M"] = torch.tensor([_checksum(tensors, m) for m in range(members)])
-    described = _described(layout, members)
     metadata = {"format": FORMAT, "layout": layout.json, "version": VERSION}
-    header = json.dumps({"__metadata__": metadata, **described}, separators=(",", ":")).encode()
+    header = json.dumps({"__metadata__": metadata, **_described(layout, members)}, separators=(",", ":")).encode()
     header = header.ljust(-(-len(header) // 8) * 8)
     yield memoryview(len(header).to_bytes(8, "little") + header)
-    for name in described:
+    for name in TENSORS:
         yield tensors[name].numpy().data
 
 
 def _described(layout: Layout, members: int) -> dict[str, dict[str, Any]]:
-    """The header's entry for each tensor, in the order of the file, which is safetensors' own."""
+    """The header's entry for each tensor."""
     entries = {}
     end = 0
-    for name in ("checksum_M", "counters_MB", "momentum_MP", "statistics_MQ", "weights_MP"):
+    for name in TENSORS:
         shape = [members, layout.widths[name]] if name in MATRICES else [members]
         dtype = MATRICES.get(name, torch.int64)
         start, end = end, end + dtype.itemsize * math.prod(shape)
@@ -87,7 +87,8 @@ def read(path: Path, member: int | None = None) -> tuple[Layout, dict[str, Tenso
             if not 0 <= first < header.members:
                 raise CheckpointError(f"{path}: no member {first}; it has members 0 to {header.members - 1}")
             tensors = {"checksum_M": torch.empty(members, dtype=torch.int64), **header.layout.empty(members)}
-            for name, row_bytes in header.row_bytes.items():
+            for name in TENSORS:
+                row_bytes = tensors[name][0].nbytes
                 stream.seek(first * row_bytes, os.SEEK_CUR)
                 fill(stream, tensors[name], path)
                 stream.seek((header.members - first - members) * row_bytes, os.SEEK_CUR)
@@ -129,7 +130,7 @@ def read_header(stream: ByteStream, size: int, path: Path) -> Header:
         header = _parsed(stream.read(length))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    needed = 8 + length + header.members * sum(header.row_bytes.values())
+    needed = 8 + length + header.members * (8 + header.layout.row_bytes)  # with checksums
     if size != needed:
         raise CheckpointError(f"{path}: damaged ({size} bytes, not {needed}); restore or rewrite it")
     return header
@@ -150,8 +151,7 @@ def _parsed(text: bytes) -> Header:
             # As text: 1, 1.0 and true are equal in Python.
             if json.dumps(content, sort_keys=True) != json.dumps(_described(layout, members), sort_keys=True):
                 raise ValueError("its tensors are not those of its layout")
-            row_bytes = {name: entry["data_offsets"] for name, entry in _described(layout, 1).items()}
-            return Header(layout, members, {name: end - start for name, (start, end) in row_bytes.items()})
+            return Header(layout, members)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"damaged, or not a safetensors file ({error!s:.200}); restore or rewrite it") from error
     if kind == FORMAT:

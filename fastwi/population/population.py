@@ -6,7 +6,7 @@ L new members, made of T rows in all.
 
 import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fastwi.errors import UserError
 from fastwi.files import atomic_open
 from fastwi.kernels.combine import Terms, combine_rows_, copy_rows_
 from fastwi.population import checkpoint
-from fastwi.population.interpolation import Interpolation
+from fastwi.population.interpolation import planned
 from fastwi.population.layout import MATRICES, Layout, Span
 
 Member = tuple["Population", int]  # a population and a row of it
@@ -295,15 +295,16 @@ class Population:
         alpha: float | Sequence[float] | Tensor = 0.5,
         other: "Population | None" = None,
         momentum: str = "reset",
-    ) -> Interpolation:
+    ) -> Callable[[], None]:
         """What does `lerp_rows_` with these arguments each time it is called: for pairs that come again.
 
-        Arguments are checked, and on a GPU carried there, once. It holds both populations. Raises as `lerp_rows_`.
+        Arguments are checked, and on a GPU carried there, once. It holds both populations. A call does not
+        wait for the GPU. Raises as `lerp_rows_`.
         """
         momentum_weights(momentum, ())  # which refuses another
         source = self if other is None else other
         _require_layout(self.layout, source.layout)
-        return Interpolation(self, source, pairs, alpha, momentum)
+        return planned(self, source, pairs, alpha, momentum)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all. Raises UserError where the disk is full or not writable."""

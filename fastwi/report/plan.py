@@ -165,7 +165,7 @@ def _measure(engine: Engine, network: nn.Module, train: Dataset, test: Dataset, 
     """
     population = Population.from_modules([network], engine.device, moving)
     # At least whole batches: a kept last one is of fewer images.
-    batch = max(engine.settings.optimizer.batch_size, len(train) // engine.iterations(train))
+    batch = max(engine.config.optimizer.batch_size, len(train) // engine.iterations(train))
     few_train = _spread(train, _STEPS * batch)
     few_test = _spread(test, _TEST_IMAGES)
     rates, seconds = [], []

@@ -1,4 +1,4 @@
-"""open_split and load_split: which kind of dataset, of which images and labels; and what is refused."""
+"""open_split: which kind of dataset, of which images and labels; and what is refused."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from fastwi.config.schema import DataConfig
 from fastwi.data.batches import Dataset, whole_images
 from fastwi.data.card import read_card, with_checksum
 from fastwi.data.decode import fit
-from fastwi.data.resident import ResidentDataset, even_subset, load_split, normalisation_table
+from fastwi.data.resident import ResidentDataset, even_subset, normalisation_table
 from fastwi.data.split import fits_memory, free_host_bytes, open_split
 from fastwi.data.streamed import StreamedDataset
 from fastwi.errors import UserError
@@ -103,7 +103,7 @@ def test_free_memory_of_this_machine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("streaming", ["resident", "streamed"])
 def test_a_subset_is_of_the_split(digits_directory: Path, streaming: str) -> None:
-    whole, card = load_split(digits_directory, "train", CPU)
+    whole, card = opened(digits_directory), read_card(digits_directory)
     part = opened(digits_directory, train_images=103, streaming=streaming)
     chosen_N = even_subset(whole.labels_N.numpy(), 103)
     assert len(chosen_N) == len(part) == 103

@@ -19,7 +19,6 @@ from fastwi.config.schema import DataConfig
 from fastwi.data.batches import whole_images
 from fastwi.data.card import read_card
 from fastwi.data.decode import decode_jpeg
-from fastwi.data.resident import load_split
 from fastwi.data.split import open_split
 
 needs_ffcv = [
@@ -65,7 +64,7 @@ def test_nothing_is_lost_and_training_sees_what_a_raw_set_holds(tmp_path: Path, 
             assert beton.modes_N[n] == RAW or beton.read(n) == data
         assert smart.sha256[split] == beton.sha256()
         streamed = open_split(tmp_path / "smart", split, smart, DataConfig(), CPU)
-        resident, _ = load_split(tmp_path / "raw", split, CPU)
+        resident = open_split(tmp_path / "raw", split, raw, DataConfig(), CPU)
         assert torch.equal(whole_images(streamed), resident.images_NHWC)
         assert torch.equal(streamed.labels_N, resident.labels_N)
 

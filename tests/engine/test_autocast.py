@@ -1,16 +1,16 @@
 """Networks that mix dtypes train in low precision almost as they do in float32; plain ones do not use autocast."""
 
+import dataclasses
 import functools
 
 import pytest
 import torch
 from networks_of_mixed_dtypes import MIXING, Convolutions, MadeInForward
 from torch import nn
-from trained_networks import AUGMENT, BATCH, CLASSES, OPTIMIZER, SIZE, draw_data
+from trained_networks import BATCH, CLASSES, CONFIG, SIZE, draw_data
 
 from fastwi.config.schema import EngineConfig, ScheduleConfig
 from fastwi.data.noise import Noise
-from fastwi.engine.base import Settings
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.fuse import fuse_batch_norm
 from fastwi.engine.mixed import needs_autocast
@@ -30,7 +30,8 @@ def build(network: type[nn.Module], seed: int) -> nn.Module:
 def trained(network: nn.Module, seed: int, precision: str, backend: str, engine: str = "loop"):
     """How far a few steps move the weights, their mean loss, and the loss on the same images afterwards."""
     config = EngineConfig(device="cpu", precision=precision, backend=backend, evaluation_batch=2 * BATCH)
-    made = ENGINES[engine](network, Settings(config, OPTIMIZER, ScheduleConfig(drop_epochs=()), AUGMENT))
+    schedule = ScheduleConfig(drop_epochs=())
+    made = ENGINES[engine](network, dataclasses.replace(CONFIG, engine=config, schedule=schedule))
     population, data = Population.from_modules([network]), draw_data(seed)
     before = population.weights_MP.clone()
     (loss,) = made.train_epoch(population, data, [Noise(seed)], 0)

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 import fastwi.engine.device
-from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.config.schema import Config, EngineConfig
 from fastwi.data.streamed import processors
-from fastwi.engine.base import Settings
 from fastwi.engine.device import compiled, cpu_threads, resolve, resolve_device
 from fastwi.engine.loop import LoopEngine
 from fastwi.errors import ConfigError
@@ -21,9 +20,7 @@ def train_with(threads: int) -> int:
     """The threads that an engine of `engine.threads: threads` leaves torch with."""
     torch.set_num_threads(3)
     config = EngineConfig(device="cpu", precision="fp32", backend="eager", threads=threads)
-    LoopEngine(
-        build_model("resnet20", 4, 0.25), Settings(config, OptimizerConfig(), ScheduleConfig(), AugmentConfig())
-    )
+    LoopEngine(build_model("resnet20", 4, 0.25), Config(engine=config))
     assert cpu_threads(config) == torch.get_num_threads()
     return torch.get_num_threads()
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.config.schema import AugmentConfig, Config, DataConfig, EngineConfig, OptimizerConfig
 from fastwi.data.noise import Noise
-from fastwi.data.resident import load_split
-from fastwi.engine.base import Settings
+from fastwi.data.split import open_splits
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.fuse import fuse_batch_norm, trace
 from fastwi.errors import ConfigError
@@ -52,13 +51,14 @@ def built(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(digits_directory):
-    return load_split(digits_directory, "train", torch.device("cpu"), 60)[0]
+    return open_splits(DataConfig(path=str(digits_directory), train_images=60), torch.device("cpu"))[0]
 
 
 def engine(model, name="loop", backend="auto"):
     config = EngineConfig(name=name, device="cpu", precision="fp32", backend=backend, evaluation_batch=25)
     optimizer = OptimizerConfig(batch_size=20, learning_rate=0.05)
-    return ENGINES[name](model, Settings(config, optimizer, ScheduleConfig(), AugmentConfig(padding=1, flip=0.5)))
+    augment = AugmentConfig(padding=1, flip=0.5)
+    return ENGINES[name](model, Config(engine=config, optimizer=optimizer, augment=augment))
 
 
 def stir() -> None:

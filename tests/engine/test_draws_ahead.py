@@ -66,7 +66,7 @@ def test_training_is_the_same_with_draws_made_ahead(seed, drawn, name, threads, 
         losses = []
         for epoch in (0, 1, 2):
             if ahead:
-                engine.with_settings(engine.settings).draw_ahead(noises, epoch + 1, data)
+                engine.with_config(engine.config).draw_ahead(noises, epoch + 1, data)
                 finish()
             losses += engine.train_epoch(population, data, noises, epoch)
         results.append((losses, *(matrix.tolist() for matrix in population.matrices)))

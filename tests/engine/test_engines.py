@@ -26,7 +26,7 @@ from trained_networks import (
     train_exactly,
 )
 
-from fastwi.config.schema import AugmentConfig, OptimizerConfig
+from fastwi.config.schema import AugmentConfig, DataConfig, OptimizerConfig
 from fastwi.data.noise import Noise
 from fastwi.engine.captured import SHARE_OF_MEMORY
 from fastwi.engine.program import Program
@@ -338,22 +338,22 @@ def test_steps_on_a_gpu_equal_those_of_loop(seed, engine, backend, network, prec
     [
         [{"optimizer": OptimizerConfig(BATCH, 0.01, 0.5, 0.0)}],
         [{"augment": AugmentConfig(padding=padding, flip=flip)} for padding, flip in ((1, 0.0), (2, 0.0), (2, 0.5))],
-        [{"keep_last_batch": True}],
+        [{"data": DataConfig(last_batch="keep")}],
     ],
     ids=lambda others: next(iter(others[0])),
 )
 @pytest.mark.parametrize("engine", ["graph", "stacked"])
-def test_settings_share_the_engine_and_not_its_steps(seed, engine, others):
+def test_configurations_share_the_engine_and_not_its_steps(seed, engine, others):
     """Nor its images, which may be of another dataset."""
     data, population, noises = draw_data(seed), starts("residual", seed, 2), [Noise(1), Noise(2)]
     made = make(engine, "residual")
     made.train_epoch(population.clone_rows([0, 1]), data, noises, 0)
     for other in others:
-        settings = dataclasses.replace(made.settings, **other)
+        config = dataclasses.replace(made.config, **other)
         for images in (data, draw_data(seed + 1)):
             changed, expected = population.clone_rows([0, 1]), population.clone_rows([0, 1])
-            made.with_settings(settings).train_epoch(changed, images, noises, 0)
-            make(engine, "residual").with_settings(settings).train_epoch(expected, images, noises, 0)
+            made.with_config(config).train_epoch(changed, images, noises, 0)
+            make(engine, "residual").with_config(config).train_epoch(expected, images, noises, 0)
             assert torch.equal(changed.weights_MP, expected.weights_MP)
 
 

@@ -73,10 +73,10 @@ def test_evaluation_batches_are_larger_for_few_small_networks_on_a_gpu(monkeypat
     made, none = make("loop", "residual"), torch.zeros(0)
     data = ResidentDataset(torch.zeros(1, side, side, 3, dtype=torch.uint8), none, none, 10)
     assert made.evaluation_batch(data, members) == 8  # as it was given
-    made = made.with_settings(replace(made.settings, engine=EngineConfig()))
+    made = made.with_config(replace(made.config, engine=EngineConfig()))
     monkeypatch.setattr(made, "device", torch.device(device))
     assert made.evaluation_batch(data, members) == images
-    made = made.with_settings(replace(made.settings, engine=EngineConfig(deterministic=True)))
+    made = made.with_config(replace(made.config, engine=EngineConfig(deterministic=True)))
     assert made.evaluation_batch(data, members) == 500  # a member's scores are the same among however many
 
 

@@ -1,5 +1,6 @@
 """The `halo` engine against `stacked`: what its layers hand over, on the references and on the emulated kernels."""
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -7,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from trained_networks import BATCH, CLASSES, OPTIMIZER, SCHEDULE, draw_data, draw_momentum, on_gpu
+from trained_networks import BATCH, CLASSES, CONFIG, draw_data, draw_momentum, on_gpu
 
-from fastwi.config.schema import AugmentConfig, EngineConfig
+from fastwi.config.schema import AugmentConfig, DataConfig, EngineConfig
 from fastwi.data.noise import Noise
 from fastwi.engine import halo
-from fastwi.engine.base import Settings
 from fastwi.engine.halo import HaloEngine, HaloNetwork
 from fastwi.engine.stack import StackedNetwork
 from fastwi.engine.stacked import StackedEngine
@@ -198,7 +198,8 @@ def test_a_second_backward_pass_takes_nothing_of_the_first(seed):
 
 def engine(kind: type[StackedEngine], **more: Any) -> StackedEngine:
     config = EngineConfig(**{"device": "cpu", "precision": "bf16", "backend": "eager", "evaluation_batch": 4} | more)
-    return kind(Narrow(), Settings(config, OPTIMIZER, SCHEDULE, AugmentConfig(padding=1), keep_last_batch=True))
+    data, augment = DataConfig(last_batch="keep"), AugmentConfig(padding=1)
+    return kind(Narrow(), dataclasses.replace(CONFIG, engine=config, data=data, augment=augment))
 
 
 def test_training_equals_stacked_and_no_member_sees_another(seed):

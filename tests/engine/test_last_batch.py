@@ -26,6 +26,7 @@ from trained_networks import (
     starts,
 )
 
+from fastwi.config.schema import DataConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
 from fastwi.engine.base import Engine
@@ -42,7 +43,7 @@ KINDS = [(engine, "eager") for engine in ENGINES] + [("loop", "fused")] * (libra
 
 def keeping(engine: str, network: str = "residual", **more: Any) -> Engine:
     made = make(engine, network, **more)
-    return made.with_settings(replace(made.settings, keep_last_batch=True))
+    return made.with_config(replace(made.config, data=DataConfig(last_batch="keep")))
 
 
 def all_batches(data: ResidentDataset, noise: Noise, epoch: int, images: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -146,7 +147,7 @@ def test_it_is_kept_in_parts_and_beside_an_epoch_that_drops_it(seed, engine):
     expected = keeping(engine).train_epoch(whole, data, noises, 0)
     dropped, trained = start.clone_rows([0, 1]), start.clone_rows([0, 1])
     made.train_epoch(dropped, data, noises, 0)
-    made = made.with_settings(replace(made.settings, keep_last_batch=True))
+    made = made.with_config(replace(made.config, data=DataConfig(last_batch="keep")))
     first = made.train_epoch(trained, data, noises, 0, steps=range(STEPS - 1))
     rest = made.train_epoch(trained, data, noises, 0, steps=range(STEPS - 1, STEPS + 1))
     images = (STEPS - 1) * BATCH

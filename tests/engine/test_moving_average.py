@@ -7,9 +7,9 @@ import pytest
 import torch
 from mappings import config_from_mapping
 
+from fastwi.config.schema import DataConfig
 from fastwi.data.noise import Noise
-from fastwi.data.resident import load_split
-from fastwi.engine.base import Settings
+from fastwi.data.split import open_splits
 from fastwi.engine.choose import build_network
 from fastwi.engine.graph import GraphEngine
 from fastwi.engine.loop import LoopEngine
@@ -28,13 +28,13 @@ def test_it_follows_the_weights_and_changes_no_training(kind, precision: str, di
         "engine": {"name": "loop", "device": "cpu", "precision": precision, "backend": "eager", "threads": 1},
     })  # fmt: skip
     plain = replace(config, optimizer=replace(config.optimizer, ema_decay=0.0))
-    train = load_split(digits_directory, "train", torch.device("cpu"), 40)[0]
+    train = open_splits(DataConfig(path=str(digits_directory), train_images=40), torch.device("cpu"))[0]
     networks = [build_network(replace(config, seeds=replace(config.seeds, init=seed)), 10) for seed in (0, 1)]
     noises = [Noise(3), Noise(4)]
     alone, with_average = Population.from_modules(networks), Population.from_modules(networks, moving=True)
     assert torch.equal(with_average.moving_MP, with_average.weights_MP)
-    engine = kind(networks[0], Settings.of(config))
-    reference = kind(networks[0], Settings.of(plain))
+    engine = kind(networks[0], config)
+    reference = kind(networks[0], plain)
     expected = alone.weights_MP.double()
     for epoch in range(2):
         losses = engine.train_epoch(with_average, train, noises, epoch)

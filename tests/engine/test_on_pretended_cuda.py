@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pretended_cuda import Graph, Refused
-from trained_networks import AUGMENT, BATCH, NETWORKS, SCHEDULE, SIZE, build
+from trained_networks import AUGMENT, BATCH, CONFIG, NETWORKS, SIZE, build
 
 from fastwi.analysis import (
     Evaluator,
@@ -27,7 +27,7 @@ from fastwi.analysis import (
 from fastwi.config.schema import EngineConfig, OptimizerConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
-from fastwi.engine.base import Engine, Epoch, Settings
+from fastwi.engine.base import Engine, Epoch
 from fastwi.engine.captured import SHARE_OF_MEMORY
 from fastwi.engine.choose import ENGINES
 from fastwi.models.registry import build_model
@@ -57,7 +57,7 @@ def model_of(network: str) -> torch.nn.Module:
 
 def make(engine: str, network: str, precision: str, optimizer: OptimizerConfig, **more: Any) -> Engine:
     config = EngineConfig(device="cuda", precision=precision, backend="eager", evaluation_batch=8, **more)
-    return ENGINES[engine](model_of(network), Settings(config, optimizer, SCHEDULE, AUGMENT))
+    return ENGINES[engine](model_of(network), dataclasses.replace(CONFIG, engine=config, optimizer=optimizer))
 
 
 def dataset(images: int = IMAGES) -> ResidentDataset:

@@ -1,18 +1,18 @@
 """What auto is, fp16 with its loss scale, and deterministic kernels."""
 
+import dataclasses
 import os
 
 import pytest
 import torch
 from pretended_cuda import pretended_cuda
 from torch import Tensor, nn
-from trained_networks import AUGMENT, CHOICES, OPTIMIZER, SCHEDULE, build, draw_data, make
+from trained_networks import CHOICES, CONFIG, build, draw_data, make
 
 import fastwi.doctor
 from fastwi.config.schema import EngineConfig
 from fastwi.data.noise import Noise
 from fastwi.engine import mixed
-from fastwi.engine.base import Settings
 from fastwi.engine.device import resolve, resolve_dtype
 from fastwi.engine.mixed import GROWTH_INTERVAL, START, LossScale
 from fastwi.engine.precision import auto_precision
@@ -86,7 +86,7 @@ def test_kernels_on_a_gpu(monkeypatch, deterministic):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     config = EngineConfig(device="cuda", precision="fp32", backend="eager", deterministic=deterministic)
     with pretended_cuda():
-        made = CHOICES["stacked"](build("residual", 0), Settings(config, OPTIMIZER, SCHEDULE, AUGMENT))
+        made = CHOICES["stacked"](build("residual", 0), dataclasses.replace(CONFIG, engine=config))
     assert made._exact == torch.are_deterministic_algorithms_enabled() == deterministic
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32) == (not deterministic, False)

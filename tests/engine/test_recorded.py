@@ -1,18 +1,19 @@
 """A replayed pass is the pass itself, to the bit; what a replay would freeze is run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from small_networks import same_rows
 from torch import Tensor, fx, nn
 from torch.nn import functional
-from trained_networks import AUGMENT, OPTIMIZER, SCHEDULE, Residual, draw_data, draw_momentum
+from trained_networks import CONFIG, OPTIMIZER, Residual, draw_data, draw_momentum
 
 from fastwi.config.schema import EngineConfig, OptimizerConfig
 from fastwi.data.noise import Noise
 from fastwi.engine import recorded
-from fastwi.engine.base import Engine, Settings
+from fastwi.engine.base import Engine
 from fastwi.engine.choose import ENGINES
 from fastwi.engine.recorded import Recorded
 from fastwi.kernels.cpu import library
@@ -54,8 +55,7 @@ def soon(monkeypatch):
 
 
 def make(network: nn.Module, engine: str = "loop", replays: bool = True, **config) -> Engine:
-    settings = Settings(EngineConfig(device="cpu", **config), OPTIMIZER, SCHEDULE, AUGMENT)
-    made = ENGINES[engine](network, settings)
+    made = ENGINES[engine](network, replace(CONFIG, engine=EngineConfig(device="cpu", **config)))
     if not replays:
         made._recorded = None
     return made
@@ -107,8 +107,8 @@ def test_other_threads_and_batches_are_recorded_by_themselves(seed):
     for threads, count in (1, 0), (2, 0), (1, 3), (1, 0):
         torch.set_num_threads(threads)
         for engine, population in (plain, one), (replayed, other):
-            changed = Settings(engine.settings.engine, smaller if count else OPTIMIZER, SCHEDULE, AUGMENT)
-            train(engine.with_settings(changed), population, seed, epochs=1)
+            changed = replace(engine.config, optimizer=smaller if count else OPTIMIZER)
+            train(engine.with_config(changed), population, seed, epochs=1)
         assert same_rows(one, [0, 1], other, [0, 1])
     assert replays(replayed) == [True] * 3
 

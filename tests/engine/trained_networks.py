@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fastwi.config.schema import AugmentConfig, EngineConfig, OptimizerConfig, ScheduleConfig
+from fastwi.config.schema import AugmentConfig, Config, EngineConfig, OptimizerConfig, ScheduleConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, normalisation_table
-from fastwi.engine.base import Engine, Settings
+from fastwi.engine.base import Engine
 from fastwi.engine.choose import ENGINES as ALL_ENGINES
 from fastwi.engine.schedule import learning_rate
 from fastwi.engine.stacked import StackedEngine
@@ -29,6 +29,7 @@ IMAGES = BATCH * STEPS + 2  # two are left out of every epoch
 OPTIMIZER = OptimizerConfig(batch_size=BATCH, learning_rate=0.05, momentum=0.9, weight_decay=1e-3)
 SCHEDULE = ScheduleConfig(drop_epochs=(1,), drop_factor=0.2, warmup_iterations=3)
 AUGMENT = AugmentConfig(padding=PADDING, flip=0.5)
+CONFIG = Config(optimizer=OPTIMIZER, schedule=SCHEDULE, augment=AUGMENT)
 CLEARANCE = 2e-5  # of the reference's ReLU inputs from 0: some 100 roundings of float32
 
 
@@ -219,7 +220,7 @@ def make(
     """An engine for networks like `network`, or for those of that name."""
     model = build(network, 0) if isinstance(network, str) else network
     config = EngineConfig(device=device, precision=precision, backend=backend, evaluation_batch=8)
-    return ENGINES[engine](model, Settings(config, optimizer, SCHEDULE, AUGMENT))
+    return ENGINES[engine](model, dataclasses.replace(CONFIG, engine=config, optimizer=optimizer))
 
 
 def starts(network: str, seed: int, members: int) -> Population:

@@ -10,10 +10,9 @@ from listeners import Silent
 from mappings import config_from_mapping
 
 from fastwi.config.averaging import outer_coefficients
-from fastwi.config.schema import ExperimentConfig
+from fastwi.config.schema import DataConfig, ExperimentConfig
 from fastwi.data.noise import Noise
-from fastwi.data.resident import load_split
-from fastwi.engine.base import Settings
+from fastwi.data.split import open_splits
 from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.experiment.planner import PlannedSweep, plan_run
@@ -78,8 +77,8 @@ class Plain:
 
     def __init__(self, config, directory: Path) -> None:
         self.config, self.experiment = config, config.experiment
-        self.train = load_split(directory, "train", torch.device("cpu"), 60)[0]
-        self.engine = LoopEngine(build_network(config, 10), Settings.of(config))
+        self.train = open_splits(DataConfig(path=str(directory), train_images=60), torch.device("cpu"))[0]
+        self.engine = LoopEngine(build_network(config, 10), config)
 
     def epochs(self, start: Population, seed: int, first: int, last: int) -> Population:
         network = start.clone_rows([0])

@@ -9,9 +9,8 @@ import torch
 from listeners import Silent, Stopped
 from mappings import config_from_mapping
 
-from fastwi.config.schema import Config
-from fastwi.data.resident import load_split
-from fastwi.engine.base import Settings
+from fastwi.config.schema import Config, DataConfig
+from fastwi.data.split import open_splits
 from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.experiment.planner import PlannedSweep, plan_run
@@ -38,7 +37,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def splits(digits_directory):
-    return [load_split(digits_directory, split, CPU, n)[0] for split, n in (("train", 100), ("test", 50))]
+    return open_splits(DataConfig(path=str(digits_directory), train_images=100, test_images=50), CPU)[:2]
 
 
 def config_of(data: Path, **experiment) -> Config:
@@ -199,8 +198,8 @@ class Changed:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def with_settings(self, *settings):
-        return Changed(self._engine.with_settings(*settings), self._train, self._test)
+    def with_config(self, config):
+        return Changed(self._engine.with_config(config), self._train, self._test)
 
     def train_epoch(self, population, train, noises, epoch, report, steps):
         losses = self._engine.train_epoch(population, train, noises, epoch, report, steps)
@@ -285,7 +284,7 @@ def test_a_network_that_is_not_finite_has_no_test_loss(digits_directory, splits,
     config = config_of(digits_directory)
     population = Population.from_modules([build_network(config, 10)] * 3)
     getattr(population, where)[1, -1] = math.inf
-    engine = blind(0, 1, 1.0)(LoopEngine(build_network(config, 10), Settings.of(config)))
+    engine = blind(0, 1, 1.0)(LoopEngine(build_network(config, 10), config))
     scores = score(engine, population, splits[1], Silent())
     assert [math.isnan(loss) for loss, _ in scores] == [False, True, False]
     assert population.finite_M() == [True, False, True]

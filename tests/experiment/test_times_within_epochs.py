@@ -10,8 +10,7 @@ from test_run import CPU, config_of, run, tensors
 
 from fastwi.config.time import Time, iterations_of, read_time
 from fastwi.data.noise import Noise
-from fastwi.data.resident import load_split
-from fastwi.engine.base import Settings
+from fastwi.data.split import open_splits
 from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.errors import UserError
@@ -105,8 +104,8 @@ def within(digits_directory, tmp_path_factory):
 
 def test_networks_within_epochs_are_trained_as_in_plain_loops(within, digits_directory):
     config, directory, rows = within
-    train, _ = load_split(digits_directory, "train", CPU, config.data.train_images)
-    engine = LoopEngine(build_network(config, 10), Settings.of(config))
+    train, *_ = open_splits(config.data, CPU)
+    engine = LoopEngine(build_network(config, 10), config)
     steps = engine.iterations(train)
     assert steps == 4
 

@@ -23,10 +23,10 @@ from torch.nn import functional
 
 from data_prep import prepare
 from fastwi.config.read import read_config
-from fastwi.config.schema import Config
+from fastwi.config.schema import Config, DataConfig
 from fastwi.data.noise import Noise, Stream, raw_words
-from fastwi.data.resident import ResidentDataset, load_split
-from fastwi.engine.base import Settings
+from fastwi.data.resident import ResidentDataset
+from fastwi.data.split import open_splits
 from fastwi.engine.choose import build_network
 from fastwi.engine.loop import LoopEngine
 from fastwi.engine.schedule import learning_rate
@@ -56,10 +56,14 @@ def has_batch_norm(name: str) -> bool:
     return not name.endswith("_gn") and name != "convnet"
 
 
+def images_of(data: Path) -> ResidentDataset:
+    """The training images of the digits at `data` that all traces see."""
+    return open_splits(DataConfig(path=str(data), train_images=STEPS * BATCH), torch.device("cpu"))[0]
+
+
 def traces(data: Path) -> dict[str, dict[str, list[float]]]:
     """Losses (nats) of every step by network and backend; `data` holds the digits."""
-    digits = load_split(data, "train", torch.device("cpu"), STEPS * BATCH)[0]
-    found = {}
+    digits, found = images_of(data), {}
     for name in NETWORKS:
         backends = ["eager"] + (["fused"] if has_batch_norm(name) and library() is not None else [])
         found[name] = {backend: trace(name, backend, digits) for backend in backends}
@@ -85,7 +89,7 @@ def trace(name: str, backend: str, digits: ResidentDataset) -> list[float]:
     """The engine's losses, each the mean over the step's batch before the step (nats)."""
     config = configuration(name, backend)
     network = build_network(config, digits.classes)
-    engine = LoopEngine(network, Settings.of(config))
+    engine = LoopEngine(network, config)
     population = Population.from_modules([network])
     losses = []
     for step in range(STEPS):

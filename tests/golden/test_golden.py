@@ -21,10 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from golden import record
-
-from fastwi.data.resident import load_split
 
 FLOAT64, FIRST, EARLY, FACTOR, MEAN = 1e-8, 1e-4, (3e-2, 1e-1), 3.0, 2e-1
 _CHOOSES_KERNELS = ("OMP_", "MKL_", "KMP_", "ONEDNN_", "DNNL_", "ATEN_", "TORCH_", "GOMP_")
@@ -78,7 +75,7 @@ def close_in_float32(losses: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(("setting", "value"), [("RATE", 1.001e-3), ("DROP", 6), ("PADDING", 1)])
 def test_small_changes_are_noticed(recorded, digits_directory, monkeypatch, setting, value):
     """On any machine: what the float64 traces are for."""
-    digits = load_split(digits_directory, "train", torch.device("cpu"), record.STEPS * record.BATCH)[0]
+    digits = record.images_of(digits_directory)
     expected = np.array(recorded["losses"]["convnet"]["float64"])
     monkeypatch.setattr(record, setting, value)
     changed = np.array(record.float64_trace("convnet", digits))

@@ -56,7 +56,6 @@ class Case:
     residual: Tensor | None = None
     u: Tensor | None = None
     u_stats: Tensor | None = None
-    training: bool = True
 
     def run(self, way, members: slice = slice(None), device: str = "cpu") -> tuple[Tensor, Tensor | None, Tensor]:
         """The results of one of the two ways, for some members. The weights lie in rows with other values."""
@@ -74,13 +73,13 @@ class Case:
         return way(
             own(self.g), norm(self.y, self.y_stats), own(self.made, torch.float32), own(self.x),
             own(self.x_stats, torch.float32), self.relu, weight, own(self.residual),
-            norm(self.u, self.u_stats), self.training,
+            norm(self.u, self.u_stats),
         )  # fmt: skip
 
     def exact(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """The same in float64; dy and a are rounded to bf16, as their products need them."""
         dy, a = self.g, self.x
-        if self.y is not None and self.training:
+        if self.y is not None:
             y = self.y.requires_grad_()
             images = [v.permute(0, 3, 1, 2) for v in y]
             scale = self.y_stats[:, 2] / self.y_stats[:, 1]
@@ -89,8 +88,6 @@ class Case:
                 for v, w in zip(images, scale, strict=True)
             ]
             (dy,) = torch.autograd.grad(torch.stack(z).permute(0, 1, 3, 4, 2), y, dy)
-        elif self.y is not None:
-            dy = dy * self.y_stats[:, 2, None, None, None]
         if self.x_stats is not None:
             a = a * self.x_stats[:, 2, None, None, None] + self.x_stats[:, 3, None, None, None]
             a = a.relu() if self.relu else a
@@ -111,7 +108,7 @@ class Case:
 
 
 def case(seed: int, kind: str, M: int, N: int, H: int, W: int, C: int) -> Case:
-    """A convolution inside a block, at the boundary of two blocks, on its own, and between norms in evaluation."""
+    """A convolution inside a block, at the boundary of two blocks, on its own, and without a norm behind it."""
     draw = torch.Generator().manual_seed(seed)
 
     def values(*shape: int) -> Tensor:
@@ -139,8 +136,8 @@ def case(seed: int, kind: str, M: int, N: int, H: int, W: int, C: int) -> Case:
     if kind == "boundary":
         more = {"residual": activation(), "u": u, "u_stats": u_stats}
         return replace(made, **behind, x=x.relu(), relu=True, **more)
-    if kind == "evaluation":
-        return replace(made, **behind, x_stats=x_stats, residual=activation(), u=u, u_stats=u_stats, training=False)
+    if kind == "before":
+        return replace(made, x_stats=x_stats, relu=True, residual=activation(), u=u, u_stats=u_stats)
     return made
 
 
@@ -162,7 +159,7 @@ def assert_near(found: tuple[Tensor | None, ...], exact: tuple[Tensor | None, ..
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ["inside", "boundary", "plain", "evaluation"])
+@pytest.mark.parametrize("kind", ["inside", "boundary", "plain", "before"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_gradients(seed, size, kind, way):
     C, H, W, N = size
@@ -172,7 +169,7 @@ def test_gradients(seed, size, kind, way):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("kind", ["inside", "boundary", "plain", "evaluation"])
+@pytest.mark.parametrize("kind", ["inside", "boundary", "plain", "before"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_on_a_gpu(seed, size, kind):
     C, H, W, N = size
@@ -211,7 +208,7 @@ def test_weights_may_be_at_any_address(seed):
 
 @needs_compiler
 def test_values_that_are_not_finite_stay(seed):
-    own = replace(case(seed, "evaluation", 1, 3, 24, 8, 16), relu=True)
+    own = case(seed, "before", 1, 3, 24, 8, 16)
     own.g[0, 0, 5, 3, 2], own.g[0, 1, 12, 4, 7] = torch.nan, torch.inf
     own.x[0, 2, 9, 4, 11] = torch.nan
     for found, exact in zip(own.run(by_kernel), own.exact(), strict=True):

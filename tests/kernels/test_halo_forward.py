@@ -78,7 +78,6 @@ def test_forward(seed, case):
     x, weight, stats, geometry = drawn(seed, *sizes)
     assert not weight[0].data_ptr() % 8
     given, relu = (None, False) if prologue is None else (stats, prologue)
-    assert conv.qualifies(x, geometry)
     y, moments = by_kernel(x, weight, geometry, given, relu, statistics)
     a = operand(x, given, relu)
     assert torch.equal(y, in_the_kernels_order(a, weight))
@@ -170,24 +169,6 @@ def test_nan_passes_the_relu_and_reaches_its_neighbours_alone(seed, prologue):
     assert torch.equal(y.isnan(), expected[..., None].expand_as(y))
     assert moments is not None
     assert torch.equal(moments[:, :, 1].isnan().any(-1), torch.tensor([[False, False], [False, True]]))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"dtype": torch.float32}, {"stride": 2}, {"padding": 0}, {"kernel": 1}, {"CI": 8}, {"CO": 32}, {"W": 65}],
-    ids=str,
-)
-def test_what_does_not_qualify_is_the_stacked_kernels(seed, change, monkeypatch):
-    size = {"dtype": torch.bfloat16, "stride": 1, "padding": 1, "kernel": 3, "CI": 16, "CO": 16, "W": 8} | change
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, 1, 8, size["W"], size["CI"], generator=draw).to(size["dtype"])
-    weight = torch.randn(1, size["CO"], size["kernel"], size["kernel"], size["CI"], generator=draw).to(size["dtype"])
-    geometry = Geometry(x.shape, weight.shape, size["stride"], size["padding"])
-    assert not conv.qualifies(x, geometry)
-    monkeypatch.setattr(conv, "runs_here", lambda device: True)
-    monkeypatch.setattr(conv, "launch", None)
-    y, _ = conv.forward(x, weight, geometry, None, False, False)
-    assert torch.equal(y, stacked_conv.forward(x, weight, geometry, None, False, False)[0])
 
 
 def test_what_does_not_fit_into_shared_memory_is_the_stacked_kernels(seed, monkeypatch):

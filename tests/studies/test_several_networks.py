@@ -72,7 +72,7 @@ def test_an_evaluator_is_of_one_kind_of_cell(several):
     bench = Bench(several, AnalysisOptions())
     made = [bench.evaluator(each) for each in configs]
     assert len({*map(id, made)}) == 5
-    assert [each.settings.keep_last_batch for each in made] == [False, True, False, False, False]
+    assert [each.config.data.last_batch for each in made] == ["drop", "keep", "drop", "drop", "drop"]
     assert bench.evaluator(config) is made[0]
 
 

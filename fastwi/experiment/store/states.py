@@ -103,7 +103,7 @@ def _read(places: StorePlaces, state: StoredState, row: "Population") -> None:
     """Read a state into `row`. The file is read once, and hashed on the way."""
     import torch
 
-    from fastwi.population.checkpoint import fill, read_header, require_layout
+    from fastwi.population.checkpoint import TENSORS, fill, read_header, require_layout
 
     path = places.state(state.key)
     try:
@@ -111,7 +111,7 @@ def _read(places: StorePlaces, state: StoredState, row: "Population") -> None:
             stream = _Hashed(file)
             header = read_header(stream, state.bytes, path)
             fits = header.members == 1 and header.layout.fingerprint == row.layout.fingerprint
-            for name in header.row_bytes if fits else ():
+            for name in TENSORS if fits else ():
                 fill(stream, torch.empty(1, dtype=torch.int64) if name == "checksum_M" else getattr(row, name), path)
             if stream.sha256() != state.sha256 or header.members != 1:
                 raise CheckpointError(f"holds {header.members} members")

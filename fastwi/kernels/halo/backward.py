@@ -4,8 +4,8 @@
     dw = sums of a dy,  a = x or act(x scale + shift)
     dx = weights' sums of dy, + residual, 0 where a is not > 0 (with `relu`), and its sums with xhat of u
 
-See backward.cu for the equations. Elsewhere than on a GPU, and for shapes that the kernel does not take, by the
-functions of `stacked_conv` and `stacked_norm`, which round dx to bf16 before the residual is added.
+See backward.cu for the equations. Elsewhere than on a GPU by the functions of `stacked_conv` and `stacked_norm`,
+which round dx to bf16 before the residual is added.
 
 Memory traffic in bytes a value of y in bf16: 8 (g, y, x read; dx written), 4 more with a residual and a u that is
 not x, and 1 to 2 for partial sums of dw. Results are the same on every machine. For another M the sums of dw may be
@@ -39,7 +39,7 @@ class NormOf:
 
 
 def takes(x_MNHWC: Tensor, weight_MOHWI: Tensor, stride: int, padding: int) -> bool:
-    """Whether the kernel computes this convolution's gradients; `conv` takes all such convolutions too."""
+    """Whether the halo kernels compute this convolution and its gradients."""
     *_, H, W, C = x_MNHWC.shape
     square = tuple(weight_MOHWI.shape[1:]) == (C, 3, 3, C) and (stride, padding) == (1, 1)
     images = C in _WARPS and H % 8 == 0 and W in (8, 16, 32)
@@ -56,15 +56,14 @@ def gradients(
     weight_MOHWI: Tensor,
     residual: Tensor | None = None,
     u: NormOf | None = None,
-    training: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """dx like x, its partial sums [M, T, 2, C] with xhat of `u` (None without), and those of dw [M, T, O, 3, 3, I].
 
-    g is the gradient of the output of the batch norm `y` whose sums are made_M2C; without `y` the convolution's own.
-    stats_M4C puts a batch norm between x and the convolution, `relu` a ReLU behind it, or before x without one.
-    Activations are contiguous.
+    g is the gradient of the output of the batch norm `y` (in training mode) whose sums are made_M2C; without `y` the
+    convolution's own. stats_M4C puts a batch norm between x and the convolution, `relu` a ReLU behind it, or before x
+    without one. Activations are contiguous. Of convolutions that `takes`.
     """
-    if runs_here(x.device) and takes(x, weight_MOHWI, 1, 1):
+    if runs_here(x.device):
         M, N, H, W, C = x.shape
         norms = [each for norm in (y, u) if norm is not None for each in (norm.x, norm.stats)]
         optional = (made_M2C, stats_M4C, residual)
@@ -78,7 +77,7 @@ def gradients(
         partial = x.new_empty((M, chunks, C, 3, 3, C), dtype=torch.float32)
         launch(
             kernel_for(H, W, C, tiles), (chunks, C // _SLICE[C], M), g,
-            *((None, None) if y is None else (y.x, y.stats)), made_M2C, N * H * W * training, x, stats_M4C, relu,
+            *((None, None) if y is None else (y.x, y.stats)), made_M2C, N * H * W, x, stats_M4C, relu,
             weight, weight.stride(0), residual, *((None, None) if u is None else (u.x, u.stats)), dx, sums, partial,
             N * H,
         )  # fmt: skip
@@ -86,7 +85,7 @@ def gradients(
     dy, geometry = g, Geometry(x.shape, weight_MOHWI.shape, 1, 1)
     if y is not None:
         assert made_M2C is not None
-        dy = stacked_norm.input_gradient(g, y.x, y.stats, made_M2C, False, training)
+        dy = stacked_norm.input_gradient(g, y.x, y.stats, made_M2C, False, True)
     dw = stacked_conv.weight_gradient(x, dy, geometry, stats_M4C, relu)
     dx, _ = stacked_conv.input_gradient(dy, weight_MOHWI, geometry, None, None, False)
     a = x if stats_M4C is None else stacked_norm.apply(x, None, stats_M4C, relu)

@@ -1,4 +1,4 @@
-"""Convolutions by halo tiles, with the interface of `fastwi.kernels.stacked_conv`; what does not qualify goes there.
+"""Convolutions by halo tiles, with the interface of `fastwi.kernels.stacked_conv`; on a CPU they go there.
 
     y[m, n, h, w, o] = sum over kh, kw, i of a[m, n, h + kh - 1, w + kw - 1, i] w[m, o, kh, kw, i]
 
@@ -18,17 +18,9 @@ from fastwi.kernels import stacked_conv, stacked_norm
 from fastwi.kernels.halo.build import MULTIPROCESSORS, Kernel, aligned_weights, fits, launch, runs_here
 from fastwi.kernels.stacked_geometry import Geometry, power_of_two
 
-CHANNELS = (16, 32, 64)
-WIDEST = 64  # images; wider tiles would not fit into shared memory
+_WIDEST = 64  # images; wider tiles would not fit into shared memory
 _CTAS = {16: 4, 32: 3, 64: 2}  # of a multiprocessor: what registers and shared memory leave room for
 _WAVES = 2
-
-
-def qualifies(x: Tensor, geometry: Geometry) -> bool:
-    """Whether the halo kernels take this convolution."""
-    g = geometry
-    sizes = (g.KH, g.KW, g.stride, g.padding, g.CI) == (3, 3, 1, 1, g.CO) and g.CI in CHANNELS and g.W <= WIDEST
-    return sizes and x.dtype == torch.bfloat16
 
 
 def forward(
@@ -41,9 +33,12 @@ def forward(
     residual_MNHWI: Tensor | None = None,
     z_MNHWI: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """See `stacked_conv.forward`. A residual is added before the ReLU, and what is convolved is written to z."""
+    """See `stacked_conv.forward`. A residual is added before the ReLU, and what is convolved is written to z.
+
+    Of convolutions that `fastwi.kernels.halo.backward.takes`.
+    """
     g, kernel = geometry, None
-    if runs_here(x_MNHWI.device) and qualifies(x_MNHWI, g):
+    if runs_here(x_MNHWI.device):
         optional = (stats_M4I, residual_MNHWI, z_MNHWI)
         prologue, residual, stored = (each is not None for each in optional)
         kernel = forward_kernel(g, prologue, relu, statistics, residual, stored)
@@ -69,7 +64,7 @@ def forward_kernel(
 ) -> Kernel:
     """The forward kernel for such images. A tile has all their columns, so that only rows overlap."""
     g, channels = geometry, geometry.CI
-    columns = power_of_two(g.W, 8, WIDEST)
+    columns = power_of_two(g.W, 8, _WIDEST)
     images = max(1, 16 // columns)
     groups = max(1, channels // 32)
     rows = 4

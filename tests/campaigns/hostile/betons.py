@@ -22,7 +22,6 @@ from fastwi.config.schema import DataConfig
 from fastwi.data.batches import whole_images
 from fastwi.data.card import read_card, with_checksum
 from fastwi.data.decode import decode_jpeg
-from fastwi.data.resident import load_split
 from fastwi.data.split import open_split
 from hostile.mutate import damaged, damaged_text, damaged_value
 from hostile.target import Finding, accepted, odd_file, refused
@@ -32,7 +31,7 @@ _VARIANTS = ((12, 16, 16, 4096), (1, 16, 16, 1024), (3, 8, 5, 128), (40, 4, 4, 6
 
 
 class Betons:
-    """`StoredBeton` and `load_split` on files of real digits, and what streams them."""
+    """`StoredBeton` and `open_split` on files of real digits, and what streams them."""
 
     @staticmethod
     def make_corpus(directory: Path) -> None:
@@ -83,7 +82,8 @@ class Betons:
         images = draw.choice((0, 0, 7, 40, 41))
         if draw.random() < 0.5:
             return _streamed_set(work, images)
-        if refused(lambda: load_split(work, "train", torch.device("cpu"), images)):
+        kept = DataConfig(str(work), train_images=images, streaming="resident")
+        if refused(lambda: open_split(work, "train", read_card(work), kept, torch.device("cpu"))):
             return False
         card, beton = read_card(work), _read(work / "train.beton")
         if card.sha256["train"] != content_sha256(beton.images_NHWC, beton.labels_N):
