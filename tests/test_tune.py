@@ -121,14 +121,18 @@ def test_entries_are_kept_apart():
     assert engine_name(CONFIG) == "loop"  # an engine that this fastwi lacks is not taken
 
 
-def test_what_speeds_depend_on_is_in_the_key():
+def test_what_speeds_depend_on_is_in_the_key(monkeypatch):
     others = [("model", "name", "resnet20"), ("model", "width", 0.125), ("optimizer", "batch_size", 5),
               ("engine", "threads", 2)]  # fmt: skip
     configs = [replace(CONFIG, **{part: replace(getattr(CONFIG, part), **{name: v})}) for part, name, v in others]
     keys = {
         entry_key(config, CPU, dtype) for config in [CONFIG, *configs] for dtype in (torch.float32, torch.bfloat16)
     }
-    assert len(keys) == 10
+    for version in ("torch.__version__", "fastwi.engine.choose.__version__"):
+        with monkeypatch.context() as patch:
+            patch.setattr(version, "0.1")
+            keys.add(entry_key(CONFIG, CPU, torch.float32))
+    assert len(keys) == 12
 
 
 TOO_LARGE, TOO_DEEP = f'{{"k": {{"loop": {{"1": 1{400 * "0"}}}}}}}', 20_000 * "[" + 20_000 * "]"
@@ -200,6 +204,9 @@ def test_an_untuned_gpu_gets_graph_or_for_several_networks_stacked(gpu, members,
     assert engine_name(CONFIG, members, False) == "loop"  # images are streamed
     write_speeds("a GPU", {"loop": {4: 2.0}, "stacked": {4: 1.0}})
     assert engine_name(CONFIG, members) == "loop"  # measured
+    write_speeds("a GPU", {"stacked": {4: 2.0}})
+    assert engine_name(CONFIG, members) == "stacked"
+    assert engine_name(CONFIG, members, False) == "loop"
 
 
 @pytest.mark.parametrize("members", [1, 512])

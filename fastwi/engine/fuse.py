@@ -29,9 +29,12 @@ _PLAIN: dict[Any, Any] = {
 _VIEWS = {
     "getitem", "getattr", "view", "view_as", "reshape", "flatten", "unflatten", "transpose", "permute", "movedim",
     "t", "squeeze", "unsqueeze", "expand", "chunk", "split", "unbind", "narrow", "select", "detach", "contiguous",
-    "ravel", "swapaxes", "moveaxis", "diagonal", "dropout",
+    "ravel", "swapaxes", "moveaxis", "diagonal", "swapdims", "adjoint", "as_strided", "einsum", "real", "imag",
+    "conj", "positive", "resolve_conj", "resolve_neg", "view_as_real", "view_as_complex", "atleast_1d", "atleast_2d",
+    "atleast_3d", "broadcast_to", "broadcast_tensors", "meshgrid", "tensor_split", "hsplit", "vsplit", "dsplit",
+    "split_with_sizes", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
 }  # fmt: skip
-"""Functions, by name, whose result may be in the memory of their first argument. Any method's may be."""
+"""Functions, by name, whose result may be in the memory of their first tensor. Any method's may be."""
 _FRESH = (
     nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm,
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
@@ -161,9 +164,9 @@ def _changed_in_place(traced: fx.GraphModule) -> bool:
     )
 
 
-def _first_of(node: fx.Node) -> Any:
-    """What the node is called with first, also by keyword."""
-    return next(iter((*node.args, *node.kwargs.values())), None)
+def _first_of(node: fx.Node) -> fx.Node | None:
+    """The first value of the network that the node is called with, also by keyword."""
+    return next((each for each in (*node.args, *node.kwargs.values()) if isinstance(each, fx.Node)), None)
 
 
 def _shared_memory(traced: fx.GraphModule, changed: Any) -> Iterator[fx.Node]:

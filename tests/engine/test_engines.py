@@ -236,9 +236,10 @@ def test_portions_and_reused_programs(seed, engine, monkeypatch):
     whole, parts = (starts("residual", seed, 5) for _ in range(2))
     one, other = make(engine, "residual"), make(engine, "residual")
     monkeypatch.setattr(type(one), "members_at_once", 5)
-    first = [one.train_epoch(whole, data, noises, epoch) for epoch in range(2)]
+    first, seen = [one.train_epoch(whole, data, noises, epoch) for epoch in range(2)], list[int]()
     monkeypatch.setattr(type(one), "members_at_once", 2)
-    second = [other.train_epoch(parts, data, noises, epoch) for epoch in range(2)]
+    second = [other.train_epoch(parts, data, noises, epoch, seen.append) for epoch in range(2)]
+    assert sum(seen) == 2 * 5 * STEPS * BATCH  # idle rows do not count
     np.testing.assert_allclose(first, second, rtol=1e-3)
     assert torch.equal(whole.counters_MB, parts.counters_MB)
 

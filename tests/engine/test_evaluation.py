@@ -17,6 +17,7 @@ from trained_networks import (
     SCHEDULE,
     STEPS,
     Residual,
+    Untraceable,
     batches,
     build,
     draw_data,
@@ -29,6 +30,7 @@ from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset
 from fastwi.engine import base, stacked
 from fastwi.engine.schedule import learning_rate
+from fastwi.errors import ConfigError
 from fastwi.kernels.augment import augment_reference
 from fastwi.kernels.cpu import library
 from fastwi.population import Population
@@ -127,11 +129,24 @@ def test_recomputed_statistics_are_those_of_update_bn(seed, engine, backend, ima
             torch.testing.assert_close(fresh.buffers(m)[name], value, rtol=1e-4, atol=1e-5, msg=name)
     broken = population.clone_rows([0, 1])
     broken.statistics_MQ[broken.statistics_MQ != 0] = float("nan")
+    made.evaluate(broken, data)  # leaves the network in evaluation mode
     assert same_rows(made.recompute_statistics(broken, data, noises, 7, images), [0, 1], fresh, [0, 1])
     # The settings are as they were: training goes on as if nothing had been recomputed.
     made.train_epoch(population, data, noises, 1)
     make(engine, "residual", backend=backend).train_epoch(before, data, noises, 1)
     assert same_rows(population, [0, 1], before, [0, 1])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_statistics_are_of_no_more_images_than_there_are(seed, engine):
+    """Where more are asked for than all; and of fewer than a batch."""
+    made, population, noises = make(engine, "residual"), starts("residual", seed, 2), [Noise(1), Noise(2)]
+    for images, passed in ((IMAGES, STEPS * BATCH), (BATCH - 2, BATCH - 2)):
+        data, seen = draw_data(seed, images), list[int]()
+        found = made.recompute_statistics(population, data, noises, 0, 2 * IMAGES, seen.append)
+        assert sum(seen) == 2 * passed
+        assert same_rows(found, [0, 1], made.recompute_statistics(population, data, noises, 0), [0, 1])
+        assert not torch.equal(found.statistics_MQ[0], found.statistics_MQ[1])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -252,6 +267,32 @@ def test_a_batch_norm_without_a_rule_in_bf16(seed, engine):
     assert torch.equal(found.counters_MB, expected.counters_MB)
     way = expected.statistics_MQ - start.statistics_MQ
     assert (found.statistics_MQ - expected.statistics_MQ).norm() < 0.05 * way.norm()
+
+
+@pytest.mark.parametrize("network", [Flat, Untraceable])
+@pytest.mark.parametrize("engine", ["stacked", "vmapped"])
+def test_layers_without_a_rule_are_evaluated_by_their_running_statistics(seed, engine, network):
+    """As `loop` evaluates them, right after training; and they do not change."""
+    torch.manual_seed(seed)
+    start, data, losses = Population.from_modules([network(), network()]), draw_data(seed), []
+    for name in ("loop", engine):
+        made, members = make(name, network()), start.clone_rows([0, 1])
+        made.train_epoch(members, data, [Noise(1), Noise(2)], 1)
+        before = members.clone_rows([0, 1])
+        losses.append(made.evaluate(members, data).loss_M)
+        assert same_rows(members, [0, 1], before, [0, 1])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[0][0] != losses[0][1]
+
+
+def test_a_cumulative_average_is_refused_where_its_count_cannot_be_read(cuda):
+    """`stacked` maps a network that it cannot trace; `graph` captures it on a GPU."""
+    network = Untraceable()
+    network.bn.momentum = None
+    for engine, device in (("stacked", "cpu"), ("graph", "cuda")):
+        with pytest.raises(ConfigError, match=f"engine.name: {engine} .*momentum None"):
+            make(engine, network, device=device)
+    assert make("graph", network).name == "graph"  # a CPU captures nothing
 
 
 class HalfFrozen(Residual):

@@ -308,11 +308,17 @@ ALIASES = {
     "type_as": lambda y: y.type_as(y), "attribute": lambda y: y.mT,
     "keyword": lambda y: torch.moveaxis(input=y, source=1, destination=2),
     "dropout in evaluation": lambda y: functional.dropout(y, 0.1, training=False),
+    "dropout2d in evaluation": lambda y: functional.dropout2d(y, 0.1, training=False),
+    "alpha dropout in evaluation": lambda y: functional.alpha_dropout(y, 0.1, training=False),
+    "einsum": lambda y: torch.einsum("nchw->nhwc", y),
 }  # fmt: skip
 VIEWS: dict[str, tuple] = {
     "ravel": (), "diagonal": (), "flatten": (), "squeeze": (), "detach": (), "unbind": (), "reshape": ((-1,),),
     "unflatten": (1, (4, 4)), "transpose": (1, 2), "swapaxes": (1, 2), "movedim": (1, 2), "permute": ((0, 2, 3, 1),),
-    "unsqueeze": (0,), "narrow": (1, 0, 4), "select": (1, 0), "chunk": (2,), "split": (2,),
+    "unsqueeze": (0,), "narrow": (1, 0, 4), "select": (1, 0), "chunk": (2,), "split": (2,), "swapdims": (1, 2),
+    "adjoint": (), "as_strided": ((2, 16), (1024, 1)), "real": (), "conj": (), "positive": (), "resolve_neg": (),
+    "atleast_3d": (), "broadcast_to": ((2, 16, 8, 8),), "broadcast_tensors": (), "meshgrid": (), "tensor_split": (2,),
+    "hsplit": (2,), "vsplit": (2,), "dsplit": (2,), "split_with_sizes": ((8, 8), 1),
 }  # fmt: skip
 """Functions of torch, and their arguments. What is changed in place is the first part of the view."""
 ALIASES |= {

@@ -99,6 +99,19 @@ def test_further_training():
         assert found == pytest.approx([rate * start / plain[15] for rate in expected], rel=1e-9)
 
 
+def test_warm_ups_of_two_heights_that_end_at_one_rate_are_told_apart():
+    """The higher one has dropped by then."""
+    found = []
+    for full, drops in ((0.4, (1,)), (0.2, ())):
+        optimizer = OptimizerConfig(learning_rate=full)
+        schedule = ScheduleConfig(drop_epochs=drops, drop_factor=0.5, warmup_iterations=4)
+        every = [learning_rate(i, 3, optimizer, schedule) for i in (3, 4, 5)]
+        found.append((every[0], every[1:], deciding_rates(3, 5, 3, optimizer, schedule)))
+    (high, *ends), (low, *other_ends) = found
+    assert (high, ends[0]) == (2 * low, other_ends[0])
+    assert ends[1] != other_ends[1]
+
+
 def test_deciding_rates_decide_all(seed):
     """Of spans of many schedules: equal where the rates are, different where they are not."""
     draw = random.Random(seed)

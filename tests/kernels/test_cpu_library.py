@@ -65,6 +65,18 @@ def test_torchs_default_dtype_does_not_matter(default: torch.dtype) -> None:
     torch.testing.assert_close(y, functional.conv2d(x, layer.weight, padding=1), rtol=1e-4, atol=1e-5)
 
 
+def test_a_processor_is_its_name_and_its_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual machine may hide some. Its speed is no part."""
+    found = []
+    same, more = "avx2", "avx2 avx512f"
+    for name, flags, speed in (("one", same, 1), ("one", more, 1), ("other", same, 1), ("one", same, 2)):
+        text = f"processor\t: 0\nmodel name\t: {name}\ncpu MHz\t\t: {speed}\nflags\t\t: {flags}\n"
+        monkeypatch.setattr(Path, "read_text", lambda _, text=text: text)
+        found.append(fastwi.kernels.cpu._processor())
+    assert len(set(found)) == 3
+    assert found[0] == found[3]
+
+
 @pytest.mark.parametrize("part", ["_SOURCES", "_HEADERS", "_FLAGS", "version_of", "_processor"])
 def test_a_library_of_other_parts_is_another_one(part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each file; the options, the compiler and the processor."""

@@ -74,6 +74,11 @@ def test_evenly_spaced_rows(device, order):
     check_rows(x_MP, [3 * pair for pair in order], [3 * pair + 2 for pair in order], [0.5, -0.25, 1.25, 0.1])
 
 
+def test_evenly_spaced_rows_towards_one(seed, device):
+    x_MP = rows(seed, 8, 1025, torch.float32, device)
+    check_rows(x_MP, [0, 2, 4], [7, 7, 7], [0.5, -0.25, 1.25])
+
+
 # Triton's interpreter computes inf - inf with NumPy, which warns; the kernel's select then discards it.
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -233,6 +238,8 @@ def test_lists_of_views_and_one_alpha_each(seed):
 
 def test_bad_lists_are_refused():
     a, b = torch.randn(4), torch.randn(4)
+    with pytest.raises(ValueError, match="finite"):
+        lerp_lists_([a], [b], 1e39)  # infinite in float32
     with pytest.raises(ValueError, match="1 tensors a and 2 tensors b"):
         lerp_lists_([a], [a, b], 0.5)
     for a_tensors, b_tensors in (([a, b], [b, a]), ([a, a], [b, torch.randn(4)])):

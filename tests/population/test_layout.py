@@ -76,7 +76,8 @@ def test_fingerprints_are_stable_and_differ_between_layouts():
     assert Layout.of(nn.Linear(2, 3)).fingerprint == GOLDEN
     different = [SmallNet(), SmallNet(6), TiedNet(), TiedNet(tied=False), nn.Linear(2, 3), nn.Linear(3, 2), nn.ReLU()]
     layouts = [Layout.of(network) for network in different]
-    assert len({layout.fingerprint for layout in layouts}) == len(different)
+    layouts.append(replace(layouts[0], moving=True))
+    assert len({layout.fingerprint for layout in layouts}) == len(different) + 1
     assert [Layout.from_json(layout.json) for layout in layouts] == layouts
     with torch.device("meta"):
         assert Layout.of(SmallNet()) == Layout.of(trained(SmallNet(), 1)) == Layout.of(trained(SmallNet(), 2))
@@ -128,6 +129,21 @@ def with_parts_of(elements: int, start: int) -> nn.Module:
     return network
 
 
+def with_every_other() -> nn.Module:
+    """A parameter of every other element of a piece of memory, and one that begins at its last element."""
+    network = nn.ParameterList([torch.zeros(1), torch.zeros(1)])
+    memory = torch.zeros(32)
+    network[0].data, network[1].data = memory[::2], memory[30:]
+    return network
+
+
+def with_counts() -> nn.Module:
+    """A parameter of integers, which has no gradient."""
+    network = nn.Linear(2, 2)
+    network.counts = nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)
+    return network
+
+
 def test_neighbours_in_memory_are_held():
     assert Layout.of(with_parts_of(32, 16)).P == 32
 
@@ -155,12 +171,17 @@ class WithExtraState(nn.Linear):
         (nn.LazyLinear(2), ("'weight'", "no shape")),
         (with_buffer(torch.bool), ("'mask'", "torch.bool", "persistent=False")),
         (with_buffer(torch.float16), ("'mask'", "torch.float16")),
+        (with_counts(), ("'counts'", "torch.int64")),
         (with_parts_of(16, 15), ("'0' and '1'", "share memory")),
+        (with_every_other(), ("'0' and '1'", "share memory")),
         (without_bias(), ("'bias'", "missing")),
         (WithExtraState(2, 2), ("'_extra_state'", "neither a parameter nor a buffer")),
     ],
-    ids=["half", "double", "lazy", "bool buffer", "half buffer", "shared memory", "hook", "extra state"],
-)
+    ids=[
+        "half", "double", "lazy", "bool buffer", "half buffer", "integers", "shared memory", "shared gaps", "hook",
+        "extra state",
+    ],
+)  # fmt: skip
 def test_what_a_population_cannot_hold_is_refused_in_one_line(network, words):
     with pytest.raises(UserError) as refusal:
         Layout.of(network)

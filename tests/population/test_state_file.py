@@ -70,6 +70,7 @@ def test_the_digest_is_of_names_dtypes_shapes_and_values(tmp_path):
         return read_state_file(tmp_path / "x.pt").digest
 
     assert digest(dict(reversed(base.items()))) == digest(base) == digest({"state_dict": base, "epoch": 3})
+    assert digest({"model": {"state_dict": base, "epoch": 3}, "epoch": 3}) == digest(base)
     assert len({digest(base), *map(digest, others)}) == 6
 
 
