@@ -9,7 +9,8 @@ number a parent. The methods were chosen by their coverage for 5 to 20 parents (
   with Student's t. Where all parents agree, its limits are those of Clopper and Pearson (1934) for n of n: how many
   parents that differ, to the extreme, n parents could miss.
 
-No interval is given below `FEWEST` parents, nor for a mean where all parents agree. Shapes: n pairs, G parents.
+No interval is given below `FEWEST` parents, for a mean where all parents agree, or for a correlation of all parents
+that differs from the one without any of them, which is the same each time. Shapes: n pairs, G parents.
 """
 
 import math
@@ -208,7 +209,10 @@ def _jackknife(value: float, without: Sequence[float | None]) -> tuple[float | N
         return None, None, "undefined without one of the parents: x or y is the same for all others; no interval"
     count = len(without)
     without_G = np.array(without, dtype=np.float64)
-    if _spread(np.append(without_G, value)) == 0:
+    if _spread(without_G) == 0:
+        if _spread(np.append(without_G, value)) > 0:
+            note = f"the same without any one of {count} parents: no spread to make an interval of"
+            return None, None, note
         unseen = 1.0 - ((1.0 - _LEVEL) / 2.0) ** (1.0 / count)
         note = f"all {count} parents agree: the limits are those of how many could differ unseen"
         return value - unseen * (value + 1.0), value + unseen * (1.0 - value), note

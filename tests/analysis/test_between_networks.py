@@ -353,6 +353,7 @@ F, P, Q = [0.1, 0.7], [0.3, 1.1], [0.9, 0.9]
         (lambda n: plane_of(F, P), "give 3"),
         (lambda n: blocks_with(groups={}), "no block"),
         (lambda n: blocks_with(groups={"first": ["y"]}), "'y'"),
+        (lambda n: blocks_with(groups={"first": ["x", "y"]}), "'y'"),
         (lambda n: blocks_with(groups={"first": "x"}), "list of parameter prefixes"),
         (lambda n: blocks_with(groups={"first": []}), "list of parameter prefixes"),
         (lambda n: blocks_with(pair=pair_of_three()[1][:1]), "give 2"),

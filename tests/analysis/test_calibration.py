@@ -78,6 +78,16 @@ def test_temperature_against_a_grid(outputs):
     assert again.loss > found.loss
 
 
+def test_halves_of_different_sizes_count_by_their_images():
+    """By hand: 2 of 3 right at even places, 1 of 2 at odd ones, whose best temperature is the largest, e^4."""
+    sure = np.log(np.array([[0.8, 0.2]] * 5))
+    found = found_for(sure, [0, 0, 0, 1, 1])
+    even, odd = 1 / (1 + math.exp(-math.log(4) / math.exp(4))), 2 / 3  # what the other half's fit makes of 0.8
+    of_even = -(2 * math.log(even) + math.log(1 - even)) / 3
+    of_odd = -(math.log(odd) + math.log(1 - odd)) / 2
+    assert found.scaled_loss == pytest.approx((3 * of_even + 2 * of_odd) / 5, rel=1e-4)
+
+
 def test_certain_networks_and_confidences_at_the_edge_of_a_bin():
     certain = np.log(np.array([[1.0, 1e-300]] * 4))
     assert found_for(certain, [0] * 4)[:5] == pytest.approx((0, 0, 0, 0, 0), abs=1e-12)

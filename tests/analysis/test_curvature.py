@@ -219,11 +219,51 @@ def test_step_noise_is_the_variance_of_training_s_own_gradients(seed):
             of, w = losses(module, x, dataset.labels_N[order[part]])
             rows.append(torch.autograd.functional.jacobian(of, w).numpy())
         assert found[m] == pytest.approx(np.var(rows, axis=0, ddof=1).sum(), rel=1e-4)
+        few = step_noise(evaluator, population, dataset, epoch=3, batches=4)
+        assert few[m] == pytest.approx(np.var(rows[:4], axis=0, ddof=1).sum(), rel=1e-4)
     # Without augmentation, or in evaluation mode, it is another number; and nothing was written.
     other = step_noise(Evaluator(Small(), PLAIN, batch_size=8, augment=AugmentConfig(0, 0.0)), population, dataset)
     assert not np.isclose(found, other, rtol=1e-3).any()
     assert np.isnan(step_noise(Evaluator(Small(), PLAIN, batch_size=40), population, dataset)).all()
     np.testing.assert_array_equal(population.statistics_MQ, before)
+
+
+def test_batches_are_no_larger_than_those_of_training(seed):
+    dataset, population = images(seed), networks(seed, 1)
+    evaluator = Evaluator(Small(), PLAIN, batch_size=1)
+    (found,) = measure_curvature(evaluator, population, dataset, images=41, vectors=1, probes=1)
+    assert found.images == 41
+    x, y = inputs(dataset, order_of(dataset, 41))
+    losses_N = functional.cross_entropy(plain(population, 0)(x), y, reduction="none").detach().numpy()
+    assert found.loss_error == pytest.approx(losses_N.std(ddof=1) / np.sqrt(41), rel=1e-3)
+
+
+class Negated(Small):
+    def forward(self, x):
+        return super().forward(-x)
+
+
+class NegatedInPlace(Small):
+    def forward(self, x):
+        return super().forward(x.neg_())
+
+
+class Noisy(Small):
+    def forward(self, x):
+        return super().forward(x + torch.randn(x.shape))
+
+
+def test_every_pass_is_of_the_same_images(seed):
+    """Also of networks that change them in place, or draw in evaluation."""
+    dataset, population = images(seed), networks(seed, 1)
+
+    def measured(kind):
+        (found,) = measure_curvature(Evaluator(kind(), PLAIN), population, dataset, vectors=2, probes=1)
+        return found.row()
+
+    expected = measured(Negated)
+    assert measured(NegatedInPlace) == expected
+    assert measured(Noisy) == measured(Noisy) != expected
 
 
 class Once(torch.autograd.Function):

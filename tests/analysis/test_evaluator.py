@@ -167,6 +167,7 @@ def test_bad_input_gets_one_line(seed, arrays):
         (lambda: evaluator.scores(mlp, constant_images()), "another architecture"),
         (lambda: Evaluator(Mlp(), PLAIN).scores(mlp, too_many), "labels run to 3"),
         (lambda: evaluator.scores(bowl, empty), "no images"),
+        (lambda: evaluator.recompute(bowl, Recomputation(empty)), "no images"),
         (lambda: evaluator.recompute(bowl, Recomputation(constant_images(), images=-1)), "images is -1"),
         (lambda: Evaluator(Mlp(), PLAIN, batch_size=0), "batch_size"),
     ]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from analytic_networks import PLAIN
-from test_symmetry import drawn
+from test_symmetry import Shared, drawn
 from torch import nn
 
 from fastwi.analysis import (
@@ -78,6 +78,17 @@ def test_a_permuted_copy_is_recovered(build, seed):
         assert torch.equal(found.weights_MP, members.clone_rows([0, 0, 2]).weights_MP)
         assert torch.equal(found.statistics_MQ, members.clone_rows([0, 0, 2]).statistics_MQ)
         assert not torch.equal(members.weights_MP[0], members.weights_MP[1])
+
+
+def test_pairs_that_are_matched_together_get_the_orders_that_each_gets_alone(seed):
+    """Also where inputs and outputs of a layer are one group, and a step that helps one pair would harm another."""
+    symmetry, members = members_of(Shared, range(seed, seed + 9))
+    pairs = [(m, m + 1) for m in range(8)]
+    together = match_weights(symmetry, members, pairs)
+    alone = [match_weights(symmetry, members, [pair]) for pair in pairs]
+    for g, order_LE in enumerate(together):
+        assert order_LE.tolist() == [orders[g][0].tolist() for orders in alone]
+        assert len({tuple(order) for order in order_LE.tolist()}) > 4
 
 
 def test_against_brute_force_over_all_orders(seed):
@@ -153,6 +164,9 @@ def test_repair_without_batch_norm(name, seed):
     lines = MatchedLines(evaluator, symmetry, members, [(1, 0), (0, 1)], symmetry.identity(2), dataset, on)
     line = lines.measure(1, np.array(alphas), {"all": dataset}, repair=True)
     np.testing.assert_allclose(line.loss["all"]["averaged"], evaluator.scores(repaired, dataset).loss_M, rtol=1e-4)
+    a_P, b_P = members.weights_MP.double().numpy()
+    cosine = a_P @ b_P / (np.linalg.norm(a_P) * np.linalg.norm(b_P))
+    assert lines.cosine(1) == pytest.approx(cosine, rel=1e-9)
     batches = dataset_of(seed, 70, 16)  # a batch of 50 images and one of 20
     of_batches = moments_of(symmetry, members, batches)
     first, rest = (moments_of(symmetry, members, batches.part(part)) for part in torch.arange(70).split(50))
@@ -180,6 +194,21 @@ def test_repair_without_batch_norm(name, seed):
         middle, a, b = (module.layers.get_submodule("0")(x).var((0, 2, 3), correction=0).sum() for module in of_unit)
         assert ratio[1] == pytest.approx(float(2 * middle / (a + b)), rel=1e-5)
         assert ratio[0] == pytest.approx(float(2 * a / (a + b)), rel=1e-5)
+
+
+def test_a_unit_that_does_not_vary_is_shifted_alone(seed):
+    """The weights of A and B cancel in one unit, but for rounding, which is not scaled up to their deviation."""
+    symmetry, members = members_of(Small, [seed, seed + 1])
+    dataset = dataset_of(seed)
+    a, b = (members.parameters(m)["conv.weight"] for m in range(2))
+    b[0] = -a[0] * (1 + 1e-6)
+    ends, middle = moments_of(symmetry, members, dataset), members.combine([[0.5, 0.5]])
+    found = rescaled(symmetry, middle, ends, [(0, 1)], [0.5], dataset)
+    before, after = (each.parameters(0)["conv.weight"] for each in (middle, found))
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[1:], before[1:])
+    mean_1C, _ = moments_of(symmetry, found, dataset)["conv"]
+    torch.testing.assert_close(mean_1C[0], ends["conv"][0].mean(0), rtol=1e-4, atol=1e-5)
 
 
 class Negated(Small):

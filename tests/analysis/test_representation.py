@@ -124,6 +124,17 @@ def test_what_cka_does_not_see_and_sees(dataset, seed):
     np.testing.assert_allclose(np.diag(found)[:3], 1, rtol=1e-12)
 
 
+class Noisy(Two):
+    def forward(self, x):
+        return super().forward(x + torch.randn(x.shape))
+
+
+def test_what_a_network_draws_is_the_same_for_every_member(dataset, seed):
+    modules = [Noisy(seed % 1000)] * 2
+    _, cka_LMM = linear_cka(*networks_of(*modules), dataset)
+    np.testing.assert_allclose(cka_LMM, 1, rtol=1e-9)
+
+
 def test_blocks_of_a_convolutional_network(seed):
     draw = np.random.default_rng(seed)
     images = draw.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)

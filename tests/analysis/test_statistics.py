@@ -121,6 +121,22 @@ def test_perfect_order_is_no_certainty(sign):
         assert f"all {parents} parents agree" in found.note
 
 
+def test_parents_agree_only_where_the_correlation_is_theirs():
+    """Without any one parent it is 0.8 and with all of them 0.83: there is no spread to make an interval of."""
+    found = spearman(range(6), [1, 0, 3, 2, 5, 4], range(6))
+    assert found.value == pytest.approx(29 / 35)
+    assert not found.conclusive
+    assert "no spread" in found.note
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_order_that_is_perfect_without_one_parent_has_an_interval(sign):
+    """Of the 6 others r is exactly 1, and arctanh(1) is infinite."""
+    found = spearman(range(7), [sign * y for y in (0, 1, 2, 3, 4, 5, -1)], range(7))
+    assert (found.low, found.high) == pytest.approx((-1, 1))
+    assert verdict(found) == "not settled"
+
+
 def test_what_rests_on_one_parent_alone_has_no_interval():
     found = spearman([1, 1, 1, 1, 1, 2], [3, 1, 4, 1, 5, 9], [0, 1, 2, 3, 4, 5])
     assert found.value is not None
@@ -152,6 +168,9 @@ def test_equal_differences_are_equal_whatever_their_last_digits():
     assert np.ptp(after - before) > 0  # of rounding alone
     assert not mean_estimate(after - before, range(6)).conclusive
     assert spearman(after - before, range(6), range(6)).value is None  # and ties of ranks
+    nothing = np.array([0.1 + 0.2 - 0.3, *[0.0] * 5])
+    assert np.ptp(nothing) > 0
+    assert not mean_estimate(nothing, range(6)).conclusive
 
 
 def test_names_of_parents_do_not_matter(seed):

@@ -75,11 +75,12 @@ def test_built_in_networks(name, width, sizes, seed):
 class Flattened(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.pool, self.flatten = nn.Conv2d(3, 5, 3), nn.MaxPool2d(7), nn.Flatten()
+        self.conv, self.slope = nn.Conv2d(3, 5, 3), nn.PReLU()  # one slope for all channels
+        self.pool, self.flatten = nn.MaxPool2d(7), nn.Flatten()
         self.hidden, self.prelu, self.last = nn.Linear(20, 6), nn.PReLU(6), nn.Linear(6, 4)
 
     def forward(self, x):
-        return self.last(self.prelu(self.hidden(self.flatten(self.pool(self.conv(x))))))
+        return self.last(self.prelu(self.hidden(self.flatten(self.pool(self.slope(self.conv(x)))))))
 
 
 class Concatenated(nn.Module):
@@ -94,6 +95,17 @@ class Concatenated(nn.Module):
         a, b = self.a(x).relu(), functional.leaky_relu(self.b(x))
         x = torch.cat([a, functional.pad(b, (1, 1, 1, 1))[:, :, 1:-1, 1:-1], a], dim=1)
         return self.last(functional.silu(self.norm(self.both(self.whole(x)))).mean((2, 3)))
+
+
+class Joined(nn.Module):
+    """The image's own channels, which stay in place, beside those of a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.both, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(7, 6, 1), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.last(self.both(torch.cat([self.conv(x).relu(), x], dim=1)).relu().mean((2, 3)))
 
 
 class Shared(nn.Module):
@@ -152,6 +164,7 @@ class Depthwise(nn.Module):
     [
         (Flattened, [5, 6]),
         (Concatenated, [6, 9]),
+        (Joined, [4, 6]),
         (Shared, [6]),
         (Mixer, [5, 6, 7]),
         # The excited channels of a kind that the squeeze puts out have to stay with those that it scales.
@@ -257,6 +270,10 @@ def test_each_member_has_its_own_order(seed):
         for name in ("0.weight", "0.bias", "1.weight"):
             assert torch.equal(moved.parameters(m)[name], three.parameters(m)[name][order])
         assert torch.equal(moved.buffers(m)["1.running_var"], three.buffers(m)["1.running_var"][order])
+    before = [tensor.clone() for tensor in three.matrices]
     back = symmetry.permute(moved, [np.argsort(order, axis=1) for order in orders])
     assert all(torch.equal(one, other) for one, other in zip(back.matrices, three.matrices, strict=True))
     assert not torch.equal(moved.weights_MP[0], moved.weights_MP[1])
+    for tensor in moved.matrices:
+        tensor.add_(1)
+    assert all(torch.equal(one, other) for one, other in zip(three.matrices, before, strict=True))  # it is a copy

@@ -75,6 +75,8 @@ def test_barriers_and_gains_are_those_of_the_line(frames):
     ("options", "places", "counted"),
     [
         ({"alphas": 5, "low": -0.5, "high": 1.5}, [-0.5, 0.0, 0.5, 1.0, 1.5], [-0.5, 0.0, 0.5, 1.0, 1.5]),
+        # numpy's middle one is 0.5000000000000001.
+        ({"alphas": 3, "low": -0.1, "high": 1.1}, [-0.1, 0.0, 0.5, 1.0, 1.1], [-0.1, 0.0, 0.5, 1.0, 1.1]),
         ({"alphas": 2, "low": 0.2, "high": 0.4}, [0.0, 0.2, 0.4, 0.5, 1.0], [0.0, 0.2, 0.4, 1.0]),
         ({}, sorted([*np.linspace(0, 1, 30), 0.5]), list(np.linspace(0, 1, 30))),
     ],

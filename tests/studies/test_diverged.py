@@ -7,6 +7,7 @@ import pytest
 from studied import ON_ANY_SWEEP, by_cell, studied_sweep
 
 from fastwi.analysis.opened import OpenedSweep
+from fastwi.analysis.pairs import chosen_pairs
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
@@ -60,6 +61,28 @@ def test_an_average_that_diverged_gives_no_gain(opened, statistics):
     treatment = dict(zip(("own", "recomputed"), place.treatments, strict=True))[statistics]
     diverge(opened, place.average, treatment, test_loss=math.inf)
     of_one_parent(opened, run("controls", opened), 0)
+
+
+def test_what_is_made_of_a_child_that_diverged_earlier_is_left_out_and_noted(opened):
+    diverge(opened, by_cell(opened)[1, 2, 0].place.children[1][0], test_loss=math.inf)
+    assert {pair.point.parent for pair in chosen_pairs(opened, AnalysisOptions(cells=("1,2",)))} == {1}
+    assert opened.left_out == ("1 of 2 at k = 1, s = 2",)
+
+
+@pytest.mark.parametrize("network", ["average", "child"])
+def test_a_pair_that_is_not_measured_in_full_is_left_out(opened, network):
+    place = by_cell(opened)[1, 1, 0].place
+    del opened.measured[place.average if network == "average" else place.ends[1], OWN]
+    assert {pair.point.parent for pair in chosen_pairs(opened, AnalysisOptions(cells=("1,1",)))} == {1}
+    assert opened.left_out == ()
+
+
+def test_a_child_that_diverges_after_it_was_averaged_is_no_control_at_equal_cost(opened):
+    diverge(opened, by_cell(opened)[1, 2, 0].place.children[1][1], test_loss=math.inf)
+    frame = run("controls", opened)["controls"]
+    for name in ("child_longer", "lawa", "ema", "children_on"):
+        assert set(frame.filter(control=name)["parent_seed"]) == {1}
+    assert set(frame.filter(control="ensemble")["parent_seed"]) == {0, 1}
 
 
 def test_an_average_that_diverges_as_it_is_trained_on(opened):

@@ -152,6 +152,18 @@ def test_intervals_over_parents_and_pairs_that_lack_a_number(frames, seed):
     assert all_studies()["governance"].renew(old)["correlations"].equals(correlations(pairs), null_equal=True)
 
 
+def test_cells_that_differ_in_alpha_are_apart(frames):
+    """Within cells what all pairs of one alpha have in common says nothing."""
+    beside = [
+        frames["pairs"].with_columns(polars.lit(alpha).alias("alpha"), polars.col(FIRST, "distance_l2") + beyond)
+        for alpha, beyond in ((0.25, 0.0), (0.75, 100.0))
+    ]
+    found = [correlations(pairs, [FIRST], ["distance_l2"]) for pairs in (frames["pairs"], polars.concat(beside))]
+    alone, both = (dict(zip(rows["scope"], rows["spearman"], strict=True)) for rows in found)
+    assert both["within cells"] == pytest.approx(alone["within cells"], abs=1e-6)
+    assert both["all pairs"] > alone["all pairs"] + 0.1
+
+
 def test_a_pair_counts_once_whatever_its_further_training_is(frames):
     """Axes that change only how the average is trained on leave a pair as it is, and other axes do not."""
     for path, values, pairs in (

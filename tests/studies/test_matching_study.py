@@ -1,5 +1,7 @@
 """matching: each number against stored networks, permuted and interpolated by hand, and against connectivity."""
 
+import itertools
+
 import numpy as np
 import polars
 import pytest
@@ -138,12 +140,18 @@ def test_barriers_lowered_are_paired_and_judged_over_parents(frames):
             for matching, less in (("none", 0), ("weights", 3 + (a == 0)), ("activations", 0.1 * (-1) ** (a + b))):
                 named = {"parent_seed": a, "other_seed": b, "matching": matching}
                 rows.append({**row, **named, "barrier_error_points": 10 + a - less})
+    for parent, pair in itertools.product(range(5), range(2)):  # siblings: two pairs of each parent
+        for matching, less in (("none", 0), ("weights", parent), ("activations", 7)):
+            named = {"parent_seed": parent, "other_seed": parent, "pair": pair, "matching": matching}
+            barrier = 10 * pair + parent - less
+            rows.append({**row, **named, "relation": "one parent", "barrier_error_points": float(barrier)})
     made = polars.DataFrame(rows, schema=frames["barrier"].schema)
     from fastwi.studies.matching import STUDY
 
     lowered = STUDY.tables({"barrier": made, "layers": frames["layers"]})[2]
-    assert column(lowered, "matching") == ["weights", "activations"]
-    assert column(lowered, "above 0") == ["confirmed", "not settled"]
-    assert column(lowered, "parents") == ["5", "5"]
-    assert column(lowered, "pairs") == ["10", "10"]
+    assert column(lowered, "matching") == ["weights", "activations"] * 2
+    assert column(lowered, "above 0")[:2] == ["confirmed", "not settled"]
+    assert column(lowered, "parents") == ["5"] * 4
+    assert column(lowered, "pairs") == ["10"] * 4
     assert lowered.rows[0][5].startswith("+3.40 [")
+    assert lowered.rows[2][5].startswith("+2.00 [")

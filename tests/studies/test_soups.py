@@ -75,6 +75,12 @@ def test_uniform_and_greedy_soups_by_hand(pairs, frames):
     assert any(settled)
 
 
+def test_a_soup_is_of_one_combination_of_axes(variants):
+    frame = measured("soups", variants, held_out_images=20, treatments=("averaged",))["soups"]
+    assert set(frame["of_children"]) == {2}
+    assert frame.group_by("experiment.momentum", "parent_seed").len().height == 2 * 2
+
+
 def test_a_soup_is_of_one_cell(opened):
     frame = measured("soups", opened, held_out_images=20, treatments=("averaged",))["soups"]
     assert set(frame["of_children"]) == {2}
