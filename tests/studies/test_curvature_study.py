@@ -104,7 +104,11 @@ def test_a_parent_of_two_cells_has_the_statistics_of_each(opened):
 @pytest.mark.usefixtures("loss_alone")
 @pytest.mark.parametrize(
     ("axis", "values", "apart"),
-    [("data.train_images", "[50, 60]", ["own", "recomputed"]), ("augment.padding", "[0, 4]", ["recomputed"])],
+    [
+        ("data.train_images", "[50, 60]", ["own", "recomputed"]),
+        ("augment.padding", "[0, 4]", ["recomputed"]),
+        ("optimizer.batch_size", "[10, 20]", ["recomputed"]),
+    ],
 )
 def test_an_untrained_parent_is_measured_on_the_images_of_each_cell(
     digits_directory, tmp_path_factory, axis, values, apart

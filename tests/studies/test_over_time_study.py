@@ -35,6 +35,9 @@ def test_averages_over_time_beside_their_networks(over_time, tmp_path):
             assert row["batch_norm"] == "recomputed"
     of_iterations = polars.col("over_time") == "ema_iteration"
     assert found.filter(of_iterations)["gain_points"].n_unique() > 2
+    (every,) = STUDY.tables({"over_time": found})  # each network after its own last epoch
+    last = dict(zip(column(every, "network"), column(every, "epoch"), strict=True))
+    assert last == {"parent": "1", "child": "2", "average": "3"}
     found = found.filter(~of_iterations)
     # k = s = after = 1: a child has two states, its parent's and its own; the others have one.
     assert set(found["network"]) == {"child"}

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from studied import measured
 from tiny_runs import write_digits
 
+from fastwi.analysis import el2n_scores
 from fastwi.analysis.measuring import Bench
 from fastwi.analysis.opened import OpenedSweep
 from fastwi.analysis.pairs import all_pairs
@@ -74,6 +76,28 @@ def test_an_evaluator_is_of_one_kind_of_cell(several):
     assert len({*map(id, made)}) == 5
     assert [each.config.data.last_batch for each in made] == ["drop", "keep", "drop", "drop", "drop"]
     assert bench.evaluator(config) is made[0]
+
+
+def test_images_are_scored_by_the_parents_of_their_own_combination_of_axes(several):
+    scores = measured("importance", several, splits=2, treatments=("averaged",))["scores"]
+    bench, seen = Bench(several, AnalysisOptions()), []
+    for pair in all_pairs(several):
+        if pair.point.parent == 0:
+            (other,) = (each for each in all_pairs(several) if each.variant == pair.variant and each.point.parent)
+            train, _ = several.resident_splits(pair.config)
+            states = several.states([pair.place.clone, other.place.clone])
+            el2n_N = el2n_scores(bench.evaluator(pair.config), states, train)
+            found = scores.filter(**dict(pair.variant))["el2n"]
+            np.testing.assert_allclose(found, el2n_N, rtol=1e-5)
+            seen.append(el2n_N.sum())
+    assert len(set(seen)) == 4
+
+
+def test_all_training_images_count_for_the_noise_where_no_number_is_given(several):
+    """24 of them, in batches of 12: 0.05 * 24 / (12 * (1 - 0.9))."""
+    pairs = measured("noise", several, alphas=2, treatments=("averaged",))["pairs"]
+    assert several.planned.points[0].config.data.train_images == 0
+    assert pairs["noise_settings"].to_list() == pytest.approx([1.0] * 8)
 
 
 @pytest.mark.parametrize("study", OF_THE_AVERAGE)
