@@ -556,6 +556,8 @@ def test_the_same_images_with_other_class_names_are_another_dataset(tmp_path):
         assert read_card(write_memory(split, split, tmp_path)).classes == names
     few = Items(np.zeros((4, 5, 5, 3), np.uint8), np.arange(4), list("abc"))  # a label has no name
     assert read_card(write_memory(few, few, tmp_path)).classes == tuple("0123")
+    # The largest label may be a test image's alone.
+    assert read_card(write_memory((RGB, LABELS % 2), (RGB, LABELS), tmp_path)).classes == tuple("0123")
 
 
 @pytest.mark.parametrize("name", ["card.json", "train.beton", "train.digests", "test.beton"])
@@ -645,6 +647,14 @@ def test_images_that_are_refused(tmp_path, train, place, what):
     line = refusal(UserError, fastwi.run, train=train, test=(RGB, LABELS), directory=tmp_path / "r")
     assert line.startswith(place)
     assert what in line
+    assert not any(tmp_path.rglob("*.beton"))
+
+
+def test_splits_of_two_sizes_are_refused(tmp_path):
+    for other in (RGB[:, :4], RGB[:, :, :4]):
+        line = refusal(UserError, write_memory, (RGB, LABELS), (other, LABELS), tmp_path)
+        assert line.startswith("test: images of {} x {} pixels".format(*other.shape[1:3]))
+        assert "5 x 5" in line
     assert not any(tmp_path.rglob("*.beton"))
 
 

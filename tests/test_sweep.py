@@ -22,7 +22,7 @@ from fastwi.experiment.store.repair import verify
 from fastwi.files import locked
 from fastwi.report import results as written
 from fastwi.report.rows import COLUMNS, GAIN_COLUMNS, point_rows
-from fastwi.sealed import read_sealed, write_sealed
+from fastwi.sealed import read_sealed, sealed_yaml, write_sealed
 from fastwi.sweep import main
 from fastwi.train import main as train
 
@@ -124,12 +124,19 @@ def test_each_point_equals_the_same_point_run_alone(whole, digits_directory, tmp
         assert len(rates) == (2 if options else 1)
 
 
-def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkeypatch):
+def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, whole, monkeypatch):
     directory = copied / "sweeps" / "grid"
     assert read_sweep_request(["--config", str(directory / "sweep.yaml")]).spec.axes["experiment.k"] == (1, 2)
     (directory / "curves-2.png").write_bytes((directory / "curves.png").read_bytes())
     (directory / "curves_mine").mkdir()
     (directory / "mine.png").write_bytes(b"a file of the user's own")
+    # Results of another precision were made elsewhere; and where the store's sweep was, there is nothing by now.
+    about = read_sealed(directory / "manifest.json", "")
+    write_sealed(directory / "manifest.json", {**about, "precision": "bfloat16", "commit": "another"})
+    (note,) = (copied / "store" / "sweeps").iterdir()
+    text = note.read_text().rpartition("\n#")[0]
+    assert str(whole / "sweeps") in text
+    note.write_text(sealed_yaml(text.replace(str(whole / "sweeps"), str(copied / "moved"))))
     read = written._measured
 
     def in_turn(*about):
@@ -141,6 +148,7 @@ def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, monkey
     monkeypatch.setattr(written, "_measured", in_turn)
     assert main(["--config", str(copied / "grid.yaml")]) == 0
     manifest = json.loads((directory / "manifest.json").read_text())
+    assert (list(note.parent.iterdir()), manifest["commit"] == "another") == ([note], False)
     files = {"results.parquet", "gains.parquet", "sweep.yaml"}
     assert set(manifest["files"]) == files | {
         f"{name}.{kind}" for name in ("heatmap", "curves") for kind in ("png", "svg")

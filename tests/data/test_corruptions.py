@@ -154,3 +154,11 @@ def test_impulse_noise_is_black_and_white():
     found = corrupted(grey, "impulse_noise", 5)
     shares = [(found == value).mean() for value in (0, 255, 128)]
     assert shares == pytest.approx([0.035, 0.035, 0.93], abs=2e-3)
+
+
+def test_neither_corruptions_nor_images_share_draws():
+    """Images beyond those that are in float64 at one time neither."""
+    grey = np.full((2 * corruptions._TOGETHER, 8, 8, 3), 128, np.uint8)
+    names = [name for name in CORRUPTIONS if name.endswith("noise")]
+    halves = np.concatenate([corrupted(grey, name, 5).astype(float).reshape(2, -1) for name in names])
+    assert abs(np.corrcoef(halves)[np.triu_indices(2 * len(names), 1)]).max() < 0.03

@@ -21,6 +21,8 @@ def test_golden_words():
         3187642273386378214,
         2618101374336123,
     ]
+    # A part of an epoch has a seed of its own, by the step at which it begins.
+    assert [Noise(7).layers_seed(3, step) for step in (1, 2)] == [1798545523388102838, 3932632774114328256]
 
 
 def test_golden_draws():

@@ -11,6 +11,7 @@ from stored_samples import read_beton, write_beton
 from various import various_set
 
 import fastwi.data.split
+from data_prep.memory import write_memory
 from fastwi.beton import StoredBeton
 from fastwi.config.schema import DataConfig
 from fastwi.data.batches import Dataset, whole_images
@@ -163,6 +164,16 @@ def test_a_raw_set_can_be_resized(digits_directory: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(fastwi.data.split, "free_host_bytes", lambda: 2 * 360 * 9 * 9 * 3)
     assert type(opened(digits_directory, "test", image_size=9)) is ResidentDataset
     assert type(opened(digits_directory, "test", image_size=10)) is StreamedDataset
+
+
+@pytest.mark.parametrize("streaming", ["auto", "resident", "streamed"])
+def test_images_that_are_not_square_stay_as_they_are(tmp_path: Path, seed: int, streaming: str) -> None:
+    generator = np.random.default_rng(seed)
+    images_NHWC, labels_N = generator.integers(0, 256, (6, 5, 8, 3), dtype=np.uint8), np.arange(6)
+    data = write_memory((images_NHWC, labels_N), (images_NHWC, labels_N), tmp_path)
+    dataset = opened(data, streaming=streaming)
+    assert dataset.image_shape == (5, 8, 3)
+    np.testing.assert_array_equal(whole_images(dataset).numpy(), images_NHWC)
 
 
 def refused(path: Path, said: str, split: str = "train", **options: object) -> None:

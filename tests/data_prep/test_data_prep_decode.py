@@ -131,6 +131,8 @@ def test_few_bits_a_grey_are_scaled() -> None:
         (encoded(picture(), save_all=True, append_images=[picture().rotate(90)]), "animated"),
         (TEXT_FIRST, "begin with its header"),
         (large(8193), "8193 x 8193 pixels, too many"),
+        (encoded(Image.new("L", (65536, 1))), "1 x 65536 pixels, too many"),
+        (encoded(Image.new("L", (1, 65536))), "65536 x 1 pixels, too many"),
         (large(10_000), "too many"),
         (large(60_000), "exceeds limit"),
     ],
@@ -155,9 +157,9 @@ def test_inks_and_profiles_are_counted() -> None:
             decoded = decode_image(encoded(picture(), kind, icc_profile=profile))
             assert ("profile" in decoded.notes) == other
     plain = encoded(picture())
-    for gamma, other in ((45455, False), (100000, True)):
-        with_gamma = plain[:33] + chunk(b"gAMA", struct.pack(">I", gamma)) + plain[33:]
-        assert ("profile" in decode_image(with_gamma).notes) == other
+    for gamma, more, other in ((45455, b"", False), (100000, b"", True), (100000, chunk(b"sRGB", b"\0"), False)):
+        with_gamma = plain[:33] + more + chunk(b"gAMA", struct.pack(">I", gamma)) + plain[33:]
+        assert ("profile" in decode_image(with_gamma).notes) == other  # sRGB overrides a gamma
 
 
 def test_resizing() -> None:

@@ -94,8 +94,12 @@ def test_valid_is_added_behind_train(tmp_path: Path) -> None:
     card = check_prepared(tmp_path / "out", both, test)
     assert card.name == "cinic10"
     assert card.source == "image folder cinic.zip, valid added to train"
-    prepare("cinic10", tmp_path / "out", source, writer="raw")
-    check_prepared(tmp_path / "out", train, test)
+    prepare("cinic10", tmp_path / "out", source, name="mine", writer="raw")
+    assert check_prepared(tmp_path / "out", train, test).name == "mine"
+    # Labels are places in the order of train's classes.
+    others = renamed(image_files("valid", valid), "class4", "a", "valid")
+    message = refusal(tmp_path, write_zip(tmp_path / "others.zip", files | others), with_valid=True)
+    assert "valid/, but not train/, has class a" in message
 
 
 def test_mixed_sizes_are_refused_and_size_fixes_them(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from encoded import encoded, exif, picture
-from prepared import image_files, refusal, some_digits, two_splits, write_zip
+from prepared import image_files, png, refusal, some_digits, two_splits, write_zip
 
 from data_prep import prepare
 from data_prep.__main__ import main
@@ -76,6 +77,13 @@ def test_inks_profiles_and_leaks_are_counted_once(tmp_path: Path) -> None:
     assert ": 1 image of the test split" in leak
     assert "test/class1/again.png" in leak
     assert read_card(tmp_path / "out").source.endswith(", 4 from CMYK by a plain formula")
+
+
+def test_the_same_bytes_in_another_shape_are_no_leak(tmp_path: Path) -> None:
+    _, _, files = two_splits()
+    for part, shape in (("train", (8, 18, 3)), ("test", (12, 12, 3))):
+        files[f"{part}/class0/black.png"] = png(np.zeros(shape, np.uint8))
+    assert warned(tmp_path, files, keep_size=True) == []
 
 
 def test_warnings_reach_the_terminal_and_the_caller(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from fastwi.data.batches import whole_images
 from fastwi.data.card import read_card
 from fastwi.data.decode import decode_jpeg
 from fastwi.data.split import open_split
+from fastwi.data.streamed import StreamedDataset
 
 needs_ffcv = [
     pytest.mark.ffcv,
@@ -113,6 +114,7 @@ def test_sizes_kept(
     np.testing.assert_allclose(card.mean, np.concatenate(pixels).mean(0), rtol=1e-9)
     np.testing.assert_allclose(card.std, np.concatenate(pixels).std(0), rtol=1e-9)
     dataset = open_split(out, "test", card, DataConfig(image_size=10), CPU)
+    assert type(dataset) is StreamedDataset  # where all is raw too
     assert whole_images(dataset).shape == (8, 10, 10, 3)
 
 
@@ -143,5 +145,8 @@ def test_pages_grow_with_the_largest_image(tmp_path: Path, seed: int, writer: st
     prepare("folder", tmp_path / "out", source, keep_size=writer == "raw", writer=writer, warn=lines.append)
     beton = StoredBeton(tmp_path / "out" / "train.beton")
     assert [beton.read(n) for n in range(3)] == [image.tobytes() for image in images]
-    assert read_card(tmp_path / "out").class_counts == {"train": (3,), "test": (3,)}
+    card = read_card(tmp_path / "out")
+    assert card.class_counts == {"train": (3,), "test": (3,)}
+    pixels = np.concatenate([image.reshape(-1, 3) / 255 for image in images])
+    np.testing.assert_allclose((card.mean, card.std), (pixels.mean(0), pixels.std(0)), rtol=1e-9)
     assert [line.split(": ", 1)[1].split(" of")[0] for line in lines] == ["3 images"]

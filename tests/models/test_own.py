@@ -176,3 +176,15 @@ def test_widths():
     assert build_network(config, 3).linear.in_features == 256
     assert config_hash(config_from_mapping({"model": {"width": 1.0}})) == config_hash(Config()) == "ede0de807492"
     assert config_hash(config_from_mapping({"model": {"width": 2}})) != config_hash(Config())
+
+
+def test_two_networks_of_one_file_have_names_of_their_own():
+    """Beside the digest of their source, which is the same for both. Where the file lies is in no name."""
+
+    def named(model: str) -> str:
+        return config_hash(config_from_mapping({"model": {"name": model}}), "a digest")
+
+    assert named("nets.py:One") == named("elsewhere/nets.py:One")
+    assert (
+        len({named(model) for model in ("nets.py:One", "nets.py:Two", "other.py:One", "nets:One", "nets:Two")}) == 5
+    )

@@ -1,8 +1,10 @@
 """What a network of the user's own is named by: all the code that it reaches. It uses nothing else."""
 
+import json
 import os
 import sys
 import tempfile
+import threading
 from importlib.metadata import version as version_of
 
 import pytest
@@ -111,6 +113,12 @@ def test_two_folders_list_files_of_one_name(write):
     assert len(source_of("h1_net.py:Net").by_path) == 5
 
 
+def test_the_digest_is_that_of_earlier_versions(write):
+    """Recorded: results of users' networks are found by it, whatever the order is in which files are reached."""
+    write({"h1_net.py": "import h1_mid\nimport h1_blk\n", "h1_mid.py": "import h1_blk\n", "h1_blk.py": scale(1)})
+    assert source_digest("h1_net.py:Net") == "0aaff93e18dcdd729516a5db284357f1c5fdfa7faf650ff1c051d59edb5782c7"
+
+
 MIDDLES = ("h1_mid", "h1_space.mid")
 
 
@@ -188,6 +196,12 @@ def test_data_prep_is_a_part_of_fastwi(write):
     loaded = sys.modules["data_prep"]
     logits("own_net.py:Net")
     assert sys.modules["data_prep"] is loaded
+
+
+def test_a_module_by_the_name_of_data_prep_is_the_users_own(write):
+    write({"own_net.py": "import data_prep\n", "data_prep.py": "x = 1\n"})
+    source = source_of("own_net.py:Net")
+    assert (set(source.files), source.packages) == ({"own_net.py", "data_prep"}, {})
 
 
 def test_a_network_of_an_installed_package():
@@ -294,6 +308,19 @@ def test_what_compilers_keep_is_left_out_and_no_folder_that_is_named_alike(tmp_p
     assert watch.files() == {paths[folder] for folder in alike}
 
 
+def test_what_another_thread_reads_is_not_watched(tmp_path):
+    """One may load images while a network is built."""
+    here, elsewhere = (tmp_path.resolve() / name for name in ("here", "elsewhere"))
+    for path in (here, elsewhere):
+        path.touch()
+    with watching() as watch:
+        here.read_bytes()
+        thread = threading.Thread(target=elsewhere.read_bytes)
+        thread.start()
+        thread.join()
+    assert watch.files() == {here}
+
+
 def test_what_is_written_first_and_read_then_is_code(write):
     code = "Path('h1_made.txt').write_text('2')\nscale = lambda: int(Path('h1_made.txt').read_text())\n"
     write({"h1_net.py": net(code)})
@@ -337,3 +364,21 @@ def test_what_a_manifest_does_not_name_has_not_changed(tmp_path, noted):
     if noted is not None:
         manifest.write_text(noted)
     assert network_change(manifest, {"net.py:Net": {"digest": "a" * 64, "made_of": {}}}) is None
+
+
+@pytest.mark.parametrize("changed", [("a.py:Net",), ("b.py:Net",), ("a.py:Net", "b.py:Net"), ()])
+def test_whichever_of_several_networks_has_changed_is_named(tmp_path, changed):
+    """The first of them; the file that made the difference is named too."""
+    noted = {
+        name: {"digest": "a" * 64, "made_of": {name[:4]: "1", "h1_blk": "1"}} for name in ("a.py:Net", "b.py:Net")
+    }
+    now = {name: {"digest": "b" * 64, "made_of": {**noted[name]["made_of"], name[:4]: "2"}} for name in changed}
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"networks": noted}))
+    said = network_change(manifest, {**noted, **now})
+    if changed:
+        assert said is not None
+        assert said.startswith(f"the source of {changed[0]} was aaaaaaaaaaaa")
+        assert f"(changed: {changed[0][:4]})" in said
+    else:
+        assert said is None

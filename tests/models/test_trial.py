@@ -106,6 +106,9 @@ class Remembering(Net):
         return found
 RemembersTested = changed(
     start=Remembering.start, noise=lambda self, x: (Remembering.noise(self, x), 0)[1] if self.training else self.mean)
+RemembersImages = changed(
+    start=lambda self: setattr(self, "last", torch.zeros(3)),
+    noise=lambda self, x: (setattr(self, "last", x.mean((0, 2, 3))), 0)[1] if self.training else self.last.sum())
 GeneratorOfEach = changed(
     start=lambda self: setattr(self, "draws", torch.Generator().manual_seed(0)),
     noise=lambda self, x: torch.randn((), generator=self.draws) if self.training else 0)
@@ -200,6 +203,12 @@ def drawing(draw):
     return changed(start=lambda self: setattr(self, "drawn", draw()), outputs=lambda self, y: y[:, self.drawn])
 DrawnOrder = drawing(lambda: torch.randperm(4))
 DrawnPlace = drawing(lambda: random.sample(range(4), 4))
+class DrawnFrom4(Net):
+    "The order of four classes; of fewer none."
+    def start(self):
+        self.order = torch.randperm(4) if self.linear.out_features > 3 else slice(None)
+    def outputs(self, y):
+        return y[:, self.order]
 class DrawnRarely(Net):
     "In training alone, behind a layer that starts at zero."
     def start(self):
@@ -275,6 +284,7 @@ REFUSED = {
     "Bare": "no parameters", "Lazy": "lazy layers", "Frozen": "linear.bias", "Unused": "linear.weight",
     "Two": "a value of type tuple in training", "Failing": "fails when it is trained: AttributeError",
     "Assigning": "buffer seen", "Remembering": "between calls", "RemembersTested": "between calls",
+    "RemembersImages": "between calls",
     "GeneratorOfEach": "between calls", "StartsFromData": "between calls",
     "CachesWeights": "between calls", "KeepsImages": "between calls", "NotPersistent": "between calls",
     "MuchLater": "between calls", "Added": "buffer other", "Locked": "cannot be copied",
@@ -294,6 +304,15 @@ def test_what_is_refused(attribute):
     (line,) = str(caught.value).splitlines()
     assert attribute in line
     assert REFUSED[attribute] in line
+
+
+def test_a_network_is_compared_for_each_number_of_classes_and_size_of_images():
+    """Built for others before, or without a size, where nothing is run."""
+    build_model("h1_nets.py:DrawnFrom4", 4)
+    build_model("h1_nets.py:DrawnFrom4", 3, image_size=(12, 20))
+    build_model("h1_nets.py:DrawnFrom4", 3, image_size=(12, 20))
+    with pytest.raises(ConfigError, match="draws, when it is built"):
+        build("DrawnFrom4", 4)
 
 
 @pytest.mark.parametrize("classes", [2, 10])

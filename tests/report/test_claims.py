@@ -89,6 +89,12 @@ def test_a_pair_counts_once_whatever_comes_after_it(seed):
             twice = [finding.estimate for finding in claim(number, polars.concat(parts)).found.findings]
             assert [each.n_pairs for each in twice] == [(1 + (axis not in later)) * each.n_pairs for each in once]
             assert [each.value for each in twice] == pytest.approx([each.value for each in once])
+    barriers = barrier_frame(np.random.default_rng(seed), -1.0)
+    once = [finding.estimate for finding in claim(4, frame, barrier=barriers).found.findings]
+    for axis, times in ((later[0], 1), ("schedule.name", 2)):
+        both = polars.concat([barriers.select(polars.lit(value).alias(axis), polars.all()) for value in "ab"])
+        found = [finding.estimate for finding in claim(4, frame, barrier=both).found.findings]
+        assert [each.n_pairs for each in found] == [times * each.n_pairs for each in once]
 
 
 def test_the_middle_is_one_half_and_the_plain_mean(seed):

@@ -6,6 +6,7 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+import torch
 from drawn_measurements import planned, spec_of
 
 import fastwi.report.manifest as made
@@ -40,3 +41,12 @@ def test_networks_and_datasets_on_axes_are_all_named():
     spec = spec_of({"model.name": ["resnet20", "resnet32"], "data.path": ["data/a", "data/b"]})
     resources = SimpleNamespace(card=lambda config: SimpleNamespace(name=config.data.path.rpartition("/")[2].upper()))
     assert made.subject_of(spec, made.cards_of(planned(spec), resources)) == "resnet20, resnet32 on A, B"
+
+
+def test_digests_are_of_one_dataset():
+    """Of several, a manifest has each one's in `inputs`: the first one's would pass for that of all."""
+    resolved = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, backend="eager")
+    cards = [SimpleNamespace(name=name, source="drawn", sha256={"train": name * 64}) for name in "ab"]
+    one, both = (made.manifest(some, resolved, "identity", {})["dataset"] for some in (cards[:1], cards))
+    assert one == {"name": "a", "source": "drawn", "sha256": {"train": "a" * 64}}
+    assert both == {"name": "a; b", "source": "drawn; drawn"}

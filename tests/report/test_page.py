@@ -530,3 +530,14 @@ def test_bad_targets_are_one_line(results, tmp_path, capsys):
     said = refused(main, capsys, [str(tmp_path / "store")])  # a later sweep of the same name
     assert str(path) in said
     assert "optimizer.learning_rate" in said
+
+
+@pytest.mark.parametrize("noted", ["[1]", "[1, 2, 3]"])
+def test_a_store_whose_sweep_has_more_or_fewer_cells_by_now_is_refused(results, tmp_path, capsys, noted):
+    """What the store was made for is neither a part of what is there nor more than it."""
+    shutil.copytree(results / "store", tmp_path / "store")
+    path = tmp_path / "store" / "sweeps" / "grid.yaml"
+    text = path.read_text().rpartition("\n#")[0]
+    assert text.count("experiment.k: [1, 2]") == 1
+    path.write_text(sealed_yaml(text.replace("experiment.k: [1, 2]", f"experiment.k: {noted}")))
+    assert "another experiment.k " in refused(main, capsys, [str(tmp_path / "store")])

@@ -1,5 +1,6 @@
 """The progress of a sweep in lines: what is left, also where other processes take part."""
 
+import itertools
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -21,7 +22,11 @@ def do(progress: TreeProgress, planned: PlannedSweep, tasks: Sequence[int], seed
     progress.measured(tasks, [measurements[planned.tree.measurement_key(task)] for task in tasks])
 
 
-def test_what_other_processes_do_shows_as_less_that_is_left(capsys: pytest.CaptureFixture[str], seed: int) -> None:
+def test_what_other_processes_do_shows_as_less_that_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    clock_s = itertools.count(0.0, 60.0)
+    monkeypatch.setattr("fastwi.report.progress.time", SimpleNamespace(monotonic=clock_s.__next__))
     planned = plan_sweep(spec_of({"experiment.k": (1, 2)}), inputs_of=inputs_of)
     tasks = planned.tree.tasks()
     with TreeProgress(planned) as progress:
@@ -37,6 +42,7 @@ def test_what_other_processes_do_shows_as_less_that_is_left(capsys: pytest.Captu
         first, line = lines(capsys)
         assert first.startswith(f"{epochs - 4} epochs to train")
         assert line.startswith(f"networks measured: {len(tasks) - 2} of {len(tasks) - 2}, ")
+        assert line.endswith(", 0:00 left]")
         progress.planned([])
     assert lines(capsys) == ["other processes did the rest"]
 
@@ -83,3 +89,13 @@ def test_the_time_that_a_plan_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert min(costs.values()) > 0
     seconds = plan._seconds(planned, tasks, resources)
     assert seconds == pytest.approx(costs[25] / 4 + 7 + costs[50] / 8 + 3)
+
+
+def test_the_tree_that_a_plan_shows() -> None:
+    """A trajectory is counted once, however many of its epochs points end at."""
+    planned = plan_sweep(spec_of({"experiment.k": (1, 2), "experiment.s": (1, 2)}, children=4), inputs_of=inputs_of)
+    assert plan.tree_lines(planned) == [
+        "parents: 1 trajectory, 2 epochs, kept at epochs 1, 2",
+        "children: 8 trajectories, 16 epochs, kept at epochs 2, 3, 4",
+        "averages: 8 trajectories, 16 epochs, kept at epochs 4, 5, 6",
+    ]

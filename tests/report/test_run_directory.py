@@ -1,14 +1,21 @@
 """A run's directory: which run may go on there, and that what it was begun as stays noted."""
 
+import dataclasses
+import math
+from types import SimpleNamespace
+
 import pytest
-from commands import contents
+from commands import contents, rows_of
+from drawn_measurements import made, spec_of
 from mappings import config_from_mapping
 
 from fastwi.config.read import config_from_yaml
 from fastwi.config.write import config_hash
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run
-from fastwi.report.run_directory import RunDirectory
+from fastwi.experiment.tree import OWN
+from fastwi.report.results import write_run
+from fastwi.report.run_directory import RunDirectory, RunRecord
 from fastwi.sealed import read_sealed
 
 
@@ -52,3 +59,20 @@ def test_a_directory_is_of_the_run_that_it_was_begun_as(tmp_path, digits_directo
     paths.manifest.write_bytes(changed)
     with pytest.raises(CheckpointError, match=r"manifest\.json: is damaged"):
         paths.check(longer)
+
+
+def test_what_was_trained_of_an_average_that_diverged_is_not_shown(tmp_path, seed):
+    """It may have been, before the average was measured."""
+    planned, found = made(spec_of({}), seed)
+    (place,) = planned.places
+    average = place.average, OWN
+    found[average] = dataclasses.replace(found[average], test_loss=math.nan)
+    store = SimpleNamespace(measurements=lambda wanted: {key: found[key] for key in wanted})
+    paths = RunDirectory(tmp_path)
+    results = write_run(planned, paths, store, "digits", [])
+    RunRecord(planned, store, paths).close()
+    assert results.missing == len(place.after) == 2
+    assert set(results.frame["stage"]) == {row["stage"] for row in rows_of(tmp_path)} == {
+        "parent", "children", "interpolation"
+    }  # fmt: skip
+    assert [problem.partition(" in ")[0] for problem in results.problems] == ["average diverged"]

@@ -1,5 +1,6 @@
 """Heat maps and curves: what is drawn is what was measured, and files are whole pictures."""
 
+import math
 import re
 from dataclasses import replace
 from statistics import fmean
@@ -202,6 +203,19 @@ def test_curves(kept, tmp_path, seed):
         assert low_x > min(k, drawn_xy[:, 0].min()) - 0.5
         assert high_x < drawn_xy[:, 0].max() + 0.5
         assert {line.get_xdata()[0] for line in axis.lines[6:]} == {k, k + s}
+
+
+def test_what_diverged_is_in_no_mean(kept, tmp_path, seed):
+    """Its accuracy is that of a constant."""
+    sweep, measurements = made(spec_of({}, parents=(0, 5)), seed)
+    first, second = sweep.places
+    key = second.after[-1], OWN
+    measurements[key] = replace(measurements[key], test_loss=math.nan)
+    curves.draw_curves(sweep, measurements, tmp_path / "c.png", "A sweep")
+    (axis,) = panels(kept["c.png"])
+    assert "n = 1 parent, 1 pair" in axis.get_title()
+    expected = [measurements[state, OWN].test_accuracy for state in (first.average, *first.after)]
+    assert list(axis.lines[2].get_ydata()) == pytest.approx(expected)
 
 
 def test_children_of_later_rounds_are_of_their_tuple(kept, tmp_path, seed):

@@ -13,6 +13,7 @@ from studied import ON_ANY_SWEEP, sweep_file
 
 from fastwi.analyze import main
 from fastwi.experiment.store import Store
+from fastwi.report.estimates import SAME
 from fastwi.report.study import Study
 from fastwi.studies import all_studies, connectivity
 
@@ -67,6 +68,24 @@ def test_every_file_of_a_study(config, name, tmp_path, capsys):
     # Only options that matter to this study are listed.
     listed = {line.partition(":")[0].removeprefix("- ") for line in summary.splitlines() if line.startswith("- ")}
     assert listed == set(manifest["options"]) == set(study.options)
+
+
+def test_files_keep_the_rows_that_tables_leave_out(config, tmp_path, monkeypatch):
+    """Without batch norm recomputed statistics repeat the others."""
+    measure = Study.measure
+
+    def repeated(*given: object) -> dict[str, polars.DataFrame]:
+        again = polars.lit("recomputed").alias("batch_norm")
+        frames = measure(*given)
+        return {name: polars.concat([frame, frame.with_columns(again)]) for name, frame in frames.items()}
+
+    monkeypatch.setattr(Study, "measure", repeated)
+    assert main(["connectivity", *config, *QUICK, "--analysis.directory", str(tmp_path)]) == 0
+    directory = tmp_path / "analyses" / "connectivity"
+    assert SAME in (directory / "summary.md").read_text()
+    for name in all_studies()["connectivity"].columns:
+        for found in (polars.read_parquet(directory / f"{name}.parquet"), polars.read_csv(directory / f"{name}.csv")):
+            assert set(found["batch_norm"]) == {"averaged", "recomputed"}
 
 
 def test_tables_go_to_stdout_and_files_beside_the_sweep(config, tmp_path, capsys):

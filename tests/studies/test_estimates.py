@@ -13,10 +13,12 @@ from fastwi.analysis.statistics import mean_estimate
 from fastwi.report.drawing import TREATMENT_COLOURS, Sheet, draw_spread
 from fastwi.report.estimates import (
     SAME,
+    by_end,
     cell_heading,
     cells_of,
     estimate_at_interpolation,
     estimate_of,
+    estimates_by,
     shown,
     titled,
 )
@@ -113,3 +115,23 @@ def test_part_of_the_cells_is_drawn():
     for most in (0, 3):
         found, part = cells_of(frame, most=most)
         assert (len(found), part) == (3, "")
+
+
+def test_a_pair_counts_where_it_has_a_value_and_once():
+    """Also where it has a row for each of its children."""
+    frame = polars.DataFrame({
+        "k": 1, "s": 1, "parent_seed": [0, 0, 1, 1], "pair": [0, 1, 0, 1], "gain": [1.0, None, 2.0, 4.0],
+    })  # fmt: skip
+    for rows in (frame, polars.concat([frame, frame])):
+        ((names, estimate),) = estimates_by(rows, ["k", "s"], "gain")
+        assert (names, estimate.value, estimate.n_parents, estimate.n_pairs) == (["1", "1"], 2.0, 2, 3)
+
+
+def test_one_end_for_several_s_is_drawn_in_place_of_s():
+    for k, s, expected in (
+        ([1, 2], [3, 2], ([4, 4], "k + s")),
+        ([1, 2], [3, 3], ([3, 3], "s")),
+        ([1, 1], [3, 3], ([3, 3], "s")),  # one cell
+    ):
+        drawn, name = by_end(polars.DataFrame({"k": k, "s": s}))
+        assert (drawn["s"].to_list(), name) == expected
