@@ -193,7 +193,10 @@ def _imported(tree: ast.Module, package: str) -> Iterator[str]:
 
 def _listed(tree: ast.Module) -> Iterator[str]:
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == LISTED for target in node.targets):
+        if not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if node.value is not None and any(getattr(target, "id", "") == LISTED for target in targets):
             try:
                 yield from (each for each in ast.literal_eval(node.value) if isinstance(each, str))
             except (ValueError, TypeError):  # computed; a file that is then left out is refused when it is used

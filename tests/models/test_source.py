@@ -65,7 +65,8 @@ REACHED = {
     ),
     "data": (
         "h1_scale.txt", "h1_net",
-        "fastwi_files = ('h1_scale.txt',)\nscale = lambda: int(Path('h1_scale.txt').read_text().split()[-1])",
+        "fastwi_files: tuple[str] = ('h1_scale.txt',)\n"
+        "scale = lambda: int(Path('h1_scale.txt').read_text().split()[-1])",
     ),
 }  # fmt: skip
 
