@@ -133,8 +133,9 @@ def as_ten_parents(frames, **columns) -> polars.DataFrame:
 
 
 def test_intervals_over_parents_and_pairs_that_lack_a_number(frames, seed):
-    noise = polars.Series(np.random.default_rng(seed).normal(size=40)) * 1e-6
-    pairs = as_ten_parents(frames, gain_best_own_points=polars.col("distance_l2") * 10 + noise)
+    # Noise in both, so that copies are no ties: among ties the correlation is the same without any one parent.
+    distance, (x, y) = polars.col("distance_l2"), map(polars.Series, np.random.default_rng(seed).normal(size=(2, 40)))
+    pairs = as_ten_parents(frames, distance_l2=distance + 1e-6 * x, gain_best_own_points=10 * distance + 1e-6 * y)
     there = polars.when(polars.col("parent_seed") != 3).then(polars.col("distance_l2"))
     for frame, parents in ((pairs, 10), (pairs.with_columns(there.alias("distance_l2")), 9)):
         rows = correlations(frame).filter(gain=FIRST, quantity="distance_l2", scope="all pairs")
