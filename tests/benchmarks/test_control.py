@@ -1,0 +1,74 @@
+"""The control trains the built-in ResNet20, on the images that data_prep makes, and goes on where it was stopped."""
+
+import io
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from stored_samples import read_beton
+
+from benchmarks.peers import control
+from data_prep import prepare
+from data_prep.digits import load_digits
+from fastwi.models.registry import build_model
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """30 training and 20 test digits, a class a folder."""
+    path = tmp_path_factory.mktemp("images") / "digits.zip"
+    digits = load_digits("digits")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, split, count in (("train", digits.train, 3), ("test", digits.test, 2)):
+            for label in range(10):
+                for n, place in enumerate(np.flatnonzero(split.labels_N == label)[:count]):
+                    stream = io.BytesIO()
+                    Image.fromarray(split.images_NHWC[place]).save(stream, "PNG")
+                    archive.writestr(f"digits/{name}/class{label}/{n}.png", stream.getvalue())
+    return path
+
+
+def test_its_network_is_the_built_in_resnet20(seed):
+    torch.manual_seed(seed)
+    ours, theirs = build_model("resnet20", 10, 1.0).double(), control.resnet20().double()
+    for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        mine.copy_(other)
+    x_NCHW = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(ours(x_NCHW), theirs(x_NCHW))
+
+
+def test_it_reads_what_data_prep_reads(source, tmp_path):
+    prepare("folder", tmp_path / "digits", source=source)
+    for split in ("train", "test"):
+        images_NCHW, labels_N = control.read(source, split)
+        found = read_beton(tmp_path / "digits" / f"{split}.beton")
+        np.testing.assert_array_equal(images_NCHW.permute(0, 2, 3, 1).numpy(), found.images_NHWC)
+        np.testing.assert_array_equal(labels_N.numpy(), found.labels_N)
+
+
+def test_crops_are_of_the_padded_image_and_some_are_flipped(seed):
+    torch.manual_seed(seed)
+    image_CHW = torch.randint(1, 256, (3, 8, 8), dtype=torch.uint8)
+    padded = torch.nn.functional.pad(image_CHW, (4, 4, 4, 4))
+    crops = {padded[:, y : y + 8, x : x + 8].numpy().tobytes() for y in range(9) for x in range(9)}
+    flipped = {padded[:, y : y + 8, x : x + 8].flip(2).numpy().tobytes() for y in range(9) for x in range(9)}
+    found = [crop.numpy().tobytes() for crop in control.augmented(image_CHW.expand(400, 3, 8, 8))]
+    assert {*found} <= crops | flipped
+    assert len({*found}) > 100
+    assert 0.4 < np.mean([crop in flipped for crop in found]) < 0.6
+
+
+def test_it_goes_on_as_if_it_had_not_been_stopped(source, tmp_path, monkeypatch):
+    def train(out, epochs):
+        words = [str(source), "--out", str(out), "--epochs", "4", "--batch", "8", "--last", str(epochs)]
+        monkeypatch.setattr(sys, "argv", ["control", *words])
+        control.main()
+        return (out / "epochs.jsonl").read_text()
+
+    whole = train(tmp_path / "whole", 4)
+    train(tmp_path / "parts", 1)
+    assert train(tmp_path / "parts", 4) == whole
+    assert len(set(whole.splitlines())) == 4
