@@ -55,17 +55,17 @@ def test_du_adds_up(store, capsys):
     export(store)
     store.close()
     (store.directory / "damaged").mkdir()
-    (store.directory / "damaged" / "x").write_bytes(bytes(1536))
+    (store.directory / "damaged" / "x").write_bytes(bytes(10240))
     (store.directory / ".metrics.parquet.x.tmp").write_bytes(bytes(7))
     sizes = json.loads(shown(capsys, 0, "du", store.directory, "--json"))["bytes"]
     assert sizes.pop("total") == sum(sizes.values())
     assert sizes == {
-        "damaged": 1536, "temporary": 7, "index": store.places.index.stat().st_size,
+        "damaged": 10240, "temporary": 7, "index": store.places.index.stat().st_size,
         "other": store.places.card.stat().st_size,  # the locks are empty
         "states": sum(path.stat().st_size for path in store.places.states.rglob("*.safetensors")),
         "metrics": store.places.metrics.stat().st_size,
     }  # fmt: skip
-    assert "1,536     1.5 KiB  damaged\n" in shown(capsys, 0, "du", store.directory)
+    assert "10,240    10.0 KiB  damaged\n" in shown(capsys, 0, "du", store.directory)
 
 
 def test_verify_and_its_repair(store, capsys):
