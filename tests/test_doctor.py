@@ -1,8 +1,11 @@
 """The doctor's table, how it says to fix what is missing, and its exit code."""
 
+import importlib.util
 import re
 import sys
+import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +97,31 @@ def test_the_cores_are_those_of_this_process(monkeypatch):
     monkeypatch.setattr(fastwi.doctor, "_ffcv", lambda: Check("FFCV", "not looked for"))
     checks = {check.subject: check for check in examine()}
     assert checks["CPU cores"].found == "3 for this process, 77 in all"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_training_does_not_need_is_looked_for(monkeypatch, tmp_path, there):
+    """Whatever this machine has of it."""
+    find, path = importlib.util.find_spec, sysconfig.get_path
+
+    def found(name, *more):
+        return find("json" if there else "no_such_module") if name in ("simplejpeg", "triton") else find(name, *more)
+
+    monkeypatch.setattr("importlib.util.find_spec", found)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path) if name == "include" else path(name))
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(__version__="0.1") if there else None)
+    monkeypatch.setattr("fastwi.data.split.free_host_bytes", lambda: 3 * 2**29)
+    monkeypatch.setattr(fastwi.doctor, "compiler", lambda: "/usr/bin/g++")
+    monkeypatch.setattr(fastwi.doctor, "_ffcv", lambda: Check("FFCV", "not looked for"))
+    if there:
+        (tmp_path / "Python.h").touch()
+    checks = {check.subject: check for check in examine()}
+    assert checks["free memory"].found == "1.5 GiB"
+    assert (checks["Triton"].found == "installed") == there
+    assert ("simplejpeg" not in checks) == there
+    for subject in ("torchvision", "C++ compiler"):
+        assert (checks[subject].fix == "") == there, checks[subject]
+    assert not any(check.needed and check.fix for check in checks.values())
 
 
 def test_the_packages_are_those_of_the_project():

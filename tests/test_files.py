@@ -140,3 +140,11 @@ def test_a_directory_that_cannot_be_locked_is_refused(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fastwi.files.fcntl, "flock", none_left)
     with pytest.raises(UserError, match=os.strerror(errno.ENOLCK)), locked_directory(tmp_path / "made"):
         pytest.fail("it is held")
+
+
+def test_a_link_in_the_place_of_a_lock_is_refused(tmp_path: Path) -> None:
+    """The file would be made elsewhere."""
+    (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"\.lock: "), locked_directory(tmp_path):
+        pytest.fail("it is held")
+    assert not (tmp_path / "elsewhere").exists()

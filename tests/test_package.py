@@ -8,10 +8,13 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import fastwi
+from fastwi.beside import data_prep_module
+from fastwi.errors import UserError
 
 TOP = Path(__file__).parents[1]
 
@@ -74,6 +77,16 @@ def test_another_data_prep_does_not_come_between(tmp_path: Path) -> None:
     made = python(tmp_path, "-m", "fastwi", "data-prep", "digits", "--out", "digits", "--writer", "raw")
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "digits" / "card.json").exists()
+
+
+def test_another_data_prep_that_is_imported_already_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ModuleType("data_prep")
+    other.__file__ = str(tmp_path / "data_prep" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "data_prep", other)
+    with pytest.raises(UserError, match=rf"{other.__file__}: has the name of"):
+        data_prep_module("memory")
 
 
 def test_modules_and_names_are_there_on_first_use() -> None:

@@ -664,7 +664,9 @@ def test_arguments_that_do_not_go_together(digits_directory, tmp_path):
         assert refusal(ConfigError, fastwi.run, **given) == both
         assert refusal(ConfigError, fastwi.sweep, **given) == both
     once = "data.path: given as an argument of its own too; leave one of them out"
-    assert refusal(ConfigError, fastwi.run, train=digits_directory, overrides={"data.path": "b"}) == once
+    for given in ({"train": digits_directory}, {"train": (RGB, LABELS), "test": (RGB, LABELS)}):
+        for overrides in ({"data.path": "b"}, {"data": {"path": "b"}}):
+            assert refusal(ConfigError, fastwi.run, **given, overrides=overrides) == once
     twice = {"run.name": "b"}
     assert refusal(ConfigError, fastwi.run, directory=tmp_path / "a", overrides=twice).startswith("run.name: given")
     axes, images = {"axes.data.path": [str(digits_directory)]}, (RGB, LABELS)

@@ -68,10 +68,22 @@ def test_auto_takes_the_fastest(capsys):
 
 
 def test_speeds_are_of_all_images_of_all_members(monkeypatch):
-    """In two rounds of one step of 4 images; the clock is read at the beginning, after each round and at the end."""
+    """In two rounds of two steps of 4 images; the clock is read at the beginning, after each round and at the end.
+
+    The round before them, which may compile, is not timed.
+    """
+    train_epoch, rounds = LoopEngine.train_epoch, list[int]()
+
+    def noted(engine, population, *given):
+        rounds.append(population.members)
+        return train_epoch(engine, population, *given)
+
+    monkeypatch.setattr(LoopEngine, "train_epoch", noted)
     monkeypatch.setattr(tune, "LEAST_S", 1.5)
+    monkeypatch.setattr(tune, "STEPS", 2)
     monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=itertools.count().__next__))
-    assert tune._speed(LoopEngine, CONFIG, CPU, 3) == 2 * 3 * 4 / 3
+    assert tune._speed(LoopEngine, CONFIG, CPU, 3) == 2 * 3 * 8 / 3
+    assert rounds == [3] * 3
 
 
 def test_what_fails_and_what_there_is_no_time_for_is_reported(monkeypatch, capsys):

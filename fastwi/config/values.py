@@ -263,9 +263,11 @@ class Key:
         size = len(checked.encode()) if self.most_bytes else 0
         if size > self.most_bytes:
             raise ValueError(f"{show(checked)} takes {size} bytes as a file name; give at most {self.most_bytes}")
-        if self.many and not self.repeats and len(set(checked)) < len(checked):
-            twice = next(each for index, each in enumerate(checked) if each in checked[:index])
-            raise ValueError(f"{show(twice)} is given twice; remove one")
+        lists = (checked, *checked) if self.depth > 1 else (checked,) if self.many else ()
+        for values in () if self.repeats else lists:
+            if len(set(values)) < len(values):
+                twice = next(each for index, each in enumerate(values) if each in values[:index])
+                raise ValueError(f"{show(twice)} is given twice; remove one")
         return checked
 
 

@@ -105,7 +105,8 @@ def carry_out(store: Store, executor: Executor, listener: Listener, limits: Limi
 class _Pass:
     """One pass over what is left. It ends early where a state is damaged or gone, or another process is done.
 
-    `failed`: of all passes. `outdated`: another plan is necessary. `running`: jobs.
+    `failed`: of all passes. `outdated`: another plan is necessary. `running`: jobs. `kept`: states that other sweeps
+    keep, of those that training passed through.
     """
 
     store: Store
@@ -116,6 +117,7 @@ class _Pass:
     limits: Limits
     failed: dict[MeasurementKey, str]
     claimed: set[int] = field(default_factory=set)
+    kept: set[str] = field(default_factory=set)
     running: int = 0
     outdated: bool = False
 
@@ -219,8 +221,8 @@ class _Pass:
         nodes = [node for chain in chains for node in chain if node < len(tree)]
         # States that another sweep on this store keeps are written too, or it would have to train them again.
         passed = [tree.keys[node] for node in nodes if node not in tree.stops]
-        kept = self.store.kept(passed) if passed else set()
-        write = [node for node in nodes if node in tree.stops or tree.keys[node] in kept]
+        self.kept |= self.store.kept(passed) if passed else set()
+        write = [node for node in nodes if node in tree.stops or tree.keys[node] in self.kept]
         write += [chain[-1] for chain in chains if chain[-1] < len(tree) and self.queue.needed(chain[-1])]
         return Job(tuple(map(tuple, chains)), files, frozenset(write), self.limits.checkpoint_seconds)
 
@@ -271,4 +273,4 @@ class _Pass:
         """Let go of states that nothing needs any more; from the store those that do not stay there."""
         self.executor.forget(idle)
         keys = {self.tree.keys[node] for node in idle if node not in self.tree.stops}
-        self.writer.drop(keys & self.stored)
+        self.writer.drop(keys & self.stored - self.kept)  # what is dropped is not written any more

@@ -126,8 +126,10 @@ def _request(
     from_arguments = set(given)
     if train is not None:
         from_arguments.add("data.path")
-    for name in overrides or {}:
-        if name in from_arguments:
+    for name in sorted(from_arguments):
+        section, _, key = name.partition(".")
+        nested = (overrides or {}).get(section)
+        if name in (overrides or {}) or (isinstance(nested, Mapping) and key in nested):
             raise ConfigError(f"{name}: given as an argument of its own too; leave one of them out")
     return read_config({} if config is None else config, {**(overrides or {}), **given}, sweep)
 

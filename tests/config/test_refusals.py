@@ -1,6 +1,7 @@
 """Every refusal: of a config file, a sweep file, a mapping and a command line, by what its message must name."""
 
 import dataclasses
+import math
 import os
 import shlex
 from collections.abc import Callable
@@ -116,6 +117,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("sweep", "axes: {experiment.k: -900000..-1}", 1, "axes.experiment.k: -900000 is not"),
     ("sweep", "axes: {augment.flip: [1, 1.0]}", 1, "axes.augment.flip: 1.0 is given twice"),
     ("sweep", "axes: {schedule.drop_epochs: [[8, 9], [8, 9]]}", 1, "schedule.drop_epochs: [8, 9] is given twice"),
+    ("sweep", "axes: {trajectory.averages: [[swa], [ema, ema]]}", 1, "trajectory.averages: 'ema' is given twice"),
     ("sweep", "axes: {schedule.drop_epochs: [80, 120]}", 1, "axes.schedule.drop_epochs: 80 is not", "list of lists"),
     ("sweep", "base: 3", 1, "base: 3 is not"),
     ("sweep", "base: ''", 1, "base: ", "cannot be read"),
@@ -123,6 +125,7 @@ REFUSED: list[tuple[Any, ...]] = [
     ("sweep", "base: none/such.yaml", 1, "base: none/such.yaml: no such config file"),
     ("mapping", {"experiment": {"k": 10**5000}}, "experiment.k: a whole number beyond 64 bits is not"),
     ("mapping", {"optimizer": {"momentum": object()}}, "optimizer.momentum: a value of type object is not"),
+    ("mapping", {"experiment": {"weights": [math.nan, 1.0]}}, "experiment.weights: nan is not"),
     ("train", "--experiment.k=", "--experiment.k: '' is not"),
     ("train", "--experiment.k 1_0", "--experiment.k: '1_0' is not"),
     ("train", "--optimizer.learning_rate 1e400", "--optimizer.learning_rate: '1e400' is not"),

@@ -105,6 +105,7 @@ def test_they_are_sums_of_the_states_and_change_no_training(digits_directory: Pa
     # SWA begins after epoch 1: of the parent there is one state then.
     assert {key for key in seen if key[1] == "parent"} == {("lawa", "parent", -1, 2), ("ema", "parent", -1, 2)}
     assert {key[3] for key in seen if key[:3] == ("swa", "child", 1)} == {3, 4, 6, 7, 8}
+    assert {key[0] for key in seen if key[1] == "average"} == {"lawa", "swa", "ema"}
     assert {key[3] for key in seen if key[1] == "average"} == {8}
     # The second round begins at epoch 4, with no state of its own.
     assert {key[3] for key in seen if key[1] == "child"} == {3, 4, 6, 7, 8}

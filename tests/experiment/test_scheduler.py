@@ -21,6 +21,7 @@ from data_prep.progress import silent
 from data_prep.write import write_dataset
 from fastwi.config.sweep import SweepOptions, SweepSpec
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
+from fastwi.experiment.resources import Resources
 from fastwi.experiment.scheduler import Executor, Limits, carry_out, limits_of
 from fastwi.experiment.store import DamagedState, Owner, Store
 from fastwi.experiment.tree import OWN, MeasurementKey
@@ -209,6 +210,23 @@ def test_two_carry_out_sweeps_that_share_a_part(inputs: Path, tmp_path: Path, wh
     expected = {name: whole[name] for name in keys[0] | keys[1]}
     assert measured(sweeps[0]) == expected
     assert done == Counter(dict.fromkeys(expected, 1))
+
+
+def test_a_state_that_another_sweep_keeps_is_stored(inputs: Path, tmp_path: Path, monkeypatch) -> None:
+    """Though this one passes through it, and has no use for it before it is written."""
+    sweep = planned(inputs, tmp_path / "store", {"experiment.k": (3,), "experiment.s": (1,)}, keep="none")
+
+    class Late(scheduler.Writer):
+        def _write(self, *what) -> None:  # type: ignore[no-untyped-def]
+            threading.Event().wait(0.2)
+            super()._write(*what)
+
+    monkeypatch.setattr(scheduler, "Writer", Late)
+    kept = {sweep.places[0].parent[0]}
+    with Store.open(sweep.spec.options.store) as store:
+        store.keep(kept)
+    assert carried_out(sweep, IN_CHAINS) == {}
+    assert states(sweep) == kept
 
 
 def while_waiting(monkeypatch: pytest.MonkeyPatch, *others: Callable[[], object]) -> None:
@@ -515,6 +533,23 @@ def test_the_memory_is_shared_by_the_largest_networks_of_a_sweep(inputs, tmp_pat
         assert execution.carry_out_planned(sweep, worker, store, Silent()) == []
     _, moving = sorted({worker.resources.layout(point.config).row_bytes for point in sweep.points})
     assert [limits.rows for limits in given] == [2**29 / moving]
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        ("data.image_size", (8, 16)), ("engine.precision", ("fp32", "bf16")), ("optimizer.batch_size", (10, 20)),
+        ("optimizer.ema_decay", (0.0, 0.9)),
+    ],
+)  # fmt: skip
+def test_networks_of_each_kind_are_tried_before_any_is_trained(inputs, tmp_path, monkeypatch, path, values) -> None:
+    axes, tried = {"experiment.k": (1,), "experiment.s": (1,), path: values}, list[object]()
+    section, _, name = path.partition(".")
+    monkeypatch.setattr(
+        Resources, "tried_engine", lambda _, config: tried.append(getattr(getattr(config, section), name))
+    )
+    execution.worker_for(planned(inputs, tmp_path / "store", axes))
+    assert tried == list(values)
 
 
 @pytest.mark.parametrize(("rows", "most"), [(10, 2), (9, 1)])

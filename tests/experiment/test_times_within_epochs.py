@@ -80,6 +80,8 @@ def test_a_child_trained_on_is_the_one_that_trains_for_longer():
 def test_times_that_cannot_be_are_refused():
     with pytest.raises(UserError, match=r"axes\.experiment\.k: 1 and 7it.*7 iterations"):
         planned(sweep({"experiment.k": [1, Time("7it")]}))
+    with pytest.raises(UserError, match=r"axes\.experiment\.k: 1 and 7it.*7 iterations"):  # of 15 they are two times
+        planned(sweep({"optimizer.batch_size": [64, 128], "experiment.k": [1, Time("7it")]}))
     with pytest.raises(UserError, match=r"axes\.experiment\.after: 1 and 7it.*7 iterations"):
         planned(sweep({"experiment.after": [1, Time("7it")]}))
     planned(sweep({}, schedule={"drop_epochs": [1, "8it"]}))

@@ -97,3 +97,12 @@ def test_an_average_that_diverged_is_measured_and_not_trained_on(batch_norm):
     assert without_lost(tree, found | trained_on | child) == found | child
     lost = {(place.ends[0], OWN): measurement((place.ends[0], OWN), train_loss=1.0, test_loss=math.nan)}
     assert without_lost(tree, found | lost) == lost
+
+
+def test_an_initial_network_whose_test_loss_is_infinite_is_trained_all_the_same():
+    sweep = planned(spec_of({}, {"k": 0, "s": 0, "after": 1}))
+    (place,), tree = sweep.places, sweep.tree
+    assert not tree.is_epoch(place.clone_node)
+    found = measurement((place.clone, OWN), test_loss=math.inf)
+    assert found.key in tree.measurement_keys()
+    assert stopped_states(tree, [found]) == []

@@ -382,10 +382,11 @@ def test_a_child_starts_with_zero_momentum_where_that_is_asked_for(place, togeth
 def test_images_are_opened_once_for_all_that_use_the_same(place):
     _, config = place
     resources = Worker(planned(place).tree, SweepOptions()).resources
-    kept, fewer = (
+    kept, fewer, few_tested = (
         dataclasses.replace(config, data=dataclasses.replace(config.data, **changed))
-        for changed in ({"last_batch": "keep"}, {"train_images": 50})
+        for changed in ({"last_batch": "keep"}, {"train_images": 50}, {"test_images": 10})
     )
     assert resources.splits(kept)[0] is resources.splits(config)[0]
-    assert [len(resources.splits(each)[0]) for each in (config, fewer)] == [60, 50]
+    sizes = [tuple(map(len, resources.splits(each))) for each in (config, fewer, few_tested)]
+    assert sizes == [(60, 20), (50, 20), (60, 10)]
     assert [resources.engine(each).iterations(resources.splits(each)[0]) for each in (kept, fewer)] == [3, 2]

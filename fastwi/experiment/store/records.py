@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from fastwi.errors import CheckpointError, UserError
-from fastwi.experiment.tree import OWN, MeasurementKey
+from fastwi.experiment.tree import MOVING, OWN, MeasurementKey
 
 _FLOAT64 = struct.Struct("<d")
 
@@ -45,8 +45,9 @@ class Measurement:
         trained = self.learning_rate is not None
         rate = f", at learning rate {self.learning_rate:g}" if trained else ""
         so = "nothing is made of it" if trained else "no gain is taken of it"
-        loss = infinite_loss(self.train_loss, self.test_loss, self.treatment == OWN)
-        return f"the network {self.state} diverged: {loss} in epoch {self.epoch}{rate}; {so}"
+        moving = "the moving average of the weights of " * self.treatment.startswith(MOVING)
+        loss = infinite_loss(self.train_loss, self.test_loss, self.treatment.removeprefix(MOVING) == OWN)
+        return f"{moving}the network {self.state} diverged: {loss} in epoch {self.epoch}{rate}; {so}"
 
     @property
     def key(self) -> MeasurementKey:

@@ -39,6 +39,7 @@ def test_ls(store, capsys):
             transaction.add(CLAIMS, [sealed("cc", "own", "gone")])  # of a dead process
         text = shown(capsys, 0, "ls", store.directory)
         listing = json.loads(shown(capsys, 0, "ls", store.directory, "--json"))
+    assert "; 1 claims and pins and 0 locks of dead" in shown(capsys, 0, "gc", store.directory)
     for words in ("8 states", "17 measurements", " 2.00\n", f"{os.getpid()}: 2 claims, 1 states pinned"):
         assert words in text
     assert (listing["claims"], listing["attempts"], len(listing["owners"])) == (2, 18, 1)
@@ -54,22 +55,25 @@ def test_du_adds_up(store, capsys):
     export(store)
     store.close()
     (store.directory / "damaged").mkdir()
-    (store.directory / "damaged" / "x").write_bytes(bytes(5))
+    (store.directory / "damaged" / "x").write_bytes(bytes(10240))
     (store.directory / ".metrics.parquet.x.tmp").write_bytes(bytes(7))
     sizes = json.loads(shown(capsys, 0, "du", store.directory, "--json"))["bytes"]
     assert sizes.pop("total") == sum(sizes.values())
     assert sizes == {
-        "damaged": 5, "temporary": 7, "index": store.places.index.stat().st_size,
+        "damaged": 10240, "temporary": 7, "index": store.places.index.stat().st_size,
         "other": store.places.card.stat().st_size,  # the locks are empty
         "states": sum(path.stat().st_size for path in store.places.states.rglob("*.safetensors")),
         "metrics": store.places.metrics.stat().st_size,
     }  # fmt: skip
-    assert "states" in shown(capsys, 0, "du", store.directory)
+    assert "10,240    10.0 KiB  damaged\n" in shown(capsys, 0, "du", store.directory)
 
 
 def test_verify_and_its_repair(store, capsys):
     fill(store, range(3))
     assert "3 states" in shown(capsys, 0, "verify", store.directory)
+    looked_at = json.loads(shown(capsys, 0, "verify", store.directory, "--json"))
+    size = sum(path.stat().st_size for path in store.places.states.rglob("*.safetensors"))
+    assert (looked_at["states"], looked_at["bytes"]) == (3, size)
     export(store)
     store.places.state(key_of(1)).write_bytes(b"x")
     lines = shown(capsys, 1, "verify", store.directory).splitlines()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars
 import pytest
-from store_samples import contents, copy_of, fill, flip, key_of, measurement, written
+from store_samples import contents, copy_of, fill, flip, key_of, measurement, network, written
 
 from fastwi.errors import UserError
 from fastwi.experiment.store import DamagedIndex, Store, rebuild
@@ -246,6 +246,15 @@ def test_rebuilding_leaves_damaged_states_and_rows_out(closed, tmp_path, lost):
         assert len(store.measurements()) == (152 if lost == "metrics.parquet" else 154)
     assert key_of(3) not in measured
     assert (key_of(4) in measured) == (lost != "metrics.parquet")  # trained again, else
+
+
+def test_rebuilding_leaves_out_a_file_of_several_networks(closed, tmp_path):
+    copy = copy_of(closed[0], tmp_path / "store")
+    network(0).clone_rows([0, 0]).save(StorePlaces(copy).state(key_of(0)))
+    (copy / "index.sqlite").unlink()
+    assert rebuild(copy)["damaged_states"] == 1
+    with Store.open(copy) as store:
+        assert store.states() == {key_of(n) for n in range(1, 6)}
 
 
 def test_rebuilding_prefers_the_index_where_the_table_has_another_row(closed, tmp_path):

@@ -1,6 +1,7 @@
 """The store keeps states and measurements to the bit, in transactions, and reports where results disagree."""
 
 import dataclasses
+import math
 import os
 import pickle
 import random
@@ -87,6 +88,16 @@ def test_the_first_measurement_stays_and_a_different_one_is_named(store):
     zero = dataclasses.replace(first, state="zz", test_loss=0.0)
     assert store.commit([zero, dataclasses.replace(zero, test_loss=-0.0)], [], []) == [zero.key]
     assert sorted(columns(store)) == sorted(m.columns() for m in (first, measurement(2), zero))
+
+
+def test_what_diverged_is_named_with_its_weights_and_statistics():
+    names = "own", "recomputed-0a", "moving-own", "moving-recomputed-0a"
+    lines = [Measurement("aa", name, 3, None, None, math.nan, 10.0, 1.0).divergence() for name in names]
+    assert ["with recomputed batch-norm statistics" in line for line in lines] == [False, True, False, True]
+    assert ["the moving average" in line for line in lines] == [False, False, True, True]
+    assert all("network aa diverged" in line and "in epoch 3; no gain" in line for line in lines)
+    trained = Measurement("aa", "own", 3, math.inf, 0.1, 1.0, 10.0, 1.0).divergence()
+    assert "in epoch 3, at learning rate 0.1; nothing is made of it" in trained
 
 
 def test_a_failed_commit_changes_nothing(store):
