@@ -239,7 +239,9 @@ def test_without_triton_no_network_is_stacked(gpu, monkeypatch):
 def test_auto_takes_loop_for_networks_that_the_others_refuse(gpu):
     """Measured or not. Where they are asked for by name, they still refuse."""
     drops = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(12, 10))
-    assert build_engine(CONFIG, drops, 512).name == "loop"
+    drops_channels = nn.Sequential(nn.Dropout2d(0.1), nn.Flatten(), nn.Linear(12, 10))
+    for network in (drops, drops_channels):
+        assert build_engine(CONFIG, network, 512).name == "loop"
     assert build_engine(CONFIG, Branching(), 512).name == "loop"
     write_speeds("a GPU", {"stacked": {4: 1.0}})
     assert build_engine(CONFIG, drops).name == "loop"

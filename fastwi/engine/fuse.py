@@ -8,7 +8,6 @@ import functools
 import operator
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from types import FrameType
 from typing import Any, TypeGuard
 
@@ -16,30 +15,13 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from fastwi.engine.in_place import PLAIN, changed_in_place, made_plain
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.shortcut import shortcut
 from fastwi.models import generators
 
 _RELU = (functional.relu, torch.relu)
 _ADD = (operator.add, torch.add)
-_PLAIN: dict[Any, Any] = {
-    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
-    operator.itruediv: operator.truediv, operator.ipow: operator.pow,
-}  # fmt: skip
-_VIEWS = {
-    "getitem", "getattr", "view", "view_as", "reshape", "flatten", "unflatten", "transpose", "permute", "movedim",
-    "t", "squeeze", "unsqueeze", "expand", "chunk", "split", "unbind", "narrow", "select", "detach", "contiguous",
-    "ravel", "swapaxes", "moveaxis", "diagonal", "swapdims", "adjoint", "as_strided", "einsum", "real", "imag",
-    "conj", "positive", "resolve_conj", "resolve_neg", "view_as_real", "view_as_complex", "atleast_1d", "atleast_2d",
-    "atleast_3d", "broadcast_to", "broadcast_tensors", "meshgrid", "tensor_split", "hsplit", "vsplit", "dsplit",
-    "split_with_sizes", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
-}  # fmt: skip
-"""Functions, by name, whose result may be in the memory of their first tensor. Any method's may be."""
-_FRESH = (
-    nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm,
-    nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
-)  # fmt: skip
-"""Layers whose result is in memory of its own, as is that of activations that are not in place."""
 _MODES = {
     each.__code__
     for each in (
@@ -77,7 +59,7 @@ def trace(module: nn.Module) -> fx.GraphModule | None:
         return None
     names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     constants = any(node.op == "get_attr" and node.target not in names for node in traced.graph.nodes)
-    return None if constants or not _made_plain(traced) or _changed_in_place(traced) else traced
+    return None if constants or not made_plain(traced) or changed_in_place(traced) else traced
 
 
 class _Proxy(fx.Proxy):
@@ -94,7 +76,7 @@ class _Proxy(fx.Proxy):
     def _changed(self, function: Any, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
-    for _function in _PLAIN:
+    for _function in PLAIN:
         locals()[f"__{_function.__name__}__"] = functools.partialmethod(_changed, _function)
 
 
@@ -141,58 +123,6 @@ def _in_mode(frame: FrameType | None) -> bool:
     while frame is not None and frame.f_code.co_name != "__torch_function__":
         frame = frame.f_back
     return frame is not None
-
-
-def _made_plain(traced: fx.GraphModule) -> bool:
-    """Make y = y + z of `y += z`, and so on; False where that would be another network."""
-    place = {node: i for i, node in enumerate(traced.graph.nodes)}
-    for node in traced.graph.nodes:
-        if node.target in _PLAIN:
-            for changed in _shared_memory(traced, node.args[0]):
-                if changed.op == "get_attr" or any(place[user] > place[node] for user in changed.users):
-                    return False
-            node.target = _PLAIN[node.target]
-    traced.recompile()
-    return True
-
-
-def _changed_in_place(traced: fx.GraphModule) -> bool:
-    """Whether an activation with several readers is changed in place by one of them."""
-    return any(
-        _is_in_place(traced, node) and any(len(each.users) > 1 for each in _shared_memory(traced, _first_of(node)))
-        for node in traced.graph.nodes
-    )
-
-
-def _first_of(node: fx.Node) -> fx.Node | None:
-    """The first value of the network that the node is called with, also by keyword."""
-    return next((each for each in (*node.args, *node.kwargs.values()) if isinstance(each, fx.Node)), None)
-
-
-def _shared_memory(traced: fx.GraphModule, changed: Any) -> Iterator[fx.Node]:
-    """The node `changed`, and what it may be in the memory of."""
-    while isinstance(changed, fx.Node):
-        yield changed
-        changed = _first_of(changed) if _may_share_memory(traced, changed) else None
-
-
-def _may_share_memory(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the result may be in the memory of what the node is called with first."""
-    if node.op == "call_module":
-        module = traced.get_submodule(str(node.target))
-        is_activation = type(module).__module__ == "torch.nn.modules.activation"
-        return not isinstance(module, _FRESH) and (not is_activation or _is_in_place(traced, node))
-    return node.op == "call_method" or getattr(node.target, "__name__", "") in _VIEWS
-
-
-def _is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    second = node.args[1] if len(node.args) > 1 else None  # an index of 1 equals True
-    if node.op == "call_function" and (node.kwargs.get("inplace") or second is True):
-        return True
-    return node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
 
 
 def fuse_batch_norm(module: nn.Module) -> fx.GraphModule | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastwi.engine.in_place import is_known
 from fastwi.kernels.cpu import library, listening
 from fastwi.models import generators
 
@@ -35,7 +36,6 @@ _REFUSED = {
     torch.Tag.inplace_view,
 }  # fmt: skip
 _CONSTANTS = (float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
-_KNOWN = {"torch", "fastwi", "operator", "_operator", "builtins", "math"}
 _READS = {"tolist", "numpy", "data_ptr", "storage", "untyped_storage"}  # of values, which no dispatch mode sees
 
 
@@ -57,7 +57,7 @@ def _is_known(network: fx.GraphModule, node: fx.Node) -> bool:
         used: list[Any] = [type(module) for module in network.get_submodule(str(node.target)).modules()]
     else:
         used = [node.target] if node.op == "call_function" else []
-    return all((getattr(each, "__module__", None) or "torch").partition(".")[0] in _KNOWN for each in used)
+    return all(map(is_known, used))
 
 
 class Recorded:

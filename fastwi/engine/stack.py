@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from fastwi.engine.counters import called_once, counters_to_add
 from fastwi.engine.fuse import fuse_batch_norm, trace
+from fastwi.engine.in_place import changes_a_view_of_a_buffer
 from fastwi.engine.members import Apply, Tensors, by_vmap, dense_buffers, one_by_one, write_back
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.shortcut import shortcut
@@ -81,9 +82,12 @@ class StackedNetwork(fx.Interpreter):
 
     @classmethod
     def of(cls, model: nn.Module, exact: bool) -> "StackedNetwork | None":
-        """The stacked form of `model`; None where it cannot be traced (see `trace`) or layers share parameters."""
+        """The stacked form of `model`; None where it cannot be traced (see `trace`) or layers share parameters.
+
+        None too where a view of a buffer is changed in place: the views here are copies.
+        """
         traced = fuse_batch_norm(model) or trace(model)
-        if traced is None:
+        if traced is None or changes_a_view_of_a_buffer(traced):
             return None
         shared = len(list(traced.named_parameters(remove_duplicate=False))) > len(list(traced.parameters()))
         return None if shared else cls(traced, exact)

@@ -115,8 +115,10 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             if factor is None:  # cumulative average, as nn.BatchNorm2d defines it
                 factor = 1.0 / float(self.num_batches_tracked)
-        # The kernels read float32 parameters; a network that is cast to bf16 as a whole has others.
+        # The kernels read float32 parameters; a network that is cast to bf16 as a whole has others. Nor do they check
+        # that there are as many as x has channels, as torch does.
         fused = self.weight.dtype == torch.float32 and supported(x_NCHW, residual_NCHW)
+        fused = fused and x_NCHW.shape[1] == self.num_features
         if fused and self.training:
             both: Tensor | tuple[Tensor, Tensor] = _Training.apply(
                 x_NCHW, residual_NCHW, self.weight, self.bias, mean_C, var_C, factor, self.eps, self.relu, self.users

@@ -107,11 +107,11 @@ class Layout:
                     "int64 buffers: convert the module with .float() (engine.precision makes it train in bf16), or "
                     "register the buffer with persistent=False"
                 )
-        overlap = first_overlap(parameters)
+        overlap = first_overlap(parameters | held)
         if overlap:  # a population would silently untie them
             raise UserError(
-                f"parameters {overlap[0]!r} and {overlap[1]!r} share memory but are two tensors; "
-                "tie them by assigning the same nn.Parameter to both"
+                f"{overlap[0]!r} and {overlap[1]!r} share memory but are two tensors; tie two parameters by "
+                "assigning the same nn.Parameter to both, and register a clone as a buffer"
             )
         convolutions = (nn.Conv2d, nn.ConvTranspose2d)
         channels_last = {id(part.weight) for part in module.modules() if isinstance(part, convolutions)}

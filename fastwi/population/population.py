@@ -224,7 +224,8 @@ class Population:
     def load_state_dict(self, m: int, state: Mapping[str, Tensor]) -> None:
         """Overwrite member m with a state dict, whose values are converted, and its momentum with zero.
 
-        Raises ValueError naming the first key that is missing, unknown or of another shape.
+        Raises ValueError naming the first key that is missing, unknown or of another shape, or whose tensor is not
+        that of the key it is tied to.
         """
         tensors = self.parameters(m) | self.buffers(m)
         names = dict(self.layout.keys)
@@ -239,6 +240,11 @@ class Population:
                     f"{key!r} is {old.dtype} {tuple(old.shape)} in the state dict and "
                     f"{new.dtype} {tuple(new.shape)} in the population"
                 )
+        tied: dict[str, str] = {}
+        for key, name in self.layout.keys:
+            one, other = tied.setdefault(name, key), key
+            if not _same_values(state[one], state[other]):
+                raise ValueError(f"{one!r} and {other!r} are one tensor here, and two in the state dict")
         self._copy_in(m, {name: state[key] for key, name in self.layout.keys})
 
     def write_to(self, m: int, module: nn.Module) -> None:
@@ -346,6 +352,11 @@ class Population:
             self.momentum_MP[m].zero_()
             if self.layout.moving:
                 self.moving_MP[m].copy_(self.weights_MP[m])
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers; NaN is the same as NaN."""
+    return one is other or torch.allclose(one, other.to(one), rtol=0, atol=0, equal_nan=True)
 
 
 def _views(spans: Sequence[Span], row: Tensor) -> dict[str, Tensor]:

@@ -108,12 +108,32 @@ def test_members_share_what_is_read_and_not_what_they_change(seed, monkeypatch):
     assert len(set(scores.loss_M)) == 3
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_member_sees_what_another_did_to_the_images(seed, engine):
+    made, population, data = make(engine, Shifting()), starts("residual", seed, 3), draw_data(seed)
+    together = made.evaluate(population, data).loss_M.tolist()
+    assert together == pytest.approx([made.evaluate(population[m], data).loss_M[0] for m in range(3)], rel=1e-5)
+
+
+@pytest.mark.parametrize("network", ["residual", "untraceable"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_losses_in_bf16_are_float32s_of_its_logits(seed, engine, network):
+    """A loss or a sum of losses in bf16 would have two digits."""
+    made, population, data = make(engine, network, "bf16"), starts(network, seed, 2), draw_data(seed)
+    total_M = torch.zeros(2, dtype=torch.float64)
+    for rows, at, logits_RNK in made._all_logits(population, data):
+        for m, logits_NK in zip(range(2)[rows], logits_RNK.double(), strict=True):
+            total_M[m] += functional.cross_entropy(logits_NK, data.labels_N[at], reduction="sum")
+    assert made.evaluate(population, data).loss_M.tolist() == pytest.approx((total_M / IMAGES).tolist(), rel=1e-5)
+
+
 @pytest.mark.parametrize("images", [0, 3 * BATCH + 1, BATCH - 1])  # all, whole batches of these, and one at least
 @pytest.mark.parametrize(("engine", "backend"), KINDS)
 def test_recomputed_statistics_are_those_of_update_bn(seed, engine, backend, images, monkeypatch):
     monkeypatch.setitem(stacked.FORWARD_MEMBERS, "cpu", 1 if images else 4)
     networks, data = [build("residual", seed), build("residual", seed + 1)], draw_data(seed)
     made, population = make(engine, "residual", backend=backend), Population.from_modules(networks)
+    population.counters_MB.fill_(3)  # they count from 0 again
     noises, before = [Noise(seed), Noise(seed + 1)], population.clone_rows([0, 1])
     seen: list[int] = []
     fresh = made.recompute_statistics(population, data, noises, 7, images, seen.append)
@@ -190,6 +210,7 @@ def test_a_batch_norm_that_is_called_twice_has_the_mean_over_all_calls(seed, eng
     torch.manual_seed(seed)
     networks, data, noises = [network(), network()], draw_data(seed), [Noise(seed), Noise(seed + 1)]
     made, before = make(engine, network(), backend=backend), Population.from_modules(networks)
+    before.counters_MB.fill_(3)
     after = made.recompute_statistics(before, data, noises, 7)
     for m, network in enumerate(networks):
         drawn = batches(data, Noise(noises[m].seed, statistics=True), 7)

@@ -5,7 +5,7 @@ import operator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 from trained_networks import Corners
 
@@ -77,6 +77,7 @@ JOINS = {
     "computed padding": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], (0, 0, 0, 0, p := x.shape[1] // 2, p))[
         :, 4:20
     ],
+    "some channels": lambda net, x: pad(net.bn1(x)[:, :8, ::2, ::2], CHANNELS)[:, 4:20],
     "padded in space": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], (1, 0, 0, 1, 8, 8))[:, 4:20],
     "cropped": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::2], (0, 0, 0, 0, 8, -4))[:, 4:20],
     "two strides": lambda net, x: pad(net.bn1(x)[:, :, ::2, ::4], CHANNELS)[:, 4:20],
@@ -200,6 +201,13 @@ class Small(nn.Module):
         return self.around(self, self.norm(self.conv(x))).mean((2, 3))
 
 
+def sized_before(net: Small, y: Tensor) -> Tensor:
+    """What was computed of y is not y."""
+    channels, mean = y.shape[1], y.mean((2, 3), keepdim=True)
+    y += net.shift
+    return y * mean + channels
+
+
 def changed_once(net: Small, y: Tensor) -> Tensor:
     """Nothing reads the old values later."""
     z = net.relu(y + y.mean())
@@ -215,6 +223,7 @@ def changed_once(net: Small, y: Tensor) -> Tensor:
         lambda net, y: relu(y + y.size(1)),
         lambda net, y: torch.add(y, 1) * y,  # 1 is no `inplace`
         changed_once,
+        sized_before,
     ],
 )
 def test_buffers_and_sizes_are_those_of_the_call(seed, around):
@@ -290,6 +299,31 @@ def sets_data(_: Small, y: Tensor) -> Tensor:
     return y
 
 
+def one_of_two_views_in_place(_: Small, y: Tensor) -> Tensor:
+    z, other = y[:, :8], y[:, 4:12]
+    z += 2
+    return z * other
+
+
+@fx.wrap
+def by_user(y: Tensor) -> Tensor:
+    """A function that fx does not trace through: it may do anything to its tensors, and return any of them."""
+    return y
+
+
+def changed_after(alias) -> nn.Module:
+    """The network reads what `alias` made of an activation before that was changed in place."""
+
+    def around(net: Small, y: Tensor) -> Tensor:
+        z = net.alias(y)
+        y += 1
+        return z * 2
+
+    net = Small(around)
+    net.alias = alias
+    return net
+
+
 def changed_behind(alias) -> nn.Module:
     """The network changes in place what `alias`, a layer or a function, makes of an activation that is read again."""
 
@@ -310,7 +344,13 @@ ALIASES = {
     "dropout in evaluation": lambda y: functional.dropout(y, 0.1, training=False),
     "dropout2d in evaluation": lambda y: functional.dropout2d(y, 0.1, training=False),
     "alpha dropout in evaluation": lambda y: functional.alpha_dropout(y, 0.1, training=False),
-    "einsum": lambda y: torch.einsum("nchw->nhwc", y),
+    "einsum": lambda y: torch.einsum("nchw->nhwc", y), "plus": operator.pos,
+    "a function of the user's": lambda y: by_user(y),
+    "linalg.diagonal": lambda y: torch.linalg.diagonal(y),
+    "second of broadcast_tensors": lambda y: torch.broadcast_tensors(relu(y), y)[1],
+    "second of meshgrid": lambda y: torch.meshgrid(relu(y), y, indexing="ij")[1],
+    "second of a list": lambda y: torch.meshgrid([relu(y), y], indexing="ij")[1],
+    "second of atleast_3d": lambda y: torch.atleast_3d(relu(y), y)[1],
 }  # fmt: skip
 VIEWS: dict[str, tuple] = {
     "ravel": (), "diagonal": (), "flatten": (), "squeeze": (), "detach": (), "unbind": (), "reshape": ((-1,),),
@@ -318,7 +358,10 @@ VIEWS: dict[str, tuple] = {
     "unsqueeze": (0,), "narrow": (1, 0, 4), "select": (1, 0), "chunk": (2,), "split": (2,), "swapdims": (1, 2),
     "adjoint": (), "as_strided": ((2, 16), (1024, 1)), "real": (), "conj": (), "positive": (), "resolve_neg": (),
     "atleast_3d": (), "broadcast_to": ((2, 16, 8, 8),), "broadcast_tensors": (), "meshgrid": (), "tensor_split": (2,),
-    "hsplit": (2,), "vsplit": (2,), "dsplit": (2,), "split_with_sizes": ((8, 8), 1),
+    "hsplit": (2,), "vsplit": (2,), "dsplit": (2,), "split_with_sizes": ((8, 8), 1), "unsafe_split": (2,),
+    "unsafe_chunk": (2,), "unsafe_split_with_sizes": ((8, 8), 1), "conj_physical": (), "cartesian_prod": (),
+    "chain_matmul": (), "dequantize": (), "channel_shuffle": (1,), "pixel_shuffle": (1,), "pixel_unshuffle": (1,),
+    "feature_dropout": (0.1, False),
 }  # fmt: skip
 """Functions of torch, and their arguments. What is changed in place is the first part of the view."""
 ALIASES |= {
@@ -347,6 +390,14 @@ LOST = {
     "module in place": Small(lambda net, y: net.relu(y) + y),
     "module in place by keyword": Small(lambda net, y: net.relu(input=y) + y),
     **{f"in place behind {name}": changed_behind(alias) for name, alias in ALIASES.items()},
+    **{f"in place after {name}": changed_after(alias) for name, alias in ALIASES.items()},
+    "view by another": Small(one_of_two_views_in_place),
+    **{
+        f"{name} in place": Small(lambda net, y, name=name: getattr(operator, name)(y, 2) * y)
+        for name in ("imod", "ifloordiv", "ipow", "iand", "ior", "ixor", "ilshift", "irshift")
+    },
+    "result in an activation": Small(lambda net, y: torch.mul(y, 2, out=y) * y),
+    "a function of the user's": Small(lambda net, y: by_user(y) * y),
     "method in place": Small(lambda net, y: y.mul_(2) + y),
     "operator in place": Small(in_place_operator),
     "buffer in place": Small(buffer_in_place),

@@ -77,3 +77,6 @@ def test_files_and_averages_have_it(tmp_path: Path, seed: int) -> None:
     expected = torch.tensor(weights, dtype=torch.float64) @ population.moving_MP.double()
     torch.testing.assert_close(average.moving_MP[0], expected.float())
     assert torch.equal(population.clone_rows([2]).moving_MP[0], population.moving_MP[2])
+    between = 0.75 * population.moving_MP[0] + 0.25 * population.moving_MP[1]
+    population.lerp_rows_([(0, 1)], 0.25)
+    torch.testing.assert_close(population.moving_MP[0], between)

@@ -77,6 +77,20 @@ def test_an_epoch_in_fp16_is_a_function_of_its_start(seed, engine, monkeypatch):
     assert 0 < ways[0] < 0.95 * ways[1]  # some steps were skipped
 
 
+@pytest.mark.parametrize("engine", CHOICES)
+def test_a_member_whose_steps_overflow_leaves_the_scales_of_others(seed, engine):
+    start, data = Population.from_modules([build("residual", seed + m) for m in range(2)]), draw_data(seed)
+    start.parameters(0)["linear.weight"].mul_(1000)
+    first, together, alone = start.clone_rows([0]), start.clone_rows([0, 1]), start.clone_rows([1])
+    made = make(engine, "residual", "fp16")
+    made.train_epoch(first, data, [Noise(1)], 1, steps=range(1))
+    assert torch.equal(first.weights_MP[0], start.weights_MP[0])  # skipped
+    made.train_epoch(together, data, [Noise(1), Noise(2)], 1)
+    made.train_epoch(alone, data, [Noise(2)], 1)
+    assert torch.equal(together.weights_MP[1], alone.weights_MP[0])
+    assert not torch.equal(alone.weights_MP[0], start.weights_MP[1])
+
+
 @pytest.mark.filterwarnings("ignore:Please use the new API settings")
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_kernels_on_a_gpu(monkeypatch, deterministic):

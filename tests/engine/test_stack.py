@@ -16,6 +16,7 @@ SUMS = {
     "add(x, 2, y)": lambda x, y: torch.add(x, 2, y),  # an old form of alpha
     "add(x, y, alpha=2)": lambda x, y: torch.add(x, y, alpha=2),
     "add(x, other=y)": lambda x, y: torch.add(x, other=y),
+    "x mean(y)": lambda x, y: x * torch.mean(y, dim=(2, 3), keepdim=True),
 }
 
 
@@ -73,7 +74,7 @@ class NormSummed(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         y_NCHW = functional.relu(self.norm(self.conv(x_NCHW)) + self.other(self, x_NCHW))
-        return torch.mean(y_NCHW * y_NCHW, dim=(2, 3)) + self.shift.flatten()
+        return torch.mean(y_NCHW * y_NCHW.sigmoid(), dim=(2, 3)) + self.shift.flatten()
 
 
 OTHERS = {

@@ -187,6 +187,10 @@ def test_initialisation_is_a_function_of_its_seed(digits_directory):
     other = build_network(config_from_mapping({**SMALL, "seeds": {"init": 1}}), 10).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["conv.weight"], other["conv.weight"])
+    model = {**SMALL["model"], "initialisation": "open_lth"}
+    uniform = build_network(config_from_mapping({**SMALL, "model": model}), 10).state_dict()
+    assert (first["bn.weight"] == 1).all()
+    assert (uniform["bn.weight"] < 1).all()
 
 
 class Changed:

@@ -200,6 +200,13 @@ def test_low_precision_parameters_fall_back(seed):
     torch.testing.assert_close(fused(x), expected)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_other_channels_than_the_norm_has_are_refused_as_torch_refuses_them(training):
+    """The kernels would read and write beyond its statistics."""
+    with pytest.raises(RuntimeError, match="running_mean"), torch.no_grad():
+        FusedBatchNorm2d(nn.BatchNorm2d(16), relu=True).train(training)(torch.zeros(4, 32, 2, 2))
+
+
 def test_one_value_a_channel_is_refused_as_torch_refuses_it():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         FusedBatchNorm2d(nn.BatchNorm2d(64), relu=True)(torch.zeros(1, 64, 1, 1))

@@ -217,6 +217,12 @@ def test_what_the_kernels_take_and_that_torch_computes_the_rest(seed, shape, dty
     assert kernel or torch.equal(*both)
 
 
+def test_other_channels_than_the_weights_have_are_torchs_to_refuse():
+    """The kernels would read beyond the weights."""
+    for stride in (1, 2):
+        assert kernel_for(torch.zeros(2, 32, 8, 8), torch.zeros(16, 16, 3, 3), None, stride) is None
+
+
 def test_a_first_layer_whose_images_need_a_gradient_is_torchs(seed):
     x, weight, _ = draw(seed, (2, 3, 16, 8, 8, 1))
     ours, plain = layers(3, 16, 1)

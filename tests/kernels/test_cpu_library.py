@@ -65,6 +65,17 @@ def test_torchs_default_dtype_does_not_matter(default: torch.dtype) -> None:
     torch.testing.assert_close(y, functional.conv2d(x, layer.weight, padding=1), rtol=1e-4, atol=1e-5)
 
 
+@needs_kernels
+def test_work_space_is_for_as_many_threads_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = fastwi.kernels.cpu
+    monkeypatch.setattr(cpu._local, "space", torch.empty(0))
+    for threads in (1, 5):
+        torch.set_num_threads(threads)
+        for name, sizes in (("direct_floats", (8, 8, 16, 16, 2)), ("winograd_floats", (8, 8, 16, 16))):
+            needed = getattr(library(), name)(*sizes, threads)
+            assert cpu.scratch(name, *sizes).numel() >= needed > 0
+
+
 def test_a_processor_is_its_name_and_its_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     """A virtual machine may hide some. Its speed is no part."""
     found = []

@@ -189,6 +189,21 @@ def test_what_does_not_fit_into_shared_memory_is_the_stacked_kernels(seed, monke
         assert torch.equal(own, expected)
 
 
+def test_a_kernel_of_other_sources_is_another_one(tmp_path, monkeypatch):
+    """Its own and each header; and of other options."""
+    sources = [path for path in build._HERE.iterdir() if path.suffix in (".cu", ".h")]
+    own = shutil.copytree(build._HERE, tmp_path / "halo")
+    kernel = build.Kernel("forward.cu", "forward", 96, 4096, ())
+    before = build._parts(kernel, ["-O1"])
+    monkeypatch.setattr(build, "_HERE", own)
+    assert build._parts(kernel, ["-O1"]) == before != build._parts(kernel, ["-O2"])
+    for source in sources:
+        text = (own / source.name).read_text()
+        (own / source.name).write_text(text + "\n")
+        assert (build._parts(kernel, ["-O1"]) == before) == (source.name == "backward.cu")
+        (own / source.name).write_text(text)
+
+
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_compiles_for_gpus_without_spills(architecture):
     """ResNet20's convolutions. 16-byte loads and stores of activations, and no local memory."""

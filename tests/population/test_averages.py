@@ -131,6 +131,15 @@ def test_rows_of_several_populations_are_averaged_into_given_rows(made, seed, mo
     assert same_rows(fresh, [0, 1, 2], expected, [0, 1, 2])
 
 
+def test_statistics_may_have_weights_of_their_own(made):
+    """Counters are the most of the members whose weights take part in it."""
+    both = [[(made, 1), (made, 3)]]
+    found = Population.averages(both, [[0.0, 1.0]], "keep", statistics_of_L=[[1.0, 0.0]])
+    for matrix, of_made, row in zip(found.matrices, made.matrices, (3, 3, 1, 3), strict=True):
+        assert torch.equal(matrix[0], of_made[row])
+        assert not torch.equal(of_made[1], of_made[3])
+
+
 def test_networks_without_statistics_and_counters_are_averaged():
     made = Population.from_modules([nn.Linear(5, 3) for _ in range(2)])
     found = Population.averages([[(made, 0), (made, 1)]] * 2, [[0.5, 0.5], [0.0, 1.0]])

@@ -137,6 +137,13 @@ def with_every_other() -> nn.Module:
     return network
 
 
+def with_buffer_of_a_parameter() -> nn.Module:
+    """As torch trains it, the buffer changes with the parameter."""
+    network = nn.Linear(2, 2)
+    network.register_buffer("row", network.weight.data[1])
+    return network
+
+
 def with_counts() -> nn.Module:
     """A parameter of integers, which has no gradient."""
     network = nn.Linear(2, 2)
@@ -174,12 +181,13 @@ class WithExtraState(nn.Linear):
         (with_counts(), ("'counts'", "torch.int64")),
         (with_parts_of(16, 15), ("'0' and '1'", "share memory")),
         (with_every_other(), ("'0' and '1'", "share memory")),
+        (with_buffer_of_a_parameter(), ("'weight' and 'row'", "share memory", "clone")),
         (without_bias(), ("'bias'", "missing")),
         (WithExtraState(2, 2), ("'_extra_state'", "neither a parameter nor a buffer")),
     ],
     ids=[
-        "half", "double", "lazy", "bool buffer", "half buffer", "integers", "shared memory", "shared gaps", "hook",
-        "extra state",
+        "half", "double", "lazy", "bool buffer", "half buffer", "integers", "shared memory", "shared gaps",
+        "shared with a buffer", "hook", "extra state",
     ],
 )  # fmt: skip
 def test_what_a_population_cannot_hold_is_refused_in_one_line(network, words):

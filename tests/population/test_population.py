@@ -82,6 +82,18 @@ def test_state_dicts_of_other_networks_are_refused(made, key, value, message):
     assert same_rows(made, [0, 1, 2, 3], before, [0, 1, 2, 3])
 
 
+@pytest.mark.parametrize("key", ["decoder.weight", "again.running_mean"])
+def test_two_tensors_for_one_that_is_tied_are_refused(key):
+    """One of them would be lost. NaN is the same as NaN."""
+    made, state = Population.from_modules([TiedNet()]), trained(TiedNet(), 1).state_dict()
+    with pytest.raises(ValueError, match=rf"'(encoder|norm)\..*' and '{key}' are one tensor"):
+        made.load_state_dict(0, state | {key: state[key] + 1})
+    state["encoder.weight"][0, 0] = state["norm.running_mean"][0] = float("nan")
+    wide = {name: tensor.double() for name, tensor in state.items() if tensor.is_floating_point() and name != key}
+    made.load_state_dict(0, state | wide)
+    assert made.state_dict(0)[key].isnan().sum() == 1
+
+
 def test_modules_that_differ_are_refused(made):
     with pytest.raises(ValueError, match=r"'stem\.weight' is \(5, 3, 3, 3\) .* \(6,"):
         Population.from_modules([SmallNet(), SmallNet(6)])

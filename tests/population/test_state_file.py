@@ -157,6 +157,7 @@ class Evil:
         ({}, "holds no tensor"),
         ({3: torch.zeros(1)}, "3 is a Tensor, not a dense tensor under a name"),
         ({"a": torch.eye(2).to_sparse()}, "'a' is a Tensor, not a dense tensor"),
+        ({"a": torch.zeros(1), "b": torch.zeros(1, device="meta")}, "'b' is a Tensor, not a dense tensor"),
         ({"model": {"a": torch.zeros(1)}, "net": {"a": torch.ones(1)}}, "holds model and net"),
     ],
 )
@@ -165,6 +166,13 @@ def test_torch_files_of_anything_else_are_refused_and_not_run(tmp_path, monkeypa
     torch.save(value, tmp_path / "x.pt")
     assert words in refused(tmp_path / "x.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+@pytest.mark.skipif(not hasattr(torch, "quantize_per_tensor"), reason="deprecated in torch 2.14")
+@pytest.mark.filterwarnings("ignore:.*quantize")
+def test_quantized_tensors_are_refused(tmp_path):
+    torch.save({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, tmp_path / "x.pt")
+    assert "'a' is a Tensor, not a dense tensor" in refused(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
