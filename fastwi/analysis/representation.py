@@ -98,7 +98,8 @@ def _watch(network: nn.Module) -> dict[str, Tensor]:
 
     def keep(layer: str, module: nn.Module, arguments: object, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim > 0:
-            found[layer] = output.flatten(1) if output.ndim > 1 else output[:, None]
+            # A copy: what follows may change it in place, as nn.ReLU(inplace=True) does.
+            found[layer] = (output.flatten(1) if output.ndim > 1 else output[:, None]).clone()
 
     modules = dict(network.named_modules())
     for shown, (name,) in block_groups(network).items():

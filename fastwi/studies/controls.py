@@ -326,8 +326,9 @@ def _beside(pair: Pair, axis: str) -> tuple[Any, ...]:
 
 
 def _start(pair: Pair) -> tuple[Any, ...]:
-    """What all pairs share whose children start from one state under the same noise."""
-    return pair.place.clone, pair.k, pair.s, pair.config.seeds.child_noise, pair.point.alpha
+    """What all pairs share whose children start from one state under the same noise; after rounds, in the last."""
+    starts = pair.place.rounds[-1].start_nodes
+    return starts, pair.k, pair.s, pair.config.seeds.child_noise, pair.point.alpha
 
 
 _WORDS = {

@@ -141,6 +141,7 @@ def test_arrays_become_a_dataset(arrays):
         ({"images_NHWC": np.zeros((30, 4, 5), np.uint8)}, "N, H, W, C"),
         ({"labels_N": np.zeros(29, np.int64)}, "30 integers"),
         ({"labels_N": np.zeros(30)}, "integers"),
+        ({"labels_N": np.zeros(30, bool)}, "integers"),
         ({"labels_N": np.full(30, -1)}, "0 or more"),
         ({"mean": [0.0]}, "3 finite"),
         ({"std": [1.0, 1.0, float("nan")]}, "3 finite"),

@@ -211,6 +211,33 @@ def test_a_unit_that_does_not_vary_is_shifted_alone(seed):
     torch.testing.assert_close(mean_1C[0], ends["conv"][0].mean(0), rtol=1e-4, atol=1e-5)
 
 
+class Tokens(nn.Module):
+    """Layers whose units are on the last axis, behind four places."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Conv2d(3, 5, 4, 4), nn.LayerNorm(5)
+        self.hidden, self.last = nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.norm(self.embed(x).flatten(2).transpose(1, 2))
+        return self.last(self.hidden(x.relu()).relu().mean(1))
+
+
+def test_moments_of_units_on_the_last_axis(seed):
+    symmetry, members = members_of(Tokens, [seed, seed + 1])
+    dataset = dataset_of(seed)
+    (x,) = images_of(dataset)
+    found = moments_of(symmetry, members, dataset)
+    for m in range(2):
+        module = symmetry.module(members, m)
+        normed = module.norm(module.embed(x).flatten(2).transpose(1, 2))
+        for node, units in (("norm", normed), ("hidden", module.hidden(normed.relu()))):
+            expected = torch.var_mean(units.double(), dim=(0, 1), correction=0)
+            for moment_MC, expected_C in zip(found[node], expected[::-1], strict=True):
+                torch.testing.assert_close(moment_MC[m], expected_C, rtol=1e-4, atol=1e-5)
+
+
 class Negated(Small):
     def forward(self, x):
         return super().forward(x.neg_())

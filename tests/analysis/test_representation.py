@@ -135,6 +135,19 @@ def test_what_a_network_draws_is_the_same_for_every_member(dataset, seed):
     np.testing.assert_allclose(cka_LMM, 1, rtol=1e-9)
 
 
+class InPlace(Two):
+    def forward(self, x):
+        return self.last(self.turn(self.norm(self.first(x.flatten(1) * self.own)).tanh_()).T)
+
+
+def test_outputs_are_compared_as_their_layers_gave_them(dataset, seed):
+    """What follows a layer may change its output in place."""
+    plain, in_place = (
+        linear_cka(*networks_of(*(kind(seed % 1000 + m) for m in range(2))), dataset) for kind in (Two, InPlace)
+    )
+    np.testing.assert_allclose(in_place.cka_LMM, plain.cka_LMM, rtol=1e-6)
+
+
 def test_blocks_of_a_convolutional_network(seed):
     draw = np.random.default_rng(seed)
     images = draw.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)

@@ -173,6 +173,14 @@ def test_equal_differences_are_equal_whatever_their_last_digits():
     assert not mean_estimate(nothing, range(6)).conclusive
 
 
+def test_what_is_the_same_within_each_cell_has_no_order_there():
+    """The mean of three times 0.1 is not 0.1 in its last digit."""
+    x, cells = [0.1] * 3 + [1.0] * 3, [0] * 3 + [1] * 3
+    assert np.mean(x[:3]) != 0.1
+    assert spearman(x, range(6), [0, 1, 2] * 2, cells, within=True).value is None
+    assert spearman(x, range(6), [0, 1, 2] * 2).value is not None
+
+
 def test_names_of_parents_do_not_matter(seed):
     values, parents = clustered(np.random.default_rng(seed), 7, 2)
     named = [f"parent {9 - p}" for p in parents]

@@ -251,6 +251,14 @@ def test_the_best_order_is_the_best_of_all_that_group_norms_allow(seed):
         assert tuple(best_order(group, gain_EE).tolist()) == allowed[int(np.argmax(sums))]
 
 
+def test_the_given_network_stays_as_it_is(seed):
+    network = drawn(of(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()), seed).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    Symmetry.of(network, images(seed))
+    assert all(module.training for module in network.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
 def test_numbers_that_are_not_finite_are_refused(seed):
     symmetry = Symmetry.of(drawn(of(nn.Conv2d(3, 6, 3)), seed), images(seed))
     with pytest.raises(UserError, match="NaN"):

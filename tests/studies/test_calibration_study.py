@@ -15,6 +15,7 @@ from studied import (
     measured,
     presented,
     state_of,
+    studied_sweep,
     tables_at_two_alphas,
     treated,
 )
@@ -97,6 +98,22 @@ def test_the_average_of_clean_images_is_what_the_sweep_measured(opened, frames):
             assert row["loss_nats"] == pytest.approx(found.test_loss, rel=1e-5)
 
 
+def test_own_statistics_are_averaged_where_the_average_is_trained_on_with_recomputed_ones(
+    digits_directory, tmp_path_factory, opened
+):
+    flags = (
+        "--axes.experiment.k", "[1]", "--axes.experiment.s", "[1]", "--sweep.parents", "[0]",
+        "--experiment.after", "0", "--experiment.batch_norm", "recompute",
+    )  # fmt: skip
+    with studied_sweep(digits_directory, tmp_path_factory, *flags) as sweep:
+        frame = measured("calibration", sweep)["calibration"].filter(network="average")
+        (place,) = sweep.planned.places
+        expected = [sweep.measured[place.average, treatment].test_loss for treatment in place.treatments]
+    assert frame["batch_norm"].to_list() == ["own", "recomputed"]
+    assert frame["loss_nats"].to_list() == pytest.approx(expected, rel=1e-5)
+    assert expected[0] != pytest.approx(expected[1], rel=1e-3)
+
+
 def test_improvements_are_paired(frames):
     frame = frames["calibration"]
     found = improvements(frame, "child")
@@ -159,6 +176,8 @@ def test_clean_images_alone_and_what_is_not_defined(opened, tmp_path):
     frame = found["calibration"]
     assert set(frame["batch_norm"]) == {"own"}
     assert set(frame["images"]) == {"test"}
+    errors = frame["error_%"].to_numpy()
+    assert errors == pytest.approx(5 * np.round(errors / 5))  # of 20 images
     holes = {"calibration": frame.with_columns(polars.lit(None, polars.Float64).alias("ece_%"))}
     tables, drawn = presented("calibration", holes, tmp_path)
     assert "not defined" in tables[3].markdown()

@@ -5,7 +5,7 @@ import polars
 import pytest
 from studied import WITHIN, by_cell, check, column, measured, mixed, presented, state_of, studied_sweep
 
-from fastwi.analysis.pairs import all_pairs, chosen_lines
+from fastwi.analysis.pairs import all_pairs, chosen_lines, chosen_pairs
 from fastwi.config.sweep import AnalysisOptions
 from fastwi.errors import UserError
 from fastwi.report.drawing import Sheet
@@ -103,6 +103,11 @@ def test_cells_pairs_and_images_are_chosen(opened, pairs, variants):
     assert line.height == 2 * 2 * 3
 
 
+def test_the_largest_k_and_s_come_first(opened):
+    cells = dict.fromkeys((pair.k, pair.s) for pair in chosen_pairs(opened, AnalysisOptions()))
+    assert list(cells) == [(2, 2), (2, 1), (1, 2), (1, 1)]
+
+
 @pytest.mark.parametrize(
     ("flags", "options", "message"),
     [
@@ -166,6 +171,11 @@ def test_tables_and_figure(frames, tmp_path):
     ):
         means = [own.filter(k=k, s=1, split="test")[name].mean() for k in (1, 2)]
         assert panels[f"{label}\naveraged statistics"].lines[0].get_ydata() == pytest.approx(means)
+    thick = [line for line in panels["k = 1, s = 1; n = 2 parents, 2 pairs"].lines if line.get_linewidth() == 1.8]
+    for line, treatment in zip(thick, ("averaged", "recomputed"), strict=True):
+        here = frames["line"].filter(k=1, s=1, batch_norm=treatment)
+        means = here.group_by("alpha").agg(polars.col("test_error_%").mean()).sort("alpha")
+        assert line.get_ydata() == pytest.approx(means["test_error_%"].to_numpy())
     # What lines, thin lines and dots are is said.
     for text in ("test images, each pair", "training images, mean over parents", "dots: each parent"):
         assert text in drawn
@@ -230,6 +240,8 @@ def test_other_studies_of_times_within_epochs(unstable, study):
     if study == "controls":
         assert set(frames["controls"].drop_nulls("epochs")["k"]) <= {0.0, 1.0}
         return
+    if study == "importance":
+        assert set(frames["scores"]["score_epoch"]) == {1}  # the parents end within the second
     every = [frame[name] for frame in frames.values() for name in {"epoch", "epochs_after"} & set(frame.columns)]
     assert every
     for each in every:

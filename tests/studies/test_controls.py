@@ -191,6 +191,95 @@ def test_what_is_left_of_the_gain_by_schedule(digits_directory, tmp_path_factory
             assert column(changed, f"left of the gain at the end, {name}") == [f"{difference:+.2f} (n = 2)"]
 
 
+def swept(digits_directory, tmp_path_factory, *flags, s="[1]"):
+    """A sweep of one parent at k = 1."""
+    cell = ("--axes.experiment.k", "[1]", "--axes.experiment.s", s, "--sweep.parents", "[0]")
+    return studied_sweep(digits_directory, tmp_path_factory, *cell, *flags)
+
+
+def mean_accuracy(sweep, *states) -> float:
+    return float(np.mean([sweep.measured[state, OWN].test_accuracy for state in states]))
+
+
+def test_controls_after_rounds_are_of_the_last_one(digits_directory, tmp_path_factory, opened):
+    """Its children start from an average, which a rate that dropped in an earlier round has changed."""
+    flags = ("--axes.schedule.drop_epochs", "[[], [1], [2]]", "--experiment.rounds", "2")
+    with swept(digits_directory, tmp_path_factory, *flags, "--experiment.continue_children", "true") as sweep:
+        frame = measured("controls", sweep, treatments=("averaged",))["controls"]
+        places = {dict(pair.variant)["schedule.drop_epochs"]: pair.place for pair in all_pairs(sweep)}
+        later = mean_accuracy(sweep, *places[2,].ends)
+        on = {
+            drops: (
+                mean_accuracy(sweep, place.after[0]),
+                mean_accuracy(sweep, *(path[-1] for path in place.children)),
+            )
+            for drops, place in places.items()
+        }
+    dropped = frame.filter(control="dropped_rate").select("schedule.drop_epochs", "value", "control_%")
+    assert dropped.rows() == [([], "0.1", pytest.approx(later))]
+    rows = frame.filter(control="children_on").select("schedule.drop_epochs", "average_%", "control_%").rows()
+    assert {tuple(drops): accuracies for drops, *accuracies in rows} == {
+        drops: pytest.approx(accuracies) for drops, accuracies in on.items()
+    }
+
+
+def test_the_children_s_longest_path_whatever_the_order_of_s(digits_directory, tmp_path_factory, opened):
+    flags = ("--axes.experiment.s", "[2, 1]")
+    with studied_sweep(digits_directory, tmp_path_factory, *flags, trains=False) as turned:
+        found = measured("controls", turned, treatments=("averaged",), cells=("1,1",))["controls"]
+    assert {"child_longer", "lawa", "ema", "children_on"} <= set(found["control"])
+
+
+def test_a_child_trained_longer_has_the_pair_s_own_schedule(digits_directory, tmp_path_factory, opened):
+    """Its first epoch is that of another schedule's child, too."""
+    flags = ("--axes.schedule.drop_epochs", "[[], [2]]", "--experiment.after", "0")
+    with swept(digits_directory, tmp_path_factory, *flags, s="[1, 2]") as sweep:
+        frame = measured("controls", sweep, treatments=("averaged",), cells=("1,1",))["controls"]
+        longer = [mean_accuracy(sweep, *pair.place.ends) for pair in all_pairs(sweep) if pair.s == 2]
+    assert frame.filter(control="child_longer")["control_%"].to_list() == pytest.approx(longer)
+    assert longer[0] != longer[1]
+
+
+def test_children_that_go_on_by_another_schedule_than_the_average_are_no_control(
+    digits_directory, tmp_path_factory, opened
+):
+    """Those of a larger s keep their rates, and the average's are annealed."""
+    with swept(digits_directory, tmp_path_factory, "--schedule.at_average", "anneal", s="[1, 2]") as sweep:
+        frames = measured("controls", sweep, treatments=("averaged",))
+    assert "children_on" not in set(frames["controls"]["control"])
+    assert "children_on" in set(frames["absent"]["control"])
+
+
+def test_a_rate_that_dropped_is_compared_with_all_else_the_same(digits_directory, tmp_path_factory, opened):
+    flags = ("--axes.schedule.drop_epochs", "[[], [1]]", "--axes.experiment.child_momentum", "[inherit, reset]")
+    with swept(digits_directory, tmp_path_factory, *flags, "--experiment.after", "0") as sweep:
+        frame = measured("controls", sweep, treatments=("averaged",))["controls"]
+        expected = [
+            (momentum, pytest.approx(mean_accuracy(sweep, *pair.place.ends)))
+            for pair in all_pairs(sweep)
+            for drops, momentum in [dict(pair.variant).values()]
+            if drops
+        ]
+    assert frame.filter(control="dropped_rate").select("experiment.child_momentum", "control_%").rows() == expected
+
+
+def test_a_part_of_an_epoch_is_no_whole_one(digits_directory, tmp_path_factory, opened):
+    """A child of 4 iterations, where an epoch has 3, costs more than one epoch."""
+    with swept(digits_directory, tmp_path_factory, "--experiment.after", "0", s="[4it, 2]") as sweep:
+        frame = measured("controls", sweep, treatments=("averaged",), cells=("1,4it",))["controls"]
+    assert set(frame["control"]) == {"mean_child", "best_child", "ensemble"}
+
+
+def test_a_rate_that_dropped_before_averaging_counts_a_pair_once():
+    """Whatever the axes of its further training are; after further epochs they are several pairs."""
+    rows = [
+        {"schedule.at_average": at, "k": 1, "s": 1, "alpha": None, "parent_seed": 0, "pair": pair,
+         "control": "dropped_rate", "value": "0.1", "epochs": epochs, "batch_norm": "own", "effect_points": 1.0}
+        for at in ("keep", "anneal") for pair in (0, 1) for epochs in (None, 2)
+    ]  # fmt: skip
+    assert [effect.estimate.n_pairs for effect in effects(polars.DataFrame(rows))] == [2, 4]
+
+
 def test_labels_are_in_order_of_epochs():
     rows = [
         {"k": 1, "s": 2, "alpha": None, "parent_seed": 0, "pair": 0, "control": control, "value": value,

@@ -20,7 +20,9 @@ from studied import (
 )
 from torch.nn import functional
 
-from fastwi.analysis import Curvature
+from fastwi.analysis import Curvature, measure_curvature
+from fastwi.analysis.measuring import Bench
+from fastwi.config.sweep import AnalysisOptions
 from fastwi.data.noise import Noise
 from fastwi.engine.choose import build_network
 from fastwi.kernels.augment import augment
@@ -74,6 +76,15 @@ def test_every_network_on_the_same_images(opened, frames):
     assert frames["spectrum"]["number"].max() == 3
     spectrum = frames["spectrum"].filter(number=1)
     assert spectrum["eigenvalue"].to_list() == frame["largest_eigenvalue"].to_list()
+
+
+def test_the_trace_is_of_as_many_probes_as_are_asked_for(opened, frames):
+    config, place = opened.planned.points[0].config, by_cell(opened)[1, 1, 0].place
+    evaluator, (train, _) = Bench(opened, AnalysisOptions()).evaluator(config), opened.resident_splits(config)
+    how = {"images": 40, "vectors": 1, "probes": 2}
+    (alone,) = measure_curvature(evaluator, opened.states([place.average]), train, **how)
+    row = frames["networks"].filter(parent_seed=0, network="average", epochs_after=0, batch_norm="own")
+    assert row.select("trace", "trace_error").row(0) == pytest.approx((alone.trace, alone.trace_error), rel=1e-3)
 
 
 @pytest.fixture
@@ -158,6 +169,15 @@ def test_tables_and_figure(frames, tmp_path):
         assert text in drawn
     apart = tables_at_two_alphas("curvature", frames)[0]
     assert set(column(apart, "alpha")) == {"0.25", "0.75"}
+
+
+def test_the_average_is_compared_with_its_last_further_epoch(frames):
+    frame = frames["networks"]
+    later = [frame.filter(epochs_after=1).with_columns(polars.col("epochs_after") + more) for more in (9, 1)]
+    table = STUDY.tables({**frames, "networks": polars.concat([frame, *later])})[-1]
+    assert {what for what in column(table, "networks") if what.startswith("average +")} == {
+        "average + 10 against average"
+    }
 
 
 def test_a_pair_counts_once_whatever_its_further_training_is(frames):

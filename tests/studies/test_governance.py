@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import polars
 import pytest
+import torch
 from scipy import stats
 from studied import (
     THREE,
@@ -21,6 +22,7 @@ from studied import (
     unclear,
 )
 
+from fastwi.data.resident import even_subset
 from fastwi.experiment.tree import OWN
 from fastwi.studies import all_studies
 from fastwi.studies.governance import GAINS, QUANTITIES, correlations
@@ -90,8 +92,10 @@ def test_every_pair(opened, frames):
 
 def test_of_three_children_the_mean_over_all_two_of_them(digits_directory, tmp_path_factory):
     with studied_sweep(digits_directory, tmp_path_factory, *THREE) as three:
-        (row,) = measured("governance", three, alphas=3, treatments=("averaged",))["pairs"].rows(named=True)
+        how = {"alphas": 3, "treatments": ("averaged",), "test_images": 20}
+        (row,) = measured("governance", three, **how)["pairs"].rows(named=True)
         test = three.resources.splits(three.planned.points[0].config)[1]
+        test = test.part(torch.from_numpy(even_subset(test.labels_N.numpy(), 20)))
         place = three.planned.places[0]
         parent, *ends = (state_of(three, key) for key in (place.clone, *place.ends))
         ways = [vector(three, end) - vector(three, parent) for end in ends]
@@ -191,6 +195,9 @@ def test_tables_and_figure(frames, tmp_path):
         assert strengths == sorted(strengths, reverse=True)
     for text in ("k = 2", "s = 1", "n = 2 parents, 8 pairs", "error barrier (points)"):
         assert text in drawn
+    panels = {axis.get_xlabel(): axis.get_title() for axis in all_studies()["governance"].draw(frames, "").axes}
+    overall = frames["correlations"].filter(gain=FIRST, quantity="distance_l2", scope="all pairs")["spearman"].item()
+    assert panels[QUANTITIES["distance_l2"]].startswith(f"{overall:+.2f} ")
     # A quantity that is the same for all pairs has no panel.
     assert "left out: 1 that" in drawn
     assert "learning rate" not in drawn

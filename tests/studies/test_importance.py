@@ -3,8 +3,10 @@
 import numpy as np
 import polars
 import pytest
+from scipy import stats
 from studied import (
     STOPS,
+    bars,
     by_cell,
     column,
     logits,
@@ -173,6 +175,11 @@ def test_tables_and_figure(frames, tmp_path):
             expected = frame.filter(k=2, s=2, split=split)[name].mean()
             assert row[table.columns.index(f"split {split}")].startswith(f"{expected:+.{digits}f}")
     assert scores.rows[0][:3] == ("2", "2", "60")
+    correlation = stats.spearmanr(frames["scores"]["el2n"], frames["scores"]["forgetting_events"]).statistic
+    assert scores.rows[0][3] == f"{correlation:+.2f}"
+    of_cell = frames["split_gains"].filter(k=2, s=2, batch_norm="own")
+    heights = [of_cell.filter(split=split)["gain_mean_points"].mean() for split in range(1, 5)]
+    assert bars("importance", frames)["gain (points)"][:4] == pytest.approx(heights)
     for text in ("Split 1 (easiest): 15 images", "Split 4 (hardest): 15 images",
                  "k = 2, s = 2; n = 2 parents, 2 pairs"):  # fmt: skip
         assert text in drawn

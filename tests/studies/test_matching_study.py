@@ -21,8 +21,11 @@ from studied import (
 )
 
 from fastwi.analysis import Symmetry, images_of, match_activations, match_weights
+from fastwi.analysis.measuring import Bench
+from fastwi.config.sweep import AnalysisOptions
 from fastwi.data.resident import even_subset
 from fastwi.errors import UserError
+from fastwi.studies.matching import STRANGERS, STUDY, _cells
 
 HOW = {"alphas": 3, "cells": ("1,1",), "matching_images": 30}
 KEYS = ["relation", "parent_seed", "other_seed", "pair", "matching", "repair"]
@@ -98,6 +101,14 @@ def test_what_moves(frames):
     assert ratios["repair"] < ratios["none"]
 
 
+def test_pairs_of_different_parents_are_of_the_first_child_of_each(pairs):
+    (cell,) = _cells(Bench(pairs, AnalysisOptions()).lines())
+    relations = [name["relation"] for name in cell.names]
+    assert relations == [STRANGERS, *["one parent"] * 4]
+    first = [by_cell(pairs)[1, 1, parent].place.ends[0] for parent in (0, 1)]
+    assert [cell.networks[member] for member in cell.rows[0]] == first
+
+
 def test_one_parent_is_refused(digits_directory, tmp_path_factory):
     with (
         studied_sweep(digits_directory, tmp_path_factory, "--sweep.parents", "[0]", trains=False) as other,
@@ -116,6 +127,9 @@ def test_tables_and_figure(frames, tmp_path):
     assert set(column(lowered, "above 0")) == {"not settled (n = 2)"}
     unmoved = frames["barrier"].filter(relation="different parents", split="test", repair="none", matching="none")
     assert bars("matching", frames)["test error barrier (points)"][0] == unmoved["barrier_error_points"].item()
+    ratios = frames["layers"].filter(relation="different parents", repair="none", matching="none")
+    of_layers = STUDY.draw(frames, "").axes[2].lines[0]
+    assert of_layers.get_ydata() == pytest.approx(ratios.sort("layer_number")["variance_ratio"].to_numpy())
     assert len(variance.rows) == 4
     for text in ("different parents: k = 1, s = 1", "one parent: k = 1, s = 1", "matching: weights", "dots: each"):
         assert text in drawn
@@ -146,8 +160,6 @@ def test_barriers_lowered_are_paired_and_judged_over_parents(frames):
             barrier = 10 * pair + parent - less
             rows.append({**row, **named, "relation": "one parent", "barrier_error_points": float(barrier)})
     made = polars.DataFrame(rows, schema=frames["barrier"].schema)
-    from fastwi.studies.matching import STUDY
-
     lowered = STUDY.tables({"barrier": made, "layers": frames["layers"]})[2]
     assert column(lowered, "matching") == ["weights", "activations"] * 2
     assert column(lowered, "above 0")[:2] == ["confirmed", "not settled"]

@@ -12,7 +12,7 @@ from fastwi.analysis.pairs import all_pairs
 from fastwi.data.noise import Noise
 from fastwi.engine.choose import build_network
 from fastwi.kernels.augment import augment
-from fastwi.studies.noise import OUTCOMES, QUANTITIES
+from fastwi.studies.noise import OUTCOMES, QUANTITIES, STUDY
 
 AXES = (
     "--axes.experiment.k", "[1]", "--axes.experiment.s", "[1]", "--axes.optimizer.batch_size", "[10, 20]",
@@ -91,5 +91,9 @@ def test_tables_and_figure(frames, tmp_path):
     assert len(tables) == len(OUTCOMES)
     assert column(tables[0], "pairs") == ["8"] * len(QUANTITIES)
     assert tables[0].columns[1] == "cell means"
+    panels = {(axis.get_xlabel(), axis.get_ylabel()): axis.get_title() for axis in STUDY.draw(frames, "").axes}
+    rows = frames["correlations"].filter(gain="error_barrier_points", quantity="noise_measured", scope="cell means")
+    above = panels[QUANTITIES["noise_measured"], "error barrier (points)"]
+    assert above.startswith(f"Spearman of cell means {rows['spearman'].item():+.2f} ")
     for text in ("learning rate 0.025", "batch size 20", "Spearman of cell means", "n = 2 parents, 8 pairs"):
         assert text in drawn

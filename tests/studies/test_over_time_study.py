@@ -56,6 +56,8 @@ def test_averages_over_time_beside_their_networks(over_time, tmp_path):
     value = mean_estimate(rows["gain_points"].to_numpy(), rows["parent_seed"].to_list()).value
     (shown,) = (row for row in tables[0].rows if {"ema", "own"} <= set(row))
     assert any(cell.startswith(f"{value:+.2f}") for cell in shown)
+    lines = {line.get_label(): line.get_ydata() for line in STUDY.draw({"over_time": found}, "").axes[0].lines}
+    assert lines["ema"] == pytest.approx([value])
     assert set(column(tables[0], "pairs")) == {"4"}  # of two children each
     assert set(column(tables[0], "over_time")) == {"lawa", "swa", "ema"}
 

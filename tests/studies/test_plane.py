@@ -72,6 +72,19 @@ def test_a_plane_needs_three_networks(digits_directory, tmp_path_factory):
         measured("plane", same, alphas=2)
 
 
+def test_each_panel_has_the_statistics_that_it_names(frames, monkeypatch):
+    triangulated, seen = plane._triangulated, []
+
+    def watched(*drawn: polars.DataFrame):
+        seen.append([set(frame["batch_norm"]) for frame in drawn])
+        return triangulated(*drawn)
+
+    monkeypatch.setattr(plane, "_triangulated", watched)
+    titles = [axis.get_title() for axis in plane.draw(frames, "").axes[:2]]
+    assert titles == [f"{name} batch-norm statistics" for name in ("averaged", "recomputed")]
+    assert seen == [[{"averaged"}] * 2, [{"recomputed"}] * 2]
+
+
 def test_losses_that_are_out_of_range_are_clipped_and_said(frames, tmp_path):
     tables, drawn = presented("plane", frames, tmp_path / "plain")
     assert "n = 1: nothing can be concluded" in tables[0].title

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import polars
 import pytest
+import torch
 from studied import (
     THREE,
     by_cell,
@@ -20,7 +21,8 @@ from studied import (
 )
 
 from fastwi.data.noise import Stream, permutation
-from fastwi.studies.representation import AVERAGE, CHILDREN, PARENT, PARENT_AVERAGE, closer
+from fastwi.data.resident import even_subset
+from fastwi.studies.representation import AVERAGE, CHILDREN, PARENT, PARENT_AVERAGE, STUDY, closer
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +69,11 @@ def test_the_last_layer_is_that_of_the_stored_networks(opened, frames):
 
 def test_of_three_children_all_two_are_compared(digits_directory, tmp_path_factory):
     with studied_sweep(digits_directory, tmp_path_factory, *THREE) as three:
-        found = measured("representation", three, treatments=("averaged",))["similarity"].filter(layer="linear")
+        how = {"treatments": ("averaged",), "test_images": 40}
+        found = measured("representation", three, **how)["similarity"].filter(layer="linear")
         place, (_, test) = three.planned.places[0], three.resources.splits(three.planned.points[0].config)
-        order = permutation(0, Stream.SUBSET, 1, len(test))
+        test = test.part(torch.from_numpy(even_subset(test.labels_N.numpy(), 40)))
+        order = permutation(0, Stream.SUBSET, 1, 40)
         outputs = [logits(three, state_of(three, end), test)[order] for end in place.ends]
     expected = np.mean([cka(*two) for two in itertools.combinations(outputs, 2)])
     # Children are alike: the mean over the first two alone differs by 2e-4.
@@ -98,6 +102,11 @@ def test_tables_and_figure(frames, tmp_path):
     own = dict(frames["similarity"].filter(batch_norm="own").group_by("between").agg(polars.col("cka").mean()).rows())
     for row, (more, less) in zip(statements.rows[::2], ((AVERAGE, CHILDREN), (PARENT_AVERAGE, PARENT)), strict=True):
         assert row[2].startswith(f"{own[more] - own[less]:+.4f}")
+    axes = STUDY.draw(frames, "").axes
+    for axis, treatment in zip(axes[:2], ("own", "recomputed"), strict=True):
+        here = frames["similarity"].filter(k=1, s=2, batch_norm=treatment, between=CHILDREN)
+        means = here.group_by("layer_number").agg(polars.col("cka").mean()).sort("layer_number")
+        assert axis.lines[0].get_ydata() == pytest.approx(means["cka"].to_numpy())
     layers = frames["similarity"]["layer"].unique(maintain_order=True).to_list()
     assert column(by_layer, "layer") == layers * 2
     assert column(by_layer, "k") == [text for text, _ in itertools.product("12", layers)]

@@ -49,6 +49,9 @@ def test_rounds_beside_the_children_and_the_parent_alone(several, tmp_path):
     tables, svg = presented("rounds", {"rounds": found}, tmp_path)
     for text in ("rounds = 3", "k = 1, s = "):
         assert text in svg
+    # Lines end with the last round.
+    axes = all_studies()["rounds"].draw({"rounds": found}, "").axes
+    assert [list(axis.lines[0].get_xdata()) for axis in axes] == [[2], [2, 3, 4]]
     verdicts = tables[0]
     claims = dict.fromkeys(column(verdicts, "the average of the last round"))
     assert "first round" in [*claims][-1]

@@ -82,7 +82,10 @@ def test_a_soup_is_of_one_combination_of_axes(variants):
 
 
 def test_a_soup_is_of_one_cell(opened):
-    frame = measured("soups", opened, held_out_images=20, treatments=("averaged",))["soups"]
+    how = {"held_out_images": 20, "treatments": ("averaged",), "test_images": 20}
+    frame = measured("soups", opened, **how)["soups"]
+    accuracies = frame["test_accuracy_%"].to_numpy()
+    assert accuracies == pytest.approx(5 * np.round(accuracies / 5))  # of 20 images
     assert set(frame["of_children"]) == {2}
     assert frame.group_by("k", "s", "parent_seed").len().height == 2 * 2 * 2
 
@@ -96,6 +99,18 @@ def test_after_rounds_a_soup_is_of_the_children_of_one_average(digits_directory,
     both = frame.filter(soup="uniform").join(averages, on=keys)
     assert sorted(both.select(keys).rows()) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert both["test_accuracy_%"].to_list() == pytest.approx(both["average_own_%"].to_list(), abs=1e-9)
+
+
+def test_children_of_averages_that_differ_in_alpha_are_no_set(digits_directory, tmp_path_factory, opened):
+    flags = (
+        "--axes.experiment.k", "[1]", "--axes.experiment.s", "[1]", "--sweep.parents", "[0]",
+        "--experiment.after", "0", "--experiment.rounds", "2", "--sweep.alphas", "[0.25, 0.75]",
+    )  # fmt: skip
+    with (
+        studied_sweep(digits_directory, tmp_path_factory, *flags) as sweep,
+        pytest.raises(UserError, match=r"sweep\.alphas"),
+    ):
+        measured("soups", sweep, held_out_images=20, treatments=("averaged",))
 
 
 def test_held_out_images_are_those_that_the_sweep_left_out(pairs, digits_directory, tmp_path_factory):
