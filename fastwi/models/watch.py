@@ -154,8 +154,9 @@ def _note_modules(name: str, more: Sequence[str] = ()) -> None:
     names = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
     for each in (*names, *(f"{name}.{part}" for part in more)):
         module = sys.modules.get(each)
-        for watch in _watches() if isinstance(module, ModuleType) else ():
-            watch.on_import(module)
+        if isinstance(module, ModuleType):
+            for watch in _watches():
+                watch.on_import(module)
 
 
 def _on_disk(path: str) -> str:
