@@ -124,15 +124,17 @@ def test_each_point_equals_the_same_point_run_alone(whole, digits_directory, tmp
         assert len(rates) == (2 if options else 1)
 
 
-def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, whole, monkeypatch):
+@pytest.mark.parametrize("made_of", [{"precision": "bfloat16"}, {"inputs": ["0" * 64]}], ids=["precision", "inputs"])
+def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, whole, monkeypatch, made_of):
     directory = copied / "sweeps" / "grid"
     assert read_sweep_request(["--config", str(directory / "sweep.yaml")]).spec.axes["experiment.k"] == (1, 2)
     (directory / "curves-2.png").write_bytes((directory / "curves.png").read_bytes())
     (directory / "curves_mine").mkdir()
-    (directory / "mine.png").write_bytes(b"a file of the user's own")
-    # Results of another precision were made elsewhere; and where the store's sweep was, there is nothing by now.
+    for name in ("mine.png", "curves.png.old"):
+        (directory / name).write_bytes(b"a file of the user's own")
+    # Results of another precision or dataset were made elsewhere; and the store's sweep is not where it was.
     about = read_sealed(directory / "manifest.json", "")
-    write_sealed(directory / "manifest.json", {**about, "precision": "bfloat16", "commit": "another"})
+    write_sealed(directory / "manifest.json", {**about, **made_of, "commit": "another"})
     (note,) = (copied / "store" / "sweeps").iterdir()
     text = note.read_text().rpartition("\n#")[0]
     assert str(whole / "sweeps") in text
@@ -154,7 +156,8 @@ def test_an_old_manifest_or_figure_does_not_stand_for_new_results(copied, whole,
         f"{name}.{kind}" for name in ("heatmap", "curves") for kind in ("png", "svg")
     }
     assert not (directory / "curves-2.png").exists()
-    assert (directory / "mine.png").read_bytes() == b"a file of the user's own"
+    for name in ("mine.png", "curves.png.old"):
+        assert (directory / name).read_bytes() == b"a file of the user's own"
     for name, columns in (("results", COLUMNS), ("gains", GAIN_COLUMNS)):
         described = json.loads(polars.read_parquet_metadata(directory / f"{name}.parquet")["fastwi.columns"])
         assert list(described) == list(columns)
@@ -234,6 +237,10 @@ def test_dry_run(digits_directory, tmp_path, capsys):
         ("augment.flip=0,0.5", 2),
         ("optimizer.batch_size=20,50", 2),
         ("optimizer.ema_decay=0,0.9", 2),
+        ("optimizer.momentum=0,0.9", 2),
+        ("optimizer.nesterov=false,true", 2),
+        ("model.width=0.25,0.5", 2),
+        ("optimizer.momentum=0.8,0.9", 1),
         ("data.train_images=100,110", 1),
         ("optimizer.learning_rate=0.1,0.05", 1),
     ],

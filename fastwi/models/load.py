@@ -5,11 +5,12 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 from unittest import mock
+from zipimport import zipimporter
 
 from fastwi.models.names import split_own
 from fastwi.models.source import Source, file_at
@@ -74,12 +75,17 @@ def bring_back(source: Source, place: str) -> bool:
     if known != source:
         _built.pop(_entry(place), None)
         return False
+    put_back(modules)
+    return True
+
+
+def put_back(modules: Mapping[str, ModuleType]) -> None:
+    """Have sys.modules hold what `forget` took out of it."""
+    sys.modules.update(modules)
     for name, module in modules.items():
-        sys.modules[name] = module
         parent, _, child = name.rpartition(".")
         if parent in sys.modules:
             setattr(sys.modules[parent], child, module)
-    return True
 
 
 def note_built(source: Source, place: str) -> None:
@@ -95,9 +101,17 @@ def built_digest(name: str) -> str:
 
 
 def forget(source: Source) -> dict[str, ModuleType]:
-    """Take the network's modules, and others of their names, out of sys.modules; returns them."""
+    """Take the network's modules, and others of their names, out of sys.modules; returns them.
+
+    And out of the folders without __init__.py that they lie in: `from folder import module` looks there first.
+    """
     names = set(_loaded(source)) | (set(source.files) & set(sys.modules))
-    return {name: sys.modules.pop(name) for name in names}
+    taken = {name: sys.modules.pop(name) for name in names}
+    for name, module in taken.items():
+        parent, _, child = name.rpartition(".")
+        if getattr(sys.modules.get(parent), child, None) is module:
+            delattr(sys.modules[parent], child)
+    return taken
 
 
 @contextlib.contextmanager
@@ -113,7 +127,7 @@ def modules_restored() -> Iterator[None]:
         for name, module in before.items():
             executed = sys.modules.get(name)
             parent, _, child = name.rpartition(".")
-            if executed not in (None, module) and getattr(before.get(parent), child, None) is executed:
+            if executed is not module and parent in before and getattr(before[parent], child, None) is executed:
                 setattr(before[parent], child, module)
         sys.modules.update(before)
 
@@ -122,7 +136,8 @@ def _loaded(source: Source) -> dict[str, ModuleType]:
     """The modules in sys.modules that are of the network's files."""
     file_names, found = {path.name for path in source.by_path}, {}
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or ""
+        loader = getattr(getattr(module, "__spec__", None), "loader", None)
+        file = loader.archive if isinstance(loader, zipimporter) else getattr(module, "__file__", None) or ""
         alike = name != "__main__" and os.path.basename(file) in file_names
         if alike and Path(file).resolve() in source.by_path:
             found[name] = module

@@ -10,7 +10,6 @@ file that it uses beside that is refused.
 
 import inspect
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +46,7 @@ def build_own(name: str, classes: int, image_size: tuple[int, int] | None = None
         raise ConfigError(f"model.name: {show(name)} is not {FORMS}")
     place, attribute = own
     source = source_of(name)
-    with watching() as watch, load.executing(source, place):
+    with load.executing(source, place), watching() as watch:
 
         def call(builder: Builder) -> nn.Module:
             with watch.every_call():
@@ -115,7 +114,7 @@ def _executed_again(name: str, place: str, attribute: str, source: Source) -> Bu
             warnings.simplefilter("ignore")  # some registers take a name once, or warn
             return _builder(name, place, attribute, source)
     except ConfigError:
-        sys.modules.update(executed)
+        load.put_back(executed)
         return None
 
 

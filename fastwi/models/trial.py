@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from fastwi.config.values import one_line, show
 from fastwi.errors import ConfigError
-from fastwi.models import generators
+from fastwi.models import generators, watch
 
 _UNSEEDED = "draw from the global generators of torch, NumPy or random, which are seeded, and from nothing else"
 _ROUNDING = 1e-3
@@ -44,7 +44,8 @@ def type_of(value: object) -> str:
 def reason(error: BaseException) -> str:
     """The error in one line, with the last line of the user's code that it came through."""
     text = one_line(error)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in every if not f.filename.startswith("<frozen") and f.filename != watch.__file__]
     last = frames[-1] if frames and not frames[-1].filename.startswith(_HERE) else None
     place = f" ({Path(last.filename).name} line {last.lineno})" if last else ""
     return f"{type(error).__name__}{': ' if text else ''}{text}{place}"

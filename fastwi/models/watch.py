@@ -1,19 +1,22 @@
-"""Which files of the user's a piece of code uses: those whose code runs, and those that are opened to be read.
+"""Which files of the user's a piece of code uses: those whose code runs, which it imports, or opens to read them.
 
+A module counts that was executed before, by another part of the program: what it holds may decide the same.
 What native code opens by itself is not seen, except by safetensors, torch.jit.load and torch.from_file, and as
 libraries to be loaded.
 """
 
+import builtins
 import contextlib
 import functools
+import importlib
 import linecache
 import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 from unittest import mock
 
@@ -36,7 +39,7 @@ class Watch:
 
     def files(self) -> set[Path]:
         """The local files, resolved. Those written before they were read are left out: they follow from the code."""
-        found = {os.path.realpath(each) for each in self._used if is_local(each)}
+        found = {os.path.realpath(each) for each in map(_on_disk, self._used) if is_local(each)}
         found.discard(os.path.realpath(sys.executable))  # platform reads it
         caches = _caches()
         return {Path(each) for each in found if "__pycache__" not in Path(each).parts and not each.startswith(caches)}
@@ -60,6 +63,12 @@ class Watch:
         if event == "call":
             self._used.add(frame.f_code.co_filename)
 
+    def on_import(self, module: ModuleType) -> None:
+        """Count a module that code has got."""
+        file = object.__getattribute__(module, "__dict__").get("__file__")  # a lazy module stays so
+        if isinstance(file, str):
+            self._used.add(file)
+
     def on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         """See sys.addaudithook."""
         if event == "exec" and isinstance(arguments[0], CodeType):
@@ -82,7 +91,7 @@ _active: list[tuple[int, Watch]] = []  # each with the thread that it is of
 
 @contextlib.contextmanager
 def watching() -> Iterator[Watch]:
-    """Watch what this thread does within the block."""
+    """Watch what this thread does within the block. One thread at a time may be in such a block."""
     _add_hook()
     watch = (threading.get_ident(), Watch())
     _active.append(watch)
@@ -92,6 +101,8 @@ def watching() -> Iterator[Watch]:
             mock.patch.object(safetensors.torch, "safe_open", _safe_open),  # of load_file and load_model
             mock.patch.object(torch.jit, "load", _jit_load),
             mock.patch.object(torch, "from_file", _from_file),
+            mock.patch.object(builtins, "__import__", _import),
+            mock.patch.object(importlib, "import_module", _import_module),
         ):
             yield watch[1]
     finally:
@@ -118,6 +129,43 @@ _jit_load, _from_file = _audited(torch.jit.load, "f"), _audited(torch.from_file,
 _safe_open = _audited(safetensors.safe_open, "filename")
 
 
+_python_import, _python_import_module = builtins.__import__, importlib.import_module
+_LAST_ARGUMENTS = (("fromlist", 2), ("level", 3))  # behind the name
+
+
+def _import(name: str, *given: Any, **named: Any) -> Any:
+    """What the statement calls, with a note of the modules that it gets: those in sys.modules have no event."""
+    found = _python_import(name, *given, **named)
+    fromlist, level = (named.get(key, given[at] if at < len(given) else None) for key, at in _LAST_ARGUMENTS)
+    _note_modules(getattr(found, "__name__", name) if level else name, fromlist or ())
+    return found
+
+
+def _import_module(name: str, package: str | None = None) -> ModuleType:
+    """Likewise. A user's module that imports it while it is watched keeps it."""
+    found = _python_import_module(name, package)
+    _note_modules(getattr(found, "__name__", name))
+    return found
+
+
+def _note_modules(name: str, more: Sequence[str] = ()) -> None:
+    """Count the module `name`, the packages that it lies in, and `more` of its submodules."""
+    parts = name.split(".")
+    names = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    for each in (*names, *(f"{name}.{part}" for part in more)):
+        module = sys.modules.get(each)
+        if isinstance(module, ModuleType):
+            for watch in _watches():
+                watch.on_import(module)
+
+
+def _on_disk(path: str) -> str:
+    """The file that holds a piece of code: itself, or the archive that it was imported from."""
+    while path and not path.startswith("<") and not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def _caches() -> tuple[str, ...]:
     """How paths begin where compilers keep what they made of code, which is watched itself."""
     home, given = os.path.expanduser("~"), os.environ.get
@@ -136,15 +184,25 @@ def _add_hook() -> None:
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    for thread, watch in _active:
-        if thread == threading.get_ident():
-            watch.on_event(event, arguments)
+    for watch in _watches():
+        watch.on_event(event, arguments)
+
+
+def _watches() -> list[Watch]:
+    """Those of this thread."""
+    return [watch for thread, watch in _active if thread == threading.get_ident()]
+
+
+_IMPORTS = (_import.__code__, _import_module.__code__)
 
 
 def _is_ignored(frame: FrameType | None) -> bool:
     """Whether a file is opened by an installed module that is being imported, or for its lines to be shown."""
     while frame is not None:
         code = frame.f_code
+        if code in _IMPORTS:
+            frame = frame.f_back
+            continue
         if code.co_filename == linecache.__file__:  # lines to show in a traceback
             return True
         if code.co_filename.startswith(_HERE) or is_local(code.co_filename):

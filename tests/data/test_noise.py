@@ -11,6 +11,11 @@ from fastwi.data.noise import Noise, Stream, permutation, raw_words
 
 def test_golden_words():
     """Recorded: a change of these numbers changes every result that was ever published with them."""
+    assert [stream.name for stream in sorted(Stream)] == [
+        "ORDER", "CROP", "FLIP", "INIT", "STATISTICS_ORDER", "STATISTICS_CROP", "STATISTICS_FLIP", "SUBSET", "LAYERS",
+        "STATISTICS_LAYERS", "PROBES",
+    ]  # fmt: skip
+    assert sorted(Stream) == list(range(len(Stream)))
     assert raw_words(1, Stream.ORDER, 2, 3).tolist() == [
         5705853004827290377, 6584680345644299050, 680768428710196683,
     ]  # fmt: skip

@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from prepared import check_prepared, digits, two_splits, write_zip
+from prepared import check_prepared, digits, image_files, two_splits, write_zip
 
 import data_prep
 import data_prep.progress
 from data_prep import DATASETS
 from data_prep.__main__ import main
+from data_prep.dataset import Split
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -54,6 +55,17 @@ def test_options_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     options = ["--out", str(out), "--source", str(source), "--size", "8", "--name", "mine", "--writer", "raw"]
     assert main(["folder", *options]) == 0
     assert capsys.readouterr().out == f"{out}: mine, 30 train + 20 test images of 8 x 8, 10 classes\n"
+
+
+def test_names_and_sizes_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Height before width; digits have the name that is asked for."""
+    train, test = (Split(each.images_NHWC[:, :12], each.labels_N) for each in two_splits()[:2])
+    source = write_zip(tmp_path / "s.zip", image_files("train", train) | image_files("test", test))
+    for name, *options in (("folder", "--source", str(source)), ("digits",)):
+        assert main([name, "--out", str(tmp_path / name), "--name", "mine", "--writer", "raw", *options]) == 0
+    flat, square = capsys.readouterr().out.splitlines()
+    assert flat == f"{tmp_path / 'folder'}: mine, 30 train + 20 test images of 12 x 16, 10 classes"
+    assert square.startswith(f"{tmp_path / 'digits'}: mine, ")
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_inks_and_profiles_are_counted() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for kind in ("PNG", "JPEG"):
-        for profile, other in ((None, False), (srgb, False), (lab, True)):
+        for profile, other in ((None, False), (srgb, False), (b"desc sRGB IEC61966-2.1", False), (lab, True)):
             decoded = decode_image(encoded(picture(), kind, icc_profile=profile))
             assert ("profile" in decoded.notes) == other
     plain = encoded(picture())

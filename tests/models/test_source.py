@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
+import types
+import zipfile
 from importlib.metadata import version as version_of
 
 import pytest
@@ -16,7 +19,7 @@ from fastwi.models import own
 from fastwi.models.changes import network_change
 from fastwi.models.load import built_digest
 from fastwi.models.registry import build_model
-from fastwi.models.source import source_digest, source_of
+from fastwi.models.source import name_of, source_digest, source_of
 from fastwi.models.watch import watching
 from fastwi.version import __version__
 
@@ -58,6 +61,8 @@ REACHED = {
     "through a package": ("h1_top/blk.py", "h1_net", "from h1_top import scale"),
     "of a parent": ("h1_pkg/__init__.py", "h1_pkg.net", "from . import scale"),
     "folders alone": ("h1_space/deep/blk.py", "h1_net", "from h1_space.deep.blk import scale"),
+    "of a folder alone": ("h1_space/blk.py", "h1_net", "from h1_space import blk\nscale = blk.scale"),
+    "beside it in a folder": ("h1_space/blk.py", "h1_space.net", "from . import blk\nscale = blk.scale"),
     "by its text": ("h1_blk.py", "h1_net", "scale = importlib.import_module('h1_blk').scale"),
     "listed": (
         "h1_plug_a.py", "h1_net",
@@ -140,6 +145,26 @@ def test_two_networks_that_share_a_file(write, reached, order):
     assert torch.allclose(2 * seen[0], seen[1])
 
 
+def test_files_of_one_name_in_two_folders_are_two_networks(write):
+    write({"h1_a/net.py": net(scale(1)), "h1_b/net.py": net(scale(2))})
+    one, two, again = (logits(f"{folder}/net.py:Net") for folder in ("h1_a", "h1_b", "h1_a"))
+    assert torch.equal(one, again)
+    assert torch.allclose(2 * one, two)
+
+
+def test_a_script_of_a_package_has_its_name_there(write, monkeypatch, tmp_path):
+    """Run as `python -m h1_pkg.net`. By its file it could not import its neighbours."""
+    write({"h1_pkg/__init__.py": "", "h1_pkg/net.py": net(scale(1))})
+    script = types.ModuleType("__main__")
+    script.__file__ = str(tmp_path / "h1_pkg" / "net.py")
+    script.__spec__ = types.SimpleNamespace(name="h1_pkg.net")
+    script.Net = type("Net", (), {"__module__": "__main__"})
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    assert name_of(script.Net) == "h1_pkg.net:Net"
+    script.__spec__ = None  # python h1_pkg/net.py
+    assert name_of(script.Net) == f"{tmp_path.resolve()}/h1_pkg/net.py:Net"
+
+
 def test_the_name_is_of_content_alone(tmp_path, write, monkeypatch):
     """Not of where the files lie, nor of what was imported before."""
     digests, imported = set(), set(sys.modules)
@@ -213,6 +238,15 @@ def test_a_network_of_an_installed_package():
         assert source_digest(name) == built_digest(name) == ""
 
 
+FROM_ARCHIVE = "import sys\nsys.path.insert(0, str(Path('h1_lib.zip').resolve()))\n"
+
+
+def write_archive(number: int) -> None:
+    """Code that FROM_ARCHIVE finds."""
+    with zipfile.ZipFile("h1_lib.zip", "w") as archive:
+        archive.writestr("h1_zipped.py", f"TWO = {number}\n{scale(number)}")
+
+
 UNNAMED = {
     "computed": ("scale = importlib.import_module('h1_' + 'blk').scale\n", "h1_blk.py"),
     "executed": ("exec(Path('h1_blk.py').read_text())\n", "h1_blk.py"),
@@ -240,6 +274,21 @@ UNNAMED = {
         "from safetensors.torch import load_file\nDATA = load_file('h1_data.st')\nscale = lambda: DATA['x']\n",
         "h1_data.st",
     ),
+    "a number, computed": (
+        "NUMBER = importlib.import_module('h1_' + 'two').TWO\nscale = lambda: NUMBER\n", "h1_two.py",
+    ),
+    "a number, by a path": (
+        "import sys\nsys.path.insert(0, 'other')\nfrom h1_away import TWO\nscale = lambda: TWO\n", "h1_away.py",
+    ),
+    "a number in a folder": (
+        "import sys\nsys.path.insert(0, 'other')\nfrom h1_folder import h1_deep as n\nscale = lambda: n.TWO\n",
+        "h1_deep.py",
+    ),
+    "in an archive": (f"{FROM_ARCHIVE}from h1_zipped import scale\n", "h1_lib.zip"),
+    "a number in an archive": (f"{FROM_ARCHIVE}from h1_zipped import TWO\nscale = lambda: TWO\n", "h1_lib.zip"),
+    "by ctypes": (
+        "import ctypes\ndef scale():\n    ctypes.CDLL('./h1_lib.so')\n    return 2\n", "h1_lib.so",
+    ),
     "by safe_open": (
         "from safetensors import safe_open\n"
         "def scale():\n    with safe_open('h1_data.st', 'pt') as f:\n        return f.get_tensor('x')\n",
@@ -254,6 +303,7 @@ UNNAMED = {
 def test_what_the_name_would_not_cover_is_refused(write, how, form):
     """Each time, and also where the process imported it before; the line says what to write, and that helps."""
     import numpy as np
+    import safetensors
     from safetensors.torch import save_file
 
     code, file = UNNAMED[how]
@@ -264,6 +314,9 @@ def test_what_the_name_would_not_cover_is_refused(write, how, form):
     torch.save(torch.tensor(2.0), "h1_data.pt")
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), "h1_data.ts")
     save_file({"x": torch.tensor(2.0)}, "h1_data.st")
+    write(dict.fromkeys(("h1_two.py", "other/h1_away.py", "other/h1_folder/h1_deep.py"), "TWO = 2\n"))
+    write_archive(2)
+    shutil.copyfile(safetensors._safetensors_rust.__file__, "h1_lib.so")
     for _ in range(2):
         with pytest.raises(ConfigError) as caught:
             build_model(form, 4, image_size=(8, 8))
@@ -273,6 +326,20 @@ def test_what_the_name_would_not_cover_is_refused(write, how, form):
     fix = said.partition("write ")[2].partition(" in h1_net.py")[0]
     write({"h1_net.py": text + fix + "\n"})
     assert logits(form).shape == (1, 4)
+
+
+@pytest.mark.parametrize("imported", ["scale", "TWO"])
+def test_code_in_a_listed_archive_is_executed_as_it_is_now(write, imported):
+    found = []
+    for number in (1, 2, 1):
+        write_archive(number)
+        own_scale = "" if imported == "scale" else "scale = lambda: TWO\n"
+        listed = "fastwi_files = ['h1_lib.zip']\n"
+        write({"h1_net.py": net(f"{listed}{FROM_ARCHIVE}from h1_zipped import {imported}\n{own_scale}")})
+        found.append((source_digest("h1_net.py:Net"), logits("h1_net.py:Net")))
+    assert found[0][0] != found[1][0]
+    assert torch.equal(found[0][1], found[2][1])
+    assert torch.allclose(2 * found[0][1], found[1][1])
 
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no shared memory")
@@ -365,6 +432,15 @@ def test_what_a_manifest_does_not_name_has_not_changed(tmp_path, noted):
     if noted is not None:
         manifest.write_text(noted)
     assert network_change(manifest, {"net.py:Net": {"digest": "a" * 64, "made_of": {}}}) is None
+
+
+def test_a_file_that_is_no_longer_a_part_has_changed(tmp_path):
+    noted = {"net.py:Net": {"digest": "a" * 64, "made_of": {"net.py": "1", "h1_blk": "1"}}}
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"networks": noted}))
+    said = network_change(manifest, {"net.py:Net": {"digest": "b" * 64, "made_of": {"net.py": "1", "h1_new": "1"}}})
+    assert said is not None
+    assert said.endswith("(changed: h1_blk, h1_new)")
 
 
 @pytest.mark.parametrize("changed", [("a.py:Net",), ("b.py:Net",), ("a.py:Net", "b.py:Net"), ()])

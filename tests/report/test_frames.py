@@ -58,6 +58,14 @@ ROWS = {
         interpolation 2 average own, interpolation 2 child 1 own, interpolation 2 child 2 own
         """,
     ),
+    "the parent goes on": (
+        {"k": 1, "s": 1, "after": 0, "continue_parent": "total"}, {"measure": ("own",)},
+        """
+        parent 1 parent own, parent 2 parent own, children 2 child 1 own, children 2 child 2 own,
+        interpolation 2 average own, interpolation 2 child 1 own, interpolation 2 child 2 own,
+        interpolation 2 parent own, parent 3 parent own
+        """,
+    ),
     "rounds": (
         {"k": 0, "s": 1, "rounds": 2, "after": 1, "pull": 0.5, "continue_children": True}, {"measure": ("own",)},
         """
@@ -86,12 +94,12 @@ def recomputed_at(place, epoch):
 def state_of(row, place, s):
     """The state that a row of metrics.jsonl measures, from its names alone; `s` of all rounds as configured."""
     epoch, network = row["epoch"], row["network"]
+    if network == "parent":
+        return (*place.parent, *place.alone)[epoch - 1]
     if row["stage"] == "interpolation":
         at = place.rounds[row.get("round", 1) - 1]
         node = at.average_node if network == "average" else at.end_nodes[int(network[6:]) - 1]
         return place.tree.keys[node]
-    if network == "parent":
-        return place.parent[epoch - 1]
     if network == "average":
         return place.after[epoch - len(place.parent) - s - 1]
     return place.children[int(network[6:]) - 1][epoch - len(place.parent) - 1]
@@ -126,6 +134,16 @@ def test_point_rows(name, seed):
         row.pop("round", None)
         assert row == left.pop(0)
     assert not left
+
+
+def test_averages_over_time_of_a_parent_that_goes_on_are_the_parents(seed):
+    """Past the interpolation too."""
+    experiment = {"k": 1, "s": 1, "continue_parent": "total"}
+    sweep, measurements = made(spec_of({"trajectory.averages": [("ema",)]}, experiment), seed)
+    (point,), (place,) = sweep.points, sweep.places
+    rows = [row for row in point_rows(point, place, measurements) if "over_time" in row]
+    past = {(row["network"], row["stage"]) for row in rows if row["epoch"] > place.end}
+    assert past == {("parent", "parent"), ("average", "after")}
 
 
 def test_divergence_in_words():

@@ -13,9 +13,11 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import polars
 import pytest
 from commands import refused
+from drawn_results import barrier_frame
 
 from fastwi.analysis.statistics import Estimate
 from fastwi.config.read import read_analysis_request, read_sweep_request
@@ -27,6 +29,7 @@ from fastwi.report.finished import find_sweeps
 from fastwi.report.page import csv_download, marked
 from fastwi.sealed import seal_directory, sealed_yaml, write_sealed
 from fastwi.studies import all_studies
+from fastwi.studies.governance import GAINS, QUANTITIES, correlations
 from fastwi.sweep import main as sweep
 
 SWEEP = """
@@ -145,6 +148,7 @@ def self_contained(html: str, page: Page) -> None:
 
 
 def test_the_page_of_a_sweep(copied, capsys):
+    shutil.copyfile(copied / "heatmap.png", copied / "heatmap-2.png")  # as of a sweep of many combinations
     assert main([str(copied), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     html = (copied / "report.html").read_text(encoding="utf-8")
@@ -153,7 +157,7 @@ def test_the_page_of_a_sweep(copied, capsys):
     assert "width=device-width" in html
     assert "prefers-color-scheme: dark" in html
     images = [attributes for tag, attributes in page.elements if tag == "img"]
-    for stem, image in zip(("heatmap", "curves"), images, strict=True):
+    for stem, image in zip(("heatmap", "heatmap-2", "curves"), images, strict=True):
         assert image["alt"]
         kind, content = image["src"].split(",")
         assert kind == "data:image/png;base64"
@@ -181,6 +185,12 @@ def test_the_page_of_a_sweep(copied, capsys):
     rows = polars.read_csv(base64.b64decode(uri[1]))
     assert rows["gain_best_own_points"].to_list() == frame["gain_best_own_points"].to_list()
     assert [json.loads(text) for text in rows["after_%"]] == frame["after_%"].to_list()
+    uri = re.search(r'download="grid-claim-1.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', html)
+    assert uri is not None
+    said_of = find_sweeps([copied], all_studies())[0].claims[0].found
+    assert len(said_of.findings) == len(said_of.details) == 2 * 2
+    every = [finding.what for finding in (*said_of.findings, *said_of.details)]
+    assert polars.read_csv(base64.b64decode(uri[1]))["what"].to_list() == every
     # What was not run is named, with its command.
     assert found["not_run"] == list(all_studies())
     for name in all_studies():
@@ -280,6 +290,31 @@ def test_the_command_of_a_study_has_its_options(results, copied):
     found = read_analysis_request(shlex.split(shown)[3:], dict.fromkeys(all_studies(), "")).options
     for name, value in options.items():
         assert getattr(found, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_statistics_that_repeat_others_count_once_and_what_is_missing_is_said(copied, capsys, seed):
+    """As without batch norm. Studies that were run are not missing."""
+    own = barrier_frame(np.random.default_rng(seed), -1.0).filter(batch_norm="averaged")
+    again = own.with_columns(batch_norm=polars.lit("recomputed"))
+    study_of(copied, "connectivity", {"barrier": polars.concat([own, again])})
+    capsys.readouterr()
+    assert main([str(copied), "--json"]) == 0
+    claims = json.loads(capsys.readouterr().out)["sweeps"][0]["claims"]
+    assert ["averaged statistics" in finding["what"] for finding in claims[3]["findings"]] == [True] * 3
+    missing = [re.findall(r"fastwi\.analyze (\w+)", " ".join(claim["missing"])) for claim in claims]
+    assert missing == [[], [], ["governance"], [], ["importance"]]
+
+
+def test_correlations_of_an_earlier_version_get_the_intervals_of_this_one(copied, seed):
+    draw = np.random.default_rng(seed)
+    pairs = polars.DataFrame({"k": [1, 2] * 6, "s": 1, "alpha": None, "parent_seed": [*range(6)] * 2, "pair": 0})
+    numbers = (name for name in (*GAINS, *QUANTITIES) if name not in pairs.columns)
+    pairs = pairs.with_columns(polars.Series(name, draw.random(12)) for name in numbers)
+    stored = {"pairs": pairs, "correlations": correlations(pairs).with_columns(low=0.0)}
+    study_of(copied, "governance", stored)
+    found = find_sweeps([copied], all_studies())[0].studies["governance"].frames["correlations"]
+    assert found.equals(correlations(pairs), null_equal=True)
+    assert not found.equals(stored["correlations"], null_equal=True)
 
 
 def test_a_half_written_study_counts_as_not_run(copied):

@@ -91,6 +91,19 @@ def test_the_time_that_a_plan_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seconds == pytest.approx(costs[25] / 4 + 7 + costs[50] / 8 + 3)
 
 
+def test_the_bytes_that_a_plan_shows_are_those_of_each_network() -> None:
+    resources = SimpleNamespace(layout=lambda config: SimpleNamespace(row_bytes=round(400 * config.model.width)))
+
+    def kept(*widths: float) -> dict[str, int]:
+        planned = plan_sweep(spec_of({"model.width": widths}), inputs_of=inputs_of)
+        return plan.kept_bytes(planned, resources)
+
+    small, large = kept(0.25), kept(0.5)
+    assert 0 < small["ends"] < small["all"]
+    assert large == {keep: 2 * size for keep, size in small.items()}
+    assert kept(0.25, 0.5) == kept(0.5, 0.25) == {keep: 3 * size for keep, size in small.items()}
+
+
 def test_the_tree_that_a_plan_shows() -> None:
     """A trajectory is counted once, however many of its epochs points end at."""
     planned = plan_sweep(spec_of({"experiment.k": (1, 2), "experiment.s": (1, 2)}, children=4), inputs_of=inputs_of)

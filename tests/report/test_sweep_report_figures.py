@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fastwi.analysis.statistics import mean_estimate
+from fastwi.config.time import Time
 from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
 from fastwi.report import curves, figures, heatmap, tables
@@ -79,11 +80,12 @@ def test_heatmap_of_few_parents_has_no_interval_and_nothing_bold(kept, tmp_path,
     """Also where both parents gain the same: an interval of no width would exclude 0."""
     frame = gains(*made(GRID, seed)).with_columns(gain_best_own_points=2.5)
     heatmap.draw_heatmap(frame, tmp_path / "heatmap.png", "A sweep")
-    own, _ = panels(kept["heatmap.png"])
+    own, other = panels(kept["heatmap.png"])
     assert [text.get_text() for text in own.texts if text.get_weight() == "bold"] == []
     assert [text.get_text() for text in own.texts].count("+2.50") == 6
     assert "n = 2 (4)" in [text.get_text() for text in own.texts]
     assert (own.images[0].get_alpha() == heatmap._PALE).all()
+    assert other.images[0].colorbar.extend == "neither"
     assert not any("[" in text.get_text() for text in (*own.texts, kept["heatmap.png"]._suptitle))
 
 
@@ -102,6 +104,15 @@ def test_the_colours_are_those_of_gains_that_are_there(kept, tmp_path, seed):
         assert list(values[0]) == pytest.approx([-60.0, -60.0])
         assert image.norm.vmax == pytest.approx(values[1:].max())
         assert image.get_alpha().tolist() == [[heatmap._PALE] * 2, [1.0] * 2, [1.0] * 2]
+    assert image.colorbar.extend == "both"
+
+
+def test_one_end_for_all_k_has_the_axis_of_s(kept, tmp_path, seed):
+    spec = spec_of({"experiment.k": (1, 3)}, {"s": Time("4ep-k")})
+    heatmap.draw_heatmap(gains(*made(spec, seed)), tmp_path / "heatmap.png", "A sweep")
+    for axis in panels(kept["heatmap.png"]):
+        assert axis.get_xlabel() == "k + s: epochs at averaging"
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == ["4"]
 
 
 @pytest.mark.parametrize(("differs", "expected"), [(False, ["own"]), (True, ["own", "recomputed"])])
@@ -250,6 +261,27 @@ def test_curves_under_both_statistics(kept, tmp_path, seed):
             assert list(drawn.get_ydata()) == pytest.approx(values)
 
 
+def test_curves_at_each_alpha_are_those_of_its_average(kept, tmp_path, seed):
+    sweep, measurements = made(spec_of({}, alphas=(0.25, 0.75)), seed)
+    curves.draw_curves(sweep, measurements, tmp_path / "c.png", "A sweep")
+    for figure, point, place in zip(kept.values(), sweep.points, sweep.places, strict=True):
+        assert figure.get_suptitle().endswith(f"\nalpha = {point.alpha}")
+        (axis,) = panels(figure)
+        expected = [measurements[state, OWN].test_accuracy for state in (place.average, *place.after)]
+        assert list(axis.lines[2].get_ydata()) == pytest.approx(expected)
+
+
+def test_a_parent_that_goes_on_is_drawn_as_far_as_the_average(kept, tmp_path, seed):
+    sweep, measurements = made(spec_of({}, {"continue_parent": "total"}), seed)
+    (place,) = sweep.places
+    assert place.time(place.alone[-1]) == 6
+    curves.draw_run(sweep, measurements, tmp_path / "figure.png", "A run")
+    parent = kept["figure.png"].axes[0].lines[0]
+    assert list(parent.get_xdata()) == [1, 2, 3, 4, 5]
+    states = (*place.parent, *place.alone[:3])
+    assert list(parent.get_ydata()) == [measurements[state, OWN].test_accuracy for state in states]
+
+
 def test_curves_of_many_cells_and_combinations(kept, tmp_path, seed):
     spec = spec_of({"experiment.k": tuple(range(1, 10)), "augment.flip": (0, 0.5)}, {"s": 0, "after": 0})
     sweep, measurements = made(spec, seed)
@@ -288,6 +320,8 @@ def test_gains_at_one_k_and_s_are_a_row_for_each_other_setting(kept, tmp_path, s
     (axis,) = kept["gains.png"].axes
     labels = ["0.0, 1", "0.0, 2", "0.5, 1", "0.5, 2"]
     assert [tick.get_text() for tick in axis.get_yticklabels()] == labels
+    assert "A sweep; k = 2, s = 1\n" in kept["gains.png"].get_suptitle()
+    assert [text.get_text() for text in axis.texts] == [f"n = {len(parents)} ({2 * len(parents)})"] * 8
     dots = [line for line in axis.lines if line.get_marker() == "o" and line.get_markersize() > 3]
     assert len(dots) == 8
     for dot, (treatment, label) in zip(

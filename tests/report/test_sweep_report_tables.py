@@ -11,7 +11,9 @@ from drawn_measurements import made, planned, spec_of
 
 from fastwi.analysis.statistics import mean_estimate
 from fastwi.config.sweep import other_axes
+from fastwi.config.time import Time
 from fastwi.experiment.tree import OWN
+from fastwi.report.claims import judge
 from fastwi.report.effects import differences
 from fastwi.report.rows import GAIN_COLUMNS, gains, point_rows
 from fastwi.report.tables import after_table, cell_table, summary_markdown, sweep_tables
@@ -198,6 +200,17 @@ def test_a_sweep_partly_done(seed):
     assert summary.startswith("# grid\n")
     assert summary.count("| k | s |") == 4
     assert "- experiment.k: 0, 1, 3" in summary
+    assert "- 5 parents, 4 children of each at each k, 2 averaged together (disjoint)" in summary
+
+
+def test_times_within_epochs_are_named_by_their_iterations(seed):
+    """The average is measured at ends of epochs, and at its own."""
+    experiment = {"s": Time("1it"), "after": Time("1ep1it")}
+    frame = gains(*made(spec_of({"experiment.k": (Time("1it"), Time("1ep1it"))}, experiment), seed))
+    assert after_table(frame).columns[-2:] == ("end 1", "end 2")
+    first, second, *_ = (claim.found.details for claim in judge(frame, {}))
+    assert {detail.what.partition(";")[0] for detail in first} == {"k = 1it, s = 1it", "k = 3it, s = 1it"}
+    assert {detail.what.partition(",")[0] for detail in second} == {"end 1 of an epoch", "end 2 of an epoch"}
 
 
 def test_nothing_measured():

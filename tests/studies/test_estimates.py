@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fastwi.analysis.statistics import mean_estimate
-from fastwi.report.drawing import TREATMENT_COLOURS, Sheet, draw_spread
+from fastwi.report.drawing import TREATMENT_COLOURS, Sheet, draw_spread, spread_text
 from fastwi.report.estimates import (
     SAME,
     by_end,
@@ -36,6 +36,8 @@ def test_an_interval_is_a_line_and_few_parents_are_dots(across):
     assert [list(along) for along, _ in drawn] == [[five.low, five.high], values[:4], [3.0] * 6]
     assert [list(at) for _, at in drawn] == [[0.0] * 2, [1.0] * 4, [2.0] * 6]
     assert [line.get_linestyle() == "None" for line in axis.lines] == [False, True, True]
+    assert spread_text((five, four, None)) == "bars: 95 % interval over parents; dots: each parent"
+    assert spread_text((None,)) == ""
 
 
 def test_bars_are_the_means_of_their_place_and_colour(seed):
