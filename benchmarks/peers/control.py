@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def augmented(x_NCHW: Tensor) -> Tensor:
     return torch.where(torch.rand(count, 1, 1, 1) < 0.5, crops.flip(3), crops)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train, with a line an epoch in OUT/epochs.jsonl."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="zip of train/CLASS/*.jpg and test/CLASS/*.jpg")
@@ -80,10 +81,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--bf16", action="store_true", help="autocast; else float32")
     parser.add_argument("--compile", action="store_true", help="by torch.compile")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    given = parser.parse_args(arguments)
     torch.manual_seed(given.seed)
     (images, labels), (test_images, test_labels) = read(given.source, "train"), read(given.source, "test")
+    given.out.mkdir(parents=True, exist_ok=True)
     pixels = images.float().div(255)
     mean, std = pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), keepdim=True)
     network = resnet20().to(memory_format=torch.channels_last)

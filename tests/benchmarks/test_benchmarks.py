@@ -15,6 +15,7 @@ from torch.autograd import DeviceType
 
 from benchmarks import device_check, evaluation, interpolation, kernel_times, memory, numbers, planning, runner, tune
 from benchmarks.output import cell, plot
+from benchmarks.peers import control
 from fastwi.engine.choose import ENGINES
 from fastwi.errors import UserError
 from fastwi.kernels.cpu import library
@@ -195,7 +196,7 @@ def commands():
     """(module, arguments) of every `python -m benchmarks.X` in documents."""
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
         text = path.read_text().replace("\\\n", " ")
-        for found in re.finditer(r"-m benchmarks\.(\w+)([^\n`|]*)", text):
+        for found in re.finditer(r"-m benchmarks\.([\w.]+)([^\n`|]*)", text):
             yield pytest.param(found[1], shlex.split(found[2].partition(" and ")[0]), id=f"{path.name}:{found[0]}")
 
 
@@ -206,6 +207,7 @@ def test_commands_of_the_documents_are_accepted(name, arguments, monkeypatch):
 
     monkeypatch.setattr(runner, "Report", accept)
     monkeypatch.setattr(device_check, "_Check", accept)
+    monkeypatch.setattr(control, "read", accept)
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(f"benchmarks.{name}").main(arguments)
     assert stopped.value.code == 0

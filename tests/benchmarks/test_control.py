@@ -1,7 +1,6 @@
 """The control trains the built-in ResNet20, on the images that data_prep makes, and goes on where it was stopped."""
 
 import io
-import sys
 import zipfile
 
 import numpy as np
@@ -61,11 +60,9 @@ def test_crops_are_of_the_padded_image_and_some_are_flipped(seed):
     assert 0.4 < np.mean([crop in flipped for crop in found]) < 0.6
 
 
-def test_it_goes_on_as_if_it_had_not_been_stopped(source, tmp_path, monkeypatch):
+def test_it_goes_on_as_if_it_had_not_been_stopped(source, tmp_path):
     def train(out, epochs):
-        words = [str(source), "--out", str(out), "--epochs", "4", "--batch", "8", "--last", str(epochs)]
-        monkeypatch.setattr(sys, "argv", ["control", *words])
-        control.main()
+        control.main([str(source), "--out", str(out), "--epochs", "4", "--batch", "8", "--last", str(epochs)])
         return (out / "epochs.jsonl").read_text()
 
     whole = train(tmp_path / "whole", 4)
