@@ -76,7 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="zip of train/CLASS/*.jpg and test/CLASS/*.jpg")
     parser.add_argument("--out", type=Path, required=True, help="directory of epochs.jsonl and the last state")
     parser.add_argument("--epochs", type=int, default=160)
-    parser.add_argument("--last", type=int, help="stop after this epoch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--bf16", action="store_true", help="autocast; else float32")
@@ -93,10 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drops = [given.epochs // 2, given.epochs * 3 // 4]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
-    state, begin = given.out / "last.pt", 0
+    state, rows = given.out / "last.pt", list[dict[str, float]]()
     if state.exists():
         saved = torch.load(state)
-        begin = saved["epoch"]
+        rows = saved["rows"]
         torch.set_rng_state(saved["generator"])
         for name, part in parts.items():
             part.load_state_dict(saved[name])
@@ -106,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=given.bf16):
             return run(x_NCHW)
 
-    for epoch in range(begin + 1, (given.last or given.epochs) + 1):
+    for epoch in range(len(rows) + 1, given.epochs + 1):
         network.train()
         losses = []
         for chosen in torch.randperm(len(images)).split(given.batch):
@@ -123,16 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 int((logits(x).argmax(1) == y).sum())
                 for x, y in zip(test_images.split(500), test_labels.split(500), strict=True)
             )
-        row = {
-            "epoch": epoch,
-            "train_loss": sum(losses) / len(losses),
-            "test_accuracy": 100 * right / len(test_labels),
-        }
-        print(json.dumps(row), flush=True)
-        with (given.out / "epochs.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        accuracy = 100 * right / len(test_labels)
+        rows.append({"epoch": epoch, "train_loss": sum(losses) / len(losses), "test_accuracy": accuracy})
+        print(json.dumps(rows[-1]), flush=True)
         saved = {name: part.state_dict() for name, part in parts.items()}
-        torch.save(saved | {"epoch": epoch, "generator": torch.get_rng_state()}, state.with_suffix(".new"))
+        torch.save(saved | {"rows": rows, "generator": torch.get_rng_state()}, state.with_suffix(".new"))
+        (given.out / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         state.with_suffix(".new").replace(state)
 
 

@@ -1,6 +1,7 @@
 """The control trains the built-in ResNet20, on the images that data_prep makes, and goes on where it was stopped."""
 
 import io
+import itertools
 import zipfile
 
 import numpy as np
@@ -60,12 +61,25 @@ def test_crops_are_of_the_padded_image_and_some_are_flipped(seed):
     assert 0.4 < np.mean([crop in flipped for crop in found]) < 0.6
 
 
-def test_it_goes_on_as_if_it_had_not_been_stopped(source, tmp_path):
-    def train(out, epochs):
-        control.main([str(source), "--out", str(out), "--epochs", "4", "--batch", "8", "--last", str(epochs)])
+def test_it_goes_on_as_if_it_had_not_been_stopped(source, tmp_path, monkeypatch):
+    """Stopped in its second epoch."""
+
+    def train(out):
+        control.main([str(source), "--out", str(out), "--epochs", "4", "--batch", "8"])
         return (out / "epochs.jsonl").read_text()
 
-    whole = train(tmp_path / "whole", 4)
-    train(tmp_path / "parts", 1)
-    assert train(tmp_path / "parts", 4) == whole
+    whole = train(tmp_path / "whole")
+    augmented, calls = control.augmented, itertools.count()
+
+    def stopped(x_NCHW):
+        if next(calls) == 4:  # an epoch has three
+            raise KeyboardInterrupt
+        return augmented(x_NCHW)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(control, "augmented", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts")
+    assert whole.startswith((tmp_path / "parts" / "epochs.jsonl").read_text())
+    assert train(tmp_path / "parts") == whole
     assert len(set(whole.splitlines())) == 4
