@@ -4,6 +4,7 @@ A network whose trace would hide such a change is left as it is (`fastwi.engine.
 """
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import fx, nn
@@ -63,22 +64,20 @@ def made_plain(traced: fx.GraphModule) -> bool:
 
 def changed_in_place(traced: fx.GraphModule) -> bool:
     """Whether an activation with several readers is changed in place by one of them."""
-    return any(
-        len(each.users) > 1
-        for node in traced.graph.nodes
-        for changed in _changed_by(traced, node)
-        for each in _shared_memory(traced, changed)
-    )
+    return any(len(each.users) > 1 for _, each in _changes(traced))
 
 
 def changes_a_view_of_a_buffer(traced: fx.GraphModule) -> bool:
     """Whether a buffer is changed in place by way of a view, or of what another change in place gave."""
-    return any(
-        each.op == "get_attr" and each is not changed
-        for node in traced.graph.nodes
-        for changed in _changed_by(traced, node)
-        for each in _shared_memory(traced, changed)
-    )
+    return any(each.op == "get_attr" and each is not changed for changed, each in _changes(traced))
+
+
+def _changes(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """What may be changed in place, each with itself and with what it may be in the memory of."""
+    for node in traced.graph.nodes:
+        for changed in _changed_by(traced, node):
+            for each in _shared_memory(traced, changed):
+                yield changed, each
 
 
 def _changed_by(traced: fx.GraphModule, node: fx.Node) -> list[fx.Node]:

@@ -1,6 +1,6 @@
 """What `engine.precision: auto` is on a device: on a CPU what was measured to train faster on its kind of processor.
 
-The measurements are in benchmarks/NOTES.md: with AVX512-BF16 bf16 is faster on one processor and 1.8 x slower on
+The measurements are in benchmarks/NOTES.md: with AVX512-BF16 bf16 is faster on some processors and 1.8 x slower on
 another. What was not measured computes in fp32. The choice is a function of the processor alone, because it is in the
 names of states. This module imports torch only where a device is asked for.
 """
