@@ -30,6 +30,7 @@ from fastwi.kernels.stacked import Norm, Place, stacked_batch_norm, stacked_conv
 Forward = Callable[..., Tensor]  # (tensors by name [M, ...], x_MNHWC, training, places) to logits_MNK
 Places = Mapping[str, Place]  # where gradients of parameters are written, by name
 NO_PLACES: Places = {}
+_LOW = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class StackedNetwork(fx.Interpreter):
         The backward pass writes gradients of layers with a rule to `places`, where they have one.
         """
         self._tensors, self._training, self._places = tensors, training, places
+        self._members = len(x_MNHWC)
         try:
             logits_MNK: Tensor = self.run(Images(x_MNHWC), enable_io_processing=False)
         finally:  # keep no weight and no activation, also after an exception
@@ -112,8 +114,11 @@ class StackedNetwork(fx.Interpreter):
         return super().run_node(node)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Value:
-        """All members' parameters or buffers of one name."""
-        return self._tensors[target]
+        """All members' parameters or buffers of one name; what no state dict holds is the same for every member."""
+        if target in self._tensors:
+            return self._tensors[target]
+        value = self.fetch_attr(target)
+        return value.expand(self._members, *value.shape) if isinstance(value, Tensor) else value
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Value:
         """A method of a tensor."""
@@ -123,6 +128,10 @@ class StackedNetwork(fx.Interpreter):
         """A layer: by its own rule, or applied to each member."""
         module, x, prefix = self.submodules[target], args[0] if args else None, f"{target}."
         own = {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
+        low = next((value.dtype for value in own.values() if value.dtype in _LOW), None)
+        if low is not None:  # what a float32 buffer was added to is in float32; autocast casts it here, too
+            args = tuple(_in_dtype(value, low) for value in args)
+            x = args[0] if args else None
         if _is_norm(module) and isinstance(x, Images):
             norm = _norm(module, own, self._training, f"{prefix}num_batches_tracked" in self.counted)
             weight, bias = self._place(f"{prefix}weight"), self._place(f"{prefix}bias")
@@ -305,11 +314,15 @@ def _linear(own: Tensors, x_MNF: Tensor) -> Tensor:
 def _in_dtype_of(x: Value, result: Value) -> Value:
     """`result` in x's dtype, as the module itself would have it: vmap's group norm answers bf16 in float32."""
     dtype = x.x_MNHWC.dtype if isinstance(x, Images) else getattr(x, "dtype", None)
-    if dtype not in (torch.bfloat16, torch.float16):
-        return result
-    if isinstance(result, Images):
-        return Images(result.x_MNHWC.to(dtype))
-    return result.to(dtype) if isinstance(result, Tensor) else result
+    return _in_dtype(result, dtype) if dtype in _LOW else result
+
+
+def _in_dtype(value: Value, dtype: torch.dtype) -> Value:
+    if isinstance(value, Images):
+        return dataclasses.replace(value, x_MNHWC=value.x_MNHWC.to(dtype))
+    if isinstance(value, Pending):
+        return dataclasses.replace(value, x=_in_dtype(value.x, dtype))
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _as_images(value: Any) -> Value:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastwi.engine.mixed import low_precision_names
 from fastwi.engine.stack import StackedNetwork
 from fastwi.models.registry import build_model
 
@@ -134,6 +135,36 @@ def test_convolutions_of_every_kind_are_those_of_the_network(seed, name, exact):
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(3, 6, 3, **CONVOLUTIONS[name]), nn.Flatten())
     check_members(network, exact)
+
+
+class Centred(nn.Module):
+    """Images less their mean, in a buffer that no state dict holds, and what is behind batch norms and functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean_C11", torch.tensor([0.1, 0.2, 0.3])[:, None, None], persistent=False)
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.grouped, self.linear = nn.Conv2d(4, 4, 3, groups=2), nn.Linear(4, 5)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = self.norm(self.conv(x_NCHW - self.mean_C11)).relu()
+        return self.linear((self.grouped(x_NCHW) * self.mean_C11.mean()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_no_state_dict_holds_is_the_same_for_every_member(seed, dtype, exact):
+    torch.manual_seed(seed)
+    network, x_MNHWC = Centred(), torch.randn(2, 8, 6, 5, 3)
+    made, tensors = stacked(network, exact)
+    del tensors["mean_C11"]
+    low = low_precision_names(network)
+    mixed = {name: value.to(dtype) if name in low else value.clone() for name, value in tensors.items()}
+    logits_MNK = made(mixed, x_MNHWC.to(dtype), True)
+    for m in range(2):
+        own = {key: value[m].clone() for key, value in tensors.items()}
+        expected = torch.func.functional_call(network, own, (x_MNHWC[m].permute(0, 3, 1, 2),)).detach()
+        assert (logits_MNK[m] - expected).norm() < (1e-5 if dtype == torch.float32 else 0.02) * expected.norm()
 
 
 class Opened(nn.Module):
