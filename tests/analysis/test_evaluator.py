@@ -131,6 +131,9 @@ def test_arrays_become_a_dataset(arrays):
     assert np.array_equal(dataset.images_NHWC.numpy(), images)
     assert dataset.labels_N.dtype == torch.int64
     assert dataset.classes == 3
+    for dtype in (np.uint8, np.uint16, np.uint64):
+        again = dataset_from_arrays(images, labels.astype(dtype), MEAN, STD, "cpu")
+        assert torch.equal(again.labels_N, dataset.labels_N)
     assert dataset.table_C256[1, 128].item() == pytest.approx((128 / 255 - 0.5) / 0.3)
 
 
