@@ -47,7 +47,7 @@ def interpolate_(
     gives b to the bit. `momentum`: of a population's interpolated rows (see `Population.lerp_rows_`).
 
     Raises ValueError naming the first tensor that is missing, unknown or of another shape or dtype, and UserError for
-    modules whose non-persistent buffers differ: pass state dicts to leave these out.
+    modules that differ in what no state dict holds (non-persistent buffers): pass state dicts to leave it out.
     """
     if isinstance(a, Population):
         if b is not None and not isinstance(b, Population):
@@ -61,9 +61,10 @@ def interpolate_(
     if pairs is not None or b is None or isinstance(b, Population):
         raise ValueError("rows and pairs are for populations; two networks are needed otherwise")
     momentum_weights(momentum, ())  # which refuses another, though networks have none
-    _require_equal_constants([a, b])
     weight = float(cast(float, alpha))
-    tensors = _distinct(_matched([_named(a), _named(b)]))
+    matched = _matched([_named(a), _named(b)])
+    _require_equal_constants([a, b])
+    tensors = _distinct(matched)
     floats = [both for both in tensors.values() if both[0].is_floating_point()]
     for name, (mine, _) in tensors.items():
         # torch's lerp does not know these, and would find out after others were written.
@@ -105,7 +106,7 @@ def average(*networks: Any, weights: Sequence[float] | None = None, rows: Sequen
         ValueError: naming the first tensor that is missing, unknown or of another shape or dtype, or that the first
             of several modules ties and another does not.
         CheckpointError: for a file that is not a state dict.
-        UserError: for modules whose non-persistent buffers differ; state dicts leave these out.
+        UserError: for modules that differ in what no state dict holds (non-persistent buffers): pass state dicts.
     """
     if len(networks) > 1 and any(isinstance(each, Population) or _is_list_of_others(each) for each in networks):
         raise ValueError("give networks one by one or as a list, a population alone, weights by name: weights=[...]")
@@ -119,8 +120,8 @@ def average(*networks: Any, weights: Sequence[float] | None = None, rows: Sequen
         networks = tuple(networks[0])
     shares = _weights(weights, len(networks))
     networks = tuple(load_state_dict(each) if isinstance(each, (str, os.PathLike)) else each for each in networks)
-    _require_equal_constants(networks)
     tensors = _matched([_named(network) for network in networks])
+    _require_equal_constants(networks)
     means: dict[tuple[Place, ...], Tensor] = {}  # by place in memory, so that tied tensors stay tied
     result = {}
     for name, group in tensors.items():

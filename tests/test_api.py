@@ -7,10 +7,13 @@ import pytest
 import torch
 import torchvision
 from small_networks import SmallNet, TiedNet, trained
+from torch import nn
 
 import fastwi
 from fastwi import Population
 from fastwi.errors import CheckpointError, UserError
+
+STEM = ("weight", "bias")
 
 
 def exact_mix(a: torch.Tensor, b: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -227,6 +230,30 @@ def test_modules_whose_other_buffers_differ_are_refused():
     assert all(torch.equal(value, before[key]) for key, value in a.state_dict().items())
     fastwi.average(a.state_dict(), b.state_dict())
     fastwi.interpolate_(a, b.state_dict())
+
+
+def test_parameters_that_a_hook_takes_out_of_the_state_dict_are_not_lost():
+    """Those of a frozen backbone, which are the same in all, may be left out."""
+    a, b, frozen = trained(SmallNet(), 1), trained(SmallNet(), 2), trained(SmallNet(), 2)
+    frozen.load_state_dict({key: a.state_dict().get(key) for key in ("stem.weight", "stem.bias")}, strict=False)
+    for network in (a, b, frozen):
+        network.register_state_dict_post_hook(lambda _, state, *__: [state.pop(f"stem.{k}") for k in STEM] and None)
+    before, theirs = copied(dict(a.named_parameters())), copied(dict(frozen.named_parameters()))
+    for call in (fastwi.average, fastwi.interpolate_):
+        with pytest.raises(UserError, match=r"parameter 'stem\.weight' of module 1"):
+            call(a, b)
+    assert all(torch.equal(value, before[name]) for name, value in a.named_parameters())
+    mean = dict(fastwi.average(a, frozen).named_parameters())
+    assert torch.equal(mean["stem.weight"], before["stem.weight"])
+    torch.testing.assert_close(mean["head.bias"], (before["head.bias"] + theirs["head.bias"]) / 2)
+
+
+@pytest.mark.parametrize("call", [fastwi.interpolate_, fastwi.average])
+def test_what_one_module_alone_has_is_named(call):
+    without, having = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    for pair, lacks in (((without, having), 0), ((having, without), 1)):
+        with pytest.raises(ValueError, match=rf"network {lacks} lacks '1\.weight'"):
+            call(*pair)
 
 
 def test_an_unknown_treatment_of_momentum_is_refused_of_modules_too():

@@ -1,5 +1,6 @@
 """`fastwi.run`, `fastwi.sweep` and `fastwi.load_network`: the commands' results to the bit, from Python."""
 
+import importlib
 import inspect
 import json
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import polars
 import pytest
@@ -96,17 +98,18 @@ def test_a_run_is_that_of_the_command(ran, digits_directory, tmp_path, capfd):
 @pytest.fixture
 def odd_settings() -> Iterator[Callable[[], tuple]]:
     """What a program may have set for work of its own; returns what reads it."""
+    drawn = {"figure.facecolor": "black", "font.size": 20.0, "savefig.bbox": "tight"}
 
     def settings() -> tuple:
         switches = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
         numbers = torch.get_default_dtype(), torch.get_float32_matmul_precision()
-        return *switches, *numbers, torch.get_default_device()
+        return *switches, *numbers, torch.get_default_device(), *map(matplotlib.rcParams.get, drawn)
 
     torch.set_default_dtype(torch.float64)
     torch.set_float32_matmul_precision("medium")
     torch.set_default_device("meta")
     try:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), matplotlib.rc_context(drawn):
             yield settings
     finally:
         torch.set_default_device(None)
@@ -114,12 +117,14 @@ def odd_settings() -> Iterator[Callable[[], tuple]]:
         torch.set_default_dtype(torch.float32)
 
 
-def test_torchs_settings_decide_nothing_and_stay(ran, digits_directory, tmp_path, odd_settings):
+def test_a_programs_settings_decide_nothing_and_stay(ran, digits_directory, tmp_path, odd_settings):
     before = odd_settings()
     found = fastwi.run(SETTINGS, train=digits_directory, directory=tmp_path / "r", progress=False)
     child = fastwi.load_network(found, child=2)
     assert odd_settings() == before
     assert found.frame.equals(ran.frame, null_equal=True)
+    figures = [(results.directory / "figure.png").read_bytes() for results in (found, ran)]
+    assert figures[0] == figures[1]
     kinds = {(each.dtype, each.device.type, each.is_inference()) for each in child.parameters()}
     assert kinds == {(torch.float32, "cpu", False)}
 
@@ -605,6 +610,33 @@ def test_the_documentation_does_what_it_says(tmp_path, monkeypatch, capsys):
     assert names["child"](torch.zeros(2, 3, 16, 16)).shape == (2, 10)
     assert not torch.equal(names["child"][0].weight, names["average"][0].weight)
     del sys.modules["my_network"]
+
+
+def test_another_thread_is_refused_while_a_call_runs(tmp_path):
+    """Settings, and the generators that networks are drawn from, are those of the process."""
+    said = list[str]()
+
+    class Asking(Items):
+        def __getitem__(self, n: int) -> tuple[Image.Image, int]:
+            with ThreadPoolExecutor() as pool:
+                said.append(pool.submit(refusal, UserError, fastwi.load_network, tmp_path).result())
+            raise KeyError(n)  # which ends the run
+
+    refusal(UserError, fastwi.run, train=Asking(RGB, LABELS, []), test=(RGB, LABELS), directory=tmp_path / "r")
+    assert "another thread" in said[0]
+    assert "no results" in refusal(UserError, fastwi.load_network, tmp_path)
+
+
+def test_a_network_of_before_a_reload_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "h2_again.py").write_text(NET)
+    import h2_again
+
+    network = h2_again.Net
+    importlib.reload(h2_again)
+    line = refusal(ConfigError, fastwi.run, network=network)
+    assert "Net" in line
+    assert "reload" in line
 
 
 class Streamed(IterableDataset):

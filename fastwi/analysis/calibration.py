@@ -49,7 +49,7 @@ def calibration_scores(
     if len(dataset) < 2:
         raise UserError(f"calibration on {len(dataset)} images; give 2 or more")
     found = list[Calibration]()
-    total_NK = torch.tensor(-math.inf, dtype=torch.float64)
+    total_NK = torch.tensor(-math.inf, dtype=torch.float64, device="cpu")
     for log_NK in log_probabilities(engine, networks, dataset):
         found.append(calibration_of(log_NK, dataset.labels_N))
         total_NK = torch.logaddexp(total_NK, log_NK.cpu())

@@ -263,6 +263,7 @@ def dataset_from_arrays(
         raise UserError(f"images are {images.dtype} {tuple(images.shape)}; give uint8 of shape [N, H, W, C]")
     if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise UserError(f"labels are {labels.dtype} {tuple(labels.shape)}; give {len(images)} integers")
+    labels = labels.to(torch.int64)  # torch compares no larger unsigned integers
     if not len(labels) or int(labels.min()) < 0:
         raise UserError("no labels, or a label below 0; give each image the number of its class, 0 or more")
     channels = images.shape[3]
@@ -274,7 +275,7 @@ def dataset_from_arrays(
     place = device if isinstance(device, torch.device) else resolve_device(device)
     return ResidentDataset(
         images_NHWC=images.to(place).contiguous(),
-        labels_N=labels.to(place, torch.int64),
+        labels_N=labels.to(place),
         table_C256=normalisation_table(tuple(mean), tuple(std)).to(place),
         classes=int(labels.max()) + 1,
     )

@@ -73,7 +73,7 @@ def forgetting_scores(
     events_MN = np.array(0)
     learned_MN = np.array(False)
     for population in snapshots:
-        right_MN = torch.empty((population.members, len(dataset)), dtype=torch.bool)
+        right_MN = torch.empty((population.members, len(dataset)), dtype=torch.bool, device="cpu")
         for m in range(population.members):
             for positions, labels_n, logits_nK in _outputs(engine, population, m, dataset):
                 right_MN[m, positions.cpu()] = (logits_nK.argmax(1) == labels_n).cpu()

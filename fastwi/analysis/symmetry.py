@@ -173,7 +173,7 @@ def _columns(
             row_E[place.elements_E] = np.arange(len(place.elements_E))
             from_MER = place.at_ER[row_E[order_ME[:, place.elements_E]]]
             at[place.axis][:, place.at_ER.ravel()] = from_MER.reshape(members, -1)
-        grid = span.view(torch.arange(width)).numpy()
+        grid = span.view(torch.arange(width, device="cpu")).numpy()
         for m in range(members):
             columns_MP[m, grid] = grid[np.ix_(*(of_axis[m] for of_axis in at))]
     return columns_MP

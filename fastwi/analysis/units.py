@@ -262,7 +262,7 @@ class TiedUnits(fx.Interpreter):
             for value, axes in zip(values, permuted, strict=True):
                 number = torch.full_like(value.tensor, torch.nan, dtype=torch.float64)
                 if turn < len(axes):
-                    own = torch.tensor(value.axes[axes[turn]]).to(number) + _FIRST_NUMBER
+                    own = torch.tensor(value.axes[axes[turn]], device="cpu").to(number) + _FIRST_NUMBER
                     number[:] = own.view(-1, *(1,) * (number.ndim - axes[turn] - 1))
                 numbers.append(number)
             outputs = [each.cpu().numpy() for each in pytree.tree_leaves(run(numbers))]

@@ -103,7 +103,7 @@ def name_of(network: Callable[..., Any]) -> str:
     elif not Path(file).is_file() or (script and not file.endswith(".py")):
         problem = f"is defined in a notebook or at the prompt, and results are named by a network's file; {_MOVE}"
     elif found != network:
-        problem = f"is the name of something else in {Path(file).name}; give that"
+        problem = f"is something else in {Path(file).name}, or was reloaded there; import it again"
     if problem is not None:
         raise ConfigError(f"network: {attribute} {problem}")
     # Executed alone, the file of a package would be another module than its relative imports start from.

@@ -53,7 +53,7 @@ def pieces(layout: Layout, matrices: Mapping[str, Tensor]) -> Iterator[memoryvie
     """The bytes of a file, one piece after another. Rows on the CPU are not copied."""
     tensors = {name: matrix.cpu().contiguous() for name, matrix in matrices.items()}
     members = len(tensors["weights_MP"])
-    tensors["checksum_M"] = torch.tensor([_checksum(tensors, m) for m in range(members)])
+    tensors["checksum_M"] = torch.tensor([_checksum(tensors, m) for m in range(members)], device="cpu")
     metadata = {"format": FORMAT, "layout": layout.json, "version": VERSION}
     header = json.dumps({"__metadata__": metadata, **_described(layout, members)}, separators=(",", ":")).encode()
     header = header.ljust(-(-len(header) // 8) * 8)
@@ -86,7 +86,8 @@ def read(path: Path, member: int | None = None) -> tuple[Layout, dict[str, Tenso
             first, members = (0, header.members) if member is None else (member, 1)
             if not 0 <= first < header.members:
                 raise CheckpointError(f"{path}: no member {first}; it has members 0 to {header.members - 1}")
-            tensors = {"checksum_M": torch.empty(members, dtype=torch.int64), **header.layout.empty(members)}
+            tensors = {"checksum_M": torch.empty(members, dtype=torch.int64, device="cpu")}
+            tensors |= header.layout.empty(members, "cpu")
             for name in TENSORS:
                 row_bytes = tensors[name][0].nbytes
                 stream.seek(first * row_bytes, os.SEEK_CUR)

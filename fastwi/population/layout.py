@@ -114,7 +114,9 @@ class Layout:
                 "assigning the same nn.Parameter to both, and register a clone as a buffer"
             )
         convolutions = (nn.Conv2d, nn.ConvTranspose2d)
-        channels_last = {id(part.weight) for part in module.modules() if isinstance(part, convolutions)}
+        # Not by attribute: a parametrized weight is computed then, and spectral norm changes its buffers.
+        of_parts = (p.named_parameters(recurse=False) for p in module.modules() if isinstance(p, convolutions))
+        channels_last = {id(weight) for named in of_parts for name, weight in named if name == "weight"}
         return cls._pack(
             [(name, p.shape, id(p) in channels_last) for name, p in parameters.items()],
             [(name, b.shape, False) for name, b in held.items() if b.dtype == torch.float32],

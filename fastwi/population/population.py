@@ -163,9 +163,12 @@ class Population:
     def combine(self, weights_LM: ArrayLike, momentum: str = "reset") -> "Population":
         """`averages` of members of this population: average l is the sum over m of weights_LM[l, m] x member m.
 
-        weights_LM: [L, M], any finite values.
+        weights_LM: [L, M], any finite values. Raises ValueError for another shape.
         """
-        weights_of_L = np.asarray(weights_LM, dtype=np.float64).tolist()
+        weights = np.asarray(weights_LM, dtype=np.float64)
+        if weights.shape[1:] != (self.members,):
+            raise ValueError(f"weights_LM has shape {weights.shape}; give a row of {self.members} for each average")
+        weights_of_L = weights.tolist()
         return self.averages([[(self, m) for m in range(self.members)]] * len(weights_of_L), weights_of_L, momentum)
 
     @property
@@ -375,7 +378,7 @@ def _numbered(
     In place of `into` None: fresh memory for so many members.
     """
     places: dict[Population, int] = {}
-    rows_T2 = [(places.setdefault(population, len(places)), operator.index(row)) for population, row in members_T]
+    rows_T2 = [(places.setdefault(population, len(places)), _row_number(row)) for population, row in members_T]
     if not places:
         raise ValueError("no members are named; at least one is needed")
     used = list(places)
@@ -385,25 +388,33 @@ def _numbered(
     return used, np.array(rows_T2, dtype=np.int64), made
 
 
+def _row_number(row: int | Tensor) -> int:
+    """The row as a number. Raises ValueError for a truth value: Python and torch take True for 1."""
+    if isinstance(row, bool) or (isinstance(row, Tensor) and row.dtype == torch.bool):
+        raise ValueError("a mask is given for row numbers; give the numbers of the rows where it is true")
+    return operator.index(row)
+
+
 def _require_layout(layout: Layout, other: Layout) -> None:
     if other != layout:
         raise ValueError(f"two networks of different layouts: {layout.difference(other)}")
 
 
 def require_equal_constants(first: nn.Module, module: nn.Module, m: int) -> None:
-    """Raise UserError where a buffer that no state dict holds differs between modules: its values would be lost."""
-    held, own, theirs = first.state_dict(), dict(first.named_buffers()), dict(module.named_buffers())
+    """Raise UserError where a tensor that no state dict holds differs between modules: its values would be lost.
+
+    The state dicts of both have the same keys.
+    """
+    held = {id(tensor) for each in (first, module) for tensor in each.state_dict(keep_vars=True).values()}
+    own, theirs = _named_tensors(first), _named_tensors(module)
     for name in own | theirs:
-        buffer, other = own.get(name), theirs.get(name)
-        if name in held or other is buffer:
+        mine, other = own.get(name), theirs.get(name)
+        if other is mine or {id(tensor) for tensor in (mine, other) if tensor is not None} <= held:
             continue
-        if (
-            buffer is None
-            or other is None
-            or other.dtype != buffer.dtype
-            or not torch.equal(buffer, other.to(buffer.device))
-        ):
+        if mine is None or other is None or other.dtype != mine.dtype or not torch.equal(mine, other.to(mine.device)):
+            kind, fix = "non-persistent buffer", "register it with persistent=True"
+            if isinstance(mine, nn.Parameter):
+                kind, fix = "parameter", "remove the hook that takes it out of the state dict"
             raise UserError(
-                f"non-persistent buffer {name!r} of module {m} differs from the first module's, and no "
-                "state dict holds it; register it with persistent=True"
+                f"{kind} {name!r} of module {m} differs from the first module's, and no state dict holds it; {fix}"
             )

@@ -1,6 +1,8 @@
 """`fastwi.run` and `fastwi.sweep`: what the commands do, with networks and images that a program holds."""
 
 import os
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from fastwi.report.results import Results
 
 _busy: ContextVar[bool] = ContextVar("_busy", default=False)
+_running = threading.Lock()  # torch's settings, and the generators that networks are drawn from, are the process's
 
 
 def run(
@@ -146,9 +149,10 @@ def _with_images(config: Config, train: Any, test: Any, within: str) -> Config:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Have torch's settings as a command has them; leave them, and the caller's modules, as they were.
+    """Have torch's and Matplotlib's settings as a command has them; leave them, and all modules, as they were.
 
-    Raises UserError where the file of a network calls this module itself, as it is imported.
+    Raises UserError where the file of a network calls this module itself, as it is imported, and while another
+    thread is in such a block.
     """
     import torch
 
@@ -159,13 +163,28 @@ def undisturbed() -> Iterator[None]:
             "fastwi.run or fastwi.sweep is called by a file that is imported as the network's; put the call below "
             "if __name__ == '__main__':"
         )
+    if not _running.acquire(blocking=False):
+        raise UserError("another thread of this process runs or loads networks; wait for it, or start a process")
     token, threads = _busy.set(True), torch.get_num_threads()
     try:
-        with modules_restored(), _torchs_defaults():
+        with modules_restored(), _torchs_defaults(), _matplotlibs_defaults():
             yield
     finally:
         torch.set_num_threads(threads)
         _busy.reset(token)
+        _running.release()
+
+
+@contextmanager
+def _matplotlibs_defaults() -> Iterator[None]:
+    """Within the block the styles that the caller set draw no figure: its file is sealed, and may be illegible."""
+    matplotlib = sys.modules.get("matplotlib")
+    if matplotlib is None:
+        yield
+        return
+    with matplotlib.rc_context():
+        matplotlib.rc_file_defaults()
+        yield
 
 
 @contextmanager

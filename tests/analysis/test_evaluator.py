@@ -10,7 +10,16 @@ from torch import nn
 from torch.nn import functional
 
 import fastwi
-from fastwi.analysis import Evaluator, Recomputation, dataset_from_arrays, evaluate_line
+from fastwi.analysis import (
+    Evaluator,
+    Recomputation,
+    Symmetry,
+    calibration_scores,
+    dataset_from_arrays,
+    evaluate_line,
+    forgetting_scores,
+    match_weights,
+)
 from fastwi.config.schema import AugmentConfig
 from fastwi.data.noise import Noise
 from fastwi.errors import UserError
@@ -107,6 +116,23 @@ def test_evaluation_never_drops(seed, arrays, as_layer, backend):
     torch.testing.assert_close(found.float(), model.eval()(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_torchs_default_device_decides_nothing(seed, arrays):
+    dataset = dataset_from_arrays(*arrays, MEAN, STD, "cpu")
+    networks = [seeded(Mlp, seed + m) for m in range(2)]
+    population, images_NCHW = fastwi.Population.from_modules(networks), torch.rand(2, 3, 4, 5)
+
+    def measured() -> tuple[object, ...]:
+        evaluator = Evaluator(networks[0], PLAIN)
+        forgotten = forgetting_scores(evaluator, [population] * 2, dataset)
+        orders = match_weights(Symmetry.of(networks[0], images_NCHW), population, [(0, 1)])
+        calibrated = calibration_scores(evaluator, population, dataset, ensemble=True)
+        return calibrated, forgotten.tolist(), orders[0].tolist()
+
+    before = measured()
+    with torch.device("meta"):
+        assert measured() == before
+
+
 def test_every_member_is_recomputed_on_the_same_draws(seed, arrays):
     dataset = dataset_from_arrays(*arrays, MEAN, STD, "cpu")
     model = seeded(Dropping, seed, True)
@@ -131,6 +157,9 @@ def test_arrays_become_a_dataset(arrays):
     assert np.array_equal(dataset.images_NHWC.numpy(), images)
     assert dataset.labels_N.dtype == torch.int64
     assert dataset.classes == 3
+    for dtype in (np.uint8, np.uint16, np.uint64):
+        again = dataset_from_arrays(images, labels.astype(dtype), MEAN, STD, "cpu")
+        assert torch.equal(again.labels_N, dataset.labels_N)
     assert dataset.table_C256[1, 128].item() == pytest.approx((128 / 255 - 0.5) / 0.3)
 
 

@@ -149,6 +149,12 @@ def test_networks_without_statistics_and_counters_are_averaged():
     assert torch.equal(Population.gather([(made, 1)]).weights_MP, made.weights_MP[1:])
 
 
+@pytest.mark.parametrize("weights", [[0.5] * 5, [[0.5, 0.5]], 0.5])
+def test_weights_of_another_shape_are_refused(made, weights):
+    with pytest.raises(ValueError, match=r"weights_LM .*5"):
+        made.combine(weights)
+
+
 def test_averages_that_cannot_be_made_are_refused(made):
     before = made.clone_rows(range(5))
     pair, halves = [[(made, 0), (made, 1)]], [[0.5, 0.5]]

@@ -59,6 +59,15 @@ def test_a_population_and_each_member_come_back_to_the_bit(saved):
         assert same_bits(Population.load(saved, member=m), population()[m])
 
 
+def test_torchs_default_device_decides_nothing(saved, tmp_path):
+    again = tmp_path / "again.safetensors"
+    with torch.device("meta"):
+        loaded = Population.load(saved)
+        loaded.save(again)
+    assert same_bits(loaded, population())
+    assert again.read_bytes() == saved.read_bytes()
+
+
 @pytest.mark.parametrize("build", [TiedNet, lambda: nn.Linear(2, 3), nn.ReLU], ids=["tied", "no buffers", "nothing"])
 def test_other_networks_and_strided_selections(tmp_path, build):
     made = Population.from_modules([trained(build(), m) for m in range(4)])[1:4:2]

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torchvision
 from small_networks import SmallNet, TiedNet, drawn_population, same_rows, trained
+from torch import nn
 
+from fastwi import average
 from fastwi.errors import UserError
 from fastwi.population import Layout, Population
 
@@ -107,6 +109,24 @@ def test_modules_that_differ_are_refused(made):
                 Population.from_modules(pair)
     with pytest.raises(ValueError, match="at least one module"):
         Population.from_modules([])
+
+
+def test_a_network_is_only_read():
+    """Spectral norm changes its buffers whenever its weight is asked for in training mode."""
+    network = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    made = Population.from_modules([network, network])
+    for state in (network.state_dict(), made.state_dict(0), made.state_dict(1)):
+        assert all(torch.equal(value, before[key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize("form", [list, torch.tensor])
+def test_a_mask_is_no_list_of_rows(made, form):
+    """`finite_M` gives one, and True would be row 1."""
+    mask = form(made.finite_M())
+    for call in (made.clone_rows, lambda rows: average(made, rows=rows), lambda rows: average(made, rows=list(rows))):
+        with pytest.raises(ValueError, match="mask"):
+            call(mask)
 
 
 def test_a_population_is_a_sequence_of_populations_of_one(made):
