@@ -15,7 +15,7 @@ from fastwi.experiment.places import PointStates
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.tree import OWN
 from fastwi.report.drawing import set_title, style
-from fastwi.report.estimates import counted_text
+from fastwi.report.estimates import counted_text, groups
 from fastwi.report.figures import numbered, save_figure
 from fastwi.report.rows import Measured
 from fastwi.report.summary import variant_text
@@ -46,9 +46,10 @@ def draw_run(planned: PlannedSweep, measurements: Measured, path: Path, subject:
 def draw_curves(planned: PlannedSweep, measurements: Measured, path: Path, subject: str) -> list[Path]:
     """Draw test accuracy over epochs, one panel a cell: k downwards, s across; networks thin, their means thick.
 
-    Means are over parents, of networks that are measured to their last epoch. Dashed: cloning and averaging. Each
-    combination of other axes and alpha has its files (PNG, PDF, SVG). Of many k, s or combinations a part is drawn.
-    Returns the PNGs' paths. Raises UserError where a file cannot be written.
+    Means are over parents, of networks that are measured to their last epoch; a panel's n is that of the averages,
+    and where it differs that of the others too. Dashed: cloning and averaging. Each combination of other axes and
+    alpha has its files (PNG, PDF, SVG). Of many k, s or combinations a part is drawn. Returns the PNGs' paths. Raises
+    UserError where a file cannot be written.
     """
     files = defaultdict[Any, dict[tuple[AnyTime, AnyTime], list[_Placed]]](lambda: defaultdict(list))
     for point, place in zip(planned.points, planned.places, strict=True):
@@ -109,8 +110,12 @@ def _draw(
         heading = ""
         if not metrics:
             e = points[0][0].config.experiment
-            whole = frame.filter(group="averages", recomputed=False, whole=True)
-            heading = f"k = {e.k}, s = {e.s}; {counted_text(whole)}"
+            whole = frame.filter(recomputed=False, whole=True)
+            averages = whole.filter(group="averages")
+            heading = f"k = {e.k}, s = {e.s}; {counted_text(averages)}"
+            parents = {group: rows["parent_seed"].n_unique() for (group,), rows in groups(whole, ["group"])}
+            other = [f"{group}: n = {n}" for group, n in parents.items() if n != averages["parent_seed"].n_unique()]
+            heading += f"\n{', '.join(other)}" if other else ""
         x = "epochs since initialisation" if row == down - 1 else ""
         y = _METRICS[metric] if metrics or not any(panels[row][:column]) else ""
         if _spans_much(metric, frame):

@@ -261,7 +261,7 @@ def test_what_diverged_is_in_no_mean(kept, tmp_path, seed):
     measurements[key] = replace(measurements[key], test_loss=math.nan)
     curves.draw_curves(sweep, measurements, tmp_path / "c.png", "A sweep")
     (axis,) = panels(kept["c.png"])
-    assert "n = 1 parent, 1 pair" in axis.get_title()
+    assert "n = 1 parent, 1 pair\nparents: n = 2, children: n = 2" in axis.get_title()  # of whom there are means too
     expected = [measurements[state, OWN].test_accuracy for state in (first.average, *first.after)]
     assert list(axis.lines[2].get_ydata()) == pytest.approx(expected)
 
